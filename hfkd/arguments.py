@@ -1,0 +1,136 @@
+"""DistillationArguments: every TrainingArguments flag, plus the slots; from the command line and YAML files."""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+from huggingface_hub.constants import HF_HOME
+from transformers import HfArgumentParser, TrainingArguments
+
+
+@dataclass
+class DistillationArguments(TrainingArguments):
+    """TrainingArguments with the slots of the one equation. Keywords of `DistillationTrainer` win over these.
+
+    Differences from TrainingArguments' own defaults: `bf16` and `channels_last` choose themselves, columns that the
+    model does not name are kept for the loss, and a NaN loss is logged as NaN instead of being hidden (the filter
+    would also wait for the device at every step).
+    """
+
+    objective: str = field(
+        default="kd",
+        metadata={"help": "How far the student is from the teacher: kd, dkd(beta=8.0), ... (name or call)."},
+    )
+    temperature: str = field(
+        default="4.0", metadata={"help": "Softmax temperature: a number, energy(ratio=0.2), gradation, ..."}
+    )
+    weighting: str = field(
+        default="uniform", metadata={"help": "Weight of each item in the distillation loss: uniform, entropy, matched."}
+    )
+    ce_weight: float = field(default=0.1, metadata={"help": "Weight of the cross-entropy on the labels."})
+    kd_weight: float = field(
+        default=0.9, metadata={"help": "Weight of the distillation loss; 0 trains on labels only."}
+    )
+    bf16: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "bfloat16 autocast. Unset: on where the device computes in bfloat16 natively."}
+    )
+    channels_last: bool = field(
+        default=True, metadata={"help": "Keep images and convolutions in channels_last memory format."}
+    )
+    lr_decay_epochs: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Multiply the learning rate by lr_decay_factor after these epochs, in place of lr_scheduler_type."
+        },
+    )
+    lr_decay_factor: float = field(default=0.1, metadata={"help": "See lr_decay_epochs."})
+    decay_bias_and_norm: bool = field(
+        default=False, metadata={"help": "Apply weight_decay to biases and norm weights too, as the CIFAR papers do."}
+    )
+    scan_cache_dir: str | None = field(
+        default=str(Path(HF_HOME) / "hfkd" / "scans"),
+        metadata={"help": "Where teacher scans are kept for later runs; an empty string keeps none."},
+    )
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels"], metadata={"help": "The batch's keys that hold labels."}
+    )
+    remove_unused_columns: bool | None = field(  # type: ignore[assignment]
+        default=False, metadata={"help": "Drop dataset columns that the model's forward does not name."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Hide NaN and inf losses from the log; costs a device sync at every step."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and self._computes_bf16()
+        if self.lr_decay_epochs is not None and list(self.lr_decay_epochs) != sorted(set(self.lr_decay_epochs)):
+            raise ValueError(f"lr_decay_epochs={self.lr_decay_epochs} must ascend")
+        if not 0 < self.lr_decay_factor <= 1:
+            raise ValueError(f"lr_decay_factor={self.lr_decay_factor} must be in (0, 1]: it multiplies the rate")
+        super().__post_init__()
+
+    def _computes_bf16(self) -> bool:
+        """Whether bfloat16 is faster than float32 here; on a CPU it then also has to be said that there is no GPU."""
+        if torch.cuda.is_available() and not self.use_cpu:
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+        if torch.accelerator.is_available() and not self.use_cpu:
+            return False
+        abilities = torch.cpu.get_capabilities()
+        native = bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+        self.use_cpu = self.use_cpu or native
+        return native
+
+
+def parse(dataclasses: Sequence[type], argv: Sequence[str] | None = None, **parser_options: Any) -> tuple[Any, ...]:
+    """Parse `argv` into dataclasses; `--config FILE.yaml` gives defaults that the command line overrides.
+
+    A YAML key that no dataclass has raises ValueError with the closest one that exists.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(cast(Any, list(dataclasses)), allow_abbrev=False, **parser_options)
+    parser.add_argument("--config", metavar="FILE.yaml", help="Settings to start from; flags given here win over it.")
+    path = _config_path(argv)
+    if path is not None:
+        known = {f.name for cls in dataclasses for f in fields(cls) if f.init}
+        settings = read_yaml(path, known)
+        parser.set_defaults(**settings)
+        for action in parser._actions:  # a setting that the file gives is no longer required on the command line
+            action.required = action.required and action.dest not in settings
+    *parsed, rest = parser.parse_args_into_dataclasses(argv)
+    del rest.config
+    return tuple(parsed)
+
+
+def _config_path(argv: Sequence[str]) -> str | None:
+    for i, argument in enumerate(argv):
+        if argument == "--config":
+            return argv[i + 1] if i + 1 < len(argv) else None
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+    return None
+
+
+def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
+    """The settings of a YAML file (safe loader: no code), each of which must be in `known`."""
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"--config {path}: there is no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"--config {path} is not a YAML file of settings: {error}") from error
+    settings = {} if settings is None else settings
+    if not isinstance(settings, dict) or not all(isinstance(k, str) for k in settings):
+        raise ValueError(f"--config {path} must hold `name: value` lines, and holds a {type(settings).__name__}")
+    for key in settings:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            raise ValueError(
+                f"--config {path}: unknown setting {key!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+            )
+    return settings

@@ -1,0 +1,73 @@
+"""What can be known to be wrong before the first step is said before anything is written."""
+
+from collections.abc import Callable, Mapping, Sized
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+
+from hfkd.models.calling import Call
+from hfkd.teachers import LiveTeacher
+
+Collate = Callable[[list[Any]], dict[str, Tensor]]
+PROBED_ROWS = 2
+
+
+def check_datasets(datasets: Mapping[str, Any], collate: Collate) -> None:
+    """Raise ValueError for a dataset that is empty or whose first row cannot become a batch."""
+    for name, dataset in datasets.items():
+        for part, rows in dataset.items() if isinstance(dataset, dict) else [(name, dataset)]:
+            if not _map_style(rows):
+                continue
+            if len(rows) == 0:
+                raise ValueError(f"{part} is empty: there is nothing to {'learn from' if 'train' in name else 'score'}")
+            collate([rows[0]])
+
+
+@torch.no_grad()
+def check_networks(student: nn.Module, call: Call, teacher: LiveTeacher | None, dataset: Any, collate: Collate) -> None:
+    """Run both networks on the first rows: same classes, finite teacher, labels within range. ValueError otherwise."""
+    if not _map_style(dataset):
+        return
+    batch = collate([dataset[i] for i in range(min(PROBED_ROWS, len(dataset)))])
+    was_training = student.training
+    classes = call(student.eval(), _on(student, batch)).shape[-1]
+    student.train(was_training)
+    _check_labels(dataset, batch["labels"], classes)
+    if teacher is None:
+        return
+    taught = teacher(**_on(teacher, batch))
+    if taught.shape[-1] != classes:
+        raise ValueError(
+            f"the teacher gives {taught.shape[-1]} classes and the student {classes}: logit distillation compares "
+            "them one by one; build the student with the teacher's number of labels"
+        )
+    if not torch.isfinite(taught).all():
+        raise ValueError("the teacher's logits are NaN or infinite on the first training images: check its checkpoint")
+
+
+def _check_labels(dataset: Any, probed: Tensor, classes: int) -> None:
+    if probed.is_floating_point():  # mixed labels: a distribution over the classes
+        if probed.shape[-1] != classes:
+            raise ValueError(f"mixed labels over {probed.shape[-1]} classes, but the student has {classes}")
+        return
+    whole = isinstance(dataset, Dataset) and "labels" in dataset.column_names
+    labels = torch.as_tensor(dataset.with_format("numpy")["labels"][:]) if whole else probed
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"labels run from {low} to {high}, but the student has {classes} classes (0 to {classes - 1}): "
+            "give it more labels, or choose another label column"
+        )
+
+
+def _map_style(dataset: Any) -> bool:
+    return (
+        dataset is not None and isinstance(dataset, Sized) and not isinstance(dataset, torch.utils.data.IterableDataset)
+    )
+
+
+def _on(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    parameter = next(model.parameters(), None)
+    return batch if parameter is None else {k: v.to(parameter.device) for k, v in batch.items()}

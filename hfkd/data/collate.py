@@ -1,0 +1,46 @@
+"""From rows to a batch, whatever a user's dataset gives: tensors, arrays or PIL images.
+
+B rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+
+class ImageCollator:
+    """Stack rows of `pixel_values`, `labels` and, where there, `index`; other columns stay behind.
+
+    uint8 images and PIL images become float in [0, 1]; a `processor` (a Hugging Face image processor) does it instead
+    when given. Labels are class ids, or vectors where MixUp or CutMix mixed them.
+    Raises ValueError for a missing column or images of unequal shape.
+    """
+
+    def __init__(self, processor: Any = None) -> None:
+        self.processor = processor
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        for column in ("pixel_values", "labels"):
+            if column not in rows[0]:
+                raise ValueError(
+                    f"the dataset's rows have no {column!r}: they have {sorted(rows[0])}; rename the column, or load "
+                    "the data with hfkd.data.load_images"
+                )
+        batch = {"pixel_values": self._images([row["pixel_values"] for row in rows])}
+        batch["labels"] = torch.stack([torch.as_tensor(row["labels"]) for row in rows])
+        if "index" in rows[0]:
+            batch["index"] = torch.tensor([int(row["index"]) for row in rows])
+        return batch
+
+    def _images(self, images: list[Any]) -> Tensor:
+        if self.processor is not None and not isinstance(images[0], Tensor):
+            return self.processor(images, return_tensors="pt")["pixel_values"]
+        tensors = [image if isinstance(image, Tensor) else F.to_image(image) for image in images]
+        if len({t.shape for t in tensors}) > 1:
+            shapes = sorted({tuple(t.shape) for t in tensors})
+            raise ValueError(f"images of different shapes in one batch: {shapes}; resize them in the dataset")
+        stacked = torch.stack(tensors)
+        return stacked if stacked.is_floating_point() else F.to_dtype(stacked, torch.float32, scale=True)

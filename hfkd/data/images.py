@@ -1,0 +1,145 @@
+"""Image classification data: any Hub id or local folder, decoded once into Arrow uint8.
+
+H height, W width.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from PIL import Image, ImageOps
+
+from hfkd.data.transforms import pack_pixels, packed_size
+
+logger = logging.getLogger(__name__)
+
+# Column names of the data sets people distil on, in the order they are looked for.
+IMAGE_COLUMNS = ("img", "image", "pixel_values", "images", "jpg", "png")
+LABEL_COLUMNS = ("fine_label", "label", "labels", "cls", "class")
+# `datasets` finds earlier decodes by the arguments of `_decode_batch`: raise this when the stored bytes change.
+LAYOUT = 2
+TEST_SPLITS = ("test", "validation", "valid", "val", "dev")
+
+
+def load_images(
+    name_or_path: str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    train_split: str = "train",
+    test_split: str | None = None,
+    name: str | None = None,
+) -> DatasetDict:
+    """Load `train` and `test` splits with the columns `pixels`, `labels` and `index`.
+
+    `pixels` holds a uint8 RGB image as bytes (`transforms.pack_pixels`), decoded once and kept in the `datasets` cache;
+    `index` is the row number. Greyscale becomes RGB. Every image is fitted (resized to cover, centre cropped) to
+    `image_size`, by default the size of the first. Columns and splits are found by their usual names and may be named.
+    The size is `image_hw(dataset)`, the class names `label_names(dataset)`.
+    Raises ValueError for a missing column or split, an empty split, or labels that are not class ids.
+    """
+    loaded = _load(name_or_path, name)
+    test_split = test_split or next((s for s in TEST_SPLITS if s in loaded), None)
+    for split in (train_split, test_split):
+        if split not in loaded:
+            raise ValueError(f"{name_or_path} has no split {split!r}: it has {list(loaded)}; name the one to use")
+    pair = {"train": loaded[train_split], "test": loaded[test_split]}
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return DatasetDict({split: decode(ds, image_column, label_column, size) for split, ds in pair.items()})
+
+
+def _load(name_or_path: str, name: str | None) -> DatasetDict:
+    if Path(name_or_path).expanduser().is_dir():
+        path = Path(name_or_path).expanduser()
+        if not any(path.iterdir()):
+            raise ValueError(f"{name_or_path} is an empty folder: give the folder that holds the image data")
+        name_or_path = str(path)
+    return datasets.load_dataset(name_or_path, name)
+
+
+def decode(
+    dataset: Dataset,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    size: tuple[int, int] | None = None,
+) -> Dataset:
+    """One split: images decoded to `pixels`, labels named `labels`, rows numbered in `index`."""
+    if len(dataset) == 0:
+        raise ValueError("the dataset is empty: there is no image to learn from")
+    image_column = _column(dataset, image_column, IMAGE_COLUMNS, "image_column")
+    label_column = _column(dataset, label_column, LABEL_COLUMNS, "label_column")
+    labels = dataset.features[label_column]
+    if not isinstance(labels, ClassLabel) and not (isinstance(labels, Value) and "int" in labels.dtype):
+        raise ValueError(f"column {label_column!r} holds {labels}, not class ids: name the label column")
+    if size is None:
+        first = dataset[0][image_column]
+        size = first.size[::-1] if isinstance(first, Image.Image) else np.asarray(first).shape[:2]
+    features = Features({"pixels": Value("binary"), "labels": labels, "index": Value("int64")})
+    return dataset.map(
+        _decode_batch,
+        batched=True,
+        batch_size=512,
+        with_indices=True,
+        features=features,
+        remove_columns=dataset.column_names,
+        fn_kwargs={"image_column": image_column, "label_column": label_column, "size": tuple(size), "layout": LAYOUT},
+        desc="Decoding images",
+    )
+
+
+def _decode_batch(
+    batch: dict[str, list[Any]],
+    indices: list[int],
+    image_column: str,
+    label_column: str,
+    size: tuple[int, int],
+    layout: int,
+) -> dict[str, list[Any]]:
+    pixels = [_pixels(image, size) for image in batch[image_column]]
+    return {"pixels": pixels, "labels": batch[label_column], "index": indices}
+
+
+def _pixels(image: Any, size: tuple[int, int]) -> bytes:
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image, dtype=np.uint8))
+    picture = picture.convert("RGB")
+    if picture.size[::-1] != size:
+        picture = _fit(picture, size)
+    return pack_pixels(np.asarray(picture))
+
+
+def _fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Cover `size` keeping the aspect ratio, then crop the centre."""
+    return ImageOps.fit(picture, size[::-1], method=Image.Resampling.BICUBIC)
+
+
+def _column(dataset: Dataset, given: str | None, usual: tuple[str, ...], argument: str) -> str:
+    if given is not None and given not in dataset.column_names:
+        raise ValueError(f"{argument}={given!r} is not in the dataset: its columns are {dataset.column_names}")
+    found = given or next((c for c in usual if c in dataset.column_names), None)
+    if found is None:
+        raise ValueError(
+            f"no {argument.removesuffix('_column')} column among {dataset.column_names}: none is called "
+            f"{' or '.join(usual)}; pass {argument}="
+        )
+    return found
+
+
+def label_names(dataset: Dataset) -> list[str] | None:
+    """The class names of a decoded dataset, if it has any."""
+    feature = dataset.features["labels"]
+    return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def num_labels(dataset: Dataset) -> int:
+    """How many classes: what the features say, else the highest label plus one."""
+    names = label_names(dataset)
+    return len(names) if names else int(max(dataset.with_format("numpy")["labels"][:])) + 1
+
+
+def image_hw(dataset: Dataset) -> tuple[int, int]:
+    """Height and width of a decoded dataset's images."""
+    return packed_size(dataset.with_format(None)[0]["pixels"])

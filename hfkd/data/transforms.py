@@ -1,0 +1,116 @@
+"""Batched image transforms for `Dataset.set_transform`, without PIL and without state that a worker could lose.
+
+B images, H height, W width. A view is one crop offset and one flip of an image: (2 pad + 1)² · 2 of them.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hfkd.slots import positive
+
+HEADER = 4  # bytes before the pixels of a packed image
+CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+
+
+@dataclass
+class ImageTransform:
+    """Zero-pad, crop, flip and normalise a batch of images that `hfkd.data.images` stored.
+
+    The padding is black *before* normalising, as torchvision's RandomCrop on the image is. Which view an image gets is
+    a function of (seed, epoch, index) alone: the same in any worker, on any number of ranks, and after a resume.
+    `set_epoch` moves on to the next epoch's views; the number lives in shared memory, so persistent workers see it.
+    Returns `pixel_values` [B, 3, H, W] float32, `labels` [B], `index` [B].
+    """
+
+    mean: tuple[float, float, float] = CIFAR_MEAN
+    std: tuple[float, float, float] = CIFAR_STD
+    augment: bool = False
+    padding: int = 4
+    flip: bool = True
+    seed: int = 0
+    epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64).share_memory_(), repr=False)
+
+    def __post_init__(self) -> None:
+        positive("ImageTransform", **{f"std[{i}]": s for i, s in enumerate(self.std)})
+        if self.padding < 0:
+            raise ValueError(f"ImageTransform: padding={self.padding} must be 0 or more pixels")
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch.fill_(epoch)
+
+    def clean(self) -> "ImageTransform":
+        """The same without augmentation."""
+        return replace(self, augment=False)
+
+    @property
+    def num_views(self) -> int:
+        return (2 * self.padding + 1) ** 2 * (2 if self.flip else 1)
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
+        images = unpack_pixels(batch["pixels"])  # [B, 3, H, W] uint8
+        index = torch.tensor(batch["index"])
+        if self.augment:
+            images = crop_and_flip(
+                images, view_ids(index, self.seed, self.epoch, self.num_views), self.padding, self.flip
+            )
+        scale = 1 / (255 * torch.tensor(self.std)).view(3, 1, 1)
+        shift = -(torch.tensor(self.mean) / torch.tensor(self.std)).view(3, 1, 1)
+        return {
+            "pixel_values": torch.addcmul(shift, images.float(), scale),
+            "labels": torch.tensor(batch["labels"]),
+            "index": index,
+        }
+
+
+def pack_pixels(image: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] -> height and width as two little-endian uint16, then the three planes. Inverse of unpacking."""
+    return np.array(image.shape[:2], dtype="<u2").tobytes() + image.transpose(2, 0, 1).tobytes()
+
+
+def unpack_pixels(pixels: list[bytes]) -> Tensor:
+    """B packed images of one size -> [B, 3, H, W] uint8."""
+    height, width = packed_size(pixels[0])
+    rows = np.frombuffer(bytearray(b"".join(pixels)), dtype=np.uint8).reshape(len(pixels), -1)
+    return torch.from_numpy(rows)[:, HEADER:].reshape(-1, 3, height, width)
+
+
+def packed_size(pixels: bytes) -> tuple[int, int]:
+    """Height and width of a packed image."""
+    height, width = np.frombuffer(pixels[:HEADER], dtype="<u2")
+    return int(height), int(width)
+
+
+def crop_and_flip(images: Tensor, views: Tensor, padding: int, flip: bool) -> Tensor:
+    """The crop of the zero-padded image at the view's offset, mirrored in every other view. [B, 3, H, W] -> the same."""
+    b, _, h, w = images.shape
+    mirrored = (views % 2 == 1) & flip
+    offset = views // 2 if flip else views
+    top, left = offset // (2 * padding + 1), offset % (2 * padding + 1)
+    columns = torch.arange(w).expand(b, w)
+    columns = torch.where(mirrored[:, None], w - 1 - columns, columns) + left[:, None]  # [B, W]
+    rows = torch.arange(h) + top[:, None]  # [B, H]
+    padded = torch.nn.functional.pad(images, (padding,) * 4)
+    return padded[torch.arange(b)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def view_ids(index: Tensor, seed: int, epoch: Tensor | int, num_views: int) -> Tensor:
+    """A view for each image, uniform over `num_views`, from a counter-based hash of (seed, epoch, index). [B] int64."""
+    key = _mix(_mix(torch.as_tensor(seed)) ^ _mix(torch.as_tensor(epoch) + 0x5851F42D4C957F2D)) ^ _mix(index + 1)
+    return _shift_right(_mix(key), 1) % num_views
+
+
+def _mix(x: Tensor) -> Tensor:
+    """splitmix64's finaliser on int64, whose multiplication wraps as unsigned does."""
+    x = x.to(torch.int64) - 7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number
+    x = (x ^ _shift_right(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    x = (x ^ _shift_right(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB
+    return x ^ _shift_right(x, 31)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift: torch's own keeps the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,0 +1,98 @@
+"""The one equation, and the one place that reduces.
+
+loss = ce_weight * CE  +  kd_weight * sum_n  w[n] * objective(items, T)[n]  /  num_items
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hfkd.items import Items
+from hfkd.objectives import OBJECTIVES
+from hfkd.signals import upcast
+from hfkd.slots import resolve
+from hfkd.temperatures import Energy, Fitted, resolve_temperature
+from hfkd.weightings import WEIGHTINGS
+
+__all__ = ["DistillationLoss", "cross_entropy", "resolve"]
+
+
+class DistillationLoss(nn.Module):
+    """Cross-entropy on the labels plus a weighted, per-item softened objective towards the teacher.
+
+    Each slot takes a name, `"name(key=value, ...)"`, a callable, and for `temperature` a number. Slots that are modules
+    become children, so their parameters train and are saved with the rest. The defaults are CIFAR-100's KD.
+
+    forward(items, num_items): `num_items` is the number of items of the whole optimizer step, over all ranks and
+    accumulated batches; without it the items at hand. Returns the loss and its parts (means over the items at hand,
+    without gradient): `ce`, `kd`, `temperature`, `weight`, and for `Energy` the shares of its two groups.
+    """
+
+    def __init__(
+        self,
+        objective: Any = "kd",
+        temperature: Any = 4.0,
+        weighting: Any = "uniform",
+        ce_weight: float = 0.1,
+        kd_weight: float = 0.9,
+    ) -> None:
+        super().__init__()
+        for name, value in (("ce_weight", ce_weight), ("kd_weight", kd_weight)):
+            if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+                raise ValueError(f"{name}={value!r} must be a number of 0 or more")
+        if ce_weight == kd_weight == 0:
+            raise ValueError("ce_weight and kd_weight are both 0: nothing would be learned; raise one")
+        self.objective = resolve(objective, OBJECTIVES, "objective")
+        self.temperature = resolve_temperature(temperature)
+        self.weighting = resolve(weighting, WEIGHTINGS, "weighting")
+        self.ce_weight, self.kd_weight = ce_weight, kd_weight
+
+    @property
+    def unfitted(self) -> Fitted | None:
+        """The slot that still needs the teacher scan, if any."""
+        slot = self.temperature
+        return slot if isinstance(slot, Fitted) and slot.thresholds_or_none is None else None
+
+    def forward(self, items: Items, num_items: Tensor | int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        count = max(len(items), 1) if num_items is None else num_items
+        ce = cross_entropy(items.student.logits, items.labels)  # [N]
+        loss, parts = self.ce_weight * ce.sum() / count, {"ce": ce}
+        if self.kd_weight:
+            temperature = _one_per_item(items, "temperature", self.temperature(items))
+            with torch.no_grad():
+                weight = _one_per_item(items, "weighting", self.weighting(items))
+            kd = weight * _one_per_item(items, "objective", self.objective(items, temperature))  # [N]
+            loss = loss + self.kd_weight * kd.sum() / count
+            parts |= {"kd": kd, "temperature": temperature, "weight": weight}
+        return loss, self._logged(parts)
+
+    @torch.no_grad()
+    def _logged(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        means = {name: values.detach().float().sum() / max(len(values), 1) for name, values in parts.items()}
+        if "temperature" in parts and isinstance(self.temperature, Energy):
+            means |= self.temperature.groups(parts["temperature"])
+        return means
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v}" for k, v in self.describe().items())
+
+    def describe(self) -> dict[str, Any]:
+        """The slots and weights as they were built, for logs, cards and results."""
+        slots = {name: getattr(self, name) for name in ("objective", "temperature", "weighting")}
+        return {k: repr(v) for k, v in slots.items()} | {"ce_weight": self.ce_weight, "kd_weight": self.kd_weight}
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each item [N]; labels [N] class ids or [N, C] mixed."""
+    return F.cross_entropy(upcast(logits), labels, reduction="none")
+
+
+def _one_per_item(items: Items, slot: str, values: Tensor) -> Tensor:
+    if values.shape != (len(items),):
+        raise ValueError(
+            f"the {slot} gave a tensor of shape {tuple(values.shape)} for {len(items)} items: a slot returns one "
+            f"number per item, shape [{len(items)}]; the loss reduces, not the slot"
+        )
+    return values

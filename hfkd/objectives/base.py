@@ -1,0 +1,15 @@
+"""What every objective is: `(Items, T [N]) -> [N]`, one number per item, T² included where it softened."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from hfkd.items import Items
+
+
+class Objective(ABC):
+    """An objective is stateless unless it also derives from nn.Module; then its parameters train with the student."""
+
+    @abstractmethod
+    def __call__(self, items: Items, temperature: Tensor) -> Tensor:
+        """The divergence of each item [N], at that item's temperature [N]."""

@@ -1,0 +1,70 @@
+"""Decoupled knowledge distillation.
+
+N items, C classes, y the target class.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hfkd.items import Items
+from hfkd.objectives.base import Objective
+from hfkd.signals import upcast
+
+
+@dataclass
+class DKD(Objective):
+    """Zhao et al., CVPR 2022, Eq. 7: T_n² (alpha TCKD_n + beta NCKD_n).
+
+        TCKD = KL of (p_y, 1 - p_y);  NCKD = KL over the softmax of the classes other than y
+
+    so that KL(p || q) = TCKD + (1 - p_y) NCKD. Ramped by min(e / warmup_epochs, 1), e = 1 in the first epoch;
+    `warmup_epochs=0` switches the ramp off. The authors compute log(1 - p_y) from a sum of probabilities, which
+    underflows; here it is a difference of logsumexps, finite for any finite logits. With C = 2, NCKD is 0.
+    Labels mixed by MixUp or CutMix name no single target class: ValueError.
+    """
+
+    alpha: float = 1.0
+    beta: float = 8.0
+    warmup_epochs: float = 20
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta", "warmup_epochs"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+                raise ValueError(f"DKD: {name}={value!r} must be a number of 0 or more")
+
+    def __call__(self, items: Items, temperature: Tensor) -> Tensor:
+        if items.labels.ndim != 1:
+            raise ValueError(
+                f"DKD needs one target class an item, and got mixed labels of shape {tuple(items.labels.shape)}: "
+                "switch MixUp/CutMix off, or use the objective 'kd'"
+            )
+        target, others = tckd_nckd(items, temperature)
+        ramp = min((int(items.progress) + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        return ramp * temperature**2 * (self.alpha * target + self.beta * others)
+
+
+def tckd_nckd(items: Items, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    """TCKD and NCKD of each item [N], without T²."""
+    y = items.labels.unsqueeze(-1)  # [N, 1]
+    p = _decoupled(items.teacher.logits, temperature, y)
+    q = _decoupled(items.student.logits, temperature, y)
+    target = p.log_target.exp() * (p.log_target - q.log_target) + p.log_rest.exp() * (p.log_rest - q.log_rest)
+    # The target class has no place in NCKD: its weight is set to 0, whatever its log-ratio.
+    weights = p.log_others.exp().scatter(-1, y, 0.0)
+    return target, (weights * (p.log_others - q.log_others)).sum(-1)
+
+
+@dataclass(frozen=True)
+class _Decoupled:
+    log_target: Tensor  # [N]    log p_y
+    log_rest: Tensor  # [N]    log (1 - p_y)
+    log_others: Tensor  # [N, C] log of the softmax over the classes other than y; at y meaningless and finite
+
+
+def _decoupled(logits: Tensor, temperature: Tensor, y: Tensor) -> _Decoupled:
+    z = upcast(logits) / temperature.unsqueeze(-1)  # [N, C]
+    everything = z.logsumexp(-1)
+    others = z.scatter(-1, y, float("-inf")).logsumexp(-1)
+    return _Decoupled(z.gather(-1, y).squeeze(-1) - everything, others - everything, z - others.unsqueeze(-1))

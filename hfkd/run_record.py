@@ -1,0 +1,70 @@
+"""What a run is, kept beside its weights: a folder never mixes two runs, and a resumed one keeps its thresholds."""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers.trainer_utils import get_last_checkpoint
+
+from hfkd.files import write_atomically
+from hfkd.loss import DistillationLoss
+from hfkd.temperatures import Fitted
+
+FILE = "distillation.json"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """loss: its slots as built, before any fitting. thresholds: what the teacher scan found, once it has."""
+
+    student: str
+    teacher: str | None
+    loss: dict[str, Any]
+    seed: int
+    thresholds: list[float] | None = None
+
+    @classmethod
+    def of(cls, student: nn.Module, teacher: nn.Module | None, loss: DistillationLoss, seed: int) -> "RunRecord":
+        # A lambda's repr holds its address, which no two runs share.
+        slots = {k: re.sub(r" at 0x[0-9a-f]+", "", v) if isinstance(v, str) else v for k, v in loss.describe().items()}
+        return cls(network(student), None if teacher is None else network(teacher), slots, seed)
+
+    def write(self, folder: str | Path | None, loss: DistillationLoss) -> None:
+        slot = loss.temperature
+        thresholds = list(slot.thresholds_or_none or ()) or None if isinstance(slot, Fitted) else None
+        payload = asdict(self) | {"thresholds": thresholds}
+        write_atomically(Path(folder or ".") / FILE, json.dumps(payload, indent=2).encode())
+
+    def refuse_other(self, folder: str | Path | None) -> None:
+        """Raise ValueError if `folder` already holds a run that is not this one."""
+        folder = folder or "."
+        other = read(folder) or read(get_last_checkpoint(folder) if Path(folder).is_dir() else None)
+        if other is None:
+            return
+        for name in ("student", "teacher", "loss", "seed"):
+            there, here = getattr(other, name), getattr(self, name)
+            if there != here:
+                raise ValueError(
+                    f"{folder} holds another run: its {name} is {there}, this one's is {here}; choose another "
+                    "output_dir, or delete that one"
+                )
+
+
+def read(folder: str | Path | None) -> RunRecord | None:
+    """The record in `folder`, or None where there is none that can be read."""
+    if folder is None:
+        return None
+    try:
+        return RunRecord(**json.loads((Path(folder) / FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def network(model: nn.Module) -> str:
+    """A network in a line: architecture and size."""
+    inner = getattr(model, "config", None)
+    name = getattr(inner, "architecture", None) or getattr(inner, "name_or_path", None) or type(model).__name__
+    return f"{name} ({sum(p.numel() for p in model.parameters()):,} parameters)"

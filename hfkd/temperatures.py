@@ -1,0 +1,210 @@
+"""Temperatures: how much each item is softened. `Items -> T [N]`.
+
+N items. Thresholds that need the whole training set are fitted once from the teacher scan (`Fitted`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hfkd.items import Items
+from hfkd.signals import energy
+from hfkd.slots import positive, resolve
+
+Level = Literal["sample", "item"]
+
+
+class Fitted(ABC):
+    """A slot that reads the teacher's energies over the whole training set once, before the first step."""
+
+    energy_temperature: float
+
+    @property
+    @abstractmethod
+    def thresholds_or_none(self) -> tuple[float, ...] | None:
+        """What fitting found, or None before it: a few plain numbers, so that a checkpoint can carry them."""
+
+    @abstractmethod
+    def fit(self, energies: Tensor) -> None:
+        """Set the thresholds from the energies [N] of all training items."""
+
+    @abstractmethod
+    def restore(self, thresholds: tuple[float, ...]) -> None:
+        """Set the thresholds that an earlier fit found."""
+
+
+@dataclass
+class Constant:
+    """T_n = T for every item: Hinton's distillation (T = 4 on CIFAR-100)."""
+
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        positive("Constant", temperature=self.temperature)
+
+    def __call__(self, items: Items) -> Tensor:
+        return torch.full((len(items),), float(self.temperature), device=items.labels.device)
+
+
+@dataclass
+class Energy(Fitted):
+    """Energy KD (Kim et al., Knowledge-Based Systems 296, 2024, Eq. 9): the temperature follows the teacher's energy.
+
+        T_n = T + T_increase  if E_n < E_low      (confident teacher: soften more)
+              T - T_decrease  if E_n > E_high     (uncertain teacher: soften less)
+              T               otherwise
+
+    E_low and E_high leave floor(N r) training items strictly outside on each side; `thresholds=(low, high)` skips the
+    fit. Membership is decided every step from the energy of the view at hand. `increase=0` or `decrease=0` are the
+    one-sided ablations. The authors' released code swaps the two temperatures: `direction="released"`.
+    T_E is not in the paper; 4 is the released code's. `level="item"` decides per token instead of per sequence.
+    Raises ValueError for a ratio outside (0, 0.5] or a temperature that would reach 0.
+    """
+
+    ratio: float = 0.2
+    thresholds: tuple[float, float] | None = None
+    temperature: float = 4.0
+    increase: float = 2.0
+    decrease: float = 2.0
+    energy_temperature: float = 4.0
+    direction: Literal["paper", "released"] = "paper"
+    level: Level = "sample"
+
+    def __post_init__(self) -> None:
+        positive("Energy", temperature=self.temperature, energy_temperature=self.energy_temperature)
+        if not 0 < self.ratio <= 0.5:
+            raise ValueError(
+                f"Energy: ratio={self.ratio} must be in (0, 0.5]: it is the share of the training set on each side"
+            )
+        for name in ("increase", "decrease"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"Energy: {name}={getattr(self, name)} must be 0 or more; direction='released' swaps")
+        if self.temperature - self.decrease <= 0:
+            raise ValueError(
+                f"Energy: temperature {self.temperature} - decrease {self.decrease} is not above 0: a softmax "
+                "temperature must be; lower the decrease"
+            )
+        if self.direction not in ("paper", "released"):
+            raise ValueError(f"Energy: direction={self.direction!r} must be 'paper' or 'released'")
+        _check_level("Energy", self.level)
+        if self.thresholds is not None:
+            self.restore(self.thresholds)
+
+    @property
+    def thresholds_or_none(self) -> tuple[float, ...] | None:
+        return self.thresholds
+
+    def fit(self, energies: Tensor) -> None:
+        ordered, count = _ordered("Energy", energies, self.ratio)
+        self.thresholds = (ordered[count].item(), ordered[-(count + 1)].item())
+
+    def restore(self, thresholds: tuple[float, ...]) -> None:
+        if len(thresholds) != 2:
+            raise ValueError(f"Energy: thresholds={thresholds!r} must be two numbers, (low, high)")
+        self.thresholds = (float(thresholds[0]), float(thresholds[1]))
+
+    def __call__(self, items: Items) -> Tensor:
+        assert self.thresholds is not None, "fit() or thresholds=(low, high) comes first"
+        score = _energy_of(items, self.energy_temperature, self.level)
+        low, high = self.thresholds
+        up, down = (self.increase, self.decrease) if self.direction == "paper" else (-self.decrease, -self.increase)
+        # A sum, not a where: at ratio 0.5 an unseen energy may fall on both sides, and then gets the middle.
+        return self.temperature + up * (score < low) - down * (score > high)
+
+    def groups(self, temperatures: Tensor) -> dict[str, Tensor]:
+        """The shares of low- and high-energy items behind these temperatures; none for a side that is off."""
+        up, down = (self.increase, self.decrease) if self.direction == "paper" else (-self.decrease, -self.increase)
+        sides = {"low_energy_share": self.temperature + up, "high_energy_share": self.temperature - down}
+        return {k: (temperatures == t).float().mean() for k, t in sides.items() if t != self.temperature}
+
+
+@dataclass
+class Gradation(Fitted):
+    """Energy KD's ladder (Appendix A.4): ten energy deciles, ten temperatures, the lowest for the highest energy.
+
+    `temperatures` run from the highest-energy decile to the lowest. Eq. 13 does not say which end is which; this end
+    follows the method's logic, an uncertain teacher is softened less. `thresholds` are the inner edges, ascending.
+    """
+
+    temperatures: tuple[float, ...] = (2.0, 2.5, 3.0, 3.5, 4.0, 4.0, 4.5, 5.0, 5.5, 6.0)
+    thresholds: tuple[float, ...] | None = None
+    energy_temperature: float = 4.0
+    level: Level = "sample"
+
+    def __post_init__(self) -> None:
+        if len(self.temperatures) < 2:
+            raise ValueError(f"Gradation: temperatures={self.temperatures!r} needs two steps or more")
+        for t in self.temperatures:
+            positive("Gradation", temperatures=t)
+        positive("Gradation", energy_temperature=self.energy_temperature)
+        _check_level("Gradation", self.level)
+        if self.thresholds is not None:
+            self.restore(self.thresholds)
+
+    @property
+    def thresholds_or_none(self) -> tuple[float, ...] | None:
+        return self.thresholds
+
+    def fit(self, energies: Tensor) -> None:
+        ordered, _ = _ordered("Gradation", energies, 1 / len(self.temperatures))
+        steps = len(self.temperatures)
+        self.thresholds = tuple(ordered[len(ordered) * k // steps].item() for k in range(1, steps))
+
+    def restore(self, thresholds: tuple[float, ...]) -> None:
+        if len(thresholds) != len(self.temperatures) - 1 or list(thresholds) != sorted(thresholds):
+            raise ValueError(
+                f"Gradation: thresholds={thresholds!r} must be {len(self.temperatures) - 1} ascending energies, "
+                "one between each two temperatures"
+            )
+        self.thresholds = tuple(float(t) for t in thresholds)
+
+    def __call__(self, items: Items) -> Tensor:
+        assert self.thresholds is not None, "fit() or thresholds=... comes first"
+        score = _energy_of(items, self.energy_temperature, self.level)
+        ladder = self.temperatures[::-1]  # from the lowest energy up
+        result = torch.full_like(score, ladder[0])
+        for edge, below, above in zip(self.thresholds, ladder, ladder[1:], strict=False):
+            result = result + (above - below) * (score >= edge)
+        return result
+
+
+def _energy_of(items: Items, energy_temperature: float, level: Level) -> Tensor:
+    score = energy(items.teacher.logits, energy_temperature)
+    return items.mean_over_sample(score) if level == "sample" else score
+
+
+def _ordered(owner: str, energies: Tensor, ratio: float) -> tuple[Tensor, int]:
+    """Energies ascending, and floor(N r): the rounding keeps 0.29 * 100 at 29."""
+    count = int(round(len(energies) * ratio, 9))
+    if count < 1:
+        raise ValueError(
+            f"{owner}: a share of {ratio:g} of {len(energies)} training items is less than one: use more data or a "
+            "larger share"
+        )
+    if not torch.isfinite(energies).all():
+        raise ValueError(f"{owner}: the energies to fit hold NaN or infinity: the teacher's logits are broken")
+    return energies.sort().values, count
+
+
+def _check_level(owner: str, level: str) -> None:
+    if level not in ("sample", "item"):
+        raise ValueError(f"{owner}: level={level!r} must be 'sample' or 'item'")
+
+
+TEMPERATURES: dict[str, Callable[..., Any]] = {"constant": Constant, "energy": Energy, "gradation": Gradation}
+
+
+def resolve_temperature(spec: Any, table: Mapping[str, Callable[..., Any]] = TEMPERATURES) -> Any:
+    """`resolve` for this slot, in which a number (or a string that reads as one) means `Constant`."""
+    if isinstance(spec, str):
+        try:
+            spec = float(spec)
+        except ValueError:
+            return resolve(spec, table, "temperature")
+    if isinstance(spec, (int, float)) and not isinstance(spec, bool):
+        return Constant(spec)
+    return resolve(spec, table, "temperature")

@@ -1,0 +1,251 @@
+"""DistillationTrainer: the Hugging Face Trainer with the one equation as its loss."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
+from transformers import Trainer, TrainerCallback
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+
+from hfkd import run_record
+from hfkd.arguments import DistillationArguments
+from hfkd.checks import check_datasets, check_networks
+from hfkd.data.collate import ImageCollator
+from hfkd.items import count_image_items, image_items
+from hfkd.loss import DistillationLoss, cross_entropy
+from hfkd.models import InputSpec, input_spec
+from hfkd.models.calling import Call
+from hfkd.run_record import RunRecord
+from hfkd.teachers import LiveTeacher, TeacherScan, place, scan
+from hfkd.teachers.scan import image_transform
+
+logger = logging.getLogger(__name__)
+
+
+class DistillationTrainer(Trainer):
+    """Trainer that distils `teacher` into `model`, choosing per sample how hard to soften and how much to learn.
+
+        DistillationTrainer(model, teacher, args, train_dataset=..., eval_dataset=..., weighting="entropy")
+
+    `objective`, `temperature`, `weighting`, `ce_weight`, `kd_weight` say the same as in `DistillationArguments`, and
+    win over them. `teacher` is any network that gives logits (a `LiveTeacher` to say how its inputs are normalised);
+    None trains on the labels alone. Rows of the datasets have `pixel_values` and `labels`. Everything else is
+    Trainer's. Evaluation does not run the teacher: `eval_loss` is the student's cross-entropy.
+    A temperature that needs the teacher's energies over the training set has them scanned when training starts.
+    """
+
+    # The loss is divided by the items of the whole accumulated batch, here and not by Trainer.
+    loss_is_scaled_for_ga = True
+    args: DistillationArguments
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module | None = None,
+        args: DistillationArguments | None = None,
+        *,
+        objective: Any = None,
+        temperature: Any = None,
+        weighting: Any = None,
+        ce_weight: float | None = None,
+        kd_weight: float | None = None,
+        **trainer_keywords: Any,
+    ) -> None:
+        args = args or DistillationArguments(output_dir="distilled")
+        given = {
+            "objective": objective,
+            "temperature": temperature,
+            "weighting": weighting,
+            "ce_weight": ce_weight,
+            "kd_weight": kd_weight,
+        }
+        loss = DistillationLoss(**{k: getattr(args, k) if v is None else v for k, v in given.items()})
+        _refuse_unsupported(loss, teacher)
+        data = {k: trainer_keywords.get(k) for k in ("train_dataset", "eval_dataset")}
+        collator = trainer_keywords.pop("data_collator", None) or _collator(trainer_keywords.get("processing_class"))
+        self.call = Call.of(model)
+        live = None if teacher is None else _live(teacher, model, data["train_dataset"])
+        check_datasets(data, collator)
+        check_networks(model, self.call, live, data["train_dataset"], collator)
+        self.record = RunRecord.of(model, live and live.model, loss, args.seed)
+        self.record.refuse_other(args.output_dir)
+        for network in (model, live):
+            if args.channels_last and network is not None:
+                network.to(memory_format=torch.channels_last)
+        super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
+        self.distillation_loss = loss.to(args.device)
+        self.teacher = None if live is None else place(live, self.accelerator)
+        self.scan_result: TeacherScan | None = None
+        self._sums: dict[str, Tensor] = {}
+        self._summed_items = 0
+        self.add_callback(_EpochViews(self))
+
+    # ---- the loss ----------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        inputs = self._in_memory_format(inputs)
+        logits = self.call(model, inputs)
+        if not model.training:
+            loss = cross_entropy(logits, inputs["labels"]).mean()
+            return (loss, {"logits": logits}) if return_outputs else loss
+        taught = (
+            self.teacher(**inputs) if self.teacher is not None and self.distillation_loss.kd_weight else logits.detach()
+        )
+        items = image_items(logits, taught, inputs["labels"], progress=float(self.state.epoch or 0.0))
+        loss, parts = self.distillation_loss(items, num_items_in_batch)
+        self._remember(parts, len(items))
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # Gradients are averaged over the ranks, and the loss is already divided by the items of all of them.
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _in_memory_format(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        images = inputs.get("pixel_values")
+        if self.args.channels_last and images is not None and images.ndim == 4:
+            return {**inputs, "pixel_values": images.contiguous(memory_format=torch.channels_last)}
+        return dict(inputs)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
+        """Trainer's count, by the rule of `items.py`: images, not label elements (B·C of those when mixed)."""
+        count = sum(count_image_items(batch["labels"]) for batch in batch_samples)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            total = self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
+            return total / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
+        return count or None
+
+    # ---- logging -----------------------------------------------------------------------------------------------
+
+    def _remember(self, parts: dict[str, Tensor], num_items: int) -> None:
+        """Add up on the device; nothing is read back before it is logged."""
+        for name, mean in parts.items():
+            self._sums[name] = self._sums.get(name, 0.0) + mean * num_items
+        self._summed_items += num_items
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._summed_items:
+            names = list(self._sums)
+            totals = torch.stack(
+                [self._sums[n] for n in names] + [torch.tensor(self._summed_items, device=self.args.device)]
+            )
+            *sums, items = self.accelerator.reduce(totals.double() if totals.device.type != "mps" else totals).tolist()
+            logs |= {name: round(value / items, 6) for name, value in zip(names, sums, strict=True)}
+            self._sums, self._summed_items = {}, 0
+        super().log(logs, start_time)
+
+    # ---- the teacher scan --------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        checkpoint = resume_from_checkpoint
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(self.args.output_dir)
+        self.fit_slots(checkpoint or None)
+        if self.args.should_save:
+            self.record.write(self.args.output_dir, self.distillation_loss)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def fit_slots(self, checkpoint: str | None = None) -> None:
+        """Give the temperature its thresholds: those of `checkpoint`, or of a scan of the training set."""
+        slot = self.distillation_loss.unfitted
+        if slot is None:
+            return
+        earlier = run_record.read(checkpoint)
+        if earlier is not None and earlier.thresholds is not None:
+            slot.restore(tuple(earlier.thresholds))
+        else:
+            slot.fit(self.scan_training_set(energy_temperature=slot.energy_temperature).energy)
+        logger.info("Energy thresholds: %s", slot.thresholds_or_none)
+
+    def scan_training_set(self, **keywords: Any) -> TeacherScan:
+        """`hfkd.teachers.scan` with this trainer's teacher, data, ranks and cache; kept as `scan_result`."""
+        if self.teacher is None or self.train_dataset is None:
+            raise ValueError("a teacher scan needs a teacher and a train_dataset")
+        self.scan_result = scan(
+            self.teacher,
+            self.train_dataset,
+            collate=self.data_collator,
+            batch_size=max(self.args.train_batch_size, self.args.eval_batch_size),
+            num_workers=self.args.dataloader_num_workers,
+            accelerator=self.accelerator,
+            cache_dir=self.args.scan_cache_dir or None,
+            seed=self.args.data_seed or self.args.seed,
+            progress_bar=not self.args.disable_tqdm,
+            **keywords,
+        )
+        return self.scan_result
+
+    # ---- optimizer ---------------------------------------------------------------------------------------------
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        if self.args.decay_bias_and_norm:
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
+
+    def set_initial_training_values(self, *arguments: Any, **keywords: Any) -> Any:
+        values = super().set_initial_training_values(*arguments, **keywords)
+        self._steps_per_epoch = values[1]
+        return values
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        if self.args.lr_decay_epochs is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        milestones = [round(epoch * self._steps_per_epoch) for epoch in self.args.lr_decay_epochs]
+        optimizer = optimizer or self.optimizer
+        assert optimizer is not None
+        scheduler = MultiStepLR(optimizer, milestones, gamma=self.args.lr_decay_factor)
+        self.lr_scheduler, self._created_lr_scheduler = scheduler, True  # type: ignore[assignment]
+        return scheduler
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self.record.write(output_dir or self.args.output_dir, self.distillation_loss)
+
+
+class _EpochViews(TrainerCallback):
+    """Tells the training images' transform which epoch's views to make."""
+
+    def __init__(self, trainer: DistillationTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        transform = image_transform(self.trainer.train_dataset)
+        if transform is not None:
+            transform.set_epoch(round(state.epoch or 0.0, 6).__floor__())
+
+
+def _refuse_unsupported(loss: DistillationLoss, teacher: nn.Module | None) -> None:
+    if teacher is None and loss.kd_weight:
+        raise ValueError(
+            f"kd_weight={loss.kd_weight} needs a teacher: pass teacher=, or kd_weight=0 and ce_weight=1 to train on "
+            "the labels alone"
+        )
+    if any(p.requires_grad for p in loss.parameters()):
+        raise ValueError("a slot has trainable parameters, which DistillationTrainer does not train: freeze them")
+
+
+def _collator(processing_class: Any) -> ImageCollator:
+    return ImageCollator(processing_class if isinstance(processing_class, BaseImageProcessor) else None)
+
+
+def _live(teacher: nn.Module, student: nn.Module, train_dataset: Any) -> LiveTeacher:
+    if isinstance(teacher, LiveTeacher):
+        return teacher
+    transform = image_transform(train_dataset)
+    return LiveTeacher(teacher, InputSpec(transform.mean, transform.std, None) if transform else input_spec(student))

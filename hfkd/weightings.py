@@ -1,0 +1,98 @@
+"""Weightings: how much each item counts in the distillation loss. `Items -> w [N]`, on raw logits, without gradient.
+
+N items, C classes.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfkd.items import Items
+from hfkd.signals import entropy
+from hfkd.slots import positive, resolve
+from hfkd.temperatures import Level, _check_level
+
+
+@dataclass
+class Uniform:
+    """w_n = 1: every item counts the same."""
+
+    def __call__(self, items: Items) -> Tensor:
+        return torch.ones(len(items), device=items.labels.device)
+
+
+uniform = Uniform()
+
+
+@dataclass
+class Entropy:
+    """EA-KD's entropy-based adaptive weight (Eq. 7), from teacher and student entropy at T' = 3.
+
+        w_n = H_T (1 + H_S / H_ub) / 2,  H_ub = log C
+
+    The paper's loss is the mean of w_n l_n, not divided by the sum of w: w lies in [0, log C], so the loss also grows
+    (`Matched` undoes that). A constant `upper_bound` in place of log C: the authors' release has 100 in its KD and DKD
+    files, which leaves w = H_T / 2 to within 5 %.
+    Ablations: `student=False` is w = H_T (ER-KD, the predecessor); `teacher=False` is w = H_S; `interaction=True` is
+    the product alone, w = H_T H_S / H_ub; `inverted=True` puts log C - H in place of every H.
+    `level="item"` weighs tokens one by one instead of sequences.
+    """
+
+    temperature: float = 3.0
+    upper_bound: float | None = None
+    student: bool = True
+    inverted: bool = False
+    teacher: bool = True
+    interaction: bool = False
+    level: Level = "sample"
+
+    def __post_init__(self) -> None:
+        positive("Entropy", temperature=self.temperature)
+        if self.upper_bound is not None:
+            positive("Entropy", upper_bound=self.upper_bound)
+        if not (self.student or self.teacher):
+            raise ValueError("Entropy: student=False and teacher=False leave no entropy; 'uniform' weighs all alike")
+        if self.interaction and not (self.student and self.teacher):
+            raise ValueError("Entropy: interaction=True is the product of both entropies; leave student and teacher on")
+        _check_level("Entropy", self.level)
+
+    def __call__(self, items: Items) -> Tensor:
+        bound = math.log(items.teacher.logits.shape[-1]) if self.upper_bound is None else self.upper_bound
+        if not self.student:
+            return self._entropy(items, items.teacher.logits)
+        if not self.teacher:
+            return self._entropy(items, items.student.logits)
+        h_t, h_s = self._entropy(items, items.teacher.logits), self._entropy(items, items.student.logits)
+        return h_t * h_s / bound if self.interaction else h_t * (1 + h_s / bound) / 2
+
+    def _entropy(self, items: Items, logits: Tensor) -> Tensor:
+        h = entropy(logits, self.temperature)
+        h = math.log(logits.shape[-1]) - h if self.inverted else h
+        return items.mean_over_sample(h) if self.level == "sample" else h
+
+
+@dataclass
+class Matched:
+    """Another weighting rescaled to mean 1 over the batch at hand: w_n / mean(w).
+
+    The control that tells reweighting apart from a larger loss. The mean is over the items of one forward pass, so
+    under gradient accumulation or several ranks each micro-batch is matched by itself.
+    """
+
+    weighting: Any = "entropy"
+    _inner: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._inner = resolve(self.weighting, WEIGHTINGS, "weighting")
+
+    def __call__(self, items: Items) -> Tensor:
+        w = self._inner(items)
+        mean = w.mean()
+        return torch.where(mean > 0, w / mean, torch.ones_like(w))
+
+
+WEIGHTINGS: dict[str, Callable[..., Any]] = {"uniform": Uniform, "entropy": Entropy, "matched": Matched}

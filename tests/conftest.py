@@ -1,0 +1,25 @@
+import os
+from pathlib import Path
+
+# Before anything imports the Hub's libraries: no test reaches for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+DATA = Path(os.environ.get("HFKD_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with the real data; tests that need it skip where it is absent."""
+    if not DATA.is_dir():
+        pytest.skip(f"no real data in {DATA}: set HFKD_DATA to the folder that holds it")
+    return DATA
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
