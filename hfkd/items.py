@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hfkd import signals
+
 IGNORED = -100  # the label Hugging Face models skip
 
 
@@ -19,6 +21,18 @@ class Outputs:
 
     logits: Tensor
     hidden: tuple[Tensor, ...] = ()
+
+    def energy(self, temperature: float) -> Tensor:
+        """`signals.energy` of each item [N]. Slots ask here, not the logits: a chunked loss never holds those whole."""
+        return signals.energy(self.logits, temperature)
+
+    def entropy(self, temperature: float) -> Tensor:
+        """`signals.entropy` of each item [N]."""
+        return signals.entropy(self.logits, temperature)
+
+    @property
+    def num_classes(self) -> int:
+        return self.logits.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,7 @@ class Items:
     progress: float = 0.0
 
     def __len__(self) -> int:
-        return self.student.logits.shape[0]
+        return self.sample.shape[0]
 
     def mean_over_sample(self, values: Tensor) -> Tensor:
         """[N] -> [N]: the mean over the items of each item's sample. For images the value itself, bit for bit."""

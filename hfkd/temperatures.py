@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from hfkd.items import Items
-from hfkd.signals import energy
 from hfkd.slots import positive, resolve
 
 Level = Literal["sample", "item"]
@@ -173,7 +172,7 @@ class Gradation(Fitted):
 
 
 def _energy_of(items: Items, energy_temperature: float, level: Level) -> Tensor:
-    score = energy(items.teacher.logits, energy_temperature)
+    score = items.teacher.energy(energy_temperature)
     return items.mean_over_sample(score) if level == "sample" else score
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
 
 from hfkd import run_record
 from hfkd.arguments import DistillationArguments
@@ -82,6 +83,7 @@ class DistillationTrainer(Trainer):
         self.scan_result: TeacherScan | None = None
         self._sums: dict[str, Tensor] = {}
         self._summed_items = 0
+        self._evaluated: list[Tensor] = []
         self.add_callback(_EpochViews(self))
 
     # ---- the loss ----------------------------------------------------------------------------------------------
@@ -96,8 +98,10 @@ class DistillationTrainer(Trainer):
         inputs = self._in_memory_format(inputs)
         logits = self.call(model, inputs)
         if not model.training:
-            loss = cross_entropy(logits, inputs["labels"]).mean()
-            return (loss, {"logits": logits}) if return_outputs else loss
+            ce = cross_entropy(logits, inputs["labels"])  # [B]
+            # Padding a last batch repeats rows on some ranks; this drops the repeats, which a rank's mean cannot.
+            self._evaluated.append(self.accelerator.gather_for_metrics(ce.detach()))
+            return (ce.mean(), {"logits": logits}) if return_outputs else ce.mean()
         taught = (
             self.teacher(**inputs) if self.teacher is not None and self.distillation_loss.kd_weight else logits.detach()
         )
@@ -122,6 +126,23 @@ class DistillationTrainer(Trainer):
             total = self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
             return total / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
         return count or None
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        *arguments: Any,
+        metric_key_prefix: str = "eval",
+        **keywords: Any,
+    ) -> EvalLoopOutput:
+        """Trainer's loop, with a loss that counts every row once whatever the number of ranks."""
+        self._evaluated = []
+        output = super().evaluation_loop(
+            dataloader, description, *arguments, metric_key_prefix=metric_key_prefix, **keywords
+        )
+        if self._evaluated and output.metrics is not None:
+            output.metrics[f"{metric_key_prefix}_loss"] = torch.cat(self._evaluated).mean().item()
+        return output
 
     # ---- logging -----------------------------------------------------------------------------------------------
 

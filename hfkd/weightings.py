@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfkd.items import Items
-from hfkd.signals import entropy
+from hfkd.items import Items, Outputs
 from hfkd.slots import positive, resolve
 from hfkd.temperatures import Level, _check_level
 
@@ -61,17 +60,17 @@ class Entropy:
         _check_level("Entropy", self.level)
 
     def __call__(self, items: Items) -> Tensor:
-        bound = math.log(items.teacher.logits.shape[-1]) if self.upper_bound is None else self.upper_bound
+        bound = math.log(items.teacher.num_classes) if self.upper_bound is None else self.upper_bound
         if not self.student:
-            return self._entropy(items, items.teacher.logits)
+            return self._entropy(items, items.teacher)
         if not self.teacher:
-            return self._entropy(items, items.student.logits)
-        h_t, h_s = self._entropy(items, items.teacher.logits), self._entropy(items, items.student.logits)
+            return self._entropy(items, items.student)
+        h_t, h_s = self._entropy(items, items.teacher), self._entropy(items, items.student)
         return h_t * h_s / bound if self.interaction else h_t * (1 + h_s / bound) / 2
 
-    def _entropy(self, items: Items, logits: Tensor) -> Tensor:
-        h = entropy(logits, self.temperature)
-        h = math.log(logits.shape[-1]) - h if self.inverted else h
+    def _entropy(self, items: Items, outputs: Outputs) -> Tensor:
+        h = outputs.entropy(self.temperature)
+        h = math.log(outputs.num_classes) - h if self.inverted else h
         return items.mean_over_sample(h) if self.level == "sample" else h
 
 

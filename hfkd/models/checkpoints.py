@@ -1,0 +1,117 @@
+"""Loading weights other people published: strictly, and without ever running what a pickle asks for."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+WRAPPERS = ("model", "state_dict")  # keys under which training scripts store the weights
+PREFIXES = ("module.", "_orig_mod.", "timm_model.")  # DataParallel, torch.compile, transformers' TimmWrapper
+SHOWN = 3
+
+
+def load_checkpoint(module: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load a local .pth, .pt, .bin or .safetensors file into `module`: every weight must be there, fit and be finite.
+
+    The file holds a state_dict, bare or under "model" or "state_dict" beside whatever else; prefixes that wrappers add
+    to every name (`module.`, `_orig_mod.`, `timm_model.`) do not count, in the file or in `module`. Only batch norm's
+    `num_batches_tracked` may be missing: PyTorch before 0.4.1 did not write this counter, and no output depends on it.
+    Batch norm folded into weight and bias needs no rule of its own: such files carry the running statistics that make
+    it exact (mean 0, variance 1 - eps). A refused file changes nothing in `module`.
+    """
+    path = Path(path)
+    found, own = read_state_dict(path), module.state_dict()
+    names = dict(zip(_bare(own), own, strict=True))  # bare name -> name in the module
+    weights = dict(zip(_bare(found), found.values(), strict=True))
+    for bare, name in names.items():
+        if bare.endswith("num_batches_tracked"):
+            weights.setdefault(bare, own[name])
+    _check_fit(path, module, weights, {bare: own[name] for bare, name in names.items()})
+    for bare, name in names.items():
+        _check_finite(path, bare, weights[bare].to(own[name].dtype))
+    module.load_state_dict({name: weights[bare] for bare, name in names.items()}, strict=True)
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file by name, on the CPU, names as they stand in the file."""
+    path = Path(path)
+    content = _read(path)
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"checkpoint {path} holds {_kind(content)}, not named weights: pass a file with a state_dict")
+    odd = [str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if odd:
+        raise ValueError(
+            f"checkpoint {path} has entries that are not named tensors ({_some(odd)}) where a state_dict was expected: "
+            f"store the state_dict alone, or under one of {list(WRAPPERS)}"
+        )
+    return dict(content)
+
+
+def _read(path: Path) -> object:
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint {path} does not exist: pass the path of a weights file on this machine")
+    if path.is_dir():
+        raise ValueError(
+            f"checkpoint {path} is a folder: pass the weights file in it, or load a saved model with "
+            "hfkd.models.image_classifier(folder, num_labels)"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise  # permissions, disks: the message is right as it is
+    except Exception as error:  # an unpickler may raise anything at all on bytes that are not a tensor file
+        raise ValueError(
+            f"checkpoint {path} is not a file of tensors (damaged, incomplete, or a pickle of other objects, which is "
+            "never run): download it again, or store the state_dict alone with torch.save or safetensors"
+        ) from error
+
+
+def _bare(names: Iterable[str]) -> list[str]:
+    """The names without the prefixes that all of them share."""
+    names = list(names)
+    while prefix := next((p for p in PREFIXES if names and all(name.startswith(p) for name in names)), None):
+        names = [name.removeprefix(prefix) for name in names]
+    return names
+
+
+def _check_fit(path: Path, module: nn.Module, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    problems = {
+        "missing": [name for name in own if name not in weights],
+        "unexpected": [name for name in weights if name not in own],
+        "wrong-shaped": [
+            f"{name}: file {tuple(weights[name].shape)}, model {tuple(tensor.shape)}"
+            for name, tensor in own.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ],
+    }
+    if any(problems.values()):
+        listed = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in problems.items() if names)
+        raise ValueError(
+            f"checkpoint {path} does not fit {type(module).__name__}: {listed}. Pass the architecture and the "
+            "num_labels it was trained with, or another checkpoint"
+        )
+
+
+def _check_finite(path: Path, name: str, weight: Tensor) -> None:
+    if weight.is_floating_point() and not torch.isfinite(weight).all():
+        bad = int((~torch.isfinite(weight)).sum())
+        raise ValueError(
+            f"checkpoint {path}: {bad} of the {weight.numel()} values of {name} are NaN or infinite: its training "
+            "diverged or the file is damaged, pass another checkpoint"
+        )
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _kind(content: object) -> str:
+    return "nothing" if isinstance(content, Mapping) else f"a {type(content).__name__}"

@@ -1,0 +1,147 @@
+"""What the CIFAR networks share: timm's model interface over `stage(0..K)`, `tail` and a pooled linear head.
+
+Parameter names are those of RepDistiller (Tian et al. 2020) and mdistiller (Zhao et al. 2022), so that the checkpoints
+both publish load strictly. Shapes: B images, C classes, D channels, H and W pixels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from timm.layers import SelectAdaptivePool2d, create_classifier
+from timm.models import build_model_with_cfg, generate_default_cfgs
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+CIFAR_MEAN = (0.5071, 0.4867, 0.4408)
+CIFAR_STD = (0.2675, 0.2565, 0.2761)
+
+
+class CifarNet(nn.Module):
+    """A convolutional network for small images, any size from 32x32 up, with timm's interface.
+
+    A subclass builds its layers, lists in `feature_info` the maps the literature calls feats, one a stage, and ends its
+    `__init__` with `build_head`. `stage` is the layout most families have: a stem, then layer1, layer2, ...
+    """
+
+    classifier_name = "fc"
+    conv1: nn.Module
+    bn1: nn.Module
+    global_pool: SelectAdaptivePool2d
+    num_features: int  # D, channels of `forward_features`
+    head_hidden_size: int  # the same; timm reads it under this name
+    num_classes: int
+    feature_info: list[dict[str, Any]]
+
+    def stage(self, index: int, x: Tensor) -> Tensor:
+        if index == 0:
+            return F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return getattr(self, f"layer{index}")(x)
+
+    def tail(self, x: Tensor) -> Tensor:
+        """What stands between the last stage and the pooling."""
+        return x
+
+    def init_convolutions(self) -> None:
+        """N(0, 2 / (k*k*out)) for the weights, grouped convolutions too, and zero for the biases."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def init_classifier(self, linear: nn.Linear) -> None:
+        """PyTorch's default stands unless a family says otherwise."""
+
+    def build_head(
+        self, num_features: int, num_classes: int = 100, global_pool: str = "avg", drop_rate: float = 0.0
+    ) -> None:
+        self.num_features = self.head_hidden_size = num_features
+        self.drop_rate = drop_rate
+        self.reset_classifier(num_classes, global_pool)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Give the network a fresh head for `num_classes` classes; 0 leaves only the pooling."""
+        weight = next(self.parameters())
+        self.num_classes = num_classes
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
+        self.global_pool, classifier = create_classifier(
+            self.num_features, num_classes, pool_type, device=weight.device, dtype=weight.dtype
+        )
+        if isinstance(classifier, nn.Linear):
+            self.init_classifier(classifier)
+        self.set_submodule(self.classifier_name, classifier)
+
+    def get_classifier(self) -> nn.Module:
+        return self.get_submodule(self.classifier_name)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        for index in range(len(self.feature_info)):
+            x = self.stage(index, x)
+        return self.tail(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """(final features, feats of the literature in the order of `feature_info`), or the feats alone.
+
+        `indices` is timm's: None for all, an int for the last n, or a list. `norm` changes nothing, as in timm's
+        other convolutional networks. With `stop_early` the final features are those of the last stage that was needed.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt {output_fmt!r}: a convolutional network has maps, not tokens; pass 'NCHW'")
+        count = len(self.feature_info)
+        take, last = feature_take_indices(count, indices)
+        maps = []
+        for index in range(last + 1 if stop_early else count):
+            x = self.stage(index, x)
+            if index in take:
+                maps.append(x)
+        if intermediates_only:
+            return maps
+        return (x if stop_early and last + 1 < count else self.tail(x)), maps
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.global_pool(x)  # [B, D]
+        x = F.dropout(x, self.drop_rate, self.training)
+        return x if pre_logits else self.get_classifier()(x)  # [B, C]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def feature_info(widths: Sequence[int], reductions: Sequence[int], modules: Sequence[str]) -> list[dict[str, Any]]:
+    """timm's description of the maps: channels, input size / map size, and the last module before its ReLU."""
+    return [
+        {"num_chs": width, "reduction": reduction, "module": module}
+        for width, reduction, module in zip(widths, reductions, modules, strict=True)
+    ]
+
+
+def cifar_cfgs(*names: str, classifier: str = "fc", first_conv: str = "conv1") -> dict[str, Any]:
+    """timm's `default_cfgs` for networks without published timm weights."""
+    cfg = {
+        "input_size": (3, 32, 32),
+        "mean": CIFAR_MEAN,
+        "std": CIFAR_STD,
+        "crop_pct": 1.0,
+        "num_classes": 100,
+        "classifier": classifier,
+        "first_conv": first_conv,
+    }
+    return generate_default_cfgs(dict.fromkeys(names, cfg))
+
+
+def build(model_cls: type[CifarNet], name: str, pretrained: bool, **kwargs: Any) -> CifarNet:
+    """timm's builder; `features_only=True` takes its maps from `forward_intermediates`.
+
+    timm has no weights for these names: `pretrained=True` raises unless `pretrained_cfg_overlay` says where they are.
+    """
+    last_four = {"feature_cls": "getter", "out_indices": 4}
+    return build_model_with_cfg(model_cls, name, pretrained, feature_cfg=last_four, **kwargs)

@@ -1,0 +1,63 @@
+"""VGG with batch norm for CIFAR: Simonyan and Zisserman 2015, with one linear layer (Tian et al. 2020)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from timm.models import register_model
+from torch import Tensor, nn
+
+from hfkd.models.cifar.base import CifarNet, build, cifar_cfgs, feature_info
+
+WIDTHS = (64, 128, 256, 512, 512)
+
+
+class CifarVGG(CifarNet):
+    """Five blocks of 3x3 convolutions, max-pooled in between down to maps of 4x4.
+
+    Feats: the five blocks after ReLU. The fourth pooling is skipped when the map is 4x4 already, so 32x32 and 64x64
+    images both reach the last block at 4x4; the reduction in `feature_info` is that of 32x32.
+    """
+
+    classifier_name = "classifier"
+
+    def __init__(self, convolutions: Sequence[int], in_chans: int = 3, **head: Any) -> None:
+        super().__init__()
+        self.feature_info = feature_info(WIDTHS, (1, 2, 4, 8, 8), [f"block{i}" for i in range(5)])
+        for index, (in_width, width) in enumerate(zip((in_chans, *WIDTHS), WIDTHS, strict=False)):
+            setattr(self, f"block{index}", vgg_block(in_width, width, convolutions[index]))
+        self.init_convolutions()
+        self.build_head(WIDTHS[-1], **head)
+
+    def stage(self, index: int, x: Tensor) -> Tensor:
+        if 0 < index < 4 or (index == 4 and min(x.shape[-2:]) > 4):
+            x = F.max_pool2d(x, 2)
+        return F.relu(getattr(self, f"block{index}")(x), inplace=True)
+
+    def init_classifier(self, linear: nn.Linear) -> None:
+        nn.init.normal_(linear.weight, std=0.01)
+        nn.init.zeros_(linear.bias)
+
+
+def vgg_block(in_width: int, width: int, convolutions: int) -> nn.Sequential:
+    """conv, bn, relu, conv, bn, ...: without the last ReLU, which `stage` applies."""
+    layers: list[nn.Module] = []
+    for index in range(convolutions):
+        conv = nn.Conv2d(in_width if index == 0 else width, width, 3, padding=1)
+        layers += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers[:-1])
+
+
+default_cfgs = cifar_cfgs("cifar_vgg8", "cifar_vgg13", classifier="classifier", first_conv="block0.0")
+
+
+@register_model
+def cifar_vgg8(pretrained: bool = False, **kwargs: Any) -> CifarNet:
+    """VGG-8 with batch norm: 4.0 M parameters."""
+    return build(CifarVGG, "cifar_vgg8", pretrained, convolutions=(1, 1, 1, 1, 1), **kwargs)
+
+
+@register_model
+def cifar_vgg13(pretrained: bool = False, **kwargs: Any) -> CifarNet:
+    """VGG-13 with batch norm: 9.5 M parameters."""
+    return build(CifarVGG, "cifar_vgg13", pretrained, convolutions=(2, 2, 2, 2, 2), **kwargs)

@@ -1,0 +1,95 @@
+"""One door to image classifiers: timm architectures (ours among them), Hub ids and saved folders."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+)
+
+from hfkd.models.checkpoints import load_checkpoint
+
+# what an image pipeline needs of timm's pretrained_cfg; the rest names weights that a fresh model does not have
+INPUT_KEYS = ("input_size", "fixed_input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+
+
+def image_classifier(
+    name: str | os.PathLike[str],
+    num_labels: int,
+    checkpoint: str | os.PathLike[str] | None = None,
+    label_names: Sequence[str] | None = None,
+    new_head: bool = False,
+) -> PreTrainedModel:
+    """A transformers image classifier, in eval mode: `model(pixel_values).logits` is [B, num_labels].
+
+    - `name` is a timm architecture ("cifar_resnet20", "resnet50"): fresh weights, timm's initialisation.
+    - `name` holds a "/" or is a folder ("timm/resnet50.a1_in1k", "runs/student"): the weights stored there.
+      `num_labels` must be the stored number, unless `new_head=True` asks for a fresh head or `checkpoint` fills it.
+    - `checkpoint` is a file of weights for the whole model, loaded by `load_checkpoint`.
+    - `label_names` are written to the config (`id2label`, `label2id`), and so into every saved folder.
+    """
+    name = os.fspath(name)
+    labels = _label_config(num_labels, label_names)
+    if "/" not in name and timm.is_model(name):
+        model = _fresh(name, num_labels, labels)
+    elif "/" in name or os.path.isdir(name):
+        model = _stored(name, num_labels, labels, new_head or checkpoint is not None)
+    else:
+        raise ValueError(_unknown(name))
+    if checkpoint is not None:
+        load_checkpoint(model, checkpoint)
+    return model.eval()
+
+
+def _label_config(num_labels: int, label_names: Sequence[str] | None) -> dict[str, Any]:
+    if num_labels < 1:
+        raise ValueError(f"num_labels {num_labels}: a classifier has classes, pass the number of classes in the data")
+    if label_names is None:
+        return {"num_labels": num_labels}
+    if len(label_names) != num_labels:
+        raise ValueError(f"{len(label_names)} label_names for num_labels {num_labels}: pass one name for each class")
+    return {"id2label": dict(enumerate(label_names)), "label2id": {n: i for i, n in enumerate(label_names)}}
+
+
+def _fresh(name: str, num_labels: int, labels: dict[str, Any]) -> PreTrainedModel:
+    if "." in name:
+        architecture, tag = name.split(".", 1)
+        raise ValueError(
+            f"{name!r}: the tag {tag!r} names published weights, and only a Hub id loads those: pass 'timm/{name}' for "
+            f"them, or {architecture!r} for fresh weights"
+        )
+    timm_model = timm.create_model(name, num_classes=num_labels)
+    published: dict[str, Any] = vars(timm_model)["pretrained_cfg"]
+    inputs = {key: published[key] for key in INPUT_KEYS if key in published}
+    config = TimmWrapperConfig(architecture=name, **labels | {"pretrained_cfg": inputs})
+    # transformers' wrapper redraws every weight from N(0, 0.02) when it is built; on the meta device it draws nothing
+    with torch.device("meta"):
+        model = TimmWrapperForImageClassification(config)
+    model.timm_model = timm_model
+    return model
+
+
+def _stored(name: str, num_labels: int, labels: dict[str, Any], replace_head: bool) -> PreTrainedModel:
+    stored = AutoConfig.from_pretrained(name).num_labels
+    if stored == num_labels:
+        labels = {key: value for key, value in labels.items() if key != "num_labels"}  # keeps the stored label names
+    elif not replace_head:
+        raise ValueError(
+            f"{name!r} has {stored} labels, not {num_labels}: pass num_labels={stored}, or new_head=True for a fresh "
+            "classification layer to train"
+        )
+    return AutoModelForImageClassification.from_pretrained(name, ignore_mismatched_sizes=replace_head, **labels)
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
+    near = f"close names are {close}" if close else "timm.list_models() lists the names"
+    return f"unknown model {name!r}: {near}; a Hub id has the form 'owner/name', and a saved folder must exist"

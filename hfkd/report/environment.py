@@ -1,0 +1,74 @@
+"""What a result depends on besides its settings: code, library versions, machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "torchvision", "transformers", "datasets", "accelerate", "timm", "hfkd")
+
+
+def environment() -> dict[str, Any]:
+    """Code, versions and machine of this process, ready for JSON.
+
+    `git` is `{"commit", "dirty"}` of the repository around the current directory (None outside of one); a package that
+    is not installed has version None; `devices` names the accelerators, or the processor where there is none. Free of
+    environment variables, user and host names and absolute paths, so that it can be published.
+    """
+    return {
+        "git": _git(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "devices": _devices(),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    commit = _git_output("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    status = _git_output("status", "--porcelain")
+    return {"commit": commit, "dirty": None if status is None else bool(status)}
+
+
+def _git_output(*arguments: str) -> str | None:
+    """What git prints; None without git, outside of a repository, before its first commit, or after five seconds."""
+    try:
+        done = subprocess.run(("git", *arguments), capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _devices() -> list[str]:
+    if torch.cuda.is_available():
+        return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        return [f"{_processor()} (MPS)"]
+    return [_processor()]
+
+
+def _processor() -> str:
+    """The processor's name; `platform.processor()` is empty on most Linux systems."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

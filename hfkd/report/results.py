@@ -1,0 +1,190 @@
+"""`results.json`: what a run was, how it went and what it cost, kept up to date while it trains."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+from hfkd.files import write_atomically
+from hfkd.report.environment import environment
+from hfkd.report.history import best_row, epoch_rows, is_evaluation, last_row
+from hfkd.report.json_file import jsonable, write_json
+
+__all__ = ["RESULTS_NAME", "ResultsCallback", "environment", "write_atomically", "write_json"]
+
+RESULTS_NAME = "results.json"
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class Sitting:
+    """What one process contributed to a run. `seconds` is None where no record of it is left."""
+
+    first_step: int
+    last_step: int
+    items: int | None = 0
+    seconds: float | None = 0.0
+    evaluation_seconds: float = 0.0
+
+
+class ResultsCallback(TrainerCallback):
+    """Keep `results.json` in `args.output_dir` up to date: after each evaluation and checkpoint, and at the end.
+
+    The file: `config`, `environment`, `seed`, `status` ("running" or "finished"), `epochs` (see `epoch_rows`), `best`
+    and `last` (`{"epoch", "accuracy"}` for metric "eval_accuracy"), `images_per_second`, `wall_time_seconds`,
+    `train_steps`, `sittings`. A run that was killed keeps the status "running".
+
+    Resume: `epochs`, `best` and `last` come from `state.log_history`, which transformers restores from the checkpoint,
+    so they are complete. Time is not in there: each process ("sitting") writes its steps and seconds to `sittings`,
+    and a resumed one reads its predecessors' from the file. Steps lost between the last checkpoint and a kill count as
+    time and as images, for they were paid for; time after a killed run's last write does not. If the file is missing,
+    the earlier sitting has `seconds: null` and so has `wall_time_seconds`. A run from step 0 starts a new file.
+
+    `images_per_second` is over training time, evaluations excluded; `items_name` replaces "images" in the name.
+    Only the world's process zero reads, writes or measures; nothing here runs per step.
+    """
+
+    def __init__(self, config: Mapping[str, Any], metric: str = "eval_accuracy", items_name: str = "images") -> None:
+        self.config = jsonable(config, "config")  # now, not at the first evaluation
+        self.metric = metric
+        self.items_name = items_name
+        self._environment: dict[str, Any] = {}
+        self._earlier: list[Sitting] = []
+        self._sitting: Sitting | None = None
+        self._started = 0.0
+        self._first_epoch = 0.0
+        self._finished = False
+        self._warned = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        self._environment = environment()
+        self._earlier = _read_sittings(_path(args), state.global_step) if state.global_step else []
+        self._sitting = Sitting(state.global_step, state.global_step)
+        self._started = time.monotonic()
+        self._first_epoch = state.epoch or 0.0
+        self._finished = False
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._sitting is not None and not self._finished:
+            runtimes = [value for key, value in (metrics or {}).items() if key.endswith("_runtime")]
+            self._sitting.evaluation_seconds += sum(runtimes)
+        self._write(args, state, **kwargs)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # a run resumed from this checkpoint must find the time it took to get here
+        self._write(args, state, **kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._measure(args, state, kwargs.get("train_dataloader"))
+        self._finished = True
+        self._write(args, state, **kwargs)
+
+    def _write(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
+        if self._sitting is None:  # not process zero, or `evaluate` without `train`: no reason to touch a run's record
+            return
+        if not self._finished:  # an evaluation after training adds its metrics, not its time
+            self._measure(args, state, kwargs.get("train_dataloader"))
+        write_json(_path(args), self._payload(args, state))
+
+    def _measure(self, args: TrainingArguments, state: TrainerState, dataloader: Any) -> None:
+        if self._sitting is None:
+            return
+        self._sitting.seconds = time.monotonic() - self._started
+        self._sitting.last_step = state.global_step
+        # full batches, but never more than the sampler has: the last batch of an epoch may be smaller
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        items = (state.global_step - self._sitting.first_step) * batch
+        per_epoch = _items_per_epoch(dataloader)
+        if per_epoch is not None:
+            items = min(items, round(((state.epoch or 0.0) - self._first_epoch) * per_epoch))
+        self._sitting.items = items
+
+    def _payload(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
+        assert self._sitting is not None
+        rows = epoch_rows(state.log_history)
+        sittings = [*self._earlier, self._sitting]
+        return {
+            "config": self.config,
+            "environment": self._environment,
+            "seed": args.seed,
+            "status": "finished" if self._finished else "running",
+            "epochs": rows,
+            "best": self._score(best_row(rows, self.metric)),
+            "last": self._score(last_row(rows, self.metric), rows),
+            f"{self.items_name}_per_second": _items_per_second(sittings),
+            "wall_time_seconds": _wall_time(sittings),
+            "train_steps": state.global_step,
+            "sittings": [asdict(sitting) for sitting in sittings],
+        }
+
+    def _score(self, row: Mapping[str, Any] | None, rows: list[dict[str, Any]] | None = None) -> dict[str, Any] | None:
+        if row is not None:
+            return {"epoch": row.get("epoch"), self.metric.removeprefix("eval_"): row[self.metric]}
+        evaluated = [row for row in rows or [] if is_evaluation(row)]
+        if evaluated and not self._warned:
+            self._warned = True
+            logger.warning(
+                f"no evaluation logged a finite {self.metric!r}, so results.json has no best and last: pass "
+                f"ResultsCallback(metric=...) one of {sorted(k for k in evaluated[-1] if k.startswith('eval_'))}"
+            )
+        return None
+
+
+def _path(args: TrainingArguments) -> Path:
+    return Path(args.output_dir or ".") / RESULTS_NAME
+
+
+def _read_sittings(path: Path, step: int) -> list[Sitting]:
+    """The sittings before a resume at `step`; one of unknown length where the file cannot tell."""
+    try:
+        return [Sitting(**sitting) for sitting in json.loads(path.read_text(encoding="utf-8"))["sittings"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning(
+            f"resuming at step {step}, but the time spent so far cannot be read from {str(path)!r} ({error!r}): "
+            "wall_time_seconds will be null. Keep results.json beside the checkpoints to avoid this."
+        )
+        return [Sitting(0, step, items=None, seconds=None)]
+
+
+def _wall_time(sittings: list[Sitting]) -> float | None:
+    seconds = [sitting.seconds for sitting in sittings]
+    return None if None in seconds else sum(second for second in seconds if second is not None)
+
+
+def _items_per_second(sittings: list[Sitting]) -> float | None:
+    known = [
+        (s.items, s.seconds - s.evaluation_seconds) for s in sittings if s.items is not None and s.seconds is not None
+    ]
+    seconds = sum(second for _, second in known)
+    return sum(items for items, _ in known) / seconds if seconds > 0 else None
+
+
+def _items_per_epoch(dataloader: Any) -> int | None:
+    """What the innermost sampler yields in an epoch: accelerate wraps batch samplers in batch samplers."""
+    sampler: Any = getattr(dataloader, "batch_sampler", None)
+    while hasattr(sampler, "batch_sampler"):
+        sampler = sampler.batch_sampler
+    try:
+        return len(sampler.sampler)
+    except (AttributeError, TypeError):  # a streamed data set, or a batch sampler of somebody's own
+        return None

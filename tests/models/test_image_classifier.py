@@ -1,0 +1,125 @@
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoModelForImageClassification, TimmWrapperForImageClassification
+
+from hfkd.models import image_classifier, input_spec
+
+DATA = Path(os.environ.get("HFKD_DATA", Path(__file__).resolve().parents[3] / "shared/data"))
+needs_data = pytest.mark.skipif(
+    not (DATA / "teachers").is_dir(), reason=f"no CIFAR-100 and teachers at {DATA}: set HFKD_DATA to the data folder"
+)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def cifar_test() -> tuple[torch.Tensor, torch.Tensor]:
+    """The first 500 images of CIFAR-100's test set in [0, 1], and their labels."""
+    table = parquet.read_table(DATA / "cifar100/test-00000-of-00001.parquet").slice(0, 500)
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in table["img"].to_pylist()])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255, torch.tensor(table["fine_label"].to_pylist())
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "file", "least"), [("cifar_wrn_16_2", "wrn_16_2.pth", 0.70), ("cifar_resnet20", "resnet20.pt", 0.62)]
+)
+def test_published_teachers_are_as_good_as_published(cifar_test, name, file, least):
+    model = image_classifier(name, 100, checkpoint=DATA / "teachers" / file)
+    spec = input_spec(model)
+    images, labels = cifar_test
+    pixels = (images - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(spec.std).view(3, 1, 1)
+    with torch.inference_mode():
+        correct = model(pixel_values=pixels).logits.argmax(-1) == labels
+    assert correct.float().mean() >= least
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet8x4", "resnet18", "vit_tiny_patch16_224"])
+def test_fresh_weights_are_timms(name):
+    """transformers' wrapper alone would redraw them all from N(0, 0.02)."""
+    torch.manual_seed(3)
+    model = image_classifier(name, 10)
+    torch.manual_seed(3)
+    want = timm.create_model(name, num_classes=10).state_dict()
+    assert isinstance(model, TimmWrapperForImageClassification)
+    assert not model.training
+    assert same(model.timm_model.state_dict(), want)
+
+
+@pytest.mark.parametrize("name", ["cifar_mobilenetv2", "cifar_wrn_16_2", "cifar_shufflenetv2"])
+def test_round_trip(tmp_path, name):
+    torch.manual_seed(0)
+    model = image_classifier(name, 3, label_names=["cat", "dog", "emu"])
+    x = torch.randn(2, 3, 32, 32)
+    model.train()(pixel_values=x)  # moves the running statistics
+    model.eval().save_pretrained(tmp_path)
+    for loaded in (AutoModelForImageClassification.from_pretrained(tmp_path), image_classifier(tmp_path, 3)):
+        assert same(loaded.state_dict(), model.state_dict())
+        torch.testing.assert_close(loaded(pixel_values=x).logits, model(pixel_values=x).logits, rtol=1e-6, atol=1e-6)
+        assert loaded.config.id2label == {0: "cat", 1: "dog", 2: "emu"}
+        assert loaded.config.label2id == {"cat": 0, "dog": 1, "emu": 2}
+        assert input_spec(loaded) == input_spec(model)
+
+
+def test_outputs_are_those_of_a_transformers_model():
+    model = image_classifier("cifar_wrn_16_2", 10)
+    out = model(pixel_values=torch.randn(2, 3, 32, 32), labels=torch.tensor([1, 2]), output_hidden_states=True)
+    assert out.logits.shape == (2, 10)
+    assert out.loss.ndim == 0
+    assert [h.shape[1] for h in out.hidden_states] == [16, 32, 64, 128]
+
+
+def test_saved_folder_with_another_number_of_labels(saved_vit):
+    assert image_classifier(str(saved_vit), 4).num_labels == 4
+    with pytest.raises(ValueError, match="has 4 labels, not 5: pass num_labels=4, or new_head=True"):
+        image_classifier(saved_vit, 5)
+    model = image_classifier(saved_vit, 5, label_names=list("abcde"), new_head=True)
+    assert model.classifier.out_features == 5
+    assert model.config.id2label[4] == "e"
+
+
+def test_the_form_of_timms_hub_ids(tmp_path):
+    net = timm.create_model("resnet18", num_classes=10).eval()
+    config = {"architecture": "resnet18", "num_classes": 10, "num_features": 512, "pretrained_cfg": net.pretrained_cfg}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(net.state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = image_classifier(tmp_path, 10)
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model(pixel_values=x).logits, net(x))
+    assert input_spec(model) == input_spec(net)
+
+
+def test_timm_folder_gets_a_new_head(tmp_path):
+    old = image_classifier("cifar_wrn_16_2", 4)
+    old.save_pretrained(tmp_path)
+    new = image_classifier(tmp_path, 6, new_head=True)
+    assert new.timm_model.fc.out_features == 6
+    assert torch.equal(new.timm_model.block3.layer[0].conv1.weight, old.timm_model.block3.layer[0].conv1.weight)
+
+
+def test_unknown_names_are_answered_with_close_ones(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown model 'cifar_resent20': close names are .*'cifar_resnet20'"):
+        image_classifier("cifar_resent20", 100)
+    with pytest.raises(ValueError, match=r"pass 'timm/resnet18.a1_in1k' for them, or 'resnet18' for fresh weights"):
+        image_classifier("resnet18.a1_in1k", 100)
+    with pytest.raises(OSError, match="nothing"):
+        image_classifier(f"{tmp_path}/nothing", 100)
+
+
+def test_labels_are_checked():
+    with pytest.raises(ValueError, match="num_labels 0"):
+        image_classifier("cifar_resnet20", 0)
+    with pytest.raises(ValueError, match="2 label_names for num_labels 3"):
+        image_classifier("cifar_resnet20", 3, label_names=["a", "b"])

@@ -1,0 +1,27 @@
+"""Run by every rank of a test: train the toy pair and write parameters and logs of rank 0."""
+
+import json
+import sys
+
+import torch
+from toys import Net, Rows, arguments, teacher
+
+from hfkd import DistillationTrainer
+
+if __name__ == "__main__":
+    out, keywords = sys.argv[1], json.loads(sys.argv[2])
+    slots = {k: keywords.pop(k) for k in ("objective", "temperature", "weighting") if k in keywords}
+    trainer = DistillationTrainer(
+        Net(), teacher(), arguments(out, **keywords), train_dataset=Rows(), eval_dataset=Rows(13, seed=3), **slots
+    )
+    trainer.train()
+    score = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        unwrapped = trainer.accelerator.unwrap_model(trainer.model)
+        torch.save(unwrapped.state_dict(), f"{out}/student.pt")
+        record = {
+            "log": trainer.state.log_history,
+            "thresholds": trainer.distillation_loss.temperature.thresholds_or_none,
+        }
+        with open(f"{out}/record.json", "w") as file:
+            json.dump(record | {"eval_loss": score["eval_loss"]}, file)
