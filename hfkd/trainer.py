@@ -131,15 +131,13 @@ class DistillationTrainer(Trainer):
         self,
         dataloader: DataLoader,
         description: str,
-        *arguments: Any,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
-        **keywords: Any,
     ) -> EvalLoopOutput:
         """Trainer's loop, with a loss that counts every row once whatever the number of ranks."""
         self._evaluated = []
-        output = super().evaluation_loop(
-            dataloader, description, *arguments, metric_key_prefix=metric_key_prefix, **keywords
-        )
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         if self._evaluated and output.metrics is not None:
             output.metrics[f"{metric_key_prefix}_loss"] = torch.cat(self._evaluated).mean().item()
         return output

@@ -85,7 +85,7 @@ def packed_size(pixels: bytes) -> tuple[int, int]:
 
 
 def crop_and_flip(images: Tensor, views: Tensor, padding: int, flip: bool) -> Tensor:
-    """The crop of the zero-padded image at the view's offset, mirrored in every other view. [B, 3, H, W] -> the same."""
+    """The crop of the zero-padded image at its view's offset, mirrored in every other view. [B, 3, H, W] both."""
     b, _, h, w = images.shape
     mirrored = (views % 2 == 1) & flip
     offset = views // 2 if flip else views

@@ -1,0 +1,191 @@
+"""Instruction data of any usual shape -> (prompt, response) texts, and the Dolly split of the literature.
+
+The template is the one MiniLLM and DSKD train and evaluate with (Alpaca's).
+"""
+
+import logging
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+TASK = "Below is an instruction that describes a task"
+ORDER = "Write a response that appropriately completes the request."
+TEMPLATE = f"{TASK}. {ORDER}\n\n### Instruction:\n{{instruction}}\n\n### Response:\n"
+TEMPLATE_WITH_INPUT = (
+    f"{TASK}, paired with an input that provides further context. {ORDER}\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+
+# The columns a dataset may have; the first line that is all there decides. An instruction's input is in `context` or
+# `input`.
+ACCEPTED = (
+    ("messages",),
+    ("instruction", "response"),
+    ("instruction", "output"),
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("prompt", "output"),
+    ("text",),
+)
+
+# `datasets` hashes a function of a module by its name, not its code: raise this when the texts below change.
+REVISION = 1
+
+DOLLY_TEST, DOLLY_DEV, DOLLY_TRAIN = 500, 1000, 11435
+
+
+def instruction_prompt(instruction: str, context: str = "") -> str:
+    """The prompt of MiniLLM and DSKD; an empty context takes the template without an input part."""
+    if context:
+        return TEMPLATE_WITH_INPUT.format(instruction=instruction, input=context)
+    return TEMPLATE.format(instruction=instruction)
+
+
+def to_prompt_response(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase | None = None, chat_template: bool = False
+) -> Dataset:
+    """Any dataset with one of the `ACCEPTED` column sets -> the columns `prompt` and `response`, both text.
+
+    A `prompt` column is used as it is, an instruction goes into the template, a `text` is all response, `messages` ask
+    with the last but answer with the last turn. Of several references (a list in `output`) the first is the response.
+    With `chat_template` the tokenizer's own template is used instead; the end-of-sequence text it closes with is left
+    off, for tokenising appends that token. Without it `messages` must be one user and one assistant turn.
+    Raises ValueError for other columns, a value that is not text (with its row), or a tokenizer without template.
+    """
+    columns = accepted_columns(dataset)
+    if chat_template and not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            "chat_template=True, but the tokenizer has none: set tokenizer.chat_template or leave it False"
+        )
+    if chat_template and columns == ("text",):
+        raise ValueError("chat_template=True, but the dataset has only `text`, which has no turns: leave it False")
+    pairs = dataset.map(
+        _pair,
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        fn_kwargs={"columns": columns, "tokenizer": tokenizer if chat_template else None, "revision": REVISION},
+        desc="Writing prompts",
+    )
+    return pairs.select_columns(["prompt", "response"])
+
+
+def accepted_columns(dataset: Dataset) -> tuple[str, ...]:
+    """The line of `ACCEPTED` this dataset has. Raises ValueError, naming what it has and what is accepted."""
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"a {type(dataset).__name__} is not one dataset in memory or on disk: pass a single split of it"
+        )
+    found = next((names for names in ACCEPTED if set(names) <= set(dataset.column_names)), None)
+    if found is None:
+        choices = ", ".join(" + ".join(names) for names in ACCEPTED)
+        raise ValueError(f"the dataset has the columns {dataset.column_names}: rename some to get one of {choices}")
+    return found
+
+
+def dolly_split(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int = 256) -> DatasetDict:
+    """databricks-dolly-15k -> `train` (11,435), `dev` (1,000), `test` (500), columns `prompt` and `response`.
+
+    The rule of MiniLLM's data, which DSKD uses too: rows whose prompt has at most `max_prompt_tokens` tokens, in file
+    order; the first 500 are test, the next 1,000 dev. The counts hold for the first version of the file (15,015 rows)
+    and GPT-2's tokenizer; another tokenizer moves rows between the splits, so split once, with one tokenizer.
+    """
+    pairs = to_prompt_response(dataset)
+    kept = pairs.filter(
+        _has_short_prompt, batched=True, fn_kwargs={"tokenizer": tokenizer, "limit": max_prompt_tokens}, desc="Split"
+    )
+    held_out = DOLLY_TEST + DOLLY_DEV
+    if len(kept) <= held_out:
+        raise ValueError(
+            f"{len(kept)} of {len(pairs)} rows have a prompt of at most {max_prompt_tokens} tokens: the split takes "
+            f"{held_out} for dev and test, so none is left to train on; pass the whole of databricks-dolly-15k"
+        )
+    if len(kept) - held_out != DOLLY_TRAIN:
+        logger.warning(
+            "The Dolly split has %d training rows, the published one %d: another version of the data, tokenizer or "
+            "prompt limit. The test rows may differ too.",
+            len(kept) - held_out,
+            DOLLY_TRAIN,
+        )
+    return DatasetDict(
+        train=kept.select(range(held_out, len(kept))),
+        dev=kept.select(range(DOLLY_TEST, held_out)),
+        test=kept.select(range(DOLLY_TEST)),
+    )
+
+
+def _has_short_prompt(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[bool]:
+    return [len(ids) <= limit for ids in tokenizer(batch["prompt"], add_special_tokens=False)["input_ids"]]
+
+
+def _pair(
+    row: dict[str, Any],
+    number: int,
+    columns: tuple[str, ...],
+    tokenizer: PreTrainedTokenizerBase | None,
+    revision: int,  # only there to be hashed
+) -> dict[str, str]:
+    if columns == ("text",):
+        return {"prompt": "", "response": _text(row, "text", number)}
+    if tokenizer is not None:
+        return _render(_turns(row, columns, number), tokenizer, number)
+    if columns == ("messages",) or isinstance(row[columns[0]], list):
+        turns = _turns(row, columns, number)
+        if [turn["role"] for turn in turns] != ["user", "assistant"]:
+            raise ValueError(
+                f"row {number}: turns of {[turn['role'] for turn in turns]} do not fit the instruction template, which "
+                "has one question and one answer; pass chat_template=True with a tokenizer that has a chat template"
+            )
+        return {"prompt": instruction_prompt(turns[0]["content"]), "response": turns[1]["content"]}
+    question, answer = columns
+    prompt = _text(row, question, number)
+    if question == "instruction":
+        prompt = instruction_prompt(prompt, _context(row, number))
+    return {"prompt": prompt, "response": _text(row, answer, number)}
+
+
+def _turns(row: dict[str, Any], columns: tuple[str, ...], number: int) -> list[dict[str, str]]:
+    """The row as chat turns, the last of them the assistant's."""
+    if columns == ("messages",):
+        turns = row["messages"]
+    elif isinstance(row[columns[0]], list):  # TRL's conversational prompt + completion
+        turns = [*row[columns[0]], *row[columns[1]]]
+    else:
+        question = "\n\n".join(filter(None, (_text(row, columns[0], number), _context(row, number))))
+        answer = _text(row, columns[1], number)
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    if not turns or turns[-1]["role"] != "assistant" or len(turns) < 2:
+        raise ValueError(f"row {number}: the last of two or more turns must be the assistant's: it is the response")
+    return turns
+
+
+def _render(turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, number: int) -> dict[str, str]:
+    prompt = str(tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True))
+    whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    if not whole.startswith(prompt):
+        raise ValueError(
+            f"row {number}: the chat template writes the question differently once the answer is there, so the "
+            "response cannot be cut out; set a template whose text only grows (a training template), or leave "
+            "chat_template False"
+        )
+    response = whole[len(prompt) :]
+    end = str(tokenizer.eos_token or "")
+    if end and response.rstrip().endswith(end):
+        response = response.rstrip().removesuffix(end)
+    return {"prompt": prompt, "response": response}
+
+
+def _context(row: dict[str, Any], number: int) -> str:
+    name = next((name for name in ("context", "input") if row.get(name)), None)
+    return _text(row, name, number) if name else ""
+
+
+def _text(row: dict[str, Any], column: str, number: int) -> str:
+    value = row[column]
+    if isinstance(value, list) and value:  # several references: the first one
+        value = value[0]
+    if not isinstance(value, str):
+        raise ValueError(f"row {number}: {column} is {value!r}, not text; repair or remove the row")
+    return value

@@ -1,0 +1,182 @@
+"""(prompt, response) texts -> token ids, prompt masked, end of sequence appended.
+
+L tokens of a row, prompt and response together. Padding is the collator's (`text_collate.py`).
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from hfkd.data.instructions import to_prompt_response
+from hfkd.items import IGNORED
+
+logger = logging.getLogger(__name__)
+
+LongPrompts = Literal["drop", "cut"]
+Tokenization = Literal["joint", "separate"]
+
+REVISION = 1  # see instructions.REVISION
+
+
+def tokenize_dataset(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int = 512,
+    max_prompt_length: int = 256,
+    long_prompts: LongPrompts = "drop",
+    tokenization: Tokenization = "joint",
+    chat_template: bool = False,
+) -> Dataset:
+    """Instruction, chat or plain text data -> `input_ids`, `labels` (both [L]), `prompt_length`, `length` and `index`.
+
+    The defaults are MiniLLM's: prompt and response tokenised as one text, rows with a longer prompt dropped. DSKD is
+    `long_prompts="cut", tokenization="separate"`: each tokenised alone, a long prompt cut to its first tokens. On Dolly
+    with GPT-2 the two tokenisations agree on every row.
+
+    `labels` are the ids with -100 over the prompt, unshifted. A row longer than `max_length` loses the end of its
+    response and with it the end-of-sequence token, so nobody learns to stop there. An empty response is kept: its only
+    target is the end of the sequence. A row of one token has nothing to predict and is dropped. Each is counted in a
+    log line. `index` is the row's number in the dataset returned; it stays with the row through shuffling and
+    selecting. `length` is what `train_sampling_strategy="group_by_length"` reads. Prompts get the tokenizer's own
+    special tokens (a BOS, say) unless a chat template wrote them. `datasets` caches it by data, tokenizer, arguments.
+    Raises ValueError for columns that are not accepted, unknown names, impossible lengths, or when no row is left.
+    """
+    _check(dataset, tokenizer, max_length, max_prompt_length, long_prompts, tokenization)
+    pairs = to_prompt_response(dataset, tokenizer, chat_template)
+    tokens = pairs.map(
+        _tokenize_batch,
+        batched=True,
+        remove_columns=pairs.column_names,
+        fn_kwargs={
+            "tokenizer": tokenizer,
+            "max_length": max_length,
+            "max_prompt_length": max_prompt_length,
+            "long_prompts": long_prompts,
+            "tokenization": tokenization,
+            "add_special_tokens": not chat_template,
+            "revision": REVISION,
+        },
+        desc="Tokenising",
+    )
+    if len(tokens) == 0:
+        raise ValueError(
+            f"none of the {len(pairs)} rows is left: each is a single token, or has a prompt of more than "
+            f"{max_prompt_length} tokens; raise max_prompt_length, or pass long_prompts='cut'"
+        )
+    _log_counts(pairs, tokens, tokenizer.eos_token_id, max_length)
+    return tokens.add_column("index", np.arange(len(tokens)))
+
+
+def encode_texts(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool = True
+) -> list[list[int]]:
+    """Ids as training and generation both see them: the tokenizer's special tokens, no end of sequence appended."""
+    if len(texts) == 0:
+        return []
+    encoded = tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]
+    end = tokenizer.eos_token_id
+    if not add_special_tokens or end is None:
+        return encoded
+    # One the tokenizer appended goes, one the text ends with stays, and so does a lone BOS that is the EOS, as OPT's.
+    appended = [not text.endswith(str(tokenizer.eos_token)) for text in texts]
+    return [
+        ids[:-1] if own and len(ids) > 1 and ids[-1] == end else ids for ids, own in zip(encoded, appended, strict=True)
+    ]
+
+
+def _check(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    max_prompt_length: int,
+    long_prompts: str,
+    tokenization: str,
+) -> None:
+    for name, value, choices in (
+        ("long_prompts", long_prompts, get_args(LongPrompts)),
+        ("tokenization", tokenization, get_args(Tokenization)),
+    ):
+        if value not in choices:
+            raise ValueError(f"unknown {name} {value!r}: pass one of {list(choices)}")
+    if not 0 < max_prompt_length < max_length:
+        raise ValueError(
+            f"max_prompt_length={max_prompt_length} and max_length={max_length}: the prompt must have at least 1 token "
+            "and leave room for a response within max_length"
+        )
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no eos_token: set one, for every response ends with it")
+    if len(dataset) == 0:
+        raise ValueError("the dataset is empty: there is no text to learn from")
+
+
+def _tokenize_batch(
+    batch: dict[str, list[str]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    max_prompt_length: int,
+    long_prompts: str,
+    tokenization: str,
+    add_special_tokens: bool,
+    revision: int,  # only there to be hashed
+) -> dict[str, list]:
+    eos = tokenizer.eos_token_id
+    rows: dict[str, list] = {"input_ids": [], "labels": [], "prompt_length": [], "length": []}
+    prompts = encode_texts(batch["prompt"], tokenizer, add_special_tokens)
+    responses = _encode_responses(batch, prompts, tokenizer, tokenization, add_special_tokens)
+    for prompt, response in zip(prompts, responses, strict=True):
+        if len(prompt) > max_prompt_length and long_prompts == "drop":
+            continue
+        prompt = prompt[:max_prompt_length]
+        end = [] if response[-1:] == [eos] else [eos]  # a text may bring its own
+        ids = [*prompt, *response, *end][:max_length]
+        if len(ids) < 2:
+            continue
+        rows["input_ids"].append(ids)
+        rows["labels"].append([IGNORED] * len(prompt) + ids[len(prompt) :])
+        rows["prompt_length"].append(len(prompt))
+        rows["length"].append(len(ids))
+    return rows
+
+
+def _encode_responses(
+    batch: dict[str, list[str]],
+    prompts: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    tokenization: str,
+    add_special_tokens: bool,
+) -> list[list[int]]:
+    """Response ids without end of sequence.
+
+    Joint: what follows the prompt's ids in the ids of the whole. Where a merge crosses the border (a response that
+    starts with a line break, for GPT-2) the whole does not start with the prompt's ids, and cutting it would lose or
+    repeat text: that row is tokenised separately, so the model trains on the prompt it will be asked with.
+    """
+    texts = batch["response"]
+    if tokenization == "separate":
+        return encode_texts(texts, tokenizer, add_special_tokens=False)
+    whole = encode_texts([p + r for p, r in zip(batch["prompt"], texts, strict=True)], tokenizer, add_special_tokens)
+    responses = [ids[len(prompt) :] for ids, prompt in zip(whole, prompts, strict=True)]
+    merged = [row for row, prompt in enumerate(prompts) if whole[row][: len(prompt)] != prompt]
+    for row, ids in zip(merged, encode_texts([texts[row] for row in merged], tokenizer, False), strict=True):
+        responses[row] = ids
+    return responses
+
+
+def _log_counts(pairs: Dataset, tokens: Dataset, eos: int, max_length: int) -> None:
+    full = np.flatnonzero(np.asarray(tokens["length"][:]) == max_length)
+    cut = sum(labels[-1] != eos for labels in tokens.select(full)["labels"][:])
+    empty = sum(not response for response in pairs["response"][:])
+    logger.info(
+        "%d rows tokenised: %d dropped (prompt too long, or a single token), %d with a response cut at %d tokens and "
+        "so without end of sequence, %d empty responses (their target is the end of sequence alone).",
+        len(tokens),
+        len(pairs) - len(tokens),
+        cut,
+        max_length,
+        empty,
+    )

@@ -1,0 +1,72 @@
+"""Rows of token ids -> one padded batch. B rows, L longest length."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from hfkd.items import IGNORED
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TokenCollator:
+    """Rows with `input_ids` -> `input_ids`, `attention_mask`, `position_ids`; `labels`, `index` where rows have them.
+
+    All [B, L] int64, `index` [B]. Right-padded for training, left-padded for generation. The positions are explicit
+    because GPT-2 counts padding too when it is left to count. Everything is masked by length, never by id: with the end
+    of sequence as padding (the choice when the tokenizer has no pad token) a real end stays a target.
+    `tokenizer`: a tokenizer, or the padding id itself. Other columns are left out.
+    """
+
+    tokenizer: PreTrainedTokenizerBase | int
+    padding_side: Literal["right", "left"] = "right"
+    pad_to_multiple_of: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.padding_side not in ("right", "left"):
+            raise ValueError(f"unknown padding_side {self.padding_side!r}: pass one of ['right', 'left']")
+        if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
+            raise ValueError(f"pad_to_multiple_of={self.pad_to_multiple_of} must be 1 or more tokens, or None")
+        self.pad_token_id = self.tokenizer if isinstance(self.tokenizer, int) else padding_id(self.tokenizer)
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        lengths = [len(row["input_ids"]) for row in rows]
+        batch = {
+            "input_ids": self._pad([row["input_ids"] for row in rows], self.pad_token_id),
+            "attention_mask": self._pad([[1] * length for length in lengths], 0),
+            "position_ids": self._pad([range(length) for length in lengths], 0),
+        }
+        if "labels" in rows[0]:
+            labels = [row["labels"] for row in rows]
+            if [len(row) for row in labels] != lengths:
+                raise ValueError(
+                    f"labels of {[len(row) for row in labels]} for input_ids of {lengths} tokens: give one each"
+                )
+            batch["labels"] = self._pad(labels, IGNORED)
+        if "index" in rows[0]:
+            batch["index"] = torch.tensor([row["index"] for row in rows])  # [B]
+        return batch
+
+    def _pad(self, rows: list[Sequence[int]], value: int) -> Tensor:
+        tensors = [torch.as_tensor(row if isinstance(row, Tensor) else list(row), dtype=torch.long) for row in rows]
+        padded = pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=self.padding_side)  # [B, L]
+        extra = -padded.shape[1] % (self.pad_to_multiple_of or 1)
+        return pad(padded, (extra, 0) if self.padding_side == "left" else (0, extra), value=value)
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokenizer's pad token, else its end of sequence (said in the log). Raises ValueError when it has neither."""
+    if tokenizer.pad_token_id is not None:
+        return tokenizer.pad_token_id
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has neither pad_token nor eos_token: set tokenizer.pad_token")
+    logger.info("The tokenizer has no pad token: padding with the end of sequence, %r.", tokenizer.eos_token)
+    return tokenizer.eos_token_id

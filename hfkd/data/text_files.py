@@ -1,0 +1,52 @@
+"""Reading JSON lines, so that a broken line is named."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+from datasets import Dataset
+
+
+def read_jsonl(path: str | Path) -> Dataset:
+    """The rows of a JSON-lines file, one object a line, through the `datasets` cache.
+
+    `datasets` says that generating failed, and counts rows from its own block: here the error names file and line.
+    Raises FileNotFoundError, and ValueError for a line that is not a JSON object or a file without rows.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file: give a JSON-lines file, one object a line")
+    _check_text(path)
+    try:
+        return datasets.load_dataset("json", data_files=str(path), split="train")
+    except Exception as error:  # datasets wraps whatever happened; a broken line is the usual reason
+        _raise_for_first_broken_line(path)
+        raise ValueError(f"{path} cannot be read as JSON lines: {error.__cause__ or error}") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that hold something, numbered from 1."""
+    with path.open("rb") as file:
+        yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+
+
+def _check_text(path: Path) -> None:
+    number = 0
+    for number, line in _lines(path):
+        try:
+            line.decode()
+        except UnicodeDecodeError as error:  # Arrow takes such a line, and fails when somebody reads the row
+            raise ValueError(f"{path}, line {number}: not UTF-8 ({error}); save the file as UTF-8") from None
+    if number == 0:
+        raise ValueError(f"{path} holds no rows: give a JSON-lines file, one object a line")
+
+
+def _raise_for_first_broken_line(path: Path) -> None:
+    for number, line in _lines(path):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error}); repair or delete the line") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: a {type(row).__name__}, not an object with named columns")

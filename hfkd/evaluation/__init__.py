@@ -1,0 +1,17 @@
+"""Scoring a language model by what it writes: sampled answers to the instruction sets, ROUGE-L over seeds."""
+
+from hfkd.evaluation.generation import TextGenerator, generate
+from hfkd.evaluation.run import SEEDS, evaluate_sets
+from hfkd.evaluation.scoring import markdown_table, score
+from hfkd.evaluation.sets import SETS, instruct_sets
+
+__all__ = [
+    "SEEDS",
+    "SETS",
+    "TextGenerator",
+    "evaluate_sets",
+    "generate",
+    "instruct_sets",
+    "markdown_table",
+    "score",
+]

@@ -1,0 +1,172 @@
+"""Batched generation on all processes, each row's text a function of the model, the row and the seed.
+
+B rows of a batch, L prompt length.
+"""
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import extract_model_from_parallel, gather_object
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from hfkd.data.text import encode_texts
+from hfkd.data.text_collate import TokenCollator
+from hfkd.evaluation.sampling import sampling_processors
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TextGenerator:
+    """`generator(prompts, seed=10)` -> one text for each prompt, in order, the same list on every process.
+
+    The defaults are MiniLLM's and DSKD's test settings: sampling at temperature 1 from the whole distribution, up to
+    256 new tokens, no 6-gram twice (prompt included; worth more than a ROUGE-L point). On dev both use
+    `no_repeat_ngram_size=0`. Temperature 0 is greedy. Prompts over `max_prompt_length` tokens keep their first ones,
+    as published. An answer ends before the first end of sequence and is stripped.
+
+    A row draws from its own generator (`sampling.GumbelNoise`), so the number of processes and the batch size change
+    a text only where they change the model's own rounding: hardly ever in float32, now and then in half precision. CPU
+    and GPU generators differ, so the two give different samples. The model's own `generation_config` counts only for
+    its end of sequence. Precision and autocast are the model's. For a plain, PEFT or DDP-wrapped model, whole on each
+    process. Every process runs the same number of batches.
+    Raises ValueError for settings that make no sense, or that run past the model's positions.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    max_new_tokens: int = 256
+    max_prompt_length: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    no_repeat_ngram_size: int = 6
+    batch_size: int = 32
+    add_special_tokens: bool = True  # False when a chat template wrote the prompts
+    collator: TokenCollator = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "max_prompt_length", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+        for name in ("temperature", "top_k", "no_repeat_ngram_size"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)} must be 0 or more, and finite")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1, which keeps every token")
+        self.collator = TokenCollator(self.tokenizer, padding_side="left")
+        self._check_positions()
+
+    def _check_positions(self) -> None:
+        config = self._plain_model.config.get_text_config()
+        limit, wanted = getattr(config, "max_position_embeddings", None), self.max_prompt_length + self.max_new_tokens
+        if limit is not None and wanted > limit:
+            raise ValueError(
+                f"max_prompt_length={self.max_prompt_length} and max_new_tokens={self.max_new_tokens} make {wanted} "
+                f"positions, but the model has {limit}: lower one of them by {wanted - limit} or more"
+            )
+
+    @property
+    def _plain_model(self) -> PreTrainedModel:
+        return extract_model_from_parallel(self.model)
+
+    def __call__(self, prompts: Sequence[str], seed: int = 10) -> list[str]:
+        """One text a prompt. `seed` is 0 or more; row numbers are positions in `prompts`."""
+        if seed < 0:
+            raise ValueError(f"seed={seed} must be 0 or more")
+        ids, model, ends = self._encode(prompts), self._plain_model, self._end_ids()
+        texts: list[tuple[int, str]] = []
+        with _only_for_answering(model):
+            for rows in self._batches(ids):
+                written = self._write(model, [ids[row] for row in rows], rows, seed, ends)
+                texts += [(row, self._text(new, ends)) for row, new in zip(rows, written, strict=True)]
+        by_row = dict(gather_object(texts))  # a dict, for rows that filled up a process's last batch come twice
+        return [by_row[row] for row in range(len(ids))]
+
+    def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        ids = encode_texts(prompts, self.tokenizer, self.add_special_tokens)
+        too_long = sum(len(row) > self.max_prompt_length for row in ids)
+        if too_long:
+            logger.warning("%d of %d prompts cut to their first %d tokens.", too_long, len(ids), self.max_prompt_length)
+        bos = self.tokenizer.bos_token_id  # an empty prompt needs something to continue
+        start = self.collator.pad_token_id if bos is None else bos
+        return [row[: self.max_prompt_length] or [start] for row in ids]
+
+    def _batches(self, ids: list[list[int]]) -> Iterator[list[int]]:
+        """This process's rows, alike in length, the longest first; as many batches as on every other process."""
+        state = PartialState()
+        order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
+        mine = order[state.process_index :: state.num_processes]
+        share = -(-len(order) // state.num_processes)
+        mine += order[:1] * (share - len(mine))
+        yield from (mine[i : i + self.batch_size] for i in range(0, share, self.batch_size))
+
+    def _write(
+        self, model: PreTrainedModel, ids: list[list[int]], rows: list[int], seed: int, ends: set[int]
+    ) -> list[list[int]]:
+        """New token ids for each of B prompts, as far as the longest answer went."""
+        batch = self.collator([{"input_ids": row} for row in ids])
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        config = GenerationConfig(
+            do_sample=False,  # the draw is the last logits processor
+            num_beams=1,
+            use_cache=True,
+            max_new_tokens=self.max_new_tokens,
+            eos_token_id=sorted(ends) or None,
+            pad_token_id=self.collator.pad_token_id,
+        )
+        processors = sampling_processors(
+            rows,
+            seed,
+            model.device,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            no_repeat_ngram_size=self.no_repeat_ngram_size,
+        )
+        written: Any = model.generate(  # type: ignore[operator]  # GenerationMixin, a sibling of PreTrainedModel
+            **batch, generation_config=config, logits_processor=processors
+        )
+        return written[:, batch["input_ids"].shape[1] :].tolist()
+
+    def _text(self, new: list[int], ends: set[int]) -> str:
+        answer = itertools.takewhile(lambda token: token not in ends, new)
+        return str(self.tokenizer.decode(list(answer), skip_special_tokens=True)).strip()
+
+    def _end_ids(self) -> set[int]:
+        """The tokenizer's end of sequence, and the ones a chat model adds (an end of turn)."""
+        own = self._plain_model.generation_config.eos_token_id
+        return {*([own] if isinstance(own, int) else own or []), self.tokenizer.eos_token_id} - {None}
+
+
+@contextmanager
+def _only_for_answering(model: PreTrainedModel) -> Iterator[None]:
+    """The model in eval mode and with an empty `generation_config`, both given back afterwards.
+
+    `generate` fills what we leave open from the model's own configuration: a chat model would bring its repetition
+    penalty. Emptied in place, for a PEFT model hands the object on to the model inside it.
+    """
+    was_training, own = model.training, vars(model.generation_config)
+    saved = dict(own)
+    try:
+        own.clear()
+        own.update(vars(GenerationConfig()))
+        model.eval()
+        yield
+    finally:
+        own.clear()
+        own.update(saved)
+        model.train(was_training)
+
+
+def generate(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], seed: int = 10, **settings: Any
+) -> list[str]:
+    """`TextGenerator(model, tokenizer, **settings)(prompts, seed)`: one text for each prompt, in order."""
+    return TextGenerator(model, tokenizer, **settings)(prompts, seed)

@@ -1,0 +1,78 @@
+"""Generate, score and keep: one call for a model and its test sets."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from hfkd.evaluation.generation import TextGenerator
+from hfkd.evaluation.scoring import Scores, markdown_table, score_rows, summary
+from hfkd.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+SEEDS = (10, 20, 30, 40, 50)
+
+
+def evaluate_sets(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    sets: Mapping[str, Dataset],
+    output_dir: str | Path,
+    *,
+    seeds: Sequence[int] = SEEDS,
+    **settings: Any,
+) -> dict[str, Scores]:
+    """Answer every set (columns `prompt`, `references`) once a seed; return `score`'s result on all processes.
+
+    The main process writes, each file whole or not at all: `<set>-seed<seed>.jsonl` with every prompt, answer,
+    references and scores, `scores.json`, and `scores.md`, the table. `settings` are `TextGenerator`'s.
+    Raises ValueError before anything is generated when settings, seeds or columns do not fit.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={tuple(seeds)}: give at least one, each once")
+    for name, rows in sets.items():
+        if not {"prompt", "references"} <= set(rows.column_names) or len(rows) == 0:
+            raise ValueError(f"set {name!r}: {len(rows)} rows of {rows.column_names}; it needs prompt and references")
+        if not all(rows["references"]):
+            raise ValueError(f"set {name!r} has rows without a reference: give each at least one, or leave them out")
+    generator, folder = TextGenerator(model, tokenizer, **settings), Path(output_dir)
+    scores = {}
+    for name, rows in sets.items():
+        by_seed = {seed: _one_seed(generator, rows, seed, folder / f"{name}-seed{seed}.jsonl") for seed in seeds}
+        scores[name] = summary(by_seed)
+        logger.info("%s: ROUGE-L %.2f over %d seeds.", name, scores[name]["rougeL"], len(seeds))
+    if PartialState().is_main_process:
+        write_atomically(folder / "scores.json", json.dumps(scores, indent=2).encode())
+        write_atomically(folder / "scores.md", markdown_table(scores).encode())
+    return scores
+
+
+def _one_seed(generator: TextGenerator, rows: Dataset, seed: int, path: Path) -> Scores:
+    prompts, references = rows["prompt"][:], rows["references"][:]
+    texts = generator(prompts, seed)
+    mine = []
+    if PartialState().is_main_process:  # scoring is the slow part of a small model's evaluation: once is enough
+        mine = [score_rows(texts, references)]
+        write_atomically(path, _json_lines(prompts, texts, references, mine[0]))
+    return gather_object(mine)[0]
+
+
+def _json_lines(prompts: list[str], texts: list[str], references: list[list[str]], scores: Scores) -> bytes:
+    columns = {
+        "index": range(len(texts)),
+        "prompt": prompts,
+        "generation": texts,
+        "references": references,
+        "rougeL": scores["rougeL_per_example"],
+        "exact_match": scores["exact_match_per_example"],
+    }
+    rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

@@ -1,0 +1,99 @@
+"""The five instruction test sets of MiniLLM and DSKD, from a folder or from the Hub."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from huggingface_hub import hf_hub_download
+from transformers import PreTrainedTokenizerBase
+
+from hfkd.data.instructions import to_prompt_response
+from hfkd.data.text_files import read_jsonl
+
+logger = logging.getLogger(__name__)
+
+HUB = "MiniLLM"
+
+
+@dataclass(frozen=True)
+class InstructSet:
+    """One test set: its name in the papers' tables, its place on the Hub, and how many rows are scored there."""
+
+    label: str
+    repository: str
+    file: str
+    rows: int
+
+
+# In the papers' order. Beware: the papers' SInst is self-instruct; the folder `sinst` is their S-NI.
+SETS = {
+    "dolly": InstructSet("Dolly", "dolly", "valid.jsonl", 500),
+    "self-inst": InstructSet("SInst", "self-inst", "valid.jsonl", 242),
+    "vicuna": InstructSet("Vicuna", "Vicuna", "valid.jsonl", 80),
+    "sinst": InstructSet("S-NI", "sinst", "11_/valid.jsonl", 1694),
+    "uinst": InstructSet("UnNI", "uinst", "11_/valid.jsonl", 10000),
+}
+
+
+def instruct_sets(
+    source: str | Path = HUB,
+    *,
+    dolly_test: Dataset | None = None,
+    names: Sequence[str] = tuple(SETS),
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    chat_template: bool = False,
+) -> dict[str, Dataset]:
+    """The test sets that are there, in the papers' order, each with `prompt` and `references` (a list of texts).
+
+    `source` is a folder with `<name>.jsonl`, or laid out as the Hub's (`<name>/valid.jsonl`, `sinst/11_/valid.jsonl`),
+    or the Hub account that has the repositories. `dolly_test` (`prompt`, `response`: `dolly_split(...)["test"]`) takes
+    the place of a Dolly file. Of UnNI the first 10,000 rows count, as published. A set that a folder lacks is left out
+    and said in the log. Raises ValueError for an unknown name, a missing folder, or when no set is found.
+    """
+    unknown = [name for name in names if name not in SETS]
+    if unknown:
+        raise ValueError(f"unknown instruction set {unknown[0]!r}: pass some of {list(SETS)}")
+    found = {}
+    for name in (name for name in SETS if name in names):
+        if name == "dolly" and dolly_test is not None:
+            rows: Dataset | None = dolly_test
+        else:
+            rows = _read(source, name)
+        if rows is None:
+            logger.warning("No %s (%s) in %s: left out.", name, SETS[name].label, source)
+            continue
+        rows = rows.select(range(min(len(rows), SETS[name].rows)))
+        found[name] = _with_references(rows, tokenizer, chat_template)
+    if not found:
+        raise ValueError(
+            f"{source} holds none of {list(names)}: put <name>.jsonl files there, or pass {HUB!r}, on the Hub"
+        )
+    return found
+
+
+def _read(source: str | Path, name: str) -> Dataset | None:
+    """The rows of one set, or None when the folder has no file for it."""
+    wanted, folder = SETS[name], Path(source).expanduser()
+    if folder.is_dir():
+        places = (folder / f"{name}.jsonl", folder / name / wanted.file, folder / wanted.repository / wanted.file)
+        path = next((place for place in places if place.is_file()), None)
+        return None if path is None else read_jsonl(path)
+    if isinstance(source, Path) or not source.replace("-", "").replace("_", "").isalnum():
+        raise ValueError(
+            f"{source} is not a folder: give one with <name>.jsonl files, or a Hub account such as {HUB!r}"
+        )
+    return read_jsonl(hf_hub_download(f"{source}/{wanted.repository}", wanted.file, repo_type="dataset"))
+
+
+def _with_references(rows: Dataset, tokenizer: PreTrainedTokenizerBase | None, chat_template: bool) -> Dataset:
+    prompts = to_prompt_response(rows, tokenizer, chat_template)["prompt"][:]
+    answer = next(name for name in ("output", "response", "completion") if name in rows.column_names)
+    references = [_as_list(value) for value in rows[answer]]
+    return Dataset.from_dict({"prompt": prompts, "references": references})
+
+
+def _as_list(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)

@@ -1,0 +1,79 @@
+"""Top-1 and top-5 accuracy, from logits, from class ids best first, or from plain predictions.
+
+N images, C classes, k = min(5, C). `evaluate.load` copies this file alone, so it imports nothing of hfkd.
+"""
+
+from typing import Any
+
+import evaluate
+import numpy as np
+import torch
+from datasets import Features, Sequence, Value
+from torch import Tensor
+
+TOP_K = 5
+
+DESCRIPTION = "Share of images whose class is predicted (accuracy) or among the five likeliest (top5_accuracy), 0 to 1."
+INPUTS = """
+Args:
+    predictions: class ids [N], or logits [N, C], or with `ranked=True` class ids best first [N, k].
+    references: class ids [N].
+Returns:
+    `accuracy`; and `top5_accuracy` unless predictions are [N]. With five classes or fewer the latter is 1.
+"""
+
+
+class ImageAccuracy(evaluate.Metric):
+    """Top-1 and top-5 accuracy, offline: `ImageAccuracy().compute(predictions=logits, references=labels)`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        # evaluate takes the first format that fits and would round logits to ids, so rows of numbers are always floats
+        labels = Value("int64")
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation="",
+            inputs_description=INPUTS,
+            features=[
+                Features({"predictions": Sequence(Value("float64")), "references": labels}),
+                Features({"predictions": labels, "references": labels}),
+            ],
+        )
+
+    def _compute(
+        self, predictions: list[list[float]] | list[int], references: list[int], ranked: bool = False
+    ) -> dict[str, float]:
+        values = np.asarray(predictions)
+        return _accuracies(values.astype(np.int64) if ranked else values, np.asarray(references))
+
+
+def topk_predictions(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    """For Trainer's `preprocess_logits_for_metrics`: logits [N, C] -> class ids best first [N, k].
+
+    Five numbers an image instead of C are then gathered and kept. Of a tuple (a model that also returns hidden states)
+    the first is taken.
+    """
+    first = logits[0] if isinstance(logits, (tuple, list)) else logits
+    return first.topk(min(TOP_K, first.shape[-1]), dim=-1).indices  # [N, k]
+
+
+def image_accuracy(prediction: Any) -> dict[str, float]:
+    """For Trainer's `compute_metrics`: an `EvalPrediction` -> `accuracy` and `top5_accuracy`, 0 to 1.
+
+    `predictions` are what `topk_predictions` made (whole numbers), or logits [N, C] (floats).
+    """
+    predictions = prediction.predictions
+    first = predictions[0] if isinstance(predictions, tuple) else predictions
+    return _accuracies(np.asarray(first), np.asarray(prediction.label_ids))
+
+
+def _accuracies(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    if len(predictions) != len(labels) or len(labels) == 0 or labels.ndim != 1:
+        raise ValueError(
+            f"predictions of shape {predictions.shape} and labels of shape {labels.shape}: give one class id for each "
+            "image, and at least one image"
+        )
+    if np.issubdtype(predictions.dtype, np.floating):
+        predictions = topk_predictions(torch.from_numpy(predictions), torch.from_numpy(labels)).numpy()  # [N, k]
+    hits = predictions.reshape(len(labels), -1)[:, :TOP_K] == labels[:, None]  # [N, k]
+    accuracy = {"accuracy": float(hits[:, 0].mean())}
+    return accuracy if predictions.ndim == 1 else accuracy | {"top5_accuracy": float(hits.any(axis=1).mean())}

@@ -1,0 +1,43 @@
+import pytest
+
+from hfkd.data.text_files import read_jsonl
+
+GOOD = b'{"instruction": "a", "response": "b"}\n'
+
+
+def write(tmp_path, content):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    return path
+
+
+def test_reads_rows_and_skips_blank_lines(tmp_path):
+    rows = read_jsonl(write(tmp_path, GOOD + b"\n" + GOOD))
+    assert len(rows) == 2
+    assert rows[1] == {"instruction": "a", "response": "b"}
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (b'{"instruction": "a", "response":}', "not JSON"),
+        (b'{"instruction": "a", "respon', "not JSON"),
+        (b'{"instruction": "\xff"}', "not UTF-8"),
+        (b"3", "a int, not an object"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path, broken, reason):
+    path = write(tmp_path, GOOD + b"\n" + GOOD + broken + b"\n" + GOOD)
+    with pytest.raises(ValueError, match=rf"rows\.jsonl, line 4: {reason}"):
+        read_jsonl(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n"])
+def test_a_file_without_rows_is_refused(tmp_path, content):
+    with pytest.raises(ValueError, match="holds no rows"):
+        read_jsonl(write(tmp_path, content))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.jsonl is not a file"):
+        read_jsonl(tmp_path / "nothing.jsonl")

@@ -1,0 +1,149 @@
+import pytest
+from datasets import Dataset, DatasetDict
+from text_tokenizer import word_tokenizer
+from transformers import AutoTokenizer
+
+from hfkd.data.instructions import accepted_columns, dolly_split, instruction_prompt, to_prompt_response
+from hfkd.data.text_files import read_jsonl
+
+# The bytes of MiniLLM's tools/process_data_dolly.py.
+PLAIN = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\nName a fish.\n\n### Response:\n"
+)
+WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request.\n\n### Instruction:\nName a fish.\n\n"
+    "### Input:\nIn salt water.\n\n### Response:\n"
+)
+TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}"
+CHAT = TURNS + "{% if add_generation_prompt %}<assistant>{% endif %}"
+
+
+def pair(tokenizer=None, chat_template=False, **row):
+    found = to_prompt_response(Dataset.from_list([row]), tokenizer, chat_template)
+    assert found.column_names == ["prompt", "response"]
+    return found[0]["prompt"], found[0]["response"]
+
+
+def chat_tokenizer(template=CHAT):
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_template_byte_for_byte():
+    assert instruction_prompt("Name a fish.") == PLAIN
+    assert instruction_prompt("Name a fish.", "In salt water.") == WITH_INPUT
+
+
+@pytest.mark.parametrize("name", ["self-inst", "sinst", "vicuna", "uinst"])
+def test_template_is_the_one_the_published_sets_were_written_with(data_dir, name):
+    rows = read_jsonl(data_dir / "instruct_eval" / f"{name}.jsonl")
+    assert to_prompt_response(rows)["prompt"][:] == rows["prompt"][:]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Name a fish.", "response": "Cod"},
+        {"instruction": "Name a fish.", "context": "", "response": "Cod"},
+        {"instruction": "Name a fish.", "context": None, "response": "Cod"},
+        {"instruction": "Name a fish.", "input": "", "output": "Cod"},
+        {"instruction": "Name a fish.", "output": ["Cod", "Eel"]},
+        {"prompt": PLAIN, "completion": "Cod"},
+        {"prompt": PLAIN, "response": "Cod", "category": "x"},
+        {"prompt": PLAIN, "output": "Cod"},
+        {"messages": [{"role": "user", "content": "Name a fish."}, {"role": "assistant", "content": "Cod"}]},
+        {
+            "prompt": [{"role": "user", "content": "Name a fish."}],
+            "completion": [{"role": "assistant", "content": "Cod"}],
+        },
+    ],
+)
+def test_every_accepted_shape(row):
+    assert pair(**row) == (PLAIN, "Cod")
+
+
+@pytest.mark.parametrize("column", ["context", "input"])
+def test_context_goes_into_the_prompt(column):
+    assert pair(instruction="Name a fish.", response="Cod", **{column: "In salt water."}) == (WITH_INPUT, "Cod")
+
+
+def test_text_is_all_response():
+    assert pair(text="Once upon a time") == ("", "Once upon a time")
+
+
+def test_chat_template_renders_and_leaves_its_end_to_the_tokenising():
+    asked = ("<user>Name a fish.<end>\n<assistant>", "Cod")
+    assert pair(chat_tokenizer(), True, instruction="Name a fish.", response="Cod") == asked
+    assert pair(chat_tokenizer(), True, prompt="Name a fish.", completion="Cod") == asked
+    with_context = pair(chat_tokenizer(), True, instruction="Name a fish.", context="In salt water.", output="Cod")
+    assert with_context[0] == "<user>Name a fish.\n\nIn salt water.<end>\n<assistant>"
+
+
+def test_chat_of_many_turns_answers_with_the_last():
+    turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "A fish?"), ("assistant", "Cod")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    prompt, response = pair(chat_tokenizer(), True, messages=messages)
+    assert prompt == "<system>Be brief.<end>\n<user>Hi<end>\n<assistant>Yes?<end>\n<user>A fish?<end>\n<assistant>"
+    assert response == "Cod"
+    with pytest.raises(ValueError, match="pass chat_template=True"):
+        pair(messages=messages)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "row", "message"),
+    [
+        (word_tokenizer(), {"prompt": "a", "response": "b"}, "the tokenizer has none"),
+        (chat_tokenizer(), {"text": "a"}, "has no turns"),
+        (chat_tokenizer(), {"messages": [{"role": "user", "content": "a"}]}, "row 0: the last of two or more turns"),
+        (
+            chat_tokenizer("{{ messages | length }}<assistant>"),
+            {"prompt": "a", "response": "b"},
+            "row 0: the chat template",
+        ),
+    ],
+)
+def test_bad_chats_are_refused(tokenizer, row, message):
+    with pytest.raises(ValueError, match=message):
+        pair(tokenizer, True, **row)
+
+
+def test_unknown_columns_say_what_there_is_and_what_is_accepted():
+    with pytest.raises(
+        ValueError, match=r"\['question', 'answer'\]: rename some to get one of messages, instruction \+ "
+    ):
+        accepted_columns(Dataset.from_list([{"question": "a", "answer": "b"}]))
+
+
+def test_all_splits_at_once_are_refused():
+    rows = Dataset.from_list([{"text": "a"}])
+    for given in (DatasetDict(train=rows), rows.to_iterable_dataset()):
+        with pytest.raises(ValueError, match="pass a single split of it"):
+            to_prompt_response(given)
+
+
+@pytest.mark.parametrize("value", [None, 3])
+def test_a_value_that_is_not_text_names_its_row(value):
+    rows = Dataset.from_dict({"prompt": ["a", "b"], "response": [["x"], [value]] if value is None else [1, value]})
+    with pytest.raises(ValueError, match=r"row \d: response is .*, not text"):
+        to_prompt_response(rows)
+
+
+def test_dolly_split_has_the_published_sizes(data_dir):
+    rows = read_jsonl(data_dir / "dolly" / "databricks-dolly-15k.jsonl")
+    split = dolly_split(rows, AutoTokenizer.from_pretrained(data_dir / "gpt2-tokenizer"))
+    assert {name: len(part) for name, part in split.items()} == {"train": 11435, "dev": 1000, "test": 500}
+    assert all(part.column_names == ["prompt", "response"] for part in split.values())
+    # the rows dropped so far come before row 500, so the first test row is the file's first
+    assert split["test"][0]["response"] == rows[0]["response"]
+    assert split["train"][-1]["response"] == rows[-1]["response"]
+
+
+def test_dolly_split_of_other_data_warns_or_refuses(caplog):
+    rows = Dataset.from_dict({"instruction": ["a"] * 1600, "response": ["b"] * 1600})
+    assert len(dolly_split(rows, word_tokenizer())["train"]) == 100
+    assert "100 training rows, the published one 11435" in caplog.text
+    with pytest.raises(ValueError, match="0 of 1600 rows have a prompt of at most 2 tokens"):
+        dolly_split(rows, word_tokenizer(), max_prompt_tokens=2)

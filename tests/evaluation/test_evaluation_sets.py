@@ -1,0 +1,71 @@
+import json
+
+import pytest
+from datasets import Dataset
+
+from hfkd.data.text_files import read_jsonl
+from hfkd.evaluation import SETS, instruct_sets
+from hfkd.evaluation import sets as sets_module
+
+
+def write(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_real_sets(data_dir, caplog):
+    dolly = Dataset.from_dict({"prompt": ["p"] * 3, "response": ["r"] * 3})
+    sets = instruct_sets(data_dir / "instruct_eval", dolly_test=dolly)
+    assert {name: len(rows) for name, rows in sets.items()} == {
+        "dolly": 3, "self-inst": 242, "vicuna": 80, "sinst": 1694, "uinst": 1050,
+    }  # fmt: skip
+    assert all(rows.column_names == ["prompt", "references"] for rows in sets.values())
+    assert sets["dolly"][0] == {"prompt": "p", "references": ["r"]}
+    raw = read_jsonl(data_dir / "instruct_eval" / "sinst.jsonl")
+    assert sets["sinst"]["references"][:] == raw["output"][:]
+    assert max(map(len, raw["output"])) > 1
+    assert not caplog.text
+
+
+def test_a_folder_laid_out_as_the_hub_is(tmp_path, caplog):
+    row = {"prompt": "a", "output": "b"}
+    write(tmp_path / "sinst" / "11_" / "valid.jsonl", row)
+    write(tmp_path / "Vicuna" / "valid.jsonl", row, row | {"output": "c"})
+    sets = instruct_sets(tmp_path)
+    assert {name: len(rows) for name, rows in sets.items()} == {"vicuna": 2, "sinst": 1}
+    assert sets["vicuna"]["references"][:] == [["b"], ["c"]]
+    assert "No self-inst (SInst) in" in caplog.text
+
+
+def test_the_hub_is_asked_for_the_published_files(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, file, repo_type):
+        asked.append((repository, file, repo_type))
+        write(tmp_path / "valid.jsonl", {"prompt": "a", "output": "b"})
+        return tmp_path / "valid.jsonl"
+
+    monkeypatch.setattr(sets_module, "hf_hub_download", download)
+    assert list(instruct_sets()) == list(SETS)
+    assert asked == [
+        ("MiniLLM/dolly", "valid.jsonl", "dataset"),
+        ("MiniLLM/self-inst", "valid.jsonl", "dataset"),
+        ("MiniLLM/Vicuna", "valid.jsonl", "dataset"),
+        ("MiniLLM/sinst", "11_/valid.jsonl", "dataset"),
+        ("MiniLLM/uinst", "11_/valid.jsonl", "dataset"),
+    ]
+
+
+def test_only_the_rows_that_are_scored(tmp_path):
+    write(tmp_path / "vicuna.jsonl", *[{"prompt": str(i), "output": "b"} for i in range(100)])
+    assert instruct_sets(tmp_path, names=["vicuna"])["vicuna"]["prompt"][:] == [str(i) for i in range(80)]
+
+
+def test_what_is_not_there_is_said(tmp_path):
+    with pytest.raises(ValueError, match="unknown instruction set 'alpaca': pass some of"):
+        instruct_sets(tmp_path, names=["alpaca"])
+    with pytest.raises(ValueError, match="holds none of"):
+        instruct_sets(tmp_path)
+    for typo in (tmp_path / "nowhere", "../shered/data"):
+        with pytest.raises(ValueError, match="is not a folder"):
+            instruct_sets(typo)

@@ -1,0 +1,57 @@
+import evaluate
+import pytest
+from rouge_score import rouge_scorer
+
+import hfkd.metrics.rouge_l
+from hfkd.metrics import RougeL
+
+TEXTS = ["The cats were sitting on a mat.", "", "Paris, of course", "running dogs"]
+REFERENCES = [
+    ["A cat sat on the mat", "The cat was sitting on a mat."],
+    ["Something"],
+    ["paris  of course!"],
+    ["dog runs", "x"],
+]
+
+
+@pytest.fixture(params=["class", "file"])
+def metric(request):
+    return RougeL() if request.param == "class" else evaluate.load(hfkd.metrics.rouge_l.__file__)
+
+
+def test_equals_rouge_score_with_the_best_reference(metric):
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    naive = [
+        max(100 * scorer.score(target=reference, prediction=text)["rougeL"].fmeasure for reference in references)
+        for text, references in zip(TEXTS, REFERENCES, strict=True)
+    ]
+    scores = metric.compute(predictions=TEXTS, references=REFERENCES, per_example=True)
+    assert scores["rougeL_per_example"] == pytest.approx(naive)
+    assert scores["rougeL"] == pytest.approx(sum(naive) / 4)
+    assert naive[1] == 0
+    assert naive[2] == 100
+
+
+def test_exact_match_ignores_case_punctuation_and_spacing_but_not_articles(metric):
+    scores = metric.compute(predictions=TEXTS, references=REFERENCES, per_example=True)
+    assert scores["exact_match_per_example"] == [0, 0, 100, 0]
+    assert scores["exact_match"] == 25
+    assert metric.compute(predictions=["the cat"], references=["cat"])["exact_match"] == 0
+
+
+def test_a_reference_may_be_one_text(metric):
+    both = [metric.compute(predictions=["a b c"], references=given) for given in (["a c"], [["a c"]])]
+    assert both[0] == both[1] == {"rougeL": pytest.approx(80), "exact_match": 0}
+
+
+def test_rows_may_come_in_batches(metric):
+    for text, references in zip(TEXTS, REFERENCES, strict=True):
+        metric.add_batch(predictions=[text], references=[references])
+    assert metric.compute() == RougeL().compute(predictions=TEXTS, references=REFERENCES)
+
+
+def test_nothing_to_score_is_refused(metric):
+    with pytest.raises(ValueError, match="no predictions to score"):
+        metric.compute(predictions=[], references=[])
+    with pytest.raises(ValueError, match="row 1 has no reference"):
+        metric.compute(predictions=["a", "b"], references=[["a"], []])
