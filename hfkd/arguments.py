@@ -1,5 +1,6 @@
 """DistillationArguments: every TrainingArguments flag, plus the slots; from the command line and YAML files."""
 
+import argparse
 import difflib
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import torch
 import yaml
 from huggingface_hub.constants import HF_HOME
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
 
 
 @dataclass
@@ -42,6 +44,10 @@ class DistillationArguments(TrainingArguments):
     channels_last: bool = field(
         default=True, metadata={"help": "Keep images and convolutions in channels_last memory format."}
     )
+    float32_evaluation: bool = field(
+        default=True,
+        metadata={"help": "Evaluate without autocast, so that the reported figures are those of the saved weights."},
+    )
     lr_decay_epochs: list[float] | None = field(
         default=None,
         metadata={
@@ -69,11 +75,19 @@ class DistillationArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if self.bf16 is None:
             self.bf16 = not self.fp16 and self._computes_bf16()
-        if self.lr_decay_epochs is not None and list(self.lr_decay_epochs) != sorted(set(self.lr_decay_epochs)):
-            raise ValueError(f"lr_decay_epochs={self.lr_decay_epochs} must ascend")
+        if self.lr_decay_epochs is not None:
+            self._check_decay(self.lr_decay_epochs)
         if not 0 < self.lr_decay_factor <= 1:
             raise ValueError(f"lr_decay_factor={self.lr_decay_factor} must be in (0, 1]: it multiplies the rate")
         super().__post_init__()
+
+    @staticmethod
+    def _check_decay(epochs: Any) -> None:
+        numbers = isinstance(epochs, (list, tuple)) and all(isinstance(e, (int, float)) and 0 < e for e in epochs)
+        if not numbers or list(epochs) != sorted(set(epochs)):
+            raise ValueError(
+                f"lr_decay_epochs={epochs} must be ascending epochs above 0, such as [150, 180]"
+            )
 
     def _computes_bf16(self) -> bool:
         """Whether bfloat16 is faster than float32 here; on a CPU it then also has to be said that there is no GPU."""
@@ -87,33 +101,61 @@ class DistillationArguments(TrainingArguments):
         return native
 
 
-def parse(dataclasses: Sequence[type], argv: Sequence[str] | None = None, **parser_options: Any) -> tuple[Any, ...]:
-    """Parse `argv` into dataclasses; `--config FILE.yaml` gives defaults that the command line overrides.
+def parse(
+    dataclasses: Sequence[type],
+    argv: Sequence[str] | None = None,
+    defaults: Sequence[str | Path] = (),
+    **parser_options: Any,
+) -> tuple[Any, ...]:
+    """Parse `argv` into dataclasses. The command line wins over `--config FILE.yaml`, which wins over `defaults`.
 
-    A YAML key that no dataclass has raises ValueError with the closest one that exists.
+    `defaults` are YAML files too, a recipe's protocol, the later ones winning. A key that no dataclass has raises
+    ValueError with the closest one that exists.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(cast(Any, list(dataclasses)), allow_abbrev=False, **parser_options)
     parser.add_argument("--config", metavar="FILE.yaml", help="Settings to start from; flags given here win over it.")
-    path = _config_path(argv)
-    if path is not None:
-        known = {f.name for cls in dataclasses for f in fields(cls) if f.init}
+    for action in parser._actions:
+        if action.type is string_to_bool and action.nargs is None:  # `bool | None`: let a bare --bf16 mean true
+            action.nargs, action.const = "?", True
+    known = {f.name for cls in dataclasses for f in fields(cls) if f.init}
+    given = _config_path(argv)
+    for path in [*defaults, given] if given else defaults:
         settings = read_yaml(path, known)
-        parser.set_defaults(**settings)
         for action in parser._actions:  # a setting that the file gives is no longer required on the command line
-            action.required = action.required and action.dest not in settings
-    *parsed, rest = parser.parse_args_into_dataclasses(argv)
+            if action.dest in settings:
+                action.required = False
+                settings[action.dest] = _as_typed(action, settings[action.dest], path)
+        parser.set_defaults(**settings)
+    *parsed, rest = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     del rest.config
     return tuple(parsed)
 
 
 def _config_path(argv: Sequence[str]) -> str | None:
-    for i, argument in enumerate(argv):
-        if argument == "--config":
-            return argv[i + 1] if i + 1 < len(argv) else None
-        if argument.startswith("--config="):
-            return argument.removeprefix("--config=")
-    return None
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE.yaml")
+    return parser.parse_known_args(argv)[0].config
+
+
+def _as_typed(action: argparse.Action, value: Any, path: str | Path) -> Any:
+    """A YAML value as the command line would have read it: to YAML 1.1, 5e-2 is a string."""
+    if value is None or action.nargs == 0:
+        return value
+    if action.nargs in ("+", "*"):
+        return [_number(action, v, path) for v in (value if isinstance(value, list) else [value])]
+    return _number(action, value, path)
+
+
+def _number(action: argparse.Action, value: Any, path: str | Path) -> Any:
+    """`value` as the action's int or float, where it wants one; a list, a bool or a mapping reads as no number."""
+    if action.type not in (int, float):
+        return value
+    try:
+        return action.type(str(value))
+    except ValueError:
+        kind = "whole number" if action.type is int else "number"
+        raise ValueError(f"--config {path}: {action.dest}: {value!r} is not a {kind}") from None
 
 
 def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
@@ -122,6 +164,8 @@ def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"--config {path}: there is no such file") from None
+    except OSError as error:
+        raise ValueError(f"--config {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"--config {path} is not a YAML file of settings: {error}") from error
     settings = {} if settings is None else settings

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hfkd.models.calling import Call
 from hfkd.teachers import LiveTeacher
+from hfkd.teachers.scan import image_transform
 
 Collate = Callable[[list[Any]], dict[str, Tensor]]
 PROBED_ROWS = 2
@@ -31,9 +32,12 @@ def check_networks(student: nn.Module, call: Call, teacher: LiveTeacher | None, 
     if not _map_style(dataset):
         return
     batch = collate([dataset[i] for i in range(min(PROBED_ROWS, len(dataset)))])
-    was_training = student.training
-    classes = call(student.eval(), _on(student, batch)).shape[-1]
-    student.train(was_training)
+    modes = [(module, module.training) for module in student.modules()]
+    try:
+        classes = call(student.eval(), _on(student, batch)).shape[-1]
+    finally:
+        for module, mode in modes:  # each its own: a student may keep frozen batch norms in eval
+            module.training = mode
     _check_labels(dataset, batch["labels"], classes)
     if teacher is None:
         return
@@ -52,7 +56,9 @@ def _check_labels(dataset: Any, probed: Tensor, classes: int) -> None:
         if probed.shape[-1] != classes:
             raise ValueError(f"mixed labels over {probed.shape[-1]} classes, but the student has {classes}")
         return
-    whole = isinstance(dataset, Dataset) and "labels" in dataset.column_names
+    # All labels where the column is what a batch gets: a transform that is not ours may map them.
+    stored = isinstance(dataset, Dataset) and "labels" in dataset.column_names
+    whole = stored and (dataset.format["type"] != "custom" or image_transform(dataset) is not None)
     labels = torch.as_tensor(dataset.with_format("numpy")["labels"][:]) if whole else probed
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,27 +11,26 @@ def write_atomically(path: str | Path, content: bytes | Callable[[Path], None]) 
     """Write `content` (bytes, or a function that fills the path it is given) beside `path`, sync it, then rename.
 
     Creates the parent folder. When anything fails the old file stays whole, nothing is left beside it, and the
-    OSError names the path.
+    OSError names the path. Permissions follow the umask; a symbolic link stays, and the file it points to is replaced.
     """
-    path = Path(path)
+    target = Path(os.path.realpath(path))
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = part.open("xb")
     except OSError as error:
         raise OSError(
             error.errno, f"cannot write {path}: {error.strerror}; choose a folder that is writable"
         ) from error
-    part = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with file:
             if isinstance(content, bytes):
                 file.write(content)
         if callable(content):
             content(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.chmod(0o644)
-        os.replace(part, path)
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(part, target)
     except OSError as error:
         raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}; free some space?") from error
     finally:

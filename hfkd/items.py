@@ -4,8 +4,9 @@ N items, B batch rows, L length, C classes or vocabulary, V vocabulary.
 An item is an image, or one unmasked target token. A sample is an image or a whole sequence: `sample[n]` says which.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ def image_items(
     progress: float = 0.0,
 ) -> Items:
     """One item an image: logits [B, C], labels [B] or [B, C] -> N = B items."""
-    _same_classes(student_logits, teacher_logits)
+    same_classes(student_logits.shape[-1], teacher_logits.shape[-1])
     return Items(
         Outputs(student_logits, tuple(student_hidden)),
         Outputs(teacher_logits, tuple(teacher_hidden)),
@@ -86,9 +87,99 @@ def count_image_items(labels: Tensor) -> int:
     return labels.shape[0]
 
 
-def _same_classes(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    if student_logits.shape[-1] != teacher_logits.shape[-1]:
+def token_items(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    student_hidden: Sequence[Tensor] = (),
+    teacher_hidden: Sequence[Tensor] = (),
+    progress: float = 0.0,
+) -> Items:
+    """One item an unmasked target token: logits [B, L, V], labels [B, L], hidden states each [B, L, ...].
+
+    Position i predicts the label at i + 1; labels of -100 are no items. The sample is the row of the batch.
+    """
+    same_classes(student_logits.shape[-1], teacher_logits.shape[-1])
+    tokens = _Targets(labels)
+    return Items(
+        Outputs(tokens.pick(student_logits), tuple(map(tokens.pick, student_hidden))),
+        Outputs(tokens.pick(teacher_logits), tuple(map(tokens.pick, teacher_hidden))),
+        tokens.labels,
+        sample=tokens.sample,
+        num_samples=len(labels),
+        progress=progress,
+    )
+
+
+def count_token_items(labels: Tensor) -> Tensor:
+    """How many items `token_items` makes of these labels: a number on their device, nothing is read back."""
+    return (labels[..., 1:] != IGNORED).sum()
+
+
+@dataclass(frozen=True)
+class HiddenItems:
+    """N tokens before the output heads: what a chunked loss starts from. student [N, H_s], teacher [N, H_t]."""
+
+    student: Tensor
+    teacher: Tensor
+    labels: Tensor
+    sample: Tensor
+    num_samples: int
+    progress: float = 0.0
+
+    def __len__(self) -> int:
+        return self.sample.shape[0]
+
+
+def token_hidden(
+    student_hidden: Tensor, teacher_hidden: Tensor, labels: Tensor, *, progress: float = 0.0
+) -> HiddenItems:
+    """`token_items` one layer earlier: the last hidden states [B, L, H] that the output heads read."""
+    tokens = _Targets(labels)
+    student, teacher = tokens.pick(student_hidden), tokens.pick(teacher_hidden)
+    return HiddenItems(student, teacher, tokens.labels, tokens.sample, len(labels), progress)
+
+
+@dataclass(frozen=True)
+class ItemRule:
+    """How a batch becomes items, and how its labels are counted."""
+
+    make: Callable[..., Items]
+    count: Callable[[Tensor], Any]
+
+
+IMAGES = ItemRule(image_items, count_image_items)
+TOKENS = ItemRule(token_items, count_token_items)
+
+
+class _Targets:
+    """Which positions of [B, L] labels predict a token, and that token's label and sample."""
+
+    def __init__(self, labels: Tensor) -> None:
+        if labels.ndim != 2:
+            raise ValueError(f"labels of shape {tuple(labels.shape)}: tokens need [batch, length], one label a token")
+        self.shape = labels.shape
+        wanted = torch.zeros_like(labels, dtype=torch.bool)
+        wanted[:, :-1] = labels[:, 1:] != IGNORED
+        self.position = wanted.flatten().nonzero().squeeze(-1)  # [N], into B * L
+        self.labels = labels.flatten()[self.position + 1]
+        self.sample = self.position // max(labels.shape[1], 1)
+
+    def pick(self, values: Tensor) -> Tensor:
+        """[B, L, ...] -> [N, ...]"""
+        if values.shape[:2] != self.shape:
+            raise ValueError(
+                f"a tensor of shape {tuple(values.shape)} for labels of shape {tuple(self.shape)}: batch and length "
+                "must agree; a model that returns only some positions needs logits_to_keep=0"
+            )
+        return values.flatten(0, 1).index_select(0, self.position)
+
+
+def same_classes(student: int, teacher: int) -> None:
+    """Raise ValueError unless both networks give the same number of classes."""
+    if student != teacher:
         raise ValueError(
-            f"the student gives {student_logits.shape[-1]} classes and the teacher {teacher_logits.shape[-1]}: "
+            f"the student gives {student} classes and the teacher {teacher}: "
             "logit distillation compares them one by one; give the student the teacher's number of labels"
         )

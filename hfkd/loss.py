@@ -56,20 +56,40 @@ class DistillationLoss(nn.Module):
         return slot if isinstance(slot, Fitted) and slot.thresholds_or_none is None else None
 
     def forward(self, items: Items, num_items: Tensor | int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        count = max(len(items), 1) if num_items is None else num_items
-        ce = cross_entropy(items.student.logits, items.labels)  # [N]
-        loss, parts = self.ce_weight * ce.sum() / count, {"ce": ce}
-        if self.kd_weight:
-            temperature = _one_per_item(items, "temperature", self.temperature(items))
-            with torch.no_grad():
-                weight = _one_per_item(items, "weighting", self.weighting(items))
-            kd = weight * _one_per_item(items, "objective", self.objective(items, temperature))  # [N]
-            loss = loss + self.kd_weight * kd.sum() / count
-            parts |= {"kd": kd, "temperature": temperature, "weight": weight}
-        return loss, self._logged(parts)
+        chosen = self.choose(items)
+        values = self.per_item(items, **chosen)
+        return self.reduce(values, len(items), num_items), self.logged(values | chosen)
+
+    # The three steps of forward: a chunked loss takes the first for all items, the second chunk by chunk.
+
+    def choose(self, items: Items) -> dict[str, Tensor]:
+        """Each item's `temperature` and `weight` [N]; nothing without distillation."""
+        if not self.kd_weight:
+            return {}
+        temperature = _one_per_item(items, "temperature", self.temperature(items))
+        with torch.no_grad():
+            weight = _one_per_item(items, "weighting", self.weighting(items))
+        return {"temperature": temperature, "weight": weight}
+
+    def per_item(
+        self, items: Items, temperature: Tensor | None = None, weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Each item's cross-entropy `ce` and weighted objective `kd` [N]."""
+        values = {"ce": cross_entropy(items.student.logits, items.labels)}
+        if temperature is not None and weight is not None:
+            values["kd"] = weight * _one_per_item(items, "objective", self.objective(items, temperature))
+        return values
+
+    def reduce(self, values: dict[str, Tensor], length: int, num_items: Tensor | int | None = None) -> Tensor:
+        """The one equation, over `num_items`, or else the `length` items at hand; a step without items gives 0."""
+        count = length if num_items is None else num_items
+        count = count + (count == 0)
+        loss = self.ce_weight * values["ce"].sum() / count
+        return loss + self.kd_weight * values["kd"].sum() / count if "kd" in values else loss
 
     @torch.no_grad()
-    def _logged(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    def logged(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The mean of each part over the items at hand, and the temperature's groups."""
         means = {name: values.detach().float().sum() / max(len(values), 1) for name, values in parts.items()}
         if "temperature" in parts and isinstance(self.temperature, Energy):
             means |= self.temperature.groups(parts["temperature"])

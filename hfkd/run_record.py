@@ -1,19 +1,22 @@
 """What a run is, kept beside its weights: a folder never mixes two runs, and a resumed one keeps its thresholds."""
 
 import json
+import logging
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfkd.files import write_atomically
 from hfkd.loss import DistillationLoss
 from hfkd.temperatures import Fitted
 
 FILE = "distillation.json"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,19 @@ class RunRecord:
     def refuse_other(self, folder: str | Path | None) -> None:
         """Raise ValueError if `folder` already holds a run that is not this one."""
         folder = folder or "."
-        other = read(folder) or read(get_last_checkpoint(folder) if Path(folder).is_dir() else None)
+        other = read(folder) or read(last_checkpoint(folder))
         if other is None:
             return
-        for name in ("student", "teacher", "loss", "seed"):
-            there, here = getattr(other, name), getattr(self, name)
-            if there != here:
+        there, here = other._named(), self._named()
+        for name in here | there:
+            if there.get(name) != here.get(name):
                 raise ValueError(
-                    f"{folder} holds another run: its {name} is {there}, this one's is {here}; choose another "
-                    "output_dir, or delete that one"
+                    f"{folder} holds another run: its {name} is {there.get(name)}, this one's is {here.get(name)}; "
+                    "choose another output_dir, or delete that one"
                 )
+
+    def _named(self) -> dict[str, Any]:
+        return {"student": self.student, "teacher": self.teacher} | self.loss | {"seed": self.seed}
 
 
 def read(folder: str | Path | None) -> RunRecord | None:
@@ -58,9 +64,20 @@ def read(folder: str | Path | None) -> RunRecord | None:
     if folder is None:
         return None
     try:
-        return RunRecord(**json.loads((Path(folder) / FILE).read_text()))
+        record = RunRecord(**json.loads((Path(folder) / FILE).read_text()))
     except (OSError, ValueError, TypeError):
         return None
+    return record if isinstance(record.loss, dict) else None
+
+
+def last_checkpoint(folder: str | Path | None) -> str | None:
+    """The newest complete checkpoint in `folder`. One that a kill cut short lacks the state, which is written last."""
+    found = [p for p in Path(folder or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.rpartition("-")[2].isdigit()]
+    for path in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
+        if (path / TRAINER_STATE_NAME).is_file():
+            return str(path)
+        logger.warning("%s is not complete and is passed over", path)
+    return None
 
 
 def network(model: nn.Module) -> str:

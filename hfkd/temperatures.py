@@ -118,7 +118,8 @@ class Energy(Fitted):
         """The shares of low- and high-energy items behind these temperatures; none for a side that is off."""
         up, down = (self.increase, self.decrease) if self.direction == "paper" else (-self.decrease, -self.increase)
         sides = {"low_energy_share": self.temperature + up, "high_energy_share": self.temperature - down}
-        return {k: (temperatures == t).float().mean() for k, t in sides.items() if t != self.temperature}
+        count = max(len(temperatures), 1)
+        return {k: (temperatures == t).float().sum() / count for k, t in sides.items() if t != self.temperature}
 
 
 @dataclass

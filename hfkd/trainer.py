@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hfkd import run_record
 from hfkd.arguments import DistillationArguments
@@ -18,7 +18,7 @@ from hfkd.checks import check_datasets, check_networks
 from hfkd.data.collate import ImageCollator
 from hfkd.items import count_image_items, image_items
 from hfkd.loss import DistillationLoss, cross_entropy
-from hfkd.models import InputSpec, input_spec
+from hfkd.models import InputSpec, input_spec, record_statistics
 from hfkd.models.calling import Call
 from hfkd.run_record import RunRecord
 from hfkd.teachers import LiveTeacher, TeacherScan, place, scan
@@ -86,6 +86,14 @@ class DistillationTrainer(Trainer):
         self._evaluated: list[Tensor] = []
         self.add_callback(_EpochViews(self))
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the result, for results.json and the page."""
+        names = ("learning_rate", "num_train_epochs", "max_steps", "optim", "weight_decay", "seed", "bf16")
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        networks = {"teacher": self.record.teacher, "student": self.record.student}
+        return networks | self.record.loss | {n: getattr(self.args, n) for n in names} | {"batch_size": batch}
+
     # ---- the loss ----------------------------------------------------------------------------------------------
 
     def compute_loss(
@@ -96,7 +104,7 @@ class DistillationTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         inputs = self._in_memory_format(inputs)
-        logits = self.call(model, inputs)
+        logits = self.call(model if model.training else self._evaluated_network(model), inputs)
         if not model.training:
             ce = cross_entropy(logits, inputs["labels"])  # [B]
             # Padding a last batch repeats rows on some ranks; this drops the repeats, which a rank's mean cannot.
@@ -112,6 +120,11 @@ class DistillationTrainer(Trainer):
             # Gradients are averaged over the ranks, and the loss is already divided by the items of all of them.
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _evaluated_network(self, model: nn.Module) -> Any:
+        """The network without the autocast that Accelerate put around its forward, unless that is wanted."""
+        forward = vars(self.accelerator.unwrap_model(model)).get("_original_forward")
+        return forward if forward is not None and self.args.float32_evaluation else model
 
     def _in_memory_format(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         images = inputs.get("pixel_values")
@@ -171,11 +184,16 @@ class DistillationTrainer(Trainer):
     ) -> TrainOutput:
         checkpoint = resume_from_checkpoint
         if checkpoint is True:
-            checkpoint = get_last_checkpoint(self.args.output_dir)
+            checkpoint = run_record.last_checkpoint(self.args.output_dir)
+            if checkpoint is None:
+                raise ValueError(f"there is no complete checkpoint in {self.args.output_dir} to resume from")
         self.fit_slots(checkpoint or None)
+        transform = image_transform(self.train_dataset)
+        if transform is not None:
+            record_statistics(self.accelerator.unwrap_model(self.model), transform.mean, transform.std)
         if self.args.should_save:
             self.record.write(self.args.output_dir, self.distillation_loss)
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def fit_slots(self, checkpoint: str | None = None) -> None:
         """Give the temperature its thresholds: those of `checkpoint`, or of a scan of the training set."""
@@ -232,6 +250,9 @@ class DistillationTrainer(Trainer):
     # ---- checkpoints -------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if state_dict is None and not isinstance(self.model, PreTrainedModel):
+            # safetensors refuses channels_last; save_pretrained knows, Trainer's own branch for bare modules does not.
+            state_dict = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             self.record.write(output_dir or self.args.output_dir, self.distillation_loss)

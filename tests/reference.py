@@ -76,6 +76,51 @@ def ea_weight(z, v, T=3.0, bound=None):
     return entropy(z, T) * (1 + entropy(v, T) / bound) / 2
 
 
+# ---- two-distribution formulas in torch, so that autograd gives the gradient; p, q are probabilities [C], float64 --
+
+
+def kl_of(p, q):
+    return (p * (p / q).log()).sum()
+
+
+def reverse_kl(p, q):
+    return kl_of(q, p)
+
+
+def jsd(p, q, beta=0.5):
+    """GKD, Eq. 1, with TRL's ends."""
+    if beta in (0, 1):
+        return kl_of(q, p) if beta else kl_of(p, q)
+    m = beta * p + (1 - beta) * q
+    return beta * kl_of(p, m) + (1 - beta) * kl_of(q, m)
+
+
+def skew_kl(p, q, alpha=0.1):
+    """DistiLLM, Eq. 4."""
+    return kl_of(p, alpha * p + (1 - alpha) * q)
+
+
+def skew_reverse_kl(p, q, alpha=0.1):
+    return kl_of(q, (1 - alpha) * p + alpha * q)
+
+
+def adaptive_kl(p, q, mu=0.5):
+    """AKL: take the teacher's classes from the top until they hold mu; the gaps weigh the two directions."""
+    head, mass = [], 0.0
+    for c in sorted(range(len(p)), key=lambda c: -float(p[c])):
+        if head and mass >= mu:
+            break
+        head.append(c)
+        mass += float(p[c])
+    gaps = (p - q).abs().tolist()
+    g_head = sum(gaps[c] for c in head)
+    return g_head / sum(gaps) * kl_of(p, q) + (1 - g_head / sum(gaps)) * kl_of(q, p)
+
+
+def total_variation(p, q):
+    return (p - q).abs().sum() / 2
+
+
 def rows(function, *tensors, **keywords):
     """Apply a reference to each row of the tensors: [N]."""
     return torch.tensor([function(*row, **keywords) for row in zip(*tensors, strict=True)], dtype=torch.float64)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -14,9 +15,9 @@ from torchvision.transforms.v2 import functional as F
 class ImageCollator:
     """Stack rows of `pixel_values`, `labels` and, where there, `index`; other columns stay behind.
 
-    uint8 images and PIL images become float in [0, 1]; a `processor` (a Hugging Face image processor) does it instead
-    when given. Labels are class ids, or vectors where MixUp or CutMix mixed them.
-    Raises ValueError for a missing column or images of unequal shape.
+    uint8 images and PIL images (those in colour as RGB) become float in [0, 1]; a `processor` (a Hugging Face image
+    processor) does it instead when given. Labels are class ids, or vectors where MixUp or CutMix mixed them.
+    Raises ValueError for a missing column, images of unequal shape, or integer pixels other than uint8.
     """
 
     def __init__(self, processor: Any = None) -> None:
@@ -38,9 +39,20 @@ class ImageCollator:
     def _images(self, images: list[Any]) -> Tensor:
         if self.processor is not None and not isinstance(images[0], Tensor):
             return self.processor(images, return_tensors="pt")["pixel_values"]
-        tensors = [image if isinstance(image, Tensor) else F.to_image(image) for image in images]
+        tensors = [image if isinstance(image, Tensor) else F.to_image(_in_colour(image)) for image in images]
         if len({t.shape for t in tensors}) > 1:
             shapes = sorted({tuple(t.shape) for t in tensors})
             raise ValueError(f"images of different shapes in one batch: {shapes}; resize them in the dataset")
         stacked = torch.stack(tensors)
-        return stacked if stacked.is_floating_point() else F.to_dtype(stacked, torch.float32, scale=True)
+        if stacked.dtype == torch.uint8:
+            return F.to_dtype(stacked, torch.float32, scale=True)
+        if not stacked.is_floating_point():
+            raise ValueError(f"images of {stacked.dtype}, whose range is unknown: make them uint8, or float in [0, 1]")
+        return stacked.float() if stacked.dtype == torch.float64 else stacked
+
+
+def _in_colour(image: Any) -> Any:
+    """A palette's indices are no colours, and an alpha channel is none either: those images become RGB."""
+    if isinstance(image, Image.Image) and image.mode in ("P", "PA", "LA", "RGBA", "CMYK"):
+        return image.convert("RGB")
+    return image

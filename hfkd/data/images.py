@@ -10,6 +10,9 @@ from typing import Any
 import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import Image as ImageFeature
+from datasets.data_files import EmptyDatasetError
+from datasets.exceptions import DataFilesNotFoundError
 from PIL import Image, ImageOps
 
 from hfkd.data.transforms import pack_pixels, packed_size
@@ -37,28 +40,28 @@ def load_images(
     """Load `train` and `test` splits with the columns `pixels`, `labels` and `index`.
 
     `pixels` holds a uint8 RGB image as bytes (`transforms.pack_pixels`), decoded once and kept in the `datasets` cache;
-    `index` is the row number. Greyscale becomes RGB. Every image is fitted (resized to cover, centre cropped) to
-    `image_size`, by default the size of the first. Columns and splits are found by their usual names and may be named.
-    The size is `image_hw(dataset)`, the class names `label_names(dataset)`.
-    Raises ValueError for a missing column or split, an empty split, or labels that are not class ids.
+    `index` is the row number. Greyscale becomes RGB, an alpha channel is dropped. Every image is fitted (resized to
+    cover, centre cropped) to `image_size`, by default the size of the first training image. Columns and splits are
+    found by their usual names and may be named. The size is `image_hw(dataset)`, the class names `label_names(dataset)`.
+    Raises ValueError for a missing column or split, an empty split, labels that are not class ids, a broken image.
     """
     loaded = _load(name_or_path, name)
-    test_split = test_split or next((s for s in TEST_SPLITS if s in loaded), None)
-    for split in (train_split, test_split):
+    test_split = test_split or next((s for s in TEST_SPLITS if s in loaded), "test")
+    for split, argument in ((train_split, "train_split"), (test_split, "test_split")):
         if split not in loaded:
-            raise ValueError(f"{name_or_path} has no split {split!r}: it has {list(loaded)}; name the one to use")
-    pair = {"train": loaded[train_split], "test": loaded[test_split]}
+            raise ValueError(f"{name_or_path} has no split {split!r}: it has {list(loaded)}; pass {argument}=")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return DatasetDict({split: decode(ds, image_column, label_column, size) for split, ds in pair.items()})
+    train = decode(loaded[train_split], image_column, label_column, size)
+    test = decode(loaded[test_split], image_column, label_column, image_hw(train))
+    return DatasetDict({"train": train, "test": test})
 
 
 def _load(name_or_path: str, name: str | None) -> DatasetDict:
-    if Path(name_or_path).expanduser().is_dir():
-        path = Path(name_or_path).expanduser()
-        if not any(path.iterdir()):
-            raise ValueError(f"{name_or_path} is an empty folder: give the folder that holds the image data")
-        name_or_path = str(path)
-    return datasets.load_dataset(name_or_path, name)
+    path = Path(name_or_path).expanduser()
+    try:
+        return datasets.load_dataset(str(path) if path.is_dir() else name_or_path, name)
+    except (EmptyDatasetError, DataFilesNotFoundError) as error:
+        raise ValueError(f"{name_or_path} holds no data that can be read: give the folder with the images") from error
 
 
 def decode(
@@ -75,9 +78,9 @@ def decode(
     labels = dataset.features[label_column]
     if not isinstance(labels, ClassLabel) and not (isinstance(labels, Value) and "int" in labels.dtype):
         raise ValueError(f"column {label_column!r} holds {labels}, not class ids: name the label column")
-    if size is None:
-        first = dataset[0][image_column]
-        size = first.size[::-1] if isinstance(first, Image.Image) else np.asarray(first).shape[:2]
+    if isinstance(dataset.features[image_column], ImageFeature):  # one at a time, so that an error can name the row
+        dataset = dataset.cast_column(image_column, ImageFeature(decode=False))
+    size = size or _picture(dataset[0][image_column], 0).size[::-1]
     features = Features({"pixels": Value("binary"), "labels": labels, "index": Value("int64")})
     return dataset.map(
         _decode_batch,
@@ -99,16 +102,36 @@ def _decode_batch(
     size: tuple[int, int],
     layout: int,
 ) -> dict[str, list[Any]]:
-    pixels = [_pixels(image, size) for image in batch[image_column]]
+    pictures = (_picture(value, row) for value, row in zip(batch[image_column], indices, strict=True))
+    pixels = [pack_pixels(np.asarray(p if p.size[::-1] == size else _fit(p, size))) for p in pictures]
+    for label, row in zip(batch[label_column], indices, strict=True):
+        if label is None:
+            raise ValueError(f"row {row} has no label: leave such rows out")
     return {"pixels": pixels, "labels": batch[label_column], "index": indices}
 
 
-def _pixels(image: Any, size: tuple[int, int]) -> bytes:
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image, dtype=np.uint8))
-    picture = picture.convert("RGB")
-    if picture.size[::-1] != size:
-        picture = _fit(picture, size)
-    return pack_pixels(np.asarray(picture))
+def _picture(value: Any, row: int) -> Image.Image:
+    """An RGB picture from an image file's bytes or path, as `datasets` stores it, or from nested lists [H, W(, 3)]."""
+    try:
+        if value is None:
+            raise ValueError("there is none")
+        if isinstance(value, bytes):
+            value = {"bytes": value, "path": None}
+        picture = ImageFeature().decode_example(value) if isinstance(value, dict) else _from_array(value)
+        if picture.mode.startswith(("I", "F")):
+            raise ValueError(f"it has 16-bit or float pixels (mode {picture.mode}), which RGB would clip")
+        return picture.convert("RGB")
+    except (OSError, ValueError, TypeError, KeyError, SyntaxError, Image.DecompressionBombError) as error:
+        path = value.get("path") if isinstance(value, dict) else None
+        where = f"row {row} ({path})" if path else f"row {row}"
+        raise ValueError(f"the image in {where} cannot be used: {error}; replace it, or leave the row out") from error
+
+
+def _from_array(value: Any) -> Image.Image:
+    array = np.asarray(value)
+    if array.dtype.kind not in "ui" or array.min() < 0 or array.max() > 255:
+        raise ValueError("its values are not integers from 0 to 255")
+    return Image.fromarray(array.astype(np.uint8))
 
 
 def _fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:

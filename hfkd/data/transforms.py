@@ -26,8 +26,8 @@ class ImageTransform:
     Returns `pixel_values` [B, 3, H, W] float32, `labels` [B], `index` [B].
     """
 
-    mean: tuple[float, float, float] = CIFAR_MEAN
-    std: tuple[float, float, float] = CIFAR_STD
+    mean: tuple[float, ...] = CIFAR_MEAN
+    std: tuple[float, ...] = CIFAR_STD
     augment: bool = False
     padding: int = 4
     flip: bool = True
@@ -45,6 +45,10 @@ class ImageTransform:
     def clean(self) -> "ImageTransform":
         """The same without augmentation."""
         return replace(self, augment=False)
+
+    def at_epoch(self, epoch: int) -> "ImageTransform":
+        """The same with the views of one epoch, whatever `set_epoch` says to this one."""
+        return replace(self, epoch=torch.tensor(epoch))
 
     @property
     def num_views(self) -> int:
@@ -72,7 +76,10 @@ def pack_pixels(image: np.ndarray) -> bytes:
 
 
 def unpack_pixels(pixels: list[bytes]) -> Tensor:
-    """B packed images of one size -> [B, 3, H, W] uint8."""
+    """B packed images of one size -> [B, 3, H, W] uint8. Raises ValueError when their sizes differ."""
+    if len({image[:HEADER] for image in pixels}) > 1:
+        sizes = sorted({packed_size(image) for image in pixels})
+        raise ValueError(f"images of different sizes in one batch: {sizes}; load them all with the same image_size")
     height, width = packed_size(pixels[0])
     rows = np.frombuffer(bytearray(b"".join(pixels)), dtype=np.uint8).reshape(len(pixels), -1)
     return torch.from_numpy(rows)[:, HEADER:].reshape(-1, 3, height, width)

@@ -49,6 +49,21 @@ def image_classifier(
     return model.eval()
 
 
+def image_teacher(
+    name: str | os.PathLike[str],
+    num_labels: int,
+    checkpoint: str | os.PathLike[str] | None = None,
+    label_names: Sequence[str] | None = None,
+) -> PreTrainedModel:
+    """`image_classifier` for a network that must know something: ValueError for an architecture without weights."""
+    if checkpoint is None and "/" not in os.fspath(name) and timm.is_model(os.fspath(name)):
+        raise ValueError(
+            f"the teacher {os.fspath(name)!r} is an architecture with random weights: give its checkpoint, or a Hub id "
+            "or saved folder that has weights"
+        )
+    return image_classifier(name, num_labels, checkpoint, label_names)
+
+
 def _label_config(num_labels: int, label_names: Sequence[str] | None) -> dict[str, Any]:
     if num_labels < 1:
         raise ValueError(f"num_labels {num_labels}: a classifier has classes, pass the number of classes in the data")

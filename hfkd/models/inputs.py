@@ -6,7 +6,7 @@ from typing import Any
 
 from timm.models import get_model_input_config
 from torch import nn
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, TimmWrapperForImageClassification
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,19 @@ def input_spec(model: nn.Module) -> InputSpec | None:
     if getattr(config, "name_or_path", ""):
         return _processor_spec(config.name_or_path)
     return None
+
+
+def record_statistics(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Write into a timm model, bare or wrapped, the normalisation it is being trained with.
+
+    Saved with its config, so that whoever loads it, as a teacher say, feeds it what it knows. Other models keep this in
+    an image processor of their own.
+    """
+    statistics = {"mean": list(mean), "std": list(std)}
+    if isinstance(model, TimmWrapperForImageClassification):
+        model.config.pretrained_cfg = {**(model.config.pretrained_cfg or {}), **statistics}
+    elif "pretrained_cfg" in vars(model):
+        vars(model)["pretrained_cfg"].update(statistics)
 
 
 def _timm_spec(timm_model: Any, saved: dict[str, Any]) -> InputSpec:

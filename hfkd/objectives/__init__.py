@@ -3,11 +3,35 @@
 from collections.abc import Callable
 from typing import Any
 
+from hfkd.objectives.adaptive_kl import AdaptiveKL
 from hfkd.objectives.base import Objective
-from hfkd.objectives.divergences import KD
+from hfkd.objectives.divergences import JSD, KD, ReverseKL, SkewKL, SkewReverseKL, TotalVariation
 from hfkd.objectives.dkd import DKD
 from hfkd.objectives.standardized import Standardized, standardized
 
-OBJECTIVES: dict[str, Callable[..., Any]] = {"dkd": DKD, "kd": KD, "standardized": Standardized}
+OBJECTIVES: dict[str, Callable[..., Any]] = {
+    "adaptive_kl": AdaptiveKL,
+    "dkd": DKD,
+    "jsd": JSD,
+    "kd": KD,
+    "reverse_kl": ReverseKL,
+    "skew_kl": SkewKL,
+    "skew_reverse_kl": SkewReverseKL,
+    "standardized": Standardized,
+    "total_variation": TotalVariation,
+}
 
-__all__ = ["DKD", "KD", "OBJECTIVES", "Objective", "Standardized", "standardized"]
+__all__ = [
+    "DKD",
+    "JSD",
+    "KD",
+    "OBJECTIVES",
+    "AdaptiveKL",
+    "Objective",
+    "ReverseKL",
+    "SkewKL",
+    "SkewReverseKL",
+    "Standardized",
+    "TotalVariation",
+    "standardized",
+]

@@ -8,7 +8,14 @@ from hfkd.items import Items
 
 
 class Objective(ABC):
-    """An objective is stateless unless it also derives from nn.Module; then its parameters train with the student."""
+    """An objective is stateless unless it also derives from nn.Module; then its parameters train with the student.
+
+    `needs_hidden`: it reads hidden states. `relational`: an item's number depends on other items of the batch. Whoever
+    cannot serve that (a chunked loss, a cache of logits) refuses when the trainer is built.
+    """
+
+    needs_hidden: bool = False
+    relational: bool = False
 
     @abstractmethod
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:

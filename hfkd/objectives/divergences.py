@@ -1,8 +1,10 @@
-"""Divergences between the softened distributions of teacher and student.
+"""Divergences between the softened distributions of teacher, p, and student, q.
 
-N items, C classes or vocabulary.
+N items, C classes or vocabulary. All in log space: finite, with finite gradients, for any finite logits.
 """
 
+import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,23 +19,102 @@ from hfkd.signals import upcast
 Scale = Literal["squared", "none"]
 
 
-@dataclass
-class KD(Objective):
-    """Hinton et al. 2015: T_n² KL(p_n || q_n), p = softmax(z_teacher / T_n), q = softmax(z_student / T_n).
+@dataclass(kw_only=True)
+class Divergence(Objective):
+    """T_n² D(p_n, q_n): a divergence of second order, so T² keeps the gradient's size when T changes.
 
-    T² keeps the gradient's size when T changes. `scale="none"` leaves it out, for protocols that do (DSKD).
+    `scale="none"` leaves T² out, for protocols that do (DSKD).
     """
 
     scale: Scale = "squared"
 
     def __post_init__(self) -> None:
         if self.scale not in ("squared", "none"):
-            raise ValueError(f"KD: scale={self.scale!r} must be 'squared' (T²) or 'none'")
+            raise ValueError(f"{type(self).__name__}: scale={self.scale!r} must be 'squared' (T²) or 'none'")
+
+    def __call__(self, items: Items, temperature: Tensor) -> Tensor:
+        divergence = self.between(*softened(items, temperature))
+        return temperature**2 * divergence if self.scale == "squared" else divergence
+
+    @abstractmethod
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """[N, C] log-probabilities of teacher and student -> [N], without T²."""
+
+
+@dataclass
+class KD(Divergence):
+    """Hinton et al. 2015: T_n² KL(p_n || q_n), p = softmax(z_teacher / T_n), q = softmax(z_student / T_n)."""
+
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return kl(log_p, log_q)
+
+
+@dataclass
+class ReverseKL(Divergence):
+    """MiniLLM's direction (Gu et al., ICLR 2024, Eq. 1), token by token: T_n² KL(q_n || p_n). Seeks one mode."""
+
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return kl(log_q, log_p)
+
+
+@dataclass
+class JSD(Divergence):
+    """Generalised Jensen-Shannon divergence (GKD, Agarwal et al., ICLR 2024, Eq. 1).
+
+        beta KL(p || m) + (1 - beta) KL(q || m),  m = beta p + (1 - beta) q
+
+    The formula is 0 at both ends, but divided by beta (1 - beta) it tends to KL(p || q) for beta -> 0 and KL(q || p)
+    for beta -> 1. So beta=0 is defined as forward KL (`KD`), beta=1 as `ReverseKL`, as in TRL; near an end the value is
+    not near the end's.
+    """
+
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share("JSD", beta=self.beta)
+
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        if self.beta in (0, 1):
+            return kl(log_q, log_p) if self.beta else kl(log_p, log_q)
+        log_m = mixture(log_p, log_q, self.beta)
+        return self.beta * kl(log_p, log_m) + (1 - self.beta) * kl(log_q, log_m)
+
+
+@dataclass
+class SkewKL(Divergence):
+    """DistiLLM (Ko et al., ICML 2024, Eq. 4): KL(p || alpha p + (1 - alpha) q), bounded by -log alpha."""
+
+    alpha: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share(type(self).__name__, alpha=self.alpha)
+        if self.alpha == 1:
+            raise ValueError(f"{type(self).__name__}: alpha=1 compares a network with itself; pass a share below 1")
+
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return kl(log_p, mixture(log_p, log_q, self.alpha))
+
+
+@dataclass
+class SkewReverseKL(SkewKL):
+    """DistiLLM's skew reverse KL: KL(q || (1 - alpha) p + alpha q)."""
+
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return kl(log_q, mixture(log_q, log_p, self.alpha))
+
+
+@dataclass
+class TotalVariation(Objective):
+    """f-distill's total variation distance (Wen et al., ACL 2023): sum_c |p_c - q_c| / 2, within [0, 1].
+
+    Of first order: its gradient shrinks with 1/T, not 1/T², so no T² here.
+    """
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
         log_p, log_q = softened(items, temperature)
-        divergence = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)  # [N, C] -> [N]
-        return temperature**2 * divergence if self.scale == "squared" else divergence
+        return (log_p.exp() - log_q.exp()).abs().sum(-1) / 2
 
 
 def softened(items: Items, temperature: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,3 +124,22 @@ def softened(items: Items, temperature: Tensor) -> tuple[Tensor, Tensor]:
         torch.log_softmax(upcast(items.teacher.logits) / t, dim=-1),
         torch.log_softmax(upcast(items.student.logits) / t, dim=-1),
     )
+
+
+def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """KL(a || b) of each row, [N, C] -> [N]."""
+    return F.kl_div(log_b, log_a, log_target=True, reduction="none").sum(-1)
+
+
+def mixture(log_a: Tensor, log_b: Tensor, share_of_a: float) -> Tensor:
+    """log(s a + (1 - s) b), elementwise; s in [0, 1)."""
+    if share_of_a == 0:
+        return log_b
+    return torch.logaddexp(log_a + math.log(share_of_a), log_b + math.log1p(-share_of_a))
+
+
+def share(owner: str, **values: float) -> None:
+    """Raise ValueError unless each of `values` is within [0, 1]."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise ValueError(f"{owner}: {name}={value!r} must be a number from 0 to 1")

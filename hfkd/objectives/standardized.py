@@ -26,6 +26,8 @@ class Standardized(Objective):
         from hfkd.objectives import OBJECTIVES  # the table lists this class too
 
         self._inner = resolve(self.objective, OBJECTIVES, "objective")
+        self.needs_hidden = getattr(self._inner, "needs_hidden", False)
+        self.relational = getattr(self._inner, "relational", False)
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
         seen = replace(items, student=_standardize(items.student), teacher=_standardize(items.teacher))

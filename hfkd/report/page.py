@@ -34,6 +34,27 @@ def distillation_page(
     *,
     config: Mapping[str, Any],
     log_history: Sequence[Entry],
+    results: Mapping[str, Any] | None = None,
+    **data: Any,
+) -> None:
+    """Write the page of a run: a summary, the sections of `distillation_sections(**data)`, and the settings.
+
+    `config`: any JSON-able settings; `teacher`, `student`, `objective`, `temperature`, `weighting` go to the summary.
+    `results`: the content of results.json, which knows the time of all sittings and the machine; without it, the last
+    sitting's time and this machine are shown.
+    """
+    settings = [(name, _short(value)) for name, value in config.items()]
+    sections = [
+        *distillation_sections(log_history, **data),
+        Section("Settings", "", table=(("name", "value"), settings)),
+    ]
+    title = f"Distillation: {_short(config.get('teacher', 'teacher'))} → {_short(config.get('student', 'student'))}"
+    write_page(path, title, sections, _summary(config, epoch_rows(log_history), log_history, results or {}))
+
+
+def distillation_sections(
+    log_history: Sequence[Entry],
+    *,
     energies: Any = None,
     thresholds: tuple[float, float] | None = None,
     lowest_images: Any = None,
@@ -43,20 +64,16 @@ def distillation_page(
     entropy: Any = None,
     student_correct: Any = None,
     teacher_correct: Any = None,
-    results: Mapping[str, Any] | None = None,
-) -> None:
-    """Write the page of a run. A section whose data is None is replaced by a line that says why.
+) -> list[Section]:
+    """The pictures of a run. A section whose data is None is replaced by a line that says why.
 
-    `config`: any JSON-able settings; `teacher`, `student`, `objective`, `temperature`, `weighting` go to the summary.
     From a scan of the training set by the teacher: `energies` [n], `thresholds` (low, high), the images of lowest and
-    highest energy (uint8, see `image_grid`), and class probabilities [m, C] of the two groups; where these belong to
-    the images one by one, they become captions. From an evaluation: `entropy` (of the teacher), `student_correct` and
-    `teacher_correct`, [n] each. `results`: the content of results.json, which knows the time of all sittings and the
-    machine; without it, the last sitting's time and this machine are shown.
+    highest energy (uint8, see `image_grid`), and class probabilities [m, C] of the two groups, whose first rows belong
+    to the images. From an evaluation: `entropy` (of the teacher), `student_correct` and
+    `teacher_correct`, [n] each.
     """
-    rows = epoch_rows(log_history)
     groups = {"low energy": lowest_probabilities, "high energy": highest_probabilities}
-    sections = [
+    return [
         Section(
             "Training",
             "Losses as logged while training, and accuracy on the evaluation set.",
@@ -67,10 +84,7 @@ def distillation_page(
         _images("Least confident teacher: images of highest energy", highest_images, highest_probabilities),
         _predictions({name: value for name, value in groups.items() if value is not None}),
         _segments(entropy, student_correct, teacher_correct),
-        Section("Settings", "", table=(("name", "value"), [(name, _short(value)) for name, value in config.items()])),
     ]
-    title = f"Distillation: {_short(config.get('teacher', 'teacher'))} → {_short(config.get('student', 'student'))}"
-    write_page(path, title, sections, _summary(config, rows, log_history, results or {}))
 
 
 def _summary(
@@ -117,9 +131,9 @@ def _energies(energies: Any, thresholds: tuple[float, float] | None) -> Section:
 def _images(title: str, images: Any, probabilities: Any) -> Section:
     if images is None or len(images) == 0:
         return Section(title, "Left out: no images were kept, as the run used no scan or its items are not images.")
-    if probabilities is None or len(probabilities) != len(images):
+    if probabilities is None:
         return Section(title, "", image_grid(images))
-    top = as_array(probabilities).max(axis=-1)
+    top = as_array(probabilities)[: len(images)].max(axis=-1)
     text = "Below each image: the teacher's largest class probability."
     return Section(title, text, image_grid(images, captions=[f"{value:.3f}" for value in top]))
 

@@ -23,7 +23,8 @@ class LiveTeacher(nn.Module):
 
     `received` says how the batches are normalised, `wanted` how the network wants them (by default what it says
     itself); they are re-normalised, and resized (bicubic, antialiased) when `wanted.size` asks for it, on the device
-    and in float32. Re-normalising is affine, so zero padding and crops come out exactly as if made for this teacher.
+    and in float32, then cast to the network's own precision. Re-normalising is affine, so zero padding and crops come
+    out exactly as if made for this teacher.
     """
 
     def __init__(self, model: nn.Module, received: InputSpec | None = None, wanted: InputSpec | None = None) -> None:
@@ -35,10 +36,11 @@ class LiveTeacher(nn.Module):
         self.register_buffer("scale", None, persistent=False)
         self.register_buffer("shift", None, persistent=False)
         if self.received and self.wanted and self._statistics(self.received) != self._statistics(self.wanted):
-            have_mean, have_std = (torch.tensor(v).view(3, 1, 1) for v in self._statistics(self.received))
-            want_mean, want_std = (torch.tensor(v).view(3, 1, 1) for v in self._statistics(self.wanted))
+            have_mean, have_std = (torch.tensor(v).view(-1, 1, 1) for v in self._statistics(self.received))
+            want_mean, want_std = (torch.tensor(v).view(-1, 1, 1) for v in self._statistics(self.wanted))
             self.scale, self.shift = have_std / want_std, (have_mean - want_mean) / want_std
             logger.info("The teacher's images are re-normalised: %s -> %s", self.received, self.wanted)
+        self.eval()
 
     @staticmethod
     def _statistics(spec: InputSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -56,11 +58,13 @@ class LiveTeacher(nn.Module):
         images = inputs.get("pixel_values")
         if images is None:
             return inputs
+        images = images.float()
         if self.scale is not None:
             images = torch.addcmul(self.shift, images, self.scale)
         if self.size is not None and tuple(images.shape[-2:]) != tuple(self.size):
             images = nn.functional.interpolate(images, size=self.size, mode="bicubic", antialias=True)
-        return {**inputs, "pixel_values": images}
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), images.dtype)
+        return {**inputs, "pixel_values": images.to(dtype)}
 
 
 def place(teacher: LiveTeacher, accelerator: Accelerator) -> LiveTeacher:
@@ -76,4 +80,6 @@ def place(teacher: LiveTeacher, accelerator: Accelerator) -> LiveTeacher:
                 "DeepSpeed ZeRO stage 3 would shard the teacher, which takes no part in training: use stage 2, or FSDP"
             )
     prepared = accelerator.prepare_model(teacher, device_placement=True, evaluation_mode=True)
+    # The list is what `save_state` writes out, and while it is empty Trainer.evaluate knows to prepare the student.
+    accelerator._models = [m for m in accelerator._models if m is not prepared and m is not teacher]
     return prepared.eval()

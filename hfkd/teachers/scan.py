@@ -5,10 +5,11 @@ N training images.
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import xxhash
@@ -35,10 +36,11 @@ Views = Literal["train", "clean"]
 
 @dataclass(frozen=True)
 class TeacherScan:
-    """Energy and entropy of every training image, in the order of the dataset, float32 [N] on the CPU."""
+    """Energy, entropy and predicted class of every image, in the order of the dataset: [N] each, on the CPU."""
 
     energy: Tensor
     entropy: Tensor
+    prediction: Tensor
 
     def add_to(self, dataset: Dataset) -> Dataset:
         """The dataset with the columns `teacher_energy` and `teacher_entropy`."""
@@ -53,6 +55,7 @@ class _Key:
     teacher: str
     data: str
     transform: str
+    collate: str
     views: Views
     precision: str
     energy_temperature: float
@@ -85,51 +88,62 @@ def scan(
 ) -> TeacherScan:
     """Run the teacher once over `dataset` and return each image's energy and entropy.
 
-    `views="train"` takes the images as training will (augmented: thresholds are compared with such views), "clean"
-    without augmentation (to choose HE-DA samples), which needs an `ImageTransform`. Sharded over the ranks of
-    `accelerator`. With `cache_dir`, stored under a fingerprint of teacher weights, data and transform; a damaged or
+    `views="train"` takes the images as training's first epoch will (augmented: thresholds are compared with such
+    views), "clean" without augmentation (to choose HE-DA samples), which needs an `ImageTransform`. Sharded over the
+    ranks of `accelerator`. With `cache_dir`, stored under a fingerprint of teacher, data and transform; a damaged or
     stale file is redone, with a log line. Random transforms other than `ImageTransform` start from `seed`.
     The paper's authors drop the last partial batch; here every image counts.
     Raises ValueError when the teacher gives NaN or infinity, naming the first images.
     """
-    teacher = teacher if isinstance(teacher, LiveTeacher) else LiveTeacher(teacher)
-    if views == "clean":
-        dataset = _clean(dataset)
+    live = _live(teacher)
+    dataset, collate = _seen(dataset, views), collate or ImageCollator()
     precision = accelerator.mixed_precision if accelerator else "no"
-    key = _key(teacher, dataset, views, precision, energy_temperature, entropy_temperature, seed)
+    key = _key(live, dataset, collate, views, precision, energy_temperature, entropy_temperature, seed)
     path = Path(cache_dir) / key.file_name if cache_dir and key else None
-    if path and key and (cached := _read(path, key, len(dataset))):
+    cached = _read(path, key, len(dataset)) if path and key else None
+    shared = _everywhere(cached is not None, accelerator)
+    if cached is not None and shared:
         return cached
-    loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate or ImageCollator())
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        result = _run(teacher, loader, accelerator, energy_temperature, entropy_temperature, progress_bar)
+    loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate)
+    with torch.random.fork_rng(devices=[]):  # the loader draws on the CPU; the default would wake every GPU of the node
+        torch.default_generator.manual_seed(seed)
+        result = _run(live, loader, accelerator, energy_temperature, entropy_temperature, progress_bar)
     _refuse_broken(result)
-    if path and key and (accelerator is None or accelerator.is_main_process):
+    if path and key and (accelerator is None or accelerator.is_local_main_process):
         metadata = {"key": key.text, "checksum": _checksum(result)}
-        write_atomically(path, save({"energy": result.energy, "entropy": result.entropy}, metadata))
+        write_atomically(path, save(vars(result), metadata))
+    if accelerator is not None:
+        accelerator.wait_for_everyone()  # so that the next scan's ranks all find the file
     return result
+
+
+def _live(teacher: nn.Module) -> LiveTeacher:
+    """`teacher` itself where it is one, also compiled: `place` gives torch.compile's wrapper under `torch_compile`."""
+    if isinstance(getattr(teacher, "_orig_mod", teacher), LiveTeacher):
+        return cast(LiveTeacher, teacher)
+    return LiveTeacher(teacher)
 
 
 @torch.no_grad()
 def _run(
     teacher: LiveTeacher, loader: Any, accelerator: Accelerator | None, t_e: float, t_h: float, progress_bar: bool
 ) -> TeacherScan:
-    energies, entropies, device = [], [], next(teacher.parameters()).device
+    parts, parameter = [], next(teacher.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
     if accelerator is not None:
         loader = accelerator.prepare(loader)
     quiet = not progress_bar or not (accelerator is None or accelerator.is_main_process)
     for batch in tqdm(loader, desc="Scanning the training set with the teacher", disable=quiet, leave=False):
         logits = teacher(**{k: v.to(device) for k, v in batch.items()})
-        both = torch.stack([energy(logits, t_e), entropy(logits, t_h)], dim=-1)  # [B, 2]
-        both = accelerator.gather_for_metrics(both) if accelerator is not None else both
-        energies.append(both[:, 0])
-        entropies.append(both[:, 1])
-    return TeacherScan(torch.cat(energies).float().cpu(), torch.cat(entropies).float().cpu())
+        seen = torch.stack([energy(logits, t_e), entropy(logits, t_h), logits.argmax(-1).float()], dim=-1)  # [B, 3]
+        parts.append(accelerator.gather_for_metrics(seen) if accelerator is not None else seen)
+    energies, entropies, predictions = torch.cat(parts).float().cpu().T.contiguous()
+    return TeacherScan(energies, entropies, predictions.long())
 
 
 def _refuse_broken(result: TeacherScan) -> None:
-    broken = (~torch.isfinite(result.energy)).nonzero().flatten()
+    # A logit of -inf leaves the energy finite, and the entropy NaN.
+    broken = (~torch.isfinite(result.energy + result.entropy)).nonzero().flatten()
     if len(broken):
         raise ValueError(
             f"the teacher gives NaN or infinite logits for {len(broken)} of {len(result.energy)} training images "
@@ -137,14 +151,25 @@ def _refuse_broken(result: TeacherScan) -> None:
         )
 
 
-def _clean(dataset: Any) -> Any:
+def _everywhere(found: bool, accelerator: Accelerator | None) -> bool:
+    """Whether every rank found it: one that did not would wait for the others' images for ever."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return found
+    return bool(accelerator.gather(torch.tensor([int(found)], device=accelerator.device)).all())
+
+
+def _seen(dataset: Any, views: Views) -> Any:
+    if views not in ("train", "clean"):
+        raise ValueError(f"views={views!r} must be 'train' or 'clean'")
     transform = image_transform(dataset)
-    if transform is None:
+    if transform is not None:
+        return dataset.with_transform(transform.clean() if views == "clean" else transform.at_epoch(0))
+    if views == "clean":
         raise ValueError(
             "views='clean' needs a dataset whose transform is an hfkd ImageTransform; pass the dataset without "
             "augmentation, with views='train'"
         )
-    return dataset.with_transform(transform.clean())
+    return dataset
 
 
 def image_transform(dataset: Any) -> ImageTransform | None:
@@ -154,24 +179,37 @@ def image_transform(dataset: Any) -> ImageTransform | None:
 
 
 def _key(
-    teacher: LiveTeacher, dataset: Any, views: Views, precision: str, t_e: float, t_h: float, seed: int
+    teacher: LiveTeacher,
+    dataset: Any,
+    collate: Callable[..., Any],
+    views: Views,
+    precision: str,
+    t_e: float,
+    t_h: float,
+    seed: int,
 ) -> _Key | None:
-    """None for a dataset whose content has no name: such a scan is not cached."""
+    """None for a dataset, transform or collate function whose content has no name: such a scan is not cached."""
     if not isinstance(dataset, Dataset):
         return None
     ours = image_transform(dataset)
-    transform = repr(ours) if ours is not None else Hasher.hash(dataset.format["format_kwargs"])
+    try:
+        transform = repr(ours) if ours is not None else Hasher.hash(dataset.format)
+        collated = Hasher.hash(collate)
+    except Exception as error:  # whatever pickling runs into
+        logger.warning("The teacher scan is not cached: the transform or the collator cannot be hashed (%s)", error)
+        return None
     weights = weights_fingerprint(teacher)
-    return _Key(weights, data_fingerprint(dataset), transform, views, precision, t_e, t_h, seed)
+    return _Key(weights, data_fingerprint(dataset), transform, collated, views, precision, t_e, t_h, seed)
 
 
 def weights_fingerprint(teacher: LiveTeacher) -> str:
-    """A hash of every weight and buffer, their names, and the inputs the teacher gets."""
+    """A hash of every weight and buffer, the modules that hold them, and the inputs the teacher gets."""
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(teacher.model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    digest.update(f"{type(teacher.model).__name__}{teacher.received}{teacher.wanted}".encode())
+    modules = re.sub(r" at 0x[0-9a-f]+", "", repr(teacher.model))  # strides, activations: what no weight tells
+    digest.update(f"{modules}{teacher.received}{teacher.wanted}".encode())
     return digest.hexdigest()
 
 
@@ -192,11 +230,11 @@ def _read(path: Path, key: _Key, rows: int) -> TeacherScan | None:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            result = TeacherScan(file.get_tensor("energy"), file.get_tensor("entropy"))
-    except (SafetensorError, OSError) as error:
+            result = TeacherScan(*(file.get_tensor(name) for name in ("energy", "entropy", "prediction")))
+        sound = metadata.get("checksum") == _checksum(result) and len(result.energy) == rows
+    except (SafetensorError, OSError, TypeError) as error:  # TypeError: a foreign file's tensors, of other kinds
         reason = f"it cannot be read ({error})"
     else:
-        sound = metadata.get("checksum") == _checksum(result) and len(result.energy) == rows
         if sound and metadata.get("key") == key.text:
             logger.info("Using the teacher scan in %s", path)
             return result
@@ -206,4 +244,4 @@ def _read(path: Path, key: _Key, rows: int) -> TeacherScan | None:
 
 
 def _checksum(result: TeacherScan) -> str:
-    return xxhash.xxh3_64_hexdigest(torch.stack([result.energy, result.entropy]).numpy().tobytes())
+    return xxhash.xxh3_64_hexdigest(b"".join(tensor.numpy().tobytes() for tensor in vars(result).values()))

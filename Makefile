@@ -1,0 +1,37 @@
+# Two commands for a newcomer: `make demo` and `make test`. Everything runs in .venv, made on first use.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test test-slow check format clean
+
+help: ## Show the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+# A stamp per set of extras: installed again only when what to install changes.
+$(VENV)/.installed-%: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@touch $@
+
+demo: $(VENV)/.installed-demo ## Train four students on handwritten digits and open-able results in runs/digits_demo
+	$(BIN)/python recipes/digits_demo.py
+
+test: $(VENV)/.installed-dev ## Run the default tests (minutes, no network)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-dev ## Run the long tests too
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not gpu'
+
+check: $(VENV)/.installed-dev ## Format, lint and type checks
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy hfkd
+
+format: $(VENV)/.installed-dev ## Reformat and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,136 @@
+"""Peak memory and time of the loss, dense against chunked: KD with entropy weights, forward and backward.
+
+    OMP_NUM_THREADS=2 python benchmarks/chunked_loss.py --vocab 50257 151936
+
+Each run is a fresh process with the hidden states and heads of student and teacher; measured is what the loss adds,
+its gradients included: peak resident memory on the CPU (the allocator's peak on a GPU), and the fastest step.
+Time is taken with the allocator as it comes. Memory is taken in a process of its own in which glibc gives freed blocks
+of 4 MiB and more back at once, as it does with those above 32 MiB anyway: otherwise its free lists decide the peak.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfkd.chunked import CHUNK_SIZE, ChunkedLoss
+from hfkd.items import token_hidden, token_items
+from hfkd.loss import DistillationLoss
+
+LENGTH = 256  # tokens of a sequence
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=2048, help=f"items, in sequences of {LENGTH}")
+    parser.add_argument("--vocab", type=int, nargs="+", default=[50257, 151936])
+    parser.add_argument("--hidden", type=int, default=768, help="hidden size of the student")
+    parser.add_argument("--teacher_hidden", type=int, default=None, help="of the teacher (default: the student's)")
+    parser.add_argument("--chunk_size", type=int, nargs="+", default=[CHUNK_SIZE])
+    parser.add_argument("--weighting", default="entropy", help="the slot; 'uniform' needs no pass before the loss")
+    parser.add_argument("--repeats", type=int, default=5, help="steps a process; the fastest counts")
+    parser.add_argument("--rounds", type=int, default=2, help="processes a case; the fastest counts")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--quick", action="store_true", help="512 tokens, one vocabulary, two steps, one process")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # the child process: one case as JSON
+    args = parser.parse_args()
+    if args.quick:
+        args.tokens, args.vocab, args.repeats, args.rounds = 512, args.vocab[:1], 2, 1
+    args.teacher_hidden = args.teacher_hidden or args.hidden
+    return args
+
+
+def peak() -> int:
+    """Bytes, the most so far."""
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def measure(case: dict[str, Any]) -> dict[str, float]:
+    """Extra bytes and seconds of one step; chunk_size 0 is the dense loss."""
+    torch.manual_seed(0)
+    batch = max(case["tokens"] // LENGTH, 1)
+    length = case["tokens"] // batch + 1  # the first token of a sequence is predicted by none
+    hidden, taught = (torch.randn(batch, length, case[k], device=DEVICE) for k in ("hidden", "teacher_hidden"))
+    hidden.requires_grad_()
+    head = nn.Linear(case["hidden"], case["vocab"], bias=False, device=DEVICE)
+    teacher_head = nn.Linear(case["teacher_hidden"], case["vocab"], bias=False, device=DEVICE).requires_grad_(False)
+    labels = torch.randint(case["vocab"], (batch, length), device=DEVICE)
+    loss = DistillationLoss("kd", 2.0, case["weighting"])
+    chunked = ChunkedLoss(loss, case["chunk_size"] or 1)
+
+    def step() -> float:
+        start = time.perf_counter()
+        if case["chunk_size"]:
+            value, _ = chunked(token_hidden(hidden, taught, labels), head, teacher_head)
+        else:
+            value, _ = loss(token_items(head(hidden), teacher_head(taught), labels))
+        value.backward()
+        result = value.item()  # waits for a GPU
+        seconds = time.perf_counter() - start
+        hidden.grad = head.weight.grad = None
+        assert result == result, "the loss is NaN"
+        return seconds
+
+    before = peak()
+    seconds = min(step() for _ in range(case["repeats"]))
+    return {"bytes": peak() - before, "seconds": seconds}
+
+
+def in_fresh_processes(case: dict[str, Any], rounds: int) -> dict[str, float]:
+    exact = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20)}
+    return {
+        "bytes": in_fresh_process(case | {"repeats": 1}, exact)["bytes"],
+        "seconds": min(in_fresh_process(case, {})["seconds"] for _ in range(rounds)),
+    }
+
+
+def in_fresh_process(case: dict[str, Any], environment: dict[str, str]) -> dict[str, float]:
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, **environment}
+    command = [sys.executable, __file__, "--one", json.dumps(case)]
+    child = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if child.returncode:
+        raise RuntimeError(f"{case} failed (exit {child.returncode}):\n{child.stderr[-2000:]}")
+    return json.loads(child.stdout)
+
+
+def main() -> None:
+    args = parse_args()
+    if args.one:
+        print(json.dumps(measure(json.loads(args.one))))
+        return
+    shared = {k: getattr(args, k) for k in ("tokens", "hidden", "teacher_hidden", "weighting", "repeats")}
+    rows = []
+    print(
+        "| V | loss | extra memory, MB | time, s | memory ratio | time ratio |\n|---|---|---|---|---|---|", flush=True
+    )
+    for vocab in args.vocab:
+        dense = None
+        for chunk_size in [0, *args.chunk_size]:
+            case = {**shared, "vocab": vocab, "chunk_size": chunk_size}
+            result = in_fresh_processes(case, args.rounds)
+            dense = dense or result
+            ratios = {k: result[k] / dense[k] for k in ("bytes", "seconds")}
+            rows.append({**case, **result, "ratios": ratios})
+            print(
+                f"| {vocab} | {f'chunks of {chunk_size}' if chunk_size else 'dense'} | {result['bytes'] / 1e6:.0f} | "
+                f"{result['seconds']:.2f} | {ratios['bytes']:.3f} | {ratios['seconds']:.2f} |",
+                flush=True,
+            )
+    if args.json:
+        args.json.write_text(json.dumps({"device": DEVICE, "torch": torch.__version__, "runs": rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""An image run from start to end: train, resume, evaluate, save, and leave a page that a person can read.
+
+N images, C classes, H height, W width.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hfkd.data.transforms import unpack_pixels
+from hfkd.report.page import distillation_page
+from hfkd.report.results import RESULTS_NAME, ResultsCallback
+from hfkd.run_record import last_checkpoint
+from hfkd.teachers import LiveTeacher, TeacherScan, scan
+from hfkd.teachers.scan import image_transform
+from hfkd.temperatures import Energy
+from hfkd.trainer import DistillationTrainer
+
+logger = logging.getLogger(__name__)
+
+PAGE_NAME = "index.html"
+SHOWN = 16  # images of lowest and of highest energy on the page
+GROUP = 512  # images of each energy group whose predictions are averaged
+
+
+def run_images(trainer: DistillationTrainer, config: dict[str, Any]) -> dict[str, Any]:
+    """Train `trainer`, taking up an earlier sitting that was stopped, and write results.json, the student and a page.
+
+    `config` is recorded with the results. Returns the content of results.json. Runs on every rank.
+    """
+    args = trainer.args
+    trainer.add_callback(ResultsCallback(config))
+    checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
+    if checkpoint:
+        logger.info("Resuming from %s", checkpoint)
+    trainer.train(resume_from_checkpoint=True if str(checkpoint).lower() == "true" else checkpoint)
+    trainer.save_model()
+    data = page_data(trainer)
+    if not trainer.is_world_process_zero():
+        return {}
+    results = json.loads((Path(args.output_dir or ".") / RESULTS_NAME).read_text())
+    page = Path(args.output_dir or ".") / PAGE_NAME
+    distillation_page(page, config=config, log_history=trainer.state.log_history, results=results, **data)
+    logger.info("The results are in %s; look at %s", args.output_dir, page)
+    return results
+
+
+def page_data(trainer: DistillationTrainer) -> dict[str, Any]:
+    """What the page shows of teacher and student beside the curves; only what this run has."""
+    teacher, slot = trainer.teacher, trainer.distillation_loss.temperature
+    if teacher is None:
+        return {}
+    training = trainer.scan_result or trainer.scan_training_set()
+    data = {"energies": training.energy} | _energy_groups(trainer, teacher, training)
+    if isinstance(slot, Energy):
+        data["thresholds"] = slot.thresholds
+    if trainer.eval_dataset is not None and not isinstance(trainer.eval_dataset, dict):
+        data |= _correctness(trainer, teacher, trainer.eval_dataset)
+    return data
+
+
+def _energy_groups(trainer: DistillationTrainer, teacher: LiveTeacher, training: TeacherScan) -> dict[str, Any]:
+    """Images of lowest and highest energy, and the teacher's probabilities for a group at each end."""
+    dataset: Any = trainer.train_dataset
+    transform = image_transform(dataset)
+    order = training.energy.argsort()
+    count = min(GROUP, len(order) // 2)
+    data: dict[str, Any] = {}
+    for name, rows in {"lowest": order[:count].tolist(), "highest": order.flip(0)[:count].tolist()}.items():
+        shown = dataset if transform is None else dataset.with_transform(transform.clean())
+        data[f"{name}_probabilities"] = _probabilities(trainer, teacher, [shown[i] for i in rows])
+        if transform is not None:
+            data[f"{name}_images"] = unpack_pixels(dataset.with_format(None)[rows[:SHOWN]]["pixels"]).numpy()
+    return data
+
+
+@torch.no_grad()
+def _probabilities(trainer: DistillationTrainer, teacher: LiveTeacher, rows: list[Any]) -> Tensor:
+    batch = trainer._prepare_inputs(trainer.data_collator(rows))
+    return teacher(**batch).float().softmax(-1).cpu()
+
+
+def _correctness(trainer: DistillationTrainer, teacher: LiveTeacher, dataset: Any) -> dict[str, Any]:
+    """For each evaluation image: the teacher's entropy, and whether student and teacher are right."""
+    taught = scan(
+        teacher,
+        dataset,
+        collate=trainer.data_collator,
+        batch_size=trainer.args.eval_batch_size,
+        accelerator=trainer.accelerator,
+        progress_bar=False,
+    )
+    predicted = trainer.predict(dataset)
+    ranked, labels = np.asarray(predicted.predictions), np.asarray(predicted.label_ids)
+    best = ranked[:, 0] if np.issubdtype(ranked.dtype, np.integer) else ranked.argmax(-1)
+    return {
+        "entropy": taught.entropy,
+        "student_correct": best == labels,
+        "teacher_correct": taught.prediction.numpy() == labels,
+    }

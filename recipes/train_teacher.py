@@ -1,0 +1,57 @@
+"""Train a teacher on the labels alone, with the same data and protocol as the students, or score one.
+
+    accelerate launch recipes/train_teacher.py --network_name cifar_wrn_40_2
+    accelerate launch recipes/train_teacher.py --network_name cifar_wrn_16_2 --checkpoint wrn_16_2.pth --evaluate_only
+
+Protocol: configs/cifar100.yaml. The folder it leaves serves as `--teacher_name` of the other recipes.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import set_seed
+
+from hfkd import DistillationArguments, DistillationTrainer
+from hfkd.arguments import parse
+from hfkd.data import ImageDataArguments, label_names, num_labels
+from hfkd.metrics import image_accuracy, topk_predictions
+from hfkd.models import image_classifier
+from hfkd.report.image_run import run_images
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass
+class NetworkArguments:
+    network_name: str = field(default="cifar_wrn_40_2", metadata={"help": "A timm name, a Hub id or a saved folder."})
+    checkpoint: str | None = field(default=None, metadata={"help": "Weights to start from: .pth, .safetensors."})
+    evaluate_only: bool = field(default=False, metadata={"help": "Score the network and stop."})
+
+
+def main() -> None:
+    network, data, args = parse(
+        (NetworkArguments, ImageDataArguments, DistillationArguments),
+        defaults=[CONFIGS / "cifar100.yaml", CONFIGS / "train_teacher.yaml"],
+        description=__doc__,
+    )
+    with args.main_process_first(desc="decoding the images"):
+        train, test = data.load(seed=args.seed)
+    set_seed(args.seed)
+    model = image_classifier(network.network_name, num_labels(train), network.checkpoint, label_names(train))
+    trainer = DistillationTrainer(
+        model,
+        None,
+        args,
+        train_dataset=train,
+        eval_dataset=test,
+        compute_metrics=image_accuracy,
+        preprocess_logits_for_metrics=topk_predictions,
+    )
+    if network.evaluate_only:
+        trainer.log_metrics("eval", trainer.evaluate())
+    else:
+        run_images(trainer, vars(network) | vars(data) | trainer.settings)
+
+
+if __name__ == "__main__":
+    main()

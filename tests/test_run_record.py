@@ -1,0 +1,155 @@
+"""A folder holds one run: the same may go on, another is refused."""
+
+import json
+
+import pytest
+import torch
+from toys import Net, teacher
+
+from hfkd.loss import DistillationLoss
+from hfkd.models import image_classifier
+from hfkd.run_record import FILE, RunRecord, network, read
+from hfkd.temperatures import Energy, Gradation
+
+
+def record(student=None, taught=None, seed=0, **loss):
+    return RunRecord.of(student or Net(), taught or teacher(), DistillationLoss(**loss), seed)
+
+
+def left_by(folder, **keywords):
+    loss = DistillationLoss(**{k: v for k, v in keywords.items() if k not in ("student", "taught", "seed")})
+    record(**keywords).write(folder, loss)
+    return folder
+
+
+def test_it_comes_back(tmp_path):
+    mine = record(temperature="energy(ratio=0.2)", weighting="entropy", seed=4)
+    mine.write(tmp_path, DistillationLoss())
+    assert read(tmp_path) == mine
+    assert mine.student == "Net (137 parameters)"
+    assert mine.loss["ce_weight"] == 0.1
+    assert "ratio=0.2" in mine.loss["temperature"]
+
+
+def test_the_same_run_is_accepted(tmp_path):
+    record(temperature="energy").refuse_other(tmp_path / "not there")
+    record(temperature="energy").refuse_other(tmp_path)
+    left_by(tmp_path, temperature="energy")
+    record(temperature="energy").refuse_other(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("other", "name", "here", "there"),
+    [
+        ({"objective": "dkd(beta=2.0)"}, "objective", r"KD\(.*", r"DKD\(.*beta=2.0.*"),
+        ({"temperature": "3.0"}, "temperature", r"Constant\(temperature=4\.0\)", r"Constant\(temperature=3\.0\)"),
+        ({"weighting": "entropy"}, "weighting", r"Uniform\(\)", r"Entropy\(.*"),
+        ({"kd_weight": 0.5}, "kd_weight", "0.9", "0.5"),
+        ({"seed": 1}, "seed", "0", "1"),
+        ({"taught": Net(32)}, "teacher", r"Net \(533 parameters\)", r"Net \(1,061 parameters\)"),
+        ({"student": Net(6)}, "student", r"Net \(137 parameters\)", r"Net \(203 parameters\)"),
+    ],
+)
+def test_another_run_is_refused_with_both_values(tmp_path, other, name, here, there):
+    left_by(tmp_path, **other)
+    with pytest.raises(ValueError, match=rf"another run: its {name} is {there}, this one's is {here}; choose"):
+        record().refuse_other(tmp_path)
+
+
+def test_a_run_without_a_teacher_is_another_run(tmp_path):
+    loss = DistillationLoss(ce_weight=1.0, kd_weight=0.0)
+    alone = RunRecord.of(Net(), None, loss, 0)
+    alone.write(tmp_path, loss)
+    alone.refuse_other(tmp_path)
+    with pytest.raises(ValueError, match=r"its teacher is None, this one's is Net \(533 parameters\)"):
+        RunRecord.of(Net(), teacher(), loss, 0).refuse_other(tmp_path)
+
+
+def checkpoint(folder, step, complete=True):
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    if complete:
+        (path / "trainer_state.json").write_text("{}")
+    return path
+
+
+def test_the_newest_complete_checkpoint_stands_for_a_folder_without_a_record(tmp_path):
+    left_by(checkpoint(tmp_path, 9), seed=1)
+    left_by(checkpoint(tmp_path, 10), seed=2)
+    left_by(checkpoint(tmp_path, 11, complete=False), seed=3)
+    with pytest.raises(ValueError, match="its seed is 2, this one's is 0"):
+        record().refuse_other(tmp_path)
+    record(seed=2).refuse_other(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "count"), [(Energy(ratio=0.2), 2), (Gradation(), 9), (Energy(thresholds=(-2.0, -1.0)), 2)]
+)
+def test_thresholds_come_back_to_the_digit(tmp_path, temperature, count):
+    loss = DistillationLoss(temperature=temperature)
+    mine = RunRecord.of(Net(), teacher(), loss, 0)
+    if loss.unfitted:
+        loss.temperature.fit(-10 * torch.rand(100, generator=torch.Generator().manual_seed(0)))
+    fitted = loss.temperature.thresholds_or_none
+    mine.write(tmp_path, loss)
+    back = read(tmp_path).thresholds
+    assert tuple(back) == fitted
+    assert len(back) == count
+    restored = type(temperature)()
+    restored.restore(tuple(back))
+    assert restored.thresholds == fitted
+    mine.refuse_other(tmp_path)  # fitting does not make it another run
+
+
+def test_no_thresholds_before_the_fit_and_none_for_a_constant(tmp_path):
+    for temperature in ("energy", "4.0"):
+        assert read(left_by(tmp_path, temperature=temperature)).thresholds is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"3",
+        b'{"student": 1}',
+        b'{"unknown": 1}',
+        b"\xff\xfe\x00",
+        b'{"student": "Net", "teacher": null, "loss": "kd", "seed": 0}',
+    ],
+)
+def test_a_record_that_cannot_be_read_is_none(tmp_path, content):
+    (tmp_path / FILE).write_bytes(content)
+    assert read(tmp_path) is None
+    record().refuse_other(tmp_path)
+    left_by(tmp_path)
+    assert read(tmp_path) == record()
+
+
+def test_no_folder_no_record(tmp_path):
+    assert read(None) is None
+    assert read(tmp_path / "nowhere") is None
+
+
+def test_a_lambda_is_the_same_wherever_it_lies_in_memory(tmp_path):
+    def build():
+        loss = DistillationLoss(weighting=eval("lambda items: 1 - items.teacher.logits.softmax(-1).amax(-1)"))
+        return RunRecord.of(Net(), teacher(), loss, 0), loss
+
+    (earlier, loss), (mine, other) = build(), build()
+    assert loss.describe()["weighting"] != other.describe()["weighting"]  # each with its address
+    earlier.write(tmp_path, loss)
+    mine.refuse_other(tmp_path)
+    assert mine.loss["weighting"] == "<function <lambda>>"
+
+
+def test_the_file_is_plain_json(tmp_path):
+    stored = json.loads((left_by(tmp_path, weighting="entropy") / FILE).read_text())
+    assert stored.keys() == {"student", "teacher", "loss", "seed", "thresholds"}
+
+
+def test_a_network_is_named_by_its_architecture():
+    assert network(image_classifier("cifar_resnet20", 7)).startswith("cifar_resnet20 (27")
+    assert network(Net()) == "Net (137 parameters)"
