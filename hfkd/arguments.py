@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import yaml
@@ -37,6 +37,19 @@ class DistillationArguments(TrainingArguments):
     ce_weight: float = field(default=0.1, metadata={"help": "Weight of the cross-entropy on the labels."})
     kd_weight: float = field(
         default=0.9, metadata={"help": "Weight of the distillation loss; 0 trains on labels only."}
+    )
+    items: Literal["auto", "image", "token"] = field(
+        default="auto", metadata={"help": "What is distilled: images or tokens. auto: tokens for a language model."}
+    )
+    loss_chunk_size: int = field(
+        default=0,
+        metadata={
+            "help": "Evaluate a language model's loss on this many tokens at a time, to save memory; 0: at once."
+        },
+    )
+    evaluate_kl: bool = field(
+        default=False,
+        metadata={"help": "Run the teacher in evaluation too, and report eval_kl, KL(teacher || student)."},
     )
     bf16: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "bfloat16 autocast. Unset: on where the device computes in bfloat16 natively."}
@@ -79,15 +92,17 @@ class DistillationArguments(TrainingArguments):
             self._check_decay(self.lr_decay_epochs)
         if not 0 < self.lr_decay_factor <= 1:
             raise ValueError(f"lr_decay_factor={self.lr_decay_factor} must be in (0, 1]: it multiplies the rate")
+        if self.items not in ("auto", "image", "token"):
+            raise ValueError(f"items={self.items!r} must be 'auto', 'image' or 'token'")
+        if self.loss_chunk_size < 0:
+            raise ValueError(f"loss_chunk_size={self.loss_chunk_size} must be 0 (off) or a number of tokens")
         super().__post_init__()
 
     @staticmethod
     def _check_decay(epochs: Any) -> None:
         numbers = isinstance(epochs, (list, tuple)) and all(isinstance(e, (int, float)) and 0 < e for e in epochs)
         if not numbers or list(epochs) != sorted(set(epochs)):
-            raise ValueError(
-                f"lr_decay_epochs={epochs} must be ascending epochs above 0, such as [150, 180]"
-            )
+            raise ValueError(f"lr_decay_epochs={epochs} must be ascending epochs above 0, such as [150, 180]")
 
     def _computes_bf16(self) -> bool:
         """Whether bfloat16 is faster than float32 here; on a CPU it then also has to be said that there is no GPU."""

@@ -12,7 +12,7 @@ from hfkd.teachers import LiveTeacher
 from hfkd.teachers.scan import image_transform
 
 Collate = Callable[[list[Any]], dict[str, Tensor]]
-PROBED_ROWS = 2
+PROBED_ROWS, PROBED_TOKENS = 2, 8  # enough to see shapes and NaN, little enough for a large model on a CPU
 
 
 def check_datasets(datasets: Mapping[str, Any], collate: Collate) -> None:
@@ -32,23 +32,26 @@ def check_networks(student: nn.Module, call: Call, teacher: LiveTeacher | None, 
     if not _map_style(dataset):
         return
     batch = collate([dataset[i] for i in range(min(PROBED_ROWS, len(dataset)))])
+    if call.takes_tokens:
+        batch = {name: values[:, :PROBED_TOKENS] if values.ndim > 1 else values for name, values in batch.items()}
     modes = [(module, module.training) for module in student.modules()]
     try:
         classes = call(student.eval(), _on(student, batch)).shape[-1]
     finally:
         for module, mode in modes:  # each its own: a student may keep frozen batch norms in eval
             module.training = mode
-    _check_labels(dataset, batch["labels"], classes)
+    if not call.takes_tokens:
+        _check_labels(dataset, batch["labels"], classes)
     if teacher is None:
         return
     taught = teacher(**_on(teacher, batch))
-    if taught.shape[-1] != classes:
+    if taught.shape[-1] != classes and not call.takes_tokens:  # vocabularies are compared by hfkd.vocabulary
         raise ValueError(
             f"the teacher gives {taught.shape[-1]} classes and the student {classes}: logit distillation compares "
             "them one by one; build the student with the teacher's number of labels"
         )
     if not torch.isfinite(taught).all():
-        raise ValueError("the teacher's logits are NaN or infinite on the first training images: check its checkpoint")
+        raise ValueError("the teacher's logits are NaN or infinite on the first training rows: check its checkpoint")
 
 
 def _check_labels(dataset: Any, probed: Tensor, classes: int) -> None:

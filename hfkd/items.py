@@ -56,9 +56,13 @@ class Items:
 
     def mean_over_sample(self, values: Tensor) -> Tensor:
         """[N] -> [N]: the mean over the items of each item's sample. For images the value itself, bit for bit."""
-        sums = values.new_zeros(self.num_samples).index_add(0, self.sample, values)
-        counts = values.new_zeros(self.num_samples).index_add(0, self.sample, torch.ones_like(values))
-        return (sums / counts.clamp(min=1))[self.sample]
+        return self.sample_means(values)[self.sample]
+
+    def sample_means(self, values: Tensor) -> Tensor:
+        """[N, ...] -> [num_samples, ...]: the mean over each sample's items, 0 for a sample without any."""
+        sums = values.new_zeros(self.num_samples, *values.shape[1:]).index_add(0, self.sample, values)
+        counts = values.new_zeros(self.num_samples).index_add(0, self.sample, values.new_ones(len(self)))
+        return sums / counts.clamp(min=1).view(-1, *[1] * (values.ndim - 1))
 
 
 def image_items(

@@ -8,21 +8,26 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hfkd import run_record
 from hfkd.arguments import DistillationArguments
+from hfkd.averages import BatchAverage, RowAverage
 from hfkd.checks import check_datasets, check_networks
 from hfkd.data.collate import ImageCollator
-from hfkd.items import count_image_items, image_items
+from hfkd.data.text_collate import TokenCollator
+from hfkd.items import IMAGES, TOKENS
 from hfkd.loss import DistillationLoss, cross_entropy
 from hfkd.models import InputSpec, input_spec, record_statistics
 from hfkd.models.calling import Call
+from hfkd.objectives import KD
 from hfkd.run_record import RunRecord
+from hfkd.steps import ChunkedStep, DenseStep
 from hfkd.teachers import LiveTeacher, TeacherScan, place, scan
 from hfkd.teachers.scan import image_transform
+from hfkd.vocabulary import common_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +54,7 @@ class DistillationTrainer(Trainer):
         teacher: nn.Module | None = None,
         args: DistillationArguments | None = None,
         *,
+        peft_config: Any = None,
         objective: Any = None,
         temperature: Any = None,
         weighting: Any = None,
@@ -67,23 +73,32 @@ class DistillationTrainer(Trainer):
         loss = DistillationLoss(**{k: getattr(args, k) if v is None else v for k, v in given.items()})
         _refuse_unsupported(loss, teacher)
         data = {k: trainer_keywords.get(k) for k in ("train_dataset", "eval_dataset")}
-        collator = trainer_keywords.pop("data_collator", None) or _collator(trainer_keywords.get("processing_class"))
+        processing_class = trainer_keywords.get("processing_class")
+        collator = trainer_keywords.pop("data_collator", None) or _collator(processing_class)
+        model = model if peft_config is None else _with_adapters(model, peft_config)
         self.call = Call.of(model)
+        tokens = self.call.takes_tokens if args.items == "auto" else args.items == "token"
+        self.rule = TOKENS if tokens else IMAGES
         live = None if teacher is None else _live(teacher, model, data["train_dataset"])
         check_datasets(data, collator)
         check_networks(model, self.call, live, data["train_dataset"], collator)
+        self.num_classes = common_vocabulary(model, live.model, processing_class) if tokens and live else None
+        self.step: DenseStep | ChunkedStep = DenseStep(self.call, self.rule, loss, self.num_classes)
+        if args.loss_chunk_size:
+            if not tokens or args.fsdp:
+                raise ValueError("loss_chunk_size is for language models, whole on each device: set it to 0")
+            self.step = ChunkedStep(self.call, loss, args.loss_chunk_size, self.num_classes)
+            for network in (model, live.model) if live else (model,):
+                self.step.check(network)
         self.record = RunRecord.of(model, live and live.model, loss, args.seed)
         self.record.refuse_other(args.output_dir)
-        for network in (model, live):
-            if args.channels_last and network is not None:
-                network.to(memory_format=torch.channels_last)
+        for module in filter(None, (model, live)) if args.channels_last else ():
+            module.to(memory_format=torch.channels_last)
         super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
         self.distillation_loss = loss.to(args.device)
         self.teacher = None if live is None else place(live, self.accelerator)
         self.scan_result: TeacherScan | None = None
-        self._sums: dict[str, Tensor] = {}
-        self._summed_items = 0
-        self._evaluated: list[Tensor] = []
+        self._trained, self._evaluated = BatchAverage(), RowAverage()
         self.add_callback(_EpochViews(self))
 
     @property
@@ -104,22 +119,30 @@ class DistillationTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         inputs = self._in_memory_format(inputs)
-        logits = self.call(model if model.training else self._evaluated_network(model), inputs)
         if not model.training:
-            ce = cross_entropy(logits, inputs["labels"])  # [B]
-            # Padding a last batch repeats rows on some ranks; this drops the repeats, which a rank's mean cannot.
-            self._evaluated.append(self.accelerator.gather_for_metrics(ce.detach()))
-            return (ce.mean(), {"logits": logits}) if return_outputs else ce.mean()
-        taught = (
-            self.teacher(**inputs) if self.teacher is not None and self.distillation_loss.kd_weight else logits.detach()
-        )
-        items = image_items(logits, taught, inputs["labels"], progress=float(self.state.epoch or 0.0))
-        loss, parts = self.distillation_loss(items, num_items_in_batch)
-        self._remember(parts, len(items))
+            loss, logits = self._evaluate_batch(model, inputs)
+            return (loss, {"logits": logits}) if return_outputs else loss
+        assert not return_outputs, "Trainer asks for outputs in evaluation only"
+        progress = float(self.state.epoch or 0.0)
+        loss, parts, num_items = self.step(model, self.teacher, inputs, num_items_in_batch, progress)
+        self._trained.add(parts, num_items)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # Gradients are averaged over the ranks, and the loss is already divided by the items of all of them.
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
-        return (loss, {"logits": logits}) if return_outputs else loss
+        return loss
+
+    @torch.no_grad()
+    def _evaluate_batch(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        logits = self.call(self._evaluated_network(model), inputs)
+        cut, taught = slice(self.num_classes), logits
+        if self.args.evaluate_kl and self.teacher is not None:
+            taught = self.teacher(**inputs)
+        items = self.rule.make(logits[..., cut], taught[..., cut], inputs["labels"])
+        values = {"loss": cross_entropy(items.student.logits, items.labels)}
+        if taught is not logits:
+            values["kl"] = KD(scale="none")(items, torch.ones_like(values["loss"]))
+        self._evaluated.add(values, items, self.accelerator)
+        return values["loss"].sum() / max(len(items), 1), logits
 
     def _evaluated_network(self, model: nn.Module) -> Any:
         """The network without the autocast that Accelerate put around its forward, unless that is wanted."""
@@ -133,12 +156,11 @@ class DistillationTrainer(Trainer):
         return dict(inputs)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
-        """Trainer's count, by the rule of `items.py`: images, not label elements (B·C of those when mixed)."""
-        count = sum(count_image_items(batch["labels"]) for batch in batch_samples)
+        """Trainer's count, by the rule of `items.py`: images and not label elements, targets and not positions."""
+        count = torch.as_tensor(sum(self.rule.count(batch["labels"]) for batch in batch_samples), device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            total = self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
-            return total / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
-        return count or None
+            count = self.accelerator.reduce(count, reduction="sum")
+        return count / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size()) if batch_samples else None
 
     def evaluation_loop(
         self,
@@ -149,29 +171,19 @@ class DistillationTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Trainer's loop, with a loss that counts every row once whatever the number of ranks."""
-        self._evaluated = []
+        self._evaluated = RowAverage()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        if self._evaluated and output.metrics is not None:
-            output.metrics[f"{metric_key_prefix}_loss"] = torch.cat(self._evaluated).mean().item()
+        if output.metrics is not None:
+            output.metrics.update(
+                {f"{metric_key_prefix}_{name}": value for name, value in self._evaluated.read().items()}
+            )
         return output
 
     # ---- logging -----------------------------------------------------------------------------------------------
 
-    def _remember(self, parts: dict[str, Tensor], num_items: int) -> None:
-        """Add up on the device; nothing is read back before it is logged."""
-        for name, mean in parts.items():
-            self._sums[name] = self._sums.get(name, 0.0) + mean * num_items
-        self._summed_items += num_items
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._summed_items:
-            names = list(self._sums)
-            totals = torch.stack(
-                [self._sums[n] for n in names] + [torch.tensor(self._summed_items, device=self.args.device)]
-            )
-            *sums, items = self.accelerator.reduce(totals.double() if totals.device.type != "mps" else totals).tolist()
-            logs |= {name: round(value / items, 6) for name, value in zip(names, sums, strict=True)}
-            self._sums, self._summed_items = {}, 0
+        if "loss" in logs:
+            logs |= {name: round(value, 6) for name, value in self._trained.read(self.accelerator).items()}
         super().log(logs, start_time)
 
     # ---- the teacher scan --------------------------------------------------------------------------------------
@@ -215,6 +227,7 @@ class DistillationTrainer(Trainer):
             self.teacher,
             self.train_dataset,
             collate=self.data_collator,
+            rule=self.rule,
             batch_size=max(self.args.train_batch_size, self.args.eval_batch_size),
             num_workers=self.args.dataloader_num_workers,
             accelerator=self.accelerator,
@@ -252,6 +265,7 @@ class DistillationTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if state_dict is None and not isinstance(self.model, PreTrainedModel):
             # safetensors refuses channels_last; save_pretrained knows, Trainer's own branch for bare modules does not.
+            assert self.model is not None
             state_dict = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
         super()._save(output_dir, state_dict)
         if self.args.should_save:
@@ -280,8 +294,16 @@ def _refuse_unsupported(loss: DistillationLoss, teacher: nn.Module | None) -> No
         raise ValueError("a slot has trainable parameters, which DistillationTrainer does not train: freeze them")
 
 
-def _collator(processing_class: Any) -> ImageCollator:
+def _collator(processing_class: Any) -> ImageCollator | TokenCollator:
+    if isinstance(processing_class, PreTrainedTokenizerBase):
+        return TokenCollator(processing_class)
     return ImageCollator(processing_class if isinstance(processing_class, BaseImageProcessor) else None)
+
+
+def _with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:
+    from peft import get_peft_model  # needed by those who ask for it only
+
+    return get_peft_model(model, peft_config)
 
 
 def _live(teacher: nn.Module, student: nn.Module, train_dataset: Any) -> LiveTeacher:

@@ -20,6 +20,15 @@ N = 9  # targets left by the mask below
 SPLITS = [1, 7, N, 100]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Tensors this small only wait for a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def hidden_states():
     g = torch.Generator().manual_seed(1)
     hidden, taught = (3 * torch.randn(B, L, size, generator=g) for size in (H, H_T))

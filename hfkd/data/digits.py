@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 real images that come with a package, for demos and tests without a network."""
+"""scikit-learn's handwritten digits: 1,797 real images that come with a package, where there is no network."""
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value

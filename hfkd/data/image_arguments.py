@@ -27,7 +27,7 @@ class ImageDataArguments:
     def load(
         self, mean: tuple[float, ...] = CIFAR_MEAN, std: tuple[float, ...] = CIFAR_STD, seed: int = 0
     ) -> tuple[Dataset, Dataset]:
-        """The training images, augmented anew each epoch, and the test images, both normalised with `mean` and `std`."""
+        """The training images, augmented anew each epoch, and the test images, normalised with `mean` and `std`."""
         loaded = load_images(
             self.dataset_name,
             name=self.dataset_config,

@@ -42,7 +42,7 @@ def load_images(
     `pixels` holds a uint8 RGB image as bytes (`transforms.pack_pixels`), decoded once and kept in the `datasets` cache;
     `index` is the row number. Greyscale becomes RGB, an alpha channel is dropped. Every image is fitted (resized to
     cover, centre cropped) to `image_size`, by default the size of the first training image. Columns and splits are
-    found by their usual names and may be named. The size is `image_hw(dataset)`, the class names `label_names(dataset)`.
+    found by their usual names and may be named. `image_hw(dataset)` is the size, `label_names(dataset)` the classes.
     Raises ValueError for a missing column or split, an empty split, labels that are not class ids, a broken image.
     """
     loaded = _load(name_or_path, name)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.trainer_utils import unwrap_peft_model
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Call:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Call":
-        names = frozenset(inspect.signature(model.forward).parameters)
+        # PEFT's own forward names fewer inputs than the network that it passes them on to.
+        names = frozenset(inspect.signature(unwrap_peft_model(model).forward).parameters)
         takes_names = names & {"pixel_values", "input_ids"}
         return cls(names - {"labels"} if takes_names else None)
 
@@ -27,7 +29,20 @@ class Call:
         """The logits of `inputs`; what the network does not name (index, labels, ...) stays behind."""
         if self.keywords is None:
             return logits_of(model(inputs["pixel_values"]))
-        return logits_of(model(**{k: v for k, v in inputs.items() if k in self.keywords}))
+        return logits_of(model(**self._named(inputs)))
+
+    def hidden(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        """The last hidden states [B, L, H] of a language model, with the logits of one position only."""
+        output = model(**self._named(inputs), output_hidden_states=True, logits_to_keep=1, use_cache=False)
+        return output.hidden_states[-1]
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether this is a language model: its forward names `input_ids` and no images."""
+        return self.keywords is not None and "pixel_values" not in self.keywords
+
+    def _named(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in inputs.items() if k in (self.keywords or ())}
 
 
 def logits_of(output: Any) -> Tensor:

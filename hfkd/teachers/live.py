@@ -50,8 +50,10 @@ class LiveTeacher(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, **inputs: Any) -> Tensor:
-        """Logits [B, C] (or [B, L, V]) for the batch that the student gets."""
+    def forward(self, last_hidden: bool = False, **inputs: Any) -> Tensor:
+        """Logits [B, C] or [B, L, V] for the batch that the student gets; or the last hidden states [B, L, H]."""
+        if last_hidden:
+            return self.call.hidden(self.model, inputs)
         return self.call(self.model, self._own_view(inputs))
 
     def _own_view(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from hfkd.data.collate import ImageCollator
 from hfkd.data.transforms import ImageTransform
 from hfkd.files import write_atomically
-from hfkd.signals import energy, entropy
+from hfkd.items import IMAGES, ItemRule
 from hfkd.teachers.live import LiveTeacher
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ def scan(
     energy_temperature: float = 4.0,
     entropy_temperature: float = 3.0,
     collate: Callable[..., dict[str, Tensor]] | None = None,
+    rule: ItemRule = IMAGES,
     batch_size: int = 256,
     num_workers: int = 0,
     accelerator: Accelerator | None = None,
@@ -86,7 +87,7 @@ def scan(
     seed: int = 0,
     progress_bar: bool = True,
 ) -> TeacherScan:
-    """Run the teacher once over `dataset` and return each image's energy and entropy.
+    """Run the teacher once over `dataset` and return the energy and entropy of each image, or mean of each sequence.
 
     `views="train"` takes the images as training's first epoch will (augmented: thresholds are compared with such
     views), "clean" without augmentation (to choose HE-DA samples), which needs an `ImageTransform`. Sharded over the
@@ -107,7 +108,7 @@ def scan(
     loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate)
     with torch.random.fork_rng(devices=[]):  # the loader draws on the CPU; the default would wake every GPU of the node
         torch.default_generator.manual_seed(seed)
-        result = _run(live, loader, accelerator, energy_temperature, entropy_temperature, progress_bar)
+        result = _run(live, loader, rule, accelerator, energy_temperature, entropy_temperature, progress_bar)
     _refuse_broken(result)
     if path and key and (accelerator is None or accelerator.is_local_main_process):
         metadata = {"key": key.text, "checksum": _checksum(result)}
@@ -126,7 +127,13 @@ def _live(teacher: nn.Module) -> LiveTeacher:
 
 @torch.no_grad()
 def _run(
-    teacher: LiveTeacher, loader: Any, accelerator: Accelerator | None, t_e: float, t_h: float, progress_bar: bool
+    teacher: LiveTeacher,
+    loader: Any,
+    rule: ItemRule,
+    accelerator: Accelerator | None,
+    t_e: float,
+    t_h: float,
+    progress_bar: bool,
 ) -> TeacherScan:
     parts, parameter = [], next(teacher.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
@@ -134,8 +141,11 @@ def _run(
         loader = accelerator.prepare(loader)
     quiet = not progress_bar or not (accelerator is None or accelerator.is_main_process)
     for batch in tqdm(loader, desc="Scanning the training set with the teacher", disable=quiet, leave=False):
-        logits = teacher(**{k: v.to(device) for k, v in batch.items()})
-        seen = torch.stack([energy(logits, t_e), entropy(logits, t_h), logits.argmax(-1).float()], dim=-1)  # [B, 3]
+        batch = {k: v.to(device) for k, v in batch.items()}
+        logits = teacher(**batch)
+        items = rule.make(logits, logits, batch["labels"])
+        per_item = [items.teacher.energy(t_e), items.teacher.entropy(t_h), items.teacher.logits.argmax(-1).float()]
+        seen = items.sample_means(torch.stack(per_item, dim=-1))  # [B, 3]
         parts.append(accelerator.gather_for_metrics(seen) if accelerator is not None else seen)
     energies, entropies, predictions = torch.cat(parts).float().cpu().T.contiguous()
     return TeacherScan(energies, entropies, predictions.long())

@@ -1,0 +1,58 @@
+"""Averages that stay on the device, over all ranks, until somebody asks.
+
+N items, B rows of a batch.
+"""
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from hfkd.items import Items
+
+
+class BatchAverage:
+    """The mean over all items since the last reading, of values that come as means over the items of a batch."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._items = 0
+
+    def add(self, means: dict[str, Tensor], num_items: int) -> None:
+        for name, mean in means.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(mean)) + mean * num_items
+        self._items += num_items
+
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means over all ranks; the counting starts anew. Every rank has to call it."""
+        if not self._sums:
+            return {}
+        names, device = list(self._sums), accelerator.device
+        totals = torch.stack([*self._sums.values(), torch.tensor(float(self._items), device=device)])
+        *sums, items = accelerator.reduce(totals).tolist()
+        self._sums, self._items = {}, 0
+        return {name: value / max(items, 1) for name, value in zip(names, sums, strict=True)}
+
+
+class RowAverage:
+    """The mean over all items of an evaluation, each row counted once.
+
+    Padding a last batch repeats rows on some ranks. Sums per row are gathered, so that the repeats can be dropped,
+    which they cannot be from a rank's mean.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[Tensor] = []
+        self._names: list[str] = []
+
+    def add(self, values: dict[str, Tensor], items: Items, accelerator: Accelerator) -> None:
+        """values: [N] each."""
+        columns = torch.stack([*values.values(), torch.ones_like(next(iter(values.values())))], dim=-1)  # [N, k + 1]
+        rows = columns.new_zeros(items.num_samples, columns.shape[-1]).index_add(0, items.sample, columns)
+        self._rows.append(accelerator.gather_for_metrics(rows))
+        self._names = list(values)
+
+    def read(self) -> dict[str, float]:
+        if not self._rows:
+            return {}
+        *sums, items = torch.cat(self._rows).double().sum(0).tolist()
+        return {name: value / max(items, 1) for name, value in zip(self._names, sums, strict=True)}

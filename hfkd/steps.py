@@ -1,0 +1,97 @@
+"""From a batch to the loss: with whole logits, or from hidden states over chunks of items.
+
+B rows, L length, V vocabulary, H hidden size.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+
+from hfkd.chunked import ChunkedLoss
+from hfkd.items import ItemRule, token_hidden
+from hfkd.loss import DistillationLoss
+from hfkd.models.calling import Call
+from hfkd.teachers import LiveTeacher
+
+Step = tuple[Tensor, dict[str, Tensor], int]  # the loss, its parts, and how many items they are means of
+
+
+@dataclass
+class DenseStep:
+    """Both networks' whole logits. `num_classes` cuts padded vocabularies to what they share (None: as they are)."""
+
+    call: Call
+    rule: ItemRule
+    loss: DistillationLoss
+    num_classes: int | None = None
+
+    def __call__(
+        self,
+        student: nn.Module,
+        teacher: LiveTeacher | None,
+        inputs: Mapping[str, Any],
+        num_items: Tensor | int | None,
+        progress: float,
+    ) -> Step:
+        cut = slice(self.num_classes)
+        logits = self.call(student, inputs)[..., cut]
+        # Without a distillation term nobody reads the teacher, so nobody pays for it.
+        taught = teacher(**inputs)[..., cut] if teacher is not None and self.loss.kd_weight else logits.detach()
+        items = self.rule.make(logits, taught, inputs["labels"], progress=progress)
+        return *self.loss(items, num_items), len(items)
+
+
+class ChunkedStep:
+    """The last hidden states, and each network's head over chunks of tokens: [N, V] never exists whole.
+
+    Raises ValueError for a network whose forward cannot leave the logits out, or whose logits are more than its head
+    applied to the last hidden state (soft-capped or scaled ones).
+    """
+
+    def __init__(self, call: Call, loss: DistillationLoss, chunk_size: int, num_classes: int | None = None) -> None:
+        self.call, self.loss = call, loss
+        self.chunked = ChunkedLoss(loss, chunk_size, num_classes)
+
+    def __call__(
+        self,
+        student: nn.Module,
+        teacher: LiveTeacher | None,
+        inputs: Mapping[str, Any],
+        num_items: Tensor | int | None,
+        progress: float,
+    ) -> Step:
+        hidden, head = self.call.hidden(student, inputs), output_head(student)
+        taught, teacher_head = hidden.detach(), head
+        if teacher is not None and self.loss.kd_weight:
+            taught, teacher_head = teacher(last_hidden=True, **inputs), output_head(teacher.model)
+        items = token_hidden(hidden, taught, inputs["labels"], progress=progress)
+        return *self.chunked(items, head, teacher_head, num_items), len(items)
+
+    @torch.no_grad()
+    def check(self, network: nn.Module) -> None:
+        """Raise ValueError unless the network's logits are its head on its last hidden state."""
+        call, training = Call.of(network), network.training
+        inputs = {"input_ids": torch.zeros(1, 2, dtype=torch.long, device=next(network.parameters()).device)}
+        if call.keywords is None or "logits_to_keep" not in call.keywords:
+            raise ValueError(
+                f"loss_chunk_size: {type(network).__name__}.forward takes no logits_to_keep, so its logits cannot be "
+                "left out; set loss_chunk_size to 0"
+            )
+        network.eval()
+        whole, mine = call(network, inputs), output_head(network)(call.hidden(network, inputs))
+        network.train(training)
+        if not torch.allclose(mine, whole, rtol=1e-2, atol=1e-2):
+            raise ValueError(
+                f"loss_chunk_size: the logits of {type(network).__name__} are not its output embedding applied to its "
+                "last hidden state (soft-capped or scaled?); set loss_chunk_size to 0"
+            )
+
+
+def output_head(network: nn.Module) -> nn.Module:
+    """The module from hidden states to logits, whatever wraps the network."""
+    bare: Any = extract_model_from_parallel(network, keep_torch_compile=False)
+    return bare.get_output_embeddings()

@@ -1,0 +1,40 @@
+"""Whether two language models speak of the same tokens."""
+
+import logging
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+def common_vocabulary(student: nn.Module, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
+    """How many logits student and teacher share; None when they have the same number.
+
+    Embeddings are often padded to a round size (151,936 and 152,064 for one tokenizer): the shorter one cuts both.
+    Raises ValueError when real tokens would be cut.
+    """
+    sizes = [network.get_output_embeddings().weight.shape[0] for network in (student, teacher)]  # type: ignore[operator]
+    if sizes[0] == sizes[1]:
+        return None
+    common = min(sizes)
+    if tokenizer is None or len(tokenizer) > common:
+        known = "unknown, as no processing_class was given" if tokenizer is None else f"{len(tokenizer)} tokens"
+        raise ValueError(
+            f"the student has {sizes[0]} logits and the teacher {sizes[1]}, and the tokenizer's size is {known}: only "
+            "padding may be cut; use models of one tokenizer, and pass it as processing_class"
+        )
+    logger.info("The logits of student (%d) and teacher (%d) are cut to the %d they share", *sizes, common)
+    return common
+
+
+def same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError unless both tokenizers give every token the same number."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours == theirs:
+        return
+    different = sum(theirs.get(token) != number for token, number in ours.items())
+    raise ValueError(
+        f"the tokenizers of the student ({student.name_or_path}) and the teacher ({teacher.name_or_path}) differ: "
+        f"{different} of {len(ours)} tokens have another number or none; token-level distillation needs one tokenizer"
+    )
