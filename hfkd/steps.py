@@ -3,7 +3,8 @@
 B rows, L length, V vocabulary, H hidden size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,7 @@ class ChunkedStep:
     def __init__(self, call: Call, loss: DistillationLoss, chunk_size: int, num_classes: int | None = None) -> None:
         self.call, self.loss = call, loss
         self.chunked = ChunkedLoss(loss, chunk_size, num_classes)
+        self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # the heads run outside of forward
 
     def __call__(
         self,
@@ -69,7 +71,8 @@ class ChunkedStep:
         if teacher is not None and self.loss.kd_weight:
             taught, teacher_head = teacher(last_hidden=True, **inputs), output_head(teacher.model)
         items = token_hidden(hidden, taught, inputs["labels"], progress=progress)
-        return *self.chunked(items, head, teacher_head, num_items), len(items)
+        with self.autocast():
+            return *self.chunked(items, head, teacher_head, num_items), len(items)
 
     @torch.no_grad()
     def check(self, network: nn.Module) -> None:

@@ -95,6 +95,8 @@ class DistillationTrainer(Trainer):
         for module in filter(None, (model, live)) if args.channels_last else ():
             module.to(memory_format=torch.channels_last)
         super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
+        if isinstance(self.step, ChunkedStep):
+            self.step.autocast = self.accelerator.autocast
         self.distillation_loss = loss.to(args.device)
         self.teacher = None if live is None else place(live, self.accelerator)
         self.scan_result: TeacherScan | None = None

@@ -89,7 +89,7 @@ def test_another_number_of_classes():
 def test_a_broken_teacher(value):
     broken = teacher()
     broken.head.bias.data[2] = value
-    with pytest.raises(ValueError, match="the teacher's logits are NaN or infinite on the first training images"):
+    with pytest.raises(ValueError, match="the teacher's logits are NaN or infinite on the first training rows"):
         check(taught=broken)
 
 

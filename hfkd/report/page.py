@@ -131,7 +131,7 @@ def _energies(energies: Any, thresholds: tuple[float, float] | None) -> Section:
 def _images(title: str, images: Any, probabilities: Any) -> Section:
     if images is None or len(images) == 0:
         return Section(title, "Left out: no images were kept, as the run used no scan or its items are not images.")
-    if probabilities is None:
+    if probabilities is None or len(probabilities) < len(images):
         return Section(title, "", image_grid(images))
     top = as_array(probabilities)[: len(images)].max(axis=-1)
     text = "Below each image: the teacher's largest class probability."
