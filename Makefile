@@ -19,10 +19,10 @@ demo: $(VENV)/.installed-demo ## Train four students on handwritten digits and o
 	$(BIN)/python recipes/digits_demo.py
 
 test: $(VENV)/.installed-dev ## Run the default tests (minutes, no network)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-slow: $(VENV)/.installed-dev ## Run the long tests too
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not gpu'
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not gpu'
 
 check: $(VENV)/.installed-dev ## Format, lint and type checks
 	$(BIN)/ruff format --check .

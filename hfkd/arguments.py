@@ -2,6 +2,8 @@
 
 import argparse
 import difflib
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -96,6 +98,11 @@ class DistillationArguments(TrainingArguments):
             raise ValueError(f"items={self.items!r} must be 'auto', 'image' or 'token'")
         if self.loss_chunk_size < 0:
             raise ValueError(f"loss_chunk_size={self.loss_chunk_size} must be 0 (off) or a number of tokens")
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor}: the distillation loss has no smoothing, the "
+                "teacher is its soft label; set it to 0"
+            )
         super().__post_init__()
 
     @staticmethod
@@ -144,7 +151,18 @@ def parse(
         parser.set_defaults(**settings)
     *parsed, rest = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     del rest.config
+    _show_log()
     return tuple(parsed)
+
+
+def _show_log() -> None:
+    """A recipe's user sees what hfkd logs (resumed from where, thresholds, what was passed over), once."""
+    logger = logging.getLogger("hfkd")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("[%(levelname)s|%(name)s] %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
 
 
 def _config_path(argv: Sequence[str]) -> str | None:

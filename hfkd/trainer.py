@@ -39,8 +39,9 @@ class DistillationTrainer(Trainer):
 
     `objective`, `temperature`, `weighting`, `ce_weight`, `kd_weight` say the same as in `DistillationArguments`, and
     win over them. `teacher` is any network that gives logits (a `LiveTeacher` to say how its inputs are normalised);
-    None trains on the labels alone. Rows of the datasets have `pixel_values` and `labels`. Everything else is
-    Trainer's. Evaluation does not run the teacher: `eval_loss` is the student's cross-entropy.
+    None, with `kd_weight=0`, trains on the labels alone. Rows of the datasets have `pixel_values` and `labels`, or for
+    language models `input_ids` and `labels`; `peft_config` trains adapters. Everything else is Trainer's. `eval_loss`
+    is the student's cross-entropy, for which the teacher does not run; `evaluate_kl` adds `eval_kl`.
     A temperature that needs the teacher's energies over the training set has them scanned when training starts.
     """
 
@@ -71,7 +72,7 @@ class DistillationTrainer(Trainer):
             "kd_weight": kd_weight,
         }
         loss = DistillationLoss(**{k: getattr(args, k) if v is None else v for k, v in given.items()})
-        _refuse_unsupported(loss, teacher)
+        _refuse_unsupported(loss, teacher, trainer_keywords.get("compute_loss_func"))
         data = {k: trainer_keywords.get(k) for k in ("train_dataset", "eval_dataset")}
         processing_class = trainer_keywords.get("processing_class")
         collator = trainer_keywords.pop("data_collator", None) or _collator(processing_class)
@@ -286,12 +287,14 @@ class _EpochViews(TrainerCallback):
             transform.set_epoch(round(state.epoch or 0.0, 6).__floor__())
 
 
-def _refuse_unsupported(loss: DistillationLoss, teacher: nn.Module | None) -> None:
+def _refuse_unsupported(loss: DistillationLoss, teacher: nn.Module | None, compute_loss_func: Any) -> None:
     if teacher is None and loss.kd_weight:
         raise ValueError(
             f"kd_weight={loss.kd_weight} needs a teacher: pass teacher=, or kd_weight=0 and ce_weight=1 to train on "
             "the labels alone"
         )
+    if compute_loss_func is not None:
+        raise ValueError("compute_loss_func would not be called: give your loss as objective=, one number per item")
     if any(p.requires_grad for p in loss.parameters()):
         raise ValueError("a slot has trainable parameters, which DistillationTrainer does not train: freeze them")
 

@@ -23,7 +23,6 @@ def example() -> str:
 
 
 def test_the_example_runs_as_written(tmp_path):
-    pytest.importorskip("sklearn")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
     (tmp_path / "example.py").write_text(example(), encoding="utf-8")
     run = subprocess.run(

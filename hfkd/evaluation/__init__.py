@@ -2,7 +2,7 @@
 
 from hfkd.evaluation.generation import TextGenerator, generate
 from hfkd.evaluation.run import SEEDS, evaluate_sets
-from hfkd.evaluation.scoring import markdown_table, score
+from hfkd.evaluation.scoring import markdown_table, score, students_table
 from hfkd.evaluation.sets import SETS, instruct_sets
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "instruct_sets",
     "markdown_table",
     "score",
+    "students_table",
 ]

@@ -70,20 +70,39 @@ def markdown_table(scores: Mapping[str, Scores]) -> str:
             note = f"not comparable with published figures, which have {wanted.rows:,} rows"
         lines.append(_line(wanted.label, scores[name], note))
     if comparable:
-        lines.append(_average_line(comparable))
+        count = f"{len(comparable)} of {len(SETS)} sets"
+        partial = "" if len(comparable) == len(SETS) else f"over {count}: not the published average"
+        lines.append(_line("Average", average(comparable), partial))
     lines += [_line(name, rows, "") for name, rows in scores.items() if name not in SETS]
     return "\n".join(lines) + "\n"
 
 
-def _average_line(sets: Sequence[Scores]) -> str:
+def students_table(students: Mapping[str, Mapping[str, Scores]]) -> str:
+    """ROUGE-L of several students, the paper's row for each: Dolly, SInst, Vicuna, S-NI, UnNI and their average.
+
+    A star marks sets of another number of rows than the published figures; the average is over the sets shown.
+    """
+    shown = [name for name in SETS if any(name in scores for scores in students.values())]
+    lines = [["Student", *(SETS[name].label for name in shown), "Average"], ["---", *["---:"] * (len(shown) + 1)]]
+    for student, scores in students.items():
+        cells = [_starred(name, scores[name]) if name in scores else "–" for name in shown]
+        mean = average([scores[name] for name in shown if name in scores])
+        lines.append([student, *cells, _cell(mean["rougeL"], mean["rougeL_sd"])])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _starred(name: str, scores: Scores) -> str:
+    return _cell(scores["rougeL"], scores["rougeL_sd"]) + ("" if scores["rows"] == SETS[name].rows else " *")
+
+
+def average(sets: Sequence[Scores]) -> Scores:
     """The average over sets, its standard deviation taken over the seeds' averages."""
-    average: Scores = {"rows": sum(scores["rows"] for scores in sets)}
+    result: Scores = {"rows": sum(scores["rows"] for scores in sets)}
     seeds = set.intersection(*(set(scores["per_seed"]) for scores in sets))
     for metric in ("rougeL", "exact_match"):
         by_seed = [fmean(scores["per_seed"][seed][metric] for scores in sets) for seed in seeds]
-        average |= _mean_and_sd(metric, by_seed)
-    partial = "" if len(sets) == len(SETS) else f"over {len(sets)} of {len(SETS)} sets: not the published average"
-    return _line("Average", average, partial)
+        result |= _mean_and_sd(metric, by_seed)
+    return result
 
 
 def _line(label: str, scores: Scores, note: str) -> str:

@@ -66,7 +66,7 @@ def instruct_sets(
             logger.warning("No %s (%s) in %s: left out.", name, SETS[name].label, source)
             continue
         rows = rows.select(range(min(len(rows), SETS[name].rows)))
-        found[name] = _with_references(rows, tokenizer, chat_template)
+        found[name] = with_references(rows, tokenizer, chat_template)
     if not found:
         raise ValueError(
             f"{source} holds none of {list(names)}: put <name>.jsonl files there, or pass {HUB!r}, on the Hub"
@@ -88,7 +88,10 @@ def _read(source: str | Path, name: str) -> Dataset | None:
     return read_jsonl(hf_hub_download(f"{source}/{wanted.repository}", wanted.file, repo_type="dataset"))
 
 
-def _with_references(rows: Dataset, tokenizer: PreTrainedTokenizerBase | None, chat_template: bool) -> Dataset:
+def with_references(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase | None = None, chat_template: bool = False
+) -> Dataset:
+    """Instruction rows -> `prompt` and `references`, the answers that count as right."""
     prompts = to_prompt_response(rows, tokenizer, chat_template)["prompt"][:]
     answer = next(name for name in ("output", "response", "completion") if name in rows.column_names)
     references = [_as_list(value) for value in rows[answer]]

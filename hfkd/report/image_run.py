@@ -5,7 +5,7 @@ N images, C classes, H height, W width.
 
 import json
 import logging
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from hfkd.data.transforms import unpack_pixels
 from hfkd.report.page import distillation_page
 from hfkd.report.results import RESULTS_NAME, ResultsCallback
-from hfkd.run_record import last_checkpoint
+from hfkd.report.run import train_to_the_end, without_paths
 from hfkd.teachers import LiveTeacher, TeacherScan, scan
 from hfkd.teachers.scan import image_transform
 from hfkd.temperatures import Energy
@@ -33,20 +33,20 @@ def run_images(trainer: DistillationTrainer, config: dict[str, Any]) -> dict[str
 
     `config` is recorded with the results. Returns the content of results.json. Runs on every rank.
     """
-    args = trainer.args
-    trainer.add_callback(ResultsCallback(config))
-    checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
-    if checkpoint:
-        logger.info("Resuming from %s", checkpoint)
-    trainer.train(resume_from_checkpoint=True if str(checkpoint).lower() == "true" else checkpoint)
-    trainer.save_model()
-    data = page_data(trainer)
-    if not trainer.is_world_process_zero():
-        return {}
-    results = json.loads((Path(args.output_dir or ".") / RESULTS_NAME).read_text())
-    page = Path(args.output_dir or ".") / PAGE_NAME
-    distillation_page(page, config=config, log_history=trainer.state.log_history, results=results, **data)
-    logger.info("The results are in %s; look at %s", args.output_dir, page)
+    config = without_paths(config)
+    drawn = find_spec("matplotlib") is not None
+    if not drawn:
+        logger.warning("There will be no %s: pip install 'hfkd[demo]' for its pictures", PAGE_NAME)
+    folder = train_to_the_end(trainer, ResultsCallback(config))
+    data = page_data(trainer) if drawn else {}
+    results: dict[str, Any] = {}
+    if trainer.is_world_process_zero():
+        results = json.loads((folder / RESULTS_NAME).read_text())
+        if drawn:
+            history = trainer.state.log_history
+            distillation_page(folder / PAGE_NAME, config=config, log_history=history, results=results, **data)
+            logger.info("The results are in %s; look at %s", folder, folder / PAGE_NAME)
+    trainer.save_model()  # last: with push_to_hub it uploads the folder, page and all
     return results
 
 

@@ -1,0 +1,119 @@
+"""Distil stories260K, a real language model, into one a third its size: labels only, KD, EA-KD, reverse KL, JSD.
+
+    OMP_NUM_THREADS=1 python benchmarks/stories.py --teacher stories260K --stories stories260K-samples.jsonl
+
+Every way has the same student, first weights, data in the same order, and steps. Scored on held-out stories: the
+student's cross-entropy and KL(teacher || student) per token, in nats; mean and standard deviation over the seeds.
+"EA-KD, matched" has EA-KD's weights divided by their mean, which tells reweighting apart from a larger loss.
+Settings: stories.yaml beside this file, and every flag of the trainer (--max_steps, --learning_rate, ...).
+"""
+
+import statistics
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from hfkd import DistillationArguments, DistillationTrainer
+from hfkd.arguments import parse
+from hfkd.data.text import tokenize_dataset
+from hfkd.data.text_files import read_jsonl
+from hfkd.models.language import causal_lm, load_tokenizer
+from hfkd.report.environment import environment
+from hfkd.report.json_file import write_json
+
+WAYS: dict[str, dict[str, Any]] = {
+    "labels only": {"ce_weight": 1.0, "kd_weight": 0.0},
+    "KD": {},
+    "EA-KD": {"weighting": "entropy"},
+    "EA-KD, matched": {"weighting": "matched"},
+    "reverse KL": {"objective": "reverse_kl(scale='none')"},
+    "JSD": {"objective": "jsd(beta=0.5, scale='none')"},
+}
+SCORES = ("eval_loss", "eval_kl", "seconds")
+
+
+@dataclass
+class StoriesArguments:
+    teacher: str = field(metadata={"help": "Folder of stories260K."})
+    stories: str = field(metadata={"help": "JSON-lines file of stories, in a column text."})
+    seeds: int = field(default=3, metadata={"help": "Students trained each way."})
+    ways: list[str] = field(default_factory=lambda: list(WAYS), metadata={"help": f"Some of: {', '.join(WAYS)}."})
+    held_out: int = field(default=300, metadata={"help": "Stories, the last of the file, that are scored."})
+    max_length: int = field(default=256, metadata={"help": "Tokens of a story; the rest is cut off."})
+
+
+def new_student(teacher: Any) -> LlamaForCausalLM:
+    """A third of the teacher's parameters: 40 wide in place of 64, three layers in place of five."""
+    size = {"hidden_size": 40, "intermediate_size": 128, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 8}
+    same = ("vocab_size", "max_position_embeddings", "tie_word_embeddings", "bos_token_id", "eos_token_id")
+    return LlamaForCausalLM(LlamaConfig(**size, **heads, **{name: getattr(teacher.config, name) for name in same}))
+
+
+def run(way: str, seed: int, args: DistillationArguments, teacher: Any, tokenizer: Any, data: Any) -> dict[str, float]:
+    set_seed(seed)
+    trainer = DistillationTrainer(
+        new_student(teacher),
+        teacher,
+        replace(args, seed=seed, output_dir=str(Path(args.output_dir) / f"{way.replace(' ', '_')}-{seed}")),
+        processing_class=tokenizer,
+        train_dataset=data[0],
+        eval_dataset=data[1],
+        **WAYS[way],
+    )
+    trainer.remove_callback(PrinterCallback)
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    return {**{name: trainer.evaluate()[name] for name in SCORES[:2]}, "seconds": seconds}
+
+
+def table(results: dict[str, list[dict[str, float]]]) -> str:
+    lines = [
+        "| way | cross-entropy | sd | KL to teacher | sd | seeds | seconds |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for way, runs in results.items():
+        cells = [f"{value:.4f}" for name in SCORES[:2] for value in mean_and_sd([r[name] for r in runs])]
+        lines.append(
+            f"| {way} | {' | '.join(cells)} | {len(runs)} | {mean_and_sd([r['seconds'] for r in runs])[0]:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def mean_and_sd(values: list[float]) -> tuple[float, float]:
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else float("nan")
+
+
+def main() -> None:
+    stories, args = parse(
+        (StoriesArguments, DistillationArguments), defaults=[Path(__file__).with_suffix(".yaml")], description=__doc__
+    )
+    torch.set_num_threads(1)  # networks this small lose more to the threads' meetings than they gain
+    teacher, tokenizer = causal_lm(stories.teacher), load_tokenizer(stories.teacher)
+    rows = tokenize_dataset(
+        read_jsonl(stories.stories), tokenizer, max_length=stories.max_length, max_prompt_length=stories.max_length - 1
+    )
+    cut = len(rows) - stories.held_out
+    data = rows.select(range(cut)), rows.select(range(cut, len(rows)))
+    results: dict[str, list[dict[str, float]]] = {}
+    for seed in range(stories.seeds):
+        for way in stories.ways:
+            score = run(way, seed, args, teacher, tokenizer, data)
+            results.setdefault(way, []).append(score)
+            print(f"seed {seed}, {way}: " + ", ".join(f"{name} {score[name]:.4f}" for name in SCORES), flush=True)
+            write_json(
+                Path(args.output_dir) / "stories.json",
+                {"settings": vars(stories), "args": args.to_dict(), "environment": environment(), "results": results},
+            )
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (teacher, new_student(teacher))]
+    print(f"\nTeacher {sizes[0]:,} parameters, student {sizes[1]:,}; {args.max_steps} steps\n\n{table(results)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The flags that name an instruction data set, and the splits they give."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from datasets import Dataset, load_dataset
+from transformers import PreTrainedTokenizerBase
+
+from hfkd.data.instructions import dolly_split, to_prompt_response
+from hfkd.data.text import tokenize_dataset
+from hfkd.data.text_files import read_jsonl
+
+DOLLY_COLUMNS = {"instruction", "context", "response"}
+DEV_NAMES = ("dev", "validation", "valid")
+
+
+class TextData(NamedTuple):
+    """train, dev: tokenised rows to learn from. dev_texts, test_texts: `prompt` and `response`, to generate from."""
+
+    train: Dataset
+    dev: Dataset | None
+    dev_texts: Dataset | None
+    test_texts: Dataset | None
+
+
+@dataclass
+class TextDataArguments:
+    """Which instructions to learn from, and how they become tokens. The defaults are MiniLLM's and DSKD's."""
+
+    dataset_name: str = field(
+        default="databricks/databricks-dolly-15k", metadata={"help": "Hub id, local folder or JSON-lines file."}
+    )
+    max_length: int = field(default=512, metadata={"help": "Tokens of prompt and response together."})
+    max_prompt_length: int = field(default=256, metadata={"help": "Tokens of the prompt."})
+    long_prompts: Literal["drop", "cut"] = field(
+        default="drop", metadata={"help": "What happens to rows with a longer prompt: drop (MiniLLM) or cut (DSKD)."}
+    )
+    tokenization: Literal["joint", "separate"] = field(
+        default="joint", metadata={"help": "Prompt and response as one text (MiniLLM) or each alone (DSKD)."}
+    )
+    chat_template: bool = field(default=False, metadata={"help": "Write prompts with the tokenizer's chat template."})
+    max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first rows only: a quick try."})
+    max_dev_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first rows only."})
+
+    def load(self, tokenizer: PreTrainedTokenizerBase) -> TextData:
+        """Dolly in the literature's split; any other data set in its own (train; dev or validation; test)."""
+        splits = self._splits(tokenizer)
+        if "train" not in splits:
+            raise ValueError(f"{self.dataset_name} has the splits {sorted(splits)}: one must be called train")
+        train = _first(splits["train"], self.max_train_rows)
+        dev = next((_first(splits[name], self.max_dev_rows) for name in DEV_NAMES if name in splits), None)
+        dev_texts, test_texts = (
+            None if rows is None else to_prompt_response(rows, tokenizer, self.chat_template)
+            for rows in (dev, splits.get("test"))
+        )
+        dev_tokens = None if dev is None else self._tokens(dev, tokenizer)
+        return TextData(self._tokens(train, tokenizer), dev_tokens, dev_texts, test_texts)
+
+    @property
+    def generation_settings(self) -> dict[str, Any]:
+        """What `TextGenerator` must know to be asked as the model was trained."""
+        return {"max_prompt_length": self.max_prompt_length, "add_special_tokens": not self.chat_template}
+
+    def _splits(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
+        splits = read_splits(self.dataset_name)
+        only = next(iter(splits.values()))
+        if len(splits) == 1 and set(only.column_names) >= DOLLY_COLUMNS:
+            return dict(dolly_split(only, tokenizer, self.max_prompt_length))
+        return splits
+
+    def _tokens(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        return tokenize_dataset(
+            rows,
+            tokenizer,
+            max_length=self.max_length,
+            max_prompt_length=self.max_prompt_length,
+            long_prompts=self.long_prompts,
+            tokenization=self.tokenization,
+            chat_template=self.chat_template,
+        )
+
+
+def read_splits(name: str) -> dict[str, Dataset]:
+    """The splits of a JSON-lines file (`train`), of a folder of such files (by their names), or of `load_dataset`."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return {"train": read_jsonl(path)}
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else []
+    if len(files) == 1:
+        return {"train": read_jsonl(files[0])}
+    if files:
+        return {file.stem: read_jsonl(file) for file in files}
+    return dict(load_dataset(name))
+
+
+def _first(dataset: Dataset, count: int | None) -> Dataset:
+    return dataset if count is None else dataset.select(range(min(count, len(dataset))))

@@ -1,0 +1,73 @@
+"""ROUGE-L of what the student writes, at every evaluation of a training run."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from hfkd.arguments import DistillationArguments
+from hfkd.evaluation.generation import TextGenerator
+from hfkd.evaluation.run import evaluate_sets
+from hfkd.evaluation.sets import with_references
+from hfkd.trainer import DistillationTrainer
+
+METRIC = "eval_rougeL"
+
+
+@dataclass
+class RougeArguments:
+    """Choosing the checkpoint by what it writes on dev, as MiniLLM and DSKD do."""
+
+    eval_rouge: bool = field(
+        default=False, metadata={"help": "Score dev by ROUGE-L at each evaluation, and end with the best checkpoint."}
+    )
+    rouge_seeds: list[int] = field(
+        default_factory=lambda: [10], metadata={"help": "Answers sampled once a seed; DSKD averages three."}
+    )
+    rouge_max_new_tokens: int = field(default=256, metadata={"help": "Tokens of an answer."})
+
+    def best_by_rouge(self, args: DistillationArguments) -> DistillationArguments:
+        """`args` that end with the checkpoint of the best dev ROUGE-L, where --eval_rouge asks for it."""
+        if not self.eval_rouge:
+            return args
+        return replace(args, load_best_model_at_end=True, metric_for_best_model=METRIC, greater_is_better=True)
+
+    def add_to(self, trainer: DistillationTrainer, dev: Dataset | None, **settings: Any) -> None:
+        """Give `trainer` the callback, where --eval_rouge asks for it. `dev` has `prompt` and `response`."""
+        if not self.eval_rouge:
+            return
+        if dev is None:
+            raise ValueError("eval_rouge needs dev rows: give a data set with a split dev or validation")
+        settings["max_new_tokens"] = self.rouge_max_new_tokens
+        trainer.add_callback(RougeCallback(trainer, dev, self.rouge_seeds, **settings))
+
+
+class RougeCallback(TrainerCallback):
+    """Answer `dev` at each evaluation: logs `eval_rougeL`, which `metric_for_best_model` may name.
+
+    The answers of step n are in `<output_dir>/dev/step-n`. Sampled as on test, but without the n-gram block, which
+    MiniLLM and DSKD use on test only. `settings` are `TextGenerator`'s. Add it before callbacks that read the log.
+    Raises ValueError for settings that do not fit the model, and for a sharded one, which cannot generate.
+    """
+
+    def __init__(self, trainer: DistillationTrainer, dev: Dataset, seeds: Sequence[int], **settings: Any) -> None:
+        if trainer.args.fsdp or trainer.is_deepspeed_enabled:
+            raise ValueError("eval_rouge needs the whole student on each device: leave it out under FSDP and DeepSpeed")
+        self.trainer, self.seeds, self.rows = trainer, seeds, with_references(dev)
+        self.settings = {"no_repeat_ngram_size": 0, "batch_size": trainer.args.eval_batch_size} | settings
+        TextGenerator(*self._writer, **self.settings)  # so that what does not fit is said now
+
+    @property
+    def _writer(self) -> tuple[Any, Any]:
+        return self.trainer.accelerator.unwrap_model(self.trainer.model), self.trainer.processing_class
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        start, folder = time.monotonic(), Path(args.output_dir) / "dev" / f"step-{state.global_step}"
+        scores = evaluate_sets(*self._writer, {"dev": self.rows}, folder, seeds=self.seeds, **self.settings)
+        found = {METRIC: scores["dev"]["rougeL"], "eval_rouge_runtime": time.monotonic() - start}
+        keywords["metrics"].update(found)  # what Trainer chooses the best checkpoint by
+        self.trainer.log(found)

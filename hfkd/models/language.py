@@ -1,0 +1,105 @@
+"""Causal language models and their tokenizers: from the Hub, a folder, a configuration, or a PEFT adapter."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import is_bitsandbytes_available
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from hfkd.vocabulary import same_tokenizer
+
+logger = logging.getLogger(__name__)
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
+
+
+def causal_lm(
+    name_or_path: str | Path,
+    dtype: str | None = None,
+    from_config: bool = False,
+    load_in_8bit: bool = False,
+    load_in_4bit: bool = False,
+) -> PreTrainedModel:
+    """A causal language model by Hub id or folder; `from_config`: fresh weights for a configuration.
+
+    `dtype` is one of `DTYPES`, "auto" the one the weights are stored in; None is float32, which a model that is trained
+    under autocast needs. 8 and 4 bits need bitsandbytes and are for a teacher. A PEFT checkpoint is its base model with
+    the adapter merged in (kept apart when quantised). No code from the Hub is run.
+    Raises ValueError for settings that do not go together, and for an adapter that does not name its base model.
+    """
+    name, dtype = str(name_or_path), dtype or "float32"
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: pass one of {list(DTYPES)}")
+    if from_config:
+        if load_in_8bit or load_in_4bit:
+            raise ValueError("from_config makes random weights, which nothing is gained by quantising: leave one out")
+        config = AutoConfig.from_pretrained(name)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32 if dtype == "auto" else dtype)
+    if find_adapter_config_file(name) is not None:
+        return _with_adapter(name, dtype, load_in_8bit, load_in_4bit)
+    return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **_quantisation(load_in_8bit, load_in_4bit))
+
+
+def _quantisation(load_in_8bit: bool, load_in_4bit: bool) -> dict[str, Any]:
+    if not (load_in_8bit or load_in_4bit):
+        return {}
+    if load_in_8bit and load_in_4bit:
+        raise ValueError("load_in_8bit and load_in_4bit are both on: choose one")
+    if not is_bitsandbytes_available():
+        raise ValueError("8 and 4 bits need bitsandbytes: pip install bitsandbytes, or load the model without them")
+    config = BitsAndBytesConfig(
+        load_in_8bit=load_in_8bit, load_in_4bit=load_in_4bit, bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    return {"quantization_config": config, "device_map": {"": PartialState().device}}
+
+
+def _with_adapter(name: str, dtype: str, load_in_8bit: bool, load_in_4bit: bool) -> PreTrainedModel:
+    from peft import PeftConfig, PeftModel  # needed by those who bring an adapter only
+
+    base_name = PeftConfig.from_pretrained(name).base_model_name_or_path
+    if not base_name:
+        raise ValueError(
+            f"the adapter in {name} does not name its base model: set base_model_name_or_path in adapter_config.json"
+        )
+    logger.info("%s is an adapter of %s", name, base_name)
+    base = causal_lm(base_name, dtype, load_in_8bit=load_in_8bit, load_in_4bit=load_in_4bit)
+    adapted: Any = PeftModel.from_pretrained(base, name)
+    return adapted if load_in_8bit or load_in_4bit else adapted.merge_and_unload()
+
+
+def matching_tokenizers(
+    student_name: str | Path, teacher_name: str | Path | None, tokenizer_name: str | Path | None = None
+) -> PreTrainedTokenizerBase:
+    """The student's tokenizer, after checking that the teacher's gives every token the same number.
+
+    `tokenizer_name` stands in for whichever of the two brings none (a configuration, say). `teacher_name=None`: there
+    is no teacher. Raises ValueError for different tokenizers, naming both, and for a model without any.
+    """
+    student = load_tokenizer(student_name, tokenizer_name)
+    if teacher_name is not None:
+        same_tokenizer(student, load_tokenizer(teacher_name, tokenizer_name))
+    return student
+
+
+def load_tokenizer(name_or_path: str | Path, fallback: str | Path | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hub id or a folder; `fallback`'s where a folder or a configuration file has none."""
+    path = Path(name_or_path).expanduser()
+    # transformers makes up a tokenizer without words for a folder that has none
+    missing = path.is_file() or (path.is_dir() and not any(any(path.glob(names)) for names in TOKENIZER_FILES))
+    if not missing:
+        return AutoTokenizer.from_pretrained(str(name_or_path))
+    if fallback is None:
+        raise ValueError(f"{name_or_path} has no tokenizer: save one beside the model, or give --tokenizer_name")
+    return AutoTokenizer.from_pretrained(str(fallback))

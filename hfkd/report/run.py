@@ -1,0 +1,27 @@
+"""A run from start to end, taking up an earlier sitting that was stopped."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from hfkd.report.results import ResultsCallback
+from hfkd.run_record import last_checkpoint
+from hfkd.trainer import DistillationTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def train_to_the_end(trainer: DistillationTrainer, results: ResultsCallback) -> Path:
+    """Train from the last complete checkpoint, or from the start; the folder of the run. The student is saved later."""
+    args = trainer.args
+    trainer.add_callback(results)
+    checkpoint: Any = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
+    if checkpoint:
+        logger.info("Resuming from %s", checkpoint)
+    trainer.train(resume_from_checkpoint=True if str(checkpoint).lower() == "true" else checkpoint)
+    return Path(args.output_dir or ".")
+
+
+def without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` fit to be published: of a local file or folder, its name alone."""
+    return {k: Path(v).name if isinstance(v, str) and "/" in v and Path(v).exists() else v for k, v in config.items()}

@@ -1,0 +1,33 @@
+"""Score saved students by ROUGE-L on the five instruction sets of MiniLLM and DSKD: mean over five sampling seeds.
+
+    accelerate launch recipes/evaluate_instruct.py --student_name_or_path runs/dolly_eakd runs/dolly_kd
+
+Prints each student's row of the papers' table (Dolly, SInst, Vicuna, S-NI, UnNI, average) and all students side by
+side. Every answer is in <output_dir>/<student>. The number of processes does not change the answers.
+"""
+
+from dataclasses import dataclass, field
+
+from hfkd.arguments import parse
+from hfkd.evaluation.instruct import InstructArguments, evaluate_students
+from hfkd.models.language import causal_lm, load_tokenizer
+
+
+@dataclass
+class StudentArguments:
+    student_name_or_path: list[str] = field(metadata={"help": "Students: Hub ids, folders or PEFT checkpoints."})
+    dtype: str = field(default="float32", metadata={"help": "float32, bfloat16, float16 or auto (as stored)."})
+    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer for a student that brings none."})
+
+
+def main() -> None:
+    students, instruct = parse((StudentArguments, InstructArguments), description=__doc__)
+
+    def load(name):
+        return causal_lm(name, students.dtype), load_tokenizer(name, students.tokenizer_name)
+
+    evaluate_students(students.student_name_or_path, load, instruct)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Distil an instruction-tuned GPT-2 XL into GPT-2 on databricks-dolly-15k with EA-KD (Su et al., 2023-2025).
+
+    accelerate launch recipes/gpt2_dolly_eakd.py --eval_rouge
+
+Protocol: configs/dolly.yaml, the set-up of DSKD, which is MiniLLM's data and schedule at T = 2 without T². Other
+objectives are in configs/ (`--config recipes/configs/dolly_jsd.yaml`). A run that was stopped is taken up where it
+stopped; recipes/evaluate_instruct.py scores what it leaves. Everything is a flag, see --help.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import set_seed
+
+from hfkd import DistillationArguments, DistillationTrainer
+from hfkd.arguments import parse
+from hfkd.data.text_arguments import TextDataArguments
+from hfkd.evaluation.callback import RougeArguments
+from hfkd.models.language import causal_lm, matching_tokenizers
+from hfkd.models.lora import LoraArguments
+from hfkd.report.text_run import run_text
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass
+class NetworkArguments:
+    teacher_name_or_path: str = field(
+        default="MiniLLM/teacher-gpt2-1.5B", metadata={"help": "Teacher: a Hub id, a folder or a PEFT checkpoint."}
+    )
+    student_name_or_path: str = field(default="gpt2", metadata={"help": "Student: a Hub id or a folder."})
+    from_config: bool = field(default=False, metadata={"help": "Start the student from fresh weights."})
+    teacher_from_config: bool = field(
+        default=False,
+        metadata={"help": "Random weights for the teacher, which then knows nothing: only for trying this offline."},
+    )
+    teacher_dtype: str = field(default="auto", metadata={"help": "auto (as stored), float32, bfloat16 or float16."})
+    teacher_load_in_8bit: bool = field(default=False, metadata={"help": "Load the teacher in 8 bits (bitsandbytes)."})
+    teacher_load_in_4bit: bool = field(default=False, metadata={"help": "Load the teacher in 4 bits (bitsandbytes)."})
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Tokenizer for a model that brings none, such as a configuration."}
+    )
+
+
+def main() -> None:
+    networks, data, lora, rouge, args = parse(
+        (NetworkArguments, TextDataArguments, LoraArguments, RougeArguments, DistillationArguments),
+        defaults=[CONFIGS / "dolly.yaml", CONFIGS / "dolly_eakd.yaml"],
+        description=__doc__,
+    )
+    args = rouge.best_by_rouge(args)
+    names = networks.student_name_or_path, networks.teacher_name_or_path
+    tokenizer = matching_tokenizers(*names, networks.tokenizer_name)
+    with args.main_process_first(desc="tokenising"):
+        texts = data.load(tokenizer)
+    set_seed(args.seed)
+    teacher = causal_lm(
+        networks.teacher_name_or_path,
+        networks.teacher_dtype,
+        networks.teacher_from_config,
+        networks.teacher_load_in_8bit,
+        networks.teacher_load_in_4bit,
+    )
+    trainer = DistillationTrainer(
+        causal_lm(networks.student_name_or_path, from_config=networks.from_config),
+        teacher,
+        args,
+        peft_config=lora.config(),
+        processing_class=tokenizer,
+        train_dataset=texts.train,
+        eval_dataset=texts.dev,
+    )
+    rouge.add_to(trainer, texts.dev_texts, **data.generation_settings)
+    run_text(trainer, vars(networks) | vars(data) | vars(lora) | vars(rouge) | trainer.settings)
+
+
+if __name__ == "__main__":
+    main()

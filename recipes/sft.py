@@ -1,0 +1,58 @@
+"""Fine-tune a language model on instructions, labels alone: the teacher of gpt2_dolly_eakd.py, or a baseline student.
+
+    accelerate launch recipes/sft.py
+    accelerate launch recipes/sft.py --model_name_or_path gpt2 --learning_rate 5e-4 --num_train_epochs 20
+
+Protocol: configs/dolly.yaml with MiniLLM's teacher schedule, configs/dolly_sft.yaml. The folder it leaves serves as
+`--teacher_name_or_path` of the other recipes.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import set_seed
+
+from hfkd import DistillationArguments, DistillationTrainer
+from hfkd.arguments import parse
+from hfkd.data.text_arguments import TextDataArguments
+from hfkd.evaluation.callback import RougeArguments
+from hfkd.models.language import causal_lm, matching_tokenizers
+from hfkd.models.lora import LoraArguments
+from hfkd.report.text_run import run_text
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass
+class NetworkArguments:
+    model_name_or_path: str = field(default="gpt2-xl", metadata={"help": "A Hub id or a folder."})
+    from_config: bool = field(default=False, metadata={"help": "Start from fresh weights."})
+    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer for a model that brings none."})
+
+
+def main() -> None:
+    network, data, lora, rouge, args = parse(
+        (NetworkArguments, TextDataArguments, LoraArguments, RougeArguments, DistillationArguments),
+        defaults=[CONFIGS / "dolly.yaml", CONFIGS / "dolly_sft.yaml"],
+        description=__doc__,
+    )
+    args = rouge.best_by_rouge(args)
+    tokenizer = matching_tokenizers(network.model_name_or_path, None, network.tokenizer_name)
+    with args.main_process_first(desc="tokenising"):
+        texts = data.load(tokenizer)
+    set_seed(args.seed)
+    trainer = DistillationTrainer(
+        causal_lm(network.model_name_or_path, from_config=network.from_config),
+        None,
+        args,
+        peft_config=lora.config(),
+        processing_class=tokenizer,
+        train_dataset=texts.train,
+        eval_dataset=texts.dev,
+    )
+    rouge.add_to(trainer, texts.dev_texts, **data.generation_settings)
+    run_text(trainer, vars(network) | vars(data) | vars(lora) | vars(rouge) | trainer.settings)
+
+
+if __name__ == "__main__":
+    main()
