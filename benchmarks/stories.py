@@ -10,6 +10,7 @@ Settings: stories.yaml beside this file, and every flag of the trainer (--max_st
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def run(way: str, seed: int, args: DistillationArguments, teacher: Any, tokenize
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
-    return {**{name: trainer.evaluate()[name] for name in SCORES[:2]}, "seconds": seconds}
+    score = trainer.evaluate()
+    return {**{name: score[name] for name in SCORES[:2]}, "seconds": seconds}
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
@@ -79,20 +81,22 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for way, runs in results.items():
-        cells = [f"{value:.4f}" for name in SCORES[:2] for value in mean_and_sd([r[name] for r in runs])]
-        lines.append(
-            f"| {way} | {' | '.join(cells)} | {len(runs)} | {mean_and_sd([r['seconds'] for r in runs])[0]:.0f} |"
-        )
+        cells = [cell for name in SCORES[:2] for cell in mean_and_sd([r[name] for r in runs])]
+        seconds = statistics.fmean(r["seconds"] for r in runs)
+        lines.append(f"| {way} | {' | '.join(cells)} | {len(runs)} | {seconds:.0f} |")
     return "\n".join(lines)
 
 
-def mean_and_sd(values: list[float]) -> tuple[float, float]:
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else float("nan")
+def mean_and_sd(values: list[float]) -> tuple[str, str]:
+    return f"{statistics.fmean(values):.4f}", f"{statistics.stdev(values):.4f}" if len(values) > 1 else "-"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, float]]]:
     stories, args = parse(
-        (StoriesArguments, DistillationArguments), defaults=[Path(__file__).with_suffix(".yaml")], description=__doc__
+        (StoriesArguments, DistillationArguments),
+        argv,
+        defaults=[Path(__file__).with_suffix(".yaml")],
+        description=__doc__,
     )
     torch.set_num_threads(1)  # networks this small lose more to the threads' meetings than they gain
     teacher, tokenizer = causal_lm(stories.teacher), load_tokenizer(stories.teacher)
@@ -113,6 +117,7 @@ def main() -> None:
             )
     sizes = [sum(p.numel() for p in model.parameters()) for model in (teacher, new_student(teacher))]
     print(f"\nTeacher {sizes[0]:,} parameters, student {sizes[1]:,}; {args.max_steps} steps\n\n{table(results)}")
+    return results
 
 
 if __name__ == "__main__":

@@ -82,8 +82,8 @@ class DistillationTrainer(Trainer):
         self.rule = TOKENS if tokens else IMAGES
         live = None if teacher is None else _live(teacher, model, data["train_dataset"])
         check_datasets(data, collator)
-        check_networks(model, self.call, live, data["train_dataset"], collator)
         self.num_classes = common_vocabulary(model, live.model, processing_class) if tokens and live else None
+        check_networks(model, self.call, live, data["train_dataset"], collator)
         self.step: DenseStep | ChunkedStep = DenseStep(self.call, self.rule, loss, self.num_classes)
         if args.loss_chunk_size:
             if not tokens or args.fsdp:

@@ -17,14 +17,14 @@ JOB = {
 }
 
 
-def run(folder, processes, **keywords):
+def run(folder, processes, script="rank_job.py", job=JOB, **keywords):
     folder.mkdir()
     here = Path(__file__).parent
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
     command = command if processes > 1 else [sys.executable]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(here)}
-    job = [str(here / "rank_job.py"), str(folder), json.dumps(JOB | keywords)]
-    done = subprocess.run([*command, *job], env=environment, capture_output=True, text=True, timeout=120)
+    arguments = [str(here / script), str(folder), json.dumps(job | keywords)]
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-4000:]
     record = json.loads((folder / "record.json").read_text())
     return torch.load(folder / "student.pt", weights_only=True), record

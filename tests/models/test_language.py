@@ -1,0 +1,86 @@
+import pytest
+import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from hfkd.models.language import causal_lm, load_tokenizer, matching_tokenizers
+from hfkd.models.lora import LoraArguments
+
+SIZE = {"vocab_size": 20, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
+IDS = torch.arange(6)[None]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A small model stored in half precision, without a tokenizer."""
+    torch.manual_seed(1)
+    GPT2LMHeadModel(GPT2Config(**SIZE)).half().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+def test_a_folder_in_float32_unless_said_otherwise(saved):
+    assert causal_lm(saved).dtype == torch.float32
+    assert causal_lm(saved, "auto").dtype == torch.float16
+    assert causal_lm(str(saved), "bfloat16").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("place", [".", "config.json"])
+def test_from_config_makes_fresh_weights(saved, place):
+    torch.manual_seed(2)
+    fresh = causal_lm(saved / place, from_config=True)
+    assert fresh.config.n_embd == 16
+    assert fresh.dtype == torch.float32
+    assert not torch.allclose(logits(fresh), logits(causal_lm(saved)))
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_an_adapter_comes_with_its_base(saved, tmp_path):
+    peft = pytest.importorskip("peft")
+    config = LoraArguments(use_peft=True, lora_r=2, lora_target_modules=["c_attn"]).config()
+    config.fan_in_fan_out = True
+    adapted = peft.get_peft_model(causal_lm(saved), config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter)
+    adapted.save_pretrained(tmp_path / "adapter")
+    loaded = causal_lm(tmp_path / "adapter")
+    assert isinstance(loaded, GPT2LMHeadModel)
+    torch.testing.assert_close(logits(loaded), logits(adapted), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits(loaded), logits(causal_lm(saved)))
+
+
+def test_no_adapters_without_the_flag():
+    assert LoraArguments().config() is None
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"dtype": "float8"}, "unknown dtype 'float8'"),
+        ({"from_config": True, "load_in_8bit": True}, "nothing is gained by quantising"),
+        ({"load_in_8bit": True, "load_in_4bit": True}, "choose one"),
+    ],
+)
+def test_settings_that_do_not_go_together(saved, keywords, message):
+    with pytest.raises(ValueError, match=message):
+        causal_lm(saved, **keywords)
+
+
+def test_tokenizers(saved, data_dir):
+    gpt2, stories = data_dir / "gpt2-tokenizer", data_dir / "stories260K"
+    assert len(matching_tokenizers(gpt2, None)) == 50257
+    assert len(matching_tokenizers(saved, gpt2, gpt2)) == 50257
+    assert len(load_tokenizer(saved / "config.json", stories)) == 512
+    with pytest.raises(ValueError, match="has no tokenizer: save one beside the model, or give --tokenizer_name"):
+        matching_tokenizers(saved, gpt2)
+    with pytest.raises(ValueError, match=r"student \(.*gpt2-tokenizer\) and the teacher \(.*stories260K\) differ"):
+        matching_tokenizers(gpt2, stories)
+    own = AutoTokenizer.from_pretrained(gpt2)
+    own.add_tokens(["<new>"])
+    own.save_pretrained(saved)
+    with pytest.raises(ValueError, match="1 of 50258 tokens have another number"):
+        matching_tokenizers(saved, gpt2)

@@ -1,0 +1,112 @@
+"""The text recipes as users start them: offline, on the real Dolly, with GPT-2-shaped models from a configuration."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from transformers import GPT2Config
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+CONFIGS = sorted(path.name for path in (RECIPES / "configs").glob("dolly_*.yaml"))
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def command(recipe, *flags):
+    return [sys.executable, str(RECIPES / recipe), *map(str, flags)]
+
+
+def run(recipe, *flags):
+    done = subprocess.run(command(recipe, *flags), env=ENVIRONMENT, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+@pytest.mark.parametrize("recipe", ["gpt2_dolly_eakd.py", "sft.py", "evaluate_instruct.py"])
+def test_help(recipe):
+    shown = run(recipe, "--help").stdout
+    assert "--tokenizer_name" in shown
+    assert ("knows nothing" in shown) == (recipe == "gpt2_dolly_eakd.py")
+
+
+@pytest.fixture
+def flags(data_dir, tmp_path):
+    """A few short rows: the time of a run is in the 50,257 logits of each token."""
+    sizes = {"teacher": {"n_embd": 8, "n_layer": 1, "n_head": 2}, "student": {"n_embd": 4, "n_layer": 1, "n_head": 1}}
+    for name, size in sizes.items():
+        GPT2Config(**size).save_pretrained(tmp_path / name)
+    given = {"dataset_name": data_dir / "dolly", "tokenizer_name": data_dir / "gpt2-tokenizer"}
+    given |= {"max_train_rows": 12, "max_dev_rows": 2, "max_length": 80, "max_prompt_length": 70}
+    given |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "num_train_epochs": 2}
+    given |= {"report_to": "none", "disable_tqdm": True, "logging_steps": 1}
+    return [f"--{name}={value}" for name, value in given.items()] + ["--use_cpu", "--bf16=False"]
+
+
+def distil(flags, tmp_path, *more):
+    networks = [f"--student_name_or_path={tmp_path / 'student'}", "--from_config"]
+    networks += [f"--teacher_name_or_path={tmp_path / 'teacher'}", "--teacher_from_config"]
+    return command("gpt2_dolly_eakd.py", *flags, *networks, f"--output_dir={tmp_path / 'run'}", *more)
+
+
+def test_a_killed_run_is_taken_up_and_its_student_is_scored(flags, data_dir, tmp_path):
+    rouge = ["--eval_rouge", "--rouge_max_new_tokens=3"]
+    killed = subprocess.Popen(distil(flags, tmp_path, *rouge), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "run").glob("checkpoint-*/trainer_state.json")):
+        assert killed.poll() is None or killed.returncode == 0, "the recipe ended without a checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    again = subprocess.run(
+        distil(flags, tmp_path, *rouge), env=ENVIRONMENT, capture_output=True, text=True, timeout=170
+    )
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert "Resuming from" in again.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["status"] == "finished"
+    assert len(results["sittings"]) == 2
+    assert [row["epoch"] for row in results["epochs"]] == [1, 2]
+    assert all("eval_rougeL" in row and "eval_loss" in row for row in results["epochs"])
+    assert results["best"]["rougeL"] == max(row["eval_rougeL"] for row in results["epochs"])
+    assert results["config"]["weighting"].startswith("Entropy")
+    assert len(list((tmp_path / "run" / "dev").glob("step-*/dev-seed10.jsonl"))) == 2
+    scored = run(
+        "evaluate_instruct.py",
+        f"--student_name_or_path={tmp_path / 'run'}",
+        f"--sets_from={data_dir / 'instruct_eval'}",
+        f"--dolly={data_dir / 'dolly'}",
+        "--seeds=10",
+        "--max_rows=2",
+        "--max_new_tokens=3",
+        "--max_prompt_length=64",
+        f"--output_dir={tmp_path / 'scores'}",
+    )
+    assert "| Student | Dolly | SInst | Vicuna | S-NI | UnNI | Average |" in scored.stdout
+    assert len(list((tmp_path / "scores").glob("*/*-seed10.jsonl"))) == 5
+
+
+def test_sft_with_adapters(flags, tmp_path):
+    pytest.importorskip("peft")
+    network = [f"--model_name_or_path={tmp_path / 'teacher'}", "--from_config", f"--output_dir={tmp_path / 'run'}"]
+    adapters = ["--use_peft", "--lora_r=2", "--lora_target_modules=c_attn", "--max_steps=2"]
+    run("sft.py", *flags, *network, *adapters)
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["config"]["kd_weight"] == 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_configuration_is_understood(name):
+    from hfkd import DistillationArguments
+    from hfkd.arguments import parse
+    from hfkd.loss import DistillationLoss
+
+    (args,) = parse([DistillationArguments], [], [RECIPES / "configs" / "dolly.yaml", RECIPES / "configs" / name])
+    DistillationLoss(args.objective, args.temperature, args.weighting, args.ce_weight, args.kd_weight)
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 32
+    assert args.lr_scheduler_kwargs == {"min_lr": 1e-7}
+    assert args.output_dir == f"runs/{name.removesuffix('.yaml')}"

@@ -1,0 +1,207 @@
+"""Language models in the trainer: the loss against plain PyTorch, chunks, adapters, cut vocabularies, bad input."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from text_toys import VOCAB, TokenRows, language_model, taught_model, tokenizer
+from toys import arguments
+
+from hfkd import DistillationTrainer
+from hfkd.items import IGNORED
+
+PEFT_WARNING = "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+DSKD = {"objective": "kd(scale='none')", "temperature": "2.0", "ce_weight": 0.5, "kd_weight": 0.5}
+
+
+def make(tmp_path, student=None, taught=None, rows=None, **keywords):
+    peft_config = keywords.pop("peft_config", None)
+    return DistillationTrainer(
+        student or language_model(),
+        taught or taught_model(),
+        arguments(tmp_path / "run", **(DSKD | keywords)),
+        peft_config=peft_config,
+        processing_class=tokenizer(),
+        train_dataset=TokenRows() if rows is None else rows,
+        eval_dataset=TokenRows(13, seed=3),
+    )
+
+
+def logged(trainer, key):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+def targets(model, rows):
+    """Logits [N, V], labels [N] and row [N] of the tokens to predict, row by row, without padding."""
+    found = []
+    for number, row in enumerate(rows):
+        logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0]
+        for i in range(len(row["labels"]) - 1):
+            if row["labels"][i + 1] != IGNORED:
+                found.append((logits[i], row["labels"][i + 1], number))
+    logits, labels, sample = zip(*found, strict=True)
+    return torch.stack(logits), torch.tensor(labels), torch.tensor(sample)
+
+
+# ---- the loss -----------------------------------------------------------------------------------------------------
+
+
+def entropy(logits):
+    log_p = (logits / 3).log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def plain_loss(student, taught, rows):
+    """0.5 CE + 0.5 w KL at T = 2, w from the mean entropies of a row's target tokens, over all of them."""
+    (z_s, labels, sample), (z_t, _, _) = targets(student, rows), targets(taught, rows)
+    p, log_q = (z_t / 2).softmax(-1).detach(), (z_s / 2).log_softmax(-1)
+    kl = (p * (p.log() - log_q)).sum(-1)
+    weights = torch.empty(len(labels))
+    for row in sample.unique():
+        own = sample == row
+        h_t, h_s = entropy(z_t[own]).mean().detach(), entropy(z_s[own]).mean().detach()
+        weights[own] = h_t * (1 + h_s / math.log(VOCAB)) / 2
+    return 0.5 * F.cross_entropy(z_s, labels) + 0.5 * (weights * kl).mean()
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_one_step_is_the_plain_pytorch_step(tmp_path, accumulation):
+    """Shift, mask and padding included: the reference runs each row by itself, without any."""
+    steps = {"per_device_train_batch_size": 32 // accumulation, "gradient_accumulation_steps": accumulation}
+    trainer = make(tmp_path, max_steps=1, weighting="entropy", **steps)
+    trainer.train()
+    student = language_model()
+    loss = plain_loss(student, taught_model().eval(), TokenRows())
+    loss.backward()
+    assert logged(trainer, "loss")[0] == pytest.approx(loss.item(), abs=1e-5)
+    for mine, theirs in zip(student.parameters(), trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(theirs, mine - 0.1 * mine.grad, rtol=0, atol=1e-6)
+
+
+def test_evaluate_kl_is_the_teachers_kl_to_the_student(tmp_path):
+    scores = make(tmp_path, evaluate_kl=True).evaluate()
+    (z_s, labels, _), (z_t, _, _) = (
+        targets(m.eval(), TokenRows(13, seed=3)) for m in (language_model(), taught_model())
+    )
+    kl = F.kl_div(z_s.log_softmax(-1), z_t.log_softmax(-1), log_target=True, reduction="batchmean")
+    assert scores["eval_kl"] == pytest.approx(kl.item(), rel=1e-4)
+    assert scores["eval_loss"] == pytest.approx(F.cross_entropy(z_s, labels).item(), rel=1e-5)
+    assert "eval_kl" not in make(tmp_path).evaluate()
+
+
+def test_energy_temperature_scans_sequences(tmp_path):
+    trainer = make(tmp_path, temperature="energy(ratio=0.25)", weighting="entropy")
+    trainer.train()
+    taught, rows = taught_model().eval(), TokenRows()
+    logits, _, sample = targets(taught, rows)
+    energies = -4 * (logits / 4).logsumexp(-1)
+    expected = torch.stack([energies[sample == row].mean() for row in range(len(rows))])
+    torch.testing.assert_close(trainer.scan_result.energy, expected.detach(), rtol=1e-4, atol=1e-4)
+    low, high = trainer.distillation_loss.temperature.thresholds
+    assert expected.min() < low < high < expected.max()
+    assert len({round(t, 3) for t in logged(trainer, "temperature")}) > 1
+
+
+# ---- chunks, adapters, vocabularies -------------------------------------------------------------------------------
+
+
+def lora():
+    peft = pytest.importorskip("peft")
+    return peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["c_attn"], fan_in_fan_out=True)
+
+
+@pytest.mark.filterwarnings(PEFT_WARNING)
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("teacher_vocab", [VOCAB, VOCAB + 6])
+def test_chunks_train_the_same_parameters(tmp_path, adapters, teacher_vocab):
+    trained = []
+    for chunk_size in (0, 5):
+        torch.manual_seed(0)
+        config = lora() if adapters else None
+        trainer = make(
+            tmp_path / str(chunk_size),
+            student=language_model(vocab=VOCAB + 2),
+            taught=taught_model(vocab=teacher_vocab),
+            peft_config=config,
+            weighting="entropy",
+            loss_chunk_size=chunk_size,
+        )
+        before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+        assert trainer.num_classes == min(teacher_vocab, VOCAB + 2)
+        trainer.train()
+        after = {name: p.detach() for name, p in trainer.model.named_parameters() if p.requires_grad}
+        assert any(not torch.equal(before[name], p) for name, p in after.items())
+        trained.append(after)
+    for name, parameter in trained[0].items():
+        torch.testing.assert_close(trained[1][name], parameter, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings(PEFT_WARNING)
+def test_the_saved_adapter_loads_with_peft(tmp_path):
+    trainer = make(tmp_path, peft_config=lora())
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    from peft import PeftModel
+
+    assert not (tmp_path / "saved" / "model.safetensors").exists()
+    loaded = PeftModel.from_pretrained(language_model(), tmp_path / "saved").eval()
+    ids = torch.tensor([TokenRows()[0]["input_ids"]])
+    with torch.no_grad():
+        ours, theirs = trainer.model.eval()(input_ids=ids).logits, loaded(input_ids=ids).logits
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-6)
+    assert not torch.equal(theirs, language_model().eval()(input_ids=ids).logits)
+
+
+# ---- bad input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk_size", [0, 5])
+def test_a_batch_with_every_label_masked_costs_nothing_and_stops_nothing(tmp_path, chunk_size):
+    rows = TokenRows(24)
+    for row in rows.rows:
+        row["labels"] = [IGNORED] * len(row["labels"])
+    trainer = make(tmp_path, rows=rows, weighting="entropy", loss_chunk_size=chunk_size)
+    trainer.train()
+    assert logged(trainer, "loss") == [0, 0, 0]
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+    mixed = TokenRows(24)
+    mixed.rows[:8] = rows.rows[:8]
+    trainer = make(tmp_path / "mixed", rows=mixed, per_device_train_batch_size=1, max_steps=24, learning_rate=0.01)
+    trainer.train()
+    assert logged(trainer, "loss").count(0) == 8
+    assert all(math.isfinite(x) for x in logged(trainer, "loss"))
+
+
+def test_a_vocabulary_that_loses_real_tokens_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=f"student has {VOCAB} logits and the teacher {VOCAB - 2}"):
+        make(tmp_path, taught=taught_model(vocab=VOCAB - 2), rows=TokenRows(low=4, high=5))
+
+
+def test_a_teacher_that_gives_nan_is_refused(tmp_path):
+    broken = taught_model()
+    with torch.no_grad():
+        broken.transformer.ln_f.bias[0] = float("nan")
+    with pytest.raises(ValueError, match="teacher's logits are NaN"):
+        make(tmp_path, taught=broken)
+
+
+# ---- a real model -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_kd_brings_a_student_nearer_to_stories260k_than_labels_do(data_dir, tmp_path):
+    """benchmarks/stories.py in short form."""
+    import importlib.util
+    import sys
+    from pathlib import Path
+
+    path = Path(__file__).parents[1] / "benchmarks" / "stories.py"
+    specification = importlib.util.spec_from_file_location("stories", path)
+    stories = importlib.util.module_from_spec(specification)
+    sys.modules["stories"] = stories
+    specification.loader.exec_module(stories)
+    flags = {"teacher": data_dir / "stories260K", "stories": data_dir / "stories260K-samples.jsonl"}
+    flags |= {"seeds": 1, "max_steps": 150, "held_out": 64, "max_length": 128, "output_dir": tmp_path}
+    results = stories.main([*(f"--{k}={v}" for k, v in flags.items()), "--ways", "labels only", "KD"])
+    assert results["KD"][0]["eval_kl"] < results["labels only"][0]["eval_kl"] - 0.01

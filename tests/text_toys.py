@@ -1,0 +1,62 @@
+"""Small language models, rows of tokens and a tokenizer, all made here."""
+
+import sys
+from pathlib import Path
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+sys.path.insert(0, str(Path(__file__).parent / "data"))
+from text_tokenizer import WORDS, word_tokenizer
+
+from hfkd.items import IGNORED
+
+VOCAB = len(WORDS)
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+
+def language_model(width=16, vocab=VOCAB, seed=0, layers=1):
+    """GPT-2 without dropout, so that splitting a batch changes nothing but rounding."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=vocab,
+        n_embd=width,
+        n_layer=layers,
+        n_head=2,
+        n_positions=32,
+        bos_token_id=1,
+        eos_token_id=1,
+        **NO_DROPOUT,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def taught_model(width=24, vocab=VOCAB):
+    """Confident about some tokens and not about others, so that energies and entropies spread."""
+    model = language_model(width, vocab, seed=1)
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(20)
+    return model
+
+
+class TokenRows(torch.utils.data.Dataset):
+    """Rows of different lengths, the prompt masked."""
+
+    def __init__(self, n=32, seed=0, low=4, high=14):
+        g = torch.Generator().manual_seed(seed)
+        self.rows = []
+        for _ in range(n):
+            length = int(torch.randint(low, high, (), generator=g))
+            ids = torch.randint(3, VOCAB, (length,), generator=g).tolist()
+            prompt = int(torch.randint(1, length - 1, (), generator=g))
+            self.rows.append({"input_ids": ids, "labels": [IGNORED] * prompt + ids[prompt:]})
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        return self.rows[i]
+
+
+def tokenizer():
+    return word_tokenizer()
