@@ -44,6 +44,7 @@ class StoriesArguments:
     stories: str = field(metadata={"help": "JSON-lines file of stories, in a column text."})
     seeds: int = field(default=3, metadata={"help": "Students trained each way."})
     ways: list[str] = field(default_factory=lambda: list(WAYS), metadata={"help": f"Some of: {', '.join(WAYS)}."})
+    train_stories: int = field(default=300, metadata={"help": "Stories, the first of the file, that students read."})
     held_out: int = field(default=300, metadata={"help": "Stories, the last of the file, that are scored."})
     max_length: int = field(default=256, metadata={"help": "Tokens of a story; the rest is cut off."})
 
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, float]]]
         read_jsonl(stories.stories), tokenizer, max_length=stories.max_length, max_prompt_length=stories.max_length - 1
     )
     cut = len(rows) - stories.held_out
-    data = rows.select(range(cut)), rows.select(range(cut, len(rows)))
+    data = rows.select(range(min(stories.train_stories, cut))), rows.select(range(cut, len(rows)))
     results: dict[str, list[dict[str, float]]] = {}
     for seed in range(stories.seeds):
         for way in stories.ways:

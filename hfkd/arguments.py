@@ -158,7 +158,7 @@ def parse(
 def _show_log() -> None:
     """A recipe's user sees what hfkd logs (resumed from where, thresholds, what was passed over), once."""
     logger = logging.getLogger("hfkd")
-    if not logger.handlers:
+    if not logger.hasHandlers():
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("[%(levelname)s|%(name)s] %(message)s"))
         logger.addHandler(handler)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -27,8 +28,11 @@ def run(recipe, *flags):
 
 
 @pytest.mark.parametrize("recipe", ["gpt2_dolly_eakd.py", "sft.py", "evaluate_instruct.py"])
-def test_help(recipe):
-    shown = run(recipe, "--help").stdout
+def test_help(recipe, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [recipe, "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(RECIPES / recipe), run_name="__main__")
+    shown = " ".join(capsys.readouterr().out.split())
     assert "--tokenizer_name" in shown
     assert ("knows nothing" in shown) == (recipe == "gpt2_dolly_eakd.py")
 

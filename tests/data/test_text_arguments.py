@@ -1,0 +1,45 @@
+import json
+
+import pytest
+from text_tokenizer import word_tokenizer
+
+from hfkd.data.text_arguments import TextDataArguments
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+ROWS = [{"prompt": "ask you", "completion": "answer me"}] * 6
+
+
+def test_a_data_set_with_its_own_splits_keeps_them(tmp_path):
+    write(tmp_path / "train.jsonl", ROWS)
+    write(tmp_path / "validation.jsonl", ROWS[:4])
+    arguments = TextDataArguments(str(tmp_path), max_train_rows=5, max_dev_rows=3)
+    data = arguments.load(word_tokenizer())
+    assert (len(data.train), len(data.dev), data.test_texts) == (5, 3, None)
+    assert data.dev_texts[0] == {"prompt": "ask you", "response": "answer me"}
+    assert data.train[0]["input_ids"][-1] == word_tokenizer().eos_token_id
+
+
+def test_one_file_is_all_for_training(tmp_path):
+    write(tmp_path / "mine.jsonl", ROWS)
+    data = TextDataArguments(str(tmp_path / "mine.jsonl")).load(word_tokenizer())
+    assert (len(data.train), data.dev, data.dev_texts) == (6, None, None)
+
+
+def test_without_a_training_split(tmp_path):
+    for name in ("dev", "test"):
+        write(tmp_path / f"{name}.jsonl", ROWS)
+    with pytest.raises(ValueError, match=r"has the splits \['dev', 'test'\]: one must be called train"):
+        TextDataArguments(str(tmp_path)).load(word_tokenizer())
+
+
+def test_dolly_is_split_as_published(data_dir):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(data_dir / "gpt2-tokenizer")
+    data = TextDataArguments(str(data_dir / "dolly"), max_train_rows=20, max_dev_rows=10).load(tokenizer)
+    assert (len(data.train), len(data.dev), len(data.dev_texts), len(data.test_texts)) == (20, 10, 10, 500)
+    assert data.dev_texts[0]["prompt"].startswith("Below is an instruction")
