@@ -13,6 +13,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfkd.files import write_atomically
 from hfkd.loss import DistillationLoss
+from hfkd.teachers import LiveTeacher
+from hfkd.teachers.scan import weights_fingerprint
 from hfkd.temperatures import Fitted
 
 FILE = "distillation.json"
@@ -30,10 +32,11 @@ class RunRecord:
     thresholds: list[float] | None = None
 
     @classmethod
-    def of(cls, student: nn.Module, teacher: nn.Module | None, loss: DistillationLoss, seed: int) -> "RunRecord":
+    def of(cls, student: nn.Module, teacher: LiveTeacher | None, loss: DistillationLoss, seed: int) -> "RunRecord":
+        known = None if teacher is None else f"{network(teacher.model)[:-1]}, weights {weights_fingerprint(teacher)[:8]})"
         # A lambda's repr holds its address, which no two runs share.
         slots = {k: re.sub(r" at 0x[0-9a-f]+", "", v) if isinstance(v, str) else v for k, v in loss.describe().items()}
-        return cls(network(student), None if teacher is None else network(teacher), slots, seed)
+        return cls(network(student), known, slots, seed)
 
     def write(self, folder: str | Path | None, loss: DistillationLoss) -> None:
         slot = loss.temperature
@@ -84,4 +87,5 @@ def network(model: nn.Module) -> str:
     """A network in a line: architecture and size."""
     inner = getattr(model, "config", None)
     name = getattr(inner, "architecture", None) or getattr(inner, "name_or_path", None) or type(model).__name__
+    name = Path(name).name if Path(name).exists() else name  # a record may be published, a machine's folders not
     return f"{name} ({sum(p.numel() for p in model.parameters()):,} parameters)"

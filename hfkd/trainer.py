@@ -8,24 +8,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
-from transformers.image_processing_utils import BaseImageProcessor
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hfkd import run_record
 from hfkd.arguments import DistillationArguments
 from hfkd.averages import BatchAverage, RowAverage
 from hfkd.checks import check_datasets, check_networks
-from hfkd.data.collate import ImageCollator
-from hfkd.data.text_collate import TokenCollator
 from hfkd.items import IMAGES, TOKENS
 from hfkd.loss import DistillationLoss, cross_entropy
-from hfkd.models import InputSpec, input_spec, record_statistics
+from hfkd.models import record_statistics
 from hfkd.models.calling import Call
 from hfkd.objectives import KD
+from hfkd.preparation import EpochViews, default_collator, live_teacher, refuse_unsupported, with_adapters
 from hfkd.run_record import RunRecord
 from hfkd.steps import ChunkedStep, DenseStep
-from hfkd.teachers import LiveTeacher, TeacherScan, place, scan
+from hfkd.teachers import TeacherScan, place, scan
 from hfkd.teachers.scan import image_transform
 from hfkd.vocabulary import common_vocabulary
 
@@ -72,15 +70,15 @@ class DistillationTrainer(Trainer):
             "kd_weight": kd_weight,
         }
         loss = DistillationLoss(**{k: getattr(args, k) if v is None else v for k, v in given.items()})
-        _refuse_unsupported(loss, teacher, trainer_keywords.get("compute_loss_func"))
+        refuse_unsupported(loss, teacher, trainer_keywords.get("compute_loss_func"))
         data = {k: trainer_keywords.get(k) for k in ("train_dataset", "eval_dataset")}
         processing_class = trainer_keywords.get("processing_class")
-        collator = trainer_keywords.pop("data_collator", None) or _collator(processing_class)
-        model = model if peft_config is None else _with_adapters(model, peft_config)
+        collator = trainer_keywords.pop("data_collator", None) or default_collator(processing_class)
+        model = model if peft_config is None else with_adapters(model, peft_config)
         self.call = Call.of(model)
         tokens = self.call.takes_tokens if args.items == "auto" else args.items == "token"
         self.rule = TOKENS if tokens else IMAGES
-        live = None if teacher is None else _live(teacher, model, data["train_dataset"])
+        live = None if teacher is None else live_teacher(teacher, model, data["train_dataset"])
         check_datasets(data, collator)
         self.num_classes = common_vocabulary(model, live.model, processing_class) if tokens and live else None
         check_networks(model, self.call, live, data["train_dataset"], collator)
@@ -91,7 +89,7 @@ class DistillationTrainer(Trainer):
             self.step = ChunkedStep(self.call, loss, args.loss_chunk_size, self.num_classes)
             for network in (model, live.model) if live else (model,):
                 self.step.check(network)
-        self.record = RunRecord.of(model, live and live.model, loss, args.seed)
+        self.record = RunRecord.of(model, live, loss, args.seed)
         self.record.refuse_other(args.output_dir)
         for module in filter(None, (model, live)) if args.channels_last else ():
             module.to(memory_format=torch.channels_last)
@@ -102,7 +100,7 @@ class DistillationTrainer(Trainer):
         self.teacher = None if live is None else place(live, self.accelerator)
         self.scan_result: TeacherScan | None = None
         self._trained, self._evaluated = BatchAverage(), RowAverage()
-        self.add_callback(_EpochViews(self))
+        self.add_callback(EpochViews())
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -273,46 +271,3 @@ class DistillationTrainer(Trainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             self.record.write(output_dir or self.args.output_dir, self.distillation_loss)
-
-
-class _EpochViews(TrainerCallback):
-    """Tells the training images' transform which epoch's views to make."""
-
-    def __init__(self, trainer: DistillationTrainer) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        transform = image_transform(self.trainer.train_dataset)
-        if transform is not None:
-            transform.set_epoch(round(state.epoch or 0.0, 6).__floor__())
-
-
-def _refuse_unsupported(loss: DistillationLoss, teacher: nn.Module | None, compute_loss_func: Any) -> None:
-    if teacher is None and loss.kd_weight:
-        raise ValueError(
-            f"kd_weight={loss.kd_weight} needs a teacher: pass teacher=, or kd_weight=0 and ce_weight=1 to train on "
-            "the labels alone"
-        )
-    if compute_loss_func is not None:
-        raise ValueError("compute_loss_func would not be called: give your loss as objective=, one number per item")
-    if any(p.requires_grad for p in loss.parameters()):
-        raise ValueError("a slot has trainable parameters, which DistillationTrainer does not train: freeze them")
-
-
-def _collator(processing_class: Any) -> ImageCollator | TokenCollator:
-    if isinstance(processing_class, PreTrainedTokenizerBase):
-        return TokenCollator(processing_class)
-    return ImageCollator(processing_class if isinstance(processing_class, BaseImageProcessor) else None)
-
-
-def _with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:
-    from peft import get_peft_model  # needed by those who ask for it only
-
-    return get_peft_model(model, peft_config)
-
-
-def _live(teacher: nn.Module, student: nn.Module, train_dataset: Any) -> LiveTeacher:
-    if isinstance(teacher, LiveTeacher):
-        return teacher
-    transform = image_transform(train_dataset)
-    return LiveTeacher(teacher, InputSpec(transform.mean, transform.std, None) if transform else input_spec(student))

@@ -19,7 +19,6 @@ from hfkd.metrics import image_accuracy, topk_predictions
 from hfkd.models import image_classifier, image_teacher
 from hfkd.report.image_run import run_images
 
-
 CONFIGS = Path(__file__).parent / "configs"
 
 

@@ -119,7 +119,7 @@ def test_the_teacher_stays_frozen_evaluating_and_out_of_every_checkpoint(tmp_pat
 
 def test_a_teacher_gets_its_own_normalisation(tmp_path):
     """Two teachers of the same weights, one trained with other statistics, are one function of the original images."""
-    train, test = load_digits()
+    train, _ = load_digits()
     transform = ImageTransform(mean=(0.2,) * 3, std=(0.3,) * 3)
     train.set_transform(transform)
     taught = image_classifier("cifar_resnet20", 10)
@@ -271,7 +271,9 @@ def test_resumed_training_is_bit_identical_and_keeps_its_thresholds(tmp_path, mo
     keywords = {"max_steps": 12, "save_strategy": "steps", "save_steps": 5}
 
     def new(folder):
-        trainer = make(tmp_path / folder, student=Net(classes=10), taught=teacher(10), rows=train, slots=slots, **keywords)
+        trainer = make(
+            tmp_path / folder, student=Net(classes=10), taught=teacher(10), rows=train, slots=slots, **keywords
+        )
         trainer.eval_dataset = None
         return trainer
 
