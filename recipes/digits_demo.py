@@ -3,7 +3,7 @@
     make demo        (or: python recipes/digits_demo.py)
 
 1,797 real 8x8 images, no network. A ResNet-20 learns from all 1,200 training images; students, bare convolutional
-networks of about 4,700 parameters, then learn from 300 of them. Every way has the same data, steps and seeds. The
+networks of 4,682 parameters, then learn from 300 of them. Every way has the same data, steps and seeds. The
 table says what came out, and the page in runs/digits_demo shows it.
 """
 
