@@ -239,6 +239,10 @@ class DistillationTrainer(Trainer):
         )
         return self.scan_result
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Trainer's estimate for tokens; none for images, where it means nothing and walks all parameters each step."""
+        return super().floating_point_ops(inputs) if self.rule is TOKENS else 0
+
     # ---- optimizer ---------------------------------------------------------------------------------------------
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
