@@ -15,7 +15,7 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	@touch $@
 
-demo: $(VENV)/.installed-demo ## Train four students on handwritten digits and open-able results in runs/digits_demo
+demo: $(VENV)/.installed-demo ## Train students four ways on handwritten digits; a page in runs/digits_demo
 	$(BIN)/python recipes/digits_demo.py
 
 test: $(VENV)/.installed-dev ## Run the default tests (minutes, no network)
