@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 
 class ImageCollator:
-    """Stack rows of `pixel_values`, `labels` and, where there, `index`; other columns stay behind.
+    """Stack rows of `pixel_values`, `labels` and, where there, `index` and `view`; other columns stay behind.
 
     uint8 images and PIL images (those in colour as RGB) become float in [0, 1]; a `processor` (a Hugging Face image
     processor) does it instead when given. Labels are class ids, or vectors where MixUp or CutMix mixed them.
@@ -32,8 +32,9 @@ class ImageCollator:
                 )
         batch = {"pixel_values": self._images([row["pixel_values"] for row in rows])}
         batch["labels"] = torch.stack([torch.as_tensor(row["labels"]) for row in rows])
-        if "index" in rows[0]:
-            batch["index"] = torch.tensor([int(row["index"]) for row in rows])
+        for column in ("index", "view"):
+            if column in rows[0]:
+                batch[column] = torch.stack([torch.as_tensor(row[column]) for row in rows])
         return batch
 
     def _images(self, images: list[Any]) -> Tensor:

@@ -23,7 +23,8 @@ class ImageTransform:
     The padding is black *before* normalising, as torchvision's RandomCrop on the image is. Which view an image gets is
     a function of (seed, epoch, index) alone: the same in any worker, on any number of ranks, and after a resume.
     `set_epoch` moves on to the next epoch's views; the number lives in shared memory, so persistent workers see it.
-    Returns `pixel_values` [B, 3, H, W] float32, `labels` [B], `index` [B].
+    Returns `pixel_values` [B, 3, H, W] float32, `labels` [B], `index` [B], and `view` [B], the number of the view below
+    `num_views`; without augmentation that of the uncropped image.
     """
 
     mean: tuple[float, ...] = CIFAR_MEAN
@@ -54,19 +55,25 @@ class ImageTransform:
     def num_views(self) -> int:
         return (2 * self.padding + 1) ** 2 * (2 if self.flip else 1)
 
+    def views_of(self, index: Tensor) -> Tensor:
+        """The view of each image, [B] both: this epoch's, or without augmentation the middle one, not mirrored."""
+        if self.augment:
+            return view_ids(index, self.seed, self.epoch, self.num_views)
+        return torch.full_like(index, ((2 * self.padding + 1) ** 2 // 2) * (2 if self.flip else 1))
+
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
         images = unpack_pixels(batch["pixels"])  # [B, 3, H, W] uint8
         index = torch.tensor(batch["index"])
+        views = self.views_of(index)
         if self.augment:
-            images = crop_and_flip(
-                images, view_ids(index, self.seed, self.epoch, self.num_views), self.padding, self.flip
-            )
+            images = crop_and_flip(images, views, self.padding, self.flip)
         scale = 1 / (255 * torch.tensor(self.std)).view(3, 1, 1)
         shift = -(torch.tensor(self.mean) / torch.tensor(self.std)).view(3, 1, 1)
         return {
             "pixel_values": torch.addcmul(shift, images.float(), scale),
             "labels": torch.tensor(batch["labels"]),
             "index": index,
+            "view": views,
         }
 
 

@@ -236,3 +236,19 @@ def test_persistent_workers_make_the_same_views_and_hear_of_the_next_epoch():
 def test_bad_values_are_refused_when_built(keywords, message):
     with pytest.raises(ValueError, match=message):
         ImageTransform(**keywords)
+
+
+def test_the_view_number_says_which_crop_and_flip_was_made():
+    transform, clean = ImageTransform(augment=True, seed=1), ImageTransform()
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    batch = {"pixels": [pack_pixels(image)] * 5, "labels": [0] * 5, "index": list(range(5))}
+    made = transform(batch)
+    assert len(set(made["view"].tolist())) > 1
+    for row, view in enumerate(made["view"]):
+        again = crop_and_flip(unpack_pixels(batch["pixels"])[row : row + 1], view[None], 4, True)
+        plain = clean({"pixels": [pack_pixels(again[0].permute(1, 2, 0).numpy())], "labels": [0], "index": [0]})
+        torch.testing.assert_close(made["pixel_values"][row], plain["pixel_values"][0])
+    middle = clean(batch)["view"]
+    torch.testing.assert_close(
+        crop_and_flip(unpack_pixels(batch["pixels"]), middle, 4, True), unpack_pixels(batch["pixels"])
+    )
