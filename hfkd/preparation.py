@@ -33,8 +33,6 @@ def refuse_unsupported(loss: DistillationLoss, teacher: nn.Module | None, comput
         )
     if compute_loss_func is not None:
         raise ValueError("compute_loss_func would not be called: give your loss as objective=, one number per item")
-    if any(p.requires_grad for p in loss.parameters()):
-        raise ValueError("a slot has trainable parameters, which DistillationTrainer does not train: freeze them")
 
 
 def default_collator(processing_class: Any) -> ImageCollator | TokenCollator:

@@ -11,10 +11,11 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from hfkd import run_record
+from hfkd import learned_parts, run_record
 from hfkd.arguments import DistillationArguments
 from hfkd.averages import BatchAverage, RowAverage
 from hfkd.checks import check_datasets, check_networks
+from hfkd.data.collate import views_as_rows
 from hfkd.items import IMAGES, TOKENS
 from hfkd.loss import DistillationLoss, cross_entropy
 from hfkd.models import record_statistics
@@ -81,7 +82,7 @@ class DistillationTrainer(Trainer):
         live = None if teacher is None else live_teacher(teacher, model, data["train_dataset"])
         check_datasets(data, collator)
         self.num_classes = common_vocabulary(model, live.model, processing_class) if tokens and live else None
-        check_networks(model, self.call, live, data["train_dataset"], collator)
+        classes = check_networks(model, self.call, live, data["train_dataset"], collator)
         self.step: DenseStep | ChunkedStep = DenseStep(self.call, self.rule, loss, self.num_classes)
         if args.loss_chunk_size:
             if not tokens or args.fsdp:
@@ -93,6 +94,7 @@ class DistillationTrainer(Trainer):
         self.record.refuse_other(args.output_dir)
         for module in filter(None, (model, live)) if args.channels_last else ():
             module.to(memory_format=torch.channels_last)
+        learned_parts.attach(loss, model, self.num_classes or classes, args)
         super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
         if isinstance(self.step, ChunkedStep):
             self.step.autocast = self.accelerator.autocast
@@ -119,7 +121,7 @@ class DistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        inputs = self._in_memory_format(inputs)
+        inputs = self._as_networks_take_it(inputs)
         if not model.training:
             loss, logits = self._evaluate_batch(model, inputs)
             return (loss, {"logits": logits}) if return_outputs else loss
@@ -150,11 +152,12 @@ class DistillationTrainer(Trainer):
         forward = vars(self.accelerator.unwrap_model(model)).get("_original_forward")
         return forward if forward is not None and self.args.float32_evaluation else model
 
-    def _in_memory_format(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def _as_networks_take_it(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        inputs = views_as_rows(inputs)
         images = inputs.get("pixel_values")
         if self.args.channels_last and images is not None and images.ndim == 4:
             return {**inputs, "pixel_values": images.contiguous(memory_format=torch.channels_last)}
-        return dict(inputs)
+        return inputs
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
         """Trainer's count, by the rule of `items.py`: images and not label elements, targets and not positions."""
@@ -268,10 +271,27 @@ class DistillationTrainer(Trainer):
     # ---- checkpoints -------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if state_dict is None and not isinstance(self.model, PreTrainedModel):
-            # safetensors refuses channels_last; save_pretrained knows, Trainer's own branch for bare modules does not.
-            assert self.model is not None
-            state_dict = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
-        super()._save(output_dir, state_dict)
+        assert self.model is not None
+        with learned_parts.without_loss(self.model):
+            state_dict = learned_parts.students_own(state_dict)
+            if state_dict is None and not isinstance(self.model, PreTrainedModel):
+                # safetensors refuses channels_last; save_pretrained knows, Trainer's branch for bare modules does not.
+                state_dict = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
-            self.record.write(output_dir or self.args.output_dir, self.distillation_loss)
+            folder = output_dir or self.args.output_dir or "."
+            learned_parts.write(self.distillation_loss, folder)
+            self.record.write(folder, self.distillation_loss)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        assert self.model is not None
+        with learned_parts.without_loss(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        learned_parts.read(self.distillation_loss, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        assert self.model is not None
+        assert self.state.best_model_checkpoint is not None
+        with learned_parts.without_loss(self.model):
+            super()._load_best_model()
+        learned_parts.read(self.distillation_loss, self.state.best_model_checkpoint)
