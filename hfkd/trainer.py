@@ -21,7 +21,7 @@ from hfkd.loss import DistillationLoss, cross_entropy
 from hfkd.models import record_statistics
 from hfkd.models.calling import Call
 from hfkd.objectives import KD
-from hfkd.preparation import EpochViews, default_collator, live_teacher, refuse_unsupported, with_adapters
+from hfkd.preparation import EpochViews, default_collator, live_teacher, refuse_unsupported, uses_fsdp, with_adapters
 from hfkd.run_record import RunRecord
 from hfkd.steps import ChunkedStep, DenseStep
 from hfkd.teachers import TeacherScan, place, scan
@@ -85,7 +85,7 @@ class DistillationTrainer(Trainer):
         classes = check_networks(model, self.call, live, data["train_dataset"], collator)
         self.step: DenseStep | ChunkedStep = DenseStep(self.call, self.rule, loss, self.num_classes)
         if args.loss_chunk_size:
-            if not tokens or args.fsdp:
+            if not tokens or uses_fsdp(args):
                 raise ValueError("loss_chunk_size is for language models, whole on each device: set it to 0")
             self.step = ChunkedStep(self.call, loss, args.loss_chunk_size, self.num_classes)
             for network in (model, live.model) if live else (model,):
@@ -149,6 +149,8 @@ class DistillationTrainer(Trainer):
 
     def _evaluated_network(self, model: nn.Module) -> Any:
         """The network without the autocast that Accelerate put around its forward, unless that is wanted."""
+        if self.is_fsdp_enabled:  # calling the inner forward would pass by the gathering of its weights
+            return model
         forward = vars(self.accelerator.unwrap_model(model)).get("_original_forward")
         return forward if forward is not None and self.args.float32_evaluation else model
 
