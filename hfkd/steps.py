@@ -13,7 +13,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from hfkd.chunked import ChunkedLoss
-from hfkd.items import ItemRule, token_hidden
+from hfkd.items import ItemRule, Items, token_hidden
 from hfkd.loss import DistillationLoss
 from hfkd.models.calling import Call
 from hfkd.teachers import LiveTeacher
@@ -38,12 +38,18 @@ class DenseStep:
         num_items: Tensor | int | None,
         progress: float,
     ) -> Step:
+        items = self.items(student, teacher, inputs, progress)
+        return *self.loss(items, num_items), len(items)
+
+    def items(
+        self, student: nn.Module, teacher: LiveTeacher | None, inputs: Mapping[str, Any], progress: float
+    ) -> Items:
+        """What both networks say about a batch."""
         cut = slice(self.num_classes)
         logits = self.call(student, inputs)[..., cut]
         # Without a distillation term nobody reads the teacher, so nobody pays for it.
         taught = teacher(**inputs)[..., cut] if teacher is not None and self.loss.kd_weight else logits.detach()
-        items = self.rule.make(logits, taught, inputs["labels"], progress=progress)
-        return *self.loss(items, num_items), len(items)
+        return self.rule.make(logits, taught, inputs["labels"], progress=progress)
 
 
 class ChunkedStep:
