@@ -73,6 +73,9 @@ class HighEnergyTransform(EpochTransform):
     def clean(self) -> Self:
         return replace(self, plain=self.plain.clean())
 
+    def one_view(self) -> Self:
+        return replace(self, plain=self.plain.one_view())
+
     def at_epoch(self, epoch: int) -> Self:
         return replace(self, plain=self.plain.at_epoch(epoch))
 
