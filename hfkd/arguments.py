@@ -16,9 +16,11 @@ from huggingface_hub.constants import HF_HOME
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
+from hfkd.data.high_energy_arguments import HighEnergyArguments
+
 
 @dataclass
-class DistillationArguments(TrainingArguments):
+class DistillationArguments(HighEnergyArguments, TrainingArguments):
     """TrainingArguments with the slots of the one equation. Keywords of `DistillationTrainer` win over these.
 
     Differences from TrainingArguments' own defaults: `bf16` and `channels_last` choose themselves, columns that the
@@ -97,6 +99,7 @@ class DistillationArguments(TrainingArguments):
             self._check_decay(self.lr_decay_epochs)
         if not 0 < self.lr_decay_factor <= 1:
             raise ValueError(f"lr_decay_factor={self.lr_decay_factor} must be in (0, 1]: it multiplies the rate")
+        self.check_high_energy()
         if self.items not in ("auto", "image", "token"):
             raise ValueError(f"items={self.items!r} must be 'auto', 'image' or 'token'")
         if self.loss_chunk_size < 0:

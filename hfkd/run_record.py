@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,22 @@ class RunRecord:
     thresholds: list[float] | None = None
 
     @classmethod
-    def of(cls, student: nn.Module, teacher: LiveTeacher | None, loss: DistillationLoss, seed: int) -> "RunRecord":
+    def of(
+        cls,
+        student: nn.Module,
+        teacher: LiveTeacher | None,
+        loss: DistillationLoss,
+        seed: int,
+        more: Mapping[str, Any] | None = None,
+    ) -> "RunRecord":
+        """`more`: what else decides the run, recorded beside the slots."""
         known = None
         if teacher is not None:
             names = " + ".join(map(network, teacher.networks))
             known = names.removesuffix(")") + f", weights {weights_fingerprint(teacher)[:8]})"
         # A lambda's repr holds its address, which no two runs share.
         slots = {k: re.sub(r" at 0x[0-9a-f]+", "", v) if isinstance(v, str) else v for k, v in loss.describe().items()}
-        return cls(network(student), known, slots, seed)
+        return cls(network(student), known, slots | dict(more or {}), seed)
 
     def write(self, folder: str | Path | None, loss: DistillationLoss) -> None:
         slot = loss.temperature

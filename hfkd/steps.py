@@ -13,7 +13,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from hfkd.chunked import ChunkedLoss
-from hfkd.items import ItemRule, token_hidden
+from hfkd.items import ItemRule, Items, token_hidden
 from hfkd.loss import DistillationLoss
 from hfkd.models.calling import Call
 from hfkd.models.peers import taught_by_the_others
@@ -39,10 +39,16 @@ class DenseStep:
         num_items: Tensor | int | None,
         progress: float,
     ) -> Step:
+        items = self.items(student, teacher, inputs, progress)
+        return *self.loss(items, num_items), len(items)
+
+    def items(
+        self, student: nn.Module, teacher: LiveTeacher | None, inputs: Mapping[str, Any], progress: float
+    ) -> Items:
+        """What both networks say about a batch."""
         logits = self.call(student, inputs)[..., : self.num_classes]
         taught = self.taught(logits, teacher, inputs)
-        items = self.rule.make(logits, taught, inputs["labels"], progress=progress)
-        return *self.loss(items, num_items), len(items)
+        return self.rule.make(logits, taught, inputs["labels"], progress=progress)
 
     def taught(self, logits: Tensor, teacher: LiveTeacher | None, inputs: Mapping[str, Any]) -> Tensor:
         """The teacher's logits. Without a distillation term nobody reads them, so nobody pays for them."""

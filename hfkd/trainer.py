@@ -16,6 +16,7 @@ from hfkd.arguments import DistillationArguments
 from hfkd.averages import BatchAverage, RowAverage
 from hfkd.checks import check_datasets, check_networks
 from hfkd.data.collate import views_as_rows
+from hfkd.high_energy import HighEnergyStep, added_images, with_he_da
 from hfkd.items import IMAGES, TOKENS
 from hfkd.loss import DistillationLoss, cross_entropy
 from hfkd.models import Peers, record_statistics
@@ -84,7 +85,7 @@ class DistillationTrainer(Trainer):
         check_datasets(data, collator)
         self.num_classes = common_vocabulary(model, live.networks[0], processing_class) if tokens and live else None
         classes = check_networks(model, self.call, live, data["train_dataset"], collator)
-        self.step: DenseStep | ChunkedStep = DenseStep(self.call, self.rule, loss, self.num_classes)
+        self.step: DenseStep | ChunkedStep | HighEnergyStep = DenseStep(self.call, self.rule, loss, self.num_classes)
         if isinstance(model, Peers):
             self.step = MutualStep(self.call, self.rule, loss, peers=len(model.peers))
         if args.loss_chunk_size:
@@ -95,7 +96,7 @@ class DistillationTrainer(Trainer):
             self.step = ChunkedStep(self.call, loss, args.loss_chunk_size, self.num_classes)
             for network in (model, live.model) if live else (model,):
                 self.step.check(network)
-        self.record = RunRecord.of(model, live, loss, args.seed)
+        self.record = RunRecord.of(model, live, loss, args.seed, args.high_energy)
         self.record.refuse_other(args.output_dir)
         for module in filter(None, (model, live)) if args.channels_last else ():
             module.to(memory_format=torch.channels_last)
@@ -115,7 +116,8 @@ class DistillationTrainer(Trainer):
         names = ("learning_rate", "num_train_epochs", "max_steps", "optim", "weight_decay", "seed", "bf16")
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         networks = {"teacher": self.record.teacher, "student": self.record.student}
-        return networks | self.record.loss | {n: getattr(self.args, n) for n in names} | {"batch_size": batch}
+        cost = {"batch_size": batch} | added_images(self.args, self.train_dataset)
+        return networks | self.record.loss | {n: getattr(self.args, n) for n in names} | cost
 
     # ---- the loss ----------------------------------------------------------------------------------------------
 
@@ -210,6 +212,7 @@ class DistillationTrainer(Trainer):
             checkpoint = run_record.last_checkpoint(self.args.output_dir)
             if checkpoint is None:
                 raise ValueError(f"there is no complete checkpoint in {self.args.output_dir} to resume from")
+        self.step, self.train_dataset = with_he_da(self.args, self.step, self.train_dataset, self.scan_training_set)
         self.fit_slots(checkpoint or None)
         transform = image_transform(self.train_dataset)
         if transform is not None:

@@ -3,11 +3,13 @@
 B images, H height, W width. A view is one crop offset and one flip of an image: (2 pad + 1)² · 2 of them.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from hfkd.data.strong import strong_views
@@ -17,13 +19,58 @@ HEADER = 4  # bytes before the pixels of a packed image
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
+class EpochTransform(ABC):
+    """A transform that makes each image's view of an epoch from (seed, epoch, index) alone.
+
+    The same in any worker, on any number of ranks, and after a resume. Images leave it normalised by `mean` and `std`.
+    `epoch` is a number in shared memory, so that persistent workers see `set_epoch`.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    epoch: Tensor
+
+    @property
+    @abstractmethod
+    def num_views(self) -> int:
+        """How many views an image has; 0 where they cannot be numbered."""
+
+    @abstractmethod
+    def clean(self) -> Self:
+        """The same without augmentation."""
+
+    @abstractmethod
+    def one_view(self) -> Self:
+        """The same with one view of each image, where there are several."""
+
+    @abstractmethod
+    def at_epoch(self, epoch: int) -> Self:
+        """The same with the views of one epoch, whatever `set_epoch` says to this one."""
+
+    @abstractmethod
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
+        """Stored columns -> `pixel_values`, `labels`, `index` and `view`, with B rows each."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch.fill_(epoch)
+
+
+def epoch_zero() -> Tensor:
+    """What `EpochTransform.epoch` starts as."""
+    return torch.zeros((), dtype=torch.int64).share_memory_()
+
+
+def image_transform(dataset: Any) -> EpochTransform | None:
+    """The `EpochTransform` that `set_transform` gave a dataset, if it is one."""
+    transform = dataset.format["format_kwargs"].get("transform") if isinstance(dataset, Dataset) else None
+    return transform if isinstance(transform, EpochTransform) else None
+
+
 @dataclass
-class ImageTransform:
+class ImageTransform(EpochTransform):
     """Zero-pad, crop, flip and normalise a batch of images that `hfkd.data.images` stored.
 
-    The padding is black *before* normalising, as torchvision's RandomCrop on the image is. Which view an image gets is
-    a function of (seed, epoch, index) alone: the same in any worker, on any number of ranks, and after a resume.
-    `set_epoch` moves on to the next epoch's views; the number lives in shared memory, so persistent workers see it.
+    The padding is black *before* normalising, as torchvision's RandomCrop on the image is.
     Returns `pixel_values` [B, 3, H, W] float32, `labels` [B], `index` [B], and `view` [B], the number of the view below
     `num_views`; without augmentation that of the uncropped image. With `views=2`, augmented images come twice,
     [B, 2, 3, H, W]: the second a crop and flip of its own, made strong (`hfkd.data.strong`), whose number is -1.
@@ -36,7 +83,7 @@ class ImageTransform:
     flip: bool = True
     seed: int = 0
     views: int = 1
-    epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64).share_memory_(), repr=False)
+    epoch: Tensor = field(default_factory=epoch_zero, repr=False)
 
     def __post_init__(self) -> None:
         positive("ImageTransform", **{f"std[{i}]": s for i, s in enumerate(self.std)})
@@ -45,19 +92,13 @@ class ImageTransform:
         if self.views not in (1, 2):
             raise ValueError(f"ImageTransform: views={self.views} must be 1, or 2 for a weak and a strong one")
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch.fill_(epoch)
-
-    def one_view(self) -> "ImageTransform":
-        """The same without the strong view."""
+    def one_view(self) -> Self:
         return replace(self, views=1)
 
-    def clean(self) -> "ImageTransform":
-        """The same without augmentation."""
+    def clean(self) -> Self:
         return replace(self, augment=False)
 
-    def at_epoch(self, epoch: int) -> "ImageTransform":
-        """The same with the views of one epoch, whatever `set_epoch` says to this one."""
+    def at_epoch(self, epoch: int) -> Self:
         return replace(self, epoch=torch.tensor(epoch))
 
     @property
