@@ -3,15 +3,17 @@
 import math
 from typing import Any
 
+from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.image_processing_utils import BaseImageProcessor
 
+from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import ImageCollator
 from hfkd.data.text_collate import TokenCollator
 from hfkd.loss import DistillationLoss
 from hfkd.models import InputSpec, input_spec
-from hfkd.teachers import LiveTeacher
+from hfkd.teachers import CachedTeacher, LiveTeacher
 from hfkd.teachers.scan import image_transform
 
 
@@ -57,3 +59,21 @@ def live_teacher(teacher: nn.Module, student: nn.Module, train_dataset: Any) -> 
         return teacher
     transform = image_transform(train_dataset)
     return LiveTeacher(teacher, InputSpec(transform.mean, transform.std, None) if transform else input_spec(student))
+
+
+def cached_teacher(
+    teacher: LiveTeacher | None,
+    dataset: Any,
+    loss: DistillationLoss,
+    args: DistillationArguments,
+    accelerator: Accelerator,
+) -> CachedTeacher | None:
+    """The teacher for the training images with `teacher_cache_dir`, else None. ValueError where it cannot serve."""
+    if not args.teacher_cache_dir or teacher is None or not loss.kd_weight:
+        return None
+    if getattr(loss.objective, "needs_hidden", False):
+        raise ValueError(
+            f"{loss.objective!r} reads the teacher's hidden states, and teacher_cache_dir keeps its logits only: leave "
+            "teacher_cache_dir out"
+        )
+    return CachedTeacher(teacher, dataset, args.teacher_cache_dir, accelerator)
