@@ -1,6 +1,7 @@
 """What DistillationTrainer makes of its arguments before it is a Trainer."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from accelerate import Accelerator
@@ -10,6 +11,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import ImageCollator
+from hfkd.data.resident import ResidentImages
 from hfkd.data.text_collate import TokenCollator
 from hfkd.loss import DistillationLoss
 from hfkd.models import InputSpec, input_spec
@@ -24,6 +26,17 @@ class EpochViews(TrainerCallback):
         transform = image_transform(keywords["train_dataloader"].dataset)
         if transform is not None:
             transform.set_epoch(math.floor(round(state.epoch or 0.0, 6)))
+
+
+def move_resident(datasets: Mapping[str, Any], args: DistillationArguments) -> None:
+    """Hold the images of `ResidentImages` where they are trained on, unless worker processes fetch them."""
+    if args.dataloader_num_workers or args.device.type == "cpu":
+        return
+    for dataset in datasets.values():
+        for part in dataset.values() if isinstance(dataset, dict) else (dataset,):
+            if isinstance(part, ResidentImages):
+                part.move(args.device)
+                args.dataloader_pin_memory = False  # pinning is for tensors that are not there yet, and fails
 
 
 def refuse_unsupported(loss: DistillationLoss, teacher: nn.Module | None, compute_loss_func: Any) -> None:

@@ -25,6 +25,7 @@ from hfkd.preparation import (
     cached_teacher,
     default_collator,
     live_teacher,
+    move_resident,
     refuse_unsupported,
     with_adapters,
 )
@@ -100,6 +101,7 @@ class DistillationTrainer(Trainer):
         self.record.refuse_other(args.output_dir)
         for module in filter(None, (model, live)) if args.channels_last else ():
             module.to(memory_format=torch.channels_last)
+        move_resident(data, args)
         super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
         if isinstance(self.step, ChunkedStep):
             self.step.autocast = self.accelerator.autocast

@@ -88,10 +88,11 @@ class CachedTeacher:
         view = inputs["view"].cpu()
         index = inputs["index"].cpu().view(-1, *[1] * (view.ndim - 1))  # [B] or [B, 1]
         slots = torch.where(view < 0, -1, index * self.num_views + view)
-        if bool((index * self.num_views >= self.store.slots).any()):
+        images = self.store.slots // self.num_views
+        if bool((slots >= self.store.slots).any()):
             raise ValueError(
-                f"index {int(index.max())} is beyond the {self.store.slots // self.num_views} images whose logits are "
-                "kept: the cache serves its own training set alone"
+                f"index {int(slots.max()) // self.num_views} is beyond the {images} images whose logits are kept: the "
+                "cache serves its own training set alone"
             )
         return slots.flatten() if by_image or view.ndim == 1 else slots.T.flatten()
 
@@ -101,6 +102,6 @@ def _key(teacher: LiveTeacher, dataset: Dataset, transform: ImageTransform, prec
     return {
         "teacher": weights_fingerprint(teacher),
         "data": data_fingerprint(dataset),
-        "views": f"padding {transform.padding}, flip {transform.flip}, mean {transform.mean}, std {transform.std}",
+        "views": transform.view_set,
         "precision": precision,
     }
