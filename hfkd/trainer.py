@@ -22,7 +22,16 @@ from hfkd.loss import DistillationLoss, cross_entropy
 from hfkd.models import Peers, record_statistics
 from hfkd.models.calling import Call
 from hfkd.objectives import KD
-from hfkd.preparation import EpochViews, default_collator, live_teacher, refuse_unsupported, uses_fsdp, with_adapters
+from hfkd.preparation import (
+    EpochViews,
+    cached_teacher,
+    default_collator,
+    live_teacher,
+    move_resident,
+    refuse_unsupported,
+    uses_fsdp,
+    with_adapters,
+)
 from hfkd.run_record import RunRecord
 from hfkd.steps import ChunkedStep, DenseStep, MutualStep
 from hfkd.teachers import Teachers, TeacherScan, place, scan
@@ -101,11 +110,13 @@ class DistillationTrainer(Trainer):
         for module in filter(None, (model, live)) if args.channels_last else ():
             module.to(memory_format=torch.channels_last)
         learned_parts.attach(loss, model, self.num_classes or classes, args)
+        move_resident(data, args)
         super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
         if isinstance(self.step, ChunkedStep):
             self.step.autocast = self.accelerator.autocast
         self.distillation_loss = loss.to(args.device)
         self.teacher = None if live is None else place(live, self.accelerator)
+        self.cached_teacher: Any = cached_teacher(self.teacher, self.train_dataset, loss, args, self.accelerator)
         self.scan_result: TeacherScan | None = None
         self._trained, self._evaluated = BatchAverage(), RowAverage()
         self.add_callback(EpochViews())
@@ -134,7 +145,9 @@ class DistillationTrainer(Trainer):
             return (loss, {"logits": logits}) if return_outputs else loss
         assert not return_outputs, "Trainer asks for outputs in evaluation only"
         progress = float(self.state.epoch or 0.0)
-        loss, parts, num_items = self.step(model, self.teacher, inputs, num_items_in_batch, progress)
+        loss, parts, num_items = self.step(
+            model, self.cached_teacher or self.teacher, inputs, num_items_in_batch, progress
+        )
         self._trained.add(parts, num_items)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # Gradients are averaged over the ranks, and the loss is already divided by the items of all of them.
