@@ -14,6 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from hfkd import run_record
 from hfkd.arguments import DistillationArguments
 from hfkd.averages import BatchAverage, RowAverage
+from hfkd.cached_checks import check_cached
 from hfkd.checks import check_datasets, check_networks
 from hfkd.items import IMAGES, TOKENS
 from hfkd.loss import DistillationLoss, cross_entropy
@@ -23,7 +24,8 @@ from hfkd.objectives import KD
 from hfkd.preparation import EpochViews, default_collator, live_teacher, refuse_unsupported, with_adapters
 from hfkd.run_record import RunRecord
 from hfkd.steps import ChunkedStep, DenseStep
-from hfkd.teachers import TeacherScan, place, scan
+from hfkd.target_step import TargetStep
+from hfkd.teachers import CachedTextTeacher, TeacherScan, place, scan
 from hfkd.teachers.scan import image_transform
 from hfkd.vocabulary import common_vocabulary
 
@@ -78,18 +80,24 @@ class DistillationTrainer(Trainer):
         self.call = Call.of(model)
         tokens = self.call.takes_tokens if args.items == "auto" else args.items == "token"
         self.rule = TOKENS if tokens else IMAGES
-        live = None if teacher is None else live_teacher(teacher, model, data["train_dataset"])
+        cached = teacher if isinstance(teacher, CachedTextTeacher) else None
+        live = None if teacher is None or cached else live_teacher(teacher, model, data["train_dataset"])
         check_datasets(data, collator)
         self.num_classes = common_vocabulary(model, live.model, processing_class) if tokens and live else None
         check_networks(model, self.call, live, data["train_dataset"], collator)
-        self.step: DenseStep | ChunkedStep = DenseStep(self.call, self.rule, loss, self.num_classes)
+        if cached:
+            self.num_classes = check_cached(cached, loss, args, model, processing_class, data["train_dataset"])
+            collator = cached.collator(collator)
+        self.step: Any = DenseStep(self.call, self.rule, loss, self.num_classes)
+        if tokens and not getattr(loss.objective, "needs_hidden", False):
+            self.step = TargetStep(self.call, loss, self.num_classes, heads_on_targets=not args.torch_compile)
         if args.loss_chunk_size:
             if not tokens or args.fsdp:
                 raise ValueError("loss_chunk_size is for language models, whole on each device: set it to 0")
             self.step = ChunkedStep(self.call, loss, args.loss_chunk_size, self.num_classes)
             for network in (model, live.model) if live else (model,):
                 self.step.check(network)
-        self.record = RunRecord.of(model, live, loss, args.seed)
+        self.record = RunRecord.of(model, live or cached, loss, args.seed)
         self.record.refuse_other(args.output_dir)
         for module in filter(None, (model, live)) if args.channels_last else ():
             module.to(memory_format=torch.channels_last)
@@ -97,7 +105,7 @@ class DistillationTrainer(Trainer):
         if isinstance(self.step, ChunkedStep):
             self.step.autocast = self.accelerator.autocast
         self.distillation_loss = loss.to(args.device)
-        self.teacher = None if live is None else place(live, self.accelerator)
+        self.teacher: Any = cached if live is None else place(live, self.accelerator)
         self.scan_result: TeacherScan | None = None
         self._trained, self._evaluated = BatchAverage(), RowAverage()
         self.add_callback(EpochViews())
@@ -224,6 +232,9 @@ class DistillationTrainer(Trainer):
         """`hfkd.teachers.scan` with this trainer's teacher, data, ranks and cache; kept as `scan_result`."""
         if self.teacher is None or self.train_dataset is None:
             raise ValueError("a teacher scan needs a teacher and a train_dataset")
+        if isinstance(self.teacher, CachedTextTeacher):
+            self.scan_result = self.teacher.scan(self.train_dataset, **keywords)
+            return self.scan_result
         self.scan_result = scan(
             self.teacher,
             self.train_dataset,
