@@ -96,8 +96,7 @@ class Manifest:
 
     @property
     def bytes_per_token(self) -> int:
-        entry = (2 if self.num_classes <= 2**16 else 4) + np.dtype(self.dtype).itemsize
-        return self.k * entry + 4 * (3 + len(self.temperatures) * self.has_tail)
+        return bytes_per_token(self.k, self.num_classes, self.dtype, len(self.temperatures))
 
     @property
     def features(self) -> Features:
@@ -169,6 +168,12 @@ def build_text_cache(
         _write(Path(folder) / manifest.shards[number], columns, manifest.features)
     if accelerator is not None:
         accelerator.wait_for_everyone()
+
+
+def bytes_per_token(k: int, num_classes: int, dtype: str = "float16", temperatures: int = 1) -> int:
+    """What a target token takes: k ids and logits, and in float32 entropy, energy, logsumexp and the buckets."""
+    ids, logits = 2 if num_classes <= 2**16 else 4, np.dtype(dtype).itemsize
+    return k * (ids + logits) + 4 * (3 + (temperatures if k < num_classes else 0))
 
 
 def sound(shard: Path) -> bool:
