@@ -14,7 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfkd.files import write_atomically
 from hfkd.loss import DistillationLoss
-from hfkd.teachers import LiveTeacher
+from hfkd.teachers import CachedTextTeacher, LiveTeacher
 from hfkd.teachers.scan import weights_fingerprint
 from hfkd.temperatures import Fitted
 
@@ -36,14 +36,14 @@ class RunRecord:
     def of(
         cls,
         student: nn.Module,
-        teacher: LiveTeacher | None,
+        teacher: LiveTeacher | CachedTextTeacher | None,
         loss: DistillationLoss,
         seed: int,
         more: Mapping[str, Any] | None = None,
     ) -> "RunRecord":
         """`more`: what else decides the run, recorded beside the slots."""
-        known = None
-        if teacher is not None:
+        known = None if teacher is None else repr(teacher)
+        if isinstance(teacher, LiveTeacher):
             names = " + ".join(map(network, teacher.networks))
             known = names.removesuffix(")") + f", weights {weights_fingerprint(teacher)[:8]})"
         # A lambda's repr holds its address, which no two runs share.

@@ -14,12 +14,14 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from hfkd import learned_parts, run_record
 from hfkd.arguments import DistillationArguments
 from hfkd.averages import BatchAverage, RowAverage
+from hfkd.cached_checks import check_cached
 from hfkd.checks import check_datasets, check_networks
+from hfkd.choose_step import AnyStep, choose_step
 from hfkd.data.collate import views_as_rows
-from hfkd.high_energy import HighEnergyStep, added_images, with_he_da
+from hfkd.high_energy import added_images, with_he_da
 from hfkd.items import IMAGES, TOKENS
 from hfkd.loss import DistillationLoss, cross_entropy
-from hfkd.models import Peers, record_statistics
+from hfkd.models import record_statistics
 from hfkd.models.calling import Call
 from hfkd.objectives import KD
 from hfkd.preparation import (
@@ -29,12 +31,11 @@ from hfkd.preparation import (
     live_teacher,
     move_resident,
     refuse_unsupported,
-    uses_fsdp,
     with_adapters,
 )
 from hfkd.run_record import RunRecord
-from hfkd.steps import ChunkedStep, DenseStep, MutualStep
-from hfkd.teachers import Teachers, TeacherScan, place, scan
+from hfkd.steps import ChunkedStep
+from hfkd.teachers import CachedTextTeacher, TeacherScan, place, scan
 from hfkd.teachers.scan import image_transform
 from hfkd.vocabulary import common_vocabulary
 
@@ -90,22 +91,16 @@ class DistillationTrainer(Trainer):
         self.call = Call.of(model)
         tokens = self.call.takes_tokens if args.items == "auto" else args.items == "token"
         self.rule = TOKENS if tokens else IMAGES
-        live = None if teacher is None else live_teacher(teacher, model, data["train_dataset"])
+        cached = teacher if isinstance(teacher, CachedTextTeacher) else None
+        live = None if teacher is None or cached else live_teacher(teacher, model, data["train_dataset"])
         check_datasets(data, collator)
         self.num_classes = common_vocabulary(model, live.networks[0], processing_class) if tokens and live else None
         classes = check_networks(model, self.call, live, data["train_dataset"], collator)
-        self.step: DenseStep | ChunkedStep | HighEnergyStep = DenseStep(self.call, self.rule, loss, self.num_classes)
-        if isinstance(model, Peers):
-            self.step = MutualStep(self.call, self.rule, loss, peers=len(model.peers))
-        if args.loss_chunk_size:
-            if not tokens or uses_fsdp(args) or isinstance(live, Teachers):
-                raise ValueError(
-                    "loss_chunk_size is for language models, whole on each device, with one teacher: set it to 0"
-                )
-            self.step = ChunkedStep(self.call, loss, args.loss_chunk_size, self.num_classes)
-            for network in (model, live.model) if live else (model,):
-                self.step.check(network)
-        self.record = RunRecord.of(model, live, loss, args.seed, args.high_energy)
+        if cached:
+            self.num_classes = check_cached(cached, loss, args, model, processing_class, data["train_dataset"])
+            collator = cached.collator(collator)
+        self.step: AnyStep = choose_step(model, live, self.rule, loss, args, self.num_classes)
+        self.record = RunRecord.of(model, live or cached, loss, args.seed, args.high_energy)
         self.record.refuse_other(args.output_dir)
         for module in filter(None, (model, live)) if args.channels_last else ():
             module.to(memory_format=torch.channels_last)
@@ -115,8 +110,10 @@ class DistillationTrainer(Trainer):
         if isinstance(self.step, ChunkedStep):
             self.step.autocast = self.accelerator.autocast
         self.distillation_loss = loss.to(args.device)
-        self.teacher = None if live is None else place(live, self.accelerator)
-        self.cached_teacher: Any = cached_teacher(self.teacher, self.train_dataset, loss, args, self.accelerator)
+        self.teacher: Any = cached if live is None else place(live, self.accelerator)
+        self.cached_teacher: Any = live and cached_teacher(
+            self.teacher, self.train_dataset, loss, args, self.accelerator
+        )
         self.scan_result: TeacherScan | None = None
         self._trained, self._evaluated = BatchAverage(), RowAverage()
         self.add_callback(EpochViews())
@@ -250,6 +247,9 @@ class DistillationTrainer(Trainer):
         """`hfkd.teachers.scan` with this trainer's teacher, data, ranks and cache; kept as `scan_result`."""
         if self.teacher is None or self.train_dataset is None:
             raise ValueError("a teacher scan needs a teacher and a train_dataset")
+        if isinstance(self.teacher, CachedTextTeacher):
+            self.scan_result = self.teacher.scan(self.train_dataset, **keywords)
+            return self.scan_result
         self.scan_result = scan(
             self.teacher,
             self.train_dataset,
