@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hfkd import learned_parts, run_record
@@ -27,11 +27,12 @@ from hfkd.steps import ChunkedStep, DenseStep
 from hfkd.teachers import TeacherScan, place, scan
 from hfkd.teachers.scan import image_transform
 from hfkd.vocabulary import common_vocabulary
+from hfkd.whole_checkpoints import WholeCheckpoints, checkpoint_to_resume, remove_unfinished
 
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(WholeCheckpoints):
     """Trainer that distils `teacher` into `model`, choosing per sample how hard to soften and how much to learn.
 
         DistillationTrainer(model, teacher, args, train_dataset=..., eval_dataset=..., weighting="entropy")
@@ -198,12 +199,11 @@ class DistillationTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        checkpoint = resume_from_checkpoint
-        if checkpoint is True:
-            checkpoint = run_record.last_checkpoint(self.args.output_dir)
-            if checkpoint is None:
-                raise ValueError(f"there is no complete checkpoint in {self.args.output_dir} to resume from")
-        self.fit_slots(checkpoint or None)
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        if self.args.should_save:
+            remove_unfinished(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        self.fit_slots(checkpoint)
         transform = image_transform(self.train_dataset)
         if transform is not None:
             record_statistics(self.accelerator.unwrap_model(self.model), transform.mean, transform.std)
