@@ -13,6 +13,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from hfkd.chunked import ChunkedLoss
+from hfkd.faults import FaultWatch
 from hfkd.items import ItemRule, token_hidden
 from hfkd.loss import DistillationLoss
 from hfkd.models.calling import Call
@@ -29,6 +30,7 @@ class DenseStep:
     rule: ItemRule
     loss: DistillationLoss
     num_classes: int | None = None
+    watch: FaultWatch | None = None
 
     def __call__(
         self,
@@ -41,8 +43,11 @@ class DenseStep:
         cut = slice(self.num_classes)
         logits = self.call(student, inputs)[..., cut]
         # Without a distillation term nobody reads the teacher, so nobody pays for it.
-        taught = teacher(**inputs)[..., cut] if teacher is not None and self.loss.kd_weight else logits.detach()
+        asked = teacher if self.loss.kd_weight else None
+        taught = logits.detach() if asked is None else asked(**inputs)[..., cut]
         items = self.rule.make(logits, taught, inputs["labels"], progress=progress)
+        if self.watch is not None:
+            self.watch.outputs(items.student.logits, items.teacher.logits if asked else None, items.sample)
         return *self.loss(items, num_items), len(items)
 
 
@@ -57,6 +62,7 @@ class ChunkedStep:
         self.call, self.loss = call, loss
         self.chunked = ChunkedLoss(loss, chunk_size, num_classes)
         self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # the heads run outside of forward
+        self.watch: FaultWatch | None = None
 
     def __call__(
         self,
@@ -68,9 +74,12 @@ class ChunkedStep:
     ) -> Step:
         hidden, head = self.call.hidden(student, inputs), output_head(student)
         taught, teacher_head = hidden.detach(), head
-        if teacher is not None and self.loss.kd_weight:
-            taught, teacher_head = teacher(last_hidden=True, **inputs), output_head(teacher.model)
+        asked = teacher if self.loss.kd_weight else None
+        if asked is not None:
+            taught, teacher_head = asked(last_hidden=True, **inputs), output_head(asked.model)
         items = token_hidden(hidden, taught, inputs["labels"], progress=progress)
+        if self.watch is not None:
+            self.watch.outputs(items.student, items.teacher if asked else None, items.sample)
         with self.autocast():
             return *self.chunked(items, head, teacher_head, num_items), len(items)
 

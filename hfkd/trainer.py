@@ -13,9 +13,10 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hfkd import learned_parts, run_record
 from hfkd.arguments import DistillationArguments
-from hfkd.averages import BatchAverage, RowAverage
+from hfkd.averages import RowAverage
 from hfkd.checks import check_datasets, check_networks
 from hfkd.data.collate import views_as_rows
+from hfkd.faults import WatchedTrainer
 from hfkd.items import IMAGES, TOKENS
 from hfkd.loss import DistillationLoss, cross_entropy
 from hfkd.models import record_statistics
@@ -27,12 +28,12 @@ from hfkd.steps import ChunkedStep, DenseStep
 from hfkd.teachers import TeacherScan, place, scan
 from hfkd.teachers.scan import image_transform
 from hfkd.vocabulary import common_vocabulary
-from hfkd.whole_checkpoints import WholeCheckpoints, checkpoint_to_resume, remove_unfinished
+from hfkd.whole_checkpoints import checkpoint_to_resume, remove_unfinished
 
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(WholeCheckpoints):
+class DistillationTrainer(WatchedTrainer):
     """Trainer that distils `teacher` into `model`, choosing per sample how hard to soften and how much to learn.
 
         DistillationTrainer(model, teacher, args, train_dataset=..., eval_dataset=..., weighting="entropy")
@@ -102,7 +103,7 @@ class DistillationTrainer(WholeCheckpoints):
         self.distillation_loss = loss.to(args.device)
         self.teacher = None if live is None else place(live, self.accelerator)
         self.scan_result: TeacherScan | None = None
-        self._trained, self._evaluated = BatchAverage(), RowAverage()
+        self._evaluated, self.step.watch = RowAverage(), self.faults
         self.add_callback(EpochViews())
 
     @property
@@ -130,6 +131,7 @@ class DistillationTrainer(WholeCheckpoints):
         progress = float(self.state.epoch or 0.0)
         loss, parts, num_items = self.step(model, self.teacher, inputs, num_items_in_batch, progress)
         self._trained.add(parts, num_items)
+        self.faults.batch(inputs, loss)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # Gradients are averaged over the ranks, and the loss is already divided by the items of all of them.
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
@@ -189,6 +191,7 @@ class DistillationTrainer(WholeCheckpoints):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= {name: round(value, 6) for name, value in self._trained.read(self.accelerator).items()}
+            logs |= self.faults.logged()
         super().log(logs, start_time)
 
     # ---- the teacher scan --------------------------------------------------------------------------------------

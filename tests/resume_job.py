@@ -1,18 +1,18 @@
 """One sitting of a small run, in a process that kills itself at a chosen event: a step, a scan's batch, a file.
 
-A file is left half written. Imported by tests and by benchmarks/faults.py, which start sittings from a fork server:
-torch is imported once.
+A file is left half written. Imported by tests and by benchmarks/faults.py.
 """
 
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "teachers")]
+from processes import print_to, start
+
+sys.path.insert(0, str(Path(__file__).parent / "teachers"))
 
 STEPS, EVERY = 18, 4  # steps of a run, steps between two checkpoints
 CASES = {
@@ -42,8 +42,7 @@ def sitting(case, folder, kill_at=None, save=None):
     from hfkd.report.results import ResultsCallback
     from hfkd.report.run import train_to_the_end
 
-    log = os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1), os.dup2(log, 2)
+    print_to(f"{folder}.log")
     logging.basicConfig(level=logging.WARNING)
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -162,22 +161,14 @@ class Events:
         setattr(owner, name, wrapped)
 
 
-class Server:
-    """Starts sittings in processes that have imported everything already."""
-
-    def __init__(self):
-        multiprocessing.set_forkserver_preload(["hfkd.trainer", "hfkd.report.run", "peft", "sklearn"])
-        self.context = multiprocessing.get_context("forkserver")
-
-    def __call__(self, case, folder, kill_at=None, save=None):
-        """One sitting; the name of the event that killed it, or None when it ran through."""
-        process = self.context.Process(target=sitting, args=(case, str(folder), kill_at, save))
-        process.start()
-        process.join()
-        if process.exitcode == -signal.SIGKILL:
-            return Path(f"{folder}.killed").read_text()
-        assert process.exitcode == 0, Path(f"{folder}.log").read_text()[-4000:]
-        return None
+def sit(case, folder, kill_at=None, save=None):
+    """`sitting` in a process of its own; the name of the event that killed it, or None when it ran through."""
+    process = start(sitting, case, str(folder), kill_at, save)
+    process.join()
+    if process.exitcode == -signal.SIGKILL:
+        return Path(f"{folder}.killed").read_text()
+    assert process.exitcode == 0, Path(f"{folder}.log").read_text()[-4000:]
+    return None
 
 
 def outcome(folder):
