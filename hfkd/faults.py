@@ -152,7 +152,10 @@ class FaultWatch(TrainerCallback):
 
 
 class WatchedTrainer(WholeCheckpoints):
-    """Trainer whose optimizer steps a `FaultWatch` judges; averages of a step that is left out are not logged."""
+    """Trainer whose optimizer steps a `FaultWatch` judges, and that logs the parts of the loss.
+
+    A step that is left out is not in the averages that are logged.
+    """
 
     args: DistillationArguments
 
@@ -170,6 +173,12 @@ class WatchedTrainer(WholeCheckpoints):
         else:
             self._trained.keep()
         return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= {name: round(value, 6) for name, value in self._trained.read(self.accelerator).items()}
+            logs |= self.faults.logged()
+        super().log(logs, start_time)
 
 
 def _spread(outputs: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hfkd.data.collate import ImageCollator
 from hfkd.data.text_collate import TokenCollator
 from hfkd.loss import DistillationLoss
-from hfkd.models import InputSpec, input_spec
-from hfkd.teachers import LiveTeacher
+from hfkd.models import InputSpec, Peers, input_spec
+from hfkd.teachers import LiveTeacher, Teachers
 from hfkd.teachers.scan import image_transform
 
 
@@ -24,9 +24,15 @@ class EpochViews(TrainerCallback):
             transform.set_epoch(math.floor(round(state.epoch or 0.0, 6)))
 
 
-def refuse_unsupported(loss: DistillationLoss, teacher: nn.Module | None, compute_loss_func: Any) -> None:
+def refuse_unsupported(loss: DistillationLoss, student: nn.Module, teacher: Any, compute_loss_func: Any) -> None:
     """Raise ValueError for what would train something else than the caller thinks."""
-    if teacher is None and loss.kd_weight:
+    if isinstance(student, Peers) and teacher is not None:
+        raise ValueError("Peers are each other's teachers: leave the teacher out")
+    if isinstance(student, Peers) and loss.unfitted is not None:
+        raise ValueError(
+            f"{loss.unfitted!r} needs a fixed teacher to scan: give it thresholds, or distil without Peers"
+        )
+    if teacher is None and loss.kd_weight and not isinstance(student, Peers):
         raise ValueError(
             f"kd_weight={loss.kd_weight} needs a teacher: pass teacher=, or kd_weight=0 and ce_weight=1 to train on "
             "the labels alone"
@@ -49,9 +55,14 @@ def with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:
     return get_peft_model(model, peft_config)
 
 
-def live_teacher(teacher: nn.Module, student: nn.Module, train_dataset: Any) -> LiveTeacher:
-    """The frozen teacher, told how the training images are normalised: as their transform says, else the student."""
+def live_teacher(teacher: Any, student: nn.Module, train_dataset: Any) -> LiveTeacher:
+    """The frozen teacher, told how the training images are normalised: as their transform says, else the student.
+
+    A list of teachers becomes `Teachers`.
+    """
     if isinstance(teacher, LiveTeacher):
         return teacher
+    if isinstance(teacher, (list, tuple)):
+        return Teachers([live_teacher(one, student, train_dataset) for one in teacher])
     transform = image_transform(train_dataset)
     return LiveTeacher(teacher, InputSpec(transform.mean, transform.std, None) if transform else input_spec(student))

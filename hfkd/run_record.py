@@ -32,7 +32,8 @@ class RunRecord:
     def of(cls, student: nn.Module, teacher: LiveTeacher | None, loss: DistillationLoss, seed: int) -> "RunRecord":
         known = None
         if teacher is not None:
-            known = network(teacher.model).removesuffix(")") + f", weights {weights_fingerprint(teacher)[:8]})"
+            names = " + ".join(map(network, teacher.networks))
+            known = names.removesuffix(")") + f", weights {weights_fingerprint(teacher)[:8]})"
         # A lambda's repr holds its address, which no two runs share.
         slots = {k: re.sub(r" at 0x[0-9a-f]+", "", v) if isinstance(v, str) else v for k, v in loss.describe().items()}
         return cls(network(student), known, slots, seed)

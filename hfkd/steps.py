@@ -17,6 +17,7 @@ from hfkd.faults import FaultWatch
 from hfkd.items import ItemRule, token_hidden
 from hfkd.loss import DistillationLoss
 from hfkd.models.calling import Call
+from hfkd.models.peers import taught_by_the_others
 from hfkd.teachers import LiveTeacher
 
 Step = tuple[Tensor, dict[str, Tensor], int]  # the loss, its parts, and how many items they are means of
@@ -40,15 +41,29 @@ class DenseStep:
         num_items: Tensor | int | None,
         progress: float,
     ) -> Step:
-        cut = slice(self.num_classes)
-        logits = self.call(student, inputs)[..., cut]
-        # Without a distillation term nobody reads the teacher, so nobody pays for it.
-        asked = teacher if self.loss.kd_weight else None
-        taught = logits.detach() if asked is None else asked(**inputs)[..., cut]
+        logits = self.call(student, inputs)[..., : self.num_classes]
+        taught = self.taught(logits, teacher, inputs)
         items = self.rule.make(logits, taught, inputs["labels"], progress=progress)
         if self.watch is not None:
+            asked = teacher is not None and self.loss.kd_weight
             self.watch.outputs(items.student.logits, items.teacher.logits if asked else None, items.sample)
         return *self.loss(items, num_items), len(items)
+
+    def taught(self, logits: Tensor, teacher: LiveTeacher | None, inputs: Mapping[str, Any]) -> Tensor:
+        """The teacher's logits. Without a distillation term nobody reads them, so nobody pays for them."""
+        if teacher is None or not self.loss.kd_weight:
+            return logits.detach()
+        return teacher(each=True, **inputs)[..., : self.num_classes]
+
+
+@dataclass
+class MutualStep(DenseStep):
+    """The students of `Peers`: each one's teacher is the others."""
+
+    peers: int = 2
+
+    def taught(self, logits: Tensor, teacher: LiveTeacher | None, inputs: Mapping[str, Any]) -> Tensor:
+        return taught_by_the_others(logits, self.peers)
 
 
 class ChunkedStep:

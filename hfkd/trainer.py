@@ -1,7 +1,7 @@
 """DistillationTrainer: the Hugging Face Trainer with the one equation as its loss."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,16 +19,15 @@ from hfkd.data.collate import views_as_rows
 from hfkd.faults import WatchedTrainer
 from hfkd.items import IMAGES, TOKENS
 from hfkd.loss import DistillationLoss, cross_entropy
-from hfkd.models import record_statistics
+from hfkd.models import Peers, record_statistics
 from hfkd.models.calling import Call
 from hfkd.objectives import KD
 from hfkd.preparation import EpochViews, default_collator, live_teacher, refuse_unsupported, with_adapters
 from hfkd.run_record import RunRecord
-from hfkd.steps import ChunkedStep, DenseStep
-from hfkd.teachers import TeacherScan, place, scan
+from hfkd.steps import ChunkedStep, DenseStep, MutualStep
+from hfkd.teachers import Teachers, TeacherScan, place, scan
 from hfkd.teachers.scan import image_transform
 from hfkd.vocabulary import common_vocabulary
-from hfkd.whole_checkpoints import checkpoint_to_resume, remove_unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,8 @@ class DistillationTrainer(WatchedTrainer):
         DistillationTrainer(model, teacher, args, train_dataset=..., eval_dataset=..., weighting="entropy")
 
     `objective`, `temperature`, `weighting`, `ce_weight`, `kd_weight` say the same as in `DistillationArguments`, and
-    win over them. `teacher` is any network that gives logits (a `LiveTeacher` to say how its inputs are normalised);
+    win over them. `teacher` is any network that gives logits (a `LiveTeacher` to say how its inputs are normalised), or
+    a list of them, which the objectives `average` and `inverse_entropy` combine (others see their mean logits);
     None, with `kd_weight=0`, trains on the labels alone. Rows of the datasets have `pixel_values` and `labels`, or for
     language models `input_ids` and `labels`; `peft_config` trains adapters. Everything else is Trainer's. `eval_loss`
     is the student's cross-entropy, for which the teacher does not run; `evaluate_kl` adds `eval_kl`.
@@ -53,7 +53,7 @@ class DistillationTrainer(WatchedTrainer):
     def __init__(
         self,
         model: nn.Module,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | Sequence[nn.Module] | None = None,
         args: DistillationArguments | None = None,
         *,
         peft_config: Any = None,
@@ -73,7 +73,7 @@ class DistillationTrainer(WatchedTrainer):
             "kd_weight": kd_weight,
         }
         loss = DistillationLoss(**{k: getattr(args, k) if v is None else v for k, v in given.items()})
-        refuse_unsupported(loss, teacher, trainer_keywords.get("compute_loss_func"))
+        refuse_unsupported(loss, model, teacher, trainer_keywords.get("compute_loss_func"))
         data = {k: trainer_keywords.get(k) for k in ("train_dataset", "eval_dataset")}
         processing_class = trainer_keywords.get("processing_class")
         collator = trainer_keywords.pop("data_collator", None) or default_collator(processing_class)
@@ -83,12 +83,16 @@ class DistillationTrainer(WatchedTrainer):
         self.rule = TOKENS if tokens else IMAGES
         live = None if teacher is None else live_teacher(teacher, model, data["train_dataset"])
         check_datasets(data, collator)
-        self.num_classes = common_vocabulary(model, live.model, processing_class) if tokens and live else None
+        self.num_classes = common_vocabulary(model, live.networks[0], processing_class) if tokens and live else None
         classes = check_networks(model, self.call, live, data["train_dataset"], collator)
         self.step: DenseStep | ChunkedStep = DenseStep(self.call, self.rule, loss, self.num_classes)
+        if isinstance(model, Peers):
+            self.step = MutualStep(self.call, self.rule, loss, peers=len(model.peers))
         if args.loss_chunk_size:
-            if not tokens or args.fsdp:
-                raise ValueError("loss_chunk_size is for language models, whole on each device: set it to 0")
+            if not tokens or args.fsdp or isinstance(live, Teachers):
+                raise ValueError(
+                    "loss_chunk_size is for language models, whole on each device, with one teacher: set it to 0"
+                )
             self.step = ChunkedStep(self.call, loss, args.loss_chunk_size, self.num_classes)
             for network in (model, live.model) if live else (model,):
                 self.step.check(network)
@@ -186,14 +190,6 @@ class DistillationTrainer(WatchedTrainer):
             )
         return output
 
-    # ---- logging -----------------------------------------------------------------------------------------------
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs |= {name: round(value, 6) for name, value in self._trained.read(self.accelerator).items()}
-            logs |= self.faults.logged()
-        super().log(logs, start_time)
-
     # ---- the teacher scan --------------------------------------------------------------------------------------
 
     def train(
@@ -202,10 +198,7 @@ class DistillationTrainer(WatchedTrainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
-        if self.args.should_save:
-            remove_unfinished(self.args.output_dir)
-        self.accelerator.wait_for_everyone()
+        checkpoint = self.start_from(resume_from_checkpoint)
         self.fit_slots(checkpoint)
         transform = image_transform(self.train_dataset)
         if transform is not None:

@@ -36,6 +36,14 @@ class WholeCheckpoints(Trainer):
         super().__init__(*arguments, **keywords)
         self.add_callback(SaveAfterEvaluation())
 
+    def start_from(self, wanted: str | bool | None) -> str | None:
+        """`checkpoint_to_resume`, after deleting what an earlier process left unfinished. Every rank calls it."""
+        checkpoint = checkpoint_to_resume(wanted, self.args.output_dir)
+        if self.args.should_save:
+            remove_unfinished(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        return checkpoint
+
     def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
         """Trainer's, but a run that is resumed when it had all its steps gets none; Trainer would take one more."""
         if self.state.global_step < self.state.max_steps:

@@ -21,6 +21,7 @@ class ImageDataArguments:
     image_size: int | None = field(default=None, metadata={"help": "Fit images to this size; unset: the first's size."})
     crop_padding: int = field(default=4, metadata={"help": "Black pixels around a training image before its crop."})
     flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
+    views: int = field(default=1, metadata={"help": "2: each training image also in a strong view (RandAugment)."})
     max_train_images: int | None = field(default=None, metadata={"help": "Use the first images only, for a quick try."})
     max_test_images: int | None = field(default=None, metadata={"help": "Evaluate on the first images only."})
 
@@ -38,7 +39,7 @@ class ImageDataArguments:
             image_size=self.image_size,
         )
         train, test = _first(loaded["train"], self.max_train_images), _first(loaded["test"], self.max_test_images)
-        transform = ImageTransform(mean, std, augment=True, padding=self.crop_padding, flip=self.flip, seed=seed)
+        transform = ImageTransform(mean, std, True, self.crop_padding, self.flip, seed, self.views)
         return train.with_transform(transform), test.with_transform(transform.clean())
 
 

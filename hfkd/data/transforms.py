@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hfkd.data.strong import strong_views
 from hfkd.slots import positive
 
 HEADER = 4  # bytes before the pixels of a packed image
@@ -24,7 +25,8 @@ class ImageTransform:
     a function of (seed, epoch, index) alone: the same in any worker, on any number of ranks, and after a resume.
     `set_epoch` moves on to the next epoch's views; the number lives in shared memory, so persistent workers see it.
     Returns `pixel_values` [B, 3, H, W] float32, `labels` [B], `index` [B], and `view` [B], the number of the view below
-    `num_views`; without augmentation that of the uncropped image.
+    `num_views`; without augmentation that of the uncropped image. With `views=2`, augmented images come twice,
+    [B, 2, 3, H, W]: the second a crop and flip of its own, made strong (`hfkd.data.strong`), whose number is -1.
     """
 
     mean: tuple[float, ...] = CIFAR_MEAN
@@ -33,15 +35,22 @@ class ImageTransform:
     padding: int = 4
     flip: bool = True
     seed: int = 0
+    views: int = 1
     epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64).share_memory_(), repr=False)
 
     def __post_init__(self) -> None:
         positive("ImageTransform", **{f"std[{i}]": s for i, s in enumerate(self.std)})
         if self.padding < 0:
             raise ValueError(f"ImageTransform: padding={self.padding} must be 0 or more pixels")
+        if self.views not in (1, 2):
+            raise ValueError(f"ImageTransform: views={self.views} must be 1, or 2 for a weak and a strong one")
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch.fill_(epoch)
+
+    def one_view(self) -> "ImageTransform":
+        """The same without the strong view."""
+        return replace(self, views=1)
 
     def clean(self) -> "ImageTransform":
         """The same without augmentation."""
@@ -65,16 +74,23 @@ class ImageTransform:
         images = unpack_pixels(batch["pixels"])  # [B, 3, H, W] uint8
         index = torch.tensor(batch["index"])
         views = self.views_of(index)
-        if self.augment:
-            images = crop_and_flip(images, views, self.padding, self.flip)
+        seen = crop_and_flip(images, views, self.padding, self.flip) if self.augment else images
+        if self.augment and self.views == 2:
+            strong = self._strong(images, index)
+            seen, views = torch.stack([seen, strong], 1), torch.stack([views, torch.full_like(views, -1)], 1)
         scale = 1 / (255 * torch.tensor(self.std)).view(3, 1, 1)
         shift = -(torch.tensor(self.mean) / torch.tensor(self.std)).view(3, 1, 1)
         return {
-            "pixel_values": torch.addcmul(shift, images.float(), scale),
+            "pixel_values": torch.addcmul(shift, seen.float(), scale),
             "labels": torch.tensor(batch["labels"]),
             "index": index,
             "view": views,
         }
+
+    def _strong(self, images: Tensor, index: Tensor) -> Tensor:
+        second = view_ids(index, self.seed, self.epoch, self.num_views, stream=1)
+        seeds = view_ids(index, self.seed, self.epoch, 1 << 62, stream=2)
+        return strong_views(crop_and_flip(images, second, self.padding, self.flip), seeds)
 
 
 def pack_pixels(image: np.ndarray) -> bytes:
@@ -111,9 +127,13 @@ def crop_and_flip(images: Tensor, views: Tensor, padding: int, flip: bool) -> Te
     return padded[torch.arange(b)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def view_ids(index: Tensor, seed: int, epoch: Tensor | int, num_views: int) -> Tensor:
-    """A view for each image, uniform over `num_views`, from a counter-based hash of (seed, epoch, index). [B] int64."""
+def view_ids(index: Tensor, seed: int, epoch: Tensor | int, num_views: int, stream: int = 0) -> Tensor:
+    """A view for each image, uniform over `num_views`, from a counter-based hash of (seed, epoch, index). [B] int64.
+
+    Another `stream` is another, independent draw.
+    """
     key = _mix(_mix(torch.as_tensor(seed)) ^ _mix(torch.as_tensor(epoch) + 0x5851F42D4C957F2D)) ^ _mix(index + 1)
+    key = _mix(key + stream) if stream else key
     return _shift_right(_mix(key), 1) % num_views
 
 

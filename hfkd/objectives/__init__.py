@@ -7,11 +7,14 @@ from hfkd.objectives.adaptive_kl import AdaptiveKL
 from hfkd.objectives.base import Objective
 from hfkd.objectives.divergences import JSD, KD, ReverseKL, SkewKL, SkewReverseKL, TotalVariation
 from hfkd.objectives.dkd import DKD
+from hfkd.objectives.several import Average, InverseEntropy
 from hfkd.objectives.standardized import Standardized, standardized
 
 OBJECTIVES: dict[str, Callable[..., Any]] = {
     "adaptive_kl": AdaptiveKL,
+    "average": Average,
     "dkd": DKD,
+    "inverse_entropy": InverseEntropy,
     "jsd": JSD,
     "kd": KD,
     "reverse_kl": ReverseKL,
@@ -27,6 +30,8 @@ __all__ = [
     "KD",
     "OBJECTIVES",
     "AdaptiveKL",
+    "Average",
+    "InverseEntropy",
     "Objective",
     "ReverseKL",
     "SkewKL",

@@ -20,3 +20,11 @@ class Objective(ABC):
     @abstractmethod
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
         """The divergence of each item [N], at that item's temperature [N]."""
+
+    def relations(self, items: Items, temperature: Tensor) -> Tensor | None:
+        """What comes of comparing items with each other, shared out among them [N]; None without such terms.
+
+        Added to the weighted objective as it is: a relation belongs to no single item, so no item's weight applies.
+        Items are compared within the batch at hand, so accumulation and ranks change it.
+        """
+        return None

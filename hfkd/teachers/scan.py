@@ -173,7 +173,7 @@ def _seen(dataset: Any, views: Views) -> Any:
         raise ValueError(f"views={views!r} must be 'train' or 'clean'")
     transform = image_transform(dataset)
     if transform is not None:
-        return dataset.with_transform(transform.clean() if views == "clean" else transform.at_epoch(0))
+        return dataset.with_transform(transform.clean() if views == "clean" else transform.at_epoch(0).one_view())
     if views == "clean":
         raise ValueError(
             "views='clean' needs a dataset whose transform is an hfkd ImageTransform; pass the dataset without "
