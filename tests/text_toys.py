@@ -15,7 +15,7 @@ VOCAB = len(WORDS)
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
-def language_model(width=16, vocab=VOCAB, seed=0, layers=1):
+def language_model(width=16, vocab=VOCAB, seed=0, layers=1, positions=32):
     """GPT-2 without dropout, so that splitting a batch changes nothing but rounding."""
     torch.manual_seed(seed)
     config = GPT2Config(
@@ -23,7 +23,7 @@ def language_model(width=16, vocab=VOCAB, seed=0, layers=1):
         n_embd=width,
         n_layer=layers,
         n_head=2,
-        n_positions=32,
+        n_positions=positions,
         bos_token_id=1,
         eos_token_id=1,
         **NO_DROPOUT,
