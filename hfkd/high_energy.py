@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from hfkd.arguments import DistillationArguments
+from hfkd.data.epochs import image_transform
 from hfkd.data.high_energy import HighEnergyTransform, add_high_energy, count_of, original_images
 from hfkd.data.high_energy_arguments import HighEnergyArguments
 from hfkd.data.mixing import ALPHAS, Mix, box, cutmix, mixup
-from hfkd.data.transforms import image_transform
 from hfkd.steps import DenseStep, Step
 from hfkd.teachers import LiveTeacher, TeacherScan
 

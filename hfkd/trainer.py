@@ -22,7 +22,7 @@ from hfkd.loss import DistillationLoss, cross_entropy
 from hfkd.models import Peers, record_statistics
 from hfkd.models.calling import Call
 from hfkd.objectives import KD
-from hfkd.preparation import EpochViews, default_collator, live_teacher, refuse_unsupported, with_adapters
+from hfkd.preparation import EpochViews, decay_steps, default_collator, live_teacher, refuse_unsupported, with_adapters
 from hfkd.run_record import RunRecord
 from hfkd.steps import ChunkedStep, DenseStep, MutualStep
 from hfkd.teachers import Teachers, TeacherScan, place, scan
@@ -269,7 +269,7 @@ class DistillationTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         if self.args.lr_decay_epochs is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        milestones = [round(epoch * self._steps_per_epoch) for epoch in self.args.lr_decay_epochs]
+        milestones = decay_steps(self.args.lr_decay_epochs, self._steps_per_epoch, self.train_dataset)
         optimizer = optimizer or self.optimizer
         assert optimizer is not None
         scheduler = MultiStepLR(optimizer, milestones, gamma=self.args.lr_decay_factor)

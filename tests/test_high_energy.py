@@ -10,9 +10,10 @@ from datasets import ClassLabel, Dataset
 from toys import CLASSES, Net, Rows, arguments, teacher
 
 from hfkd import DistillationArguments, DistillationTrainer
+from hfkd.data.epochs import image_transform
 from hfkd.data.high_energy import HighEnergyTransform, select_by_energy
 from hfkd.data.mixing import ALPHAS, box
-from hfkd.data.transforms import ImageTransform, image_transform, pack_pixels
+from hfkd.data.transforms import ImageTransform, pack_pixels
 from hfkd.high_energy import HighEnergyStep, added_images
 from hfkd.items import IMAGES
 from hfkd.loss import DistillationLoss

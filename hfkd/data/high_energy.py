@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
+from hfkd.data.epochs import EpochTransform, image_transform
 from hfkd.data.images import num_labels
 from hfkd.data.mixing import Mix, mix_images
-from hfkd.data.transforms import EpochTransform, image_transform
 
 Side = Literal["high", "low", "both"]
 MIXED = "mixed"  # column: which of the selected images an added row starts from, -1 for the rows of the data set
