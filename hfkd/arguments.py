@@ -63,7 +63,10 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
     )
     float32_evaluation: bool = field(
         default=True,
-        metadata={"help": "Evaluate without autocast, so that the reported figures are those of the saved weights."},
+        metadata={
+            "help": "Evaluate without autocast, so that the reported figures are those of the saved weights (FSDP and "
+            "DeepSpeed cast the weights themselves, and evaluate in their precision)."
+        },
     )
     lr_decay_epochs: list[float] | None = field(
         default=None,

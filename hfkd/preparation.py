@@ -3,8 +3,9 @@
 import math
 from typing import Any
 
+from accelerate.utils import parse_flag_from_env
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import has_length
 
@@ -41,6 +42,11 @@ def refuse_unsupported(loss: DistillationLoss, student: nn.Module, teacher: Any,
         )
     if compute_loss_func is not None:
         raise ValueError("compute_loss_func would not be called: give your loss as objective=, one number per item")
+
+
+def uses_fsdp(args: TrainingArguments) -> bool:
+    """Whether the student will be sharded: by `--fsdp`, or by the file given to `accelerate launch`."""
+    return bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
 def default_collator(processing_class: Any) -> ImageCollator | TokenCollator:

@@ -22,7 +22,15 @@ from hfkd.loss import DistillationLoss, cross_entropy
 from hfkd.models import Peers, record_statistics
 from hfkd.models.calling import Call
 from hfkd.objectives import KD
-from hfkd.preparation import EpochViews, decay_steps, default_collator, live_teacher, refuse_unsupported, with_adapters
+from hfkd.preparation import (
+    EpochViews,
+    decay_steps,
+    default_collator,
+    live_teacher,
+    refuse_unsupported,
+    uses_fsdp,
+    with_adapters,
+)
 from hfkd.run_record import RunRecord
 from hfkd.steps import ChunkedStep, DenseStep, MutualStep
 from hfkd.teachers import Teachers, TeacherScan, place, scan
@@ -89,7 +97,7 @@ class DistillationTrainer(Trainer):
         if isinstance(model, Peers):
             self.step = MutualStep(self.call, self.rule, loss, peers=len(model.peers))
         if args.loss_chunk_size:
-            if not tokens or args.fsdp or isinstance(live, Teachers):
+            if not tokens or uses_fsdp(args) or isinstance(live, Teachers):
                 raise ValueError(
                     "loss_chunk_size is for language models, whole on each device, with one teacher: set it to 0"
                 )
@@ -156,6 +164,8 @@ class DistillationTrainer(Trainer):
 
     def _evaluated_network(self, model: nn.Module) -> Any:
         """The network without the autocast that Accelerate put around its forward, unless that is wanted."""
+        if self.is_fsdp_enabled:  # calling the inner forward would pass by the gathering of its weights
+            return model
         forward = vars(self.accelerator.unwrap_model(model)).get("_original_forward")
         return forward if forward is not None and self.args.float32_evaluation else model
 

@@ -17,12 +17,14 @@ JOB = {
 }
 
 
-def run(folder, processes, script="rank_job.py", job=JOB, **keywords):
+def run(folder, processes, script="rank_job.py", job=JOB, launcher=None, **keywords):
+    """The parameters and the record that `script` leaves in `folder`; `launcher`: a command in place of torchrun."""
     folder.mkdir()
     here = Path(__file__).parent
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-    command = command if processes > 1 else [sys.executable]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(here)}
+    command = launcher or (command if processes > 1 else [sys.executable])
+    path = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     arguments = [str(here / script), str(folder), json.dumps(job | keywords)]
     done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-4000:]
