@@ -80,7 +80,7 @@ def decay_steps(epochs: list[float], steps_per_epoch: int, train_dataset: Any) -
     """The steps after which `lr_decay_epochs` are over; ValueError for a stream of unknown length."""
     if not has_length(train_dataset):
         raise ValueError(
-            f"lr_decay_epochs={epochs} count epochs, and this stream does not say how many images it has: leave "
-            "lr_decay_epochs out and choose an lr_scheduler_type"
+            f"lr_decay_epochs={epochs} count epochs, and this stream does not say how many images it has: set "
+            "lr_decay_epochs to null in the YAML file, and choose an lr_scheduler_type"
         )
     return [round(epoch * steps_per_epoch) for epoch in epochs]
