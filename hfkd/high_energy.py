@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.epochs import image_transform
@@ -96,7 +97,7 @@ def with_he_da(
         energies = scan(views="clean", energy_temperature=ENERGY_TEMPERATURE).energy
         ratio, mix, side = args.he_da_ratio, args.he_da_mix, args.he_da_side
         return step, add_high_energy(dataset, energies, ratio, mix, side, args.data_seed or args.seed)
-    if dataset[0]["pixel_values"].ndim != 3:
+    if not isinstance(dataset, IterableDataset) and dataset[0]["pixel_values"].ndim != 3:
         raise ValueError("he_da='released' mixes a batch with one view of each image: use he_da='paper' with several")
     energies = scan(energy_temperature=ENERGY_TEMPERATURE).energy.sort().values
     count = count_of(len(energies), args.he_da_ratio)

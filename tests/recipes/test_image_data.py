@@ -48,14 +48,14 @@ def transformer(tmp_path_factory):
     return folder
 
 
-def run(monkeypatch, photos, output, *flags):
+def run(monkeypatch, photos, output, *flags, recipe="cifar100_energy_kd.py"):
     settings = {"dataset_name": photos, "output_dir": output, "max_steps": 3, "per_device_train_batch_size": 8}
     settings |= {"test_split": "test", "dataloader_num_workers": 0, "bf16": False, "report_to": "none"}
     settings |= {"disable_tqdm": True, "eval_strategy": "no", "save_strategy": "no", "scan_cache_dir": ""}
     settings |= {"logging_strategy": "steps", "logging_steps": 1, "dataloader_pin_memory": False}
     given = [f"--{name}={value}" for name, value in settings.items()]
     monkeypatch.setattr(sys, "argv", ["recipe", *given, "--use_cpu", *map(str, flags)])
-    runpy.run_path(str(RECIPES / "cifar100_energy_kd.py"), run_name="__main__")
+    runpy.run_path(str(RECIPES / recipe), run_name="__main__")
     return json.loads((output / "results.json").read_text())
 
 
@@ -68,6 +68,16 @@ def test_a_vision_transformer_teaches_a_cnn_at_its_own_size(monkeypatch, photos,
     assert "temperature=2.0" in results["config"]["weighting"]
     student = json.loads((tmp_path / "run" / "config.json").read_text())
     assert student["pretrained_cfg"]["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_a_transformer_of_other_classes_becomes_a_teacher(monkeypatch, photos, tmp_path):
+    image_classifier("test_vit", 5).save_pretrained(tmp_path / "five")
+    flags = (f"--network_name={tmp_path / 'five'}", "--resized_crop", "--image_size=160", "--max_steps=1")
+    with pytest.raises(ValueError, match="new_head=True"):
+        run(monkeypatch, photos, tmp_path / "run", *flags, recipe="train_teacher.py")
+    run(monkeypatch, photos, tmp_path / "run", *flags, "--new_head", recipe="train_teacher.py")
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (saved["num_classes"], saved["label_names"]) == (2, ["bear", "fox"])
 
 
 def test_imagenets_crops(monkeypatch, photos, transformer, tmp_path):
