@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from hfkd.data.collate import views_as_rows
+from hfkd.data.epochs import image_transform
 from hfkd.models.calling import Call
 from hfkd.teachers import LiveTeacher
-from hfkd.teachers.scan import image_transform
 
 Collate = Callable[[list[Any]], dict[str, Tensor]]
 PROBED_ROWS, PROBED_TOKENS = 2, 8  # enough to see shapes and NaN, little enough for a large model on a CPU
@@ -68,8 +68,9 @@ def check_networks(
 def _check_positions(network: nn.Module, dataset: Any) -> None:
     """No row of `tokenize_dataset` may be longer than what the network says it can take."""
     config = getattr(network, "config", None)
-    known = isinstance(config, PreTrainedConfig)
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None) if known else None
+    if not isinstance(config, PreTrainedConfig):
+        return
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is None or not isinstance(dataset, Dataset) or "length" not in dataset.column_names:
         return
     longest = int(np.max(dataset.with_format("numpy")["length"][:]))
