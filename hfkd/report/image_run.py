@@ -28,14 +28,15 @@ SHOWN = 16  # images of lowest and of highest energy on the page
 GROUP = 512  # images of each energy group whose predictions are averaged
 
 
-def run_images(trainer: DistillationTrainer, config: dict[str, Any]) -> dict[str, Any]:
+def run_images(trainer: DistillationTrainer, config: dict[str, Any], page: bool = True) -> dict[str, Any]:
     """Train `trainer`, taking up an earlier sitting that was stopped, and write results.json, the student and a page.
 
-    `config` is recorded with the results. Returns the content of results.json. Runs on every rank.
+    `config` is recorded with the results; `page=False` leaves the page out, for which the teacher and the student see
+    all images once more. Returns the content of results.json. Runs on every rank.
     """
     config = without_paths(config)
-    drawn = find_spec("matplotlib") is not None
-    if not drawn:
+    drawn = page and find_spec("matplotlib") is not None
+    if page and not drawn:
         logger.warning("There will be no %s: pip install 'hfkd[demo]' for its pictures", PAGE_NAME)
     folder = train_to_the_end(trainer, ResultsCallback(config))
     data = page_data(trainer) if drawn else {}
