@@ -6,6 +6,8 @@ Each run is a fresh process with the hidden states and heads of student and teac
 its gradients included: peak resident memory on the CPU (the allocator's peak on a GPU), and the fastest step.
 Time is taken with the allocator as it comes. Memory is taken in a process of its own in which glibc gives freed blocks
 of 4 MiB and more back at once, as it does with those above 32 MiB anyway: otherwise its free lists decide the peak.
+Time on a CPU is the process' own, which others on the machine hardly change. TRL's kernel computes the divergence alone:
+compare it with --weighting uniform, which needs no pass for the entropies.
 """
 
 import argparse
@@ -26,6 +28,8 @@ from hfkd.items import token_hidden, token_items
 from hfkd.loss import DistillationLoss
 
 LENGTH = 256  # tokens of a sequence
+TRL = -1  # in place of a chunk size
+NAMES = {0: "dense", TRL: "TRL's chunked divergence, without cross-entropy and weights"}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -41,6 +45,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2, help="processes a case; the fastest counts")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--quick", action="store_true", help="512 tokens, one vocabulary, two steps, one process")
+    parser.add_argument(
+        "--trl", action="store_true", help="also TRL's chunked divergence, if PYTHONPATH has the package"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)  # the child process: one case as JSON
     args = parser.parse_args()
     if args.quick:
@@ -69,15 +76,24 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
     loss = DistillationLoss("kd", 2.0, case["weighting"])
     chunked = ChunkedLoss(loss, case["chunk_size"] or 1)
 
+    clock = time.perf_counter if DEVICE == "cuda" else time.process_time
+
     def step() -> float:
-        start = time.perf_counter()
-        if case["chunk_size"]:
+        start = clock()
+        if case["chunk_size"] == TRL:
+            from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+            s, t = (x[:, :-1].flatten(0, 1) for x in (hidden, taught))
+            value = ChunkedDivergenceFunction.apply(s, head.weight, None, t, teacher_head.weight, None, 0.0, 2.0)[
+                0
+            ].mean()
+        elif case["chunk_size"]:
             value, _ = chunked(token_hidden(hidden, taught, labels), head, teacher_head)
         else:
             value, _ = loss(token_items(head(hidden), teacher_head(taught), labels))
         value.backward()
         result = value.item()  # waits for a GPU
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         hidden.grad = head.weight.grad = None
         assert result == result, "the loss is NaN"
         return seconds
@@ -117,14 +133,14 @@ def main() -> None:
     )
     for vocab in args.vocab:
         dense = None
-        for chunk_size in [0, *args.chunk_size]:
+        for chunk_size in [0, *args.chunk_size, *([TRL] if args.trl else [])]:
             case = {**shared, "vocab": vocab, "chunk_size": chunk_size}
             result = in_fresh_processes(case, args.rounds)
             dense = dense or result
             ratios = {k: result[k] / dense[k] for k in ("bytes", "seconds")}
             rows.append({**case, **result, "ratios": ratios})
             print(
-                f"| {vocab} | {f'chunks of {chunk_size}' if chunk_size else 'dense'} | {result['bytes'] / 1e6:.0f} | "
+                f"| {vocab} | {NAMES.get(chunk_size, f'chunks of {chunk_size}')} | {result['bytes'] / 1e6:.0f} | "
                 f"{result['seconds']:.2f} | {ratios['bytes']:.3f} | {ratios['seconds']:.2f} |",
                 flush=True,
             )
