@@ -6,8 +6,8 @@ Each run is a fresh process with the hidden states and heads of student and teac
 its gradients included: peak resident memory on the CPU (the allocator's peak on a GPU), and the fastest step.
 Time is taken with the allocator as it comes. Memory is taken in a process of its own in which glibc gives freed blocks
 of 4 MiB and more back at once, as it does with those above 32 MiB anyway: otherwise its free lists decide the peak.
-Time on a CPU is the process' own, which others on the machine hardly change. TRL's kernel computes the divergence alone:
-compare it with --weighting uniform, which needs no pass for the entropies.
+Time on a CPU is the process' own, which others on the machine hardly change. TRL's kernel computes the divergence
+alone: compare it with --weighting uniform, which needs no pass for the entropies.
 """
 
 import argparse
