@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
+from hfkd.data.collate import views_as_rows
 from hfkd.models.calling import Call
 from hfkd.teachers import LiveTeacher
 from hfkd.teachers.scan import image_transform
@@ -27,11 +28,16 @@ def check_datasets(datasets: Mapping[str, Any], collate: Collate) -> None:
 
 
 @torch.no_grad()
-def check_networks(student: nn.Module, call: Call, teacher: LiveTeacher | None, dataset: Any, collate: Collate) -> None:
-    """Run both networks on the first rows: same classes, finite teacher, labels within range. ValueError otherwise."""
+def check_networks(
+    student: nn.Module, call: Call, teacher: LiveTeacher | None, dataset: Any, collate: Collate
+) -> int | None:
+    """Run both networks on the first rows: same classes, finite teacher, labels within range. ValueError otherwise.
+
+    Returns the number of classes; None where the rows cannot be looked at without spending them.
+    """
     if not _map_style(dataset):
-        return
-    batch = collate([dataset[i] for i in range(min(PROBED_ROWS, len(dataset)))])
+        return None
+    batch = views_as_rows(collate([dataset[i] for i in range(min(PROBED_ROWS, len(dataset)))]))
     if call.takes_tokens:
         batch = {name: values[:, :PROBED_TOKENS] if values.ndim > 1 else values for name, values in batch.items()}
     modes = [(module, module.training) for module in student.modules()]
@@ -43,7 +49,7 @@ def check_networks(student: nn.Module, call: Call, teacher: LiveTeacher | None, 
     if not call.takes_tokens:
         _check_labels(dataset, batch["labels"], classes)
     if teacher is None:
-        return
+        return classes
     taught = teacher(**_on(teacher, batch))
     if taught.shape[-1] != classes and not call.takes_tokens:  # vocabularies are compared by hfkd.vocabulary
         raise ValueError(
@@ -52,6 +58,7 @@ def check_networks(student: nn.Module, call: Call, teacher: LiveTeacher | None, 
         )
     if not torch.isfinite(taught).all():
         raise ValueError("the teacher's logits are NaN or infinite on the first training rows: check its checkpoint")
+    return classes
 
 
 def _check_labels(dataset: Any, probed: Tensor, classes: int) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hfkd.items import Items
+from hfkd.learned_temperature import Learned
 from hfkd.slots import positive, resolve
 
 Level = Literal["sample", "item"]
@@ -216,7 +217,12 @@ def _check_level(owner: str, level: str) -> None:
         raise ValueError(f"{owner}: level={level!r} must be 'sample' or 'item'")
 
 
-TEMPERATURES: dict[str, Callable[..., Any]] = {"constant": Constant, "energy": Energy, "gradation": Gradation}
+TEMPERATURES: dict[str, Callable[..., Any]] = {
+    "constant": Constant,
+    "energy": Energy,
+    "gradation": Gradation,
+    "learned": Learned,
+}
 
 
 def resolve_temperature(spec: Any, table: Mapping[str, Callable[..., Any]] = TEMPERATURES) -> Any:

@@ -1,6 +1,6 @@
 """From rows to a batch, whatever a user's dataset gives: tensors, arrays or PIL images.
 
-B rows.
+B rows, V views of each image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,17 @@ class ImageCollator:
     """Stack rows of `pixel_values`, `labels` and, where there, `index` and `view`; other columns stay behind.
 
     uint8 images and PIL images (those in colour as RGB) become float in [0, 1]; a `processor` (a Hugging Face image
-    processor) does it instead when given. Labels are class ids, or vectors where MixUp or CutMix mixed them.
+    processor) does it instead when given. Labels are class ids, or vectors where MixUp or CutMix mixed them. A batch
+    that is whole already, as `ResidentImages` gives it, passes through.
     Raises ValueError for a missing column, images of unequal shape, or integer pixels other than uint8.
     """
 
     def __init__(self, processor: Any = None) -> None:
         self.processor = processor
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if isinstance(rows, Mapping):
+            return dict(rows)
         for column in ("pixel_values", "labels"):
             if column not in rows[0]:
                 raise ValueError(
@@ -50,6 +53,20 @@ class ImageCollator:
         if not stacked.is_floating_point():
             raise ValueError(f"images of {stacked.dtype}, whose range is unknown: make them uint8, or float in [0, 1]")
         return stacked.float() if stacked.dtype == torch.float64 else stacked
+
+
+def views_as_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch with several views of its images, as networks take it: the first view of each, then the second, ...
+
+    `pixel_values` [B, V, 3, H, W] -> [V B, 3, H, W], `view` [B, V] -> [V B], `index` [B] -> [V B]; labels stay [B].
+    """
+    images = batch.get("pixel_values")
+    if images is None or images.ndim != 5:
+        return dict(batch)
+    rows = {name: batch[name].transpose(0, 1).flatten(0, 1) for name in ("pixel_values", "view") if name in batch}
+    if "index" in batch:
+        rows["index"] = batch["index"].repeat(images.shape[1])
+    return {**batch, **rows}
 
 
 def _in_colour(image: Any) -> Any:
