@@ -10,7 +10,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hfkd.data.collate import ImageCollator
 from hfkd.data.text_collate import TokenCollator
 from hfkd.loss import DistillationLoss
-from hfkd.models import InputSpec, input_spec
+from hfkd.models import InputSpec, image_processor, input_spec, record_statistics
 from hfkd.teachers import LiveTeacher
 from hfkd.teachers.scan import image_transform
 
@@ -55,3 +55,14 @@ def live_teacher(teacher: nn.Module, student: nn.Module, train_dataset: Any) -> 
         return teacher
     transform = image_transform(train_dataset)
     return LiveTeacher(teacher, InputSpec(transform.mean, transform.std, None) if transform else input_spec(student))
+
+
+def record_inputs(student: nn.Module, train_dataset: Any) -> BaseImageProcessor | None:
+    """Let what is saved say how its images were prepared: in a timm model's config, else by the processor returned."""
+    transform = image_transform(train_dataset)
+    if transform is None:
+        return None
+    height, width = train_dataset[0]["pixel_values"].shape[-2:]
+    if record_statistics(student, transform.mean, transform.std, (height, width)):
+        return None
+    return image_processor(transform.mean, transform.std, (height, width))

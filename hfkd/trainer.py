@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hfkd import learned_parts, run_record
@@ -16,22 +16,28 @@ from hfkd.arguments import DistillationArguments
 from hfkd.averages import BatchAverage, RowAverage
 from hfkd.checks import check_datasets, check_networks
 from hfkd.data.collate import views_as_rows
+from hfkd.hub import HubTrainer
 from hfkd.items import IMAGES, TOKENS
 from hfkd.loss import DistillationLoss, cross_entropy
-from hfkd.models import record_statistics
 from hfkd.models.calling import Call
 from hfkd.objectives import KD
-from hfkd.preparation import EpochViews, default_collator, live_teacher, refuse_unsupported, with_adapters
+from hfkd.preparation import (
+    EpochViews,
+    default_collator,
+    live_teacher,
+    record_inputs,
+    refuse_unsupported,
+    with_adapters,
+)
 from hfkd.run_record import RunRecord
 from hfkd.steps import ChunkedStep, DenseStep
 from hfkd.teachers import TeacherScan, place, scan
-from hfkd.teachers.scan import image_transform
 from hfkd.vocabulary import common_vocabulary
 
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(HubTrainer):
     """Trainer that distils `teacher` into `model`, choosing per sample how hard to soften and how much to learn.
 
         DistillationTrainer(model, teacher, args, train_dataset=..., eval_dataset=..., weighting="entropy")
@@ -204,9 +210,9 @@ class DistillationTrainer(Trainer):
             if checkpoint is None:
                 raise ValueError(f"there is no complete checkpoint in {self.args.output_dir} to resume from")
         self.fit_slots(checkpoint or None)
-        transform = image_transform(self.train_dataset)
-        if transform is not None:
-            record_statistics(self.accelerator.unwrap_model(self.model), transform.mean, transform.std)
+        processor = record_inputs(self.accelerator.unwrap_model(self.model), self.train_dataset)
+        if self.processing_class is None:
+            self.processing_class = processor
         if self.args.should_save:
             self.record.write(self.args.output_dir, self.distillation_loss)
         return super().train(checkpoint, trial, ignore_keys_for_eval)
