@@ -13,9 +13,10 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from hfkd.chunked import ChunkedLoss
-from hfkd.items import ItemRule, token_hidden
+from hfkd.items import ItemRule, Items, token_hidden
 from hfkd.loss import DistillationLoss
 from hfkd.models.calling import Call
+from hfkd.models.peers import taught_by_the_others
 from hfkd.teachers import LiveTeacher
 
 Step = tuple[Tensor, dict[str, Tensor], int]  # the loss, its parts, and how many items they are means of
@@ -38,12 +39,32 @@ class DenseStep:
         num_items: Tensor | int | None,
         progress: float,
     ) -> Step:
-        cut = slice(self.num_classes)
-        logits = self.call(student, inputs)[..., cut]
-        # Without a distillation term nobody reads the teacher, so nobody pays for it.
-        taught = teacher(**inputs)[..., cut] if teacher is not None and self.loss.kd_weight else logits.detach()
-        items = self.rule.make(logits, taught, inputs["labels"], progress=progress)
+        items = self.items(student, teacher, inputs, progress)
         return *self.loss(items, num_items), len(items)
+
+    def items(
+        self, student: nn.Module, teacher: LiveTeacher | None, inputs: Mapping[str, Any], progress: float
+    ) -> Items:
+        """What both networks say about a batch."""
+        logits = self.call(student, inputs)[..., : self.num_classes]
+        taught = self.taught(logits, teacher, inputs)
+        return self.rule.make(logits, taught, inputs["labels"], progress=progress)
+
+    def taught(self, logits: Tensor, teacher: LiveTeacher | None, inputs: Mapping[str, Any]) -> Tensor:
+        """The teacher's logits. Without a distillation term nobody reads them, so nobody pays for them."""
+        if teacher is None or not self.loss.kd_weight:
+            return logits.detach()
+        return teacher(each=True, **inputs)[..., : self.num_classes]
+
+
+@dataclass
+class MutualStep(DenseStep):
+    """The students of `Peers`: each one's teacher is the others."""
+
+    peers: int = 2
+
+    def taught(self, logits: Tensor, teacher: LiveTeacher | None, inputs: Mapping[str, Any]) -> Tensor:
+        return taught_by_the_others(logits, self.peers)
 
 
 class ChunkedStep:

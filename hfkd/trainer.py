@@ -1,7 +1,7 @@
 """DistillationTrainer: the Hugging Face Trainer with the one equation as its loss."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,11 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from hfkd import learned_parts, run_record
 from hfkd.arguments import DistillationArguments
 from hfkd.averages import BatchAverage, RowAverage
+from hfkd.cached_checks import check_cached
 from hfkd.checks import check_datasets, check_networks
+from hfkd.choose_step import AnyStep, choose_step
 from hfkd.data.collate import views_as_rows
+from hfkd.high_energy import added_images, with_he_da
 from hfkd.hub import HubTrainer
 from hfkd.items import IMAGES, TOKENS
 from hfkd.loss import DistillationLoss, cross_entropy
@@ -23,15 +26,17 @@ from hfkd.models.calling import Call
 from hfkd.objectives import KD
 from hfkd.preparation import (
     EpochViews,
+    cached_teacher,
     default_collator,
     live_teacher,
+    move_resident,
     record_inputs,
     refuse_unsupported,
     with_adapters,
 )
 from hfkd.run_record import RunRecord
-from hfkd.steps import ChunkedStep, DenseStep
-from hfkd.teachers import TeacherScan, place, scan
+from hfkd.steps import ChunkedStep
+from hfkd.teachers import CachedTextTeacher, TeacherScan, place, scan
 from hfkd.vocabulary import common_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -43,7 +48,8 @@ class DistillationTrainer(HubTrainer):
         DistillationTrainer(model, teacher, args, train_dataset=..., eval_dataset=..., weighting="entropy")
 
     `objective`, `temperature`, `weighting`, `ce_weight`, `kd_weight` say the same as in `DistillationArguments`, and
-    win over them. `teacher` is any network that gives logits (a `LiveTeacher` to say how its inputs are normalised);
+    win over them. `teacher` is any network that gives logits (a `LiveTeacher` to say how its inputs are normalised), or
+    a list of them, which the objectives `average` and `inverse_entropy` combine (others see their mean logits);
     None, with `kd_weight=0`, trains on the labels alone. Rows of the datasets have `pixel_values` and `labels`, or for
     language models `input_ids` and `labels`; `peft_config` trains adapters. Everything else is Trainer's. `eval_loss`
     is the student's cross-entropy, for which the teacher does not run; `evaluate_kl` adds `eval_kl`.
@@ -57,7 +63,7 @@ class DistillationTrainer(HubTrainer):
     def __init__(
         self,
         model: nn.Module,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | Sequence[nn.Module] | None = None,
         args: DistillationArguments | None = None,
         *,
         peft_config: Any = None,
@@ -77,7 +83,7 @@ class DistillationTrainer(HubTrainer):
             "kd_weight": kd_weight,
         }
         loss = DistillationLoss(**{k: getattr(args, k) if v is None else v for k, v in given.items()})
-        refuse_unsupported(loss, teacher, trainer_keywords.get("compute_loss_func"))
+        refuse_unsupported(loss, model, teacher, trainer_keywords.get("compute_loss_func"))
         data = {k: trainer_keywords.get(k) for k in ("train_dataset", "eval_dataset")}
         processing_class = trainer_keywords.get("processing_class")
         collator = trainer_keywords.pop("data_collator", None) or default_collator(processing_class)
@@ -85,27 +91,29 @@ class DistillationTrainer(HubTrainer):
         self.call = Call.of(model)
         tokens = self.call.takes_tokens if args.items == "auto" else args.items == "token"
         self.rule = TOKENS if tokens else IMAGES
-        live = None if teacher is None else live_teacher(teacher, model, data["train_dataset"])
+        cached = teacher if isinstance(teacher, CachedTextTeacher) else None
+        live = None if teacher is None or cached else live_teacher(teacher, model, data["train_dataset"])
         check_datasets(data, collator)
-        self.num_classes = common_vocabulary(model, live.model, processing_class) if tokens and live else None
+        self.num_classes = common_vocabulary(model, live.networks[0], processing_class) if tokens and live else None
         classes = check_networks(model, self.call, live, data["train_dataset"], collator)
-        self.step: DenseStep | ChunkedStep = DenseStep(self.call, self.rule, loss, self.num_classes)
-        if args.loss_chunk_size:
-            if not tokens or args.fsdp:
-                raise ValueError("loss_chunk_size is for language models, whole on each device: set it to 0")
-            self.step = ChunkedStep(self.call, loss, args.loss_chunk_size, self.num_classes)
-            for network in (model, live.model) if live else (model,):
-                self.step.check(network)
-        self.record = RunRecord.of(model, live, loss, args.seed)
+        if cached:
+            self.num_classes = check_cached(cached, loss, args, model, processing_class, data["train_dataset"])
+            collator = cached.collator(collator)
+        self.step: AnyStep = choose_step(model, live, self.rule, loss, args, self.num_classes)
+        self.record = RunRecord.of(model, live or cached, loss, args.seed, args.high_energy)
         self.record.refuse_other(args.output_dir)
         for module in filter(None, (model, live)) if args.channels_last else ():
             module.to(memory_format=torch.channels_last)
         learned_parts.attach(loss, model, self.num_classes or classes, args)
+        move_resident(data, args)
         super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
         if isinstance(self.step, ChunkedStep):
             self.step.autocast = self.accelerator.autocast
         self.distillation_loss = loss.to(args.device)
-        self.teacher = None if live is None else place(live, self.accelerator)
+        self.teacher: Any = cached if live is None else place(live, self.accelerator)
+        self.cached_teacher: Any = live and cached_teacher(
+            self.teacher, self.train_dataset, loss, args, self.accelerator
+        )
         self.scan_result: TeacherScan | None = None
         self._trained, self._evaluated = BatchAverage(), RowAverage()
         self.add_callback(EpochViews())
@@ -116,7 +124,8 @@ class DistillationTrainer(HubTrainer):
         names = ("learning_rate", "num_train_epochs", "max_steps", "optim", "weight_decay", "seed", "bf16")
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         networks = {"teacher": self.record.teacher, "student": self.record.student}
-        return networks | self.record.loss | {n: getattr(self.args, n) for n in names} | {"batch_size": batch}
+        cost = {"batch_size": batch} | added_images(self.args, self.train_dataset)
+        return networks | self.record.loss | {n: getattr(self.args, n) for n in names} | cost
 
     # ---- the loss ----------------------------------------------------------------------------------------------
 
@@ -133,7 +142,9 @@ class DistillationTrainer(HubTrainer):
             return (loss, {"logits": logits}) if return_outputs else loss
         assert not return_outputs, "Trainer asks for outputs in evaluation only"
         progress = float(self.state.epoch or 0.0)
-        loss, parts, num_items = self.step(model, self.teacher, inputs, num_items_in_batch, progress)
+        loss, parts, num_items = self.step(
+            model, self.cached_teacher or self.teacher, inputs, num_items_in_batch, progress
+        )
         self._trained.add(parts, num_items)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # Gradients are averaged over the ranks, and the loss is already divided by the items of all of them.
@@ -155,6 +166,8 @@ class DistillationTrainer(HubTrainer):
 
     def _evaluated_network(self, model: nn.Module) -> Any:
         """The network without the autocast that Accelerate put around its forward, unless that is wanted."""
+        if self.is_fsdp_enabled:  # calling the inner forward would pass by the gathering of its weights
+            return model
         forward = vars(self.accelerator.unwrap_model(model)).get("_original_forward")
         return forward if forward is not None and self.args.float32_evaluation else model
 
@@ -209,6 +222,7 @@ class DistillationTrainer(HubTrainer):
             checkpoint = run_record.last_checkpoint(self.args.output_dir)
             if checkpoint is None:
                 raise ValueError(f"there is no complete checkpoint in {self.args.output_dir} to resume from")
+        self.step, self.train_dataset = with_he_da(self.args, self.step, self.train_dataset, self.scan_training_set)
         self.fit_slots(checkpoint or None)
         processor = record_inputs(self.accelerator.unwrap_model(self.model), self.train_dataset)
         if self.processing_class is None:
@@ -233,6 +247,9 @@ class DistillationTrainer(HubTrainer):
         """`hfkd.teachers.scan` with this trainer's teacher, data, ranks and cache; kept as `scan_result`."""
         if self.teacher is None or self.train_dataset is None:
             raise ValueError("a teacher scan needs a teacher and a train_dataset")
+        if isinstance(self.teacher, CachedTextTeacher):
+            self.scan_result = self.teacher.scan(self.train_dataset, **keywords)
+            return self.scan_result
         self.scan_result = scan(
             self.teacher,
             self.train_dataset,

@@ -16,7 +16,7 @@ from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.arguments import parse
 from hfkd.data import ImageDataArguments, label_names, num_labels
 from hfkd.metrics import image_accuracy, topk_predictions
-from hfkd.models import image_classifier, image_teacher
+from hfkd.models import image_classifier, image_teachers
 from hfkd.report.image_run import run_images
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -24,11 +24,12 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @dataclass
 class NetworkArguments:
-    teacher_name: str = field(
-        default="cifar_wrn_40_2", metadata={"help": "Teacher: a timm name, a Hub id or a saved folder."}
+    teacher_name: list[str] = field(
+        default_factory=lambda: ["cifar_wrn_40_2"],
+        metadata={"help": "Teacher, or several of them: timm names, Hub ids or saved folders."},
     )
-    teacher_checkpoint: str | None = field(
-        default=None, metadata={"help": "Weights of the teacher: .pth, .safetensors."}
+    teacher_checkpoint: list[str] | None = field(
+        default=None, metadata={"help": "Weights of each teacher: .pth, .safetensors."}
     )
     student_name: str = field(
         default="cifar_wrn_16_2", metadata={"help": "Student: a timm name, a Hub id or a folder."}
@@ -46,7 +47,7 @@ def main() -> None:
         train, test = data.load(seed=args.seed)
     classes, names = num_labels(train), label_names(train)
     set_seed(args.seed)
-    teacher = image_teacher(networks.teacher_name, classes, networks.teacher_checkpoint, names)
+    teacher = image_teachers(networks.teacher_name, classes, networks.teacher_checkpoint, names)
     student = image_classifier(networks.student_name, classes, networks.student_checkpoint, names)
     trainer = DistillationTrainer(
         student,

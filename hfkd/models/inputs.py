@@ -9,6 +9,8 @@ from torch import nn
 from transformers import AutoImageProcessor, CLIPImageProcessor, TimmWrapperForImageClassification
 from transformers.image_processing_utils import BaseImageProcessor
 
+from hfkd.models.peers import Peers
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -47,6 +49,9 @@ def record_statistics(
         statistics |= {"input_size": [len(mean), *size], "crop_pct": 1.0}
     if isinstance(model, TimmWrapperForImageClassification):
         model.config.pretrained_cfg = {**(model.config.pretrained_cfg or {}), **statistics}
+    elif isinstance(model, Peers):
+        for peer in model.peers:
+            record_statistics(peer, mean, std)
     elif "pretrained_cfg" in vars(model):
         vars(model)["pretrained_cfg"].update(statistics)
     else:
