@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("card_template.md")
 SLOTS = ("objective", "temperature", "weighting")
+HE_DA: dict[str, list[str]] = {"none": [], "paper": ["Energy()"], "released": ["Energy()"]}  # of the same paper
 HUB_ID = r"[\w.-]+/[\w.-]+"
 SPEED = re.compile(r"_(runtime|per_second|time)$")  # how fast the evaluation was, not how good the student is
 
@@ -79,7 +80,7 @@ def write_card(
         versions=f"hfkd {version('hfkd')}, transformers {transformers.__version__}, torch {torch.__version__}",
         seed=args.seed,
         step=step,
-        bibtex=citations(str(settings[slot]) for slot in SLOTS) if distilled else "",
+        bibtex=citations([*map(str, settings.values()), *HE_DA[args.he_da]]) if distilled else "",
     )
     write_atomically(folder / FILE, without_secrets(f"{card}\n", [args.hub_token]).encode())
 

@@ -13,7 +13,8 @@ from hfkd.steps import ChunkedStep, DenseStep, MutualStep
 from hfkd.target_step import TargetStep
 from hfkd.teachers import LiveTeacher, Teachers
 
-AnyStep = DenseStep | ChunkedStep | TargetStep | HighEnergyStep
+Chosen = DenseStep | ChunkedStep | TargetStep
+AnyStep = Chosen | HighEnergyStep  # which wraps a chosen one when training starts
 
 
 def choose_step(
@@ -23,7 +24,7 @@ def choose_step(
     loss: DistillationLoss,
     args: DistillationArguments,
     num_classes: int | None,
-) -> AnyStep:
+) -> Chosen:
     """The step for these networks. Raises ValueError for a `loss_chunk_size` that they cannot have.
 
     `num_classes` cuts padded vocabularies to what they share (None: as they are).

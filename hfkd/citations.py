@@ -30,7 +30,8 @@ PAPERS = {
     "totalvariation": "wen2023fdivergence",
 }
 NO_PAPER = {"matched", "uniform"}
-NAMES = re.compile(r"""(\w+)\(|["'](\w+)["'(]""")  # DKD(alpha=1.0), and 'dkd' inside Standardized(objective='dkd')
+# DKD(alpha=1.0), 'dkd' inside Standardized(objective='dkd'), and a student's Peers (1,000 parameters)
+NAMES = re.compile(r"""(\w+) ?\(|["'](\w+)["'(]""")
 
 
 def slot_name(name: str) -> str:
@@ -39,7 +40,7 @@ def slot_name(name: str) -> str:
 
 
 def citations(slots: Iterable[str]) -> str:
-    """The BibTeX entries of the methods in `slots`, the reprs of a loss's slots; each entry once."""
+    """The BibTeX entries of the methods in `slots`, the reprs of a loss's slots and its networks; each entry once."""
     names = [slot_name(called or quoted) for slot in slots for called, quoted in NAMES.findall(slot)]
     keys = dict.fromkeys(PAPERS[name] for name in names if name in PAPERS)
     entries = bibliography()

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hfkd.coarse import coarse_items
+from hfkd.faults import FaultWatch
 from hfkd.items import Items, Outputs, Targets
 from hfkd.loss import DistillationLoss
 from hfkd.models.calling import Call
@@ -31,6 +32,7 @@ class TargetStep:
     loss: DistillationLoss
     num_classes: int | None = None
     heads_on_targets: bool = True  # a compiled network knows no hooks that come later: False picks afterwards
+    watch: FaultWatch | None = None
 
     def __call__(
         self,
@@ -40,7 +42,7 @@ class TargetStep:
         num_items: Tensor | int | None,
         progress: float,
     ) -> Step:
-        targets = Targets(inputs["labels"])
+        targets, live = Targets(inputs["labels"]), None
         logits = self._logits(student, partial(self.call, student, inputs), targets)
         if self.loss.kd_weight and isinstance(teacher, CachedTextTeacher):
             items: Items = coarse_items(logits, teacher.outputs(inputs), targets, progress)
@@ -48,9 +50,11 @@ class TargetStep:
             taught = logits.detach()
             if self.loss.kd_weight and teacher is not None:
                 network: Any = teacher.model
-                taught = self._logits(network, partial(teacher, **inputs), targets)
+                taught = live = self._logits(network, partial(teacher, **inputs), targets)
             outputs = Outputs(logits), Outputs(taught)
             items = Items(*outputs, targets.labels, targets.sample, targets.shape[0], progress)
+        if self.watch is not None:
+            self.watch.outputs(logits, live, targets.sample)
         return *self.loss(items, num_items), len(items)
 
     def _logits(self, network: nn.Module, forward: Callable[[], Tensor], targets: Targets) -> Tensor:

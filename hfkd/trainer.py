@@ -13,11 +13,12 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hfkd import learned_parts, run_record
 from hfkd.arguments import DistillationArguments
-from hfkd.averages import BatchAverage, RowAverage
+from hfkd.averages import RowAverage
 from hfkd.cached_checks import check_cached
 from hfkd.checks import check_datasets, check_networks
 from hfkd.choose_step import AnyStep, choose_step
 from hfkd.data.collate import views_as_rows
+from hfkd.faults import WatchedTrainer
 from hfkd.high_energy import added_images, with_he_da
 from hfkd.hub import HubTrainer
 from hfkd.items import IMAGES, TOKENS
@@ -42,7 +43,7 @@ from hfkd.vocabulary import common_vocabulary
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(HubTrainer):
+class DistillationTrainer(HubTrainer, WatchedTrainer):
     """Trainer that distils `teacher` into `model`, choosing per sample how hard to soften and how much to learn.
 
         DistillationTrainer(model, teacher, args, train_dataset=..., eval_dataset=..., weighting="entropy")
@@ -99,7 +100,7 @@ class DistillationTrainer(HubTrainer):
         if cached:
             self.num_classes = check_cached(cached, loss, args, model, processing_class, data["train_dataset"])
             collator = cached.collator(collator)
-        self.step: AnyStep = choose_step(model, live, self.rule, loss, args, self.num_classes)
+        step = choose_step(model, live, self.rule, loss, args, self.num_classes)
         self.record = RunRecord.of(model, live or cached, loss, args.seed, args.high_energy)
         self.record.refuse_other(args.output_dir)
         for module in filter(None, (model, live)) if args.channels_last else ():
@@ -107,15 +108,16 @@ class DistillationTrainer(HubTrainer):
         learned_parts.attach(loss, model, self.num_classes or classes, args)
         move_resident(data, args)
         super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
-        if isinstance(self.step, ChunkedStep):
-            self.step.autocast = self.accelerator.autocast
+        if isinstance(step, ChunkedStep):
+            step.autocast = self.accelerator.autocast
+        step.watch = self.faults
+        self.step: AnyStep = step
         self.distillation_loss = loss.to(args.device)
-        self.teacher: Any = cached if live is None else place(live, self.accelerator)
-        self.cached_teacher: Any = live and cached_teacher(
-            self.teacher, self.train_dataset, loss, args, self.accelerator
-        )
+        placed = None if live is None else place(live, self.accelerator)
+        self.teacher: Any = cached if placed is None else placed
+        self.cached_teacher: Any = cached_teacher(placed, self.train_dataset, loss, args, self.accelerator)
         self.scan_result: TeacherScan | None = None
-        self._trained, self._evaluated = BatchAverage(), RowAverage()
+        self._evaluated = RowAverage()
         self.add_callback(EpochViews())
 
     @property
@@ -146,6 +148,7 @@ class DistillationTrainer(HubTrainer):
             model, self.cached_teacher or self.teacher, inputs, num_items_in_batch, progress
         )
         self._trained.add(parts, num_items)
+        self.faults.batch(inputs, loss)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # Gradients are averaged over the ranks, and the loss is already divided by the items of all of them.
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
@@ -202,13 +205,6 @@ class DistillationTrainer(HubTrainer):
             )
         return output
 
-    # ---- logging -----------------------------------------------------------------------------------------------
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs |= {name: round(value, 6) for name, value in self._trained.read(self.accelerator).items()}
-        super().log(logs, start_time)
-
     # ---- the teacher scan --------------------------------------------------------------------------------------
 
     def train(
@@ -217,13 +213,9 @@ class DistillationTrainer(HubTrainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        checkpoint = resume_from_checkpoint
-        if checkpoint is True:
-            checkpoint = run_record.last_checkpoint(self.args.output_dir)
-            if checkpoint is None:
-                raise ValueError(f"there is no complete checkpoint in {self.args.output_dir} to resume from")
+        checkpoint = self.start_from(resume_from_checkpoint)
         self.step, self.train_dataset = with_he_da(self.args, self.step, self.train_dataset, self.scan_training_set)
-        self.fit_slots(checkpoint or None)
+        self.fit_slots(checkpoint)
         processor = record_inputs(self.accelerator.unwrap_model(self.model), self.train_dataset)
         if self.processing_class is None:
             self.processing_class = processor

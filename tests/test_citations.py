@@ -45,3 +45,8 @@ def test_a_run_cites_what_it_used_once(slots, cited):
     described = DistillationLoss(**slots).describe()
     found = citations(str(described[slot]) for slot in ("objective", "temperature", "weighting"))
     assert re.findall(r"@\w+\{(\w+),", found) == cited
+
+
+def test_networks_and_added_images_are_cited():
+    assert re.findall(r"@\w+\{(\w+),", citations(["Peers (1,234 parameters)"])) == ["zhang2018mutual"]
+    assert citations(["cifar_wrn_16_2 (691,674 parameters, weights d72d8cda)", "0.1", "sgd"]) == ""

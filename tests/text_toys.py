@@ -13,11 +13,10 @@ from text_tokenizer import WORDS, word_tokenizer
 from hfkd.items import IGNORED
 
 VOCAB = len(WORDS)
-NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
-def language_model(width=16, vocab=VOCAB, seed=0, layers=1):
-    """GPT-2 without dropout, so that splitting a batch changes nothing but rounding."""
+def language_model(width=16, vocab=VOCAB, seed=0, layers=1, dropout=0.0):
+    """GPT-2, by default without dropout, so that splitting a batch changes nothing but rounding."""
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=vocab,
@@ -27,7 +26,9 @@ def language_model(width=16, vocab=VOCAB, seed=0, layers=1):
         n_positions=32,
         bos_token_id=1,
         eos_token_id=1,
-        **NO_DROPOUT,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
     )
     return GPT2LMHeadModel(config)
 
