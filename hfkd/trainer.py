@@ -38,12 +38,13 @@ from hfkd.preparation import (
 from hfkd.run_record import RunRecord
 from hfkd.steps import ChunkedStep
 from hfkd.teachers import CachedTextTeacher, TeacherScan, place, scan
+from hfkd.tensor_checkpoints import TensorCheckpoints
 from hfkd.vocabulary import common_vocabulary
 
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(HubTrainer, WatchedTrainer):
+class DistillationTrainer(HubTrainer, TensorCheckpoints, WatchedTrainer):
     """Trainer that distils `teacher` into `model`, choosing per sample how hard to soften and how much to learn.
 
         DistillationTrainer(model, teacher, args, train_dataset=..., eval_dataset=..., weighting="entropy")

@@ -78,7 +78,7 @@ def _timm_spec(timm_model: Any, saved: dict[str, Any]) -> InputSpec:
 
 def _processor_spec(name_or_path: str) -> InputSpec | None:
     try:
-        processor = AutoImageProcessor.from_pretrained(name_or_path)
+        processor = AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False)
     except OSError:  # saved or published without one, or offline
         return None
     if not processor.do_normalize:
