@@ -97,6 +97,9 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
     remove_unused_columns: bool | None = field(  # type: ignore[assignment]
         default=False, metadata={"help": "Drop dataset columns that the model's forward does not name."}
     )
+    model_license: str | None = field(
+        default=None, metadata={"help": "Licence that the model card states, such as apache-2.0; unset: none."}
+    )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Hide NaN and inf losses from the log; costs a device sync at every step."}
     )
@@ -133,6 +136,10 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
                 "teacher is its soft label; set it to 0"
             )
         super().__post_init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What `training_args.bin`, which Trainer pickles beside the weights and uploads, may know: no token."""
+        return vars(self) | {"hub_token": None}
 
     @staticmethod
     def _check_decay(epochs: Any) -> None:
