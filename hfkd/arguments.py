@@ -16,9 +16,11 @@ from huggingface_hub.constants import HF_HOME
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
+from hfkd.data.high_energy_arguments import HighEnergyArguments
+
 
 @dataclass
-class DistillationArguments(TrainingArguments):
+class DistillationArguments(HighEnergyArguments, TrainingArguments):
     """TrainingArguments with the slots of the one equation. Keywords of `DistillationTrainer` win over these.
 
     Differences from TrainingArguments' own defaults: `bf16` and `channels_last` choose themselves, columns that the
@@ -61,7 +63,10 @@ class DistillationArguments(TrainingArguments):
     )
     float32_evaluation: bool = field(
         default=True,
-        metadata={"help": "Evaluate without autocast, so that the reported figures are those of the saved weights."},
+        metadata={
+            "help": "Evaluate without autocast, so that the reported figures are those of the saved weights (FSDP and "
+            "DeepSpeed cast the weights themselves, and evaluate in their precision)."
+        },
     )
     lr_decay_epochs: list[float] | None = field(
         default=None,
@@ -76,6 +81,13 @@ class DistillationArguments(TrainingArguments):
     scan_cache_dir: str | None = field(
         default=str(Path(HF_HOME) / "hfkd" / "scans"),
         metadata={"help": "Where teacher scans are kept for later runs; an empty string keeps none."},
+    )
+    teacher_cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Keep the teacher's logits of every view of the training images in this folder, for this run and "
+            "later ones; exact to 1/65,534 of a row's range. CIFAR-100 takes up to 1.75 GB."
+        },
     )
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels"], metadata={"help": "The batch's keys that hold labels."}
@@ -102,6 +114,7 @@ class DistillationArguments(TrainingArguments):
             self._check_decay(self.lr_decay_epochs)
         if not 0 < self.lr_decay_factor <= 1:
             raise ValueError(f"lr_decay_factor={self.lr_decay_factor} must be in (0, 1]: it multiplies the rate")
+        self.check_high_energy()
         if self.items not in ("auto", "image", "token"):
             raise ValueError(f"items={self.items!r} must be 'auto', 'image' or 'token'")
         if self.on_nan not in ("stop", "skip", "ignore"):

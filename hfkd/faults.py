@@ -197,5 +197,5 @@ def _broken_rows(batches: list[_Batch], part: int) -> list[str]:
         if batch.index is None:
             found += [f"row {i} of the batch" for i in rows.tolist()]
         else:
-            found += [f"row {i}" for i in batch.index[rows].tolist()]
+            found += [f"row {i}" for i in batch.index[rows % len(batch.index)].unique().tolist()]  # of all peers
     return found

@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from hfkd.files import write_atomically
 from hfkd.items import image_items
 from hfkd.loss import DistillationLoss
+from hfkd.preparation import uses_fsdp
 
 CHILD = "distillation_loss"
 FILE = "distillation.safetensors"
@@ -35,7 +36,7 @@ def attach(loss: DistillationLoss, student: nn.Module, num_classes: int | None, 
     """
     if not learns(loss):
         return
-    if args.fsdp:
+    if uses_fsdp(args):
         raise ValueError("a slot with trainable parameters cannot be sharded with the student: train without FSDP")
     if args.ddp_find_unused_parameters:
         raise ValueError(

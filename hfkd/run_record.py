@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import nn
 
 from hfkd.files import write_atomically
 from hfkd.loss import DistillationLoss
-from hfkd.teachers import LiveTeacher
+from hfkd.teachers import CachedTextTeacher, LiveTeacher
 from hfkd.teachers.scan import weights_fingerprint
 from hfkd.temperatures import Fitted
 from hfkd.whole_checkpoints import last_checkpoint
@@ -29,14 +30,22 @@ class RunRecord:
     thresholds: list[float] | None = None
 
     @classmethod
-    def of(cls, student: nn.Module, teacher: LiveTeacher | None, loss: DistillationLoss, seed: int) -> "RunRecord":
-        known = None
-        if teacher is not None:
+    def of(
+        cls,
+        student: nn.Module,
+        teacher: LiveTeacher | CachedTextTeacher | None,
+        loss: DistillationLoss,
+        seed: int,
+        more: Mapping[str, Any] | None = None,
+    ) -> "RunRecord":
+        """`more`: what else decides the run, recorded beside the slots."""
+        known = None if teacher is None else repr(teacher)
+        if isinstance(teacher, LiveTeacher):
             names = " + ".join(map(network, teacher.networks))
             known = names.removesuffix(")") + f", weights {weights_fingerprint(teacher)[:8]})"
         # A lambda's repr holds its address, which no two runs share.
         slots = {k: re.sub(r" at 0x[0-9a-f]+", "", v) if isinstance(v, str) else v for k, v in loss.describe().items()}
-        return cls(network(student), known, slots, seed)
+        return cls(network(student), known, slots | dict(more or {}), seed)
 
     def write(self, folder: str | Path | None, loss: DistillationLoss) -> None:
         slot = loss.temperature

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hfkd.chunked import ChunkedLoss
 from hfkd.faults import FaultWatch
-from hfkd.items import ItemRule, token_hidden
+from hfkd.items import ItemRule, Items, token_hidden
 from hfkd.loss import DistillationLoss
 from hfkd.models.calling import Call
 from hfkd.models.peers import taught_by_the_others
@@ -41,13 +41,23 @@ class DenseStep:
         num_items: Tensor | int | None,
         progress: float,
     ) -> Step:
+        asked = teacher is not None and bool(self.loss.kd_weight)
+        items = self.watched(self.items(student, teacher, inputs, progress), asked)
+        return *self.loss(items, num_items), len(items)
+
+    def items(
+        self, student: nn.Module, teacher: LiveTeacher | None, inputs: Mapping[str, Any], progress: float
+    ) -> Items:
+        """What both networks say about a batch."""
         logits = self.call(student, inputs)[..., : self.num_classes]
         taught = self.taught(logits, teacher, inputs)
-        items = self.rule.make(logits, taught, inputs["labels"], progress=progress)
+        return self.rule.make(logits, taught, inputs["labels"], progress=progress)
+
+    def watched(self, items: Items, asked: bool) -> Items:
+        """`items`, looked at by the watch; `asked`: whether their teacher is one."""
         if self.watch is not None:
-            asked = teacher is not None and self.loss.kd_weight
             self.watch.outputs(items.student.logits, items.teacher.logits if asked else None, items.sample)
-        return *self.loss(items, num_items), len(items)
+        return items
 
     def taught(self, logits: Tensor, teacher: LiveTeacher | None, inputs: Mapping[str, Any]) -> Tensor:
         """The teacher's logits. Without a distillation term nobody reads them, so nobody pays for them."""

@@ -14,18 +14,29 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from hfkd import learned_parts, run_record
 from hfkd.arguments import DistillationArguments
 from hfkd.averages import RowAverage
+from hfkd.cached_checks import check_cached
 from hfkd.checks import check_datasets, check_networks
+from hfkd.choose_step import AnyStep, choose_step
 from hfkd.data.collate import views_as_rows
 from hfkd.faults import WatchedTrainer
+from hfkd.high_energy import added_images, with_he_da
 from hfkd.items import IMAGES, TOKENS
 from hfkd.loss import DistillationLoss, cross_entropy
-from hfkd.models import Peers, record_statistics
+from hfkd.models import record_statistics
 from hfkd.models.calling import Call
 from hfkd.objectives import KD
-from hfkd.preparation import EpochViews, default_collator, live_teacher, refuse_unsupported, with_adapters
+from hfkd.preparation import (
+    EpochViews,
+    cached_teacher,
+    default_collator,
+    live_teacher,
+    move_resident,
+    refuse_unsupported,
+    with_adapters,
+)
 from hfkd.run_record import RunRecord
-from hfkd.steps import ChunkedStep, DenseStep, MutualStep
-from hfkd.teachers import Teachers, TeacherScan, place, scan
+from hfkd.steps import ChunkedStep
+from hfkd.teachers import CachedTextTeacher, TeacherScan, place, scan
 from hfkd.teachers.scan import image_transform
 from hfkd.vocabulary import common_vocabulary
 
@@ -81,33 +92,32 @@ class DistillationTrainer(WatchedTrainer):
         self.call = Call.of(model)
         tokens = self.call.takes_tokens if args.items == "auto" else args.items == "token"
         self.rule = TOKENS if tokens else IMAGES
-        live = None if teacher is None else live_teacher(teacher, model, data["train_dataset"])
+        cached = teacher if isinstance(teacher, CachedTextTeacher) else None
+        live = None if teacher is None or cached else live_teacher(teacher, model, data["train_dataset"])
         check_datasets(data, collator)
         self.num_classes = common_vocabulary(model, live.networks[0], processing_class) if tokens and live else None
         classes = check_networks(model, self.call, live, data["train_dataset"], collator)
-        self.step: DenseStep | ChunkedStep = DenseStep(self.call, self.rule, loss, self.num_classes)
-        if isinstance(model, Peers):
-            self.step = MutualStep(self.call, self.rule, loss, peers=len(model.peers))
-        if args.loss_chunk_size:
-            if not tokens or args.fsdp or isinstance(live, Teachers):
-                raise ValueError(
-                    "loss_chunk_size is for language models, whole on each device, with one teacher: set it to 0"
-                )
-            self.step = ChunkedStep(self.call, loss, args.loss_chunk_size, self.num_classes)
-            for network in (model, live.model) if live else (model,):
-                self.step.check(network)
-        self.record = RunRecord.of(model, live, loss, args.seed)
+        if cached:
+            self.num_classes = check_cached(cached, loss, args, model, processing_class, data["train_dataset"])
+            collator = cached.collator(collator)
+        step = choose_step(model, live, self.rule, loss, args, self.num_classes)
+        self.record = RunRecord.of(model, live or cached, loss, args.seed, args.high_energy)
         self.record.refuse_other(args.output_dir)
         for module in filter(None, (model, live)) if args.channels_last else ():
             module.to(memory_format=torch.channels_last)
         learned_parts.attach(loss, model, self.num_classes or classes, args)
+        move_resident(data, args)
         super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
-        if isinstance(self.step, ChunkedStep):
-            self.step.autocast = self.accelerator.autocast
+        if isinstance(step, ChunkedStep):
+            step.autocast = self.accelerator.autocast
+        step.watch = self.faults
+        self.step: AnyStep = step
         self.distillation_loss = loss.to(args.device)
-        self.teacher = None if live is None else place(live, self.accelerator)
+        placed = None if live is None else place(live, self.accelerator)
+        self.teacher: Any = cached if placed is None else placed
+        self.cached_teacher: Any = cached_teacher(placed, self.train_dataset, loss, args, self.accelerator)
         self.scan_result: TeacherScan | None = None
-        self._evaluated, self.step.watch = RowAverage(), self.faults
+        self._evaluated = RowAverage()
         self.add_callback(EpochViews())
 
     @property
@@ -116,7 +126,8 @@ class DistillationTrainer(WatchedTrainer):
         names = ("learning_rate", "num_train_epochs", "max_steps", "optim", "weight_decay", "seed", "bf16")
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         networks = {"teacher": self.record.teacher, "student": self.record.student}
-        return networks | self.record.loss | {n: getattr(self.args, n) for n in names} | {"batch_size": batch}
+        cost = {"batch_size": batch} | added_images(self.args, self.train_dataset)
+        return networks | self.record.loss | {n: getattr(self.args, n) for n in names} | cost
 
     # ---- the loss ----------------------------------------------------------------------------------------------
 
@@ -133,7 +144,9 @@ class DistillationTrainer(WatchedTrainer):
             return (loss, {"logits": logits}) if return_outputs else loss
         assert not return_outputs, "Trainer asks for outputs in evaluation only"
         progress = float(self.state.epoch or 0.0)
-        loss, parts, num_items = self.step(model, self.teacher, inputs, num_items_in_batch, progress)
+        loss, parts, num_items = self.step(
+            model, self.cached_teacher or self.teacher, inputs, num_items_in_batch, progress
+        )
         self._trained.add(parts, num_items)
         self.faults.batch(inputs, loss)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
@@ -156,6 +169,8 @@ class DistillationTrainer(WatchedTrainer):
 
     def _evaluated_network(self, model: nn.Module) -> Any:
         """The network without the autocast that Accelerate put around its forward, unless that is wanted."""
+        if self.is_fsdp_enabled:  # calling the inner forward would pass by the gathering of its weights
+            return model
         forward = vars(self.accelerator.unwrap_model(model)).get("_original_forward")
         return forward if forward is not None and self.args.float32_evaluation else model
 
@@ -199,6 +214,7 @@ class DistillationTrainer(WatchedTrainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         checkpoint = self.start_from(resume_from_checkpoint)
+        self.step, self.train_dataset = with_he_da(self.args, self.step, self.train_dataset, self.scan_training_set)
         self.fit_slots(checkpoint)
         transform = image_transform(self.train_dataset)
         if transform is not None:
@@ -223,6 +239,9 @@ class DistillationTrainer(WatchedTrainer):
         """`hfkd.teachers.scan` with this trainer's teacher, data, ranks and cache; kept as `scan_result`."""
         if self.teacher is None or self.train_dataset is None:
             raise ValueError("a teacher scan needs a teacher and a train_dataset")
+        if isinstance(self.teacher, CachedTextTeacher):
+            self.scan_result = self.teacher.scan(self.train_dataset, **keywords)
+            return self.scan_result
         self.scan_result = scan(
             self.teacher,
             self.train_dataset,

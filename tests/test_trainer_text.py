@@ -197,6 +197,12 @@ def test_dev_answers_that_cannot_be_had_are_refused_before_training(tmp_path):
         rouge.add_to(trainer, dev, max_prompt_length=16)
 
 
+def test_chunks_are_refused_for_a_student_that_the_launcher_shards(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="loss_chunk_size is for language models, whole on each device"):
+        make(tmp_path, loss_chunk_size=5)
+
+
 # ---- rouge on dev -------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
@@ -61,3 +62,9 @@ class TokenRows(torch.utils.data.Dataset):
 
 def tokenizer():
     return word_tokenizer()
+
+
+def token_dataset(n=32, seed=0):
+    """`TokenRows` as `tokenize_dataset` gives rows: a dataset with an index."""
+    rows = TokenRows(n, seed).rows
+    return Dataset.from_list([row | {"index": i} for i, row in enumerate(rows)])

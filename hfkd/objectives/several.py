@@ -30,6 +30,7 @@ class Average(Objective):
         self._inner = resolve(self.objective, OBJECTIVES, "objective")
         self.needs_hidden = getattr(self._inner, "needs_hidden", False)
         self.relational = getattr(self._inner, "relational", False)
+        self.divergence = getattr(self._inner, "divergence", True)
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
         teachers = items.teachers or (items.teacher,)

@@ -8,7 +8,7 @@ from toys import Net, Rows, arguments, teacher
 from hfkd import DistillationTrainer
 from hfkd.items import image_items
 from hfkd.loss import DistillationLoss
-from hfkd.objectives import KD, Average, InverseEntropy
+from hfkd.objectives import KD, Average, InverseEntropy, Standardized
 
 N, C, K = 5, 6, 3
 
@@ -94,3 +94,9 @@ def test_a_list_of_one_teacher_and_different_classes_are_refused(tmp_path):
         DistillationTrainer(Net(), [teacher()], arguments(tmp_path), train_dataset=Rows())
     with pytest.raises(ValueError, match="must have the same ones"):
         DistillationTrainer(Net(), [teacher(), Net(classes=7)], arguments(tmp_path), train_dataset=Rows())
+
+
+def test_standardised_each_teacher_is():
+    items, t = make(), torch.full((N,), 2.0)
+    inside, outside = (Standardized("average"), Average(Standardized("kd")))
+    torch.testing.assert_close(inside(items, t), outside(items, t))
