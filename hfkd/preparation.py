@@ -14,6 +14,7 @@ from transformers.trainer_utils import has_length
 from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import ImageCollator
 from hfkd.data.epochs import ImageStream, image_transform
+from hfkd.data.large_images import LargeImageTransform
 from hfkd.data.resident import ResidentImages
 from hfkd.data.text_collate import TokenCollator
 from hfkd.loss import DistillationLoss
@@ -126,8 +127,10 @@ def record_inputs(student: nn.Module, train_dataset: Any) -> BaseImageProcessor 
     transform = image_transform(train_dataset)
     if transform is None:
         return None
-    streamed = isinstance(train_dataset, ImageStream)  # whose first row is not to be had without filling its buffer
-    height, width = transform.image_size if streamed else train_dataset[0]["pixel_values"].shape[-2:]
+    if isinstance(transform, LargeImageTransform):  # a stream's first row is not to be had without filling its buffer
+        height = width = transform.size
+    else:
+        height, width = train_dataset[0]["pixel_values"].shape[-2:]
     if record_statistics(student, transform.mean, transform.std, (height, width)):
         return None
     return image_processor(transform.mean, transform.std, (height, width))
