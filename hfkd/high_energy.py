@@ -53,7 +53,7 @@ class HighEnergyStep:
         num_items: Tensor | int | None,
         progress: float,
     ) -> Step:
-        items = self.inner.items(student, teacher, inputs, progress)
+        items = self.inner.watched(self.inner.items(student, teacher, inputs, progress), True)
         loss, parts = self.inner.loss(items, num_items)
         high = items.teacher.energy(ENERGY_TEMPERATURE) > self.threshold  # [B]
         chosen = high.index_fill(0, torch.arange(min(ALWAYS, len(high)), device=high.device), True).nonzero().squeeze(1)

@@ -1,20 +1,24 @@
 """What DistillationTrainer makes of its arguments before it is a Trainer."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import has_length
 
+from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import ImageCollator
 from hfkd.data.epochs import ImageStream, image_transform
+from hfkd.data.resident import ResidentImages
 from hfkd.data.text_collate import TokenCollator
 from hfkd.loss import DistillationLoss
 from hfkd.models import InputSpec, Peers, input_spec
-from hfkd.teachers import LiveTeacher, Teachers
+from hfkd.teachers import CachedTeacher, LiveTeacher, Teachers
 
 
 class EpochViews(TrainerCallback):
@@ -25,6 +29,17 @@ class EpochViews(TrainerCallback):
         transform = image_transform(dataset)
         if transform is not None and not isinstance(dataset, ImageStream):  # Trainer tells a stream its pass itself
             transform.set_epoch(math.floor(round(state.epoch or 0.0, 6)))
+
+
+def move_resident(datasets: Mapping[str, Any], args: DistillationArguments) -> None:
+    """Hold the images of `ResidentImages` where they are trained on, unless worker processes fetch them."""
+    if args.dataloader_num_workers or args.device.type == "cpu":
+        return
+    for dataset in datasets.values():
+        for part in dataset.values() if isinstance(dataset, dict) else (dataset,):
+            if isinstance(part, ResidentImages):
+                part.move(args.device)
+                args.dataloader_pin_memory = False  # pinning is for tensors that are not there yet, and fails
 
 
 def refuse_unsupported(loss: DistillationLoss, student: nn.Module, teacher: Any, compute_loss_func: Any) -> None:
@@ -84,3 +99,23 @@ def decay_steps(epochs: list[float], steps_per_epoch: int, train_dataset: Any) -
             "lr_decay_epochs to null in the YAML file, and choose an lr_scheduler_type"
         )
     return [round(epoch * steps_per_epoch) for epoch in epochs]
+
+
+def cached_teacher(
+    teacher: LiveTeacher | None,
+    dataset: Any,
+    loss: DistillationLoss,
+    args: DistillationArguments,
+    accelerator: Accelerator,
+) -> CachedTeacher | None:
+    """The teacher for the training images with `teacher_cache_dir`, else None. ValueError where it cannot serve."""
+    if not args.teacher_cache_dir or teacher is None or not loss.kd_weight:
+        return None
+    if len(teacher.networks) > 1:
+        raise ValueError("teacher_cache_dir keeps the logits of one teacher, and there are several: leave it out")
+    if getattr(loss.objective, "needs_hidden", False):
+        raise ValueError(
+            f"{loss.objective!r} reads the teacher's hidden states, and teacher_cache_dir keeps its logits only: leave "
+            "teacher_cache_dir out"
+        )
+    return CachedTeacher(teacher, dataset, args.teacher_cache_dir, accelerator)

@@ -5,12 +5,14 @@ from hfkd.data.image_arguments import ImageDataArguments
 from hfkd.data.images import image_hw, label_names, load_images, num_labels
 from hfkd.data.large_images import LargeImageTransform
 from hfkd.data.longtail import long_tail
+from hfkd.data.resident import ResidentImages
 from hfkd.data.transforms import ImageTransform
 
 __all__ = [
     "ImageDataArguments",
     "ImageTransform",
     "LargeImageTransform",
+    "ResidentImages",
     "add_high_energy",
     "image_hw",
     "label_names",

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from hfkd.report.results import ResultsCallback
-from hfkd.run_record import last_checkpoint
 from hfkd.trainer import DistillationTrainer
+from hfkd.whole_checkpoints import last_checkpoint
 
 logger = logging.getLogger(__name__)
 
