@@ -35,6 +35,10 @@ class ImageDataArguments:
     crop_padding: int = field(default=4, metadata={"help": "Black pixels around a training image before its crop."})
     flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
     views: int = field(default=1, metadata={"help": "2: each training image also in a strong view (RandAugment)."})
+    resident: bool = field(
+        default=True,
+        metadata={"help": "Hold images of up to 1 GiB as one tensor, on the GPU if there is one: the same, faster."},
+    )
     resized_crop: bool = field(
         default=False,
         metadata={"help": "Decode images when their turn comes and crop them as for ImageNet; image_size unset: 224."},
@@ -47,10 +51,6 @@ class ImageDataArguments:
     )
     imbalance_factor: float | None = field(
         default=None, metadata={"help": "Make training long-tailed: size of the smallest class over the largest's."}
-    )
-    resident: bool = field(
-        default=True,
-        metadata={"help": "Hold images of up to 1 GiB as one tensor, on the GPU if there is one: the same, faster."},
     )
     max_train_images: int | None = field(default=None, metadata={"help": "Use the first images only, for a quick try."})
     max_test_images: int | None = field(default=None, metadata={"help": "Evaluate on the first images only."})
