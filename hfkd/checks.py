@@ -68,8 +68,9 @@ def check_networks(
 def _check_positions(network: nn.Module, dataset: Any) -> None:
     """No row of `tokenize_dataset` may be longer than what the network says it can take."""
     config = getattr(network, "config", None)
-    known = isinstance(config, PreTrainedConfig)
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None) if known else None
+    if not isinstance(config, PreTrainedConfig):
+        return
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is None or not isinstance(dataset, Dataset) or "length" not in dataset.column_names:
         return
     longest = int(np.max(dataset.with_format("numpy")["length"][:]))
