@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from hfkd.data.collate import views_as_rows
+from hfkd.data.epochs import image_transform
 from hfkd.models.calling import Call
 from hfkd.teachers import LiveTeacher
-from hfkd.teachers.scan import image_transform
 
 Collate = Callable[[list[Any]], dict[str, Tensor]]
 PROBED_ROWS, PROBED_TOKENS = 2, 8  # enough to see shapes and NaN, little enough for a large model on a CPU
@@ -84,7 +84,9 @@ def _check_positions(network: nn.Module, dataset: Any) -> None:
 def _check_labels(dataset: Any, probed: Tensor, classes: int) -> None:
     if probed.is_floating_point():  # mixed labels: a distribution over the classes
         if probed.shape[-1] != classes:
-            raise ValueError(f"mixed labels over {probed.shape[-1]} classes, but the student has {classes}")
+            raise ValueError(
+                f"mixed labels over {probed.shape[-1]} classes, but the student has {classes}: give both as many"
+            )
         return
     # All labels where the column is what a batch gets: a transform that is not ours may map them.
     stored = isinstance(dataset, Dataset) and "labels" in dataset.column_names

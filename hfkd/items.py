@@ -82,6 +82,17 @@ class Items:
         counts = values.new_zeros(self.num_samples).index_add(0, self.sample, values.new_ones(len(self)))
         return sums / counts.clamp(min=1).view(-1, *[1] * (values.ndim - 1))
 
+    def log_probabilities(self, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        """Of teacher and student at each item's temperature [N]: [N, C] each, float32 or wider.
+
+        All that a divergence needs. It asks here, not the logits: a stored teacher knows its likeliest classes only.
+        """
+        t = temperature.unsqueeze(-1)  # [N, 1]
+        return (
+            torch.log_softmax(signals.upcast(self.teacher.logits) / t, dim=-1),
+            torch.log_softmax(signals.upcast(self.student.logits) / t, dim=-1),
+        )
+
 
 def image_items(
     student_logits: Tensor,
@@ -132,7 +143,7 @@ def token_items(
     """
     same_classes(student_logits.shape[-1], teacher_logits.shape[-1])
     teacher_logits, teachers = _several(teacher_logits, student_logits.ndim)
-    tokens = _Targets(labels)
+    tokens = Targets(labels)
     return Items(
         Outputs(tokens.pick(student_logits), tuple(map(tokens.pick, student_hidden))),
         Outputs(tokens.pick(teacher_logits), tuple(map(tokens.pick, teacher_hidden))),
@@ -168,7 +179,7 @@ def token_hidden(
     student_hidden: Tensor, teacher_hidden: Tensor, labels: Tensor, *, progress: float = 0.0
 ) -> HiddenItems:
     """`token_items` one layer earlier: the last hidden states [B, L, H] that the output heads read."""
-    tokens = _Targets(labels)
+    tokens = Targets(labels)
     student, teacher = tokens.pick(student_hidden), tokens.pick(teacher_hidden)
     return HiddenItems(student, teacher, tokens.labels, tokens.sample, len(labels), progress)
 
@@ -185,7 +196,7 @@ IMAGES = ItemRule(image_items, count_image_items)
 TOKENS = ItemRule(token_items, count_token_items)
 
 
-class _Targets:
+class Targets:
     """Which positions of [B, L] labels predict a token, and that token's label and sample."""
 
     def __init__(self, labels: Tensor) -> None:
@@ -197,6 +208,9 @@ class _Targets:
         self.position = wanted.flatten().nonzero().squeeze(-1)  # [N], into B * L
         self.labels = labels.flatten()[self.position + 1]
         self.sample = self.position // max(labels.shape[1], 1)
+
+    def __len__(self) -> int:
+        return len(self.position)
 
     def pick(self, values: Tensor) -> Tensor:
         """[B, L, ...] -> [N, ...]"""

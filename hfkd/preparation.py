@@ -1,28 +1,46 @@
 """What DistillationTrainer makes of its arguments before it is a Trainer."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.trainer_utils import has_length
 
+from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import ImageCollator
+from hfkd.data.epochs import ImageStream, image_transform
+from hfkd.data.large_images import LargeImageTransform
+from hfkd.data.resident import ResidentImages
 from hfkd.data.text_collate import TokenCollator
 from hfkd.loss import DistillationLoss
-from hfkd.models import InputSpec, Peers, input_spec
-from hfkd.teachers import LiveTeacher, Teachers
-from hfkd.teachers.scan import image_transform
+from hfkd.models import InputSpec, Peers, image_processor, input_spec, record_statistics
+from hfkd.teachers import CachedTeacher, LiveTeacher, Teachers
 
 
 class EpochViews(TrainerCallback):
     """Tells the training images' transform, if it is ours, which epoch's views to make."""
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        transform = image_transform(keywords["train_dataloader"].dataset)
-        if transform is not None:
+        dataset = keywords["train_dataloader"].dataset
+        transform = image_transform(dataset)
+        if transform is not None and not isinstance(dataset, ImageStream):  # Trainer tells a stream its pass itself
             transform.set_epoch(math.floor(round(state.epoch or 0.0, 6)))
+
+
+def move_resident(datasets: Mapping[str, Any], args: DistillationArguments) -> None:
+    """Hold the images of `ResidentImages` where they are trained on, unless worker processes fetch them."""
+    if args.dataloader_num_workers or args.device.type == "cpu":
+        return
+    for dataset in datasets.values():
+        for part in dataset.values() if isinstance(dataset, dict) else (dataset,):
+            if isinstance(part, ResidentImages):
+                part.move(args.device)
+                args.dataloader_pin_memory = False  # pinning is for tensors that are not there yet, and fails
 
 
 def refuse_unsupported(loss: DistillationLoss, student: nn.Module, teacher: Any, compute_loss_func: Any) -> None:
@@ -72,3 +90,47 @@ def live_teacher(teacher: Any, student: nn.Module, train_dataset: Any) -> LiveTe
         return Teachers([live_teacher(one, student, train_dataset) for one in teacher])
     transform = image_transform(train_dataset)
     return LiveTeacher(teacher, InputSpec(transform.mean, transform.std, None) if transform else input_spec(student))
+
+
+def cached_teacher(
+    teacher: LiveTeacher | None,
+    dataset: Any,
+    loss: DistillationLoss,
+    args: DistillationArguments,
+    accelerator: Accelerator,
+) -> CachedTeacher | None:
+    """The teacher for the training images with `teacher_cache_dir`, else None. ValueError where it cannot serve."""
+    if not args.teacher_cache_dir or teacher is None or not loss.kd_weight:
+        return None
+    if len(teacher.networks) > 1:
+        raise ValueError("teacher_cache_dir keeps the logits of one teacher, and there are several: leave it out")
+    if getattr(loss.objective, "needs_hidden", False):
+        raise ValueError(
+            f"{loss.objective!r} reads the teacher's hidden states, and teacher_cache_dir keeps its logits only: leave "
+            "teacher_cache_dir out"
+        )
+    return CachedTeacher(teacher, dataset, args.teacher_cache_dir, accelerator)
+
+
+def decay_steps(epochs: list[float], steps_per_epoch: int, train_dataset: Any) -> list[int]:
+    """The steps after which `lr_decay_epochs` are over; ValueError for a stream of unknown length."""
+    if not has_length(train_dataset):
+        raise ValueError(
+            f"lr_decay_epochs={epochs} count epochs, and this stream does not say how many images it has: set "
+            "lr_decay_epochs to null in the YAML file, and choose an lr_scheduler_type"
+        )
+    return [round(epoch * steps_per_epoch) for epoch in epochs]
+
+
+def record_inputs(student: nn.Module, train_dataset: Any) -> BaseImageProcessor | None:
+    """Let what is saved say how its images were prepared: in a timm model's config, else by the processor returned."""
+    transform = image_transform(train_dataset)
+    if transform is None:
+        return None
+    if isinstance(transform, LargeImageTransform):  # a stream's first row is not to be had without filling its buffer
+        height = width = transform.size
+    else:
+        height, width = train_dataset[0]["pixel_values"].shape[-2:]
+    if record_statistics(student, transform.mean, transform.std, (height, width)):
+        return None
+    return image_processor(transform.mean, transform.std, (height, width))

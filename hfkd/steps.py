@@ -13,6 +13,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from hfkd.chunked import ChunkedLoss
+from hfkd.faults import FaultWatch
 from hfkd.items import ItemRule, Items, token_hidden
 from hfkd.loss import DistillationLoss
 from hfkd.models.calling import Call
@@ -30,6 +31,7 @@ class DenseStep:
     rule: ItemRule
     loss: DistillationLoss
     num_classes: int | None = None
+    watch: FaultWatch | None = None
 
     def __call__(
         self,
@@ -39,7 +41,8 @@ class DenseStep:
         num_items: Tensor | int | None,
         progress: float,
     ) -> Step:
-        items = self.items(student, teacher, inputs, progress)
+        asked = teacher is not None and bool(self.loss.kd_weight)
+        items = self.watched(self.items(student, teacher, inputs, progress), asked)
         return *self.loss(items, num_items), len(items)
 
     def items(
@@ -49,6 +52,12 @@ class DenseStep:
         logits = self.call(student, inputs)[..., : self.num_classes]
         taught = self.taught(logits, teacher, inputs)
         return self.rule.make(logits, taught, inputs["labels"], progress=progress)
+
+    def watched(self, items: Items, asked: bool) -> Items:
+        """`items`, looked at by the watch; `asked`: whether their teacher is one."""
+        if self.watch is not None:
+            self.watch.outputs(items.student.logits, items.teacher.logits if asked else None, items.sample)
+        return items
 
     def taught(self, logits: Tensor, teacher: LiveTeacher | None, inputs: Mapping[str, Any]) -> Tensor:
         """The teacher's logits. Without a distillation term nobody reads them, so nobody pays for them."""
@@ -78,6 +87,7 @@ class ChunkedStep:
         self.call, self.loss = call, loss
         self.chunked = ChunkedLoss(loss, chunk_size, num_classes)
         self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # the heads run outside of forward
+        self.watch: FaultWatch | None = None
 
     def __call__(
         self,
@@ -89,9 +99,12 @@ class ChunkedStep:
     ) -> Step:
         hidden, head = self.call.hidden(student, inputs), output_head(student)
         taught, teacher_head = hidden.detach(), head
-        if teacher is not None and self.loss.kd_weight:
-            taught, teacher_head = teacher(last_hidden=True, **inputs), output_head(teacher.model)
+        asked = teacher if self.loss.kd_weight else None
+        if asked is not None:
+            taught, teacher_head = asked(last_hidden=True, **inputs), output_head(asked.model)
         items = token_hidden(hidden, taught, inputs["labels"], progress=progress)
+        if self.watch is not None:
+            self.watch.outputs(items.student, items.teacher if asked else None, items.sample)
         with self.autocast():
             return *self.chunked(items, head, teacher_head, num_items), len(items)
 

@@ -8,31 +8,44 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hfkd import learned_parts, run_record
 from hfkd.arguments import DistillationArguments
-from hfkd.averages import BatchAverage, RowAverage
+from hfkd.averages import RowAverage
+from hfkd.cached_checks import check_cached
 from hfkd.checks import check_datasets, check_networks
+from hfkd.choose_step import AnyStep, choose_step
 from hfkd.data.collate import views_as_rows
-from hfkd.high_energy import HighEnergyStep, added_images, with_he_da
+from hfkd.faults import WatchedTrainer
+from hfkd.high_energy import added_images, with_he_da
+from hfkd.hub import HubTrainer
 from hfkd.items import IMAGES, TOKENS
 from hfkd.loss import DistillationLoss, cross_entropy
-from hfkd.models import Peers, record_statistics
 from hfkd.models.calling import Call
 from hfkd.objectives import KD
-from hfkd.preparation import EpochViews, default_collator, live_teacher, refuse_unsupported, uses_fsdp, with_adapters
+from hfkd.preparation import (
+    EpochViews,
+    cached_teacher,
+    decay_steps,
+    default_collator,
+    live_teacher,
+    move_resident,
+    record_inputs,
+    refuse_unsupported,
+    with_adapters,
+)
 from hfkd.run_record import RunRecord
-from hfkd.steps import ChunkedStep, DenseStep, MutualStep
-from hfkd.teachers import Teachers, TeacherScan, place, scan
-from hfkd.teachers.scan import image_transform
+from hfkd.steps import ChunkedStep
+from hfkd.teachers import CachedTextTeacher, TeacherScan, place, scan
+from hfkd.tensor_checkpoints import TensorCheckpoints
 from hfkd.vocabulary import common_vocabulary
 
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(HubTrainer, TensorCheckpoints, WatchedTrainer):
     """Trainer that distils `teacher` into `model`, choosing per sample how hard to soften and how much to learn.
 
         DistillationTrainer(model, teacher, args, train_dataset=..., eval_dataset=..., weighting="entropy")
@@ -81,33 +94,32 @@ class DistillationTrainer(Trainer):
         self.call = Call.of(model)
         tokens = self.call.takes_tokens if args.items == "auto" else args.items == "token"
         self.rule = TOKENS if tokens else IMAGES
-        live = None if teacher is None else live_teacher(teacher, model, data["train_dataset"])
+        cached = teacher if isinstance(teacher, CachedTextTeacher) else None
+        live = None if teacher is None or cached else live_teacher(teacher, model, data["train_dataset"])
         check_datasets(data, collator)
         self.num_classes = common_vocabulary(model, live.networks[0], processing_class) if tokens and live else None
         classes = check_networks(model, self.call, live, data["train_dataset"], collator)
-        self.step: DenseStep | ChunkedStep | HighEnergyStep = DenseStep(self.call, self.rule, loss, self.num_classes)
-        if isinstance(model, Peers):
-            self.step = MutualStep(self.call, self.rule, loss, peers=len(model.peers))
-        if args.loss_chunk_size:
-            if not tokens or uses_fsdp(args) or isinstance(live, Teachers):
-                raise ValueError(
-                    "loss_chunk_size is for language models, whole on each device, with one teacher: set it to 0"
-                )
-            self.step = ChunkedStep(self.call, loss, args.loss_chunk_size, self.num_classes)
-            for network in (model, live.model) if live else (model,):
-                self.step.check(network)
-        self.record = RunRecord.of(model, live, loss, args.seed, args.high_energy)
+        if cached:
+            self.num_classes = check_cached(cached, loss, args, model, processing_class, data["train_dataset"])
+            collator = cached.collator(collator)
+        step = choose_step(model, live, self.rule, loss, args, self.num_classes)
+        self.record = RunRecord.of(model, live or cached, loss, args.seed, args.high_energy)
         self.record.refuse_other(args.output_dir)
         for module in filter(None, (model, live)) if args.channels_last else ():
             module.to(memory_format=torch.channels_last)
         learned_parts.attach(loss, model, self.num_classes or classes, args)
+        move_resident(data, args)
         super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
-        if isinstance(self.step, ChunkedStep):
-            self.step.autocast = self.accelerator.autocast
+        if isinstance(step, ChunkedStep):
+            step.autocast = self.accelerator.autocast
+        step.watch = self.faults
+        self.step: AnyStep = step
         self.distillation_loss = loss.to(args.device)
-        self.teacher = None if live is None else place(live, self.accelerator)
+        placed = None if live is None else place(live, self.accelerator)
+        self.teacher: Any = cached if placed is None else placed
+        self.cached_teacher: Any = cached_teacher(placed, self.train_dataset, loss, args, self.accelerator)
         self.scan_result: TeacherScan | None = None
-        self._trained, self._evaluated = BatchAverage(), RowAverage()
+        self._evaluated = RowAverage()
         self.add_callback(EpochViews())
 
     @property
@@ -134,8 +146,11 @@ class DistillationTrainer(Trainer):
             return (loss, {"logits": logits}) if return_outputs else loss
         assert not return_outputs, "Trainer asks for outputs in evaluation only"
         progress = float(self.state.epoch or 0.0)
-        loss, parts, num_items = self.step(model, self.teacher, inputs, num_items_in_batch, progress)
+        loss, parts, num_items = self.step(
+            model, self.cached_teacher or self.teacher, inputs, num_items_in_batch, progress
+        )
         self._trained.add(parts, num_items)
+        self.faults.batch(inputs, loss)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # Gradients are averaged over the ranks, and the loss is already divided by the items of all of them.
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
@@ -192,13 +207,6 @@ class DistillationTrainer(Trainer):
             )
         return output
 
-    # ---- logging -----------------------------------------------------------------------------------------------
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs |= {name: round(value, 6) for name, value in self._trained.read(self.accelerator).items()}
-        super().log(logs, start_time)
-
     # ---- the teacher scan --------------------------------------------------------------------------------------
 
     def train(
@@ -207,16 +215,12 @@ class DistillationTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        checkpoint = resume_from_checkpoint
-        if checkpoint is True:
-            checkpoint = run_record.last_checkpoint(self.args.output_dir)
-            if checkpoint is None:
-                raise ValueError(f"there is no complete checkpoint in {self.args.output_dir} to resume from")
+        checkpoint = self.start_from(resume_from_checkpoint)
         self.step, self.train_dataset = with_he_da(self.args, self.step, self.train_dataset, self.scan_training_set)
-        self.fit_slots(checkpoint or None)
-        transform = image_transform(self.train_dataset)
-        if transform is not None:
-            record_statistics(self.accelerator.unwrap_model(self.model), transform.mean, transform.std)
+        self.fit_slots(checkpoint)
+        processor = record_inputs(self.accelerator.unwrap_model(self.model), self.train_dataset)
+        if self.processing_class is None:
+            self.processing_class = processor
         if self.args.should_save:
             self.record.write(self.args.output_dir, self.distillation_loss)
         return super().train(checkpoint, trial, ignore_keys_for_eval)
@@ -237,6 +241,9 @@ class DistillationTrainer(Trainer):
         """`hfkd.teachers.scan` with this trainer's teacher, data, ranks and cache; kept as `scan_result`."""
         if self.teacher is None or self.train_dataset is None:
             raise ValueError("a teacher scan needs a teacher and a train_dataset")
+        if isinstance(self.teacher, CachedTextTeacher):
+            self.scan_result = self.teacher.scan(self.train_dataset, **keywords)
+            return self.scan_result
         self.scan_result = scan(
             self.teacher,
             self.train_dataset,
@@ -271,7 +278,7 @@ class DistillationTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         if self.args.lr_decay_epochs is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        milestones = [round(epoch * self._steps_per_epoch) for epoch in self.args.lr_decay_epochs]
+        milestones = decay_steps(self.args.lr_decay_epochs, self._steps_per_epoch, self.train_dataset)
         optimizer = optimizer or self.optimizer
         assert optimizer is not None
         scheduler = MultiStepLR(optimizer, milestones, gamma=self.args.lr_decay_factor)

@@ -4,6 +4,7 @@ One GPU is enough; with two, FSDP and DeepSpeed get both.
 """
 
 import importlib.util
+import sys
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from test_sharded import JOB, WRAPPED, launcher
 
 GPU = JOB | {"use_cpu": False, "answers": False}
 BATCH = 8
+ALONE = [sys.executable]
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,7 +24,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gpu") / "plain"
-    return run(folder, 1, "rank_job_text.py", GPU, per_device_train_batch_size=BATCH)
+    return run(folder, 1, "rank_job_text.py", GPU, ALONE, per_device_train_batch_size=BATCH)
 
 
 def losses(record):
@@ -53,7 +55,7 @@ def test_a_sharded_student_is_the_plain_one(plain, tmp_path, name):
     ids=["bf16", "compiled", "bf16 and compiled"],
 )
 def test_bf16_and_compilation_lose_no_more_than_rounding(plain, tmp_path, settings, tolerance):
-    _, record = run(tmp_path / "run", 1, "rank_job_text.py", GPU, per_device_train_batch_size=BATCH, **settings)
+    _, record = run(tmp_path / "run", 1, "rank_job_text.py", GPU, ALONE, per_device_train_batch_size=BATCH, **settings)
     assert losses(record) == pytest.approx(losses(plain[1]), rel=tolerance)
     assert record["scores"]["eval_kl"] == pytest.approx(plain[1]["scores"]["eval_kl"], rel=tolerance)
 

@@ -16,14 +16,17 @@ class ImageCollator:
     """Stack rows of `pixel_values`, `labels` and, where there, `index` and `view`; other columns stay behind.
 
     uint8 images and PIL images (those in colour as RGB) become float in [0, 1]; a `processor` (a Hugging Face image
-    processor) does it instead when given. Labels are class ids, or vectors where MixUp or CutMix mixed them.
+    processor) does it instead when given. Labels are class ids, or vectors where MixUp or CutMix mixed them. A batch
+    that is whole already, as `ResidentImages` gives it, passes through.
     Raises ValueError for a missing column, images of unequal shape, or integer pixels other than uint8.
     """
 
     def __init__(self, processor: Any = None) -> None:
         self.processor = processor
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if isinstance(rows, Mapping):
+            return dict(rows)
         for column in ("pixel_values", "labels"):
             if column not in rows[0]:
                 raise ValueError(

@@ -3,67 +3,20 @@
 B images, H height, W width. A view is one crop offset and one flip of an image: (2 pad + 1)² · 2 of them.
 """
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch import Tensor
 
+from hfkd.data.epochs import EpochTransform, epoch_zero
 from hfkd.data.strong import strong_views
 from hfkd.slots import positive
 
 HEADER = 4  # bytes before the pixels of a packed image
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
-
-
-class EpochTransform(ABC):
-    """A transform that makes each image's view of an epoch from (seed, epoch, index) alone.
-
-    The same in any worker, on any number of ranks, and after a resume. Images leave it normalised by `mean` and `std`.
-    `epoch` is a number in shared memory, so that persistent workers see `set_epoch`.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    epoch: Tensor
-
-    @property
-    @abstractmethod
-    def num_views(self) -> int:
-        """How many views an image has; 0 where they cannot be numbered."""
-
-    @abstractmethod
-    def clean(self) -> Self:
-        """The same without augmentation."""
-
-    @abstractmethod
-    def one_view(self) -> Self:
-        """The same with one view of each image, where there are several."""
-
-    @abstractmethod
-    def at_epoch(self, epoch: int) -> Self:
-        """The same with the views of one epoch, whatever `set_epoch` says to this one."""
-
-    @abstractmethod
-    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
-        """Stored columns -> `pixel_values`, `labels`, `index` and `view`, with B rows each."""
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch.fill_(epoch)
-
-
-def epoch_zero() -> Tensor:
-    """What `EpochTransform.epoch` starts as."""
-    return torch.zeros((), dtype=torch.int64).share_memory_()
-
-
-def image_transform(dataset: Any) -> EpochTransform | None:
-    """The `EpochTransform` that `set_transform` gave a dataset, if it is one."""
-    transform = dataset.format["format_kwargs"].get("transform") if isinstance(dataset, Dataset) else None
-    return transform if isinstance(transform, EpochTransform) else None
 
 
 @dataclass
@@ -111,27 +64,38 @@ class ImageTransform(EpochTransform):
             return view_ids(index, self.seed, self.epoch, self.num_views)
         return torch.full_like(index, ((2 * self.padding + 1) ** 2 // 2) * (2 if self.flip else 1))
 
+    @property
+    def view_set(self) -> str:
+        """What the numbers of the views mean, in words: two transforms that agree in it show the same images."""
+        return f"padding {self.padding}, flip {self.flip}, mean {self.mean}, std {self.std}"
+
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
-        images = unpack_pixels(batch["pixels"])  # [B, 3, H, W] uint8
         index = torch.tensor(batch["index"])
-        views = self.views_of(index)
+        columns = unpack_pixels(batch["pixels"]), torch.tensor(batch["labels"]), index
+        return self.rows(*columns, self.views_of(index))
+
+    def rows(self, images: Tensor, labels: Tensor, index: Tensor, views: Tensor) -> dict[str, Tensor]:
+        """A batch of images [B, 3, H, W] uint8 in their `views` [B], on their device."""
         seen = crop_and_flip(images, views, self.padding, self.flip) if self.augment else images
         if self.augment and self.views == 2:
             strong = self._strong(images, index)
             seen, views = torch.stack([seen, strong], 1), torch.stack([views, torch.full_like(views, -1)], 1)
-        scale = 1 / (255 * torch.tensor(self.std)).view(3, 1, 1)
-        shift = -(torch.tensor(self.mean) / torch.tensor(self.std)).view(3, 1, 1)
-        return {
-            "pixel_values": torch.addcmul(shift, seen.float(), scale),
-            "labels": torch.tensor(batch["labels"]),
-            "index": index,
-            "view": views,
-        }
+        scale, shift = _affine(self.mean, self.std, images.device)
+        # addcmul is ten times slower when it broadcasts
+        return {"pixel_values": seen.float().mul_(scale).add_(shift), "labels": labels, "index": index, "view": views}
 
     def _strong(self, images: Tensor, index: Tensor) -> Tensor:
         second = view_ids(index, self.seed, self.epoch, self.num_views, stream=1)
         seeds = view_ids(index, self.seed, self.epoch, 1 << 62, stream=2)
         return strong_views(crop_and_flip(images, second, self.padding, self.flip), seeds)
+
+
+@lru_cache
+def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """[3, 1, 1] both: a byte times the first plus the second is the normalised value."""
+    scale = 1 / (255 * torch.tensor(std)).view(-1, 1, 1)
+    shift = -(torch.tensor(mean) / torch.tensor(std)).view(-1, 1, 1)
+    return scale.to(device), shift.to(device)
 
 
 def pack_pixels(image: np.ndarray) -> bytes:
@@ -157,15 +121,18 @@ def packed_size(pixels: bytes) -> tuple[int, int]:
 
 def crop_and_flip(images: Tensor, views: Tensor, padding: int, flip: bool) -> Tensor:
     """The crop of the zero-padded image at its view's offset, mirrored in every other view. [B, 3, H, W] both."""
-    b, _, h, w = images.shape
+    b, channels, h, w = images.shape
+    device = images.device
     mirrored = (views % 2 == 1) & flip
     offset = views // 2 if flip else views
     top, left = offset // (2 * padding + 1), offset % (2 * padding + 1)
-    columns = torch.arange(w).expand(b, w)
+    columns = torch.arange(w, device=device).expand(b, w)
     columns = torch.where(mirrored[:, None], w - 1 - columns, columns) + left[:, None]  # [B, W]
-    rows = torch.arange(h) + top[:, None]  # [B, H]
+    rows = torch.arange(h, device=device) + top[:, None]  # [B, H]
     padded = torch.nn.functional.pad(images, (padding,) * 4)
-    return padded[torch.arange(b)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    # One gather in each plane: five times faster than indexing rows and columns.
+    place = (rows[:, :, None] * padded.shape[-1] + columns[:, None, :]).view(b, 1, h * w)
+    return padded.flatten(2).gather(2, place.expand(b, channels, h * w)).view(b, channels, h, w)
 
 
 def view_ids(index: Tensor, seed: int, epoch: Tensor | int, num_views: int, stream: int = 0) -> Tensor:

@@ -15,7 +15,7 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
-from hfkd.models.checkpoints import load_checkpoint
+from hfkd.models.checkpoints import load_checkpoint, naming_unreadable
 
 # what an image pipeline needs of timm's pretrained_cfg; the rest names weights that a fresh model does not have
 INPUT_KEYS = ("input_size", "fixed_input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
@@ -110,7 +110,7 @@ def _fresh(name: str, num_labels: int, labels: dict[str, Any]) -> PreTrainedMode
 
 
 def _stored(name: str, num_labels: int, labels: dict[str, Any], replace_head: bool) -> PreTrainedModel:
-    stored = AutoConfig.from_pretrained(name).num_labels
+    stored = AutoConfig.from_pretrained(name, trust_remote_code=False).num_labels
     if stored == num_labels:
         labels = {key: value for key, value in labels.items() if key != "num_labels"}  # keeps the stored label names
     elif not replace_head:
@@ -118,7 +118,15 @@ def _stored(name: str, num_labels: int, labels: dict[str, Any], replace_head: bo
             f"{name!r} has {stored} labels, not {num_labels}: pass num_labels={stored}, or new_head=True for a fresh "
             "classification layer to train"
         )
-    return AutoModelForImageClassification.from_pretrained(name, ignore_mismatched_sizes=replace_head, **labels)
+    else:
+        labels = labels | {"num_labels": num_labels}  # timm's wrapper would keep the stored number beside new names
+    with naming_unreadable(name):
+        model = AutoModelForImageClassification.from_pretrained(
+            name, ignore_mismatched_sizes=replace_head, trust_remote_code=False, **labels
+        )
+    if isinstance(model, TimmWrapperForImageClassification):
+        vars(model.config).pop("label_names", None)  # the file's, which would be saved again in place of new ones
+    return model
 
 
 def _unknown(name: str) -> str:

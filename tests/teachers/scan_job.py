@@ -1,4 +1,7 @@
-"""Run by every rank of a test: scan packed images and write what this rank got, and how much its teacher saw."""
+"""Run by every rank of a test: scan packed images and write what this rank got, and how much its teacher saw.
+
+Then both fill one cache of logits at once, a half each, and read it whole.
+"""
 
 import sys
 
@@ -8,8 +11,9 @@ from accelerate import Accelerator
 from datasets import Dataset
 from toys import Net, teacher
 
+from hfkd.data.collate import ImageCollator
 from hfkd.data.transforms import ImageTransform, pack_pixels
-from hfkd.teachers import LiveTeacher, place, scan
+from hfkd.teachers import CachedTeacher, LiveTeacher, place, scan
 
 
 def packed(n=23, seed=0, transform=None):
@@ -42,5 +46,13 @@ if __name__ == "__main__":
         keywords = {"batch_size": 4, "cache_dir": f"{out}/{folder}", "progress_bar": False}
         record["results"][which] = vars(scan(live, packed(), accelerator=accelerator, **keywords))
         record["images"][which] = net.images
+    batch, taught = (
+        ImageCollator()(packed().__getitems__(list(range(23)))),
+        CachedTeacher(live, packed(), out, accelerator),
+    )
+    taught(**{name: column[rank::2] for name, column in batch.items()})
+    accelerator.wait_for_everyone()
+    record["cached"] = taught(**batch)
+    record["hits"] = (taught.rows, taught.hits)
     torch.save(record, f"{out}/rank-{rank}.pt")
     torch.distributed.destroy_process_group()

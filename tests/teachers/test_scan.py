@@ -402,4 +402,6 @@ def test_two_ranks_scan_as_one_and_never_wait_for_each_other(tmp_path):
             assert same(TeacherScan(**result), expected, atol=1e-5), f"{which} scan on rank {rank}"
         assert record["images"]["first"] == record["images"]["own"] == 12  # 24 with the padding
         assert record["images"]["second"] == 0, "a cached scan called the teacher"
+        assert record["hits"] == ((35, 23), (34, 23))[rank]
+        torch.testing.assert_close(record["cached"], Counted()(packed()[:]["pixel_values"]), rtol=1e-4, atol=1e-4)
     assert len(os.listdir(tmp_path / "shared")) == 1

@@ -1,0 +1,87 @@
+"""Small image data sets held whole as tensors, so that a batch costs a few tensor operations and no Python an image.
+
+N images, B rows of a batch, H height, W width.
+"""
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from hfkd.data.transforms import ImageTransform, unpack_pixels
+
+LARGEST = 1 << 30  # bytes of pixels that are held unless somebody asks for more
+
+
+class ResidentImages(Dataset):
+    """A dataset of `load_images` whose pixels, labels and indices are also tensors, on any device (`move`).
+
+    With an `ImageTransform`, a DataLoader gets from it whole batches, on that device: the same images, views and order,
+    bit for bit, as from the dataset itself. The collator has to pass a batch on, as `ImageCollator` does. Whatever is
+    derived from it by `datasets` (select, map, another transform) is or acts as a plain dataset.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        super().__init__(dataset.data, dataset.info, dataset.split, dataset._indices, dataset._fingerprint)
+        style = dataset.format
+        self.set_format(style["type"], style["columns"], style["output_all_columns"], **style["format_kwargs"])
+        self._tensors = _Tensors(
+            self
+        )  # not of `dataset`: Dataset gives the table other metadata, and so another identity
+
+    def move(self, device: torch.device) -> None:
+        """Hold the tensors on `device`: batches are made there. Needs a DataLoader without workers, unless the CPU."""
+        self._tensors.move(device)
+
+    def __getitems__(self, keys: list[int]) -> Any:
+        transform = self.format["format_kwargs"].get("transform")
+        if type(transform) is not ImageTransform or not self._tensors.are_of(self):
+            return super().__getitems__(keys)
+        return self._tensors.batch(keys, transform)
+
+
+class _Tensors:
+    """The columns of a decoded dataset: pixels [N, 3, H, W] uint8, labels and index [N]."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        stored = dataset.with_format(None)
+        self.pixels = torch.cat([unpack_pixels(part["pixels"]) for part in stored.iter(batch_size=4096)])
+        columns = stored.with_format("numpy")
+        self.labels, self.index = (torch.as_tensor(columns[name][:]) for name in ("labels", "index"))
+        self._source = _tables(dataset)
+        self._views: tuple[Any, Tensor] = None, self.index
+
+    def are_of(self, dataset: Dataset) -> bool:
+        """Whether the dataset still has the rows and columns these tensors were made of."""
+        return all(mine is its for mine, its in zip(self._source, _tables(dataset), strict=True))
+
+    def move(self, device: torch.device) -> None:
+        self.pixels, self.labels, self.index = (t.to(device) for t in (self.pixels, self.labels, self.index))
+        self._views = None, self.index
+
+    def batch(self, keys: list[int], transform: ImageTransform) -> dict[str, Tensor]:
+        rows = torch.tensor(keys, device=self.index.device)
+        views = self._views_of_all(transform)[rows]
+        return transform.rows(self.pixels[rows], self.labels[rows], self.index[rows], views)
+
+    def _views_of_all(self, transform: ImageTransform) -> Tensor:
+        """Every image's view [N] of the epoch: thirty small operations once an epoch instead of once a batch."""
+        of = repr(transform), int(transform.epoch)
+        if self._views[0] != of:
+            self._views = of, transform.views_of(self.index)
+        return self._views[1]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Tensors":
+        return self  # `datasets` copies a dataset for each change of its format
+
+
+def _tables(dataset: Dataset) -> tuple[Any, Any]:
+    """The Arrow tables of rows and of their order: immutable, so the same table is the same content."""
+    return dataset.data.table, None if dataset._indices is None else dataset._indices.table
+
+
+def resident(dataset: Dataset, largest: int = LARGEST) -> Dataset:
+    """`dataset` as `ResidentImages` when its pixels take at most `largest` bytes, else itself."""
+    size = len(dataset) * len(dataset.with_format(None)[0]["pixels"])
+    return ResidentImages(dataset) if size <= largest else dataset

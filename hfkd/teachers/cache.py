@@ -1,0 +1,108 @@
+"""A teacher that runs once for each view of an image, and is remembered after that.
+
+B images, V views of each, C classes, M rows of logits.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import Tensor
+
+from hfkd.data.epochs import image_transform
+from hfkd.data.transforms import ImageTransform
+from hfkd.teachers.live import LiveTeacher
+from hfkd.teachers.scan import data_fingerprint, weights_fingerprint
+from hfkd.teachers.store import LogitStore, file_name
+
+
+class CachedTeacher:
+    """`teacher` for the training images of `dataset`: the same call, and its logits from a file where they are known.
+
+    A teacher in eval mode has one row of logits for each image and view, and a padded crop with a flip has a countable
+    number of views (CIFAR: 81 · 2), so a batch's `index` and `view` say where its logits are. Rows that the file does
+    not hold yet run through the teacher, only those, and are stored; rows whose view is -1, which has no number
+    (RandAugment, CutMix), run through it every time. The file belongs to the teacher's weights and inputs, the rows of
+    `dataset`, the set of views, the precision and the kind of device, and is shared by all runs that agree in these,
+    also at the same time. It knows the training images alone: ask the live teacher about others.
+
+    The logits differ from the live teacher's by at most 1/65,534 of their row's range, logsumexp by float32 rounding
+    (`LogitStore`), whether they were known or are new: the first run and the later ones train on the same numbers. An
+    image whose energy is that near to a threshold may fall on its other side.
+    Raises ValueError for a dataset whose views have no numbers or whose images share theirs, and for a full disk.
+    """
+
+    def __init__(
+        self, teacher: LiveTeacher, dataset: Any, cache_dir: str | Path, accelerator: Accelerator | None = None
+    ) -> None:
+        transform = image_transform(dataset)
+        if not isinstance(transform, ImageTransform):
+            raise ValueError(
+                "the teacher's logits can be kept only for views that have numbers: give a dataset of "
+                "hfkd.data.load_images with an ImageTransform, or no teacher_cache_dir"
+            )
+        self.teacher, self.num_views = teacher, transform.num_views
+        index = torch.as_tensor(dataset.with_format("numpy")["index"][:])
+        if index.unique().numel() != len(dataset) or index.min() < 0:
+            raise ValueError(
+                "images of the training set share their `index`, under which the teacher's logits are kept: number "
+                "the rows anew, or give no teacher_cache_dir"
+            )
+        parameter = next(teacher.parameters(), None)
+        device = torch.device("cpu") if parameter is None else parameter.device
+        live = getattr(teacher, "_orig_mod", teacher)  # one image is no reason to compile
+        classes = live(pixel_values=dataset[0]["pixel_values"][None].to(device)).shape[-1]
+        precision = accelerator.mixed_precision if accelerator else "no"
+        key = _key(live, dataset, transform, f"{precision} on {device.type}")
+        path = Path(cache_dir).expanduser() / file_name(key)
+        self.store = LogitStore(path, key, (int(index.max()) + 1) * self.num_views, classes)
+        self.rows = self.hits = 0  # how many were asked for, and how many of them were known
+
+    @torch.no_grad()
+    def __call__(self, **inputs: Any) -> Tensor:
+        """The logits [B, C] of a batch with `pixel_values` [B, 3, H, W], `index` [B] and `view` [B].
+
+        With V views of each image `view` is [B, V], and the images are [B, V, 3, H, W], or [V · B, 3, H, W] with view 0
+        of all of them first; the logits have the images' leading dimensions.
+        """
+        images = inputs["pixel_values"]
+        slots = self._slots(inputs, by_image=images.ndim == 5)  # [M]
+        logits, known = self.store.read(slots)
+        self.rows, self.hits = self.rows + len(slots), self.hits + int(known.sum())
+        if not known.all():
+            flat = images.flatten(0, -4)  # [M, 3, H, W]
+            unknown = (~known).nonzero().squeeze(-1)
+            # A batch of new rows alone goes as it is: the very call that the live teacher gets.
+            fresh = self.teacher(pixel_values=flat[unknown.to(flat.device)] if known.any() else flat).float().cpu()
+            logits[unknown] = self.store.write(slots[unknown], fresh)
+        return logits.to(images.device).unflatten(0, images.shape[:-3])
+
+    def _slots(self, inputs: dict[str, Any], by_image: bool) -> Tensor:
+        """The place [M] of each row in the store, -1 for a view without a number."""
+        if "index" not in inputs or "view" not in inputs:
+            raise ValueError(
+                f"a batch with {sorted(inputs)} does not say which image and view a row is: keep the columns `index` "
+                "and `view` of the dataset in the collator, or give no teacher_cache_dir"
+            )
+        view = inputs["view"].cpu()
+        index = inputs["index"].cpu().view(-1, *[1] * (view.ndim - 1))  # [B] or [B, 1]
+        slots = torch.where(view < 0, -1, index * self.num_views + view)
+        images = self.store.slots // self.num_views
+        if bool((slots >= self.store.slots).any()):
+            raise ValueError(
+                f"index {int(slots.max()) // self.num_views} is beyond the {images} images whose logits are kept: the "
+                "cache serves its own training set alone"
+            )
+        return slots.flatten() if by_image or view.ndim == 1 else slots.T.flatten()
+
+
+def _key(teacher: LiveTeacher, dataset: Dataset, transform: ImageTransform, precision: str) -> dict[str, str]:
+    """Everything that a stored row depends on."""
+    return {
+        "teacher": weights_fingerprint(teacher),
+        "data": data_fingerprint(dataset),
+        "views": transform.view_set,
+        "precision": precision,
+    }

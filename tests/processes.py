@@ -1,0 +1,56 @@
+"""Processes that are cheap to start: forked from a server that has imported torch and hfkd already."""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import sys
+
+MODULES = ["hfkd.trainer", "hfkd.report.run", "peft", "sklearn"]
+
+
+def start(target, *arguments):
+    """A running process that calls `target(*arguments)`, a function of a module that a new process can import."""
+    multiprocessing.set_forkserver_preload(MODULES)
+    process = multiprocessing.get_context("forkserver").Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def on_ranks(log, count, target, *arguments):
+    """Call `target` on `count` ranks (gloo); what each printed is in `log`-0, `log`-1, ...; the exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [start(_on_rank, f"{log}-{rank}", rank, count, port, target, *arguments) for rank in range(count)]
+    for process in ranks:
+        process.join(120)
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+    return [process.exitcode for process in ranks]
+
+
+def script(path, *arguments):
+    """Run a file as `python path arguments` would; a target for `start` and `on_ranks`."""
+    sys.argv = [str(path), *arguments]
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def _on_rank(log, rank, count, port, target, *arguments):
+    if count > 1:
+        ours = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in ours.items()}
+    print_to(log)
+    import torch
+
+    torch.set_num_threads(1)
+    target(*arguments)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def print_to(path):
+    """Whatever this process writes to its terminal goes to the end of the file instead."""
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1), os.dup2(log, 2)

@@ -1,0 +1,222 @@
+"""The cached teacher is the live one: losses within a stated bound, and the network runs once for each view."""
+
+import pytest
+import torch
+from datasets import concatenate_datasets
+from scan_job import Counted, packed
+from toys import Net, Rows, arguments, teacher
+
+from hfkd import DistillationTrainer
+from hfkd.data.collate import ImageCollator
+from hfkd.data.transforms import ImageTransform
+from hfkd.items import image_items
+from hfkd.loss import DistillationLoss
+from hfkd.objectives import KD, OBJECTIVES
+from hfkd.signals import energy, entropy
+from hfkd.teachers import CachedTeacher, LiveTeacher
+from hfkd.temperatures import Energy
+
+THRESHOLDS = (-9.0, -5.0)
+BOUND = 1e-4  # of losses, energies and entropies, cached against live, relative to 1 + their size
+
+
+def batch_of(data, rows):
+    return ImageCollator()(data.__getitems__(list(rows)))
+
+
+def cached(tmp_path, data, net=None):
+    net = net or Counted()
+    made = CachedTeacher(LiveTeacher(net), data, tmp_path)
+    net.images = 0  # the one that told the number of classes
+    return made
+
+
+# ---- the same numbers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("temperature", [1.0, 4.0, Energy(thresholds=THRESHOLDS)], ids=repr)
+def test_losses_agree_with_the_live_teachers(tmp_path, name, temperature):
+    data, live = packed(), LiveTeacher(Counted())
+    taught, batch = cached(tmp_path, data), batch_of(data, range(23))
+    taught(**batch)
+    loss = DistillationLoss(name, temperature, "entropy")
+    losses = []
+    for logits in (live(**batch), taught(**batch)):
+        student = Net()(batch["pixel_values"])
+        student.retain_grad()
+        value, _ = loss(image_items(student, logits, batch["labels"]))
+        value.backward()
+        losses.append((value.detach(), student.grad))
+    for with_live, with_cache in zip(*losses, strict=True):
+        torch.testing.assert_close(with_cache, with_live, rtol=BOUND, atol=BOUND)
+    assert taught.hits == 23
+
+
+@pytest.mark.parametrize("t", [1.0, 3.0, 4.0])
+def test_energies_and_entropies_agree_with_the_live_teachers(tmp_path, t):
+    data, live = packed(), LiveTeacher(Counted())
+    taught, batch = cached(tmp_path, data), batch_of(data, range(23))
+    taught(**batch)
+    for signal in (energy, entropy):
+        torch.testing.assert_close(signal(taught(**batch), t), signal(live(**batch), t), rtol=BOUND, atol=BOUND)
+
+
+def test_the_first_run_and_the_later_ones_get_the_same_bits(tmp_path):
+    data = packed()
+    taught, batch = cached(tmp_path, data), batch_of(data, range(23))
+    assert torch.equal(taught(**batch), taught(**batch))
+    assert (taught.rows, taught.hits) == (46, 23)
+
+
+def test_nan_is_neither_kept_nor_hidden(tmp_path):
+    data = packed()
+    taught, batch = cached(tmp_path, data), batch_of(data, range(4))
+    batch["pixel_values"][1] = float("nan")
+    assert taught(**batch).isnan().any(1).tolist() == [False, True, False, False]
+    assert taught.store.count() == 3
+
+
+# ---- only what is missing --------------------------------------------------------------------------------------------
+
+
+def test_the_network_sees_each_view_once_and_later_runs_none(tmp_path):
+    data, net = packed(), Counted()
+    taught, transform = cached(tmp_path, data, net), data.format["format_kwargs"]["transform"]
+    seen = set()
+    for epoch in range(4):
+        transform.set_epoch(epoch)
+        for rows in torch.randperm(23, generator=torch.Generator().manual_seed(epoch)).split(5):
+            batch = batch_of(data, rows.tolist())
+            expected = LiveTeacher(Counted())(**batch)
+            torch.testing.assert_close(taught(**batch), expected, rtol=BOUND, atol=BOUND)
+            seen |= set(zip(batch["index"].tolist(), batch["view"].tolist(), strict=True))
+    assert net.images == len(seen)
+    assert (taught.rows, taught.hits) == (4 * 23, 4 * 23 - len(seen))
+    assert taught.store.count() == len(seen)
+
+    later, other = Counted(), packed(transform=ImageTransform(augment=True, seed=5))
+    again = cached(tmp_path, other, later)
+    for epoch in range(3):
+        transform.set_epoch(epoch)
+        again(**batch_of(data, range(23)))
+    assert later.images == 0
+
+
+def test_views_without_a_number_run_every_time_and_only_they(tmp_path):
+    data, net = packed(), Counted()
+    taught, batch = cached(tmp_path, data, net), batch_of(data, range(23))
+    taught(**batch)
+    net.images = 0
+    mixed = batch | {"view": batch["view"].clone(), "pixel_values": batch["pixel_values"].clone()}
+    mixed["view"][[2, 7]] = -1
+    mixed["pixel_values"][[2, 7]] += 1
+    for _ in range(2):
+        expected = LiveTeacher(Counted())(**mixed)
+        torch.testing.assert_close(taught(**mixed), expected, rtol=BOUND, atol=BOUND)
+    assert net.images == 4
+    assert taught.store.count() == 23
+
+
+@pytest.mark.parametrize("by_image", [False, True], ids=["view by view", "image by image"])
+def test_two_views_of_each_image(tmp_path, by_image):
+    data, net = packed(), Counted()
+    taught, first = cached(tmp_path, data, net), batch_of(data, range(8))
+    data.format["format_kwargs"]["transform"].set_epoch(1)
+    second = batch_of(data, range(8))
+    taught(**second)
+    both = {k: torch.stack([first[k], second[k]], dim=1) for k in ("pixel_values", "view")}  # [B, 2, ...]
+    if not by_image:
+        both["pixel_values"] = both["pixel_values"].transpose(0, 1).flatten(0, 1)
+    got = taught(**both, index=first["index"])
+    live = LiveTeacher(Counted())
+    pair = torch.stack([live(**first), live(**second)])  # [2, B, C]
+    expected = pair.transpose(0, 1) if by_image else pair.flatten(0, 1)
+    torch.testing.assert_close(got, expected, rtol=BOUND, atol=BOUND)
+    assert net.images == 16
+
+
+# ---- whose logits ----------------------------------------------------------------------------------------------------
+
+
+def altered():
+    net = Counted()
+    with torch.no_grad():
+        net.head.bias[0] += 1e-6
+    return net
+
+
+@pytest.mark.parametrize(
+    ("net", "data"),
+    [
+        (altered(), packed()),
+        (Counted(), packed(seed=1)),
+        (Counted(), packed(transform=ImageTransform(augment=True, padding=2))),
+        (Counted(), packed(transform=ImageTransform(augment=True, flip=False))),
+        (Counted(), packed(transform=ImageTransform(augment=True, mean=(0.5, 0.5, 0.5)))),
+    ],
+    ids=["weights", "images", "padding", "flip", "normalisation"],
+)
+def test_another_teacher_data_or_view_set_has_another_file(tmp_path, net, data):
+    mine = cached(tmp_path, packed())
+    other = cached(tmp_path, data, net)
+    assert other.store.path != mine.store.path
+    same = cached(tmp_path, packed(transform=ImageTransform(augment=True, seed=9)))
+    assert same.store.path == mine.store.path
+
+
+def test_a_dataset_whose_views_have_no_numbers_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="only for views that have numbers: give a dataset of"):
+        cached(tmp_path, Rows())
+    twice = concatenate_datasets([packed().with_format(None), packed(seed=1).with_format(None)])
+    twice.set_transform(ImageTransform(augment=True))
+    with pytest.raises(ValueError, match="images of the training set share their `index`"):
+        cached(tmp_path, twice)
+
+
+def test_a_batch_that_cannot_be_looked_up_is_refused(tmp_path):
+    data = packed()
+    taught, batch = cached(tmp_path, data), batch_of(data, range(4))
+    with pytest.raises(ValueError, match=r"a batch with \['labels', 'pixel_values'\] does not say which image"):
+        taught(pixel_values=batch["pixel_values"], labels=batch["labels"])
+    with pytest.raises(ValueError, match="index 23 is beyond the 23 images"):
+        taught(**batch | {"index": batch["index"] + 20})
+
+
+# ---- in training -----------------------------------------------------------------------------------------------------
+
+
+def run(tmp_path, name, net, data, **keywords):
+    slots = {"temperature": Energy(thresholds=THRESHOLDS), "weighting": "entropy"}
+    args = arguments(tmp_path / name, max_steps=6, evaluate_kl=True, **keywords)
+    trainer = DistillationTrainer(Net(), net, args, train_dataset=data, eval_dataset=packed(seed=2), **slots)
+    trainer.train()
+    net.images = 0 if name == "warm" else net.images
+    return trainer, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_training_with_the_cache_is_training_with_the_teacher(tmp_path):
+    live, losses = run(tmp_path, "live", Counted(), packed())
+    cold, cold_losses = run(tmp_path, "cold", Counted(), packed(), teacher_cache_dir=str(tmp_path / "cache"))
+    assert live.cached_teacher is None
+    assert cold.cached_teacher.hits == 0
+    warm, warm_losses = run(tmp_path, "warm", Counted(), packed(), teacher_cache_dir=str(tmp_path / "cache"))
+    assert warm.cached_teacher.hits == warm.cached_teacher.rows == cold.cached_teacher.rows > 0
+    assert warm_losses == cold_losses == pytest.approx(losses, rel=BOUND)
+    for a, b in zip(warm.model.parameters(), cold.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    # Images of the evaluation set have the same index, and are not looked up.
+    assert warm.evaluate()["eval_kl"] == pytest.approx(live.evaluate()["eval_kl"], rel=1e-3)
+    assert warm.cached_teacher.teacher.model.images > 0
+
+
+def test_what_the_cache_cannot_serve_is_refused_when_the_trainer_is_built(tmp_path):
+    class Reads(KD):
+        needs_hidden = True
+
+    args = arguments(tmp_path / "run", teacher_cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="reads the teacher's hidden states, and teacher_cache_dir keeps its logits"):
+        DistillationTrainer(Net(), teacher(), args, train_dataset=packed(), objective=Reads())
+    with pytest.raises(ValueError, match="only for views that have numbers"):
+        DistillationTrainer(Net(), teacher(), args, train_dataset=Rows())
+    assert not (tmp_path / "cache").exists()
