@@ -15,7 +15,7 @@ QUESTIONS = ["ask you", "one two three", "a", "b c a b c d", "me"]  # a number t
 
 
 def build(args, answers):
-    """The trainer of both this job and fsdp_job.py; with `answers` it also generates at each evaluation."""
+    """The trainer of both this job and sharded_job.py; with `answers` it also generates at each evaluation."""
     trainer = DistillationTrainer(
         language_model(),
         taught_model(),

@@ -14,7 +14,13 @@ STOPPED = 3  # the step whose checkpoint the last run goes on from
 
 def sharded(out, answers, **keywords):
     args = arguments(out, **keywords)
-    # On CPUs Accelerate leaves both out, without a word: say what it would have found on GPUs.
+    if args.device.type == "cpu":
+        say_that_it_is_a_gpu()
+    return build(args, answers)
+
+
+def say_that_it_is_a_gpu():
+    """On CPUs Accelerate leaves FSDP and DeepSpeed out, without a word."""
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         from deepspeed import comm
 
@@ -22,7 +28,6 @@ def sharded(out, answers, **keywords):
         PartialState().distributed_type = DistributedType.DEEPSPEED
     else:
         PartialState().distributed_type = DistributedType.MULTI_GPU
-    return build(args, answers)
 
 
 def weights_of(trainer):

@@ -45,7 +45,7 @@ def run(folder, processes, script="rank_job.py", job=JOB, launcher=None, **keywo
     else:
         path = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-        done = subprocess.run([*launcher, *arguments], env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run([*launcher, *arguments], env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-4000:]
     record = json.loads((folder / "record.json").read_text())
     return torch.load(folder / "student.pt", weights_only=True), record

@@ -43,13 +43,16 @@ def name(request):
     return request.param
 
 
+def launcher(name, processes=2):
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    return [*command, f"--config_file={CONFIGS / name}.yaml", f"--num_processes={processes}", "--main_process_port=0"]
+
+
 @pytest.fixture(scope="module")
 def sharded(folder, name):
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    launcher += [f"--config_file={CONFIGS / name}.yaml", "--num_processes=2", "--main_process_port=0"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DS_ACCELERATOR", "cpu")
-        return run(folder / name, 2, "sharded_job.py", JOB, launcher, per_device_train_batch_size=4)
+        return run(folder / name, 2, "sharded_job.py", JOB, launcher(name), per_device_train_batch_size=4)
 
 
 def test_the_student_is_wrapped_and_the_teacher_whole_on_each_rank(name, sharded):
