@@ -9,23 +9,25 @@ from accelerate.utils import parse_flag_from_env
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.trainer_utils import has_length
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import ImageCollator
+from hfkd.data.epochs import ImageStream, image_transform
 from hfkd.data.resident import ResidentImages
 from hfkd.data.text_collate import TokenCollator
 from hfkd.loss import DistillationLoss
 from hfkd.models import InputSpec, Peers, input_spec
 from hfkd.teachers import CachedTeacher, LiveTeacher, Teachers
-from hfkd.teachers.scan import image_transform
 
 
 class EpochViews(TrainerCallback):
     """Tells the training images' transform, if it is ours, which epoch's views to make."""
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        transform = image_transform(keywords["train_dataloader"].dataset)
-        if transform is not None:
+        dataset = keywords["train_dataloader"].dataset
+        transform = image_transform(dataset)
+        if transform is not None and not isinstance(dataset, ImageStream):  # Trainer tells a stream its pass itself
             transform.set_epoch(math.floor(round(state.epoch or 0.0, 6)))
 
 
@@ -107,3 +109,13 @@ def cached_teacher(
             "teacher_cache_dir out"
         )
     return CachedTeacher(teacher, dataset, args.teacher_cache_dir, accelerator)
+
+
+def decay_steps(epochs: list[float], steps_per_epoch: int, train_dataset: Any) -> list[int]:
+    """The steps after which `lr_decay_epochs` are over; ValueError for a stream of unknown length."""
+    if not has_length(train_dataset):
+        raise ValueError(
+            f"lr_decay_epochs={epochs} count epochs, and this stream does not say how many images it has: set "
+            "lr_decay_epochs to null in the YAML file, and choose an lr_scheduler_type"
+        )
+    return [round(epoch * steps_per_epoch) for epoch in epochs]

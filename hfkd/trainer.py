@@ -18,6 +18,7 @@ from hfkd.cached_checks import check_cached
 from hfkd.checks import check_datasets, check_networks
 from hfkd.choose_step import AnyStep, choose_step
 from hfkd.data.collate import views_as_rows
+from hfkd.data.epochs import image_transform
 from hfkd.faults import WatchedTrainer
 from hfkd.high_energy import added_images, with_he_da
 from hfkd.items import IMAGES, TOKENS
@@ -28,6 +29,7 @@ from hfkd.objectives import KD
 from hfkd.preparation import (
     EpochViews,
     cached_teacher,
+    decay_steps,
     default_collator,
     live_teacher,
     move_resident,
@@ -37,7 +39,6 @@ from hfkd.preparation import (
 from hfkd.run_record import RunRecord
 from hfkd.steps import ChunkedStep
 from hfkd.teachers import CachedTextTeacher, TeacherScan, place, scan
-from hfkd.teachers.scan import image_transform
 from hfkd.vocabulary import common_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -276,7 +277,7 @@ class DistillationTrainer(WatchedTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         if self.args.lr_decay_epochs is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        milestones = [round(epoch * self._steps_per_epoch) for epoch in self.args.lr_decay_epochs]
+        milestones = decay_steps(self.args.lr_decay_epochs, self._steps_per_epoch, self.train_dataset)
         optimizer = optimizer or self.optimizer
         assert optimizer is not None
         scheduler = MultiStepLR(optimizer, milestones, gamma=self.args.lr_decay_factor)

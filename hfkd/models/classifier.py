@@ -118,7 +118,12 @@ def _stored(name: str, num_labels: int, labels: dict[str, Any], replace_head: bo
             f"{name!r} has {stored} labels, not {num_labels}: pass num_labels={stored}, or new_head=True for a fresh "
             "classification layer to train"
         )
-    return AutoModelForImageClassification.from_pretrained(name, ignore_mismatched_sizes=replace_head, **labels)
+    else:
+        labels = labels | {"num_labels": num_labels}  # timm's wrapper would keep the stored number beside new names
+    model = AutoModelForImageClassification.from_pretrained(name, ignore_mismatched_sizes=replace_head, **labels)
+    if isinstance(model, TimmWrapperForImageClassification):
+        vars(model.config).pop("label_names", None)  # the file's, which would be saved again in place of new ones
+    return model
 
 
 def _unknown(name: str) -> str:

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hfkd.data.epochs import ImageStream, image_transform
 from hfkd.data.transforms import unpack_pixels
 from hfkd.report.page import distillation_page
 from hfkd.report.results import RESULTS_NAME, ResultsCallback
 from hfkd.report.run import train_to_the_end, without_paths
 from hfkd.teachers import LiveTeacher, TeacherScan, scan
-from hfkd.teachers.scan import image_transform
 from hfkd.temperatures import Energy
 from hfkd.trainer import DistillationTrainer
 
@@ -54,7 +54,7 @@ def run_images(trainer: DistillationTrainer, config: dict[str, Any], page: bool 
 def page_data(trainer: DistillationTrainer) -> dict[str, Any]:
     """What the page shows of teacher and student beside the curves; only what this run has."""
     teacher, slot = trainer.teacher, trainer.distillation_loss.temperature
-    if teacher is None:
+    if teacher is None or isinstance(trainer.train_dataset, ImageStream):
         return {}
     training = trainer.scan_result or trainer.scan_training_set()
     data = {"energies": training.energy} | _energy_groups(trainer, teacher, training)
@@ -75,7 +75,7 @@ def _energy_groups(trainer: DistillationTrainer, teacher: LiveTeacher, training:
     for name, rows in {"lowest": order[:count].tolist(), "highest": order.flip(0)[:count].tolist()}.items():
         shown = dataset if transform is None else dataset.with_transform(transform.clean())
         data[f"{name}_probabilities"] = _probabilities(trainer, teacher, [shown[i] for i in rows])
-        if transform is not None:
+        if transform is not None and "pixels" in dataset.column_names:
             data[f"{name}_images"] = unpack_pixels(dataset.with_format(None)[rows[:SHOWN]]["pixels"]).numpy()
     return data
 
