@@ -97,6 +97,9 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
     remove_unused_columns: bool | None = field(  # type: ignore[assignment]
         default=False, metadata={"help": "Drop dataset columns that the model's forward does not name."}
     )
+    model_license: str | None = field(
+        default=None, metadata={"help": "Licence that the model card states, such as apache-2.0; unset: none."}
+    )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Hide NaN and inf losses from the log; costs a device sync at every step."}
     )
@@ -125,6 +128,7 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
             if self.deepspeed:
                 raise ValueError("on_nan='skip': DeepSpeed takes its steps by itself; choose 'stop' or 'ignore'")
             self.logging_nan_inf_filter = True  # the logged loss passes over what was left out
+        self._check_numbers()
         if self.loss_chunk_size < 0:
             raise ValueError(f"loss_chunk_size={self.loss_chunk_size} must be 0 (off) or a number of tokens")
         if self.label_smoothing_factor:
@@ -133,6 +137,21 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
                 "teacher is its soft label; set it to 0"
             )
         super().__post_init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What `training_args.bin`, which Trainer pickles beside the weights and uploads, may know: no token."""
+        return vars(self) | {"hub_token": None}
+
+    def _check_numbers(self) -> None:
+        """What Trainer would divide by, or find out at the first step."""
+        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)} must be a number of 0 or more")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+        if not (self.num_train_epochs > 0 or self.max_steps > 0):
+            raise ValueError(f"num_train_epochs={self.num_train_epochs}: nothing would be trained; raise it")
 
     @staticmethod
     def _check_decay(epochs: Any) -> None:
@@ -235,7 +254,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"--config {path} is not a YAML file of settings: {error}") from error
     settings = {} if settings is None else settings
     if not isinstance(settings, dict) or not all(isinstance(k, str) for k in settings):
-        raise ValueError(f"--config {path} must hold `name: value` lines, and holds a {type(settings).__name__}")
+        held = "names that are not text" if isinstance(settings, dict) else f"a {type(settings).__name__}"
+        raise ValueError(f"--config {path} must hold `name: value` lines, and holds {held}")
     return settings
 
 

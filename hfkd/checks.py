@@ -84,7 +84,9 @@ def _check_positions(network: nn.Module, dataset: Any) -> None:
 def _check_labels(dataset: Any, probed: Tensor, classes: int) -> None:
     if probed.is_floating_point():  # mixed labels: a distribution over the classes
         if probed.shape[-1] != classes:
-            raise ValueError(f"mixed labels over {probed.shape[-1]} classes, but the student has {classes}")
+            raise ValueError(
+                f"mixed labels over {probed.shape[-1]} classes, but the student has {classes}: give both as many"
+            )
         return
     # All labels where the column is what a batch gets: a transform that is not ours may map them.
     stored = isinstance(dataset, Dataset) and "labels" in dataset.column_names

@@ -14,10 +14,11 @@ from transformers.trainer_utils import has_length
 from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import ImageCollator
 from hfkd.data.epochs import ImageStream, image_transform
+from hfkd.data.large_images import LargeImageTransform
 from hfkd.data.resident import ResidentImages
 from hfkd.data.text_collate import TokenCollator
 from hfkd.loss import DistillationLoss
-from hfkd.models import InputSpec, Peers, input_spec
+from hfkd.models import InputSpec, Peers, image_processor, input_spec, record_statistics
 from hfkd.teachers import CachedTeacher, LiveTeacher, Teachers
 
 
@@ -119,3 +120,17 @@ def decay_steps(epochs: list[float], steps_per_epoch: int, train_dataset: Any) -
             "lr_decay_epochs to null in the YAML file, and choose an lr_scheduler_type"
         )
     return [round(epoch * steps_per_epoch) for epoch in epochs]
+
+
+def record_inputs(student: nn.Module, train_dataset: Any) -> BaseImageProcessor | None:
+    """Let what is saved say how its images were prepared: in a timm model's config, else by the processor returned."""
+    transform = image_transform(train_dataset)
+    if transform is None:
+        return None
+    if isinstance(transform, LargeImageTransform):  # a stream's first row is not to be had without filling its buffer
+        height = width = transform.size
+    else:
+        height, width = train_dataset[0]["pixel_values"].shape[-2:]
+    if record_statistics(student, transform.mean, transform.std, (height, width)):
+        return None
+    return image_processor(transform.mean, transform.std, (height, width))

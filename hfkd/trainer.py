@@ -18,12 +18,11 @@ from hfkd.cached_checks import check_cached
 from hfkd.checks import check_datasets, check_networks
 from hfkd.choose_step import AnyStep, choose_step
 from hfkd.data.collate import views_as_rows
-from hfkd.data.epochs import image_transform
 from hfkd.faults import WatchedTrainer
 from hfkd.high_energy import added_images, with_he_da
+from hfkd.hub import HubTrainer
 from hfkd.items import IMAGES, TOKENS
 from hfkd.loss import DistillationLoss, cross_entropy
-from hfkd.models import record_statistics
 from hfkd.models.calling import Call
 from hfkd.objectives import KD
 from hfkd.preparation import (
@@ -33,18 +32,20 @@ from hfkd.preparation import (
     default_collator,
     live_teacher,
     move_resident,
+    record_inputs,
     refuse_unsupported,
     with_adapters,
 )
 from hfkd.run_record import RunRecord
 from hfkd.steps import ChunkedStep
 from hfkd.teachers import CachedTextTeacher, TeacherScan, place, scan
+from hfkd.tensor_checkpoints import TensorCheckpoints
 from hfkd.vocabulary import common_vocabulary
 
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(WatchedTrainer):
+class DistillationTrainer(HubTrainer, TensorCheckpoints, WatchedTrainer):
     """Trainer that distils `teacher` into `model`, choosing per sample how hard to soften and how much to learn.
 
         DistillationTrainer(model, teacher, args, train_dataset=..., eval_dataset=..., weighting="entropy")
@@ -217,9 +218,9 @@ class DistillationTrainer(WatchedTrainer):
         checkpoint = self.start_from(resume_from_checkpoint)
         self.step, self.train_dataset = with_he_da(self.args, self.step, self.train_dataset, self.scan_training_set)
         self.fit_slots(checkpoint)
-        transform = image_transform(self.train_dataset)
-        if transform is not None:
-            record_statistics(self.accelerator.unwrap_model(self.model), transform.mean, transform.std)
+        processor = record_inputs(self.accelerator.unwrap_model(self.model), self.train_dataset)
+        if self.processing_class is None:
+            self.processing_class = processor
         if self.args.should_save:
             self.record.write(self.args.output_dir, self.distillation_loss)
         return super().train(checkpoint, trial, ignore_keys_for_eval)

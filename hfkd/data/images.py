@@ -69,6 +69,8 @@ def load(name_or_path: str, name: str | None, streaming: bool = False) -> Any:
         return datasets.load_dataset(str(path) if path.is_dir() else name_or_path, name, streaming=streaming)
     except (EmptyDatasetError, DataFilesNotFoundError) as error:
         raise ValueError(f"{name_or_path} holds no data that can be read: give the folder with the images") from error
+    except RuntimeError as error:  # a program that makes the data, which is never run
+        raise ValueError(f"{name_or_path} cannot be read: {error}; give a data set stored as files") from error
 
 
 def decode(

@@ -1,15 +1,21 @@
 """Loading weights other people published: strictly, and without ever running what a pickle asks for."""
 
 import os
-from collections.abc import Iterable, Mapping
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.trainer_pt_utils import safe_globals
 
 WRAPPERS = ("model", "state_dict")  # keys under which training scripts store the weights
 PREFIXES = ("module.", "_orig_mod.", "timm_model.")  # DataParallel, torch.compile, transformers' TimmWrapper
+SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
+TRAINING_ARGS = "training_args.bin"  # a pickle, which nothing reads
 SHOWN = 3
 
 
@@ -50,6 +56,23 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"store the state_dict alone, or under one of {list(WRAPPERS)}"
         )
     return dict(content)
+
+
+@contextmanager
+def naming_unreadable(source: str | os.PathLike[str]) -> Iterator[None]:
+    """Loading from the folder or Hub id `source`: a ValueError names the file when one of its files is not of tensors.
+
+    transformers and Trainer load tensors only, as `load_checkpoint` does; what they raise does not say from where.
+    """
+    try:
+        yield
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+        with safe_globals():  # numpy's and Python's random states, which Trainer's checkpoints hold
+            for path in sorted(p for p in Path(source).glob("*") if p.suffix in SUFFIXES and p.name != TRAINING_ARGS):
+                _read(path)
+        if isinstance(error, (pickle.UnpicklingError, SafetensorError)):
+            raise ValueError(f"the weights of {source} are not tensors alone, and no code is run: {error}") from error
+        raise
 
 
 def _read(path: Path) -> object:

@@ -15,7 +15,7 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
-from hfkd.models.checkpoints import load_checkpoint
+from hfkd.models.checkpoints import load_checkpoint, naming_unreadable
 
 # what an image pipeline needs of timm's pretrained_cfg; the rest names weights that a fresh model does not have
 INPUT_KEYS = ("input_size", "fixed_input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
@@ -110,7 +110,7 @@ def _fresh(name: str, num_labels: int, labels: dict[str, Any]) -> PreTrainedMode
 
 
 def _stored(name: str, num_labels: int, labels: dict[str, Any], replace_head: bool) -> PreTrainedModel:
-    stored = AutoConfig.from_pretrained(name).num_labels
+    stored = AutoConfig.from_pretrained(name, trust_remote_code=False).num_labels
     if stored == num_labels:
         labels = {key: value for key, value in labels.items() if key != "num_labels"}  # keeps the stored label names
     elif not replace_head:
@@ -120,7 +120,10 @@ def _stored(name: str, num_labels: int, labels: dict[str, Any], replace_head: bo
         )
     else:
         labels = labels | {"num_labels": num_labels}  # timm's wrapper would keep the stored number beside new names
-    model = AutoModelForImageClassification.from_pretrained(name, ignore_mismatched_sizes=replace_head, **labels)
+    with naming_unreadable(name):
+        model = AutoModelForImageClassification.from_pretrained(
+            name, ignore_mismatched_sizes=replace_head, trust_remote_code=False, **labels
+        )
     if isinstance(model, TimmWrapperForImageClassification):
         vars(model.config).pop("label_names", None)  # the file's, which would be saved again in place of new ones
     return model

@@ -6,7 +6,8 @@ from typing import Any
 
 from timm.models import get_model_input_config
 from torch import nn
-from transformers import AutoImageProcessor, TimmWrapperForImageClassification
+from transformers import AutoImageProcessor, CLIPImageProcessor, TimmWrapperForImageClassification
+from transformers.image_processing_utils import BaseImageProcessor
 
 from hfkd.models.peers import Peers
 
@@ -35,20 +36,37 @@ def input_spec(model: nn.Module) -> InputSpec | None:
     return None
 
 
-def record_statistics(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Write into a timm model, bare or wrapped, the normalisation it is being trained with.
+def record_statistics(
+    model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], size: tuple[int, int] | None = None
+) -> bool:
+    """Write into a timm model, bare or wrapped, the normalisation (and height and width) it is being trained with.
 
-    Saved with its config, so that whoever loads it, as a teacher say, feeds it what it knows. Other models keep this in
-    an image processor of their own.
+    Saved with its config, so that whoever loads it, as a teacher say, feeds it what it knows; AutoImageProcessor reads
+    it there. False for other models, which keep this in an image processor of their own.
     """
-    statistics = {"mean": list(mean), "std": list(std)}
+    statistics: dict[str, Any] = {"mean": list(mean), "std": list(std)}
+    if size is not None:
+        statistics |= {"input_size": [len(mean), *size], "crop_pct": 1.0}
     if isinstance(model, TimmWrapperForImageClassification):
         model.config.pretrained_cfg = {**(model.config.pretrained_cfg or {}), **statistics}
     elif isinstance(model, Peers):
         for peer in model.peers:
-            record_statistics(peer, mean, std)
+            record_statistics(peer, mean, std, size)
     elif "pretrained_cfg" in vars(model):
         vars(model)["pretrained_cfg"].update(statistics)
+    else:
+        return False
+    return True
+
+
+def image_processor(mean: tuple[float, ...], std: tuple[float, ...], size: tuple[int, int]) -> BaseImageProcessor:
+    """An image processor that does what hfkd's data does to a picture: fit to `size`, crop the centre, normalise."""
+    return CLIPImageProcessor(
+        size={"shortest_edge": min(size)},
+        crop_size={"height": size[0], "width": size[1]},
+        image_mean=mean,
+        image_std=std,
+    )
 
 
 def _timm_spec(timm_model: Any, saved: dict[str, Any]) -> InputSpec:
@@ -60,7 +78,7 @@ def _timm_spec(timm_model: Any, saved: dict[str, Any]) -> InputSpec:
 
 def _processor_spec(name_or_path: str) -> InputSpec | None:
     try:
-        processor = AutoImageProcessor.from_pretrained(name_or_path)
+        processor = AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False)
     except OSError:  # saved or published without one, or offline
         return None
     if not processor.do_normalize:

@@ -17,6 +17,7 @@ from transformers import (
 from transformers.utils import is_bitsandbytes_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from hfkd.models.checkpoints import naming_unreadable
 from hfkd.vocabulary import same_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -45,11 +46,13 @@ def causal_lm(
     if from_config:
         if load_in_8bit or load_in_4bit:
             raise ValueError("from_config makes random weights, which nothing is gained by quantising: leave one out")
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32 if dtype == "auto" else dtype)
     if find_adapter_config_file(name) is not None:
         return _with_adapter(name, dtype, load_in_8bit, load_in_4bit)
-    return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **_quantisation(load_in_8bit, load_in_4bit))
+    quantisation = _quantisation(load_in_8bit, load_in_4bit)
+    with naming_unreadable(name):
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False, **quantisation)
 
 
 def _quantisation(load_in_8bit: bool, load_in_4bit: bool) -> dict[str, Any]:
@@ -75,7 +78,8 @@ def _with_adapter(name: str, dtype: str, load_in_8bit: bool, load_in_4bit: bool)
         )
     logger.info("%s is an adapter of %s", name, base_name)
     base = causal_lm(base_name, dtype, load_in_8bit=load_in_8bit, load_in_4bit=load_in_4bit)
-    adapted: Any = PeftModel.from_pretrained(base, name)
+    with naming_unreadable(name):
+        adapted: Any = PeftModel.from_pretrained(base, name)
     return adapted if load_in_8bit or load_in_4bit else adapted.merge_and_unload()
 
 
@@ -99,7 +103,7 @@ def load_tokenizer(name_or_path: str | Path, fallback: str | Path | None = None)
     # transformers makes up a tokenizer without words for a folder that has none
     missing = path.is_file() or (path.is_dir() and not any(any(path.glob(names)) for names in TOKENIZER_FILES))
     if not missing:
-        return AutoTokenizer.from_pretrained(str(name_or_path))
+        return AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=False)
     if fallback is None:
         raise ValueError(f"{name_or_path} has no tokenizer: save one beside the model, or give --tokenizer_name")
-    return AutoTokenizer.from_pretrained(str(fallback))
+    return AutoTokenizer.from_pretrained(str(fallback), trust_remote_code=False)

@@ -16,7 +16,7 @@ from hfkd.data.epochs import ImageStream, image_transform
 from hfkd.data.transforms import unpack_pixels
 from hfkd.report.page import distillation_page
 from hfkd.report.results import RESULTS_NAME, ResultsCallback
-from hfkd.report.run import train_to_the_end, without_paths
+from hfkd.report.run import save_student, train_to_the_end, without_paths
 from hfkd.teachers import LiveTeacher, TeacherScan, scan
 from hfkd.temperatures import Energy
 from hfkd.trainer import DistillationTrainer
@@ -47,7 +47,7 @@ def run_images(trainer: DistillationTrainer, config: dict[str, Any], page: bool 
             history = trainer.state.log_history
             distillation_page(folder / PAGE_NAME, config=config, log_history=history, results=results, **data)
             logger.info("The results are in %s; look at %s", folder, folder / PAGE_NAME)
-    trainer.save_model()  # last: with push_to_hub it uploads the folder, page and all
+    save_student(trainer, config)
     return results
 
 

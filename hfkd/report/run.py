@@ -22,6 +22,17 @@ def train_to_the_end(trainer: DistillationTrainer, results: ResultsCallback) -> 
     return Path(args.output_dir or ".")
 
 
+def save_student(trainer: DistillationTrainer, config: dict[str, Any]) -> None:
+    """Write the student and its card, which names the data of `config`, and with `push_to_hub` upload the folder.
+
+    Comes last in a run, when all that is uploaded is there. Raises ConnectionError when the upload fails.
+    """
+    trainer.details = config
+    trainer.save_model()
+    if not trainer.args.push_to_hub:  # with it, `save_model` has written the card
+        trainer.create_model_card()
+
+
 def without_paths(config: dict[str, Any]) -> dict[str, Any]:
     """`config` fit to be published: of a local file or folder, its name alone."""
     return {k: [_named(v) for v in value] if isinstance(value, list) else _named(value) for k, value in config.items()}

@@ -5,7 +5,7 @@ import logging
 from typing import Any
 
 from hfkd.report.results import RESULTS_NAME, ResultsCallback
-from hfkd.report.run import train_to_the_end, without_paths
+from hfkd.report.run import save_student, train_to_the_end, without_paths
 from hfkd.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ def run_text(trainer: DistillationTrainer, config: dict[str, Any]) -> dict[str, 
     metric = f"eval_{(trainer.args.metric_for_best_model or 'loss').removeprefix('eval_')}"
     config = without_paths(config)
     folder = train_to_the_end(trainer, ResultsCallback(config, metric=metric, items_name="sequences"))
-    trainer.save_model()
+    save_student(trainer, config)
     if not trainer.is_world_process_zero():
         return {}
     logger.info("The student and results.json are in %s", folder)

@@ -1,0 +1,137 @@
+"""The model card of a student: README.md beside its weights, made from what the trainer knows."""
+
+import math
+import re
+from collections.abc import Mapping
+from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedModel, TrainerState
+from transformers.trainer_utils import unwrap_peft_model
+
+from hfkd.citations import citations
+from hfkd.command import command, without_secrets
+from hfkd.files import write_atomically
+from hfkd.models import CIFAR_NETS
+
+if TYPE_CHECKING:
+    from hfkd.trainer import DistillationTrainer
+
+FILE = "README.md"
+TEMPLATE = Path(__file__).with_name("card_template.md")
+SLOTS = ("objective", "temperature", "weighting")
+HE_DA: dict[str, list[str]] = {"none": [], "paper": ["Energy()"], "released": ["Energy()"]}  # of the same paper
+HUB_ID = r"[\w.-]+/[\w.-]+"
+SPEED = re.compile(r"_(runtime|per_second|time)$")  # how fast the evaluation was, not how good the student is
+
+
+def write_card(
+    trainer: "DistillationTrainer",
+    model_name: str | None = None,
+    license: str | None = None,
+    tags: str | list[str] | None = None,
+    finetuned_from: str | None = None,
+    dataset: str | None = None,
+    language: str | list[str] | None = None,
+) -> None:
+    """Write README.md into `output_dir`; the keywords are Trainer's, None standing for what the run says.
+
+    The licence is `license`, else `args.model_license`; it is never guessed. Neither a token nor a folder of this
+    machine gets into the text. Raises OSError naming the path when it cannot be written.
+    """
+    args, settings = trainer.args, trainer.settings
+    student: Any = trainer.accelerator.unwrap_model(trainer.model)
+    folder = Path(args.output_dir or ".")
+    dataset = dataset or trainer.details.get("dataset_name")
+    distilled = bool(settings["teacher"] and settings["kd_weight"])
+    if not distilled:
+        settings = {k: v for k, v in settings.items() if k not in (*SLOTS, "teacher", "kd_weight")}
+    step, metrics = evaluation(trainer.state, args.load_best_model_at_end)
+    words: dict[str, Any] = {
+        "name": model_name or (args.hub_model_id or folder.resolve().name).split("/")[-1],
+        "library": _library(student),
+        "task": "text-generation" if trainer.call.takes_tokens else "image-classification",
+        "dataset": dataset,
+        "license": license or args.model_license,
+        "metrics": metrics,
+    }
+    data = _metadata(
+        words,
+        language=language,
+        tags=_tags(student, distilled, tags),
+        base_model=finetuned_from or _started_from(student, trainer.details),
+        distilled_from=re.findall(rf"({HUB_ID}) \(", str(settings.get("teacher"))) or None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        **words,
+        settings={k: _cell(v) for k, v in ({"data": dataset} | settings).items() if v is not None and v != -1},
+        repository=trainer.hub_model_id or words["name"],
+        kind=type(student).__name__,
+        cifar=settings["student"].split(" ")[0] in CIFAR_NETS,
+        command=command(),
+        processes=args.world_size,
+        versions=f"hfkd {version('hfkd')}, transformers {transformers.__version__}, torch {torch.__version__}",
+        seed=args.seed,
+        step=step,
+        bibtex=citations([*map(str, settings.values()), *HE_DA[args.he_da]]) if distilled else "",
+    )
+    write_atomically(folder / FILE, without_secrets(f"{card}\n", [args.hub_token]).encode())
+
+
+def _metadata(words: dict[str, Any], **entries: Any) -> ModelCardData:
+    dataset, task = words["dataset"], words["task"]
+    results = [EvalResult(task, dataset, dataset, name, value) for name, value in words["metrics"].items() if dataset]
+    return ModelCardData(
+        model_name=words["name"] if results else None,  # belongs to the results
+        license=words["license"],
+        library_name=words["library"],
+        pipeline_tag=task,
+        datasets=[dataset] if dataset and re.fullmatch(HUB_ID, dataset) else None,
+        eval_results=results or None,
+        **entries,
+    )
+
+
+def evaluation(state: TrainerState, best: bool) -> tuple[int, dict[str, float]]:
+    """The step of the saved weights (the best ones, or the last), and what evaluating at that step measured."""
+    step = state.best_global_step if best and state.best_global_step else state.global_step
+    logged: dict[str, Any] = {}
+    for entry in state.log_history:
+        if entry.get("step") == step:
+            logged |= {k.removeprefix("eval_"): v for k, v in entry.items() if k.startswith("eval_")}
+    numbers = {k: float(v) for k, v in logged.items() if isinstance(v, (int, float)) and not SPEED.search(f"_{k}")}
+    return step, {k: v for k, v in numbers.items() if math.isfinite(v)}
+
+
+def _library(student: Any) -> str:
+    """Which library loads what the trainer saved."""
+    if unwrap_peft_model(student) is not student:
+        return "peft"
+    return "transformers" if isinstance(student, PreTrainedModel) else "pytorch"
+
+
+def _tags(student: Any, distilled: bool, tags: str | list[str] | None) -> list[str]:
+    model = unwrap_peft_model(student)
+    own = (model.model_tags if isinstance(model, PreTrainedModel) else None) or []
+    given = [tags] if isinstance(tags, str) else tags or []
+    return ["hfkd", *(["knowledge-distillation"] if distilled else []), *own, *given]
+
+
+def _started_from(student: Any, details: Mapping[str, Any]) -> str | None:
+    """The Hub id of the weights that training started from; None for fresh weights and for local ones."""
+    model = unwrap_peft_model(student)
+    fresh = details.get("from_config") or not isinstance(model, PreTrainedModel)
+    name = "" if fresh else str(model.name_or_path)
+    return name if re.fullmatch(rf"[\w.-]+|{HUB_ID}", name) and not Path(name).exists() else None
+
+
+def _cell(value: Any) -> str:
+    """A value in a table's cell."""
+    return str(value.value if isinstance(value, Enum) else value).replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,53 @@
+"""Which papers a run stands on: a table from slot names to the entries of citations.bib."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+# The names of the slots' tables and of their classes, in small letters without underscores. A new method adds a line.
+PAPERS = {
+    "adaptivekl": "wu2025rethinking",
+    "assistant": "mirzadeh2020assistant",
+    "average": "you2017multiple",
+    "constant": "hinton2015distilling",
+    "dist": "huang2022stronger",
+    "dkd": "zhao2022decoupled",
+    "energy": "kim2024energy",
+    "entropy": "su2025eakd",
+    "gradation": "kim2024energy",
+    "inverseentropy": "kwon2020adaptive",
+    "jsd": "agarwal2024onpolicy",
+    "kd": "hinton2015distilling",
+    "learned": "li2023curriculum",
+    "mld": "jin2023multilevel",
+    "nkd": "yang2023normalized",
+    "peers": "zhang2018mutual",
+    "reversekl": "gu2024minillm",
+    "rkd": "park2019relational",
+    "skewkl": "ko2024distillm",
+    "skewreversekl": "ko2024distillm",
+    "standardized": "sun2024logit",
+    "totalvariation": "wen2023fdivergence",
+}
+NO_PAPER = {"matched", "uniform"}
+# DKD(alpha=1.0), 'dkd' inside Standardized(objective='dkd'), and a student's Peers (1,000 parameters)
+NAMES = re.compile(r"""(\w+) ?\(|["'](\w+)["'(]""")
+
+
+def slot_name(name: str) -> str:
+    """A slot's name as `PAPERS` has it: SkewReverseKL and skew_reverse_kl are both skewreversekl."""
+    return name.replace("_", "").lower()
+
+
+def citations(slots: Iterable[str]) -> str:
+    """The BibTeX entries of the methods in `slots`, the reprs of a loss's slots and its networks; each entry once."""
+    names = [slot_name(called or quoted) for slot in slots for called, quoted in NAMES.findall(slot)]
+    keys = dict.fromkeys(PAPERS[name] for name in names if name in PAPERS)
+    entries = bibliography()
+    return "\n\n".join(entries[key] for key in keys)
+
+
+def bibliography() -> dict[str, str]:
+    """The entries of citations.bib by key."""
+    text = Path(__file__).with_name("citations.bib").read_text(encoding="utf-8")
+    return {entry.partition("{")[2].partition(",")[0]: entry for entry in text.strip().split("\n\n")}

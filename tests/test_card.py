@@ -1,0 +1,100 @@
+"""The model card is true: metrics of the saved weights, no base for fresh ones, no method without distillation."""
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from text_toys import TokenRows, language_model, tokenizer
+from toys import Net, Rows, arguments, teacher
+from transformers import TrainerState
+
+from hfkd import DistillationTrainer
+from hfkd.card import FILE, evaluation
+
+
+def card(folder):
+    return ModelCard.load(folder / FILE)
+
+
+def trained(folder, **keywords):
+    slots = {k: keywords.pop(k) for k in ("objective", "kd_weight", "ce_weight") if k in keywords}
+    taught = None if slots.get("kd_weight") == 0 else teacher()
+    args = arguments(folder, eval_strategy="steps", eval_steps=1, **keywords)
+    trainer = DistillationTrainer(Net(), taught, args, train_dataset=Rows(), eval_dataset=Rows(8), **slots)
+    trainer.train()
+    return trainer
+
+
+def test_a_bare_module_and_a_data_set_nobody_named(tmp_path):
+    trained(tmp_path, model_license="apache-2.0").create_model_card(tags=["mine"])
+    data, text = card(tmp_path).data.to_dict(), card(tmp_path).text
+    assert data["library_name"] == "pytorch"
+    assert data["tags"] == ["hfkd", "knowledge-distillation", "mine"]
+    assert data["license"] == "apache-2.0"
+    assert "model-index" not in data
+    assert "datasets" not in data
+    assert "base_model" not in data
+    assert "model.load_state_dict" in text
+    assert "| loss | " in text
+    assert "on the evaluation split" not in text
+
+
+def test_without_a_teacher_nothing_was_distilled(tmp_path):
+    trained(tmp_path, kd_weight=0.0, ce_weight=1.0).create_model_card()
+    assert card(tmp_path).data.to_dict()["tags"] == ["hfkd"]
+    text = card(tmp_path).text
+    assert "trained on the labels alone" in text
+    assert "None is stated" in text
+    assert "bibtex" not in text
+    assert "| objective |" not in text
+
+
+def test_arguments_win_and_a_table_survives_a_pipe(tmp_path):
+    class Piped:
+        def __call__(self, items, temperature):
+            return temperature * items.student.logits.sum(-1)
+
+        def __repr__(self):
+            return "a | b"
+
+    trainer = trained(tmp_path, objective=Piped(), model_license="mit")
+    trainer.create_model_card(license="gpl-3.0", dataset="owner/data", model_name="mine", finetuned_from="owner/base")
+    data = card(tmp_path).data.to_dict()
+    assert data["license"] == "gpl-3.0"
+    assert data["datasets"] == ["owner/data"]
+    assert data["base_model"] == "owner/base"
+    assert data["model-index"][0]["name"] == "mine"
+    assert data["model-index"][0]["results"][0]["dataset"] == {"name": "owner/data", "type": "owner/data"}
+    assert "| objective | a \\| b |" in card(tmp_path).text
+
+
+def test_a_base_that_is_a_folder_here_is_nobody_elses(tmp_path, monkeypatch):
+    for name, base in (("gpt2", "gpt2"), ("fresh", None), (str(tmp_path), None)):
+        model = language_model()
+        model.name_or_path = name
+        args = arguments(tmp_path / "run")
+        trainer = DistillationTrainer(
+            model, None, args, ce_weight=1, kd_weight=0, train_dataset=TokenRows(), processing_class=tokenizer()
+        )
+        trainer.details = {"from_config": name == "fresh"}
+        trainer.create_model_card()
+        assert card(tmp_path / "run").data.to_dict().get("base_model") == base
+
+
+@pytest.mark.parametrize(("best", "step", "value"), [(False, 4, 0.5), (True, 2, 0.7)])
+def test_metrics_are_those_of_the_weights_that_are_saved(best, step, value):
+    history = [
+        {"step": 2, "eval_accuracy": 0.7, "eval_runtime": 1.0, "eval_samples_per_second": 3.0},
+        {"step": 2, "loss": 1.0},
+        {"step": 4, "eval_accuracy": 0.5, "eval_loss": float("nan"), "eval_model_preparation_time": 0.1},
+    ]
+    state = TrainerState(global_step=4, best_global_step=2, log_history=history)
+    assert evaluation(state, best) == (step, {"accuracy": value})
+    assert evaluation(TrainerState(global_step=5, log_history=history), False) == (5, {})
+
+
+def test_a_token_never_gets_into_the_card(tmp_path):
+    trainer = trained(tmp_path, hub_token="planted-token")
+    trainer.create_model_card(tags=["planted-token"], model_name="hf_0123456789")
+    assert "planted" not in (tmp_path / FILE).read_text()
+    assert yaml.safe_load((tmp_path / FILE).read_text().split("---\n")[1])["tags"][-1] == "HIDDEN"
+    assert "hf_" not in (tmp_path / FILE).read_text()
