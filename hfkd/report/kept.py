@@ -30,7 +30,7 @@ def deciding(networks: NetworkArguments, data: ImageDataArguments, args: Distill
     """The settings that decide what comes out of a run and by which protocol, free of a machine's paths."""
     ours = {f.name for f in fields(args)} - {f.name for f in fields(TrainingArguments)}
     names = sorted(name for name in ours if not name.endswith("_dir")) + list(DECISIVE)
-    return jsonable(without_paths(vars(networks) | vars(data)) | {name: getattr(args, name) for name in names})
+    return jsonable(without_paths(vars(networks) | vars(data) | {name: getattr(args, name) for name in names}))
 
 
 def finished(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any] | None:

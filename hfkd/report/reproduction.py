@@ -64,8 +64,11 @@ class Job:
             networks = replace(networks, teacher_checkpoint=[str(Path(table.teachers) / w) for w in weights])
         return table, networks, data, args
 
-    def check(self) -> None:
-        """Raise ValueError for what would only come to light when this run's turn has come."""
+    def check(self, compared: frozenset[str]) -> None:
+        """Raise ValueError for what would only come to light when this run's turn has come.
+
+        `compared` are the settings that the rows of the table set, in which they differ: no flag may level them.
+        """
         _, networks, _, args = self.flags()
         DistillationLoss(args.objective, args.temperature, args.weighting, args.ce_weight, args.kd_weight)
         for weights in networks.teacher_checkpoint or ():
@@ -73,7 +76,7 @@ class Job:
                 raise ValueError(f"row {self.row.name!r}: there are no weights {weights}")
         alone = {k: v for part in parse(FLAGS, [], self.row.layers) for k, v in vars(part).items()}
         given = {k: v for part in parse(FLAGS, self.argv, self.row.layers) for k, v in vars(part).items()}
-        for name in sorted(self.row.own - SCHEDULE):
+        for name in sorted(compared - SCHEDULE):
             if given[name] != alone[name]:
                 raise ValueError(
                     f"--{name} {given[name]}: row {self.row.name!r} is {name} {alone[name]}, and would no longer be "
@@ -108,8 +111,9 @@ def run_table(table: Table, argv: Sequence[str], published: Published) -> str:
     folder = Path(args.output_dir or ".")
     seeds = range(args.seed, args.seed + flags.seeds)
     jobs = [Job(row, s, folder / row.folder / f"seed{s}", tuple(argv)) for s in seeds for row in rows]
+    compared = frozenset().union(*(row.own for row in table.rows))
     for job in jobs[: len(rows)]:
-        job.check()
+        job.check(compared)
     runs = {job: job.finished() for job in jobs}
     text = _write(table, runs, folder, published) if args.should_save else ""
     for job in [job for job, run in runs.items() if run is None]:

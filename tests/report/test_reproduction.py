@@ -169,7 +169,7 @@ def test_published_numbers_stand_beside_ours(work, tmp_path):
     [
         ({"num_train_epochs": 3}, "holds another run: its num_train_epochs is 2.0, this one's is 3.0"),
         ({"crop_padding": 0}, "holds another run: its crop_padding is 1, this one's is 0"),
-        ({"weighting": "matched"}, "row 'EA-KD' is weighting entropy, and would no longer be what its name says"),
+        ({"weighting": "entropy"}, "row 'KD' is weighting uniform, and would no longer be what its name says"),
         ({"rows": "DKD"}, "--rows 'DKD' is none of"),
         ({"seeds": 0}, "seeds=0 must be 1 or more"),
         ({"teachers": "/nowhere", "teacher_name": "cifar_wrn_16_2"}, "there are no weights /nowhere/wrn_16_2.pth"),
