@@ -16,11 +16,20 @@ class BatchAverage:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._items = 0
+        self.keep()
 
     def add(self, means: dict[str, Tensor], num_items: int) -> None:
         for name, mean in means.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(mean)) + mean * num_items
         self._items += num_items
+
+    def keep(self) -> None:
+        """What was added so far counts, whatever `forget` forgets later."""
+        self._kept = dict(self._sums), self._items
+
+    def forget(self) -> None:
+        """As if nothing had been added since the last `keep`."""
+        self._sums, self._items = dict(self._kept[0]), self._kept[1]
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """The means over all ranks; the counting starts anew. Every rank has to call it."""
@@ -30,6 +39,7 @@ class BatchAverage:
         totals = torch.stack([*self._sums.values(), torch.tensor(float(self._items), device=device)])
         *sums, items = accelerator.reduce(totals).tolist()
         self._sums, self._items = {}, 0
+        self.keep()
         return {name: value / max(items, 1) for name, value in zip(names, sums, strict=True)}
 
 

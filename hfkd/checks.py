@@ -3,13 +3,16 @@
 from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
+from hfkd.data.collate import views_as_rows
+from hfkd.data.epochs import image_transform
 from hfkd.models.calling import Call
 from hfkd.teachers import LiveTeacher
-from hfkd.teachers.scan import image_transform
 
 Collate = Callable[[list[Any]], dict[str, Tensor]]
 PROBED_ROWS, PROBED_TOKENS = 2, 8  # enough to see shapes and NaN, little enough for a large model on a CPU
@@ -27,12 +30,19 @@ def check_datasets(datasets: Mapping[str, Any], collate: Collate) -> None:
 
 
 @torch.no_grad()
-def check_networks(student: nn.Module, call: Call, teacher: LiveTeacher | None, dataset: Any, collate: Collate) -> None:
-    """Run both networks on the first rows: same classes, finite teacher, labels within range. ValueError otherwise."""
+def check_networks(
+    student: nn.Module, call: Call, teacher: LiveTeacher | None, dataset: Any, collate: Collate
+) -> int | None:
+    """Run both networks on the first rows: same classes, finite teacher, labels within range. ValueError otherwise.
+
+    Returns the number of classes; None where the rows cannot be looked at without spending them.
+    """
     if not _map_style(dataset):
-        return
-    batch = collate([dataset[i] for i in range(min(PROBED_ROWS, len(dataset)))])
+        return None
+    batch = views_as_rows(collate([dataset[i] for i in range(min(PROBED_ROWS, len(dataset)))]))
     if call.takes_tokens:
+        for network in (student, *(teacher.networks if teacher else ())):
+            _check_positions(network, dataset)
         batch = {name: values[:, :PROBED_TOKENS] if values.ndim > 1 else values for name, values in batch.items()}
     modes = [(module, module.training) for module in student.modules()]
     try:
@@ -43,7 +53,7 @@ def check_networks(student: nn.Module, call: Call, teacher: LiveTeacher | None, 
     if not call.takes_tokens:
         _check_labels(dataset, batch["labels"], classes)
     if teacher is None:
-        return
+        return classes
     taught = teacher(**_on(teacher, batch))
     if taught.shape[-1] != classes and not call.takes_tokens:  # vocabularies are compared by hfkd.vocabulary
         raise ValueError(
@@ -52,6 +62,23 @@ def check_networks(student: nn.Module, call: Call, teacher: LiveTeacher | None, 
         )
     if not torch.isfinite(taught).all():
         raise ValueError("the teacher's logits are NaN or infinite on the first training rows: check its checkpoint")
+    return classes
+
+
+def _check_positions(network: nn.Module, dataset: Any) -> None:
+    """No row of `tokenize_dataset` may be longer than what the network says it can take."""
+    config = getattr(network, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        return
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is None or not isinstance(dataset, Dataset) or "length" not in dataset.column_names:
+        return
+    longest = int(np.max(dataset.with_format("numpy")["length"][:]))
+    if longest > limit:
+        raise ValueError(
+            f"the longest training row has {longest} tokens, but {type(network).__name__} has {limit} positions: lower "
+            f"max_length to {limit}"
+        )
 
 
 def _check_labels(dataset: Any, probed: Tensor, classes: int) -> None:

@@ -28,11 +28,19 @@ def write_atomically(path: str | Path, content: bytes | Callable[[Path], None]) 
                 file.write(content)
         if callable(content):
             content(part)
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
+        sync(part)
         os.replace(part, target)
     except OSError as error:
         raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}; free some space?") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             part.unlink()
+
+
+def sync(path: str | Path) -> None:
+    """Return when the content of `path`, a file or a folder's names, is on the disk and would outlive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

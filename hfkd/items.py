@@ -35,6 +35,9 @@ class Outputs:
     def num_classes(self) -> int:
         return self.logits.shape[-1]
 
+    def rows(self, rows: slice) -> "Outputs":
+        return Outputs(self.logits[rows], tuple(state[rows] for state in self.hidden))
+
 
 @dataclass(frozen=True)
 class Items:
@@ -42,6 +45,9 @@ class Items:
 
     labels: [N] class ids, or [N, C] when MixUp or CutMix mixed them. sample: [N] ints below `num_samples`.
     progress: epochs done so far, fractional; warm-ups and schedules read it.
+    teachers: where there are several, each of them; `teacher` is then their mean logits.
+    views: how often each image is there. A view is an item and a sample of its own: with V views of B images, N = V B,
+    and items v B to (v + 1) B are view v. Their losses add up: the loss is divided by the number of images.
     """
 
     student: Outputs
@@ -50,9 +56,21 @@ class Items:
     sample: Tensor
     num_samples: int
     progress: float = 0.0
+    teachers: tuple[Outputs, ...] = ()
+    views: int = 1
 
     def __len__(self) -> int:
         return self.sample.shape[0]
+
+    def view(self, v: int) -> "Items":
+        """The items of view `v`, each a sample of its own still."""
+        if self.views == 1:
+            return self
+        count = len(self) // self.views
+        rows = slice(v * count, (v + 1) * count)
+        student, teacher, *teachers = (one.rows(rows) for one in (self.student, self.teacher, *self.teachers))
+        sample = torch.arange(count, device=self.sample.device)
+        return Items(student, teacher, self.labels[rows], sample, count, self.progress, tuple(teachers))
 
     def mean_over_sample(self, values: Tensor) -> Tensor:
         """[N] -> [N]: the mean over the items of each item's sample. For images the value itself, bit for bit."""
@@ -64,6 +82,17 @@ class Items:
         counts = values.new_zeros(self.num_samples).index_add(0, self.sample, values.new_ones(len(self)))
         return sums / counts.clamp(min=1).view(-1, *[1] * (values.ndim - 1))
 
+    def log_probabilities(self, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        """Of teacher and student at each item's temperature [N]: [N, C] each, float32 or wider.
+
+        All that a divergence needs. It asks here, not the logits: a stored teacher knows its likeliest classes only.
+        """
+        t = temperature.unsqueeze(-1)  # [N, 1]
+        return (
+            torch.log_softmax(signals.upcast(self.teacher.logits) / t, dim=-1),
+            torch.log_softmax(signals.upcast(self.student.logits) / t, dim=-1),
+        )
+
 
 def image_items(
     student_logits: Tensor,
@@ -74,20 +103,27 @@ def image_items(
     teacher_hidden: Sequence[Tensor] = (),
     progress: float = 0.0,
 ) -> Items:
-    """One item an image: logits [B, C], labels [B] or [B, C] -> N = B items."""
+    """One item an image: logits [B, C], labels [B] or [B, C] -> N = B items. Several teachers' logits are [K, B, C].
+
+    Logits [V B, C] are those of V views of each image, view by view; each view has the image's label.
+    """
     same_classes(student_logits.shape[-1], teacher_logits.shape[-1])
+    teacher_logits, teachers = _several(teacher_logits, student_logits.ndim)
+    views = _views(student_logits, labels)
     return Items(
         Outputs(student_logits, tuple(student_hidden)),
         Outputs(teacher_logits, tuple(teacher_hidden)),
-        labels,
-        sample=torch.arange(len(labels), device=labels.device),
-        num_samples=len(labels),
+        labels if views == 1 else torch.cat([labels] * views),
+        sample=torch.arange(len(student_logits), device=labels.device),
+        num_samples=len(student_logits),
         progress=progress,
+        teachers=teachers,
+        views=views,
     )
 
 
 def count_image_items(labels: Tensor) -> int:
-    """How many items `image_items` makes of these labels: the number the summed loss is divided by."""
+    """How many images these labels are of: the number the summed loss is divided by, however many views each has."""
     return labels.shape[0]
 
 
@@ -102,10 +138,12 @@ def token_items(
 ) -> Items:
     """One item an unmasked target token: logits [B, L, V], labels [B, L], hidden states each [B, L, ...].
 
-    Position i predicts the label at i + 1; labels of -100 are no items. The sample is the row of the batch.
+    Position i predicts the label at i + 1; labels of -100 are no items. The sample is the row of the batch. Several
+    teachers' logits are [K, B, L, V].
     """
     same_classes(student_logits.shape[-1], teacher_logits.shape[-1])
-    tokens = _Targets(labels)
+    teacher_logits, teachers = _several(teacher_logits, student_logits.ndim)
+    tokens = Targets(labels)
     return Items(
         Outputs(tokens.pick(student_logits), tuple(map(tokens.pick, student_hidden))),
         Outputs(tokens.pick(teacher_logits), tuple(map(tokens.pick, teacher_hidden))),
@@ -113,6 +151,7 @@ def token_items(
         sample=tokens.sample,
         num_samples=len(labels),
         progress=progress,
+        teachers=tuple(Outputs(tokens.pick(one.logits)) for one in teachers),
     )
 
 
@@ -140,7 +179,7 @@ def token_hidden(
     student_hidden: Tensor, teacher_hidden: Tensor, labels: Tensor, *, progress: float = 0.0
 ) -> HiddenItems:
     """`token_items` one layer earlier: the last hidden states [B, L, H] that the output heads read."""
-    tokens = _Targets(labels)
+    tokens = Targets(labels)
     student, teacher = tokens.pick(student_hidden), tokens.pick(teacher_hidden)
     return HiddenItems(student, teacher, tokens.labels, tokens.sample, len(labels), progress)
 
@@ -157,7 +196,7 @@ IMAGES = ItemRule(image_items, count_image_items)
 TOKENS = ItemRule(token_items, count_token_items)
 
 
-class _Targets:
+class Targets:
     """Which positions of [B, L] labels predict a token, and that token's label and sample."""
 
     def __init__(self, labels: Tensor) -> None:
@@ -170,6 +209,9 @@ class _Targets:
         self.labels = labels.flatten()[self.position + 1]
         self.sample = self.position // max(labels.shape[1], 1)
 
+    def __len__(self) -> int:
+        return len(self.position)
+
     def pick(self, values: Tensor) -> Tensor:
         """[B, L, ...] -> [N, ...]"""
         if values.shape[:2] != self.shape:
@@ -178,6 +220,22 @@ class _Targets:
                 "must agree; a model that returns only some positions needs logits_to_keep=0"
             )
         return values.flatten(0, 1).index_select(0, self.position)
+
+
+def _views(logits: Tensor, labels: Tensor) -> int:
+    if not len(labels):
+        return 1
+    views, rest = divmod(len(logits), len(labels))
+    if rest or not views:
+        raise ValueError(f"logits of {len(logits)} rows for {len(labels)} labels: each label needs a row for each view")
+    return views
+
+
+def _several(teacher_logits: Tensor, ndim: int) -> tuple[Tensor, tuple[Outputs, ...]]:
+    """The mean logits of several teachers, and each one's; one teacher's as they are."""
+    if teacher_logits.ndim == ndim:
+        return teacher_logits, ()
+    return teacher_logits.mean(0), tuple(map(Outputs, teacher_logits))
 
 
 def same_classes(student: int, teacher: int) -> None:

@@ -1,6 +1,8 @@
 """The one equation, and the one place that reduces.
 
 loss = ce_weight * CE  +  kd_weight * sum_n  w[n] * objective(items, T)[n]  /  num_items
+
+Terms of an objective that compare items with each other (`Objective.relations`) join the sum without a weight.
 """
 
 from typing import Any
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hfkd.items import Items
-from hfkd.objectives import OBJECTIVES
+from hfkd.objectives import OBJECTIVES, Objective
 from hfkd.signals import upcast
 from hfkd.slots import resolve
 from hfkd.temperatures import Energy, Fitted, resolve_temperature
@@ -74,10 +76,13 @@ class DistillationLoss(nn.Module):
     def per_item(
         self, items: Items, temperature: Tensor | None = None, weight: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Each item's cross-entropy `ce` and weighted objective `kd` [N]."""
+        """Each item's cross-entropy `ce`, weighted objective `kd` and, if the objective has any, `relations` [N]."""
         values = {"ce": cross_entropy(items.student.logits, items.labels)}
         if temperature is not None and weight is not None:
             values["kd"] = weight * _one_per_item(items, "objective", self.objective(items, temperature))
+            relations = self.objective.relations(items, temperature) if isinstance(self.objective, Objective) else None
+            if relations is not None:
+                values["relations"] = _one_per_item(items, "objective's relations", relations)
         return values
 
     def reduce(self, values: dict[str, Tensor], length: int, num_items: Tensor | int | None = None) -> Tensor:
@@ -85,7 +90,10 @@ class DistillationLoss(nn.Module):
         count = length if num_items is None else num_items
         count = count + (count == 0)
         loss = self.ce_weight * values["ce"].sum() / count
-        return loss + self.kd_weight * values["kd"].sum() / count if "kd" in values else loss
+        for name in ("kd", "relations"):
+            if name in values:
+                loss = loss + self.kd_weight * values[name].sum() / count
+        return loss
 
     @torch.no_grad()
     def logged(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:

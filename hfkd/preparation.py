@@ -5,26 +5,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.trainer_utils import has_length
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import ImageCollator
+from hfkd.data.epochs import ImageStream, image_transform
 from hfkd.data.resident import ResidentImages
 from hfkd.data.text_collate import TokenCollator
 from hfkd.loss import DistillationLoss
-from hfkd.models import InputSpec, input_spec
-from hfkd.teachers import CachedTeacher, LiveTeacher
-from hfkd.teachers.scan import image_transform
+from hfkd.models import InputSpec, Peers, input_spec
+from hfkd.teachers import CachedTeacher, LiveTeacher, Teachers
 
 
 class EpochViews(TrainerCallback):
     """Tells the training images' transform, if it is ours, which epoch's views to make."""
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        transform = image_transform(keywords["train_dataloader"].dataset)
-        if transform is not None:
+        dataset = keywords["train_dataloader"].dataset
+        transform = image_transform(dataset)
+        if transform is not None and not isinstance(dataset, ImageStream):  # Trainer tells a stream its pass itself
             transform.set_epoch(math.floor(round(state.epoch or 0.0, 6)))
 
 
@@ -39,17 +42,26 @@ def move_resident(datasets: Mapping[str, Any], args: DistillationArguments) -> N
                 args.dataloader_pin_memory = False  # pinning is for tensors that are not there yet, and fails
 
 
-def refuse_unsupported(loss: DistillationLoss, teacher: nn.Module | None, compute_loss_func: Any) -> None:
+def refuse_unsupported(loss: DistillationLoss, student: nn.Module, teacher: Any, compute_loss_func: Any) -> None:
     """Raise ValueError for what would train something else than the caller thinks."""
-    if teacher is None and loss.kd_weight:
+    if isinstance(student, Peers) and teacher is not None:
+        raise ValueError("Peers are each other's teachers: leave the teacher out")
+    if isinstance(student, Peers) and loss.unfitted is not None:
+        raise ValueError(
+            f"{loss.unfitted!r} needs a fixed teacher to scan: give it thresholds, or distil without Peers"
+        )
+    if teacher is None and loss.kd_weight and not isinstance(student, Peers):
         raise ValueError(
             f"kd_weight={loss.kd_weight} needs a teacher: pass teacher=, or kd_weight=0 and ce_weight=1 to train on "
             "the labels alone"
         )
     if compute_loss_func is not None:
         raise ValueError("compute_loss_func would not be called: give your loss as objective=, one number per item")
-    if any(p.requires_grad for p in loss.parameters()):
-        raise ValueError("a slot has trainable parameters, which DistillationTrainer does not train: freeze them")
+
+
+def uses_fsdp(args: TrainingArguments) -> bool:
+    """Whether the student will be sharded: by `--fsdp`, or by the file given to `accelerate launch`."""
+    return bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
 def default_collator(processing_class: Any) -> ImageCollator | TokenCollator:
@@ -66,10 +78,15 @@ def with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:
     return get_peft_model(model, peft_config)
 
 
-def live_teacher(teacher: nn.Module, student: nn.Module, train_dataset: Any) -> LiveTeacher:
-    """The frozen teacher, told how the training images are normalised: as their transform says, else the student."""
+def live_teacher(teacher: Any, student: nn.Module, train_dataset: Any) -> LiveTeacher:
+    """The frozen teacher, told how the training images are normalised: as their transform says, else the student.
+
+    A list of teachers becomes `Teachers`.
+    """
     if isinstance(teacher, LiveTeacher):
         return teacher
+    if isinstance(teacher, (list, tuple)):
+        return Teachers([live_teacher(one, student, train_dataset) for one in teacher])
     transform = image_transform(train_dataset)
     return LiveTeacher(teacher, InputSpec(transform.mean, transform.std, None) if transform else input_spec(student))
 
@@ -84,9 +101,21 @@ def cached_teacher(
     """The teacher for the training images with `teacher_cache_dir`, else None. ValueError where it cannot serve."""
     if not args.teacher_cache_dir or teacher is None or not loss.kd_weight:
         return None
+    if len(teacher.networks) > 1:
+        raise ValueError("teacher_cache_dir keeps the logits of one teacher, and there are several: leave it out")
     if getattr(loss.objective, "needs_hidden", False):
         raise ValueError(
             f"{loss.objective!r} reads the teacher's hidden states, and teacher_cache_dir keeps its logits only: leave "
             "teacher_cache_dir out"
         )
     return CachedTeacher(teacher, dataset, args.teacher_cache_dir, accelerator)
+
+
+def decay_steps(epochs: list[float], steps_per_epoch: int, train_dataset: Any) -> list[int]:
+    """The steps after which `lr_decay_epochs` are over; ValueError for a stream of unknown length."""
+    if not has_length(train_dataset):
+        raise ValueError(
+            f"lr_decay_epochs={epochs} count epochs, and this stream does not say how many images it has: set "
+            "lr_decay_epochs to null in the YAML file, and choose an lr_scheduler_type"
+        )
+    return [round(epoch * steps_per_epoch) for epoch in epochs]

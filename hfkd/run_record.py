@@ -1,24 +1,22 @@
 """What a run is, kept beside its weights: a folder never mixes two runs, and a resumed one keeps its thresholds."""
 
 import json
-import logging
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfkd.files import write_atomically
 from hfkd.loss import DistillationLoss
-from hfkd.teachers import LiveTeacher
+from hfkd.teachers import CachedTextTeacher, LiveTeacher
 from hfkd.teachers.scan import weights_fingerprint
 from hfkd.temperatures import Fitted
+from hfkd.whole_checkpoints import last_checkpoint
 
 FILE = "distillation.json"
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,13 +30,22 @@ class RunRecord:
     thresholds: list[float] | None = None
 
     @classmethod
-    def of(cls, student: nn.Module, teacher: LiveTeacher | None, loss: DistillationLoss, seed: int) -> "RunRecord":
-        known = None
-        if teacher is not None:
-            known = network(teacher.model).removesuffix(")") + f", weights {weights_fingerprint(teacher)[:8]})"
+    def of(
+        cls,
+        student: nn.Module,
+        teacher: LiveTeacher | CachedTextTeacher | None,
+        loss: DistillationLoss,
+        seed: int,
+        more: Mapping[str, Any] | None = None,
+    ) -> "RunRecord":
+        """`more`: what else decides the run, recorded beside the slots."""
+        known = None if teacher is None else repr(teacher)
+        if isinstance(teacher, LiveTeacher):
+            names = " + ".join(map(network, teacher.networks))
+            known = names.removesuffix(")") + f", weights {weights_fingerprint(teacher)[:8]})"
         # A lambda's repr holds its address, which no two runs share.
         slots = {k: re.sub(r" at 0x[0-9a-f]+", "", v) if isinstance(v, str) else v for k, v in loss.describe().items()}
-        return cls(network(student), known, slots, seed)
+        return cls(network(student), known, slots | dict(more or {}), seed)
 
     def write(self, folder: str | Path | None, loss: DistillationLoss) -> None:
         slot = loss.temperature
@@ -73,16 +80,6 @@ def read(folder: str | Path | None) -> RunRecord | None:
     except (OSError, ValueError, TypeError):
         return None
     return record if isinstance(record.loss, dict) else None
-
-
-def last_checkpoint(folder: str | Path | None) -> str | None:
-    """The newest complete checkpoint in `folder`. One that a kill cut short lacks the state, which is written last."""
-    found = [p for p in Path(folder or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.rpartition("-")[2].isdigit()]
-    for path in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
-        if (path / TRAINER_STATE_NAME).is_file():
-            return str(path)
-        logger.warning("%s is not complete and is passed over", path)
-    return None
 
 
 def network(model: nn.Module) -> str:

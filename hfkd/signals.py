@@ -1,4 +1,4 @@
-"""The two per-item quantities that every sample-wise choice is made of: energy and entropy.
+"""What is read off logits: energy and entropy, which every sample-wise choice is made of, and their standardisation.
 
 N items, C classes (or vocabulary entries).
 """
@@ -10,6 +10,12 @@ from torch import Tensor
 def upcast(logits: Tensor) -> Tensor:
     """bf16 and fp16 become float32, anything wider stays: softmax statistics in half precision lose the tail."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def standardize(logits: Tensor) -> Tensor:
+    """z -> (z - mean z) / (std z + 1e-7) of each item, std unbiased  (logit standardisation, Sun et al., CVPR 2024)."""
+    z = upcast(logits)
+    return (z - z.mean(-1, keepdim=True)) / (z.std(-1, keepdim=True) + 1e-7)
 
 
 def energy(logits: Tensor, temperature: float = 4.0) -> Tensor:

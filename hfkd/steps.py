@@ -13,9 +13,11 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from hfkd.chunked import ChunkedLoss
-from hfkd.items import ItemRule, token_hidden
+from hfkd.faults import FaultWatch
+from hfkd.items import ItemRule, Items, token_hidden
 from hfkd.loss import DistillationLoss
 from hfkd.models.calling import Call
+from hfkd.models.peers import taught_by_the_others
 from hfkd.teachers import LiveTeacher
 
 Step = tuple[Tensor, dict[str, Tensor], int]  # the loss, its parts, and how many items they are means of
@@ -29,6 +31,7 @@ class DenseStep:
     rule: ItemRule
     loss: DistillationLoss
     num_classes: int | None = None
+    watch: FaultWatch | None = None
 
     def __call__(
         self,
@@ -38,12 +41,39 @@ class DenseStep:
         num_items: Tensor | int | None,
         progress: float,
     ) -> Step:
-        cut = slice(self.num_classes)
-        logits = self.call(student, inputs)[..., cut]
-        # Without a distillation term nobody reads the teacher, so nobody pays for it.
-        taught = teacher(**inputs)[..., cut] if teacher is not None and self.loss.kd_weight else logits.detach()
-        items = self.rule.make(logits, taught, inputs["labels"], progress=progress)
+        asked = teacher is not None and bool(self.loss.kd_weight)
+        items = self.watched(self.items(student, teacher, inputs, progress), asked)
         return *self.loss(items, num_items), len(items)
+
+    def items(
+        self, student: nn.Module, teacher: LiveTeacher | None, inputs: Mapping[str, Any], progress: float
+    ) -> Items:
+        """What both networks say about a batch."""
+        logits = self.call(student, inputs)[..., : self.num_classes]
+        taught = self.taught(logits, teacher, inputs)
+        return self.rule.make(logits, taught, inputs["labels"], progress=progress)
+
+    def watched(self, items: Items, asked: bool) -> Items:
+        """`items`, looked at by the watch; `asked`: whether their teacher is one."""
+        if self.watch is not None:
+            self.watch.outputs(items.student.logits, items.teacher.logits if asked else None, items.sample)
+        return items
+
+    def taught(self, logits: Tensor, teacher: LiveTeacher | None, inputs: Mapping[str, Any]) -> Tensor:
+        """The teacher's logits. Without a distillation term nobody reads them, so nobody pays for them."""
+        if teacher is None or not self.loss.kd_weight:
+            return logits.detach()
+        return teacher(each=True, **inputs)[..., : self.num_classes]
+
+
+@dataclass
+class MutualStep(DenseStep):
+    """The students of `Peers`: each one's teacher is the others."""
+
+    peers: int = 2
+
+    def taught(self, logits: Tensor, teacher: LiveTeacher | None, inputs: Mapping[str, Any]) -> Tensor:
+        return taught_by_the_others(logits, self.peers)
 
 
 class ChunkedStep:
@@ -57,6 +87,7 @@ class ChunkedStep:
         self.call, self.loss = call, loss
         self.chunked = ChunkedLoss(loss, chunk_size, num_classes)
         self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # the heads run outside of forward
+        self.watch: FaultWatch | None = None
 
     def __call__(
         self,
@@ -68,9 +99,12 @@ class ChunkedStep:
     ) -> Step:
         hidden, head = self.call.hidden(student, inputs), output_head(student)
         taught, teacher_head = hidden.detach(), head
-        if teacher is not None and self.loss.kd_weight:
-            taught, teacher_head = teacher(last_hidden=True, **inputs), output_head(teacher.model)
+        asked = teacher if self.loss.kd_weight else None
+        if asked is not None:
+            taught, teacher_head = asked(last_hidden=True, **inputs), output_head(asked.model)
         items = token_hidden(hidden, taught, inputs["labels"], progress=progress)
+        if self.watch is not None:
+            self.watch.outputs(items.student, items.teacher if asked else None, items.sample)
         with self.autocast():
             return *self.chunked(items, head, teacher_head, num_items), len(items)
 

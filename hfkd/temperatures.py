@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hfkd.items import Items
+from hfkd.learned_temperature import Learned
 from hfkd.slots import positive, resolve
 
 Level = Literal["sample", "item"]
@@ -44,6 +45,11 @@ class Constant:
 
     def __post_init__(self) -> None:
         positive("Constant", temperature=self.temperature)
+
+    @property
+    def choices(self) -> tuple[float, ...]:
+        """Every temperature that it can give."""
+        return (float(self.temperature),)
 
     def __call__(self, items: Items) -> Tensor:
         return torch.full((len(items),), float(self.temperature), device=items.labels.device)
@@ -106,17 +112,28 @@ class Energy(Fitted):
             raise ValueError(f"Energy: thresholds={thresholds!r} must be two numbers, (low, high)")
         self.thresholds = (float(thresholds[0]), float(thresholds[1]))
 
+    @property
+    def choices(self) -> tuple[float, ...]:
+        """Every temperature that it can give."""
+        up, down = self._steps
+        return tuple(sorted({self.temperature - down, float(self.temperature), self.temperature + up}))
+
+    @property
+    def _steps(self) -> tuple[float, float]:
+        """What is added below the lower threshold, and taken off above the upper one."""
+        return (self.increase, self.decrease) if self.direction == "paper" else (-self.decrease, -self.increase)
+
     def __call__(self, items: Items) -> Tensor:
         assert self.thresholds is not None, "fit() or thresholds=(low, high) comes first"
         score = _energy_of(items, self.energy_temperature, self.level)
         low, high = self.thresholds
-        up, down = (self.increase, self.decrease) if self.direction == "paper" else (-self.decrease, -self.increase)
+        up, down = self._steps
         # A sum, not a where: at ratio 0.5 an unseen energy may fall on both sides, and then gets the middle.
         return self.temperature + up * (score < low) - down * (score > high)
 
     def groups(self, temperatures: Tensor) -> dict[str, Tensor]:
         """The shares of low- and high-energy items behind these temperatures; none for a side that is off."""
-        up, down = (self.increase, self.decrease) if self.direction == "paper" else (-self.decrease, -self.increase)
+        up, down = self._steps
         sides = {"low_energy_share": self.temperature + up, "high_energy_share": self.temperature - down}
         count = max(len(temperatures), 1)
         return {k: (temperatures == t).float().sum() / count for k, t in sides.items() if t != self.temperature}
@@ -162,6 +179,11 @@ class Gradation(Fitted):
             )
         self.thresholds = tuple(float(t) for t in thresholds)
 
+    @property
+    def choices(self) -> tuple[float, ...]:
+        """Every temperature that it can give."""
+        return tuple(sorted(set(map(float, self.temperatures))))
+
     def __call__(self, items: Items) -> Tensor:
         assert self.thresholds is not None, "fit() or thresholds=... comes first"
         score = _energy_of(items, self.energy_temperature, self.level)
@@ -195,7 +217,12 @@ def _check_level(owner: str, level: str) -> None:
         raise ValueError(f"{owner}: level={level!r} must be 'sample' or 'item'")
 
 
-TEMPERATURES: dict[str, Callable[..., Any]] = {"constant": Constant, "energy": Energy, "gradation": Gradation}
+TEMPERATURES: dict[str, Callable[..., Any]] = {
+    "constant": Constant,
+    "energy": Energy,
+    "gradation": Gradation,
+    "learned": Learned,
+}
 
 
 def resolve_temperature(spec: Any, table: Mapping[str, Callable[..., Any]] = TEMPERATURES) -> Any:

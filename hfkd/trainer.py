@@ -1,20 +1,26 @@
 """DistillationTrainer: the Hugging Face Trainer with the one equation as its loss."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from hfkd import run_record
+from hfkd import learned_parts, run_record
 from hfkd.arguments import DistillationArguments
-from hfkd.averages import BatchAverage, RowAverage
+from hfkd.averages import RowAverage
+from hfkd.cached_checks import check_cached
 from hfkd.checks import check_datasets, check_networks
+from hfkd.choose_step import AnyStep, choose_step
+from hfkd.data.collate import views_as_rows
+from hfkd.data.epochs import image_transform
+from hfkd.faults import WatchedTrainer
+from hfkd.high_energy import added_images, with_he_da
 from hfkd.items import IMAGES, TOKENS
 from hfkd.loss import DistillationLoss, cross_entropy
 from hfkd.models import record_statistics
@@ -23,6 +29,7 @@ from hfkd.objectives import KD
 from hfkd.preparation import (
     EpochViews,
     cached_teacher,
+    decay_steps,
     default_collator,
     live_teacher,
     move_resident,
@@ -30,21 +37,21 @@ from hfkd.preparation import (
     with_adapters,
 )
 from hfkd.run_record import RunRecord
-from hfkd.steps import ChunkedStep, DenseStep
-from hfkd.teachers import TeacherScan, place, scan
-from hfkd.teachers.scan import image_transform
+from hfkd.steps import ChunkedStep
+from hfkd.teachers import CachedTextTeacher, TeacherScan, place, scan
 from hfkd.vocabulary import common_vocabulary
 
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(WatchedTrainer):
     """Trainer that distils `teacher` into `model`, choosing per sample how hard to soften and how much to learn.
 
         DistillationTrainer(model, teacher, args, train_dataset=..., eval_dataset=..., weighting="entropy")
 
     `objective`, `temperature`, `weighting`, `ce_weight`, `kd_weight` say the same as in `DistillationArguments`, and
-    win over them. `teacher` is any network that gives logits (a `LiveTeacher` to say how its inputs are normalised);
+    win over them. `teacher` is any network that gives logits (a `LiveTeacher` to say how its inputs are normalised), or
+    a list of them, which the objectives `average` and `inverse_entropy` combine (others see their mean logits);
     None, with `kd_weight=0`, trains on the labels alone. Rows of the datasets have `pixel_values` and `labels`, or for
     language models `input_ids` and `labels`; `peft_config` trains adapters. Everything else is Trainer's. `eval_loss`
     is the student's cross-entropy, for which the teacher does not run; `evaluate_kl` adds `eval_kl`.
@@ -58,7 +65,7 @@ class DistillationTrainer(Trainer):
     def __init__(
         self,
         model: nn.Module,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | Sequence[nn.Module] | None = None,
         args: DistillationArguments | None = None,
         *,
         peft_config: Any = None,
@@ -78,7 +85,7 @@ class DistillationTrainer(Trainer):
             "kd_weight": kd_weight,
         }
         loss = DistillationLoss(**{k: getattr(args, k) if v is None else v for k, v in given.items()})
-        refuse_unsupported(loss, teacher, trainer_keywords.get("compute_loss_func"))
+        refuse_unsupported(loss, model, teacher, trainer_keywords.get("compute_loss_func"))
         data = {k: trainer_keywords.get(k) for k in ("train_dataset", "eval_dataset")}
         processing_class = trainer_keywords.get("processing_class")
         collator = trainer_keywords.pop("data_collator", None) or default_collator(processing_class)
@@ -86,30 +93,32 @@ class DistillationTrainer(Trainer):
         self.call = Call.of(model)
         tokens = self.call.takes_tokens if args.items == "auto" else args.items == "token"
         self.rule = TOKENS if tokens else IMAGES
-        live = None if teacher is None else live_teacher(teacher, model, data["train_dataset"])
+        cached = teacher if isinstance(teacher, CachedTextTeacher) else None
+        live = None if teacher is None or cached else live_teacher(teacher, model, data["train_dataset"])
         check_datasets(data, collator)
-        self.num_classes = common_vocabulary(model, live.model, processing_class) if tokens and live else None
-        check_networks(model, self.call, live, data["train_dataset"], collator)
-        self.step: DenseStep | ChunkedStep = DenseStep(self.call, self.rule, loss, self.num_classes)
-        if args.loss_chunk_size:
-            if not tokens or args.fsdp:
-                raise ValueError("loss_chunk_size is for language models, whole on each device: set it to 0")
-            self.step = ChunkedStep(self.call, loss, args.loss_chunk_size, self.num_classes)
-            for network in (model, live.model) if live else (model,):
-                self.step.check(network)
-        self.record = RunRecord.of(model, live, loss, args.seed)
+        self.num_classes = common_vocabulary(model, live.networks[0], processing_class) if tokens and live else None
+        classes = check_networks(model, self.call, live, data["train_dataset"], collator)
+        if cached:
+            self.num_classes = check_cached(cached, loss, args, model, processing_class, data["train_dataset"])
+            collator = cached.collator(collator)
+        step = choose_step(model, live, self.rule, loss, args, self.num_classes)
+        self.record = RunRecord.of(model, live or cached, loss, args.seed, args.high_energy)
         self.record.refuse_other(args.output_dir)
         for module in filter(None, (model, live)) if args.channels_last else ():
             module.to(memory_format=torch.channels_last)
+        learned_parts.attach(loss, model, self.num_classes or classes, args)
         move_resident(data, args)
         super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
-        if isinstance(self.step, ChunkedStep):
-            self.step.autocast = self.accelerator.autocast
+        if isinstance(step, ChunkedStep):
+            step.autocast = self.accelerator.autocast
+        step.watch = self.faults
+        self.step: AnyStep = step
         self.distillation_loss = loss.to(args.device)
-        self.teacher = None if live is None else place(live, self.accelerator)
-        self.cached_teacher: Any = cached_teacher(self.teacher, self.train_dataset, loss, args, self.accelerator)
+        placed = None if live is None else place(live, self.accelerator)
+        self.teacher: Any = cached if placed is None else placed
+        self.cached_teacher: Any = cached_teacher(placed, self.train_dataset, loss, args, self.accelerator)
         self.scan_result: TeacherScan | None = None
-        self._trained, self._evaluated = BatchAverage(), RowAverage()
+        self._evaluated = RowAverage()
         self.add_callback(EpochViews())
 
     @property
@@ -118,7 +127,8 @@ class DistillationTrainer(Trainer):
         names = ("learning_rate", "num_train_epochs", "max_steps", "optim", "weight_decay", "seed", "bf16")
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         networks = {"teacher": self.record.teacher, "student": self.record.student}
-        return networks | self.record.loss | {n: getattr(self.args, n) for n in names} | {"batch_size": batch}
+        cost = {"batch_size": batch} | added_images(self.args, self.train_dataset)
+        return networks | self.record.loss | {n: getattr(self.args, n) for n in names} | cost
 
     # ---- the loss ----------------------------------------------------------------------------------------------
 
@@ -129,7 +139,7 @@ class DistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        inputs = self._in_memory_format(inputs)
+        inputs = self._as_networks_take_it(inputs)
         if not model.training:
             loss, logits = self._evaluate_batch(model, inputs)
             return (loss, {"logits": logits}) if return_outputs else loss
@@ -139,6 +149,7 @@ class DistillationTrainer(Trainer):
             model, self.cached_teacher or self.teacher, inputs, num_items_in_batch, progress
         )
         self._trained.add(parts, num_items)
+        self.faults.batch(inputs, loss)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # Gradients are averaged over the ranks, and the loss is already divided by the items of all of them.
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
@@ -159,14 +170,17 @@ class DistillationTrainer(Trainer):
 
     def _evaluated_network(self, model: nn.Module) -> Any:
         """The network without the autocast that Accelerate put around its forward, unless that is wanted."""
+        if self.is_fsdp_enabled:  # calling the inner forward would pass by the gathering of its weights
+            return model
         forward = vars(self.accelerator.unwrap_model(model)).get("_original_forward")
         return forward if forward is not None and self.args.float32_evaluation else model
 
-    def _in_memory_format(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def _as_networks_take_it(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        inputs = views_as_rows(inputs)
         images = inputs.get("pixel_values")
         if self.args.channels_last and images is not None and images.ndim == 4:
             return {**inputs, "pixel_values": images.contiguous(memory_format=torch.channels_last)}
-        return dict(inputs)
+        return inputs
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
         """Trainer's count, by the rule of `items.py`: images and not label elements, targets and not positions."""
@@ -192,13 +206,6 @@ class DistillationTrainer(Trainer):
             )
         return output
 
-    # ---- logging -----------------------------------------------------------------------------------------------
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs |= {name: round(value, 6) for name, value in self._trained.read(self.accelerator).items()}
-        super().log(logs, start_time)
-
     # ---- the teacher scan --------------------------------------------------------------------------------------
 
     def train(
@@ -207,12 +214,9 @@ class DistillationTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        checkpoint = resume_from_checkpoint
-        if checkpoint is True:
-            checkpoint = run_record.last_checkpoint(self.args.output_dir)
-            if checkpoint is None:
-                raise ValueError(f"there is no complete checkpoint in {self.args.output_dir} to resume from")
-        self.fit_slots(checkpoint or None)
+        checkpoint = self.start_from(resume_from_checkpoint)
+        self.step, self.train_dataset = with_he_da(self.args, self.step, self.train_dataset, self.scan_training_set)
+        self.fit_slots(checkpoint)
         transform = image_transform(self.train_dataset)
         if transform is not None:
             record_statistics(self.accelerator.unwrap_model(self.model), transform.mean, transform.std)
@@ -236,6 +240,9 @@ class DistillationTrainer(Trainer):
         """`hfkd.teachers.scan` with this trainer's teacher, data, ranks and cache; kept as `scan_result`."""
         if self.teacher is None or self.train_dataset is None:
             raise ValueError("a teacher scan needs a teacher and a train_dataset")
+        if isinstance(self.teacher, CachedTextTeacher):
+            self.scan_result = self.teacher.scan(self.train_dataset, **keywords)
+            return self.scan_result
         self.scan_result = scan(
             self.teacher,
             self.train_dataset,
@@ -270,7 +277,7 @@ class DistillationTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         if self.args.lr_decay_epochs is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        milestones = [round(epoch * self._steps_per_epoch) for epoch in self.args.lr_decay_epochs]
+        milestones = decay_steps(self.args.lr_decay_epochs, self._steps_per_epoch, self.train_dataset)
         optimizer = optimizer or self.optimizer
         assert optimizer is not None
         scheduler = MultiStepLR(optimizer, milestones, gamma=self.args.lr_decay_factor)
@@ -280,10 +287,27 @@ class DistillationTrainer(Trainer):
     # ---- checkpoints -------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if state_dict is None and not isinstance(self.model, PreTrainedModel):
-            # safetensors refuses channels_last; save_pretrained knows, Trainer's own branch for bare modules does not.
-            assert self.model is not None
-            state_dict = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
-        super()._save(output_dir, state_dict)
+        assert self.model is not None
+        with learned_parts.without_loss(self.model):
+            state_dict = learned_parts.students_own(state_dict)
+            if state_dict is None and not isinstance(self.model, PreTrainedModel):
+                # safetensors refuses channels_last; save_pretrained knows, Trainer's branch for bare modules does not.
+                state_dict = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
-            self.record.write(output_dir or self.args.output_dir, self.distillation_loss)
+            folder = output_dir or self.args.output_dir or "."
+            learned_parts.write(self.distillation_loss, folder)
+            self.record.write(folder, self.distillation_loss)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        assert self.model is not None
+        with learned_parts.without_loss(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        learned_parts.read(self.distillation_loss, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        assert self.model is not None
+        assert self.state.best_model_checkpoint is not None
+        with learned_parts.without_loss(self.model):
+            super()._load_best_model()
+        learned_parts.read(self.distillation_loss, self.state.best_model_checkpoint)

@@ -15,16 +15,21 @@ def common_vocabulary(student: nn.Module, teacher: nn.Module, tokenizer: PreTrai
     Raises ValueError when real tokens would be cut.
     """
     sizes = [network.get_output_embeddings().weight.shape[0] for network in (student, teacher)]  # type: ignore[operator]
-    if sizes[0] == sizes[1]:
+    return common_size(sizes[0], sizes[1], tokenizer)
+
+
+def common_size(student: int, teacher: int, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
+    """`common_vocabulary` of two networks with so many logits."""
+    if student == teacher:
         return None
-    common = min(sizes)
+    common = min(student, teacher)
     if tokenizer is None or len(tokenizer) > common:
         known = "unknown, as no processing_class was given" if tokenizer is None else f"{len(tokenizer)} tokens"
         raise ValueError(
-            f"the student has {sizes[0]} logits and the teacher {sizes[1]}, and the tokenizer's size is {known}: only "
+            f"the student has {student} logits and the teacher {teacher}, and the tokenizer's size is {known}: only "
             "padding may be cut; use models of one tokenizer, and pass it as processing_class"
         )
-    logger.info("The logits of student (%d) and teacher (%d) are cut to the %d they share", *sizes, common)
+    logger.info("The logits of student (%d) and teacher (%d) are cut to the %d they share", student, teacher, common)
     return common
 
 

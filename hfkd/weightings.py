@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hfkd.items import Items, Outputs
+from hfkd.signals import standardize
 from hfkd.slots import positive, resolve
 from hfkd.temperatures import Level, _check_level
 
@@ -38,7 +39,8 @@ class Entropy:
     files, which leaves w = H_T / 2 to within 5 %.
     Ablations: `student=False` is w = H_T (ER-KD, the predecessor); `teacher=False` is w = H_S; `interaction=True` is
     the product alone, w = H_T H_S / H_ub; `inverted=True` puts log C - H in place of every H.
-    `level="item"` weighs tokens one by one instead of sequences.
+    `level="item"` weighs tokens one by one instead of sequences. `standardized=True` takes entropies of standardised
+    logits, as the release does with DKD and only there; otherwise weights see the raw ones.
     """
 
     temperature: float = 3.0
@@ -48,6 +50,7 @@ class Entropy:
     teacher: bool = True
     interaction: bool = False
     level: Level = "sample"
+    standardized: bool = False
 
     def __post_init__(self) -> None:
         positive("Entropy", temperature=self.temperature)
@@ -69,6 +72,7 @@ class Entropy:
         return h_t * h_s / bound if self.interaction else h_t * (1 + h_s / bound) / 2
 
     def _entropy(self, items: Items, outputs: Outputs) -> Tensor:
+        outputs = Outputs(standardize(outputs.logits)) if self.standardized else outputs
         h = outputs.entropy(self.temperature)
         h = math.log(outputs.num_classes) - h if self.inverted else h
         return items.mean_over_sample(h) if self.level == "sample" else h

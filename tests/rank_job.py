@@ -21,7 +21,7 @@ if __name__ == "__main__":
         torch.save(unwrapped.state_dict(), f"{out}/student.pt")
         record = {
             "log": trainer.state.log_history,
-            "thresholds": trainer.distillation_loss.temperature.thresholds_or_none,
+            "thresholds": getattr(trainer.distillation_loss.temperature, "thresholds_or_none", None),
         }
         with open(f"{out}/record.json", "w") as file:
             json.dump(record | {"eval_loss": score["eval_loss"]}, file)

@@ -124,3 +124,88 @@ def total_variation(p, q):
 def rows(function, *tensors, **keywords):
     """Apply a reference to each row of the tensors: [N]."""
     return torch.tensor([function(*row, **keywords) for row in zip(*tensors, strict=True)], dtype=torch.float64)
+
+
+# ---- MLD: zw, zs teacher logits of the weak and strong view, vw, vs the student's, each [B, C]; Ts[k][n] -----------
+
+
+def median(values):
+    ordered, n = sorted(float(v) for v in values), len(values)
+    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+
+
+def mld_masks(zw):
+    """1 where the teacher's confidence is at most the batch's median, and the same of the classes' summed mass."""
+    p = torch.stack([torch.softmax(z, 0) for z in zw])
+    confidence, mass = [row.max() for row in p], [p[:, c].sum() for c in range(p.shape[1])]
+    return [float(x <= median(confidence) + 1e-12) for x in confidence], [
+        float(x <= median(mass) + 1e-12) for x in mass
+    ]
+
+
+def mld_instance(z, v, Ts):
+    """T² KL at each temperature of one image."""
+    return [T**2 * kl_of(torch.softmax(z / T, 0), torch.softmax(v / T, 0)) for T in Ts]
+
+
+def mld_batch(z, v, T):
+    """The squared rows of Pt Pt' - Ps Ps': [B]."""
+    p, q = (torch.stack([torch.softmax(x / t, 0) for x, t in zip(u, T, strict=True)]) for u in (z, v))
+    return [sum((p[n] @ p[m] - q[n] @ q[m]) ** 2 for m in range(len(p))) for n in range(len(p))]
+
+
+def mld_class(z, v, T):
+    """The squared rows of Pt' Pt - Ps' Ps: [C]."""
+    p, q = (torch.stack([torch.softmax(x / t, 0) for x, t in zip(u, T, strict=True)]) for u in (z, v))
+    C = p.shape[1]
+    return [sum((p[:, c] @ p[:, d] - q[:, c] @ q[:, d]) ** 2 for d in range(C)) for c in range(C)]
+
+
+def mld(zw, vw, Ts, zs=None, vs=None, variant="paper", ww=None, ws=None):
+    """The loss as published: means over the batch; ww, ws are EA-KD's weights of the instance terms."""
+    B, C, K = len(zw), zw.shape[1], len(Ts)
+    two = zs is not None
+    ww, ws = ww or [1.0] * B, ws or [1.0] * B
+    m_n, m_c = mld_masks(zw)
+    at = [[Ts[k][n] for k in range(K)] for n in range(B)]
+    weak = [mld_instance(zw[n], vw[n], at[n]) for n in range(B)]
+    strong = [mld_instance(zs[n], vs[n], at[n]) for n in range(B)] if two else [[0.0] * K] * B
+    total = 0.0
+    if variant == "released":
+        total = total + sum(0.5 * w * sum(row) for w, row in zip(ww, weak, strict=True)) / B
+        if two:
+            total = total + sum(w * sum(row[:-2]) for w, row in zip(ws, strong, strict=True)) / B
+            total = total + sum(w * sum(row[-2:]) for w, row in zip(ww, weak, strict=True)) / B
+        for T in Ts:
+            total = total + 0.5 * sum(mld_batch(zw, vw, T)) / B + 0.5 * sum(mld_class(zw, vw, T)) / C
+        return total
+    total = total + sum(w * m * sum(row) for w, m, row in zip(ww, m_n, weak, strict=True)) / B
+    total = total + sum(w * sum(row) for w, row in zip(ws, strong, strict=True)) / B
+    for T in Ts:
+        total = total + sum(m * x for m, x in zip(m_n, mld_batch(zw, vw, T), strict=True)) / B
+        total = total + sum(m * x for m, x in zip(m_c, mld_class(zw, vw, T), strict=True)) / C
+        if two:
+            total = total + sum(mld_batch(zs, vs, T)) / B + sum(mld_class(zs, vs, T)) / C
+    return total
+
+
+def nkd(z, v, y, T, gamma=1.5):
+    """- p_y log q_y - gamma T² sum over the other classes of p' log q'."""
+    others = [c for c in range(len(z)) if c != int(y)]
+    p, q = torch.softmax(z[others] / T, 0), torch.softmax(v[others] / T, 0)
+    target = torch.softmax(z, 0)[int(y)] * torch.log(torch.softmax(v, 0)[int(y)])
+    return -target - gamma * T**2 * (p * q.log()).sum()
+
+
+def pearson(a, b):
+    a, b = a - a.mean(), b - b.mean()
+    return (a * b).sum() / ((a * a).sum() * (b * b).sum()).sqrt()
+
+
+def dist(z, v, T, beta=1.0, gamma=1.0):
+    """DIST at one temperature: means over images and over classes."""
+    p, q = (torch.stack([torch.softmax(x / T, 0) for x in u]) for u in (z, v))
+    B, C = p.shape
+    inter = sum(1 - pearson(p[n], q[n]) for n in range(B)) / B
+    intra = sum(1 - pearson(p[:, c], q[:, c]) for c in range(C)) / C
+    return T**2 * (beta * inter + gamma * intra)

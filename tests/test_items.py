@@ -116,3 +116,44 @@ def test_the_rules_bundle_making_and_counting():
 def test_shapes_that_do_not_fit_are_refused(logits, labels, message):
     with pytest.raises(ValueError, match=message):
         token_items(logits, logits, labels)
+
+
+def test_a_view_is_an_item_and_a_sample_of_its_own_and_the_losses_of_views_add_up():
+    student, taught, labels = torch.randn(2 * B, V), torch.randn(2 * B, V), torch.tensor([4, 0, 2])
+    both = image_items(student, taught, labels)
+    assert (len(both), both.views, both.num_samples) == (2 * B, 2, 2 * B)
+    assert both.labels.tolist() == [4, 0, 2, 4, 0, 2]
+    assert both.sample.tolist() == list(range(2 * B))
+    loss = DistillationLoss("kd", 4.0, "entropy")
+    total = 0
+    for v in range(2):
+        rows = slice(v * B, (v + 1) * B)
+        alone, view = image_items(student[rows], taught[rows], labels), both.view(v)
+        assert torch.equal(view.student.logits, alone.student.logits)
+        assert torch.equal(view.labels, labels)
+        assert (view.views, view.num_samples, view.sample.tolist()) == (1, B, [0, 1, 2])
+        total += loss(alone, B)[0]
+    torch.testing.assert_close(loss(both, IMAGES.count(labels))[0], total)
+    assert alone.view(0) is alone
+
+
+def test_mixed_labels_are_repeated_for_each_view():
+    labels = torch.rand(B, V)
+    assert torch.equal(image_items(torch.randn(2 * B, V), torch.randn(2 * B, V), labels).view(1).labels, labels)
+
+
+@pytest.mark.parametrize("rows", [B + 1, B - 1])
+def test_rows_that_are_no_whole_number_of_views_are_refused(rows):
+    with pytest.raises(ValueError, match=f"logits of {rows} rows for {B} labels"):
+        image_items(torch.randn(rows, V), torch.randn(rows, V), torch.zeros(B, dtype=torch.long))
+
+
+def test_several_teachers_are_their_mean_and_each():
+    taught = torch.randn(4, B, L, V)
+    for items in (
+        token_items(torch.randn(B, L, V), taught, LABELS),
+        image_items(torch.randn(B, V), taught[:, :, 0], torch.zeros(B, dtype=torch.long)),
+    ):
+        assert len(items.teachers) == 4
+        mean = torch.stack([one.logits for one in items.teachers]).mean(0)
+        torch.testing.assert_close(items.teacher.logits, mean)

@@ -17,12 +17,14 @@ JOB = {
 }
 
 
-def run(folder, processes, script="rank_job.py", job=JOB, **keywords):
+def run(folder, processes, script="rank_job.py", job=JOB, launcher=None, **keywords):
+    """The parameters and the record that `script` leaves in `folder`; `launcher`: a command in place of torchrun."""
     folder.mkdir()
     here = Path(__file__).parent
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-    command = command if processes > 1 else [sys.executable]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(here)}
+    command = launcher or (command if processes > 1 else [sys.executable])
+    path = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     arguments = [str(here / script), str(folder), json.dumps(job | keywords)]
     done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -54,3 +56,16 @@ def test_the_same_parameters_and_logs(runs, other):
     for a, b in zip(*steps, strict=True):
         for key in ("loss", "ce", "kd", "temperature", "weight", "low_energy_share", "high_energy_share"):
             assert b[key] == pytest.approx(a[key], abs=2e-5), f"{key} differs between 1 x 8 and {other}"
+
+
+@pytest.mark.slow
+def test_the_released_he_da_step_trains_on_two_ranks(tmp_path):
+    """Two forwards before one backward, of batches that differ in size between the ranks."""
+    job = {"he_da": "released", "max_steps": 4}
+    weights, record = run(tmp_path / "two", 2, job=job, per_device_train_batch_size=4)
+    steps = [row for row in record["log"] if "loss" in row]
+    assert len(steps) == 4
+    for row in steps:
+        # Each rank's mixed mean counts by its share of the images, and the loss is the mean over the ranks.
+        assert row["loss"] == pytest.approx(0.1 * row["ce"] + 0.9 * (row["kd"] + row["mixed_kd"]), abs=2e-4)
+    assert all(torch.isfinite(parameter).all() for parameter in weights.values())

@@ -70,7 +70,7 @@ def checkpoint(folder, step, complete=True):
     path = folder / f"checkpoint-{step}"
     path.mkdir()
     if complete:
-        (path / "trainer_state.json").write_text("{}")
+        (path / "files.json").write_text("{}")
     return path
 
 

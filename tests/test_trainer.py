@@ -344,7 +344,6 @@ BAD = {
     "ratio": ({"slots": {"temperature": "energy(ratio=0.6)"}}, r"ratio=0.6 must be in \(0, 0.5\]"),
     "temperature - decrease": ({"slots": {"temperature": "energy(temperature=2, decrease=2)"}}, "is not above 0"),
     "upper_bound": ({"slots": {"weighting": "entropy(upper_bound=0)"}}, "upper_bound=0 must be a number above 0"),
-    "trainable slot": ({"slots": {"objective": nn.Linear(2, 2)}}, "trainable parameters"),
 }
 
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
@@ -12,21 +13,22 @@ from text_tokenizer import WORDS, word_tokenizer
 from hfkd.items import IGNORED
 
 VOCAB = len(WORDS)
-NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
-def language_model(width=16, vocab=VOCAB, seed=0, layers=1):
-    """GPT-2 without dropout, so that splitting a batch changes nothing but rounding."""
+def language_model(width=16, vocab=VOCAB, seed=0, layers=1, positions=32, dropout=0.0):
+    """GPT-2, by default without dropout, so that splitting a batch changes nothing but rounding."""
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=vocab,
         n_embd=width,
         n_layer=layers,
         n_head=2,
-        n_positions=32,
+        n_positions=positions,
         bos_token_id=1,
         eos_token_id=1,
-        **NO_DROPOUT,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
     )
     return GPT2LMHeadModel(config)
 
@@ -60,3 +62,9 @@ class TokenRows(torch.utils.data.Dataset):
 
 def tokenizer():
     return word_tokenizer()
+
+
+def token_dataset(n=32, seed=0):
+    """`TokenRows` as `tokenize_dataset` gives rows: a dataset with an index."""
+    rows = TokenRows(n, seed).rows
+    return Dataset.from_list([row | {"index": i} for i, row in enumerate(rows)])

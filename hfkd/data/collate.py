@@ -1,6 +1,6 @@
 """From rows to a batch, whatever a user's dataset gives: tensors, arrays or PIL images.
 
-B rows.
+B rows, V views of each image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,6 +53,20 @@ class ImageCollator:
         if not stacked.is_floating_point():
             raise ValueError(f"images of {stacked.dtype}, whose range is unknown: make them uint8, or float in [0, 1]")
         return stacked.float() if stacked.dtype == torch.float64 else stacked
+
+
+def views_as_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch with several views of its images, as networks take it: the first view of each, then the second, ...
+
+    `pixel_values` [B, V, 3, H, W] -> [V B, 3, H, W], `view` [B, V] -> [V B], `index` [B] -> [V B]; labels stay [B].
+    """
+    images = batch.get("pixel_values")
+    if images is None or images.ndim != 5:
+        return dict(batch)
+    rows = {name: batch[name].transpose(0, 1).flatten(0, 1) for name in ("pixel_values", "view") if name in batch}
+    if "index" in batch:
+        rows["index"] = batch["index"].repeat(images.shape[1])
+    return {**batch, **rows}
 
 
 def _in_colour(image: Any) -> Any:

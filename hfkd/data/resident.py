@@ -63,8 +63,7 @@ class _Tensors:
     def batch(self, keys: list[int], transform: ImageTransform) -> dict[str, Tensor]:
         rows = torch.tensor(keys, device=self.index.device)
         views = self._views_of_all(transform)[rows]
-        pixels = transform.show(self.pixels[rows], views)
-        return {"pixel_values": pixels, "labels": self.labels[rows], "index": self.index[rows], "view": views}
+        return transform.rows(self.pixels[rows], self.labels[rows], self.index[rows], views)
 
     def _views_of_all(self, transform: ImageTransform) -> Tensor:
         """Every image's view [N] of the epoch: thirty small operations once an epoch instead of once a batch."""

@@ -5,12 +5,14 @@ B images, H height, W width. A view is one crop offset and one flip of an image:
 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hfkd.data.epochs import EpochTransform, epoch_zero
+from hfkd.data.strong import strong_views
 from hfkd.slots import positive
 
 HEADER = 4  # bytes before the pixels of a packed image
@@ -18,14 +20,13 @@ CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
 @dataclass
-class ImageTransform:
+class ImageTransform(EpochTransform):
     """Zero-pad, crop, flip and normalise a batch of images that `hfkd.data.images` stored.
 
-    The padding is black *before* normalising, as torchvision's RandomCrop on the image is. Which view an image gets is
-    a function of (seed, epoch, index) alone: the same in any worker, on any number of ranks, and after a resume.
-    `set_epoch` moves on to the next epoch's views; the number lives in shared memory, so persistent workers see it.
+    The padding is black *before* normalising, as torchvision's RandomCrop on the image is.
     Returns `pixel_values` [B, 3, H, W] float32, `labels` [B], `index` [B], and `view` [B], the number of the view below
-    `num_views`; without augmentation that of the uncropped image.
+    `num_views`; without augmentation that of the uncropped image. With `views=2`, augmented images come twice,
+    [B, 2, 3, H, W]: the second a crop and flip of its own, made strong (`hfkd.data.strong`), whose number is -1.
     """
 
     mean: tuple[float, ...] = CIFAR_MEAN
@@ -34,22 +35,23 @@ class ImageTransform:
     padding: int = 4
     flip: bool = True
     seed: int = 0
-    epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64).share_memory_(), repr=False)
+    views: int = 1
+    epoch: Tensor = field(default_factory=epoch_zero, repr=False)
 
     def __post_init__(self) -> None:
         positive("ImageTransform", **{f"std[{i}]": s for i, s in enumerate(self.std)})
         if self.padding < 0:
             raise ValueError(f"ImageTransform: padding={self.padding} must be 0 or more pixels")
+        if self.views not in (1, 2):
+            raise ValueError(f"ImageTransform: views={self.views} must be 1, or 2 for a weak and a strong one")
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch.fill_(epoch)
+    def one_view(self) -> Self:
+        return replace(self, views=1)
 
-    def clean(self) -> "ImageTransform":
-        """The same without augmentation."""
+    def clean(self) -> Self:
         return replace(self, augment=False)
 
-    def at_epoch(self, epoch: int) -> "ImageTransform":
-        """The same with the views of one epoch, whatever `set_epoch` says to this one."""
+    def at_epoch(self, epoch: int) -> Self:
         return replace(self, epoch=torch.tensor(epoch))
 
     @property
@@ -69,15 +71,23 @@ class ImageTransform:
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
         index = torch.tensor(batch["index"])
-        images = self.show(unpack_pixels(batch["pixels"]), views := self.views_of(index))
-        return {"pixel_values": images, "labels": torch.tensor(batch["labels"]), "index": index, "view": views}
+        columns = unpack_pixels(batch["pixels"]), torch.tensor(batch["labels"]), index
+        return self.rows(*columns, self.views_of(index))
 
-    def show(self, images: Tensor, views: Tensor) -> Tensor:
-        """The views [B] of images [B, 3, H, W] uint8, normalised, float32, on their device."""
-        if self.augment:
-            images = crop_and_flip(images, views, self.padding, self.flip)
+    def rows(self, images: Tensor, labels: Tensor, index: Tensor, views: Tensor) -> dict[str, Tensor]:
+        """A batch of images [B, 3, H, W] uint8 in their `views` [B], on their device."""
+        seen = crop_and_flip(images, views, self.padding, self.flip) if self.augment else images
+        if self.augment and self.views == 2:
+            strong = self._strong(images, index)
+            seen, views = torch.stack([seen, strong], 1), torch.stack([views, torch.full_like(views, -1)], 1)
         scale, shift = _affine(self.mean, self.std, images.device)
-        return images.float().mul_(scale).add_(shift)  # addcmul is ten times slower when it broadcasts
+        # addcmul is ten times slower when it broadcasts
+        return {"pixel_values": seen.float().mul_(scale).add_(shift), "labels": labels, "index": index, "view": views}
+
+    def _strong(self, images: Tensor, index: Tensor) -> Tensor:
+        second = view_ids(index, self.seed, self.epoch, self.num_views, stream=1)
+        seeds = view_ids(index, self.seed, self.epoch, 1 << 62, stream=2)
+        return strong_views(crop_and_flip(images, second, self.padding, self.flip), seeds)
 
 
 @lru_cache
@@ -125,9 +135,13 @@ def crop_and_flip(images: Tensor, views: Tensor, padding: int, flip: bool) -> Te
     return padded.flatten(2).gather(2, place.expand(b, channels, h * w)).view(b, channels, h, w)
 
 
-def view_ids(index: Tensor, seed: int, epoch: Tensor | int, num_views: int) -> Tensor:
-    """A view for each image, uniform over `num_views`, from a counter-based hash of (seed, epoch, index). [B] int64."""
+def view_ids(index: Tensor, seed: int, epoch: Tensor | int, num_views: int, stream: int = 0) -> Tensor:
+    """A view for each image, uniform over `num_views`, from a counter-based hash of (seed, epoch, index). [B] int64.
+
+    Another `stream` is another, independent draw.
+    """
     key = _mix(_mix(torch.as_tensor(seed)) ^ _mix(torch.as_tensor(epoch) + 0x5851F42D4C957F2D)) ^ _mix(index + 1)
+    key = _mix(key + stream) if stream else key
     return _shift_right(_mix(key), 1) % num_views
 
 

@@ -51,12 +51,13 @@ class RougeCallback(TrainerCallback):
 
     The answers of step n are in `<output_dir>/dev/step-n`. Sampled as on test, but without the n-gram block, which
     MiniLLM and DSKD use on test only. `settings` are `TextGenerator`'s. Add it before callbacks that read the log.
-    Raises ValueError for settings that do not fit the model, and for a sharded one, which cannot generate.
+    A student sharded by FSDP 2 generates too, all ranks together. Raises ValueError for settings that do not fit the
+    model, and under FSDP 1.
     """
 
     def __init__(self, trainer: DistillationTrainer, dev: Dataset, seeds: Sequence[int], **settings: Any) -> None:
-        if trainer.args.fsdp or trainer.is_deepspeed_enabled:
-            raise ValueError("eval_rouge needs the whole student on each device: leave it out under FSDP and DeepSpeed")
+        if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
+            raise ValueError("eval_rouge cannot generate under FSDP 1: set fsdp_version: 2, or leave eval_rouge out")
         self.trainer, self.seeds, self.rows = trainer, seeds, with_references(dev)
         self.settings = {"no_repeat_ngram_size": 0, "batch_size": trainer.args.eval_batch_size} | settings
         TextGenerator(*self._writer, **self.settings)  # so that what does not fit is said now

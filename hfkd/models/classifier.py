@@ -64,6 +64,23 @@ def image_teacher(
     return image_classifier(name, num_labels, checkpoint, label_names)
 
 
+def image_teachers(
+    names: Sequence[str],
+    num_labels: int,
+    checkpoints: Sequence[str] | None = None,
+    label_names: Sequence[str] | None = None,
+) -> PreTrainedModel | list[PreTrainedModel]:
+    """What the teacher slot takes for these names: the one `image_teacher`, or a list of them.
+
+    `checkpoints` has a file for each name, or is None. Raises ValueError for another number of them.
+    """
+    if checkpoints is not None and len(checkpoints) != len(names):
+        raise ValueError(f"{len(checkpoints)} checkpoints for {len(names)} teachers {list(names)}: give one for each")
+    files: Sequence[str | None] = checkpoints or [None] * len(names)
+    teachers = [image_teacher(name, num_labels, file, label_names) for name, file in zip(names, files, strict=True)]
+    return teachers if len(teachers) > 1 else teachers[0]
+
+
 def _label_config(num_labels: int, label_names: Sequence[str] | None) -> dict[str, Any]:
     if num_labels < 1:
         raise ValueError(f"num_labels {num_labels}: a classifier has classes, pass the number of classes in the data")
@@ -101,7 +118,12 @@ def _stored(name: str, num_labels: int, labels: dict[str, Any], replace_head: bo
             f"{name!r} has {stored} labels, not {num_labels}: pass num_labels={stored}, or new_head=True for a fresh "
             "classification layer to train"
         )
-    return AutoModelForImageClassification.from_pretrained(name, ignore_mismatched_sizes=replace_head, **labels)
+    else:
+        labels = labels | {"num_labels": num_labels}  # timm's wrapper would keep the stored number beside new names
+    model = AutoModelForImageClassification.from_pretrained(name, ignore_mismatched_sizes=replace_head, **labels)
+    if isinstance(model, TimmWrapperForImageClassification):
+        vars(model.config).pop("label_names", None)  # the file's, which would be saved again in place of new ones
+    return model
 
 
 def _unknown(name: str) -> str:

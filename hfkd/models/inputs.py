@@ -8,6 +8,8 @@ from timm.models import get_model_input_config
 from torch import nn
 from transformers import AutoImageProcessor, TimmWrapperForImageClassification
 
+from hfkd.models.peers import Peers
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -42,6 +44,9 @@ def record_statistics(model: nn.Module, mean: tuple[float, ...], std: tuple[floa
     statistics = {"mean": list(mean), "std": list(std)}
     if isinstance(model, TimmWrapperForImageClassification):
         model.config.pretrained_cfg = {**(model.config.pretrained_cfg or {}), **statistics}
+    elif isinstance(model, Peers):
+        for peer in model.peers:
+            record_statistics(peer, mean, std)
     elif "pretrained_cfg" in vars(model):
         vars(model)["pretrained_cfg"].update(statistics)
 

@@ -5,15 +5,24 @@ from typing import Any
 
 from hfkd.objectives.adaptive_kl import AdaptiveKL
 from hfkd.objectives.base import Objective
+from hfkd.objectives.dist import DIST
 from hfkd.objectives.divergences import JSD, KD, ReverseKL, SkewKL, SkewReverseKL, TotalVariation
 from hfkd.objectives.dkd import DKD
+from hfkd.objectives.mld import MLD
+from hfkd.objectives.nkd import NKD
+from hfkd.objectives.several import Average, InverseEntropy
 from hfkd.objectives.standardized import Standardized, standardized
 
 OBJECTIVES: dict[str, Callable[..., Any]] = {
     "adaptive_kl": AdaptiveKL,
+    "average": Average,
+    "dist": DIST,
     "dkd": DKD,
+    "inverse_entropy": InverseEntropy,
     "jsd": JSD,
     "kd": KD,
+    "mld": MLD,
+    "nkd": NKD,
     "reverse_kl": ReverseKL,
     "skew_kl": SkewKL,
     "skew_reverse_kl": SkewReverseKL,
@@ -22,11 +31,16 @@ OBJECTIVES: dict[str, Callable[..., Any]] = {
 }
 
 __all__ = [
+    "DIST",
     "DKD",
     "JSD",
     "KD",
+    "MLD",
+    "NKD",
     "OBJECTIVES",
     "AdaptiveKL",
+    "Average",
+    "InverseEntropy",
     "Objective",
     "ReverseKL",
     "SkewKL",

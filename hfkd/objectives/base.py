@@ -11,12 +11,22 @@ class Objective(ABC):
     """An objective is stateless unless it also derives from nn.Module; then its parameters train with the student.
 
     `needs_hidden`: it reads hidden states. `relational`: an item's number depends on other items of the batch. Whoever
-    cannot serve that (a chunked loss, a cache of logits) refuses when the trainer is built.
+    cannot serve that (a chunked loss, a cache of logits) refuses when the trainer is built. `divergence`: it is zero
+    where the student equals the teacher, and never below.
     """
 
+    divergence: bool = True
     needs_hidden: bool = False
     relational: bool = False
 
     @abstractmethod
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
         """The divergence of each item [N], at that item's temperature [N]."""
+
+    def relations(self, items: Items, temperature: Tensor) -> Tensor | None:
+        """What comes of comparing items with each other, shared out among them [N]; None without such terms.
+
+        Added to the weighted objective as it is: a relation belongs to no single item, so no item's weight applies.
+        Items are compared within the batch at hand, so accumulation and ranks change it.
+        """
+        return None

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from hfkd.items import Items
 from hfkd.objectives.base import Objective
-from hfkd.signals import upcast
 
 Scale = Literal["squared", "none"]
 
@@ -118,12 +117,8 @@ class TotalVariation(Objective):
 
 
 def softened(items: Items, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [N, C] of teacher and student at each item's temperature, float32 or wider."""
-    t = temperature.unsqueeze(-1)  # [N, 1]
-    return (
-        torch.log_softmax(upcast(items.teacher.logits) / t, dim=-1),
-        torch.log_softmax(upcast(items.student.logits) / t, dim=-1),
-    )
+    """Log-probabilities [N, C] of teacher and student at each item's temperature; of a stored teacher [N, k + 1]."""
+    return items.log_probabilities(temperature)
 
 
 def kl(log_a: Tensor, log_b: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hfkd.items import Items
 from hfkd.objectives.base import Objective
+from hfkd.objectives.targets import over_targets
 from hfkd.signals import upcast
 
 
@@ -21,7 +22,7 @@ class DKD(Objective):
     so that KL(p || q) = TCKD + (1 - p_y) NCKD. Ramped by min(e / warmup_epochs, 1), e = 1 in the first epoch;
     `warmup_epochs=0` switches the ramp off. The authors compute log(1 - p_y) from a sum of probabilities, which
     underflows; here it is a difference of logsumexps, finite for any finite logits. With C = 2, NCKD is 0.
-    Labels mixed by MixUp or CutMix name no single target class: ValueError.
+    Labels mixed by MixUp or CutMix: `over_targets`.
     """
 
     alpha: float = 1.0
@@ -35,21 +36,19 @@ class DKD(Objective):
                 raise ValueError(f"DKD: {name}={value!r} must be a number of 0 or more")
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
-        if items.labels.ndim != 1:
-            raise ValueError(
-                f"DKD needs one target class an item, and got mixed labels of shape {tuple(items.labels.shape)}: "
-                "switch MixUp/CutMix off, or use the objective 'kd'"
-            )
-        target, others = tckd_nckd(items, temperature)
         ramp = min((int(items.progress) + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
-        return ramp * temperature**2 * (self.alpha * target + self.beta * others)
+        return ramp * over_targets(items.labels, lambda y: self._of_target(items, temperature, y))
+
+    def _of_target(self, items: Items, temperature: Tensor, labels: Tensor) -> Tensor:
+        target, others = tckd_nckd(items, temperature, labels)
+        return temperature**2 * (self.alpha * target + self.beta * others)
 
 
-def tckd_nckd(items: Items, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    """TCKD and NCKD of each item [N], without T²."""
-    y = items.labels.unsqueeze(-1)  # [N, 1]
-    p = _decoupled(items.teacher.logits, temperature, y)
-    q = _decoupled(items.student.logits, temperature, y)
+def tckd_nckd(items: Items, temperature: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """TCKD and NCKD of each item [N], without T², for the target classes `labels` [N]."""
+    y = labels.unsqueeze(-1)  # [N, 1]
+    p = decoupled(items.teacher.logits, temperature, y)
+    q = decoupled(items.student.logits, temperature, y)
     target = p.log_target.exp() * (p.log_target - q.log_target) + p.log_rest.exp() * (p.log_rest - q.log_rest)
     # The target class has no place in NCKD: its weight is set to 0, whatever its log-ratio.
     weights = p.log_others.exp().scatter(-1, y, 0.0)
@@ -57,14 +56,15 @@ def tckd_nckd(items: Items, temperature: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class _Decoupled:
+class Decoupled:
     log_target: Tensor  # [N]    log p_y
     log_rest: Tensor  # [N]    log (1 - p_y)
     log_others: Tensor  # [N, C] log of the softmax over the classes other than y; at y meaningless and finite
 
 
-def _decoupled(logits: Tensor, temperature: Tensor, y: Tensor) -> _Decoupled:
+def decoupled(logits: Tensor, temperature: Tensor, y: Tensor) -> Decoupled:
+    """What the target classes y [N, 1] and the others get of each item's softmax at its temperature [N]."""
     z = upcast(logits) / temperature.unsqueeze(-1)  # [N, C]
     everything = z.logsumexp(-1)
     others = z.scatter(-1, y, float("-inf")).logsumexp(-1)
-    return _Decoupled(z.gather(-1, y).squeeze(-1) - everything, others - everything, z - others.unsqueeze(-1))
+    return Decoupled(z.gather(-1, y).squeeze(-1) - everything, others - everything, z - others.unsqueeze(-1))

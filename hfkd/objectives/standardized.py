@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from hfkd.items import Items, Outputs
+from hfkd.items import Items
 from hfkd.objectives.base import Objective
-from hfkd.signals import upcast
+from hfkd.signals import standardize
 from hfkd.slots import resolve
 
 
@@ -16,7 +16,8 @@ class Standardized(Objective):
     """Sun et al., CVPR 2024, Eq. 11: z -> (z - mean z) / (std z + 1e-7) for both networks, then the objective.
 
     std is the unbiased one (ddof 1), as released. The paper pairs it with T = 2 and a KD weight of 9 beside CE 0.1.
-    Only the objective sees standardised logits: temperatures and weights still see the raw ones.
+    Only the objective's per-item part sees standardised logits: temperatures, weights and relations (MLD's batch and
+    class terms, as released) see the raw ones.
     """
 
     objective: Any = "kd"
@@ -28,16 +29,16 @@ class Standardized(Objective):
         self._inner = resolve(self.objective, OBJECTIVES, "objective")
         self.needs_hidden = getattr(self._inner, "needs_hidden", False)
         self.relational = getattr(self._inner, "relational", False)
+        self.divergence = getattr(self._inner, "divergence", True)
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
-        seen = replace(items, student=_standardize(items.student), teacher=_standardize(items.teacher))
+        everyone = (items.student, items.teacher, *items.teachers)
+        student, teacher, *teachers = (replace(z, logits=standardize(z.logits)) for z in everyone)
+        seen = replace(items, student=student, teacher=teacher, teachers=tuple(teachers))
         return self._inner(seen, temperature)
 
-
-def _standardize(outputs: Outputs) -> Outputs:
-    z = upcast(outputs.logits)
-    z = (z - z.mean(-1, keepdim=True)) / (z.std(-1, keepdim=True) + 1e-7)
-    return replace(outputs, logits=z)
+    def relations(self, items: Items, temperature: Tensor) -> Tensor | None:
+        return self._inner.relations(items, temperature) if self.relational else None
 
 
 standardized = Standardized

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from hfkd.report.results import ResultsCallback
-from hfkd.run_record import last_checkpoint
 from hfkd.trainer import DistillationTrainer
+from hfkd.whole_checkpoints import last_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -24,4 +24,8 @@ def train_to_the_end(trainer: DistillationTrainer, results: ResultsCallback) -> 
 
 def without_paths(config: dict[str, Any]) -> dict[str, Any]:
     """`config` fit to be published: of a local file or folder, its name alone."""
-    return {k: Path(v).name if isinstance(v, str) and "/" in v and Path(v).exists() else v for k, v in config.items()}
+    return {k: [_named(v) for v in value] if isinstance(value, list) else _named(value) for k, value in config.items()}
+
+
+def _named(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) and "/" in value and Path(value).exists() else value

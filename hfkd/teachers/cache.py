@@ -11,9 +11,10 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
 
+from hfkd.data.epochs import image_transform
 from hfkd.data.transforms import ImageTransform
 from hfkd.teachers.live import LiveTeacher
-from hfkd.teachers.scan import data_fingerprint, image_transform, weights_fingerprint
+from hfkd.teachers.scan import data_fingerprint, weights_fingerprint
 from hfkd.teachers.store import LogitStore, file_name
 
 
@@ -37,7 +38,7 @@ class CachedTeacher:
         self, teacher: LiveTeacher, dataset: Any, cache_dir: str | Path, accelerator: Accelerator | None = None
     ) -> None:
         transform = image_transform(dataset)
-        if transform is None:
+        if not isinstance(transform, ImageTransform):
             raise ValueError(
                 "the teacher's logits can be kept only for views that have numbers: give a dataset of "
                 "hfkd.data.load_images with an ImageTransform, or no teacher_cache_dir"

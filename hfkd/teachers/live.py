@@ -1,10 +1,10 @@
 """The teacher as a frozen network that sees each batch in its own normalisation and size.
 
-B images, H height, W width, C classes.
+B images, H height, W width, C classes, K teachers.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,11 @@ class LiveTeacher(nn.Module):
             logger.info("The teacher's images are re-normalised: %s -> %s", self.received, self.wanted)
         self.eval()
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The bare networks behind it."""
+        return (self.model,)
+
     @staticmethod
     def _statistics(spec: InputSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return spec.mean, spec.std
@@ -50,11 +55,17 @@ class LiveTeacher(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, last_hidden: bool = False, **inputs: Any) -> Tensor:
-        """Logits [B, C] or [B, L, V] for the batch that the student gets; or the last hidden states [B, L, H]."""
+    def forward(self, last_hidden: bool = False, each: bool = False, **inputs: Any) -> Tensor:
+        """Logits [B, C] or [B, L, V] for the batch that the student gets; or the last hidden states [B, L, H].
+
+        `each` is for several teachers (`Teachers`); one is itself.
+        """
         if last_hidden:
             return self.call.hidden(self.model, inputs)
         return self.call(self.model, self._own_view(inputs))
+
+    def extra_repr(self) -> str:
+        return f"received={self.received}, wanted={self.wanted}"
 
     def _own_view(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         images = inputs.get("pixel_values")
@@ -67,6 +78,35 @@ class LiveTeacher(nn.Module):
             images = nn.functional.interpolate(images, size=self.size, mode="bicubic", antialias=True)
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), images.dtype)
         return {**inputs, "pixel_values": images.to(dtype)}
+
+
+class Teachers(LiveTeacher):
+    """Several teachers in place of one: to whoever asks for a teacher's logits, their mean.
+
+    `each=True` gives them one by one, [K, B, ...] for K teachers, to an objective that combines them itself.
+    """
+
+    def __init__(self, teachers: Sequence[LiveTeacher]) -> None:
+        if len(teachers) < 2:
+            raise ValueError(f"a list of {len(teachers)} teachers: pass two or more, or one teacher that is no list")
+        super().__init__(nn.ModuleList(teachers))
+        self.teachers = tuple(teachers)
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return tuple(one.model for one in self.teachers)
+
+    @torch.no_grad()
+    def forward(self, last_hidden: bool = False, each: bool = False, **inputs: Any) -> Tensor:
+        """Logits [B, ...], or [K, B, ...] with `each`. ValueError for hidden states: there are several."""
+        if last_hidden:
+            raise ValueError(
+                "several teachers have no common hidden state: set loss_chunk_size to 0, or use one teacher"
+            )
+        logits = [teacher(**inputs).float() for teacher in self.teachers]
+        if len({one.shape for one in logits}) > 1:
+            raise ValueError(f"teachers of {[one.shape[-1] for one in logits]} classes: they must have the same ones")
+        return torch.stack(logits) if each else torch.stack(logits).mean(0)
 
 
 def place(teacher: LiveTeacher, accelerator: Accelerator) -> LiveTeacher:

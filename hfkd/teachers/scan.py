@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hfkd.data.collate import ImageCollator
-from hfkd.data.transforms import ImageTransform
+from hfkd.data.epochs import ImageStream, image_transform
+from hfkd.data.high_energy import original_images
 from hfkd.files import write_atomically
 from hfkd.items import IMAGES, ItemRule
 from hfkd.teachers.live import LiveTeacher
@@ -93,11 +94,11 @@ def scan(
     views), "clean" without augmentation (to choose HE-DA samples), which needs an `ImageTransform`. Sharded over the
     ranks of `accelerator`. With `cache_dir`, stored under a fingerprint of teacher, data and transform; a damaged or
     stale file is redone, with a log line. Random transforms other than `ImageTransform` start from `seed`.
-    The paper's authors drop the last partial batch; here every image counts.
+    The paper's authors drop the last partial batch; here every image counts, but none that HE-DA added.
     Raises ValueError when the teacher gives NaN or infinity, naming the first images.
     """
     live = _live(teacher)
-    dataset, collate = _seen(dataset, views), collate or ImageCollator()
+    dataset, collate = _seen(original_images(dataset), views), collate or ImageCollator()
     precision = accelerator.mixed_precision if accelerator else "no"
     temperatures = energy_temperature, entropy_temperature
     key = _key(live, dataset, collate, views, precision, *temperatures, seed) if cache_dir else None
@@ -172,21 +173,20 @@ def _everywhere(found: bool, accelerator: Accelerator | None) -> bool:
 def _seen(dataset: Any, views: Views) -> Any:
     if views not in ("train", "clean"):
         raise ValueError(f"views={views!r} must be 'train' or 'clean'")
+    if isinstance(dataset, ImageStream):
+        raise ValueError(
+            "a stream of images would be read whole by a teacher scan, and has no order to give the energies in: load "
+            "the data without streaming, or give thresholds=(low, high)"
+        )
     transform = image_transform(dataset)
     if transform is not None:
-        return dataset.with_transform(transform.clean() if views == "clean" else transform.at_epoch(0))
+        return dataset.with_transform(transform.clean() if views == "clean" else transform.at_epoch(0).one_view())
     if views == "clean":
         raise ValueError(
             "views='clean' needs a dataset whose transform is an hfkd ImageTransform; pass the dataset without "
             "augmentation, with views='train'"
         )
     return dataset
-
-
-def image_transform(dataset: Any) -> ImageTransform | None:
-    """The `ImageTransform` that `set_transform` gave a dataset, if it is one of ours."""
-    transform = dataset.format["format_kwargs"].get("transform") if isinstance(dataset, Dataset) else None
-    return transform if isinstance(transform, ImageTransform) else None
 
 
 def _key(

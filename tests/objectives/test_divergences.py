@@ -97,13 +97,13 @@ def test_finite_with_finite_gradients_and_not_negative_at_logits_of_1e4(name, dt
     assert (value >= -1e-5).all()
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [name for name, make in OBJECTIVES.items() if make.divergence])
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_zero_with_gradient_zero_when_the_student_equals_the_teacher(name, scale):
     v = (scale * Z).float().requires_grad_()
     value = OBJECTIVES[name]()(image_items(v, v.detach(), Y, progress=30.0), T.float())
     value.sum().backward()
-    torch.testing.assert_close(value, torch.zeros_like(value), rtol=0, atol=1e-5)
+    torch.testing.assert_close(value, torch.zeros_like(value), rtol=0, atol=1e-6 * T.max().item() ** 2)
     torch.testing.assert_close(v.grad, torch.zeros_like(v), rtol=0, atol=1e-5)
 
 

@@ -1,6 +1,7 @@
 import pytest
 import reference
 import torch
+import torch.nn.functional as F
 
 from hfkd.items import image_items
 from hfkd.objectives import DKD, KD
@@ -28,7 +29,7 @@ def test_no_ramp_when_switched_off():
 
 
 def test_kd_is_tckd_plus_nckd_times_what_is_left_of_the_target():
-    target, others = tckd_nckd(items(), T)
+    target, others = tckd_nckd(items(), T, Y)
     p_y = torch.softmax(Z / T[:, None], -1).gather(-1, Y[:, None]).squeeze(-1)
     torch.testing.assert_close(KD(scale="none")(items(), T), target + (1 - p_y) * others)
 
@@ -49,9 +50,13 @@ def test_two_classes_leave_only_the_target_term():
     torch.testing.assert_close(DKD(beta=8.0)(two, T), KD()(two, T))
 
 
-def test_mixed_labels_are_refused():
-    with pytest.raises(ValueError, match=r"mixed labels of shape \(24, 10\)"):
-        DKD()(items(y=torch.softmax(Z, -1)), T)
+def test_mixed_labels_are_the_mean_over_their_two_classes_and_no_label_is_nothing():
+    other = (Y + 3) % Z.shape[1]
+    share = torch.linspace(0, 1, len(Y), dtype=torch.float64)
+    mixed = share[:, None] * F.one_hot(Y, 10) + (1 - share)[:, None] * F.one_hot(other, 10)
+    expected = share * DKD()(items(y=Y), T) + (1 - share) * DKD()(items(y=other), T)
+    torch.testing.assert_close(DKD()(items(y=mixed), T), expected)
+    torch.testing.assert_close(DKD()(items(y=0 * mixed), T), torch.zeros_like(expected))
 
 
 @pytest.mark.parametrize("name", ["alpha", "beta", "warmup_epochs"])

@@ -1,0 +1,271 @@
+"""Training steps of a language model: hfkd against TRL's GKD trainer, on the same rows, models, precision, optimizer.
+
+    OMP_NUM_THREADS=1 python benchmarks/text_step.py --dataset_name dolly.jsonl --tokenizer gpt2-tokenizer
+
+Models are GPT-2-shaped, with random weights (WIDTHxLAYERS); the rows are tokenised as recipes/gpt2_dolly_eakd.py does.
+TRL runs off-policy (lmbda=0) with beta=0, which is forward KL at T = 1; "hfkd, the same loss" is that and nothing else,
+and the run stops unless both report the same losses. The other rows are the recipe's own loss (EA-KD: 0.5 CE + 0.5
+KL at T = 2, entropy weights), with the heads on all positions, with loss_chunk_size, and with stored teacher outputs.
+The ways take turns, --rounds times; counted are tokens that are no padding, in the fastest round, after its first step.
+On a CPU the seconds are the process' own CPU time, which other processes on the machine hardly change: use one thread.
+TRL: pip install trl (or --trl DIR for one installed by `pip install --target DIR --no-deps trl`); its row is left out
+where there is none.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, TrainerCallback, set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from hfkd import DistillationArguments, DistillationTrainer
+from hfkd.data.text_arguments import TextDataArguments
+from hfkd.data.text_collate import TokenCollator
+from hfkd.report.environment import environment
+from hfkd.steps import DenseStep
+from hfkd.teachers import CachedTextTeacher, build_text_cache
+
+SAME = {"objective": "kd", "temperature": 1.0, "ce_weight": 0.0, "kd_weight": 1.0}
+RECIPE = {"objective": "kd(scale='none')", "temperature": 2.0, "ce_weight": 0.5, "kd_weight": 0.5} | {
+    "weighting": "entropy"
+}
+TRL = "TRL GKD"
+WAYS: dict[str, dict[str, Any]] = {
+    TRL: {},
+    "hfkd, the same loss": SAME,
+    "hfkd, the same loss, heads on all positions": SAME,
+    "hfkd, EA-KD": RECIPE,
+    "hfkd, EA-KD, heads on all positions": RECIPE,
+    "hfkd, EA-KD, loss_chunk_size 128": RECIPE,
+    "hfkd, EA-KD, stored teacher": RECIPE,
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--dataset_name", default="databricks/databricks-dolly-15k", help="Hub id, folder or JSON lines"
+    )
+    parser.add_argument("--tokenizer", default="gpt2", help="Hub id or folder")
+    parser.add_argument("--student", default="256x4", metavar="WIDTHxLAYERS")
+    parser.add_argument("--teacher", default="384x6", metavar="WIDTHxLAYERS")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--max_length", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=8, help="of a round; the first is not counted")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast, for all ways")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, metavar="WAY", help=", ".join(WAYS))
+    parser.add_argument("--profile", action="store_true", help="also print where a step's time goes")
+    parser.add_argument("--trl", type=Path, help="folder that holds the package trl")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    return parser.parse_args()
+
+
+def gpt2(shape: str, seed: int) -> GPT2LMHeadModel:
+    width, layers = map(int, shape.split("x"))
+    torch.manual_seed(seed)
+    off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # as TRL does by itself
+    return GPT2LMHeadModel(GPT2Config(n_embd=width, n_layer=layers, n_head=max(width // 64, 1), **off))
+
+
+class Clock(TrainerCallback):
+    """When each optimizer step ended, by the wall and by the process' own CPU time."""
+
+    def __init__(self) -> None:
+        self.ends: list[tuple[float, float]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append((time.perf_counter(), time.process_time()))
+
+
+def settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": args.batch_size,
+        "max_steps": args.steps,
+        "learning_rate": 5e-4,
+        "max_grad_norm": 1.0,
+        "optim": "adamw_torch",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": args.bf16,
+        "use_cpu": not torch.cuda.is_available(),
+        "seed": 0,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+
+
+def trl_trainer(args: argparse.Namespace, rows: Dataset, tokenizer: Any, folder: Path) -> Any:
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    off = {"lmbda": 0.0, "beta": 0.0, "seq_kd": False, "gradient_checkpointing": False}
+    return GKDTrainer(
+        model=gpt2(args.student, 0),
+        teacher_model=gpt2(args.teacher, 1),
+        args=GKDConfig(**settings(args, folder), **off, max_length=args.max_length),
+        data_collator=TokenCollator(tokenizer),
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
+
+
+def hfkd_trainer(way: str, args: argparse.Namespace, rows: Dataset, tokenizer: Any, folder: Path) -> Any:
+    more = {"loss_chunk_size": 128} if "chunk" in way else {}
+    teacher = CachedTextTeacher(folder.parent / "stored") if "stored" in way else gpt2(args.teacher, 1)
+    trainer = DistillationTrainer(
+        gpt2(args.student, 0),
+        teacher,
+        DistillationArguments(**settings(args, folder), **more),
+        processing_class=tokenizer,
+        train_dataset=rows,
+        **WAYS[way],
+    )
+    if "all positions" in way:
+        trainer.step = DenseStep(trainer.call, trainer.rule, trainer.distillation_loss, trainer.num_classes)
+    return trainer
+
+
+def turn(way: str, args: argparse.Namespace, rows: Dataset, tokenizer: Any, scratch: Path) -> dict[str, Any]:
+    """One round of one way: seconds of the counted steps, their losses, and where the time went."""
+    set_seed(0)
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    make = trl_trainer if way == TRL else lambda *rest: hfkd_trainer(way, *rest)
+    trainer, clock = make(args, rows, tokenizer, folder), Clock()
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(clock)
+    parts = stopwatches(trainer) if args.profile and way != TRL else {}
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    wall, cpu = (end - start for start, end in zip(clock.ends[0], clock.ends[-1], strict=True))
+    return {"seconds": wall if torch.cuda.is_available() else cpu, "wall": wall, "losses": losses, "parts": parts}
+
+
+def stopwatches(trainer: Any) -> dict[str, float]:
+    """Seconds spent in teacher, student, loss, backward and optimizer over the run, filled while it trains."""
+    spent: dict[str, float] = defaultdict(float)
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **keywords: Any) -> Any:
+            start = clock()
+            result = function(*arguments, **keywords)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            spent[name] += clock() - start
+            return result
+
+        return run
+
+    trainer.model.forward = timed("student forward", trainer.model.forward)
+    if not isinstance(trainer.teacher, CachedTextTeacher):
+        trainer.teacher.forward = timed("teacher forward", trainer.teacher.forward)
+    trainer.distillation_loss.forward = timed("loss", trainer.distillation_loss.forward)
+    trainer.accelerator.backward = timed("backward", trainer.accelerator.backward)
+    trainer.training_step = timed("all of it", trainer.training_step)
+    create = trainer.create_optimizer
+
+    def create_timed(*arguments: Any) -> Any:
+        optimizer = create(*arguments)
+        optimizer.step = timed("optimizer", optimizer.step)
+        return optimizer
+
+    trainer.create_optimizer = create_timed
+    return spent
+
+
+def counted_tokens(args: argparse.Namespace, rows: Dataset, tokenizer: Any, scratch: Path) -> tuple[int, int]:
+    """Tokens that are no padding, and target tokens, of the steps after the first."""
+    trainer = hfkd_trainer("hfkd, the same loss", args, rows, tokenizer, Path(tempfile.mkdtemp(dir=scratch)))
+    set_seed(0)
+    batches = list(zip(range(args.steps), trainer.get_train_dataloader(), strict=False))[1:]
+    tokens = sum(int(batch["attention_mask"].sum()) for _, batch in batches)
+    return tokens, sum(int((batch["labels"][:, 1:] != -100).sum()) for _, batch in batches)
+
+
+def table(results: dict[str, list[dict[str, Any]]], tokens: int) -> str:
+    base = min(r["seconds"] for r in results[TRL]) if TRL in results else None
+    lines = [
+        "| way | tokens/s | steps' seconds, each round | times TRL |",
+        "|---|---:|---|---:|",
+    ]
+    for way, rounds in results.items():
+        seconds = [r["seconds"] for r in rounds]
+        ratio = f"{base / min(seconds):.2f}" if base else "-"
+        each = ", ".join(f"{s:.2f}" for s in seconds)
+        lines.append(f"| {way} | {tokens / min(seconds):,.0f} | {each} | {ratio} |")
+    return "\n".join(lines)
+
+
+def profile_table(results: dict[str, list[dict[str, Any]]]) -> str:
+    names = ["teacher forward", "student forward", "loss", "backward", "optimizer"]
+    lines = [f"| share of a step | {' | '.join(names)} | other |", "|---|" + "---:|" * (len(names) + 1)]
+    for way, rounds in results.items():
+        parts = rounds[-1]["parts"]
+        if parts:
+            whole = parts["all of it"] + parts["optimizer"]
+            shares = [parts.get(name, 0.0) / whole for name in names]
+            lines.append(f"| {way} | " + " | ".join(f"{x:.0%}" for x in [*shares, 1 - sum(shares)]) + " |")
+    return "\n".join(lines)
+
+
+def refuse_other_losses(results: dict[str, list[dict[str, Any]]]) -> None:
+    """Both must have trained the same thing, or the comparison means nothing."""
+    same = [results[way][0]["losses"] for way in results if WAYS[way] in ({}, SAME)]
+    for losses in same[1:]:
+        gap = max(abs(a - b) for a, b in zip(losses, same[0], strict=True))
+        if gap > 0.02 * max(same[0]):
+            raise SystemExit(f"the losses differ by {gap:.4f}: {losses} and {same[0]}")
+
+
+def main() -> None:
+    args = parse_args()
+    logging.getLogger("hfkd").setLevel(logging.WARNING)
+    if args.trl:
+        sys.path.append(str(args.trl))
+    ways = list(args.ways)
+    try:
+        import trl  # noqa: F401
+    except ImportError:
+        print(f"{TRL} is left out: there is no package trl (pip install trl, or --trl DIR)", file=sys.stderr)
+        ways = [way for way in ways if way != TRL]
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    data = TextDataArguments(args.dataset_name, args.max_length, max_train_rows=args.steps * args.batch_size)
+    data.max_dev_rows = 1
+    rows = data.load(tokenizer).train
+    results: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        if any("stored" in way for way in ways):
+            build_text_cache(gpt2(args.teacher, 1), rows, scratch / "stored", progress_bar=False)
+        tokens, targets = counted_tokens(args, rows, tokenizer, scratch)
+        for _ in range(args.rounds):
+            for way in ways:
+                results[way].append(turn(way, args, rows, tokenizer, scratch))
+    refuse_other_losses(results)
+    precision = "bf16 autocast" if args.bf16 else "float32"
+    print(f"\nstudent {args.student}, teacher {args.teacher}, batch {args.batch_size}, {precision}")
+    print(f"{args.steps - 1} steps: {tokens:,} tokens, {targets:,} of them targets\n\n{table(results, tokens)}")
+    if args.profile:
+        print(f"\n{profile_table(results)}")
+    if args.json:
+        payload = {"settings": {k: str(v) for k, v in vars(args).items()}, "environment": environment()}
+        args.json.write_text(json.dumps(payload | {"tokens": tokens, "targets": targets, "results": results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What a stored teacher cannot serve is refused before training."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from hfkd.arguments import DistillationArguments
+from hfkd.coarse import CoarseItems
+from hfkd.items import Outputs
+from hfkd.loss import DistillationLoss
+from hfkd.models.calling import Call
+from hfkd.teachers.cached_text import CachedTextTeacher
+from hfkd.temperatures import Fitted
+from hfkd.vocabulary import common_size
+
+PROBED_TOKENS = 2
+
+
+def check_cached(
+    teacher: CachedTextTeacher,
+    loss: DistillationLoss,
+    args: DistillationArguments,
+    student: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    dataset: Any,
+) -> int | None:
+    """Raise ValueError unless the cache can stand in for the teacher; else the vocabulary to cut to, as `common_size`.
+
+    It can for objectives on log-probabilities, for temperatures and entropies it was built for, and for the rows it was
+    built from.
+    """
+    if not Call.of(student).takes_tokens:
+        raise ValueError(f"CachedTextTeacher is for language models, and {type(student).__name__} takes no tokens")
+    for name in ("loss_chunk_size", "evaluate_kl"):
+        if getattr(args, name):
+            raise ValueError(f"{name} needs the live teacher, and a teacher cache was given: leave {name} out")
+    size = student.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+    stored = teacher.manifest.num_classes
+    if size < stored:
+        raise ValueError(f"the student has {size} logits, the teacher cache {stored}: build it with num_classes={size}")
+    if loss.kd_weight:
+        _check_declared(loss, teacher)
+        teacher.check_rows(dataset)
+        _probe(loss, teacher, dataset)
+    return common_size(size, stored, tokenizer)
+
+
+def _check_declared(loss: DistillationLoss, teacher: CachedTextTeacher) -> None:
+    for need, why in (("needs_hidden", "reads hidden states"), ("relational", "compares items with each other")):
+        if getattr(loss.objective, need, False):
+            raise ValueError(
+                f"the objective {loss.objective!r} {why}, which a teacher cache cannot serve: train with the live one"
+            )
+    given, stored = getattr(loss.temperature, "choices", None), teacher.manifest.temperatures
+    if given is None or (teacher.manifest.has_tail and not set(given) <= set(stored)):
+        which = "numbers not known beforehand" if given is None else ", ".join(map(str, given))
+        raise ValueError(
+            f"the temperature {loss.temperature!r} softens by {which}, and the teacher cache was built for "
+            f"temperatures={stored}: build another with all that are needed, or train with the live teacher"
+        )
+
+
+@torch.no_grad()
+def _probe(loss: DistillationLoss, teacher: CachedTextTeacher, dataset: Any) -> None:
+    """Ask each slot about a few stored tokens: one that wants more than there is says so now."""
+    for number in range(len(dataset)):
+        said = {name: values[:PROBED_TOKENS] for name, values in teacher.look_up([dataset[number]]).items()}
+        stored = teacher.outputs(said)
+        count = len(stored.ids)
+        if count:
+            break
+    else:
+        return  # no token to learn from
+    zeros = torch.zeros(count, dtype=torch.long)
+    items = CoarseItems(Outputs(torch.zeros(count, stored.num_classes)), stored, zeros, zeros, 1)
+    loss.weighting(items)
+    slot = loss.temperature
+    if isinstance(slot, Fitted):
+        stored.energy(slot.energy_temperature)
+    for temperature in slot.choices:
+        if not torch.isfinite(loss.objective(items, torch.full((count,), temperature))).all():
+            raise ValueError(
+                f"the objective {loss.objective!r} asks for another temperature than its own, which the teacher cache "
+                "does not hold: train with the live teacher"
+            )

@@ -1,0 +1,201 @@
+"""NaN and infinity: found without making the device wait, named, and never written into a checkpoint.
+
+N items, B rows of a batch, C classes, vocabulary or hidden size.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+from hfkd.arguments import DistillationArguments
+from hfkd.averages import BatchAverage
+from hfkd.whole_checkpoints import WholeCheckpoints
+
+logger = logging.getLogger(__name__)
+
+NAMED_ROWS = 16
+# The part that broke first comes first: what follows it is NaN because of it.
+PARTS = {
+    "the teacher's outputs are": "check its checkpoint and its precision",
+    "the student's outputs are": "lower learning_rate, or clip the gradient with max_grad_norm",
+    "the loss, of finite outputs, is": "check the labels and the slots of the loss",
+    "the gradient, of a finite loss, is": "lower learning_rate, or train with bf16 in place of fp16",
+}
+
+
+@dataclass
+class _Batch:
+    """What tells, after the fact, which rows broke: student and teacher [N] are finite where their outputs are."""
+
+    student: Tensor
+    teacher: Tensor | None
+    sample: Tensor
+    loss: Tensor
+    index: Tensor | None
+
+
+@dataclass
+class _Step:
+    """An optimizer step on trial. `bad` is not 0 when anything was NaN or infinite, on any process."""
+
+    number: int
+    batches: list[_Batch]
+    bad: Tensor
+    ready: torch.cuda.Event | None = None
+
+
+class FaultWatch(TrainerCallback):
+    """Judges each optimizer step by its loss and its gradient's norm, over all processes.
+
+    `stop` raises FloatingPointError with step, rows and part. A GPU is not waited for: a step's verdict is read while
+    the next one runs, and always before anything is logged, evaluated or saved; the student in memory may then have
+    taken the bad step, no checkpoint has. On a CPU the verdict comes before the step. `skip` reads it before the step
+    everywhere, which waits for the device, and leaves the step out on all processes. `ignore` looks at nothing.
+    """
+
+    def __init__(self, on_nan: str, accelerator: Accelerator) -> None:
+        self.on_nan, self.accelerator = on_nan, accelerator
+        self.lags = on_nan == "stop" and accelerator.device.type == "cuda"
+        self.skipped = 0
+        self._outputs: tuple[Tensor, Tensor | None, Tensor] | None = None
+        self._batches: list[_Batch] = []
+        self._on_trial: _Step | None = None
+
+    def outputs(self, student: Tensor, teacher: Tensor | None, sample: Tensor) -> None:
+        """Logits or hidden states [N, C] of both networks (None: no teacher is asked), and each item's row."""
+        if self.on_nan != "ignore":
+            self._outputs = _spread(student), None if teacher is None else _spread(teacher), sample
+
+    def batch(self, inputs: Mapping[str, Any], loss: Tensor) -> None:
+        """The batch whose outputs were seen last, and its loss."""
+        if self._outputs is not None:
+            student, teacher, sample = self._outputs
+            self._batches.append(_Batch(student, teacher, sample, loss.detach(), inputs.get("index")))
+            self._outputs = None
+
+    def leaves_out(self, number: int, gradient_norm: Tensor | float | None) -> bool:
+        """Whether optimizer step `number`, about to be taken, is to be skipped. May raise, for it or the one before."""
+        if self.on_nan == "ignore" or not self._batches:
+            return False
+        step = self._put_on_trial(number, gradient_norm)
+        if not self.lags:
+            return self._verdict(step)
+        self.settle()
+        self._on_trial = step
+        return False
+
+    def settle(self) -> None:
+        """Wait for the verdict on the last step, if it is still out."""
+        step, self._on_trial = self._on_trial, None
+        if step is not None:
+            self._verdict(step)
+
+    def _put_on_trial(self, number: int, gradient_norm: Tensor | float | None) -> _Step:
+        total = torch.stack([batch.loss.float() for batch in self._batches]).sum()
+        # A scaler of fp16 gradients meets infinities all the time, and leaves those steps out itself.
+        if gradient_norm is not None and self.accelerator.scaler is None:
+            whole = gradient_norm.full_tensor() if isinstance(gradient_norm, DTensor) else gradient_norm
+            total = total + torch.as_tensor(whole, device=total.device)
+        bad = (~torch.isfinite(total)).float()
+        if self.accelerator.num_processes > 1:
+            bad = self.accelerator.reduce(bad)
+        step, self._batches = _Step(number, self._batches, bad), []
+        if bad.is_cuda and self.lags:
+            step.bad = torch.empty((), pin_memory=True).copy_(bad, non_blocking=True)
+            step.ready = torch.cuda.Event()
+            step.ready.record()
+        return step
+
+    def _verdict(self, step: _Step) -> bool:
+        if step.ready is not None:
+            step.ready.synchronize()
+        if not step.bad.item():
+            return False
+        found = f"step {step.number}: {self._what_broke(step)}"
+        if self.on_nan == "stop":
+            raise FloatingPointError(f"{found}. on_nan='skip' would leave such steps out, 'ignore' would take them")
+        self.skipped += 1
+        logger.warning("%s. The step is left out; %d so far.", found, self.skipped)
+        return True
+
+    def _what_broke(self, step: _Step) -> str:
+        """The first part that broke and its rows, on all processes; each of them calls this for the same steps."""
+        mine = [_broken_rows(step.batches, part) for part in range(len(PARTS))]
+        everywhere = [mine] if self.accelerator.num_processes == 1 else gather_object([mine])
+        for part, (name, remedy) in enumerate(PARTS.items()):
+            rows = [row for process in everywhere for row in process[part]]
+            if rows:
+                more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
+                return f"{name} NaN or infinite for {', '.join(rows[:NAMED_ROWS])}{more}: {remedy}"
+        raise AssertionError("a gradient always has rows")
+
+    def logged(self) -> dict[str, float]:
+        """How many steps were left out since training started, where they are."""
+        return {"skipped_steps": self.skipped} if self.on_nan == "skip" else {}
+
+    # ---- nothing is logged, evaluated or saved before the verdict ----
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        if control.should_log or control.should_evaluate or control.should_save:
+            self.settle()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        self.settle()
+
+
+class WatchedTrainer(WholeCheckpoints):
+    """Trainer whose optimizer steps a `FaultWatch` judges, and that logs the parts of the loss.
+
+    A step that is left out is not in the averages that are logged.
+    """
+
+    args: DistillationArguments
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.faults = FaultWatch(self.args.on_nan, self.accelerator)
+        self.add_callback(self.faults)
+        self._trained = BatchAverage()
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.faults.leaves_out(self.state.global_step + 1, norm):
+            model.zero_grad(set_to_none=True)  # an optimizer passes over parameters without a gradient
+            self._trained.forget()
+        else:
+            self._trained.keep()
+        return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= {name: round(value, 6) for name, value in self._trained.read(self.accelerator).items()}
+            logs |= self.faults.logged()
+        super().log(logs, start_time)
+
+
+def _spread(outputs: Tensor) -> Tensor:
+    """[N, C] -> [N]: the largest value less the smallest, NaN or infinite as soon as one of them is."""
+    low, high = torch.aminmax(outputs.detach().flatten(1), dim=-1)
+    return high - low
+
+
+def _broken_rows(batches: list[_Batch], part: int) -> list[str]:
+    found = []
+    for batch in batches:
+        values = (batch.teacher, batch.student, batch.loss.expand(len(batch.sample)), None)[part]
+        if values is None and part == 0:
+            continue
+        rows = (batch.sample if values is None else batch.sample[~torch.isfinite(values)]).unique()
+        if batch.index is None:
+            found += [f"row {i} of the batch" for i in rows.tolist()]
+        else:
+            found += [f"row {i}" for i in batch.index[rows % len(batch.index)].unique().tolist()]  # of all peers
+    return found

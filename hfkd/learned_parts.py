@@ -1,0 +1,90 @@
+"""Slots that learn: they train as a child of the student, and stay out of the student's own files.
+
+As a child their parameters are in the optimizer, synced over ranks, clipped and moved with the student's; a second
+optimizer group beside the model would drift apart between ranks without a word.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from hfkd.files import write_atomically
+from hfkd.items import image_items
+from hfkd.loss import DistillationLoss
+from hfkd.preparation import uses_fsdp
+
+CHILD = "distillation_loss"
+FILE = "distillation.safetensors"
+
+
+def learns(loss: DistillationLoss) -> bool:
+    """Whether the loss has parameters to train."""
+    return bool(loss.kd_weight) and any(p.requires_grad for p in loss.parameters())
+
+
+def attach(loss: DistillationLoss, student: nn.Module, num_classes: int | None, args: Any) -> None:
+    """Make a loss that learns a child of the student, before anything wraps the student. No-op for one that does not.
+
+    Raises ValueError where its parameters would not be trained as one expects.
+    """
+    if not learns(loss):
+        return
+    if uses_fsdp(args):
+        raise ValueError("a slot with trainable parameters cannot be sharded with the student: train without FSDP")
+    if args.ddp_find_unused_parameters:
+        raise ValueError(
+            "ddp_find_unused_parameters=True takes a slot's trainable parameters for unused, since the student's "
+            "forward does not call them: leave it out"
+        )
+    args.ddp_find_unused_parameters = False
+    if any(is_lazy(p) for p in loss.parameters()):
+        if num_classes is None:
+            raise ValueError(
+                "an instance-wise learned temperature needs the number of classes: train on rows with a length"
+            )
+        with torch.no_grad():  # sizes that depend on the number of classes
+            logits = torch.zeros(1, num_classes)
+            loss.choose(image_items(logits, logits, torch.zeros(1, dtype=torch.long)))
+    student.add_module(CHILD, loss)
+
+
+@contextmanager
+def without_loss(student: nn.Module) -> Iterator[None]:
+    """The student as it was before `attach`: for reading and writing its own files."""
+    child = student._modules.pop(CHILD, None)
+    try:
+        yield
+    finally:
+        if child is not None:
+            student.add_module(CHILD, child)
+
+
+def students_own(state_dict: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A state dict without the loss's part."""
+    return state_dict and {k: v for k, v in state_dict.items() if not k.startswith(f"{CHILD}.")}
+
+
+def write(loss: DistillationLoss, folder: str | Path) -> None:
+    """Write what the loss has learned to `folder`; nothing for a loss that does not learn."""
+    if learns(loss):
+        write_atomically(Path(folder) / FILE, save({k: v.contiguous() for k, v in loss.state_dict().items()}))
+
+
+def read(loss: DistillationLoss, folder: str | Path) -> None:
+    """Load what `write` left in a checkpoint. Raises ValueError when it is missing or belongs to another loss."""
+    if not learns(loss):
+        return
+    path = Path(folder) / FILE
+    try:
+        loss.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} does not hold what {loss.temperature!r} learned ({error}): resume from another checkpoint"
+        ) from error

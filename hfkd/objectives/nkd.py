@@ -1,0 +1,46 @@
+"""Normalised knowledge distillation.
+
+N items, C classes, y the target class.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hfkd.items import Items
+from hfkd.objectives.base import Objective
+from hfkd.objectives.dkd import decoupled
+from hfkd.objectives.targets import over_targets
+
+
+@dataclass
+class NKD(Objective):
+    """Yang et al., ICCV 2023 ("From Knowledge Distillation to Self-Knowledge Distillation", Eq. 8).
+
+        - p_y log q_y  -  gamma T_n² sum_{c != y} p'_c log q'_c
+
+    p_y, q_y at T = 1; p', q' the softmax at T_n over the classes other than y. A cross-entropy, not a divergence: it is
+    not zero where the student equals the teacher. Published with gamma 1.5, T = 1, beside a cross-entropy of weight 1.
+    Mixed labels: `over_targets`.
+    """
+
+    divergence = False
+    gamma: float = 1.5
+
+    def __post_init__(self) -> None:
+        if isinstance(self.gamma, bool) or not 0 <= self.gamma < float("inf"):
+            raise ValueError(f"NKD: gamma={self.gamma!r} must be a number of 0 or more")
+
+    def __call__(self, items: Items, temperature: Tensor) -> Tensor:
+        return over_targets(items.labels, lambda y: self._of_target(items, temperature, y))
+
+    def _of_target(self, items: Items, temperature: Tensor, labels: Tensor) -> Tensor:
+        y, ones = labels.unsqueeze(-1), torch.ones_like(temperature)
+        target = (
+            decoupled(items.teacher.logits, ones, y).log_target.exp()
+            * decoupled(items.student.logits, ones, y).log_target
+        )
+        p, q = (decoupled(z.logits, temperature, y).log_others for z in (items.teacher, items.student))
+        others = (p.exp().scatter(-1, y, 0.0) * q).sum(-1)
+        return -target - self.gamma * temperature**2 * others

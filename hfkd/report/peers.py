@@ -1,0 +1,21 @@
+"""What a run of mutual learning leaves: each peer by itself, with its scores."""
+
+from pathlib import Path
+
+from hfkd.models import Peers
+from hfkd.report.json_file import write_json
+from hfkd.trainer import DistillationTrainer
+
+
+def save_peers(trainer: DistillationTrainer, peers: Peers) -> list[dict[str, float]]:
+    """Evaluate and save each peer to `peer_0`, `peer_1`, ... in the run's folder. Runs on every rank."""
+    scores = []
+    for k, peer in enumerate(peers.peers):
+        peers.scored = k
+        scores.append(trainer.evaluate(metric_key_prefix=f"eval_peer_{k}"))
+        if trainer.is_world_process_zero():
+            folder = Path(trainer.args.output_dir or ".") / f"peer_{k}"
+            peer.save_pretrained(folder)  # type: ignore[operator]
+            write_json(folder / "scores.json", scores[-1])
+    peers.scored = 0
+    return scores

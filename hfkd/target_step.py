@@ -1,0 +1,84 @@
+"""From a batch of tokens to the loss, with logits for its target tokens alone.
+
+B rows, L length, N target tokens, V vocabulary, H hidden size.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from hfkd.coarse import coarse_items
+from hfkd.faults import FaultWatch
+from hfkd.items import Items, Outputs, Targets
+from hfkd.loss import DistillationLoss
+from hfkd.models.calling import Call
+from hfkd.steps import Step, output_head
+from hfkd.teachers import LiveTeacher
+from hfkd.teachers.cached_text import CachedTextTeacher
+
+
+@dataclass
+class TargetStep:
+    """`DenseStep` for tokens, whose output heads never see a prompt's or a padding's position: the same loss, sooner.
+
+    On instruction data most positions are no targets, and in a small model the head is most of the work. Works inside
+    of the networks' own forward, whatever wraps them and whatever they do to their logits. `CachedTextTeacher` too.
+    """
+
+    call: Call
+    loss: DistillationLoss
+    num_classes: int | None = None
+    heads_on_targets: bool = True  # a compiled network knows no hooks that come later: False picks afterwards
+    watch: FaultWatch | None = None
+
+    def __call__(
+        self,
+        student: nn.Module,
+        teacher: LiveTeacher | CachedTextTeacher | None,
+        inputs: Mapping[str, Any],
+        num_items: Tensor | int | None,
+        progress: float,
+    ) -> Step:
+        targets, live = Targets(inputs["labels"]), None
+        logits = self._logits(student, partial(self.call, student, inputs), targets)
+        if self.loss.kd_weight and isinstance(teacher, CachedTextTeacher):
+            items: Items = coarse_items(logits, teacher.outputs(inputs), targets, progress)
+        else:
+            taught = logits.detach()
+            if self.loss.kd_weight and teacher is not None:
+                network: Any = teacher.model
+                taught = live = self._logits(network, partial(teacher, **inputs), targets)
+            outputs = Outputs(logits), Outputs(taught)
+            items = Items(*outputs, targets.labels, targets.sample, targets.shape[0], progress)
+        if self.watch is not None:
+            self.watch.outputs(logits, live, targets.sample)
+        return *self.loss(items, num_items), len(items)
+
+    def _logits(self, network: nn.Module, forward: Callable[[], Tensor], targets: Targets) -> Tensor:
+        logits = target_logits(network, forward, targets) if self.heads_on_targets else targets.pick(forward())
+        return logits[:, : self.num_classes]
+
+
+def target_logits(network: nn.Module, forward: Callable[[], Tensor], targets: Targets) -> Tensor:
+    """The logits [N, V] that `forward` gives at the targets, by handing the network's head [1, N, H] for [B, L, H].
+
+    A network that does not call `get_output_embeddings()` on whole hidden states gives all logits, picked afterwards.
+    """
+    picked = False
+
+    def only_targets(head: nn.Module, states: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        nonlocal picked
+        if not states or not isinstance(states[0], Tensor) or states[0].shape[:2] != targets.shape:
+            return None
+        picked = True
+        return targets.pick(states[0]).unsqueeze(0), *states[1:]
+
+    hook = output_head(network).register_forward_pre_hook(only_targets)
+    try:
+        logits = forward()
+    finally:
+        hook.remove()
+    return logits.squeeze(0) if picked else targets.pick(logits)

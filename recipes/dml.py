@@ -1,0 +1,58 @@
+"""Train networks side by side that teach each other: deep mutual learning (Zhang et al., CVPR 2018).
+
+    accelerate launch recipes/dml.py --peer_names cifar_resnet32 cifar_resnet32
+
+Protocol: configs/cifar100.yaml with configs/dml.yaml. Each peer is saved in a folder of its own, `peer_0` and so on,
+with its accuracy; the page and results.json are of the first. All peers take their step at once (the paper: in turn).
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import set_seed
+
+from hfkd import DistillationArguments, DistillationTrainer
+from hfkd.arguments import parse
+from hfkd.data import ImageDataArguments, label_names, num_labels
+from hfkd.metrics import image_accuracy, topk_predictions
+from hfkd.models import Peers, image_classifier
+from hfkd.report.image_run import run_images
+from hfkd.report.peers import save_peers
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass
+class PeerArguments:
+    peer_names: list[str] = field(
+        default_factory=lambda: ["cifar_resnet32", "cifar_resnet32"],
+        metadata={"help": "The networks, two or more: timm names, Hub ids or folders."},
+    )
+
+
+def main() -> None:
+    networks, data, args = parse(
+        (PeerArguments, ImageDataArguments, DistillationArguments),
+        defaults=[CONFIGS / "cifar100.yaml", CONFIGS / "dml.yaml"],
+        description=__doc__,
+    )
+    with args.main_process_first(desc="decoding the images"):
+        train, test = data.load(seed=args.seed)
+    classes, names = num_labels(train), label_names(train)
+    set_seed(args.seed)
+    peers = Peers([image_classifier(name, classes, label_names=names) for name in networks.peer_names])
+    trainer = DistillationTrainer(
+        peers,
+        None,
+        args,
+        train_dataset=train,
+        eval_dataset=test,
+        compute_metrics=image_accuracy,
+        preprocess_logits_for_metrics=topk_predictions,
+    )
+    run_images(trainer, vars(networks) | vars(data) | trainer.settings)
+    save_peers(trainer, peers)
+
+
+if __name__ == "__main__":
+    main()

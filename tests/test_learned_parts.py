@@ -1,0 +1,96 @@
+"""A learned temperature in the trainer: trained, saved beside the student, resumed, and the student stays plain."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toys import Net, Rows, arguments, teacher
+from transformers import AutoModelForImageClassification
+
+from hfkd import DistillationTrainer
+from hfkd.data import ImageTransform
+from hfkd.data.digits import load_digits
+from hfkd.models import image_classifier
+
+LEARNED = "learned(warmup_epochs=0)"
+
+
+def make(folder, temperature=LEARNED, student=None, rows=None, taught=None, **keywords):
+    return DistillationTrainer(
+        student or Net(),
+        taught or teacher(),
+        arguments(folder, **keywords),
+        train_dataset=rows or Rows(),
+        temperature=temperature,
+    )
+
+
+@pytest.mark.parametrize("temperature", [LEARNED, "learned(instance=True, warmup_epochs=0)"])
+def test_it_trains_in_the_students_optimizer(tmp_path, temperature):
+    trainer = make(tmp_path, temperature)
+    before = {k: v.clone() for k, v in trainer.distillation_loss.state_dict().items()}
+    trainer.train()
+    after = trainer.distillation_loss.state_dict()
+    assert before
+    assert all(not torch.equal(before[k], after[k]) for k in before)
+    logs = [entry["temperature"] for entry in trainer.state.log_history if "temperature" in entry]
+    assert len(set(logs)) > 1
+
+
+def test_one_step_is_the_plain_pytorch_step(tmp_path):
+    trainer = make(tmp_path, max_steps=1, per_device_train_batch_size=32)
+    trainer.train()
+    theta, student, taught, rows = torch.ones((), requires_grad=True), Net(), teacher(), Rows()
+    t = 1 + 20 * torch.sigmoid(theta)
+    p = torch.softmax(taught(rows.images) / t, -1)
+    kd = 0.9 * t**2 * (p * (p.log() - torch.log_softmax(student(rows.images) / t, -1))).sum(-1).mean()
+    kd.backward()
+    torch.testing.assert_close(trainer.distillation_loss.temperature.theta, 1 + 0.1 * theta.grad, rtol=0, atol=1e-6)
+
+
+def test_gradient_clipping_counts_it(tmp_path):
+    norms = [make(tmp_path, t, max_steps=1, max_grad_norm=1e9) for t in (LEARNED, "15.621172")]
+    for trainer in norms:
+        trainer.train()
+    with_theta, without = (
+        next(entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry) for trainer in norms
+    )
+    assert with_theta > without
+
+
+def test_the_student_is_saved_without_it_and_it_comes_back_on_resume(tmp_path):
+    whole = make(tmp_path / "whole", max_steps=4)
+    whole.train()
+    make(tmp_path / "parts", max_steps=4, save_strategy="steps", save_steps=2, lr_scheduler_type="constant").train()
+    checkpoint = tmp_path / "parts" / "checkpoint-2"
+    assert all("distillation_loss" not in name for name in load_file(checkpoint / "model.safetensors"))
+    assert list(load_file(checkpoint / "distillation.safetensors")) == ["temperature.theta"]
+    resumed = make(tmp_path / "parts", max_steps=4)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+    assert "distillation_loss.temperature.theta" in whole.model.state_dict()
+
+
+def test_a_checkpoint_without_it_is_refused(tmp_path):
+    make(tmp_path, save_strategy="steps", save_steps=2).train()
+    (tmp_path / "checkpoint-2" / "distillation.safetensors").unlink()
+    with pytest.raises(ValueError, match="does not hold what Learned"):
+        make(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_a_saved_student_is_a_plain_model(tmp_path):
+    rows = load_digits()[0].select(range(32)).with_transform(ImageTransform())
+    student, taught = (image_classifier("cifar_resnet20", num_labels=10) for _ in range(2))
+    trainer = make(tmp_path, student=student, rows=rows, taught=taught, max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
+    saved = {k: v for k, v in student.state_dict().items() if not k.startswith("distillation_loss")}
+    assert loaded.state_dict().keys() == saved.keys()
+    assert (tmp_path / "distillation.safetensors").is_file()
+
+
+def test_what_would_not_train_it_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="ddp_find_unused_parameters"):
+        make(tmp_path, ddp_find_unused_parameters=True)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,63 @@
+"""A job killed with SIGKILL, at a step, in the scan or in the middle of a file, ends as the one that was left alone."""
+
+import json
+import re
+
+import pytest
+from resume_job import CASES, EVERY, left_over, outcome, sit
+
+pytest.importorskip("peft")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Of each case: what the uninterrupted run leaves, and its events."""
+    kept = {}
+
+    def run(case):
+        if case not in kept:
+            folder = tmp_path_factory.mktemp("alone") / "run"
+            assert sit(case, folder, save=f"{folder}.events") is None
+            kept[case] = outcome(folder), json.loads((folder.parent / "run.events").read_text())
+        return kept[case]
+
+    return run
+
+
+def survives(expected, case, folder, *kills):
+    """Kill a run at each of `kills`, events counted since its last start; then let it end."""
+    for kill in kills:
+        assert sit(case, folder, kill_at=kill) is not None, f"the sitting ended before event {kill}"
+    assert sit(case, folder) is None
+    assert outcome(folder) == expected
+    assert left_over(folder) == []
+
+
+def test_energy_kd_killed_in_the_scan_at_a_step_and_in_a_checkpoint(alone, tmp_path):
+    kills = ("scan", 3), ("step", EVERY + 1), ("write optimizer.pt", 0)
+    survives(alone("Energy KD")[0], "Energy KD", tmp_path / "run", *kills)
+    assert "_unfinished/checkpoint-8 was left half done" in (tmp_path / "run.log").read_text()
+
+
+def test_lora_with_dropout_killed_between_accumulated_batches_and_in_the_adapter(alone, tmp_path):
+    kills = ("step", 2 * EVERY + 5), ("write adapter_model.safetensors", 0)
+    survives(alone("LoRA")[0], "LoRA", tmp_path / "run", *kills)
+
+
+def test_the_same_seed_gives_the_same_results(alone, tmp_path):
+    assert sit("LoRA", tmp_path / "run") is None
+    assert outcome(tmp_path / "run") == alone("LoRA")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_kill_at_any_kind_of_event_changes_nothing(alone, tmp_path, case):
+    """Every kind of event once: each batch of the scan counts as one, each file of a checkpoint, each deletion."""
+    result, events = alone(case)
+    kinds = {}
+    for number, name in enumerate(events):
+        kinds[re.sub(r"\d+", "N", name)] = number  # the last of its kind
+    assert len(kinds) > 15
+    for kind, number in kinds.items():
+        folder = tmp_path / re.sub(r"\W", "-", kind)
+        survives(result, case, folder, number)
