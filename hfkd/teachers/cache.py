@@ -53,7 +53,8 @@ class CachedTeacher:
         parameter = next(teacher.parameters(), None)
         device = torch.device("cpu") if parameter is None else parameter.device
         live = getattr(teacher, "_orig_mod", teacher)  # one image is no reason to compile
-        classes = live(pixel_values=dataset[0]["pixel_values"][None].to(device)).shape[-1]
+        image = dataset.with_transform(transform.clean())[0]["pixel_values"]
+        classes = live(pixel_values=image[None].to(device)).shape[-1]
         precision = accelerator.mixed_precision if accelerator else "no"
         key = _key(live, dataset, transform, f"{precision} on {device.type}")
         path = Path(cache_dir).expanduser() / file_name(key)

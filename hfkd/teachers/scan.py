@@ -100,7 +100,8 @@ def scan(
     live = _live(teacher)
     dataset, collate = _seen(original_images(dataset), views), collate or ImageCollator()
     precision = accelerator.mixed_precision if accelerator else "no"
-    key = _key(live, dataset, collate, views, precision, energy_temperature, entropy_temperature, seed)
+    temperatures = energy_temperature, entropy_temperature
+    key = _key(live, dataset, collate, views, precision, *temperatures, seed) if cache_dir else None
     path = Path(cache_dir) / key.file_name if cache_dir and key else None
     cached = _read(path, key, len(dataset)) if path and key else None
     shared = _everywhere(cached is not None, accelerator)

@@ -7,7 +7,7 @@ from scan_job import Counted, packed
 from toys import Net, Rows, arguments, teacher
 
 from hfkd import DistillationTrainer
-from hfkd.data.collate import ImageCollator
+from hfkd.data.collate import ImageCollator, views_as_rows
 from hfkd.data.transforms import ImageTransform
 from hfkd.items import image_items
 from hfkd.loss import DistillationLoss
@@ -48,9 +48,10 @@ def test_losses_agree_with_the_live_teachers(tmp_path, name, temperature):
         value, _ = loss(image_items(student, logits, batch["labels"]))
         value.backward()
         losses.append((value.detach(), student.grad))
-    bound = 10 * BOUND if name == "dist" else BOUND  # a correlation divides by a spread, which may be small
-    for with_live, with_cache in zip(*losses, strict=True):
-        torch.testing.assert_close(with_cache, with_live, rtol=bound, atol=bound)
+    (live_loss, live_grad), (cached_loss, cached_grad) = losses
+    torch.testing.assert_close(cached_loss, live_loss, rtol=BOUND, atol=BOUND)
+    # Correlations (DIST) of a new student's nearly equal logits pass on ten times what the loss itself shows.
+    torch.testing.assert_close(cached_grad, live_grad, rtol=10 * BOUND, atol=10 * BOUND)
     assert taught.hits == 23
 
 
@@ -135,6 +136,16 @@ def test_two_views_of_each_image(tmp_path, by_image):
     expected = pair.transpose(0, 1) if by_image else pair.flatten(0, 1)
     torch.testing.assert_close(got, expected, rtol=BOUND, atol=BOUND)
     assert net.images == 16
+
+
+def test_a_weak_and_a_strong_view(tmp_path):
+    """The strong one has no number: it alone runs every time."""
+    data, net = packed(transform=ImageTransform(augment=True, views=2)), Counted()
+    taught, batch = cached(tmp_path, data, net), views_as_rows(batch_of(data, range(8)))
+    for _ in range(2):
+        torch.testing.assert_close(taught(**batch), LiveTeacher(Counted())(**batch), rtol=BOUND, atol=BOUND)
+    assert net.images == 16 + 8
+    assert taught.store.count() == 8
 
 
 # ---- whose logits ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,239 @@
+"""hfkd's training step beside the loop that published code runs, and beside a bare PyTorch loop.
+
+    python benchmarks/image_step.py --dataset_name uoft-cs/cifar100 --teacher_checkpoint wrn_16_2.pth
+
+Energy KD on the same images and networks, in turns:
+- public loop: torchvision transforms on one PIL image at a time, two worker processes, float32, NCHW, eager; loss and
+  accuracies are read back at every step. What RepDistiller, mdistiller and their descendants do.
+- bare loop: the same precision, memory format and input pipeline as hfkd, without Trainer.
+- hfkd, live teacher; hfkd, warm cache: DistillationTrainer, without and with `teacher_cache_dir`.
+The figures are those of each loop's fastest turn, of which the median step.
+"""
+
+import itertools
+import tempfile
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from transformers import set_seed
+from transformers.trainer_callback import PrinterCallback
+from turns import WARM_UP, Clock, flops, matrix_rate, ratio, table, take_turns, write
+
+from hfkd import DistillationArguments, DistillationTrainer
+from hfkd.arguments import parse
+from hfkd.data import ImageDataArguments, num_labels
+from hfkd.data.collate import ImageCollator
+from hfkd.data.transforms import CIFAR_MEAN, CIFAR_STD, unpack_pixels
+from hfkd.models import image_classifier, image_teacher
+from hfkd.temperatures import Energy
+
+THRESHOLDS = (-21.0, -19.5)  # no scan here: any thresholds cost the same
+TARGETS = {"hfkd, live teacher": 2.4, "hfkd, warm cache": 3.2}  # times the public loop's speed
+
+
+@dataclass
+class BenchmarkArguments:
+    teacher_name: str = field(default="cifar_wrn_16_2", metadata={"help": "Teacher."})
+    teacher_checkpoint: str | None = field(default=None, metadata={"help": "Its weights; random ones cost the same."})
+    student_name: str = field(default="cifar_resnet20", metadata={"help": "Student."})
+    batch_size: int = field(default=64, metadata={"help": "Images of a step."})
+    rounds: int = field(default=5, metadata={"help": "Turns of each loop."})
+    steps: int = field(default=15, metadata={"help": f"Steps of a turn; the first {WARM_UP} are not counted."})
+    threads: int = field(default=1, metadata={"help": "CPU threads; one is steady on a machine that others use too."})
+    json: str | None = field(default=None, metadata={"help": "Write the figures to this file."})
+    quick: bool = field(default=False, metadata={"help": "One turn of twelve steps each."})
+
+    def __post_init__(self) -> None:
+        torch.set_num_threads(self.threads)
+        if self.quick:
+            self.rounds, self.steps = 1, 12
+
+
+class PilImages(torch.utils.data.Dataset):
+    """One image at a time, as torchvision's CIFAR100 with the usual transforms."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        rows = dataset.with_format(None)
+        self.images = unpack_pixels(rows["pixels"][:]).permute(0, 2, 3, 1).numpy()
+        self.labels = rows["labels"][:]
+        size = self.images.shape[1]
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(size, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(CIFAR_MEAN, CIFAR_STD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[row])), self.labels[row]
+
+
+def energy_kd(logits: Tensor, taught: Tensor, labels: Tensor) -> Tensor:
+    energy = -4 * (taught / 4).logsumexp(-1)
+    t = (4 + 2.0 * (energy < THRESHOLDS[0]) - 2.0 * (energy > THRESHOLDS[1])).unsqueeze(-1)
+    kl = F.kl_div((logits / t).log_softmax(-1), (taught / t).log_softmax(-1), log_target=True, reduction="none")
+    return 0.1 * F.cross_entropy(logits, labels) + 0.9 * (t * t * kl).sum(-1).mean()
+
+
+@dataclass
+class Loops:
+    """A fresh student each turn, the same teacher."""
+
+    benchmark: BenchmarkArguments
+    args: DistillationArguments
+    train: Dataset
+    pil: PilImages
+    folder: str
+
+    def __post_init__(self) -> None:
+        name, classes = self.benchmark.teacher_name, num_labels(self.train)
+        known = self.benchmark.teacher_checkpoint
+        self.classes = classes
+        self.teacher = image_teacher(name, classes, known) if known else image_classifier(name, classes)
+
+    def networks(self, **to: Any) -> tuple[nn.Module, nn.Module]:
+        set_seed(0)
+        student = image_classifier(self.benchmark.student_name, self.classes).train()
+        return student.to(self.args.device, **to), self.teacher.to(self.args.device, **to)
+
+    def optimizer(self, student: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(student.parameters(), lr=self.args.learning_rate, momentum=0.9, weight_decay=5e-4)
+
+    def public(self) -> list[float]:
+        student, teacher = self.networks(memory_format=torch.contiguous_format)
+        optimizer, clock, device = self.optimizer(student), Clock(self.benchmark.steps), self.args.device
+        loader = DataLoader(self.pil, self.benchmark.batch_size, shuffle=True, num_workers=2)
+        for images, labels in itertools.islice(loader, self.benchmark.steps):
+            images, labels = images.to(device), labels.to(device)
+            logits = student(images).logits
+            with torch.no_grad():
+                taught = teacher(images).logits
+            loss = energy_kd(logits, taught, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            hits = logits.topk(5, dim=1).indices == labels[:, None]
+            _ = loss.item(), hits[:, :1].sum().item(), hits.sum().item()  # as the meters of these loops do
+            clock.tick()
+        return clock.seconds
+
+    def bare(self) -> list[float]:
+        student, teacher = self.networks(memory_format=torch.channels_last)
+        optimizer, clock, device = self.optimizer(student), Clock(self.benchmark.steps), self.args.device
+        loader = DataLoader(self.train, self.benchmark.batch_size, shuffle=True, collate_fn=ImageCollator())
+        for batch in itertools.islice(loader, self.benchmark.steps):
+            images = batch["pixel_values"].to(device).contiguous(memory_format=torch.channels_last)
+            labels = batch["labels"].to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bool(self.args.bf16)):
+                logits = student(images).logits.float()
+                with torch.no_grad():
+                    taught = teacher(images).logits.float()
+            energy_kd(logits, taught, labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            clock.tick()
+        return clock.seconds
+
+    def hfkd(self, cache: str | None = None) -> list[float]:
+        student, teacher = self.networks()
+        clock = Clock(self.benchmark.steps)
+        self.args.teacher_cache_dir = cache
+        temperature = Energy(thresholds=THRESHOLDS)
+        trainer = DistillationTrainer(
+            student, teacher, self.args, train_dataset=self.train, temperature=temperature, callbacks=[clock]
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        return clock.seconds
+
+    def cached(self) -> list[float]:
+        """The first call fills the cache: every turn has the same views."""
+        return self.hfkd(f"{self.folder}/logits")
+
+    def flops(self) -> int:
+        student, teacher = self.networks(memory_format=torch.channels_last)
+        images = torch.zeros(self.benchmark.batch_size, 3, 32, 32, device=self.args.device)
+        with torch.no_grad():
+            taught = flops(lambda: teacher(images))
+        return taught + flops(lambda: student(images).logits.sum().backward())
+
+
+def training_arguments(benchmark: BenchmarkArguments, given: DistillationArguments) -> DistillationArguments:
+    return DistillationArguments(
+        output_dir=given.output_dir,
+        max_steps=benchmark.steps,
+        per_device_train_batch_size=benchmark.batch_size,
+        learning_rate=0.05,
+        optim="sgd",
+        optim_args="momentum=0.9",
+        weight_decay=5e-4,
+        decay_bias_and_norm=True,
+        max_grad_norm=0.0,
+        bf16=given.bf16,
+        use_cpu=given.use_cpu,
+        torch_compile=given.torch_compile,
+        dataloader_pin_memory=not given.use_cpu,
+        save_strategy="no",
+        logging_steps=500,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def main() -> None:
+    benchmark, data, given = parse((BenchmarkArguments, ImageDataArguments, DistillationArguments), description=__doc__)
+    train, _ = data.load()
+    with tempfile.TemporaryDirectory() as folder:
+        given.output_dir = folder
+        loops = Loops(benchmark, training_arguments(benchmark, given), train, PilImages(train), folder)
+        loops.cached()
+        times = take_turns(
+            {
+                "public loop": loops.public,
+                "bare loop": loops.bare,
+                "hfkd, live teacher": loops.hfkd,
+                "hfkd, warm cache": loops.cached,
+            },
+            benchmark.rounds,
+        )
+        work = loops.flops()
+    device, dtype = loops.args.device, torch.bfloat16 if loops.args.bf16 else torch.float32
+    rate = matrix_rate(device, dtype)
+    rows = []
+    for name in times:
+        seconds = min(times[name])
+        epochs = 240 * len(train) / benchmark.batch_size * seconds
+        share = work / seconds / rate if name == "hfkd, live teacher" else None
+        faster = 1 / ratio(times, name, "public loop")
+        target = f" (≥ {TARGETS[name]})" if name in TARGETS else ""
+        rows.append(
+            (
+                name,
+                f"{1000 * seconds:.1f}",
+                f"{benchmark.batch_size / seconds:,.0f}",
+                f"{faster:.2f}{target}",
+                f"{ratio(times, name, 'bare loop'):.3f}",
+                f"{epochs / 3600:.1f} h",
+                "-" if share is None else f"{share:.1%}",
+            )
+        )
+    header = ("loop", "ms a step", "images/s", "× public loop", "time / bare", "240 epochs", "of matrix rate")
+    print(table(header, rows))
+    print(f"\n{work / 1e9:.1f} GFLOP a step; a {dtype} matrix product on {device} runs at {rate / 1e9:,.0f} GFLOP/s")
+    write(benchmark.json, times=times, flops=work, matrix_rate=rate, settings=vars(benchmark), bf16=loops.args.bf16)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The teacher scan beside the bare forward of the teacher on batches that lie ready in memory, in turns.
+
+python benchmarks/teacher_scan.py --dataset_name uoft-cs/cifar100 --teacher_checkpoint wrn_16_2.pth
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from turns import ratio, table, write
+
+from hfkd import DistillationArguments
+from hfkd.arguments import parse
+from hfkd.data import ImageDataArguments, num_labels
+from hfkd.models import image_classifier, image_teacher
+from hfkd.teachers import LiveTeacher, place, scan
+
+TARGET = 0.95  # of the bare forward's throughput
+
+
+@dataclass
+class BenchmarkArguments:
+    teacher_name: str = field(default="cifar_wrn_16_2", metadata={"help": "Teacher."})
+    teacher_checkpoint: str | None = field(default=None, metadata={"help": "Its weights; random ones cost the same."})
+    images: int = field(default=2560, metadata={"help": "Images of a scan."})
+    batch_size: int = field(default=256, metadata={"help": "Images of a batch."})
+    rounds: int = field(default=6, metadata={"help": "Turns of each; the fastest counts."})
+    threads: int = field(default=1, metadata={"help": "CPU threads; one is steady on a machine that others use too."})
+    json: str | None = field(default=None, metadata={"help": "Write the figures to this file."})
+    quick: bool = field(default=False, metadata={"help": "Two turns over 512 images."})
+
+    def __post_init__(self) -> None:
+        torch.set_num_threads(self.threads)
+        if self.quick:
+            self.images, self.rounds = 512, 2
+
+
+def seconds(call: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    benchmark, data, args = parse((BenchmarkArguments, ImageDataArguments, DistillationArguments), description=__doc__)
+    data.max_train_images = benchmark.images
+    train, _ = data.load()
+    classes, known = num_labels(train), benchmark.teacher_checkpoint
+    name = benchmark.teacher_name
+    teacher = image_teacher(name, classes, known) if known else image_classifier(name, classes)
+    accelerator = Accelerator(cpu=args.use_cpu, mixed_precision="bf16" if args.bf16 else "no")
+    live = place(LiveTeacher(teacher.to(memory_format=torch.channels_last)), accelerator)
+    rows = range(0, len(train), benchmark.batch_size)
+    ready = [train[i : i + benchmark.batch_size]["pixel_values"].to(accelerator.device) for i in rows]
+
+    def bare() -> None:
+        for images in ready:
+            live(pixel_values=images)
+
+    def scanned() -> None:
+        scan(live, train, batch_size=benchmark.batch_size, accelerator=accelerator, progress_bar=False)
+
+    times: dict[str, list[float]] = {"bare forward": [], "scan": []}
+    bare()
+    for _ in range(benchmark.rounds):
+        times["bare forward"].append(seconds(bare))
+        times["scan"].append(seconds(scanned))
+    share = 1 / ratio(times, "scan", "bare forward")
+    lines = [
+        (name, f"{len(train) / min(turns):,.0f}", f"{min(times['bare forward']) / min(turns):.3f}")
+        for name, turns in times.items()
+    ]
+    print(table(("", "images/s", f"of the bare forward (≥ {TARGET})"), lines))
+    write(benchmark.json, times=times, share=share, settings=vars(benchmark), bf16=args.bf16)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What the step benchmarks share: loops that take turns, so that a busy machine slows all alike; a table; a JSON file.
+
+Of each loop the fastest turn counts: what a busy machine adds is never less than nothing.
+"""
+
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import TrainerCallback
+
+from hfkd.report.environment import environment
+
+WARM_UP = 5  # steps of a turn that are not counted
+
+
+class Clock(TrainerCallback):
+    """The time at the end of each step, also as a Trainer callback. On a GPU the device is waited for at both ends."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.ends = steps, list[float]()
+
+    def tick(self) -> None:
+        if torch.cuda.is_available() and len(self.ends) in (WARM_UP, self.steps - 1):
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        self.tick()
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of each counted step; on a GPU, where steps end before they are done, their mean."""
+        counted = self.ends[WARM_UP:]
+        if torch.cuda.is_available():
+            return [(counted[-1] - counted[0]) / (len(counted) - 1)]
+        return [b - a for a, b in itertools.pairwise(counted)]
+
+
+def take_turns(loops: dict[str, Callable[[], list[float]]], rounds: int) -> dict[str, list[float]]:
+    """The median seconds of a step in each turn of each loop."""
+    medians: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(rounds):
+        for name, loop in loops.items():
+            medians[name].append(statistics.median(loop()))
+    return medians
+
+
+def ratio(times: dict[str, list[float]], name: str, other: str) -> float:
+    """One loop's time over another's, the fastest turn of each."""
+    return min(times[name]) / min(times[other])
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def flops(call: Callable[[], Any]) -> int:
+    """Floating-point operations of matrix products and convolutions, backward included."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a square matrix product, the best of ten."""
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def write(path: Path | str | None, **results: Any) -> None:
+    if path:
+        Path(path).write_text(json.dumps(results | {"environment": environment()}, indent=2, default=str))
