@@ -6,6 +6,8 @@ Each run is a fresh process with the hidden states and heads of student and teac
 its gradients included: peak resident memory on the CPU (the allocator's peak on a GPU), and the fastest step.
 Time is taken with the allocator as it comes. Memory is taken in a process of its own in which glibc gives freed blocks
 of 4 MiB and more back at once, as it does with those above 32 MiB anyway: otherwise its free lists decide the peak.
+Time on a CPU is the process' own, which others on the machine hardly change. --peers are other projects' losses of the
+same hidden states: compare them with --weighting uniform, which needs no pass for the entropies.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from hfkd.items import token_hidden, token_items
 from hfkd.loss import DistillationLoss
 
 LENGTH = 256  # tokens of a sequence
+PEERS = {"trl": "TRL's chunked divergence (no cross-entropy)", "liger": "Liger's fused linear JSD"}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -41,6 +45,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2, help="processes a case; the fastest counts")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--quick", action="store_true", help="512 tokens, one vocabulary, two steps, one process")
+    parser.add_argument("--peers", nargs="+", default=[], choices=PEERS, help="packages trl, liger-kernel: also theirs")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # the child process: one case as JSON
     args = parser.parse_args()
     if args.quick:
@@ -66,18 +71,15 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
     head = nn.Linear(case["hidden"], case["vocab"], bias=False, device=DEVICE)
     teacher_head = nn.Linear(case["teacher_hidden"], case["vocab"], bias=False, device=DEVICE).requires_grad_(False)
     labels = torch.randint(case["vocab"], (batch, length), device=DEVICE)
-    loss = DistillationLoss("kd", 2.0, case["weighting"])
-    chunked = ChunkedLoss(loss, case["chunk_size"] or 1)
+    value_of = loss_function(case)
+    clock = time.perf_counter if DEVICE == "cuda" else time.process_time
 
     def step() -> float:
-        start = time.perf_counter()
-        if case["chunk_size"]:
-            value, _ = chunked(token_hidden(hidden, taught, labels), head, teacher_head)
-        else:
-            value, _ = loss(token_items(head(hidden), teacher_head(taught), labels))
+        start = clock()
+        value = value_of(hidden, taught, labels, head, teacher_head)
         value.backward()
         result = value.item()  # waits for a GPU
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         hidden.grad = head.weight.grad = None
         assert result == result, "the loss is NaN"
         return seconds
@@ -85,6 +87,40 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
     before = peak()
     seconds = min(step() for _ in range(case["repeats"]))
     return {"bytes": peak() - before, "seconds": seconds}
+
+
+def loss_function(case: dict[str, Any]) -> Callable[..., torch.Tensor]:
+    """(hidden, taught, labels, head, teacher_head) -> the loss, dense, in chunks, or a peer's."""
+    if case["peer"] == "trl":
+        from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+        def trl(hidden: Any, taught: Any, labels: Any, head: Any, teacher_head: Any) -> torch.Tensor:
+            student, teacher = (targets(hidden), head.weight, None), (targets(taught), teacher_head.weight, None)
+            return ChunkedDivergenceFunction.apply(*student, *teacher, 0.0, 2.0)[0].mean()
+
+        return trl
+    if case["peer"] == "liger":
+        from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+        # Compiled, as Liger's default is, where there is a GPU to compile for.
+        jsd = LigerFusedLinearJSDLoss(0.1, 0.9, beta=0.0, temperature=2.0, compiled=DEVICE == "cuda")
+        return lambda hidden, taught, labels, head, teacher_head: jsd(
+            targets(hidden), head.weight, targets(taught), teacher_head.weight, labels[:, 1:].flatten()
+        )
+    loss = DistillationLoss("kd", 2.0, case["weighting"])
+    if not case["chunk_size"]:
+        return lambda hidden, taught, labels, head, teacher_head: loss(
+            token_items(head(hidden), teacher_head(taught), labels)
+        )[0]
+    chunked = ChunkedLoss(loss, case["chunk_size"])
+    return lambda hidden, taught, labels, head, teacher_head: chunked(
+        token_hidden(hidden, taught, labels), head, teacher_head
+    )[0]
+
+
+def targets(states: torch.Tensor) -> torch.Tensor:
+    """[B, L, H] -> [N, H], what the peers take: here every token but the last of a sequence predicts one."""
+    return states[:, :-1].flatten(0, 1)
 
 
 def in_fresh_processes(case: dict[str, Any], rounds: int) -> dict[str, float]:
@@ -117,14 +153,15 @@ def main() -> None:
     )
     for vocab in args.vocab:
         dense = None
-        for chunk_size in [0, *args.chunk_size]:
-            case = {**shared, "vocab": vocab, "chunk_size": chunk_size}
+        for chunk_size, peer in [(0, None), *((n, None) for n in args.chunk_size), *((0, p) for p in args.peers)]:
+            case = {**shared, "vocab": vocab, "chunk_size": chunk_size, "peer": peer}
             result = in_fresh_processes(case, args.rounds)
             dense = dense or result
             ratios = {k: result[k] / dense[k] for k in ("bytes", "seconds")}
             rows.append({**case, **result, "ratios": ratios})
+            name = PEERS[peer] if peer else f"chunks of {chunk_size}" if chunk_size else "dense"
             print(
-                f"| {vocab} | {f'chunks of {chunk_size}' if chunk_size else 'dense'} | {result['bytes'] / 1e6:.0f} | "
+                f"| {vocab} | {name} | {result['bytes'] / 1e6:.0f} | "
                 f"{result['seconds']:.2f} | {ratios['bytes']:.3f} | {ratios['seconds']:.2f} |",
                 flush=True,
             )

@@ -1,12 +1,13 @@
 """Training steps of a language model: hfkd against TRL's GKD trainer, on the same rows, models, precision, optimizer.
 
-    OMP_NUM_THREADS=2 python benchmarks/text_step.py --dataset_name dolly.jsonl --tokenizer gpt2-tokenizer
+    OMP_NUM_THREADS=1 python benchmarks/text_step.py --dataset_name dolly.jsonl --tokenizer gpt2-tokenizer
 
 Models are GPT-2-shaped, with random weights (WIDTHxLAYERS); the rows are tokenised as recipes/gpt2_dolly_eakd.py does.
 TRL runs off-policy (lmbda=0) with beta=0, which is forward KL at T = 1; "hfkd, the same loss" is that and nothing else,
 and the run stops unless both report the same losses. The other rows are the recipe's own loss (EA-KD: 0.5 CE + 0.5
 KL at T = 2, entropy weights), with the heads on all positions, with loss_chunk_size, and with stored teacher outputs.
 The ways take turns, --rounds times; counted are tokens that are no padding, in the fastest round, after its first step.
+On a CPU the seconds are the process' own CPU time, which other processes on the machine hardly change: use one thread.
 TRL: pip install trl (or --trl DIR for one installed by `pip install --target DIR --no-deps trl`); its row is left out
 where there is none.
 """
@@ -78,15 +79,15 @@ def gpt2(shape: str, seed: int) -> GPT2LMHeadModel:
 
 
 class Clock(TrainerCallback):
-    """When each optimizer step ended, and the losses that were logged."""
+    """When each optimizer step ended, by the wall and by the process' own CPU time."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.ends: list[tuple[float, float]] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
+        self.ends.append((time.perf_counter(), time.process_time()))
 
 
 def settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -149,20 +150,22 @@ def turn(way: str, args: argparse.Namespace, rows: Dataset, tokenizer: Any, scra
     parts = stopwatches(trainer) if args.profile and way != TRL else {}
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    return {"seconds": clock.ends[-1] - clock.ends[0], "losses": losses, "parts": parts}
+    wall, cpu = (end - start for start, end in zip(clock.ends[0], clock.ends[-1], strict=True))
+    return {"seconds": wall if torch.cuda.is_available() else cpu, "wall": wall, "losses": losses, "parts": parts}
 
 
 def stopwatches(trainer: Any) -> dict[str, float]:
     """Seconds spent in teacher, student, loss, backward and optimizer over the run, filled while it trains."""
     spent: dict[str, float] = defaultdict(float)
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **keywords: Any) -> Any:
-            start = time.perf_counter()
+            start = clock()
             result = function(*arguments, **keywords)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            spent[name] += time.perf_counter() - start
+            spent[name] += clock() - start
             return result
 
         return run

@@ -5,7 +5,7 @@ import difflib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,6 +17,8 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
 from hfkd.data.high_energy_arguments import HighEnergyArguments
+
+CONFIG: dict[str, Any] = {"metavar": "FILE.yaml", "nargs": "+", "default": []}
 
 
 @dataclass
@@ -126,6 +128,7 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
             if self.deepspeed:
                 raise ValueError("on_nan='skip': DeepSpeed takes its steps by itself; choose 'stop' or 'ignore'")
             self.logging_nan_inf_filter = True  # the logged loss passes over what was left out
+        self._check_numbers()
         if self.loss_chunk_size < 0:
             raise ValueError(f"loss_chunk_size={self.loss_chunk_size} must be 0 (off) or a number of tokens")
         if self.label_smoothing_factor:
@@ -138,6 +141,17 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
     def __getstate__(self) -> dict[str, Any]:
         """What `training_args.bin`, which Trainer pickles beside the weights and uploads, may know: no token."""
         return vars(self) | {"hub_token": None}
+
+    def _check_numbers(self) -> None:
+        """What Trainer would divide by, or find out at the first step."""
+        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)} must be a number of 0 or more")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+        if not (self.num_train_epochs > 0 or self.max_steps > 0):
+            raise ValueError(f"num_train_epochs={self.num_train_epochs}: nothing would be trained; raise it")
 
     @staticmethod
     def _check_decay(epochs: Any) -> None:
@@ -160,28 +174,31 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
 def parse(
     dataclasses: Sequence[type],
     argv: Sequence[str] | None = None,
-    defaults: Sequence[str | Path] = (),
+    defaults: Sequence[str | Path | Mapping[str, Any]] = (),
     **parser_options: Any,
 ) -> tuple[Any, ...]:
-    """Parse `argv` into dataclasses. The command line wins over `--config FILE.yaml`, which wins over `defaults`.
+    """Parse `argv` into dataclasses. The command line wins over `--config FILE.yaml ...`, which wins over `defaults`.
 
-    `defaults` are YAML files too, a recipe's protocol, the later ones winning. A key that no dataclass has raises
-    ValueError with the closest one that exists.
+    Of several files the later ones win. `defaults`, a recipe's protocol, are YAML files too, or mappings of settings. A
+    key that no dataclass has raises ValueError with the closest one that exists.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(cast(Any, list(dataclasses)), allow_abbrev=False, **parser_options)
-    parser.add_argument("--config", metavar="FILE.yaml", help="Settings to start from; flags given here win over it.")
+    parser.add_argument("--config", help="Settings to start from; later files win, and flags over all.", **CONFIG)
     for action in parser._actions:
         if action.type is string_to_bool and action.nargs is None:  # `bool | None`: let a bare --bf16 mean true
             action.nargs, action.const = "?", True
     known = {f.name for cls in dataclasses for f in fields(cls) if f.init}
-    given = _config_path(argv)
-    for path in [*defaults, given] if given else defaults:
-        settings = read_yaml(path, known)
+    for source in [*defaults, *_config_paths(argv)]:
+        if isinstance(source, Mapping):
+            settings, where = dict(source), "settings"
+        else:
+            settings, where = read_settings(source), f"--config {source}"
+        check_known(settings, known, where)
         for action in parser._actions:  # a setting that the file gives is no longer required on the command line
             if action.dest in settings:
                 action.required = False
-                settings[action.dest] = _as_typed(action, settings[action.dest], path)
+                settings[action.dest] = _as_typed(action, settings[action.dest], where)
         parser.set_defaults(**settings)
     *parsed, rest = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     del rest.config
@@ -199,22 +216,22 @@ def _show_log() -> None:
         logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
 
 
-def _config_path(argv: Sequence[str]) -> str | None:
+def _config_paths(argv: Sequence[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE.yaml")
+    parser.add_argument("--config", **CONFIG)
     return parser.parse_known_args(argv)[0].config
 
 
-def _as_typed(action: argparse.Action, value: Any, path: str | Path) -> Any:
+def _as_typed(action: argparse.Action, value: Any, where: str) -> Any:
     """A YAML value as the command line would have read it: to YAML 1.1, 5e-2 is a string."""
     if value is None or action.nargs == 0:
         return value
     if action.nargs in ("+", "*"):
-        return [_number(action, v, path) for v in (value if isinstance(value, list) else [value])]
-    return _number(action, value, path)
+        return [_number(action, v, where) for v in (value if isinstance(value, list) else [value])]
+    return _number(action, value, where)
 
 
-def _number(action: argparse.Action, value: Any, path: str | Path) -> Any:
+def _number(action: argparse.Action, value: Any, where: str) -> Any:
     """`value` as the action's int or float, where it wants one; a list, a bool or a mapping reads as no number."""
     if action.type not in (int, float):
         return value
@@ -222,11 +239,11 @@ def _number(action: argparse.Action, value: Any, path: str | Path) -> Any:
         return action.type(str(value))
     except ValueError:
         kind = "whole number" if action.type is int else "number"
-        raise ValueError(f"--config {path}: {action.dest}: {value!r} is not a {kind}") from None
+        raise ValueError(f"{where}: {action.dest}: {value!r} is not a {kind}") from None
 
 
-def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
-    """The settings of a YAML file (safe loader: no code), each of which must be in `known`."""
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings of a YAML file (safe loader: no code)."""
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -237,11 +254,14 @@ def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
         raise ValueError(f"--config {path} is not a YAML file of settings: {error}") from error
     settings = {} if settings is None else settings
     if not isinstance(settings, dict) or not all(isinstance(k, str) for k in settings):
-        raise ValueError(f"--config {path} must hold `name: value` lines, and holds a {type(settings).__name__}")
+        held = "names that are not text" if isinstance(settings, dict) else f"a {type(settings).__name__}"
+        raise ValueError(f"--config {path} must hold `name: value` lines, and holds {held}")
+    return settings
+
+
+def check_known(settings: Mapping[str, Any], known: set[str], where: str) -> None:
+    """Raise ValueError for a setting that is not in `known`."""
     for key in settings:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
-            raise ValueError(
-                f"--config {path}: unknown setting {key!r}" + (f"; did you mean {close[0]!r}?" if close else "")
-            )
-    return settings
+            raise ValueError(f"{where}: unknown setting {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))

@@ -3,14 +3,16 @@
 from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from hfkd.data.collate import views_as_rows
+from hfkd.data.epochs import image_transform
 from hfkd.models.calling import Call
 from hfkd.teachers import LiveTeacher
-from hfkd.teachers.scan import image_transform
 
 Collate = Callable[[list[Any]], dict[str, Tensor]]
 PROBED_ROWS, PROBED_TOKENS = 2, 8  # enough to see shapes and NaN, little enough for a large model on a CPU
@@ -39,6 +41,8 @@ def check_networks(
         return None
     batch = views_as_rows(collate([dataset[i] for i in range(min(PROBED_ROWS, len(dataset)))]))
     if call.takes_tokens:
+        for network in (student, *(teacher.networks if teacher else ())):
+            _check_positions(network, dataset)
         batch = {name: values[:, :PROBED_TOKENS] if values.ndim > 1 else values for name, values in batch.items()}
     modes = [(module, module.training) for module in student.modules()]
     try:
@@ -61,10 +65,28 @@ def check_networks(
     return classes
 
 
+def _check_positions(network: nn.Module, dataset: Any) -> None:
+    """No row of `tokenize_dataset` may be longer than what the network says it can take."""
+    config = getattr(network, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        return
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is None or not isinstance(dataset, Dataset) or "length" not in dataset.column_names:
+        return
+    longest = int(np.max(dataset.with_format("numpy")["length"][:]))
+    if longest > limit:
+        raise ValueError(
+            f"the longest training row has {longest} tokens, but {type(network).__name__} has {limit} positions: lower "
+            f"max_length to {limit}"
+        )
+
+
 def _check_labels(dataset: Any, probed: Tensor, classes: int) -> None:
     if probed.is_floating_point():  # mixed labels: a distribution over the classes
         if probed.shape[-1] != classes:
-            raise ValueError(f"mixed labels over {probed.shape[-1]} classes, but the student has {classes}")
+            raise ValueError(
+                f"mixed labels over {probed.shape[-1]} classes, but the student has {classes}: give both as many"
+            )
         return
     # All labels where the column is what a batch gets: a transform that is not ours may map them.
     stored = isinstance(dataset, Dataset) and "labels" in dataset.column_names

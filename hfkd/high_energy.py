@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from hfkd.arguments import DistillationArguments
+from hfkd.data.epochs import image_transform
 from hfkd.data.high_energy import HighEnergyTransform, add_high_energy, count_of, original_images
 from hfkd.data.high_energy_arguments import HighEnergyArguments
 from hfkd.data.mixing import ALPHAS, Mix, box, cutmix, mixup
-from hfkd.data.transforms import image_transform
+from hfkd.loss import DistillationLoss
+from hfkd.objectives import KD
 from hfkd.steps import DenseStep, Step
 from hfkd.teachers import LiveTeacher, TeacherScan
 
@@ -29,14 +32,18 @@ class HighEnergyStep:
         L = 0.1 CE(x) + 0.9 KD(x) + 0.9 KD(x'),   KD(x') over the M images of S = {x_0, x_1} u {x_n : E_n > E_high}
 
     x' pairs S with a permutation of itself, under one lambda and one box a batch; both networks run on it anew, and no
-    label enters. The mixed term has the objective, temperature and weighting of the loss, and its weight; with
-    accumulated batches each batch's mean counts by the batch's share of the images. E_n is that of the view at hand.
-    Which images are in S is read back from the device at every step. `inner` makes the items.
+    label enters: the mixed term is `KD` whatever the objective, with the loss's temperature, weighting and kd_weight.
+    With accumulated batches each batch's mean counts by its share of the images. E_n is that of the view at hand. Which
+    images are in S is read back from the device at every step. `inner` makes the items.
     """
 
     inner: DenseStep
     threshold: float
     mix: Mix = "cutmix"
+
+    def __post_init__(self) -> None:
+        loss = self.inner.loss
+        self.unlabelled = DistillationLoss(KD(), loss.temperature, loss.weighting, 0.0, loss.kd_weight)
 
     def __call__(
         self,
@@ -50,13 +57,13 @@ class HighEnergyStep:
         loss, parts = self.inner.loss(items, num_items)
         high = items.teacher.energy(ENERGY_TEMPERATURE) > self.threshold  # [B]
         chosen = high.index_fill(0, torch.arange(min(ALWAYS, len(high)), device=high.device), True).nonzero().squeeze(1)
-        unlabelled = items.student.logits.new_zeros(len(chosen), items.teacher.num_classes, dtype=torch.float32)
-        again = {"pixel_values": self.mixed(inputs["pixel_values"][chosen]), "labels": unlabelled}
+        none = torch.zeros(len(chosen), items.teacher.num_classes, device=high.device)  # zeros: no label
+        again = {"pixel_values": self.mixed(inputs["pixel_values"][chosen]), "labels": none}
         again |= {"index": chosen, "view": torch.full_like(chosen, -1)}
         mixed = self.inner.items(student, teacher, again, progress)
         # sum / (num_items M / B) = (B / num_items) · mean over the M
         count = len(items) if num_items is None else num_items
-        extra, extra_parts = self.inner.loss(mixed, count * len(mixed) / len(items))
+        extra, extra_parts = self.unlabelled(mixed, count * len(mixed) / len(items))
         share = torch.tensor(len(mixed) / len(items), device=loss.device)
         return loss + extra, parts | {"mixed_kd": extra_parts["kd"], "mixed_share": share}, len(items)
 
@@ -90,7 +97,7 @@ def with_he_da(
         energies = scan(views="clean", energy_temperature=ENERGY_TEMPERATURE).energy
         ratio, mix, side = args.he_da_ratio, args.he_da_mix, args.he_da_side
         return step, add_high_energy(dataset, energies, ratio, mix, side, args.data_seed or args.seed)
-    if dataset[0]["pixel_values"].ndim != 3:
+    if not isinstance(dataset, IterableDataset) and dataset[0]["pixel_values"].ndim != 3:
         raise ValueError("he_da='released' mixes a batch with one view of each image: use he_da='paper' with several")
     energies = scan(energy_temperature=ENERGY_TEMPERATURE).energy.sort().values
     count = count_of(len(energies), args.he_da_ratio)

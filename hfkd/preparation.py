@@ -9,23 +9,26 @@ from accelerate.utils import parse_flag_from_env
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.trainer_utils import has_length
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import ImageCollator
+from hfkd.data.epochs import ImageStream, image_transform
+from hfkd.data.large_images import LargeImageTransform
 from hfkd.data.resident import ResidentImages
 from hfkd.data.text_collate import TokenCollator
 from hfkd.loss import DistillationLoss
 from hfkd.models import InputSpec, Peers, image_processor, input_spec, record_statistics
 from hfkd.teachers import CachedTeacher, LiveTeacher, Teachers
-from hfkd.teachers.scan import image_transform
 
 
 class EpochViews(TrainerCallback):
     """Tells the training images' transform, if it is ours, which epoch's views to make."""
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        transform = image_transform(keywords["train_dataloader"].dataset)
-        if transform is not None:
+        dataset = keywords["train_dataloader"].dataset
+        transform = image_transform(dataset)
+        if transform is not None and not isinstance(dataset, ImageStream):  # Trainer tells a stream its pass itself
             transform.set_epoch(math.floor(round(state.epoch or 0.0, 6)))
 
 
@@ -109,12 +112,25 @@ def cached_teacher(
     return CachedTeacher(teacher, dataset, args.teacher_cache_dir, accelerator)
 
 
+def decay_steps(epochs: list[float], steps_per_epoch: int, train_dataset: Any) -> list[int]:
+    """The steps after which `lr_decay_epochs` are over; ValueError for a stream of unknown length."""
+    if not has_length(train_dataset):
+        raise ValueError(
+            f"lr_decay_epochs={epochs} count epochs, and this stream does not say how many images it has: set "
+            "lr_decay_epochs to null in the YAML file, and choose an lr_scheduler_type"
+        )
+    return [round(epoch * steps_per_epoch) for epoch in epochs]
+
+
 def record_inputs(student: nn.Module, train_dataset: Any) -> BaseImageProcessor | None:
     """Let what is saved say how its images were prepared: in a timm model's config, else by the processor returned."""
     transform = image_transform(train_dataset)
     if transform is None:
         return None
-    height, width = train_dataset[0]["pixel_values"].shape[-2:]
+    if isinstance(transform, LargeImageTransform):  # a stream's first row is not to be had without filling its buffer
+        height = width = transform.size
+    else:
+        height, width = train_dataset[0]["pixel_values"].shape[-2:]
     if record_statistics(student, transform.mean, transform.std, (height, width)):
         return None
     return image_processor(transform.mean, transform.std, (height, width))

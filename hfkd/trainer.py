@@ -28,6 +28,7 @@ from hfkd.objectives import KD
 from hfkd.preparation import (
     EpochViews,
     cached_teacher,
+    decay_steps,
     default_collator,
     live_teacher,
     move_resident,
@@ -277,7 +278,7 @@ class DistillationTrainer(HubTrainer, TensorCheckpoints, WatchedTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         if self.args.lr_decay_epochs is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        milestones = [round(epoch * self._steps_per_epoch) for epoch in self.args.lr_decay_epochs]
+        milestones = decay_steps(self.args.lr_decay_epochs, self._steps_per_epoch, self.train_dataset)
         optimizer = optimizer or self.optimizer
         assert optimizer is not None
         scheduler = MultiStepLR(optimizer, milestones, gamma=self.args.lr_decay_factor)

@@ -38,8 +38,9 @@ def same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenize
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     if ours == theirs:
         return
-    different = sum(theirs.get(token) != number for token, number in ours.items())
+    different = sum(ours.get(token) != theirs.get(token) for token in ours | theirs)
     raise ValueError(
         f"the tokenizers of the student ({student.name_or_path}) and the teacher ({teacher.name_or_path}) differ: "
-        f"{different} of {len(ours)} tokens have another number or none; token-level distillation needs one tokenizer"
+        f"{different} of {len(ours | theirs)} tokens have another number or are in one of them only; token-level "
+        "distillation needs one tokenizer"
     )

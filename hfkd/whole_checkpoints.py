@@ -146,7 +146,7 @@ def incomplete(checkpoint: str | Path) -> str | None:
         sizes = json.loads((Path(checkpoint) / MANIFEST).read_text(encoding="utf-8"))
         for name, size in sizes.items():
             if (Path(checkpoint) / name).stat().st_size != size:
-                return f"its {name} does not have the {size} bytes that were written"
+                return f"its {name} is not as long as when it was written"
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     except (ValueError, AttributeError):  # not JSON, or no mapping

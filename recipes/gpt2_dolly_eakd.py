@@ -4,16 +4,19 @@
 
 Protocol: configs/dolly.yaml, the set-up of DSKD, which is MiniLLM's data and schedule at T = 2 without T². Other
 objectives are in configs/ (`--config recipes/configs/dolly_jsd.yaml`). A run that was stopped is taken up where it
-stopped; recipes/evaluate_instruct.py scores what it leaves. Everything is a flag, see --help.
+stopped; recipes/evaluate_instruct.py scores what it leaves. `--teacher_cache DIR` stores what the teacher says once and
+trains from that, this run and later ones. Everything is a flag, see --help.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from transformers import set_seed
 
 from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.arguments import parse
+from hfkd.cache_arguments import TeacherCacheArguments
 from hfkd.data.text_arguments import TextDataArguments
 from hfkd.evaluation.callback import RougeArguments
 from hfkd.models.language import causal_lm, matching_tokenizers
@@ -43,8 +46,15 @@ class NetworkArguments:
 
 
 def main() -> None:
-    networks, data, lora, rouge, args = parse(
-        (NetworkArguments, TextDataArguments, LoraArguments, RougeArguments, DistillationArguments),
+    networks, data, cache, lora, rouge, args = parse(
+        (
+            NetworkArguments,
+            TextDataArguments,
+            TeacherCacheArguments,
+            LoraArguments,
+            RougeArguments,
+            DistillationArguments,
+        ),
         defaults=[CONFIGS / "dolly.yaml", CONFIGS / "dolly_eakd.yaml"],
         description=__doc__,
     )
@@ -54,7 +64,9 @@ def main() -> None:
     with args.main_process_first(desc="tokenising"):
         texts = data.load(tokenizer)
     set_seed(args.seed)
-    teacher = causal_lm(
+    student = causal_lm(networks.student_name_or_path, from_config=networks.from_config)
+    load_teacher = partial(
+        causal_lm,
         networks.teacher_name_or_path,
         networks.teacher_dtype,
         networks.teacher_from_config,
@@ -62,8 +74,8 @@ def main() -> None:
         networks.teacher_load_in_4bit,
     )
     trainer = DistillationTrainer(
-        causal_lm(networks.student_name_or_path, from_config=networks.from_config),
-        teacher,
+        student,
+        cache.teacher(load_teacher, names[1], texts.train, student, tokenizer, args.temperature),
         args,
         peft_config=lora.config(),
         processing_class=tokenizer,
@@ -71,7 +83,7 @@ def main() -> None:
         eval_dataset=texts.dev,
     )
     rouge.add_to(trainer, texts.dev_texts, **data.generation_settings)
-    run_text(trainer, vars(networks) | vars(data) | vars(lora) | vars(rouge) | trainer.settings)
+    run_text(trainer, vars(networks) | vars(data) | vars(cache) | vars(lora) | vars(rouge) | trainer.settings)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ CONFIGS = Path(__file__).parent / "configs"
 class NetworkArguments:
     network_name: str = field(default="cifar_wrn_40_2", metadata={"help": "A timm name, a Hub id or a saved folder."})
     checkpoint: str | None = field(default=None, metadata={"help": "Weights to start from: .pth, .safetensors."})
+    new_head: bool = field(
+        default=False, metadata={"help": "Give a stored network a fresh last layer, for these classes."}
+    )
     evaluate_only: bool = field(default=False, metadata={"help": "Score the network and stop."})
 
 
@@ -37,7 +40,8 @@ def main() -> None:
     with args.main_process_first(desc="decoding the images"):
         train, test = data.load(seed=args.seed)
     set_seed(args.seed)
-    model = image_classifier(network.network_name, num_labels(train), network.checkpoint, label_names(train))
+    classes, names = num_labels(train), label_names(train)
+    model = image_classifier(network.network_name, classes, network.checkpoint, names, network.new_head)
     trainer = DistillationTrainer(
         model,
         None,

@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
+import sys
 
 MODULES = ["hfkd.trainer", "hfkd.report.run", "peft", "sklearn"]
 
@@ -29,15 +31,23 @@ def on_ranks(log, count, target, *arguments):
     return [process.exitcode for process in ranks]
 
 
+def script(path, *arguments):
+    """Run a file as `python path arguments` would; a target for `start` and `on_ranks`."""
+    sys.argv = [str(path), *arguments]
+    runpy.run_path(str(path), run_name="__main__")
+
+
 def _on_rank(log, rank, count, port, target, *arguments):
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if count > 1:
+        ours = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in ours.items()}
     print_to(log)
     import torch
 
     torch.set_num_threads(1)
     target(*arguments)
-    torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def print_to(path):

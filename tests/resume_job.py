@@ -109,8 +109,13 @@ class Events:
             if half is not None and os.path.isfile(half):
                 os.truncate(half, os.path.getsize(half) // 2)
             Path(f"{self.folder}.killed").write_text(name)
+            Path(f"{self.folder}.lost").write_text(str(self.batches_since_checkpoint()))
             os.kill(os.getpid(), signal.SIGKILL)
         self.names.append(name)
+
+    def batches_since_checkpoint(self):
+        named = [i for i, name in enumerate(self.names) if name.startswith("rename checkpoint-")]
+        return self.names[named[-1] if named else 0 :].count("step")
 
     def watch(self, trainer):
         import peft.peft_model

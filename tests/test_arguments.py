@@ -51,6 +51,24 @@ def test_the_last_config_counts_as_for_any_flag(config):
     assert read(first, "--config", second).ce_weight == 0.2
 
 
+def test_several_files_the_later_ones_win(config):
+    pair, method = config("ce_weight: 0.7\nkd_weight: 0.3", "pair.yaml"), config("ce_weight: 0.2", "method.yaml")
+    args = read(pair, method)
+    assert (args.ce_weight, args.kd_weight) == (0.2, 0.3)
+    assert read(pair, method, "--ce_weight", "5").ce_weight == 5
+    assert read(method, pair).ce_weight == 0.7
+
+
+def test_defaults_may_be_settings_instead_of_files(config):
+    path = config("ce_weight: 0.7\nkd_weight: 0.3")
+    args = read(
+        config("weighting: entropy", "given.yaml"), defaults=[path, {"ce_weight": "2e-1", "weighting": "matched"}]
+    )
+    assert (args.ce_weight, args.kd_weight, args.weighting) == (0.2, 0.3, "entropy")
+    with pytest.raises(ValueError, match="^settings: unknown setting 'ce_wieght'; did you mean 'ce_weight'"):
+        read(path, defaults=[{"ce_wieght": 1}])
+
+
 def test_defaults_files_come_first(config):
     protocol, other = config("ce_weight: 0.7\nkd_weight: 0.3", "1.yaml"), config("ce_weight: 0.2", "2.yaml")
     args = read(config("weighting: entropy"), defaults=[protocol, other])
@@ -180,7 +198,7 @@ def test_an_unknown_or_shortened_flag_is_refused(argv):
 def test_config_without_a_file_is_refused(capsys):
     with pytest.raises(SystemExit):
         parse([DistillationArguments], ["--output_dir", "out", "--config"])
-    assert "--config: expected one argument" in capsys.readouterr().err
+    assert "--config: expected at least one argument" in capsys.readouterr().err
 
 
 # ---- bf16 ------------------------------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ from datasets import ClassLabel, Dataset
 from toys import CLASSES, Net, Rows, arguments, teacher
 
 from hfkd import DistillationArguments, DistillationTrainer
+from hfkd.data.epochs import image_transform
 from hfkd.data.high_energy import HighEnergyTransform, select_by_energy
 from hfkd.data.mixing import ALPHAS, box
-from hfkd.data.transforms import ImageTransform, image_transform, pack_pixels
+from hfkd.data.transforms import ImageTransform, pack_pixels
 from hfkd.high_energy import HighEnergyStep, added_images
 from hfkd.items import IMAGES
 from hfkd.loss import DistillationLoss
@@ -127,7 +128,14 @@ def test_the_mixed_set_has_the_losss_temperature_weighting_and_a_gradient():
 # ---- from flags ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("slots", [{}, {"temperature": "energy(ratio=0.2)", "weighting": "entropy"}])
+@pytest.mark.parametrize(
+    "slots",
+    [
+        {},
+        {"temperature": "energy(ratio=0.2)", "weighting": "entropy"},
+        {"objective": "dkd(beta=2.0)", "weighting": "entropy"},
+    ],
+)
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_both_variants_train_beside_any_temperature_and_weighting(tmp_path, variant, slots):
     run = trainer(tmp_path, he_da=variant, he_da_ratio=0.5, max_steps=4, **slots)
@@ -149,11 +157,23 @@ def test_both_variants_train_beside_any_temperature_and_weighting(tmp_path, vari
         assert all(0.25 <= row["mixed_share"] <= 1 and row["mixed_kd"] > 0 for row in steps)
     record = json.loads((tmp_path / "distillation.json").read_text())
     assert record["loss"]["he_da"] == variant
-    if slots:  # thresholds over the training set, which added rows are not part of
+    if "temperature" in slots:  # thresholds over the training set, which added rows are not part of
         thresholds = run.distillation_loss.temperature.thresholds
         plain = trainer(tmp_path / "plain", **slots)
         plain.fit_slots()
         assert thresholds == plain.distillation_loss.temperature.thresholds
+
+
+def test_added_images_have_two_views_where_the_others_have(tmp_path):
+    transform = ImageTransform((0.5,) * 3, (0.3,) * 3, augment=True, padding=1, views=2)
+    run = trainer(tmp_path, data().with_transform(transform), he_da="paper", objective="mld", weighting="entropy")
+    run.train()
+    batch = run.train_dataset[N - 1 : N + 2]
+    assert batch["pixel_values"].shape == (3, 2, 3, 8, 8)
+    assert (batch["view"][1:] == -1).all()
+    assert np.isfinite([row["loss"] for row in run.state.log_history if "loss" in row]).all()
+    with pytest.raises(ValueError, match="mixes a batch with one view of each image"):
+        trainer(tmp_path / "2", data().with_transform(transform), he_da="released").train()
 
 
 @pytest.mark.parametrize("variant", ["paper", "released"])

@@ -3,43 +3,83 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import on_ranks
+from processes import script as processes_script
 
-JOB = {
-    "objective": "dkd(beta=2.0)",
-    "temperature": "energy(ratio=0.2)",
-    "weighting": "entropy",
-    "max_steps": 5,
+IMAGES = {"objective": "dkd(beta=2.0)", "weighting": "entropy", "max_steps": 5}
+TEXT = {"objective": "kd(scale='none')", "weighting": "entropy", "max_steps": 5, "evaluate_kl": True}
+JOBS = {
+    "images, Energy KD": ("rank_job.py", IMAGES | {"temperature": "energy(ratio=0.2)"}),
+    "images, CTKD": ("rank_job.py", IMAGES | {"temperature": "learned(warmup_epochs=0)"}),
+    "language, Energy KD": ("rank_job_text.py", TEXT | {"temperature": "energy(ratio=0.2)"}),
+    "language, CTKD": ("rank_job_text.py", TEXT | {"temperature": "learned(warmup_epochs=0)"}),
 }
+SPLITS = {
+    "1 x 8": (1, {"per_device_train_batch_size": 8}),
+    "1 x 4 x 2": (1, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}),
+    "2 x 4": (2, {"per_device_train_batch_size": 4}),
+}
+JOB = JOBS["images, Energy KD"][1]
+TIMES = (
+    "epoch",
+    "step",
+    "train_runtime",
+    "runtime",
+    "per_second",
+    "total_flos",
+)  # in a log, and not of the mathematics
 
 
 def run(folder, processes, script="rank_job.py", job=JOB, launcher=None, **keywords):
-    """The parameters and the record that `script` leaves in `folder`; `launcher`: a command in place of torchrun."""
+    """The parameters and the record that `script` leaves in `folder`; `launcher`: a command to start it with."""
     folder.mkdir()
     here = Path(__file__).parent
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-    command = launcher or (command if processes > 1 else [sys.executable])
-    path = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     arguments = [str(here / script), str(folder), json.dumps(job | keywords)]
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-4000:]
+    if launcher is None:
+        codes = on_ranks(folder / "log", processes, processes_script, *arguments)
+        assert codes == [0] * processes, (folder / "log-0").read_text()[-4000:]
+    else:
+        path = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        done = subprocess.run([*launcher, *arguments], env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-4000:]
     record = json.loads((folder / "record.json").read_text())
     return torch.load(folder / "student.pt", weights_only=True), record
 
 
+def run_splits(root, name):
+    """`run` of a job for each way to make batches of 8."""
+    script, job = JOBS[name]
+    root.mkdir(exist_ok=True)
+    return {way: run(root / way, count, script, job, **split) for way, (count, split) in SPLITS.items()}
+
+
+def differences(one, other):
+    """The largest difference of any parameter, of any number logged in training, and of the evaluation."""
+    (parameters, record), (others, other_record) = one, other
+    assert parameters.keys() == others.keys()
+    logs = [[entry for entry in r["log"] if "loss" in entry] for r in (record, other_record)]
+    scores = [r.get("scores", {"eval_loss": r.get("eval_loss")}) for r in (record, other_record)]
+    assert len(logs[0]) == len(logs[1]) == 5
+    return {
+        "parameters": max((others[name] - p).abs().max().item() for name, p in parameters.items()),
+        "training logs": max(_difference(a, b) for a, b in zip(*logs, strict=True)),
+        "evaluation": _difference(*scores),
+    }
+
+
+def _difference(one, other):
+    assert one.keys() == other.keys()
+    return max(abs(other[k] - v) for k, v in one.items() if not any(time in k for time in TIMES))
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("ranks")
-    return {
-        "1 x 8": run(root / "whole", 1, per_device_train_batch_size=8),
-        "1 x 4 x 2": run(root / "accumulated", 1, per_device_train_batch_size=4, gradient_accumulation_steps=2),
-        "2 x 4": run(root / "ranks", 2, per_device_train_batch_size=4),
-    }
+    return run_splits(tmp_path_factory.mktemp("ranks"), "images, Energy KD")
 
 
 @pytest.mark.parametrize("other", ["1 x 4 x 2", "2 x 4"])
@@ -56,6 +96,16 @@ def test_the_same_parameters_and_logs(runs, other):
     for a, b in zip(*steps, strict=True):
         for key in ("loss", "ce", "kd", "temperature", "weight", "low_energy_share", "high_energy_share"):
             assert b[key] == pytest.approx(a[key], abs=2e-5), f"{key} differs between 1 x 8 and {other}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", JOBS)
+def test_every_job_is_the_same_however_it_is_split(tmp_path, name):
+    runs = run_splits(tmp_path / "runs", name)
+    for way in ("1 x 4 x 2", "2 x 4"):
+        found = differences(runs["1 x 8"], runs[way])
+        assert found["parameters"] < 1e-6, way
+        assert max(found.values()) < 2e-5, way
 
 
 @pytest.mark.slow

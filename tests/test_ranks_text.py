@@ -2,29 +2,12 @@
 
 import pytest
 import torch
-from test_ranks import run
-
-JOB = {
-    "objective": "kd(scale='none')",
-    "temperature": "2.0",
-    "weighting": "entropy",
-    "ce_weight": 0.5,
-    "kd_weight": 0.5,
-    "learning_rate": 0.1,
-    "max_steps": 4,
-    "evaluate_kl": True,
-}
+from test_ranks import run_splits
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("text_ranks")
-    split = {"per_device_train_batch_size": 4}
-    return {
-        "1 x 8": run(root / "whole", 1, "rank_job_text.py", JOB),
-        "1 x 4 x 2": run(root / "accumulated", 1, "rank_job_text.py", JOB | split, gradient_accumulation_steps=2),
-        "2 x 4": run(root / "ranks", 2, "rank_job_text.py", JOB | split),
-    }
+    return run_splits(tmp_path_factory.mktemp("text_ranks"), "language, Energy KD")
 
 
 @pytest.mark.parametrize("other", ["1 x 4 x 2", "2 x 4"])
@@ -33,10 +16,11 @@ def test_the_same_parameters_losses_and_scores(runs, other):
     for name, parameter in whole.items():
         message = f"{name} differs between 1 x 8 and {other}"
         torch.testing.assert_close(split[name], parameter, rtol=0, atol=1e-6, msg=message)
+    assert split_record["thresholds"] == pytest.approx(whole_record["thresholds"], abs=1e-5)
     for key in ("eval_loss", "eval_kl"):
         assert split_record["scores"][key] == pytest.approx(whole_record["scores"][key], abs=1e-5)
     steps = [[r for r in record["log"] if "grad_norm" in r] for record in (whole_record, split_record)]
-    assert len(steps[0]) == len(steps[1]) == 4
+    assert len(steps[0]) == len(steps[1]) == 5
     for a, b in zip(*steps, strict=True):
-        for key in ("loss", "ce", "kd", "weight", "grad_norm"):
+        for key in ("loss", "ce", "kd", "temperature", "weight", "grad_norm"):
             assert b[key] == pytest.approx(a[key], abs=2e-5), f"{key} differs between 1 x 8 and {other}"

@@ -78,5 +78,7 @@ def flags() -> set[str]:
 def known_flags() -> set[str]:
     from hfkd import DistillationArguments
     from hfkd.data import ImageDataArguments
+    from hfkd.models import NetworkArguments
 
-    return {name for cls in (DistillationArguments, ImageDataArguments) for name in cls.__dataclass_fields__}
+    classes = (DistillationArguments, ImageDataArguments, NetworkArguments)
+    return {name for cls in classes for name in cls.__dataclass_fields__}

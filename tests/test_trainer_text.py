@@ -1,5 +1,6 @@
 """Language models in the trainer: the loss against plain PyTorch, chunks, adapters, cut vocabularies, bad input."""
 
+import logging
 import math
 
 import pytest
@@ -155,6 +156,27 @@ def test_the_saved_adapter_loads_with_peft(tmp_path):
     assert not torch.equal(theirs, language_model().eval()(input_ids=ids).logits)
 
 
+def test_the_cut_to_the_common_vocabulary_is_said(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "hfkd"):
+        make(tmp_path, student=language_model(vocab=VOCAB + 2), taught=taught_model(vocab=VOCAB + 6))
+    assert f"({VOCAB + 2}) and teacher ({VOCAB + 6}) are cut to the {VOCAB + 2} they share" in caplog.text
+
+
+def test_rows_are_grouped_by_length_when_asked(tmp_path):
+    """With `length`, as `tokenize_dataset` gives it: a batch then has little padding."""
+    rows = Dataset.from_list([row | {"length": len(row["input_ids"])} for row in TokenRows(256, low=4, high=24).rows])
+    padding = {}
+    for strategy in ("random", "group_by_length"):
+        settings = {"train_sampling_strategy": strategy, "per_device_train_batch_size": 4}
+        trainer = make(tmp_path / strategy, rows=rows, **settings)
+        masks = [batch["attention_mask"] for batch in trainer.get_train_dataloader()]
+        assert sum(len(mask) for mask in masks) == 256
+        padding[strategy] = sum((mask == 0).sum().item() for mask in masks)
+        trainer.train()
+        assert all(math.isfinite(x) for x in logged(trainer, "loss"))
+    assert padding["group_by_length"] < padding["random"] / 3
+
+
 # ---- bad input ----------------------------------------------------------------------------------------------------
 
 
@@ -178,6 +200,15 @@ def test_a_batch_with_every_label_masked_costs_nothing_and_stops_nothing(tmp_pat
 def test_a_vocabulary_that_loses_real_tokens_is_refused(tmp_path):
     with pytest.raises(ValueError, match=f"student has {VOCAB} logits and the teacher {VOCAB - 2}"):
         make(tmp_path, taught=taught_model(vocab=VOCAB - 2), rows=TokenRows(low=4, high=5))
+
+
+@pytest.mark.parametrize("of", ["student", "taught"])
+def test_rows_longer_than_a_networks_positions_are_refused(tmp_path, of):
+    rows = Dataset.from_dict({"input_ids": [[3] * 5, [3] * 40], "labels": [[3] * 5, [3] * 40], "length": [5, 40]})
+    longer = {"student": language_model(positions=64), "taught": language_model(positions=64)}
+    make(tmp_path, rows=rows, **longer)
+    with pytest.raises(ValueError, match="longest training row has 40 tokens, but GPT2LMHeadModel has 32 positions"):
+        make(tmp_path, rows=rows, **(longer | {of: language_model()}))
 
 
 def test_a_teacher_that_gives_nan_is_refused(tmp_path):

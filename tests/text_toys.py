@@ -15,7 +15,7 @@ from hfkd.items import IGNORED
 VOCAB = len(WORDS)
 
 
-def language_model(width=16, vocab=VOCAB, seed=0, layers=1, dropout=0.0):
+def language_model(width=16, vocab=VOCAB, seed=0, layers=1, positions=32, dropout=0.0):
     """GPT-2, by default without dropout, so that splitting a batch changes nothing but rounding."""
     torch.manual_seed(seed)
     config = GPT2Config(
@@ -23,7 +23,7 @@ def language_model(width=16, vocab=VOCAB, seed=0, layers=1, dropout=0.0):
         n_embd=width,
         n_layer=layers,
         n_head=2,
-        n_positions=32,
+        n_positions=positions,
         bos_token_id=1,
         eos_token_id=1,
         resid_pdrop=dropout,

@@ -1,16 +1,22 @@
 """Data: images and instructions, from the Hub or from files, as the trainer wants them."""
 
+from hfkd.data.high_energy import add_high_energy
 from hfkd.data.image_arguments import ImageDataArguments
 from hfkd.data.images import image_hw, label_names, load_images, num_labels
+from hfkd.data.large_images import LargeImageTransform
+from hfkd.data.longtail import long_tail
 from hfkd.data.resident import ResidentImages
 from hfkd.data.transforms import ImageTransform
 
 __all__ = [
     "ImageDataArguments",
     "ImageTransform",
+    "LargeImageTransform",
     "ResidentImages",
+    "add_high_energy",
     "image_hw",
     "label_names",
     "load_images",
+    "long_tail",
     "num_labels",
 ]

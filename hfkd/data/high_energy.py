@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
+from hfkd.data.epochs import EpochTransform, image_transform
 from hfkd.data.images import num_labels
 from hfkd.data.mixing import Mix, mix_images
-from hfkd.data.transforms import EpochTransform, image_transform
 
 Side = Literal["high", "low", "both"]
 MIXED = "mixed"  # column: which of the selected images an added row starts from, -1 for the rows of the data set
@@ -116,13 +116,13 @@ def add_high_energy(
     side: Side = "high",
     seed: int = 0,
 ) -> Dataset:
-    """HE-DA (Kim et al., Knowledge-Based Systems 296, 2024, section 3.3): the data set and floor(N r) mixed images.
+    """HE-DA (Kim et al., Knowledge-Based Systems 296, 2024): the data set and floor(N r) mixed images.
 
     `energies` [N] are the teacher's for the rows of `dataset` without augmentation, as `scan(teacher, dataset,
     views="clean").energy` gives them. Each selected image starts one added row, and is mixed anew in every epoch with
-    another selected image: CutMix with alpha = 1, MixUp with alpha = 0.2. The added rows come after those of the data
-    set, with -1 replaced in the column `mixed` and an `index` of their own; `original_images` gives the rest back, and
-    is what a teacher scan sees, so thresholds stay those of the training set.
+    another selected image: CutMix with alpha = 1, MixUp with alpha = 0.2. The added rows follow those of the data set
+    and have an `index` of their own; in the column `mixed` they say which selected image they start from, the others
+    say -1. A teacher scan sees `original_images` alone, so thresholds stay those of the training set.
     The paper adds 20 to 50 % of the data; its released code mixes within the batch instead (`HighEnergyStep`).
     Raises ValueError for a data set without one of our transforms, energies of another length, a bad ratio.
     """

@@ -1,12 +1,18 @@
 """The flags that name an image data set, and the two splits they give."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from datasets import Dataset
 
+from hfkd.data.epochs import ImageStream, stream_length
 from hfkd.data.images import load_images
+from hfkd.data.large_images import LargeImageTransform, load_large_images
+from hfkd.data.longtail import long_tail
 from hfkd.data.resident import resident
 from hfkd.data.transforms import CIFAR_MEAN, CIFAR_STD, ImageTransform
+
+IMAGENET_SIZE = 224
 
 
 @dataclass
@@ -20,6 +26,12 @@ class ImageDataArguments:
     image_column: str | None = field(default=None, metadata={"help": "Column of the images; unset: found by its name."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the labels; unset: found by its name."})
     image_size: int | None = field(default=None, metadata={"help": "Fit images to this size; unset: the first's size."})
+    image_mean: list[float] = field(
+        default_factory=lambda: list(CIFAR_MEAN), metadata={"help": "Mean of each channel, of pixels from 0 to 1."}
+    )
+    image_std: list[float] = field(
+        default_factory=lambda: list(CIFAR_STD), metadata={"help": "Standard deviation of each channel."}
+    )
     crop_padding: int = field(default=4, metadata={"help": "Black pixels around a training image before its crop."})
     flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
     views: int = field(default=1, metadata={"help": "2: each training image also in a strong view (RandAugment)."})
@@ -27,28 +39,67 @@ class ImageDataArguments:
         default=True,
         metadata={"help": "Hold images of up to 1 GiB as one tensor, on the GPU if there is one: the same, faster."},
     )
+    resized_crop: bool = field(
+        default=False,
+        metadata={"help": "Decode images when their turn comes and crop them as for ImageNet; image_size unset: 224."},
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "With resized_crop: read the images as they come, keeping none on disk."}
+    )
+    shuffle_buffer: int = field(
+        default=10_000, metadata={"help": "With streaming: how many images ahead the next one is drawn from."}
+    )
+    imbalance_factor: float | None = field(
+        default=None, metadata={"help": "Make training long-tailed: size of the smallest class over the largest's."}
+    )
     max_train_images: int | None = field(default=None, metadata={"help": "Use the first images only, for a quick try."})
     max_test_images: int | None = field(default=None, metadata={"help": "Evaluate on the first images only."})
 
-    def load(
-        self, mean: tuple[float, ...] = CIFAR_MEAN, std: tuple[float, ...] = CIFAR_STD, seed: int = 0
-    ) -> tuple[Dataset, Dataset]:
-        """The training images, augmented anew each epoch, and the test images, normalised with `mean` and `std`."""
-        loaded = load_images(
-            self.dataset_name,
-            name=self.dataset_config,
-            train_split=self.train_split,
-            test_split=self.test_split,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            image_size=self.image_size,
-        )
-        train, test = _first(loaded["train"], self.max_train_images), _first(loaded["test"], self.max_test_images)
-        transform = ImageTransform(mean, std, True, self.crop_padding, self.flip, seed, self.views)
-        if self.resident:
+    def load(self, seed: int = 0) -> tuple[Any, Any]:
+        """The training images, augmented anew each epoch, and the test images, normalised."""
+        if self.streaming and (not self.resized_crop or self.imbalance_factor is not None):
+            raise ValueError("streaming reads each image once: it needs resized_crop, and no imbalance_factor")
+        if self.resized_crop and self.views != 1:
+            raise ValueError(f"resized_crop makes one view of an image: leave views={self.views} out")
+        train, test = self._large() if self.resized_crop else self._small()
+        if self.imbalance_factor is not None:
+            train = long_tail(train, self.imbalance_factor, seed)
+        transform: ImageTransform | LargeImageTransform
+        mean, std = tuple(self.image_mean), tuple(self.image_std)
+        if self.resized_crop:
+            size = self.image_size or IMAGENET_SIZE
+            transform = LargeImageTransform(size, mean, std, augment=True, flip=self.flip, seed=seed)
+        else:
+            transform = ImageTransform(mean, std, True, self.crop_padding, self.flip, seed, self.views)
+        if self.streaming:
+            return (
+                _stream(train, transform, self.max_train_images, self.shuffle_buffer, seed),
+                _stream(test, transform.clean(), self.max_test_images),
+            )
+        train, test = _first(train, self.max_train_images), _first(test, self.max_test_images)
+        if self.resident and not self.resized_crop:
             train, test = resident(train), resident(test)
         return train.with_transform(transform), test.with_transform(transform.clean())
+
+    def _small(self) -> tuple[Dataset, Dataset]:
+        loaded = load_images(self.dataset_name, image_size=self.image_size, **self._source)
+        return loaded["train"], loaded["test"]
+
+    def _large(self) -> tuple[Any, Any]:
+        return load_large_images(self.dataset_name, streaming=self.streaming, **self._source)
+
+    @property
+    def _source(self) -> dict[str, Any]:
+        names = ("train_split", "test_split", "image_column", "label_column")
+        return {name: getattr(self, name) for name in names} | {"name": self.dataset_config}
 
 
 def _first(dataset: Dataset, count: int | None) -> Dataset:
     return dataset if count is None else dataset.select(range(min(count, len(dataset))))
+
+
+def _stream(rows: Any, transform: Any, count: int | None, buffer: int = 0, seed: int = 0) -> ImageStream:
+    length = stream_length(rows)
+    if count is not None:
+        rows, length = rows.take(count), None if length is None else min(count, length)
+    return ImageStream(rows, transform, length, buffer, seed)

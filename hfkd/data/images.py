@@ -4,6 +4,7 @@ H height, W width.
 """
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,21 +46,27 @@ def load_images(
     found by their usual names and may be named. `image_hw(dataset)` is the size, `label_names(dataset)` the classes.
     Raises ValueError for a missing column or split, an empty split, labels that are not class ids, a broken image.
     """
-    loaded = _load(name_or_path, name)
-    test_split = test_split or next((s for s in TEST_SPLITS if s in loaded), "test")
-    for split, argument in ((train_split, "train_split"), (test_split, "test_split")):
-        if split not in loaded:
-            raise ValueError(f"{name_or_path} has no split {split!r}: it has {list(loaded)}; pass {argument}=")
+    train, test = pick_splits(load(name_or_path, name), name_or_path, train_split, test_split)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    train = decode(loaded[train_split], image_column, label_column, size)
-    test = decode(loaded[test_split], image_column, label_column, image_hw(train))
+    train = decode(train, image_column, label_column, size)
+    test = decode(test, image_column, label_column, image_hw(train))
     return DatasetDict({"train": train, "test": test})
 
 
-def _load(name_or_path: str, name: str | None) -> DatasetDict:
+def pick_splits(loaded: Any, source: str, train_split: str, test_split: str | None) -> tuple[Any, Any]:
+    """The two splits by name, that for testing by its usual ones; ValueError for one that is not there."""
+    test_split = test_split or next((s for s in TEST_SPLITS if s in loaded), "test")
+    for split, argument in ((train_split, "train_split"), (test_split, "test_split")):
+        if split not in loaded:
+            raise ValueError(f"{source} has no split {split!r}: it has {list(loaded)}; pass {argument}=")
+    return loaded[train_split], loaded[test_split]
+
+
+def load(name_or_path: str, name: str | None, streaming: bool = False) -> Any:
+    """All splits of a Hub id or a local folder, as `datasets` gives them."""
     path = Path(name_or_path).expanduser()
     try:
-        return datasets.load_dataset(str(path) if path.is_dir() else name_or_path, name)
+        return datasets.load_dataset(str(path) if path.is_dir() else name_or_path, name, streaming=streaming)
     except (EmptyDatasetError, DataFilesNotFoundError) as error:
         raise ValueError(f"{name_or_path} holds no data that can be read: give the folder with the images") from error
     except RuntimeError as error:  # a program that makes the data, which is never run
@@ -75,14 +82,13 @@ def decode(
     """One split: images decoded to `pixels`, labels named `labels`, rows numbered in `index`."""
     if len(dataset) == 0:
         raise ValueError("the dataset is empty: there is no image to learn from")
-    image_column = _column(dataset, image_column, IMAGE_COLUMNS, "image_column")
-    label_column = _column(dataset, label_column, LABEL_COLUMNS, "label_column")
+    image_column = find_column(dataset, image_column, IMAGE_COLUMNS, "image_column")
+    label_column = find_column(dataset, label_column, LABEL_COLUMNS, "label_column")
     labels = dataset.features[label_column]
-    if not isinstance(labels, ClassLabel) and not (isinstance(labels, Value) and "int" in labels.dtype):
-        raise ValueError(f"column {label_column!r} holds {labels}, not class ids: name the label column")
+    check_labels(labels, label_column)
     if isinstance(dataset.features[image_column], ImageFeature):  # one at a time, so that an error can name the row
         dataset = dataset.cast_column(image_column, ImageFeature(decode=False))
-    size = size or _picture(dataset[0][image_column], 0).size[::-1]
+    size = size or picture(dataset[0][image_column], 0).size[::-1]
     features = Features({"pixels": Value("binary"), "labels": labels, "index": Value("int64")})
     return dataset.map(
         _decode_batch,
@@ -96,6 +102,12 @@ def decode(
     )
 
 
+def check_labels(feature: Any, column: str) -> None:
+    """Raise ValueError unless the feature holds class ids."""
+    if not isinstance(feature, ClassLabel) and not (isinstance(feature, Value) and "int" in feature.dtype):
+        raise ValueError(f"column {column!r} holds {feature}, not class ids: name the label column")
+
+
 def _decode_batch(
     batch: dict[str, list[Any]],
     indices: list[int],
@@ -104,7 +116,7 @@ def _decode_batch(
     size: tuple[int, int],
     layout: int,
 ) -> dict[str, list[Any]]:
-    pictures = (_picture(value, row) for value, row in zip(batch[image_column], indices, strict=True))
+    pictures = (picture(value, row) for value, row in zip(batch[image_column], indices, strict=True))
     pixels = [pack_pixels(np.asarray(p if p.size[::-1] == size else _fit(p, size))) for p in pictures]
     for label, row in zip(batch[label_column], indices, strict=True):
         if label is None:
@@ -112,13 +124,15 @@ def _decode_batch(
     return {"pixels": pixels, "labels": batch[label_column], "index": indices}
 
 
-def _picture(value: Any, row: int) -> Image.Image:
+def picture(value: Any, row: int) -> Image.Image:
     """An RGB picture from an image file's bytes or path, as `datasets` stores it, or from nested lists [H, W(, 3)]."""
     try:
         if value is None:
             raise ValueError("there is none")
         if isinstance(value, bytes):
             value = {"bytes": value, "path": None}
+        if isinstance(value, dict) and value["bytes"] is None and os.path.isfile(value["path"]):
+            value = {**value, "bytes": Path(value["path"]).read_bytes()}  # Pillow leaves a broken file open
         picture = ImageFeature().decode_example(value) if isinstance(value, dict) else _from_array(value)
         if picture.mode.startswith(("I", "F")):
             raise ValueError(f"it has 16-bit or float pixels (mode {picture.mode}), which RGB would clip")
@@ -141,7 +155,7 @@ def _fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return ImageOps.fit(picture, size[::-1], method=Image.Resampling.BICUBIC)
 
 
-def _column(dataset: Dataset, given: str | None, usual: tuple[str, ...], argument: str) -> str:
+def find_column(dataset: Dataset, given: str | None, usual: tuple[str, ...], argument: str) -> str:
     if given is not None and given not in dataset.column_names:
         raise ValueError(f"{argument}={given!r} is not in the dataset: its columns are {dataset.column_names}")
     found = given or next((c for c in usual if c in dataset.column_names), None)
@@ -153,15 +167,17 @@ def _column(dataset: Dataset, given: str | None, usual: tuple[str, ...], argumen
     return found
 
 
-def label_names(dataset: Dataset) -> list[str] | None:
+def label_names(dataset: Any) -> list[str] | None:
     """The class names of a decoded dataset, if it has any."""
     feature = dataset.features["labels"]
     return list(feature.names) if isinstance(feature, ClassLabel) else None
 
 
-def num_labels(dataset: Dataset) -> int:
-    """How many classes: what the features say, else the highest label plus one."""
+def num_labels(dataset: Any) -> int:
+    """How many classes: what the features say, else the highest label plus one; ValueError for a stream without."""
     names = label_names(dataset)
+    if not names and not isinstance(dataset, Dataset):
+        raise ValueError("this stream does not name its classes, so they cannot be counted: load it without streaming")
     return len(names) if names else int(max(dataset.with_format("numpy")["labels"][:])) + 1
 
 

@@ -51,4 +51,6 @@ def _raise_for_first_broken_line(path: Path) -> None:
         except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error}); repair or delete the line") from None
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: a {type(row).__name__}, not an object with named columns")
+            raise ValueError(
+                f"{path}, line {number}: {str(row)[:20]!r} is no object with named columns; repair or delete it"
+            )

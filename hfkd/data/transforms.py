@@ -3,68 +3,20 @@
 B images, H height, W width. A view is one crop offset and one flip of an image: (2 pad + 1)² · 2 of them.
 """
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch import Tensor
 
+from hfkd.data.epochs import EpochTransform, epoch_zero
 from hfkd.data.strong import strong_views
 from hfkd.slots import positive
 
 HEADER = 4  # bytes before the pixels of a packed image
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
-
-
-class EpochTransform(ABC):
-    """A transform that makes each image's view of an epoch from (seed, epoch, index) alone.
-
-    The same in any worker, on any number of ranks, and after a resume. Images leave it normalised by `mean` and `std`.
-    `epoch` is a number in shared memory, so that persistent workers see `set_epoch`.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    epoch: Tensor
-
-    @property
-    @abstractmethod
-    def num_views(self) -> int:
-        """How many views an image has; 0 where they cannot be numbered."""
-
-    @abstractmethod
-    def clean(self) -> Self:
-        """The same without augmentation."""
-
-    @abstractmethod
-    def one_view(self) -> Self:
-        """The same with one view of each image, where there are several."""
-
-    @abstractmethod
-    def at_epoch(self, epoch: int) -> Self:
-        """The same with the views of one epoch, whatever `set_epoch` says to this one."""
-
-    @abstractmethod
-    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
-        """Stored columns -> `pixel_values`, `labels`, `index` and `view`, with B rows each."""
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch.fill_(epoch)
-
-
-def epoch_zero() -> Tensor:
-    """What `EpochTransform.epoch` starts as."""
-    return torch.zeros((), dtype=torch.int64).share_memory_()
-
-
-def image_transform(dataset: Any) -> EpochTransform | None:
-    """The `EpochTransform` that `set_transform` gave a dataset, if it is one."""
-    transform = dataset.format["format_kwargs"].get("transform") if isinstance(dataset, Dataset) else None
-    return transform if isinstance(transform, EpochTransform) else None
 
 
 @dataclass

@@ -10,7 +10,7 @@ from datasets import Dataset
 from huggingface_hub import hf_hub_download
 from transformers import PreTrainedTokenizerBase
 
-from hfkd.data.instructions import to_prompt_response
+from hfkd.data.instructions import accepted_columns, to_prompt_response
 from hfkd.data.text_files import read_jsonl
 
 logger = logging.getLogger(__name__)
@@ -91,12 +91,18 @@ def _read(source: str | Path, name: str) -> Dataset | None:
 def with_references(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase | None = None, chat_template: bool = False
 ) -> Dataset:
-    """Instruction rows -> `prompt` and `references`, the answers that count as right."""
+    """Rows of any accepted columns but `text` -> `prompt` and `references`, the answers that count as right.
+
+    Several references are a list of texts; of chat turns the last one's content is the reference.
+    """
+    answer = accepted_columns(rows)[-1]
+    if answer == "text":
+        raise ValueError("rows that have only `text` ask nothing that could be scored: give prompts and answers")
     prompts = to_prompt_response(rows, tokenizer, chat_template)["prompt"][:]
-    answer = next(name for name in ("output", "response", "completion") if name in rows.column_names)
-    references = [_as_list(value) for value in rows[answer]]
-    return Dataset.from_dict({"prompt": prompts, "references": references})
+    return Dataset.from_dict({"prompt": prompts, "references": [_texts(value) for value in rows[answer]]})
 
 
-def _as_list(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    return [value[-1]["content"]] if value and isinstance(value[-1], dict) else list(value)

@@ -4,11 +4,13 @@ from hfkd.models.checkpoints import load_checkpoint, read_state_dict
 from hfkd.models.cifar import CIFAR_NETS
 from hfkd.models.classifier import image_classifier, image_teacher, image_teachers
 from hfkd.models.inputs import InputSpec, image_processor, input_spec, record_statistics
+from hfkd.models.network_arguments import NetworkArguments
 from hfkd.models.peers import Peers
 
 __all__ = [
     "CIFAR_NETS",
     "InputSpec",
+    "NetworkArguments",
     "Peers",
     "image_classifier",
     "image_processor",

@@ -118,10 +118,15 @@ def _stored(name: str, num_labels: int, labels: dict[str, Any], replace_head: bo
             f"{name!r} has {stored} labels, not {num_labels}: pass num_labels={stored}, or new_head=True for a fresh "
             "classification layer to train"
         )
+    else:
+        labels = labels | {"num_labels": num_labels}  # timm's wrapper would keep the stored number beside new names
     with naming_unreadable(name):
-        return AutoModelForImageClassification.from_pretrained(
+        model = AutoModelForImageClassification.from_pretrained(
             name, ignore_mismatched_sizes=replace_head, trust_remote_code=False, **labels
         )
+    if isinstance(model, TimmWrapperForImageClassification):
+        vars(model.config).pop("label_names", None)  # the file's, which would be saved again in place of new ones
+    return model
 
 
 def _unknown(name: str) -> str:

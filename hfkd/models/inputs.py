@@ -51,7 +51,7 @@ def record_statistics(
         model.config.pretrained_cfg = {**(model.config.pretrained_cfg or {}), **statistics}
     elif isinstance(model, Peers):
         for peer in model.peers:
-            record_statistics(peer, mean, std)
+            record_statistics(peer, mean, std, size)
     elif "pretrained_cfg" in vars(model):
         vars(model)["pretrained_cfg"].update(statistics)
     else:

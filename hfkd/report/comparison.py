@@ -1,6 +1,7 @@
 """Several ways to train the same student, side by side: a table for the terminal and a section for the page."""
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hfkd.report.figures import comparison_bars
@@ -34,8 +35,7 @@ class Comparison:
     HEADER = ("way", "accuracy %", "sd", "seeds", "seconds")
 
     def markdown(self) -> str:
-        lines = [self.HEADER, tuple("---" for _ in self.HEADER), *self.rows()]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return markdown_table(self.HEADER, self.rows())
 
     def section(self, text: str) -> Section:
         points = [
@@ -43,3 +43,15 @@ class Comparison:
             for way, v in self.accuracy.items()
         ]
         return Section("Comparison", text, comparison_bars(points), table=(self.HEADER, self.rows()))
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
+
+
+def mean_and_sd(values: Sequence[float], digits: int = 2) -> str:
+    """ "75.31 ± 0.12": mean and sample standard deviation; of one value the value alone, of none a dash."""
+    if not values:
+        return "-"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean

@@ -58,6 +58,12 @@ def last_row(rows: Sequence[Entry], metric: str) -> Entry | None:
     return next((row for row in reversed(rows) if _is_number(row.get(metric))), None)
 
 
+def end_losses(log_history: Iterable[Entry]) -> dict[str, dict[str, Any] | None]:
+    """`first` and `last` logged training loss, each `{"step", "loss"}`; of single steps where every step is logged."""
+    logged = [{"step": entry.get("step"), "loss": entry["loss"]} for entry in log_history if "loss" in entry]
+    return {"first": logged[0] if logged else None, "last": logged[-1] if logged else None}
+
+
 def series(log_history: Iterable[Entry], key: str) -> tuple[list[float], list[float]]:
     """Epochs and finite values of one logged quantity, for plotting."""
     points = [

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hfkd.data.epochs import ImageStream, image_transform
 from hfkd.data.transforms import unpack_pixels
 from hfkd.report.page import distillation_page
 from hfkd.report.results import RESULTS_NAME, ResultsCallback
 from hfkd.report.run import save_student, train_to_the_end, without_paths
 from hfkd.teachers import LiveTeacher, TeacherScan, scan
-from hfkd.teachers.scan import image_transform
 from hfkd.temperatures import Energy
 from hfkd.trainer import DistillationTrainer
 
@@ -28,14 +28,15 @@ SHOWN = 16  # images of lowest and of highest energy on the page
 GROUP = 512  # images of each energy group whose predictions are averaged
 
 
-def run_images(trainer: DistillationTrainer, config: dict[str, Any]) -> dict[str, Any]:
+def run_images(trainer: DistillationTrainer, config: dict[str, Any], page: bool = True) -> dict[str, Any]:
     """Train `trainer`, taking up an earlier sitting that was stopped, and write results.json, the student and a page.
 
-    `config` is recorded with the results. Returns the content of results.json. Runs on every rank.
+    `config` is recorded with the results; `page=False` leaves the page out, for which the teacher and the student see
+    all images once more. Returns the content of results.json. Runs on every rank.
     """
     config = without_paths(config)
-    drawn = find_spec("matplotlib") is not None
-    if not drawn:
+    drawn = page and find_spec("matplotlib") is not None
+    if page and not drawn:
         logger.warning("There will be no %s: pip install 'hfkd[demo]' for its pictures", PAGE_NAME)
     folder = train_to_the_end(trainer, ResultsCallback(config))
     data = page_data(trainer) if drawn else {}
@@ -53,7 +54,7 @@ def run_images(trainer: DistillationTrainer, config: dict[str, Any]) -> dict[str
 def page_data(trainer: DistillationTrainer) -> dict[str, Any]:
     """What the page shows of teacher and student beside the curves; only what this run has."""
     teacher, slot = trainer.teacher, trainer.distillation_loss.temperature
-    if teacher is None:
+    if teacher is None or isinstance(trainer.train_dataset, ImageStream):
         return {}
     training = trainer.scan_result or trainer.scan_training_set()
     data = {"energies": training.energy} | _energy_groups(trainer, teacher, training)
@@ -74,7 +75,7 @@ def _energy_groups(trainer: DistillationTrainer, teacher: LiveTeacher, training:
     for name, rows in {"lowest": order[:count].tolist(), "highest": order.flip(0)[:count].tolist()}.items():
         shown = dataset if transform is None else dataset.with_transform(transform.clean())
         data[f"{name}_probabilities"] = _probabilities(trainer, teacher, [shown[i] for i in rows])
-        if transform is not None:
+        if transform is not None and "pixels" in dataset.column_names:
             data[f"{name}_images"] = unpack_pixels(dataset.with_format(None)[rows[:SHOWN]]["pixels"]).numpy()
     return data
 

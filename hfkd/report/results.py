@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from hfkd.files import write_atomically
 from hfkd.report.environment import environment
-from hfkd.report.history import best_row, epoch_rows, is_evaluation, last_row
+from hfkd.report.history import best_row, end_losses, epoch_rows, is_evaluation, last_row
 from hfkd.report.json_file import jsonable, write_json
 
 __all__ = ["RESULTS_NAME", "ResultsCallback", "environment", "write_atomically", "write_json"]
@@ -38,8 +38,8 @@ class ResultsCallback(TrainerCallback):
     """Keep `results.json` in `args.output_dir` up to date: after each evaluation and checkpoint, and at the end.
 
     The file: `config`, `environment`, `seed`, `status` ("running" or "finished"), `epochs` (see `epoch_rows`), `best`
-    and `last` (`{"epoch", "accuracy"}` for metric "eval_accuracy"), `images_per_second`, `wall_time_seconds`,
-    `train_steps`, `sittings`. A run that was killed keeps the status "running".
+    and `last` (`{"epoch", "accuracy"}` for metric "eval_accuracy"), `losses` (first and last logged),
+    `images_per_second`, `wall_time_seconds`, `train_steps`, `sittings`. A run that was killed keeps "running".
 
     Resume: `epochs`, `best` and `last` come from `state.log_history`, which transformers restores from the checkpoint,
     so they are complete. Time is not in there: each process ("sitting") writes its steps and seconds to `sittings`,
@@ -131,6 +131,7 @@ class ResultsCallback(TrainerCallback):
             "epochs": rows,
             "best": self._score(best_row(rows, self.metric)),
             "last": self._score(last_row(rows, self.metric), rows),
+            "losses": end_losses(state.log_history),
             f"{self.items_name}_per_second": _items_per_second(sittings),
             "wall_time_seconds": _wall_time(sittings),
             "train_steps": state.global_step,

@@ -35,4 +35,8 @@ def save_student(trainer: DistillationTrainer, config: dict[str, Any]) -> None:
 
 def without_paths(config: dict[str, Any]) -> dict[str, Any]:
     """`config` fit to be published: of a local file or folder, its name alone."""
-    return {k: Path(v).name if isinstance(v, str) and "/" in v and Path(v).exists() else v for k, v in config.items()}
+    return {k: [_named(v) for v in value] if isinstance(value, list) else _named(value) for k, value in config.items()}
+
+
+def _named(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) and "/" in value and Path(value).exists() else value

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
 
-from hfkd.data.transforms import ImageTransform, image_transform
+from hfkd.data.epochs import image_transform
+from hfkd.data.transforms import ImageTransform
 from hfkd.teachers.live import LiveTeacher
 from hfkd.teachers.scan import data_fingerprint, weights_fingerprint
 from hfkd.teachers.store import LogitStore, file_name

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hfkd.coarse import StoredOutputs
 from hfkd.teachers.scan import TeacherScan, data_fingerprint
-from hfkd.teachers.text_cache import MANIFEST, Manifest, sound, tokens_hash
+from hfkd.teachers.text_cache import MANIFEST, Manifest, tokens_hash
 
 PREFIX = "teacher_"  # of a batch's keys that hold what the teacher said
 Collate = Callable[[list[Any]], dict[str, Tensor]]
@@ -37,7 +37,7 @@ class CachedTextTeacher(nn.Module):
         manifest = Manifest.read(folder)
         if manifest is None:
             raise ValueError(f"there is no {MANIFEST} in {folder}: build the cache with build_text_cache")
-        missing = [shard for shard in manifest.shards if not sound(Path(folder) / shard)]
+        missing = manifest.missing(folder)
         if missing:
             raise ValueError(
                 f"{len(missing)} of {len(manifest.shards)} files are missing or damaged in {folder} (first "

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hfkd.data.collate import ImageCollator
+from hfkd.data.epochs import ImageStream, image_transform
 from hfkd.data.high_energy import original_images
-from hfkd.data.transforms import image_transform
 from hfkd.files import write_atomically
 from hfkd.items import IMAGES, ItemRule
 from hfkd.teachers.live import LiveTeacher
@@ -172,6 +172,11 @@ def _everywhere(found: bool, accelerator: Accelerator | None) -> bool:
 def _seen(dataset: Any, views: Views) -> Any:
     if views not in ("train", "clean"):
         raise ValueError(f"views={views!r} must be 'train' or 'clean'")
+    if isinstance(dataset, ImageStream):
+        raise ValueError(
+            "a stream of images would be read whole by a teacher scan, and has no order to give the energies in: load "
+            "the data without streaming, or give thresholds=(low, high)"
+        )
     transform = image_transform(dataset)
     if transform is not None:
         return dataset.with_transform(transform.clean() if views == "clean" else transform.at_epoch(0).one_view())

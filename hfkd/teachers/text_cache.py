@@ -89,6 +89,10 @@ class Manifest:
     def shards(self) -> list[str]:
         return [f"shard-{number:05d}.arrow" for number in range(math.ceil(self.rows / self.shard_rows))]
 
+    def missing(self, folder: str | Path) -> list[str]:
+        """The shards that are not there, or not whole."""
+        return [shard for shard in self.shards if not sound(Path(folder) / shard)]
+
     @property
     def has_tail(self) -> bool:
         """Whether there are classes besides the k."""
@@ -158,7 +162,8 @@ def build_text_cache(
     )
     manifest.claim(folder, accelerator)
     rank, ranks = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    missing = [i for i, shard in enumerate(manifest.shards) if i % ranks == rank and not sound(Path(folder) / shard)]
+    absent = set(manifest.missing(folder))
+    missing = [i for i, shard in enumerate(manifest.shards) if i % ranks == rank and shard in absent]
     _announce(manifest, dataset, len(missing))
     for number in tqdm(
         missing, desc="Storing the teacher's outputs", disable=not progress_bar or rank > 0, leave=False

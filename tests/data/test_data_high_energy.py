@@ -8,8 +8,9 @@ from torch.utils.data import DataLoader
 from toys import Net, teacher
 
 from hfkd.data.collate import ImageCollator
+from hfkd.data.epochs import image_transform
 from hfkd.data.high_energy import HighEnergyTransform, add_high_energy, original_images, select_by_energy
-from hfkd.data.transforms import ImageTransform, image_transform, pack_pixels
+from hfkd.data.transforms import ImageTransform, pack_pixels
 from hfkd.teachers import scan
 
 N, CLASSES, RATIO = 30, 5, 0.4

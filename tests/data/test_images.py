@@ -243,7 +243,7 @@ def test_what_cannot_be_used_is_said(data, keywords, message):
     ],
 )
 def test_a_missing_split_is_said(monkeypatch, keywords, message):
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a: DatasetDict({"train": table(), "extra": table()}))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: DatasetDict({"train": table(), "extra": table()}))
     with pytest.raises(ValueError, match=message):
         load_images("some/name", **keywords)
     assert len(load_images("some/name", test_split="extra")["test"]) == 2

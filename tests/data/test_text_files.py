@@ -23,7 +23,7 @@ def test_reads_rows_and_skips_blank_lines(tmp_path):
         (b'{"instruction": "a", "response":}', "not JSON"),
         (b'{"instruction": "a", "respon', "not JSON"),
         (b'{"instruction": "\xff"}', "not UTF-8"),
-        (b"3", "a int, not an object"),
+        (b"3", "'3' is no object"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, broken, reason):

@@ -4,7 +4,7 @@ from statistics import stdev
 import pytest
 from datasets import Dataset
 
-from hfkd.evaluation import SEEDS, evaluate_sets, markdown_table, score
+from hfkd.evaluation import SEEDS, evaluate_sets, markdown_table, score, students_table
 from hfkd.evaluation.sets import SETS
 
 PERFECT, HALF = ["a b", "c d"], ["a b", "x"]
@@ -65,6 +65,21 @@ def test_table_says_what_is_missing_or_cannot_be_compared():
     assert "| UnNI | 3.50 ± 0.71 | 1.00 ± 0.00 | 1,050 | not comparable with published figures" in table
     assert "| Average | 21.50 ± 0.71 | 1.00 ± 0.00 | 500 | over 1 of 5 sets: not the published average |" in table
     assert table.endswith("| tales | 6.50 ± 0.71 | 1.00 ± 0.00 | 3 |  |\n")
+
+
+def test_students_stand_side_by_side_each_with_its_average():
+    table = students_table(
+        {
+            "runs/kd": {"dolly": scores_of(20, 500), "uinst": scores_of(2, 1050)},
+            "runs/rkl": {"dolly": scores_of(30, 500)},
+        }
+    )
+    assert table.splitlines() == [
+        "| Student | Dolly | UnNI | Average |",
+        "| --- | ---: | ---: | ---: |",
+        "| runs/kd | 21.50 ± 0.71 | 3.50 ± 0.71 * | 12.50 ± 0.71 |",
+        "| runs/rkl | 31.50 ± 0.71 | – | 31.50 ± 0.71 |",
+    ]
 
 
 def test_every_answer_is_kept_beside_the_scores(stories, tmp_path):

@@ -6,6 +6,7 @@ from datasets import Dataset
 from hfkd.data.text_files import read_jsonl
 from hfkd.evaluation import SETS, instruct_sets
 from hfkd.evaluation import sets as sets_module
+from hfkd.evaluation.sets import with_references
 
 
 def write(path, *rows):
@@ -69,3 +70,23 @@ def test_what_is_not_there_is_said(tmp_path):
     for typo in (tmp_path / "nowhere", "../shered/data"):
         with pytest.raises(ValueError, match="is not a folder"):
             instruct_sets(typo)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]},
+        {"prompt": [{"role": "user", "content": "Q"}], "completion": [{"role": "assistant", "content": "A"}]},
+        {"instruction": "Q", "response": "A"},
+        {"prompt": "Q", "output": ["A"]},
+    ],
+)
+def test_the_answer_of_any_accepted_row_is_its_reference(row):
+    rows = with_references(Dataset.from_list([row]))
+    assert rows["references"][:] == [["A"]]
+    assert "Q" in rows["prompt"][0]
+
+
+def test_rows_that_ask_nothing_are_refused():
+    with pytest.raises(ValueError, match="only `text` ask nothing"):
+        with_references(Dataset.from_dict({"text": ["a"]}))

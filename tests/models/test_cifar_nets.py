@@ -8,6 +8,8 @@ from hfkd.models import CIFAR_NETS
 
 # name -> parameters at 100 and at 200 classes, feats (channels, size at 32x32), naive reference
 NETS = {
+    "cifar_resnet8": (83_892, 90_392, "16x32 16x32 32x16 64x8", naive_nets.resnet),
+    "cifar_resnet14": (181_108, 187_608, "16x32 16x32 32x16 64x8", naive_nets.resnet),
     "cifar_resnet20": (278_324, 284_824, "16x32 16x32 32x16 64x8", naive_nets.resnet),
     "cifar_resnet32": (472_756, 479_256, "16x32 16x32 32x16 64x8", naive_nets.resnet),
     "cifar_resnet56": (861_620, 868_120, "16x32 16x32 32x16 64x8", naive_nets.resnet),

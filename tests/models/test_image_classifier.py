@@ -101,6 +101,15 @@ def test_the_form_of_timms_hub_ids(tmp_path):
     assert input_spec(model) == input_spec(net)
 
 
+def test_timm_folder_gets_a_new_head_with_names(tmp_path):
+    image_classifier("cifar_resnet20", 5).save_pretrained(tmp_path)
+    new = image_classifier(tmp_path, 2, label_names=["a", "b"], new_head=True)
+    assert new.config.id2label == {0: "a", 1: "b"}
+    assert new(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 2)
+    new.save_pretrained(tmp_path / "two")
+    assert image_classifier(tmp_path / "two", 2).config.id2label == {0: "a", 1: "b"}
+
+
 def test_timm_folder_gets_a_new_head(tmp_path):
     old = image_classifier("cifar_wrn_16_2", 4)
     old.save_pretrained(tmp_path)

@@ -1,9 +1,11 @@
 import pytest
 import torch
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers.utils import is_bitsandbytes_available
 
 from hfkd.models.language import causal_lm, load_tokenizer, matching_tokenizers
 from hfkd.models.lora import LoraArguments
+from hfkd.teachers import LiveTeacher
 
 SIZE = {"vocab_size": 20, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
 IDS = torch.arange(6)[None]
@@ -68,6 +70,26 @@ def test_no_adapters_without_the_flag():
 def test_settings_that_do_not_go_together(saved, keywords, message):
     with pytest.raises(ValueError, match=message):
         causal_lm(saved, **keywords)
+
+
+@pytest.mark.skipif(is_bitsandbytes_available(), reason="bitsandbytes is installed")
+@pytest.mark.parametrize("bits", ["load_in_8bit", "load_in_4bit"])
+def test_fewer_bits_without_bitsandbytes_say_what_to_install(saved, bits):
+    with pytest.raises(ValueError, match="8 and 4 bits need bitsandbytes: pip install bitsandbytes"):
+        causal_lm(saved, **{bits: True})
+
+
+@pytest.mark.skipif(not is_bitsandbytes_available(), reason="pip install bitsandbytes")
+@pytest.mark.parametrize(("bits", "kind"), [("load_in_8bit", "Linear8bitLt"), ("load_in_4bit", "Linear4bit")])
+def test_a_teacher_of_fewer_bits_is_near_the_whole_one(tmp_path, bits, kind):
+    torch.manual_seed(1)
+    size = {"vocab_size": 20, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
+    LlamaForCausalLM(LlamaConfig(**size, num_attention_heads=2)).save_pretrained(tmp_path)
+    teacher = LiveTeacher(causal_lm(tmp_path, "auto", **{bits: True}))
+    assert kind in {type(module).__name__ for module in teacher.modules()}
+    whole = logits(causal_lm(tmp_path))
+    error = (teacher(input_ids=IDS).float() - whole).abs().max()
+    assert 0 < error < 0.3 * whole.std()
 
 
 def test_tokenizers(saved, data_dir):

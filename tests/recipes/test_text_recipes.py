@@ -94,6 +94,27 @@ def test_a_killed_run_is_taken_up_and_its_student_is_scored(flags, data_dir, tmp
     assert len(list((tmp_path / "scores").glob("*/*-seed10.jsonl"))) == 5
 
 
+@pytest.mark.slow
+def test_a_stored_teacher_is_built_by_the_first_run_and_not_loaded_by_the_second(flags, tmp_path):
+    short = [*flags, "--max_steps=2", "--eval_strategy=no", f"--teacher_cache={tmp_path / 'stored'}"]
+    losses = []
+    for sitting in ("first", "second"):
+        more = [f"--output_dir={tmp_path / sitting}", f"--teacher_name_or_path={tmp_path / 'teacher'}"]
+        command = distil(short, tmp_path, *more)
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=170)
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert ("The teacher cache takes" in done.stderr) == (sitting == "first")
+        log = json.loads((tmp_path / sitting / "results.json").read_text())["config"]["teacher"]
+        assert "k=64" in log
+        state = json.loads(next((tmp_path / sitting).glob("checkpoint-*/trainer_state.json")).read_text())
+        losses.append([row["loss"] for row in state["log_history"] if "loss" in row])
+        (tmp_path / "teacher" / "config.json").write_text("{}")  # what cannot be loaded any more
+    assert losses[0] == losses[1]
+    other = [f"--output_dir={tmp_path / 'other'}", f"--teacher_name_or_path={tmp_path / 'student'}"]
+    done = subprocess.run(distil(short, tmp_path, *other), env=ENVIRONMENT, capture_output=True, text=True, timeout=170)
+    assert f"holds what {tmp_path / 'teacher'} said" in done.stderr
+
+
 def test_sft_with_adapters(flags, tmp_path):
     pytest.importorskip("peft")
     network = [f"--model_name_or_path={tmp_path / 'teacher'}", "--from_config", f"--output_dir={tmp_path / 'run'}"]

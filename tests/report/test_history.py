@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hfkd.report.history import best_row, epoch_rows, last_row, series
+from hfkd.report.history import best_row, end_losses, epoch_rows, last_row, series
 
 
 def test_one_row_per_evaluation_with_mean_training_quantities():
@@ -61,3 +61,9 @@ def test_best_and_last():
 def test_series_drops_what_cannot_be_drawn():
     history = [{"loss": math.nan, "epoch": 1}, {"loss": 2, "epoch": 2}, {"loss": 3}, {"epoch": 4}]
     assert series(history, "loss") == ([2.0], [2.0])
+
+
+def test_the_losses_at_both_ends():
+    history = [{"loss": 4.0, "step": 1}, {"eval_loss": 9.0, "step": 1}, {"loss": 2.0, "step": 20}, {"train_loss": 3.0}]
+    assert end_losses(history) == {"first": {"step": 1, "loss": 4.0}, "last": {"step": 20, "loss": 2.0}}
+    assert end_losses([{"train_loss": 3.0}]) == {"first": None, "last": None}

@@ -57,8 +57,27 @@ def basic_stage(in_width: int, width: int, blocks: int, stride: int) -> nn.Seque
 X4 = (32, 64, 128, 256)
 
 default_cfgs = cifar_cfgs(
-    "cifar_resnet20", "cifar_resnet32", "cifar_resnet56", "cifar_resnet110", "cifar_resnet8x4", "cifar_resnet32x4"
+    "cifar_resnet8",
+    "cifar_resnet14",
+    "cifar_resnet20",
+    "cifar_resnet32",
+    "cifar_resnet56",
+    "cifar_resnet110",
+    "cifar_resnet8x4",
+    "cifar_resnet32x4",
 )
+
+
+@register_model
+def cifar_resnet8(pretrained: bool = False, **kwargs: Any) -> CifarNet:
+    """ResNet-8: 0.08 M parameters."""
+    return build(CifarResNet, "cifar_resnet8", pretrained, depth=8, **kwargs)
+
+
+@register_model
+def cifar_resnet14(pretrained: bool = False, **kwargs: Any) -> CifarNet:
+    """ResNet-14: 0.18 M parameters."""
+    return build(CifarResNet, "cifar_resnet14", pretrained, depth=14, **kwargs)
 
 
 @register_model

@@ -1,0 +1,88 @@
+"""The flags of a recipe that stores its teacher's outputs once and trains from them afterwards."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from hfkd.teachers.cached_text import CachedTextTeacher
+from hfkd.teachers.live import LiveTeacher, place
+from hfkd.teachers.text_cache import Manifest, build_text_cache
+from hfkd.temperatures import resolve_temperature
+from hfkd.vocabulary import common_vocabulary
+
+
+@dataclass
+class TeacherCacheArguments:
+    """Where the teacher's outputs are stored, and how much of them."""
+
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder to train from in place of the teacher; filled first where it is not complete."},
+    )
+    teacher_cache_k: int = field(default=64, metadata={"help": "Logits stored per target token, the largest."})
+    teacher_cache_batch_size: int = field(default=8, metadata={"help": "Rows a teacher's forward while storing."})
+
+    teacher_cache_entropy_temperature: float = field(
+        default=3.0, metadata={"help": "Softmax temperature of the stored entropies; the weighting's."}
+    )
+    teacher_cache_energy_temperature: float = field(
+        default=4.0, metadata={"help": "Temperature of the stored energies; the temperature slot's."}
+    )
+
+    def teacher(
+        self,
+        load: Callable[[], nn.Module],
+        name: str,
+        rows: Dataset,
+        student: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        temperature: Any,
+    ) -> nn.Module:
+        """The stored teacher, for which `load` is called only if something is missing; without a folder the live one.
+
+        `temperature` is the slot of training: it says at which temperatures the bucket is stored. Raises ValueError for
+        a folder that holds what a teacher of another name said.
+        """
+        if self.teacher_cache is None:
+            return load()
+        manifest = Manifest.read(self.teacher_cache)
+        if manifest is not None and manifest.name != name:
+            raise ValueError(
+                f"--teacher_cache {self.teacher_cache} holds what {manifest.name} said, and the teacher is {name}: "
+                "choose another folder, or delete that one"
+            )
+        if manifest is None or manifest.missing(self.teacher_cache):
+            self._build(load(), name, rows, student, tokenizer, temperature)
+        return CachedTextTeacher(self.teacher_cache)
+
+    def _build(
+        self,
+        teacher: nn.Module,
+        name: str,
+        rows: Dataset,
+        student: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        temperature: Any,
+    ) -> None:
+        accelerator = Accelerator()  # with the devices and the precision of the TrainingArguments made before
+        choices = getattr(resolve_temperature(temperature), "choices", None)
+        if choices is None:
+            raise ValueError(f"--teacher_cache: the temperatures of {temperature} are not known beforehand: train live")
+        build_text_cache(
+            place(LiveTeacher(teacher), accelerator),
+            rows,
+            str(self.teacher_cache),
+            k=self.teacher_cache_k,
+            temperatures=choices,
+            entropy_temperature=self.teacher_cache_entropy_temperature,
+            energy_temperature=self.teacher_cache_energy_temperature,
+            num_classes=common_vocabulary(student, teacher, tokenizer),
+            batch_size=self.teacher_cache_batch_size,
+            accelerator=accelerator,
+            name=name,
+        )

@@ -1,0 +1,102 @@
+"""Transforms that know which epoch it is, and the data sets that carry them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Self
+
+import torch
+from datasets import Dataset, IterableDataset, SplitDict
+from torch import Tensor
+
+
+class EpochTransform(ABC):
+    """A transform that makes each image's view of an epoch from (seed, epoch, index) alone.
+
+    The same in any worker, on any number of ranks, and after a resume. Images leave it normalised by `mean` and `std`.
+    `epoch` is a number in shared memory, so that persistent workers see `set_epoch`.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    epoch: Tensor
+
+    @property
+    @abstractmethod
+    def num_views(self) -> int:
+        """How many views an image has; 0 where they cannot be numbered."""
+
+    @abstractmethod
+    def clean(self) -> Self:
+        """The same without augmentation."""
+
+    @abstractmethod
+    def one_view(self) -> Self:
+        """The same with one view of each image, where there are several."""
+
+    @abstractmethod
+    def at_epoch(self, epoch: int) -> Self:
+        """The same with the views of one epoch, whatever `set_epoch` says to this one."""
+
+    @abstractmethod
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
+        """Stored columns -> `pixel_values`, `labels`, `index` and `view`, with B rows each."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch.fill_(epoch)
+
+
+def epoch_zero() -> Tensor:
+    """What `EpochTransform.epoch` starts as."""
+    return torch.zeros((), dtype=torch.int64).share_memory_()
+
+
+class ImageStream(torch.utils.data.IterableDataset):
+    """A split that is read as it comes: an `IterableDataset` of `datasets` and the transform of its rows.
+
+    Shuffled through a buffer when `buffer` is set. The n-th image that a loader's worker reads in an epoch has the view
+    of (seed, epoch, n, worker): the same after a resume, another with another number of workers. `len()` is known where
+    the data set says it (the Hub does, folders do not); without it Trainer needs `max_steps`. No teacher can scan it.
+    """
+
+    def __init__(
+        self,
+        rows: IterableDataset,
+        transform: EpochTransform,
+        length: int | None = None,
+        buffer: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self.rows = rows.shuffle(seed=seed, buffer_size=buffer) if buffer else rows
+        self.transform, self.length = transform, length
+        self.features = rows.features
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = torch.utils.data.get_worker_info()
+        step, first = (worker.num_workers, worker.id) if worker else (1, 0)
+        for number, row in enumerate(self.rows):
+            made = self.transform({k: [row[k]] for k in ("image", "labels")} | {"index": [first + number * step]})
+            yield {name: made[name][0] for name in ("pixel_values", "labels")}
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError("the number of images in this stream is not known: give max_steps")
+        return self.length
+
+    def set_epoch(self, epoch: int) -> None:
+        self.rows.set_epoch(epoch)
+        self.transform.set_epoch(epoch)
+
+
+def stream_length(rows: IterableDataset) -> int | None:
+    """How many images a stream has, where its data set says so."""
+    splits: Any = rows.info.splits or {}
+    known = splits.get(str(rows.split)) if isinstance(splits, SplitDict) else None
+    return known.num_examples or None if known is not None else None
+
+
+def image_transform(dataset: Any) -> EpochTransform | None:
+    """The `EpochTransform` of an `ImageStream`, or the one that `set_transform` gave a dataset, if it is one."""
+    if isinstance(dataset, ImageStream):
+        return dataset.transform
+    transform = dataset.format["format_kwargs"].get("transform") if isinstance(dataset, Dataset) else None
+    return transform if isinstance(transform, EpochTransform) else None

@@ -1,0 +1,110 @@
+"""Images too many or too large to keep decoded: each is decoded when its turn comes, cropped at random, or streamed.
+
+B rows, H height, W width.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from torch import Tensor
+from torchvision.transforms import v2
+
+from hfkd.data.epochs import EpochTransform, epoch_zero
+from hfkd.data.images import IMAGE_COLUMNS, LABEL_COLUMNS, check_labels, find_column, load, pick_splits, picture
+from hfkd.data.transforms import view_ids
+from hfkd.slots import positive
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CENTRE = 0.875  # share of the resized image that evaluation looks at: 224 of 256
+
+
+@dataclass
+class LargeImageTransform(EpochTransform):
+    """ImageNet's views: RandomResizedCrop and flip to train; resize to H / 0.875 and centre crop to evaluate.
+
+    torchvision's transforms on each picture, drawing from (seed, epoch, index) alone. Reads the columns `image`,
+    `labels` and `index`; `view` is -1, for these views cannot be numbered, and without augmentation 0, the only one.
+    """
+
+    size: int = 224
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    augment: bool = False
+    flip: bool = True
+    seed: int = 0
+    epoch: Tensor = field(default_factory=epoch_zero, repr=False)
+
+    def __post_init__(self) -> None:
+        positive("LargeImageTransform", size=self.size, **{f"std[{i}]": s for i, s in enumerate(self.std)})
+        crop = [v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)]
+        centre = [v2.Resize(round(self.size / CENTRE)), v2.CenterCrop(self.size)]
+        pixels = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
+        self._pipeline = v2.Compose([*(crop if self.augment else centre), *pixels])
+
+    @property
+    def num_views(self) -> int:
+        return 0 if self.augment else 1
+
+    def clean(self) -> Self:
+        return replace(self, augment=False)
+
+    def one_view(self) -> Self:
+        return self
+
+    def at_epoch(self, epoch: int) -> Self:
+        return replace(self, epoch=torch.tensor(epoch))
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
+        index = torch.tensor(batch["index"])
+        seeds = view_ids(index, self.seed, self.epoch, 1 << 62)
+        images = []
+        with torch.random.fork_rng(devices=[]):
+            for row, (value, seed) in enumerate(zip(batch["image"], seeds.tolist(), strict=True)):
+                torch.default_generator.manual_seed(seed)
+                images.append(self._pipeline(picture(value, batch["index"][row])).as_subclass(Tensor))
+        return {
+            "pixel_values": torch.stack(images),  # [B, 3, H, W]
+            "labels": torch.tensor(batch["labels"]),
+            "index": index,
+            "view": torch.full_like(index, -1 if self.augment else 0),
+        }
+
+
+def load_large_images(
+    name_or_path: str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    train_split: str = "train",
+    test_split: str | None = None,
+    name: str | None = None,
+    streaming: bool = False,
+) -> tuple[Any, Any]:
+    """Train and test split with the columns `image` (encoded), `labels` and, unless they stream, `index`.
+
+    Any Hub id or folder; errors are those of `load_images`, but a broken picture shows when its turn comes.
+    """
+    loaded = load(name_or_path, name, streaming)
+    return tuple(
+        _columns(split, image_column, label_column)
+        for split in pick_splits(loaded, name_or_path, train_split, test_split)
+    )
+
+
+def _columns(rows: Any, image_column: str | None, label_column: str | None) -> Any:
+    if rows.features is None:
+        raise ValueError("this stream does not say what its columns hold: load it without streaming")
+    image_column = find_column(rows, image_column, IMAGE_COLUMNS, "image_column")
+    label_column = find_column(rows, label_column, LABEL_COLUMNS, "label_column")
+    check_labels(rows.features[label_column], label_column)
+    rows = rows.select_columns([image_column, label_column])
+    rows = rows.rename_columns(
+        {old: new for old, new in ((image_column, "image"), (label_column, "labels")) if old != new}
+    )
+    if isinstance(rows.features["image"], ImageFeature):  # the transform decodes, so that an error can name the row
+        rows = rows.cast_column("image", ImageFeature(decode=False))
+    return rows.add_column("index", np.arange(len(rows))) if isinstance(rows, Dataset) else rows

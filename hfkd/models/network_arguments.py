@@ -1,0 +1,20 @@
+"""The flags that name a teacher and a student."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class NetworkArguments:
+    """Which network teaches which. The defaults are the pair that the CIFAR-100 literature shows first."""
+
+    teacher_name: list[str] = field(
+        default_factory=lambda: ["cifar_wrn_40_2"],
+        metadata={"help": "Teacher, or several of them: timm names, Hub ids or saved folders."},
+    )
+    teacher_checkpoint: list[str] | None = field(
+        default=None, metadata={"help": "Weights of each teacher: .pth, .safetensors."}
+    )
+    student_name: str = field(
+        default="cifar_wrn_16_2", metadata={"help": "Student: a timm name, a Hub id or a folder."}
+    )
+    student_checkpoint: str | None = field(default=None, metadata={"help": "Weights the student starts from."})

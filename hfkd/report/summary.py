@@ -1,0 +1,135 @@
+"""A table of runs with several seeds: what the papers report, what came out here, and by which protocol."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfkd.report.comparison import markdown_table, mean_and_sd
+from hfkd.report.published import Published
+from hfkd.report.rows import Row, Table
+
+NOT_AT_HAND = "not at hand"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a row: what it was told, and what its results.json says."""
+
+    settings: Mapping[str, Any]
+    results: Mapping[str, Any]
+
+
+def data_label(settings: Mapping[str, Any]) -> str:
+    """The data set by the name under which numbers are published: "cifar100", "cifar100-lt"."""
+    name = Path(settings["dataset_name"]).name
+    return name if settings.get("imbalance_factor") in (None, 1, 1.0) else f"{name}-lt"
+
+
+def summarise(row: Row, runs: Sequence[Run], published: Published, sources: Sequence[str] | None) -> dict[str, Any]:
+    """One row for JSON: accuracies in percent with their sample standard deviation, the protocol, the cost."""
+    settings, results = runs[0].settings, [run.results for run in runs]
+    ends = {which: [r["losses"][which] or {"step": None, "loss": None} for r in results] for which in ("first", "last")}
+    pair = (" + ".join(settings["teacher_name"]), settings["student_name"])
+    paper = published.find(data_label(settings), *pair, row.method, sources)
+    return {
+        "name": row.name,
+        "method": row.label,
+        "teacher": pair[0],
+        "student": pair[1],
+        "paper": None if paper is None else vars(paper),
+        "best": _over_seeds([100 * r["best"]["accuracy"] if r["best"] else None for r in results]),
+        "last": _over_seeds([100 * r["last"]["accuracy"] if r["last"] else None for r in results]),
+        "first_loss": _over_seeds([end["loss"] for end in ends["first"]]),
+        "last_loss": _over_seeds([end["loss"] for end in ends["last"]]),
+        "loss_steps": [ends[which][0]["step"] for which in ("first", "last")],
+        "seeds": [r["seed"] for r in results],
+        "images_per_second": _over_seeds([r["images_per_second"] for r in results]),
+        "hardware": sorted(
+            {f"{d} ({r['environment']['cpu_count']} cores)" for r in results for d in r["environment"]["devices"]}
+        ),
+        **_protocol(settings, results[0]),
+    }
+
+
+def _over_seeds(values: list[float | None]) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    mean = statistics.mean(known) if known else None
+    return {"mean": mean, "sd": statistics.stdev(known) if len(known) > 1 else None, "values": values}
+
+
+def _protocol(settings: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    """In what two rows may differ besides their method. Settings that a version does not have are at their default."""
+    limit = settings.get("max_train_images")
+    crop = "resized crop" if settings.get("resized_crop") else f"crop {settings['crop_padding']}"
+    augmentation = [crop] if crop != "crop 0" else []
+    augmentation += ["flip"] if settings["flip"] else []
+    views = settings.get("views", 1)
+    augmentation += ["strong second view"] if views > 1 else []
+    added = settings.get("he_da", "none") != "none"
+    augmentation += [f"{settings['he_da_mix']} of {settings['he_da_side']} energy"] if added else []
+    return {
+        "data": data_label(settings) + (f", first {limit:,} images" if limit else ""),
+        "epochs": results["epochs"][-1]["epoch"] if results["epochs"] else None,
+        "steps": results["train_steps"],
+        "views": views,
+        "augmentation": ", ".join(augmentation) or "none",
+        "extra_images": f"{settings['he_da_ratio']:.0%}" if added else "none",
+    }
+
+
+def markdown(table: Table, rows: Sequence[Mapping[str, Any]], published: Published) -> str:
+    """The table as a person reads it. Protocol columns are always there: rows that differ in them do not compare."""
+    reference = {_pair(r): r["images_per_second"]["mean"] for r in rows if r["method"] == table.reference}
+    columns = [_line(table, row, reference.get(_pair(row))) for row in rows]
+    if not columns:
+        return f"# {table.title}\n\nNo run is finished yet.\n"
+    text = [f"# {table.title}", "", markdown_table(list(columns[0]), [list(c.values()) for c in columns])]
+    cited = dict.fromkeys(row["paper"]["source"] for row in rows if row["paper"] is not None)
+    text += ["", *(f"- {source}: {published.sources[source]}" for source in cited)] if cited else []
+    if table.measure == "accuracy":
+        text += ["", "± is the sample standard deviation over the seeds. Papers report the best epoch on the test set."]
+    return "\n".join(text) + "\n"
+
+
+def _line(table: Table, row: Mapping[str, Any], reference: float | None) -> dict[str, str]:
+    first, last = (f"loss, step {step}" for step in row["loss_steps"])
+    measured = {
+        "accuracy": {
+            "paper %": _paper(row["paper"]),
+            "ours, best epoch %": _mean(row["best"], 2),
+            "ours, last epoch %": _mean(row["last"], 2),
+        },
+        "loss": {first: _mean(row["first_loss"], 3), last: _mean(row["last_loss"], 3)},
+    }[table.measure]
+    speed = row["images_per_second"]["mean"]
+    return {
+        "method": row["method"],
+        "teacher → student": _pair(row),
+        **measured,
+        "seeds": str(len(row["seeds"])),
+        "epochs": "-" if row["epochs"] is None else f"{row['epochs']:.4g}",
+        "steps": f"{row['steps']:,}",
+        "data": row["data"],
+        "views": str(row["views"]),
+        "augmentation": row["augmentation"],
+        "extra images": row["extra_images"],
+        f"images/s, {table.reference} = 1": f"{speed / reference:.2f}" if speed and reference else "-",
+        "hardware": "; ".join(row["hardware"]),
+    }
+
+
+def _pair(row: Mapping[str, Any]) -> str:
+    return f"{row['teacher']} → {row['student']}".replace("cifar_", "")
+
+
+def _paper(number: Mapping[str, Any] | None) -> str:
+    if number is None:
+        return NOT_AT_HAND
+    epochs = "" if number["epochs"] is None else f", {number['epochs']} epochs"
+    return f"{number['accuracy']:.2f} ({number['source']}{epochs})"
+
+
+def _mean(measured: Mapping[str, Any], digits: int) -> str:
+    return mean_and_sd([v for v in measured["values"] if v is not None], digits)

@@ -1,0 +1,39 @@
+"""Run a table of methods with several seeds, and write what came out beside what the papers report.
+
+    accelerate launch recipes/reproduce.py --table comparison_cifar100 --seeds 2 --output_dir runs/comparison \\
+        --teacher_name cifar_wrn_16_2 --teacher_checkpoint wrn_16_2.pth --student_name cifar_resnet20
+    accelerate launch recipes/reproduce.py --table energy_kd_table1 --teachers FOLDER --output_dir runs/energy_kd_table1
+    python recipes/reproduce.py --list
+
+Each run is what cifar100_energy_kd.py does with the row's settings. The same command goes on where it was stopped: runs
+that are finished are kept, one that was killed is taken up from its last checkpoint. table.md and table.json in
+output_dir are renewed after every run. Flags hold for all rows (`--max_steps 20`, `--num_train_epochs 30
+--lr_decay_epochs 18 24 27`, `--max_train_images 2000`); one that would change what a row's name says is refused.
+"""
+
+import sys
+from pathlib import Path
+
+from hfkd.arguments import parse
+from hfkd.report.published import Published
+from hfkd.report.reproduction import FLAGS, run_table
+from hfkd.report.rows import read_table
+
+HERE = Path(__file__).parent
+TABLES = HERE / "tables"
+
+
+def main() -> None:
+    flags = parse(FLAGS, description=__doc__)[0]
+    if flags.list or flags.table is None:
+        for path in sorted(TABLES.glob("*.yaml")):
+            table = read_table(path)
+            print(f"{path.stem}: {table.title} ({len(table.rows)} rows)")
+        return
+    named = TABLES / f"{flags.table}.yaml"
+    table = read_table(named if named.is_file() else flags.table)
+    print(run_table(table, sys.argv[1:], Published.read(HERE / "published.yaml")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Slots, arguments and what a trainer is built from, each wrong in one way: entries for tests/bad_input.py."""
+
+import os
+
+import torch
+from text_toys import VOCAB, TokenRows, language_model, taught_model, tokenizer
+from toys import CLASSES, Net, Rows, arguments, teacher
+from transformers import PrinterCallback
+
+from hfkd import DistillationTrainer
+from hfkd.arguments import DistillationArguments, parse
+from hfkd.loss import DistillationLoss
+from hfkd.objectives import DKD
+
+# ---- slots ------------------------------------------------------------------------------------------------------
+
+
+def slot(**keywords):
+    return lambda folder: lambda: DistillationLoss(**keywords)
+
+
+SLOTS = {
+    'weighting="entrpy"': slot(weighting="entrpy"),
+    'objective="kld"': slot(objective="kld"),
+    'temperature="energi"': slot(temperature="energi"),
+    'objective="dkd(gamma=1)"': slot(objective="dkd(gamma=1)"),
+    "objective=\"dkd(beta='x')\"": slot(objective="dkd(beta='x')"),
+    'objective="dkd(8)"': slot(objective="dkd(8)"),
+    "objective=\"__import__('os').getcwd()\"": slot(objective="__import__('os').getcwd()"),
+    "objective: 600 characters": slot(objective="dkd(beta=" + "1" * 600 + ")"),
+    "objective=DKD, the class": slot(objective=DKD),
+    "objective=3": slot(objective=3),
+    "temperature=0": slot(temperature=0),
+    "temperature=-1.0": slot(temperature=-1.0),
+    "temperature=nan": slot(temperature=float("nan")),
+    "temperature=None": slot(temperature=None),
+    'temperature="energy(ratio=0.6)"': slot(temperature="energy(ratio=0.6)"),
+    'temperature="energy(temperature=2, decrease=2)"': slot(temperature="energy(temperature=2, decrease=2)"),
+    "temperature=\"energy(direction='up')\"": slot(temperature="energy(direction='up')"),
+    'temperature="energy(thresholds=(1,))"': slot(temperature="energy(thresholds=(1,))"),
+    'temperature="gradation(temperatures=(4,))"': slot(temperature="gradation(temperatures=(4,))"),
+    'temperature="learned(warmup_epochs=-1)"': slot(temperature="learned(warmup_epochs=-1)"),
+    'weighting="entropy(upper_bound=0)"': slot(weighting="entropy(upper_bound=0)"),
+    "objective=\"kd(scale='half')\"": slot(objective="kd(scale='half')"),
+    'objective="skew_kl(alpha=1)"': slot(objective="skew_kl(alpha=1)"),
+    'objective="jsd(beta=2)"': slot(objective="jsd(beta=2)"),
+    "ce_weight=-1": slot(ce_weight=-1),
+    "kd_weight=nan": slot(kd_weight=float("nan")),
+    "ce_weight=0, kd_weight=0": slot(ce_weight=0, kd_weight=0),
+}
+
+# ---- arguments --------------------------------------------------------------------------------------------------
+
+
+def argument(**keywords):
+    return lambda folder: lambda: arguments(folder / "run", **keywords)
+
+
+def setting(content, name="settings.yaml"):
+    def make(folder):
+        path = folder / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return lambda: parse([DistillationArguments], ["--output_dir", str(folder / "run"), "--config", str(path)])
+
+    return make
+
+
+ARGUMENTS = {
+    "items='pixel'": argument(items="pixel"),
+    "loss_chunk_size=-1": argument(loss_chunk_size=-1),
+    "lr_decay_epochs=[180, 150]": argument(lr_decay_epochs=[180, 150]),
+    "lr_decay_epochs=['x']": argument(lr_decay_epochs=["x"]),
+    "lr_decay_factor=0": argument(lr_decay_factor=0),
+    "label_smoothing_factor=0.1": argument(label_smoothing_factor=0.1),
+    "on_nan='abort'": argument(on_nan="abort"),
+    "learning_rate=-0.1": argument(learning_rate=-0.1),
+    "learning_rate=nan": argument(learning_rate=float("nan")),
+    "weight_decay=-1": argument(weight_decay=-1.0),
+    "max_grad_norm=-1": argument(max_grad_norm=-1.0),
+    "per_device_train_batch_size=0": argument(per_device_train_batch_size=0),
+    "gradient_accumulation_steps=0": argument(gradient_accumulation_steps=0),
+    "num_train_epochs=0": argument(num_train_epochs=0, max_steps=-1),
+    "YAML: weigthing: entropy": setting("weigthing: entropy\n"),
+    "YAML: a list": setting("- entropy\n"),
+    "YAML: not YAML": setting("weighting: [entropy\n"),
+    "YAML: !!python/object": setting("seed: !!python/object/apply:os.getcwd []\n"),
+    "YAML: not text": setting(b"\xff\xfe\x00\x01"),
+    "YAML: seed: one": setting("seed: one\n"),
+    "YAML: 1: 2": setting("1: 2\n"),
+    "--config: no such file": lambda folder: (
+        lambda: parse(
+            [DistillationArguments], ["--output_dir", str(folder / "run"), "--config", str(folder / "none.yaml")]
+        )
+    ),
+    "--config: a folder": lambda folder: (
+        lambda: parse([DistillationArguments], ["--output_dir", str(folder / "run"), "--config", str(folder)])
+    ),
+}
+
+# ---- trainer ----------------------------------------------------------------------------------------------------
+
+
+class Renamed(Rows):
+    def __getitem__(self, i):
+        return {"pixel_values": self.images[i], "target": 0}
+
+
+class Unequal(Rows):
+    def __getitem__(self, i):
+        return {"pixel_values": self.images[i][:, : 8 - i % 2], "labels": 0}
+
+
+class Wide(Rows):
+    def __getitem__(self, i):
+        return {"pixel_values": self.images[i].to(torch.int32), "labels": 0}
+
+
+class Late(Rows):
+    """Every label is one more than the classes allow."""
+
+    def __getitem__(self, i):
+        return {"pixel_values": self.images[i], "labels": CLASSES}
+
+
+class Mixed(Rows):
+    def __getitem__(self, i):
+        return {"pixel_values": self.images[i], "labels": torch.full((CLASSES + 2,), 0.1)}
+
+
+def broken(network):
+    with torch.no_grad():
+        next(network.parameters()).fill_(float("nan"))
+    return network
+
+
+def trainer(student=Net, taught=teacher, rows=Rows, args=None, **keywords):
+    def make(folder):
+        settings = arguments(folder / "run", **(args or {}))
+        return lambda: DistillationTrainer(student(), taught and taught(), settings, train_dataset=rows(), **keywords)
+
+    return make
+
+
+def after_a_run(then, **args):
+    """What `then` makes of the folder of a finished run, and of a trainer that is to go on there."""
+
+    def make(folder):
+        saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1, "temperature": "learned"} | args
+        for _ in range(2):
+            made = trainer(args=saving)(folder)()
+            made.remove_callback(PrinterCallback)
+            if not (folder / "run" / "distillation.json").exists():
+                made.train()
+        return then(folder / "run", made)
+
+    return make
+
+
+def resumed(harm, wanted="checkpoint-1", **args):
+    def then(run, made):
+        harm(run / "checkpoint-1")
+        return lambda: made.train(resume_from_checkpoint=wanted if wanted is True else str(run / wanted))
+
+    return after_a_run(then, **args)
+
+
+def cut(name):
+    return lambda checkpoint: os.truncate(checkpoint / name, 10)
+
+
+def other_bytes(checkpoint):
+    path = checkpoint / "distillation.safetensors"
+    path.write_bytes(path.read_bytes()[::-1])
+
+
+def language(taught=taught_model, words=tokenizer, **keywords):
+    return trainer(language_model, taught, TokenRows, processing_class=words(), **keywords)
+
+
+TRAINER = {
+    "no teacher": trainer(taught=None),
+    "compute_loss_func=": trainer(compute_loss_func=lambda *a: 0),
+    "a teacher of 7 classes for a student of 5": trainer(taught=lambda: teacher(7)),
+    "a teacher whose weights are NaN": trainer(taught=lambda: broken(teacher())),
+    "an empty train_dataset": trainer(rows=lambda: Rows(0)),
+    "rows without 'labels'": trainer(rows=Renamed),
+    "images of different shapes": trainer(rows=Unequal),
+    "pixels of int32": trainer(rows=Wide),
+    "a label of 5 for 5 classes": trainer(rows=Late),
+    "mixed labels over 7 classes": trainer(rows=Mixed),
+    "loss_chunk_size=64 for images": trainer(args={"loss_chunk_size": 64}),
+    "output_dir of another run": after_a_run(lambda run, made: trainer(args={"temperature": "3.0"})(run.parent)),
+    "resume_from_checkpoint=True without one": resumed(lambda path: None, True, save_strategy="no"),
+    "resume_from_checkpoint=a folder that is none": resumed(lambda path: None, "runs"),
+    "resume: the optimizer's file is cut": resumed(cut("optimizer.pt")),
+    "resume: the list of files is cut": resumed(cut("files.json")),
+    "resume: the last whole checkpoint is cut": resumed(cut("trainer_state.json"), True),
+    "resume: a learned temperature's file was altered": resumed(other_bytes),
+    "a teacher of another vocabulary": language(taught=lambda: taught_model(vocab=VOCAB - 3)),
+}
