@@ -194,7 +194,7 @@ def _broken_rows(batches: list[_Batch], part: int) -> list[str]:
         if values is None and part == 0:
             continue
         rows = (batch.sample if values is None else batch.sample[~torch.isfinite(values)]).unique()
-        if batch.index is None:
+        if batch.index is None or any(row >= len(batch.index) for row in rows.tolist()):  # images made on the way
             found += [f"row {i} of the batch" for i in rows.tolist()]
         else:
             found += [f"row {i}" for i in batch.index[rows % len(batch.index)].unique().tolist()]  # of all peers

