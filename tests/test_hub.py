@@ -23,7 +23,7 @@ BROKEN = {"refused": "500", "dropped": "disconnected", "large": "bad day"}
 def python(script, *arguments, environment):
     command = [sys.executable, str(HERE / script), *map(str, arguments)]
     done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, capture_output=True, text=True, timeout=170
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done

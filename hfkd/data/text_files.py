@@ -38,6 +38,8 @@ def _check_text(path: Path) -> None:
             line.decode()
         except UnicodeDecodeError as error:  # Arrow takes such a line, and fails when somebody reads the row
             raise ValueError(f"{path}, line {number}: not UTF-8 ({error}); save the file as UTF-8") from None
+        if line.strip() == b"null":  # Arrow's reader takes the process down when it meets nothing else
+            raise ValueError(f"{path}, line {number}: null, not an object with named columns; delete the line")
     if number == 0:
         raise ValueError(f"{path} holds no rows: give a JSON-lines file, one object a line")
 
@@ -46,7 +48,7 @@ def _raise_for_first_broken_line(path: Path) -> None:
     for number, line in _lines(path):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error}); repair or delete the line") from None
         if not isinstance(row, dict):
             raise ValueError(
