@@ -9,7 +9,6 @@ from accelerate.utils import parse_flag_from_env
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.trainer_utils import has_length
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import ImageCollator
@@ -110,16 +109,6 @@ def cached_teacher(
             "teacher_cache_dir out"
         )
     return CachedTeacher(teacher, dataset, args.teacher_cache_dir, accelerator)
-
-
-def decay_steps(epochs: list[float], steps_per_epoch: int, train_dataset: Any) -> list[int]:
-    """The steps after which `lr_decay_epochs` are over; ValueError for a stream of unknown length."""
-    if not has_length(train_dataset):
-        raise ValueError(
-            f"lr_decay_epochs={epochs} count epochs, and this stream does not say how many images it has: set "
-            "lr_decay_epochs to null in the YAML file, and choose an lr_scheduler_type"
-        )
-    return [round(epoch * steps_per_epoch) for epoch in epochs]
 
 
 def record_inputs(student: nn.Module, train_dataset: Any) -> BaseImageProcessor | None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
@@ -28,7 +27,6 @@ from hfkd.objectives import KD
 from hfkd.preparation import (
     EpochViews,
     cached_teacher,
-    decay_steps,
     default_collator,
     live_teacher,
     move_resident,
@@ -37,6 +35,7 @@ from hfkd.preparation import (
     with_adapters,
 )
 from hfkd.run_record import RunRecord
+from hfkd.schedule import ScheduledTrainer
 from hfkd.steps import ChunkedStep
 from hfkd.teachers import CachedTextTeacher, TeacherScan, place, scan
 from hfkd.tensor_checkpoints import TensorCheckpoints
@@ -45,7 +44,7 @@ from hfkd.vocabulary import common_vocabulary
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(HubTrainer, TensorCheckpoints, WatchedTrainer):
+class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, WatchedTrainer):
     """Trainer that distils `teacher` into `model`, choosing per sample how hard to soften and how much to learn.
 
         DistillationTrainer(model, teacher, args, train_dataset=..., eval_dataset=..., weighting="entropy")
@@ -262,28 +261,6 @@ class DistillationTrainer(HubTrainer, TensorCheckpoints, WatchedTrainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Trainer's estimate for tokens; none for images, where it means nothing and walks all parameters each step."""
         return super().floating_point_ops(inputs) if self.rule is TOKENS else 0
-
-    # ---- optimizer ---------------------------------------------------------------------------------------------
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        if self.args.decay_bias_and_norm:
-            return [name for name, _ in model.named_parameters()]
-        return super().get_decay_parameter_names(model)
-
-    def set_initial_training_values(self, *arguments: Any, **keywords: Any) -> Any:
-        values = super().set_initial_training_values(*arguments, **keywords)
-        self._steps_per_epoch = values[1]
-        return values
-
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
-        if self.args.lr_decay_epochs is None or self.lr_scheduler is not None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        milestones = decay_steps(self.args.lr_decay_epochs, self._steps_per_epoch, self.train_dataset)
-        optimizer = optimizer or self.optimizer
-        assert optimizer is not None
-        scheduler = MultiStepLR(optimizer, milestones, gamma=self.args.lr_decay_factor)
-        self.lr_scheduler, self._created_lr_scheduler = scheduler, True  # type: ignore[assignment]
-        return scheduler
 
     # ---- checkpoints -------------------------------------------------------------------------------------------
 
