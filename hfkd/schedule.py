@@ -31,16 +31,17 @@ class ScheduledTrainer(Trainer):
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = optimizer or self.optimizer
         assert optimizer is not None
-        scheduler = MultiStepLR(optimizer, self._decay_steps(), gamma=self.args.lr_decay_factor)
+        milestones = decay_steps(self.args.lr_decay_epochs, self._steps_per_epoch, self.train_dataset)
+        scheduler = MultiStepLR(optimizer, milestones, gamma=self.args.lr_decay_factor)
         self.lr_scheduler, self._created_lr_scheduler = scheduler, True  # type: ignore[assignment]
         return scheduler
 
-    def _decay_steps(self) -> list[int]:
-        """The steps after which `lr_decay_epochs` are over; ValueError for a stream of unknown length."""
-        epochs = self.args.lr_decay_epochs or []
-        if not has_length(self.train_dataset):
-            raise ValueError(
-                f"lr_decay_epochs={epochs} count epochs, and this stream does not say how many images it has: set "
-                "lr_decay_epochs to null in the YAML file, and choose an lr_scheduler_type"
-            )
-        return [round(epoch * self._steps_per_epoch) for epoch in epochs]
+
+def decay_steps(epochs: list[float], steps_per_epoch: int, train_dataset: Any) -> list[int]:
+    """The steps after which `lr_decay_epochs` are over; ValueError for a stream of unknown length."""
+    if not has_length(train_dataset):
+        raise ValueError(
+            f"lr_decay_epochs={epochs} count epochs, and this stream does not say how many images it has: set "
+            "lr_decay_epochs to null in the YAML file, and choose an lr_scheduler_type"
+        )
+    return [round(epoch * steps_per_epoch) for epoch in epochs]

@@ -13,7 +13,7 @@ from hfkd.data.epochs import ImageStream, image_transform, stream_length
 from hfkd.data.high_energy import add_high_energy
 from hfkd.data.large_images import IMAGENET_MEAN, IMAGENET_STD, LargeImageTransform
 from hfkd.data.transforms import view_ids
-from hfkd.preparation import decay_steps
+from hfkd.schedule import decay_steps
 from hfkd.teachers import scan
 
 SIZE = 24
