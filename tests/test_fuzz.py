@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from hfkd.arguments import read_yaml
+from hfkd.arguments import check_known, read_settings
 from hfkd.data.text_files import read_jsonl
 from hfkd.models import load_checkpoint
 from hfkd.objectives import OBJECTIVES
@@ -91,9 +91,15 @@ def test_bytes_are_settings_or_our_error(tmp_path, content):
     check_settings(tmp_path / "run.yaml", content)
 
 
+def read_known(path):
+    settings = read_settings(path)
+    check_known(settings, set(SETTINGS), str(path))
+    return settings
+
+
 def check_settings(path, content):
     path.write_bytes(content)
-    found = outcome(read_yaml, path, set(SETTINGS))
+    found = outcome(read_known, path)
     if isinstance(found, ValueError):
         assert str(path) in str(found)
     else:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from toys import Net, Rows, arguments, teacher
 from transformers import AutoModelForImageClassification
 
@@ -71,9 +71,9 @@ def test_the_student_is_saved_without_it_and_it_comes_back_on_resume(tmp_path):
     assert "distillation_loss.temperature.theta" in whole.model.state_dict()
 
 
-def test_a_checkpoint_without_it_is_refused(tmp_path):
+def test_a_checkpoint_of_another_loss_is_refused(tmp_path):
     make(tmp_path, save_strategy="steps", save_steps=2).train()
-    (tmp_path / "checkpoint-2" / "distillation.safetensors").unlink()
+    save_file({"temperature.other": torch.ones(())}, tmp_path / "checkpoint-2" / "distillation.safetensors")
     with pytest.raises(ValueError, match="does not hold what Learned"):
         make(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
