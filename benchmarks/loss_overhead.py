@@ -122,7 +122,7 @@ class Method:
         return counts
 
     def objective(self, loss: DistillationLoss) -> None:
-        """Temperature and weight apart: those are the slots beside it."""
+        """Without the weight, which is computed apart and multiplies it."""
         items, objective = self.items(), loss.objective
         temperature = loss.temperature(items)
         values, relations = objective(items, temperature).sum(), objective.relations(items, temperature)
@@ -183,39 +183,43 @@ def beside_kd(seconds: dict[str, list[float]], name: str) -> float:
     return statistics.median(a / b for a, b in zip(seconds[name], seconds["KD"], strict=True))
 
 
-def figures(ops: dict[str, int], losses: list[float], steps: list[float], kd: dict[str, float]) -> dict[str, float]:
-    loss, step = statistics.median(losses), statistics.median(steps)
-    return {**ops, "loss_seconds": loss, "step_seconds": step, "by_the_loss": 1 + (loss - kd["loss"]) / kd["step"]}
+def figures(
+    operations: dict[str, dict[str, int]], losses: dict[str, list[float]], steps: dict[str, list[float]]
+) -> dict[str, dict[str, Any]]:
+    loss, step = ({name: statistics.median(turns) for name, turns in s.items()} for s in (losses, steps))
+    return {
+        name: {
+            "operations": operations[name],
+            "loss": loss[name],
+            "loss_beside_kd": beside_kd(losses, name),
+            "step": step[name],
+            "step_beside_kd": beside_kd(steps, name),
+            "by_the_loss": 1 + (loss[name] - loss["KD"]) / step["KD"] if METHODS[name][1] == 1 else None,
+        }
+        for name in METHODS
+    }
+
+
+def row(name: str, result: dict[str, Any]) -> tuple[Any, ...]:
+    loss, step = (f"{1000 * result[part]:.{digits}f}" for part, digits in (("loss", 2), ("step", 1)))
+    beside = (f"{result['loss_beside_kd']:.2f}", f"{result['step_beside_kd']:.3f}")
+    by_the_loss = f"{result['by_the_loss']:.4f}" if result["by_the_loss"] else "-"
+    return name, *result["operations"].values(), loss, beside[0], step, beside[1], by_the_loss
 
 
 def main() -> None:
     benchmark, given = parse((BenchmarkArguments, DistillationArguments), description=__doc__)
     methods = {name: Method(benchmark, given.device, *method) for name, method in METHODS.items()}
-    ops = {name: method.operations() for name, method in methods.items()}
-    losses = take_turns(
-        {n: partial(m.forward_backward, m.loss) for n, m in methods.items()}, benchmark.rounds, benchmark.losses
-    )
+    operations = {name: method.operations() for name, method in methods.items()}
+    alone = {name: partial(method.forward_backward, method.loss) for name, method in methods.items()}
+    losses = take_turns(alone, benchmark.rounds, benchmark.losses)
     steps = take_turns({n: m.step(given) for n, m in methods.items()}, benchmark.rounds, benchmark.steps)
-    kd = {"loss": statistics.median(losses["KD"]), "step": statistics.median(steps["KD"])}
-    results = {name: figures(ops[name], losses[name], steps[name], kd) for name in METHODS}
-    rows = []
-    for name, result in results.items():
-        result |= {"loss_beside_kd": beside_kd(losses, name), "step_beside_kd": beside_kd(steps, name)}
-        by_the_loss = f"{result['by_the_loss']:.4f}" if METHODS[name][1] == 1 else "-"
-        rows.append(
-            (
-                name,
-                *ops[name].values(),
-                f"{1000 * result['loss_seconds']:.2f}",
-                f"{result['loss_beside_kd']:.2f}",
-                f"{1000 * result['step_seconds']:.1f}",
-                f"{result['step_beside_kd']:.3f}",
-                by_the_loss,
-            )
-        )
-    counted = (f"ops: {name}" for name in ops["KD"])
-    print(table(("method", *counted, "loss, ms", "× KD", "step, ms", "× KD", "step × KD, by the loss"), rows))
-    both, most = results["Energy KD + EA-KD"], max(ops[name]["objective"] for name in ops if name.startswith("MLD"))
+    results = figures(operations, losses, steps)
+    counted = (f"ops: {name}" for name in operations["KD"])
+    header = ("method", *counted, "loss, ms", "× KD", "step, ms", "× KD", "step × KD, by the loss")
+    print(table(header, [row(name, result) for name, result in results.items()]))
+    most = max(counts["objective"] for name, counts in operations.items() if name.startswith("MLD"))
+    both = results["Energy KD + EA-KD"]
     print(
         f"\nbatch {benchmark.batch_size}, {benchmark.num_classes} classes, {given.device}, "
         f"{'bf16 autocast' if given.bf16 else 'float32'}, {benchmark.rounds} rounds\n"
