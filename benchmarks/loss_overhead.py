@@ -1,174 +1,232 @@
-"""What a loss costs: operations and time of each objective, weighting and temperature beside plain KD.
+"""What each distillation loss costs beside plain KD: operations, time of the loss alone, time of a whole step.
 
-    python benchmarks/loss_overhead.py --json loss_overhead.json
+    python benchmarks/loss_overhead.py
 
-Operations are those of loss and backward, views apart: on a GPU each is a launch. Times are ratios to KD's, each method
-taking its turn in every round, so that a busy machine slows all: of the loss alone with its backward, and of a step of
-ResNet-20 with a live WRN-16-2 (forward of both, loss, backward, SGD). A step's noise exceeds what a loss costs; the
-last column is the step's ratio as computed from the loss alone, (KD step + loss - KD loss) / KD step.
-Images and weights are random: the time does not depend on them. Two views are twice the images for both networks.
+- ops: ATen operations that compute, forward and backward. "objective": temperature, objective and relations by
+  themselves; "loss": DistillationLoss as a step runs it, with its logged parts, with ce_weight 0 and with 0.1.
+- loss: forward and backward of DistillationLoss on logits that lie ready.
+- step: hfkd's step on one fixed batch of random images: teacher, student, loss, backward and SGD, in the trainer's
+  precision and memory format; no input pipeline and no Trainer, which cost all methods the same.
+- step, by the loss: (KD's step + what the loss takes longer than KD's) / KD's step, where the step itself is too
+  unsteady to show a difference.
+
+The methods take turns. A ratio is the median, over the rounds, of the method's time over KD's in the same round;
+"KD, again" shows how far such a ratio is from 1 by chance. Two views are twice the images. On a CPU the time is the
+process' own CPU time, which other processes hardly change; on a GPU the device is waited for at both ends of a turn, so
+give it long ones (--steps 50).
 """
 
-import argparse
-import json
+import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from operations import Operations
+from torch import Tensor
+from transformers import set_seed
+from turns import table, write
 
-from hfkd.items import image_items
+from hfkd import DistillationArguments
+from hfkd.arguments import parse
+from hfkd.items import IMAGES, Items, image_items
 from hfkd.loss import DistillationLoss
 from hfkd.models import image_classifier
+from hfkd.models.calling import Call
+from hfkd.steps import DenseStep
+from hfkd.teachers import LiveTeacher, place
 from hfkd.temperatures import Energy
 
 ENERGY = Energy(thresholds=(-21.0, -19.5))  # no scan here: any thresholds cost the same
-METHODS: dict[str, tuple[dict[str, Any], int]] = {  # slots, views
+# The slots, and how many views of an image.
+METHODS: dict[str, tuple[dict[str, Any], int]] = {
     "KD": ({}, 1),
+    "KD, again": ({}, 1),
     "Energy KD": ({"temperature": ENERGY}, 1),
     "EA-KD": ({"weighting": "entropy"}, 1),
     "Energy KD + EA-KD": ({"temperature": ENERGY, "weighting": "entropy"}, 1),
-    "KD+LS": ({"objective": "standardized", "temperature": 2.0}, 1),
+    "KD, standardised": ({"objective": "standardized", "temperature": 2.0}, 1),
     "DKD": ({"objective": "dkd"}, 1),
     "EA-DKD": ({"objective": "dkd", "weighting": "entropy"}, 1),
-    "CTKD": ({"temperature": "learned"}, 1),
-    "CTKD, instance-wise": ({"temperature": "learned(instance=True)"}, 1),
     "DIST": ({"objective": "dist"}, 1),
     "NKD": ({"objective": "nkd"}, 1),
-    "MLD, one view": ({"objective": "mld"}, 1),
-    "MLD released, one view": ({"objective": "mld(variant='released')"}, 1),
+    "CTKD": ({"temperature": "learned"}, 1),
+    "CTKD, instance-wise": ({"temperature": "learned(instance=True)"}, 1),
+    "MLD": ({"objective": "mld"}, 1),
+    "MLD, released": ({"objective": "mld(variant='released')"}, 1),
     "MLD, two views": ({"objective": "mld"}, 2),
-    "MLD released, two views": ({"objective": "mld(variant='released')"}, 2),
+    "MLD, released, two views": ({"objective": "mld(variant='released')"}, 2),
 }
+MOST_OPS, SLOWEST = 100, 1.01  # targets: of every MLD objective; of Energy KD + EA-KD's step beside KD's
 
 
 @dataclass
-class Case:
-    """One method's loss and its inputs."""
+class BenchmarkArguments:
+    teacher_name: str = field(default="cifar_wrn_16_2", metadata={"help": "Teacher, with random weights."})
+    student_name: str = field(default="cifar_resnet20", metadata={"help": "Student."})
+    batch_size: int = field(default=64, metadata={"help": "Images of a step."})
+    num_classes: int = field(default=100, metadata={"help": "Classes."})
+    rounds: int = field(default=11, metadata={"help": "Turns of each method."})
+    steps: int = field(default=1, metadata={"help": "Whole steps of a turn."})
+    losses: int = field(default=50, metadata={"help": "Losses of a turn, without networks."})
+    threads: int = field(default=1, metadata={"help": "CPU threads; one is steady on a machine that others use too."})
+    json: str | None = field(default=None, metadata={"help": "Write the figures to this file."})
+    quick: bool = field(default=False, metadata={"help": "Three turns of each method."})
 
-    loss: DistillationLoss
+    def __post_init__(self) -> None:
+        torch.set_num_threads(self.threads)
+        if self.quick:
+            self.rounds, self.losses = 3, 10
+
+
+@dataclass
+class Method:
+    """One method's loss, with logits and labels that lie ready, and with networks of its own."""
+
+    benchmark: BenchmarkArguments
+    device: torch.device
+    slots: dict[str, Any]
     views: int
-    labels: torch.Tensor
-    student: torch.Tensor
-    teacher: torch.Tensor
 
-    def loss_alone(self) -> None:
-        self.student.grad = None
-        self.value(self.student, self.teacher).backward()
+    def __post_init__(self) -> None:
+        count, classes = self.benchmark.batch_size, self.benchmark.num_classes
+        set_seed(0)
+        self.labels = torch.randint(classes, (count,), device=self.device)
+        self.student, self.teacher = 4 * torch.randn(2, self.views * count, classes, device=self.device)
+        self.num_items = torch.tensor(count, device=self.device)  # as Trainer counts them
+        self.loss = self.build()
 
-    def value(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        return self.loss(image_items(student, teacher, self.labels))[0]
+    def build(self, **weights: float) -> DistillationLoss:
+        loss = DistillationLoss(**self.slots, **weights).to(self.device)
+        loss(self.items())  # a lazy slot now knows its sizes
+        return loss
 
+    def items(self) -> Items:
+        return image_items(self.student.detach().requires_grad_(), self.teacher, self.labels)
 
-class Step:
-    """A training step of the two networks with any loss."""
+    def operations(self) -> dict[str, int]:
+        calls = {
+            "objective": partial(self.objective, self.build()),
+            "loss without CE": partial(self.forward_backward, self.build(ce_weight=0.0)),
+            "loss": partial(self.forward_backward, self.build()),
+        }
+        counts = {}
+        for name, call in calls.items():
+            with Operations() as operations:
+                call()
+            counts[name] = operations.total
+        return counts
 
-    def __init__(self, batch_size: int, classes: int, device: torch.device) -> None:
-        self.student = image_classifier("cifar_resnet20", classes).to(device)
-        self.teacher = image_classifier("cifar_wrn_16_2", classes).to(device).eval()
-        self.optimizer = torch.optim.SGD(self.student.parameters(), lr=0.01, momentum=0.9)
-        self.images = torch.randn(2 * batch_size, 3, 32, 32, device=device)
-
-    def __call__(self, case: Case) -> None:
-        images = self.images[: case.views * len(case.labels)]
-        with torch.no_grad():
-            taught = self.teacher(images).logits
-        self.optimizer.zero_grad()
-        case.value(self.student(images).logits, taught).backward()
-        self.optimizer.step()
-
-
-def build(batch_size: int, classes: int, device: torch.device) -> dict[str, Case]:
-    def case(slots: dict[str, Any], views: int) -> Case:
-        loss = DistillationLoss(**slots).to(device)
-        student, teacher = 4 * torch.randn(2, views * batch_size, classes, device=device)
-        labels = torch.randint(classes, (batch_size,), device=device)
-        return Case(loss, views, labels, student.requires_grad_(), teacher)
-
-    return {name: case(*method) for name, method in METHODS.items()}
-
-
-def in_turns(runs: dict[str, Callable[[], None]], rounds: int, repeats: int, device: torch.device) -> dict[str, list]:
-    """Seconds a run, one figure a round; the first round warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
-        for name, run in runs.items():
-            start = now(device)
-            for _ in range(repeats):
-                run()
-            if number:
-                seconds[name].append((now(device) - start) / repeats)
-    return seconds
-
-
-def now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def ratio(times: dict[str, list[float]], name: str) -> float:
-    """The median over the rounds of a method's time by KD's in the same round."""
-    return statistics.median(mine / kd for mine, kd in zip(times[name], times["KD"], strict=True))
-
-
-def count(case: Case) -> tuple[int, int]:
-    """Operations of the whole loss, and of the objective with its relations alone, forward and backward."""
-    with Operations() as whole:
-        case.loss_alone()
-    items = image_items(case.student, case.teacher, case.labels)
-    t = case.loss.temperature(items).detach()
-    with Operations() as alone:
-        values, relations = case.loss.objective(items, t).sum(), case.loss.objective.relations(items, t)
+    def objective(self, loss: DistillationLoss) -> None:
+        """Without the weight, which is computed apart and multiplies it."""
+        items, objective = self.items(), loss.objective
+        temperature = loss.temperature(items)
+        values, relations = objective(items, temperature).sum(), objective.relations(items, temperature)
         (values if relations is None else values + relations.sum()).backward()
-    return whole.total, alone.total
+
+    def forward_backward(self, loss: DistillationLoss) -> None:
+        loss(self.items(), self.num_items)[0].backward()
+
+    def step(self, given: DistillationArguments) -> Callable[[], None]:
+        """A whole training step, as the trainer does it."""
+        set_seed(0)
+        accelerator = Accelerator(cpu=given.use_cpu, mixed_precision="bf16" if given.bf16 else "no")
+        student, teacher = (
+            image_classifier(name, self.benchmark.num_classes)
+            for name in (self.benchmark.student_name, self.benchmark.teacher_name)
+        )
+        images = torch.randn(self.views * len(self.labels), 3, 32, 32, device=self.device)
+        step = DenseStep(Call.of(student), IMAGES, self.loss)
+        if given.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+            for network in (student, teacher):
+                network.to(memory_format=torch.channels_last)
+        student, placed = accelerator.prepare_model(student.train()), place(LiveTeacher(teacher), accelerator)
+        trained = [*student.parameters(), *self.loss.parameters()]
+        optimizer = torch.optim.SGD(trained, lr=0.01, momentum=0.9, weight_decay=5e-4)
+        inputs: dict[str, Tensor] = {"pixel_values": images, "labels": self.labels}
+
+        def run() -> None:
+            step(student, placed, inputs, self.num_items, 0.0)[0].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return run
 
 
-def table(
-    operations: dict[str, tuple[int, int]], alone: dict[str, list[float]], steps: dict[str, list[float]]
-) -> list[list[str]]:
-    loss = {name: statistics.median(values) for name, values in alone.items()}
-    step = statistics.median(steps["KD"])
-    rows = [
-        ["loss", "operations", "of the objective", "ms", "time by KD's", "step by KD's", "computed"],
-        ["---"] + ["---:"] * 6,
-    ]
-    for name, (_, views) in METHODS.items():
-        computed = f"{1 + (loss[name] - loss['KD']) / step:.3f}" if views == 1 else ""
-        figures = [f"{1000 * loss[name]:.2f}", f"{ratio(alone, name):.2f}", f"{ratio(steps, name):.3f}", computed]
-        rows.append([name, *map(str, operations[name]), *figures])
-    return rows
+def take_turns(calls: dict[str, Callable[[], None]], rounds: int, times: int) -> dict[str, list[float]]:
+    """Seconds of one call, in each round. A round before them is not counted; each has an order of its own, so that no
+    method always finds the memory as the same other one left it."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    draw = random.Random(0)
+    for _ in range(rounds + 1):
+        for name, call in draw.sample(list(calls.items()), len(calls)):
+            start = now()
+            for _ in range(times):
+                call()
+            seconds[name].append((now() - start) / times)
+    return {name: turns[1:] for name, turns in seconds.items()}
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--num_classes", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each method (default 15)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--quick", action="store_true", help="one round: does it run?")
-    parser.add_argument("--json", help="write all times to this file")
-    return parser.parse_args()
+def now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def beside_kd(seconds: dict[str, list[float]], name: str) -> float:
+    return statistics.median(a / b for a, b in zip(seconds[name], seconds["KD"], strict=True))
+
+
+def figures(
+    operations: dict[str, dict[str, int]], losses: dict[str, list[float]], steps: dict[str, list[float]]
+) -> dict[str, dict[str, Any]]:
+    loss, step = ({name: statistics.median(turns) for name, turns in s.items()} for s in (losses, steps))
+    return {
+        name: {
+            "operations": operations[name],
+            "loss": loss[name],
+            "loss_beside_kd": beside_kd(losses, name),
+            "step": step[name],
+            "step_beside_kd": beside_kd(steps, name),
+            "by_the_loss": 1 + (loss[name] - loss["KD"]) / step["KD"] if METHODS[name][1] == 1 else None,
+        }
+        for name in METHODS
+    }
+
+
+def row(name: str, result: dict[str, Any]) -> tuple[Any, ...]:
+    loss, step = (f"{1000 * result[part]:.{digits}f}" for part, digits in (("loss", 2), ("step", 1)))
+    beside = (f"{result['loss_beside_kd']:.2f}", f"{result['step_beside_kd']:.3f}")
+    by_the_loss = f"{result['by_the_loss']:.4f}" if result["by_the_loss"] else "-"
+    return name, *result["operations"].values(), loss, beside[0], step, beside[1], by_the_loss
 
 
 def main() -> None:
-    chosen = arguments()
-    device, rounds = torch.device(chosen.device), 1 if chosen.quick else chosen.rounds
-    torch.manual_seed(0)
-    cases = build(chosen.batch_size, chosen.num_classes, device)
-    step = Step(chosen.batch_size, chosen.num_classes, device)
-    operations = {name: count(case) for name, case in cases.items()}
-    alone = in_turns({name: case.loss_alone for name, case in cases.items()}, rounds, 2 if chosen.quick else 50, device)
-    steps = in_turns({name: lambda case=case: step(case) for name, case in cases.items()}, rounds, 1, device)
-    for row in table(operations, alone, steps):
-        print("| " + " | ".join(row) + " |")
-    if chosen.json:
-        with open(chosen.json, "w") as file:
-            record = {"operations": operations, "loss_seconds": alone, "step_seconds": steps}
-            json.dump(vars(chosen) | record | {"threads": torch.get_num_threads()}, file)
+    benchmark, given = parse((BenchmarkArguments, DistillationArguments), description=__doc__)
+    methods = {name: Method(benchmark, given.device, *method) for name, method in METHODS.items()}
+    operations = {name: method.operations() for name, method in methods.items()}
+    alone = {name: partial(method.forward_backward, method.loss) for name, method in methods.items()}
+    losses = take_turns(alone, benchmark.rounds, benchmark.losses)
+    steps = take_turns({n: m.step(given) for n, m in methods.items()}, benchmark.rounds, benchmark.steps)
+    results = figures(operations, losses, steps)
+    counted = (f"ops: {name}" for name in operations["KD"])
+    header = ("method", *counted, "loss, ms", "× KD", "step, ms", "× KD", "step × KD, by the loss")
+    print(table(header, [row(name, result) for name, result in results.items()]))
+    most = max(counts["objective"] for name, counts in operations.items() if name.startswith("MLD"))
+    both = results["Energy KD + EA-KD"]
+    print(
+        f"\nbatch {benchmark.batch_size}, {benchmark.num_classes} classes, {given.device}, "
+        f"{'bf16 autocast' if given.bf16 else 'float32'}, {benchmark.rounds} rounds\n"
+        f"Energy KD + EA-KD: a step takes {both['step_beside_kd']:.3f} of KD's, {both['by_the_loss']:.4f} by the loss "
+        f"(target ≤ {SLOWEST}); MLD: at most {most} ops (target ≤ {MOST_OPS})"
+    )
+    write(benchmark.json, results=results, losses=losses, steps=steps, settings=vars(benchmark), bf16=bool(given.bf16))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ class BatchAverage:
 
     def add(self, means: dict[str, Tensor], num_items: int) -> None:
         for name, mean in means.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(mean)) + mean * num_items
+            total = mean * num_items
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
         self._items += num_items
 
     def keep(self) -> None:

@@ -48,6 +48,7 @@ class Items:
     teachers: where there are several, each of them; `teacher` is then their mean logits.
     views: how often each image is there. A view is an item and a sample of its own: with V views of B images, N = V B,
     and items v B to (v + 1) B are view v. Their losses add up: the loss is divided by the number of images.
+    own_sample: every item is a sample of its own, as images are, so that a mean over a sample's items is no work.
     """
 
     student: Outputs
@@ -58,6 +59,11 @@ class Items:
     progress: float = 0.0
     teachers: tuple[Outputs, ...] = ()
     views: int = 1
+    own_sample: bool = False
+
+    def __post_init__(self) -> None:
+        if self.own_sample and self.num_samples != len(self):
+            raise ValueError(f"own_sample=True with {len(self)} items in {self.num_samples} samples: set it to False")
 
     def __len__(self) -> int:
         return self.sample.shape[0]
@@ -70,11 +76,12 @@ class Items:
         rows = slice(v * count, (v + 1) * count)
         student, teacher, *teachers = (one.rows(rows) for one in (self.student, self.teacher, *self.teachers))
         sample = torch.arange(count, device=self.sample.device)
-        return Items(student, teacher, self.labels[rows], sample, count, self.progress, tuple(teachers))
+        several = tuple(teachers)
+        return Items(student, teacher, self.labels[rows], sample, count, self.progress, several, own_sample=True)
 
     def mean_over_sample(self, values: Tensor) -> Tensor:
         """[N] -> [N]: the mean over the items of each item's sample. For images the value itself, bit for bit."""
-        return self.sample_means(values)[self.sample]
+        return values if self.own_sample else self.sample_means(values)[self.sample]
 
     def sample_means(self, values: Tensor) -> Tensor:
         """[N, ...] -> [num_samples, ...]: the mean over each sample's items, 0 for a sample without any."""
@@ -119,6 +126,7 @@ def image_items(
         progress=progress,
         teachers=teachers,
         views=views,
+        own_sample=True,
     )
 
 

@@ -89,16 +89,16 @@ class DistillationLoss(nn.Module):
         """The one equation, over `num_items`, or else the `length` items at hand; a step without items gives 0."""
         count = length if num_items is None else num_items
         count = count + (count == 0)
-        loss = self.ce_weight * values["ce"].sum() / count
-        for name in ("kd", "relations"):
-            if name in values:
-                loss = loss + self.kd_weight * values[name].sum() / count
-        return loss
+        weights = {"ce": self.ce_weight, "kd": self.kd_weight, "relations": self.kd_weight}
+        # A term of weight 0 is left out and not multiplied: its backward would cost as much as any.
+        first, *others = [w * values[name].sum() / count for name, w in weights.items() if w and name in values]
+        return sum(others, first)
 
     @torch.no_grad()
     def logged(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
         """The mean of each part over the items at hand, and the temperature's groups."""
-        means = {name: values.detach().float().sum() / max(len(values), 1) for name, values in parts.items()}
+        columns = torch.stack([values.detach().float() for values in parts.values()])  # [parts, N]
+        means = dict(zip(parts, (columns.sum(-1) / max(columns.shape[-1], 1)).unbind(), strict=True))
         if "temperature" in parts and isinstance(self.temperature, Energy):
             means |= self.temperature.groups(parts["temperature"])
         return means

@@ -136,7 +136,7 @@ class Energy(Fitted):
         up, down = self._steps
         sides = {"low_energy_share": self.temperature + up, "high_energy_share": self.temperature - down}
         count = max(len(temperatures), 1)
-        return {k: (temperatures == t).float().sum() / count for k, t in sides.items() if t != self.temperature}
+        return {k: (temperatures == t).sum() / count for k, t in sides.items() if t != self.temperature}
 
 
 @dataclass

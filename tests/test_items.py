@@ -15,7 +15,7 @@ from hfkd.items import (
 )
 from hfkd.loss import DistillationLoss
 from hfkd.temperatures import Energy
-from hfkd.weightings import Matched
+from hfkd.weightings import Entropy, Matched
 
 
 def test_an_image_is_an_item_and_a_sample():
@@ -31,9 +31,18 @@ def test_mean_over_sample_is_the_value_itself_for_images_bit_for_bit():
     assert torch.equal(items.mean_over_sample(values), values)
 
 
+def test_that_an_image_is_a_sample_of_its_own_spares_work_and_changes_no_bit():
+    items = image_items(torch.randn(6, 9), torch.randn(6, 9), torch.zeros(3, dtype=torch.long))
+    for slot in (Energy(thresholds=(-9.0, -8.8)), Entropy(), Matched()):
+        for seen in (items, items.view(1)):
+            assert torch.equal(slot(seen), slot(replace(seen, own_sample=False)))
+    with pytest.raises(ValueError, match="own_sample=True with 6 items in 2 samples"):
+        replace(items, num_samples=2)
+
+
 def test_mean_over_sample_averages_items_that_share_a_sample():
     items = image_items(torch.randn(5, 3), torch.randn(5, 3), torch.zeros(5, dtype=torch.long))
-    items = replace(items, sample=torch.tensor([0, 2, 0, 2, 2]), num_samples=3)
+    items = replace(items, sample=torch.tensor([0, 2, 0, 2, 2]), num_samples=3, own_sample=False)
     assert items.mean_over_sample(torch.tensor([1.0, 3.0, 3.0, 6.0, 9.0])).tolist() == [2, 6, 2, 6, 6]
 
 

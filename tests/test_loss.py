@@ -123,6 +123,39 @@ def test_num_items_is_the_divisor():
     torch.testing.assert_close(loss(items, torch.tensor(N))[0], loss(items)[0])
 
 
+@pytest.mark.parametrize("ce_weight", [0.1, 0.0])
+@pytest.mark.parametrize("objective", ["kd", "mld"])  # without and with relations
+def test_the_reduction_is_the_written_sum_bit_for_bit(objective, ce_weight):
+    items, count = make(torch.float32), torch.tensor(2 * N)
+    loss = DistillationLoss(objective, temperature("energy"), "entropy", ce_weight, 0.9)
+    values = loss.per_item(items, **loss.choose(items))
+    expected = ce_weight * values["ce"].sum() / count + 0.9 * values["kd"].sum() / count
+    if objective == "mld":
+        expected = expected + 0.9 * values["relations"].sum() / count
+    value, v = loss(items, count)[0], items.student.logits
+    assert torch.equal(value, expected)
+    assert torch.equal(torch.autograd.grad(value, v)[0], torch.autograd.grad(expected, v)[0])
+
+
+def test_a_cross_entropy_of_weight_0_is_logged_and_has_no_backward():
+    items, loss = make(), DistillationLoss(ce_weight=0.0)
+    values = loss.per_item(items, **loss.choose(items))
+    ce, kd = torch.autograd.grad(loss.reduce(values, N), [values["ce"], values["kd"]], allow_unused=True)
+    assert ce is None
+    assert kd.count_nonzero() == N
+    torch.testing.assert_close(loss(items)[1]["ce"].double(), values["ce"].detach().mean())
+
+
+def test_the_parts_are_means_over_the_items():
+    items, loss = make(), DistillationLoss("mld", temperature("energy"), "entropy")
+    chosen = loss.choose(items)
+    values, parts = loss.per_item(items, **chosen) | chosen, loss(items)[1]
+    assert parts.keys() == values.keys() | {"low_energy_share", "high_energy_share"}
+    for name, value in values.items():
+        torch.testing.assert_close(parts[name], value.detach().mean().float())
+    torch.testing.assert_close(parts["low_energy_share"], (chosen["temperature"] == 6).float().mean())
+
+
 def test_mixed_labels_are_a_convex_combination():
     items = make()
     a, b = items.labels, (items.labels + 3) % C

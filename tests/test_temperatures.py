@@ -73,7 +73,7 @@ def test_gradation_gives_each_decile_its_step_the_lowest_to_the_highest_energy()
 
 
 def test_a_sequence_shares_the_temperature_of_its_mean_energy():
-    items = replace(ITEMS, sample=torch.arange(200) // 10, num_samples=20)
+    items = replace(ITEMS, sample=torch.arange(200) // 10, num_samples=20, own_sample=False)
     slot = Energy(thresholds=(-14.0, -11.0))
     mean = E.view(20, 10).mean(1)
     assert slot(items).view(20, 10).tolist() == [
