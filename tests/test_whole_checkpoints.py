@@ -119,6 +119,24 @@ def test_what_a_stopped_job_left_is_deleted_with_a_message(tmp_path, caplog):
         assert f"{name} was left half done by a job that was stopped, and is deleted" in caplog.text
 
 
+def test_a_student_is_saved_without_what_a_killed_save_had_written(tmp_path):
+    (tmp_path / UNFINISHED / "model").mkdir(parents=True)
+    (tmp_path / UNFINISHED / "model" / "adapter_model.safetensors").write_bytes(b"half")
+    make(tmp_path).save_model()
+    assert "model.safetensors" in names(tmp_path)
+    assert not {"adapter_model.safetensors", UNFINISHED} & set(names(tmp_path))
+
+
+@pytest.mark.parametrize("error", [OSError(), RuntimeError("")])
+def test_an_error_without_words_names_the_checkpoint_too(tmp_path, monkeypatch, error):
+    def fails(*arguments, **keywords):
+        raise error
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match=f"cannot write .*checkpoint-1: {type(error).__name__}; is the disk full"):
+        make(tmp_path).train()
+
+
 def two_ranks(folder, max_steps):
     """A sitting of a run on two processes, which goes on where the last one ended."""
     trainer = make(folder, max_steps=max_steps, per_device_train_batch_size=4, save_total_limit=2)
