@@ -6,6 +6,7 @@ import runpy
 import signal
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -35,13 +36,22 @@ def test_help(recipe, monkeypatch, capsys):
     assert ("knows nothing" in shown) == (recipe == "gpt2_dolly_eakd.py")
 
 
+@pytest.fixture(scope="module")
+def dolly(data_dir, tmp_path_factory):
+    """The first 3,000 rows: the split asks for the tokens of every prompt, and holds 1,500 rows out."""
+    folder = tmp_path_factory.mktemp("dolly")
+    with (data_dir / "dolly" / "databricks-dolly-15k.jsonl").open(encoding="utf-8") as file:
+        (folder / "databricks-dolly-15k.jsonl").write_text("".join(islice(file, 3000)), encoding="utf-8")
+    return folder
+
+
 @pytest.fixture
-def flags(data_dir, tmp_path):
+def flags(data_dir, dolly, tmp_path):
     """A few short rows: the time of a run is in the 50,257 logits of each token."""
     sizes = {"teacher": {"n_embd": 8, "n_layer": 1, "n_head": 2}, "student": {"n_embd": 4, "n_layer": 1, "n_head": 1}}
     for name, size in sizes.items():
         GPT2Config(**size).save_pretrained(tmp_path / name)
-    given = {"dataset_name": data_dir / "dolly", "tokenizer_name": data_dir / "gpt2-tokenizer"}
+    given = {"dataset_name": dolly, "tokenizer_name": data_dir / "gpt2-tokenizer"}
     given |= {"max_train_rows": 12, "max_dev_rows": 2, "max_length": 80, "max_prompt_length": 70}
     given |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "num_train_epochs": 2}
     given |= {"report_to": "none", "disable_tqdm": True, "logging_steps": 1}
@@ -55,7 +65,7 @@ def distil(flags, tmp_path, *more):
     return [*flags, *networks, f"--output_dir={tmp_path / 'run'}", *more]
 
 
-def test_a_killed_run_is_taken_up_and_its_student_is_scored(flags, data_dir, tmp_path):
+def test_a_killed_run_is_taken_up_and_its_student_is_scored(flags, data_dir, dolly, tmp_path):
     rouge = ["--eval_rouge", "--rouge_max_new_tokens=3"]
     given = distil(flags, tmp_path, *rouge)
     killed = start_script(tmp_path / "killed.log", RECIPES / "gpt2_dolly_eakd.py", *given)
@@ -80,7 +90,7 @@ def test_a_killed_run_is_taken_up_and_its_student_is_scored(flags, data_dir, tmp
         "evaluate_instruct.py",
         f"--student_name_or_path={tmp_path / 'run'}",
         f"--sets_from={data_dir / 'instruct_eval'}",
-        f"--dolly={data_dir / 'dolly'}",
+        f"--dolly={dolly}",
         "--seeds=10",
         "--max_rows=2",
         "--max_new_tokens=3",
