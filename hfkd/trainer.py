@@ -85,7 +85,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
             "kd_weight": kd_weight,
         }
         loss = DistillationLoss(**{k: getattr(args, k) if v is None else v for k, v in given.items()})
-        refuse_unsupported(loss, model, teacher, trainer_keywords.get("compute_loss_func"))
+        refuse_unsupported(loss, model, teacher, args, trainer_keywords.get("compute_loss_func"))
         data = {k: trainer_keywords.get(k) for k in ("train_dataset", "eval_dataset")}
         processing_class = trainer_keywords.get("processing_class")
         collator = trainer_keywords.pop("data_collator", None) or default_collator(processing_class)
