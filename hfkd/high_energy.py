@@ -86,19 +86,16 @@ def with_he_da(
 
     `scan(views=...)` is asked for the teacher's energies: those of clean images choose the images to add, those of
     training views give the released threshold, E_high, beyond which floor(N r) images lie.
-    Raises ValueError for tokens, for labels alone, and for a ratio that takes no image, or all of them.
+    Raises ValueError for a ratio that takes no image, or all of them.
     """
     if args.he_da == "none" or isinstance(step, HighEnergyStep):
         return step, dataset
     if isinstance(image_transform(dataset), HighEnergyTransform):
         return step, dataset
-    _refuse_without_images(args, step)
     if args.he_da == "paper":
         energies = scan(views="clean", energy_temperature=ENERGY_TEMPERATURE).energy
         ratio, mix, side = args.he_da_ratio, args.he_da_mix, args.he_da_side
         return step, add_high_energy(dataset, energies, ratio, mix, side, args.data_seed or args.seed)
-    if not isinstance(dataset, IterableDataset) and dataset[0]["pixel_values"].ndim != 3:
-        raise ValueError("he_da='released' mixes a batch with one view of each image: use he_da='paper' with several")
     energies = scan(energy_temperature=ENERGY_TEMPERATURE).energy.sort().values
     count = count_of(len(energies), args.he_da_ratio)
     if count == len(energies):
@@ -113,9 +110,17 @@ def added_images(args: HighEnergyArguments, dataset: Any) -> dict[str, int]:
     return {"he_da_added_images": count_of(len(original_images(dataset)), args.he_da_ratio)}
 
 
-def _refuse_without_images(args: HighEnergyArguments, step: Any) -> None:
-    """Raise ValueError where there are no images, or no teacher to choose among them."""
+def refuse_he_da(args: HighEnergyArguments, step: Any, dataset: Any) -> None:
+    """Raise ValueError where HE-DA is on and there are no images to mix, or no teacher to choose among them."""
+    if args.he_da == "none":
+        return
     if not isinstance(step, DenseStep) or step.call.takes_tokens:
         raise ValueError(f"he_da={args.he_da!r} mixes images, and these networks read tokens: leave he_da out")
     if not step.loss.kd_weight:
         raise ValueError(f"he_da={args.he_da!r} takes the teacher's energies, and kd_weight=0 has no teacher: raise it")
+    if args.he_da == "paper" or dataset is None or isinstance(dataset, IterableDataset):
+        return
+    if isinstance(image_transform(dataset), HighEnergyTransform):
+        raise ValueError("he_da='released' mixes within a batch, and this dataset has mixed images added: choose one")
+    if dataset[0]["pixel_values"].ndim != 3:
+        raise ValueError("he_da='released' mixes a batch with one view of each image: use he_da='paper' with several")

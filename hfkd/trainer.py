@@ -18,7 +18,7 @@ from hfkd.checks import check_datasets, check_networks
 from hfkd.choose_step import AnyStep, choose_step
 from hfkd.data.collate import views_as_rows
 from hfkd.faults import WatchedTrainer
-from hfkd.high_energy import added_images, with_he_da
+from hfkd.high_energy import added_images, refuse_he_da, with_he_da
 from hfkd.hub import HubTrainer
 from hfkd.items import IMAGES, TOKENS
 from hfkd.loss import DistillationLoss, cross_entropy
@@ -102,6 +102,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
             self.num_classes = check_cached(cached, loss, args, model, processing_class, data["train_dataset"])
             collator = cached.collator(collator)
         step = choose_step(model, live, self.rule, loss, args, self.num_classes)
+        refuse_he_da(args, step, data["train_dataset"])
         self.record = RunRecord.of(model, live or cached, loss, args.seed, args.high_energy)
         self.record.refuse_other(args.output_dir)
         for module in filter(None, (model, live)) if args.channels_last else ():
