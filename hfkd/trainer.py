@@ -103,7 +103,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
             collator = cached.collator(collator)
         step = choose_step(model, live, self.rule, loss, args, self.num_classes)
         refuse_he_da(args, step, data["train_dataset"])
-        self.record = RunRecord.of(model, live or cached, loss, args.seed, args.high_energy)
+        self.record = RunRecord.of(model, live or cached, loss, args.seed, args.high_energy, data["train_dataset"])
         self.record.refuse_other(args.output_dir)
         for module in filter(None, (model, live)) if args.channels_last else ():
             module.to(memory_format=torch.channels_last)
