@@ -89,6 +89,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         data = {k: trainer_keywords.get(k) for k in ("train_dataset", "eval_dataset")}
         processing_class = trainer_keywords.get("processing_class")
         collator = trainer_keywords.pop("data_collator", None) or default_collator(processing_class)
+        learned_parts.detach(model)
         model = model if peft_config is None else with_adapters(model, peft_config)
         self.call = Call.of(model)
         tokens = self.call.takes_tokens if args.items == "auto" else args.items == "token"
@@ -161,7 +162,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         logits = self.call(self._evaluated_network(model), inputs)
         cut, taught = slice(self.num_classes), logits
         if self.args.evaluate_kl and self.teacher is not None:
-            taught = self.teacher(**inputs)
+            taught = self._evaluated_network(self.teacher)(**inputs)
         items = self.rule.make(logits[..., cut], taught[..., cut], inputs["labels"])
         values = {"loss": cross_entropy(items.student.logits, items.labels)}
         if taught is not logits:
@@ -170,7 +171,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         return values["loss"].sum() / max(len(items), 1), logits
 
     def _evaluated_network(self, model: nn.Module) -> Any:
-        """The network without the autocast that Accelerate put around its forward, unless that is wanted."""
+        """Student or teacher without the autocast that Accelerate put around its forward, unless that is wanted."""
         if self.is_fsdp_enabled:  # calling the inner forward would pass by the gathering of its weights
             return model
         forward = vars(self.accelerator.unwrap_model(model)).get("_original_forward")
