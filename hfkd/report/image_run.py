@@ -18,7 +18,7 @@ from hfkd.report.page import distillation_page
 from hfkd.report.results import RESULTS_NAME, ResultsCallback
 from hfkd.report.run import save_student, train_to_the_end, without_paths
 from hfkd.teachers import LiveTeacher, TeacherScan, scan
-from hfkd.temperatures import Energy
+from hfkd.temperatures import Energy, Fitted
 from hfkd.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
@@ -56,11 +56,13 @@ def page_data(trainer: DistillationTrainer) -> dict[str, Any]:
     teacher, slot = trainer.teacher, trainer.distillation_loss.temperature
     if teacher is None or isinstance(trainer.train_dataset, ImageStream):
         return {}
-    training = trainer.scan_result or trainer.scan_training_set()
+    # Not the trainer's last scan: that may be HE-DA's, at another temperature. The cache holds one made before.
+    wanted = {"energy_temperature": slot.energy_temperature} if isinstance(slot, Fitted) else {}
+    training = trainer.scan_training_set(**wanted)
     data = {"energies": training.energy} | _energy_groups(trainer, teacher, training)
     if isinstance(slot, Energy):
         data["thresholds"] = slot.thresholds
-    if trainer.eval_dataset is not None and not isinstance(trainer.eval_dataset, dict):
+    if trainer.eval_dataset is not None and not isinstance(trainer.eval_dataset, (dict, ImageStream)):
         data |= _correctness(trainer, teacher, trainer.eval_dataset)
     return data
 
