@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from transformers.trainer_utils import unwrap_peft_model
 from hfkd.citations import citations
 from hfkd.command import command, without_secrets
 from hfkd.files import write_atomically
-from hfkd.models import CIFAR_NETS
+from hfkd.models import CIFAR_NETS, Peers
 
 if TYPE_CHECKING:
     from hfkd.trainer import DistillationTrainer
@@ -48,7 +48,9 @@ def write_card(
     student: Any = trainer.accelerator.unwrap_model(trainer.model)
     folder = Path(args.output_dir or ".")
     dataset = dataset or trainer.details.get("dataset_name")
-    distilled = bool(settings["teacher"] and settings["kd_weight"])
+    peers = isinstance(student, Peers)
+    taught = ["Peers()"] if peers else []
+    distilled = bool((settings["teacher"] or peers) and settings["kd_weight"])
     if not distilled:
         settings = {k: v for k, v in settings.items() if k not in (*SLOTS, "teacher", "kd_weight")}
     step, metrics = evaluation(trainer.state, args.load_best_model_at_end)
@@ -72,15 +74,18 @@ def write_card(
         template_path=str(TEMPLATE),
         **words,
         settings={k: _cell(v) for k, v in ({"data": dataset} | settings).items() if v is not None and v != -1},
-        repository=trainer.hub_model_id or words["name"],
+        repository=trainer.hub_model_id or args.hub_model_id or words["name"],
         kind=type(student).__name__,
+        distilled=distilled,
+        peers=peers,
         cifar=settings["student"].split(" ")[0] in CIFAR_NETS,
         command=command(),
         processes=args.world_size,
         versions=f"hfkd {version('hfkd')}, transformers {transformers.__version__}, torch {torch.__version__}",
         seed=args.seed,
         step=step,
-        bibtex=citations([*map(str, settings.values()), *HE_DA[args.he_da]]) if distilled else "",
+        rows=_rows(trainer.eval_dataset),
+        bibtex=citations([*(str(settings[s]) for s in SLOTS), *taught, *HE_DA[args.he_da]]) if distilled else "",
     )
     write_atomically(folder / FILE, without_secrets(f"{card}\n", [args.hub_token]).encode())
 
@@ -108,6 +113,11 @@ def evaluation(state: TrainerState, best: bool) -> tuple[int, dict[str, float]]:
             logged |= {k.removeprefix("eval_"): v for k, v in entry.items() if k.startswith("eval_")}
     numbers = {k: float(v) for k, v in logged.items() if isinstance(v, (int, float)) and not SPEED.search(f"_{k}")}
     return step, {k: v for k, v in numbers.items() if math.isfinite(v)}
+
+
+def _rows(data: Any) -> int | None:
+    """How many rows were evaluated; None for a stream and for several sets."""
+    return len(data) if isinstance(data, Sized) and not isinstance(data, dict) else None
 
 
 def _library(student: Any) -> str:

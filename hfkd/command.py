@@ -13,8 +13,9 @@ HIDDEN = "HIDDEN"  # a word that shells, YAML and Markdown leave alone
 SECRET_NAME = re.compile(r"(^|[-_])(token|secret|password|passwd|key|credentials?)$", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"hf_\w{8,}|(?<=://)[^/@\s]+(?=@)")  # a Hub token, and a user:password before a host
 SHORTEST_SECRET = 6  # a shorter value of an environment variable would black out ordinary words
-# An absolute path inside an argument, such as a slot's; what follows a word, a dot, a colon or a slash is none (a URL).
-ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~-])~?(?:/[^\s/'\",;()]+)+/?")
+# An absolute path inside an argument, such as a slot's; what follows a word, a dot, a colon or a slash is none (a URL),
+# unless the URL is of a file here.
+ABSOLUTE_PATH = re.compile(r"(?:(?<![\w.:/~-])~?|file://)(?:/[^\s/'\",;()]+)+/?")
 NO_SCRIPT = ("", "-c", "-m")
 
 

@@ -86,10 +86,11 @@ class WholeCheckpoints(Trainer):
         folder = Path(output_dir or self.args.output_dir or ".")
         part = folder / UNFINISHED / "model"
         with _named_errors(folder, folder / UNFINISHED):
+            _remove(part)  # what a job that was killed here had written
             super()._save(str(part), state_dict)
             for file in _files(part):
                 sync(file)
-                (folder / file.relative_to(part)).parent.mkdir(exist_ok=True)
+                (folder / file.relative_to(part)).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(file, folder / file.relative_to(part))
             _remove(part)
 
@@ -217,5 +218,5 @@ def _named_errors(target: str | Path, unfinished: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
         _remove(unfinished)
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OSError(f"cannot write {target}: {reason}; is the disk full, or the folder not writable?") from error

@@ -18,6 +18,11 @@ def start(target, *arguments):
     return process
 
 
+def start_script(log, path, *arguments):
+    """A running process that does what `python path arguments` does; what it prints is in the file `log`."""
+    return start(_on_rank, str(log), 0, 1, None, script, str(path), *map(str, arguments))
+
+
 def on_ranks(log, count, target, *arguments):
     """Call `target` on `count` ranks (gloo); what each printed is in `log`-0, `log`-1, ...; the exit codes."""
     with socket.socket() as free:

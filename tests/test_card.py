@@ -9,6 +9,7 @@ from transformers import TrainerState
 
 from hfkd import DistillationTrainer
 from hfkd.card import FILE, evaluation
+from hfkd.models import Peers
 
 
 def card(folder):
@@ -35,7 +36,7 @@ def test_a_bare_module_and_a_data_set_nobody_named(tmp_path):
     assert "base_model" not in data
     assert "model.load_state_dict" in text
     assert "| loss | " in text
-    assert "on the evaluation split" not in text
+    assert "the evaluation split" not in text
 
 
 def test_without_a_teacher_nothing_was_distilled(tmp_path):
@@ -65,6 +66,7 @@ def test_arguments_win_and_a_table_survives_a_pipe(tmp_path):
     assert data["model-index"][0]["name"] == "mine"
     assert data["model-index"][0]["results"][0]["dataset"] == {"name": "owner/data", "type": "owner/data"}
     assert "| objective | a \\| b |" in card(tmp_path).text
+    assert "on 8 rows of the evaluation split of owner/data" in card(tmp_path).text
 
 
 def test_a_base_that_is_a_folder_here_is_nobody_elses(tmp_path, monkeypatch):
@@ -98,3 +100,34 @@ def test_a_token_never_gets_into_the_card(tmp_path):
     assert "planted" not in (tmp_path / FILE).read_text()
     assert yaml.safe_load((tmp_path / FILE).read_text().split("---\n")[1])["tags"][-1] == "HIDDEN"
     assert "hf_" not in (tmp_path / FILE).read_text()
+
+
+def test_the_example_names_the_repository_before_there_is_one(tmp_path):
+    args = arguments(tmp_path, hub_model_id="someone/named")
+    rows = {"train_dataset": TokenRows(), "processing_class": tokenizer()}
+    DistillationTrainer(language_model(), None, args, ce_weight=1, kd_weight=0, **rows).create_model_card()
+    assert "# named\n" in card(tmp_path).text
+    assert 'AutoModelForCausalLM.from_pretrained("someone/named")' in card(tmp_path).text
+
+
+def test_a_teacher_that_is_called_like_a_method_is_no_method(tmp_path):
+    class DKD(Net):
+        """A network."""
+
+    args = arguments(tmp_path)
+    DistillationTrainer(Net(), DKD(), args, train_dataset=Rows()).create_model_card()
+    text = card(tmp_path).text
+    assert "distilled from DKD (" in text
+    assert "hinton2015distilling" in text
+    assert "zhao2022decoupled" not in text
+
+
+def test_peers_taught_each_other(tmp_path):
+    args = arguments(tmp_path)
+    DistillationTrainer(Peers([Net(), Net()]), None, args, train_dataset=Rows()).create_model_card()
+    text = card(tmp_path).text
+    assert "networks that taught each other" in text
+    assert "labels alone" not in text
+    assert "| objective | KD(" in text
+    assert "zhang2018mutual" in text
+    assert "knowledge-distillation" in card(tmp_path).data.to_dict()["tags"]

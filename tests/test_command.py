@@ -25,6 +25,7 @@ from hfkd.command import command, without_secrets
             """python a.py --temperature 'stored(file='"'"'t.pt'"'"')'""",
         ),
         (["a.py", "--url", "https://host/x/y"], "python a.py --url https://host/x/y"),
+        (["a.py", "--data", "file:///home/me/cifar", "--x=file:///y/z"], "python a.py --data cifar --x=z"),
         (["a.py", "--url", "https://me:pw@host/x"], "python a.py --url https://HIDDEN@host/x"),
         (["a.py", "--note", "see hf_abcdefgh123"], "python a.py --note 'see HIDDEN'"),
     ],

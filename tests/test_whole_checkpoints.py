@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,16 +30,29 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.fixture(scope="module")
+def three_steps(tmp_path_factory):
+    """A finished run with a checkpoint at each of its three steps, to be copied."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    torch.manual_seed(0)
+    make(folder).train()
+    return folder
+
+
+@pytest.fixture
+def saved(three_steps, tmp_path):
+    return Path(shutil.copytree(three_steps, tmp_path / "run"))
+
+
 # ---- whole ------------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_lists_its_files(tmp_path):
-    make(tmp_path).train()
-    assert names(tmp_path) == ["checkpoint-1", "checkpoint-2", "checkpoint-3", "distillation.json"]
-    sizes = json.loads((tmp_path / "checkpoint-2" / MANIFEST).read_text())
+def test_a_checkpoint_lists_its_files(saved):
+    assert names(saved) == ["checkpoint-1", "checkpoint-2", "checkpoint-3", "distillation.json"]
+    sizes = json.loads((saved / "checkpoint-2" / MANIFEST).read_text())
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} < set(sizes)
-    assert {MANIFEST, *sizes} == set(names(tmp_path / "checkpoint-2"))
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+    assert {MANIFEST, *sizes} == set(names(saved / "checkpoint-2"))
+    assert last_checkpoint(saved) == str(saved / "checkpoint-3")
 
 
 @pytest.mark.parametrize(
@@ -51,39 +66,35 @@ def test_a_checkpoint_lists_its_files(tmp_path):
         (MANIFEST, "cut"),
     ],
 )
-def test_one_that_lacks_something_is_passed_over_and_refused_by_name(tmp_path, caplog, name, harm):
-    make(tmp_path).train()
-    broken = tmp_path / "checkpoint-3" / name
+def test_one_that_lacks_something_is_passed_over_and_refused_by_name(saved, caplog, name, harm):
+    broken = saved / "checkpoint-3" / name
     broken.unlink() if harm == "missing" else os.truncate(broken, 10)
-    again = make(tmp_path, max_steps=4)
+    again = make(saved, max_steps=4)
     if name != MANIFEST or harm == "cut":
         with pytest.raises(ValueError, match="checkpoint-3 is no complete checkpoint: .*; name another one"):
-            again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+            again.train(resume_from_checkpoint=str(saved / "checkpoint-3"))
     again.train(resume_from_checkpoint=True)
     assert "checkpoint-3 is not complete and is passed over" in caplog.text
     assert again.state.global_step == 4
-    assert incomplete(tmp_path / "checkpoint-3") is None  # it was written anew
+    assert incomplete(saved / "checkpoint-3") is None  # it was written anew
 
 
-def test_a_checkpoint_of_plain_trainer_is_taken_by_its_name_only(tmp_path):
-    make(tmp_path).train()
-    (tmp_path / "checkpoint-3" / MANIFEST).unlink()
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
-    named = str(tmp_path / "checkpoint-3")
-    assert checkpoint_to_resume(named, tmp_path) == named
+def test_a_checkpoint_of_plain_trainer_is_taken_by_its_name_only(saved):
+    (saved / "checkpoint-3" / MANIFEST).unlink()
+    assert last_checkpoint(saved) == str(saved / "checkpoint-2")
+    named = str(saved / "checkpoint-3")
+    assert checkpoint_to_resume(named, saved) == named
     with pytest.raises(
         ValueError, match="resume_from_checkpoint=nowhere is no complete checkpoint: nowhere/files.json"
     ):
-        checkpoint_to_resume("nowhere", tmp_path)
+        checkpoint_to_resume("nowhere", saved)
 
 
-def test_a_finished_run_that_is_resumed_trains_no_further(tmp_path):
-    first = make(tmp_path)
-    first.train()
-    again = make(tmp_path)
+def test_a_finished_run_that_is_resumed_trains_no_further(saved):
+    again = make(saved)
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 3
-    for name, parameter in first.model.state_dict().items():
+    for name, parameter in load_file(saved / "checkpoint-3" / "model.safetensors").items():
         assert torch.equal(again.model.state_dict()[name], parameter), name
 
 
@@ -106,6 +117,24 @@ def test_what_a_stopped_job_left_is_deleted_with_a_message(tmp_path, caplog):
     assert names(tmp_path) == ["distillation.json"]
     for name in (f"{UNFINISHED}/checkpoint-2", ".results.json.0123.part"):
         assert f"{name} was left half done by a job that was stopped, and is deleted" in caplog.text
+
+
+def test_a_student_is_saved_without_what_a_killed_save_had_written(tmp_path):
+    (tmp_path / UNFINISHED / "model").mkdir(parents=True)
+    (tmp_path / UNFINISHED / "model" / "adapter_model.safetensors").write_bytes(b"half")
+    make(tmp_path).save_model()
+    assert "model.safetensors" in names(tmp_path)
+    assert not {"adapter_model.safetensors", UNFINISHED} & set(names(tmp_path))
+
+
+@pytest.mark.parametrize("error", [OSError(), RuntimeError("")])
+def test_an_error_without_words_names_the_checkpoint_too(tmp_path, monkeypatch, error):
+    def fails(*arguments, **keywords):
+        raise error
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match=f"cannot write .*checkpoint-1: {type(error).__name__}; is the disk full"):
+        make(tmp_path).train()
 
 
 def two_ranks(folder, max_steps):

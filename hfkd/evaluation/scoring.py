@@ -86,8 +86,9 @@ def students_table(students: Mapping[str, Mapping[str, Scores]]) -> str:
     lines = [["Student", *(SETS[name].label for name in shown), "Average"], ["---", *["---:"] * (len(shown) + 1)]]
     for student, scores in students.items():
         cells = [_starred(name, scores[name]) if name in scores else "–" for name in shown]
-        mean = average([scores[name] for name in shown if name in scores])
-        lines.append([student, *cells, _cell(mean["rougeL"], mean["rougeL_sd"])])
+        scored = [scores[name] for name in shown if name in scores]
+        mean = average(scored) if scored else None
+        lines.append([student, *cells, "–" if mean is None else _cell(mean["rougeL"], mean["rougeL_sd"])])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

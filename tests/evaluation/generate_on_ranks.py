@@ -1,4 +1,4 @@
-"""Run by test_evaluation_generation.py under torchrun: each rank keeps what it was given back."""
+"""Run by test_evaluation_generation.py on two ranks: each of them keeps what it was given back."""
 
 import json
 import sys

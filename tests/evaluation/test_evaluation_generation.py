@@ -1,11 +1,9 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import on_ranks, script
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfkd.evaluation import TextGenerator, generate
@@ -40,11 +38,10 @@ def test_a_seed_gives_its_text_again_and_another_gives_another(stories):
 
 def test_two_processes_write_what_one_writes(stories, data_dir, tmp_path):
     """Seven rows on two processes, then one row, which leaves a process with nothing of its own."""
-    script = Path(__file__).with_name("generate_on_ranks.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    job = Path(__file__).with_name("generate_on_ranks.py")
     work = json.dumps({"prompts": PROMPTS, "settings": SHORT, "model": str(data_dir / "stories260K")})
-    subprocess.run([*command, work, str(tmp_path)], check=True, env=environment, timeout=120, capture_output=True)
+    codes = on_ranks(tmp_path / "log", 2, script, job, work, str(tmp_path))
+    assert codes == [0, 0], (tmp_path / "log-0").read_text()[-4000:]
     alone = [generate(*stories, prompts, seed=10, batch_size=2, **SHORT) for prompts in (PROMPTS, PROMPTS[:1])]
     for rank in (0, 1):
         found = json.loads((tmp_path / f"rank{rank}.json").read_text())

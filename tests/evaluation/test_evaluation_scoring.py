@@ -72,6 +72,7 @@ def test_students_stand_side_by_side_each_with_its_average():
         {
             "runs/kd": {"dolly": scores_of(20, 500), "uinst": scores_of(2, 1050)},
             "runs/rkl": {"dolly": scores_of(30, 500)},
+            "runs/none": {"tales": scores_of(30, 500)},
         }
     )
     assert table.splitlines() == [
@@ -79,6 +80,7 @@ def test_students_stand_side_by_side_each_with_its_average():
         "| --- | ---: | ---: | ---: |",
         "| runs/kd | 21.50 ± 0.71 | 3.50 ± 0.71 * | 12.50 ± 0.71 |",
         "| runs/rkl | 31.50 ± 0.71 | – | 31.50 ± 0.71 |",
+        "| runs/none | – | – | – |",
     ]
 
 

@@ -4,26 +4,24 @@ import json
 import os
 import runpy
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from processes import start_script
 from transformers import GPT2Config
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def command(recipe, *flags):
-    return [sys.executable, str(RECIPES / recipe), *map(str, flags)]
-
-
-def run(recipe, *flags):
-    done = subprocess.run(command(recipe, *flags), env=ENVIRONMENT, capture_output=True, text=True, timeout=170)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done
+def run(log, recipe, *flags, fails=False):
+    """What the recipe prints in a process of its own, which `fails` or ends well."""
+    process = start_script(log, RECIPES / recipe, *flags)
+    process.join(170)
+    printed = log.read_text()
+    assert process.exitcode == int(fails), printed[-4000:]
+    return printed
 
 
 @pytest.mark.parametrize("recipe", ["gpt2_dolly_eakd.py", "sft.py", "evaluate_instruct.py"])
@@ -50,26 +48,24 @@ def flags(data_dir, tmp_path):
 
 
 def distil(flags, tmp_path, *more):
+    """The flags of a run of gpt2_dolly_eakd.py."""
     networks = [f"--student_name_or_path={tmp_path / 'student'}", "--from_config"]
     networks += [f"--teacher_name_or_path={tmp_path / 'teacher'}", "--teacher_from_config"]
-    return command("gpt2_dolly_eakd.py", *flags, *networks, f"--output_dir={tmp_path / 'run'}", *more)
+    return [*flags, *networks, f"--output_dir={tmp_path / 'run'}", *more]
 
 
 def test_a_killed_run_is_taken_up_and_its_student_is_scored(flags, data_dir, tmp_path):
     rouge = ["--eval_rouge", "--rouge_max_new_tokens=3"]
-    killed = subprocess.Popen(distil(flags, tmp_path, *rouge), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    given = distil(flags, tmp_path, *rouge)
+    killed = start_script(tmp_path / "killed.log", RECIPES / "gpt2_dolly_eakd.py", *given)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "run").glob("checkpoint-*/trainer_state.json")):
-        assert killed.poll() is None or killed.returncode == 0, "the recipe ended without a checkpoint"
+        assert killed.is_alive(), (tmp_path / "killed.log").read_text()[-4000:]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    again = subprocess.run(
-        distil(flags, tmp_path, *rouge), env=ENVIRONMENT, capture_output=True, text=True, timeout=170
-    )
-    assert again.returncode == 0, again.stderr[-4000:]
-    assert "Resuming from" in again.stderr
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.join()
+    assert "Resuming from" in run(tmp_path / "again.log", "gpt2_dolly_eakd.py", *given)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["status"] == "finished"
     assert len(results["sittings"]) == 2
@@ -79,6 +75,7 @@ def test_a_killed_run_is_taken_up_and_its_student_is_scored(flags, data_dir, tmp
     assert results["config"]["weighting"].startswith("Entropy")
     assert len(list((tmp_path / "run" / "dev").glob("step-*/dev-seed10.jsonl"))) == 2
     scored = run(
+        tmp_path / "scored.log",
         "evaluate_instruct.py",
         f"--student_name_or_path={tmp_path / 'run'}",
         f"--sets_from={data_dir / 'instruct_eval'}",
@@ -89,7 +86,7 @@ def test_a_killed_run_is_taken_up_and_its_student_is_scored(flags, data_dir, tmp
         "--max_prompt_length=64",
         f"--output_dir={tmp_path / 'scores'}",
     )
-    assert "| Student | Dolly | SInst | Vicuna | S-NI | UnNI | Average |" in scored.stdout
+    assert "| Student | Dolly | SInst | Vicuna | S-NI | UnNI | Average |" in scored
     assert len(list((tmp_path / "scores").glob("*/*-seed10.jsonl"))) == 5
 
 
@@ -99,10 +96,8 @@ def test_a_stored_teacher_is_built_by_the_first_run_and_not_loaded_by_the_second
     losses = []
     for sitting in ("first", "second"):
         more = [f"--output_dir={tmp_path / sitting}", f"--teacher_name_or_path={tmp_path / 'teacher'}"]
-        command = distil(short, tmp_path, *more)
-        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=170)
-        assert done.returncode == 0, done.stderr[-4000:]
-        assert ("The teacher cache takes" in done.stderr) == (sitting == "first")
+        printed = run(tmp_path / f"{sitting}.log", "gpt2_dolly_eakd.py", *distil(short, tmp_path, *more))
+        assert ("The teacher cache takes" in printed) == (sitting == "first")
         log = json.loads((tmp_path / sitting / "results.json").read_text())["config"]["teacher"]
         assert "k=64" in log
         state = json.loads(next((tmp_path / sitting).glob("checkpoint-*/trainer_state.json")).read_text())
@@ -110,14 +105,14 @@ def test_a_stored_teacher_is_built_by_the_first_run_and_not_loaded_by_the_second
         (tmp_path / "teacher" / "config.json").write_text("{}")  # what cannot be loaded any more
     assert losses[0] == losses[1]
     other = [f"--output_dir={tmp_path / 'other'}", f"--teacher_name_or_path={tmp_path / 'student'}"]
-    done = subprocess.run(distil(short, tmp_path, *other), env=ENVIRONMENT, capture_output=True, text=True, timeout=170)
-    assert f"holds what {tmp_path / 'teacher'} said" in done.stderr
+    printed = run(tmp_path / "other.log", "gpt2_dolly_eakd.py", *distil(short, tmp_path, *other), fails=True)
+    assert f"holds what {tmp_path / 'teacher'} said" in printed
 
 
 def test_sft_with_adapters(flags, tmp_path):
     pytest.importorskip("peft")
     network = [f"--model_name_or_path={tmp_path / 'teacher'}", "--from_config", f"--output_dir={tmp_path / 'run'}"]
     adapters = ["--use_peft", "--lora_r=2", "--lora_target_modules=c_attn", "--max_steps=2"]
-    run("sft.py", *flags, *network, *adapters)
+    run(tmp_path / "log", "sft.py", *flags, *network, *adapters)
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
     assert json.loads((tmp_path / "run" / "results.json").read_text())["config"]["kd_weight"] == 0

@@ -1,6 +1,4 @@
-"""Run by tests: write rows that can be told from their slot and writer, and say each slot that is done."""
-
-import sys
+"""In a process of its own: write rows that can be told from their slot and writer, and say each slot that is done."""
 
 import torch
 
@@ -15,11 +13,11 @@ def rows_of(slots, writer):
     return 5 * torch.randn(SLOTS, CLASSES, generator=generator)[slots]
 
 
-if __name__ == "__main__":
-    path, writer = sys.argv[1], int(sys.argv[2])
+def write(path, writer, pipe):
+    torch.set_num_threads(1)
     store = LogitStore(path, KEY, SLOTS, CLASSES)
-    print("ready", flush=True)
-    sys.stdin.readline()
+    pipe.send("ready")
+    pipe.recv()
     for slots in torch.arange(SLOTS).split(64):
         store.write(slots, rows_of(slots, writer))
-        print(int(slots[-1]), flush=True)
+        pipe.send(int(slots[-1]))

@@ -3,8 +3,6 @@
 import logging
 import math
 import os
-import subprocess
-import sys
 from itertools import cycle
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch
 import xxhash
 from accelerate import Accelerator
 from datasets import Dataset
+from processes import on_ranks, script
 from safetensors.torch import save_file
 from scan_job import Counted, packed
 from torch import nn
@@ -386,16 +385,12 @@ def test_a_transform_that_cannot_be_hashed_is_not_cached(tmp_path, caplog):
 
 def test_two_ranks_scan_as_one_and_never_wait_for_each_other(tmp_path):
     """23 images in batches of 4 on 2 ranks: the last round repeats images as padding, which must not stay."""
-    here = Path(__file__).parent
     # Folders of their own, as on two nodes: only rank 0's already holds the scan.
     keywords = QUIET | {"batch_size": 4, "accelerator": Accelerator(cpu=True), "cache_dir": tmp_path / "own-0"}
     expected = scan(Counted(), packed(), **keywords)
     assert len(os.listdir(tmp_path / "own-0")) == 1
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
-    job = [str(here / "scan_job.py"), str(tmp_path)]
-    done = subprocess.run([*command, *job], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-4000:]
+    job = Path(__file__).with_name("scan_job.py")
+    assert on_ranks(tmp_path / "log", 2, script, job, str(tmp_path)) == [0, 0], (tmp_path / "log-0").read_text()[-4000:]
     for rank in range(2):
         record = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True)
         for which, result in record["results"].items():

@@ -1,17 +1,16 @@
 """Rows of logits in a file: as near as stated, and never wrong, whoever is killed, writes as well, or damages it."""
 
 import logging
+import multiprocessing
 import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from store_job import CLASSES, KEY, SLOTS, rows_of
+from processes import start
+from store_job import CLASSES, KEY, SLOTS, rows_of, write
 
 from hfkd.teachers.store import HEADER, LEVELS, LogitStore
 
@@ -156,25 +155,21 @@ def test_a_disk_that_fills_up_ends_the_writing_and_not_the_run(tmp_path, caplog)
 
 
 def writer(path, number):
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).parent / "store_job.py"), str(path), str(number)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "ready\n"
-    return process
+    """A process that will write when it is sent something, and our end of its pipe."""
+    ours, its = multiprocessing.Pipe()
+    process = start(write, str(path), number, its)
+    assert ours.recv() == "ready"
+    return process, ours
 
 
 def test_a_killed_run_leaves_all_it_said_was_written_and_nothing_wrong(tmp_path):
-    process = writer(tmp_path / "s", 1)
-    process.stdin.write("\n")
-    process.stdin.flush()
+    process, pipe = writer(tmp_path / "s", 1)
+    pipe.send("go")
     for _ in range(20):
-        done = int(process.stdout.readline())
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+        done = pipe.recv()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     got, found = store(tmp_path / "s").read(torch.arange(SLOTS))
     assert found[: done + 1].all()
     assert not found.all(), "the writer was through before it was killed"
@@ -183,19 +178,16 @@ def test_a_killed_run_leaves_all_it_said_was_written_and_nothing_wrong(tmp_path)
 
 
 def test_runs_that_write_the_same_rows_at_once_never_mix_them(tmp_path):
-    processes = [writer(tmp_path / "s", number) for number in (1, 2)]
-    for process in processes:
-        process.stdin.write("\n")
-        process.stdin.flush()
+    processes, pipes = zip(*[writer(tmp_path / "s", number) for number in (1, 2)], strict=True)
+    for pipe in pipes:
+        pipe.send("go")
     reader, read = store(tmp_path / "s"), 0
     expected = [rows_of(torch.arange(SLOTS), number) for number in (1, 2)]
-    while read == 0 or any(process.poll() is None for process in processes):
+    while read == 0 or any(process.is_alive() for process in processes):
         some = torch.randint(SLOTS, (500,))
         got, found = reader.read(some)
         ours = [((got - e[some]).abs() <= bound(e[some])).all(1) for e in expected]
         assert (ours[0] | ours[1])[found].all()
         read += int(found.sum())
-    assert [process.wait() for process in processes] == [0, 0]
-    for process in processes:
-        process.communicate()
+    assert [process.exitcode for process in processes] == [0, 0]
     assert reader.read(torch.arange(SLOTS))[1].float().mean() > 0.99
