@@ -84,8 +84,9 @@ def _energy_groups(trainer: DistillationTrainer, teacher: LiveTeacher, training:
 
 @torch.no_grad()
 def _probabilities(trainer: DistillationTrainer, teacher: LiveTeacher, rows: list[Any]) -> Tensor:
-    batch = trainer._prepare_inputs(trainer.data_collator(rows))
-    return teacher(**batch).float().softmax(-1).cpu()
+    size = trainer.args.eval_batch_size
+    batches = (trainer.data_collator(rows[start : start + size]) for start in range(0, len(rows), size))
+    return torch.cat([teacher(**trainer._prepare_inputs(b)).float().softmax(-1).cpu() for b in batches])
 
 
 def _correctness(trainer: DistillationTrainer, teacher: LiveTeacher, dataset: Any) -> dict[str, Any]:
