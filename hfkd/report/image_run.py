@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hfkd.data.epochs import ImageStream, image_transform
+from hfkd.data.high_energy import original_images
 from hfkd.data.transforms import unpack_pixels
 from hfkd.report.page import distillation_page
 from hfkd.report.results import RESULTS_NAME, ResultsCallback
@@ -69,7 +70,7 @@ def page_data(trainer: DistillationTrainer) -> dict[str, Any]:
 
 def _energy_groups(trainer: DistillationTrainer, teacher: LiveTeacher, training: TeacherScan) -> dict[str, Any]:
     """Images of lowest and highest energy, and the teacher's probabilities for a group at each end."""
-    dataset: Any = trainer.train_dataset
+    dataset = original_images(trainer.train_dataset)
     transform = image_transform(dataset)
     order = training.energy.argsort()
     count = min(GROUP, len(order) // 2)
@@ -84,8 +85,9 @@ def _energy_groups(trainer: DistillationTrainer, teacher: LiveTeacher, training:
 
 @torch.no_grad()
 def _probabilities(trainer: DistillationTrainer, teacher: LiveTeacher, rows: list[Any]) -> Tensor:
-    batch = trainer._prepare_inputs(trainer.data_collator(rows))
-    return teacher(**batch).float().softmax(-1).cpu()
+    size = trainer.args.eval_batch_size
+    batches = (trainer.data_collator(rows[start : start + size]) for start in range(0, len(rows), size))
+    return torch.cat([teacher(**trainer._prepare_inputs(b)).float().softmax(-1).cpu() for b in batches])
 
 
 def _correctness(trainer: DistillationTrainer, teacher: LiveTeacher, dataset: Any) -> dict[str, Any]:

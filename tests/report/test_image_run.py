@@ -35,3 +35,19 @@ def test_energies_are_those_that_the_thresholds_are_compared_with(training, he_d
     shown = page_data(trainer)
     assert shown["thresholds"] == (-3.0, -2.0)
     torch.testing.assert_close(shown["energies"], energy(trainer.teacher(pixel_values=images).cpu(), 1.0))
+
+
+def test_no_batch_is_larger_than_evaluations(training):
+    """512 images at once would be too many for a large teacher's memory, at the end of a long run."""
+    trainer = training(temperature="energy", per_device_eval_batch_size=8)
+    trainer.train()
+    sizes = []
+    trainer.teacher.register_forward_pre_hook(
+        lambda _, args, inputs: sizes.append(len(inputs["pixel_values"])), with_kwargs=True
+    )
+    shown = page_data(trainer)
+    assert max(sizes) == 8
+    assert shown["lowest_probabilities"].shape == shown["highest_probabilities"].shape == (16, 10)
+    lowest = [trainer.train_dataset[i] for i in shown["energies"].argsort()[:16].tolist()]
+    expected = trainer.teacher(**trainer.data_collator(lowest)).softmax(-1)
+    torch.testing.assert_close(shown["lowest_probabilities"], expected)
