@@ -16,6 +16,7 @@ from hfkd.data.epochs import image_transform
 from hfkd.data.high_energy import HighEnergyTransform, add_high_energy, count_of, original_images
 from hfkd.data.high_energy_arguments import HighEnergyArguments
 from hfkd.data.mixing import ALPHAS, Mix, box, cutmix, mixup
+from hfkd.items import Items
 from hfkd.loss import DistillationLoss
 from hfkd.objectives import KD
 from hfkd.steps import DenseStep, Step
@@ -53,7 +54,7 @@ class HighEnergyStep:
         num_items: Tensor | int | None,
         progress: float,
     ) -> Step:
-        items = self.inner.watched(self.inner.items(student, teacher, inputs, progress), True)
+        items = self.inner.items(student, teacher, inputs, progress)
         loss, parts = self.inner.loss(items, num_items)
         high = items.teacher.energy(ENERGY_TEMPERATURE) > self.threshold  # [B]
         chosen = high.index_fill(0, torch.arange(min(ALWAYS, len(high)), device=high.device), True).nonzero().squeeze(1)
@@ -61,11 +62,20 @@ class HighEnergyStep:
         again = {"pixel_values": self.mixed(inputs["pixel_values"][chosen]), "labels": none}
         again |= {"index": chosen, "view": torch.full_like(chosen, -1)}
         mixed = self.inner.items(student, teacher, again, progress)
+        self._watch(items, mixed, chosen)
         # sum / (num_items M / B) = (B / num_items) · mean over the M
         count = len(items) if num_items is None else num_items
         extra, extra_parts = self.unlabelled(mixed, count * len(mixed) / len(items))
         share = torch.tensor(len(mixed) / len(items), device=loss.device)
         return loss + extra, parts | {"mixed_kd": extra_parts["kd"], "mixed_share": share}, len(items)
+
+    def _watch(self, items: Items, mixed: Items, chosen: Tensor) -> None:
+        """Show the watch both forwards; what breaks in a mixed image is its first image's row."""
+        if self.inner.watch is not None:
+            student, teacher = (
+                torch.cat([getattr(of, name).logits for of in (items, mixed)]) for name in ("student", "teacher")
+            )
+            self.inner.watch.outputs(student, teacher, torch.cat([items.sample, chosen]))
 
     def mixed(self, images: Tensor) -> Tensor:
         """[M, 3, H, W], each mixed with another of the M or itself. Draws from torch's generator on the CPU."""

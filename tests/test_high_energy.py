@@ -178,6 +178,24 @@ def test_added_images_have_two_views_where_the_others_have(tmp_path):
         trainer(tmp_path / "3", add_high_energy(data(), torch.randn(N)), he_da="released")
 
 
+class BreaksOnMixed(Net):
+    """In training, NaN for the second image of every second forward: of the mixed images."""
+
+    forwards = 0
+
+    def forward(self, x):
+        self.forwards += self.training
+        broken = self.training and self.forwards % 2 == 0
+        return super().forward(x).index_fill(0, torch.tensor([1] if broken else [], dtype=torch.long), float("nan"))
+
+
+def test_outputs_that_break_on_mixed_images_are_named_with_their_row(tmp_path):
+    settings = arguments(tmp_path, he_da="released", max_steps=1, train_sampling_strategy="sequential")
+    run = DistillationTrainer(BreaksOnMixed(), teacher(), settings, train_dataset=data())
+    with pytest.raises(FloatingPointError, match="the student's outputs are NaN or infinite for row 1: "):
+        run.train()
+
+
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, variant):
     keywords = {"he_da": variant, "save_strategy": "steps", "save_steps": 4, "max_steps": 10}
