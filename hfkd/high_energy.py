@@ -16,6 +16,7 @@ from hfkd.data.epochs import image_transform
 from hfkd.data.high_energy import HighEnergyTransform, add_high_energy, count_of, original_images
 from hfkd.data.high_energy_arguments import HighEnergyArguments
 from hfkd.data.mixing import ALPHAS, Mix, box, cutmix, mixup
+from hfkd.items import Items
 from hfkd.loss import DistillationLoss
 from hfkd.objectives import KD
 from hfkd.steps import DenseStep, Step
@@ -53,7 +54,7 @@ class HighEnergyStep:
         num_items: Tensor | int | None,
         progress: float,
     ) -> Step:
-        items = self.inner.watched(self.inner.items(student, teacher, inputs, progress), True)
+        items = self.inner.items(student, teacher, inputs, progress)
         loss, parts = self.inner.loss(items, num_items)
         high = items.teacher.energy(ENERGY_TEMPERATURE) > self.threshold  # [B]
         chosen = high.index_fill(0, torch.arange(min(ALWAYS, len(high)), device=high.device), True).nonzero().squeeze(1)
@@ -61,11 +62,20 @@ class HighEnergyStep:
         again = {"pixel_values": self.mixed(inputs["pixel_values"][chosen]), "labels": none}
         again |= {"index": chosen, "view": torch.full_like(chosen, -1)}
         mixed = self.inner.items(student, teacher, again, progress)
+        self._watch(items, mixed, chosen)
         # sum / (num_items M / B) = (B / num_items) · mean over the M
         count = len(items) if num_items is None else num_items
         extra, extra_parts = self.unlabelled(mixed, count * len(mixed) / len(items))
         share = torch.tensor(len(mixed) / len(items), device=loss.device)
         return loss + extra, parts | {"mixed_kd": extra_parts["kd"], "mixed_share": share}, len(items)
+
+    def _watch(self, items: Items, mixed: Items, chosen: Tensor) -> None:
+        """Show the watch both forwards; what breaks in a mixed image is its first image's row."""
+        if self.inner.watch is not None:
+            student, teacher = (
+                torch.cat([getattr(of, name).logits for of in (items, mixed)]) for name in ("student", "teacher")
+            )
+            self.inner.watch.outputs(student, teacher, torch.cat([items.sample, chosen]))
 
     def mixed(self, images: Tensor) -> Tensor:
         """[M, 3, H, W], each mixed with another of the M or itself. Draws from torch's generator on the CPU."""
@@ -86,19 +96,16 @@ def with_he_da(
 
     `scan(views=...)` is asked for the teacher's energies: those of clean images choose the images to add, those of
     training views give the released threshold, E_high, beyond which floor(N r) images lie.
-    Raises ValueError for tokens, for labels alone, and for a ratio that takes no image, or all of them.
+    Raises ValueError for a ratio that takes no image, or all of them.
     """
     if args.he_da == "none" or isinstance(step, HighEnergyStep):
         return step, dataset
     if isinstance(image_transform(dataset), HighEnergyTransform):
         return step, dataset
-    _refuse_without_images(args, step)
     if args.he_da == "paper":
         energies = scan(views="clean", energy_temperature=ENERGY_TEMPERATURE).energy
         ratio, mix, side = args.he_da_ratio, args.he_da_mix, args.he_da_side
         return step, add_high_energy(dataset, energies, ratio, mix, side, args.data_seed or args.seed)
-    if not isinstance(dataset, IterableDataset) and dataset[0]["pixel_values"].ndim != 3:
-        raise ValueError("he_da='released' mixes a batch with one view of each image: use he_da='paper' with several")
     energies = scan(energy_temperature=ENERGY_TEMPERATURE).energy.sort().values
     count = count_of(len(energies), args.he_da_ratio)
     if count == len(energies):
@@ -113,9 +120,17 @@ def added_images(args: HighEnergyArguments, dataset: Any) -> dict[str, int]:
     return {"he_da_added_images": count_of(len(original_images(dataset)), args.he_da_ratio)}
 
 
-def _refuse_without_images(args: HighEnergyArguments, step: Any) -> None:
-    """Raise ValueError where there are no images, or no teacher to choose among them."""
+def refuse_he_da(args: HighEnergyArguments, step: Any, dataset: Any) -> None:
+    """Raise ValueError where HE-DA is on and there are no images to mix, or no teacher to choose among them."""
+    if args.he_da == "none":
+        return
     if not isinstance(step, DenseStep) or step.call.takes_tokens:
         raise ValueError(f"he_da={args.he_da!r} mixes images, and these networks read tokens: leave he_da out")
     if not step.loss.kd_weight:
         raise ValueError(f"he_da={args.he_da!r} takes the teacher's energies, and kd_weight=0 has no teacher: raise it")
+    if args.he_da == "paper" or dataset is None or isinstance(dataset, IterableDataset):
+        return
+    if isinstance(image_transform(dataset), HighEnergyTransform):
+        raise ValueError("he_da='released' mixes within a batch, and this dataset has mixed images added: choose one")
+    if dataset[0]["pixel_values"].ndim != 3:
+        raise ValueError("he_da='released' mixes a batch with one view of each image: use he_da='paper' with several")

@@ -55,6 +55,11 @@ def attach(loss: DistillationLoss, student: nn.Module, num_classes: int | None, 
     student.add_module(CHILD, loss)
 
 
+def detach(student: nn.Module) -> None:
+    """Undo the `attach` of an earlier trainer of this student, whose loss would stay in every later optimizer."""
+    student._modules.pop(CHILD, None)
+
+
 @contextmanager
 def without_loss(student: nn.Module) -> Iterator[None]:
     """The student as it was before `attach`: for reading and writing its own files."""

@@ -42,21 +42,37 @@ def move_resident(datasets: Mapping[str, Any], args: DistillationArguments) -> N
                 args.dataloader_pin_memory = False  # pinning is for tensors that are not there yet, and fails
 
 
-def refuse_unsupported(loss: DistillationLoss, student: nn.Module, teacher: Any, compute_loss_func: Any) -> None:
+def refuse_unsupported(
+    loss: DistillationLoss, student: nn.Module, teacher: Any, args: DistillationArguments, compute_loss_func: Any
+) -> None:
     """Raise ValueError for what would train something else than the caller thinks."""
-    if isinstance(student, Peers) and teacher is not None:
-        raise ValueError("Peers are each other's teachers: leave the teacher out")
-    if isinstance(student, Peers) and loss.unfitted is not None:
-        raise ValueError(
-            f"{loss.unfitted!r} needs a fixed teacher to scan: give it thresholds, or distil without Peers"
-        )
-    if teacher is None and loss.kd_weight and not isinstance(student, Peers):
+    if isinstance(student, Peers):
+        _refuse_for_peers(loss, teacher, args)
+    elif teacher is None and loss.kd_weight:
         raise ValueError(
             f"kd_weight={loss.kd_weight} needs a teacher: pass teacher=, or kd_weight=0 and ce_weight=1 to train on "
             "the labels alone"
         )
     if compute_loss_func is not None:
         raise ValueError("compute_loss_func would not be called: give your loss as objective=, one number per item")
+
+
+def _refuse_for_peers(loss: DistillationLoss, teacher: Any, args: DistillationArguments) -> None:
+    """Raise ValueError for what takes a fixed teacher, or peers of unequal rank."""
+    if teacher is not None:
+        raise ValueError("Peers are each other's teachers: leave the teacher out")
+    if loss.unfitted is not None:
+        raise ValueError(
+            f"{loss.unfitted!r} needs a fixed teacher to scan: give it thresholds, or distil without Peers"
+        )
+    if getattr(loss.objective, "ordered_views", False):
+        raise ValueError(
+            f"{loss.objective!r} treats the first view of an image apart, and would take the first of the Peers for "
+            "it: choose another objective, such as average"
+        )
+    for name, off in (("he_da", "none"), ("teacher_cache_dir", None), ("evaluate_kl", False)):
+        if (value := getattr(args, name)) not in (off, ""):
+            raise ValueError(f"{name}={value!r} asks a fixed teacher, and Peers have none: leave it out")
 
 
 def uses_fsdp(args: TrainingArguments) -> bool:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers.trainer_utils import has_length
 
+from hfkd.data.epochs import image_transform
 from hfkd.files import write_atomically
 from hfkd.loss import DistillationLoss
 from hfkd.teachers import CachedTextTeacher, LiveTeacher
@@ -21,13 +23,17 @@ FILE = "distillation.json"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """loss: its slots as built, before any fitting. thresholds: what the teacher scan found, once it has."""
+    """loss: its slots as built, before any fitting. thresholds: what the teacher scan found, once it has.
+
+    data: how many training rows, and what is made of them; None for a trainer without any, which is not compared.
+    """
 
     student: str
     teacher: str | None
     loss: dict[str, Any]
     seed: int
     thresholds: list[float] | None = None
+    data: str | None = None
 
     @classmethod
     def of(
@@ -37,6 +43,7 @@ class RunRecord:
         loss: DistillationLoss,
         seed: int,
         more: Mapping[str, Any] | None = None,
+        dataset: Any = None,
     ) -> "RunRecord":
         """`more`: what else decides the run, recorded beside the slots."""
         known = None if teacher is None else repr(teacher)
@@ -45,7 +52,7 @@ class RunRecord:
             known = names.removesuffix(")") + f", weights {weights_fingerprint(teacher)[:8]})"
         # A lambda's repr holds its address, which no two runs share.
         slots = {k: re.sub(r" at 0x[0-9a-f]+", "", v) if isinstance(v, str) else v for k, v in loss.describe().items()}
-        return cls(network(student), known, slots | dict(more or {}), seed)
+        return cls(network(student), known, slots | dict(more or {}), seed, data=rows_of(dataset))
 
     def write(self, folder: str | Path | None, loss: DistillationLoss) -> None:
         slot = loss.temperature
@@ -60,6 +67,8 @@ class RunRecord:
         if other is None:
             return
         there, here = other._named(), self._named()
+        if self.data and other.data:
+            there["data"], here["data"] = other.data, self.data
         for name in here | there:
             if there.get(name) != here.get(name):
                 raise ValueError(
@@ -80,6 +89,15 @@ def read(folder: str | Path | None) -> RunRecord | None:
     except (OSError, ValueError, TypeError):
         return None
     return record if isinstance(record.loss, dict) else None
+
+
+def rows_of(dataset: Any) -> str | None:
+    """A training set in a line: its length, where it has one, and its transform, where it is one of ours."""
+    if dataset is None:
+        return None
+    rows = f"{len(dataset):,} rows" if has_length(dataset) else "a stream"
+    transform = image_transform(dataset)
+    return rows if transform is None else f"{rows}, {transform!r}"
 
 
 def network(model: nn.Module) -> str:

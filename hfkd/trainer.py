@@ -18,7 +18,7 @@ from hfkd.checks import check_datasets, check_networks
 from hfkd.choose_step import AnyStep, choose_step
 from hfkd.data.collate import views_as_rows
 from hfkd.faults import WatchedTrainer
-from hfkd.high_energy import added_images, with_he_da
+from hfkd.high_energy import added_images, refuse_he_da, with_he_da
 from hfkd.hub import HubTrainer
 from hfkd.items import IMAGES, TOKENS
 from hfkd.loss import DistillationLoss, cross_entropy
@@ -85,10 +85,11 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
             "kd_weight": kd_weight,
         }
         loss = DistillationLoss(**{k: getattr(args, k) if v is None else v for k, v in given.items()})
-        refuse_unsupported(loss, model, teacher, trainer_keywords.get("compute_loss_func"))
+        refuse_unsupported(loss, model, teacher, args, trainer_keywords.get("compute_loss_func"))
         data = {k: trainer_keywords.get(k) for k in ("train_dataset", "eval_dataset")}
         processing_class = trainer_keywords.get("processing_class")
         collator = trainer_keywords.pop("data_collator", None) or default_collator(processing_class)
+        learned_parts.detach(model)
         model = model if peft_config is None else with_adapters(model, peft_config)
         self.call = Call.of(model)
         tokens = self.call.takes_tokens if args.items == "auto" else args.items == "token"
@@ -102,7 +103,8 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
             self.num_classes = check_cached(cached, loss, args, model, processing_class, data["train_dataset"])
             collator = cached.collator(collator)
         step = choose_step(model, live, self.rule, loss, args, self.num_classes)
-        self.record = RunRecord.of(model, live or cached, loss, args.seed, args.high_energy)
+        refuse_he_da(args, step, data["train_dataset"])
+        self.record = RunRecord.of(model, live or cached, loss, args.seed, args.high_energy, data["train_dataset"])
         self.record.refuse_other(args.output_dir)
         for module in filter(None, (model, live)) if args.channels_last else ():
             module.to(memory_format=torch.channels_last)
@@ -160,7 +162,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         logits = self.call(self._evaluated_network(model), inputs)
         cut, taught = slice(self.num_classes), logits
         if self.args.evaluate_kl and self.teacher is not None:
-            taught = self.teacher(**inputs)
+            taught = self._evaluated_network(self.teacher)(**inputs)
         items = self.rule.make(logits[..., cut], taught[..., cut], inputs["labels"])
         values = {"loss": cross_entropy(items.student.logits, items.labels)}
         if taught is not logits:
@@ -169,7 +171,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         return values["loss"].sum() / max(len(items), 1), logits
 
     def _evaluated_network(self, model: nn.Module) -> Any:
-        """The network without the autocast that Accelerate put around its forward, unless that is wanted."""
+        """Student or teacher without the autocast that Accelerate put around its forward, unless that is wanted."""
         if self.is_fsdp_enabled:  # calling the inner forward would pass by the gathering of its weights
             return model
         forward = vars(self.accelerator.unwrap_model(model)).get("_original_forward")

@@ -9,13 +9,11 @@ with its accuracy; the page and results.json are of the first. All peers take th
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import set_seed
-
-from hfkd import DistillationArguments, DistillationTrainer
+from hfkd import DistillationArguments
 from hfkd.arguments import parse
-from hfkd.data import ImageDataArguments, label_names, num_labels
-from hfkd.metrics import image_accuracy, topk_predictions
+from hfkd.data import ImageDataArguments
 from hfkd.models import Peers, image_classifier
+from hfkd.report.distil import image_trainer
 from hfkd.report.image_run import run_images
 from hfkd.report.peers import save_peers
 
@@ -36,22 +34,13 @@ def main() -> None:
         defaults=[CONFIGS / "cifar100.yaml", CONFIGS / "dml.yaml"],
         description=__doc__,
     )
-    with args.main_process_first(desc="decoding the images"):
-        train, test = data.load(seed=args.seed)
-    classes, names = num_labels(train), label_names(train)
-    set_seed(args.seed)
-    peers = Peers([image_classifier(name, classes, label_names=names) for name in networks.peer_names])
-    trainer = DistillationTrainer(
-        peers,
-        None,
-        args,
-        train_dataset=train,
-        eval_dataset=test,
-        compute_metrics=image_accuracy,
-        preprocess_logits_for_metrics=topk_predictions,
-    )
+
+    def build(classes, names):
+        return Peers([image_classifier(name, classes, label_names=names) for name in networks.peer_names]), None
+
+    trainer = image_trainer(build, data, args)
     run_images(trainer, vars(networks) | vars(data) | trainer.settings)
-    save_peers(trainer, peers)
+    save_peers(trainer)
 
 
 if __name__ == "__main__":

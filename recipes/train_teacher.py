@@ -9,13 +9,11 @@ Protocol: configs/cifar100.yaml. The folder it leaves serves as `--teacher_name`
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import set_seed
-
-from hfkd import DistillationArguments, DistillationTrainer
+from hfkd import DistillationArguments
 from hfkd.arguments import parse
-from hfkd.data import ImageDataArguments, label_names, num_labels
-from hfkd.metrics import image_accuracy, topk_predictions
+from hfkd.data import ImageDataArguments
 from hfkd.models import image_classifier
+from hfkd.report.distil import image_trainer
 from hfkd.report.image_run import run_images
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -37,20 +35,11 @@ def main() -> None:
         defaults=[CONFIGS / "cifar100.yaml", CONFIGS / "train_teacher.yaml"],
         description=__doc__,
     )
-    with args.main_process_first(desc="decoding the images"):
-        train, test = data.load(seed=args.seed)
-    set_seed(args.seed)
-    classes, names = num_labels(train), label_names(train)
-    model = image_classifier(network.network_name, classes, network.checkpoint, names, network.new_head)
-    trainer = DistillationTrainer(
-        model,
-        None,
-        args,
-        train_dataset=train,
-        eval_dataset=test,
-        compute_metrics=image_accuracy,
-        preprocess_logits_for_metrics=topk_predictions,
-    )
+
+    def build(classes, names):
+        return image_classifier(network.network_name, classes, network.checkpoint, names, network.new_head), None
+
+    trainer = image_trainer(build, data, args)
     if network.evaluate_only:
         trainer.log_metrics("eval", trainer.evaluate())
     else:

@@ -11,7 +11,7 @@ from toys import CLASSES, Net, Rows, arguments, teacher
 
 from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.data.epochs import image_transform
-from hfkd.data.high_energy import HighEnergyTransform, select_by_energy
+from hfkd.data.high_energy import HighEnergyTransform, add_high_energy, select_by_energy
 from hfkd.data.mixing import ALPHAS, box
 from hfkd.data.transforms import ImageTransform, pack_pixels
 from hfkd.high_energy import HighEnergyStep, added_images
@@ -173,7 +173,27 @@ def test_added_images_have_two_views_where_the_others_have(tmp_path):
     assert (batch["view"][1:] == -1).all()
     assert np.isfinite([row["loss"] for row in run.state.log_history if "loss" in row]).all()
     with pytest.raises(ValueError, match="mixes a batch with one view of each image"):
-        trainer(tmp_path / "2", data().with_transform(transform), he_da="released").train()
+        trainer(tmp_path / "2", data().with_transform(transform), he_da="released")
+    with pytest.raises(ValueError, match="this dataset has mixed images added"):
+        trainer(tmp_path / "3", add_high_energy(data(), torch.randn(N)), he_da="released")
+
+
+class BreaksOnMixed(Net):
+    """In training, NaN for the second image of every second forward: of the mixed images."""
+
+    forwards = 0
+
+    def forward(self, x):
+        self.forwards += self.training
+        broken = self.training and self.forwards % 2 == 0
+        return super().forward(x).index_fill(0, torch.tensor([1] if broken else [], dtype=torch.long), float("nan"))
+
+
+def test_outputs_that_break_on_mixed_images_are_named_with_their_row(tmp_path):
+    settings = arguments(tmp_path, he_da="released", max_steps=1, train_sampling_strategy="sequential")
+    run = DistillationTrainer(BreaksOnMixed(), teacher(), settings, train_dataset=data())
+    with pytest.raises(FloatingPointError, match="the student's outputs are NaN or infinite for row 1: "):
+        run.train()
 
 
 @pytest.mark.parametrize("variant", ["paper", "released"])
@@ -226,7 +246,7 @@ def test_a_bad_flag_is_refused(keywords, message):
 def test_what_has_no_energies_or_no_images_of_ours_is_refused(tmp_path):
     labels = arguments(tmp_path, he_da="paper", kd_weight=0.0, ce_weight=1.0)
     with pytest.raises(ValueError, match="kd_weight=0 has no teacher"):
-        DistillationTrainer(Net(), None, labels, train_dataset=data()).train()
+        DistillationTrainer(Net(), None, labels, train_dataset=data())
     with pytest.raises(ValueError, match="views='clean' needs a dataset whose transform"):
         trainer(tmp_path, dataset=Rows(), he_da="paper").train()
     with pytest.raises(ValueError, match="leaves no image below the threshold"):

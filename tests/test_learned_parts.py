@@ -90,6 +90,17 @@ def test_a_saved_student_is_a_plain_model(tmp_path):
     assert (tmp_path / "distillation.safetensors").is_file()
 
 
+@pytest.mark.parametrize("temperature", [LEARNED, "4.0"])
+def test_a_student_trained_before_is_rid_of_the_earlier_loss(tmp_path, temperature):
+    first = make(tmp_path, max_steps=1)
+    first.train()
+    again = make(tmp_path if temperature == LEARNED else tmp_path / "other", temperature, student=first.model)
+    assert again.record.student == first.record.student
+    again.train()
+    thetas = [parameter for name, parameter in again.model.named_parameters() if "theta" in name]
+    assert [id(theta) for theta in thetas] == [id(theta) for theta in again.distillation_loss.parameters()]
+
+
 def test_what_would_not_train_it_is_refused(tmp_path):
     with pytest.raises(ValueError, match="ddp_find_unused_parameters"):
         make(tmp_path, ddp_find_unused_parameters=True)

@@ -1,15 +1,18 @@
 """A folder holds one run: the same may go on, another is refused."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 from toys import Net, teacher
 
+from hfkd.data import ImageTransform
+from hfkd.data.digits import load_digits
 from hfkd.loss import DistillationLoss
 from hfkd.models import image_classifier
 from hfkd.run_record import FILE, RunRecord, network, read
-from hfkd.teachers import LiveTeacher
+from hfkd.teachers import LiveTeacher, Teachers
 from hfkd.temperatures import Energy, Gradation
 
 
@@ -55,6 +58,32 @@ def test_another_run_is_refused_with_both_values(tmp_path, other, name, here, th
     left_by(tmp_path, **other)
     with pytest.raises(ValueError, match=rf"another run: its {name} is {there}.*, this one's is {here}.*; choose"):
         record().refuse_other(tmp_path)
+
+
+def images(rows=16, **transform):
+    return load_digits()[0].select(range(rows)).with_transform(ImageTransform(augment=True, **transform))
+
+
+@pytest.mark.parametrize("other", [{"rows": 12}, {"views": 2}, {"padding": 2}, {"seed": 1}])
+def test_other_training_images_are_another_run(tmp_path, other):
+    loss = DistillationLoss(ce_weight=1.0, kd_weight=0.0)
+    of = partial(RunRecord.of, Net(), None, loss, 0)
+    of(dataset=images()).write(tmp_path, loss)
+    of(dataset=images()).refuse_other(tmp_path)
+    of().refuse_other(tmp_path)  # a trainer that only evaluates
+    with pytest.raises(ValueError, match=r"its data is 16 rows, ImageTransform\(.*, this one's is 1\d rows"):
+        of(dataset=images(**other)).refuse_other(tmp_path)
+    stored = json.loads((tmp_path / FILE).read_text())
+    (tmp_path / FILE).write_text(json.dumps({k: v for k, v in stored.items() if k != "data"}))
+    of(dataset=images(**other)).refuse_other(tmp_path)  # of a version that did not record it
+
+
+def test_the_teachers_order_is_the_runs(tmp_path):
+    loss, one, other = DistillationLoss("average"), LiveTeacher(Net(seed=1)), LiveTeacher(Net(seed=2))
+    RunRecord.of(Net(), Teachers([one, other]), loss, 0).write(tmp_path, loss)
+    RunRecord.of(Net(), Teachers([one, other]), loss, 0).refuse_other(tmp_path)
+    with pytest.raises(ValueError, match="its teacher is Net"):
+        RunRecord.of(Net(), Teachers([other, one]), loss, 0).refuse_other(tmp_path)
 
 
 def test_a_run_without_a_teacher_is_another_run(tmp_path):
@@ -148,7 +177,7 @@ def test_a_lambda_is_the_same_wherever_it_lies_in_memory(tmp_path):
 
 def test_the_file_is_plain_json(tmp_path):
     stored = json.loads((left_by(tmp_path, weighting="entropy") / FILE).read_text())
-    assert stored.keys() == {"student", "teacher", "loss", "seed", "thresholds"}
+    assert stored.keys() == {"student", "teacher", "loss", "seed", "thresholds", "data"}
 
 
 def test_a_network_is_named_by_its_architecture():

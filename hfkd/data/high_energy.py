@@ -151,9 +151,9 @@ def _with_columns(stored: Dataset, index: np.ndarray, places: np.ndarray) -> Dat
 
 
 def original_images(dataset: Any) -> Any:
-    """The data set that `add_high_energy` was given, with its own transform; any other data set as it is."""
+    """The rows of a data set that `add_high_energy` did not add, with their own transform; another one as it is."""
     transform = image_transform(dataset)
     if not isinstance(transform, HighEnergyTransform):
         return dataset
-    rows = len(dataset) - len(transform.selected)
-    return dataset.select(range(rows)).with_format(None).remove_columns(MIXED).with_transform(transform.plain)
+    rows = np.flatnonzero(np.asarray(dataset.with_format("numpy")[MIXED][:]) < 0)
+    return dataset.select(rows).with_format(None).remove_columns(MIXED).with_transform(transform.plain)

@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
@@ -41,7 +42,7 @@ def image_classifier(
     if "/" not in name and timm.is_model(name):
         model = _fresh(name, num_labels, labels)
     elif "/" in name or os.path.isdir(name):
-        model = _stored(name, num_labels, labels, new_head or checkpoint is not None)
+        model = _stored(name, num_labels, labels, new_head, new_head or checkpoint is not None)
     else:
         raise ValueError(_unknown(name))
     if checkpoint is not None:
@@ -109,7 +110,7 @@ def _fresh(name: str, num_labels: int, labels: dict[str, Any]) -> PreTrainedMode
     return model
 
 
-def _stored(name: str, num_labels: int, labels: dict[str, Any], replace_head: bool) -> PreTrainedModel:
+def _stored(name: str, num_labels: int, labels: dict[str, Any], new_head: bool, replace_head: bool) -> PreTrainedModel:
     stored = AutoConfig.from_pretrained(name, trust_remote_code=False).num_labels
     if stored == num_labels:
         labels = {key: value for key, value in labels.items() if key != "num_labels"}  # keeps the stored label names
@@ -124,9 +125,22 @@ def _stored(name: str, num_labels: int, labels: dict[str, Any], replace_head: bo
         model = AutoModelForImageClassification.from_pretrained(
             name, ignore_mismatched_sizes=replace_head, trust_remote_code=False, **labels
         )
+    if new_head and stored == num_labels:
+        _renew_head(model, num_labels)
     if isinstance(model, TimmWrapperForImageClassification):
         vars(model.config).pop("label_names", None)  # the file's, which would be saved again in place of new ones
     return model
+
+
+def _renew_head(model: PreTrainedModel, num_labels: int) -> None:
+    """Fresh weights for the last layer, which fits and was loaded therefore: other classes may be as many."""
+    if isinstance(model, TimmWrapperForImageClassification):
+        model.timm_model.reset_classifier(num_labels)
+        return
+    body = set(model.base_model.modules())
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and layer not in body:
+            layer.reset_parameters()
 
 
 def _unknown(name: str) -> str:

@@ -10,14 +10,16 @@ from hfkd.items import Items
 class Objective(ABC):
     """An objective is stateless unless it also derives from nn.Module; then its parameters train with the student.
 
-    `needs_hidden`: it reads hidden states. `relational`: an item's number depends on other items of the batch. Whoever
-    cannot serve that (a chunked loss, a cache of logits) refuses when the trainer is built. `divergence`: it is zero
+    `needs_hidden`: it reads hidden states. `relational`: an item's number depends on other items of the batch.
+    `ordered_views`: an image's first view is not treated as the others are. Whoever cannot serve that (a chunked loss,
+    a cache of logits, peers) refuses when the trainer is built. `divergence`: it is zero
     where the student equals the teacher, and never below.
     """
 
     divergence: bool = True
     needs_hidden: bool = False
     relational: bool = False
+    ordered_views: bool = False
 
     @abstractmethod
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ class MLD(Objective):
     """
 
     relational = True
+    ordered_views = True
     temperatures: tuple[float, ...] = (3.0, 5.0, 2.0, 6.0)
     variant: Literal["paper", "released"] = "paper"
     centre: float | None = None

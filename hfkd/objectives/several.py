@@ -3,34 +3,22 @@
 N items, K teachers.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from hfkd.items import Items, Outputs
-from hfkd.objectives.base import Objective
-from hfkd.slots import positive, resolve
+from hfkd.objectives.wrapping import Wrapping
+from hfkd.slots import positive
 
 
 @dataclass
-class Average(Objective):
+class Average(Wrapping):
     """(1 / K) sum_k objective(teacher k): every teacher counts the same (You et al., KDD 2017; DML with peers).
 
     With one teacher the objective itself. Other objectives see the mean of the teachers' logits as their teacher.
     """
-
-    objective: Any = "kd"
-    _inner: Any = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        from hfkd.objectives import OBJECTIVES  # the table lists this class too
-
-        self._inner = resolve(self.objective, OBJECTIVES, "objective")
-        self.needs_hidden = getattr(self._inner, "needs_hidden", False)
-        self.relational = getattr(self._inner, "relational", False)
-        self.divergence = getattr(self._inner, "divergence", True)
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
         teachers = items.teachers or (items.teacher,)

@@ -1,7 +1,9 @@
-"""One student from one teacher on images: from what the flags of a recipe say to results.json."""
+"""One run of training on images: from what the flags of a recipe say to results.json."""
 
+from collections.abc import Callable
 from typing import Any
 
+from torch import nn
 from transformers import set_seed
 
 from hfkd.arguments import DistillationArguments
@@ -11,21 +13,20 @@ from hfkd.models import NetworkArguments, image_classifier, image_teachers
 from hfkd.report.image_run import run_images
 from hfkd.trainer import DistillationTrainer
 
+Build = Callable[[int, list[str] | None], tuple[nn.Module, Any]]
 
-def distil_images(
-    networks: NetworkArguments, data: ImageDataArguments, args: DistillationArguments, page: bool = True
-) -> dict[str, Any]:
-    """Load data and networks, distil, and leave the student and its results in `args.output_dir`; see `run_images`.
 
-    The seed is set here, so that several runs in one process give what each gives alone. Runs on every rank.
+def image_trainer(build: Build, data: ImageDataArguments, args: DistillationArguments) -> DistillationTrainer:
+    """The trainer of the student and the teacher, or None, that `build(num_labels, label_names)` makes for `data`.
+
+    The seed is set before it makes them, so that several runs in one process give what each gives alone.
     """
     with args.main_process_first(desc="decoding the images"):
         train, test = data.load(seed=args.seed)
     classes, names = num_labels(train), label_names(train)
     set_seed(args.seed)
-    teacher = image_teachers(networks.teacher_name, classes, networks.teacher_checkpoint, names)
-    student = image_classifier(networks.student_name, classes, networks.student_checkpoint, names)
-    trainer = DistillationTrainer(
+    student, teacher = build(classes, names)
+    return DistillationTrainer(
         student,
         teacher,
         args,
@@ -34,4 +35,19 @@ def distil_images(
         compute_metrics=image_accuracy,
         preprocess_logits_for_metrics=topk_predictions,
     )
+
+
+def distil_images(
+    networks: NetworkArguments, data: ImageDataArguments, args: DistillationArguments, page: bool = True
+) -> dict[str, Any]:
+    """Load data and networks, distil, and leave the student and its results in `args.output_dir`; see `run_images`.
+
+    Runs on every rank.
+    """
+
+    def build(classes: int, names: list[str] | None) -> tuple[nn.Module, Any]:
+        teacher = image_teachers(networks.teacher_name, classes, networks.teacher_checkpoint, names)
+        return image_classifier(networks.student_name, classes, networks.student_checkpoint, names), teacher
+
+    trainer = image_trainer(build, data, args)
     return run_images(trainer, vars(networks) | vars(data) | trainer.settings, page=page)

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from hfkd.data.epochs import ImageStream, image_transform
+from hfkd.data.high_energy import original_images
 from hfkd.data.transforms import unpack_pixels
 from hfkd.report.page import distillation_page
 from hfkd.report.results import RESULTS_NAME, ResultsCallback
 from hfkd.report.run import save_student, train_to_the_end, without_paths
 from hfkd.teachers import LiveTeacher, TeacherScan, scan
-from hfkd.temperatures import Energy
+from hfkd.temperatures import Energy, Fitted
 from hfkd.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
@@ -56,18 +57,20 @@ def page_data(trainer: DistillationTrainer) -> dict[str, Any]:
     teacher, slot = trainer.teacher, trainer.distillation_loss.temperature
     if teacher is None or isinstance(trainer.train_dataset, ImageStream):
         return {}
-    training = trainer.scan_result or trainer.scan_training_set()
+    # Not the trainer's last scan: that may be HE-DA's, at another temperature. The cache holds one made before.
+    wanted = {"energy_temperature": slot.energy_temperature} if isinstance(slot, Fitted) else {}
+    training = trainer.scan_training_set(**wanted)
     data = {"energies": training.energy} | _energy_groups(trainer, teacher, training)
     if isinstance(slot, Energy):
         data["thresholds"] = slot.thresholds
-    if trainer.eval_dataset is not None and not isinstance(trainer.eval_dataset, dict):
+    if trainer.eval_dataset is not None and not isinstance(trainer.eval_dataset, (dict, ImageStream)):
         data |= _correctness(trainer, teacher, trainer.eval_dataset)
     return data
 
 
 def _energy_groups(trainer: DistillationTrainer, teacher: LiveTeacher, training: TeacherScan) -> dict[str, Any]:
     """Images of lowest and highest energy, and the teacher's probabilities for a group at each end."""
-    dataset: Any = trainer.train_dataset
+    dataset = original_images(trainer.train_dataset)
     transform = image_transform(dataset)
     order = training.energy.argsort()
     count = min(GROUP, len(order) // 2)
@@ -82,8 +85,9 @@ def _energy_groups(trainer: DistillationTrainer, teacher: LiveTeacher, training:
 
 @torch.no_grad()
 def _probabilities(trainer: DistillationTrainer, teacher: LiveTeacher, rows: list[Any]) -> Tensor:
-    batch = trainer._prepare_inputs(trainer.data_collator(rows))
-    return teacher(**batch).float().softmax(-1).cpu()
+    size = trainer.args.eval_batch_size
+    batches = (trainer.data_collator(rows[start : start + size]) for start in range(0, len(rows), size))
+    return torch.cat([teacher(**trainer._prepare_inputs(b)).float().softmax(-1).cpu() for b in batches])
 
 
 def _correctness(trainer: DistillationTrainer, teacher: LiveTeacher, dataset: Any) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """What a run of mutual learning leaves: each peer by itself, with its scores."""
 
 from pathlib import Path
+from typing import cast
 
 from hfkd.models import Peers
 from hfkd.report.json_file import write_json
 from hfkd.trainer import DistillationTrainer
 
 
-def save_peers(trainer: DistillationTrainer, peers: Peers) -> list[dict[str, float]]:
+def save_peers(trainer: DistillationTrainer) -> list[dict[str, float]]:
     """Evaluate and save each peer to `peer_0`, `peer_1`, ... in the run's folder. Runs on every rank."""
-    scores = []
+    peers, scores = cast(Peers, trainer.model), []
     for k, peer in enumerate(peers.peers):
         peers.scored = k
         scores.append(trainer.evaluate(metric_key_prefix=f"eval_peer_{k}"))

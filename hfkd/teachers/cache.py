@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from hfkd.data.epochs import image_transform
+from hfkd.data.high_energy import original_images
 from hfkd.data.transforms import ImageTransform
 from hfkd.teachers.live import LiveTeacher
 from hfkd.teachers.scan import data_fingerprint, weights_fingerprint
@@ -26,7 +27,8 @@ class CachedTeacher:
     not hold yet run through the teacher, only those, and are stored; rows whose view is -1, which has no number
     (RandAugment, CutMix), run through it every time. The file belongs to the teacher's weights and inputs, the rows of
     `dataset`, the set of views, the precision and the kind of device, and is shared by all runs that agree in these,
-    also at the same time. It knows the training images alone: ask the live teacher about others.
+    also at the same time. It knows the training images alone: ask the live teacher about others. The images that HE-DA
+    adds have no number, and the others the same file as without them.
 
     The logits differ from the live teacher's by at most 1/65,534 of their row's range, logsumexp by float32 rounding
     (`LogitStore`), whether they were known or are new: the first run and the later ones train on the same numbers. An
@@ -37,6 +39,7 @@ class CachedTeacher:
     def __init__(
         self, teacher: LiveTeacher, dataset: Any, cache_dir: str | Path, accelerator: Accelerator | None = None
     ) -> None:
+        dataset = original_images(dataset)
         transform = image_transform(dataset)
         if not isinstance(transform, ImageTransform):
             raise ValueError(

@@ -193,6 +193,14 @@ def test_a_teacher_scan_sees_the_training_set_alone(tmp_path):
     assert original_images(before) is before
 
 
+@pytest.mark.parametrize("rows", [range(20), range(N - 5, N + 5), torch.randperm(N + K).tolist()])
+def test_the_original_images_are_found_in_any_part_and_order(rows):
+    added = add_high_energy(plain(), energies(), RATIO)
+    kept = original_images(added.select(rows))
+    assert kept.with_format(None)["index"][:] == [row for row in rows if row < N]
+    assert kept.column_names == plain().column_names
+
+
 def test_at_epoch_and_clean_leave_the_original_alone():
     data = add_high_energy(plain(), energies(), RATIO)
     transform = image_transform(data)

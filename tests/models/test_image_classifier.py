@@ -118,6 +118,17 @@ def test_timm_folder_gets_a_new_head(tmp_path):
     assert torch.equal(new.timm_model.block3.layer[0].conv1.weight, old.timm_model.block3.layer[0].conv1.weight)
 
 
+def test_a_new_head_for_as_many_classes_is_fresh_too(saved_vit, tmp_path):
+    image_classifier("cifar_wrn_16_2", 4, label_names=list("wxyz")).save_pretrained(tmp_path / "wrn")
+    for folder, head in ((tmp_path / "wrn", "timm_model.fc."), (saved_vit, "classifier.")):
+        old = image_classifier(folder, 4).state_dict()
+        new = image_classifier(folder, 4, label_names=list("abcd"), new_head=True)
+        changed = {name for name, tensor in new.state_dict().items() if not torch.equal(tensor, old[name])}
+        assert f"{head}weight" in changed  # a fresh bias may be zero, as the old one is
+        assert changed <= {f"{head}weight", f"{head}bias"}
+        assert new.config.id2label[3] == "d"
+
+
 def test_unknown_names_are_answered_with_close_ones(tmp_path):
     with pytest.raises(ValueError, match=r"unknown model 'cifar_resent20': close names are .*'cifar_resnet20'"):
         image_classifier("cifar_resent20", 100)

@@ -7,8 +7,12 @@ from torch import nn
 from toys import Net, Rows, arguments, teacher
 
 from hfkd import DistillationTrainer
+from hfkd.items import image_items
+from hfkd.loss import DistillationLoss
 from hfkd.models import Peers
 from hfkd.models.peers import taught_by_the_others
+from hfkd.objectives import OBJECTIVES
+from hfkd.objectives.wrapping import Wrapping
 
 
 class Images(nn.Module):
@@ -72,3 +76,24 @@ def test_what_peers_cannot_do_is_refused(tmp_path):
         DistillationTrainer(Peers(peers), teacher(), arguments(tmp_path), train_dataset=Rows())
     with pytest.raises(ValueError, match="needs a fixed teacher"):
         DistillationTrainer(Peers(peers), None, arguments(tmp_path), train_dataset=Rows(), temperature="energy")
+    for keywords in ({"he_da": "paper"}, {"teacher_cache_dir": "logits"}, {"evaluate_kl": True}):
+        with pytest.raises(ValueError, match="asks a fixed teacher, and Peers have none"):
+            make(tmp_path, peers, **keywords)
+
+
+@pytest.mark.parametrize("objective", [n for n, of in OBJECTIVES.items() if not issubclass(of, Wrapping)])
+@pytest.mark.parametrize("around", ["{}", "standardized(objective='{}')", "average(objective='{}')"])
+def test_no_peer_is_privileged_by_an_objective_that_is_not_refused(tmp_path, objective, around):
+    peers, spec = [Images(4, 0), Images(6, 1)], around.format(objective)
+    loss = DistillationLoss(spec, ce_weight=0.0)
+    logits, labels = torch.stack([net(Rows(9).images) for net in peers]).detach(), Rows(9).labels
+    one, other = (
+        loss(image_items(x, taught_by_the_others(x, 2), labels))[0]
+        for x in (logits.flatten(0, 1), logits.flip(0).flatten(0, 1))
+    )
+    if objective != "mld":
+        torch.testing.assert_close(one, other)
+        return
+    assert abs(one - other) > 1e-4
+    with pytest.raises(ValueError, match="treats the first view of an image apart"):
+        DistillationTrainer(Peers(peers), None, arguments(tmp_path), train_dataset=Rows(), objective=spec)

@@ -22,7 +22,7 @@ def test_each_peer_is_saved_with_its_scores(tmp_path):
     data = {"train_dataset": train, "eval_dataset": test, "compute_metrics": image_accuracy}
     trainer = DistillationTrainer(peers, None, arguments(tmp_path, max_steps=1), objective="average", **data)
     trainer.train()
-    scores = save_peers(trainer, peers)
+    scores = save_peers(trainer)
     images = torch.stack([row["pixel_values"] for row in test])
     for k, peer in enumerate(peers.peers):
         loaded = AutoModelForImageClassification.from_pretrained(tmp_path / f"peer_{k}")

@@ -7,6 +7,7 @@ from scan_job import Counted, packed
 from toys import Net, Rows, arguments, teacher
 
 from hfkd import DistillationTrainer
+from hfkd.data import add_high_energy
 from hfkd.data.collate import ImageCollator, views_as_rows
 from hfkd.data.transforms import ImageTransform
 from hfkd.items import image_items
@@ -148,6 +149,17 @@ def test_a_weak_and_a_strong_view(tmp_path):
     assert taught.store.count() == 8
 
 
+def test_images_that_he_da_added_run_every_time_and_the_others_share_the_plain_runs_file(tmp_path):
+    plain, net = packed(), Counted()
+    cached(tmp_path, plain)(**batch_of(plain, range(23)))
+    data = add_high_energy(plain, torch.linspace(-9, -3, 23), ratio=0.4)  # 9 added rows
+    taught, batch = cached(tmp_path, data, net), batch_of(data, range(32))
+    for seen in (9, 18):
+        torch.testing.assert_close(taught(**batch), LiveTeacher(Counted())(**batch), rtol=BOUND, atol=BOUND)
+        assert net.images == seen
+    assert taught.store.count() == 23
+
+
 # ---- whose logits ----------------------------------------------------------------------------------------------------
 
 
@@ -220,6 +232,13 @@ def test_training_with_the_cache_is_training_with_the_teacher(tmp_path):
     # Images of the evaluation set have the same index, and are not looked up.
     assert warm.evaluate()["eval_kl"] == pytest.approx(live.evaluate()["eval_kl"], rel=1e-3)
     assert warm.cached_teacher.teacher.model.images > 0
+
+
+def test_he_da_trains_with_the_cache_as_with_the_teacher(tmp_path):
+    _, losses = run(tmp_path, "live", Counted(), packed(), he_da="paper")
+    cold, cold_losses = run(tmp_path, "cold", Counted(), packed(), he_da="paper", teacher_cache_dir=str(tmp_path / "c"))
+    assert cold_losses == pytest.approx(losses, rel=BOUND)
+    assert 0 < cold.cached_teacher.store.count() < cold.cached_teacher.rows
 
 
 def test_what_the_cache_cannot_serve_is_refused_when_the_trainer_is_built(tmp_path):

@@ -1,0 +1,22 @@
+"""What objectives that wrap another one share."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hfkd.objectives.base import Objective
+from hfkd.slots import resolve
+
+
+@dataclass
+class Wrapping(Objective):
+    """An objective around `objective`, whose properties it has."""
+
+    objective: Any = "kd"
+    _inner: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        from hfkd.objectives import OBJECTIVES  # the table lists the subclasses too
+
+        self._inner = resolve(self.objective, OBJECTIVES, "objective")
+        for name in ("divergence", "needs_hidden", "relational", "ordered_views"):
+            setattr(self, name, getattr(self._inner, name, getattr(Objective, name)))
