@@ -7,7 +7,6 @@ from pathlib import Path
 # The names of the slots' tables and of their classes, in small letters without underscores. A new method adds a line.
 PAPERS = {
     "adaptivekl": "wu2025rethinking",
-    "assistant": "mirzadeh2020assistant",
     "average": "you2017multiple",
     "constant": "hinton2015distilling",
     "dist": "huang2022stronger",
@@ -23,7 +22,6 @@ PAPERS = {
     "nkd": "yang2023normalized",
     "peers": "zhang2018mutual",
     "reversekl": "gu2024minillm",
-    "rkd": "park2019relational",
     "skewkl": "ko2024distillm",
     "skewreversekl": "ko2024distillm",
     "standardized": "sun2024logit",
