@@ -15,7 +15,7 @@ from hfkd.slots import positive
 
 
 class Learned(nn.Module):
-    """CTKD (Li et al., AAAI 2023, Eq. 4-7): T = start + span sigmoid(theta), theta trained to make distilling harder.
+    """CTKD (Li et al., AAAI 2023): T = start + span sigmoid(theta), theta trained to make distilling harder.
 
     One theta for all items (from 1: T = 15.6), or with `instance=True` one for each item from an MLP of `width` hidden
     units over both networks' logits, which get no gradient from it. The gradient that reaches theta is multiplied by

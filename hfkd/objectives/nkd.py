@@ -16,7 +16,7 @@ from hfkd.objectives.targets import over_targets
 
 @dataclass
 class NKD(Objective):
-    """Yang et al., ICCV 2023 ("From Knowledge Distillation to Self-Knowledge Distillation", Eq. 8).
+    """Yang et al., ICCV 2023 ("From Knowledge Distillation to Self-Knowledge Distillation").
 
         - p_y log q_y  -  gamma T_n² sum_{c != y} p'_c log q'_c
 
