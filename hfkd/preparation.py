@@ -124,7 +124,7 @@ def cached_teacher(
             f"{loss.objective!r} reads the teacher's hidden states, and teacher_cache_dir keeps its logits only: leave "
             "teacher_cache_dir out"
         )
-    return CachedTeacher(teacher, dataset, args.teacher_cache_dir, accelerator)
+    return CachedTeacher(teacher, dataset, args.teacher_cache_dir, accelerator, args.teacher_cache_on_device)
 
 
 def record_inputs(student: nn.Module, train_dataset: Any) -> BaseImageProcessor | None:

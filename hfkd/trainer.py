@@ -186,9 +186,10 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
         """Trainer's count, by the rule of `items.py`: images and not label elements, targets and not positions."""
-        count = torch.as_tensor(sum(self.rule.count(batch["labels"]) for batch in batch_samples), device=device)
+        count = sum(self.rule.count(batch["labels"]) for batch in batch_samples)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            count = self.accelerator.reduce(count, reduction="sum")
+            here = count if isinstance(count, Tensor) else torch.full((), count, device=device)  # a copy would wait
+            count = self.accelerator.reduce(here, reduction="sum")
         return count / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size()) if batch_samples else None
 
     def evaluation_loop(
@@ -224,7 +225,11 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
             self.processing_class = processor
         if self.args.should_save:
             self.record.write(self.args.output_dir, self.distillation_loss)
-        return super().train(checkpoint, trial, ignore_keys_for_eval)
+        try:
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            if self.cached_teacher is not None:
+                self.cached_teacher.flush()
 
     def fit_slots(self, checkpoint: str | None = None) -> None:
         """Give the temperature its thresholds: those of `checkpoint`, or of a scan of the training set."""

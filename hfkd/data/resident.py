@@ -3,6 +3,7 @@
 N images, B rows of a batch, H height, W width.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,16 +11,26 @@ from datasets import Dataset
 from torch import Tensor
 
 from hfkd.data.transforms import ImageTransform, unpack_pixels
+from hfkd.devices import send
 
 LARGEST = 1 << 30  # bytes of pixels that are held unless somebody asks for more
+
+
+@dataclass(frozen=True)
+class HostRows:
+    """A batch's `index` [B] and `view` [B], or [B, V], where the host can read them. No loader moves it to a device."""
+
+    index: Tensor
+    view: Tensor
 
 
 class ResidentImages(Dataset):
     """A dataset of `load_images` whose pixels, labels and indices are also tensors, on any device (`move`).
 
     With an `ImageTransform`, a DataLoader gets from it whole batches, on that device: the same images, views and order,
-    bit for bit, as from the dataset itself. The collator has to pass a batch on, as `ImageCollator` does. Whatever is
-    derived from it by `datasets` (select, map, another transform) is or acts as a plain dataset.
+    bit for bit, as from the dataset itself; from a GPU they bring their `HostRows` as `host_rows`. The collator has to
+    pass a batch on, as `ImageCollator` does. Whatever is derived from it by `datasets` (select, map, another transform)
+    is or acts as a plain dataset.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -50,7 +61,8 @@ class _Tensors:
         columns = stored.with_format("numpy")
         self.labels, self.index = (torch.as_tensor(columns[name][:]) for name in ("labels", "index"))
         self._source = _tables(dataset)
-        self._views: tuple[Any, Tensor] = None, self.index
+        self._index_on_host = self.index
+        self._views: dict[str, tuple[Any, Tensor]] = {}
 
     def are_of(self, dataset: Dataset) -> bool:
         """Whether the dataset still has the rows and columns these tensors were made of."""
@@ -58,19 +70,27 @@ class _Tensors:
 
     def move(self, device: torch.device) -> None:
         self.pixels, self.labels, self.index = (t.to(device) for t in (self.pixels, self.labels, self.index))
-        self._views = None, self.index
+        self._views = {}
 
-    def batch(self, keys: list[int], transform: ImageTransform) -> dict[str, Tensor]:
-        rows = torch.tensor(keys, device=self.index.device)
-        views = self._views_of_all(transform)[rows]
-        return transform.rows(self.pixels[rows], self.labels[rows], self.index[rows], views)
+    def batch(self, keys: list[int], transform: ImageTransform) -> dict[str, Any]:
+        on_host = torch.tensor(keys)
+        rows = send(on_host, self.index.device)
+        views = self._views_of_all(transform, self.index)[rows]
+        made: dict[str, Any] = transform.rows(self.pixels[rows], self.labels[rows], self.index[rows], views)
+        if rows.device != on_host.device:
+            view = self._views_of_all(transform, self._index_on_host)[on_host]
+            if made["view"].ndim == 2:
+                view = torch.stack([view, torch.full_like(view, -1)], 1)
+            made["host_rows"] = HostRows(self._index_on_host[on_host], view)
+        return made
 
-    def _views_of_all(self, transform: ImageTransform) -> Tensor:
+    def _views_of_all(self, transform: ImageTransform, index: Tensor) -> Tensor:
         """Every image's view [N] of the epoch: thirty small operations once an epoch instead of once a batch."""
         of = repr(transform), int(transform.epoch)
-        if self._views[0] != of:
-            self._views = of, transform.views_of(self.index)
-        return self._views[1]
+        known = self._views.get(index.device.type)
+        if known is None or known[0] != of:
+            known = self._views[index.device.type] = of, transform.views_of(index)
+        return known[1]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Tensors":
         return self  # `datasets` copies a dataset for each change of its format

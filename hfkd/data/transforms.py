@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hfkd.data.epochs import EpochTransform, epoch_zero
 from hfkd.data.strong import strong_views
+from hfkd.devices import send
 from hfkd.slots import positive
 
 HEADER = 4  # bytes before the pixels of a packed image
@@ -95,7 +96,7 @@ def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.devic
     """[3, 1, 1] both: a byte times the first plus the second is the normalised value."""
     scale = 1 / (255 * torch.tensor(std)).view(-1, 1, 1)
     shift = -(torch.tensor(mean) / torch.tensor(std)).view(-1, 1, 1)
-    return scale.to(device), shift.to(device)
+    return send(scale, device), send(shift, device)
 
 
 def pack_pixels(image: np.ndarray) -> bytes:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hfkd.devices import constant
 from hfkd.items import Items
 from hfkd.objectives.base import Objective
 from hfkd.objectives.divergences import kl
@@ -72,7 +73,8 @@ class MLD(Objective):
 
     def _all_temperatures(self, temperature: Tensor) -> Tensor:
         """[N] -> [K, N]: the item's own first."""
-        others = temperature.new_tensor(self.temperatures)[:, None].expand(-1, len(temperature))
+        others = constant(self.temperatures, temperature.device).to(temperature.dtype)
+        others = others[:, None].expand(-1, len(temperature))
         if self.centre is not None:
             others = (others + temperature - self.centre).clamp(min=1)
         return torch.cat([temperature[None], others])

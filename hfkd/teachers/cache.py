@@ -10,10 +10,13 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
+from torch._dynamo import OptimizedModule
 
 from hfkd.data.epochs import image_transform
 from hfkd.data.high_energy import original_images
 from hfkd.data.transforms import ImageTransform
+from hfkd.devices import send
+from hfkd.teachers.device_store import DeviceStore, fits
 from hfkd.teachers.live import LiveTeacher
 from hfkd.teachers.scan import data_fingerprint, weights_fingerprint
 from hfkd.teachers.store import LogitStore, file_name
@@ -28,16 +31,23 @@ class CachedTeacher:
     (RandAugment, CutMix), run through it every time. The file belongs to the teacher's weights and inputs, the rows of
     `dataset`, the set of views, the precision and the kind of device, and is shared by all runs that agree in these,
     also at the same time. It knows the training images alone: ask the live teacher about others. The images that HE-DA
-    adds have no number, and the others the same file as without them.
+    adds have no number, and the others the same file as without them. With `on_device` the device holds the rows in its
+    memory too, as a GPU with room for them does by default (`DeviceStore`); with `ResidentImages` no look-up waits
+    for the GPU then.
 
     The logits differ from the live teacher's by at most 1/65,534 of their row's range, logsumexp by float32 rounding
-    (`LogitStore`), whether they were known or are new: the first run and the later ones train on the same numbers. An
-    image whose energy is that near to a threshold may fall on its other side.
+    (`levels.encode`), whether they were known or are new: the first run and the later ones train on the same numbers.
+    An image whose energy is that near to a threshold may fall on its other side.
     Raises ValueError for a dataset whose views have no numbers or whose images share theirs, and for a full disk.
     """
 
     def __init__(
-        self, teacher: LiveTeacher, dataset: Any, cache_dir: str | Path, accelerator: Accelerator | None = None
+        self,
+        teacher: LiveTeacher,
+        dataset: Any,
+        cache_dir: str | Path,
+        accelerator: Accelerator | None = None,
+        on_device: bool | None = None,
     ) -> None:
         dataset = original_images(dataset)
         transform = image_transform(dataset)
@@ -61,8 +71,15 @@ class CachedTeacher:
         precision = accelerator.mixed_precision if accelerator else "no"
         key = _key(live, dataset, transform, f"{precision} on {device.type}")
         path = Path(cache_dir).expanduser() / file_name(key)
-        self.store = LogitStore(path, key, (int(index.max()) + 1) * self.num_views, classes)
+        file = LogitStore(path, key, (int(index.max()) + 1) * self.num_views, classes)
+        self.store: LogitStore | DeviceStore = file
+        if fits(file.nbytes, device) if on_device is None else on_device:
+            self.store = DeviceStore(file, device)
         self.rows = self.hits = 0  # how many were asked for, and how many of them were known
+
+    def flush(self) -> None:
+        """Have all rows in the file, those too that are on their way from a device."""
+        self.store.flush()
 
     @torch.no_grad()
     def __call__(self, **inputs: Any) -> Tensor:
@@ -79,19 +96,25 @@ class CachedTeacher:
             flat = images.flatten(0, -4)  # [M, 3, H, W]
             unknown = (~known).nonzero().squeeze(-1)
             # A batch of new rows alone goes as it is: the very call that the live teacher gets.
-            fresh = self.teacher(pixel_values=flat[unknown.to(flat.device)] if known.any() else flat).float().cpu()
-            logits[unknown] = self.store.write(slots[unknown], fresh)
+            # A compiled teacher always gets whole batches: each new size would be compiled anew.
+            if known.any() and not isinstance(self.teacher, OptimizedModule):
+                fresh = self.teacher(pixel_values=flat[send(unknown, flat.device)])
+            else:
+                fresh = self.teacher(pixel_values=flat)[send(unknown, flat.device)]
+            logits[send(unknown, logits.device)] = self.store.write(slots[unknown], fresh)
         return logits.to(images.device).unflatten(0, images.shape[:-3])
 
     def _slots(self, inputs: dict[str, Any], by_image: bool) -> Tensor:
         """The place [M] of each row in the store, -1 for a view without a number."""
-        if "index" not in inputs or "view" not in inputs:
+        on_host = inputs.get("host_rows")
+        if on_host is None and ("index" not in inputs or "view" not in inputs):
             raise ValueError(
                 f"a batch with {sorted(inputs)} does not say which image and view a row is: keep the columns `index` "
                 "and `view` of the dataset in the collator, or give no teacher_cache_dir"
             )
-        view = inputs["view"].cpu()
-        index = inputs["index"].cpu().view(-1, *[1] * (view.ndim - 1))  # [B] or [B, 1]
+        view = inputs["view"].cpu() if on_host is None else on_host.view
+        index = inputs["index"].cpu() if on_host is None else on_host.index
+        index = index.view(-1, *[1] * (view.ndim - 1))  # [B] or [B, 1]
         slots = torch.where(view < 0, -1, index * self.num_views + view)
         images = self.store.slots // self.num_views
         if bool((slots >= self.store.slots).any()):

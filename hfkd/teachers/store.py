@@ -16,20 +16,18 @@ from filelock import FileLock
 from torch import Tensor
 
 from hfkd.files import write_atomically
+from hfkd.teachers.levels import decode, encode
 
 logger = logging.getLogger(__name__)
 
 HEADER = 4096  # bytes before the first record; room for the key
 LAYOUT = 1  # raise this when the bytes of a record change
-LEVELS = 65534  # steps between a row's lowest and highest logit: int16 from -32767 to 32767
 
 
 class LogitStore:
     """`slots` places for one row of logits each, empty until written: read and write by slot number.
 
-    A record is C int16 q, float32 step and offset, and a checksum: z = offset + step q. The step spreads the row's own
-    range over 65,534 levels, the offset keeps logsumexp(z). A logit is off by at most 1/65,534 of its row's range:
-    on CIFAR-100 0.0003, where centred float16, which takes as many bytes, is off by 0.01.
+    A record is a row's int16 levels, their float32 step and offset (`hfkd.teachers.levels`), and a checksum.
 
     No locks: a record counts only when its checksum, which covers its slot, is right. One that is half written, written
     by two at once, or damaged is an empty one. A killed process leaves what it has written, for that is the kernel's.
@@ -59,30 +57,41 @@ class LogitStore:
 
     def read(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """[M] slots -> logits [M, C] float32, and which rows have any [M]; the others are zero."""
+        levels, scale, found = self.read_encoded(slots)
+        return torch.where(found[:, None], decode(levels, scale), 0.0), found
+
+    def read_encoded(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[M] slots -> levels [M, C] and scale [M, 2] as `encode` makes them, and which rows are any [M]."""
         wanted = slots.numpy()
         inside = (wanted >= 0) & (wanted < self.slots)
         records = self._records[np.where(inside, wanted, 0)]  # [M, record], a copy: what is checked is what is used
         tags = records[:, self.payload :].view(np.uint64).squeeze(-1)
         found = torch.from_numpy(inside & (tags == self._checksums(records[:, : self.payload], wanted)))
         levels = torch.from_numpy(records[:, : 2 * self.classes].view(np.int16))
-        scale = torch.from_numpy(records[:, self.payload - 8 : self.payload].view(np.float32))
-        return torch.where(found[:, None], _decode(levels, scale), 0.0), found
+        return levels, torch.from_numpy(records[:, self.payload - 8 : self.payload].view(np.float32)), found
 
     def write(self, slots: Tensor, logits: Tensor) -> Tensor:
-        """Store logits [M, C] in [M] slots and return them as they will be read.
+        """Store logits [M, C] in [M] slots and return them, on the CPU, as they will be read.
 
         Rows that are not finite, or whose slot is -1, are left out and returned as they are.
         """
+        logits = logits.float().cpu()
         kept = (slots >= 0) & logits.isfinite().all(1)
-        slots, rows = slots[kept], logits[kept].float()
-        levels, scale = _encode(rows)
+        levels, scale = encode(logits[kept])
+        self.write_encoded(slots[kept], levels, scale)
+        return logits.index_put((kept,), decode(levels, scale))
+
+    def write_encoded(self, slots: Tensor, levels: Tensor, scale: Tensor) -> None:
+        """Store rows that `encode` made."""
         records = np.zeros((len(slots), self.record), np.uint8)
         records[:, : 2 * self.classes] = levels.numpy().view(np.uint8)
         records[:, self.payload - 8 : self.payload] = scale.numpy().view(np.uint8)
         tags = self._checksums(records[:, : self.payload], slots.numpy())
         records[:, self.payload :] = tags[:, None].view(np.uint8)
         self._put(slots.tolist(), records)
-        return logits.float().index_put((kept,), _decode(levels, scale))
+
+    def flush(self) -> None:
+        """Nothing is under way here: what was written is the kernel's."""
 
     def count(self) -> int:
         """How many slots hold a row. Reads the whole file."""
@@ -131,20 +140,6 @@ class LogitStore:
             os.truncate(part, self.nbytes)
 
         write_atomically(self.path, fill)
-
-
-def _encode(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """logits [M, C] -> levels [M, C] int16; step and offset [M, 2] float32."""
-    low, high = logits.amin(1, keepdim=True), logits.amax(1, keepdim=True)
-    step = ((high - low) / LEVELS).clamp(min=1e-30)
-    levels = ((logits - low) / step - LEVELS / 2).round().clamp(-LEVELS / 2, LEVELS / 2).to(torch.int16)
-    offset = logits.double().logsumexp(1, keepdim=True) - (levels * step).double().logsumexp(1, keepdim=True)
-    return levels, torch.cat([step, offset.float()], dim=1)
-
-
-def _decode(levels: Tensor, scale: Tensor) -> Tensor:
-    step, offset = scale.split(1, dim=1)
-    return torch.addcmul(offset, levels.float(), step)  # [M, C]
 
 
 def file_name(key: dict[str, str]) -> str:

@@ -15,19 +15,23 @@ from hfkd.loss import DistillationLoss
 from hfkd.objectives import KD, OBJECTIVES
 from hfkd.signals import energy, entropy
 from hfkd.teachers import CachedTeacher, LiveTeacher
+from hfkd.teachers.device_store import DeviceStore
 from hfkd.temperatures import Energy
 
 THRESHOLDS = (-9.0, -5.0)
 BOUND = 1e-4  # of losses, energies and entropies, cached against live, relative to 1 + their size
 
 
+both_stores = pytest.mark.parametrize("on_device", [False, True], ids=["file", "device"])
+
+
 def batch_of(data, rows):
     return ImageCollator()(data.__getitems__(list(rows)))
 
 
-def cached(tmp_path, data, net=None):
+def cached(tmp_path, data, net=None, on_device=False):
     net = net or Counted()
-    made = CachedTeacher(LiveTeacher(net), data, tmp_path)
+    made = CachedTeacher(LiveTeacher(net), data, tmp_path, on_device=on_device)
     net.images = 0  # the one that told the number of classes
     return made
 
@@ -65,27 +69,31 @@ def test_energies_and_entropies_agree_with_the_live_teachers(tmp_path, t):
         torch.testing.assert_close(signal(taught(**batch), t), signal(live(**batch), t), rtol=BOUND, atol=BOUND)
 
 
-def test_the_first_run_and_the_later_ones_get_the_same_bits(tmp_path):
+@both_stores
+def test_the_first_run_and_the_later_ones_get_the_same_bits(tmp_path, on_device):
     data = packed()
-    taught, batch = cached(tmp_path, data), batch_of(data, range(23))
+    taught, batch = cached(tmp_path, data, on_device=on_device), batch_of(data, range(23))
     assert torch.equal(taught(**batch), taught(**batch))
     assert (taught.rows, taught.hits) == (46, 23)
 
 
-def test_nan_is_neither_kept_nor_hidden(tmp_path):
+@both_stores
+def test_nan_is_neither_kept_nor_hidden(tmp_path, on_device):
     data = packed()
-    taught, batch = cached(tmp_path, data), batch_of(data, range(4))
+    taught, batch = cached(tmp_path, data, on_device=on_device), batch_of(data, range(4))
     batch["pixel_values"][1] = float("nan")
     assert taught(**batch).isnan().any(1).tolist() == [False, True, False, False]
+    taught.flush()
     assert taught.store.count() == 3
 
 
 # ---- only what is missing --------------------------------------------------------------------------------------------
 
 
-def test_the_network_sees_each_view_once_and_later_runs_none(tmp_path):
+@both_stores
+def test_the_network_sees_each_view_once_and_later_runs_none(tmp_path, on_device):
     data, net = packed(), Counted()
-    taught, transform = cached(tmp_path, data, net), data.format["format_kwargs"]["transform"]
+    taught, transform = cached(tmp_path, data, net, on_device), data.format["format_kwargs"]["transform"]
     seen = set()
     for epoch in range(4):
         transform.set_epoch(epoch)
@@ -96,19 +104,21 @@ def test_the_network_sees_each_view_once_and_later_runs_none(tmp_path):
             seen |= set(zip(batch["index"].tolist(), batch["view"].tolist(), strict=True))
     assert net.images == len(seen)
     assert (taught.rows, taught.hits) == (4 * 23, 4 * 23 - len(seen))
+    taught.flush()
     assert taught.store.count() == len(seen)
 
     later, other = Counted(), packed(transform=ImageTransform(augment=True, seed=5))
-    again = cached(tmp_path, other, later)
+    again = cached(tmp_path, other, later, on_device)
     for epoch in range(3):
         transform.set_epoch(epoch)
         again(**batch_of(data, range(23)))
     assert later.images == 0
 
 
-def test_views_without_a_number_run_every_time_and_only_they(tmp_path):
+@both_stores
+def test_views_without_a_number_run_every_time_and_only_they(tmp_path, on_device):
     data, net = packed(), Counted()
-    taught, batch = cached(tmp_path, data, net), batch_of(data, range(23))
+    taught, batch = cached(tmp_path, data, net, on_device), batch_of(data, range(23))
     taught(**batch)
     net.images = 0
     mixed = batch | {"view": batch["view"].clone(), "pixel_values": batch["pixel_values"].clone()}
@@ -224,7 +234,9 @@ def test_training_with_the_cache_is_training_with_the_teacher(tmp_path):
     cold, cold_losses = run(tmp_path, "cold", Counted(), packed(), teacher_cache_dir=str(tmp_path / "cache"))
     assert live.cached_teacher is None
     assert cold.cached_teacher.hits == 0
-    warm, warm_losses = run(tmp_path, "warm", Counted(), packed(), teacher_cache_dir=str(tmp_path / "cache"))
+    held = {"teacher_cache_dir": str(tmp_path / "cache"), "teacher_cache_on_device": True}
+    warm, warm_losses = run(tmp_path, "warm", Counted(), packed(), **held)
+    assert isinstance(warm.cached_teacher.store, DeviceStore)
     assert warm.cached_teacher.hits == warm.cached_teacher.rows == cold.cached_teacher.rows > 0
     assert warm_losses == cold_losses == pytest.approx(losses, rel=BOUND)
     for a, b in zip(warm.model.parameters(), cold.model.parameters(), strict=True):
@@ -251,3 +263,20 @@ def test_what_the_cache_cannot_serve_is_refused_when_the_trainer_is_built(tmp_pa
     with pytest.raises(ValueError, match="only for views that have numbers"):
         DistillationTrainer(Net(), teacher(), args, train_dataset=Rows())
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_compiled_teacher_gets_whole_batches(tmp_path):
+    """A batch's unknown rows alone would be another size at each step, and each compiled anew."""
+    data, sizes = packed(), []
+    taught = CachedTeacher(LiveTeacher(Counted()), data, tmp_path)
+    taught(**batch_of(data, range(5)))
+    taught.teacher.register_forward_pre_hook(lambda m, a, k: sizes.append(len(k["pixel_values"])), with_kwargs=True)
+    live = taught.teacher
+    for compiled, expected in ((False, 18), (True, 23)):
+        taught.teacher = torch.compile(live, backend="eager") if compiled else live
+        file = taught.store.path.read_bytes()
+        got = taught(**batch_of(data, range(23)))
+        torch.testing.assert_close(got, live(**batch_of(data, range(23))), rtol=BOUND, atol=BOUND)
+        assert sizes[0] == expected
+        sizes.clear()
+        taught.store.path.write_bytes(file)  # as before: five are known

@@ -12,7 +12,8 @@ import torch
 from processes import start
 from store_job import CLASSES, KEY, SLOTS, rows_of, write
 
-from hfkd.teachers.store import HEADER, LEVELS, LogitStore
+from hfkd.teachers.levels import LEVELS
+from hfkd.teachers.store import HEADER, LogitStore
 
 
 def store(path, slots=SLOTS, classes=CLASSES, key=KEY):

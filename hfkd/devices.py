@@ -1,0 +1,21 @@
+"""Small tensors for a device, without the host waiting for its queue to empty, as `.to` and `torch.tensor` do."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU, which nobody writes to any more, on `device`."""
+    if device.type == "cpu":
+        return tensor
+    if torch.cuda.is_available():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+@lru_cache
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers [N] float32 that are sent once, for all who ask for the same ones."""
+    return send(torch.tensor(values), device)

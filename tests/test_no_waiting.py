@@ -1,0 +1,177 @@
+"""A training step hands the GPU its work and goes on: nothing from the loader to the loss waits for an answer."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from fake_gpu import GPU, FakeGPU, HostWaits
+from toys import arguments
+
+from hfkd import DistillationTrainer
+from hfkd.averages import BatchAverage
+from hfkd.data import ImageTransform
+from hfkd.data.collate import ImageCollator
+from hfkd.data.digits import load_digits
+from hfkd.data.resident import HostRows, ResidentImages
+from hfkd.models import image_classifier
+from hfkd.objectives import OBJECTIVES
+from hfkd.teachers import CachedTeacher, LiveTeacher
+from hfkd.temperatures import Energy, Gradation, Learned
+
+TRAIN = load_digits()[0].select(range(40))
+TEMPERATURES = {
+    "constant": 4.0,
+    "energy": Energy(thresholds=(-9.0, -5.0)),
+    "gradation": Gradation((2.0, 4.0, 6.0), thresholds=(-9.0, -5.0)),
+    "learned": Learned(),
+}
+
+
+@pytest.fixture
+def gpu():
+    from hfkd.data import transforms
+    from hfkd.devices import constant
+
+    with FakeGPU() as fake:
+        yield fake
+    constant.cache_clear()  # they hold tensors of a device that is gone
+    transforms._affine.cache_clear()
+
+
+def images(**transform):
+    return ResidentImages(TRAIN).with_transform(ImageTransform(augment=True, **transform))
+
+
+def make(gpu, tmp_path, student=None, teacher=None, data=None, **slots):
+    """A trainer with its networks, its loss and a batch of 8 on the GPU."""
+    with gpu.unwatched():
+        trainer = DistillationTrainer(
+            student or image_classifier("cifar_resnet8", 10),
+            teacher or image_classifier("cifar_resnet20", 10),
+            arguments(tmp_path, average_tokens_across_devices=False),
+            train_dataset=data or images(),
+            **slots,
+        )
+        for module in (trainer.model, trainer.teacher, trainer.distillation_loss):
+            gpu.move(module)
+        batch = gpu.move(ImageCollator()(trainer.train_dataset.__getitems__(list(range(8)))))
+    return trainer, batch
+
+
+# ---- the trap ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.tolist(),
+        lambda x: bool((x > 0).all()),
+        lambda x: (x > 0).nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x[[0, 1]],
+        lambda x: x[torch.tensor([0, 1])],
+        lambda x: x.cpu(),
+        lambda x: x.new_tensor([1.0]),
+        lambda x: torch.ones(3).to(GPU),
+        lambda x: torch.tensor([1.0], device=GPU),
+        lambda x: torch.as_tensor(64, device=GPU),
+    ],
+)
+def test_what_waits_is_found(gpu, wait):
+    with pytest.raises(HostWaits):
+        wait(gpu.move(torch.randn(4, 3)))
+
+
+def test_what_does_not_wait_runs(gpu):
+    x = gpu.move(torch.randn(4, 3))
+    x[x > 0] = 0
+    x[torch.arange(2, device=GPU)] += torch.full((), 3.0, device=GPU)
+    assert (x @ x.T).device == GPU
+    assert torch.ones(3).to(GPU, non_blocking=True).device == GPU
+    assert torch.tensor([1, 2]).sum().item() == 3  # the host's own
+
+
+# ---- the step --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("weighting", ["uniform", "entropy"])
+def test_no_objective_waits(gpu, tmp_path, objective, weighting):
+    slots = {"objective": objective, "weighting": weighting, "temperature": TEMPERATURES["energy"]}
+    trainer, batch = make(gpu, tmp_path, **slots)
+    count = trainer._get_num_items_in_batch([batch], GPU)
+    assert trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=count).device == GPU
+
+
+@pytest.mark.parametrize("name", TEMPERATURES)
+def test_no_temperature_waits(gpu, tmp_path, name):
+    trainer, batch = make(gpu, tmp_path, temperature=deepcopy(TEMPERATURES[name]))
+    assert trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=8).device == GPU
+
+
+def test_two_views_do_not_wait(gpu, tmp_path):
+    trainer, batch = make(gpu, tmp_path, data=images(views=2), objective="mld")
+    assert batch["pixel_values"].shape[:2] == (8, 2)
+    assert trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=8).device == GPU
+
+
+def test_adding_up_what_will_be_logged_does_not_wait(gpu):
+    average = BatchAverage()
+    for _ in range(2):
+        average.add({"loss": gpu.move(torch.ones(()))}, 8)
+        average.keep()
+
+
+def test_evaluating_a_batch_does_not_wait(gpu, tmp_path):
+    trainer, batch = make(gpu, tmp_path)
+    loss, logits = trainer._evaluate_batch(trainer.model.eval(), batch)
+    assert (loss.device, logits.device) == (GPU, GPU)
+
+
+# ---- the loader ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transform", [{}, {"flip": False}], ids=repr)
+def test_making_a_batch_does_not_wait(gpu, transform):
+    data = images(**transform)
+    with gpu.unwatched():
+        data.move(GPU)
+    batch = data.__getitems__([3, 0, 7])
+    assert {x.device for x in batch.values() if isinstance(x, torch.Tensor)} == {GPU}
+
+
+def test_the_host_knows_what_the_gpu_sees(gpu):
+    data, there = images(), images()
+    with gpu.unwatched():
+        there.move(GPU)
+    for epoch in range(2):
+        for held in (data, there):
+            held.format["format_kwargs"]["transform"].set_epoch(epoch)
+        here, rows = data.__getitems__([3, 0, 7]), there.__getitems__([3, 0, 7])["host_rows"]
+        assert torch.equal(rows.index, here["index"])
+        assert torch.equal(rows.view, here["view"])
+        assert "host_rows" not in here
+
+
+# ---- the cached teacher ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", [8, 5, 0])
+def test_looking_up_the_teachers_logits_does_not_wait(gpu, tmp_path, known):
+    data = images()
+    batch = data.__getitems__(list(range(8)))
+    with gpu.unwatched():
+        teacher = LiveTeacher(image_classifier("cifar_resnet8", 10))
+        first = CachedTeacher(teacher, data, tmp_path)
+        if known:
+            first(**data.__getitems__(list(range(known))))
+        cached = CachedTeacher(teacher, data, tmp_path, on_device=True)
+        gpu.move(cached.teacher)
+        cached.store.levels, cached.store.scale = gpu.move(cached.store.levels), gpu.move(cached.store.scale)
+        there = gpu.move(batch)
+    host = HostRows(batch["index"], batch["view"])
+    assert cached(**there, host_rows=host).shape == (8, 10)
+    assert cached.hits == known
+    with pytest.raises(HostWaits):  # without it the host has to ask
+        cached(**there)
