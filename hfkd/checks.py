@@ -43,7 +43,7 @@ def check_networks(
     if call.takes_tokens:
         for network in (student, *(teacher.networks if teacher else ())):
             _check_positions(network, dataset)
-        batch = {name: values[:, :PROBED_TOKENS] if values.ndim > 1 else values for name, values in batch.items()}
+        batch = {k: v[:, :PROBED_TOKENS] if isinstance(v, Tensor) and v.ndim > 1 else v for k, v in batch.items()}
     modes = [(module, module.training) for module in student.modules()]
     try:
         classes = call(student.eval(), _on(student, batch)).shape[-1]

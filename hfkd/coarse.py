@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hfkd.devices import constant
 from hfkd.items import Items, Outputs, Targets
 from hfkd.signals import upcast
 
@@ -59,7 +60,7 @@ class StoredOutputs(Outputs):
         """
         z = self._likeliest
         if self._tails:
-            known = torch.tensor(list(self._tails), device=temperature.device)  # [S]
+            known = constant(tuple(self._tails), temperature.device)  # [S]
             gap = (temperature.detach().unsqueeze(-1) - known).abs()  # [N, S]
             tail = torch.stack(list(self._tails.values()), -1).gather(-1, gap.argmin(-1, keepdim=True))
             z = torch.cat([z, tail.where(gap.amin(-1, keepdim=True) < 1e-4, torch.nan)], -1)

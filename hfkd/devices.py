@@ -1,9 +1,17 @@
 """Small tensors for a device, without the host waiting for its queue to empty, as `.to` and `torch.tensor` do."""
 
 from functools import lru_cache
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+
+
+class OnHost:
+    """A part of a batch that stays where the host can read it, when a loader sends the batch to a device."""
+
+    def to(self, *args: Any, **keywords: Any) -> Self:
+        return self
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -4,7 +4,7 @@ N items, B batch rows, L length, C classes or vocabulary, V vocabulary.
 An item is an image, or one unmasked target token. A sample is an image or a whole sequence: `sample[n]` says which.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hfkd import signals
+from hfkd.devices import OnHost, send
 
 IGNORED = -100  # the label Hugging Face models skip
 
@@ -143,6 +144,7 @@ def token_items(
     student_hidden: Sequence[Tensor] = (),
     teacher_hidden: Sequence[Tensor] = (),
     progress: float = 0.0,
+    host_targets: "HostTargets | None" = None,
 ) -> Items:
     """One item an unmasked target token: logits [B, L, V], labels [B, L], hidden states each [B, L, ...].
 
@@ -151,7 +153,7 @@ def token_items(
     """
     same_classes(student_logits.shape[-1], teacher_logits.shape[-1])
     teacher_logits, teachers = _several(teacher_logits, student_logits.ndim)
-    tokens = Targets(labels)
+    tokens = Targets(labels, host_targets)
     return Items(
         Outputs(tokens.pick(student_logits), tuple(map(tokens.pick, student_hidden))),
         Outputs(tokens.pick(teacher_logits), tuple(map(tokens.pick, teacher_hidden))),
@@ -184,36 +186,63 @@ class HiddenItems:
 
 
 def token_hidden(
-    student_hidden: Tensor, teacher_hidden: Tensor, labels: Tensor, *, progress: float = 0.0
+    student_hidden: Tensor,
+    teacher_hidden: Tensor,
+    labels: Tensor,
+    *,
+    progress: float = 0.0,
+    host_targets: "HostTargets | None" = None,
 ) -> HiddenItems:
     """`token_items` one layer earlier: the last hidden states [B, L, H] that the output heads read."""
-    tokens = Targets(labels)
+    tokens = Targets(labels, host_targets)
     student, teacher = tokens.pick(student_hidden), tokens.pick(teacher_hidden)
     return HiddenItems(student, teacher, tokens.labels, tokens.sample, len(labels), progress)
 
 
 @dataclass(frozen=True)
 class ItemRule:
-    """How a batch becomes items, and how its labels are counted."""
+    """How a batch becomes items, and how its labels are counted. `known`: what `make` takes from the batch by name."""
 
     make: Callable[..., Items]
     count: Callable[[Tensor], Any]
+    known: tuple[str, ...] = ()
+
+    def of(self, inputs: Mapping[str, Any], student_logits: Tensor, teacher_logits: Tensor, **others: Any) -> Items:
+        """The items of a batch with `labels`, of which two networks gave these logits."""
+        known = {name: inputs[name] for name in self.known if name in inputs}
+        return self.make(student_logits, teacher_logits, inputs["labels"], **known, **others)
 
 
 IMAGES = ItemRule(image_items, count_image_items)
-TOKENS = ItemRule(token_items, count_token_items)
+TOKENS = ItemRule(token_items, count_token_items, ("host_targets",))
+
+
+@dataclass(frozen=True)
+class HostTargets(OnHost):
+    """The `Targets` of a batch, found before its labels [B, L] left the host: position [N], into B * L.
+
+    How many they are decides the shape of all that follows, and to ask a GPU is to wait for it.
+    """
+
+    position: Tensor
+    shape: torch.Size
+
+    @classmethod
+    def of(cls, labels: Tensor) -> "HostTargets":
+        return cls(_target_positions(labels), labels.shape)
 
 
 class Targets:
     """Which positions of [B, L] labels predict a token, and that token's label and sample."""
 
-    def __init__(self, labels: Tensor) -> None:
+    def __init__(self, labels: Tensor, known: HostTargets | None = None) -> None:
         if labels.ndim != 2:
             raise ValueError(f"labels of shape {tuple(labels.shape)}: tokens need [batch, length], one label a token")
         self.shape = labels.shape
-        wanted = torch.zeros_like(labels, dtype=torch.bool)
-        wanted[:, :-1] = labels[:, 1:] != IGNORED
-        self.position = wanted.flatten().nonzero().squeeze(-1)  # [N], into B * L
+        if known is not None and known.shape == labels.shape:  # not when the batch was cut in parts on its way
+            self.position = send(known.position, labels.device)
+        else:
+            self.position = _target_positions(labels)
         self.labels = labels.flatten()[self.position + 1]
         self.sample = self.position // max(labels.shape[1], 1)
 
@@ -228,6 +257,13 @@ class Targets:
                 "must agree; a model that returns only some positions needs logits_to_keep=0"
             )
         return values.flatten(0, 1).index_select(0, self.position)
+
+
+def _target_positions(labels: Tensor) -> Tensor:
+    """[B, L] -> [N], into B * L: those whose next label is a token."""
+    wanted = torch.zeros_like(labels, dtype=torch.bool)
+    wanted[:, :-1] = labels[:, 1:] != IGNORED
+    return wanted.flatten().nonzero().squeeze(-1)
 
 
 def _views(logits: Tensor, labels: Tensor) -> int:

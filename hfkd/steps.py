@@ -51,7 +51,7 @@ class DenseStep:
         """What both networks say about a batch."""
         logits = self.call(student, inputs)[..., : self.num_classes]
         taught = self.taught(logits, teacher, inputs)
-        return self.rule.make(logits, taught, inputs["labels"], progress=progress)
+        return self.rule.of(inputs, logits, taught, progress=progress)
 
     def watched(self, items: Items, asked: bool) -> Items:
         """`items`, looked at by the watch; `asked`: whether their teacher is one."""
@@ -102,7 +102,8 @@ class ChunkedStep:
         asked = teacher if self.loss.kd_weight else None
         if asked is not None:
             taught, teacher_head = asked(last_hidden=True, **inputs), output_head(asked.model)
-        items = token_hidden(hidden, taught, inputs["labels"], progress=progress)
+        known = inputs.get("host_targets")
+        items = token_hidden(hidden, taught, inputs["labels"], progress=progress, host_targets=known)
         if self.watch is not None:
             self.watch.outputs(items.student, items.teacher if asked else None, items.sample)
         with self.autocast():

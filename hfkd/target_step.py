@@ -42,7 +42,7 @@ class TargetStep:
         num_items: Tensor | int | None,
         progress: float,
     ) -> Step:
-        targets, live = Targets(inputs["labels"]), None
+        targets, live = Targets(inputs["labels"], inputs.get("host_targets")), None
         logits = self._logits(student, partial(self.call, student, inputs), targets)
         if self.loss.kd_weight and isinstance(teacher, CachedTextTeacher):
             items: Items = coarse_items(logits, teacher.outputs(inputs), targets, progress)

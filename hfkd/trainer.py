@@ -163,7 +163,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         cut, taught = slice(self.num_classes), logits
         if self.args.evaluate_kl and self.teacher is not None:
             taught = self._evaluated_network(self.teacher)(**inputs)
-        items = self.rule.make(logits[..., cut], taught[..., cut], inputs["labels"])
+        items = self.rule.of(inputs, logits[..., cut], taught[..., cut])
         values = {"loss": cross_entropy(items.student.logits, items.labels)}
         if taught is not logits:
             values["kl"] = KD(scale="none")(items, torch.ones_like(values["loss"]))

@@ -5,6 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 from fake_gpu import GPU, FakeGPU, HostWaits
+from text_toys import TokenRows, language_model, taught_model
 from toys import arguments
 
 from hfkd import DistillationTrainer
@@ -13,6 +14,7 @@ from hfkd.data import ImageTransform
 from hfkd.data.collate import ImageCollator
 from hfkd.data.digits import load_digits
 from hfkd.data.resident import HostRows, ResidentImages
+from hfkd.data.text_collate import TokenCollator
 from hfkd.models import image_classifier
 from hfkd.objectives import OBJECTIVES
 from hfkd.teachers import CachedTeacher, LiveTeacher
@@ -127,6 +129,37 @@ def test_evaluating_a_batch_does_not_wait(gpu, tmp_path):
     trainer, batch = make(gpu, tmp_path)
     loss, logits = trainer._evaluate_batch(trainer.model.eval(), batch)
     assert (loss.device, logits.device) == (GPU, GPU)
+
+
+# ---- tokens ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"loss_chunk_size": 0}, {"loss_chunk_size": 2}, {"objective": "dist"}],
+    ids=["heads on targets", "chunks", "whole logits"],
+)
+def test_a_step_on_tokens_does_not_wait(gpu, tmp_path, settings):
+    rows = [TokenRows()[i] for i in range(4)]
+    with gpu.unwatched():
+        trainer = DistillationTrainer(
+            language_model(),
+            taught_model(),
+            arguments(tmp_path, **settings, temperature="energy(thresholds=(-9.0, -5.0))", weighting="entropy"),
+            train_dataset=TokenRows(),
+            data_collator=TokenCollator(0),
+        )
+        for module in (trainer.model, trainer.teacher):
+            gpu.move(module)
+        made = TokenCollator(0)(rows)
+        batch = {name: x if name == "host_targets" else gpu.move(x) for name, x in made.items()}
+    count = trainer._get_num_items_in_batch([batch], GPU)
+    with torch.no_grad():  # a chunked loss computes its gradients at once
+        assert trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=count).device == GPU
+    trainer._evaluate_batch(trainer.model.eval(), batch)
+    del batch["host_targets"]
+    with pytest.raises(HostWaits):  # without them the device has to be asked
+        trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=count)
 
 
 # ---- the loader ------------------------------------------------------------------------------------------------------

@@ -11,14 +11,14 @@ from datasets import Dataset
 from torch import Tensor
 
 from hfkd.data.transforms import ImageTransform, unpack_pixels
-from hfkd.devices import send
+from hfkd.devices import OnHost, send
 
 LARGEST = 1 << 30  # bytes of pixels that are held unless somebody asks for more
 
 
 @dataclass(frozen=True)
-class HostRows:
-    """A batch's `index` [B] and `view` [B], or [B, V], where the host can read them. No loader moves it to a device."""
+class HostRows(OnHost):
+    """A batch's `index` [B] and `view` [B], or [B, V]."""
 
     index: Tensor
     view: Tensor

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from hfkd.items import IGNORED
+from hfkd.items import IGNORED, HostTargets
 
 logger = logging.getLogger(__name__)
 
@@ -20,9 +20,10 @@ logger = logging.getLogger(__name__)
 class TokenCollator:
     """Rows with `input_ids` -> `input_ids`, `attention_mask`, `position_ids`; `labels`, `index` where rows have them.
 
-    All [B, L] int64, `index` [B]. Right-padded for training, left-padded for generation. The positions are explicit
-    because GPT-2 counts padding too when it is left to count. Everything is masked by length, never by id: with the end
-    of sequence as padding (the choice when the tokenizer has no pad token) a real end stays a target.
+    All [B, L] int64, `index` [B]; labels bring their `HostTargets`, as `host_targets`. Right-padded for training,
+    left-padded for generation. The positions are explicit because GPT-2 counts padding too when it is left to count.
+    Everything is masked by length, never by id: with the end of sequence as padding (the choice when the tokenizer has
+    no pad token) a real end stays a target.
     `tokenizer`: a tokenizer, or the padding id itself. Other columns are left out.
     """
 
@@ -37,9 +38,9 @@ class TokenCollator:
             raise ValueError(f"pad_to_multiple_of={self.pad_to_multiple_of} must be 1 or more tokens, or None")
         self.pad_token_id = self.tokenizer if isinstance(self.tokenizer, int) else padding_id(self.tokenizer)
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         lengths = [len(row["input_ids"]) for row in rows]
-        batch = {
+        batch: dict[str, Any] = {
             "input_ids": self._pad([row["input_ids"] for row in rows], self.pad_token_id),
             "attention_mask": self._pad([[1] * length for length in lengths], 0),
             "position_ids": self._pad([range(length) for length in lengths], 0),
@@ -51,6 +52,7 @@ class TokenCollator:
                     f"labels of {[len(row) for row in labels]} for input_ids of {lengths} tokens: give one each"
                 )
             batch["labels"] = self._pad(labels, IGNORED)
+            batch["host_targets"] = HostTargets.of(batch["labels"])
         if "index" in rows[0]:
             batch["index"] = torch.tensor([row["index"] for row in rows])  # [B]
         return batch

@@ -33,7 +33,7 @@ class Call:
 
     def hidden(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """The last hidden states [B, L, H] of a language model, with the logits of one position only."""
-        output = model(**self._named(inputs), output_hidden_states=True, logits_to_keep=1, use_cache=False)
+        output = model(**self._named(inputs), output_hidden_states=True, logits_to_keep=1)
         return output.hidden_states[-1]
 
     @property
@@ -42,7 +42,10 @@ class Call:
         return self.keywords is not None and "pixel_values" not in self.keywords
 
     def _named(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in inputs.items() if k in (self.keywords or ())}
+        keywords = self.keywords or ()
+        # Keys and values are kept for generating; by default each layer copies its own, in the teacher too.
+        whole_sequences = {"use_cache": False} if "use_cache" in keywords else {}
+        return {k: v for k, v in inputs.items() if k in keywords} | whole_sequences
 
 
 def logits_of(output: Any) -> Tensor:

@@ -145,7 +145,7 @@ def _run(
     for batch in tqdm(loader, desc="Scanning the training set with the teacher", disable=quiet, leave=False):
         batch = {k: v.to(device) for k, v in batch.items()}
         logits = teacher(**batch)
-        items = rule.make(logits, logits, batch["labels"])
+        items = rule.of(batch, logits, logits)
         per_item = [items.teacher.energy(t_e), items.teacher.entropy(t_h), items.teacher.logits.argmax(-1).float()]
         seen = items.sample_means(torch.stack(per_item, dim=-1))  # [B, 3]
         parts.append(accelerator.gather_for_metrics(seen) if accelerator is not None else seen)

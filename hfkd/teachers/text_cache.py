@@ -246,7 +246,7 @@ def _shard(
     for start in range(0, len(rows), batch_size):
         numbers = by_length[start : start + batch_size]
         batch = {key: v.to(device) for key, v in collate([rows[i] for i in numbers]).items()}
-        targets = Targets(batch["labels"])
+        targets = Targets(batch["labels"], batch["host_targets"])
         logits = signals.upcast(targets.pick(teacher(**batch))[:, : manifest.num_classes])  # [N, V]
         if not torch.isfinite(logits.logsumexp(-1)).all():
             broken = sorted(int(rows[i]["index"]) for i in numbers)

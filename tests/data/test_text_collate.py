@@ -16,6 +16,9 @@ ROWS = [
 
 def test_right_padding_masks_by_length_so_a_real_end_stays_a_target():
     batch = TokenCollator(word_tokenizer())(ROWS)
+    known = batch.pop("host_targets")
+    assert known.to("cuda", non_blocking=True) is known  # no loader moves it
+    assert (known.position.tolist(), known.shape) == ([0, 1], (2, 3))
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
         "input_ids": [[3, 4, END], [5, END, END]],
         "attention_mask": [[1, 1, 1], [1, 0, 0]],

@@ -5,7 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from hfkd.models import image_classifier
 from hfkd.models.calling import Call, logits_of
@@ -50,6 +57,17 @@ def test_a_text_model_gets_its_mask():
     expected = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     assert torch.equal(Call.of(model)(model, batch), expected)
     assert not torch.equal(expected, model(input_ids=batch["input_ids"]).logits)
+
+
+@pytest.mark.parametrize("way", ["logits", "hidden"])
+def test_a_language_model_keeps_no_keys_and_values(way):
+    """They are for generating. A teacher would copy and hold two [B, L, H] tensors a layer for nothing."""
+    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=10)).eval()
+    assert model.config.use_cache
+    call, outputs = Call.of(model), []
+    model.register_forward_hook(lambda module, args, output: outputs.append(output))
+    (call if way == "logits" else call.hidden)(model, {"input_ids": torch.tensor([[1, 2, 0]])})
+    assert outputs[0].past_key_values is None
 
 
 def test_a_timm_model_bare_and_in_transformers_wrapper():
