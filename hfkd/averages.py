@@ -7,41 +7,61 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from hfkd.devices import send
 from hfkd.items import Items
+
+FOLDED = 64  # batches that are added up at once
 
 
 class BatchAverage:
-    """The mean over all items since the last reading, of values that come as means over the items of a batch."""
+    """The mean over all items since the last reading, of values that come as means over the items of a batch.
+
+    What comes is only put by: it is added up many steps at a time, so that a step launches nothing for it.
+    """
 
     def __init__(self) -> None:
+        self._start_anew()
+
+    def _start_anew(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._items = 0
-        self.keep()
+        self._kept: list[tuple[dict[str, Tensor], int]] = []
+        self._on_trial: list[tuple[dict[str, Tensor], int]] = []
 
     def add(self, means: dict[str, Tensor], num_items: int) -> None:
-        for name, mean in means.items():
-            total = mean * num_items
-            self._sums[name] = self._sums[name] + total if name in self._sums else total
-        self._items += num_items
+        self._on_trial.append((means, num_items))
 
     def keep(self) -> None:
         """What was added so far counts, whatever `forget` forgets later."""
-        self._kept = dict(self._sums), self._items
+        self._kept += self._on_trial
+        self._on_trial = []
+        if len(self._kept) >= FOLDED:
+            self._fold()
 
     def forget(self) -> None:
         """As if nothing had been added since the last `keep`."""
-        self._sums, self._items = dict(self._kept[0]), self._kept[1]
+        self._on_trial = []
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """The means over all ranks; the counting starts anew. Every rank has to call it."""
+        self.keep()
+        self._fold()
         if not self._sums:
             return {}
         names, device = list(self._sums), accelerator.device
         totals = torch.stack([*self._sums.values(), torch.tensor(float(self._items), device=device)])
         *sums, items = accelerator.reduce(totals).tolist()
-        self._sums, self._items = {}, 0
-        self.keep()
+        self._start_anew()
         return {name: value / max(items, 1) for name, value in zip(names, sums, strict=True)}
+
+    def _fold(self) -> None:
+        for name in dict.fromkeys(name for means, _ in self._kept for name in means):
+            found = [(means[name], count) for means, count in self._kept if name in means]
+            means = torch.stack([mean for mean, _ in found])
+            total = means @ send(torch.tensor([float(count) for _, count in found], dtype=means.dtype), means.device)
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+        self._items += sum(count for _, count in self._kept)
+        self._kept = []
 
 
 class RowAverage:

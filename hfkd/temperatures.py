@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hfkd.devices import constant
 from hfkd.items import Items
 from hfkd.learned_temperature import Learned
 from hfkd.slots import positive, resolve
@@ -135,8 +136,9 @@ class Energy(Fitted):
         """The shares of low- and high-energy items behind these temperatures; none for a side that is off."""
         up, down = self._steps
         sides = {"low_energy_share": self.temperature + up, "high_energy_share": self.temperature - down}
-        count = max(len(temperatures), 1)
-        return {k: (temperatures == t).sum() / count for k, t in sides.items() if t != self.temperature}
+        there = {name: t for name, t in sides.items() if t != self.temperature}
+        of_each = temperatures == constant(tuple(there.values()), temperatures.device).unsqueeze(-1)  # [sides, N]
+        return dict(zip(there, (of_each.sum(-1) / max(len(temperatures), 1)).unbind(), strict=True))
 
 
 @dataclass
