@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
-from turns import WARM_UP, Clock, flops, matrix_rate, ratio, table, take_turns, write
+from turns import WARM_UP, Clock, flops, matrix_rate, on_one_gpu, ratio, table, take_turns, write
 
 from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.arguments import parse
@@ -175,7 +175,7 @@ def teacher_network(name: str, classes: int, checkpoint: str | None) -> nn.Modul
 
 
 def training_arguments(given: DistillationArguments, steps: int, batch_size: int) -> DistillationArguments:
-    return DistillationArguments(
+    args = DistillationArguments(
         output_dir=given.output_dir,
         max_steps=steps,
         per_device_train_batch_size=batch_size,
@@ -188,12 +188,14 @@ def training_arguments(given: DistillationArguments, steps: int, batch_size: int
         bf16=given.bf16,
         use_cpu=given.use_cpu,
         torch_compile=given.torch_compile,
+        dataloader_drop_last=True,  # steps of one size
         dataloader_pin_memory=torch.cuda.is_available() and not given.use_cpu,
         save_strategy="no",
         logging_steps=500,
         disable_tqdm=True,
         report_to="none",
     )
+    return on_one_gpu(args)
 
 
 def main() -> None:

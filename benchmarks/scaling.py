@@ -12,6 +12,7 @@ The sizes of an axis take turns, --rounds times; the fastest turn counts, of whi
 process, the seconds are the process' own CPU time, which others on the machine hardly change; else they are the wall's.
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -82,6 +83,8 @@ class BenchmarkArguments(NetworkArguments):
         self.processes = self.processes or usual_processes()
         if self.processes != [1]:
             check_sizes("processes", self.processes)
+        if torch.cuda.is_available() and self.processes[-1] > torch.cuda.device_count():
+            raise ValueError(f"processes {self.processes}: each takes a GPU, and there are {torch.cuda.device_count()}")
 
     @property
     def axes(self) -> list["Axis"]:
@@ -97,9 +100,9 @@ class BenchmarkArguments(NetworkArguments):
 
 
 def usual_processes() -> list[int]:
-    """Doubling up to the GPUs there are; on a CPU two."""
+    """Doubling up to all GPUs there are; on a CPU two."""
     most = torch.cuda.device_count() if torch.cuda.is_available() else 2
-    return [n for n in (1, 2, 4, 8, 16) if n <= most]
+    return [*(n for n in (1, 2, 4, 8) if n < most), most]
 
 
 @dataclass
@@ -168,6 +171,8 @@ class Measured:
 def in_processes(count: int, step: Step) -> list[float]:
     """Seconds of a step, measured by this script run in so many processes with a thread each."""
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"] if count > 1 else []
+    gc.collect()
+    torch.cuda.empty_cache()  # for the others, what this process holds on its GPU
     case = json.dumps({"unit": step.unit} | asdict(step))
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "seconds.json"

@@ -11,7 +11,7 @@ from image_step import THRESHOLDS, teacher_network, training_arguments
 from text_step import RECIPE, gpt2
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
-from turns import Clock
+from turns import Clock, on_one_gpu
 
 from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.data import ImageDataArguments, num_labels
@@ -96,30 +96,31 @@ class TextStep:
     def trainer(self, setting: Setting) -> DistillationTrainer:
         networks, given = setting.networks, setting.given
         size = {"vocab_size": self.vocabulary, "n_positions": self.length, "bos_token_id": 0, "eos_token_id": 0}
+        args = DistillationArguments(
+            given.output_dir,
+            per_device_train_batch_size=self.batch,
+            max_steps=networks.steps,
+            bf16=given.bf16,
+            use_cpu=given.use_cpu,
+            dataloader_pin_memory=False,
+            ddp_find_unused_parameters=False,
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            report_to="none",
+        )
         return DistillationTrainer(
             gpt2(networks.text_student, 0, **size),
             gpt2(networks.text_teacher, 1, **size),
-            DistillationArguments(
-                given.output_dir,
-                per_device_train_batch_size=self.batch,
-                max_steps=networks.steps,
-                bf16=given.bf16,
-                use_cpu=given.use_cpu,
-                dataloader_pin_memory=False,
-                ddp_find_unused_parameters=False,
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
-                report_to="none",
-            ),
+            on_one_gpu(args),
             data_collator=TokenCollator(0),
-            train_dataset=self.rows(),
+            train_dataset=self.rows(networks.steps),
             **RECIPE,
         )
 
-    def rows(self) -> Dataset:
+    def rows(self, steps: int) -> Dataset:
         generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(self.vocabulary, (4 * self.batch, self.length), generator=generator).tolist()
+        ids = torch.randint(self.vocabulary, (steps * self.batch, self.length), generator=generator).tolist()
         half = self.length // 2
         return Dataset.from_list([{"input_ids": row, "labels": [-100] * half + row[half:]} for row in ids])
 

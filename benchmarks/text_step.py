@@ -27,6 +27,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
+from turns import on_one_gpu
 
 from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.data.text_arguments import TextDataArguments
@@ -122,7 +123,7 @@ def trl_trainer(args: argparse.Namespace, rows: Dataset, tokenizer: Any, folder:
     return GKDTrainer(
         model=gpt2(args.student, 0),
         teacher_model=gpt2(args.teacher, 1),
-        args=GKDConfig(**settings(args, folder), **off, max_length=args.max_length),
+        args=on_one_gpu(GKDConfig(**settings(args, folder), **off, max_length=args.max_length)),
         data_collator=TokenCollator(tokenizer),
         train_dataset=rows,
         processing_class=tokenizer,
@@ -135,7 +136,7 @@ def hfkd_trainer(way: str, args: argparse.Namespace, rows: Dataset, tokenizer: A
     trainer = DistillationTrainer(
         gpt2(args.student, 0),
         teacher,
-        DistillationArguments(**settings(args, folder), **more),
+        on_one_gpu(DistillationArguments(**settings(args, folder), **more)),
         processing_class=tokenizer,
         train_dataset=rows,
         **WAYS[way],

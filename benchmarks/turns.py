@@ -9,11 +9,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from hfkd.report.environment import environment
 
@@ -59,6 +59,15 @@ class Clock(TrainerCallback):
         if torch.cuda.is_available():
             return [(counted[-1] - counted[0]) / (len(counted) - 1)]
         return [b - a for a, b in itertools.pairwise(counted)]
+
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+def on_one_gpu(args: Arguments) -> Arguments:
+    """Trainer would spread the batches of one process over all GPUs there are, n times the batch."""
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
 
 
 def take_turns(loops: dict[str, Callable[[], list[float]]], rounds: int) -> dict[str, list[float]]:

@@ -15,10 +15,12 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import run_all
 import summary
 from growth import Growth, check_sizes
-from scaling import Axis, Measured
-from scaling_steps import ImageStep, TextStep
+from scaling import Axis, BenchmarkArguments, Measured, usual_processes
+from scaling_steps import KINDS, ImageStep, TextStep
 from summary import Target, figures, summarise
-from turns import Clock
+from turns import Clock, on_one_gpu
+
+from hfkd import DistillationArguments
 
 BENCHMARKS = Path(run_all.__file__).parent
 MODULES = {"growth", "operations", "scaling_steps", "summary", "turns"}  # shared parts, no commands
@@ -107,6 +109,34 @@ def test_two_processes_that_take_no_longer_do_twice_the_work():
 def test_a_size_shorter_than_the_base_is_another_step():
     loops = Axis(TextStep(4, 128, 8192), "length", [8, 16]).loops(None)
     assert [loop.args[0] for loop in loops.values()] == [TextStep(4, 8, 8192), TextStep(4, 16, 8192)]
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(0, [1, 2]), (1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6])])
+def test_processes_double_up_to_all_gpus(gpus, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert usual_processes() == expected
+
+
+@pytest.mark.parametrize(("only", "units"), [("images", {"images"}), ("text", {"tokens"}), (None, set(KINDS))])
+def test_one_of_the_two_can_be_left_out(only, units):
+    axes = BenchmarkArguments(only=only, quick=True, processes=[1]).axes
+    assert {axis.base.unit for axis in axes} == units
+    assert "processes" not in {axis.name for axis in axes}
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="there are 1"):
+        BenchmarkArguments(processes=[1, 2])
+
+
+def test_one_process_keeps_to_one_gpu(tmp_path):
+    args = DistillationArguments(str(tmp_path), per_device_train_batch_size=4)
+    args._n_gpu = 4  # what Trainer finds on a machine with four
+    assert args.train_batch_size == 16
+    assert on_one_gpu(args).train_batch_size == 4
 
 
 # ---- the summary --------------------------------------------------------------------------------------------------
