@@ -10,6 +10,8 @@ Processes: each has the base's batch and one CPU thread (gloo), or a GPU of its 
 throughput is all that can be had.
 The sizes of an axis take turns, --rounds times; the fastest turn counts, of which the median step. On a CPU, with one
 process, the seconds are the process' own CPU time, which others on the machine hardly change; else they are the wall's.
+Processes keep the memory that they free: glibc gives blocks above 32 MiB back, such as the logits of a thousand tokens,
+and their page faults would bend the curves where a size first reaches that (--keep_memory false shows it).
 """
 
 import gc
@@ -26,6 +28,7 @@ from typing import Any, Literal
 
 import torch
 from growth import LINEAR, Growth, check_sizes
+from memory import keep_freed_memory
 from scaling_steps import KINDS, ImageStep, NetworkArguments, Setting, Step, TextStep, seconds
 from turns import table, take_turns, write
 
@@ -36,12 +39,12 @@ from hfkd.data import ImageDataArguments
 BASES = (ImageStep(batch=64), TextStep(batch=4, length=128, vocabulary=8192))
 SIZES = {"image_batch": [16, 32, 64, 128, 256], "text_batch": [2, 4, 8, 16]} | {
     "length": [64, 128, 256, 512],
-    "vocabulary": [4096, 8192, 16384, 32768],
+    "vocabulary": [16384, 32768, 65536, 131072, 262144],
 }
-GPU_BASES = (ImageStep(batch=1024), TextStep(batch=16, length=256, vocabulary=32768))
-GPU_SIZES = {"image_batch": [256, 512, 1024, 2048, 4096], "text_batch": [8, 16, 32, 64]} | {
+GPU_BASES = (ImageStep(batch=1024), TextStep(batch=32, length=256, vocabulary=32768))
+GPU_SIZES = {"image_batch": [256, 512, 1024, 2048, 4096], "text_batch": [32, 64, 128, 256]} | {
     "length": [128, 256, 512, 1024],
-    "vocabulary": [16384, 32768, 65536, 131072],
+    "vocabulary": [32768, 65536, 131072, 262144],
 }
 QUICK_BASES = (ImageStep(batch=16), TextStep(batch=2, length=32, vocabulary=1024))
 QUICK_SIZES = {"image_batch": [16, 32], "text_batch": [2, 4], "length": [32, 64], "vocabulary": [1024, 2048]}
@@ -54,17 +57,18 @@ class BenchmarkArguments(NetworkArguments):
         default=None, metadata={"help": "Images of a step. Unset: 16 to 256, on a GPU 256 to 4096."}
     )
     text_batch: list[int] | None = field(
-        default=None, metadata={"help": "Sequences of a step. Unset: 2 to 16, on a GPU 8 to 64."}
+        default=None, metadata={"help": "Sequences of a step. Unset: 2 to 16, on a GPU 32 to 256."}
     )
     length: list[int] | None = field(
         default=None, metadata={"help": "Tokens of a sequence. Unset: 64 to 512, on a GPU 128 to 1024."}
     )
     vocabulary: list[int] | None = field(
-        default=None, metadata={"help": "Tokens to choose from. Unset: 4096 to 32768, on a GPU 16384 to 131072."}
+        default=None, metadata={"help": "Tokens to choose from. Unset: 16384 to 262144, on a GPU from 32768."}
     )
     processes: list[int] | None = field(
         default=None, metadata={"help": "Numbers of processes; 1 alone: no such table. Unset: 1 2, or up to all GPUs."}
     )
+    keep_memory: bool = field(default=True, metadata={"help": "Keep what is freed on a CPU, so that growth shows."})
     rounds: int = field(default=3, metadata={"help": "Turns of each size; the fastest counts."})
     json: str | None = field(default=None, metadata={"help": "Write the figures to this file."})
     quick: bool = field(default=False, metadata={"help": "Two small sizes of each axis, one turn of four steps."})
@@ -195,17 +199,19 @@ def one_case(benchmark: BenchmarkArguments, setting: Setting) -> None:
 
 def main() -> None:
     benchmark, data, given = parse((BenchmarkArguments, ImageDataArguments, DistillationArguments), description=__doc__)
+    kept = benchmark.keep_memory and keep_freed_memory()
     setting = Setting(benchmark, data, given)
     if benchmark.case:
         return one_case(benchmark, setting)
     results = []
-    print(f"{given.device}, {'bf16 autocast' if given.bf16 else 'float32'}, {benchmark.rounds} rounds", flush=True)
+    precision, memory = "bf16 autocast" if given.bf16 else "float32", "kept" if kept else "as the system has it"
+    print(f"{given.device}, {precision}, {benchmark.rounds} rounds; freed memory: {memory}", flush=True)
     for axis in benchmark.axes:
         times = take_turns(axis.loops(setting), benchmark.rounds)
         measured = Measured(axis, [min(turns) for turns in times.values()])
         results.append(measured.results() | {"turns": times})
         print(f"\n{axis.title}\n\n{measured.table()}\n\n{measured.sentence}", flush=True)
-    write(benchmark.json, results=results, settings=vars(benchmark), linear=LINEAR, bf16=bool(given.bf16))
+    write(benchmark.json, results=results, settings=vars(benchmark), linear=LINEAR, kept=kept, bf16=bool(given.bf16))
     return None
 
 

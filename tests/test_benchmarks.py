@@ -4,6 +4,7 @@ import json
 import math
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from turns import Clock, on_one_gpu
 from hfkd import DistillationArguments
 
 BENCHMARKS = Path(run_all.__file__).parent
-MODULES = {"growth", "operations", "scaling_steps", "summary", "turns"}  # shared parts, no commands
+MODULES = {"growth", "memory", "operations", "scaling_steps", "summary", "turns"}  # shared parts, no commands
 COMMANDS = sorted(path for path in BENCHMARKS.glob("*.py") if path.stem not in MODULES)
 
 
@@ -137,6 +138,17 @@ def test_one_process_keeps_to_one_gpu(tmp_path):
     args._n_gpu = 4  # what Trainer finds on a machine with four
     assert args.train_batch_size == 16
     assert on_one_gpu(args).train_batch_size == 4
+
+
+@pytest.mark.slow
+def test_what_scaling_writes_is_what_the_summary_reads(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "scaling.py"), "--quick", "--only", "text", "--use_cpu"]
+    done = subprocess.run([*command, "--json", str(tmp_path / "scaling.json")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("linear would be 1") == 3
+    lines = figures(tmp_path, "scaling", None)
+    assert [line.target is None for line in lines] == [False, False, False, True]
+    assert all(math.isfinite(line.value) for line in lines)
 
 
 # ---- the summary --------------------------------------------------------------------------------------------------
