@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from resume_job import CASES, left_over, outcome, sit
+from turns import write
 
 KINDS = ("step", "scan", "write", "rename", "delete")
 
@@ -48,17 +49,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50, help="of each kind of run")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", help="also write the numbers to this file")
+    parser.add_argument("--quick", action="store_true", help="two kills of the first kind of run")
     options = parser.parse_args()
+    cases, results = list(CASES), {}
+    if options.quick:
+        cases, options.kills = cases[:1], 2
     print(
         "| run | " + " | ".join(f"killed at a {kind}" for kind in KINDS) + " | batches done twice | results changed |"
     )
     print("|---" * (len(KINDS) + 3) + "|")
     with tempfile.TemporaryDirectory() as folder:
-        for case in CASES:
+        for case in cases:
             draw = random.Random(f"{options.seed} {case}")
             killed, repeated, different = kill_runs(case, options.kills, Path(folder) / case, draw)
+            results[case] = {"killed": killed, "repeated": repeated, "different": different}
             cells = [case, *(killed[kind] for kind in KINDS), repeated, different]
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+    write(options.json, results=results)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ give it long ones (--steps 50).
 
 import random
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +28,7 @@ from accelerate import Accelerator
 from operations import Operations
 from torch import Tensor
 from transformers import set_seed
-from turns import table, write
+from turns import now, table, write
 
 from hfkd import DistillationArguments
 from hfkd.arguments import parse
@@ -42,13 +41,14 @@ from hfkd.teachers import LiveTeacher, place
 from hfkd.temperatures import Energy
 
 ENERGY = Energy(thresholds=(-21.0, -19.5))  # no scan here: any thresholds cost the same
+BOTH = "Energy KD + EA-KD"
 # The slots, and how many views of an image.
 METHODS: dict[str, tuple[dict[str, Any], int]] = {
     "KD": ({}, 1),
     "KD, again": ({}, 1),
     "Energy KD": ({"temperature": ENERGY}, 1),
     "EA-KD": ({"weighting": "entropy"}, 1),
-    "Energy KD + EA-KD": ({"temperature": ENERGY, "weighting": "entropy"}, 1),
+    BOTH: ({"temperature": ENERGY, "weighting": "entropy"}, 1),
     "KD, standardised": ({"objective": "standardized", "temperature": 2.0}, 1),
     "DKD": ({"objective": "dkd"}, 1),
     "EA-DKD": ({"objective": "dkd", "weighting": "entropy"}, 1),
@@ -172,13 +172,6 @@ def take_turns(calls: dict[str, Callable[[], None]], rounds: int, times: int) ->
     return {name: turns[1:] for name, turns in seconds.items()}
 
 
-def now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
-
-
 def beside_kd(seconds: dict[str, list[float]], name: str) -> float:
     return statistics.median(a / b for a, b in zip(seconds[name], seconds["KD"], strict=True))
 
@@ -219,11 +212,11 @@ def main() -> None:
     header = ("method", *counted, "loss, ms", "× KD", "step, ms", "× KD", "step × KD, by the loss")
     print(table(header, [row(name, result) for name, result in results.items()]))
     most = max(counts["objective"] for name, counts in operations.items() if name.startswith("MLD"))
-    both = results["Energy KD + EA-KD"]
+    both = results[BOTH]
     print(
         f"\nbatch {benchmark.batch_size}, {benchmark.num_classes} classes, {given.device}, "
         f"{'bf16 autocast' if given.bf16 else 'float32'}, {benchmark.rounds} rounds\n"
-        f"Energy KD + EA-KD: a step takes {both['step_beside_kd']:.3f} of KD's, {both['by_the_loss']:.4f} by the loss "
+        f"{BOTH}: a step takes {both['step_beside_kd']:.3f} of KD's, {both['by_the_loss']:.4f} by the loss "
         f"(target ≤ {SLOWEST}); MLD: at most {most} ops (target ≤ {MOST_OPS})"
     )
     write(benchmark.json, results=results, losses=losses, steps=steps, settings=vars(benchmark), bf16=bool(given.bf16))

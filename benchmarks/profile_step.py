@@ -8,22 +8,21 @@ the rest, which is Trainer's. Rows: images fetched row by row; held as tensors (
 
 import statistics
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from image_step import THRESHOLDS, BenchmarkArguments, training_arguments
+from image_step import THRESHOLDS, BenchmarkArguments, teacher_network, training_arguments
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
-from turns import WARM_UP, Clock, table, write
+from turns import WARM_UP, Clock, table, wall, write
 
 from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.arguments import parse
 from hfkd.data import ImageDataArguments, num_labels
-from hfkd.models import image_classifier, image_teacher
+from hfkd.models import image_classifier
 from hfkd.temperatures import Energy
 
 PARTS = ("data", "teacher", "student forward", "loss", "backward", "optimizer")
@@ -48,18 +47,12 @@ class Profiled(DistillationTrainer):
 
     def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed_call(*arguments: Any, **keywords: Any) -> Any:
-            start = now()
+            start = wall()
             result = call(*arguments, **keywords)
-            self.parts[name].append(now() - start)
+            self.parts[name].append(wall() - start)
             return result
 
         return timed_call
-
-
-def now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def shares(trainer: Profiled, clock: Clock) -> dict[str, float]:
@@ -78,9 +71,10 @@ def main() -> None:
         def run(held: bool, cache: str | None = None) -> dict[str, float]:
             train, _ = replace(data, resident=held).load()
             set_seed(0)
-            classes, known, name = num_labels(train), benchmark.teacher_checkpoint, benchmark.teacher_name
-            teacher = image_teacher(name, classes, known) if known else image_classifier(name, classes)
-            args, clock = training_arguments(benchmark, given), Clock(benchmark.steps)
+            classes = num_labels(train)
+            teacher = teacher_network(benchmark.teacher_name, classes, benchmark.teacher_checkpoint)
+            args = training_arguments(given, benchmark.steps, benchmark.batch_size)
+            clock = Clock(benchmark.steps)
             args.teacher_cache_dir = cache
             trainer = Profiled(
                 image_classifier(benchmark.student_name, classes),

@@ -3,18 +3,17 @@
 python benchmarks/teacher_scan.py --dataset_name uoft-cs/cifar100 --teacher_checkpoint wrn_16_2.pth
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
-from turns import ratio, table, write
+from image_step import teacher_network
+from turns import ratio, table, wall, write
 
 from hfkd import DistillationArguments
 from hfkd.arguments import parse
 from hfkd.data import ImageDataArguments, num_labels
-from hfkd.models import image_classifier, image_teacher
 from hfkd.teachers import LiveTeacher, place, scan
 
 TARGET = 0.95  # of the bare forward's throughput
@@ -38,22 +37,16 @@ class BenchmarkArguments:
 
 
 def seconds(call: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = wall()
     call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return wall() - start
 
 
 def main() -> None:
     benchmark, data, args = parse((BenchmarkArguments, ImageDataArguments, DistillationArguments), description=__doc__)
     data.max_train_images = benchmark.images
     train, _ = data.load()
-    classes, known = num_labels(train), benchmark.teacher_checkpoint
-    name = benchmark.teacher_name
-    teacher = image_teacher(name, classes, known) if known else image_classifier(name, classes)
+    teacher = teacher_network(benchmark.teacher_name, num_labels(train), benchmark.teacher_checkpoint)
     accelerator = Accelerator(cpu=args.use_cpu, mixed_precision="bf16" if args.bf16 else "no")
     live = place(LiveTeacher(teacher.to(memory_format=torch.channels_last)), accelerator)
     rows = range(0, len(train), benchmark.batch_size)

@@ -50,7 +50,11 @@ def parse_args() -> argparse.Namespace:
         "--noise", type=float, default=0.05, help="of the near student, in units of each weight's spread"
     )
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    return parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="16 texts, stored in one way")
+    args = parser.parse_args()
+    if args.quick:
+        args.rows, args.k, args.dtype = 16, args.k[:1], args.dtype[:1]
+    return args
 
 
 def students(teacher: nn.Module, noise: float) -> dict[str, nn.Module]:

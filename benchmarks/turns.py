@@ -9,27 +9,45 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from hfkd.report.environment import environment
 
 WARM_UP = 5  # steps of a turn that are not counted
 
 
-class Clock(TrainerCallback):
-    """The time at the end of each step, also as a Trainer callback. On a GPU the device is waited for at both ends."""
+def wall() -> float:
+    """Seconds; a GPU is waited for."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
-    def __init__(self, steps: int) -> None:
-        self.steps, self.ends = steps, list[float]()
+
+def now() -> float:
+    """Seconds: the wall's on a GPU, on a CPU those of this process, which others on the machine hardly change."""
+    return wall() if torch.cuda.is_available() else time.process_time()
+
+
+class Clock(TrainerCallback):
+    """The time at the end of each step, also as a Trainer callback. On a GPU the device is waited for at both ends.
+
+    `cpu_time`: on a CPU that of this process, where it works alone, in place of the wall's.
+    """
+
+    def __init__(self, steps: int, warm_up: int = WARM_UP, cpu_time: bool = False) -> None:
+        if steps < warm_up + 2:
+            raise ValueError(f"{steps} steps: the first {warm_up} are not counted; take {warm_up + 2} or more")
+        self.steps, self.warm_up, self.ends = steps, warm_up, list[float]()
+        self.read = time.process_time if cpu_time and not torch.cuda.is_available() else time.perf_counter
 
     def tick(self) -> None:
-        if torch.cuda.is_available() and len(self.ends) in (WARM_UP, self.steps - 1):
+        if torch.cuda.is_available() and len(self.ends) in (self.warm_up, self.steps - 1):
             torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
+        self.ends.append(self.read())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         self.tick()
@@ -37,10 +55,19 @@ class Clock(TrainerCallback):
     @property
     def seconds(self) -> list[float]:
         """Of each counted step; on a GPU, where steps end before they are done, their mean."""
-        counted = self.ends[WARM_UP:]
+        counted = self.ends[self.warm_up :]
         if torch.cuda.is_available():
             return [(counted[-1] - counted[0]) / (len(counted) - 1)]
         return [b - a for a, b in itertools.pairwise(counted)]
+
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+def on_one_gpu(args: Arguments) -> Arguments:
+    """Trainer would spread the batches of one process over all GPUs there are, n times the batch."""
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
 
 
 def take_turns(loops: dict[str, Callable[[], list[float]]], rounds: int) -> dict[str, list[float]]:

@@ -1,0 +1,69 @@
+"""Images a second on one core that the input pipeline makes: fetch, crop, flip, normalise and stack, shuffled.
+
+    python benchmarks/input_pipeline.py --dataset_name uoft-cs/cifar100
+
+Batches of a DataLoader as the trainer has it, without networks: from images held as tensors (`resident`, the default up
+to 1 GiB), on the GPU if there is one, and row by row. They take turns; the fastest counts. On a CPU the seconds are the
+process' own CPU time.
+"""
+
+import itertools
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from turns import now, table, take_turns, write
+
+from hfkd import DistillationArguments
+from hfkd.arguments import parse
+from hfkd.data import ImageDataArguments, ResidentImages
+from hfkd.data.collate import ImageCollator
+
+RESIDENT, ROW_BY_ROW = "resident", "row by row"
+TARGET = 40_000  # images a second of a core, at least, of resident images
+
+
+@dataclass
+class BenchmarkArguments:
+    batch_sizes: list[int] = field(default_factory=lambda: [64, 256], metadata={"help": "Images of a batch."})
+    images: int = field(default=10_240, metadata={"help": "Images of a turn."})
+    rounds: int = field(default=5, metadata={"help": "Turns of each; the fastest counts."})
+    json: str | None = field(default=None, metadata={"help": "Write the figures to this file."})
+    quick: bool = field(default=False, metadata={"help": "Two turns of 2,560 images."})
+
+    def __post_init__(self) -> None:
+        torch.set_num_threads(1)
+        if self.quick:
+            self.images, self.rounds = 2560, 2
+
+
+def seconds(images: Any, batch_size: int, count: int) -> list[float]:
+    """Of one image, the mean over a turn; the first batch, which meets empty caches, is not counted."""
+    batches = iter(DataLoader(images, batch_size, shuffle=True, collate_fn=ImageCollator(), drop_last=True))
+    next(batches)
+    start = now()
+    made = sum(len(batch["labels"]) for batch in itertools.islice(batches, max(count // batch_size, 1)))
+    return [(now() - start) / made]
+
+
+def main() -> None:
+    benchmark, data, given = parse((BenchmarkArguments, ImageDataArguments, DistillationArguments), description=__doc__)
+    ways = {RESIDENT: replace(data, resident=True).load()[0], ROW_BY_ROW: replace(data, resident=False).load()[0]}
+    if not isinstance(ways[RESIDENT], ResidentImages):
+        raise ValueError(f"{data.dataset_name} takes more than 1 GiB: give smaller images, or --max_train_images")
+    ways[RESIDENT].move(given.device)
+    loops = {
+        f"{way}, batch {size}": partial(seconds, images, size, benchmark.images)
+        for way, images in ways.items()
+        for size in benchmark.batch_sizes
+    }
+    rates = {name: 1 / min(turns) for name, turns in take_turns(loops, benchmark.rounds).items()}
+    rows = [(name, f"{rate:,.0f}" + (f" (≥ {TARGET:,})" if RESIDENT in name else "")) for name, rate in rates.items()]
+    print(table(("input", f"images/s, {given.device}"), rows))
+    write(benchmark.json, images_per_second=rates, settings=vars(benchmark), device=str(given.device))
+
+
+if __name__ == "__main__":
+    main()
