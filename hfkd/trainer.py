@@ -89,7 +89,6 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         data = {k: trainer_keywords.get(k) for k in ("train_dataset", "eval_dataset")}
         processing_class = trainer_keywords.get("processing_class")
         collator = trainer_keywords.pop("data_collator", None) or default_collator(processing_class)
-        learned_parts.detach(model)
         model = model if peft_config is None else with_adapters(model, peft_config)
         self.call = Call.of(model)
         tokens = self.call.takes_tokens if args.items == "auto" else args.items == "token"
@@ -108,7 +107,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         self.record.refuse_other(args.output_dir)
         for module in filter(None, (model, live)) if args.channels_last else ():
             module.to(memory_format=torch.channels_last)
-        learned_parts.attach(loss, model, self.num_classes or classes, args)
+        learned_parts.prepare(loss, self.num_classes or classes, args)
         move_resident(data, args)
         super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
         if isinstance(step, ChunkedStep):
@@ -224,7 +223,9 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
             self.processing_class = processor
         if self.args.should_save:
             self.record.write(self.args.output_dir, self.distillation_loss)
-        return super().train(checkpoint, trial, ignore_keys_for_eval)
+        assert self.model is not None
+        with learned_parts.attached(self.distillation_loss, self.model):
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def fit_slots(self, checkpoint: str | None = None) -> None:
         """Give the temperature its thresholds: those of `checkpoint`, or of a scan of the training set."""
