@@ -142,6 +142,11 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
         """What `training_args.bin`, which Trainer pickles beside the weights and uploads, may know: no token."""
         return vars(self) | {"hub_token": None}
 
+    @property
+    def seed_of_data(self) -> int:
+        """What mixing and scanning draw from, by the rule of Trainer's sampler: `data_seed` if given, else `seed`."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     def _check_numbers(self) -> None:
         """What Trainer would divide by, or find out at the first step."""
         for name in ("learning_rate", "weight_decay", "max_grad_norm"):

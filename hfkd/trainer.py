@@ -255,7 +255,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
             num_workers=self.args.dataloader_num_workers,
             accelerator=self.accelerator,
             cache_dir=self.args.scan_cache_dir or None,
-            seed=self.args.data_seed or self.args.seed,
+            seed=self.args.seed_of_data,
             progress_bar=not self.args.disable_tqdm,
             **keywords,
         )
