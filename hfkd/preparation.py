@@ -53,6 +53,8 @@ def refuse_unsupported(
             f"kd_weight={loss.kd_weight} needs a teacher: pass teacher=, or kd_weight=0 and ce_weight=1 to train on "
             "the labels alone"
         )
+    elif teacher is None and args.evaluate_kl:
+        raise ValueError("evaluate_kl=True compares the student with a teacher, and there is none: leave it out")
     if compute_loss_func is not None:
         raise ValueError("compute_loss_func would not be called: give your loss as objective=, one number per item")
 

@@ -179,6 +179,9 @@ def language(taught=taught_model, words=tokenizer, **keywords):
 
 TRAINER = {
     "no teacher": trainer(taught=None),
+    "evaluate_kl=True, no teacher": trainer(
+        taught=None, args={"evaluate_kl": True, "kd_weight": 0.0, "ce_weight": 1.0}
+    ),
     "compute_loss_func=": trainer(compute_loss_func=lambda *a: 0),
     "a teacher of 7 classes for a student of 5": trainer(taught=lambda: teacher(7)),
     "a teacher whose weights are NaN": trainer(taught=lambda: broken(teacher())),
