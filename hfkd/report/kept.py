@@ -1,6 +1,7 @@
 """Image runs that belong to something larger, a table or a chain: what is finished is kept, and never mistaken."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,16 @@ def finished(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any] | N
 
 
 def distil_and_keep(
-    networks: NetworkArguments, data: ImageDataArguments, args: DistillationArguments, page: bool = True
+    networks: NetworkArguments,
+    data: ImageDataArguments,
+    args: DistillationArguments,
+    page: bool = True,
+    assistants: Sequence[str] = (),
 ) -> None:
     """`distil_images`, with its settings left in the folder for `finished`, and the device emptied for the next run."""
     if args.should_save:
         write_json(Path(args.output_dir or ".") / SETTINGS_NAME, deciding(networks, data, args))
-    distil_images(networks, data, args, page)
+    distil_images(networks, data, args, page, assistants)
     clear_device_cache(garbage_collection=True)
 
 
