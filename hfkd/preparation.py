@@ -42,6 +42,11 @@ def move_resident(datasets: Mapping[str, Any], args: DistillationArguments) -> N
                 args.dataloader_pin_memory = False  # pinning is for tensors that are not there yet, and fails
 
 
+def chosen_loss(args: DistillationArguments, **given: Any) -> DistillationLoss:
+    """The loss of the slots and weights that are `given`, and of `args` where they are None."""
+    return DistillationLoss(**{name: getattr(args, name) if v is None else v for name, v in given.items()})
+
+
 def refuse_unsupported(
     loss: DistillationLoss, student: nn.Module, teacher: Any, args: DistillationArguments, compute_loss_func: Any
 ) -> None:
