@@ -18,6 +18,8 @@ from transformers.hf_argparser import string_to_bool
 
 from hfkd.data.high_energy_arguments import HighEnergyArguments
 
+logger = logging.getLogger(__name__)
+
 CONFIG: dict[str, Any] = {"metavar": "FILE.yaml", "nargs": "+", "default": []}
 
 
@@ -144,10 +146,16 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
                 "teacher is its soft label; set it to 0"
             )
         super().__post_init__()
+        self._warn_of_slow_bf16()
 
     def __getstate__(self) -> dict[str, Any]:
         """What `training_args.bin`, which Trainer pickles beside the weights and uploads, may know: no token."""
         return vars(self) | {"hub_token": None}
+
+    @property
+    def seed_of_data(self) -> int:
+        """What mixing and scanning draw from, by the rule of Trainer's sampler: `data_seed` if given, else `seed`."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     def _check_numbers(self) -> None:
         """What Trainer would divide by, or find out at the first step."""
@@ -172,10 +180,22 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
             return torch.cuda.is_bf16_supported(including_emulation=False)
         if torch.accelerator.is_available() and not self.use_cpu:
             return False
-        abilities = torch.cpu.get_capabilities()
-        native = bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+        native = self._cpu_computes_bf16()
         self.use_cpu = self.use_cpu or native
         return native
+
+    @staticmethod
+    def _cpu_computes_bf16() -> bool:
+        abilities = torch.cpu.get_capabilities()
+        return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+
+    def _warn_of_slow_bf16(self) -> None:
+        on_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.bf16 and on_cpu and not self._cpu_computes_bf16():
+            logger.warning(
+                "bf16=True on a CPU not known to compute in bfloat16: where it is emulated, convolutions take some ten "
+                "times as long as in float32; leave bf16 out, or set it to false."
+            )
 
 
 def parse(

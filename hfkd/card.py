@@ -49,7 +49,8 @@ def write_card(
     folder = Path(args.output_dir or ".")
     dataset = dataset or trainer.details.get("dataset_name")
     peers = isinstance(student, Peers)
-    taught = ["Peers()"] if peers else []
+    assistants = ", ".join(trainer.details.get("assistants", ())) or None
+    taught = (["Peers()"] if peers else []) + (["TAKD()"] if assistants else [])
     distilled = bool((settings["teacher"] or peers) and settings["kd_weight"])
     if not distilled:
         settings = {k: v for k, v in settings.items() if k not in (*SLOTS, "teacher", "kd_weight")}
@@ -73,7 +74,11 @@ def write_card(
         data,
         template_path=str(TEMPLATE),
         **words,
-        settings={k: _cell(v) for k, v in ({"data": dataset} | settings).items() if v is not None and v != -1},
+        settings={
+            k: _cell(v)
+            for k, v in ({"data": dataset, "assistants": assistants} | settings).items()
+            if v is not None and v != -1
+        },
         repository=trainer.hub_model_id or args.hub_model_id or words["name"],
         kind=type(student).__name__,
         distilled=distilled,

@@ -19,14 +19,22 @@ PROBED_ROWS, PROBED_TOKENS = 2, 8  # enough to see shapes and NaN, little enough
 
 
 def check_datasets(datasets: Mapping[str, Any], collate: Collate) -> None:
-    """Raise ValueError for a dataset that is empty or whose first row cannot become a batch."""
+    """Raise ValueError for a dataset that is empty or whose first row cannot become a batch.
+
+    Or that shows several views of the images to be scored.
+    """
     for name, dataset in datasets.items():
         for part, rows in dataset.items() if isinstance(dataset, dict) else [(name, dataset)]:
             if not _map_style(rows):
                 continue
             if len(rows) == 0:
                 raise ValueError(f"{part} is empty: there is nothing to {'learn from' if 'train' in name else 'score'}")
-            collate([rows[0]])
+            images = collate([rows[0]]).get("pixel_values")
+            if name != "train_dataset" and images is not None and images.ndim == 5:
+                raise ValueError(
+                    f"{part} gives {images.shape[1]} views of each image, and evaluation scores one: give it the "
+                    "transform's clean()"
+                )
 
 
 @torch.no_grad()

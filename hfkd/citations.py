@@ -25,6 +25,7 @@ PAPERS = {
     "skewkl": "ko2024distillm",
     "skewreversekl": "ko2024distillm",
     "standardized": "sun2024logit",
+    "takd": "mirzadeh2020improved",
     "totalvariation": "wen2023fdivergence",
 }
 NO_PAPER = {"matched", "uniform"}

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from hfkd.arguments import DistillationArguments
 from hfkd.averages import BatchAverage
+from hfkd.kept_buffers import KeptBuffers
 from hfkd.whole_checkpoints import WholeCheckpoints
 
 logger = logging.getLogger(__name__)
@@ -58,13 +59,15 @@ class FaultWatch(TrainerCallback):
     `stop` raises FloatingPointError with step, rows and part. A GPU is not waited for: a step's verdict is read while
     the next one runs, and always before anything is logged, evaluated or saved; the student in memory may then have
     taken the bad step, no checkpoint has. On a CPU the verdict comes before the step. `skip` reads it before the step
-    everywhere, which waits for the device, and leaves the step out on all processes. `ignore` looks at nothing.
+    everywhere, which waits for the device, and leaves the step out on all processes: parameters, optimizer state and
+    the student's buffers stay as they were. `ignore` looks at nothing.
     """
 
     def __init__(self, on_nan: str, accelerator: Accelerator) -> None:
         self.on_nan, self.accelerator = on_nan, accelerator
         self.lags = on_nan == "stop" and accelerator.device.type == "cuda"
         self.skipped = 0
+        self.buffers = KeptBuffers()
         self._outputs: tuple[Tensor, Tensor | None, Tensor] | None = None
         self._batches: list[_Batch] = []
         self._on_trial: _Step | None = None
@@ -141,6 +144,10 @@ class FaultWatch(TrainerCallback):
         """How many steps were left out since training started, where they are."""
         return {"skipped_steps": self.skipped} if self.on_nan == "skip" else {}
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        if self.on_nan == "skip":
+            self.buffers.keep(keywords["model"])
+
     # ---- nothing is logged, evaluated or saved before the verdict ----
 
     def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
@@ -167,11 +174,15 @@ class WatchedTrainer(WholeCheckpoints):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
+        assert self.model is not None
         if self.faults.leaves_out(self.state.global_step + 1, norm):
             model.zero_grad(set_to_none=True)  # an optimizer passes over parameters without a gradient
+            self.faults.buffers.restore(self.model)
             self._trained.forget()
         else:
             self._trained.keep()
+            if self.args.on_nan == "skip":
+                self.faults.buffers.keep(self.model)
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

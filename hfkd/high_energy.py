@@ -105,7 +105,7 @@ def with_he_da(
     if args.he_da == "paper":
         energies = scan(views="clean", energy_temperature=ENERGY_TEMPERATURE).energy
         ratio, mix, side = args.he_da_ratio, args.he_da_mix, args.he_da_side
-        return step, add_high_energy(dataset, energies, ratio, mix, side, args.data_seed or args.seed)
+        return step, add_high_energy(dataset, energies, ratio, mix, side, args.seed_of_data)
     energies = scan(energy_temperature=ENERGY_TEMPERATURE).energy.sort().values
     count = count_of(len(energies), args.he_da_ratio)
     if count == len(energies):

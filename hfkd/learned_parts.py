@@ -1,7 +1,8 @@
 """Slots that learn: they train as a child of the student, and stay out of the student's own files.
 
-As a child their parameters are in the optimizer, synced over ranks, clipped and moved with the student's; a second
-optimizer group beside the model would drift apart between ranks without a word.
+The student is their parent for as long as `train()` takes, however it ends, and its plain self before and after. As a
+child their parameters are in the optimizer, synced over ranks and clipped with the student's; a second optimizer group
+beside the model would drift apart between ranks without a word.
 """
 
 from collections.abc import Iterator
@@ -29,8 +30,8 @@ def learns(loss: DistillationLoss) -> bool:
     return bool(loss.kd_weight) and any(p.requires_grad for p in loss.parameters())
 
 
-def attach(loss: DistillationLoss, student: nn.Module, num_classes: int | None, args: Any) -> None:
-    """Make a loss that learns a child of the student, before anything wraps the student. No-op for one that does not.
+def prepare(loss: DistillationLoss, num_classes: int | None, args: Any) -> None:
+    """Give a loss that learns its parameters, and the arguments what trains them. No-op for one that does not.
 
     Raises ValueError where its parameters would not be trained as one expects.
     """
@@ -52,17 +53,27 @@ def attach(loss: DistillationLoss, student: nn.Module, num_classes: int | None, 
         with torch.no_grad():  # sizes that depend on the number of classes
             logits = torch.zeros(1, num_classes)
             loss.choose(image_items(logits, logits, torch.zeros(1, dtype=torch.long)))
+
+
+@contextmanager
+def attached(loss: DistillationLoss, student: nn.Module) -> Iterator[None]:
+    """Within it a loss that learns is a child of the student: entered before anything wraps the student for training.
+
+    The same parameters each time, so an optimizer or a wrapper of an earlier `train()` still has them.
+    """
+    if not learns(loss):
+        yield
+        return
     student.add_module(CHILD, loss)
-
-
-def detach(student: nn.Module) -> None:
-    """Undo the `attach` of an earlier trainer of this student, whose loss would stay in every later optimizer."""
-    student._modules.pop(CHILD, None)
+    try:
+        yield
+    finally:
+        student._modules.pop(CHILD, None)
 
 
 @contextmanager
 def without_loss(student: nn.Module) -> Iterator[None]:
-    """The student as it was before `attach`: for reading and writing its own files."""
+    """The student as it is before and after training: for reading and writing its own files."""
     child = student._modules.pop(CHILD, None)
     try:
         yield

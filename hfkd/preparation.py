@@ -42,6 +42,11 @@ def move_resident(datasets: Mapping[str, Any], args: DistillationArguments) -> N
                 args.dataloader_pin_memory = False  # pinning is for tensors that are not there yet, and fails
 
 
+def chosen_loss(args: DistillationArguments, **given: Any) -> DistillationLoss:
+    """The loss of the slots and weights that are `given`, and of `args` where they are None."""
+    return DistillationLoss(**{name: getattr(args, name) if v is None else v for name, v in given.items()})
+
+
 def refuse_unsupported(
     loss: DistillationLoss, student: nn.Module, teacher: Any, args: DistillationArguments, compute_loss_func: Any
 ) -> None:
@@ -53,6 +58,8 @@ def refuse_unsupported(
             f"kd_weight={loss.kd_weight} needs a teacher: pass teacher=, or kd_weight=0 and ce_weight=1 to train on "
             "the labels alone"
         )
+    elif teacher is None and args.evaluate_kl:
+        raise ValueError("evaluate_kl=True compares the student with a teacher, and there is none: leave it out")
     if compute_loss_func is not None:
         raise ValueError("compute_loss_func would not be called: give your loss as objective=, one number per item")
 

@@ -15,7 +15,7 @@ from hfkd.arguments import DistillationArguments
 from hfkd.averages import RowAverage
 from hfkd.cached_checks import check_cached
 from hfkd.checks import check_datasets, check_networks
-from hfkd.choose_step import AnyStep, choose_step
+from hfkd.choose_step import AnyStep, Chosen, choose_step
 from hfkd.data.collate import views_as_rows
 from hfkd.faults import WatchedTrainer
 from hfkd.high_energy import added_images, refuse_he_da, with_he_da
@@ -27,6 +27,7 @@ from hfkd.objectives import KD
 from hfkd.preparation import (
     EpochViews,
     cached_teacher,
+    chosen_loss,
     default_collator,
     live_teacher,
     move_resident,
@@ -37,7 +38,7 @@ from hfkd.preparation import (
 from hfkd.run_record import RunRecord
 from hfkd.schedule import ScheduledTrainer
 from hfkd.steps import ChunkedStep
-from hfkd.teachers import CachedTextTeacher, TeacherScan, place, scan
+from hfkd.teachers import CachedTextTeacher, LiveTeacher, TeacherScan, place, scan
 from hfkd.tensor_checkpoints import TensorCheckpoints
 from hfkd.vocabulary import common_vocabulary
 
@@ -77,19 +78,12 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         **trainer_keywords: Any,
     ) -> None:
         args = args or DistillationArguments(output_dir="distilled")
-        given = {
-            "objective": objective,
-            "temperature": temperature,
-            "weighting": weighting,
-            "ce_weight": ce_weight,
-            "kd_weight": kd_weight,
-        }
-        loss = DistillationLoss(**{k: getattr(args, k) if v is None else v for k, v in given.items()})
+        slots = {"objective": objective, "temperature": temperature, "weighting": weighting}
+        loss = chosen_loss(args, ce_weight=ce_weight, kd_weight=kd_weight, **slots)
         refuse_unsupported(loss, model, teacher, args, trainer_keywords.get("compute_loss_func"))
         data = {k: trainer_keywords.get(k) for k in ("train_dataset", "eval_dataset")}
         processing_class = trainer_keywords.get("processing_class")
         collator = trainer_keywords.pop("data_collator", None) or default_collator(processing_class)
-        learned_parts.detach(model)
         model = model if peft_config is None else with_adapters(model, peft_config)
         self.call = Call.of(model)
         tokens = self.call.takes_tokens if args.items == "auto" else args.items == "token"
@@ -108,20 +102,26 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         self.record.refuse_other(args.output_dir)
         for module in filter(None, (model, live)) if args.channels_last else ():
             module.to(memory_format=torch.channels_last)
-        learned_parts.attach(loss, model, self.num_classes or classes, args)
+        learned_parts.prepare(loss, self.num_classes or classes, args)
         move_resident(data, args)
         super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
+        self._place(step, loss, live, cached)
+        self.scan_result: TeacherScan | None = None
+        self._evaluated = RowAverage()
+        self.add_callback(EpochViews())
+
+    def _place(
+        self, step: Chosen, loss: DistillationLoss, live: LiveTeacher | None, cached: CachedTextTeacher | None
+    ) -> None:
+        """Put what trains the student where Trainer's constructor has put the student itself."""
         if isinstance(step, ChunkedStep):
             step.autocast = self.accelerator.autocast
         step.watch = self.faults
         self.step: AnyStep = step
-        self.distillation_loss = loss.to(args.device)
+        self.distillation_loss = loss.to(self.args.device)
         placed = None if live is None else place(live, self.accelerator)
         self.teacher: Any = cached if placed is None else placed
-        self.cached_teacher: Any = cached_teacher(placed, self.train_dataset, loss, args, self.accelerator)
-        self.scan_result: TeacherScan | None = None
-        self._evaluated = RowAverage()
-        self.add_callback(EpochViews())
+        self.cached_teacher: Any = cached_teacher(placed, self.train_dataset, loss, self.args, self.accelerator)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -225,8 +225,10 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
             self.processing_class = processor
         if self.args.should_save:
             self.record.write(self.args.output_dir, self.distillation_loss)
+        assert self.model is not None
         try:
-            return super().train(checkpoint, trial, ignore_keys_for_eval)
+            with learned_parts.attached(self.distillation_loss, self.model):
+                return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             if self.cached_teacher is not None:
                 self.cached_teacher.flush()
@@ -259,7 +261,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
             num_workers=self.args.dataloader_num_workers,
             accelerator=self.accelerator,
             cache_dir=self.args.scan_cache_dir or None,
-            seed=self.args.data_seed or self.args.seed,
+            seed=self.args.seed_of_data,
             progress_bar=not self.args.disable_tqdm,
             **keywords,
         )

@@ -19,6 +19,8 @@ from hfkd.files import sync, write_atomically
 
 MANIFEST = "files.json"  # what a checkpoint is made of, name: bytes
 UNFINISHED = "_unfinished"  # a name that Trainer never uploads
+# torch.save tells of a disk by a RuntimeError: from its archive, its C++ stream, or opening the file
+OF_THE_DISK = ("inline_container", "iostream", "Parent directory", "cannot be opened")
 logger = logging.getLogger(__name__)
 
 
@@ -213,10 +215,12 @@ def _files(folder: Path) -> list[Path]:
 
 @contextmanager
 def _named_errors(target: str | Path, unfinished: Path) -> Iterator[None]:
-    """Whatever cannot be written is an OSError that names `target`, and leaves nothing in `unfinished`."""
+    """What cannot be written is an OSError that names `target`, any other error itself; `unfinished` is emptied."""
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
+    except (OSError, SafetensorError, RuntimeError) as error:
         _remove(unfinished)
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in OF_THE_DISK):
+            raise  # such as a device out of memory
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OSError(f"cannot write {target}: {reason}; is the disk full, or the folder not writable?") from error

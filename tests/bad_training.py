@@ -122,6 +122,11 @@ class Late(Rows):
         return {"pixel_values": self.images[i], "labels": CLASSES}
 
 
+class Twice(Rows):
+    def __getitem__(self, i):
+        return {"pixel_values": torch.stack([self.images[i]] * 2), "labels": int(self.labels[i])}
+
+
 class Mixed(Rows):
     def __getitem__(self, i):
         return {"pixel_values": self.images[i], "labels": torch.full((CLASSES + 2,), 0.1)}
@@ -179,12 +184,16 @@ def language(taught=taught_model, words=tokenizer, **keywords):
 
 TRAINER = {
     "no teacher": trainer(taught=None),
+    "evaluate_kl=True, no teacher": trainer(
+        taught=None, args={"evaluate_kl": True, "kd_weight": 0.0, "ce_weight": 1.0}
+    ),
     "compute_loss_func=": trainer(compute_loss_func=lambda *a: 0),
     "a teacher of 7 classes for a student of 5": trainer(taught=lambda: teacher(7)),
     "a teacher whose weights are NaN": trainer(taught=lambda: broken(teacher())),
     "an empty train_dataset": trainer(rows=lambda: Rows(0)),
     "rows without 'labels'": trainer(rows=Renamed),
     "images of different shapes": trainer(rows=Unequal),
+    "an eval_dataset with two views": trainer(eval_dataset=Twice()),
     "pixels of int32": trainer(rows=Wide),
     "a label of 5 for 5 classes": trainer(rows=Late),
     "mixed labels over 7 classes": trainer(rows=Mixed),

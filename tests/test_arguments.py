@@ -216,6 +216,17 @@ def test_bf16_chooses_itself_on_a_cpu(monkeypatch, ability, native):
     assert DistillationArguments("out", use_cpu=True, bf16=False).bf16 is False
 
 
+@pytest.mark.parametrize(("ability", "warned"), [("avx512_bf16", False), ("amx_bf16", False), ("avx2", True)])
+def test_bf16_asked_for_on_a_cpu_that_emulates_it_is_said_to_be_slow(monkeypatch, caplog, ability, warned):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "amx_bf16": False, ability: True})
+    assert DistillationArguments("out", bf16=True, use_cpu=True).bf16 is True
+    assert ("bf16=True on a CPU not known to compute in bfloat16" in caplog.text) is warned
+    caplog.clear()
+    for keywords in ({"bf16": False}, {}):
+        DistillationArguments("out", use_cpu=True, **keywords)
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_bf16_chooses_itself_on_a_gpu(monkeypatch, native):
     args, asked = DistillationArguments("out", bf16=False, use_cpu=True), {}

@@ -191,6 +191,39 @@ def test_skip_is_the_run_in_which_those_steps_were_not_taken(tmp_path, caplog, a
         assert all(math.isfinite(x) for x in logged(trainer, key)), key
 
 
+class Normed(Net):
+    """Net with batch norm; `cumulative` statistics are the plain mean over the batches counted so far."""
+
+    def __init__(self, cumulative=False):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4, momentum=None if cumulative else 0.1)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("cumulative", [False, True])
+def test_a_skipped_step_leaves_batch_norms_statistics_as_they_were(tmp_path, cumulative, accumulation):
+    """One image is infinite: they are those of a student that was shown the other steps only."""
+    rows = MarkedRows(())
+    rows.images[BAD[0]] = math.inf
+    split = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
+    args = arguments(tmp_path, on_nan="skip", max_steps=8, learning_rate=0.0, **split)
+    trainer = DistillationTrainer(Normed(cumulative), teacher(), args, train_dataset=rows)
+    watcher = Watcher(trainer)
+    trainer.train()
+    steps = [watcher.rows[i : i + accumulation] for i in range(0, len(watcher.rows), accumulation)]
+    good = [step for step in steps if not any(BAD[0] in batch for batch in step)]
+    assert len(steps) == 8
+    assert len(good) == 6
+    reference = Normed(cumulative).train()
+    for batch in (batch for step in good for batch in step):
+        reference(rows.images[batch])
+    for name, buffer in reference.named_buffers():
+        torch.testing.assert_close(trainer.model.get_buffer(name), buffer)
+
+
 def test_the_logged_means_are_those_of_the_steps_that_count(tmp_path):
     skipping = make(tmp_path / "a", on_nan="skip", logging_steps=4, max_steps=4, save_strategy="no", learning_rate=0.0)
     watcher = Watcher(skipping)

@@ -4,6 +4,7 @@ import resource
 from contextlib import contextmanager
 
 import pytest
+import torch
 from bad_files import packed
 from datasets import Dataset
 from test_whole_checkpoints import make, names
@@ -13,6 +14,7 @@ from toys import teacher
 from hfkd.evaluation.run import evaluate_sets
 from hfkd.report.results import ResultsCallback
 from hfkd.teachers import LiveTeacher, scan
+from hfkd.whole_checkpoints import _named_errors
 
 
 @contextmanager
@@ -36,6 +38,26 @@ def test_a_full_disk_is_an_error_that_names_the_checkpoint_and_leaves_nothing(tm
     with small_disk(size), pytest.raises(OSError, match=f"cannot write {tmp_path}/checkpoint-1: .*is the disk full"):
         trainer.train()
     assert names(tmp_path) == whole
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("NCCL timed out")])
+def test_what_is_not_of_the_disk_stays_what_it_is_and_leaves_nothing(tmp_path, monkeypatch, error):
+    trainer = make(tmp_path)
+
+    def fails(folder):
+        raise error
+
+    monkeypatch.setattr(trainer, "_save_optimizer_and_scheduler", fails)
+    with pytest.raises(type(error), match=str(error)):
+        trainer.train()
+    assert names(tmp_path) == ["distillation.json"]
+
+
+@pytest.mark.parametrize("name", ["none/file.pt", "."])
+def test_a_file_that_torch_cannot_open_is_an_error_of_the_disk(tmp_path, name):
+    refused = pytest.raises(OSError, match="cannot write student: .*the folder not writable")
+    with refused, _named_errors("student", tmp_path / "unfinished"):
+        torch.save({}, tmp_path / name)
 
 
 def test_a_student_that_does_not_fit_leaves_the_earlier_one(tmp_path):

@@ -164,6 +164,13 @@ def test_both_variants_train_beside_any_temperature_and_weighting(tmp_path, vari
         assert thresholds == plain.distillation_loss.temperature.thresholds
 
 
+@pytest.mark.parametrize(("data_seed", "seed"), [(None, 7), (0, 0), (3, 3)])
+def test_the_mixing_is_drawn_from_the_data_seed_where_there_is_one(tmp_path, data_seed, seed):
+    run = trainer(tmp_path, he_da="paper", data_seed=data_seed, seed=7, max_steps=1)
+    run.train()
+    assert image_transform(run.train_dataset).seed == seed
+
+
 def test_added_images_have_two_views_where_the_others_have(tmp_path):
     transform = ImageTransform((0.5,) * 3, (0.3,) * 3, augment=True, padding=1, views=2)
     run = trainer(tmp_path, data().with_transform(transform), he_da="paper", objective="mld", weighting="entropy")

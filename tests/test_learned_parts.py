@@ -68,7 +68,7 @@ def test_the_student_is_saved_without_it_and_it_comes_back_on_resume(tmp_path):
     resumed.train(resume_from_checkpoint=str(checkpoint))
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
-    assert "distillation_loss.temperature.theta" in whole.model.state_dict()
+    assert torch.equal(resumed.distillation_loss.temperature.theta, whole.distillation_loss.temperature.theta)
 
 
 def test_a_checkpoint_of_another_loss_is_refused(tmp_path):
@@ -84,10 +84,36 @@ def test_a_saved_student_is_a_plain_model(tmp_path):
     trainer = make(tmp_path, student=student, rows=rows, taught=taught, max_steps=1)
     trainer.train()
     trainer.save_model()
-    loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
-    saved = {k: v for k, v in student.state_dict().items() if not k.startswith("distillation_loss")}
-    assert loaded.state_dict().keys() == saved.keys()
+    student.save_pretrained(tmp_path / "by hand")
+    for folder in (tmp_path, tmp_path / "by hand"):
+        loaded, info = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
+        assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        assert loaded.state_dict().keys() == student.state_dict().keys()
     assert (tmp_path / "distillation.safetensors").is_file()
+
+
+def test_the_student_is_plain_before_training_and_however_it_ends(tmp_path):
+    trainer, plain = make(tmp_path), Net().state_dict().keys()
+    assert trainer.model.state_dict().keys() == plain
+    trainer.step = lambda *a: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    assert trainer.model.state_dict().keys() == plain
+    assert len(list(trainer.model.parameters())) == len(plain)
+
+
+def test_training_a_second_time_goes_on_with_the_same_optimizer(tmp_path):
+    """Twice three steps of momentum are six, since Trainer keeps the optimizer."""
+    twice, six = (
+        make(tmp_path / str(n), optim_args="momentum=0.9", max_steps=n, per_device_train_batch_size=32) for n in (3, 6)
+    )
+    twice.train()
+    twice.train()
+    six.train()
+    theta, wanted = (trainer.distillation_loss.temperature.theta for trainer in (twice, six))
+    torch.testing.assert_close(theta, wanted)
+    for name, value in six.model.state_dict().items():
+        torch.testing.assert_close(twice.model.state_dict()[name], value)
 
 
 @pytest.mark.parametrize("temperature", [LEARNED, "4.0"])
@@ -97,8 +123,8 @@ def test_a_student_trained_before_is_rid_of_the_earlier_loss(tmp_path, temperatu
     again = make(tmp_path if temperature == LEARNED else tmp_path / "other", temperature, student=first.model)
     assert again.record.student == first.record.student
     again.train()
-    thetas = [parameter for name, parameter in again.model.named_parameters() if "theta" in name]
-    assert [id(theta) for theta in thetas] == [id(theta) for theta in again.distillation_loss.parameters()]
+    mine = {id(p) for p in [*again.model.parameters(), *again.distillation_loss.parameters()]}
+    assert {id(p) for group in again.optimizer.param_groups for p in group["params"]} == mine
 
 
 def test_what_would_not_train_it_is_refused(tmp_path):

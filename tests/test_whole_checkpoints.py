@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import on_ranks
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from toys import Net, Rows, arguments, teacher
 from transformers import PrinterCallback
@@ -127,7 +128,7 @@ def test_a_student_is_saved_without_what_a_killed_save_had_written(tmp_path):
     assert not {"adapter_model.safetensors", UNFINISHED} & set(names(tmp_path))
 
 
-@pytest.mark.parametrize("error", [OSError(), RuntimeError("")])
+@pytest.mark.parametrize("error", [OSError(), SafetensorError("")])
 def test_an_error_without_words_names_the_checkpoint_too(tmp_path, monkeypatch, error):
     def fails(*arguments, **keywords):
         raise error

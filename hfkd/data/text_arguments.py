@@ -1,5 +1,6 @@
 """The flags that name an instruction data set, and the splits they give."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,6 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from hfkd.data.instructions import dolly_split, to_prompt_response
 from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_files import read_jsonl
+
+logger = logging.getLogger(__name__)
 
 DOLLY_COLUMNS = {"instruction", "context", "response"}
 DEV_NAMES = ("dev", "validation", "valid")
@@ -44,7 +47,10 @@ class TextDataArguments:
     max_dev_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first rows only."})
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> TextData:
-        """Dolly in the literature's split; any other data set in its own (train; dev or validation; test)."""
+        """A data set in its own splits (train; dev or validation; test), Dolly in the literature's, `dolly_split`.
+
+        What has one split only and Dolly's columns is taken for Dolly, and that is said in the log.
+        """
         splits = self._splits(tokenizer)
         if "train" not in splits:
             raise ValueError(f"{self.dataset_name} has the splits {sorted(splits)}: one must be called train")
@@ -66,7 +72,16 @@ class TextDataArguments:
         splits = read_splits(self.dataset_name)
         only = next(iter(splits.values()))
         if len(splits) == 1 and set(only.column_names) >= DOLLY_COLUMNS:
-            return dict(dolly_split(only, tokenizer, self.max_prompt_length))
+            found = dict(dolly_split(only, tokenizer, self.max_prompt_length))
+            logger.info(
+                "%s has one split and Dolly's columns, and is split as Dolly is: of its rows with a prompt of up to %d "
+                "tokens the first %d are for test, the next %d for dev, the last %d for training. Splits of its own "
+                "(train.jsonl, dev.jsonl) would be kept.",
+                self.dataset_name,
+                self.max_prompt_length,
+                *(len(found[name]) for name in ("test", "dev", "train")),
+            )
+            return found
         return splits
 
     def _tokens(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:

@@ -42,14 +42,14 @@ class InstructArguments:
     def load(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
         """The sets that are there, each with `prompt` and `references`."""
         test = None if self.dolly is None else dolly_split(read_splits(self.dolly)["train"], tokenizer)["test"]
-        found = instruct_sets(
+        return instruct_sets(
             self.sets_from,
             dolly_test=test,
             names=self.sets,
             tokenizer=tokenizer,
             chat_template=self.chat_template,
+            max_rows=self.max_rows,
         )
-        return {name: rows.select(range(min(len(rows), self.max_rows or len(rows)))) for name, rows in found.items()}
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -45,13 +45,15 @@ def instruct_sets(
     names: Sequence[str] = tuple(SETS),
     tokenizer: PreTrainedTokenizerBase | None = None,
     chat_template: bool = False,
+    max_rows: int | None = None,
 ) -> dict[str, Dataset]:
     """The test sets that are there, in the papers' order, each with `prompt` and `references` (a list of texts).
 
     `source` is a folder with `<name>.jsonl`, or laid out as the Hub's (`<name>/valid.jsonl`, `sinst/11_/valid.jsonl`),
     or the Hub account that has the repositories. `dolly_test` (`prompt`, `response`: `dolly_split(...)["test"]`) takes
-    the place of a Dolly file. Of UnNI the first 10,000 rows count, as published. A set that a folder lacks is left out
-    and said in the log. Raises ValueError for an unknown name, a missing folder, or when no set is found.
+    the place of a Dolly file. Of UnNI the first 10,000 rows count, as published, and of each set no more than
+    `max_rows`; others are not looked at. A set that a folder lacks is left out and said in the log. Raises ValueError
+    for an unknown name, a missing folder, or when no set is found.
     """
     unknown = [name for name in names if name not in SETS]
     if unknown:
@@ -65,7 +67,7 @@ def instruct_sets(
         if rows is None:
             logger.warning("No %s (%s) in %s: left out.", name, SETS[name].label, source)
             continue
-        rows = rows.select(range(min(len(rows), SETS[name].rows)))
+        rows = rows.select(range(min(len(rows), SETS[name].rows, max_rows or len(rows))))
         found[name] = with_references(rows, tokenizer, chat_template)
     if not found:
         raise ValueError(

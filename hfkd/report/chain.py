@@ -36,7 +36,7 @@ def distil_chain(
         stage_args = replace(args, output_dir=str(folder))
         if finished(folder, deciding(networks, data, stage_args)) is None:
             logger.info("Stage %d of %d: %s teaches %s", stage, len(chain) - 1, teacher, student)
-            distil_and_keep(networks, data, stage_args, page)
+            distil_and_keep(networks, data, stage_args, page, assistants=chain[1:stage])
         folders.append(folder)
         teacher, weights = str(folder), None
     return folders

@@ -1,6 +1,7 @@
 """One run of training on images: from what the flags of a recipe say to results.json."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -38,11 +39,15 @@ def image_trainer(build: Build, data: ImageDataArguments, args: DistillationArgu
 
 
 def distil_images(
-    networks: NetworkArguments, data: ImageDataArguments, args: DistillationArguments, page: bool = True
+    networks: NetworkArguments,
+    data: ImageDataArguments,
+    args: DistillationArguments,
+    page: bool = True,
+    assistants: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Load data and networks, distil, and leave the student and its results in `args.output_dir`; see `run_images`.
 
-    Runs on every rank.
+    `assistants`: networks between the first teacher and the student, for its results and its card. Runs on every rank.
     """
 
     def build(classes: int, names: list[str] | None) -> tuple[nn.Module, Any]:
@@ -50,4 +55,5 @@ def distil_images(
         return image_classifier(networks.student_name, classes, networks.student_checkpoint, names), teacher
 
     trainer = image_trainer(build, data, args)
-    return run_images(trainer, vars(networks) | vars(data) | trainer.settings, page=page)
+    chain = {"assistants": [Path(name).name for name in assistants]} if assistants else {}
+    return run_images(trainer, vars(networks) | vars(data) | trainer.settings | chain, page=page)

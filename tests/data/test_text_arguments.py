@@ -1,4 +1,5 @@
 import json
+import logging
 
 import pytest
 from text_tokenizer import word_tokenizer
@@ -34,6 +35,23 @@ def test_without_a_training_split(tmp_path):
         write(tmp_path / f"{name}.jsonl", ROWS)
     with pytest.raises(ValueError, match=r"has the splits \['dev', 'test'\]: one must be called train"):
         TextDataArguments(str(tmp_path)).load(word_tokenizer())
+
+
+def test_what_looks_like_dolly_is_said_to_be_split_like_it(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="hfkd")
+    rows = [{"instruction": "ask", "context": "", "response": "answer"}] * 1510
+    write(tmp_path / "mine.jsonl", rows)
+    data = TextDataArguments(str(tmp_path / "mine.jsonl")).load(word_tokenizer())
+    assert (len(data.train), len(data.dev), len(data.test_texts)) == (10, 1000, 500)
+    said = "the first 500 are for test, the next 1000 for dev, the last 10 for training"
+    assert f"{tmp_path}/mine.jsonl has one split and Dolly's columns" in caplog.text
+    assert said in caplog.text
+    write(tmp_path / "train.jsonl", rows)
+    (tmp_path / "mine.jsonl").rename(tmp_path / "dev.jsonl")
+    caplog.clear()
+    data = TextDataArguments(str(tmp_path)).load(word_tokenizer())
+    assert (len(data.train), len(data.dev)) == (1510, 1510)
+    assert "Dolly" not in caplog.text
 
 
 def test_dolly_is_split_as_published(data_dir):

@@ -6,6 +6,7 @@ from datasets import Dataset
 from hfkd.data.text_files import read_jsonl
 from hfkd.evaluation import SETS, instruct_sets
 from hfkd.evaluation import sets as sets_module
+from hfkd.evaluation.instruct import InstructArguments
 from hfkd.evaluation.sets import with_references
 
 
@@ -55,6 +56,14 @@ def test_the_hub_is_asked_for_the_published_files(tmp_path, monkeypatch):
         ("MiniLLM/sinst", "11_/valid.jsonl", "dataset"),
         ("MiniLLM/uinst", "11_/valid.jsonl", "dataset"),
     ]
+
+
+def test_max_rows_are_the_first_and_no_others_are_prepared(tmp_path):
+    write(tmp_path / "vicuna.jsonl", *({"prompt": text, "output": "b"} for text in ("a", "c", 3)))
+    found = InstructArguments(sets_from=str(tmp_path), max_rows=2).load(None)
+    assert found["vicuna"]["prompt"][:] == ["a", "c"]
+    with pytest.raises(ValueError, match="row 2: prompt is 3, not text"):
+        InstructArguments(sets_from=str(tmp_path)).load(None)
 
 
 def test_only_the_rows_that_are_scored(tmp_path):

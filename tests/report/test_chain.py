@@ -51,6 +51,15 @@ def test_each_stage_learns_from_the_one_before(work, done):
     assert "cifar_resnet32" in taught[1]
 
 
+def test_a_network_that_an_assistant_taught_cites_takd_and_names_it(done):
+    first, last = ((folder / "README.md").read_text() for folder in done)
+    assert "mirzadeh2020improved" not in first
+    assert "mirzadeh2020improved" in last
+    assert "hinton2015distilling" in last
+    assert "| assistants | cifar_resnet32 |" in last
+    assert results(done[1])["config"]["assistants"] == ["cifar_resnet32"]
+
+
 def test_a_finished_stage_is_not_run_again(work, done, monkeypatch):
     monkeypatch.setattr(kept, "distil_images", lambda *a, **k: pytest.fail("ran again"))
     assert run(work, "done") == done
