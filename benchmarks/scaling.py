@@ -28,12 +28,12 @@ from typing import Any, Literal
 
 import torch
 from growth import LINEAR, Growth, check_sizes
-from memory import keep_freed_memory
 from scaling_steps import KINDS, ImageStep, NetworkArguments, Setting, Step, TextStep, seconds
 from turns import table, take_turns, write
 
 from hfkd import DistillationArguments
 from hfkd.arguments import parse
+from hfkd.cpu_memory import keep_freed_memory
 from hfkd.data import ImageDataArguments
 
 BASES = (ImageStep(batch=64), TextStep(batch=4, length=128, vocabulary=8192))

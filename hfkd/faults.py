@@ -4,13 +4,14 @@ N items, B rows of a batch, C classes, vocabulary or hidden size.
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
@@ -23,6 +24,7 @@ from hfkd.whole_checkpoints import WholeCheckpoints
 logger = logging.getLogger(__name__)
 
 NAMED_ROWS = 16
+WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 # The part that broke first comes first: what follows it is NaN because of it.
 PARTS = {
     "the teacher's outputs are": "check its checkpoint and its precision",
@@ -45,11 +47,11 @@ class _Batch:
 
 @dataclass
 class _Step:
-    """An optimizer step on trial. `bad` is not 0 when anything was NaN or infinite, on any process."""
+    """An optimizer step on trial. `total` is NaN or infinite when anything was, on any process."""
 
     number: int
     batches: list[_Batch]
-    bad: Tensor
+    total: Tensor
     ready: torch.cuda.Event | None = None
 
 
@@ -75,7 +77,7 @@ class FaultWatch(TrainerCallback):
     def outputs(self, student: Tensor, teacher: Tensor | None, sample: Tensor) -> None:
         """Logits or hidden states [N, C] of both networks (None: no teacher is asked), and each item's row."""
         if self.on_nan != "ignore":
-            self._outputs = _spread(student), None if teacher is None else _spread(teacher), sample
+            self._outputs = _sums(student), None if teacher is None else _sums(teacher), sample
 
     def batch(self, inputs: Mapping[str, Any], loss: Tensor) -> None:
         """The batch whose outputs were seen last, and its loss."""
@@ -102,17 +104,16 @@ class FaultWatch(TrainerCallback):
             self._verdict(step)
 
     def _put_on_trial(self, number: int, gradient_norm: Tensor | float | None) -> _Step:
-        total = torch.stack([batch.loss.float() for batch in self._batches]).sum()
+        losses = [batch.loss.float() for batch in self._batches]
+        total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         # A scaler of fp16 gradients meets infinities all the time, and leaves those steps out itself.
         if gradient_norm is not None and self.accelerator.scaler is None:
-            whole = gradient_norm.full_tensor() if isinstance(gradient_norm, DTensor) else gradient_norm
-            total = total + torch.as_tensor(whole, device=total.device)
-        bad = (~torch.isfinite(total)).float()
+            total = total + (gradient_norm.full_tensor() if isinstance(gradient_norm, DTensor) else gradient_norm)
         if self.accelerator.num_processes > 1:
-            bad = self.accelerator.reduce(bad)
-        step, self._batches = _Step(number, self._batches, bad), []
-        if bad.is_cuda and self.lags:
-            step.bad = torch.empty((), pin_memory=True).copy_(bad, non_blocking=True)
+            total = self.accelerator.reduce(total)
+        step, self._batches = _Step(number, self._batches, total), []
+        if total.is_cuda and self.lags:
+            step.total = torch.empty((), pin_memory=True).copy_(total, non_blocking=True)
             step.ready = torch.cuda.Event()
             step.ready.record()
         return step
@@ -120,7 +121,7 @@ class FaultWatch(TrainerCallback):
     def _verdict(self, step: _Step) -> bool:
         if step.ready is not None:
             step.ready.synchronize()
-        if not step.bad.item():
+        if math.isfinite(step.total.item()):
             return False
         found = f"step {step.number}: {self._what_broke(step)}"
         if self.on_nan == "stop":
@@ -173,7 +174,7 @@ class WatchedTrainer(WholeCheckpoints):
         self._trained = BatchAverage()
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = super()._get_grad_norm(model, self._norm_of_whole(model) if grad_norm is None else grad_norm)
         assert self.model is not None
         if self.faults.leaves_out(self.state.global_step + 1, norm):
             model.zero_grad(set_to_none=True)  # an optimizer passes over parameters without a gradient
@@ -185,6 +186,15 @@ class WatchedTrainer(WholeCheckpoints):
                 self.faults.buffers.keep(self.model)
         return norm
 
+    def _norm_of_whole(self, model: nn.Module) -> Tensor | None:
+        """The gradient's norm where each process has it whole: Trainer clips at infinity, and writes it all anew."""
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        if self.accelerator.distributed_type not in WHOLE or self.accelerator.scaler is not None:
+            return None
+        if any(isinstance(gradient, DTensor) for gradient in gradients):
+            return None
+        return nn.utils.get_total_norm(gradients)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= {name: round(value, 6) for name, value in self._trained.read(self.accelerator).items()}
@@ -192,10 +202,9 @@ class WatchedTrainer(WholeCheckpoints):
         super().log(logs, start_time)
 
 
-def _spread(outputs: Tensor) -> Tensor:
-    """[N, C] -> [N]: the largest value less the smallest, NaN or infinite as soon as one of them is."""
-    low, high = torch.aminmax(outputs.detach().flatten(1), dim=-1)
-    return high - low
+def _sums(outputs: Tensor) -> Tensor:
+    """[N, C] -> [N]: NaN or infinite as soon as one of them is."""
+    return outputs.detach().flatten(1).sum(-1, dtype=torch.float32)
 
 
 def _broken_rows(batches: list[_Batch], part: int) -> list[str]:

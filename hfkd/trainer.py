@@ -16,6 +16,7 @@ from hfkd.averages import RowAverage
 from hfkd.cached_checks import check_cached
 from hfkd.checks import check_datasets, check_networks
 from hfkd.choose_step import AnyStep, Chosen, choose_step
+from hfkd.cpu_memory import keep_freed_memory
 from hfkd.data.collate import views_as_rows
 from hfkd.faults import WatchedTrainer
 from hfkd.high_energy import added_images, refuse_he_da, with_he_da
@@ -225,6 +226,8 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
             self.processing_class = processor
         if self.args.should_save:
             self.record.write(self.args.output_dir, self.distillation_loss)
+        if self.args.keep_freed_memory and self.args.device.type == "cpu":
+            keep_freed_memory()
         assert self.model is not None
         try:
             with learned_parts.attached(self.distillation_loss, self.model):
