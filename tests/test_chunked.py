@@ -20,6 +20,11 @@ N = 9  # targets left by the mask below
 SPLITS = [1, 7, N, 100]
 
 
+@pytest.fixture(autouse=True)
+def _blocks_of_two_rows(monkeypatch):
+    monkeypatch.setattr("hfkd.chunked.BLOCK", 2 * V)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
     """Tensors this small only wait for a second thread."""
