@@ -108,12 +108,14 @@ class ChunkedOutputs(Outputs):
 
     @torch.no_grad()
     def _fetch(self, wanted: set[Signal]) -> None:
-        columns: dict[Signal, list[Tensor]] = {signal: [] for signal in wanted}
-        for rows in _slices(len(self._states), self._chunk_size):
+        count = len(self._states)
+        for rows in _slices(count, self._chunk_size):
+            start = rows.start
             for logits in _blocks(self._head(self._states[rows])):
-                for (name, temperature), column in columns.items():
-                    column.append(getattr(signals, name)(signals.upcast(logits), temperature))
-        self._known |= {signal: torch.cat(column) for signal, column in columns.items()}
+                block = slice(start, start + len(logits))
+                start = block.stop
+                said = {s: getattr(signals, s[0])(signals.upcast(logits), s[1]) for s in wanted}
+                _keep(self._known, said, block, count)
 
 
 @dataclass
@@ -138,16 +140,16 @@ class _Pass:
         wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
         found = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in inputs if wanted]
         with torch.no_grad():
-            chunks = _slices(len(self.items), self.chunk_size)
-            parts = [part for rows in chunks for part in self._chunk(rows, found if wanted else None, parameters)]
-            values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            values: dict[str, Tensor] = {}
+            for rows in _slices(len(self.items), self.chunk_size):
+                self._chunk(rows, found if wanted else None, parameters, values)
             loss = self._reduce(values)
         return (_Known.apply(loss, found, *inputs) if wanted else loss), values
 
     def _chunk(
-        self, rows: slice, found: list[Tensor] | None, parameters: list[nn.Parameter]
-    ) -> list[dict[str, Tensor]]:
-        """The parts of each of the chunk's blocks; its gradients go into `found`, in the order of `run`'s inputs."""
+        self, rows: slice, found: list[Tensor] | None, parameters: list[nn.Parameter], values: dict[str, Tensor]
+    ) -> None:
+        """The chunk's parts go into `values`, its gradients into `found`, in the order of `run`'s inputs."""
         heads_own = 1 + len(self.student_head.parameters)
         hidden = self.items.student[rows]
         if found is None:
@@ -155,18 +157,17 @@ class _Pass:
         else:
             logits, backward = self.student_head.with_backward(hidden, found[1:heads_own])
         taught = self.teacher_head(self.items.teacher[rows]) if self.chosen else logits
-        parts = []
         start = rows.start
         for z, z_teacher in zip(_blocks(logits), _blocks(taught), strict=True):
             block = slice(start, start + len(z))
             start = block.stop
             if found is None:
-                parts.append(self._per_item(block, z, z_teacher, {k: t[block] for k, t in self.chosen.items()}))
+                part = self._per_item(block, z, z_teacher, {k: t[block] for k, t in self.chosen.items()})
             else:
-                parts.append(self._learn(block, z, z_teacher, found[heads_own:], parameters))
+                part = self._learn(block, z, z_teacher, found[heads_own:], parameters)
+            _keep(values, part, block, len(self.items))
         if found is not None:
             found[0][rows] = backward(logits)  # by now the gradient
-        return parts
 
     def _learn(
         self, rows: slice, logits: Tensor, taught: Tensor, others: list[Tensor], parameters: list[nn.Parameter]
@@ -220,6 +221,17 @@ def _some(items: HiddenItems, rows: slice, student: Outputs, teacher: Outputs) -
 def _slices(length: int, size: int) -> list[slice]:
     """0..length in steps; one empty slice for no items, so that a loss and its zero gradients come out all the same."""
     return [slice(start, min(start + size, length)) for start in range(0, max(length, 1), size)]
+
+
+def _keep(columns: dict[Any, Tensor], part: dict[Any, Tensor], rows: slice, length: int) -> None:
+    """Copy each part into its column [length].
+
+    Small tensors left among the large ones of a block would make holes in memory that the next block does not fit in.
+    """
+    for name, values in part.items():
+        if name not in columns:
+            columns[name] = values.new_empty(length)
+        columns[name][rows] = values
 
 
 def _blocks(logits: Tensor) -> tuple[Tensor, ...]:
