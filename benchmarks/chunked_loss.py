@@ -6,12 +6,19 @@ Each run is a fresh process with the hidden states and heads of student and teac
 its gradients included: peak resident memory on the CPU (the allocator's peak on a GPU), and the fastest step.
 Time is taken with the allocator as it comes. Memory is taken in a process of its own in which glibc gives freed blocks
 of 4 MiB and more back at once, as it does with those above 32 MiB anyway: otherwise its free lists decide the peak.
-Time on a CPU is the process' own, which others on the machine hardly change. --peers are other projects' losses of the
-same hidden states: compare them with --weighting uniform, which needs no pass for the entropies.
+Time on a CPU is the process' own, which others on the machine hardly change. --compiled adds torch.compile of what the
+loss makes of logits (its memory on a CPU includes the compiler's). --peers adds other projects' losses of the same
+hidden states; all rows are then the loss that they share, KL(teacher || student) at T = 2 without T² or cross-entropy,
+uniform weights. The run stops if a row's loss is not the dense one.
+
+    pip install --target DIR --no-deps 'trl==1.16.*' liger-kernel
+    OMP_NUM_THREADS=1 python benchmarks/chunked_loss.py --peers trl liger --peers_dir DIR
 """
 
 import argparse
+import itertools
 import json
+import math
 import os
 import resource
 import subprocess
@@ -22,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peers import importable
 from torch import nn
 
 from hfkd.chunked import CHUNK_SIZE, ChunkedLoss
@@ -29,13 +37,16 @@ from hfkd.items import token_hidden, token_items
 from hfkd.loss import DistillationLoss
 
 LENGTH = 256  # tokens of a sequence
-PEERS = {"trl": "TRL's chunked divergence (no cross-entropy)", "liger": "Liger's fused linear JSD"}
+PEERS = {"trl": "TRL's chunked divergence", "liger": "Liger's fused linear JSD"}
+MODULES = {"trl": "trl.kernels.chunked_divergence", "liger": "liger_kernel.chunked_loss"}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=2048, help=f"items, in sequences of {LENGTH}")
+    parser.add_argument(
+        "--tokens", type=int, nargs="+", help=f"items, in sequences of {LENGTH} (default: 2048, on a GPU also 8192)"
+    )
     parser.add_argument("--vocab", type=int, nargs="+", default=[50257, 151936])
     parser.add_argument("--hidden", type=int, default=768, help="hidden size of the student")
     parser.add_argument("--teacher_hidden", type=int, default=None, help="of the teacher (default: the student's)")
@@ -44,13 +55,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="steps a process; the fastest counts")
     parser.add_argument("--rounds", type=int, default=2, help="processes a case; the fastest counts")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    parser.add_argument("--quick", action="store_true", help="512 tokens, one vocabulary, two steps, one process")
+    parser.add_argument("--quick", action="store_true", help="few tokens, one vocabulary, two steps, one process")
     parser.add_argument("--peers", nargs="+", default=[], choices=PEERS, help="packages trl, liger-kernel: also theirs")
+    parser.add_argument("--peers_dir", help="folder that holds those packages")
+    parser.add_argument("--compiled", action="store_true", help="also the chunks with torch.compile")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # the child process: one case as JSON
     args = parser.parse_args()
     if args.quick:
-        args.tokens, args.vocab, args.repeats, args.rounds = 512, args.vocab[:1], 2, 1
+        args.tokens, args.vocab, args.repeats, args.rounds = args.tokens or [512], args.vocab[:1], 2, 1
+    args.tokens = args.tokens or ([2048, 8192] if DEVICE == "cuda" else [2048])
     args.teacher_hidden = args.teacher_hidden or args.hidden
+    args.shared_loss = bool(args.peers)
+    if args.shared_loss:
+        args.weighting = "uniform"
     return args
 
 
@@ -62,7 +79,7 @@ def peak() -> int:
 
 
 def measure(case: dict[str, Any]) -> dict[str, float]:
-    """Extra bytes and seconds of one step; chunk_size 0 is the dense loss."""
+    """Extra bytes and seconds of one step, and the loss; chunk_size 0 is the dense loss."""
     torch.manual_seed(0)
     batch = max(case["tokens"] // LENGTH, 1)
     length = case["tokens"] // batch + 1  # the first token of a sequence is predicted by none
@@ -74,23 +91,24 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
     value_of = loss_function(case)
     clock = time.perf_counter if DEVICE == "cuda" else time.process_time
 
-    def step() -> float:
+    def step() -> tuple[float, float]:
         start = clock()
         value = value_of(hidden, taught, labels, head, teacher_head)
         value.backward()
         result = value.item()  # waits for a GPU
         seconds = clock() - start
         hidden.grad = head.weight.grad = None
-        assert result == result, "the loss is NaN"
-        return seconds
+        return seconds, result
 
     before = peak()
-    seconds = min(step() for _ in range(case["repeats"]))
-    return {"bytes": peak() - before, "seconds": seconds}
+    seconds, values = zip(*(step() for _ in range(case["repeats"])), strict=True)
+    return {"bytes": peak() - before, "seconds": min(seconds), "value": values[0]}
 
 
 def loss_function(case: dict[str, Any]) -> Callable[..., torch.Tensor]:
     """(hidden, taught, labels, head, teacher_head) -> the loss, dense, in chunks, or a peer's."""
+    if case["peer"]:
+        sys.path.append(case["peers_dir"] or ".")
     if case["peer"] == "trl":
         from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
@@ -103,11 +121,14 @@ def loss_function(case: dict[str, Any]) -> Callable[..., torch.Tensor]:
         from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
         # Compiled, as Liger's default is, where there is a GPU to compile for.
-        jsd = LigerFusedLinearJSDLoss(0.1, 0.9, beta=0.0, temperature=2.0, compiled=DEVICE == "cuda")
+        jsd = LigerFusedLinearJSDLoss(0.0, 1.0, beta=0.0, temperature=2.0, compiled=DEVICE == "cuda")
         return lambda hidden, taught, labels, head, teacher_head: jsd(
             targets(hidden), head.weight, targets(taught), teacher_head.weight, labels[:, 1:].flatten()
         )
-    loss = DistillationLoss("kd", 2.0, case["weighting"])
+    shared = {"objective": "kd(scale='none')", "ce_weight": 0.0, "kd_weight": 1.0} if case["shared_loss"] else {}
+    loss = DistillationLoss(temperature=2.0, weighting=case["weighting"], **shared)
+    if case["compiled"]:
+        loss.per_item = torch.compile(loss.per_item)
     if not case["chunk_size"]:
         return lambda hidden, taught, labels, head, teacher_head: loss(
             token_items(head(hidden), teacher_head(taught), labels)
@@ -125,10 +146,8 @@ def targets(states: torch.Tensor) -> torch.Tensor:
 
 def in_fresh_processes(case: dict[str, Any], rounds: int) -> dict[str, float]:
     exact = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20)}
-    return {
-        "bytes": in_fresh_process(case | {"repeats": 1}, exact)["bytes"],
-        "seconds": min(in_fresh_process(case, {})["seconds"] for _ in range(rounds)),
-    }
+    memory = in_fresh_process(case | {"repeats": 1}, exact)
+    return memory | {"seconds": min(in_fresh_process(case, {})["seconds"] for _ in range(rounds))}
 
 
 def in_fresh_process(case: dict[str, Any], environment: dict[str, str]) -> dict[str, float]:
@@ -141,30 +160,45 @@ def in_fresh_process(case: dict[str, Any], environment: dict[str, str]) -> dict[
     return json.loads(child.stdout)
 
 
+def cases(args: argparse.Namespace, tokens: int, vocab: int) -> list[dict[str, Any]]:
+    """The dense loss first."""
+    shared = {k: getattr(args, k) for k in ("hidden", "teacher_hidden", "weighting", "repeats", "peers_dir")}
+    shared |= {"tokens": tokens, "vocab": vocab, "shared_loss": args.shared_loss}
+    ways = [(0, None, False), *((n, None, c) for n in args.chunk_size for c in ([False, True][: 1 + args.compiled]))]
+    ways += [(0, peer, False) for peer in args.peers]
+    return [shared | {"chunk_size": n, "peer": peer, "compiled": compiled} for n, peer, compiled in ways]
+
+
+def compare(cases: list[dict[str, Any]], rounds: int, rows: list[dict[str, Any]]) -> None:
+    """Measure the cases, print each and add it to `rows`, with its ratios to the first."""
+    results: list[dict[str, float]] = []
+    for case in cases:
+        result = in_fresh_processes(case, rounds)
+        results.append(result)
+        dense = results[0]
+        if not math.isclose(result["value"], dense["value"], rel_tol=1e-3):
+            raise SystemExit(f"{case}: the loss is {result['value']}, and {dense['value']} dense: not the same loss")
+        ratios = {k: result[k] / dense[k] for k in ("bytes", "seconds")}
+        rows.append({**case, **result, "ratios": ratios})
+        chunks = f"chunks of {case['chunk_size']}{', compiled' if case['compiled'] else ''}"
+        name = PEERS[case["peer"]] if case["peer"] else chunks if case["chunk_size"] else "dense"
+        print(
+            f"| {case['tokens']} | {case['vocab']} | {name} | {result['bytes'] / 1e6:.0f} | "
+            f"{result['seconds']:.2f} | {ratios['bytes']:.3f} | {ratios['seconds']:.2f} |",
+            flush=True,
+        )
+
+
 def main() -> None:
     args = parse_args()
     if args.one:
         print(json.dumps(measure(json.loads(args.one))))
         return
-    shared = {k: getattr(args, k) for k in ("tokens", "hidden", "teacher_hidden", "weighting", "repeats")}
-    rows = []
-    print(
-        "| V | loss | extra memory, MB | time, s | memory ratio | time ratio |\n|---|---|---|---|---|---|", flush=True
-    )
-    for vocab in args.vocab:
-        dense = None
-        for chunk_size, peer in [(0, None), *((n, None) for n in args.chunk_size), *((0, p) for p in args.peers)]:
-            case = {**shared, "vocab": vocab, "chunk_size": chunk_size, "peer": peer}
-            result = in_fresh_processes(case, args.rounds)
-            dense = dense or result
-            ratios = {k: result[k] / dense[k] for k in ("bytes", "seconds")}
-            rows.append({**case, **result, "ratios": ratios})
-            name = PEERS[peer] if peer else f"chunks of {chunk_size}" if chunk_size else "dense"
-            print(
-                f"| {vocab} | {name} | {result['bytes'] / 1e6:.0f} | "
-                f"{result['seconds']:.2f} | {ratios['bytes']:.3f} | {ratios['seconds']:.2f} |",
-                flush=True,
-            )
+    args.peers = [peer for peer in args.peers if importable(MODULES[peer], args.peers_dir)]
+    rows: list[dict[str, Any]] = []
+    print("| N | V | loss | extra memory, MB | time, s | memory ratio | time ratio |\n|---|---|---|---|---|---|---|")
+    for tokens, vocab in itertools.product(args.tokens, args.vocab):
+        compare(cases(args, tokens, vocab), args.rounds, rows)
     if args.json:
         args.json.write_text(json.dumps({"device": DEVICE, "torch": torch.__version__, "runs": rows}, indent=2))
 

@@ -15,7 +15,6 @@ where there is none.
 import argparse
 import json
 import logging
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -25,6 +24,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peers import importable
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
 from turns import on_one_gpu
@@ -242,14 +242,7 @@ def refuse_other_losses(results: dict[str, list[dict[str, Any]]]) -> None:
 def main() -> None:
     args = parse_args()
     logging.getLogger("hfkd").setLevel(logging.WARNING)
-    if args.trl:
-        sys.path.append(str(args.trl))
-    ways = list(args.ways)
-    try:
-        import trl  # noqa: F401
-    except ImportError:
-        print(f"{TRL} is left out: there is no package trl (pip install trl, or --trl DIR)", file=sys.stderr)
-        ways = [way for way in ways if way != TRL]
+    ways = [way for way in args.ways if way != TRL or importable("trl", args.trl)]
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     data = TextDataArguments(args.dataset_name, args.max_length, max_train_rows=args.steps * args.batch_size)

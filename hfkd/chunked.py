@@ -16,7 +16,11 @@ from hfkd.heads import Head, gradients, head_of
 from hfkd.items import HiddenItems, Items, Outputs, same_classes
 from hfkd.loss import DistillationLoss
 
-CHUNK_SIZE = 128  # with 2048 tokens an eighth of the dense loss's memory; see benchmarks/chunked_loss.py
+CHUNK_SIZE = 256  # with 2048 tokens below an eighth of the dense loss's memory; see benchmarks/chunked_loss.py
+
+# Numbers of a block of logits on a CPU, 4 MiB in float32: all that the loss makes of it stays in the cache, and freed
+# memory is used again instead of being asked of the system, page by page.
+BLOCK = 2**20
 
 Signal = tuple[str, float]  # a function of hfkd.signals, and its temperature
 
@@ -104,12 +108,14 @@ class ChunkedOutputs(Outputs):
 
     @torch.no_grad()
     def _fetch(self, wanted: set[Signal]) -> None:
-        columns: dict[Signal, list[Tensor]] = {signal: [] for signal in wanted}
-        for rows in _slices(len(self._states), self._chunk_size):
-            logits = signals.upcast(self._head(self._states[rows]))
-            for (name, temperature), column in columns.items():
-                column.append(getattr(signals, name)(logits, temperature))
-        self._known |= {signal: torch.cat(column) for signal, column in columns.items()}
+        count = len(self._states)
+        for rows in _slices(count, self._chunk_size):
+            start = rows.start
+            for logits in _blocks(self._head(self._states[rows])):
+                block = slice(start, start + len(logits))
+                start = block.stop
+                said = {s: getattr(signals, s[0])(signals.upcast(logits), s[1]) for s in wanted}
+                _keep(self._known, said, block, count)
 
 
 @dataclass
@@ -134,38 +140,55 @@ class _Pass:
         wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
         found = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in inputs if wanted]
         with torch.no_grad():
-            chunks = _slices(len(self.items), self.chunk_size)
-            parts = [self._learn(rows, found, parameters) if wanted else self._measure(rows) for rows in chunks]
-            values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            values: dict[str, Tensor] = {}
+            for rows in _slices(len(self.items), self.chunk_size):
+                self._chunk(rows, found if wanted else None, parameters, values)
             loss = self._reduce(values)
         return (_Known.apply(loss, found, *inputs) if wanted else loss), values
 
-    def _measure(self, rows: slice) -> dict[str, Tensor]:
-        logits = signals.upcast(self.student_head(self.items.student[rows]))
-        return self._per_item(rows, logits, {k: t[rows] for k, t in self.chosen.items()})
+    def _chunk(
+        self, rows: slice, found: list[Tensor] | None, parameters: list[nn.Parameter], values: dict[str, Tensor]
+    ) -> None:
+        """The chunk's parts go into `values`, its gradients into `found`, in the order of `run`'s inputs."""
+        heads_own = 1 + len(self.student_head.parameters)
+        hidden = self.items.student[rows]
+        if found is None:
+            logits = self.student_head(hidden)
+        else:
+            logits, backward = self.student_head.with_backward(hidden, found[1:heads_own])
+        taught = self.teacher_head(self.items.teacher[rows]) if self.chosen else logits
+        start = rows.start
+        for z, z_teacher in zip(_blocks(logits), _blocks(taught), strict=True):
+            block = slice(start, start + len(z))
+            start = block.stop
+            if found is None:
+                part = self._per_item(block, z, z_teacher, {k: t[block] for k, t in self.chosen.items()})
+            else:
+                part = self._learn(block, z, z_teacher, found[heads_own:], parameters)
+            _keep(values, part, block, len(self.items))
+        if found is not None:
+            found[0][rows] = backward(logits)  # by now the gradient
 
-    def _learn(self, rows: slice, found: list[Tensor], parameters: list[nn.Parameter]) -> dict[str, Tensor]:
-        """The chunk's parts; its gradients go into `found`, in the order of `run`'s inputs."""
-        heads_own = len(self.student_head.parameters)
-        of_hidden, of_head, others = found[0], found[1 : 1 + heads_own], found[1 + heads_own :]
+    def _learn(
+        self, rows: slice, logits: Tensor, taught: Tensor, others: list[Tensor], parameters: list[nn.Parameter]
+    ) -> dict[str, Tensor]:
+        """The block's parts; the logits' gradient overwrites them, those of parameters and choices join `others`."""
         others = [*others[: len(parameters)], *(x[rows] for x in others[len(parameters) :])]
-        logits, backward = self.student_head.with_backward(self.items.student[rows], of_head)
-        logits = signals.upcast(logits).requires_grad_()
+        z = signals.upcast(logits).detach().requires_grad_()
         chosen = {k: t[rows].detach().requires_grad_(t.requires_grad) for k, t in self.chosen.items()}
         with torch.enable_grad():
-            values = self._per_item(rows, logits, chosen)
+            values = self._per_item(rows, z, taught, chosen)
             share = self._reduce(values)
         learned = [t for t in chosen.values() if t.requires_grad]
-        of_logits, *of_others = gradients(share, [logits, *parameters, *learned])
-        of_hidden[rows] = backward(of_logits)
+        of_logits, *of_others = gradients(share, [z, *parameters, *learned])
+        logits.copy_(of_logits)
         for total, gradient in zip(others, of_others, strict=True):
             total.add_(gradient)
         return {name: v.detach() for name, v in values.items()}
 
-    def _per_item(self, rows: slice, logits: Tensor, chosen: dict[str, Tensor]) -> dict[str, Tensor]:
-        with torch.no_grad():
-            taught = signals.upcast(self.teacher_head(self.items.teacher[rows])) if chosen else logits.detach()
-        return self.loss.per_item(_some(self.items, rows, Outputs(logits), Outputs(taught)), **chosen)
+    def _per_item(self, rows: slice, logits: Tensor, taught: Tensor, chosen: dict[str, Tensor]) -> dict[str, Tensor]:
+        outputs = Outputs(signals.upcast(logits)), Outputs(signals.upcast(taught))
+        return self.loss.per_item(_some(self.items, rows, *outputs), **chosen)
 
     def _reduce(self, values: dict[str, Tensor]) -> Tensor:
         return self.loss.reduce(values, len(self.items), self.num_items)
@@ -198,3 +221,20 @@ def _some(items: HiddenItems, rows: slice, student: Outputs, teacher: Outputs) -
 def _slices(length: int, size: int) -> list[slice]:
     """0..length in steps; one empty slice for no items, so that a loss and its zero gradients come out all the same."""
     return [slice(start, min(start + size, length)) for start in range(0, max(length, 1), size)]
+
+
+def _keep(columns: dict[Any, Tensor], part: dict[Any, Tensor], rows: slice, length: int) -> None:
+    """Copy each part into its column [length].
+
+    Small tensors left among the large ones of a block would make holes in memory that the next block does not fit in.
+    """
+    for name, values in part.items():
+        if name not in columns:
+            columns[name] = values.new_empty(length)
+        columns[name][rows] = values
+
+
+def _blocks(logits: Tensor) -> tuple[Tensor, ...]:
+    """The rows of a chunk's logits [n, C], a few at a time on a CPU; a GPU wants them at once."""
+    few = max(BLOCK // logits.shape[-1], 1)
+    return logits.split(few if logits.device.type == "cpu" else max(len(logits), 1))

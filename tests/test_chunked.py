@@ -20,6 +20,11 @@ N = 9  # targets left by the mask below
 SPLITS = [1, 7, N, 100]
 
 
+@pytest.fixture(autouse=True)
+def _blocks_of_two_rows(monkeypatch):
+    monkeypatch.setattr("hfkd.chunked.BLOCK", 2 * V)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
     """Tensors this small only wait for a second thread."""
@@ -189,6 +194,22 @@ def test_without_gradient_it_gives_the_value_alone():
     torch.testing.assert_close(value, run(loss, 0, head, teacher_head)[0])
 
 
+@pytest.mark.parametrize("chunk_size", SPLITS)
+def test_in_float64_it_is_the_dense_loss_to_ten_digits(chunk_size):
+    states = (x.double() if x.is_floating_point() else x for x in hidden_states())
+    states = [x.detach().requires_grad_(i == 0) for i, x in enumerate(states)]
+    loss = DistillationLoss("kd", temperature("energy"), "entropy")
+    chunked, dense = (run(loss, c, *(h.double() for h in heads(bias=True)), states=states) for c in (chunk_size, 0))
+    for ours, theirs in zip((chunked[0], *chunked[2]), (dense[0], *dense[2]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_a_head_that_keeps_its_own_output_for_backward():
+    linear, teacher_head = heads()
+    head, loss = nn.Sequential(linear, nn.Tanh()), DistillationLoss(weighting="entropy")
+    assert_same(run(loss, 5, head, teacher_head), run(loss, 0, head, teacher_head))
+
+
 # ---- real models ----------------------------------------------------------------------------------------------------
 
 SIZES = {"vocab_size": V, "bos_token_id": 0, "eos_token_id": 0}
@@ -276,6 +297,14 @@ def test_a_plain_linear_head_is_done_by_hand_and_anything_else_by_autograd():
     patched.forward = lambda x: x @ patched.weight.T
     assert type(head_of(nn.Linear(2, 3))) is LinearHead
     assert all(type(head_of(m)) is Head for m in (hooked, patched, nn.Sequential(nn.Linear(2, 3))))
+
+
+@pytest.mark.parametrize(("dtype", "numbers"), [(torch.float32, 16), (torch.bfloat16, 32)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_rows_of_logits_start_on_cache_lines_whatever_the_vocabulary(dtype, numbers, bias):
+    logits = head_of(nn.Linear(H, 50, bias=bias, dtype=dtype))(torch.randn(3, H))
+    assert logits.shape == (3, 50)
+    assert logits.stride(0) % numbers == 0
 
 
 def test_each_head_is_passed_once_for_the_slots_and_once_for_the_loss_from_the_second_call_on():
