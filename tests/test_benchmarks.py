@@ -19,12 +19,12 @@ from growth import Growth, check_sizes
 from scaling import Axis, BenchmarkArguments, Measured, usual_processes
 from scaling_steps import KINDS, ImageStep, TextStep
 from summary import Target, figures, summarise
-from turns import Clock, on_one_gpu
+from turns import Clock, in_child, on_one_gpu
 
 from hfkd import DistillationArguments
 
 BENCHMARKS = Path(run_all.__file__).parent
-MODULES = {"growth", "memory", "operations", "scaling_steps", "summary", "turns"}  # shared parts, no commands
+MODULES = {"growth", "operations", "peers", "scaling_steps", "summary", "turns"}  # shared parts, no commands
 COMMANDS = sorted(path for path in BENCHMARKS.glob("*.py") if path.stem not in MODULES)
 
 
@@ -300,3 +300,13 @@ def test_flags_for_nobody_are_refused(flags, capsys):
 
 def test_the_summary_works_without_notes_of_a_run(tmp_path):
     assert "unknown" in summarise(tmp_path, ["scaling"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a process with a GPU cannot be forked")
+def test_what_a_loop_sets_for_its_process_ends_with_it(capfd):
+    seen = []
+    assert in_child(lambda: [seen.append(1) or 2.5]) == [2.5]
+    assert seen == []
+    with pytest.raises(RuntimeError, match="ended without an answer"):
+        in_child(lambda: [1 / 0])
+    assert "ZeroDivisionError" in capfd.readouterr().err
