@@ -8,7 +8,6 @@ said so in the table, and the others run. summary.md and summary.json hold the t
 """
 
 import argparse
-import importlib.util
 import os
 import shlex
 import subprocess
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from summary import READERS, Record, Run, summarise
+from entries import ENTRIES
+from summary import Record, Run, summarise
 
 from hfkd import DistillationArguments
 from hfkd.command import command
@@ -28,13 +28,12 @@ from hfkd.report.environment import environment
 HERE = Path(__file__).parent
 IMAGES = ("image_step", "teacher_scan", "input_pipeline", "scaling")  # these take --dataset_name
 WITH_TEACHER = ("image_step", "teacher_scan", "scaling")
-PEERS = {"chunked_loss_liger": "chunked_loss"}  # the script of an entry that is called otherwise
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmarks"), help="where everything goes")
-    parser.add_argument("--only", nargs="+", choices=READERS, metavar="NAME", help=", ".join(READERS))
+    parser.add_argument("--only", nargs="+", choices=ENTRIES, metavar="NAME", help=", ".join(ENTRIES))
     parser.add_argument("--quick", action="store_true", help="pass --quick to each: shows that they run, no figures")
     parser.add_argument("--from_json", type=Path, metavar="FOLDER", help="run nothing: the table of the files there")
     parser.add_argument("--dataset_name", default="uoft-cs/cifar100", help="images: Hub id or folder")
@@ -46,28 +45,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--flags", nargs="+", default=[], metavar="NAME='...'", help="more flags, such as image_step='--rounds 9'"
     )
     args = parser.parse_args(argv)
-    unknown = [flags for flags in args.flags if flags.partition("=")[0] not in READERS or "=" not in flags]
+    unknown = [flags for flags in args.flags if flags.partition("=")[0] not in ENTRIES or "=" not in flags]
     if unknown:
-        parser.error(f"--flags {unknown[0]!r}: give NAME='...' with a name of {', '.join(READERS)}")
+        parser.error(f"--flags {unknown[0]!r}: give NAME='...' with a name of {', '.join(ENTRIES)}")
     return args
 
 
-def can_run(name: str) -> bool:
-    """Liger's kernels want a GPU; the rest runs everywhere."""
-    return name not in PEERS or (torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None)
-
-
 def command_line(name: str, args: argparse.Namespace) -> list[str]:
-    words = [str(HERE / f"{PEERS.get(name, name)}.py"), "--json", str(args.output_dir / f"{name}.json")]
-    if name in IMAGES:
+    entry = ENTRIES[name]
+    words = [str(HERE / f"{entry.script}.py"), "--json", str(args.output_dir / f"{name}.json"), *entry.flags]
+    if entry.script in IMAGES:
         words += ["--dataset_name", args.dataset_name]
-    if name in WITH_TEACHER and args.teacher_checkpoint:
+    if entry.script in WITH_TEACHER and args.teacher_checkpoint and "--teacher_name" not in entry.flags:
         words += ["--teacher_checkpoint", args.teacher_checkpoint]
-    if name == "text_step":
+    if entry.script == "text_step":
         words += ["--dataset_name", args.text_dataset_name, "--tokenizer", args.tokenizer]
         words += ["--trl", args.trl] if args.trl else []
-    if name == "chunked_loss_liger":
-        words += ["--peers", "liger", "--weighting", "uniform"]  # as Liger has none
     words += ["--quick"] if args.quick else []
     more = (flags.partition("=")[2] for flags in args.flags if flags.partition("=")[0] == name)
     return words + [word for flags in more for word in shlex.split(flags)]
@@ -118,7 +111,7 @@ def abilities() -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     folder = args.from_json or args.output_dir
-    names = args.only or [name for name in READERS if can_run(name)]
+    names = args.only or [name for name, entry in ENTRIES.items() if entry.can_run]
     if args.from_json is None:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         record = Record.load(folder)
@@ -127,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             record.runs[name] = run(name, args)
             record.save(folder)  # an interrupted series keeps what it has
     record = Record.load(folder)
-    there = [n for n in READERS if n in names or n in record.runs or (folder / f"{n}.json").exists()]
+    there = [n for n in ENTRIES if n in names or n in record.runs or (folder / f"{n}.json").exists()]
     print(f"\n{summarise(folder, there if args.only is None or args.from_json is None else names)}")
     return int(any(record.runs[name].exit for name in names if name in record.runs))
 

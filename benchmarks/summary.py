@@ -12,6 +12,7 @@ import input_pipeline
 import loss_overhead
 import teacher_scan
 import text_step
+from entries import ENTRIES
 from turns import ratio, table
 
 RUNS = "runs.json"
@@ -93,6 +94,10 @@ def of_image_step(found: dict[str, Any]) -> Lines:
         yield f"speed: {way} / public loop", 1 / ratio(times, way, image_step.PUBLIC), Target(least)
     live = ratio(times, image_step.LIVE, image_step.BARE)
     yield f"time: {image_step.LIVE} / bare loop", live, Target(most=image_step.BARE_TARGET)
+    if found.get("device", "cpu") != "cpu":
+        for way, most in image_step.MINUTES.items():
+            steps = 240 * found["images"] / found["settings"]["batch_size"]
+            yield f"minutes of 240 epochs: {way}", steps * min(times[way]) / 60, Target(most=most)
 
 
 def of_loss_overhead(found: dict[str, Any]) -> Lines:
@@ -154,7 +159,6 @@ READERS: dict[str, Callable[[dict[str, Any]], Lines]] = {
     "teacher_scan": of_teacher_scan,
     "input_pipeline": of_input_pipeline,
     "chunked_loss": of_chunked_loss,
-    "chunked_loss_liger": of_chunked_loss,
     "text_step": of_text_step,
     "scaling": of_scaling,
 }
@@ -169,7 +173,7 @@ def figures(folder: Path, name: str, run: Run | None) -> list[Figure]:
     if not file.exists():
         return [Figure(name, "", None, reason=f"not measured: there is no {file.name}")]
     try:
-        lines = list(READERS[name](json.loads(file.read_text())))
+        lines = list(READERS[ENTRIES[name].script](json.loads(file.read_text())))
     except (ValueError, KeyError, IndexError, TypeError, ZeroDivisionError) as error:
         reason = f"not measured: {file.name} is not what {name} writes ({type(error).__name__}: {error})"
         return [Figure(name, "", None, reason=reason)]

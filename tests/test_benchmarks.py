@@ -14,7 +14,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import run_all
-import summary
+from entries import ENTRIES
 from growth import Growth, check_sizes
 from scaling import Axis, BenchmarkArguments, Measured, usual_processes
 from scaling_steps import KINDS, ImageStep, TextStep
@@ -24,7 +24,7 @@ from turns import Clock, in_child, on_one_gpu
 from hfkd import DistillationArguments
 
 BENCHMARKS = Path(run_all.__file__).parent
-MODULES = {"growth", "operations", "peers", "scaling_steps", "summary", "turns"}  # shared parts, no commands
+MODULES = {"entries", "growth", "operations", "peers", "scaling_steps", "summary", "turns"}  # shared parts, no commands
 COMMANDS = sorted(path for path in BENCHMARKS.glob("*.py") if path.stem not in MODULES)
 
 
@@ -184,6 +184,11 @@ def turns(ways):
     ("name", "found", "expected"),
     [
         ("image_step", {"times": STEPS}, [(2.0, "missed"), (4.0, "met"), (1.0, "met")]),
+        (
+            "resnet56_resnet20_graphs",
+            {"times": STEPS, "device": "cuda", "images": 64, "settings": {"batch_size": 64}},
+            [(2.0, "missed"), (4.0, "met"), (1.0, "met"), (8.0, "missed"), (4.0, "missed")],
+        ),
         ("loss_overhead", {"results": LOSSES}, [(1.02, "missed"), (1.001, "met"), (100, "met")]),
         ("teacher_scan", {"share": 0.949}, [(0.949, "missed")]),
         (
@@ -279,7 +284,7 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
 def test_each_command_line_has_what_its_script_takes():
     words = "--quick --dataset_name cifar --teacher_checkpoint t.pth --text_dataset_name dolly.jsonl --tokenizer gpt2 "
     args = run_all.parse_args(shlex.split(words + "--trl trl_dir --flags 'scaling=--only images --rounds 9'"))
-    lines = {name: run_all.command_line(name, args) for name in summary.READERS}
+    lines = {name: run_all.command_line(name, args) for name in ENTRIES}
     for name, line in lines.items():
         assert Path(line[0]).is_file()
         assert line[1:3] == ["--json", str(args.output_dir / f"{name}.json")]
