@@ -100,7 +100,7 @@ class Loops:
     benchmark: BenchmarkArguments
     args: DistillationArguments
     train: Dataset
-    pil: PilImages
+    pil: PilImages | None
     folder: str
 
     def __post_init__(self) -> None:

@@ -23,7 +23,13 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-@lru_cache
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Numbers [N] float32 that are sent once, for all who ask for the same ones."""
+    if torch.compiler.is_compiling():  # a compiler writes them into its code
+        return torch.stack([torch.full((), value, device=device) for value in values])
+    return _sent(values, device)
+
+
+@lru_cache
+def _sent(values: tuple[float, ...], device: torch.device) -> Tensor:
     return send(torch.tensor(values), device)

@@ -120,6 +120,9 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         step.watch = self.faults
         self.step: AnyStep = step
         self.distillation_loss = loss.to(self.args.device)
+        if self.args.torch_compile and self.rule is IMAGES and not learned_parts.learns(loss):
+            # Seventy small operations become a few. Not by CUDA graphs: what is logged outlives the step.
+            loss.compile(backend=self.args.torch_compile_backend or "inductor")
         placed = None if live is None else place(live, self.accelerator)
         self.teacher: Any = cached if placed is None else placed
         self.cached_teacher: Any = cached_teacher(placed, self.train_dataset, loss, self.args, self.accelerator)

@@ -15,6 +15,8 @@ from hfkd.data.collate import ImageCollator
 from hfkd.data.digits import load_digits
 from hfkd.data.resident import HostRows, ResidentImages
 from hfkd.data.text_collate import TokenCollator
+from hfkd.items import image_items
+from hfkd.loss import DistillationLoss
 from hfkd.models import image_classifier
 from hfkd.objectives import OBJECTIVES
 from hfkd.teachers import CachedTeacher, LiveTeacher
@@ -31,12 +33,12 @@ TEMPERATURES = {
 
 @pytest.fixture
 def gpu():
+    from hfkd import devices
     from hfkd.data import transforms
-    from hfkd.devices import constant
 
     with FakeGPU() as fake:
         yield fake
-    constant.cache_clear()  # they hold tensors of a device that is gone
+    devices._sent.cache_clear()  # they hold tensors of a device that is gone
     transforms._affine.cache_clear()
 
 
@@ -129,6 +131,18 @@ def test_evaluating_a_batch_does_not_wait(gpu, tmp_path):
     trainer, batch = make(gpu, tmp_path)
     loss, logits = trainer._evaluate_batch(trainer.model.eval(), batch)
     assert (loss.device, logits.device) == (GPU, GPU)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_loss_can_be_captured_whole(objective):
+    """One graph without a break: nothing in it depends on a value, so a compiler or a CUDA graph can have it."""
+    loss = DistillationLoss(objective, TEMPERATURES["energy"], "entropy")
+    given = 3 * torch.randn(8, 10), 5 * torch.randn(8, 10), torch.arange(8)
+    torch._dynamo.reset()
+    captured = torch.compile(lambda *x: loss(image_items(*x), 8), backend="eager", fullgraph=True)
+    (value, parts), (plain, its) = captured(*given), loss(image_items(*given), 8)
+    assert torch.equal(value, plain)
+    assert {k: v.item() for k, v in parts.items()} == {k: v.item() for k, v in its.items()}
 
 
 # ---- tokens ----------------------------------------------------------------------------------------------------------

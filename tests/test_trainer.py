@@ -100,6 +100,25 @@ def test_no_device_sync_in_the_loss(tmp_path):
         trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=8).backward()
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at it
+@pytest.mark.parametrize("objective", ["kd", "mld"])
+def test_compiled_networks_and_loss_change_nothing_but_rounding(tmp_path, objective):
+    slots = {"temperature": Energy(thresholds=(-9.0, -5.0)), "weighting": "entropy", "objective": objective}
+    found = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        trainer = make(tmp_path / str(compiled), slots=slots, rows=Rows(28), max_steps=5, torch_compile=compiled)
+        trainer.train()  # the last batch of each epoch is half of one
+        assert (trainer.distillation_loss._compiled_call_impl is not None) == compiled
+        found.append([logged(trainer, key) for key in ("loss", "kd", "low_energy_share")] + [trainer.evaluate()])
+    for plain, compiled in zip(*found, strict=True):
+        if isinstance(plain, dict):
+            assert compiled["eval_loss"] == pytest.approx(plain["eval_loss"], rel=1e-4)
+        else:
+            assert compiled == pytest.approx(plain, rel=1e-4)
+
+
 # ---- teacher ----------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,59 @@
+"""How many operations a training step runs: on a GPU each is a kernel launch, and small batches are bound by those.
+
+    python benchmarks/launches.py --dataset_name uoft-cs/cifar100
+
+Everything from the loader to the optimizer is counted, views apart: the difference between two runs of which one is a
+step longer. Neither the device nor the batch changes the count, except that optimizers on a CPU take some operations
+for each parameter, the bare loop's and Trainer's alike. The loops are those of image_step.py.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+
+import image_step
+from image_step import BARE, CACHED, LIVE, Loops, training_arguments
+from operations import Operations
+from transformers import set_seed
+from turns import table, write
+
+from hfkd import DistillationArguments
+from hfkd.arguments import parse
+from hfkd.data import ImageDataArguments
+
+STEPS = 8
+
+
+def of_a_step(loops: Callable[[int], Loops], way: str) -> int:
+    """Operations of step 9."""
+    totals = []
+    for steps in (STEPS, STEPS + 1):
+        these = loops(steps)
+        with Operations() as counted:
+            {BARE: these.bare, LIVE: these.hfkd, CACHED: these.cached}[way]()
+        totals.append(counted.total)
+    return totals[1] - totals[0]
+
+
+def main() -> None:
+    arguments = (image_step.BenchmarkArguments, ImageDataArguments, DistillationArguments)
+    benchmark, data, given = parse(arguments, description=__doc__)
+    benchmark.batch_size = min(benchmark.batch_size, 4)
+    train, _ = data.load()
+    with tempfile.TemporaryDirectory() as folder:
+        given.output_dir = folder
+
+        def loops(steps: int) -> Loops:
+            set_seed(0)  # the same teacher each time
+            args = training_arguments(given, steps, benchmark.batch_size)
+            return Loops(replace(benchmark, steps=steps), args, train, None, folder)
+
+        loops(STEPS + 1).cached()
+        found = {way: of_a_step(loops, way) for way in (BARE, LIVE, CACHED)}
+    rows = [(way, count, f"{count / found[BARE]:.2f}") for way, count in found.items()]
+    print(table(("loop", "operations a step", "/ bare"), rows))
+    write(benchmark.json, operations=found, settings=vars(benchmark))
+
+
+if __name__ == "__main__":
+    main()
