@@ -4,8 +4,9 @@
 
 Each run is a fresh process with the hidden states and heads of student and teacher; measured is what the loss adds,
 its gradients included: peak resident memory on the CPU (the allocator's peak on a GPU), and the fastest step.
-Time is taken with the allocator as it comes. Memory is taken in a process of its own in which glibc gives freed blocks
-of 4 MiB and more back at once, as it does with those above 32 MiB anyway: otherwise its free lists decide the peak.
+Time is taken with freed memory kept, as DistillationTrainer keeps it on a CPU (--no-keep_memory: as the system has it).
+Memory is taken in a process of its own in which glibc gives freed blocks of 4 MiB and more back at once: otherwise its
+free lists decide the peak.
 Time on a CPU is the process' own, which others on the machine hardly change. --compiled adds torch.compile of what the
 loss makes of logits (its memory on a CPU includes the compiler's). --peers adds other projects' losses of the same
 hidden states; all rows are then the loss that they share, KL(teacher || student) at T = 2 without T² or cross-entropy,
@@ -33,6 +34,7 @@ from peers import importable
 from torch import nn
 
 from hfkd.chunked import CHUNK_SIZE, ChunkedLoss
+from hfkd.cpu_memory import keep_freed_memory
 from hfkd.items import token_hidden, token_items
 from hfkd.loss import DistillationLoss
 
@@ -54,6 +56,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--weighting", default="entropy", help="the slot; 'uniform' needs no pass before the loss")
     parser.add_argument("--repeats", type=int, default=5, help="steps a process; the fastest counts")
     parser.add_argument("--rounds", type=int, default=2, help="processes a case; the fastest counts")
+    parser.add_argument(
+        "--keep_memory", action=argparse.BooleanOptionalAction, default=True, help="keep freed memory while timing"
+    )
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--quick", action="store_true", help="few tokens, one vocabulary, two steps, one process")
     parser.add_argument("--peers", nargs="+", default=[], choices=PEERS, help="packages trl, liger-kernel: also theirs")
@@ -80,6 +85,8 @@ def peak() -> int:
 
 def measure(case: dict[str, Any]) -> dict[str, float]:
     """Extra bytes and seconds of one step, and the loss; chunk_size 0 is the dense loss."""
+    if case["keep_memory"]:
+        keep_freed_memory()
     torch.manual_seed(0)
     batch = max(case["tokens"] // LENGTH, 1)
     length = case["tokens"] // batch + 1  # the first token of a sequence is predicted by none
@@ -146,7 +153,7 @@ def targets(states: torch.Tensor) -> torch.Tensor:
 
 def in_fresh_processes(case: dict[str, Any], rounds: int) -> dict[str, float]:
     exact = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20)}
-    memory = in_fresh_process(case | {"repeats": 1}, exact)
+    memory = in_fresh_process(case | {"repeats": 1, "keep_memory": False}, exact)
     return memory | {"seconds": min(in_fresh_process(case, {})["seconds"] for _ in range(rounds))}
 
 
@@ -162,7 +169,9 @@ def in_fresh_process(case: dict[str, Any], environment: dict[str, str]) -> dict[
 
 def cases(args: argparse.Namespace, tokens: int, vocab: int) -> list[dict[str, Any]]:
     """The dense loss first."""
-    shared = {k: getattr(args, k) for k in ("hidden", "teacher_hidden", "weighting", "repeats", "peers_dir")}
+    shared = {
+        k: getattr(args, k) for k in ("hidden", "teacher_hidden", "weighting", "repeats", "peers_dir", "keep_memory")
+    }
     shared |= {"tokens": tokens, "vocab": vocab, "shared_loss": args.shared_loss}
     ways = [(0, None, False), *((n, None, c) for n in args.chunk_size for c in ([False, True][: 1 + args.compiled]))]
     ways += [(0, peer, False) for peer in args.peers]
@@ -179,7 +188,7 @@ def compare(cases: list[dict[str, Any]], rounds: int, rows: list[dict[str, Any]]
         if not math.isclose(result["value"], dense["value"], rel_tol=1e-3):
             raise SystemExit(f"{case}: the loss is {result['value']}, and {dense['value']} dense: not the same loss")
         ratios = {k: result[k] / dense[k] for k in ("bytes", "seconds")}
-        rows.append({**case, **result, "ratios": ratios})
+        rows.append({k: v for k, v in case.items() if k != "peers_dir"} | result | {"ratios": ratios})
         chunks = f"chunks of {case['chunk_size']}{', compiled' if case['compiled'] else ''}"
         name = PEERS[case["peer"]] if case["peer"] else chunks if case["chunk_size"] else "dense"
         print(

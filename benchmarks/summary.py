@@ -122,16 +122,17 @@ def of_input_pipeline(found: dict[str, Any]) -> Lines:
 def of_chunked_loss(found: dict[str, Any]) -> Lines:
     """Against the dense loss; the time also against Liger's, where it ran too."""
     on_gpu = found.get("device", "cpu") != "cpu"
-    liger = {run["vocab"]: run["ratios"]["seconds"] for run in found["runs"] if run["peer"] == "liger"}
+    liger = {(run["tokens"], run["vocab"]): run["ratios"]["seconds"] for run in found["runs"] if run["peer"] == "liger"}
     for run in found["runs"]:
         if run["chunk_size"] and not run["peer"]:
-            what = f"chunks of {run['chunk_size']}, V = {run['vocab']:,}"
+            size = run["tokens"], run["vocab"]
+            what = f"chunks of {run['chunk_size']}, N = {size[0]:,}, V = {size[1]:,}"
             bytes_, seconds = run["ratios"]["bytes"], run["ratios"]["seconds"]
             yield f"extra memory: {what} / dense", bytes_, Target(most=CHUNKED_MEMORY)
             yield f"time: {what} / dense", seconds, None if on_gpu else Target(most=CHUNKED_TIME)
-            if run["vocab"] in liger:
+            if size in liger:
                 target = Target(most=LIGER_TIME) if on_gpu else None
-                yield f"time: {what} / Liger's", seconds / liger[run["vocab"]], target
+                yield f"time: {what} / Liger's", seconds / liger[size], target
 
 
 def of_text_step(found: dict[str, Any]) -> Lines:

@@ -164,7 +164,7 @@ LOSSES = {
 
 
 def chunked(size, memory, time, peer=None):
-    return {"vocab": 512, "chunk_size": size, "peer": peer, "ratios": {"bytes": memory, "seconds": time}}
+    return {"tokens": 64, "vocab": 512, "chunk_size": size, "peer": peer, "ratios": {"bytes": memory, "seconds": time}}
 
 
 CHUNKED = [chunked(0, 1.0, 1.0), chunked(128, 0.125, 1.2), chunked(0, 0.5, 1.5, "liger")]
