@@ -3,7 +3,7 @@
 N items, n items of a chunk, H hidden size (of student or teacher), C vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +30,11 @@ class ChunkedLoss:
 
         loss, parts = ChunkedLoss(loss)(token_hidden(student_hidden, teacher_hidden, labels), head, teacher_head)
 
-    First one pass of a head without gradient for each network whose energies or entropies the slots ask for, so that
-    sequence-level choices see all items. Then each chunk's loss and gradients, which are added up in float32 and kept
-    for backward, which therefore works once. The heads run in the ambient autocast, the statistics in float32.
+    Each chunk's loss and gradients are added up in float32 and kept for backward, which therefore works once. The heads
+    run in the ambient autocast, the statistics in float32. A chunk takes whole samples where they fit in it, so that a
+    temperature or weight that follows a sample's mean energy or entropy is known before the chunk's loss. For longer
+    samples, and for slots that look beyond a sample (`within_samples` is not True), one more pass of a head without
+    gradient comes first, for each network whose energies or entropies they ask for.
     `num_classes` cuts both heads to the common vocabulary. ValueError when built for an objective that reads hidden
     states or compares items with each other. A temperature that learns gets its gradient; through the student's
     energies and entropies, which carry none here, no gradient flows.
@@ -59,20 +61,63 @@ class ChunkedLoss:
         teacher_head: nn.Module,
         num_items: Tensor | int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        heads = [head_of(module, self.num_classes) for module in (student_head, teacher_head)]
-        student, teacher = (
-            ChunkedOutputs(hidden, head, self.chunk_size, expected)
-            for hidden, head, expected in zip((items.student, items.teacher), heads, self._expected, strict=True)
-        )
-        same_classes(student.num_classes, teacher.num_classes)
-        chosen = self.loss.choose(_some(items, slice(None), student, teacher))
-        self._expected = [student.asked, teacher.asked]
-        loss, values = _Pass(self.loss, items, heads[0], heads[1], chosen, self.chunk_size, num_items).run()
+        heads = head_of(student_head, self.num_classes), head_of(teacher_head, self.num_classes)
+        same_classes(heads[0].num_classes(items.student), heads[1].num_classes(items.teacher))
+        slots = self.loss.temperature, self.loss.weighting
+        by_sample = items.lengths is not None and all(getattr(slot, "within_samples", False) for slot in slots)
+        groups = _groups(items.lengths or (), self.chunk_size) if by_sample else [slice(0, len(items))]
+        chunks: list[tuple[slice, bool]] = []  # and whether its items' temperatures and weights are chosen by then
+        chosen: dict[str, Tensor] = {}
+        for group in groups:
+            first = by_sample and group.stop - group.start <= self.chunk_size
+            if not first:
+                _keep(chosen, self._choose(items, group, heads), group, len(items))
+            chunks += [(rows, not first) for rows in _slices(group, self.chunk_size)]
+        loss, values = _Pass(self.loss, items, *heads, chosen, num_items).run(chunks)
         return loss, self.loss.logged(values | chosen)
 
+    def _choose(self, items: HiddenItems, rows: slice, heads: tuple[Head, Head]) -> dict[str, Tensor]:
+        """The temperatures and weights of more items than a chunk has."""
+        states = items.student[rows], items.teacher[rows]
+        student, teacher = (
+            ChunkedOutputs(hidden, head, self.chunk_size, expected)
+            for hidden, head, expected in zip(states, heads, self._expected, strict=True)
+        )
+        chosen = self.loss.choose(_some(items, rows, student, teacher))
+        self._expected = [student.asked, teacher.asked]
+        return chosen
 
-class ChunkedOutputs(Outputs):
-    """`Outputs` for slots that ask for energies and entropies: each a pass of the head over the chunks, kept.
+
+class SignalOutputs(Outputs):
+    """`Outputs` for slots that ask for energies and entropies: the logits, where there are any, stay inside."""
+
+    @property
+    def logits(self) -> Tensor:
+        raise ValueError(
+            "this slot reads logits itself, which loss_chunk_size cannot serve: ask for items.teacher.energy(T) or "
+            "items.teacher.entropy(T) (or the student's), or set loss_chunk_size 0"
+        )
+
+
+class BlockOutputs(SignalOutputs):
+    """Of one chunk's logits [n, C], a block at a time."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self._blocks = _blocks(logits)
+
+    def energy(self, temperature: float) -> Tensor:
+        return torch.cat([signals.energy(signals.upcast(block), temperature) for block in self._blocks])
+
+    def entropy(self, temperature: float) -> Tensor:
+        return torch.cat([signals.entropy(signals.upcast(block), temperature) for block in self._blocks])
+
+    @property
+    def num_classes(self) -> int:
+        return self._blocks[0].shape[-1]
+
+
+class ChunkedOutputs(SignalOutputs):
+    """Of more items than a chunk has: each signal a pass of the head over the chunks, kept.
 
     A pass also fetches what is `expected`, so that in all calls but the first there is one pass or none.
     """
@@ -81,13 +126,6 @@ class ChunkedOutputs(Outputs):
         self._states, self._head, self._chunk_size, self._expected = states, head, chunk_size, set(expected)
         self._known: dict[Signal, Tensor] = {}
         self.asked: set[Signal] = set()
-
-    @property
-    def logits(self) -> Tensor:
-        raise ValueError(
-            "this slot reads logits itself, which loss_chunk_size cannot serve: ask for items.teacher.energy(T) or "
-            "items.teacher.entropy(T) (or the student's), or set loss_chunk_size 0"
-        )
 
     def energy(self, temperature: float) -> Tensor:
         return self._signal("energy", temperature)
@@ -109,7 +147,7 @@ class ChunkedOutputs(Outputs):
     @torch.no_grad()
     def _fetch(self, wanted: set[Signal]) -> None:
         count = len(self._states)
-        for rows in _slices(count, self._chunk_size):
+        for rows in _slices(slice(0, count), self._chunk_size):
             start = rows.start
             for logits in _blocks(self._head(self._states[rows])):
                 block = slice(start, start + len(logits))
@@ -120,17 +158,16 @@ class ChunkedOutputs(Outputs):
 
 @dataclass
 class _Pass:
-    """One pass over the chunks, once every item's temperature and weight is chosen."""
+    """One pass over the chunks. `chosen` are the temperatures and weights [N], of those that are not chosen in it."""
 
     loss: DistillationLoss
     items: HiddenItems
     student_head: Head
     teacher_head: Head
     chosen: dict[str, Tensor]
-    chunk_size: int
     num_items: Tensor | int | None
 
-    def run(self) -> tuple[Tensor, dict[str, Tensor]]:
+    def run(self, chunks: list[tuple[slice, bool]]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, with its gradients attached, and each item's parts [N]."""
         objective = self.loss.objective
         trained = objective.parameters() if isinstance(objective, nn.Module) else ()
@@ -141,13 +178,18 @@ class _Pass:
         found = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in inputs if wanted]
         with torch.no_grad():
             values: dict[str, Tensor] = {}
-            for rows in _slices(len(self.items), self.chunk_size):
-                self._chunk(rows, found if wanted else None, parameters, values)
+            for rows, known in chunks:
+                self._chunk(rows, known, found if wanted else None, parameters, values)
             loss = self._reduce(values)
         return (_Known.apply(loss, found, *inputs) if wanted else loss), values
 
     def _chunk(
-        self, rows: slice, found: list[Tensor] | None, parameters: list[nn.Parameter], values: dict[str, Tensor]
+        self,
+        rows: slice,
+        known: bool,
+        found: list[Tensor] | None,
+        parameters: list[nn.Parameter],
+        values: dict[str, Tensor],
     ) -> None:
         """The chunk's parts go into `values`, its gradients into `found`, in the order of `run`'s inputs."""
         heads_own = 1 + len(self.student_head.parameters)
@@ -156,7 +198,10 @@ class _Pass:
             logits = self.student_head(hidden)
         else:
             logits, backward = self.student_head.with_backward(hidden, found[1:heads_own])
-        taught = self.teacher_head(self.items.teacher[rows]) if self.chosen else logits
+        taught = self.teacher_head(self.items.teacher[rows]) if self.loss.kd_weight else logits
+        if not known:
+            some = _some(self.items, rows, BlockOutputs(logits), BlockOutputs(taught))
+            _keep(self.chosen, self.loss.choose(some), rows, len(self.items))
         start = rows.start
         for z, z_teacher in zip(_blocks(logits), _blocks(taught), strict=True):
             block = slice(start, start + len(z))
@@ -218,9 +263,21 @@ def _some(items: HiddenItems, rows: slice, student: Outputs, teacher: Outputs) -
     return Items(student, teacher, items.labels[rows], items.sample[rows], items.num_samples, items.progress)
 
 
-def _slices(length: int, size: int) -> list[slice]:
-    """0..length in steps; one empty slice for no items, so that a loss and its zero gradients come out all the same."""
-    return [slice(start, min(start + size, length)) for start in range(0, max(length, 1), size)]
+def _slices(of: slice, size: int) -> list[slice]:
+    """`of` in steps; itself where it is empty, so that a loss and its zero gradients come out all the same."""
+    starts = range(of.start, max(of.stop, of.start + 1), size)
+    return [slice(start, min(start + size, of.stop)) for start in starts]
+
+
+def _groups(lengths: Sequence[int], size: int) -> list[slice]:
+    """Samples of so many items each, as many together as fit in `size`; a longer one by itself."""
+    groups, start, stop = [], 0, 0
+    for length in lengths:
+        if stop > start and stop + length - start > size:
+            groups.append(slice(start, stop))
+            start = stop
+        stop += length
+    return [*groups, slice(start, stop)]
 
 
 def _keep(columns: dict[Any, Tensor], part: dict[Any, Tensor], rows: slice, length: int) -> None:

@@ -15,8 +15,8 @@ class OnHost:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU, which nobody writes to any more, on `device`."""
-    if device.type == "cpu":
+    """A tensor of the CPU, which nobody writes to any more, on `device`; one that is there already itself."""
+    if tensor.device.type == device.type:
         return tensor
     if torch.cuda.is_available():
         tensor = tensor.pin_memory()

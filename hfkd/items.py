@@ -172,7 +172,10 @@ def count_token_items(labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class HiddenItems:
-    """N tokens before the output heads: what a chunked loss starts from. student [N, H_s], teacher [N, H_t]."""
+    """N tokens before the output heads: what a chunked loss starts from. student [N, H_s], teacher [N, H_t].
+
+    lengths: how many items each sample has, one sample after the other, where the host knows.
+    """
 
     student: Tensor
     teacher: Tensor
@@ -180,6 +183,7 @@ class HiddenItems:
     sample: Tensor
     num_samples: int
     progress: float = 0.0
+    lengths: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return self.sample.shape[0]
@@ -196,7 +200,7 @@ def token_hidden(
     """`token_items` one layer earlier: the last hidden states [B, L, H] that the output heads read."""
     tokens = Targets(labels, host_targets)
     student, teacher = tokens.pick(student_hidden), tokens.pick(teacher_hidden)
-    return HiddenItems(student, teacher, tokens.labels, tokens.sample, len(labels), progress)
+    return HiddenItems(student, teacher, tokens.labels, tokens.sample, len(labels), progress, tokens.lengths)
 
 
 @dataclass(frozen=True)
@@ -221,7 +225,8 @@ TOKENS = ItemRule(token_items, count_token_items, ("host_targets",))
 class HostTargets(OnHost):
     """The `Targets` of a batch, found before its labels [B, L] left the host: position [N], into B * L.
 
-    How many they are decides the shape of all that follows, and to ask a GPU is to wait for it.
+    How many they are decides the shape of all that follows, and to ask a GPU is to wait for it. Found on one, they are
+    there.
     """
 
     position: Tensor
@@ -239,15 +244,23 @@ class Targets:
         if labels.ndim != 2:
             raise ValueError(f"labels of shape {tuple(labels.shape)}: tokens need [batch, length], one label a token")
         self.shape = labels.shape
-        if known is not None and known.shape == labels.shape:  # not when the batch was cut in parts on its way
-            self.position = send(known.position, labels.device)
-        else:
-            self.position = _target_positions(labels)
+        if known is None or known.shape != labels.shape:  # not known, or the batch was cut in parts on its way
+            known = HostTargets.of(labels)
+        self.position = send(known.position, labels.device)
+        self._known = known
         self.labels = labels.flatten()[self.position + 1]
         self.sample = self.position // max(labels.shape[1], 1)
 
     def __len__(self) -> int:
         return len(self.position)
+
+    @property
+    def lengths(self) -> tuple[int, ...] | None:
+        """How many targets each sample has; None where it would take a wait for the device to know."""
+        position, (rows, length) = self._known.position, self.shape
+        if position.device.type != "cpu":
+            return None
+        return tuple(torch.bincount(position // max(length, 1), minlength=rows).tolist())
 
     def pick(self, values: Tensor) -> Tensor:
         """[B, L, ...] -> [N, ...]"""

@@ -42,6 +42,7 @@ class Fitted(ABC):
 class Constant:
     """T_n = T for every item: Hinton's distillation (T = 4 on CIFAR-100)."""
 
+    within_samples = True
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
@@ -71,6 +72,7 @@ class Energy(Fitted):
     Raises ValueError for a ratio outside (0, 0.5] or a temperature that would reach 0.
     """
 
+    within_samples = True  # a loss over chunks may ask about one sample at a time
     ratio: float = 0.2
     thresholds: tuple[float, float] | None = None
     temperature: float = 4.0
@@ -149,6 +151,7 @@ class Gradation(Fitted):
     follows the method's logic, an uncertain teacher is softened less. `thresholds` are the inner edges, ascending.
     """
 
+    within_samples = True
     temperatures: tuple[float, ...] = (2.0, 2.5, 3.0, 3.5, 4.0, 4.0, 4.5, 5.0, 5.5, 6.0)
     thresholds: tuple[float, ...] | None = None
     energy_temperature: float = 4.0

@@ -21,6 +21,8 @@ from hfkd.temperatures import Level, _check_level
 class Uniform:
     """w_n = 1: every item counts the same."""
 
+    within_samples = True
+
     def __call__(self, items: Items) -> Tensor:
         return torch.ones(len(items), device=items.labels.device)
 
@@ -43,6 +45,7 @@ class Entropy:
     logits, as the release does with DKD and only there; otherwise weights see the raw ones.
     """
 
+    within_samples = True  # a loss over chunks may ask about one sample at a time
     temperature: float = 3.0
     upper_bound: float | None = None
     student: bool = True

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from hfkd.chunked import ChunkedLoss
+from hfkd.chunked import ChunkedLoss, _groups
 from hfkd.heads import Head, LinearHead, head_of
 from hfkd.items import IGNORED, token_hidden, token_items
 from hfkd.loss import DistillationLoss
@@ -307,7 +307,8 @@ def test_rows_of_logits_start_on_cache_lines_whatever_the_vocabulary(dtype, numb
     assert logits.stride(0) % numbers == 0
 
 
-def test_each_head_is_passed_once_for_the_slots_and_once_for_the_loss_from_the_second_call_on():
+def passes(chunk_size, weights, calls=2):
+    """How many rows went through each head in each call."""
     hidden, taught, labels = hidden_states()
     rows = {"student": 0, "teacher": 0}
 
@@ -320,16 +321,47 @@ def test_each_head_is_passed_once_for_the_slots_and_once_for_the_loss_from_the_s
     student_head, teacher_head = heads()
     student_head.register_forward_hook(counting("student"))
     teacher_head.register_forward_hook(counting("teacher"))
-    chunked = ChunkedLoss(DistillationLoss("kd", temperature("energy"), "entropy"), 3)
+    chunked = ChunkedLoss(DistillationLoss("kd", temperature("energy"), weights), chunk_size)
     seen = []
-    for _ in range(2):
+    for _ in range(calls):
         rows.update(student=0, teacher=0)
-        items = token_hidden(hidden, taught, labels)
-        chunked(items, student_head, teacher_head)
+        chunked(token_hidden(hidden, taught, labels), student_head, teacher_head)
         seen.append((rows["student"], rows["teacher"]))
-    assert len(items) == N
+    return seen
+
+
+def test_whole_samples_pass_each_head_once():
+    lengths = token_hidden(*hidden_states()).lengths
+    assert sum(lengths) == N
+    assert passes(max(lengths), "entropy") == [(N, N), (N, N)]
+    assert passes(100, "entropy") == [(N, N), (N, N)]
+
+
+def test_a_sample_longer_than_a_chunk_passes_twice():
+    lengths = token_hidden(*hidden_states()).lengths
+    size = max(lengths) - 2  # two chunks, of which the second has two rows: single ones are not counted
+    twice = sum(length for length in lengths if length > size)
+    assert 0 < twice < N
+    assert passes(size, "entropy")[1] == (N + twice, N + twice)
+
+
+def test_a_slot_that_looks_beyond_samples_has_a_pass_of_its_own_from_the_second_call_on():
     # A pass for the slots and one for the loss; the first call does not know yet that it will be asked twice.
-    assert seen == [(2 * N, 3 * N), (2 * N, 2 * N)]
+    assert passes(100, weighting("matched")) == [(2 * N, 3 * N), (2 * N, 2 * N)]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "size", "expected"),
+    [
+        ([3, 2, 4], 5, [(0, 5), (5, 9)]),
+        ([3, 2, 4], 9, [(0, 9)]),
+        ([2, 7, 0, 1], 5, [(0, 2), (2, 9), (9, 10)]),
+        ([0, 0], 5, [(0, 0)]),
+        ([], 5, [(0, 0)]),
+    ],
+)
+def test_samples_share_a_chunk_while_they_fit(lengths, size, expected):
+    assert [(group.start, group.stop) for group in _groups(lengths, size)] == expected
 
 
 def test_a_parameters_gradient_is_accumulated_once():
