@@ -30,6 +30,7 @@ from transformers.trainer_callback import PrinterCallback
 from turns import on_one_gpu
 
 from hfkd import DistillationArguments, DistillationTrainer
+from hfkd.chunked import CHUNK_SIZE
 from hfkd.data.text_arguments import TextDataArguments
 from hfkd.data.text_collate import TokenCollator
 from hfkd.report.environment import environment
@@ -49,7 +50,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "hfkd, the same loss, heads on all positions": SAME,
     RECIPE_LOSS: RECIPE,
     "hfkd, EA-KD, heads on all positions": RECIPE,
-    "hfkd, EA-KD, loss_chunk_size 128": RECIPE,
+    "hfkd, EA-KD, loss_chunk_size 256": RECIPE,
     "hfkd, EA-KD, stored teacher": RECIPE,
 }
 
@@ -131,7 +132,7 @@ def trl_trainer(args: argparse.Namespace, rows: Dataset, tokenizer: Any, folder:
 
 
 def hfkd_trainer(way: str, args: argparse.Namespace, rows: Dataset, tokenizer: Any, folder: Path) -> Any:
-    more = {"loss_chunk_size": 128} if "chunk" in way else {}
+    more = {"loss_chunk_size": CHUNK_SIZE} if "chunk" in way else {}
     teacher = CachedTextTeacher(folder.parent / "stored") if "stored" in way else gpt2(args.teacher, 1)
     trainer = DistillationTrainer(
         gpt2(args.student, 0),
