@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 class TokenCollator:
     """Rows with `input_ids` -> `input_ids`, `attention_mask`, `position_ids`; `labels`, `index` where rows have them.
 
-    All [B, L] int64, `index` [B]; labels bring their `HostTargets`, as `host_targets`. Right-padded for training,
-    left-padded for generation. The positions are explicit because GPT-2 counts padding too when it is left to count.
-    Everything is masked by length, never by id: with the end of sequence as padding (the choice when the tokenizer has
-    no pad token) a real end stays a target.
+    All [B, L] int64, `index` [B]; labels bring their `HostTargets`, as `host_targets`, which whoever changes the labels
+    afterwards has to make anew or leave out. Right-padded for training, left-padded for generation. The positions are
+    explicit because GPT-2 counts padding too when it is left to count. Everything is masked by length, never by id:
+    with the end of sequence as padding (the choice when the tokenizer has no pad token) a real end stays a target.
     `tokenizer`: a tokenizer, or the padding id itself. Other columns are left out.
     """
 
