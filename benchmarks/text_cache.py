@@ -26,11 +26,12 @@ from hfkd.coarse import CoarseItems, coarse_items
 from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_collate import TokenCollator
 from hfkd.data.text_files import read_jsonl
-from hfkd.items import Items, Targets, token_items
+from hfkd.items import Items, token_items
 from hfkd.models.language import causal_lm, load_tokenizer
 from hfkd.objectives import KD
 from hfkd.objectives.divergences import kl
 from hfkd.report.environment import environment
+from hfkd.targets import Targets
 from hfkd.teachers import CachedTextTeacher, build_text_cache
 from hfkd.teachers.text_cache import bytes_per_token
 

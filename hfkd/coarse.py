@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hfkd.devices import constant
-from hfkd.items import Items, Outputs, Targets
+from hfkd.items import Items, Outputs
 from hfkd.signals import upcast
+from hfkd.targets import Targets
 
 
 class StoredOutputs(Outputs):

@@ -9,9 +9,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from hfkd.chunked import ChunkedLoss, _groups
 from hfkd.heads import Head, LinearHead, head_of
-from hfkd.items import IGNORED, token_hidden, token_items
+from hfkd.items import token_hidden, token_items
 from hfkd.loss import DistillationLoss
 from hfkd.objectives import KD, OBJECTIVES, Standardized
+from hfkd.targets import IGNORED
 from hfkd.temperatures import TEMPERATURES, Energy, Fitted, resolve_temperature
 from hfkd.weightings import WEIGHTINGS, Entropy, Matched
 

@@ -8,11 +8,12 @@ from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from hfkd.data.text_collate import TokenCollator
-from hfkd.items import IGNORED, TOKENS, Targets
+from hfkd.items import TOKENS
 from hfkd.loss import DistillationLoss
 from hfkd.models.calling import Call
 from hfkd.steps import DenseStep
 from hfkd.target_step import TargetStep
+from hfkd.targets import IGNORED, Targets
 from hfkd.teachers import LiveTeacher
 
 L, V = 7, 19

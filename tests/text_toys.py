@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 from text_tokenizer import WORDS, word_tokenizer
 
-from hfkd.items import IGNORED
+from hfkd.targets import IGNORED
 
 VOCAB = len(WORDS)
 

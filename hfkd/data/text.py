@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.instructions import to_prompt_response
-from hfkd.items import IGNORED
+from hfkd.targets import IGNORED
 
 logger = logging.getLogger(__name__)
 

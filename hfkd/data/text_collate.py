@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from hfkd.items import IGNORED, HostTargets
+from hfkd.targets import IGNORED, HostTargets
 
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from hfkd import signals
 from hfkd.coarse import tail
 from hfkd.data.text_collate import TokenCollator
 from hfkd.files import write_atomically
-from hfkd.items import Targets
 from hfkd.slots import positive
+from hfkd.targets import Targets
 from hfkd.teachers.live import LiveTeacher
 from hfkd.teachers.scan import data_fingerprint, weights_fingerprint
 

@@ -20,8 +20,9 @@ from toys import Net, Rows, arguments
 from hfkd import DistillationTrainer
 from hfkd.coarse import coarse_items
 from hfkd.data.text_collate import TokenCollator
-from hfkd.items import Outputs, Targets, token_items
+from hfkd.items import Outputs, token_items
 from hfkd.objectives import JSD, KD, AdaptiveKL, ReverseKL, SkewKL, SkewReverseKL, TotalVariation
+from hfkd.targets import Targets
 from hfkd.teachers import CachedTextTeacher, LiveTeacher, build_text_cache
 from hfkd.temperatures import Energy, Gradation
 
