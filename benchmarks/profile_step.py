@@ -37,7 +37,7 @@ class Profiled(DistillationTrainer):
         self.step = replace(self.step, call=self.timed("student forward", self.step.call))  # type: ignore[type-var]
         self.step.loss.forward = self.timed("loss", self.step.loss.forward)  # type: ignore[method-assign]
         self.accelerator.backward = self.timed("backward", self.accelerator.backward)  # type: ignore[method-assign]
-        self.cached_teacher = self.timed("teacher", self.cached_teacher or self.teacher)
+        self.step.taught = self.timed("teacher", self.step.taught)  # type: ignore[method-assign]
         self.get_batch_samples = self.timed("data", self.get_batch_samples)  # type: ignore[method-assign]
 
     def create_optimizer(self, *arguments: Any, **keywords: Any) -> torch.optim.Optimizer:
