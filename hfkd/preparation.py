@@ -33,6 +33,8 @@ class EpochViews(TrainerCallback):
 
 def move_resident(datasets: Mapping[str, Any], args: DistillationArguments) -> None:
     """Hold the images of `ResidentImages` where they are trained on, unless worker processes fetch them."""
+    if args.device.type == "cpu":
+        args.dataloader_pin_memory = False  # pinning is for sending elsewhere, and torch warns
     if args.dataloader_num_workers or args.device.type == "cpu":
         return
     for dataset in datasets.values():

@@ -119,6 +119,14 @@ def test_compiled_networks_and_loss_change_nothing_but_rounding(tmp_path, object
             assert compiled == pytest.approx(plain, rel=1e-4)
 
 
+def test_a_cpu_pins_no_memory(tmp_path):
+    """torch warns of it at each loader, and warnings are errors here."""
+    trainer = make(tmp_path, max_steps=1, dataloader_pin_memory=True)
+    trainer.train()
+    trainer.evaluate()
+    assert not trainer.get_train_dataloader().pin_memory
+
+
 # ---- teacher ----------------------------------------------------------------------------------------------------
 
 
