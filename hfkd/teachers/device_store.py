@@ -46,7 +46,7 @@ class DeviceStore:
         self.scale = torch.zeros(file.slots, 2, device=device)
         self.known = torch.zeros(file.slots, dtype=torch.bool)
         self._under_way: deque[_UnderWay] = deque()
-        for slots in torch.arange(file.slots).split(PART):
+        for slots in file.written(PART):
             levels, scale, found = file.read_encoded(slots)
             if found.any():
                 self.levels[slots[0] : slots[-1] + 1], self.scale[slots[0] : slots[-1] + 1] = levels, scale

@@ -3,10 +3,13 @@
 S slots, M rows of one call, C classes.
 """
 
+import errno
 import json
 import logging
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -94,9 +97,16 @@ class LogitStore:
         """Nothing is under way here: what was written is the kernel's."""
 
     def count(self) -> int:
-        """How many slots hold a row. Reads the whole file."""
-        parts = torch.arange(self.slots).split(1 << 16)
-        return sum(int(self.read(part)[1].sum()) for part in parts)
+        """How many slots hold a row. Reads all that is written."""
+        return sum(int(self.read_encoded(part)[2].sum()) for part in self.written(1 << 16))
+
+    def written(self, size: int) -> Iterator[Tensor]:
+        """All slots, `size` at a time, but for those where the file has a hole: they hold nothing."""
+        with self.path.open("rb") as file:
+            for part in torch.arange(self.slots).split(size):
+                start, end = (HEADER + slot * self.record for slot in (int(part[0]), int(part[-1]) + 1))
+                if _next_data(file.fileno(), start) < end:
+                    yield part
 
     def _put(self, slots: list[int], records: np.ndarray) -> None:
         # Not through the mapping: on a full disk that is a signal that kills the process, and this an exception.
@@ -140,6 +150,16 @@ class LogitStore:
             os.truncate(part, self.nbytes)
 
         write_atomically(self.path, fill)
+
+
+def _next_data(file: int, start: int) -> int:
+    """Where the first byte that is not in a hole is, from `start` on; `start` where the system does not tell."""
+    if not hasattr(os, "SEEK_DATA"):
+        return start
+    try:
+        return os.lseek(file, start, os.SEEK_DATA)
+    except OSError as error:
+        return sys.maxsize if error.errno == errno.ENXIO else start
 
 
 def file_name(key: dict[str, str]) -> str:

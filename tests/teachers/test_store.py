@@ -131,6 +131,16 @@ def test_the_size_is_said_and_taken_only_as_rows_come(tmp_path, caplog):
     assert (tmp_path / "s").stat().st_blocks * 512 < 100_000
 
 
+def test_holes_are_passed_over(tmp_path):
+    kept = store(tmp_path / "s", slots=1_000_000, classes=100)
+    assert list(kept.written(1000)) == []
+    kept.write(torch.tensor([500_500, 999_999]), torch.randn(2, 100))
+    parts = list(kept.written(1000))
+    assert 2 <= len(parts) <= 4  # a page holds rows of two parts at most
+    assert {500_500, 999_999} <= set(torch.cat(parts).tolist())
+    assert kept.count() == 2
+
+
 def test_a_disk_without_room_is_refused(tmp_path):
     slots = shutil.disk_usage(tmp_path).total // 100
     with pytest.raises(ValueError, match=r"may take .* GB .*, and .* has .* GB free: choose another folder"):
