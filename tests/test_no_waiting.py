@@ -1,4 +1,7 @@
-"""A training step hands the GPU its work and goes on: nothing from the loader to the loss waits for an answer."""
+"""hfkd hands the GPU its work and goes on: from a batch on the device to the loss nothing waits for an answer.
+
+Making `resident` batches neither. How a batch made on the host gets to the device is Accelerate's.
+"""
 
 from copy import deepcopy
 
