@@ -93,16 +93,16 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
             "later ones; exact to 1/65,534 of a row's range. CIFAR-100 takes up to 1.75 GB."
         },
     )
-    keep_freed_memory: bool = field(
-        default=True,
-        metadata={"help": "On a CPU with glibc, keep freed memory for the next step instead of handing it back."},
-    )
     teacher_cache_on_device: bool | None = field(
         default=None,
         metadata={
             "help": "Hold the logits of teacher_cache_dir in the device's memory too; by default on a GPU of whose "
             "free memory they take a quarter or less."
         },
+    )
+    keep_freed_memory: bool = field(
+        default=True,
+        metadata={"help": "On a CPU with glibc, keep freed memory for the next step instead of handing it back."},
     )
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels"], metadata={"help": "The batch's keys that hold labels."}

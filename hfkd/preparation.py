@@ -32,10 +32,14 @@ class EpochViews(TrainerCallback):
 
 
 def move_resident(datasets: Mapping[str, Any], args: DistillationArguments) -> None:
-    """Hold the images of `ResidentImages` where they are trained on, unless worker processes fetch them."""
+    """Hold the images of `ResidentImages` where they are trained on, unless worker processes fetch them.
+
+    Switches off the loader's pinning where nothing is left to send.
+    """
     if args.device.type == "cpu":
-        args.dataloader_pin_memory = False  # pinning is for sending elsewhere, and torch warns
-    if args.dataloader_num_workers or args.device.type == "cpu":
+        args.dataloader_pin_memory = False  # torch warns of it
+        return
+    if args.dataloader_num_workers:
         return
     for dataset in datasets.values():
         for part in dataset.values() if isinstance(dataset, dict) else (dataset,):

@@ -119,6 +119,17 @@ def test_compiled_networks_and_loss_change_nothing_but_rounding(tmp_path, object
             assert compiled == pytest.approx(plain, rel=1e-4)
 
 
+def test_the_logged_norm_is_the_whole_gradients(tmp_path):
+    trainer = make(tmp_path, max_steps=1, per_device_train_batch_size=32)
+    trainer.train()
+    rows = Rows()
+    student = Net()
+    loss, _, _ = trainer.step(student, trainer.teacher, {"pixel_values": rows.images, "labels": rows.labels}, 32, 0.0)
+    loss.backward()
+    expected = math.sqrt(sum(p.grad.square().sum().item() for p in student.parameters()))
+    assert logged(trainer, "grad_norm")[0] == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_cpu_pins_no_memory(tmp_path):
     """torch warns of it at each loader, and warnings are errors here."""
     trainer = make(tmp_path, max_steps=1, dataloader_pin_memory=True)

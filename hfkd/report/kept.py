@@ -29,8 +29,10 @@ DECISIVE = (
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "eval_strategy", "eval_steps"),
 )
 # of ours, those that decide speed, memory and places alone, but for rounding; all others are decisive
-INDIFFERENT = {"channels_last", "loss_chunk_size", "model_license", "resident", "scan_cache_dir", "teacher_cache_dir"}
-INDIFFERENT |= {"teacher_cache_on_device", "keep_freed_memory"}
+INDIFFERENT = {
+    *("channels_last", "keep_freed_memory", "loss_chunk_size", "model_license", "resident", "scan_cache_dir"),
+    *("teacher_cache_dir", "teacher_cache_on_device"),
+}
 
 
 def deciding(networks: NetworkArguments, data: ImageDataArguments, args: DistillationArguments) -> dict[str, Any]:

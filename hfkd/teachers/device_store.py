@@ -69,8 +69,9 @@ class DeviceStore:
         levels, scale = encode(logits)
         kept = (slots >= 0).nonzero().squeeze(-1)
         rows, places = send(kept, logits.device), send(slots[kept], logits.device)
-        self.levels[places], self.scale[places] = levels[rows], scale[rows]
-        self._under_way.append(self._on_its_way(slots[kept], levels[rows], scale[rows]))
+        new_levels, new_scale = levels[rows], scale[rows]
+        self.levels[places], self.scale[places] = new_levels, new_scale
+        self._under_way.append(self._on_its_way(slots[kept], new_levels, new_scale))
         numbered = send(slots >= 0, logits.device) & scale.isfinite().all(1)
         return torch.where(numbered[:, None], decode(levels, scale), logits)
 

@@ -246,6 +246,12 @@ def test_training_with_the_cache_is_training_with_the_teacher(tmp_path):
     assert warm.cached_teacher.teacher.model.images > 0
 
 
+def test_when_training_ends_all_rows_are_in_the_file(tmp_path):
+    held = {"teacher_cache_dir": str(tmp_path / "cache"), "teacher_cache_on_device": True}
+    cached_teacher = run(tmp_path, "cold", Counted(), packed(), **held)[0].cached_teacher
+    assert cached_teacher.store.file.count() == cached_teacher.rows - cached_teacher.hits > 0
+
+
 def test_he_da_trains_with_the_cache_as_with_the_teacher(tmp_path):
     _, losses = run(tmp_path, "live", Counted(), packed(), he_da="paper")
     cold, cold_losses = run(tmp_path, "cold", Counted(), packed(), he_da="paper", teacher_cache_dir=str(tmp_path / "c"))
