@@ -18,8 +18,8 @@ from transformers import set_seed
 from turns import table, write
 
 from hfkd import DistillationArguments
-from hfkd.arguments import parse
 from hfkd.data import ImageDataArguments
+from hfkd.parsing import parse
 
 STEPS = 8
 

@@ -31,11 +31,11 @@ from transformers import set_seed
 from turns import now, table, write
 
 from hfkd import DistillationArguments
-from hfkd.arguments import parse
 from hfkd.items import IMAGES, Items, image_items
 from hfkd.loss import DistillationLoss
 from hfkd.models import image_classifier
 from hfkd.models.calling import Call
+from hfkd.parsing import parse
 from hfkd.steps import DenseStep
 from hfkd.teachers import LiveTeacher, place
 from hfkd.temperatures import Energy

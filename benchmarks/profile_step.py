@@ -20,9 +20,9 @@ from transformers.trainer_callback import PrinterCallback
 from turns import WARM_UP, Clock, table, wall, write
 
 from hfkd import DistillationArguments, DistillationTrainer
-from hfkd.arguments import parse
 from hfkd.data import ImageDataArguments, num_labels
 from hfkd.models import image_classifier
+from hfkd.parsing import parse
 from hfkd.temperatures import Energy
 
 PARTS = ("data", "teacher", "student forward", "loss", "backward", "optimizer")

@@ -20,10 +20,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from hfkd import DistillationArguments, DistillationTrainer
-from hfkd.arguments import parse
 from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_files import read_jsonl
 from hfkd.models.language import causal_lm, load_tokenizer
+from hfkd.parsing import parse
 from hfkd.report.environment import environment
 from hfkd.report.json_file import write_json
 

@@ -12,8 +12,8 @@ from image_step import teacher_network
 from turns import ratio, table, wall, write
 
 from hfkd import DistillationArguments
-from hfkd.arguments import parse
 from hfkd.data import ImageDataArguments, num_labels
+from hfkd.parsing import parse
 from hfkd.teachers import LiveTeacher, place, scan
 
 TARGET = 0.95  # of the bare forward's throughput

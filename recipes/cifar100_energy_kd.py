@@ -11,9 +11,9 @@ networks are in configs/pairs, other methods in configs; of several files the la
 from pathlib import Path
 
 from hfkd import DistillationArguments
-from hfkd.arguments import parse
 from hfkd.data import ImageDataArguments
 from hfkd.models import NetworkArguments
+from hfkd.parsing import parse
 from hfkd.report.distil import distil_images
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -18,11 +18,11 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from hfkd import DistillationArguments, DistillationTrainer
-from hfkd.arguments import parse
 from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
 from hfkd.metrics import image_accuracy, topk_predictions
 from hfkd.models import image_classifier
+from hfkd.parsing import parse
 from hfkd.report.comparison import Comparison
 from hfkd.report.html import write_page
 from hfkd.report.image_run import page_data

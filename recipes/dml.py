@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfkd import DistillationArguments
-from hfkd.arguments import parse
 from hfkd.data import ImageDataArguments
 from hfkd.models import Peers, image_classifier
+from hfkd.parsing import parse
 from hfkd.report.distil import image_trainer
 from hfkd.report.image_run import run_images
 from hfkd.report.peers import save_peers

@@ -14,7 +14,7 @@ output_dir are renewed after every run. Flags hold for all rows (`--max_steps 20
 import sys
 from pathlib import Path
 
-from hfkd.arguments import parse
+from hfkd.parsing import parse
 from hfkd.report.published import Published
 from hfkd.report.reproduction import FLAGS, run_table
 from hfkd.report.rows import read_table

@@ -13,11 +13,11 @@ from pathlib import Path
 from transformers import set_seed
 
 from hfkd import DistillationArguments, DistillationTrainer
-from hfkd.arguments import parse
 from hfkd.data.text_arguments import TextDataArguments
 from hfkd.evaluation.callback import RougeArguments
 from hfkd.models.language import causal_lm, matching_tokenizers
 from hfkd.models.lora import LoraArguments
+from hfkd.parsing import parse
 from hfkd.report.text_run import run_text
 
 CONFIGS = Path(__file__).parent / "configs"

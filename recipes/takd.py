@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfkd import DistillationArguments
-from hfkd.arguments import parse
 from hfkd.data import ImageDataArguments
+from hfkd.parsing import parse
 from hfkd.report.chain import distil_chain
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -8,9 +8,10 @@ from toys import CLASSES, Net, Rows, arguments, teacher
 from transformers import PrinterCallback
 
 from hfkd import DistillationTrainer
-from hfkd.arguments import DistillationArguments, parse
+from hfkd.arguments import DistillationArguments
 from hfkd.loss import DistillationLoss
 from hfkd.objectives import DKD
+from hfkd.parsing import parse
 
 # ---- slots ------------------------------------------------------------------------------------------------------
 

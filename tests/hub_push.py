@@ -17,11 +17,11 @@ from toys import arguments
 from transformers import AutoModelForCausalLM
 
 from hfkd import DistillationArguments, DistillationTrainer
-from hfkd.arguments import parse
 from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
 from hfkd.metrics import image_accuracy
 from hfkd.models import image_classifier
+from hfkd.parsing import parse
 from hfkd.report.text_run import run_text
 
 

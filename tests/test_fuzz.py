@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from hfkd.arguments import check_known, read_settings
 from hfkd.data.text_files import read_jsonl
 from hfkd.models import load_checkpoint
 from hfkd.objectives import OBJECTIVES
+from hfkd.parsing import check_known, read_settings
 from hfkd.slots import resolve
 from hfkd.temperatures import TEMPERATURES, resolve_temperature
 from hfkd.weightings import WEIGHTINGS

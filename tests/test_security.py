@@ -16,10 +16,11 @@ from toys import Net, Rows, arguments, teacher
 
 import hfkd
 from hfkd import DistillationLoss, DistillationTrainer
-from hfkd.arguments import DistillationArguments, parse
+from hfkd.arguments import DistillationArguments
 from hfkd.data.images import load_images
 from hfkd.models import image_classifier, load_checkpoint
 from hfkd.models.language import causal_lm, load_tokenizer
+from hfkd.parsing import parse
 from hfkd.whole_checkpoints import MANIFEST
 
 RUN_CODE = {"eval", "exec", "compile", "os.system", "np.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load"} | {

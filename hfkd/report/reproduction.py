@@ -7,11 +7,12 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from hfkd.arguments import DistillationArguments, parse
+from hfkd.arguments import DistillationArguments
 from hfkd.data import ImageDataArguments
 from hfkd.files import write_atomically
 from hfkd.loss import DistillationLoss
 from hfkd.models import NetworkArguments
+from hfkd.parsing import parse
 from hfkd.report.json_file import write_json
 from hfkd.report.kept import deciding, distil_and_keep, finished
 from hfkd.report.published import Published

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from hfkd.arguments import read_settings
+from hfkd.parsing import read_settings
 
 Layer = Path | Mapping[str, Any]
 MEASURES = ("accuracy", "loss")

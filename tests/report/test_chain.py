@@ -7,8 +7,9 @@ import torch
 from digit_files import flags, save_network, write_digits
 from safetensors.torch import load_file
 
-from hfkd.arguments import DistillationArguments, parse
+from hfkd.arguments import DistillationArguments
 from hfkd.data import ImageDataArguments
+from hfkd.parsing import parse
 from hfkd.report import kept
 from hfkd.report.chain import distil_chain
 from hfkd.trainer import DistillationTrainer

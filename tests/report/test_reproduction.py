@@ -8,9 +8,9 @@ import torch
 from digit_files import flags, save_network, write_digits
 from safetensors.torch import load_file
 
-from hfkd.arguments import parse
 from hfkd.data import ImageDataArguments
 from hfkd.models import NetworkArguments
+from hfkd.parsing import parse
 from hfkd.report import kept, reproduction
 from hfkd.report.distil import distil_images
 from hfkd.report.published import Published

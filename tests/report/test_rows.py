@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hfkd.arguments import parse, read_settings
 from hfkd.loss import DistillationLoss
+from hfkd.parsing import parse, read_settings
 from hfkd.report.published import Published
 from hfkd.report.reproduction import FLAGS
 from hfkd.report.rows import read_table
