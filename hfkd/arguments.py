@@ -1,15 +1,18 @@
 """DistillationArguments: every TrainingArguments flag, plus the slots."""
 
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import patch_environment
 from huggingface_hub.constants import HF_HOME
 from transformers import TrainingArguments
 
 from hfkd.data.high_energy_arguments import HighEnergyArguments
+from hfkd.launch import check_accumulation, check_world_size, computes_on_cpu
 from hfkd.parsing import parse as parse  # where scripts written for earlier versions import it from
 
 logger = logging.getLogger(__name__)
@@ -52,7 +55,13 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
         metadata={"help": "Run the teacher in evaluation too, and report eval_kl, KL(teacher || student)."},
     )
     bf16: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "bfloat16 autocast. Unset: on where the device computes in bfloat16 natively."}
+        default=None,
+        metadata={
+            "help": "bfloat16 autocast. Unset: as the launcher of accelerate says, else on where the device has it."
+        },
+    )
+    fp16: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "float16 autocast. Unset: as the launcher of accelerate says, else off."}
     )
     channels_last: bool = field(
         default=True, metadata={"help": "Keep images and convolutions in channels_last memory format."}
@@ -118,8 +127,9 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if self.bf16 is None:
-            self.bf16 = not self.fp16 and self._computes_bf16()
+        # Without it, the ranks of a launch on CPUs would not join.
+        self.use_cpu = (computes_on_cpu() and not self.deepspeed) or self.use_cpu
+        self._choose_precision()
         if self.lr_decay_epochs is not None:
             self._check_decay(self.lr_decay_epochs)
         if not 0 < self.lr_decay_factor <= 1:
@@ -141,7 +151,12 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
                 f"label_smoothing_factor={self.label_smoothing_factor}: the distillation loss has no smoothing, the "
                 "teacher is its soft label; set it to 0"
             )
-        super().__post_init__()
+        with patch_environment(
+            accelerate_mixed_precision=self._precision
+        ):  # from which Trainer's arguments would take it
+            super().__post_init__()
+        check_world_size(self.world_size)
+        check_accumulation(self.gradient_accumulation_steps)
         self._warn_of_slow_bf16()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -170,15 +185,35 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
         if not numbers or list(epochs) != sorted(set(epochs)):
             raise ValueError(f"lr_decay_epochs={epochs} must be ascending epochs above 0, such as [150, 180]")
 
+    def _choose_precision(self) -> None:
+        """Set `fp16` and `bf16` where nobody has: to what accelerate was launched with, else to what is fast here."""
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if self.fp16 is None:
+            self.fp16 = launched == "fp16" and not self.bf16
+        if self.bf16 is None:
+            chosen = launched == "bf16" or (launched == "no" and self._computes_bf16())
+            self.bf16 = chosen and not self.fp16
+        if launched not in ("no", self._precision):
+            logger.warning(
+                "accelerate was launched with mixed_precision=%s; fp16=%s and bf16=%s win.",
+                launched,
+                self.fp16,
+                self.bf16,
+            )
+
+    @property
+    def _precision(self) -> str:
+        """What Trainer shall make of `fp16` and `bf16`; accelerate's other precisions (fp8) have no flag."""
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if self.fp16 or self.bf16:
+            return "fp16" if self.fp16 else "bf16"
+        return "no" if launched in ("fp16", "bf16") else launched
+
     def _computes_bf16(self) -> bool:
-        """Whether bfloat16 is faster than float32 here; on a CPU it then also has to be said that there is no GPU."""
-        if torch.cuda.is_available() and not self.use_cpu:
-            return torch.cuda.is_bf16_supported(including_emulation=False)
-        if torch.accelerator.is_available() and not self.use_cpu:
-            return False
-        native = self._cpu_computes_bf16()
-        self.use_cpu = self.use_cpu or native
-        return native
+        """Whether bfloat16 is faster than float32 here."""
+        if self.use_cpu:
+            return self._cpu_computes_bf16()
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
     @staticmethod
     def _cpu_computes_bf16() -> bool:
@@ -186,8 +221,7 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
         return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
     def _warn_of_slow_bf16(self) -> None:
-        on_cpu = self.use_cpu or not torch.accelerator.is_available()
-        if self.bf16 and on_cpu and not self._cpu_computes_bf16():
+        if self.bf16 and self.use_cpu and not self._cpu_computes_bf16():
             logger.warning(
                 "bf16=True on a CPU not known to compute in bfloat16: where it is emulated, convolutions take some ten "
                 "times as long as in float32; leave bf16 out, or set it to false."

@@ -42,11 +42,13 @@ class TeacherCacheArguments:
         student: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         temperature: Any,
+        mixed_precision: str | None = None,
     ) -> nn.Module:
         """The stored teacher, for which `load` is called only if something is missing; without a folder the live one.
 
-        `temperature` is the slot of training: it says at which temperatures the bucket is stored. Raises ValueError for
-        a folder that holds what a teacher of another name said.
+        `temperature` is the slot of training: it says at which temperatures the bucket is stored. `mixed_precision` is
+        that of training; unset: that of accelerate's launcher. Raises ValueError for a folder that holds what a teacher
+        of another name said.
         """
         if self.teacher_cache is None:
             return load()
@@ -57,7 +59,7 @@ class TeacherCacheArguments:
                 "choose another folder, or delete that one"
             )
         if manifest is None or manifest.missing(self.teacher_cache):
-            self._build(load(), name, rows, student, tokenizer, temperature)
+            self._build(load(), name, rows, student, tokenizer, temperature, mixed_precision)
         return CachedTextTeacher(self.teacher_cache)
 
     def _build(
@@ -68,8 +70,11 @@ class TeacherCacheArguments:
         student: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         temperature: Any,
+        mixed_precision: str | None,
     ) -> None:
-        accelerator = Accelerator()  # with the devices and the precision of the TrainingArguments made before
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision
+        )  # with the processes of TrainingArguments made before
         choices = getattr(resolve_temperature(temperature), "choices", None)
         if choices is None:
             raise ValueError(f"--teacher_cache: the temperatures of {temperature} are not known beforehand: train live")

@@ -16,6 +16,7 @@ from hfkd.data.epochs import ImageStream, image_transform
 from hfkd.data.large_images import LargeImageTransform
 from hfkd.data.resident import ResidentImages
 from hfkd.data.text_collate import TokenCollator
+from hfkd.launch import check_world_size
 from hfkd.loss import DistillationLoss
 from hfkd.models import InputSpec, Peers, image_processor, input_spec, record_statistics
 from hfkd.teachers import CachedTeacher, LiveTeacher, Teachers
@@ -57,6 +58,7 @@ def refuse_unsupported(
     loss: DistillationLoss, student: nn.Module, teacher: Any, args: DistillationArguments, compute_loss_func: Any
 ) -> None:
     """Raise ValueError for what would train something else than the caller thinks."""
+    check_world_size(args.world_size)
     if isinstance(student, Peers):
         _refuse_for_peers(loss, teacher, args)
     elif teacher is None and loss.kd_weight:

@@ -19,7 +19,7 @@ from hfkd.choose_step import AnyStep, Chosen, choose_step
 from hfkd.cpu_memory import keep_freed_memory
 from hfkd.data.collate import views_as_rows
 from hfkd.faults import WatchedTrainer
-from hfkd.high_energy import added_images, refuse_he_da, with_he_da
+from hfkd.high_energy import refuse_he_da, with_he_da
 from hfkd.hub import HubTrainer
 from hfkd.items import IMAGES, TOKENS
 from hfkd.loss import DistillationLoss, cross_entropy
@@ -37,6 +37,7 @@ from hfkd.preparation import (
     with_adapters,
 )
 from hfkd.run_record import RunRecord
+from hfkd.run_settings import run_settings
 from hfkd.schedule import ScheduledTrainer
 from hfkd.steps import ChunkedStep
 from hfkd.teachers import CachedTextTeacher, LiveTeacher, TeacherScan, place, scan
@@ -130,11 +131,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the result, for results.json and the page."""
-        names = ("learning_rate", "num_train_epochs", "max_steps", "optim", "weight_decay", "seed", "bf16")
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        networks = {"teacher": self.record.teacher, "student": self.record.student}
-        cost = {"batch_size": batch} | added_images(self.args, self.train_dataset)
-        return networks | self.record.loss | {n: getattr(self.args, n) for n in names} | cost
+        return run_settings(self)
 
     # ---- the loss ----------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ table says what came out, and the page in runs/digits_demo shows it.
 
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,18 +81,19 @@ def main() -> None:
     test_set.set_transform(transform.clean())
     torch.set_num_threads(1)  # networks this small lose more to the threads' meetings than they gain
     set_seed(args.seed)
-    print("Training the teacher ...", flush=True)
+    say = partial(print, flush=True) if args.process_index == 0 else lambda text: None
+    say("Training the teacher ...")
     teacher = image_classifier("cifar_resnet20", num_labels=10)
     schedule = replace(args, num_train_epochs=demo.teacher_epochs)
     scored = train("teacher", teacher, None, schedule, (train_set, test_set), **LABELS_ONLY).state.log_history
     accuracy = [entry["eval_accuracy"] for entry in scored if "eval_accuracy" in entry][-1]
-    print(f"Teacher: {sum(p.numel() for p in teacher.parameters()):,} parameters, {100 * accuracy:.2f} % accuracy")
+    say(f"Teacher: {sum(p.numel() for p in teacher.parameters()):,} parameters, {100 * accuracy:.2f} % accuracy")
 
     comparison, shown = Comparison(), {}
     few = train_set.select(range(demo.student_images))
     for seed in range(demo.seeds):
         for way, slots in WAYS.items():
-            print(f"Training a student, {way}, seed {seed} ...", flush=True)
+            say(f"Training a student, {way}, seed {seed} ...")
             set_seed(seed)
             start = time.perf_counter()
             taught = None if slots is LABELS_ONLY else teacher
@@ -102,8 +104,9 @@ def main() -> None:
     run = shown["Energy KD"]
     text = f"The same student, {demo.student_images} images, {demo.seeds} seeds. The pictures below are of Energy KD."
     sections = [comparison.section(text), *distillation_sections(run.state.log_history, **page_data(run))]
-    write_page(page, "hfkd on handwritten digits", sections)
-    print(f"\n{comparison.markdown()}\n\nLook at {page.resolve()}")
+    if args.process_index == 0:
+        write_page(page, "hfkd on handwritten digits", sections)
+    say(f"\n{comparison.markdown()}\n\nLook at {page.resolve()}")
 
 
 if __name__ == "__main__":

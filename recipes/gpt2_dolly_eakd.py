@@ -75,7 +75,7 @@ def main() -> None:
     )
     trainer = DistillationTrainer(
         student,
-        cache.teacher(load_teacher, names[1], texts.train, student, tokenizer, args.temperature),
+        cache.teacher(load_teacher, names[1], texts.train, student, tokenizer, args.temperature, args.mixed_precision),
         args,
         peft_config=lora.config(),
         processing_class=tokenizer,

@@ -24,15 +24,16 @@ TABLES = HERE / "tables"
 
 
 def main() -> None:
-    flags = parse(FLAGS, description=__doc__)[0]
+    flags, *_, args = parse(FLAGS, description=__doc__)
+    show = print if args.process_index == 0 else lambda text: None
     if flags.list or flags.table is None:
         for path in sorted(TABLES.glob("*.yaml")):
             table = read_table(path)
-            print(f"{path.stem}: {table.title} ({len(table.rows)} rows)")
+            show(f"{path.stem}: {table.title} ({len(table.rows)} rows)")
         return
     named = TABLES / f"{flags.table}.yaml"
     table = read_table(named if named.is_file() else flags.table)
-    print(run_table(table, sys.argv[1:], Published.read(HERE / "published.yaml")))
+    show(run_table(table, sys.argv[1:], Published.read(HERE / "published.yaml")))
 
 
 if __name__ == "__main__":

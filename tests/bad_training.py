@@ -3,6 +3,7 @@
 import os
 
 import torch
+from accelerate.utils import patch_environment
 from text_toys import VOCAB, TokenRows, language_model, taught_model, tokenizer
 from toys import CLASSES, Net, Rows, arguments, teacher
 from transformers import PrinterCallback
@@ -66,6 +67,11 @@ def setting(content, name="settings.yaml"):
     return make
 
 
+def launched(make, **environment):
+    """What `make` gives, called in a process with these variables."""
+    return lambda folder: patch_environment(**environment)(make(folder))
+
+
 ARGUMENTS = {
     "items='pixel'": argument(items="pixel"),
     "loss_chunk_size=-1": argument(loss_chunk_size=-1),
@@ -81,6 +87,8 @@ ARGUMENTS = {
     "per_device_train_batch_size=0": argument(per_device_train_batch_size=0),
     "gradient_accumulation_steps=0": argument(gradient_accumulation_steps=0),
     "num_train_epochs=0": argument(num_train_epochs=0, max_steps=-1),
+    "WORLD_SIZE=2, and no RANK": launched(argument(), world_size=2),
+    "a launch with gradient_accumulation_steps=5": launched(argument(), accelerate_gradient_accumulation_steps=5),
     "YAML: weigthing: entropy": setting("weigthing: entropy\n"),
     "YAML: a list": setting("- entropy\n"),
     "YAML: not YAML": setting("weighting: [entropy\n"),
@@ -184,6 +192,7 @@ def language(taught=taught_model, words=tokenizer, **keywords):
 
 
 TRAINER = {
+    "WORLD_SIZE=2, one process": launched(trainer(), world_size=2, rank=0),
     "no teacher": trainer(taught=None),
     "evaluate_kl=True, no teacher": trainer(
         taught=None, args={"evaluate_kl": True, "kd_weight": 0.0, "ce_weight": 1.0}

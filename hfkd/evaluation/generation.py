@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from accelerate import PartialState
 from accelerate.utils import extract_model_from_parallel, gather_object
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from hfkd.data.text import encode_texts
 from hfkd.data.text_collate import TokenCollator
 from hfkd.evaluation.sampling import sampling_processors
+from hfkd.launch import processes
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class TextGenerator:
 
     def _batches(self, ids: list[list[int]]) -> Iterator[list[int]]:
         """This process's rows, alike in length, the longest first; as many batches as on every other process."""
-        state = PartialState()
+        state = processes()
         order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
         mine = order[state.process_index :: state.num_processes]
         share = -(-len(order) // state.num_processes)

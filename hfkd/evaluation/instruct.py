@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +16,7 @@ from hfkd.evaluation.run import SEEDS, evaluate_sets
 from hfkd.evaluation.scoring import Scores, markdown_table, students_table
 from hfkd.evaluation.sets import HUB, SETS, instruct_sets
 from hfkd.files import write_atomically
+from hfkd.launch import processes
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def evaluate_students(
     names: Sequence[str], load: Callable[[str], tuple[Any, PreTrainedTokenizerBase]], args: InstructArguments
 ) -> dict[str, dict[str, Scores]]:
     """Score each student that `load` gives (model, tokenizer), one at a time; print and write the tables."""
-    state, folder = PartialState(), Path(args.output_dir)
+    state, folder = processes(), Path(args.output_dir)
     folders = _folders(names)
     scores = {}
     for name in names:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from hfkd.evaluation.generation import TextGenerator
 from hfkd.evaluation.scoring import Scores, markdown_table, score_rows, summary
 from hfkd.files import write_atomically
+from hfkd.launch import processes
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def evaluate_sets(
         by_seed = {seed: _one_seed(generator, rows, seed, folder / f"{name}-seed{seed}.jsonl") for seed in seeds}
         scores[name] = summary(by_seed)
         logger.info("%s: ROUGE-L %.2f over %d seeds.", name, scores[name]["rougeL"], len(seeds))
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         write_atomically(folder / "scores.json", json.dumps(scores, indent=2).encode())
         write_atomically(folder / "scores.md", markdown_table(scores).encode())
     return scores
@@ -59,7 +59,7 @@ def _one_seed(generator: TextGenerator, rows: Dataset, seed: int, path: Path) ->
     prompts, references = rows["prompt"][:], rows["references"][:]
     texts = generator(prompts, seed)
     mine = []
-    if PartialState().is_main_process:  # scoring is the slow part of a small model's evaluation: once is enough
+    if processes().is_main_process:  # scoring is the slow part of a small model's evaluation: once is enough
         mine = [score_rows(texts, references)]
         write_atomically(path, _json_lines(prompts, texts, references, mine[0]))
     return gather_object(mine)[0]

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,6 +16,7 @@ from transformers import (
 from transformers.utils import is_bitsandbytes_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from hfkd.launch import processes
 from hfkd.models.checkpoints import naming_unreadable
 from hfkd.vocabulary import same_tokenizer
 
@@ -65,7 +65,7 @@ def _quantisation(load_in_8bit: bool, load_in_4bit: bool) -> dict[str, Any]:
     config = BitsAndBytesConfig(
         load_in_8bit=load_in_8bit, load_in_4bit=load_in_4bit, bnb_4bit_compute_dtype=torch.bfloat16
     )
-    return {"quantization_config": config, "device_map": {"": PartialState().device}}
+    return {"quantization_config": config, "device_map": {"": processes().device}}
 
 
 def _with_adapter(name: str, dtype: str, load_in_8bit: bool, load_in_4bit: bool) -> PreTrainedModel:

@@ -1,0 +1,63 @@
+"""Small data and networks for the recipes, their flags, and a way to run one in the test's own process."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+from digit_files import flags, save_network, write_digits
+from text_toys import language_model, tokenizer
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+WORDS = ["a", "b", "c", "d", "you", "me", "one", "two", "three"]
+TEXT = {"max_length": 24, "max_prompt_length": 12, "max_steps": 2, "per_device_train_batch_size": 8}
+TEXT |= {"gradient_accumulation_steps": 1, "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
+ANSWERS = {"sets": "vicuna", "seeds": 1, "max_new_tokens": 4, "max_prompt_length": 12}
+
+
+def write_toys(folder):
+    """Digits and a network of them; short rows of text, a set to answer, and two language models."""
+    write_digits(folder / "digits")
+    save_network(folder / "teacher")
+    for name, split, count in (("text", "train", 16), ("text", "dev", 4), ("sets", "vicuna", 5)):
+        (folder / name).mkdir(exist_ok=True)
+        rows = [
+            {"prompt": f"ask {WORDS[i % 9]} {WORDS[i % 7]}", "response": f"answer {WORDS[i % 5]}"} for i in range(count)
+        ]
+        (folder / name / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, width in (("large", 24), ("small", 16)):
+        language_model(width).save_pretrained(folder / name)
+        tokenizer().save_pretrained(folder / name)
+    return folder
+
+
+def given(**settings):
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def image_flags(folder, out, **more):
+    """A run of cifar100_energy_kd.py of 6 steps, two epochs."""
+    pair = {"teacher_name": folder / "teacher", "student_name": "cifar_resnet8x4", "output_dir": out}
+    return flags(folder / "digits", **pair | more)
+
+
+def text_flags(folder, out, **more):
+    """A run of gpt2_dolly_eakd.py of 2 steps."""
+    names = {"teacher_name_or_path": folder / "large", "student_name_or_path": folder / "small"}
+    texts = {"dataset_name": folder / "text", "output_dir": out, "use_cpu": True, "bf16": False}
+    return given(**TEXT | texts | names | more)
+
+
+def answer_flags(folder, out, **more):
+    """A run of evaluate_instruct.py with one set of answers."""
+    names = {"student_name_or_path": folder / "small", "sets_from": folder / "sets", "output_dir": out}
+    return given(**ANSWERS | names | more)
+
+
+def run(monkeypatch, recipe, *flags):
+    monkeypatch.setattr(sys, "argv", [f"{recipe}.py", *map(str, flags)])
+    runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="__main__")
+
+
+def results(out):
+    return json.loads((out / "results.json").read_text())
