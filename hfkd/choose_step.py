@@ -35,10 +35,7 @@ def choose_step(
             raise ValueError(
                 "loss_chunk_size is for language models, whole on each device, with one teacher: set it to 0"
             )
-        step = ChunkedStep(call, loss, args.loss_chunk_size, num_classes)
-        for network in (student, *(teacher.networks if teacher else ())):
-            step.check(network)
-        return step
+        return ChunkedStep(student, teacher and teacher.model, loss, args.loss_chunk_size, num_classes)
     if isinstance(student, Peers):
         return MutualStep(call, rule, loss, peers=len(student.peers))
     needs_hidden = getattr(loss.objective, "needs_hidden", False)

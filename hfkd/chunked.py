@@ -3,7 +3,7 @@
 N items, n items of a chunk, H hidden size (of student or teacher), C vocabulary.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +12,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hfkd import signals
+from hfkd.chunk_outputs import BlockOutputs, ChunkedOutputs, Signal, blocks, keep, slices
 from hfkd.heads import Head, gradients, head_of
 from hfkd.items import HiddenItems, Items, Outputs, same_classes
 from hfkd.loss import DistillationLoss
+from hfkd.rescaling import Rescaling
 
 CHUNK_SIZE = 256  # with 2048 tokens below an eighth of the dense loss's memory; see benchmarks/chunked_loss.py
-
-# Numbers of a block of logits on a CPU, 4 MiB in float32: all that the loss makes of it stays in the cache, and freed
-# memory is used again instead of being asked of the system, page by page.
-BLOCK = 2**20
-
-Signal = tuple[str, float]  # a function of hfkd.signals, and its temperature
 
 
 class ChunkedLoss:
@@ -35,12 +31,19 @@ class ChunkedLoss:
     temperature or weight that follows a sample's mean energy or entropy is known before the chunk's loss. For longer
     samples, and for slots that look beyond a sample (`within_samples` is not True), one more pass of a head without
     gradient comes first, for each network whose energies or entropies they ask for.
-    `num_classes` cuts both heads to the common vocabulary. ValueError when built for an objective that reads hidden
-    states or compares items with each other. A temperature that learns gets its gradient; through the student's
-    energies and entropies, which carry none here, no gradient flows.
+    `num_classes` cuts both heads to the common vocabulary; `rescalings` are what student and teacher do to their heads'
+    output. ValueError when built for an objective that reads hidden states or compares items with each other. A
+    temperature that learns gets its gradient; through the student's energies and entropies, which carry none here, no
+    gradient flows.
     """
 
-    def __init__(self, loss: DistillationLoss, chunk_size: int = CHUNK_SIZE, num_classes: int | None = None) -> None:
+    def __init__(
+        self,
+        loss: DistillationLoss,
+        chunk_size: int = CHUNK_SIZE,
+        num_classes: int | None = None,
+        rescalings: tuple[Rescaling, Rescaling] = (Rescaling(), Rescaling()),
+    ) -> None:
         for name, value in (("chunk_size", chunk_size), ("num_classes", 1 if num_classes is None else num_classes)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"ChunkedLoss: {name}={value!r} must be a whole number above 0")
@@ -50,7 +53,7 @@ class ChunkedLoss:
                     f"the objective {loss.objective!r} {why}, which a loss over chunks cannot serve: set "
                     "loss_chunk_size 0, or use another objective"
                 )
-        self.loss, self.chunk_size, self.num_classes = loss, chunk_size, num_classes
+        self.loss, self.chunk_size, self.num_classes, self.rescalings = loss, chunk_size, num_classes, rescalings
         # What the slots asked of student and teacher in the last call: fetched together in the next one.
         self._expected: list[set[Signal]] = [set(), set()]
 
@@ -61,7 +64,8 @@ class ChunkedLoss:
         teacher_head: nn.Module,
         num_items: Tensor | int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        heads = head_of(student_head, self.num_classes), head_of(teacher_head, self.num_classes)
+        of_student, of_teacher = self.rescalings
+        heads = head_of(student_head, self.num_classes, of_student), head_of(teacher_head, self.num_classes, of_teacher)
         same_classes(heads[0].num_classes(items.student), heads[1].num_classes(items.teacher))
         slots = self.loss.temperature, self.loss.weighting
         by_sample = items.lengths is not None and all(getattr(slot, "within_samples", False) for slot in slots)
@@ -71,8 +75,8 @@ class ChunkedLoss:
         for group in groups:
             first = by_sample and group.stop - group.start <= self.chunk_size
             if not first:
-                _keep(chosen, self._choose(items, group, heads), group, len(items))
-            chunks += [(rows, not first) for rows in _slices(group, self.chunk_size)]
+                keep(chosen, self._choose(items, group, heads), group, len(items))
+            chunks += [(rows, not first) for rows in slices(group, self.chunk_size)]
         loss, values = _Pass(self.loss, items, *heads, chosen, num_items).run(chunks)
         return loss, self.loss.logged(values | chosen)
 
@@ -86,74 +90,6 @@ class ChunkedLoss:
         chosen = self.loss.choose(_some(items, rows, student, teacher))
         self._expected = [student.asked, teacher.asked]
         return chosen
-
-
-class SignalOutputs(Outputs):
-    """`Outputs` for slots that ask for energies and entropies: the logits, where there are any, stay inside."""
-
-    @property
-    def logits(self) -> Tensor:
-        raise ValueError(
-            "this slot reads logits itself, which loss_chunk_size cannot serve: ask for items.teacher.energy(T) or "
-            "items.teacher.entropy(T) (or the student's), or set loss_chunk_size 0"
-        )
-
-
-class BlockOutputs(SignalOutputs):
-    """Of one chunk's logits [n, C], a block at a time."""
-
-    def __init__(self, logits: Tensor) -> None:
-        self._blocks = _blocks(logits)
-
-    def energy(self, temperature: float) -> Tensor:
-        return torch.cat([signals.energy(signals.upcast(block), temperature) for block in self._blocks])
-
-    def entropy(self, temperature: float) -> Tensor:
-        return torch.cat([signals.entropy(signals.upcast(block), temperature) for block in self._blocks])
-
-    @property
-    def num_classes(self) -> int:
-        return self._blocks[0].shape[-1]
-
-
-class ChunkedOutputs(SignalOutputs):
-    """Of more items than a chunk has: each signal a pass of the head over the chunks, kept.
-
-    A pass also fetches what is `expected`, so that in all calls but the first there is one pass or none.
-    """
-
-    def __init__(self, states: Tensor, head: Head, chunk_size: int, expected: Iterable[Signal] = ()) -> None:
-        self._states, self._head, self._chunk_size, self._expected = states, head, chunk_size, set(expected)
-        self._known: dict[Signal, Tensor] = {}
-        self.asked: set[Signal] = set()
-
-    def energy(self, temperature: float) -> Tensor:
-        return self._signal("energy", temperature)
-
-    def entropy(self, temperature: float) -> Tensor:
-        return self._signal("entropy", temperature)
-
-    @property
-    def num_classes(self) -> int:
-        return self._head.num_classes(self._states)
-
-    def _signal(self, name: str, temperature: float) -> Tensor:
-        signal = (name, temperature)
-        self.asked.add(signal)
-        if signal not in self._known:
-            self._fetch((self._expected | {signal}) - self._known.keys())
-        return self._known[signal]
-
-    @torch.no_grad()
-    def _fetch(self, wanted: set[Signal]) -> None:
-        count = len(self._states)
-        for rows in _slices(slice(0, count), self._chunk_size):
-            start = rows.start
-            for logits in _blocks(self._head(self._states[rows])):
-                block = slice(start, start + len(logits))
-                start = block.stop
-                said = {s: getattr(signals, s[0])(signals.upcast(logits), s[1]) for s in wanted}
-                _keep(self._known, said, block, count)
 
 
 @dataclass
@@ -200,17 +136,19 @@ class _Pass:
             logits, backward = self.student_head.with_backward(hidden, found[1:heads_own])
         taught = self.teacher_head(self.items.teacher[rows]) if self.loss.kd_weight else logits
         if not known:
-            some = _some(self.items, rows, BlockOutputs(logits), BlockOutputs(taught))
-            _keep(self.chosen, self.loss.choose(some), rows, len(self.items))
+            some = _some(
+                self.items, rows, BlockOutputs(logits, self.student_head), BlockOutputs(taught, self.teacher_head)
+            )
+            keep(self.chosen, self.loss.choose(some), rows, len(self.items))
         start = rows.start
-        for z, z_teacher in zip(_blocks(logits), _blocks(taught), strict=True):
+        for z, z_teacher in zip(blocks(logits), blocks(taught), strict=True):
             block = slice(start, start + len(z))
             start = block.stop
             if found is None:
                 part = self._per_item(block, z, z_teacher, {k: t[block] for k, t in self.chosen.items()})
             else:
                 part = self._learn(block, z, z_teacher, found[heads_own:], parameters)
-            _keep(values, part, block, len(self.items))
+            keep(values, part, block, len(self.items))
         if found is not None:
             found[0][rows] = backward(logits)  # by now the gradient
 
@@ -219,7 +157,7 @@ class _Pass:
     ) -> dict[str, Tensor]:
         """The block's parts; the logits' gradient overwrites them, those of parameters and choices join `others`."""
         others = [*others[: len(parameters)], *(x[rows] for x in others[len(parameters) :])]
-        z = signals.upcast(logits).detach().requires_grad_()
+        z = signals.upcast(logits).detach().requires_grad_()  # before rescaling, whose slope autograd knows
         chosen = {k: t[rows].detach().requires_grad_(t.requires_grad) for k, t in self.chosen.items()}
         with torch.enable_grad():
             values = self._per_item(rows, z, taught, chosen)
@@ -232,7 +170,7 @@ class _Pass:
         return {name: v.detach() for name, v in values.items()}
 
     def _per_item(self, rows: slice, logits: Tensor, taught: Tensor, chosen: dict[str, Tensor]) -> dict[str, Tensor]:
-        outputs = Outputs(signals.upcast(logits)), Outputs(signals.upcast(taught))
+        outputs = Outputs(self.student_head.rescale(logits)), Outputs(self.teacher_head.rescale(taught))
         return self.loss.per_item(_some(self.items, rows, *outputs), **chosen)
 
     def _reduce(self, values: dict[str, Tensor]) -> Tensor:
@@ -263,12 +201,6 @@ def _some(items: HiddenItems, rows: slice, student: Outputs, teacher: Outputs) -
     return Items(student, teacher, items.labels[rows], items.sample[rows], items.num_samples, items.progress)
 
 
-def _slices(of: slice, size: int) -> list[slice]:
-    """`of` in steps; itself where it is empty, so that a loss and its zero gradients come out all the same."""
-    starts = range(of.start, max(of.stop, of.start + 1), size)
-    return [slice(start, min(start + size, of.stop)) for start in starts]
-
-
 def _groups(lengths: Sequence[int], size: int) -> list[slice]:
     """Samples of so many items each, as many together as fit in `size`; a longer one by itself."""
     groups, start, stop = [], 0, 0
@@ -278,20 +210,3 @@ def _groups(lengths: Sequence[int], size: int) -> list[slice]:
             start = stop
         stop += length
     return [*groups, slice(start, stop)]
-
-
-def _keep(columns: dict[Any, Tensor], part: dict[Any, Tensor], rows: slice, length: int) -> None:
-    """Copy each part into its column [length].
-
-    Small tensors left among the large ones of a block would make holes in memory that the next block does not fit in.
-    """
-    for name, values in part.items():
-        if name not in columns:
-            columns[name] = values.new_empty(length)
-        columns[name][rows] = values
-
-
-def _blocks(logits: Tensor) -> tuple[Tensor, ...]:
-    """The rows of a chunk's logits [n, C], a few at a time on a CPU; a GPU wants them at once."""
-    few = max(BLOCK // logits.shape[-1], 1)
-    return logits.split(few if logits.device.type == "cpu" else max(len(logits), 1))

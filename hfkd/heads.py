@@ -4,9 +4,14 @@ n items of a chunk, H hidden size, C classes or vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
+
+from hfkd.rescaling import Rescaling
+from hfkd.signals import upcast
 
 CACHE_LINE = 64  # bytes
 
@@ -16,12 +21,12 @@ Backward = Callable[[Tensor], Tensor]  # gradient of the logits [n, C] -> gradie
 class Head:
     """Any module from hidden states to logits, cut to the first `num_classes` (None: all of them).
 
-    Only what the module computes is applied: a model that scales or caps its logits afterwards needs a module that
-    does so too. The module runs more than once a step, so dropout inside it draws anew each time.
+    What the model does to its logits afterwards is `rescaling`; `rescale` applies it, to as many at a time as wanted.
+    The module runs more than once a step, so dropout inside it draws anew each time.
     """
 
-    def __init__(self, module: nn.Module, num_classes: int | None = None) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, num_classes: int | None = None, rescaling: Rescaling | None = None) -> None:
+        self.module, self.rescaling = module, rescaling or Rescaling()
         self.cut = slice(num_classes)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
 
@@ -32,15 +37,19 @@ class Head:
         with torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=torch.is_grad_enabled()):
             return self.module(hidden)[:, self.cut]
 
+    def rescale(self, logits: Tensor) -> Tensor:
+        """The head's output [n, C] as the model gives it, in float32 or wider."""
+        return self.rescaling(upcast(logits))
+
     @torch.no_grad()
     def num_classes(self, hidden: Tensor) -> int:
         """C, found by running one row of zeros."""
         return self(hidden.new_zeros(1, hidden.shape[-1])).shape[-1]
 
     def with_backward(self, hidden: Tensor, sums: Sequence[Tensor]) -> tuple[Tensor, Backward]:
-        """The logits, the caller's to overwrite, and what takes their gradient back and adds the parameters' to `sums`.
+        """The logits before rescaling, the caller's to overwrite, and what takes their gradient back.
 
-        The gradient comes in the logits' dtype.
+        That adds the parameters' gradients to `sums`. The gradient comes in the logits' dtype.
         """
         hidden = hidden.detach().requires_grad_()
         with torch.enable_grad():
@@ -61,8 +70,8 @@ class LinearHead(Head):
     The rows of its logits start on cache lines: a vocabulary of odd size makes the products up to 1.5 times as slow.
     """
 
-    def __init__(self, module: nn.Linear, num_classes: int | None = None) -> None:
-        super().__init__(module, num_classes)
+    def __init__(self, module: nn.Linear, num_classes: int | None = None, rescaling: Rescaling | None = None) -> None:
+        super().__init__(module, num_classes, rescaling)
         # Cast once, not for each chunk: autocast would cast a frozen or a cut weight anew in every call.
         weight, bias = module.weight.detach()[self.cut], module.bias
         device, dtype = weight.device.type, weight.dtype
@@ -98,13 +107,19 @@ class LinearHead(Head):
         return self(hidden), backward
 
 
-def head_of(module: nn.Module, num_classes: int | None = None) -> Head:
+def head_of(module: nn.Module, num_classes: int | None = None, rescaling: Rescaling | None = None) -> Head:
     """The fast head for a plain nn.Linear that nobody has hooked into, else the general one."""
     hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     # An nn.Linear with an instance's own forward has been patched, by Accelerate for one.
     if type(module) is nn.Linear and not hooked and "forward" not in vars(module):
-        return LinearHead(module, num_classes)
-    return Head(module, num_classes)
+        return LinearHead(module, num_classes, rescaling)
+    return Head(module, num_classes, rescaling)
+
+
+def output_head(network: nn.Module) -> nn.Module:
+    """The module from hidden states to logits, whatever wraps the network."""
+    bare: Any = extract_model_from_parallel(network, keep_torch_compile=False)
+    return bare.get_output_embeddings()
 
 
 def gradients(output: Tensor, inputs: Sequence[Tensor], gradient: Tensor | None = None) -> list[Tensor]:

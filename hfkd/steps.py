@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from hfkd.chunked import ChunkedLoss
 from hfkd.faults import FaultWatch
+from hfkd.head_proof import rescaling_of
+from hfkd.heads import output_head
 from hfkd.items import ItemRule, Items, token_hidden
 from hfkd.loss import DistillationLoss
 from hfkd.models.calling import Call
@@ -79,13 +79,22 @@ class MutualStep(DenseStep):
 class ChunkedStep:
     """The last hidden states, and each network's head over chunks of tokens: [N, V] never exists whole.
 
-    Raises ValueError for a network whose forward cannot leave the logits out, or whose logits are more than its head
-    applied to the last hidden state (soft-capped or scaled ones).
+    Built from the bare networks. Raises ValueError for one whose forward cannot leave the logits out, or whose logits
+    are more than its head applied to the last hidden state and rescaled (`Rescaling`).
     """
 
-    def __init__(self, call: Call, loss: DistillationLoss, chunk_size: int, num_classes: int | None = None) -> None:
-        self.call, self.loss = call, loss
-        self.chunked = ChunkedLoss(loss, chunk_size, num_classes)
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        loss: DistillationLoss,
+        chunk_size: int,
+        num_classes: int | None = None,
+    ) -> None:
+        self.call, self.loss = Call.of(student), loss
+        rescaling = rescaling_of(student)
+        rescalings = rescaling, rescaling if teacher is None else rescaling_of(teacher)
+        self.chunked = ChunkedLoss(loss, chunk_size, num_classes, rescalings)
         self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # the heads run outside of forward
         self.watch: FaultWatch | None = None
 
@@ -108,28 +117,3 @@ class ChunkedStep:
             self.watch.outputs(items.student, items.teacher if asked else None, items.sample)
         with self.autocast():
             return *self.chunked(items, head, teacher_head, num_items), len(items)
-
-    @torch.no_grad()
-    def check(self, network: nn.Module) -> None:
-        """Raise ValueError unless the network's logits are its head on its last hidden state."""
-        call, training = Call.of(network), network.training
-        inputs = {"input_ids": torch.zeros(1, 2, dtype=torch.long, device=next(network.parameters()).device)}
-        if call.keywords is None or "logits_to_keep" not in call.keywords:
-            raise ValueError(
-                f"loss_chunk_size: {type(network).__name__}.forward takes no logits_to_keep, so its logits cannot be "
-                "left out; set loss_chunk_size to 0"
-            )
-        network.eval()
-        whole, mine = call(network, inputs), output_head(network)(call.hidden(network, inputs))
-        network.train(training)
-        if not torch.allclose(mine, whole, rtol=1e-2, atol=1e-2):
-            raise ValueError(
-                f"loss_chunk_size: the logits of {type(network).__name__} are not its output embedding applied to its "
-                "last hidden state (soft-capped or scaled?); set loss_chunk_size to 0"
-            )
-
-
-def output_head(network: nn.Module) -> nn.Module:
-    """The module from hidden states to logits, whatever wraps the network."""
-    bare: Any = extract_model_from_parallel(network, keep_torch_compile=False)
-    return bare.get_output_embeddings()

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from hfkd.coarse import coarse_items
 from hfkd.faults import FaultWatch
+from hfkd.heads import output_head
 from hfkd.items import Items, Outputs
 from hfkd.loss import DistillationLoss
 from hfkd.models.calling import Call
-from hfkd.steps import Step, output_head
+from hfkd.steps import Step
 from hfkd.targets import Targets
 from hfkd.teachers import LiveTeacher
 from hfkd.teachers.cached_text import CachedTextTeacher

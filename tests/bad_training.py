@@ -6,7 +6,7 @@ import torch
 from accelerate.utils import patch_environment
 from text_toys import VOCAB, TokenRows, language_model, taught_model, tokenizer
 from toys import CLASSES, Net, Rows, arguments, teacher
-from transformers import PrinterCallback
+from transformers import GPT2LMHeadModel, PrinterCallback
 
 from hfkd import DistillationTrainer
 from hfkd.arguments import DistillationArguments
@@ -141,6 +141,16 @@ class Mixed(Rows):
         return {"pixel_values": self.images[i], "labels": torch.full((CLASSES + 2,), 0.1)}
 
 
+class Biased(GPT2LMHeadModel):
+    """Its logits are more than its head on its hidden states."""
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None, logits_to_keep=0, **keywords):
+        keywords |= {"attention_mask": attention_mask, "position_ids": position_ids, "logits_to_keep": logits_to_keep}
+        output = super().forward(input_ids, **keywords)
+        output.logits = output.logits + torch.linspace(-0.01, 0.01, VOCAB)
+        return output
+
+
 def broken(network):
     with torch.no_grad():
         next(network.parameters()).fill_(float("nan"))
@@ -208,6 +218,9 @@ TRAINER = {
     "a label of 5 for 5 classes": trainer(rows=Late),
     "mixed labels over 7 classes": trainer(rows=Mixed),
     "loss_chunk_size=64 for images": trainer(args={"loss_chunk_size": 64}),
+    "loss_chunk_size=64, a bias on the logits": language(
+        taught=lambda: Biased(language_model().config), args={"loss_chunk_size": 64}
+    ),
     "output_dir of another run": after_a_run(lambda run, made: trainer(args={"temperature": "3.0"})(run.parent)),
     "resume_from_checkpoint=True without one": resumed(lambda path: None, True, save_strategy="no"),
     "resume_from_checkpoint=a folder that is none": resumed(lambda path: None, "runs"),

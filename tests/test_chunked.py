@@ -23,7 +23,7 @@ SPLITS = [1, 7, N, 100]
 
 @pytest.fixture(autouse=True)
 def _blocks_of_two_rows(monkeypatch):
-    monkeypatch.setattr("hfkd.chunked.BLOCK", 2 * V)
+    monkeypatch.setattr("hfkd.chunk_outputs.BLOCK", 2 * V)
 
 
 @pytest.fixture(autouse=True, scope="module")
