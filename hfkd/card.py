@@ -16,6 +16,7 @@ from transformers.trainer_utils import unwrap_peft_model
 
 from hfkd.citations import citations
 from hfkd.command import command, without_secrets
+from hfkd.evaluations import OTHER, step_of_weights
 from hfkd.files import write_atomically
 from hfkd.models import CIFAR_NETS, Peers
 
@@ -54,7 +55,8 @@ def write_card(
     distilled = bool((settings["teacher"] or peers) and settings["kd_weight"])
     if not distilled:
         settings = {k: v for k, v in settings.items() if k not in (*SLOTS, "teacher", "kd_weight")}
-    step, metrics = evaluation(trainer.state, args.load_best_model_at_end)
+    step = step_of_weights(trainer.state, args, trainer.is_in_train)
+    metrics = evaluation(trainer.state, step)
     words: dict[str, Any] = {
         "name": model_name or (args.hub_model_id or folder.resolve().name).split("/")[-1],
         "library": _library(student),
@@ -89,7 +91,7 @@ def write_card(
         versions=f"hfkd {version('hfkd')}, transformers {transformers.__version__}, torch {torch.__version__}",
         seed=args.seed,
         step=step,
-        rows=_rows(trainer.eval_dataset),
+        rows=_rows(trainer.own_set),
         bibtex=citations([*(str(settings[s]) for s in SLOTS), *taught, *HE_DA[args.he_da]]) if distilled else "",
     )
     write_atomically(folder / FILE, without_secrets(f"{card}\n", [args.hub_token]).encode())
@@ -109,15 +111,14 @@ def _metadata(words: dict[str, Any], **entries: Any) -> ModelCardData:
     )
 
 
-def evaluation(state: TrainerState, best: bool) -> tuple[int, dict[str, float]]:
-    """The step of the saved weights (the best ones, or the last), and what evaluating at that step measured."""
-    step = state.best_global_step if best and state.best_global_step else state.global_step
+def evaluation(state: TrainerState, step: int) -> dict[str, float]:
+    """What evaluating the run's own set measured of the weights of `step`."""
     logged: dict[str, Any] = {}
     for entry in state.log_history:
-        if entry.get("step") == step:
+        if entry.get("step") == step and OTHER not in entry:
             logged |= {k.removeprefix("eval_"): v for k, v in entry.items() if k.startswith("eval_")}
     numbers = {k: float(v) for k, v in logged.items() if isinstance(v, (int, float)) and not SPEED.search(f"_{k}")}
-    return step, {k: v for k, v in numbers.items() if math.isfinite(v)}
+    return {k: v for k, v in numbers.items() if math.isfinite(v)}
 
 
 def _rows(data: Any) -> int | None:

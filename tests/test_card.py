@@ -82,16 +82,15 @@ def test_a_base_that_is_a_folder_here_is_nobody_elses(tmp_path, monkeypatch):
         assert card(tmp_path / "run").data.to_dict().get("base_model") == base
 
 
-@pytest.mark.parametrize(("best", "step", "value"), [(False, 4, 0.5), (True, 2, 0.7)])
-def test_metrics_are_those_of_the_weights_that_are_saved(best, step, value):
+@pytest.mark.parametrize(("step", "metrics"), [(4, {"accuracy": 0.5}), (2, {"accuracy": 0.7}), (5, {})])
+def test_metrics_are_those_of_the_weights_that_are_saved(step, metrics):
     history = [
         {"step": 2, "eval_accuracy": 0.7, "eval_runtime": 1.0, "eval_samples_per_second": 3.0},
         {"step": 2, "loss": 1.0},
         {"step": 4, "eval_accuracy": 0.5, "eval_loss": float("nan"), "eval_model_preparation_time": 0.1},
+        {"step": 4, "eval_accuracy": 0.9, "evaluated": "another set"},
     ]
-    state = TrainerState(global_step=4, best_global_step=2, log_history=history)
-    assert evaluation(state, best) == (step, {"accuracy": value})
-    assert evaluation(TrainerState(global_step=5, log_history=history), False) == (5, {})
+    assert evaluation(TrainerState(log_history=history), step) == metrics
 
 
 def test_a_token_never_gets_into_the_card(tmp_path):

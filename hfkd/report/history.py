@@ -4,40 +4,90 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from transformers import TrainingArguments
+
+from hfkd.evaluations import OTHER
+
 Entry = Mapping[str, Any]
 
-# of several training entries in one row, these are a position, not a quantity to average
-_LAST_WINS = ("epoch", "step", "learning_rate", "num_input_tokens_seen")
+# of several training entries in one row, these are a position or a count so far, not a quantity to average
+_LAST_WINS = ("epoch", "step", "learning_rate", "num_input_tokens_seen", "skipped_steps")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """By which logged metric the best evaluation is chosen, and which way."""
+
+    metric: str
+    greater_is_better: bool
+
+    @classmethod
+    def of(cls, args: TrainingArguments, metric: str) -> Choice:
+        """As Trainer chooses its best checkpoint; by `metric` where `metric_for_best_model` is not set."""
+        named = args.metric_for_best_model
+        if named is None:
+            return cls.by_name(metric)
+        assert args.greater_is_better is not None  # TrainingArguments sets it with the metric
+        return cls(named if named.startswith("eval_") else f"eval_{named}", args.greater_is_better)
+
+    @classmethod
+    def by_name(cls, metric: str) -> Choice:
+        """Trainer's rule for a metric of which nobody says which way is better."""
+        return cls(metric, not metric.endswith("loss"))
 
 
 def epoch_rows(log_history: Iterable[Entry]) -> list[dict[str, Any]]:
-    """One row per evaluation (per epoch where nothing was evaluated): its metrics, and the training logged before it.
+    """One row per evaluation (per epoch where training evaluated nothing): its metrics, and the training before it.
 
     Training quantities (`loss`, `ce`, `kd`, ...) are means over the steps since the last row, so they do not depend on
     `logging_steps`. Two evaluations at one step (several evaluation sets, or one more after training) share a row.
-    The closing summary of a sitting (`train_runtime`, ...) is left out: it knows only its own sitting.
+    Left out: evaluations of other sets or weights (`other_evaluations`), training after the last evaluation, and the
+    closing summary of a sitting (`train_runtime`, ...), which knows only its own sitting.
     """
+    history = [entry for entry in log_history if OTHER not in entry]
+    per_epoch = not _evaluated_while_training(history)
     rows: list[dict[str, Any]] = []
     training: list[Entry] = []
-    for entry in log_history:
-        if "train_runtime" in entry:
-            continue
+    for entry in history:
         if "loss" in entry:
-            if training and _epoch_number(entry) > _epoch_number(training[-1]):
+            if per_epoch and training and _epoch_number(entry) > _epoch_number(training[-1]):
                 rows.append(_mean(training, rows))
                 training = []
             training.append(entry)
+        elif _is_closing(entry):
+            continue
         elif not training and rows and rows[-1].get("step") == entry.get("step"):
             rows[-1].update(entry)
         elif is_evaluation(entry):
             rows.append({**(_mean(training, rows) if training else {}), **entry})
             training = []
-    if training:
+    if training and per_epoch:
         rows.append(_mean(training, rows))
     return rows
+
+
+def other_evaluations(log_history: Iterable[Entry]) -> list[Entry]:
+    """The entries whose metrics are of another set than the run's, or of other weights than those of their step."""
+    return [entry for entry in log_history if OTHER in entry]
+
+
+def _evaluated_while_training(history: Iterable[Entry]) -> bool:
+    """Whether a run evaluates as it goes; an evaluation after it has ended does not count."""
+    ended = False
+    for entry in history:
+        if "loss" in entry or _is_closing(entry):
+            ended = "loss" not in entry
+        elif is_evaluation(entry) and not ended:
+            return True
+    return False
+
+
+def _is_closing(entry: Entry) -> bool:
+    return "train_runtime" in entry and "loss" not in entry
 
 
 def is_evaluation(entry: Entry) -> bool:
@@ -45,12 +95,12 @@ def is_evaluation(entry: Entry) -> bool:
     return any(key.startswith("eval_") for key in entry)
 
 
-def best_row(rows: Sequence[Entry], metric: str) -> Entry | None:
-    """The first row with the best `metric`: the largest, or the smallest if its name ends in `loss`, as in Trainer."""
-    scored = [row for row in rows if _is_number(row.get(metric))]
+def best_row(rows: Sequence[Entry], choice: Choice) -> Entry | None:
+    """The first row with the best value of the metric; what was evaluated before training (`eval_on_start`) is none."""
+    scored = [row for row in rows if _is_number(row.get(choice.metric)) and row.get("step") != 0]
     if not scored:
         return None
-    return (min if metric.endswith("loss") else max)(scored, key=lambda row: row[metric])
+    return (max if choice.greater_is_better else min)(scored, key=lambda row: row[choice.metric])
 
 
 def last_row(rows: Sequence[Entry], metric: str) -> Entry | None:
@@ -84,15 +134,18 @@ def _is_number(value: Any) -> bool:
 
 
 def _mean(training: list[Entry], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Merge training entries: each stands for the steps since the one before it."""
+    """Merge training entries: each stands for the steps since the one before it that were taken."""
     steps = [0 if not rows else rows[-1].get("step", 0), *(entry.get("step", 0) for entry in training)]
-    weights = [max(after - before, 1) for before, after in pairwise(steps)]
+    skipped = [0 if not rows else rows[-1].get("skipped_steps", 0), *(e.get("skipped_steps", 0) for e in training)]
+    spans = zip(pairwise(steps), pairwise(skipped), strict=True)
+    # a resumed process counts the steps that it leaves out from 0
+    weights = [max(to - since, 1) - (now - before if now >= before else now) for (since, to), (before, now) in spans]
     merged = dict(training[-1])
     for key in merged.keys() - set(_LAST_WINS):
         parts = [
             (weight, entry[key])
             for weight, entry in zip(weights, training, strict=True)
-            if isinstance(entry.get(key), (int, float))
+            if weight > 0 and isinstance(entry.get(key), (int, float))
         ]
         if parts:
             merged[key] = sum(weight * value for weight, value in parts) / sum(weight for weight, _ in parts)

@@ -17,7 +17,7 @@ from hfkd.report.figures import (
     percent_scale,
     training_curves,
 )
-from hfkd.report.history import Entry, best_row, epoch_rows, last_row, series
+from hfkd.report.history import Choice, Entry, best_row, epoch_rows, is_evaluation, last_row, series
 from hfkd.report.html import Section, write_page
 from hfkd.report.json_file import jsonable
 from hfkd.report.style import as_array
@@ -93,21 +93,28 @@ def _summary(
     runtime = next((entry["train_runtime"] for entry in reversed(log_history) if "train_runtime" in entry), None)
     seconds = results.get("wall_time_seconds", runtime)
     epoch = max((entry.get("epoch") or 0.0 for entry in log_history), default=None)
+    choice = Choice(**results["best_by"]) if "best_by" in results else Choice.by_name(METRIC)
+    name = choice.metric.removeprefix("eval_")
+    best = best_row(rows, choice)
+    also = best is not None and choice.metric != METRIC and METRIC in best
     return {
         **{name: _short(config[name]) if name in config else UNKNOWN for name in SETTINGS},
-        "best accuracy": _accuracy(best_row(rows, METRIC), rows),
-        "last accuracy": _accuracy(last_row(rows, METRIC), rows),
+        f"best {name}": _score(best, choice.metric, rows),
+        **({"accuracy of that epoch": _score(best, METRIC, rows)} if also else {}),
+        f"last {name}": _score(last_row(rows, choice.metric), choice.metric, rows),
         "epochs": UNKNOWN if epoch is None else f"{epoch:g}",
         "seconds": UNKNOWN if seconds is None else f"{seconds:,.1f}",
         "machine": _machine(results.get("environment") or environment()),
     }
 
 
-def _accuracy(row: Entry | None, rows: Sequence[Entry]) -> str:
+def _score(row: Entry | None, metric: str, rows: Sequence[Entry]) -> str:
     if row is None:
-        return "no evaluation was logged"
+        return "not logged" if any(map(is_evaluation, rows)) else "no evaluation was logged"
+    if not metric.endswith("accuracy"):
+        return f"{row[metric]:.6g} (epoch {row.get('epoch', 0):g})"
     # the whole series decides whether these are fractions, as in the figure
-    shown = row[METRIC] * percent_scale(series(rows, METRIC)[1])
+    shown = row[metric] * percent_scale(series(rows, metric)[1])
     return f"{shown:.2f} % (epoch {row.get('epoch', 0):g})"
 
 

@@ -12,9 +12,19 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from hfkd.evaluations import step_of_weights
 from hfkd.files import write_atomically
 from hfkd.report.environment import environment
-from hfkd.report.history import best_row, end_losses, epoch_rows, is_evaluation, last_row
+from hfkd.report.history import (
+    Choice,
+    Entry,
+    best_row,
+    end_losses,
+    epoch_rows,
+    is_evaluation,
+    last_row,
+    other_evaluations,
+)
 from hfkd.report.json_file import jsonable, write_json
 
 __all__ = ["RESULTS_NAME", "ResultsCallback", "environment", "write_atomically", "write_json"]
@@ -37,9 +47,14 @@ class Sitting:
 class ResultsCallback(TrainerCallback):
     """Keep `results.json` in `args.output_dir` up to date: after each evaluation and checkpoint, and at the end.
 
-    The file: `config`, `environment`, `seed`, `status` ("running" or "finished"), `epochs` (see `epoch_rows`), `best`
-    and `last` (`{"epoch", "accuracy"}` for metric "eval_accuracy"), `losses` (first and last logged),
-    `images_per_second`, `wall_time_seconds`, `train_steps`, `sittings`. A run that was killed keeps "running".
+    The file: `config`, `environment`, `seed`, `status` ("running" or "finished"), `epochs` (see `epoch_rows`), `best`,
+    `last` and `saved` (the evaluation of the weights that are saved; see below), `best_by`, `losses` (first and last
+    logged), `images_per_second`, `wall_time_seconds`, `train_steps`, `train_epochs`, `sittings`, and, where there were
+    any, `other_evaluations`. A run that was killed keeps "running".
+
+    `best` is chosen as Trainer chooses its best checkpoint, by `metric_for_best_model` and `greater_is_better`; where
+    those are not set, by `metric`. `best`, `last` and `saved` have the epoch, the metric that chooses, and `metric`:
+    `{"epoch", "accuracy"}` for "eval_accuracy" alone.
 
     Resume: `epochs`, `best` and `last` come from `state.log_history`, which transformers restores from the checkpoint,
     so they are complete. Time is not in there: each process ("sitting") writes its steps and seconds to `sittings`,
@@ -122,33 +137,45 @@ class ResultsCallback(TrainerCallback):
     def _payload(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
         assert self._sitting is not None
         rows = epoch_rows(state.log_history)
+        choice = Choice.of(args, self.metric)
+        names = tuple(dict.fromkeys([choice.metric, self.metric]))
+        step = step_of_weights(state, args, training=False) if self._finished else None
+        self._warn_of_missing(choice.metric, rows)
         sittings = [*self._earlier, self._sitting]
+        others = other_evaluations(state.log_history)
         return {
             "config": self.config,
             "environment": self._environment,
             "seed": args.seed,
             "status": "finished" if self._finished else "running",
             "epochs": rows,
-            "best": self._score(best_row(rows, self.metric)),
-            "last": self._score(last_row(rows, self.metric), rows),
+            "best": _score(best_row(rows, choice), names),
+            "last": _score(last_row(rows, choice.metric), names),
+            "saved": _score(next((row for row in rows if row.get("step") == step), None), names),
+            "best_by": {"metric": choice.metric, "greater_is_better": choice.greater_is_better},
             "losses": end_losses(state.log_history),
             f"{self.items_name}_per_second": _items_per_second(sittings),
             "wall_time_seconds": _wall_time(sittings),
             "train_steps": state.global_step,
+            "train_epochs": state.epoch,
             "sittings": [asdict(sitting) for sitting in sittings],
+            **({"other_evaluations": others} if others else {}),
         }
 
-    def _score(self, row: Mapping[str, Any] | None, rows: list[dict[str, Any]] | None = None) -> dict[str, Any] | None:
-        if row is not None:
-            return {"epoch": row.get("epoch"), self.metric.removeprefix("eval_"): row[self.metric]}
-        evaluated = [row for row in rows or [] if is_evaluation(row)]
-        if evaluated and not self._warned:
+    def _warn_of_missing(self, metric: str, rows: list[dict[str, Any]]) -> None:
+        evaluated = [row for row in rows if is_evaluation(row)]
+        if evaluated and last_row(rows, metric) is None and not self._warned:
             self._warned = True
             logger.warning(
-                f"no evaluation logged a finite {self.metric!r}, so results.json has no best and last: pass "
+                f"no evaluation logged a finite {metric!r}, so results.json has no best and last: pass "
                 f"ResultsCallback(metric=...) one of {sorted(k for k in evaluated[-1] if k.startswith('eval_'))}"
             )
-        return None
+
+
+def _score(row: Entry | None, metrics: tuple[str, ...]) -> dict[str, Any] | None:
+    """The epoch of an evaluation and its metrics; None where it has none of them."""
+    found = {} if row is None else {m.removeprefix("eval_"): row[m] for m in metrics if row.get(m) is not None}
+    return {"epoch": row.get("epoch"), **found} if row is not None and found else None
 
 
 def _path(args: TrainingArguments) -> Path:

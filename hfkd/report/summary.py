@@ -39,8 +39,9 @@ def summarise(row: Row, runs: Sequence[Run], published: Published, sources: Sequ
         "teacher": pair[0],
         "student": pair[1],
         "paper": None if paper is None else vars(paper),
-        "best": _over_seeds([100 * r["best"]["accuracy"] if r["best"] else None for r in results]),
-        "last": _over_seeds([100 * r["last"]["accuracy"] if r["last"] else None for r in results]),
+        "best": _over_seeds([_percent(r["best"]) for r in results]),
+        "last": _over_seeds([_percent(r["last"]) for r in results]),
+        "best_by": sorted({_chosen_by(r) for r in results}),
         "first_loss": _over_seeds([end["loss"] for end in ends["first"]]),
         "last_loss": _over_seeds([end["loss"] for end in ends["last"]]),
         "loss_steps": [ends[which][0]["step"] for which in ("first", "last")],
@@ -51,6 +52,16 @@ def summarise(row: Row, runs: Sequence[Run], published: Published, sources: Sequ
         ),
         **_protocol(settings, results[0]),
     }
+
+
+def _percent(score: Mapping[str, Any] | None) -> float | None:
+    accuracy = (score or {}).get("accuracy")
+    return None if accuracy is None else 100 * accuracy
+
+
+def _chosen_by(results: Mapping[str, Any]) -> str:
+    """What the best epoch is best by; files of earlier versions do not say, and meant the accuracy."""
+    return results.get("best_by", {}).get("metric", "eval_accuracy").removeprefix("eval_")
 
 
 def _over_seeds(values: list[float | None]) -> dict[str, Any]:
@@ -90,6 +101,9 @@ def markdown(table: Table, rows: Sequence[Mapping[str, Any]], published: Publish
     text += ["", *(f"- {source}: {published.sources[source]}" for source in cited)] if cited else []
     if table.measure == "accuracy":
         text += ["", "± is the sample standard deviation over the seeds. Papers report the best epoch on the test set."]
+        chosen = sorted({metric for row in rows for metric in row["best_by"]})
+        if chosen != ["accuracy"]:
+            text[-1] += f" Here the best epoch was chosen by {', '.join(chosen)} (metric_for_best_model)."
     return "\n".join(text) + "\n"
 
 

@@ -17,9 +17,8 @@ def run_text(trainer: DistillationTrainer, config: dict[str, Any]) -> dict[str, 
     Best and last are of the metric that chooses the checkpoint (`metric_for_best_model`), else of eval_loss. `config`
     is recorded with the results. Returns the content of results.json. Runs on every rank.
     """
-    metric = f"eval_{(trainer.args.metric_for_best_model or 'loss').removeprefix('eval_')}"
     config = without_paths(config)
-    folder = train_to_the_end(trainer, ResultsCallback(config, metric=metric, items_name="sequences"))
+    folder = train_to_the_end(trainer, ResultsCallback(config, metric="eval_loss", items_name="sequences"))
     save_student(trainer, config)
     if not trainer.is_world_process_zero():
         return {}
