@@ -1,6 +1,6 @@
 """Which evaluations describe a run: those of its own evaluation set, of the weights of their step."""
 
-from typing import Any
+from typing import Any, cast
 
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
@@ -36,7 +36,7 @@ class MarkedEvaluations(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
         if self._other is not None:
-            self.state.log_history[-1][OTHER] = self._other
+            cast(dict[str, Any], self.state.log_history[-1])[OTHER] = self._other
 
     def _other_than_the_runs(self, eval_dataset: Any) -> str | None:
         """What is evaluated, if it is not the run's own set with the weights of this step."""

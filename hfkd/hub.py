@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from hfkd.card import write_card
 from hfkd.command import without_secrets
 from hfkd.evaluations import MarkedEvaluations
+from hfkd.kept_config import KeptConfig
 
 if TYPE_CHECKING:
     from hfkd.trainer import DistillationTrainer
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 FAILURES: tuple[Any, ...] = (HfHubHTTPError.__mro__[1], ConnectionError)
 
 
-class HubTrainer(MarkedEvaluations):
+class HubTrainer(MarkedEvaluations, KeptConfig):
     """Trainer with hfkd's model card. A failed upload is a ConnectionError; what is in `output_dir` stays whole.
 
     details: what the card says beside what the trainer knows, such as `dataset_name`.

@@ -16,6 +16,10 @@ class ScheduledTrainer(Trainer):
 
     args: DistillationArguments
 
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.callers_optimizer, self.callers_scheduler = self.optimizer, self.lr_scheduler  # Trainer's come later
+
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         if self.args.decay_bias_and_norm:
             return [name for name, _ in model.named_parameters()]

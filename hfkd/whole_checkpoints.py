@@ -16,6 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from hfkd.files import sync, write_atomically
+from hfkd.json_file import write_json
 
 MANIFEST = "files.json"  # what a checkpoint is made of, name: bytes
 UNFINISHED = "_unfinished"  # a name that Trainer never uploads
@@ -68,14 +69,18 @@ class WholeCheckpoints(Trainer):
             self.accelerator.wait_for_everyone()  # each process writes the state of its own random numbers
             if self.state.best_model_checkpoint == part:
                 self.state.best_model_checkpoint = final
-                if self.args.should_save:
-                    self.state.save_to_json(os.path.join(part, TRAINER_STATE_NAME))
             if self.args.should_save:
+                write_json(os.path.join(part, TRAINER_STATE_NAME), self.state)  # Trainer's own has bare NaN
                 _give_name(Path(part), Path(final))
                 _rotate(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(final)
+
+    def save_state(self) -> None:
+        """Trainer's, as JSON that every reader takes."""
+        if self.is_world_process_zero():
+            write_json(os.path.join(self.args.output_dir or ".", TRAINER_STATE_NAME), self.state)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self._writing:  # an upload in the background needs a folder that keeps its name

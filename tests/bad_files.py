@@ -21,10 +21,10 @@ from hfkd.data.text_files import read_jsonl
 from hfkd.data.transforms import ImageTransform, pack_pixels
 from hfkd.evaluation.generation import TextGenerator
 from hfkd.evaluation.run import evaluate_sets
+from hfkd.json_file import write_json
 from hfkd.models import image_classifier, image_teacher
 from hfkd.models.checkpoints import load_checkpoint
 from hfkd.models.language import causal_lm, load_tokenizer
-from hfkd.report.json_file import write_json
 from hfkd.teachers import LiveTeacher, scan
 from hfkd.vocabulary import same_tokenizer
 

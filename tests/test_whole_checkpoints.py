@@ -196,3 +196,33 @@ def test_an_old_checkpoint_loses_its_name_before_its_files(tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert names(tmp_path) == [UNFINISHED, "checkpoint-2", "checkpoint-3", "distillation.json"]
+
+
+def strictly(path):
+    def refuse(word):
+        raise AssertionError(f"{path} holds a bare {word}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_the_state_of_a_run_with_nan_is_json_and_is_resumed(tmp_path):
+    """NaN is null there, as in results.json; in memory it is NaN."""
+
+    def broken(items, temperature):
+        return items.student.logits.sum(-1) * float("nan")
+
+    def made(steps):
+        rows = {"train_dataset": Rows(), "eval_dataset": Rows(13), "objective": broken}
+        given = {"on_nan": "ignore", "eval_strategy": "steps", "eval_steps": 1, "max_steps": steps}
+        return DistillationTrainer(Net(), teacher(), arguments(tmp_path, **(SAVING | given)), **rows)
+
+    trainer = made(3)
+    trainer.train()
+    assert all(entry["loss"] != entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    trainer.save_state()
+    for path in (tmp_path / "trainer_state.json", tmp_path / "checkpoint-3" / "trainer_state.json"):
+        logged = [entry for entry in strictly(path)["log_history"] if "loss" in entry]
+        assert [entry["loss"] for entry in logged] == [None] * 3
+    again = made(4)
+    again.train(resume_from_checkpoint=True)
+    assert [entry["step"] for entry in again.state.log_history if "loss" in entry] == [1, 2, 3, 4]

@@ -1,6 +1,7 @@
 """What a run leaves behind for people: `results.json`, figures and a page. Only the figures need matplotlib."""
 
 from hfkd.files import write_atomically
+from hfkd.json_file import write_json
 from hfkd.report.environment import environment
 from hfkd.report.figures import (
     accuracy_by_entropy,
@@ -10,7 +11,6 @@ from hfkd.report.figures import (
     mean_prediction,
     training_curves,
 )
-from hfkd.report.json_file import write_json
 from hfkd.report.page import Section, distillation_page, write_page
 from hfkd.report.results import ResultsCallback
 

@@ -12,9 +12,9 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data import ImageDataArguments
+from hfkd.json_file import jsonable, write_json
 from hfkd.models import NetworkArguments
 from hfkd.report.distil import distil_images
-from hfkd.report.json_file import jsonable, write_json
 from hfkd.report.results import RESULTS_NAME
 from hfkd.report.run import without_paths
 

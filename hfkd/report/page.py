@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hfkd.files import write_atomically
+from hfkd.json_file import jsonable
 from hfkd.report.environment import environment
 from hfkd.report.figures import (
     accuracy_by_entropy,
@@ -19,7 +20,6 @@ from hfkd.report.figures import (
 )
 from hfkd.report.history import Choice, Entry, best_row, epoch_rows, is_evaluation, last_row, series
 from hfkd.report.html import Section, write_page
-from hfkd.report.json_file import jsonable
 from hfkd.report.style import as_array
 
 __all__ = ["Section", "distillation_page", "write_atomically", "write_page"]

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import cast
 
+from hfkd.json_file import write_json
 from hfkd.models import Peers
-from hfkd.report.json_file import write_json
 from hfkd.trainer import DistillationTrainer
 
 

@@ -10,10 +10,10 @@ from transformers import TrainingArguments
 from hfkd.arguments import DistillationArguments
 from hfkd.data import ImageDataArguments
 from hfkd.files import write_atomically
+from hfkd.json_file import write_json
 from hfkd.loss import DistillationLoss
 from hfkd.models import NetworkArguments
 from hfkd.parsing import parse
-from hfkd.report.json_file import write_json
 from hfkd.report.kept import deciding, distil_and_keep, finished
 from hfkd.report.published import Published
 from hfkd.report.rows import Row, Table

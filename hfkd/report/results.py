@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from hfkd.evaluations import step_of_weights
 from hfkd.files import write_atomically
+from hfkd.json_file import jsonable, write_json
 from hfkd.report.environment import environment
 from hfkd.report.history import (
     Choice,
@@ -25,7 +26,6 @@ from hfkd.report.history import (
     last_row,
     other_evaluations,
 )
-from hfkd.report.json_file import jsonable, write_json
 
 __all__ = ["RESULTS_NAME", "ResultsCallback", "environment", "write_atomically", "write_json"]
 
@@ -127,7 +127,7 @@ class ResultsCallback(TrainerCallback):
         self._sitting.seconds = time.monotonic() - self._started
         self._sitting.last_step = state.global_step
         # full batches, but never more than the sampler has: the last batch of an epoch may be smaller
-        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        batch = _batch_sizes(args, state)["batch_size"]
         items = (state.global_step - self._sitting.first_step) * batch
         per_epoch = _items_per_epoch(dataloader)
         if per_epoch is not None:
@@ -144,7 +144,7 @@ class ResultsCallback(TrainerCallback):
         sittings = [*self._earlier, self._sitting]
         others = other_evaluations(state.log_history)
         return {
-            "config": self.config,
+            "config": {k: _batch_sizes(args, state).get(k, v) for k, v in self.config.items()},
             "environment": self._environment,
             "seed": args.seed,
             "status": "finished" if self._finished else "running",
@@ -176,6 +176,13 @@ def _score(row: Entry | None, metrics: tuple[str, ...]) -> dict[str, Any] | None
     """The epoch of an evaluation and its metrics; None where it has none of them."""
     found = {} if row is None else {m.removeprefix("eval_"): row[m] for m in metrics if row.get(m) is not None}
     return {"epoch": row.get("epoch"), **found} if row is not None and found else None
+
+
+def _batch_sizes(args: TrainingArguments, state: TrainerState) -> dict[str, int]:
+    """As they are now: `auto_find_batch_size` may have lowered what the configuration was written with."""
+    per_device = state.train_batch_size or args.train_batch_size
+    whole = per_device * args.gradient_accumulation_steps * args.world_size
+    return {"per_device_train_batch_size": per_device, "batch_size": whole}
 
 
 def _path(args: TrainingArguments) -> Path:
