@@ -19,6 +19,8 @@ from hfkd.data.text_collate import TokenCollator
 from hfkd.launch import check_world_size
 from hfkd.loss import DistillationLoss
 from hfkd.models import InputSpec, Peers, image_processor, input_spec, record_statistics
+from hfkd.models.checkpoints import some
+from hfkd.student_weights import trained_but_not_saved
 from hfkd.teachers import CachedTeacher, LiveTeacher, Teachers
 
 
@@ -70,6 +72,16 @@ def refuse_unsupported(
         raise ValueError("evaluate_kl=True compares the student with a teacher, and there is none: leave it out")
     if compute_loss_func is not None:
         raise ValueError("compute_loss_func would not be called: give your loss as objective=, one number per item")
+
+
+def refuse_unsaved(student: nn.Module) -> None:
+    """Raise ValueError for a student with adapters that trains more than its checkpoints would hold."""
+    lost = trained_but_not_saved(student)
+    if lost:
+        raise ValueError(
+            f"{some(lost)} would change in training, and a student with adapters is saved by its adapters alone: name "
+            "these modules in the PEFT configuration's modules_to_save, or freeze them"
+        )
 
 
 def _refuse_for_peers(loss: DistillationLoss, teacher: Any, args: DistillationArguments) -> None:

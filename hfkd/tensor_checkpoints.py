@@ -1,10 +1,17 @@
 """What a resumed run reads: tensors and plain numbers, whatever somebody put into the checkpoint."""
 
-from typing import Any
+import logging
+from pathlib import Path
+from typing import Any, cast
 
-from transformers import Trainer
+from torch import nn
+from transformers import PreTrainedConfig, Trainer, __version__
+from transformers.utils import CONFIG_NAME
 
 from hfkd.models.checkpoints import naming_unreadable
+from hfkd.student_weights import load_student
+
+logger = logging.getLogger(__name__)
 
 
 class TensorCheckpoints(Trainer):
@@ -12,7 +19,39 @@ class TensorCheckpoints(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with naming_unreadable(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if self._loaded_by_a_library:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            else:
+                self._note_version(resume_from_checkpoint)
+                load_student(cast(nn.Module, self.model if model is None else model), resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """Trainer's, but without warnings in place of weights: what is not there is an error."""
+        best, score = self.state.best_model_checkpoint, self.state.best_metric
+        assert best is not None
+        with naming_unreadable(best):
+            if self._loaded_by_a_library:
+                super()._load_best_model()
+            else:
+                logger.info("The best checkpoint is loaded: %s (score %s)", best, score)
+                load_student(cast(nn.Module, self.model), best)
+
+    @property
+    def _loaded_by_a_library(self) -> bool:
+        """Whether FSDP or DeepSpeed read checkpoints of their own, strictly, into the wrapped student."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def _note_version(self, checkpoint: str) -> None:
+        if (Path(checkpoint) / CONFIG_NAME).is_file():
+            version = PreTrainedConfig.get_config_dict(checkpoint)[0].get("transformers_version")
+            if version not in (None, __version__):
+                logger.warning(
+                    "%s was written with transformers %s, and this is %s: the resumed run may differ from one that "
+                    "was never stopped",
+                    checkpoint,
+                    version,
+                    __version__,
+                )
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with naming_unreadable(checkpoint or ""):

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hfkd import learned_parts, run_record
@@ -33,6 +32,7 @@ from hfkd.preparation import (
     live_teacher,
     move_resident,
     record_inputs,
+    refuse_unsaved,
     refuse_unsupported,
     with_adapters,
 )
@@ -40,6 +40,7 @@ from hfkd.run_record import RunRecord
 from hfkd.run_settings import run_settings
 from hfkd.schedule import ScheduledTrainer
 from hfkd.steps import ChunkedStep
+from hfkd.student_weights import to_save
 from hfkd.teachers import CachedTextTeacher, LiveTeacher, TeacherScan, place, scan
 from hfkd.tensor_checkpoints import TensorCheckpoints
 from hfkd.vocabulary import common_vocabulary
@@ -87,6 +88,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         processing_class = trainer_keywords.get("processing_class")
         collator = trainer_keywords.pop("data_collator", None) or default_collator(processing_class)
         model = model if peft_config is None else with_adapters(model, peft_config)
+        refuse_unsaved(model)
         self.call = Call.of(model)
         tokens = self.call.takes_tokens if args.items == "auto" else args.items == "token"
         self.rule = TOKENS if tokens else IMAGES
@@ -102,8 +104,9 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         refuse_he_da(args, step, data["train_dataset"])
         self.record = RunRecord.of(model, live or cached, loss, args.seed, args.high_energy, data["train_dataset"])
         self.record.refuse_other(args.output_dir)
-        for module in filter(None, (model, live)) if args.channels_last else ():
-            module.to(memory_format=torch.channels_last)
+        for module in (model, live):
+            if args.channels_last and module is not None:
+                module.to(memory_format=torch.channels_last)
         learned_parts.prepare(loss, self.num_classes or classes, args)
         move_resident(data, args)
         super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
@@ -279,10 +282,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         assert self.model is not None
         with learned_parts.without_loss(self.model):
-            state_dict = learned_parts.students_own(state_dict)
-            if state_dict is None and not isinstance(self.model, PreTrainedModel):
-                # safetensors refuses channels_last; save_pretrained knows, Trainer's branch for bare modules does not.
-                state_dict = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
+            state_dict = learned_parts.students_own(state_dict) or to_save(self.model)
             super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = output_dir or self.args.output_dir or "."

@@ -4,6 +4,8 @@ import os
 
 import torch
 from accelerate.utils import patch_environment
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from text_toys import VOCAB, TokenRows, language_model, taught_model, tokenizer
 from toys import CLASSES, Net, Rows, arguments, teacher
 from transformers import GPT2LMHeadModel, PrinterCallback
@@ -197,6 +199,19 @@ def other_bytes(checkpoint):
     path.write_bytes(path.read_bytes()[::-1])
 
 
+def without_a_bias(checkpoint):
+    """As a plain Trainer's checkpoint, which lists no files."""
+    (checkpoint / "files.json").unlink()
+    path = checkpoint / "model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(path).items() if name != "head.bias"}, path)
+
+
+def unfrozen_head():
+    student = get_peft_model(Net(), LoraConfig(target_modules=["conv"]))
+    student.base_model.model.head.requires_grad_(True)
+    return student
+
+
 def language(taught=taught_model, words=tokenizer, **keywords):
     return trainer(language_model, taught, TokenRows, processing_class=words(), **keywords)
 
@@ -228,5 +243,7 @@ TRAINER = {
     "resume: the list of files is cut": resumed(cut("files.json")),
     "resume: the last whole checkpoint is cut": resumed(cut("trainer_state.json"), True),
     "resume: a learned temperature's file was altered": resumed(other_bytes),
+    "resume: a weight of the student is missing": resumed(without_a_bias),
+    "LoRA on a student whose head was unfrozen": trainer(student=unfrozen_head),
     "a teacher of another vocabulary": language(taught=lambda: taught_model(vocab=VOCAB - 3)),
 }

@@ -27,7 +27,7 @@ class TokenCollator:
     `tokenizer`: a tokenizer, or the padding id itself. Other columns are left out.
     """
 
-    tokenizer: PreTrainedTokenizerBase | int
+    tokenizer: PreTrainedTokenizerBase | int | None
     padding_side: Literal["right", "left"] = "right"
     pad_to_multiple_of: int | None = None
 
@@ -36,7 +36,14 @@ class TokenCollator:
             raise ValueError(f"unknown padding_side {self.padding_side!r}: pass one of ['right', 'left']")
         if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
             raise ValueError(f"pad_to_multiple_of={self.pad_to_multiple_of} must be 1 or more tokens, or None")
-        self.pad_token_id = self.tokenizer if isinstance(self.tokenizer, int) else padding_id(self.tokenizer)
+        if isinstance(self.tokenizer, int):
+            self.pad_token_id, self.tokenizer = (
+                self.tokenizer,
+                None,
+            )  # Trainer saves what a collator calls its tokenizer
+        else:
+            assert self.tokenizer is not None
+            self.pad_token_id = padding_id(self.tokenizer)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         lengths = [len(row["input_ids"]) for row in rows]

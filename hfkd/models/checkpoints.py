@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.trainer_pt_utils import safe_globals
 
+from hfkd.models.conversion import as_in_network
+
 WRAPPERS = ("model", "state_dict")  # keys under which training scripts store the weights
 PREFIXES = ("module.", "_orig_mod.", "timm_model.")  # DataParallel, torch.compile, transformers' TimmWrapper
 SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
@@ -26,16 +28,19 @@ def load_checkpoint(module: nn.Module, path: str | os.PathLike[str]) -> None:
     to every name (`module.`, `_orig_mod.`, `timm_model.`) do not count, in the file or in `module`. Only batch norm's
     `num_batches_tracked` may be missing: PyTorch before 0.4.1 did not write this counter, and no output depends on it.
     Batch norm folded into weight and bias needs no rule of its own: such files carry the running statistics that make
-    it exact (mean 0, variance 1 - eps). A refused file changes nothing in `module`.
+    it exact (mean 0, variance 1 - eps). Names and shapes that transformers saves in place of its models' own are
+    converted, as `from_pretrained` does. A refused file changes nothing in `module`.
     """
     path = Path(path)
     found, own = read_state_dict(path), module.state_dict()
     names = dict(zip(_bare(own), own, strict=True))  # bare name -> name in the module
-    weights = dict(zip(_bare(found), found.values(), strict=True))
+    bare_names = {name: bare for bare, name in names.items()}
+    converted = as_in_network(module, dict(zip(_bare(found), found.values(), strict=True)))
+    weights = {bare_names.get(name, name): tensor for name, tensor in converted.items()}
     for bare, name in names.items():
         if bare.endswith("num_batches_tracked"):
             weights.setdefault(bare, own[name])
-    _check_fit(path, module, weights, {bare: own[name] for bare, name in names.items()})
+    check_fit(path, module, weights, {bare: own[name] for bare, name in names.items()})
     for bare, name in names.items():
         _check_finite(path, bare, weights[bare].to(own[name].dtype))
     module.load_state_dict({name: weights[bare] for bare, name in names.items()}, strict=True)
@@ -52,7 +57,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     odd = [str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if odd:
         raise ValueError(
-            f"checkpoint {path} has entries that are not named tensors ({_some(odd)}) where a state_dict was expected: "
+            f"checkpoint {path} has entries that are not named tensors ({some(odd)}) where a state_dict was expected: "
             f"store the state_dict alone, or under one of {list(WRAPPERS)}"
         )
     return dict(content)
@@ -104,7 +109,8 @@ def _bare(names: Iterable[str]) -> list[str]:
     return names
 
 
-def _check_fit(path: Path, module: nn.Module, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+def check_fit(path: Path, module: nn.Module, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless `weights`, of the file `path`, have the names and shapes of `own`, the module's."""
     problems = {
         "missing": [name for name in own if name not in weights],
         "unexpected": [name for name in weights if name not in own],
@@ -115,7 +121,7 @@ def _check_fit(path: Path, module: nn.Module, weights: Mapping[str, Tensor], own
         ],
     }
     if any(problems.values()):
-        listed = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in problems.items() if names)
+        listed = "; ".join(f"{len(names)} {kind} ({some(names)})" for kind, names in problems.items() if names)
         raise ValueError(
             f"checkpoint {path} does not fit {type(module).__name__}: {listed}. Pass the architecture and the "
             "num_labels it was trained with, or another checkpoint"
@@ -131,7 +137,8 @@ def _check_finite(path: Path, name: str, weight: Tensor) -> None:
         )
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first of `names`, for a message."""
     names = list(names)
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
