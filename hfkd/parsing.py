@@ -14,6 +14,8 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from hfkd.output_folder import refuse_inputs_as_output
+
 CONFIG: dict[str, Any] = {"metavar": "FILE.yaml", "nargs": "+", "default": []}
 
 
@@ -49,6 +51,7 @@ def parse(
     *parsed, rest = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     del rest.config
     _show_log()
+    refuse_inputs_as_output({name: value for part in parsed for name, value in vars(part).items()})
     return tuple(parsed)
 
 

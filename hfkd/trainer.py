@@ -24,6 +24,7 @@ from hfkd.items import IMAGES, TOKENS
 from hfkd.loss import DistillationLoss, cross_entropy
 from hfkd.models.calling import Call
 from hfkd.objectives import KD
+from hfkd.output_folder import refuse_networks
 from hfkd.preparation import (
     EpochViews,
     cached_teacher,
@@ -221,6 +222,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
+        refuse_networks(self.args.output_dir, {"student": self.model, "teacher": self.teacher}, self.processing_class)
         checkpoint = self.start_from(resume_from_checkpoint)
         self.step, self.train_dataset = with_he_da(self.args, self.step, self.train_dataset, self.scan_training_set)
         self.fit_slots(checkpoint)

@@ -13,6 +13,7 @@ from transformers import GPT2LMHeadModel, PrinterCallback
 from hfkd import DistillationTrainer
 from hfkd.arguments import DistillationArguments
 from hfkd.loss import DistillationLoss
+from hfkd.models.language import causal_lm
 from hfkd.objectives import DKD
 from hfkd.parsing import parse
 
@@ -216,6 +217,20 @@ def language(taught=taught_model, words=tokenizer, **keywords):
     return trainer(language_model, taught, TokenRows, processing_class=words(), **keywords)
 
 
+def in_the_folder_of(network):
+    """Training of a stored network whose folder is to take the student."""
+
+    def make(folder):
+        language_model().save_pretrained(folder / "net")
+        loaded = {"student": causal_lm(folder / "net"), "taught": causal_lm(folder / "net")}
+        own = {"student": language_model(), "taught": taught_model()} | {network: loaded[network]}
+        args = arguments(folder / "net")
+        trainer_keywords = {"train_dataset": TokenRows(), "processing_class": tokenizer()}
+        return DistillationTrainer(own["student"], own["taught"], args, **trainer_keywords).train
+
+    return make
+
+
 TRAINER = {
     "WORLD_SIZE=2, one process": launched(trainer(), world_size=2, rank=0),
     "no teacher": trainer(taught=None),
@@ -236,6 +251,8 @@ TRAINER = {
     "loss_chunk_size=64, a bias on the logits": language(
         taught=lambda: Biased(language_model().config), args={"loss_chunk_size": 64}
     ),
+    "output_dir is the student's folder": in_the_folder_of("student"),
+    "output_dir is the teacher's folder": in_the_folder_of("taught"),
     "output_dir of another run": after_a_run(lambda run, made: trainer(args={"temperature": "3.0"})(run.parent)),
     "resume_from_checkpoint=True without one": resumed(lambda path: None, True, save_strategy="no"),
     "resume_from_checkpoint=a folder that is none": resumed(lambda path: None, "runs"),

@@ -14,6 +14,7 @@ from hfkd.arguments import DistillationArguments
 from hfkd.data import ImageDataArguments
 from hfkd.json_file import jsonable, write_json
 from hfkd.models import NetworkArguments
+from hfkd.output_folder import refuse_inputs
 from hfkd.report.distil import distil_images
 from hfkd.report.results import RESULTS_NAME
 from hfkd.report.run import without_paths
@@ -65,6 +66,7 @@ def distil_and_keep(
     assistants: Sequence[str] = (),
 ) -> None:
     """`distil_images`, with its settings left in the folder for `finished`, and the device emptied for the next run."""
+    refuse_inputs(args.output_dir, vars(networks) | vars(data))  # the command named the folder of all runs alone
     if args.should_save:
         write_json(Path(args.output_dir or ".") / SETTINGS_NAME, deciding(networks, data, args))
     distil_images(networks, data, args, page, assistants)

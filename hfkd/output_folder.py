@@ -1,0 +1,85 @@
+"""An output folder that is none of the run's inputs: a run writes over what it finds there."""
+
+import os
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+from transformers import PreTrainedConfig
+
+DATASETS = ("dataset_name", "dolly", "sets_from")
+# The settings of recipes that name what a run reads.
+INPUTS = (
+    *DATASETS,
+    *("network_name", "model_name_or_path", "student_name", "student_name_or_path", "peer_names", "chain"),
+    *("teacher_name", "teacher_name_or_path", "teachers", "tokenizer_name"),
+    *("checkpoint", "student_checkpoint", "teacher_checkpoint"),
+    *("teacher_cache", "teacher_cache_dir", "scan_cache_dir"),
+)
+# What a run writes over or deletes in its output folder.
+WRITTEN = ("checkpoint-*", "_unfinished", "peer_*", "dev", "*.safetensors", "*.bin")
+
+
+def refuse_inputs_as_output(settings: Mapping[str, Any]) -> None:
+    """`refuse_inputs` for all settings of a command, unless it only reads."""
+    if "output_dir" in settings and not settings.get("evaluate_only"):
+        refuse_inputs(settings["output_dir"], settings)
+
+
+def refuse_inputs(output_dir: str | None, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError if a run that writes to `output_dir` would spoil what one of its `settings` names.
+
+    That is the folder itself, through whatever links; a file or folder in it that the run writes over; a checkpoint of
+    a run that is an input; and a folder inside a data set's, of which a later run would read what this one leaves.
+    """
+    output = Path(output_dir or ".").expanduser().resolve()
+    for name in INPUTS:
+        value = settings.get(name)
+        for one in value if isinstance(value, list) else [value]:
+            if one and _exists(str(one)) and (harm := _harm(output, Path(one).expanduser(), name in DATASETS)):
+                said = harm.format(output=f"output_dir={output_dir}", given=f"{name}={one}")
+                raise ValueError(f"{said}; choose another output_dir")
+
+
+def refuse_networks(output_dir: str | None, networks: Mapping[str, Any], tokenizer: Any) -> None:
+    """`refuse_inputs` for networks and a tokenizer that are loaded, and say from where."""
+    for name, network in networks.items():
+        if isinstance(network, nn.Module):  # and no stored teacher, which is only read
+            refuse_inputs(output_dir, {f"{name}_name": sorted(_folders(network))})
+    refuse_inputs(output_dir, {"tokenizer_name": getattr(tokenizer, "name_or_path", None)})
+
+
+def _folders(network: nn.Module) -> set[str]:
+    """Where the network, or those it is made of, were loaded from."""
+    configs = (vars(module).get("config") for module in network.modules())
+    return {config.name_or_path for config in configs if isinstance(config, PreTrainedConfig)}
+
+
+def _exists(name: str) -> bool:
+    """Whether a setting names something on this machine; an architecture of timm's is not a folder of that name."""
+    architecture = os.sep not in name and timm.is_model(name)
+    path = Path(name).expanduser()
+    return not architecture and (path.is_file() or (path.is_dir() and any(path.iterdir())))
+
+
+def _harm(output: Path, given: Path, data: bool) -> str | None:
+    """What the run would do to an input, a sentence with two gaps; None if nothing."""
+    inside = {given.resolve(), given.parent.resolve() / given.name}  # where a link leads, and where it is
+    if output in inside:
+        return "{output} is the folder of {given}, which the run would write over"
+    if any(path.is_relative_to(output) and _written(path.relative_to(output)) for path in inside):
+        return "{given} lies in {output}, where the run would write over it"
+    if given.is_dir() and output.is_relative_to(given.resolve()):
+        part = output.relative_to(given.resolve())
+        if _written(part):
+            return "{output} is a part of {given}, which the run would write over"
+        if data and not any(given.glob("*.jsonl")):  # of such a folder only those files are read
+            return "{output} is inside {given}, of which a later run would read what this one leaves"
+    return None
+
+
+def _written(path: Path) -> bool:
+    return any(fnmatch(path.parts[0], pattern) for pattern in WRITTEN)
