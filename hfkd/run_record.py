@@ -1,6 +1,7 @@
 """What a run is, kept beside its weights: a folder never mixes two runs, and a resumed one keeps its thresholds."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,8 +16,10 @@ from hfkd.files import write_atomically
 from hfkd.loss import DistillationLoss
 from hfkd.teachers import CachedTextTeacher, LiveTeacher
 from hfkd.teachers.scan import weights_fingerprint
-from hfkd.temperatures import Fitted
+from hfkd.temperatures import Fitted, Level
 from hfkd.whole_checkpoints import last_checkpoint
+
+logger = logging.getLogger(__name__)
 
 FILE = "distillation.json"
 
@@ -26,6 +29,7 @@ class RunRecord:
     """loss: its slots as built, before any fitting. thresholds: what the teacher scan found, once it has.
 
     data: how many training rows, and what is made of them; None for a trainer without any, which is not compared.
+    threshold_level: whether the scan was of samples or of items; None where a version wrote it that knew samples alone.
     """
 
     student: str
@@ -34,6 +38,7 @@ class RunRecord:
     seed: int
     thresholds: list[float] | None = None
     data: str | None = None
+    threshold_level: Level | None = None
 
     @classmethod
     def of(
@@ -57,7 +62,7 @@ class RunRecord:
     def write(self, folder: str | Path | None, loss: DistillationLoss) -> None:
         slot = loss.temperature
         thresholds = list(slot.thresholds_or_none or ()) or None if isinstance(slot, Fitted) else None
-        payload = asdict(self) | {"thresholds": thresholds}
+        payload = asdict(self) | {"thresholds": thresholds, "threshold_level": slot.level if thresholds else None}
         write_atomically(Path(folder or ".") / FILE, json.dumps(payload, indent=2).encode())
 
     def refuse_other(self, folder: str | Path | None) -> None:
@@ -89,6 +94,23 @@ def read(folder: str | Path | None) -> RunRecord | None:
     except (OSError, ValueError, TypeError):
         return None
     return record if isinstance(record.loss, dict) else None
+
+
+def earlier_thresholds(folder: str | Path | None, slot: Fitted, tokens: bool) -> tuple[float, ...] | None:
+    """What a run's scan found for `slot`, from the record in a checkpoint; None where it is to be scanned (again)."""
+    record = read(folder)
+    if record is None or record.thresholds is None:
+        return None
+    if tokens and slot.level != (record.threshold_level or "sample"):
+        logger.warning(
+            "The thresholds in %s were fitted at level=%r (earlier versions knew 'sample' alone), and this temperature "
+            "compares energies at level=%r with them: they are fitted anew. Steps up to here were trained with others.",
+            Path(folder or ".") / FILE,
+            record.threshold_level or "sample",
+            slot.level,
+        )
+        return None
+    return tuple(record.thresholds)
 
 
 def rows_of(dataset: Any) -> str | None:

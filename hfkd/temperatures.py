@@ -23,6 +23,7 @@ class Fitted(ABC):
     """A slot that reads the teacher's energies over the whole training set once, before the first step."""
 
     energy_temperature: float
+    level: Level = "sample"
 
     @property
     @abstractmethod
@@ -31,7 +32,7 @@ class Fitted(ABC):
 
     @abstractmethod
     def fit(self, energies: Tensor) -> None:
-        """Set the thresholds from the energies [N] of all training items."""
+        """Set the thresholds from the energies of the whole training set, one a sample or one an item: as `level` says."""
 
     @abstractmethod
     def restore(self, thresholds: tuple[float, ...]) -> None:

@@ -246,11 +246,12 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         slot = self.distillation_loss.unfitted
         if slot is None:
             return
-        earlier = run_record.read(checkpoint)
-        if earlier is not None and earlier.thresholds is not None:
-            slot.restore(tuple(earlier.thresholds))
+        earlier = run_record.earlier_thresholds(checkpoint, slot, tokens=self.rule is TOKENS)
+        if earlier is not None:
+            slot.restore(earlier)
         else:
-            slot.fit(self.scan_training_set(energy_temperature=slot.energy_temperature).energy)
+            found = self.scan_training_set(energy_temperature=slot.energy_temperature, level=slot.level)
+            slot.fit(found.energy[~found.energy.isnan()])  # rows without a target have none
         logger.info("Energy thresholds: %s", slot.thresholds_or_none)
 
     def scan_training_set(self, **keywords: Any) -> TeacherScan:
@@ -265,6 +266,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
             self.train_dataset,
             collate=self.data_collator,
             rule=self.rule,
+            num_classes=self.num_classes,
             batch_size=max(self.args.train_batch_size, self.args.eval_batch_size),
             num_workers=self.args.dataloader_num_workers,
             accelerator=self.accelerator,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_ranks import run_splits
+from test_ranks import JOBS, run, run_splits
 
 
 @pytest.fixture(scope="module")
@@ -24,3 +24,11 @@ def test_the_same_parameters_losses_and_scores(runs, other):
     for a, b in zip(*steps, strict=True):
         for key in ("loss", "ce", "kd", "temperature", "weight", "grad_norm"):
             assert b[key] == pytest.approx(a[key], abs=2e-5), f"{key} differs between 1 x 8 and {other}"
+
+
+def test_two_ranks_fit_the_thresholds_of_all_tokens(tmp_path):
+    """32 rows of unequal lengths in batches of 6: the last one of each rank is padded with rows that are there twice."""
+    script, job = JOBS["language, Energy KD"]
+    keywords = {"temperature": "energy(ratio=0.2, level='item')", "max_steps": 1, "per_device_train_batch_size": 6}
+    records = [run(tmp_path / str(n), n, script, job, **keywords, per_device_eval_batch_size=6)[1] for n in (1, 2)]
+    assert records[1]["thresholds"] == pytest.approx(records[0]["thresholds"], abs=1e-6)

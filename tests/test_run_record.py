@@ -177,7 +177,7 @@ def test_a_lambda_is_the_same_wherever_it_lies_in_memory(tmp_path):
 
 def test_the_file_is_plain_json(tmp_path):
     stored = json.loads((left_by(tmp_path, weighting="entropy") / FILE).read_text())
-    assert stored.keys() == {"student", "teacher", "loss", "seed", "thresholds", "data"}
+    assert stored.keys() == {"student", "teacher", "loss", "seed", "thresholds", "data", "threshold_level"}
 
 
 def test_a_network_is_named_by_its_architecture():

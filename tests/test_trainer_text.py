@@ -1,7 +1,9 @@
 """Language models in the trainer: the loss against plain PyTorch, chunks, adapters, cut vocabularies, bad input."""
 
+import json
 import logging
 import math
+import shutil
 
 import pytest
 import torch
@@ -104,6 +106,76 @@ def test_energy_temperature_scans_sequences(tmp_path):
     low, high = trainer.distillation_loss.temperature.thresholds
     assert expected.min() < low < high < expected.max()
     assert len({round(t, 3) for t in logged(trainer, "temperature")}) > 1
+
+
+def token_energies(rows, vocab=VOCAB):
+    """The teacher's energy of each target token at T_E = 4, over the common vocabulary."""
+    logits, _, _ = targets(taught_model(vocab=vocab).eval(), rows)
+    return -4 * (logits[:, :VOCAB] / 4).logsumexp(-1).detach()
+
+
+def one_epoch(tmp_path, temperature, **keywords):
+    """A trainer that has seen each row once, and learned nothing from it."""
+    epoch = {"max_steps": -1, "num_train_epochs": 1, "learning_rate": 0.0, "logging_strategy": "epoch"}
+    trainer = make(tmp_path, temperature=temperature, **epoch, **keywords)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("chunk_size", [0, 5])
+@pytest.mark.parametrize("teacher_vocab", [VOCAB, VOCAB + 6])
+def test_token_thresholds_leave_the_share_of_tokens_outside(tmp_path, teacher_vocab, chunk_size):
+    taught = taught_model(vocab=teacher_vocab)
+    temperature = "energy(ratio=0.2, level='item')"
+    trainer = one_epoch(tmp_path, temperature, taught=taught, loss_chunk_size=chunk_size)
+    energies = token_energies(TokenRows(), teacher_vocab)
+    torch.testing.assert_close(trainer.scan_result.energy, energies, rtol=1e-5, atol=1e-5)
+    outside = math.floor(0.2 * len(energies)) / len(energies)
+    for side in ("low_energy_share", "high_energy_share"):
+        assert logged(trainer, side) == pytest.approx([outside], abs=1e-5)
+
+
+def test_token_gradation_gives_each_tenth_of_the_tokens_its_temperature(tmp_path):
+    slot = one_epoch(tmp_path, "gradation(level='item')").distillation_loss.temperature
+    energies = token_energies(TokenRows())
+    steps = torch.bucketize(energies.double(), torch.tensor(slot.thresholds, dtype=torch.float64), right=True)
+    count = len(energies)
+    assert torch.bincount(steps).tolist() == [count * (k + 1) // 10 - count * k // 10 for k in range(10)]
+
+
+def test_rows_without_a_target_are_not_among_the_energies(tmp_path):
+    rows = TokenRows()
+    silent = TokenRows()
+    silent.rows += [row | {"labels": [IGNORED] * len(row["labels"])} for row in TokenRows(16, seed=9).rows]
+    temperature = "energy(ratio=0.25)"
+    slots = [one_epoch(tmp_path / str(len(r)), temperature, rows=r).distillation_loss.temperature for r in (rows, silent)]
+    assert slots[0].thresholds == pytest.approx(slots[1].thresholds, abs=1e-5)
+
+
+def test_thresholds_of_sequences_in_a_checkpoint_are_not_taken_for_those_of_tokens(tmp_path, caplog):
+    """Earlier versions fitted `level="item"` to sequences, and kept that in checkpoints."""
+    keywords = {"temperature": "energy(ratio=0.2, level='item')", "save_strategy": "steps", "save_steps": 1}
+    whole = make(tmp_path, **keywords)
+    whole.train()
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    record = json.loads((checkpoint / "distillation.json").read_text())
+    assert record["threshold_level"] == "item"
+    for level, scans in (("item", False), (None, True)):
+        altered = record | {"threshold_level": level, "thresholds": [-9.0, -8.0]}
+        resumed = make(tmp_path, **keywords)
+        with caplog.at_level(logging.WARNING, "hfkd"):
+            resumed.fit_slots(_with_record(checkpoint, altered, tmp_path / str(level)))
+        assert (resumed.scan_result is not None) == scans
+        expected = whole.distillation_loss.temperature.thresholds if scans else (-9.0, -8.0)
+        assert resumed.distillation_loss.temperature.thresholds == expected
+        assert ("they are fitted anew" in caplog.text) == scans
+
+
+def _with_record(checkpoint, record, folder):
+    """A copy of a checkpoint whose record is another."""
+    shutil.copytree(checkpoint, folder)
+    (folder / "distillation.json").write_text(json.dumps(record))
+    return str(folder)
 
 
 # ---- chunks, adapters, vocabularies -------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hfkd.coarse import StoredOutputs
 from hfkd.teachers.scan import TeacherScan, data_fingerprint
 from hfkd.teachers.text_cache import MANIFEST, Manifest, tokens_hash
+from hfkd.temperatures import Level
 
 PREFIX = "teacher_"  # of a batch's keys that hold what the teacher said
 Collate = Callable[[list[Any]], dict[str, Tensor]]
@@ -97,15 +98,25 @@ class CachedTextTeacher(nn.Module):
     def collator(self, collate: Collate) -> "CachedCollator":
         return CachedCollator(collate, self)
 
-    def scan(self, dataset: Any, energy_temperature: float = 4.0, entropy_temperature: float = 3.0) -> TeacherScan:
-        """`hfkd.teachers.scan` from what is stored: each row's mean energy and entropy, and mean likeliest token."""
-        means = []
+    def scan(
+        self,
+        dataset: Any,
+        energy_temperature: float = 4.0,
+        entropy_temperature: float = 3.0,
+        level: Level = "sample",
+    ) -> TeacherScan:
+        """`hfkd.teachers.scan` from what is stored: each row's mean energy, entropy and likeliest token, or each token's.
+
+        NaN for a row without target tokens.
+        """
+        found = []
         for number in range(len(dataset)):
             said = self.outputs(self.look_up([dataset[number]]))
             values = said.energy(energy_temperature), said.entropy(entropy_temperature), said.ids[:, 0].float()
-            means.append(torch.stack(values).sum(-1) / max(len(said.ids), 1))
-        energy, entropy, prediction = torch.stack(means).T.contiguous()
-        return TeacherScan(energy, entropy, prediction.long())
+            per_token = torch.stack(values)  # [3, N]
+            found.append(per_token if level == "item" else per_token.sum(-1, keepdim=True) / len(said.ids))
+        energy, entropy, prediction = torch.cat(found, dim=-1).contiguous()
+        return TeacherScan(energy, entropy, prediction.nan_to_num().long())
 
     def _find(self, row: Mapping[str, Any]) -> int | None:
         number, tokens = self._known.get(int(row["index"]), (None, "")) if "index" in row else (None, "")

@@ -1,6 +1,6 @@
-"""One pass of the teacher over the training set: every item's energy and entropy.
+"""One pass of the teacher over the training set: the energy and entropy of every sample, or of every item.
 
-N training images.
+S samples: images, or rows of tokens. N items of a batch: images, or target tokens. B rows of a batch.
 """
 
 import json
@@ -19,6 +19,7 @@ from datasets.fingerprint import Hasher
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -26,8 +27,9 @@ from hfkd.data.collate import ImageCollator
 from hfkd.data.epochs import ImageStream, image_transform
 from hfkd.data.high_energy import original_images
 from hfkd.files import write_atomically
-from hfkd.items import IMAGES, ItemRule
+from hfkd.items import IMAGES, ItemRule, Items
 from hfkd.teachers.live import LiveTeacher
+from hfkd.temperatures import Level
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,10 @@ Views = Literal["train", "clean"]
 
 @dataclass(frozen=True)
 class TeacherScan:
-    """Energy, entropy and predicted class of every image, in the order of the dataset: [N] each, on the CPU."""
+    """Energy, entropy and predicted class in the order of the dataset, on the CPU: [S] each, or of every item.
+
+    NaN for a row of tokens that has no target: it is no sample, and its energy no one's.
+    """
 
     energy: Tensor
     entropy: Tensor
@@ -62,6 +67,8 @@ class _Key:
     energy_temperature: float
     entropy_temperature: float
     seed: int
+    level: Level
+    num_classes: int | None
 
     @property
     def text(self) -> str:
@@ -81,6 +88,8 @@ def scan(
     entropy_temperature: float = 3.0,
     collate: Callable[..., dict[str, Tensor]] | None = None,
     rule: ItemRule = IMAGES,
+    level: Level = "sample",
+    num_classes: int | None = None,
     batch_size: int = 256,
     num_workers: int = 0,
     accelerator: Accelerator | None = None,
@@ -89,6 +98,9 @@ def scan(
     progress_bar: bool = True,
 ) -> TeacherScan:
     """Run the teacher once over `dataset` and return the energy and entropy of each image, or mean of each sequence.
+
+    `level="item"` gives those of each target token, row after row, in place of the means. `num_classes` cuts a padded
+    vocabulary, as training does.
 
     `views="train"` takes the images as training's first epoch will (augmented: thresholds are compared with such
     views), "clean" without augmentation (to choose HE-DA samples), which needs an `ImageTransform`. Sharded over the
@@ -100,18 +112,19 @@ def scan(
     live = _live(teacher)
     dataset, collate = _seen(original_images(dataset), views), collate or ImageCollator()
     precision = accelerator.mixed_precision if accelerator else "no"
-    temperatures = energy_temperature, entropy_temperature
-    key = _key(live, dataset, collate, views, precision, *temperatures, seed) if cache_dir else None
+    level = "sample" if rule is IMAGES else level  # an image is its only item
+    choices = {"views": views, "precision": precision, "seed": seed, "level": level, "num_classes": num_classes}
+    temperatures = {"energy_temperature": energy_temperature, "entropy_temperature": entropy_temperature}
+    key = _key(live, dataset, collate, **choices, **temperatures) if cache_dir else None
     path = Path(cache_dir) / key.file_name if cache_dir and key else None
-    cached = _read(path, key, len(dataset)) if path and key else None
+    cached = _read(path, key, len(dataset) if level == "sample" else None) if path and key else None
     shared = _everywhere(cached is not None, accelerator)
     if cached is not None and shared:
         return cached
     loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate)
     with torch.random.fork_rng(devices=[]):  # the loader draws on the CPU; the default would wake every GPU of the node
         torch.default_generator.manual_seed(seed)
-        result = _run(live, loader, rule, accelerator, energy_temperature, entropy_temperature, progress_bar)
-    _refuse_broken(result)
+        result = _run(live, loader, rule, accelerator, *temperatures.values(), level, num_classes, progress_bar)
     if path and key and (accelerator is None or accelerator.is_local_main_process):
         metadata = {"key": key.text, "checksum": _checksum(result)}
         write_atomically(path, save(vars(result), metadata))
@@ -135,30 +148,55 @@ def _run(
     accelerator: Accelerator | None,
     t_e: float,
     t_h: float,
+    level: Level,
+    num_classes: int | None,
     progress_bar: bool,
 ) -> TeacherScan:
-    parts, parameter = [], next(teacher.parameters(), None)
+    samples, every_item, parameter = [], [], next(teacher.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     if accelerator is not None:
         loader = accelerator.prepare(loader)
     quiet = not progress_bar or not (accelerator is None or accelerator.is_main_process)
     for batch in tqdm(loader, desc="Scanning the training set with the teacher", disable=quiet, leave=False):
         batch = {k: v.to(device) for k, v in batch.items()}
-        logits = teacher(**batch)
+        logits = teacher(**batch)[..., :num_classes]
         items = rule.of(batch, logits, logits)
-        per_item = [items.teacher.energy(t_e), items.teacher.entropy(t_h), items.teacher.logits.argmax(-1).float()]
-        seen = items.sample_means(torch.stack(per_item, dim=-1))  # [B, 3]
-        parts.append(accelerator.gather_for_metrics(seen) if accelerator is not None else seen)
-    energies, entropies, predictions = torch.cat(parts).float().cpu().T.contiguous()
+        energy, entropy = items.teacher.energy(t_e), items.teacher.entropy(t_h)  # [N]
+        likeliest = items.teacher.logits.argmax(-1).float()
+        per_item = torch.stack([energy, entropy, likeliest, torch.ones_like(energy)], dim=-1)  # [N, 4]
+        seen = items.sample_means(per_item)  # [B, 4], the last 0 for a row without items
+        samples.append(accelerator.gather_for_metrics(seen) if accelerator is not None else seen)
+        if level == "item":
+            every_item.append(_of_all_ranks(per_item, items, accelerator).cpu())
+    of_samples = torch.cat(samples)
+    _refuse_broken(of_samples)
+    if level == "item":
+        return _as_scan(torch.cat(every_item))
+    of_samples[of_samples[:, 3] == 0, :2] = torch.nan
+    return _as_scan(of_samples)
+
+
+def _of_all_ranks(per_item: Tensor, items: Items, accelerator: Accelerator | None) -> Tensor:
+    """[N, 4] of this rank -> those of all ranks, row after row; rows that padded the last batch are dropped."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return per_item
+    lengths = torch.bincount(items.sample, minlength=items.num_samples).tolist()
+    by_row = pad_sequence(per_item.split(lengths), batch_first=True)  # [B, L, 4], 0 where a row has no more items
+    everywhere = accelerator.gather_for_metrics(accelerator.pad_across_processes(by_row, dim=1))
+    return everywhere[everywhere[..., 3] == 1]
+
+
+def _as_scan(columns: Tensor) -> TeacherScan:
+    energies, entropies, predictions, _ = columns.float().cpu().T.contiguous()
     return TeacherScan(energies, entropies, predictions.long())
 
 
-def _refuse_broken(result: TeacherScan) -> None:
+def _refuse_broken(of_samples: Tensor) -> None:
     # A logit of -inf leaves the energy finite, and the entropy NaN.
-    broken = (~torch.isfinite(result.energy + result.entropy)).nonzero().flatten()
+    broken = (~torch.isfinite(of_samples[:, :2].sum(-1))).nonzero().flatten()
     if len(broken):
         raise ValueError(
-            f"the teacher gives NaN or infinite logits for {len(broken)} of {len(result.energy)} training images "
+            f"the teacher gives NaN or infinite logits for {len(broken)} of {len(of_samples)} training rows "
             f"(first at rows {broken[:5].tolist()}): check its checkpoint and its precision"
         )
 
@@ -189,16 +227,7 @@ def _seen(dataset: Any, views: Views) -> Any:
     return dataset
 
 
-def _key(
-    teacher: LiveTeacher,
-    dataset: Any,
-    collate: Callable[..., Any],
-    views: Views,
-    precision: str,
-    t_e: float,
-    t_h: float,
-    seed: int,
-) -> _Key | None:
+def _key(teacher: LiveTeacher, dataset: Any, collate: Callable[..., Any], **choices: Any) -> _Key | None:
     """None for a dataset, transform or collate function whose content has no name: such a scan is not cached."""
     if not isinstance(dataset, Dataset):
         return None
@@ -209,8 +238,7 @@ def _key(
     except Exception as error:  # whatever pickling runs into
         logger.warning("The teacher scan is not cached: the transform or the collator cannot be hashed (%s)", error)
         return None
-    weights = weights_fingerprint(teacher)
-    return _Key(weights, data_fingerprint(dataset), transform, collated, views, precision, t_e, t_h, seed)
+    return _Key(weights_fingerprint(teacher), data_fingerprint(dataset), transform, collated, **choices)
 
 
 def weights_fingerprint(teacher: LiveTeacher) -> str:
@@ -235,14 +263,15 @@ def data_fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, key: _Key, rows: int) -> TeacherScan | None:
+def _read(path: Path, key: _Key, rows: int | None) -> TeacherScan | None:
+    """What `path` holds, if it belongs to `key` and has one number for each of `rows` (None: of items, not counted)."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             result = TeacherScan(*(file.get_tensor(name) for name in ("energy", "entropy", "prediction")))
-        sound = metadata.get("checksum") == _checksum(result) and len(result.energy) == rows
+        sound = metadata.get("checksum") == _checksum(result) and rows in (None, len(result.energy))
     except (SafetensorError, OSError, TypeError) as error:  # TypeError: a foreign file's tensors, of other kinds
         reason = f"it cannot be read ({error})"
     else:

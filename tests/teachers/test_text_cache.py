@@ -198,7 +198,10 @@ def make(tmp_path, teacher, train_dataset=None, **keywords):
     )
 
 
-@pytest.mark.parametrize("temperature", ["2.0", "energy(ratio=0.25, temperature=4.0)"])
+@pytest.mark.parametrize(
+    "temperature",
+    ["2.0", "energy(ratio=0.25, temperature=4.0)", "energy(ratio=0.25, temperature=4.0, level='item')"],
+)
 def test_training_with_every_token_stored_is_training_with_the_teacher(tmp_path, temperature):
     cached = make(tmp_path / "a", build(tmp_path / "cache", k=VOCAB), temperature=temperature)
     live = make(tmp_path / "b", taught_model(), temperature=temperature)
