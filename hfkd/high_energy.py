@@ -21,6 +21,7 @@ from hfkd.loss import DistillationLoss
 from hfkd.objectives import KD
 from hfkd.steps import DenseStep, Step
 from hfkd.teachers import LiveTeacher, TeacherScan
+from hfkd.thresholds import above, check_parts, ordered
 
 ENERGY_TEMPERATURE = 4.0  # T_E of the released code
 ALWAYS = 2  # the first images of a batch are mixed whatever their energy
@@ -95,7 +96,7 @@ def with_he_da(
     """The step and the training set that `args.he_da` makes of these; both as they are where it is off or done.
 
     `scan(views=...)` is asked for the teacher's energies: those of clean images choose the images to add, those of
-    training views give the released threshold, E_high, beyond which floor(N r) images lie.
+    training views give the released threshold, E_high, beyond which floor(N r) images lie (`hfkd.thresholds`).
     Raises ValueError for a ratio that takes no image, or all of them.
     """
     if args.he_da == "none" or isinstance(step, HighEnergyStep):
@@ -106,11 +107,14 @@ def with_he_da(
         energies = scan(views="clean", energy_temperature=ENERGY_TEMPERATURE).energy
         ratio, mix, side = args.he_da_ratio, args.he_da_mix, args.he_da_side
         return step, add_high_energy(dataset, energies, ratio, mix, side, args.seed_of_data)
-    energies = scan(energy_temperature=ENERGY_TEMPERATURE).energy.sort().values
+    energies = ordered("he_da='released'", scan(energy_temperature=ENERGY_TEMPERATURE).energy)
     count = count_of(len(energies), args.he_da_ratio)
     if count == len(energies):
         raise ValueError(f"he_da_ratio={args.he_da_ratio} leaves no image below the threshold: lower it")
-    return HighEnergyStep(step, energies[-(count + 1)].item(), args.he_da_mix), dataset
+    threshold = above(energies, count)
+    parts = {"above the threshold": (int((energies > threshold).sum()), count)}
+    check_parts("he_da='released'", parts, len(energies))
+    return HighEnergyStep(step, threshold, args.he_da_mix), dataset
 
 
 def added_images(args: HighEnergyArguments, dataset: Any) -> dict[str, int]:

@@ -3,6 +3,7 @@
 N items. Thresholds that need the whole training set are fitted once from the teacher scan (`Fitted`).
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from hfkd.devices import constant
 from hfkd.items import Items
 from hfkd.learned_temperature import Learned
 from hfkd.slots import positive, resolve
+from hfkd.thresholds import above, below, check_parts, count_of_share, ordered
 
 Level = Literal["sample", "item"]
 
@@ -66,8 +68,8 @@ class Energy(Fitted):
               T - T_decrease  if E_n > E_high     (uncertain teacher: soften less)
               T               otherwise
 
-    E_low and E_high leave floor(N r) training items strictly outside on each side; `thresholds=(low, high)` skips the
-    fit. Membership is decided every step from the energy of the view at hand. `increase=0` or `decrease=0` are the
+    E_low and E_high lie midway between two training items' energies and leave floor(N r) of them outside on each side
+    (fewer where equal energies meet the boundary: those stay inside); `thresholds=(low, high)` skips the fit. Membership is decided every step from the energy of the view at hand. `increase=0` or `decrease=0` are the
     one-sided ablations. The authors' released code swaps the two temperatures: `direction="released"`.
     T_E is not in the paper; 4 is the released code's. `level="item"` decides per token instead of per sequence.
     Raises ValueError for a ratio outside (0, 0.5] or a temperature that would reach 0.
@@ -108,8 +110,14 @@ class Energy(Fitted):
         return self.thresholds
 
     def fit(self, energies: Tensor) -> None:
-        ordered, count = _ordered("Energy", energies, self.ratio)
-        self.thresholds = (ordered[count].item(), ordered[-(count + 1)].item())
+        energies = ordered("Energy", energies)
+        count = count_of_share("Energy", len(energies), self.ratio)
+        low, high = below(energies, count), above(energies, count)
+        outside = {"below the lower threshold": energies < low, "above the upper threshold": energies > high}
+        sides = zip(outside.items(), (self.increase, self.decrease), strict=True)  # 0: a side that is off
+        parts = {name: (int(items.sum()), count) for (name, items), step in sides if step}
+        check_parts("Energy", parts, len(energies))
+        self.thresholds = (min(low, high), high)
 
     def restore(self, thresholds: tuple[float, ...]) -> None:
         if len(thresholds) != 2:
@@ -132,16 +140,20 @@ class Energy(Fitted):
         score = _energy_of(items, self.energy_temperature, self.level)
         low, high = self.thresholds
         up, down = self._steps
-        # A sum, not a where: at ratio 0.5 an unseen energy may fall on both sides, and then gets the middle.
+        # A sum, not a where: thresholds that overlap, as earlier versions fitted at ratio 0.5, give the middle.
         return self.temperature + up * (score < low) - down * (score > high)
 
     def groups(self, temperatures: Tensor) -> dict[str, Tensor]:
         """The shares of low- and high-energy items behind these temperatures; none for a side that is off."""
         up, down = self._steps
-        sides = {"low_energy_share": self.temperature + up, "high_energy_share": self.temperature - down}
-        there = {name: t for name, t in sides.items() if t != self.temperature}
-        of_each = temperatures == constant(tuple(there.values()), temperatures.device).unsqueeze(-1)  # [sides, N]
-        return dict(zip(there, (of_each.sum(-1) / max(len(temperatures), 1)).unbind(), strict=True))
+        sides = {"low_energy_share": up, "high_energy_share": -down}
+        there = {name: step for name, step in sides.items() if step}
+        # Beyond half of the step: in float32 a temperature is not the Python sum that it comes from.
+        signs = tuple(math.copysign(1.0, step) for step in there.values())
+        halves = tuple(math.copysign(1.0, step) * (self.temperature + step / 2) for step in there.values())
+        device = temperatures.device
+        beyond = constant(signs, device).unsqueeze(-1) * temperatures > constant(halves, device).unsqueeze(-1)
+        return dict(zip(there, (beyond.sum(-1) / max(len(temperatures), 1)).unbind(), strict=True))  # [sides, N]
 
 
 @dataclass
@@ -149,7 +161,8 @@ class Gradation(Fitted):
     """Energy KD's ladder (Appendix A.4): ten energy deciles, ten temperatures, the lowest for the highest energy.
 
     `temperatures` run from the highest-energy decile to the lowest. Eq. 13 does not say which end is which; this end
-    follows the method's logic, an uncertain teacher is softened less. `thresholds` are the inner edges, ascending.
+    follows the method's logic, an uncertain teacher is softened less. `thresholds` are the inner edges, ascending,
+    midway between two training items' energies (equal ones are not parted, and go up).
     """
 
     within_samples = True
@@ -173,9 +186,15 @@ class Gradation(Fitted):
         return self.thresholds
 
     def fit(self, energies: Tensor) -> None:
-        ordered, _ = _ordered("Gradation", energies, 1 / len(self.temperatures))
-        steps = len(self.temperatures)
-        self.thresholds = tuple(ordered[len(ordered) * k // steps].item() for k in range(1, steps))
+        energies, steps = ordered("Gradation", energies), len(self.temperatures)
+        count_of_share("Gradation", len(energies), 1 / steps)
+        edges = [len(energies) * k // steps for k in range(steps + 1)]
+        found = [below(energies, edge) for edge in edges[1:-1]]
+        step = torch.bucketize(energies, torch.tensor(found, dtype=energies.dtype), right=True)
+        items = torch.bincount(step, minlength=steps).tolist()
+        parts = {f"in step {k + 1} of {steps}": (items[k], edges[k + 1] - edges[k]) for k in range(steps)}
+        check_parts("Gradation", parts, len(energies))
+        self.thresholds = tuple(found)
 
     def restore(self, thresholds: tuple[float, ...]) -> None:
         if len(thresholds) != len(self.temperatures) - 1 or list(thresholds) != sorted(thresholds):
@@ -203,19 +222,6 @@ class Gradation(Fitted):
 def _energy_of(items: Items, energy_temperature: float, level: Level) -> Tensor:
     score = items.teacher.energy(energy_temperature)
     return items.mean_over_sample(score) if level == "sample" else score
-
-
-def _ordered(owner: str, energies: Tensor, ratio: float) -> tuple[Tensor, int]:
-    """Energies ascending, and floor(N r): the rounding keeps 0.29 * 100 at 29."""
-    count = int(round(len(energies) * ratio, 9))
-    if count < 1:
-        raise ValueError(
-            f"{owner}: a share of {ratio:g} of {len(energies)} training items is less than one: use more data or a "
-            "larger share"
-        )
-    if not torch.isfinite(energies).all():
-        raise ValueError(f"{owner}: the energies to fit hold NaN or infinity: the teacher's logits are broken")
-    return energies.sort().values, count
 
 
 def _check_level(owner: str, level: str) -> None:

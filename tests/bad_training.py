@@ -154,6 +154,14 @@ class Biased(GPT2LMHeadModel):
         return output
 
 
+def flat(network):
+    """Without a head: every image has the same logits, and the same energy."""
+    with torch.no_grad():
+        network.head.weight.zero_()
+        network.head.bias.zero_()
+    return network
+
+
 def broken(network):
     with torch.no_grad():
         next(network.parameters()).fill_(float("nan"))
@@ -166,6 +174,11 @@ def trainer(student=Net, taught=teacher, rows=Rows, args=None, **keywords):
         return lambda: DistillationTrainer(student(), taught and taught(), settings, train_dataset=rows(), **keywords)
 
     return make
+
+
+def training(**keywords):
+    """The call to train of a trainer that could be built."""
+    return lambda folder: trainer(**keywords)(folder)().train
 
 
 def after_a_run(then, **args):
@@ -240,6 +253,9 @@ TRAINER = {
     "compute_loss_func=": trainer(compute_loss_func=lambda *a: 0),
     "a teacher of 7 classes for a student of 5": trainer(taught=lambda: teacher(7)),
     "a teacher whose weights are NaN": trainer(taught=lambda: broken(teacher())),
+    'temperature="energy", a teacher whose energies are all the same': training(
+        taught=lambda: flat(teacher()), temperature="energy"
+    ),
     "an empty train_dataset": trainer(rows=lambda: Rows(0)),
     "rows without 'labels'": trainer(rows=Renamed),
     "images of different shapes": trainer(rows=Unequal),

@@ -56,9 +56,10 @@ def standardize(z):
 
 
 def energy_thresholds(energies, ratio):
+    """Midway between the last energy outside and the first inside, on each side."""
     ordered = sorted(float(e) for e in energies)
     n = int(len(ordered) * ratio)
-    return ordered[n], ordered[-(n + 1)]
+    return (ordered[n - 1] + ordered[n]) / 2, (ordered[-(n + 1)] + ordered[-n]) / 2
 
 
 def energy_temperature(E, low, high, T=4.0, increase=2.0, decrease=2.0):

@@ -17,7 +17,7 @@ def test_energy_is_the_papers_equation():
     slot = Energy(ratio=0.2)
     slot.fit(E)
     low, high = reference.energy_thresholds(E, 0.2)
-    assert slot.thresholds == (low, high)
+    assert slot.thresholds == pytest.approx((low, high), rel=1e-12)
     expected = [reference.energy_temperature(float(e), low, high) for e in E]
     assert slot(ITEMS).tolist() == expected
 
@@ -30,6 +30,63 @@ def test_exactly_floor_n_r_on_each_side(ratio):
     assert (E < low).sum() == (E > high).sum() == int(round(200 * ratio, 6))
     t = slot(ITEMS)
     assert ((t == 5).sum(), (t == 2).sum()) == (int(round(200 * ratio, 6)),) * 2
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.5])
+def test_no_threshold_is_an_items_own_energy(ratio):
+    """What a stored teacher's rounding changes decides nothing: half of the gap is free on either side."""
+    e = E.float()
+    slot, ladder = Energy(ratio=ratio), Gradation()
+    for fitted in (slot, ladder):
+        fitted.fit(e)
+        for threshold in fitted.thresholds:
+            nearest = (e.double() - threshold).abs().sort().values
+            torch.testing.assert_close(nearest[0], nearest[1], rtol=0, atol=2e-6)
+            assert nearest[0] > 0
+
+
+def test_neighbours_without_a_number_between_them_still_part():
+    low = torch.tensor(-8.0)
+    e = torch.stack([low, torch.nextafter(low, torch.tensor(0.0)), torch.tensor(-6.0), torch.tensor(-5.0)])
+    slot = Energy(ratio=0.25)
+    slot.fit(e)
+    assert [(e < slot.thresholds[0]).sum().item(), (e > slot.thresholds[1]).sum().item()] == [1, 1]
+
+
+def test_equal_energies_at_a_boundary_stay_inside_and_it_is_said(caplog):
+    e = torch.tensor([-9.0, -8.0, -7.0, -7.0, -7.0, -5.0, -4.0, -3.0, -2.0, -1.0])
+    slot = Energy(ratio=0.4)
+    with caplog.at_level("WARNING", "hfkd"):
+        slot.fit(e)
+    assert slot.thresholds == (-7.5, -4.5)
+    assert caplog.messages == [
+        "Energy: 2 of 10 training items are below the lower threshold, not 4: the others have the very same energy as "
+        "the next one, and items of equal energy get one temperature."
+    ]
+    slot = Gradation(temperatures=(2.0, 4.0))
+    slot.fit(torch.tensor([-3.0, -2.0, -2.0, -1.0]))
+    assert slot.thresholds == (-2.5,)
+
+
+@pytest.mark.parametrize(
+    ("slot", "energies", "message"),
+    [
+        (Energy(), [-8.0] * 10, "Energy: all 10 training items have the energy -8, so there are none of low or high"),
+        (Gradation(), [-8.0] * 10, "Gradation: all 10 training items have the energy -8"),
+        (Energy(), [-8.0] * 5 + [-6.0, -5.0, -4.0, -3.0, -2.0], "of 10 training items 2 should be below the lower"),
+        (Energy(), [-8.0, -7.0, -6.0] + [-5.0] * 7, "2 should be above the upper threshold, and so many"),
+        (Gradation((1.0, 2.0, 3.0)), [-3.0, -2.0, -2.0, -2.0, -2.0, -1.0], "2 should be in step 2 of 3"),
+    ],
+)
+def test_energies_that_part_nothing_are_an_error(slot, energies, message):
+    with pytest.raises(ValueError, match=message):
+        slot.fit(torch.tensor(energies))
+
+
+def test_a_side_that_is_off_may_have_equal_energies():
+    slot = Energy(increase=0.0)
+    slot.fit(torch.tensor([-8.0] * 5 + [-6.0, -5.0, -4.0, -3.0, -2.0]))
+    assert slot.thresholds[1] == -3.5
 
 
 def test_the_paper_softens_the_confident_more_and_the_release_the_uncertain():
@@ -63,6 +120,19 @@ def test_the_logged_shares_are_the_shares():
         "low_energy_share": 0.1,
         "high_energy_share": 0.1,
     }
+
+
+@pytest.mark.parametrize("direction", ["paper", "released"])
+@pytest.mark.parametrize("increase", [0.0, 0.1, 0.7, 2.1])
+@pytest.mark.parametrize("decrease", [0.0, 0.3, 1.7, 2.1])
+@pytest.mark.parametrize("temperature", [4, 4.1, 3.3])
+def test_the_logged_shares_whatever_float32_makes_of_the_temperatures(direction, increase, decrease, temperature):
+    steps = {"increase": increase, "decrease": decrease}
+    slot = Energy(ratio=0.25, temperature=temperature, direction=direction, **steps)
+    slot.fit(E)
+    shares = {name: share.item() for name, share in slot.groups(slot(ITEMS)).items()}
+    low, high = (increase, decrease) if direction == "paper" else (decrease, increase)
+    assert shares == {f"{side}_energy_share": 0.25 for side, step in (("low", low), ("high", high)) if step}
 
 
 def test_gradation_gives_each_decile_its_step_the_lowest_to_the_highest_energy():

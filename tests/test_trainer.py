@@ -214,6 +214,14 @@ def test_plain_rows_and_any_network_with_every_slot_and_the_scan(tmp_path, rows,
     assert math.isfinite(trainer.evaluate()["eval_loss"])
 
 
+def test_the_logged_shares_are_those_of_the_temperatures_that_were_used(tmp_path):
+    epoch = {"max_steps": -1, "num_train_epochs": 1, "learning_rate": 0.0, "logging_strategy": "epoch"}
+    trainer = make(tmp_path, slots={"temperature": "energy(ratio=0.25, increase=2.1, decrease=2.1)"}, **epoch)
+    trainer.train()
+    for side in ("low_energy_share", "high_energy_share"):
+        assert logged(trainer, side) == [0.25], side
+
+
 def test_compute_metrics_and_evaluation_without_the_teacher(tmp_path):
     trainer = DistillationTrainer(
         Net(),

@@ -57,6 +57,11 @@ def test_the_selected_set_is_the_naive_one(side, ratio):
     assert select_by_energy(tied, ratio, side).tolist() == naive_selection(tied.tolist(), ratio, side)
 
 
+def test_equal_energies_select_nothing():
+    with pytest.raises(ValueError, match="all 9 images have the energy -2, so none is more uncertain than another"):
+        select_by_energy(torch.full((9,), -2.0), 0.4)
+
+
 def test_the_selection_follows_the_rows():
     values, order = energies(100), torch.randperm(100)
     chosen, permuted = select_by_energy(values, 0.3), select_by_energy(values[order], 0.3)

@@ -246,6 +246,21 @@ def test_training_with_the_cache_is_training_with_the_teacher(tmp_path):
     assert warm.cached_teacher.teacher.model.images > 0
 
 
+@pytest.mark.parametrize("temperature", ["energy(ratio=0.3)", "gradation"])
+def test_an_image_at_a_threshold_gets_the_live_teachers_temperature(tmp_path, temperature):
+    """Thresholds are fitted to these very views, so that an image's own energy would part live from stored."""
+    data = packed(60, transform=ImageTransform())
+    logs = []
+    for name, cache in (("live", None), ("cold", str(tmp_path / "c")), ("warm", str(tmp_path / "c"))):
+        epoch = {"max_steps": -1, "num_train_epochs": 1, "per_device_train_batch_size": 1, "learning_rate": 0.0}
+        args = arguments(tmp_path / name, teacher_cache_dir=cache, temperature=temperature, **epoch)
+        trainer = DistillationTrainer(Net(), Counted(), args, train_dataset=data)
+        trainer.train()
+        logs.append([entry["temperature"] for entry in trainer.state.log_history if "temperature" in entry])
+    assert len(logs[0]) == 60
+    assert logs[0] == logs[1] == logs[2]
+
+
 def test_when_training_ends_all_rows_are_in_the_file(tmp_path):
     held = {"teacher_cache_dir": str(tmp_path / "cache"), "teacher_cache_on_device": True}
     cached_teacher = run(tmp_path, "cold", Counted(), packed(), **held)[0].cached_teacher
