@@ -34,7 +34,7 @@ class Fitted(ABC):
 
     @abstractmethod
     def fit(self, energies: Tensor) -> None:
-        """Set the thresholds from the energies of the whole training set, one a sample or one an item: as `level` says."""
+        """Set the thresholds from the energies of all training samples or, as `level` says, of all items."""
 
     @abstractmethod
     def restore(self, thresholds: tuple[float, ...]) -> None:
@@ -69,8 +69,9 @@ class Energy(Fitted):
               T               otherwise
 
     E_low and E_high lie midway between two training items' energies and leave floor(N r) of them outside on each side
-    (fewer where equal energies meet the boundary: those stay inside); `thresholds=(low, high)` skips the fit. Membership is decided every step from the energy of the view at hand. `increase=0` or `decrease=0` are the
-    one-sided ablations. The authors' released code swaps the two temperatures: `direction="released"`.
+    (fewer where equal energies meet the boundary: those stay inside); `thresholds=(low, high)` skips the fit.
+    Membership is decided every step from the energy of the view at hand. `increase=0` or `decrease=0` are the one-sided
+    ablations. The authors' released code swaps the two temperatures: `direction="released"`.
     T_E is not in the paper; 4 is the released code's. `level="item"` decides per token instead of per sequence.
     Raises ValueError for a ratio outside (0, 0.5] or a temperature that would reach 0.
     """
@@ -214,8 +215,8 @@ class Gradation(Fitted):
         score = _energy_of(items, self.energy_temperature, self.level)
         ladder = self.temperatures[::-1]  # from the lowest energy up
         result = torch.full_like(score, ladder[0])
-        for edge, below, above in zip(self.thresholds, ladder, ladder[1:], strict=False):
-            result = result + (above - below) * (score >= edge)
+        for edge, lower, upper in zip(self.thresholds, ladder, ladder[1:], strict=False):
+            result = result + (upper - lower) * (score >= edge)
         return result
 
 

@@ -33,7 +33,8 @@ def count_of_share(owner: str, length: int, share: float) -> int:
     count = int(round(length * share, 9))
     if count < 1:
         raise ValueError(
-            f"{owner}: a share of {share:g} of {length} training items is less than one: use more data or a larger share"
+            f"{owner}: a share of {share:g} of {length} training items is less than one: use more data or a larger "
+            "share"
         )
     return count
 

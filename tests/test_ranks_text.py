@@ -27,7 +27,7 @@ def test_the_same_parameters_losses_and_scores(runs, other):
 
 
 def test_two_ranks_fit_the_thresholds_of_all_tokens(tmp_path):
-    """32 rows of unequal lengths in batches of 6: the last one of each rank is padded with rows that are there twice."""
+    """32 rows of unequal lengths in batches of 6: each rank's last one is padded with rows that are there twice."""
     script, job = JOBS["language, Energy KD"]
     keywords = {"temperature": "energy(ratio=0.2, level='item')", "max_steps": 1, "per_device_train_batch_size": 6}
     records = [run(tmp_path / str(n), n, script, job, **keywords, per_device_eval_batch_size=6)[1] for n in (1, 2)]

@@ -148,7 +148,9 @@ def test_rows_without_a_target_are_not_among_the_energies(tmp_path):
     silent = TokenRows()
     silent.rows += [row | {"labels": [IGNORED] * len(row["labels"])} for row in TokenRows(16, seed=9).rows]
     temperature = "energy(ratio=0.25)"
-    slots = [one_epoch(tmp_path / str(len(r)), temperature, rows=r).distillation_loss.temperature for r in (rows, silent)]
+    slots = [
+        one_epoch(tmp_path / str(len(r)), temperature, rows=r).distillation_loss.temperature for r in (rows, silent)
+    ]
     assert slots[0].thresholds == pytest.approx(slots[1].thresholds, abs=1e-5)
 
 

@@ -43,8 +43,8 @@ def select_by_energy(energies: Tensor, ratio: float, side: Side = "high") -> Ten
         raise ValueError("the energies hold NaN or infinity: the teacher's logits are broken")
     if count < len(energies) and energies.min() == energies.max():
         raise ValueError(
-            f"all {len(energies)} images have the energy {energies[0].item():g}, so none is more uncertain than another: "
-            "check the teacher's checkpoint"
+            f"all {len(energies)} images have the energy {energies[0].item():g}, so none is more uncertain than "
+            "another: check the teacher's checkpoint"
         )
     order = energies.argsort(stable=True)
     low = {"high": 0, "low": count, "both": count // 2}[side]

@@ -105,9 +105,8 @@ class CachedTextTeacher(nn.Module):
         entropy_temperature: float = 3.0,
         level: Level = "sample",
     ) -> TeacherScan:
-        """`hfkd.teachers.scan` from what is stored: each row's mean energy, entropy and likeliest token, or each token's.
-
-        NaN for a row without target tokens.
+        """`hfkd.teachers.scan` from what is stored: each row's mean energy, entropy and likeliest token, or
+        those of each token. NaN for a row without target tokens.
         """
         found = []
         for number in range(len(dataset)):
