@@ -49,6 +49,11 @@ def dkd(z, v, y, T, alpha=1.0, beta=8.0, epoch=1, warmup=20):
     return ramp * T**2 * (alpha * tckd(z, v, y, T) + beta * nckd(z, v, y, T))
 
 
+def over_classes(label, of_target):
+    """What mixed and smoothed labels make of a loss that has one target class: sum_c label_c of_target(c)."""
+    return sum(float(share) * of_target(c) for c, share in enumerate(label))
+
+
 def standardize(z):
     mean = sum(map(float, z)) / len(z)
     std = math.sqrt(sum((float(x) - mean) ** 2 for x in z) / (len(z) - 1))

@@ -148,6 +148,13 @@ def test_a_loss_can_be_captured_whole(objective):
     assert {k: v.item() for k, v in parts.items()} == {k: v.item() for k, v in its.items()}
 
 
+@pytest.mark.parametrize("objective", ["dkd", "nkd", "standardized(objective='dkd')"])
+def test_smoothed_labels_do_not_wait(gpu, objective):
+    loss = DistillationLoss(objective, 4.0, "entropy")
+    given = gpu.move({"v": torch.randn(8, 10), "z": torch.randn(8, 10), "labels": torch.full((8, 10), 0.1)})
+    assert loss(image_items(given["v"], given["z"], given["labels"]), 8)[0].device == GPU
+
+
 # ---- tokens ----------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@ import json
 import math
 
 import pytest
+import reference
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -212,6 +213,26 @@ def test_plain_rows_and_any_network_with_every_slot_and_the_scan(tmp_path, rows,
     assert len(trainer.scan_result.energy) == 32
     assert all(math.isfinite(x) for x in logged(trainer, "loss"))
     assert math.isfinite(trainer.evaluate()["eval_loss"])
+
+
+@pytest.mark.parametrize("objective", ["dkd(beta=2.0, warmup_epochs=0)", "average(objective='dkd(warmup_epochs=0)')"])
+def test_smoothed_mixed_labels_count_whole(tmp_path, objective):
+    """As timm's Mixup makes them, smoothed by 0.1: no class's share is left out of DKD."""
+
+    class Smoothed(Rows):
+        def __getitem__(self, i):
+            one, other = (F.one_hot(self.labels[i - k], CLASSES).float() for k in (0, 1))
+            return {"pixel_values": self.images[i], "labels": 0.9 * (0.7 * one + 0.3 * other) + 0.1 / CLASSES}
+
+    rows = Smoothed()
+    trainer = make(tmp_path, rows=rows, max_steps=1, per_device_train_batch_size=32, slots={"objective": objective})
+    trainer.train()
+    z, v = (net(rows.images).double().tolist() for net in (teacher(), Net()))
+    labels = [row["labels"] for row in rows]
+    beta = 2.0 if "beta" in objective else 8.0
+    of_class = lambda n: lambda c: reference.dkd(z[n], v[n], c, 4.0, beta=beta, warmup=0)  # noqa: E731
+    expected = [reference.over_classes(labels[n], of_class(n)) for n in range(32)]
+    assert logged(trainer, "kd")[0] == pytest.approx(sum(expected) / 32, rel=1e-5)
 
 
 def test_the_logged_shares_are_those_of_the_temperatures_that_were_used(tmp_path):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hfkd.items import Items
 from hfkd.objectives.base import Objective
-from hfkd.objectives.targets import over_targets
+from hfkd.objectives.targets import EveryTarget, over_targets
 from hfkd.signals import upcast
 
 
@@ -22,7 +22,7 @@ class DKD(Objective):
     so that KL(p || q) = TCKD + (1 - p_y) NCKD. Ramped by min(e / warmup_epochs, 1), e = 1 in the first epoch;
     `warmup_epochs=0` switches the ramp off. The authors compute log(1 - p_y) from a sum of probabilities, which
     underflows; here it is a difference of logsumexps, finite for any finite logits. With C = 2, NCKD is 0.
-    Labels mixed by MixUp or CutMix: `over_targets`.
+    Labels mixed by MixUp or CutMix, or smoothed: `over_targets`.
     """
 
     alpha: float = 1.0
@@ -37,11 +37,15 @@ class DKD(Objective):
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
         ramp = min((int(items.progress) + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
-        return ramp * over_targets(items.labels, lambda y: self._of_target(items, temperature, y))
+        terms = over_targets(
+            items.labels,
+            lambda y: self._sum(temperature, *tckd_nckd(items, temperature, y)),
+            lambda: self._sum(temperature.unsqueeze(-1), *every_tckd_nckd(items, temperature)),
+        )
+        return ramp * terms
 
-    def _of_target(self, items: Items, temperature: Tensor, labels: Tensor) -> Tensor:
-        target, others = tckd_nckd(items, temperature, labels)
-        return temperature**2 * (self.alpha * target + self.beta * others)
+    def _sum(self, temperature: Tensor, tckd: Tensor, nckd: Tensor) -> Tensor:
+        return temperature**2 * (self.alpha * tckd + self.beta * nckd)
 
 
 def tckd_nckd(items: Items, temperature: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,6 +57,16 @@ def tckd_nckd(items: Items, temperature: Tensor, labels: Tensor) -> tuple[Tensor
     # The target class has no place in NCKD: its weight is set to 0, whatever its log-ratio.
     weights = p.log_others.exp().scatter(-1, y, 0.0)
     return target, (weights * (p.log_others - q.log_others)).sum(-1)
+
+
+def every_tckd_nckd(items: Items, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    """`tckd_nckd` for every class in the role of the target: [N, C] both."""
+    t = temperature.unsqueeze(-1)
+    p, q = (EveryTarget.of(upcast(z.logits) / t) for z in (items.teacher, items.student))
+    rest = p.log_rest - q.log_rest
+    ratio = p.log_p - q.log_p
+    target = p.log_p.exp() * ratio + p.log_rest.exp() * rest
+    return target, p.mean_of_others(ratio) - rest
 
 
 @dataclass(frozen=True)

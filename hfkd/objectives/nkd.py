@@ -11,7 +11,8 @@ from torch import Tensor
 from hfkd.items import Items
 from hfkd.objectives.base import Objective
 from hfkd.objectives.dkd import decoupled
-from hfkd.objectives.targets import over_targets
+from hfkd.objectives.targets import EveryTarget, over_targets
+from hfkd.signals import upcast
 
 
 @dataclass
@@ -22,7 +23,7 @@ class NKD(Objective):
 
     p_y, q_y at T = 1; p', q' the softmax at T_n over the classes other than y. A cross-entropy, not a divergence: it is
     not zero where the student equals the teacher. Published with gamma 1.5, T = 1, beside a cross-entropy of weight 1.
-    Mixed labels: `over_targets`.
+    Mixed and smoothed labels: `over_targets`.
     """
 
     divergence = False
@@ -33,7 +34,11 @@ class NKD(Objective):
             raise ValueError(f"NKD: gamma={self.gamma!r} must be a number of 0 or more")
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
-        return over_targets(items.labels, lambda y: self._of_target(items, temperature, y))
+        return over_targets(
+            items.labels,
+            lambda y: self._of_target(items, temperature, y),
+            lambda: self._of_every_target(items, temperature),
+        )
 
     def _of_target(self, items: Items, temperature: Tensor, labels: Tensor) -> Tensor:
         y, ones = labels.unsqueeze(-1), torch.ones_like(temperature)
@@ -44,3 +49,10 @@ class NKD(Objective):
         p, q = (decoupled(z.logits, temperature, y).log_others for z in (items.teacher, items.student))
         others = (p.exp().scatter(-1, y, 0.0) * q).sum(-1)
         return -target - self.gamma * temperature**2 * others
+
+    def _of_every_target(self, items: Items, temperature: Tensor) -> Tensor:
+        """[N, C]"""
+        target = upcast(items.teacher.logits).softmax(-1) * torch.log_softmax(upcast(items.student.logits), -1)
+        t = temperature.unsqueeze(-1)
+        p, q = (EveryTarget.of(upcast(z.logits) / t) for z in (items.teacher, items.student))
+        return -target - self.gamma * t**2 * (p.mean_of_others(q.log_p) - q.log_rest)
