@@ -88,7 +88,7 @@ class CoarseItems(Items):
         return self.teacher.log_probabilities(temperature), torch.log_softmax(coarse, dim=-1)
 
 
-def coarse_items(logits: Tensor, teacher: StoredOutputs, targets: Targets, progress: float = 0.0) -> CoarseItems:
+def coarse_items(logits: Tensor, teacher: StoredOutputs, targets: Targets, progress: float | None = 0.0) -> CoarseItems:
     """The student's logits [N, V] of the target tokens, and what is stored of the teacher's."""
     if len(teacher.ids) != len(targets):
         raise ValueError(f"{len(targets)} target tokens, but the stored outputs are of {len(teacher.ids)}")

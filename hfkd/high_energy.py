@@ -53,7 +53,7 @@ class HighEnergyStep:
         teacher: LiveTeacher | None,
         inputs: Mapping[str, Any],
         num_items: Tensor | int | None,
-        progress: float,
+        progress: float | None,
     ) -> Step:
         items = self.inner.items(student, teacher, inputs, progress)
         loss, parts = self.inner.loss(items, num_items)

@@ -43,7 +43,7 @@ class Items:
     """N items with what student and teacher said about them.
 
     labels: [N] class ids, or [N, C] when MixUp or CutMix mixed them. sample: [N] ints below `num_samples`.
-    progress: epochs done so far, fractional; warm-ups and schedules read it.
+    progress: epochs done so far, fractional; warm-ups and schedules read it. None on a stream of unknown length.
     teachers: where there are several, each of them; `teacher` is then their mean logits.
     views: how often each image is there. A view is an item and a sample of its own: with V views of B images, N = V B,
     and items v B to (v + 1) B are view v. Their losses add up: the loss is divided by the number of images.
@@ -55,7 +55,7 @@ class Items:
     labels: Tensor
     sample: Tensor
     num_samples: int
-    progress: float = 0.0
+    progress: float | None = 0.0
     teachers: tuple[Outputs, ...] = ()
     views: int = 1
     own_sample: bool = False
@@ -107,7 +107,7 @@ def image_items(
     *,
     student_hidden: Sequence[Tensor] = (),
     teacher_hidden: Sequence[Tensor] = (),
-    progress: float = 0.0,
+    progress: float | None = 0.0,
 ) -> Items:
     """One item an image: logits [B, C], labels [B] or [B, C] -> N = B items. Several teachers' logits are [K, B, C].
 
@@ -141,7 +141,7 @@ def token_items(
     *,
     student_hidden: Sequence[Tensor] = (),
     teacher_hidden: Sequence[Tensor] = (),
-    progress: float = 0.0,
+    progress: float | None = 0.0,
     host_targets: HostTargets | None = None,
 ) -> Items:
     """One item an unmasked target token: logits [B, L, V], labels [B, L], hidden states each [B, L, ...].
@@ -180,7 +180,7 @@ class HiddenItems:
     labels: Tensor
     sample: Tensor
     num_samples: int
-    progress: float = 0.0
+    progress: float | None = 0.0
     lengths: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
@@ -192,13 +192,20 @@ def token_hidden(
     teacher_hidden: Tensor,
     labels: Tensor,
     *,
-    progress: float = 0.0,
+    progress: float | None = 0.0,
     host_targets: HostTargets | None = None,
 ) -> HiddenItems:
     """`token_items` one layer earlier: the last hidden states [B, L, H] that the output heads read."""
     tokens = Targets(labels, host_targets)
     student, teacher = tokens.pick(student_hidden), tokens.pick(teacher_hidden)
     return HiddenItems(student, teacher, tokens.labels, tokens.sample, len(labels), progress, tokens.lengths)
+
+
+def epoch_of(progress: float | None) -> int:
+    """The epoch, from 1, that has begun after `progress` epochs. ValueError where nobody knows how long one is."""
+    if progress is None:
+        raise ValueError("this slot counts epochs, and the training stream does not say how many rows it has")
+    return int(progress) + 1
 
 
 @dataclass(frozen=True)

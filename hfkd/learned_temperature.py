@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfkd.items import Items
+from hfkd.items import Items, epoch_of
 from hfkd.signals import upcast
 from hfkd.slots import positive
 
@@ -51,6 +51,11 @@ class Learned(nn.Module):
         else:
             self.theta = nn.Parameter(torch.ones(()))
 
+    @property
+    def counts_epochs(self) -> float:
+        """How many epochs its warm-up lasts."""
+        return self.warmup_epochs
+
     def forward(self, items: Items) -> Tensor:
         theta = _Scaled.apply(self._theta(items), self.reversal(items.progress))
         return (self.start + self.span * torch.sigmoid(theta)).expand(len(items))
@@ -61,11 +66,11 @@ class Learned(nn.Module):
         logits = [upcast(outputs.logits.detach()) for outputs in (items.teacher, items.student)]
         return self.theta(torch.cat(logits, dim=-1).to(self.theta[2].weight.dtype)).squeeze(-1)  # [N, 2 C] -> [N]
 
-    def reversal(self, progress: float) -> float:
+    def reversal(self, progress: float | None) -> float:
         """lambda(e): what theta's gradient is multiplied by after `progress` epochs."""
         if not self.warmup_epochs:
             return -1.0
-        e = min(int(progress) + 1, self.warmup_epochs)
+        e = min(epoch_of(progress), self.warmup_epochs)
         return (math.cos(math.pi * e / self.warmup_epochs) + 1) / 2 - 1
 
     def __repr__(self) -> str:

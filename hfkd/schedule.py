@@ -1,5 +1,6 @@
-"""How the learning rate falls and what decays, as the CIFAR literature has it."""
+"""How the learning rate falls and what decays, as the CIFAR literature has it; and what counts epochs at all."""
 
+import logging
 from typing import Any
 
 import torch
@@ -9,12 +10,17 @@ from transformers import Trainer
 from transformers.trainer_utils import has_length
 
 from hfkd.arguments import DistillationArguments
+from hfkd.loss import DistillationLoss
+
+logger = logging.getLogger(__name__)
 
 
 class ScheduledTrainer(Trainer):
     """Trainer with `lr_decay_epochs`, the rate multiplied after these epochs, and with `decay_bias_and_norm`."""
 
     args: DistillationArguments
+    distillation_loss: DistillationLoss
+    epochs_are_known = True
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -25,27 +31,58 @@ class ScheduledTrainer(Trainer):
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
 
-    def set_initial_training_values(self, *arguments: Any, **keywords: Any) -> Any:
-        values = super().set_initial_training_values(*arguments, **keywords)
-        self._steps_per_epoch = values[1]
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
+        values = super().set_initial_training_values(args, dataloader)
+        self._steps_per_epoch, max_steps = values[1], values[6]
+        refuse_unknown_epochs(self.distillation_loss, self.args, dataloader)
+        self.epochs_are_known = has_length(dataloader)
+        if self.epochs_are_known:
+            _warn_of_long_warmups(self.distillation_loss, max_steps / self._steps_per_epoch)
         return values
+
+    @property
+    def progress(self) -> float | None:
+        """Epochs done so far, fractional; None on a stream of unknown length: Trainer's are shares of max_steps there."""
+        return float(self.state.epoch or 0.0) if self.epochs_are_known else None
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         if self.args.lr_decay_epochs is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = optimizer or self.optimizer
         assert optimizer is not None
-        milestones = decay_steps(self.args.lr_decay_epochs, self._steps_per_epoch, self.train_dataset)
+        milestones = [round(epoch * self._steps_per_epoch) for epoch in self.args.lr_decay_epochs]
         scheduler = MultiStepLR(optimizer, milestones, gamma=self.args.lr_decay_factor)
         self.lr_scheduler, self._created_lr_scheduler = scheduler, True  # type: ignore[assignment]
         return scheduler
 
 
-def decay_steps(epochs: list[float], steps_per_epoch: int, train_dataset: Any) -> list[int]:
-    """The steps after which `lr_decay_epochs` are over; ValueError for a stream of unknown length."""
-    if not has_length(train_dataset):
+def refuse_unknown_epochs(loss: DistillationLoss, args: DistillationArguments, rows: Any) -> None:
+    """Raise ValueError where something counts epochs, and `rows`, a stream, does not say how long one is."""
+    if rows is None or has_length(rows):
+        return
+    counting = {repr(slot): "set warmup_epochs=0" for slot, _ in _warmups(loss)}
+    if args.lr_decay_epochs is not None:
+        counting[f"lr_decay_epochs={args.lr_decay_epochs}"] = "leave it out (null in YAML) for an lr_scheduler_type"
+    for what, remedy in counting.items():
         raise ValueError(
-            f"lr_decay_epochs={epochs} count epochs, and this stream does not say how many images it has: set "
-            "lr_decay_epochs to null in the YAML file, and choose an lr_scheduler_type"
+            f"{what} counts epochs, and this training stream does not say how many rows it has, so nobody knows when "
+            f"one is over: give it a __len__, the rows that are to count as one epoch, or {remedy}"
         )
-    return [round(epoch * steps_per_epoch) for epoch in epochs]
+
+
+def _warmups(loss: DistillationLoss) -> list[tuple[Any, float]]:
+    """The slots whose warm-up counts epochs, and how many."""
+    slots = (loss.objective, loss.temperature, loss.weighting) if loss.kd_weight else ()
+    return [(slot, epochs) for slot in slots if (epochs := getattr(slot, "counts_epochs", 0))]
+
+
+def _warn_of_long_warmups(loss: DistillationLoss, epochs: float) -> None:
+    for slot, warmup in _warmups(loss):
+        if warmup > epochs:
+            logger.warning(
+                "%r warms up over %g epochs, and this run has %g: it ends before the warm-up does. Lower warmup_epochs "
+                "(0: none) if that is not meant.",
+                slot,
+                warmup,
+                epochs,
+            )

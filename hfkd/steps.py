@@ -39,14 +39,14 @@ class DenseStep:
         teacher: LiveTeacher | None,
         inputs: Mapping[str, Any],
         num_items: Tensor | int | None,
-        progress: float,
+        progress: float | None,
     ) -> Step:
         asked = teacher is not None and bool(self.loss.kd_weight)
         items = self.watched(self.items(student, teacher, inputs, progress), asked)
         return *self.loss(items, num_items), len(items)
 
     def items(
-        self, student: nn.Module, teacher: LiveTeacher | None, inputs: Mapping[str, Any], progress: float
+        self, student: nn.Module, teacher: LiveTeacher | None, inputs: Mapping[str, Any], progress: float | None
     ) -> Items:
         """What both networks say about a batch."""
         logits = self.call(student, inputs)[..., : self.num_classes]
@@ -104,7 +104,7 @@ class ChunkedStep:
         teacher: LiveTeacher | None,
         inputs: Mapping[str, Any],
         num_items: Tensor | int | None,
-        progress: float,
+        progress: float | None,
     ) -> Step:
         hidden, head = self.call.hidden(student, inputs), output_head(student)
         taught, teacher_head = hidden.detach(), head

@@ -42,7 +42,7 @@ class TargetStep:
         teacher: LiveTeacher | CachedTextTeacher | None,
         inputs: Mapping[str, Any],
         num_items: Tensor | int | None,
-        progress: float,
+        progress: float | None,
     ) -> Step:
         targets, live = Targets(inputs["labels"], inputs.get("host_targets")), None
         logits = self._logits(student, partial(self.call, student, inputs), targets)

@@ -39,7 +39,7 @@ from hfkd.preparation import (
 )
 from hfkd.run_record import RunRecord
 from hfkd.run_settings import run_settings
-from hfkd.schedule import ScheduledTrainer
+from hfkd.schedule import ScheduledTrainer, refuse_unknown_epochs
 from hfkd.steps import ChunkedStep
 from hfkd.student_weights import to_save
 from hfkd.teachers import CachedTextTeacher, LiveTeacher, TeacherScan, place, scan
@@ -96,6 +96,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         cached = teacher if isinstance(teacher, CachedTextTeacher) else None
         live = None if teacher is None or cached else live_teacher(teacher, model, data["train_dataset"])
         check_datasets(data, collator)
+        refuse_unknown_epochs(loss, args, data["train_dataset"])
         self.num_classes = common_vocabulary(model, live.networks[0], processing_class) if tokens and live else None
         classes = check_networks(model, self.call, live, data["train_dataset"], collator)
         if cached:
@@ -151,10 +152,8 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
             loss, logits = self._evaluate_batch(model, inputs)
             return (loss, {"logits": logits}) if return_outputs else loss
         assert not return_outputs, "Trainer asks for outputs in evaluation only"
-        progress = float(self.state.epoch or 0.0)
-        loss, parts, num_items = self.step(
-            model, self.cached_teacher or self.teacher, inputs, num_items_in_batch, progress
-        )
+        teacher = self.cached_teacher or self.teacher
+        loss, parts, num_items = self.step(model, teacher, inputs, num_items_in_batch, self.progress)
         self._trained.add(parts, num_items)
         self.faults.batch(inputs, loss)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:

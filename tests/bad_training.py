@@ -122,6 +122,12 @@ class Unequal(Rows):
         return {"pixel_values": self.images[i][:, : 8 - i % 2], "labels": 0}
 
 
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        while True:
+            yield from (Rows()[i] for i in range(32))
+
+
 class Wide(Rows):
     def __getitem__(self, i):
         return {"pixel_values": self.images[i].to(torch.int32), "labels": 0}
@@ -260,6 +266,10 @@ TRAINER = {
     "rows without 'labels'": trainer(rows=Renamed),
     "images of different shapes": trainer(rows=Unequal),
     "an eval_dataset with two views": trainer(eval_dataset=Twice()),
+    'objective="dkd", a stream that does not say how long it is': trainer(rows=Endless, objective="dkd"),
+    "lr_decay_epochs=[2], a stream that does not say how long it is": trainer(
+        rows=Endless, args={"lr_decay_epochs": [2]}
+    ),
     "pixels of int32": trainer(rows=Wide),
     "a label of 5 for 5 classes": trainer(rows=Late),
     "mixed labels over 7 classes": trainer(rows=Mixed),

@@ -11,15 +11,16 @@ class Objective(ABC):
     """An objective is stateless unless it also derives from nn.Module; then its parameters train with the student.
 
     `needs_hidden`: it reads hidden states. `relational`: an item's number depends on other items of the batch.
-    `ordered_views`: an image's first view is not treated as the others are. Whoever cannot serve that (a chunked loss,
-    a cache of logits, peers) refuses when the trainer is built. `divergence`: it is zero
-    where the student equals the teacher, and never below.
+    `ordered_views`: an image's first view is not treated as the others are. `counts_epochs`: how many its warm-up
+    lasts. Whoever cannot serve that (a chunked loss, a cache of logits, peers, a stream of unknown length) refuses when
+    the trainer is built. `divergence`: it is zero where the student equals the teacher, and never below.
     """
 
     divergence: bool = True
     needs_hidden: bool = False
     relational: bool = False
     ordered_views: bool = False
+    counts_epochs: float = 0
 
     @abstractmethod
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:

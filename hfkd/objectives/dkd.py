@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hfkd.items import Items
+from hfkd.items import Items, epoch_of
 from hfkd.objectives.base import Objective
 from hfkd.objectives.targets import EveryTarget, over_targets
 from hfkd.signals import upcast
@@ -35,8 +35,12 @@ class DKD(Objective):
             if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
                 raise ValueError(f"DKD: {name}={value!r} must be a number of 0 or more")
 
+    @property
+    def counts_epochs(self) -> float:
+        return self.warmup_epochs
+
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
-        ramp = min((int(items.progress) + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        ramp = min(epoch_of(items.progress) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
         terms = over_targets(
             items.labels,
             lambda y: self._sum(temperature, *tckd_nckd(items, temperature, y)),

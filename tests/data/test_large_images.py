@@ -13,7 +13,6 @@ from hfkd.data.epochs import ImageStream, image_transform, stream_length
 from hfkd.data.high_energy import add_high_energy
 from hfkd.data.large_images import IMAGENET_MEAN, IMAGENET_STD, LargeImageTransform
 from hfkd.data.transforms import view_ids
-from hfkd.schedule import decay_steps
 from hfkd.teachers import scan
 
 SIZE = 24
@@ -112,9 +111,6 @@ def test_a_stream_says_how_long_it_is_where_it_is_known(folder):
     assert len(ImageStream(train.rows, LargeImageTransform(), 12)) == 12
     with pytest.raises(TypeError, match="not known: give max_steps"):
         len(ImageStream(train.rows, LargeImageTransform()))
-    with pytest.raises(ValueError, match="count epochs, and this stream does not say how many images it has"):
-        decay_steps([30, 60], 10, ImageStream(train.rows, LargeImageTransform()))
-    assert decay_steps([1, 1.5], 10, ImageStream(train.rows, LargeImageTransform(), 12)) == [10, 15]
 
 
 def test_he_da_mixes_large_images_too(folder):
