@@ -42,7 +42,7 @@ class ScheduledTrainer(Trainer):
 
     @property
     def progress(self) -> float | None:
-        """Epochs done so far, fractional; None on a stream of unknown length: Trainer's are shares of max_steps there."""
+        """Epochs done, fractional; None on a stream of unknown length (Trainer counts shares of max_steps there)."""
         return float(self.state.epoch or 0.0) if self.epochs_are_known else None
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
