@@ -4,11 +4,13 @@ import logging
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, Trainer, __version__
 from transformers.utils import CONFIG_NAME
 
 from hfkd.models.checkpoints import naming_unreadable
+from hfkd.optimizer_state import as_laid_out
 from hfkd.student_weights import load_student
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,8 @@ class TensorCheckpoints(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with naming_unreadable(checkpoint or ""):
             super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and not self._loaded_by_a_library:
+            as_laid_out(cast(torch.optim.Optimizer, self.optimizer))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         with naming_unreadable(checkpoint or ""):

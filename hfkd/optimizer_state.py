@@ -1,0 +1,39 @@
+"""An optimizer's state as its kernels read it: in the memory layout of the parameters."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+
+@torch.no_grad()
+def as_laid_out(optimizer: torch.optim.Optimizer) -> None:
+    """Bring each state of a parameter's shape to the parameter's memory layout, its values unchanged.
+
+    Fused kernels walk through both in memory order: with a contiguous `exp_avg` and channels_last weights they give
+    each weight another one's moment. A loaded state has the layout of the run that saved it. Raises ValueError for a
+    quantized state in another layout, whose blocks follow the memory.
+    """
+    for parameter, states in optimizer.state.items():
+        for name, state in states.items() if isinstance(states, dict) else ():
+            if _laid_out_otherwise(state, parameter):
+                states[name] = torch.empty_like(parameter, dtype=state.dtype, device=state.device).copy_(state)
+
+
+def _laid_out_otherwise(state: Any, parameter: Tensor) -> bool:
+    if not isinstance(state, Tensor) or isinstance(state, DTensor) or state.shape != parameter.shape:
+        return False
+    if _order(state) == _order(parameter):
+        return False
+    if type(state) is not Tensor or not state.is_floating_point():
+        raise ValueError(
+            f"the checkpoint's optimizer state is quantized ({state.dtype}) for weights of another memory layout: "
+            "resume with the channels_last that it was saved with"
+        )
+    return True
+
+
+def _order(tensor: Tensor) -> list[int]:
+    """The strides that say in which order the elements lie: those of dimensions of more than one."""
+    return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
