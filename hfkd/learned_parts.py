@@ -5,6 +5,7 @@ child their parameters are in the optimizer, synced over ranks and clipped with 
 beside the model would drift apart between ranks without a word.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn.parameter import is_lazy
+from transformers import TrainerCallback
 
 from hfkd.files import write_atomically
 from hfkd.items import image_items
 from hfkd.loss import DistillationLoss
 from hfkd.preparation import uses_fsdp
+
+logger = logging.getLogger(__name__)
 
 CHILD = "distillation_loss"
 FILE = "distillation.safetensors"
@@ -80,6 +84,44 @@ def without_loss(student: nn.Module) -> Iterator[None]:
     finally:
         if child is not None:
             student.add_module(CHILD, child)
+
+
+def join(loss: DistillationLoss, optimizer: Any, scheduler: Any = None) -> None:
+    """Let an optimizer that the trainer did not make train what the loss learns: a group by its own defaults.
+
+    Raises ValueError for a `scheduler`, which knows the groups that there were when it was made.
+    """
+    missing = not_in(optimizer, loss) if learns(loss) else []
+    if not missing:
+        return
+    if scheduler is not None:
+        raise ValueError(
+            f"{loss.temperature!r} learns, and optimizers=(optimizer, scheduler) have no part of it: make it yourself, "
+            "pass it as temperature= and its parameters() to the optimizer, or leave the scheduler to the trainer"
+        )
+    optimizer.add_param_group({"params": missing})
+    settings = {name: optimizer.param_groups[-1].get(name) for name in ("lr", "weight_decay")}
+    logger.warning("%r joins the optimizer that was given, as a group of its own: %s", loss.temperature, settings)
+
+
+def not_in(optimizer: Any, loss: DistillationLoss) -> list[nn.Parameter]:
+    """What the loss learns and `optimizer` does not train."""
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return [parameter for parameter in loss.parameters() if parameter.requires_grad and id(parameter) not in trained]
+
+
+class CheckTrained(TrainerCallback):
+    """Raises ValueError before the first step when the loss learns and the optimizer, whoever made it, lacks it."""
+
+    def __init__(self, loss: DistillationLoss) -> None:
+        self.loss = loss
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        if learns(self.loss) and not args.deepspeed and not_in(keywords["optimizer"], self.loss):
+            raise ValueError(
+                f"{self.loss.temperature!r} learns, and the optimizer does not train it: let your create_optimizer "
+                "give it all parameters of self.model that train"
+            )
 
 
 def students_own(state_dict: dict[str, Any] | None) -> dict[str, Any] | None:

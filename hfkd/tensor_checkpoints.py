@@ -1,4 +1,4 @@
-"""What a resumed run reads: tensors and plain numbers, whatever somebody put into the checkpoint."""
+"""What a run writes of itself and what a resumed one reads: tensors and plain numbers, whatever the files hold."""
 
 import logging
 from pathlib import Path
@@ -9,34 +9,56 @@ from torch import nn
 from transformers import PreTrainedConfig, Trainer, __version__
 from transformers.utils import CONFIG_NAME
 
+from hfkd import learned_parts
+from hfkd.loss import DistillationLoss
 from hfkd.models.checkpoints import naming_unreadable
 from hfkd.optimizer_state import as_laid_out
-from hfkd.student_weights import load_student
+from hfkd.run_record import RunRecord
+from hfkd.student_weights import load_student, to_save
 
 logger = logging.getLogger(__name__)
 
 
 class TensorCheckpoints(Trainer):
-    """Trainer, which unpickles no objects, with a ValueError that names the file that holds some, or is damaged."""
+    """Trainer, which unpickles no objects, with a ValueError that names the file that holds some, or is damaged.
+
+    The student's own files hold the student alone; what the loss learned and what the run is stand beside them.
+    """
+
+    distillation_loss: DistillationLoss
+    record: RunRecord
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        student = cast(nn.Module, self.model)
+        with learned_parts.without_loss(student):
+            super()._save(output_dir, learned_parts.students_own(state_dict) or to_save(student))
+        if self.args.should_save:
+            folder = output_dir or self.args.output_dir or "."
+            learned_parts.write(self.distillation_loss, folder)
+            self.record.write(folder, self.distillation_loss)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with naming_unreadable(resume_from_checkpoint):
+        student = cast(nn.Module, self.model)
+        with learned_parts.without_loss(student), naming_unreadable(resume_from_checkpoint):
             if self._loaded_by_a_library:
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
             else:
                 self._note_version(resume_from_checkpoint)
-                load_student(cast(nn.Module, self.model if model is None else model), resume_from_checkpoint)
+                load_student(student, resume_from_checkpoint)
+        learned_parts.read(self.distillation_loss, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         """Trainer's, but without warnings in place of weights: what is not there is an error."""
         best, score = self.state.best_model_checkpoint, self.state.best_metric
         assert best is not None
-        with naming_unreadable(best):
+        student = cast(nn.Module, self.model)
+        with learned_parts.without_loss(student), naming_unreadable(best):
             if self._loaded_by_a_library:
                 super()._load_best_model()
             else:
                 logger.info("The best checkpoint is loaded: %s (score %s)", best, score)
-                load_student(cast(nn.Module, self.model), best)
+                load_student(student, best)
+        learned_parts.read(self.distillation_loss, best)
 
     @property
     def _loaded_by_a_library(self) -> bool:

@@ -24,6 +24,7 @@ from hfkd.items import IMAGES, TOKENS
 from hfkd.loss import DistillationLoss, cross_entropy
 from hfkd.models.calling import Call
 from hfkd.objectives import KD
+from hfkd.optimizer_state import as_laid_out
 from hfkd.output_folder import refuse_networks
 from hfkd.preparation import (
     EpochViews,
@@ -41,7 +42,6 @@ from hfkd.run_record import RunRecord
 from hfkd.run_settings import run_settings
 from hfkd.schedule import ScheduledTrainer, refuse_unknown_epochs
 from hfkd.steps import ChunkedStep
-from hfkd.student_weights import to_save
 from hfkd.teachers import CachedTextTeacher, LiveTeacher, TeacherScan, place, scan
 from hfkd.tensor_checkpoints import TensorCheckpoints
 from hfkd.vocabulary import common_vocabulary
@@ -115,7 +115,11 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         self._place(step, loss, live, cached)
         self.scan_result: TeacherScan | None = None
         self._evaluated = RowAverage()
+        if self.optimizer is not None:
+            learned_parts.join(loss, self.optimizer, self.lr_scheduler)
+            as_laid_out(self.optimizer)  # moments of weights that have become channels_last above
         self.add_callback(EpochViews())
+        self.add_callback(learned_parts.CheckTrained(loss))
 
     def _place(
         self, step: Chosen, loss: DistillationLoss, live: LiveTeacher | None, cached: CachedTextTeacher | None
@@ -234,6 +238,9 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
             keep_freed_memory()
         assert self.model is not None
         try:
+            if self.optimizer is not None:
+                own_scheduler = None if self._created_lr_scheduler else self.lr_scheduler
+                learned_parts.join(self.distillation_loss, self.optimizer, own_scheduler)
             with learned_parts.attached(self.distillation_loss, self.model):
                 return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
@@ -279,28 +286,3 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Trainer's estimate for tokens; none for images, where it means nothing and walks all parameters each step."""
         return super().floating_point_ops(inputs) if self.rule is TOKENS else 0
-
-    # ---- checkpoints -------------------------------------------------------------------------------------------
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        assert self.model is not None
-        with learned_parts.without_loss(self.model):
-            state_dict = learned_parts.students_own(state_dict) or to_save(self.model)
-            super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            folder = output_dir or self.args.output_dir or "."
-            learned_parts.write(self.distillation_loss, folder)
-            self.record.write(folder, self.distillation_loss)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        assert self.model is not None
-        with learned_parts.without_loss(self.model):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        learned_parts.read(self.distillation_loss, resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        assert self.model is not None
-        assert self.state.best_model_checkpoint is not None
-        with learned_parts.without_loss(self.model):
-            super()._load_best_model()
-        learned_parts.read(self.distillation_loss, self.state.best_model_checkpoint)

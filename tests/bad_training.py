@@ -232,6 +232,13 @@ def unfrozen_head():
     return student
 
 
+def own_optimizer(folder):
+    student = Net()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    return trainer(lambda: student, args={"temperature": "learned"}, optimizers=(optimizer, schedule))(folder)
+
+
 def language(taught=taught_model, words=tokenizer, **keywords):
     return trainer(language_model, taught, TokenRows, processing_class=words(), **keywords)
 
@@ -288,5 +295,6 @@ TRAINER = {
     "resume: a learned temperature's file was altered": resumed(other_bytes),
     "resume: a weight of the student is missing": resumed(without_a_bias),
     "LoRA on a student whose head was unfrozen": trainer(student=unfrozen_head),
+    "optimizers= with a scheduler, and a temperature that learns": own_optimizer,
     "a teacher of another vocabulary": language(taught=lambda: taught_model(vocab=VOCAB - 3)),
 }

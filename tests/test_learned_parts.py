@@ -10,17 +10,19 @@ from hfkd import DistillationTrainer
 from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
 from hfkd.models import image_classifier
+from hfkd.temperatures import Learned
 
 LEARNED = "learned(warmup_epochs=0)"
 
 
-def make(folder, temperature=LEARNED, student=None, rows=None, taught=None, **keywords):
+def make(folder, temperature=LEARNED, student=None, rows=None, taught=None, optimizers=(None, None), **keywords):
     return DistillationTrainer(
         student or Net(),
         taught or teacher(),
         arguments(folder, **keywords),
         train_dataset=rows or Rows(),
         temperature=temperature,
+        optimizers=optimizers,
     )
 
 
@@ -125,6 +127,59 @@ def test_a_student_trained_before_is_rid_of_the_earlier_loss(tmp_path, temperatu
     again.train()
     mine = {id(p) for p in [*again.model.parameters(), *again.distillation_loss.parameters()]}
     assert {id(p) for group in again.optimizer.param_groups for p in group["params"]} == mine
+
+
+@pytest.mark.parametrize("how", ["optimizers=", "an attribute", "create_optimizer, early"])
+@pytest.mark.parametrize("temperature", [LEARNED, "learned(instance=True, warmup_epochs=0)"])
+def test_another_optimizer_than_the_trainers_trains_it_too(tmp_path, caplog, temperature, how):
+    torch.manual_seed(0)
+    whole = make(tmp_path / "whole", temperature)
+    whole.train()
+    torch.manual_seed(0)
+    student = Net()
+    own = torch.optim.SGD(student.parameters(), lr=0.1)
+    trainer = make(
+        tmp_path / "own", temperature, student, **({"optimizers": (own, None)} if how == "optimizers=" else {})
+    )
+    if how == "an attribute":
+        trainer.optimizer = own
+    elif how == "create_optimizer, early":
+        trainer.create_optimizer()
+    trainer.train()
+    assert "joins the optimizer that was given, as a group of its own: {'lr': 0.1, 'weight_decay': 0" in caplog.text
+    for name, value in whole.distillation_loss.state_dict().items():
+        torch.testing.assert_close(trainer.distillation_loss.state_dict()[name], value, msg=name)
+
+
+def test_an_optimizer_that_has_it_already_is_left_alone(tmp_path, caplog):
+    student, temperature = Net(), Learned(warmup_epochs=0)
+    own = torch.optim.SGD([{"params": student.parameters()}, {"params": temperature.parameters(), "lr": 1.0}], lr=0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(own)
+    make(tmp_path, temperature, student, optimizers=(own, schedule)).train()
+    assert len(own.param_groups) == 2
+    assert temperature.theta != 1
+    assert "joins" not in caplog.text
+
+
+def test_a_schedule_that_would_not_move_its_rate_is_refused(tmp_path):
+    student = Net()
+    own = torch.optim.SGD(student.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(own)
+    with pytest.raises(ValueError, match=r"Learned.* learns, and optimizers=\(optimizer, scheduler\) have no part"):
+        make(tmp_path, student=student, optimizers=(own, schedule))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_subclass_whose_optimizer_leaves_it_out_is_told_before_the_first_step(tmp_path):
+    class OwnOptimizer(DistillationTrainer):
+        def create_optimizer(self, model=None):
+            self.optimizer = torch.optim.SGD([self.model.head.weight], lr=0.1)
+            return self.optimizer
+
+    trainer = OwnOptimizer(Net(), teacher(), arguments(tmp_path), train_dataset=Rows(), temperature=LEARNED)
+    with pytest.raises(ValueError, match=r"Learned.* learns, and the optimizer does not train it"):
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 def test_what_would_not_train_it_is_refused(tmp_path):

@@ -50,6 +50,20 @@ def test_a_checkpoint_of_plain_trainer_goes_on_as_it_would_there(tmp_path):
     torch.testing.assert_close(resumed, whole, rtol=0, atol=1e-4)
 
 
+def test_moments_that_an_optimizer_brings_along_stay_with_their_weights(tmp_path):
+    """The user's optimizer has taken a step before the trainer makes the weights channels_last."""
+    found = []
+    for channels_last in (False, True):
+        network = student()
+        own = torch.optim.AdamW(network.parameters(), lr=0.01, fused=True)
+        network(pixel_values=Rows().images[:8], labels=Rows().labels[:8]).loss.backward()
+        own.step()
+        args = arguments(tmp_path, ce_weight=1.0, kd_weight=0.0, channels_last=channels_last)
+        DistillationTrainer(network, None, args, train_dataset=Rows(), optimizers=(own, None)).train()
+        found.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-4)
+
+
 def test_a_quantized_state_of_another_layout_is_refused():
     weight = torch.nn.Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last))
     optimizer = torch.optim.SGD([weight])
