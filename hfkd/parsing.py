@@ -62,6 +62,7 @@ def _show_log() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("[%(levelname)s|%(name)s] %(message)s"))
         logger.addHandler(handler)
+        logger.propagate = False  # libraries that are loaded later give the root logger a handler of its own
         logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
 
 

@@ -2,8 +2,9 @@
 
 from hfkd.evaluation.generation import TextGenerator, generate
 from hfkd.evaluation.run import SEEDS, evaluate_sets
-from hfkd.evaluation.scoring import markdown_table, score, students_table
+from hfkd.evaluation.scoring import score
 from hfkd.evaluation.sets import SETS, instruct_sets
+from hfkd.evaluation.tables import markdown_table, students_table
 
 __all__ = [
     "SEEDS",

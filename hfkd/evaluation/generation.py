@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from accelerate.utils import extract_model_from_parallel, gather_object
@@ -71,6 +71,12 @@ class TextGenerator:
                 f"max_prompt_length={self.max_prompt_length} and max_new_tokens={self.max_new_tokens} make {wanted} "
                 f"positions, but the model has {limit}: lower one of them by {wanted - limit} or more"
             )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides a text beside the model, the row and the seed."""
+        indifferent = ("model", "tokenizer", "batch_size", "collator")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in indifferent}
 
     @property
     def _plain_model(self) -> PreTrainedModel:

@@ -1,22 +1,29 @@
 """Several students on the five instruction sets: the flags, the loop, the table."""
 
 import gc
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+import xxhash
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.instructions import dolly_split
 from hfkd.data.text_arguments import read_splits
+from hfkd.evaluation.kept import read_scores, read_students, write_students
 from hfkd.evaluation.run import SEEDS, evaluate_sets
-from hfkd.evaluation.scoring import Scores, markdown_table, students_table
+from hfkd.evaluation.scoring import Scores
 from hfkd.evaluation.sets import HUB, SETS, instruct_sets
+from hfkd.evaluation.tables import markdown_table, students_table
 from hfkd.files import write_atomically
 from hfkd.launch import processes
+from hfkd.report.results import RESULTS_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -61,30 +68,71 @@ class InstructArguments:
 def evaluate_students(
     names: Sequence[str], load: Callable[[str], tuple[Any, PreTrainedTokenizerBase]], args: InstructArguments
 ) -> dict[str, dict[str, Scores]]:
-    """Score each student that `load` gives (model, tokenizer), one at a time; print and write the tables."""
+    """Score each student that `load` gives (model, tokenizer), one at a time; print and write the tables.
+
+    The tables have the students and sets that earlier calls left in `output_dir`, too. Returns this call's scores.
+    """
     state, folder = processes(), Path(args.output_dir)
-    folders = _folders(names)
+    folders = _folders(names, read_students(folder))
     scores = {}
     for name in names:
         model, tokenizer = load(name)
         with state.main_process_first():
             sets = args.load(tokenizer)
         logger.info("%s: %s", name, {key: len(rows) for key, rows in sets.items()})
-        model = model.to(state.device)
-        scores[name] = evaluate_sets(model, tokenizer, sets, folder / folders[name], seeds=args.seeds, **args.settings)
-        state.print(f"\n{name}\n\n{markdown_table(scores[name])}", flush=True)
+        _warn_of_template(name, tokenizer, args.chat_template)
+        weights, answers = _fingerprint(model), folder / folders[name]
+        scores[name] = evaluate_sets(
+            model.to(state.device), tokenizer, sets, answers, seeds=args.seeds, weights=weights, **args.settings
+        )
+        if state.is_main_process:
+            print(f"\n{name}\n\n{markdown_table(read_scores(answers))}", flush=True)
         del model
         gc.collect()
-    table = students_table(scores)
-    state.print(f"\n{table}\nEvery answer is in {folder}", flush=True)
     if state.is_main_process:
+        write_students(folder, folders)
+        table = students_table({name: read_scores(folder / place) for name, place in folders.items()})
         write_atomically(folder / "students.md", table.encode())
+        print(f"\n{table}\nEvery answer is in {folder}", flush=True)
     return scores
 
 
-def _folders(names: Sequence[str]) -> dict[str, str]:
-    """A folder for each student, with a name of its own."""
-    folders = {name: "-".join(part for part in Path(name).parts if part not in ("/", "..", ".")) for name in names}
-    if len(set(folders.values())) < len(names):
-        raise ValueError(f"the students {list(names)} would share a folder of answers: give each once")
+def _warn_of_template(name: str, tokenizer: PreTrainedTokenizerBase, chat_template: bool) -> None:
+    """Say so where prompts are written in another way than the student was trained on, or may have been."""
+    try:
+        trained = json.loads((Path(name) / RESULTS_NAME).read_text(encoding="utf-8"))["config"].get("chat_template")
+    except (OSError, ValueError, KeyError, AttributeError):
+        trained = None
+    if trained is None and tokenizer.chat_template and not chat_template:
+        logger.warning(
+            "%s: its tokenizer has a chat template, and the prompts are written without it. If the student was trained "
+            "on chats, its scores mean nothing: give --chat_template",
+            name,
+        )
+    elif trained is not None and trained != chat_template:
+        logger.warning(
+            "%s was trained %s its chat template and is scored %s it: %s --chat_template",
+            name,
+            *(("with", "without", "give") if trained else ("without", "with", "leave out")),
+        )
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """A hash of the weights: students are trained on, under one name."""
+    digest = xxhash.xxh3_64()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _folders(names: Sequence[str], earlier: Mapping[str, str]) -> dict[str, str]:
+    """A folder for each student, with a name of its own, and those of earlier calls."""
+    mine = {name: "-".join(part for part in Path(name).parts if part not in ("/", "..", ".")) for name in names}
+    folders = {**earlier, **mine}
+    if len(mine) < len(names) or len(set(folders.values())) < len(folders):
+        raise ValueError(
+            f"the students {list(dict.fromkeys([*earlier, *names]))} would share a folder of answers: give each once, "
+            "or choose another output_dir"
+        )
     return folders

@@ -12,7 +12,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.evaluation.generation import TextGenerator
-from hfkd.evaluation.scoring import Scores, markdown_table, score_rows, summary
+from hfkd.evaluation.kept import read_scores, with_earlier, write_scores
+from hfkd.evaluation.scoring import Scores, score_rows, summary
+from hfkd.evaluation.tables import markdown_table
 from hfkd.files import write_atomically
 from hfkd.launch import processes
 
@@ -28,12 +30,15 @@ def evaluate_sets(
     output_dir: str | Path,
     *,
     seeds: Sequence[int] = SEEDS,
+    weights: str | None = None,
     **settings: Any,
 ) -> dict[str, Scores]:
     """Answer every set (columns `prompt`, `references`) once a seed; return `score`'s result on all processes.
 
-    The main process writes, each file whole or not at all: `<set>-seed<seed>.jsonl` with every prompt, answer,
-    references and scores, `scores.json`, and `scores.md`, the table. `settings` are `TextGenerator`'s.
+    Each set's scores have the `settings` it was answered with: `TextGenerator`'s, and `weights`, which tells one state
+    of the model from another. The main process writes, each file whole or not at all: `<set>-seed<seed>.jsonl` with
+    every prompt, answer, references and scores, `scores.json`, and `scores.md`, the table; both keep the other sets
+    that an earlier call left in `output_dir`. `settings` are `TextGenerator`'s.
     Raises ValueError before anything is generated when settings, seeds or columns do not fit.
     """
     if not seeds or len(set(seeds)) < len(seeds):
@@ -44,14 +49,17 @@ def evaluate_sets(
         if not all(rows["references"]):
             raise ValueError(f"set {name!r} has rows without a reference: give each at least one, or leave them out")
     generator, folder = TextGenerator(model, tokenizer, **settings), Path(output_dir)
+    earlier = read_scores(folder)
+    used = generator.settings | ({} if weights is None else {"weights": weights})
     scores = {}
     for name, rows in sets.items():
         by_seed = {seed: _one_seed(generator, rows, seed, folder / f"{name}-seed{seed}.jsonl") for seed in seeds}
-        scores[name] = summary(by_seed)
+        scores[name] = summary(by_seed) | {"settings": used}
         logger.info("%s: ROUGE-L %.2f over %d seeds.", name, scores[name]["rougeL"], len(seeds))
     if processes().is_main_process:
-        write_atomically(folder / "scores.json", json.dumps(scores, indent=2).encode())
-        write_atomically(folder / "scores.md", markdown_table(scores).encode())
+        kept = with_earlier(scores, earlier)
+        write_scores(folder, kept)
+        write_atomically(folder / "scores.md", markdown_table(kept).encode())
     return scores
 
 

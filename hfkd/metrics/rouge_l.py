@@ -87,9 +87,10 @@ def _scorer() -> Any:
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> bool:
-    """Whether the prediction equals a reference but for case, ASCII punctuation and spacing."""
-    return _normalized(prediction) in {_normalized(reference) for reference in references}
+    """Whether the prediction equals a reference but for case, ASCII punctuation and spacing; an empty one does not."""
+    return bool(prediction.strip()) and _normalized(prediction) in {_normalized(reference) for reference in references}
 
 
 def _normalized(text: str) -> str:
-    return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
+    """Of a text without words the text itself: punctuation is all that it says."""
+    return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split()) or text.strip()

@@ -4,8 +4,7 @@ from statistics import stdev
 import pytest
 from datasets import Dataset
 
-from hfkd.evaluation import SEEDS, evaluate_sets, markdown_table, score, students_table
-from hfkd.evaluation.sets import SETS
+from hfkd.evaluation import SEEDS, evaluate_sets, score
 
 PERFECT, HALF = ["a b", "c d"], ["a b", "x"]
 REFERENCES = {"dolly": [["a b"], ["z", "c d"]]}
@@ -37,53 +36,6 @@ def test_answers_that_do_not_fit_are_refused(generations, message):
         score(generations, REFERENCES)
 
 
-def scores_of(rouge, rows):
-    per_seed = {seed: {"rougeL": rouge + seed / 10, "exact_match": 1.0} for seed in (10, 20)}
-    values = [seed["rougeL"] for seed in per_seed.values()]
-    return {
-        "rougeL": sum(values) / 2,
-        "rougeL_sd": stdev(values),
-        "exact_match": 1.0,
-        "exact_match_sd": 0.0,
-        "rows": rows,
-        "per_seed": per_seed,
-    }
-
-
-def test_table_has_the_papers_order_and_average():
-    table = markdown_table({name: scores_of(20 + i, SETS[name].rows) for i, name in enumerate(reversed(SETS))})
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == [
-        "Dolly", "SInst", "Vicuna", "S-NI", "UnNI", "Average",
-    ]  # fmt: skip
-    assert "| Dolly | 25.50 ± 0.71 | 1.00 ± 0.00 | 500 |  |" in table
-    assert "| Average | 23.50 ± 0.71 | 1.00 ± 0.00 | 12,516 |  |" in table
-
-
-def test_table_says_what_is_missing_or_cannot_be_compared():
-    table = markdown_table({"dolly": scores_of(20, 500), "uinst": scores_of(2, 1050), "tales": scores_of(5, 3)})
-    assert "| SInst | – | – | 0 | missing |" in table
-    assert "| UnNI | 3.50 ± 0.71 | 1.00 ± 0.00 | 1,050 | not comparable with published figures" in table
-    assert "| Average | 21.50 ± 0.71 | 1.00 ± 0.00 | 500 | over 1 of 5 sets: not the published average |" in table
-    assert table.endswith("| tales | 6.50 ± 0.71 | 1.00 ± 0.00 | 3 |  |\n")
-
-
-def test_students_stand_side_by_side_each_with_its_average():
-    table = students_table(
-        {
-            "runs/kd": {"dolly": scores_of(20, 500), "uinst": scores_of(2, 1050)},
-            "runs/rkl": {"dolly": scores_of(30, 500)},
-            "runs/none": {"tales": scores_of(30, 500)},
-        }
-    )
-    assert table.splitlines() == [
-        "| Student | Dolly | UnNI | Average |",
-        "| --- | ---: | ---: | ---: |",
-        "| runs/kd | 21.50 ± 0.71 | 3.50 ± 0.71 * | 12.50 ± 0.71 |",
-        "| runs/rkl | 31.50 ± 0.71 | – | 31.50 ± 0.71 |",
-        "| runs/none | – | – | – |",
-    ]
-
-
 def test_every_answer_is_kept_beside_the_scores(stories, tmp_path):
     rows = Dataset.from_dict({"prompt": ["One day", "The"], "references": [["a", "a dog"], ["cat"]]})
     settings = {"max_new_tokens": 8, "max_prompt_length": 16}
@@ -96,6 +48,10 @@ def test_every_answer_is_kept_beside_the_scores(stories, tmp_path):
     assert [row["index"] for row in written] == [0, 1]
     assert [row["references"] for row in written] == [["a", "a dog"], ["cat"]]
     answers = {seed: [row["generation"] for row in rows] for seed, rows in ((10, first), (20, written))}
+    used = scores["vicuna"].pop("settings")
+    assert used == {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "no_repeat_ngram_size": 6} | settings | {
+        "add_special_tokens": True
+    }
     assert score({"vicuna": answers}, {"vicuna": rows["references"][:]}) == scores
     assert json.loads((tmp_path / "scores.json").read_text())["vicuna"]["rougeL"] == scores["vicuna"]["rougeL"]
     assert "| Vicuna |" in (tmp_path / "scores.md").read_text()

@@ -39,6 +39,15 @@ def test_exact_match_ignores_case_punctuation_and_spacing_but_not_articles(metri
     assert metric.compute(predictions=["the cat"], references=["cat"])["exact_match"] == 0
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference", "matches"),
+    [("", "...", 0), (" ", "?!", 0), ("", "", 0), ("!", "...", 0), ("...", " ...", 100), ("?", "yes", 0)],
+)
+def test_an_empty_answer_matches_nothing_and_punctuation_only_itself(metric, answer, reference, matches):
+    assert metric.compute(predictions=[answer], references=[reference])["exact_match"] == matches
+    assert metric.compute(predictions=[answer], references=[["other words", reference]])["exact_match"] == matches
+
+
 def test_a_reference_may_be_one_text(metric):
     both = [metric.compute(predictions=["a b c"], references=given) for given in (["a c"], [["a c"]])]
     assert both[0] == both[1] == {"rougeL": pytest.approx(80), "exact_match": 0}
