@@ -1,8 +1,8 @@
 """Image runs that belong to something larger, a table or a chain: what is finished is kept, and never mistaken."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from hfkd.arguments import DistillationArguments
 from hfkd.data import ImageDataArguments
 from hfkd.json_file import jsonable, write_json
 from hfkd.models import NetworkArguments
-from hfkd.output_folder import refuse_inputs
 from hfkd.report.distil import distil_images
 from hfkd.report.results import RESULTS_NAME
 from hfkd.report.run import without_paths
@@ -34,6 +33,8 @@ INDIFFERENT = {
     *("channels_last", "keep_freed_memory", "loss_chunk_size", "model_license", "resident", "scan_cache_dir"),
     *("teacher_cache_dir", "teacher_cache_on_device"),
 }
+# decides nothing in a run that met no NaN, and how one that did may go on
+RETRIED = ("on_nan",)
 
 
 def deciding(networks: NetworkArguments, data: ImageDataArguments, args: DistillationArguments) -> dict[str, Any]:
@@ -43,19 +44,50 @@ def deciding(networks: NetworkArguments, data: ImageDataArguments, args: Distill
     return jsonable(without_paths({name: value for name, value in settings.items() if name not in INDIFFERENT}))
 
 
-def finished(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The results of the run in `folder` if it got to its end, else None; ValueError if its settings are others."""
-    results = _read(Path(folder) / RESULTS_NAME)
-    known = _read(Path(folder) / SETTINGS_NAME) or (settings if results is None else {})
-    for name, value in settings.items():
-        if known.get(name) != value:
-            raise ValueError(
-                f"{folder} holds another run: its {name} is {known.get(name)}, this one's is {value}; choose another "
-                "output_dir, or delete that one"
-            )
+@dataclass(frozen=True)
+class Run:
+    """One run: what it was told, and what its results.json says. `status`: "finished", "failed" or "running"."""
+
+    settings: Mapping[str, Any]
+    results: Mapping[str, Any]
+    status: str
+
+    def difference(self, settings: Mapping[str, Any], besides: Collection[str] = RETRIED) -> str | None:
+        """The first of `settings` that this run was told another value of, in words."""
+        for name, value in settings.items():
+            if name not in besides and self.settings.get(name) != value:
+                return f"its {name} is {self.settings.get(name)}, this one's is {value}"
+        return None
+
+
+def kept_run(folder: str | Path) -> Run | None:
+    """The run in `folder`, as it was left; None where there is none."""
+    results, settings = (_read(Path(folder) / name) for name in (RESULTS_NAME, SETTINGS_NAME))
+    if results is None and settings is None:
+        return None
+    status = (results or {}).get("status", "running")
     # Trainer writes its arguments after the weights: without them the student may be half a file.
-    saved = (Path(folder) / TRAINING_ARGS_NAME).is_file()
-    return results if results is not None and results["status"] == "finished" and saved else None
+    whole = status != "finished" or (Path(folder) / TRAINING_ARGS_NAME).is_file()
+    return Run(settings or {}, results or {}, status if whole else "running")
+
+
+def finished(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The results of the run in `folder` if it got to its end, else None; ValueError if its settings are others.
+
+    A run that failed may be tried again with other settings.
+    """
+    run = kept_run(folder)
+    if run is None or run.status == "failed":
+        return None
+    refuse_other(folder, run, settings)
+    return dict(run.results) if run.status == "finished" else None
+
+
+def refuse_other(folder: str | Path, run: Run, settings: Mapping[str, Any], besides: Collection[str] = RETRIED) -> None:
+    """Raise ValueError if the run in `folder` has other settings."""
+    difference = run.difference(settings, besides)
+    if difference is not None:
+        raise ValueError(f"{folder} holds another run: {difference}; choose another output_dir, or delete that one")
 
 
 def distil_and_keep(
@@ -65,12 +97,27 @@ def distil_and_keep(
     page: bool = True,
     assistants: Sequence[str] = (),
 ) -> None:
-    """`distil_images`, with its settings left in the folder for `finished`, and the device emptied for the next run."""
-    refuse_inputs(args.output_dir, vars(networks) | vars(data))  # the command named the folder of all runs alone
-    if args.should_save:
-        write_json(Path(args.output_dir or ".") / SETTINGS_NAME, deciding(networks, data, args))
-    distil_images(networks, data, args, page, assistants)
-    clear_device_cache(garbage_collection=True)
+    """`distil_images`, with its settings left in the folder for `finished`, and the device emptied for the next run.
+
+    A failed run of other settings that the folder holds is moved aside; one that differs in `on_nan` alone goes on from
+    its last checkpoint.
+    """
+    folder, settings = Path(args.output_dir or "."), deciding(networks, data, args)
+    with args.main_process_first(local=False, desc="making room for the run"):
+        if args.should_save:
+            _move_aside(folder, settings)
+            write_json(folder / SETTINGS_NAME, settings)
+    try:
+        distil_images(networks, data, args, page, assistants)
+    finally:
+        clear_device_cache(garbage_collection=True)
+
+
+def _move_aside(folder: Path, settings: Mapping[str, Any]) -> None:
+    run = kept_run(folder)
+    if run is not None and run.status == "failed" and run.difference(settings) is not None:
+        taken = len(list(folder.parent.glob(f"{folder.name}.failed-*")))
+        folder.rename(folder.with_name(f"{folder.name}.failed-{taken + 1}"))
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """Running a table: each row with several seeds, one run after another in this process, resumable run by run."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from hfkd.json_file import write_json
 from hfkd.loss import DistillationLoss
 from hfkd.models import NetworkArguments
 from hfkd.parsing import parse
-from hfkd.report.kept import deciding, distil_and_keep, finished
+from hfkd.report.kept import RETRIED, Run, deciding, distil_and_keep, kept_run, refuse_other
 from hfkd.report.published import Published
 from hfkd.report.rows import Row, Table
-from hfkd.report.summary import Run, markdown, summarise
+from hfkd.report.summary import markdown, summarise
 
 logger = logging.getLogger(__name__)
 
@@ -84,12 +84,24 @@ class Job:
                     "what its name says; leave the flag out, or write another table"
                 )
 
-    def finished(self) -> Run | None:
-        """This run as it was left by an earlier call, if it got to its end; ValueError if the folder holds another."""
+    def kept(self) -> Run | None:
+        """This run as it was left by an earlier call, if it is not to be run: finished, or failed with these settings.
+
+        ValueError if a run of the row, with whatever seed, has other settings: one row averages one protocol. Failed
+        ones may: they are tried again.
+        """
         _, networks, data, args = self.flags()
         settings = deciding(networks, data, args)
-        results = finished(self.folder, settings)
-        return None if results is None else Run(settings, results)
+        for folder, run in runs_of(self.folder.parent).items():
+            if run.status != "failed":
+                refuse_other(folder, run, settings, (*RETRIED, "seed"))
+        run = kept_run(self.folder)
+        if run is None or run.status == "running":
+            return None
+        if run.status == "failed":
+            return None if run.difference(settings, ()) else run
+        refuse_other(self.folder, run, settings)
+        return run
 
     def run(self) -> None:
         """From its last checkpoint, where it was stopped, or from the start."""
@@ -101,8 +113,9 @@ def run_table(table: Table, argv: Sequence[str], published: Published) -> str:
     """Run what is not finished of `table` as the flags `argv` say, and return the table in Markdown.
 
     `output_dir` gets a folder for each row with one for each seed, table.json, and table.md, both renewed after every
-    run. A flag wins over the table, except where it would make a row something else than its name says (ValueError).
-    Each run gives what the recipe alone gives with the same settings. Runs on every rank.
+    run; they have what earlier calls left, too. A run that diverges is recorded as failed, and the next one begins. A
+    flag wins over the table, except where it would make a row something else than its name says (ValueError). Each run
+    gives what the recipe alone gives with the same settings. Runs on every rank.
     """
     flags, _, _, args = parse(FLAGS, argv, [{"output_dir": f"runs/{table.name}"}])
     unknown = set(flags.rows or ()) - {row.name for row in table.rows}
@@ -115,23 +128,35 @@ def run_table(table: Table, argv: Sequence[str], published: Published) -> str:
     compared = frozenset().union(*(row.own for row in table.rows))
     for job in jobs[: len(rows)]:
         job.check(compared)
-    runs = {job: job.finished() for job in jobs}
-    text = _write(table, runs, folder, published) if args.should_save else ""
+    runs = {job: job.kept() for job in jobs}
+    for job in [job for job, run in runs.items() if run is not None and run.status == "failed"]:
+        logger.warning(
+            "%s, seed %d, failed in an earlier call with these settings and is left as it is; try it with others, such "
+            "as --on_nan skip, or delete %s",
+            *(job.row.name, job.seed, job.folder),
+        )
+    text = _write(table, folder, published) if args.should_save else ""
     for job in [job for job, run in runs.items() if run is None]:
         logger.info("%s, seed %d", job.row.name, job.seed)
-        job.run()
-        runs[job] = job.finished()
-        text = _write(table, runs, folder, published) if args.should_save else ""
+        try:
+            job.run()
+        except FloatingPointError as error:
+            logger.error("%s, seed %d, failed: %s. The table goes on.", job.row.name, job.seed, error)
+        text = _write(table, folder, published) if args.should_save else ""
     return text
 
 
-def _write(table: Table, runs: Mapping[Job, Run | None], folder: Path, published: Published) -> str:
-    """The table of what is finished by now, in the order of the rows."""
-    done: dict[Row, list[Run]] = {}
-    for job, run in runs.items():
-        if run is not None:
-            done.setdefault(job.row, []).append(run)
-    rows = [summarise(row, done[row], published, table.published) for row in table.rows if row in done]
+def runs_of(row: Path) -> dict[Path, Run]:
+    """The runs that the folder of a row holds, by seed."""
+    found = [path for path in row.glob("seed*") if path.name.removeprefix("seed").isdecimal()]
+    runs = {path: kept_run(path) for path in sorted(found, key=lambda path: int(path.name.removeprefix("seed")))}
+    return {path: run for path, run in runs.items() if run is not None}
+
+
+def _write(table: Table, folder: Path, published: Published) -> str:
+    """The table of what `folder` holds by now, of this call and of earlier ones, in the order of the rows."""
+    held = {row: [r for r in runs_of(folder / row.folder).values() if r.status != "running"] for row in table.rows}
+    rows = [summarise(row, runs, published, table.published) for row, runs in held.items() if runs]
     text = markdown(table, rows, published)
     write_json(folder / "table.json", {"title": table.title, "reference": table.reference, "rows": rows})
     write_atomically(folder / "table.md", text.encode())

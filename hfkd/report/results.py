@@ -47,10 +47,10 @@ class Sitting:
 class ResultsCallback(TrainerCallback):
     """Keep `results.json` in `args.output_dir` up to date: after each evaluation and checkpoint, and at the end.
 
-    The file: `config`, `environment`, `seed`, `status` ("running" or "finished"), `epochs` (see `epoch_rows`), `best`,
-    `last` and `saved` (the evaluation of the weights that are saved; see below), `best_by`, `losses` (first and last
-    logged), `images_per_second`, `wall_time_seconds`, `train_steps`, `train_epochs`, `sittings`, and, where there were
-    any, `other_evaluations`. A run that was killed keeps "running".
+    The file: `config`, `environment`, `seed`, `status` ("running", "finished" or "failed"), `epochs` (`epoch_rows`),
+    `best`, `last` and `saved` (the evaluation of the weights that are saved; see below), `best_by`, `losses` (first and
+    last logged), `images_per_second`, `wall_time_seconds`, `train_steps`, `train_epochs`, `sittings`, and, where there
+    were any, `other_evaluations`. A run that was killed keeps "running"; one that diverged says how in `failure`.
 
     `best` is chosen as Trainer chooses its best checkpoint, by `metric_for_best_model` and `greater_is_better`; where
     those are not set, by `metric`. `best`, `last` and `saved` have the epoch, the metric that chooses, and `metric`:
@@ -76,6 +76,7 @@ class ResultsCallback(TrainerCallback):
         self._started = 0.0
         self._first_epoch = 0.0
         self._finished = False
+        self._failure: str | None = None
         self._warned = False
 
     def on_train_begin(
@@ -88,7 +89,7 @@ class ResultsCallback(TrainerCallback):
         self._sitting = Sitting(state.global_step, state.global_step)
         self._started = time.monotonic()
         self._first_epoch = state.epoch or 0.0
-        self._finished = False
+        self._finished, self._failure = False, None
 
     def on_evaluate(
         self,
@@ -113,6 +114,11 @@ class ResultsCallback(TrainerCallback):
         self._measure(args, state, kwargs.get("train_dataloader"))
         self._finished = True
         self._write(args, state, **kwargs)
+
+    def fail(self, args: TrainingArguments, state: TrainerState, failure: str) -> None:
+        """Record that the run diverged, and how."""
+        self._failure = failure
+        self._write(args, state)
 
     def _write(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
         if self._sitting is None:  # not process zero, or `evaluate` without `train`: no reason to touch a run's record
@@ -147,7 +153,8 @@ class ResultsCallback(TrainerCallback):
             "config": {k: _batch_sizes(args, state).get(k, v) for k, v in self.config.items()},
             "environment": self._environment,
             "seed": args.seed,
-            "status": "finished" if self._finished else "running",
+            "status": "failed" if self._failure else "finished" if self._finished else "running",
+            **({"failure": self._failure} if self._failure else {}),
             "epochs": rows,
             "best": _score(best_row(rows, choice), names),
             "last": _score(last_row(rows, choice.metric), names),

@@ -12,13 +12,20 @@ logger = logging.getLogger(__name__)
 
 
 def train_to_the_end(trainer: DistillationTrainer, results: ResultsCallback) -> Path:
-    """Train from the last complete checkpoint, or from the start; the folder of the run. The student is saved later."""
+    """Train from the last complete checkpoint, or from the start; the folder of the run. The student is saved later.
+
+    A run that diverges is recorded as failed, and raises FloatingPointError.
+    """
     args = trainer.args
     trainer.add_callback(results)
     checkpoint: Any = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
     if checkpoint:
         logger.info("Resuming from %s", checkpoint)
-    trainer.train(resume_from_checkpoint=True if str(checkpoint).lower() == "true" else checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=True if str(checkpoint).lower() == "true" else checkpoint)
+    except FloatingPointError as error:
+        results.fail(args, trainer.state, str(error))
+        raise
     return Path(args.output_dir or ".")
 
 

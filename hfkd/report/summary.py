@@ -2,23 +2,16 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hfkd.report.comparison import markdown_table, mean_and_sd
+from hfkd.report.kept import RETRIED, Run
+from hfkd.report.notes import notes
 from hfkd.report.published import Published
 from hfkd.report.rows import Row, Table
 
 NOT_AT_HAND = "not at hand"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of a row: what it was told, and what its results.json says."""
-
-    settings: Mapping[str, Any]
-    results: Mapping[str, Any]
 
 
 def data_label(settings: Mapping[str, Any]) -> str:
@@ -28,8 +21,13 @@ def data_label(settings: Mapping[str, Any]) -> str:
 
 
 def summarise(row: Row, runs: Sequence[Run], published: Published, sources: Sequence[str] | None) -> dict[str, Any]:
-    """One row for JSON: accuracies in percent with their sample standard deviation, the protocol, the cost."""
-    settings, results = runs[0].settings, [run.results for run in runs]
+    """One row for JSON: accuracies in percent with their sample standard deviation, the protocol, the cost.
+
+    Failed runs are in no average; `failed` says where each of them stopped.
+    """
+    done = [run for run in runs if run.status == "finished"]
+    shown, results = (done or runs)[0], [run.results for run in done]
+    settings = shown.settings
     ends = {which: [r["losses"][which] or {"step": None, "loss": None} for r in results] for which in ("first", "last")}
     pair = (" + ".join(settings["teacher_name"]), settings["student_name"])
     paper = published.find(data_label(settings), *pair, row.method, sources)
@@ -44,14 +42,21 @@ def summarise(row: Row, runs: Sequence[Run], published: Published, sources: Sequ
         "best_by": sorted({_chosen_by(r) for r in results}),
         "first_loss": _over_seeds([end["loss"] for end in ends["first"]]),
         "last_loss": _over_seeds([end["loss"] for end in ends["last"]]),
-        "loss_steps": [ends[which][0]["step"] for which in ("first", "last")],
+        "loss_steps": [ends[which][0]["step"] if results else None for which in ("first", "last")],
         "seeds": [r["seed"] for r in results],
+        "failed": [_failure(run) for run in runs if run.status == "failed"],
+        "on_nan": {r.results["seed"]: r.settings["on_nan"] for r in done if r.settings.get("on_nan", "stop") != "stop"},
         "images_per_second": _over_seeds([r["images_per_second"] for r in results]),
         "hardware": sorted(
             {f"{d} ({r['environment']['cpu_count']} cores)" for r in results for d in r["environment"]["devices"]}
         ),
-        **_protocol(settings, results[0]),
+        "settings": {name: value for name, value in settings.items() if name not in ("seed", *RETRIED)},
+        **_protocol(settings, shown.results),
     }
+
+
+def _failure(run: Run) -> dict[str, Any]:
+    return {name: run.results[name] for name in ("seed", "train_steps", "failure")}
 
 
 def _percent(score: Mapping[str, Any] | None) -> float | None:
@@ -82,7 +87,7 @@ def _protocol(settings: Mapping[str, Any], results: Mapping[str, Any]) -> dict[s
     augmentation += [f"{settings['he_da_mix']} of {settings['he_da_side']} energy"] if added else []
     return {
         "data": data_label(settings) + (f", first {limit:,} images" if limit else ""),
-        "epochs": results["epochs"][-1]["epoch"] if results["epochs"] else None,
+        "epochs": results.get("train_epochs", results["epochs"][-1]["epoch"] if results["epochs"] else None),
         "steps": results["train_steps"],
         "views": views,
         "augmentation": ", ".join(augmentation) or "none",
@@ -93,7 +98,8 @@ def _protocol(settings: Mapping[str, Any], results: Mapping[str, Any]) -> dict[s
 def markdown(table: Table, rows: Sequence[Mapping[str, Any]], published: Published) -> str:
     """The table as a person reads it. Protocol columns are always there: rows that differ in them do not compare."""
     reference = {_pair(r): r["images_per_second"]["mean"] for r in rows if r["method"] == table.reference}
-    columns = [_line(table, row, reference.get(_pair(row))) for row in rows]
+    steps = next((row["loss_steps"] for row in rows if row["seeds"]), [None, None])
+    columns = [_line(table, row, reference.get(_pair(row)), steps) for row in rows]
     if not columns:
         return f"# {table.title}\n\nNo run is finished yet.\n"
     text = [f"# {table.title}", "", markdown_table(list(columns[0]), [list(c.values()) for c in columns])]
@@ -104,25 +110,28 @@ def markdown(table: Table, rows: Sequence[Mapping[str, Any]], published: Publish
         chosen = sorted({metric for row in rows for metric in row["best_by"]})
         if chosen != ["accuracy"]:
             text[-1] += f" Here the best epoch was chosen by {', '.join(chosen)} (metric_for_best_model)."
+    said = notes(rows, frozenset().union(*(row.own for row in table.rows)))
+    text += ["", *(f"- {note}" for note in said)] if said else []
     return "\n".join(text) + "\n"
 
 
-def _line(table: Table, row: Mapping[str, Any], reference: float | None) -> dict[str, str]:
-    first, last = (f"loss, step {step}" for step in row["loss_steps"])
+def _line(table: Table, row: Mapping[str, Any], reference: float | None, steps: Sequence[int]) -> dict[str, str]:
+    """`steps`: those of the losses that the table's header names."""
+    first, last = (f"loss, step {step}" for step in steps)
     measured = {
         "accuracy": {
             "paper %": _paper(row["paper"]),
             "ours, best epoch %": _mean(row["best"], 2),
             "ours, last epoch %": _mean(row["last"], 2),
         },
-        "loss": {first: _mean(row["first_loss"], 3), last: _mean(row["last_loss"], 3)},
+        "loss": {first: _loss(row, 0, steps), last: _loss(row, 1, steps)},
     }[table.measure]
     speed = row["images_per_second"]["mean"]
     return {
         "method": row["method"],
         "teacher → student": _pair(row),
         **measured,
-        "seeds": str(len(row["seeds"])),
+        "seeds": str(len(row["seeds"])) + (f" + {len(row['failed'])} failed" if row["failed"] else ""),
         "epochs": "-" if row["epochs"] is None else f"{row['epochs']:.4g}",
         "steps": f"{row['steps']:,}",
         "data": row["data"],
@@ -132,6 +141,11 @@ def _line(table: Table, row: Mapping[str, Any], reference: float | None) -> dict
         f"images/s, {table.reference} = 1": f"{speed / reference:.2f}" if speed and reference else "-",
         "hardware": "; ".join(row["hardware"]),
     }
+
+
+def _loss(row: Mapping[str, Any], end: int, steps: Sequence[int]) -> str:
+    value, step = _mean(row[("first_loss", "last_loss")[end]], 3), row["loss_steps"][end]
+    return value if step in (None, steps[end]) else f"{value} (step {step})"
 
 
 def _pair(row: Mapping[str, Any]) -> str:

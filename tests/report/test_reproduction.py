@@ -153,6 +153,113 @@ def test_a_student_that_was_not_saved_is_not_finished(work, done, monkeypatch):
     assert ran == [("KD", 7)]
 
 
+# ---- runs that fail, and calls with less --------------------------------------------------------------------------
+
+DIVERGES = """
+title: One way that diverges
+settings: {optim: sgd, learning_rate: 0.02}
+rows:
+  - {name: KD, settings: {temperature: 4.0}}
+  - {name: too fast, settings: {learning_rate: 1.0e+20}}
+  - {name: EA-KD, settings: {temperature: 4.0, weighting: entropy}}
+"""
+
+
+def of_kind(text, kind):
+    return [line for line in text.splitlines() if line.startswith("- ") and kind in line]
+
+
+@pytest.fixture(scope="module")
+def diverging(work):
+    (work / "diverges.yaml").write_text(DIVERGES)
+    return read_table(work / "diverges.yaml")
+
+
+@pytest.fixture(scope="module")
+def failed(work, diverging):
+    return run(work, "failed", diverging, seeds=1, seed=7, save_strategy="steps", save_steps=1)
+
+
+def again(work, diverging, **more):
+    return run(work, "failed", diverging, **({"seeds": 1, "seed": 7, "save_strategy": "steps", "save_steps": 1} | more))
+
+
+def test_a_run_that_diverges_is_recorded_and_the_table_goes_on(work, failed):
+    found = results(work, "failed", "too_fast", 7)
+    assert found["status"] == "failed"
+    assert "NaN or infinite" in found["failure"]
+    assert cells(failed, "EA-KD")["seeds"] == cells(failed, "KD")["seeds"] == "1"
+    line = cells(failed, "too fast")
+    assert line["seeds"] == "0 + 1 failed"
+    assert line["ours, best epoch %"] == line["ours, last epoch %"] == "-"
+    assert of_kind(failed, "too fast, seed 7: failed, step ")[0].endswith(found["failure"])
+    row = next(r for r in json.loads((work / "failed" / "table.json").read_text())["rows"] if r["name"] == "too fast")
+    assert row["failed"] == [{"seed": 7, "train_steps": found["train_steps"], "failure": found["failure"]}]
+    assert row["seeds"] == []
+
+
+def test_what_failed_is_not_tried_again_with_the_same_settings(work, diverging, failed, monkeypatch, caplog):
+    monkeypatch.setattr(kept, "distil_images", lambda *a, **k: pytest.fail("ran again"))
+    assert again(work, diverging) == failed
+    assert "too fast, seed 7, failed in an earlier call" in caplog.text
+
+
+def test_what_failed_goes_on_where_nan_is_let_pass(work, diverging, failed):
+    text = again(work, diverging, on_nan="ignore")
+    found = results(work, "failed", "too_fast", 7)
+    assert (found["status"], found["train_steps"]) == ("finished", 6)
+    assert len(found["sittings"]) == 2
+    assert cells(text, "too fast")["seeds"] == "1"
+    assert of_kind(text, "too fast, seed 7: on_nan=ignore")
+    assert not of_kind(text, "failed")
+    assert len(results(work, "failed", "kd", 7)["sittings"]) == 1  # what was finished stays finished
+
+
+def test_what_failed_is_tried_anew_with_another_rate(work):
+    (work / "fast.yaml").write_text("title: Fast\nsettings: {optim: sgd}\nrows: [{name: KD}, {name: EA-KD}]\n")
+    table = read_table(work / "fast.yaml")
+    run(work, "fast", table, seeds=1, seed=7, rows="KD", learning_rate=1e20)
+    text = run(work, "fast", table, seeds=1, seed=7, learning_rate=0.01)
+    found = results(work, "fast", "kd", 7)
+    assert (found["status"], len(found["sittings"]), found["config"]["learning_rate"]) == ("finished", 1, 0.01)
+    assert results(work, "fast", "kd", "7.failed-1")["status"] == "failed"
+    assert cells(text, "KD")["seeds"] == cells(text, "EA-KD")["seeds"] == "1"
+    assert not of_kind(text, "not one protocol")
+
+
+@pytest.mark.parametrize("fewer", [{"rows": "KD"}, {"seeds": 1}, {"seed": 8, "seeds": 1, "rows": "EA-KD"}])
+def test_a_call_with_less_keeps_what_is_there(work, done, monkeypatch, fewer):
+    monkeypatch.setattr(kept, "distil_images", lambda *a, **k: pytest.fail("ran again"))
+    assert run(work, "done", **({"seeds": 2, "seed": 7} | fewer)) == done
+
+
+def test_one_row_never_averages_two_protocols(work, done, monkeypatch):
+    monkeypatch.setattr(kept, "distil_images", lambda *a, **k: pytest.fail("ran"))
+    with pytest.raises(ValueError, match="kd/seed7 holds another run: its num_train_epochs is 2.0, this one's is 3.0"):
+        run(work, "done", seeds=1, seed=9, num_train_epochs=3)
+
+
+def test_rows_of_two_protocols_are_said_to_be(work, tmp_path):
+    table = read_table(work / "two_ways.yaml")
+    run(work, "unequal", table, seeds=1, seed=7, rows="KD", max_steps=2)
+    text = run(work, "unequal", table, seeds=1, seed=7, rows="EA-KD", max_steps=3)
+    assert of_kind(text, "max_steps") == ["- not one protocol: max_steps is 2 (KD); 3 (EA-KD)"]
+    assert (cells(text, "KD")["steps"], cells(text, "EA-KD")["steps"]) == ("2", "3")
+
+
+def test_losses_of_other_steps_than_the_header_say_so(work):
+    (work / "losses.yaml").write_text("measure: loss\ntitle: L\nsettings: {optim: sgd}\nrows: [{name: A}, {name: B}]\n")
+    table = read_table(work / "losses.yaml")
+    run(work, "losses", table, seeds=1, seed=7, rows="A", max_steps=2)
+    text = run(work, "losses", table, seeds=1, seed=7, rows="B", max_steps=3)
+    assert "loss, step 2" in text
+    assert cells(text, "B")["loss, step 2"].endswith(" (step 3)")
+    assert "step" not in cells(text, "A")["loss, step 2"]
+
+
+# ---- what is refused ----------------------------------------------------------------------------------------------
+
+
 def test_published_numbers_stand_beside_ours(work, tmp_path):
     (tmp_path / "one.yaml").write_text("title: One\nrows: [{name: KD}, {name: EA-KD, settings: {weighting: entropy}}]")
     text = run(

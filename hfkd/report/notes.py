@@ -1,0 +1,29 @@
+"""What a table of runs has to say below its lines: what failed, and what does not go together."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def notes(rows: Sequence[Mapping[str, Any]], compared: frozenset[str]) -> list[str]:
+    """Failed runs, runs that met NaN by leave, and settings in which rows differ though the table does not set them.
+
+    `compared` are the settings that the rows of the table set.
+    """
+    failed = [f"{row['name']}, seed {run['seed']}: failed, {run['failure']}" for row in rows for run in row["failed"]]
+    lenient = [f"{row['name']}, seed {seed}: on_nan={on_nan}" for row in rows for seed, on_nan in row["on_nan"].items()]
+    return [*failed, *lenient, *_unequal(rows, compared)]
+
+
+def _unequal(rows: Sequence[Mapping[str, Any]], compared: frozenset[str]) -> list[str]:
+    given = compared | ({"teacher_checkpoint"} if "teacher_name" in compared else set())
+    names = sorted({name for row in rows for name in row["settings"]} - given)
+    found = []
+    for name in names:
+        by_value: dict[str, list[str]] = {}
+        for row in rows:
+            by_value.setdefault(json.dumps(row["settings"].get(name)), []).append(row["name"])
+        if len(by_value) > 1:
+            told = "; ".join(f"{value} ({', '.join(those)})" for value, those in by_value.items())
+            found.append(f"not one protocol: {name} is {told}")
+    return found
