@@ -1,21 +1,30 @@
 """What can be known to be wrong before the first step is said before anything is written."""
 
-from collections.abc import Callable, Mapping, Sized
+import logging
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from hfkd.data.collate import views_as_rows
+from hfkd.data.collate import ImageCollator, views_as_rows
 from hfkd.data.epochs import image_transform
-from hfkd.models.calling import Call
+from hfkd.data.text_collate import TokenCollator
+from hfkd.items import IMAGES, TOKENS, ItemRule
+from hfkd.labels import check_labels, check_shares, class_ids
+from hfkd.models.calling import OWN_KEYS, Call
+from hfkd.models.peers import networks_of
+from hfkd.own_loss import compare_own_loss, few_tokens
 from hfkd.teachers import LiveTeacher
+from hfkd.vocabulary import vocabulary_size
 
+logger = logging.getLogger(__name__)
 Collate = Callable[[list[Any]], dict[str, Tensor]]
-PROBED_ROWS, PROBED_TOKENS = 2, 8  # enough to see shapes and NaN, little enough for a large model on a CPU
+PROBED_ROWS = 2  # enough to see shapes and NaN, little enough for a large model on a CPU
 
 
 def check_datasets(datasets: Mapping[str, Any], collate: Collate) -> None:
@@ -37,40 +46,111 @@ def check_datasets(datasets: Mapping[str, Any], collate: Collate) -> None:
                 )
 
 
+def probed_dataset(datasets: Mapping[str, Any]) -> Any:
+    """The rows to look at before training: the training set's, or those that are to be scored."""
+    for rows in (datasets["train_dataset"], datasets["eval_dataset"]):
+        if rows is not None:
+            return next(iter(rows.values())) if isinstance(rows, dict) else rows
+    return None
+
+
+def say_left_out(dataset: Any, collate: Collate, call: Call, labels: Sequence[str]) -> None:
+    """Log once which columns of the training rows do not reach the student.
+
+    A warning for those that a user's own collator keeps, or that ours does not know how to batch though the student
+    would take them; other columns of a dataset are nothing that anybody expects to be an input.
+    """
+    if not _map_style(dataset) or not isinstance(dataset[0], Mapping):
+        return
+    row = dataset[0]
+    batch = collate([row])
+    if kept := call.left_out(batch, labels):
+        logger.warning("The batch's %s do not reach the student, whose forward does not take them.", kept)
+    if isinstance(collate, (ImageCollator, TokenCollator)):
+        dropped = [name for name in row if name not in batch and name not in (*labels, *OWN_KEYS)]
+        if wanted := sorted(name for name in dropped if call.takes(name)):
+            logger.warning(
+                "The rows' %s are left out of the batch, and the student would take them: pass a data_collator that "
+                "keeps them.",
+                wanted,
+            )
+        elif dropped:
+            logger.info("The rows' %s are left out of the batch: the student's forward does not name them.", dropped)
+
+
 @torch.no_grad()
 def check_networks(
-    student: nn.Module, call: Call, teacher: LiveTeacher | None, dataset: Any, collate: Collate
+    student: nn.Module,
+    call: Call,
+    teacher: LiveTeacher | None,
+    dataset: Any,
+    collate: Collate,
+    rule: ItemRule = IMAGES,
 ) -> int | None:
-    """Run both networks on the first rows: same classes, finite teacher, labels within range. ValueError otherwise.
+    """Run both networks on the first rows: same classes, finite teacher, labels that fit. ValueError otherwise.
 
     Returns the number of classes; None where the rows cannot be looked at without spending them.
     """
     if not _map_style(dataset):
+        for network in (student, *(teacher.networks if teacher else ())) if rule is TOKENS else ():
+            compare_own_loss(network, None, rule)
         return None
     batch = views_as_rows(collate([dataset[i] for i in range(min(PROBED_ROWS, len(dataset)))]))
     if call.takes_tokens:
         for network in (student, *(teacher.networks if teacher else ())):
             _check_positions(network, dataset)
-        batch = {k: v[:, :PROBED_TOKENS] if isinstance(v, Tensor) and v.ndim > 1 else v for k, v in batch.items()}
+    if rule is TOKENS:
+        batch = few_tokens(batch)
     modes = [(module, module.training) for module in student.modules()]
     try:
-        classes = call(student.eval(), _on(student, batch)).shape[-1]
+        logits = call(student.eval(), _on(student, batch))
     finally:
         for module, mode in modes:  # each its own: a student may keep frozen batch norms in eval
             module.training = mode
-    if not call.takes_tokens:
-        _check_labels(dataset, batch["labels"], classes)
-    if teacher is None:
-        return classes
+    classes = logits.shape[-1]
+    _check_logits(logits, rule)
+    _check_labels(dataset, batch, classes, rule)
+    for network in networks_of(student):
+        compare_own_loss(network, _on(network, batch), rule)
+    if teacher is not None:
+        _check_teacher(student, teacher, batch, classes, rule)
+    return classes
+
+
+def _check_teacher(
+    student: nn.Module, teacher: LiveTeacher, batch: dict[str, Any], classes: int, rule: ItemRule
+) -> None:
     taught = teacher(**_on(teacher, batch))
-    if taught.shape[-1] != classes and not call.takes_tokens:  # vocabularies are compared by hfkd.vocabulary
+    named = rule is TOKENS and None not in map(vocabulary_size, (student, *teacher.networks))
+    if taught.shape[-1] != classes and not named:  # named vocabularies are compared by hfkd.vocabulary
         raise ValueError(
             f"the teacher gives {taught.shape[-1]} classes and the student {classes}: logit distillation compares "
             "them one by one; build the student with the teacher's number of labels"
         )
     if not torch.isfinite(taught).all():
         raise ValueError("the teacher's logits are NaN or infinite on the first training rows: check its checkpoint")
-    return classes
+    for network in teacher.networks if rule is TOKENS else ():  # an image has one place to be predicted at
+        compare_own_loss(network, _on(network, batch), rule)
+
+
+def _check_logits(logits: Tensor, rule: ItemRule) -> None:
+    shape = tuple(logits.shape)
+    if rule is TOKENS:
+        if logits.ndim != 3:
+            raise ValueError(
+                f"the student's logits have shape {shape}, and those of tokens [batch, length, vocabulary]: train a "
+                "causal language model, or set items='image' where each row has one label"
+            )
+    elif logits.ndim != 2:
+        raise ValueError(
+            f"the student's logits have shape {shape}, and those of images [batch, classes]: train a classifier with "
+            "one label an image, or set items='token' for a model that generates text"
+        )
+    elif logits.shape[-1] == 1:
+        raise ValueError(
+            "the student has one logit, whose softmax is 1 whatever it says, so nothing would be learned: give it "
+            "num_labels=2 for two classes"
+        )
 
 
 def _check_positions(network: nn.Module, dataset: Any) -> None:
@@ -89,17 +169,19 @@ def _check_positions(network: nn.Module, dataset: Any) -> None:
         )
 
 
-def _check_labels(dataset: Any, probed: Tensor, classes: int) -> None:
-    if probed.is_floating_point():  # mixed labels: a distribution over the classes
-        if probed.shape[-1] != classes:
-            raise ValueError(
-                f"mixed labels over {probed.shape[-1]} classes, but the student has {classes}: give both as many"
-            )
+def _check_labels(dataset: Any, batch: Mapping[str, Any], classes: int, rule: ItemRule) -> None:
+    probed = batch.get("labels")
+    if not isinstance(probed, Tensor):
+        raise ValueError(f"the batch has no tensor of labels: it has {sorted(batch)}; let the collator make one")
+    check_labels(probed, classes, rule)
+    if probed.is_floating_point():
+        check_shares(probed)
+    if probed.is_floating_point() or rule is TOKENS:
         return
     # All labels where the column is what a batch gets: a transform that is not ours may map them.
     stored = isinstance(dataset, Dataset) and "labels" in dataset.column_names
     whole = stored and (dataset.format["type"] != "custom" or image_transform(dataset) is not None)
-    labels = torch.as_tensor(dataset.with_format("numpy")["labels"][:]) if whole else probed
+    labels = torch.as_tensor(dataset.with_format("numpy")["labels"][:]) if whole else class_ids(probed)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         raise ValueError(
@@ -114,6 +196,6 @@ def _map_style(dataset: Any) -> bool:
     )
 
 
-def _on(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def _on(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
     parameter = next(model.parameters(), None)
-    return batch if parameter is None else {k: v.to(parameter.device) for k, v in batch.items()}
+    return batch if parameter is None else send_to_device(batch, parameter.device)

@@ -78,7 +78,8 @@ class ChunkedLoss:
                 keep(chosen, self._choose(items, group, heads), group, len(items))
             chunks += [(rows, not first) for rows in slices(group, self.chunk_size)]
         loss, values = _Pass(self.loss, items, *heads, chosen, num_items).run(chunks)
-        return loss, self.loss.logged(values | chosen)
+        loss = self.loss.with_rest(loss, items, num_items)
+        return loss, self.loss.logged(values | chosen) | self.loss.rest_logged(items)
 
     def _choose(self, items: HiddenItems, rows: slice, heads: tuple[Head, Head]) -> dict[str, Tensor]:
         """The temperatures and weights of more items than a chunk has."""

@@ -116,10 +116,10 @@ def head_of(module: nn.Module, num_classes: int | None = None, rescaling: Rescal
     return Head(module, num_classes, rescaling)
 
 
-def output_head(network: nn.Module) -> nn.Module:
-    """The module from hidden states to logits, whatever wraps the network."""
+def output_head(network: nn.Module) -> Any:
+    """The module from hidden states to logits, whatever wraps the network; None where it does not name one."""
     bare: Any = extract_model_from_parallel(network, keep_torch_compile=False)
-    return bare.get_output_embeddings()
+    return bare.get_output_embeddings() if hasattr(bare, "get_output_embeddings") else None
 
 
 def gradients(output: Tensor, inputs: Sequence[Tensor], gradient: Tensor | None = None) -> list[Tensor]:

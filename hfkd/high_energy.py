@@ -136,5 +136,8 @@ def refuse_he_da(args: HighEnergyArguments, step: Any, dataset: Any) -> None:
         return
     if isinstance(image_transform(dataset), HighEnergyTransform):
         raise ValueError("he_da='released' mixes within a batch, and this dataset has mixed images added: choose one")
-    if dataset[0]["pixel_values"].ndim != 3:
+    row = dataset[0]
+    if also := sorted(name for name in row if name != "pixel_values" and step.call.takes(name)):
+        raise ValueError(f"he_da='released' mixes images, and the student takes {also} too: leave he_da out")
+    if row["pixel_values"].ndim != 3:
         raise ValueError("he_da='released' mixes a batch with one view of each image: use he_da='paper' with several")

@@ -48,6 +48,7 @@ class Items:
     views: how often each image is there. A view is an item and a sample of its own: with V views of B images, N = V B,
     and items v B to (v + 1) B are view v. Their losses add up: the loss is divided by the number of images.
     own_sample: every item is a sample of its own, as images are, so that a mean over a sample's items is no work.
+    rest: what the student adds to the cross-entropy in its own loss, one number for the batch: a router loss.
     """
 
     student: Outputs
@@ -59,6 +60,7 @@ class Items:
     teachers: tuple[Outputs, ...] = ()
     views: int = 1
     own_sample: bool = False
+    rest: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.own_sample and self.num_samples != len(self):
@@ -172,7 +174,7 @@ def count_token_items(labels: Tensor) -> Tensor:
 class HiddenItems:
     """N tokens before the output heads: what a chunked loss starts from. student [N, H_s], teacher [N, H_t].
 
-    lengths: how many items each sample has, one sample after the other, where the host knows.
+    lengths: how many items each sample has, one sample after the other, where the host knows. rest: see `Items`.
     """
 
     student: Tensor
@@ -182,6 +184,7 @@ class HiddenItems:
     num_samples: int
     progress: float | None = 0.0
     lengths: tuple[int, ...] | None = None
+    rest: Tensor | None = None
 
     def __len__(self) -> int:
         return self.sample.shape[0]

@@ -1,8 +1,10 @@
 """The one equation, and the one place that reduces.
 
-loss = ce_weight * CE  +  kd_weight * sum_n  w[n] * objective(items, T)[n]  /  num_items
+loss = ce_weight * (CE + N / num_items * rest)  +  kd_weight * sum_n  w[n] * objective(items, T)[n]  /  num_items
 
-Terms of an objective that compare items with each other (`Objective.relations`) join the sum without a weight.
+N are the items at hand, num_items those of the optimizer step, and `rest` is what the student adds to its own loss (the
+router loss of a mixture of experts): the parts of a batch add up to what the whole would give. Terms of an objective
+that compare items with each other (`Objective.relations`) join the sum without a weight.
 """
 
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hfkd.items import Items
+from hfkd.items import HiddenItems, Items
 from hfkd.objectives import OBJECTIVES, Objective
 from hfkd.signals import upcast
 from hfkd.slots import resolve
@@ -29,7 +31,8 @@ class DistillationLoss(nn.Module):
 
     forward(items, num_items): `num_items` is the number of items of the whole optimizer step, over all ranks and
     accumulated batches; without it the items at hand. Returns the loss and its parts (means over the items at hand,
-    without gradient): `ce`, `kd`, `temperature`, `weight`, and for `Energy` the shares of its two groups.
+    without gradient): `ce`, `kd`, `temperature`, `weight`, for `Energy` the shares of its two groups, and `router_loss`
+    where the student has one.
     """
 
     def __init__(
@@ -60,7 +63,8 @@ class DistillationLoss(nn.Module):
     def forward(self, items: Items, num_items: Tensor | int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         chosen = self.choose(items)
         values = self.per_item(items, **chosen)
-        return self.reduce(values, len(items), num_items), self.logged(values | chosen)
+        loss = self.reduce(values, len(items), num_items)
+        return self.with_rest(loss, items, num_items), self.logged(values | chosen) | self.rest_logged(items)
 
     # The three steps of forward: a chunked loss takes the first for all items, the second chunk by chunk.
 
@@ -94,6 +98,18 @@ class DistillationLoss(nn.Module):
         first, *others = [w * values[name].sum() / count for name, w in weights.items() if w and name in values]
         return sum(others, first)
 
+    def with_rest(self, loss: Tensor, items: Items | HiddenItems, num_items: Tensor | int | None = None) -> Tensor:
+        """`loss` and the student's own addition, by the share that these items are of `num_items`."""
+        if items.rest is None or not self.ce_weight:
+            return loss
+        if num_items is None:
+            return loss + self.ce_weight * items.rest
+        return loss + self.ce_weight * len(items) / (num_items + (num_items == 0)) * items.rest
+
+    def rest_logged(self, items: Items | HiddenItems) -> dict[str, Tensor]:
+        """The student's own addition as a part of the loss, where it is one."""
+        return {} if items.rest is None or not self.ce_weight else {"router_loss": items.rest.detach().float()}
+
     @torch.no_grad()
     def logged(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
         """The mean of each part over the items at hand, and the temperature's groups."""
@@ -114,7 +130,8 @@ class DistillationLoss(nn.Module):
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each item [N]; labels [N] class ids or [N, C] mixed."""
-    return F.cross_entropy(upcast(logits), labels, reduction="none")
+    z = upcast(logits)
+    return F.cross_entropy(z, labels.to(z.dtype) if labels.is_floating_point() else labels, reduction="none")
 
 
 def _one_per_item(items: Items, slot: str, values: Tensor) -> Tensor:

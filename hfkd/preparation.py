@@ -1,7 +1,7 @@
 """What DistillationTrainer makes of its arguments before it is a Trainer."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from accelerate import Accelerator
@@ -28,7 +28,7 @@ class EpochViews(TrainerCallback):
     """Tells the training images' transform, if it is ours, which epoch's views to make."""
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        dataset = keywords["train_dataloader"].dataset
+        dataset = getattr(keywords["train_dataloader"], "dataset", None)  # a user's own may be any iterable
         transform = image_transform(dataset)
         if transform is not None and not isinstance(dataset, ImageStream):  # Trainer tells a stream its pass itself
             transform.set_epoch(math.floor(round(state.epoch or 0.0, 6)))
@@ -107,11 +107,11 @@ def uses_fsdp(args: TrainingArguments) -> bool:
     return bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
-def default_collator(processing_class: Any) -> ImageCollator | TokenCollator:
-    """Tokens when the processing class is a tokenizer, else images."""
+def default_collator(processing_class: Any, columns: Iterable[str] = ()) -> ImageCollator | TokenCollator:
+    """Tokens when the processing class is a tokenizer, else images and the further `columns` that are wanted."""
     if isinstance(processing_class, PreTrainedTokenizerBase):
         return TokenCollator(processing_class)
-    return ImageCollator(processing_class if isinstance(processing_class, BaseImageProcessor) else None)
+    return ImageCollator(processing_class if isinstance(processing_class, BaseImageProcessor) else None, columns)
 
 
 def with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:

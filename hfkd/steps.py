@@ -5,7 +5,7 @@ B rows, L length, V vocabulary, H hidden size.
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from hfkd.head_proof import rescaling_of
 from hfkd.heads import output_head
 from hfkd.items import ItemRule, Items, token_hidden
 from hfkd.loss import DistillationLoss
-from hfkd.models.calling import Call
+from hfkd.models.calling import Call, logits_of
 from hfkd.models.peers import taught_by_the_others
 from hfkd.teachers import LiveTeacher
 
@@ -49,9 +49,11 @@ class DenseStep:
         self, student: nn.Module, teacher: LiveTeacher | None, inputs: Mapping[str, Any], progress: float | None
     ) -> Items:
         """What both networks say about a batch."""
-        logits = self.call(student, inputs)[..., : self.num_classes]
+        output = self.call.output(student, inputs)
+        logits = logits_of(output)[..., : self.num_classes]
         taught = self.taught(logits, teacher, inputs)
-        return self.rule.of(inputs, logits, taught, progress=progress)
+        items = self.rule.of(inputs, logits, taught, progress=progress)
+        return replace(items, rest=self.call.added_loss(output))
 
     def watched(self, items: Items, asked: bool) -> Items:
         """`items`, looked at by the watch; `asked`: whether their teacher is one."""
@@ -106,13 +108,15 @@ class ChunkedStep:
         num_items: Tensor | int | None,
         progress: float | None,
     ) -> Step:
-        hidden, head = self.call.hidden(student, inputs), output_head(student)
+        output, head = self.call.hidden_output(student, inputs), output_head(student)
+        hidden = output.hidden_states[-1]
         taught, teacher_head = hidden.detach(), head
         asked = teacher if self.loss.kd_weight else None
         if asked is not None:
             taught, teacher_head = asked(last_hidden=True, **inputs), output_head(asked.model)
         known = inputs.get("host_targets")
         items = token_hidden(hidden, taught, inputs["labels"], progress=progress, host_targets=known)
+        items = replace(items, rest=self.call.added_loss(output))
         if self.watch is not None:
             self.watch.outputs(items.student, items.teacher if asked else None, items.sample)
         with self.autocast():

@@ -4,7 +4,7 @@ B rows, L length, N target tokens, V vocabulary, H hidden size.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from hfkd.faults import FaultWatch
 from hfkd.heads import output_head
 from hfkd.items import Items, Outputs
 from hfkd.loss import DistillationLoss
-from hfkd.models.calling import Call
+from hfkd.models.calling import Call, logits_of
 from hfkd.steps import Step
 from hfkd.targets import Targets
 from hfkd.teachers import LiveTeacher
@@ -45,29 +45,36 @@ class TargetStep:
         progress: float | None,
     ) -> Step:
         targets, live = Targets(inputs["labels"], inputs.get("host_targets")), None
-        logits = self._logits(student, partial(self.call, student, inputs), targets)
+        output, logits = self._output(student, partial(self.call.output, student, inputs), targets)
         if self.loss.kd_weight and isinstance(teacher, CachedTextTeacher):
             items: Items = coarse_items(logits, teacher.outputs(inputs), targets, progress)
         else:
             taught = logits.detach()
             if self.loss.kd_weight and teacher is not None:
                 network: Any = teacher.model
-                taught = live = self._logits(network, partial(teacher, **inputs), targets)
+                taught = live = self._output(network, partial(teacher, **inputs), targets)[1]
             outputs = Outputs(logits), Outputs(taught)
             items = Items(*outputs, targets.labels, targets.sample, targets.shape[0], progress)
         if self.watch is not None:
             self.watch.outputs(logits, live, targets.sample)
+        items = replace(items, rest=self.call.added_loss(output))
         return *self.loss(items, num_items), len(items)
 
-    def _logits(self, network: nn.Module, forward: Callable[[], Tensor], targets: Targets) -> Tensor:
-        logits = target_logits(network, forward, targets) if self.heads_on_targets else targets.pick(forward())
-        return logits[:, : self.num_classes]
+    def _output(self, network: nn.Module, forward: Callable[[], Any], targets: Targets) -> tuple[Any, Tensor]:
+        """What `forward` returns, and its logits [N, V] at the targets."""
+        head = output_head(network) if self.heads_on_targets else None
+        if head is None:
+            output = forward()
+            logits = targets.pick(logits_of(output))
+        else:
+            output, logits = target_logits(head, forward, targets)
+        return output, logits[:, : self.num_classes]
 
 
-def target_logits(network: nn.Module, forward: Callable[[], Tensor], targets: Targets) -> Tensor:
-    """The logits [N, V] that `forward` gives at the targets, by handing the network's head [1, N, H] for [B, L, H].
+def target_logits(head: nn.Module, forward: Callable[[], Any], targets: Targets) -> tuple[Any, Tensor]:
+    """What `forward` returns and its logits [N, V] at the targets, by handing the `head` [1, N, H] for [B, L, H].
 
-    A network that does not call `get_output_embeddings()` on whole hidden states gives all logits, picked afterwards.
+    A network that does not call that head on whole hidden states gives all logits, picked afterwards.
     """
     picked = False
 
@@ -78,9 +85,10 @@ def target_logits(network: nn.Module, forward: Callable[[], Tensor], targets: Ta
         picked = True
         return targets.pick(states[0]).unsqueeze(0), *states[1:]
 
-    hook = output_head(network).register_forward_pre_hook(only_targets)
+    hook = head.register_forward_pre_hook(only_targets)
     try:
-        logits = forward()
+        output = forward()
     finally:
         hook.remove()
-    return logits.squeeze(0) if picked else targets.pick(logits)
+    logits = logits_of(output)
+    return output, logits.squeeze(0) if picked else targets.pick(logits)

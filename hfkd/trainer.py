@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from hfkd import learned_parts, run_record
 from hfkd.arguments import DistillationArguments
 from hfkd.averages import RowAverage
 from hfkd.cached_checks import check_cached
-from hfkd.checks import check_datasets, check_networks
+from hfkd.checks import check_datasets, check_networks, probed_dataset, say_left_out
 from hfkd.choose_step import AnyStep, Chosen, choose_step
 from hfkd.cpu_memory import keep_freed_memory
 from hfkd.data.collate import views_as_rows
@@ -21,8 +21,11 @@ from hfkd.faults import WatchedTrainer
 from hfkd.high_energy import refuse_he_da, with_he_da
 from hfkd.hub import HubTrainer
 from hfkd.items import IMAGES, TOKENS
+from hfkd.known_heads import refuse_other_heads
+from hfkd.labels import LabelWatch
 from hfkd.loss import DistillationLoss, cross_entropy
-from hfkd.models.calling import Call
+from hfkd.models.calling import Call, by_name, logits_of
+from hfkd.models.peers import networks_of
 from hfkd.objectives import KD
 from hfkd.optimizer_state import as_laid_out
 from hfkd.output_folder import refuse_networks
@@ -38,6 +41,7 @@ from hfkd.preparation import (
     refuse_unsupported,
     with_adapters,
 )
+from hfkd.returned_outputs import returned_outputs
 from hfkd.run_record import RunRecord
 from hfkd.run_settings import run_settings
 from hfkd.schedule import ScheduledTrainer, refuse_unknown_epochs
@@ -87,18 +91,22 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         refuse_unsupported(loss, model, teacher, args, trainer_keywords.get("compute_loss_func"))
         data = {k: trainer_keywords.get(k) for k in ("train_dataset", "eval_dataset")}
         processing_class = trainer_keywords.get("processing_class")
-        collator = trainer_keywords.pop("data_collator", None) or default_collator(processing_class)
         model = model if peft_config is None else with_adapters(model, peft_config)
         refuse_unsaved(model)
         self.call = Call.of(model)
+        wanted = (*(self.call.keywords or ()), *(args.label_names or ()))
+        collator = trainer_keywords.pop("data_collator", None) or default_collator(processing_class, wanted)
         tokens = self.call.takes_tokens if args.items == "auto" else args.items == "token"
         self.rule = TOKENS if tokens else IMAGES
         cached = teacher if isinstance(teacher, CachedTextTeacher) else None
         live = None if teacher is None or cached else live_teacher(teacher, model, data["train_dataset"])
+        refuse_other_heads([*networks_of(model), *(live.networks if live else ())], self.rule)
         check_datasets(data, collator)
         refuse_unknown_epochs(loss, args, data["train_dataset"])
+        say_left_out(data["train_dataset"], collator, self.call, args.label_names or ())
         self.num_classes = common_vocabulary(model, live.networks[0], processing_class) if tokens and live else None
-        classes = check_networks(model, self.call, live, data["train_dataset"], collator)
+        classes = check_networks(model, self.call, live, probed_dataset(data), collator, self.rule)
+        self.labels = LabelWatch(self.rule, classes)
         if cached:
             self.num_classes = check_cached(cached, loss, args, model, processing_class, data["train_dataset"])
             collator = cached.collator(collator)
@@ -151,23 +159,25 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        inputs = self._as_networks_take_it(inputs)
+        inputs = self._as_networks_take_it(inputs, model.training)
         if not model.training:
-            loss, logits = self._evaluate_batch(model, inputs)
-            return (loss, {"logits": logits}) if return_outputs else loss
-        assert not return_outputs, "Trainer asks for outputs in evaluation only"
+            loss, outputs = self._evaluate_batch(model, inputs)
+            return (loss, outputs) if return_outputs else loss
         teacher = self.cached_teacher or self.teacher
-        loss, parts, num_items = self.step(model, teacher, inputs, num_items_in_batch, self.progress)
+        with returned_outputs(self.step, model, return_outputs) as (step, outputs):
+            loss, parts, num_items = step(model, teacher, inputs, num_items_in_batch, self.progress)
         self._trained.add(parts, num_items)
         self.faults.batch(inputs, loss)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # Gradients are averaged over the ranks, and the loss is already divided by the items of all of them.
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
-        return loss
+        return (loss, by_name(outputs[0])) if return_outputs else loss
 
     @torch.no_grad()
-    def _evaluate_batch(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        logits = self.call(self._evaluated_network(model), inputs)
+    def _evaluate_batch(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
+        """The cross-entropy, and the student's outputs by name."""
+        output = self.call.output(self._evaluated_network(model), inputs)
+        logits = logits_of(output)
         cut, taught = slice(self.num_classes), logits
         if self.args.evaluate_kl and self.teacher is not None:
             taught = self._evaluated_network(self.teacher)(**inputs)
@@ -176,7 +186,20 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         if taught is not logits:
             values["kl"] = KD(scale="none")(items, torch.ones_like(values["loss"]))
         self._evaluated.add(values, items, self.accelerator)
-        return values["loss"].sum() / max(len(items), 1), logits
+        return values["loss"].sum() / max(len(items), 1), by_name(output)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor | None, Any, Any]:
+        """Trainer's, whose rows without labels reach the network as those with labels do."""
+        if self.label_names and all(inputs.get(name) is not None for name in self.label_names):
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        network = self._evaluated_network(model)
+
+        def by_call(**inputs: Any) -> Any:
+            return by_name(self.call.output(network, self._as_networks_take_it(inputs, False)))
+
+        return super().prediction_step(cast(nn.Module, by_call), inputs, prediction_loss_only, ignore_keys)
 
     def _evaluated_network(self, model: nn.Module) -> Any:
         """Student or teacher without the autocast that Accelerate put around its forward, unless that is wanted."""
@@ -185,8 +208,11 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         forward = vars(self.accelerator.unwrap_model(model)).get("_original_forward")
         return forward if forward is not None and self.args.float32_evaluation else model
 
-    def _as_networks_take_it(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        inputs = views_as_rows(inputs)
+    def _as_networks_take_it(self, inputs: Mapping[str, Any], training: bool) -> dict[str, Any]:
+        others = {name for name in self.label_names if name != "labels" and name not in (self.call.keywords or ())}
+        inputs = views_as_rows({name: value for name, value in inputs.items() if name not in others})
+        if isinstance(labels := inputs.get("labels"), Tensor):
+            inputs["labels"] = self.labels(labels, int(self.state.epoch or 0) if training else self._evaluated)
         images = inputs.get("pixel_values")
         if self.args.channels_last and images is not None and images.ndim == 4:
             return {**inputs, "pixel_values": images.contiguous(memory_format=torch.channels_last)}

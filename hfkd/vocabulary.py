@@ -5,17 +5,25 @@ import logging
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from hfkd.heads import output_head
+
 logger = logging.getLogger(__name__)
 
 
 def common_vocabulary(student: nn.Module, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
-    """How many logits student and teacher share; None when they have the same number.
+    """How many logits student and teacher share; None when they have the same number, or do not say how many.
 
     Embeddings are often padded to a round size (151,936 and 152,064 for one tokenizer): the shorter one cuts both.
     Raises ValueError when real tokens would be cut.
     """
-    sizes = [network.get_output_embeddings().weight.shape[0] for network in (student, teacher)]  # type: ignore[operator]
-    return common_size(sizes[0], sizes[1], tokenizer)
+    ours, theirs = vocabulary_size(student), vocabulary_size(teacher)
+    return None if ours is None or theirs is None else common_size(ours, theirs, tokenizer)
+
+
+def vocabulary_size(network: nn.Module) -> int | None:
+    """How many logits a language model gives; None where it does not name its output embeddings."""
+    head = output_head(network)
+    return None if head is None else head.weight.shape[0]
 
 
 def common_size(student: int, teacher: int, tokenizer: PreTrainedTokenizerBase | None) -> int | None:

@@ -10,12 +10,14 @@ import tempfile
 from pathlib import Path
 
 from bad_files import CHECKPOINTS, DATA, REST
+from bad_heads import HEADS
 from bad_training import ARGUMENTS, SLOTS, TRAINER
 
 TABLE = {
     "Slots": SLOTS,
     "Arguments and YAML": ARGUMENTS,
     "The trainer": TRAINER,
+    "Heads and labels": HEADS,
     "Checkpoints and networks": CHECKPOINTS,
     "Data": DATA,
     "Tokenizers, scans, generation, results": REST,

@@ -3,7 +3,7 @@
 B rows, V views of each image.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,18 +11,23 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from hfkd.labels import check_shares
+
 
 class ImageCollator:
-    """Stack rows of `pixel_values`, `labels` and, where there, `index` and `view`; other columns stay behind.
+    """Stack rows of `pixel_values`, `labels` and, where there, `index`, `view` and `columns`; others stay behind.
 
+    `columns` are the network's further inputs, and further labels: numbers or tensors of one shape.
     uint8 images and PIL images (those in colour as RGB) become float in [0, 1]; a `processor` (a Hugging Face image
     processor) does it instead when given. Labels are class ids, or vectors where MixUp or CutMix mixed them. A batch
     that is whole already, as `ResidentImages` gives it, passes through.
-    Raises ValueError for a missing column, images of unequal shape, or integer pixels other than uint8.
+    Raises ValueError for a missing column, values of unequal shape, integer pixels other than uint8, or float labels
+    that are no shares of classes.
     """
 
-    def __init__(self, processor: Any = None) -> None:
+    def __init__(self, processor: Any = None, columns: Iterable[str] = ()) -> None:
         self.processor = processor
+        self.columns = sorted({"index", "view", *columns} - {"pixel_values", "labels"})
 
     def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Tensor]) -> dict[str, Tensor]:
         if isinstance(rows, Mapping):
@@ -34,10 +39,10 @@ class ImageCollator:
                     "the data with hfkd.data.load_images"
                 )
         batch = {"pixel_values": self._images([row["pixel_values"] for row in rows])}
-        batch["labels"] = torch.stack([torch.as_tensor(row["labels"]) for row in rows])
-        for column in ("index", "view"):
-            if column in rows[0]:
-                batch[column] = torch.stack([torch.as_tensor(row[column]) for row in rows])
+        for column in ("labels", *(c for c in self.columns if c in rows[0])):
+            batch[column] = _stacked(column, [row[column] for row in rows])
+        if batch["labels"].ndim == 2 and batch["labels"].is_floating_point() and batch["labels"].device.type == "cpu":
+            check_shares(batch["labels"])
         return batch
 
     def _images(self, images: list[Any]) -> Tensor:
@@ -58,15 +63,28 @@ class ImageCollator:
 def views_as_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
     """A batch with several views of its images, as networks take it: the first view of each, then the second, ...
 
-    `pixel_values` [B, V, 3, H, W] -> [V B, 3, H, W], `view` [B, V] -> [V B], `index` [B] -> [V B]; labels stay [B].
+    `pixel_values` [B, V, 3, H, W] -> [V B, 3, H, W], `view` [B, V] -> [V B], `index` and any other input [B, ...] ->
+    [V B, ...]; labels stay [B].
     """
     images = batch.get("pixel_values")
     if images is None or images.ndim != 5:
         return dict(batch)
     rows = {name: batch[name].transpose(0, 1).flatten(0, 1) for name in ("pixel_values", "view") if name in batch}
-    if "index" in batch:
-        rows["index"] = batch["index"].repeat(images.shape[1])
+    for name, values in batch.items():
+        if name not in (*rows, "labels") and isinstance(values, Tensor) and values.shape[:1] == images.shape[:1]:
+            rows[name] = values.repeat(images.shape[1], *[1] * (values.ndim - 1))
     return {**batch, **rows}
+
+
+def _stacked(column: str, values: list[Any]) -> Tensor:
+    try:
+        stacked = torch.stack([torch.as_tensor(value) for value in values])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"the column {column!r} cannot be stacked ({error}): make it numbers or tensors of one shape, or pass a "
+            "data_collator of your own"
+        ) from error
+    return stacked.float() if stacked.dtype == torch.float64 else stacked
 
 
 def _in_colour(image: Any) -> Any:

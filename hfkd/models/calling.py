@@ -1,51 +1,141 @@
 """Calling any network the same way: a Hugging Face model by keyword, a bare nn.Module by position."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack, get_args, get_origin
 
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.trainer_utils import unwrap_peft_model
+from transformers.utils import TransformersKwargs
+
+# What batches hold for hfkd itself: a network gets these only if its forward names them.
+OWN_KEYS = frozenset({"index", "view", "host_targets", "host_rows", "length", "prompt_length"})
+OWN_PREFIX = "teacher_"
+EVERYTHING = None  # as `Call.others`: any name that is not one of hfkd's own
+# Where a model of transformers keeps the factor of the router loss that it adds to its own loss.
+ROUTER_WEIGHTS = ("router_aux_loss_coef", "aux_loss_coef")
 
 
 @dataclass(frozen=True)
 class Call:
     """How a network takes its inputs. Built from the bare network, used on whatever wraps it (DDP, compile, autocast).
 
-    keywords: the inputs its forward names, or None for a network called with the images alone.
+    keywords: the inputs its forward names, or None for a network called with the images alone, by position.
+    others: what it takes by **kwargs beside them; `EVERYTHING`, or the names that a model of transformers lists.
+    router_weight: the factor of `.aux_loss` in a mixture-of-experts model's own loss.
     """
 
     keywords: frozenset[str] | None
+    others: frozenset[str] | None = frozenset()
+    router_weight: float | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> "Call":
-        # PEFT's own forward names fewer inputs than the network that it passes them on to.
-        names = frozenset(inspect.signature(unwrap_peft_model(model).forward).parameters)
-        takes_names = names & {"pixel_values", "input_ids"}
-        return cls(names - {"labels"} if takes_names else None)
+        network = bare(model)
+        parameters = inspect.signature(network.forward).parameters.values()
+        names = frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        rest = [p for p in parameters if p.kind == p.VAR_KEYWORD]
+        others = _taken_by_kwargs(network, rest[0].annotation) if rest else frozenset()
+        positional = any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL) for p in parameters)
+        keyed = names & {"pixel_values", "input_ids"} or (rest and not positional)
+        return cls(names - {"labels"} if keyed else None, others, router_weight(network))
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-        """The logits of `inputs`; what the network does not name (index, labels, ...) stays behind."""
-        if self.keywords is None:
-            return logits_of(model(inputs["pixel_values"]))
-        return logits_of(model(**self._named(inputs)))
+        """The logits of `inputs`; what the network does not take (index, labels, ...) stays behind."""
+        return logits_of(self.output(model, inputs))
+
+    def output(self, model: nn.Module, inputs: Mapping[str, Any], **more: Any) -> Any:
+        """What the network returns for `inputs`, called with `more` besides."""
+        if self.keywords is not None:
+            return model(**self.taken(inputs), **more)
+        if "pixel_values" not in inputs:
+            raise ValueError(
+                f"{type(model).__name__}.forward names no input of the batch, which has {sorted(inputs)}: name the "
+                "arguments of forward as the batch does, pixel_values or input_ids among them"
+            )
+        return model(inputs["pixel_values"], **more)
+
+    def hidden_output(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+        """A language model's output with its hidden states, and the logits of one position only."""
+        return self.output(model, inputs, output_hidden_states=True, logits_to_keep=1)
 
     def hidden(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-        """The last hidden states [B, L, H] of a language model, with the logits of one position only."""
-        output = model(**self._named(inputs), output_hidden_states=True, logits_to_keep=1)
-        return output.hidden_states[-1]
+        """The last hidden states [B, L, H] of a language model."""
+        return self.hidden_output(model, inputs).hidden_states[-1]
+
+    def added_loss(self, output: Any) -> Tensor | None:
+        """What the network adds to the cross-entropy in its own loss: the router loss of a mixture of experts.
+
+        ValueError where it has one whose factor is not known.
+        """
+        loss = getattr(output, "aux_loss", None)
+        if not isinstance(loss, Tensor):
+            return None
+        if self.router_weight is None:
+            raise ValueError(
+                f"the network gives a router loss (aux_loss), and none of {list(ROUTER_WEIGHTS)} says how much of it "
+                "joins the loss: set router_aux_loss_coef in its config, or output_router_logits=False"
+            )
+        return self.router_weight * loss
 
     @property
     def takes_tokens(self) -> bool:
         """Whether this is a language model: its forward names `input_ids` and no images."""
-        return self.keywords is not None and "pixel_values" not in self.keywords
+        return self.keywords is not None and "input_ids" in self.keywords and "pixel_values" not in self.keywords
 
-    def _named(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        keywords = self.keywords or ()
+    def takes(self, name: str) -> bool:
+        """Whether an input of this name reaches the network."""
+        if self.keywords is None:
+            return name == "pixel_values"
+        if name in self.keywords:
+            return True
+        if name == "labels" or name in OWN_KEYS or name.startswith(OWN_PREFIX):
+            return False
+        return self.others is EVERYTHING or name in self.others
+
+    def taken(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs that the network takes, by name."""
         # Keys and values are kept for generating; by default each layer copies its own, in the teacher too.
-        whole_sequences = {"use_cache": False} if "use_cache" in keywords else {}
-        return {k: v for k, v in inputs.items() if k in keywords} | whole_sequences
+        whole_sequences = {"use_cache": False} if "use_cache" in (self.keywords or ()) else {}
+        return {k: v for k, v in inputs.items() if self.takes(k)} | whole_sequences
+
+    def left_out(self, names: Iterable[str], labels: Iterable[str] = ()) -> list[str]:
+        """Of a batch's `names`, those of inputs that the network does not take; hfkd's own and labels are none."""
+        known = OWN_KEYS | {"labels", "pixel_values", *labels}
+        return sorted(n for n in names if not (self.takes(n) or n in known or n.startswith(OWN_PREFIX)))
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The network inside of torch.compile, DDP and PEFT, whose forwards name nothing of what they hand on."""
+    return unwrap_peft_model(extract_model_from_parallel(model, keep_torch_compile=False))
+
+
+def router_weight(network: nn.Module) -> float | None:
+    """The factor of a mixture-of-experts model's router loss in its own loss; None for a network without."""
+    if not isinstance(network, PreTrainedModel):
+        return None
+    for owner in (network, network.config.get_text_config()):
+        for name in ROUTER_WEIGHTS:
+            if isinstance(value := getattr(owner, name, None), (int, float)):
+                return float(value)
+    return None
+
+
+def _taken_by_kwargs(network: nn.Module, annotation: Any) -> frozenset[str] | None:
+    """A model of transformers lists what its **kwargs are for, and hands anything else to whom it may crash."""
+    if get_origin(annotation) is Unpack:
+        return frozenset(get_args(annotation)[0].__annotations__)
+    if isinstance(network, PreTrainedModel) and type(network).__module__.startswith("transformers."):
+        return frozenset(TransformersKwargs.__annotations__)
+    return EVERYTHING
+
+
+def by_name(output: Any) -> Any:
+    """A network's output as Trainer reads it: a mapping whose values are the predictions."""
+    return output if isinstance(output, dict) else {"logits": logits_of(output)}
 
 
 def logits_of(output: Any) -> Tensor:

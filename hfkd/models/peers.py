@@ -36,6 +36,11 @@ class Peers(nn.Module):
         return torch.cat(logits)
 
 
+def networks_of(student: nn.Module) -> tuple[nn.Module, ...]:
+    """The networks that are trained: those of `Peers`, or the student itself."""
+    return tuple(student.peers) if isinstance(student, Peers) else (student,)
+
+
 def taught_by_the_others(logits: Tensor, peers: int) -> Tensor:
     """What the others say to each peer, without gradient: [K B, C] -> [K B, C] for two, [K - 1, K B, C] for more."""
     rows = len(logits) // peers

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import torch
 import xxhash
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from safetensors import SafetensorError, safe_open
@@ -158,7 +159,7 @@ def _run(
         loader = accelerator.prepare(loader)
     quiet = not progress_bar or not (accelerator is None or accelerator.is_main_process)
     for batch in tqdm(loader, desc="Scanning the training set with the teacher", disable=quiet, leave=False):
-        batch = {k: v.to(device) for k, v in batch.items()}
+        batch = send_to_device(batch, device)
         logits = teacher(**batch)[..., :num_classes]
         items = rule.of(batch, logits, logits)
         energy, entropy = items.teacher.energy(t_e), items.teacher.entropy(t_h)  # [N]

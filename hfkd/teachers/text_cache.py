@@ -25,6 +25,9 @@ from hfkd import signals
 from hfkd.coarse import tail
 from hfkd.data.text_collate import TokenCollator
 from hfkd.files import write_atomically
+from hfkd.items import TOKENS
+from hfkd.known_heads import refuse_other_heads
+from hfkd.own_loss import compare_own_loss
 from hfkd.slots import positive
 from hfkd.targets import Targets
 from hfkd.teachers.live import LiveTeacher
@@ -138,13 +141,16 @@ def build_text_cache(
     A row is found again by its `index` and a hash of its tokens. Files of `shard_rows` rows, shared out over the ranks
     of `accelerator`, each written whole or not at all: called again after a kill, only the missing ones are made.
     Raises ValueError when the folder holds another teacher's, data's or setting's cache, for rows without a unique
-    `index`, and for a teacher that gives NaN or infinity.
+    `index`, for a teacher that gives NaN or infinity, and for one that does not predict the token after its place.
     """
     temperatures = (temperatures,) if isinstance(temperatures, (int, float)) else tuple(temperatures)
     for value in (entropy_temperature, energy_temperature, *temperatures):
         positive("build_text_cache", temperature=value)
     _check(dataset, k, temperatures, dtype, batch_size, shard_rows)
     live = teacher if isinstance(teacher, LiveTeacher) else LiveTeacher(teacher)
+    refuse_other_heads(live.networks, TOKENS)
+    for network in live.networks:
+        compare_own_loss(network, None, TOKENS)
     vocabulary = _vocabulary(live, num_classes)
     manifest = Manifest(
         teacher=weights_fingerprint(live),

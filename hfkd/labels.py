@@ -1,0 +1,83 @@
+"""Labels of every kind that a loss takes, and the refusal of those it would misread.
+
+B rows, L length, C classes.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfkd.items import TOKENS, ItemRule
+
+SUM_TOLERANCE = 1e-2  # of a mixed label's shares in bfloat16
+
+
+def class_ids(labels: Tensor) -> Tensor:
+    """Integers of any width as int64, which losses index with; others as they are."""
+    whole = not labels.is_floating_point() and labels.dtype != torch.bool
+    return labels.long() if whole else labels
+
+
+class LabelWatch:
+    """Looks at each batch's labels on their way to the loss: `check_labels`, and `check_shares` once in each `period`.
+
+    Type and shape are known without waiting for the labels' device, shares are not.
+    """
+
+    def __init__(self, rule: ItemRule, classes: int | None) -> None:
+        self.rule, self.classes = rule, classes
+        self._seen: Any = None
+
+    def __call__(self, labels: Tensor, period: Any) -> Tensor:
+        """The labels, as the loss takes them."""
+        check_labels(labels, self.classes, self.rule)
+        if labels.is_floating_point() and self._seen != period:
+            check_shares(labels)
+            self._seen = period
+        return class_ids(labels)
+
+
+def check_labels(labels: Tensor, classes: int | None, rule: ItemRule) -> None:
+    """Raise ValueError unless these are labels of `rule`'s items, by their type and shape: nothing is read back.
+
+    Tokens: integers [B, L]. Images: integers [B], or floats [B, C] over `classes`, the shares of mixed images.
+    """
+    shape, kind = tuple(labels.shape), str(labels.dtype).removeprefix("torch.")
+    if labels.dtype == torch.bool:
+        raise ValueError(f"labels of bool, shape {shape}: make them class ids, by argmax(-1) where they are one-hot")
+    if rule is TOKENS:
+        if labels.is_floating_point() or labels.ndim != 2:
+            raise ValueError(
+                f"labels of {kind}, shape {shape}: tokens need integers [batch, length], one label a token"
+            )
+        return
+    if labels.is_floating_point():
+        if labels.ndim != 2:
+            raise ValueError(
+                f"labels of {kind}, shape {shape}: class ids are integers, and floats are shares of mixed images, "
+                f"shape [batch, {classes or 'classes'}]; convert class ids with int()"
+            )
+        if classes is not None and labels.shape[-1] != classes:
+            raise ValueError(
+                f"mixed labels over {labels.shape[-1]} classes, but the student has {classes}: give both as many"
+            )
+    elif labels.ndim != 1:
+        raise ValueError(
+            f"labels of {kind}, shape {shape}: class ids have shape [batch], one number a row; take argmax(-1) of "
+            "one-hot ones, and squeeze(-1) away a dimension of 1"
+        )
+
+
+def check_shares(labels: Tensor) -> None:
+    """Raise ValueError unless each row of mixed labels [B, C] is a distribution. Waits for the labels' device."""
+    sums = labels.float().sum(-1)
+    wrong = ~((sums - 1).abs() <= SUM_TOLERANCE) | (labels < 0).any(-1)
+    if not wrong.any():
+        return
+    row = int(wrong.nonzero()[0])
+    raise ValueError(
+        f"float labels that are no shares of classes: row {row} of the batch sums to {sums[row]:.3g}, its least is "
+        f"{labels[row].min():.3g}; MixUp's and CutMix's are 0 or more and sum to 1. Several labels at once (multi-hot) "
+        "need a loss for each class, which hfkd does not have"
+    )
