@@ -11,6 +11,7 @@ from hfkd.coarse import CoarseItems
 from hfkd.items import Outputs
 from hfkd.loss import DistillationLoss
 from hfkd.models.calling import Call
+from hfkd.slot_values import check_slots
 from hfkd.teachers.cached_text import CachedTextTeacher
 from hfkd.temperatures import Fitted
 from hfkd.vocabulary import common_size
@@ -76,6 +77,7 @@ def _probe(loss: DistillationLoss, teacher: CachedTextTeacher, dataset: Any) -> 
     zeros = torch.zeros(count, dtype=torch.long)
     items = CoarseItems(Outputs(torch.zeros(count, stored.num_classes)), stored, zeros, zeros, 1)
     loss.weighting(items)
+    check_slots(loss, items)
     slot = loss.temperature
     if isinstance(slot, Fitted):
         stored.energy(slot.energy_temperature)

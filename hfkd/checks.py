@@ -19,6 +19,7 @@ from hfkd.labels import check_labels, check_shares, class_ids
 from hfkd.models.calling import OWN_KEYS, Call
 from hfkd.models.peers import networks_of
 from hfkd.own_loss import compare_own_loss, few_tokens
+from hfkd.slot_values import SlotCheck
 from hfkd.teachers import LiveTeacher
 from hfkd.vocabulary import vocabulary_size
 
@@ -86,10 +87,12 @@ def check_networks(
     dataset: Any,
     collate: Collate,
     rule: ItemRule = IMAGES,
+    check_slots: SlotCheck | None = None,
 ) -> int | None:
     """Run both networks on the first rows: same classes, finite teacher, labels that fit. ValueError otherwise.
 
-    Returns the number of classes; None where the rows cannot be looked at without spending them.
+    `check_slots` is given the batch and both networks' logits, and may raise too. Returns the number of classes; None
+    where the rows cannot be looked at without spending them.
     """
     if not _map_style(dataset):
         for network in (student, *(teacher.networks if teacher else ())) if rule is TOKENS else ():
@@ -113,13 +116,16 @@ def check_networks(
     for network in networks_of(student):
         compare_own_loss(network, _on(network, batch), rule)
     if teacher is not None:
-        _check_teacher(student, teacher, batch, classes, rule)
+        taught = _check_teacher(student, teacher, batch, classes, rule)
+        if check_slots is not None:
+            check_slots(batch, logits, taught)
     return classes
 
 
 def _check_teacher(
     student: nn.Module, teacher: LiveTeacher, batch: dict[str, Any], classes: int, rule: ItemRule
-) -> None:
+) -> Tensor:
+    """The teacher's logits, if they fit the student's."""
     taught = teacher(**_on(teacher, batch))
     named = rule is TOKENS and None not in map(vocabulary_size, (student, *teacher.networks))
     if taught.shape[-1] != classes and not named:  # named vocabularies are compared by hfkd.vocabulary
@@ -131,6 +137,7 @@ def _check_teacher(
         raise ValueError("the teacher's logits are NaN or infinite on the first training rows: check its checkpoint")
     for network in teacher.networks if rule is TOKENS else ():  # an image has one place to be predicted at
         compare_own_loss(network, _on(network, batch), rule)
+    return taught
 
 
 def _check_logits(logits: Tensor, rule: ItemRule) -> None:

@@ -29,6 +29,8 @@ WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GP
 PARTS = {
     "the teacher's outputs are": "check its checkpoint and its precision",
     "the student's outputs are": "lower learning_rate, or clip the gradient with max_grad_norm",
+    "the temperature that a slot gave is not above 0, or": "give each item a finite number above 0",
+    "the weight that a slot gave is below 0, or": "give each item a finite number of 0 or more",
     "the loss, of finite outputs, is": "check the labels and the slots of the loss",
     "the gradient, of a finite loss, is": "lower learning_rate, or train with bf16 in place of fp16",
 }
@@ -36,13 +38,18 @@ PARTS = {
 
 @dataclass
 class _Batch:
-    """What tells, after the fact, which rows broke: student and teacher [N] are finite where their outputs are."""
+    """What tells, after the fact, which rows broke: student and teacher [N] are finite where their outputs are.
+
+    The loss, and the means of its temperature and weight (None: no distillation), are of the whole batch.
+    """
 
     student: Tensor
     teacher: Tensor | None
     sample: Tensor
     loss: Tensor
     index: Tensor | None
+    temperature: Tensor | None
+    weight: Tensor | None
 
 
 @dataclass
@@ -79,11 +86,12 @@ class FaultWatch(TrainerCallback):
         if self.on_nan != "ignore":
             self._outputs = _sums(student), None if teacher is None else _sums(teacher), sample
 
-    def batch(self, inputs: Mapping[str, Any], loss: Tensor) -> None:
-        """The batch whose outputs were seen last, and its loss."""
+    def batch(self, inputs: Mapping[str, Any], loss: Tensor, parts: Mapping[str, Tensor]) -> None:
+        """The batch whose outputs were seen last, its loss, and the means of the loss's parts."""
         if self._outputs is not None:
             student, teacher, sample = self._outputs
-            self._batches.append(_Batch(student, teacher, sample, loss.detach(), inputs.get("index")))
+            chosen = parts.get("temperature"), parts.get("weight")
+            self._batches.append(_Batch(student, teacher, sample, loss.detach(), inputs.get("index"), *chosen))
             self._outputs = None
 
     def leaves_out(self, number: int, gradient_norm: Tensor | float | None) -> bool:
@@ -210,8 +218,10 @@ def _sums(outputs: Tensor) -> Tensor:
 def _broken_rows(batches: list[_Batch], part: int) -> list[str]:
     found = []
     for batch in batches:
-        values = (batch.teacher, batch.student, batch.loss.expand(len(batch.sample)), None)[part]
-        if values is None and part == 0:
+        of_batch = (batch.temperature, batch.weight, batch.loss)
+        means = [None if mean is None else mean.expand(len(batch.sample)) for mean in of_batch]
+        values = (batch.teacher, batch.student, *means, None)[part]
+        if values is None and part < len(PARTS) - 1:  # there is none to break
             continue
         rows = (batch.sample if values is None else batch.sample[~torch.isfinite(values)]).unique()
         if batch.index is None or any(row >= len(batch.index) for row in rows.tolist()):  # images made on the way

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from hfkd.items import HiddenItems, Items
 from hfkd.objectives import OBJECTIVES, Objective
 from hfkd.signals import upcast
+from hfkd.slot_values import is_ours, nan_where_wrong, one_per_item
 from hfkd.slots import resolve
-from hfkd.temperatures import Energy, Fitted, resolve_temperature
+from hfkd.temperatures import TEMPERATURES, Energy, Fitted, resolve_temperature
 from hfkd.weightings import WEIGHTINGS
 
 __all__ = ["DistillationLoss", "cross_entropy", "resolve"]
@@ -53,6 +54,9 @@ class DistillationLoss(nn.Module):
         self.temperature = resolve_temperature(temperature)
         self.weighting = resolve(weighting, WEIGHTINGS, "weighting")
         self.ce_weight, self.kd_weight = ce_weight, kd_weight
+        tables = {"temperature": TEMPERATURES, "weighting": WEIGHTINGS}
+        # Made by whoever uses hfkd: what they give is not known to be a temperature, or a weight.
+        self.own_slots = [name for name, table in tables.items() if not is_ours(getattr(self, name), table)]
 
     @property
     def unfitted(self) -> Fitted | None:
@@ -72,10 +76,14 @@ class DistillationLoss(nn.Module):
         """Each item's `temperature` and `weight` [N]; nothing without distillation."""
         if not self.kd_weight:
             return {}
-        temperature = _one_per_item(items, "temperature", self.temperature(items))
+        temperature = self._chosen("temperature", items)
         with torch.no_grad():
-            weight = _one_per_item(items, "weighting", self.weighting(items))
+            weight = self._chosen("weighting", items)
         return {"temperature": temperature, "weight": weight}
+
+    def _chosen(self, slot: str, items: Items) -> Tensor:
+        values = one_per_item(items, slot, getattr(self, slot)(items))
+        return nan_where_wrong(slot, values) if slot in self.own_slots else values
 
     def per_item(
         self, items: Items, temperature: Tensor | None = None, weight: Tensor | None = None
@@ -83,10 +91,10 @@ class DistillationLoss(nn.Module):
         """Each item's cross-entropy `ce`, weighted objective `kd` and, if the objective has any, `relations` [N]."""
         values = {"ce": cross_entropy(items.student.logits, items.labels)}
         if temperature is not None and weight is not None:
-            values["kd"] = weight * _one_per_item(items, "objective", self.objective(items, temperature))
+            values["kd"] = weight * one_per_item(items, "objective", self.objective(items, temperature))
             relations = self.objective.relations(items, temperature) if isinstance(self.objective, Objective) else None
             if relations is not None:
-                values["relations"] = _one_per_item(items, "objective's relations", relations)
+                values["relations"] = one_per_item(items, "objective's relations", relations)
         return values
 
     def reduce(self, values: dict[str, Tensor], length: int, num_items: Tensor | int | None = None) -> Tensor:
@@ -132,12 +140,3 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each item [N]; labels [N] class ids or [N, C] mixed."""
     z = upcast(logits)
     return F.cross_entropy(z, labels.to(z.dtype) if labels.is_floating_point() else labels, reduction="none")
-
-
-def _one_per_item(items: Items, slot: str, values: Tensor) -> Tensor:
-    if values.shape != (len(items),):
-        raise ValueError(
-            f"the {slot} gave a tensor of shape {tuple(values.shape)} for {len(items)} items: a slot returns one "
-            f"number per item, shape [{len(items)}]; the loss reduces, not the slot"
-        )
-    return values

@@ -15,6 +15,7 @@ from hfkd.averages import RowAverage
 from hfkd.cached_checks import check_cached
 from hfkd.checks import check_datasets, check_networks, probed_dataset, say_left_out
 from hfkd.choose_step import AnyStep, Chosen, choose_step
+from hfkd.comparisons import refuse_small_batches
 from hfkd.cpu_memory import keep_freed_memory
 from hfkd.data.collate import views_as_rows
 from hfkd.faults import WatchedTrainer
@@ -41,10 +42,12 @@ from hfkd.preparation import (
     refuse_unsupported,
     with_adapters,
 )
+from hfkd.random_rows import warn_of_random_rows
 from hfkd.returned_outputs import returned_outputs
 from hfkd.run_record import RunRecord
 from hfkd.run_settings import run_settings
 from hfkd.schedule import ScheduledTrainer, refuse_unknown_epochs
+from hfkd.slot_values import slot_check
 from hfkd.steps import ChunkedStep
 from hfkd.teachers import CachedTextTeacher, LiveTeacher, TeacherScan, place, scan
 from hfkd.tensor_checkpoints import TensorCheckpoints
@@ -105,11 +108,13 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         refuse_unknown_epochs(loss, args, data["train_dataset"])
         say_left_out(data["train_dataset"], collator, self.call, args.label_names or ())
         self.num_classes = common_vocabulary(model, live.networks[0], processing_class) if tokens and live else None
-        classes = check_networks(model, self.call, live, probed_dataset(data), collator, self.rule)
+        slots_of = slot_check(loss, self.rule, self.num_classes)
+        classes = check_networks(model, self.call, live, probed_dataset(data), collator, self.rule, slots_of)
         self.labels = LabelWatch(self.rule, classes)
         if cached:
             self.num_classes = check_cached(cached, loss, args, model, processing_class, data["train_dataset"])
             collator = cached.collator(collator)
+        refuse_small_batches(loss, args, self.rule)
         step = choose_step(model, live, self.rule, loss, args, self.num_classes)
         refuse_he_da(args, step, data["train_dataset"])
         self.record = RunRecord.of(model, live or cached, loss, args.seed, args.high_energy, data["train_dataset"])
@@ -167,7 +172,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         with returned_outputs(self.step, model, return_outputs) as (step, outputs):
             loss, parts, num_items = step(model, teacher, inputs, num_items_in_batch, self.progress)
         self._trained.add(parts, num_items)
-        self.faults.batch(inputs, loss)
+        self.faults.batch(inputs, loss, parts)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # Gradients are averaged over the ranks, and the loss is already divided by the items of all of them.
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
@@ -253,6 +258,8 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
     ) -> TrainOutput:
         refuse_networks(self.args.output_dir, {"student": self.model, "teacher": self.teacher}, self.processing_class)
         checkpoint = self.start_from(resume_from_checkpoint)
+        if checkpoint is not None:
+            warn_of_random_rows(self.train_dataset)
         self.step, self.train_dataset = with_he_da(self.args, self.step, self.train_dataset, self.scan_training_set)
         self.fit_slots(checkpoint)
         processor = record_inputs(self.accelerator.unwrap_model(self.model), self.train_dataset)

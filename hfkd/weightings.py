@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hfkd.items import Items, Outputs
 from hfkd.signals import standardize
+from hfkd.slot_values import is_ours, right
 from hfkd.slots import positive, resolve
 from hfkd.temperatures import Level, _check_level
 
@@ -86,7 +87,8 @@ class Matched:
     """Another weighting rescaled to mean 1 over the batch at hand: w_n / mean(w).
 
     The control that tells reweighting apart from a larger loss. The mean is over the items of one forward pass, so
-    under gradient accumulation or several ranks each micro-batch is matched by itself.
+    under gradient accumulation or several ranks each micro-batch is matched by itself; a batch of one sample has
+    nothing to match.
     """
 
     weighting: Any = "entropy"
@@ -95,10 +97,17 @@ class Matched:
     def __post_init__(self) -> None:
         self._inner = resolve(self.weighting, WEIGHTINGS, "weighting")
 
+    @property
+    def least_samples(self) -> int:
+        """How many a batch must have for weights to differ: a sample's items share theirs, unless level="item"."""
+        return 1 if isinstance(self._inner, Uniform) or getattr(self._inner, "level", "sample") == "item" else 2
+
     def __call__(self, items: Items) -> Tensor:
         w = self._inner(items)
         mean = w.mean()
-        return torch.where(mean > 0, w / mean, torch.ones_like(w))
+        matched = torch.where(mean > 0, w / mean, torch.ones_like(w))
+        # A mean of wrong weights says nothing of each: those are marked before they are lost in it.
+        return matched if is_ours(self._inner, WEIGHTINGS) else matched.where(right("weighting", w), torch.nan)
 
 
 WEIGHTINGS: dict[str, Callable[..., Any]] = {"uniform": Uniform, "entropy": Entropy, "matched": Matched}

@@ -269,6 +269,11 @@ TRAINER = {
     'temperature="energy", a teacher whose energies are all the same': training(
         taught=lambda: flat(teacher()), temperature="energy"
     ),
+    "temperature=a callable that gives -4": trainer(temperature=lambda items: torch.full((len(items),), -4.0)),
+    "weighting=a callable that gives -1": trainer(weighting=lambda items: torch.full((len(items),), -1.0)),
+    'objective="dist", per_device_train_batch_size=1': trainer(
+        args={"per_device_train_batch_size": 1}, objective="dist"
+    ),
     "an empty train_dataset": trainer(rows=lambda: Rows(0)),
     "rows without 'labels'": trainer(rows=Renamed),
     "images of different shapes": trainer(rows=Unequal),

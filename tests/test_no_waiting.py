@@ -117,6 +117,13 @@ def test_no_temperature_waits(gpu, tmp_path, name):
     assert trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=8).device == GPU
 
 
+def test_slots_of_ones_own_do_not_wait(gpu, tmp_path):
+    own = {"temperature": lambda items: 9 + items.teacher.entropy(3.0), "weighting": lambda items: items.labels / 10}
+    trainer, batch = make(gpu, tmp_path, **own)
+    assert trainer.distillation_loss.own_slots == ["temperature", "weighting"]
+    assert trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=8).device == GPU
+
+
 def test_two_views_do_not_wait(gpu, tmp_path):
     trainer, batch = make(gpu, tmp_path, data=images(views=2), objective="mld")
     assert batch["pixel_values"].shape[:2] == (8, 2)

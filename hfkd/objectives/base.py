@@ -12,8 +12,9 @@ class Objective(ABC):
 
     `needs_hidden`: it reads hidden states. `relational`: an item's number depends on other items of the batch.
     `ordered_views`: an image's first view is not treated as the others are. `counts_epochs`: how many its warm-up
-    lasts. Whoever cannot serve that (a chunked loss, a cache of logits, peers, a stream of unknown length) refuses when
-    the trainer is built. `divergence`: it is zero where the student equals the teacher, and never below.
+    lasts. `least_items`: how many a batch must have for its relations to say something. Whoever cannot serve that (a
+    chunked loss, a cache of logits, peers, a stream of unknown length, a batch of one) refuses when the trainer is
+    built. `divergence`: it is zero where the student equals the teacher, and never below.
     """
 
     divergence: bool = True
@@ -21,6 +22,7 @@ class Objective(ABC):
     relational: bool = False
     ordered_views: bool = False
     counts_epochs: float = 0
+    least_items: int = 1
 
     @abstractmethod
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:

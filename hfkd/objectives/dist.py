@@ -20,8 +20,9 @@ class DIST(Objective):
         inter   beta T_n² (1 - pearson_c(p_n, q_n))                     over an image's classes: the objective
         intra   gamma T² mean_c (1 - pearson_n(p_nc, q_nc))             over the batch, class by class: relations
 
-    p, q are the softmax probabilities at T_n. The intra term is one number a view, its items' by their T_n². The
-    release has beta = gamma = 1 and T = 1 as defaults; 2, 2 and 4 are usual on CIFAR-100, which we could not check.
+    p, q are the softmax probabilities at T_n. The intra term is one number a view, its items' by their T_n². Of one
+    image there is no correlation, and the term is left out; of two it is 1 or -1, without a gradient.
+    The release has beta = gamma = 1 and T = 1 as defaults; 2, 2 and 4 are usual on CIFAR-100, which we could not check.
     """
 
     relational = True
@@ -34,12 +35,18 @@ class DIST(Objective):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
                 raise ValueError(f"DIST: {name}={value!r} must be a number of 0 or more")
 
+    @property
+    def least_items(self) -> int:
+        return 3 if self.gamma else 1
+
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
         log_p, log_q = softened(items, temperature)
         return self.beta * temperature**2 * (1 - _pearson(log_p.exp(), log_q.exp(), dim=-1))
 
     def relations(self, items: Items, temperature: Tensor) -> Tensor:
         p, q = (x.exp().unflatten(0, (items.views, -1)) for x in softened(items, temperature))  # [V, B, C]
+        if p.shape[1] < 2:
+            return torch.zeros_like(temperature)
         intra = (1 - _pearson(p, q, dim=1)).mean(-1, keepdim=True)  # [V, 1]
         return self.gamma * temperature**2 * intra.expand(p.shape[:2]).flatten()
 

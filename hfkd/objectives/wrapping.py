@@ -18,5 +18,5 @@ class Wrapping(Objective):
         from hfkd.objectives import OBJECTIVES  # the table lists the subclasses too
 
         self._inner = resolve(self.objective, OBJECTIVES, "objective")
-        for name in ("divergence", "needs_hidden", "relational", "ordered_views", "counts_epochs"):
+        for name in ("divergence", "needs_hidden", "relational", "ordered_views", "counts_epochs", "least_items"):
             setattr(self, name, getattr(self._inner, name, getattr(Objective, name)))
