@@ -176,6 +176,8 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise ValueError(f"max_steps={self.max_steps} must be 1 or more, or -1 where num_train_epochs counts")
         if not (self.num_train_epochs > 0 or self.max_steps > 0):
             raise ValueError(f"num_train_epochs={self.num_train_epochs}: nothing would be trained; raise it")
 

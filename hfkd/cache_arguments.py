@@ -9,6 +9,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from hfkd.counts import at_least_one
 from hfkd.teachers.cached_text import CachedTextTeacher
 from hfkd.teachers.live import LiveTeacher, place
 from hfkd.teachers.text_cache import Manifest, build_text_cache
@@ -33,6 +34,9 @@ class TeacherCacheArguments:
     teacher_cache_energy_temperature: float = field(
         default=4.0, metadata={"help": "Temperature of the stored energies; the temperature slot's."}
     )
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "teacher_cache_k", "teacher_cache_batch_size")
 
     def teacher(
         self,

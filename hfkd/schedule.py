@@ -1,11 +1,12 @@
 """How the learning rate falls and what decays, as the CIFAR literature has it; and what counts epochs at all."""
 
 import logging
+from bisect import bisect_right
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 from transformers import Trainer
 from transformers.trainer_utils import has_length
 
@@ -51,9 +52,25 @@ class ScheduledTrainer(Trainer):
         optimizer = optimizer or self.optimizer
         assert optimizer is not None
         milestones = [round(epoch * self._steps_per_epoch) for epoch in self.args.lr_decay_epochs]
-        scheduler = MultiStepLR(optimizer, milestones, gamma=self.args.lr_decay_factor)
+        _warn_of_late_decays(self.args.lr_decay_epochs, milestones, num_training_steps)
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        scheduler = multi_step(optimizer, milestones, self.args.lr_decay_factor, warmup)
         self.lr_scheduler, self._created_lr_scheduler = scheduler, True  # type: ignore[assignment]
         return scheduler
+
+
+def multi_step(optimizer: torch.optim.Optimizer, milestones: list[int], factor: float, warmup: int) -> LRScheduler:
+    """The rate times `factor` after each milestone; in the first `warmup` steps also times step / warmup."""
+    if not warmup:
+        return MultiStepLR(optimizer, milestones, gamma=factor)
+    return LambdaLR(optimizer, lambda step: min(step / warmup, 1.0) * factor ** bisect_right(milestones, step))
+
+
+def _warn_of_late_decays(epochs: list[float], milestones: list[int], last_step: int) -> None:
+    late = [f"{epoch:g}" for epoch, step in zip(epochs, milestones, strict=True) if step >= last_step]
+    if late:
+        said = "lr_decay_epochs=%s: training ends at step %d, before epoch %s is over."
+        logger.warning(said, epochs, last_step, ", ".join(late))
 
 
 def refuse_unknown_epochs(loss: DistillationLoss, args: DistillationArguments, rows: Any) -> None:

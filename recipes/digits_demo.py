@@ -19,6 +19,7 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from hfkd import DistillationArguments, DistillationTrainer
+from hfkd.counts import at_least_one
 from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
 from hfkd.metrics import image_accuracy, topk_predictions
@@ -44,6 +45,9 @@ class DemoArguments:
     seeds: int = field(default=3, metadata={"help": "Students trained each way."})
     student_images: int = field(default=300, metadata={"help": "Training images that the students see."})
     teacher_epochs: int = field(default=15, metadata={"help": "Epochs of the teacher."})
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "seeds", "student_images", "teacher_epochs")
 
 
 def new_student() -> nn.Module:

@@ -46,7 +46,7 @@ class NetworkArguments:
 
 
 def main() -> None:
-    networks, data, cache, lora, rouge, args = parse(
+    networks, data, cache, lora, rouge, args = parsed = parse(
         (
             NetworkArguments,
             TextDataArguments,
@@ -58,7 +58,7 @@ def main() -> None:
         defaults=[CONFIGS / "dolly.yaml", CONFIGS / "dolly_eakd.yaml"],
         description=__doc__,
     )
-    args = rouge.best_by_rouge(args)
+    args = rouge.best_by_rouge(args, parsed.given)
     names = networks.student_name_or_path, networks.teacher_name_or_path
     tokenizer = matching_tokenizers(*names, networks.tokenizer_name)
     with args.main_process_first(desc="tokenising"):

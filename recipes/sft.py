@@ -31,12 +31,12 @@ class NetworkArguments:
 
 
 def main() -> None:
-    network, data, lora, rouge, args = parse(
+    network, data, lora, rouge, args = parsed = parse(
         (NetworkArguments, TextDataArguments, LoraArguments, RougeArguments, DistillationArguments),
         defaults=[CONFIGS / "dolly.yaml", CONFIGS / "dolly_sft.yaml"],
         description=__doc__,
     )
-    args = rouge.best_by_rouge(args)
+    args = rouge.best_by_rouge(args, parsed.given)
     tokenizer = matching_tokenizers(network.model_name_or_path, None, network.tokenizer_name)
     with args.main_process_first(desc="tokenising"):
         texts = data.load(tokenizer)

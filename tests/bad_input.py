@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bad_commands import COMMANDS
 from bad_files import CHECKPOINTS, DATA, REST
 from bad_heads import HEADS
 from bad_training import ARGUMENTS, SLOTS, TRAINER
@@ -16,6 +17,7 @@ from bad_training import ARGUMENTS, SLOTS, TRAINER
 TABLE = {
     "Slots": SLOTS,
     "Arguments and YAML": ARGUMENTS,
+    "Launches, commands and folders": COMMANDS,
     "The trainer": TRAINER,
     "Heads and labels": HEADS,
     "Checkpoints and networks": CHECKPOINTS,

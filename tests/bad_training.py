@@ -3,7 +3,6 @@
 import os
 
 import torch
-from accelerate.utils import patch_environment
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from text_toys import VOCAB, TokenRows, language_model, taught_model, tokenizer
@@ -13,7 +12,6 @@ from transformers import GPT2LMHeadModel, PrinterCallback
 from hfkd import DistillationTrainer
 from hfkd.arguments import DistillationArguments
 from hfkd.loss import DistillationLoss
-from hfkd.models.language import causal_lm
 from hfkd.objectives import DKD
 from hfkd.parsing import parse
 
@@ -70,11 +68,6 @@ def setting(content, name="settings.yaml"):
     return make
 
 
-def launched(make, **environment):
-    """What `make` gives, called in a process with these variables."""
-    return lambda folder: patch_environment(**environment)(make(folder))
-
-
 ARGUMENTS = {
     "items='pixel'": argument(items="pixel"),
     "loss_chunk_size=-1": argument(loss_chunk_size=-1),
@@ -90,8 +83,6 @@ ARGUMENTS = {
     "per_device_train_batch_size=0": argument(per_device_train_batch_size=0),
     "gradient_accumulation_steps=0": argument(gradient_accumulation_steps=0),
     "num_train_epochs=0": argument(num_train_epochs=0, max_steps=-1),
-    "WORLD_SIZE=2, and no RANK": launched(argument(), world_size=2),
-    "a launch with gradient_accumulation_steps=5": launched(argument(), accelerate_gradient_accumulation_steps=5),
     "YAML: weigthing: entropy": setting("weigthing: entropy\n"),
     "YAML: a list": setting("- entropy\n"),
     "YAML: not YAML": setting("weighting: [entropy\n"),
@@ -243,22 +234,7 @@ def language(taught=taught_model, words=tokenizer, **keywords):
     return trainer(language_model, taught, TokenRows, processing_class=words(), **keywords)
 
 
-def in_the_folder_of(network):
-    """Training of a stored network whose folder is to take the student."""
-
-    def make(folder):
-        language_model().save_pretrained(folder / "net")
-        loaded = {"student": causal_lm(folder / "net"), "taught": causal_lm(folder / "net")}
-        own = {"student": language_model(), "taught": taught_model()} | {network: loaded[network]}
-        args = arguments(folder / "net")
-        trainer_keywords = {"train_dataset": TokenRows(), "processing_class": tokenizer()}
-        return DistillationTrainer(own["student"], own["taught"], args, **trainer_keywords).train
-
-    return make
-
-
 TRAINER = {
-    "WORLD_SIZE=2, one process": launched(trainer(), world_size=2, rank=0),
     "no teacher": trainer(taught=None),
     "evaluate_kl=True, no teacher": trainer(
         taught=None, args={"evaluate_kl": True, "kd_weight": 0.0, "ce_weight": 1.0}
@@ -289,8 +265,6 @@ TRAINER = {
     "loss_chunk_size=64, a bias on the logits": language(
         taught=lambda: Biased(language_model().config), args={"loss_chunk_size": 64}
     ),
-    "output_dir is the student's folder": in_the_folder_of("student"),
-    "output_dir is the teacher's folder": in_the_folder_of("taught"),
     "output_dir of another run": after_a_run(lambda run, made: trainer(args={"temperature": "3.0"})(run.parent)),
     "resume_from_checkpoint=True without one": resumed(lambda path: None, True, save_strategy="no"),
     "resume_from_checkpoint=a folder that is none": resumed(lambda path: None, "runs"),

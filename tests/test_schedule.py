@@ -1,7 +1,10 @@
 """Epochs: warm-ups and decays follow them, wherever a run starts, and need to know how long one is."""
 
+import logging
+
 import pytest
 import torch
+from torch.optim.lr_scheduler import MultiStepLR
 from toys import Net, Rows, arguments, teacher
 
 from hfkd import DistillationTrainer
@@ -113,3 +116,41 @@ def test_a_warm_up_that_outlasts_the_run_is_said(tmp_path, caplog):
         make(tmp_path / "2", objective="dkd(warmup_epochs=4)", max_steps=8).train()
     assert len(caplog.messages) == 1
     assert "warms up over 4 epochs, and this run has 2: it ends before the warm-up does" in caplog.text
+
+
+# ---- the learning rate -----------------------------------------------------------------------------------------------
+
+
+def rates(folder, **keywords):
+    """The learning rate of each step of a run with three steps an epoch, and its schedule."""
+    args = arguments(folder, learning_rate=1.0, max_steps=-1, logging_steps=1, **keywords)
+    trainer = DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(24))
+    trainer.train()
+    return [row["learning_rate"] for row in trainer.state.log_history if "loss" in row], trainer.lr_scheduler
+
+
+def test_decays_alone_are_torchs(tmp_path):
+    found, schedule = rates(tmp_path, num_train_epochs=3, lr_decay_epochs=[1, 2], lr_decay_factor=0.5)
+    assert type(schedule) is MultiStepLR
+    assert found == [1.0] * 3 + [0.5] * 3 + [0.25] * 3
+
+
+@pytest.mark.parametrize("warmup", [4, 0.4])  # steps, and a share of the ten
+def test_a_warmup_comes_before_and_between_decays(tmp_path, warmup):
+    keywords = {"lr_decay_epochs": [1, 2], "lr_decay_factor": 0.5, "warmup_steps": warmup}
+    found, _ = rates(tmp_path, num_train_epochs=10 / 3, **keywords)
+    assert found == pytest.approx([0, 0.25, 0.5, 0.75 * 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "said"),
+    [
+        ([2, 5], "lr_decay_epochs=[2, 5]: training ends at step 6, before epoch 2, 5 is over"),
+        ([1, 5], "lr_decay_epochs=[1, 5]: training ends at step 6, before epoch 5 is over"),
+        ([1], None),
+    ],
+)
+def test_a_decay_that_never_comes_is_said(tmp_path, caplog, epochs, said):
+    caplog.set_level(logging.WARNING, "hfkd")
+    rates(tmp_path, num_train_epochs=2, lr_decay_epochs=epochs)
+    assert (said in caplog.text) if said else "lr_decay_epochs" not in caplog.text

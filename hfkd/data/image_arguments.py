@@ -5,6 +5,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from hfkd.counts import at_least_one
 from hfkd.data.epochs import ImageStream, stream_length
 from hfkd.data.images import load_images
 from hfkd.data.large_images import LargeImageTransform, load_large_images
@@ -54,6 +55,9 @@ class ImageDataArguments:
     )
     max_train_images: int | None = field(default=None, metadata={"help": "Use the first images only, for a quick try."})
     max_test_images: int | None = field(default=None, metadata={"help": "Evaluate on the first images only."})
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "image_size", "views", "max_train_images", "max_test_images")
 
     def load(self, seed: int = 0) -> tuple[Any, Any]:
         """The training images, augmented anew each epoch, and the test images, normalised."""

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 
+from hfkd.counts import at_least_one
 from hfkd.data.instructions import dolly_split, to_prompt_response
 from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_files import read_jsonl
@@ -45,6 +46,9 @@ class TextDataArguments:
     chat_template: bool = field(default=False, metadata={"help": "Write prompts with the tokenizer's chat template."})
     max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first rows only: a quick try."})
     max_dev_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first rows only."})
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "max_length", "max_prompt_length", "max_train_rows", "max_dev_rows")
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> TextData:
         """A data set in its own splits (train; dev or validation; test), Dolly in the literature's, `dolly_split`.

@@ -1,7 +1,8 @@
 """ROUGE-L of what the student writes, at every evaluation of a training run."""
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from hfkd.arguments import DistillationArguments
+from hfkd.counts import at_least_one
 from hfkd.evaluation.generation import TextGenerator
 from hfkd.evaluation.run import evaluate_sets
 from hfkd.evaluation.sets import with_references
 from hfkd.trainer import DistillationTrainer
 
 METRIC = "eval_rougeL"
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -30,11 +33,22 @@ class RougeArguments:
     )
     rouge_max_new_tokens: int = field(default=256, metadata={"help": "Tokens of an answer."})
 
-    def best_by_rouge(self, args: DistillationArguments) -> DistillationArguments:
-        """`args` that end with the checkpoint of the best dev ROUGE-L, where --eval_rouge asks for it."""
+    def __post_init__(self) -> None:
+        at_least_one(self, "rouge_max_new_tokens")
+
+    def best_by_rouge(self, args: DistillationArguments, given: Collection[str] = ()) -> DistillationArguments:
+        """`args` that end with the checkpoint of the best dev ROUGE-L, where --eval_rouge asks for it.
+
+        What is `given`, the names of settings that somebody chose (`parse`'s), stays as it is.
+        """
         if not self.eval_rouge:
             return args
-        return replace(args, load_best_model_at_end=True, metric_for_best_model=METRIC, greater_is_better=True)
+        best: dict[str, Any] = {"load_best_model_at_end": True}
+        if "metric_for_best_model" in given:
+            logger.info("The best checkpoint is by metric_for_best_model=%s, as given.", args.metric_for_best_model)
+        else:
+            best |= {"metric_for_best_model": METRIC, "greater_is_better": True}
+        return replace(args, **{name: value for name, value in best.items() if name not in given})
 
     def add_to(self, trainer: DistillationTrainer, dev: Dataset | None, **settings: Any) -> None:
         """Give `trainer` the callback, where --eval_rouge asks for it. `dev` has `prompt` and `response`."""

@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from hfkd.counts import at_least_one
 from hfkd.data.instructions import dolly_split
 from hfkd.data.text_arguments import read_splits
 from hfkd.evaluation.kept import read_scores, read_students, write_students
@@ -45,6 +46,9 @@ class InstructArguments:
     batch_size: int = field(default=32, metadata={"help": "Prompts answered at once on each process."})
     chat_template: bool = field(default=False, metadata={"help": "Write prompts with the tokenizer's chat template."})
     output_dir: str = field(default="runs/instruct", metadata={"help": "Folder for answers and scores."})
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "max_rows", "max_new_tokens", "max_prompt_length", "batch_size")
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
         """The sets that are there, each with `prompt` and `references`."""

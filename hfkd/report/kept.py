@@ -14,6 +14,7 @@ from hfkd.arguments import DistillationArguments
 from hfkd.data import ImageDataArguments
 from hfkd.json_file import jsonable, write_json
 from hfkd.models import NetworkArguments
+from hfkd.output_folder import refuse_inputs
 from hfkd.report.distil import distil_images
 from hfkd.report.results import RESULTS_NAME
 from hfkd.report.run import without_paths
@@ -55,8 +56,9 @@ class Run:
     def difference(self, settings: Mapping[str, Any], besides: Collection[str] = RETRIED) -> str | None:
         """The first of `settings` that this run was told another value of, in words."""
         for name, value in settings.items():
-            if name not in besides and self.settings.get(name) != value:
-                return f"its {name} is {self.settings.get(name)}, this one's is {value}"
+            there = self.settings.get(name)
+            if name not in besides and there != value and str(there) != str(value):  # "4.0" may be kept as a number
+                return f"its {name} is {there}, this one's is {value}"
         return None
 
 
@@ -102,6 +104,7 @@ def distil_and_keep(
     A failed run of other settings that the folder holds is moved aside; one that differs in `on_nan` alone goes on from
     its last checkpoint.
     """
+    refuse_inputs(args.output_dir, vars(networks) | vars(data))  # the command named the folder of all runs alone
     folder, settings = Path(args.output_dir or "."), deciding(networks, data, args)
     with args.main_process_first(local=False, desc="making room for the run"):
         if args.should_save:

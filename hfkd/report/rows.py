@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from hfkd.parsing import read_settings
+from hfkd.setting_types import TextLoader
 
 Layer = Path | Mapping[str, Any]
 MEASURES = ("accuracy", "loss")
@@ -59,7 +60,7 @@ def read_table(path: str | Path) -> Table:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), TextLoader)
     except OSError as error:
         raise ValueError(f"--table {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -80,5 +80,5 @@ def test_data_pair_and_method_combine(told, pair):
 
 def test_of_two_files_the_later_one_wins(told):
     pair, method = CONFIGS / "pairs" / "resnet56_resnet20.yaml", CONFIGS / "kd.yaml"
-    assert told("cifar100_energy_kd.py", pair, method)["temperature"] == 4.0
+    assert told("cifar100_energy_kd.py", pair, method)["temperature"] == "4.0"
     assert told("cifar100_energy_kd.py", method, pair)["temperature"] == "energy(ratio=0.3)"

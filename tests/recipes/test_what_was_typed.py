@@ -1,10 +1,21 @@
 """A recipe does what was typed, or refuses it; each command runs."""
 
+import json
+import logging
 import shutil
+from dataclasses import fields
+from enum import Enum
+from types import NoneType
+from typing import get_type_hints
 
 import pytest
+import yaml
 from digit_files import flags as plain_digit_flags
-from recipe_toys import answer_flags, given, image_flags, results, run, text_flags, write_toys
+from recipe_toys import RECIPES, answer_flags, given, image_flags, results, run, text_flags, write_toys
+
+import hfkd.parsing
+import hfkd.precedence
+from hfkd.setting_types import TextLoader, typed
 
 
 def digit_flags(folder, out, **more):
@@ -82,3 +93,129 @@ def test_a_stage_that_would_write_over_its_own_teacher_is_refused(folder, monkey
     with pytest.raises(ValueError, match="is the folder of teacher_name="):
         run(monkeypatch, "takd", *flags)
     assert content(first) == before
+
+
+# ---- a flag and the protocol's defaults ------------------------------------------------------------------------------
+
+
+def logged(out, name):
+    return [row[name] for row in state(out)["log_history"] if name in row]
+
+
+def state(out):
+    steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in out.glob("checkpoint-*"))
+    return json.loads((out / f"checkpoint-{steps[-1]}" / "trainer_state.json").read_text())
+
+
+def undecayed(flags):
+    return [flag for flag in flags if not flag.startswith("--lr_decay_epochs")]
+
+
+def test_a_schedule_that_was_typed_is_the_one_that_trains(folder, monkeypatch, caplog, tmp_path):
+    hfkd.precedence._say.cache_clear()
+    caplog.set_level(logging.INFO, "hfkd")
+    flags = undecayed(image_flags(folder, tmp_path, lr_scheduler_type="cosine", warmup_steps=3))
+    run(monkeypatch, "cifar100_energy_kd", *flags)
+    expected = [0, 0.05 / 3, 0.1 / 3, 0.05, 0.05 * 0.75, 0.05 * 0.25]
+    assert logged(tmp_path, "learning_rate") == pytest.approx(expected)
+    config = results(tmp_path)["config"]
+    assert (config["lr_scheduler_type"], config["warmup_steps"]) == ("cosine", 3)
+    assert "lr_decay_epochs" not in config
+    assert "lr_scheduler_type=cosine takes the place of lr_decay_epochs=[150" in caplog.text
+
+
+def test_the_protocols_decays_that_never_come_are_said(folder, monkeypatch, caplog, tmp_path):
+    run(monkeypatch, "cifar100_energy_kd", *undecayed(image_flags(folder, tmp_path)))
+    assert logged(tmp_path, "learning_rate") == [0.05] * 6
+    assert "training ends at step 6, before epoch 150, 180, 210, 240, 270, 300 is over" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "metric"),
+    [
+        ({"metric_for_best_model": "loss"}, "loss"),
+        ({"metric_for_best_model": "eval_loss", "load_best_model_at_end": True}, "eval_loss"),
+        ({"load_best_model_at_end": True}, "eval_rougeL"),
+        ({}, "eval_rougeL"),
+    ],
+)
+def test_the_metric_that_was_typed_chooses_the_checkpoint(folder, monkeypatch, tmp_path, flags, metric):
+    saving = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    rouge = {"eval_rouge": True, "rouge_max_new_tokens": 4}
+    run(monkeypatch, "gpt2_dolly_eakd", *text_flags(folder, tmp_path, **saving, **rouge, **flags))
+    scores = logged(tmp_path, "eval_rougeL" if metric == "eval_rougeL" else "eval_loss")
+    assert len(scores) == 2
+    assert state(tmp_path)["best_metric"] == (max(scores) if metric == "eval_rougeL" else min(scores))
+    assert ("rougeL" in results(tmp_path)["best"]) is (metric == "eval_rougeL")
+
+
+# ---- settings files --------------------------------------------------------------------------------------------------
+
+
+def test_two_config_flags_and_values_that_yaml_would_misread(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text("seed: 7\nlearning_rate: 1e-2\nrun_name: 12:30\neval_strategy: no\n")
+    (tmp_path / "b.yaml").write_text("learning_rate: 2e-2\noutput_dir: 2026-11-28\nflip: no\n")
+    flags = [flag for flag in image_flags(folder, "x") if not flag.startswith("--output_dir")]
+    run(monkeypatch, "cifar100_energy_kd", *flags, "--max_steps=1", "--config", "a.yaml", "--config", "b.yaml")
+    config = results(tmp_path / "2026-11-28")["config"]
+    assert (config["seed"], config["learning_rate"], config["flip"]) == (7, 0.02, False)
+    assert results(tmp_path / "2026-11-28")["best"] is None
+
+
+def recipes_dataclasses():
+    """The dataclasses of each recipe, as its own `main` hands them to `parse`."""
+    for path in sorted(RECIPES.glob("*.py")):
+        with pytest.MonkeyPatch.context() as patch:
+            found = []
+            patch.setattr(
+                hfkd.parsing, "parse", lambda classes, *rest, found=found, **more: found.extend(classes) or 1 / 0
+            )
+            with pytest.raises(ZeroDivisionError):
+                run(patch, path.stem)
+        yield from ((path.stem, cls, f) for cls in found for f in fields(cls) if f.init)
+
+
+def test_each_field_of_each_recipe_takes_its_default_and_no_list_of_lists():
+    """Whatever a field is, what it holds by default can be written in a file, and nonsense cannot."""
+    checked = 0
+    for recipe, cls, f in recipes_dataclasses():
+        hint, default = get_type_hints(cls)[f.name], getattr(cls, f.name, None)
+        where = f"{recipe} {f.name}"
+        if isinstance(default, (bool, int, float, str, NoneType)) and not isinstance(default, Enum) and default != "":
+            text = TextLoader(yaml.safe_dump({"x": default})).get_single_data()["x"]
+            if text is not None:
+                same = {"include_num_input_tokens_seen": False}.get(f.name, default)  # to Trainer "no" is False
+                assert typed(text, hint, where) == same, where
+        with pytest.raises(ValueError, match=f"^{where}: "):
+            typed([["a"], {"b": "c"}], hint, where)
+        checked += 1
+    assert checked > 1000
+
+
+# ---- what is not done ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "message"),
+    [
+        ("cifar100_energy_kd", lambda f, out: image_flags(f, out, do_train=False), "do_train=False"),
+        ("gpt2_dolly_eakd", lambda f, out: text_flags(f, out, do_train=False), "do_train=False"),
+        ("gpt2_dolly_eakd", lambda f, out: text_flags(f, out, do_predict=True), "do_predict=True"),
+        ("cifar100_energy_kd", lambda f, out: image_flags(f, out, do_eval=False), "do_eval=False"),
+        ("cifar100_energy_kd", lambda f, out: image_flags(f, out, max_train_images=0), "max_train_images=0"),
+        ("cifar100_energy_kd", lambda f, out: image_flags(f, out, max_test_images=-1), "max_test_images=-1"),
+        ("cifar100_energy_kd", lambda f, out: image_flags(f, out, image_size=0), "image_size=0"),
+        ("cifar100_energy_kd", lambda f, out: image_flags(f, out, max_steps=0), "max_steps=0"),
+        ("gpt2_dolly_eakd", lambda f, out: text_flags(f, out, max_train_rows=0), "max_train_rows=0"),
+        ("gpt2_dolly_eakd", lambda f, out: text_flags(f, out, max_dev_rows=0), "max_dev_rows=0"),
+        ("evaluate_instruct", lambda f, out: answer_flags(f, out, max_rows=0), "max_rows=0"),
+        ("evaluate_instruct", lambda f, out: answer_flags(f, out, max_rows=-3), "max_rows=-3"),
+        ("digits_demo", lambda f, out: given(output_dir=out, seeds=0), "seeds=0"),
+        ("digits_demo", lambda f, out: given(output_dir=out, student_images=0), "student_images=0"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(folder, monkeypatch, tmp_path, recipe, flags, message):
+    with pytest.raises(ValueError, match=message):
+        run(monkeypatch, recipe, *flags(folder, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,55 @@
+"""Launches, folders and settings files that would do something else than they say: entries for tests/bad_input.py."""
+
+from accelerate.utils import patch_environment
+from bad_training import argument, setting, trainer
+from text_toys import TokenRows, language_model, taught_model, tokenizer
+from toys import arguments
+
+from hfkd import DistillationArguments, DistillationTrainer
+from hfkd.evaluation.instruct import InstructArguments
+from hfkd.models.language import causal_lm
+from hfkd.parsing import parse
+
+
+def launched(make, **environment):
+    """What `make` gives, called in a process with these variables."""
+    return lambda folder: patch_environment(**environment)(make(folder))
+
+
+def in_the_folder_of(network):
+    """Training of a stored network whose folder is to take the student."""
+
+    def make(folder):
+        language_model().save_pretrained(folder / "net")
+        loaded = {"student": causal_lm(folder / "net"), "taught": causal_lm(folder / "net")}
+        own = {"student": language_model(), "taught": taught_model()} | {network: loaded[network]}
+        args = arguments(folder / "net")
+        trainer_keywords = {"train_dataset": TokenRows(), "processing_class": tokenizer()}
+        return DistillationTrainer(own["student"], own["taught"], args, **trainer_keywords).train
+
+    return make
+
+
+def flags(*argv):
+    return lambda folder: lambda: parse([DistillationArguments], [f"--output_dir={folder / 'run'}", "--use_cpu", *argv])
+
+
+COMMANDS = {
+    "WORLD_SIZE=2, and no RANK": launched(argument(), world_size=2),
+    "WORLD_SIZE=2, one process": launched(trainer(), world_size=2, rank=0),
+    "a launch with gradient_accumulation_steps=5": launched(argument(), accelerate_gradient_accumulation_steps=5),
+    "output_dir is the student's folder": in_the_folder_of("student"),
+    "output_dir is the teacher's folder": in_the_folder_of("taught"),
+    "--lr_scheduler_type cosine --lr_decay_epochs 5": flags("--lr_scheduler_type=cosine", "--lr_decay_epochs=5"),
+    "--do_train false": flags("--do_train=false"),
+    "--do_eval, eval_strategy is no": flags("--do_eval"),
+    "--do_predict": flags("--do_predict"),
+    "max_steps=0": argument(max_steps=0),
+    "max_rows=0": lambda folder: lambda: InstructArguments(max_rows=0),
+    "YAML: seed twice": setting("seed: 1\nseed: 2\n"),
+    "YAML: seed, blank": setting("seed:\n"),
+    "YAML: channels_last: [false]": setting("channels_last: [false]\n"),
+    "YAML: temperature: {energy: 4}": setting("temperature: {energy: 4}\n"),
+    "YAML: seed: 12:30": setting("seed: 12:30\n"),
+    "YAML: eval_strategy: never": setting("eval_strategy: never\n"),
+}
