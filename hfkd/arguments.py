@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from hfkd.data.high_energy_arguments import HighEnergyArguments
 from hfkd.launch import check_accumulation, check_world_size, computes_on_cpu
 from hfkd.parsing import parse as parse  # where scripts written for earlier versions import it from
+from hfkd.whole_checkpoints import resume_choice
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +144,7 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
             if self.deepspeed:
                 raise ValueError("on_nan='skip': DeepSpeed takes its steps by itself; choose 'stop' or 'ignore'")
             self.logging_nan_inf_filter = True  # the logged loss passes over what was left out
+        self.resume_from_checkpoint = resume_choice(self.resume_from_checkpoint)  # type: ignore[assignment]
         self._check_numbers()
         if self.loss_chunk_size < 0:
             raise ValueError(f"loss_chunk_size={self.loss_chunk_size} must be 0 (off) or a number of tokens")

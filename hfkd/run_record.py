@@ -69,17 +69,26 @@ class RunRecord:
         """Raise ValueError if `folder` already holds a run that is not this one."""
         folder = folder or "."
         other = read(folder) or read(last_checkpoint(folder))
-        if other is None:
-            return
+        if other is not None and (difference := self._difference(other)):
+            raise ValueError(f"{folder} holds another run: {difference}; choose another output_dir, or delete that one")
+
+    def refuse_checkpoint(self, checkpoint: str | None) -> None:
+        """Raise ValueError for a checkpoint, wherever it lies, of another run; one of plain Trainer's is taken."""
+        other = read(checkpoint)
+        if other is not None and (difference := self._difference(other)):
+            raise ValueError(
+                f"resume_from_checkpoint={checkpoint} is of another run: {difference}; name one of this run, or start "
+                "anew, with the student loaded from there if that is meant"
+            )
+
+    def _difference(self, other: "RunRecord") -> str | None:
         there, here = other._named(), self._named()
         if self.data and other.data:
             there["data"], here["data"] = other.data, self.data
-        for name in here | there:
-            if there.get(name) != here.get(name):
-                raise ValueError(
-                    f"{folder} holds another run: its {name} is {there.get(name)}, this one's is {here.get(name)}; "
-                    "choose another output_dir, or delete that one"
-                )
+        different = next((name for name in here | there if there.get(name) != here.get(name)), None)
+        if different is None:
+            return None
+        return f"its {different} is {there.get(different)}, this one's is {here.get(different)}"
 
     def _named(self) -> dict[str, Any]:
         return {"student": self.student, "teacher": self.teacher} | self.loss | {"seed": self.seed}

@@ -52,6 +52,7 @@ from hfkd.steps import ChunkedStep
 from hfkd.teachers import CachedTextTeacher, LiveTeacher, TeacherScan, place, scan
 from hfkd.tensor_checkpoints import TensorCheckpoints
 from hfkd.vocabulary import common_vocabulary
+from hfkd.whole_checkpoints import checkpoint_to_resume
 
 logger = logging.getLogger(__name__)
 
@@ -257,7 +258,9 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         refuse_networks(self.args.output_dir, {"student": self.model, "teacher": self.teacher}, self.processing_class)
-        checkpoint = self.start_from(resume_from_checkpoint)
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        self.record.refuse_checkpoint(checkpoint)
+        self.start_from(checkpoint)
         if checkpoint is not None:
             warn_of_random_rows(self.train_dataset)
         self.step, self.train_dataset = with_he_da(self.args, self.step, self.train_dataset, self.scan_training_set)

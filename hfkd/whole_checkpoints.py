@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
@@ -34,18 +34,24 @@ class WholeCheckpoints(Trainer):
     """
 
     _writing = False
+    _start: str | None = None
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.add_callback(SaveAfterEvaluation())
 
-    def start_from(self, wanted: str | bool | None) -> str | None:
-        """`checkpoint_to_resume`, after deleting what an earlier process left unfinished. Every rank calls it."""
-        checkpoint = checkpoint_to_resume(wanted, self.args.output_dir)
+    def start_from(self, checkpoint: str | None) -> None:
+        """Delete what an earlier process left unfinished, and know where training starts. Every rank calls it."""
+        self._start = checkpoint
         if self.args.should_save:
             remove_unfinished(self.args.output_dir)
         self.accelerator.wait_for_everyone()
-        return checkpoint
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
+        values = super().set_initial_training_values(args, dataloader)
+        if self._start is not None:
+            refuse_shorter(self._start, values[6], args)
+        return values
 
     def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
         """Trainer's, but a run that is resumed when it had all its steps gets none; Trainer would take one more."""
@@ -119,11 +125,18 @@ class SaveAfterEvaluation(TrainerCallback):
         control.should_save, self._due = control.should_save or self._due, False
 
 
+def resume_choice(wanted: str | bool | None) -> str | bool | None:
+    """`resume_from_checkpoint`, whose booleans a command line and a settings file write as words."""
+    words = {"true": True, "yes": True, "false": False, "no": False, "": None}
+    return words.get(wanted.lower(), wanted) if isinstance(wanted, str) else wanted
+
+
 def checkpoint_to_resume(wanted: str | bool | None, folder: str | Path | None) -> str | None:
     """Trainer's `resume_from_checkpoint` as a path, whole; True is the last whole checkpoint of `folder`.
 
     Raises ValueError where there is none. A named checkpoint without a list of its files (plain Trainer's) is taken.
     """
+    wanted = resume_choice(wanted)
     if wanted is None or wanted is False:
         return None
     if wanted is True:
@@ -135,6 +148,17 @@ def checkpoint_to_resume(wanted: str | bool | None, folder: str | Path | None) -
     if fault is not None and ((Path(wanted) / MANIFEST).exists() or not (Path(wanted) / TRAINER_STATE_NAME).exists()):
         raise ValueError(f"resume_from_checkpoint={wanted} is no complete checkpoint: {fault}; name another one")
     return wanted
+
+
+def refuse_shorter(checkpoint: str, max_steps: int, args: Any) -> None:
+    """Raise ValueError for a checkpoint of more steps than the run is to have: its student has learned for longer."""
+    step = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME)).global_step
+    if step > max_steps:
+        raise ValueError(
+            f"{checkpoint} has been trained for {step} steps, and this run ends at step {max_steps} "
+            f"(num_train_epochs={args.num_train_epochs}, max_steps={args.max_steps}): train for as long at least, or "
+            "choose another output_dir"
+        )
 
 
 def last_checkpoint(folder: str | Path | None) -> str | None:

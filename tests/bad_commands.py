@@ -4,6 +4,7 @@ from accelerate.utils import patch_environment
 from bad_training import argument, setting, trainer
 from text_toys import TokenRows, language_model, taught_model, tokenizer
 from toys import arguments
+from transformers import PrinterCallback
 
 from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.evaluation.instruct import InstructArguments
@@ -34,12 +35,29 @@ def flags(*argv):
     return lambda folder: lambda: parse([DistillationArguments], [f"--output_dir={folder / 'run'}", "--use_cpu", *argv])
 
 
+def from_a_finished_run(**args):
+    """Training by other arguments from the checkpoint of a finished run of two steps."""
+
+    def make(folder):
+        saving = {"save_strategy": "steps", "save_steps": 2}
+        made = trainer(args=saving | {"max_steps": 2})(folder)()
+        made.remove_callback(PrinterCallback)
+        made.train()
+        elsewhere = folder / "elsewhere" if "temperature" in args else folder  # in one folder the constructor refuses
+        again = trainer(args=saving | args)(elsewhere)()
+        return lambda: again.train(resume_from_checkpoint=str(folder / "run" / "checkpoint-2"))
+
+    return make
+
+
 COMMANDS = {
     "WORLD_SIZE=2, and no RANK": launched(argument(), world_size=2),
     "WORLD_SIZE=2, one process": launched(trainer(), world_size=2, rank=0),
     "a launch with gradient_accumulation_steps=5": launched(argument(), accelerate_gradient_accumulation_steps=5),
     "output_dir is the student's folder": in_the_folder_of("student"),
     "output_dir is the teacher's folder": in_the_folder_of("taught"),
+    "resume_from_checkpoint=a checkpoint of another run": from_a_finished_run(temperature="3.0"),
+    "resume_from_checkpoint=one of 2 steps, max_steps=1": from_a_finished_run(max_steps=1),
     "--lr_scheduler_type cosine --lr_decay_epochs 5": flags("--lr_scheduler_type=cosine", "--lr_decay_epochs=5"),
     "--do_train false": flags("--do_train=false"),
     "--do_eval, eval_strategy is no": flags("--do_eval"),

@@ -14,15 +14,22 @@ logger = logging.getLogger(__name__)
 def train_to_the_end(trainer: DistillationTrainer, results: ResultsCallback) -> Path:
     """Train from the last complete checkpoint, or from the start; the folder of the run. The student is saved later.
 
+    `resume_from_checkpoint` may name another checkpoint, or with False ask for the start.
+
     A run that diverges is recorded as failed, and raises FloatingPointError.
     """
     args = trainer.args
     trainer.add_callback(results)
-    checkpoint: Any = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
-    if checkpoint:
-        logger.info("Resuming from %s", checkpoint)
+    start: Any = args.resume_from_checkpoint
+    last = None if isinstance(start, str) else last_checkpoint(args.output_dir)
+    if start is None:
+        start = last
+    if start:
+        logger.info("Resuming from %s", last or start)
+    elif last:
+        logger.warning("Starting anew beside %s of an earlier start, which stays until it is written over.", last)
     try:
-        trainer.train(resume_from_checkpoint=True if str(checkpoint).lower() == "true" else checkpoint)
+        trainer.train(resume_from_checkpoint=start)
     except FloatingPointError as error:
         results.fail(args, trainer.state, str(error))
         raise

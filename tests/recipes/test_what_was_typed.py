@@ -219,3 +219,69 @@ def test_what_would_be_passed_over_is_refused(folder, monkeypatch, tmp_path, rec
     with pytest.raises(ValueError, match=message):
         run(monkeypatch, recipe, *flags(folder, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+# ---- where training starts -------------------------------------------------------------------------------------------
+
+SAVING = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "no"}
+
+
+@pytest.fixture(scope="module")
+def earlier(folder):
+    """A run of six steps at another temperature, with its checkpoints."""
+    out = folder / "earlier"
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, "cifar100_energy_kd", *image_flags(folder, out, **SAVING, temperature="2.0"))
+    return out
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_its_path(folder, earlier, monkeypatch, tmp_path):
+    flags = image_flags(folder, tmp_path / "run", **SAVING, resume_from_checkpoint=earlier / "checkpoint-4")
+    for other, message in (
+        ({"temperature": "3.0"}, r"temperature is Constant\(temperature=2.0\), this one's is Const"),
+        (
+            {"temperature": "2.0", "seed": 1},
+            "its seed is 42, this one's is 1",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"checkpoint-4 is of another run: .*{message}"):
+            run(monkeypatch, "cifar100_energy_kd", *flags, *given(**other))
+    assert not list((tmp_path / "run").glob("*"))
+    run(monkeypatch, "cifar100_energy_kd", *flags, "--temperature=2.0")  # of this one, taken up in another folder
+    assert logged(tmp_path / "run", "learning_rate")[-2:] == logged(earlier, "learning_rate")[-2:]
+    assert state(tmp_path / "run")["global_step"] == 6
+
+
+@pytest.mark.parametrize("way", ["flag", "file"])
+@pytest.mark.parametrize(("word", "steps"), [("false", 6), ("no", 6), ("true", 0), ("", 0)])
+def test_a_word_says_whether_to_start_anew(folder, earlier, monkeypatch, caplog, tmp_path, way, word, steps):
+    """The run is finished: taken up again it has no steps to do, started anew all six."""
+    shutil.copytree(earlier, tmp_path / "run")
+    (tmp_path / "a.yaml").write_text(f"resume_from_checkpoint: {word}")
+    more = [f"--resume_from_checkpoint={word}"] if way == "flag" else [f"--config={tmp_path / 'a.yaml'}"]
+    run(monkeypatch, "cifar100_energy_kd", *image_flags(folder, tmp_path / "run", **SAVING, temperature="2.0"), *more)
+    last = results(tmp_path / "run")["sittings"][-1]
+    assert (last["last_step"] - last["first_step"], last["last_step"]) == (steps, 6)
+    assert ("Starting anew beside" in caplog.text) is (steps == 6)
+
+
+def test_true_without_a_checkpoint_is_refused(folder, monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="there is no complete checkpoint"):
+        run(monkeypatch, "cifar100_energy_kd", *image_flags(folder, tmp_path, resume_from_checkpoint="true"))
+
+
+@pytest.mark.parametrize("shorter", [{"num_train_epochs": 1}, {"max_steps": 5}])
+def test_a_run_that_has_trained_for_longer_is_refused(folder, earlier, monkeypatch, tmp_path, shorter):
+    shutil.copytree(earlier, tmp_path / "run")
+    before = content(tmp_path / "run")
+    flags = image_flags(folder, tmp_path / "run", **SAVING | {"temperature": "2.0"} | shorter)
+    with pytest.raises(ValueError, match="checkpoint-6 has been trained for 6 steps, and this run ends at step"):
+        run(monkeypatch, "cifar100_energy_kd", *flags)
+    assert content(tmp_path / "run") == before
+
+
+def test_a_run_may_be_made_longer(folder, earlier, monkeypatch, tmp_path):
+    shutil.copytree(earlier, tmp_path / "run")
+    flags = image_flags(folder, tmp_path / "run", **SAVING | {"temperature": "2.0", "num_train_epochs": 3})
+    run(monkeypatch, "cifar100_energy_kd", *flags)
+    assert [(s["first_step"], s["last_step"]) for s in results(tmp_path / "run")["sittings"]] == [(0, 6), (6, 9)]
