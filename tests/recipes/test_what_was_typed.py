@@ -12,9 +12,11 @@ import pytest
 import yaml
 from digit_files import flags as plain_digit_flags
 from recipe_toys import RECIPES, answer_flags, given, image_flags, results, run, text_flags, write_toys
+from toys import arguments
 
 import hfkd.parsing
 import hfkd.precedence
+from hfkd.evaluation.callback import RougeArguments
 from hfkd.setting_types import TextLoader, typed
 
 
@@ -147,6 +149,14 @@ def test_the_metric_that_was_typed_chooses_the_checkpoint(folder, monkeypatch, t
     assert len(scores) == 2
     assert state(tmp_path)["best_metric"] == (max(scores) if metric == "eval_rougeL" else min(scores))
     assert ("rougeL" in results(tmp_path)["best"]) is (metric == "eval_rougeL")
+
+
+def test_what_was_given_beside_eval_rouge_stays(tmp_path):
+    rouge, args = RougeArguments(eval_rouge=True), arguments(tmp_path, save_strategy="no", eval_strategy="no")
+    given = {"load_best_model_at_end", "metric_for_best_model"}
+    assert rouge.best_by_rouge(args).load_best_model_at_end
+    kept = rouge.best_by_rouge(args, given)
+    assert (kept.load_best_model_at_end, kept.metric_for_best_model) == (False, None)
 
 
 # ---- settings files --------------------------------------------------------------------------------------------------
