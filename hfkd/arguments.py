@@ -12,6 +12,7 @@ from huggingface_hub.constants import HF_HOME
 from transformers import TrainingArguments
 
 from hfkd.data.high_energy_arguments import HighEnergyArguments
+from hfkd.evaluation_arguments import EvaluationArguments
 from hfkd.launch import check_accumulation, check_world_size, computes_on_cpu
 from hfkd.parsing import parse as parse  # where scripts written for earlier versions import it from
 from hfkd.whole_checkpoints import resume_choice
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class DistillationArguments(HighEnergyArguments, TrainingArguments):
+class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingArguments):
     """TrainingArguments with the slots of the one equation. Keywords of `DistillationTrainer` win over these.
 
     Differences from TrainingArguments' own defaults: `bf16` and `channels_last` choose themselves, columns that the
@@ -51,10 +52,6 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
             "help": "Evaluate a language model's loss on this many tokens at a time, to save memory; 0: at once."
         },
     )
-    evaluate_kl: bool = field(
-        default=False,
-        metadata={"help": "Run the teacher in evaluation too, and report eval_kl, KL(teacher || student)."},
-    )
     bf16: bool | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
@@ -66,13 +63,6 @@ class DistillationArguments(HighEnergyArguments, TrainingArguments):
     )
     channels_last: bool = field(
         default=True, metadata={"help": "Keep images and convolutions in channels_last memory format."}
-    )
-    float32_evaluation: bool = field(
-        default=True,
-        metadata={
-            "help": "Evaluate without autocast, so that the reported figures are those of the saved weights (FSDP and "
-            "DeepSpeed cast the weights themselves, and evaluate in their precision)."
-        },
     )
     lr_decay_epochs: list[float] | None = field(
         default=None,

@@ -19,6 +19,7 @@ from hfkd.command import command, without_secrets
 from hfkd.evaluations import OTHER, step_of_weights
 from hfkd.files import write_atomically
 from hfkd.models import CIFAR_NETS, Peers
+from hfkd.report.history import teacher_scores
 
 if TYPE_CHECKING:
     from hfkd.trainer import DistillationTrainer
@@ -92,6 +93,7 @@ def write_card(
         seed=args.seed,
         step=step,
         rows=_rows(trainer.own_set),
+        teacher_scores=teacher_scores(trainer.state.log_history),
         bibtex=citations([*(str(settings[s]) for s in SLOTS), *taught, *HE_DA[args.he_da]]) if distilled else "",
     )
     write_atomically(folder / FILE, without_secrets(f"{card}\n", [args.hub_token]).encode())

@@ -13,13 +13,13 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import ImageCollator
 from hfkd.data.epochs import ImageStream, image_transform
-from hfkd.data.large_images import LargeImageTransform
 from hfkd.data.resident import ResidentImages
 from hfkd.data.text_collate import TokenCollator
 from hfkd.launch import check_world_size
 from hfkd.loss import DistillationLoss
-from hfkd.models import InputSpec, Peers, image_processor, input_spec, record_statistics
+from hfkd.models import Peers
 from hfkd.models.checkpoints import some
+from hfkd.received import Received, warn_of_normalisation
 from hfkd.student_weights import trained_but_not_saved
 from hfkd.teachers import CachedTeacher, LiveTeacher, Teachers
 
@@ -121,17 +121,24 @@ def with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:
     return get_peft_model(model, peft_config)
 
 
-def live_teacher(teacher: Any, student: nn.Module, train_dataset: Any) -> LiveTeacher:
-    """The frozen teacher, told how the training images are normalised: as their transform says, else the student.
+def live_teacher(teacher: Any, inputs: Received) -> LiveTeacher:
+    """The frozen teacher, told how the training images are normalised, unless it is told already.
 
-    A list of teachers becomes `Teachers`.
+    A list of teachers becomes `Teachers`. Warns where nobody but the student's config says it, and says something else
+    than the teacher.
     """
-    if isinstance(teacher, LiveTeacher):
+    if isinstance(teacher, (list, tuple, Teachers)):
+        several = teacher.teachers if isinstance(teacher, Teachers) else teacher
+        return Teachers([live_teacher(one, inputs) for one in several])
+    if isinstance(teacher, LiveTeacher) and teacher.received is not None:
         return teacher
-    if isinstance(teacher, (list, tuple)):
-        return Teachers([live_teacher(one, student, train_dataset) for one in teacher])
-    transform = image_transform(train_dataset)
-    return LiveTeacher(teacher, InputSpec(transform.mean, transform.std, None) if transform else input_spec(student))
+    if isinstance(teacher, LiveTeacher):
+        live = LiveTeacher(teacher.model, inputs.spec, teacher.wanted, teacher.label_names)
+    else:
+        live = LiveTeacher(teacher, inputs.spec)
+    if not inputs.certain:
+        warn_of_normalisation(inputs.spec, live.wanted)
+    return live
 
 
 def cached_teacher(
@@ -152,17 +159,3 @@ def cached_teacher(
             "teacher_cache_dir out"
         )
     return CachedTeacher(teacher, dataset, args.teacher_cache_dir, accelerator, args.teacher_cache_on_device)
-
-
-def record_inputs(student: nn.Module, train_dataset: Any) -> BaseImageProcessor | None:
-    """Let what is saved say how its images were prepared: in a timm model's config, else by the processor returned."""
-    transform = image_transform(train_dataset)
-    if transform is None:
-        return None
-    if isinstance(transform, LargeImageTransform):  # a stream's first row is not to be had without filling its buffer
-        height = width = transform.size
-    else:
-        height, width = train_dataset[0]["pixel_values"].shape[-2:]
-    if record_statistics(student, transform.mean, transform.std, (height, width)):
-        return None
-    return image_processor(transform.mean, transform.std, (height, width))

@@ -1,15 +1,13 @@
 """Whether training rows are the same each time they are read: what a resumed run rests on."""
 
 import logging
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from datasets.fingerprint import Hasher
 from transformers.trainer_utils import has_length
+
+from hfkd.random_state import kept_random_state
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +23,7 @@ def warn_of_random_rows(dataset: Any) -> None:
     if dataset is None or not has_length(dataset) or isinstance(dataset, torch.utils.data.IterableDataset):
         return
     rows = range(min(READ_TWICE, len(dataset)))
-    with generators_kept():
+    with kept_random_state():
         once, again = ([Hasher.hash(dataset[i]) for i in rows] for _ in range(2))
     if once != again:
         logger.warning(
@@ -33,15 +31,3 @@ def warn_of_random_rows(dataset: Any) -> None:
             "The resumed run goes on with other draws than a run that was never stopped, and so ends in other weights. "
             "hfkd's transforms (ImageTransform, ...) and what draws from the row's index alone are the same again."
         )
-
-
-@contextmanager
-def generators_kept() -> Iterator[None]:
-    """Within it random numbers may be drawn on the host; afterwards none has been."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)

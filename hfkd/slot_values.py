@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hfkd.items import ItemRule, Items
-from hfkd.random_rows import generators_kept
+from hfkd.random_state import kept_random_state
 
 SlotCheck = Callable[[Mapping[str, Any], Tensor, Tensor], None]  # a batch, and both networks' logits for it
 
@@ -64,7 +64,7 @@ def check_slots(loss: Any, items: Items) -> None:
     """
     for name in loss.own_slots if loss.kd_weight and len(items) else ():
         try:  # a copy, so that one that counts its calls counts none of this
-            with generators_kept():
+            with kept_random_state():
                 values = copy.deepcopy(getattr(loss, name))(items)
         except Exception:
             continue

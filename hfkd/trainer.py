@@ -23,6 +23,7 @@ from hfkd.high_energy import refuse_he_da, with_he_da
 from hfkd.hub import HubTrainer
 from hfkd.items import IMAGES, TOKENS
 from hfkd.known_heads import refuse_other_heads
+from hfkd.label_maps import check_label_names
 from hfkd.labels import LabelWatch
 from hfkd.loss import DistillationLoss, cross_entropy
 from hfkd.models.calling import Call, by_name, logits_of
@@ -37,20 +38,23 @@ from hfkd.preparation import (
     default_collator,
     live_teacher,
     move_resident,
-    record_inputs,
     refuse_unsaved,
     refuse_unsupported,
     with_adapters,
 )
 from hfkd.random_rows import warn_of_random_rows
+from hfkd.received import ImageInputs, normalisation, receiving
+from hfkd.recorded_inputs import check_processor, record_inputs
 from hfkd.returned_outputs import returned_outputs
 from hfkd.run_record import RunRecord
 from hfkd.run_settings import run_settings
 from hfkd.schedule import ScheduledTrainer, refuse_unknown_epochs
 from hfkd.slot_values import slot_check
 from hfkd.steps import ChunkedStep
-from hfkd.teachers import CachedTextTeacher, LiveTeacher, TeacherScan, place, scan
+from hfkd.teacher_accuracy import TeacherAccuracy
+from hfkd.teachers import CachedTextTeacher, LiveTeacher, TeacherScan, place
 from hfkd.tensor_checkpoints import TensorCheckpoints
+from hfkd.training_scan import scan_of
 from hfkd.vocabulary import common_vocabulary
 from hfkd.whole_checkpoints import checkpoint_to_resume
 
@@ -103,15 +107,19 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
         tokens = self.call.takes_tokens if args.items == "auto" else args.items == "token"
         self.rule = TOKENS if tokens else IMAGES
         cached = teacher if isinstance(teacher, CachedTextTeacher) else None
-        live = None if teacher is None or cached else live_teacher(teacher, model, data["train_dataset"])
-        refuse_other_heads([*networks_of(model), *(live.networks if live else ())], self.rule)
         check_datasets(data, collator)
+        self.image_inputs = None if tokens else ImageInputs.between(model, teacher, collator, processing_class)
+        self.received = normalisation(self.image_inputs, data)
+        live = None if teacher is None or cached else live_teacher(teacher, self.received)
+        refuse_other_heads([*networks_of(model), *(live.networks if live else ())], self.rule)
         refuse_unknown_epochs(loss, args, data["train_dataset"])
         say_left_out(data["train_dataset"], collator, self.call, args.label_names or ())
         self.num_classes = common_vocabulary(model, live.networks[0], processing_class) if tokens and live else None
         slots_of = slot_check(loss, self.rule, self.num_classes)
         classes = check_networks(model, self.call, live, probed_dataset(data), collator, self.rule, slots_of)
         self.labels = LabelWatch(self.rule, classes)
+        self.class_names = None if tokens else check_label_names(data, collator, model, live)
+        check_processor(processing_class, model, data["train_dataset"], self.received)
         if cached:
             self.num_classes = check_cached(cached, loss, args, model, processing_class, data["train_dataset"])
             collator = cached.collator(collator)
@@ -134,6 +142,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
             as_laid_out(self.optimizer)  # moments of weights that have become channels_last above
         self.add_callback(EpochViews())
         self.add_callback(learned_parts.CheckTrained(loss))
+        self.add_callback(TeacherAccuracy(self))
 
     def _place(
         self, step: Chosen, loss: DistillationLoss, live: LiveTeacher | None, cached: CachedTextTeacher | None
@@ -242,7 +251,11 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
     ) -> EvalLoopOutput:
         """Trainer's loop, with a loss that counts every row once whatever the number of ranks."""
         self._evaluated = RowAverage()
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        compared = self.teacher if self.args.evaluate_kl else None
+        with receiving(compared, self.image_inputs, dataloader.dataset):
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
         if output.metrics is not None:
             output.metrics.update(
                 {f"{metric_key_prefix}_{name}": value for name, value in self._evaluated.read().items()}
@@ -265,9 +278,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
             warn_of_random_rows(self.train_dataset)
         self.step, self.train_dataset = with_he_da(self.args, self.step, self.train_dataset, self.scan_training_set)
         self.fit_slots(checkpoint)
-        processor = record_inputs(self.accelerator.unwrap_model(self.model), self.train_dataset)
-        if self.processing_class is None:
-            self.processing_class = processor
+        record_inputs(self)
         if self.args.should_save:
             self.record.write(self.args.output_dir, self.distillation_loss)
         if self.args.keep_freed_memory and self.args.device.type == "cpu":
@@ -298,25 +309,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
 
     def scan_training_set(self, **keywords: Any) -> TeacherScan:
         """`hfkd.teachers.scan` with this trainer's teacher, data, ranks and cache; kept as `scan_result`."""
-        if self.teacher is None or self.train_dataset is None:
-            raise ValueError("a teacher scan needs a teacher and a train_dataset")
-        if isinstance(self.teacher, CachedTextTeacher):
-            self.scan_result = self.teacher.scan(self.train_dataset, **keywords)
-            return self.scan_result
-        self.scan_result = scan(
-            self.teacher,
-            self.train_dataset,
-            collate=self.data_collator,
-            rule=self.rule,
-            num_classes=self.num_classes,
-            batch_size=max(self.args.train_batch_size, self.args.eval_batch_size),
-            num_workers=self.args.dataloader_num_workers,
-            accelerator=self.accelerator,
-            cache_dir=self.args.scan_cache_dir or None,
-            seed=self.args.seed_of_data,
-            progress_bar=not self.args.disable_tqdm,
-            **keywords,
-        )
+        self.scan_result = scan_of(self, **keywords)
         return self.scan_result
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

@@ -1,5 +1,6 @@
 """Networks, data, tokenizers, scans and results, each wrong in one way: entries for tests/bad_input.py."""
 
+import json
 import pickle
 import tempfile
 from pathlib import Path
@@ -54,6 +55,15 @@ def without(name):
     return {key: value for key, value in Net().state_dict().items() if key != name}
 
 
+def saved_as(architecture):
+    def make(folder):
+        (folder / "config.json").write_text(json.dumps({"architecture": architecture}))
+        (folder / "model.safetensors").touch()
+        return lambda: image_classifier("efficientnet_lite0", 2, folder / "model.safetensors")
+
+    return make
+
+
 CHECKPOINTS = {
     "checkpoint: no such file": checkpoint(lambda path: None),
     "checkpoint: a folder": checkpoint(lambda path: path.mkdir()),
@@ -70,6 +80,7 @@ CHECKPOINTS = {
     "checkpoint: a weight is missing": checkpoint(lambda path: torch.save(without("head.bias"), path)),
     "checkpoint: another width": checkpoint(lambda path: torch.save(Net(6).state_dict(), path)),
     "checkpoint: NaN": checkpoint(lambda path: torch.save(broken(Net()).state_dict(), path)),
+    "checkpoint: another architecture beside config.json": saved_as("tf_efficientnet_lite0"),
     'student "resnet20"': lambda folder: lambda: image_classifier("resnet20", 10),
     'student "resnet18.a1_in1k"': lambda folder: lambda: image_classifier("resnet18.a1_in1k", 10),
     "student of 0 classes": lambda folder: lambda: image_classifier("cifar_resnet20", 0),
@@ -115,6 +126,14 @@ def no_words():
 
 PAIR = {"prompt": ["ask you"], "response": ["answer me"]}
 PICTURE = np.zeros((4, 4, 3), np.uint8).tolist()
+
+
+def in_two_splits(folder):
+    for name in ("train", "train-test"):
+        (folder / f"{name}.csv").write_text("image,label\na.png,0\n")
+    return lambda: load_images(str(folder))
+
+
 DATA = {
     "images: an empty folder": lambda folder: lambda: load_images(str(folder)),
     "images: no rows": images({"img": [], "label": []}),
@@ -123,6 +142,7 @@ DATA = {
     "images: labels are text": images({"img": [PICTURE], "label": ["cat"]}),
     "images: a broken image": images({"img": [PICTURE, "not an image"][1:], "label": [0]}),
     "images: no label in row 1": images({"img": [PICTURE, PICTURE], "label": [0, None]}),
+    "images: a file in two splits": in_two_splits,
     "images: padding=-1": lambda folder: lambda: ImageTransform(padding=-1),
     "JSON lines: no such file": lambda folder: lambda: read_jsonl(folder / "none.jsonl"),
     "JSON lines: an empty file": jsonl(b"\n"),

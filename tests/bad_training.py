@@ -3,15 +3,21 @@
 import os
 
 import torch
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from text_toys import VOCAB, TokenRows, language_model, taught_model, tokenizer
 from toys import CLASSES, Net, Rows, arguments, teacher
-from transformers import GPT2LMHeadModel, PrinterCallback
+from transformers import CLIPImageProcessor, GPT2LMHeadModel, MobileViTImageProcessor, PrinterCallback
 
 from hfkd import DistillationTrainer
 from hfkd.arguments import DistillationArguments
+from hfkd.data import ImageTransform
+from hfkd.data.images import decode
 from hfkd.loss import DistillationLoss
+from hfkd.models import image_classifier
 from hfkd.objectives import DKD
 from hfkd.parsing import parse
 
@@ -234,6 +240,24 @@ def language(taught=taught_model, words=tokenizer, **keywords):
     return trainer(language_model, taught, TokenRows, processing_class=words(), **keywords)
 
 
+def named(*names):
+    def network():
+        return image_classifier("cifar_resnet8", 3, label_names=names or None)
+
+    return network
+
+
+def pictures(names=("bird", "cat", "dog")):
+    """Stored images of three classes, ready for training."""
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=list(names))})
+    stored = {"image": [Image.new("RGB", (8, 8), (9 * i, 90, 200)) for i in range(6)], "label": [0, 1, 2] * 2}
+    return decode(Dataset.from_dict(stored, features)).with_transform(ImageTransform())
+
+
+def images(taught=None, rows=pictures, **keywords):
+    return trainer(named(), taught or named(), rows, **keywords)
+
+
 TRAINER = {
     "no teacher": trainer(taught=None),
     "evaluate_kl=True, no teacher": trainer(
@@ -275,5 +299,13 @@ TRAINER = {
     "resume: a weight of the student is missing": resumed(without_a_bias),
     "LoRA on a student whose head was unfrozen": trainer(student=unfrozen_head),
     "optimizers= with a scheduler, and a temperature that learns": own_optimizer,
+    "a teacher of other classes than the data name": images(named("bird", "cat", "fox")),
+    "an eval_dataset in another order of classes": lambda folder: images(eval_dataset=pictures(("dog", "cat", "bird")))(
+        folder
+    ),
+    "a processing_class that prepares images otherwise": images(processing_class=CLIPImageProcessor()),
+    "a timm student, a processing_class that flips channels": images(
+        rows=lambda: Rows(classes=3), processing_class=MobileViTImageProcessor()
+    ),
     "a teacher of another vocabulary": language(taught=lambda: taught_model(vocab=VOCAB - 3)),
 }

@@ -124,7 +124,7 @@ class Events:
         import transformers.modeling_utils
         from transformers import TrainerState
 
-        import hfkd.trainer
+        import hfkd.training_scan
 
         inner = trainer.compute_loss
 
@@ -134,7 +134,7 @@ class Events:
             return inner(model, *arguments, **keywords)
 
         trainer.compute_loss = compute_loss
-        scan = hfkd.trainer.scan
+        scan = hfkd.training_scan.scan
 
         def scanned(teacher, *arguments, **keywords):
             hook = teacher.register_forward_hook(lambda *a: self.happens("scan"))
@@ -143,7 +143,7 @@ class Events:
             finally:
                 hook.remove()
 
-        hfkd.trainer.scan = scanned
+        hfkd.training_scan.scan = scanned
         self._wrap(torch, "save", "write", 1)
         self._wrap(safetensors.torch, "save_file", "write", 1)
         self._wrap(transformers.modeling_utils, "safe_save_file", "write", 1)

@@ -90,6 +90,10 @@ def test_the_same_parameters_and_logs(runs, other):
             split[name], parameter, rtol=0, atol=1e-6, msg=f"{name} differs between 1 x 8 and {other}"
         )
     assert split_record["thresholds"] == pytest.approx(whole_record["thresholds"], abs=1e-5)
+    right = [
+        [r["teacher_accuracy"] for r in one["log"] if "teacher_accuracy" in r] for one in (whole_record, split_record)
+    ]
+    assert right[0] == right[1] == [pytest.approx(round(13 * right[0][0]) / 13)]  # no row counts twice
     assert split_record["eval_loss"] == pytest.approx(whole_record["eval_loss"], abs=1e-6)
     steps = [[r for r in record["log"] if "loss" in r] for record in (whole_record, split_record)]
     assert len(steps[0]) == len(steps[1]) == 5

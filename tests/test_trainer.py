@@ -355,7 +355,7 @@ def test_resumed_training_is_bit_identical_and_keeps_its_thresholds(tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         killed.train()
     resumed = new("resumed")
-    monkeypatch.setattr("hfkd.trainer.scan", lambda *a, **k: pytest.fail("the thresholds were scanned again"))
+    monkeypatch.setattr("hfkd.training_scan.scan", lambda *a, **k: pytest.fail("the thresholds were scanned again"))
     resumed.train(resume_from_checkpoint=True)
     assert resumed.distillation_loss.temperature.thresholds == whole.distillation_loss.temperature.thresholds
     for name, parameter in whole.model.state_dict().items():

@@ -2,11 +2,22 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from datasets import Dataset, IterableDataset, SplitDict
 from torch import Tensor
+
+
+class Resizing(NamedTuple):
+    """How evaluation brings a picture to size: its shortest edge becomes `edge`, the centre of `size` is cut out.
+
+    None: stored images are of their size already, cut from pictures as large as covers it.
+    """
+
+    size: int | None
+    edge: int | None
+    interpolation: str
 
 
 class EpochTransform(ABC):
@@ -24,6 +35,11 @@ class EpochTransform(ABC):
     @abstractmethod
     def num_views(self) -> int:
         """How many views an image has; 0 where they cannot be numbered."""
+
+    @property
+    @abstractmethod
+    def resizing(self) -> Resizing:
+        """What has been done to a picture before it is normalised, where there is no augmentation."""
 
     @abstractmethod
     def clean(self) -> Self:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
-from hfkd.data.epochs import EpochTransform, image_transform
+from hfkd.data.epochs import EpochTransform, Resizing, image_transform
 from hfkd.data.images import num_labels
 from hfkd.data.mixing import Mix, mix_images
 
@@ -74,6 +74,10 @@ class HighEnergyTransform(EpochTransform):
     @property
     def num_views(self) -> int:
         return self.plain.num_views
+
+    @property
+    def resizing(self) -> Resizing:
+        return self.plain.resizing
 
     def clean(self) -> Self:
         return replace(self, plain=self.plain.clean())

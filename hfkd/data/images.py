@@ -16,6 +16,7 @@ from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError
 from PIL import Image, ImageOps
 
+from hfkd.data.splits import refuse_shared_files, split_files
 from hfkd.data.transforms import pack_pixels, packed_size
 
 logger = logging.getLogger(__name__)
@@ -63,10 +64,18 @@ def pick_splits(loaded: Any, source: str, train_split: str, test_split: str | No
 
 
 def load(name_or_path: str, name: str | None, streaming: bool = False) -> Any:
-    """All splits of a Hub id or a local folder, as `datasets` gives them."""
+    """All splits of a Hub id, as `datasets` gives them, or of a local folder, as its folders say (`split_files`).
+
+    ValueError for a folder without data, and for files that would be in two splits.
+    """
     path = Path(name_or_path).expanduser()
     try:
-        return datasets.load_dataset(str(path) if path.is_dir() else name_or_path, name, streaming=streaming)
+        if not path.is_dir():
+            return datasets.load_dataset(name_or_path, name, streaming=streaming)
+        base, files = split_files(path, name)
+        if files is None:
+            refuse_shared_files(path, name)
+        return datasets.load_dataset(str(base), name, data_files=files, streaming=streaming)
     except (EmptyDatasetError, DataFilesNotFoundError) as error:
         raise ValueError(f"{name_or_path} holds no data that can be read: give the folder with the images") from error
     except RuntimeError as error:  # a program that makes the data, which is never run

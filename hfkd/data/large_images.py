@@ -13,7 +13,7 @@ from datasets import Image as ImageFeature
 from torch import Tensor
 from torchvision.transforms import v2
 
-from hfkd.data.epochs import EpochTransform, epoch_zero
+from hfkd.data.epochs import EpochTransform, Resizing, epoch_zero
 from hfkd.data.images import IMAGE_COLUMNS, LABEL_COLUMNS, check_labels, find_column, load, pick_splits, picture
 from hfkd.data.transforms import view_ids
 from hfkd.slots import positive
@@ -41,13 +41,17 @@ class LargeImageTransform(EpochTransform):
     def __post_init__(self) -> None:
         positive("LargeImageTransform", size=self.size, **{f"std[{i}]": s for i, s in enumerate(self.std)})
         crop = [v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)]
-        centre = [v2.Resize(round(self.size / CENTRE)), v2.CenterCrop(self.size)]
+        centre = [v2.Resize(self.resizing.edge), v2.CenterCrop(self.size)]  # bilinear
         pixels = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
         self._pipeline = v2.Compose([*(crop if self.augment else centre), *pixels])
 
     @property
     def num_views(self) -> int:
         return 0 if self.augment else 1
+
+    @property
+    def resizing(self) -> Resizing:
+        return Resizing(self.size, round(self.size / CENTRE), "bilinear")
 
     def clean(self) -> Self:
         return replace(self, augment=False)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hfkd.data.epochs import EpochTransform, epoch_zero
+from hfkd.data.epochs import EpochTransform, Resizing, epoch_zero
 from hfkd.data.strong import strong_views
 from hfkd.devices import send
 from hfkd.slots import positive
@@ -58,6 +58,10 @@ class ImageTransform(EpochTransform):
     @property
     def num_views(self) -> int:
         return (2 * self.padding + 1) ** 2 * (2 if self.flip else 1)
+
+    @property
+    def resizing(self) -> Resizing:
+        return Resizing(None, None, "bicubic")  # of hfkd.data.images.decode
 
     def views_of(self, index: Tensor) -> Tensor:
         """The view of each image, [B] both: this epoch's, or without augmentation the middle one, not mirrored."""

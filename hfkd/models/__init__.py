@@ -3,21 +3,24 @@
 from hfkd.models.checkpoints import load_checkpoint, read_state_dict
 from hfkd.models.cifar import CIFAR_NETS
 from hfkd.models.classifier import image_classifier, image_teacher, image_teachers
-from hfkd.models.inputs import InputSpec, image_processor, input_spec, record_statistics
+from hfkd.models.inputs import InputSpec, input_spec, processor_spec, same_statistics
 from hfkd.models.network_arguments import NetworkArguments
 from hfkd.models.peers import Peers
+from hfkd.models.processors import Preparation, image_processor
 
 __all__ = [
     "CIFAR_NETS",
     "InputSpec",
     "NetworkArguments",
     "Peers",
+    "Preparation",
     "image_classifier",
     "image_processor",
     "image_teacher",
     "image_teachers",
     "input_spec",
     "load_checkpoint",
+    "processor_spec",
     "read_state_dict",
-    "record_statistics",
+    "same_statistics",
 ]

@@ -1,5 +1,6 @@
 """Loading weights other people published: strictly, and without ever running what a pickle asks for."""
 
+import json
 import os
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ WRAPPERS = ("model", "state_dict")  # keys under which training scripts store th
 PREFIXES = ("module.", "_orig_mod.", "timm_model.")  # DataParallel, torch.compile, transformers' TimmWrapper
 SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 TRAINING_ARGS = "training_args.bin"  # a pickle, which nothing reads
+SAVED_NAMES = ("model.safetensors", "pytorch_model.bin")  # what save_pretrained and the Hub put beside config.json
 SHOWN = 3
 
 
@@ -44,6 +46,27 @@ def load_checkpoint(module: nn.Module, path: str | os.PathLike[str]) -> None:
     for bare, name in names.items():
         _check_finite(path, bare, weights[bare].to(own[name].dtype))
     module.load_state_dict({name: weights[bare] for bare, name in names.items()}, strict=True)
+
+
+def refuse_other_architecture(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Raise ValueError where the config.json beside a saved model's weights names another timm architecture.
+
+    Weights may fit two of them strictly (efficientnet_lite0 and tf_efficientnet_lite0 pad otherwise; ViT and DeiT are
+    normalised otherwise), and nothing but the accuracy would tell. Without that file only `teacher_accuracy` does.
+    """
+    path, mine = Path(path), getattr(getattr(model, "config", None), "architecture", None)
+    if path.name not in SAVED_NAMES or mine is None:
+        return
+    try:
+        saved = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    its = saved.get("architecture") if isinstance(saved, dict) else None
+    if isinstance(its, str) and its.split(".")[0] != str(mine).split(".")[0]:
+        raise ValueError(
+            f"checkpoint {path} belongs to the architecture {its!r}, as the config.json beside it says, and not to "
+            f"{mine!r}, even if its weights fit: pass {its.split('.')[0]!r}"
+        )
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -16,7 +16,8 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
-from hfkd.models.checkpoints import load_checkpoint, naming_unreadable
+from hfkd.models.checkpoints import load_checkpoint, naming_unreadable, refuse_other_architecture
+from hfkd.models.label_names import is_numbering
 
 # what an image pipeline needs of timm's pretrained_cfg; the rest names weights that a fresh model does not have
 INPUT_KEYS = ("input_size", "fixed_input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
@@ -46,6 +47,7 @@ def image_classifier(
     else:
         raise ValueError(_unknown(name))
     if checkpoint is not None:
+        refuse_other_architecture(model, checkpoint)
         load_checkpoint(model, checkpoint)
     return model.eval()
 
@@ -56,7 +58,12 @@ def image_teacher(
     checkpoint: str | os.PathLike[str] | None = None,
     label_names: Sequence[str] | None = None,
 ) -> PreTrainedModel:
-    """`image_classifier` for a network that must know something: ValueError for an architecture without weights."""
+    """`image_classifier` for a network that must know something: ValueError for an architecture without weights.
+
+    Its own class names stay: `label_names`, in the order of its logits, are for weights that name none.
+    """
+    if label_names is not None and _names_its_classes(os.fspath(name)):
+        label_names = None
     if checkpoint is None and "/" not in os.fspath(name) and timm.is_model(os.fspath(name)):
         raise ValueError(
             f"the teacher {os.fspath(name)!r} is an architecture with random weights: give its checkpoint, or a Hub id "
@@ -80,6 +87,14 @@ def image_teachers(
     files: Sequence[str | None] = checkpoints or [None] * len(names)
     teachers = [image_teacher(name, num_labels, file, label_names) for name, file in zip(names, files, strict=True)]
     return teachers if len(teachers) > 1 else teachers[0]
+
+
+def _names_its_classes(name: str) -> bool:
+    """Whether a Hub id or saved folder has class names, and not numbers."""
+    if "/" not in name and not os.path.isdir(name):
+        return False
+    named = AutoConfig.from_pretrained(name, trust_remote_code=False).id2label or {}
+    return bool(named) and not is_numbering([str(named[i]) for i in sorted(named)])
 
 
 def _label_config(num_labels: int, label_names: Sequence[str] | None) -> dict[str, Any]:

@@ -6,7 +6,10 @@ from typing import Any
 
 from timm.models import get_model_input_config
 from torch import nn
-from transformers import AutoImageProcessor, CLIPImageProcessor, TimmWrapperForImageClassification
+from transformers import (
+    AutoImageProcessor,
+    TimmWrapperImageProcessor,
+)
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hfkd.models.peers import Peers
@@ -21,6 +24,14 @@ class InputSpec:
     size: tuple[int, int] | None
 
 
+def same_statistics(one: InputSpec, other: InputSpec, tolerance: float = 0.0) -> bool:
+    """Whether both normalise alike, up to `tolerance` in each number; their sizes are not compared."""
+    if (len(one.mean), len(one.std)) != (len(other.mean), len(other.std)):
+        return False
+    pairs = zip(one.mean + one.std, other.mean + other.std, strict=True)
+    return all(abs(mine - its) <= tolerance for mine, its in pairs)
+
+
 def input_spec(model: nn.Module) -> InputSpec | None:
     """The `InputSpec` of a timm model, bare or in transformers' wrapper, or of a Hub model; None when it does not say.
 
@@ -31,42 +42,11 @@ def input_spec(model: nn.Module) -> InputSpec | None:
     timm_model: Any = getattr(model, "timm_model", model)
     if getattr(timm_model, "pretrained_cfg", None):
         return _timm_spec(timm_model, getattr(config, "pretrained_cfg", None) or {})
+    if isinstance(model, Peers):
+        return input_spec(model.peers[model.scored])
     if getattr(config, "name_or_path", ""):
-        return _processor_spec(config.name_or_path)
+        return _stored_processor_spec(config.name_or_path)
     return None
-
-
-def record_statistics(
-    model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], size: tuple[int, int] | None = None
-) -> bool:
-    """Write into a timm model, bare or wrapped, the normalisation (and height and width) it is being trained with.
-
-    Saved with its config, so that whoever loads it, as a teacher say, feeds it what it knows; AutoImageProcessor reads
-    it there. False for other models, which keep this in an image processor of their own.
-    """
-    statistics: dict[str, Any] = {"mean": list(mean), "std": list(std)}
-    if size is not None:
-        statistics |= {"input_size": [len(mean), *size], "crop_pct": 1.0}
-    if isinstance(model, TimmWrapperForImageClassification):
-        model.config.pretrained_cfg = {**(model.config.pretrained_cfg or {}), **statistics}
-    elif isinstance(model, Peers):
-        for peer in model.peers:
-            record_statistics(peer, mean, std, size)
-    elif "pretrained_cfg" in vars(model):
-        vars(model)["pretrained_cfg"].update(statistics)
-    else:
-        return False
-    return True
-
-
-def image_processor(mean: tuple[float, ...], std: tuple[float, ...], size: tuple[int, int]) -> BaseImageProcessor:
-    """An image processor that does what hfkd's data does to a picture: fit to `size`, crop the centre, normalise."""
-    return CLIPImageProcessor(
-        size={"shortest_edge": min(size)},
-        crop_size={"height": size[0], "width": size[1]},
-        image_mean=mean,
-        image_std=std,
-    )
 
 
 def _timm_spec(timm_model: Any, saved: dict[str, Any]) -> InputSpec:
@@ -76,20 +56,37 @@ def _timm_spec(timm_model: Any, saved: dict[str, Any]) -> InputSpec:
     return InputSpec(_floats(cfg["mean"]), _floats(cfg["std"]), (height, width) if built["fixed_input_size"] else None)
 
 
-def _processor_spec(name_or_path: str) -> InputSpec | None:
+def processor_spec(processor: BaseImageProcessor) -> InputSpec | None:
+    """What an image processor makes of a picture; None when it does not say by mean, std and size.
+
+    (factor · byte - mean) / std, where it rescales by another factor than 1/255, in terms of pixels in [0, 1].
+    """
+    if isinstance(processor, TimmWrapperImageProcessor):
+        made = processor.data_config
+        _, height, width = made["input_size"]
+        return InputSpec(_floats(made["mean"]), _floats(made["std"]), (height, width))
+    says = processor.to_dict()
+    level = round(255 * (says.get("rescale_factor") or 1 / 255) if says.get("do_rescale") else 255.0, 9)
+    mean, std = says.get("image_mean"), says.get("image_std")
+    if not says.get("do_normalize"):
+        mean, std = [0.0] * len(mean or (0, 0, 0)), [1.0] * len(mean or (0, 0, 0))
+    if not isinstance(mean, (list, tuple)) or not isinstance(std, (list, tuple)):
+        return None
+    mean, std = (tuple(value / level for value in _floats(values)) for values in (mean, std))
+    return InputSpec(mean, std, _processor_size(says))
+
+
+def _stored_processor_spec(name_or_path: str) -> InputSpec | None:
     try:
         processor = AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False)
     except OSError:  # saved or published without one, or offline
         return None
-    if not processor.do_normalize:
-        channels = len(processor.image_mean or (0, 0, 0))
-        return InputSpec((0.0,) * channels, (1.0,) * channels, _processor_size(processor))
-    return InputSpec(_floats(processor.image_mean), _floats(processor.image_std), _processor_size(processor))
+    return processor_spec(processor)
 
 
-def _processor_size(processor: Any) -> tuple[int, int] | None:
-    """The size of the tensor the processor hands to the model: after the crop, where there is one."""
-    size = processor.crop_size if getattr(processor, "do_center_crop", None) else processor.size
+def _processor_size(says: dict[str, Any]) -> tuple[int, int] | None:
+    """The size of the tensor that a processor hands to the model: after the crop, where there is one."""
+    size = says.get("crop_size") if says.get("do_center_crop") else says.get("size")
     if size is None:
         return None
     size = dict(size)

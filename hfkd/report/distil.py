@@ -51,7 +51,7 @@ def distil_images(
     """
 
     def build(classes: int, names: list[str] | None) -> tuple[nn.Module, Any]:
-        teacher = image_teachers(networks.teacher_name, classes, networks.teacher_checkpoint, names)
+        teacher = image_teachers(networks.teacher_name, classes, networks.teacher_checkpoint)
         return image_classifier(networks.student_name, classes, networks.student_checkpoint, names), teacher
 
     trainer = image_trainer(build, data, args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +14,7 @@ from transformers import TrainingArguments
 from hfkd.evaluations import OTHER
 
 Entry = Mapping[str, Any]
+TEACHER_SCORE = re.compile(r"teacher(_\d+)?_accuracy(_.*)?")
 
 # of several training entries in one row, these are a position or a count so far, not a quantity to average
 _LAST_WINS = ("epoch", "step", "learning_rate", "num_input_tokens_seen", "skipped_steps")
@@ -93,6 +95,11 @@ def _is_closing(entry: Entry) -> bool:
 def is_evaluation(entry: Entry) -> bool:
     """Whether an entry or a row carries evaluation metrics."""
     return any(key.startswith("eval_") for key in entry)
+
+
+def teacher_scores(log_history: Iterable[Entry]) -> dict[str, float]:
+    """What the teacher scored on the evaluation set, by name: `teacher_accuracy`, ...; empty if it was not measured."""
+    return {k: v for entry in log_history for k, v in entry.items() if TEACHER_SCORE.fullmatch(k)}
 
 
 def best_row(rows: Sequence[Entry], choice: Choice) -> Entry | None:

@@ -18,7 +18,7 @@ from hfkd.report.figures import (
     percent_scale,
     training_curves,
 )
-from hfkd.report.history import Choice, Entry, best_row, epoch_rows, is_evaluation, last_row, series
+from hfkd.report.history import Choice, Entry, best_row, epoch_rows, is_evaluation, last_row, series, teacher_scores
 from hfkd.report.html import Section, write_page
 from hfkd.report.style import as_array
 
@@ -99,6 +99,7 @@ def _summary(
     also = best is not None and choice.metric != METRIC and METRIC in best
     return {
         **{name: _short(config[name]) if name in config else UNKNOWN for name in SETTINGS},
+        **{name.replace("_", " "): f"{100 * value:.2f} %" for name, value in teacher_scores(log_history).items()},
         f"best {name}": _score(best, choice.metric, rows),
         **({"accuracy of that epoch": _score(best, METRIC, rows)} if also else {}),
         f"last {name}": _score(last_row(rows, choice.metric), choice.metric, rows),

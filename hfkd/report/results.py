@@ -25,6 +25,7 @@ from hfkd.report.history import (
     is_evaluation,
     last_row,
     other_evaluations,
+    teacher_scores,
 )
 
 __all__ = ["RESULTS_NAME", "ResultsCallback", "environment", "write_atomically", "write_json"]
@@ -49,7 +50,8 @@ class ResultsCallback(TrainerCallback):
 
     The file: `config`, `environment`, `seed`, `status` ("running", "finished" or "failed"), `epochs` (`epoch_rows`),
     `best`, `last` and `saved` (the evaluation of the weights that are saved; see below), `best_by`, `losses` (first and
-    last logged), `images_per_second`, `wall_time_seconds`, `train_steps`, `train_epochs`, `sittings`, and, where there
+    last logged), `teacher_accuracy` (on the evaluation set, of several teachers and sets each; null where it was not
+    measured), `images_per_second`, `wall_time_seconds`, `train_steps`, `train_epochs`, `sittings`, and, where there
     were any, `other_evaluations`. A run that was killed keeps "running"; one that diverged says how in `failure`.
 
     `best` is chosen as Trainer chooses its best checkpoint, by `metric_for_best_model` and `greater_is_better`; where
@@ -161,6 +163,7 @@ class ResultsCallback(TrainerCallback):
             "saved": _score(next((row for row in rows if row.get("step") == step), None), names),
             "best_by": {"metric": choice.metric, "greater_is_better": choice.greater_is_better},
             "losses": end_losses(state.log_history),
+            **({"teacher_accuracy": None} | teacher_scores(state.log_history)),
             f"{self.items_name}_per_second": _items_per_second(sittings),
             "wall_time_seconds": _wall_time(sittings),
             "train_steps": state.global_step,

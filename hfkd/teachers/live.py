@@ -4,7 +4,8 @@ B images, H height, W width, C classes, K teachers.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from hfkd.models import InputSpec, input_spec
+from hfkd.models import InputSpec, input_spec, same_statistics
 from hfkd.models.calling import Call
+from hfkd.models.label_names import label_names_of
 
 logger = logging.getLogger(__name__)
 
@@ -24,21 +26,28 @@ class LiveTeacher(nn.Module):
     `received` says how the batches are normalised, `wanted` how the network wants them (by default what it says
     itself); they are re-normalised, and resized (bicubic, antialiased) when `wanted.size` asks for it, on the device
     and in float32, then cast to the network's own precision. Re-normalising is affine, so zero padding and crops come
-    out exactly as if made for this teacher.
+    out exactly as if made for this teacher. `label_names` are those of its logits, by default what its config says; the
+    trainer puts the logits into the data's order of classes where that is another (`reorder`).
     """
 
-    def __init__(self, model: nn.Module, received: InputSpec | None = None, wanted: InputSpec | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        received: InputSpec | None = None,
+        wanted: InputSpec | None = None,
+        label_names: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.call = Call.of(model)
-        self.received, self.wanted = received, wanted or input_spec(model)
+        self.wanted = wanted or input_spec(model)
         self.size = self.wanted.size if self.wanted else None
+        self.label_names = label_names_of(model) if label_names is None else tuple(label_names)
+        self.register_buffer("order", None, persistent=False)
         self.register_buffer("scale", None, persistent=False)
         self.register_buffer("shift", None, persistent=False)
-        if self.received and self.wanted and self._statistics(self.received) != self._statistics(self.wanted):
-            have_mean, have_std = (torch.tensor(v).view(-1, 1, 1) for v in self._statistics(self.received))
-            want_mean, want_std = (torch.tensor(v).view(-1, 1, 1) for v in self._statistics(self.wanted))
-            self.scale, self.shift = have_std / want_std, (have_mean - want_mean) / want_std
+        self._receive(received)
+        if self.scale is not None:
             logger.info("The teacher's images are re-normalised: %s -> %s", self.received, self.wanted)
         self.eval()
 
@@ -47,9 +56,33 @@ class LiveTeacher(nn.Module):
         """The bare networks behind it."""
         return (self.model,)
 
-    @staticmethod
-    def _statistics(spec: InputSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return spec.mean, spec.std
+    def _receive(self, received: InputSpec | None) -> None:
+        self.received, self.scale, self.shift = received, None, None
+        if received is None or self.wanted is None or same_statistics(received, self.wanted):
+            return
+        parameter = next(self.model.parameters(), None)
+        device = None if parameter is None else parameter.device
+        have_mean, have_std, want_mean, want_std = (
+            torch.tensor(v, device=device).view(-1, 1, 1)
+            for v in (received.mean, received.std, self.wanted.mean, self.wanted.std)
+        )
+        self.scale, self.shift = have_std / want_std, (have_mean - want_mean) / want_std
+
+    @contextmanager
+    def receiving(self, received: InputSpec | None) -> Iterator[None]:
+        """While it lasts, batches are normalised by `received`: those of another dataset. None: as ever."""
+        before = self.received, self.scale, self.shift
+        try:
+            self._receive(received or self.received)
+            yield
+        finally:
+            self.received, self.scale, self.shift = before
+
+    def reorder(self, order: Sequence[int] | None) -> None:
+        """Give class `order[i]` of the network as class i from now on; None: each as it is."""
+        parameter = next(self.model.parameters(), None)
+        device = None if parameter is None else parameter.device
+        self.order = None if order is None else torch.tensor(order, device=device)
 
     def train(self, mode: bool = True) -> "LiveTeacher":
         return super().train(False)
@@ -62,17 +95,19 @@ class LiveTeacher(nn.Module):
         """
         if last_hidden:
             return self.call.hidden(self.model, inputs)
-        return self.call(self.model, self._own_view(inputs))
+        logits = self.call(self.model, self._own_view(inputs))
+        return logits if self.order is None else logits.index_select(-1, self.order)
 
     def extra_repr(self) -> str:
-        return f"received={self.received}, wanted={self.wanted}"
+        order = "" if self.order is None else f", order={self.order.tolist()}"
+        return f"received={self.received}, wanted={self.wanted}{order}"
 
     def _own_view(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         images = inputs.get("pixel_values")
         if images is None:
             return inputs
         images = images.float()
-        if self.scale is not None:
+        if self.scale is not None and self.shift is not None:
             images = torch.addcmul(self.shift, images, self.scale)
         if self.size is not None and tuple(images.shape[-2:]) != tuple(self.size):
             images = nn.functional.interpolate(images, size=self.size, mode="bicubic", antialias=True)
@@ -95,6 +130,13 @@ class Teachers(LiveTeacher):
     @property
     def networks(self) -> tuple[nn.Module, ...]:
         return tuple(one.model for one in self.teachers)
+
+    @contextmanager
+    def receiving(self, received: InputSpec | None) -> Iterator[None]:
+        with ExitStack() as stack:
+            for teacher in self.teachers:
+                stack.enter_context(teacher.receiving(received))
+            yield
 
     @torch.no_grad()
     def forward(self, last_hidden: bool = False, each: bool = False, **inputs: Any) -> Tensor:

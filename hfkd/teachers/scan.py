@@ -249,7 +249,8 @@ def weights_fingerprint(teacher: LiveTeacher) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     modules = re.sub(r" at 0x[0-9a-f]+", "", repr(teacher.model))  # strides, activations: what no weight tells
-    digest.update(f"{modules}{teacher.received}{teacher.wanted}".encode())
+    order = "" if teacher.order is None else str(teacher.order.tolist())
+    digest.update(f"{modules}{teacher.received}{teacher.wanted}{order}".encode())
     return digest.hexdigest()
 
 

@@ -1,0 +1,80 @@
+"""Which files of a local folder are which split: said by the folders at its top alone, not by words further down."""
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.data_files import SPLIT_KEYWORDS
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from huggingface_hub import DatasetCard
+
+logger = logging.getLogger(__name__)
+
+SPLITS = {keyword: str(split) for split, keywords in SPLIT_KEYWORDS.items() for keyword in keywords}
+NOT_DATA = re.compile(r"(readme|licen[cs]e).*|.*\.(md|ya?ml|py)", re.IGNORECASE)
+
+
+def split_files(folder: Path, name: str | None = None) -> tuple[Path, dict[str, list[str]] | None]:
+    """Where the data of `folder` are, and each split's files as patterns for `datasets`; None: left to `datasets`.
+
+    Left to it are files without such folders, and a folder whose card names the files of its configurations (`name`).
+
+    Folders called train, val, test, ... (`datasets`' own words, in any case, with numbers: val2017) are the splits, at
+    the top or below the only folder there. Class folders without such folders above them are all for training.
+    `datasets` itself looks for those words anywhere in a path, and so takes a class "test-tube" for test images.
+    """
+    if name is not None or _names_its_files(folder):
+        return folder, None
+    base = folder
+    while True:
+        tops, files = _content(base)
+        found: dict[str, list[str]] = {}
+        for top in tops:
+            split = SPLITS.get(re.sub(r"^[-._ 0-9]+|[-._ 0-9]+$", "", top.name).casefold())
+            if split is not None:
+                found.setdefault(split, []).append(f"{top.name}/**")
+        if found:
+            others = [top.name for top in tops if not any(f"{top.name}/**" in patterns for patterns in found.values())]
+            if others:
+                logger.info("In %s the folders %s are no splits and are left out", base, others)
+            return base, found
+        if files or not tops:
+            return folder, None
+        if len(tops) > 1 or _has_images(tops[0]):
+            return (base, {"train": ["**"]}) if all(map(_has_images, tops)) else (folder, None)
+        base = tops[0]
+
+
+def refuse_shared_files(folder: Path, name: str | None) -> None:
+    """Raise ValueError where `datasets`, left to find the splits by the names of files, puts a file into two."""
+    found: Any = datasets.load_dataset_builder(str(folder), name).config.data_files or {}
+    owner: dict[str, str] = {}
+    for split, files in found.items():
+        for file in map(str, files):
+            other = owner.setdefault(file, str(split))
+            if other != str(split):
+                raise ValueError(
+                    f"{file} would be in both {other!r} and {str(split)!r}, by the words in its name: put the files of "
+                    "each split into a folder of its own, train, test, ..."
+                )
+
+
+def _names_its_files(folder: Path) -> bool:
+    card = folder / "README.md"
+    return card.is_file() and bool(DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict().get("configs"))
+
+
+def _content(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Its folders and its files of data; hidden ones do not count."""
+    with os.scandir(folder) as entries:
+        shown = [(Path(e.path), e.is_dir()) for e in entries if not e.name.startswith((".", "__"))]
+    tops = sorted(path for path, is_folder in shown if is_folder)
+    return tops, [path for path, is_folder in shown if not is_folder and not NOT_DATA.fullmatch(path.name)]
+
+
+def _has_images(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(os.path.splitext(entry.name)[1].lower() in ImageFolder.EXTENSIONS for entry in entries)

@@ -1,0 +1,103 @@
+"""The class names of a network, and in which order two of them name the same classes.
+
+C classes.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.trainer_utils import unwrap_peft_model
+
+from hfkd.models.peers import Peers
+
+NUMBERING = re.compile(r"(label|class|c|id)?\s*(\d+)")  # of a canonical name
+WORDNET_ID = re.compile(r"n\d{8}")
+SPELT_ALIKE = 0.9
+SHOWN = 3
+
+
+def label_names_of(network: nn.Module) -> tuple[str, ...] | None:
+    """The names of a network's classes in the order of its logits; None where it only numbers them, or says nothing."""
+    if isinstance(network, Peers):
+        return label_names_of(network.peers[network.scored])
+    bare: Any = unwrap_peft_model(getattr(network, "_orig_mod", network))
+    config = getattr(bare, "config", None)
+    if isinstance(config, PreTrainedConfig):
+        named: dict[int, str] = {int(i): str(name) for i, name in (config.id2label or {}).items()}
+        names = tuple(named[i] for i in sorted(named))
+    else:  # a bare timm model
+        names = tuple(map(str, (getattr(bare, "pretrained_cfg", None) or {}).get("label_names") or ()))
+    return names if names and not is_numbering(names) else None
+
+
+def is_numbering(names: Sequence[str]) -> bool:
+    """Whether the names are the classes' own numbers: LABEL_0, LABEL_1, ..., or 0, 1, ..., which tell nothing."""
+    numbers = _numbers(names)
+    return numbers == list(range(len(names)))
+
+
+def out_of_order(names: Sequence[str]) -> bool:
+    """Whether the names are numbers that do not ascend, as folders 0, 1, 10, 2 in the order of text."""
+    numbers = _numbers(names)
+    return numbers is not None and numbers != sorted(numbers)
+
+
+def order_of(have: Sequence[str], wanted: Sequence[str], whose: str, others: str) -> list[int] | None:
+    """Where each of the `wanted` classes is among those one has; None where the order is the same, or unknown.
+
+    Names are compared without case, hyphens and underscores, and up to the first comma (synonyms follow). Unknown: one
+    side are WordNet ids or numbers, the other words. Where nine in ten agree, each at its place, the others count as
+    spelt differently (automobile, car). Raises ValueError for classes that are not the same ones, naming `whose`
+    classes `have` are and the `others`.
+    """
+    mine, its = _compared(have), _compared(wanted)
+    if mine == its or cannot_compare(have, wanted):
+        return None
+    if len(set(mine)) == len(mine) and set(mine) == set(its):
+        return [mine.index(name) for name in its]
+    in_place = sum(a == b for a, b in zip(mine, its, strict=False))
+    if in_place >= len(set(mine) & set(its)) and in_place >= SPELT_ALIKE * len(its):
+        return None
+    first = next((i for i, (a, b) in enumerate(zip(mine, its, strict=False)) if a != b), min(len(mine), len(its)))
+    only = f"only there: {_some(have, mine, its)}; only here: {_some(wanted, its, mine)}"
+    raise ValueError(
+        f"{whose} does not have the classes of {others}: class {first} is {_at(have, first)} there and "
+        f"{_at(wanted, first)} here ({only}). Logits are compared class by class: take networks and data of the same "
+        "classes, or correct the names (config.id2label)"
+    )
+
+
+def cannot_compare(have: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether one side names its classes by WordNet ids or numbers and the other does not."""
+    return _is_code(have) != _is_code(wanted)
+
+
+def _is_code(names: Sequence[str]) -> bool:
+    return _numbers(names) is not None or all(WORDNET_ID.fullmatch(name) for name in names)
+
+
+def _numbers(names: Sequence[str]) -> list[int] | None:
+    """The numbers that the names are, if they all are."""
+    found = [NUMBERING.fullmatch(_canonical(name)) for name in names]
+    return [int(match[2]) for match in found if match] if all(found) else None
+
+
+def _compared(names: Sequence[str]) -> list[str]:
+    numbers = _numbers(names)
+    return [_canonical(name) for name in names] if numbers is None else [str(number) for number in numbers]
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name.split(",")[0]).strip().casefold()
+
+
+def _at(names: Sequence[str], place: int) -> str:
+    return repr(names[place]) if place < len(names) else "none"
+
+
+def _some(names: Sequence[str], compared: Sequence[str], others: Sequence[str]) -> str:
+    missing = [repr(name) for name, key in zip(names, compared, strict=True) if key not in others]
+    return (", ".join(missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")) or "none"
