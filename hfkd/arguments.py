@@ -130,10 +130,8 @@ class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingAr
             raise ValueError(f"items={self.items!r} must be 'auto', 'image' or 'token'")
         if self.on_nan not in ("stop", "skip", "ignore"):
             raise ValueError(f"on_nan={self.on_nan!r} must be 'stop', 'skip' or 'ignore'")
-        if self.on_nan == "skip":
-            if self.deepspeed:
-                raise ValueError("on_nan='skip': DeepSpeed takes its steps by itself; choose 'stop' or 'ignore'")
-            self.logging_nan_inf_filter = True  # the logged loss passes over what was left out
+        if self.on_nan == "skip" and self.deepspeed:
+            raise ValueError("on_nan='skip': DeepSpeed takes its steps by itself; choose 'stop' or 'ignore'")
         self.resume_from_checkpoint = resume_choice(self.resume_from_checkpoint)  # type: ignore[assignment]
         self._check_numbers()
         if self.loss_chunk_size < 0:

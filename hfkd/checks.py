@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 from hfkd.data.collate import ImageCollator, views_as_rows
 from hfkd.data.epochs import image_transform
 from hfkd.data.text_collate import TokenCollator
+from hfkd.finite import broken_rows
 from hfkd.items import IMAGES, TOKENS, ItemRule
 from hfkd.labels import check_labels, check_shares, class_ids
 from hfkd.models.calling import OWN_KEYS, Call
@@ -134,6 +135,11 @@ def _check_teacher(
             "them one by one; build the student with the teacher's number of labels"
         )
     if not torch.isfinite(taught).all():
+        if rows := broken_rows(batch):
+            raise ValueError(
+                f"the inputs of training row {rows[0]} are NaN or infinite: check the data, and what its transform "
+                "makes of them"
+            )
         raise ValueError("the teacher's logits are NaN or infinite on the first training rows: check its checkpoint")
     for network in teacher.networks if rule is TOKENS else ():  # an image has one place to be predicted at
         compare_own_loss(network, _on(network, batch), rule)

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from hfkd.arguments import DistillationArguments
 from hfkd.averages import BatchAverage
+from hfkd.finite import input_sums, output_sums
 from hfkd.kept_buffers import KeptBuffers
 from hfkd.whole_checkpoints import WholeCheckpoints
 
@@ -27,6 +28,7 @@ NAMED_ROWS = 16
 WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 # The part that broke first comes first: what follows it is NaN because of it.
 PARTS = {
+    "the inputs are": "check the data, and what its transform makes of them",
     "the teacher's outputs are": "check its checkpoint and its precision",
     "the student's outputs are": "lower learning_rate, or clip the gradient with max_grad_norm",
     "the temperature that a slot gave is not above 0, or": "give each item a finite number above 0",
@@ -38,11 +40,12 @@ PARTS = {
 
 @dataclass
 class _Batch:
-    """What tells, after the fact, which rows broke: student and teacher [N] are finite where their outputs are.
+    """What tells, after the fact, which rows broke: inputs [B], student and teacher [N] are finite where those are.
 
     The loss, and the means of its temperature and weight (None: no distillation), are of the whole batch.
     """
 
+    inputs: Tensor | None
     student: Tensor
     teacher: Tensor | None
     sample: Tensor
@@ -76,6 +79,7 @@ class FaultWatch(TrainerCallback):
         self.on_nan, self.accelerator = on_nan, accelerator
         self.lags = on_nan == "stop" and accelerator.device.type == "cuda"
         self.skipped = 0
+        self.taken = TakenSteps()
         self.buffers = KeptBuffers()
         self._outputs: tuple[Tensor, Tensor | None, Tensor] | None = None
         self._batches: list[_Batch] = []
@@ -84,14 +88,15 @@ class FaultWatch(TrainerCallback):
     def outputs(self, student: Tensor, teacher: Tensor | None, sample: Tensor) -> None:
         """Logits or hidden states [N, C] of both networks (None: no teacher is asked), and each item's row."""
         if self.on_nan != "ignore":
-            self._outputs = _sums(student), None if teacher is None else _sums(teacher), sample
+            self._outputs = output_sums(student), None if teacher is None else output_sums(teacher), sample
 
     def batch(self, inputs: Mapping[str, Any], loss: Tensor, parts: Mapping[str, Tensor]) -> None:
         """The batch whose outputs were seen last, its loss, and the means of the loss's parts."""
         if self._outputs is not None:
             student, teacher, sample = self._outputs
-            chosen = parts.get("temperature"), parts.get("weight")
-            self._batches.append(_Batch(student, teacher, sample, loss.detach(), inputs.get("index"), *chosen))
+            chosen, index = (parts.get("temperature"), parts.get("weight")), inputs.get("index")
+            sums = input_sums(inputs)
+            self._batches.append(_Batch(sums, student, teacher, sample, loss.detach(), index, *chosen))
             self._outputs = None
 
     def leaves_out(self, number: int, gradient_norm: Tensor | float | None) -> bool:
@@ -100,7 +105,9 @@ class FaultWatch(TrainerCallback):
             return False
         step = self._put_on_trial(number, gradient_norm)
         if not self.lags:
-            return self._verdict(step)
+            broken = self._verdict(step)
+            self.taken.count(not broken)
+            return broken
         self.settle()
         self._on_trial = step
         return False
@@ -154,6 +161,8 @@ class FaultWatch(TrainerCallback):
         return {"skipped_steps": self.skipped} if self.on_nan == "skip" else {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        self.taken = TakenSteps()
+        self.skipped = next((e["skipped_steps"] for e in reversed(state.log_history) if "skipped_steps" in e), 0)
         if self.on_nan == "skip":
             self.buffers.keep(keywords["model"])
 
@@ -167,10 +176,45 @@ class FaultWatch(TrainerCallback):
         self.settle()
 
 
+class TakenSteps:
+    """The loss of the steps that were taken: Trainer adds up and divides by all of them."""
+
+    def __init__(self) -> None:
+        self._all, self._logged = [0, 0], [0, 0]  # steps, and those of them that were taken
+        self._sum: Tensor | None = None
+
+    def count(self, taken: bool) -> None:
+        for counts in (self._all, self._logged):
+            counts[0] += 1
+            counts[1] += taken
+
+    def keep(self, loss: Tensor) -> None:
+        """Trainer's sum since it logged last, whose latest step was taken."""
+        self._sum = loss.clone()
+
+    def restore(self, loss: Tensor) -> None:
+        """The sum as it was before a step that was left out, in place."""
+        loss.zero_() if self._sum is None else loss.copy_(self._sum)
+
+    def ratio_since_logging(self) -> float:
+        """What a mean over all steps since this was asked last is to be multiplied by."""
+        counts, self._logged, self._sum = self._logged, [0, 0], None
+        return _ratio(*counts)
+
+    def ratio(self) -> float:
+        """What a mean over all steps of this training is to be multiplied by."""
+        return _ratio(*self._all)
+
+
+def _ratio(steps: int, taken: int) -> float:
+    """NaN where no step was taken: there is no loss then."""
+    return steps / taken if taken else math.nan if steps else 1.0
+
+
 class WatchedTrainer(WholeCheckpoints):
     """Trainer whose optimizer steps a `FaultWatch` judges, and that logs the parts of the loss.
 
-    A step that is left out is not in the averages that are logged.
+    A step that is left out is not in the averages that are logged, nor in the loss itself.
     """
 
     args: DistillationArguments
@@ -188,10 +232,12 @@ class WatchedTrainer(WholeCheckpoints):
             model.zero_grad(set_to_none=True)  # an optimizer passes over parameters without a gradient
             self.faults.buffers.restore(self.model)
             self._trained.forget()
+            self.faults.taken.restore(self._tr_loss)
         else:
             self._trained.keep()
             if self.args.on_nan == "skip":
                 self.faults.buffers.keep(self.model)
+                self.faults.taken.keep(self._tr_loss)
         return norm
 
     def _norm_of_whole(self, model: nn.Module) -> Tensor | None:
@@ -203,16 +249,18 @@ class WatchedTrainer(WholeCheckpoints):
             return None
         return nn.utils.get_total_norm(gradients)
 
+    def _finalize_training(self, *arguments: Any, **keywords: Any) -> Any:
+        """Trainer's, whose `train_loss` is the mean over all steps, here over those that were taken."""
+        self._total_loss_scalar *= self.faults.taken.ratio()
+        self._tr_loss *= self.faults.taken.ratio()
+        return super()._finalize_training(*arguments, **keywords)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
+            logs["loss"] *= self.faults.taken.ratio_since_logging()
             logs |= {name: round(value, 6) for name, value in self._trained.read(self.accelerator).items()}
             logs |= self.faults.logged()
         super().log(logs, start_time)
-
-
-def _sums(outputs: Tensor) -> Tensor:
-    """[N, C] -> [N]: NaN or infinite as soon as one of them is."""
-    return outputs.detach().flatten(1).sum(-1, dtype=torch.float32)
 
 
 def _broken_rows(batches: list[_Batch], part: int) -> list[str]:
@@ -220,10 +268,11 @@ def _broken_rows(batches: list[_Batch], part: int) -> list[str]:
     for batch in batches:
         of_batch = (batch.temperature, batch.weight, batch.loss)
         means = [None if mean is None else mean.expand(len(batch.sample)) for mean in of_batch]
-        values = (batch.teacher, batch.student, *means, None)[part]
+        values = (batch.inputs, batch.teacher, batch.student, *means, None)[part]
         if values is None and part < len(PARTS) - 1:  # there is none to break
             continue
-        rows = (batch.sample if values is None else batch.sample[~torch.isfinite(values)]).unique()
+        rows_of = torch.arange(len(values), device=values.device) if values is not None and part == 0 else batch.sample
+        rows = (rows_of if values is None else rows_of[~torch.isfinite(values)]).unique()
         if batch.index is None or any(row >= len(batch.index) for row in rows.tolist()):  # images made on the way
             found += [f"row {i} of the batch" for i in rows.tolist()]
         else:

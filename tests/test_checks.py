@@ -4,8 +4,9 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from torch import nn
-from toys import CLASSES, Net, Rows, teacher
+from toys import CLASSES, Net, Rows, arguments, teacher
 
+from hfkd import DistillationTrainer
 from hfkd.checks import check_datasets, check_networks
 from hfkd.data.collate import ImageCollator
 from hfkd.data.transforms import ImageTransform, pack_pixels
@@ -166,3 +167,25 @@ def test_modes_are_as_before_when_the_student_fails():
         check(student, dataset=[{"pixel_values": torch.zeros(4, 8, 8), "labels": 0}])
     assert student.training
     assert student.conv.training
+
+
+class Named:
+    """A collator that adds what is no tensor: texts and a number."""
+
+    def __init__(self, collate):
+        self.collate = collate
+
+    def __call__(self, rows):
+        return self.collate(rows) | {"names": [f"row {i}" for i in range(len(rows))], "longest": 3}
+
+
+@pytest.mark.parametrize("temperature", ["4.0", "energy"])
+def test_a_batch_may_hold_what_is_no_tensor(tmp_path, temperature):
+    logged = []
+    for collate in (ImageCollator(), Named(ImageCollator())):
+        rows = {"train_dataset": Rows(), "eval_dataset": Rows(8), "data_collator": collate}
+        trainer = DistillationTrainer(Net(), teacher(), arguments(tmp_path, temperature=temperature), **rows)
+        trainer.train()
+        logged.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        assert trainer.evaluate()["eval_loss"] > 0
+    assert logged[0] == logged[1]

@@ -1,5 +1,6 @@
 """NaN in a network, the loss or a gradient: named with step and rows, left out where wanted, never saved."""
 
+import json
 import logging
 import math
 
@@ -11,6 +12,7 @@ from toys import Net, Rows, arguments, teacher
 from transformers import TrainerCallback
 
 from hfkd import DistillationTrainer
+from hfkd.report import ResultsCallback
 
 MARK = 77.0  # the brightness of the images that break things
 BAD = (5, 19)
@@ -124,6 +126,37 @@ def test_the_loss_and_the_gradient_are_told_from_the_networks(tmp_path, objectiv
         trainer.train()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_inputs_that_are_broken_are_blamed_before_the_teacher(tmp_path, value):
+    rows = MarkedRows(())
+    rows.images[19, 1, 2, 3] = value
+    trainer = DistillationTrainer(Net(), teacher(), arguments(tmp_path), train_dataset=rows)
+    with pytest.raises(FloatingPointError, match=r"step \d: the inputs are NaN or infinite for row 19: check the data"):
+        trainer.train()
+
+
+def test_inputs_that_are_broken_at_once_are_blamed_when_the_trainer_is_built(tmp_path):
+    rows = Rows()
+    rows.images[1, 0, 0, 0] = math.nan
+    with pytest.raises(ValueError, match="the inputs of training row 1 are NaN or infinite"):
+        DistillationTrainer(Net(), teacher(), arguments(tmp_path), train_dataset=rows)
+
+
+@pytest.mark.parametrize(
+    ("value", "temperature", "message"),
+    [
+        (math.nan, "energy", r"the inputs are NaN or infinite for 1 of 32 training rows \(first at rows \[7\]\)"),
+        (0.0, "energy(energy_temperature=1e-300)", "energy_temperature=1e-300 or entropy_temperature=3.0 gives NaN"),
+    ],
+)
+def test_the_scan_blames_the_inputs_and_the_temperature_before_the_teacher(tmp_path, value, temperature, message):
+    rows = Rows()
+    rows.images[7, 0, 0, 0] = value
+    trainer = DistillationTrainer(Net(), teacher(), arguments(tmp_path), train_dataset=rows, temperature=temperature)
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+
+
 def test_rows_without_an_index_are_counted_in_their_batch(tmp_path):
     rows = Rows(8)
     rows.images[6] = MARK
@@ -187,7 +220,8 @@ def test_skip_is_the_run_in_which_those_steps_were_not_taken(tmp_path, caplog, a
     for name, value in parameters(reference).items():
         assert torch.equal(parameters(trainer)[name], value), name
     assert logged(trainer, "learning_rate") == logged(reference, "learning_rate")
-    for key in ("loss", "kd", "ce"):
+    assert [step for step, loss in losses(trainer).items() if math.isnan(loss)] == left_out
+    for key in ("kd", "ce"):
         assert all(math.isfinite(x) for x in logged(trainer, key)), key
 
 
@@ -235,6 +269,60 @@ def test_the_logged_means_are_those_of_the_steps_that_count(tmp_path):
         items = plain.data_collator([rows[i] for i in batch])
         kd.append(plain.step(plain.model, plain.teacher, items, 8, 0.0)[1]["kd"].item())
     assert logged(skipping, "kd")[0] == pytest.approx(sum(kd) / len(kd), rel=1e-5)
+
+
+def losses(trainer):
+    return {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+
+
+@pytest.mark.parametrize("logging_steps", [1, 3, 4])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_logged_loss_is_the_mean_over_the_steps_that_were_taken(tmp_path, accumulation, logging_steps):
+    """At a rate of 0, so that every step's loss is that of the run in which nothing breaks."""
+    split = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
+    keywords = split | {"max_steps": 12, "learning_rate": 0.0, "save_strategy": "no"}
+    whole = make(tmp_path / "whole", part="none", **keywords)
+    whole.train()
+    skipping = make(tmp_path / "skip", on_nan="skip", logging_steps=logging_steps, **keywords)
+    watcher = Watcher(skipping)
+    skipping.add_callback(ResultsCallback({}, metric="eval_loss"))
+    returned = skipping.train()
+    broken = {i // accumulation + 1 for i, rows in enumerate(watcher.rows) if set(rows) & set(BAD)}
+    taken = [losses(whole)[step] for step in range(1, 13) if step not in broken]
+    assert len(taken) + skipping.faults.skipped == 12
+    assert 4 <= len(broken)
+    for step, loss in losses(skipping).items():
+        window = [losses(whole)[s] for s in range(step - logging_steps + 1, step + 1) if s not in broken]
+        assert loss == pytest.approx(sum(window) / len(window)) if window else math.isnan(loss)
+    assert returned.training_loss == returned.metrics["train_loss"] == pytest.approx(sum(taken) / len(taken))
+    assert logged(skipping, "train_loss") == [returned.training_loss]
+    for row in json.loads((tmp_path / "skip" / "results.json").read_text())["epochs"]:  # 4 steps each
+        ends = [s for s in losses(skipping) if row["step"] - 4 < s <= row["step"]]
+        assert row["step"] in ends or logging_steps == 3
+        if logging_steps != 3:
+            window = [losses(whole)[s] for s in range(row["step"] - 3, row["step"] + 1) if s not in broken]
+            assert row["loss"] == pytest.approx(sum(window) / len(window))
+
+
+def test_a_run_of_which_every_step_was_left_out_has_no_loss(tmp_path):
+    skipping = make(tmp_path, bad=range(2, 32), on_nan="skip", save_strategy="no")
+    skipping.add_callback(ResultsCallback({}, metric="eval_loss"))
+    returned = skipping.train()
+    assert math.isnan(returned.training_loss)
+    assert all(math.isnan(loss) for loss in losses(skipping).values())
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["losses"]["last"] == {"step": 8, "loss": None}
+    assert found["epochs"][-1]["skipped_steps"] == 8
+
+
+def test_a_resumed_run_goes_on_counting(tmp_path):
+    settings = {"on_nan": "skip", "max_steps": 16, "save_steps": 8}
+    whole = make(tmp_path / "whole", **settings)
+    whole.train()
+    resumed = make(tmp_path / "whole", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-8"))
+    assert logged(resumed, "skipped_steps") == logged(whole, "skipped_steps")
+    assert whole.faults.skipped > logged(whole, "skipped_steps")[7] > 0
 
 
 def rank_job(folder, on_nan, accumulation):

@@ -28,6 +28,7 @@ from hfkd.data.collate import ImageCollator
 from hfkd.data.epochs import ImageStream, image_transform
 from hfkd.data.high_energy import original_images
 from hfkd.files import write_atomically
+from hfkd.finite import broken_rows
 from hfkd.items import IMAGES, ItemRule, Items
 from hfkd.teachers.live import LiveTeacher
 from hfkd.temperatures import Level
@@ -154,7 +155,7 @@ def _run(
     progress_bar: bool,
 ) -> TeacherScan:
     samples, every_item, parameter = [], [], next(teacher.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
+    device, source = torch.device("cpu") if parameter is None else parameter.device, loader
     if accelerator is not None:
         loader = accelerator.prepare(loader)
     quiet = not progress_bar or not (accelerator is None or accelerator.is_main_process)
@@ -170,7 +171,12 @@ def _run(
         if level == "item":
             every_item.append(_of_all_ranks(per_item, items, accelerator).cpu())
     of_samples = torch.cat(samples)
-    _refuse_broken(of_samples)
+    # A logit of -inf leaves the energy finite, and the entropy NaN.
+    broken = (~torch.isfinite(of_samples[:, :2].sum(-1))).nonzero().flatten().tolist()
+    if broken:
+        part = _what_broke(teacher, source.collate_fn([source.dataset[broken[0]]]), device, t_e, t_h)
+        rows = f"for {len(broken)} of {len(of_samples)} training rows (first at rows {broken[:5]})"
+        raise ValueError(part.format(rows))
     if level == "item":
         return _as_scan(torch.cat(every_item))
     of_samples[of_samples[:, 3] == 0, :2] = torch.nan
@@ -192,14 +198,13 @@ def _as_scan(columns: Tensor) -> TeacherScan:
     return TeacherScan(energies, entropies, predictions.long())
 
 
-def _refuse_broken(of_samples: Tensor) -> None:
-    # A logit of -inf leaves the energy finite, and the entropy NaN.
-    broken = (~torch.isfinite(of_samples[:, :2].sum(-1))).nonzero().flatten()
-    if len(broken):
-        raise ValueError(
-            f"the teacher gives NaN or infinite logits for {len(broken)} of {len(of_samples)} training rows "
-            f"(first at rows {broken[:5].tolist()}): check its checkpoint and its precision"
-        )
+def _what_broke(teacher: LiveTeacher, batch: dict[str, Any], device: torch.device, t_e: float, t_h: float) -> str:
+    """Of a row whose energy or entropy is not finite: the first part that is not, inputs before the teacher."""
+    if broken_rows(batch):
+        return "the inputs are NaN or infinite {}: check the data, and what its transform makes of them"
+    if torch.isfinite(teacher(**send_to_device(batch, device))).all():
+        return f"energy_temperature={t_e} or entropy_temperature={t_h} gives NaN or infinity {{}}: choose one nearer 1"
+    return "the teacher gives NaN or infinite logits {}: check its checkpoint and its precision"
 
 
 def _everywhere(found: bool, accelerator: Accelerator | None) -> bool:
