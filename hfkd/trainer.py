@@ -13,6 +13,7 @@ from hfkd import learned_parts, run_record
 from hfkd.arguments import DistillationArguments
 from hfkd.averages import RowAverage
 from hfkd.cached_checks import check_cached
+from hfkd.checked_batches import Bounds, CheckedBatches
 from hfkd.checks import check_datasets, check_networks, probed_dataset, say_left_out
 from hfkd.choose_step import AnyStep, Chosen, choose_step
 from hfkd.comparisons import refuse_small_batches
@@ -61,7 +62,7 @@ from hfkd.whole_checkpoints import checkpoint_to_resume
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, WatchedTrainer):
+class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCheckpoints, WatchedTrainer):
     """Trainer that distils `teacher` into `model`, choosing per sample how hard to soften and how much to learn.
 
         DistillationTrainer(model, teacher, args, train_dataset=..., eval_dataset=..., weighting="entropy")
@@ -133,6 +134,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, TensorCheckpoints, Watch
                 module.to(memory_format=torch.channels_last)
         learned_parts.prepare(loss, self.num_classes or classes, args)
         move_resident(data, args)
+        self.bounds = Bounds.of(model, live.networks if live else (), self.rule, self.num_classes or classes)
         super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
         self._place(step, loss, live, cached)
         self.scan_result: TeacherScan | None = None
