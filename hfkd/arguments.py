@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from hfkd.data.high_energy_arguments import HighEnergyArguments
 from hfkd.evaluation_arguments import EvaluationArguments
 from hfkd.launch import check_accumulation, check_world_size, computes_on_cpu
+from hfkd.names import check_names, publishable
 from hfkd.parsing import parse as parse  # where scripts written for earlier versions import it from
 from hfkd.whole_checkpoints import resume_choice
 
@@ -134,6 +135,7 @@ class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingAr
             raise ValueError("on_nan='skip': DeepSpeed takes its steps by itself; choose 'stop' or 'ignore'")
         self.resume_from_checkpoint = resume_choice(self.resume_from_checkpoint)  # type: ignore[assignment]
         self._check_numbers()
+        check_names(self)
         if self.loss_chunk_size < 0:
             raise ValueError(f"loss_chunk_size={self.loss_chunk_size} must be 0 (off) or a number of tokens")
         if self.label_smoothing_factor:
@@ -150,8 +152,8 @@ class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingAr
         self._warn_of_slow_bf16()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What `training_args.bin`, which Trainer pickles beside the weights and uploads, may know: no token."""
-        return vars(self) | {"hub_token": None}
+        """What `training_args.bin`, which Trainer pickles beside the weights and uploads, may know: no secret."""
+        return publishable(vars(self))
 
     @property
     def seed_of_data(self) -> int:

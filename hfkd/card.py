@@ -38,18 +38,22 @@ def write_card(
     license: str | None = None,
     tags: str | list[str] | None = None,
     finetuned_from: str | None = None,
-    dataset: str | None = None,
+    dataset: str | list[str] | None = None,
     language: str | list[str] | None = None,
+    tasks: str | list[str] | None = None,
+    dataset_tags: str | list[str] | None = None,
+    dataset_args: str | list[str] | None = None,
 ) -> None:
     """Write README.md into `output_dir`; the keywords are Trainer's, None standing for what the run says.
 
-    The licence is `license`, else `args.model_license`; it is never guessed. Neither a token nor a folder of this
-    machine gets into the text. Raises OSError naming the path when it cannot be written.
+    `dataset` is what the data are called, `dataset_tags` their Hub ids, `dataset_args` their configuration; the first
+    of `tasks` is the pipeline tag. Each is one line, whatever it holds. The licence is `license`, else
+    `args.model_license`; it is never guessed. Neither a token nor a folder of this machine gets into the text. Raises
+    OSError naming the path when it cannot be written.
     """
     args, settings = trainer.args, trainer.settings
     student: Any = trainer.accelerator.unwrap_model(trainer.model)
     folder = Path(args.output_dir or ".")
-    dataset = dataset or trainer.details.get("dataset_name")
     peers = isinstance(student, Peers)
     assistants = ", ".join(trainer.details.get("assistants", ())) or None
     taught = (["Peers()"] if peers else []) + (["TAKD()"] if assistants else [])
@@ -57,17 +61,20 @@ def write_card(
     if not distilled:
         settings = {k: v for k, v in settings.items() if k not in (*SLOTS, "teacher", "kd_weight")}
     step = step_of_weights(trainer.state, args, trainer.is_in_train)
+    words = _words(
+        name=model_name or (args.hub_model_id or folder.resolve().name).split("/")[-1],
+        library=_library(student),
+        task=(_several(tasks) or ["text-generation" if trainer.call.takes_tokens else "image-classification"])[0],
+        dataset=", ".join(_several(dataset)) or trainer.details.get("dataset_name"),
+        license=license or args.model_license,
+        repository=trainer.hub_model_id or args.hub_model_id or model_name,
+    )
     metrics = evaluation(trainer.state, step)
-    words: dict[str, Any] = {
-        "name": model_name or (args.hub_model_id or folder.resolve().name).split("/")[-1],
-        "library": _library(student),
-        "task": "text-generation" if trainer.call.takes_tokens else "image-classification",
-        "dataset": dataset,
-        "license": license or args.model_license,
-        "metrics": metrics,
-    }
     data = _metadata(
         words,
+        metrics,
+        _several(dataset_tags),
+        ", ".join(_several(dataset_args)) or None,
         language=language,
         tags=_tags(student, distilled, tags),
         base_model=finetuned_from or _started_from(student, trainer.details),
@@ -77,12 +84,9 @@ def write_card(
         data,
         template_path=str(TEMPLATE),
         **words,
-        settings={
-            k: _cell(v)
-            for k, v in ({"data": dataset, "assistants": assistants} | settings).items()
-            if v is not None and v != -1
-        },
-        repository=trainer.hub_model_id or args.hub_model_id or words["name"],
+        metrics=metrics,
+        settings=_cells({"data": words["dataset"], "assistants": assistants} | settings),
+        generates=trainer.call.takes_tokens,
         kind=type(student).__name__,
         distilled=distilled,
         peers=peers,
@@ -99,15 +103,30 @@ def write_card(
     write_atomically(folder / FILE, without_secrets(f"{card}\n", [args.hub_token]).encode())
 
 
-def _metadata(words: dict[str, Any], **entries: Any) -> ModelCardData:
+def _words(**words: str | None) -> dict[str, str | None]:
+    """Each as one line; a repository is called as the student where there is none yet."""
+    lines = {name: value and _line(value) for name, value in words.items()}
+    return lines | {"repository": lines["repository"] or lines["name"]}
+
+
+def _metadata(
+    words: dict[str, Any], metrics: dict[str, float], ids: list[str], configuration: str | None, **entries: Any
+) -> ModelCardData:
+    """`ids`: the data sets on the Hub, which the data's name may be itself."""
     dataset, task = words["dataset"], words["task"]
-    results = [EvalResult(task, dataset, dataset, name, value) for name, value in words["metrics"].items() if dataset]
+    ids = ids or ([dataset] if dataset and re.fullmatch(HUB_ID, dataset) else [])
+    kind = ids[0] if ids else dataset
+    results = [
+        EvalResult(task, kind, dataset or kind, name, value, dataset_config=configuration)
+        for name, value in metrics.items()
+        if kind
+    ]
     return ModelCardData(
         model_name=words["name"] if results else None,  # belongs to the results
         license=words["license"],
         library_name=words["library"],
         pipeline_tag=task,
-        datasets=[dataset] if dataset and re.fullmatch(HUB_ID, dataset) else None,
+        datasets=ids or None,
         eval_results=results or None,
         **entries,
     )
@@ -138,8 +157,7 @@ def _library(student: Any) -> str:
 def _tags(student: Any, distilled: bool, tags: str | list[str] | None) -> list[str]:
     model = unwrap_peft_model(student)
     own = (model.model_tags if isinstance(model, PreTrainedModel) else None) or []
-    given = [tags] if isinstance(tags, str) else tags or []
-    return ["hfkd", *(["knowledge-distillation"] if distilled else []), *own, *given]
+    return ["hfkd", *(["knowledge-distillation"] if distilled else []), *own, *_several(tags)]
 
 
 def _started_from(student: Any, details: Mapping[str, Any]) -> str | None:
@@ -150,6 +168,19 @@ def _started_from(student: Any, details: Mapping[str, Any]) -> str | None:
     return name if re.fullmatch(rf"[\w.-]+|{HUB_ID}", name) and not Path(name).exists() else None
 
 
+def _several(values: str | list[str] | None) -> list[str]:
+    return [values] if isinstance(values, str) else values or []
+
+
+def _line(value: Any) -> str:
+    """A value as a part of one line."""
+    return " ".join(str(value.value if isinstance(value, Enum) else value).split())
+
+
+def _cells(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _cell(value) for name, value in settings.items() if value is not None and value != -1}
+
+
 def _cell(value: Any) -> str:
     """A value in a table's cell."""
-    return str(value.value if isinstance(value, Enum) else value).replace("|", "\\|").replace("\n", " ")
+    return _line(value).replace("|", "\\|")

@@ -1,10 +1,21 @@
 """Writing a file so that a reader never meets half of it."""
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+
+FULL = "free some space"
+REMEDIES = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.EFBIG: FULL,
+    errno.EISDIR: "a folder has the file's name: move it away, or choose another folder",
+    errno.EACCES: "choose a folder that is writable",
+    errno.EROFS: "choose a folder that is writable",
+}
 
 
 def write_atomically(path: str | Path, content: bytes | Callable[[Path], None]) -> None:
@@ -31,7 +42,8 @@ def write_atomically(path: str | Path, content: bytes | Callable[[Path], None]) 
         sync(part)
         os.replace(part, target)
     except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}; free some space?") from error
+        remedy = REMEDIES.get(error.errno or 0, "is it still there, and writable?")
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}; {remedy}") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             part.unlink()

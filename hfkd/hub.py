@@ -1,11 +1,14 @@
 """What the trainer does beside training a student that is published: the card, and failures that say how to go on."""
 
+import inspect
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub.errors import HfHubHTTPError
+from transformers import Trainer
 
 from hfkd.card import write_card
 from hfkd.command import without_secrets
@@ -27,10 +30,11 @@ class HubTrainer(MarkedEvaluations, KeptConfig):
 
     details: Mapping[str, Any] = MappingProxyType({})
 
-    def create_model_card(self, **keywords: Any) -> None:  # type: ignore[override]
-        """Write the model card into `output_dir`; for the keywords see `hfkd.card.write_card`."""
+    def create_model_card(self, *arguments: Any, **keywords: Any) -> None:
+        """Write the model card into `output_dir`; takes what Trainer's takes, see `hfkd.card.write_card`."""
+        given = inspect.signature(Trainer.create_model_card).bind(self, *arguments, **keywords).arguments
         if self.is_world_process_zero():
-            write_card(cast("DistillationTrainer", self), **keywords)
+            write_card(cast("DistillationTrainer", given.pop("self")), **given)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         with explained("creating the repository", "Log in with `hf auth login`, or train without push_to_hub."):
@@ -38,7 +42,7 @@ class HubTrainer(MarkedEvaluations, KeptConfig):
 
     def push_to_hub(self, *arguments: Any, **keywords: Any) -> Any:
         folder, name = self.args.output_dir, self.hub_model_id or self.args.hub_model_id
-        again = f"`hf upload {name} {folder} . --exclude 'checkpoint-*'`"
+        again = f"`hf upload {name} {shlex.quote(str(folder))} . --exclude 'checkpoint-*'`"
         with explained(f"uploading {folder}", f"All of it is whole there; to upload it again: {again}"):
             return super().push_to_hub(*arguments, **keywords)
 

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import SCALER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from hfkd.files import sync, write_atomically
@@ -82,6 +82,13 @@ class WholeCheckpoints(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(final)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Trainer's, which does not ask whether this run has a scaler; one in another precision than fp16 has none."""
+        if self.accelerator.scaler is not None:
+            return super()._load_scaler(checkpoint)
+        if checkpoint is not None and (Path(checkpoint) / SCALER_NAME).exists():
+            logger.warning("%s holds the %s of a run in fp16, and this one is not: it is left", checkpoint, SCALER_NAME)
 
     def save_state(self) -> None:
         """Trainer's, as JSON that every reader takes."""

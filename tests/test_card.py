@@ -130,3 +130,45 @@ def test_peers_taught_each_other(tmp_path):
     assert "| objective | KD(" in text
     assert "zhang2018mutual" in text
     assert "knowledge-distillation" in card(tmp_path).data.to_dict()["tags"]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "entries"),
+    [
+        ({"tasks": "image-classification"}, {"pipeline_tag": "image-classification"}),
+        ({"tasks": ["feature-extraction", "other"]}, {"pipeline_tag": "feature-extraction"}),
+        ({"dataset_tags": "owner/beans"}, {"datasets": ["owner/beans"]}),
+        ({"dataset_tags": ["a/b", "c/d"], "dataset": ["B", "D"]}, {"datasets": ["a/b", "c/d"]}),
+        ({"dataset": "beans", "dataset_args": "clean"}, {}),
+    ],
+)
+def test_the_keywords_of_transformers_examples(tmp_path, keywords, entries):
+    trained(tmp_path).create_model_card(finetuned_from="a/b", tags=["vision"], **keywords)
+    data = card(tmp_path).data.to_dict()
+    assert entries.items() <= data.items()
+    if len(keywords) == 2:
+        (result,) = data["model-index"][0]["results"]
+        names = {"name": "B, D", "type": "a/b"}
+        assert result["dataset"] == (
+            names if "dataset_tags" in keywords else dict.fromkeys(("name", "type"), "beans") | {"config": "clean"}
+        )
+
+
+def test_the_order_of_the_arguments_is_trainers(tmp_path):
+    trained(tmp_path).create_model_card("en", "mit", ["mine"], "called")
+    data = card(tmp_path).data.to_dict()
+    assert (data["language"], data["license"], data["tags"][-1]) == ("en", "mit", "mine")
+    assert "# called\n" in card(tmp_path).text
+    with pytest.raises(TypeError, match="licence"):
+        trained(tmp_path / "other").create_model_card(licence="mit")
+
+
+def test_no_word_of_the_card_adds_a_line_to_it(tmp_path):
+    evil = "fine\n\n# Evil\n| a | b |"
+    run = trained(tmp_path)
+    keywords = dict.fromkeys(("license", "model_name", "dataset", "tasks", "dataset_args", "finetuned_from"), evil)
+    run.create_model_card(**keywords)
+    text = (tmp_path / "README.md").read_text()
+    assert "\n# Evil" not in text.split("---\n", 2)[2]
+    assert "\n| a | b |" not in text.split("---\n", 2)[2]
+    assert card(tmp_path).data.to_dict()["license"] == "fine # Evil | a | b |"

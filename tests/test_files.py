@@ -118,3 +118,11 @@ def test_a_folder_in_the_files_place_is_an_error(tmp_path):
     with pytest.raises(OSError, match="cannot write .*/a: Is a directory"):
         write_atomically(tmp_path / "a", b"x")
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_folder_that_has_the_files_name_is_told_apart_from_a_full_disk(tmp_path):
+    (tmp_path / "record.json").mkdir()
+    with pytest.raises(OSError, match="a folder has the file's name: move it away") as caught:
+        write_atomically(tmp_path / "record.json", b"x")
+    assert "space" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]

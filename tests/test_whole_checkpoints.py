@@ -226,3 +226,17 @@ def test_the_state_of_a_run_with_nan_is_json_and_is_resumed(tmp_path):
     again = made(4)
     again.train(resume_from_checkpoint=True)
     assert [entry["step"] for entry in again.state.log_history if "loss" in entry] == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_of_fp16_training_is_resumed_in_another_precision(three_steps, tmp_path, caplog):
+    """Its scaler is of no use there."""
+    shutil.copytree(three_steps, tmp_path / "run")
+    whole = make(tmp_path / "run", max_steps=4)
+    whole.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    shutil.copytree(three_steps, tmp_path / "scaled")
+    torch.save({"scale": 65536.0}, tmp_path / "scaled" / "checkpoint-2" / "scaler.pt")
+    scaled = make(tmp_path / "scaled", max_steps=4)
+    scaled.train(resume_from_checkpoint=str(tmp_path / "scaled" / "checkpoint-2"))
+    assert "holds the scaler.pt of a run in fp16, and this one is not: it is left" in caplog.text
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, scaled.model.state_dict()[name])

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from hfkd.command import without_secrets
 from hfkd.report.results import ResultsCallback
 from hfkd.trainer import DistillationTrainer
 from hfkd.whole_checkpoints import last_checkpoint
@@ -48,9 +49,11 @@ def save_student(trainer: DistillationTrainer, config: dict[str, Any]) -> None:
 
 
 def without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """`config` fit to be published: of a local file or folder, its name alone."""
+    """`config` fit to be published: of a local file or folder, its name alone, and no secret."""
     return {k: [_named(v) for v in value] if isinstance(value, list) else _named(value) for k, value in config.items()}
 
 
 def _named(value: Any) -> Any:
-    return Path(value).name if isinstance(value, str) and "/" in value and Path(value).exists() else value
+    if not isinstance(value, str):
+        return value
+    return Path(value).name if "/" in value and Path(value).exists() else without_secrets(value)
