@@ -65,6 +65,12 @@ def argument(**keywords):
     return lambda folder: lambda: arguments(folder / "run", **keywords)
 
 
+def made(path, make):
+    """Arguments whose output folder `make` has put there."""
+    make(path)
+    return lambda: arguments(path)
+
+
 def setting(content, name="settings.yaml"):
     def make(folder):
         path = folder / name
@@ -88,6 +94,14 @@ ARGUMENTS = {
     "max_grad_norm=-1": argument(max_grad_norm=-1.0),
     "per_device_train_batch_size=0": argument(per_device_train_batch_size=0),
     "gradient_accumulation_steps=0": argument(gradient_accumulation_steps=0),
+    "hub_model_id='a/b/c'": argument(hub_model_id="a/b/c"),
+    "model_license of two lines": argument(model_license="mit\n# Evil"),
+    "output_dir of two lines": lambda folder: lambda: arguments(folder / "run\nb"),
+    "output_dir is a file": lambda folder: made(folder / "run", lambda path: path.write_text("x")),
+    "output_dir is a pipe": lambda folder: made(folder / "run", os.mkfifo),
+    "output_dir is a link to nothing": lambda folder: made(
+        folder / "run", lambda path: path.symlink_to(folder / "nowhere")
+    ),
     "num_train_epochs=0": argument(num_train_epochs=0, max_steps=-1),
     "YAML: weigthing: entropy": setting("weigthing: entropy\n"),
     "YAML: a list": setting("- entropy\n"),
@@ -112,6 +126,11 @@ ARGUMENTS = {
 class Renamed(Rows):
     def __getitem__(self, i):
         return {"pixel_values": self.images[i], "target": 0}
+
+
+def holed(rows):
+    rows.images[1, 0, 0, 0] = float("nan")
+    return rows
 
 
 class Unequal(Rows):
@@ -284,6 +303,7 @@ TRAINER = {
     ),
     "pixels of int32": trainer(rows=Wide),
     "a label of 5 for 5 classes": trainer(rows=Late),
+    "pixels that are NaN": trainer(rows=lambda: holed(Rows())),
     "mixed labels over 7 classes": trainer(rows=Mixed),
     "loss_chunk_size=64 for images": trainer(args={"loss_chunk_size": 64}),
     "loss_chunk_size=64, a bias on the logits": language(
