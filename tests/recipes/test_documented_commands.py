@@ -1,0 +1,162 @@
+"""The commands of the README, the docs and the recipes themselves, typed in another folder, with spaces in paths."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from digit_files import flags
+from processes import script, start
+from recipe_toys import ANSWERS, TEXT, given, write_toys
+
+from hfkd.models import image_classifier
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "recipes").rglob("*.py")]
+PAGES += (ROOT / "recipes").rglob("*.yaml")
+START = r"\b(?:accelerate launch|python) ((?:--config_file \S+ )?recipes/\w+\.py"
+INLINE = re.compile(rf"`{START}[^`]*)`")
+IN_A_BLOCK = re.compile(rf"{START}(?:[^`\n]*\\{{1,2}}\n)*[^`\n)]*)")
+PLACES = {"FOLDER": "teachers", "NAME": "cifar_resnet8", "FILE": "resnet8.pth", "CACHE": "cache of logits"}
+
+
+def commands():
+    """Each command once, as its words after `accelerate launch`."""
+    found = {}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for words in [*INLINE.findall(text), *IN_A_BLOCK.findall(INLINE.sub("", text))]:
+            command = " ".join(re.sub(r"\\+\n[\s#]*", " ", words).split())
+            found.setdefault(command, page.name)
+    return found
+
+
+COMMANDS = commands()
+
+
+def test_the_commands_were_found():
+    scripts = {word for command in COMMANDS for word in command.split() if word.endswith(".py")}
+    assert scripts >= {f"recipes/{path.name}" for path in (ROOT / "recipes").glob("*.py")} - {"recipes/digits_demo.py"}
+    assert len(COMMANDS) > 12
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    return write_toys(tmp_path_factory.mktemp("small things") / "data and networks")
+
+
+@pytest.fixture
+def work(tmp_path):
+    """Where the commands are typed; the repository's recipes lie in a folder beside it. Both have spaces."""
+    shutil.copytree(ROOT / "recipes", tmp_path / "my repository" / "recipes")
+    shutil.copytree(ROOT / "accelerate_configs", tmp_path / "my repository" / "accelerate_configs")
+    (tmp_path / "my work").mkdir()
+    return tmp_path / "my work"
+
+
+def made_small(recipe, toys, words):
+    """Flags that make the recipe's run a few seconds long, without a network or a GPU."""
+    images = flags(toys / "digits", max_steps=2, per_device_eval_batch_size=16)
+    text = given(**TEXT, dataset_name=toys / "text", use_cpu=True, bf16=False)
+    more = {
+        "reproduce": [*images, "--seeds=1", "--rows", *rows_of(words)],
+        "digits_demo": given(seeds=1, student_images=32, teacher_epochs=1, num_train_epochs=1, report_to="none"),
+        "gpt2_dolly_eakd": [
+            *text,
+            *given(teacher_name_or_path=toys / "large", student_name_or_path=toys / "small", rouge_max_new_tokens=4),
+            "--eval_steps=2",
+        ],
+        "sft": [*text, f"--model_name_or_path={toys / 'small'}"],
+        "evaluate_instruct": given(**ANSWERS, sets_from=toys / "sets"),
+    }
+    return more.get(recipe, images)
+
+
+def rows_of(words):
+    """One row of a table of several pairs, two of one whose networks are flags."""
+    name = words[words.index("--table") + 1] if "--table" in words else ""
+    pairs = {"energy_kd_table1": "Energy KD, resnet56_resnet20", "ea_kd_table2": "EA-KD, resnet56_resnet20"}
+    pairs["energy_kd_table2"] = "Energy KD, resnet56_resnet20"
+    return [pairs[name]] if name in pairs else ["KD", "EA-KD"]
+
+
+def weights(path, name):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    torch.save(image_classifier(f"cifar_{name}", 10).state_dict(), path)
+
+
+def typed(command, work, toys):
+    """The words of a command as one types them in `work`: paths of the repository lead there, names are at hand."""
+    words = [PLACES.get(word, word) for word in shlex.split(command)]
+    for word in words:
+        if word.endswith(".pth"):
+            weights(work / word, Path(word).stem)
+    if "teachers" in words:
+        weights(work / "teachers" / "resnet56.pth", "resnet56")
+    for word in words:
+        if word.startswith("runs/dolly"):
+            shutil.copytree(toys / "small", work / word)
+    beside = Path("..") / "my repository"
+    words = [str(beside / word) if word.startswith(("recipes/", "accelerate_configs/")) else word for word in words]
+    at = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    recipe = Path(words[at]).stem
+    if recipe == "gpt2_dolly_eakd" and (work / "runs").exists():
+        shutil.rmtree(work / "runs")  # it is made, not read
+    return recipe, words[:at], words[at], [*words[at + 1 :], *made_small(recipe, toys, words)]
+
+
+def in_folder(folder, path, *arguments):
+    os.chdir(folder)
+    script(path, *arguments)
+
+
+def check(recipe, work, printed):
+    if "--list" in printed or recipe == "evaluate_instruct":
+        return
+    found = [json.loads(path.read_text()) for path in work.rglob("results.json")]
+    assert found or recipe in ("digits_demo", "train_teacher")
+    assert {results["status"] for results in found} <= {"finished"}
+    if recipe == "reproduce":
+        assert list(work.rglob("table.md"))
+
+
+QUICK = "recipes/cifar100_energy_kd.py --teacher_checkpoint wrn_40_2.pth"
+CASES = [pytest.param(c, marks=() if c == QUICK else pytest.mark.slow) for c in COMMANDS]
+
+
+@pytest.mark.parametrize("command", CASES)
+def test_it_runs_as_it_stands(command, work, toys):
+    recipe, _, path, arguments = typed(command, work, toys)
+    log = work / "what was printed"
+    process = start(_printing, str(log), str(work), path, *map(str, arguments))
+    process.join(170)
+    printed = log.read_text()
+    assert process.exitcode == 0, printed[-3000:]
+    check(recipe, work, command)
+    assert not [path for path in (work.parent / "my repository").rglob("*") if path.suffix in (".json", ".md")]
+
+
+def _printing(log, folder, path, *arguments):
+    from processes import print_to
+
+    print_to(log)
+    torch.set_num_threads(1)
+    in_folder(folder, path, *arguments)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_itself(work, toys):
+    command = next(c for c in COMMANDS if "--config_file" in c)
+    _, launcher, path, arguments = typed(command, work, toys)
+    words = [sys.executable, "-m", "accelerate.commands.launch", *launcher, path, *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=work, env=environment, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "eval_accuracy" in done.stdout
