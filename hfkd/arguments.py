@@ -16,6 +16,7 @@ from hfkd.evaluation_arguments import EvaluationArguments
 from hfkd.launch import check_accumulation, check_world_size, computes_on_cpu
 from hfkd.names import check_names, publishable
 from hfkd.parsing import parse as parse  # where scripts written for earlier versions import it from
+from hfkd.slot_types import Count, NotNegative, Positive, fitting
 from hfkd.whole_checkpoints import resume_choice
 
 logger = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingAr
     def __post_init__(self) -> None:
         # Without it, the ranks of a launch on CPUs would not join.
         self.use_cpu = (computes_on_cpu() and not self.deepspeed) or self.use_cpu
+        self._check_types()
         self._choose_precision()
         if self.lr_decay_epochs is not None:
             self._check_decay(self.lr_decay_epochs)
@@ -163,20 +165,29 @@ class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingAr
     def _check_numbers(self) -> None:
         """What Trainer would divide by, or find out at the first step."""
         for name in ("learning_rate", "weight_decay", "max_grad_norm"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}={getattr(self, name)} must be a number of 0 or more")
+            fitting("DistillationArguments", name, getattr(self, name), NotNegative)
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+            fitting("DistillationArguments", name, getattr(self, name), Count)
         if self.max_steps != -1 and self.max_steps < 1:
             raise ValueError(f"max_steps={self.max_steps} must be 1 or more, or -1 where num_train_epochs counts")
-        if not (self.num_train_epochs > 0 or self.max_steps > 0):
-            raise ValueError(f"num_train_epochs={self.num_train_epochs}: nothing would be trained; raise it")
+        if self.max_steps < 1:
+            fitting("DistillationArguments", "num_train_epochs", self.num_train_epochs, Positive)
+
+    def _check_types(self) -> None:
+        """Flags and numbers of ours: a string for a flag would be taken for True."""
+        for cls in (HighEnergyArguments, EvaluationArguments, DistillationArguments):
+            for name, kind in cls.__annotations__.items():
+                if kind in (bool, bool | None, int, float):
+                    fitting("DistillationArguments", name, getattr(self, name), kind)
 
     @staticmethod
     def _check_decay(epochs: Any) -> None:
-        numbers = isinstance(epochs, (list, tuple)) and all(isinstance(e, (int, float)) and 0 < e for e in epochs)
-        if not numbers or list(epochs) != sorted(set(epochs)):
+        numbers = isinstance(epochs, (list, tuple)) and all(isinstance(e, (int, float)) for e in epochs)
+        if (
+            not numbers
+            or not all(0 < e < float("inf") and not isinstance(e, bool) for e in epochs)
+            or list(epochs) != sorted(set(epochs))
+        ):
             raise ValueError(f"lr_decay_epochs={epochs} must be ascending epochs above 0, such as [150, 180]")
 
     def _choose_precision(self) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from hfkd.items import Items, epoch_of
 from hfkd.signals import upcast
-from hfkd.slots import positive
+from hfkd.slot_types import Count, NotNegative, Positive, Temperature, checked, fitting
 
 
+@checked
 class Learned(nn.Module):
     """CTKD (Li et al., AAAI 2023): T = start + span sigmoid(theta), theta trained to make distilling harder.
 
@@ -30,15 +31,13 @@ class Learned(nn.Module):
     def __init__(
         self,
         instance: bool = False,
-        start: float = 1.0,
-        span: float = 20.0,
-        warmup_epochs: float = 10,
-        width: int = 64,
+        start: Temperature = 1.0,
+        span: Positive = 20.0,
+        warmup_epochs: NotNegative = 10,
+        width: Count = 64,
     ) -> None:
         super().__init__()
-        positive("Learned", start=start, span=span, width=width)
-        if isinstance(warmup_epochs, bool) or not 0 <= warmup_epochs < float("inf"):
-            raise ValueError(f"Learned: warmup_epochs={warmup_epochs!r} must be a number of 0 or more")
+        fitting("Learned", "start + span", start + span, Temperature)
         self.instance, self.start, self.span, self.warmup_epochs, self.width = (
             instance,
             start,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hfkd.items import HiddenItems, Items
 from hfkd.objectives import OBJECTIVES, Objective
 from hfkd.signals import upcast
+from hfkd.slot_types import NotNegative, fitting
 from hfkd.slot_values import is_ours, nan_where_wrong, one_per_item
 from hfkd.slots import resolve
 from hfkd.temperatures import TEMPERATURES, Energy, Fitted, resolve_temperature
@@ -45,9 +46,8 @@ class DistillationLoss(nn.Module):
         kd_weight: float = 0.9,
     ) -> None:
         super().__init__()
-        for name, value in (("ce_weight", ce_weight), ("kd_weight", kd_weight)):
-            if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-                raise ValueError(f"{name}={value!r} must be a number of 0 or more")
+        ce_weight = fitting("DistillationLoss", "ce_weight", ce_weight, NotNegative)
+        kd_weight = fitting("DistillationLoss", "kd_weight", kd_weight, NotNegative)
         if ce_weight == kd_weight == 0:
             raise ValueError("ce_weight and kd_weight are both 0: nothing would be learned; raise one")
         self.objective = resolve(objective, OBJECTIVES, "objective")

@@ -15,7 +15,8 @@ from torch import Tensor
 from hfkd.devices import constant
 from hfkd.items import Items
 from hfkd.learned_temperature import Learned
-from hfkd.slots import positive, resolve
+from hfkd.slot_types import NotNegative, Temperature, checked, fitting
+from hfkd.slots import resolve
 from hfkd.thresholds import above, below, check_parts, count_of_share, ordered
 
 Level = Literal["sample", "item"]
@@ -41,15 +42,13 @@ class Fitted(ABC):
         """Set the thresholds that an earlier fit found."""
 
 
+@checked
 @dataclass
 class Constant:
     """T_n = T for every item: Hinton's distillation (T = 4 on CIFAR-100)."""
 
     within_samples = True
-    temperature: float = 4.0
-
-    def __post_init__(self) -> None:
-        positive("Constant", temperature=self.temperature)
+    temperature: Temperature = 4.0
 
     @property
     def choices(self) -> tuple[float, ...]:
@@ -60,6 +59,7 @@ class Constant:
         return torch.full((len(items),), float(self.temperature), device=items.labels.device)
 
 
+@checked
 @dataclass
 class Energy(Fitted):
     """Energy KD (Kim et al., Knowledge-Based Systems 296, 2024, Eq. 9): the temperature follows the teacher's energy.
@@ -79,32 +79,28 @@ class Energy(Fitted):
     within_samples = True  # a loss over chunks may ask about one sample at a time
     ratio: float = 0.2
     thresholds: tuple[float, float] | None = None
-    temperature: float = 4.0
-    increase: float = 2.0
-    decrease: float = 2.0
-    energy_temperature: float = 4.0
+    temperature: Temperature = 4.0
+    increase: NotNegative = 2.0
+    decrease: NotNegative = 2.0
+    energy_temperature: Temperature = 4.0
     direction: Literal["paper", "released"] = "paper"
     level: Level = "sample"
 
     def __post_init__(self) -> None:
-        positive("Energy", temperature=self.temperature, energy_temperature=self.energy_temperature)
         if not 0 < self.ratio <= 0.5:
             raise ValueError(
                 f"Energy: ratio={self.ratio} must be in (0, 0.5]: it is the share of the training set on each side"
             )
-        for name in ("increase", "decrease"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"Energy: {name}={getattr(self, name)} must be 0 or more; direction='released' swaps")
-        if self.temperature - self.decrease <= 0:
+        fitting("Energy", "temperature - decrease", self.temperature - self.decrease, Temperature)
+        fitting("Energy", "temperature + increase", self.temperature + self.increase, Temperature)
+        if self.thresholds is None:
+            return
+        if self.thresholds[0] > self.thresholds[1]:
             raise ValueError(
-                f"Energy: temperature {self.temperature} - decrease {self.decrease} is not above 0: a softmax "
-                "temperature must be; lower the decrease"
+                f"Energy: thresholds={self.thresholds!r} must be (low, high): a low energy is a confident teacher's; "
+                "swap them"
             )
-        if self.direction not in ("paper", "released"):
-            raise ValueError(f"Energy: direction={self.direction!r} must be 'paper' or 'released'")
-        _check_level("Energy", self.level)
-        if self.thresholds is not None:
-            self.restore(self.thresholds)
+        self.restore(self.thresholds)
 
     @property
     def thresholds_or_none(self) -> tuple[float, ...] | None:
@@ -121,9 +117,8 @@ class Energy(Fitted):
         self.thresholds = (min(low, high), high)
 
     def restore(self, thresholds: tuple[float, ...]) -> None:
-        if len(thresholds) != 2:
-            raise ValueError(f"Energy: thresholds={thresholds!r} must be two numbers, (low, high)")
-        self.thresholds = (float(thresholds[0]), float(thresholds[1]))
+        low, high = fitting("Energy", "thresholds", thresholds, tuple[float, float])
+        self.thresholds = (float(low), float(high))
 
     @property
     def choices(self) -> tuple[float, ...]:
@@ -157,6 +152,7 @@ class Energy(Fitted):
         return dict(zip(there, (beyond.sum(-1) / max(len(temperatures), 1)).unbind(), strict=True))  # [sides, N]
 
 
+@checked
 @dataclass
 class Gradation(Fitted):
     """Energy KD's ladder (Appendix A.4): ten energy deciles, ten temperatures, the lowest for the highest energy.
@@ -167,18 +163,14 @@ class Gradation(Fitted):
     """
 
     within_samples = True
-    temperatures: tuple[float, ...] = (2.0, 2.5, 3.0, 3.5, 4.0, 4.0, 4.5, 5.0, 5.5, 6.0)
+    temperatures: tuple[Temperature, ...] = (2.0, 2.5, 3.0, 3.5, 4.0, 4.0, 4.5, 5.0, 5.5, 6.0)
     thresholds: tuple[float, ...] | None = None
-    energy_temperature: float = 4.0
+    energy_temperature: Temperature = 4.0
     level: Level = "sample"
 
     def __post_init__(self) -> None:
         if len(self.temperatures) < 2:
             raise ValueError(f"Gradation: temperatures={self.temperatures!r} needs two steps or more")
-        for t in self.temperatures:
-            positive("Gradation", temperatures=t)
-        positive("Gradation", energy_temperature=self.energy_temperature)
-        _check_level("Gradation", self.level)
         if self.thresholds is not None:
             self.restore(self.thresholds)
 
@@ -223,11 +215,6 @@ class Gradation(Fitted):
 def _energy_of(items: Items, energy_temperature: float, level: Level) -> Tensor:
     score = items.teacher.energy(energy_temperature)
     return items.mean_over_sample(score) if level == "sample" else score
-
-
-def _check_level(owner: str, level: str) -> None:
-    if level not in ("sample", "item"):
-        raise ValueError(f"{owner}: level={level!r} must be 'sample' or 'item'")
 
 
 TEMPERATURES: dict[str, Callable[..., Any]] = {

@@ -12,11 +12,11 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from hfkd import learned_parts, run_record
 from hfkd.arguments import DistillationArguments
 from hfkd.averages import RowAverage
+from hfkd.batches import refuse_no_batch, refuse_small_batches
 from hfkd.cached_checks import check_cached
 from hfkd.checked_batches import Bounds, CheckedBatches
 from hfkd.checks import check_datasets, check_networks, probed_dataset, say_left_out
 from hfkd.choose_step import AnyStep, Chosen, choose_step
-from hfkd.comparisons import refuse_small_batches
 from hfkd.cpu_memory import keep_freed_memory
 from hfkd.data.collate import views_as_rows
 from hfkd.faults import WatchedTrainer
@@ -109,6 +109,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         self.rule = TOKENS if tokens else IMAGES
         cached = teacher if isinstance(teacher, CachedTextTeacher) else None
         check_datasets(data, collator)
+        refuse_no_batch(args, data)
         self.image_inputs = None if tokens else ImageInputs.between(model, teacher, collator, processing_class)
         self.received = normalisation(self.image_inputs, data)
         live = None if teacher is None or cached else live_teacher(teacher, self.received)

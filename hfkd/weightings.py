@@ -13,11 +13,13 @@ from torch import Tensor
 
 from hfkd.items import Items, Outputs
 from hfkd.signals import standardize
+from hfkd.slot_types import Positive, Temperature, checked
 from hfkd.slot_values import is_ours, right
-from hfkd.slots import positive, resolve
-from hfkd.temperatures import Level, _check_level
+from hfkd.slots import resolve
+from hfkd.temperatures import Level
 
 
+@checked
 @dataclass
 class Uniform:
     """w_n = 1: every item counts the same."""
@@ -31,6 +33,7 @@ class Uniform:
 uniform = Uniform()
 
 
+@checked
 @dataclass
 class Entropy:
     """EA-KD's entropy-based adaptive weight (Eq. 7), from teacher and student entropy at T' = 3.
@@ -47,8 +50,8 @@ class Entropy:
     """
 
     within_samples = True  # a loss over chunks may ask about one sample at a time
-    temperature: float = 3.0
-    upper_bound: float | None = None
+    temperature: Temperature = 3.0
+    upper_bound: Positive | None = None
     student: bool = True
     inverted: bool = False
     teacher: bool = True
@@ -57,14 +60,10 @@ class Entropy:
     standardized: bool = False
 
     def __post_init__(self) -> None:
-        positive("Entropy", temperature=self.temperature)
-        if self.upper_bound is not None:
-            positive("Entropy", upper_bound=self.upper_bound)
         if not (self.student or self.teacher):
             raise ValueError("Entropy: student=False and teacher=False leave no entropy; 'uniform' weighs all alike")
         if self.interaction and not (self.student and self.teacher):
             raise ValueError("Entropy: interaction=True is the product of both entropies; leave student and teacher on")
-        _check_level("Entropy", self.level)
 
     def __call__(self, items: Items) -> Tensor:
         bound = math.log(items.teacher.num_classes) if self.upper_bound is None else self.upper_bound
@@ -82,6 +81,7 @@ class Entropy:
         return items.mean_over_sample(h) if self.level == "sample" else h
 
 
+@checked
 @dataclass
 class Matched:
     """Another weighting rescaled to mean 1 over the batch at hand: w_n / mean(w).

@@ -34,6 +34,8 @@ SLOTS = {
     'temperature="energi"': slot(temperature="energi"),
     'objective="dkd(gamma=1)"': slot(objective="dkd(gamma=1)"),
     "objective=\"dkd(beta='x')\"": slot(objective="dkd(beta='x')"),
+    "objective=DKD(beta=True)": lambda folder: lambda: DistillationLoss(DKD(beta=True)),
+    "weighting=\"entropy(standardized='no')\"": slot(weighting="entropy(standardized='no')"),
     'objective="dkd(8)"': slot(objective="dkd(8)"),
     "objective=\"__import__('os').getcwd()\"": slot(objective="__import__('os').getcwd()"),
     "objective: 600 characters": slot(objective="dkd(beta=" + "1" * 600 + ")"),
@@ -41,12 +43,15 @@ SLOTS = {
     "objective=3": slot(objective=3),
     "temperature=0": slot(temperature=0),
     "temperature=-1.0": slot(temperature=-1.0),
+    "temperature=1e-300": slot(temperature=1e-300),
     "temperature=nan": slot(temperature=float("nan")),
     "temperature=None": slot(temperature=None),
     'temperature="energy(ratio=0.6)"': slot(temperature="energy(ratio=0.6)"),
     'temperature="energy(temperature=2, decrease=2)"': slot(temperature="energy(temperature=2, decrease=2)"),
     "temperature=\"energy(direction='up')\"": slot(temperature="energy(direction='up')"),
     'temperature="energy(thresholds=(1,))"': slot(temperature="energy(thresholds=(1,))"),
+    'temperature="energy(thresholds=(-5, -9))"': slot(temperature="energy(thresholds=(-5, -9))"),
+    'temperature="energy(thresholds=(-1e999, -9))"': slot(temperature="energy(thresholds=(-1e999, -9))"),
     'temperature="gradation(temperatures=(4,))"': slot(temperature="gradation(temperatures=(4,))"),
     'temperature="learned(warmup_epochs=-1)"': slot(temperature="learned(warmup_epochs=-1)"),
     'weighting="entropy(upper_bound=0)"': slot(weighting="entropy(upper_bound=0)"),
@@ -102,6 +107,8 @@ ARGUMENTS = {
     "output_dir is a link to nothing": lambda folder: made(
         folder / "run", lambda path: path.symlink_to(folder / "nowhere")
     ),
+    "channels_last='no'": argument(channels_last="no"),
+    "num_train_epochs=inf": argument(num_train_epochs=float("inf"), max_steps=-1),
     "num_train_epochs=0": argument(num_train_epochs=0, max_steps=-1),
     "YAML: weigthing: entropy": setting("weigthing: entropy\n"),
     "YAML: a list": setting("- entropy\n"),
@@ -292,6 +299,9 @@ TRAINER = {
     "weighting=a callable that gives -1": trainer(weighting=lambda items: torch.full((len(items),), -1.0)),
     'objective="dist", per_device_train_batch_size=1': trainer(
         args={"per_device_train_batch_size": 1}, objective="dist"
+    ),
+    "7 rows, batches of 8, dataloader_drop_last=True": trainer(
+        rows=lambda: Rows(7), args={"dataloader_drop_last": True}
     ),
     "an empty train_dataset": trainer(rows=lambda: Rows(0)),
     "rows without 'labels'": trainer(rows=Renamed),

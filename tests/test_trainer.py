@@ -412,8 +412,14 @@ BAD = {
     "empty dataset": ({"rows": Rows(0)}, "train_dataset is empty"),
     "NaN teacher": ({"taught": broken_teacher()}, "teacher's logits are NaN"),
     "ratio": ({"slots": {"temperature": "energy(ratio=0.6)"}}, r"ratio=0.6 must be in \(0, 0.5\]"),
-    "temperature - decrease": ({"slots": {"temperature": "energy(temperature=2, decrease=2)"}}, "is not above 0"),
-    "upper_bound": ({"slots": {"weighting": "entropy(upper_bound=0)"}}, "upper_bound=0 must be a number above 0"),
+    "temperature - decrease": (
+        {"slots": {"temperature": "energy(temperature=2, decrease=2)"}},
+        "decrease=0 must be a number from 0.001",
+    ),
+    "upper_bound": (
+        {"slots": {"weighting": "entropy(upper_bound=0)"}},
+        "upper_bound=0 must be a finite number above 0",
+    ),
 }
 
 

@@ -66,7 +66,7 @@ def test_uniform():
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"upper_bound": 0}, "upper_bound=0 must be a number above 0"),
+        ({"upper_bound": 0}, "upper_bound=0 must be a finite number above 0"),
         ({"upper_bound": -1.0}, "upper_bound=-1.0"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"student": False, "teacher": False}, "leave no entropy"),

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hfkd.objectives.divergences import Divergence, kl, share
+from hfkd.objectives.divergences import Divergence, kl
+from hfkd.slot_types import Share, checked
 
 
+@checked
 @dataclass
 class AdaptiveKL(Divergence):
     """AKL (Wu et al., COLING 2025, "Rethinking Kullback-Leibler Divergence in Knowledge Distillation for LLMs").
@@ -22,11 +24,7 @@ class AdaptiveKL(Divergence):
     the head, as here; the authors' counts it to the tail, unless it is the first.
     """
 
-    mu: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        share("AdaptiveKL", mu=self.mu)
+    mu: Share = 0.5
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         head = self._share_of_the_head(log_p.detach(), log_q.detach())

@@ -11,8 +11,10 @@ from torch import Tensor
 from hfkd.items import Items
 from hfkd.objectives.base import Objective
 from hfkd.objectives.divergences import softened
+from hfkd.slot_types import NotNegative, checked
 
 
+@checked
 @dataclass
 class DIST(Objective):
     """Huang et al., NeurIPS 2022 ("Knowledge Distillation from A Stronger Teacher").
@@ -26,14 +28,8 @@ class DIST(Objective):
     """
 
     relational = True
-    beta: float = 1.0
-    gamma: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("beta", "gamma"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-                raise ValueError(f"DIST: {name}={value!r} must be a number of 0 or more")
+    beta: NotNegative = 1.0
+    gamma: NotNegative = 1.0
 
     @property
     def least_items(self) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hfkd.items import Items
 from hfkd.objectives.base import Objective
+from hfkd.slot_types import Share, checked
 
 Scale = Literal["squared", "none"]
 
@@ -27,10 +28,6 @@ class Divergence(Objective):
 
     scale: Scale = "squared"
 
-    def __post_init__(self) -> None:
-        if self.scale not in ("squared", "none"):
-            raise ValueError(f"{type(self).__name__}: scale={self.scale!r} must be 'squared' (T²) or 'none'")
-
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
         divergence = self.between(*softened(items, temperature))
         return temperature**2 * divergence if self.scale == "squared" else divergence
@@ -40,6 +37,7 @@ class Divergence(Objective):
         """[N, C] log-probabilities of teacher and student -> [N], without T²."""
 
 
+@checked
 @dataclass
 class KD(Divergence):
     """Hinton et al. 2015: T_n² KL(p_n || q_n), p = softmax(z_teacher / T_n), q = softmax(z_student / T_n)."""
@@ -48,6 +46,7 @@ class KD(Divergence):
         return kl(log_p, log_q)
 
 
+@checked
 @dataclass
 class ReverseKL(Divergence):
     """MiniLLM's direction (Gu et al., ICLR 2024, Eq. 1), token by token: T_n² KL(q_n || p_n). Seeks one mode."""
@@ -56,6 +55,7 @@ class ReverseKL(Divergence):
         return kl(log_q, log_p)
 
 
+@checked
 @dataclass
 class JSD(Divergence):
     """Generalised Jensen-Shannon divergence (GKD, Agarwal et al., ICLR 2024, Eq. 1).
@@ -67,11 +67,7 @@ class JSD(Divergence):
     not near the end's.
     """
 
-    beta: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        share("JSD", beta=self.beta)
+    beta: Share = 0.5
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         if self.beta in (0, 1):
@@ -80,15 +76,14 @@ class JSD(Divergence):
         return self.beta * kl(log_p, log_m) + (1 - self.beta) * kl(log_q, log_m)
 
 
+@checked
 @dataclass
 class SkewKL(Divergence):
     """DistiLLM (Ko et al., ICML 2024, Eq. 4): KL(p || alpha p + (1 - alpha) q), bounded by -log alpha."""
 
-    alpha: float = 0.1
+    alpha: Share = 0.1
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        share(type(self).__name__, alpha=self.alpha)
         if self.alpha == 1:
             raise ValueError(f"{type(self).__name__}: alpha=1 compares a network with itself; pass a share below 1")
 
@@ -96,6 +91,7 @@ class SkewKL(Divergence):
         return kl(log_p, mixture(log_p, log_q, self.alpha))
 
 
+@checked
 @dataclass
 class SkewReverseKL(SkewKL):
     """DistiLLM's skew reverse KL: KL(q || (1 - alpha) p + alpha q)."""
@@ -104,6 +100,7 @@ class SkewReverseKL(SkewKL):
         return kl(log_q, mixture(log_q, log_p, self.alpha))
 
 
+@checked
 @dataclass
 class TotalVariation(Objective):
     """f-distill's total variation distance (Wen et al., ACL 2023): sum_c |p_c - q_c| / 2, within [0, 1].
@@ -131,10 +128,3 @@ def mixture(log_a: Tensor, log_b: Tensor, share_of_a: float) -> Tensor:
     if share_of_a == 0:
         return log_b
     return torch.logaddexp(log_a + math.log(share_of_a), log_b + math.log1p(-share_of_a))
-
-
-def share(owner: str, **values: float) -> None:
-    """Raise ValueError unless each of `values` is within [0, 1]."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise ValueError(f"{owner}: {name}={value!r} must be a number from 0 to 1")

@@ -11,8 +11,10 @@ from hfkd.items import Items, epoch_of
 from hfkd.objectives.base import Objective
 from hfkd.objectives.targets import EveryTarget, over_targets
 from hfkd.signals import upcast
+from hfkd.slot_types import NotNegative, checked
 
 
+@checked
 @dataclass
 class DKD(Objective):
     """Zhao et al., CVPR 2022, Eq. 7: T_n² (alpha TCKD_n + beta NCKD_n).
@@ -25,15 +27,9 @@ class DKD(Objective):
     Labels mixed by MixUp or CutMix, or smoothed: `over_targets`.
     """
 
-    alpha: float = 1.0
-    beta: float = 8.0
-    warmup_epochs: float = 20
-
-    def __post_init__(self) -> None:
-        for name in ("alpha", "beta", "warmup_epochs"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-                raise ValueError(f"DKD: {name}={value!r} must be a number of 0 or more")
+    alpha: NotNegative = 1.0
+    beta: NotNegative = 8.0
+    warmup_epochs: NotNegative = 20
 
     @property
     def counts_epochs(self) -> float:

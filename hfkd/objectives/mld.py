@@ -14,9 +14,10 @@ from hfkd.items import Items
 from hfkd.objectives.base import Objective
 from hfkd.objectives.divergences import kl
 from hfkd.signals import upcast
-from hfkd.slots import positive
+from hfkd.slot_types import Temperature, checked
 
 
+@checked
 @dataclass
 class MLD(Objective):
     """MLD (Jin et al., CVPR 2023, "Multi-Level Logit Distillation"), of a weak (w) and a strong view (s).
@@ -39,19 +40,13 @@ class MLD(Objective):
 
     relational = True
     ordered_views = True
-    temperatures: tuple[float, ...] = (3.0, 5.0, 2.0, 6.0)
+    temperatures: tuple[Temperature, ...] = (3.0, 5.0, 2.0, 6.0)
     variant: Literal["paper", "released"] = "paper"
-    centre: float | None = None
+    centre: Temperature | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.temperatures, tuple) or len(self.temperatures) < 2:
+        if len(self.temperatures) < 2:
             raise ValueError(f"MLD: temperatures={self.temperatures!r} must be two or more, beside the item's own")
-        for temperature in self.temperatures:
-            positive("MLD", temperatures=temperature)
-        if self.variant not in ("paper", "released"):
-            raise ValueError(f"MLD: variant={self.variant!r} must be 'paper' or 'released'")
-        if self.centre is not None:
-            positive("MLD", centre=self.centre)
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
         t = self._all_temperatures(temperature)  # [K, N]

@@ -13,8 +13,10 @@ from hfkd.objectives.base import Objective
 from hfkd.objectives.dkd import decoupled
 from hfkd.objectives.targets import EveryTarget, over_targets
 from hfkd.signals import upcast
+from hfkd.slot_types import NotNegative, checked
 
 
+@checked
 @dataclass
 class NKD(Objective):
     """Yang et al., ICCV 2023 ("From Knowledge Distillation to Self-Knowledge Distillation").
@@ -27,11 +29,7 @@ class NKD(Objective):
     """
 
     divergence = False
-    gamma: float = 1.5
-
-    def __post_init__(self) -> None:
-        if isinstance(self.gamma, bool) or not 0 <= self.gamma < float("inf"):
-            raise ValueError(f"NKD: gamma={self.gamma!r} must be a number of 0 or more")
+    gamma: NotNegative = 1.5
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
         return over_targets(

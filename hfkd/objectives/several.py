@@ -10,9 +10,10 @@ from torch import Tensor
 
 from hfkd.items import Items, Outputs
 from hfkd.objectives.wrapping import Wrapping
-from hfkd.slots import positive
+from hfkd.slot_types import Temperature, checked
 
 
+@checked
 @dataclass
 class Average(Wrapping):
     """(1 / K) sum_k objective(teacher k): every teacher counts the same (You et al., KDD 2017; DML with peers).
@@ -38,6 +39,7 @@ class Average(Wrapping):
         return torch.full((len(teachers), 1), 1 / len(teachers), device=first.device)
 
 
+@checked
 @dataclass
 class InverseEntropy(Average):
     """AKD's weights (Kwon et al., ICASSP 2020): sum_k a_k objective(teacher k), a_k = (1 / H_k) / sum_j (1 / H_j).
@@ -46,11 +48,7 @@ class InverseEntropy(Average):
     counts. An entropy below 1e-6 nat counts as that, so that a certain teacher does not divide by zero.
     """
 
-    entropy_temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive("InverseEntropy", entropy_temperature=self.entropy_temperature)
+    entropy_temperature: Temperature = 1.0
 
     def shares(self, teachers: tuple[Outputs, ...]) -> Tensor:
         with torch.no_grad():

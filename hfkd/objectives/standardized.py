@@ -7,8 +7,10 @@ from torch import Tensor
 from hfkd.items import Items
 from hfkd.objectives.wrapping import Wrapping
 from hfkd.signals import standardize
+from hfkd.slot_types import checked
 
 
+@checked
 @dataclass
 class Standardized(Wrapping):
     """Sun et al., CVPR 2024, Eq. 11: z -> (z - mean z) / (std z + 1e-7) for both networks, then the objective.

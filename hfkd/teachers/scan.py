@@ -30,6 +30,7 @@ from hfkd.data.high_energy import original_images
 from hfkd.files import write_atomically
 from hfkd.finite import broken_rows
 from hfkd.items import IMAGES, ItemRule, Items
+from hfkd.slot_types import Temperature, fitting
 from hfkd.teachers.live import LiveTeacher
 from hfkd.temperatures import Level
 
@@ -117,6 +118,8 @@ def scan(
     level = "sample" if rule is IMAGES else level  # an image is its only item
     choices = {"views": views, "precision": precision, "seed": seed, "level": level, "num_classes": num_classes}
     temperatures = {"energy_temperature": energy_temperature, "entropy_temperature": entropy_temperature}
+    for name, value in temperatures.items():
+        fitting("scan", name, value, Temperature)
     key = _key(live, dataset, collate, **choices, **temperatures) if cache_dir else None
     path = Path(cache_dir) / key.file_name if cache_dir and key else None
     cached = _read(path, key, len(dataset) if level == "sample" else None) if path and key else None

@@ -28,7 +28,7 @@ from hfkd.files import write_atomically
 from hfkd.items import TOKENS
 from hfkd.known_heads import refuse_other_heads
 from hfkd.own_loss import compare_own_loss
-from hfkd.slots import positive
+from hfkd.slot_types import Temperature, fitting
 from hfkd.targets import Targets
 from hfkd.teachers.live import LiveTeacher
 from hfkd.teachers.scan import data_fingerprint, weights_fingerprint
@@ -145,7 +145,7 @@ def build_text_cache(
     """
     temperatures = (temperatures,) if isinstance(temperatures, (int, float)) else tuple(temperatures)
     for value in (entropy_temperature, energy_temperature, *temperatures):
-        positive("build_text_cache", temperature=value)
+        fitting("build_text_cache", "temperature", value, Temperature)
     _check(dataset, k, temperatures, dtype, batch_size, shard_rows)
     live = teacher if isinstance(teacher, LiveTeacher) else LiveTeacher(teacher)
     refuse_other_heads(live.networks, TOKENS)

@@ -159,9 +159,9 @@ def test_fused_at_most_100_kernels(variant):
     ("wrong", "message"),
     [
         ({"temperatures": (3.0,)}, "two or more"),
-        ({"temperatures": (3.0, -1.0)}, "above 0"),
+        ({"temperatures": (3.0, -1.0)}, "from 0.001 to 10000"),
         ({"variant": "both"}, "'paper' or 'released'"),
-        ({"centre": 0}, "above 0"),
+        ({"centre": 0}, "from 0.001 to 10000"),
     ],
 )
 def test_bad_arguments_are_refused(wrong, message):

@@ -338,7 +338,7 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path):
     [
         ({"k": 0}, "k=0 must be a whole number above 0"),
         ({"temperatures": ()}, "must be one or more different numbers"),
-        ({"temperatures": (2.0, 0.0)}, "must be a number above 0"),
+        ({"temperatures": (2.0, 0.0)}, "temperature=0.0 must be a number from 0.001 to 10000"),
         ({"dtype": "bfloat16"}, "must be 'float16' or 'float32'"),
         ({"num_classes": VOCAB + 1}, f"must be within the teacher's {VOCAB} logits"),
         ({"data": token_dataset().remove_columns("index")}, "use tokenize_dataset"),

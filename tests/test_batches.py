@@ -1,4 +1,4 @@
-"""Relations and matched weights need more than one row in a batch."""
+"""Batches that leave nothing to train, or nothing to compare."""
 
 import pytest
 import torch
@@ -80,3 +80,27 @@ def test_matched_weights_of_single_sequences_are_said_to_be_all_one(tmp_path, ca
             weighting=weighting,
         )
         assert sum("It is of use only where a row holds several documents" in m for m in caplog.messages) == count
+
+
+# ---- dataloader_drop_last --------------------------------------------------------------------------------------------
+
+
+def dropping(folder, rows=32, scored=None, **keywords):
+    args = arguments(folder / "run", dataloader_drop_last=True, **keywords)
+    return DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(rows), eval_dataset=scored)
+
+
+def test_fewer_rows_than_a_batch_of_which_the_last_is_dropped(tmp_path):
+    with pytest.raises(
+        ValueError, match="the 7 rows of train_dataset are fewer than one of 8: nothing would be trained"
+    ):
+        dropping(tmp_path, 7)
+    with pytest.raises(ValueError, match="the 7 rows of eval_dataset are fewer than one of 8: nothing would be scored"):
+        dropping(tmp_path, 8, Rows(7))
+    with pytest.raises(ValueError, match="the 5 rows of small are fewer"):
+        dropping(tmp_path, 8, {"large": Rows(8), "small": Rows(5)})
+    assert not (tmp_path / "run").exists()
+    trainer = dropping(tmp_path, 8, Rows(8), max_steps=2)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert trainer.evaluate()["eval_loss"] > 0

@@ -1,12 +1,37 @@
-"""Slots that compare what is in a batch need enough in it."""
+"""Batches that are too few, or too small for what is compared in them."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any
+
+from transformers.trainer_utils import has_length
 
 from hfkd.arguments import DistillationArguments
+from hfkd.high_energy import added_images
 from hfkd.items import IMAGES, ItemRule
 from hfkd.loss import DistillationLoss
 
 logger = logging.getLogger(__name__)
+
+
+def refuse_no_batch(args: DistillationArguments, datasets: Mapping[str, Any]) -> None:
+    """Raise ValueError where `dataloader_drop_last` drops all there is: fewer rows than a batch of all processes."""
+    if not args.dataloader_drop_last:
+        return
+    for name, dataset in datasets.items():
+        training = name == "train_dataset"
+        size = args.train_batch_size if training else args.eval_batch_size
+        size *= 1 if args.accelerator_config.split_batches else args.world_size
+        for part, rows in dataset.items() if isinstance(dataset, dict) else [(name, dataset)]:
+            if rows is None or not has_length(rows):
+                continue
+            count = len(rows) + (sum(added_images(args, rows).values()) if training else 0)
+            if count < size:
+                raise ValueError(
+                    "dataloader_drop_last=True drops a last batch that is not full, and the "
+                    f"{count} rows of {part} are fewer than one of {size}: nothing would be "
+                    f"{'trained' if training else 'scored'}; lower the batch size, or leave dataloader_drop_last out"
+                )
 
 
 def refuse_small_batches(loss: DistillationLoss, args: DistillationArguments, rule: ItemRule) -> None:
