@@ -17,6 +17,7 @@ from hfkd.data import ImageTransform
 from hfkd.data.images import decode
 from hfkd.models import InputSpec, image_classifier
 from hfkd.received import ImageInputs
+from hfkd.report.image_run import page_data
 from hfkd.teachers import LiveTeacher
 
 CIFAR = InputSpec((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), None)
@@ -208,6 +209,9 @@ def test_evaluation_images_of_other_statistics(tmp_path):
     assert metrics["eval_same_kl"] == pytest.approx(0, abs=1e-5)
     assert metrics["eval_other_kl"] == pytest.approx(kl.item(), rel=1e-4)
     assert trainer.teacher.received == CIFAR
+    trainer.eval_dataset = trainer.eval_dataset["other"]
+    right = expected().argmax(-1) == torch.arange(16) % 5
+    assert page_data(trainer)["teacher_correct"].tolist() == right.tolist()
 
 
 def test_looking_draws_no_random_numbers():

@@ -95,6 +95,9 @@ def compared(folder, trainer, rows, found):
     classify = pipeline("image-classification", model=str(folder), device="cpu")
     said = [{one["label"]: one["score"] for one in answer} for answer in classify(found, top_k=3)]
     names = list(classify.model.config.id2label.values())
+    made = [classify.image_processor([picture], return_tensors="pt")["pixel_values"][0] for picture in found]
+    seen = torch.cat([trainer.data_collator([row])["pixel_values"] for row in rows])
+    assert (torch.stack(made) - seen).abs().mean() < 0.12 * seen.std()  # a pixel of 32 is 0.1, another crop 0.2
     return (torch.tensor([[answer[name] for name in names] for answer in said]) - scores).abs().max().item()
 
 

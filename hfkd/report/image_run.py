@@ -15,6 +15,7 @@ from torch import Tensor
 from hfkd.data.epochs import ImageStream, image_transform
 from hfkd.data.high_energy import original_images
 from hfkd.data.transforms import unpack_pixels
+from hfkd.received import receiving
 from hfkd.report.page import distillation_page
 from hfkd.report.results import RESULTS_NAME, ResultsCallback
 from hfkd.report.run import save_student, train_to_the_end, without_paths
@@ -92,14 +93,15 @@ def _probabilities(trainer: DistillationTrainer, teacher: LiveTeacher, rows: lis
 
 def _correctness(trainer: DistillationTrainer, teacher: LiveTeacher, dataset: Any) -> dict[str, Any]:
     """For each evaluation image: the teacher's entropy, and whether student and teacher are right."""
-    taught = scan(
-        teacher,
-        dataset,
-        collate=trainer.data_collator,
-        batch_size=trainer.args.eval_batch_size,
-        accelerator=trainer.accelerator,
-        progress_bar=False,
-    )
+    with receiving(teacher, trainer.image_inputs, dataset):
+        taught = scan(
+            teacher,
+            dataset,
+            collate=trainer.data_collator,
+            batch_size=trainer.args.eval_batch_size,
+            accelerator=trainer.accelerator,
+            progress_bar=False,
+        )
     predicted = trainer.predict(dataset)
     ranked, labels = np.asarray(predicted.predictions), np.asarray(predicted.label_ids)
     best = ranked[:, 0] if np.issubdtype(ranked.dtype, np.integer) else ranked.argmax(-1)
