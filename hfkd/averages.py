@@ -78,7 +78,8 @@ class RowAverage:
     def add(self, values: dict[str, Tensor], items: Items, accelerator: Accelerator) -> None:
         """values: [N] each."""
         columns = torch.stack([*values.values(), torch.ones_like(next(iter(values.values())))], dim=-1)  # [N, k + 1]
-        rows = columns.new_zeros(items.num_samples, columns.shape[-1]).index_add(0, items.sample, columns)
+        row, num_rows = items.rows
+        rows = columns.new_zeros(num_rows, columns.shape[-1]).index_add(0, row, columns)
         self._rows.append(accelerator.gather_for_metrics(rows))
         self._names = list(values)
 

@@ -1,7 +1,7 @@
 """What can be known to be wrong before the first step is said before anything is written."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,9 @@ from transformers import PreTrainedConfig
 
 from hfkd.data.collate import ImageCollator, views_as_rows
 from hfkd.data.epochs import image_transform
+from hfkd.data.first_rows import first_rows, map_style
 from hfkd.data.text_collate import TokenCollator
+from hfkd.data.token_rows import OWN_COLUMNS
 from hfkd.finite import broken_rows
 from hfkd.items import IMAGES, TOKENS, ItemRule
 from hfkd.labels import check_labels, check_shares, class_ids
@@ -26,7 +28,6 @@ from hfkd.vocabulary import vocabulary_size
 
 logger = logging.getLogger(__name__)
 Collate = Callable[[list[Any]], dict[str, Tensor]]
-PROBED_ROWS = 2  # enough to see shapes and NaN, little enough for a large model on a CPU
 
 
 def check_datasets(datasets: Mapping[str, Any], collate: Collate) -> None:
@@ -36,7 +37,7 @@ def check_datasets(datasets: Mapping[str, Any], collate: Collate) -> None:
     """
     for name, dataset in datasets.items():
         for part, rows in dataset.items() if isinstance(dataset, dict) else [(name, dataset)]:
-            if not _map_style(rows):
+            if not map_style(rows):
                 continue
             if len(rows) == 0:
                 raise ValueError(f"{part} is empty: there is nothing to {'learn from' if 'train' in name else 'score'}")
@@ -62,14 +63,14 @@ def say_left_out(dataset: Any, collate: Collate, call: Call, labels: Sequence[st
     A warning for those that a user's own collator keeps, or that ours does not know how to batch though the student
     would take them; other columns of a dataset are nothing that anybody expects to be an input.
     """
-    if not _map_style(dataset) or not isinstance(dataset[0], Mapping):
+    if not map_style(dataset) or not isinstance(dataset[0], Mapping):
         return
     row = dataset[0]
     batch = collate([row])
     if kept := call.left_out(batch, labels):
         logger.warning("The batch's %s do not reach the student, whose forward does not take them.", kept)
     if isinstance(collate, (ImageCollator, TokenCollator)):
-        dropped = [name for name in row if name not in batch and name not in (*labels, *OWN_KEYS)]
+        dropped = [name for name in row if name not in batch and name not in (*labels, *OWN_KEYS, *OWN_COLUMNS)]
         if wanted := sorted(name for name in dropped if call.takes(name)):
             logger.warning(
                 "The rows' %s are left out of the batch, and the student would take them: pass a data_collator that "
@@ -95,11 +96,11 @@ def check_networks(
     `check_slots` is given the batch and both networks' logits, and may raise too. Returns the number of classes; None
     where the rows cannot be looked at without spending them.
     """
-    if not _map_style(dataset):
+    if not map_style(dataset):
         for network in (student, *(teacher.networks if teacher else ())) if rule is TOKENS else ():
             compare_own_loss(network, None, rule)
         return None
-    batch = views_as_rows(collate([dataset[i] for i in range(min(PROBED_ROWS, len(dataset)))]))
+    batch = views_as_rows(collate(first_rows(dataset)))
     if call.takes_tokens:
         for network in (student, *(teacher.networks if teacher else ())):
             _check_positions(network, dataset)
@@ -201,12 +202,6 @@ def _check_labels(dataset: Any, batch: Mapping[str, Any], classes: int, rule: It
             f"labels run from {low} to {high}, but the student has {classes} classes (0 to {classes - 1}): "
             "give it more labels, or choose another label column"
         )
-
-
-def _map_style(dataset: Any) -> bool:
-    return (
-        dataset is not None and isinstance(dataset, Sized) and not isinstance(dataset, torch.utils.data.IterableDataset)
-    )
 
 
 def _on(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:

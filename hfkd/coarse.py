@@ -92,7 +92,9 @@ def coarse_items(logits: Tensor, teacher: StoredOutputs, targets: Targets, progr
     """The student's logits [N, V] of the target tokens, and what is stored of the teacher's."""
     if len(teacher.ids) != len(targets):
         raise ValueError(f"{len(targets)} target tokens, but the stored outputs are of {len(teacher.ids)}")
-    return CoarseItems(Outputs(logits), teacher, targets.labels, targets.sample, targets.shape[0], progress)
+    samples = targets.sample, targets.num_samples
+    rows = {"row": targets.row, "num_rows": targets.shape[0]}
+    return CoarseItems(Outputs(logits), teacher, targets.labels, *samples, progress, **rows)
 
 
 def tail(logits: Tensor, ids: Tensor) -> Tensor:

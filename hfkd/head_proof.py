@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hfkd.heads import output_head
 from hfkd.models.calling import Call
+from hfkd.own_loss import untouched
 from hfkd.rescaling import Rescaling, all_sizes
 
 PROBED_TOKENS = 8
@@ -28,13 +29,8 @@ def rescaling_of(network: nn.Module) -> Rescaling:
             f"loss_chunk_size: {name}.forward takes no logits_to_keep, or it has no output embedding, so its logits "
             "cannot be left out; set loss_chunk_size to 0"
         )
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
+    with untouched(network):
         found = _rescaling(network, call, _probe(network)) if _reads_last_hidden(network, call) else None
-    finally:
-        for module, mode in modes:
-            module.training = mode
     if found is None:
         raise ValueError(
             f"loss_chunk_size: the logits of {name} are more than its output embedding applied to its last hidden "

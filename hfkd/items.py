@@ -1,7 +1,8 @@
 """Items: what a loss sees. The only file that knows whether an item is an image or a token.
 
 N items, B batch rows, L length, C classes or vocabulary, V vocabulary.
-An item is an image, or one unmasked target token. A sample is an image or a whole sequence: `sample[n]` says which.
+An item is an image, or one unmasked target token. A sample is an image, a sequence, or where sequences are packed one
+document: `sample[n]` says which.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hfkd import signals
-from hfkd.targets import IGNORED, HostTargets, Targets
+from hfkd.targets import HostTargets, Targets, count_token_items
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Items:
     and items v B to (v + 1) B are view v. Their losses add up: the loss is divided by the number of images.
     own_sample: every item is a sample of its own, as images are, so that a mean over a sample's items is no work.
     rest: what the student adds to the cross-entropy in its own loss, one number for the batch: a router loss.
+    row: the row of the batch that each item is in [N], below `num_rows`; None where a sample is a row.
     """
 
     student: Outputs
@@ -61,6 +63,8 @@ class Items:
     views: int = 1
     own_sample: bool = False
     rest: Tensor | None = None
+    row: Tensor | None = None
+    num_rows: int = 0
 
     def __post_init__(self) -> None:
         if self.own_sample and self.num_samples != len(self):
@@ -68,6 +72,11 @@ class Items:
 
     def __len__(self) -> int:
         return self.sample.shape[0]
+
+    @property
+    def rows(self) -> tuple[Tensor, int]:
+        """The row of the batch that each item is in [N], and how many rows it has."""
+        return (self.sample, self.num_samples) if self.row is None else (self.row, self.num_rows)
 
     def view(self, v: int) -> "Items":
         """The items of view `v`, each a sample of its own still."""
@@ -145,36 +154,35 @@ def token_items(
     teacher_hidden: Sequence[Tensor] = (),
     progress: float | None = 0.0,
     host_targets: HostTargets | None = None,
+    position_ids: Any = None,
+    attention_mask: Any = None,
 ) -> Items:
     """One item an unmasked target token: logits [B, L, V], labels [B, L], hidden states each [B, L, ...].
 
-    Position i predicts the label at i + 1; labels of -100 are no items. The sample is the row of the batch. Several
-    teachers' logits are [K, B, L, V].
+    Position i predicts the label at i + 1; labels of -100 are no items. The sample is the row of the batch, or the
+    document, where the row's `position_ids` start again. Several teachers' logits are [K, B, L, V].
     """
     same_classes(student_logits.shape[-1], teacher_logits.shape[-1])
     teacher_logits, teachers = _several(teacher_logits, student_logits.ndim)
-    tokens = Targets(labels, host_targets)
+    tokens = Targets(labels, host_targets, position_ids=position_ids, attention_mask=attention_mask)
     return Items(
         Outputs(tokens.pick(student_logits), tuple(map(tokens.pick, student_hidden))),
         Outputs(tokens.pick(teacher_logits), tuple(map(tokens.pick, teacher_hidden))),
         tokens.labels,
         sample=tokens.sample,
-        num_samples=len(labels),
+        num_samples=tokens.num_samples,
         progress=progress,
         teachers=tuple(Outputs(tokens.pick(one.logits)) for one in teachers),
+        row=tokens.row,
+        num_rows=len(labels),
     )
-
-
-def count_token_items(labels: Tensor) -> Tensor:
-    """How many items `token_items` makes of these labels: a number on their device, nothing is read back."""
-    return (labels[..., 1:] != IGNORED).sum()
 
 
 @dataclass(frozen=True)
 class HiddenItems:
     """N tokens before the output heads: what a chunked loss starts from. student [N, H_s], teacher [N, H_t].
 
-    lengths: how many items each sample has, one sample after the other, where the host knows. rest: see `Items`.
+    lengths: how many items each sample has, one sample after the other, where the host knows. row, rest: see `Items`.
     """
 
     student: Tensor
@@ -184,6 +192,7 @@ class HiddenItems:
     num_samples: int
     progress: float | None = 0.0
     lengths: tuple[int, ...] | None = None
+    row: Tensor | None = None
     rest: Tensor | None = None
 
     def __len__(self) -> int:
@@ -196,12 +205,16 @@ def token_hidden(
     labels: Tensor,
     *,
     progress: float | None = 0.0,
-    host_targets: HostTargets | None = None,
+    **known: Any,
 ) -> HiddenItems:
-    """`token_items` one layer earlier: the last hidden states [B, L, H] that the output heads read."""
-    tokens = Targets(labels, host_targets)
+    """`token_items` one layer earlier: the last hidden states [B, L, H] that the output heads read.
+
+    `known`: the batch's `host_targets`, or else its `position_ids` and `attention_mask`.
+    """
+    tokens = Targets(labels, known.pop("host_targets", None), **known)
     student, teacher = tokens.pick(student_hidden), tokens.pick(teacher_hidden)
-    return HiddenItems(student, teacher, tokens.labels, tokens.sample, len(labels), progress, tokens.lengths)
+    samples = tokens.sample, tokens.num_samples
+    return HiddenItems(student, teacher, tokens.labels, *samples, progress, tokens.lengths, tokens.row)
 
 
 def epoch_of(progress: float | None) -> int:
@@ -213,20 +226,26 @@ def epoch_of(progress: float | None) -> int:
 
 @dataclass(frozen=True)
 class ItemRule:
-    """How a batch becomes items, and how its labels are counted. `known`: what `make` takes from the batch by name."""
+    """How a batch becomes items, and how its labels are counted. `known`: what both take from the batch by name."""
 
     make: Callable[..., Items]
-    count: Callable[[Tensor], Any]
+    count: Callable[..., Any]
     known: tuple[str, ...] = ()
 
     def of(self, inputs: Mapping[str, Any], student_logits: Tensor, teacher_logits: Tensor, **others: Any) -> Items:
         """The items of a batch with `labels`, of which two networks gave these logits."""
-        known = {name: inputs[name] for name in self.known if name in inputs}
-        return self.make(student_logits, teacher_logits, inputs["labels"], **known, **others)
+        return self.make(student_logits, teacher_logits, inputs["labels"], **self.known_in(inputs), **others)
+
+    def count_of(self, inputs: Mapping[str, Any]) -> Any:
+        """How many items the batch counts as: what a summed loss is divided by."""
+        return self.count(inputs["labels"], **self.known_in(inputs))
+
+    def known_in(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: inputs[name] for name in self.known if name in inputs}
 
 
 IMAGES = ItemRule(image_items, count_image_items)
-TOKENS = ItemRule(token_items, count_token_items, ("host_targets",))
+TOKENS = ItemRule(token_items, count_token_items, ("host_targets", "position_ids", "attention_mask"))
 
 
 def _views(logits: Tensor, labels: Tensor) -> int:

@@ -14,11 +14,13 @@ from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import ImageCollator
 from hfkd.data.epochs import ImageStream, image_transform
 from hfkd.data.resident import ResidentImages
+from hfkd.data.target_collator import TargetCollator
 from hfkd.data.text_collate import TokenCollator
 from hfkd.launch import check_world_size
 from hfkd.loss import DistillationLoss
 from hfkd.models import Peers
 from hfkd.models.checkpoints import some
+from hfkd.packing import PackingCheck
 from hfkd.received import Received, warn_of_normalisation
 from hfkd.student_weights import trained_but_not_saved
 from hfkd.teachers import CachedTeacher, LiveTeacher, Teachers
@@ -102,16 +104,32 @@ def _refuse_for_peers(loss: DistillationLoss, teacher: Any, args: DistillationAr
             raise ValueError(f"{name}={value!r} asks a fixed teacher, and Peers have none: leave it out")
 
 
+def packing_check(
+    student: nn.Module, teacher: LiveTeacher | None, args: TrainingArguments, datasets: Mapping[str, Any], collate: Any
+) -> PackingCheck:
+    """What refuses packed rows where one of the networks lets documents see each other: those of `datasets` now."""
+    networks = (student, *(teacher.networks if teacher else ()))
+    check = PackingCheck(networks, sharded=uses_fsdp(args) or bool(args.deepspeed))
+    check.check_datasets(datasets, collate)
+    return check
+
+
 def uses_fsdp(args: TrainingArguments) -> bool:
     """Whether the student will be sharded: by `--fsdp`, or by the file given to `accelerate launch`."""
     return bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
-def default_collator(processing_class: Any, columns: Iterable[str] = ()) -> ImageCollator | TokenCollator:
-    """Tokens when the processing class is a tokenizer, else images and the further `columns` that are wanted."""
-    if isinstance(processing_class, PreTrainedTokenizerBase):
+def chosen_collator(given: Any, processing_class: Any, tokens: bool, columns: Iterable[str] = ()) -> Any:
+    """The collator that was given, if one was; else tokens when the processing class is a tokenizer, else images.
+
+    `columns` are further ones that are wanted of images. Batches of tokens have their targets found, whoever makes
+    them.
+    """
+    if given is None and isinstance(processing_class, PreTrainedTokenizerBase):
         return TokenCollator(processing_class)
-    return ImageCollator(processing_class if isinstance(processing_class, BaseImageProcessor) else None, columns)
+    if given is None:
+        return ImageCollator(processing_class if isinstance(processing_class, BaseImageProcessor) else None, columns)
+    return TargetCollator(given) if tokens and not isinstance(given, TokenCollator) else given
 
 
 def with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:

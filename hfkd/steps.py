@@ -14,7 +14,7 @@ from hfkd.chunked import ChunkedLoss
 from hfkd.faults import FaultWatch
 from hfkd.head_proof import rescaling_of
 from hfkd.heads import output_head
-from hfkd.items import ItemRule, Items, token_hidden
+from hfkd.items import TOKENS, ItemRule, Items, token_hidden
 from hfkd.loss import DistillationLoss
 from hfkd.models.calling import Call, logits_of
 from hfkd.models.peers import taught_by_the_others
@@ -58,7 +58,7 @@ class DenseStep:
     def watched(self, items: Items, asked: bool) -> Items:
         """`items`, looked at by the watch; `asked`: whether their teacher is one."""
         if self.watch is not None:
-            self.watch.outputs(items.student.logits, items.teacher.logits if asked else None, items.sample)
+            self.watch.outputs(items.student.logits, items.teacher.logits if asked else None, items.rows[0])
         return items
 
     def taught(self, logits: Tensor, teacher: LiveTeacher | None, inputs: Mapping[str, Any]) -> Tensor:
@@ -114,10 +114,9 @@ class ChunkedStep:
         asked = teacher if self.loss.kd_weight else None
         if asked is not None:
             taught, teacher_head = asked(last_hidden=True, **inputs), output_head(asked.model)
-        known = inputs.get("host_targets")
-        items = token_hidden(hidden, taught, inputs["labels"], progress=progress, host_targets=known)
+        items = token_hidden(hidden, taught, inputs["labels"], progress=progress, **TOKENS.known_in(inputs))
         items = replace(items, rest=self.call.added_loss(output))
         if self.watch is not None:
-            self.watch.outputs(items.student, items.teacher if asked else None, items.sample)
+            self.watch.outputs(items.student, items.teacher if asked else None, items.row)
         with self.autocast():
             return *self.chunked(items, head, teacher_head, num_items), len(items)

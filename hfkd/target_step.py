@@ -44,7 +44,7 @@ class TargetStep:
         num_items: Tensor | int | None,
         progress: float | None,
     ) -> Step:
-        targets, live = Targets(inputs["labels"], inputs.get("host_targets")), None
+        targets, live = Targets.of(inputs), None
         output, logits = self._output(student, partial(self.call.output, student, inputs), targets)
         if self.loss.kd_weight and isinstance(teacher, CachedTextTeacher):
             items: Items = coarse_items(logits, teacher.outputs(inputs), targets, progress)
@@ -54,9 +54,10 @@ class TargetStep:
                 network: Any = teacher.model
                 taught = live = self._output(network, partial(teacher, **inputs), targets)[1]
             outputs = Outputs(logits), Outputs(taught)
-            items = Items(*outputs, targets.labels, targets.sample, targets.shape[0], progress)
+            samples = targets.sample, targets.num_samples
+            items = Items(*outputs, targets.labels, *samples, progress, row=targets.row, num_rows=targets.shape[0])
         if self.watch is not None:
-            self.watch.outputs(logits, live, targets.sample)
+            self.watch.outputs(logits, live, targets.row)
         items = replace(items, rest=self.call.added_loss(output))
         return *self.loss(items, num_items), len(items)
 

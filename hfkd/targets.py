@@ -1,16 +1,19 @@
-"""Which tokens of a batch are learned: those that a label names.
+"""Which tokens of a batch are learned: those that a label names, each from the tokens of its document before it.
 
-N target tokens, B rows, L length.
+N target tokens, B rows, L length, S samples: the rows, or where rows pack several documents the documents.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hfkd.devices import OnHost, send
+from hfkd.documents import IGNORED, begins, target_mask, token_mask, token_positions
 
-IGNORED = -100  # the label Hugging Face models skip
+__all__ = ["IGNORED", "HostTargets", "Targets", "count_token_items"]
 
 
 @dataclass(frozen=True)
@@ -18,30 +21,56 @@ class HostTargets(OnHost):
     """The `Targets` of a batch, found before its labels [B, L] left the host: position [N], into B * L.
 
     How many they are decides the shape of all that follows, and to ask a GPU is to wait for it. Found on one, they are
-    there.
+    there. document: where rows pack several documents, the one that each target is in [N], below `num_documents`.
     """
 
     position: Tensor
     shape: torch.Size
+    document: Tensor | None = None
+    num_documents: int = 0
 
     @classmethod
-    def of(cls, labels: Tensor) -> "HostTargets":
-        return cls(_target_positions(labels), labels.shape)
+    def of(cls, labels: Tensor, position_ids: Any = None, attention_mask: Any = None) -> "HostTargets":
+        if labels.ndim != 2:
+            raise ValueError(f"labels of shape {tuple(labels.shape)}: tokens need [batch, length], one label a token")
+        positions, attended = token_positions(position_ids, labels.shape), token_mask(attention_mask, labels.shape)
+        begin = None if positions is None else begins(positions, attended)
+        wanted = target_mask(labels, attended, begin)
+        position = wanted.flatten().nonzero().squeeze(-1)
+        if begin is not None:
+            begin = begin & (wanted.flip(-1).cumsum(-1).flip(-1) > 0)  # padding after the last target is no document
+        if begin is None or not bool((begin.sum(-1) > 1).any()):
+            return cls(position, labels.shape)
+        begin[:, 0] = True  # no document has tokens of two rows
+        number = begin.flatten().cumsum(0) - 1
+        return cls(position, labels.shape, number[position], int(number[-1]) + 1)
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row holds more than one document."""
+        return self.document is not None
 
 
 class Targets:
-    """Which positions of [B, L] labels predict a token, and that token's label and sample."""
+    """Which positions of [B, L] labels predict a token: that token's label, sample and row, [N] each."""
 
-    def __init__(self, labels: Tensor, known: HostTargets | None = None) -> None:
-        if labels.ndim != 2:
-            raise ValueError(f"labels of shape {tuple(labels.shape)}: tokens need [batch, length], one label a token")
+    def __init__(self, labels: Tensor, known: HostTargets | None = None, **others: Any) -> None:
+        """`others`: the batch's `position_ids` and `attention_mask`, which count where the targets are not known."""
         self.shape = labels.shape
         if known is None or known.shape != labels.shape:  # not known, or the batch was cut in parts on its way
-            known = HostTargets.of(labels)
+            known = HostTargets.of(labels, **others)
         self.position = send(known.position, labels.device)
         self._known = known
         self.labels = labels.flatten()[self.position + 1]
-        self.sample = self.position // max(labels.shape[1], 1)
+        self.row = self.position // max(labels.shape[1], 1)
+        self.sample = self.row if known.document is None else send(known.document, labels.device)
+        self.num_samples = known.num_documents if known.packed else labels.shape[0]
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any]) -> "Targets":
+        """Those of a batch."""
+        others = {name: inputs.get(name) for name in ("position_ids", "attention_mask")}
+        return cls(inputs["labels"], inputs.get("host_targets"), **others)
 
     def __len__(self) -> int:
         return len(self.position)
@@ -49,10 +78,11 @@ class Targets:
     @property
     def lengths(self) -> tuple[int, ...] | None:
         """How many targets each sample has; None where it would take a wait for the device to know."""
-        position, (rows, length) = self._known.position, self.shape
-        if position.device.type != "cpu":
+        known = self._known
+        if known.position.device.type != "cpu":
             return None
-        return tuple(torch.bincount(position // max(length, 1), minlength=rows).tolist())
+        sample = known.position // max(self.shape[1], 1) if known.document is None else known.document
+        return tuple(torch.bincount(sample, minlength=self.num_samples).tolist())
 
     def pick(self, values: Tensor) -> Tensor:
         """[B, L, ...] -> [N, ...]"""
@@ -64,8 +94,11 @@ class Targets:
         return values.flatten(0, 1).index_select(0, self.position)
 
 
-def _target_positions(labels: Tensor) -> Tensor:
-    """[B, L] -> [N], into B * L: those whose next label is a token."""
-    wanted = torch.zeros_like(labels, dtype=torch.bool)
-    wanted[:, :-1] = labels[:, 1:] != IGNORED
-    return wanted.flatten().nonzero().squeeze(-1)
+def count_token_items(
+    labels: Tensor, host_targets: HostTargets | None = None, position_ids: Any = None, attention_mask: Any = None
+) -> Tensor:
+    """How many targets a batch has: a number on its device, nothing is read back."""
+    if host_targets is not None and host_targets.shape == labels.shape:
+        return torch.full((), len(host_targets.position), device=labels.device)
+    positions, attended = token_positions(position_ids, labels.shape), token_mask(attention_mask, labels.shape)
+    return target_mask(labels, attended, None if positions is None else begins(positions, attended)).sum()

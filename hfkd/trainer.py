@@ -19,6 +19,7 @@ from hfkd.checks import check_datasets, check_networks, probed_dataset, say_left
 from hfkd.choose_step import AnyStep, Chosen, choose_step
 from hfkd.cpu_memory import keep_freed_memory
 from hfkd.data.collate import views_as_rows
+from hfkd.data.target_collator import with_targets
 from hfkd.faults import WatchedTrainer
 from hfkd.high_energy import refuse_he_da, with_he_da
 from hfkd.hub import HubTrainer
@@ -35,10 +36,11 @@ from hfkd.output_folder import refuse_networks
 from hfkd.preparation import (
     EpochViews,
     cached_teacher,
+    chosen_collator,
     chosen_loss,
-    default_collator,
     live_teacher,
     move_resident,
+    packing_check,
     refuse_unsaved,
     refuse_unsupported,
     with_adapters,
@@ -71,9 +73,10 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
     win over them. `teacher` is any network that gives logits (a `LiveTeacher` to say how its inputs are normalised), or
     a list of them, which the objectives `average` and `inverse_entropy` combine (others see their mean logits);
     None, with `kd_weight=0`, trains on the labels alone. Rows of the datasets have `pixel_values` and `labels`, or for
-    language models `input_ids` and `labels`; `peft_config` trains adapters. Everything else is Trainer's. `eval_loss`
-    is the student's cross-entropy, for which the teacher does not run; `evaluate_kl` adds `eval_kl`.
-    A temperature that needs the teacher's energies over the training set has them scanned when training starts.
+    language models `input_ids` and `labels`, and several documents where `position_ids` start again. `peft_config`
+    trains adapters. Everything else is Trainer's. `eval_loss` is the student's cross-entropy, for which the teacher
+    does not run; `evaluate_kl` adds `eval_kl`. A temperature that needs the teacher's energies over the training set
+    has them scanned when training starts.
     """
 
     # The loss is divided by the items of the whole accumulated batch, here and not by Trainer.
@@ -103,10 +106,10 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         model = model if peft_config is None else with_adapters(model, peft_config)
         refuse_unsaved(model)
         self.call = Call.of(model)
-        wanted = (*(self.call.keywords or ()), *(args.label_names or ()))
-        collator = trainer_keywords.pop("data_collator", None) or default_collator(processing_class, wanted)
         tokens = self.call.takes_tokens if args.items == "auto" else args.items == "token"
         self.rule = TOKENS if tokens else IMAGES
+        wanted = (*(self.call.keywords or ()), *(args.label_names or ()))
+        collator = chosen_collator(trainer_keywords.pop("data_collator", None), processing_class, tokens, wanted)
         cached = teacher if isinstance(teacher, CachedTextTeacher) else None
         check_datasets(data, collator)
         refuse_no_batch(args, data)
@@ -122,6 +125,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         self.labels = LabelWatch(self.rule, classes)
         self.class_names = None if tokens else check_label_names(data, collator, model, live)
         check_processor(processing_class, model, data["train_dataset"], self.received)
+        self.packing = packing_check(model, live, args, data, collator) if tokens else None
         if cached:
             self.num_classes = check_cached(cached, loss, args, model, processing_class, data["train_dataset"])
             collator = cached.collator(collator)
@@ -136,12 +140,13 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         learned_parts.prepare(loss, self.num_classes or classes, args)
         move_resident(data, args)
         self.bounds = Bounds.of(model, live.networks if live else (), self.rule, self.num_classes or classes)
+        if (optimizers := trainer_keywords.get("optimizers", (None, None)))[0] is not None:
+            learned_parts.join(loss, *optimizers)
         super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
         self._place(step, loss, live, cached)
         self.scan_result: TeacherScan | None = None
         self._evaluated = RowAverage()
         if self.optimizer is not None:
-            learned_parts.join(loss, self.optimizer, self.lr_scheduler)
             as_laid_out(self.optimizer)  # moments of weights that have become channels_last above
         self.add_callback(EpochViews())
         self.add_callback(learned_parts.CheckTrained(loss))
@@ -229,6 +234,8 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
     def _as_networks_take_it(self, inputs: Mapping[str, Any], training: bool) -> dict[str, Any]:
         others = {name for name in self.label_names if name != "labels" and name not in (self.call.keywords or ())}
         inputs = views_as_rows({name: value for name, value in inputs.items() if name not in others})
+        if self.packing is not None:
+            self.packing(with_targets(inputs))
         if isinstance(labels := inputs.get("labels"), Tensor):
             inputs["labels"] = self.labels(labels, int(self.state.epoch or 0) if training else self._evaluated)
         images = inputs.get("pixel_values")
@@ -238,7 +245,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
         """Trainer's count, by the rule of `items.py`: images and not label elements, targets and not positions."""
-        count = sum(self.rule.count(batch["labels"]) for batch in batch_samples)
+        count = sum(self.rule.count_of(batch) for batch in batch_samples)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             here = count if isinstance(count, Tensor) else torch.full((), count, device=device)  # a copy would wait
             count = self.accelerator.reduce(here, reduction="sum")

@@ -10,7 +10,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from text_toys import VOCAB, TokenRows, language_model, taught_model, tokenizer
 from toys import CLASSES, Net, Rows, arguments, teacher
-from transformers import CLIPImageProcessor, GPT2LMHeadModel, MobileViTImageProcessor, PrinterCallback
+from transformers import (
+    CLIPImageProcessor,
+    GPT2LMHeadModel,
+    MobileViTImageProcessor,
+    OPTConfig,
+    OPTForCausalLM,
+    PrinterCallback,
+)
 
 from hfkd import DistillationTrainer
 from hfkd.arguments import DistillationArguments
@@ -262,8 +269,17 @@ def own_optimizer(folder):
     return trainer(lambda: student, args={"temperature": "learned"}, optimizers=(optimizer, schedule))(folder)
 
 
-def language(taught=taught_model, words=tokenizer, **keywords):
-    return trainer(language_model, taught, TokenRows, processing_class=words(), **keywords)
+PACKED = {"input_ids": [3, 4, 5], "labels": [3, 4, 5], "position_ids": [0, 0, 1]}
+
+
+def language(taught=taught_model, words=tokenizer, rows=TokenRows, **keywords):
+    return trainer(language_model, taught, rows, processing_class=words(), **keywords)
+
+
+def opt():
+    """Its attention passes over the positions."""
+    sizes = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 16, "num_hidden_layers": 1}
+    return OPTForCausalLM(OPTConfig(vocab_size=VOCAB, **sizes, num_attention_heads=2, max_position_embeddings=32))
 
 
 def named(*names):
@@ -319,6 +335,9 @@ TRAINER = {
     "loss_chunk_size=64, a bias on the logits": language(
         taught=lambda: Biased(language_model().config), args={"loss_chunk_size": 64}
     ),
+    "packed rows for OPT": language(taught=opt, rows=lambda: [PACKED, PACKED]),
+    "an attention_mask for 2 tokens of 3": language(rows=lambda: [PACKED | {"attention_mask": [1, 1]}]),
+    "an attention_mask that numbers documents": language(rows=lambda: [PACKED | {"attention_mask": [1, 2, 2]}]),
     "output_dir of another run": after_a_run(lambda run, made: trainer(args={"temperature": "3.0"})(run.parent)),
     "resume_from_checkpoint=True without one": resumed(lambda path: None, True, save_strategy="no"),
     "resume_from_checkpoint=a folder that is none": resumed(lambda path: None, "runs"),

@@ -1,5 +1,6 @@
 """Run by every rank of a test: train a small language model and write parameters and logs of rank 0."""
 
+import itertools
 import json
 import sys
 
@@ -14,15 +15,25 @@ from hfkd.evaluation.callback import RougeArguments
 QUESTIONS = ["ask you", "one two three", "a", "b c a b c d", "me"]  # a number that two ranks do not divide
 
 
-def build(args, answers):
+def packed(rows):
+    """The rows, one to three of them in each: as many documents as there were rows."""
+    documents, together = iter(rows), itertools.cycle([2, 1, 3])
+    result = []
+    while group := list(itertools.islice(documents, next(together))):
+        row = {name: [x for one in group for x in one[name]] for name in ("input_ids", "labels")}
+        result.append(row | {"position_ids": [i for one in group for i in range(len(one["input_ids"]))]})
+    return result
+
+
+def build(args, answers, pack=list):
     """The trainer of both this job and sharded_job.py; with `answers` it also generates at each evaluation."""
     trainer = DistillationTrainer(
         language_model(),
         taught_model(),
         args,
         processing_class=tokenizer(),
-        train_dataset=TokenRows(),
-        eval_dataset=TokenRows(13, seed=3),
+        train_dataset=pack(TokenRows().rows),
+        eval_dataset=pack(TokenRows(13, seed=3).rows),
     )
     dev = Dataset.from_dict({"prompt": QUESTIONS, "response": ["a b c d"] * len(QUESTIONS)})
     RougeArguments(eval_rouge=answers, rouge_max_new_tokens=6).add_to(trainer, dev, max_prompt_length=8)
@@ -31,8 +42,8 @@ def build(args, answers):
 
 if __name__ == "__main__":
     out, keywords = sys.argv[1], json.loads(sys.argv[2])
-    answers = keywords.pop("answers", False)
-    trainer = build(arguments(out, **keywords), answers)
+    answers, pack = keywords.pop("answers", False), packed if keywords.pop("packed", False) else list
+    trainer = build(arguments(out, **keywords), answers, pack)
     trainer.train()
     score = trainer.evaluate()
     if trainer.is_world_process_zero():

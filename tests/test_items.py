@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from hfkd.items import (
-    IGNORED,
     IMAGES,
     TOKENS,
     count_image_items,
@@ -14,6 +13,7 @@ from hfkd.items import (
     token_items,
 )
 from hfkd.loss import DistillationLoss
+from hfkd.targets import IGNORED
 from hfkd.temperatures import Energy
 from hfkd.weightings import Entropy, Matched
 

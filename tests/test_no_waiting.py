@@ -139,8 +139,8 @@ def test_adding_up_what_will_be_logged_does_not_wait(gpu):
 
 def test_evaluating_a_batch_does_not_wait(gpu, tmp_path):
     trainer, batch = make(gpu, tmp_path)
-    loss, logits = trainer._evaluate_batch(trainer.model.eval(), batch)
-    assert (loss.device, logits.device) == (GPU, GPU)
+    loss, outputs = trainer._evaluate_batch(trainer.model.eval(), batch)
+    assert (loss.device, outputs["logits"].device) == (GPU, GPU)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

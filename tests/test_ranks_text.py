@@ -32,3 +32,24 @@ def test_two_ranks_fit_the_thresholds_of_all_tokens(tmp_path):
     keywords = {"temperature": "energy(ratio=0.2, level='item')", "max_steps": 1, "per_device_train_batch_size": 6}
     records = [run(tmp_path / str(n), n, script, job, **keywords, per_device_eval_batch_size=6)[1] for n in (1, 2)]
     assert records[1]["thresholds"] == pytest.approx(records[0]["thresholds"], abs=1e-6)
+
+
+def test_two_ranks_with_packed_rows_are_one(tmp_path):
+    """16 rows of one to three documents: every number is of documents, and each is counted once."""
+    script, job = JOBS["language, Energy KD"]
+    sizes = {1: 6, 2: 3}
+    runs = [
+        run(tmp_path / str(n), n, script, job | {"packed": True}, per_device_train_batch_size=size, max_steps=2)
+        for n, size in sizes.items()
+    ]
+    (whole, whole_record), (split, split_record) = runs
+    assert split_record["thresholds"] == pytest.approx(whole_record["thresholds"], abs=1e-5)
+    for key in ("eval_loss", "eval_kl"):
+        assert split_record["scores"][key] == pytest.approx(whole_record["scores"][key], abs=1e-5)
+    for name, parameter in whole.items():
+        torch.testing.assert_close(split[name], parameter, rtol=0, atol=1e-6)
+    steps = [[r for r in record["log"] if "grad_norm" in r] for record in (whole_record, split_record)]
+    assert len(steps[0]) == 2
+    for a, b in zip(*steps, strict=True):
+        for key in ("loss", "ce", "kd", "temperature", "weight", "grad_norm"):
+            assert b[key] == pytest.approx(a[key], abs=2e-5), key

@@ -11,6 +11,8 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from hfkd.data.token_rows import TokenRow
+from hfkd.documents import unmasked_positions
 from hfkd.targets import IGNORED, HostTargets
 
 logger = logging.getLogger(__name__)
@@ -24,7 +26,11 @@ class TokenCollator:
     afterwards has to make anew or leave out. Right-padded for training, left-padded for generation. The positions are
     explicit because GPT-2 counts padding too when it is left to count. Everything is masked by length, never by id:
     with the end of sequence as padding (the choice when the tokenizer has no pad token) a real end stays a target.
-    `tokenizer`: a tokenizer, or the padding id itself. Other columns are left out.
+    `tokenizer`: a tokenizer, or the padding id itself.
+
+    Rows may bring `attention_mask`, `position_ids` and `seq_lengths` of their own (`TokenRow`). Where a row packs
+    several documents (positions that start again) the batch has no attention_mask: networks then keep documents apart
+    by the positions, and with one they do not. Other columns are left out.
     """
 
     tokenizer: PreTrainedTokenizerBase | int | None
@@ -46,27 +52,26 @@ class TokenCollator:
             self.pad_token_id = padding_id(self.tokenizer)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        lengths = [len(row["input_ids"]) for row in rows]
+        made = [TokenRow.of(row) for row in rows]
+        masks = [torch.ones_like(row.ids) if row.attended is None else row.attended.long() for row in made]
         batch: dict[str, Any] = {
-            "input_ids": self._pad([row["input_ids"] for row in rows], self.pad_token_id),
-            "attention_mask": self._pad([[1] * length for length in lengths], 0),
-            "position_ids": self._pad([range(length) for length in lengths], 0),
+            "input_ids": self._pad([row.ids for row in made], self.pad_token_id),
+            "attention_mask": self._pad(masks, 0),
+            "position_ids": self._pad([row.positions for row in made], 0),
         }
         if "labels" in rows[0]:
-            labels = [row["labels"] for row in rows]
-            if [len(row) for row in labels] != lengths:
-                raise ValueError(
-                    f"labels of {[len(row) for row in labels]} for input_ids of {lengths} tokens: give one each"
-                )
-            batch["labels"] = self._pad(labels, IGNORED)
-            batch["host_targets"] = HostTargets.of(batch["labels"])
+            batch["labels"] = self._pad([row.labels for row in made], IGNORED)
+            packed = {"position_ids": batch["position_ids"], "attention_mask": batch["attention_mask"]}
+            batch["host_targets"] = HostTargets.of(batch["labels"], **packed if any(r.packed for r in made) else {})
+        if any(row.packed for row in made):
+            attended = batch.pop("attention_mask").bool()
+            batch["position_ids"] = unmasked_positions(batch["position_ids"], attended)
         if "index" in rows[0]:
             batch["index"] = torch.tensor([row["index"] for row in rows])  # [B]
         return batch
 
-    def _pad(self, rows: list[Sequence[int]], value: int) -> Tensor:
-        tensors = [torch.as_tensor(row if isinstance(row, Tensor) else list(row), dtype=torch.long) for row in rows]
-        padded = pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=self.padding_side)  # [B, L]
+    def _pad(self, rows: list[Any], value: int) -> Tensor:
+        padded = pad_sequence(rows, batch_first=True, padding_value=value, padding_side=self.padding_side)  # [B, L]
         extra = -padded.shape[1] % (self.pad_to_multiple_of or 1)
         return pad(padded, (extra, 0) if self.padding_side == "left" else (0, extra), value=value)
 

@@ -14,6 +14,8 @@ from datasets import Dataset, concatenate_datasets
 from torch import Tensor, nn
 
 from hfkd.coarse import StoredOutputs
+from hfkd.data.text_collate import TokenCollator
+from hfkd.targets import Targets
 from hfkd.teachers.scan import TeacherScan, data_fingerprint
 from hfkd.teachers.text_cache import MANIFEST, Manifest, tokens_hash
 from hfkd.temperatures import Level
@@ -105,15 +107,17 @@ class CachedTextTeacher(nn.Module):
         entropy_temperature: float = 3.0,
         level: Level = "sample",
     ) -> TeacherScan:
-        """`hfkd.teachers.scan` from what is stored: each row's mean energy, entropy and likeliest token, or
-        those of each token. NaN for a row without target tokens.
+        """`hfkd.teachers.scan` from what is stored: each row's (or packed document's) mean energy, entropy and
+        likeliest token, or those of each token. NaN for a row without target tokens.
         """
         found = []
         for number in range(len(dataset)):
             said = self.outputs(self.look_up([dataset[number]]))
             values = said.energy(energy_temperature), said.entropy(entropy_temperature), said.ids[:, 0].float()
             per_token = torch.stack(values)  # [3, N]
-            found.append(per_token if level == "item" else per_token.sum(-1, keepdim=True) / len(said.ids))
+            one_each = [1] * len(said.ids)
+            lengths = one_each if level == "item" else Targets.of(TokenCollator(0)([dataset[number]])).lengths
+            found += [part.sum(-1, keepdim=True) / part.shape[-1] for part in per_token.split(list(lengths or ()), -1)]
         energy, entropy, prediction = torch.cat(found, dim=-1).contiguous()
         return TeacherScan(energy, entropy, prediction.nan_to_num().long())
 

@@ -1,6 +1,6 @@
 """One pass of the teacher over the training set: the energy and entropy of every sample, or of every item.
 
-S samples: images, or rows of tokens. N items of a batch: images, or target tokens. B rows of a batch.
+S samples: images, rows of tokens, or packed documents. N items of a batch: images, or target tokens. B its rows.
 """
 
 import json
@@ -20,6 +20,7 @@ from datasets.fingerprint import Hasher
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -122,7 +123,7 @@ def scan(
         fitting("scan", name, value, Temperature)
     key = _key(live, dataset, collate, **choices, **temperatures) if cache_dir else None
     path = Path(cache_dir) / key.file_name if cache_dir and key else None
-    cached = _read(path, key, len(dataset) if level == "sample" else None) if path and key else None
+    cached = _read(path, key, len(dataset) if rule is IMAGES else None) if path and key else None
     shared = _everywhere(cached is not None, accelerator)
     if cached is not None and shared:
         return cached
@@ -169,10 +170,10 @@ def _run(
         energy, entropy = items.teacher.energy(t_e), items.teacher.entropy(t_h)  # [N]
         likeliest = items.teacher.logits.argmax(-1).float()
         per_item = torch.stack([energy, entropy, likeliest, torch.ones_like(energy)], dim=-1)  # [N, 4]
-        seen = items.sample_means(per_item)  # [B, 4], the last 0 for a row without items
-        samples.append(accelerator.gather_for_metrics(seen) if accelerator is not None else seen)
+        seen = items.sample_means(per_item)  # [S, 4], the last 0 for a sample without items
+        samples.append(_samples_of_all_ranks(seen, items, accelerator))
         if level == "item":
-            every_item.append(_of_all_ranks(per_item, items, accelerator).cpu())
+            every_item.append(_of_all_ranks(per_item, *items.rows, accelerator).cpu())
     of_samples = torch.cat(samples)
     # A logit of -inf leaves the energy finite, and the entropy NaN.
     broken = (~torch.isfinite(of_samples[:, :2].sum(-1))).nonzero().flatten().tolist()
@@ -186,14 +187,29 @@ def _run(
     return _as_scan(of_samples)
 
 
-def _of_all_ranks(per_item: Tensor, items: Items, accelerator: Accelerator | None) -> Tensor:
-    """[N, 4] of this rank -> those of all ranks, row after row; rows that padded the last batch are dropped."""
+def _samples_of_all_ranks(seen: Tensor, items: Items, accelerator: Accelerator | None) -> Tensor:
+    """Each sample's numbers [S, 4] on all ranks. Of packed rows only documents with items, as of no other the row is
+    known.
+    """
+    if items.own_sample:
+        return accelerator.gather_for_metrics(seen) if accelerator is not None else seen
+    row, num_rows = items.rows
+    if items.num_samples == num_rows:
+        return _of_all_ranks(seen, torch.arange(num_rows, device=seen.device), num_rows, accelerator)
+    of_samples = row.new_zeros(items.num_samples).scatter_(0, items.sample, row)
+    counted = seen[:, 3] > 0
+    return _of_all_ranks(seen[counted], of_samples[counted], num_rows, accelerator)
+
+
+def _of_all_ranks(values: Tensor, row: Tensor, num_rows: int, accelerator: Accelerator | None) -> Tensor:
+    """[M, k] of this rank, each of a row -> those of all ranks, row after row; rows that padded the last batch go."""
     if accelerator is None or accelerator.num_processes == 1:
-        return per_item
-    lengths = torch.bincount(items.sample, minlength=items.num_samples).tolist()
-    by_row = pad_sequence(per_item.split(lengths), batch_first=True)  # [B, L, 4], 0 where a row has no more items
+        return values
+    lengths = torch.bincount(row, minlength=num_rows).tolist()
+    flagged = pad(values, (0, 1), value=1.0)
+    by_row = pad_sequence(flagged.split(lengths), batch_first=True)  # [B, M of a row, k + 1], 0 where it has no more
     everywhere = accelerator.gather_for_metrics(accelerator.pad_across_processes(by_row, dim=1))
-    return everywhere[everywhere[..., 3] == 1]
+    return everywhere[everywhere[..., -1] == 1][:, :-1]
 
 
 def _as_scan(columns: Tensor) -> TeacherScan:

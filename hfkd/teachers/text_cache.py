@@ -24,10 +24,12 @@ from tqdm.auto import tqdm
 from hfkd import signals
 from hfkd.coarse import tail
 from hfkd.data.text_collate import TokenCollator
+from hfkd.data.token_rows import OWN_COLUMNS
 from hfkd.files import write_atomically
 from hfkd.items import TOKENS
 from hfkd.known_heads import refuse_other_heads
 from hfkd.own_loss import compare_own_loss
+from hfkd.packing import PackingCheck
 from hfkd.slot_types import Temperature, fitting
 from hfkd.targets import Targets
 from hfkd.teachers.live import LiveTeacher
@@ -197,10 +199,12 @@ def sound(shard: Path) -> bool:
 
 
 def tokens_hash(row: Mapping[str, Any]) -> str:
-    """What a row's outputs depend on: its tokens, and which of them are targets."""
+    """What a row's outputs depend on: its tokens, which of them are targets, and what each of them may see."""
     digest = xxhash.xxh3_64()
     for name in ("input_ids", "labels"):
         digest.update(np.asarray(row[name], dtype=np.int64).tobytes())
+    for name in (name for name in OWN_COLUMNS if row.get(name) is not None):
+        digest.update(name.encode() + np.asarray(row[name], dtype=np.int64).tobytes())
     return digest.hexdigest()
 
 
@@ -246,18 +250,19 @@ def _shard(
     teacher: LiveTeacher, rows: list[dict[str, Any]], manifest: Manifest, batch_size: int
 ) -> dict[str, list[Any]]:
     """The columns of some rows. Rows of similar length go through the teacher together."""
-    collate, device = TokenCollator(0), next(teacher.parameters()).device
+    collate, device, check = TokenCollator(0), next(teacher.parameters()).device, PackingCheck(teacher.networks)
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     found: list[dict[str, Any]] = [{"index": row["index"], "tokens": tokens_hash(row)} for row in rows]
     for start in range(0, len(rows), batch_size):
         numbers = by_length[start : start + batch_size]
         batch = {key: v.to(device) for key, v in collate([rows[i] for i in numbers]).items()}
-        targets = Targets(batch["labels"], batch["host_targets"])
+        check(batch)
+        targets = Targets.of(batch)
         logits = signals.upcast(targets.pick(teacher(**batch))[:, : manifest.num_classes])  # [N, V]
         if not torch.isfinite(logits.logsumexp(-1)).all():
             broken = sorted(int(rows[i]["index"]) for i in numbers)
             raise ValueError(f"the teacher gives NaN or infinite logits among the rows with index {broken}: check it")
-        sizes = torch.bincount(targets.sample, minlength=len(numbers)).tolist()
+        sizes = torch.bincount(targets.row, minlength=len(numbers)).tolist()
         for name, values in _columns(logits, manifest).items():
             for i, part in zip(numbers, values.cpu().split(sizes), strict=True):
                 found[i][name] = part.numpy().ravel()

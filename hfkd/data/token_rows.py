@@ -1,0 +1,76 @@
+"""Rows of token ids, with the positions, the mask and the packing that they may bring. L tokens of a row."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfkd.documents import IGNORED, begins, positions_of, within_padding
+
+PACKING = ("position_ids", "seq_lengths")  # columns that say where a row's documents begin
+OWN_COLUMNS = (*PACKING, "attention_mask")
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One row, [L] each. `attended`: None for all of them. `packed`: it holds several documents."""
+
+    ids: Tensor
+    positions: Tensor
+    attended: Tensor | None = None
+    labels: Tensor | None = None
+    packed: bool = False
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "TokenRow":
+        """A row of a dataset: padding that it brings at its start is moved to its end, where it disturbs no network.
+
+        Positions are its own `position_ids`, else they start again with each of `seq_lengths` (as TRL packs), else they
+        count what its `attention_mask` leaves. Padding has no labels. Raises ValueError for columns that do not have
+        one number for each token.
+        """
+        ids = _whole_numbers(row["input_ids"])
+        labels = None if row.get("labels") is None else _whole_numbers(row["labels"])
+        if labels is not None and labels.shape != ids.shape:
+            raise ValueError(f"labels of {list(labels.shape)} for input_ids of {list(ids.shape)} tokens: give one each")
+        attended = _attended(row, ids)
+        positions = _positions(row, ids, attended)
+        if attended is not None:
+            padding = ~within_padding(attended[None])[0]
+            labels = None if labels is None else labels.masked_fill(padding, IGNORED)
+            start = int(attended.nonzero()[0])
+            ids, attended, positions = (x.roll(-start) for x in (ids, attended, positions.masked_fill(padding, 0)))
+            labels = None if labels is None else labels.roll(-start)
+        own = any(row.get(name) is not None for name in PACKING)
+        packed = own and int(begins(positions[None], None if attended is None else attended[None]).sum()) > 1
+        return cls(ids, positions, attended, labels, packed)
+
+
+def _whole_numbers(values: Any) -> Tensor:
+    return torch.as_tensor(values if isinstance(values, Tensor) else list(values), dtype=torch.long)
+
+
+def _attended(row: Mapping[str, Any], ids: Tensor) -> Tensor | None:
+    if row.get("attention_mask") is None:
+        return None
+    mask = torch.as_tensor(row["attention_mask"])
+    if mask.shape != ids.shape or not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(
+            f"an attention_mask of shape {list(mask.shape)} for {len(ids)} tokens: give each token 1, or 0 where it is "
+            "padding; documents of one row are kept apart by position_ids that start again with each"
+        )
+    if not bool(mask.any()):
+        raise ValueError("a row's attention_mask leaves no token: remove the row")
+    return mask.bool()
+
+
+def _positions(row: Mapping[str, Any], ids: Tensor, attended: Tensor | None) -> Tensor:
+    for name, read in (("position_ids", _whole_numbers), ("seq_lengths", lambda v: positions_of(_whole_numbers(v)))):
+        if row.get(name) is not None:
+            positions = read(row[name])
+            if positions.shape != ids.shape:
+                raise ValueError(f"{name} for {list(positions.shape)} tokens in a row of {len(ids)}: give one each")
+            return positions
+    return torch.arange(len(ids)) if attended is None else (attended.cumsum(0) - 1).clamp(min=0)
