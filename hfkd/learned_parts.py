@@ -87,11 +87,11 @@ def without_loss(student: nn.Module) -> Iterator[None]:
 
 
 def join(loss: DistillationLoss, optimizer: Any, scheduler: Any = None) -> None:
-    """Let an optimizer that the trainer did not make train what the loss learns: a group by its own defaults.
+    """Let an optimizer that the trainer did not make, if any, train what the loss learns: a group by its own defaults.
 
     Raises ValueError for a `scheduler`, which knows the groups that there were when it was made.
     """
-    missing = not_in(optimizer, loss) if learns(loss) else []
+    missing = not_in(optimizer, loss) if learns(loss) and optimizer is not None else []
     if not missing:
         return
     if scheduler is not None:

@@ -138,6 +138,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
             if args.channels_last and module is not None:
                 module.to(memory_format=torch.channels_last)
         learned_parts.prepare(loss, self.num_classes or classes, args)
+        learned_parts.join(loss, *trainer_keywords.get("optimizers") or (None, None))
         move_resident(data, args)
         self.bounds = Bounds.of(model, live.networks if live else (), self.rule, self.num_classes or classes)
         if (optimizers := trainer_keywords.get("optimizers", (None, None)))[0] is not None:
@@ -295,9 +296,8 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
             keep_freed_memory()
         assert self.model is not None
         try:
-            if self.optimizer is not None:
-                own_scheduler = None if self._created_lr_scheduler else self.lr_scheduler
-                learned_parts.join(self.distillation_loss, self.optimizer, own_scheduler)
+            own_scheduler = None if self._created_lr_scheduler else self.lr_scheduler
+            learned_parts.join(self.distillation_loss, self.optimizer, own_scheduler)
             with learned_parts.attached(self.distillation_loss, self.model):
                 return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:

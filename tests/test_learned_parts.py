@@ -166,7 +166,7 @@ def test_a_schedule_that_would_not_move_its_rate_is_refused(tmp_path):
     own = torch.optim.SGD(student.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.ConstantLR(own)
     with pytest.raises(ValueError, match=r"Learned.* learns, and optimizers=\(optimizer, scheduler\) have no part"):
-        make(tmp_path, student=student, optimizers=(own, schedule))
+        make(tmp_path / "run", student=student, optimizers=(own, schedule))
     assert not list(tmp_path.iterdir())
 
 
