@@ -139,15 +139,20 @@ def with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:
     return get_peft_model(model, peft_config)
 
 
-def live_teacher(teacher: Any, inputs: Received) -> LiveTeacher:
-    """The frozen teacher, told how the training images are normalised, unless it is told already.
+def teacher_networks(teacher: Any) -> list[nn.Module]:
+    """The networks that `teacher=` names: one, several, or none."""
+    return [one for one in (teacher if isinstance(teacher, (list, tuple)) else [teacher]) if isinstance(one, nn.Module)]
 
-    A list of teachers becomes `Teachers`. Warns where nobody but the student's config says it, and says something else
-    than the teacher.
+
+def live_teacher(teacher: Any, inputs: Received) -> LiveTeacher:
+    """The teacher, told how the training images are normalised, unless it is told already.
+
+    A list of teachers becomes `Teachers`. Networks are the caller's, and frozen while they are used. Warns where nobody
+    but the student's config says it, and says something else than the teacher.
     """
     if isinstance(teacher, (list, tuple, Teachers)):
         several = teacher.teachers if isinstance(teacher, Teachers) else teacher
-        return Teachers([live_teacher(one, inputs) for one in several])
+        return Teachers([live_teacher(one, inputs) for one in several]).unfreeze()
     if isinstance(teacher, LiveTeacher) and teacher.received is not None:
         return teacher
     if isinstance(teacher, LiveTeacher):
@@ -156,7 +161,7 @@ def live_teacher(teacher: Any, inputs: Received) -> LiveTeacher:
         live = LiveTeacher(teacher, inputs.spec)
     if not inputs.certain:
         warn_of_normalisation(inputs.spec, live.wanted)
-    return live
+    return live.unfreeze()
 
 
 def cached_teacher(

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -43,6 +44,7 @@ from hfkd.preparation import (
     packing_check,
     refuse_unsaved,
     refuse_unsupported,
+    teacher_networks,
     with_adapters,
 )
 from hfkd.random_rows import warn_of_random_rows
@@ -52,6 +54,7 @@ from hfkd.returned_outputs import returned_outputs
 from hfkd.run_record import RunRecord
 from hfkd.run_settings import run_settings
 from hfkd.schedule import ScheduledTrainer, refuse_unknown_epochs
+from hfkd.sharing import refuse_shared
 from hfkd.slot_values import slot_check
 from hfkd.steps import ChunkedStep
 from hfkd.teacher_accuracy import TeacherAccuracy
@@ -103,6 +106,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         refuse_unsupported(loss, model, teacher, args, trainer_keywords.get("compute_loss_func"))
         data = {k: trainer_keywords.get(k) for k in ("train_dataset", "eval_dataset")}
         processing_class = trainer_keywords.get("processing_class")
+        refuse_shared(model, teacher_networks(teacher), adapters=peft_config is not None)
         model = model if peft_config is None else with_adapters(model, peft_config)
         refuse_unsaved(model)
         self.call = Call.of(model)
@@ -134,9 +138,10 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         refuse_he_da(args, step, data["train_dataset"])
         self.record = RunRecord.of(model, live or cached, loss, args.seed, args.high_energy, data["train_dataset"])
         self.record.refuse_other(args.output_dir)
-        for module in (model, live):
-            if args.channels_last and module is not None:
-                module.to(memory_format=torch.channels_last)
+        if args.channels_last:
+            model.to(memory_format=torch.channels_last)
+            if live is not None:
+                live.channels_last()
         learned_parts.prepare(loss, self.num_classes or classes, args)
         learned_parts.join(loss, *trainer_keywords.get("optimizers") or (None, None))
         move_resident(data, args)
@@ -161,6 +166,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
             step.autocast = self.accelerator.autocast
         step.watch = self.faults
         self.step: AnyStep = step
+        self._live = live
         self.distillation_loss = loss.to(self.args.device)
         if self.args.torch_compile and self.rule is IMAGES and not learned_parts.learns(loss):
             # Seventy small operations become a few. Not by CUDA graphs: what is logged outlives the step.
@@ -188,7 +194,8 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
             loss, outputs = self._evaluate_batch(model, inputs)
             return (loss, outputs) if return_outputs else loss
         teacher = self.cached_teacher or self.teacher
-        with returned_outputs(self.step, model, return_outputs) as (step, outputs):
+        watched = returned_outputs(self.step, model, return_outputs)
+        with self._frozen_teacher(), watched as (step, outputs):
             loss, parts, num_items = step(model, teacher, inputs, num_items_in_batch, self.progress)
         self._trained.add(parts, num_items)
         self.faults.batch(inputs, loss, parts)
@@ -196,6 +203,10 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
             # Gradients are averaged over the ranks, and the loss is already divided by the items of all of them.
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         return (loss, by_name(outputs[0])) if return_outputs else loss
+
+    def _frozen_teacher(self) -> AbstractContextManager[None]:
+        """Within it the teacher's networks are frozen; afterwards they are their owner's, as they were."""
+        return nullcontext() if self._live is None else self._live.frozen()
 
     @torch.no_grad()
     def _evaluate_batch(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
@@ -263,7 +274,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         """Trainer's loop, with a loss that counts every row once whatever the number of ranks."""
         self._evaluated = RowAverage()
         compared = self.teacher if self.args.evaluate_kl else None
-        with receiving(compared, self.image_inputs, dataloader.dataset):
+        with self._frozen_teacher(), receiving(compared, self.image_inputs, dataloader.dataset):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
@@ -298,7 +309,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         try:
             own_scheduler = None if self._created_lr_scheduler else self.lr_scheduler
             learned_parts.join(self.distillation_loss, self.optimizer, own_scheduler)
-            with learned_parts.attached(self.distillation_loss, self.model):
+            with self._frozen_teacher(), learned_parts.attached(self.distillation_loss, self.model):
                 return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             if self.cached_teacher is not None:

@@ -356,5 +356,6 @@ TRAINER = {
     "a timm student, a processing_class that flips channels": images(
         rows=lambda: Rows(classes=3), processing_class=MobileViTImageProcessor()
     ),
+    "a teacher that is the student": lambda folder: (lambda net: trainer(lambda: net, lambda: net)(folder))(Net()),
     "a teacher of another vocabulary": language(taught=lambda: taught_model(vocab=VOCAB - 3)),
 }

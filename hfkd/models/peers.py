@@ -23,6 +23,8 @@ class Peers(nn.Module):
         super().__init__()
         if len(peers) < 2:
             raise ValueError(f"Peers of {len(peers)} network: mutual learning needs two or more")
+        if len({id(peer) for peer in peers}) < len(peers):
+            raise ValueError("Peers that are one network have nothing to learn from each other: give each its own")
         self.peers, self.scored = nn.ModuleList(peers), scored
         self._calls = [Call.of(peer) for peer in peers]
 

@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from hfkd.models import InputSpec, input_spec, same_statistics
 from hfkd.models.calling import Call
 from hfkd.models.label_names import label_names_of
+from hfkd.teachers.freezing import Freezing
 
 logger = logging.getLogger(__name__)
 
 
 class LiveTeacher(nn.Module):
-    """A network in eval mode, without gradients, that stays so whatever its owner does.
+    """A network in eval mode, without gradients, that stays so whatever its owner does, until `unfreeze`.
+
+    After it the network is as it was before, and is frozen for the length of each forward, or of `with frozen()`.
 
     `received` says how the batches are normalised, `wanted` how the network wants them (by default what it says
     itself); they are re-normalised, and resized (bicubic, antialiased) when `wanted.size` asks for it, on the device
@@ -38,7 +41,7 @@ class LiveTeacher(nn.Module):
         label_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model, self.freezing = model, Freezing([model])
         self.call = Call.of(model)
         self.wanted = wanted or input_spec(model)
         self.size = self.wanted.size if self.wanted else None
@@ -49,7 +52,8 @@ class LiveTeacher(nn.Module):
         self._receive(received)
         if self.scale is not None:
             logger.info("The teacher's images are re-normalised: %s -> %s", self.received, self.wanted)
-        self.eval()
+        self.training = False
+        self.freeze()
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -85,7 +89,34 @@ class LiveTeacher(nn.Module):
         self.order = None if order is None else torch.tensor(order, device=device)
 
     def train(self, mode: bool = True) -> "LiveTeacher":
-        return super().train(False)
+        return self
+
+    def freeze(self) -> None:
+        self.freezing.do()
+
+    def unfreeze(self) -> "LiveTeacher":
+        self.freezing.undo()
+        return self
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Frozen within, afterwards as before."""
+        if self.freezing.done:
+            yield
+            return
+        self.freeze()
+        try:
+            yield
+        finally:
+            self.unfreeze()
+
+    def channels_last(self) -> None:
+        """Keep the weights in channels_last memory format while they are frozen."""
+        was_frozen = self.freezing.done
+        self.unfreeze()
+        self.freezing.channels_last = True
+        if was_frozen:
+            self.freeze()
 
     @torch.no_grad()
     def forward(self, last_hidden: bool = False, each: bool = False, **inputs: Any) -> Tensor:
@@ -93,6 +124,12 @@ class LiveTeacher(nn.Module):
 
         `each` is for several teachers (`Teachers`); one is itself.
         """
+        if self.freezing.done:
+            return self._outputs(last_hidden, each, inputs)
+        with self.frozen():
+            return self._outputs(last_hidden, each, inputs)
+
+    def _outputs(self, last_hidden: bool, each: bool, inputs: Mapping[str, Any]) -> Tensor:
         if last_hidden:
             return self.call.hidden(self.model, inputs)
         logits = self.call(self.model, self._own_view(inputs))
@@ -124,8 +161,13 @@ class Teachers(LiveTeacher):
     def __init__(self, teachers: Sequence[LiveTeacher]) -> None:
         if len(teachers) < 2:
             raise ValueError(f"a list of {len(teachers)} teachers: pass two or more, or one teacher that is no list")
+        for teacher in teachers:
+            teacher.unfreeze()
         super().__init__(nn.ModuleList(teachers))
+        self.unfreeze()
         self.teachers = tuple(teachers)
+        self.freezing = Freezing(self.networks)
+        self.freeze()
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -138,14 +180,13 @@ class Teachers(LiveTeacher):
                 stack.enter_context(teacher.receiving(received))
             yield
 
-    @torch.no_grad()
-    def forward(self, last_hidden: bool = False, each: bool = False, **inputs: Any) -> Tensor:
+    def _outputs(self, last_hidden: bool, each: bool, inputs: Mapping[str, Any]) -> Tensor:
         """Logits [B, ...], or [K, B, ...] with `each`. ValueError for hidden states: there are several."""
         if last_hidden:
             raise ValueError(
                 "several teachers have no common hidden state: set loss_chunk_size to 0, or use one teacher"
             )
-        logits = [teacher(**inputs).float() for teacher in self.teachers]
+        logits = [teacher._outputs(False, False, inputs).float() for teacher in self.teachers]
         if len({one.shape for one in logits}) > 1:
             raise ValueError(f"teachers of {[one.shape[-1] for one in logits]} classes: they must have the same ones")
         return torch.stack(logits) if each else torch.stack(logits).mean(0)

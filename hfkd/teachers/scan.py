@@ -128,7 +128,8 @@ def scan(
     if cached is not None and shared:
         return cached
     loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate)
-    with torch.random.fork_rng(devices=[]):  # the loader draws on the CPU; the default would wake every GPU of the node
+    # The loader draws on the CPU; by default, fork_rng would wake every GPU of the node.
+    with live.frozen(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         result = _run(live, loader, rule, accelerator, *temperatures.values(), level, num_classes, progress_bar)
     if path and key and (accelerator is None or accelerator.is_local_main_process):
@@ -143,7 +144,7 @@ def _live(teacher: nn.Module) -> LiveTeacher:
     """`teacher` itself where it is one, also compiled: `place` gives torch.compile's wrapper under `torch_compile`."""
     if isinstance(getattr(teacher, "_orig_mod", teacher), LiveTeacher):
         return cast(LiveTeacher, teacher)
-    return LiveTeacher(teacher)
+    return LiveTeacher(teacher).unfreeze()
 
 
 @torch.no_grad()

@@ -149,7 +149,7 @@ def build_text_cache(
     for value in (entropy_temperature, energy_temperature, *temperatures):
         fitting("build_text_cache", "temperature", value, Temperature)
     _check(dataset, k, temperatures, dtype, batch_size, shard_rows)
-    live = teacher if isinstance(teacher, LiveTeacher) else LiveTeacher(teacher)
+    live = teacher if isinstance(teacher, LiveTeacher) else LiveTeacher(teacher).unfreeze()
     refuse_other_heads(live.networks, TOKENS)
     for network in live.networks:
         compare_own_loss(network, None, TOKENS)
@@ -177,7 +177,8 @@ def build_text_cache(
         missing, desc="Storing the teacher's outputs", disable=not progress_bar or rank > 0, leave=False
     ):
         rows = dataset.select(range(number * shard_rows, min((number + 1) * shard_rows, len(dataset))))
-        columns = _shard(live, [dict(row) for row in rows], manifest, batch_size)
+        with live.frozen():
+            columns = _shard(live, [dict(row) for row in rows], manifest, batch_size)
         _write(Path(folder) / manifest.shards[number], columns, manifest.features)
     if accelerator is not None:
         accelerator.wait_for_everyone()

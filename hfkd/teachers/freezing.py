@@ -1,0 +1,54 @@
+"""Networks that belong to somebody else: frozen for as long as they teach, and as they were afterwards."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Freezing:
+    """Eval mode and no gradients for `networks`, with `channels_last` also that memory layout, until `undo`.
+
+    Training modes, `requires_grad` and layouts come back one by one, as each module and parameter had them.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        self.networks, self.channels_last, self.done = tuple(networks), False, False
+        self._modes: list[list[tuple[nn.Module, bool]]] = []
+        self._learning: list[nn.Parameter] = []
+        self._contiguous: list[Tensor] = []
+
+    @torch.compiler.disable
+    def do(self) -> None:
+        if self.done:
+            return
+        self.done = True
+        self._modes = [[(module, module.training) for module in network.modules()] for network in self.networks]
+        parameters = [parameter for network in self.networks for parameter in network.parameters()]
+        self._learning = [parameter for parameter in parameters if parameter.requires_grad]
+        for network in self.networks:
+            network.eval().requires_grad_(False)
+        if self.channels_last:
+            buffers = [buffer for network in self.networks for buffer in network.buffers()]
+            images = [tensor for tensor in (*parameters, *buffers) if tensor.ndim == 4]
+            self._contiguous = [tensor for tensor in images if tensor.is_contiguous()]
+            _lay_out(images, torch.channels_last)
+
+    @torch.compiler.disable
+    def undo(self) -> None:
+        if not self.done:
+            return
+        self.done = False
+        for (network, mode), *others in self._modes:
+            network.train(mode)  # which may do more than to set modes
+            for module, its_mode in others:
+                module.training = its_mode
+        for parameter in self._learning:
+            parameter.requires_grad_(True)
+        _lay_out(self._contiguous, torch.contiguous_format)
+        self._modes, self._learning, self._contiguous = [], [], []
+
+
+def _lay_out(tensors: list[Tensor], memory_format: torch.memory_format) -> None:
+    for tensor in tensors:
+        tensor.data = tensor.data.contiguous(memory_format=memory_format)
