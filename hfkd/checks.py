@@ -19,7 +19,7 @@ from hfkd.data.token_rows import OWN_COLUMNS
 from hfkd.finite import broken_rows
 from hfkd.items import IMAGES, TOKENS, ItemRule
 from hfkd.labels import check_labels, check_shares, class_ids
-from hfkd.models.calling import OWN_KEYS, Call
+from hfkd.models.calling import OWN_KEYS, Call, logits_of
 from hfkd.models.peers import networks_of
 from hfkd.own_loss import compare_own_loss, few_tokens
 from hfkd.slot_values import SlotCheck
@@ -108,11 +108,13 @@ def check_networks(
         batch = few_tokens(batch)
     modes = [(module, module.training) for module in student.modules()]
     try:
-        logits = call(student.eval(), _on(student, batch))
+        output = call.output(student.eval(), _on(student, batch))
     finally:
         for module, mode in modes:  # each its own: a student may keep frozen batch norms in eval
             module.training = mode
+    logits = logits_of(output)
     classes = logits.shape[-1]
+    call.added_loss(output)  # refused where nothing says how much of it joins the loss
     _check_logits(logits, rule)
     _check_labels(dataset, batch, classes, rule)
     for network in networks_of(student):

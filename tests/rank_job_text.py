@@ -6,7 +6,7 @@ import sys
 
 import torch
 from datasets import Dataset
-from text_toys import TokenRows, language_model, taught_model, tokenizer
+from text_toys import TokenRows, language_model, mixture_of_experts, taught_model, tokenizer
 from toys import arguments
 
 from hfkd import DistillationTrainer
@@ -25,10 +25,10 @@ def packed(rows):
     return result
 
 
-def build(args, answers, pack=list):
+def build(args, answers, pack=list, experts=False):
     """The trainer of both this job and sharded_job.py; with `answers` it also generates at each evaluation."""
     trainer = DistillationTrainer(
-        language_model(),
+        mixture_of_experts() if experts else language_model(),
         taught_model(),
         args,
         processing_class=tokenizer(),
@@ -43,7 +43,8 @@ def build(args, answers, pack=list):
 if __name__ == "__main__":
     out, keywords = sys.argv[1], json.loads(sys.argv[2])
     answers, pack = keywords.pop("answers", False), packed if keywords.pop("packed", False) else list
-    trainer = build(arguments(out, **keywords), answers, pack)
+    experts = keywords.pop("experts", False)
+    trainer = build(arguments(out, **keywords), answers, pack, experts)
     trainer.train()
     score = trainer.evaluate()
     if trainer.is_world_process_zero():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 from text_tokenizer import WORDS, word_tokenizer
@@ -68,3 +68,14 @@ def token_dataset(n=32, seed=0):
     """`TokenRows` as `tokenize_dataset` gives rows: a dataset with an index."""
     rows = TokenRows(n, seed).rows
     return Dataset.from_list([row | {"index": i} for i, row in enumerate(rows)])
+
+
+def mixture_of_experts(seed=0, **keywords):
+    """Mixtral with a router loss of its own; no dropout."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    sizes |= {"num_hidden_layers": 2, "vocab_size": VOCAB, "num_local_experts": 4, "max_position_embeddings": 32}
+    config = MixtralConfig(
+        **sizes, output_router_logits=True, router_aux_loss_coef=0.5, initializer_range=0.3, bos_token_id=1, **keywords
+    )
+    return MixtralForCausalLM(config)

@@ -77,7 +77,7 @@ class Call:
         if self.router_weight is None:
             raise ValueError(
                 f"the network gives a router loss (aux_loss), and none of {list(ROUTER_WEIGHTS)} says how much of it "
-                "joins the loss: set router_aux_loss_coef in its config, or output_router_logits=False"
+                "joins the loss: set router_aux_loss_coef on the network, or output_router_logits=False in its config"
             )
         return self.router_weight * loss
 
@@ -114,14 +114,12 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def router_weight(network: nn.Module) -> float | None:
-    """The factor of a mixture-of-experts model's router loss in its own loss; None for a network without."""
-    if not isinstance(network, PreTrainedModel):
-        return None
-    for owner in (network, network.config.get_text_config()):
-        for name in ROUTER_WEIGHTS:
-            if isinstance(value := getattr(owner, name, None), (int, float)):
-                return float(value)
-    return None
+    """The factor of a mixture-of-experts model's router loss in its own loss; None where nothing names one."""
+    owners: list[Any] = [network]
+    if isinstance(network, PreTrainedModel):
+        owners.append(network.config.get_text_config())
+    named = (getattr(owner, name, None) for owner in owners for name in ROUTER_WEIGHTS)
+    return next((float(value) for value in named if isinstance(value, (int, float))), None)
 
 
 def _taken_by_kwargs(network: nn.Module, annotation: Any) -> frozenset[str] | None:
