@@ -90,6 +90,7 @@ def check_networks(
     collate: Collate,
     rule: ItemRule = IMAGES,
     check_slots: SlotCheck | None = None,
+    labels: Sequence[str] = (),
 ) -> int | None:
     """Run both networks on the first rows: same classes, finite teacher, labels that fit. ValueError otherwise.
 
@@ -100,7 +101,7 @@ def check_networks(
         for network in (student, *(teacher.networks if teacher else ())) if rule is TOKENS else ():
             compare_own_loss(network, None, rule)
         return None
-    batch = views_as_rows(collate(first_rows(dataset)))
+    batch = views_as_rows(call.without_labels(collate(first_rows(dataset)), labels))
     if call.takes_tokens:
         for network in (student, *(teacher.networks if teacher else ())):
             _check_positions(network, dataset)

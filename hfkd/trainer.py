@@ -115,17 +115,19 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         wanted = (*(self.call.keywords or ()), *(args.label_names or ()))
         collator = chosen_collator(trainer_keywords.pop("data_collator", None), processing_class, tokens, wanted)
         cached = teacher if isinstance(teacher, CachedTextTeacher) else None
+        refuse_other_heads(networks_of(model), self.rule)
         check_datasets(data, collator)
         refuse_no_batch(args, data)
         self.image_inputs = None if tokens else ImageInputs.between(model, teacher, collator, processing_class)
         self.received = normalisation(self.image_inputs, data)
         live = None if teacher is None or cached else live_teacher(teacher, self.received)
-        refuse_other_heads([*networks_of(model), *(live.networks if live else ())], self.rule)
+        refuse_other_heads(live.networks if live else (), self.rule)
         refuse_unknown_epochs(loss, args, data["train_dataset"])
-        say_left_out(data["train_dataset"], collator, self.call, args.label_names or ())
+        labels = args.label_names or ()
+        say_left_out(data["train_dataset"], collator, self.call, labels)
         self.num_classes = common_vocabulary(model, live.networks[0], processing_class) if tokens and live else None
-        slots_of = slot_check(loss, self.rule, self.num_classes)
-        classes = check_networks(model, self.call, live, probed_dataset(data), collator, self.rule, slots_of)
+        slots_of, rows = slot_check(loss, self.rule, self.num_classes), probed_dataset(data)
+        classes = check_networks(model, self.call, live, rows, collator, self.rule, slots_of, labels)
         self.labels = LabelWatch(self.rule, classes)
         self.class_names = None if tokens else check_label_names(data, collator, model, live)
         check_processor(processing_class, model, data["train_dataset"], self.received)
@@ -244,8 +246,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         return forward if forward is not None and self.args.float32_evaluation else model
 
     def _as_networks_take_it(self, inputs: Mapping[str, Any], training: bool) -> dict[str, Any]:
-        others = {name for name in self.label_names if name != "labels" and name not in (self.call.keywords or ())}
-        inputs = views_as_rows({name: value for name, value in inputs.items() if name not in others})
+        inputs = views_as_rows(self.call.without_labels(inputs, self.label_names))
         if self.packing is not None:
             self.packing(with_targets(inputs))
         if isinstance(labels := inputs.get("labels"), Tensor):

@@ -2,7 +2,8 @@
 
 import torch
 from bad_training import trainer
-from text_toys import VOCAB, TokenRows, tokenizer
+from text_toys import VOCAB, TokenRows, mixture_of_experts, tokenizer
+from torch import nn
 from toys import CLASSES, Net, Rows, teacher
 from transformers import (
     BartConfig,
@@ -19,6 +20,35 @@ from transformers import (
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 DECODER = {"d_model": 8, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 8, "pad_token_id": 1}
 T5 = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+
+
+class Aged(nn.Module):
+    """Takes a second input, of whatever shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, pixel_values, age=None):
+        return self.net(pixel_values)
+
+
+class Old(Rows):
+    def __init__(self, age):
+        super().__init__()
+        self.age = age
+
+    def __getitem__(self, i):
+        return super().__getitem__(i) | {"age": self.age(i)}
+
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = mixture_of_experts()
+
+    def forward(self, input_ids):
+        return self.net(input_ids)
 
 
 class Labelled(Rows):
@@ -39,13 +69,16 @@ def image_model(**keywords):
     return trainer(lambda: ViTForImageClassification(config))
 
 
+def text(build):
+    return trainer(build, None, TokenRows, {"kd_weight": 0.0, "ce_weight": 1.0}, processing_class=tokenizer())
+
+
 def text_model(kind, config):
     def build():
         torch.manual_seed(0)  # the message has the losses
         return kind(config)
 
-    alone = {"kd_weight": 0.0, "ce_weight": 1.0}
-    return trainer(build, None, TokenRows, alone, processing_class=tokenizer())
+    return text(build)
 
 
 HEADS = {
@@ -59,4 +92,7 @@ HEADS = {
     "class ids that are floats": labels(float),
     "one-hot labels of bool": labels(lambda label: torch.arange(CLASSES) == label),
     "labels of shape [1]": labels(lambda label: torch.tensor([label])),
+    "a router loss whose factor nobody names": text(Experts),
+    "a second input of unequal shapes": trainer(Aged, rows=lambda: Old(torch.zeros)),
+    "he_da='released' and a second input": trainer(Aged, rows=lambda: Old(float), args={"he_da": "released"}),
 }

@@ -102,6 +102,11 @@ class Call:
         whole_sequences = {"use_cache": False} if "use_cache" in (self.keywords or ()) else {}
         return {k: v for k, v in inputs.items() if self.takes(k)} | whole_sequences
 
+    def without_labels(self, inputs: Mapping[str, Any], labels: Iterable[str]) -> dict[str, Any]:
+        """The batch without its further `labels`, which are no inputs, except those that forward names."""
+        others = {*labels} - {"labels"} - (self.keywords or frozenset())
+        return {name: value for name, value in inputs.items() if name not in others}
+
     def left_out(self, names: Iterable[str], labels: Iterable[str] = ()) -> list[str]:
         """Of a batch's `names`, those of inputs that the network does not take; hfkd's own and labels are none."""
         known = OWN_KEYS | {"labels", "pixel_values", *labels}

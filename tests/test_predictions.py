@@ -1,0 +1,168 @@
+"""predict() and compute_metrics get what Trainer gives: every output of the network."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_known_heads import vit
+from test_own_loss import llama
+from text_toys import mixture_of_experts
+from torch import nn
+from toys import CLASSES, Net, Rows, arguments
+from transformers import Trainer, TrainingArguments, default_data_collator
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from hfkd import DistillationTrainer
+from hfkd.data.text_collate import TokenCollator
+
+ALONE = {"ce_weight": 1.0, "kd_weight": 0.0}
+TOKENS = [{"input_ids": torch.arange(3, 11) + i % 4, "labels": torch.arange(3, 11) + i % 4} for i in range(6)]
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net, self.second = Net(), Net(classes=2)
+
+    def forward(self, pixel_values, labels=None):
+        logits = self.net(pixel_values)
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=self.second(pixel_values))
+
+
+class Unlabelled(Rows):
+    def __getitem__(self, i):
+        return {"pixel_values": self.images[i]}
+
+
+def trainer(folder, network, **keywords):
+    more = {k: keywords.pop(k) for k in ("compute_metrics", "preprocess_logits_for_metrics") if k in keywords}
+    settings = arguments(folder, **ALONE, **keywords)
+    return DistillationTrainer(network, None, settings, data_collator=default_data_collator, **more)
+
+
+def plain(folder, network):
+    settings = TrainingArguments(
+        str(folder),
+        per_device_eval_batch_size=8,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    return Trainer(network, settings, data_collator=default_data_collator)
+
+
+def assert_same(ours, theirs):
+    assert type(ours) is type(theirs)
+    if isinstance(ours, np.ndarray):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+        return
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize(
+    ("build", "rows"),
+    [
+        (lambda: vit(output_hidden_states=True), Rows(13)),
+        (vit, Rows(13)),
+        (TwoHeads, Rows(13)),
+        (lambda: llama(output_hidden_states=True, use_cache=False), TOKENS),
+        (mixture_of_experts, TOKENS),
+    ],
+    ids=["hidden states", "logits alone", "second head", "language model", "experts"],
+)
+def test_predictions_are_trainers(tmp_path, build, rows):
+    network = build()
+    ours, theirs = trainer(tmp_path, network).predict(rows), plain(tmp_path, network).predict(rows)
+    assert_same(ours.predictions, theirs.predictions)
+    assert_same(ours.label_ids, theirs.label_ids)
+
+
+def test_a_network_that_returns_a_tensor_gives_its_logits(tmp_path):
+    network, rows = Net(), Rows(9)  # a last batch of one row
+    with torch.no_grad():
+        expected = network(rows.images)
+    for data in (rows, Unlabelled(9)):
+        np.testing.assert_allclose(trainer(tmp_path, network).predict(data).predictions, expected, atol=1e-6)
+    returned = SimpleNamespace(logits=expected)
+
+    class Object(Net):
+        def forward(self, pixel_values):
+            return SimpleNamespace(logits=super().forward(pixel_values))
+
+    made = trainer(tmp_path / "object", Object()).predict(rows).predictions
+    np.testing.assert_allclose(made, returned.logits, atol=1e-6)
+
+
+def test_rows_without_labels_give_the_same(tmp_path):
+    network = vit(output_hidden_states=True)
+    made = trainer(tmp_path, network)
+    assert_same(made.predict(Unlabelled(13)).predictions, made.predict(Rows(13)).predictions)
+
+
+def test_ignored_keys_stay_behind(tmp_path):
+    made = trainer(tmp_path, TwoHeads())
+    assert made.predict(Rows(8), ignore_keys=["hidden_states"]).predictions.shape == (8, CLASSES)
+    network = vit(output_hidden_states=True)
+    network.config.keys_to_ignore_at_inference = ["hidden_states"]
+    assert trainer(tmp_path / "config", network).predict(Rows(8)).predictions.shape == (8, CLASSES)
+
+
+def test_compute_metrics_gets_them_after_they_are_preprocessed(tmp_path):
+    seen = []
+
+    def preprocess(outputs, labels):
+        seen.append(type(outputs))
+        return outputs[1].argmax(-1)
+
+    def metrics(prediction):
+        return {"shape": prediction.predictions.shape}
+
+    keywords = {"compute_metrics": metrics, "preprocess_logits_for_metrics": preprocess}
+    scores = trainer(tmp_path, TwoHeads(), **keywords).evaluate(Rows(13))
+    assert scores["eval_shape"] == (13,)
+    assert seen == [tuple, tuple]
+
+
+def test_without_metrics_the_outputs_are_not_kept(tmp_path):
+    made, kept = trainer(tmp_path, TwoHeads()), []
+    step = made.prediction_step
+    made.prediction_step = lambda *args, **keywords: kept.append(step(*args, **keywords)) or kept[-1]
+    made.evaluate(Rows(13))
+    assert [(outputs, labels) for _, outputs, labels in kept] == [(None, None)] * 2
+
+
+# ---- in training -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["images", "text"])
+def test_compute_loss_returns_the_whole_outputs_in_training(tmp_path, kind):
+    found = []
+
+    class Watching(DistillationTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            found.append((outputs["logits"], inputs["labels"], loss.detach()))
+            return (loss, outputs) if return_outputs else loss
+
+    keywords = {"train_dataset": Rows(16)} if kind == "images" else {"data_collator": TokenCollator(0)}
+    if kind == "text":
+        keywords["train_dataset"] = [{k: v.tolist() for k, v in row.items()} for row in TOKENS]
+    student = Net() if kind == "images" else llama()
+    Watching(student, None, arguments(tmp_path, **ALONE, max_steps=2), **keywords).train()
+    assert len(found) == 2
+    for logits, labels, loss in found:
+        z, y = (logits, labels) if kind == "images" else (logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        assert nn.functional.cross_entropy(z, y).item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_a_loss_over_chunks_has_no_outputs_to_return(tmp_path):
+    settings = arguments(tmp_path, **ALONE, loss_chunk_size=4)
+    made = DistillationTrainer(llama(), None, settings, train_dataset=TOKENS, data_collator=default_data_collator)
+    batch = default_data_collator(TOKENS[:2])
+    with pytest.raises(ValueError, match="loss_chunk_size makes no whole logits to return"):
+        made.compute_loss(made.model.train(), batch, return_outputs=True)
