@@ -118,6 +118,7 @@ def check_networks(
     call.added_loss(output)  # refused where nothing says how much of it joins the loss
     _check_logits(logits, rule)
     _check_labels(dataset, batch, classes, rule)
+    batch["labels"] = class_ids(batch["labels"])
     for network in networks_of(student):
         compare_own_loss(network, _on(network, batch), rule)
     if teacher is not None:

@@ -3,8 +3,6 @@
 B rows, L length, C classes.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -20,21 +18,22 @@ def class_ids(labels: Tensor) -> Tensor:
 
 
 class LabelWatch:
-    """Looks at each batch's labels on their way to the loss: `check_labels`, and `check_shares` once in each `period`.
+    """Looks at each batch's labels on their way to the loss: `check_labels`, and `check_shares` once in each `epoch`.
 
-    Type and shape are known without waiting for the labels' device, shares are not.
+    Type and shape are known without waiting for the labels' device, shares are not. In evaluation, without an epoch,
+    those of every batch are looked at.
     """
 
     def __init__(self, rule: ItemRule, classes: int | None) -> None:
         self.rule, self.classes = rule, classes
-        self._seen: Any = None
+        self._epoch: int | None = None
 
-    def __call__(self, labels: Tensor, period: Any) -> Tensor:
+    def __call__(self, labels: Tensor, epoch: int | None) -> Tensor:
         """The labels, as the loss takes them."""
         check_labels(labels, self.classes, self.rule)
-        if labels.is_floating_point() and self._seen != period:
+        if labels.is_floating_point() and (epoch is None or epoch != self._epoch):
             check_shares(labels)
-            self._seen = period
+            self._epoch = epoch
         return class_ids(labels)
 
 

@@ -250,7 +250,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         if self.packing is not None:
             self.packing(with_targets(inputs))
         if isinstance(labels := inputs.get("labels"), Tensor):
-            inputs["labels"] = self.labels(labels, int(self.state.epoch or 0) if training else self._evaluated)
+            inputs["labels"] = self.labels(labels, int(self.state.epoch or 0) if training else None)
         images = inputs.get("pixel_values")
         if self.args.channels_last and images is not None and images.ndim == 4:
             return {**inputs, "pixel_values": images.contiguous(memory_format=torch.channels_last)}

@@ -178,7 +178,8 @@ def test_flattened_rows_bring_their_sequence_lengths(tmp_path):
         network.register_forward_pre_hook(lambda module, args, kwargs: seen.append(set(kwargs)), with_kwargs=True)
     rows = [{"input_ids": list(range(3, 11)), "labels": list(range(3, 11))}] * 8
     collator = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
-    made = trainer(tmp_path, student, teacher, rows, collator, per_device_train_batch_size=2)
+    once = {"per_device_train_batch_size": 2, "evaluate_teacher": False}
+    made = trainer(tmp_path, student, teacher, rows, collator, **once)
     del seen[:]
     made.train()
     lengths = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
