@@ -32,7 +32,7 @@ def trainer(folder, student, teacher=None, rows=None, objective=None, **keywords
 
 def first_step(made):
     made.train()
-    return made.state.log_history[0]
+    return next(entry for entry in made.state.log_history if "loss" in entry)
 
 
 def own(student, rows):
