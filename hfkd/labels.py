@@ -3,10 +3,15 @@
 B rows, L length, C classes.
 """
 
+import logging
+
 import torch
 from torch import Tensor
 
 from hfkd.items import TOKENS, ItemRule
+from hfkd.targets import HostTargets
+
+logger = logging.getLogger(__name__)
 
 SUM_TOLERANCE = 1e-2  # of a mixed label's shares in bfloat16
 
@@ -80,3 +85,33 @@ def check_shares(labels: Tensor) -> None:
         f"{labels[row].min():.3g}; MixUp's and CutMix's are 0 or more and sum to 1. Several labels at once (multi-hot) "
         "need a loss for each class, which hfkd does not have"
     )
+
+
+class EmptyRows:
+    """Warns, once, of training rows of tokens that have no label to learn: all of them are -100, or none is left.
+
+    Counted on the host, where the batch's targets are known there; else a batch without any is seen by its length.
+    """
+
+    def __init__(self, rule: ItemRule) -> None:
+        self._done = rule is not TOKENS
+
+    def look(self, labels: Tensor, known: HostTargets | None, num_items: int) -> None:
+        if self._done:
+            return
+        rows, length = labels.shape
+        if known is None and labels.device.type == "cpu":
+            known = HostTargets.of(labels)
+        if known is not None and known.shape == labels.shape and known.position.device.type == "cpu":
+            empty = int((torch.bincount(known.position // max(length, 1), minlength=rows) == 0).sum())
+        else:
+            empty = 0 if num_items else rows
+        if empty:
+            self._done = True
+            logger.warning(
+                "%d of %d rows of a batch have no label to learn (all are -100): they train nothing, and a batch of "
+                "them has a loss of 0. Prompts that fill max_length leave no response; drop such rows, or raise "
+                "max_length. Said once.",
+                empty,
+                rows,
+            )

@@ -27,7 +27,7 @@ from hfkd.hub import HubTrainer
 from hfkd.items import IMAGES, TOKENS
 from hfkd.known_heads import refuse_other_heads
 from hfkd.label_maps import check_label_names
-from hfkd.labels import LabelWatch
+from hfkd.labels import EmptyRows, LabelWatch
 from hfkd.loss import DistillationLoss, cross_entropy
 from hfkd.models.calling import Call, by_name, logits_of
 from hfkd.models.peers import networks_of
@@ -128,7 +128,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         self.num_classes = common_vocabulary(model, live.networks[0], processing_class) if tokens and live else None
         slots_of, rows = slot_check(loss, self.rule, self.num_classes), probed_dataset(data)
         classes = check_networks(model, self.call, live, rows, collator, self.rule, slots_of, labels)
-        self.labels = LabelWatch(self.rule, classes)
+        self.labels, self.empty_rows = LabelWatch(self.rule, classes), EmptyRows(self.rule)
         self.class_names = None if tokens else check_label_names(data, collator, model, live)
         check_processor(processing_class, model, data["train_dataset"], self.received)
         self.packing = packing_check(model, live, args, data, collator) if tokens else None
@@ -200,6 +200,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         with self._frozen_teacher(), watched as (step, outputs):
             loss, parts, num_items = step(model, teacher, inputs, num_items_in_batch, self.progress)
         self._trained.add(parts, num_items)
+        self.empty_rows.look(inputs["labels"], inputs.get("host_targets"), num_items)
         self.faults.batch(inputs, loss, parts)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # Gradients are averaged over the ranks, and the loss is already divided by the items of all of them.

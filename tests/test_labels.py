@@ -158,3 +158,16 @@ def test_a_users_collator_is_looked_at_in_every_epoch(tmp_path):
     with pytest.raises(ValueError, match="float labels that are no shares of classes"):
         made.train()
     assert made.state.global_step == 2
+
+
+@pytest.mark.parametrize(
+    ("empty", "said"), [(range(0), None), (range(16), "8 of 8 rows"), (range(3, 4), "1 of 8 rows")]
+)
+def test_rows_without_a_label_to_learn_are_warned_of_once(tmp_path, caplog, empty, said):
+    """A label in the first place is none: nothing predicts it."""
+    rows = [{"input_ids": [3, 4, 5, 6], "labels": [3] + [-100] * 3 if i in empty else [3, 4, 5, 6]} for i in range(16)]
+    settings = arguments(tmp_path, ce_weight=1.0, kd_weight=0.0, num_train_epochs=2, max_steps=-1)
+    DistillationTrainer(language_model(), None, settings, train_dataset=rows, data_collator=TokenCollator(0)).train()
+    found = [r.getMessage() for r in caplog.records if r.name == "hfkd.labels"]
+    assert len(found) == (said is not None)
+    assert said is None or f"{said} of a batch have no label to learn" in found[0]
