@@ -58,6 +58,7 @@ from hfkd.sharing import refuse_shared
 from hfkd.slot_values import slot_check
 from hfkd.steps import ChunkedStep
 from hfkd.teacher_accuracy import TeacherAccuracy
+from hfkd.teacher_tokenizer import check_teacher_tokenizers
 from hfkd.teachers import CachedTextTeacher, LiveTeacher, TeacherScan, place
 from hfkd.tensor_checkpoints import TensorCheckpoints
 from hfkd.training_scan import scan_of
@@ -77,9 +78,9 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
     a list of them, which the objectives `average` and `inverse_entropy` combine (others see their mean logits);
     None, with `kd_weight=0`, trains on the labels alone. Rows of the datasets have `pixel_values` and `labels`, or for
     language models `input_ids` and `labels`, and several documents where `position_ids` start again. `peft_config`
-    trains adapters. Everything else is Trainer's. `eval_loss` is the student's cross-entropy, for which the teacher
-    does not run; `evaluate_kl` adds `eval_kl`. A temperature that needs the teacher's energies over the training set
-    has them scanned when training starts.
+    trains adapters; `teacher_processing_class` is a language teacher's tokenizer. Everything else is Trainer's.
+    `eval_loss` is the student's cross-entropy, for which the teacher does not run; `evaluate_kl` adds `eval_kl`. A
+    temperature that needs the teacher's energies over the training set has them scanned when training starts.
     """
 
     # The loss is divided by the items of the whole accumulated batch, here and not by Trainer.
@@ -93,6 +94,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         args: DistillationArguments | None = None,
         *,
         peft_config: Any = None,
+        teacher_processing_class: Any = None,
         objective: Any = None,
         temperature: Any = None,
         weighting: Any = None,
@@ -126,6 +128,8 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         labels = args.label_names or ()
         say_left_out(data["train_dataset"], collator, self.call, labels)
         self.num_classes = common_vocabulary(model, live.networks[0], processing_class) if tokens and live else None
+        if tokens and live and loss.kd_weight:
+            check_teacher_tokenizers(processing_class, teacher_processing_class, live.networks)
         slots_of, rows = slot_check(loss, self.rule, self.num_classes), probed_dataset(data)
         classes = check_networks(model, self.call, live, rows, collator, self.rule, slots_of, labels)
         self.labels, self.empty_rows = LabelWatch(self.rule, classes), EmptyRows(self.rule)

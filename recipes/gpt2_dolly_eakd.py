@@ -79,6 +79,7 @@ def main() -> None:
         args,
         peft_config=lora.config(),
         processing_class=tokenizer,
+        teacher_processing_class=tokenizer,  # compared above
         train_dataset=texts.train,
         eval_dataset=texts.dev,
     )

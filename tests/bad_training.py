@@ -8,7 +8,8 @@ from datasets import Image as ImageFeature
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from text_toys import VOCAB, TokenRows, language_model, taught_model, tokenizer
+from text_toys import VOCAB, WORDS, TokenRows, language_model, taught_model, tokenizer
+from tokenizers import Tokenizer, models
 from toys import CLASSES, Net, Rows, arguments, teacher
 from transformers import (
     CLIPImageProcessor,
@@ -16,6 +17,7 @@ from transformers import (
     MobileViTImageProcessor,
     OPTConfig,
     OPTForCausalLM,
+    PreTrainedTokenizerFast,
     PrinterCallback,
 )
 
@@ -269,6 +271,13 @@ def own_optimizer(folder):
     return trainer(lambda: student, args={"temperature": "learned"}, optimizers=(optimizer, schedule))(folder)
 
 
+def permuted():
+    """The words of `tokenizer`, two of them with each other's ids."""
+    words = [*WORDS[:-2], *WORDS[:-3:-1]]
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="<end>")
+
+
 PACKED = {"input_ids": [3, 4, 5], "labels": [3, 4, 5], "position_ids": [0, 0, 1]}
 
 
@@ -338,6 +347,7 @@ TRAINER = {
     "packed rows for OPT": language(taught=opt, rows=lambda: [PACKED, PACKED]),
     "an attention_mask for 2 tokens of 3": language(rows=lambda: [PACKED | {"attention_mask": [1, 1]}]),
     "an attention_mask that numbers documents": language(rows=lambda: [PACKED | {"attention_mask": [1, 2, 2]}]),
+    "a teacher_processing_class with other token ids": language(teacher_processing_class=permuted()),
     "output_dir of another run": after_a_run(lambda run, made: trainer(args={"temperature": "3.0"})(run.parent)),
     "resume_from_checkpoint=True without one": resumed(lambda path: None, True, save_strategy="no"),
     "resume_from_checkpoint=a folder that is none": resumed(lambda path: None, "runs"),

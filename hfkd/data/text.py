@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 LongPrompts = Literal["drop", "cut"]
 Tokenization = Literal["joint", "separate"]
 
-REVISION = 1  # see instructions.REVISION
+REVISION = 2  # see instructions.REVISION
 
 
 def tokenize_dataset(
@@ -43,7 +43,8 @@ def tokenize_dataset(
     target is the end of the sequence. A row of one token has nothing to predict and is dropped. Each is counted in a
     log line. `index` is the row's number in the dataset returned; it stays with the row through shuffling and
     selecting. `length` is what `train_sampling_strategy="group_by_length"` reads. Prompts get the tokenizer's own
-    special tokens (a BOS, say) unless a chat template wrote them. `datasets` caches it by data, tokenizer, arguments.
+    special tokens (a BOS, say) unless a chat template wrote them, here or before. `datasets` caches it by data,
+    tokenizer, arguments.
     Raises ValueError for columns that are not accepted, unknown names, impossible lengths, or when no row is left.
     """
     _check(dataset, tokenizer, max_length, max_prompt_length, long_prompts, tokenization)
@@ -75,18 +76,25 @@ def tokenize_dataset(
 def encode_texts(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool = True
 ) -> list[list[int]]:
-    """Ids as training and generation both see them: the tokenizer's special tokens, no end of sequence appended."""
+    """Ids as training and generation both see them: the tokenizer's special tokens once, no end of sequence added."""
     if len(texts) == 0:
         return []
     encoded = tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]
-    end = tokenizer.eos_token_id
-    if not add_special_tokens or end is None:
+    if not add_special_tokens:
         return encoded
-    # One the tokenizer appended goes, one the text ends with stays, and so does a lone BOS that is the EOS, as OPT's.
-    appended = [not text.endswith(str(tokenizer.eos_token)) for text in texts]
-    return [
-        ids[:-1] if own and len(ids) > 1 and ids[-1] == end else ids for ids, own in zip(encoded, appended, strict=True)
-    ]
+    return [_as_written(ids, text, tokenizer) for ids, text in zip(encoded, texts, strict=True)]
+
+
+def _as_written(ids: list[int], text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids without a start that the text has written itself, and without an end of sequence that it has not.
+
+    A lone BOS that is the EOS, as OPT's, stays.
+    """
+    start, end = tokenizer.bos_token, tokenizer.eos_token_id
+    if start and ids[:2] == [tokenizer.bos_token_id] * 2 and text.lstrip().startswith(str(start)):
+        ids = ids[1:]  # a template's, before which the tokenizer has put its own
+    added_end = end is not None and len(ids) > 1 and ids[-1] == end and not text.endswith(str(tokenizer.eos_token))
+    return ids[:-1] if added_end else ids
 
 
 def _check(
@@ -131,6 +139,8 @@ def _tokenize_batch(
     for prompt, response in zip(prompts, responses, strict=True):
         if len(prompt) > max_prompt_length and long_prompts == "drop":
             continue
+        if prompt == response[:1] == [tokenizer.bos_token_id]:  # an empty prompt's, and the one that the text has
+            response = response[1:]
         prompt = prompt[:max_prompt_length]
         end = [] if response[-1:] == [eos] else [eos]  # a text may bring its own
         ids = [*prompt, *response, *end][:max_length]

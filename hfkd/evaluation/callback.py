@@ -5,7 +5,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Dataset
 from transformers import TrainerCallback
@@ -32,6 +32,9 @@ class RougeArguments:
         default_factory=lambda: [10], metadata={"help": "Answers sampled once a seed; DSKD averages three."}
     )
     rouge_max_new_tokens: int = field(default=256, metadata={"help": "Tokens of an answer."})
+    rouge_tokenizer: Literal["rouge_score", "unicode"] = field(
+        default="rouge_score", metadata={"help": "rouge_score, as published, reads a-z and 0-9; unicode every script."}
+    )
 
     def __post_init__(self) -> None:
         at_least_one(self, "rouge_max_new_tokens")
@@ -56,7 +59,7 @@ class RougeArguments:
             return
         if dev is None:
             raise ValueError("eval_rouge needs dev rows: give a data set with a split dev or validation")
-        settings["max_new_tokens"] = self.rouge_max_new_tokens
+        settings |= {"max_new_tokens": self.rouge_max_new_tokens, "rouge_tokenizer": self.rouge_tokenizer}
         trainer.add_callback(RougeCallback(trainer, dev, self.rouge_seeds, **settings))
 
 
@@ -69,10 +72,18 @@ class RougeCallback(TrainerCallback):
     model, and under FSDP 1.
     """
 
-    def __init__(self, trainer: DistillationTrainer, dev: Dataset, seeds: Sequence[int], **settings: Any) -> None:
+    def __init__(
+        self,
+        trainer: DistillationTrainer,
+        dev: Dataset,
+        seeds: Sequence[int],
+        rouge_tokenizer: str = "rouge_score",
+        **settings: Any,
+    ) -> None:
         if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
             raise ValueError("eval_rouge cannot generate under FSDP 1: set fsdp_version: 2, or leave eval_rouge out")
         self.trainer, self.seeds, self.rows = trainer, seeds, with_references(dev)
+        self.rouge_tokenizer = rouge_tokenizer
         self.settings = {"no_repeat_ngram_size": 0, "batch_size": trainer.args.eval_batch_size} | settings
         TextGenerator(*self._writer, **self.settings)  # so that what does not fit is said now
 
@@ -82,7 +93,8 @@ class RougeCallback(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         start, folder = time.monotonic(), Path(args.output_dir) / "dev" / f"step-{state.global_step}"
-        scores = evaluate_sets(*self._writer, {"dev": self.rows}, folder, seeds=self.seeds, **self.settings)
+        scored = {"seeds": self.seeds, "rouge_tokenizer": self.rouge_tokenizer}
+        scores = evaluate_sets(*self._writer, {"dev": self.rows}, folder, **scored, **self.settings)
         found = {METRIC: scores["dev"]["rougeL"], "eval_rouge_runtime": time.monotonic() - start}
         keywords["metrics"].update(found)  # what Trainer chooses the best checkpoint by
         self.trainer.log(found)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import xxhash
@@ -45,6 +45,9 @@ class InstructArguments:
     no_repeat_ngram_size: int = field(default=6, metadata={"help": "No sequence of so many tokens twice; 0: any."})
     batch_size: int = field(default=32, metadata={"help": "Prompts answered at once on each process."})
     chat_template: bool = field(default=False, metadata={"help": "Write prompts with the tokenizer's chat template."})
+    rouge_tokenizer: Literal["rouge_score", "unicode"] = field(
+        default="rouge_score", metadata={"help": "rouge_score, as published, reads a-z and 0-9; unicode every script."}
+    )
     output_dir: str = field(default="runs/instruct", metadata={"help": "Folder for answers and scores."})
 
     def __post_init__(self) -> None:
@@ -86,9 +89,8 @@ def evaluate_students(
         logger.info("%s: %s", name, {key: len(rows) for key, rows in sets.items()})
         _warn_of_template(name, tokenizer, args.chat_template)
         weights, answers = _fingerprint(model), folder / folders[name]
-        scores[name] = evaluate_sets(
-            model.to(state.device), tokenizer, sets, answers, seeds=args.seeds, weights=weights, **args.settings
-        )
+        scored = {"seeds": args.seeds, "weights": weights, "rouge_tokenizer": args.rouge_tokenizer}
+        scores[name] = evaluate_sets(model.to(state.device), tokenizer, sets, answers, **scored, **args.settings)
         if state.is_main_process:
             print(f"\n{name}\n\n{markdown_table(read_scores(answers))}", flush=True)
         del model

@@ -17,6 +17,7 @@ from hfkd.evaluation.scoring import Scores, score_rows, summary
 from hfkd.evaluation.tables import markdown_table
 from hfkd.files import write_atomically
 from hfkd.launch import processes
+from hfkd.metrics.rouge_l import TOKENIZERS
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def evaluate_sets(
     *,
     seeds: Sequence[int] = SEEDS,
     weights: str | None = None,
+    rouge_tokenizer: str = "rouge_score",
     **settings: Any,
 ) -> dict[str, Scores]:
     """Answer every set (columns `prompt`, `references`) once a seed; return `score`'s result on all processes.
@@ -38,9 +40,12 @@ def evaluate_sets(
     Each set's scores have the `settings` it was answered with: `TextGenerator`'s, and `weights`, which tells one state
     of the model from another. The main process writes, each file whole or not at all: `<set>-seed<seed>.jsonl` with
     every prompt, answer, references and scores, `scores.json`, and `scores.md`, the table; both keep the other sets
-    that an earlier call left in `output_dir`. `settings` are `TextGenerator`'s.
+    that an earlier call left in `output_dir`. `settings` are `TextGenerator`'s; `rouge_tokenizer` is
+    `RougeL`'s tokenizer, which the settings name where it is not the published one.
     Raises ValueError before anything is generated when settings, seeds or columns do not fit.
     """
+    if rouge_tokenizer not in TOKENIZERS:
+        raise ValueError(f"rouge_tokenizer={rouge_tokenizer!r}: pass one of {list(TOKENIZERS)}")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds={tuple(seeds)}: give at least one, each once")
     for name, rows in sets.items():
@@ -51,11 +56,16 @@ def evaluate_sets(
     generator, folder = TextGenerator(model, tokenizer, **settings), Path(output_dir)
     earlier = read_scores(folder)
     used = generator.settings | ({} if weights is None else {"weights": weights})
+    used |= {} if rouge_tokenizer == "rouge_score" else {"rouge_tokenizer": rouge_tokenizer}
     scores = {}
     for name, rows in sets.items():
-        by_seed = {seed: _one_seed(generator, rows, seed, folder / f"{name}-seed{seed}.jsonl") for seed in seeds}
+        by_seed = {
+            seed: _one_seed(generator, rows, seed, folder / f"{name}-seed{seed}.jsonl", rouge_tokenizer)
+            for seed in seeds
+        }
         scores[name] = summary(by_seed) | {"settings": used}
-        logger.info("%s: ROUGE-L %.2f over %d seeds.", name, scores[name]["rougeL"], len(seeds))
+        mean = scores[name]["rougeL"]
+        logger.info("%s: ROUGE-L %.2f over %d seeds, tokens of %s.", name, mean, len(seeds), rouge_tokenizer)
     if processes().is_main_process:
         kept = with_earlier(scores, earlier)
         write_scores(folder, kept)
@@ -63,12 +73,12 @@ def evaluate_sets(
     return scores
 
 
-def _one_seed(generator: TextGenerator, rows: Dataset, seed: int, path: Path) -> Scores:
+def _one_seed(generator: TextGenerator, rows: Dataset, seed: int, path: Path, rouge_tokenizer: str) -> Scores:
     prompts, references = rows["prompt"][:], rows["references"][:]
     texts = generator(prompts, seed)
     mine = []
     if processes().is_main_process:  # scoring is the slow part of a small model's evaluation: once is enough
-        mine = [score_rows(texts, references)]
+        mine = [score_rows(texts, references, rouge_tokenizer)]
         write_atomically(path, _json_lines(prompts, texts, references, mine[0]))
     return gather_object(mine)[0]
 

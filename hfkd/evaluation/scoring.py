@@ -28,12 +28,15 @@ def score(
     return scores
 
 
-def score_rows(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+def score_rows(
+    texts: Sequence[str], references: Sequence[Sequence[str]], rouge_tokenizer: str = "rouge_score"
+) -> Scores:
     """One seed's `rougeL`, `exact_match` and both per row, `rougeL_per_example`, `exact_match_per_example`."""
     if len(texts) != len(references):
         raise ValueError(f"{len(texts)} answers and {len(references)} rows of references: give one answer for each row")
     metric = RougeL(keep_in_memory=True)  # the ranks of one run would otherwise share a cache file
-    return metric.compute(predictions=list(texts), references=list(references), per_example=True)
+    given = {"predictions": list(texts), "references": list(references)}
+    return metric.compute(**given, per_example=True, tokenizer=rouge_tokenizer)
 
 
 def summary(by_seed: Mapping[int, Scores]) -> Scores:

@@ -3,6 +3,7 @@ import logging
 import pytest
 from datasets import Dataset
 from text_tokenizer import word_tokenizer
+from tokenizers import processors
 from transformers import AutoTokenizer
 
 from hfkd.data.instructions import dolly_split
@@ -187,3 +188,42 @@ def test_data_or_tokenizer_that_cannot_teach_is_refused():
     endless.eos_token = None
     with pytest.raises(ValueError, match="no eos_token"):
         tokenize_dataset(pairs(("a", "b")), endless)
+
+
+def adding_bos():
+    """A tokenizer that puts a BOS first, as Llama's does."""
+    tokenizer = word_tokenizer(bos_token="<s>")
+    processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = processor
+    return tokenizer
+
+
+@pytest.mark.parametrize("tokenization", ["joint", "separate"])
+@pytest.mark.parametrize(
+    ("columns", "prompt"),
+    [({"prompt": "<s> ask you", "completion": " a b"}, 3), ({"prompt": "ask you", "completion": " a b"}, 3)],
+)
+def test_a_bos_that_the_prompt_has_is_not_doubled(columns, prompt, tokenization):
+    tokenizer = adding_bos()
+    (row,) = tokenize_dataset(Dataset.from_list([columns]), tokenizer, tokenization=tokenization)
+    assert tokenizer.convert_ids_to_tokens(row["input_ids"]) == ["<s>", "ask", "you", "a", "b", "<end>"]
+    assert row["labels"] == [-100] * prompt + row["input_ids"][prompt:]
+
+
+@pytest.mark.parametrize("tokenization", ["joint", "separate"])
+@pytest.mark.parametrize("text", ["<s> ask you a b", "ask you a b", "<s> ask you a b <end>"])
+def test_a_bos_that_the_text_has_is_neither_doubled_nor_a_target(text, tokenization):
+    tokenizer = adding_bos()
+    (row,) = tokenize_dataset(Dataset.from_list([{"text": text}]), tokenizer, tokenization=tokenization)
+    assert tokenizer.convert_ids_to_tokens(row["input_ids"]) == ["<s>", "ask", "you", "a", "b", "<end>"]
+    assert row["labels"] == [-100, *row["input_ids"][1:]]
+
+
+def test_a_prompt_is_generated_from_as_it_was_trained_on():
+    tokenizer = adding_bos()
+    assert encode_texts(["<s> ask you", "ask you", "<s> <s> ask", ""], tokenizer) == [
+        [2, 7, 9],
+        [2, 7, 9],
+        [2, 2, 7],
+        [2],
+    ]

@@ -4,6 +4,7 @@ from rouge_score import rouge_scorer
 
 import hfkd.metrics.rouge_l
 from hfkd.metrics import RougeL
+from hfkd.metrics.rouge_l import rouge_l
 
 TEXTS = ["The cats were sitting on a mat.", "", "Paris, of course", "running dogs"]
 REFERENCES = [
@@ -64,3 +65,44 @@ def test_nothing_to_score_is_refused(metric):
         metric.compute(predictions=[], references=[])
     with pytest.raises(ValueError, match="row 1 has no reference"):
         metric.compute(predictions=["a", "b"], references=[["a"], []])
+
+
+SCRIPTS = {
+    "Chinese": "今天天气很好",
+    "Arabic": "اختر العمر المستقبلي",
+    "Russian": "тест привет мир",
+    "Hindi": "मलेसियन एयरलाइन्सको विमानमा",
+    "Thai": "ภาษาไทยดี",
+    "Japanese": "日本語のテキスト",
+    "Korean": "안녕 하세요",
+    "an operator": "+",
+}
+
+
+@pytest.mark.parametrize("text", SCRIPTS.values(), ids=list(SCRIPTS))
+def test_a_text_of_any_script_is_itself_and_the_published_tokenizer_says_what_it_cannot_read(text, caplog):
+    given = {"predictions": [text, text], "references": [[text], ["in English"]]}
+    assert RougeL(keep_in_memory=True).compute(**given, tokenizer="unicode")["rougeL"] == 50
+    assert not caplog.records
+    assert RougeL(keep_in_memory=True).compute(**given)["rougeL"] == 0
+    assert "1 of 2 rows have references that rouge_score's tokenizer, of a-z and 0-9, reads less" in caplog.text
+
+
+def test_half_of_a_text_is_half_a_match():
+    assert rouge_l("今天很好", ["今天天气很好"], "unicode") == pytest.approx(2 * 4 / (4 + 6))
+    assert rouge_l("привет большой мир", ["привет мир"], "unicode") == pytest.approx(2 * 2 / (3 + 2))
+    assert rouge_l("fr Gre", ["für Größe"], "unicode") == 0
+
+
+def test_english_has_the_published_scores_with_either_tokenizer(caplog):
+    texts = ["The cats' running: 3.5 x_y (really!)", "a café isn't far", "police killed the gunman"]
+    references = ["cats run 3 5 x y", "the café is not far", "the police kills gunmen"]
+    scores = [
+        RougeL(keep_in_memory=True).compute(predictions=texts[::2], references=references[::2], tokenizer=name)
+        for name in ("rouge_score", "unicode")
+    ]
+    assert scores[0] == scores[1]
+    RougeL(keep_in_memory=True).compute(predictions=texts, references=references)
+    assert not caplog.records
+    with pytest.raises(ValueError, match="unknown tokenizer 'bpe' of ROUGE-L"):
+        RougeL(keep_in_memory=True).compute(predictions=texts, references=references, tokenizer="bpe")
