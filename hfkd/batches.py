@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from transformers.trainer_utils import has_length
 
@@ -14,6 +14,11 @@ from hfkd.loss import DistillationLoss
 logger = logging.getLogger(__name__)
 
 
+def _split_batches(args: DistillationArguments) -> bool:
+    """Whether accelerate parts a batch among the processes, in place of giving one to each."""
+    return cast(Any, args.accelerator_config).split_batches  # no longer the text that it may be given as
+
+
 def refuse_no_batch(args: DistillationArguments, datasets: Mapping[str, Any]) -> None:
     """Raise ValueError where `dataloader_drop_last` drops all there is: fewer rows than a batch of all processes."""
     if not args.dataloader_drop_last:
@@ -21,7 +26,7 @@ def refuse_no_batch(args: DistillationArguments, datasets: Mapping[str, Any]) ->
     for name, dataset in datasets.items():
         training = name == "train_dataset"
         size = args.train_batch_size if training else args.eval_batch_size
-        size *= 1 if args.accelerator_config.split_batches else args.world_size
+        size *= 1 if _split_batches(args) else args.world_size
         for part, rows in dataset.items() if isinstance(dataset, dict) else [(name, dataset)]:
             if rows is None or not has_length(rows):
                 continue
@@ -40,7 +45,7 @@ def refuse_small_batches(loss: DistillationLoss, args: DistillationArguments, ru
     For tokens a warning, since a row may hold several documents. The last batch of an epoch may be smaller than was
     asked for: a slot then leaves out what it cannot compare.
     """
-    rows = args.train_batch_size // (args.world_size if args.accelerator_config.split_batches else 1)
+    rows = args.train_batch_size // (args.world_size if _split_batches(args) else 1)
     for slot in (loss.objective, loss.weighting) if loss.kd_weight else ():
         # A row of tokens is one sample and many items, an image is both.
         needed = max(getattr(slot, "least_items", 1) if rule is IMAGES else 1, getattr(slot, "least_samples", 1))

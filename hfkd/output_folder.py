@@ -55,7 +55,7 @@ def refuse_networks(output_dir: str | None, networks: Mapping[str, Any], tokeniz
 def _folders(network: nn.Module) -> set[str]:
     """Where the network, or those it is made of, were loaded from."""
     configs = (vars(module).get("config") for module in network.modules())
-    return {config.name_or_path for config in configs if isinstance(config, PreTrainedConfig)}
+    return {config.name_or_path for config in configs if isinstance(config, PreTrainedConfig) and config.name_or_path}
 
 
 def _exists(name: str) -> bool:

@@ -1,7 +1,7 @@
 """Whether training rows are the same each time they are read: what a resumed run rests on."""
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets.fingerprint import Hasher
@@ -22,9 +22,9 @@ def warn_of_random_rows(dataset: Any) -> None:
     """
     if dataset is None or not has_length(dataset) or isinstance(dataset, torch.utils.data.IterableDataset):
         return
-    rows = range(min(READ_TWICE, len(dataset)))
+    rows, indexed = range(min(READ_TWICE, len(dataset))), cast(Any, dataset)
     with kept_random_state():
-        once, again = ([Hasher.hash(dataset[i]) for i in rows] for _ in range(2))
+        once, again = ([Hasher.hash(indexed[i]) for i in rows] for _ in range(2))
     if once != again:
         logger.warning(
             "The training rows are others each time they are read: their transform draws random numbers of its own. "

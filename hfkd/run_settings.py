@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import SchedulerType
 
 from hfkd.high_energy import added_images
 
@@ -68,6 +69,6 @@ def _schedule(trainer: "DistillationTrainer") -> dict[str, Any]:
     if args.lr_decay_epochs is not None:
         how: dict[str, Any] = {name: getattr(args, name) for name in ("lr_decay_epochs", "lr_decay_factor")}
     else:
-        how = {"lr_scheduler_type": str(args.lr_scheduler_type.value)}
+        how = {"lr_scheduler_type": SchedulerType(args.lr_scheduler_type).value}
         how |= {"lr_scheduler_kwargs": args.lr_scheduler_kwargs} if args.lr_scheduler_kwargs else {}
     return how | {"warmup_steps": args.warmup_steps}

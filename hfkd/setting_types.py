@@ -5,7 +5,7 @@ YAML by itself reads `no`, 0012, 12:30 and 2026-11-28 as false, 10, 750 and a da
 
 from enum import Enum
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
@@ -18,7 +18,7 @@ KEPT = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 class TextLoader(yaml.SafeLoader):
     """yaml.SafeLoader that makes text of every value but null, and refuses a name that is there twice."""
 
-    yaml_implicit_resolvers: ClassVar = {
+    yaml_implicit_resolvers = {  # noqa: RUF012  (as its base class declares it)
         first: [(tag, pattern) for tag, pattern in resolvers if tag in KEPT]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -49,10 +49,15 @@ def typed(value: Any, hint: Any, where: str) -> Any:
     if isinstance(value, list):
         if not lists:
             return _scalar(value, kinds, where)
-        return [typed(one, *(get_args(lists[0]) or (str,)), where) for one in value]
+        return [typed(one, _element(lists[0]), where) for one in value]
     if lists and str not in kinds:
-        return [typed(value, *(get_args(lists[0]) or (str,)), where)]
+        return [typed(value, _element(lists[0]), where)]
     return _scalar(value, kinds, where)
+
+
+def _element(kind: Any) -> Any:
+    """What a list of this kind holds; text where it does not say."""
+    return next(iter(get_args(kind)), str)
 
 
 def _scalar(value: Any, kinds: tuple[Any, ...], where: str) -> Any:

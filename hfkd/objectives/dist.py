@@ -32,7 +32,7 @@ class DIST(Objective):
     gamma: NotNegative = 1.0
 
     @property
-    def least_items(self) -> int:
+    def least_items(self) -> int:  # type: ignore[override]
         return 3 if self.gamma else 1
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:

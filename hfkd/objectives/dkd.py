@@ -32,7 +32,7 @@ class DKD(Objective):
     warmup_epochs: NotNegative = 20
 
     @property
-    def counts_epochs(self) -> float:
+    def counts_epochs(self) -> float:  # type: ignore[override]
         return self.warmup_epochs
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:

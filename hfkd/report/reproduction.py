@@ -95,13 +95,13 @@ class Job:
         for folder, run in runs_of(self.folder.parent).items():
             if run.status != "failed":
                 refuse_other(folder, run, settings, (*RETRIED, "seed"))
-        run = kept_run(self.folder)
-        if run is None or run.status == "running":
+        own = kept_run(self.folder)
+        if own is None or own.status == "running":
             return None
-        if run.status == "failed":
-            return None if run.difference(settings, ()) else run
-        refuse_other(self.folder, run, settings)
-        return run
+        if own.status == "failed":
+            return None if own.difference(settings, ()) else own
+        refuse_other(self.folder, own, settings)
+        return own
 
     def run(self) -> None:
         """From its last checkpoint, where it was stopped, or from the start."""

@@ -115,7 +115,7 @@ def markdown(table: Table, rows: Sequence[Mapping[str, Any]], published: Publish
     return "\n".join(text) + "\n"
 
 
-def _line(table: Table, row: Mapping[str, Any], reference: float | None, steps: Sequence[int]) -> dict[str, str]:
+def _line(table: Table, row: Mapping[str, Any], reference: float | None, steps: Sequence[int | None]) -> dict[str, str]:
     """`steps`: those of the losses that the table's header names."""
     first, last = (f"loss, step {step}" for step in steps)
     measured = {
