@@ -40,7 +40,11 @@ def _check_folder(folder: Path) -> None:
 
 
 def publishable(state: dict[str, Any]) -> dict[str, Any]:
-    """The attributes of arguments without the Hub's token, and with every secret in a text hidden."""
-    known = [state.get("hub_token")]
+    """The attributes of arguments without the Hub's token, and with every secret in a text hidden.
+
+    An output folder below the working directory is relative to it.
+    """
+    known, folder = [state.get("hub_token")], Path(state.get("output_dir") or ".")
     hidden = {k: without_secrets(v, known) if isinstance(v, str) else v for k, v in state.items()}
-    return hidden | {"hub_token": None}
+    below = {"output_dir": str(folder.relative_to(Path.cwd()))} if folder.is_relative_to(Path.cwd()) else {}
+    return hidden | below | {"hub_token": None}

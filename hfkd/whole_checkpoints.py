@@ -38,6 +38,8 @@ class WholeCheckpoints(Trainer):
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
+        # A run stays in its folder when its program changes the working directory.
+        self.args.output_dir = os.path.abspath(self.args.output_dir or ".")
         self.add_callback(SaveAfterEvaluation())
 
     def start_from(self, checkpoint: str | None) -> None:

@@ -5,8 +5,10 @@ import pickle
 
 import pytest
 from toys import Net, Rows, arguments, teacher
+from transformers import TrainerCallback
 
 from hfkd import DistillationTrainer
+from hfkd.report import ResultsCallback
 
 TOKEN = "hf_PlantedInTheName"
 
@@ -67,6 +69,33 @@ def test_a_link_to_a_folder_is_a_folder(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "real")
     DistillationTrainer(Net(), teacher(), arguments(tmp_path / "link"), train_dataset=Rows()).train()
     assert (tmp_path / "real" / "distillation.json").is_file()
+
+
+def test_a_run_stays_in_its_folder_when_the_program_leaves_the_directory(tmp_path, monkeypatch):
+    class Leaves(TrainerCallback):
+        def on_step_end(self, args, state, control, **keywords):
+            (tmp_path / "elsewhere").mkdir(exist_ok=True)
+            monkeypatch.chdir(tmp_path / "elsewhere")
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    saving = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    rows = {"train_dataset": Rows(), "eval_dataset": Rows(8)}
+    run = DistillationTrainer(Net(), teacher(), arguments("run", **saving, load_best_model_at_end=True), **rows)
+    run.add_callback(ResultsCallback({}, metric="eval_loss"))
+    run.add_callback(Leaves())
+    run.train()
+    run.save_model()
+    run.create_model_card()
+    assert not os.listdir(tmp_path / "elsewhere")
+    left = {"README.md", "checkpoint-1", "checkpoint-3", "distillation.json", "model.safetensors", "results.json"}
+    assert left <= set(os.listdir(tmp_path / "here" / "run"))
+
+
+def test_a_folder_below_the_working_directory_is_published_as_such(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert pickle.loads(pickle.dumps(arguments("runs/one"))).output_dir == os.path.join("runs", "one")
+    assert pickle.loads(pickle.dumps(arguments("/nowhere/one"))).output_dir == "/nowhere/one"
 
 
 def test_no_secret_gets_into_the_pickled_arguments(tmp_path, monkeypatch):
