@@ -65,6 +65,7 @@ class LogitStore:
 
     def read_encoded(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[M] slots -> levels [M, C] and scale [M, 2] as `encode` makes them, and which rows are any [M]."""
+        self._mend_length()
         wanted = slots.numpy()
         inside = (wanted >= 0) & (wanted < self.slots)
         records = self._records[np.where(inside, wanted, 0)]  # [M, record], a copy: what is checked is what is used
@@ -107,6 +108,15 @@ class LogitStore:
                 start, end = (HEADER + slot * self.record for slot in (int(part[0]), int(part[-1]) + 1))
                 if _next_data(file.fileno(), start) < end:
                     yield part
+
+    def _mend_length(self) -> None:
+        """Give a file that was cut while it is in use its length back: to read past its end is a signal that kills.
+
+        What was cut off is a hole, and so empty.
+        """
+        if os.fstat(self._file).st_size < self.nbytes:
+            logger.warning("%s was cut while it was in use: what it has lost is computed again", self.path)
+            os.ftruncate(self._file, self.nbytes)
 
     def _put(self, slots: list[int], records: np.ndarray) -> None:
         # Not through the mapping: on a full disk that is a signal that kills the process, and this an exception.

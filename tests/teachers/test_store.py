@@ -50,6 +50,21 @@ def test_it_is_nearer_than_centred_float16(tmp_path):
     assert (kept.read(torch.arange(500))[0] - logits).abs().max() < (half - logits).abs().max() / 10
 
 
+@pytest.mark.parametrize("left", [0, 100, HEADER, HEADER + 300])
+def test_a_file_that_is_cut_while_it_is_in_use_is_an_emptier_one(tmp_path, left, caplog):
+    """To read past the end of a mapped file is a signal that kills the process."""
+    kept, other, slots = store(tmp_path / "s"), store(tmp_path / "s"), torch.arange(SLOTS)
+    kept.write(slots, rows_of(slots.tolist(), 0))
+    os.truncate(tmp_path / "s", left)
+    _, found = kept.read(slots)
+    assert found.sum() == max(0, left - HEADER) // kept.record
+    assert "was cut while it was in use" in caplog.text
+    assert (tmp_path / "s").stat().st_size == kept.nbytes
+    kept.write(slots[-5:], rows_of(slots[-5:].tolist(), 0))
+    assert other.read(slots)[1].sum() == found.sum() + 5
+    assert kept.count() == found.sum() + 5
+
+
 def test_what_was_never_written_is_not_found(tmp_path):
     kept = store(tmp_path / "s")
     kept.write(torch.tensor([3, 0]), rows_of([3, 0], 0))
