@@ -6,9 +6,11 @@
     python recipes/reproduce.py --list
 
 Each run is what cifar100_energy_kd.py does with the row's settings. The same command goes on where it was stopped: runs
-that are finished are kept, one that was killed is taken up from its last checkpoint. table.md and table.json in
-output_dir are renewed after every run. Flags hold for all rows (`--max_steps 20`, `--num_train_epochs 30
---lr_decay_epochs 18 24 27`, `--max_train_images 2000`); one that would change what a row's name says is refused.
+that are finished are kept, one that was killed is taken up from its last checkpoint. One that diverges is recorded as
+failed, and the table goes on; with another `--on_nan` it is taken up, with other settings begun anew. table.md and
+table.json in output_dir are renewed after every run, and have what earlier calls left. Flags hold for all rows
+(`--max_steps 20`, `--num_train_epochs 30 --lr_decay_epochs 18 24 27`, `--max_train_images 2000`); one that would change
+what a row's name says is refused.
 """
 
 import sys

@@ -23,6 +23,12 @@ PAGES += (ROOT / "recipes").rglob("*.yaml")
 START = r"\b(?:accelerate launch|python) ((?:--config_file \S+ )?recipes/\w+\.py"
 INLINE = re.compile(rf"`{START}[^`]*)`")
 IN_A_BLOCK = re.compile(rf"{START}(?:[^`\n]*\\{{1,2}}\n)*[^`\n)]*)")
+# of tables of several pairs: a row, and its teacher
+PAIRS = {
+    "energy_kd_table1": ("Energy KD, resnet56_resnet20", "resnet56"),
+    "energy_kd_table2": ("KD, wrn_40_2_shufflenetv1", "wrn_40_2"),
+    "ea_kd_table2": ("EA-KD, resnet56_resnet20", "resnet56"),
+}
 PLACES = {"FOLDER": "teachers", "NAME": "cifar_resnet8", "FILE": "resnet8.pth", "CACHE": "cache of logits"}
 
 
@@ -70,7 +76,6 @@ def made_small(recipe, toys, words):
         "gpt2_dolly_eakd": [
             *text,
             *given(teacher_name_or_path=toys / "large", student_name_or_path=toys / "small", rouge_max_new_tokens=4),
-            "--eval_steps=2",
         ],
         "sft": [*text, f"--model_name_or_path={toys / 'small'}"],
         "evaluate_instruct": given(**ANSWERS, sets_from=toys / "sets"),
@@ -81,9 +86,7 @@ def made_small(recipe, toys, words):
 def rows_of(words):
     """One row of a table of several pairs, two of one whose networks are flags."""
     name = words[words.index("--table") + 1] if "--table" in words else ""
-    pairs = {"energy_kd_table1": "Energy KD, resnet56_resnet20", "ea_kd_table2": "EA-KD, resnet56_resnet20"}
-    pairs["energy_kd_table2"] = "Energy KD, resnet56_resnet20"
-    return [pairs[name]] if name in pairs else ["KD", "EA-KD"]
+    return [PAIRS[name][0]] if name in PAIRS else ["KD", "EA-KD"]
 
 
 def weights(path, name):
@@ -98,8 +101,8 @@ def typed(command, work, toys):
     for word in words:
         if word.endswith(".pth"):
             weights(work / word, Path(word).stem)
-    if "teachers" in words:
-        weights(work / "teachers" / "resnet56.pth", "resnet56")
+    for _, teacher in PAIRS.values() if "teachers" in words else ():
+        weights(work / "teachers" / f"{teacher}.pth", teacher)
     for word in words:
         if word.startswith("runs/dolly"):
             shutil.copytree(toys / "small", work / word)
