@@ -1,5 +1,6 @@
 """What a stored teacher cannot serve is refused before training."""
 
+import math
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ def _check_declared(loss: DistillationLoss, teacher: CachedTextTeacher) -> None:
                 f"the objective {loss.objective!r} {why}, which a teacher cache cannot serve: train with the live one"
             )
     given, stored = getattr(loss.temperature, "choices", None), teacher.manifest.temperatures
-    if given is None or (teacher.manifest.has_tail and not set(given) <= set(stored)):
+    known = given is not None and all(any(math.isclose(t, s, rel_tol=1e-6) for s in stored) for t in given)
+    if given is None or (teacher.manifest.has_tail and not known):
         which = "numbers not known beforehand" if given is None else ", ".join(map(str, given))
         raise ValueError(
             f"the temperature {loss.temperature!r} softens by {which}, and the teacher cache was built for "

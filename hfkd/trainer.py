@@ -20,6 +20,7 @@ from hfkd.checks import check_datasets, check_networks, probed_dataset, say_left
 from hfkd.choose_step import AnyStep, Chosen, choose_step
 from hfkd.cpu_memory import keep_freed_memory
 from hfkd.data.collate import views_as_rows
+from hfkd.data.epochs import refuse_streams
 from hfkd.data.target_collator import with_targets
 from hfkd.faults import WatchedTrainer
 from hfkd.high_energy import refuse_he_da, with_he_da
@@ -125,6 +126,8 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         live = None if teacher is None or cached else live_teacher(teacher, self.received)
         refuse_other_heads(live.networks if live else (), self.rule)
         refuse_unknown_epochs(loss, args, data["train_dataset"])
+        if loss.unfitted is not None and data["train_dataset"] is not None:
+            refuse_streams(data["train_dataset"])
         labels = args.label_names or ()
         say_left_out(data["train_dataset"], collator, self.call, labels)
         self.num_classes = common_vocabulary(model, live.networks[0], processing_class) if tokens and live else None

@@ -336,6 +336,7 @@ TRAINER = {
     "lr_decay_epochs=[2], a stream that does not say how long it is": trainer(
         rows=Endless, args={"lr_decay_epochs": [2]}
     ),
+    'temperature="energy", a stream that does not say how long it is': trainer(rows=Endless, temperature="energy"),
     "pixels of int32": trainer(rows=Wide),
     "a label of 5 for 5 classes": trainer(rows=Late),
     "pixels that are NaN": trainer(rows=lambda: holed(Rows())),

@@ -86,6 +86,23 @@ def test_what_counts_no_epochs_trains_on_a_stream(tmp_path, slots):
     assert len(logged(trainer, "kd")) == 3
 
 
+@pytest.mark.parametrize("temperature", ["energy(ratio=0.25)", "gradation"])
+def test_an_endless_stream_is_not_scanned_for_thresholds(tmp_path, temperature):
+    with pytest.raises(ValueError, match="a stream would be read whole by a teacher scan, however long it is"):
+        make(tmp_path / "run", Endless, temperature=temperature)
+    assert not (tmp_path / "run").exists()
+    run, whole = (make(tmp_path / d.__name__, d, temperature=temperature) for d in (Counted, Rows))
+    for trainer in (run, whole):
+        trainer.train()
+    thresholds = [trainer.distillation_loss.temperature.thresholds for trainer in (run, whole)]
+    assert thresholds[0] == thresholds[1]
+    with torch.no_grad():
+        run.teacher.networks[0].head.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="for 32 of 32 training rows"):
+        run.scan_training_set()
+    make(tmp_path / "given", Endless, temperature="energy(thresholds=(-9, -5))").train()
+
+
 @pytest.mark.parametrize("data", [Rows, Endless])
 def test_a_slot_of_ones_own_sees_epochs_or_none(tmp_path, data):
     seen = []

@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple, Self
 
 import torch
 from datasets import Dataset, IterableDataset, SplitDict
 from torch import Tensor
+from transformers.trainer_utils import has_length
 
 
 class Resizing(NamedTuple):
@@ -101,6 +103,31 @@ class ImageStream(torch.utils.data.IterableDataset):
     def set_epoch(self, epoch: int) -> None:
         self.rows.set_epoch(epoch)
         self.transform.set_epoch(epoch)
+
+
+class OneEpoch(torch.utils.data.IterableDataset):
+    """As many rows of a stream as its `__len__` says that an epoch has, though it may go on without end."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.rows), len(self.rows))
+
+    def __getitem__(self, row: int) -> Any:  # one that is to be named
+        return next(islice(iter(self.rows), row, None))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def refuse_streams(dataset: Any) -> None:
+    """Raise ValueError for a training set that a scan cannot read, since it may have no end."""
+    if isinstance(dataset, ImageStream) or not has_length(dataset):
+        raise ValueError(
+            "a stream would be read whole by a teacher scan, however long it is: load the data without streaming, or "
+            "give thresholds=(low, high)"
+        )
 
 
 def stream_length(rows: IterableDataset) -> int | None:

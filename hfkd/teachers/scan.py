@@ -20,18 +20,17 @@ from datasets.fingerprint import Hasher
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn.functional import pad
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
 from hfkd.data.collate import ImageCollator
-from hfkd.data.epochs import ImageStream, image_transform
+from hfkd.data.epochs import OneEpoch, image_transform, refuse_streams
 from hfkd.data.high_energy import original_images
 from hfkd.files import write_atomically
 from hfkd.finite import broken_rows
-from hfkd.items import IMAGES, ItemRule, Items
+from hfkd.items import IMAGES, ItemRule
 from hfkd.slot_types import Temperature, fitting
+from hfkd.teachers.all_ranks import of_all_ranks, samples_of_all_ranks
 from hfkd.teachers.live import LiveTeacher
 from hfkd.temperatures import Level
 
@@ -127,7 +126,8 @@ def scan(
     shared = _everywhere(cached is not None, accelerator)
     if cached is not None and shared:
         return cached
-    loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate)
+    workers = 0 if isinstance(dataset, OneEpoch) else num_workers  # each would read all of it
+    loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate)
     # The loader draws on the CPU; by default, fork_rng would wake every GPU of the node.
     with live.frozen(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -172,9 +172,9 @@ def _run(
         likeliest = items.teacher.logits.argmax(-1).float()
         per_item = torch.stack([energy, entropy, likeliest, torch.ones_like(energy)], dim=-1)  # [N, 4]
         seen = items.sample_means(per_item)  # [S, 4], the last 0 for a sample without items
-        samples.append(_samples_of_all_ranks(seen, items, accelerator))
+        samples.append(samples_of_all_ranks(seen, items, accelerator))
         if level == "item":
-            every_item.append(_of_all_ranks(per_item, *items.rows, accelerator).cpu())
+            every_item.append(of_all_ranks(per_item, *items.rows, accelerator).cpu())
     of_samples = torch.cat(samples)
     # A logit of -inf leaves the energy finite, and the entropy NaN.
     broken = (~torch.isfinite(of_samples[:, :2].sum(-1))).nonzero().flatten().tolist()
@@ -186,31 +186,6 @@ def _run(
         return _as_scan(torch.cat(every_item))
     of_samples[of_samples[:, 3] == 0, :2] = torch.nan
     return _as_scan(of_samples)
-
-
-def _samples_of_all_ranks(seen: Tensor, items: Items, accelerator: Accelerator | None) -> Tensor:
-    """Each sample's numbers [S, 4] on all ranks. Of packed rows only documents with items, as of no other the row is
-    known.
-    """
-    if items.own_sample:
-        return accelerator.gather_for_metrics(seen) if accelerator is not None else seen
-    row, num_rows = items.rows
-    if items.num_samples == num_rows:
-        return _of_all_ranks(seen, torch.arange(num_rows, device=seen.device), num_rows, accelerator)
-    of_samples = row.new_zeros(items.num_samples).scatter_(0, items.sample, row)
-    counted = seen[:, 3] > 0
-    return _of_all_ranks(seen[counted], of_samples[counted], num_rows, accelerator)
-
-
-def _of_all_ranks(values: Tensor, row: Tensor, num_rows: int, accelerator: Accelerator | None) -> Tensor:
-    """[M, k] of this rank, each of a row -> those of all ranks, row after row; rows that padded the last batch go."""
-    if accelerator is None or accelerator.num_processes == 1:
-        return values
-    lengths = torch.bincount(row, minlength=num_rows).tolist()
-    flagged = pad(values, (0, 1), value=1.0)
-    by_row = pad_sequence(flagged.split(lengths), batch_first=True)  # [B, M of a row, k + 1], 0 where it has no more
-    everywhere = accelerator.gather_for_metrics(accelerator.pad_across_processes(by_row, dim=1))
-    return everywhere[everywhere[..., -1] == 1][:, :-1]
 
 
 def _as_scan(columns: Tensor) -> TeacherScan:
@@ -237,11 +212,9 @@ def _everywhere(found: bool, accelerator: Accelerator | None) -> bool:
 def _seen(dataset: Any, views: Views) -> Any:
     if views not in ("train", "clean"):
         raise ValueError(f"views={views!r} must be 'train' or 'clean'")
-    if isinstance(dataset, ImageStream):
-        raise ValueError(
-            "a stream of images would be read whole by a teacher scan, and has no order to give the energies in: load "
-            "the data without streaming, or give thresholds=(low, high)"
-        )
+    refuse_streams(dataset)
+    if isinstance(dataset, IterableDataset):
+        return OneEpoch(dataset)
     transform = image_transform(dataset)
     if transform is not None:
         return dataset.with_transform(transform.clean() if views == "clean" else transform.at_epoch(0).one_view())

@@ -216,6 +216,14 @@ def test_training_with_every_token_stored_is_training_with_the_teacher(tmp_path,
         assert len({r["temperature"] for r in cached.state.log_history if "temperature" in r}) > 1
 
 
+def test_temperatures_that_a_sum_misses_by_a_bit_are_the_stored_ones(tmp_path):
+    cached = build(tmp_path / "cache", temperatures=(2.0, 4.1, 6.3))
+    assert 4.1 - 2.1 != 2.0
+    trainer = make(tmp_path, cached, temperature="energy(ratio=0.25, temperature=4.1, decrease=2.1, increase=2.2)")
+    trainer.train()
+    assert all(r["kd"] > 0 for r in trainer.state.log_history if "kd" in r)
+
+
 def test_the_teacher_is_not_in_memory_and_workers_read_the_cache(folder, tmp_path):
     trainer = make(tmp_path, folder, dataloader_num_workers=1)
     trainer.train()

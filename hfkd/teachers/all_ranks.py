@@ -1,0 +1,37 @@
+"""What each rank of a scan has found, on all ranks, in the order of the data set.
+
+B rows of a batch, S samples, M numbers of a row's samples or items.
+"""
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+
+from hfkd.items import Items
+
+
+def samples_of_all_ranks(seen: Tensor, items: Items, accelerator: Accelerator | None) -> Tensor:
+    """Each sample's numbers [S, 4] on all ranks. Of packed rows only documents with items, as of no other the row is
+    known.
+    """
+    if items.own_sample:
+        return accelerator.gather_for_metrics(seen) if accelerator is not None else seen
+    row, num_rows = items.rows
+    if items.num_samples == num_rows:
+        return of_all_ranks(seen, torch.arange(num_rows, device=seen.device), num_rows, accelerator)
+    of_samples = row.new_zeros(items.num_samples).scatter_(0, items.sample, row)
+    counted = seen[:, 3] > 0
+    return of_all_ranks(seen[counted], of_samples[counted], num_rows, accelerator)
+
+
+def of_all_ranks(values: Tensor, row: Tensor, num_rows: int, accelerator: Accelerator | None) -> Tensor:
+    """[M, k] of this rank, each of a row -> those of all ranks, row after row; rows that padded the last batch go."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return values
+    lengths = torch.bincount(row, minlength=num_rows).tolist()
+    flagged = pad(values, (0, 1), value=1.0)
+    by_row = pad_sequence(flagged.split(lengths), batch_first=True)  # [B, M of a row, k + 1], 0 where it has no more
+    everywhere = accelerator.gather_for_metrics(accelerator.pad_across_processes(by_row, dim=1))
+    return everywhere[everywhere[..., -1] == 1][:, :-1]
