@@ -3,9 +3,12 @@
 N items, B rows of a batch.
 """
 
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from transformers import TrainerCallback
 
 from hfkd.devices import send
 from hfkd.items import Items
@@ -13,10 +16,11 @@ from hfkd.items import Items
 FOLDED = 64  # batches that are added up at once
 
 
-class BatchAverage:
+class BatchAverage(TrainerCallback):
     """The mean over all items since the last reading, of values that come as means over the items of a batch.
 
-    What comes is only put by: it is added up many steps at a time, so that a step launches nothing for it.
+    What comes is only put by: it is added up many steps at a time, so that a step launches nothing for it. As a
+    callback it starts anew with each attempt at training, as Trainer's own mean of the loss does.
     """
 
     def __init__(self) -> None:
@@ -27,6 +31,9 @@ class BatchAverage:
         self._items = 0
         self._kept: list[tuple[dict[str, Tensor], int]] = []
         self._on_trial: list[tuple[dict[str, Tensor], int]] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        self._start_anew()
 
     def add(self, means: dict[str, Tensor], num_items: int) -> None:
         self._on_trial.append((means, num_items))

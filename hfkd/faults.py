@@ -161,6 +161,7 @@ class FaultWatch(TrainerCallback):
         return {"skipped_steps": self.skipped} if self.on_nan == "skip" else {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        self._outputs, self._batches, self._on_trial = None, [], None  # those of an attempt that was stopped
         self.taken = TakenSteps()
         self.skipped = next((e["skipped_steps"] for e in reversed(state.log_history) if "skipped_steps" in e), 0)
         if self.on_nan == "skip":
@@ -224,6 +225,7 @@ class WatchedTrainer(WholeCheckpoints):
         self.faults = FaultWatch(self.args.on_nan, self.accelerator)
         self.add_callback(self.faults)
         self._trained = BatchAverage()
+        self.add_callback(self._trained)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, self._norm_of_whole(model) if grad_norm is None else grad_norm)

@@ -126,6 +126,9 @@ class SaveAfterEvaluation(TrainerCallback):
     def __init__(self) -> None:
         self._due = False
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        self._due = False  # whatever an attempt that was stopped had put off
+
     def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         if control.should_save and (control.should_training_stop or float(state.epoch).is_integer()):
             self._due, control.should_save = True, False

@@ -3,7 +3,10 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from toys import Net, Rows, arguments
+from transformers import TrainerCallback
 
+from hfkd import DistillationTrainer
 from hfkd.averages import FOLDED, BatchAverage
 
 
@@ -25,3 +28,83 @@ def test_what_is_forgotten_does_not_count():
     average.add({"loss": torch.tensor(float("nan"))}, 2)
     average.forget()
     assert average.read(Accelerator(cpu=True)) == {"loss": 1.0}
+
+
+# ---- in the trainer: with kd_weight=0 the logged loss is its only part, whatever went before -------------------------
+
+
+class StopsAt(TrainerCallback):
+    """Ends a run as a user's Ctrl-C does, or as a GPU that is too small for the batch."""
+
+    def __init__(self, step, error, batch=None):
+        self.step, self.error, self.batch = step, error, batch
+
+    def on_step_end(self, args, state, control, **keywords):
+        if state.global_step == self.step and self.batch in (None, state.train_batch_size):
+            self.step = None
+            raise self.error
+
+
+def trainer(folder, **keywords):
+    args = arguments(folder, ce_weight=1.0, kd_weight=0.0, max_steps=6, **keywords)
+    return DistillationTrainer(Net(), None, args, train_dataset=Rows())
+
+
+def logged(trainer):
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert entries
+    return [entry["ce"] for entry in entries], pytest.approx([entry["loss"] for entry in entries], rel=1e-4)
+
+
+def test_a_smaller_batch_after_one_that_did_not_fit(tmp_path):
+    made = trainer(tmp_path, auto_find_batch_size=True, per_device_train_batch_size=16)
+    made.add_callback(StopsAt(2, RuntimeError("CUDA out of memory."), batch=16))
+    made.train()
+    assert made.state.train_batch_size < 16
+    parts, loss = logged(made)
+    assert parts == loss
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("on_nan", ["stop", "skip", "ignore"])
+def test_a_second_attempt_and_a_third(tmp_path, accumulation, on_nan):
+    made = trainer(tmp_path, logging_steps=4, gradient_accumulation_steps=accumulation, on_nan=on_nan)
+    made.add_callback(StopsAt(3, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        made.train()
+    for _ in range(2):  # the second one ends with two steps that were not logged
+        made.train()
+        parts, loss = logged(made)
+        assert parts == loss
+
+
+def test_what_broke_in_an_earlier_attempt_is_no_fault_of_the_next_one(tmp_path):
+    """Stopped between two accumulated batches, the first of which is infinite."""
+    made = trainer(tmp_path, gradient_accumulation_steps=2)
+    inner, calls = made.compute_loss, []
+
+    def compute_loss(model, inputs, *a, **k):
+        calls.append(None)
+        if len(calls) == 1:
+            inputs = inputs | {"pixel_values": inputs["pixel_values"] * torch.inf}
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return inner(model, inputs, *a, **k)
+
+    made.compute_loss = compute_loss
+    with pytest.raises(KeyboardInterrupt):
+        made.train()
+    made.train()
+    assert made.state.global_step == 6
+
+
+def test_a_checkpoint_that_was_put_off_is_not_written_by_the_next_attempt(tmp_path):
+    """Stopped at the end of an epoch, before the evaluation that the checkpoint waits for."""
+    made = trainer(tmp_path, save_strategy="steps", save_steps=4)
+    made.add_callback(StopsAt(4, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        made.train()
+    made.args.save_steps = 6
+    made.state.save_steps = 6
+    made.train()
+    assert [path.name for path in sorted(tmp_path.glob("checkpoint-*"))] == ["checkpoint-6"]
