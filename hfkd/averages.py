@@ -78,7 +78,9 @@ class RowAverage:
     which they cannot be from a rank's mean.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, finite_only: bool = False) -> None:
+        """finite_only: leave out rows whose value is NaN or infinite, as long as there are others."""
+        self.finite_only = finite_only
         self._rows: list[Tensor] = []
         self._names: list[str] = []
 
@@ -93,5 +95,15 @@ class RowAverage:
     def read(self) -> dict[str, float]:
         if not self._rows:
             return {}
-        *sums, items = torch.cat(self._rows).double().sum(0).tolist()
+        rows = torch.cat(self._rows).double()
+        if self.finite_only:
+            return {name: _mean(rows[:, [column, -1]]) for column, name in enumerate(self._names)}
+        *sums, items = rows.sum(0).tolist()
         return {name: value / max(items, 1) for name, value in zip(self._names, sums, strict=True)}
+
+
+def _mean(rows: Tensor) -> float:
+    """rows [B, 2]: sums and items; those that are not finite left out, unless all are."""
+    finite = torch.isfinite(rows[:, 0])
+    value, items = (rows[finite] if finite.any() else rows).sum(0).tolist()
+    return value / max(items, 1)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from hfkd.items import IMAGES, TOKENS, ItemRule
 from hfkd.labels import check_labels, check_shares, class_ids
 from hfkd.models.calling import OWN_KEYS, Call, logits_of
 from hfkd.models.peers import networks_of
-from hfkd.own_loss import compare_own_loss, few_tokens
+from hfkd.own_loss import compare_own_loss, few_tokens, untouched
 from hfkd.slot_values import SlotCheck
 from hfkd.teachers import LiveTeacher
 from hfkd.vocabulary import vocabulary_size
@@ -107,12 +108,8 @@ def check_networks(
             _check_positions(network, dataset)
     if rule is TOKENS:
         batch = few_tokens(batch)
-    modes = [(module, module.training) for module in student.modules()]
-    try:
-        output = call.output(student.eval(), _on(student, batch))
-    finally:
-        for module, mode in modes:  # each its own: a student may keep frozen batch norms in eval
-            module.training = mode
+    with untouched(student):
+        output = call.output(student, _on(student, batch))
     logits = logits_of(output)
     classes = logits.shape[-1]
     call.added_loss(output)  # refused where nothing says how much of it joins the loss
@@ -132,7 +129,10 @@ def _check_teacher(
     student: nn.Module, teacher: LiveTeacher, batch: dict[str, Any], classes: int, rule: ItemRule
 ) -> Tensor:
     """The teacher's logits, if they fit the student's."""
-    taught = teacher(**_on(teacher, batch))
+    with ExitStack() as stack:
+        for network in teacher.networks:
+            stack.enter_context(untouched(network))
+        taught = teacher(**_on(teacher, batch))
     named = rule is TOKENS and None not in map(vocabulary_size, (student, *teacher.networks))
     if taught.shape[-1] != classes and not named:  # named vocabularies are compared by hfkd.vocabulary
         raise ValueError(

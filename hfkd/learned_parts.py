@@ -7,7 +7,7 @@ beside the model would drift apart between ranks without a word.
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from transformers import TrainerCallback
 
+from hfkd.arguments import DistillationArguments
 from hfkd.files import write_atomically
 from hfkd.items import image_items
 from hfkd.loss import DistillationLoss
-from hfkd.preparation import uses_fsdp
+from hfkd.preparation import setting, uses_fsdp
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def learns(loss: DistillationLoss) -> bool:
 
 
 def prepare(loss: DistillationLoss, num_classes: int | None, args: Any) -> None:
-    """Give a loss that learns its parameters, and the arguments what trains them. No-op for one that does not.
+    """Give a loss that learns its parameters. No-op for one that does not.
 
     Raises ValueError where its parameters would not be trained as one expects.
     """
@@ -48,7 +49,6 @@ def prepare(loss: DistillationLoss, num_classes: int | None, args: Any) -> None:
             "ddp_find_unused_parameters=True takes a slot's trainable parameters for unused, since the student's "
             "forward does not call them: leave it out"
         )
-    args.ddp_find_unused_parameters = False
     if any(is_lazy(p) for p in loss.parameters()):
         if num_classes is None:
             raise ValueError(
@@ -57,6 +57,11 @@ def prepare(loss: DistillationLoss, num_classes: int | None, args: Any) -> None:
         with torch.no_grad():  # sizes that depend on the number of classes
             logits = torch.zeros(1, num_classes)
             loss.choose(image_items(logits, logits, torch.zeros(1, dtype=torch.long)))
+
+
+def used_by_ddp(loss: DistillationLoss, args: DistillationArguments) -> AbstractContextManager[None]:
+    """While Trainer is built: DDP is not to look for unused parameters, for which it takes those of the loss."""
+    return setting(args, ddp_find_unused_parameters=False) if learns(loss) else nullcontext()
 
 
 @contextmanager

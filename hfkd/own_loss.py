@@ -19,6 +19,7 @@ from hfkd.items import TOKENS, ItemRule
 from hfkd.kept_buffers import KeptBuffers
 from hfkd.loss import cross_entropy
 from hfkd.models.calling import Call, bare, logits_of
+from hfkd.random_state import kept_random_state
 from hfkd.targets import IGNORED
 
 logger = logging.getLogger(__name__)
@@ -154,10 +155,10 @@ def untouched(network: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in network.modules()]
     config = getattr(bare(network), "config", None)
     problem = getattr(config, "problem_type", None)  # which a classifier's own loss writes into its config
-    kept, device = KeptBuffers(), next(network.parameters()).device
+    kept = KeptBuffers()
     kept.keep(network)
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with kept_random_state():
             network.eval()
             yield
     finally:

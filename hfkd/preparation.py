@@ -1,7 +1,8 @@
 """What DistillationTrainer makes of its arguments before it is a Trainer."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from accelerate import Accelerator
@@ -36,21 +37,29 @@ class EpochViews(TrainerCallback):
             transform.set_epoch(math.floor(round(state.epoch or 0.0, 6)))
 
 
-def move_resident(datasets: Mapping[str, Any], args: DistillationArguments) -> None:
-    """Hold the images of `ResidentImages` where they are trained on, unless worker processes fetch them.
+def pins_memory(datasets: Mapping[str, Any], args: DistillationArguments) -> bool:
+    """Whether a loader may pin its batches; the images of `ResidentImages` are held where they are trained on first.
 
-    Switches off the loader's pinning where nothing is left to send.
+    Unless worker processes fetch them. A CPU pins nothing (torch warns of it), nor may what is on the device already.
     """
     if args.device.type == "cpu":
-        args.dataloader_pin_memory = False  # torch warns of it
-        return
-    if args.dataloader_num_workers:
-        return
-    for dataset in datasets.values():
-        for part in dataset.values() if isinstance(dataset, dict) else (dataset,):
-            if isinstance(part, ResidentImages):
-                part.move(args.device)
-                args.dataloader_pin_memory = False  # pinning is for tensors that are not there yet, and fails
+        return False
+    parts = [part for given in datasets.values() for part in (given.values() if isinstance(given, dict) else [given])]
+    resident = [part for part in parts if isinstance(part, ResidentImages) and not args.dataloader_num_workers]
+    for part in resident:
+        part.move(args.device)
+    return not resident
+
+
+@contextmanager
+def setting(args: DistillationArguments, **values: Any) -> Iterator[None]:
+    """Within it `args`, which are the caller's, have these values; afterwards their own."""
+    before = {name: getattr(args, name) for name in values}
+    vars(args).update(values)
+    try:
+        yield
+    finally:
+        vars(args).update(before)
 
 
 def chosen_loss(args: DistillationArguments, **given: Any) -> DistillationLoss:

@@ -41,10 +41,11 @@ from hfkd.preparation import (
     chosen_collator,
     chosen_loss,
     live_teacher,
-    move_resident,
     packing_check,
+    pins_memory,
     refuse_unsaved,
     refuse_unsupported,
+    setting,
     teacher_networks,
     with_adapters,
 )
@@ -153,11 +154,12 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
                 live.channels_last()
         learned_parts.prepare(loss, self.num_classes or classes, args)
         learned_parts.join(loss, *trainer_keywords.get("optimizers") or (None, None))
-        move_resident(data, args)
+        self.pins_memory = pins_memory(data, args)
         self.bounds = Bounds.of(model, live.networks if live else (), self.rule, self.num_classes or classes)
         if (optimizers := trainer_keywords.get("optimizers", (None, None)))[0] is not None:
             learned_parts.join(loss, *optimizers)
-        super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
+        with learned_parts.used_by_ddp(loss, args):
+            super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
         self._place(step, loss, live, cached)
         self.scan_result: TeacherScan | None = None
         self._evaluated = RowAverage()
@@ -272,6 +274,10 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
             count = self.accelerator.reduce(here, reduction="sum")
         return count / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size()) if batch_samples else None
 
+    def _get_dataloader(self, *arguments: Any, **keywords: Any) -> DataLoader:
+        with setting(self.args, dataloader_pin_memory=self.pins_memory and self.args.dataloader_pin_memory):
+            return super()._get_dataloader(*arguments, **keywords)
+
     def evaluation_loop(
         self,
         dataloader: DataLoader,
@@ -281,7 +287,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Trainer's loop, with a loss that counts every row once whatever the number of ranks."""
-        self._evaluated = RowAverage()
+        self._evaluated = RowAverage(finite_only=self.args.logging_nan_inf_filter)
         compared = self.teacher if self.args.evaluate_kl else None
         with self._frozen_teacher(), receiving(compared, self.image_inputs, dataloader.dataset):
             output = super().evaluation_loop(

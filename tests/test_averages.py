@@ -1,9 +1,11 @@
 """Averages that are put by are the plain means, however many batches are added up at once."""
 
+import math
+
 import pytest
 import torch
 from accelerate import Accelerator
-from toys import Net, Rows, arguments
+from toys import Net, Rows, arguments, teacher
 from transformers import TrainerCallback
 
 from hfkd import DistillationTrainer
@@ -108,3 +110,28 @@ def test_a_checkpoint_that_was_put_off_is_not_written_by_the_next_attempt(tmp_pa
     made.state.save_steps = 6
     made.train()
     assert [path.name for path in sorted(tmp_path.glob("checkpoint-*"))] == ["checkpoint-6"]
+
+
+class Marked(Rows):
+    """One row of the evaluation set is infinite."""
+
+    def __init__(self, bad=(), **keywords):
+        super().__init__(**keywords)
+        self.images[list(bad)] = torch.inf
+
+
+@pytest.mark.parametrize("bad", [(3,), range(13)])
+@pytest.mark.parametrize("finite_only", [False, True])
+def test_the_filter_of_nan_is_for_the_evaluation_too(tmp_path, bad, finite_only):
+    args = arguments(tmp_path, evaluate_kl=True, logging_nan_inf_filter=finite_only)
+    made = DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(), eval_dataset=Marked(bad, n=13, seed=3))
+    found = made.evaluate()
+    if not finite_only or len(bad) == 13:
+        assert math.isnan(found["eval_loss"])
+        assert math.isnan(found["eval_kl"])
+        return
+    kept = [i for i in range(13) if i not in bad]
+    others = torch.utils.data.Subset(Rows(n=13, seed=3), kept)
+    wanted = made.evaluate(others)
+    for name in ("eval_loss", "eval_kl"):
+        assert found[name] == pytest.approx(wanted[name], rel=1e-6)

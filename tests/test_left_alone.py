@@ -1,0 +1,89 @@
+"""What a trainer is given is the caller's: building one leaves no trace in it, nor does training in the arguments."""
+
+import copy
+import random
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toys import CLASSES, Net, Rows, arguments, teacher
+from transformers import set_seed
+
+from hfkd import DistillationArguments, DistillationTrainer
+
+
+class Counting(Net):
+    """Counts its forwards in a buffer, in eval mode too, and draws random numbers in each."""
+
+    def __init__(self, **keywords):
+        super().__init__(**keywords)
+        self.register_buffer("forwards", torch.zeros(()))
+        self.frozen = nn.BatchNorm2d(3).eval()
+        self.seen = []
+
+    def forward(self, x):
+        self.forwards += 1
+        self.seen.append((self.training, torch.is_grad_enabled(), x.detach().clone()))
+        return super().forward(self.frozen(x) + 0 * torch.rand(()))
+
+
+class Drawing(Rows):
+    """Rows that are augmented at random, by all three generators."""
+
+    def __getitem__(self, i):
+        row = super().__getitem__(i)
+        return row | {"pixel_values": row["pixel_values"] + torch.rand(()) + random.random() + np.random.rand()}
+
+
+def generators():
+    return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
+
+
+def test_building_one_leaves_the_networks_and_the_random_state_alone(tmp_path):
+    student, taught = Counting().train(), Counting(seed=1).train()
+    student.frozen.eval()
+    networks = (student, taught)
+    modes = [[module.training for module in network.modules()] for network in networks]
+    DistillationTrainer(student, taught, arguments(tmp_path), train_dataset=Drawing(), eval_dataset=Drawing(8))
+    state = generators()
+    set_seed(arguments(tmp_path).seed)  # which every Trainer does when it is built
+    assert state == generators()
+    assert [[module.training for module in network.modules()] for network in networks] == modes
+    assert all(network.forwards == 0 and network.frozen.num_batches_tracked == 0 for network in networks)
+    assert all(p.requires_grad and p.grad is None for network in networks for p in network.parameters())
+    for network in networks:
+        assert network.seen
+        for training, gradient, images in network.seen:
+            assert (training, gradient, len(images)) == (False, False, 2)
+            assert (images - Rows().images[:2]).std() < 1  # real rows, each plus a number
+
+
+def settings_of(args):
+    return copy.deepcopy({field.name: getattr(args, field.name) for field in fields(args)})
+
+
+@pytest.mark.parametrize("temperature", ["4.0", "learned"])
+def test_arguments_are_afterwards_what_they_were(tmp_path, temperature):
+    settings = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "no", "report_to": "none"}
+    args = DistillationArguments(str(tmp_path), bf16=False, use_cpu=True, disable_tqdm=True, **settings)
+    args.dataloader_pin_memory = True  # as where no GPU is there, and none is ruled out
+    assert args.ddp_find_unused_parameters is None
+    before = settings_of(args)
+    rows = {"train_dataset": Rows(), "eval_dataset": Rows(8)}
+    made = DistillationTrainer(Net(), teacher(), args, temperature=temperature, **rows)
+    assert settings_of(args) == before
+    made.train()
+    made.evaluate()
+    made.predict(Rows(8))
+    assert settings_of(args) == before
+
+
+def test_a_change_of_the_arguments_after_building_counts(tmp_path):
+    """As in Trainer, whose arguments are the caller's too."""
+    args = arguments(tmp_path)
+    made = DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(classes=CLASSES))
+    args.max_steps = 1
+    made.train()
+    assert made.state.global_step == 1
