@@ -16,7 +16,7 @@ from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError
 from PIL import Image, ImageOps
 
-from hfkd.data.splits import refuse_shared_files, split_files
+from hfkd.data.splits import refuse_patterns, refuse_shared_files, split_files
 from hfkd.data.transforms import pack_pixels, packed_size
 
 logger = logging.getLogger(__name__)
@@ -72,12 +72,18 @@ def load(name_or_path: str, name: str | None, streaming: bool = False) -> Any:
     try:
         if not path.is_dir():
             return datasets.load_dataset(name_or_path, name, streaming=streaming)
+        refuse_patterns(path)
         base, files = split_files(path, name)
         if files is None:
             refuse_shared_files(path, name)
         return datasets.load_dataset(str(base), name, data_files=files, streaming=streaming)
     except (EmptyDatasetError, DataFilesNotFoundError) as error:
         raise ValueError(f"{name_or_path} holds no data that can be read: give the folder with the images") from error
+    except FileNotFoundError as error:  # what comes before the "::"
+        raise ValueError(
+            f"{name_or_path} cannot be read: there is no {error.filename}; `datasets` takes a name with '::' for a "
+            "file in an archive, so rename files and folders that have it"
+        ) from error
     except RuntimeError as error:  # a program that makes the data, which is never run
         raise ValueError(f"{name_or_path} cannot be read: {error}; give a data set stored as files") from error
 

@@ -48,6 +48,17 @@ def split_files(folder: Path, name: str | None = None) -> tuple[Path, dict[str, 
         base = tops[0]
 
 
+def refuse_patterns(path: Path) -> None:
+    """Raise ValueError for a path that `datasets` takes for a pattern: it would find nothing, or other files too."""
+    real = os.path.realpath(path)
+    signs = [sign for sign in ("::", "*", "?", "[") if sign in real]
+    if signs:
+        raise ValueError(
+            f"{real} has {signs[0]!r} in its path, which `datasets` takes for more than a name: rename that file or "
+            "folder"
+        )
+
+
 def refuse_shared_files(folder: Path, name: str | None) -> None:
     """Raise ValueError where `datasets`, left to find the splits by the names of files, puts a file into two."""
     found: Any = datasets.load_dataset_builder(str(folder), name).config.data_files or {}

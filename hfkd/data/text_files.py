@@ -7,6 +7,8 @@ from pathlib import Path
 import datasets
 from datasets import Dataset
 
+from hfkd.data.splits import refuse_patterns
+
 
 def read_jsonl(path: str | Path) -> Dataset:
     """The rows of a JSON-lines file, one object a line, through the `datasets` cache.
@@ -17,6 +19,7 @@ def read_jsonl(path: str | Path) -> Dataset:
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file: give a JSON-lines file, one object a line")
+    refuse_patterns(path)
     _check_text(path)
     try:
         return datasets.load_dataset("json", data_files=str(path), split="train")

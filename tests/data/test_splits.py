@@ -10,6 +10,7 @@ from PIL import Image
 
 from hfkd.data import label_names, load_images
 from hfkd.data.large_images import load_large_images
+from hfkd.data.text_files import read_jsonl
 
 WORDS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation")
 
@@ -157,3 +158,32 @@ def test_a_file_in_two_splits_is_refused(tmp_path):
     table(tmp_path / "train-test.parquet", 3, 1)
     with pytest.raises(ValueError, match=r"train-test\.parquet would be in both 'train' and 'test'.*folder of its own"):
         load_images(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["set [v2]", "a::b", "what?", "all*"])
+def test_a_folder_whose_path_is_a_pattern_is_refused(tmp_path, name, monkeypatch):
+    root = tree(tmp_path / name / "images", train={"cat": 3, "dog": 2}, test={"cat": 1, "dog": 1})
+    (tmp_path / "plain").symlink_to(root)
+    (root / "rows.jsonl").write_text('{"text": "a"}\n')
+    message = r"in its path, which `datasets` takes for more than a name: rename that file or folder"
+    for given in (root, tmp_path / "plain"):
+        with pytest.raises(ValueError, match=message):
+            load_images(str(given))
+    with pytest.raises(ValueError, match=message):
+        read_jsonl(root / "rows.jsonl")
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        load_images("images")
+
+
+def test_classes_whose_names_are_patterns_are_read(tmp_path):
+    names = {"a[1]": 2, "a*": 1, "50%": 1, "#1": 1, "a\nb": 1}
+    both = load_images(str(tree(tmp_path / "images", train=names, test=names)))
+    assert sorted(label_names(both["train"])) == sorted(names)
+    assert (len(both["train"]), len(both["test"])) == (6, 6)
+
+
+def test_a_class_whose_name_is_taken_for_an_archive_is_refused(tmp_path):
+    root = tree(tmp_path / "images", train={"a::b": 2, "c": 1}, test={"c": 1})
+    with pytest.raises(ValueError, match=r"images cannot be read: .*takes a name with '::' for a file in an archive"):
+        load_images(str(root))
