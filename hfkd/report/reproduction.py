@@ -141,7 +141,8 @@ def run_table(table: Table, argv: Sequence[str], published: Published) -> str:
         try:
             job.run()
         except FloatingPointError as error:
-            logger.error("%s, seed %d, failed: %s. The table goes on.", job.row.name, job.seed, error)
+            if args.should_save:  # every rank raises it
+                logger.error("%s, seed %d, failed: %s. The table goes on.", job.row.name, job.seed, error)
         text = _write(table, folder, published) if args.should_save else ""
     return text
 

@@ -74,3 +74,17 @@ def test_two_ranks_are_one_run(folder, tmp_path, name, bf16):
     if name in said:
         assert said[name] in logs[0]
         assert said[name] not in logs[1]
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_does_not_stop_the_table_on_two_ranks(folder, tmp_path):
+    rows = "rows:\n  - {name: too fast, settings: {learning_rate: 1.0e+20}}\n  - {name: KD}\n"
+    (tmp_path / "table.yaml").write_text(f"title: Two\nsettings: {{optim: sgd}}\nreference: KD\n{rows}")
+    flags_given = [*image_flags(folder, tmp_path / "out", per_device_train_batch_size=8), "--seeds=1"]
+    arguments = [str(flag) for flag in flags_given] + [f"--table={tmp_path / 'table.yaml'}"]
+    codes = on_ranks(tmp_path / "log", 2, on_the_cpu, RECIPES / "reproduce.py", *arguments)
+    logs = [(tmp_path / f"log-{rank}").read_text() for rank in range(2)]
+    assert codes == [0, 0], logs[0][-3000:] + logs[1][-3000:]
+    assert results(tmp_path / "out" / "too_fast" / "seed42")["status"] == "failed"
+    assert results(tmp_path / "out" / "kd" / "seed42")["status"] == "finished"
+    assert [log.count("The table goes on") for log in logs] == [1, 0]
