@@ -39,7 +39,10 @@ class Bounds:
 
 def _embeddings(network: nn.Module) -> int | None:
     bare: Any = unwrap_peft_model(network)
-    table = bare.get_input_embeddings() if isinstance(bare, PreTrainedModel) else None
+    try:
+        table = bare.get_input_embeddings() if isinstance(bare, PreTrainedModel) else None
+    except NotImplementedError:  # transformers' ResNet and other networks of convolutions
+        return None
     return table.num_embeddings if isinstance(table, nn.Embedding) else None
 
 
