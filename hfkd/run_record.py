@@ -4,7 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,20 @@ from hfkd.whole_checkpoints import last_checkpoint
 logger = logging.getLogger(__name__)
 
 FILE = "distillation.json"
+# Of a trainer's settings, those that decide its result beside networks, slots and data.
+TRAINING = (
+    "learning_rate",
+    "weight_decay",
+    "optim",
+    "optim_args",
+    "batch_size",
+    "num_train_epochs",
+    "max_steps",
+    "lr_scheduler_type",
+    "lr_decay_epochs",
+    "lr_decay_factor",
+    "warmup_steps",
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,7 @@ class RunRecord:
 
     data: how many training rows, and what is made of them; None for a trainer without any, which is not compared.
     threshold_level: whether the scan was of samples or of items; None where a version wrote it that knew samples alone.
+    training: the optimizer, its schedule and the batch size, once training starts; a resumed run may change them.
     """
 
     student: str
@@ -39,6 +54,7 @@ class RunRecord:
     thresholds: list[float] | None = None
     data: str | None = None
     threshold_level: Level | None = None
+    training: dict[str, Any] | None = None
 
     @classmethod
     def of(
@@ -80,6 +96,35 @@ class RunRecord:
                 f"resume_from_checkpoint={checkpoint} is of another run: {difference}; name one of this run, or start "
                 "anew, with the student loaded from there if that is meant"
             )
+
+    def training_as(self, settings: Mapping[str, Any]) -> "RunRecord":
+        """This record with what `settings`, those of the trainer, say about its training."""
+        return replace(self, training=json.loads(json.dumps({k: settings[k] for k in TRAINING if k in settings})))
+
+    def check_training(self, folder: str | Path | None, checkpoint: str | None) -> None:
+        """Raise ValueError if `folder` holds a run that was trained otherwise and is not resumed.
+
+        One that is resumed from `checkpoint` may be trained otherwise from there on, which is said in the log.
+        """
+        folder = folder or "."
+        other = read(checkpoint) if checkpoint else read(folder) or read(last_checkpoint(folder))
+        there, here = (other.training if other else None) or {}, self.training or {}
+        names = [name for name in TRAINING if there.get(name) != here.get(name)] if there and here else []
+        if not names:
+            return
+        was, now = (", ".join(f"{name}={values.get(name)}" for name in names) for values in (there, here))
+        if checkpoint is None:
+            raise ValueError(
+                f"{folder} holds a run with {was}, and this one, which does not resume it, has {now}: choose another "
+                "output_dir, delete that one, or resume it with resume_from_checkpoint=True"
+            )
+        logger.warning(
+            "The run in %s was trained with %s; it is resumed with %s. The optimizer and its schedule "
+            "go on as they were stored.",
+            checkpoint,
+            was,
+            now,
+        )
 
     def _difference(self, other: "RunRecord") -> str | None:
         there, here = other._named(), self._named()

@@ -310,6 +310,9 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         refuse_networks(self.args.output_dir, {"student": self.model, "teacher": self.teacher}, self.processing_class)
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         self.record.refuse_checkpoint(checkpoint)
+        if self.record.training is None and trial is None:  # train() again goes on, and each trial has its own settings
+            self.record = self.record.training_as(self.settings)
+            self.record.check_training(self.args.output_dir, checkpoint)
         self.start_from(checkpoint)
         if checkpoint is not None:
             warn_of_random_rows(self.train_dataset)

@@ -122,7 +122,7 @@ def test_training_a_second_time_goes_on_with_the_same_optimizer(tmp_path):
 def test_a_student_trained_before_is_rid_of_the_earlier_loss(tmp_path, temperature):
     first = make(tmp_path, max_steps=1)
     first.train()
-    again = make(tmp_path if temperature == LEARNED else tmp_path / "other", temperature, student=first.model)
+    again = make(tmp_path / "other", temperature, student=first.model)
     assert again.record.student == first.record.student
     again.train()
     mine = {id(p) for p in [*again.model.parameters(), *again.distillation_loss.parameters()]}

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from toys import Net, teacher
+from toys import Net, Rows, arguments, teacher
 
 from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
@@ -14,6 +14,7 @@ from hfkd.models import image_classifier
 from hfkd.run_record import FILE, RunRecord, network, read
 from hfkd.teachers import LiveTeacher, Teachers
 from hfkd.temperatures import Energy, Gradation
+from hfkd.trainer import DistillationTrainer
 
 
 def record(student=None, taught=None, seed=0, **loss):
@@ -177,7 +178,7 @@ def test_a_lambda_is_the_same_wherever_it_lies_in_memory(tmp_path):
 
 def test_the_file_is_plain_json(tmp_path):
     stored = json.loads((left_by(tmp_path, weighting="entropy") / FILE).read_text())
-    assert stored.keys() == {"student", "teacher", "loss", "seed", "thresholds", "data", "threshold_level"}
+    assert stored.keys() == {"student", "teacher", "loss", "seed", "thresholds", "data", "threshold_level", "training"}
 
 
 def test_a_network_is_named_by_its_architecture():
@@ -194,3 +195,30 @@ def test_another_checkpoint_of_the_same_teacher_is_another_run(tmp_path):
     with pytest.raises(ValueError, match=r"its teacher is Net \(.*weights"):
         record(taught=other).refuse_other(tmp_path)
     record().refuse_other(tmp_path)
+
+
+def trained(folder, **settings):
+    kept = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "learning_rate": 0.05}
+    return DistillationTrainer(Net(), teacher(), arguments(folder, **(kept | settings)), train_dataset=Rows(16))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("learning_rate", 0.5), ("per_device_train_batch_size", 4), ("max_steps", 3)]
+)
+def test_a_folder_with_a_run_that_was_trained_otherwise_is_refused_unless_it_is_resumed(tmp_path, setting, value):
+    trained(tmp_path).train()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    name = {"per_device_train_batch_size": "batch_size"}.get(setting, setting)
+    with pytest.raises(ValueError, match=rf"holds a run with {name}=.*, and this one.* has {name}={value}: choose"):
+        trained(tmp_path, **{setting: value}).train()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    trained(tmp_path).train()  # the same again
+
+
+def test_a_resumed_run_may_be_trained_otherwise_and_says_so(tmp_path, caplog):
+    trained(tmp_path).train()
+    trainer = trained(tmp_path, max_steps=4)
+    with caplog.at_level("WARNING", "hfkd"):
+        trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 4
+    assert "was trained with max_steps=2" in caplog.text
