@@ -80,6 +80,7 @@ def evaluate_students(
     The tables have the students and sets that earlier calls left in `output_dir`, too. Returns this call's scores.
     """
     state, folder = processes(), Path(args.output_dir)
+    names = [str(Path(name)) for name in names]  # with a slash at the end it is no other student
     folders = _folders(names, read_students(folder))
     scores = {}
     for name in names:
