@@ -16,7 +16,7 @@ from transformers.trainer_utils import unwrap_peft_model
 
 from hfkd.citations import citations
 from hfkd.command import command, without_secrets
-from hfkd.evaluations import OTHER, step_of_weights
+from hfkd.evaluations import of_the_run, step_of_weights
 from hfkd.files import write_atomically
 from hfkd.models import CIFAR_NETS, Peers
 from hfkd.report.history import teacher_scores
@@ -136,7 +136,7 @@ def evaluation(state: TrainerState, step: int) -> dict[str, float]:
     """What evaluating the run's own set measured of the weights of `step`."""
     logged: dict[str, Any] = {}
     for entry in state.log_history:
-        if entry.get("step") == step and OTHER not in entry:
+        if entry.get("step") == step and of_the_run(entry):
             logged |= {k.removeprefix("eval_"): v for k, v in entry.items() if k.startswith("eval_")}
     numbers = {k: float(v) for k, v in logged.items() if isinstance(v, (int, float)) and not SPEED.search(f"_{k}")}
     return {k: v for k, v in numbers.items() if math.isfinite(v)}

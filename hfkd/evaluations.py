@@ -1,12 +1,19 @@
 """Which evaluations describe a run: those of its own evaluation set, of the weights of their step."""
 
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
-# In an entry of the log: what else its metrics are of. Such an entry is no evaluation of the run.
-OTHER = "evaluated"
+# In an entry of the log, what else its metrics are of: another set of so many rows (-1: a stream), the weights of
+# another step. Numbers, as all of the log. Such an entry is no evaluation of the run.
+OTHER_SET, OTHER_STEP = "other_set_rows", "weights_of_step"
+
+
+def of_the_run(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry of the log is no evaluation, or one of the run's own set with the weights of its step."""
+    return OTHER_SET not in entry and OTHER_STEP not in entry
 
 
 class MarkedEvaluations(Trainer):
@@ -16,7 +23,7 @@ class MarkedEvaluations(Trainer):
     """
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        self._other: str | None = None
+        self._other: dict[str, float] = {}
         super().__init__(*arguments, **keywords)
         self.own_set: Any = self.eval_dataset
 
@@ -35,16 +42,15 @@ class MarkedEvaluations(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
-        if self._other is not None:
-            cast(dict[str, Any], self.state.log_history[-1])[OTHER] = self._other
+        self.state.log_history[-1].update(self._other)
 
-    def _other_than_the_runs(self, eval_dataset: Any) -> str | None:
-        """What is evaluated, if it is not the run's own set with the weights of this step."""
+    def _other_than_the_runs(self, eval_dataset: Any) -> dict[str, float]:
+        """The marks of an evaluation that is not of the run's own set, or not of the weights of this step."""
         given = self.eval_dataset if eval_dataset is None else eval_dataset
-        if not isinstance(given, str) and given is not self.own_set:
-            return f"another set of {len(given):,} rows" if has_length(given) else "another set"
+        own = isinstance(given, str) or given is self.own_set
         step = step_of_weights(self.state, self.args, self.is_in_train)
-        return None if step == self.state.global_step else f"the weights of step {step}"
+        marks = {} if own else {OTHER_SET: len(given) if has_length(given) else -1}
+        return marks if step == self.state.global_step else marks | {OTHER_STEP: step}
 
 
 def step_of_weights(state: TrainerState, args: TrainingArguments, training: bool) -> int:

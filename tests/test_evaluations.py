@@ -116,8 +116,8 @@ def test_another_set_leaves_card_results_and_page_as_they_were(tmp_path, prefix)
     assert seen(found["epochs"]) == seen(expected["epochs"])
     assert [found[k] for k in ("best", "last", "saved")] == [expected[k] for k in ("best", "last", "saved")]
     assert of_card(run) == of_card(alone)
-    names = [entry["evaluated"] for entry in found["other_evaluations"]]
-    assert names == ["another set of 64 rows"] * 4 + ["another set of 8 rows"]
+    assert [entry["other_set_rows"] for entry in found["other_evaluations"]] == [64] * 4 + [8]
+    assert all(isinstance(value, (int, float)) for entry in run.state.log_history for value in entry.values())
     assert all(f"{prefix}_accuracy" in entry for entry in found["other_evaluations"][:4])
     assert f"{prefix}_far_accuracy" in found["other_evaluations"][4]
 
@@ -151,7 +151,7 @@ def test_the_reloaded_best_weights_are_not_the_last_evaluation(tmp_path):
     after = results(tmp_path)
     assert after["last"] == before["last"]
     assert after["epochs"] == before["epochs"]
-    assert [entry["evaluated"] for entry in after["other_evaluations"]] == ["the weights of step 2"]
+    assert [entry["weights_of_step"] for entry in after["other_evaluations"]] == [2]
     assert of_card(run) == card
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfkd.evaluations import OTHER
+from hfkd.evaluations import of_the_run
 from hfkd.report import style
 from hfkd.report.history import Entry, series
 from hfkd.report.style import as_array, as_vector, new_figure, say_empty, styled
@@ -37,7 +37,7 @@ def training_curves(log_history: Iterable[Entry]) -> Figure:
     """
     from matplotlib.ticker import MaxNLocator
 
-    history = [entry for entry in log_history if OTHER not in entry]
+    history = [entry for entry in log_history if of_the_run(entry)]
     figure, (left, right) = new_figure(8.4, 3.4, panels=2)
     keys = dict.fromkeys(key for entry in history for key in entry)
     losses = [key for key in keys if not key.startswith("eval_") and key != "train_loss"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hfkd.evaluations import OTHER
+from hfkd.evaluations import of_the_run
 
 Entry = Mapping[str, Any]
 TEACHER_SCORE = re.compile(r"teacher(_\d+)?_accuracy(_.*)?")
@@ -50,7 +50,7 @@ def epoch_rows(log_history: Iterable[Entry]) -> list[dict[str, Any]]:
     Left out: evaluations of other sets or weights (`other_evaluations`), training after the last evaluation, and the
     closing summary of a sitting (`train_runtime`, ...), which knows only its own sitting.
     """
-    history = [entry for entry in log_history if OTHER not in entry]
+    history = [entry for entry in log_history if of_the_run(entry)]
     per_epoch = not _evaluated_while_training(history)
     rows: list[dict[str, Any]] = []
     training: list[Entry] = []
@@ -74,7 +74,7 @@ def epoch_rows(log_history: Iterable[Entry]) -> list[dict[str, Any]]:
 
 def other_evaluations(log_history: Iterable[Entry]) -> list[Entry]:
     """The entries whose metrics are of another set than the run's, or of other weights than those of their step."""
-    return [entry for entry in log_history if OTHER in entry]
+    return [entry for entry in log_history if not of_the_run(entry)]
 
 
 def _evaluated_while_training(history: Iterable[Entry]) -> bool:

@@ -92,7 +92,7 @@ def test_steps_that_were_left_out_do_not_count():
 
 
 def test_other_sets_have_no_row():
-    other = {"eval_accuracy": 0.9, "epoch": 1.0, "step": 5, "evaluated": "another set"}
+    other = {"eval_accuracy": 0.9, "epoch": 1.0, "step": 5, "other_set_rows": 64}
     history = [{"loss": 1.0, "epoch": 1.0, "step": 5}, {"eval_accuracy": 0.5, "epoch": 1.0, "step": 5}, other]
     assert epoch_rows(history) == [{"loss": 1.0, "eval_accuracy": 0.5, "epoch": 1.0, "step": 5}]
     assert other_evaluations(history) == [other]
