@@ -139,7 +139,7 @@ def test_a_broken_picture_is_named_when_its_turn_comes(folder, tmp_path):
         ({"streaming": True, "resized_crop": False}, "it needs resized_crop"),
         ({"streaming": True, "imbalance_factor": 0.5}, "no imbalance_factor"),
         ({"views": 2}, "leave views=2 out"),
-        ({"test_split": "val"}, r"has no split 'val': it has \['train', 'test'\]; pass test_split="),
+        ({"test_split": "val"}, r"has no split 'val': it has \['test', 'train'\]; pass test_split="),
         ({"image_std": [0.1, 0.0, 0.1]}, r"std\[1\]=0.0 must be a number above 0"),
     ],
 )
