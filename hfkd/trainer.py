@@ -319,7 +319,8 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         self.step, self.train_dataset = with_he_da(self.args, self.step, self.train_dataset, self.scan_training_set)
         self.fit_slots(checkpoint)
         record_inputs(self)
-        if self.args.should_save:
+        # A resumed run may still be refused: its folder's record is renewed with what is saved next.
+        if self.args.should_save and not (checkpoint and run_record.read(self.args.output_dir)):
             self.record.write(self.args.output_dir, self.distillation_loss)
         if self.args.keep_freed_memory and self.args.device.type == "cpu":
             keep_freed_memory()

@@ -142,17 +142,11 @@ def test_inputs_that_are_broken_at_once_are_blamed_when_the_trainer_is_built(tmp
         DistillationTrainer(Net(), teacher(), arguments(tmp_path), train_dataset=rows)
 
 
-@pytest.mark.parametrize(
-    ("value", "temperature", "message"),
-    [
-        (math.nan, "energy", r"the inputs are NaN or infinite for 1 of 32 training rows \(first at rows \[7\]\)"),
-        (0.0, "energy(energy_temperature=1e-300)", "energy_temperature=1e-300 or entropy_temperature=3.0 gives NaN"),
-    ],
-)
-def test_the_scan_blames_the_inputs_and_the_temperature_before_the_teacher(tmp_path, value, temperature, message):
+def test_the_scan_blames_the_inputs_before_the_teacher(tmp_path):
     rows = Rows()
-    rows.images[7, 0, 0, 0] = value
-    trainer = DistillationTrainer(Net(), teacher(), arguments(tmp_path), train_dataset=rows, temperature=temperature)
+    rows.images[7, 0, 0, 0] = math.nan
+    trainer = DistillationTrainer(Net(), teacher(), arguments(tmp_path), train_dataset=rows, temperature="energy")
+    message = r"the inputs are NaN or infinite for 1 of 32 training rows \(first at rows \[7\]\)"
     with pytest.raises(ValueError, match=message):
         trainer.train()
 

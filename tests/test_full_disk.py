@@ -13,6 +13,7 @@ from toys import teacher
 
 from hfkd.evaluation.run import evaluate_sets
 from hfkd.report.results import ResultsCallback
+from hfkd.run_record import RunRecord
 from hfkd.teachers import LiveTeacher, scan
 from hfkd.whole_checkpoints import _named_errors
 
@@ -29,12 +30,12 @@ def small_disk(size):
 
 
 @pytest.mark.parametrize("size", [100, 1100, 2500])  # in the run's record, the student, the optimizer
-def test_a_full_disk_is_an_error_that_names_the_checkpoint_and_leaves_nothing(tmp_path, size):
+def test_a_full_disk_is_an_error_that_names_the_checkpoint_and_leaves_nothing(tmp_path, monkeypatch, size):
     trainer = make(tmp_path, optim="adamw_torch")
     trainer.record.write(tmp_path, trainer.distillation_loss)
     trainer.fit_slots()
     whole = names(tmp_path)
-    trainer.record = type("Written", (), {"write": lambda *a: None})()
+    monkeypatch.setattr(RunRecord, "write", lambda *arguments: None)  # it is there
     with small_disk(size), pytest.raises(OSError, match=f"cannot write {tmp_path}/checkpoint-1: .*is the disk full"):
         trainer.train()
     assert names(tmp_path) == whole
@@ -84,8 +85,8 @@ def test_results_that_do_not_fit_leave_the_earlier_ones(tmp_path):
 
 def test_an_output_that_is_no_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("a file")
-    with pytest.raises(OSError, match="file"):
-        make(tmp_path / "file" / "run").train()
+    with pytest.raises(ValueError, match="file is no folder; choose another output_dir"):
+        make(tmp_path / "file" / "run")
     assert names(tmp_path) == ["file"]
 
 
