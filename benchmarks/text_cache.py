@@ -33,7 +33,7 @@ from hfkd.objectives.divergences import kl
 from hfkd.report.environment import environment
 from hfkd.targets import Targets
 from hfkd.teachers import CachedTextTeacher, build_text_cache
-from hfkd.teachers.text_cache import bytes_per_token
+from hfkd.teachers.text_manifest import bytes_per_token
 
 BATCH = 8
 

@@ -84,7 +84,7 @@ class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingAr
         default=None,
         metadata={
             "help": "Keep the teacher's logits of every view of the training images in this folder, for this run and "
-            "later ones; exact to 1/65,534 of a row's range. CIFAR-100 takes up to 1.75 GB."
+            "later ones; exact to 1/65,534 of a row's range. CIFAR-100 takes up to 1.81 GB."
         },
     )
     teacher_cache_on_device: bool | None = field(

@@ -12,7 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from hfkd.counts import at_least_one
 from hfkd.teachers.cached_text import CachedTextTeacher
 from hfkd.teachers.live import LiveTeacher, place
-from hfkd.teachers.text_cache import Manifest, build_text_cache
+from hfkd.teachers.source import model_source
+from hfkd.teachers.text_cache import build_text_cache
+from hfkd.teachers.text_manifest import Manifest
 from hfkd.temperatures import resolve_temperature
 from hfkd.vocabulary import common_vocabulary
 
@@ -23,7 +25,10 @@ class TeacherCacheArguments:
 
     teacher_cache: str | None = field(
         default=None,
-        metadata={"help": "Folder to train from in place of the teacher; filled first where it is not complete."},
+        metadata={
+            "help": "Folder to train from in place of the teacher; filled first where it is not complete. A complete "
+            "one is compared with the teacher only when the teacher's files are not those it was made from."
+        },
     )
     teacher_cache_k: int = field(default=64, metadata={"help": "Logits stored per target token, the largest."})
     teacher_cache_batch_size: int = field(default=8, metadata={"help": "Rows a teacher's forward while storing."})
@@ -48,8 +53,10 @@ class TeacherCacheArguments:
         temperature: Any,
         mixed_precision: str | None = None,
     ) -> nn.Module:
-        """The stored teacher, for which `load` is called only if something is missing; without a folder the live one.
+        """The stored teacher, for which `load` is called only if it has to be; without a folder the live one.
 
+        It has to be where something is missing or damaged, and where the files under `name` are not those that the
+        cache was made from (samples of them are compared): then the teacher is, over a few rows.
         `temperature` is the slot of training: it says at which temperatures the bucket is stored. `mixed_precision` is
         that of training; unset: that of accelerate's launcher. Raises ValueError for a folder that holds what a teacher
         of another name said.
@@ -62,14 +69,16 @@ class TeacherCacheArguments:
                 f"--teacher_cache {self.teacher_cache} holds what {manifest.name} said, and the teacher is {name}: "
                 "choose another folder, or delete that one"
             )
-        if manifest is None or manifest.missing(self.teacher_cache):
-            self._build(load(), name, rows, student, tokenizer, temperature, mixed_precision)
+        source = model_source(name)
+        if manifest is None or manifest.source != source or manifest.missing(self.teacher_cache):
+            self._build(load(), name, source, rows, student, tokenizer, temperature, mixed_precision)
         return CachedTextTeacher(self.teacher_cache)
 
     def _build(
         self,
         teacher: nn.Module,
         name: str,
+        source: str | None,
         rows: Dataset,
         student: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
@@ -94,4 +103,5 @@ class TeacherCacheArguments:
             batch_size=self.teacher_cache_batch_size,
             accelerator=accelerator,
             name=name,
+            source=source,
         )

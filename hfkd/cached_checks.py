@@ -14,7 +14,9 @@ from hfkd.loss import DistillationLoss
 from hfkd.models.calling import Call
 from hfkd.slot_values import check_slots
 from hfkd.teachers.cached_text import CachedTextTeacher
+from hfkd.teachers.text_columns import HIGHEST_TEMPERATURE
 from hfkd.temperatures import Fitted
+from hfkd.underestimates import warn_of_underestimates
 from hfkd.vocabulary import common_size
 
 PROBED_TOKENS = 2
@@ -46,6 +48,7 @@ def check_cached(
         _check_declared(loss, teacher)
         teacher.check_rows(dataset)
         _probe(loss, teacher, dataset)
+        warn_of_underestimates(loss, teacher, student, dataset)
     return common_size(size, stored, tokenizer)
 
 
@@ -56,6 +59,13 @@ def _check_declared(loss: DistillationLoss, teacher: CachedTextTeacher) -> None:
                 f"the objective {loss.objective!r} {why}, which a teacher cache cannot serve: train with the live one"
             )
     given, stored = getattr(loss.temperature, "choices", None), teacher.manifest.temperatures
+    highest = HIGHEST_TEMPERATURE[teacher.manifest.dtype]
+    if given is not None and max(given) > highest:
+        raise ValueError(
+            f"the temperature {loss.temperature!r} softens by up to {max(given):g}, and at more than {highest:g} a "
+            f"cache of {teacher.manifest.dtype} gives masked classes some probability: build it with dtype='float32', "
+            "or train with the live teacher"
+        )
     known = given is not None and all(any(math.isclose(t, s, rel_tol=1e-6) for s in stored) for t in given)
     if given is None or (teacher.manifest.has_tail and not known):
         which = "numbers not known beforehand" if given is None else ", ".join(map(str, given))

@@ -3,6 +3,7 @@
 N items, C classes or vocabulary, k stored classes, S temperatures the bucket is stored for.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -100,6 +101,17 @@ def coarse_items(logits: Tensor, teacher: StoredOutputs, targets: Targets, progr
 def tail(logits: Tensor, ids: Tensor) -> Tensor:
     """logsumexp over the classes that `ids` [N, k] leaves out: [N, C] -> [N]."""
     return logits.scatter(-1, ids, float("-inf")).logsumexp(-1)
+
+
+def spread(logits: Tensor, ids: Tensor) -> Tensor:
+    """KL(u || p) [N] over the classes that `ids` [N, k] leaves out: p the softmax of their logits [N, C], u uniform.
+
+    What one bucket for all of them hides from a divergence that is weighed by a student's probabilities, if those are
+    spread evenly.
+    """
+    others = logits.shape[-1] - ids.shape[-1]
+    mean = logits.scatter(-1, ids, 0).sum(-1) / others
+    return (tail(logits, ids) - mean - math.log(others)).nan_to_num(torch.inf, torch.inf).clamp(min=0)
 
 
 def _stored(name: str, argument: str, values: Mapping[float, Tensor], temperature: float) -> Tensor:

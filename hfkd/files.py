@@ -3,9 +3,12 @@
 import contextlib
 import errno
 import os
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+
+import xxhash
 
 FULL = "free some space"
 REMEDIES = {
@@ -56,3 +59,14 @@ def sync(path: str | Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def checksum(path: str | Path, size: int | None = None, start: bytes = b"") -> str:
+    """xxh3_128 of `start` and the first `size` bytes of a file, or all of it, in hexadecimal."""
+    digest, buffer = xxhash.xxh3_128(start), memoryview(bytearray(1 << 20))
+    left = sys.maxsize if size is None else size
+    with open(path, "rb", buffering=0) as file:
+        while left and (count := file.readinto(buffer[: min(left, len(buffer))])):
+            digest.update(buffer[:count])
+            left -= count
+    return digest.hexdigest()

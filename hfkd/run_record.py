@@ -15,7 +15,7 @@ from hfkd.data.epochs import image_transform
 from hfkd.files import write_atomically
 from hfkd.loss import DistillationLoss
 from hfkd.teachers import CachedTextTeacher, LiveTeacher
-from hfkd.teachers.scan import weights_fingerprint
+from hfkd.teachers.fingerprint import changed_setting, configuration, weights_fingerprint
 from hfkd.temperatures import Fitted, Level
 from hfkd.whole_checkpoints import last_checkpoint
 
@@ -45,6 +45,7 @@ class RunRecord:
     data: how many training rows, and what is made of them; None for a trainer without any, which is not compared.
     threshold_level: whether the scan was of samples or of items; None where a version wrote it that knew samples alone.
     training: the optimizer, its schedule and the batch size, once training starts; a resumed run may change them.
+    teacher_config: the teacher's settings that may change its outputs. probe: energies of a few rows (`Probe`).
     """
 
     student: str
@@ -55,6 +56,8 @@ class RunRecord:
     data: str | None = None
     threshold_level: Level | None = None
     training: dict[str, Any] | None = None
+    teacher_config: dict[str, Any] | None = None
+    probe: dict[str, Any] | None = None
 
     @classmethod
     def of(
@@ -67,13 +70,15 @@ class RunRecord:
         dataset: Any = None,
     ) -> "RunRecord":
         """`more`: what else decides the run, recorded beside the slots."""
-        known = None if teacher is None else repr(teacher)
+        known, config = None if teacher is None else repr(teacher), None
         if isinstance(teacher, LiveTeacher):
+            config = configuration(teacher)
             names = " + ".join(map(network, teacher.networks))
             known = names.removesuffix(")") + f", weights {weights_fingerprint(teacher)[:8]})"
         # A lambda's repr holds its address, which no two runs share.
         slots = {k: re.sub(r" at 0x[0-9a-f]+", "", v) if isinstance(v, str) else v for k, v in loss.describe().items()}
-        return cls(network(student), known, slots | dict(more or {}), seed, data=rows_of(dataset))
+        decided = slots | dict(more or {})
+        return cls(network(student), known, decided, seed, data=rows_of(dataset), teacher_config=config)
 
     def write(self, folder: str | Path | None, loss: DistillationLoss) -> None:
         slot = loss.temperature
@@ -132,7 +137,7 @@ class RunRecord:
             there["data"], here["data"] = other.data, self.data
         different = next((name for name in here | there if there.get(name) != here.get(name)), None)
         if different is None:
-            return None
+            return changed_setting(other.teacher_config or {}, self.teacher_config or {}, "teacher's config")
         return f"its {different} is {there.get(different)}, this one's is {here.get(different)}"
 
     def _named(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def energy(logits: Tensor, temperature: float = 4.0) -> Tensor:
 def entropy(logits: Tensor, temperature: float = 3.0) -> Tensor:
     """Shannon entropy H_n = -sum_c p_nc log p_nc of p = softmax(z / T')  (EA-KD, Eq. 2-3, T' = 3).
 
-    [N, C] -> [N], in nats, within [0, log C].
+    [N, C] -> [N], in nats, within [0, log C]. A class of probability 0 adds nothing, whether its logit is low or -inf.
     """
     log_p = torch.log_softmax(upcast(logits) / temperature, dim=-1)
-    return -(log_p.exp() * log_p).sum(-1)
+    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)

@@ -60,6 +60,7 @@ from hfkd.sharing import refuse_shared
 from hfkd.slot_values import slot_check
 from hfkd.steps import ChunkedStep
 from hfkd.teacher_accuracy import TeacherAccuracy
+from hfkd.teacher_probe import probed
 from hfkd.teacher_tokenizer import check_teacher_tokenizers
 from hfkd.teachers import CachedTextTeacher, LiveTeacher, TeacherScan, place
 from hfkd.tensor_checkpoints import TensorCheckpoints
@@ -335,17 +336,20 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
                 self.cached_teacher.flush()
 
     def fit_slots(self, checkpoint: str | None = None) -> None:
-        """Give the temperature its thresholds: those of `checkpoint`, or of a scan of the training set."""
-        slot = self.distillation_loss.unfitted
-        if slot is None:
-            return
-        earlier = run_record.earlier_thresholds(checkpoint, slot, tokens=self.rule is TOKENS)
-        if earlier is not None:
+        """Give the temperature its thresholds: those of `checkpoint`, or of a scan of the training set.
+
+        Raises ValueError when the teacher or the rows are not those of `checkpoint`.
+        """
+        slot, found = self.distillation_loss.unfitted, None
+        earlier = None if slot is None else run_record.earlier_thresholds(checkpoint, slot, self.rule is TOKENS)
+        if slot is not None and earlier is not None:
             slot.restore(earlier)
-        else:
+        elif slot is not None:
             found = self.scan_training_set(energy_temperature=slot.energy_temperature, level=slot.level)
             slot.fit(found.energy[~found.energy.isnan()])  # rows without a target have none
-        logger.info("Energy thresholds: %s", slot.thresholds_or_none)
+        if slot is not None:
+            logger.info("Energy thresholds: %s", slot.thresholds_or_none)
+        self.record = probed(self, checkpoint, found)
 
     def scan_training_set(self, **keywords: Any) -> TeacherScan:
         """`hfkd.teachers.scan` with this trainer's teacher, data, ranks and cache; kept as `scan_result`."""

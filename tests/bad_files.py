@@ -10,7 +10,7 @@ import torch
 from bad_training import broken
 from datasets import Dataset, Features, Value
 from safetensors.torch import save_file
-from text_toys import language_model, tokenizer
+from text_toys import language_model, taught_model, token_dataset, tokenizer
 from torch import nn
 from toys import Net, Rows, teacher
 
@@ -26,7 +26,7 @@ from hfkd.json_file import write_json
 from hfkd.models import image_classifier, image_teacher
 from hfkd.models.checkpoints import load_checkpoint
 from hfkd.models.language import causal_lm, load_tokenizer
-from hfkd.teachers import LiveTeacher, scan
+from hfkd.teachers import CachedTextTeacher, LiveTeacher, build_text_cache, scan
 from hfkd.vocabulary import same_tokenizer
 
 # ---- checkpoints and networks -----------------------------------------------------------------------------------
@@ -220,7 +220,56 @@ def answers(columns, **keywords):
     )
 
 
+def stored(harm=lambda folder: None, **keywords):
+    """A second attempt at a text cache, after `harm` was done to the first."""
+
+    def make(folder):
+        settings = {"k": 4, "temperatures": 2.0, "progress_bar": False}
+        build_text_cache(taught_model(), token_dataset(), folder / "cache", **settings)
+        harm(folder / "cache")
+        settings |= {name: value for name, value in keywords.items() if name != "taught"}
+        taught = keywords.get("taught", taught_model)()
+        return lambda: build_text_cache(taught, token_dataset(), folder / "cache", **settings)
+
+    return make
+
+
+def opened(harm):
+    def make(folder):
+        stored(harm)(folder)
+        return lambda: CachedTextTeacher(folder / "cache")
+
+    return make
+
+
+def flipped(name):
+    def harm(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / name).unlink()
+        (folder / name).write_bytes(content)
+
+    return harm
+
+
+def with_another_scale():
+    model = taught_model()
+    model.config.scale_attn_weights = False
+    return model
+
+
+def hooked():
+    model = taught_model()
+    model.lm_head.register_forward_hook(lambda head, states, logits: 2 * logits)
+    return model
+
+
 REST = {
+    "teacher cache: temperature 1000 in float16": stored(temperatures=1000.0),
+    "teacher cache: another configuration": stored(taught=with_another_scale),
+    "teacher cache: a teacher that gives other numbers": stored(taught=hooked),
+    "teacher cache: a damaged file": opened(flipped("shard-00000.arrow")),
+    "teacher cache: a damaged manifest": opened(flipped("teacher_cache.json")),
     "tokenizer: a folder without one": lambda folder: lambda: load_tokenizer(folder),
     "tokenizer: the teacher has another": lambda folder: lambda: same_tokenizer(tokenizer(), other_words()),
     'collator: padding_side="both"': lambda folder: lambda: TokenCollator(tokenizer(), padding_side="both"),

@@ -309,6 +309,11 @@ def images(taught=None, rows=pictures, **keywords):
     return trainer(named(), taught or named(), rows, **keywords)
 
 
+def on_other_rows(run, made):
+    other = trainer(rows=lambda: Rows(seed=1), args={"max_steps": 2, "temperature": "learned"})(run.parent)()
+    return lambda: other.train(resume_from_checkpoint=True)
+
+
 TRAINER = {
     "no teacher": trainer(taught=None),
     "evaluate_kl=True, no teacher": trainer(
@@ -356,6 +361,7 @@ TRAINER = {
     "resume: the list of files is cut": resumed(cut("files.json")),
     "resume: the last whole checkpoint is cut": resumed(cut("trainer_state.json"), True),
     "resume: a learned temperature's file was altered": resumed(other_bytes),
+    "resume: other training rows, as many": after_a_run(on_other_rows),
     "resume: a weight of the student is missing": resumed(without_a_bias),
     "LoRA on a student whose head was unfrozen": trainer(student=unfrozen_head),
     "optimizers= with a scheduler, and a temperature that learns": own_optimizer,

@@ -40,3 +40,13 @@ def test_energy_shifts_with_the_logits_and_entropy_does_not():
     z = torch.randn(4, 7, dtype=torch.float64)
     torch.testing.assert_close(energy(z + 3), energy(z) - 3)
     torch.testing.assert_close(entropy(z + 3), entropy(z))
+
+
+def test_a_masked_class_adds_nothing_to_entropy_and_energy():
+    """0 log 0 = 0, however the mask is written."""
+    z = torch.randn(5, 9)
+    for mask in (-1e9, torch.finfo(torch.float32).min, -float("inf")):
+        masked = torch.cat([z, torch.full((5, 3), mask)], 1)
+        for t in (0.5, 3.0):
+            torch.testing.assert_close(entropy(masked, t), entropy(z, t))
+            torch.testing.assert_close(energy(masked, t), energy(z, t))

@@ -3,6 +3,10 @@
 B images, V views of each, C classes, M rows of logits.
 """
 
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,17 @@ from torch._dynamo import OptimizedModule
 
 from hfkd.data.epochs import image_transform
 from hfkd.data.high_energy import original_images
-from hfkd.data.transforms import ImageTransform
+from hfkd.data.transforms import ImageTransform, unpack_pixels
 from hfkd.devices import send
+from hfkd.teachers.agreement import disagreement, everywhere, size_of, tolerance
+from hfkd.teachers.code import code_hash
 from hfkd.teachers.device_store import DeviceStore, fits
+from hfkd.teachers.fingerprint import data_fingerprint, teacher_key
+from hfkd.teachers.levels import NATURAL, WIDEST, encode
 from hfkd.teachers.live import LiveTeacher
-from hfkd.teachers.scan import data_fingerprint, weights_fingerprint
 from hfkd.teachers.store import LogitStore, file_name
+
+logger = logging.getLogger(__name__)
 
 
 class CachedTeacher:
@@ -37,7 +46,8 @@ class CachedTeacher:
 
     The logits differ from the live teacher's by at most 1/65,534 of their row's range, logsumexp by float32 rounding
     (`levels.encode`), whether they were known or are new: the first run and the later ones train on the same numbers.
-    An image whose energy is that near to a threshold may fall on its other side.
+    A few rows are compared with the teacher when the file is opened, and it is begun anew where they differ. An image
+    whose energy is that near to a threshold may fall on its other side.
     Raises ValueError for a dataset whose views have no numbers or whose images share theirs, and for a full disk.
     """
 
@@ -57,21 +67,9 @@ class CachedTeacher:
                 "hfkd.data.load_images with an ImageTransform, or no teacher_cache_dir"
             )
         self.teacher, self.num_views = teacher, transform.num_views
-        index = torch.as_tensor(dataset.with_format("numpy")["index"][:])
-        if index.unique().numel() != len(dataset) or index.min() < 0:
-            raise ValueError(
-                "images of the training set share their `index`, under which the teacher's logits are kept: number "
-                "the rows anew, or give no teacher_cache_dir"
-            )
         parameter = next(teacher.parameters(), None)
         device = torch.device("cpu") if parameter is None else parameter.device
-        live = getattr(teacher, "_orig_mod", teacher)  # one image is no reason to compile
-        image = dataset.with_transform(transform.clean())[0]["pixel_values"]
-        classes = live(pixel_values=image[None].to(device)).shape[-1]
-        precision = accelerator.mixed_precision if accelerator else "no"
-        key = _key(live, dataset, transform, f"{precision} on {device.type}")
-        path = Path(cache_dir).expanduser() / file_name(key)
-        file = LogitStore(path, key, (int(index.max()) + 1) * self.num_views, classes)
+        file = _open(teacher, dataset, transform, Path(cache_dir).expanduser(), device, accelerator)
         self.store: LogitStore | DeviceStore = file
         if fits(file.nbytes, device) if on_device is None else on_device:
             self.store = DeviceStore(file, device)
@@ -125,11 +123,92 @@ class CachedTeacher:
         return slots.flatten() if by_image or view.ndim == 1 else slots.T.flatten()
 
 
+@torch.no_grad()
+def _open(
+    teacher: LiveTeacher,
+    dataset: Dataset,
+    transform: ImageTransform,
+    folder: Path,
+    device: torch.device,
+    accelerator: Accelerator | None,
+) -> LogitStore:
+    """The file of this teacher, these images and their views, with what is stored compared. Every rank calls it."""
+    index = torch.as_tensor(dataset.with_format("numpy")["index"][:])
+    if index.unique().numel() != len(dataset) or index.min() < 0:
+        raise ValueError(
+            "images of the training set share their `index`, under which the teacher's logits are kept: number the "
+            "rows anew, or give no teacher_cache_dir"
+        )
+    live = getattr(teacher, "_orig_mod", teacher)  # a few images are no reason to compile
+    image = dataset.with_transform(transform.clean())[0]["pixel_values"]
+    logits = live(pixel_values=image[None].to(device))
+    _refuse_wide(logits)
+    precision = accelerator.mixed_precision if accelerator else "no"
+    key = _key(live, dataset, transform, f"{precision} on {device.type}")
+    slots = (int(index.max()) + 1) * transform.num_views
+    open_file = partial(LogitStore, folder / file_name(key), key, slots, classes=logits.shape[-1])
+    file = open_file()
+    fault = _differs(file, live, dataset, transform, tolerance(live, precision, device.type), device)
+    return file if everywhere(fault is None, accelerator) else _begun_anew(file, fault, accelerator, open_file)
+
+
 def _key(teacher: LiveTeacher, dataset: Dataset, transform: ImageTransform, precision: str) -> dict[str, str]:
     """Everything that a stored row depends on."""
     return {
-        "teacher": weights_fingerprint(teacher),
+        "teacher": teacher_key(teacher),
         "data": data_fingerprint(dataset),
-        "views": transform.view_set,
+        "views": f"{transform.view_set} {code_hash(type(transform))}",
         "precision": precision,
     }
+
+
+def _differs(
+    file: LogitStore,
+    teacher: LiveTeacher,
+    dataset: Dataset,
+    transform: ImageTransform,
+    share: float,
+    device: torch.device,
+) -> str | None:
+    """What the teacher at hand gives otherwise than is stored for a few views, if so; `share` is the `tolerance`."""
+    slots = file.examples()
+    stored, found = file.read(slots)
+    slots, stored = slots[found], stored[found]
+    if not len(slots):
+        return None
+    numbers, views = slots // transform.num_views, slots % transform.num_views
+    index = torch.as_tensor(dataset.with_format("numpy")["index"][:])
+    rows = [int((index == number).nonzero()[0]) for number in numbers]
+    images = unpack_pixels([dataset.with_format(None)[row]["pixels"] for row in rows])
+    seen = replace(transform, augment=True, views=1).rows(images, numbers, numbers, views)["pixel_values"]
+    live = teacher(pixel_values=seen.to(device)).float().cpu()  # [R, C]
+    near = (stored > stored.amax(1, keepdim=True) - NATURAL) | (live > live.amax(1, keepdim=True) - NATURAL)
+    names = [f"logit {number}" for number in range(stored.shape[1])]
+    views_of = [f"{number} in view {view}" for number, view in zip(numbers.tolist(), views.tolist(), strict=True)]
+    allowed = size_of(stored) * share
+    return disagreement(names, views_of, stored.where(near, 0), live.where(near, 0), allowed)
+
+
+def _begun_anew(
+    file: LogitStore, fault: str | None, accelerator: Accelerator | None, open_file: Callable[[], LogitStore]
+) -> LogitStore:
+    """An empty file in the place of `file`, on every rank; runs that have the old one open keep that."""
+    said = fault or "another process found other numbers"
+    logger.warning("The teacher's logits in %s are not this teacher's: %s. The file is begun anew.", file.path, said)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()  # all have compared
+    if accelerator is None or accelerator.is_local_main_process:
+        file.path.unlink(missing_ok=True)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+    return open_file()
+
+
+def _refuse_wide(logits: Tensor) -> None:
+    """Raise ValueError for finite logits [1, C] that `encode` has no levels for."""
+    if logits.isfinite().all() and not encode(logits.float())[1].isfinite().all():
+        raise ValueError(
+            f"the teacher's logits of the first training image run from {logits.min().item():.3g} to "
+            f"{logits.max().item():.3g}, and the stored 16 bits tell them apart within {WIDEST:g} (masked classes, "
+            "alike and far below all others, aside): mask them with one value, or give no teacher_cache_dir"
+        )

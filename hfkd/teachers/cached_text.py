@@ -16,8 +16,13 @@ from torch import Tensor, nn
 from hfkd.coarse import StoredOutputs
 from hfkd.data.text_collate import TokenCollator
 from hfkd.targets import Targets
-from hfkd.teachers.scan import TeacherScan, data_fingerprint
-from hfkd.teachers.text_cache import MANIFEST, Manifest, tokens_hash
+from hfkd.teachers.agreement import PROBED, spread_rows
+from hfkd.teachers.fingerprint import changed_setting, configuration, data_fingerprint
+from hfkd.teachers.live import LiveTeacher
+from hfkd.teachers.scan import TeacherScan
+from hfkd.teachers.text_check import rows_differ
+from hfkd.teachers.text_columns import tokens_hash
+from hfkd.teachers.text_manifest import MANIFEST, Manifest
 from hfkd.temperatures import Level
 
 PREFIX = "teacher_"  # of a batch's keys that hold what the teacher said
@@ -46,7 +51,7 @@ class CachedTextTeacher(nn.Module):
                 f"{len(missing)} of {len(manifest.shards)} files are missing or damaged in {folder} (first "
                 f"{missing[0]}): call build_text_cache again, which makes those alone"
             )
-        self.manifest = manifest
+        self.folder, self.manifest = folder, manifest
         shards = [Dataset.from_file(str(Path(folder) / shard)) for shard in manifest.shards]
         self._rows = concatenate_datasets(shards).with_format("arrow")
         keys = self._rows[:]
@@ -71,6 +76,23 @@ class CachedTextTeacher(nn.Module):
                     "has now: build the cache from this dataset"
                 )
 
+    def check(self, teacher: nn.Module, dataset: Any, batch_size: int = PROBED) -> None:
+        """Raise ValueError unless `teacher` gives what is stored for a few rows of `dataset`.
+
+        Nobody else compares: training from a cache has no teacher. The teacher runs where it is.
+        """
+        live = teacher if isinstance(teacher, LiveTeacher) else LiveTeacher(teacher).unfreeze()
+        fault = changed_setting(self.manifest.config, configuration(live))
+        rows = [dataset[number] for number in spread_rows(len(dataset))]
+        numbers = [self._find(row) for row in rows]
+        if fault is None and None in numbers:
+            fault = f"it does not hold the row with index {rows[numbers.index(None)].get('index')}"
+        if fault is None:
+            table = self._rows.with_format("numpy")
+            fault = rows_differ(live, rows, [table[number] for number in numbers], self.manifest, batch_size)
+        if fault is not None:
+            raise ValueError(f"the teacher cache in {self.folder} is not this teacher's: {fault}; build another")
+
     def look_up(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """What the teacher said of the rows' target tokens, row after row; nothing if any of them is not stored."""
         numbers = [self._find(row) for row in rows]
@@ -83,6 +105,15 @@ class CachedTextTeacher(nn.Module):
             PREFIX + name: torch.from_numpy(flat[name].astype(kind)).view(-1, *(shapes[s] for s in shape))
             for name, (kind, shape) in _SHAPES.items()
         }
+
+    def spread(self, rows: Sequence[Mapping[str, Any]], temperature: float) -> float:
+        """KL(u || p) at a temperature of the cache, the mean over these rows: p over the classes that are not stored
+        by themselves, u uniform over the same.
+        """
+        place = int(np.argmin([abs(known - temperature) for known in self.manifest.temperatures]))
+        table = self._rows.with_format("numpy")
+        found = [table[number]["spreads"] for number in map(self._find, rows) if number is not None]
+        return float(np.mean([values[place] for values in found if len(values)]))
 
     def outputs(self, inputs: Mapping[str, Tensor]) -> StoredOutputs:
         """From a batch that `collator` made."""
@@ -110,7 +141,7 @@ class CachedTextTeacher(nn.Module):
         """`hfkd.teachers.scan` from what is stored: each row's (or packed document's) mean energy, entropy and
         likeliest token, or those of each token. NaN for a row without target tokens.
         """
-        found = []
+        found, of_rows = [], []
         for number in range(len(dataset)):
             said = self.outputs(self.look_up([dataset[number]]))
             values = said.energy(energy_temperature), said.entropy(entropy_temperature), said.ids[:, 0].float()
@@ -118,8 +149,8 @@ class CachedTextTeacher(nn.Module):
             one_each = [1] * len(said.ids)
             lengths = one_each if level == "item" else Targets.of(TokenCollator(0)([dataset[number]])).lengths
             found += [part.sum(-1, keepdim=True) / part.shape[-1] for part in per_token.split(list(lengths or ()), -1)]
-        energy, entropy, prediction = torch.cat(found, dim=-1).contiguous()
-        return TeacherScan(energy, entropy, prediction.nan_to_num().long())
+            of_rows.append(per_token.sum(-1, keepdim=True) / per_token.shape[-1])
+        return _as_scan(torch.cat(found, dim=-1), _as_scan(torch.cat(of_rows, dim=-1)))
 
     def _find(self, row: Mapping[str, Any]) -> int | None:
         number, tokens = self._known.get(int(row["index"]), (None, "")) if "index" in row else (None, "")
@@ -135,6 +166,11 @@ class CachedCollator:
 
     def __call__(self, rows: list[Any]) -> dict[str, Tensor]:
         return self.collate(rows) | self.teacher.look_up(rows)
+
+
+def _as_scan(columns: Tensor, of_rows: TeacherScan | None = None) -> TeacherScan:
+    energy, entropy, prediction = columns.contiguous()
+    return TeacherScan(energy, entropy, prediction.nan_to_num().long(), of_rows)
 
 
 _SHAPES: dict[str, tuple[Any, tuple[str, ...]]] = {

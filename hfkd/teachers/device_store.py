@@ -33,7 +33,7 @@ class _UnderWay:
 
 
 class DeviceStore:
-    """`LogitStore` in the memory of `device`: the same calls and logits, and 2 C + 8 bytes of it for each slot.
+    """`LogitStore` in the memory of `device`: the same calls and logits, and 2 C + 16 bytes of it for each slot.
 
     Slots are given on the host, which knows for each whether the device holds its row. What is written reaches the file
     later, with the next calls or `flush`, and counts as known from then on. Rows that other processes write to the file
@@ -43,7 +43,7 @@ class DeviceStore:
     def __init__(self, file: LogitStore, device: torch.device) -> None:
         self.file, self.slots, self.path = file, file.slots, file.path
         self.levels = torch.zeros(file.slots, file.classes, dtype=torch.int16, device=device)
-        self.scale = torch.zeros(file.slots, 2, device=device)
+        self.scale = torch.zeros(file.slots, 4, device=device)
         self.known = torch.zeros(file.slots, dtype=torch.bool)
         self._under_way: deque[_UnderWay] = deque()
         for slots in file.written(PART):
@@ -63,7 +63,7 @@ class DeviceStore:
     def write(self, slots: Tensor, logits: Tensor) -> Tensor:
         """Store logits [M, C] of the device in [M] slots of the host and return them as they will be read.
 
-        Rows that are not finite, or whose slot is -1, are left out and returned as they are.
+        Rows that `encode` has no levels for, or whose slot is -1, are left out and returned as they are.
         """
         logits = logits.float()
         levels, scale = encode(logits)
@@ -103,7 +103,5 @@ class DeviceStore:
                     return
                 first.arrived.synchronize()
             self._under_way.popleft()
-            whole = first.scale.isfinite().all(1)
-            slots = first.slots[whole]
-            self.file.write_encoded(slots, first.levels[whole], first.scale[whole])
-            self.known[slots] = True
+            kept = self.file.write_encoded(first.slots, first.levels, first.scale)
+            self.known[first.slots[kept]] = True

@@ -7,23 +7,66 @@ import torch
 from torch import Tensor
 
 LEVELS = 65534  # steps between a row's lowest and highest logit: int16 from -32767 to 32767
+NATURAL = 256.0  # no network's own logits spread over more: what lies further below has been masked
+WIDEST = 2048.0  # range that 65,534 levels still resolve to 0.03
 
 
 def encode(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """logits [M, C] -> levels q [M, C] int16; scale [M, 2] float32, step and offset: z = offset + step q.
+    """logits [M, C] -> levels q [M, C] int16; scale [M, 4] float32, step and offset of q >= 0 and of q < 0.
 
-    The step spreads the row's own range over 65,534 levels, the offset keeps logsumexp(z). A logit is off by at most
-    1/65,534 of its row's range: on CIFAR-100 0.0003, where centred float16, which takes as many bytes, is off by 0.01.
-    A row with NaN or infinity has a scale with one.
+        z = offset + step q
+
+    The step spreads the row's own range over 65,534 levels, the offset keeps logsumexp(z); both signs share them. A
+    logit is off by at most 1/65,534 of its row's range: on CIFAR-100 0.0003, where centred float16, which takes as many
+    bytes, is off by 0.01. Masked classes, far below all others, have the negative levels to themselves, and the others
+    the rest: each off by at most 1/32,767 of its own range, so that a mask of one value comes back as it was.
+    A row with NaN or infinity, or whose range without masked classes is above 2,048, has NaN for its scale.
     """
-    low, high = logits.amin(1, keepdim=True), logits.amax(1, keepdim=True)
-    step = ((high - low) / LEVELS).clamp(min=1e-30)
-    levels = ((logits - low) / step - LEVELS / 2).round().clamp(-LEVELS / 2, LEVELS / 2).to(torch.int16)
-    offset = logits.double().logsumexp(1, keepdim=True) - (levels * step).double().logsumexp(1, keepdim=True)
-    return levels, torch.cat([step, offset.float()], dim=1)
+    masked = masked_classes(logits)
+    split = masked.any(1, keepdim=True)
+    low = logits.masked_fill(masked, torch.inf).amin(1, keepdim=True)
+    spread = logits.amax(1, keepdim=True) - low
+    step = torch.where(split, spread / (LEVELS // 2), spread / LEVELS).clamp(min=1e-30)
+    centre = torch.where(split, 0.0, LEVELS / 2)
+    levels = ((logits - low) / step - centre).round().clamp(-LEVELS / 2, LEVELS / 2)
+    weighty = (
+        logits.double().masked_fill(masked, -torch.inf),
+        (levels * step).double().masked_fill(masked, -torch.inf),
+    )
+    offset = (weighty[0].logsumexp(1, keepdim=True) - weighty[1].logsumexp(1, keepdim=True)).float()
+    lower, lower_step, lower_offset = _below_zero(logits, masked)
+    scale = torch.cat(
+        [step, offset, torch.where(split, lower_step, step), torch.where(split, lower_offset, offset)], dim=1
+    )
+    told = (spread <= WIDEST) & scale.isfinite().all(1, keepdim=True)
+    return torch.where(masked, lower, levels).nan_to_num(0).to(torch.int16), scale.where(told, torch.nan)
 
 
 def decode(levels: Tensor, scale: Tensor) -> Tensor:
     """What `encode` made, as logits [M, C] again."""
-    step, offset = scale.split(1, dim=1)
-    return torch.addcmul(offset, levels.float(), step)  # [M, C]
+    step, offset, lower_step, lower_offset = scale.split(1, dim=1)
+    below = levels < 0
+    return torch.addcmul(
+        torch.where(below, lower_offset, offset), levels.float(), torch.where(below, lower_step, step)
+    )  # [M, C]
+
+
+def masked_classes(logits: Tensor) -> Tensor:
+    """Which logits [M, C] are finite but masked: beneath a gap wider than all else, in a row wider than networks make.
+
+    At such a distance exp is 0 at temperatures around 1, not at every one, so that their values count too.
+    """
+    if logits.shape[1] == 1:
+        return torch.zeros_like(logits, dtype=torch.bool)
+    ordered = logits.sort(1).values
+    gap, place = ordered.diff(dim=1).max(1, keepdim=True)
+    spread = ordered[:, -1:] - ordered[:, :1]
+    return (logits <= ordered.gather(1, place)) & (spread > NATURAL) & (gap > spread / 2)
+
+
+def _below_zero(logits: Tensor, masked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Levels -1 (the highest) to -32,768 of the masked logits, their step and offset [M, 1]."""
+    high = logits.masked_fill(~masked, -torch.inf).amax(1, keepdim=True)
+    low = logits.masked_fill(~masked, torch.inf).amin(1, keepdim=True)
+    step = ((high - low) / (LEVELS // 2)).clamp(min=1e-30)
+    return -1 - ((high - logits) / step).round().clamp(0, LEVELS // 2), step, high + step

@@ -19,18 +19,20 @@ from filelock import FileLock
 from torch import Tensor
 
 from hfkd.files import write_atomically
-from hfkd.teachers.levels import decode, encode
+from hfkd.teachers.agreement import spread_rows
+from hfkd.teachers.levels import WIDEST, decode, encode
 
 logger = logging.getLogger(__name__)
 
 HEADER = 4096  # bytes before the first record; room for the key
-LAYOUT = 1  # raise this when the bytes of a record change
+LAYOUT = 2  # raise this when the bytes of a record change
+SCALE = 16  # bytes of a row's scale: four float32
 
 
 class LogitStore:
     """`slots` places for one row of logits each, empty until written: read and write by slot number.
 
-    A record is a row's int16 levels, their float32 step and offset (`hfkd.teachers.levels`), and a checksum.
+    A record is a row's int16 levels, their float32 steps and offsets (`hfkd.teachers.levels`), and a checksum.
 
     No locks: a record counts only when its checksum, which covers its slot, is right. One that is half written, written
     by two at once, or damaged is an empty one. A killed process leaves what it has written, for that is the kernel's.
@@ -39,10 +41,10 @@ class LogitStore:
 
     def __init__(self, path: str | Path, key: dict[str, str], slots: int, classes: int) -> None:
         self.path, self.slots, self.classes = Path(path), slots, classes
-        self.payload = -(-2 * classes // 8) * 8 + 8  # bytes: q padded to a word, step, offset
+        self.payload = -(-2 * classes // 8) * 8 + SCALE  # bytes: q padded to a word, steps and offsets
         self.record = self.payload + 8
         self.nbytes = HEADER + slots * self.record
-        self.full_disk = False
+        self.full_disk = self.told_of_rows = False
         header = json.dumps(key | {"layout": LAYOUT, "slots": slots, "classes": classes}).encode().ljust(HEADER)
         assert len(header) == HEADER, "the key does not fit its page"
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +66,7 @@ class LogitStore:
         return torch.where(found[:, None], decode(levels, scale), 0.0), found
 
     def read_encoded(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[M] slots -> levels [M, C] and scale [M, 2] as `encode` makes them, and which rows are any [M]."""
+        """[M] slots -> levels [M, C] and scale [M, 4] as `encode` makes them, and which rows are any [M]."""
         self._mend_length()
         wanted = slots.numpy()
         inside = (wanted >= 0) & (wanted < self.slots)
@@ -72,24 +74,37 @@ class LogitStore:
         tags = records[:, self.payload :].view(np.uint64).squeeze(-1)
         found = torch.from_numpy(inside & (tags == self._checksums(records[:, : self.payload], wanted)))
         levels = torch.from_numpy(records[:, : 2 * self.classes].view(np.int16))
-        return levels, torch.from_numpy(records[:, self.payload - 8 : self.payload].view(np.float32)), found
+        return levels, torch.from_numpy(records[:, self.payload - SCALE : self.payload].view(np.float32)), found
 
     def write(self, slots: Tensor, logits: Tensor) -> Tensor:
         """Store logits [M, C] in [M] slots and return them, on the CPU, as they will be read.
 
-        Rows that are not finite, or whose slot is -1, are left out and returned as they are.
+        Rows that `encode` has no levels for, or whose slot is -1, are left out and returned as they are.
         """
         logits = logits.float().cpu()
-        kept = (slots >= 0) & logits.isfinite().all(1)
-        levels, scale = encode(logits[kept])
-        self.write_encoded(slots[kept], levels, scale)
-        return logits.index_put((kept,), decode(levels, scale))
+        levels, scale = encode(logits)
+        kept = self.write_encoded(slots, levels, scale)
+        return torch.where(kept[:, None], decode(levels, scale), logits)
 
-    def write_encoded(self, slots: Tensor, levels: Tensor, scale: Tensor) -> None:
-        """Store rows that `encode` made."""
+    def write_encoded(self, slots: Tensor, levels: Tensor, scale: Tensor) -> Tensor:
+        """Store rows that `encode` made, but for those without a slot or a scale. Returns which are stored, [M]."""
+        resolved = scale.isfinite().all(1)
+        if not resolved.all() and not self.told_of_rows:
+            self.told_of_rows = True
+            logger.warning(
+                "Rows of the teacher's logits with NaN, infinity or a range above %g are not kept in %s: the teacher "
+                "runs for them each time. Masked classes, alike and far below all others, may be in any row.",
+                WIDEST,
+                self.path,
+            )
+        kept = resolved & (slots >= 0)
+        self._write(slots[kept], levels[kept], scale[kept])
+        return kept
+
+    def _write(self, slots: Tensor, levels: Tensor, scale: Tensor) -> None:
         records = np.zeros((len(slots), self.record), np.uint8)
         records[:, : 2 * self.classes] = levels.numpy().view(np.uint8)
-        records[:, self.payload - 8 : self.payload] = scale.numpy().view(np.uint8)
+        records[:, self.payload - SCALE : self.payload] = scale.numpy().view(np.uint8)
         tags = self._checksums(records[:, : self.payload], slots.numpy())
         records[:, self.payload :] = tags[:, None].view(np.uint8)
         self._put(slots.tolist(), records)
@@ -100,6 +115,14 @@ class LogitStore:
     def count(self) -> int:
         """How many slots hold a row. Reads all that is written."""
         return sum(int(self.read_encoded(part)[2].sum()) for part in self.written(1 << 16))
+
+    def examples(self) -> Tensor:
+        """A few slots that hold a row, spread over the file by a fixed hash."""
+        parts = list(self.written(1 << 12))
+        full = [parts[number][self.read_encoded(parts[number])[2]] for number in spread_rows(len(parts))]
+        return torch.tensor(
+            [int(slots[number]) for slots in full for number in spread_rows(len(slots), 1)], dtype=torch.int64
+        )
 
     def written(self, size: int) -> Iterator[Tensor]:
         """All slots, `size` at a time, but for those where the file has a hole: they hold nothing."""

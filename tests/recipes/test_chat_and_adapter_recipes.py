@@ -92,7 +92,7 @@ def test_the_teacher_was_the_base_with_its_adapter(folder, trained):
     """The student's run recorded the teacher's weights: those of the merged adapter, and not of the base."""
     from hfkd.models.language import causal_lm
     from hfkd.teachers import LiveTeacher
-    from hfkd.teachers.scan import weights_fingerprint
+    from hfkd.teachers.fingerprint import weights_fingerprint
 
     recorded = json.loads((trained[1] / "distillation.json").read_text())["teacher"]
     assert weights_fingerprint(LiveTeacher(causal_lm(trained[0])))[:8] in recorded

@@ -1,5 +1,7 @@
 """The cached teacher is the live one: losses within a stated bound, and the network runs once for each view."""
 
+import re
+
 import pytest
 import torch
 from datasets import concatenate_datasets
@@ -215,6 +217,91 @@ def test_a_batch_that_cannot_be_looked_up_is_refused(tmp_path):
         taught(pixel_values=batch["pixel_values"], labels=batch["labels"])
     with pytest.raises(ValueError, match="index 23 is beyond the 23 images"):
         taught(**batch | {"index": batch["index"] + 20})
+
+
+# ---- masks, and what no key tells ------------------------------------------------------------------------------------
+
+
+class Masked(Counted):
+    """Never trained on the last class, which it masks."""
+
+    def __init__(self, mask, added=False):
+        super().__init__()
+        self.mask, self.added = mask, added
+
+    def forward(self, x):
+        logits = super().forward(x)
+        last = logits[:, -1:] if self.added else torch.zeros_like(logits[:, -1:])
+        return torch.cat([logits[:, :-1], last + self.mask], 1)
+
+
+@both_stores
+@pytest.mark.parametrize("objective", ["kd", "reverse_kl", "standardized"])
+@pytest.mark.parametrize(("mask", "added"), [(-1e4, False), (-1e4, True), (-1e9, False), (-3.4e38, False)])
+def test_a_masking_teacher_is_the_live_one(tmp_path, objective, mask, added, on_device):
+    if objective != "kd" and mask < -1e9:
+        pytest.skip("float32 holds no reverse divergence from there")
+    losses = []
+    for name, cache in (("live", None), ("cold", str(tmp_path / "c")), ("warm", str(tmp_path / "c"))):
+        args = arguments(tmp_path / name, teacher_cache_dir=cache, teacher_cache_on_device=on_device, ce_weight=0.0)
+        keywords = {"objective": objective, "temperature": 4.0}
+        args.learning_rate = 0.0
+        trainer = DistillationTrainer(Net(), Masked(mask, added), args, train_dataset=packed(), **keywords)
+        trainer.train()
+        losses.append([entry["kd"] for entry in trainer.state.log_history if "kd" in entry])
+        if name == "warm":
+            assert trainer.cached_teacher.hits == trainer.cached_teacher.rows > 0
+    assert losses[1] == losses[2] == pytest.approx(losses[0], rel=BOUND)
+
+
+def test_logits_that_two_bytes_do_not_tell_apart_are_refused_with_their_range(tmp_path):
+    class Wild(Counted):
+        def forward(self, x):
+            return 1e4 * super().forward(x)
+
+    args = arguments(tmp_path / "run", teacher_cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(
+        ValueError, match=r"logits of the first training image run from -\S+ to \S+, and the stored 16 b"
+    ):
+        DistillationTrainer(Net(), Wild(), args, train_dataset=packed())
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_later_row_that_does_not_fit_is_the_live_teachers(tmp_path, caplog):
+    data = packed()
+    taught, batch = cached(tmp_path, data), batch_of(data, range(4))
+    wild = batch | {"pixel_values": batch["pixel_values"].clone()}
+    wild["pixel_values"][2] *= 1e4
+    for _ in range(2):
+        torch.testing.assert_close(taught(**wild), LiveTeacher(Counted())(**wild), rtol=1e-4, atol=1e-3)
+    assert taught.store.count() == 3
+    assert "a range above 2048 are not kept" in caplog.text
+
+
+class Levelled(Counted):
+    """`level` is a whole number, as a count of calls is, and in no key."""
+
+    level = 1
+
+    def forward(self, x):
+        return self.level * super().forward(x)
+
+
+@both_stores
+def test_a_file_that_the_teacher_disagrees_with_is_begun_anew(tmp_path, on_device, caplog):
+    data, net = packed(), Levelled()
+    batch = batch_of(data, range(23))
+    before = cached(tmp_path, data, net, on_device)
+    before(**batch)
+    before.flush()
+    assert cached(tmp_path, data, net, on_device).store.count() == 23
+    assert caplog.messages == []
+    net.level = 2
+    taught = cached(tmp_path, data, net, on_device)
+    torch.testing.assert_close(taught(**batch), LiveTeacher(net)(**batch), rtol=BOUND, atol=1e-3)
+    assert taught.hits == 0
+    assert re.search(r"are not this teacher's: the logit \d of row \d+ in view \d+ is \S+ there, and the", caplog.text)
+    assert caplog.text.count("The file is begun anew") == 1
 
 
 # ---- in training -----------------------------------------------------------------------------------------------------

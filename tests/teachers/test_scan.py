@@ -3,25 +3,35 @@
 import logging
 import math
 import os
+import re
 from itertools import cycle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import xxhash
 from accelerate import Accelerator
 from datasets import Dataset
+from PIL import Image
 from processes import on_ranks, script
+from safetensors import safe_open
 from safetensors.torch import save_file
 from scan_job import Counted, packed
+from text_toys import taught_model, token_dataset
 from torch import nn
 from torch.utils.data import Subset
-from toys import Net, Rows, teacher
+from toys import Net, Rows, arguments, teacher
 
+from hfkd import DistillationTrainer
 from hfkd.data.collate import ImageCollator
+from hfkd.data.large_images import LargeImageTransform, load_large_images
+from hfkd.data.text_collate import TokenCollator
 from hfkd.data.transforms import ImageTransform
+from hfkd.items import TOKENS
 from hfkd.models import InputSpec
 from hfkd.teachers import LiveTeacher, TeacherScan, scan
+from hfkd.teachers.agreement import PROBED
 from hfkd.temperatures import Energy
 
 QUIET = {"progress_bar": False}
@@ -43,7 +53,7 @@ def naive(net, images, t_e=4.0, t_h=3.0):
 def same(a, b, atol=0.0):
     return all(
         torch.allclose(x.double(), y.double(), rtol=0, atol=atol)
-        for x, y in zip(vars(a).values(), vars(b).values(), strict=True)
+        for x, y in zip(*([one.energy, one.entropy, one.prediction] for one in (a, b)), strict=True)
     )
 
 
@@ -198,7 +208,7 @@ def test_a_second_scan_asks_the_cache(cached, caplog):
     with caplog.at_level(logging.INFO, "hfkd"):
         for teacher_at_hand in (net, Counted()):
             found, images = again(file, teacher_at_hand)
-            assert images == 0
+            assert images == PROBED
             assert same(found, result)
     assert f"Using the teacher scan in {file}" in caplog.text
     assert [r for r in caplog.records if r.levelno > logging.INFO] == []
@@ -254,8 +264,8 @@ def test_whatever_differs_is_scanned_anew_and_kept_beside(cached, what):
     fresh, images = again(file, **keywords)
     assert images == len(fresh.energy) == len(keywords.get("data", range(23)))
     assert len(list(file.parent.iterdir())) == 2
-    assert again(file)[1] == 0
-    assert again(file, **OTHERS[what]())[1] == 0
+    assert again(file)[1] == PROBED
+    assert again(file, **OTHERS[what]())[1] == PROBED
     if what not in ("a weight", "the last pixel", "seed", "collator", "the order"):
         assert len(fresh.energy) != 23 or not same(fresh, result, atol=1e-4)
 
@@ -265,9 +275,9 @@ def test_another_normalisation_of_the_teacher_is_another_scan(cached):
     net = Counted()
     specs = [InputSpec((0.5,) * 3, (0.2,) * 3, None), InputSpec((0.4,) * 3, (0.2,) * 3, None)]
     live = LiveTeacher(net, *specs)
-    assert again(file, live.model)[1] == 0
+    assert again(file, live.model)[1] == PROBED
     scan(live, packed(), cache_dir=file.parent, **QUIET)
-    assert net.images == 23
+    assert net.images == PROBED + 23
 
 
 def as_another_key(path):
@@ -322,7 +332,7 @@ def test_a_damaged_or_foreign_file_is_noticed_redone_and_said(cached, caplog, wh
     assert said.startswith(f"The teacher scan in {file} is not used: it")
     assert said.endswith(". Scanning again.")
     assert os.listdir(file.parent) == [file.name]
-    assert again(file)[1] == 0
+    assert again(file)[1] == PROBED
 
 
 def test_no_flipped_bit_anywhere_gives_other_numbers_or_an_error(cached, caplog):
@@ -380,6 +390,102 @@ def test_a_transform_that_cannot_be_hashed_is_not_cached(tmp_path, caplog):
     assert os.listdir(tmp_path) == []
 
 
+# ---- what no key tells -----------------------------------------------------------------------------------------------
+
+
+class Levelled(Counted):
+    """`level` is a whole number, as a count of calls is, and in no key."""
+
+    level = 1
+
+    def forward(self, x):
+        return self.level * super().forward(x)
+
+
+def thresholds(tmp_path, net, data, cache, **keywords):
+    args = arguments(tmp_path / "run", scan_cache_dir=str(cache), temperature="energy(ratio=0.3)", **keywords)
+    trainer = DistillationTrainer(Net(), net, args, train_dataset=data)
+    trainer.fit_slots()
+    return trainer.distillation_loss.temperature.thresholds
+
+
+def test_a_teacher_that_says_otherwise_is_scanned_anew(tmp_path, caplog):
+    net = Levelled()
+    first = thresholds(tmp_path, net, packed(), tmp_path / "cache")
+    assert thresholds(tmp_path, net, packed(), tmp_path / "cache") == first
+    assert caplog.messages == []
+    net.level = 2
+    assert thresholds(tmp_path, net, packed(), tmp_path / "cache") == thresholds(tmp_path, net, packed(), "") != first
+    (said,) = caplog.messages
+    assert re.search(
+        r"scan-.* is not used: the (energy|entropy) of row \d+ is \S+ there, and the teacher at hand g", said
+    )
+    assert said.endswith("is rounding). Scanning again.")
+
+
+def test_image_files_replaced_under_their_names_are_scanned_anew(tmp_path):
+    """Thresholds of other images put every image at one temperature."""
+    folder, net = tmp_path / "images", Counted()
+
+    def write(seed):
+        pixels = np.random.default_rng(seed).integers(0, 256, (20, 12, 12, 3), dtype=np.uint8)
+        for number, picture in enumerate(pixels):
+            path = folder / ("train" if number < 12 else "test") / f"class{number % 5}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture // (1 + 5 * (seed > 0))).save(path)
+        return load_large_images(str(folder))[0].with_transform(LargeImageTransform(size=8))
+
+    first = thresholds(tmp_path, net, write(0), tmp_path / "cache")
+    second = thresholds(tmp_path, net, write(1), tmp_path / "cache")
+    assert second == thresholds(tmp_path, net, write(1), "") != first
+
+
+def test_random_rows_are_not_compared(tmp_path, caplog):
+    """A user's own augmentation gives another image each time, and its scan is used all the same."""
+
+    def jitter(rows):
+        return {"pixel_values": [torch.randn(3, 8, 8) for _ in rows["labels"]], "labels": rows["labels"]}
+
+    data = Dataset.from_dict({"labels": [0] * 23}).with_transform(jitter)
+    first = thresholds(tmp_path, Counted(), data, tmp_path / "cache")
+    assert thresholds(tmp_path, net := Counted(), data, tmp_path / "cache") == first
+    assert net.images == 2  # those that the trainer looks at when it is built
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(("level", "cut"), [("sample", None), ("item", None), ("item", 3)])
+def test_tokens_scanned_before_are_compared_too(tmp_path, caplog, level, cut):
+    data, model = token_dataset(9), taught_model()
+    keywords = {"collate": TokenCollator(0), "rule": TOKENS, "level": level, "num_classes": cut, "batch_size": 4}
+    first = scan(model, data, cache_dir=tmp_path, **keywords, **QUIET)
+    assert same(scan(model, data, cache_dir=tmp_path, **keywords, **QUIET), first)
+    assert len(first.rows.energy) == 9
+    model.lm_head.register_forward_hook(lambda module, args, output: 1.2 * output)
+    (file,) = tmp_path.iterdir()
+    other = scan(model, data, cache_dir=tmp_path, **keywords, **QUIET)  # a hook is in the key
+    (new,) = set(tmp_path.iterdir()) - {file}
+    as_if_of(file, new)
+    assert same(scan(model, data, cache_dir=tmp_path, **keywords, **QUIET), other)
+    assert "is not used: the " in caplog.text
+
+
+def as_if_of(file, other):
+    """The numbers of `file` under the key of `other`: what a key that misses something comes to."""
+    with safe_open(other, "pt") as found:
+        metadata = found.metadata()
+    with safe_open(file, "pt") as found:
+        tensors = {name: found.get_tensor(name) for name in found.keys()}  # noqa: SIM118
+        checksum = found.metadata()["checksum"]
+    save_file(tensors, other, metadata | {"checksum": checksum})
+
+
+def test_bfloat16_on_another_batch_size_is_rounding(tmp_path, caplog):
+    net = teacher().bfloat16()
+    scan(net, packed(), cache_dir=tmp_path, batch_size=23, **QUIET)
+    scan(net, packed(), cache_dir=tmp_path, batch_size=3, **QUIET)
+    assert "is not used" not in caplog.text
+
+
 # ---- ranks -----------------------------------------------------------------------------------------------------------
 
 
@@ -396,7 +502,7 @@ def test_two_ranks_scan_as_one_and_never_wait_for_each_other(tmp_path):
         for which, result in record["results"].items():
             assert same(TeacherScan(**result), expected, atol=1e-5), f"{which} scan on rank {rank}"
         assert record["images"]["first"] == record["images"]["own"] == 12  # 24 with the padding
-        assert record["images"]["second"] == 0, "a cached scan called the teacher"
+        assert record["images"]["second"] == PROBED, "a cached scan asks the teacher about a few images"
         assert record["hits"] == ((35, 23), (34, 23))[rank]
         torch.testing.assert_close(record["cached"], Counted()(packed()[:]["pixel_values"]), rtol=1e-4, atol=1e-4)
     assert len(os.listdir(tmp_path / "shared")) == 1

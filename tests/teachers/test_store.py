@@ -142,7 +142,7 @@ def test_the_size_is_said_and_taken_only_as_rows_come(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         kept = store(tmp_path / "s", slots=1_000_000, classes=100)
     assert "will take up to 0.22 GB (1,000,000 rows of 100 classes)" in caplog.text
-    assert (tmp_path / "s").stat().st_size == kept.nbytes == HEADER + 1_000_000 * 216
+    assert (tmp_path / "s").stat().st_size == kept.nbytes == HEADER + 1_000_000 * 224
     assert (tmp_path / "s").stat().st_blocks * 512 < 100_000
 
 

@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset
 from text_toys import VOCAB, language_model, taught_model, token_dataset, tokenizer
 from toys import Net, Rows, arguments
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from hfkd import DistillationTrainer
 from hfkd.coarse import coarse_items
@@ -373,6 +374,185 @@ def test_a_folder_without_a_cache_or_with_a_foreign_one(tmp_path):
     (tmp_path / "teacher_cache.json").write_text('{"format": 3}')
     with pytest.raises(ValueError, match="is no teacher cache of this version"):
         CachedTextTeacher(tmp_path)
+
+
+# ---- damage ---------------------------------------------------------------------------------------------------------
+
+
+def flip(path, position, bit):
+    content = bytearray(path.read_bytes())
+    content[position] ^= bit
+    path.unlink()  # a file that is mapped into memory keeps its content
+    path.write_bytes(content)
+
+
+def test_no_flipped_bit_anywhere_gives_other_numbers(tmp_path):
+    """Every damage is an error that names file and remedy; what is built again is as before."""
+    rows, draw = list(token_dataset()), torch.Generator().manual_seed(0)
+    whole = build(tmp_path, shard_rows=16).look_up(rows)
+    shards = sorted(tmp_path.glob("shard-*.arrow"))
+    contents = {path: path.read_bytes() for path in shards}
+    assert len(shards) == 2
+    for path in shards:
+        size = len(contents[path])
+        for position in [*range(size - 40, size), *torch.randint(size, (150,), generator=draw).tolist()]:
+            flip(path, position, 1 << int(torch.randint(8, (), generator=draw)))
+            with pytest.raises(
+                ValueError, match=rf"1 of 2 files are missing or damaged in .*\(first {path.name}\): call b"
+            ):
+                CachedTextTeacher(tmp_path)
+            path.write_bytes(contents[path])
+    flip(shards[1], 700, 4)
+    again = build(tmp_path, shard_rows=16).look_up(rows)
+    assert all(torch.equal(again[name], values) for name, values in whole.items())
+
+
+def test_no_flipped_bit_of_the_manifest_is_believed(tmp_path):
+    rows = list(token_dataset())
+    whole = build(tmp_path).look_up(rows)
+    manifest = tmp_path / "teacher_cache.json"
+    content, read = manifest.read_bytes(), 0
+    for position in range(len(content)):
+        flip(manifest, position, 1 << position % 8)
+        try:
+            cached = CachedTextTeacher(tmp_path)
+        except ValueError as error:
+            assert str(manifest) in str(error)  # noqa: PT017
+            assert "delete this file alone, and call build_text_cache again" in str(error)  # noqa: PT017
+        else:  # a tab between two words is no damage
+            read += 1
+            assert all(torch.equal(cached.look_up(rows)[name], values) for name, values in whole.items())
+        manifest.write_bytes(content)
+    assert read < len(content) / 20
+    flip(manifest, len(content) // 2, 1)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shard-*.arrow")}
+    manifest.unlink()
+    again = build(tmp_path).look_up(rows)
+    assert all(torch.equal(again[name], values) for name, values in whole.items())
+    assert all(path.stat().st_mtime_ns == earlier for path, earlier in times.items())
+
+
+def test_files_of_another_cache_are_none_of_this_one(tmp_path):
+    """Without a manifest nothing but their checksums says whose they are."""
+    build(tmp_path)
+    (tmp_path / "teacher_cache.json").unlink()
+    other = language_model(24, seed=3)
+    mine, alone = build(tmp_path, teacher=other), build(tmp_path / "alone", teacher=other)
+    rows = list(token_dataset())
+    assert all(torch.equal(mine.look_up(rows)[name], values) for name, values in alone.look_up(rows).items())
+
+
+# ---- the same teacher ----------------------------------------------------------------------------------------------
+
+
+class Levelled(torch.nn.Module):
+    """`level` is in no fingerprint."""
+
+    def __init__(self):
+        super().__init__()
+        self.model, self.level = taught_model(), 1
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None):
+        logits = self.model(input_ids, attention_mask=attention_mask, position_ids=position_ids).logits
+        return logits.roll(1, -1) if self.level == 0 else self.level * logits
+
+
+@pytest.mark.parametrize(("level", "said"), [(2, "the (entropy|energy|logsumexp|.*) of row"), (0, "in common")])
+def test_a_teacher_that_says_otherwise_does_not_go_on_with_a_cache(tmp_path, level, said):
+    teacher = Levelled()
+    build(tmp_path, teacher=teacher)
+    cached = build(tmp_path, teacher=teacher)
+    cached.check(teacher, token_dataset())
+    (tmp_path / "shard-00002.arrow").unlink()
+    teacher.level = level
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=f"holds what another teacher, or this one in another state, said: .*{said}"):
+        build(tmp_path, teacher=teacher)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(ValueError, match=f"is not this teacher's: .*{said}.*; build another"):
+        cached.check(teacher, token_dataset())
+
+
+def test_another_precision_or_batch_size_is_the_same_teacher(tmp_path):
+    cached = build(tmp_path, teacher=taught_model().bfloat16(), batch_size=16)
+    cached.check(taught_model().bfloat16(), token_dataset(), batch_size=1)
+    build(tmp_path / "float32", batch_size=16, dtype="float16").check(taught_model(), token_dataset(), batch_size=3)
+
+
+def test_a_changed_setting_is_named_with_both_values(tmp_path):
+    def gemma(cap):
+        torch.manual_seed(0)
+        sizes = {"vocab_size": VOCAB, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 4}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0}
+        return Gemma2ForCausalLM(Gemma2Config(**sizes | heads, final_logit_softcapping=cap))
+
+    cached = build(tmp_path, teacher=gemma(30.0))
+    said = r"its config's final_logit_softcapping is 30.0, this one's is 2.0"
+    with pytest.raises(ValueError, match=f"holds another teacher cache: {said}; choose another folder"):
+        build(tmp_path, teacher=gemma(2.0))
+    with pytest.raises(ValueError, match=f"is not this teacher's: {said}"):
+        cached.check(gemma(2.0), token_dataset())
+    with pytest.raises(ValueError, match="does not hold the row with index 3"):
+        cached.check(gemma(30.0), token_dataset(seed=5))
+
+
+# ---- masks ----------------------------------------------------------------------------------------------------------
+
+
+def masking(mask, count):
+    """A teacher that gives its last classes no probability."""
+    model = taught_model()
+
+    def hook(head, states, logits):
+        return torch.cat([logits[..., :-count], torch.full_like(logits[..., -count:], mask)], -1)
+
+    model.lm_head.register_forward_hook(hook)
+    return model
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("k", [4, VOCAB])
+@pytest.mark.parametrize(
+    ("mask", "count"), [(-1e4, 2), (-1e9, 2), (-1e9, VOCAB - 2), (-math.inf, 2), (-math.inf, VOCAB - 2)]
+)
+def test_masked_classes_have_no_probability(tmp_path, dtype, k, mask, count):
+    """k of more classes than the teacher leaves, and a bucket of masked ones only."""
+    teacher = masking(mask, count)
+    rows = list(token_dataset())
+    cached = build(tmp_path, teacher=teacher, k=k, dtype=dtype, temperatures=(2.0, 500.0))
+    stored = cached.outputs(cached.look_up(rows))
+    batch = batch_of(rows)
+    logits = Targets(batch["labels"]).pick(LiveTeacher(teacher)(**batch))
+    torch.testing.assert_close(stored.entropy(3.0), Outputs(logits).entropy(3.0))
+    for t in (2.0, 500.0):
+        p = stored.log_probabilities(torch.full((len(logits),), t)).exp()
+        assert torch.isfinite(stored.log_probabilities(torch.full((len(logits),), t))).all()
+        live = (logits / t).softmax(-1)
+        expected = live.gather(-1, stored.ids)
+        torch.testing.assert_close(p[:, :k], expected, rtol=2e-3, atol=1e-4)
+        if k < VOCAB:
+            torch.testing.assert_close(p[:, k], 1 - expected.sum(-1), rtol=2e-3, atol=1e-4)
+    live_kd = make(tmp_path / "a", teacher if mask > -math.inf else cached, ce_weight=0.0, learning_rate=0.0)
+    kept_kd = make(tmp_path / "b", cached, ce_weight=0.0, learning_rate=0.0)
+    for trainer in (live_kd, kept_kd):
+        trainer.train()
+    if k == VOCAB or count == VOCAB - 2:
+        kds = [[r["kd"] for r in trainer.state.log_history if "kd" in r] for trainer in (live_kd, kept_kd)]
+        assert kds[1] == pytest.approx(kds[0], rel=1e-3)
+
+
+def test_a_temperature_at_which_half_precision_is_too_narrow_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"temperatures up to 1000, and float16 holds logits down to -65504 below .* 600"
+    ):
+        build(tmp_path, dtype="float16", temperatures=1000.0)
+    assert list(tmp_path.iterdir()) == []
+    build(tmp_path / "wide", temperatures=1000.0)
+    whole = build(tmp_path / "whole", dtype="float16", k=VOCAB)
+    with pytest.raises(
+        ValueError, match=r"softens by up to 1000, and at more than 600 a cache of float16 gives masked cl"
+    ):
+        make(tmp_path / "run", whole, temperature="1000.0")
 
 
 # ---- ranks ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,98 @@
+"""How rows become energies and entropies: the teacher, what it is shown, and what is read off its logits.
+
+B rows of a batch, N items, S stored rows.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+
+from hfkd.items import ItemRule, Items
+from hfkd.teachers.agreement import disagreement, fixed_batches, size_of, tolerance
+from hfkd.teachers.live import LiveTeacher
+
+NAMES = ("energy", "entropy")
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """num_classes cuts a padded vocabulary. precision: Accelerate's mixed precision."""
+
+    teacher: LiveTeacher
+    dataset: Any
+    collate: Callable[..., dict[str, Tensor]]
+    rule: ItemRule
+    batch_size: int
+    energy_temperature: float
+    entropy_temperature: float
+    num_classes: int | None
+    precision: str
+
+    @property
+    def device(self) -> torch.device:
+        parameter = next(self.teacher.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    def frozen(self) -> AbstractContextManager[None]:
+        return self._one.frozen()
+
+    @property
+    def _one(self) -> LiveTeacher:
+        """The teacher, not compiled: a few rows are no reason for that."""
+        return getattr(self.teacher, "_orig_mod", self.teacher)
+
+    @torch.no_grad()
+    def read(self, batch: Mapping[str, Any], teacher: LiveTeacher | None = None) -> tuple[Tensor, Items]:
+        """Of each item its energy, entropy, likeliest class and a one [N, 4], and the items.
+
+        The energy is NaN where a logit is NaN or infinite.
+        """
+        batch = send_to_device(batch, self.device)
+        logits = (teacher or self.teacher)(**batch)[..., : self.num_classes]
+        items = self.rule.of(batch, logits, logits)
+        said = items.teacher
+        energy = said.energy(self.energy_temperature).where(said.logits.isfinite().all(-1), torch.nan)
+        columns = energy, said.entropy(self.entropy_temperature), said.logits.argmax(-1).float()
+        return torch.stack([*columns, torch.ones_like(energy)], dim=-1), items
+
+    def differs_from(self, stored: Mapping[str, Tensor], rows: Sequence[int], stored_on: str) -> str | None:
+        """What the teacher at hand gives for `rows` otherwise than "energy" and "entropy" [S] have it, if so.
+
+        Those are the rows' own, or the means over their items. Rows that come out at random are not compared.
+        """
+        live = self.means(rows)
+        if live is None:
+            return None
+        there = torch.stack([stored[name][list(rows)] for name in NAMES], dim=-1)
+        allowed = live[1] * tolerance(self.teacher, self.precision, self.device.type, stored_on)
+        return disagreement(NAMES, rows, there, live[0], allowed)
+
+    def means(self, rows: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+        """Energy and entropy of each of `rows` [B, 2], NaN for one without items, and how large its logits are [B].
+
+        None where rows come out at random.
+        """
+        batches = fixed_batches(self.dataset, rows, self.batch_size, self.collate)
+        if not batches:
+            return None
+        values, sizes = [], []
+        for batch in batches:
+            per_item, items = self.read(batch, self._one)
+            of_rows = torch.cat([per_item, size_of(items.teacher.logits).to(per_item)[:, None]], dim=-1)
+            means = row_means(of_rows, items)  # [B, 5], the fourth 0 for a row without items
+            values.append(means[:, :2].where(means[:, 3:4] > 0, torch.nan))
+            sizes.append(means[:, 4])
+        return torch.cat(values).cpu(), torch.cat(sizes).cpu()
+
+
+def row_means(values: Tensor, items: Items) -> Tensor:
+    """[N, k] -> [B, k]: the mean over the items of each row of the batch, whatever its samples are; 0 without any."""
+    row, count = items.rows
+    sums = values.new_zeros(count, values.shape[1]).index_add(0, row, values)
+    counts = values.new_zeros(count).index_add(0, row, values.new_ones(len(row)))
+    return sums / counts.clamp(min=1)[:, None]

@@ -1,0 +1,52 @@
+"""The files that a model comes from, told apart without loading it."""
+
+import json
+from pathlib import Path
+
+import xxhash
+from huggingface_hub import try_to_load_from_cache
+
+SAMPLES, BLOCK = 64, 1 << 14  # what is looked at of each file: a model that was trained further differs everywhere
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*config.json")
+
+
+def model_source(name_or_path: str | Path) -> str | None:
+    """A hash of samples of a model's files, of a folder or a Hub id that was downloaded; None where there are none.
+
+    An adapter's are its base model's too.
+    """
+    folder = Path(name_or_path).expanduser()
+    if not folder.is_dir():
+        found = _downloaded(str(name_or_path))
+        if found is None:
+            return None
+        folder = found
+    digest = xxhash.xxh3_128()
+    files = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern) if file.is_file()})
+    for file in files:
+        digest.update(file.name.encode())
+        _sample(file, digest)
+    adapter = folder / "adapter_config.json"
+    base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") if adapter.is_file() else None
+    digest.update(str(model_source(base) if base else "").encode())
+    return digest.hexdigest() if files else None
+
+
+def _downloaded(name: str) -> Path | None:
+    for file in ("config.json", "adapter_config.json"):
+        try:
+            path = try_to_load_from_cache(name, file)
+        except ValueError:  # no Hub id
+            return None
+        if isinstance(path, str):
+            return Path(path).parent
+    return None
+
+
+def _sample(file: Path, digest: xxhash.xxh3_128) -> None:
+    size = file.stat().st_size
+    digest.update(str(size).encode())
+    with file.open("rb") as stream:
+        for part in range(SAMPLES + 1):
+            stream.seek(max(size - BLOCK, 0) * part // SAMPLES)
+            digest.update(stream.read(BLOCK))
