@@ -314,11 +314,18 @@ def test_what_does_not_fit_is_an_error_and_changes_nothing(tmp_path, harm):
     assert all(torch.equal(before[name], tensor) for name, tensor in other.model.state_dict().items())
 
 
+def of_unknown_run(checkpoint):
+    """As plain Trainer's checkpoints: what run it is of is not recorded, so that its weights have to tell."""
+    for name in ("files.json", "distillation.json"):
+        (checkpoint / name).unlink()
+
+
 @pytest.mark.parametrize(
     ("other", "fault"), [({"r": 4}, "size mismatch"), ({"modules_to_save": ["classifier"]}, "classifier")]
 )
 def test_an_adapter_with_other_settings_is_an_error(tmp_path, other, fault):
     trainer(tmp_path, lora()).train()
+    of_unknown_run(tmp_path / "checkpoint-1")
     student = trainer(tmp_path / "other", lora(**other))
     with pytest.raises(ValueError, match=rf"does not fit the student's adapter 'default' .*{fault}"):
         student.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
@@ -326,6 +333,7 @@ def test_an_adapter_with_other_settings_is_an_error(tmp_path, other, fault):
 
 def test_a_checkpoint_without_weights_is_an_error(tmp_path):
     trainer(tmp_path, lora()).train()
+    of_unknown_run(tmp_path / "checkpoint-1")
     whole = trainer(tmp_path / "other", IMAGES["ViT"]())
     with pytest.raises(ValueError, match=r"has no weights of the student"):
         whole.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
