@@ -157,8 +157,6 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         learned_parts.join(loss, *trainer_keywords.get("optimizers") or (None, None))
         self.pins_memory = pins_memory(data, args)
         self.bounds = Bounds.of(model, live.networks if live else (), self.rule, self.num_classes or classes)
-        if (optimizers := trainer_keywords.get("optimizers", (None, None)))[0] is not None:
-            learned_parts.join(loss, *optimizers)
         with learned_parts.used_by_ddp(loss, args):
             super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
         self._place(step, loss, live, cached)
