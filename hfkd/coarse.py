@@ -94,8 +94,9 @@ def coarse_items(logits: Tensor, teacher: StoredOutputs, targets: Targets, progr
     if len(teacher.ids) != len(targets):
         raise ValueError(f"{len(targets)} target tokens, but the stored outputs are of {len(teacher.ids)}")
     samples = targets.sample, targets.num_samples
-    rows = {"row": targets.row, "num_rows": targets.shape[0]}
-    return CoarseItems(Outputs(logits), teacher, targets.labels, *samples, progress, **rows)
+    return CoarseItems(
+        Outputs(logits), teacher, targets.labels, *samples, progress, row=targets.row, num_rows=targets.shape[0]
+    )
 
 
 def tail(logits: Tensor, ids: Tensor) -> Tensor:

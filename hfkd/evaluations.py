@@ -49,7 +49,7 @@ class MarkedEvaluations(Trainer):
         given = self.eval_dataset if eval_dataset is None else eval_dataset
         own = isinstance(given, str) or given is self.own_set
         step = step_of_weights(self.state, self.args, self.is_in_train)
-        marks = {} if own else {OTHER_SET: len(given) if has_length(given) else -1}
+        marks: dict[str, float] = {} if own else {OTHER_SET: len(given) if has_length(given) else -1}
         return marks if step == self.state.global_step else marks | {OTHER_STEP: step}
 
 

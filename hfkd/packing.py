@@ -70,8 +70,8 @@ def keeps_apart(network: nn.Module, rows: int) -> bool:
     In batches of so many `rows`, one or two.
     """
     call, device = Call.of(network), next(network.parameters()).device
-    size = len(network.get_input_embeddings().weight)  # type: ignore[operator]
-    first, other, second = torch.arange(3 * PROBED_TOKENS, device=device).remainder(size).view(3, -1)  # [L] each
+    tokens = len(network.get_input_embeddings().weight)  # type: ignore[operator]
+    first, other, second = torch.arange(3 * PROBED_TOKENS, device=device).remainder(tokens).view(3, -1)  # [L] each
 
     def logits(*documents: Tensor) -> Tensor:
         """Of the last of them, packed into a row: [rows, L, V]."""

@@ -117,6 +117,7 @@ class ChunkedStep:
         items = token_hidden(hidden, taught, inputs["labels"], progress=progress, **TOKENS.known_in(inputs))
         items = replace(items, rest=self.call.added_loss(output))
         if self.watch is not None:
+            assert items.row is not None
             self.watch.outputs(items.student, items.teacher if asked else None, items.row)
         with self.autocast():
             return *self.chunked(items, head, teacher_head, num_items), len(items)

@@ -6,7 +6,7 @@ What no fingerprint tells: an edited forward or transform, image files replaced,
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import IterableDataset
@@ -70,7 +70,8 @@ class Probe:
             return f"it had a row {max(self.rows)}, and there are {len(dataset)} now"
         stored = torch.tensor(self.energies)[:, None]
         if isinstance(trainer.teacher, CachedTextTeacher):
-            found = trainer.teacher.scan([dataset[row] for row in self.rows], self.energy_temperature)
+            rows: Any = dataset
+            found = trainer.teacher.scan([rows[row] for row in self.rows], self.energy_temperature)
             return disagreement(["energy"], self.rows, stored, found.energy[:, None], torch.full((len(stored),), 1e-4))
         reader = _reader(trainer, self.energy_temperature)
         live = None if reader is None else reader.means(self.rows)

@@ -93,8 +93,9 @@ class RougeCallback(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         start, folder = time.monotonic(), Path(args.output_dir) / "dev" / f"step-{state.global_step}"
-        scored = {"seeds": self.seeds, "rouge_tokenizer": self.rouge_tokenizer}
-        scores = evaluate_sets(*self._writer, {"dev": self.rows}, folder, **scored, **self.settings)
+        scored: dict[str, Any] = {"seeds": self.seeds, "rouge_tokenizer": self.rouge_tokenizer}
+        model, tokenizer = self._writer
+        scores = evaluate_sets(model, tokenizer, {"dev": self.rows}, folder, **scored, **self.settings)
         found = {METRIC: scores["dev"]["rougeL"], "eval_rouge_runtime": time.monotonic() - start}
         keywords["metrics"].update(found)  # what Trainer chooses the best checkpoint by
         self.trainer.log(found)

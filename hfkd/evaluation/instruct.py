@@ -90,7 +90,7 @@ def evaluate_students(
         logger.info("%s: %s", name, {key: len(rows) for key, rows in sets.items()})
         _warn_of_template(name, tokenizer, args.chat_template)
         weights, answers = _fingerprint(model), folder / folders[name]
-        scored = {"seeds": args.seeds, "weights": weights, "rouge_tokenizer": args.rouge_tokenizer}
+        scored: dict[str, Any] = {"seeds": args.seeds, "weights": weights, "rouge_tokenizer": args.rouge_tokenizer}
         scores[name] = evaluate_sets(model.to(state.device), tokenizer, sets, answers, **scored, **args.settings)
         if state.is_main_process:
             print(f"\n{name}\n\n{markdown_table(read_scores(answers))}", flush=True)

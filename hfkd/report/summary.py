@@ -143,7 +143,7 @@ def _line(table: Table, row: Mapping[str, Any], reference: float | None, steps: 
     }
 
 
-def _loss(row: Mapping[str, Any], end: int, steps: Sequence[int]) -> str:
+def _loss(row: Mapping[str, Any], end: int, steps: Sequence[int | None]) -> str:
     value, step = _mean(row[("first_loss", "last_loss")[end]], 3), row["loss_steps"][end]
     return value if step in (None, steps[end]) else f"{value} (step {step})"
 

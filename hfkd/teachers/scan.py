@@ -59,8 +59,9 @@ class TeacherScan:
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, Tensor]) -> "TeacherScan":
-        of_rows = [columns[ROWS + name] for name in COLUMNS if ROWS + name in columns]
-        return cls(*(columns[name] for name in COLUMNS), cls(*of_rows) if of_rows else None)
+        of_rows = {k.removeprefix(ROWS): v for k, v in columns.items() if k.startswith(ROWS)}
+        energy, entropy, prediction = (columns[name] for name in COLUMNS)
+        return cls(energy, entropy, prediction, cls.of_columns(of_rows) if of_rows else None)
 
     def add_to(self, dataset: Dataset) -> Dataset:
         """The dataset with the columns `teacher_energy` and `teacher_entropy`."""
