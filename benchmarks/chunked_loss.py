@@ -33,10 +33,10 @@ import torch
 from peers import importable
 from torch import nn
 
-from hfkd.chunked import CHUNK_SIZE, ChunkedLoss
-from hfkd.cpu_memory import keep_freed_memory
-from hfkd.items import token_hidden, token_items
-from hfkd.loss import DistillationLoss
+from hfkd.losses.chunked import CHUNK_SIZE, ChunkedLoss
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.items import token_hidden, token_items
+from hfkd.utils.cpu_memory import keep_freed_memory
 
 LENGTH = 256  # tokens of a sequence
 PEERS = {"trl": "TRL's chunked divergence", "liger": "Liger's fused linear JSD"}

@@ -29,13 +29,13 @@ from transformers.trainer_callback import PrinterCallback
 from turns import WARM_UP, Clock, flops, in_child, matrix_rate, on_one_gpu, ratio, table, take_turns, write
 
 from hfkd import DistillationArguments, DistillationTrainer
-from hfkd.cpu_memory import keep_freed_memory
 from hfkd.data import ImageDataArguments, num_labels
 from hfkd.data.collate import ImageCollator
 from hfkd.data.transforms import CIFAR_MEAN, CIFAR_STD, unpack_pixels
+from hfkd.losses.temperatures import Energy
 from hfkd.models import image_classifier, image_teacher
-from hfkd.parsing import parse
-from hfkd.temperatures import Energy
+from hfkd.utils.cpu_memory import keep_freed_memory
+from hfkd.utils.parsing import parse
 
 THRESHOLDS = (-21.0, -19.5)  # no scan here: any thresholds cost the same
 PUBLIC, BARE, LIVE, CACHED = "public loop", "bare loop", "hfkd, live teacher", "hfkd, warm cache"

@@ -19,7 +19,7 @@ from turns import now, table, take_turns, write
 from hfkd import DistillationArguments
 from hfkd.data import ImageDataArguments, ResidentImages
 from hfkd.data.collate import ImageCollator
-from hfkd.parsing import parse
+from hfkd.utils.parsing import parse
 
 RESIDENT, ROW_BY_ROW = "resident", "row by row"
 TARGET = 40_000  # images a second of a core, at least, of resident images

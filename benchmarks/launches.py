@@ -19,7 +19,7 @@ from turns import table, write
 
 from hfkd import DistillationArguments
 from hfkd.data import ImageDataArguments
-from hfkd.parsing import parse
+from hfkd.utils.parsing import parse
 
 STEPS = 8
 

@@ -31,14 +31,14 @@ from transformers import set_seed
 from turns import now, table, write
 
 from hfkd import DistillationArguments
-from hfkd.items import IMAGES, Items, image_items
-from hfkd.loss import DistillationLoss
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.items import IMAGES, Items, image_items
+from hfkd.losses.temperatures import Energy
 from hfkd.models import image_classifier
 from hfkd.models.calling import Call
-from hfkd.parsing import parse
-from hfkd.steps import DenseStep
 from hfkd.teachers import LiveTeacher, place
-from hfkd.temperatures import Energy
+from hfkd.training.forward.dense import DenseStep
+from hfkd.utils.parsing import parse
 
 ENERGY = Energy(thresholds=(-21.0, -19.5))  # no scan here: any thresholds cost the same
 BOTH = "Energy KD + EA-KD"

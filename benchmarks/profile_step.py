@@ -21,9 +21,9 @@ from turns import WARM_UP, Clock, table, wall, write
 
 from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.data import ImageDataArguments, num_labels
+from hfkd.losses.temperatures import Energy
 from hfkd.models import image_classifier
-from hfkd.parsing import parse
-from hfkd.temperatures import Energy
+from hfkd.utils.parsing import parse
 
 PARTS = ("data", "teacher", "student forward", "loss", "backward", "optimizer")
 

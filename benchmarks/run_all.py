@@ -22,8 +22,8 @@ from entries import ENTRIES
 from summary import Record, Run, summarise
 
 from hfkd import DistillationArguments
-from hfkd.command import command
-from hfkd.report.environment import environment
+from hfkd.reports.environment import environment
+from hfkd.utils.command import command
 
 HERE = Path(__file__).parent
 IMAGES = ("image_step", "teacher_scan", "input_pipeline", "scaling")  # these take --dataset_name

@@ -32,9 +32,9 @@ from scaling_steps import KINDS, ImageStep, NetworkArguments, Setting, Step, Tex
 from turns import table, take_turns, write
 
 from hfkd import DistillationArguments
-from hfkd.cpu_memory import keep_freed_memory
 from hfkd.data import ImageDataArguments
-from hfkd.parsing import parse
+from hfkd.utils.cpu_memory import keep_freed_memory
+from hfkd.utils.parsing import parse
 
 BASES = (ImageStep(batch=64), TextStep(batch=4, length=128, vocabulary=8192))
 SIZES = {"image_batch": [16, 32, 64, 128, 256], "text_batch": [2, 4, 8, 16]} | {

@@ -16,8 +16,8 @@ from turns import Clock, on_one_gpu
 from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.data import ImageDataArguments, num_labels
 from hfkd.data.text_collate import TokenCollator
+from hfkd.losses.temperatures import Energy
 from hfkd.models import image_classifier
-from hfkd.temperatures import Energy
 
 WARM_UP = 2  # steps of a turn that are not counted
 

@@ -22,10 +22,10 @@ from transformers.trainer_callback import PrinterCallback
 from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_files import read_jsonl
-from hfkd.json_file import write_json
 from hfkd.models.language import causal_lm, load_tokenizer
-from hfkd.parsing import parse
-from hfkd.report.environment import environment
+from hfkd.reports.environment import environment
+from hfkd.utils.json_file import write_json
+from hfkd.utils.parsing import parse
 
 WAYS: dict[str, dict[str, Any]] = {
     "labels only": {"ce_weight": 1.0, "kd_weight": 0.0},

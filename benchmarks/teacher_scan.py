@@ -13,8 +13,8 @@ from turns import ratio, table, wall, write
 
 from hfkd import DistillationArguments
 from hfkd.data import ImageDataArguments, num_labels
-from hfkd.parsing import parse
 from hfkd.teachers import LiveTeacher, place, scan
+from hfkd.utils.parsing import parse
 
 TARGET = 0.95  # of the bare forward's throughput
 

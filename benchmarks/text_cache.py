@@ -22,18 +22,18 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from hfkd.coarse import CoarseItems, coarse_items
 from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_collate import TokenCollator
 from hfkd.data.text_files import read_jsonl
-from hfkd.items import Items, token_items
+from hfkd.losses.items import Items, token_items
+from hfkd.losses.logits import KD
+from hfkd.losses.logits.divergences import kl
+from hfkd.losses.topk import CoarseItems, coarse_items
 from hfkd.models.language import causal_lm, load_tokenizer
-from hfkd.objectives import KD
-from hfkd.objectives.divergences import kl
-from hfkd.report.environment import environment
-from hfkd.targets import Targets
+from hfkd.reports.environment import environment
 from hfkd.teachers import CachedTextTeacher, build_text_cache
-from hfkd.teachers.text_manifest import bytes_per_token
+from hfkd.teachers.token_cache.manifest import bytes_per_token
+from hfkd.utils.targets import Targets
 
 BATCH = 8
 

@@ -30,12 +30,12 @@ from transformers.trainer_callback import PrinterCallback
 from turns import on_one_gpu
 
 from hfkd import DistillationArguments, DistillationTrainer
-from hfkd.chunked import CHUNK_SIZE
 from hfkd.data.text_arguments import TextDataArguments
 from hfkd.data.text_collate import TokenCollator
-from hfkd.report.environment import environment
-from hfkd.steps import DenseStep
+from hfkd.losses.chunked import CHUNK_SIZE
+from hfkd.reports.environment import environment
 from hfkd.teachers import CachedTextTeacher, build_text_cache
+from hfkd.training.forward.dense import DenseStep
 
 SAME = {"objective": "kd", "temperature": 1.0, "ce_weight": 0.0, "kd_weight": 1.0}
 RECIPE = {"objective": "kd(scale='none')", "temperature": 2.0, "ce_weight": 0.5, "kd_weight": 0.5} | {

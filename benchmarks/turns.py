@@ -16,7 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback, TrainingArguments
 
-from hfkd.report.environment import environment
+from hfkd.reports.environment import environment
 
 WARM_UP = 5  # steps of a turn that are not counted
 

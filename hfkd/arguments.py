@@ -11,15 +11,39 @@ from accelerate.utils import patch_environment
 from huggingface_hub.constants import HF_HOME
 from transformers import TrainingArguments
 
-from hfkd.data.high_energy_arguments import HighEnergyArguments
-from hfkd.evaluation_arguments import EvaluationArguments
-from hfkd.launch import check_accumulation, check_world_size, computes_on_cpu
-from hfkd.names import check_names, publishable
-from hfkd.parsing import parse as parse  # where scripts written for earlier versions import it from
-from hfkd.slot_types import Count, NotNegative, Positive, fitting
-from hfkd.whole_checkpoints import resume_choice
+from hfkd.data.he_da_arguments import HighEnergyArguments
+from hfkd.utils.argument_types import Count, NotNegative, Positive, fitting
+from hfkd.utils.launch import check_accumulation, check_world_size, computes_on_cpu
+from hfkd.utils.names import check_names, publishable
+from hfkd.utils.parsing import parse as parse  # where scripts written for earlier versions import it from
+from hfkd.utils.setting_types import resume_choice
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class EvaluationArguments:
+    """What is measured on the evaluation set beside the student's loss, and in which precision."""
+
+    evaluate_teacher: bool = field(
+        default=True,
+        metadata={
+            "help": "When training starts, run the teacher over the evaluation set once and log teacher_accuracy: a "
+            "teacher that is fed or loaded wrongly shows there. Of a language model: next-token accuracy on about 256 "
+            "rows."
+        },
+    )
+    evaluate_kl: bool = field(
+        default=False,
+        metadata={"help": "Run the teacher in evaluation too, and report eval_kl, KL(teacher || student)."},
+    )
+    float32_evaluation: bool = field(
+        default=True,
+        metadata={
+            "help": "Evaluate without autocast, so that the reported figures are those of the saved weights (FSDP and "
+            "DeepSpeed cast the weights themselves, and evaluate in their precision)."
+        },
+    )
 
 
 @dataclass

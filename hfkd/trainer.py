@@ -10,32 +10,35 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from hfkd import learned_parts, run_record
 from hfkd.arguments import DistillationArguments
-from hfkd.averages import RowAverage
-from hfkd.batches import refuse_no_batch, refuse_small_batches
-from hfkd.cached_checks import check_cached
-from hfkd.checked_batches import Bounds, CheckedBatches
-from hfkd.checks import check_datasets, check_networks, probed_dataset, say_left_out
-from hfkd.choose_step import AnyStep, Chosen, choose_step
-from hfkd.cpu_memory import keep_freed_memory
 from hfkd.data.collate import views_as_rows
 from hfkd.data.epochs import refuse_streams
 from hfkd.data.target_collator import with_targets
-from hfkd.faults import WatchedTrainer
-from hfkd.high_energy import refuse_he_da, with_he_da
-from hfkd.hub import HubTrainer
-from hfkd.items import IMAGES, TOKENS
-from hfkd.known_heads import refuse_other_heads
-from hfkd.label_maps import check_label_names
-from hfkd.labels import EmptyRows, LabelWatch
-from hfkd.loss import DistillationLoss, cross_entropy
+from hfkd.losses.distillation import DistillationLoss, cross_entropy
+from hfkd.losses.items import IMAGES, TOKENS
+from hfkd.losses.logits import KD
+from hfkd.losses.slot_values import slot_check
 from hfkd.models.calling import Call, by_name, logits_of
 from hfkd.models.peers import networks_of
-from hfkd.objectives import KD
-from hfkd.optimizer_state import as_laid_out
-from hfkd.output_folder import refuse_networks
-from hfkd.preparation import (
+from hfkd.models.sharing import refuse_shared
+from hfkd.models.vocabulary import common_vocabulary
+from hfkd.reports.hub import HubTrainer
+from hfkd.reports.teacher_accuracy import TeacherAccuracy
+from hfkd.tasks.known_heads import refuse_other_heads
+from hfkd.teachers import CachedTextTeacher, LiveTeacher, TeacherScan, place
+from hfkd.teachers.tokenizer import check_teacher_tokenizers
+from hfkd.training import loss_parameters, run_identity
+from hfkd.training.averages import RowAverage
+from hfkd.training.checkpoints.optimizer_state import as_laid_out
+from hfkd.training.checkpoints.tensors import TensorCheckpoints
+from hfkd.training.checkpoints.whole import checkpoint_to_resume
+from hfkd.training.forward.choice import AnyStep, Chosen, choose_step
+from hfkd.training.forward.dense import ChunkedStep
+from hfkd.training.forward.he_da import refuse_he_da, with_he_da
+from hfkd.training.forward.returned_outputs import returned_outputs
+from hfkd.training.lr_schedule import ScheduledTrainer, refuse_unknown_epochs
+from hfkd.training.nonfinite import WatchedTrainer
+from hfkd.training.preparation import (
     EpochViews,
     cached_teacher,
     chosen_collator,
@@ -49,24 +52,21 @@ from hfkd.preparation import (
     teacher_networks,
     with_adapters,
 )
-from hfkd.random_rows import warn_of_random_rows
-from hfkd.received import ImageInputs, normalisation, receiving
-from hfkd.recorded_inputs import check_processor, record_inputs
-from hfkd.returned_outputs import returned_outputs
-from hfkd.run_record import RunRecord
-from hfkd.run_settings import run_settings
-from hfkd.schedule import ScheduledTrainer, refuse_unknown_epochs
-from hfkd.sharing import refuse_shared
-from hfkd.slot_values import slot_check
-from hfkd.steps import ChunkedStep
-from hfkd.teacher_accuracy import TeacherAccuracy
-from hfkd.teacher_probe import probed
-from hfkd.teacher_tokenizer import check_teacher_tokenizers
-from hfkd.teachers import CachedTextTeacher, LiveTeacher, TeacherScan, place
-from hfkd.tensor_checkpoints import TensorCheckpoints
-from hfkd.training_scan import scan_of
-from hfkd.vocabulary import common_vocabulary
-from hfkd.whole_checkpoints import checkpoint_to_resume
+from hfkd.training.run_identity import RunRecord
+from hfkd.training.run_settings import run_settings
+from hfkd.training.statistics import scan_of
+from hfkd.training.validation.batches import refuse_no_batch, refuse_small_batches
+from hfkd.training.validation.cached import check_cached
+from hfkd.training.validation.checked_batches import Bounds, CheckedBatches
+from hfkd.training.validation.label_maps import check_label_names
+from hfkd.training.validation.labels import EmptyRows, LabelWatch
+from hfkd.training.validation.networks import check_datasets, check_networks, probed_dataset, say_left_out
+from hfkd.training.validation.normalisation import ImageInputs, normalisation, receiving
+from hfkd.training.validation.random_rows import warn_of_random_rows
+from hfkd.training.validation.recorded_inputs import check_processor, record_inputs
+from hfkd.training.validation.teacher_probe import probed
+from hfkd.utils.cpu_memory import keep_freed_memory
+from hfkd.utils.output_folder import refuse_networks
 
 logger = logging.getLogger(__name__)
 
@@ -153,11 +153,11 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
             model.to(memory_format=torch.channels_last)
             if live is not None:
                 live.channels_last()
-        learned_parts.prepare(loss, self.num_classes or classes, args)
-        learned_parts.join(loss, *trainer_keywords.get("optimizers") or (None, None))
+        loss_parameters.prepare(loss, self.num_classes or classes, args)
+        loss_parameters.join(loss, *trainer_keywords.get("optimizers") or (None, None))
         self.pins_memory = pins_memory(data, args)
         self.bounds = Bounds.of(model, live.networks if live else (), self.rule, self.num_classes or classes)
-        with learned_parts.used_by_ddp(loss, args):
+        with loss_parameters.used_by_ddp(loss, args):
             super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
         self._place(step, loss, live, cached)
         self.scan_result: TeacherScan | None = None
@@ -165,7 +165,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         if self.optimizer is not None:
             as_laid_out(self.optimizer)  # moments of weights that have become channels_last above
         self.add_callback(EpochViews())
-        self.add_callback(learned_parts.CheckTrained(loss))
+        self.add_callback(loss_parameters.CheckTrained(loss))
         self.add_callback(TeacherAccuracy(self))
 
     def _place(
@@ -178,7 +178,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         self.step: AnyStep = step
         self._live = live
         self.distillation_loss = loss.to(self.args.device)
-        if self.args.torch_compile and self.rule is IMAGES and not learned_parts.learns(loss):
+        if self.args.torch_compile and self.rule is IMAGES and not loss_parameters.learns(loss):
             # Seventy small operations become a few. Not by CUDA graphs: what is logged outlives the step.
             loss.compile(backend=self.args.torch_compile_backend or "inductor")
         placed = None if live is None else place(live, self.accelerator)
@@ -199,7 +199,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        inputs = self._as_networks_take_it(inputs, model.training)
+        inputs = self.as_networks_take_it(inputs, model.training)
         if not model.training:
             loss, outputs = self._evaluate_batch(model, inputs)
             return (loss, outputs) if return_outputs else loss
@@ -222,11 +222,11 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
     @torch.no_grad()
     def _evaluate_batch(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
         """The cross-entropy, and the student's outputs by name."""
-        output = self.call.output(self._evaluated_network(model), inputs)
+        output = self.call.output(self.evaluated_network(model), inputs)
         logits = logits_of(output)
         cut, taught = slice(self.num_classes), logits
         if self.args.evaluate_kl and self.teacher is not None:
-            taught = self._evaluated_network(self.teacher)(**inputs)
+            taught = self.evaluated_network(self.teacher)(**inputs)
         items = self.rule.of(inputs, logits[..., cut], taught[..., cut])
         values = {"loss": cross_entropy(items.student.logits, items.labels)}
         if taught is not logits:
@@ -240,21 +240,21 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         """Trainer's, whose rows without labels reach the network as those with labels do."""
         if self.label_names and all(inputs.get(name) is not None for name in self.label_names):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        network = self._evaluated_network(model)
+        network = self.evaluated_network(model)
 
         def by_call(**inputs: Any) -> Any:
-            return by_name(self.call.output(network, self._as_networks_take_it(inputs, False)))
+            return by_name(self.call.output(network, self.as_networks_take_it(inputs, False)))
 
         return super().prediction_step(cast(nn.Module, by_call), inputs, prediction_loss_only, ignore_keys)
 
-    def _evaluated_network(self, model: nn.Module) -> Any:
+    def evaluated_network(self, model: nn.Module) -> Any:
         """Student or teacher without the autocast that Accelerate put around its forward, unless that is wanted."""
         if self.is_fsdp_enabled:  # calling the inner forward would pass by the gathering of its weights
             return model
         forward = vars(self.accelerator.unwrap_model(model)).get("_original_forward")
         return forward if forward is not None and self.args.float32_evaluation else model
 
-    def _as_networks_take_it(self, inputs: Mapping[str, Any], training: bool) -> dict[str, Any]:
+    def as_networks_take_it(self, inputs: Mapping[str, Any], training: bool) -> dict[str, Any]:
         inputs = views_as_rows(self.call.without_labels(inputs, self.label_names))
         if self.packing is not None:
             self.packing(with_targets(inputs))
@@ -319,15 +319,15 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         self.fit_slots(checkpoint)
         record_inputs(self)
         # A resumed run may still be refused: its folder's record is renewed with what is saved next.
-        if self.args.should_save and not (checkpoint and run_record.read(self.args.output_dir)):
+        if self.args.should_save and not (checkpoint and run_identity.read(self.args.output_dir)):
             self.record.write(self.args.output_dir, self.distillation_loss)
         if self.args.keep_freed_memory and self.args.device.type == "cpu":
             keep_freed_memory()
         assert self.model is not None
         try:
             own_scheduler = None if self._created_lr_scheduler else self.lr_scheduler
-            learned_parts.join(self.distillation_loss, self.optimizer, own_scheduler)
-            with self._frozen_teacher(), learned_parts.attached(self.distillation_loss, self.model):
+            loss_parameters.join(self.distillation_loss, self.optimizer, own_scheduler)
+            with self._frozen_teacher(), loss_parameters.attached(self.distillation_loss, self.model):
                 return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             if self.cached_teacher is not None:
@@ -339,7 +339,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         Raises ValueError when the teacher or the rows are not those of `checkpoint`.
         """
         slot, found = self.distillation_loss.unfitted, None
-        earlier = None if slot is None else run_record.earlier_thresholds(checkpoint, slot, self.rule is TOKENS)
+        earlier = None if slot is None else run_identity.earlier_thresholds(checkpoint, slot, self.rule is TOKENS)
         if slot is not None and earlier is not None:
             slot.restore(earlier)
         elif slot is not None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from hfkd import DistillationArguments
 from hfkd.data import ImageDataArguments
+from hfkd.experiments.distil import distil_images
 from hfkd.models import NetworkArguments
-from hfkd.parsing import parse
-from hfkd.report.distil import distil_images
+from hfkd.utils.parsing import parse
 
 CONFIGS = Path(__file__).parent / "configs"
 

@@ -19,16 +19,16 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from hfkd import DistillationArguments, DistillationTrainer
-from hfkd.counts import at_least_one
 from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
-from hfkd.metrics import image_accuracy, topk_predictions
+from hfkd.evaluation.metrics import image_accuracy, topk_predictions
+from hfkd.experiments.image_run import page_data
 from hfkd.models import image_classifier
-from hfkd.parsing import parse
-from hfkd.report.comparison import Comparison
-from hfkd.report.html import write_page
-from hfkd.report.image_run import page_data
-from hfkd.report.page import distillation_sections
+from hfkd.reports.comparison import Comparison
+from hfkd.reports.html import write_page
+from hfkd.reports.page import distillation_sections
+from hfkd.utils.counts import at_least_one
+from hfkd.utils.parsing import parse
 
 CONFIG = Path(__file__).parent / "configs" / "digits_demo.yaml"
 LABELS_ONLY = {"ce_weight": 1.0, "kd_weight": 0.0}

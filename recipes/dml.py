@@ -11,11 +11,11 @@ from pathlib import Path
 
 from hfkd import DistillationArguments
 from hfkd.data import ImageDataArguments
+from hfkd.experiments.distil import image_trainer
+from hfkd.experiments.image_run import run_images
+from hfkd.experiments.peers import save_peers
 from hfkd.models import Peers, image_classifier
-from hfkd.parsing import parse
-from hfkd.report.distil import image_trainer
-from hfkd.report.image_run import run_images
-from hfkd.report.peers import save_peers
+from hfkd.utils.parsing import parse
 
 CONFIGS = Path(__file__).parent / "configs"
 

@@ -8,9 +8,9 @@ side. Every answer is in <output_dir>/<student>. The number of processes does no
 
 from dataclasses import dataclass, field
 
-from hfkd.evaluation.instruct import InstructArguments, evaluate_students
+from hfkd.experiments.instruct import InstructArguments, evaluate_students
 from hfkd.models.language import causal_lm, load_tokenizer
-from hfkd.parsing import parse
+from hfkd.utils.parsing import parse
 
 
 @dataclass

@@ -15,13 +15,13 @@ from pathlib import Path
 from transformers import set_seed
 
 from hfkd import DistillationArguments, DistillationTrainer
-from hfkd.cache_arguments import TeacherCacheArguments
 from hfkd.data.text_arguments import TextDataArguments
 from hfkd.evaluation.callback import RougeArguments
+from hfkd.experiments.cache_arguments import TeacherCacheArguments
+from hfkd.experiments.text_run import run_text
 from hfkd.models.language import causal_lm, matching_tokenizers
 from hfkd.models.lora import LoraArguments
-from hfkd.parsing import parse
-from hfkd.report.text_run import run_text
+from hfkd.utils.parsing import parse
 
 CONFIGS = Path(__file__).parent / "configs"
 

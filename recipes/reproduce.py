@@ -16,10 +16,10 @@ what a row's name says is refused.
 import sys
 from pathlib import Path
 
-from hfkd.parsing import parse
-from hfkd.report.published import Published
-from hfkd.report.reproduction import FLAGS, run_table
-from hfkd.report.rows import read_table
+from hfkd.experiments.published import Published
+from hfkd.experiments.reproduction import FLAGS, run_table
+from hfkd.experiments.rows import read_table
+from hfkd.utils.parsing import parse
 
 HERE = Path(__file__).parent
 TABLES = HERE / "tables"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from hfkd import DistillationArguments
 from hfkd.data import ImageDataArguments
-from hfkd.parsing import parse
-from hfkd.report.chain import distil_chain
+from hfkd.experiments.chain import distil_chain
+from hfkd.utils.parsing import parse
 
 CONFIGS = Path(__file__).parent / "configs"
 

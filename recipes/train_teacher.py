@@ -11,10 +11,10 @@ from pathlib import Path
 
 from hfkd import DistillationArguments
 from hfkd.data import ImageDataArguments
+from hfkd.experiments.distil import image_trainer
+from hfkd.experiments.image_run import run_images
 from hfkd.models import image_classifier
-from hfkd.parsing import parse
-from hfkd.report.distil import image_trainer
-from hfkd.report.image_run import run_images
+from hfkd.utils.parsing import parse
 
 CONFIGS = Path(__file__).parent / "configs"
 

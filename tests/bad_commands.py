@@ -7,9 +7,9 @@ from toys import arguments
 from transformers import PrinterCallback
 
 from hfkd import DistillationArguments, DistillationTrainer
-from hfkd.evaluation.instruct import InstructArguments
+from hfkd.experiments.instruct import InstructArguments
 from hfkd.models.language import causal_lm
-from hfkd.parsing import parse
+from hfkd.utils.parsing import parse
 
 
 def launched(make, **environment):

@@ -22,12 +22,12 @@ from hfkd.data.text_files import read_jsonl
 from hfkd.data.transforms import ImageTransform, pack_pixels
 from hfkd.evaluation.generation import TextGenerator
 from hfkd.evaluation.run import evaluate_sets
-from hfkd.json_file import write_json
 from hfkd.models import image_classifier, image_teacher
 from hfkd.models.checkpoints import load_checkpoint
 from hfkd.models.language import causal_lm, load_tokenizer
+from hfkd.models.vocabulary import same_tokenizer
 from hfkd.teachers import CachedTextTeacher, LiveTeacher, build_text_cache, scan
-from hfkd.vocabulary import same_tokenizer
+from hfkd.utils.json_file import write_json
 
 # ---- checkpoints and networks -----------------------------------------------------------------------------------
 

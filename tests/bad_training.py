@@ -25,10 +25,10 @@ from hfkd import DistillationTrainer
 from hfkd.arguments import DistillationArguments
 from hfkd.data import ImageTransform
 from hfkd.data.images import decode
-from hfkd.loss import DistillationLoss
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.logits import DKD
 from hfkd.models import image_classifier
-from hfkd.objectives import DKD
-from hfkd.parsing import parse
+from hfkd.utils.parsing import parse
 
 # ---- slots ------------------------------------------------------------------------------------------------------
 

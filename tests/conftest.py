@@ -1,3 +1,4 @@
+import gc
 import os
 from pathlib import Path
 
@@ -23,3 +24,10 @@ def data_dir() -> Path:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported_once() -> None:
+    """Keep what is imported out of each garbage collection: a run ends with one, which took longer than its training."""
+    gc.collect()
+    gc.freeze()

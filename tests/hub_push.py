@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM
 from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
-from hfkd.metrics import image_accuracy
+from hfkd.evaluation.metrics import image_accuracy
+from hfkd.experiments.text_run import run_text
 from hfkd.models import image_classifier
-from hfkd.parsing import parse
-from hfkd.report.text_run import run_text
+from hfkd.utils.parsing import parse
 
 
 def image(args):

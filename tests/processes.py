@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 
-MODULES = ["hfkd.trainer", "hfkd.report.run", "peft", "sklearn"]
+MODULES = ["hfkd.trainer", "hfkd.experiments.run", "peft", "sklearn"]
 
 
 def start(target, *arguments):

@@ -7,12 +7,9 @@ import json
 import logging
 import os
 import signal
-import sys
 from pathlib import Path
 
 from processes import print_to, start
-
-sys.path.insert(0, str(Path(__file__).parent / "teachers"))
 
 STEPS, EVERY = 18, 4  # steps of a run, steps between two checkpoints
 CASES = {
@@ -39,8 +36,8 @@ def sitting(case, folder, kill_at=None, save=None):
     """Train `case` in `folder` from its last whole checkpoint to the end; `save` gets the names of the events."""
     import torch
 
-    from hfkd.report.results import ResultsCallback
-    from hfkd.report.run import train_to_the_end
+    from hfkd.experiments.run import train_to_the_end
+    from hfkd.reports.results import ResultsCallback
 
     print_to(f"{folder}.log")
     logging.basicConfig(level=logging.WARNING)
@@ -124,7 +121,7 @@ class Events:
         import transformers.modeling_utils
         from transformers import TrainerState
 
-        import hfkd.training_scan
+        import hfkd.training.statistics
 
         inner = trainer.compute_loss
 
@@ -134,7 +131,7 @@ class Events:
             return inner(model, *arguments, **keywords)
 
         trainer.compute_loss = compute_loss
-        scan = hfkd.training_scan.scan
+        scan = hfkd.training.statistics.scan
 
         def scanned(teacher, *arguments, **keywords):
             hook = teacher.register_forward_hook(lambda *a: self.happens("scan"))
@@ -143,7 +140,7 @@ class Events:
             finally:
                 hook.remove()
 
-        hfkd.training_scan.scan = scanned
+        hfkd.training.statistics.scan = scanned
         self._wrap(torch, "save", "write", 1)
         self._wrap(safetensors.torch, "save_file", "write", 1)
         self._wrap(transformers.modeling_utils, "safe_save_file", "write", 1)

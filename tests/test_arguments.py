@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hfkd.arguments import DistillationArguments
-from hfkd.parsing import parse
+from hfkd.utils.parsing import parse
 
 # ---- bf16 ------------------------------------------------------------------------------------------------------------
 

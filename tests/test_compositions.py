@@ -8,9 +8,9 @@ import reference
 import torch
 import torch.nn.functional as F
 
-from hfkd.items import image_items
-from hfkd.loss import DistillationLoss
-from hfkd.temperatures import Energy, Gradation
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.items import image_items
+from hfkd.losses.temperatures import Energy, Gradation
 
 N, C = 5, 6
 G = torch.Generator().manual_seed(11)

@@ -7,15 +7,15 @@ import pytest
 import torch
 from bad_files import packed
 from datasets import Dataset
-from test_whole_checkpoints import make, names
+from test_whole import make, names
 from text_toys import language_model, tokenizer
 from toys import teacher
 
 from hfkd.evaluation.run import evaluate_sets
-from hfkd.report.results import ResultsCallback
-from hfkd.run_record import RunRecord
+from hfkd.reports.results import ResultsCallback
 from hfkd.teachers import LiveTeacher, scan
-from hfkd.whole_checkpoints import _named_errors
+from hfkd.training.checkpoints.whole import _named_errors
+from hfkd.training.run_identity import RunRecord
 
 
 @contextmanager

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from hfkd.data.text_files import read_jsonl
+from hfkd.losses.logits import OBJECTIVES
+from hfkd.losses.temperatures import TEMPERATURES, resolve_temperature
+from hfkd.losses.weightings import WEIGHTINGS
 from hfkd.models import load_checkpoint
-from hfkd.objectives import OBJECTIVES
-from hfkd.parsing import check_known, read_settings
-from hfkd.slots import resolve
-from hfkd.temperatures import TEMPERATURES, resolve_temperature
-from hfkd.weightings import WEIGHTINGS
+from hfkd.utils.parsing import check_known, read_settings
+from hfkd.utils.slots import resolve
 
 FEW = settings(
     max_examples=60,

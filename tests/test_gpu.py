@@ -15,7 +15,7 @@ from toys import arguments
 
 from hfkd import DistillationTrainer
 from hfkd.models import image_classifier
-from hfkd.teachers.device_store import DeviceStore
+from hfkd.teachers.image_cache.device_store import DeviceStore
 
 GPU = JOB | {"use_cpu": False, "answers": False}
 BATCH = 8

@@ -191,7 +191,9 @@ def test_flattened_rows_bring_their_sequence_lengths(tmp_path):
 
 
 def said(caplog, level):
-    return [r.getMessage() for r in caplog.records if r.levelno == level and r.name == "hfkd.checks"]
+    return [
+        r.getMessage() for r in caplog.records if r.levelno == level and r.name == "hfkd.training.validation.networks"
+    ]
 
 
 def test_what_a_users_collator_keeps_for_nobody_is_said_once(tmp_path, caplog):

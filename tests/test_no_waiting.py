@@ -12,18 +12,18 @@ from text_toys import TokenRows, language_model, taught_model
 from toys import arguments
 
 from hfkd import DistillationTrainer
-from hfkd.averages import BatchAverage
 from hfkd.data import ImageTransform
 from hfkd.data.collate import ImageCollator
 from hfkd.data.digits import load_digits
 from hfkd.data.resident import HostRows, ResidentImages
 from hfkd.data.text_collate import TokenCollator
-from hfkd.items import image_items
-from hfkd.loss import DistillationLoss
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.items import image_items
+from hfkd.losses.logits import OBJECTIVES
+from hfkd.losses.temperatures import Energy, Gradation, Learned
 from hfkd.models import image_classifier
-from hfkd.objectives import OBJECTIVES
 from hfkd.teachers import CachedTeacher, LiveTeacher
-from hfkd.temperatures import Energy, Gradation, Learned
+from hfkd.training.averages import BatchAverage
 
 TRAIN = load_digits()[0].select(range(40))
 TEMPERATURES = {

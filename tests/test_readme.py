@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hfkd.objectives import OBJECTIVES
-from hfkd.temperatures import TEMPERATURES
-from hfkd.weightings import WEIGHTINGS
+from hfkd.losses.logits import OBJECTIVES
+from hfkd.losses.temperatures import TEMPERATURES
+from hfkd.losses.weightings import WEIGHTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -10,8 +10,8 @@ from transformers import JetMoeConfig, JetMoeForCausalLM
 
 from hfkd import DistillationTrainer
 from hfkd.data.text_collate import TokenCollator
-from hfkd.targets import IGNORED
 from hfkd.teachers import CachedTextTeacher, build_text_cache
+from hfkd.utils.targets import IGNORED
 
 ROWS = 8
 ALONE = {"ce_weight": 1.0, "kd_weight": 0.0}

@@ -21,9 +21,9 @@ from hfkd.arguments import DistillationArguments
 from hfkd.data.images import load_images
 from hfkd.models import image_classifier, load_checkpoint
 from hfkd.models.language import causal_lm, load_tokenizer
-from hfkd.parsing import parse
-from hfkd.setting_types import TextLoader
-from hfkd.whole_checkpoints import MANIFEST
+from hfkd.training.checkpoints.whole import MANIFEST
+from hfkd.utils.parsing import parse
+from hfkd.utils.setting_types import TextLoader
 
 RUN_CODE = {"eval", "exec", "compile", "os.system", "np.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load"} | {
     f"{module}.{name}"

@@ -14,10 +14,10 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 from hfkd import DistillationTrainer
 from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
-from hfkd.metrics import image_accuracy, topk_predictions
+from hfkd.evaluation.metrics import image_accuracy, topk_predictions
+from hfkd.losses.logits import DKD
+from hfkd.losses.temperatures import Energy
 from hfkd.models import image_classifier, input_spec
-from hfkd.objectives import DKD
-from hfkd.temperatures import Energy
 
 
 def make(tmp_path, student=None, taught=None, rows=None, slots=None, **keywords):
@@ -358,7 +358,9 @@ def test_resumed_training_is_bit_identical_and_keeps_its_thresholds(tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         killed.train()
     resumed = new("resumed")
-    monkeypatch.setattr("hfkd.training_scan.scan", lambda *a, **k: pytest.fail("the thresholds were scanned again"))
+    monkeypatch.setattr(
+        "hfkd.training.statistics.scan", lambda *a, **k: pytest.fail("the thresholds were scanned again")
+    )
     resumed.train(resume_from_checkpoint=True)
     assert resumed.distillation_loss.temperature.thresholds == whole.distillation_loss.temperature.thresholds
     for name, parameter in whole.model.state_dict().items():

@@ -14,7 +14,7 @@ from toys import arguments
 
 from hfkd import DistillationTrainer
 from hfkd.evaluation.callback import RougeArguments
-from hfkd.targets import IGNORED
+from hfkd.utils.targets import IGNORED
 
 PEFT_WARNING = "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
 DSKD = {"objective": "kd(scale='none')", "temperature": "2.0", "ce_weight": 0.5, "kd_weight": 0.5}

@@ -1,16 +1,11 @@
 """Small language models, rows of tokens and a tokenizer, all made here."""
 
-import sys
-from pathlib import Path
-
 import torch
 from datasets import Dataset
+from text_tokenizer import WORDS, word_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
-sys.path.insert(0, str(Path(__file__).parent / "data"))
-from text_tokenizer import WORDS, word_tokenizer
-
-from hfkd.targets import IGNORED
+from hfkd.utils.targets import IGNORED
 
 VOCAB = len(WORDS)
 

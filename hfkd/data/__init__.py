@@ -1,6 +1,6 @@
 """Data: images and instructions, from the Hub or from files, as the trainer wants them."""
 
-from hfkd.data.high_energy import add_high_energy
+from hfkd.data.he_da import add_high_energy
 from hfkd.data.image_arguments import ImageDataArguments
 from hfkd.data.images import image_hw, label_names, load_images, num_labels
 from hfkd.data.large_images import LargeImageTransform

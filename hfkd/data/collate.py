@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from hfkd.labels import check_shares
+from hfkd.data.labels import check_shares
 
 
 class ImageCollator:

@@ -5,13 +5,13 @@ from typing import Any
 
 from datasets import Dataset
 
-from hfkd.counts import at_least_one
 from hfkd.data.epochs import ImageStream, stream_length
 from hfkd.data.images import load_images
 from hfkd.data.large_images import LargeImageTransform, load_large_images
 from hfkd.data.longtail import long_tail
 from hfkd.data.resident import resident
 from hfkd.data.transforms import CIFAR_MEAN, CIFAR_STD, ImageTransform
+from hfkd.utils.counts import at_least_one
 
 IMAGENET_SIZE = 224
 

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from hfkd.data.epochs import EpochTransform, Resizing, epoch_zero
 from hfkd.data.images import IMAGE_COLUMNS, LABEL_COLUMNS, check_labels, find_column, load, pick_splits, picture
 from hfkd.data.transforms import view_ids
-from hfkd.slots import positive
+from hfkd.utils.slots import positive
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CENTRE = 0.875  # share of the resized image that evaluation looks at: 224 of 256

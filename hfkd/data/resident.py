@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from hfkd.data.transforms import ImageTransform, unpack_pixels
-from hfkd.devices import OnHost, send
+from hfkd.utils.devices import OnHost, send
 
 LARGEST = 1 << 30  # bytes of pixels that are held unless somebody asks for more
 

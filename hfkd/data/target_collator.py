@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfkd.documents import positions_of, token_mask, token_positions, unmasked_positions
-from hfkd.targets import HostTargets
+from hfkd.utils.documents import positions_of, token_mask, token_positions, unmasked_positions
+from hfkd.utils.targets import HostTargets
 
 
 @dataclass

@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.instructions import to_prompt_response
-from hfkd.targets import IGNORED
+from hfkd.utils.targets import IGNORED
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from typing import Any, Literal, NamedTuple
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 
-from hfkd.counts import at_least_one
 from hfkd.data.instructions import dolly_split, to_prompt_response
 from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_files import read_jsonl
+from hfkd.utils.counts import at_least_one
 
 logger = logging.getLogger(__name__)
 

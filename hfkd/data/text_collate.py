@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.token_rows import TokenRow
-from hfkd.documents import unmasked_positions
-from hfkd.targets import IGNORED, HostTargets
+from hfkd.utils.documents import unmasked_positions
+from hfkd.utils.targets import IGNORED, HostTargets
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfkd.documents import IGNORED, begins, positions_of, within_padding
+from hfkd.utils.documents import IGNORED, begins, positions_of, within_padding
 
 PACKING = ("position_ids", "seq_lengths")  # columns that say where a row's documents begin
 OWN_COLUMNS = (*PACKING, "attention_mask")

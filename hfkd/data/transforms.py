@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from hfkd.data.epochs import EpochTransform, Resizing, epoch_zero
-from hfkd.data.strong import strong_views
-from hfkd.devices import send
-from hfkd.slots import positive
+from hfkd.data.randaugment import strong_views
+from hfkd.utils.devices import send
+from hfkd.utils.slots import positive
 
 HEADER = 4  # bytes before the pixels of a packed image
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -27,7 +27,7 @@ class ImageTransform(EpochTransform):
     The padding is black *before* normalising, as torchvision's RandomCrop on the image is.
     Returns `pixel_values` [B, 3, H, W] float32, `labels` [B], `index` [B], and `view` [B], the number of the view below
     `num_views`; without augmentation that of the uncropped image. With `views=2`, augmented images come twice,
-    [B, 2, 3, H, W]: the second a crop and flip of its own, made strong (`hfkd.data.strong`), whose number is -1.
+    [B, 2, 3, H, W]: the second a crop and flip of its own, made strong (`hfkd.data.randaugment`), whose number is -1.
     """
 
     mean: tuple[float, ...] = CIFAR_MEAN

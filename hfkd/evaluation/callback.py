@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from hfkd.arguments import DistillationArguments
-from hfkd.counts import at_least_one
 from hfkd.evaluation.generation import TextGenerator
 from hfkd.evaluation.run import evaluate_sets
 from hfkd.evaluation.sets import with_references
-from hfkd.trainer import DistillationTrainer
+from hfkd.utils.counts import at_least_one
 
 METRIC = "eval_rougeL"
 logger = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ class RougeArguments:
             best |= {"metric_for_best_model": METRIC, "greater_is_better": True}
         return replace(args, **{name: value for name, value in best.items() if name not in given})
 
-    def add_to(self, trainer: DistillationTrainer, dev: Dataset | None, **settings: Any) -> None:
+    def add_to(self, trainer: Trainer, dev: Dataset | None, **settings: Any) -> None:
         """Give `trainer` the callback, where --eval_rouge asks for it. `dev` has `prompt` and `response`."""
         if not self.eval_rouge:
             return
@@ -74,7 +73,7 @@ class RougeCallback(TrainerCallback):
 
     def __init__(
         self,
-        trainer: DistillationTrainer,
+        trainer: Trainer,
         dev: Dataset,
         seeds: Sequence[int],
         rouge_tokenizer: str = "rouge_score",

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from hfkd.data.text import encode_texts
 from hfkd.data.text_collate import TokenCollator
 from hfkd.evaluation.sampling import sampling_processors
-from hfkd.launch import processes
+from hfkd.utils.launch import processes
 
 logger = logging.getLogger(__name__)
 

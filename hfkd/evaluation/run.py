@@ -12,12 +12,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.evaluation.generation import TextGenerator
-from hfkd.evaluation.kept import read_scores, with_earlier, write_scores
+from hfkd.evaluation.metrics.rouge_l import TOKENIZERS
+from hfkd.evaluation.resume import read_scores, with_earlier, write_scores
 from hfkd.evaluation.scoring import Scores, score_rows, summary
 from hfkd.evaluation.tables import markdown_table
-from hfkd.files import write_atomically
-from hfkd.launch import processes
-from hfkd.metrics.rouge_l import TOKENIZERS
+from hfkd.utils.files import write_atomically
+from hfkd.utils.launch import processes
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from hfkd.metrics import RougeL
+from hfkd.evaluation.metrics import RougeL
 
 Scores = dict[str, Any]
 

@@ -149,3 +149,9 @@ def logits_of(output: Any) -> Tensor:
             f"the model returned a {type(output).__name__} without logits: return a tensor, or an object with .logits"
         )
     return logits
+
+
+def output_head(network: nn.Module) -> Any:
+    """The module from hidden states to logits, whatever wraps the network; None where it does not name one."""
+    bare: Any = extract_model_from_parallel(network, keep_torch_compile=False)
+    return bare.get_output_embeddings() if hasattr(bare, "get_output_embeddings") else None

@@ -16,9 +16,9 @@ from transformers import (
 from transformers.utils import is_bitsandbytes_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from hfkd.launch import processes
 from hfkd.models.checkpoints import naming_unreadable
-from hfkd.vocabulary import same_tokenizer
+from hfkd.models.vocabulary import same_tokenizer
+from hfkd.utils.launch import processes
 
 logger = logging.getLogger(__name__)
 

@@ -1,10 +1,10 @@
 """Teachers: frozen networks, what one pass of them over the training set tells, and what they said, stored."""
 
-from hfkd.teachers.cache import CachedTeacher
-from hfkd.teachers.cached_text import CachedTextTeacher
-from hfkd.teachers.live import LiveTeacher, Teachers, place
-from hfkd.teachers.scan import TeacherScan, scan
-from hfkd.teachers.text_cache import build_text_cache
+from hfkd.teachers.frozen import LiveTeacher, Teachers, place
+from hfkd.teachers.image_cache.teacher import CachedTeacher
+from hfkd.teachers.statistics import TeacherScan, scan
+from hfkd.teachers.token_cache.build import build_text_cache
+from hfkd.teachers.token_cache.teacher import CachedTextTeacher
 
 __all__ = [
     "CachedTeacher",

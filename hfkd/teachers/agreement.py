@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hfkd.random_state import kept_random_state
-from hfkd.teachers.levels import NATURAL
+from hfkd.teachers.image_cache.quantize import NATURAL
+from hfkd.utils.random_state import kept_random_state
 
 PROBED = 8  # rows
 # How far the mean over these rows may be off, as a share of the logits' size; a single row by three times as much.

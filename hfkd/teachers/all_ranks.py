@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from hfkd.items import Items
+from hfkd.losses.items import Items
 
 
 def samples_of_all_ranks(seen: Tensor, items: Items, accelerator: Accelerator | None) -> Tensor:

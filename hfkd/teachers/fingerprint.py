@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from hfkd.teachers.code import code_hash
-from hfkd.teachers.live import LiveTeacher
+from hfkd.teachers.frozen import LiveTeacher
 
 HASHED_WHOLE = 2 << 30  # bytes of Arrow data up to which the content itself is hashed
 # Keys of a configuration that change no output: names, training, generation, and what the weights tell themselves.

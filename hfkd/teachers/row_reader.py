@@ -12,9 +12,9 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
-from hfkd.items import ItemRule, Items
+from hfkd.losses.items import ItemRule, Items
 from hfkd.teachers.agreement import disagreement, fixed_batches, size_of, tolerance
-from hfkd.teachers.live import LiveTeacher
+from hfkd.teachers.frozen import LiveTeacher
 
 NAMES = ("energy", "entropy")
 

@@ -9,7 +9,7 @@ from toys import Net, teacher
 
 from hfkd.data.collate import ImageCollator
 from hfkd.data.epochs import image_transform
-from hfkd.data.high_energy import HighEnergyTransform, add_high_energy, original_images, select_by_energy
+from hfkd.data.he_da import HighEnergyTransform, add_high_energy, original_images, select_by_energy
 from hfkd.data.resident import ResidentImages
 from hfkd.data.transforms import ImageTransform, pack_pixels
 from hfkd.teachers import scan

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from hfkd.data import ImageDataArguments, label_names, num_labels
 from hfkd.data.collate import ImageCollator
 from hfkd.data.epochs import ImageStream, image_transform, stream_length
-from hfkd.data.high_energy import add_high_energy
+from hfkd.data.he_da import add_high_energy
 from hfkd.data.large_images import IMAGENET_MEAN, IMAGENET_STD, LargeImageTransform
 from hfkd.data.transforms import view_ids
 from hfkd.teachers import scan

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 
 from hfkd.data.collate import ImageCollator, views_as_rows
 from hfkd.data.digits import load_digits
-from hfkd.data.strong import CUTOUT_COLOUR, cutout, strong_views
+from hfkd.data.randaugment import CUTOUT_COLOUR, cutout, strong_views
 from hfkd.data.transforms import ImageTransform, pack_pixels
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32), dtype=np.uint8))

@@ -8,7 +8,7 @@ from datasets import Dataset
 from text_toys import language_model, tokenizer
 
 from hfkd.evaluation import evaluate_sets
-from hfkd.evaluation.instruct import InstructArguments, evaluate_students
+from hfkd.experiments.instruct import InstructArguments, evaluate_students
 
 SMALL = {"max_new_tokens": 4, "max_prompt_length": 16}
 

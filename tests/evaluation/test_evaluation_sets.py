@@ -6,8 +6,8 @@ from datasets import Dataset
 from hfkd.data.text_files import read_jsonl
 from hfkd.evaluation import SETS, instruct_sets
 from hfkd.evaluation import sets as sets_module
-from hfkd.evaluation.instruct import InstructArguments
 from hfkd.evaluation.sets import with_references
+from hfkd.experiments.instruct import InstructArguments
 
 
 def write(path, *rows):

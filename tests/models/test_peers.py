@@ -7,12 +7,12 @@ from torch import nn
 from toys import Net, Rows, arguments, teacher
 
 from hfkd import DistillationTrainer
-from hfkd.items import image_items
-from hfkd.loss import DistillationLoss
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.items import image_items
+from hfkd.losses.logits import OBJECTIVES
+from hfkd.losses.logits.wrapping import Wrapping
 from hfkd.models import Peers
 from hfkd.models.peers import taught_by_the_others
-from hfkd.objectives import OBJECTIVES
-from hfkd.objectives.wrapping import Wrapping
 
 
 class Images(nn.Module):

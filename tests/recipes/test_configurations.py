@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-import hfkd.parsing
-from hfkd.loss import DistillationLoss
+import hfkd.utils.parsing
+from hfkd.losses.distillation import DistillationLoss
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CONFIGS = RECIPES / "configs"
@@ -24,7 +24,7 @@ class Parsed(Exception):
 @pytest.fixture
 def told(monkeypatch):
     """All settings of a recipe, by name, as its own `main` parses them with these files."""
-    real = hfkd.parsing.parse
+    real = hfkd.utils.parsing.parse
 
     def stop(*args, **keywords):
         raise Parsed(real(*args, **keywords))
@@ -32,7 +32,7 @@ def told(monkeypatch):
     def run(recipe, *files):
         argv = [recipe, "--use_cpu", "--bf16=no", *(["--config", *map(str, files)] if files else [])]
         monkeypatch.setattr(sys, "argv", argv)
-        monkeypatch.setattr(hfkd.parsing, "parse", stop)
+        monkeypatch.setattr(hfkd.utils.parsing, "parse", stop)
         with pytest.raises(Parsed) as parsed:
             runpy.run_path(str(RECIPES / recipe), run_name="__main__")
         return {name: value for part in parsed.value.args[0] for name, value in vars(part).items()}

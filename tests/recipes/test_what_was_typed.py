@@ -14,10 +14,10 @@ from digit_files import flags as plain_digit_flags
 from recipe_toys import RECIPES, answer_flags, given, image_flags, results, run, text_flags, write_toys
 from toys import arguments
 
-import hfkd.parsing
-import hfkd.precedence
+import hfkd.utils.parsing
+import hfkd.utils.precedence
 from hfkd.evaluation.callback import RougeArguments
-from hfkd.setting_types import TextLoader, typed
+from hfkd.utils.setting_types import TextLoader, typed
 
 
 def digit_flags(folder, out, **more):
@@ -114,7 +114,7 @@ def undecayed(flags):
 
 
 def test_a_schedule_that_was_typed_is_the_one_that_trains(folder, monkeypatch, caplog, tmp_path):
-    hfkd.precedence._say.cache_clear()
+    hfkd.utils.precedence._say.cache_clear()
     caplog.set_level(logging.INFO, "hfkd")
     flags = undecayed(image_flags(folder, tmp_path, lr_scheduler_type="cosine", warmup_steps=3))
     run(monkeypatch, "cifar100_energy_kd", *flags)
@@ -179,7 +179,7 @@ def recipes_dataclasses():
         with pytest.MonkeyPatch.context() as patch:
             found = []
             patch.setattr(
-                hfkd.parsing, "parse", lambda classes, *rest, found=found, **more: found.extend(classes) or 1 / 0
+                hfkd.utils.parsing, "parse", lambda classes, *rest, found=found, **more: found.extend(classes) or 1 / 0
             )
             with pytest.raises(ZeroDivisionError):
                 run(patch, path.stem)

@@ -1,0 +1,29 @@
+"""Labels of images as a loss takes them: class ids, or the shares of the classes that were mixed.
+
+B images, C classes.
+"""
+
+import torch
+from torch import Tensor
+
+SUM_TOLERANCE = 1e-2  # of a mixed label's shares in bfloat16
+
+
+def class_ids(labels: Tensor) -> Tensor:
+    """Integers of any width as int64, which losses index with; others as they are."""
+    whole = not labels.is_floating_point() and labels.dtype != torch.bool
+    return labels.long() if whole else labels
+
+
+def check_shares(labels: Tensor) -> None:
+    """Raise ValueError unless each row of mixed labels [B, C] is a distribution. Waits for the labels' device."""
+    sums = labels.float().sum(-1)
+    wrong = ~((sums - 1).abs() <= SUM_TOLERANCE) | (labels < 0).any(-1)
+    if not wrong.any():
+        return
+    row = int(wrong.nonzero()[0])
+    raise ValueError(
+        f"float labels that are no shares of classes: row {row} of the batch sums to {sums[row]:.3g}, its least is "
+        f"{labels[row].min():.3g}; MixUp's and CutMix's are 0 or more and sum to 1. Several labels at once (multi-hot) "
+        "need a loss for each class, which hfkd does not have"
+    )

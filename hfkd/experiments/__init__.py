@@ -1,0 +1,1 @@
+"""What recipes share: a run from flags to results, chains, peers, tables."""

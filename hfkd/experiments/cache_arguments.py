@@ -1,0 +1,107 @@
+"""The flags of a recipe that stores its teacher's outputs once and trains from them afterwards."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from hfkd.losses.temperatures import resolve_temperature
+from hfkd.models.vocabulary import common_vocabulary
+from hfkd.teachers.frozen import LiveTeacher, place
+from hfkd.teachers.source import model_source
+from hfkd.teachers.token_cache.build import build_text_cache
+from hfkd.teachers.token_cache.manifest import Manifest
+from hfkd.teachers.token_cache.teacher import CachedTextTeacher
+from hfkd.utils.counts import at_least_one
+
+
+@dataclass
+class TeacherCacheArguments:
+    """Where the teacher's outputs are stored, and how much of them."""
+
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder to train from in place of the teacher; filled first where it is not complete. A complete "
+            "one is compared with the teacher only when the teacher's files are not those it was made from."
+        },
+    )
+    teacher_cache_k: int = field(default=64, metadata={"help": "Logits stored per target token, the largest."})
+    teacher_cache_batch_size: int = field(default=8, metadata={"help": "Rows a teacher's forward while storing."})
+
+    teacher_cache_entropy_temperature: float = field(
+        default=3.0, metadata={"help": "Softmax temperature of the stored entropies; the weighting's."}
+    )
+    teacher_cache_energy_temperature: float = field(
+        default=4.0, metadata={"help": "Temperature of the stored energies; the temperature slot's."}
+    )
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "teacher_cache_k", "teacher_cache_batch_size")
+
+    def teacher(
+        self,
+        load: Callable[[], nn.Module],
+        name: str,
+        rows: Dataset,
+        student: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        temperature: Any,
+        mixed_precision: str | None = None,
+    ) -> nn.Module:
+        """The stored teacher, for which `load` is called only if it has to be; without a folder the live one.
+
+        It has to be where something is missing or damaged, and where the files under `name` are not those that the
+        cache was made from (samples of them are compared): then the teacher is, over a few rows.
+        `temperature` is the slot of training: it says at which temperatures the bucket is stored. `mixed_precision` is
+        that of training; unset: that of accelerate's launcher. Raises ValueError for a folder that holds what a teacher
+        of another name said.
+        """
+        if self.teacher_cache is None:
+            return load()
+        manifest = Manifest.read(self.teacher_cache)
+        if manifest is not None and manifest.name != name:
+            raise ValueError(
+                f"--teacher_cache {self.teacher_cache} holds what {manifest.name} said, and the teacher is {name}: "
+                "choose another folder, or delete that one"
+            )
+        source = model_source(name)
+        if manifest is None or manifest.source != source or manifest.missing(self.teacher_cache):
+            self._build(load(), name, source, rows, student, tokenizer, temperature, mixed_precision)
+        return CachedTextTeacher(self.teacher_cache)
+
+    def _build(
+        self,
+        teacher: nn.Module,
+        name: str,
+        source: str | None,
+        rows: Dataset,
+        student: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        temperature: Any,
+        mixed_precision: str | None,
+    ) -> None:
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision
+        )  # with the processes of TrainingArguments made before
+        choices = getattr(resolve_temperature(temperature), "choices", None)
+        if choices is None:
+            raise ValueError(f"--teacher_cache: the temperatures of {temperature} are not known beforehand: train live")
+        build_text_cache(
+            place(LiveTeacher(teacher), accelerator),
+            rows,
+            str(self.teacher_cache),
+            k=self.teacher_cache_k,
+            temperatures=choices,
+            entropy_temperature=self.teacher_cache_entropy_temperature,
+            energy_temperature=self.teacher_cache_energy_temperature,
+            num_classes=common_vocabulary(student, teacher, tokenizer),
+            batch_size=self.teacher_cache_batch_size,
+            accelerator=accelerator,
+            name=name,
+            source=source,
+        )

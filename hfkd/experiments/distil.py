@@ -1,0 +1,59 @@
+"""One run of training on images: from what the flags of a recipe say to results.json."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import set_seed
+
+from hfkd.arguments import DistillationArguments
+from hfkd.data import ImageDataArguments, label_names, num_labels
+from hfkd.evaluation.metrics import image_accuracy, topk_predictions
+from hfkd.experiments.image_run import run_images
+from hfkd.models import NetworkArguments, image_classifier, image_teachers
+from hfkd.trainer import DistillationTrainer
+
+Build = Callable[[int, list[str] | None], tuple[nn.Module, Any]]
+
+
+def image_trainer(build: Build, data: ImageDataArguments, args: DistillationArguments) -> DistillationTrainer:
+    """The trainer of the student and the teacher, or None, that `build(num_labels, label_names)` makes for `data`.
+
+    The seed is set before it makes them, so that several runs in one process give what each gives alone.
+    """
+    with args.main_process_first(desc="decoding the images"):
+        train, test = data.load(seed=args.seed)
+    classes, names = num_labels(train), label_names(train)
+    set_seed(args.seed)
+    student, teacher = build(classes, names)
+    return DistillationTrainer(
+        student,
+        teacher,
+        args,
+        train_dataset=train,
+        eval_dataset=test,
+        compute_metrics=image_accuracy,
+        preprocess_logits_for_metrics=topk_predictions,
+    )
+
+
+def distil_images(
+    networks: NetworkArguments,
+    data: ImageDataArguments,
+    args: DistillationArguments,
+    page: bool = True,
+    assistants: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Load data and networks, distil, and leave the student and its results in `args.output_dir`; see `run_images`.
+
+    `assistants`: networks between the first teacher and the student, for its results and its card. Runs on every rank.
+    """
+
+    def build(classes: int, names: list[str] | None) -> tuple[nn.Module, Any]:
+        teacher = image_teachers(networks.teacher_name, classes, networks.teacher_checkpoint)
+        return image_classifier(networks.student_name, classes, networks.student_checkpoint, names), teacher
+
+    trainer = image_trainer(build, data, args)
+    chain = {"assistants": [Path(name).name for name in assistants]} if assistants else {}
+    return run_images(trainer, vars(networks) | vars(data) | trainer.settings | chain, page=page)

@@ -1,0 +1,112 @@
+"""An image run from start to end: train, resume, evaluate, save, and leave a page that a person can read.
+
+N images, C classes, H height, W width.
+"""
+
+import json
+import logging
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hfkd.data.epochs import ImageStream, image_transform
+from hfkd.data.he_da import original_images
+from hfkd.data.transforms import unpack_pixels
+from hfkd.experiments.run import save_student, train_to_the_end, without_paths
+from hfkd.losses.temperatures import Energy, Fitted
+from hfkd.reports.page import distillation_page
+from hfkd.reports.results import RESULTS_NAME, ResultsCallback
+from hfkd.teachers import LiveTeacher, TeacherScan, scan
+from hfkd.trainer import DistillationTrainer
+from hfkd.training.validation.normalisation import receiving
+
+logger = logging.getLogger(__name__)
+
+PAGE_NAME = "index.html"
+SHOWN = 16  # images of lowest and of highest energy on the page
+GROUP = 512  # images of each energy group whose predictions are averaged
+
+
+def run_images(trainer: DistillationTrainer, config: dict[str, Any], page: bool = True) -> dict[str, Any]:
+    """Train `trainer`, taking up an earlier sitting that was stopped, and write results.json, the student and a page.
+
+    `config` is recorded with the results; `page=False` leaves the page out, for which the teacher and the student see
+    all images once more. Returns the content of results.json. Runs on every rank.
+    """
+    config = without_paths(config)
+    drawn = page and find_spec("matplotlib") is not None
+    if page and not drawn:
+        logger.warning("There will be no %s: pip install 'hfkd[demo]' for its pictures", PAGE_NAME)
+    folder = train_to_the_end(trainer, ResultsCallback(config))
+    data = page_data(trainer) if drawn else {}
+    results: dict[str, Any] = {}
+    if trainer.is_world_process_zero():
+        results = json.loads((folder / RESULTS_NAME).read_text())
+        if drawn:
+            history = trainer.state.log_history
+            distillation_page(folder / PAGE_NAME, config=config, log_history=history, results=results, **data)
+            logger.info("The results are in %s; look at %s", folder, folder / PAGE_NAME)
+    save_student(trainer, config)
+    return results
+
+
+def page_data(trainer: DistillationTrainer) -> dict[str, Any]:
+    """What the page shows of teacher and student beside the curves; only what this run has."""
+    teacher, slot = trainer.teacher, trainer.distillation_loss.temperature
+    if teacher is None or isinstance(trainer.train_dataset, ImageStream):
+        return {}
+    # Not the trainer's last scan: that may be HE-DA's, at another temperature. The cache holds one made before.
+    wanted = {"energy_temperature": slot.energy_temperature} if isinstance(slot, Fitted) else {}
+    training = trainer.scan_training_set(**wanted)
+    data = {"energies": training.energy} | _energy_groups(trainer, teacher, training)
+    if isinstance(slot, Energy):
+        data["thresholds"] = slot.thresholds
+    if trainer.eval_dataset is not None and not isinstance(trainer.eval_dataset, (dict, ImageStream)):
+        data |= _correctness(trainer, teacher, trainer.eval_dataset)
+    return data
+
+
+def _energy_groups(trainer: DistillationTrainer, teacher: LiveTeacher, training: TeacherScan) -> dict[str, Any]:
+    """Images of lowest and highest energy, and the teacher's probabilities for a group at each end."""
+    dataset = original_images(trainer.train_dataset)
+    transform = image_transform(dataset)
+    order = training.energy.argsort()
+    count = min(GROUP, len(order) // 2)
+    data: dict[str, Any] = {}
+    for name, rows in {"lowest": order[:count].tolist(), "highest": order.flip(0)[:count].tolist()}.items():
+        shown = dataset if transform is None else dataset.with_transform(transform.clean())
+        data[f"{name}_probabilities"] = _probabilities(trainer, teacher, [shown[i] for i in rows])
+        if transform is not None and "pixels" in dataset.column_names:
+            data[f"{name}_images"] = unpack_pixels(dataset.with_format(None)[rows[:SHOWN]]["pixels"]).numpy()
+    return data
+
+
+@torch.no_grad()
+def _probabilities(trainer: DistillationTrainer, teacher: LiveTeacher, rows: list[Any]) -> Tensor:
+    size = trainer.args.eval_batch_size
+    batches = (trainer.data_collator(rows[start : start + size]) for start in range(0, len(rows), size))
+    return torch.cat([teacher(**trainer._prepare_inputs(b)).float().softmax(-1).cpu() for b in batches])
+
+
+def _correctness(trainer: DistillationTrainer, teacher: LiveTeacher, dataset: Any) -> dict[str, Any]:
+    """For each evaluation image: the teacher's entropy, and whether student and teacher are right."""
+    with receiving(teacher, trainer.image_inputs, dataset):
+        taught = scan(
+            teacher,
+            dataset,
+            collate=trainer.data_collator,
+            batch_size=trainer.args.eval_batch_size,
+            accelerator=trainer.accelerator,
+            progress_bar=False,
+        )
+    predicted = trainer.predict(dataset)
+    ranked, labels = np.asarray(predicted.predictions), np.asarray(predicted.label_ids)
+    best = ranked[:, 0] if np.issubdtype(ranked.dtype, np.integer) else ranked.argmax(-1)
+    return {
+        "entropy": taught.entropy,
+        "student_correct": best == labels,
+        "teacher_correct": taught.prediction.numpy() == labels,
+    }

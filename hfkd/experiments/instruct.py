@@ -1,0 +1,145 @@
+"""Several students on the five instruction sets: the flags, the loop, the table."""
+
+import gc
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import xxhash
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from hfkd.data.instructions import dolly_split
+from hfkd.data.text_arguments import read_splits
+from hfkd.evaluation.resume import read_scores, read_students, write_students
+from hfkd.evaluation.run import SEEDS, evaluate_sets
+from hfkd.evaluation.scoring import Scores
+from hfkd.evaluation.sets import HUB, SETS, instruct_sets
+from hfkd.evaluation.tables import markdown_table, students_table
+from hfkd.reports.results import RESULTS_NAME
+from hfkd.utils.counts import at_least_one
+from hfkd.utils.files import write_atomically
+from hfkd.utils.launch import processes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class InstructArguments:
+    """Which sets, and how answers are sampled. The defaults are those of the published figures."""
+
+    sets_from: str = field(default=HUB, metadata={"help": "Folder with <set>.jsonl files, or a Hub account."})
+    sets: list[str] = field(default_factory=lambda: list(SETS), metadata={"help": f"Some of {', '.join(SETS)}."})
+    dolly: str | None = field(
+        default=None, metadata={"help": "databricks-dolly-15k, whose test split is scored; unset: that of sets_from."}
+    )
+    seeds: list[int] = field(default_factory=lambda: list(SEEDS), metadata={"help": "One set of answers a seed."})
+    max_rows: int | None = field(default=None, metadata={"help": "Score the first rows of each set only: a quick try."})
+    max_new_tokens: int = field(default=256, metadata={"help": "Tokens of an answer."})
+    max_prompt_length: int = field(default=256, metadata={"help": "Tokens of a prompt; the rest is cut off."})
+    no_repeat_ngram_size: int = field(default=6, metadata={"help": "No sequence of so many tokens twice; 0: any."})
+    batch_size: int = field(default=32, metadata={"help": "Prompts answered at once on each process."})
+    chat_template: bool = field(default=False, metadata={"help": "Write prompts with the tokenizer's chat template."})
+    rouge_tokenizer: Literal["rouge_score", "unicode"] = field(
+        default="rouge_score", metadata={"help": "rouge_score, as published, reads a-z and 0-9; unicode every script."}
+    )
+    output_dir: str = field(default="runs/instruct", metadata={"help": "Folder for answers and scores."})
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "max_rows", "max_new_tokens", "max_prompt_length", "batch_size")
+
+    def load(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
+        """The sets that are there, each with `prompt` and `references`."""
+        test = None if self.dolly is None else dolly_split(read_splits(self.dolly)["train"], tokenizer)["test"]
+        return instruct_sets(
+            self.sets_from,
+            dolly_test=test,
+            names=self.sets,
+            tokenizer=tokenizer,
+            chat_template=self.chat_template,
+            max_rows=self.max_rows,
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """For `TextGenerator`."""
+        names = ("max_new_tokens", "max_prompt_length", "no_repeat_ngram_size", "batch_size")
+        return {name: getattr(self, name) for name in names} | {"add_special_tokens": not self.chat_template}
+
+
+def evaluate_students(
+    names: Sequence[str], load: Callable[[str], tuple[Any, PreTrainedTokenizerBase]], args: InstructArguments
+) -> dict[str, dict[str, Scores]]:
+    """Score each student that `load` gives (model, tokenizer), one at a time; print and write the tables.
+
+    The tables have the students and sets that earlier calls left in `output_dir`, too. Returns this call's scores.
+    """
+    state, folder = processes(), Path(args.output_dir)
+    names = [str(Path(name)) for name in names]  # with a slash at the end it is no other student
+    folders = _folders(names, read_students(folder))
+    scores = {}
+    for name in names:
+        model, tokenizer = load(name)
+        with state.main_process_first():
+            sets = args.load(tokenizer)
+        logger.info("%s: %s", name, {key: len(rows) for key, rows in sets.items()})
+        _warn_of_template(name, tokenizer, args.chat_template)
+        weights, answers = _fingerprint(model), folder / folders[name]
+        scored: dict[str, Any] = {"seeds": args.seeds, "weights": weights, "rouge_tokenizer": args.rouge_tokenizer}
+        scores[name] = evaluate_sets(model.to(state.device), tokenizer, sets, answers, **scored, **args.settings)
+        if state.is_main_process:
+            print(f"\n{name}\n\n{markdown_table(read_scores(answers))}", flush=True)
+        del model
+        gc.collect()
+    if state.is_main_process:
+        write_students(folder, folders)
+        table = students_table({name: read_scores(folder / place) for name, place in folders.items()})
+        write_atomically(folder / "students.md", table.encode())
+        print(f"\n{table}\nEvery answer is in {folder}", flush=True)
+    return scores
+
+
+def _warn_of_template(name: str, tokenizer: PreTrainedTokenizerBase, chat_template: bool) -> None:
+    """Say so where prompts are written in another way than the student was trained on, or may have been."""
+    try:
+        trained = json.loads((Path(name) / RESULTS_NAME).read_text(encoding="utf-8"))["config"].get("chat_template")
+    except (OSError, ValueError, KeyError, AttributeError):
+        trained = None
+    if trained is None and tokenizer.chat_template and not chat_template:
+        logger.warning(
+            "%s: its tokenizer has a chat template, and the prompts are written without it. If the student was trained "
+            "on chats, its scores mean nothing: give --chat_template",
+            name,
+        )
+    elif trained is not None and trained != chat_template:
+        logger.warning(
+            "%s was trained %s its chat template and is scored %s it: %s --chat_template",
+            name,
+            *(("with", "without", "give") if trained else ("without", "with", "leave out")),
+        )
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """A hash of the weights: students are trained on, under one name."""
+    digest = xxhash.xxh3_64()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _folders(names: Sequence[str], earlier: Mapping[str, str]) -> dict[str, str]:
+    """A folder for each student, with a name of its own, and those of earlier calls."""
+    mine = {name: "-".join(part for part in Path(name).parts if part not in ("/", "..", ".")) for name in names}
+    folders = {**earlier, **mine}
+    if len(mine) < len(names) or len(set(folders.values())) < len(folders):
+        raise ValueError(
+            f"the students {list(dict.fromkeys([*earlier, *names]))} would share a folder of answers: give each once, "
+            "or choose another output_dir"
+        )
+    return folders

@@ -1,0 +1,164 @@
+"""Running a table: each row with several seeds, one run after another in this process, resumable run by run."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from hfkd.arguments import DistillationArguments
+from hfkd.data import ImageDataArguments
+from hfkd.experiments.published import Published
+from hfkd.experiments.resume import RETRIED, Run, deciding, distil_and_keep, kept_run, refuse_other
+from hfkd.experiments.rows import Row, Table
+from hfkd.experiments.summary import markdown, summarise
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.models import NetworkArguments
+from hfkd.utils.files import write_atomically
+from hfkd.utils.json_file import write_json
+from hfkd.utils.parsing import parse
+
+logger = logging.getLogger(__name__)
+
+# what a shorter or longer form of a table may change in every row
+SCHEDULE = {f.name for f in fields(TrainingArguments)} | {"lr_decay_epochs", "lr_decay_factor"}
+
+
+@dataclass
+class TableArguments:
+    table: str | None = field(default=None, metadata={"help": "The table: a YAML file, or its name in recipes/tables."})
+    seeds: int = field(default=3, metadata={"help": "Runs of each row, with the seeds --seed, --seed + 1, ..."})
+    rows: list[str] | None = field(default=None, metadata={"help": "Run these rows only, by name."})
+    teachers: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the teachers' weights, for tables of several pairs: wrn_40_2.pth, resnet56.pth ..."
+        },
+    )
+    pages: bool = field(default=False, metadata={"help": "Leave a page of each run, for another look at all images."})
+    list: bool = field(default=False, metadata={"help": "Print the tables of recipes/tables and stop."})
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds={self.seeds} must be 1 or more")
+
+
+FLAGS = (TableArguments, NetworkArguments, ImageDataArguments, DistillationArguments)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One run of a table, as its flags say it; `argv` are the command line's, which win."""
+
+    row: Row
+    seed: int
+    folder: Path
+    argv: tuple[str, ...]
+
+    def flags(self) -> tuple[TableArguments, NetworkArguments, ImageDataArguments, DistillationArguments]:
+        """Built anew for each run: building TrainingArguments sets up the process for them."""
+        argv = [*self.argv, f"--output_dir={self.folder}", f"--seed={self.seed}"]
+        table, networks, data, args = parse(FLAGS, argv, self.row.layers)
+        if table.teachers is not None and not any("/" in name for name in networks.teacher_name):
+            weights = [f"{name.removeprefix('cifar_')}.pth" for name in networks.teacher_name]
+            networks = replace(networks, teacher_checkpoint=[str(Path(table.teachers) / w) for w in weights])
+        return table, networks, data, args
+
+    def check(self, compared: frozenset[str]) -> None:
+        """Raise ValueError for what would only come to light when this run's turn has come.
+
+        `compared` are the settings that the rows of the table set, in which they differ: no flag may level them.
+        """
+        _, networks, _, args = self.flags()
+        DistillationLoss(args.objective, args.temperature, args.weighting, args.ce_weight, args.kd_weight)
+        for weights in networks.teacher_checkpoint or ():
+            if not Path(weights).is_file():
+                raise ValueError(f"row {self.row.name!r}: there are no weights {weights}")
+        alone = {k: v for part in parse(FLAGS, [], self.row.layers) for k, v in vars(part).items()}
+        given = {k: v for part in parse(FLAGS, self.argv, self.row.layers) for k, v in vars(part).items()}
+        for name in sorted(compared - SCHEDULE):
+            if given[name] != alone[name]:
+                raise ValueError(
+                    f"--{name} {given[name]}: row {self.row.name!r} is {name} {alone[name]}, and would no longer be "
+                    "what its name says; leave the flag out, or write another table"
+                )
+
+    def kept(self) -> Run | None:
+        """This run as it was left by an earlier call, if it is not to be run: finished, or failed with these settings.
+
+        ValueError if a run of the row, with whatever seed, has other settings: one row averages one protocol. Failed
+        ones may: they are tried again.
+        """
+        _, networks, data, args = self.flags()
+        settings = deciding(networks, data, args)
+        for folder, run in runs_of(self.folder.parent).items():
+            if run.status != "failed":
+                refuse_other(folder, run, settings, (*RETRIED, "seed"))
+        own = kept_run(self.folder)
+        if own is None or own.status == "running":
+            return None
+        if own.status == "failed":
+            return None if own.difference(settings, ()) else own
+        refuse_other(self.folder, own, settings)
+        return own
+
+    def run(self) -> None:
+        """From its last checkpoint, where it was stopped, or from the start."""
+        table, networks, data, args = self.flags()
+        distil_and_keep(networks, data, args, page=table.pages)
+
+
+def run_table(table: Table, argv: Sequence[str], published: Published) -> str:
+    """Run what is not finished of `table` as the flags `argv` say, and return the table in Markdown.
+
+    `output_dir` gets a folder for each row with one for each seed, table.json, and table.md, both renewed after every
+    run; they have what earlier calls left, too. A run that diverges is recorded as failed, and the next one begins. A
+    flag wins over the table, except where it would make a row something else than its name says (ValueError). Each run
+    gives what the recipe alone gives with the same settings. Runs on every rank.
+    """
+    flags, _, _, args = parse(FLAGS, argv, [{"output_dir": f"runs/{table.name}"}])
+    unknown = set(flags.rows or ()) - {row.name for row in table.rows}
+    if unknown:
+        raise ValueError(f"--rows {min(unknown)!r} is none of {[row.name for row in table.rows]}")
+    rows = [row for row in table.rows if flags.rows is None or row.name in flags.rows]
+    folder = Path(args.output_dir or ".")
+    seeds = range(args.seed, args.seed + flags.seeds)
+    jobs = [Job(row, s, folder / row.folder / f"seed{s}", tuple(argv)) for s in seeds for row in rows]
+    compared = frozenset().union(*(row.own for row in table.rows))
+    for job in jobs[: len(rows)]:
+        job.check(compared)
+    runs = {job: job.kept() for job in jobs}
+    for job in [job for job, run in runs.items() if run is not None and run.status == "failed"]:
+        logger.warning(
+            "%s, seed %d, failed in an earlier call with these settings and is left as it is; try it with others, such "
+            "as --on_nan skip, or delete %s",
+            *(job.row.name, job.seed, job.folder),
+        )
+    text = _write(table, folder, published) if args.should_save else ""
+    for job in [job for job, run in runs.items() if run is None]:
+        logger.info("%s, seed %d", job.row.name, job.seed)
+        try:
+            job.run()
+        except FloatingPointError as error:
+            if args.should_save:  # every rank raises it
+                logger.error("%s, seed %d, failed: %s. The table goes on.", job.row.name, job.seed, error)
+        text = _write(table, folder, published) if args.should_save else ""
+    return text
+
+
+def runs_of(row: Path) -> dict[Path, Run]:
+    """The runs that the folder of a row holds, by seed."""
+    found = [path for path in row.glob("seed*") if path.name.removeprefix("seed").isdecimal()]
+    runs = {path: kept_run(path) for path in sorted(found, key=lambda path: int(path.name.removeprefix("seed")))}
+    return {path: run for path, run in runs.items() if run is not None}
+
+
+def _write(table: Table, folder: Path, published: Published) -> str:
+    """The table of what `folder` holds by now, of this call and of earlier ones, in the order of the rows."""
+    held = {row: [r for r in runs_of(folder / row.folder).values() if r.status != "running"] for row in table.rows}
+    rows = [summarise(row, runs, published, table.published) for row, runs in held.items() if runs]
+    text = markdown(table, rows, published)
+    write_json(folder / "table.json", {"title": table.title, "reference": table.reference, "rows": rows})
+    write_atomically(folder / "table.md", text.encode())
+    return text

@@ -1,0 +1,163 @@
+"""A table of runs with several seeds: what the papers report, what came out here, and by which protocol."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hfkd.experiments.notes import notes
+from hfkd.experiments.published import Published
+from hfkd.experiments.resume import RETRIED, Run
+from hfkd.experiments.rows import Row, Table
+from hfkd.reports.comparison import markdown_table, mean_and_sd
+
+NOT_AT_HAND = "not at hand"
+
+
+def data_label(settings: Mapping[str, Any]) -> str:
+    """The data set by the name under which numbers are published: "cifar100", "cifar100-lt"."""
+    name = Path(settings["dataset_name"]).name
+    return name if settings.get("imbalance_factor") in (None, 1, 1.0) else f"{name}-lt"
+
+
+def summarise(row: Row, runs: Sequence[Run], published: Published, sources: Sequence[str] | None) -> dict[str, Any]:
+    """One row for JSON: accuracies in percent with their sample standard deviation, the protocol, the cost.
+
+    Failed runs are in no average; `failed` says where each of them stopped.
+    """
+    done = [run for run in runs if run.status == "finished"]
+    shown, results = (done or runs)[0], [run.results for run in done]
+    settings = shown.settings
+    ends = {which: [r["losses"][which] or {"step": None, "loss": None} for r in results] for which in ("first", "last")}
+    pair = (" + ".join(settings["teacher_name"]), settings["student_name"])
+    paper = published.find(data_label(settings), *pair, row.method, sources)
+    return {
+        "name": row.name,
+        "method": row.label,
+        "teacher": pair[0],
+        "student": pair[1],
+        "paper": None if paper is None else vars(paper),
+        "best": _over_seeds([_percent(r["best"]) for r in results]),
+        "last": _over_seeds([_percent(r["last"]) for r in results]),
+        "best_by": sorted({_chosen_by(r) for r in results}),
+        "first_loss": _over_seeds([end["loss"] for end in ends["first"]]),
+        "last_loss": _over_seeds([end["loss"] for end in ends["last"]]),
+        "loss_steps": [ends[which][0]["step"] if results else None for which in ("first", "last")],
+        "seeds": [r["seed"] for r in results],
+        "failed": [_failure(run) for run in runs if run.status == "failed"],
+        "on_nan": {r.results["seed"]: r.settings["on_nan"] for r in done if r.settings.get("on_nan", "stop") != "stop"},
+        "images_per_second": _over_seeds([r["images_per_second"] for r in results]),
+        "hardware": sorted(
+            {f"{d} ({r['environment']['cpu_count']} cores)" for r in results for d in r["environment"]["devices"]}
+        ),
+        "settings": {name: value for name, value in settings.items() if name not in ("seed", *RETRIED)},
+        **_protocol(settings, shown.results),
+    }
+
+
+def _failure(run: Run) -> dict[str, Any]:
+    return {name: run.results[name] for name in ("seed", "train_steps", "failure")}
+
+
+def _percent(score: Mapping[str, Any] | None) -> float | None:
+    accuracy = (score or {}).get("accuracy")
+    return None if accuracy is None else 100 * accuracy
+
+
+def _chosen_by(results: Mapping[str, Any]) -> str:
+    """What the best epoch is best by; files of earlier versions do not say, and meant the accuracy."""
+    return results.get("best_by", {}).get("metric", "eval_accuracy").removeprefix("eval_")
+
+
+def _over_seeds(values: list[float | None]) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    mean = statistics.mean(known) if known else None
+    return {"mean": mean, "sd": statistics.stdev(known) if len(known) > 1 else None, "values": values}
+
+
+def _protocol(settings: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    """In what two rows may differ besides their method. Settings that a version does not have are at their default."""
+    limit = settings.get("max_train_images")
+    crop = "resized crop" if settings.get("resized_crop") else f"crop {settings['crop_padding']}"
+    augmentation = [crop] if crop != "crop 0" else []
+    augmentation += ["flip"] if settings["flip"] else []
+    views = settings.get("views", 1)
+    augmentation += ["strong second view"] if views > 1 else []
+    added = settings.get("he_da", "none") != "none"
+    augmentation += [f"{settings['he_da_mix']} of {settings['he_da_side']} energy"] if added else []
+    return {
+        "data": data_label(settings) + (f", first {limit:,} images" if limit else ""),
+        "epochs": results.get("train_epochs", results["epochs"][-1]["epoch"] if results["epochs"] else None),
+        "steps": results["train_steps"],
+        "views": views,
+        "augmentation": ", ".join(augmentation) or "none",
+        "extra_images": f"{settings['he_da_ratio']:.0%}" if added else "none",
+    }
+
+
+def markdown(table: Table, rows: Sequence[Mapping[str, Any]], published: Published) -> str:
+    """The table as a person reads it. Protocol columns are always there: rows that differ in them do not compare."""
+    reference = {_pair(r): r["images_per_second"]["mean"] for r in rows if r["method"] == table.reference}
+    steps = next((row["loss_steps"] for row in rows if row["seeds"]), [None, None])
+    columns = [_line(table, row, reference.get(_pair(row)), steps) for row in rows]
+    if not columns:
+        return f"# {table.title}\n\nNo run is finished yet.\n"
+    text = [f"# {table.title}", "", markdown_table(list(columns[0]), [list(c.values()) for c in columns])]
+    cited = dict.fromkeys(row["paper"]["source"] for row in rows if row["paper"] is not None)
+    text += ["", *(f"- {source}: {published.sources[source]}" for source in cited)] if cited else []
+    if table.measure == "accuracy":
+        text += ["", "± is the sample standard deviation over the seeds. Papers report the best epoch on the test set."]
+        chosen = sorted({metric for row in rows for metric in row["best_by"]})
+        if chosen != ["accuracy"]:
+            text[-1] += f" Here the best epoch was chosen by {', '.join(chosen)} (metric_for_best_model)."
+    said = notes(rows, frozenset().union(*(row.own for row in table.rows)))
+    text += ["", *(f"- {note}" for note in said)] if said else []
+    return "\n".join(text) + "\n"
+
+
+def _line(table: Table, row: Mapping[str, Any], reference: float | None, steps: Sequence[int | None]) -> dict[str, str]:
+    """`steps`: those of the losses that the table's header names."""
+    first, last = (f"loss, step {step}" for step in steps)
+    measured = {
+        "accuracy": {
+            "paper %": _paper(row["paper"]),
+            "ours, best epoch %": _mean(row["best"], 2),
+            "ours, last epoch %": _mean(row["last"], 2),
+        },
+        "loss": {first: _loss(row, 0, steps), last: _loss(row, 1, steps)},
+    }[table.measure]
+    speed = row["images_per_second"]["mean"]
+    return {
+        "method": row["method"],
+        "teacher → student": _pair(row),
+        **measured,
+        "seeds": str(len(row["seeds"])) + (f" + {len(row['failed'])} failed" if row["failed"] else ""),
+        "epochs": "-" if row["epochs"] is None else f"{row['epochs']:.4g}",
+        "steps": f"{row['steps']:,}",
+        "data": row["data"],
+        "views": str(row["views"]),
+        "augmentation": row["augmentation"],
+        "extra images": row["extra_images"],
+        f"images/s, {table.reference} = 1": f"{speed / reference:.2f}" if speed and reference else "-",
+        "hardware": "; ".join(row["hardware"]),
+    }
+
+
+def _loss(row: Mapping[str, Any], end: int, steps: Sequence[int | None]) -> str:
+    value, step = _mean(row[("first_loss", "last_loss")[end]], 3), row["loss_steps"][end]
+    return value if step in (None, steps[end]) else f"{value} (step {step})"
+
+
+def _pair(row: Mapping[str, Any]) -> str:
+    return f"{row['teacher']} → {row['student']}".replace("cifar_", "")
+
+
+def _paper(number: Mapping[str, Any] | None) -> str:
+    if number is None:
+        return NOT_AT_HAND
+    epochs = "" if number["epochs"] is None else f", {number['epochs']} epochs"
+    return f"{number['accuracy']:.2f} ({number['source']}{epochs})"
+
+
+def _mean(measured: Mapping[str, Any], digits: int) -> str:
+    return mean_and_sd([v for v in measured["values"] if v is not None], digits)

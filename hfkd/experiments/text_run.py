@@ -1,0 +1,26 @@
+"""A language-model run from start to end: train, resume, save, and leave results.json."""
+
+import json
+import logging
+from typing import Any
+
+from hfkd.experiments.run import save_student, train_to_the_end, without_paths
+from hfkd.reports.results import RESULTS_NAME, ResultsCallback
+from hfkd.trainer import DistillationTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def run_text(trainer: DistillationTrainer, config: dict[str, Any]) -> dict[str, Any]:
+    """Train `trainer`, taking up an earlier sitting that was stopped, and write results.json and the student.
+
+    Best and last are of the metric that chooses the checkpoint (`metric_for_best_model`), else of eval_loss. `config`
+    is recorded with the results. Returns the content of results.json. Runs on every rank.
+    """
+    config = without_paths(config)
+    folder = train_to_the_end(trainer, ResultsCallback(config, metric="eval_loss", items_name="sequences"))
+    save_student(trainer, config)
+    if not trainer.is_world_process_zero():
+        return {}
+    logger.info("The student and results.json are in %s", folder)
+    return json.loads((folder / RESULTS_NAME).read_text())

@@ -1,0 +1,1 @@
+"""The one equation and its slots: items, objectives, temperatures, weightings."""

@@ -1,0 +1,213 @@
+"""The loss over chunks of items, from hidden states: the logits of all items never exist at once.
+
+N items, n items of a chunk, H hidden size (of student or teacher), C vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hfkd.losses import functional
+from hfkd.losses.chunked_outputs import BlockOutputs, ChunkedOutputs, Signal, blocks, keep, slices
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.heads import Head, gradients, head_of
+from hfkd.losses.items import HiddenItems, Items, Outputs, same_classes
+from hfkd.losses.rescaling import Rescaling
+
+CHUNK_SIZE = 256  # with 2048 tokens below an eighth of the dense loss's memory; see benchmarks/chunked_loss.py
+
+
+class ChunkedLoss:
+    """`DistillationLoss` on tokens, with logits for `chunk_size` of them at a time: same loss, parts and gradients.
+
+        loss, parts = ChunkedLoss(loss)(token_hidden(student_hidden, teacher_hidden, labels), head, teacher_head)
+
+    Each chunk's loss and gradients are added up in float32 and kept for backward, which therefore works once. The heads
+    run in the ambient autocast, the statistics in float32. A chunk takes whole samples where they fit in it, so that a
+    temperature or weight that follows a sample's mean energy or entropy is known before the chunk's loss. For longer
+    samples, and for slots that look beyond a sample (`within_samples` is not True), one more pass of a head without
+    gradient comes first, for each network whose energies or entropies they ask for.
+    `num_classes` cuts both heads to the common vocabulary; `rescalings` are what student and teacher do to their heads'
+    output. ValueError when built for an objective that reads hidden states or compares items with each other. A
+    temperature that learns gets its gradient; through the student's energies and entropies, which carry none here, no
+    gradient flows.
+    """
+
+    def __init__(
+        self,
+        loss: DistillationLoss,
+        chunk_size: int = CHUNK_SIZE,
+        num_classes: int | None = None,
+        rescalings: tuple[Rescaling, Rescaling] = (Rescaling(), Rescaling()),
+    ) -> None:
+        for name, value in (("chunk_size", chunk_size), ("num_classes", 1 if num_classes is None else num_classes)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"ChunkedLoss: {name}={value!r} must be a whole number above 0")
+        for need, why in (("needs_hidden", "reads hidden states"), ("relational", "compares items with each other")):
+            if loss.kd_weight and getattr(loss.objective, need, False):
+                raise ValueError(
+                    f"the objective {loss.objective!r} {why}, which a loss over chunks cannot serve: set "
+                    "loss_chunk_size 0, or use another objective"
+                )
+        self.loss, self.chunk_size, self.num_classes, self.rescalings = loss, chunk_size, num_classes, rescalings
+        # What the slots asked of student and teacher in the last call: fetched together in the next one.
+        self._expected: list[set[Signal]] = [set(), set()]
+
+    def __call__(
+        self,
+        items: HiddenItems,
+        student_head: nn.Module,
+        teacher_head: nn.Module,
+        num_items: Tensor | int | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        of_student, of_teacher = self.rescalings
+        heads = head_of(student_head, self.num_classes, of_student), head_of(teacher_head, self.num_classes, of_teacher)
+        same_classes(heads[0].num_classes(items.student), heads[1].num_classes(items.teacher))
+        slots = self.loss.temperature, self.loss.weighting
+        by_sample = items.lengths is not None and all(getattr(slot, "within_samples", False) for slot in slots)
+        groups = _groups(items.lengths or (), self.chunk_size) if by_sample else [slice(0, len(items))]
+        chunks: list[tuple[slice, bool]] = []  # and whether its items' temperatures and weights are chosen by then
+        chosen: dict[str, Tensor] = {}
+        for group in groups:
+            first = by_sample and group.stop - group.start <= self.chunk_size
+            if not first:
+                keep(chosen, self._choose(items, group, heads), group, len(items))
+            chunks += [(rows, not first) for rows in slices(group, self.chunk_size)]
+        loss, values = _Pass(self.loss, items, *heads, chosen, num_items).run(chunks)
+        loss = self.loss.with_rest(loss, items, num_items)
+        return loss, self.loss.logged(values | chosen) | self.loss.rest_logged(items)
+
+    def _choose(self, items: HiddenItems, rows: slice, heads: tuple[Head, Head]) -> dict[str, Tensor]:
+        """The temperatures and weights of more items than a chunk has."""
+        states = items.student[rows], items.teacher[rows]
+        student, teacher = (
+            ChunkedOutputs(hidden, head, self.chunk_size, expected)
+            for hidden, head, expected in zip(states, heads, self._expected, strict=True)
+        )
+        chosen = self.loss.choose(_some(items, rows, student, teacher))
+        self._expected = [student.asked, teacher.asked]
+        return chosen
+
+
+@dataclass
+class _Pass:
+    """One pass over the chunks. `chosen` are the temperatures and weights [N], of those that are not chosen in it."""
+
+    loss: DistillationLoss
+    items: HiddenItems
+    student_head: Head
+    teacher_head: Head
+    chosen: dict[str, Tensor]
+    num_items: Tensor | int | None
+
+    def run(self, chunks: list[tuple[slice, bool]]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, with its gradients attached, and each item's parts [N]."""
+        objective = self.loss.objective
+        trained = objective.parameters() if isinstance(objective, nn.Module) else ()
+        parameters = [p for p in trained if p.requires_grad]
+        learned = {k: t for k, t in self.chosen.items() if t.requires_grad}
+        inputs = [self.items.student, *self.student_head.parameters, *parameters, *learned.values()]
+        wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+        found = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in inputs if wanted]
+        with torch.no_grad():
+            values: dict[str, Tensor] = {}
+            for rows, known in chunks:
+                self._chunk(rows, known, found if wanted else None, parameters, values)
+            loss = self._reduce(values)
+        return (_Known.apply(loss, found, *inputs) if wanted else loss), values
+
+    def _chunk(
+        self,
+        rows: slice,
+        known: bool,
+        found: list[Tensor] | None,
+        parameters: list[nn.Parameter],
+        values: dict[str, Tensor],
+    ) -> None:
+        """The chunk's parts go into `values`, its gradients into `found`, in the order of `run`'s inputs."""
+        heads_own = 1 + len(self.student_head.parameters)
+        hidden = self.items.student[rows]
+        if found is None:
+            logits = self.student_head(hidden)
+        else:
+            logits, backward = self.student_head.with_backward(hidden, found[1:heads_own])
+        taught = self.teacher_head(self.items.teacher[rows]) if self.loss.kd_weight else logits
+        if not known:
+            some = _some(
+                self.items, rows, BlockOutputs(logits, self.student_head), BlockOutputs(taught, self.teacher_head)
+            )
+            keep(self.chosen, self.loss.choose(some), rows, len(self.items))
+        start = rows.start
+        for z, z_teacher in zip(blocks(logits), blocks(taught), strict=True):
+            block = slice(start, start + len(z))
+            start = block.stop
+            if found is None:
+                part = self._per_item(block, z, z_teacher, {k: t[block] for k, t in self.chosen.items()})
+            else:
+                part = self._learn(block, z, z_teacher, found[heads_own:], parameters)
+            keep(values, part, block, len(self.items))
+        if found is not None:
+            found[0][rows] = backward(logits)  # by now the gradient
+
+    def _learn(
+        self, rows: slice, logits: Tensor, taught: Tensor, others: list[Tensor], parameters: list[nn.Parameter]
+    ) -> dict[str, Tensor]:
+        """The block's parts; the logits' gradient overwrites them, those of parameters and choices join `others`."""
+        others = [*others[: len(parameters)], *(x[rows] for x in others[len(parameters) :])]
+        z = functional.upcast(logits).detach().requires_grad_()  # before rescaling, whose slope autograd knows
+        chosen = {k: t[rows].detach().requires_grad_(t.requires_grad) for k, t in self.chosen.items()}
+        with torch.enable_grad():
+            values = self._per_item(rows, z, taught, chosen)
+            share = self._reduce(values)
+        learned = [t for t in chosen.values() if t.requires_grad]
+        of_logits, *of_others = gradients(share, [z, *parameters, *learned])
+        logits.copy_(of_logits)
+        for total, gradient in zip(others, of_others, strict=True):
+            total.add_(gradient)
+        return {name: v.detach() for name, v in values.items()}
+
+    def _per_item(self, rows: slice, logits: Tensor, taught: Tensor, chosen: dict[str, Tensor]) -> dict[str, Tensor]:
+        outputs = Outputs(self.student_head.rescale(logits)), Outputs(self.teacher_head.rescale(taught))
+        return self.loss.per_item(_some(self.items, rows, *outputs), **chosen)
+
+    def _reduce(self, values: dict[str, Tensor]) -> Tensor:
+        return self.loss.reduce(values, len(self.items), self.num_items)
+
+
+class _Known(torch.autograd.Function):
+    """A number whose gradients are known already: backward multiplies them by what comes in.
+
+    The inputs are the leaves' own tensors, so each parameter's gradient is accumulated once, as DDP wants it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, found: list[Tensor], *inputs: Tensor) -> Tensor:
+        ctx.found, ctx.dtypes = found, [x.dtype for x in inputs]
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.found is None:
+            raise RuntimeError("backward through a chunked loss works once: compute the loss again (no retain_graph)")
+        found, ctx.found = ctx.found, None
+        return None, None, *(x.mul_(incoming).to(d) for x, d in zip(found, ctx.dtypes, strict=True))
+
+
+def _some(items: HiddenItems, rows: slice, student: Outputs, teacher: Outputs) -> Items:
+    return Items(student, teacher, items.labels[rows], items.sample[rows], items.num_samples, items.progress)
+
+
+def _groups(lengths: Sequence[int], size: int) -> list[slice]:
+    """Samples of so many items each, as many together as fit in `size`; a longer one by itself."""
+    groups, start, stop = [], 0, 0
+    for length in lengths:
+        if stop > start and stop + length - start > size:
+            groups.append(slice(start, stop))
+            start = stop
+        stop += length
+    return [*groups, slice(start, stop)]

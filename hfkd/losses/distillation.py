@@ -1,0 +1,142 @@
+"""The one equation, and the one place that reduces.
+
+loss = ce_weight * (CE + N / num_items * rest)  +  kd_weight * sum_n  w[n] * objective(items, T)[n]  /  num_items
+
+N are the items at hand, num_items those of the optimizer step, and `rest` is what the student adds to its own loss (the
+router loss of a mixture of experts): the parts of a batch add up to what the whole would give. Terms of an objective
+that compare items with each other (`Objective.relations`) join the sum without a weight.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hfkd.losses.functional import upcast
+from hfkd.losses.items import HiddenItems, Items
+from hfkd.losses.logits import OBJECTIVES, Objective
+from hfkd.losses.slot_values import is_ours, nan_where_wrong, one_per_item
+from hfkd.losses.temperatures import TEMPERATURES, Energy, Fitted, resolve_temperature
+from hfkd.losses.weightings import WEIGHTINGS
+from hfkd.utils.argument_types import NotNegative, fitting
+from hfkd.utils.slots import resolve
+
+__all__ = ["DistillationLoss", "cross_entropy", "resolve"]
+
+
+class DistillationLoss(nn.Module):
+    """Cross-entropy on the labels plus a weighted, per-item softened objective towards the teacher.
+
+    Each slot takes a name, `"name(key=value, ...)"`, a callable, and for `temperature` a number. Slots that are modules
+    become children, so their parameters train and are saved with the rest. The defaults are CIFAR-100's KD.
+
+    forward(items, num_items): `num_items` is the number of items of the whole optimizer step, over all ranks and
+    accumulated batches; without it the items at hand. Returns the loss and its parts (means over the items at hand,
+    without gradient): `ce`, `kd`, `temperature`, `weight`, for `Energy` the shares of its two groups, and `router_loss`
+    where the student has one.
+    """
+
+    def __init__(
+        self,
+        objective: Any = "kd",
+        temperature: Any = 4.0,
+        weighting: Any = "uniform",
+        ce_weight: float = 0.1,
+        kd_weight: float = 0.9,
+    ) -> None:
+        super().__init__()
+        ce_weight = fitting("DistillationLoss", "ce_weight", ce_weight, NotNegative)
+        kd_weight = fitting("DistillationLoss", "kd_weight", kd_weight, NotNegative)
+        if ce_weight == kd_weight == 0:
+            raise ValueError("ce_weight and kd_weight are both 0: nothing would be learned; raise one")
+        self.objective = resolve(objective, OBJECTIVES, "objective")
+        self.temperature = resolve_temperature(temperature)
+        self.weighting = resolve(weighting, WEIGHTINGS, "weighting")
+        self.ce_weight, self.kd_weight = ce_weight, kd_weight
+        tables = {"temperature": TEMPERATURES, "weighting": WEIGHTINGS}
+        # Made by whoever uses hfkd: what they give is not known to be a temperature, or a weight.
+        self.own_slots = [name for name, table in tables.items() if not is_ours(getattr(self, name), table)]
+
+    @property
+    def unfitted(self) -> Fitted | None:
+        """The slot that still needs the teacher scan, if any."""
+        slot = self.temperature
+        return slot if isinstance(slot, Fitted) and slot.thresholds_or_none is None else None
+
+    def forward(self, items: Items, num_items: Tensor | int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        chosen = self.choose(items)
+        values = self.per_item(items, **chosen)
+        loss = self.reduce(values, len(items), num_items)
+        return self.with_rest(loss, items, num_items), self.logged(values | chosen) | self.rest_logged(items)
+
+    # The three steps of forward: a chunked loss takes the first for all items, the second chunk by chunk.
+
+    def choose(self, items: Items) -> dict[str, Tensor]:
+        """Each item's `temperature` and `weight` [N]; nothing without distillation."""
+        if not self.kd_weight:
+            return {}
+        temperature = self._chosen("temperature", items)
+        with torch.no_grad():
+            weight = self._chosen("weighting", items)
+        return {"temperature": temperature, "weight": weight}
+
+    def _chosen(self, slot: str, items: Items) -> Tensor:
+        values = one_per_item(items, slot, getattr(self, slot)(items))
+        return nan_where_wrong(slot, values) if slot in self.own_slots else values
+
+    def per_item(
+        self, items: Items, temperature: Tensor | None = None, weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Each item's cross-entropy `ce`, weighted objective `kd` and, if the objective has any, `relations` [N]."""
+        values = {"ce": cross_entropy(items.student.logits, items.labels)}
+        if temperature is not None and weight is not None:
+            values["kd"] = weight * one_per_item(items, "objective", self.objective(items, temperature))
+            relations = self.objective.relations(items, temperature) if isinstance(self.objective, Objective) else None
+            if relations is not None:
+                values["relations"] = one_per_item(items, "objective's relations", relations)
+        return values
+
+    def reduce(self, values: dict[str, Tensor], length: int, num_items: Tensor | int | None = None) -> Tensor:
+        """The one equation, over `num_items`, or else the `length` items at hand; a step without items gives 0."""
+        count = length if num_items is None else num_items
+        count = count + (count == 0)
+        weights = {"ce": self.ce_weight, "kd": self.kd_weight, "relations": self.kd_weight}
+        # A term of weight 0 is left out and not multiplied: its backward would cost as much as any.
+        first, *others = [w * values[name].sum() / count for name, w in weights.items() if w and name in values]
+        return sum(others, first)
+
+    def with_rest(self, loss: Tensor, items: Items | HiddenItems, num_items: Tensor | int | None = None) -> Tensor:
+        """`loss` and the student's own addition, by the share that these items are of `num_items`."""
+        if items.rest is None or not self.ce_weight:
+            return loss
+        if num_items is None:
+            return loss + self.ce_weight * items.rest
+        return loss + self.ce_weight * len(items) / (num_items + (num_items == 0)) * items.rest
+
+    def rest_logged(self, items: Items | HiddenItems) -> dict[str, Tensor]:
+        """The student's own addition as a part of the loss, where it is one."""
+        return {} if items.rest is None or not self.ce_weight else {"router_loss": items.rest.detach().float()}
+
+    @torch.no_grad()
+    def logged(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The mean of each part over the items at hand, and the temperature's groups."""
+        columns = torch.stack([values.detach().float() for values in parts.values()])  # [parts, N]
+        means = dict(zip(parts, (columns.sum(-1) / max(columns.shape[-1], 1)).unbind(), strict=True))
+        if "temperature" in parts and isinstance(self.temperature, Energy):
+            means |= self.temperature.groups(parts["temperature"])
+        return means
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v}" for k, v in self.describe().items())
+
+    def describe(self) -> dict[str, Any]:
+        """The slots and weights as they were built, for logs, cards and results."""
+        slots = {name: getattr(self, name) for name in ("objective", "temperature", "weighting")}
+        return {k: repr(v) for k, v in slots.items()} | {"ce_weight": self.ce_weight, "kd_weight": self.kd_weight}
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each item [N]; labels [N] class ids or [N, C] mixed."""
+    z = upcast(logits)
+    return F.cross_entropy(z, labels.to(z.dtype) if labels.is_floating_point() else labels, reduction="none")

@@ -1,0 +1,273 @@
+"""Items: what a loss sees. The only file that knows whether an item is an image or a token.
+
+N items, B batch rows, L length, C classes or vocabulary, V vocabulary.
+An item is an image, or one unmasked target token. A sample is an image, a sequence, or where sequences are packed one
+document: `sample[n]` says which.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfkd.losses import functional
+from hfkd.utils.targets import HostTargets, Targets, count_token_items
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one network said: logits [N, C] and, where an objective wants them, hidden states, each [N, ...]."""
+
+    logits: Tensor
+    hidden: tuple[Tensor, ...] = ()
+
+    def energy(self, temperature: float) -> Tensor:
+        """The energy of each item [N]. Slots ask here, not the logits: a chunked loss never holds those whole."""
+        return functional.energy(self.logits, temperature)
+
+    def entropy(self, temperature: float) -> Tensor:
+        """`functional.entropy` of each item [N]."""
+        return functional.entropy(self.logits, temperature)
+
+    @property
+    def num_classes(self) -> int:
+        return self.logits.shape[-1]
+
+    def rows(self, rows: slice) -> "Outputs":
+        return Outputs(self.logits[rows], tuple(state[rows] for state in self.hidden))
+
+
+@dataclass(frozen=True)
+class Items:
+    """N items with what student and teacher said about them.
+
+    labels: [N] class ids, or [N, C] when MixUp or CutMix mixed them. sample: [N] ints below `num_samples`.
+    progress: epochs done so far, fractional; warm-ups and schedules read it. None on a stream of unknown length.
+    teachers: where there are several, each of them; `teacher` is then their mean logits.
+    views: how often each image is there. A view is an item and a sample of its own: with V views of B images, N = V B,
+    and items v B to (v + 1) B are view v. Their losses add up: the loss is divided by the number of images.
+    own_sample: every item is a sample of its own, as images are, so that a mean over a sample's items is no work.
+    rest: what the student adds to the cross-entropy in its own loss, one number for the batch: a router loss.
+    row: the row of the batch that each item is in [N], below `num_rows`; None where a sample is a row.
+    """
+
+    student: Outputs
+    teacher: Outputs
+    labels: Tensor
+    sample: Tensor
+    num_samples: int
+    progress: float | None = 0.0
+    teachers: tuple[Outputs, ...] = ()
+    views: int = 1
+    own_sample: bool = False
+    rest: Tensor | None = None
+    row: Tensor | None = None
+    num_rows: int = 0
+
+    def __post_init__(self) -> None:
+        if self.own_sample and self.num_samples != len(self):
+            raise ValueError(f"own_sample=True with {len(self)} items in {self.num_samples} samples: set it to False")
+
+    def __len__(self) -> int:
+        return self.sample.shape[0]
+
+    @property
+    def rows(self) -> tuple[Tensor, int]:
+        """The row of the batch that each item is in [N], and how many rows it has."""
+        return (self.sample, self.num_samples) if self.row is None else (self.row, self.num_rows)
+
+    def view(self, v: int) -> "Items":
+        """The items of view `v`, each a sample of its own still."""
+        if self.views == 1:
+            return self
+        count = len(self) // self.views
+        rows = slice(v * count, (v + 1) * count)
+        student, teacher, *teachers = (one.rows(rows) for one in (self.student, self.teacher, *self.teachers))
+        sample = torch.arange(count, device=self.sample.device)
+        several = tuple(teachers)
+        return Items(student, teacher, self.labels[rows], sample, count, self.progress, several, own_sample=True)
+
+    def mean_over_sample(self, values: Tensor) -> Tensor:
+        """[N] -> [N]: the mean over the items of each item's sample. For images the value itself, bit for bit."""
+        return values if self.own_sample else self.sample_means(values)[self.sample]
+
+    def sample_means(self, values: Tensor) -> Tensor:
+        """[N, ...] -> [num_samples, ...]: the mean over each sample's items, 0 for a sample without any."""
+        sums = values.new_zeros(self.num_samples, *values.shape[1:]).index_add(0, self.sample, values)
+        counts = values.new_zeros(self.num_samples).index_add(0, self.sample, values.new_ones(len(self)))
+        return sums / counts.clamp(min=1).view(-1, *[1] * (values.ndim - 1))
+
+    def log_probabilities(self, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        """Of teacher and student at each item's temperature [N]: [N, C] each, float32 or wider.
+
+        All that a divergence needs. It asks here, not the logits: a stored teacher knows its likeliest classes only.
+        """
+        t = temperature.unsqueeze(-1)  # [N, 1]
+        return (
+            torch.log_softmax(functional.upcast(self.teacher.logits) / t, dim=-1),
+            torch.log_softmax(functional.upcast(self.student.logits) / t, dim=-1),
+        )
+
+
+def image_items(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    student_hidden: Sequence[Tensor] = (),
+    teacher_hidden: Sequence[Tensor] = (),
+    progress: float | None = 0.0,
+) -> Items:
+    """One item an image: logits [B, C], labels [B] or [B, C] -> N = B items. Several teachers' logits are [K, B, C].
+
+    Logits [V B, C] are those of V views of each image, view by view; each view has the image's label.
+    """
+    same_classes(student_logits.shape[-1], teacher_logits.shape[-1])
+    teacher_logits, teachers = _several(teacher_logits, student_logits.ndim)
+    views = _views(student_logits, labels)
+    return Items(
+        Outputs(student_logits, tuple(student_hidden)),
+        Outputs(teacher_logits, tuple(teacher_hidden)),
+        labels if views == 1 else torch.cat([labels] * views),
+        sample=torch.arange(len(student_logits), device=labels.device),
+        num_samples=len(student_logits),
+        progress=progress,
+        teachers=teachers,
+        views=views,
+        own_sample=True,
+    )
+
+
+def count_image_items(labels: Tensor) -> int:
+    """How many images these labels are of: the number the summed loss is divided by, however many views each has."""
+    return labels.shape[0]
+
+
+def token_items(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    student_hidden: Sequence[Tensor] = (),
+    teacher_hidden: Sequence[Tensor] = (),
+    progress: float | None = 0.0,
+    host_targets: HostTargets | None = None,
+    position_ids: Any = None,
+    attention_mask: Any = None,
+) -> Items:
+    """One item an unmasked target token: logits [B, L, V], labels [B, L], hidden states each [B, L, ...].
+
+    Position i predicts the label at i + 1; labels of -100 are no items. The sample is the row of the batch, or the
+    document, where the row's `position_ids` start again. Several teachers' logits are [K, B, L, V].
+    """
+    same_classes(student_logits.shape[-1], teacher_logits.shape[-1])
+    teacher_logits, teachers = _several(teacher_logits, student_logits.ndim)
+    tokens = Targets(labels, host_targets, position_ids=position_ids, attention_mask=attention_mask)
+    return Items(
+        Outputs(tokens.pick(student_logits), tuple(map(tokens.pick, student_hidden))),
+        Outputs(tokens.pick(teacher_logits), tuple(map(tokens.pick, teacher_hidden))),
+        tokens.labels,
+        sample=tokens.sample,
+        num_samples=tokens.num_samples,
+        progress=progress,
+        teachers=tuple(Outputs(tokens.pick(one.logits)) for one in teachers),
+        row=tokens.row,
+        num_rows=len(labels),
+    )
+
+
+@dataclass(frozen=True)
+class HiddenItems:
+    """N tokens before the output heads: what a chunked loss starts from. student [N, H_s], teacher [N, H_t].
+
+    lengths: how many items each sample has, one sample after the other, where the host knows. row, rest: see `Items`.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    labels: Tensor
+    sample: Tensor
+    num_samples: int
+    progress: float | None = 0.0
+    lengths: tuple[int, ...] | None = None
+    row: Tensor | None = None
+    rest: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.sample.shape[0]
+
+
+def token_hidden(
+    student_hidden: Tensor,
+    teacher_hidden: Tensor,
+    labels: Tensor,
+    *,
+    progress: float | None = 0.0,
+    **known: Any,
+) -> HiddenItems:
+    """`token_items` one layer earlier: the last hidden states [B, L, H] that the output heads read.
+
+    `known`: the batch's `host_targets`, or else its `position_ids` and `attention_mask`.
+    """
+    tokens = Targets(labels, known.pop("host_targets", None), **known)
+    student, teacher = tokens.pick(student_hidden), tokens.pick(teacher_hidden)
+    samples = tokens.sample, tokens.num_samples
+    return HiddenItems(student, teacher, tokens.labels, *samples, progress, tokens.lengths, tokens.row)
+
+
+def epoch_of(progress: float | None) -> int:
+    """The epoch, from 1, that has begun after `progress` epochs. ValueError where nobody knows how long one is."""
+    if progress is None:
+        raise ValueError("this slot counts epochs, and the training stream does not say how many rows it has")
+    return int(progress) + 1
+
+
+@dataclass(frozen=True)
+class ItemRule:
+    """How a batch becomes items, and how its labels are counted. `known`: what both take from the batch by name."""
+
+    make: Callable[..., Items]
+    count: Callable[..., Any]
+    known: tuple[str, ...] = ()
+
+    def of(self, inputs: Mapping[str, Any], student_logits: Tensor, teacher_logits: Tensor, **others: Any) -> Items:
+        """The items of a batch with `labels`, of which two networks gave these logits."""
+        return self.make(student_logits, teacher_logits, inputs["labels"], **self.known_in(inputs), **others)
+
+    def count_of(self, inputs: Mapping[str, Any]) -> Any:
+        """How many items the batch counts as: what a summed loss is divided by."""
+        return self.count(inputs["labels"], **self.known_in(inputs))
+
+    def known_in(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: inputs[name] for name in self.known if name in inputs}
+
+
+IMAGES = ItemRule(image_items, count_image_items)
+TOKENS = ItemRule(token_items, count_token_items, ("host_targets", "position_ids", "attention_mask"))
+
+
+def _views(logits: Tensor, labels: Tensor) -> int:
+    if not len(labels):
+        return 1
+    views, rest = divmod(len(logits), len(labels))
+    if rest or not views:
+        raise ValueError(f"logits of {len(logits)} rows for {len(labels)} labels: each label needs a row for each view")
+    return views
+
+
+def _several(teacher_logits: Tensor, ndim: int) -> tuple[Tensor, tuple[Outputs, ...]]:
+    """The mean logits of several teachers, and each one's; one teacher's as they are."""
+    if teacher_logits.ndim == ndim:
+        return teacher_logits, ()
+    return teacher_logits.mean(0), tuple(map(Outputs, teacher_logits))
+
+
+def same_classes(student: int, teacher: int) -> None:
+    """Raise ValueError unless both networks give the same number of classes."""
+    if student != teacher:
+        raise ValueError(
+            f"the student gives {student} classes and the teacher {teacher}: "
+            "logit distillation compares them one by one; give the student the teacher's number of labels"
+        )

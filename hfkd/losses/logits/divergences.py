@@ -1,0 +1,130 @@
+"""Divergences between the softened distributions of teacher, p, and student, q.
+
+N items, C classes or vocabulary. All in log space: finite, with finite gradients, for any finite logits.
+"""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hfkd.losses.base import Objective
+from hfkd.losses.items import Items
+from hfkd.utils.argument_types import Share, checked
+
+Scale = Literal["squared", "none"]
+
+
+@dataclass(kw_only=True)
+class Divergence(Objective):
+    """T_n² D(p_n, q_n): a divergence of second order, so T² keeps the gradient's size when T changes.
+
+    `scale="none"` leaves T² out, for protocols that do (DSKD).
+    """
+
+    scale: Scale = "squared"
+
+    def __call__(self, items: Items, temperature: Tensor) -> Tensor:
+        divergence = self.between(*softened(items, temperature))
+        return temperature**2 * divergence if self.scale == "squared" else divergence
+
+    @abstractmethod
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """[N, C] log-probabilities of teacher and student -> [N], without T²."""
+
+
+@checked
+@dataclass
+class KD(Divergence):
+    """Hinton et al. 2015: T_n² KL(p_n || q_n), p = softmax(z_teacher / T_n), q = softmax(z_student / T_n)."""
+
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return kl(log_p, log_q)
+
+
+@checked
+@dataclass
+class ReverseKL(Divergence):
+    """MiniLLM's direction (Gu et al., ICLR 2024, Eq. 1), token by token: T_n² KL(q_n || p_n). Seeks one mode."""
+
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return kl(log_q, log_p)
+
+
+@checked
+@dataclass
+class JSD(Divergence):
+    """Generalised Jensen-Shannon divergence (GKD, Agarwal et al., ICLR 2024, Eq. 1).
+
+        beta KL(p || m) + (1 - beta) KL(q || m),  m = beta p + (1 - beta) q
+
+    The formula is 0 at both ends, but divided by beta (1 - beta) it tends to KL(p || q) for beta -> 0 and KL(q || p)
+    for beta -> 1. So beta=0 is defined as forward KL (`KD`), beta=1 as `ReverseKL`, as in TRL; near an end the value is
+    not near the end's.
+    """
+
+    beta: Share = 0.5
+
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        if self.beta in (0, 1):
+            return kl(log_q, log_p) if self.beta else kl(log_p, log_q)
+        log_m = mixture(log_p, log_q, self.beta)
+        return self.beta * kl(log_p, log_m) + (1 - self.beta) * kl(log_q, log_m)
+
+
+@checked
+@dataclass
+class SkewKL(Divergence):
+    """DistiLLM (Ko et al., ICML 2024, Eq. 4): KL(p || alpha p + (1 - alpha) q), bounded by -log alpha."""
+
+    alpha: Share = 0.1
+
+    def __post_init__(self) -> None:
+        if self.alpha == 1:
+            raise ValueError(f"{type(self).__name__}: alpha=1 compares a network with itself; pass a share below 1")
+
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return kl(log_p, mixture(log_p, log_q, self.alpha))
+
+
+@checked
+@dataclass
+class SkewReverseKL(SkewKL):
+    """DistiLLM's skew reverse KL: KL(q || (1 - alpha) p + alpha q)."""
+
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return kl(log_q, mixture(log_q, log_p, self.alpha))
+
+
+@checked
+@dataclass
+class TotalVariation(Objective):
+    """f-distill's total variation distance (Wen et al., ACL 2023): sum_c |p_c - q_c| / 2, within [0, 1].
+
+    Of first order: its gradient shrinks with 1/T, not 1/T², so no T² here.
+    """
+
+    def __call__(self, items: Items, temperature: Tensor) -> Tensor:
+        log_p, log_q = softened(items, temperature)
+        return (log_p.exp() - log_q.exp()).abs().sum(-1) / 2
+
+
+def softened(items: Items, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [N, C] of teacher and student at each item's temperature; of a stored teacher [N, k + 1]."""
+    return items.log_probabilities(temperature)
+
+
+def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """KL(a || b) of each row, [N, C] -> [N]."""
+    return F.kl_div(log_b, log_a, log_target=True, reduction="none").sum(-1)
+
+
+def mixture(log_a: Tensor, log_b: Tensor, share_of_a: float) -> Tensor:
+    """log(s a + (1 - s) b), elementwise; s in [0, 1)."""
+    if share_of_a == 0:
+        return log_b
+    return torch.logaddexp(log_a + math.log(share_of_a), log_b + math.log1p(-share_of_a))

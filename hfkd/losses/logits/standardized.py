@@ -1,0 +1,33 @@
+"""Logit standardisation: any objective on z-scored logits."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from hfkd.losses.functional import standardize
+from hfkd.losses.items import Items
+from hfkd.losses.logits.wrapping import Wrapping
+from hfkd.utils.argument_types import checked
+
+
+@checked
+@dataclass
+class Standardized(Wrapping):
+    """Sun et al., CVPR 2024, Eq. 11: z -> (z - mean z) / (std z + 1e-7) for both networks, then the objective.
+
+    std is the unbiased one (ddof 1), as released. The paper pairs it with T = 2 and a KD weight of 9 beside CE 0.1.
+    Only the objective's per-item part sees standardised logits: temperatures, weights and relations (MLD's batch and
+    class terms, as released) see the raw ones.
+    """
+
+    def __call__(self, items: Items, temperature: Tensor) -> Tensor:
+        everyone = (items.student, items.teacher, *items.teachers)
+        student, teacher, *teachers = (replace(z, logits=standardize(z.logits)) for z in everyone)
+        seen = replace(items, student=student, teacher=teacher, teachers=tuple(teachers))
+        return self._inner(seen, temperature)
+
+    def relations(self, items: Items, temperature: Tensor) -> Tensor | None:
+        return self._inner.relations(items, temperature) if self.relational else None
+
+
+standardized = Standardized

@@ -1,0 +1,124 @@
+"""Items whose teacher was stored: its k likeliest classes, and one bucket for all others.
+
+N items, C classes or vocabulary, k stored classes, S temperatures the bucket is stored for.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hfkd.losses.functional import upcast
+from hfkd.losses.items import Items, Outputs
+from hfkd.utils.devices import constant
+from hfkd.utils.targets import Targets
+
+
+class StoredOutputs(Outputs):
+    """`Outputs` that were stored: energies and entropies exact at the temperatures they were stored for, no logits.
+
+    ids, likeliest: the k likeliest classes [N, k] and their logits less the largest. tails: for each T,
+    T logsumexp_c(z_nc / T) over the other classes, less the largest logit too, so that softmax of the k + 1 numbers at
+    T is the teacher's distribution with all other classes in one bucket, exactly; empty when k = C.
+    Another temperature is a ValueError that says what to store.
+    """
+
+    def __init__(
+        self,
+        ids: Tensor,
+        likeliest: Tensor,
+        tails: Mapping[float, Tensor],
+        energies: Mapping[float, Tensor],
+        entropies: Mapping[float, Tensor],
+        num_classes: int,
+    ) -> None:
+        self.ids, self._likeliest, self._tails = ids, likeliest, tails
+        self._energies, self._entropies, self._num_classes = energies, entropies, num_classes
+
+    @property
+    def logits(self) -> Tensor:
+        raise ValueError(
+            f"this slot reads all {self._num_classes} logits of the teacher, and the cache holds the "
+            f"{self.ids.shape[-1]} largest: use an objective on log-probabilities (kd, jsd, ...), ask for "
+            "items.teacher.energy(T) or .entropy(T), or train with the live teacher"
+        )
+
+    @property
+    def num_classes(self) -> int:
+        return self._num_classes
+
+    def energy(self, temperature: float) -> Tensor:
+        return _stored("energy", "energy_temperature", self._energies, temperature)
+
+    def entropy(self, temperature: float) -> Tensor:
+        return _stored("entropy", "entropy_temperature", self._entropies, temperature)
+
+    def log_probabilities(self, temperature: Tensor) -> Tensor:
+        """[N] -> [N, k + 1], the last for all other classes; NaN where no bucket is stored for an item's T.
+
+        Whoever builds a trainer compares the temperatures beforehand: here it would cost a GPU a wait at each step.
+        """
+        z = self._likeliest
+        if self._tails:
+            known = constant(tuple(self._tails), temperature.device)  # [S]
+            gap = (temperature.detach().unsqueeze(-1) - known).abs()  # [N, S]
+            tail = torch.stack(list(self._tails.values()), -1).gather(-1, gap.argmin(-1, keepdim=True))
+            z = torch.cat([z, tail.where(gap.amin(-1, keepdim=True) < 1e-4, torch.nan)], -1)
+        return torch.log_softmax(z / temperature.unsqueeze(-1), dim=-1)
+
+
+@dataclass(frozen=True)
+class CoarseItems(Items):
+    """`Items` whose log-probabilities are over the teacher's k classes and the bucket: divergences are lower bounds.
+
+    Merging classes cannot raise an f-divergence (data-processing inequality), and with k = C it is the divergence.
+    The student's bucket is a logsumexp over its other logits: as exact as a softmax, however little mass is left.
+    """
+
+    teacher: StoredOutputs
+
+    def log_probabilities(self, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        """[N] -> [N, k + 1] of teacher and student."""
+        ids, t = self.teacher.ids, temperature.unsqueeze(-1)
+        z = upcast(self.student.logits) / t  # [N, C]
+        coarse = z.gather(-1, ids)  # [N, k]
+        if ids.shape[-1] < z.shape[-1]:
+            coarse = torch.cat([coarse, tail(z, ids).unsqueeze(-1)], -1)
+        return self.teacher.log_probabilities(temperature), torch.log_softmax(coarse, dim=-1)
+
+
+def coarse_items(logits: Tensor, teacher: StoredOutputs, targets: Targets, progress: float | None = 0.0) -> CoarseItems:
+    """The student's logits [N, V] of the target tokens, and what is stored of the teacher's."""
+    if len(teacher.ids) != len(targets):
+        raise ValueError(f"{len(targets)} target tokens, but the stored outputs are of {len(teacher.ids)}")
+    samples = targets.sample, targets.num_samples
+    return CoarseItems(
+        Outputs(logits), teacher, targets.labels, *samples, progress, row=targets.row, num_rows=targets.shape[0]
+    )
+
+
+def tail(logits: Tensor, ids: Tensor) -> Tensor:
+    """logsumexp over the classes that `ids` [N, k] leaves out: [N, C] -> [N]."""
+    return logits.scatter(-1, ids, float("-inf")).logsumexp(-1)
+
+
+def spread(logits: Tensor, ids: Tensor) -> Tensor:
+    """KL(u || p) [N] over the classes that `ids` [N, k] leaves out: p the softmax of their logits [N, C], u uniform.
+
+    What one bucket for all of them hides from a divergence that is weighed by a student's probabilities, if those are
+    spread evenly.
+    """
+    others = logits.shape[-1] - ids.shape[-1]
+    mean = logits.scatter(-1, ids, 0).sum(-1) / others
+    return (tail(logits, ids) - mean - math.log(others)).nan_to_num(torch.inf, torch.inf).clamp(min=0)
+
+
+def _stored(name: str, argument: str, values: Mapping[float, Tensor], temperature: float) -> Tensor:
+    if temperature not in values:
+        raise ValueError(
+            f"the cache holds the teacher's {name} at temperature {' and '.join(map(str, values))}, not at "
+            f"{temperature}: build another with {argument}={temperature}"
+        )
+    return values[temperature]

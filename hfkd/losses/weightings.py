@@ -1,0 +1,113 @@
+"""Weightings: how much each item counts in the distillation loss. `Items -> w [N]`, on raw logits, without gradient.
+
+N items, C classes.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfkd.losses.functional import standardize
+from hfkd.losses.items import Items, Outputs
+from hfkd.losses.slot_values import is_ours, right
+from hfkd.losses.temperatures import Level
+from hfkd.utils.argument_types import Positive, Temperature, checked
+from hfkd.utils.slots import resolve
+
+
+@checked
+@dataclass
+class Uniform:
+    """w_n = 1: every item counts the same."""
+
+    within_samples = True
+
+    def __call__(self, items: Items) -> Tensor:
+        return torch.ones(len(items), device=items.labels.device)
+
+
+uniform = Uniform()
+
+
+@checked
+@dataclass
+class Entropy:
+    """EA-KD's entropy-based adaptive weight (Eq. 7), from teacher and student entropy at T' = 3.
+
+        w_n = H_T (1 + H_S / H_ub) / 2,  H_ub = log C
+
+    The paper's loss is the mean of w_n l_n, not divided by the sum of w: w lies in [0, log C], so the loss also grows
+    (`Matched` undoes that). A constant `upper_bound` in place of log C: the authors' release has 100 in its KD and DKD
+    files, which leaves w = H_T / 2 to within 5 %.
+    Ablations: `student=False` is w = H_T (ER-KD, the predecessor); `teacher=False` is w = H_S; `interaction=True` is
+    the product alone, w = H_T H_S / H_ub; `inverted=True` puts log C - H in place of every H.
+    `level="item"` weighs tokens one by one instead of sequences. `standardized=True` takes entropies of standardised
+    logits, as the release does with DKD and only there; otherwise weights see the raw ones.
+    """
+
+    within_samples = True  # a loss over chunks may ask about one sample at a time
+    temperature: Temperature = 3.0
+    upper_bound: Positive | None = None
+    student: bool = True
+    inverted: bool = False
+    teacher: bool = True
+    interaction: bool = False
+    level: Level = "sample"
+    standardized: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.student or self.teacher):
+            raise ValueError("Entropy: student=False and teacher=False leave no entropy; 'uniform' weighs all alike")
+        if self.interaction and not (self.student and self.teacher):
+            raise ValueError("Entropy: interaction=True is the product of both entropies; leave student and teacher on")
+
+    def __call__(self, items: Items) -> Tensor:
+        bound = math.log(items.teacher.num_classes) if self.upper_bound is None else self.upper_bound
+        if not self.student:
+            return self._entropy(items, items.teacher)
+        if not self.teacher:
+            return self._entropy(items, items.student)
+        h_t, h_s = self._entropy(items, items.teacher), self._entropy(items, items.student)
+        return h_t * h_s / bound if self.interaction else h_t * (1 + h_s / bound) / 2
+
+    def _entropy(self, items: Items, outputs: Outputs) -> Tensor:
+        outputs = Outputs(standardize(outputs.logits)) if self.standardized else outputs
+        h = outputs.entropy(self.temperature)
+        h = math.log(outputs.num_classes) - h if self.inverted else h
+        return items.mean_over_sample(h) if self.level == "sample" else h
+
+
+@checked
+@dataclass
+class Matched:
+    """Another weighting rescaled to mean 1 over the batch at hand: w_n / mean(w).
+
+    The control that tells reweighting apart from a larger loss. The mean is over the items of one forward pass, so
+    under gradient accumulation or several ranks each micro-batch is matched by itself; a batch of one sample has
+    nothing to match.
+    """
+
+    weighting: Any = "entropy"
+    _inner: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._inner = resolve(self.weighting, WEIGHTINGS, "weighting")
+
+    @property
+    def least_samples(self) -> int:
+        """How many a batch must have for weights to differ: a sample's items share theirs, unless level="item"."""
+        return 1 if isinstance(self._inner, Uniform) or getattr(self._inner, "level", "sample") == "item" else 2
+
+    def __call__(self, items: Items) -> Tensor:
+        w = self._inner(items)
+        mean = w.mean()
+        matched = torch.where(mean > 0, w / mean, torch.ones_like(w))
+        # A mean of wrong weights says nothing of each: those are marked before they are lost in it.
+        return matched if is_ours(self._inner, WEIGHTINGS) else matched.where(right("weighting", w), torch.nan)
+
+
+WEIGHTINGS: dict[str, Callable[..., Any]] = {"uniform": Uniform, "entropy": Entropy, "matched": Matched}

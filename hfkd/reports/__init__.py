@@ -1,0 +1,31 @@
+"""What a run leaves behind for people: `results.json`, figures and a page. Only the figures need matplotlib."""
+
+from hfkd.reports.environment import environment
+from hfkd.reports.figures import (
+    accuracy_by_entropy,
+    comparison_bars,
+    energy_histogram,
+    image_grid,
+    mean_prediction,
+    training_curves,
+)
+from hfkd.reports.page import Section, distillation_page, write_page
+from hfkd.reports.results import ResultsCallback
+from hfkd.utils.files import write_atomically
+from hfkd.utils.json_file import write_json
+
+__all__ = [
+    "ResultsCallback",
+    "Section",
+    "accuracy_by_entropy",
+    "comparison_bars",
+    "distillation_page",
+    "energy_histogram",
+    "environment",
+    "image_grid",
+    "mean_prediction",
+    "training_curves",
+    "write_atomically",
+    "write_json",
+    "write_page",
+]

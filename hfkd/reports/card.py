@@ -1,0 +1,184 @@
+"""The model card of a student: README.md beside its weights, made from what the trainer knows."""
+
+import math
+import re
+from collections.abc import Mapping, Sized
+from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedModel, TrainerState
+from transformers.trainer_utils import unwrap_peft_model
+
+from hfkd.models import CIFAR_NETS, Peers
+from hfkd.reports.citations import citations
+from hfkd.reports.evaluations import of_the_run, step_of_weights
+from hfkd.reports.history import teacher_scores
+from hfkd.training.host import Host
+from hfkd.utils.command import command, without_secrets
+from hfkd.utils.files import write_atomically
+
+FILE = "README.md"
+TEMPLATE = Path(__file__).with_name("card_template.md")
+SLOTS = ("objective", "temperature", "weighting")
+HE_DA: dict[str, list[str]] = {"none": [], "paper": ["Energy()"], "released": ["Energy()"]}  # of the same paper
+HUB_ID = r"[\w.-]+/[\w.-]+"
+SPEED = re.compile(r"_(runtime|per_second|time)$")  # how fast the evaluation was, not how good the student is
+
+
+def write_card(
+    trainer: Host,
+    model_name: str | None = None,
+    license: str | None = None,
+    tags: str | list[str] | None = None,
+    finetuned_from: str | None = None,
+    dataset: str | list[str] | None = None,
+    language: str | list[str] | None = None,
+    tasks: str | list[str] | None = None,
+    dataset_tags: str | list[str] | None = None,
+    dataset_args: str | list[str] | None = None,
+) -> None:
+    """Write README.md into `output_dir`; the keywords are Trainer's, None standing for what the run says.
+
+    `dataset` is what the data are called, `dataset_tags` their Hub ids, `dataset_args` their configuration; the first
+    of `tasks` is the pipeline tag. Each is one line, whatever it holds. The licence is `license`, else
+    `args.model_license`; it is never guessed. Neither a token nor a folder of this machine gets into the text. Raises
+    OSError naming the path when it cannot be written.
+    """
+    args, settings = trainer.args, trainer.settings
+    student: Any = trainer.accelerator.unwrap_model(trainer.model)
+    folder = Path(args.output_dir or ".")
+    peers = isinstance(student, Peers)
+    assistants = ", ".join(trainer.details.get("assistants", ())) or None
+    taught = (["Peers()"] if peers else []) + (["TAKD()"] if assistants else [])
+    distilled = bool((settings["teacher"] or peers) and settings["kd_weight"])
+    if not distilled:
+        settings = {k: v for k, v in settings.items() if k not in (*SLOTS, "teacher", "kd_weight")}
+    step = step_of_weights(trainer.state, args, trainer.is_in_train)
+    words = _words(
+        name=model_name or (args.hub_model_id or folder.resolve().name).split("/")[-1],
+        library=_library(student),
+        task=(_several(tasks) or ["text-generation" if trainer.call.takes_tokens else "image-classification"])[0],
+        dataset=", ".join(_several(dataset)) or trainer.details.get("dataset_name"),
+        license=license or args.model_license,
+        repository=trainer.hub_model_id or args.hub_model_id or model_name,
+    )
+    metrics = evaluation(trainer.state, step)
+    data = _metadata(
+        words,
+        metrics,
+        _several(dataset_tags),
+        ", ".join(_several(dataset_args)) or None,
+        language=language,
+        tags=_tags(student, distilled, tags),
+        base_model=finetuned_from or _started_from(student, trainer.details),
+        distilled_from=re.findall(rf"({HUB_ID}) \(", str(settings.get("teacher"))) or None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        **words,
+        metrics=metrics,
+        settings=_cells({"data": words["dataset"], "assistants": assistants} | settings),
+        generates=trainer.call.takes_tokens,
+        kind=type(student).__name__,
+        distilled=distilled,
+        peers=peers,
+        cifar=settings["student"].split(" ")[0] in CIFAR_NETS,
+        command=command(),
+        processes=args.world_size,
+        versions=f"hfkd {version('hfkd')}, transformers {transformers.__version__}, torch {torch.__version__}",
+        seed=args.seed,
+        step=step,
+        rows=_rows(trainer.own_set),
+        teacher_scores=teacher_scores(trainer.state.log_history),
+        bibtex=citations([*(str(settings[s]) for s in SLOTS), *taught, *HE_DA[args.he_da]]) if distilled else "",
+    )
+    write_atomically(folder / FILE, without_secrets(f"{card}\n", [args.hub_token]).encode())
+
+
+def _words(**words: str | None) -> dict[str, str | None]:
+    """Each as one line; a repository is called as the student where there is none yet."""
+    lines = {name: value and _line(value) for name, value in words.items()}
+    return lines | {"repository": lines["repository"] or lines["name"]}
+
+
+def _metadata(
+    words: dict[str, Any], metrics: dict[str, float], ids: list[str], configuration: str | None, **entries: Any
+) -> ModelCardData:
+    """`ids`: the data sets on the Hub, which the data's name may be itself."""
+    dataset, task = words["dataset"], words["task"]
+    ids = ids or ([dataset] if dataset and re.fullmatch(HUB_ID, dataset) else [])
+    kind = ids[0] if ids else dataset
+    results = [
+        EvalResult(task, kind, dataset or kind, name, value, dataset_config=configuration)
+        for name, value in metrics.items()
+        if kind
+    ]
+    return ModelCardData(
+        model_name=words["name"] if results else None,  # belongs to the results
+        license=words["license"],
+        library_name=words["library"],
+        pipeline_tag=task,
+        datasets=ids or None,
+        eval_results=results or None,
+        **entries,
+    )
+
+
+def evaluation(state: TrainerState, step: int) -> dict[str, float]:
+    """What evaluating the run's own set measured of the weights of `step`."""
+    logged: dict[str, Any] = {}
+    for entry in state.log_history:
+        if entry.get("step") == step and of_the_run(entry):
+            logged |= {k.removeprefix("eval_"): v for k, v in entry.items() if k.startswith("eval_")}
+    numbers = {k: float(v) for k, v in logged.items() if isinstance(v, (int, float)) and not SPEED.search(f"_{k}")}
+    return {k: v for k, v in numbers.items() if math.isfinite(v)}
+
+
+def _rows(data: Any) -> int | None:
+    """How many rows were evaluated; None for a stream and for several sets."""
+    return len(data) if isinstance(data, Sized) and not isinstance(data, dict) else None
+
+
+def _library(student: Any) -> str:
+    """Which library loads what the trainer saved."""
+    if unwrap_peft_model(student) is not student:
+        return "peft"
+    return "transformers" if isinstance(student, PreTrainedModel) else "pytorch"
+
+
+def _tags(student: Any, distilled: bool, tags: str | list[str] | None) -> list[str]:
+    model = unwrap_peft_model(student)
+    own = (model.model_tags if isinstance(model, PreTrainedModel) else None) or []
+    return ["hfkd", *(["knowledge-distillation"] if distilled else []), *own, *_several(tags)]
+
+
+def _started_from(student: Any, details: Mapping[str, Any]) -> str | None:
+    """The Hub id of the weights that training started from; None for fresh weights and for local ones."""
+    model = unwrap_peft_model(student)
+    fresh = details.get("from_config") or not isinstance(model, PreTrainedModel)
+    name = "" if fresh else str(model.name_or_path)
+    return name if re.fullmatch(rf"[\w.-]+|{HUB_ID}", name) and not Path(name).exists() else None
+
+
+def _several(values: str | list[str] | None) -> list[str]:
+    return [values] if isinstance(values, str) else values or []
+
+
+def _line(value: Any) -> str:
+    """A value as a part of one line."""
+    return " ".join(str(value.value if isinstance(value, Enum) else value).split())
+
+
+def _cells(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _cell(value) for name, value in settings.items() if value is not None and value != -1}
+
+
+def _cell(value: Any) -> str:
+    """A value in a table's cell."""
+    return _line(value).replace("|", "\\|")

@@ -1,0 +1,57 @@
+"""Several ways to train the same student, side by side: a table for the terminal and a section for the page."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hfkd.reports.figures import comparison_bars
+from hfkd.reports.html import Section
+
+
+@dataclass
+class Comparison:
+    """Accuracies (fractions) and seconds of each way, one of each per seed."""
+
+    accuracy: dict[str, list[float]] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, way: str, accuracy: float, seconds: float) -> None:
+        self.accuracy.setdefault(way, []).append(accuracy)
+        self.seconds.setdefault(way, []).append(seconds)
+
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """Way, mean accuracy and sample standard deviation over the seeds in percent, seeds, seconds of one run."""
+        return [
+            (
+                way,
+                f"{100 * statistics.mean(values):.2f}",
+                f"{100 * statistics.stdev(values):.2f}" if len(values) > 1 else "-",
+                str(len(values)),
+                f"{statistics.mean(self.seconds[way]):.1f}",
+            )
+            for way, values in self.accuracy.items()
+        ]
+
+    HEADER = ("way", "accuracy %", "sd", "seeds", "seconds")
+
+    def markdown(self) -> str:
+        return markdown_table(self.HEADER, self.rows())
+
+    def section(self, text: str) -> Section:
+        points = [
+            (way, 100 * statistics.mean(v), 100 * statistics.stdev(v) if len(v) > 1 else None, [100 * x for x in v])
+            for way, v in self.accuracy.items()
+        ]
+        return Section("Comparison", text, comparison_bars(points), table=(self.HEADER, self.rows()))
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
+
+
+def mean_and_sd(values: Sequence[float], digits: int = 2) -> str:
+    """ "75.31 ± 0.12": mean and sample standard deviation; of one value the value alone, of none a dash."""
+    if not values:
+        return "-"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean

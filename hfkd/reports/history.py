@@ -1,0 +1,159 @@
+"""Reading `TrainerState.log_history`, the only record of a run that transformers restores from a checkpoint."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from transformers import TrainingArguments
+
+from hfkd.reports.evaluations import of_the_run
+
+Entry = Mapping[str, Any]
+TEACHER_SCORE = re.compile(r"teacher(_\d+)?_accuracy(_.*)?")
+
+# of several training entries in one row, these are a position or a count so far, not a quantity to average
+_LAST_WINS = ("epoch", "step", "learning_rate", "num_input_tokens_seen", "skipped_steps")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """By which logged metric the best evaluation is chosen, and which way."""
+
+    metric: str
+    greater_is_better: bool
+
+    @classmethod
+    def of(cls, args: TrainingArguments, metric: str) -> Choice:
+        """As Trainer chooses its best checkpoint; by `metric` where `metric_for_best_model` is not set."""
+        named = args.metric_for_best_model
+        if named is None:
+            return cls.by_name(metric)
+        assert args.greater_is_better is not None  # TrainingArguments sets it with the metric
+        return cls(named if named.startswith("eval_") else f"eval_{named}", args.greater_is_better)
+
+    @classmethod
+    def by_name(cls, metric: str) -> Choice:
+        """Trainer's rule for a metric of which nobody says which way is better."""
+        return cls(metric, not metric.endswith("loss"))
+
+
+def epoch_rows(log_history: Iterable[Entry]) -> list[dict[str, Any]]:
+    """One row per evaluation (per epoch where training evaluated nothing): its metrics, and the training before it.
+
+    Training quantities (`loss`, `ce`, `kd`, ...) are means over the steps since the last row, so they do not depend on
+    `logging_steps`. Two evaluations at one step (several evaluation sets, or one more after training) share a row.
+    Left out: evaluations of other sets or weights (`other_evaluations`), training after the last evaluation, and the
+    closing summary of a sitting (`train_runtime`, ...), which knows only its own sitting.
+    """
+    history = [entry for entry in log_history if of_the_run(entry)]
+    per_epoch = not _evaluated_while_training(history)
+    rows: list[dict[str, Any]] = []
+    training: list[Entry] = []
+    for entry in history:
+        if "loss" in entry:
+            if per_epoch and training and _epoch_number(entry) > _epoch_number(training[-1]):
+                rows.append(_mean(training, rows))
+                training = []
+            training.append(entry)
+        elif _is_closing(entry):
+            continue
+        elif not training and rows and rows[-1].get("step") == entry.get("step"):
+            rows[-1].update(entry)
+        elif is_evaluation(entry):
+            rows.append({**(_mean(training, rows) if training else {}), **entry})
+            training = []
+    if training and per_epoch:
+        rows.append(_mean(training, rows))
+    return rows
+
+
+def other_evaluations(log_history: Iterable[Entry]) -> list[Entry]:
+    """The entries whose metrics are of another set than the run's, or of other weights than those of their step."""
+    return [entry for entry in log_history if not of_the_run(entry)]
+
+
+def _evaluated_while_training(history: Iterable[Entry]) -> bool:
+    """Whether a run evaluates as it goes; an evaluation after it has ended does not count."""
+    ended = False
+    for entry in history:
+        if "loss" in entry or _is_closing(entry):
+            ended = "loss" not in entry
+        elif is_evaluation(entry) and not ended:
+            return True
+    return False
+
+
+def _is_closing(entry: Entry) -> bool:
+    return "train_runtime" in entry and "loss" not in entry
+
+
+def is_evaluation(entry: Entry) -> bool:
+    """Whether an entry or a row carries evaluation metrics."""
+    return any(key.startswith("eval_") for key in entry)
+
+
+def teacher_scores(log_history: Iterable[Entry]) -> dict[str, float]:
+    """What the teacher scored on the evaluation set, by name: `teacher_accuracy`, ...; empty if it was not measured."""
+    return {k: v for entry in log_history for k, v in entry.items() if TEACHER_SCORE.fullmatch(k)}
+
+
+def best_row(rows: Sequence[Entry], choice: Choice) -> Entry | None:
+    """The first row with the best value of the metric; what was evaluated before training (`eval_on_start`) is none."""
+    scored = [row for row in rows if _is_number(row.get(choice.metric)) and row.get("step") != 0]
+    if not scored:
+        return None
+    return (max if choice.greater_is_better else min)(scored, key=lambda row: row[choice.metric])
+
+
+def last_row(rows: Sequence[Entry], metric: str) -> Entry | None:
+    """The last row that has `metric`."""
+    return next((row for row in reversed(rows) if _is_number(row.get(metric))), None)
+
+
+def end_losses(log_history: Iterable[Entry]) -> dict[str, dict[str, Any] | None]:
+    """`first` and `last` logged training loss, each `{"step", "loss"}`; of single steps where every step is logged."""
+    logged = [{"step": entry.get("step"), "loss": entry["loss"]} for entry in log_history if "loss" in entry]
+    return {"first": logged[0] if logged else None, "last": logged[-1] if logged else None}
+
+
+def series(log_history: Iterable[Entry], key: str) -> tuple[list[float], list[float]]:
+    """Epochs and finite values of one logged quantity, for plotting."""
+    points = [
+        (float(entry["epoch"]), float(entry[key]))
+        for entry in log_history
+        if "epoch" in entry and _is_number(entry.get(key))
+    ]
+    return [epoch for epoch, _ in points], [value for _, value in points]
+
+
+def _epoch_number(entry: Entry) -> int:
+    # step / steps_per_epoch * epochs is a float: 2.0000000001 is still the end of the second epoch
+    return math.ceil(float(entry.get("epoch") or 0.0) - 1e-6)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _mean(training: list[Entry], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Merge training entries: each stands for the steps since the one before it that were taken."""
+    steps = [0 if not rows else rows[-1].get("step", 0), *(entry.get("step", 0) for entry in training)]
+    skipped = [0 if not rows else rows[-1].get("skipped_steps", 0), *(e.get("skipped_steps", 0) for e in training)]
+    spans = zip(pairwise(steps), pairwise(skipped), strict=True)
+    # a resumed process counts the steps that it leaves out from 0
+    weights = [max(to - since, 1) - (now - before if now >= before else now) for (since, to), (before, now) in spans]
+    merged = dict(training[-1])
+    for key in merged.keys() - set(_LAST_WINS):
+        parts = [
+            (weight, entry[key])
+            for weight, entry in zip(weights, training, strict=True)
+            if weight > 0 and isinstance(entry.get(key), (int, float))
+        ]
+        if parts:
+            merged[key] = sum(weight * value for weight, value in parts) / sum(weight for weight, _ in parts)
+    return merged

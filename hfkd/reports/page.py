@@ -1,0 +1,172 @@
+"""The page of one distillation run: what was run, how it went, what the teacher thought of the samples."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hfkd.reports.environment import environment
+from hfkd.reports.figures import (
+    accuracy_by_entropy,
+    energy_histogram,
+    image_grid,
+    mean_prediction,
+    percent_scale,
+    training_curves,
+)
+from hfkd.reports.history import Choice, Entry, best_row, epoch_rows, is_evaluation, last_row, series, teacher_scores
+from hfkd.reports.html import Section, write_page
+from hfkd.reports.style import as_array
+from hfkd.utils.files import write_atomically
+from hfkd.utils.json_file import jsonable
+
+__all__ = ["Section", "distillation_page", "write_atomically", "write_page"]
+
+METRIC = "eval_accuracy"
+SETTINGS = ("teacher", "student", "objective", "temperature", "weighting")
+UNKNOWN = "not recorded"
+
+
+def distillation_page(
+    path: str | os.PathLike[str],
+    *,
+    config: Mapping[str, Any],
+    log_history: Sequence[Entry],
+    results: Mapping[str, Any] | None = None,
+    **data: Any,
+) -> None:
+    """Write the page of a run: a summary, the sections of `distillation_sections(**data)`, and the settings.
+
+    `config`: any JSON-able settings; `teacher`, `student`, `objective`, `temperature`, `weighting` go to the summary.
+    `results`: the content of results.json, which knows the time of all sittings and the machine; without it, the last
+    sitting's time and this machine are shown.
+    """
+    settings = [(name, _short(value)) for name, value in config.items()]
+    sections = [
+        *distillation_sections(log_history, **data),
+        Section("Settings", "", table=(("name", "value"), settings)),
+    ]
+    title = f"Distillation: {_short(config.get('teacher', 'teacher'))} → {_short(config.get('student', 'student'))}"
+    write_page(path, title, sections, _summary(config, epoch_rows(log_history), log_history, results or {}))
+
+
+def distillation_sections(
+    log_history: Sequence[Entry],
+    *,
+    energies: Any = None,
+    thresholds: tuple[float, float] | None = None,
+    lowest_images: Any = None,
+    highest_images: Any = None,
+    lowest_probabilities: Any = None,
+    highest_probabilities: Any = None,
+    entropy: Any = None,
+    student_correct: Any = None,
+    teacher_correct: Any = None,
+) -> list[Section]:
+    """The pictures of a run. A section whose data is None is replaced by a line that says why.
+
+    From a scan of the training set by the teacher: `energies` [n], `thresholds` (low, high), the images of lowest and
+    highest energy (uint8, see `image_grid`), and class probabilities [m, C] of the two groups, whose first rows belong
+    to the images. From an evaluation: `entropy` (of the teacher), `student_correct` and
+    `teacher_correct`, [n] each.
+    """
+    groups = {"low energy": lowest_probabilities, "high energy": highest_probabilities}
+    return [
+        Section(
+            "Training",
+            "Losses as logged while training, and accuracy on the evaluation set.",
+            training_curves(log_history),
+        ),
+        _energies(energies, thresholds),
+        _images("Most confident teacher: images of lowest energy", lowest_images, lowest_probabilities),
+        _images("Least confident teacher: images of highest energy", highest_images, highest_probabilities),
+        _predictions({name: value for name, value in groups.items() if value is not None}),
+        _segments(entropy, student_correct, teacher_correct),
+    ]
+
+
+def _summary(
+    config: Mapping[str, Any], rows: Sequence[Entry], log_history: Sequence[Entry], results: Mapping[str, Any]
+) -> dict[str, str]:
+    runtime = next((entry["train_runtime"] for entry in reversed(log_history) if "train_runtime" in entry), None)
+    seconds = results.get("wall_time_seconds", runtime)
+    epoch = max((entry.get("epoch") or 0.0 for entry in log_history), default=None)
+    choice = Choice(**results["best_by"]) if "best_by" in results else Choice.by_name(METRIC)
+    name = choice.metric.removeprefix("eval_")
+    best = best_row(rows, choice)
+    also = best is not None and choice.metric != METRIC and METRIC in best
+    return {
+        **{name: _short(config[name]) if name in config else UNKNOWN for name in SETTINGS},
+        **{name.replace("_", " "): f"{100 * value:.2f} %" for name, value in teacher_scores(log_history).items()},
+        f"best {name}": _score(best, choice.metric, rows),
+        **({"accuracy of that epoch": _score(best, METRIC, rows)} if also else {}),
+        f"last {name}": _score(last_row(rows, choice.metric), choice.metric, rows),
+        "epochs": UNKNOWN if epoch is None else f"{epoch:g}",
+        "seconds": UNKNOWN if seconds is None else f"{seconds:,.1f}",
+        "machine": _machine(results.get("environment") or environment()),
+    }
+
+
+def _score(row: Entry | None, metric: str, rows: Sequence[Entry]) -> str:
+    if row is None:
+        return "not logged" if any(map(is_evaluation, rows)) else "no evaluation was logged"
+    if not metric.endswith("accuracy"):
+        return f"{row[metric]:.6g} (epoch {row.get('epoch', 0):g})"
+    # the whole series decides whether these are fractions, as in the figure
+    shown = row[metric] * percent_scale(series(rows, metric)[1])
+    return f"{shown:.2f} % (epoch {row.get('epoch', 0):g})"
+
+
+def _machine(facts: Mapping[str, Any]) -> str:
+    devices = [str(device) for device in facts.get("devices", [])]
+    names = [f"{devices.count(name)} × {name}" if devices.count(name) > 1 else name for name in dict.fromkeys(devices)]
+    torch_version = facts.get("versions", {}).get("torch", "?")
+    return f"{', '.join(names) or UNKNOWN}; {facts.get('cpu_count', '?')} CPU cores; torch {torch_version}"
+
+
+def _energies(energies: Any, thresholds: tuple[float, float] | None) -> Section:
+    title = "Teacher energies"
+    if energies is None:
+        return Section(title, "Left out: the run used no scan of the training set, so there are no energies.")
+    text = "The energy of each training sample under the teacher; low energy means that the teacher is confident."
+    if thresholds is not None:
+        text += " Samples in the shaded regions are treated differently from those in the middle."
+    return Section(title, text, energy_histogram(energies, thresholds))
+
+
+def _images(title: str, images: Any, probabilities: Any) -> Section:
+    if images is None or len(images) == 0:
+        return Section(title, "Left out: no images were kept, as the run used no scan or its items are not images.")
+    if probabilities is None or len(probabilities) < len(images):
+        return Section(title, "", image_grid(images))
+    top = as_array(probabilities)[: len(images)].max(axis=-1)
+    text = "Below each image: the teacher's largest class probability."
+    return Section(title, text, image_grid(images, captions=[f"{value:.3f}" for value in top]))
+
+
+def _predictions(groups: Mapping[str, Any]) -> Section:
+    title = "Mean prediction"
+    if not groups:
+        return Section(title, "Left out: the run used no scan, so it has no groups of low and high energy.")
+    text = (
+        "The teacher's class probabilities, sorted within each sample, then averaged. A steep curve says little about "
+        "the other classes, so that a higher temperature brings out more; a flat curve is uncertain already."
+    )
+    return Section(title, text, mean_prediction(groups))
+
+
+def _segments(entropy: Any, student_correct: Any, teacher_correct: Any) -> Section:
+    title = "Accuracy by teacher entropy"
+    given = {"entropy": entropy, "student_correct": student_correct, "teacher_correct": teacher_correct}
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        return Section(title, f"Left out: no per-sample evaluation was given (missing: {', '.join(missing)}).")
+    text = "Evaluation samples in equally large groups, from those the teacher is most certain of to the least certain."
+    return Section(title, text, accuracy_by_entropy(entropy, student_correct, teacher_correct))
+
+
+def _short(value: Any) -> str:
+    plain = jsonable(value, "config")
+    return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)

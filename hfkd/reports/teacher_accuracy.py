@@ -1,0 +1,128 @@
+"""How good the teacher is on the evaluation set: one pass, when training starts.
+
+N items, C classes, K teachers.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate.data_loader import DataLoaderStateMixin
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from hfkd.losses.items import TOKENS
+from hfkd.reports.history import teacher_scores
+from hfkd.teachers import LiveTeacher
+from hfkd.training.averages import RowAverage
+from hfkd.training.host import Host
+from hfkd.training.validation.normalisation import receiving
+from hfkd.utils.random_state import kept_random_state
+
+logger = logging.getLogger(__name__)
+
+TEXT_ROWS = 256  # of a language model's evaluation set; its teacher may be a thousand times a CIFAR network
+ENOUGH = 30  # items below which an accuracy says nothing about chance
+QUANTILE = 2.326  # of the normal distribution, at 99 %
+
+
+class TeacherAccuracy(TrainerCallback):
+    """Logs `teacher_accuracy` when training starts, unless `evaluate_teacher=False` or there is nothing to measure.
+
+    The share of the evaluation set's items whose label is the teacher's likeliest class: images, or a language model's
+    next tokens on the first `TEXT_ROWS` rows. Several teachers: of their mean logits, and `teacher_1_accuracy`, ...; of
+    several evaluation sets the set's name is appended. In evaluation's precision. Left out for stored teachers and
+    `Peers`, for kd_weight 0, and for labels that are no class ids. It is logged once in a run: a resumed one finds it
+    in its history. Nothing it does is felt in training: random states are put back. Warns where the teacher is no
+    better than chance.
+    """
+
+    def __init__(self, trainer: Host) -> None:
+        self.trainer = trainer
+        self.measured: dict[str, float] | None = None  # kept for train() again, and retries with a smaller batch
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        if teacher_scores(state.log_history):
+            return
+        if self.measured is None:
+            self.measured = measure(self.trainer)
+        if self.measured:
+            self.trainer.log(dict(self.measured))
+
+
+def measure(trainer: Host) -> dict[str, float]:
+    """`teacher_accuracy` and its like by name, for each evaluation set; empty where there is nothing to measure."""
+    live = getattr(
+        trainer.teacher, "_orig_mod", trainer.teacher
+    )  # compiled: a batch of another size would compile anew
+    wanted = trainer.args.evaluate_teacher and trainer.distillation_loss.kd_weight and trainer.eval_dataset is not None
+    if not wanted or not isinstance(live, LiveTeacher):
+        return {}
+    sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
+    scores: dict[str, float] = {}
+    with kept_random_state():
+        for name, dataset in sets.items():
+            with receiving(live, trainer.image_inputs, dataset):
+                found = _score(trainer, live, trainer.get_eval_dataloader(name or dataset))
+            scores |= {f"{key}_{name}" if name else key: value for key, value in found.items()}
+    return scores
+
+
+@torch.no_grad()
+def _score(trainer: Host, teacher: LiveTeacher, loader: Any) -> dict[str, float]:
+    network, average = trainer.evaluated_network(teacher), RowAverage()
+    counts: Tensor | None = None
+    for batch in _batches(trainer, loader):
+        inputs = trainer.as_networks_take_it(trainer._prepare_inputs(batch), training=False)
+        if not isinstance(inputs.get("labels"), Tensor) or inputs["labels"].is_floating_point():
+            return {}
+        logits = network(each=True, **inputs)[..., : trainer.num_classes]
+        items = trainer.rule.of(inputs, logits if len(teacher.networks) == 1 else logits[0], logits)
+        voices = {"teacher_accuracy": items.teacher}
+        voices |= {f"teacher_{k}_accuracy": one for k, one in enumerate(items.teachers, 1)}
+        hits = {name: (one.logits.argmax(-1) == items.labels).float() for name, one in voices.items()}
+        average.add(hits, items, trainer.accelerator)
+        found = torch.bincount(items.labels, minlength=logits.shape[-1])
+        counts = found if counts is None else counts + found
+    scores = average.read()
+    if counts is not None and scores:
+        _warn_near_chance(scores, trainer.accelerator.reduce(counts))
+    return scores
+
+
+def _batches(trainer: Host, loader: Any) -> Iterator[Any]:
+    """The loader's batches, with a progress bar; of text only as many as hold `TEXT_ROWS` rows, on each rank alike."""
+    args, limit = trainer.args, None
+    if trainer.rule is TOKENS:
+        limit = math.ceil(TEXT_ROWS / (args.eval_batch_size * args.world_size))
+    quiet = args.disable_tqdm or not trainer.is_world_process_zero()
+    for number, batch in enumerate(tqdm(loader, desc="Evaluating the teacher", disable=quiet, leave=False), 1):
+        yield batch
+        if number == limit:
+            if isinstance(loader, DataLoaderStateMixin):
+                loader.end()
+            return
+
+
+def _warn_near_chance(scores: dict[str, float], counts: Tensor) -> None:
+    """Warn of an accuracy that is not above 1/C (one-sided test, 1 %), or below always naming the most frequent class.
+
+    counts: how many items each class has [C].
+    """
+    total, classes = int(counts.sum()), len(counts)
+    if total < ENOUGH:
+        return
+    frequent, chance = int(counts.max()) / total, 1 / classes
+    bound = chance + QUANTILE * math.sqrt(chance * (1 - chance) / total)
+    for name, accuracy in scores.items():
+        if accuracy > bound and (accuracy >= frequent or frequent == 1):
+            continue
+        logger.warning(
+            "%s is %.4f on the evaluation set: no better than chance (1 in %d classes is %.4f; the most frequent one "
+            "has %.4f of the rows). Check the teacher's weights and architecture, the normalisation of its images, and "
+            "the order of its classes. evaluate_teacher=False leaves this pass out.",
+            name, accuracy, classes, chance, frequent,
+        )  # fmt: skip

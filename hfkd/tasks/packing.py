@@ -1,0 +1,99 @@
+"""Rows that pack several documents: only for networks that keep them apart, which is proved and not believed.
+
+L tokens of a document.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+
+from hfkd.data.first_rows import first_rows
+from hfkd.data.token_rows import PACKING
+from hfkd.models.calling import Call
+from hfkd.tasks.own_loss import untouched
+from hfkd.utils.targets import HostTargets
+
+PROBED_TOKENS = 4  # of each of two documents
+PROBED_ROWS = 1000  # of a dataset, for the first that packs
+
+
+class PackingCheck:
+    """Refuses a packed batch unless each network gives its documents the logits that they have alone.
+
+    Documents stay apart by positions that start again, without an attention mask and without a cache of keys; networks
+    without position embeddings of their own, or with other attention, let each see those before it (OPT, BLOOM, Mamba).
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], sharded: bool = False) -> None:
+        self._networks, self._sharded = tuple(networks), sharded
+        self._proved: set[int] = set()  # for batches of one row, and of more: attention differs
+
+    def __call__(self, inputs: Mapping[str, Any]) -> None:
+        """Raise ValueError for a packed batch that a network cannot take. Of other batches nothing is asked."""
+        known: HostTargets | None = inputs.get("host_targets")
+        if known is None or not known.packed:
+            return
+        rows = min(known.shape[0], 2)
+        if rows in self._proved:
+            return
+        if self._sharded:
+            raise ValueError(
+                "packed rows were met after FSDP sharded the networks, too late to prove that they keep documents "
+                "apart: let the first rows of the dataset be packed ones"
+            )
+        for network in self._networks:
+            if not keeps_apart(network, rows):
+                raise ValueError(
+                    f"the rows pack several documents (position_ids that start again), and {type(network).__name__} "
+                    "lets a document see those before it: give each document a row of its own, or use networks that "
+                    "keep them apart (Llama, Qwen, GPT-2, GPT-NeoX)"
+                )
+        self._proved.add(rows)
+
+    def check_datasets(self, datasets: Mapping[str, Any], collate: Callable[[list[Any]], Any]) -> None:
+        """Raise ValueError if the first rows of a dataset are packed, or one of its first thousand, and may not be."""
+        for dataset in datasets.values():
+            for rows in dataset.values() if isinstance(dataset, dict) else (dataset,):
+                for batch in (first_rows(rows), _packed_rows(rows)):
+                    if batch:
+                        self(collate(batch))
+
+
+@torch.no_grad()
+def keeps_apart(network: nn.Module, rows: int) -> bool:
+    """Whether `network` gives the second of two packed documents the logits that it has alone, whatever the first is.
+
+    In batches of so many `rows`, one or two.
+    """
+    call, device = Call.of(network), next(network.parameters()).device
+    tokens = len(network.get_input_embeddings().weight)  # type: ignore[operator]
+    first, other, second = torch.arange(3 * PROBED_TOKENS, device=device).remainder(tokens).view(3, -1)  # [L] each
+
+    def logits(*documents: Tensor) -> Tensor:
+        """Of the last of them, packed into a row: [rows, L, V]."""
+        positions = torch.cat([torch.arange(len(ids), device=device) for ids in documents])
+        inputs = {"input_ids": torch.cat(documents), "position_ids": positions}
+        return call(network, {name: x.expand(rows, -1) for name, x in inputs.items()})[:, -PROBED_TOKENS:].float()
+
+    with untouched(network):
+        after_first, after_other, alone = logits(first, second), logits(other, second), logits(second)
+    size = alone.abs().max().item()
+    half = any(p.dtype in (torch.float16, torch.bfloat16) for p in network.parameters())
+    seen, rounded = (after_first - after_other).abs().max().item(), (after_first - alone).abs().max().item()
+    return seen <= 1e-6 * size and rounded <= (0.05 if half else 1e-3) * size
+
+
+def _packed_rows(dataset: Any) -> list[Any]:
+    """The first packed row of a dataset that says which are."""
+    if not isinstance(dataset, Dataset):
+        return []
+    few = dataset.select(range(min(PROBED_ROWS, len(dataset))))
+    for name in set(PACKING) & set(dataset.column_names):
+        for number, values in enumerate(few.with_format(None)[name]):
+            if len(values) > 1 and (name != "position_ids" or bool((np.diff(values) <= 0).any())):
+                return [dataset[number]]
+    return []

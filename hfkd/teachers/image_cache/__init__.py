@@ -1,0 +1,1 @@
+"""A teacher of images whose logits are stored as training meets them."""

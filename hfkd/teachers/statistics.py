@@ -1,0 +1,220 @@
+"""One pass of the teacher over the training set: the energy and entropy of every sample, or of every item.
+
+S samples: images, rows of tokens, or packed documents. N items of a batch: images, or target tokens. B its rows.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+from tqdm.auto import tqdm
+
+from hfkd.data.collate import ImageCollator
+from hfkd.data.epochs import OneEpoch, image_transform, refuse_streams
+from hfkd.data.he_da import original_images
+from hfkd.losses.items import IMAGES, ItemRule
+from hfkd.losses.temperatures import Level
+from hfkd.teachers.agreement import everywhere, spread_rows
+from hfkd.teachers.all_ranks import of_all_ranks, samples_of_all_ranks
+from hfkd.teachers.frozen import LiveTeacher
+from hfkd.teachers.row_reader import RowReader, row_means
+from hfkd.teachers.statistics_file import ScanFile, ScanKey
+from hfkd.utils.argument_types import Temperature, fitting
+from hfkd.utils.finite import broken_rows
+
+Views = Literal["train", "clean"]
+COLUMNS, ROWS = ("energy", "entropy", "prediction"), "row_"
+
+
+@dataclass(frozen=True)
+class TeacherScan:
+    """Energy, entropy and predicted class in the order of the dataset, on the CPU: [S] each, or of every item.
+
+    NaN for a row of tokens that has no target: it is no sample, and its energy no one's. `of_rows` are the means
+    over the rows of tokens, where items or packed documents are not these.
+    """
+
+    energy: Tensor
+    entropy: Tensor
+    prediction: Tensor
+    of_rows: "TeacherScan | None" = None
+
+    @property
+    def rows(self) -> "TeacherScan":
+        """One number for each row of the data set."""
+        return self.of_rows or self
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """All numbers by name, as a file keeps them."""
+        own = {name: getattr(self, name) for name in COLUMNS}
+        return own if self.of_rows is None else own | {ROWS + k: v for k, v in self.of_rows.columns.items()}
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, Tensor]) -> "TeacherScan":
+        of_rows = {k.removeprefix(ROWS): v for k, v in columns.items() if k.startswith(ROWS)}
+        energy, entropy, prediction = (columns[name] for name in COLUMNS)
+        return cls(energy, entropy, prediction, cls.of_columns(of_rows) if of_rows else None)
+
+    def add_to(self, dataset: Dataset) -> Dataset:
+        """The dataset with the columns `teacher_energy` and `teacher_entropy`."""
+        dataset = dataset.add_column("teacher_energy", self.energy.tolist())
+        return dataset.add_column("teacher_entropy", self.entropy.tolist())
+
+
+def scan(
+    teacher: nn.Module,
+    dataset: Any,
+    *,
+    views: Views = "train",
+    energy_temperature: float = 4.0,
+    entropy_temperature: float = 3.0,
+    collate: Callable[..., dict[str, Tensor]] | None = None,
+    rule: ItemRule = IMAGES,
+    level: Level = "sample",
+    num_classes: int | None = None,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    accelerator: Accelerator | None = None,
+    cache_dir: str | Path | None = None,
+    seed: int = 0,
+    progress_bar: bool = True,
+) -> TeacherScan:
+    """Run the teacher once over `dataset` and return the energy and entropy of each image, or mean of each sequence.
+
+    `level="item"` gives those of each target token, row after row, in place of the means. `num_classes` cuts a padded
+    vocabulary, as training does.
+
+    `views="train"` takes the images as training's first epoch will (augmented: thresholds are compared with such
+    views), "clean" without augmentation (to choose HE-DA samples), which needs an `ImageTransform`. Sharded over the
+    ranks of `accelerator`. With `cache_dir`, stored under a fingerprint of teacher, data, transform and their code; a
+    file that is damaged or stale, or with which the teacher disagrees on a few rows, is redone, with a log line. Random
+    transforms other than `ImageTransform` start from `seed`, and are not compared.
+    The paper's authors drop the last partial batch; here every image counts, but none that HE-DA added.
+    Raises ValueError when the teacher gives NaN or infinity, naming the first images.
+    """
+    level = "sample" if rule is IMAGES else level  # an image is its only item
+    for name, value in {"energy_temperature": energy_temperature, "entropy_temperature": entropy_temperature}.items():
+        fitting("scan", name, value, Temperature)
+    reader = RowReader(
+        _live(teacher),
+        seen(original_images(dataset), views),
+        collate or ImageCollator(),
+        rule,
+        batch_size,
+        energy_temperature,
+        entropy_temperature,
+        num_classes,
+        accelerator.mixed_precision if accelerator else "no",
+    )
+    key = ScanKey.of(reader, views, seed, level) if cache_dir else None
+    file = ScanFile(Path(cache_dir), key) if cache_dir and key else None
+    found = _found(reader, file, accelerator)
+    if found is not None:
+        return found
+    workers = 0 if isinstance(reader.dataset, OneEpoch) else num_workers  # each would read all of it
+    loader = DataLoader(reader.dataset, batch_size, num_workers=workers, collate_fn=reader.collate)
+    # The loader draws on the CPU; by default, fork_rng would wake every GPU of the node.
+    with reader.frozen(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        result = _run(reader, loader, accelerator, level, progress_bar)
+    if file and (accelerator is None or accelerator.is_local_main_process):
+        file.write(result.columns, reader.device.type)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()  # so that the next scan's ranks all find the file
+    return result
+
+
+def _found(reader: RowReader, file: ScanFile | None, accelerator: Accelerator | None) -> TeacherScan | None:
+    """The scan in `file` if it is there for every rank, and the teacher at hand agrees with it on a few rows."""
+    stored = file.read(len(reader.dataset)) if file else None
+    if not everywhere(stored is not None, accelerator) or file is None or stored is None:
+        return None
+    columns, device = stored
+    result = TeacherScan.of_columns(columns)
+    fault = reader.differs_from(vars(result.rows), spread_rows(len(reader.dataset)), device)
+    if everywhere(fault is None, accelerator):
+        return result
+    file.pass_over(fault or "another process found other numbers")
+    return None
+
+
+def _live(teacher: nn.Module) -> LiveTeacher:
+    """`teacher` itself where it is one, also compiled: `place` gives torch.compile's wrapper under `torch_compile`."""
+    if isinstance(getattr(teacher, "_orig_mod", teacher), LiveTeacher):
+        return cast(LiveTeacher, teacher)
+    return LiveTeacher(teacher).unfreeze()
+
+
+def _run(
+    reader: RowReader, loader: Any, accelerator: Accelerator | None, level: Level, progress_bar: bool
+) -> TeacherScan:
+    samples, rows, every_item, source = [], [], [], loader
+    if accelerator is not None:
+        loader = accelerator.prepare(loader)
+    quiet = not progress_bar or not (accelerator is None or accelerator.is_main_process)
+    for batch in tqdm(loader, desc="Scanning the training set with the teacher", disable=quiet, leave=False):
+        per_item, items = reader.read(batch)  # [N, 4]
+        seen = items.sample_means(per_item)  # [S, 4], the last 0 for a sample without items
+        samples.append(samples_of_all_ranks(seen, items, accelerator))
+        if not items.own_sample:
+            of_rows = row_means(per_item, items)  # [B, 4]
+            rows.append(accelerator.gather_for_metrics(of_rows) if accelerator is not None else of_rows)
+        if level == "item":
+            every_item.append(of_all_ranks(per_item, *items.rows, accelerator).cpu())
+    of_samples = torch.cat(samples)
+    broken = (~torch.isfinite(of_samples[:, :2].sum(-1))).nonzero().flatten().tolist()
+    if broken:
+        part = _what_broke(reader, source.collate_fn([source.dataset[broken[0]]]))
+        raise ValueError(
+            part.format(f"for {len(broken)} of {len(of_samples)} training rows (first at rows {broken[:5]})")
+        )
+    by_row = _as_scan(torch.cat(rows)) if rows else None
+    return _as_scan(torch.cat(every_item) if level == "item" else of_samples, by_row)
+
+
+def _as_scan(columns: Tensor, of_rows: TeacherScan | None = None) -> TeacherScan:
+    """Of [.., 4], whose last number is 0 where there were no items."""
+    values = columns[:, :3].float().where(columns[:, 3:] > 0, torch.nan)
+    energies, entropies, predictions = values.cpu().T.contiguous()
+    return TeacherScan(energies, entropies, predictions.nan_to_num().long(), of_rows)
+
+
+def _what_broke(reader: RowReader, batch: dict[str, Any]) -> str:
+    """Of a row whose energy or entropy is not finite: the first part that is not, inputs before the teacher."""
+    if broken_rows(batch):
+        return "the inputs are NaN or infinite {}: check the data, and what its transform makes of them"
+    if torch.isfinite(reader.teacher(**send_to_device(batch, reader.device))).all():
+        temperatures = (
+            f"energy_temperature={reader.energy_temperature} or entropy_temperature={reader.entropy_temperature}"
+        )
+        return f"{temperatures} gives NaN or infinity {{}}: choose one nearer 1"
+    return (
+        "the teacher gives NaN or infinite logits {}: check its checkpoint and its precision, and mask classes with a "
+        "finite number"
+    )
+
+
+def seen(dataset: Any, views: Views) -> Any:
+    """The dataset as a scan sees it: without augmentation, or as training's first epoch will."""
+    if views not in ("train", "clean"):
+        raise ValueError(f"views={views!r} must be 'train' or 'clean'")
+    refuse_streams(dataset)
+    if isinstance(dataset, IterableDataset):
+        return OneEpoch(dataset)
+    transform = image_transform(dataset)
+    if transform is not None:
+        return dataset.with_transform(transform.clean() if views == "clean" else transform.at_epoch(0).one_view())
+    if views == "clean":
+        raise ValueError(
+            "views='clean' needs a dataset whose transform is an hfkd ImageTransform; pass the dataset without "
+            "augmentation, with views='train'"
+        )
+    return dataset

@@ -1,0 +1,118 @@
+"""A teacher scan on disk: found again only for what it was made from, and whole."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import xxhash
+from datasets import Dataset
+from datasets.fingerprint import Hasher
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from hfkd.data.epochs import image_transform
+from hfkd.losses.temperatures import Level
+from hfkd.teachers.code import code_hash
+from hfkd.teachers.fingerprint import data_fingerprint, teacher_key
+from hfkd.teachers.row_reader import RowReader
+from hfkd.utils.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ScanKey:
+    """Everything a scan's numbers depend on; a cached scan is used only when all of it is the same."""
+
+    teacher: str
+    data: str
+    transform: str
+    collate: str
+    views: str
+    precision: str
+    energy_temperature: float
+    entropy_temperature: float
+    seed: int
+    level: Level
+    num_classes: int | None
+
+    @classmethod
+    def of(cls, reader: RowReader, views: str, seed: int, level: Level) -> "ScanKey | None":
+        """None for a dataset, transform or collate function whose content has no name: such a scan is not cached."""
+        dataset, collate = reader.dataset, reader.collate
+        if not isinstance(dataset, Dataset):
+            return None
+        ours = image_transform(dataset)
+        try:  # the hasher knows a function of a module by its name alone
+            transform = f"{repr(ours) if ours is not None else Hasher.hash(dataset.format)} {code_hash(dataset.format)}"
+            collated = f"{Hasher.hash(collate)} {code_hash(collate)}"
+        except Exception as error:  # whatever pickling runs into
+            logger.warning("The teacher scan is not cached: the transform or the collator cannot be hashed (%s)", error)
+            return None
+        return cls(
+            teacher_key(reader.teacher),
+            data_fingerprint(dataset),
+            transform,
+            collated,
+            views,
+            reader.precision,
+            reader.energy_temperature,
+            reader.entropy_temperature,
+            seed,
+            level,
+            reader.num_classes,
+        )
+
+    @property
+    def text(self) -> str:
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class ScanFile:
+    """`folder/scan-HASH.safetensors`."""
+
+    folder: Path
+    key: ScanKey
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"scan-{xxhash.xxh3_64_hexdigest(self.key.text.encode())}.safetensors"
+
+    def write(self, columns: dict[str, Tensor], device: str) -> None:
+        """device: what the numbers are from, which tells how finely they compare with others."""
+        metadata = {"key": self.key.text, "checksum": _checksum(columns), "device": device}
+        write_atomically(self.path, save(columns, metadata))
+
+    def read(self, rows: int) -> tuple[dict[str, Tensor], str] | None:
+        """The columns and their device; None, with a message, for a file that is damaged or foreign.
+
+        There is one number for each of `rows`, beside those of their documents or items where these are others.
+        """
+        if not self.path.is_file():
+            return None
+        try:
+            with safe_open(self.path, "pt") as file:
+                metadata = file.metadata() or {}
+                columns = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            sound = metadata.get("checksum") == _checksum(columns)
+            of_rows = columns["row_energy" if "row_energy" in columns else "energy"]
+            sound = sound and of_rows.shape == (rows,) and {"energy", "entropy", "prediction"} <= columns.keys()
+        except (SafetensorError, OSError, TypeError, KeyError) as error:  # a foreign file has other tensors
+            reason = f"it cannot be read ({error})"
+        else:
+            if sound and metadata.get("key") == self.key.text:
+                logger.info("Using the teacher scan in %s", self.path)
+                return columns, metadata.get("device", "")
+            reason = "it belongs to another teacher, dataset or transform" if sound else "its numbers were altered"
+        self.pass_over(reason)
+        return None
+
+    def pass_over(self, reason: str) -> None:
+        logger.warning("The teacher scan in %s is not used: %s. Scanning again.", self.path, reason)
+
+
+def _checksum(columns: dict[str, Tensor]) -> str:
+    return xxhash.xxh3_64_hexdigest(b"".join(tensor.numpy().tobytes() for _, tensor in sorted(columns.items())))

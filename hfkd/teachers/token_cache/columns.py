@@ -1,0 +1,94 @@
+"""What a text cache keeps of a teacher's logits, of each target token and of each row.
+
+N target tokens, V vocabulary, k stored classes, S temperatures.
+"""
+
+import logging
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from hfkd.data.text_collate import TokenCollator
+from hfkd.data.token_rows import OWN_COLUMNS
+from hfkd.losses import functional
+from hfkd.losses.topk import spread, tail
+from hfkd.tasks.packing import PackingCheck
+from hfkd.teachers.frozen import LiveTeacher
+from hfkd.teachers.token_cache.manifest import Manifest
+from hfkd.utils.targets import Targets
+
+logger = logging.getLogger(__name__)
+
+# How far below the largest logit a stored one is at the lowest, and up to which temperature exp is 0 there.
+LOWEST = {"float16": torch.finfo(torch.float16).min, "float32": -1e30}
+HIGHEST_TEMPERATURE = {"float16": 600.0, "float32": 1e6}
+
+
+@torch.no_grad()
+def text_columns(
+    teacher: LiveTeacher, rows: list[dict[str, Any]], manifest: Manifest, batch_size: int
+) -> dict[str, list[Any]]:
+    """The columns of some rows. Rows of similar length go through the teacher together."""
+    collate, device, check = TokenCollator(0), next(teacher.parameters()).device, PackingCheck(teacher.networks)
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    found: list[dict[str, Any]] = [{"index": row["index"], "tokens": tokens_hash(row)} for row in rows]
+    for start in range(0, len(rows), batch_size):
+        numbers = by_length[start : start + batch_size]
+        batch = {key: v.to(device) for key, v in collate([rows[i] for i in numbers]).items()}
+        check(batch)
+        targets = Targets.of(batch)
+        logits = functional.upcast(targets.pick(teacher(**batch))[:, : manifest.num_classes])  # [N, V]
+        if not torch.isfinite(logits.logsumexp(-1)).all():
+            broken = sorted(int(rows[i]["index"]) for i in numbers)
+            raise ValueError(f"the teacher gives NaN or infinite logits among the rows with index {broken}: check it")
+        sizes = torch.bincount(targets.row, minlength=len(numbers)).tolist()
+        for name, values in _columns(logits, manifest).items():
+            for i, part in zip(numbers, values.cpu().split(sizes), strict=True):
+                found[i][name] = (part.mean(0) if name == "spreads" and len(part) else part).numpy().ravel()
+    return {name: [found[i][name] for i in range(len(rows))] for name in manifest.features}
+
+
+def tokens_hash(row: Mapping[str, Any]) -> str:
+    """What a row's outputs depend on: its tokens, which of them are targets, and what each of them may see."""
+    digest = xxhash.xxh3_64()
+    for name in ("input_ids", "labels"):
+        digest.update(np.asarray(row[name], dtype=np.int64).tobytes())
+    for name in (name for name in OWN_COLUMNS if row.get(name) is not None):
+        digest.update(name.encode() + np.asarray(row[name], dtype=np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def _columns(logits: Tensor, manifest: Manifest) -> dict[str, Tensor]:
+    """[N, V] -> each column's numbers, [N] or [N, k] or [N, S]."""
+    top, ids = logits.topk(manifest.k, dim=-1)
+    largest = top[:, :1]
+    # Softmax does not see a shift, and near 0, where the probable classes then are, half precision is finest.
+    likeliest = top - largest
+    lowest = LOWEST[manifest.dtype]
+    if manifest.dtype == "float16" and bool((likeliest < lowest).any()):
+        _say_that_masks_are_cut()
+    softened = [(t, (logits - largest) / t) for t in manifest.temperatures if manifest.has_tail]
+    tails, spreads = [t * tail(z, ids) for t, z in softened], [spread(z, ids) for _, z in softened]
+    return {
+        "ids": ids.to(torch.uint16 if manifest.num_classes <= 2**16 else torch.int32),
+        "logits": likeliest.clamp(min=lowest).to(getattr(torch, manifest.dtype)),
+        "tails": torch.stack(tails, -1).clamp(min=LOWEST["float32"]) if tails else logits[:, :0],
+        "spreads": torch.stack(spreads, -1) if spreads else logits[:, :0],
+        "entropy": functional.entropy(logits, manifest.entropy_temperature),
+        "energy": functional.energy(logits, manifest.energy_temperature),
+        "logsumexp": logits.logsumexp(-1),
+    }
+
+
+@cache
+def _say_that_masks_are_cut() -> None:
+    logger.warning(
+        "The teacher's logits reach lower than %g below the largest, which is all that float16 holds: such classes "
+        "keep probability 0, but a reverse divergence is another than the live teacher's. dtype='float32' holds them.",
+        LOWEST["float16"],
+    )

@@ -1,0 +1,183 @@
+"""The teacher slot filled from a cache on disk: training a language model without its teacher in memory.
+
+B rows, N target tokens, k stored classes, S temperatures.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor, nn
+
+from hfkd.data.text_collate import TokenCollator
+from hfkd.losses.temperatures import Level
+from hfkd.losses.topk import StoredOutputs
+from hfkd.teachers.agreement import PROBED, spread_rows
+from hfkd.teachers.fingerprint import changed_setting, configuration, data_fingerprint
+from hfkd.teachers.frozen import LiveTeacher
+from hfkd.teachers.statistics import TeacherScan
+from hfkd.teachers.token_cache.check import rows_differ
+from hfkd.teachers.token_cache.columns import tokens_hash
+from hfkd.teachers.token_cache.manifest import MANIFEST, Manifest
+from hfkd.utils.targets import Targets
+
+PREFIX = "teacher_"  # of a batch's keys that hold what the teacher said
+Collate = Callable[[list[Any]], dict[str, Tensor]]
+
+
+class CachedTextTeacher(nn.Module):
+    """What `build_text_cache` stored, in place of the teacher.
+
+        DistillationTrainer(student, CachedTextTeacher("cache"), args, train_dataset=rows, processing_class=tokenizer)
+
+    The rows may be shuffled, selected and batched otherwise than when they were stored; each is found by its `index`,
+    and refused when its tokens have changed. Divergences are over k + 1 classes (`hfkd.losses.topk`), entropies and
+    energies exact. Reading happens where batches are made, in the loader's workers if there are any.
+    Raises ValueError for a folder without a cache, or with a part of one.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        manifest = Manifest.read(folder)
+        if manifest is None:
+            raise ValueError(f"there is no {MANIFEST} in {folder}: build the cache with build_text_cache")
+        missing = manifest.missing(folder)
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(manifest.shards)} files are missing or damaged in {folder} (first "
+                f"{missing[0]}): call build_text_cache again, which makes those alone"
+            )
+        self.folder, self.manifest = folder, manifest
+        shards = [Dataset.from_file(str(Path(folder) / shard)) for shard in manifest.shards]
+        self._rows = concatenate_datasets(shards).with_format("arrow")
+        keys = self._rows[:]
+        found = zip(keys["index"].to_pylist(), keys["tokens"].to_pylist(), strict=True)
+        self._known = {index: (number, tokens) for number, (index, tokens) in enumerate(found)}
+
+    def extra_repr(self) -> str:
+        m = self.manifest
+        return f"{m.name or 'teacher'}, weights {m.teacher[:8]}, k={m.k}, temperatures={m.temperatures}"
+
+    def check_rows(self, dataset: Any) -> None:
+        """Raise ValueError unless every row of `dataset` is stored, with the tokens it has now."""
+        if isinstance(dataset, Dataset) and data_fingerprint(dataset) == self.manifest.data:
+            return
+        for number in range(len(dataset)):
+            row = dataset[number]
+            if "index" not in row:
+                raise ValueError(f"row {number} has no index to find its teacher's outputs by: use tokenize_dataset")
+            if self._find(row) is None:
+                raise ValueError(
+                    f"the teacher cache does not hold row {number} (index {int(row['index'])}) with the tokens that it "
+                    "has now: build the cache from this dataset"
+                )
+
+    def check(self, teacher: nn.Module, dataset: Any, batch_size: int = PROBED) -> None:
+        """Raise ValueError unless `teacher` gives what is stored for a few rows of `dataset`.
+
+        Nobody else compares: training from a cache has no teacher. The teacher runs where it is.
+        """
+        live = teacher if isinstance(teacher, LiveTeacher) else LiveTeacher(teacher).unfreeze()
+        fault = changed_setting(self.manifest.config, configuration(live))
+        rows = [dataset[number] for number in spread_rows(len(dataset))]
+        numbers = [self._find(row) for row in rows]
+        if fault is None and None in numbers:
+            fault = f"it does not hold the row with index {rows[numbers.index(None)].get('index')}"
+        if fault is None:
+            table = self._rows.with_format("numpy")
+            fault = rows_differ(live, rows, [table[number] for number in numbers], self.manifest, batch_size)
+        if fault is not None:
+            raise ValueError(f"the teacher cache in {self.folder} is not this teacher's: {fault}; build another")
+
+    def look_up(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """What the teacher said of the rows' target tokens, row after row; nothing if any of them is not stored."""
+        numbers = [self._find(row) for row in rows]
+        if None in numbers:
+            return {}
+        table, m = self._rows[numbers], self.manifest
+        flat = {name: table[name].combine_chunks().flatten().to_numpy() for name in m.features if name in _SHAPES}
+        shapes = {"k": m.k, "S": len(m.temperatures)}
+        return {
+            PREFIX + name: torch.from_numpy(flat[name].astype(kind)).view(-1, *(shapes[s] for s in shape))
+            for name, (kind, shape) in _SHAPES.items()
+        }
+
+    def spread(self, rows: Sequence[Mapping[str, Any]], temperature: float) -> float:
+        """KL(u || p) at a temperature of the cache, the mean over these rows: p over the classes that are not stored
+        by themselves, u uniform over the same.
+        """
+        place = int(np.argmin([abs(known - temperature) for known in self.manifest.temperatures]))
+        table = self._rows.with_format("numpy")
+        found = [table[number]["spreads"] for number in map(self._find, rows) if number is not None]
+        return float(np.mean([values[place] for values in found if len(values)]))
+
+    def outputs(self, inputs: Mapping[str, Tensor]) -> StoredOutputs:
+        """From a batch that `collator` made."""
+        if PREFIX + "ids" not in inputs:
+            raise ValueError(
+                "the teacher cache does not hold this batch's rows with the tokens that they have now: train on the "
+                "rows it was built from, or build another"
+            )
+        ids, logits, tails, entropy, energy, logsumexp = (inputs[PREFIX + name] for name in _SHAPES)
+        m = self.manifest
+        by_temperature = dict(zip(m.temperatures, tails.unbind(-1), strict=True)) if m.has_tail else {}
+        energies = {1.0: -logsumexp, m.energy_temperature: energy}
+        return StoredOutputs(ids, logits, by_temperature, energies, {m.entropy_temperature: entropy}, m.num_classes)
+
+    def collator(self, collate: Collate) -> "CachedCollator":
+        return CachedCollator(collate, self)
+
+    def scan(
+        self,
+        dataset: Any,
+        energy_temperature: float = 4.0,
+        entropy_temperature: float = 3.0,
+        level: Level = "sample",
+    ) -> TeacherScan:
+        """`hfkd.teachers.scan` from what is stored: each row's (or packed document's) mean energy, entropy and
+        likeliest token, or those of each token. NaN for a row without target tokens.
+        """
+        found, of_rows = [], []
+        for number in range(len(dataset)):
+            said = self.outputs(self.look_up([dataset[number]]))
+            values = said.energy(energy_temperature), said.entropy(entropy_temperature), said.ids[:, 0].float()
+            per_token = torch.stack(values)  # [3, N]
+            one_each = [1] * len(said.ids)
+            lengths = one_each if level == "item" else Targets.of(TokenCollator(0)([dataset[number]])).lengths
+            found += [part.sum(-1, keepdim=True) / part.shape[-1] for part in per_token.split(list(lengths or ()), -1)]
+            of_rows.append(per_token.sum(-1, keepdim=True) / per_token.shape[-1])
+        return _as_scan(torch.cat(found, dim=-1), _as_scan(torch.cat(of_rows, dim=-1)))
+
+    def _find(self, row: Mapping[str, Any]) -> int | None:
+        number, tokens = self._known.get(int(row["index"]), (None, "")) if "index" in row else (None, "")
+        return number if number is not None and tokens == tokens_hash(row) else None
+
+
+@dataclass
+class CachedCollator:
+    """A collator's batch, and what the teacher said of it: [N, ...] tensors under `teacher_...`."""
+
+    collate: Collate
+    teacher: CachedTextTeacher
+
+    def __call__(self, rows: list[Any]) -> dict[str, Tensor]:
+        return self.collate(rows) | self.teacher.look_up(rows)
+
+
+def _as_scan(columns: Tensor, of_rows: TeacherScan | None = None) -> TeacherScan:
+    energy, entropy, prediction = columns.contiguous()
+    return TeacherScan(energy, entropy, prediction.nan_to_num().long(), of_rows)
+
+
+_SHAPES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "ids": (np.int64, ("k",)),
+    "logits": (np.float32, ("k",)),
+    "tails": (np.float32, ("S",)),
+    "entropy": (np.float32, ()),
+    "energy": (np.float32, ()),
+    "logsumexp": (np.float32, ()),
+}

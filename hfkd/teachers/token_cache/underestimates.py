@@ -1,0 +1,108 @@
+"""How much of a divergence a cache of a teacher's likeliest classes hides, for the student at hand.
+
+N target tokens, k stored classes, V vocabulary, T one temperature.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfkd.data.text_collate import TokenCollator
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.functional import upcast
+from hfkd.losses.topk import CoarseItems, coarse_items, spread
+from hfkd.models.calling import Call
+from hfkd.teachers.token_cache.teacher import CachedTextTeacher
+from hfkd.utils.targets import Targets
+
+logger = logging.getLogger(__name__)
+
+ROWS, LOOKED_AT, TOKENS = 4, 64, 256  # the shortest of the first rows, and no more than so many tokens of each
+BADLY, LEAST = 1.5, 0.1  # the whole divergence as a multiple of what is seen, and the gap that is worth a word
+
+
+@dataclass(frozen=True)
+class SplitItems(CoarseItems):
+    """`CoarseItems` with the bucket in two halves of its classes, as unequal to the teacher as the classes are.
+
+    The student's probability falls on both alike; the teacher's shares a and 1 - a are such that KL(u || p) over the
+    bucket's classes, u uniform, is `spread`, which is stored:  -log(4 a (1 - a)) / 2 = spread.
+    A divergence of these is about what the live teacher would give a student that does not tell those classes apart. Of
+    one that does, as far as its own spread goes, it is taken to tell them apart as the teacher does.
+    """
+
+    spread: float = 0.0
+
+    def log_probabilities(self, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        log_p, log_q = super().log_probabilities(temperature)
+        larger = (1 + math.sqrt(-math.expm1(-2 * self.spread))) / 2
+        smaller = -2 * self.spread - math.log(4 * larger)  # log(1 - a)
+        halves = log_p.new_tensor([math.log(larger), smaller])
+        return torch.cat([log_p[:, :-1], log_p[:, -1:] + halves], -1), torch.cat(
+            [log_q[:, :-1], (log_q[:, -1:] - math.log(2)).expand(-1, 2)], -1
+        )
+
+
+@torch.no_grad()
+def warn_of_underestimates(
+    loss: DistillationLoss, teacher: CachedTextTeacher, student: nn.Module, dataset: Any
+) -> None:
+    """Say in the log where the objective sees much less than the live teacher would show it.
+
+    All classes but the k are one bucket. A divergence that the teacher's probabilities weigh loses little, for few of
+    them are there; reverse KL, which the student's weigh, loses most of it while the student's are anywhere.
+    """
+    if not teacher.manifest.has_tail:
+        return
+    rows = _short_rows(dataset)
+    items = _items(teacher, student, rows)
+    if not rows or not len(items):
+        return
+    for temperature in loss.temperature.choices:
+        own = float(spread(items.student.logits / temperature, items.teacher.ids).mean())
+        apart = max(teacher.spread(rows, temperature) - own, 0.0)
+        t = torch.full((len(items),), temperature, device=items.labels.device)
+        split = SplitItems(**vars(items), spread=min(apart, 1e6))
+        seen, whole = (float(loss.objective(one, t).mean()) for one in (items, split))
+        if whole > BADLY * seen and whole - seen > LEAST:
+            share = float(items.log_probabilities(t)[1][:, -1].exp().mean())
+            logger.warning(
+                "The teacher cache holds the %d likeliest of %d classes, and the others count as one: of %r at T = %g "
+                "it shows %.3g, where the live teacher would give about %.3g (measured on %d tokens, for which the "
+                "student gives %.0f %% to the others). Store more classes (a larger k) or train with the live teacher.",
+                teacher.manifest.k,
+                teacher.manifest.num_classes,
+                loss.objective,
+                temperature,
+                seen,
+                whole,
+                len(items),
+                100 * share,
+            )
+            return
+
+
+def _short_rows(dataset: Any) -> list[Any]:
+    rows = [dataset[number] for number in range(min(len(dataset), LOOKED_AT))]
+    return sorted(rows, key=lambda row: len(row["input_ids"]))[:ROWS]
+
+
+def _items(teacher: CachedTextTeacher, student: nn.Module, rows: Sequence[Any]) -> CoarseItems:
+    modes = [(module, module.training) for module in student.modules()]
+    device = next(student.parameters()).device
+    batch = {key: value.to(device) for key, value in TokenCollator(0)(list(rows)).items()}
+    try:
+        logits = Call.of(student)(student.eval(), batch)
+    finally:
+        for module, mode in modes:  # each its own: a student may keep parts in eval
+            module.training = mode
+    targets = Targets.of(batch)
+    stored = {name: value.to(device) for name, value in teacher.look_up(rows).items()}
+    return coarse_items(
+        upcast(targets.pick(logits))[:, : teacher.manifest.num_classes], teacher.outputs(stored), targets
+    )

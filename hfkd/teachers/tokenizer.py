@@ -1,0 +1,67 @@
+"""Whether a teacher was trained with the student's tokenizer: its logits mean nothing under other token ids."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from hfkd.models.calling import bare
+from hfkd.models.language import TOKENIZER_FILES
+from hfkd.models.vocabulary import same_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+def check_teacher_tokenizers(processing_class: Any, given: Any, teachers: Sequence[nn.Module]) -> None:
+    """Raise ValueError for a teacher whose tokenizer numbers tokens otherwise than `processing_class`, the student's.
+
+    `given` is the teachers' tokenizer, or one for each; of others that are named by the model's `name_or_path` and on
+    this machine are read. A warning where neither is known.
+    """
+    given = list(given) if isinstance(given, (list, tuple)) else [given] * len(teachers)
+    if len(given) != len(teachers):
+        raise ValueError(
+            f"{len(given)} tokenizers in teacher_processing_class for {len(teachers)} teachers: give one each"
+        )
+    for tokenizer, teacher in zip(given, teachers, strict=True):
+        if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise ValueError(f"teacher_processing_class={type(tokenizer).__name__} is no tokenizer: give the teacher's")
+        theirs = _local_tokenizer(teacher) if tokenizer is None else tokenizer
+        if theirs is None or not isinstance(processing_class, PreTrainedTokenizerBase):
+            logger.warning(
+                "The tokenizers of the student and of its teacher (%s) are not compared, as one of them is not known: "
+                "a teacher with other token ids would train silently. Pass processing_class and "
+                "teacher_processing_class.",
+                type(bare(teacher)).__name__,
+            )
+        else:
+            compare(processing_class, theirs)
+
+
+def compare(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError where a token has two numbers, or a number two tokens; warn of tokens that the teacher lacks."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours == theirs:
+        return
+    names = {number: token for token, number in theirs.items()}
+    if any(theirs.get(t, n) != n or names.get(n, t) != t for t, n in ours.items()):
+        same_tokenizer(student, teacher)
+    unknown = sorted(set(ours) - set(theirs) - {str(student.pad_token)})
+    if unknown:
+        logger.warning("The teacher's tokenizer lacks %d tokens of the student's: %s", len(unknown), unknown[:5])
+
+
+def _local_tokenizer(teacher: nn.Module) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside the model's weights, or in the Hub's cache; nothing is fetched."""
+    name = getattr(getattr(bare(teacher), "config", None), "name_or_path", "")
+    path = Path(name).expanduser() if name else None
+    if path is None or path.is_file() or (path.is_dir() and not any(any(path.glob(n)) for n in TOKENIZER_FILES)):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of whatever kind: it is only known then that the tokenizer is not
+        logger.info("The tokenizer of %s cannot be read here (%s)", name, error)
+        return None

@@ -1,0 +1,109 @@
+"""Averages that stay on the device, over all ranks, until somebody asks.
+
+N items, B rows of a batch.
+"""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import TrainerCallback
+
+from hfkd.losses.items import Items
+from hfkd.utils.devices import send
+
+FOLDED = 64  # batches that are added up at once
+
+
+class BatchAverage(TrainerCallback):
+    """The mean over all items since the last reading, of values that come as means over the items of a batch.
+
+    What comes is only put by: it is added up many steps at a time, so that a step launches nothing for it. As a
+    callback it starts anew with each attempt at training, as Trainer's own mean of the loss does.
+    """
+
+    def __init__(self) -> None:
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._items = 0
+        self._kept: list[tuple[dict[str, Tensor], int]] = []
+        self._on_trial: list[tuple[dict[str, Tensor], int]] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        self._start_anew()
+
+    def add(self, means: dict[str, Tensor], num_items: int) -> None:
+        self._on_trial.append((means, num_items))
+
+    def keep(self) -> None:
+        """What was added so far counts, whatever `forget` forgets later."""
+        self._kept += self._on_trial
+        self._on_trial = []
+        if len(self._kept) >= FOLDED:
+            self._fold()
+
+    def forget(self) -> None:
+        """As if nothing had been added since the last `keep`."""
+        self._on_trial = []
+
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means over all ranks; the counting starts anew. Every rank has to call it."""
+        self.keep()
+        self._fold()
+        if not self._sums:
+            return {}
+        names, device = list(self._sums), accelerator.device
+        totals = torch.stack([*self._sums.values(), torch.tensor(float(self._items), device=device)])
+        *sums, items = accelerator.reduce(totals).tolist()
+        self._start_anew()
+        return {name: value / max(items, 1) for name, value in zip(names, sums, strict=True)}
+
+    def _fold(self) -> None:
+        for name in dict.fromkeys(name for means, _ in self._kept for name in means):
+            found = [(means[name], count) for means, count in self._kept if name in means]
+            means = torch.stack([mean for mean, _ in found])
+            total = means @ send(torch.tensor([float(count) for _, count in found], dtype=means.dtype), means.device)
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+        self._items += sum(count for _, count in self._kept)
+        self._kept = []
+
+
+class RowAverage:
+    """The mean over all items of an evaluation, each row counted once.
+
+    Padding a last batch repeats rows on some ranks. Sums per row are gathered, so that the repeats can be dropped,
+    which they cannot be from a rank's mean.
+    """
+
+    def __init__(self, finite_only: bool = False) -> None:
+        """finite_only: leave out rows whose value is NaN or infinite, as long as there are others."""
+        self.finite_only = finite_only
+        self._rows: list[Tensor] = []
+        self._names: list[str] = []
+
+    def add(self, values: dict[str, Tensor], items: Items, accelerator: Accelerator) -> None:
+        """values: [N] each."""
+        columns = torch.stack([*values.values(), torch.ones_like(next(iter(values.values())))], dim=-1)  # [N, k + 1]
+        row, num_rows = items.rows
+        rows = columns.new_zeros(num_rows, columns.shape[-1]).index_add(0, row, columns)
+        self._rows.append(accelerator.gather_for_metrics(rows))
+        self._names = list(values)
+
+    def read(self) -> dict[str, float]:
+        if not self._rows:
+            return {}
+        rows = torch.cat(self._rows).double()
+        if self.finite_only:
+            return {name: _mean(rows[:, [column, -1]]) for column, name in enumerate(self._names)}
+        *sums, items = rows.sum(0).tolist()
+        return {name: value / max(items, 1) for name, value in zip(self._names, sums, strict=True)}
+
+
+def _mean(rows: Tensor) -> float:
+    """rows [B, 2]: sums and items; those that are not finite left out, unless all are."""
+    finite = torch.isfinite(rows[:, 0])
+    value, items = (rows[finite] if finite.any() else rows).sum(0).tolist()
+    return value / max(items, 1)

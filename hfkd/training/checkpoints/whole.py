@@ -1,0 +1,262 @@
+"""Checkpoints that are there whole or not at all, whenever a job is killed or a disk is full."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer import SCALER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+
+from hfkd.utils.files import sync, write_atomically
+from hfkd.utils.json_file import write_json
+from hfkd.utils.setting_types import resume_choice
+
+MANIFEST = "files.json"  # what a checkpoint is made of, name: bytes
+UNFINISHED = "_unfinished"  # a name that Trainer never uploads
+# torch.save tells of a disk by a RuntimeError: from its archive, its C++ stream, or opening the file
+OF_THE_DISK = ("inline_container", "iostream", "Parent directory", "cannot be opened")
+logger = logging.getLogger(__name__)
+
+
+class WholeCheckpoints(Trainer):
+    """Trainer that writes a checkpoint into `output_dir/_unfinished` and gives it its name when all of it is on disk.
+
+    Trainer itself writes into `checkpoint-N` file by file, and deletes an old one file by file: a kill between two
+    files leaves a folder that resumes with a fresh optimizer and says nothing. `last_checkpoint` finds whole ones.
+    Raises OSError naming the checkpoint when it cannot be written; nothing of it is left.
+    """
+
+    _writing = False
+    _start: str | None = None
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        # A run stays in its folder when its program changes the working directory.
+        self.args.output_dir = os.path.abspath(self.args.output_dir or ".")
+        self.add_callback(SaveAfterEvaluation())
+
+    def start_from(self, checkpoint: str | None) -> None:
+        """Delete what an earlier process left unfinished, and know where training starts. Every rank calls it."""
+        self._start = checkpoint
+        if self.args.should_save:
+            remove_unfinished(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
+        values = super().set_initial_training_values(args, dataloader)
+        if self._start is not None:
+            refuse_shorter(self._start, values[6], args)
+        return values
+
+    def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
+        """Trainer's, but a run that is resumed when it had all its steps gets none; Trainer would take one more."""
+        if self.state.global_step < self.state.max_steps:
+            return super()._run_epoch(*arguments, **keywords)
+        self.control.should_training_stop = True
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, UNFINISHED) if self._writing else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder, name = self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        final, part = os.path.join(folder, name), os.path.join(folder, UNFINISHED, name)
+        with _named_errors(final, Path(folder) / UNFINISHED):
+            self._writing = True
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._writing = False
+            self.accelerator.wait_for_everyone()  # each process writes the state of its own random numbers
+            if self.state.best_model_checkpoint == part:
+                self.state.best_model_checkpoint = final
+            if self.args.should_save:
+                write_json(os.path.join(part, TRAINER_STATE_NAME), self.state)  # Trainer's own has bare NaN
+                _give_name(Path(part), Path(final))
+                _rotate(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(final)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Trainer's, which does not ask whether this run has a scaler; one in another precision than fp16 has none."""
+        if self.accelerator.scaler is not None:
+            return super()._load_scaler(checkpoint)
+        if checkpoint is not None and (Path(checkpoint) / SCALER_NAME).exists():
+            logger.warning("%s holds the %s of a run in fp16, and this one is not: it is left", checkpoint, SCALER_NAME)
+
+    def save_state(self) -> None:
+        """Trainer's, as JSON that every reader takes."""
+        if self.is_world_process_zero():
+            write_json(os.path.join(self.args.output_dir or ".", TRAINER_STATE_NAME), self.state)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._writing:  # an upload in the background needs a folder that keeps its name
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The student's files, each whole: written elsewhere first where they are not part of a checkpoint."""
+        if self._writing or not self.args.should_save:
+            return super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir or ".")
+        part = folder / UNFINISHED / "model"
+        with _named_errors(folder, folder / UNFINISHED):
+            _remove(part)  # what a job that was killed here had written
+            super()._save(str(part), state_dict)
+            for file in _files(part):
+                sync(file)
+                (folder / file.relative_to(part)).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, folder / file.relative_to(part))
+            _remove(part)
+
+
+class SaveAfterEvaluation(TrainerCallback):
+    """Puts off a checkpoint at an epoch's last step until the epoch's evaluation is in it.
+
+    Trainer saves first: a job killed while it evaluates would resume behind the evaluation and never do it.
+    """
+
+    def __init__(self) -> None:
+        self._due = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        self._due = False  # whatever an attempt that was stopped had put off
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        if control.should_save and (control.should_training_stop or float(state.epoch).is_integer()):
+            self._due, control.should_save = True, False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        control.should_save, self._due = control.should_save or self._due, False
+
+
+def checkpoint_to_resume(wanted: str | bool | None, folder: str | Path | None) -> str | None:
+    """Trainer's `resume_from_checkpoint` as a path, whole; True is the last whole checkpoint of `folder`.
+
+    Raises ValueError where there is none. A named checkpoint without a list of its files (plain Trainer's) is taken.
+    """
+    wanted = resume_choice(wanted)
+    if wanted is None or wanted is False:
+        return None
+    if wanted is True:
+        last = last_checkpoint(folder)
+        if last is None:
+            raise ValueError(f"there is no complete checkpoint in {folder} to resume from")
+        return last
+    fault = incomplete(wanted)
+    if fault is not None and ((Path(wanted) / MANIFEST).exists() or not (Path(wanted) / TRAINER_STATE_NAME).exists()):
+        raise ValueError(f"resume_from_checkpoint={wanted} is no complete checkpoint: {fault}; name another one")
+    return wanted
+
+
+def refuse_shorter(checkpoint: str, max_steps: int, args: Any) -> None:
+    """Raise ValueError for a checkpoint of more steps than the run is to have: its student has learned for longer."""
+    step = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME)).global_step
+    if step > max_steps:
+        raise ValueError(
+            f"{checkpoint} has been trained for {step} steps, and this run ends at step {max_steps} "
+            f"(num_train_epochs={args.num_train_epochs}, max_steps={args.max_steps}): train for as long at least, or "
+            "choose another output_dir"
+        )
+
+
+def last_checkpoint(folder: str | Path | None) -> str | None:
+    """The newest whole checkpoint in `folder`; others are passed over with a message."""
+    found = [p for p in Path(folder or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.rpartition("-")[2].isdigit()]
+    for path in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
+        fault = incomplete(path)
+        if fault is None:
+            return str(path)
+        logger.warning("%s is not complete and is passed over: %s", path, fault)
+    return None
+
+
+def incomplete(checkpoint: str | Path) -> str | None:
+    """What `checkpoint` lacks, or None if every file that was written into it is there, and as long as it was."""
+    try:
+        sizes = json.loads((Path(checkpoint) / MANIFEST).read_text(encoding="utf-8"))
+        for name, size in sizes.items():
+            if (Path(checkpoint) / name).stat().st_size != size:
+                return f"its {name} is not as long as when it was written"
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    except (ValueError, AttributeError):  # not JSON, or no mapping
+        return f"its {MANIFEST} cannot be read"
+    return None
+
+
+def remove_unfinished(folder: str | Path | None) -> None:
+    """Delete what an earlier process was writing into `folder` when it was stopped."""
+    left = Path(folder or ".") / UNFINISHED
+    for path in [*left.glob("*"), *Path(folder or ".").glob(".*.part")]:
+        logger.warning("%s was left half done by a job that was stopped, and is deleted", path)
+        _remove(path)
+    _remove(left)
+
+
+def _give_name(part: Path, final: Path) -> None:
+    files = _files(part)
+    sizes = {str(file.relative_to(part).as_posix()): file.stat().st_size for file in files}
+    for file in files:
+        sync(file)
+    write_atomically(part / MANIFEST, json.dumps(sizes, indent=2, sort_keys=True).encode())
+    if final.exists():  # of an earlier sitting, which got this far
+        _discard(final)
+    os.replace(part, final)
+    with suppress(OSError):  # not every file system syncs folders
+        sync(final.parent)
+    with suppress(OSError):
+        part.parent.rmdir()
+
+
+def _rotate(folder: str, limit: int | None, best: str | None) -> None:
+    """Trainer's rule, but a checkpoint that goes loses its name first."""
+    found = sort_checkpoints(folder, use_mtime=True)
+    kept = {found[-1], *([str(Path(best))] if best else [])}
+    too_many = len(found) - max(limit, len(kept)) if limit and limit > 0 else 0
+    for path in [path for path in found if path not in kept][: max(too_many, 0)]:
+        _discard(Path(path))
+
+
+def _discard(checkpoint: Path) -> None:
+    nameless = checkpoint.parent / UNFINISHED / f"old-{checkpoint.name}"
+    _remove(nameless)
+    nameless.parent.mkdir(exist_ok=True)
+    os.replace(checkpoint, nameless)
+    _remove(nameless)
+
+
+def _remove(path: Path) -> None:
+    """`path` and, if it is empty then, the folder of unfinished things it lies in."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    if path.parent.name == UNFINISHED:
+        with suppress(OSError):
+            path.parent.rmdir()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@contextmanager
+def _named_errors(target: str | Path, unfinished: Path) -> Iterator[None]:
+    """What cannot be written is an OSError that names `target`, any other error itself; `unfinished` is emptied."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        _remove(unfinished)
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in OF_THE_DISK):
+            raise  # such as a device out of memory
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise OSError(f"cannot write {target}: {reason}; is the disk full, or the folder not writable?") from error

@@ -1,0 +1,1 @@
+"""The ways of a batch to the loss: whole logits, target tokens alone, chunks, more images."""

@@ -1,0 +1,44 @@
+"""Which way a batch takes to the loss: decided once, from what is trained and how."""
+
+from torch import nn
+
+from hfkd.arguments import DistillationArguments
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.items import TOKENS, ItemRule
+from hfkd.models import Peers
+from hfkd.models.calling import Call
+from hfkd.teachers import LiveTeacher, Teachers
+from hfkd.training.forward.dense import ChunkedStep, DenseStep, MutualStep
+from hfkd.training.forward.he_da import HighEnergyStep
+from hfkd.training.forward.target_tokens import TargetStep
+from hfkd.training.preparation import uses_fsdp
+
+Chosen = DenseStep | ChunkedStep | TargetStep
+AnyStep = Chosen | HighEnergyStep  # which wraps a chosen one when training starts
+
+
+def choose_step(
+    student: nn.Module,
+    teacher: LiveTeacher | None,
+    rule: ItemRule,
+    loss: DistillationLoss,
+    args: DistillationArguments,
+    num_classes: int | None,
+) -> Chosen:
+    """The step for these networks. Raises ValueError for a `loss_chunk_size` that they cannot have.
+
+    `num_classes` cuts padded vocabularies to what they share (None: as they are).
+    """
+    call = Call.of(student)
+    if args.loss_chunk_size:
+        if rule is not TOKENS or uses_fsdp(args) or isinstance(teacher, Teachers):
+            raise ValueError(
+                "loss_chunk_size is for language models, whole on each device, with one teacher: set it to 0"
+            )
+        return ChunkedStep(student, teacher and teacher.model, loss, args.loss_chunk_size, num_classes)
+    if isinstance(student, Peers):
+        return MutualStep(call, rule, loss, peers=len(student.peers))
+    needs_hidden = getattr(loss.objective, "needs_hidden", False)
+    if rule is TOKENS and not needs_hidden and not isinstance(teacher, Teachers):
+        return TargetStep(call, loss, num_classes, heads_on_targets=not args.torch_compile)
+    return DenseStep(call, rule, loss, num_classes)

@@ -1,0 +1,122 @@
+"""From a batch to the loss: with whole logits, or from hidden states over chunks of items.
+
+B rows, L length, V vocabulary, H hidden size.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from hfkd.losses.chunked import ChunkedLoss
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.items import TOKENS, ItemRule, Items, token_hidden
+from hfkd.models.calling import Call, logits_of, output_head
+from hfkd.models.peers import taught_by_the_others
+from hfkd.teachers import LiveTeacher
+from hfkd.training.forward.head_proof import rescaling_of
+from hfkd.training.nonfinite import FaultWatch
+
+Step = tuple[Tensor, dict[str, Tensor], int]  # the loss, its parts, and how many items they are means of
+
+
+@dataclass
+class DenseStep:
+    """Both networks' whole logits. `num_classes` cuts padded vocabularies to what they share (None: as they are)."""
+
+    call: Call
+    rule: ItemRule
+    loss: DistillationLoss
+    num_classes: int | None = None
+    watch: FaultWatch | None = None
+
+    def __call__(
+        self,
+        student: nn.Module,
+        teacher: LiveTeacher | None,
+        inputs: Mapping[str, Any],
+        num_items: Tensor | int | None,
+        progress: float | None,
+    ) -> Step:
+        asked = teacher is not None and bool(self.loss.kd_weight)
+        items = self.watched(self.items(student, teacher, inputs, progress), asked)
+        return *self.loss(items, num_items), len(items)
+
+    def items(
+        self, student: nn.Module, teacher: LiveTeacher | None, inputs: Mapping[str, Any], progress: float | None
+    ) -> Items:
+        """What both networks say about a batch."""
+        output = self.call.output(student, inputs)
+        logits = logits_of(output)[..., : self.num_classes]
+        taught = self.taught(logits, teacher, inputs)
+        items = self.rule.of(inputs, logits, taught, progress=progress)
+        return replace(items, rest=self.call.added_loss(output))
+
+    def watched(self, items: Items, asked: bool) -> Items:
+        """`items`, looked at by the watch; `asked`: whether their teacher is one."""
+        if self.watch is not None:
+            self.watch.outputs(items.student.logits, items.teacher.logits if asked else None, items.rows[0])
+        return items
+
+    def taught(self, logits: Tensor, teacher: LiveTeacher | None, inputs: Mapping[str, Any]) -> Tensor:
+        """The teacher's logits. Without a distillation term nobody reads them, so nobody pays for them."""
+        if teacher is None or not self.loss.kd_weight:
+            return logits.detach()
+        return teacher(each=True, **inputs)[..., : self.num_classes]
+
+
+@dataclass
+class MutualStep(DenseStep):
+    """The students of `Peers`: each one's teacher is the others."""
+
+    peers: int = 2
+
+    def taught(self, logits: Tensor, teacher: LiveTeacher | None, inputs: Mapping[str, Any]) -> Tensor:
+        return taught_by_the_others(logits, self.peers)
+
+
+class ChunkedStep:
+    """The last hidden states, and each network's head over chunks of tokens: [N, V] never exists whole.
+
+    Built from the bare networks. Raises ValueError for one whose forward cannot leave the logits out, or whose logits
+    are more than its head applied to the last hidden state and rescaled (`Rescaling`).
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        loss: DistillationLoss,
+        chunk_size: int,
+        num_classes: int | None = None,
+    ) -> None:
+        self.call, self.loss = Call.of(student), loss
+        rescaling = rescaling_of(student)
+        rescalings = rescaling, rescaling if teacher is None else rescaling_of(teacher)
+        self.chunked = ChunkedLoss(loss, chunk_size, num_classes, rescalings)
+        self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # the heads run outside of forward
+        self.watch: FaultWatch | None = None
+
+    def __call__(
+        self,
+        student: nn.Module,
+        teacher: LiveTeacher | None,
+        inputs: Mapping[str, Any],
+        num_items: Tensor | int | None,
+        progress: float | None,
+    ) -> Step:
+        output, head = self.call.hidden_output(student, inputs), output_head(student)
+        hidden = output.hidden_states[-1]
+        taught, teacher_head = hidden.detach(), head
+        asked = teacher if self.loss.kd_weight else None
+        if asked is not None:
+            taught, teacher_head = asked(last_hidden=True, **inputs), output_head(asked.model)
+        items = token_hidden(hidden, taught, inputs["labels"], progress=progress, **TOKENS.known_in(inputs))
+        items = replace(items, rest=self.call.added_loss(output))
+        if self.watch is not None:
+            assert items.row is not None
+            self.watch.outputs(items.student, items.teacher if asked else None, items.row)
+        with self.autocast():
+            return *self.chunked(items, head, teacher_head, num_items), len(items)

@@ -1,0 +1,35 @@
+"""The student's outputs in training, for whoever overrides `compute_loss` and wants more than the loss."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from hfkd.training.forward.choice import AnyStep
+from hfkd.training.forward.dense import ChunkedStep
+from hfkd.training.forward.target_tokens import TargetStep
+
+
+@contextmanager
+def returned_outputs(step: AnyStep, model: nn.Module, wanted: bool) -> Iterator[tuple[AnyStep, list[Any]]]:
+    """`step` as it is to be called, and a list that gets what `model` returns within; `step` itself if not `wanted`.
+
+    ValueError for a loss over chunks, whose logits never exist whole.
+    """
+    outputs: list[Any] = []
+    if not wanted:
+        yield step, outputs
+        return
+    if isinstance(step, ChunkedStep):
+        raise ValueError(
+            "return_outputs=True in training: loss_chunk_size makes no whole logits to return; set it to 0"
+        )
+    if isinstance(step, TargetStep):
+        step = replace(step, heads_on_targets=False)
+    hook = model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    try:
+        yield step, outputs
+    finally:
+        hook.remove()

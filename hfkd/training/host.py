@@ -1,0 +1,57 @@
+"""What checks, checkpoints and reports read of the trainer they work for."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from accelerate import Accelerator
+from transformers import TrainerState
+
+from hfkd.arguments import DistillationArguments
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.items import ItemRule
+from hfkd.models.calling import Call
+from hfkd.training.run_identity import RunRecord
+
+
+class Host(Protocol):
+    """`DistillationTrainer`, for those that are built before it: none of them imports the trainer."""
+
+    args: DistillationArguments
+    accelerator: Accelerator
+    state: TrainerState
+    model: Any
+    teacher: Any
+    train_dataset: Any
+    eval_dataset: Any
+    data_collator: Any
+    processing_class: Any
+    hub_model_id: Any
+    details: Mapping[str, Any]
+    call: Call
+    rule: ItemRule
+    num_classes: int | None
+    class_names: Any
+    image_inputs: Any  # `ImageInputs`, None for tokens
+    received: Any
+    distillation_loss: DistillationLoss
+    record: RunRecord
+    is_in_train: bool
+    own_set: Any  # the evaluation set that it had when training started
+    callers_optimizer: Any
+    callers_scheduler: Any
+    optimizer_cls_and_kwargs: Any
+
+    @property
+    def settings(self) -> dict[str, Any]: ...
+
+    def log(self, logs: dict[str, float]) -> None: ...
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any: ...
+
+    def as_networks_take_it(self, inputs: Mapping[str, Any], training: bool) -> dict[str, Any]: ...
+
+    def evaluated_network(self, model: Any) -> Any: ...
+
+    def _prepare_inputs(self, inputs: Any) -> Any: ...
+
+    def is_world_process_zero(self) -> bool: ...

@@ -1,0 +1,193 @@
+"""What DistillationTrainer makes of its arguments before it is a Trainer."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
+from torch import nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers.image_processing_utils import BaseImageProcessor
+
+from hfkd.arguments import DistillationArguments
+from hfkd.data.collate import ImageCollator
+from hfkd.data.epochs import ImageStream, image_transform
+from hfkd.data.resident import ResidentImages
+from hfkd.data.target_collator import TargetCollator
+from hfkd.data.text_collate import TokenCollator
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.models import Peers
+from hfkd.models.checkpoints import some
+from hfkd.tasks.packing import PackingCheck
+from hfkd.teachers import CachedTeacher, LiveTeacher, Teachers
+from hfkd.training.checkpoints.student_weights import trained_but_not_saved
+from hfkd.training.validation.normalisation import Received, warn_of_normalisation
+from hfkd.utils.launch import check_world_size
+
+
+class EpochViews(TrainerCallback):
+    """Tells the training images' transform, if it is ours, which epoch's views to make."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        dataset = getattr(keywords["train_dataloader"], "dataset", None)  # a user's own may be any iterable
+        transform = image_transform(dataset)
+        if transform is not None and not isinstance(dataset, ImageStream):  # Trainer tells a stream its pass itself
+            transform.set_epoch(math.floor(round(state.epoch or 0.0, 6)))
+
+
+def pins_memory(datasets: Mapping[str, Any], args: DistillationArguments) -> bool:
+    """Whether a loader may pin its batches; the images of `ResidentImages` are held where they are trained on first.
+
+    Unless worker processes fetch them. A CPU pins nothing (torch warns of it), nor may what is on the device already.
+    """
+    if args.device.type == "cpu":
+        return False
+    parts = [part for given in datasets.values() for part in (given.values() if isinstance(given, dict) else [given])]
+    resident = [part for part in parts if isinstance(part, ResidentImages) and not args.dataloader_num_workers]
+    for part in resident:
+        part.move(args.device)
+    return not resident
+
+
+@contextmanager
+def setting(args: DistillationArguments, **values: Any) -> Iterator[None]:
+    """Within it `args`, which are the caller's, have these values; afterwards their own."""
+    before = {name: getattr(args, name) for name in values}
+    vars(args).update(values)
+    try:
+        yield
+    finally:
+        vars(args).update(before)
+
+
+def chosen_loss(args: DistillationArguments, **given: Any) -> DistillationLoss:
+    """The loss of the slots and weights that are `given`, and of `args` where they are None."""
+    return DistillationLoss(**{name: getattr(args, name) if v is None else v for name, v in given.items()})
+
+
+def refuse_unsupported(
+    loss: DistillationLoss, student: nn.Module, teacher: Any, args: DistillationArguments, compute_loss_func: Any
+) -> None:
+    """Raise ValueError for what would train something else than the caller thinks."""
+    check_world_size(args.world_size)
+    if isinstance(student, Peers):
+        _refuse_for_peers(loss, teacher, args)
+    elif teacher is None and loss.kd_weight:
+        raise ValueError(
+            f"kd_weight={loss.kd_weight} needs a teacher: pass teacher=, or kd_weight=0 and ce_weight=1 to train on "
+            "the labels alone"
+        )
+    elif teacher is None and args.evaluate_kl:
+        raise ValueError("evaluate_kl=True compares the student with a teacher, and there is none: leave it out")
+    if compute_loss_func is not None:
+        raise ValueError("compute_loss_func would not be called: give your loss as objective=, one number per item")
+
+
+def refuse_unsaved(student: nn.Module) -> None:
+    """Raise ValueError for a student with adapters that trains more than its checkpoints would hold."""
+    lost = trained_but_not_saved(student)
+    if lost:
+        raise ValueError(
+            f"{some(lost)} would change in training, and a student with adapters is saved by its adapters alone: name "
+            "these modules in the PEFT configuration's modules_to_save, or freeze them"
+        )
+
+
+def _refuse_for_peers(loss: DistillationLoss, teacher: Any, args: DistillationArguments) -> None:
+    """Raise ValueError for what takes a fixed teacher, or peers of unequal rank."""
+    if teacher is not None:
+        raise ValueError("Peers are each other's teachers: leave the teacher out")
+    if loss.unfitted is not None:
+        raise ValueError(
+            f"{loss.unfitted!r} needs a fixed teacher to scan: give it thresholds, or distil without Peers"
+        )
+    if getattr(loss.objective, "ordered_views", False):
+        raise ValueError(
+            f"{loss.objective!r} treats the first view of an image apart, and would take the first of the Peers for "
+            "it: choose another objective, such as average"
+        )
+    for name, off in (("he_da", "none"), ("teacher_cache_dir", None), ("evaluate_kl", False)):
+        if (value := getattr(args, name)) not in (off, ""):
+            raise ValueError(f"{name}={value!r} asks a fixed teacher, and Peers have none: leave it out")
+
+
+def packing_check(
+    student: nn.Module, teacher: LiveTeacher | None, args: TrainingArguments, datasets: Mapping[str, Any], collate: Any
+) -> PackingCheck:
+    """What refuses packed rows where one of the networks lets documents see each other: those of `datasets` now."""
+    networks = (student, *(teacher.networks if teacher else ()))
+    check = PackingCheck(networks, sharded=uses_fsdp(args) or bool(args.deepspeed))
+    check.check_datasets(datasets, collate)
+    return check
+
+
+def uses_fsdp(args: TrainingArguments) -> bool:
+    """Whether the student will be sharded: by `--fsdp`, or by the file given to `accelerate launch`."""
+    return bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
+
+
+def chosen_collator(given: Any, processing_class: Any, tokens: bool, columns: Iterable[str] = ()) -> Any:
+    """The collator that was given, if one was; else tokens when the processing class is a tokenizer, else images.
+
+    `columns` are further ones that are wanted of images. Batches of tokens have their targets found, whoever makes
+    them.
+    """
+    if given is None and isinstance(processing_class, PreTrainedTokenizerBase):
+        return TokenCollator(processing_class)
+    if given is None:
+        return ImageCollator(processing_class if isinstance(processing_class, BaseImageProcessor) else None, columns)
+    return TargetCollator(given) if tokens and not isinstance(given, TokenCollator) else given
+
+
+def with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:
+    """The student with PEFT adapters, which alone will train."""
+    from peft import get_peft_model  # needed by those who ask for it only
+
+    return get_peft_model(model, peft_config)
+
+
+def teacher_networks(teacher: Any) -> list[nn.Module]:
+    """The networks that `teacher=` names: one, several, or none."""
+    return [one for one in (teacher if isinstance(teacher, (list, tuple)) else [teacher]) if isinstance(one, nn.Module)]
+
+
+def live_teacher(teacher: Any, inputs: Received) -> LiveTeacher:
+    """The teacher, told how the training images are normalised, unless it is told already.
+
+    A list of teachers becomes `Teachers`. Networks are the caller's, and frozen while they are used. Warns where nobody
+    but the student's config says it, and says something else than the teacher.
+    """
+    if isinstance(teacher, (list, tuple, Teachers)):
+        several = teacher.teachers if isinstance(teacher, Teachers) else teacher
+        return Teachers([live_teacher(one, inputs) for one in several]).unfreeze()
+    if isinstance(teacher, LiveTeacher) and teacher.received is not None:
+        return teacher
+    if isinstance(teacher, LiveTeacher):
+        live = LiveTeacher(teacher.model, inputs.spec, teacher.wanted, teacher.label_names)
+    else:
+        live = LiveTeacher(teacher, inputs.spec)
+    if not inputs.certain:
+        warn_of_normalisation(inputs.spec, live.wanted)
+    return live.unfreeze()
+
+
+def cached_teacher(
+    teacher: LiveTeacher | None,
+    dataset: Any,
+    loss: DistillationLoss,
+    args: DistillationArguments,
+    accelerator: Accelerator,
+) -> CachedTeacher | None:
+    """The teacher for the training images with `teacher_cache_dir`, else None. ValueError where it cannot serve."""
+    if not args.teacher_cache_dir or teacher is None or not loss.kd_weight:
+        return None
+    if len(teacher.networks) > 1:
+        raise ValueError("teacher_cache_dir keeps the logits of one teacher, and there are several: leave it out")
+    if getattr(loss.objective, "needs_hidden", False):
+        raise ValueError(
+            f"{loss.objective!r} reads the teacher's hidden states, and teacher_cache_dir keeps its logits only: leave "
+            "teacher_cache_dir out"
+        )
+    return CachedTeacher(teacher, dataset, args.teacher_cache_dir, accelerator, args.teacher_cache_on_device)

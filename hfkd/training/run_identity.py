@@ -1,0 +1,189 @@
+"""What a run is, kept beside its weights: a folder never mixes two runs, and a resumed one keeps its thresholds."""
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers.trainer_utils import has_length
+
+from hfkd.data.epochs import image_transform
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.temperatures import Fitted, Level
+from hfkd.teachers import CachedTextTeacher, LiveTeacher
+from hfkd.teachers.fingerprint import changed_setting, configuration, weights_fingerprint
+from hfkd.training.checkpoints.whole import last_checkpoint
+from hfkd.utils.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+FILE = "distillation.json"
+# Of a trainer's settings, those that decide its result beside networks, slots and data.
+TRAINING = (
+    "learning_rate",
+    "weight_decay",
+    "optim",
+    "optim_args",
+    "batch_size",
+    "num_train_epochs",
+    "max_steps",
+    "lr_scheduler_type",
+    "lr_decay_epochs",
+    "lr_decay_factor",
+    "warmup_steps",
+)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """loss: its slots as built, before any fitting. thresholds: what the teacher scan found, once it has.
+
+    data: how many training rows, and what is made of them; None for a trainer without any, which is not compared.
+    threshold_level: whether the scan was of samples or of items; None where a version wrote it that knew samples alone.
+    training: the optimizer, its schedule and the batch size, once training starts; a resumed run may change them.
+    teacher_config: the teacher's settings that may change its outputs. probe: energies of a few rows (`Probe`).
+    """
+
+    student: str
+    teacher: str | None
+    loss: dict[str, Any]
+    seed: int
+    thresholds: list[float] | None = None
+    data: str | None = None
+    threshold_level: Level | None = None
+    training: dict[str, Any] | None = None
+    teacher_config: dict[str, Any] | None = None
+    probe: dict[str, Any] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        student: nn.Module,
+        teacher: LiveTeacher | CachedTextTeacher | None,
+        loss: DistillationLoss,
+        seed: int,
+        more: Mapping[str, Any] | None = None,
+        dataset: Any = None,
+    ) -> "RunRecord":
+        """`more`: what else decides the run, recorded beside the slots."""
+        known, config = None if teacher is None else repr(teacher), None
+        if isinstance(teacher, LiveTeacher):
+            config = configuration(teacher)
+            names = " + ".join(map(network, teacher.networks))
+            known = names.removesuffix(")") + f", weights {weights_fingerprint(teacher)[:8]})"
+        # A lambda's repr holds its address, which no two runs share.
+        slots = {k: re.sub(r" at 0x[0-9a-f]+", "", v) if isinstance(v, str) else v for k, v in loss.describe().items()}
+        decided = slots | dict(more or {})
+        return cls(network(student), known, decided, seed, data=rows_of(dataset), teacher_config=config)
+
+    def write(self, folder: str | Path | None, loss: DistillationLoss) -> None:
+        slot = loss.temperature
+        thresholds = list(slot.thresholds_or_none or ()) or None if isinstance(slot, Fitted) else None
+        payload = asdict(self) | {"thresholds": thresholds, "threshold_level": slot.level if thresholds else None}
+        write_atomically(Path(folder or ".") / FILE, json.dumps(payload, indent=2).encode())
+
+    def refuse_other(self, folder: str | Path | None) -> None:
+        """Raise ValueError if `folder` already holds a run that is not this one."""
+        folder = folder or "."
+        other = read(folder) or read(last_checkpoint(folder))
+        if other is not None and (difference := self._difference(other)):
+            raise ValueError(f"{folder} holds another run: {difference}; choose another output_dir, or delete that one")
+
+    def refuse_checkpoint(self, checkpoint: str | None) -> None:
+        """Raise ValueError for a checkpoint, wherever it lies, of another run; one of plain Trainer's is taken."""
+        other = read(checkpoint)
+        if other is not None and (difference := self._difference(other)):
+            raise ValueError(
+                f"resume_from_checkpoint={checkpoint} is of another run: {difference}; name one of this run, or start "
+                "anew, with the student loaded from there if that is meant"
+            )
+
+    def training_as(self, settings: Mapping[str, Any]) -> "RunRecord":
+        """This record with what `settings`, those of the trainer, say about its training."""
+        return replace(self, training=json.loads(json.dumps({k: settings[k] for k in TRAINING if k in settings})))
+
+    def check_training(self, folder: str | Path | None, checkpoint: str | None) -> None:
+        """Raise ValueError if `folder` holds a run that was trained otherwise and is not resumed.
+
+        One that is resumed from `checkpoint` may be trained otherwise from there on, which is said in the log.
+        """
+        folder = folder or "."
+        other = read(checkpoint) if checkpoint else read(folder) or read(last_checkpoint(folder))
+        there, here = (other.training if other else None) or {}, self.training or {}
+        names = [name for name in TRAINING if there.get(name) != here.get(name)] if there and here else []
+        if not names:
+            return
+        was, now = (", ".join(f"{name}={values.get(name)}" for name in names) for values in (there, here))
+        if checkpoint is None:
+            raise ValueError(
+                f"{folder} holds a run with {was}, and this one, which does not resume it, has {now}: choose another "
+                "output_dir, delete that one, or resume it with resume_from_checkpoint=True"
+            )
+        logger.warning(
+            "The run in %s was trained with %s; it is resumed with %s. The optimizer and its schedule "
+            "go on as they were stored.",
+            checkpoint,
+            was,
+            now,
+        )
+
+    def _difference(self, other: "RunRecord") -> str | None:
+        there, here = other._named(), self._named()
+        if self.data and other.data:
+            there["data"], here["data"] = other.data, self.data
+        different = next((name for name in here | there if there.get(name) != here.get(name)), None)
+        if different is None:
+            return changed_setting(other.teacher_config or {}, self.teacher_config or {}, "teacher's config")
+        return f"its {different} is {there.get(different)}, this one's is {here.get(different)}"
+
+    def _named(self) -> dict[str, Any]:
+        return {"student": self.student, "teacher": self.teacher} | self.loss | {"seed": self.seed}
+
+
+def read(folder: str | Path | None) -> RunRecord | None:
+    """The record in `folder`, or None where there is none that can be read."""
+    if folder is None:
+        return None
+    try:
+        record = RunRecord(**json.loads((Path(folder) / FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return record if isinstance(record.loss, dict) else None
+
+
+def earlier_thresholds(folder: str | Path | None, slot: Fitted, tokens: bool) -> tuple[float, ...] | None:
+    """What a run's scan found for `slot`, from the record in a checkpoint; None where it is to be scanned (again)."""
+    record = read(folder)
+    if record is None or record.thresholds is None:
+        return None
+    if tokens and slot.level != (record.threshold_level or "sample"):
+        logger.warning(
+            "The thresholds in %s were fitted at level=%r (earlier versions knew 'sample' alone), and this temperature "
+            "compares energies at level=%r with them: they are fitted anew. Steps up to here were trained with others.",
+            Path(folder or ".") / FILE,
+            record.threshold_level or "sample",
+            slot.level,
+        )
+        return None
+    return tuple(record.thresholds)
+
+
+def rows_of(dataset: Any) -> str | None:
+    """A training set in a line: its length, where it has one, and its transform, where it is one of ours."""
+    if dataset is None:
+        return None
+    rows = f"{len(dataset):,} rows" if has_length(dataset) else "a stream"
+    transform = image_transform(dataset)
+    return rows if transform is None else f"{rows}, {transform!r}"
+
+
+def network(model: nn.Module) -> str:
+    """A network in a line: architecture and size."""
+    inner = getattr(model, "config", None)
+    name = getattr(inner, "architecture", None) or getattr(inner, "name_or_path", None) or type(model).__name__
+    name = Path(name).name if Path(name).exists() else name  # a record may be published, a machine's folders not
+    return f"{name} ({sum(p.numel() for p in model.parameters()):,} parameters)"

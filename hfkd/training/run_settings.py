@@ -1,0 +1,72 @@
+"""What decides the result of a run, by name, for results.json, the page and the card."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import SchedulerType
+
+from hfkd.training.forward.he_da import added_images
+from hfkd.training.host import Host
+
+ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
+TRAINING = ("num_train_epochs", "max_steps", "max_grad_norm", "decay_bias_and_norm", "on_nan", "seed", "bf16")
+CALLERS = "the caller's"
+
+
+def run_settings(trainer: Host) -> dict[str, Any]:
+    """The networks, the slots and the training of `trainer`; of the accelerator what it does, whoever asked for it.
+
+    What an optimizer or a schedule of the caller's own decides is read from these, not from the flags.
+    """
+    args, model = trainer.args, trainer.model
+    assert model is not None
+    networks = {"teacher": trainer.record.teacher, "student": trainer.record.student}
+    training = _optimizer(trainer) | {name: getattr(args, name) for name in TRAINING} | _schedule(trainer)
+    per_device = trainer.state.train_batch_size or args.train_batch_size  # auto_find_batch_size may have lowered it
+    launched = {
+        "mixed_precision": str(trainer.accelerator.mixed_precision),
+        "weights": next(
+            (str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()), None
+        ),
+        "world_size": args.world_size,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "per_device_train_batch_size": per_device,
+        "batch_size": per_device * args.gradient_accumulation_steps * args.world_size,
+    }
+    return networks | trainer.record.loss | training | launched | added_images(args, trainer.train_dataset)
+
+
+def _optimizer(trainer: Host) -> dict[str, Any]:
+    args, given = trainer.args, trainer.callers_optimizer
+    if given is not None:
+        first = {name: value for name, value in given.param_groups[0].items() if name != "params"}
+        return _of_caller(type(given), first | {"lr": first.get("initial_lr", first["lr"])})
+    if trainer.optimizer_cls_and_kwargs is not None:
+        return _of_caller(*trainer.optimizer_cls_and_kwargs)
+    names = ("learning_rate", "optim", "optim_args", "weight_decay", *(ADAM if "adam" in args.optim else ()))
+    return {name: getattr(args, name) for name in names}
+
+
+def _of_caller(kind: type[torch.optim.Optimizer], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer that the caller chose, in the words of the flags."""
+    more = {k: v for k, v in keywords.items() if k not in ("lr", "initial_lr", "weight_decay") and v}
+    return {
+        "learning_rate": keywords.get("lr"),
+        "optim": f"{kind.__name__}, {CALLERS}",
+        "optim_args": ", ".join(f"{name}={value}" for name, value in more.items()) or None,
+        "weight_decay": keywords.get("weight_decay"),
+    }
+
+
+def _schedule(trainer: Host) -> dict[str, Any]:
+    """How the learning rate changes: by steps after epochs, by one of Trainer's schedules, or by the caller's own."""
+    args = trainer.args
+    if trainer.callers_scheduler is not None:
+        return {"lr_scheduler_type": f"{type(trainer.callers_scheduler).__name__}, {CALLERS}"}
+    if args.lr_decay_epochs is not None:
+        how: dict[str, Any] = {name: getattr(args, name) for name in ("lr_decay_epochs", "lr_decay_factor")}
+    else:
+        how = {"lr_scheduler_type": SchedulerType(args.lr_scheduler_type).value}
+        how |= {"lr_scheduler_kwargs": args.lr_scheduler_kwargs} if args.lr_scheduler_kwargs else {}
+    return how | {"warmup_steps": args.warmup_steps}

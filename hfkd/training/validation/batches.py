@@ -1,0 +1,61 @@
+"""Batches that are too few, or too small for what is compared in them."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, cast
+
+from transformers.trainer_utils import has_length
+
+from hfkd.arguments import DistillationArguments
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.items import IMAGES, ItemRule
+from hfkd.training.forward.he_da import added_images
+
+logger = logging.getLogger(__name__)
+
+
+def _split_batches(args: DistillationArguments) -> bool:
+    """Whether accelerate parts a batch among the processes, in place of giving one to each."""
+    return cast(Any, args.accelerator_config).split_batches  # no longer the text that it may be given as
+
+
+def refuse_no_batch(args: DistillationArguments, datasets: Mapping[str, Any]) -> None:
+    """Raise ValueError where `dataloader_drop_last` drops all there is: fewer rows than a batch of all processes."""
+    if not args.dataloader_drop_last:
+        return
+    for name, dataset in datasets.items():
+        training = name == "train_dataset"
+        size = args.train_batch_size if training else args.eval_batch_size
+        size *= 1 if _split_batches(args) else args.world_size
+        for part, rows in dataset.items() if isinstance(dataset, dict) else [(name, dataset)]:
+            if rows is None or not has_length(rows):
+                continue
+            count = len(rows) + (sum(added_images(args, rows).values()) if training else 0)
+            if count < size:
+                raise ValueError(
+                    "dataloader_drop_last=True drops a last batch that is not full, and the "
+                    f"{count} rows of {part} are fewer than one of {size}: nothing would be "
+                    f"{'trained' if training else 'scored'}; lower the batch size, or leave dataloader_drop_last out"
+                )
+
+
+def refuse_small_batches(loss: DistillationLoss, args: DistillationArguments, rule: ItemRule) -> None:
+    """Raise ValueError where a batch of one process is too small for what a slot compares in it.
+
+    For tokens a warning, since a row may hold several documents. The last batch of an epoch may be smaller than was
+    asked for: a slot then leaves out what it cannot compare.
+    """
+    rows = args.train_batch_size // (args.world_size if _split_batches(args) else 1)
+    for slot in (loss.objective, loss.weighting) if loss.kd_weight else ():
+        # A row of tokens is one sample and many items, an image is both.
+        needed = max(getattr(slot, "least_items", 1) if rule is IMAGES else 1, getattr(slot, "least_samples", 1))
+        if rows >= needed:
+            continue
+        found = (
+            f"{slot!r} compares the rows of a batch with each other, for which it needs {needed} or more, and "
+            f"per_device_train_batch_size gives it {rows}: raise that (accumulated batches are not compared), or "
+            "choose another"
+        )
+        if rule is IMAGES:
+            raise ValueError(found)
+        logger.warning("%s. It is of use only where a row holds several documents.", found)

@@ -1,0 +1,101 @@
+"""What a stored teacher cannot serve is refused before training."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from hfkd.arguments import DistillationArguments
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.items import Outputs
+from hfkd.losses.slot_values import check_slots
+from hfkd.losses.temperatures import Fitted
+from hfkd.losses.topk import CoarseItems
+from hfkd.models.calling import Call
+from hfkd.models.vocabulary import common_size
+from hfkd.teachers.token_cache.columns import HIGHEST_TEMPERATURE
+from hfkd.teachers.token_cache.teacher import CachedTextTeacher
+from hfkd.teachers.token_cache.underestimates import warn_of_underestimates
+
+PROBED_TOKENS = 2
+
+
+def check_cached(
+    teacher: CachedTextTeacher,
+    loss: DistillationLoss,
+    args: DistillationArguments,
+    student: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    dataset: Any,
+) -> int | None:
+    """Raise ValueError unless the cache can stand in for the teacher; else the vocabulary to cut to, as `common_size`.
+
+    It can for objectives on log-probabilities, for temperatures and entropies it was built for, and for the rows it was
+    built from.
+    """
+    if not Call.of(student).takes_tokens:
+        raise ValueError(f"CachedTextTeacher is for language models, and {type(student).__name__} takes no tokens")
+    for name in ("loss_chunk_size", "evaluate_kl"):
+        if getattr(args, name):
+            raise ValueError(f"{name} needs the live teacher, and a teacher cache was given: leave {name} out")
+    size = student.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+    stored = teacher.manifest.num_classes
+    if size < stored:
+        raise ValueError(f"the student has {size} logits, the teacher cache {stored}: build it with num_classes={size}")
+    if loss.kd_weight:
+        _check_declared(loss, teacher)
+        teacher.check_rows(dataset)
+        _probe(loss, teacher, dataset)
+        warn_of_underestimates(loss, teacher, student, dataset)
+    return common_size(size, stored, tokenizer)
+
+
+def _check_declared(loss: DistillationLoss, teacher: CachedTextTeacher) -> None:
+    for need, why in (("needs_hidden", "reads hidden states"), ("relational", "compares items with each other")):
+        if getattr(loss.objective, need, False):
+            raise ValueError(
+                f"the objective {loss.objective!r} {why}, which a teacher cache cannot serve: train with the live one"
+            )
+    given, stored = getattr(loss.temperature, "choices", None), teacher.manifest.temperatures
+    highest = HIGHEST_TEMPERATURE[teacher.manifest.dtype]
+    if given is not None and max(given) > highest:
+        raise ValueError(
+            f"the temperature {loss.temperature!r} softens by up to {max(given):g}, and at more than {highest:g} a "
+            f"cache of {teacher.manifest.dtype} gives masked classes some probability: build it with dtype='float32', "
+            "or train with the live teacher"
+        )
+    known = given is not None and all(any(math.isclose(t, s, rel_tol=1e-6) for s in stored) for t in given)
+    if given is None or (teacher.manifest.has_tail and not known):
+        which = "numbers not known beforehand" if given is None else ", ".join(map(str, given))
+        raise ValueError(
+            f"the temperature {loss.temperature!r} softens by {which}, and the teacher cache was built for "
+            f"temperatures={stored}: build another with all that are needed, or train with the live teacher"
+        )
+
+
+@torch.no_grad()
+def _probe(loss: DistillationLoss, teacher: CachedTextTeacher, dataset: Any) -> None:
+    """Ask each slot about a few stored tokens: one that wants more than there is says so now."""
+    for number in range(len(dataset)):
+        said = {name: values[:PROBED_TOKENS] for name, values in teacher.look_up([dataset[number]]).items()}
+        stored = teacher.outputs(said)
+        count = len(stored.ids)
+        if count:
+            break
+    else:
+        return  # no token to learn from
+    zeros = torch.zeros(count, dtype=torch.long)
+    items = CoarseItems(Outputs(torch.zeros(count, stored.num_classes)), stored, zeros, zeros, 1)
+    loss.weighting(items)
+    check_slots(loss, items)
+    slot = loss.temperature
+    if isinstance(slot, Fitted):
+        stored.energy(slot.energy_temperature)
+    for temperature in slot.choices:
+        if not torch.isfinite(loss.objective(items, torch.full((count,), temperature))).all():
+            raise ValueError(
+                f"the objective {loss.objective!r} asks for another temperature than its own, which the teacher cache "
+                "does not hold: train with the live teacher"
+            )

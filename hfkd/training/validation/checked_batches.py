@@ -1,0 +1,126 @@
+"""Labels and token ids that no network knows are found on the host, where a batch is made, and named.
+
+On the device they end in a bare IndexError, or in an assertion that takes the process with it. B rows, L length.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import has_length, unwrap_peft_model
+
+from hfkd.losses.items import TOKENS, ItemRule
+from hfkd.utils.targets import IGNORED
+
+SEARCHED_SECONDS = 20.0  # for the row of a label, once a run is lost
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Labels are below `classes` and token ids below `ids`; None: not known, and not checked."""
+
+    classes: int | None
+    ids: int | None
+    tokens: bool
+
+    @classmethod
+    def of(cls, student: nn.Module, teachers: Iterable[nn.Module], rule: ItemRule, classes: int | None) -> "Bounds":
+        """`classes`: those of the student where its logits were seen, else what its configuration says is taken."""
+        bare: Any = unwrap_peft_model(student)
+        if classes is None and isinstance(bare, PreTrainedModel):
+            classes = bare.config.get_text_config().vocab_size if rule is TOKENS else bare.config.num_labels
+        sizes = [size for size in map(_embeddings, (student, *teachers)) if size is not None]
+        return cls(classes, min(sizes, default=None), rule is TOKENS)
+
+
+def _embeddings(network: nn.Module) -> int | None:
+    bare: Any = unwrap_peft_model(network)
+    try:
+        table = bare.get_input_embeddings() if isinstance(bare, PreTrainedModel) else None
+    except NotImplementedError:  # transformers' ResNet and other networks of convolutions
+        return None
+    return table.num_embeddings if isinstance(table, nn.Embedding) else None
+
+
+class CheckedBatches(Trainer):
+    """Trainer whose loaders raise ValueError for a label or a token id out of `bounds`."""
+
+    bounds = Bounds(None, None, False)
+
+    def _get_dataloader(self, dataset: Any, description: str, *arguments: Any, **keywords: Any) -> Any:
+        collate = self.data_collator
+        unlabelled = description == "test"  # rows to predict may say that they have no label
+        self.data_collator = CheckedCollator(collate, self.bounds, dataset, unlabelled)
+        try:
+            return super()._get_dataloader(dataset, description, *arguments, **keywords)
+        finally:
+            self.data_collator = collate
+
+
+@dataclass
+class CheckedCollator:
+    """`collate`, and then a look at the labels and ids. `ignored`: whether an image may have the label -100."""
+
+    collate: Callable[[Any], Any]
+    bounds: Bounds
+    dataset: Any
+    ignored: bool = False
+
+    def __call__(self, rows: Any) -> Any:
+        batch = self.collate(rows)
+        if isinstance(batch, Mapping):
+            self._check(batch, "labels", self.bounds.classes, self.bounds.tokens or self.ignored)
+            self._check(batch, "input_ids", self.bounds.ids, False)
+        return batch
+
+    def _check(self, batch: Mapping[str, Any], name: str, below: int | None, ignored: bool) -> None:
+        values = batch.get(name)
+        if below is None or not isinstance(values, Tensor) or values.device.type != "cpu" or not values.numel():
+            return
+        if values.is_floating_point() or values.dtype is torch.bool:  # shares of the classes
+            return
+        low, high = values.aminmax()
+        if low >= 0 and high < below:
+            return
+        known = _known(values, below, ignored)
+        if not known.all():
+            place = int((~known).reshape(len(values), -1).any(1).nonzero()[0])
+            value, row = int(values[~known][0]), self._row(batch, name, place, below, ignored)
+            raise ValueError(self._message(name, value, row, below))
+
+    def _message(self, name: str, value: int, row: str, below: int) -> str:
+        if name == "input_ids":
+            return (
+                f"token {value} of {row} is none of the {below} that both networks have an embedding of (0 to "
+                f"{below - 1}): tokenise with the networks' own tokenizer"
+            )
+        if value == IGNORED and not self.bounds.tokens:
+            return f"{row} has the label {IGNORED}, which stands for none: leave the row out, there is nothing to learn"
+        return (
+            f"the label {value} of {row} is none of the student's {below} classes (0 to {below - 1}): give it more "
+            "labels, or choose another label column"
+        )
+
+    def _row(self, batch: Mapping[str, Any], name: str, place: int, below: int, ignored: bool) -> str:
+        """The row that is at `place` in the batch: by its index, else the first such row of the dataset."""
+        index = batch.get("index")
+        if isinstance(index, Tensor) and index.device.type == "cpu" and len(index) > place:
+            return f"row {int(index[place])}"
+        deadline = time.monotonic() + SEARCHED_SECONDS
+        for number in range(len(self.dataset) if has_length(self.dataset) else 0):
+            row = self.dataset[number]
+            values = torch.as_tensor(row[name]) if isinstance(row, Mapping) and name in row else torch.zeros(1)
+            if not _known(values, below, ignored).all():
+                return f"row {number}"
+            if time.monotonic() > deadline:
+                break
+        return f"row {place} of a batch"
+
+
+def _known(values: Tensor, below: int, ignored: bool) -> Tensor:
+    within = (values >= 0) & (values < below)
+    return within | (values == IGNORED) if ignored else within

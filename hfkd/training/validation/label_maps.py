@@ -1,0 +1,144 @@
+"""Do data, teacher and student mean the same class by the same number? Settled before training, by the classes' names.
+
+C classes.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from datasets import ClassLabel, Dataset
+from torch import Tensor, nn
+from torchvision.datasets import VisionDataset
+from transformers import PreTrainedModel
+from transformers.trainer_utils import unwrap_peft_model
+
+from hfkd.data.epochs import ImageStream, image_transform
+from hfkd.models import Peers
+from hfkd.models.label_names import cannot_compare, is_numbering, label_names_of, order_of, out_of_order
+from hfkd.teachers import LiveTeacher, Teachers
+from hfkd.utils.random_state import kept_random_state
+
+logger = logging.getLogger(__name__)
+
+PROBED = 8  # rows whose labels are compared with the stored column
+Names = tuple[str, ...]
+
+
+def label_names_of_data(dataset: Any, collate: Callable[[list[Any]], Any]) -> Names | None:
+    """The class names that the labels of a dataset's batches stand for, where it says so.
+
+    By the feature `labels`, or the only `ClassLabel` of a dataset whose transform hands that column on as it is, or the
+    `classes` of a torchvision dataset.
+    """
+    features = dataset.features if isinstance(dataset, (Dataset, ImageStream)) else None
+    named = {name: tuple(f.names) for name, f in (features or {}).items() if isinstance(f, ClassLabel) and f.names}
+    if isinstance(dataset, Dataset) and named and image_transform(dataset) is None:
+        named = _handed_on(dataset, named, collate)
+    names = named.get("labels") or (next(iter(named.values())) if len(named) == 1 else None)
+    if isinstance(dataset, VisionDataset) and vars(dataset).get("classes"):
+        names = tuple(map(str, vars(dataset)["classes"]))
+    return None if names is None or is_numbering(names) else names
+
+
+def _handed_on(dataset: Dataset, named: dict[str, Names], collate: Callable[[list[Any]], Any]) -> dict[str, Names]:
+    """Those of the columns that the batches' labels are, on the first rows; all where labels are mixed ones."""
+    count = min(PROBED, len(dataset))
+    with kept_random_state():
+        labels = collate([dataset[i] for i in range(count)]).get("labels")
+    if not isinstance(labels, Tensor) or labels.is_floating_point():
+        return named
+    stored = dataset.with_format(None).select(range(count))
+    return {column: names for column, names in named.items() if list(stored[column][:]) == labels.tolist()}
+
+
+def check_label_names(
+    datasets: Mapping[str, Any], collate: Callable[[list[Any]], Any], student: nn.Module, teacher: LiveTeacher | None
+) -> Names | None:
+    """Put the logits of the teachers into the data's order of classes; returns the data's class names, if it has any.
+
+    Raises ValueError for an evaluation set that numbers its classes otherwise than the training set; for a teacher of
+    other classes; and where teacher and student name the same classes in another order and the data name none. Warns
+    where names cannot be compared.
+    """
+    train, scored = datasets["train_dataset"], datasets["eval_dataset"]
+    parts = scored if isinstance(scored, dict) else {"eval_dataset": scored}
+    found = {name: label_names_of_data(part, collate) for name, part in {"train_dataset": train, **parts}.items()}
+    names = next((one for one in found.values() if one is not None), None)
+    if names is None:
+        _compare_networks(student, teacher)
+        return None
+    for part, others in found.items():
+        if others is not None and order_of(others, names, part, "the training set") is not None:
+            raise ValueError(
+                f"{part} numbers its classes otherwise than train_dataset: {_listed(others)} and {_listed(names)}. "
+                "Give both the same ClassLabel feature (datasets: align_labels_with_mapping)"
+            )
+    for one in _each(teacher):
+        _align(one, names)
+    return names
+
+
+def _align(teacher: LiveTeacher, names: Names) -> None:
+    own = teacher.label_names
+    teacher.reorder(None)  # it may have served other data
+    if own is None:
+        if out_of_order(names):
+            logger.warning(
+                "The classes of the data are numbered folders in the order of text (%s), and the teacher does not name "
+                "its classes: if its class 2 is the folder called 2, it is taken for another. Give the teacher's names "
+                "(LiveTeacher(teacher, label_names=[...])), or call the folders 00, 01, ...", _listed(names)
+            )  # fmt: skip
+        return
+    if cannot_compare(own, names):
+        logger.warning(
+            "The teacher names its classes %s, the data %s: the names cannot be compared, and the classes are taken to "
+            "be in the same order. Look at teacher_accuracy.", _listed(own), _listed(names)
+        )  # fmt: skip
+        return
+    order = order_of(own, names, "the teacher", "the data")
+    if order is not None:
+        teacher.reorder(order)
+        logger.warning(
+            "The teacher has the data's classes in another order (%s): its logits are put into the data's (%s).",
+            _listed(own), _listed(names)
+        )  # fmt: skip
+
+
+def _compare_networks(student: nn.Module, teacher: LiveTeacher | None) -> None:
+    """Without names in the data: one of two networks that order the same classes differently must be wrong."""
+    mine = label_names_of(student)
+    for one in _each(teacher):
+        own = one.label_names
+        if mine is None or own is None or len(mine) != len(own) or set(mine) != set(own) or mine == own:
+            continue
+        raise ValueError(
+            f"teacher and student have the same classes in another order ({_listed(own)} and {_listed(mine)}), and the "
+            "data do not name theirs: train on a datasets.Dataset with a ClassLabel, or give the network whose names "
+            "are wrong those of the labels (config.id2label)"
+        )
+
+
+def write_label_names(student: nn.Module, names: Sequence[str] | None) -> None:
+    """Let what is saved name its classes as the data do; names that the student had before and that differ go."""
+    for model in student.peers if isinstance(student, Peers) else [student]:
+        bare: Any = unwrap_peft_model(model)
+        if names is None:
+            continue
+        own = label_names_of(bare)
+        if isinstance(bare, PreTrainedModel) and bare.config.num_labels == len(names) and own != tuple(names):
+            if own is not None:
+                logger.warning("The student's config named its classes %s; now %s.", _listed(own), _listed(names))
+            vars(bare.config).pop("label_names", None)  # timm's own spelling, which would be saved in place of these
+            bare.config.id2label = dict(enumerate(names))
+            bare.config.label2id = {name: i for i, name in enumerate(names)}
+        elif "pretrained_cfg" in vars(bare) and getattr(bare, "num_classes", None) == len(names):
+            vars(bare)["pretrained_cfg"]["label_names"] = list(names)
+
+
+def _each(teacher: LiveTeacher | None) -> Sequence[LiveTeacher]:
+    return teacher.teachers if isinstance(teacher, Teachers) else [] if teacher is None else [teacher]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

@@ -1,0 +1,214 @@
+"""What can be known to be wrong before the first step is said before anything is written."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from hfkd.data.collate import ImageCollator, views_as_rows
+from hfkd.data.epochs import image_transform
+from hfkd.data.first_rows import first_rows, map_style
+from hfkd.data.labels import check_shares, class_ids
+from hfkd.data.text_collate import TokenCollator
+from hfkd.data.token_rows import OWN_COLUMNS
+from hfkd.losses.items import IMAGES, TOKENS, ItemRule
+from hfkd.losses.slot_values import SlotCheck
+from hfkd.models.calling import OWN_KEYS, Call, logits_of
+from hfkd.models.peers import networks_of
+from hfkd.models.vocabulary import vocabulary_size
+from hfkd.tasks.own_loss import compare_own_loss, few_tokens, untouched
+from hfkd.teachers import LiveTeacher
+from hfkd.training.validation.labels import check_labels
+from hfkd.utils.finite import broken_rows
+
+logger = logging.getLogger(__name__)
+Collate = Callable[[list[Any]], dict[str, Tensor]]
+
+
+def check_datasets(datasets: Mapping[str, Any], collate: Collate) -> None:
+    """Raise ValueError for a dataset that is empty or whose first row cannot become a batch.
+
+    Or that shows several views of the images to be scored.
+    """
+    for name, dataset in datasets.items():
+        for part, rows in dataset.items() if isinstance(dataset, dict) else [(name, dataset)]:
+            if not map_style(rows):
+                continue
+            if len(rows) == 0:
+                raise ValueError(f"{part} is empty: there is nothing to {'learn from' if 'train' in name else 'score'}")
+            images = collate([rows[0]]).get("pixel_values")
+            if name != "train_dataset" and images is not None and images.ndim == 5:
+                raise ValueError(
+                    f"{part} gives {images.shape[1]} views of each image, and evaluation scores one: give it the "
+                    "transform's clean()"
+                )
+
+
+def probed_dataset(datasets: Mapping[str, Any]) -> Any:
+    """The rows to look at before training: the training set's, or those that are to be scored."""
+    for rows in (datasets["train_dataset"], datasets["eval_dataset"]):
+        if rows is not None:
+            return next(iter(rows.values())) if isinstance(rows, dict) else rows
+    return None
+
+
+def say_left_out(dataset: Any, collate: Collate, call: Call, labels: Sequence[str]) -> None:
+    """Log once which columns of the training rows do not reach the student.
+
+    A warning for those that a user's own collator keeps, or that ours does not know how to batch though the student
+    would take them; other columns of a dataset are nothing that anybody expects to be an input.
+    """
+    if not map_style(dataset) or not isinstance(dataset[0], Mapping):
+        return
+    row = dataset[0]
+    batch = collate([row])
+    if kept := call.left_out(batch, labels):
+        logger.warning("The batch's %s do not reach the student, whose forward does not take them.", kept)
+    if isinstance(collate, (ImageCollator, TokenCollator)):
+        dropped = [name for name in row if name not in batch and name not in (*labels, *OWN_KEYS, *OWN_COLUMNS)]
+        if wanted := sorted(name for name in dropped if call.takes(name)):
+            logger.warning(
+                "The rows' %s are left out of the batch, and the student would take them: pass a data_collator that "
+                "keeps them.",
+                wanted,
+            )
+        elif dropped:
+            logger.info("The rows' %s are left out of the batch: the student's forward does not name them.", dropped)
+
+
+@torch.no_grad()
+def check_networks(
+    student: nn.Module,
+    call: Call,
+    teacher: LiveTeacher | None,
+    dataset: Any,
+    collate: Collate,
+    rule: ItemRule = IMAGES,
+    check_slots: SlotCheck | None = None,
+    labels: Sequence[str] = (),
+) -> int | None:
+    """Run both networks on the first rows: same classes, finite teacher, labels that fit. ValueError otherwise.
+
+    `check_slots` is given the batch and both networks' logits, and may raise too. Returns the number of classes; None
+    where the rows cannot be looked at without spending them.
+    """
+    if not map_style(dataset):
+        for network in (student, *(teacher.networks if teacher else ())) if rule is TOKENS else ():
+            compare_own_loss(network, None, rule)
+        return None
+    batch = views_as_rows(call.without_labels(collate(first_rows(dataset)), labels))
+    if call.takes_tokens:
+        for network in (student, *(teacher.networks if teacher else ())):
+            _check_positions(network, dataset)
+    if rule is TOKENS:
+        batch = few_tokens(batch)
+    with untouched(student):
+        output = call.output(student, _on(student, batch))
+    logits = logits_of(output)
+    classes = logits.shape[-1]
+    call.added_loss(output)  # refused where nothing says how much of it joins the loss
+    _check_logits(logits, rule)
+    _check_labels(dataset, batch, classes, rule)
+    batch["labels"] = class_ids(batch["labels"])
+    for network in networks_of(student):
+        compare_own_loss(network, _on(network, batch), rule)
+    if teacher is not None:
+        taught = _check_teacher(student, teacher, batch, classes, rule)
+        if check_slots is not None:
+            check_slots(batch, logits, taught)
+    return classes
+
+
+def _check_teacher(
+    student: nn.Module, teacher: LiveTeacher, batch: dict[str, Any], classes: int, rule: ItemRule
+) -> Tensor:
+    """The teacher's logits, if they fit the student's."""
+    with ExitStack() as stack:
+        for network in teacher.networks:
+            stack.enter_context(untouched(network))
+        taught = teacher(**_on(teacher, batch))
+    named = rule is TOKENS and None not in map(vocabulary_size, (student, *teacher.networks))
+    if taught.shape[-1] != classes and not named:  # named vocabularies are compared by hfkd.models.vocabulary
+        raise ValueError(
+            f"the teacher gives {taught.shape[-1]} classes and the student {classes}: logit distillation compares "
+            "them one by one; build the student with the teacher's number of labels"
+        )
+    if not torch.isfinite(taught).all():
+        if rows := broken_rows(batch):
+            raise ValueError(
+                f"the inputs of training row {rows[0]} are NaN or infinite: check the data, and what its transform "
+                "makes of them"
+            )
+        raise ValueError("the teacher's logits are NaN or infinite on the first training rows: check its checkpoint")
+    for network in teacher.networks if rule is TOKENS else ():  # an image has one place to be predicted at
+        compare_own_loss(network, _on(network, batch), rule)
+    return taught
+
+
+def _check_logits(logits: Tensor, rule: ItemRule) -> None:
+    shape = tuple(logits.shape)
+    if rule is TOKENS:
+        if logits.ndim != 3:
+            raise ValueError(
+                f"the student's logits have shape {shape}, and those of tokens [batch, length, vocabulary]: train a "
+                "causal language model, or set items='image' where each row has one label"
+            )
+    elif logits.ndim != 2:
+        raise ValueError(
+            f"the student's logits have shape {shape}, and those of images [batch, classes]: train a classifier with "
+            "one label an image, or set items='token' for a model that generates text"
+        )
+    elif logits.shape[-1] == 1:
+        raise ValueError(
+            "the student has one logit, whose softmax is 1 whatever it says, so nothing would be learned: give it "
+            "num_labels=2 for two classes"
+        )
+
+
+def _check_positions(network: nn.Module, dataset: Any) -> None:
+    """No row of `tokenize_dataset` may be longer than what the network says it can take."""
+    config = getattr(network, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        return
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is None or not isinstance(dataset, Dataset) or "length" not in dataset.column_names:
+        return
+    longest = int(np.max(dataset.with_format("numpy")["length"][:]))
+    if longest > limit:
+        raise ValueError(
+            f"the longest training row has {longest} tokens, but {type(network).__name__} has {limit} positions: lower "
+            f"max_length to {limit}"
+        )
+
+
+def _check_labels(dataset: Any, batch: Mapping[str, Any], classes: int, rule: ItemRule) -> None:
+    probed = batch.get("labels")
+    if not isinstance(probed, Tensor):
+        raise ValueError(f"the batch has no tensor of labels: it has {sorted(batch)}; let the collator make one")
+    check_labels(probed, classes, rule)
+    if probed.is_floating_point():
+        check_shares(probed)
+    if probed.is_floating_point() or rule is TOKENS:
+        return
+    # All labels where the column is what a batch gets: a transform that is not ours may map them.
+    stored = isinstance(dataset, Dataset) and "labels" in dataset.column_names
+    whole = stored and (dataset.format["type"] != "custom" or image_transform(dataset) is not None)
+    labels = torch.as_tensor(dataset.with_format("numpy")["labels"][:]) if whole else class_ids(probed)
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"labels run from {low} to {high}, but the student has {classes} classes (0 to {classes - 1}): "
+            "give it more labels, or choose another label column"
+        )
+
+
+def _on(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
+    parameter = next(model.parameters(), None)
+    return batch if parameter is None else send_to_device(batch, parameter.device)

@@ -1,0 +1,243 @@
+"""How the images of a dataset are normalised: from whoever knows, or from the pixels themselves.
+
+B images, C channels, H height, W width.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from timm.data.constants import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
+from torch import Tensor, nn
+from torchvision import transforms as v1
+from torchvision.transforms import v2
+from transformers.image_processing_utils import BaseImageProcessor
+
+from hfkd.data.collate import ImageCollator, views_as_rows
+from hfkd.data.epochs import image_transform
+from hfkd.data.transforms import CIFAR_MEAN, CIFAR_STD
+from hfkd.models import InputSpec, input_spec, processor_spec, same_statistics
+from hfkd.teachers import LiveTeacher, Teachers
+from hfkd.utils.random_state import kept_random_state
+
+COMMON = (
+    InputSpec((0.0,) * 3, (1.0,) * 3, None),  # ToTensor alone
+    InputSpec(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, None),
+    InputSpec(IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD, None),
+    InputSpec(OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, None),
+    InputSpec(CIFAR_MEAN, CIFAR_STD, None),
+)
+PROBED = 4  # images
+TOLERANCE = 0.02  # of the 256 levels; a wrong guess puts one value in 25 this near to a level
+NEGLIGIBLE = 1e-3  # a difference of means or stds that no network notices
+DISTINCT, SHARE = 16, 0.9  # how many values of a channel have to be there, and how many of them near a level
+
+
+@dataclass(frozen=True)
+class Received:
+    """`spec` says how the images are normalised, None that nobody knows.
+
+    certain: from whoever made the images or proved by their pixels, and not what the student's config says.
+    size: height and width of the first images, where they were looked at.
+    """
+
+    spec: InputSpec | None
+    certain: bool
+    size: tuple[int, int] | None = None
+
+
+@dataclass
+class ImageInputs:
+    """What tells how the images of a dataset are normalised. `believed`: configs, the student's first.
+
+    told: what the caller said by LiveTeacher(received=), which wins over all.
+    """
+
+    collate: Callable[[list[Any]], Any]
+    processing_class: Any
+    believed: Sequence[InputSpec | None]
+    told: InputSpec | None = None
+
+    @classmethod
+    def between(
+        cls, student: nn.Module, teacher: Any, collate: Callable[[list[Any]], Any], processing_class: Any
+    ) -> "ImageInputs":
+        """For a student and its teacher, teachers or None."""
+        several = teacher.teachers if isinstance(teacher, Teachers) else teacher
+        teachers = several if isinstance(several, (list, tuple)) else [] if several is None else [several]
+        live = [one for one in teachers if isinstance(one, LiveTeacher)]
+        wanted = [one.wanted if isinstance(one, LiveTeacher) else input_spec(one) for one in teachers]
+        told = next((one.received for one in live if one.received is not None), None)
+        return cls(collate, processing_class, [input_spec(student), *wanted], told)
+
+    def of(self, dataset: Any) -> Received:
+        """How the images of `dataset` are normalised. Of several sources the first that knows:
+
+        the caller; hfkd's own transform; the image processor that makes the tensors in the collator; the pixels: images
+        are bytes, so with the right statistics x · std + mean is a multiple of 1/255 (tried: `Normalize` of the
+        dataset's transform, the image processor, `believed`, and the usual ones); the one `Normalize` of a torchvision
+        transform; the image processor; and, uncertain, what the student's config says. Draws no random numbers.
+        """
+        transform = image_transform(dataset)
+        if transform is not None:
+            return Received(self.told or InputSpec(transform.mean, transform.std, None), True)
+        given = processor_spec(self.processing_class) if isinstance(self.processing_class, BaseImageProcessor) else None
+        images, processed = _first_images(dataset, self.collate)
+        size = None if images is None else (images.shape[-2], images.shape[-1])
+        written = _normalize_of(dataset)
+        proved = None if images is None else _proved(images, [written, given, *self.believed, *COMMON])
+        for spec in (self.told, given if processed else None, proved, written, given):
+            if spec is not None:
+                return Received(spec, True, size)
+        return Received(self.believed[0], False, size)
+
+    def compare(self, training: Received, eval_dataset: Any) -> None:
+        """Warn of an evaluation set whose images are normalised otherwise than those the student learns from."""
+        parts = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+        learnt = training.spec if training.certain else None
+        for name, part in parts.items():
+            found = Received(None, False) if part is None or learnt is None else self.of(part)
+            scored = found.spec if found.certain else None
+            if learnt is None or scored is None or same_statistics(scored, learnt, NEGLIGIBLE):
+                continue
+            warnings.warn(
+                f"The images of {name} have mean {scored.mean}, std {scored.std}, those of train_dataset mean "
+                f"{learnt.mean}, std {learnt.std}: the student is scored on other inputs than it learns from. "
+                "Normalise both alike.",
+                stacklevel=3,
+            )
+
+
+@contextmanager
+def receiving(teacher: Any, inputs: ImageInputs | None, dataset: Any) -> Iterator[None]:
+    """While it lasts, the live teacher, if it is one, takes batches as normalised as those of `dataset`, if certain."""
+    live = getattr(teacher, "_orig_mod", teacher)  # compiled
+    found = inputs.of(dataset) if inputs is not None and isinstance(live, LiveTeacher) else Received(None, False)
+    if found.certain:
+        with live.receiving(found.spec):
+            yield
+    else:
+        yield
+
+
+def normalisation(inputs: ImageInputs | None, datasets: Mapping[str, Any]) -> Received:
+    """How the training images are normalised; warns of an evaluation set that is normalised otherwise."""
+    if inputs is None:
+        return Received(None, True)
+    scored = datasets["eval_dataset"]
+    if datasets["train_dataset"] is None:
+        first = next(iter(scored.values()), None) if isinstance(scored, dict) else scored
+        return Received(inputs.believed[0], True) if first is None else inputs.of(first)
+    training = inputs.of(datasets["train_dataset"])
+    inputs.compare(training, scored)
+    return training
+
+
+def warn_of_normalisation(said: InputSpec | None, wanted: InputSpec | None) -> None:
+    """Warn that the images' normalisation is what the student's config says, if that differs from the teacher's."""
+    if wanted is None or (said is not None and same_statistics(said, wanted, NEGLIGIBLE)):
+        return
+    how = (
+        "and nothing says how the training images are normalised: the teacher gets them as they are"
+        if said is None
+        else f"and the student's config mean {said.mean}, std {said.std}, which the training images are taken to have: "
+        "the teacher gets them re-normalised from the one to the other"
+    )
+    warnings.warn(
+        f"The teacher was trained on images of mean {wanted.mean}, std {wanted.std}, {how}. If your transform does "
+        "something else, the teacher sees wrong pixels: pass the image processor of your images as processing_class=, "
+        "or teacher=LiveTeacher(teacher, received=InputSpec(mean, std, None)) with your transform's mean and std.",
+        stacklevel=4,
+    )
+
+
+def _first_images(dataset: Any, collate: Callable[[list[Any]], Any]) -> tuple[Tensor | None, bool]:
+    """Images [B, C, H, W] of the first rows, if these can be looked at; whether an image processor made them."""
+    if not isinstance(dataset, Sized) or isinstance(dataset, torch.utils.data.IterableDataset) or len(dataset) == 0:
+        return None, False
+    with kept_random_state():
+        rows = [dataset[i] for i in range(min(PROBED, len(dataset)))]  # type: ignore[index]
+        images = views_as_rows(collate(rows)).get("pixel_values")
+    pictures = not isinstance(rows[0], dict) or not isinstance(rows[0].get("pixel_values"), Tensor)
+    processed = isinstance(collate, ImageCollator) and collate.processor is not None and pictures
+    return (images if isinstance(images, Tensor) and images.ndim == 4 else None), processed
+
+
+def _proved(images: Tensor, candidates: Iterable[InputSpec | None]) -> InputSpec | None:
+    """The candidate under which the pixels are bytes; None where none is, or pixels are too few to tell."""
+    if images.dtype != torch.float32:
+        return None
+    fits = [(_deviation(images, spec), spec) for spec in candidates if spec is not None]
+    deviation, spec = min(fits, key=lambda fit: fit[0], default=(float("inf"), None))
+    return spec if deviation <= TOLERANCE else None
+
+
+def _deviation(images: Tensor, spec: InputSpec) -> float:
+    """How far from whole numbers 0 to 255 the pixels lie that `spec` makes of the images; infinite if out of range.
+
+    Of each channel's distinct values the `SHARE` nearest ones count: an erased rectangle or padding that came after the
+    normalisation is no byte.
+    """
+    channels = images.shape[1]
+    if len(spec.mean) not in (1, channels):
+        return float("inf")
+    worst = 0.0
+    for channel in range(channels):
+        mean, std = (values[channel % len(values)] for values in (spec.mean, spec.std))
+        levels = 255 * (images[:, channel].unique().double() * std + mean)
+        if len(levels) < DISTINCT or levels.min() < -TOLERANCE or levels.max() > 255 + TOLERANCE:
+            return float("inf")
+        off = (levels - levels.round()).abs().sort().values
+        worst = max(worst, off[int(SHARE * (len(off) - 1))].item())
+    return worst
+
+
+def _normalize_of(dataset: Any) -> InputSpec | None:
+    """The statistics of the one `Normalize` in the torchvision transforms of a dataset, if there is exactly one.
+
+    Looked for in what `set_transform` gave a `datasets.Dataset` (a function's variables too), and in the attributes of
+    any other dataset.
+    """
+    if isinstance(dataset, Dataset):
+        holders = _referred(dataset.format["format_kwargs"].get("transform"))
+    else:
+        while isinstance(dataset, torch.utils.data.Subset):
+            dataset = dataset.dataset
+        holders = list(getattr(dataset, "__dict__", {}).values())
+    found = {
+        InputSpec(tuple(map(float, one.mean)), tuple(map(float, one.std)), None)
+        for holder in holders
+        for one in _normalizes(holder)
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def _referred(transform: Any) -> list[Any]:
+    """A transform, or the variables outside of it that a function uses."""
+    if not inspect.isfunction(transform):
+        return [transform]
+    variables = inspect.getclosurevars(transform)
+    return [*variables.nonlocals.values(), *variables.globals.values()]
+
+
+def _normalizes(transform: Any) -> Iterator[v1.Normalize | v2.Normalize]:
+    if isinstance(transform, (v1.Normalize, v2.Normalize)):
+        yield transform
+    elif isinstance(transform, (v1.Compose, v2.Compose)):
+        for part in transform.transforms:
+            yield from _normalizes(part)
+    elif isinstance(transform, nn.Sequential):
+        for part in transform:
+            yield from _normalizes(part)

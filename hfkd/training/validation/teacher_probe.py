@@ -1,0 +1,124 @@
+"""A few rows' energies, kept with a run: a resumed one finds out whether its teacher and its rows are still the same.
+
+What no fingerprint tells: an edited forward or transform, image files replaced, other rows as many as these.
+"""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+from transformers.trainer_utils import has_length
+
+from hfkd.data.he_da import original_images
+from hfkd.losses.items import TOKENS
+from hfkd.losses.temperatures import Fitted
+from hfkd.teachers import CachedTextTeacher, TeacherScan
+from hfkd.teachers.agreement import disagreement, everywhere, spread_rows, tolerance
+from hfkd.teachers.row_reader import RowReader
+from hfkd.teachers.statistics import seen
+from hfkd.training.host import Host
+from hfkd.training.run_identity import FILE, RunRecord, read
+
+ENERGY_TEMPERATURE = 4.0  # where no slot has one
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The energies of some rows at one temperature, and what they come from, which tells how finely they compare."""
+
+    rows: list[int]
+    energies: list[float]
+    energy_temperature: float
+    device: str
+    precision: str
+
+    @classmethod
+    def of(cls, trainer: Host, scan: TeacherScan | None) -> "Probe | None":
+        """Of the scan that thresholds were fitted to, else of a few rows where a run will leave checkpoints."""
+        reader = None if scan else _reader(trainer, _temperature(trainer))
+        if scan is None and (reader is None or trainer.args.save_strategy == "no"):
+            return None
+        rows = spread_rows(len(scan.rows.energy) if scan else len(original_images(trainer.train_dataset)))
+        found = None if reader is None else reader.means(rows)
+        energies = scan.rows.energy[rows] if scan else None if found is None else found[0][:, 0]
+        if energies is None:
+            return None
+        known = [(row, energy) for row, energy in zip(rows, energies.tolist(), strict=True) if math.isfinite(energy)]
+        device, precision = trainer.args.device.type, str(trainer.accelerator.mixed_precision)
+        numbers, values = [row for row, _ in known], [energy for _, energy in known]
+        return cls(numbers, values, _temperature(trainer), device, precision)
+
+    def check(self, trainer: Host, file: Path) -> None:
+        """Raise ValueError, on every rank, unless the trainer's teacher and rows give these energies."""
+        fault = self._fault(trainer) if self.rows else None
+        if not everywhere(fault is None, trainer.accelerator):
+            raise ValueError(
+                f"{file} is of a run with another teacher, or other training rows: {fault or 'on another rank'}; "
+                "resume with what the run was started with, or choose another output_dir"
+            )
+
+    def _fault(self, trainer: Host) -> str | None:
+        dataset = original_images(trainer.train_dataset)
+        if not has_length(dataset) or isinstance(dataset, IterableDataset):
+            return None
+        if len(dataset) <= max(self.rows):
+            return f"it had a row {max(self.rows)}, and there are {len(dataset)} now"
+        stored = torch.tensor(self.energies)[:, None]
+        if isinstance(trainer.teacher, CachedTextTeacher):
+            rows: Any = dataset
+            found = trainer.teacher.scan([rows[row] for row in self.rows], self.energy_temperature)
+            return disagreement(["energy"], self.rows, stored, found.energy[:, None], torch.full((len(stored),), 1e-4))
+        reader = _reader(trainer, self.energy_temperature)
+        live = None if reader is None else reader.means(self.rows)
+        if reader is None or live is None:
+            return None
+        devices = reader.device.type, self.device
+        share = max(tolerance(reader.teacher, precision, *devices) for precision in (reader.precision, self.precision))
+        return disagreement(["energy"], self.rows, stored, live[0][:, :1], live[1] * share)
+
+
+def probed(trainer: Host, checkpoint: str | None, scan: TeacherScan | None) -> RunRecord:
+    """The trainer's record with a probe: that of `checkpoint`, once it is found to hold, else a new one."""
+    earlier = read(checkpoint)
+    values = None if earlier is None else earlier.probe
+    try:
+        probe = None if values is None else Probe(**values)
+    except TypeError:  # of another version
+        probe = None
+    if probe is not None:
+        probe.check(trainer, Path(checkpoint or ".") / FILE)
+    else:
+        probe = Probe.of(trainer, scan)
+    return replace(trainer.record, probe=None if probe is None else asdict(probe))
+
+
+def _temperature(trainer: Host) -> float:
+    slot = trainer.distillation_loss.temperature
+    return slot.energy_temperature if isinstance(slot, Fitted) else ENERGY_TEMPERATURE
+
+
+def _reader(trainer: Host, energy_temperature: float) -> RowReader | None:
+    """None without a live teacher that is asked, or rows that can be looked at without spending them."""
+    dataset = trainer.train_dataset
+    if (
+        trainer.teacher is None
+        or isinstance(trainer.teacher, CachedTextTeacher)
+        or not trainer.distillation_loss.kd_weight
+    ):
+        return None
+    if not has_length(dataset) or isinstance(dataset, IterableDataset):
+        return None
+    return RowReader(
+        trainer.teacher,
+        seen(original_images(dataset), "train"),
+        trainer.data_collator,
+        trainer.rule,
+        1 if trainer.rule is TOKENS else len(spread_rows(len(dataset))),  # a vocabulary's logits take memory
+        energy_temperature,
+        entropy_temperature=3.0,
+        num_classes=trainer.num_classes,
+        precision=str(trainer.accelerator.mixed_precision),
+    )

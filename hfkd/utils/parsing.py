@@ -1,0 +1,138 @@
+"""Dataclasses of settings from the command line and YAML files: one parser for every recipe."""
+
+import argparse
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, cast, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
+
+from hfkd.utils.output_folder import refuse_inputs_as_output
+from hfkd.utils.precedence import merge
+from hfkd.utils.setting_types import TextLoader, typed
+
+
+class Parsed(tuple[Any, ...]):
+    """The dataclasses that `parse` has filled. given: the names of what the command line and --config gave."""
+
+    given: frozenset[str]
+
+    def __new__(cls, parts: Sequence[Any], given: frozenset[str]) -> "Parsed":
+        parsed = super().__new__(cls, parts)
+        parsed.given = given
+        return parsed
+
+
+def parse(
+    dataclasses: Sequence[type],
+    argv: Sequence[str] | None = None,
+    defaults: Sequence[str | Path | Mapping[str, Any]] = (),
+    **parser_options: Any,
+) -> Parsed:
+    """Parse `argv` into dataclasses. The command line wins over `--config FILE.yaml ...`, which wins over `defaults`.
+
+    Of several files the later ones win. `defaults`, a recipe's protocol, are YAML files too, or mappings of settings. A
+    setting that a later one leaves without effect gives way to it, see `hfkd.utils.precedence`. Raises ValueError for a
+    key that no dataclass has, with the closest one that exists; for a value that its field does not take; and for an
+    output_dir that is one of the inputs.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    _show_log()
+    parser, flags = _parser(dataclasses, **parser_options), _flags(dataclasses, argv)
+    hints = {f.name: get_type_hints(cls)[f.name] for cls in dataclasses for f in fields(cls) if f.init}
+    files = [_layer(source, hints) for source in flags.pop("config", [])]
+    settings = merge([*(_layer(source, hints) for source in defaults), *files, flags])
+    for action in parser._actions:  # a setting that the file gives is no longer required on the command line
+        if action.dest in settings:
+            action.required = False
+    parser.set_defaults(**settings)
+    *parts, rest = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    del rest.config
+    parsed = Parsed(parts, frozenset().union(flags, *files))
+    found = {name: value for part in parts for name, value in vars(part).items()}
+    _refuse_what_is_not_done(settings, found)
+    refuse_inputs_as_output(found)
+    return parsed
+
+
+def _refuse_what_is_not_done(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raise ValueError for a do_train, do_eval or do_predict that says otherwise than what the command does."""
+    scores = bool(found.get("evaluate_only"))
+    done = {"do_train": not scores, "do_eval": scores or found.get("eval_strategy") != "no", "do_predict": False}
+    instead = {
+        "do_train": "whether a network is trained is for train_teacher.py --evaluate_only to say, other recipes train",
+        "do_eval": "whether a run evaluates is said by eval_strategy",
+        "do_predict": "no recipe predicts; evaluation is said by eval_strategy",
+    }
+    for name in done:
+        if name in wanted and wanted[name] != done[name]:
+            raise ValueError(f"{name}={wanted[name]}: {instead[name]}; leave {name} out")
+
+
+def _parser(dataclasses: Sequence[type], **options: Any) -> HfArgumentParser:
+    parser = HfArgumentParser(cast(Any, list(dataclasses)), allow_abbrev=False, **options)
+    said = "Settings to start from; later files win, and flags over all."
+    parser.add_argument("--config", metavar="FILE.yaml", nargs="+", action="extend", default=[], help=said)
+    for action in parser._actions:
+        if action.type is string_to_bool and action.nargs is None:  # `bool | None`: let a bare --bf16 mean true
+            action.nargs, action.const = "?", True
+    return parser
+
+
+def _flags(dataclasses: Sequence[type], argv: Sequence[str]) -> dict[str, Any]:
+    """What the command line itself says, by name; what it says wrongly is for the parser proper to tell."""
+    parser = _parser(dataclasses, add_help=False)
+    for action in parser._actions:
+        action.default, action.required = argparse.SUPPRESS, False
+    return vars(parser.parse_known_args(argv)[0])
+
+
+def _show_log() -> None:
+    """A recipe's user sees what hfkd logs (resumed from where, thresholds, what was passed over), once."""
+    logger = logging.getLogger("hfkd")
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("[%(levelname)s|%(name)s] %(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False  # libraries that are loaded later give the root logger a handler of its own
+        logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+
+
+def _layer(source: str | Path | Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a file, or of a mapping, each as its field wants it."""
+    where = "settings" if isinstance(source, Mapping) else f"--config {source}"
+    settings = dict(source) if isinstance(source, Mapping) else read_settings(source)
+    check_known(settings, set(hints), where)
+    return {name: typed(value, hints[name], f"{where}: {name}") for name, value in settings.items()}
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings of a YAML file (safe loader: no code), as text: what a word means is for its field to say."""
+    try:
+        settings = yaml.load(Path(path).read_text(encoding="utf-8"), TextLoader)
+    except FileNotFoundError:
+        raise ValueError(f"--config {path}: there is no such file") from None
+    except OSError as error:
+        raise ValueError(f"--config {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"--config {path} is not a YAML file of settings: {error}") from error
+    settings = {} if settings is None else settings
+    if not isinstance(settings, dict) or not all(isinstance(k, str) for k in settings):
+        held = "names that are not text" if isinstance(settings, dict) else f"a {type(settings).__name__}"
+        raise ValueError(f"--config {path} must hold `name: value` lines, and holds {held}")
+    return settings
+
+
+def check_known(settings: Mapping[str, Any], known: set[str], where: str) -> None:
+    """Raise ValueError for a setting that is not in `known`."""
+    for key in settings:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            raise ValueError(f"{where}: unknown setting {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))

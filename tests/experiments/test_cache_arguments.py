@@ -1,0 +1,90 @@
+"""A complete cache is used without its teacher, unless the teacher's files are other ones."""
+
+import pytest
+import torch
+from text_toys import language_model, taught_model, token_dataset, tokenizer
+
+from hfkd.experiments.cache_arguments import TeacherCacheArguments
+from hfkd.models.language import causal_lm
+from hfkd.teachers import CachedTextTeacher
+from hfkd.teachers.source import model_source
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Asks the flags for a teacher, and says how often it was loaded."""
+    taught_model().save_pretrained(tmp_path / "teacher")
+    loads = []
+
+    def teacher(name=None):
+        def load():
+            loads.append(name)
+            return causal_lm(name or tmp_path / "teacher")
+
+        cache = TeacherCacheArguments(teacher_cache=str(tmp_path / "cache"), teacher_cache_k=4)
+        name = name or str(tmp_path / "teacher")
+        return cache.teacher(load, name, token_dataset(), language_model(), tokenizer(), 2.0), len(loads)
+
+    return teacher
+
+
+def test_it_is_loaded_once(ask, tmp_path):
+    assert isinstance(ask()[0], CachedTextTeacher)
+    assert ask()[1] == 1
+
+
+def test_files_touched_or_copied_are_the_same(ask, tmp_path):
+    ask()
+    for file in (tmp_path / "teacher").iterdir():
+        content = file.read_bytes()
+        file.unlink()
+        file.write_bytes(content)
+    assert ask()[1] == 1
+
+
+def test_a_teacher_trained_further_under_its_name_is_refused(ask, tmp_path):
+    ask()
+    other = taught_model()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.01)
+    other.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(ValueError, match="holds another teacher cache: its teacher is"):
+        ask()
+
+
+def test_another_file_of_the_same_teacher_is_compared_once(ask, tmp_path):
+    ask()
+    (tmp_path / "teacher" / "generation_config.json").write_text("{}")
+    assert [ask()[1], ask()[1]] == [2, 2]
+
+
+def test_what_is_damaged_is_made_again(ask, tmp_path):
+    rows = list(token_dataset())
+    whole = ask()[0].look_up(rows)
+    shard = tmp_path / "cache" / "shard-00000.arrow"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.unlink()
+    shard.write_bytes(content)
+    again, loads = ask()
+    assert loads == 2
+    assert all(torch.equal(again.look_up(rows)[name], values) for name, values in whole.items())
+
+
+def test_a_model_without_files_has_no_source(tmp_path):
+    assert model_source(tmp_path) is None
+    assert model_source(tmp_path / "nowhere") is None
+    assert model_source("nobody/nothing") is None
+
+
+def test_an_adapter_has_its_base_models_files(tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{tmp_path / "base"}"}}')
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    language_model().save_pretrained(tmp_path / "base")
+    before = model_source(adapter)
+    assert model_source(adapter) == before
+    language_model(seed=3).save_pretrained(tmp_path / "base")
+    assert model_source(adapter) != before

@@ -1,0 +1,49 @@
+"""Which settings make another run of it, and which do not."""
+
+from dataclasses import fields, replace
+
+import pytest
+from toys import arguments
+from transformers import TrainingArguments
+
+from hfkd.arguments import DistillationArguments
+from hfkd.data import ImageDataArguments
+from hfkd.experiments.resume import DECISIVE, INDIFFERENT, deciding
+from hfkd.models import NetworkArguments
+
+
+def names(*classes):
+    return {f.name for cls in classes for f in fields(cls)}
+
+
+def test_every_flag_of_ours_is_decisive_or_named_as_indifferent(tmp_path):
+    ours = names(NetworkArguments, ImageDataArguments, DistillationArguments) - names(TrainingArguments)
+    settings = deciding(NetworkArguments(), ImageDataArguments(), arguments(tmp_path))
+    assert ours >= INDIFFERENT
+    assert names(TrainingArguments) >= set(DECISIVE)
+    assert settings.keys() == ours - INDIFFERENT | set(DECISIVE)
+    assert not any("_dir" in name or "hub" in name or "logging" in name for name in settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "another"),
+    [
+        ({"adam_beta2": 0.9}, True),
+        ({"dataloader_drop_last": True}, True),
+        ({"on_nan": "ignore"}, True),
+        ({"lr_scheduler_kwargs": {"num_cycles": 2}}, True),
+        ({"model_license": "mit"}, False),
+        ({"dataloader_num_workers": 2}, False),
+        ({"scan_cache_dir": "elsewhere"}, False),
+    ],
+)
+def test_what_makes_another_run(tmp_path, change, another):
+    networks, data = NetworkArguments(), ImageDataArguments()
+    before, after = (deciding(networks, data, arguments(tmp_path, **more)) for more in ({}, change))
+    assert (before != after) is another
+
+
+def test_where_the_images_are_held_makes_no_other_run(tmp_path):
+    networks, data, args = NetworkArguments(), ImageDataArguments(), arguments(tmp_path)
+    assert deciding(networks, replace(data, resident=False), args) == deciding(networks, data, args)
+    assert deciding(networks, replace(data, crop_padding=2), args) != deciding(networks, data, args)

@@ -1,0 +1,53 @@
+"""What the page of an image run is given."""
+
+import pytest
+import torch
+from torch import nn
+from toys import arguments
+
+from hfkd import DistillationTrainer
+from hfkd.data import ImageTransform
+from hfkd.data.digits import load_digits
+from hfkd.experiments.image_run import page_data
+from hfkd.losses.functional import energy
+
+
+@pytest.fixture
+def training(tmp_path):
+    data = load_digits()[0].select(range(32)).with_transform(ImageTransform(padding=0))
+    torch.manual_seed(0)
+    student, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10)) for _ in range(2))
+
+    def made(**slots):
+        settings = {"max_steps": 1, "scan_cache_dir": str(tmp_path / "scans")}
+        given = {"train_dataset": data}
+        return DistillationTrainer(student, teacher, arguments(tmp_path / "run", **settings | slots), **given)
+
+    return made
+
+
+@pytest.mark.parametrize("he_da", ["none", "paper"])
+def test_energies_are_those_that_the_thresholds_are_compared_with(training, he_da):
+    """HE-DA scans at a temperature of its own, and thresholds that are given or resumed come without any scan."""
+    trainer = training(temperature="energy(energy_temperature=1.0, thresholds=(-3.0, -2.0))", he_da=he_da)
+    images = torch.stack([row["pixel_values"] for row in trainer.train_dataset])
+    trainer.train()
+    shown = page_data(trainer)
+    assert shown["thresholds"] == (-3.0, -2.0)
+    torch.testing.assert_close(shown["energies"], energy(trainer.teacher(pixel_values=images).cpu(), 1.0))
+
+
+def test_no_batch_is_larger_than_evaluations(training):
+    """512 images at once would be too many for a large teacher's memory, at the end of a long run."""
+    trainer = training(temperature="energy", per_device_eval_batch_size=8)
+    trainer.train()
+    sizes = []
+    trainer.teacher.register_forward_pre_hook(
+        lambda _, args, inputs: sizes.append(len(inputs["pixel_values"])), with_kwargs=True
+    )
+    shown = page_data(trainer)
+    assert max(sizes) == 8
+    assert shown["lowest_probabilities"].shape == shown["highest_probabilities"].shape == (16, 10)
+    lowest = [trainer.train_dataset[i] for i in shown["energies"].argsort()[:16].tolist()]
+    expected = trainer.teacher(**trainer.data_collator(lowest)).softmax(-1)
+    torch.testing.assert_close(shown["lowest_probabilities"], expected)

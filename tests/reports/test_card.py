@@ -1,0 +1,174 @@
+"""The model card is true: metrics of the saved weights, no base for fresh ones, no method without distillation."""
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from text_toys import TokenRows, language_model, tokenizer
+from toys import Net, Rows, arguments, teacher
+from transformers import TrainerState
+
+from hfkd import DistillationTrainer
+from hfkd.models import Peers
+from hfkd.reports.card import FILE, evaluation
+
+
+def card(folder):
+    return ModelCard.load(folder / FILE)
+
+
+def trained(folder, **keywords):
+    slots = {k: keywords.pop(k) for k in ("objective", "kd_weight", "ce_weight") if k in keywords}
+    taught = None if slots.get("kd_weight") == 0 else teacher()
+    args = arguments(folder, eval_strategy="steps", eval_steps=1, **keywords)
+    trainer = DistillationTrainer(Net(), taught, args, train_dataset=Rows(), eval_dataset=Rows(8), **slots)
+    trainer.train()
+    return trainer
+
+
+def test_a_bare_module_and_a_data_set_nobody_named(tmp_path):
+    trained(tmp_path, model_license="apache-2.0").create_model_card(tags=["mine"])
+    data, text = card(tmp_path).data.to_dict(), card(tmp_path).text
+    assert data["library_name"] == "pytorch"
+    assert data["tags"] == ["hfkd", "knowledge-distillation", "mine"]
+    assert data["license"] == "apache-2.0"
+    assert "model-index" not in data
+    assert "datasets" not in data
+    assert "base_model" not in data
+    assert "model.load_state_dict" in text
+    assert "| loss | " in text
+    assert "the evaluation split" not in text
+
+
+def test_without_a_teacher_nothing_was_distilled(tmp_path):
+    trained(tmp_path, kd_weight=0.0, ce_weight=1.0).create_model_card()
+    assert card(tmp_path).data.to_dict()["tags"] == ["hfkd"]
+    text = card(tmp_path).text
+    assert "trained on the labels alone" in text
+    assert "None is stated" in text
+    assert "bibtex" not in text
+    assert "| objective |" not in text
+
+
+def test_arguments_win_and_a_table_survives_a_pipe(tmp_path):
+    class Piped:
+        def __call__(self, items, temperature):
+            return temperature * items.student.logits.sum(-1)
+
+        def __repr__(self):
+            return "a | b"
+
+    trainer = trained(tmp_path, objective=Piped(), model_license="mit")
+    trainer.create_model_card(license="gpl-3.0", dataset="owner/data", model_name="mine", finetuned_from="owner/base")
+    data = card(tmp_path).data.to_dict()
+    assert data["license"] == "gpl-3.0"
+    assert data["datasets"] == ["owner/data"]
+    assert data["base_model"] == "owner/base"
+    assert data["model-index"][0]["name"] == "mine"
+    assert data["model-index"][0]["results"][0]["dataset"] == {"name": "owner/data", "type": "owner/data"}
+    assert "| objective | a \\| b |" in card(tmp_path).text
+    assert "on 8 rows of the evaluation split of owner/data" in card(tmp_path).text
+
+
+def test_a_base_that_is_a_folder_here_is_nobody_elses(tmp_path, monkeypatch):
+    for name, base in (("gpt2", "gpt2"), ("fresh", None), (str(tmp_path), None)):
+        model = language_model()
+        model.name_or_path = name
+        args = arguments(tmp_path / "run")
+        trainer = DistillationTrainer(
+            model, None, args, ce_weight=1, kd_weight=0, train_dataset=TokenRows(), processing_class=tokenizer()
+        )
+        trainer.details = {"from_config": name == "fresh"}
+        trainer.create_model_card()
+        assert card(tmp_path / "run").data.to_dict().get("base_model") == base
+
+
+@pytest.mark.parametrize(("step", "metrics"), [(4, {"accuracy": 0.5}), (2, {"accuracy": 0.7}), (5, {})])
+def test_metrics_are_those_of_the_weights_that_are_saved(step, metrics):
+    history = [
+        {"step": 2, "eval_accuracy": 0.7, "eval_runtime": 1.0, "eval_samples_per_second": 3.0},
+        {"step": 2, "loss": 1.0},
+        {"step": 4, "eval_accuracy": 0.5, "eval_loss": float("nan"), "eval_model_preparation_time": 0.1},
+        {"step": 4, "eval_accuracy": 0.9, "other_set_rows": 64},
+    ]
+    assert evaluation(TrainerState(log_history=history), step) == metrics
+
+
+def test_a_token_never_gets_into_the_card(tmp_path):
+    trainer = trained(tmp_path, hub_token="planted-token")
+    trainer.create_model_card(tags=["planted-token"], model_name="hf_0123456789")
+    assert "planted" not in (tmp_path / FILE).read_text()
+    assert yaml.safe_load((tmp_path / FILE).read_text().split("---\n")[1])["tags"][-1] == "HIDDEN"
+    assert "hf_" not in (tmp_path / FILE).read_text()
+
+
+def test_the_example_names_the_repository_before_there_is_one(tmp_path):
+    args = arguments(tmp_path, hub_model_id="someone/named")
+    rows = {"train_dataset": TokenRows(), "processing_class": tokenizer()}
+    DistillationTrainer(language_model(), None, args, ce_weight=1, kd_weight=0, **rows).create_model_card()
+    assert "# named\n" in card(tmp_path).text
+    assert 'AutoModelForCausalLM.from_pretrained("someone/named")' in card(tmp_path).text
+
+
+def test_a_teacher_that_is_called_like_a_method_is_no_method(tmp_path):
+    class DKD(Net):
+        """A network."""
+
+    args = arguments(tmp_path)
+    DistillationTrainer(Net(), DKD(), args, train_dataset=Rows()).create_model_card()
+    text = card(tmp_path).text
+    assert "distilled from DKD (" in text
+    assert "hinton2015distilling" in text
+    assert "zhao2022decoupled" not in text
+
+
+def test_peers_taught_each_other(tmp_path):
+    args = arguments(tmp_path)
+    DistillationTrainer(Peers([Net(), Net()]), None, args, train_dataset=Rows()).create_model_card()
+    text = card(tmp_path).text
+    assert "networks that taught each other" in text
+    assert "labels alone" not in text
+    assert "| objective | KD(" in text
+    assert "zhang2018mutual" in text
+    assert "knowledge-distillation" in card(tmp_path).data.to_dict()["tags"]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "entries"),
+    [
+        ({"tasks": "image-classification"}, {"pipeline_tag": "image-classification"}),
+        ({"tasks": ["feature-extraction", "other"]}, {"pipeline_tag": "feature-extraction"}),
+        ({"dataset_tags": "owner/beans"}, {"datasets": ["owner/beans"]}),
+        ({"dataset_tags": ["a/b", "c/d"], "dataset": ["B", "D"]}, {"datasets": ["a/b", "c/d"]}),
+        ({"dataset": "beans", "dataset_args": "clean"}, {}),
+    ],
+)
+def test_the_keywords_of_transformers_examples(tmp_path, keywords, entries):
+    trained(tmp_path).create_model_card(finetuned_from="a/b", tags=["vision"], **keywords)
+    data = card(tmp_path).data.to_dict()
+    assert entries.items() <= data.items()
+    if len(keywords) == 2:
+        (result,) = data["model-index"][0]["results"]
+        names = {"name": "B, D", "type": "a/b"}
+        assert result["dataset"] == (
+            names if "dataset_tags" in keywords else dict.fromkeys(("name", "type"), "beans") | {"config": "clean"}
+        )
+
+
+def test_the_order_of_the_arguments_is_trainers(tmp_path):
+    trained(tmp_path).create_model_card("en", "mit", ["mine"], "called")
+    data = card(tmp_path).data.to_dict()
+    assert (data["language"], data["license"], data["tags"][-1]) == ("en", "mit", "mine")
+    assert "# called\n" in card(tmp_path).text
+    with pytest.raises(TypeError, match="licence"):
+        trained(tmp_path / "other").create_model_card(licence="mit")
+
+
+def test_no_word_of_the_card_adds_a_line_to_it(tmp_path):
+    evil = "fine\n\n# Evil\n| a | b |"
+    run = trained(tmp_path)
+    keywords = dict.fromkeys(("license", "model_name", "dataset", "tasks", "dataset_args", "finetuned_from"), evil)
+    run.create_model_card(**keywords)
+    text = (tmp_path / "README.md").read_text()
+    assert "\n# Evil" not in text.split("---\n", 2)[2]
+    assert "\n| a | b |" not in text.split("---\n", 2)[2]
+    assert card(tmp_path).data.to_dict()["license"] == "fine # Evil | a | b |"

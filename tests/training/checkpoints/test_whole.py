@@ -1,0 +1,242 @@
+"""A checkpoint has its name when it is whole, and loses it before it goes; one that is not whole is never loaded."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from processes import on_ranks
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from toys import Net, Rows, arguments, teacher
+from transformers import PrinterCallback
+
+import hfkd.training.checkpoints.whole
+from hfkd import DistillationTrainer
+from hfkd.training.checkpoints.whole import MANIFEST, UNFINISHED, checkpoint_to_resume, incomplete, last_checkpoint
+
+SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+
+
+def make(folder, width=4, **keywords):
+    rows = {"train_dataset": Rows(), "eval_dataset": Rows(13, seed=3)}
+    trainer = DistillationTrainer(Net(width), teacher(), arguments(folder, **(SAVING | keywords)), **rows)
+    trainer.remove_callback(PrinterCallback)  # what a test prints is written to a file too
+    return trainer
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def three_steps(tmp_path_factory):
+    """A finished run with a checkpoint at each of its three steps, to be copied."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    torch.manual_seed(0)
+    make(folder).train()
+    return folder
+
+
+@pytest.fixture
+def saved(three_steps, tmp_path):
+    return Path(shutil.copytree(three_steps, tmp_path / "run"))
+
+
+# ---- whole ------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_lists_its_files(saved):
+    assert names(saved) == ["checkpoint-1", "checkpoint-2", "checkpoint-3", "distillation.json"]
+    sizes = json.loads((saved / "checkpoint-2" / MANIFEST).read_text())
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} < set(sizes)
+    assert {MANIFEST, *sizes} == set(names(saved / "checkpoint-2"))
+    assert last_checkpoint(saved) == str(saved / "checkpoint-3")
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("model.safetensors", "missing"),
+        ("optimizer.pt", "missing"),
+        ("rng_state.pth", "cut"),
+        ("trainer_state.json", "cut"),
+        (MANIFEST, "missing"),
+        (MANIFEST, "cut"),
+    ],
+)
+def test_one_that_lacks_something_is_passed_over_and_refused_by_name(saved, caplog, name, harm):
+    broken = saved / "checkpoint-3" / name
+    broken.unlink() if harm == "missing" else os.truncate(broken, 10)
+    again = make(saved, max_steps=4)
+    if name != MANIFEST or harm == "cut":
+        with pytest.raises(ValueError, match="checkpoint-3 is no complete checkpoint: .*; name another one"):
+            again.train(resume_from_checkpoint=str(saved / "checkpoint-3"))
+    again.train(resume_from_checkpoint=True)
+    assert "checkpoint-3 is not complete and is passed over" in caplog.text
+    assert again.state.global_step == 4
+    assert incomplete(saved / "checkpoint-3") is None  # it was written anew
+
+
+def test_a_checkpoint_of_plain_trainer_is_taken_by_its_name_only(saved):
+    (saved / "checkpoint-3" / MANIFEST).unlink()
+    assert last_checkpoint(saved) == str(saved / "checkpoint-2")
+    named = str(saved / "checkpoint-3")
+    assert checkpoint_to_resume(named, saved) == named
+    with pytest.raises(
+        ValueError, match="resume_from_checkpoint=nowhere is no complete checkpoint: nowhere/files.json"
+    ):
+        checkpoint_to_resume("nowhere", saved)
+
+
+def test_a_finished_run_that_is_resumed_trains_no_further(saved):
+    again = make(saved)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 3
+    for name, parameter in load_file(saved / "checkpoint-3" / "model.safetensors").items():
+        assert torch.equal(again.model.state_dict()[name], parameter), name
+
+
+@pytest.mark.parametrize("max_steps", [8, 6])  # ends with its second epoch, and in the middle of it
+def test_a_checkpoint_at_the_end_of_an_epoch_holds_its_evaluation(tmp_path, max_steps):
+    trainer = make(tmp_path, save_steps=2, max_steps=max_steps, eval_strategy="epoch")
+    trainer.train()
+    for step, evaluated in {2: 0, 4: 1, 6: 1 + (max_steps == 6), 8: 2}.items():
+        if step <= max_steps:
+            state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
+            assert sum("eval_loss" in entry for entry in state["log_history"]) == evaluated
+
+
+def test_what_a_stopped_job_left_is_deleted_with_a_message(tmp_path, caplog):
+    half = tmp_path / UNFINISHED / "checkpoint-2"
+    half.mkdir(parents=True)
+    (half / "model.safetensors").write_bytes(b"half")
+    (tmp_path / ".results.json.0123.part").write_bytes(b"half")
+    make(tmp_path, save_strategy="no").train()
+    assert names(tmp_path) == ["distillation.json"]
+    for name in (f"{UNFINISHED}/checkpoint-2", ".results.json.0123.part"):
+        assert f"{name} was left half done by a job that was stopped, and is deleted" in caplog.text
+
+
+def test_a_student_is_saved_without_what_a_killed_save_had_written(tmp_path):
+    (tmp_path / UNFINISHED / "model").mkdir(parents=True)
+    (tmp_path / UNFINISHED / "model" / "adapter_model.safetensors").write_bytes(b"half")
+    make(tmp_path).save_model()
+    assert "model.safetensors" in names(tmp_path)
+    assert not {"adapter_model.safetensors", UNFINISHED} & set(names(tmp_path))
+
+
+@pytest.mark.parametrize("error", [OSError(), SafetensorError("")])
+def test_an_error_without_words_names_the_checkpoint_too(tmp_path, monkeypatch, error):
+    def fails(*arguments, **keywords):
+        raise error
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match=f"cannot write .*checkpoint-1: {type(error).__name__}; is the disk full"):
+        make(tmp_path).train()
+
+
+def two_ranks(folder, max_steps):
+    """A sitting of a run on two processes, which goes on where the last one ended."""
+    trainer = make(folder, max_steps=max_steps, per_device_train_batch_size=4, save_total_limit=2)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+
+
+def test_two_processes_write_one_checkpoint_and_go_on_from_it(tmp_path):
+    for max_steps in (3, 5):
+        codes = on_ranks(tmp_path / f"log-{max_steps}", 2, two_ranks, str(tmp_path / "run"), max_steps)
+        assert codes == [0, 0], (tmp_path / f"log-{max_steps}-0").read_text()[-3000:]
+    assert names(tmp_path / "run") == ["checkpoint-4", "checkpoint-5", "distillation.json"]
+    assert incomplete(tmp_path / "run" / "checkpoint-5") is None
+    files = json.loads((tmp_path / "run" / "checkpoint-5" / MANIFEST).read_text())
+    assert {"rng_state_0.pth", "rng_state_1.pth"} < set(files)
+    assert two_ranks_alone(tmp_path / "alone") == load_bytes(tmp_path / "run")
+
+
+def two_ranks_alone(folder):
+    assert on_ranks(f"{folder}-log", 2, two_ranks, str(folder), 5) == [0, 0]
+    return load_bytes(folder)
+
+
+def load_bytes(run):
+    return (run / "checkpoint-5" / "model.safetensors").read_bytes()
+
+
+# ---- Trainer's own rules ------------------------------------------------------------------------------------------
+
+
+def test_the_best_checkpoint_is_found_under_its_name(tmp_path):
+    best = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "learning_rate": 2.0}
+    trainer = make(tmp_path, max_steps=4, save_total_limit=1, **best)
+    trainer.train()
+    step = trainer.state.best_global_step
+    assert step < 4
+    assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{step}")
+    state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == trainer.state.best_model_checkpoint
+    kept = load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors")
+    assert all(torch.equal(trainer.model.state_dict()[name], tensor) for name, tensor in kept.items())
+    assert [n for n in names(tmp_path) if "checkpoint" in n] == [f"checkpoint-{step}"]
+
+
+def test_the_limit_keeps_the_newest(tmp_path):
+    make(tmp_path, max_steps=5, save_total_limit=2).train()
+    assert names(tmp_path) == ["checkpoint-4", "checkpoint-5", "distillation.json"]
+
+
+def test_an_old_checkpoint_loses_its_name_before_its_files(tmp_path, monkeypatch):
+    def interrupted(path, **keywords):
+        assert path.parent.name == UNFINISHED
+        raise KeyboardInterrupt
+
+    trainer = make(tmp_path, max_steps=5, save_total_limit=2)
+    monkeypatch.setattr(hfkd.training.checkpoints.whole.shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert names(tmp_path) == [UNFINISHED, "checkpoint-2", "checkpoint-3", "distillation.json"]
+
+
+def strictly(path):
+    def refuse(word):
+        raise AssertionError(f"{path} holds a bare {word}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_the_state_of_a_run_with_nan_is_json_and_is_resumed(tmp_path):
+    """NaN is null there, as in results.json; in memory it is NaN."""
+
+    def broken(items, temperature):
+        return items.student.logits.sum(-1) * float("nan")
+
+    def made(steps):
+        rows = {"train_dataset": Rows(), "eval_dataset": Rows(13), "objective": broken}
+        given = {"on_nan": "ignore", "eval_strategy": "steps", "eval_steps": 1, "max_steps": steps}
+        return DistillationTrainer(Net(), teacher(), arguments(tmp_path, **(SAVING | given)), **rows)
+
+    trainer = made(3)
+    trainer.train()
+    assert all(entry["loss"] != entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    trainer.save_state()
+    for path in (tmp_path / "trainer_state.json", tmp_path / "checkpoint-3" / "trainer_state.json"):
+        logged = [entry for entry in strictly(path)["log_history"] if "loss" in entry]
+        assert [entry["loss"] for entry in logged] == [None] * 3
+    again = made(4)
+    again.train(resume_from_checkpoint=True)
+    assert [entry["step"] for entry in again.state.log_history if "loss" in entry] == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_of_fp16_training_is_resumed_in_another_precision(three_steps, tmp_path, caplog):
+    """Its scaler is of no use there."""
+    shutil.copytree(three_steps, tmp_path / "run")
+    whole = make(tmp_path / "run", max_steps=4)
+    whole.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    shutil.copytree(three_steps, tmp_path / "scaled")
+    torch.save({"scale": 65536.0}, tmp_path / "scaled" / "checkpoint-2" / "scaler.pt")
+    scaled = make(tmp_path / "scaled", max_steps=4)
+    scaled.train(resume_from_checkpoint=str(tmp_path / "scaled" / "checkpoint-2"))
+    assert "holds the scaler.pt of a run in fp16, and this one is not: it is left" in caplog.text
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, scaled.model.state_dict()[name])

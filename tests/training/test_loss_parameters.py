@@ -1,0 +1,188 @@
+"""A learned temperature in the trainer: trained, saved beside the student, resumed, and the student stays plain."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from toys import Net, Rows, arguments, teacher
+from transformers import AutoModelForImageClassification
+
+from hfkd import DistillationTrainer
+from hfkd.data import ImageTransform
+from hfkd.data.digits import load_digits
+from hfkd.losses.temperatures import Learned
+from hfkd.models import image_classifier
+
+LEARNED = "learned(warmup_epochs=0)"
+
+
+def make(folder, temperature=LEARNED, student=None, rows=None, taught=None, optimizers=(None, None), **keywords):
+    return DistillationTrainer(
+        student or Net(),
+        taught or teacher(),
+        arguments(folder, **keywords),
+        train_dataset=rows or Rows(),
+        temperature=temperature,
+        optimizers=optimizers,
+    )
+
+
+@pytest.mark.parametrize("temperature", [LEARNED, "learned(instance=True, warmup_epochs=0)"])
+def test_it_trains_in_the_students_optimizer(tmp_path, temperature):
+    trainer = make(tmp_path, temperature)
+    before = {k: v.clone() for k, v in trainer.distillation_loss.state_dict().items()}
+    trainer.train()
+    after = trainer.distillation_loss.state_dict()
+    assert before
+    assert all(not torch.equal(before[k], after[k]) for k in before)
+    logs = [entry["temperature"] for entry in trainer.state.log_history if "temperature" in entry]
+    assert len(set(logs)) > 1
+
+
+def test_one_step_is_the_plain_pytorch_step(tmp_path):
+    trainer = make(tmp_path, max_steps=1, per_device_train_batch_size=32)
+    trainer.train()
+    theta, student, taught, rows = torch.ones((), requires_grad=True), Net(), teacher(), Rows()
+    t = 1 + 20 * torch.sigmoid(theta)
+    p = torch.softmax(taught(rows.images) / t, -1)
+    kd = 0.9 * t**2 * (p * (p.log() - torch.log_softmax(student(rows.images) / t, -1))).sum(-1).mean()
+    kd.backward()
+    torch.testing.assert_close(trainer.distillation_loss.temperature.theta, 1 + 0.1 * theta.grad, rtol=0, atol=1e-6)
+
+
+def test_gradient_clipping_counts_it(tmp_path):
+    norms = [make(tmp_path, t, max_steps=1, max_grad_norm=1e9) for t in (LEARNED, "15.621172")]
+    for trainer in norms:
+        trainer.train()
+    with_theta, without = (
+        next(entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry) for trainer in norms
+    )
+    assert with_theta > without
+
+
+def test_the_student_is_saved_without_it_and_it_comes_back_on_resume(tmp_path):
+    whole = make(tmp_path / "whole", max_steps=4)
+    whole.train()
+    make(tmp_path / "parts", max_steps=4, save_strategy="steps", save_steps=2, lr_scheduler_type="constant").train()
+    checkpoint = tmp_path / "parts" / "checkpoint-2"
+    assert all("distillation_loss" not in name for name in load_file(checkpoint / "model.safetensors"))
+    assert list(load_file(checkpoint / "distillation.safetensors")) == ["temperature.theta"]
+    resumed = make(tmp_path / "parts", max_steps=4)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+    assert torch.equal(resumed.distillation_loss.temperature.theta, whole.distillation_loss.temperature.theta)
+
+
+def test_a_checkpoint_of_another_loss_is_refused(tmp_path):
+    make(tmp_path, save_strategy="steps", save_steps=2).train()
+    save_file({"temperature.other": torch.ones(())}, tmp_path / "checkpoint-2" / "distillation.safetensors")
+    with pytest.raises(ValueError, match="does not hold what Learned"):
+        make(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_a_saved_student_is_a_plain_model(tmp_path):
+    rows = load_digits()[0].select(range(32)).with_transform(ImageTransform())
+    student, taught = (image_classifier("cifar_resnet20", num_labels=10) for _ in range(2))
+    trainer = make(tmp_path, student=student, rows=rows, taught=taught, max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    student.save_pretrained(tmp_path / "by hand")
+    for folder in (tmp_path, tmp_path / "by hand"):
+        loaded, info = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
+        assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        assert loaded.state_dict().keys() == student.state_dict().keys()
+    assert (tmp_path / "distillation.safetensors").is_file()
+
+
+def test_the_student_is_plain_before_training_and_however_it_ends(tmp_path):
+    trainer, plain = make(tmp_path), Net().state_dict().keys()
+    assert trainer.model.state_dict().keys() == plain
+    trainer.step = lambda *a: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    assert trainer.model.state_dict().keys() == plain
+    assert len(list(trainer.model.parameters())) == len(plain)
+
+
+def test_training_a_second_time_goes_on_with_the_same_optimizer(tmp_path):
+    """Twice three steps of momentum are six, since Trainer keeps the optimizer."""
+    twice, six = (
+        make(tmp_path / str(n), optim_args="momentum=0.9", max_steps=n, per_device_train_batch_size=32) for n in (3, 6)
+    )
+    twice.train()
+    twice.train()
+    six.train()
+    theta, wanted = (trainer.distillation_loss.temperature.theta for trainer in (twice, six))
+    torch.testing.assert_close(theta, wanted)
+    for name, value in six.model.state_dict().items():
+        torch.testing.assert_close(twice.model.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("temperature", [LEARNED, "4.0"])
+def test_a_student_trained_before_is_rid_of_the_earlier_loss(tmp_path, temperature):
+    first = make(tmp_path, max_steps=1)
+    first.train()
+    again = make(tmp_path / "other", temperature, student=first.model)
+    assert again.record.student == first.record.student
+    again.train()
+    mine = {id(p) for p in [*again.model.parameters(), *again.distillation_loss.parameters()]}
+    assert {id(p) for group in again.optimizer.param_groups for p in group["params"]} == mine
+
+
+@pytest.mark.parametrize("how", ["optimizers=", "an attribute", "create_optimizer, early"])
+@pytest.mark.parametrize("temperature", [LEARNED, "learned(instance=True, warmup_epochs=0)"])
+def test_another_optimizer_than_the_trainers_trains_it_too(tmp_path, caplog, temperature, how):
+    torch.manual_seed(0)
+    whole = make(tmp_path / "whole", temperature)
+    whole.train()
+    torch.manual_seed(0)
+    student = Net()
+    own = torch.optim.SGD(student.parameters(), lr=0.1)
+    trainer = make(
+        tmp_path / "own", temperature, student, **({"optimizers": (own, None)} if how == "optimizers=" else {})
+    )
+    if how == "an attribute":
+        trainer.optimizer = own
+    elif how == "create_optimizer, early":
+        trainer.create_optimizer()
+    trainer.train()
+    assert "joins the optimizer that was given, as a group of its own: {'lr': 0.1, 'weight_decay': 0" in caplog.text
+    for name, value in whole.distillation_loss.state_dict().items():
+        torch.testing.assert_close(trainer.distillation_loss.state_dict()[name], value, msg=name)
+
+
+def test_an_optimizer_that_has_it_already_is_left_alone(tmp_path, caplog):
+    student, temperature = Net(), Learned(warmup_epochs=0)
+    own = torch.optim.SGD([{"params": student.parameters()}, {"params": temperature.parameters(), "lr": 1.0}], lr=0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(own)
+    make(tmp_path, temperature, student, optimizers=(own, schedule)).train()
+    assert len(own.param_groups) == 2
+    assert temperature.theta != 1
+    assert "joins" not in caplog.text
+
+
+def test_a_schedule_that_would_not_move_its_rate_is_refused(tmp_path):
+    student = Net()
+    own = torch.optim.SGD(student.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(own)
+    with pytest.raises(ValueError, match=r"Learned.* learns, and optimizers=\(optimizer, scheduler\) have no part"):
+        make(tmp_path / "run", student=student, optimizers=(own, schedule))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_subclass_whose_optimizer_leaves_it_out_is_told_before_the_first_step(tmp_path):
+    class OwnOptimizer(DistillationTrainer):
+        def create_optimizer(self, model=None):
+            self.optimizer = torch.optim.SGD([self.model.head.weight], lr=0.1)
+            return self.optimizer
+
+    trainer = OwnOptimizer(Net(), teacher(), arguments(tmp_path), train_dataset=Rows(), temperature=LEARNED)
+    with pytest.raises(ValueError, match=r"Learned.* learns, and the optimizer does not train it"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_what_would_not_train_it_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="ddp_find_unused_parameters"):
+        make(tmp_path, ddp_find_unused_parameters=True)
+    assert not list(tmp_path.iterdir())

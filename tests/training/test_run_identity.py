@@ -1,0 +1,226 @@
+"""A folder holds one run: the same may go on, another is refused."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from toys import Net, Rows, arguments, teacher
+
+from hfkd.data import ImageTransform
+from hfkd.data.digits import load_digits
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.temperatures import Energy, Gradation
+from hfkd.models import image_classifier
+from hfkd.teachers import LiveTeacher, Teachers
+from hfkd.trainer import DistillationTrainer
+from hfkd.training.run_identity import FILE, RunRecord, network, read
+
+
+def record(student=None, taught=None, seed=0, **loss):
+    return RunRecord.of(student or Net(), LiveTeacher(taught or teacher()), DistillationLoss(**loss), seed)
+
+
+def left_by(folder, **keywords):
+    loss = DistillationLoss(**{k: v for k, v in keywords.items() if k not in ("student", "taught", "seed")})
+    record(**keywords).write(folder, loss)
+    return folder
+
+
+def test_it_comes_back(tmp_path):
+    mine = record(temperature="energy(ratio=0.2)", weighting="entropy", seed=4)
+    mine.write(tmp_path, DistillationLoss())
+    assert read(tmp_path) == mine
+    assert mine.student == "Net (137 parameters)"
+    assert mine.loss["ce_weight"] == 0.1
+    assert "ratio=0.2" in mine.loss["temperature"]
+
+
+def test_the_same_run_is_accepted(tmp_path):
+    record(temperature="energy").refuse_other(tmp_path / "not there")
+    record(temperature="energy").refuse_other(tmp_path)
+    left_by(tmp_path, temperature="energy")
+    record(temperature="energy").refuse_other(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("other", "name", "here", "there"),
+    [
+        ({"objective": "dkd(beta=2.0)"}, "objective", r"KD\(.*", r"DKD\(.*beta=2.0.*"),
+        ({"temperature": "3.0"}, "temperature", r"Constant\(temperature=4\.0\)", r"Constant\(temperature=3\.0\)"),
+        ({"weighting": "entropy"}, "weighting", r"Uniform\(\)", r"Entropy\(.*"),
+        ({"kd_weight": 0.5}, "kd_weight", "0.9", "0.5"),
+        ({"seed": 1}, "seed", "0", "1"),
+        ({"taught": Net(32)}, "teacher", r"Net \(533 parameters", r"Net \(1,061 parameters"),
+        ({"student": Net(6)}, "student", r"Net \(137 parameters\)", r"Net \(203 parameters\)"),
+    ],
+)
+def test_another_run_is_refused_with_both_values(tmp_path, other, name, here, there):
+    left_by(tmp_path, **other)
+    with pytest.raises(ValueError, match=rf"another run: its {name} is {there}.*, this one's is {here}.*; choose"):
+        record().refuse_other(tmp_path)
+
+
+def images(rows=16, **transform):
+    return load_digits()[0].select(range(rows)).with_transform(ImageTransform(augment=True, **transform))
+
+
+@pytest.mark.parametrize("other", [{"rows": 12}, {"views": 2}, {"padding": 2}, {"seed": 1}])
+def test_other_training_images_are_another_run(tmp_path, other):
+    loss = DistillationLoss(ce_weight=1.0, kd_weight=0.0)
+    of = partial(RunRecord.of, Net(), None, loss, 0)
+    of(dataset=images()).write(tmp_path, loss)
+    of(dataset=images()).refuse_other(tmp_path)
+    of().refuse_other(tmp_path)  # a trainer that only evaluates
+    with pytest.raises(ValueError, match=r"its data is 16 rows, ImageTransform\(.*, this one's is 1\d rows"):
+        of(dataset=images(**other)).refuse_other(tmp_path)
+    stored = json.loads((tmp_path / FILE).read_text())
+    (tmp_path / FILE).write_text(json.dumps({k: v for k, v in stored.items() if k != "data"}))
+    of(dataset=images(**other)).refuse_other(tmp_path)  # of a version that did not record it
+
+
+def test_the_teachers_order_is_the_runs(tmp_path):
+    loss, one, other = DistillationLoss("average"), LiveTeacher(Net(seed=1)), LiveTeacher(Net(seed=2))
+    RunRecord.of(Net(), Teachers([one, other]), loss, 0).write(tmp_path, loss)
+    RunRecord.of(Net(), Teachers([one, other]), loss, 0).refuse_other(tmp_path)
+    with pytest.raises(ValueError, match="its teacher is Net"):
+        RunRecord.of(Net(), Teachers([other, one]), loss, 0).refuse_other(tmp_path)
+
+
+def test_a_run_without_a_teacher_is_another_run(tmp_path):
+    loss = DistillationLoss(ce_weight=1.0, kd_weight=0.0)
+    alone = RunRecord.of(Net(), None, loss, 0)
+    alone.write(tmp_path, loss)
+    alone.refuse_other(tmp_path)
+    with pytest.raises(ValueError, match=r"its teacher is None, this one's is Net \(533 parameters"):
+        RunRecord.of(Net(), LiveTeacher(teacher()), loss, 0).refuse_other(tmp_path)
+
+
+def checkpoint(folder, step, complete=True):
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    if complete:
+        (path / "files.json").write_text("{}")
+    return path
+
+
+def test_the_newest_complete_checkpoint_stands_for_a_folder_without_a_record(tmp_path):
+    left_by(checkpoint(tmp_path, 9), seed=1)
+    left_by(checkpoint(tmp_path, 10), seed=2)
+    left_by(checkpoint(tmp_path, 11, complete=False), seed=3)
+    with pytest.raises(ValueError, match="its seed is 2, this one's is 0"):
+        record().refuse_other(tmp_path)
+    record(seed=2).refuse_other(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "count"), [(Energy(ratio=0.2), 2), (Gradation(), 9), (Energy(thresholds=(-2.0, -1.0)), 2)]
+)
+def test_thresholds_come_back_to_the_digit(tmp_path, temperature, count):
+    loss = DistillationLoss(temperature=temperature)
+    mine = RunRecord.of(Net(), LiveTeacher(teacher()), loss, 0)
+    if loss.unfitted:
+        loss.temperature.fit(-10 * torch.rand(100, generator=torch.Generator().manual_seed(0)))
+    fitted = loss.temperature.thresholds_or_none
+    mine.write(tmp_path, loss)
+    back = read(tmp_path).thresholds
+    assert tuple(back) == fitted
+    assert len(back) == count
+    restored = type(temperature)()
+    restored.restore(tuple(back))
+    assert restored.thresholds == fitted
+    mine.refuse_other(tmp_path)  # fitting does not make it another run
+
+
+def test_no_thresholds_before_the_fit_and_none_for_a_constant(tmp_path):
+    for temperature in ("energy", "4.0"):
+        assert read(left_by(tmp_path, temperature=temperature)).thresholds is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"3",
+        b'{"student": 1}',
+        b'{"unknown": 1}',
+        b"\xff\xfe\x00",
+        b'{"student": "Net", "teacher": null, "loss": "kd", "seed": 0}',
+    ],
+)
+def test_a_record_that_cannot_be_read_is_none(tmp_path, content):
+    (tmp_path / FILE).write_bytes(content)
+    assert read(tmp_path) is None
+    record().refuse_other(tmp_path)
+    left_by(tmp_path)
+    assert read(tmp_path) == record()
+
+
+def test_no_folder_no_record(tmp_path):
+    assert read(None) is None
+    assert read(tmp_path / "nowhere") is None
+
+
+def test_a_lambda_is_the_same_wherever_it_lies_in_memory(tmp_path):
+    def build():
+        loss = DistillationLoss(weighting=eval("lambda items: 1 - items.teacher.logits.softmax(-1).amax(-1)"))
+        return RunRecord.of(Net(), LiveTeacher(teacher()), loss, 0), loss
+
+    (earlier, loss), (mine, other) = build(), build()
+    assert loss.describe()["weighting"] != other.describe()["weighting"]  # each with its address
+    earlier.write(tmp_path, loss)
+    mine.refuse_other(tmp_path)
+    assert mine.loss["weighting"] == "<function <lambda>>"
+
+
+def test_the_file_is_plain_json(tmp_path):
+    stored = json.loads((left_by(tmp_path, weighting="entropy") / FILE).read_text())
+    of_the_scan = {"thresholds", "threshold_level", "probe"}
+    known = {"student", "teacher", "loss", "seed", "data", "teacher_config", "training"}
+    assert stored.keys() == known | of_the_scan
+
+
+def test_a_network_is_named_by_its_architecture():
+    assert network(image_classifier("cifar_resnet20", 7)).startswith("cifar_resnet20 (27")
+    assert network(Net()) == "Net (137 parameters)"
+
+
+def test_another_checkpoint_of_the_same_teacher_is_another_run(tmp_path):
+    loss = DistillationLoss()
+    record().write(tmp_path, loss)
+    other = teacher()
+    with torch.no_grad():
+        other.head.bias += 1
+    with pytest.raises(ValueError, match=r"its teacher is Net \(.*weights"):
+        record(taught=other).refuse_other(tmp_path)
+    record().refuse_other(tmp_path)
+
+
+def trained(folder, **settings):
+    kept = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "learning_rate": 0.05}
+    return DistillationTrainer(Net(), teacher(), arguments(folder, **(kept | settings)), train_dataset=Rows(16))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("learning_rate", 0.5), ("per_device_train_batch_size", 4), ("max_steps", 3)]
+)
+def test_a_folder_with_a_run_that_was_trained_otherwise_is_refused_unless_it_is_resumed(tmp_path, setting, value):
+    trained(tmp_path).train()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    name = {"per_device_train_batch_size": "batch_size"}.get(setting, setting)
+    with pytest.raises(ValueError, match=rf"holds a run with {name}=.*, and this one.* has {name}={value}: choose"):
+        trained(tmp_path, **{setting: value}).train()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    trained(tmp_path).train()  # the same again
+
+
+def test_a_resumed_run_may_be_trained_otherwise_and_says_so(tmp_path, caplog):
+    trained(tmp_path).train()
+    trainer = trained(tmp_path, max_steps=4)
+    with caplog.at_level("WARNING", "hfkd"):
+        trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 4
+    assert "was trained with max_steps=2" in caplog.text

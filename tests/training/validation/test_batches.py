@@ -1,0 +1,106 @@
+"""Batches that leave nothing to train, or nothing to compare."""
+
+import pytest
+import torch
+from text_toys import TokenRows, language_model, taught_model
+from toys import CLASSES, Net, Rows, arguments, teacher
+
+from hfkd import DistillationTrainer
+from hfkd.data.text_collate import TokenCollator
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.items import image_items
+from hfkd.losses.logits import OBJECTIVES
+from hfkd.utils.slots import resolve
+
+
+def make(folder, batch, rows=32, **slots):
+    args = arguments(folder / "run", per_device_train_batch_size=batch, max_steps=-1, num_train_epochs=1)
+    return DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(rows), **slots)
+
+
+@pytest.mark.parametrize(
+    ("slots", "least"),
+    [
+        ({"objective": "dist"}, 3),
+        ({"objective": "standardized(objective='dist')"}, 3),
+        ({"objective": "average(objective='dist(beta=2.0)')"}, 3),
+        ({"weighting": "matched"}, 2),
+        ({"weighting": "matched(weighting='matched')"}, 2),
+    ],
+)
+def test_a_batch_in_which_nothing_can_be_compared_is_refused(tmp_path, slots, least):
+    with pytest.raises(
+        ValueError, match=f"needs {least} or more, and per_device_train_batch_size gives it {least - 1}"
+    ):
+        make(tmp_path, least - 1, **slots)
+    assert not (tmp_path / "run").exists()
+    make(tmp_path, least, **slots)
+
+
+@pytest.mark.parametrize(
+    "slots",
+    [{"objective": "dist(gamma=0.0)"}, {"objective": "mld"}, {"weighting": "matched(weighting='uniform')"}, {}],
+)
+def test_what_compares_nothing_may_have_single_rows(tmp_path, slots):
+    make(tmp_path, 1, 4, **slots).train()
+
+
+def test_a_last_batch_of_one_image_leaves_the_correlation_out(tmp_path):
+    """9 images in batches of 8: the class term of the ninth would be the constant T² whatever the student does."""
+    trainer = make(tmp_path, 8, 9, objective="dist")
+    trainer.train()
+    relations = [entry["relations"] for entry in trainer.state.log_history if "relations" in entry]
+    assert relations[0] > 0
+    assert relations[1] == 0
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("views", [1, 2])
+def test_one_image_alone_is_zero_where_student_equals_teacher(name, views):
+    objective = resolve(name, OBJECTIVES, "objective")
+    z = 3 * torch.randn(views, CLASSES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    v = z.clone().requires_grad_()
+    loss = DistillationLoss(objective, 4.0, ce_weight=0.0, kd_weight=1.0)(image_items(v, z, torch.tensor([1])))[0]
+    gradient = torch.autograd.grad(loss, v)[0]
+    if objective.divergence:
+        torch.testing.assert_close(loss, torch.zeros_like(loss))
+        torch.testing.assert_close(gradient, torch.zeros_like(v))
+
+
+def test_matched_weights_of_single_sequences_are_said_to_be_all_one(tmp_path, caplog):
+    args = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    for weighting, count in (("matched", 1), ("matched(weighting='entropy(level=\"item\")')", 0)):
+        caplog.clear()
+        DistillationTrainer(
+            language_model(),
+            taught_model(),
+            arguments(tmp_path, **args),
+            train_dataset=TokenRows(),
+            data_collator=TokenCollator(0),
+            weighting=weighting,
+        )
+        assert sum("It is of use only where a row holds several documents" in m for m in caplog.messages) == count
+
+
+# ---- dataloader_drop_last --------------------------------------------------------------------------------------------
+
+
+def dropping(folder, rows=32, scored=None, **keywords):
+    args = arguments(folder / "run", dataloader_drop_last=True, **keywords)
+    return DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(rows), eval_dataset=scored)
+
+
+def test_fewer_rows_than_a_batch_of_which_the_last_is_dropped(tmp_path):
+    with pytest.raises(
+        ValueError, match="the 7 rows of train_dataset are fewer than one of 8: nothing would be trained"
+    ):
+        dropping(tmp_path, 7)
+    with pytest.raises(ValueError, match="the 7 rows of eval_dataset are fewer than one of 8: nothing would be scored"):
+        dropping(tmp_path, 8, Rows(7))
+    with pytest.raises(ValueError, match="the 5 rows of small are fewer"):
+        dropping(tmp_path, 8, {"large": Rows(8), "small": Rows(5)})
+    assert not (tmp_path / "run").exists()
+    trainer = dropping(tmp_path, 8, Rows(8), max_steps=2)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert trainer.evaluate()["eval_loss"] > 0
