@@ -28,6 +28,10 @@ def _seed() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _imported_once() -> None:
-    """Keep what is imported out of each garbage collection: a run ends with one, which took longer than its training."""
+    """Leave what is imported out of garbage collections: a run ends with one, which took longer than it trained."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # what is still frozen when the interpreter ends is taken for a leak by some libraries

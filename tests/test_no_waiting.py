@@ -19,8 +19,9 @@ from hfkd.data.resident import HostRows, ResidentImages
 from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import image_items
+from hfkd.losses.learned_temperature import Learned
 from hfkd.losses.logits import OBJECTIVES
-from hfkd.losses.temperatures import Energy, Gradation, Learned
+from hfkd.losses.temperatures import Energy, Gradation
 from hfkd.models import image_classifier
 from hfkd.teachers import CachedTeacher, LiveTeacher
 from hfkd.training.averages import BatchAverage
@@ -36,8 +37,8 @@ TEMPERATURES = {
 
 @pytest.fixture
 def gpu():
-    from hfkd import devices
     from hfkd.data import transforms
+    from hfkd.utils import devices
 
     with FakeGPU() as fake:
         yield fake

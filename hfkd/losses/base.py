@@ -1,28 +1,74 @@
-"""What every objective is: `(Items, T [N]) -> [N]`, one number per item, T² included where it softened."""
+"""What the three slots are, and what each may ask for beyond its items' own logits."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from hfkd.losses.items import Items
 
 
-class Objective(ABC):
-    """An objective is stateless unless it also derives from nn.Module; then its parameters train with the student.
+@dataclass(frozen=True)
+class Requirements:
+    """What a slot needs. Whatever cannot serve it (a chunked loss, a cache, peers, a stream, a batch of one) refuses by
+    this, when the trainer is built.
 
-    `needs_hidden`: it reads hidden states. `relational`: an item's number depends on other items of the batch.
-    `ordered_views`: an image's first view is not treated as the others are. `counts_epochs`: how many its warm-up
-    lasts. `least_items`: how many a batch must have for its relations to say something. Whoever cannot serve that (a
-    chunked loss, a cache of logits, peers, a stream of unknown length, a batch of one) refuses when the trainer is
-    built. `divergence`: it is zero where the student equals the teacher, and never below.
+    student, teacher: feature keys, the inner layers that it reads of each network.
+    relations: an item's number depends on other items of the batch.
+    first_view: an image's first view is not treated as the others are.
+    within_samples: it looks at no more than one sample at a time; otherwise at all items of the batch.
+    epochs: how many its warm-up lasts, if it has one.
+    items, samples: how many of these a batch must have for it to say something.
+    """
+
+    student: tuple[str, ...] = ()
+    teacher: tuple[str, ...] = ()
+    relations: bool = False
+    first_view: bool = False
+    within_samples: bool = False
+    epochs: float = 0
+    items: int = 1
+    samples: int = 1
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return self.student + self.teacher
+
+
+class Slot(ABC):  # noqa: B024 - what is abstract differs from slot to slot
+    """An objective, temperature or weighting that says what it needs. Any other callable needs nothing."""
+
+    def requirements(self) -> Requirements:
+        return Requirements()
+
+
+def requirements_of(slot: Any) -> Requirements:
+    return slot.requirements() if isinstance(slot, Slot) else Requirements()
+
+
+class Temperature(Slot):
+    """How much each item is softened: `(items) -> T [N]`, above 0. It may learn (an nn.Module)."""
+
+    @abstractmethod
+    def __call__(self, items: Items) -> Tensor: ...
+
+
+class Weighting(Slot):
+    """How much each item counts: `(items) -> w [N]`, 0 or more, on raw logits, without gradient."""
+
+    @abstractmethod
+    def __call__(self, items: Items) -> Tensor: ...
+
+
+class Objective(Slot):
+    """How far the student is from the teacher: `(items, T [N]) -> [N]`, one number an item.
+
+    T² is included where it softens. Stateless unless it also derives from nn.Module; then its parameters train with
+    the student. `divergence`: it is zero where the student equals the teacher, and never below.
     """
 
     divergence: bool = True
-    needs_hidden: bool = False
-    relational: bool = False
-    ordered_views: bool = False
-    counts_epochs: float = 0
-    least_items: int = 1
 
     @abstractmethod
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:

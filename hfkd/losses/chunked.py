@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hfkd.losses import functional
+from hfkd.losses.base import requirements_of
 from hfkd.losses.chunked_outputs import BlockOutputs, ChunkedOutputs, Signal, blocks, keep, slices
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.heads import Head, gradients, head_of
@@ -29,7 +30,7 @@ class ChunkedLoss:
     Each chunk's loss and gradients are added up in float32 and kept for backward, which therefore works once. The heads
     run in the ambient autocast, the statistics in float32. A chunk takes whole samples where they fit in it, so that a
     temperature or weight that follows a sample's mean energy or entropy is known before the chunk's loss. For longer
-    samples, and for slots that look beyond a sample (`within_samples` is not True), one more pass of a head without
+    samples, and for slots that look beyond a sample (no `Requirements.within_samples`), one more pass of a head without
     gradient comes first, for each network whose energies or entropies they ask for.
     `num_classes` cuts both heads to the common vocabulary; `rescalings` are what student and teacher do to their heads'
     output. ValueError when built for an objective that reads hidden states or compares items with each other. A
@@ -47,8 +48,9 @@ class ChunkedLoss:
         for name, value in (("chunk_size", chunk_size), ("num_classes", 1 if num_classes is None else num_classes)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"ChunkedLoss: {name}={value!r} must be a whole number above 0")
-        for need, why in (("needs_hidden", "reads hidden states"), ("relational", "compares items with each other")):
-            if loss.kd_weight and getattr(loss.objective, need, False):
+        needs = requirements_of(loss.objective)
+        for need, why in ((needs.features, "reads hidden states"), (needs.relations, "compares items with each other")):
+            if loss.kd_weight and need:
                 raise ValueError(
                     f"the objective {loss.objective!r} {why}, which a loss over chunks cannot serve: set "
                     "loss_chunk_size 0, or use another objective"
@@ -68,7 +70,7 @@ class ChunkedLoss:
         heads = head_of(student_head, self.num_classes, of_student), head_of(teacher_head, self.num_classes, of_teacher)
         same_classes(heads[0].num_classes(items.student), heads[1].num_classes(items.teacher))
         slots = self.loss.temperature, self.loss.weighting
-        by_sample = items.lengths is not None and all(getattr(slot, "within_samples", False) for slot in slots)
+        by_sample = items.lengths is not None and all(requirements_of(slot).within_samples for slot in slots)
         groups = _groups(items.lengths or (), self.chunk_size) if by_sample else [slice(0, len(items))]
         chunks: list[tuple[slice, bool]] = []  # and whether its items' temperatures and weights are chosen by then
         chosen: dict[str, Tensor] = {}

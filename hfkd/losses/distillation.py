@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hfkd.losses.base import Objective
 from hfkd.losses.functional import upcast
 from hfkd.losses.items import HiddenItems, Items
-from hfkd.losses.logits import OBJECTIVES, Objective
+from hfkd.losses.registry import OBJECTIVES, WEIGHTINGS
 from hfkd.losses.slot_values import is_ours, nan_where_wrong, one_per_item
-from hfkd.losses.temperatures import TEMPERATURES, Energy, Fitted, resolve_temperature
-from hfkd.losses.weightings import WEIGHTINGS
+from hfkd.losses.temperatures import Energy, Fitted, resolve_temperature
 from hfkd.utils.argument_types import NotNegative, fitting
 from hfkd.utils.slots import resolve
 
@@ -54,9 +54,8 @@ class DistillationLoss(nn.Module):
         self.temperature = resolve_temperature(temperature)
         self.weighting = resolve(weighting, WEIGHTINGS, "weighting")
         self.ce_weight, self.kd_weight = ce_weight, kd_weight
-        tables = {"temperature": TEMPERATURES, "weighting": WEIGHTINGS}
         # Made by whoever uses hfkd: what they give is not known to be a temperature, or a weight.
-        self.own_slots = [name for name, table in tables.items() if not is_ours(getattr(self, name), table)]
+        self.own_slots = [name for name in ("temperature", "weighting") if not is_ours(getattr(self, name))]
 
     @property
     def unfitted(self) -> Fitted | None:

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hfkd.losses.base import Requirements, Temperature
 from hfkd.losses.functional import upcast
 from hfkd.losses.items import Items, epoch_of
-from hfkd.utils.argument_types import Count, NotNegative, Positive, Temperature, checked, fitting
+from hfkd.losses.registry import register_temperature
+from hfkd.utils.argument_types import Count, NotNegative, Positive, SoftmaxTemperature, checked, fitting
 
 
+@register_temperature("learned")
 @checked
-class Learned(nn.Module):
+class Learned(nn.Module, Temperature):
     """CTKD (Li et al., AAAI 2023): T = start + span sigmoid(theta), theta trained to make distilling harder.
 
     One theta for all items (from 1: T = 15.6), or with `instance=True` one for each item from an MLP of `width` hidden
@@ -31,13 +34,13 @@ class Learned(nn.Module):
     def __init__(
         self,
         instance: bool = False,
-        start: Temperature = 1.0,
+        start: SoftmaxTemperature = 1.0,
         span: Positive = 20.0,
         warmup_epochs: NotNegative = 10,
         width: Count = 64,
     ) -> None:
         super().__init__()
-        fitting("Learned", "start + span", start + span, Temperature)
+        fitting("Learned", "start + span", start + span, SoftmaxTemperature)
         self.instance, self.start, self.span, self.warmup_epochs, self.width = (
             instance,
             start,
@@ -50,10 +53,8 @@ class Learned(nn.Module):
         else:
             self.theta = nn.Parameter(torch.ones(()))
 
-    @property
-    def counts_epochs(self) -> float:
-        """How many epochs its warm-up lasts."""
-        return self.warmup_epochs
+    def requirements(self) -> Requirements:
+        return Requirements(epochs=self.warmup_epochs)
 
     def forward(self, items: Items) -> Tensor:
         theta = _Scaled.apply(self._theta(items), self.reversal(items.progress))

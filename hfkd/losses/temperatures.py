@@ -4,7 +4,7 @@ N items. Thresholds that need the whole training set are fitted once from the te
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,17 +12,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hfkd.losses.base import Requirements, Temperature
 from hfkd.losses.items import Items
-from hfkd.losses.learned_temperature import Learned
+from hfkd.losses.registry import TEMPERATURES, register_temperature
 from hfkd.losses.thresholds import above, below, check_parts, count_of_share, ordered
-from hfkd.utils.argument_types import NotNegative, Temperature, checked, fitting
+from hfkd.utils.argument_types import NotNegative, SoftmaxTemperature, checked, fitting
 from hfkd.utils.devices import constant
 from hfkd.utils.slots import resolve
 
 Level = Literal["sample", "item"]
 
 
-class Fitted(ABC):
+class Fitted(Temperature):
     """A slot that reads the teacher's energies over the whole training set once, before the first step."""
 
     energy_temperature: float
@@ -42,23 +43,27 @@ class Fitted(ABC):
         """Set the thresholds that an earlier fit found."""
 
 
+@register_temperature("constant")
 @checked
 @dataclass
-class Constant:
+class Constant(Temperature):
     """T_n = T for every item: Hinton's distillation (T = 4 on CIFAR-100)."""
 
-    within_samples = True
-    temperature: Temperature = 4.0
+    temperature: SoftmaxTemperature = 4.0
 
     @property
     def choices(self) -> tuple[float, ...]:
         """Every temperature that it can give."""
         return (float(self.temperature),)
 
+    def requirements(self) -> Requirements:
+        return Requirements(within_samples=True)
+
     def __call__(self, items: Items) -> Tensor:
         return torch.full((len(items),), float(self.temperature), device=items.labels.device)
 
 
+@register_temperature("energy")
 @checked
 @dataclass
 class Energy(Fitted):
@@ -76,13 +81,12 @@ class Energy(Fitted):
     Raises ValueError for a ratio outside (0, 0.5] or a temperature that would reach 0.
     """
 
-    within_samples = True  # a loss over chunks may ask about one sample at a time
     ratio: float = 0.2
     thresholds: tuple[float, float] | None = None
-    temperature: Temperature = 4.0
+    temperature: SoftmaxTemperature = 4.0
     increase: NotNegative = 2.0
     decrease: NotNegative = 2.0
-    energy_temperature: Temperature = 4.0
+    energy_temperature: SoftmaxTemperature = 4.0
     direction: Literal["paper", "released"] = "paper"
     level: Level = "sample"
 
@@ -91,8 +95,8 @@ class Energy(Fitted):
             raise ValueError(
                 f"Energy: ratio={self.ratio} must be in (0, 0.5]: it is the share of the training set on each side"
             )
-        fitting("Energy", "temperature - decrease", self.temperature - self.decrease, Temperature)
-        fitting("Energy", "temperature + increase", self.temperature + self.increase, Temperature)
+        fitting("Energy", "temperature - decrease", self.temperature - self.decrease, SoftmaxTemperature)
+        fitting("Energy", "temperature + increase", self.temperature + self.increase, SoftmaxTemperature)
         if self.thresholds is None:
             return
         if self.thresholds[0] > self.thresholds[1]:
@@ -131,6 +135,9 @@ class Energy(Fitted):
         """What is added below the lower threshold, and taken off above the upper one."""
         return (self.increase, self.decrease) if self.direction == "paper" else (-self.decrease, -self.increase)
 
+    def requirements(self) -> Requirements:
+        return Requirements(within_samples=True)
+
     def __call__(self, items: Items) -> Tensor:
         assert self.thresholds is not None, "fit() or thresholds=(low, high) comes first"
         score = _energy_of(items, self.energy_temperature, self.level)
@@ -152,6 +159,7 @@ class Energy(Fitted):
         return dict(zip(there, (beyond.sum(-1) / max(len(temperatures), 1)).unbind(), strict=True))  # [sides, N]
 
 
+@register_temperature("gradation")
 @checked
 @dataclass
 class Gradation(Fitted):
@@ -162,10 +170,9 @@ class Gradation(Fitted):
     midway between two training items' energies (equal ones are not parted, and go up).
     """
 
-    within_samples = True
-    temperatures: tuple[Temperature, ...] = (2.0, 2.5, 3.0, 3.5, 4.0, 4.0, 4.5, 5.0, 5.5, 6.0)
+    temperatures: tuple[SoftmaxTemperature, ...] = (2.0, 2.5, 3.0, 3.5, 4.0, 4.0, 4.5, 5.0, 5.5, 6.0)
     thresholds: tuple[float, ...] | None = None
-    energy_temperature: Temperature = 4.0
+    energy_temperature: SoftmaxTemperature = 4.0
     level: Level = "sample"
 
     def __post_init__(self) -> None:
@@ -202,6 +209,9 @@ class Gradation(Fitted):
         """Every temperature that it can give."""
         return tuple(sorted(set(map(float, self.temperatures))))
 
+    def requirements(self) -> Requirements:
+        return Requirements(within_samples=True)
+
     def __call__(self, items: Items) -> Tensor:
         assert self.thresholds is not None, "fit() or thresholds=... comes first"
         score = _energy_of(items, self.energy_temperature, self.level)
@@ -215,14 +225,6 @@ class Gradation(Fitted):
 def _energy_of(items: Items, energy_temperature: float, level: Level) -> Tensor:
     score = items.teacher.energy(energy_temperature)
     return items.mean_over_sample(score) if level == "sample" else score
-
-
-TEMPERATURES: dict[str, Callable[..., Any]] = {
-    "constant": Constant,
-    "energy": Energy,
-    "gradation": Gradation,
-    "learned": Learned,
-}
 
 
 def resolve_temperature(spec: Any, table: Mapping[str, Callable[..., Any]] = TEMPERATURES) -> Any:

@@ -4,27 +4,30 @@ N items, C classes.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hfkd.losses.base import Requirements, Weighting, requirements_of
 from hfkd.losses.functional import standardize
 from hfkd.losses.items import Items, Outputs
+from hfkd.losses.registry import WEIGHTINGS, register_weighting
 from hfkd.losses.slot_values import is_ours, right
 from hfkd.losses.temperatures import Level
-from hfkd.utils.argument_types import Positive, Temperature, checked
+from hfkd.utils.argument_types import Positive, SoftmaxTemperature, checked
 from hfkd.utils.slots import resolve
 
 
+@register_weighting("uniform")
 @checked
 @dataclass
-class Uniform:
+class Uniform(Weighting):
     """w_n = 1: every item counts the same."""
 
-    within_samples = True
+    def requirements(self) -> Requirements:
+        return Requirements(within_samples=True)
 
     def __call__(self, items: Items) -> Tensor:
         return torch.ones(len(items), device=items.labels.device)
@@ -33,9 +36,10 @@ class Uniform:
 uniform = Uniform()
 
 
+@register_weighting("entropy")
 @checked
 @dataclass
-class Entropy:
+class Entropy(Weighting):
     """EA-KD's entropy-based adaptive weight (Eq. 7), from teacher and student entropy at T' = 3.
 
         w_n = H_T (1 + H_S / H_ub) / 2,  H_ub = log C
@@ -49,8 +53,7 @@ class Entropy:
     logits, as the release does with DKD and only there; otherwise weights see the raw ones.
     """
 
-    within_samples = True  # a loss over chunks may ask about one sample at a time
-    temperature: Temperature = 3.0
+    temperature: SoftmaxTemperature = 3.0
     upper_bound: Positive | None = None
     student: bool = True
     inverted: bool = False
@@ -64,6 +67,9 @@ class Entropy:
             raise ValueError("Entropy: student=False and teacher=False leave no entropy; 'uniform' weighs all alike")
         if self.interaction and not (self.student and self.teacher):
             raise ValueError("Entropy: interaction=True is the product of both entropies; leave student and teacher on")
+
+    def requirements(self) -> Requirements:
+        return Requirements(within_samples=True)
 
     def __call__(self, items: Items) -> Tensor:
         bound = math.log(items.teacher.num_classes) if self.upper_bound is None else self.upper_bound
@@ -81,9 +87,10 @@ class Entropy:
         return items.mean_over_sample(h) if self.level == "sample" else h
 
 
+@register_weighting("matched")
 @checked
 @dataclass
-class Matched:
+class Matched(Weighting):
     """Another weighting rescaled to mean 1 over the batch at hand: w_n / mean(w).
 
     The control that tells reweighting apart from a larger loss. The mean is over the items of one forward pass, so
@@ -97,17 +104,14 @@ class Matched:
     def __post_init__(self) -> None:
         self._inner = resolve(self.weighting, WEIGHTINGS, "weighting")
 
-    @property
-    def least_samples(self) -> int:
-        """How many a batch must have for weights to differ: a sample's items share theirs, unless level="item"."""
-        return 1 if isinstance(self._inner, Uniform) or getattr(self._inner, "level", "sample") == "item" else 2
+    def requirements(self) -> Requirements:
+        # For weights to differ: a sample's items share theirs, unless level="item".
+        alone = isinstance(self._inner, Uniform) or getattr(self._inner, "level", "sample") == "item"
+        return replace(requirements_of(self._inner), within_samples=False, samples=1 if alone else 2)
 
     def __call__(self, items: Items) -> Tensor:
         w = self._inner(items)
         mean = w.mean()
         matched = torch.where(mean > 0, w / mean, torch.ones_like(w))
         # A mean of wrong weights says nothing of each: those are marked before they are lost in it.
-        return matched if is_ours(self._inner, WEIGHTINGS) else matched.where(right("weighting", w), torch.nan)
-
-
-WEIGHTINGS: dict[str, Callable[..., Any]] = {"uniform": Uniform, "entropy": Entropy, "matched": Matched}
+        return matched if is_ours(self._inner) else matched.where(right("weighting", w), torch.nan)

@@ -26,7 +26,7 @@ from hfkd.teachers.all_ranks import of_all_ranks, samples_of_all_ranks
 from hfkd.teachers.frozen import LiveTeacher
 from hfkd.teachers.row_reader import RowReader, row_means
 from hfkd.teachers.statistics_file import ScanFile, ScanKey
-from hfkd.utils.argument_types import Temperature, fitting
+from hfkd.utils.argument_types import SoftmaxTemperature, fitting
 from hfkd.utils.finite import broken_rows
 
 Views = Literal["train", "clean"]
@@ -102,7 +102,7 @@ def scan(
     """
     level = "sample" if rule is IMAGES else level  # an image is its only item
     for name, value in {"energy_temperature": energy_temperature, "entropy_temperature": entropy_temperature}.items():
-        fitting("scan", name, value, Temperature)
+        fitting("scan", name, value, SoftmaxTemperature)
     reader = RowReader(
         _live(teacher),
         seen(original_images(dataset), views),

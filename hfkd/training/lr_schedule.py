@@ -11,6 +11,7 @@ from transformers import Trainer
 from transformers.trainer_utils import has_length
 
 from hfkd.arguments import DistillationArguments
+from hfkd.losses.base import requirements_of
 from hfkd.losses.distillation import DistillationLoss
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def refuse_unknown_epochs(loss: DistillationLoss, args: DistillationArguments, r
 def _warmups(loss: DistillationLoss) -> list[tuple[Any, float]]:
     """The slots whose warm-up counts epochs, and how many."""
     slots = (loss.objective, loss.temperature, loss.weighting) if loss.kd_weight else ()
-    return [(slot, epochs) for slot in slots if (epochs := getattr(slot, "counts_epochs", 0))]
+    return [(slot, epochs) for slot in slots if (epochs := requirements_of(slot).epochs)]
 
 
 def _warn_of_long_warmups(loss: DistillationLoss, epochs: float) -> None:

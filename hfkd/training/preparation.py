@@ -17,6 +17,7 @@ from hfkd.data.epochs import ImageStream, image_transform
 from hfkd.data.resident import ResidentImages
 from hfkd.data.target_collator import TargetCollator
 from hfkd.data.text_collate import TokenCollator
+from hfkd.losses.base import requirements_of
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.models import Peers
 from hfkd.models.checkpoints import some
@@ -72,6 +73,12 @@ def refuse_unsupported(
 ) -> None:
     """Raise ValueError for what would train something else than the caller thinks."""
     check_world_size(args.world_size)
+    for slot in (loss.objective, loss.temperature, loss.weighting):
+        if features := requirements_of(slot).features:
+            raise ValueError(
+                f"{slot!r} reads inner layers of the networks ({', '.join(map(str, features))}), which nothing gives "
+                "it yet: choose a slot that reads logits"
+            )
     if isinstance(student, Peers):
         _refuse_for_peers(loss, teacher, args)
     elif teacher is None and loss.kd_weight:
@@ -103,7 +110,7 @@ def _refuse_for_peers(loss: DistillationLoss, teacher: Any, args: DistillationAr
         raise ValueError(
             f"{loss.unfitted!r} needs a fixed teacher to scan: give it thresholds, or distil without Peers"
         )
-    if getattr(loss.objective, "ordered_views", False):
+    if requirements_of(loss.objective).first_view:
         raise ValueError(
             f"{loss.objective!r} treats the first view of an image apart, and would take the first of the Peers for "
             "it: choose another objective, such as average"
@@ -185,9 +192,4 @@ def cached_teacher(
         return None
     if len(teacher.networks) > 1:
         raise ValueError("teacher_cache_dir keeps the logits of one teacher, and there are several: leave it out")
-    if getattr(loss.objective, "needs_hidden", False):
-        raise ValueError(
-            f"{loss.objective!r} reads the teacher's hidden states, and teacher_cache_dir keeps its logits only: leave "
-            "teacher_cache_dir out"
-        )
     return CachedTeacher(teacher, dataset, args.teacher_cache_dir, accelerator, args.teacher_cache_on_device)

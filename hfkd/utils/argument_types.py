@@ -35,7 +35,7 @@ Positive = Annotated[float, Range("a finite number above 0", lambda x: x > 0)]
 NotNegative = Annotated[float, Range("a finite number of 0 or more", lambda x: x >= 0)]
 Share = Annotated[float, Range("a number from 0 to 1", lambda x: 0 <= x <= 1)]
 # Beyond these float32 knows no difference between logits any more, or nothing else.
-Temperature = Annotated[float, Range("a number from 0.001 to 10000", lambda x: 1e-3 <= x <= 1e4)]
+SoftmaxTemperature = Annotated[float, Range("a number from 0.001 to 10000", lambda x: 1e-3 <= x <= 1e4)]
 Count = Annotated[int, Range("a whole number above 0", lambda x: x > 0)]
 
 Class = TypeVar("Class", bound=type)

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import importlib
 import logging
 import os
 import sys
@@ -17,6 +18,8 @@ from transformers.hf_argparser import string_to_bool
 from hfkd.utils.output_folder import refuse_inputs_as_output
 from hfkd.utils.precedence import merge
 from hfkd.utils.setting_types import TextLoader, typed
+
+IMPORT = "import"
 
 
 class Parsed(tuple[Any, ...]):
@@ -45,8 +48,10 @@ def parse(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     _show_log()
+    import_modules(_flags(dataclasses, argv).get(IMPORT, []))
     parser, flags = _parser(dataclasses, **parser_options), _flags(dataclasses, argv)
     hints = {f.name: get_type_hints(cls)[f.name] for cls in dataclasses for f in fields(cls) if f.init}
+    flags.pop(IMPORT, None)
     files = [_layer(source, hints) for source in flags.pop("config", [])]
     settings = merge([*(_layer(source, hints) for source in defaults), *files, flags])
     for action in parser._actions:  # a setting that the file gives is no longer required on the command line
@@ -54,7 +59,7 @@ def parse(
             action.required = False
     parser.set_defaults(**settings)
     *parts, rest = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    del rest.config
+    del rest.config, rest.__dict__[IMPORT]
     parsed = Parsed(parts, frozenset().union(flags, *files))
     found = {name: value for part in parts for name, value in vars(part).items()}
     _refuse_what_is_not_done(settings, found)
@@ -79,11 +84,34 @@ def _refuse_what_is_not_done(wanted: Mapping[str, Any], found: Mapping[str, Any]
 def _parser(dataclasses: Sequence[type], **options: Any) -> HfArgumentParser:
     parser = HfArgumentParser(cast(Any, list(dataclasses)), allow_abbrev=False, **options)
     said = "Settings to start from; later files win, and flags over all."
+    parser.add_argument(
+        f"--{IMPORT}",
+        metavar="MODULE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="Modules that register slots of your own (`hfkd.register_objective`), to be named like any other.",
+    )
     parser.add_argument("--config", metavar="FILE.yaml", nargs="+", action="extend", default=[], help=said)
     for action in parser._actions:
         if action.type is string_to_bool and action.nargs is None:  # `bool | None`: let a bare --bf16 mean true
             action.nargs, action.const = "?", True
     return parser
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import a user's modules, from the working directory too, as `python -m` would."""
+    if names and "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+                raise  # something that the module itself imports
+            raise ValueError(
+                f"--{IMPORT} {name}: there is no such module; give its name without .py, from the folder that it is in"
+            ) from None
 
 
 def _flags(dataclasses: Sequence[type], argv: Sequence[str]) -> dict[str, Any]:
@@ -133,6 +161,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 def check_known(settings: Mapping[str, Any], known: set[str], where: str) -> None:
     """Raise ValueError for a setting that is not in `known`."""
     for key in settings:
+        if key == IMPORT:
+            raise ValueError(f"{where}: {key} runs code, which a file of settings may not: give --{key} as a flag")
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             raise ValueError(f"{where}: unknown setting {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from hfkd.losses.base import Requirements
 from hfkd.losses.chunked import ChunkedLoss, _groups
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.heads import Head, LinearHead, head_of
@@ -87,7 +88,7 @@ def assert_same(chunked, dense):
 # ---- equal to the dense loss --------------------------------------------------------------------------------------
 
 
-PER_ITEM = [name for name, make in OBJECTIVES.items() if not make.relational]
+PER_ITEM = [name for name, make in OBJECTIVES.items() if not make().requirements().relations]
 
 
 @pytest.mark.parametrize(("objective", "t", "w"), list(product(PER_ITEM, TEMPERATURES, WEIGHTINGS)))
@@ -404,10 +405,13 @@ def test_a_slot_that_reads_logits_is_told_what_to_do(slots):
         call(DistillationLoss(**slots))
 
 
-@pytest.mark.parametrize("need", ["needs_hidden", "relational"])
+@pytest.mark.parametrize("need", [{"student": ("2",)}, {"relations": True}])
 def test_an_objective_that_needs_more_than_its_own_logits_is_refused_when_built(need):
-    objective = KD()
-    setattr(objective, need, True)
+    class Needs(KD):
+        def requirements(self):
+            return Requirements(**need)
+
+    objective = Needs()
     for slot in (objective, Standardized(objective)):
         with pytest.raises(ValueError, match="a loss over chunks cannot serve: set loss_chunk_size 0"):
             ChunkedLoss(DistillationLoss(slot))

@@ -40,7 +40,7 @@ def test_an_objective_gives_one_number_an_item_zero_when_student_equals_teacher(
     objective = OBJECTIVES[name]()
     t = torch.full((N,), 4.0)
     same = image_items(items.teacher.logits, items.teacher.logits, items.labels)
-    for part in (objective, objective.relations) if objective.relational else (objective,):
+    for part in (objective, objective.relations) if objective.requirements().relations else (objective,):
         assert part(items, t).shape == (N,)
         assert (part(items, t) >= 0).all()
         assert part(items, t).count_nonzero() >= N / 2  # MLD's mask leaves half of the items

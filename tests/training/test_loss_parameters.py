@@ -9,7 +9,7 @@ from transformers import AutoModelForImageClassification
 from hfkd import DistillationTrainer
 from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
-from hfkd.losses.temperatures import Learned
+from hfkd.losses.learned_temperature import Learned
 from hfkd.models import image_classifier
 
 LEARNED = "learned(warmup_epochs=0)"

@@ -14,7 +14,7 @@ from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.logits import DKD, MLD, OBJECTIVES, Average
 from hfkd.losses.temperatures import TEMPERATURES, Energy, Gradation
 from hfkd.losses.weightings import WEIGHTINGS, Entropy
-from hfkd.utils.argument_types import Count, NotNegative, Positive, Share, Temperature, checked, fitting
+from hfkd.utils.argument_types import Count, NotNegative, Positive, Share, SoftmaxTemperature, checked, fitting
 
 TABLES = {"objective": OBJECTIVES, "temperature": TEMPERATURES, "weighting": WEIGHTINGS}
 WRONG = {  # for each kind of annotation, values that would be taken for something else
@@ -88,7 +88,7 @@ def test_what_is_wrapped_is_checked_too(build):
         lambda t: Gradation(temperatures=(2.0, t)),
         lambda t: Entropy(temperature=t),
         lambda t: MLD(temperatures=(2.0, t)),
-        lambda t: fitting("scan", "energy_temperature", t, Temperature),
+        lambda t: fitting("scan", "energy_temperature", t, SoftmaxTemperature),
     ],
 )
 def test_temperatures_that_no_softmax_survives_are_refused(build, value):
@@ -117,7 +117,7 @@ def test_numbers_of_any_library_and_lists_for_tuples_are_taken():
         (Positive | None, [None, 1], [0], "a finite number above 0, or None"),
         (Literal["a", "b"], ["a"], ["c"], "'a' or 'b'"),
         (tuple[float, float], [(1, 2)], [(1,), (1, 2, 3)], "a tuple of 2 numbers, each a finite number"),
-        (tuple[Temperature, ...], [(), (1, 2)], [(0,)], "a tuple of numbers, each a number from 0.001 to 10000"),
+        (tuple[SoftmaxTemperature, ...], [(), (1, 2)], [(0,)], "a tuple of numbers, each a number from 0.001 to 10000"),
         (str, ["a"], [1], "a string"),
         (object, [1, "a"], [], ""),
     ],

@@ -1,8 +1,5 @@
 """Objectives: how far the student is from the teacher on each item. `(Items, T [N]) -> [N]`."""
 
-from collections.abc import Callable
-from typing import Any
-
 from hfkd.losses.base import Objective
 from hfkd.losses.logits.adaptive_kl import AdaptiveKL
 from hfkd.losses.logits.dist import DIST
@@ -12,23 +9,7 @@ from hfkd.losses.logits.mld import MLD
 from hfkd.losses.logits.multi_teacher import Average, InverseEntropy
 from hfkd.losses.logits.nkd import NKD
 from hfkd.losses.logits.standardized import Standardized, standardized
-
-OBJECTIVES: dict[str, Callable[..., Any]] = {
-    "adaptive_kl": AdaptiveKL,
-    "average": Average,
-    "dist": DIST,
-    "dkd": DKD,
-    "inverse_entropy": InverseEntropy,
-    "jsd": JSD,
-    "kd": KD,
-    "mld": MLD,
-    "nkd": NKD,
-    "reverse_kl": ReverseKL,
-    "skew_kl": SkewKL,
-    "skew_reverse_kl": SkewReverseKL,
-    "standardized": Standardized,
-    "total_variation": TotalVariation,
-}
+from hfkd.losses.registry import OBJECTIVES
 
 __all__ = [
     "DIST",

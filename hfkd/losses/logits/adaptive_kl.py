@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from hfkd.losses.logits.divergences import Divergence, kl
+from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import Share, checked
 
 
+@register_objective("adaptive_kl")
 @checked
 @dataclass
 class AdaptiveKL(Divergence):

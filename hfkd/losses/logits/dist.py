@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hfkd.losses.base import Objective
+from hfkd.losses.base import Objective, Requirements
 from hfkd.losses.items import Items
 from hfkd.losses.logits.divergences import softened
+from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import NotNegative, checked
 
 
+@register_objective("dist")
 @checked
 @dataclass
 class DIST(Objective):
@@ -27,13 +29,11 @@ class DIST(Objective):
     The release has beta = gamma = 1 and T = 1 as defaults; 2, 2 and 4 are usual on CIFAR-100, which we could not check.
     """
 
-    relational = True
     beta: NotNegative = 1.0
     gamma: NotNegative = 1.0
 
-    @property
-    def least_items(self) -> int:  # type: ignore[override]
-        return 3 if self.gamma else 1
+    def requirements(self) -> Requirements:
+        return Requirements(relations=True, items=3 if self.gamma else 1)
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
         log_p, log_q = softened(items, temperature)

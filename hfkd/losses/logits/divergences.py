@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hfkd.losses.base import Objective
 from hfkd.losses.items import Items
+from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import Share, checked
 
 Scale = Literal["squared", "none"]
@@ -37,6 +38,7 @@ class Divergence(Objective):
         """[N, C] log-probabilities of teacher and student -> [N], without T²."""
 
 
+@register_objective("kd")
 @checked
 @dataclass
 class KD(Divergence):
@@ -46,6 +48,7 @@ class KD(Divergence):
         return kl(log_p, log_q)
 
 
+@register_objective("reverse_kl")
 @checked
 @dataclass
 class ReverseKL(Divergence):
@@ -55,6 +58,7 @@ class ReverseKL(Divergence):
         return kl(log_q, log_p)
 
 
+@register_objective("jsd")
 @checked
 @dataclass
 class JSD(Divergence):
@@ -76,6 +80,7 @@ class JSD(Divergence):
         return self.beta * kl(log_p, log_m) + (1 - self.beta) * kl(log_q, log_m)
 
 
+@register_objective("skew_kl")
 @checked
 @dataclass
 class SkewKL(Divergence):
@@ -91,6 +96,7 @@ class SkewKL(Divergence):
         return kl(log_p, mixture(log_p, log_q, self.alpha))
 
 
+@register_objective("skew_reverse_kl")
 @checked
 @dataclass
 class SkewReverseKL(SkewKL):
@@ -100,6 +106,7 @@ class SkewReverseKL(SkewKL):
         return kl(log_q, mixture(log_q, log_p, self.alpha))
 
 
+@register_objective("total_variation")
 @checked
 @dataclass
 class TotalVariation(Objective):

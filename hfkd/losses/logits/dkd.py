@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hfkd.losses.base import Objective
+from hfkd.losses.base import Objective, Requirements
 from hfkd.losses.functional import upcast
 from hfkd.losses.items import Items, epoch_of
 from hfkd.losses.logits.target_masses import EveryTarget, over_targets
+from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import NotNegative, checked
 
 
+@register_objective("dkd")
 @checked
 @dataclass
 class DKD(Objective):
@@ -31,9 +33,8 @@ class DKD(Objective):
     beta: NotNegative = 8.0
     warmup_epochs: NotNegative = 20
 
-    @property
-    def counts_epochs(self) -> float:  # type: ignore[override]
-        return self.warmup_epochs
+    def requirements(self) -> Requirements:
+        return Requirements(epochs=self.warmup_epochs)
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
         ramp = min(epoch_of(items.progress) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0

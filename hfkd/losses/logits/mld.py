@@ -9,14 +9,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hfkd.losses.base import Objective
+from hfkd.losses.base import Objective, Requirements
 from hfkd.losses.functional import upcast
 from hfkd.losses.items import Items
 from hfkd.losses.logits.divergences import kl
-from hfkd.utils.argument_types import Temperature, checked
+from hfkd.losses.registry import register_objective
+from hfkd.utils.argument_types import SoftmaxTemperature, checked
 from hfkd.utils.devices import constant
 
 
+@register_objective("mld")
 @checked
 @dataclass
 class MLD(Objective):
@@ -38,15 +40,16 @@ class MLD(Objective):
     Published: ce_weight 0.1, kd_weight 0.9, T = 4 (with standardised logits T = 2, kd_weight 9).
     """
 
-    relational = True
-    ordered_views = True
-    temperatures: tuple[Temperature, ...] = (3.0, 5.0, 2.0, 6.0)
+    temperatures: tuple[SoftmaxTemperature, ...] = (3.0, 5.0, 2.0, 6.0)
     variant: Literal["paper", "released"] = "paper"
-    centre: Temperature | None = None
+    centre: SoftmaxTemperature | None = None
 
     def __post_init__(self) -> None:
         if len(self.temperatures) < 2:
             raise ValueError(f"MLD: temperatures={self.temperatures!r} must be two or more, beside the item's own")
+
+    def requirements(self) -> Requirements:
+        return Requirements(relations=True, first_view=True)
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
         t = self._all_temperatures(temperature)  # [K, N]

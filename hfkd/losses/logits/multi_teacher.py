@@ -10,9 +10,11 @@ from torch import Tensor
 
 from hfkd.losses.items import Items, Outputs
 from hfkd.losses.logits.wrapping import Wrapping
-from hfkd.utils.argument_types import Temperature, checked
+from hfkd.losses.registry import register_objective
+from hfkd.utils.argument_types import SoftmaxTemperature, checked
 
 
+@register_objective("average")
 @checked
 @dataclass
 class Average(Wrapping):
@@ -27,7 +29,7 @@ class Average(Wrapping):
         return (self.shares(teachers) * torch.stack(values)).sum(0)
 
     def relations(self, items: Items, temperature: Tensor) -> Tensor | None:
-        if not self.relational:
+        if not self.requirements().relations:
             return None
         teachers = items.teachers or (items.teacher,)
         values = [self._inner.relations(replace(items, teacher=one, teachers=()), temperature) for one in teachers]
@@ -39,6 +41,7 @@ class Average(Wrapping):
         return torch.full((len(teachers), 1), 1 / len(teachers), device=first.device)
 
 
+@register_objective("inverse_entropy")
 @checked
 @dataclass
 class InverseEntropy(Average):
@@ -48,7 +51,7 @@ class InverseEntropy(Average):
     counts. An entropy below 1e-6 nat counts as that, so that a certain teacher does not divide by zero.
     """
 
-    entropy_temperature: Temperature = 1.0
+    entropy_temperature: SoftmaxTemperature = 1.0
 
     def shares(self, teachers: tuple[Outputs, ...]) -> Tensor:
         with torch.no_grad():

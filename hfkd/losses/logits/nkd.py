@@ -13,9 +13,11 @@ from hfkd.losses.functional import upcast
 from hfkd.losses.items import Items
 from hfkd.losses.logits.dkd import decoupled
 from hfkd.losses.logits.target_masses import EveryTarget, over_targets
+from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import NotNegative, checked
 
 
+@register_objective("nkd")
 @checked
 @dataclass
 class NKD(Objective):

@@ -7,9 +7,11 @@ from torch import Tensor
 from hfkd.losses.functional import standardize
 from hfkd.losses.items import Items
 from hfkd.losses.logits.wrapping import Wrapping
+from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import checked
 
 
+@register_objective("standardized")
 @checked
 @dataclass
 class Standardized(Wrapping):
@@ -27,7 +29,7 @@ class Standardized(Wrapping):
         return self._inner(seen, temperature)
 
     def relations(self, items: Items, temperature: Tensor) -> Tensor | None:
-        return self._inner.relations(items, temperature) if self.relational else None
+        return self._inner.relations(items, temperature) if self.requirements().relations else None
 
 
 standardized = Standardized

@@ -24,7 +24,7 @@ from hfkd.teachers.frozen import LiveTeacher
 from hfkd.teachers.token_cache.check import cache_differs
 from hfkd.teachers.token_cache.columns import HIGHEST_TEMPERATURE, LOWEST, text_columns
 from hfkd.teachers.token_cache.manifest import Manifest
-from hfkd.utils.argument_types import Temperature, fitting
+from hfkd.utils.argument_types import SoftmaxTemperature, fitting
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def build_text_cache(
     """
     temperatures = (temperatures,) if isinstance(temperatures, (int, float)) else tuple(temperatures)
     for value in (entropy_temperature, energy_temperature, *temperatures):
-        fitting("build_text_cache", "temperature", value, Temperature)
+        fitting("build_text_cache", "temperature", value, SoftmaxTemperature)
     _check(dataset, k, temperatures, dtype, batch_size, shard_rows)
     live = teacher if isinstance(teacher, LiveTeacher) else LiveTeacher(teacher).unfreeze()
     refuse_other_heads(live.networks, TOKENS)

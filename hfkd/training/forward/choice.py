@@ -38,7 +38,6 @@ def choose_step(
         return ChunkedStep(student, teacher and teacher.model, loss, args.loss_chunk_size, num_classes)
     if isinstance(student, Peers):
         return MutualStep(call, rule, loss, peers=len(student.peers))
-    needs_hidden = getattr(loss.objective, "needs_hidden", False)
-    if rule is TOKENS and not needs_hidden and not isinstance(teacher, Teachers):
+    if rule is TOKENS and not isinstance(teacher, Teachers):
         return TargetStep(call, loss, num_classes, heads_on_targets=not args.torch_compile)
     return DenseStep(call, rule, loss, num_classes)

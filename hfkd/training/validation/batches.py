@@ -7,6 +7,7 @@ from typing import Any, cast
 from transformers.trainer_utils import has_length
 
 from hfkd.arguments import DistillationArguments
+from hfkd.losses.base import requirements_of
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import IMAGES, ItemRule
 from hfkd.training.forward.he_da import added_images
@@ -48,7 +49,8 @@ def refuse_small_batches(loss: DistillationLoss, args: DistillationArguments, ru
     rows = args.train_batch_size // (args.world_size if _split_batches(args) else 1)
     for slot in (loss.objective, loss.weighting) if loss.kd_weight else ():
         # A row of tokens is one sample and many items, an image is both.
-        needed = max(getattr(slot, "least_items", 1) if rule is IMAGES else 1, getattr(slot, "least_samples", 1))
+        needs = requirements_of(slot)
+        needed = max(needs.items if rule is IMAGES else 1, needs.samples)
         if rows >= needed:
             continue
         found = (

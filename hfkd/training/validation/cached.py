@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.arguments import DistillationArguments
+from hfkd.losses.base import requirements_of
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import Outputs
 from hfkd.losses.slot_values import check_slots
@@ -53,8 +54,9 @@ def check_cached(
 
 
 def _check_declared(loss: DistillationLoss, teacher: CachedTextTeacher) -> None:
-    for need, why in (("needs_hidden", "reads hidden states"), ("relational", "compares items with each other")):
-        if getattr(loss.objective, need, False):
+    needs = requirements_of(loss.objective)
+    for need, why in ((needs.features, "reads hidden states"), (needs.relations, "compares items with each other")):
+        if need:
             raise ValueError(
                 f"the objective {loss.objective!r} {why}, which a teacher cache cannot serve: train with the live one"
             )

@@ -70,7 +70,7 @@ def test_the_relations_belong_to_no_item_so_weights_leave_them():
 def test_what_wraps_an_objective_keeps_what_it_says_of_itself():
     for name, relational, divergence in (("dist", True, True), ("nkd", False, False), ("kd", False, True)):
         wrapped = Standardized(name)
-        assert (wrapped.relational, wrapped.divergence) == (relational, divergence)
+        assert (wrapped.requirements().relations, wrapped.divergence) == (relational, divergence)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hfkd.data.transforms import ImageTransform
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.functional import energy, entropy
 from hfkd.losses.items import image_items
-from hfkd.losses.logits import KD, OBJECTIVES
+from hfkd.losses.logits import OBJECTIVES
 from hfkd.losses.temperatures import Energy
 from hfkd.teachers import CachedTeacher, LiveTeacher
 from hfkd.teachers.image_cache.device_store import DeviceStore
@@ -362,12 +362,7 @@ def test_he_da_trains_with_the_cache_as_with_the_teacher(tmp_path):
 
 
 def test_what_the_cache_cannot_serve_is_refused_when_the_trainer_is_built(tmp_path):
-    class Reads(KD):
-        needs_hidden = True
-
     args = arguments(tmp_path / "run", teacher_cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(ValueError, match="reads the teacher's hidden states, and teacher_cache_dir keeps its logits"):
-        DistillationTrainer(Net(), teacher(), args, train_dataset=packed(), objective=Reads())
     with pytest.raises(ValueError, match="only for views that have numbers"):
         DistillationTrainer(Net(), teacher(), args, train_dataset=Rows())
     assert not (tmp_path / "cache").exists()

@@ -20,6 +20,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from hfkd import DistillationTrainer
 from hfkd.data.text_collate import TokenCollator
+from hfkd.losses.base import Requirements
 from hfkd.losses.items import Outputs, token_items
 from hfkd.losses.logits import JSD, KD, AdaptiveKL, ReverseKL, SkewKL, SkewReverseKL, TotalVariation
 from hfkd.losses.temperatures import Energy, Gradation
@@ -260,11 +261,15 @@ def test_what_a_cache_cannot_serve_is_refused_when_the_trainer_is_built(folder, 
         make(tmp_path, folder, **keywords)
 
 
-@pytest.mark.parametrize("need", ["needs_hidden", "relational"])
+@pytest.mark.parametrize("need", [{"teacher": ("2",)}, {"relations": True}])
 def test_objectives_that_need_more_are_refused(folder, tmp_path, need):
     trainer = make(tmp_path / "first", folder)
-    objective = KD()
-    setattr(objective, need, True)
+
+    class Needs(KD):
+        def requirements(self):
+            return Requirements(**need)
+
+    objective = Needs()
     from hfkd.losses.distillation import DistillationLoss
     from hfkd.training.validation.cached import check_cached
 

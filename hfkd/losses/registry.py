@@ -1,0 +1,50 @@
+"""Slots by name: the tables that strings are looked up in, and how a class joins them."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+OBJECTIVES: dict[str, Callable[..., Any]] = {}
+TEMPERATURES: dict[str, Callable[..., Any]] = {}
+WEIGHTINGS: dict[str, Callable[..., Any]] = {}
+
+
+def register_objective(name: str) -> Callable[[Factory], Factory]:
+    """Make a class an objective by name, in Python, in YAML and as a flag (`--import` names the module it is in).
+
+        @register_objective("squared")
+        class Squared(Objective): ...
+
+    Raises ValueError for a name that cannot be written in a slot, or that is taken.
+    """
+    return registering(OBJECTIVES, "objective", name)
+
+
+def register_temperature(name: str) -> Callable[[Factory], Factory]:
+    """`register_objective` for temperatures: `(items) -> T [N]`."""
+    return registering(TEMPERATURES, "temperature", name)
+
+
+def register_weighting(name: str) -> Callable[[Factory], Factory]:
+    """`register_objective` for weightings: `(items) -> w [N]`."""
+    return registering(WEIGHTINGS, "weighting", name)
+
+
+def registering(table: dict[str, Callable[..., Any]], kind: str, name: str) -> Callable[[Factory], Factory]:
+    """The decorator that puts a class into `table`; the same class again, as a reloaded module defines it, is taken."""
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"{kind} name {name!r} cannot be written in a slot: give a Python identifier")
+
+    def register(factory: Factory) -> Factory:
+        there = table.get(name)
+        if there is not None and _place(there) != _place(factory):
+            raise ValueError(f"{kind} {name!r} is taken by {'.'.join(_place(there))}: choose another name")
+        table[name] = factory
+        return factory
+
+    return register
+
+
+def _place(factory: Callable[..., Any]) -> tuple[str, str]:
+    return factory.__module__, factory.__qualname__
