@@ -32,10 +32,11 @@ from turns import now, table, write
 
 from hfkd import DistillationArguments
 from hfkd.losses.distillation import DistillationLoss
-from hfkd.losses.items import IMAGES, Items, image_items
+from hfkd.losses.items import Items, image_items
 from hfkd.losses.temperatures import Energy
 from hfkd.models import image_classifier
 from hfkd.models.calling import Call
+from hfkd.tasks.image_classification import ImageClassification
 from hfkd.teachers import LiveTeacher, place
 from hfkd.training.forward.dense import DenseStep
 from hfkd.utils.parsing import parse
@@ -140,7 +141,7 @@ class Method:
             for name in (self.benchmark.student_name, self.benchmark.teacher_name)
         )
         images = torch.randn(self.views * len(self.labels), 3, 32, 32, device=self.device)
-        step = DenseStep(Call.of(student), IMAGES, self.loss)
+        step = DenseStep(Call.of(student), ImageClassification(), self.loss)
         if given.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
             for network in (student, teacher):

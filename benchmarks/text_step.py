@@ -143,7 +143,7 @@ def hfkd_trainer(way: str, args: argparse.Namespace, rows: Dataset, tokenizer: A
         **WAYS[way],
     )
     if "all positions" in way:
-        trainer.step = DenseStep(trainer.call, trainer.rule, trainer.distillation_loss, trainer.num_classes)
+        trainer.step = DenseStep(trainer.call, trainer.task, trainer.distillation_loss, trainer.num_classes)
     return trainer
 
 

@@ -12,10 +12,13 @@ from huggingface_hub.constants import HF_HOME
 from transformers import TrainingArguments
 
 from hfkd.data.he_da_arguments import HighEnergyArguments
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.tasks.choice import named_task
 from hfkd.utils.argument_types import Count, NotNegative, Positive, fitting
 from hfkd.utils.launch import check_accumulation, check_world_size, computes_on_cpu
 from hfkd.utils.names import check_names, publishable
 from hfkd.utils.parsing import parse as parse  # where scripts written for earlier versions import it from
+from hfkd.utils.random_state import kept_random_state
 from hfkd.utils.setting_types import resume_choice
 
 logger = logging.getLogger(__name__)
@@ -69,8 +72,14 @@ class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingAr
     kd_weight: float = field(
         default=0.9, metadata={"help": "Weight of the distillation loss; 0 trains on labels only."}
     )
-    items: Literal["auto", "image", "token"] = field(
-        default="auto", metadata={"help": "What is distilled: images or tokens. auto: tokens for a language model."}
+    task: str = field(
+        default="auto",
+        metadata={
+            "help": "What the networks' heads are for: image_classification, sequence_classification, "
+            "multi_label_classification, token_classification, masked_lm, causal_lm, seq2seq_lm. auto: as transformers "
+            "lists the model's class, else by the inputs that it takes. Either way it is proved on two rows that the "
+            "model's own loss is the task's."
+        },
     )
     loss_chunk_size: int = field(
         default=0,
@@ -153,8 +162,7 @@ class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingAr
         if not 0 < self.lr_decay_factor <= 1:
             raise ValueError(f"lr_decay_factor={self.lr_decay_factor} must be in (0, 1]: it multiplies the rate")
         self.check_high_energy()
-        if self.items not in ("auto", "image", "token"):
-            raise ValueError(f"items={self.items!r} must be 'auto', 'image' or 'token'")
+        self._check_slots()
         if self.on_nan not in ("stop", "skip", "ignore"):
             raise ValueError(f"on_nan={self.on_nan!r} must be 'stop', 'skip' or 'ignore'")
         if self.on_nan == "skip" and self.deepspeed:
@@ -196,6 +204,13 @@ class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingAr
             raise ValueError(f"max_steps={self.max_steps} must be 1 or more, or -1 where num_train_epochs counts")
         if self.max_steps < 1:
             fitting("DistillationArguments", "num_train_epochs", self.num_train_epochs, Positive)
+
+    def _check_slots(self) -> None:
+        """A slot or a task that cannot be built is said now, before any network is loaded."""
+        with kept_random_state():  # some slots have weights
+            DistillationLoss(self.objective, self.temperature, self.weighting, self.ce_weight, self.kd_weight)
+        if self.task != "auto":
+            named_task(self.task)
 
     def _check_types(self) -> None:
         """Flags and numbers of ours: a string for a flag would be taken for True."""

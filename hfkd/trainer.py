@@ -15,16 +15,14 @@ from hfkd.data.collate import views_as_rows
 from hfkd.data.epochs import refuse_streams
 from hfkd.data.target_collator import with_targets
 from hfkd.losses.distillation import DistillationLoss, cross_entropy
-from hfkd.losses.items import IMAGES, TOKENS
 from hfkd.losses.logits import KD
-from hfkd.losses.slot_values import slot_check
 from hfkd.models.calling import Call, by_name, logits_of
 from hfkd.models.peers import networks_of
 from hfkd.models.sharing import refuse_shared
 from hfkd.models.vocabulary import common_vocabulary
 from hfkd.reports.hub import HubTrainer
 from hfkd.reports.teacher_accuracy import TeacherAccuracy
-from hfkd.tasks.known_heads import refuse_other_heads
+from hfkd.tasks.choice import chosen_task
 from hfkd.teachers import CachedTextTeacher, LiveTeacher, TeacherScan, place
 from hfkd.teachers.tokenizer import check_teacher_tokenizers
 from hfkd.training import loss_parameters, run_identity
@@ -41,7 +39,6 @@ from hfkd.training.nonfinite import WatchedTrainer
 from hfkd.training.preparation import (
     EpochViews,
     cached_teacher,
-    chosen_collator,
     chosen_loss,
     live_teacher,
     packing_check,
@@ -64,6 +61,7 @@ from hfkd.training.validation.networks import check_datasets, check_networks, pr
 from hfkd.training.validation.normalisation import ImageInputs, normalisation, receiving
 from hfkd.training.validation.random_rows import warn_of_random_rows
 from hfkd.training.validation.recorded_inputs import check_processor, record_inputs
+from hfkd.training.validation.slots import slot_check
 from hfkd.training.validation.teacher_probe import probed
 from hfkd.utils.cpu_memory import keep_freed_memory
 from hfkd.utils.output_folder import refuse_networks
@@ -115,37 +113,38 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         model = model if peft_config is None else with_adapters(model, peft_config)
         refuse_unsaved(model)
         self.call = Call.of(model)
-        tokens = self.call.takes_tokens if args.items == "auto" else args.items == "token"
-        self.rule = TOKENS if tokens else IMAGES
-        wanted = (*(self.call.keywords or ()), *(args.label_names or ()))
-        collator = chosen_collator(trainer_keywords.pop("data_collator", None), processing_class, tokens, wanted)
         cached = teacher if isinstance(teacher, CachedTextTeacher) else None
-        refuse_other_heads(networks_of(model), self.rule)
+        self.task = task = chosen_task(args.task, networks_of(model), teacher_networks(teacher))
+        wanted = (*(self.call.keywords or ()), *(args.label_names or ()))
+        given = trainer_keywords.pop("data_collator", None)
+        collator = task.collator(self.call, processing_class, wanted) if given is None else task.ready(given)
         check_datasets(data, collator)
         refuse_no_batch(args, data)
-        self.image_inputs = None if tokens else ImageInputs.between(model, teacher, collator, processing_class)
+        images = self.call.takes_images and not task.vocabulary
+        self.image_inputs = ImageInputs.between(model, teacher, collator, processing_class) if images else None
         self.received = normalisation(self.image_inputs, data)
         live = None if teacher is None or cached else live_teacher(teacher, self.received)
-        refuse_other_heads(live.networks if live else (), self.rule)
         refuse_unknown_epochs(loss, args, data["train_dataset"])
         if loss.unfitted is not None and data["train_dataset"] is not None:
             refuse_streams(data["train_dataset"])
         labels = args.label_names or ()
         say_left_out(data["train_dataset"], collator, self.call, labels)
-        self.num_classes = common_vocabulary(model, live.networks[0], processing_class) if tokens and live else None
-        if tokens and live and loss.kd_weight:
+        self.num_classes = (
+            common_vocabulary(model, live.networks[0], processing_class) if task.vocabulary and live else None
+        )
+        if task.vocabulary and live and loss.kd_weight:
             check_teacher_tokenizers(processing_class, teacher_processing_class, live.networks)
-        slots_of, rows = slot_check(loss, self.rule, self.num_classes), probed_dataset(data)
-        classes = check_networks(model, self.call, live, rows, collator, self.rule, slots_of, labels)
-        self.labels, self.empty_rows = LabelWatch(self.rule, classes), EmptyRows(self.rule)
-        self.class_names = None if tokens else check_label_names(data, collator, model, live)
+        slots_of, rows = slot_check(loss, task, self.num_classes), probed_dataset(data)
+        classes = check_networks(model, self.call, live, rows, collator, task, slots_of, labels)
+        self.labels, self.empty_rows = LabelWatch(task, classes), EmptyRows(task)
+        self.class_names = None if task.vocabulary else check_label_names(data, collator, model, live)
         check_processor(processing_class, model, data["train_dataset"], self.received)
-        self.packing = packing_check(model, live, args, data, collator) if tokens else None
+        self.packing = packing_check(model, live, args, data, collator) if task.by_target else None
         if cached:
-            self.num_classes = check_cached(cached, loss, args, model, processing_class, data["train_dataset"])
+            self.num_classes = check_cached(cached, loss, args, model, processing_class, data["train_dataset"], task)
             collator = cached.collator(collator)
-        refuse_small_batches(loss, args, self.rule)
-        step = choose_step(model, live, self.rule, loss, args, self.num_classes)
+        refuse_small_batches(loss, args, task)
+        step = choose_step(model, live, task, loss, args, self.num_classes)
         refuse_he_da(args, step, data["train_dataset"])
         self.record = RunRecord.of(model, live or cached, loss, args.seed, args.high_energy, data["train_dataset"])
         self.record.refuse_other(args.output_dir)
@@ -156,7 +155,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         loss_parameters.prepare(loss, self.num_classes or classes, args)
         loss_parameters.join(loss, *trainer_keywords.get("optimizers") or (None, None))
         self.pins_memory = pins_memory(data, args)
-        self.bounds = Bounds.of(model, live.networks if live else (), self.rule, self.num_classes or classes)
+        self.bounds = Bounds.of(model, live.networks if live else (), task, self.num_classes or classes)
         with loss_parameters.used_by_ddp(loss, args):
             super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
         self._place(step, loss, live, cached)
@@ -178,7 +177,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         self.step: AnyStep = step
         self._live = live
         self.distillation_loss = loss.to(self.args.device)
-        if self.args.torch_compile and self.rule is IMAGES and not loss_parameters.learns(loss):
+        if self.args.torch_compile and self.task.one_item_a_row and not loss_parameters.learns(loss):
             # Seventy small operations become a few. Not by CUDA graphs: what is logged outlives the step.
             loss.compile(backend=self.args.torch_compile_backend or "inductor")
         placed = None if live is None else place(live, self.accelerator)
@@ -227,7 +226,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         cut, taught = slice(self.num_classes), logits
         if self.args.evaluate_kl and self.teacher is not None:
             taught = self.evaluated_network(self.teacher)(**inputs)
-        items = self.rule.of(inputs, logits[..., cut], taught[..., cut])
+        items = self.task.items(inputs, logits[..., cut], taught[..., cut])
         values = {"loss": cross_entropy(items.student.logits, items.labels)}
         if taught is not logits:
             values["kl"] = KD(scale="none")(items, torch.ones_like(values["loss"]))
@@ -266,8 +265,8 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         return inputs
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
-        """Trainer's count, by the rule of `items.py`: images and not label elements, targets and not positions."""
-        count = sum(self.rule.count_of(batch) for batch in batch_samples)
+        """Trainer's count, in the task's items: images and not label elements, targets and not positions."""
+        count: Any = sum(self.task.count(batch) for batch in batch_samples)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             here = count if isinstance(count, Tensor) else torch.full((), count, device=device)  # a copy would wait
             count = self.accelerator.reduce(here, reduction="sum")
@@ -339,7 +338,9 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         Raises ValueError when the teacher or the rows are not those of `checkpoint`.
         """
         slot, found = self.distillation_loss.unfitted, None
-        earlier = None if slot is None else run_identity.earlier_thresholds(checkpoint, slot, self.rule is TOKENS)
+        earlier = (
+            None if slot is None else run_identity.earlier_thresholds(checkpoint, slot, not self.task.one_item_a_row)
+        )
         if slot is not None and earlier is not None:
             slot.restore(earlier)
         elif slot is not None:
@@ -356,4 +357,4 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Trainer's estimate for tokens; none for images, where it means nothing and walks all parameters each step."""
-        return super().floating_point_ops(inputs) if self.rule is TOKENS else 0
+        return 0 if self.call.takes_images else super().floating_point_ops(inputs)

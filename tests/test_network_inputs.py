@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from test_own_loss import llama
+from test_proof import llama
 from text_toys import TokenRows, language_model, token_dataset
 from torch import nn
 from toys import CLASSES, Net, Rows, arguments

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_known_heads import vit
-from test_own_loss import llama
+from test_choice import vit
+from test_proof import llama
 from text_toys import mixture_of_experts
 from torch import nn
 from toys import CLASSES, Net, Rows, arguments

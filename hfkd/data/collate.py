@@ -19,14 +19,14 @@ class ImageCollator:
 
     `columns` are the network's further inputs, and further labels: numbers or tensors of one shape.
     uint8 images and PIL images (those in colour as RGB) become float in [0, 1]; a `processor` (a Hugging Face image
-    processor) does it instead when given. Labels are class ids, or vectors where MixUp or CutMix mixed them. A batch
-    that is whole already, as `ResidentImages` gives it, passes through.
+    processor) does it instead when given. Labels are class ids, or vectors where MixUp or CutMix mixed them (`shares`:
+    they must sum to 1). A batch that is whole already, as `ResidentImages` gives it, passes through.
     Raises ValueError for a missing column, values of unequal shape, integer pixels other than uint8, or float labels
     that are no shares of classes.
     """
 
-    def __init__(self, processor: Any = None, columns: Iterable[str] = ()) -> None:
-        self.processor = processor
+    def __init__(self, processor: Any = None, columns: Iterable[str] = (), shares: bool = True) -> None:
+        self.processor, self.shares = processor, shares
         self.columns = sorted({"index", "view", *columns} - {"pixel_values", "labels"})
 
     def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -41,7 +41,12 @@ class ImageCollator:
         batch = {"pixel_values": self._images([row["pixel_values"] for row in rows])}
         for column in ("labels", *(c for c in self.columns if c in rows[0])):
             batch[column] = _stacked(column, [row[column] for row in rows])
-        if batch["labels"].ndim == 2 and batch["labels"].is_floating_point() and batch["labels"].device.type == "cpu":
+        if (
+            self.shares
+            and batch["labels"].ndim == 2
+            and batch["labels"].is_floating_point()
+            and batch["labels"].device.type == "cpu"
+        ):
             check_shares(batch["labels"])
         return batch
 

@@ -1,11 +1,10 @@
-"""Items: what a loss sees. The only file that knows whether an item is an image or a token.
+"""Items: what a loss sees, whatever its network classifies.
 
 N items, B batch rows, L length, C classes or vocabulary, V vocabulary.
-An item is an image, or one unmasked target token. A sample is an image, a sequence, or where sequences are packed one
-document: `sample[n]` says which.
+An item is one thing that is classified: an image, a target token, a (row, label) pair. A sample is what carries one
+learning value, an image, a sequence, or where sequences are packed a document: `sample[n]` says which. Tasks make them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +12,14 @@ import torch
 from torch import Tensor
 
 from hfkd.losses import functional
-from hfkd.utils.targets import HostTargets, Targets, count_token_items
+from hfkd.utils.targets import HostTargets, Targets
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What one network said: logits [N, C] and, where an objective wants them, hidden states, each [N, ...]."""
+    """What one network said: logits [N, C]."""
 
     logits: Tensor
-    hidden: tuple[Tensor, ...] = ()
 
     def energy(self, temperature: float) -> Tensor:
         """The energy of each item [N]. Slots ask here, not the logits: a chunked loss never holds those whole."""
@@ -36,7 +34,7 @@ class Outputs:
         return self.logits.shape[-1]
 
     def rows(self, rows: slice) -> "Outputs":
-        return Outputs(self.logits[rows], tuple(state[rows] for state in self.hidden))
+        return Outputs(self.logits[rows])
 
 
 @dataclass(frozen=True)
@@ -116,8 +114,6 @@ def image_items(
     teacher_logits: Tensor,
     labels: Tensor,
     *,
-    student_hidden: Sequence[Tensor] = (),
-    teacher_hidden: Sequence[Tensor] = (),
     progress: float | None = 0.0,
 ) -> Items:
     """One item an image: logits [B, C], labels [B] or [B, C] -> N = B items. Several teachers' logits are [K, B, C].
@@ -128,8 +124,8 @@ def image_items(
     teacher_logits, teachers = _several(teacher_logits, student_logits.ndim)
     views = _views(student_logits, labels)
     return Items(
-        Outputs(student_logits, tuple(student_hidden)),
-        Outputs(teacher_logits, tuple(teacher_hidden)),
+        Outputs(student_logits),
+        Outputs(teacher_logits),
         labels if views == 1 else torch.cat([labels] * views),
         sample=torch.arange(len(student_logits), device=labels.device),
         num_samples=len(student_logits),
@@ -140,34 +136,28 @@ def image_items(
     )
 
 
-def count_image_items(labels: Tensor) -> int:
-    """How many images these labels are of: the number the summed loss is divided by, however many views each has."""
-    return labels.shape[0]
-
-
 def token_items(
     student_logits: Tensor,
     teacher_logits: Tensor,
     labels: Tensor,
     *,
-    student_hidden: Sequence[Tensor] = (),
-    teacher_hidden: Sequence[Tensor] = (),
     progress: float | None = 0.0,
     host_targets: HostTargets | None = None,
     position_ids: Any = None,
     attention_mask: Any = None,
+    shift: int = 1,
 ) -> Items:
-    """One item an unmasked target token: logits [B, L, V], labels [B, L], hidden states each [B, L, ...].
+    """One item an unmasked target token: logits [B, L, V], labels [B, L].
 
-    Position i predicts the label at i + 1; labels of -100 are no items. The sample is the row of the batch, or the
+    Position i predicts the label at i + shift; labels of -100 are no items. The sample is the row of the batch, or the
     document, where the row's `position_ids` start again. Several teachers' logits are [K, B, L, V].
     """
     same_classes(student_logits.shape[-1], teacher_logits.shape[-1])
     teacher_logits, teachers = _several(teacher_logits, student_logits.ndim)
-    tokens = Targets(labels, host_targets, position_ids=position_ids, attention_mask=attention_mask)
+    tokens = Targets(labels, host_targets, shift, position_ids=position_ids, attention_mask=attention_mask)
     return Items(
-        Outputs(tokens.pick(student_logits), tuple(map(tokens.pick, student_hidden))),
-        Outputs(tokens.pick(teacher_logits), tuple(map(tokens.pick, teacher_hidden))),
+        Outputs(tokens.pick(student_logits)),
+        Outputs(tokens.pick(teacher_logits)),
         tokens.labels,
         sample=tokens.sample,
         num_samples=tokens.num_samples,
@@ -222,30 +212,6 @@ def epoch_of(progress: float | None) -> int:
     if progress is None:
         raise ValueError("this slot counts epochs, and the training stream does not say how many rows it has")
     return int(progress) + 1
-
-
-@dataclass(frozen=True)
-class ItemRule:
-    """How a batch becomes items, and how its labels are counted. `known`: what both take from the batch by name."""
-
-    make: Callable[..., Items]
-    count: Callable[..., Any]
-    known: tuple[str, ...] = ()
-
-    def of(self, inputs: Mapping[str, Any], student_logits: Tensor, teacher_logits: Tensor, **others: Any) -> Items:
-        """The items of a batch with `labels`, of which two networks gave these logits."""
-        return self.make(student_logits, teacher_logits, inputs["labels"], **self.known_in(inputs), **others)
-
-    def count_of(self, inputs: Mapping[str, Any]) -> Any:
-        """How many items the batch counts as: what a summed loss is divided by."""
-        return self.count(inputs["labels"], **self.known_in(inputs))
-
-    def known_in(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: inputs[name] for name in self.known if name in inputs}
-
-
-IMAGES = ItemRule(image_items, count_image_items)
-TOKENS = ItemRule(token_items, count_token_items, ("host_targets", "position_ids", "attention_mask"))
 
 
 def _views(logits: Tensor, labels: Tensor) -> int:

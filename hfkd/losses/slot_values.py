@@ -7,16 +7,13 @@ N items.
 """
 
 import copy
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hfkd.losses.items import ItemRule, Items
+from hfkd.losses.items import Items
 from hfkd.utils.random_state import kept_random_state
-
-SlotCheck = Callable[[Mapping[str, Any], Tensor, Tensor], None]  # a batch, and both networks' logits for it
 
 ROUNDING = 1e-4  # 1 - max softmax and the like come out a little below 0
 RULES = {
@@ -74,14 +71,3 @@ def check_slots(loss: Any, items: Items) -> None:
         if wrong.any():
             value = values[wrong][0].item()
             raise ValueError(f"the {name} gives {value:g} for one of the first rows: {RULES[name]}")
-
-
-def slot_check(loss: Any, rule: ItemRule, num_classes: int | None) -> SlotCheck:
-    """`check_slots` of a batch and what student and teacher gave for it."""
-
-    def check(batch: Mapping[str, Any], student: Tensor, teacher: Tensor) -> None:
-        if loss.own_slots:
-            logits = (z[..., :num_classes].cpu() for z in (student, teacher))
-            check_slots(loss, rule.of(batch, *logits))
-
-    return check

@@ -14,6 +14,8 @@ from transformers.utils import TransformersKwargs
 # What batches hold for hfkd itself: a network gets these only if its forward names them.
 OWN_KEYS = frozenset({"index", "view", "host_targets", "host_rows", "length", "prompt_length"})
 OWN_PREFIX = "teacher_"
+# What networks are given: tokens, images, sound as waves or as spectra.
+INPUTS = {"input_ids", "pixel_values", "input_values", "input_features"}
 EVERYTHING = None  # as `Call.others`: any name that is not one of hfkd's own
 # Where a model of transformers keeps the factor of the router loss that it adds to its own loss.
 ROUTER_WEIGHTS = ("router_aux_loss_coef", "aux_loss_coef")
@@ -26,11 +28,13 @@ class Call:
     keywords: the inputs its forward names, or None for a network called with the images alone, by position.
     others: what it takes by **kwargs beside them; `EVERYTHING`, or the names that a model of transformers lists.
     router_weight: the factor of `.aux_loss` in a mixture-of-experts model's own loss.
+    shifts_labels: an encoder-decoder, which makes its decoder's inputs from the labels [B, L] where it has no others.
     """
 
     keywords: frozenset[str] | None
     others: frozenset[str] | None = frozenset()
     router_weight: float | None = None
+    shifts_labels: bool = False
 
     @classmethod
     def of(cls, model: nn.Module) -> "Call":
@@ -40,8 +44,9 @@ class Call:
         rest = [p for p in parameters if p.kind == p.VAR_KEYWORD]
         others = _taken_by_kwargs(network, rest[0].annotation) if rest else frozenset()
         positional = any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL) for p in parameters)
-        keyed = names & {"pixel_values", "input_ids"} or (rest and not positional)
-        return cls(names - {"labels"} if keyed else None, others, router_weight(network))
+        keyed = names & INPUTS or (rest and not positional)
+        shifts = isinstance(network, PreTrainedModel) and network.config.is_encoder_decoder and "labels" in names
+        return cls(names - {"labels"} if keyed else None, others, router_weight(network), bool(shifts))
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """The logits of `inputs`; what the network does not take (index, labels, ...) stays behind."""
@@ -82,9 +87,8 @@ class Call:
         return self.router_weight * loss
 
     @property
-    def takes_tokens(self) -> bool:
-        """Whether this is a language model: its forward names `input_ids` and no images."""
-        return self.keywords is not None and "input_ids" in self.keywords and "pixel_values" not in self.keywords
+    def takes_images(self) -> bool:
+        return self.takes("pixel_values")
 
     def takes(self, name: str) -> bool:
         """Whether an input of this name reaches the network."""
@@ -100,7 +104,14 @@ class Call:
         """The inputs that the network takes, by name."""
         # Keys and values are kept for generating; by default each layer copies its own, in the teacher too.
         whole_sequences = {"use_cache": False} if "use_cache" in (self.keywords or ()) else {}
-        return {k: v for k, v in inputs.items() if self.takes(k)} | whole_sequences
+        return {k: v for k, v in inputs.items() if self.takes(k)} | self._decoded(inputs) | whole_sequences
+
+    def _decoded(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The labels, for a decoder that would otherwise have nothing to read (BART then reads its own input)."""
+        labels, given = inputs.get("labels"), {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
+        if not self.shifts_labels or given or not isinstance(labels, Tensor):
+            return {}
+        return {"labels": labels} if labels.ndim == 2 and not labels.is_floating_point() else {}
 
     def without_labels(self, inputs: Mapping[str, Any], labels: Iterable[str]) -> dict[str, Any]:
         """The batch without its further `labels`, which are no inputs, except those that forward names."""

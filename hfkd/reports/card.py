@@ -62,7 +62,7 @@ def write_card(
     words = _words(
         name=model_name or (args.hub_model_id or folder.resolve().name).split("/")[-1],
         library=_library(student),
-        task=(_several(tasks) or ["text-generation" if trainer.call.takes_tokens else "image-classification"])[0],
+        task=(_several(tasks) or [trainer.task.pipeline_tag])[0],
         dataset=", ".join(_several(dataset)) or trainer.details.get("dataset_name"),
         license=license or args.model_license,
         repository=trainer.hub_model_id or args.hub_model_id or model_name,
@@ -84,7 +84,7 @@ def write_card(
         **words,
         metrics=metrics,
         settings=_cells({"data": words["dataset"], "assistants": assistants} | settings),
-        generates=trainer.call.takes_tokens,
+        generates=trainer.task.generates,
         kind=type(student).__name__,
         distilled=distilled,
         peers=peers,

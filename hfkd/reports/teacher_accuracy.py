@@ -14,7 +14,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from hfkd.losses.items import TOKENS
 from hfkd.reports.history import teacher_scores
 from hfkd.teachers import LiveTeacher
 from hfkd.training.averages import RowAverage
@@ -80,7 +79,7 @@ def _score(trainer: Host, teacher: LiveTeacher, loader: Any) -> dict[str, float]
         if not isinstance(inputs.get("labels"), Tensor) or inputs["labels"].is_floating_point():
             return {}
         logits = network(each=True, **inputs)[..., : trainer.num_classes]
-        items = trainer.rule.of(inputs, logits if len(teacher.networks) == 1 else logits[0], logits)
+        items = trainer.task.items(inputs, logits if len(teacher.networks) == 1 else logits[0], logits)
         voices = {"teacher_accuracy": items.teacher}
         voices |= {f"teacher_{k}_accuracy": one for k, one in enumerate(items.teachers, 1)}
         hits = {name: (one.logits.argmax(-1) == items.labels).float() for name, one in voices.items()}
@@ -96,7 +95,7 @@ def _score(trainer: Host, teacher: LiveTeacher, loader: Any) -> dict[str, float]
 def _batches(trainer: Host, loader: Any) -> Iterator[Any]:
     """The loader's batches, with a progress bar; of text only as many as hold `TEXT_ROWS` rows, on each rank alike."""
     args, limit = trainer.args, None
-    if trainer.rule is TOKENS:
+    if trainer.task.vocabulary:
         limit = math.ceil(TEXT_ROWS / (args.eval_batch_size * args.world_size))
     quiet = args.disable_tqdm or not trainer.is_world_process_zero()
     for number, batch in enumerate(tqdm(loader, desc="Evaluating the teacher", disable=quiet, leave=False), 1):

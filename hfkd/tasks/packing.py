@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hfkd.data.first_rows import first_rows
 from hfkd.data.token_rows import PACKING
 from hfkd.models.calling import Call
-from hfkd.tasks.own_loss import untouched
+from hfkd.tasks.proof import untouched
 from hfkd.utils.targets import HostTargets
 
 PROBED_TOKENS = 4  # of each of two documents

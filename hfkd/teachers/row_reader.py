@@ -12,7 +12,8 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
-from hfkd.losses.items import ItemRule, Items
+from hfkd.losses.items import Items
+from hfkd.tasks.base import Task
 from hfkd.teachers.agreement import disagreement, fixed_batches, size_of, tolerance
 from hfkd.teachers.frozen import LiveTeacher
 
@@ -26,7 +27,7 @@ class RowReader:
     teacher: LiveTeacher
     dataset: Any
     collate: Callable[..., dict[str, Tensor]]
-    rule: ItemRule
+    task: Task
     batch_size: int
     energy_temperature: float
     entropy_temperature: float
@@ -54,7 +55,7 @@ class RowReader:
         """
         batch = send_to_device(batch, self.device)
         logits = (teacher or self.teacher)(**batch)[..., : self.num_classes]
-        items = self.rule.of(batch, logits, logits)
+        items = self.task.items(batch, logits, logits)
         said = items.teacher
         energy = said.energy(self.energy_temperature).where(said.logits.isfinite().all(-1), torch.nan)
         columns = energy, said.entropy(self.entropy_temperature), said.logits.argmax(-1).float()

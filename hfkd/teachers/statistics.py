@@ -19,8 +19,9 @@ from tqdm.auto import tqdm
 from hfkd.data.collate import ImageCollator
 from hfkd.data.epochs import OneEpoch, image_transform, refuse_streams
 from hfkd.data.he_da import original_images
-from hfkd.losses.items import IMAGES, ItemRule
 from hfkd.losses.temperatures import Level
+from hfkd.tasks.base import Task
+from hfkd.tasks.image_classification import ImageClassification
 from hfkd.teachers.agreement import everywhere, spread_rows
 from hfkd.teachers.all_ranks import of_all_ranks, samples_of_all_ranks
 from hfkd.teachers.frozen import LiveTeacher
@@ -77,7 +78,7 @@ def scan(
     energy_temperature: float = 4.0,
     entropy_temperature: float = 3.0,
     collate: Callable[..., dict[str, Tensor]] | None = None,
-    rule: ItemRule = IMAGES,
+    task: Task | None = None,
     level: Level = "sample",
     num_classes: int | None = None,
     batch_size: int = 256,
@@ -100,14 +101,15 @@ def scan(
     The paper's authors drop the last partial batch; here every image counts, but none that HE-DA added.
     Raises ValueError when the teacher gives NaN or infinity, naming the first images.
     """
-    level = "sample" if rule is IMAGES else level  # an image is its only item
+    task = task or ImageClassification()
+    level = "sample" if task.one_item_a_row else level  # an image is its only item
     for name, value in {"energy_temperature": energy_temperature, "entropy_temperature": entropy_temperature}.items():
         fitting("scan", name, value, SoftmaxTemperature)
     reader = RowReader(
         _live(teacher),
         seen(original_images(dataset), views),
         collate or ImageCollator(),
-        rule,
+        task,
         batch_size,
         energy_temperature,
         entropy_temperature,

@@ -8,8 +8,8 @@ from transformers import TrainerState
 
 from hfkd.arguments import DistillationArguments
 from hfkd.losses.distillation import DistillationLoss
-from hfkd.losses.items import ItemRule
 from hfkd.models.calling import Call
+from hfkd.tasks.base import Task
 from hfkd.training.run_identity import RunRecord
 
 
@@ -28,7 +28,7 @@ class Host(Protocol):
     hub_model_id: Any
     details: Mapping[str, Any]
     call: Call
-    rule: ItemRule
+    task: Task
     num_classes: int | None
     class_names: Any
     image_inputs: Any  # `ImageInputs`, None for tokens

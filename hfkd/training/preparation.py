@@ -1,22 +1,18 @@
 """What DistillationTrainer makes of its arguments before it is a Trainer."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
-from transformers.image_processing_utils import BaseImageProcessor
+from transformers import TrainerCallback, TrainingArguments
 
 from hfkd.arguments import DistillationArguments
-from hfkd.data.collate import ImageCollator
 from hfkd.data.epochs import ImageStream, image_transform
 from hfkd.data.resident import ResidentImages
-from hfkd.data.target_collator import TargetCollator
-from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.base import requirements_of
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.models import Peers
@@ -135,19 +131,6 @@ def uses_fsdp(args: TrainingArguments) -> bool:
     return bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
-def chosen_collator(given: Any, processing_class: Any, tokens: bool, columns: Iterable[str] = ()) -> Any:
-    """The collator that was given, if one was; else tokens when the processing class is a tokenizer, else images.
-
-    `columns` are further ones that are wanted of images. Batches of tokens have their targets found, whoever makes
-    them.
-    """
-    if given is None and isinstance(processing_class, PreTrainedTokenizerBase):
-        return TokenCollator(processing_class)
-    if given is None:
-        return ImageCollator(processing_class if isinstance(processing_class, BaseImageProcessor) else None, columns)
-    return TargetCollator(given) if tokens and not isinstance(given, TokenCollator) else given
-
-
 def with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:
     """The student with PEFT adapters, which alone will train."""
     from peft import get_peft_model  # needed by those who ask for it only
@@ -157,7 +140,9 @@ def with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:
 
 def teacher_networks(teacher: Any) -> list[nn.Module]:
     """The networks that `teacher=` names: one, several, or none."""
-    return [one for one in (teacher if isinstance(teacher, (list, tuple)) else [teacher]) if isinstance(one, nn.Module)]
+    several = teacher if isinstance(teacher, (list, tuple)) else [teacher]
+    found = [one.networks if isinstance(one, LiveTeacher) else (one,) for one in several if isinstance(one, nn.Module)]
+    return [network for networks in found for network in networks]
 
 
 def live_teacher(teacher: Any, inputs: Received) -> LiveTeacher:

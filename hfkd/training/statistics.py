@@ -17,7 +17,7 @@ def scan_of(trainer: Host, **keywords: Any) -> TeacherScan:
         trainer.teacher,
         trainer.train_dataset,
         collate=trainer.data_collator,
-        rule=trainer.rule,
+        task=trainer.task,
         num_classes=trainer.num_classes,
         batch_size=max(args.train_batch_size, args.eval_batch_size),
         num_workers=args.dataloader_num_workers,

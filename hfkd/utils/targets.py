@@ -1,4 +1,4 @@
-"""Which tokens of a batch are learned: those that a label names, each from the tokens of its document before it.
+"""Which positions of a batch are learned: those that a label names, a causal model's from the position before.
 
 N target tokens, B rows, L length, S samples: the rows, or where rows pack several documents the documents.
 """
@@ -28,6 +28,14 @@ class HostTargets(OnHost):
     shape: torch.Size
     document: Tensor | None = None
     num_documents: int = 0
+    shift: int = 1  # how far each label stands behind the position that predicts it
+
+    @classmethod
+    def in_place(cls, labels: Tensor) -> "HostTargets":
+        """Those of a network that predicts each label at its own position."""
+        if labels.ndim != 2:
+            raise ValueError(f"labels of shape {tuple(labels.shape)}: tokens need [batch, length], one label a token")
+        return cls((labels != IGNORED).flatten().nonzero().squeeze(-1), labels.shape, shift=0)
 
     @classmethod
     def of(cls, labels: Tensor, position_ids: Any = None, attention_mask: Any = None) -> "HostTargets":
@@ -52,16 +60,17 @@ class HostTargets(OnHost):
 
 
 class Targets:
-    """Which positions of [B, L] labels predict a token: that token's label, sample and row, [N] each."""
+    """Which positions of [B, L] logits predict a label: that label, its sample and its row, [N] each."""
 
-    def __init__(self, labels: Tensor, known: HostTargets | None = None, **others: Any) -> None:
+    def __init__(self, labels: Tensor, host_targets: HostTargets | None = None, shift: int = 1, **others: Any) -> None:
         """`others`: the batch's `position_ids` and `attention_mask`, which count where the targets are not known."""
-        self.shape = labels.shape
-        if known is None or known.shape != labels.shape:  # not known, or the batch was cut in parts on its way
-            known = HostTargets.of(labels, **others)
+        self.shape, known = labels.shape, host_targets
+        # Not known, or known of another task, or the batch was cut in parts on its way.
+        if known is None or known.shape != labels.shape or known.shift != shift:
+            known = HostTargets.of(labels, **others) if shift else HostTargets.in_place(labels)
         self.position = send(known.position, labels.device)
         self._known = known
-        self.labels = labels.flatten()[self.position + 1]
+        self.labels = labels.flatten()[self.position + shift]
         self.row = self.position // max(labels.shape[1], 1)
         self.sample = self.row if known.document is None else send(known.document, labels.device)
         self.num_samples = known.num_documents if known.packed else labels.shape[0]
@@ -69,7 +78,7 @@ class Targets:
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> "Targets":
         """Those of a batch."""
-        others = {name: inputs.get(name) for name in ("position_ids", "attention_mask")}
+        others: dict[str, Any] = {name: inputs.get(name) for name in ("position_ids", "attention_mask")}
         return cls(inputs["labels"], inputs.get("host_targets"), **others)
 
     def __len__(self) -> int:
@@ -95,10 +104,16 @@ class Targets:
 
 
 def count_token_items(
-    labels: Tensor, host_targets: HostTargets | None = None, position_ids: Any = None, attention_mask: Any = None
+    labels: Tensor,
+    host_targets: HostTargets | None = None,
+    position_ids: Any = None,
+    attention_mask: Any = None,
+    shift: int = 1,
 ) -> Tensor:
     """How many targets a batch has: a number on its device, nothing is read back."""
-    if host_targets is not None and host_targets.shape == labels.shape:
+    if host_targets is not None and host_targets.shape == labels.shape and host_targets.shift == shift:
         return torch.full((), len(host_targets.position), device=labels.device)
+    if not shift:
+        return (labels != IGNORED).sum()
     positions, attended = token_positions(position_ids, labels.shape), token_mask(attention_mask, labels.shape)
     return target_mask(labels, attended, None if positions is None else begins(positions, attended)).sum()

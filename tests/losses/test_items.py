@@ -5,22 +5,18 @@ import torch
 
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import (
-    IMAGES,
-    TOKENS,
-    count_image_items,
-    count_token_items,
     image_items,
     token_hidden,
     token_items,
 )
 from hfkd.losses.temperatures import Energy
 from hfkd.losses.weightings import Entropy, Matched
-from hfkd.utils.targets import IGNORED
+from hfkd.utils.targets import IGNORED, count_token_items
 
 
 def test_an_image_is_an_item_and_a_sample():
     items = image_items(torch.randn(5, 3), torch.randn(5, 3), torch.zeros(5, dtype=torch.long), progress=2.5)
-    assert len(items) == count_image_items(items.labels) == 5
+    assert len(items) == 5
     assert items.sample.tolist() == [0, 1, 2, 3, 4]
     assert items.progress == 2.5
 
@@ -44,10 +40,6 @@ def test_mean_over_sample_averages_items_that_share_a_sample():
     items = image_items(torch.randn(5, 3), torch.randn(5, 3), torch.zeros(5, dtype=torch.long))
     items = replace(items, sample=torch.tensor([0, 2, 0, 2, 2]), num_samples=3, own_sample=False)
     assert items.mean_over_sample(torch.tensor([1.0, 3.0, 3.0, 6.0, 9.0])).tolist() == [2, 6, 2, 6, 6]
-
-
-def test_mixed_labels_count_images_not_elements():
-    assert count_image_items(torch.rand(4, 100)) == 4
 
 
 def test_different_class_counts_are_refused_with_both_numbers():
@@ -109,12 +101,6 @@ def test_a_batch_without_targets_gives_loss_0_and_gradient_0(temperature, weight
     assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
-def test_the_rules_bundle_making_and_counting():
-    logits = torch.randn(B, L, V)
-    assert len(TOKENS.make(logits, logits, LABELS)) == TOKENS.count(LABELS)
-    assert len(IMAGES.make(logits[0], logits[0], LABELS[2])) == IMAGES.count(LABELS[2])
-
-
 @pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [
@@ -142,7 +128,7 @@ def test_a_view_is_an_item_and_a_sample_of_its_own_and_the_losses_of_views_add_u
         assert torch.equal(view.labels, labels)
         assert (view.views, view.num_samples, view.sample.tolist()) == (1, B, [0, 1, 2])
         total += loss(alone, B)[0]
-    torch.testing.assert_close(loss(both, IMAGES.count(labels))[0], total)
+    torch.testing.assert_close(loss(both, len(labels))[0], total)
     assert alone.view(0) is alone
 
 

@@ -28,9 +28,9 @@ from hfkd.data.collate import ImageCollator
 from hfkd.data.large_images import LargeImageTransform, load_large_images
 from hfkd.data.text_collate import TokenCollator
 from hfkd.data.transforms import ImageTransform
-from hfkd.losses.items import TOKENS
 from hfkd.losses.temperatures import Energy
 from hfkd.models import InputSpec
+from hfkd.tasks.causal_lm import CausalLM
 from hfkd.teachers import LiveTeacher, TeacherScan, scan
 from hfkd.teachers.agreement import PROBED
 
@@ -456,7 +456,7 @@ def test_random_rows_are_not_compared(tmp_path, caplog):
 @pytest.mark.parametrize(("level", "cut"), [("sample", None), ("item", None), ("item", 3)])
 def test_tokens_scanned_before_are_compared_too(tmp_path, caplog, level, cut):
     data, model = token_dataset(9), taught_model()
-    keywords = {"collate": TokenCollator(0), "rule": TOKENS, "level": level, "num_classes": cut, "batch_size": 4}
+    keywords = {"collate": TokenCollator(0), "task": CausalLM(), "level": level, "num_classes": cut, "batch_size": 4}
     first = scan(model, data, cache_dir=tmp_path, **keywords, **QUIET)
     assert same(scan(model, data, cache_dir=tmp_path, **keywords, **QUIET), first)
     assert len(first.rows.energy) == 9

@@ -15,9 +15,8 @@ from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
 
-from hfkd.losses.items import TOKENS
-from hfkd.tasks.known_heads import refuse_other_heads
-from hfkd.tasks.own_loss import compare_own_loss
+from hfkd.tasks.choice import chosen_task
+from hfkd.tasks.proof import compare_own_loss
 from hfkd.teachers.agreement import everywhere
 from hfkd.teachers.fingerprint import configuration, data_fingerprint, weights_fingerprint
 from hfkd.teachers.frozen import LiveTeacher
@@ -67,9 +66,11 @@ def build_text_cache(
         fitting("build_text_cache", "temperature", value, SoftmaxTemperature)
     _check(dataset, k, temperatures, dtype, batch_size, shard_rows)
     live = teacher if isinstance(teacher, LiveTeacher) else LiveTeacher(teacher).unfreeze()
-    refuse_other_heads(live.networks, TOKENS)
+    task = chosen_task("auto", live.networks)
+    if not task.by_target:
+        raise ValueError(f"a token cache holds what a causal language model says, and this one is for {task.name}")
     for network in live.networks:
-        compare_own_loss(network, None, TOKENS)
+        compare_own_loss(network, None, task)
     vocabulary = _vocabulary(live, num_classes)
     manifest = Manifest(
         teacher=weights_fingerprint(live),

@@ -4,9 +4,10 @@ from torch import nn
 
 from hfkd.arguments import DistillationArguments
 from hfkd.losses.distillation import DistillationLoss
-from hfkd.losses.items import TOKENS, ItemRule
 from hfkd.models import Peers
 from hfkd.models.calling import Call
+from hfkd.tasks.base import Task
+from hfkd.tasks.tokens import PerToken
 from hfkd.teachers import LiveTeacher, Teachers
 from hfkd.training.forward.dense import ChunkedStep, DenseStep, MutualStep
 from hfkd.training.forward.he_da import HighEnergyStep
@@ -20,7 +21,7 @@ AnyStep = Chosen | HighEnergyStep  # which wraps a chosen one when training star
 def choose_step(
     student: nn.Module,
     teacher: LiveTeacher | None,
-    rule: ItemRule,
+    task: Task,
     loss: DistillationLoss,
     args: DistillationArguments,
     num_classes: int | None,
@@ -31,13 +32,13 @@ def choose_step(
     """
     call = Call.of(student)
     if args.loss_chunk_size:
-        if rule is not TOKENS or uses_fsdp(args) or isinstance(teacher, Teachers):
+        if not task.by_target or uses_fsdp(args) or isinstance(teacher, Teachers):
             raise ValueError(
-                "loss_chunk_size is for language models, whole on each device, with one teacher: set it to 0"
+                "loss_chunk_size is for causal language models, whole on each device, with one teacher: set it to 0"
             )
         return ChunkedStep(student, teacher and teacher.model, loss, args.loss_chunk_size, num_classes)
     if isinstance(student, Peers):
-        return MutualStep(call, rule, loss, peers=len(student.peers))
-    if rule is TOKENS and not isinstance(teacher, Teachers):
-        return TargetStep(call, loss, num_classes, heads_on_targets=not args.torch_compile)
-    return DenseStep(call, rule, loss, num_classes)
+        return MutualStep(call, task, loss, peers=len(student.peers))
+    if isinstance(task, PerToken) and not isinstance(teacher, Teachers):
+        return TargetStep(call, task, loss, num_classes, heads_on_targets=not args.torch_compile)
+    return DenseStep(call, task, loss, num_classes)

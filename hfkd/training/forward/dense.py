@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from hfkd.losses.chunked import ChunkedLoss
 from hfkd.losses.distillation import DistillationLoss
-from hfkd.losses.items import TOKENS, ItemRule, Items, token_hidden
+from hfkd.losses.items import Items, token_hidden
 from hfkd.models.calling import Call, logits_of, output_head
 from hfkd.models.peers import taught_by_the_others
+from hfkd.tasks.base import Task
+from hfkd.tasks.causal_lm import CausalLM
 from hfkd.teachers import LiveTeacher
 from hfkd.training.forward.head_proof import rescaling_of
 from hfkd.training.nonfinite import FaultWatch
@@ -27,7 +29,7 @@ class DenseStep:
     """Both networks' whole logits. `num_classes` cuts padded vocabularies to what they share (None: as they are)."""
 
     call: Call
-    rule: ItemRule
+    task: Task
     loss: DistillationLoss
     num_classes: int | None = None
     watch: FaultWatch | None = None
@@ -51,7 +53,7 @@ class DenseStep:
         output = self.call.output(student, inputs)
         logits = logits_of(output)[..., : self.num_classes]
         taught = self.taught(logits, teacher, inputs)
-        items = self.rule.of(inputs, logits, taught, progress=progress)
+        items = self.task.items(inputs, logits, taught, progress)
         return replace(items, rest=self.call.added_loss(output))
 
     def watched(self, items: Items, asked: bool) -> Items:
@@ -113,7 +115,8 @@ class ChunkedStep:
         asked = teacher if self.loss.kd_weight else None
         if asked is not None:
             taught, teacher_head = asked(last_hidden=True, **inputs), output_head(asked.model)
-        items = token_hidden(hidden, taught, inputs["labels"], progress=progress, **TOKENS.known_in(inputs))
+        known = {name: inputs[name] for name in CausalLM.known if name in inputs}
+        items = token_hidden(hidden, taught, inputs["labels"], progress=progress, **known)
         items = replace(items, rest=self.call.added_loss(output))
         if self.watch is not None:
             assert items.row is not None

@@ -128,8 +128,8 @@ def refuse_he_da(args: HighEnergyArguments, step: Any, dataset: Any) -> None:
     """Raise ValueError where HE-DA is on and there are no images to mix, or no teacher to choose among them."""
     if args.he_da == "none":
         return
-    if not isinstance(step, DenseStep) or step.call.takes_tokens:
-        raise ValueError(f"he_da={args.he_da!r} mixes images, and these networks read tokens: leave he_da out")
+    if not isinstance(step, DenseStep) or not step.task.mixes:
+        raise ValueError(f"he_da={args.he_da!r} mixes images, and the task is none of images: leave he_da out")
     if not step.loss.kd_weight:
         raise ValueError(f"he_da={args.he_da!r} takes the teacher's energies, and kd_weight=0 has no teacher: raise it")
     if args.he_da == "paper" or dataset is None or isinstance(dataset, IterableDataset):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hfkd.losses.rescaling import Rescaling, all_sizes
 from hfkd.models.calling import Call, output_head
-from hfkd.tasks.own_loss import untouched
+from hfkd.tasks.proof import untouched
 
 PROBED_TOKENS = 8
 

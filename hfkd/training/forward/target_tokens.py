@@ -14,6 +14,7 @@ from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import Items, Outputs
 from hfkd.losses.topk import coarse_items
 from hfkd.models.calling import Call, logits_of, output_head
+from hfkd.tasks.base import Task
 from hfkd.teachers import LiveTeacher
 from hfkd.teachers.token_cache.teacher import CachedTextTeacher
 from hfkd.training.forward.dense import Step
@@ -30,6 +31,7 @@ class TargetStep:
     """
 
     call: Call
+    task: Task
     loss: DistillationLoss
     num_classes: int | None = None
     heads_on_targets: bool = True  # a compiled network knows no hooks that come later: False picks afterwards
@@ -43,7 +45,8 @@ class TargetStep:
         num_items: Tensor | int | None,
         progress: float | None,
     ) -> Step:
-        targets, live = Targets.of(inputs), None
+        targets, live = self.task.targets(inputs), None
+        assert targets is not None
         output, logits = self._output(student, partial(self.call.output, student, inputs), targets)
         if self.loss.kd_weight and isinstance(teacher, CachedTextTeacher):
             items: Items = coarse_items(logits, teacher.outputs(inputs), targets, progress)

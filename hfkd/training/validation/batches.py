@@ -9,7 +9,7 @@ from transformers.trainer_utils import has_length
 from hfkd.arguments import DistillationArguments
 from hfkd.losses.base import requirements_of
 from hfkd.losses.distillation import DistillationLoss
-from hfkd.losses.items import IMAGES, ItemRule
+from hfkd.tasks.base import Task
 from hfkd.training.forward.he_da import added_images
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def refuse_no_batch(args: DistillationArguments, datasets: Mapping[str, Any]) ->
                 )
 
 
-def refuse_small_batches(loss: DistillationLoss, args: DistillationArguments, rule: ItemRule) -> None:
+def refuse_small_batches(loss: DistillationLoss, args: DistillationArguments, task: Task) -> None:
     """Raise ValueError where a batch of one process is too small for what a slot compares in it.
 
     For tokens a warning, since a row may hold several documents. The last batch of an epoch may be smaller than was
@@ -50,7 +50,7 @@ def refuse_small_batches(loss: DistillationLoss, args: DistillationArguments, ru
     for slot in (loss.objective, loss.weighting) if loss.kd_weight else ():
         # A row of tokens is one sample and many items, an image is both.
         needs = requirements_of(slot)
-        needed = max(needs.items if rule is IMAGES else 1, needs.samples)
+        needed = max(needs.items if task.one_item_a_row else 1, needs.samples)
         if rows >= needed:
             continue
         found = (
@@ -58,6 +58,6 @@ def refuse_small_batches(loss: DistillationLoss, args: DistillationArguments, ru
             f"per_device_train_batch_size gives it {rows}: raise that (accumulated batches are not compared), or "
             "choose another"
         )
-        if rule is IMAGES:
+        if task.one_item_a_row:
             raise ValueError(found)
         logger.warning("%s. It is of use only where a row holds several documents.", found)

@@ -14,8 +14,8 @@ from hfkd.losses.items import Outputs
 from hfkd.losses.slot_values import check_slots
 from hfkd.losses.temperatures import Fitted
 from hfkd.losses.topk import CoarseItems
-from hfkd.models.calling import Call
 from hfkd.models.vocabulary import common_size
+from hfkd.tasks.base import Task
 from hfkd.teachers.token_cache.columns import HIGHEST_TEMPERATURE
 from hfkd.teachers.token_cache.teacher import CachedTextTeacher
 from hfkd.teachers.token_cache.underestimates import warn_of_underestimates
@@ -30,14 +30,15 @@ def check_cached(
     student: nn.Module,
     tokenizer: PreTrainedTokenizerBase | None,
     dataset: Any,
+    task: Task,
 ) -> int | None:
     """Raise ValueError unless the cache can stand in for the teacher; else the vocabulary to cut to, as `common_size`.
 
     It can for objectives on log-probabilities, for temperatures and entropies it was built for, and for the rows it was
     built from.
     """
-    if not Call.of(student).takes_tokens:
-        raise ValueError(f"CachedTextTeacher is for language models, and {type(student).__name__} takes no tokens")
+    if not task.by_target:
+        raise ValueError(f"CachedTextTeacher is for causal language models, and the task is {task.name}")
     for name in ("loss_chunk_size", "evaluate_kl"):
         if getattr(args, name):
             raise ValueError(f"{name} needs the live teacher, and a teacher cache was given: leave {name} out")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import has_length, unwrap_peft_model
 
-from hfkd.losses.items import TOKENS, ItemRule
+from hfkd.tasks.base import Task
 from hfkd.utils.targets import IGNORED
 
 SEARCHED_SECONDS = 20.0  # for the row of a label, once a run is lost
@@ -25,16 +25,16 @@ class Bounds:
 
     classes: int | None
     ids: int | None
-    tokens: bool
+    ignoring: bool  # -100 stands for no label
 
     @classmethod
-    def of(cls, student: nn.Module, teachers: Iterable[nn.Module], rule: ItemRule, classes: int | None) -> "Bounds":
+    def of(cls, student: nn.Module, teachers: Iterable[nn.Module], task: Task, classes: int | None) -> "Bounds":
         """`classes`: those of the student where its logits were seen, else what its configuration says is taken."""
         bare: Any = unwrap_peft_model(student)
         if classes is None and isinstance(bare, PreTrainedModel):
-            classes = bare.config.get_text_config().vocab_size if rule is TOKENS else bare.config.num_labels
+            classes = bare.config.get_text_config().vocab_size if task.vocabulary else bare.config.num_labels
         sizes = [size for size in map(_embeddings, (student, *teachers)) if size is not None]
-        return cls(classes, min(sizes, default=None), rule is TOKENS)
+        return cls(classes, min(sizes, default=None), not task.one_item_a_row)
 
 
 def _embeddings(network: nn.Module) -> int | None:
@@ -73,7 +73,7 @@ class CheckedCollator:
     def __call__(self, rows: Any) -> Any:
         batch = self.collate(rows)
         if isinstance(batch, Mapping):
-            self._check(batch, "labels", self.bounds.classes, self.bounds.tokens or self.ignored)
+            self._check(batch, "labels", self.bounds.classes, self.bounds.ignoring or self.ignored)
             self._check(batch, "input_ids", self.bounds.ids, False)
         return batch
 
@@ -98,7 +98,7 @@ class CheckedCollator:
                 f"token {value} of {row} is none of the {below} that both networks have an embedding of (0 to "
                 f"{below - 1}): tokenise with the networks' own tokenizer"
             )
-        if value == IGNORED and not self.bounds.tokens:
+        if value == IGNORED and not self.bounds.ignoring:
             return f"{row} has the label {IGNORED}, which stands for none: leave the row out, there is nothing to learn"
         return (
             f"the label {value} of {row} is none of the student's {below} classes (0 to {below - 1}): give it more "

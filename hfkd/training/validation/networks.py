@@ -15,17 +15,16 @@ from transformers import PreTrainedConfig
 from hfkd.data.collate import ImageCollator, views_as_rows
 from hfkd.data.epochs import image_transform
 from hfkd.data.first_rows import first_rows, map_style
-from hfkd.data.labels import check_shares, class_ids
+from hfkd.data.labels import class_ids
 from hfkd.data.text_collate import TokenCollator
 from hfkd.data.token_rows import OWN_COLUMNS
-from hfkd.losses.items import IMAGES, TOKENS, ItemRule
-from hfkd.losses.slot_values import SlotCheck
 from hfkd.models.calling import OWN_KEYS, Call, logits_of
 from hfkd.models.peers import networks_of
 from hfkd.models.vocabulary import vocabulary_size
-from hfkd.tasks.own_loss import compare_own_loss, few_tokens, untouched
+from hfkd.tasks.base import Task
+from hfkd.tasks.proof import compare_own_loss, untouched
 from hfkd.teachers import LiveTeacher
-from hfkd.training.validation.labels import check_labels
+from hfkd.training.validation.slots import SlotCheck
 from hfkd.utils.finite import broken_rows
 
 logger = logging.getLogger(__name__)
@@ -90,7 +89,7 @@ def check_networks(
     teacher: LiveTeacher | None,
     dataset: Any,
     collate: Collate,
-    rule: ItemRule = IMAGES,
+    task: Task,
     check_slots: SlotCheck | None = None,
     labels: Sequence[str] = (),
 ) -> int | None:
@@ -99,42 +98,39 @@ def check_networks(
     `check_slots` is given the batch and both networks' logits, and may raise too. Returns the number of classes; None
     where the rows cannot be looked at without spending them.
     """
+    networks = (student, *(teacher.networks if teacher else ()))
     if not map_style(dataset):
-        for network in (student, *(teacher.networks if teacher else ())) if rule is TOKENS else ():
-            compare_own_loss(network, None, rule)
+        for network in networks if task.by_target else ():
+            compare_own_loss(network, None, task)
         return None
     batch = views_as_rows(call.without_labels(collate(first_rows(dataset)), labels))
-    if call.takes_tokens:
-        for network in (student, *(teacher.networks if teacher else ())):
-            _check_positions(network, dataset)
-    if rule is TOKENS:
-        batch = few_tokens(batch)
+    for network in networks if "input_ids" in batch else ():
+        _check_positions(network, dataset)
+    batch = task.probe(batch)
     with untouched(student):
         output = call.output(student, _on(student, batch))
     logits = logits_of(output)
     classes = logits.shape[-1]
     call.added_loss(output)  # refused where nothing says how much of it joins the loss
-    _check_logits(logits, rule)
-    _check_labels(dataset, batch, classes, rule)
+    task.check_logits(logits)
+    _check_labels(dataset, batch, classes, task)
     batch["labels"] = class_ids(batch["labels"])
     for network in networks_of(student):
-        compare_own_loss(network, _on(network, batch), rule)
+        compare_own_loss(network, _on(network, batch), task)
     if teacher is not None:
-        taught = _check_teacher(student, teacher, batch, classes, rule)
+        taught = _check_teacher(student, teacher, batch, classes, task)
         if check_slots is not None:
             check_slots(batch, logits, taught)
     return classes
 
 
-def _check_teacher(
-    student: nn.Module, teacher: LiveTeacher, batch: dict[str, Any], classes: int, rule: ItemRule
-) -> Tensor:
+def _check_teacher(student: nn.Module, teacher: LiveTeacher, batch: dict[str, Any], classes: int, task: Task) -> Tensor:
     """The teacher's logits, if they fit the student's."""
     with ExitStack() as stack:
         for network in teacher.networks:
             stack.enter_context(untouched(network))
         taught = teacher(**_on(teacher, batch))
-    named = rule is TOKENS and None not in map(vocabulary_size, (student, *teacher.networks))
+    named = task.vocabulary and None not in map(vocabulary_size, (student, *teacher.networks))
     if taught.shape[-1] != classes and not named:  # named vocabularies are compared by hfkd.models.vocabulary
         raise ValueError(
             f"the teacher gives {taught.shape[-1]} classes and the student {classes}: logit distillation compares "
@@ -147,29 +143,10 @@ def _check_teacher(
                 "makes of them"
             )
         raise ValueError("the teacher's logits are NaN or infinite on the first training rows: check its checkpoint")
-    for network in teacher.networks if rule is TOKENS else ():  # an image has one place to be predicted at
-        compare_own_loss(network, _on(network, batch), rule)
+    # Images reach a teacher in its own normalisation and size; and each has one place to be predicted at.
+    for network in () if "pixel_values" in batch and task.one_item_a_row else teacher.networks:
+        compare_own_loss(network, _on(network, batch), task)
     return taught
-
-
-def _check_logits(logits: Tensor, rule: ItemRule) -> None:
-    shape = tuple(logits.shape)
-    if rule is TOKENS:
-        if logits.ndim != 3:
-            raise ValueError(
-                f"the student's logits have shape {shape}, and those of tokens [batch, length, vocabulary]: train a "
-                "causal language model, or set items='image' where each row has one label"
-            )
-    elif logits.ndim != 2:
-        raise ValueError(
-            f"the student's logits have shape {shape}, and those of images [batch, classes]: train a classifier with "
-            "one label an image, or set items='token' for a model that generates text"
-        )
-    elif logits.shape[-1] == 1:
-        raise ValueError(
-            "the student has one logit, whose softmax is 1 whatever it says, so nothing would be learned: give it "
-            "num_labels=2 for two classes"
-        )
 
 
 def _check_positions(network: nn.Module, dataset: Any) -> None:
@@ -188,14 +165,14 @@ def _check_positions(network: nn.Module, dataset: Any) -> None:
         )
 
 
-def _check_labels(dataset: Any, batch: Mapping[str, Any], classes: int, rule: ItemRule) -> None:
+def _check_labels(dataset: Any, batch: Mapping[str, Any], classes: int, task: Task) -> None:
     probed = batch.get("labels")
     if not isinstance(probed, Tensor):
         raise ValueError(f"the batch has no tensor of labels: it has {sorted(batch)}; let the collator make one")
-    check_labels(probed, classes, rule)
+    task.check_labels(probed, classes)
     if probed.is_floating_point():
-        check_shares(probed)
-    if probed.is_floating_point() or rule is TOKENS:
+        task.check_values(probed)
+    if probed.is_floating_point() or not task.one_item_a_row:
         return
     # All labels where the column is what a batch gets: a transform that is not ours may map them.
     stored = isinstance(dataset, Dataset) and "labels" in dataset.column_names

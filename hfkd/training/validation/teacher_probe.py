@@ -13,7 +13,6 @@ from torch.utils.data import IterableDataset
 from transformers.trainer_utils import has_length
 
 from hfkd.data.he_da import original_images
-from hfkd.losses.items import TOKENS
 from hfkd.losses.temperatures import Fitted
 from hfkd.teachers import CachedTextTeacher, TeacherScan
 from hfkd.teachers.agreement import disagreement, everywhere, spread_rows, tolerance
@@ -115,8 +114,8 @@ def _reader(trainer: Host, energy_temperature: float) -> RowReader | None:
         trainer.teacher,
         seen(original_images(dataset), "train"),
         trainer.data_collator,
-        trainer.rule,
-        1 if trainer.rule is TOKENS else len(spread_rows(len(dataset))),  # a vocabulary's logits take memory
+        trainer.task,
+        1 if trainer.task.vocabulary else len(spread_rows(len(dataset))),  # a vocabulary's logits take memory
         energy_temperature,
         entropy_temperature=3.0,
         num_classes=trainer.num_classes,

@@ -15,8 +15,8 @@ from hfkd.data.he_da import HighEnergyTransform, add_high_energy, select_by_ener
 from hfkd.data.mixing import ALPHAS, box
 from hfkd.data.transforms import ImageTransform, pack_pixels
 from hfkd.losses.distillation import DistillationLoss
-from hfkd.losses.items import IMAGES
 from hfkd.models.calling import Call
+from hfkd.tasks.image_classification import ImageClassification
 from hfkd.teachers import LiveTeacher, scan
 from hfkd.training.forward.dense import DenseStep
 from hfkd.training.forward.he_da import HighEnergyStep, added_images
@@ -46,7 +46,7 @@ def batch(n=8):
 
 
 def step(threshold, mix, **slots):
-    return HighEnergyStep(DenseStep(Call.of(Net()), IMAGES, DistillationLoss(**slots)), threshold, mix)
+    return HighEnergyStep(DenseStep(Call.of(Net()), ImageClassification(), DistillationLoss(**slots)), threshold, mix)
 
 
 def naive_mixed(images, mix, seed):

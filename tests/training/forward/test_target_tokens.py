@@ -9,8 +9,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.distillation import DistillationLoss
-from hfkd.losses.items import TOKENS
 from hfkd.models.calling import Call
+from hfkd.tasks.causal_lm import CausalLM
 from hfkd.teachers import LiveTeacher
 from hfkd.training.forward.dense import DenseStep
 from hfkd.training.forward.target_tokens import TargetStep
@@ -68,9 +68,9 @@ def test_the_loss_parts_and_gradients_are_those_of_whole_logits(make, num_classe
     model, teacher, inputs = make(), LiveTeacher(gpt2(width=12)), batch()
     loss, call = DistillationLoss("kd", 2.0, "entropy"), Call.of(make())
     inputs["labels"] = torch.where(inputs["labels"] == IGNORED, IGNORED, inputs["labels"].clamp(max=V - 4))
-    dense = gradients(DenseStep(call, TOKENS, loss, num_classes), model, teacher, inputs)
+    dense = gradients(DenseStep(call, CausalLM(), loss, num_classes), model, teacher, inputs)
     for heads_on_targets in (True, False):
-        ours = gradients(TargetStep(call, loss, num_classes, heads_on_targets), model, teacher, inputs)
+        ours = gradients(TargetStep(call, CausalLM(), loss, num_classes, heads_on_targets), model, teacher, inputs)
         assert ours[2] == dense[2] == 7
         torch.testing.assert_close(ours[0], dense[0])
         torch.testing.assert_close(ours[1], dense[1])
@@ -85,7 +85,7 @@ def test_each_head_sees_the_targets_and_nothing_else_and_keeps_no_hook():
         network.lm_head.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape[:2])))
     inputs = TokenCollator(0)(TokenRows(5).rows)
     targets = Targets(inputs["labels"])
-    TargetStep(Call.of(model), DistillationLoss(temperature=2.0))(model, teacher, inputs, None, 0.0)
+    TargetStep(Call.of(model), CausalLM(), DistillationLoss(temperature=2.0))(model, teacher, inputs, None, 0.0)
     assert seen == [(1, len(targets))] * 2
     assert 0 < len(targets) < inputs["labels"].numel() / 2
     assert not model.lm_head._forward_pre_hooks
@@ -99,7 +99,7 @@ def test_without_distillation_the_teacher_does_not_run():
     teacher = LiveTeacher(taught_model())
     teacher.forward = forbidden
     model, inputs = language_model(), TokenCollator(0)(TokenRows(5).rows)
-    loss, parts, _ = TargetStep(Call.of(model), DistillationLoss(ce_weight=1.0, kd_weight=0.0))(
+    loss, parts, _ = TargetStep(Call.of(model), CausalLM(), DistillationLoss(ce_weight=1.0, kd_weight=0.0))(
         model, teacher, inputs, None, 0.0
     )
     assert loss.item() == pytest.approx(parts["ce"].item())

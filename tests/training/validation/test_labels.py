@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_known_heads import vit
+from test_choice import vit
 from text_toys import TokenRows, language_model
 from toys import CLASSES, Net, Rows, arguments, teacher
 from transformers import TrainerCallback, default_data_collator

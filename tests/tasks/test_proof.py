@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_known_heads import SMALL, trainer, vit
+from test_choice import SMALL, trainer, vit
 from text_toys import language_model, token_dataset, tokenizer
 from torch.nn.functional import cross_entropy
 from toys import Rows, arguments
@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from hfkd import DistillationTrainer
-from hfkd.losses.items import IMAGES
-from hfkd.tasks.own_loss import compare_own_loss
+from hfkd.tasks.image_classification import ImageClassification
+from hfkd.tasks.proof import compare_own_loss
 from hfkd.teachers import build_text_cache
 
 VOCAB = 30
@@ -208,7 +208,7 @@ def test_looking_changes_nothing():
     student.vit.eval()
     modes = [module.training for module in student.modules()]
     before, random = {k: v.clone() for k, v in student.state_dict().items()}, torch.get_rng_state()
-    compare_own_loss(student, {"pixel_values": torch.zeros(2, 3, 8, 8)}, IMAGES)
+    compare_own_loss(student, {"pixel_values": torch.zeros(2, 3, 8, 8)}, ImageClassification())
     assert torch.equal(torch.get_rng_state(), random)
     assert student.config.problem_type is None
     assert modes == [module.training for module in student.modules()]

@@ -1,0 +1,91 @@
+"""What a task is: the one thing that knows what a network's head means.
+
+B batch rows, L length, N items, C classes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hfkd.losses.items import Items
+from hfkd.losses.registry import Factory, registering
+from hfkd.models.calling import Call
+from hfkd.utils.targets import Targets
+
+Batch = Mapping[str, Any]
+Collate = Callable[..., Any]
+
+TASKS: dict[str, Callable[[], "Task"]] = {}
+
+
+class Task(ABC):
+    """From the rows of a dataset to items and labels. Nothing outside of this folder asks what an item is.
+
+    Its loss is the mean cross-entropy over the items' labels, and `proof.py` holds it against the networks' own.
+    """
+
+    pipeline_tag: ClassVar[str]  # the Hub's name of it
+    item: ClassVar[str]  # what one item is, in messages
+    one_item_a_row: ClassVar[bool] = True
+    vocabulary: ClassVar[bool] = False  # its classes are the tokens of a tokenizer, else those that the data name
+    mixes: ClassVar[bool] = False  # rows can be mixed (MixUp, CutMix), and labels be shares of classes
+    by_target: ClassVar[bool] = False  # a loss over chunks of target tokens, and a cache of them, serve it
+    generates: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        return next(name for name, made in TASKS.items() if made is type(self))
+
+    @abstractmethod
+    def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
+        """Rows -> a batch, where the user brings no collator. `columns`: those that the network or the loss wants."""
+
+    def ready(self, collate: Collate) -> Collate:
+        """A user's collator, whose batches have what this task knows before a batch leaves the host."""
+        return collate
+
+    def targets(self, batch: Batch) -> Targets | None:
+        """Which positions of the networks' [B, L, C] logits are items; None where every row of [B, C] is one."""
+        return None
+
+    @abstractmethod
+    def count(self, batch: Batch) -> Tensor | int:
+        """How many items a batch counts as: what a summed loss is divided by. Nothing is read back from a device."""
+
+    @abstractmethod
+    def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
+        """The items of a batch with `labels`, of which two networks gave these logits."""
+
+    @abstractmethod
+    def check_logits(self, logits: Tensor) -> None:
+        """Raise ValueError for logits that are not of this task's shape."""
+
+    @abstractmethod
+    def check_labels(self, labels: Tensor, classes: int | None) -> None:
+        """Raise ValueError for labels that a loss would misread, by type and shape: nothing is read back."""
+
+    def check_values(self, labels: Tensor) -> None:  # noqa: B027 - most labels are integers, which mean what they are
+        """Raise ValueError for float labels whose values mean nothing here. Waits for the labels' device."""
+
+    def probe(self, batch: Batch) -> dict[str, Any]:
+        """So much of a batch as the networks are tried on before training."""
+        return dict(batch)
+
+    @abstractmethod
+    def sure_labels(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Labels that the network surely takes: the batch's own where they will do."""
+
+
+def register_task(name: str) -> Callable[[Factory], Factory]:
+    """Make a class a task by name, for `task=` and `--task`; see `register_objective`."""
+    return registering(TASKS, "task", name)
+
+
+def refuse_bool(labels: Tensor) -> None:
+    if labels.dtype == torch.bool:
+        raise ValueError(
+            f"labels of bool, shape {tuple(labels.shape)}: make them class ids, by argmax(-1) where they are one-hot"
+        )

@@ -1,0 +1,13 @@
+"""One label an image: timm's and torchvision's classifiers, `ForImageClassification`, any network of `pixel_values`."""
+
+from hfkd.tasks.base import register_task
+from hfkd.tasks.rows import PerRow
+
+
+@register_task("image_classification")
+class ImageClassification(PerRow):
+    """An item is an image, or one of its views; labels may be shares of classes that MixUp or CutMix mixed."""
+
+    pipeline_tag = "image-classification"
+    item = "an image"
+    mixes = True

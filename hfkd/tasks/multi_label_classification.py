@@ -1,0 +1,90 @@
+"""Any number of labels a row, each a yes or a no: `problem_type="multi_label_classification"`.
+
+B rows, C labels, N = B C items.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfkd.data.collate import ImageCollator
+from hfkd.losses.items import Items, Outputs
+from hfkd.models.calling import Call, bare
+from hfkd.tasks.base import Batch, Collate, register_task
+from hfkd.tasks.rows import PerRow, rows_of
+
+
+@register_task("multi_label_classification")
+class MultiLabelClassification(PerRow):
+    """An item is a (row, label) pair with the two logits (0, z_bc), a sample is a row.
+
+    So the cross-entropy is the binary one with logits (mean over pairs, as transformers has it), KD is Bernoulli KD
+    (sigmoid(z / T)), and a row's mean energy is its joint energy, -T sum_c log(1 + exp(z_c / T)), over C.
+    """
+
+    pipeline_tag = "text-classification"
+    item = "a (row, label) pair"
+    one_item_a_row = False
+
+    def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
+        collate = super().collator(call, processing_class, columns)
+        if isinstance(collate, ImageCollator):
+            collate.shares = False
+        return collate
+
+    def count(self, batch: Batch) -> Tensor | int:
+        return batch["labels"].numel()
+
+    def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
+        labels = batch["labels"].to(student.dtype if student.dtype.itemsize > 2 else torch.float32).flatten()  # [B C]
+        rows, classes = student.shape
+        sample = torch.arange(rows, device=student.device).repeat_interleave(classes)
+        several = teacher if teacher.ndim > 2 else teacher[None]
+        teachers = tuple(Outputs(_pairs(one)) for one in several)
+        mean = teachers[0] if len(teachers) == 1 else Outputs(_pairs(teacher.mean(0)))
+        shares = torch.stack([1 - labels, labels], dim=-1)  # [N, 2]
+        return Items(
+            Outputs(_pairs(student)),
+            mean,
+            shares,
+            sample=sample,
+            num_samples=rows,
+            progress=progress,
+            teachers=teachers if len(teachers) > 1 else (),
+        )
+
+    def check_logits(self, logits: Tensor) -> None:
+        if logits.ndim != 2:
+            raise ValueError(
+                f"the student's logits have shape {tuple(logits.shape)}, and {self.name} takes [batch, labels]"
+            )
+
+    def check_labels(self, labels: Tensor, classes: int | None) -> None:
+        """[B, C], of any type; 0 and 1, or between."""
+        if labels.ndim != 2 or (classes is not None and labels.shape[-1] != classes):
+            raise ValueError(
+                f"labels of shape {tuple(labels.shape)}: {self.name} takes a 0 or a 1 for each of the "
+                f"{classes or ''} labels, shape [batch, {classes or 'labels'}]"
+            )
+
+    def check_values(self, labels: Tensor) -> None:
+        wrong = ~((labels >= 0) & (labels <= 1)).all(-1)
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise ValueError(f"labels of row {row} of the batch are not from 0 to 1: {labels[row].tolist()[:8]}")
+
+    def sure_labels(self, network: nn.Module, batch: Batch) -> Tensor:
+        given = batch.get("labels")
+        if given is not None and given.ndim == 2:
+            return given.float()
+        config: Any = bare(network).config
+        count, device = rows_of(batch), next(network.parameters()).device
+        return (torch.arange(count * config.num_labels, device=device) % 2).view(count, -1).float()
+
+
+def _pairs(logits: Tensor) -> Tensor:
+    """[B, C] -> [B C, 2], the logits of no and of yes."""
+    flat = logits.flatten()
+    return torch.stack([torch.zeros_like(flat), flat], dim=-1)

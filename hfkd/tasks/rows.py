@@ -1,0 +1,113 @@
+"""Tasks in which each row of a batch is one item: an image, a text, a recording.
+
+B rows, V views of each image, C classes.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DataCollatorWithPadding, default_data_collator
+from transformers.image_processing_utils import BaseImageProcessor
+
+from hfkd.data.collate import ImageCollator
+from hfkd.data.labels import check_shares
+from hfkd.losses.items import Items, image_items
+from hfkd.models.calling import Call, bare
+from hfkd.tasks.base import Batch, Collate, Task
+
+LABELS = ("labels", "label", "label_ids")  # the columns that transformers' collators take for labels
+
+
+class PerRow(Task):
+    """One label a row: softmax over C classes."""
+
+    def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
+        if call.takes_images:
+            processor = processing_class if isinstance(processing_class, BaseImageProcessor) else None
+            return ImageCollator(processor, columns)
+        return RowCollator(processing_class, frozenset(columns))
+
+    def count(self, batch: Batch) -> Tensor | int:
+        return batch["labels"].shape[0]
+
+    def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
+        return image_items(student, teacher, batch["labels"], progress=progress)
+
+    def check_logits(self, logits: Tensor) -> None:
+        if logits.ndim != 2:
+            raise ValueError(
+                f"the student's logits have shape {tuple(logits.shape)}, and {self.name} takes [batch, classes]: train "
+                f"a classifier with one label {self.item}, or name another task ('causal_lm' for a model that "
+                "generates text)"
+            )
+        if logits.shape[-1] == 1:
+            raise ValueError(
+                "the student has one logit, whose softmax is 1 whatever it says, so nothing would be learned: give it "
+                "num_labels=2 for two classes"
+            )
+
+    def check_labels(self, labels: Tensor, classes: int | None) -> None:
+        """Integers [B]; or where rows are mixed floats [B, C] over `classes`, their shares."""
+        shape, kind = tuple(labels.shape), str(labels.dtype).removeprefix("torch.")
+        if labels.dtype == torch.bool:
+            raise ValueError(
+                f"labels of bool, shape {shape}: make them class ids, by argmax(-1) where they are one-hot"
+            )
+        if labels.is_floating_point():
+            if labels.ndim != 2:
+                raise ValueError(
+                    f"labels of {kind}, shape {shape}: class ids are integers, and floats are shares of mixed images, "
+                    f"shape [batch, {classes or 'classes'}]; convert class ids with int()"
+                )
+            if classes is not None and labels.shape[-1] != classes:
+                raise ValueError(
+                    f"mixed labels over {labels.shape[-1]} classes, but the student has {classes}: give both as many"
+                )
+        elif labels.ndim != 1:
+            raise ValueError(
+                f"labels of {kind}, shape {shape}: class ids have shape [batch], one number a row; take argmax(-1) of "
+                "one-hot ones, and squeeze(-1) away a dimension of 1"
+            )
+
+    def check_values(self, labels: Tensor) -> None:
+        check_shares(labels)
+
+    def sure_labels(self, network: nn.Module, batch: Batch) -> Tensor:
+        given = batch.get("labels")
+        if given is not None and given.ndim == 1 and not given.is_floating_point():
+            return given.long()
+        config: Any = bare(network).config
+        return torch.arange(rows_of(batch), device=next(network.parameters()).device) % config.num_labels
+
+
+@dataclass
+class RowCollator:
+    """Rows of text or sound -> a batch, padded by the tokenizer or feature extractor; a `label` becomes `labels`.
+
+    Only `columns` and labels are kept: whatever else a dataset has (the text itself) reaches no network.
+    Raises ValueError for rows of unequal lengths without a tokenizer.
+    """
+
+    processing_class: Any
+    columns: frozenset[str]
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        kept = [{k: v for k, v in row.items() if k in self.columns or k in (*LABELS, "index")} for row in rows]
+        collate = (
+            default_data_collator if self.processing_class is None else DataCollatorWithPadding(self.processing_class)
+        )
+        try:
+            return dict(collate(kept))
+        except (ValueError, RuntimeError, TypeError) as error:
+            wanted = sorted(self.columns)
+            raise ValueError(
+                f"the rows, which have {sorted(rows[0])}, cannot be made a batch of {wanted} ({error}): tokenise the "
+                "dataset, and pass the tokenizer as processing_class, or a data_collator of your own"
+            ) from error
+
+
+def rows_of(batch: Batch) -> int:
+    return len(next(value for value in batch.values() if isinstance(value, Tensor)))

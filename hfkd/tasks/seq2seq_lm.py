@@ -1,0 +1,36 @@
+"""The target text of an encoder and decoder: T5, BART, Whisper.
+
+B rows, L length of the targets.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+
+from hfkd.models.calling import Call
+from hfkd.tasks.base import Collate, register_task
+from hfkd.tasks.tokens import LabelCollator, PerToken, Selecting
+
+
+@register_task("seq2seq_lm")
+class Seq2SeqLM(PerToken):
+    """An item is a target token of the decoder, in its own place; a sample is its row.
+
+    The labels go to each network, which shifts its decoder's inputs by itself (see `Call.taken`).
+    """
+
+    pipeline_tag = "text2text-generation"
+    item = "a target token"
+    vocabulary = True
+    generates = True
+
+    def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
+        if not isinstance(processing_class, PreTrainedTokenizerBase):
+            raise ValueError(
+                f"{self.name} needs a tokenizer to pad rows with: pass it as processing_class, or a data_collator"
+            )
+        return LabelCollator(Selecting(DataCollatorForSeq2Seq(processing_class), frozenset(columns)))
+
+    def ready(self, collate: Collate) -> Collate:
+        return LabelCollator(collate)

@@ -1,0 +1,12 @@
+"""One label a text, or a recording: `ForSequenceClassification`, `ForAudioClassification`."""
+
+from hfkd.tasks.base import register_task
+from hfkd.tasks.rows import PerRow
+
+
+@register_task("sequence_classification")
+class SequenceClassification(PerRow):
+    """An item is a row."""
+
+    pipeline_tag = "text-classification"
+    item = "a row"

@@ -1,0 +1,108 @@
+"""Tasks whose items are tokens of a row: those that a label names.
+
+B rows, L length, C classes or vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hfkd.losses.items import Items, token_items
+from hfkd.tasks.base import Batch, Collate, Task
+from hfkd.utils.targets import IGNORED, HostTargets, Targets, count_token_items
+
+PROBED_TOKENS = 8
+ALONG_TOKENS = (  # [B, L] each
+    "input_ids", "attention_mask", "position_ids", "token_type_ids", "labels", "decoder_input_ids",
+    "decoder_attention_mask",
+)  # fmt: skip
+
+
+class PerToken(Task):
+    """Labels [B, L], -100 where there is none; logits [B, L, C].
+
+    `shift`: how far a label stands behind the position that predicts it. Causal models: 1, by themselves.
+    """
+
+    one_item_a_row = False
+    shift: ClassVar[int] = 0
+    known: ClassVar[tuple[str, ...]] = ("host_targets",)  # what a batch may say of its targets
+
+    def targets(self, batch: Batch) -> Targets:
+        return Targets(batch["labels"], shift=self.shift, **self._known(batch))
+
+    def count(self, batch: Batch) -> Tensor | int:
+        return count_token_items(batch["labels"], shift=self.shift, **self._known(batch))
+
+    def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
+        labels, known = batch["labels"], self._known(batch)
+        return token_items(student, teacher, labels, progress=progress, shift=self.shift, **known)
+
+    def _known(self, batch: Batch) -> dict[str, Any]:
+        return {name: batch[name] for name in self.known if name in batch}
+
+    def check_logits(self, logits: Tensor) -> None:
+        if logits.ndim != 3:
+            raise ValueError(
+                f"the student's logits have shape {tuple(logits.shape)}, and {self.name} takes [batch, length, "
+                "classes]: name another task where each row has one label (task='sequence_classification')"
+            )
+
+    def check_labels(self, labels: Tensor, classes: int | None) -> None:
+        shape, kind = tuple(labels.shape), str(labels.dtype).removeprefix("torch.")
+        if labels.dtype == torch.bool:
+            raise ValueError(
+                f"labels of bool, shape {shape}: make them class ids, by argmax(-1) where they are one-hot"
+            )
+        if labels.is_floating_point() or labels.ndim != 2:
+            raise ValueError(
+                f"labels of {kind}, shape {shape}: tokens need integers [batch, length], one label a token"
+            )
+
+    def probe(self, batch: Batch) -> dict[str, Any]:
+        """The first tokens of each row, where all that goes along with the tokens is known."""
+        tokens = batch.get("input_ids")
+        others = [v for k, v in batch.items() if isinstance(v, Tensor) and v.ndim > 1 and k not in ALONG_TOKENS]
+        if tokens is None or others or any(k.startswith("cu_seq_lens") for k in batch):
+            return dict(batch)
+        return {
+            k: v[:, :PROBED_TOKENS].contiguous() if k in ALONG_TOKENS and v.ndim == 2 else v for k, v in batch.items()
+        }
+
+    def sure_labels(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Else the tokens themselves, of which any model with a vocabulary has enough."""
+        given = batch.get("labels")
+        if given is not None and self.count(batch):
+            return given.long()
+        tokens, mask = batch["input_ids"], batch.get("attention_mask")
+        labels = tokens if self.vocabulary else tokens % getattr(network, "config").num_labels  # noqa: B009
+        return labels if mask is None or mask.shape != labels.shape else labels.masked_fill(mask == 0, IGNORED)
+
+
+@dataclass
+class LabelCollator:
+    """A collator, and then the places of the labels in its batch, found on the host as `host_targets`."""
+
+    collate: Collate
+
+    def __call__(self, rows: Any) -> Any:
+        batch = self.collate(rows)
+        labels = batch.get("labels")
+        if isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point():
+            batch["host_targets"] = HostTargets.in_place(labels)
+        return batch
+
+
+@dataclass
+class Selecting:
+    """Only the columns that the networks take: words and tags of the dataset reach no padding."""
+
+    collate: Collate
+    columns: frozenset[str]
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+        kept = ("labels", "label", "index")
+        return self.collate([{k: v for k, v in row.items() if k in self.columns or k in kept} for row in rows])
