@@ -304,7 +304,7 @@ def test_dev_answers_that_cannot_be_had_are_refused_before_training(tmp_path):
 
 def test_chunks_are_refused_for_a_student_that_the_launcher_shards(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="loss_chunk_size is for language models, whole on each device"):
+    with pytest.raises(ValueError, match="loss_chunk_size is for causal language models, whole on each device"):
         make(tmp_path, loss_chunk_size=5)
 
 

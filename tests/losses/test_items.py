@@ -11,7 +11,7 @@ from hfkd.losses.items import (
 )
 from hfkd.losses.temperatures import Energy
 from hfkd.losses.weightings import Entropy, Matched
-from hfkd.utils.targets import IGNORED, count_token_items
+from hfkd.utils.targets import IGNORED, HostTargets, Targets, count_token_items
 
 
 def test_an_image_is_an_item_and_a_sample():
@@ -56,8 +56,8 @@ WANTED = [(0, 1, 2), (0, 2, 3), (2, 0, 2), (2, 1, 3), (2, 2, 4), (2, 3, 5)]
 
 
 def test_position_i_predicts_the_label_at_i_plus_1_and_ignored_labels_are_no_items():
-    student, teacher, hidden = torch.randn(B, L, V), torch.randn(B, L, V), torch.randn(B, L, 2)
-    items = token_items(student, teacher, LABELS, student_hidden=[hidden], teacher_hidden=[2 * hidden], progress=1.5)
+    student, teacher = torch.randn(B, L, V), torch.randn(B, L, V)
+    items = token_items(student, teacher, LABELS, progress=1.5)
     assert len(items) == len(WANTED) == count_token_items(LABELS).item()
     assert items.labels.tolist() == [label for _, _, label in WANTED]
     assert items.sample.tolist() == [row for row, _, _ in WANTED]
@@ -65,8 +65,24 @@ def test_position_i_predicts_the_label_at_i_plus_1_and_ignored_labels_are_no_ite
     for n, (row, position, _) in enumerate(WANTED):
         assert torch.equal(items.student.logits[n], student[row, position])
         assert torch.equal(items.teacher.logits[n], teacher[row, position])
-        assert torch.equal(items.student.hidden[0][n], hidden[row, position])
-        assert torch.equal(items.teacher.hidden[0][n], 2 * hidden[row, position])
+
+
+def test_labels_in_their_own_place():
+    student, teacher = torch.randn(B, L, V), torch.randn(B, L, V)
+    items = token_items(student, teacher, LABELS, shift=0)
+    wanted = [(b, i, LABELS[b, i].item()) for b in range(B) for i in range(L) if LABELS[b, i] != IGNORED]
+    assert len(items) == len(wanted) == count_token_items(LABELS, shift=0).item()
+    for n, (row, position, label) in enumerate(wanted):
+        assert torch.equal(items.student.logits[n], student[row, position])
+        assert torch.equal(items.teacher.logits[n], teacher[row, position])
+        assert (items.sample[n].item(), items.labels[n].item()) == (row, label)
+
+
+def test_targets_of_another_shift_are_found_anew():
+    shifted, in_place = HostTargets.of(LABELS), HostTargets.in_place(LABELS)
+    assert count_token_items(LABELS, shifted, shift=0) == len(in_place.position) != len(shifted.position)
+    assert Targets(LABELS, shifted, shift=0).labels.tolist() == [4, 2, 3, 1, 2, 3, 4, 5]
+    assert Targets(LABELS, in_place).labels.tolist() == [2, 3, 2, 3, 4, 5]
 
 
 def test_the_cross_entropy_of_tokens_is_that_of_a_shifted_hugging_face_model():

@@ -25,6 +25,7 @@ from hfkd.losses.items import Outputs, token_items
 from hfkd.losses.logits import JSD, KD, AdaptiveKL, ReverseKL, SkewKL, SkewReverseKL, TotalVariation
 from hfkd.losses.temperatures import Energy, Gradation
 from hfkd.losses.topk import coarse_items
+from hfkd.tasks.causal_lm import CausalLM
 from hfkd.teachers import CachedTextTeacher, LiveTeacher, build_text_cache
 from hfkd.utils.targets import Targets
 
@@ -275,12 +276,18 @@ def test_objectives_that_need_more_are_refused(folder, tmp_path, need):
 
     with pytest.raises(ValueError, match="which a teacher cache cannot serve"):
         check_cached(
-            trainer.teacher, DistillationLoss(objective, 2.0), trainer.args, trainer.model, None, token_dataset()
+            trainer.teacher,
+            DistillationLoss(objective, 2.0),
+            trainer.args,
+            trainer.model,
+            None,
+            token_dataset(),
+            CausalLM(),
         )
 
 
 def test_images_are_not_for_it(folder, tmp_path):
-    with pytest.raises(ValueError, match="Net takes no tokens"):
+    with pytest.raises(ValueError, match="is for causal language models, and the task is image_classification"):
         DistillationTrainer(Net(), CachedTextTeacher(folder), arguments(tmp_path), train_dataset=Rows())
 
 

@@ -10,10 +10,12 @@ from hfkd import DistillationTrainer
 from hfkd.data.collate import ImageCollator
 from hfkd.data.transforms import ImageTransform, pack_pixels
 from hfkd.models.calling import Call
+from hfkd.tasks.image_classification import ImageClassification
 from hfkd.teachers import LiveTeacher
 from hfkd.training.validation.networks import check_datasets, check_networks
 
 COLLATE = ImageCollator()
+TASK = ImageClassification()
 
 
 class Normed(nn.Module):
@@ -30,7 +32,7 @@ class Normed(nn.Module):
 def check(student=None, taught=None, dataset=None):
     student = student or Net()
     live = None if taught is None else LiveTeacher(taught)
-    check_networks(student, Call.of(student), live, Rows() if dataset is None else dataset, COLLATE)
+    check_networks(student, Call.of(student), live, Rows() if dataset is None else dataset, COLLATE, TASK)
 
 
 def stored(labels):
