@@ -14,6 +14,7 @@ from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import views_as_rows
 from hfkd.data.epochs import refuse_streams
 from hfkd.data.target_collator import with_targets
+from hfkd.losses.counts import Counts
 from hfkd.losses.distillation import DistillationLoss, cross_entropy
 from hfkd.losses.logits import KD
 from hfkd.models.calling import Call, by_name, logits_of
@@ -196,7 +197,7 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         model: nn.Module,
         inputs: Mapping[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Any = None,
     ) -> Any:
         inputs = self.as_networks_take_it(inputs, model.training)
         if not model.training:
@@ -264,13 +265,24 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
             return {**inputs, "pixel_values": images.contiguous(memory_format=torch.channels_last)}
         return inputs
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
-        """Trainer's count, in the task's items: images and not label elements, targets and not positions."""
-        count: Any = sum(self.task.count(batch) for batch in batch_samples)
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Trainer's count, in the task's items: images and not label elements, targets and not positions.
+
+        `Counts` of items and samples where the objective gives a number for each sample.
+        """
+        if not batch_samples:
+            return None
+        items = self._over_ranks(sum(self.task.count(batch) for batch in batch_samples), device)
+        if not self.distillation_loss.by_sample:
+            return items
+        samples = self._over_ranks(sum(self.task.count_samples(batch) for batch in batch_samples), device)
+        return Counts(items, items, samples)
+
+    def _over_ranks(self, count: Any, device: torch.device) -> Any:
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             here = count if isinstance(count, Tensor) else torch.full((), count, device=device)  # a copy would wait
             count = self.accelerator.reduce(here, reduction="sum")
-        return count / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size()) if batch_samples else None
+        return count / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
 
     def _get_dataloader(self, *arguments: Any, **keywords: Any) -> DataLoader:
         with setting(self.args, dataloader_pin_memory=self.pins_memory and self.args.dataloader_pin_memory):
@@ -296,6 +308,13 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
                 {f"{metric_key_prefix}_{name}": value for name, value in self._evaluated.read().items()}
             )
         return output
+
+    def create_optimizer(self, *arguments: Any, **keywords: Any) -> torch.optim.Optimizer:
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(*arguments, **keywords)
+        if made:
+            loss_parameters.regroup(self.distillation_loss, optimizer)
+        return optimizer
 
     # ---- the teacher scan --------------------------------------------------------------------------------------
 

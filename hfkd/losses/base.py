@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -42,6 +42,10 @@ class Slot(ABC):  # noqa: B024 - what is abstract differs from slot to slot
     def requirements(self) -> Requirements:
         return Requirements()
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What trains at a rate of its own: groups of the student's optimizer, `{"params": [...], "lr": ...}`."""
+        return []
+
 
 def requirements_of(slot: Any) -> Requirements:
     return slot.requirements() if isinstance(slot, Slot) else Requirements()
@@ -69,15 +73,32 @@ class Objective(Slot):
     """
 
     divergence: bool = True
+    level: Literal["item", "sample"] = "item"
 
     @abstractmethod
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
-        """The divergence of each item [N], at that item's temperature [N]."""
+        """The divergence of each item [N], at that item's temperature [N]; of each sample [S] at `level="sample"`.
+
+        The loss divides by the step's items, or its samples. A sample's weight is the mean of its items'; one without
+        items counts nowhere.
+        """
 
     def relations(self, items: Items, temperature: Tensor) -> Tensor | None:
         """What comes of comparing items with each other, shared out among them [N]; None without such terms.
 
         Added to the weighted objective as it is: a relation belongs to no single item, so no item's weight applies.
         Items are compared within the batch at hand, so accumulation and ranks change it.
+        """
+        return None
+
+    @property
+    def has_own_loss(self) -> bool:
+        return type(self).own_loss is not Objective.own_loss
+
+    def own_loss(self, items: Items, temperature: Tensor) -> Tensor | None:
+        """A scalar, the mean over the batch's items, that trains the objective's own parts; None without any.
+
+        Added as it is, by the batch's share of the step: it takes neither `kd_weight` nor w, and moves only those
+        parts (detach what the networks gave).
         """
         return None

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hfkd.losses import functional
-from hfkd.losses.base import requirements_of
+from hfkd.losses.base import Objective, requirements_of
 from hfkd.losses.chunked_outputs import BlockOutputs, ChunkedOutputs, Signal, blocks, keep, slices
+from hfkd.losses.counts import Counts, Number
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.heads import Head, gradients, head_of
 from hfkd.losses.items import HiddenItems, Items, Outputs, same_classes
@@ -49,7 +50,13 @@ class ChunkedLoss:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"ChunkedLoss: {name}={value!r} must be a whole number above 0")
         needs = requirements_of(loss.objective)
-        for need, why in ((needs.features, "reads hidden states"), (needs.relations, "compares items with each other")):
+        unmet = {
+            "reads hidden states": needs.features,
+            "compares items with each other": needs.relations,
+            "gives a number for each sample": loss.by_sample,
+            "trains parts of its own": isinstance(loss.objective, Objective) and loss.objective.has_own_loss,
+        }
+        for why, need in unmet.items():
             if loss.kd_weight and need:
                 raise ValueError(
                     f"the objective {loss.objective!r} {why}, which a loss over chunks cannot serve: set "
@@ -64,7 +71,7 @@ class ChunkedLoss:
         items: HiddenItems,
         student_head: nn.Module,
         teacher_head: nn.Module,
-        num_items: Tensor | int | None = None,
+        num_items: Counts | Number | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         of_student, of_teacher = self.rescalings
         heads = head_of(student_head, self.num_classes, of_student), head_of(teacher_head, self.num_classes, of_teacher)
@@ -104,7 +111,7 @@ class _Pass:
     student_head: Head
     teacher_head: Head
     chosen: dict[str, Tensor]
-    num_items: Tensor | int | None
+    num_items: Counts | Number | None
 
     def run(self, chunks: list[tuple[slice, bool]]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, with its gradients attached, and each item's parts [N]."""
@@ -177,7 +184,7 @@ class _Pass:
         return self.loss.per_item(_some(self.items, rows, *outputs), **chosen)
 
     def _reduce(self, values: dict[str, Tensor]) -> Tensor:
-        return self.loss.reduce(values, len(self.items), self.num_items)
+        return self.loss.reduce(values, self.items, self.num_items)
 
 
 class _Known(torch.autograd.Function):

@@ -2,6 +2,9 @@
 
 loss = ce_weight * (CE + N / num_items * rest)  +  kd_weight * sum_n  w[n] * objective(items, T)[n]  /  num_items
 
+An objective on samples (features, attention) gives l[s], w[s] is the mean of w over the sample's items, and the sum is
+divided by the samples.
+
 N are the items at hand, num_items those of the optimizer step, and `rest` is what the student adds to its own loss (the
 router loss of a mixture of experts): the parts of a batch add up to what the whole would give. Terms of an objective
 that compare items with each other (`Objective.relations`) join the sum without a weight.
@@ -14,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hfkd.losses.base import Objective
+from hfkd.losses.counts import Counts, Number, at_least
 from hfkd.losses.functional import upcast
 from hfkd.losses.items import HiddenItems, Items
 from hfkd.losses.registry import OBJECTIVES, WEIGHTINGS
-from hfkd.losses.slot_values import is_ours, nan_where_wrong, one_per_item
+from hfkd.losses.slot_values import is_ours, nan_where_wrong, one_per_item, one_per_sample
 from hfkd.losses.temperatures import Energy, Fitted, resolve_temperature
 from hfkd.utils.argument_types import NotNegative, fitting
 from hfkd.utils.slots import resolve
@@ -63,11 +67,13 @@ class DistillationLoss(nn.Module):
         slot = self.temperature
         return slot if isinstance(slot, Fitted) and slot.thresholds_or_none is None else None
 
-    def forward(self, items: Items, num_items: Tensor | int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, items: Items, num_items: Counts | Number | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        items = items.with_fixed_teacher()
         chosen = self.choose(items)
         values = self.per_item(items, **chosen)
-        loss = self.reduce(values, len(items), num_items)
-        return self.with_rest(loss, items, num_items), self.logged(values | chosen) | self.rest_logged(items)
+        loss = self.reduce(values, items, num_items)
+        added = self.rest_logged(items) | {k: v.detach() for k, v in values.items() if k == "own_loss"}
+        return self.with_rest(loss, items, num_items), self.logged(values | chosen) | added
 
     # The three steps of forward: a chunked loss takes the first for all items, the second chunk by chunk.
 
@@ -84,34 +90,66 @@ class DistillationLoss(nn.Module):
         values = one_per_item(items, slot, getattr(self, slot)(items))
         return nan_where_wrong(slot, values) if slot in self.own_slots else values
 
+    @property
+    def by_sample(self) -> bool:
+        """Whether the objective gives a number for each sample, not each item."""
+        return isinstance(self.objective, Objective) and self.objective.level == "sample"
+
     def per_item(
         self, items: Items, temperature: Tensor | None = None, weight: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Each item's cross-entropy `ce`, weighted objective `kd` and, if the objective has any, `relations` [N]."""
+        """Each item's cross-entropy `ce` and weighted objective `kd` [N] ([S] by sample).
+
+        And if the objective has any, its `relations` [N], and its `own_loss`, a scalar.
+        """
         values = {"ce": cross_entropy(items.student.logits, items.labels)}
-        if temperature is not None and weight is not None:
-            values["kd"] = weight * one_per_item(items, "objective", self.objective(items, temperature))
-            relations = self.objective.relations(items, temperature) if isinstance(self.objective, Objective) else None
+        if temperature is None or weight is None:
+            return values
+        found = self.objective(items, temperature)
+        if self.by_sample:
+            values["kd"] = items.sample_means(weight) * one_per_sample(items, "objective", found)
+        else:
+            values["kd"] = weight * one_per_item(items, "objective", found)
+        if isinstance(self.objective, Objective):
+            relations = self.objective.relations(items, temperature)
+            own = self.objective.own_loss(items, temperature)
             if relations is not None:
                 values["relations"] = one_per_item(items, "objective's relations", relations)
+            if own is not None:
+                values["own_loss"] = own
         return values
 
-    def reduce(self, values: dict[str, Tensor], length: int, num_items: Tensor | int | None = None) -> Tensor:
-        """The one equation, over `num_items`, or else the `length` items at hand; a step without items gives 0."""
-        count = length if num_items is None else num_items
-        count = count + (count == 0)
-        weights = {"ce": self.ce_weight, "kd": self.kd_weight, "relations": self.kd_weight}
+    def reduce(
+        self, values: dict[str, Tensor], items: Items | HiddenItems, num_items: Counts | Number | None = None
+    ) -> Tensor:
+        """The one equation, over the step's counts, or else those at hand; a step without items gives 0."""
+        share = items.share if isinstance(items, Items) else None
+        by_sample = self.by_sample or share is not None
+        here = items.samples_with_items if by_sample and isinstance(items, Items) and num_items is None else len(items)
+        counts = Counts.of(num_items, len(items), len(items), here)
+        if by_sample and counts.samples is None:
+            raise ValueError("this objective is divided by samples: give the loss Counts with samples, not a number")
+        of_items = at_least(counts.items)
+        of_kd = at_least(counts.samples) if by_sample else of_items
+        if share is not None and not self.by_sample:
+            values = values | {name: share * values[name] for name in ("kd", "relations") if name in values}
+        parts = {"ce": (self.ce_weight, at_least(counts.labels)), "kd": (self.kd_weight, of_kd)}
+        parts["relations"] = (self.kd_weight, of_items if share is None else of_kd)
         # A term of weight 0 is left out and not multiplied: its backward would cost as much as any.
-        first, *others = [w * values[name].sum() / count for name, w in weights.items() if w and name in values]
-        return sum(others, first)
+        first, *others = [w * values[name].sum() / count for name, (w, count) in parts.items() if w and name in values]
+        loss = sum(others, first)
+        if "own_loss" in values:
+            loss = loss + values["own_loss"] * (1 if num_items is None else len(items) / of_items)
+        return loss
 
-    def with_rest(self, loss: Tensor, items: Items | HiddenItems, num_items: Tensor | int | None = None) -> Tensor:
-        """`loss` and the student's own addition, by the share that these items are of `num_items`."""
+    def with_rest(self, loss: Tensor, items: Items | HiddenItems, num_items: Counts | Number | None = None) -> Tensor:
+        """`loss` and the student's own addition, by the share that these items are of the step's labels."""
         if items.rest is None or not self.ce_weight:
             return loss
         if num_items is None:
             return loss + self.ce_weight * items.rest
-        return loss + self.ce_weight * len(items) / (num_items + (num_items == 0)) * items.rest
+        labels = Counts.of(num_items, 0, 0, 0).labels
+        return loss + self.ce_weight * len(items) / at_least(labels) * items.rest
 
     def rest_logged(self, items: Items | HiddenItems) -> dict[str, Tensor]:
         """The student's own addition as a part of the loss, where it is one."""
@@ -120,8 +158,11 @@ class DistillationLoss(nn.Module):
     @torch.no_grad()
     def logged(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
         """The mean of each part over the items at hand, and the temperature's groups."""
-        columns = torch.stack([values.detach().float() for values in parts.values()])  # [parts, N]
-        means = dict(zip(parts, (columns.sum(-1) / max(columns.shape[-1], 1)).unbind(), strict=True))
+        of_items = {name: values for name, values in parts.items() if values.shape == parts["ce"].shape}
+        columns = torch.stack([values.detach().float() for values in of_items.values()])  # [parts, N]
+        means = dict(zip(of_items, (columns.sum(-1) / max(columns.shape[-1], 1)).unbind(), strict=True))
+        if "kd" in parts and "kd" not in means:  # of samples
+            means["kd"] = parts["kd"].detach().float().mean()
         if "temperature" in parts and isinstance(self.temperature, Energy):
             means |= self.temperature.groups(parts["temperature"])
         return means

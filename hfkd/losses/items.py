@@ -5,7 +5,7 @@ An item is one thing that is classified: an image, a target token, a (row, label
 learning value, an image, a sequence, or where sequences are packed a document: `sample[n]` says which. Tasks make them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,9 @@ class Outputs:
     def num_classes(self) -> int:
         return self.logits.shape[-1]
 
+    def detach(self) -> "Outputs":
+        return Outputs(self.logits.detach())
+
     def rows(self, rows: slice) -> "Outputs":
         return Outputs(self.logits[rows])
 
@@ -49,6 +52,8 @@ class Items:
     own_sample: every item is a sample of its own, as images are, so that a mean over a sample's items is no work.
     rest: what the student adds to the cross-entropy in its own loss, one number for the batch: a router loss.
     row: the row of the batch that each item is in [N], below `num_rows`; None where a sample is a row.
+    share: 1 / the items of its sample [N], where a loss is a mean over samples of means over items, and is divided by
+    the step's samples: items that are known after the forward only (proposals), or lengths that are not to count.
     """
 
     student: Outputs
@@ -63,6 +68,7 @@ class Items:
     rest: Tensor | None = None
     row: Tensor | None = None
     num_rows: int = 0
+    share: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.own_sample and self.num_samples != len(self):
@@ -75,6 +81,10 @@ class Items:
     def rows(self) -> tuple[Tensor, int]:
         """The row of the batch that each item is in [N], and how many rows it has."""
         return (self.sample, self.num_samples) if self.row is None else (self.row, self.num_rows)
+
+    def with_fixed_teacher(self) -> "Items":
+        """These items, whose teacher gets no gradient."""
+        return replace(self, teacher=self.teacher.detach(), teachers=tuple(one.detach() for one in self.teachers))
 
     def view(self, v: int) -> "Items":
         """The items of view `v`, each a sample of its own still."""
@@ -96,6 +106,13 @@ class Items:
         sums = values.new_zeros(self.num_samples, *values.shape[1:]).index_add(0, self.sample, values)
         counts = values.new_zeros(self.num_samples).index_add(0, self.sample, values.new_ones(len(self)))
         return sums / counts.clamp(min=1).view(-1, *[1] * (values.ndim - 1))
+
+    @property
+    def samples_with_items(self) -> Tensor | int:
+        """How many samples have an item: nothing is read back from a device."""
+        if self.own_sample:
+            return self.num_samples
+        return torch.zeros(self.num_samples, device=self.sample.device).index_fill(0, self.sample, 1.0).sum()
 
     def log_probabilities(self, temperature: Tensor) -> tuple[Tensor, Tensor]:
         """Of teacher and student at each item's temperature [N]: [N, C] each, float32 or wider.

@@ -43,6 +43,16 @@ def one_per_item(items: Items, slot: str, values: Any) -> Tensor:
     return values
 
 
+def one_per_sample(items: Items, slot: str, values: Any) -> Tensor:
+    """`values`, if they are a tensor of one number a sample [S]; else ValueError."""
+    if not isinstance(values, Tensor) or values.shape != (items.num_samples,):
+        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(
+            f"the {slot} gave {shape} for {items.num_samples} samples: at level='sample' it returns one number each"
+        )
+    return values
+
+
 def right(slot: str, values: Tensor) -> Tensor:
     """Which of `values` [N] a temperature, or a weighting, may have."""
     return values.isfinite() & (values > 0 if slot == "temperature" else values >= -ROUNDING)

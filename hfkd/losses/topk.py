@@ -45,6 +45,9 @@ class StoredOutputs(Outputs):
             "items.teacher.energy(T) or .entropy(T), or train with the live teacher"
         )
 
+    def detach(self) -> "StoredOutputs":
+        return self
+
     @property
     def num_classes(self) -> int:
         return self._num_classes

@@ -56,6 +56,10 @@ class Task(ABC):
         """How many items a batch counts as: what a summed loss is divided by. Nothing is read back from a device."""
 
     @abstractmethod
+    def count_samples(self, batch: Batch) -> Tensor | int:
+        """How many samples of a batch have items: what an objective on samples is divided by. Nothing is read back."""
+
+    @abstractmethod
     def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
         """The items of a batch with `labels`, of which two networks gave these logits."""
 

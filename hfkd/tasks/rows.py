@@ -33,6 +33,9 @@ class PerRow(Task):
     def count(self, batch: Batch) -> Tensor | int:
         return batch["labels"].shape[0]
 
+    def count_samples(self, batch: Batch) -> Tensor | int:
+        return batch["labels"].shape[0]
+
     def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
         return image_items(student, teacher, batch["labels"], progress=progress)
 

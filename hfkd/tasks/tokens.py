@@ -37,6 +37,9 @@ class PerToken(Task):
     def count(self, batch: Batch) -> Tensor | int:
         return count_token_items(batch["labels"], shift=self.shift, **self._known(batch))
 
+    def count_samples(self, batch: Batch) -> Tensor | int:
+        return self.targets(batch).samples_with_items
+
     def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
         labels, known = batch["labels"], self._known(batch)
         return token_items(student, teacher, labels, progress=progress, shift=self.shift, **known)

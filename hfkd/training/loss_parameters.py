@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from transformers import TrainerCallback
 
 from hfkd.arguments import DistillationArguments
+from hfkd.losses.base import Slot
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import image_items
 from hfkd.training.preparation import setting, uses_fsdp
@@ -107,6 +108,20 @@ def join(loss: DistillationLoss, optimizer: Any, scheduler: Any = None) -> None:
     optimizer.add_param_group({"params": missing})
     settings = {name: optimizer.param_groups[-1].get(name) for name in ("lr", "weight_decay")}
     logger.warning("%r joins the optimizer that was given, as a group of its own: %s", loss.temperature, settings)
+
+
+def regroup(loss: DistillationLoss, optimizer: torch.optim.Optimizer) -> None:
+    """Put what a slot trains at a rate of its own (`Slot.parameter_groups`) into groups of its own."""
+    slots = (loss.objective, loss.temperature, loss.weighting) if learns(loss) else ()
+    groups = [group for slot in slots if isinstance(slot, Slot) for group in slot.parameter_groups()]
+    apart = {id(p) for group in groups for p in group["params"]}
+    present = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not apart or not apart <= present:  # an optimizer of the caller's: `join` has said what becomes of them
+        return
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) not in apart]
+    for group in groups:
+        optimizer.add_param_group(dict(group))
 
 
 def not_in(optimizer: Any, loss: DistillationLoss) -> list[nn.Parameter]:

@@ -93,6 +93,12 @@ class Targets:
         sample = known.position // max(self.shape[1], 1) if known.document is None else known.document
         return tuple(torch.bincount(sample, minlength=self.num_samples).tolist())
 
+    @property
+    def samples_with_items(self) -> Tensor:
+        """How many samples have a target: a number on the labels' device, nothing is read back."""
+        found = torch.zeros(self.num_samples, device=self.sample.device)
+        return found.index_fill(0, self.sample, 1.0).sum()
+
     def pick(self, values: Tensor) -> Tensor:
         """[B, L, ...] -> [N, ...]"""
         if values.shape[:2] != self.shape:

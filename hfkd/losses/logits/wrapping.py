@@ -1,9 +1,12 @@
 """What objectives that wrap another one share."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from hfkd.losses.base import Objective, Requirements, requirements_of
+from torch import Tensor
+
+from hfkd.losses.base import Objective, Requirements, Slot, requirements_of
+from hfkd.losses.items import Items
 from hfkd.losses.registry import OBJECTIVES
 from hfkd.utils.slots import resolve
 
@@ -18,6 +21,20 @@ class Wrapping(Objective):
     def __post_init__(self) -> None:
         self._inner = resolve(self.objective, OBJECTIVES, "objective")
         self.divergence = not isinstance(self._inner, Objective) or self._inner.divergence
+
+    @property
+    def level(self) -> Literal["item", "sample"]:  # type: ignore[override]
+        return self._inner.level if isinstance(self._inner, Objective) else "item"
+
+    @property
+    def has_own_loss(self) -> bool:
+        return isinstance(self._inner, Objective) and self._inner.has_own_loss
+
+    def own_loss(self, items: Items, temperature: Tensor) -> Tensor | None:
+        return self._inner.own_loss(items, temperature) if isinstance(self._inner, Objective) else None
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return self._inner.parameter_groups() if isinstance(self._inner, Slot) else []
 
     def requirements(self) -> Requirements:
         return requirements_of(self._inner)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hfkd.losses.chunked import ChunkedLoss
+from hfkd.losses.counts import Counts, Number
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import Items, token_hidden
 from hfkd.models.calling import Call, logits_of, output_head
@@ -39,7 +40,7 @@ class DenseStep:
         student: nn.Module,
         teacher: LiveTeacher | None,
         inputs: Mapping[str, Any],
-        num_items: Tensor | int | None,
+        num_items: Counts | Number | None,
         progress: float | None,
     ) -> Step:
         asked = teacher is not None and bool(self.loss.kd_weight)
@@ -106,7 +107,7 @@ class ChunkedStep:
         student: nn.Module,
         teacher: LiveTeacher | None,
         inputs: Mapping[str, Any],
-        num_items: Tensor | int | None,
+        num_items: Counts | Number | None,
         progress: float | None,
     ) -> Step:
         output, head = self.call.hidden_output(student, inputs), output_head(student)

@@ -16,6 +16,7 @@ from hfkd.data.epochs import image_transform
 from hfkd.data.he_da import HighEnergyTransform, add_high_energy, count_of, original_images
 from hfkd.data.he_da_arguments import HighEnergyArguments
 from hfkd.data.mixing import ALPHAS, Mix, box, cutmix, mixup
+from hfkd.losses.counts import Counts, Number
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import Items
 from hfkd.losses.logits import KD
@@ -52,7 +53,7 @@ class HighEnergyStep:
         student: nn.Module,
         teacher: LiveTeacher | None,
         inputs: Mapping[str, Any],
-        num_items: Tensor | int | None,
+        num_items: Counts | Number | None,
         progress: float | None,
     ) -> Step:
         items = self.inner.items(student, teacher, inputs, progress)
@@ -65,8 +66,8 @@ class HighEnergyStep:
         mixed = self.inner.items(student, teacher, again, progress)
         self._watch(items, mixed, chosen)
         # sum / (num_items M / B) = (B / num_items) · mean over the M
-        count = len(items) if num_items is None else num_items
-        extra, extra_parts = self.unlabelled(mixed, count * len(mixed) / len(items))
+        counts = Counts.of(num_items, len(items), len(items), items.num_samples)
+        extra, extra_parts = self.unlabelled(mixed, counts.scaled(len(mixed), len(items)))
         share = torch.tensor(len(mixed) / len(items), device=loss.device)
         return loss + extra, parts | {"mixed_kd": extra_parts["kd"], "mixed_share": share}, len(items)
 

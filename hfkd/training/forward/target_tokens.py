@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hfkd.losses.counts import Counts, Number
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import Items, Outputs
 from hfkd.losses.topk import coarse_items
@@ -42,7 +43,7 @@ class TargetStep:
         student: nn.Module,
         teacher: LiveTeacher | CachedTextTeacher | None,
         inputs: Mapping[str, Any],
-        num_items: Tensor | int | None,
+        num_items: Counts | Number | None,
         progress: float | None,
     ) -> Step:
         targets, live = self.task.targets(inputs), None
