@@ -1,76 +1,64 @@
 """DistillationTrainer: the Hugging Face Trainer with the one equation as its loss."""
 
+import inspect
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import views_as_rows
-from hfkd.data.epochs import refuse_streams
 from hfkd.data.target_collator import with_targets
 from hfkd.losses.counts import Counts
-from hfkd.losses.distillation import DistillationLoss, cross_entropy
+from hfkd.losses.distillation import cross_entropy
 from hfkd.losses.logits import KD
-from hfkd.models.calling import Call, by_name, logits_of
-from hfkd.models.peers import networks_of
-from hfkd.models.sharing import refuse_shared
-from hfkd.models.vocabulary import common_vocabulary
-from hfkd.reports.hub import HubTrainer
+from hfkd.models.calling import by_name, logits_of
+from hfkd.models.checkpoints import naming_unreadable
+from hfkd.models.kept_config import KeptConfig
+from hfkd.reports.card import write_card
+from hfkd.reports.evaluations import EvaluationMarks
+from hfkd.reports.hub import explained, upload_again
 from hfkd.reports.teacher_accuracy import TeacherAccuracy
-from hfkd.tasks.choice import chosen_task
-from hfkd.teachers import CachedTextTeacher, LiveTeacher, TeacherScan, place
-from hfkd.teachers.tokenizer import check_teacher_tokenizers
+from hfkd.teachers import TeacherScan, place
 from hfkd.training import loss_parameters, run_identity
 from hfkd.training.averages import RowAverage
 from hfkd.training.checkpoints.optimizer_state import as_laid_out
 from hfkd.training.checkpoints.tensors import TensorCheckpoints
-from hfkd.training.checkpoints.whole import checkpoint_to_resume
-from hfkd.training.forward.choice import AnyStep, Chosen, choose_step
+from hfkd.training.checkpoints.whole import SaveAfterEvaluation, WholeCheckpoints, checkpoint_to_resume
+from hfkd.training.forward.choice import AnyStep
 from hfkd.training.forward.dense import ChunkedStep
-from hfkd.training.forward.he_da import refuse_he_da, with_he_da
+from hfkd.training.forward.he_da import with_he_da
 from hfkd.training.forward.returned_outputs import returned_outputs
-from hfkd.training.lr_schedule import ScheduledTrainer, refuse_unknown_epochs
-from hfkd.training.nonfinite import WatchedTrainer
-from hfkd.training.preparation import (
-    EpochViews,
-    cached_teacher,
-    chosen_loss,
-    live_teacher,
-    packing_check,
-    pins_memory,
-    refuse_unsaved,
-    refuse_unsupported,
-    setting,
-    teacher_networks,
-    with_adapters,
-)
-from hfkd.training.run_identity import RunRecord
+from hfkd.training.lr_schedule import Schedule
+from hfkd.training.nonfinite import JudgedSteps
+from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, setting
 from hfkd.training.run_settings import run_settings
+from hfkd.training.setup import Setup
 from hfkd.training.statistics import scan_of
-from hfkd.training.validation.batches import refuse_no_batch, refuse_small_batches
-from hfkd.training.validation.cached import check_cached
-from hfkd.training.validation.checked_batches import Bounds, CheckedBatches
-from hfkd.training.validation.label_maps import check_label_names
-from hfkd.training.validation.labels import EmptyRows, LabelWatch
-from hfkd.training.validation.networks import check_datasets, check_networks, probed_dataset, say_left_out
-from hfkd.training.validation.normalisation import ImageInputs, normalisation, receiving
+from hfkd.training.validation.checked_batches import CheckedCollator
+from hfkd.training.validation.normalisation import receiving
 from hfkd.training.validation.random_rows import warn_of_random_rows
-from hfkd.training.validation.recorded_inputs import check_processor, record_inputs
-from hfkd.training.validation.slots import slot_check
+from hfkd.training.validation.recorded_inputs import record_inputs
 from hfkd.training.validation.teacher_probe import probed
 from hfkd.utils.cpu_memory import keep_freed_memory
+from hfkd.utils.json_file import write_json
 from hfkd.utils.output_folder import refuse_networks
 
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCheckpoints, WatchedTrainer):
+class DistillationTrainer(Trainer):
     """Trainer that distils `teacher` into `model`, choosing per sample how hard to soften and how much to learn.
 
         DistillationTrainer(model, teacher, args, train_dataset=..., eval_dataset=..., weighting="entropy")
@@ -88,6 +76,8 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
     # The loss is divided by the items of the whole accumulated batch, here and not by Trainer.
     loss_is_scaled_for_ga = True
     args: DistillationArguments
+    # What the card says beside what the trainer knows, such as `dataset_name`.
+    details: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self,
@@ -107,74 +97,37 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         args = args or DistillationArguments(output_dir="distilled")
         slots = {"objective": objective, "temperature": temperature, "weighting": weighting}
         loss = chosen_loss(args, ce_weight=ce_weight, kd_weight=kd_weight, **slots)
-        refuse_unsupported(loss, model, teacher, args, trainer_keywords.get("compute_loss_func"))
-        data = {k: trainer_keywords.get(k) for k in ("train_dataset", "eval_dataset")}
-        processing_class = trainer_keywords.get("processing_class")
-        refuse_shared(model, teacher_networks(teacher), adapters=peft_config is not None)
-        model = model if peft_config is None else with_adapters(model, peft_config)
-        refuse_unsaved(model)
-        self.call = Call.of(model)
-        cached = teacher if isinstance(teacher, CachedTextTeacher) else None
-        self.task = task = chosen_task(args.task, networks_of(model), teacher_networks(teacher))
-        wanted = (*(self.call.keywords or ()), *(args.label_names or ()))
-        given = trainer_keywords.pop("data_collator", None)
-        collator = task.collator(self.call, processing_class, wanted) if given is None else task.ready(given)
-        check_datasets(data, collator)
-        refuse_no_batch(args, data)
-        images = self.call.takes_images and not task.vocabulary
-        self.image_inputs = ImageInputs.between(model, teacher, collator, processing_class) if images else None
-        self.received = normalisation(self.image_inputs, data)
-        live = None if teacher is None or cached else live_teacher(teacher, self.received)
-        refuse_unknown_epochs(loss, args, data["train_dataset"])
-        if loss.unfitted is not None and data["train_dataset"] is not None:
-            refuse_streams(data["train_dataset"])
-        labels = args.label_names or ()
-        say_left_out(data["train_dataset"], collator, self.call, labels)
-        self.num_classes = (
-            common_vocabulary(model, live.networks[0], processing_class) if task.vocabulary and live else None
-        )
-        if task.vocabulary and live and loss.kd_weight:
-            check_teacher_tokenizers(processing_class, teacher_processing_class, live.networks)
-        slots_of, rows = slot_check(loss, task, self.num_classes), probed_dataset(data)
-        classes = check_networks(model, self.call, live, rows, collator, task, slots_of, labels)
-        self.labels, self.empty_rows = LabelWatch(task, classes), EmptyRows(task)
-        self.class_names = None if task.vocabulary else check_label_names(data, collator, model, live)
-        check_processor(processing_class, model, data["train_dataset"], self.received)
-        self.packing = packing_check(model, live, args, data, collator) if task.by_target else None
-        if cached:
-            self.num_classes = check_cached(cached, loss, args, model, processing_class, data["train_dataset"], task)
-            collator = cached.collator(collator)
-        refuse_small_batches(loss, args, task)
-        step = choose_step(model, live, task, loss, args, self.num_classes)
-        refuse_he_da(args, step, data["train_dataset"])
-        self.record = RunRecord.of(model, live or cached, loss, args.seed, args.high_energy, data["train_dataset"])
-        self.record.refuse_other(args.output_dir)
-        if args.channels_last:
-            model.to(memory_format=torch.channels_last)
-            if live is not None:
-                live.channels_last()
-        loss_parameters.prepare(loss, self.num_classes or classes, args)
-        loss_parameters.join(loss, *trainer_keywords.get("optimizers") or (None, None))
-        self.pins_memory = pins_memory(data, args)
-        self.bounds = Bounds.of(model, live.networks if live else (), task, self.num_classes or classes)
+        own = {"peft_config": peft_config, "teacher_processing_class": teacher_processing_class}
+        setup = Setup(model, teacher, args, loss, **own, **trainer_keywords)
+        self.call, self.task, self.num_classes = setup.call, setup.task, setup.num_classes
+        self.image_inputs, self.received, self.class_names = setup.image_inputs, setup.received, setup.class_names
+        self.labels, self.empty_rows, self.packing = setup.labels, setup.empty_rows, setup.packing
+        self.record, self.bounds, self.pins_memory = setup.record, setup.bounds, setup.pins_memory
+        config = KeptConfig(setup.model)  # before Trainer changes it
         with loss_parameters.used_by_ddp(loss, args):
-            super().__init__(model=model, args=args, data_collator=collator, **trainer_keywords)
-        self._place(step, loss, live, cached)
+            super().__init__(model=setup.model, args=args, data_collator=setup.collator, **setup.keywords)
+        # A run stays in its folder when its program changes the working directory.
+        self.args.output_dir = os.path.abspath(self.args.output_dir or ".")
+        self._compose(config)
+        self._place(setup)
+
+    def _compose(self, config: KeptConfig) -> None:
+        """The parts that Trainer's steps below are handed to, and what is called back."""
+        self.config, self.files, self.whole = config, TensorCheckpoints(self), WholeCheckpoints(self)
+        self.judged, self.schedule, self.marks = JudgedSteps(self), Schedule(self), EvaluationMarks(self)
+        # Trainer's own come later.
+        self.callers_optimizer, self.callers_scheduler = self.optimizer, self.lr_scheduler
         self.scan_result: TeacherScan | None = None
         self._evaluated = RowAverage()
-        if self.optimizer is not None:
-            as_laid_out(self.optimizer)  # moments of weights that have become channels_last above
-        self.add_callback(EpochViews())
-        self.add_callback(loss_parameters.CheckTrained(loss))
-        self.add_callback(TeacherAccuracy(self))
+        for callback in (SaveAfterEvaluation(), self.judged.watch, self.judged.parts, EpochViews()):
+            self.add_callback(callback)
 
-    def _place(
-        self, step: Chosen, loss: DistillationLoss, live: LiveTeacher | None, cached: CachedTextTeacher | None
-    ) -> None:
+    def _place(self, setup: Setup) -> None:
         """Put what trains the student where Trainer's constructor has put the student itself."""
+        step, loss, live = setup.step, setup.loss, setup.live
         if isinstance(step, ChunkedStep):
             step.autocast = self.accelerator.autocast
-        step.watch = self.faults
+        step.watch = self.judged.watch
         self.step: AnyStep = step
         self._live = live
         self.distillation_loss = loss.to(self.args.device)
@@ -182,8 +135,12 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
             # Seventy small operations become a few. Not by CUDA graphs: what is logged outlives the step.
             loss.compile(backend=self.args.torch_compile_backend or "inductor")
         placed = None if live is None else place(live, self.accelerator)
-        self.teacher: Any = cached if placed is None else placed
+        self.teacher: Any = setup.cached if placed is None else placed
         self.cached_teacher: Any = cached_teacher(placed, self.train_dataset, loss, self.args, self.accelerator)
+        if self.optimizer is not None:
+            as_laid_out(self.optimizer)  # moments of weights that have become channels_last
+        self.add_callback(loss_parameters.CheckTrained(loss))
+        self.add_callback(TeacherAccuracy(self))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -206,10 +163,10 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         teacher = self.cached_teacher or self.teacher
         watched = returned_outputs(self.step, model, return_outputs)
         with self._frozen_teacher(), watched as (step, outputs):
-            loss, parts, num_items = step(model, teacher, inputs, num_items_in_batch, self.progress)
-        self._trained.add(parts, num_items)
+            loss, parts, num_items = step(model, teacher, inputs, num_items_in_batch, self.schedule.progress)
+        self.judged.parts.add(parts, num_items)
         self.empty_rows.look(inputs["labels"], inputs.get("host_targets"), num_items)
-        self.faults.batch(inputs, loss, parts)
+        self.judged.watch.batch(inputs, loss, parts)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # Gradients are averaged over the ranks, and the loss is already divided by the items of all of them.
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
@@ -284,9 +241,26 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
             count = self.accelerator.reduce(here, reduction="sum")
         return count / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
 
-    def _get_dataloader(self, *arguments: Any, **keywords: Any) -> DataLoader:
-        with setting(self.args, dataloader_pin_memory=self.pins_memory and self.args.dataloader_pin_memory):
-            return super()._get_dataloader(*arguments, **keywords)
+    def _get_dataloader(self, dataset: Any, description: str, *arguments: Any, **keywords: Any) -> DataLoader:
+        """Trainer's, whose batches are looked at on the host: rows to predict may say that they have no label."""
+        collate = self.data_collator
+        self.data_collator = CheckedCollator(collate, self.bounds, dataset, description == "test")
+        try:
+            with setting(self.args, dataloader_pin_memory=self.pins_memory and self.args.dataloader_pin_memory):
+                return super()._get_dataloader(dataset, description, *arguments, **keywords)
+        finally:
+            self.data_collator = collate
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        with self.marks.evaluating(eval_dataset):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self.judged.add_to(logs)
+        super().log(logs, start_time)
+        self.marks.mark(self.state.log_history[-1])
 
     def evaluation_loop(
         self,
@@ -309,13 +283,6 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
             )
         return output
 
-    def create_optimizer(self, *arguments: Any, **keywords: Any) -> torch.optim.Optimizer:
-        made = self.optimizer is None
-        optimizer = super().create_optimizer(*arguments, **keywords)
-        if made:
-            loss_parameters.regroup(self.distillation_loss, optimizer)
-        return optimizer
-
     # ---- the teacher scan --------------------------------------------------------------------------------------
 
     def train(
@@ -330,7 +297,8 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
         if self.record.training is None and trial is None:  # train() again goes on, and each trial has its own settings
             self.record = self.record.training_as(self.settings)
             self.record.check_training(self.args.output_dir, checkpoint)
-        self.start_from(checkpoint)
+        self.whole.start_from(checkpoint)
+        self.marks.own_set = self.eval_dataset
         if checkpoint is not None:
             warn_of_random_rows(self.train_dataset)
         self.step, self.train_dataset = with_he_da(self.args, self.step, self.train_dataset, self.scan_training_set)
@@ -377,3 +345,119 @@ class DistillationTrainer(HubTrainer, ScheduledTrainer, CheckedBatches, TensorCh
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Trainer's estimate for tokens; none for images, where it means nothing and walks all parameters each step."""
         return 0 if self.call.takes_images else super().floating_point_ops(inputs)
+
+    # ---- steps, rates ------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, *arguments: Any, **keywords: Any) -> torch.optim.Optimizer:
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(*arguments, **keywords)
+        if made:
+            loss_parameters.regroup(self.distillation_loss, optimizer)
+        return optimizer
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        if self.args.decay_bias_and_norm:
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        optimizer = optimizer or self.optimizer
+        assert optimizer is not None
+        made = self.schedule.make(num_training_steps, optimizer) if self.lr_scheduler is None else None
+        if made is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler, self._created_lr_scheduler = made, True  # type: ignore[assignment]
+        return made
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
+        values = super().set_initial_training_values(args, dataloader)
+        steps_per_epoch, max_steps = values[1], values[6]
+        self.whole.refuse_shorter(max_steps)
+        self.schedule.start(steps_per_epoch, max_steps, dataloader)
+        return values
+
+    def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
+        """Trainer's, but a run that is resumed when it had all its steps gets none; Trainer would take one more."""
+        if self.state.global_step < self.state.max_steps:
+            return super()._run_epoch(*arguments, **keywords)
+        self.control.should_training_stop = True
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        whole = self.judged.gradient_norm(model) if grad_norm is None else grad_norm
+        norm = super()._get_grad_norm(model, whole)
+        self.judged.judge(model, norm, self._tr_loss)
+        return norm
+
+    def _finalize_training(self, *arguments: Any, **keywords: Any) -> Any:
+        """Trainer's, whose `train_loss` is the mean over all steps, here over those that were taken."""
+        ratio = self.judged.watch.taken.ratio()
+        self._total_loss_scalar *= ratio
+        self._tr_loss *= ratio
+        return super()._finalize_training(*arguments, **keywords)
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self.whole.folder(super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        final = self.whole.save(partial(super()._save_checkpoint, model, trial), self._get_output_dir(trial))
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(final)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.whole.writing:  # an upload in the background needs a folder that keeps its name
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        trainers = super()._save
+
+        def whole(folder: str | None, state: Any) -> None:
+            self.whole.save_model(lambda place: trainers(place, state), folder)
+
+        with self.config.as_given():
+            self.files.save(whole, output_dir, state_dict)
+
+    def save_state(self) -> None:
+        """Trainer's, as JSON that every reader takes."""
+        if self.is_world_process_zero():
+            write_json(os.path.join(self.args.output_dir or ".", TRAINER_STATE_NAME), self.state)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.files.load(partial(super()._load_from_checkpoint, resume_from_checkpoint, model), resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self.files.load_best(super()._load_best_model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        self.files.load_optimizer(partial(super()._load_optimizer_and_scheduler, checkpoint), checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with naming_unreadable(checkpoint or ""):
+            self.whole.load_scaler(super()._load_scaler, checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with naming_unreadable(checkpoint or ""):
+            super()._load_rng_state(checkpoint)
+
+    # ---- the Hub -----------------------------------------------------------------------------------------------
+
+    @property
+    def own_set(self) -> Any:
+        return self.marks.own_set
+
+    def create_model_card(self, *arguments: Any, **keywords: Any) -> None:
+        """Write the model card into `output_dir`; takes what Trainer's takes, see `hfkd.reports.card.write_card`."""
+        given = inspect.signature(Trainer.create_model_card).bind(self, *arguments, **keywords).arguments
+        del given["self"]
+        if self.is_world_process_zero():
+            write_card(self, **given)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        with explained("creating the repository", "Log in with `hf auth login`, or train without push_to_hub."):
+            super().init_hf_repo(token, private)
+
+    def push_to_hub(self, *arguments: Any, **keywords: Any) -> Any:
+        folder = self.args.output_dir
+        with explained(f"uploading {folder}", upload_again(folder, self.hub_model_id or self.args.hub_model_id)):
+            return super().push_to_hub(*arguments, **keywords)

@@ -1,28 +1,28 @@
 """The configuration of a student as its user gave it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
-
-from transformers import Trainer
 
 USE_CACHE = "use_cache"
 
 
-class KeptConfig(Trainer):
-    """Trainer that saves the student's `use_cache` as its configuration had it, absent where it had none.
+class KeptConfig:
+    """A student's `use_cache` as its configuration has it now, absent where it has none: to be saved so.
 
     Trainer's constructor sets it to `args.use_cache`, False by default, which is for training: a published language
     model would generate without its cache, and an image model's file would speak of one.
     """
 
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        self._use_cache = _own(keywords.get("model"))
-        super().__init__(*arguments, **keywords)
+    def __init__(self, model: Any) -> None:
+        self.model, self._given = model, _own(model)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    @contextmanager
+    def as_given(self) -> Iterator[None]:
         of_training = _own(self.model)
         try:
-            _replace(self.model, self._use_cache)
-            super()._save(output_dir, state_dict)
+            _replace(self.model, self._given)
+            yield
         finally:
             _replace(self.model, of_training)
 

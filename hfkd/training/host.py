@@ -10,7 +10,6 @@ from hfkd.arguments import DistillationArguments
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.models.calling import Call
 from hfkd.tasks.base import Task
-from hfkd.training.run_identity import RunRecord
 
 
 class Host(Protocol):
@@ -34,12 +33,18 @@ class Host(Protocol):
     image_inputs: Any  # `ImageInputs`, None for tokens
     received: Any
     distillation_loss: DistillationLoss
-    record: RunRecord
+    record: Any  # its `RunRecord`
     is_in_train: bool
-    own_set: Any  # the evaluation set that it had when training started
+    optimizer: Any
+    is_fsdp_enabled: bool
+    is_deepspeed_enabled: bool
     callers_optimizer: Any
     callers_scheduler: Any
     optimizer_cls_and_kwargs: Any
+
+    @property
+    def own_set(self) -> Any:
+        """The evaluation set that it had when training started."""
 
     @property
     def settings(self) -> dict[str, Any]: ...

@@ -5,59 +5,47 @@ from bisect import bisect_right
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
-from transformers import Trainer
 from transformers.trainer_utils import has_length
 
 from hfkd.arguments import DistillationArguments
 from hfkd.losses.base import requirements_of
 from hfkd.losses.distillation import DistillationLoss
+from hfkd.training.host import Host
 
 logger = logging.getLogger(__name__)
 
 
-class ScheduledTrainer(Trainer):
-    """Trainer with `lr_decay_epochs`, the rate multiplied after these epochs, and with `decay_bias_and_norm`."""
+class Schedule:
+    """`lr_decay_epochs`, the rate multiplied after these epochs, and how many epochs are done."""
 
-    args: DistillationArguments
-    distillation_loss: DistillationLoss
-    epochs_are_known = True
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.epochs_are_known = True
+        self._steps_per_epoch = 0
 
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, **keywords)
-        self.callers_optimizer, self.callers_scheduler = self.optimizer, self.lr_scheduler  # Trainer's come later
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        if self.args.decay_bias_and_norm:
-            return [name for name, _ in model.named_parameters()]
-        return super().get_decay_parameter_names(model)
-
-    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
-        values = super().set_initial_training_values(args, dataloader)
-        self._steps_per_epoch, max_steps = values[1], values[6]
-        refuse_unknown_epochs(self.distillation_loss, self.args, dataloader)
+    def start(self, steps_per_epoch: int, max_steps: int, dataloader: Any) -> None:
+        """Raise ValueError where something counts epochs, and nobody knows how long one is."""
+        self._steps_per_epoch = steps_per_epoch
+        loss = self.host.distillation_loss
+        refuse_unknown_epochs(loss, self.host.args, dataloader)
         self.epochs_are_known = has_length(dataloader)
         if self.epochs_are_known:
-            _warn_of_long_warmups(self.distillation_loss, max_steps / self._steps_per_epoch)
-        return values
+            _warn_of_long_warmups(loss, max_steps / steps_per_epoch)
 
     @property
     def progress(self) -> float | None:
         """Epochs done, fractional; None on a stream of unknown length (Trainer counts shares of max_steps there)."""
-        return float(self.state.epoch or 0.0) if self.epochs_are_known else None
+        return float(self.host.state.epoch or 0.0) if self.epochs_are_known else None
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
-        if self.args.lr_decay_epochs is None or self.lr_scheduler is not None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        optimizer = optimizer or self.optimizer
-        assert optimizer is not None
-        milestones = [round(epoch * self._steps_per_epoch) for epoch in self.args.lr_decay_epochs]
-        _warn_of_late_decays(self.args.lr_decay_epochs, milestones, num_training_steps)
-        warmup = self.args.get_warmup_steps(num_training_steps)
-        scheduler = multi_step(optimizer, milestones, self.args.lr_decay_factor, warmup)
-        self.lr_scheduler, self._created_lr_scheduler = scheduler, True  # type: ignore[assignment]
-        return scheduler
+    def make(self, num_training_steps: int, optimizer: torch.optim.Optimizer) -> LRScheduler | None:
+        """The schedule of `lr_decay_epochs`; None where there is none."""
+        args = self.host.args
+        if args.lr_decay_epochs is None:
+            return None
+        milestones = [round(epoch * self._steps_per_epoch) for epoch in args.lr_decay_epochs]
+        _warn_of_late_decays(args.lr_decay_epochs, milestones, num_training_steps)
+        return multi_step(optimizer, milestones, args.lr_decay_factor, args.get_warmup_steps(num_training_steps))
 
 
 def multi_step(optimizer: torch.optim.Optimizer, milestones: list[int], factor: float, warmup: int) -> LRScheduler:

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from hfkd.arguments import DistillationArguments
 from hfkd.training.averages import BatchAverage
-from hfkd.training.checkpoints.whole import WholeCheckpoints
+from hfkd.training.host import Host
 from hfkd.utils.buffers import KeptBuffers
 from hfkd.utils.finite import input_sums, output_sums
 
@@ -212,57 +211,47 @@ def _ratio(steps: int, taken: int) -> float:
     return steps / taken if taken else math.nan if steps else 1.0
 
 
-class WatchedTrainer(WholeCheckpoints):
-    """Trainer whose optimizer steps a `FaultWatch` judges, and that logs the parts of the loss.
+class JudgedSteps:
+    """The optimizer steps of a trainer, which a `FaultWatch` judges, and the parts of the loss that are logged.
 
     A step that is left out is not in the averages that are logged, nor in the loss itself.
     """
 
-    args: DistillationArguments
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.watch = FaultWatch(host.args.on_nan, host.accelerator)
+        self.parts = BatchAverage()
 
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, **keywords)
-        self.faults = FaultWatch(self.args.on_nan, self.accelerator)
-        self.add_callback(self.faults)
-        self._trained = BatchAverage()
-        self.add_callback(self._trained)
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, self._norm_of_whole(model) if grad_norm is None else grad_norm)
-        assert self.model is not None
-        if self.faults.leaves_out(self.state.global_step + 1, norm):
-            model.zero_grad(set_to_none=True)  # an optimizer passes over parameters without a gradient
-            self.faults.buffers.restore(self.model)
-            self._trained.forget()
-            self.faults.taken.restore(self._tr_loss)
-        else:
-            self._trained.keep()
-            if self.args.on_nan == "skip":
-                self.faults.buffers.keep(self.model)
-                self.faults.taken.keep(self._tr_loss)
-        return norm
-
-    def _norm_of_whole(self, model: nn.Module) -> Tensor | None:
+    def gradient_norm(self, model: nn.Module) -> Tensor | None:
         """The gradient's norm where each process has it whole: Trainer clips at infinity, and writes it all anew."""
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        if self.accelerator.distributed_type not in WHOLE or self.accelerator.scaler is not None:
+        accelerator = self.host.accelerator
+        if accelerator.distributed_type not in WHOLE or accelerator.scaler is not None:
             return None
         if any(isinstance(gradient, DTensor) for gradient in gradients):
             return None
         return nn.utils.get_total_norm(gradients)
 
-    def _finalize_training(self, *arguments: Any, **keywords: Any) -> Any:
-        """Trainer's, whose `train_loss` is the mean over all steps, here over those that were taken."""
-        self._total_loss_scalar *= self.faults.taken.ratio()
-        self._tr_loss *= self.faults.taken.ratio()
-        return super()._finalize_training(*arguments, **keywords)
+    def judge(self, model: nn.Module, norm: Any, total_loss: Tensor) -> None:
+        """Before a step is taken: leave it out where it is to be. `total_loss`: Trainer's sum since it logged last."""
+        watch = self.watch
+        if watch.leaves_out(self.host.state.global_step + 1, norm):
+            model.zero_grad(set_to_none=True)  # an optimizer passes over parameters without a gradient
+            watch.buffers.restore(self.host.model)
+            self.parts.forget()
+            watch.taken.restore(total_loss)
+        else:
+            self.parts.keep()
+            if self.host.args.on_nan == "skip":
+                watch.buffers.keep(self.host.model)
+                watch.taken.keep(total_loss)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+    def add_to(self, logs: dict[str, float]) -> None:
+        """What is logged beside the training loss, which itself is the mean over the steps that were taken."""
         if "loss" in logs:
-            logs["loss"] *= self.faults.taken.ratio_since_logging()
-            logs |= {name: round(value, 6) for name, value in self._trained.read(self.accelerator).items()}
-            logs |= self.faults.logged()
-        super().log(logs, start_time)
+            logs["loss"] *= self.watch.taken.ratio_since_logging()
+            logs |= {name: round(value, 6) for name, value in self.parts.read(self.host.accelerator).items()}
+            logs |= self.watch.logged()
 
 
 def _broken_rows(batches: list[_Batch], part: int) -> list[str]:

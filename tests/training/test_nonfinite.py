@@ -166,7 +166,7 @@ def test_a_verdict_that_comes_a_step_later_still_comes_before_the_checkpoint(tmp
     for bad in BAD, (2, 3), (30, 31):
         folder = tmp_path / str(bad)
         trainer = make(folder, bad=bad, **(quiet | {"seed": bad[0]}))
-        trainer.faults.lags = True
+        trainer.judged.watch.lags = True
         watcher = Watcher(trainer)
         with pytest.raises(FloatingPointError) as caught:
             trainer.train()
@@ -283,7 +283,7 @@ def test_the_logged_loss_is_the_mean_over_the_steps_that_were_taken(tmp_path, ac
     returned = skipping.train()
     broken = {i // accumulation + 1 for i, rows in enumerate(watcher.rows) if set(rows) & set(BAD)}
     taken = [losses(whole)[step] for step in range(1, 13) if step not in broken]
-    assert len(taken) + skipping.faults.skipped == 12
+    assert len(taken) + skipping.judged.watch.skipped == 12
     assert 4 <= len(broken)
     for step, loss in losses(skipping).items():
         window = [losses(whole)[s] for s in range(step - logging_steps + 1, step + 1) if s not in broken]
@@ -316,7 +316,7 @@ def test_a_resumed_run_goes_on_counting(tmp_path):
     resumed = make(tmp_path / "whole", **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-8"))
     assert logged(resumed, "skipped_steps") == logged(whole, "skipped_steps")
-    assert whole.faults.skipped > logged(whole, "skipped_steps")[7] > 0
+    assert whole.judged.watch.skipped > logged(whole, "skipped_steps")[7] > 0
 
 
 def rank_job(folder, on_nan, accumulation):

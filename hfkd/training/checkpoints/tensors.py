@@ -1,92 +1,90 @@
 """What a run writes of itself and what a resumed one reads: tensors and plain numbers, whatever the files hold."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, Trainer, __version__
+from transformers import PreTrainedConfig, __version__
 from transformers.utils import CONFIG_NAME
 
-from hfkd.losses.distillation import DistillationLoss
 from hfkd.models.checkpoints import naming_unreadable
 from hfkd.training import loss_parameters
 from hfkd.training.checkpoints.optimizer_state import as_laid_out
 from hfkd.training.checkpoints.student_weights import load_student, to_save
-from hfkd.training.run_identity import RunRecord
+from hfkd.training.host import Host
 
 logger = logging.getLogger(__name__)
 
 
-class TensorCheckpoints(Trainer):
-    """Trainer, which unpickles no objects, with a ValueError that names the file that holds some, or is damaged.
+class TensorCheckpoints:
+    """A run's files, of which no object is unpickled: a ValueError names the file that holds some, or is damaged.
 
     The student's own files hold the student alone; what the loss learned and what the run is stand beside them.
+    `write`, `load`: what Trainer itself does.
     """
 
-    distillation_loss: DistillationLoss
-    record: RunRecord
+    def __init__(self, host: Host) -> None:
+        self.host = host
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        student = cast(nn.Module, self.model)
-        with loss_parameters.without_loss(student):
-            super()._save(output_dir, loss_parameters.students_own(state_dict) or to_save(student))
-        if self.args.should_save:
-            folder = output_dir or self.args.output_dir or "."
-            loss_parameters.write(self.distillation_loss, folder)
-            self.record.write(folder, self.distillation_loss)
+    @property
+    def student(self) -> nn.Module:
+        return cast(nn.Module, self.host.model)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        student = cast(nn.Module, self.model)
-        with loss_parameters.without_loss(student), naming_unreadable(resume_from_checkpoint):
+    def save(
+        self, write: Callable[[str | None, Any], None], output_dir: str | None, state_dict: dict[str, Any] | None
+    ) -> None:
+        host = self.host
+        with loss_parameters.without_loss(self.student):
+            write(output_dir, loss_parameters.students_own(state_dict) or to_save(self.student))
+        if host.args.should_save:
+            folder = output_dir or host.args.output_dir or "."
+            loss_parameters.write(host.distillation_loss, folder)
+            host.record.write(folder, host.distillation_loss)
+
+    def load(self, load: Callable[[], None], checkpoint: str) -> None:
+        with loss_parameters.without_loss(self.student), naming_unreadable(checkpoint):
             if self._loaded_by_a_library:
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
+                load()
             else:
-                self._note_version(resume_from_checkpoint)
-                load_student(student, resume_from_checkpoint)
-        loss_parameters.read(self.distillation_loss, resume_from_checkpoint)
+                _note_version(checkpoint)
+                load_student(self.student, checkpoint)
+        loss_parameters.read(self.host.distillation_loss, checkpoint)
 
-    def _load_best_model(self) -> None:
+    def load_best(self, load: Callable[[], None]) -> None:
         """Trainer's, but without warnings in place of weights: what is not there is an error."""
-        best, score = self.state.best_model_checkpoint, self.state.best_metric
+        best, score = self.host.state.best_model_checkpoint, self.host.state.best_metric
         assert best is not None
-        student = cast(nn.Module, self.model)
-        with loss_parameters.without_loss(student), naming_unreadable(best):
+        with loss_parameters.without_loss(self.student), naming_unreadable(best):
             if self._loaded_by_a_library:
-                super()._load_best_model()
+                load()
             else:
                 logger.info("The best checkpoint is loaded: %s (score %s)", best, score)
-                load_student(student, best)
-        loss_parameters.read(self.distillation_loss, best)
+                load_student(self.student, best)
+        loss_parameters.read(self.host.distillation_loss, best)
+
+    def load_optimizer(self, load: Callable[[], None], checkpoint: str | None) -> None:
+        with naming_unreadable(checkpoint or ""):
+            load()
+        if checkpoint is not None and not self._loaded_by_a_library:
+            as_laid_out(cast(torch.optim.Optimizer, self.host.optimizer))
 
     @property
     def _loaded_by_a_library(self) -> bool:
         """Whether FSDP or DeepSpeed read checkpoints of their own, strictly, into the wrapped student."""
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return self.host.is_fsdp_enabled or self.host.is_deepspeed_enabled
 
-    def _note_version(self, checkpoint: str) -> None:
-        if (Path(checkpoint) / CONFIG_NAME).is_file():
-            version = PreTrainedConfig.get_config_dict(checkpoint)[0].get("transformers_version")
-            if version not in (None, __version__):
-                logger.warning(
-                    "%s was written with transformers %s, and this is %s: the resumed run may differ from one that "
-                    "was never stopped",
-                    checkpoint,
-                    version,
-                    __version__,
-                )
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with naming_unreadable(checkpoint or ""):
-            super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and not self._loaded_by_a_library:
-            as_laid_out(cast(torch.optim.Optimizer, self.optimizer))
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        with naming_unreadable(checkpoint or ""):
-            super()._load_scaler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with naming_unreadable(checkpoint or ""):
-            super()._load_rng_state(checkpoint)
+def _note_version(checkpoint: str) -> None:
+    if (Path(checkpoint) / CONFIG_NAME).is_file():
+        version = PreTrainedConfig.get_config_dict(checkpoint)[0].get("transformers_version")
+        if version not in (None, __version__):
+            logger.warning(
+                "%s was written with transformers %s, and this is %s: the resumed run may differ from one that was "
+                "never stopped",
+                checkpoint,
+                version,
+                __version__,
+            )

@@ -4,17 +4,17 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer import SCALER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
+from hfkd.training.host import Host
 from hfkd.utils.files import sync, write_atomically
 from hfkd.utils.json_file import write_json
 from hfkd.utils.setting_types import resume_choice
@@ -26,96 +26,77 @@ OF_THE_DISK = ("inline_container", "iostream", "Parent directory", "cannot be op
 logger = logging.getLogger(__name__)
 
 
-class WholeCheckpoints(Trainer):
-    """Trainer that writes a checkpoint into `output_dir/_unfinished` and gives it its name when all of it is on disk.
+class WholeCheckpoints:
+    """Writes a checkpoint into `output_dir/_unfinished`, and gives it its name when all of it is on disk.
 
     Trainer itself writes into `checkpoint-N` file by file, and deletes an old one file by file: a kill between two
     files leaves a folder that resumes with a fresh optimizer and says nothing. `last_checkpoint` finds whole ones.
     Raises OSError naming the checkpoint when it cannot be written; nothing of it is left.
+    `write`, `load`: what Trainer itself does.
     """
 
-    _writing = False
-    _start: str | None = None
-
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, **keywords)
-        # A run stays in its folder when its program changes the working directory.
-        self.args.output_dir = os.path.abspath(self.args.output_dir or ".")
-        self.add_callback(SaveAfterEvaluation())
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.writing = False
+        self._start: str | None = None
 
     def start_from(self, checkpoint: str | None) -> None:
         """Delete what an earlier process left unfinished, and know where training starts. Every rank calls it."""
         self._start = checkpoint
-        if self.args.should_save:
-            remove_unfinished(self.args.output_dir)
-        self.accelerator.wait_for_everyone()
+        if self.host.args.should_save:
+            remove_unfinished(self.host.args.output_dir)
+        self.host.accelerator.wait_for_everyone()
 
-    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
-        values = super().set_initial_training_values(args, dataloader)
+    def refuse_shorter(self, max_steps: int) -> None:
+        """Raise ValueError where training starts from a checkpoint of more steps than it is to have."""
         if self._start is not None:
-            refuse_shorter(self._start, values[6], args)
-        return values
+            refuse_shorter(self._start, max_steps, self.host.args)
 
-    def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
-        """Trainer's, but a run that is resumed when it had all its steps gets none; Trainer would take one more."""
-        if self.state.global_step < self.state.max_steps:
-            return super()._run_epoch(*arguments, **keywords)
-        self.control.should_training_stop = True
+    def folder(self, output_dir: str) -> str:
+        return os.path.join(output_dir, UNFINISHED) if self.writing else output_dir
 
-    def _get_output_dir(self, trial: Any) -> str:
-        folder = super()._get_output_dir(trial)
-        return os.path.join(folder, UNFINISHED) if self._writing else folder
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder, name = self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+    def save(self, write: Callable[[], None], folder: str) -> str:
+        """A checkpoint below `folder`. Returns its path."""
+        host, state = self.host, self.host.state
+        name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         final, part = os.path.join(folder, name), os.path.join(folder, UNFINISHED, name)
         with _named_errors(final, Path(folder) / UNFINISHED):
-            self._writing = True
+            self.writing = True
             try:
-                super()._save_checkpoint(model, trial)
+                write()
             finally:
-                self._writing = False
-            self.accelerator.wait_for_everyone()  # each process writes the state of its own random numbers
-            if self.state.best_model_checkpoint == part:
-                self.state.best_model_checkpoint = final
-            if self.args.should_save:
-                write_json(os.path.join(part, TRAINER_STATE_NAME), self.state)  # Trainer's own has bare NaN
+                self.writing = False
+            host.accelerator.wait_for_everyone()  # each process writes the state of its own random numbers
+            if state.best_model_checkpoint == part:
+                state.best_model_checkpoint = final
+            if host.args.should_save:
+                write_json(os.path.join(part, TRAINER_STATE_NAME), state)  # Trainer's own has bare NaN
                 _give_name(Path(part), Path(final))
-                _rotate(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
-        self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(final)
+                _rotate(folder, host.args.save_total_limit, state.best_model_checkpoint)
+        host.accelerator.wait_for_everyone()
+        return final
 
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        """Trainer's, which does not ask whether this run has a scaler; one in another precision than fp16 has none."""
-        if self.accelerator.scaler is not None:
-            return super()._load_scaler(checkpoint)
-        if checkpoint is not None and (Path(checkpoint) / SCALER_NAME).exists():
-            logger.warning("%s holds the %s of a run in fp16, and this one is not: it is left", checkpoint, SCALER_NAME)
-
-    def save_state(self) -> None:
-        """Trainer's, as JSON that every reader takes."""
-        if self.is_world_process_zero():
-            write_json(os.path.join(self.args.output_dir or ".", TRAINER_STATE_NAME), self.state)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self._writing:  # an upload in the background needs a folder that keeps its name
-            super()._push_from_checkpoint(checkpoint_folder)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def save_model(self, write: Callable[[str | None], None], output_dir: str | None) -> None:
         """The student's files, each whole: written elsewhere first where they are not part of a checkpoint."""
-        if self._writing or not self.args.should_save:
-            return super()._save(output_dir, state_dict)
-        folder = Path(output_dir or self.args.output_dir or ".")
+        if self.writing or not self.host.args.should_save:
+            return write(output_dir)
+        folder = Path(output_dir or self.host.args.output_dir or ".")
         part = folder / UNFINISHED / "model"
         with _named_errors(folder, folder / UNFINISHED):
             _remove(part)  # what a job that was killed here had written
-            super()._save(str(part), state_dict)
+            write(str(part))
             for file in _files(part):
                 sync(file)
                 (folder / file.relative_to(part)).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(file, folder / file.relative_to(part))
             _remove(part)
+
+    def load_scaler(self, load: Callable[[str | None], None], checkpoint: str | None) -> None:
+        """Trainer does not ask whether this run has a scaler; one in another precision than fp16 has none."""
+        if self.host.accelerator.scaler is not None:
+            load(checkpoint)
+        elif checkpoint is not None and (Path(checkpoint) / SCALER_NAME).exists():
+            logger.warning("%s holds the %s of a run in fp16, and this one is not: it is left", checkpoint, SCALER_NAME)
 
 
 class SaveAfterEvaluation(TrainerCallback):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.trainer_utils import has_length, unwrap_peft_model
 
 from hfkd.tasks.base import Task
@@ -44,21 +44,6 @@ def _embeddings(network: nn.Module) -> int | None:
     except NotImplementedError:  # transformers' ResNet and other networks of convolutions
         return None
     return table.num_embeddings if isinstance(table, nn.Embedding) else None
-
-
-class CheckedBatches(Trainer):
-    """Trainer whose loaders raise ValueError for a label or a token id out of `bounds`."""
-
-    bounds = Bounds(None, None, False)
-
-    def _get_dataloader(self, dataset: Any, description: str, *arguments: Any, **keywords: Any) -> Any:
-        collate = self.data_collator
-        unlabelled = description == "test"  # rows to predict may say that they have no label
-        self.data_collator = CheckedCollator(collate, self.bounds, dataset, unlabelled)
-        try:
-            return super()._get_dataloader(dataset, description, *arguments, **keywords)
-        finally:
-            self.data_collator = collate
 
 
 @dataclass

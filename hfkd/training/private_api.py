@@ -1,0 +1,27 @@
+"""Every private name of transformers and accelerate that is relied on: their next release may rename any of them.
+
+`tests/training/test_private_api.py` finds that each still exists. Public names are not listed.
+"""
+
+# Methods of transformers.Trainer that DistillationTrainer extends.
+TRAINER_METHODS = (
+    "_finalize_training",
+    "_get_dataloader",
+    "_get_grad_norm",
+    "_get_num_items_in_batch",
+    "_get_output_dir",
+    "_load_best_model",
+    "_load_from_checkpoint",
+    "_load_optimizer_and_scheduler",
+    "_load_rng_state",
+    "_load_scaler",
+    "_push_from_checkpoint",
+    "_run_epoch",
+    "_save",
+    "_save_checkpoint",
+)
+# Attributes that a Trainer has once it is built, or while it trains.
+TRAINER_ATTRIBUTES = ("_created_lr_scheduler", "_tr_loss", "_total_loss_scalar")
+# accelerate: the models that `save_state` writes, and the forward inside of its autocast.
+ACCELERATOR_ATTRIBUTES = ("_models",)
+PREPARED_MODEL_ATTRIBUTES = ("_original_forward",)

@@ -1,0 +1,152 @@
+"""What a trainer is built of: chosen, tried and checked in named steps, before anything is written."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfkd.arguments import DistillationArguments
+from hfkd.data.epochs import refuse_streams
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.models.calling import Call
+from hfkd.models.peers import networks_of
+from hfkd.models.sharing import refuse_shared
+from hfkd.models.vocabulary import common_vocabulary
+from hfkd.tasks.choice import chosen_task
+from hfkd.teachers import CachedTextTeacher, LiveTeacher
+from hfkd.teachers.tokenizer import check_teacher_tokenizers
+from hfkd.training import loss_parameters
+from hfkd.training.forward.choice import Chosen, choose_step
+from hfkd.training.forward.he_da import refuse_he_da
+from hfkd.training.lr_schedule import refuse_unknown_epochs
+from hfkd.training.preparation import (
+    live_teacher,
+    packing_check,
+    pins_memory,
+    refuse_unsaved,
+    refuse_unsupported,
+    teacher_networks,
+    with_adapters,
+)
+from hfkd.training.run_identity import RunRecord
+from hfkd.training.validation.batches import refuse_no_batch, refuse_small_batches
+from hfkd.training.validation.cached import check_cached
+from hfkd.training.validation.checked_batches import Bounds
+from hfkd.training.validation.label_maps import check_label_names
+from hfkd.training.validation.labels import EmptyRows, LabelWatch
+from hfkd.training.validation.networks import check_datasets, check_networks, probed_dataset, say_left_out
+from hfkd.training.validation.normalisation import ImageInputs, normalisation
+from hfkd.training.validation.recorded_inputs import check_processor
+from hfkd.training.validation.slots import slot_check
+
+
+class Setup:
+    """Networks, data, loss and forward pass of one trainer. Each step raises ValueError for what would train wrongly.
+
+    keywords: Trainer's own. data_collator becomes the one that is used.
+    """
+
+    def __init__(
+        self, model: nn.Module, teacher: Any, args: DistillationArguments, loss: DistillationLoss, **keywords: Any
+    ) -> None:
+        self.args, self.loss, self.keywords = args, loss, keywords
+        self.data = {name: keywords.get(name) for name in ("train_dataset", "eval_dataset")}
+        self.processing_class = keywords.get("processing_class")
+        self.take_networks(model, teacher, keywords.pop("peft_config", None))
+        self.take_data()
+        self.take_teacher(teacher, keywords.pop("teacher_processing_class", None))
+        self.try_networks()
+        self.take_cache()
+        self.choose_forward()
+        self.identify()
+        self.lay_out()
+
+    @property
+    def rows(self) -> Any:
+        return self.data["train_dataset"]
+
+    def take_networks(self, model: nn.Module, teacher: Any, peft_config: Any) -> None:
+        refuse_unsupported(self.loss, model, teacher, self.args, self.keywords.get("compute_loss_func"))
+        refuse_shared(model, teacher_networks(teacher), adapters=peft_config is not None)
+        self.model = model if peft_config is None else with_adapters(model, peft_config)
+        refuse_unsaved(self.model)
+        self.call = Call.of(self.model)
+        self.task = chosen_task(self.args.task, networks_of(self.model), teacher_networks(teacher))
+
+    def take_data(self) -> None:
+        wanted = (*(self.call.keywords or ()), *self._labels)
+        given = self.keywords.pop("data_collator", None)
+        if given is None:
+            self.collator = self.task.collator(self.call, self.processing_class, wanted)
+        else:
+            self.collator = self.task.ready(given)
+        check_datasets(self.data, self.collator)
+        refuse_no_batch(self.args, self.data)
+        say_left_out(self.rows, self.collator, self.call, self._labels)
+        refuse_unknown_epochs(self.loss, self.args, self.rows)
+        if self.loss.unfitted is not None and self.rows is not None:
+            refuse_streams(self.rows)
+
+    @property
+    def _labels(self) -> Sequence[str]:
+        return self.args.label_names or ()
+
+    def take_teacher(self, teacher: Any, tokenizer: Any) -> None:
+        """The teacher, told what images it is given, and with the student's vocabulary."""
+        self.cached = teacher if isinstance(teacher, CachedTextTeacher) else None
+        images = self.call.takes_images and not self.task.vocabulary
+        self.image_inputs = (
+            ImageInputs.between(self.model, teacher, self.collator, self.processing_class) if images else None
+        )
+        self.received = normalisation(self.image_inputs, self.data)
+        self.live = None if teacher is None or self.cached else live_teacher(teacher, self.received)
+        self.num_classes: int | None = None
+        if self.task.vocabulary and self.live:
+            self.num_classes = common_vocabulary(self.model, self.live.networks[0], self.processing_class)
+            if self.loss.kd_weight:
+                check_teacher_tokenizers(self.processing_class, tokenizer, self.live.networks)
+
+    def try_networks(self) -> None:
+        """Both networks on the first rows, and what their classes are called."""
+        task, data, collator = self.task, self.data, self.collator
+        slots, rows = slot_check(self.loss, task, self.num_classes), probed_dataset(data)
+        found = check_networks(self.model, self.call, self.live, rows, collator, task, slots, self._labels)
+        self.classes = self.num_classes or found
+        self.labels, self.empty_rows = LabelWatch(task, found), EmptyRows(task)
+        self.class_names = None if task.vocabulary else check_label_names(data, collator, self.model, self.live)
+        check_processor(self.processing_class, self.model, self.rows, self.received)
+        self.packing = packing_check(self.model, self.live, self.args, data, collator) if task.by_target else None
+
+    def take_cache(self) -> None:
+        """A stored teacher of tokens in place of a live one."""
+        if self.cached is None:
+            return
+        self.num_classes = check_cached(
+            self.cached, self.loss, self.args, self.model, self.processing_class, self.rows, self.task
+        )
+        self.classes = self.num_classes or self.classes
+        self.collator = self.cached.collator(self.collator)
+
+    def choose_forward(self) -> None:
+        refuse_small_batches(self.loss, self.args, self.task)
+        self.step: Chosen = choose_step(self.model, self.live, self.task, self.loss, self.args, self.num_classes)
+        refuse_he_da(self.args, self.step, self.rows)
+
+    def identify(self) -> None:
+        """What this run is: not another one's folder."""
+        teacher = self.live or self.cached
+        self.record = RunRecord.of(self.model, teacher, self.loss, self.args.seed, self.args.high_energy, self.rows)
+        self.record.refuse_other(self.args.output_dir)
+
+    def lay_out(self) -> None:
+        """Memory formats, what the loss learns, pinned batches."""
+        live: LiveTeacher | None = self.live
+        if self.args.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+            if live is not None:
+                live.channels_last()
+        loss_parameters.prepare(self.loss, self.classes, self.args)
+        loss_parameters.join(self.loss, *self.keywords.get("optimizers") or (None, None))
+        self.pins_memory = pins_memory(self.data, self.args)
+        self.bounds = Bounds.of(self.model, live.networks if live else (), self.task, self.classes)

@@ -1,0 +1,49 @@
+"""What is relied on of others' private names is still there, and nothing of Trainer's is overridden unlisted."""
+
+import ast
+import inspect
+
+import pytest
+from accelerate import Accelerator
+from toys import Net, Rows, arguments, teacher
+from transformers import Trainer, TrainerCallback
+
+from hfkd import DistillationTrainer
+from hfkd.training import private_api
+
+
+@pytest.mark.parametrize("name", private_api.TRAINER_METHODS)
+def test_trainer_still_has_it(name):
+    assert inspect.isfunction(getattr(Trainer, name))
+
+
+def test_every_private_override_is_listed_and_the_trainer_is_one_class_deep():
+    assert DistillationTrainer.__bases__ == (Trainer,)
+    overridden = {n for n in vars(DistillationTrainer) if n.startswith("_") and not n.startswith("__")}
+    assert overridden & set(dir(Trainer)) == set(private_api.TRAINER_METHODS)
+    used = {
+        node.attr
+        for node in ast.walk(ast.parse(inspect.getsource(inspect.getmodule(DistillationTrainer))))
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and node.attr not in vars(DistillationTrainer)
+    }
+    ours = {"_evaluated", "_live", "__init__"}
+    assert used - ours <= {*private_api.TRAINER_ATTRIBUTES, *private_api.TRAINER_METHODS}
+
+
+def test_the_attributes_are_there(tmp_path):
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **keywords):
+            seen.append({name: hasattr(trainer, name) for name in private_api.TRAINER_ATTRIBUTES})
+
+    seen = []
+    trainer = DistillationTrainer(
+        Net(), teacher(), arguments(tmp_path, max_steps=1), train_dataset=Rows(8), callbacks=[Look()]
+    )
+    trainer.train()
+    assert all(seen[0].values()), seen
+    assert all(hasattr(trainer.accelerator, name) for name in private_api.ACCELERATOR_ATTRIBUTES)
+
+
+def test_autocast_is_put_around_a_forward_that_can_be_found():
+    source = inspect.getsource(Accelerator.prepare_model)
+    assert all(name in source for name in private_api.PREPARED_MODEL_ATTRIBUTES)
