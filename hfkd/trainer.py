@@ -243,10 +243,11 @@ class DistillationTrainer(Trainer):
 
     def _get_dataloader(self, dataset: Any, description: str, *arguments: Any, **keywords: Any) -> DataLoader:
         """Trainer's, whose batches are looked at on the host: rows to predict may say that they have no label."""
-        collate = self.data_collator
+        collate, pinned = self.data_collator, self.pins_memory and self.args.dataloader_pin_memory
         self.data_collator = CheckedCollator(collate, self.bounds, dataset, description == "test")
         try:
-            with setting(self.args, dataloader_pin_memory=self.pins_memory and self.args.dataloader_pin_memory):
+            # The collator leaves unused columns out, see `chosen_collator`: Trainer would take them from a transform.
+            with setting(self.args, dataloader_pin_memory=pinned, remove_unused_columns=False):
                 return super()._get_dataloader(dataset, description, *arguments, **keywords)
         finally:
             self.data_collator = collate

@@ -12,11 +12,13 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from hfkd.data.labels import check_shares
+from hfkd.data.used_columns import LABELS
 
 
 class ImageCollator:
     """Stack rows of `pixel_values`, `labels` and, where there, `index`, `view` and `columns`; others stay behind.
 
+    A row without `labels` may have a `label`, which becomes that.
     `columns` are the network's further inputs, and further labels: numbers or tensors of one shape.
     uint8 images and PIL images (those in colour as RGB) become float in [0, 1]; a `processor` (a Hugging Face image
     processor) does it instead when given. Labels are class ids, or vectors where MixUp or CutMix mixed them (`shares`:
@@ -27,19 +29,15 @@ class ImageCollator:
 
     def __init__(self, processor: Any = None, columns: Iterable[str] = (), shares: bool = True) -> None:
         self.processor, self.shares = processor, shares
-        self.columns = sorted({"index", "view", *columns} - {"pixel_values", "labels"})
+        self.columns = sorted({"index", "view", *columns} - {"pixel_values", *LABELS})
 
     def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Tensor]) -> dict[str, Tensor]:
         if isinstance(rows, Mapping):
             return dict(rows)
-        for column in ("pixel_values", "labels"):
-            if column not in rows[0]:
-                raise ValueError(
-                    f"the dataset's rows have no {column!r}: they have {sorted(rows[0])}; rename the column, or load "
-                    "the data with hfkd.data.load_images"
-                )
+        labels = _labels_column(rows[0])
         batch = {"pixel_values": self._images([row["pixel_values"] for row in rows])}
-        for column in ("labels", *(c for c in self.columns if c in rows[0])):
+        batch["labels"] = _stacked(labels, [row[labels] for row in rows])
+        for column in (c for c in self.columns if c in rows[0]):
             batch[column] = _stacked(column, [row[column] for row in rows])
         if (
             self.shares
@@ -79,6 +77,24 @@ def views_as_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
         if name not in (*rows, "labels") and isinstance(values, Tensor) and values.shape[:1] == images.shape[:1]:
             rows[name] = values.repeat(images.shape[1], *[1] * (values.ndim - 1))
     return {**batch, **rows}
+
+
+def _labels_column(row: Any) -> str:
+    """Where a row has its label. ValueError for rows without an image or a label."""
+    if not isinstance(row, Mapping):
+        raise ValueError(
+            f"the dataset's rows are of type {type(row).__name__}: make each a dict of 'pixel_values' and 'labels', as "
+            "{'pixel_values': image, 'labels': label}, or pass a data_collator that makes such a batch of them"
+        )
+    labels = next((name for name in LABELS if name in row), None)
+    for column, there in (("pixel_values", "pixel_values" in row), ("labels", labels is not None)):
+        if not there:
+            raise ValueError(
+                f"the dataset's rows have no {column!r}: they have {sorted(row)}; rename the column, or load the data "
+                "with hfkd.data.load_images"
+            )
+    assert labels is not None
+    return labels
 
 
 def _stacked(column: str, values: list[Any]) -> Tensor:

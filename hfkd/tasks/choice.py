@@ -111,8 +111,8 @@ def head_of(network: nn.Module) -> str | None:
 
 def by_inputs(network: nn.Module) -> str:
     """For networks that say nothing of their head: text is for the next token, all else is classified as images are."""
-    call = Call.of(network)
-    return "causal_lm" if "input_ids" in (call.keywords or ()) and not call.takes_images else "image_classification"
+    names = Call.of(network).keywords or ()
+    return "causal_lm" if "input_ids" in names and "pixel_values" not in names else "image_classification"
 
 
 def _by_problem(network: PreTrainedModel, task: str) -> str:

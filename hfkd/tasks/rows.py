@@ -14,11 +14,10 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hfkd.data.collate import ImageCollator
 from hfkd.data.labels import check_shares
+from hfkd.data.used_columns import used
 from hfkd.losses.items import Items, image_items
 from hfkd.models.calling import Call, bare
 from hfkd.tasks.base import Batch, Collate, Task
-
-LABELS = ("labels", "label", "label_ids")  # the columns that transformers' collators take for labels
 
 
 class PerRow(Task):
@@ -98,7 +97,7 @@ class RowCollator:
     columns: frozenset[str]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        kept = [{k: v for k, v in row.items() if k in self.columns or k in (*LABELS, "index")} for row in rows]
+        kept = [used(row, self.columns.__contains__) for row in rows]
         collate = (
             default_data_collator if self.processing_class is None else DataCollatorWithPadding(self.processing_class)
         )

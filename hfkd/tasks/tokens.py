@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from hfkd.data.used_columns import used
 from hfkd.losses.items import Items, token_items
 from hfkd.tasks.base import Batch, Collate, Task
 from hfkd.utils.targets import IGNORED, HostTargets, Targets, count_token_items
@@ -107,5 +108,4 @@ class Selecting:
     columns: frozenset[str]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
-        kept = ("labels", "label", "index")
-        return self.collate([{k: v for k, v in row.items() if k in self.columns or k in kept} for row in rows])
+        return self.collate([used(row, self.columns.__contains__) for row in rows])

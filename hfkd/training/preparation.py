@@ -13,10 +13,14 @@ from transformers import TrainerCallback, TrainingArguments
 from hfkd.arguments import DistillationArguments
 from hfkd.data.epochs import ImageStream, image_transform
 from hfkd.data.resident import ResidentImages
+from hfkd.data.used_columns import only_used
 from hfkd.losses.base import requirements_of
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.models import Peers
+from hfkd.models.calling import Call
 from hfkd.models.checkpoints import some
+from hfkd.models.peers import networks_of
+from hfkd.tasks.base import Collate, Task
 from hfkd.tasks.packing import PackingCheck
 from hfkd.teachers import CachedTeacher, LiveTeacher, Teachers
 from hfkd.training.checkpoints.student_weights import trained_but_not_saved
@@ -143,6 +147,22 @@ def teacher_networks(teacher: Any) -> list[nn.Module]:
     several = teacher if isinstance(teacher, (list, tuple)) else [teacher]
     found = [one.networks if isinstance(one, LiveTeacher) else (one,) for one in several if isinstance(one, nn.Module)]
     return [network for networks in found for network in networks]
+
+
+def chosen_collator(
+    given: Any, processing_class: Any, student: nn.Module, teacher: Any, task: Task, args: DistillationArguments
+) -> Collate:
+    """The task's collator, or the user's; either gets what one of the networks takes, and not the student alone.
+
+    A BERT that teaches a DistilBERT reads the `token_type_ids` that tell two sentences apart.
+    """
+    calls = [Call.of(network) for network in (*networks_of(student), *teacher_networks(teacher))]
+    names = args.label_names or ()
+    if given is None:
+        wanted = {name for call in calls for name in call.keywords or ()} | {*names}
+        return task.collator(calls[0], processing_class, wanted)
+    takes, always = [call.takes for call in calls], bool(args.remove_unused_columns)
+    return task.ready(only_used(given, takes, ("view", *names), always))
 
 
 def live_teacher(teacher: Any, inputs: Received) -> LiveTeacher:

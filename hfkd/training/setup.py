@@ -21,6 +21,7 @@ from hfkd.training.forward.choice import Chosen, choose_step
 from hfkd.training.forward.he_da import refuse_he_da
 from hfkd.training.lr_schedule import refuse_unknown_epochs
 from hfkd.training.preparation import (
+    chosen_collator,
     live_teacher,
     packing_check,
     pins_memory,
@@ -54,7 +55,7 @@ class Setup:
         self.data = {name: keywords.get(name) for name in ("train_dataset", "eval_dataset")}
         self.processing_class = keywords.get("processing_class")
         self.take_networks(model, teacher, keywords.pop("peft_config", None))
-        self.take_data()
+        self.take_data(teacher)
         self.take_teacher(teacher, keywords.pop("teacher_processing_class", None))
         self.try_networks()
         self.take_cache()
@@ -74,13 +75,9 @@ class Setup:
         self.call = Call.of(self.model)
         self.task = chosen_task(self.args.task, networks_of(self.model), teacher_networks(teacher))
 
-    def take_data(self) -> None:
-        wanted = (*(self.call.keywords or ()), *self._labels)
+    def take_data(self, teacher: Any) -> None:
         given = self.keywords.pop("data_collator", None)
-        if given is None:
-            self.collator = self.task.collator(self.call, self.processing_class, wanted)
-        else:
-            self.collator = self.task.ready(given)
+        self.collator = chosen_collator(given, self.processing_class, self.model, teacher, self.task, self.args)
         check_datasets(self.data, self.collator)
         refuse_no_batch(self.args, self.data)
         say_left_out(self.rows, self.collator, self.call, self._labels)

@@ -42,12 +42,28 @@ def check_datasets(datasets: Mapping[str, Any], collate: Collate) -> None:
                 continue
             if len(rows) == 0:
                 raise ValueError(f"{part} is empty: there is nothing to {'learn from' if 'train' in name else 'score'}")
-            images = collate([rows[0]]).get("pixel_values")
+            images = _first_batch(part, rows, collate).get("pixel_values")
             if name != "train_dataset" and images is not None and images.ndim == 5:
                 raise ValueError(
                     f"{part} gives {images.shape[1]} views of each image, and evaluation scores one: give it the "
                     "transform's clean()"
                 )
+
+
+def _first_batch(name: str, dataset: Any, collate: Collate) -> dict[str, Tensor]:
+    """Of two rows: timm's Mixup takes no odd number of them."""
+    rows = first_rows(dataset)
+    try:
+        return collate(rows)
+    except ValueError:  # hfkd's collators say it so, and transformers'
+        raise
+    except Exception as error:
+        columns = f"columns {sorted(rows[0])}" if isinstance(rows[0], Mapping) else f"type {type(rows[0]).__name__}"
+        raise ValueError(
+            f"the data_collator cannot make a batch of the first rows of {name}, of {columns} "
+            f"({type(error).__name__}: {error}): correct it or the rows; remove_unused_columns=True leaves out the "
+            "columns that no network takes"
+        ) from error
 
 
 def probed_dataset(datasets: Mapping[str, Any]) -> Any:
@@ -67,7 +83,7 @@ def say_left_out(dataset: Any, collate: Collate, call: Call, labels: Sequence[st
     if not map_style(dataset) or not isinstance(dataset[0], Mapping):
         return
     row = dataset[0]
-    batch = collate([row])
+    batch = collate(first_rows(dataset))
     if kept := call.left_out(batch, labels):
         logger.warning("The batch's %s do not reach the student, whose forward does not take them.", kept)
     if isinstance(collate, (ImageCollator, TokenCollator)):
