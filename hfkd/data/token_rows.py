@@ -31,6 +31,11 @@ class TokenRow:
         count what its `attention_mask` leaves. Padding has no labels. Raises ValueError for columns that do not have
         one number for each token.
         """
+        if "input_ids" not in row:
+            raise ValueError(
+                f"the dataset's rows have no 'input_ids': they have {sorted(row)}; tokenise them with "
+                "hfkd.data.text.tokenize_dataset, which takes text, prompt and completion, instructions and messages"
+            )
         ids = _whole_numbers(row["input_ids"])
         labels = None if row.get("labels") is None else _whole_numbers(row["labels"])
         if labels is not None and labels.shape != ids.shape:

@@ -157,7 +157,8 @@ def logits_of(output: Any) -> Tensor:
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
         raise ValueError(
-            f"the model returned a {type(output).__name__} without logits: return a tensor, or an object with .logits"
+            f"the model returned a {type(output).__name__} without logits: return a tensor, or an object with .logits; "
+            "of the models of transformers take one with a head (AutoModelFor...)"
         )
     return logits
 

@@ -4,7 +4,7 @@ B batch rows, L length, N items, C classes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -34,6 +34,7 @@ class Task(ABC):
     mixes: ClassVar[bool] = False  # rows can be mixed (MixUp, CutMix), and labels be shares of classes
     by_target: ClassVar[bool] = False  # a loss over chunks of target tokens, and a cache of them, serve it
     generates: ClassVar[bool] = False
+    without_labels: ClassVar[str] = "call the rows' column of them labels, or let the data_collator make one"
 
     @property
     def name(self) -> str:
@@ -70,6 +71,9 @@ class Task(ABC):
     @abstractmethod
     def check_labels(self, labels: Tensor, classes: int | None) -> None:
         """Raise ValueError for labels that a loss would misread, by type and shape: nothing is read back."""
+
+    def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:  # noqa: B027 - classes need no place in a row
+        """Raise ValueError for labels that stand elsewhere in `batch` than the `rows` that it was made of have them."""
 
     def check_values(self, labels: Tensor) -> None:  # noqa: B027 - most labels are integers, which mean what they are
         """Raise ValueError for float labels whose values mean nothing here. Waits for the labels' device."""

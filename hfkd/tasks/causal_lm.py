@@ -1,8 +1,11 @@
 """The next token: causal language models, and models that read images or sound and write text."""
 
-from collections.abc import Collection
+import logging
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.target_collator import TargetCollator
@@ -10,7 +13,9 @@ from hfkd.data.text_collate import TokenCollator
 from hfkd.models.calling import Call
 from hfkd.tasks.base import Batch, Collate, register_task
 from hfkd.tasks.tokens import PerToken
-from hfkd.utils.targets import Targets
+from hfkd.utils.targets import IGNORED, Targets
+
+logger = logging.getLogger(__name__)
 
 
 @register_task("causal_lm")
@@ -26,6 +31,10 @@ class CausalLM(PerToken):
     by_target = True
     generates = True
     shift = 1
+    without_labels = (
+        "tokenise with hfkd.data.text.tokenize_dataset, which masks prompts, or pass "
+        "data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False), whose labels are the tokens"
+    )
     known = ("host_targets", "position_ids", "attention_mask")
 
     def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
@@ -35,5 +44,29 @@ class CausalLM(PerToken):
     def ready(self, collate: Collate) -> Collate:
         return collate if isinstance(collate, TokenCollator) else TargetCollator(collate)
 
+    def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
+        """Labels that are the next tokens already would be shifted once more."""
+        super().check_rows(rows, batch)
+        tokens, labels = batch.get("input_ids"), batch["labels"]
+        if tokens is None or tokens.shape != labels.shape or torch.equal(*_known(tokens, labels)):
+            return
+        following, shifted = _known(tokens[:, 1:], labels[:, :-1])
+        if len(shifted) and torch.equal(following, shifted):
+            raise ValueError(
+                "each label of the first rows is the token after its own place: causal models shift the labels by one "
+                "themselves, so that the student would learn the token after the next; give labels that are the "
+                "input_ids, and -100 where there is none"
+            )
+        logger.warning(
+            "Labels of the first rows are not the tokens in their places. A causal model predicts them from the tokens "
+            "before: is the collator one for masked language modelling (mlm=True)?"
+        )
+
     def targets(self, batch: Batch) -> Targets:
         return Targets.of(batch)
+
+
+def _known(tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens and labels [B, L] where there is a label."""
+    known = labels != IGNORED
+    return tokens[known], labels[known].to(tokens.dtype)

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorForTokenClassification,
@@ -10,8 +11,11 @@ from transformers import (
 )
 
 from hfkd.models.calling import Call
-from hfkd.tasks.base import Collate, register_task
+from hfkd.tasks.base import Batch, Collate, register_task
 from hfkd.tasks.tokens import LabelCollator, PerToken
+from hfkd.utils.targets import IGNORED
+
+SURELY_MASKED = 8  # labels, of which BERT leaves one in ten its token
 
 
 @register_task("masked_lm")
@@ -27,6 +31,20 @@ class MaskedLM(PerToken):
 
     def ready(self, collate: Collate) -> Collate:
         return LabelCollator(collate)
+
+    def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
+        """Labels that a copy of the input would get right, as group_texts of the tutorials leaves them."""
+        super().check_rows(rows, batch)
+        tokens, labels = batch.get("input_ids"), batch["labels"]
+        if tokens is None or tokens.shape != labels.shape:
+            return
+        known = labels != IGNORED
+        if int(known.sum()) >= SURELY_MASKED and torch.equal(tokens[known], labels[known]):
+            raise ValueError(
+                f"all of the {int(known.sum())} labels of the first rows are the tokens that stand in their places: "
+                "nothing is masked, and the student would learn to copy its input. Leave the labels out, so that "
+                "tokens are masked here, or pass data_collator=DataCollatorForLanguageModeling(tokenizer)"
+            )
 
 
 class MaskingCollator:

@@ -3,13 +3,13 @@
 B rows, L length of the targets.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from hfkd.models.calling import Call
-from hfkd.tasks.base import Collate, register_task
+from hfkd.tasks.base import Batch, Collate, register_task
 from hfkd.tasks.tokens import LabelCollator, PerToken, Selecting
 
 
@@ -31,6 +31,9 @@ class Seq2SeqLM(PerToken):
                 f"{self.name} needs a tokenizer to pad rows with: pass it as processing_class, or a data_collator"
             )
         return LabelCollator(Selecting(DataCollatorForSeq2Seq(processing_class), frozenset(columns)))
+
+    def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
+        """The labels are another text than the inputs, of another length."""
 
     def ready(self, collate: Collate) -> Collate:
         return LabelCollator(collate)

@@ -66,6 +66,21 @@ class PerToken(Task):
                 f"labels of {kind}, shape {shape}: tokens need integers [batch, length], one label a token"
             )
 
+    def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
+        """Labels of words, as data sets of names have them, were padded as if they were those of the tokens."""
+        for number, row in enumerate(rows if len(rows) == len(batch["labels"]) else ()):
+            if not isinstance(row, Mapping) or row.get("input_ids") is None or row.get("labels") is None:
+                continue
+            tokens, labels = len(row["input_ids"]), torch.as_tensor(row["labels"])
+            if labels.ndim != 1 or len(labels) == tokens:
+                continue
+            made = batch["labels"][number]
+            if len(made) >= len(labels) and torch.equal(made[made != IGNORED].cpu(), labels[labels != IGNORED].cpu()):
+                raise ValueError(
+                    f"row {number} has {len(labels)} labels for {tokens} tokens: give each token its own, -100 where "
+                    "it has none (a tokenizer's word_ids() say which word a token is of)"
+                )
+
     def probe(self, batch: Batch) -> dict[str, Any]:
         """The first tokens of each row, where all that goes along with the tokens is known."""
         tokens = batch.get("input_ids")

@@ -73,6 +73,12 @@ def refuse_unsupported(
 ) -> None:
     """Raise ValueError for what would train something else than the caller thinks."""
     check_world_size(args.world_size)
+    for role, network in (("student", student), ("teacher", teacher)):
+        if isinstance(network, str):
+            raise ValueError(
+                f"the {role} is the name {network!r}: load it first, as by AutoModelForSequenceClassification."
+                "from_pretrained or hfkd.models.image_classifier, so that it gets the head that your data need"
+            )
     for slot in (loss.objective, loss.temperature, loss.weighting):
         if features := requirements_of(slot).features:
             raise ValueError(

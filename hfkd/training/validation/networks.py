@@ -119,9 +119,12 @@ def check_networks(
         for network in networks if task.by_target else ():
             compare_own_loss(network, None, task)
         return None
-    batch = views_as_rows(call.without_labels(collate(first_rows(dataset)), labels))
+    looked_at = first_rows(dataset)
+    batch = views_as_rows(call.without_labels(collate(looked_at), labels))
     for network in networks if "input_ids" in batch else ():
         _check_positions(network, dataset)
+    if isinstance(batch.get("labels"), Tensor):
+        task.check_rows(looked_at, batch)
     batch = task.probe(batch)
     with untouched(student):
         output = call.output(student, _on(student, batch))
@@ -184,7 +187,7 @@ def _check_positions(network: nn.Module, dataset: Any) -> None:
 def _check_labels(dataset: Any, batch: Mapping[str, Any], classes: int, task: Task) -> None:
     probed = batch.get("labels")
     if not isinstance(probed, Tensor):
-        raise ValueError(f"the batch has no tensor of labels: it has {sorted(batch)}; let the collator make one")
+        raise ValueError(f"the batch has no tensor of labels: it has {sorted(batch)}; {task.without_labels}")
     task.check_labels(probed, classes)
     if probed.is_floating_point():
         task.check_values(probed)

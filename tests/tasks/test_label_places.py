@@ -1,0 +1,112 @@
+"""Labels that stand in another place than the task reads them from, or that a copy of the input would get right."""
+
+import logging
+
+import pytest
+import torch
+from datasets import Dataset
+from text_toys import VOCAB, language_model, token_dataset, tokenizer
+from toys import arguments
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForTokenClassification,
+    DataCollatorForLanguageModeling,
+    DataCollatorForTokenClassification,
+    default_data_collator,
+)
+
+from hfkd import DistillationTrainer
+
+TOKENS = [[3, 4, 5, 6, 7, 8], [9, 10, 11, 12, 13, 3]] * 8
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+def bert(kind, **keywords):
+    torch.manual_seed(0)
+    return kind(BertConfig(vocab_size=VOCAB, **SMALL, **keywords))
+
+
+def masking_tokenizer():
+    made = tokenizer()
+    made.add_special_tokens({"pad_token": "<end>", "mask_token": "<unk>"})
+    return made
+
+
+def trainer(folder, student, rows, collator=None, **keywords):
+    args = arguments(folder, ce_weight=1, kd_weight=0, max_steps=1)
+    return DistillationTrainer(student, None, args, train_dataset=rows, data_collator=collator, **keywords)
+
+
+def copied():
+    """Rows as the tutorials' group_texts makes them."""
+    return Dataset.from_list([{"input_ids": ids, "labels": ids} for ids in TOKENS])
+
+
+@pytest.mark.parametrize("kind", ["hfkd's", "mlm=False", "of the user's own"])
+def test_a_masked_language_model_is_not_trained_to_copy_its_input(tmp_path, kind):
+    known = masking_tokenizer()
+    collator = {
+        "hfkd's": None,
+        "mlm=False": DataCollatorForLanguageModeling(known, mlm=False),
+        "of the user's own": lambda rows: default_data_collator(rows),
+    }[kind]
+    with pytest.raises(ValueError, match="all of the 12 labels of the first rows are the tokens .* nothing is masked"):
+        trainer(tmp_path, bert(BertForMaskedLM), copied(), collator, processing_class=known)
+
+
+def test_it_is_where_a_collator_masks_or_the_labels_are_left_out(tmp_path):
+    known = masking_tokenizer()
+    masking = DataCollatorForLanguageModeling(known, mlm_probability=0.5)
+    for number, (rows, collator) in enumerate(((copied(), masking), (copied().remove_columns("labels"), None))):
+        made = trainer(tmp_path / str(number), bert(BertForMaskedLM), rows, collator, processing_class=known)
+        made.train()
+        assert made.state.log_history[0]["ce"] > 1
+
+
+def test_labels_of_words_are_not_taken_for_those_of_tokens(tmp_path):
+    rows = Dataset.from_list([{"input_ids": ids, "labels": [0, 1, 1]} for ids in TOKENS])
+    known = masking_tokenizer()
+    for collator in (None, DataCollatorForTokenClassification(known)):
+        with pytest.raises(ValueError, match="row 0 has 3 labels for 6 tokens: give each token its own"):
+            trainer(tmp_path, bert(BertForTokenClassification), rows, collator, processing_class=known)
+
+    def aligned(rows):  # a collator that knows which word a token is of
+        ids = torch.tensor([row["input_ids"] for row in rows])
+        return {"input_ids": ids, "labels": torch.tensor([row["labels"] for row in rows]).repeat_interleave(2, 1)}
+
+    trainer(tmp_path, bert(BertForTokenClassification), rows, aligned).train()
+
+
+def test_labels_that_are_the_next_tokens_already_are_not_shifted_again(tmp_path):
+    rows = Dataset.from_list([{"input_ids": ids[:-1], "labels": ids[1:]} for ids in TOKENS])
+    with pytest.raises(ValueError, match="each label of the first rows is the token after its own place"):
+        trainer(tmp_path, language_model(), rows)
+
+
+def test_a_causal_model_whose_inputs_are_masked_is_warned_of(tmp_path, caplog):
+    def warned():
+        return [r.getMessage() for r in caplog.records if r.name == "hfkd.tasks.causal_lm"]
+
+    trainer(tmp_path / "plain", language_model(), token_dataset())
+    assert warned() == []
+    masking = DataCollatorForLanguageModeling(masking_tokenizer(), mlm_probability=0.9)
+    trainer(tmp_path / "masked", language_model(), copied(), masking)
+    assert [r.levelno for r in caplog.records if r.name == "hfkd.tasks.causal_lm"] == [logging.WARNING]
+    assert "is the collator one for masked language modelling (mlm=True)?" in warned()[0]
+
+
+def test_rows_without_labels_or_tokens_are_told_what_makes_them(tmp_path):
+    unlabelled = copied().remove_columns("labels")
+    with pytest.raises(ValueError, match=r"no tensor of labels: .*; tokenise with hfkd.data.text.tokenize_dataset"):
+        trainer(tmp_path, language_model(), unlabelled)
+    chats = Dataset.from_list([{"messages": [{"role": "user", "content": "a"}]}])
+    with pytest.raises(ValueError, match=r"no 'input_ids': they have \['messages'\]; tokenise them"):
+        trainer(tmp_path, language_model(), chats)
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_name_is_no_network(tmp_path, role):
+    networks = {"student": language_model(), "teacher": language_model(seed=1)} | {role: "gpt2"}
+    with pytest.raises(ValueError, match=f"the {role} is the name 'gpt2': load it first"):
+        DistillationTrainer(networks["student"], networks["teacher"], arguments(tmp_path))
