@@ -53,8 +53,6 @@ def write_card(
     student: Any = trainer.accelerator.unwrap_model(trainer.model)
     folder = Path(args.output_dir or ".")
     peers = isinstance(student, Peers)
-    assistants = ", ".join(trainer.details.get("assistants", ())) or None
-    taught = (["Peers()"] if peers else []) + (["TAKD()"] if assistants else [])
     distilled = bool((settings["teacher"] or peers) and settings["kd_weight"])
     if not distilled:
         settings = {k: v for k, v in settings.items() if k not in (*SLOTS, "teacher", "kd_weight")}
@@ -82,23 +80,35 @@ def write_card(
         data,
         template_path=str(TEMPLATE),
         **words,
+        **_of_the_run(trainer, settings, words["dataset"], peers, distilled),
         metrics=metrics,
-        settings=_cells({"data": words["dataset"], "assistants": assistants} | settings),
-        generates=trainer.task.generates,
         kind=type(student).__name__,
-        distilled=distilled,
-        peers=peers,
-        cifar=settings["student"].split(" ")[0] in CIFAR_NETS,
-        command=command(),
-        processes=args.world_size,
-        versions=f"hfkd {version('hfkd')}, transformers {transformers.__version__}, torch {torch.__version__}",
-        seed=args.seed,
         step=step,
-        rows=_rows(trainer.own_set),
-        teacher_scores=teacher_scores(trainer.state.log_history),
-        bibtex=citations([*(str(settings[s]) for s in SLOTS), *taught, *HE_DA[args.he_da]]) if distilled else "",
     )
     write_atomically(folder / FILE, without_secrets(f"{card}\n", [args.hub_token]).encode())
+
+
+def _of_the_run(
+    trainer: Host, settings: Mapping[str, Any], dataset: str | None, peers: bool, distilled: bool
+) -> dict[str, Any]:
+    """How the student was trained, and what to cite for it."""
+    args = trainer.args
+    assistants = ", ".join(trainer.details.get("assistants", ())) or None
+    methods = (["Peers()"] if peers else []) + (["TAKD()"] if assistants else []) + HE_DA[args.he_da]
+    return {
+        "settings": _cells({"data": dataset, "assistants": assistants, **settings}),
+        "generates": trainer.task.generates,
+        "distilled": distilled,
+        "peers": peers,
+        "cifar": settings["student"].split(" ")[0] in CIFAR_NETS,
+        "command": command(),
+        "processes": args.world_size,
+        "versions": f"hfkd {version('hfkd')}, transformers {transformers.__version__}, torch {torch.__version__}",
+        "seed": args.seed,
+        "rows": _rows(trainer.own_set),
+        "teacher_scores": teacher_scores(trainer.state.log_history),
+        "bibtex": citations([*(str(settings[s]) for s in SLOTS), *methods]) if distilled else "",
+    }
 
 
 def _words(**words: str | None) -> dict[str, str | None]:

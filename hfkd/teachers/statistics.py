@@ -119,10 +119,21 @@ def scan(
     key = ScanKey.of(reader, views, seed, level) if cache_dir else None
     file = ScanFile(Path(cache_dir), key) if cache_dir and key else None
     found = _found(reader, file, accelerator)
-    if found is not None:
-        return found
+    return found or _made(reader, file, accelerator, level, num_workers, seed, progress_bar)
+
+
+def _made(
+    reader: RowReader,
+    file: ScanFile | None,
+    accelerator: Accelerator | None,
+    level: Level,
+    num_workers: int,
+    seed: int,
+    progress_bar: bool,
+) -> TeacherScan:
+    """One pass over the rows, written to `file`."""
     workers = 0 if isinstance(reader.dataset, OneEpoch) else num_workers  # each would read all of it
-    loader = DataLoader(reader.dataset, batch_size, num_workers=workers, collate_fn=reader.collate)
+    loader = DataLoader(reader.dataset, reader.batch_size, num_workers=workers, collate_fn=reader.collate)
     # The loader draws on the CPU; by default, fork_rng would wake every GPU of the node.
     with reader.frozen(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -65,12 +65,7 @@ def build_text_cache(
     for value in (entropy_temperature, energy_temperature, *temperatures):
         fitting("build_text_cache", "temperature", value, SoftmaxTemperature)
     _check(dataset, k, temperatures, dtype, batch_size, shard_rows)
-    live = teacher if isinstance(teacher, LiveTeacher) else LiveTeacher(teacher).unfreeze()
-    task = chosen_task("auto", live.networks)
-    if not task.by_target:
-        raise ValueError(f"a token cache holds what a causal language model says, and this one is for {task.name}")
-    for network in live.networks:
-        compare_own_loss(network, None, task)
+    live = _proved(teacher)
     vocabulary = _vocabulary(live, num_classes)
     manifest = Manifest(
         teacher=weights_fingerprint(live),
@@ -88,10 +83,34 @@ def build_text_cache(
         config=configuration(live),
         source=source,
     )
+    absent = _absent(live, dataset, Path(folder), manifest, batch_size, accelerator)
+    _make(live, dataset, folder, manifest, absent, batch_size, accelerator, progress_bar)
+
+
+def _proved(teacher: nn.Module) -> LiveTeacher:
+    """The teacher, frozen while it is used. ValueError for one that does not predict the token after its place."""
+    live = teacher if isinstance(teacher, LiveTeacher) else LiveTeacher(teacher).unfreeze()
+    task = chosen_task("auto", live.networks)
+    if not task.by_target:
+        raise ValueError(f"a token cache holds what a causal language model says, and this one is for {task.name}")
+    for network in live.networks:
+        compare_own_loss(network, None, task)
+    return live
+
+
+def _absent(
+    teacher: LiveTeacher,
+    dataset: Dataset,
+    folder: Path,
+    manifest: Manifest,
+    batch_size: int,
+    accelerator: Accelerator | None,
+) -> set[str]:
+    """The shards that are to be made, of a folder that is this teacher's. Writes its manifest."""
     manifest.refuse_other(folder)
-    present = [shard for shard in manifest.shards if (Path(folder) / shard).exists()]
+    present = [shard for shard in manifest.shards if (folder / shard).exists()]
     absent = set(manifest.missing(folder))
-    fault = cache_differs(live, dataset, folder, manifest, absent, batch_size)
+    fault = cache_differs(teacher, dataset, folder, manifest, absent, batch_size)
     if not everywhere(fault is None, accelerator):
         raise ValueError(
             f"{folder} holds what another teacher, or this one in another state, said: {fault or 'on another rank'}; "
@@ -99,9 +118,9 @@ def build_text_cache(
         )
     if accelerator is None or accelerator.is_main_process:
         for shard in absent.intersection(present):
-            logger.warning("%s is damaged, or of another cache, and is made again", Path(folder) / shard)
+            logger.warning("%s is damaged, or of another cache, and is made again", folder / shard)
         manifest.write(folder)
-    _make(live, dataset, folder, manifest, absent, batch_size, accelerator, progress_bar)
+    return absent
 
 
 def _make(
