@@ -40,6 +40,7 @@ from hfkd.training.forward.choice import AnyStep
 from hfkd.training.forward.dense import ChunkedStep
 from hfkd.training.forward.he_da import with_he_da
 from hfkd.training.forward.returned_outputs import returned_outputs
+from hfkd.training.lock import locked
 from hfkd.training.lr_schedule import Schedule
 from hfkd.training.nonfinite import JudgedSteps
 from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, setting
@@ -293,6 +294,10 @@ class DistillationTrainer(Trainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         refuse_networks(self.args.output_dir, {"student": self.model, "teacher": self.teacher}, self.processing_class)
+        with locked(self.args.output_dir or ".") if self.args.should_save else nullcontext():
+            return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _train(self, resume_from_checkpoint: Any, trial: Any, ignore_keys_for_eval: list[str] | None) -> TrainOutput:
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         self.record.refuse_checkpoint(checkpoint)
         if self.record.training is None and trial is None:  # train() again goes on, and each trial has its own settings
@@ -440,6 +445,7 @@ class DistillationTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with naming_unreadable(checkpoint or ""):
             super()._load_rng_state(checkpoint)
+        self.whole.refuse_changed(checkpoint)  # the last that is read
 
     # ---- the Hub -----------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from hfkd.arguments import DistillationArguments
 from hfkd.data.images import load_images
 from hfkd.models import image_classifier, load_checkpoint
 from hfkd.models.language import causal_lm, load_tokenizer
-from hfkd.training.checkpoints.whole import MANIFEST
+from hfkd.training.checkpoints.manifest import MANIFEST
 from hfkd.utils.parsing import parse
 from hfkd.utils.setting_types import TextLoader
 

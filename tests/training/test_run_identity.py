@@ -100,7 +100,8 @@ def checkpoint(folder, step, complete=True):
     path = folder / f"checkpoint-{step}"
     path.mkdir()
     if complete:
-        (path / "files.json").write_text("{}")
+        (path / "a").write_text("a")
+        (path / "files.json").write_text('{"a": 1}')
     return path
 
 

@@ -1,8 +1,8 @@
 """Checkpoints that are there whole or not at all, whenever a job is killed or a disk is full."""
 
-import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,13 +14,21 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer import SCALER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
+from hfkd.training.checkpoints.manifest import MANIFEST, files_in, incomplete, write_manifest
 from hfkd.training.host import Host
-from hfkd.utils.files import sync, write_atomically
+from hfkd.utils.files import sync
 from hfkd.utils.json_file import write_json
 from hfkd.utils.setting_types import resume_choice
 
-MANIFEST = "files.json"  # what a checkpoint is made of, name: bytes
 UNFINISHED = "_unfinished"  # a name that Trainer never uploads
+OWN_UNFINISHED = re.compile(rf"(old-)?{PREFIX_CHECKPOINT_DIR}-\d+|model")
+PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")  # as `write_atomically` names what it has not finished
+# What Trainer reads beside the weights: without it a resumed run is another one.
+STATE_FILES = {
+    "optimizer": ("optimizer.pt", "optimizer.bin", "optimizer"),
+    "learning rate schedule": ("scheduler.pt",),
+    "random numbers": ("rng_state.pth", "rng_state_0.pth"),
+}
 # torch.save tells of a disk by a RuntimeError: from its archive, its C++ stream, or opening the file
 OF_THE_DISK = ("inline_container", "iostream", "Parent directory", "cannot be opened")
 logger = logging.getLogger(__name__)
@@ -39,10 +47,12 @@ class WholeCheckpoints:
         self.host = host
         self.writing = False
         self._start: str | None = None
+        self._listed = False  # whether that checkpoint has a list of its files
 
     def start_from(self, checkpoint: str | None) -> None:
         """Delete what an earlier process left unfinished, and know where training starts. Every rank calls it."""
         self._start = checkpoint
+        self._listed = checkpoint is not None and (Path(checkpoint) / MANIFEST).exists()
         if self.host.args.should_save:
             remove_unfinished(self.host.args.output_dir)
         self.host.accelerator.wait_for_everyone()
@@ -51,6 +61,16 @@ class WholeCheckpoints:
         """Raise ValueError where training starts from a checkpoint of more steps than it is to have."""
         if self._start is not None:
             refuse_shorter(self._start, max_steps, self.host.args)
+
+    def refuse_changed(self, checkpoint: str | None) -> None:
+        """Raise ValueError where a checkpoint lost a file while it was read: another process has rotated it away."""
+        if checkpoint is None or not self._listed:
+            return
+        if fault := incomplete(checkpoint):
+            raise ValueError(
+                f"{checkpoint} was changed or deleted while it was read ({fault}): resume from another checkpoint, "
+                "in a folder that no other process writes to"
+            )
 
     def folder(self, output_dir: str) -> str:
         return os.path.join(output_dir, UNFINISHED) if self.writing else output_dir
@@ -85,7 +105,7 @@ class WholeCheckpoints:
         with _named_errors(folder, folder / UNFINISHED):
             _remove(part)  # what a job that was killed here had written
             write(str(part))
-            for file in _files(part):
+            for file in files_in(part):
                 sync(file)
                 (folder / file.relative_to(part)).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(file, folder / file.relative_to(part))
@@ -122,20 +142,39 @@ class SaveAfterEvaluation(TrainerCallback):
 def checkpoint_to_resume(wanted: str | bool | None, folder: str | Path | None) -> str | None:
     """Trainer's `resume_from_checkpoint` as a path, whole; True is the last whole checkpoint of `folder`.
 
-    Raises ValueError where there is none. A named checkpoint without a list of its files (plain Trainer's) is taken.
+    Every file's checksum is compared. Raises ValueError where there is none. A named checkpoint without a list of its
+    files (plain Trainer's) is taken; whichever it is, a warning says what it lacks to go on as if never stopped.
     """
     wanted = resume_choice(wanted)
     if wanted is None or wanted is False:
         return None
     if wanted is True:
-        last = last_checkpoint(folder)
+        last = last_checkpoint(folder, contents=True)
         if last is None:
             raise ValueError(f"there is no complete checkpoint in {folder} to resume from")
+        _warn_of_missing_state(last)
         return last
-    fault = incomplete(wanted)
+    fault = incomplete(wanted, contents=True)
     if fault is not None and ((Path(wanted) / MANIFEST).exists() or not (Path(wanted) / TRAINER_STATE_NAME).exists()):
         raise ValueError(f"resume_from_checkpoint={wanted} is no complete checkpoint: {fault}; name another one")
+    _warn_of_missing_state(wanted)
     return wanted
+
+
+def _warn_of_missing_state(checkpoint: str) -> None:
+    missing = [
+        what for what, names in STATE_FILES.items() if not any((Path(checkpoint) / name).exists() for name in names)
+    ]
+    # FSDP and DeepSpeed keep the optimizer in folders of their own.
+    if any(path.is_dir() for path in Path(checkpoint).glob("*")):
+        missing = [what for what in missing if what != "optimizer"]
+    if missing:
+        logger.warning(
+            "%s holds no state of the %s: the resumed run starts these anew, and differs from one that was never "
+            "stopped",
+            checkpoint,
+            ", nor of the ".join(missing),
+        )
 
 
 def refuse_shorter(checkpoint: str, max_steps: int, args: Any) -> None:
@@ -149,47 +188,41 @@ def refuse_shorter(checkpoint: str, max_steps: int, args: Any) -> None:
         )
 
 
-def last_checkpoint(folder: str | Path | None) -> str | None:
-    """The newest whole checkpoint in `folder`; others are passed over with a message."""
+def last_checkpoint(folder: str | Path | None, contents: bool = False) -> str | None:
+    """The newest whole checkpoint in `folder`; others are passed over with a message. contents: see `incomplete`."""
     found = [p for p in Path(folder or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.rpartition("-")[2].isdigit()]
     for path in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
-        fault = incomplete(path)
+        fault = incomplete(path, contents)
         if fault is None:
             return str(path)
         logger.warning("%s is not complete and is passed over: %s", path, fault)
     return None
 
 
-def incomplete(checkpoint: str | Path) -> str | None:
-    """What `checkpoint` lacks, or None if every file that was written into it is there, and as long as it was."""
-    try:
-        sizes = json.loads((Path(checkpoint) / MANIFEST).read_text(encoding="utf-8"))
-        for name, size in sizes.items():
-            if (Path(checkpoint) / name).stat().st_size != size:
-                return f"its {name} is not as long as when it was written"
-    except OSError as error:
-        return f"{error.filename}: {error.strerror}"
-    except (ValueError, AttributeError):  # not JSON, or no mapping
-        return f"its {MANIFEST} cannot be read"
-    return None
-
-
 def remove_unfinished(folder: str | Path | None) -> None:
-    """Delete what an earlier process was writing into `folder` when it was stopped."""
-    left = Path(folder or ".") / UNFINISHED
-    for path in [*left.glob("*"), *Path(folder or ".").glob(".*.part")]:
-        logger.warning("%s was left half done by a job that was stopped, and is deleted", path)
-        _remove(path)
-    _remove(left)
+    """Delete what an earlier process was writing into `folder` when it was stopped: its own names, and through no link.
+
+    Raises ValueError where the folder of unfinished things is a link.
+    """
+    folder = Path(folder or ".")
+    left = folder / UNFINISHED
+    if left.is_symlink():
+        raise ValueError(
+            f"{left} is a link, and checkpoints are written there: remove it, or choose another output_dir"
+        )
+    ours = [path for path in left.glob("*") if OWN_UNFINISHED.fullmatch(path.name)]
+    ours += [path for path in folder.glob(".*.part") if PART.fullmatch(path.name)]
+    for path in ours:
+        if not path.is_symlink():
+            logger.warning("%s was left half done by a job that was stopped, and is deleted", path)
+            _remove(path)
+    with suppress(OSError):
+        left.rmdir()
 
 
 def _give_name(part: Path, final: Path) -> None:
-    files = _files(part)
-    sizes = {str(file.relative_to(part).as_posix()): file.stat().st_size for file in files}
-    for file in files:
-        sync(file)
-    write_atomically(part / MANIFEST, json.dumps(sizes, indent=2, sort_keys=True).encode())
-    if final.exists():  # of an earlier sitting, which got this far
+    write_manifest(part)
+    if final.exists():  # of an earlier run, which got this far
         _discard(final)
     os.replace(part, final)
     with suppress(OSError):  # not every file system syncs folders
@@ -224,10 +257,6 @@ def _remove(path: Path) -> None:
     if path.parent.name == UNFINISHED:
         with suppress(OSError):
             path.parent.rmdir()
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 @contextmanager

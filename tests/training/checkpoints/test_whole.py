@@ -15,7 +15,8 @@ from transformers import PrinterCallback
 
 import hfkd.training.checkpoints.whole
 from hfkd import DistillationTrainer
-from hfkd.training.checkpoints.whole import MANIFEST, UNFINISHED, checkpoint_to_resume, incomplete, last_checkpoint
+from hfkd.training.checkpoints.manifest import MANIFEST, incomplete
+from hfkd.training.checkpoints.whole import UNFINISHED, checkpoint_to_resume, last_checkpoint
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
 
@@ -113,10 +114,11 @@ def test_what_a_stopped_job_left_is_deleted_with_a_message(tmp_path, caplog):
     half = tmp_path / UNFINISHED / "checkpoint-2"
     half.mkdir(parents=True)
     (half / "model.safetensors").write_bytes(b"half")
-    (tmp_path / ".results.json.0123.part").write_bytes(b"half")
+    part = f".results.json.{'01' * 16}.part"
+    (tmp_path / part).write_bytes(b"half")
     make(tmp_path, save_strategy="no").train()
     assert names(tmp_path) == ["distillation.json"]
-    for name in (f"{UNFINISHED}/checkpoint-2", ".results.json.0123.part"):
+    for name in (f"{UNFINISHED}/checkpoint-2", part):
         assert f"{name} was left half done by a job that was stopped, and is deleted" in caplog.text
 
 

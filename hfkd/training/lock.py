@@ -1,0 +1,72 @@
+"""One run at a time in an output folder: a second would write over the first one's files."""
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
+
+from hfkd.utils.files import write_atomically
+
+LOCK, OWNER = "_running.lock", "_running.json"  # names that Trainer never uploads
+ORPHANS = 15.0  # seconds: so long may the loader's workers outlive a process that was killed, and hold its lock
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Hold `folder` for a run. ValueError where another process does; one that has died is followed, with a message.
+
+    A file system without locks is said in the log, and nothing is held there.
+    """
+    folder = Path(folder)
+    lock = FileLock(folder / LOCK, thread_local=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _acquire(lock, folder)
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, Timeout):
+            raise
+        logger.warning("%s cannot be locked (%s): do not start a second run in it", folder, error)
+        yield
+        return
+    try:
+        owner = {"pid": os.getpid(), "host": socket.gethostname()}
+        with suppress(OSError):  # a full disk is said by whoever has something to write
+            write_atomically(folder / OWNER, json.dumps(owner).encode())
+        yield
+    finally:
+        for name in (OWNER, LOCK):
+            with suppress(OSError):
+                (folder / name).unlink()
+        lock.release()
+
+
+def _acquire(lock: FileLock, folder: Path) -> None:
+    try:
+        lock.acquire(timeout=0)
+        return
+    except Timeout:
+        pid, host = _owner(folder)
+    here = host == socket.gethostname()
+    if here and pid is not None and not psutil.pid_exists(pid):
+        logger.warning("%s is held by process %d, which has died: waiting for its workers to end", folder, pid)
+        with suppress(Timeout):
+            lock.acquire(timeout=ORPHANS)
+            return
+    raise ValueError(
+        f"{folder} is in use by process {pid} on {host}: wait until it ends, stop it, or choose another output_dir"
+    )
+
+
+def _owner(folder: Path) -> tuple[int | None, str]:
+    try:
+        owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        return int(owner["pid"]), str(owner["host"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, "an unknown machine"
