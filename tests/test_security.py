@@ -21,7 +21,7 @@ from hfkd.arguments import DistillationArguments
 from hfkd.data.images import load_images
 from hfkd.models import image_classifier, load_checkpoint
 from hfkd.models.language import causal_lm, load_tokenizer
-from hfkd.training.checkpoints.manifest import MANIFEST
+from hfkd.training.checkpoints.manifest import MANIFEST, write_manifest
 from hfkd.utils.parsing import parse
 from hfkd.utils.setting_types import TextLoader
 
@@ -98,6 +98,7 @@ def test_the_pickled_arguments_of_a_checkpoint_are_not_read(tmp_path, run, sprun
     path = tmp_path / "run" / "checkpoint-2" / "training_args.bin"
     trap = planted("pickle", sprung)
     path.write_bytes(trap + b"\0" * (path.stat().st_size - len(trap)))
+    write_manifest(path.parent)  # an attacker can write the list of checksums too
     assert resumed(tmp_path / "run", max_steps=4).state.global_step == 4
 
 
