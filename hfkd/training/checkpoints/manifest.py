@@ -12,6 +12,8 @@ def write_manifest(folder: Path) -> None:
     """List the files of `folder`, all of them on the disk."""
     entries = {}
     for file in files_in(folder):
+        if file.name == MANIFEST:
+            continue
         sync(file)
         name = file.relative_to(folder).as_posix()
         entries[name] = {"bytes": file.stat().st_size, "xxh3_128": checksum(file)}
