@@ -2,7 +2,8 @@
 
 import torch
 from bad_training import trainer
-from text_toys import VOCAB, TokenRows, mixture_of_experts, tokenizer
+from text_tokenizer import word_tokenizer
+from text_toys import VOCAB, TokenRows, language_model, mixture_of_experts, taught_model
 from torch import nn
 from toys import CLASSES, Net, Rows, teacher
 from transformers import (
@@ -10,16 +11,15 @@ from transformers import (
     BartForCausalLM,
     BertConfig,
     BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
     BertForTokenClassification,
-    T5Config,
-    T5ForConditionalGeneration,
     ViTConfig,
     ViTForImageClassification,
 )
 
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 DECODER = {"d_model": 8, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 8, "pad_token_id": 1}
-T5 = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
 
 
 class Aged(nn.Module):
@@ -64,29 +64,45 @@ def labels(label):
     return trainer(rows=lambda: Labelled(label))
 
 
+def unlabelled():
+    return [{"input_ids": [3, 4, 5]}] * 4
+
+
 def image_model(**keywords):
     config = ViTConfig(**SMALL, image_size=8, patch_size=4, num_labels=CLASSES, **keywords)
     return trainer(lambda: ViTForImageClassification(config))
 
 
-def text(build):
-    return trainer(build, None, TokenRows, {"kd_weight": 0.0, "ce_weight": 1.0}, processing_class=tokenizer())
+LABELS_ONLY = {"kd_weight": 0.0, "ce_weight": 1.0}
 
 
-def text_model(kind, config):
+def text(build, taught=None, rows=TokenRows, **args):
+    weights = {} if taught else LABELS_ONLY
+    return trainer(build, taught, rows, weights | args, processing_class=word_tokenizer(pad_token="<end>"))
+
+
+def text_model(kind, config, **args):
     def build():
         torch.manual_seed(0)  # the message has the losses
         return kind(config)
 
-    return text(build)
+    return text(build, **args)
+
+
+def bert(kind, **keywords):
+    return lambda: kind(BertConfig(vocab_size=VOCAB, **SMALL, **keywords))
 
 
 HEADS = {
-    "BertForMaskedLM": text_model(BertForMaskedLM, BertConfig(vocab_size=VOCAB, **SMALL)),
-    "BertForTokenClassification": text_model(BertForTokenClassification, BertConfig(vocab_size=VOCAB, **SMALL)),
-    "T5ForConditionalGeneration": text_model(T5ForConditionalGeneration, T5Config(vocab_size=VOCAB, **T5)),
+    "BertForQuestionAnswering": text(bert(BertForQuestionAnswering)),
+    "BertForSequenceClassification, num_labels=1": text(bert(BertForSequenceClassification, num_labels=1)),
+    "BertForMaskedLM, a teacher for the next token": text(bert(BertForMaskedLM), taught_model),
+    "BertForMaskedLM, a tokenizer without a mask token": text(bert(BertForMaskedLM), rows=unlabelled),
+    "GPT2LMHeadModel, rows without labels": text(language_model, taught_model, unlabelled),
     "BartForCausalLM": text_model(BartForCausalLM, BartConfig(vocab_size=VOCAB, **DECODER)),
-    "problem_type='multi_label_classification'": image_model(problem_type="multi_label_classification"),
+    "GPT2LMHeadModel, task='token_classification'": text(language_model, task="token_classification"),
+    "BertForTokenClassification, labels of 3 to 11 for 3 classes": text(bert(BertForTokenClassification, num_labels=3)),
+    "problem_type='multi_label_classification', class ids": image_model(problem_type="multi_label_classification"),
     "a student of one logit": trainer(lambda: Net(classes=1), lambda: teacher(1)),
     "multi-hot labels": labels(lambda label: torch.tensor([1.0, 0, 1, 0, 1])),
     "class ids that are floats": labels(float),

@@ -95,7 +95,7 @@ def setting(content, name="settings.yaml"):
 
 
 ARGUMENTS = {
-    "items='pixel'": argument(items="pixel"),
+    "task='mask_lm'": argument(task="mask_lm"),
     "loss_chunk_size=-1": argument(loss_chunk_size=-1),
     "lr_decay_epochs=[180, 150]": argument(lr_decay_epochs=[180, 150]),
     "lr_decay_epochs=['x']": argument(lr_decay_epochs=["x"]),

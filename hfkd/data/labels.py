@@ -24,6 +24,6 @@ def check_shares(labels: Tensor) -> None:
     row = int(wrong.nonzero()[0])
     raise ValueError(
         f"float labels that are no shares of classes: row {row} of the batch sums to {sums[row]:.3g}, its least is "
-        f"{labels[row].min():.3g}; MixUp's and CutMix's are 0 or more and sum to 1. Several labels at once (multi-hot) "
-        "need a loss for each class, which hfkd does not have"
+        f"{labels[row].min():.3g}; MixUp's and CutMix's are 0 or more and sum to 1. For several labels at once "
+        "(multi-hot) choose task='multi_label_classification'"
     )

@@ -13,6 +13,8 @@ from torch import Tensor
 from hfkd.utils.documents import positions_of, token_mask, token_positions, unmasked_positions
 from hfkd.utils.targets import HostTargets
 
+OTHER_INPUTS = {"pixel_values", "pixel_values_videos", "input_features", "input_values"}
+
 
 @dataclass
 class TargetCollator:
@@ -51,7 +53,12 @@ def with_targets(batch: Any) -> Any:
 
 
 def _found(batch: MutableMapping[str, Any], ids: Tensor) -> Tensor | None:
-    """Position ids [B, L] for a batch without any, where networks need them; else None."""
+    """Position ids [B, L] for a batch without any, where networks need them; else None.
+
+    Not beside pictures or sound: networks that read them may count in several dimensions (Qwen-VL), and do so alone.
+    """
+    if not batch.keys().isdisjoint(OTHER_INPUTS):
+        return None
     lengths, index, mask = (batch.get(name) for name in ("cu_seq_lens_q", "seq_idx", "attention_mask"))
     if lengths is not None and ids.shape[0] == 1:
         return positions_of(lengths.diff().long()).unsqueeze(0)

@@ -60,7 +60,7 @@ def write_card(
     words = _words(
         name=model_name or (args.hub_model_id or folder.resolve().name).split("/")[-1],
         library=_library(student),
-        task=(_several(tasks) or [trainer.task.pipeline_tag])[0],
+        task=(_several(tasks) or [trainer.task.hub_tag(trainer.call)])[0],
         dataset=", ".join(_several(dataset)) or trainer.details.get("dataset_name"),
         license=license or args.model_license,
         repository=trainer.hub_model_id or args.hub_model_id or model_name,

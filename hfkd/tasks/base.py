@@ -5,14 +5,16 @@ B batch rows, L length, N items, C classes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from hfkd.data.used_columns import LABELS, used
 from hfkd.losses.items import Items
 from hfkd.losses.registry import Factory, registering
-from hfkd.models.calling import Call
+from hfkd.models.calling import INPUTS, Call
 from hfkd.utils.targets import Targets
 
 Batch = Mapping[str, Any]
@@ -32,6 +34,9 @@ class Task(ABC):
     one_item_a_row: ClassVar[bool] = True
     vocabulary: ClassVar[bool] = False  # its classes are the tokens of a tokenizer, else those that the data name
     mixes: ClassVar[bool] = False  # rows can be mixed (MixUp, CutMix), and labels be shares of classes
+    views: ClassVar[bool] = False  # five dimensions of pixel_values are several views of each image
+    class_ids: ClassVar[bool] = True  # integer labels are those; else a 0 or a 1 for each class
+    ignores: ClassVar[bool] = False  # a label of -100 stands for none
     by_target: ClassVar[bool] = False  # a loss over chunks of target tokens, and a cache of them, serve it
     generates: ClassVar[bool] = False
     without_labels: ClassVar[str] = "call the rows' column of them labels, or let the data_collator make one"
@@ -39,6 +44,10 @@ class Task(ABC):
     @property
     def name(self) -> str:
         return next(name for name, made in TASKS.items() if made is type(self))
+
+    def hub_tag(self, call: Call) -> str:
+        """The pipeline tag of a network with these inputs."""
+        return self.pipeline_tag
 
     @abstractmethod
     def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
@@ -90,6 +99,28 @@ class Task(ABC):
 def register_task(name: str) -> Callable[[Factory], Factory]:
     """Make a class a task by name, for `task=` and `--task`; see `register_objective`."""
     return registering(TASKS, "task", name)
+
+
+@dataclass
+class Selecting:
+    """A collator for the rows' `columns`, their index and their labels, as `labels`; words and names stay behind.
+
+    Raises ValueError for rows that it can make no batch of.
+    """
+
+    collate: Collate
+    columns: Collection[str]
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        chosen = [used(row, self.columns.__contains__) for row in rows]
+        try:
+            return dict(self.collate([{"labels" if k in LABELS else k: v for k, v in row.items()} for row in chosen]))
+        except (ValueError, RuntimeError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"the rows, which have {sorted(rows[0])}, cannot be made a batch of "
+                f"{sorted(INPUTS.intersection(self.columns))} ({error}): tokenise the dataset, and pass the tokenizer "
+                "as processing_class, or a data_collator of your own"
+            ) from error
 
 
 def refuse_bool(labels: Tensor) -> None:

@@ -37,6 +37,9 @@ class CausalLM(PerToken):
     )
     known = ("host_targets", "position_ids", "attention_mask")
 
+    def hub_tag(self, call: Call) -> str:
+        return "image-text-to-text" if call.takes_images else self.pipeline_tag
+
     def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
         """Without a tokenizer rows are padded with token 0, which nothing attends to and no label names."""
         return TokenCollator(processing_class if isinstance(processing_class, PreTrainedTokenizerBase) else 0)

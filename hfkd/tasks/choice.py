@@ -103,8 +103,8 @@ def head_of(network: nn.Module) -> str | None:
     other = next((task for task, table in OTHERS.items() if _in(names, (table,))), None)
     if other is not None:
         raise ValueError(
-            f"{names[0]} is for {other}, which no task of hfkd is: choose a model for one of {sorted(TASKS)}, or wrap "
-            "it in an nn.Module that returns the logits of such a one"
+            f"{names[0]} is for {other}, and hfkd has no such task: use a model for one of {sorted(TASKS)}, or wrap it "
+            "in an nn.Module whose logits are of one, and name that with task="
         )
     return None
 

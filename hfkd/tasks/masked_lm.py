@@ -11,8 +11,8 @@ from transformers import (
 )
 
 from hfkd.models.calling import Call
-from hfkd.tasks.base import Batch, Collate, register_task
-from hfkd.tasks.tokens import LabelCollator, PerToken
+from hfkd.tasks.base import Batch, Collate, Selecting, register_task
+from hfkd.tasks.tokens import LabelCollator, PerToken, tokenizer_of
 from hfkd.utils.targets import IGNORED
 
 SURELY_MASKED = 8  # labels, of which BERT leaves one in ten its token
@@ -27,10 +27,7 @@ class MaskedLM(PerToken):
     vocabulary = True
 
     def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
-        return LabelCollator(MaskingCollator(processing_class, frozenset(columns)))
-
-    def ready(self, collate: Collate) -> Collate:
-        return LabelCollator(collate)
+        return LabelCollator(Selecting(MaskingCollator(tokenizer_of(processing_class, self)), columns))
 
     def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
         """Labels that a copy of the input would get right, as group_texts of the tutorials leaves them."""
@@ -50,16 +47,15 @@ class MaskedLM(PerToken):
 class MaskingCollator:
     """Rows with `labels` padded as they are; others masked anew each time, 15 % of their tokens as BERT has it."""
 
-    def __init__(self, tokenizer: Any, columns: frozenset[str]) -> None:
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            raise ValueError(
-                "masked language modelling needs a tokenizer, whose mask token it writes: pass it as processing_class, "
-                "or a data_collator of your own"
-            )
-        self.columns = columns
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._pad = DataCollatorForTokenClassification(tokenizer)
-        self._mask = DataCollatorForLanguageModeling(tokenizer)
+        self._mask = None if tokenizer.mask_token is None else DataCollatorForLanguageModeling(tokenizer)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
-        kept = [{k: v for k, v in row.items() if k in self.columns or k in ("labels", "index")} for row in rows]
-        return (self._pad if "labels" in rows[0] else self._mask)(kept)
+        if "labels" in rows[0]:
+            return self._pad(rows)
+        if self._mask is None:
+            raise ValueError(
+                "they have no labels, and the tokenizer no mask token to make them with: set its mask_token"
+            )
+        return self._mask(rows)

@@ -27,6 +27,7 @@ class MultiLabelClassification(PerRow):
     pipeline_tag = "text-classification"
     item = "a (row, label) pair"
     one_item_a_row = False
+    class_ids = False
 
     def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
         collate = super().collator(call, processing_class, columns)
@@ -38,10 +39,12 @@ class MultiLabelClassification(PerRow):
         return batch["labels"].numel()
 
     def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
-        labels = batch["labels"].to(student.dtype if student.dtype.itemsize > 2 else torch.float32).flatten()  # [B C]
         rows, classes = student.shape
+        views = rows // max(len(batch["labels"]), 1)  # of each image; each has its labels
+        labels = batch["labels"].to(student.dtype if student.dtype.itemsize > 2 else torch.float32)
+        labels = labels.repeat(views, 1).flatten()  # [V B C]
         sample = torch.arange(rows, device=student.device).repeat_interleave(classes)
-        several = teacher if teacher.ndim > 2 else teacher[None]
+        several = teacher if teacher.ndim > student.ndim else teacher[None]
         teachers = tuple(Outputs(_pairs(one)) for one in several)
         mean = teachers[0] if len(teachers) == 1 else Outputs(_pairs(teacher.mean(0)))
         shares = torch.stack([1 - labels, labels], dim=-1)  # [N, 2]

@@ -3,8 +3,7 @@
 B rows, V views of each image, C classes.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -14,20 +13,32 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hfkd.data.collate import ImageCollator
 from hfkd.data.labels import check_shares
-from hfkd.data.used_columns import used
 from hfkd.losses.items import Items, image_items
 from hfkd.models.calling import Call, bare
-from hfkd.tasks.base import Batch, Collate, Task
+from hfkd.tasks.base import Batch, Collate, Selecting, Task, refuse_bool
+
+INPUT_TAGS = {
+    "pixel_values": "image-classification",
+    "input_values": "audio-classification",
+    "input_features": "audio-classification",
+    "input_ids": "text-classification",
+}
 
 
 class PerRow(Task):
     """One label a row: softmax over C classes."""
 
+    views = True
+
+    def hub_tag(self, call: Call) -> str:
+        return next((tag for name, tag in INPUT_TAGS.items() if call.takes(name)), self.pipeline_tag)
+
     def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
         if call.takes_images:
             processor = processing_class if isinstance(processing_class, BaseImageProcessor) else None
             return ImageCollator(processor, columns)
-        return RowCollator(processing_class, frozenset(columns))
+        pad = default_data_collator if processing_class is None else DataCollatorWithPadding(processing_class)
+        return Selecting(pad, columns)
 
     def count(self, batch: Batch) -> Tensor | int:
         return batch["labels"].shape[0]
@@ -54,10 +65,7 @@ class PerRow(Task):
     def check_labels(self, labels: Tensor, classes: int | None) -> None:
         """Integers [B]; or where rows are mixed floats [B, C] over `classes`, their shares."""
         shape, kind = tuple(labels.shape), str(labels.dtype).removeprefix("torch.")
-        if labels.dtype == torch.bool:
-            raise ValueError(
-                f"labels of bool, shape {shape}: make them class ids, by argmax(-1) where they are one-hot"
-            )
+        refuse_bool(labels)
         if labels.is_floating_point():
             if labels.ndim != 2:
                 raise ValueError(
@@ -83,32 +91,6 @@ class PerRow(Task):
             return given.long()
         config: Any = bare(network).config
         return torch.arange(rows_of(batch), device=next(network.parameters()).device) % config.num_labels
-
-
-@dataclass
-class RowCollator:
-    """Rows of text or sound -> a batch, padded by the tokenizer or feature extractor; a `label` becomes `labels`.
-
-    Only `columns` and labels are kept: whatever else a dataset has (the text itself) reaches no network.
-    Raises ValueError for rows of unequal lengths without a tokenizer.
-    """
-
-    processing_class: Any
-    columns: frozenset[str]
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        kept = [used(row, self.columns.__contains__) for row in rows]
-        collate = (
-            default_data_collator if self.processing_class is None else DataCollatorWithPadding(self.processing_class)
-        )
-        try:
-            return dict(collate(kept))
-        except (ValueError, RuntimeError, TypeError) as error:
-            wanted = sorted(self.columns)
-            raise ValueError(
-                f"the rows, which have {sorted(rows[0])}, cannot be made a batch of {wanted} ({error}): tokenise the "
-                "dataset, and pass the tokenizer as processing_class, or a data_collator of your own"
-            ) from error
 
 
 def rows_of(batch: Batch) -> int:

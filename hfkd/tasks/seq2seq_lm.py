@@ -6,11 +6,11 @@ B rows, L length of the targets.
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+from transformers import DataCollatorForSeq2Seq
 
 from hfkd.models.calling import Call
-from hfkd.tasks.base import Batch, Collate, register_task
-from hfkd.tasks.tokens import LabelCollator, PerToken, Selecting
+from hfkd.tasks.base import Batch, Collate, Selecting, register_task
+from hfkd.tasks.tokens import LabelCollator, PerToken, tokenizer_of
 
 
 @register_task("seq2seq_lm")
@@ -24,16 +24,13 @@ class Seq2SeqLM(PerToken):
     item = "a target token"
     vocabulary = True
     generates = True
+    labels_to_networks = True
+
+    def hub_tag(self, call: Call) -> str:
+        return "automatic-speech-recognition" if call.takes("input_features") else self.pipeline_tag
 
     def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
-        if not isinstance(processing_class, PreTrainedTokenizerBase):
-            raise ValueError(
-                f"{self.name} needs a tokenizer to pad rows with: pass it as processing_class, or a data_collator"
-            )
-        return LabelCollator(Selecting(DataCollatorForSeq2Seq(processing_class), frozenset(columns)))
+        return LabelCollator(Selecting(DataCollatorForSeq2Seq(tokenizer_of(processing_class, self)), columns))
 
     def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
         """The labels are another text than the inputs, of another length."""
-
-    def ready(self, collate: Collate) -> Collate:
-        return LabelCollator(collate)

@@ -6,11 +6,11 @@ B rows, L length.
 from collections.abc import Collection
 from typing import Any
 
-from transformers import DataCollatorForTokenClassification, PreTrainedTokenizerBase
+from transformers import DataCollatorForTokenClassification
 
 from hfkd.models.calling import Call
-from hfkd.tasks.base import Collate, register_task
-from hfkd.tasks.tokens import LabelCollator, PerToken, Selecting
+from hfkd.tasks.base import Collate, Selecting, register_task
+from hfkd.tasks.tokens import LabelCollator, PerToken, tokenizer_of
 
 
 @register_task("token_classification")
@@ -21,11 +21,6 @@ class TokenClassification(PerToken):
     item = "a labelled token"
 
     def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
-        if not isinstance(processing_class, PreTrainedTokenizerBase):
-            raise ValueError(
-                f"{self.name} needs a tokenizer to pad rows with: pass it as processing_class, or a data_collator"
-            )
-        return LabelCollator(Selecting(DataCollatorForTokenClassification(processing_class), frozenset(columns)))
-
-    def ready(self, collate: Collate) -> Collate:
-        return LabelCollator(collate)
+        return LabelCollator(
+            Selecting(DataCollatorForTokenClassification(tokenizer_of(processing_class, self)), columns)
+        )

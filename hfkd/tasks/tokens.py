@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from hfkd.data.used_columns import used
 from hfkd.losses.items import Items, token_items
-from hfkd.tasks.base import Batch, Collate, Task
+from hfkd.tasks.base import Batch, Collate, Task, refuse_bool
 from hfkd.utils.targets import IGNORED, HostTargets, Targets, count_token_items
 
 PROBED_TOKENS = 8
@@ -29,8 +29,10 @@ class PerToken(Task):
     """
 
     one_item_a_row = False
+    ignores = True
     shift: ClassVar[int] = 0
     known: ClassVar[tuple[str, ...]] = ("host_targets",)  # what a batch may say of its targets
+    labels_to_networks: ClassVar[bool] = False  # networks then compute a loss of their own, which takes all logits
 
     def targets(self, batch: Batch) -> Targets:
         return Targets(batch["labels"], shift=self.shift, **self._known(batch))
@@ -45,6 +47,9 @@ class PerToken(Task):
         labels, known = batch["labels"], self._known(batch)
         return token_items(student, teacher, labels, progress=progress, shift=self.shift, **known)
 
+    def ready(self, collate: Collate) -> Collate:
+        return LabelCollator(collate)
+
     def _known(self, batch: Batch) -> dict[str, Any]:
         return {name: batch[name] for name in self.known if name in batch}
 
@@ -57,10 +62,7 @@ class PerToken(Task):
 
     def check_labels(self, labels: Tensor, classes: int | None) -> None:
         shape, kind = tuple(labels.shape), str(labels.dtype).removeprefix("torch.")
-        if labels.dtype == torch.bool:
-            raise ValueError(
-                f"labels of bool, shape {shape}: make them class ids, by argmax(-1) where they are one-hot"
-            )
+        refuse_bool(labels)
         if labels.is_floating_point() or labels.ndim != 2:
             raise ValueError(
                 f"labels of {kind}, shape {shape}: tokens need integers [batch, length], one label a token"
@@ -112,15 +114,15 @@ class LabelCollator:
         labels = batch.get("labels")
         if isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point():
             batch["host_targets"] = HostTargets.in_place(labels)
+        elif labels is None:
+            batch.pop("labels", None)  # DataCollatorForSeq2Seq's word for rows without
         return batch
 
 
-@dataclass
-class Selecting:
-    """Only the columns that the networks take: words and tags of the dataset reach no padding."""
-
-    collate: Collate
-    columns: frozenset[str]
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
-        return self.collate([used(row, self.columns.__contains__) for row in rows])
+def tokenizer_of(processing_class: Any, task: Task) -> PreTrainedTokenizerBase:
+    """The tokenizer that pads a task's rows. ValueError where there is none."""
+    if isinstance(processing_class, PreTrainedTokenizerBase):
+        return processing_class
+    raise ValueError(
+        f"{task.name} needs a tokenizer to pad rows with: pass it as processing_class, or a data_collator of your own"
+    )

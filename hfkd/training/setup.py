@@ -78,7 +78,7 @@ class Setup:
     def take_data(self, teacher: Any) -> None:
         given = self.keywords.pop("data_collator", None)
         self.collator = chosen_collator(given, self.processing_class, self.model, teacher, self.task, self.args)
-        check_datasets(self.data, self.collator)
+        check_datasets(self.data, self.collator, self.task)
         refuse_no_batch(self.args, self.data)
         say_left_out(self.rows, self.collator, self.call, self._labels)
         refuse_unknown_epochs(self.loss, self.args, self.rows)

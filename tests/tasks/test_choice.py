@@ -1,48 +1,40 @@
-"""Heads for other tasks are refused when the trainer is built, by name; what is like them and fits is not."""
+"""Which task a network is taken for: by its class, its config and its inputs; what no task knows is refused by name."""
 
 import warnings
 
 import pytest
 import torch
+from task_toys import KINDS, bert, gpt2, t5
 from text_toys import language_model
 from torch import nn
 from toys import Net, Rows, arguments
 from transformers import (
-    ASTConfig,
-    ASTForAudioClassification,
     BertConfig,
     BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
     SegformerConfig,
     SegformerForSemanticSegmentation,
-    T5Config,
-    T5ForConditionalGeneration,
     ViTConfig,
     ViTForImageClassification,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
     default_data_collator,
 )
 
 from hfkd import DistillationTrainer
 from hfkd.models import Peers
+from hfkd.tasks.base import TASKS
+from hfkd.tasks.choice import chosen_task
 from hfkd.teachers import LiveTeacher
 
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 X, Y = torch.arange(3, 27).view(4, 6), torch.arange(4) % 3
 TEXT = [{"input_ids": x, "labels": x} for x in X]
-SEQUENCES = [{"input_ids": x, "decoder_input_ids": x, "labels": x} for x in X]
+OTHER = [{"input_ids": x, "labels": x.flip(-1)} for x in X]
 ONE_LABEL = [{"input_ids": x, "labels": y} for x, y in zip(X, Y, strict=True)]
-
-
-def bert(kind, **keywords):
-    return kind(BertConfig(**SMALL, vocab_size=30, num_labels=3, **keywords))
-
-
-def t5():
-    config = T5Config(
-        vocab_size=30, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0, pad_token_id=0
-    )
-    return T5ForConditionalGeneration(config)
 
 
 class MyMaskedLM(BertForMaskedLM):
@@ -58,11 +50,9 @@ def segformer():
     return SegformerForSemanticSegmentation(SegformerConfig(**sizes, num_labels=5))
 
 
-def ast():
-    config = ASTConfig(
-        **SMALL, max_length=32, num_mel_bins=16, patch_size=8, frequency_stride=8, time_stride=8, num_labels=3
-    )
-    return ASTForAudioClassification(config)
+def ctc():
+    layers = {"conv_dim": (8,), "conv_kernel": (3,), "conv_stride": (2,), "num_feat_extract_layers": 1}
+    return Wav2Vec2ForCTC(Wav2Vec2Config(**SMALL, **layers, num_conv_pos_embedding_groups=2, vocab_size=30))
 
 
 def lora(network):
@@ -80,46 +70,111 @@ def trainer(folder, student, rows, teacher=None, **keywords):
     )
 
 
+def labels_only(folder, student, rows=TEXT, **keywords):
+    return trainer(folder, student, rows, ce_weight=1.0, kd_weight=0.0, **keywords)
+
+
+# ---- what is chosen ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_network_is_taken_for_what_it_was_made_for(kind):
+    network = kind.build(8)
+    for wrapped in (network, torch.compile(network), Peers([network, kind.build(8)])):
+        inside = wrapped.peers if isinstance(wrapped, Peers) else [wrapped]
+        assert chosen_task("auto", inside).name == kind.task
+
+
+def test_so_are_a_users_subclass_and_a_network_with_adapters():
+    config = bert(BertForMaskedLM)(8).config
+    assert chosen_task("auto", [MyMaskedLM(config)]).name == "masked_lm"
+    assert chosen_task("auto", [lora(MyMaskedLM(config))]).name == "masked_lm"
+
+
+def test_a_network_that_says_nothing_has_its_teachers_task():
+    classifier = bert(BertForSequenceClassification)(8)
+    assert chosen_task("auto", [Words()], [classifier]).name == "sequence_classification"
+    assert chosen_task("auto", [Words()], [Words()]).name == "causal_lm"
+    assert chosen_task("auto", [Net()]).name == "image_classification"
+
+
+@pytest.mark.parametrize("problem", [None, "single_label_classification"])
+def test_a_classifier_of_one_label_a_row(problem):
+    assert chosen_task("auto", [vit(problem_type=problem)]).name == "image_classification"
+    build = bert(BertForSequenceClassification, problem_type=problem)
+    assert chosen_task("auto", [build(8)]).name == "sequence_classification"
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_a_named_task_is_taken(task):
+    assert chosen_task(task, [Words()]).name == task
+
+
+def test_what_is_named_is_proved_still(tmp_path):
+    with pytest.raises(ValueError, match="the model shifts its labels by one, and masked_lm takes each label in its"):
+        labels_only(tmp_path / "run", language_model(vocab=30), OTHER, task="masked_lm")
+    with pytest.raises(ValueError, match="predicts each label in its own place, and causal_lm shifts the labels"):
+        labels_only(tmp_path / "run", bert30(BertForMaskedLM), OTHER, task="causal_lm")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_task_is_refused_with_the_nearest(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"unknown task 'mask_lm' \(did you mean 'masked_lm'\?\): pass one of \['auto'"
+    ):
+        arguments(tmp_path / "run", task="mask_lm")
+    with pytest.raises(ValueError, match=r"unknown task 'xyz': pass one of \['auto'"):
+        chosen_task("xyz", [Net()])
+
+
+# ---- what is refused --------------------------------------------------------------------------------------------
+
+
+def bert30(kind, **keywords):
+    return kind(BertConfig(**SMALL, vocab_size=30, **{"num_labels": 3, **keywords}))
+
+
 @pytest.mark.parametrize(
     ("build", "rows", "message"),
     [
-        (lambda: bert(BertForMaskedLM), TEXT, "BertForMaskedLM is for masked language modelling"),
-        (lambda: bert(MyMaskedLM), TEXT, "MyMaskedLM is for masked language modelling"),
-        (lambda: lora(bert(BertForMaskedLM)), TEXT, "BertForMaskedLM is for masked language modelling"),
-        (lambda: torch.compile(bert(BertForMaskedLM)), TEXT, "BertForMaskedLM is for masked language modelling"),
-        (lambda: bert(BertForTokenClassification), TEXT, "BertForTokenClassification is for token classification"),
-        (lambda: bert(BertForSequenceClassification), ONE_LABEL, "BertForSequenceClassification is for text class"),
-        (t5, SEQUENCES, "T5ForConditionalGeneration is a sequence-to-sequence model"),
-        (ast, TEXT, "ASTForAudioClassification is for audio classification"),
+        (
+            lambda: bert30(BertForQuestionAnswering),
+            TEXT,
+            "BertForQuestionAnswering is for question answering, and hfkd has no such task",
+        ),
+        (lambda: lora(bert30(BertForQuestionAnswering)), TEXT, "BertForQuestionAnswering is for question answering"),
+        (lambda: bert30(BertForMultipleChoice), TEXT, "BertForMultipleChoice is for multiple choice"),
+        (ctc, TEXT, "Wav2Vec2ForCTC is for speech recognition with CTC"),
         (segformer, Rows(), "SegformerForSemanticSegmentation is for semantic segmentation"),
-        (lambda: vit(problem_type="multi_label_classification"), Rows(), "ViT.* has problem_type='multi_label_cl"),
-        (lambda: vit(problem_type="regression"), Rows(), "ViT.* has problem_type='regression', whose loss is no cross"),
+        (lambda: bert30(BertForSequenceClassification, num_labels=1), ONE_LABEL, "has num_labels=1, a regression"),
+        (
+            lambda: bert30(BertForSequenceClassification, problem_type="regression"),
+            ONE_LABEL,
+            "BertForSequenceClassification has problem_type='regression', a regression, which gives no probabilities",
+        ),
+        (lambda: vit(problem_type="regression"), Rows(), "ViTForImageClassification has problem_type='regression'"),
         (lambda: Peers([vit(), vit(problem_type="regression")]), Rows(), "has problem_type='regression'"),
     ],
 )
-def test_a_student_for_another_task_is_refused(tmp_path, build, rows, message):
+def test_a_student_that_no_task_knows_is_refused(tmp_path, build, rows, message):
     with pytest.raises(ValueError, match=message):
-        trainer(tmp_path / "run", build(), rows, ce_weight=1.0, kd_weight=0.0)
+        labels_only(tmp_path / "run", build(), rows)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("wrap", [lambda one: one, LiveTeacher, lambda one: [Net(), one]], ids=["", "live", "list"])
 def test_a_teacher_for_another_task_is_refused(tmp_path, wrap):
-    with pytest.raises(ValueError, match="has problem_type='multi_label_classification'"):
-        trainer(tmp_path, Net(), Rows(), wrap(vit(problem_type="multi_label_classification")))
-    with pytest.raises(ValueError, match="BertForMaskedLM is for masked language modelling"):
-        trainer(tmp_path, language_model(vocab=30), TEXT, wrap(bert(BertForMaskedLM)))
-
-
-def test_classifiers_and_language_models_of_every_kind_pass(tmp_path):
-    trainer(tmp_path, vit(), Rows(), vit(problem_type="single_label_classification"))
-    trainer(tmp_path, language_model(vocab=30), TEXT, language_model(vocab=30))
-    # One label for a row of text: its loss is the model's own.
-    student = bert(BertForSequenceClassification).eval()
-    made = trainer(tmp_path, student, ONE_LABEL, items="image", ce_weight=1.0, kd_weight=0.0)
-    with torch.no_grad():
-        own = student(input_ids=X, labels=Y).loss.item()
-    assert made.evaluate()["eval_loss"] == pytest.approx(own, rel=1e-6)
+    several = vit(problem_type="multi_label_classification")
+    with pytest.raises(ValueError, match="ViTFor.* is for image_classification and ViTFor.* for multi_label_class"):
+        trainer(tmp_path, vit(), Rows(), wrap(several))
+    with pytest.raises(ValueError, match="GPT2LMHeadModel is for causal_lm and BertForMaskedLM for masked_lm"):
+        trainer(tmp_path, language_model(vocab=30), TEXT, wrap(bert30(BertForMaskedLM)))
+    with pytest.raises(ValueError, match="GPT2LMHeadModel is for causal_lm and T5ForCond.* for seq2seq_lm"):
+        trainer(tmp_path, gpt2(8), TEXT, wrap(t5(8)))
+    with pytest.raises(ValueError, match="ForTokenClassification is for token_.* and BertForMaskedLM for masked_lm"):
+        trainer(tmp_path, bert30(BertForTokenClassification), TEXT, wrap(bert30(BertForMaskedLM)))
+    with pytest.raises(ValueError, match="has problem_type='regression'"):
+        trainer(tmp_path, Net(), Rows(), wrap(vit(problem_type="regression")))
 
 
 @pytest.mark.parametrize(
@@ -127,12 +182,21 @@ def test_classifiers_and_language_models_of_every_kind_pass(tmp_path):
     [
         (lambda: Net(classes=1), Rows(classes=1), "the student has one logit, whose softmax is 1 whatever it says"),
         (lambda: vit(1), Rows(classes=1), "the student has one logit"),
-        (lambda: nn.Conv2d(3, 5, 1), Rows(), r"the student's logits have shape \(2, 5, 8, 8\), and those of images"),
+        (lambda: nn.Conv2d(3, 5, 1), Rows(), r"logits have shape \(2, 5, 8, 8\), and image_classification takes \[b"),
     ],
 )
 def test_logits_of_another_shape_are_refused(tmp_path, student, rows, message):
     with pytest.raises(ValueError, match=message):
-        trainer(tmp_path, student(), rows, ce_weight=1.0, kd_weight=0.0)
+        labels_only(tmp_path, student(), rows)
+
+
+def test_so_are_those_of_a_task_that_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"logits have shape \(2, 3\), and token_classification takes \[batch, length"):
+        labels_only(tmp_path, bert30(BertForSequenceClassification), TEXT, task="token_classification")
+    with pytest.raises(
+        ValueError, match=r"logits have shape \(2, 6, 30\), and sequence_classification takes \[batch, c"
+    ):
+        labels_only(tmp_path, Words(), ONE_LABEL, task="sequence_classification")
 
 
 class Words(nn.Module):
@@ -156,3 +220,14 @@ def test_a_language_model_that_says_nothing_of_its_head_trains(tmp_path):
     assert made.evaluate()["eval_loss"] < expected
     with pytest.raises(ValueError, match="the teacher gives 31 classes and the student 30"):
         trainer(tmp_path, student, TEXT, Words(31))
+
+
+def test_a_named_task_trains_a_network_of_ones_own(tmp_path):
+    """Of a module that says nothing: each label in its own place."""
+    student = Words()
+    made = trainer(tmp_path, student, TEXT, Words(), task="token_classification")
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(student(X).flatten(0, 1), X.flatten())
+    assert made.evaluate()["eval_loss"] == pytest.approx(expected.item(), rel=1e-6)
+    made.train()
+    assert made.evaluate()["eval_loss"] < expected

@@ -74,7 +74,7 @@ def test_a_causal_model_that_does_not_shift_is_refused_with_both_numbers(tmp_pat
     assert abs(shifted - output.loss) > 0.1
     said = (
         f"the loss of BartForCausalLM itself on two rows is {output.loss:.4f}, and the cross-entropy that hfkd trains "
-        f"on {shifted:.4f}: the model predicts each label in its own place, and hfkd shifts the labels by one"
+        f"on {shifted:.4f}: the model predicts each label in its own place, and causal_lm shifts the labels by one"
     )
     with pytest.raises(ValueError, match=said):
         labels_only(tmp_path / "run", student)
@@ -147,7 +147,9 @@ def test_a_loss_with_another_term_is_refused(tmp_path):
 
     student = llama()
     student.loss_function = smoothed
-    with pytest.raises(ValueError, match="computes something else, or adds a term that hfkd would leave out"):
+    with pytest.raises(
+        ValueError, match="computes something else than causal_lm, or adds a term that hfkd would leave out"
+    ):
         labels_only(tmp_path, student)
 
 

@@ -40,5 +40,6 @@ def choose_step(
     if isinstance(student, Peers):
         return MutualStep(call, task, loss, peers=len(student.peers))
     if isinstance(task, PerToken) and not isinstance(teacher, Teachers):
-        return TargetStep(call, task, loss, num_classes, heads_on_targets=not args.torch_compile)
+        heads_on_targets = not (args.torch_compile or task.labels_to_networks)
+        return TargetStep(call, task, loss, num_classes, heads_on_targets)
     return DenseStep(call, task, loss, num_classes)

@@ -34,7 +34,7 @@ class Bounds:
         if classes is None and isinstance(bare, PreTrainedModel):
             classes = bare.config.get_text_config().vocab_size if task.vocabulary else bare.config.num_labels
         sizes = [size for size in map(_embeddings, (student, *teachers)) if size is not None]
-        return cls(classes, min(sizes, default=None), not task.one_item_a_row)
+        return cls(classes if task.class_ids else 2, min(sizes, default=None), task.ignores)
 
 
 def _embeddings(network: nn.Module) -> int | None:

@@ -30,7 +30,8 @@ class LabelWatch:
     def __call__(self, labels: Tensor, epoch: int | None) -> Tensor:
         """The labels, as the loss takes them."""
         self.task.check_labels(labels, self.classes)
-        if labels.is_floating_point() and (epoch is None or epoch != self._epoch):
+        told = labels.is_floating_point() or not self.task.class_ids
+        if told and (epoch is None or epoch != self._epoch):
             self.task.check_values(labels)
             self._epoch = epoch
         return class_ids(labels)

@@ -26,12 +26,13 @@ from hfkd.tasks.proof import compare_own_loss, untouched
 from hfkd.teachers import LiveTeacher
 from hfkd.training.validation.slots import SlotCheck
 from hfkd.utils.finite import broken_rows
+from hfkd.utils.targets import IGNORED
 
 logger = logging.getLogger(__name__)
 Collate = Callable[[list[Any]], dict[str, Tensor]]
 
 
-def check_datasets(datasets: Mapping[str, Any], collate: Collate) -> None:
+def check_datasets(datasets: Mapping[str, Any], collate: Collate, task: Task) -> None:
     """Raise ValueError for a dataset that is empty or whose first row cannot become a batch.
 
     Or that shows several views of the images to be scored.
@@ -43,6 +44,7 @@ def check_datasets(datasets: Mapping[str, Any], collate: Collate) -> None:
             if len(rows) == 0:
                 raise ValueError(f"{part} is empty: there is nothing to {'learn from' if 'train' in name else 'score'}")
             images = _first_batch(part, rows, collate).get("pixel_values")
+            images = images if task.views else None
             if name != "train_dataset" and images is not None and images.ndim == 5:
                 raise ValueError(
                     f"{part} gives {images.shape[1]} views of each image, and evaluation scores one: give it the "
@@ -120,11 +122,12 @@ def check_networks(
             compare_own_loss(network, None, task)
         return None
     looked_at = first_rows(dataset)
-    batch = views_as_rows(call.without_labels(collate(looked_at), labels))
+    batch = call.without_labels(collate(looked_at), labels)
+    batch = views_as_rows(batch) if task.views else batch
+    _refuse_unlabelled(batch, task)
     for network in networks if "input_ids" in batch else ():
         _check_positions(network, dataset)
-    if isinstance(batch.get("labels"), Tensor):
-        task.check_rows(looked_at, batch)
+    task.check_rows(looked_at, batch)
     batch = task.probe(batch)
     with untouched(student):
         output = call.output(student, _on(student, batch))
@@ -184,20 +187,23 @@ def _check_positions(network: nn.Module, dataset: Any) -> None:
         )
 
 
-def _check_labels(dataset: Any, batch: Mapping[str, Any], classes: int, task: Task) -> None:
-    probed = batch.get("labels")
-    if not isinstance(probed, Tensor):
+def _refuse_unlabelled(batch: Mapping[str, Any], task: Task) -> None:
+    if not isinstance(batch.get("labels"), Tensor):
         raise ValueError(f"the batch has no tensor of labels: it has {sorted(batch)}; {task.without_labels}")
+
+
+def _check_labels(dataset: Any, batch: Mapping[str, Any], classes: int, task: Task) -> None:
+    probed = batch["labels"]
     task.check_labels(probed, classes)
-    if probed.is_floating_point():
+    if probed.is_floating_point() or not task.class_ids:
         task.check_values(probed)
-    if probed.is_floating_point() or not task.one_item_a_row:
         return
     # All labels where the column is what a batch gets: a transform that is not ours may map them.
-    stored = isinstance(dataset, Dataset) and "labels" in dataset.column_names
+    stored = isinstance(dataset, Dataset) and "labels" in dataset.column_names and task.one_item_a_row
     whole = stored and (dataset.format["type"] != "custom" or image_transform(dataset) is not None)
     labels = torch.as_tensor(dataset.with_format("numpy")["labels"][:]) if whole else class_ids(probed)
-    low, high = int(labels.min()), int(labels.max())
+    labels = labels[labels != IGNORED] if task.ignores else labels
+    low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
     if low < 0 or high >= classes:
         raise ValueError(
             f"labels run from {low} to {high}, but the student has {classes} classes (0 to {classes - 1}): "

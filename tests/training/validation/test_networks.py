@@ -50,17 +50,17 @@ def endless(labels):
 
 
 def test_good_datasets_pass():
-    check_datasets({"train_dataset": Rows(), "eval_dataset": {"a": Rows(), "b": Rows()}}, COLLATE)
-    check_datasets({"train_dataset": stored([0, 1]), "eval_dataset": None}, COLLATE)
-    check_datasets({"train_dataset": endless([99])}, COLLATE)
+    check_datasets({"train_dataset": Rows(), "eval_dataset": {"a": Rows(), "b": Rows()}}, COLLATE, TASK)
+    check_datasets({"train_dataset": stored([0, 1]), "eval_dataset": None}, COLLATE, TASK)
+    check_datasets({"train_dataset": endless([99])}, COLLATE, TASK)
 
 
 def test_two_views_are_for_training():
     two = ImageTransform(augment=True, views=2)
     rows, clean = stored([0, 1]).with_transform(two), stored([0, 1]).with_transform(two.clean())
-    check_datasets({"train_dataset": rows, "eval_dataset": {"clean": clean}}, COLLATE)
+    check_datasets({"train_dataset": rows, "eval_dataset": {"clean": clean}}, COLLATE, TASK)
     with pytest.raises(ValueError, match="seen gives 2 views of each image"):
-        check_datasets({"train_dataset": rows, "eval_dataset": {"clean": clean, "seen": rows}}, COLLATE)
+        check_datasets({"train_dataset": rows, "eval_dataset": {"clean": clean, "seen": rows}}, COLLATE, TASK)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_two_views_are_for_training():
 )
 def test_a_dataset_that_cannot_be_used_is_said(data, message):
     with pytest.raises(ValueError, match=message):
-        check_datasets(data, COLLATE)
+        check_datasets(data, COLLATE, TASK)
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
