@@ -8,14 +8,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from torch import nn
 from transformers.trainer_utils import has_length
 
 from hfkd.data.epochs import image_transform
+from hfkd.data.he_da import original_images
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.temperatures import Fitted, Level
 from hfkd.teachers import CachedTextTeacher, LiveTeacher
-from hfkd.teachers.fingerprint import changed_setting, configuration, weights_fingerprint
+from hfkd.teachers.fingerprint import (
+    HASHED_WHOLE,
+    changed_setting,
+    configuration,
+    rows_fingerprint,
+    weights_fingerprint,
+)
 from hfkd.training.checkpoints.whole import last_checkpoint
 from hfkd.utils.files import write_atomically
 
@@ -46,6 +54,8 @@ class RunRecord:
     threshold_level: whether the scan was of samples or of items; None where a version wrote it that knew samples alone.
     training: the optimizer, its schedule and the batch size, once training starts; a resumed run may change them.
     teacher_config: the teacher's settings that may change its outputs. probe: energies of a few rows (`Probe`).
+    rows: a hash of the training rows, labels and all, before any transform; None where they are no
+    `datasets.Dataset`, or too many bytes to read each time.
     """
 
     student: str
@@ -58,6 +68,7 @@ class RunRecord:
     training: dict[str, Any] | None = None
     teacher_config: dict[str, Any] | None = None
     probe: dict[str, Any] | None = None
+    rows: str | None = None
 
     @classmethod
     def of(
@@ -78,7 +89,9 @@ class RunRecord:
         # A lambda's repr holds its address, which no two runs share.
         slots = {k: re.sub(r" at 0x[0-9a-f]+", "", v) if isinstance(v, str) else v for k, v in loss.describe().items()}
         decided = slots | dict(more or {})
-        return cls(network(student), known, decided, seed, data=rows_of(dataset), teacher_config=config)
+        return cls(
+            network(student), known, decided, seed, data=rows_of(dataset), teacher_config=config, rows=_hash(dataset)
+        )
 
     def write(self, folder: str | Path | None, loss: DistillationLoss) -> None:
         slot = loss.temperature
@@ -135,6 +148,8 @@ class RunRecord:
         there, here = other._named(), self._named()
         if self.data and other.data:
             there["data"], here["data"] = other.data, self.data
+        if self.rows and other.rows and self.rows != other.rows and there == here:
+            return "it has been trained on other rows, or other labels of them, as many as these"
         different = next((name for name in here | there if there.get(name) != here.get(name)), None)
         if different is None:
             return changed_setting(other.teacher_config or {}, self.teacher_config or {}, "teacher's config")
@@ -142,6 +157,13 @@ class RunRecord:
 
     def _named(self) -> dict[str, Any]:
         return {"student": self.student, "teacher": self.teacher} | self.loss | {"seed": self.seed}
+
+
+def _hash(dataset: Any) -> str | None:
+    rows = original_images(dataset)
+    # What `datasets` itself calls larger ones is another name each time, where a function made them.
+    small = isinstance(rows, Dataset) and rows.data.table.nbytes <= HASHED_WHOLE
+    return rows_fingerprint(rows) if small else None
 
 
 def read(folder: str | Path | None) -> RunRecord | None:

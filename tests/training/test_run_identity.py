@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from datasets import Dataset
 from toys import Net, Rows, arguments, teacher
 
 from hfkd.data import ImageTransform
@@ -75,7 +76,7 @@ def test_other_training_images_are_another_run(tmp_path, other):
     with pytest.raises(ValueError, match=r"its data is 16 rows, ImageTransform\(.*, this one's is 1\d rows"):
         of(dataset=images(**other)).refuse_other(tmp_path)
     stored = json.loads((tmp_path / FILE).read_text())
-    (tmp_path / FILE).write_text(json.dumps({k: v for k, v in stored.items() if k != "data"}))
+    (tmp_path / FILE).write_text(json.dumps({k: v for k, v in stored.items() if k not in ("data", "rows")}))
     of(dataset=images(**other)).refuse_other(tmp_path)  # of a version that did not record it
 
 
@@ -180,7 +181,7 @@ def test_a_lambda_is_the_same_wherever_it_lies_in_memory(tmp_path):
 def test_the_file_is_plain_json(tmp_path):
     stored = json.loads((left_by(tmp_path, weighting="entropy") / FILE).read_text())
     of_the_scan = {"thresholds", "threshold_level", "probe"}
-    known = {"student", "teacher", "loss", "seed", "data", "teacher_config", "training"}
+    known = {"student", "teacher", "loss", "seed", "data", "rows", "teacher_config", "training"}
     assert stored.keys() == known | of_the_scan
 
 
@@ -225,3 +226,22 @@ def test_a_resumed_run_may_be_trained_otherwise_and_says_so(tmp_path, caplog):
         trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 4
     assert "was trained with max_steps=2" in caplog.text
+
+
+def test_other_labels_of_the_same_images_are_another_run(tmp_path):
+    def rows(label):
+        g = torch.Generator().manual_seed(0)
+        images = torch.randn(16, 3, 8, 8, generator=g).numpy()
+        return Dataset.from_dict({"pixel_values": list(images), "labels": [label(i) for i in range(16)]}).with_format(
+            "torch"
+        )
+
+    def make(label):
+        args = arguments(tmp_path / "run", save_strategy="steps", save_steps=1, max_steps=2)
+        return DistillationTrainer(Net(), teacher(), args, train_dataset=rows(label))
+
+    make(lambda i: i % 5).train()
+    make(lambda i: i % 5).train(resume_from_checkpoint=True)
+    said = "it has been trained on other rows, or other labels of them, as many as these"
+    with pytest.raises(ValueError, match=f"holds another run: {said}; choose another output_dir"):
+        make(lambda i: (i + 1) % 5)

@@ -36,7 +36,7 @@ def run(folder, net, data, resume=None, **keywords):
 def test_other_images_of_the_same_length_are_refused(tmp_path, temperature):
     run(tmp_path / "run", Counted(), packed(), temperature=temperature)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    said = r"checkpoint-2/distillation.json is of a run with another teacher, or other training rows: the energy of ro"
+    said = "holds another run: it has been trained on other rows, or other labels of them, as many as these"
     with pytest.raises(ValueError, match=said):
         run(tmp_path / "run", Counted(), packed(seed=1), True, temperature=temperature, max_steps=4)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
@@ -164,5 +164,5 @@ def test_a_dataset_of_the_hub_with_its_own_transform(tmp_path):
 
     run(tmp_path / "run", teacher(), data(0).with_transform(prepare))
     run(tmp_path / "run", teacher(), data(0).with_transform(prepare), True, max_steps=4)
-    with pytest.raises(ValueError, match="is of a run with another teacher, or other training rows"):
+    with pytest.raises(ValueError, match="it has been trained on other rows, or other labels of them"):
         run(tmp_path / "run", teacher(), data(7).with_transform(prepare), True, max_steps=6)
