@@ -213,7 +213,8 @@ class DistillationTrainer(Trainer):
         return forward if forward is not None and self.args.float32_evaluation else model
 
     def as_networks_take_it(self, inputs: Mapping[str, Any], training: bool) -> dict[str, Any]:
-        inputs = views_as_rows(self.call.without_labels(inputs, self.label_names))
+        inputs = self.call.without_labels(inputs, self.label_names)
+        inputs = views_as_rows(inputs) if self.task.views else inputs
         if self.packing is not None:
             self.packing(with_targets(inputs))
         if isinstance(labels := inputs.get("labels"), Tensor):

@@ -46,8 +46,10 @@ def _handed_on(dataset: Dataset, named: dict[str, Names], collate: Callable[[lis
     count = min(PROBED, len(dataset))
     with kept_random_state():
         labels = collate([dataset[i] for i in range(count)]).get("labels")
-    if not isinstance(labels, Tensor) or labels.is_floating_point():
+    if not isinstance(labels, Tensor):
         return named
+    if labels.is_floating_point():  # of so many classes
+        return {column: names for column, names in named.items() if labels.ndim == 2 and len(names) == labels.shape[1]}
     stored = dataset.with_format(None).select(range(count))
     return {column: names for column, names in named.items() if list(stored[column][:]) == labels.tolist()}
 

@@ -177,6 +177,8 @@ def _check_positions(network: nn.Module, dataset: Any) -> None:
     if not isinstance(config, PreTrainedConfig):
         return
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None:
+        limit -= _positions_of_padding(network)
     if limit is None or not isinstance(dataset, Dataset) or "length" not in dataset.column_names:
         return
     longest = int(np.max(dataset.with_format("numpy")["length"][:]))
@@ -185,6 +187,13 @@ def _check_positions(network: nn.Module, dataset: Any) -> None:
             f"the longest training row has {longest} tokens, but {type(network).__name__} has {limit} positions: lower "
             f"max_length to {limit}"
         )
+
+
+def _positions_of_padding(network: nn.Module) -> int:
+    """How many positions are no token's: RoBERTa and its like count from behind their padding's."""
+    tables = (m for name, m in network.named_modules() if name.endswith("position_embeddings"))
+    padding = next((m.padding_idx for m in tables if isinstance(m, nn.Embedding)), None)
+    return 0 if padding is None else padding + 1
 
 
 def _refuse_unlabelled(batch: Mapping[str, Any], task: Task) -> None:
