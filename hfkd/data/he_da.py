@@ -15,6 +15,7 @@ from torch import Tensor
 from hfkd.data.epochs import EpochTransform, Resizing, image_transform
 from hfkd.data.images import num_labels
 from hfkd.data.mixing import Mix, mix_images
+from hfkd.utils.numbers import floor_of_share
 
 Side = Literal["high", "low", "both"]
 MIXED = "mixed"  # column: which of the selected images an added row starts from, -1 for the rows of the data set
@@ -22,10 +23,10 @@ WORD = (1 << 64) - 1
 
 
 def count_of(images: int, ratio: float) -> int:
-    """K = floor(N r): the rounding keeps 0.29 · 100 at 29. ValueError where it is 0, or r is outside (0, 1]."""
+    """K = floor(N r). ValueError where it is 0, or r is outside (0, 1]."""
     if not 0 < ratio <= 1:
         raise ValueError(f"ratio={ratio} must be in (0, 1]: it is the share of the training images that are selected")
-    count = int(round(images * ratio, 9))
+    count = floor_of_share(images, ratio)
     if count < 1:
         raise ValueError(f"ratio={ratio} of {images} images is less than one: use more data or a larger ratio")
     return count

@@ -10,8 +10,9 @@ from hfkd.data.images import load_images
 from hfkd.data.large_images import LargeImageTransform, load_large_images
 from hfkd.data.longtail import long_tail
 from hfkd.data.resident import resident
-from hfkd.data.transforms import CIFAR_MEAN, CIFAR_STD, ImageTransform
+from hfkd.data.transforms import ImageTransform
 from hfkd.utils.counts import at_least_one
+from hfkd.utils.numbers import CIFAR_MEAN, CIFAR_STD
 
 IMAGENET_SIZE = 224
 

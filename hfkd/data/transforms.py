@@ -14,10 +14,10 @@ from torch import Tensor
 from hfkd.data.epochs import EpochTransform, Resizing, epoch_zero
 from hfkd.data.randaugment import strong_views
 from hfkd.utils.devices import send
+from hfkd.utils.numbers import CIFAR_MEAN, CIFAR_STD
 from hfkd.utils.slots import positive
 
 HEADER = 4  # bytes before the pixels of a packed image
-CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
 @dataclass

@@ -6,6 +6,7 @@ from typing import Any
 
 from hfkd.evaluation.scoring import Scores, mean_and_sd
 from hfkd.evaluation.sets import SETS
+from hfkd.utils.numbers import with_deviation
 
 # What decides an answer, as MiniLLM and DSKD have it on test; other settings give other figures.
 PUBLISHED = {
@@ -99,13 +100,9 @@ def _over_sets(sets: Sequence[Scores]) -> Scores:
 
 
 def _line(label: str, scores: Scores, note: str) -> str:
-    cells = [_cell(scores[m], scores[f"{m}_sd"]) for m in ("rougeL", "exact_match")]
+    cells = [with_deviation(scores[m], scores[f"{m}_sd"]) for m in ("rougeL", "exact_match")]
     return f"| {label} | {cells[0]} | {cells[1]} | {scores['rows']:,} | {note} |"
 
 
 def _starred(scores: Mapping[str, Any] | None, star: bool) -> str:
-    return "–" if scores is None else _cell(scores["rougeL"], scores["rougeL_sd"]) + (" *" if star else "")
-
-
-def _cell(mean: float, sd: float | None) -> str:
-    return f"{mean:.2f}" if sd is None else f"{mean:.2f} ± {sd:.2f}"
+    return "–" if scores is None else with_deviation(scores["rougeL"], scores["rougeL_sd"]) + (" *" if star else "")

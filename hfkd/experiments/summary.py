@@ -9,7 +9,8 @@ from hfkd.experiments.notes import notes
 from hfkd.experiments.published import Published
 from hfkd.experiments.resume import RETRIED, Run
 from hfkd.experiments.rows import Row, Table
-from hfkd.reports.comparison import markdown_table, mean_and_sd
+from hfkd.reports.comparison import mean_and_sd
+from hfkd.utils.numbers import markdown_table
 
 NOT_AT_HAND = "not at hand"
 

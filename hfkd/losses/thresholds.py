@@ -10,6 +10,8 @@ import logging
 import torch
 from torch import Tensor
 
+from hfkd.utils.numbers import floor_of_share
+
 logger = logging.getLogger(__name__)
 
 FEW = 0.9  # of what was asked for: with less than that it is said
@@ -29,8 +31,8 @@ def ordered(owner: str, energies: Tensor) -> Tensor:
 
 
 def count_of_share(owner: str, length: int, share: float) -> int:
-    """floor(N r): the rounding keeps 0.29 * 100 at 29. ValueError where it is 0."""
-    count = int(round(length * share, 9))
+    """floor(N r). ValueError where it is 0."""
+    count = floor_of_share(length, share)
     if count < 1:
         raise ValueError(
             f"{owner}: a share of {share:g} of {length} training items is less than one: use more data or a larger "

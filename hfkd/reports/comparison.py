@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from hfkd.reports.figures import comparison_bars
 from hfkd.reports.html import Section
+from hfkd.utils.numbers import with_deviation
 
 
 @dataclass
@@ -45,13 +46,8 @@ class Comparison:
         return Section("Comparison", text, comparison_bars(points), table=(self.HEADER, self.rows()))
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
-
-
 def mean_and_sd(values: Sequence[float], digits: int = 2) -> str:
     """ "75.31 ± 0.12": mean and sample standard deviation; of one value the value alone, of none a dash."""
     if not values:
         return "-"
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+    return with_deviation(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, digits)

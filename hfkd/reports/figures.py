@@ -15,6 +15,7 @@ from hfkd.reports import style
 from hfkd.reports.evaluations import of_the_run
 from hfkd.reports.history import Entry, series
 from hfkd.reports.style import as_array, as_vector, new_figure, say_empty, styled
+from hfkd.utils.numbers import with_deviation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -223,7 +224,7 @@ def comparison_bars(
             alpha=0.75,
             markeredgewidth=0,
         )
-        number = f"{mean:.2f} ± {deviation:.2f}" if known else f"{mean:.2f}"
+        number = with_deviation(mean, deviation if known else None)
         axes.annotate(
             f"{number}  (n={len(seeds)})", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9
         )

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 
 from hfkd.teachers.code import code_hash
 from hfkd.teachers.frozen import LiveTeacher
+from hfkd.utils.command import without_addresses
 
 HASHED_WHOLE = 2 << 30  # bytes of Arrow data up to which the content itself is hashed
 # Keys of a configuration that change no output: names, training, generation, and what the weights tell themselves.
@@ -50,7 +51,7 @@ def weights_fingerprint(teacher: LiveTeacher) -> str:
     for name, tensor in sorted(teacher.model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    modules = re.sub(r" at 0x[0-9a-f]+", "", repr(teacher.model))  # strides, activations: what no weight tells
+    modules = without_addresses(repr(teacher.model))  # strides, activations: what no weight tells
     order = "" if teacher.order is None else str(teacher.order.tolist())
     digest.update(f"{modules}{teacher.received}{teacher.wanted}{order}".encode())
     return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from hfkd.teachers.fingerprint import (
     weights_fingerprint,
 )
 from hfkd.training.checkpoints.whole import last_checkpoint
+from hfkd.utils.command import without_addresses
 from hfkd.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class RunRecord:
             names = " + ".join(map(network, teacher.networks))
             known = names.removesuffix(")") + f", weights {weights_fingerprint(teacher)[:8]})"
         # A lambda's repr holds its address, which no two runs share.
-        slots = {k: re.sub(r" at 0x[0-9a-f]+", "", v) if isinstance(v, str) else v for k, v in loss.describe().items()}
+        slots = {k: without_addresses(v) if isinstance(v, str) else v for k, v in loss.describe().items()}
         decided = slots | dict(more or {})
         return cls(
             network(student), known, decided, seed, data=rows_of(dataset), teacher_config=config, rows=_hash(dataset)

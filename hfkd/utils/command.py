@@ -58,3 +58,8 @@ def _without_folders(value: str) -> str:
     if path.is_absolute() or value.startswith("~") or ".." in path.parts:
         return path.name
     return ABSOLUTE_PATH.sub(lambda found: Path(found[0]).name, value)
+
+
+def without_addresses(text: str) -> str:
+    """A repr without the addresses that no two runs share."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text)

@@ -1,9 +1,9 @@
 """The CIFAR networks of the distillation literature; importing this package registers them with timm."""
 
 from hfkd.models.cifar import mobilenetv2, resnet, resnet50, shufflenet, vgg, wrn
-from hfkd.models.cifar.base import CIFAR_MEAN, CIFAR_STD, CifarNet
+from hfkd.models.cifar.base import CifarNet
 
 FAMILIES = (resnet, resnet50, wrn, vgg, mobilenetv2, shufflenet)
 CIFAR_NETS = tuple(sorted(name for family in FAMILIES for name in family.default_cfgs))
 
-__all__ = ["CIFAR_MEAN", "CIFAR_NETS", "CIFAR_STD", "CifarNet"]
+__all__ = ["CIFAR_NETS", "CifarNet"]

@@ -13,8 +13,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-CIFAR_MEAN = (0.5071, 0.4867, 0.4408)
-CIFAR_STD = (0.2675, 0.2565, 0.2761)
+from hfkd.utils.numbers import CIFAR_MEAN, CIFAR_STD
 
 
 class CifarNet(nn.Module):

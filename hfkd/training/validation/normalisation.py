@@ -27,9 +27,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hfkd.data.collate import ImageCollator, views_as_rows
 from hfkd.data.epochs import image_transform
-from hfkd.data.transforms import CIFAR_MEAN, CIFAR_STD
 from hfkd.models import InputSpec, input_spec, processor_spec, same_statistics
 from hfkd.teachers import LiveTeacher, Teachers
+from hfkd.utils.numbers import CIFAR_MEAN, CIFAR_STD
 from hfkd.utils.random_state import kept_random_state
 
 COMMON = (

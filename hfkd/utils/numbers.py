@@ -1,0 +1,20 @@
+"""Numbers that several places count, or write, alike."""
+
+from collections.abc import Sequence
+
+# Of CIFAR-100's training images, as published checkpoints were trained with.
+CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+
+
+def floor_of_share(count: int, share: float) -> int:
+    """floor(N r): the rounding keeps 0.29 * 100 at 29."""
+    return int(round(count * share, 9))
+
+
+def with_deviation(mean: float, deviation: float | None, digits: int = 2) -> str:
+    """ "75.31 ± 0.12": a mean and its standard deviation; None: the mean alone."""
+    return f"{mean:.{digits}f}" if deviation is None else f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
