@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from hfkd.reports.figures import comparison_bars
 from hfkd.reports.html import Section
-from hfkd.utils.numbers import with_deviation
+from hfkd.utils.numbers import markdown_table, with_deviation
 
 
 @dataclass
