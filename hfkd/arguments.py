@@ -170,6 +170,11 @@ class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingAr
         self.resume_from_checkpoint = resume_choice(self.resume_from_checkpoint)  # type: ignore[assignment]
         self._check_numbers()
         check_names(self)
+        if self.label_names is not None and "labels" not in self.label_names:
+            raise ValueError(
+                f"label_names={self.label_names} must hold 'labels': the loss is that of the batch's labels, which is "
+                "what collators make of a column label too; leave it out, or name further labels beside it"
+            )
         if self.loss_chunk_size < 0:
             raise ValueError(f"loss_chunk_size={self.loss_chunk_size} must be 0 (off) or a number of tokens")
         if self.label_smoothing_factor:

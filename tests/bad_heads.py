@@ -14,6 +14,7 @@ from transformers import (
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
+    DataCollatorForTokenClassification,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -93,6 +94,15 @@ def bert(kind, **keywords):
     return lambda: kind(BertConfig(vocab_size=VOCAB, **SMALL, **keywords))
 
 
+def tokens(build, made):
+    """Rows of the (input_ids, labels) that `made` makes of tokens, batched as they are."""
+    rows = [dict(zip(("input_ids", "labels"), made([3, 4, 5, 6, 7, 8]), strict=True))] * 8
+    keywords = {"rows": lambda: rows, "args": LABELS_ONLY}
+    return trainer(
+        build, None, data_collator=DataCollatorForTokenClassification(word_tokenizer(pad_token="<end>")), **keywords
+    )
+
+
 HEADS = {
     "BertForQuestionAnswering": text(bert(BertForQuestionAnswering)),
     "BertForSequenceClassification, num_labels=1": text(bert(BertForSequenceClassification, num_labels=1)),
@@ -108,6 +118,13 @@ HEADS = {
     "class ids that are floats": labels(float),
     "one-hot labels of bool": labels(lambda label: torch.arange(CLASSES) == label),
     "labels of shape [1]": labels(lambda label: torch.tensor([label])),
+    "masked language modelling without masks": tokens(
+        lambda: BertForMaskedLM(BertConfig(vocab_size=VOCAB, **SMALL)), lambda ids: (ids, ids)
+    ),
+    "labels of words for a model of tokens": tokens(
+        lambda: BertForMaskedLM(BertConfig(vocab_size=VOCAB, **SMALL)), lambda ids: (ids, ids[:3])
+    ),
+    "labels that are the next tokens already": tokens(language_model, lambda ids: (ids[:-1], ids[1:])),
     "a router loss whose factor nobody names": text(Experts),
     "a second input of unequal shapes": trainer(Aged, rows=lambda: Old(torch.zeros)),
     "he_da='released' and a second input": trainer(Aged, rows=lambda: Old(float), args={"he_da": "released"}),

@@ -101,6 +101,7 @@ ARGUMENTS = {
     "lr_decay_epochs=['x']": argument(lr_decay_epochs=["x"]),
     "lr_decay_factor=0": argument(lr_decay_factor=0),
     "label_smoothing_factor=0.1": argument(label_smoothing_factor=0.1),
+    "label_names=['label']": argument(label_names=["label"]),
     "on_nan='abort'": argument(on_nan="abort"),
     "learning_rate=-0.1": argument(learning_rate=-0.1),
     "learning_rate=nan": argument(learning_rate=float("nan")),

@@ -174,23 +174,32 @@ def test_a_teacher_reads_what_its_student_does_not(tmp_path, collator):
     assert int(seen[-1].sum()) == sum(sum(row["token_type_ids"]) for row in data)
 
 
-def test_mixup_of_timm_as_the_collator_trains_on_its_shares(tmp_path):
+def mixing(rows):
     mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=CLASSES)
+    images, labels = torch.stack([r["pixel_values"] for r in rows]), torch.tensor([r["labels"] for r in rows])
+    return dict(zip(("pixel_values", "labels"), mixup(images, labels), strict=True))
 
-    def mixed(rows):
-        images, labels = torch.stack([r["pixel_values"] for r in rows]), torch.tensor([r["labels"] for r in rows])
-        return dict(zip(("pixel_values", "labels"), mixup(images, labels), strict=True))
 
-    np.random.seed(0)
-    trainer = DistillationTrainer(
-        Net(), net_teacher(), arguments(tmp_path, max_steps=1), train_dataset=Rows(), data_collator=mixed
-    )
+def test_mixup_of_timm_as_the_collator_trains_on_its_shares(tmp_path):
+    args = arguments(tmp_path, max_steps=1, ce_weight=1, kd_weight=0)
+    trainer = DistillationTrainer(Net(), None, args, train_dataset=Rows(), data_collator=mixing)
     np.random.seed(1)
-    rows = [Rows()[i] for i in range(8)]
-    batch = mixed(rows)
+    batch = mixing([Rows()[i] for i in range(8)])
     ce = torch.nn.functional.cross_entropy(Net()(batch["pixel_values"]), batch["labels"])
-    trainer.distillation_loss.ce_weight, trainer.distillation_loss.kd_weight = 1.0, 0.0
     assert trainer.compute_loss(trainer.model.train(), batch).item() == pytest.approx(ce.item(), abs=1e-6)
+
+
+def test_a_collator_that_mixes_what_is_scored_is_warned_of(tmp_path, caplog):
+    for parts in ({"train_dataset": Rows()}, {"train_dataset": Rows(), "eval_dataset": {"seen": Rows()}}):
+        DistillationTrainer(Net(), net_teacher(), arguments(tmp_path), data_collator=mixing, **parts)
+        said = [r.getMessage() for r in caplog.records if "of mixed images" in r.getMessage()]
+        assert len(said) == len(parts) - 1
+    assert "labels of seen" in said[0]
+
+
+def test_labels_of_another_name_would_leave_evaluation_without_a_loss(tmp_path):
+    with pytest.raises(ValueError, match=r"label_names=\['label'\] must hold 'labels'"):
+        arguments(tmp_path, label_names=["label"])
 
 
 @pytest.mark.parametrize(

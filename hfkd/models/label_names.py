@@ -70,6 +70,11 @@ def order_of(have: Sequence[str], wanted: Sequence[str], whose: str, others: str
     )
 
 
+def same_names(have: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether they name the same classes in the same order, apart from case, hyphens and synonyms."""
+    return _compared(have) == _compared(wanted)
+
+
 def cannot_compare(have: Sequence[str], wanted: Sequence[str]) -> bool:
     """Whether one side names its classes by WordNet ids or numbers and the other does not."""
     return _is_code(have) != _is_code(wanted)

@@ -15,7 +15,7 @@ from transformers.trainer_utils import unwrap_peft_model
 
 from hfkd.data.epochs import ImageStream, image_transform
 from hfkd.models import Peers
-from hfkd.models.label_names import cannot_compare, is_numbering, label_names_of, order_of, out_of_order
+from hfkd.models.label_names import cannot_compare, is_numbering, label_names_of, order_of, out_of_order, same_names
 from hfkd.teachers import LiveTeacher, Teachers
 from hfkd.utils.random_state import kept_random_state
 
@@ -128,6 +128,8 @@ def write_label_names(student: nn.Module, names: Sequence[str] | None) -> None:
         if names is None:
             continue
         own = label_names_of(bare)
+        if own is not None and same_names(own, names):
+            continue
         if isinstance(bare, PreTrainedModel) and bare.config.num_labels == len(names) and own != tuple(names):
             if own is not None:
                 logger.warning("The student's config named its classes %s; now %s.", _listed(own), _listed(names))

@@ -18,6 +18,7 @@ from hfkd.data.first_rows import first_rows, map_style
 from hfkd.data.labels import class_ids
 from hfkd.data.text_collate import TokenCollator
 from hfkd.data.token_rows import OWN_COLUMNS
+from hfkd.data.used_columns import LABELS
 from hfkd.models.calling import OWN_KEYS, Call, logits_of
 from hfkd.models.peers import networks_of
 from hfkd.models.vocabulary import vocabulary_size
@@ -43,13 +44,27 @@ def check_datasets(datasets: Mapping[str, Any], collate: Collate, task: Task) ->
                 continue
             if len(rows) == 0:
                 raise ValueError(f"{part} is empty: there is nothing to {'learn from' if 'train' in name else 'score'}")
-            images = _first_batch(part, rows, collate).get("pixel_values")
-            images = images if task.views else None
+            batch = _first_batch(part, rows, collate)
+            images = batch.get("pixel_values") if task.views else None
+            if name != "train_dataset":
+                _warn_of_mixing(part, rows[0], batch.get("labels"))
             if name != "train_dataset" and images is not None and images.ndim == 5:
                 raise ValueError(
                     f"{part} gives {images.shape[1]} views of each image, and evaluation scores one: give it the "
                     "transform's clean()"
                 )
+
+
+def _warn_of_mixing(name: str, row: Any, labels: Any) -> None:
+    """MixUp and CutMix are for training; as a data_collator they mix what is scored too."""
+    its = next((row[column] for column in LABELS if column in row), None) if isinstance(row, Mapping) else None
+    mixed = isinstance(labels, Tensor) and labels.is_floating_point() and labels.ndim == 2
+    if mixed and np.ndim(its) == 0 and its is not None:
+        logger.warning(
+            "The data_collator makes shares of classes of the labels of %s, so that eval_loss and the metrics are "
+            "those of mixed images: let it mix in training alone, or mix in the training set's transform.",
+            name,
+        )
 
 
 def _first_batch(name: str, dataset: Any, collate: Collate) -> dict[str, Tensor]:

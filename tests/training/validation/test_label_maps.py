@@ -51,6 +51,20 @@ def make(folder, teacher, train=None, student=None, evaluation=None, **keywords)
     )
 
 
+def test_a_student_keeps_its_own_spelling_of_the_datas_classes(tmp_path):
+    for own, kept in (("BIRD", "Cat", "dog", "fire-truck"), True), (OTHER, False):
+        student = ViTForImageClassification(
+            ViTConfig(
+                hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8,
+                patch_size=4, id2label=dict(enumerate(own)),
+            )
+        )  # fmt: skip
+        make(tmp_path / own[0], network(NAMES), student=student, max_steps=1).train()
+        student.save_pretrained(tmp_path / "saved")
+        names = AutoModelForImageClassification.from_pretrained(tmp_path / "saved").config.id2label
+        assert list(names.values()) == list(own if kept else NAMES)
+
+
 def logits_of(network, rows):
     with torch.no_grad():
         return network(pixel_values=rows[:]["pixel_values"]).logits
