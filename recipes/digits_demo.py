@@ -21,8 +21,8 @@ from transformers.trainer_callback import PrinterCallback
 from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
-from hfkd.evaluation.metrics import image_accuracy, topk_predictions
-from hfkd.experiments.image_run import page_data
+from hfkd.evaluation.metrics import item_accuracy, topk_predictions
+from hfkd.experiments.classifier_run import page_data
 from hfkd.models import image_classifier
 from hfkd.reports.comparison import Comparison
 from hfkd.reports.html import write_page
@@ -68,7 +68,7 @@ def train(name: str, model: nn.Module, teacher: Any, args: DistillationArguments
         replace(args, output_dir=str(Path(args.output_dir) / name.replace(" ", "_"))),
         train_dataset=data[0],
         eval_dataset=data[1],
-        compute_metrics=image_accuracy,
+        compute_metrics=item_accuracy,
         preprocess_logits_for_metrics=topk_predictions,
         **slots,
     )

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from hfkd import DistillationArguments
 from hfkd.data import ImageDataArguments
+from hfkd.experiments.classifier_run import run_classifier
 from hfkd.experiments.distil import image_trainer
-from hfkd.experiments.image_run import run_images
 from hfkd.experiments.peers import save_peers
 from hfkd.models import Peers, image_classifier
 from hfkd.utils.parsing import parse
@@ -39,7 +39,7 @@ def main() -> None:
         return Peers([image_classifier(name, classes, label_names=names) for name in networks.peer_names]), None
 
     trainer = image_trainer(build, data, args)
-    run_images(trainer, vars(networks) | vars(data) | trainer.settings)
+    run_classifier(trainer, vars(networks) | vars(data) | trainer.settings)
     save_peers(trainer)
 
 

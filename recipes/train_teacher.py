@@ -11,8 +11,8 @@ from pathlib import Path
 
 from hfkd import DistillationArguments
 from hfkd.data import ImageDataArguments
+from hfkd.experiments.classifier_run import run_classifier
 from hfkd.experiments.distil import image_trainer
-from hfkd.experiments.image_run import run_images
 from hfkd.models import image_classifier
 from hfkd.utils.parsing import parse
 
@@ -43,7 +43,7 @@ def main() -> None:
     if network.evaluate_only:
         trainer.log_metrics("eval", trainer.evaluate())
     else:
-        run_images(trainer, vars(network) | vars(data) | trainer.settings)
+        run_classifier(trainer, vars(network) | vars(data) | trainer.settings)
 
 
 if __name__ == "__main__":

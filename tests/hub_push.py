@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
-from hfkd.evaluation.metrics import image_accuracy
+from hfkd.evaluation.metrics import item_accuracy
 from hfkd.experiments.text_run import run_text
 from hfkd.models import image_classifier
 from hfkd.utils.parsing import parse
@@ -37,9 +37,9 @@ def image(args):
         weighting="entropy",
         train_dataset=train.with_transform(transform),
         eval_dataset=test.with_transform(transform),
-        compute_metrics=image_accuracy,
+        compute_metrics=item_accuracy,
     )
-    run_text(trainer, {"dataset_name": "someone/digits-data"})  # what run_images adds is a page
+    run_text(trainer, {"dataset_name": "someone/digits-data"})  # what run_classifier adds is a page
 
 
 def text(args, student=None, **keywords):

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 from hfkd import DistillationTrainer
 from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
-from hfkd.evaluation.metrics import image_accuracy, topk_predictions
+from hfkd.evaluation.metrics import item_accuracy, topk_predictions
 from hfkd.losses.logits import DKD
 from hfkd.losses.temperatures import Energy
 from hfkd.models import image_classifier, input_spec
@@ -253,7 +253,7 @@ def test_compute_metrics_and_evaluation_without_the_teacher(tmp_path):
         arguments(tmp_path),
         train_dataset=Rows(),
         eval_dataset=Rows(13, seed=3),
-        compute_metrics=image_accuracy,
+        compute_metrics=item_accuracy,
         preprocess_logits_for_metrics=topk_predictions,
     )
     rows = Rows(13, seed=3)

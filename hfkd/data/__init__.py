@@ -1,8 +1,9 @@
 """Data: images and instructions, from the Hub or from files, as the trainer wants them."""
 
+from hfkd.data.columns import label_names, num_labels
 from hfkd.data.he_da import add_high_energy
 from hfkd.data.image_arguments import ImageDataArguments
-from hfkd.data.images import image_hw, label_names, load_images, num_labels
+from hfkd.data.images import image_hw, load_images
 from hfkd.data.large_images import LargeImageTransform
 from hfkd.data.longtail import long_tail
 from hfkd.data.resident import ResidentImages

@@ -23,15 +23,35 @@ class Resizing(NamedTuple):
 
 
 class EpochTransform(ABC):
-    """A transform that makes each image's view of an epoch from (seed, epoch, index) alone.
+    """A transform that makes each row of an epoch from (seed, epoch, index) alone.
 
-    The same in any worker, on any number of ranks, and after a resume. Images leave it normalised by `mean` and `std`.
-    `epoch` is a number in shared memory, so that persistent workers see `set_epoch`.
+    The same in any worker, on any number of ranks, and after a resume. `epoch` is a number in shared memory, so that
+    persistent workers see `set_epoch`.
     """
+
+    epoch: Tensor
+
+    @abstractmethod
+    def at_epoch(self, epoch: int) -> Self:
+        """The same with the rows of one epoch, whatever `set_epoch` says to this one."""
+
+    def one_view(self) -> Self:
+        """The same with one view of each row, where there are several."""
+        return self
+
+    @abstractmethod
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
+        """Stored columns -> the columns of a batch, with B rows each."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch.fill_(epoch)
+
+
+class ImageEpochTransform(EpochTransform):
+    """The views of images: `pixel_values`, normalised by `mean` and `std`, `labels`, `index` and `view`."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    epoch: Tensor
 
     @property
     @abstractmethod
@@ -46,21 +66,6 @@ class EpochTransform(ABC):
     @abstractmethod
     def clean(self) -> Self:
         """The same without augmentation."""
-
-    @abstractmethod
-    def one_view(self) -> Self:
-        """The same with one view of each image, where there are several."""
-
-    @abstractmethod
-    def at_epoch(self, epoch: int) -> Self:
-        """The same with the views of one epoch, whatever `set_epoch` says to this one."""
-
-    @abstractmethod
-    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
-        """Stored columns -> `pixel_values`, `labels`, `index` and `view`, with B rows each."""
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch.fill_(epoch)
 
 
 def epoch_zero() -> Tensor:
@@ -79,7 +84,7 @@ class ImageStream(torch.utils.data.IterableDataset):
     def __init__(
         self,
         rows: IterableDataset,
-        transform: EpochTransform,
+        transform: ImageEpochTransform,
         length: int | None = None,
         buffer: int = 0,
         seed: int = 0,
@@ -137,9 +142,15 @@ def stream_length(rows: IterableDataset) -> int | None:
     return known.num_examples or None if known is not None else None
 
 
-def image_transform(dataset: Any) -> EpochTransform | None:
+def epoch_transform(dataset: Any) -> EpochTransform | None:
     """The `EpochTransform` of an `ImageStream`, or the one that `set_transform` gave a dataset, if it is one."""
     if isinstance(dataset, ImageStream):
         return dataset.transform
     transform = dataset.format["format_kwargs"].get("transform") if isinstance(dataset, Dataset) else None
     return transform if isinstance(transform, EpochTransform) else None
+
+
+def image_transform(dataset: Any) -> ImageEpochTransform | None:
+    """`epoch_transform` where it makes images."""
+    transform = epoch_transform(dataset)
+    return transform if isinstance(transform, ImageEpochTransform) else None

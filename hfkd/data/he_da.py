@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
-from hfkd.data.epochs import EpochTransform, Resizing, image_transform
-from hfkd.data.images import num_labels
+from hfkd.data.columns import num_labels
+from hfkd.data.epochs import ImageEpochTransform, Resizing, image_transform
 from hfkd.data.mixing import Mix, mix_images
 from hfkd.utils.numbers import floor_of_share
 
@@ -54,14 +54,14 @@ def select_by_energy(energies: Tensor, ratio: float, side: Side = "high") -> Ten
 
 
 @dataclass
-class HighEnergyTransform(EpochTransform):
+class HighEnergyTransform(ImageEpochTransform):
     """`plain` for the rows of the data set; added rows are CutMix or MixUp of two selected images' `plain` views.
 
     Partner (another of `selected`), lambda and box are drawn from (seed, epoch, index) alone. Labels are vectors [B, C]
     that sum to 1, one-hot for plain rows; `view` is -1 for mixed rows, which nobody can number.
     """
 
-    plain: EpochTransform
+    plain: ImageEpochTransform
     selected: Dataset  # [K] rows, as stored
     num_classes: int
     mix: Mix = "cutmix"

@@ -8,22 +8,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
-from datasets.data_files import EmptyDatasetError
-from datasets.exceptions import DataFilesNotFoundError
 from PIL import Image, ImageOps
 
-from hfkd.data.splits import refuse_patterns, refuse_shared_files, split_files
+from hfkd.data.columns import LABEL_COLUMNS, find_column
+from hfkd.data.splits import load_splits
 from hfkd.data.transforms import pack_pixels, packed_size
 
 logger = logging.getLogger(__name__)
 
 # Column names of the data sets people distil on, in the order they are looked for.
 IMAGE_COLUMNS = ("img", "image", "pixel_values", "images", "jpg", "png")
-LABEL_COLUMNS = ("fine_label", "label", "labels", "cls", "class")
 # `datasets` finds earlier decodes by the arguments of `_decode_batch`: raise this when the stored bytes change.
 LAYOUT = 2
 TEST_SPLITS = ("test", "validation", "valid", "val", "dev")
@@ -47,7 +44,7 @@ def load_images(
     found by their usual names and may be named. `image_hw(dataset)` is the size, `label_names(dataset)` the classes.
     Raises ValueError for a missing column or split, an empty split, labels that are not class ids, a broken image.
     """
-    train, test = pick_splits(load(name_or_path, name), name_or_path, train_split, test_split)
+    train, test = pick_splits(load_splits(name_or_path, name), name_or_path, train_split, test_split)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     train = decode(train, image_column, label_column, size)
     test = decode(test, image_column, label_column, image_hw(train))
@@ -61,31 +58,6 @@ def pick_splits(loaded: Any, source: str, train_split: str, test_split: str | No
         if split not in loaded:
             raise ValueError(f"{source} has no split {split!r}: it has {list(loaded)}; pass {argument}=")
     return loaded[train_split], loaded[test_split]
-
-
-def load(name_or_path: str, name: str | None, streaming: bool = False) -> Any:
-    """All splits of a Hub id, as `datasets` gives them, or of a local folder, as its folders say (`split_files`).
-
-    ValueError for a folder without data, and for files that would be in two splits.
-    """
-    path = Path(name_or_path).expanduser()
-    try:
-        if not path.is_dir():
-            return datasets.load_dataset(name_or_path, name, streaming=streaming)
-        refuse_patterns(path)
-        base, files = split_files(path, name)
-        if files is None:
-            refuse_shared_files(path, name)
-        return datasets.load_dataset(str(base), name, data_files=files, streaming=streaming)
-    except (EmptyDatasetError, DataFilesNotFoundError) as error:
-        raise ValueError(f"{name_or_path} holds no data that can be read: give the folder with the images") from error
-    except FileNotFoundError as error:  # what comes before the "::"
-        raise ValueError(
-            f"{name_or_path} cannot be read: there is no {error.filename}; `datasets` takes a name with '::' for a "
-            "file in an archive, so rename files and folders that have it"
-        ) from error
-    except RuntimeError as error:  # a program that makes the data, which is never run
-        raise ValueError(f"{name_or_path} cannot be read: {error}; give a data set stored as files") from error
 
 
 def decode(
@@ -168,32 +140,6 @@ def _from_array(value: Any) -> Image.Image:
 def _fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Cover `size` keeping the aspect ratio, then crop the centre."""
     return ImageOps.fit(picture, size[::-1], method=Image.Resampling.BICUBIC)
-
-
-def find_column(dataset: Dataset, given: str | None, usual: tuple[str, ...], argument: str) -> str:
-    if given is not None and given not in dataset.column_names:
-        raise ValueError(f"{argument}={given!r} is not in the dataset: its columns are {dataset.column_names}")
-    found = given or next((c for c in usual if c in dataset.column_names), None)
-    if found is None:
-        raise ValueError(
-            f"no {argument.removesuffix('_column')} column among {dataset.column_names}: none is called "
-            f"{' or '.join(usual)}; pass {argument}="
-        )
-    return found
-
-
-def label_names(dataset: Any) -> list[str] | None:
-    """The class names of a decoded dataset, if it has any."""
-    feature = dataset.features["labels"]
-    return list(feature.names) if isinstance(feature, ClassLabel) else None
-
-
-def num_labels(dataset: Any) -> int:
-    """How many classes: what the features say, else the highest label plus one; ValueError for a stream without."""
-    names = label_names(dataset)
-    if not names and not isinstance(dataset, Dataset):
-        raise ValueError("this stream does not name its classes, so they cannot be counted: load it without streaming")
-    return len(names) if names else int(max(dataset.with_format("numpy")["labels"][:])) + 1
 
 
 def image_hw(dataset: Dataset) -> tuple[int, int]:

@@ -13,8 +13,10 @@ from datasets import Image as ImageFeature
 from torch import Tensor
 from torchvision.transforms import v2
 
-from hfkd.data.epochs import EpochTransform, Resizing, epoch_zero
-from hfkd.data.images import IMAGE_COLUMNS, LABEL_COLUMNS, check_labels, find_column, load, pick_splits, picture
+from hfkd.data.columns import LABEL_COLUMNS, find_column
+from hfkd.data.epochs import ImageEpochTransform, Resizing, epoch_zero
+from hfkd.data.images import IMAGE_COLUMNS, check_labels, pick_splits, picture
+from hfkd.data.splits import load_splits
 from hfkd.data.transforms import view_ids
 from hfkd.utils.slots import positive
 
@@ -23,7 +25,7 @@ CENTRE = 0.875  # share of the resized image that evaluation looks at: 224 of 25
 
 
 @dataclass
-class LargeImageTransform(EpochTransform):
+class LargeImageTransform(ImageEpochTransform):
     """ImageNet's views: RandomResizedCrop and flip to train; resize to H / 0.875 and centre crop to evaluate.
 
     torchvision's transforms on each picture, drawing from (seed, epoch, index) alone. Reads the columns `image`,
@@ -92,7 +94,7 @@ def load_large_images(
 
     Any Hub id or folder; errors are those of `load_images`, but a broken picture shows when its turn comes.
     """
-    loaded = load(name_or_path, name, streaming)
+    loaded = load_splits(name_or_path, name, streaming)
     return tuple(
         _columns(split, image_column, label_column)
         for split in pick_splits(loaded, name_or_path, train_split, test_split)

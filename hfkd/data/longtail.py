@@ -6,7 +6,7 @@ N images, C classes.
 import numpy as np
 from datasets import Dataset
 
-from hfkd.data.images import num_labels
+from hfkd.data.columns import num_labels
 
 
 def class_counts(largest: int, classes: int, imbalance_factor: float) -> list[int]:

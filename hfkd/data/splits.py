@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets.data_files import SPLIT_KEYWORDS
+from datasets.data_files import SPLIT_KEYWORDS, EmptyDatasetError
+from datasets.exceptions import DataFilesNotFoundError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import DatasetCard
 
@@ -15,6 +16,35 @@ logger = logging.getLogger(__name__)
 
 SPLITS = {keyword: str(split) for split, keywords in SPLIT_KEYWORDS.items() for keyword in keywords}
 NOT_DATA = re.compile(r"(readme|licen[cs]e).*|.*\.(md|ya?ml|py)", re.IGNORECASE)
+
+
+def load_splits(name_or_path: str, name: str | None = None, streaming: bool = False) -> Any:
+    """All splits of a Hub id, as `datasets` gives them, or of a local folder, as its folders say (`split_files`).
+
+    ValueError for a folder without data, and for files that would be in two splits.
+    """
+    path = Path(name_or_path).expanduser()
+    try:
+        if not path.is_dir():
+            return datasets.load_dataset(name_or_path, name, streaming=streaming)
+        refuse_patterns(path)
+        base, files = split_files(path, name)
+        if files is None:
+            refuse_shared_files(path, name)
+        return datasets.load_dataset(str(base), name, data_files=files, streaming=streaming)
+    except (EmptyDatasetError, DataFilesNotFoundError) as error:
+        raise ValueError(
+            f"{name_or_path} holds no data that can be read: give the folder that has the files"
+        ) from error
+    except FileNotFoundError as error:  # what comes before the "::"
+        if error.filename is None:
+            raise ValueError(f"{name_or_path} cannot be read: {error}; give a Hub id, a folder or a file") from error
+        raise ValueError(
+            f"{name_or_path} cannot be read: there is no {error.filename}; `datasets` takes a name with '::' for a "
+            "file in an archive, so rename files and folders that have it"
+        ) from error
+    except RuntimeError as error:  # a program that makes the data, which is never run
+        raise ValueError(f"{name_or_path} cannot be read: {error}; give a data set stored as files") from error
 
 
 def split_files(folder: Path, name: str | None = None) -> tuple[Path, dict[str, list[str]] | None]:

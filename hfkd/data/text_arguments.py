@@ -2,15 +2,14 @@
 
 import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.instructions import dolly_split, to_prompt_response
 from hfkd.data.text import tokenize_dataset
-from hfkd.data.text_files import read_jsonl
+from hfkd.data.text_files import read_splits
 from hfkd.utils.counts import at_least_one
 
 logger = logging.getLogger(__name__)
@@ -98,19 +97,6 @@ class TextDataArguments:
             tokenization=self.tokenization,
             chat_template=self.chat_template,
         )
-
-
-def read_splits(name: str) -> dict[str, Dataset]:
-    """The splits of a JSON-lines file (`train`), of a folder of such files (by their names), or of `load_dataset`."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return {"train": read_jsonl(path)}
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else []
-    if len(files) == 1:
-        return {"train": read_jsonl(files[0])}
-    if files:
-        return {file.stem: read_jsonl(file) for file in files}
-    return dict(load_dataset(name))
 
 
 def _first(dataset: Dataset, count: int | None) -> Dataset:

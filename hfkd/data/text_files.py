@@ -1,4 +1,4 @@
-"""Reading JSON lines, so that a broken line is named."""
+"""Reading files of texts: any that `datasets` knows, and JSON lines so that a broken line is named."""
 
 import json
 from collections.abc import Iterator
@@ -7,7 +7,39 @@ from pathlib import Path
 import datasets
 from datasets import Dataset
 
-from hfkd.data.splits import refuse_patterns
+from hfkd.data.splits import load_splits, refuse_patterns
+
+# Files that `datasets` reads by these names; whatever else is one file is taken for JSON lines.
+BUILDERS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
+
+
+def read_splits(name: str, config: str | None = None) -> dict[str, Dataset]:
+    """The splits of a file (`train`), of a folder of JSON lines (by the files' names), or as `load_splits` reads them.
+
+    A file is JSON lines, or by its name .csv, .tsv, .parquet or .txt, of which each line is a `text`.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return {"train": read_file(path)}
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else []
+    if len(files) == 1:
+        return {"train": read_jsonl(files[0])}
+    if files:
+        return {file.stem: read_jsonl(file) for file in files}
+    return dict(load_splits(name, config))
+
+
+def read_file(path: Path) -> Dataset:
+    """The rows of one file; ValueError for one that cannot be read."""
+    builder = BUILDERS.get(path.suffix)
+    if builder is None:
+        return read_jsonl(path)
+    refuse_patterns(path)
+    more = {"sep": "\t"} if path.suffix == ".tsv" else {}
+    try:
+        return datasets.load_dataset(builder, data_files=str(path), split="train", **more)
+    except Exception as error:  # datasets wraps whatever happened
+        raise ValueError(f"{path} cannot be read as {path.suffix}: {error.__cause__ or error}") from error
 
 
 def read_jsonl(path: str | Path) -> Dataset:

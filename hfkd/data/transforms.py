@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hfkd.data.epochs import EpochTransform, Resizing, epoch_zero
+from hfkd.data.epochs import ImageEpochTransform, Resizing, epoch_zero
 from hfkd.data.randaugment import strong_views
 from hfkd.utils.devices import send
 from hfkd.utils.numbers import CIFAR_MEAN, CIFAR_STD
@@ -21,7 +21,7 @@ HEADER = 4  # bytes before the pixels of a packed image
 
 
 @dataclass
-class ImageTransform(EpochTransform):
+class ImageTransform(ImageEpochTransform):
     """Zero-pad, crop, flip and normalise a batch of images that `hfkd.data.images` stored.
 
     The padding is black *before* normalising, as torchvision's RandomCrop on the image is.

@@ -9,8 +9,8 @@ from transformers import set_seed
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data import ImageDataArguments, label_names, num_labels
-from hfkd.evaluation.metrics import image_accuracy, topk_predictions
-from hfkd.experiments.image_run import run_images
+from hfkd.evaluation.metrics import item_accuracy, topk_predictions
+from hfkd.experiments.classifier_run import run_classifier
 from hfkd.models import NetworkArguments, image_classifier, image_teachers
 from hfkd.trainer import DistillationTrainer
 
@@ -33,7 +33,7 @@ def image_trainer(build: Build, data: ImageDataArguments, args: DistillationArgu
         args,
         train_dataset=train,
         eval_dataset=test,
-        compute_metrics=image_accuracy,
+        compute_metrics=item_accuracy,
         preprocess_logits_for_metrics=topk_predictions,
     )
 
@@ -45,7 +45,7 @@ def distil_images(
     page: bool = True,
     assistants: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Load data and networks, distil, and leave the student and its results in `args.output_dir`; see `run_images`.
+    """Load data and networks, distil, and leave the student and its results in `args.output_dir`; see `run_classifier`.
 
     `assistants`: networks between the first teacher and the student, for its results and its card. Runs on every rank.
     """
@@ -56,4 +56,4 @@ def distil_images(
 
     trainer = image_trainer(build, data, args)
     chain = {"assistants": [Path(name).name for name in assistants]} if assistants else {}
-    return run_images(trainer, vars(networks) | vars(data) | trainer.settings | chain, page=page)
+    return run_classifier(trainer, vars(networks) | vars(data) | trainer.settings | chain, page=page)

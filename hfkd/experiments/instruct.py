@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.instructions import dolly_split
-from hfkd.data.text_arguments import read_splits
+from hfkd.data.text_files import read_splits
 from hfkd.evaluation.resume import read_scores, read_students, write_students
 from hfkd.evaluation.run import SEEDS, evaluate_sets
 from hfkd.evaluation.scoring import Scores

@@ -99,11 +99,17 @@ def matching_tokenizers(
 
 def load_tokenizer(name_or_path: str | Path, fallback: str | Path | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hub id or a folder; `fallback`'s where a folder or a configuration file has none."""
-    path = Path(name_or_path).expanduser()
-    # transformers makes up a tokenizer without words for a folder that has none
-    missing = path.is_file() or (path.is_dir() and not any(any(path.glob(names)) for names in TOKENIZER_FILES))
-    if not missing:
+    if brings_tokenizer(name_or_path):
         return AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=False)
     if fallback is None:
         raise ValueError(f"{name_or_path} has no tokenizer: save one beside the model, or give --tokenizer_name")
     return AutoTokenizer.from_pretrained(str(fallback), trust_remote_code=False)
+
+
+def brings_tokenizer(name_or_path: str | Path) -> bool:
+    """Whether a Hub id or a folder has a tokenizer; of a Hub id that is believed.
+
+    transformers makes up a tokenizer without words for a folder that has none.
+    """
+    path = Path(name_or_path).expanduser()
+    return not path.is_file() and (not path.is_dir() or any(any(path.glob(names)) for names in TOKENIZER_FILES))

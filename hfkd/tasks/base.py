@@ -40,6 +40,7 @@ class Task(ABC):
     by_target: ClassVar[bool] = False  # a loss over chunks of target tokens, and a cache of them, serve it
     generates: ClassVar[bool] = False
     without_labels: ClassVar[str] = "call the rows' column of them labels, or let the data_collator make one"
+    scored_by: ClassVar[str | None] = None  # its default metric (`hfkd.evaluation.metrics`); None: the loss alone
 
     @property
     def name(self) -> str:

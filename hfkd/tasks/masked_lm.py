@@ -25,6 +25,7 @@ class MaskedLM(PerToken):
     pipeline_tag = "fill-mask"
     item = "a masked token"
     vocabulary = True
+    scored_by = "accuracy"
 
     def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
         return LabelCollator(Selecting(MaskingCollator(tokenizer_of(processing_class, self)), columns))

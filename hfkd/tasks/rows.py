@@ -4,7 +4,7 @@ B rows, V views of each image, C classes.
 """
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ class PerRow(Task):
     """One label a row: softmax over C classes."""
 
     views = True
+    scored_by: ClassVar[str | None] = "accuracy"
 
     def hub_tag(self, call: Call) -> str:
         return next((tag for name, tag in INPUT_TAGS.items() if call.takes(name)), self.pipeline_tag)

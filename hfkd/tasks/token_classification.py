@@ -19,6 +19,7 @@ class TokenClassification(PerToken):
 
     pipeline_tag = "token-classification"
     item = "a labelled token"
+    scored_by = "accuracy"
 
     def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
         return LabelCollator(

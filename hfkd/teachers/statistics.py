@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
 from hfkd.data.collate import ImageCollator
-from hfkd.data.epochs import OneEpoch, image_transform, refuse_streams
+from hfkd.data.epochs import OneEpoch, epoch_transform, image_transform, refuse_streams
 from hfkd.data.he_da import original_images
 from hfkd.losses.temperatures import Level
 from hfkd.tasks.base import Task
@@ -222,12 +222,12 @@ def seen(dataset: Any, views: Views) -> Any:
     refuse_streams(dataset)
     if isinstance(dataset, IterableDataset):
         return OneEpoch(dataset)
-    transform = image_transform(dataset)
-    if transform is not None:
-        return dataset.with_transform(transform.clean() if views == "clean" else transform.at_epoch(0).one_view())
+    images, transform = image_transform(dataset), epoch_transform(dataset)
+    if views == "clean" and images is not None:
+        return dataset.with_transform(images.clean())
     if views == "clean":
         raise ValueError(
             "views='clean' needs a dataset whose transform is an hfkd ImageTransform; pass the dataset without "
             "augmentation, with views='train'"
         )
-    return dataset
+    return dataset if transform is None else dataset.with_transform(transform.at_epoch(0).one_view())

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from hfkd.data.epochs import image_transform
+from hfkd.data.epochs import epoch_transform
 from hfkd.losses.temperatures import Level
 from hfkd.teachers.code import code_hash
 from hfkd.teachers.fingerprint import data_fingerprint, teacher_key
@@ -44,7 +44,7 @@ class ScanKey:
         dataset, collate = reader.dataset, reader.collate
         if not isinstance(dataset, Dataset):
             return None
-        ours = image_transform(dataset)
+        ours = epoch_transform(dataset)
         try:  # the hasher knows a function of a module by its name alone
             transform = f"{repr(ours) if ours is not None else Hasher.hash(dataset.format)} {code_hash(dataset.format)}"
             collated = f"{Hasher.hash(collate)} {code_hash(collate)}"

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 from hfkd.arguments import DistillationArguments
-from hfkd.data.epochs import ImageStream, image_transform
+from hfkd.data.epochs import ImageStream, epoch_transform
 from hfkd.data.resident import ResidentImages
 from hfkd.data.used_columns import only_used
 from hfkd.losses.base import requirements_of
@@ -33,7 +33,7 @@ class EpochViews(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         dataset = getattr(keywords["train_dataloader"], "dataset", None)  # a user's own may be any iterable
-        transform = image_transform(dataset)
+        transform = epoch_transform(dataset)
         if transform is not None and not isinstance(dataset, ImageStream):  # Trainer tells a stream its pass itself
             transform.set_epoch(math.floor(round(state.epoch or 0.0, 6)))
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import nn
 from transformers.trainer_utils import has_length
 
-from hfkd.data.epochs import image_transform
+from hfkd.data.epochs import epoch_transform
 from hfkd.data.he_da import original_images
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.temperatures import Fitted, Level
@@ -199,7 +199,7 @@ def rows_of(dataset: Any) -> str | None:
     if dataset is None:
         return None
     rows = f"{len(dataset):,} rows" if has_length(dataset) else "a stream"
-    transform = image_transform(dataset)
+    transform = epoch_transform(dataset)
     return rows if transform is None else f"{rows}, {transform!r}"
 
 

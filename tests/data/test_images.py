@@ -11,7 +11,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image, ImageOps
 
-from hfkd.data.images import decode, image_hw, label_names, load_images, num_labels
+from hfkd.data.columns import label_names, num_labels
+from hfkd.data.images import decode, image_hw, load_images
 from hfkd.data.transforms import unpack_pixels
 
 
@@ -254,5 +255,5 @@ def test_a_folder_without_data_is_said(tmp_path, content):
     if content:
         path = tmp_path / content
         path.mkdir(parents=True) if content.endswith("/") else path.write_text("no image")
-    with pytest.raises(ValueError, match="holds no data that can be read: give the folder with the images"):
+    with pytest.raises(ValueError, match="holds no data that can be read: give the folder that has the files"):
         load_images(str(tmp_path))

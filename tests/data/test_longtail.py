@@ -5,7 +5,7 @@ import collections
 import pytest
 from datasets import Dataset
 
-from hfkd.data.images import num_labels
+from hfkd.data.columns import num_labels
 from hfkd.data.longtail import class_counts, long_tail
 
 TOTALS = {0.5: 36_029, 0.1: 19_573, 0.02: 12_608, 0.01: 10_847}

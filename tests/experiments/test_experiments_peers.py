@@ -10,7 +10,7 @@ from transformers import AutoModelForImageClassification
 from hfkd import DistillationTrainer
 from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
-from hfkd.evaluation.metrics import image_accuracy
+from hfkd.evaluation.metrics import item_accuracy
 from hfkd.experiments.peers import save_peers
 from hfkd.models import Peers, image_classifier
 
@@ -19,7 +19,7 @@ def test_each_peer_is_saved_with_its_scores(tmp_path):
     train, test = (split.select(range(32)).with_transform(ImageTransform()) for split in load_digits())
     torch.manual_seed(1)
     peers = Peers([image_classifier("cifar_resnet20", 10), image_classifier("cifar_resnet8x4", 10)])
-    data = {"train_dataset": train, "eval_dataset": test, "compute_metrics": image_accuracy}
+    data = {"train_dataset": train, "eval_dataset": test, "compute_metrics": item_accuracy}
     trainer = DistillationTrainer(peers, None, arguments(tmp_path, max_steps=1), objective="average", **data)
     trainer.train()
     scores = save_peers(trainer)

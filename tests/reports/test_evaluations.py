@@ -9,7 +9,7 @@ from toys import Net, Rows, arguments, teacher
 from transformers import TrainerCallback
 
 from hfkd import DistillationTrainer
-from hfkd.evaluation.metrics import image_accuracy
+from hfkd.evaluation.metrics import item_accuracy
 from hfkd.reports import ResultsCallback, distillation_page
 
 STEPS = 6
@@ -26,7 +26,7 @@ class ScoresOfStep:
         return {"accuracy": 1 - self.calls / 10, "error": self.calls / 10, "badness": self.calls / 10}
 
 
-def trainer(folder, evaluated=None, metrics=image_accuracy, **keywords):
+def trainer(folder, evaluated=None, metrics=item_accuracy, **keywords):
     given = {"max_steps": STEPS, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
     args = arguments(folder, **(given | keywords))
     evaluated = Rows(16) if evaluated is None else evaluated
@@ -157,7 +157,7 @@ def test_the_reloaded_best_weights_are_not_the_last_evaluation(tmp_path):
 
 def test_a_run_without_a_set_of_its_own_was_not_evaluated(tmp_path):
     args = arguments(tmp_path)
-    run = DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(), compute_metrics=image_accuracy)
+    run = DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(), compute_metrics=item_accuracy)
     run.train()
     assert run.evaluate(Rows())["eval_accuracy"] >= 0
     run.create_model_card()

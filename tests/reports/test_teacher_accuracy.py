@@ -10,7 +10,7 @@ from torch import nn
 from toys import CLASSES, Net, Rows, arguments, teacher
 
 from hfkd import DistillationTrainer
-from hfkd.experiments.image_run import run_images
+from hfkd.experiments.classifier_run import run_classifier
 from hfkd.models import Peers
 from hfkd.teachers import CachedTextTeacher, build_text_cache
 
@@ -200,7 +200,7 @@ def test_few_rows_say_nothing_about_chance(tmp_path, caplog):
 def test_results_page_and_card_show_it(tmp_path):
     pytest.importorskip("matplotlib")
     trainer = make(tmp_path, teacher(), eval_strategy="steps", eval_steps=3)
-    results = run_images(trainer, {})
+    results = run_classifier(trainer, {})
     value = pytest.approx(accuracy(teacher()))
     assert results["teacher_accuracy"] == value
     assert json.loads((tmp_path / "results.json").read_text())["teacher_accuracy"] == value
@@ -212,4 +212,4 @@ def test_results_page_and_card_show_it(tmp_path):
 
 
 def test_labels_alone_have_none_in_the_results(tmp_path):
-    assert run_images(make(tmp_path, kd_weight=0.0, ce_weight=1.0), {}, page=False)["teacher_accuracy"] is None
+    assert run_classifier(make(tmp_path, kd_weight=0.0, ce_weight=1.0), {}, page=False)["teacher_accuracy"] is None

@@ -1,6 +1,7 @@
-"""Top-1 and top-5 accuracy, from logits, from class ids best first, or from plain predictions.
+"""Top-1 and top-5 accuracy of items, from logits, from class ids best first, or from plain predictions.
 
-N images, C classes, k = min(5, C). `evaluate.load` copies this file alone, so it imports nothing of hfkd.
+N items (images, texts, tokens), B rows, L length, C classes, k = min(5, C). `evaluate.load` copies this file alone, so
+it imports nothing of hfkd.
 """
 
 from typing import Any
@@ -12,19 +13,20 @@ from datasets import Features, Sequence, Value
 from torch import Tensor
 
 TOP_K = 5
+IGNORED = -100  # the label of a token that is no item
 
-DESCRIPTION = "Share of images whose class is predicted (accuracy) or among the five likeliest (top5_accuracy), 0 to 1."
+DESCRIPTION = "Share of items whose class is predicted (accuracy) or among the five likeliest (top5_accuracy), 0 to 1."
 INPUTS = """
 Args:
     predictions: class ids [N], or logits [N, C], or with `ranked=True` class ids best first [N, k].
     references: class ids [N].
 Returns:
-    `accuracy`; and `top5_accuracy` unless predictions are [N]. With five classes or fewer the latter is 1.
+    `accuracy`; and `top5_accuracy` unless predictions are [N] or there are fewer than five classes.
 """
 
 
-class ImageAccuracy(evaluate.Metric):
-    """Top-1 and top-5 accuracy, offline: `ImageAccuracy().compute(predictions=logits, references=labels)`."""
+class Accuracy(evaluate.Metric):
+    """Top-1 and top-5 accuracy, offline: `Accuracy().compute(predictions=logits, references=labels)`."""
 
     def _info(self) -> evaluate.MetricInfo:
         # evaluate takes the first format that fits and would round logits to ids, so rows of numbers are always floats
@@ -47,33 +49,39 @@ class ImageAccuracy(evaluate.Metric):
 
 
 def topk_predictions(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
-    """For Trainer's `preprocess_logits_for_metrics`: logits [N, C] -> class ids best first [N, k].
+    """For Trainer's `preprocess_logits_for_metrics`: logits [.., C] -> class ids best first [.., k].
 
-    Five numbers an image instead of C are then gathered and kept. Of a tuple (a model that also returns hidden states)
+    Five numbers an item instead of C are then gathered and kept. Of a tuple (a model that also returns hidden states)
     the first is taken.
     """
     first = logits[0] if isinstance(logits, (tuple, list)) else logits
-    return first.topk(min(TOP_K, first.shape[-1]), dim=-1).indices  # [N, k]
+    return first.topk(min(TOP_K, first.shape[-1]), dim=-1).indices  # [.., k]
 
 
-def image_accuracy(prediction: Any) -> dict[str, float]:
+def item_accuracy(prediction: Any) -> dict[str, float]:
     """For Trainer's `compute_metrics`: an `EvalPrediction` -> `accuracy` and `top5_accuracy`, 0 to 1.
 
-    `predictions` are what `topk_predictions` made (whole numbers), or logits [N, C] (floats).
+    `predictions` are what `topk_predictions` made (whole numbers), or logits (floats): [N, k] or [N, C] for labels [N],
+    [B, L, k] or [B, L, C] for labels [B, L], of which those of -100 are no items. A label is predicted in its own
+    place, so this is not for causal language models.
     """
     predictions = prediction.predictions
-    first = predictions[0] if isinstance(predictions, tuple) else predictions
-    return _accuracies(np.asarray(first), np.asarray(prediction.label_ids))
+    first, labels = predictions[0] if isinstance(predictions, tuple) else predictions, prediction.label_ids
+    first, labels = np.asarray(first), np.asarray(labels)
+    if labels.ndim == 2 and first.ndim == 3 and first.shape[:2] == labels.shape:
+        known = labels != IGNORED
+        first, labels = first[known], labels[known]  # [N, k or C], [N]
+    return _accuracies(first, labels)
 
 
 def _accuracies(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     if len(predictions) != len(labels) or len(labels) == 0 or labels.ndim != 1:
         raise ValueError(
             f"predictions of shape {predictions.shape} and labels of shape {labels.shape}: give one class id for each "
-            "image, and at least one image"
+            "item, and at least one item"
         )
     if np.issubdtype(predictions.dtype, np.floating):
         predictions = topk_predictions(torch.from_numpy(predictions), torch.from_numpy(labels)).numpy()  # [N, k]
     hits = predictions.reshape(len(labels), -1)[:, :TOP_K] == labels[:, None]  # [N, k]
     accuracy = {"accuracy": float(hits[:, 0].mean())}
-    return accuracy if predictions.ndim == 1 else accuracy | {"top5_accuracy": float(hits.any(axis=1).mean())}
+    return accuracy if hits.shape[1] < TOP_K else accuracy | {"top5_accuracy": float(hits.any(axis=1).mean())}

@@ -7,7 +7,8 @@ from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 import hfkd.evaluation.metrics.accuracy
-from hfkd.evaluation.metrics import ImageAccuracy, image_accuracy, topk_predictions
+from hfkd.evaluation.metrics import Accuracy, default_metrics, item_accuracy, topk_predictions
+from hfkd.tasks.base import TASKS
 
 LOGITS, LABELS = np.random.default_rng(0).normal(size=(200, 12)).astype(np.float32), np.arange(200) % 12
 
@@ -20,14 +21,14 @@ def test_from_logits_and_from_ranked_ids():
     expected = {"accuracy": naive(LOGITS, LABELS, 1), "top5_accuracy": naive(LOGITS, LABELS, 5)}
     ranked = topk_predictions(torch.from_numpy(LOGITS), torch.from_numpy(LABELS))
     assert ranked.shape == (200, 5)
-    assert image_accuracy(EvalPrediction(LOGITS, LABELS)) == pytest.approx(expected)
-    assert image_accuracy(EvalPrediction(ranked.numpy(), LABELS)) == pytest.approx(expected)
-    assert image_accuracy(EvalPrediction((LOGITS, "hidden states"), LABELS)) == pytest.approx(expected)
+    assert item_accuracy(EvalPrediction(LOGITS, LABELS)) == pytest.approx(expected)
+    assert item_accuracy(EvalPrediction(ranked.numpy(), LABELS)) == pytest.approx(expected)
+    assert item_accuracy(EvalPrediction((LOGITS, "hidden states"), LABELS)) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("make", [ImageAccuracy, lambda: evaluate.load(hfkd.evaluation.metrics.accuracy.__file__)])
+@pytest.mark.parametrize("make", [Accuracy, lambda: evaluate.load(hfkd.evaluation.metrics.accuracy.__file__)])
 def test_metric_module(make):
-    metric, expected = make(), image_accuracy(EvalPrediction(LOGITS, LABELS))
+    metric, expected = make(), item_accuracy(EvalPrediction(LOGITS, LABELS))
     ranked = topk_predictions(torch.from_numpy(LOGITS), torch.from_numpy(LABELS))
     assert metric.compute(predictions=LOGITS, references=LABELS) == pytest.approx(expected)
     assert metric.compute(predictions=ranked, references=LABELS, ranked=True) == pytest.approx(expected)
@@ -37,9 +38,37 @@ def test_metric_module(make):
 
 def test_fewer_than_five_classes():
     logits, labels = LOGITS[:, :3], LABELS % 3
-    scores = image_accuracy(EvalPrediction(logits, labels))
+    scores = item_accuracy(EvalPrediction(logits, labels))
     assert topk_predictions(torch.from_numpy(logits), torch.from_numpy(labels)).shape == (200, 3)
-    assert scores == {"accuracy": pytest.approx(naive(logits, labels, 1)), "top5_accuracy": 1.0}
+    assert scores == {"accuracy": pytest.approx(naive(logits, labels, 1))}
+
+
+def test_tokens_that_a_label_names_are_items_and_others_are_not():
+    logits = LOGITS.reshape(20, 10, 12)
+    labels = LABELS.reshape(20, 10).copy()
+    labels[:, ::3] = -100
+    known = labels.flatten() != -100
+    expected = {
+        "accuracy": naive(LOGITS[known], LABELS[known], 1),
+        "top5_accuracy": naive(LOGITS[known], LABELS[known], 5),
+    }
+    ranked = topk_predictions(torch.from_numpy(logits), torch.from_numpy(labels))
+    assert item_accuracy(EvalPrediction(logits, labels)) == pytest.approx(expected)
+    assert item_accuracy(EvalPrediction(ranked.numpy(), labels)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("labels", [np.eye(4, dtype=np.float32)[LABELS % 4], np.full((200, 4), -100)])
+def test_labels_that_are_no_class_ids_are_refused(labels):
+    ranked = topk_predictions(torch.from_numpy(LOGITS[:, :4]), None).numpy()
+    with pytest.raises(ValueError, match="labels of shape \\(200, 4\\)"):
+        item_accuracy(EvalPrediction(ranked, labels))
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_each_task_has_metrics_or_is_left_to_its_loss(name):
+    kept = default_metrics(TASKS[name].scored_by)
+    in_place = ("image_classification", "sequence_classification", "token_classification", "masked_lm")
+    assert set(kept) == ({"compute_metrics", "preprocess_logits_for_metrics"} if name in in_place else set())
 
 
 def test_of_several_outputs_the_first_are_the_logits():
@@ -49,8 +78,8 @@ def test_of_several_outputs_the_first_are_the_logits():
 
 @pytest.mark.parametrize(("predictions", "labels"), [(LOGITS[:3], LABELS), (LOGITS[:0], LABELS[:0])])
 def test_shapes_that_do_not_fit_are_refused(predictions, labels):
-    with pytest.raises(ValueError, match="give one class id for each image"):
-        image_accuracy(EvalPrediction(predictions, labels))
+    with pytest.raises(ValueError, match="give one class id for each item"):
+        item_accuracy(EvalPrediction(predictions, labels))
 
 
 def test_in_the_trainer_only_the_ranked_ids_are_gathered(tmp_path):
@@ -73,7 +102,7 @@ def test_in_the_trainer_only_the_ranked_ids_are_gathered(tmp_path):
 
     def compute_metrics(prediction):
         seen.append(prediction.predictions.shape)
-        return image_accuracy(prediction)
+        return item_accuracy(prediction)
 
     trainer = Trainer(
         Echo(),

@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessor
 from hfkd import DistillationTrainer
 from hfkd.data import ImageTransform
 from hfkd.data.images import decode
-from hfkd.experiments.image_run import page_data
+from hfkd.experiments.classifier_run import page_data
 from hfkd.models import InputSpec, image_classifier
 from hfkd.teachers import LiveTeacher
 from hfkd.training.validation.normalisation import ImageInputs

@@ -8,7 +8,7 @@ from toys import arguments
 from hfkd import DistillationTrainer
 from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
-from hfkd.experiments.image_run import page_data
+from hfkd.experiments.classifier_run import page_data
 from hfkd.losses.functional import energy
 
 

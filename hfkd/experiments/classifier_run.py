@@ -1,6 +1,6 @@
-"""An image run from start to end: train, resume, evaluate, save, and leave a page that a person can read.
+"""A classifier's run from start to end: train, resume, evaluate, save, and leave a page that a person can read.
 
-N images, C classes, H height, W width.
+Rows are images or texts. N images, C classes, H height, W width.
 """
 
 import json
@@ -30,17 +30,19 @@ SHOWN = 16  # images of lowest and of highest energy on the page
 GROUP = 512  # images of each energy group whose predictions are averaged
 
 
-def run_images(trainer: DistillationTrainer, config: dict[str, Any], page: bool = True) -> dict[str, Any]:
+def run_classifier(
+    trainer: DistillationTrainer, config: dict[str, Any], page: bool = True, items_name: str = "images"
+) -> dict[str, Any]:
     """Train `trainer`, taking up an earlier sitting that was stopped, and write results.json, the student and a page.
 
-    `config` is recorded with the results; `page=False` leaves the page out, for which the teacher and the student see
-    all images once more. Returns the content of results.json. Runs on every rank.
+    `config` is recorded with the results; `items_name` says there what a row is; `page=False` leaves the page out, for
+    which the teacher and the student see all rows once more. Returns the content of results.json. Runs on every rank.
     """
     config = without_paths(config)
     drawn = page and find_spec("matplotlib") is not None
     if page and not drawn:
         logger.warning("There will be no %s: pip install 'hfkd[demo]' for its pictures", PAGE_NAME)
-    folder = train_to_the_end(trainer, ResultsCallback(config))
+    folder = train_to_the_end(trainer, ResultsCallback(config, items_name=items_name))
     data = page_data(trainer) if drawn else {}
     results: dict[str, Any] = {}
     if trainer.is_world_process_zero():
@@ -70,7 +72,7 @@ def page_data(trainer: DistillationTrainer) -> dict[str, Any]:
 
 
 def _energy_groups(trainer: DistillationTrainer, teacher: LiveTeacher, training: TeacherScan) -> dict[str, Any]:
-    """Images of lowest and highest energy, and the teacher's probabilities for a group at each end."""
+    """Images of lowest and of highest energy, and the teacher's probabilities for a group of rows at each end."""
     dataset = original_images(trainer.train_dataset)
     transform = image_transform(dataset)
     order = training.energy.argsort()
@@ -92,12 +94,13 @@ def _probabilities(trainer: DistillationTrainer, teacher: LiveTeacher, rows: lis
 
 
 def _correctness(trainer: DistillationTrainer, teacher: LiveTeacher, dataset: Any) -> dict[str, Any]:
-    """For each evaluation image: the teacher's entropy, and whether student and teacher are right."""
+    """For each row that is scored: the teacher's entropy, and whether student and teacher are right."""
     with receiving(teacher, trainer.image_inputs, dataset):
         taught = scan(
             teacher,
             dataset,
             collate=trainer.data_collator,
+            task=trainer.task,
             batch_size=trainer.args.eval_batch_size,
             accelerator=trainer.accelerator,
             progress_bar=False,

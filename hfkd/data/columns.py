@@ -1,0 +1,34 @@
+"""The columns of a dataset by their usual names, and the classes that a label column names."""
+
+from typing import Any
+
+from datasets import ClassLabel, Dataset
+
+# In the order they are looked for.
+LABEL_COLUMNS = ("fine_label", "label", "labels", "cls", "class")
+
+
+def find_column(dataset: Dataset, given: str | None, usual: tuple[str, ...], argument: str) -> str:
+    if given is not None and given not in dataset.column_names:
+        raise ValueError(f"{argument}={given!r} is not in the dataset: its columns are {dataset.column_names}")
+    found = given or next((c for c in usual if c in dataset.column_names), None)
+    if found is None:
+        raise ValueError(
+            f"no {argument.removesuffix('_column')} column among {dataset.column_names}: none is called "
+            f"{' or '.join(usual)}; pass {argument}="
+        )
+    return found
+
+
+def label_names(dataset: Any) -> list[str] | None:
+    """The class names of a dataset's column `labels`, if it has any."""
+    feature = dataset.features["labels"]
+    return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def num_labels(dataset: Any) -> int:
+    """How many classes: what the features say, else the highest label plus one; ValueError for a stream without."""
+    names = label_names(dataset)
+    if not names and not isinstance(dataset, Dataset):
+        raise ValueError("this stream does not name its classes, so they cannot be counted: load it without streaming")
+    return len(names) if names else int(max(dataset.with_format("numpy")["labels"][:])) + 1

@@ -1,0 +1,52 @@
+"""Masked tokens that are the same on any number of ranks and after a resume.
+
+B rows, L tokens of each.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
+
+from hfkd.data.epochs import EpochTransform, epoch_zero
+from hfkd.data.transforms import view_ids
+
+
+@dataclass
+class TokenMasking(EpochTransform):
+    """Rows of tokens -> `input_ids`, of which some are masked, and their `labels`, -100 elsewhere (each [L]); `index`.
+
+    BERT's rule, as transformers' collator has it: of the chosen tokens 80 % become the mask token, 10 % any token, and
+    10 % stay. Which ones is drawn from (seed, epoch, index) alone, so each epoch has others. Special tokens are not
+    chosen: those of the column `special_tokens_mask`.
+    """
+
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    probability: float = 0.15
+    seed: int = 0
+    epoch: Tensor = field(default_factory=epoch_zero, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.mask_token is None:
+            raise ValueError(
+                "the tokenizer has no mask token, which masked language modelling writes in place of tokens: set one "
+                "(tokenizer.add_special_tokens({'mask_token': '[MASK]'}), and save it), or choose another tokenizer"
+            )
+        self._collator = DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=self.probability)
+
+    def at_epoch(self, epoch: int) -> Self:
+        return replace(self, epoch=torch.tensor(epoch))
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
+        seeds = view_ids(torch.tensor(batch["index"]), self.seed, self.epoch, 1 << 62).tolist()
+        columns = zip(batch["input_ids"], batch["special_tokens_mask"], seeds, strict=True)
+        masked, labels = zip(*(self._mask(*row) for row in columns), strict=True)
+        return {"input_ids": list(masked), "labels": list(labels), "index": batch["index"]}
+
+    def _mask(self, ids: list[int], special: list[int], seed: int) -> tuple[list[int], list[int]]:
+        self._collator.generator = torch.Generator().manual_seed(seed)
+        masked, labels = self._collator.torch_mask_tokens(torch.tensor([ids]), torch.tensor([special]))
+        self._collator.generator = None  # which cannot be pickled
+        return masked[0].tolist(), labels[0].tolist()

@@ -1,0 +1,120 @@
+"""The flags that name a set of texts, and its two splits: rows to learn from, and rows to score."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset, Value
+
+from hfkd.data.text_files import read_splits
+from hfkd.utils.counts import at_least_one
+
+logger = logging.getLogger(__name__)
+
+EVAL_SPLITS = ("validation", "valid", "val", "dev", "test")
+
+
+@dataclass
+class TextSetArguments:
+    """Which texts to learn from and which to score."""
+
+    dataset_name: str = field(
+        default="stanfordnlp/sst2",
+        metadata={"help": "Hub id, local folder, or a file (JSON lines, .csv, .tsv, .parquet, .txt)."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set, if it has any."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on; unset: validation, valid, val or dev, else test."}
+    )
+    hold_out: int | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluate on so many rows of train_split, drawn by split_seed and left out of training, in place "
+            "of a split of their own."
+        },
+    )
+    split_seed: int = field(default=0, metadata={"help": "What hold_out, max_train_rows and max_eval_rows draw by."})
+    max_length: int = field(default=128, metadata={"help": "Tokens of a row."})
+    max_train_rows: int | None = field(default=None, metadata={"help": "Train on so many rows, drawn by split_seed."})
+    max_eval_rows: int | None = field(default=None, metadata={"help": "Evaluate on so many, drawn by split_seed."})
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "hold_out", "max_length", "max_train_rows", "max_eval_rows")
+        if self.hold_out is not None and self.eval_split is not None:
+            raise ValueError(
+                f"hold_out={self.hold_out} and eval_split={self.eval_split!r}: rows are scored that are held out of "
+                "training, or those of a split of their own; leave one out"
+            )
+
+    def splits(self) -> tuple[Dataset, Dataset]:
+        """The rows to train on, and those to score. ValueError where the data have no rows for one of them."""
+        found = read_splits(self.dataset_name, self.dataset_config)
+        if self.train_split not in found:
+            raise ValueError(
+                f"{self.dataset_name} has no split {self.train_split!r}: it has {list(found)}; pass --train_split"
+            )
+        train, scored = self._pair(found)
+        return self._drawn(train, self.max_train_rows), self._drawn(scored, self.max_eval_rows)
+
+    def _pair(self, found: dict[str, Dataset]) -> tuple[Dataset, Dataset]:
+        train = found[self.train_split]
+        if self.hold_out is not None:
+            if self.hold_out >= len(train):
+                raise ValueError(
+                    f"hold_out={self.hold_out} of the {len(train)} rows of {self.train_split!r} leaves none to train "
+                    "on: hold out fewer"
+                )
+            parts = train.train_test_split(test_size=self.hold_out, seed=self.split_seed)
+            logger.info("%d of %d rows of %r are held out to be scored", self.hold_out, len(train), self.train_split)
+            return parts["train"], parts["test"]
+        usual = (name for name in EVAL_SPLITS if name in found and name != self.train_split)
+        name = self.eval_split or next(usual, None)
+        if name is None or name not in found:
+            missing = "no split to evaluate on" if name is None else f"no split {name!r}"
+            raise ValueError(
+                f"{self.dataset_name} has {missing}: it has {list(found)}; pass --eval_split, or --hold_out ROWS to "
+                f"hold rows of {self.train_split!r} out"
+            )
+        if name == self.train_split:
+            raise ValueError(f"eval_split={name!r} is what is trained on: pass another split, or --hold_out ROWS")
+        logger.info("Trained on the split %r, scored on %r", self.train_split, name)
+        return train, found[name]
+
+    def _drawn(self, rows: Dataset, count: int | None) -> Dataset:
+        if count is None or count >= len(rows):
+            return rows
+        return rows.shuffle(seed=self.split_seed).select(range(count))  # many sets are in the order of their labels
+
+
+def text_columns_of(rows: Dataset) -> list[str]:
+    return [name for name, feature in rows.features.items() if is_text(feature)]
+
+
+def is_text(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+
+
+def check_texts(rows: Dataset, columns: list[str], split: str) -> None:
+    """Raise ValueError unless these columns are there, hold text, and in every row."""
+    for column in columns:
+        if column not in rows.column_names:
+            raise ValueError(f"{split} has no column {column!r}: it has {rows.column_names}")
+        if not is_text(rows.features[column]):
+            raise ValueError(f"column {column!r} of {split} holds {rows.features[column]}, not text: name another one")
+        missing = next((i for i, text in enumerate(rows[column][:]) if text is None), None)
+        if missing is not None:
+            raise ValueError(f"row {missing} of {split} has no {column!r}: leave such rows out")
+
+
+def check_length(tokenizer: Any, max_length: int, special: int) -> None:
+    """Raise ValueError for a `max_length` without room for text, or longer than the tokenizer says is possible."""
+    if max_length <= special:
+        raise ValueError(
+            f"max_length={max_length}: the tokenizer adds {special} tokens of its own, which leave no room for text"
+        )
+    if max_length > tokenizer.model_max_length:
+        raise ValueError(
+            f"max_length={max_length}, but the tokenizer says that its network takes {tokenizer.model_max_length} "
+            "tokens: lower max_length"
+        )

@@ -1,0 +1,63 @@
+"""One run of training on texts: from what the flags of a recipe say to a trainer."""
+
+from typing import Any
+
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, set_seed
+
+from hfkd.arguments import DistillationArguments
+from hfkd.data.labelled_texts import LabelledTextArguments
+from hfkd.data.plain_texts import PlainTextArguments
+from hfkd.evaluation.metrics import default_metrics
+from hfkd.models.text_network_arguments import TextNetworkArguments
+from hfkd.models.text_networks import class_names
+from hfkd.tasks.choice import chosen_task
+from hfkd.trainer import DistillationTrainer
+
+
+def text_classification_trainer(
+    networks: TextNetworkArguments, data: LabelledTextArguments, args: DistillationArguments
+) -> DistillationTrainer:
+    """The trainer of a classifier of texts, with a teacher unless `args.kd_weight` is 0."""
+    networks.check_teacher(args.kd_weight)
+    with args.main_process_first(desc="tokenising"):
+        texts = data.read()
+        tokenizer = networks.tokenizer(texts.train["text"][:])
+        rows = data.tokens(texts, tokenizer)
+    labels = class_names(texts.label_names, texts.num_labels)
+    return _trainer(AutoModelForSequenceClassification, networks, args, rows, tokenizer, labels)
+
+
+def masked_lm_trainer(
+    networks: TextNetworkArguments, data: PlainTextArguments, args: DistillationArguments
+) -> DistillationTrainer:
+    """The trainer of a masked language model, with a teacher unless `args.kd_weight` is 0."""
+    networks.check_teacher(args.kd_weight)
+    with args.main_process_first(desc="tokenising"):
+        texts = data.read()
+        tokenizer = networks.tokenizer(texts.train["text"][:])
+        rows = data.tokens(texts, tokenizer, args.seed)
+    return _trainer(AutoModelForMaskedLM, networks, args, rows, tokenizer, {})
+
+
+def _trainer(
+    auto: Any,
+    networks: TextNetworkArguments,
+    args: DistillationArguments,
+    rows: tuple[Any, Any],
+    tokenizer: Any,
+    labels: dict[str, Any],
+) -> DistillationTrainer:
+    """The seed is set before the networks are made, so that several runs in one process give what each gives alone."""
+    set_seed(args.seed)
+    student = networks.student(auto, tokenizer, **labels)
+    teacher = networks.teacher(auto, tokenizer, **labels) if args.kd_weight else None
+    return DistillationTrainer(
+        student,
+        teacher,
+        args,
+        processing_class=tokenizer,
+        teacher_processing_class=tokenizer if teacher is not None else None,
+        train_dataset=rows[0],
+        eval_dataset=rows[1],
+        **default_metrics(chosen_task(args.task, [student]).scored_by),
+    )

@@ -1,0 +1,117 @@
+"""The flags that name a teacher and a student that read text, and the one tokenizer of both."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hfkd.models.language import DTYPES, brings_tokenizer, load_tokenizer
+from hfkd.models.text_networks import fresh_network, is_model_type, stored_network, text_teacher
+from hfkd.models.vocabulary import same_tokenizer
+from hfkd.models.wordpiece import train_wordpiece
+from hfkd.utils.counts import at_least_one
+
+
+@dataclass
+class TextNetworkArguments:
+    """Which network teaches which. Both read the tokens of the teacher's tokenizer."""
+
+    teacher_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Teacher: a Hub id or a folder. With kd_weight 0 its tokenizer alone is used."},
+    )
+    student_name_or_path: str = field(
+        default="google/bert_uncased_L-2_H-128_A-2",
+        metadata={"help": "Student: a Hub id or a folder; with from_config also a model type, such as bert."},
+    )
+    from_config: bool = field(default=False, metadata={"help": "Start the student from fresh weights."})
+    student_config: str | None = field(
+        default=None,
+        metadata={"help": "With from_config: settings of its configuration, num_hidden_layers=2,hidden_size=128."},
+    )
+    teacher_from_config: bool = field(
+        default=False,
+        metadata={"help": "Random weights for the teacher, which then knows nothing: only for trying this offline."},
+    )
+    teacher_config: str | None = field(default=None, metadata={"help": "The same with teacher_from_config."})
+    teacher_dtype: str = field(default="auto", metadata={"help": "auto (as stored), float32, bfloat16 or float16."})
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Give a stored student of other classes a fresh head."}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Tokenizer for networks that bring none, such as a configuration."}
+    )
+    train_tokenizer: int | None = field(
+        default=None,
+        metadata={"help": "In place of tokenizer_name: a WordPiece of so many tokens, learnt from the training texts."},
+    )
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "train_tokenizer")
+        if self.teacher_dtype not in DTYPES:
+            raise ValueError(f"unknown teacher_dtype {self.teacher_dtype!r}: pass one of {list(DTYPES)}")
+        for config, fresh in (("student_config", "from_config"), ("teacher_config", "teacher_from_config")):
+            if getattr(self, config) and not getattr(self, fresh):
+                raise ValueError(f"{config}={getattr(self, config)!r} is for fresh weights: pass {fresh} with it")
+        if self.tokenizer_name and self.train_tokenizer:
+            raise ValueError(
+                f"tokenizer_name={self.tokenizer_name!r} and train_tokenizer={self.train_tokenizer}: leave one out"
+            )
+        weights = [name for name, fresh in self._networks if not fresh]
+        if self.train_tokenizer and weights:
+            raise ValueError(
+                f"train_tokenizer={self.train_tokenizer}: {weights[0]} has stored weights, which stand for the tokens "
+                "of its own tokenizer; train one for fresh weights alone (from_config), or leave it out"
+            )
+
+    def check_teacher(self, kd_weight: float) -> None:
+        """Raise ValueError for a distillation without a teacher, before anything is loaded."""
+        if not self.teacher_name_or_path and kd_weight:
+            raise ValueError(
+                f"kd_weight={kd_weight} needs a teacher: pass --teacher_name_or_path, or --kd_weight 0 --ce_weight 1 "
+                "to train on the labels alone"
+            )
+
+    def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+        """The teacher's, else the student's, else `tokenizer_name`'s, or one learnt from `texts`; it can pad.
+
+        Raises ValueError where stored weights of both stand for other tokens, and where there is none.
+        """
+        stored = [load_tokenizer(name) for name, fresh in self._networks if not fresh and brings_tokenizer(name)]
+        if len(stored) == 2:
+            same_tokenizer(student=stored[1], teacher=stored[0])
+        others = [name for name, fresh in self._networks if fresh and not is_model_type(name)]
+        named = [*filter(brings_tokenizer, others), *([self.tokenizer_name] if self.tokenizer_name else [])]
+        if self.train_tokenizer:
+            tokenizer = train_wordpiece(texts, self.train_tokenizer)
+        elif stored or named:
+            tokenizer = stored[0] if stored else load_tokenizer(named[0])
+        else:
+            names = " and ".join(name for name, _ in self._networks)
+            raise ValueError(f"{names}: no tokenizer there; pass --tokenizer_name, or --train_tokenizer TOKENS")
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    @property
+    def _networks(self) -> list[tuple[str, bool]]:
+        """The names of teacher and student, and whether each has fresh weights, which stand for no tokens yet."""
+        taught = [(self.teacher_name_or_path, self.teacher_from_config)] if self.teacher_name_or_path else []
+        return [*taught, (self.student_name_or_path, self.from_config)]
+
+    def student(self, auto: Any, tokenizer: PreTrainedTokenizerBase, **labels: Any) -> PreTrainedModel:
+        """The student with the head of an Auto class of transformers, and its `labels`."""
+        name = self.student_name_or_path
+        if self.from_config:
+            return fresh_network(auto, name, tokenizer, self.student_config, **labels)
+        return stored_network(auto, name, tokenizer, ignore_mismatched_sizes=self.ignore_mismatched_sizes, **labels)
+
+    def teacher(self, auto: Any, tokenizer: PreTrainedTokenizerBase, **labels: Any) -> PreTrainedModel | None:
+        """The teacher; `labels` are for one with fresh weights, a stored one has its own."""
+        name = self.teacher_name_or_path
+        if not name:
+            return None
+        if self.teacher_from_config:
+            return fresh_network(auto, name, tokenizer, self.teacher_config, **labels)
+        return text_teacher(auto, name, tokenizer, self.teacher_dtype)

@@ -1,0 +1,122 @@
+"""Networks that read text, by head: from the Hub, a folder, or a configuration with fresh weights.
+
+C classes.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from hfkd.models.checkpoints import naming_unreadable, some
+
+SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
+
+
+def fresh_network(
+    auto: Any, name: str, tokenizer: PreTrainedTokenizerBase, changes: str | None = None, **labels: Any
+) -> PreTrainedModel:
+    """A network with random weights and the vocabulary of `tokenizer`.
+
+    `name` is a model type of transformers ("bert", with its default configuration), a Hub id or a folder; `changes` are
+    settings of its configuration, "num_hidden_layers=2,hidden_size=128". `auto` is an Auto class of transformers,
+    `labels` are the `id2label` and the like of a classifier.
+    """
+    config = (
+        AutoConfig.for_model(name) if is_model_type(name) else AutoConfig.from_pretrained(name, trust_remote_code=False)
+    )
+    config.vocab_size = len(tokenizer)
+    for token in SPECIAL_IDS:
+        if hasattr(config, token):
+            setattr(config, token, getattr(tokenizer, token, None))
+    _change(config, changes)
+    for setting, value in labels.items():
+        setattr(config, setting, value)
+    network = auto.from_config(config)
+    check_vocabulary(network, tokenizer, name)
+    return network
+
+
+def is_model_type(name: str) -> bool:
+    return name in CONFIG_MAPPING and not os.path.isdir(name)
+
+
+def stored_network(
+    auto: Any,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: str = "float32",
+    ignore_mismatched_sizes: bool = False,
+    **labels: Any,
+) -> PreTrainedModel:
+    """The network stored under a Hub id or in a folder; what its files do not have, such as a new head, is fresh.
+
+    Raises ValueError for a head of another size, unless `ignore_mismatched_sizes` asks for a fresh one in its place.
+    """
+    network, loaded = _loaded(auto, name, dtype, **labels)
+    if loaded["mismatched_keys"] and not ignore_mismatched_sizes:
+        weight, stored, wanted = min(loaded["mismatched_keys"])
+        raise ValueError(
+            f"{weight} of {name} is of shape {list(stored)}, and these data need {list(wanted)}: pass "
+            "--ignore_mismatched_sizes for fresh weights in its place, or data of the classes that it knows"
+        )
+    return _ready(network, tokenizer, name)
+
+
+def text_teacher(auto: Any, name: str, tokenizer: PreTrainedTokenizerBase, dtype: str = "auto") -> PreTrainedModel:
+    """`stored_network` for a network that must know something: ValueError where a part of it has no stored weights.
+
+    A base model without a classifier would be given a random one, and teach that. Its class names are its own.
+    """
+    network, loaded = _loaded(auto, name, dtype)
+    if missing := sorted(loaded["missing_keys"]):
+        raise ValueError(
+            f"the teacher {name} has no stored weights for {some(missing)}, so its {type(network).__name__} would be "
+            "random there: give a network that was trained for this task, or train one by this recipe with "
+            "--kd_weight 0 --ce_weight 1"
+        )
+    return _ready(network, tokenizer, name)
+
+
+def check_vocabulary(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise ValueError for a network with fewer embeddings than there are tokens."""
+    embeddings: Any = network.get_input_embeddings()
+    if embeddings.num_embeddings < len(tokenizer):
+        raise ValueError(
+            f"{name} has {embeddings.num_embeddings} embeddings, and the tokenizer {len(tokenizer)} tokens: student "
+            "and teacher read the same tokens, those of the teacher's tokenizer"
+        )
+
+
+def class_names(names: Sequence[str] | None, classes: int) -> dict[str, Any]:
+    """The `labels` of a classifier of so many classes."""
+    if names is None:
+        return {"num_labels": classes}
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+
+
+def _loaded(auto: Any, name: str, dtype: str, **labels: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
+    with naming_unreadable(name):
+        return auto.from_pretrained(name, dtype=dtype, **options, **labels)
+
+
+def _ready(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedModel:
+    check_vocabulary(network, tokenizer, name)
+    if getattr(network.config, "pad_token_id", None) is None:  # by which decoders find the last token of a row
+        network.config.pad_token_id = tokenizer.pad_token_id
+    return network
+
+
+def _change(config: PreTrainedConfig, changes: str | None) -> None:
+    """Settings of a configuration, as text. ValueError for what it does not have, with what it was."""
+    if not changes:
+        return
+    try:
+        config.update_from_string(changes)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{changes!r} cannot be set on a configuration of {config.model_type} ({error}): write name=value, with "
+            "commas between, such as num_hidden_layers=2,hidden_size=128"
+        ) from error

@@ -1,0 +1,36 @@
+"""Pre-train a smaller masked language model by distillation, as DistilBERT was (Sanh et al. 2019).
+
+    accelerate launch recipes/masked_lm.py --teacher_name_or_path google-bert/bert-base-uncased \\
+        --student_name_or_path distilbert --from_config
+
+Protocol: configs/masked_lm.yaml, with DistilBERT's temperature, weights and rate. What differs: the loss is taken on
+masked tokens alone (the release's distillation takes every token), there is no cosine loss on hidden states, and the
+student starts from fresh weights, not from every other layer of the teacher. `--temperature energy` and
+`--weighting entropy` choose temperature and weight for each masked token and each row. Which tokens are masked is drawn
+from seed, epoch and row. Published: not comparable. Ours: not run at full length.
+"""
+
+from pathlib import Path
+
+from hfkd import DistillationArguments
+from hfkd.data.plain_texts import PlainTextArguments
+from hfkd.experiments.distil_text import masked_lm_trainer
+from hfkd.experiments.text_run import run_text
+from hfkd.models.text_network_arguments import TextNetworkArguments
+from hfkd.utils.parsing import parse
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def main() -> None:
+    networks, data, args = parse(
+        (TextNetworkArguments, PlainTextArguments, DistillationArguments),
+        defaults=[CONFIGS / "masked_lm.yaml"],
+        description=__doc__,
+    )
+    trainer = masked_lm_trainer(networks, data, args)
+    run_text(trainer, vars(networks) | vars(data) | trainer.settings)
+
+
+if __name__ == "__main__":
+    main()
