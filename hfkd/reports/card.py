@@ -18,6 +18,7 @@ from hfkd.models import CIFAR_NETS, Peers
 from hfkd.reports.citations import citations
 from hfkd.reports.evaluations import of_the_run, step_of_weights
 from hfkd.reports.history import teacher_scores
+from hfkd.reports.loading import loading_of
 from hfkd.training.host import Host
 from hfkd.utils.command import command, without_secrets
 from hfkd.utils.files import write_atomically
@@ -56,7 +57,7 @@ def write_card(
     distilled = bool((settings["teacher"] or peers) and settings["kd_weight"])
     if not distilled:
         settings = {k: v for k, v in settings.items() if k not in (*SLOTS, "teacher", "kd_weight")}
-    step = step_of_weights(trainer.state, args, trainer.is_in_train)
+    step, loading = step_of_weights(trainer.state, args, trainer.is_in_train), loading_of(student)
     words = _words(
         name=model_name or (args.hub_model_id or folder.resolve().name).split("/")[-1],
         library=_library(student),
@@ -82,7 +83,9 @@ def write_card(
         **words,
         **_of_the_run(trainer, settings, words["dataset"], peers, distilled),
         metrics=metrics,
+        loading=loading,
         kind=type(student).__name__,
+        module=type(student).__module__,
         step=step,
     )
     write_atomically(folder / FILE, without_secrets(f"{card}\n", [args.hub_token]).encode())
@@ -97,7 +100,9 @@ def _of_the_run(
     methods = (["Peers()"] if peers else []) + (["TAKD()"] if assistants else []) + HE_DA[args.he_da]
     return {
         "settings": _cells({"data": dataset, "assistants": assistants, **settings}),
-        "generates": trainer.task.generates,
+        "item": trainer.task.item,
+        "first_rows": trainer.task.vocabulary,
+        "next_tokens": trainer.task.pipeline_tag == "text-generation",
         "distilled": distilled,
         "peers": peers,
         "cifar": settings["student"].split(" ")[0] in CIFAR_NETS,
