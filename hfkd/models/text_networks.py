@@ -31,11 +31,11 @@ def fresh_network(
         if hasattr(config, token):
             setattr(config, token, getattr(tokenizer, token, None))
     _change(config, changes)
+    if config.vocab_size < len(tokenizer):
+        raise ValueError(_too_small(name, config.vocab_size, tokenizer))
     for setting, value in labels.items():
         setattr(config, setting, value)
-    network = auto.from_config(config)
-    check_vocabulary(network, tokenizer, name)
-    return network
+    return auto.from_config(config)
 
 
 def is_model_type(name: str) -> bool:
@@ -79,16 +79,6 @@ def text_teacher(auto: Any, name: str, tokenizer: PreTrainedTokenizerBase, dtype
     return _ready(network, tokenizer, name)
 
 
-def check_vocabulary(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise ValueError for a network with fewer embeddings than there are tokens."""
-    embeddings: Any = network.get_input_embeddings()
-    if embeddings.num_embeddings < len(tokenizer):
-        raise ValueError(
-            f"{name} has {embeddings.num_embeddings} embeddings, and the tokenizer {len(tokenizer)} tokens: student "
-            "and teacher read the same tokens, those of the teacher's tokenizer"
-        )
-
-
 def class_names(names: Sequence[str] | None, classes: int) -> dict[str, Any]:
     """The `labels` of a classifier of so many classes."""
     if names is None:
@@ -103,10 +93,19 @@ def _loaded(auto: Any, name: str, dtype: str, **labels: Any) -> tuple[PreTrained
 
 
 def _ready(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedModel:
-    check_vocabulary(network, tokenizer, name)
+    embeddings: Any = network.get_input_embeddings()
+    if embeddings.num_embeddings < len(tokenizer):
+        raise ValueError(_too_small(name, embeddings.num_embeddings, tokenizer))
     if getattr(network.config, "pad_token_id", None) is None:  # by which decoders find the last token of a row
         network.config.pad_token_id = tokenizer.pad_token_id
     return network
+
+
+def _too_small(name: str, embeddings: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    return (
+        f"{name} has {embeddings} embeddings, and the tokenizer {len(tokenizer)} tokens: student and teacher read the "
+        "same tokens, those of the teacher's tokenizer"
+    )
 
 
 def _change(config: PreTrainedConfig, changes: str | None) -> None:
