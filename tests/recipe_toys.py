@@ -5,13 +5,17 @@ import runpy
 import sys
 from pathlib import Path
 
+import torch
 from digit_files import flags, save_network, write_digits
+from text_tokenizer import word_tokenizer
 from text_toys import language_model, tokenizer
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 WORDS = ["a", "b", "c", "d", "you", "me", "one", "two", "three"]
 TEXT = {"max_length": 24, "max_prompt_length": 12, "max_steps": 2, "per_device_train_batch_size": 8}
 TEXT |= {"gradient_accumulation_steps": 1, "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
+SMALL_BERT = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
 ANSWERS = {"sets": "vicuna", "seeds": 1, "max_new_tokens": 4, "max_prompt_length": 12}
 
 
@@ -28,6 +32,23 @@ def write_toys(folder):
     for name, width in (("large", 24), ("small", 16)):
         language_model(width).save_pretrained(folder / name)
         tokenizer().save_pretrained(folder / name)
+    write_classified(folder)
+    return folder
+
+
+def write_classified(folder, rows=48):
+    """Sentences whose label is one of their words, and a classifier and a masked language model of 16 tokens."""
+    (folder / "classified").mkdir()
+    words = word_tokenizer(pad_token="<pad>", mask_token="<mask>")
+    for split, count in (("train", rows), ("dev", 16)):
+        said = [(f"{WORDS[i % 9]} {('ask', 'answer')[i % 2]} {WORDS[i % 7]}", i % 2) for i in range(count)]
+        lines = [json.dumps({"text": text, "label": ("positive", "negative")[k]}) + "\n" for text, k in said]
+        (folder / "classified" / f"{split}.jsonl").write_text("".join(lines))
+    config = BertConfig(**SMALL_BERT, vocab_size=len(words), id2label={0: "negative", 1: "positive"})
+    for name, kind in (("classifier", BertForSequenceClassification), ("masked", BertForMaskedLM)):
+        torch.manual_seed(0)
+        kind(config).save_pretrained(folder / name)
+        words.save_pretrained(folder / name)
     return folder
 
 
@@ -52,6 +73,27 @@ def answer_flags(folder, out, **more):
     """A run of evaluate_instruct.py with one set of answers."""
     names = {"student_name_or_path": folder / "small", "sets_from": folder / "sets", "output_dir": out}
     return given(**ANSWERS | names | more)
+
+
+def classified_flags(folder, out, **more):
+    """A run of text_classification.py of 6 steps, two epochs, with fresh weights for the student."""
+    return _read_flags(folder, out, "classifier", {"num_train_epochs": 2} | more)
+
+
+def masked_flags(folder, out, **more):
+    """A run of masked_lm.py of 6 steps, 5 of them in the first epoch, of rows of 8 tokens."""
+    few = {"max_length": 8, "per_device_train_batch_size": 4, "max_steps": 6}
+    return _read_flags(folder, out, "masked", few | more)
+
+
+def _read_flags(folder, out, teacher, more):
+    changes = ",".join(f"{name}={value}" for name, value in (SMALL_BERT | {"hidden_size": 8}).items())
+    names = {"teacher_name_or_path": folder / teacher, "student_name_or_path": "bert", "from_config": True}
+    names |= {"student_config": changes, "dataset_name": folder / "classified", "dataset_config": "", "output_dir": out}
+    rest = {"max_length": 16, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1}
+    quiet = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "scan_cache_dir": ""}
+    logs = {"logging_strategy": "steps", "logging_steps": 1}
+    return given(**names | rest | quiet | logs | more)
 
 
 def run(monkeypatch, recipe, *flags):

@@ -1,6 +1,6 @@
 """The flags that name a teacher and a student that read text, and the one tokenizer of both."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,7 +73,7 @@ class TextNetworkArguments:
                 "to train on the labels alone"
             )
 
-    def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    def tokenizer(self, texts: Sequence[str]) -> PreTrainedTokenizerBase:
         """The teacher's, else the student's, else `tokenizer_name`'s, or one learnt from `texts`; it can pad.
 
         Raises ValueError where stored weights of both stand for other tokens, and where there is none.

@@ -101,8 +101,8 @@ class Setup:
         self.num_classes: int | None = None
         if self.task.vocabulary and self.live:
             self.num_classes = common_vocabulary(self.model, self.live.networks[0], self.processing_class)
-            if self.loss.kd_weight:
-                check_teacher_tokenizers(self.processing_class, tokenizer, self.live.networks)
+        if self.live and self.loss.kd_weight and "input_ids" in (self.call.keywords or ()):  # classifiers read too
+            check_teacher_tokenizers(self.processing_class, tokenizer, self.live.networks)
 
     def try_networks(self) -> None:
         """Both networks on the first rows, and what their classes are called."""

@@ -30,12 +30,12 @@ def test_validation_comes_before_test_and_a_split_may_be_named(tmp_path):
 
 def test_rows_that_are_held_out_are_those_of_train_test_split(tmp_path, caplog):
     caplog.set_level(logging.INFO, "hfkd")
-    folder = write(tmp_path / "data", test=20)
-    train, scored = splits(folder, train_split="test", hold_out=5, split_seed=3)
-    rows = Dataset.from_dict({"text": [f"test {i}" for i in range(20)]}).train_test_split(5, seed=3)
+    folder = write(tmp_path / "data", train=20)
+    train, scored = splits(folder, hold_out=5, split_seed=3)
+    rows = Dataset.from_dict({"text": [f"train {i}" for i in range(20)]}).train_test_split(5, seed=3)
     assert (train["text"][:], scored["text"][:]) == (rows["train"]["text"][:], rows["test"]["text"][:])
-    assert "5 of 20 rows of 'test' are held out" in caplog.text
-    assert splits(folder, train_split="test", hold_out=5, split_seed=4)[1]["text"][:] != scored["text"][:]
+    assert "5 of 20 rows of 'train' are held out" in caplog.text
+    assert splits(folder, hold_out=5, split_seed=4)[1]["text"][:] != scored["text"][:]
 
 
 def test_fewer_rows_are_drawn_and_not_the_first_which_may_be_of_one_class(tmp_path):

@@ -154,12 +154,13 @@ LINES = [f"the {a} film is {b}" for a in ("first", "second", "third") for b in (
 
 def test_a_wordpiece_of_the_texts(tmp_path):
     made = train_wordpiece(LINES, 80)
-    assert made.get_vocab() == train_wordpiece(iter(LINES), 80).get_vocab()
+    assert all(train_wordpiece(LINES, 80).get_vocab() == made.get_vocab() for _ in range(5))
+    assert set(made.all_special_tokens) == {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
     ids = made("The good", "film")
     assert made.convert_ids_to_tokens(ids["input_ids"]) == ["[CLS]", "the", "good", "[SEP]", "film", "[SEP]"]
     assert ids["token_type_ids"] == [0, 0, 0, 0, 1, 1]
     assert made.mask_token == "[MASK]"
     made.save_pretrained(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path)("The good", "film") == ids
-    with pytest.raises(ValueError, match="a vocabulary of 5 tokens has no room"):
+    with pytest.raises(ValueError, match="a vocabulary of 5 tokens is too small"):
         train_wordpiece(LINES, 5)

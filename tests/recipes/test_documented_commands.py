@@ -13,7 +13,7 @@ import pytest
 import torch
 from digit_files import flags
 from processes import script, start
-from recipe_toys import ANSWERS, TEXT, given, write_toys
+from recipe_toys import ANSWERS, TEXT, classified_flags, given, masked_flags, write_toys
 
 from hfkd.models import image_classifier
 
@@ -77,10 +77,19 @@ def made_small(recipe, toys, words):
             *text,
             *given(teacher_name_or_path=toys / "large", student_name_or_path=toys / "small", rouge_max_new_tokens=4),
         ],
+        "text_classification": small_texts(classified_flags(toys, ""), words),
+        "masked_lm": small_texts(masked_flags(toys, ""), words),
         "sft": [*text, f"--model_name_or_path={toys / 'small'}"],
         "evaluate_instruct": given(**ANSWERS, sets_from=toys / "sets"),
     }
     return more.get(recipe, images)
+
+
+def small_texts(flags, words):
+    """Two steps on the toys' splits; without a stored teacher where a tokenizer is to be trained."""
+    named = ("--output_dir=", *(["--teacher_name_or_path="] if "--train_tokenizer" in words else []))
+    kept = [flag for flag in flags if not flag.startswith(named)]
+    return [*kept, *given(max_steps=2, train_split="train", hold_out=4)]
 
 
 def rows_of(words):

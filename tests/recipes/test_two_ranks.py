@@ -5,7 +5,18 @@ import os
 import pytest
 from digit_files import flags
 from processes import on_ranks, script
-from recipe_toys import RECIPES, TEXT, answer_flags, given, image_flags, results, text_flags, write_toys
+from recipe_toys import (
+    RECIPES,
+    TEXT,
+    answer_flags,
+    classified_flags,
+    given,
+    image_flags,
+    masked_flags,
+    results,
+    text_flags,
+    write_toys,
+)
 
 
 def on_the_cpu(path, *arguments):
@@ -43,6 +54,10 @@ def command(name, folder, out):
             return [*text, f"--model_name_or_path={folder / 'small'}"], [""]
         case "gpt2_dolly_eakd":
             return text_flags(folder, out), [""]
+        case "text_classification":
+            return classified_flags(folder, out, **batch), [""]
+        case "masked_lm":
+            return masked_flags(folder, out, **batch), [""]
         case "evaluate_instruct":
             return answer_flags(folder, out), []
 

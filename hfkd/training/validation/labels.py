@@ -61,8 +61,8 @@ class EmptyRows:
             self._done = True
             logger.warning(
                 "%d of %d rows of a batch have no label to learn (all are -100): they train nothing, and a batch of "
-                "them has a loss of 0. Prompts that fill max_length leave no response; drop such rows, or raise "
-                "max_length. Said once.",
+                "them has a loss of 0. A prompt that fills max_length leaves no response, and a short text may have no "
+                "masked token; drop such rows, or raise max_length. Said once.",
                 empty,
                 rows,
             )

@@ -1,0 +1,64 @@
+"""Classifiers of texts in the trainer: each network reads what it takes, and the same tokens."""
+
+import pytest
+import torch
+from datasets import Dataset
+from text_tokenizer import word_tokenizer
+from toys import arguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+)
+
+from hfkd import DistillationTrainer
+from hfkd.data.labelled_texts import tokenize_labelled
+from hfkd.models.wordpiece import train_wordpiece
+
+TEXTS = ["the film is good", "the plot is bad", "a dull story", "a fine cast"]
+
+
+@pytest.fixture(scope="module")
+def words():
+    return train_wordpiece(TEXTS, 60)
+
+
+def teacher(words):
+    torch.manual_seed(1)
+    config = BertConfig(
+        num_hidden_layers=1, hidden_size=8, num_attention_heads=2, intermediate_size=8, vocab_size=len(words)
+    )
+    return BertForSequenceClassification(config)
+
+
+def student(words):
+    torch.manual_seed(0)
+    config = DistilBertConfig(n_layers=1, dim=8, n_heads=2, hidden_dim=8, vocab_size=len(words))
+    return DistilBertForSequenceClassification(config)
+
+
+def pairs(words):
+    columns = {"text": TEXTS * 4, "pair": TEXTS[::-1] * 4, "labels": [0, 1, 0, 1] * 4}
+    return tokenize_labelled(Dataset.from_dict(columns), words, max_length=16)
+
+
+def make(tmp_path, words, taught, **keywords):
+    given = {"processing_class": words, "train_dataset": pairs(words), "eval_dataset": pairs(words)} | keywords
+    return DistillationTrainer(student(words), taught, arguments(tmp_path / "run", max_steps=2), **given)
+
+
+def test_a_column_that_the_teacher_alone_takes_reaches_it(tmp_path, words):
+    """DistilBERT takes no token types, by which BERT tells the two texts of a pair apart: all 0 is another question."""
+    taught, seen = teacher(words), []
+    trainer = make(tmp_path, words, taught, teacher_processing_class=words, weighting="entropy")
+    taught.register_forward_pre_hook(lambda _, args, inputs: seen.append(inputs), with_kwargs=True)
+    trainer.train()
+    assert len(seen) > 2  # its accuracy, and two steps
+    assert all((inputs["token_type_ids"] == 1).any() for inputs in seen)
+
+
+def test_a_teacher_of_other_tokens_is_refused(tmp_path, words):
+    other = word_tokenizer(pad_token="<pad>")
+    with pytest.raises(ValueError, match="the tokenizers of the student .* differ"):
+        make(tmp_path, words, teacher(words), teacher_processing_class=other)
