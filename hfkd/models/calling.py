@@ -35,6 +35,7 @@ class Call:
     others: frozenset[str] | None = frozenset()
     router_weight: float | None = None
     shifts_labels: bool = False
+    writes: bool = False  # such a one with a head for text: without either it has nothing to decode
 
     @classmethod
     def of(cls, model: nn.Module) -> "Call":
@@ -46,7 +47,8 @@ class Call:
         positional = any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL) for p in parameters)
         keyed = names & INPUTS or (rest and not positional)
         shifts = isinstance(network, PreTrainedModel) and network.config.is_encoder_decoder and "labels" in names
-        return cls(names - {"labels"} if keyed else None, others, router_weight(network), bool(shifts))
+        writes = shifts and output_head(network) is not None
+        return cls(names - {"labels"} if keyed else None, others, router_weight(network), bool(shifts), bool(writes))
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """The logits of `inputs`; what the network does not take (index, labels, ...) stays behind."""
@@ -55,6 +57,7 @@ class Call:
     def output(self, model: nn.Module, inputs: Mapping[str, Any], **more: Any) -> Any:
         """What the network returns for `inputs`, called with `more` besides."""
         if self.keywords is not None:
+            self._refuse_nothing_to_decode(model, {*inputs, *more})
             return model(**self.taken(inputs), **more)
         if "pixel_values" not in inputs:
             raise ValueError(
@@ -105,6 +108,13 @@ class Call:
         # Keys and values are kept for generating; by default each layer copies its own, in the teacher too.
         whole_sequences = {"use_cache": False} if "use_cache" in (self.keywords or ()) else {}
         return {k: v for k, v in inputs.items() if self.takes(k)} | self._decoded(inputs) | whole_sequences
+
+    def _refuse_nothing_to_decode(self, model: nn.Module, given: set[str]) -> None:
+        if self.writes and given.isdisjoint({"labels", "decoder_input_ids", "decoder_inputs_embeds"}):
+            raise ValueError(
+                f"{type(bare(model)).__name__} gives logits for a target text, and the batch has neither labels nor "
+                "decoder_input_ids: give the rows one of them, or call the model's generate() to have it write"
+            )
 
     def _decoded(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The labels, for a decoder that would otherwise have nothing to read (BART then reads its own input)."""
