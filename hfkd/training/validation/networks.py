@@ -59,7 +59,7 @@ def _warn_of_mixing(name: str, row: Any, labels: Any) -> None:
     """MixUp and CutMix are for training; as a data_collator they mix what is scored too."""
     its = next((row[column] for column in LABELS if column in row), None) if isinstance(row, Mapping) else None
     mixed = isinstance(labels, Tensor) and labels.is_floating_point() and labels.ndim == 2
-    if mixed and np.ndim(its) == 0 and its is not None:
+    if mixed and its is not None and np.ndim(its) == 0:
         logger.warning(
             "The data_collator makes shares of classes of the labels of %s, so that eval_loss and the metrics are "
             "those of mixed images: let it mix in training alone, or mix in the training set's transform.",
