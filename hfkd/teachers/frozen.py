@@ -82,6 +82,10 @@ class LiveTeacher(nn.Module):
         finally:
             self.received, self.scale, self.shift = before
 
+    def take_as_given(self) -> None:
+        """Pixels reach the network as the batch has them: a model that writes text was made for one processor's."""
+        self.size, self.scale, self.shift = None, None, None
+
     def reorder(self, order: Sequence[int] | None) -> None:
         """Give class `order[i]` of the network as class i from now on; None: each as it is."""
         parameter = next(self.model.parameters(), None)
@@ -172,6 +176,10 @@ class Teachers(LiveTeacher):
     @property
     def networks(self) -> tuple[nn.Module, ...]:
         return tuple(one.model for one in self.teachers)
+
+    def take_as_given(self) -> None:
+        for teacher in self.teachers:
+            teacher.take_as_given()
 
     @contextmanager
     def receiving(self, received: InputSpec | None) -> Iterator[None]:

@@ -100,6 +100,7 @@ class Setup:
         self.live = None if teacher is None or self.cached else live_teacher(teacher, self.received)
         self.num_classes: int | None = None
         if self.task.vocabulary and self.live:
+            self.live.take_as_given()
             self.num_classes = common_vocabulary(self.model, self.live.networks[0], self.processing_class)
         if self.live and self.loss.kd_weight and "input_ids" in (self.call.keywords or ()):  # classifiers read too
             check_teacher_tokenizers(self.processing_class, tokenizer, self.live.networks)

@@ -7,7 +7,9 @@ from task_toys import CLASSES, KINDS, LONG, VOCAB, padded, roberta, tokenizer, v
 from toys import arguments
 
 from hfkd import DistillationTrainer
+from hfkd.models import InputSpec
 from hfkd.models.calling import Call
+from hfkd.teachers import LiveTeacher
 from hfkd.training.validation.label_maps import label_names_of_data
 
 LABELS_ONLY = {"ce_weight": 1.0, "kd_weight": 0.0, "max_steps": 1}
@@ -129,3 +131,15 @@ def test_the_positions_of_padding_are_no_tokens(tmp_path):
             continue
         with pytest.raises(ValueError, match=message):
             DistillationTrainer(roberta(8), None, settings, train_dataset=data, **keywords)
+
+
+def test_a_teacher_of_pictured_text_is_given_the_pixels_that_its_student_gets(tmp_path):
+    kind, seen = KINDS["LLaVA"], []
+    net = kind.network()
+    net.register_forward_pre_hook(
+        lambda module, args, given: seen.append(given["pixel_values"].shape), with_kwargs=True
+    )
+    teacher = LiveTeacher(net, wanted=InputSpec((0.5,) * 3, (0.5,) * 3, (4, 4)))  # as a saved processor may say
+    made = DistillationTrainer(kind.network(), teacher, arguments(tmp_path, max_steps=1), **kind.keywords())
+    made.train()
+    assert {tuple(shape[-2:]) for shape in seen} == {(8, 8)}
