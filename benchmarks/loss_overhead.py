@@ -37,8 +37,8 @@ from hfkd.losses.temperatures import Energy
 from hfkd.models import image_classifier
 from hfkd.models.calling import Call
 from hfkd.tasks.image_classification import ImageClassification
-from hfkd.teachers import LiveTeacher, place
-from hfkd.training.forward.dense import DenseStep
+from hfkd.teachers import FrozenTeacher, place
+from hfkd.training.forward.dense import DenseForward
 from hfkd.utils.parsing import parse
 
 ENERGY = Energy(thresholds=(-21.0, -19.5))  # no scan here: any thresholds cost the same
@@ -141,12 +141,12 @@ class Method:
             for name in (self.benchmark.student_name, self.benchmark.teacher_name)
         )
         images = torch.randn(self.views * len(self.labels), 3, 32, 32, device=self.device)
-        step = DenseStep(Call.of(student), ImageClassification(), self.loss)
+        step = DenseForward(Call.of(student), ImageClassification(), self.loss)
         if given.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
             for network in (student, teacher):
                 network.to(memory_format=torch.channels_last)
-        student, placed = accelerator.prepare_model(student.train()), place(LiveTeacher(teacher), accelerator)
+        student, placed = accelerator.prepare_model(student.train()), place(FrozenTeacher(teacher), accelerator)
         trained = [*student.parameters(), *self.loss.parameters()]
         optimizer = torch.optim.SGD(trained, lr=0.01, momentum=0.9, weight_decay=5e-4)
         inputs: dict[str, Tensor] = {"pixel_values": images, "labels": self.labels}

@@ -13,7 +13,7 @@ from turns import ratio, table, wall, write
 
 from hfkd import DistillationArguments
 from hfkd.data import ImageDataArguments, num_labels
-from hfkd.teachers import LiveTeacher, place, scan
+from hfkd.teachers import FrozenTeacher, place, scan
 from hfkd.utils.parsing import parse
 
 TARGET = 0.95  # of the bare forward's throughput
@@ -48,7 +48,7 @@ def main() -> None:
     train, _ = data.load()
     teacher = teacher_network(benchmark.teacher_name, num_labels(train), benchmark.teacher_checkpoint)
     accelerator = Accelerator(cpu=args.use_cpu, mixed_precision="bf16" if args.bf16 else "no")
-    live = place(LiveTeacher(teacher.to(memory_format=torch.channels_last)), accelerator)
+    live = place(FrozenTeacher(teacher.to(memory_format=torch.channels_last)), accelerator)
     rows = range(0, len(train), benchmark.batch_size)
     ready = [train[i : i + benchmark.batch_size]["pixel_values"].to(accelerator.device) for i in rows]
 

@@ -35,7 +35,7 @@ from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.chunked import CHUNK_SIZE
 from hfkd.reports.environment import environment
 from hfkd.teachers import CachedTextTeacher, build_text_cache
-from hfkd.training.forward.dense import DenseStep
+from hfkd.training.forward.dense import DenseForward
 
 SAME = {"objective": "kd", "temperature": 1.0, "ce_weight": 0.0, "kd_weight": 1.0}
 RECIPE = {"objective": "kd(scale='none')", "temperature": 2.0, "ce_weight": 0.5, "kd_weight": 0.5} | {
@@ -143,7 +143,7 @@ def hfkd_trainer(way: str, args: argparse.Namespace, rows: Dataset, tokenizer: A
         **WAYS[way],
     )
     if "all positions" in way:
-        trainer.step = DenseStep(trainer.call, trainer.task, trainer.distillation_loss, trainer.num_classes)
+        trainer.step = DenseForward(trainer.call, trainer.task, trainer.distillation_loss, trainer.num_classes)
     return trainer
 
 

@@ -36,8 +36,8 @@ from hfkd.training.averages import RowAverage
 from hfkd.training.checkpoints.optimizer_state import as_laid_out
 from hfkd.training.checkpoints.tensors import TensorCheckpoints
 from hfkd.training.checkpoints.whole import SaveAfterEvaluation, WholeCheckpoints, checkpoint_to_resume
-from hfkd.training.forward.choice import AnyStep
-from hfkd.training.forward.dense import ChunkedStep
+from hfkd.training.forward.choice import AnyForward
+from hfkd.training.forward.dense import ChunkedForward
 from hfkd.training.forward.he_da import with_he_da
 from hfkd.training.forward.returned_outputs import returned_outputs
 from hfkd.training.lock import locked
@@ -65,8 +65,8 @@ class DistillationTrainer(Trainer):
         DistillationTrainer(model, teacher, args, train_dataset=..., eval_dataset=..., weighting="entropy")
 
     `objective`, `temperature`, `weighting`, `ce_weight`, `kd_weight` say the same as in `DistillationArguments`, and
-    win over them. `teacher` is any network that gives logits (a `LiveTeacher` to say how its inputs are normalised), or
-    a list of them, which the objectives `average` and `inverse_entropy` combine (others see their mean logits);
+    win over them. `teacher` is any network that gives logits (a `FrozenTeacher` to say how its inputs are normalised),
+    or a list of them, which the objectives `average` and `inverse_entropy` combine (others see their mean logits);
     None, with `kd_weight=0`, trains on the labels alone. Rows of the datasets have `pixel_values` and `labels`, or for
     language models `input_ids` and `labels`, and several documents where `position_ids` start again. `peft_config`
     trains adapters; `teacher_processing_class` is a language teacher's tokenizer. Everything else is Trainer's.
@@ -126,10 +126,10 @@ class DistillationTrainer(Trainer):
     def _place(self, setup: Setup) -> None:
         """Put what trains the student where Trainer's constructor has put the student itself."""
         step, loss, live = setup.step, setup.loss, setup.live
-        if isinstance(step, ChunkedStep):
+        if isinstance(step, ChunkedForward):
             step.autocast = self.accelerator.autocast
         step.watch = self.judged.watch
-        self.step: AnyStep = step
+        self.step: AnyForward = step
         self._live = live
         self.distillation_loss = loss.to(self.args.device)
         if self.args.torch_compile and self.task.one_item_a_row and not loss_parameters.learns(loss):

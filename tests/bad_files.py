@@ -26,7 +26,7 @@ from hfkd.models import image_classifier, image_teacher
 from hfkd.models.checkpoints import load_checkpoint
 from hfkd.models.language import causal_lm, load_tokenizer
 from hfkd.models.vocabulary import same_tokenizer
-from hfkd.teachers import CachedTextTeacher, LiveTeacher, build_text_cache, scan
+from hfkd.teachers import CachedTextTeacher, FrozenTeacher, build_text_cache, scan
 from hfkd.utils.json_file import write_json
 
 # ---- checkpoints and networks -----------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def scanning(**keywords):
     def make(folder):
         settings = {k: v(folder) if callable(v) and k == "cache_dir" else v for k, v in keywords.items()}
         rows, taught = settings.pop("rows", Rows()), settings.pop("taught", teacher)
-        return lambda: scan(LiveTeacher(taught()), rows, progress_bar=False, **settings)
+        return lambda: scan(FrozenTeacher(taught()), rows, progress_bar=False, **settings)
 
     return make
 

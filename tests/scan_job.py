@@ -13,7 +13,7 @@ from toys import Net, teacher
 
 from hfkd.data.collate import ImageCollator
 from hfkd.data.transforms import ImageTransform, pack_pixels
-from hfkd.teachers import CachedTeacher, LiveTeacher, place, scan
+from hfkd.teachers import CachedTeacher, FrozenTeacher, place, scan
 
 
 def packed(n=23, seed=0, transform=None):
@@ -39,7 +39,7 @@ if __name__ == "__main__":
     out = sys.argv[1]
     accelerator = Accelerator(cpu=True)
     rank, net = accelerator.process_index, Counted()
-    live = place(LiveTeacher(net), accelerator)
+    live = place(FrozenTeacher(net), accelerator)
     record = {"results": {}, "images": {}}
     for which, folder in {"first": "shared", "second": "shared", "own": f"own-{rank}"}.items():
         net.images = 0

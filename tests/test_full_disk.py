@@ -13,7 +13,7 @@ from toys import teacher
 
 from hfkd.evaluation.run import evaluate_sets
 from hfkd.reports.results import ResultsCallback
-from hfkd.teachers import LiveTeacher, scan
+from hfkd.teachers import FrozenTeacher, scan
 from hfkd.training.checkpoints.whole import _named_errors
 from hfkd.training.run_identity import RunRecord
 
@@ -92,7 +92,7 @@ def test_an_output_that_is_no_folder_is_named(tmp_path):
 
 def test_a_scan_that_does_not_fit_is_named_and_leaves_nothing(tmp_path):
     with small_disk(50), pytest.raises(OSError, match=f"cannot write {tmp_path}/scan-.*: File too large; free some"):
-        scan(LiveTeacher(teacher()), packed(), cache_dir=tmp_path, progress_bar=False)
+        scan(FrozenTeacher(teacher()), packed(), cache_dir=tmp_path, progress_bar=False)
     assert names(tmp_path) == []
 
 

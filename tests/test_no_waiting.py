@@ -23,7 +23,7 @@ from hfkd.losses.learned_temperature import Learned
 from hfkd.losses.logits import OBJECTIVES
 from hfkd.losses.temperatures import Energy, Gradation
 from hfkd.models import image_classifier
-from hfkd.teachers import CachedTeacher, LiveTeacher
+from hfkd.teachers import CachedTeacher, FrozenTeacher
 from hfkd.training.averages import BatchAverage
 
 TRAIN = load_digits()[0].select(range(40))
@@ -227,7 +227,7 @@ def test_looking_up_the_teachers_logits_does_not_wait(gpu, tmp_path, known):
     data = images()
     batch = data.__getitems__(list(range(8)))
     with gpu.unwatched():
-        teacher = LiveTeacher(image_classifier("cifar_resnet8", 10))
+        teacher = FrozenTeacher(image_classifier("cifar_resnet8", 10))
         first = CachedTeacher(teacher, data, tmp_path)
         if known:
             first(**data.__getitems__(list(range(known))))

@@ -133,7 +133,7 @@ def add_high_energy(
     another selected image: CutMix with alpha = 1, MixUp with alpha = 0.2. The added rows follow those of the data set
     and have an `index` of their own; in the column `mixed` they say which selected image they start from, the others
     say -1. A teacher scan sees `original_images` alone, so thresholds stay those of the training set.
-    The paper adds 20 to 50 % of the data; its released code mixes within the batch instead (`HighEnergyStep`).
+    The paper adds 20 to 50 % of the data; its released code mixes within the batch instead (`HighEnergyForward`).
     Raises ValueError for a data set without one of our transforms, energies of another length, a bad ratio.
     """
     plain = image_transform(dataset)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfkd.losses.temperatures import resolve_temperature
 from hfkd.models.vocabulary import common_vocabulary
-from hfkd.teachers.frozen import LiveTeacher, place
+from hfkd.teachers.frozen import FrozenTeacher, place
 from hfkd.teachers.source import model_source
 from hfkd.teachers.token_cache.build import build_text_cache
 from hfkd.teachers.token_cache.manifest import Manifest
@@ -92,7 +92,7 @@ class TeacherCacheArguments:
         if choices is None:
             raise ValueError(f"--teacher_cache: the temperatures of {temperature} are not known beforehand: train live")
         build_text_cache(
-            place(LiveTeacher(teacher), accelerator),
+            place(FrozenTeacher(teacher), accelerator),
             rows,
             str(self.teacher_cache),
             k=self.teacher_cache_k,

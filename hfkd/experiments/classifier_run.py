@@ -19,7 +19,7 @@ from hfkd.experiments.run import save_student, train_to_the_end, without_paths
 from hfkd.losses.temperatures import Energy, Fitted
 from hfkd.reports.page import distillation_page
 from hfkd.reports.results import RESULTS_NAME, ResultsCallback
-from hfkd.teachers import LiveTeacher, TeacherScan, scan
+from hfkd.teachers import FrozenTeacher, TeacherScan, scan
 from hfkd.trainer import DistillationTrainer
 from hfkd.training.validation.normalisation import receiving
 
@@ -71,7 +71,7 @@ def page_data(trainer: DistillationTrainer) -> dict[str, Any]:
     return data
 
 
-def _energy_groups(trainer: DistillationTrainer, teacher: LiveTeacher, training: TeacherScan) -> dict[str, Any]:
+def _energy_groups(trainer: DistillationTrainer, teacher: FrozenTeacher, training: TeacherScan) -> dict[str, Any]:
     """Images of lowest and of highest energy, and the teacher's probabilities for a group of rows at each end."""
     dataset = original_images(trainer.train_dataset)
     transform = image_transform(dataset)
@@ -87,13 +87,13 @@ def _energy_groups(trainer: DistillationTrainer, teacher: LiveTeacher, training:
 
 
 @torch.no_grad()
-def _probabilities(trainer: DistillationTrainer, teacher: LiveTeacher, rows: list[Any]) -> Tensor:
+def _probabilities(trainer: DistillationTrainer, teacher: FrozenTeacher, rows: list[Any]) -> Tensor:
     size = trainer.args.eval_batch_size
     batches = (trainer.data_collator(rows[start : start + size]) for start in range(0, len(rows), size))
     return torch.cat([teacher(**trainer._prepare_inputs(b)).float().softmax(-1).cpu() for b in batches])
 
 
-def _correctness(trainer: DistillationTrainer, teacher: LiveTeacher, dataset: Any) -> dict[str, Any]:
+def _correctness(trainer: DistillationTrainer, teacher: FrozenTeacher, dataset: Any) -> dict[str, Any]:
     """For each row that is scored: the teacher's entropy, and whether student and teacher are right."""
     with receiving(teacher, trainer.image_inputs, dataset):
         taught = scan(

@@ -16,7 +16,7 @@ from hfkd.utils.devices import constant
 from hfkd.utils.targets import Targets
 
 
-class StoredOutputs(Outputs):
+class TopKOutputs(Outputs):
     """`Outputs` that were stored: energies and entropies exact at the temperatures they were stored for, no logits.
 
     ids, likeliest: the k likeliest classes [N, k] and their logits less the largest. tails: for each T,
@@ -45,7 +45,7 @@ class StoredOutputs(Outputs):
             "items.teacher.energy(T) or .entropy(T), or train with the live teacher"
         )
 
-    def detach(self) -> "StoredOutputs":
+    def detach(self) -> "TopKOutputs":
         return self
 
     @property
@@ -73,14 +73,14 @@ class StoredOutputs(Outputs):
 
 
 @dataclass(frozen=True)
-class CoarseItems(Items):
+class TopKItems(Items):
     """`Items` whose log-probabilities are over the teacher's k classes and the bucket: divergences are lower bounds.
 
     Merging classes cannot raise an f-divergence (data-processing inequality), and with k = C it is the divergence.
     The student's bucket is a logsumexp over its other logits: as exact as a softmax, however little mass is left.
     """
 
-    teacher: StoredOutputs
+    teacher: TopKOutputs
 
     def log_probabilities(self, temperature: Tensor) -> tuple[Tensor, Tensor]:
         """[N] -> [N, k + 1] of teacher and student."""
@@ -92,12 +92,12 @@ class CoarseItems(Items):
         return self.teacher.log_probabilities(temperature), torch.log_softmax(coarse, dim=-1)
 
 
-def coarse_items(logits: Tensor, teacher: StoredOutputs, targets: Targets, progress: float | None = 0.0) -> CoarseItems:
+def topk_items(logits: Tensor, teacher: TopKOutputs, targets: Targets, progress: float | None = 0.0) -> TopKItems:
     """The student's logits [N, V] of the target tokens, and what is stored of the teacher's."""
     if len(teacher.ids) != len(targets):
         raise ValueError(f"{len(targets)} target tokens, but the stored outputs are of {len(teacher.ids)}")
     samples = targets.sample, targets.num_samples
-    return CoarseItems(
+    return TopKItems(
         Outputs(logits), teacher, targets.labels, *samples, progress, row=targets.row, num_rows=targets.shape[0]
     )
 

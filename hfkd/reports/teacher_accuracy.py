@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from hfkd.reports.history import teacher_scores
-from hfkd.teachers import LiveTeacher
+from hfkd.teachers import FrozenTeacher
 from hfkd.training.averages import RowAverage
 from hfkd.training.host import Host
 from hfkd.training.validation.normalisation import receiving
@@ -58,7 +58,7 @@ def measure(trainer: Host) -> dict[str, float]:
         trainer.teacher, "_orig_mod", trainer.teacher
     )  # compiled: a batch of another size would compile anew
     wanted = trainer.args.evaluate_teacher and trainer.distillation_loss.kd_weight and trainer.eval_dataset is not None
-    if not wanted or not isinstance(live, LiveTeacher):
+    if not wanted or not isinstance(live, FrozenTeacher):
         return {}
     sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
     scores: dict[str, float] = {}
@@ -71,7 +71,7 @@ def measure(trainer: Host) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _score(trainer: Host, teacher: LiveTeacher, loader: Any) -> dict[str, float]:
+def _score(trainer: Host, teacher: FrozenTeacher, loader: Any) -> dict[str, float]:
     network, average = trainer.evaluated_network(teacher), RowAverage()
     counts: Tensor | None = None
     for batch in _batches(trainer, loader):

@@ -1,6 +1,6 @@
 """Teachers: frozen networks, what one pass of them over the training set tells, and what they said, stored."""
 
-from hfkd.teachers.frozen import LiveTeacher, Teachers, place
+from hfkd.teachers.frozen import FrozenTeacher, TeacherEnsemble, place
 from hfkd.teachers.image_cache.teacher import CachedTeacher
 from hfkd.teachers.statistics import TeacherScan, scan
 from hfkd.teachers.token_cache.build import build_text_cache
@@ -9,9 +9,9 @@ from hfkd.teachers.token_cache.teacher import CachedTextTeacher
 __all__ = [
     "CachedTeacher",
     "CachedTextTeacher",
-    "LiveTeacher",
+    "FrozenTeacher",
+    "TeacherEnsemble",
     "TeacherScan",
-    "Teachers",
     "build_text_cache",
     "place",
     "scan",

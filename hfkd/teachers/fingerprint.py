@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from hfkd.teachers.code import code_hash
-from hfkd.teachers.frozen import LiveTeacher
+from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.utils.command import without_addresses
 
 HASHED_WHOLE = 2 << 30  # bytes of Arrow data up to which the content itself is hashed
@@ -29,7 +29,7 @@ WITHOUT_EFFECT = re.compile(
 PLAIN = (bool, float, str)  # attributes that are read as settings; whole numbers count calls and steps as well
 
 
-def teacher_key(teacher: LiveTeacher) -> str:
+def teacher_key(teacher: FrozenTeacher) -> str:
     """For what is made anew where it differs: weights, configuration, the user's own code, and state in no checkpoint.
 
     Two teachers of equal keys may still differ in what a library does: `hfkd.teachers.agreement` looks at outputs.
@@ -45,7 +45,7 @@ def teacher_key(teacher: LiveTeacher) -> str:
     return digest.hexdigest()
 
 
-def weights_fingerprint(teacher: LiveTeacher) -> str:
+def weights_fingerprint(teacher: FrozenTeacher) -> str:
     """A hash of every weight and buffer, the modules that hold them, and the inputs the teacher gets."""
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(teacher.model.state_dict().items()):
@@ -57,7 +57,7 @@ def weights_fingerprint(teacher: LiveTeacher) -> str:
     return digest.hexdigest()
 
 
-def configuration(teacher: LiveTeacher) -> dict[str, Any]:
+def configuration(teacher: FrozenTeacher) -> dict[str, Any]:
     """The settings that may change the outputs (soft caps, scales, positions, ...), by dotted names; {} without any."""
     found: dict[str, Any] = {}
     for number, network in enumerate(teacher.networks):

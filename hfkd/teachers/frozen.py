@@ -21,7 +21,7 @@ from hfkd.teachers.freezing import Freezing
 logger = logging.getLogger(__name__)
 
 
-class LiveTeacher(nn.Module):
+class FrozenTeacher(nn.Module):
     """A network in eval mode, without gradients, that stays so whatever its owner does, until `unfreeze`.
 
     After it the network is as it was before, and is frozen for the length of each forward, or of `with frozen()`.
@@ -92,13 +92,13 @@ class LiveTeacher(nn.Module):
         device = None if parameter is None else parameter.device
         self.order = None if order is None else torch.tensor(order, device=device)
 
-    def train(self, mode: bool = True) -> "LiveTeacher":
+    def train(self, mode: bool = True) -> "FrozenTeacher":
         return self
 
     def freeze(self) -> None:
         self.freezing.do()
 
-    def unfreeze(self) -> "LiveTeacher":
+    def unfreeze(self) -> "FrozenTeacher":
         self.freezing.undo()
         return self
 
@@ -126,7 +126,7 @@ class LiveTeacher(nn.Module):
     def forward(self, last_hidden: bool = False, each: bool = False, **inputs: Any) -> Tensor:
         """Logits [B, C] or [B, L, V] for the batch that the student gets; or the last hidden states [B, L, H].
 
-        `each` is for several teachers (`Teachers`); one is itself.
+        `each` is for several teachers (`TeacherEnsemble`); one is itself.
         """
         if self.freezing.done:
             return self._outputs(last_hidden, each, inputs)
@@ -156,13 +156,13 @@ class LiveTeacher(nn.Module):
         return {**inputs, "pixel_values": images.to(dtype)}
 
 
-class Teachers(LiveTeacher):
+class TeacherEnsemble(FrozenTeacher):
     """Several teachers in place of one: to whoever asks for a teacher's logits, their mean.
 
     `each=True` gives them one by one, [K, B, ...] for K teachers, to an objective that combines them itself.
     """
 
-    def __init__(self, teachers: Sequence[LiveTeacher]) -> None:
+    def __init__(self, teachers: Sequence[FrozenTeacher]) -> None:
         if len(teachers) < 2:
             raise ValueError(f"a list of {len(teachers)} teachers: pass two or more, or one teacher that is no list")
         for teacher in teachers:
@@ -200,7 +200,7 @@ class Teachers(LiveTeacher):
         return torch.stack(logits) if each else torch.stack(logits).mean(0)
 
 
-def place(teacher: LiveTeacher, accelerator: Accelerator) -> LiveTeacher:
+def place(teacher: FrozenTeacher, accelerator: Accelerator) -> FrozenTeacher:
     """Put the teacher where the student trains, with the same autocast and compilation, and in no checkpoint.
 
     Every rank holds it whole: under DDP and FSDP alike (Accelerate by itself would leave it on the CPU under FSDP), and

@@ -15,7 +15,7 @@ from torch import Tensor
 from hfkd.losses.items import Items
 from hfkd.tasks.base import Task
 from hfkd.teachers.agreement import disagreement, fixed_batches, size_of, tolerance
-from hfkd.teachers.frozen import LiveTeacher
+from hfkd.teachers.frozen import FrozenTeacher
 
 NAMES = ("energy", "entropy")
 
@@ -24,7 +24,7 @@ NAMES = ("energy", "entropy")
 class RowReader:
     """num_classes cuts a padded vocabulary. precision: Accelerate's mixed precision."""
 
-    teacher: LiveTeacher
+    teacher: FrozenTeacher
     dataset: Any
     collate: Callable[..., dict[str, Tensor]]
     task: Task
@@ -43,12 +43,12 @@ class RowReader:
         return self._one.frozen()
 
     @property
-    def _one(self) -> LiveTeacher:
+    def _one(self) -> FrozenTeacher:
         """The teacher, not compiled: a few rows are no reason for that."""
         return getattr(self.teacher, "_orig_mod", self.teacher)
 
     @torch.no_grad()
-    def read(self, batch: Mapping[str, Any], teacher: LiveTeacher | None = None) -> tuple[Tensor, Items]:
+    def read(self, batch: Mapping[str, Any], teacher: FrozenTeacher | None = None) -> tuple[Tensor, Items]:
         """Of each item its energy, entropy, likeliest class and a one [N, 4], and the items.
 
         The energy is NaN where a logit is NaN or infinite.

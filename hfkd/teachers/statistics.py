@@ -24,7 +24,7 @@ from hfkd.tasks.base import Task
 from hfkd.tasks.image_classification import ImageClassification
 from hfkd.teachers.agreement import everywhere, spread_rows
 from hfkd.teachers.all_ranks import of_all_ranks, samples_of_all_ranks
-from hfkd.teachers.frozen import LiveTeacher
+from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.teachers.row_reader import RowReader, row_means
 from hfkd.teachers.statistics_file import ScanFile, ScanKey
 from hfkd.utils.argument_types import SoftmaxTemperature, fitting
@@ -159,11 +159,11 @@ def _found(reader: RowReader, file: ScanFile | None, accelerator: Accelerator | 
     return None
 
 
-def _live(teacher: nn.Module) -> LiveTeacher:
+def _live(teacher: nn.Module) -> FrozenTeacher:
     """`teacher` itself where it is one, also compiled: `place` gives torch.compile's wrapper under `torch_compile`."""
-    if isinstance(getattr(teacher, "_orig_mod", teacher), LiveTeacher):
-        return cast(LiveTeacher, teacher)
-    return LiveTeacher(teacher).unfreeze()
+    if isinstance(getattr(teacher, "_orig_mod", teacher), FrozenTeacher):
+        return cast(FrozenTeacher, teacher)
+    return FrozenTeacher(teacher).unfreeze()
 
 
 def _run(

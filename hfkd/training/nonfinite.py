@@ -64,7 +64,7 @@ class _Step:
     ready: torch.cuda.Event | None = None
 
 
-class FaultWatch(TrainerCallback):
+class NonFiniteWatch(TrainerCallback):
     """Judges each optimizer step by its loss and its gradient's norm, over all processes.
 
     `stop` raises FloatingPointError with step, rows and part. A GPU is not waited for: a step's verdict is read while
@@ -212,14 +212,14 @@ def _ratio(steps: int, taken: int) -> float:
 
 
 class JudgedSteps:
-    """The optimizer steps of a trainer, which a `FaultWatch` judges, and the parts of the loss that are logged.
+    """The optimizer steps of a trainer, which a `NonFiniteWatch` judges, and the parts of the loss that are logged.
 
     A step that is left out is not in the averages that are logged, nor in the loss itself.
     """
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.watch = FaultWatch(host.args.on_nan, host.accelerator)
+        self.watch = NonFiniteWatch(host.args.on_nan, host.accelerator)
         self.parts = BatchAverage()
 
     def gradient_norm(self, model: nn.Module) -> Tensor | None:

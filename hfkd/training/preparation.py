@@ -22,7 +22,7 @@ from hfkd.models.checkpoints import some
 from hfkd.models.peers import networks_of
 from hfkd.tasks.base import Collate, Task
 from hfkd.tasks.packing import PackingCheck
-from hfkd.teachers import CachedTeacher, LiveTeacher, Teachers
+from hfkd.teachers import CachedTeacher, FrozenTeacher, TeacherEnsemble
 from hfkd.training.checkpoints.student_weights import trained_but_not_saved
 from hfkd.training.validation.normalisation import Received, warn_of_normalisation
 from hfkd.utils.launch import check_world_size
@@ -127,7 +127,11 @@ def _refuse_for_peers(loss: DistillationLoss, teacher: Any, args: DistillationAr
 
 
 def packing_check(
-    student: nn.Module, teacher: LiveTeacher | None, args: TrainingArguments, datasets: Mapping[str, Any], collate: Any
+    student: nn.Module,
+    teacher: FrozenTeacher | None,
+    args: TrainingArguments,
+    datasets: Mapping[str, Any],
+    collate: Any,
 ) -> PackingCheck:
     """What refuses packed rows where one of the networks lets documents see each other: those of `datasets` now."""
     networks = (student, *(teacher.networks if teacher else ()))
@@ -151,7 +155,9 @@ def with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:
 def teacher_networks(teacher: Any) -> list[nn.Module]:
     """The networks that `teacher=` names: one, several, or none."""
     several = teacher if isinstance(teacher, (list, tuple)) else [teacher]
-    found = [one.networks if isinstance(one, LiveTeacher) else (one,) for one in several if isinstance(one, nn.Module)]
+    found = [
+        one.networks if isinstance(one, FrozenTeacher) else (one,) for one in several if isinstance(one, nn.Module)
+    ]
     return [network for networks in found for network in networks]
 
 
@@ -171,28 +177,28 @@ def chosen_collator(
     return task.ready(only_used(given, takes, ("view", *names), always))
 
 
-def live_teacher(teacher: Any, inputs: Received) -> LiveTeacher:
+def frozen_teacher(teacher: Any, inputs: Received) -> FrozenTeacher:
     """The teacher, told how the training images are normalised, unless it is told already.
 
-    A list of teachers becomes `Teachers`. Networks are the caller's, and frozen while they are used. Warns where nobody
-    but the student's config says it, and says something else than the teacher.
+    A list of teachers becomes `TeacherEnsemble`. Networks are the caller's, and frozen while they are used. Warns where
+    nobody but the student's config says it, and says something else than the teacher.
     """
-    if isinstance(teacher, (list, tuple, Teachers)):
-        several = teacher.teachers if isinstance(teacher, Teachers) else teacher
-        return Teachers([live_teacher(one, inputs) for one in several]).unfreeze()
-    if isinstance(teacher, LiveTeacher) and teacher.received is not None:
+    if isinstance(teacher, (list, tuple, TeacherEnsemble)):
+        several = teacher.teachers if isinstance(teacher, TeacherEnsemble) else teacher
+        return TeacherEnsemble([frozen_teacher(one, inputs) for one in several]).unfreeze()
+    if isinstance(teacher, FrozenTeacher) and teacher.received is not None:
         return teacher
-    if isinstance(teacher, LiveTeacher):
-        live = LiveTeacher(teacher.model, inputs.spec, teacher.wanted, teacher.label_names)
+    if isinstance(teacher, FrozenTeacher):
+        live = FrozenTeacher(teacher.model, inputs.spec, teacher.wanted, teacher.label_names)
     else:
-        live = LiveTeacher(teacher, inputs.spec)
+        live = FrozenTeacher(teacher, inputs.spec)
     if not inputs.certain:
         warn_of_normalisation(inputs.spec, live.wanted)
     return live.unfreeze()
 
 
 def cached_teacher(
-    teacher: LiveTeacher | None,
+    teacher: FrozenTeacher | None,
     dataset: Any,
     loss: DistillationLoss,
     args: DistillationArguments,

@@ -14,15 +14,15 @@ from hfkd.models.peers import networks_of
 from hfkd.models.sharing import refuse_shared
 from hfkd.models.vocabulary import common_vocabulary
 from hfkd.tasks.choice import chosen_task
-from hfkd.teachers import CachedTextTeacher, LiveTeacher
+from hfkd.teachers import CachedTextTeacher, FrozenTeacher
 from hfkd.teachers.tokenizer import check_teacher_tokenizers
 from hfkd.training import loss_parameters
-from hfkd.training.forward.choice import Chosen, choose_step
+from hfkd.training.forward.choice import Chosen, choose_forward
 from hfkd.training.forward.he_da import refuse_he_da
 from hfkd.training.lr_schedule import refuse_unknown_epochs
 from hfkd.training.preparation import (
     chosen_collator,
-    live_teacher,
+    frozen_teacher,
     packing_check,
     pins_memory,
     refuse_unsaved,
@@ -97,7 +97,7 @@ class Setup:
             ImageInputs.between(self.model, teacher, self.collator, self.processing_class) if images else None
         )
         self.received = normalisation(self.image_inputs, self.data)
-        self.live = None if teacher is None or self.cached else live_teacher(teacher, self.received)
+        self.live = None if teacher is None or self.cached else frozen_teacher(teacher, self.received)
         self.num_classes: int | None = None
         if self.task.vocabulary and self.live:
             self.live.take_as_given()
@@ -128,7 +128,7 @@ class Setup:
 
     def choose_forward(self) -> None:
         refuse_small_batches(self.loss, self.args, self.task)
-        self.step: Chosen = choose_step(self.model, self.live, self.task, self.loss, self.args, self.num_classes)
+        self.step: Chosen = choose_forward(self.model, self.live, self.task, self.loss, self.args, self.num_classes)
         refuse_he_da(self.args, self.step, self.rows)
 
     def identify(self) -> None:
@@ -139,7 +139,7 @@ class Setup:
 
     def lay_out(self) -> None:
         """Memory formats, what the loss learns, pinned batches."""
-        live: LiveTeacher | None = self.live
+        live: FrozenTeacher | None = self.live
         if self.args.channels_last:
             self.model.to(memory_format=torch.channels_last)
             if live is not None:

@@ -5,7 +5,7 @@ from transformers.utils import is_bitsandbytes_available
 
 from hfkd.models.language import causal_lm, load_tokenizer, matching_tokenizers
 from hfkd.models.lora import LoraArguments
-from hfkd.teachers import LiveTeacher
+from hfkd.teachers import FrozenTeacher
 
 SIZE = {"vocab_size": 20, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
 IDS = torch.arange(6)[None]
@@ -85,7 +85,7 @@ def test_a_teacher_of_fewer_bits_is_near_the_whole_one(tmp_path, bits, kind):
     torch.manual_seed(1)
     size = {"vocab_size": 20, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
     LlamaForCausalLM(LlamaConfig(**size, num_attention_heads=2)).save_pretrained(tmp_path)
-    teacher = LiveTeacher(causal_lm(tmp_path, "auto", **{bits: True}))
+    teacher = FrozenTeacher(causal_lm(tmp_path, "auto", **{bits: True}))
     assert kind in {type(module).__name__ for module in teacher.modules()}
     whole = logits(causal_lm(tmp_path))
     error = (teacher(input_ids=IDS).float() - whole).abs().max()

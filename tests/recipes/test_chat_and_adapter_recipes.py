@@ -91,12 +91,12 @@ def test_the_saved_adapters_load_and_have_learned(folder, trained):
 def test_the_teacher_was_the_base_with_its_adapter(folder, trained):
     """The student's run recorded the teacher's weights: those of the merged adapter, and not of the base."""
     from hfkd.models.language import causal_lm
-    from hfkd.teachers import LiveTeacher
+    from hfkd.teachers import FrozenTeacher
     from hfkd.teachers.fingerprint import weights_fingerprint
 
     recorded = json.loads((trained[1] / "distillation.json").read_text())["teacher"]
-    assert weights_fingerprint(LiveTeacher(causal_lm(trained[0])))[:8] in recorded
-    assert weights_fingerprint(LiveTeacher(causal_lm(folder / "large")))[:8] not in recorded
+    assert weights_fingerprint(FrozenTeacher(causal_lm(trained[0])))[:8] in recorded
+    assert weights_fingerprint(FrozenTeacher(causal_lm(folder / "large")))[:8] not in recorded
 
 
 def test_the_students_are_scored_with_the_chat_template(folder, trained, monkeypatch, capsys):

@@ -12,7 +12,7 @@ from datasets import load_dataset
 from PIL import Image
 
 from hfkd.models import InputSpec, image_classifier
-from hfkd.teachers import LiveTeacher
+from hfkd.teachers import FrozenTeacher
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CONFIGS = RECIPES / "configs"
@@ -113,7 +113,7 @@ def test_a_transformer_is_shown_its_own_size_and_normalisation(name):
     torch.manual_seed(0)
     network = timm.create_model(name, pretrained=False, num_classes=7, **TRANSFORMERS[name])
     received = InputSpec((0.2,) * 3, (0.3,) * 3, None)
-    teacher = LiveTeacher(network, received)
+    teacher = FrozenTeacher(network, received)
     assert teacher.size == (224, 224)
     images = torch.rand(2, 3, 64, 64)  # pixels from 0 to 1
     logits = teacher(pixel_values=(images - 0.2) / 0.3)

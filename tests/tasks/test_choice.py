@@ -28,7 +28,7 @@ from hfkd import DistillationTrainer
 from hfkd.models import Peers
 from hfkd.tasks.base import TASKS
 from hfkd.tasks.choice import chosen_task
-from hfkd.teachers import LiveTeacher
+from hfkd.teachers import FrozenTeacher
 
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 X, Y = torch.arange(3, 27).view(4, 6), torch.arange(4) % 3
@@ -162,7 +162,7 @@ def test_a_student_that_no_task_knows_is_refused(tmp_path, build, rows, message)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("wrap", [lambda one: one, LiveTeacher, lambda one: [Net(), one]], ids=["", "live", "list"])
+@pytest.mark.parametrize("wrap", [lambda one: one, FrozenTeacher, lambda one: [Net(), one]], ids=["", "live", "list"])
 def test_a_teacher_for_another_task_is_refused(tmp_path, wrap):
     several = vit(problem_type="multi_label_classification")
     with pytest.raises(ValueError, match="ViTFor.* is for image_classification and ViTFor.* for multi_label_class"):

@@ -9,7 +9,7 @@ from toys import arguments
 from hfkd import DistillationTrainer
 from hfkd.models import InputSpec
 from hfkd.models.calling import Call
-from hfkd.teachers import LiveTeacher
+from hfkd.teachers import FrozenTeacher
 from hfkd.training.validation.label_maps import label_names_of_data
 
 LABELS_ONLY = {"ce_weight": 1.0, "kd_weight": 0.0, "max_steps": 1}
@@ -139,7 +139,7 @@ def test_a_teacher_of_pictured_text_is_given_the_pixels_that_its_student_gets(tm
     net.register_forward_pre_hook(
         lambda module, args, given: seen.append(given["pixel_values"].shape), with_kwargs=True
     )
-    teacher = LiveTeacher(net, wanted=InputSpec((0.5,) * 3, (0.5,) * 3, (4, 4)))  # as a saved processor may say
+    teacher = FrozenTeacher(net, wanted=InputSpec((0.5,) * 3, (0.5,) * 3, (4, 4)))  # as a saved processor may say
     made = DistillationTrainer(kind.network(), teacher, arguments(tmp_path, max_steps=1), **kind.keywords())
     made.train()
     assert {tuple(shape[-2:]) for shape in seen} == {(8, 8)}

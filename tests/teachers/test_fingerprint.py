@@ -13,7 +13,7 @@ from toys import Net
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hfkd.data.large_images import load_large_images
-from hfkd.teachers import LiveTeacher, Teachers
+from hfkd.teachers import FrozenTeacher, TeacherEnsemble
 from hfkd.teachers.fingerprint import changed_setting, configuration, data_fingerprint, teacher_key
 
 
@@ -32,7 +32,7 @@ def llama(theta):
 
 
 def key(model):
-    return teacher_key(LiveTeacher(model))
+    return teacher_key(FrozenTeacher(model))
 
 
 @pytest.mark.parametrize(
@@ -48,12 +48,12 @@ def test_a_setting_that_changes_the_outputs_is_another_teacher(settings):
     assert key(gemma()) == key(gemma())
     assert key(gemma(**settings)) != key(gemma())
     (name,) = settings
-    said = changed_setting(configuration(LiveTeacher(gemma())), configuration(LiveTeacher(gemma(**settings))))
+    said = changed_setting(configuration(FrozenTeacher(gemma())), configuration(FrozenTeacher(gemma(**settings))))
     assert said.startswith(f"its config's {name} is ")
 
 
 def test_nested_settings_are_named():
-    said = changed_setting(configuration(LiveTeacher(llama(10000.0))), configuration(LiveTeacher(llama(4.0))))
+    said = changed_setting(configuration(FrozenTeacher(llama(10000.0))), configuration(FrozenTeacher(llama(4.0))))
     assert said == "its config's rope_parameters.rope_theta is 10000.0, this one's is 4.0"
 
 
@@ -61,7 +61,7 @@ def test_nested_settings_are_named():
     "settings", [{"attention_dropout": 0.3}, {"use_cache": False}, {"eos_token_id": 5}, {"initializer_range": 0.1}]
 )
 def test_a_setting_that_changes_no_output_does_not_count(settings):
-    assert configuration(LiveTeacher(gemma(**settings))) == configuration(LiveTeacher(gemma()))
+    assert configuration(FrozenTeacher(gemma(**settings))) == configuration(FrozenTeacher(gemma()))
 
 
 def test_a_setting_that_another_version_does_not_know_is_not_compared():
@@ -69,7 +69,7 @@ def test_a_setting_that_another_version_does_not_know_is_not_compared():
 
 
 def test_several_teachers_are_told_apart():
-    found = configuration(Teachers([LiveTeacher(gemma()), LiveTeacher(gemma(final_logit_softcapping=2.0))]))
+    found = configuration(TeacherEnsemble([FrozenTeacher(gemma()), FrozenTeacher(gemma(final_logit_softcapping=2.0))]))
     assert (found["0.final_logit_softcapping"], found["1.final_logit_softcapping"]) == (30.0, 2.0)
 
 

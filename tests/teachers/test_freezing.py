@@ -12,7 +12,7 @@ from toys import CLASSES, Net, Rows, arguments, teacher
 from hfkd import DistillationTrainer
 from hfkd.data.text_collate import TokenCollator
 from hfkd.models import Peers
-from hfkd.teachers import LiveTeacher, build_text_cache, scan
+from hfkd.teachers import FrozenTeacher, build_text_cache, scan
 from hfkd.teachers.freezing import Freezing
 
 
@@ -122,7 +122,7 @@ def test_scanning_and_storing_leave_it_as_it_was(tmp_path):
 
 
 def test_a_live_teacher_that_somebody_made_stays_frozen(tmp_path):
-    live = LiveTeacher(Partly())
+    live = FrozenTeacher(Partly())
     trainer(tmp_path, live).train()
     assert not any(module.training for module in live.modules())
     assert not any(p.requires_grad for p in live.parameters())
@@ -178,7 +178,7 @@ def with_its_memory(student):
         (with_its_memory, "conv.weight"),
     ],
 )
-@pytest.mark.parametrize("wrap", [lambda t: t, LiveTeacher, lambda t: [teacher(), t]])
+@pytest.mark.parametrize("wrap", [lambda t: t, FrozenTeacher, lambda t: [teacher(), t]])
 def test_one_that_would_change_with_the_student_is_refused(tmp_path, make, what, wrap):
     student = Net()
     taught = wrap(make(student))

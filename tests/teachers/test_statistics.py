@@ -31,7 +31,7 @@ from hfkd.data.transforms import ImageTransform
 from hfkd.losses.temperatures import Energy
 from hfkd.models import InputSpec
 from hfkd.tasks.causal_lm import CausalLM
-from hfkd.teachers import LiveTeacher, TeacherScan, scan
+from hfkd.teachers import FrozenTeacher, TeacherScan, scan
 from hfkd.teachers.agreement import PROBED
 
 QUIET = {"progress_bar": False}
@@ -177,7 +177,7 @@ def test_a_teacher_without_parameters_and_a_compiled_one():
 
     rows = Rows(5)
     assert same(scan(Mean(), rows, **QUIET), naive(Mean(), rows.images), atol=1e-4)
-    compiled = torch.compile(LiveTeacher(teacher()), backend="eager")  # as `place` does under torch_compile
+    compiled = torch.compile(FrozenTeacher(teacher()), backend="eager")  # as `place` does under torch_compile
     assert type(compiled).__name__ == "OptimizedModule"
     assert same(scan(compiled, rows, **QUIET), naive(teacher(), rows.images), atol=1e-4)
 
@@ -274,7 +274,7 @@ def test_another_normalisation_of_the_teacher_is_another_scan(cached):
     _, _, file = cached
     net = Counted()
     specs = [InputSpec((0.5,) * 3, (0.2,) * 3, None), InputSpec((0.4,) * 3, (0.2,) * 3, None)]
-    live = LiveTeacher(net, *specs)
+    live = FrozenTeacher(net, *specs)
     assert again(file, live.model)[1] == PROBED
     scan(live, packed(), cache_dir=file.parent, **QUIET)
     assert net.images == PROBED + 23

@@ -13,13 +13,13 @@ from hfkd.data.digits import load_digits
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.temperatures import Energy, Gradation
 from hfkd.models import image_classifier
-from hfkd.teachers import LiveTeacher, Teachers
+from hfkd.teachers import FrozenTeacher, TeacherEnsemble
 from hfkd.trainer import DistillationTrainer
 from hfkd.training.run_identity import FILE, RunRecord, network, read
 
 
 def record(student=None, taught=None, seed=0, **loss):
-    return RunRecord.of(student or Net(), LiveTeacher(taught or teacher()), DistillationLoss(**loss), seed)
+    return RunRecord.of(student or Net(), FrozenTeacher(taught or teacher()), DistillationLoss(**loss), seed)
 
 
 def left_by(folder, **keywords):
@@ -81,11 +81,11 @@ def test_other_training_images_are_another_run(tmp_path, other):
 
 
 def test_the_teachers_order_is_the_runs(tmp_path):
-    loss, one, other = DistillationLoss("average"), LiveTeacher(Net(seed=1)), LiveTeacher(Net(seed=2))
-    RunRecord.of(Net(), Teachers([one, other]), loss, 0).write(tmp_path, loss)
-    RunRecord.of(Net(), Teachers([one, other]), loss, 0).refuse_other(tmp_path)
+    loss, one, other = DistillationLoss("average"), FrozenTeacher(Net(seed=1)), FrozenTeacher(Net(seed=2))
+    RunRecord.of(Net(), TeacherEnsemble([one, other]), loss, 0).write(tmp_path, loss)
+    RunRecord.of(Net(), TeacherEnsemble([one, other]), loss, 0).refuse_other(tmp_path)
     with pytest.raises(ValueError, match="its teacher is Net"):
-        RunRecord.of(Net(), Teachers([other, one]), loss, 0).refuse_other(tmp_path)
+        RunRecord.of(Net(), TeacherEnsemble([other, one]), loss, 0).refuse_other(tmp_path)
 
 
 def test_a_run_without_a_teacher_is_another_run(tmp_path):
@@ -94,7 +94,7 @@ def test_a_run_without_a_teacher_is_another_run(tmp_path):
     alone.write(tmp_path, loss)
     alone.refuse_other(tmp_path)
     with pytest.raises(ValueError, match=r"its teacher is None, this one's is Net \(533 parameters"):
-        RunRecord.of(Net(), LiveTeacher(teacher()), loss, 0).refuse_other(tmp_path)
+        RunRecord.of(Net(), FrozenTeacher(teacher()), loss, 0).refuse_other(tmp_path)
 
 
 def checkpoint(folder, step, complete=True):
@@ -120,7 +120,7 @@ def test_the_newest_complete_checkpoint_stands_for_a_folder_without_a_record(tmp
 )
 def test_thresholds_come_back_to_the_digit(tmp_path, temperature, count):
     loss = DistillationLoss(temperature=temperature)
-    mine = RunRecord.of(Net(), LiveTeacher(teacher()), loss, 0)
+    mine = RunRecord.of(Net(), FrozenTeacher(teacher()), loss, 0)
     if loss.unfitted:
         loss.temperature.fit(-10 * torch.rand(100, generator=torch.Generator().manual_seed(0)))
     fitted = loss.temperature.thresholds_or_none
@@ -169,7 +169,7 @@ def test_no_folder_no_record(tmp_path):
 def test_a_lambda_is_the_same_wherever_it_lies_in_memory(tmp_path):
     def build():
         loss = DistillationLoss(weighting=eval("lambda items: 1 - items.teacher.logits.softmax(-1).amax(-1)"))
-        return RunRecord.of(Net(), LiveTeacher(teacher()), loss, 0), loss
+        return RunRecord.of(Net(), FrozenTeacher(teacher()), loss, 0), loss
 
     (earlier, loss), (mine, other) = build(), build()
     assert loss.describe()["weighting"] != other.describe()["weighting"]  # each with its address

@@ -22,7 +22,7 @@ from hfkd.data.transforms import ImageTransform, unpack_pixels
 from hfkd.teachers.agreement import disagreement, everywhere, size_of, tolerance
 from hfkd.teachers.code import code_hash
 from hfkd.teachers.fingerprint import data_fingerprint, teacher_key
-from hfkd.teachers.frozen import LiveTeacher
+from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.teachers.image_cache.device_store import DeviceStore, fits
 from hfkd.teachers.image_cache.quantize import NATURAL, WIDEST, encode
 from hfkd.teachers.image_cache.store import LogitStore, file_name
@@ -53,7 +53,7 @@ class CachedTeacher:
 
     def __init__(
         self,
-        teacher: LiveTeacher,
+        teacher: FrozenTeacher,
         dataset: Any,
         cache_dir: str | Path,
         accelerator: Accelerator | None = None,
@@ -125,7 +125,7 @@ class CachedTeacher:
 
 @torch.no_grad()
 def _open(
-    teacher: LiveTeacher,
+    teacher: FrozenTeacher,
     dataset: Dataset,
     transform: ImageTransform,
     folder: Path,
@@ -152,7 +152,7 @@ def _open(
     return file if everywhere(fault is None, accelerator) else _begun_anew(file, fault, accelerator, open_file)
 
 
-def _key(teacher: LiveTeacher, dataset: Dataset, transform: ImageTransform, precision: str) -> dict[str, str]:
+def _key(teacher: FrozenTeacher, dataset: Dataset, transform: ImageTransform, precision: str) -> dict[str, str]:
     """Everything that a stored row depends on."""
     return {
         "teacher": teacher_key(teacher),
@@ -164,7 +164,7 @@ def _key(teacher: LiveTeacher, dataset: Dataset, transform: ImageTransform, prec
 
 def _differs(
     file: LogitStore,
-    teacher: LiveTeacher,
+    teacher: FrozenTeacher,
     dataset: Dataset,
     transform: ImageTransform,
     share: float,

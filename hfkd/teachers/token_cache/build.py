@@ -19,7 +19,7 @@ from hfkd.tasks.choice import chosen_task
 from hfkd.tasks.proof import compare_own_loss
 from hfkd.teachers.agreement import everywhere
 from hfkd.teachers.fingerprint import configuration, data_fingerprint, weights_fingerprint
-from hfkd.teachers.frozen import LiveTeacher
+from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.teachers.token_cache.check import cache_differs
 from hfkd.teachers.token_cache.columns import HIGHEST_TEMPERATURE, LOWEST, text_columns
 from hfkd.teachers.token_cache.manifest import Manifest
@@ -87,9 +87,9 @@ def build_text_cache(
     _make(live, dataset, folder, manifest, absent, batch_size, accelerator, progress_bar)
 
 
-def _proved(teacher: nn.Module) -> LiveTeacher:
+def _proved(teacher: nn.Module) -> FrozenTeacher:
     """The teacher, frozen while it is used. ValueError for one that does not predict the token after its place."""
-    live = teacher if isinstance(teacher, LiveTeacher) else LiveTeacher(teacher).unfreeze()
+    live = teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher).unfreeze()
     task = chosen_task("auto", live.networks)
     if not task.by_target:
         raise ValueError(f"a token cache holds what a causal language model says, and this one is for {task.name}")
@@ -99,7 +99,7 @@ def _proved(teacher: nn.Module) -> LiveTeacher:
 
 
 def _absent(
-    teacher: LiveTeacher,
+    teacher: FrozenTeacher,
     dataset: Dataset,
     folder: Path,
     manifest: Manifest,
@@ -124,7 +124,7 @@ def _absent(
 
 
 def _make(
-    teacher: LiveTeacher,
+    teacher: FrozenTeacher,
     dataset: Dataset,
     folder: str | Path,
     manifest: Manifest,
@@ -171,7 +171,7 @@ def _check(dataset: Any, k: int, temperatures: Sequence[float], dtype: str, batc
 
 
 @torch.no_grad()
-def _vocabulary(teacher: LiveTeacher, num_classes: int | None) -> int:
+def _vocabulary(teacher: FrozenTeacher, num_classes: int | None) -> int:
     device = next(teacher.parameters()).device
     given = teacher(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device)).shape[-1]
     if num_classes is not None and not 1 <= num_classes <= given:

@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from hfkd.teachers.agreement import disagreement, spread_rows, tolerance
-from hfkd.teachers.frozen import LiveTeacher
+from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.teachers.image_cache.quantize import NATURAL
 from hfkd.teachers.token_cache.columns import text_columns
 from hfkd.teachers.token_cache.manifest import Manifest
@@ -23,7 +23,7 @@ COMMON = 0.5  # of the k likeliest classes that two passes of a teacher have in 
 
 
 def cache_differs(
-    teacher: LiveTeacher,
+    teacher: FrozenTeacher,
     dataset: Dataset,
     folder: str | Path,
     manifest: Manifest,
@@ -41,7 +41,7 @@ def cache_differs(
 
 
 def rows_differ(
-    teacher: LiveTeacher,
+    teacher: FrozenTeacher,
     rows: Sequence[Mapping[str, Any]],
     stored: Sequence[Mapping[str, Any]],
     manifest: Manifest,

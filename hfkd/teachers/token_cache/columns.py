@@ -18,7 +18,7 @@ from hfkd.data.token_rows import OWN_COLUMNS
 from hfkd.losses import functional
 from hfkd.losses.topk import spread, tail
 from hfkd.tasks.packing import PackingCheck
-from hfkd.teachers.frozen import LiveTeacher
+from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.teachers.token_cache.manifest import Manifest
 from hfkd.utils.targets import Targets
 
@@ -31,7 +31,7 @@ HIGHEST_TEMPERATURE = {"float16": 600.0, "float32": 1e6}
 
 @torch.no_grad()
 def text_columns(
-    teacher: LiveTeacher, rows: list[dict[str, Any]], manifest: Manifest, batch_size: int
+    teacher: FrozenTeacher, rows: list[dict[str, Any]], manifest: Manifest, batch_size: int
 ) -> dict[str, list[Any]]:
     """The columns of some rows. Rows of similar length go through the teacher together."""
     collate, device, check = TokenCollator(0), next(teacher.parameters()).device, PackingCheck(teacher.networks)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.temperatures import Level
-from hfkd.losses.topk import StoredOutputs
+from hfkd.losses.topk import TopKOutputs
 from hfkd.teachers.agreement import PROBED, spread_rows
 from hfkd.teachers.fingerprint import changed_setting, configuration, data_fingerprint
-from hfkd.teachers.frozen import LiveTeacher
+from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.teachers.statistics import TeacherScan
 from hfkd.teachers.token_cache.check import rows_differ
 from hfkd.teachers.token_cache.columns import tokens_hash
@@ -81,7 +81,7 @@ class CachedTextTeacher(nn.Module):
 
         Nobody else compares: training from a cache has no teacher. The teacher runs where it is.
         """
-        live = teacher if isinstance(teacher, LiveTeacher) else LiveTeacher(teacher).unfreeze()
+        live = teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher).unfreeze()
         fault = changed_setting(self.manifest.config, configuration(live))
         rows = [dataset[number] for number in spread_rows(len(dataset))]
         numbers = [self._find(row) for row in rows]
@@ -115,7 +115,7 @@ class CachedTextTeacher(nn.Module):
         found = [table[number]["spreads"] for number in map(self._find, rows) if number is not None]
         return float(np.mean([values[place] for values in found if len(values)]))
 
-    def outputs(self, inputs: Mapping[str, Tensor]) -> StoredOutputs:
+    def outputs(self, inputs: Mapping[str, Tensor]) -> TopKOutputs:
         """From a batch that `collator` made."""
         if PREFIX + "ids" not in inputs:
             raise ValueError(
@@ -126,7 +126,7 @@ class CachedTextTeacher(nn.Module):
         m = self.manifest
         by_temperature = dict(zip(m.temperatures, tails.unbind(-1), strict=True)) if m.has_tail else {}
         energies = {1.0: -logsumexp, m.energy_temperature: energy}
-        return StoredOutputs(ids, logits, by_temperature, energies, {m.entropy_temperature: entropy}, m.num_classes)
+        return TopKOutputs(ids, logits, by_temperature, energies, {m.entropy_temperature: entropy}, m.num_classes)
 
     def collator(self, collate: Collate) -> "CachedCollator":
         return CachedCollator(collate, self)

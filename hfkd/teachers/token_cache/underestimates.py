@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.functional import upcast
-from hfkd.losses.topk import CoarseItems, coarse_items, spread
+from hfkd.losses.topk import TopKItems, spread, topk_items
 from hfkd.models.calling import Call
 from hfkd.teachers.token_cache.teacher import CachedTextTeacher
 from hfkd.utils.targets import Targets
@@ -27,8 +27,8 @@ BADLY, LEAST = 1.5, 0.1  # the whole divergence as a multiple of what is seen, a
 
 
 @dataclass(frozen=True)
-class SplitItems(CoarseItems):
-    """`CoarseItems` with the bucket in two halves of its classes, as unequal to the teacher as the classes are.
+class SplitItems(TopKItems):
+    """`TopKItems` with the bucket in two halves of its classes, as unequal to the teacher as the classes are.
 
     The student's probability falls on both alike; the teacher's shares a and 1 - a are such that KL(u || p) over the
     bucket's classes, u uniform, is `spread`, which is stored:  -log(4 a (1 - a)) / 2 = spread.
@@ -92,7 +92,7 @@ def _short_rows(dataset: Any) -> list[Any]:
     return sorted(rows, key=lambda row: len(row["input_ids"]))[:ROWS]
 
 
-def _items(teacher: CachedTextTeacher, student: nn.Module, rows: Sequence[Any]) -> CoarseItems:
+def _items(teacher: CachedTextTeacher, student: nn.Module, rows: Sequence[Any]) -> TopKItems:
     modes = [(module, module.training) for module in student.modules()]
     device = next(student.parameters()).device
     batch = {key: value.to(device) for key, value in TokenCollator(0)(list(rows)).items()}
@@ -103,6 +103,4 @@ def _items(teacher: CachedTextTeacher, student: nn.Module, rows: Sequence[Any]) 
             module.training = mode
     targets = Targets.of(batch)
     stored = {name: value.to(device) for name, value in teacher.look_up(rows).items()}
-    return coarse_items(
-        upcast(targets.pick(logits))[:, : teacher.manifest.num_classes], teacher.outputs(stored), targets
-    )
+    return topk_items(upcast(targets.pick(logits))[:, : teacher.manifest.num_classes], teacher.outputs(stored), targets)

@@ -8,19 +8,19 @@ from hfkd.models import Peers
 from hfkd.models.calling import Call
 from hfkd.tasks.base import Task
 from hfkd.tasks.tokens import PerToken
-from hfkd.teachers import LiveTeacher, Teachers
-from hfkd.training.forward.dense import ChunkedStep, DenseStep, MutualStep
-from hfkd.training.forward.he_da import HighEnergyStep
-from hfkd.training.forward.target_tokens import TargetStep
+from hfkd.teachers import FrozenTeacher, TeacherEnsemble
+from hfkd.training.forward.dense import ChunkedForward, DenseForward, MutualForward
+from hfkd.training.forward.he_da import HighEnergyForward
+from hfkd.training.forward.target_tokens import TargetForward
 from hfkd.training.preparation import uses_fsdp
 
-Chosen = DenseStep | ChunkedStep | TargetStep
-AnyStep = Chosen | HighEnergyStep  # which wraps a chosen one when training starts
+Chosen = DenseForward | ChunkedForward | TargetForward
+AnyForward = Chosen | HighEnergyForward  # which wraps a chosen one when training starts
 
 
-def choose_step(
+def choose_forward(
     student: nn.Module,
-    teacher: LiveTeacher | None,
+    teacher: FrozenTeacher | None,
     task: Task,
     loss: DistillationLoss,
     args: DistillationArguments,
@@ -32,14 +32,14 @@ def choose_step(
     """
     call = Call.of(student)
     if args.loss_chunk_size:
-        if not task.by_target or uses_fsdp(args) or isinstance(teacher, Teachers):
+        if not task.by_target or uses_fsdp(args) or isinstance(teacher, TeacherEnsemble):
             raise ValueError(
                 "loss_chunk_size is for causal language models, whole on each device, with one teacher: set it to 0"
             )
-        return ChunkedStep(student, teacher and teacher.model, loss, args.loss_chunk_size, num_classes)
+        return ChunkedForward(student, teacher and teacher.model, loss, args.loss_chunk_size, num_classes)
     if isinstance(student, Peers):
-        return MutualStep(call, task, loss, peers=len(student.peers))
-    if isinstance(task, PerToken) and not isinstance(teacher, Teachers):
+        return MutualForward(call, task, loss, peers=len(student.peers))
+    if isinstance(task, PerToken) and not isinstance(teacher, TeacherEnsemble):
         heads_on_targets = not (args.torch_compile or task.labels_to_networks)
-        return TargetStep(call, task, loss, num_classes, heads_on_targets)
-    return DenseStep(call, task, loss, num_classes)
+        return TargetForward(call, task, loss, num_classes, heads_on_targets)
+    return DenseForward(call, task, loss, num_classes)

@@ -18,27 +18,27 @@ from hfkd.models.calling import Call, logits_of, output_head
 from hfkd.models.peers import taught_by_the_others
 from hfkd.tasks.base import Task
 from hfkd.tasks.causal_lm import CausalLM
-from hfkd.teachers import LiveTeacher
+from hfkd.teachers import FrozenTeacher
 from hfkd.training.forward.head_proof import rescaling_of
-from hfkd.training.nonfinite import FaultWatch
+from hfkd.training.nonfinite import NonFiniteWatch
 
 Step = tuple[Tensor, dict[str, Tensor], int]  # the loss, its parts, and how many items they are means of
 
 
 @dataclass
-class DenseStep:
+class DenseForward:
     """Both networks' whole logits. `num_classes` cuts padded vocabularies to what they share (None: as they are)."""
 
     call: Call
     task: Task
     loss: DistillationLoss
     num_classes: int | None = None
-    watch: FaultWatch | None = None
+    watch: NonFiniteWatch | None = None
 
     def __call__(
         self,
         student: nn.Module,
-        teacher: LiveTeacher | None,
+        teacher: FrozenTeacher | None,
         inputs: Mapping[str, Any],
         num_items: Counts | Number | None,
         progress: float | None,
@@ -48,7 +48,7 @@ class DenseStep:
         return *self.loss(items, num_items), len(items)
 
     def items(
-        self, student: nn.Module, teacher: LiveTeacher | None, inputs: Mapping[str, Any], progress: float | None
+        self, student: nn.Module, teacher: FrozenTeacher | None, inputs: Mapping[str, Any], progress: float | None
     ) -> Items:
         """What both networks say about a batch."""
         output = self.call.output(student, inputs)
@@ -63,7 +63,7 @@ class DenseStep:
             self.watch.outputs(items.student.logits, items.teacher.logits if asked else None, items.rows[0])
         return items
 
-    def taught(self, logits: Tensor, teacher: LiveTeacher | None, inputs: Mapping[str, Any]) -> Tensor:
+    def taught(self, logits: Tensor, teacher: FrozenTeacher | None, inputs: Mapping[str, Any]) -> Tensor:
         """The teacher's logits. Without a distillation term nobody reads them, so nobody pays for them."""
         if teacher is None or not self.loss.kd_weight:
             return logits.detach()
@@ -71,16 +71,16 @@ class DenseStep:
 
 
 @dataclass
-class MutualStep(DenseStep):
+class MutualForward(DenseForward):
     """The students of `Peers`: each one's teacher is the others."""
 
     peers: int = 2
 
-    def taught(self, logits: Tensor, teacher: LiveTeacher | None, inputs: Mapping[str, Any]) -> Tensor:
+    def taught(self, logits: Tensor, teacher: FrozenTeacher | None, inputs: Mapping[str, Any]) -> Tensor:
         return taught_by_the_others(logits, self.peers)
 
 
-class ChunkedStep:
+class ChunkedForward:
     """The last hidden states, and each network's head over chunks of tokens: [N, V] never exists whole.
 
     Built from the bare networks. Raises ValueError for one whose forward cannot leave the logits out, or whose logits
@@ -100,12 +100,12 @@ class ChunkedStep:
         rescalings = rescaling, rescaling if teacher is None else rescaling_of(teacher)
         self.chunked = ChunkedLoss(loss, chunk_size, num_classes, rescalings)
         self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # the heads run outside of forward
-        self.watch: FaultWatch | None = None
+        self.watch: NonFiniteWatch | None = None
 
     def __call__(
         self,
         student: nn.Module,
-        teacher: LiveTeacher | None,
+        teacher: FrozenTeacher | None,
         inputs: Mapping[str, Any],
         num_items: Counts | Number | None,
         progress: float | None,

@@ -21,15 +21,15 @@ from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import Items
 from hfkd.losses.logits import KD
 from hfkd.losses.thresholds import above, check_parts, ordered
-from hfkd.teachers import LiveTeacher, TeacherScan
-from hfkd.training.forward.dense import DenseStep, Step
+from hfkd.teachers import FrozenTeacher, TeacherScan
+from hfkd.training.forward.dense import DenseForward, Step
 
 ENERGY_TEMPERATURE = 4.0  # T_E of the released code
 ALWAYS = 2  # the first images of a batch are mixed whatever their energy
 
 
 @dataclass
-class HighEnergyStep:
+class HighEnergyForward:
     """HE-DA as the authors released it: the batch, and again its images of highest energy, mixed among themselves.
 
         L = 0.1 CE(x) + 0.9 KD(x) + 0.9 KD(x'),   KD(x') over the M images of S = {x_0, x_1} u {x_n : E_n > E_high}
@@ -40,7 +40,7 @@ class HighEnergyStep:
     images are in S is read back from the device at every step. `inner` makes the items.
     """
 
-    inner: DenseStep
+    inner: DenseForward
     threshold: float
     mix: Mix = "cutmix"
 
@@ -51,7 +51,7 @@ class HighEnergyStep:
     def __call__(
         self,
         student: nn.Module,
-        teacher: LiveTeacher | None,
+        teacher: FrozenTeacher | None,
         inputs: Mapping[str, Any],
         num_items: Counts | Number | None,
         progress: float | None,
@@ -100,7 +100,7 @@ def with_he_da(
     training views give the released threshold, E_high, beyond which floor(N r) images lie (`hfkd.losses.thresholds`).
     Raises ValueError for a ratio that takes no image, or all of them.
     """
-    if args.he_da == "none" or isinstance(step, HighEnergyStep):
+    if args.he_da == "none" or isinstance(step, HighEnergyForward):
         return step, dataset
     if isinstance(image_transform(dataset), HighEnergyTransform):
         return step, dataset
@@ -115,7 +115,7 @@ def with_he_da(
     threshold = above(energies, count)
     parts = {"above the threshold": (int((energies > threshold).sum()), count)}
     check_parts("he_da='released'", parts, len(energies))
-    return HighEnergyStep(step, threshold, args.he_da_mix), dataset
+    return HighEnergyForward(step, threshold, args.he_da_mix), dataset
 
 
 def added_images(args: HighEnergyArguments, dataset: Any) -> dict[str, int]:
@@ -129,7 +129,7 @@ def refuse_he_da(args: HighEnergyArguments, step: Any, dataset: Any) -> None:
     """Raise ValueError where HE-DA is on and there are no images to mix, or no teacher to choose among them."""
     if args.he_da == "none":
         return
-    if not isinstance(step, DenseStep) or not step.task.mixes:
+    if not isinstance(step, DenseForward) or not step.task.mixes:
         raise ValueError(f"he_da={args.he_da!r} mixes images, and the task is none of images: leave he_da out")
     if not step.loss.kd_weight:
         raise ValueError(f"he_da={args.he_da!r} takes the teacher's energies, and kd_weight=0 has no teacher: raise it")

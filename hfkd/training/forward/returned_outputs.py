@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from hfkd.training.forward.choice import AnyStep
-from hfkd.training.forward.dense import ChunkedStep
-from hfkd.training.forward.target_tokens import TargetStep
+from hfkd.training.forward.choice import AnyForward
+from hfkd.training.forward.dense import ChunkedForward
+from hfkd.training.forward.target_tokens import TargetForward
 
 
 @contextmanager
-def returned_outputs(step: AnyStep, model: nn.Module, wanted: bool) -> Iterator[tuple[AnyStep, list[Any]]]:
+def returned_outputs(step: AnyForward, model: nn.Module, wanted: bool) -> Iterator[tuple[AnyForward, list[Any]]]:
     """`step` as it is to be called, and a list that gets what `model` returns within; `step` itself if not `wanted`.
 
     ValueError for a loss over chunks, whose logits never exist whole.
@@ -22,11 +22,11 @@ def returned_outputs(step: AnyStep, model: nn.Module, wanted: bool) -> Iterator[
     if not wanted:
         yield step, outputs
         return
-    if isinstance(step, ChunkedStep):
+    if isinstance(step, ChunkedForward):
         raise ValueError(
             "return_outputs=True in training: loss_chunk_size makes no whole logits to return; set it to 0"
         )
-    if isinstance(step, TargetStep):
+    if isinstance(step, TargetForward):
         step = replace(step, heads_on_targets=False)
     hook = model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     try:

@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from hfkd.losses.counts import Counts, Number
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import Items, Outputs
-from hfkd.losses.topk import coarse_items
+from hfkd.losses.topk import topk_items
 from hfkd.models.calling import Call, logits_of, output_head
 from hfkd.tasks.base import Task
-from hfkd.teachers import LiveTeacher
+from hfkd.teachers import FrozenTeacher
 from hfkd.teachers.token_cache.teacher import CachedTextTeacher
 from hfkd.training.forward.dense import Step
-from hfkd.training.nonfinite import FaultWatch
+from hfkd.training.nonfinite import NonFiniteWatch
 from hfkd.utils.targets import Targets
 
 
 @dataclass
-class TargetStep:
-    """`DenseStep` for tokens, whose output heads never see a prompt's or a padding's position: the same loss, sooner.
+class TargetForward:
+    """`DenseForward` for tokens, whose output heads see no prompt's or padding's position: the same loss, sooner.
 
     On instruction data most positions are no targets, and in a small model the head is most of the work. Works inside
     of the networks' own forward, whatever wraps them and whatever they do to their logits. `CachedTextTeacher` too.
@@ -36,12 +36,12 @@ class TargetStep:
     loss: DistillationLoss
     num_classes: int | None = None
     heads_on_targets: bool = True  # a compiled network knows no hooks that come later: False picks afterwards
-    watch: FaultWatch | None = None
+    watch: NonFiniteWatch | None = None
 
     def __call__(
         self,
         student: nn.Module,
-        teacher: LiveTeacher | CachedTextTeacher | None,
+        teacher: FrozenTeacher | CachedTextTeacher | None,
         inputs: Mapping[str, Any],
         num_items: Counts | Number | None,
         progress: float | None,
@@ -50,7 +50,7 @@ class TargetStep:
         assert targets is not None
         output, logits = self._output(student, partial(self.call.output, student, inputs), targets)
         if self.loss.kd_weight and isinstance(teacher, CachedTextTeacher):
-            items: Items = coarse_items(logits, teacher.outputs(inputs), targets, progress)
+            items: Items = topk_items(logits, teacher.outputs(inputs), targets, progress)
         else:
             taught = logits.detach()
             if self.loss.kd_weight and teacher is not None:

@@ -13,7 +13,7 @@ from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import Outputs
 from hfkd.losses.slot_values import check_slots
 from hfkd.losses.temperatures import Fitted
-from hfkd.losses.topk import CoarseItems
+from hfkd.losses.topk import TopKItems
 from hfkd.models.vocabulary import common_size
 from hfkd.tasks.base import Task
 from hfkd.teachers.token_cache.columns import HIGHEST_TEMPERATURE
@@ -90,7 +90,7 @@ def _probe(loss: DistillationLoss, teacher: CachedTextTeacher, dataset: Any) -> 
     else:
         return  # no token to learn from
     zeros = torch.zeros(count, dtype=torch.long)
-    items = CoarseItems(Outputs(torch.zeros(count, stored.num_classes)), stored, zeros, zeros, 1)
+    items = TopKItems(Outputs(torch.zeros(count, stored.num_classes)), stored, zeros, zeros, 1)
     loss.weighting(items)
     check_slots(loss, items)
     slot = loss.temperature

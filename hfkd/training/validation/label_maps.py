@@ -16,7 +16,7 @@ from transformers.trainer_utils import unwrap_peft_model
 from hfkd.data.epochs import ImageStream, image_transform
 from hfkd.models import Peers
 from hfkd.models.label_names import cannot_compare, is_numbering, label_names_of, order_of, out_of_order, same_names
-from hfkd.teachers import LiveTeacher, Teachers
+from hfkd.teachers import FrozenTeacher, TeacherEnsemble
 from hfkd.utils.random_state import kept_random_state
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def _handed_on(dataset: Dataset, named: dict[str, Names], collate: Callable[[lis
 
 
 def check_label_names(
-    datasets: Mapping[str, Any], collate: Callable[[list[Any]], Any], student: nn.Module, teacher: LiveTeacher | None
+    datasets: Mapping[str, Any], collate: Callable[[list[Any]], Any], student: nn.Module, teacher: FrozenTeacher | None
 ) -> Names | None:
     """Put the logits of the teachers into the data's order of classes; returns the data's class names, if it has any.
 
@@ -81,7 +81,7 @@ def check_label_names(
     return names
 
 
-def _align(teacher: LiveTeacher, names: Names) -> None:
+def _align(teacher: FrozenTeacher, names: Names) -> None:
     own = teacher.label_names
     teacher.reorder(None)  # it may have served other data
     if own is None:
@@ -89,7 +89,7 @@ def _align(teacher: LiveTeacher, names: Names) -> None:
             logger.warning(
                 "The classes of the data are numbered folders in the order of text (%s), and the teacher does not name "
                 "its classes: if its class 2 is the folder called 2, it is taken for another. Give the teacher's names "
-                "(LiveTeacher(teacher, label_names=[...])), or call the folders 00, 01, ...", _listed(names)
+                "(FrozenTeacher(teacher, label_names=[...])), or call the folders 00, 01, ...", _listed(names)
             )  # fmt: skip
         return
     if cannot_compare(own, names):
@@ -107,7 +107,7 @@ def _align(teacher: LiveTeacher, names: Names) -> None:
         )  # fmt: skip
 
 
-def _compare_networks(student: nn.Module, teacher: LiveTeacher | None) -> None:
+def _compare_networks(student: nn.Module, teacher: FrozenTeacher | None) -> None:
     """Without names in the data: one of two networks that order the same classes differently must be wrong."""
     mine = label_names_of(student)
     for one in _each(teacher):
@@ -140,8 +140,8 @@ def write_label_names(student: nn.Module, names: Sequence[str] | None) -> None:
             vars(bare)["pretrained_cfg"]["label_names"] = list(names)
 
 
-def _each(teacher: LiveTeacher | None) -> Sequence[LiveTeacher]:
-    return teacher.teachers if isinstance(teacher, Teachers) else [] if teacher is None else [teacher]
+def _each(teacher: FrozenTeacher | None) -> Sequence[FrozenTeacher]:
+    return teacher.teachers if isinstance(teacher, TeacherEnsemble) else [] if teacher is None else [teacher]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ from hfkd.models.peers import networks_of
 from hfkd.models.vocabulary import vocabulary_size
 from hfkd.tasks.base import Task
 from hfkd.tasks.proof import compare_own_loss, untouched
-from hfkd.teachers import LiveTeacher
+from hfkd.teachers import FrozenTeacher
 from hfkd.training.validation.slots import SlotCheck
 from hfkd.utils.finite import broken_rows
 from hfkd.utils.targets import IGNORED
@@ -119,7 +119,7 @@ def say_left_out(dataset: Any, collate: Collate, call: Call, labels: Sequence[st
 def check_networks(
     student: nn.Module,
     call: Call,
-    teacher: LiveTeacher | None,
+    teacher: FrozenTeacher | None,
     dataset: Any,
     collate: Collate,
     task: Task,
@@ -161,7 +161,9 @@ def check_networks(
     return classes
 
 
-def _check_teacher(student: nn.Module, teacher: LiveTeacher, batch: dict[str, Any], classes: int, task: Task) -> Tensor:
+def _check_teacher(
+    student: nn.Module, teacher: FrozenTeacher, batch: dict[str, Any], classes: int, task: Task
+) -> Tensor:
     """The teacher's logits, if they fit the student's."""
     with ExitStack() as stack:
         for network in teacher.networks:

@@ -28,7 +28,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hfkd.data.collate import ImageCollator, views_as_rows
 from hfkd.data.epochs import image_transform
 from hfkd.models import InputSpec, input_spec, processor_spec, same_statistics
-from hfkd.teachers import LiveTeacher, Teachers
+from hfkd.teachers import FrozenTeacher, TeacherEnsemble
 from hfkd.utils.numbers import CIFAR_MEAN, CIFAR_STD
 from hfkd.utils.random_state import kept_random_state
 
@@ -62,7 +62,7 @@ class Received:
 class ImageInputs:
     """What tells how the images of a dataset are normalised. `believed`: configs, the student's first.
 
-    told: what the caller said by LiveTeacher(received=), which wins over all.
+    told: what the caller said by FrozenTeacher(received=), which wins over all.
     """
 
     collate: Callable[[list[Any]], Any]
@@ -75,10 +75,10 @@ class ImageInputs:
         cls, student: nn.Module, teacher: Any, collate: Callable[[list[Any]], Any], processing_class: Any
     ) -> "ImageInputs":
         """For a student and its teacher, teachers or None."""
-        several = teacher.teachers if isinstance(teacher, Teachers) else teacher
+        several = teacher.teachers if isinstance(teacher, TeacherEnsemble) else teacher
         teachers = several if isinstance(several, (list, tuple)) else [] if several is None else [several]
-        live = [one for one in teachers if isinstance(one, LiveTeacher)]
-        wanted = [one.wanted if isinstance(one, LiveTeacher) else input_spec(one) for one in teachers]
+        live = [one for one in teachers if isinstance(one, FrozenTeacher)]
+        wanted = [one.wanted if isinstance(one, FrozenTeacher) else input_spec(one) for one in teachers]
         told = next((one.received for one in live if one.received is not None), None)
         return cls(collate, processing_class, [input_spec(student), *wanted], told)
 
@@ -124,7 +124,7 @@ class ImageInputs:
 def receiving(teacher: Any, inputs: ImageInputs | None, dataset: Any) -> Iterator[None]:
     """While it lasts, the live teacher, if it is one, takes batches as normalised as those of `dataset`, if certain."""
     live = getattr(teacher, "_orig_mod", teacher)  # compiled
-    found = inputs.of(dataset) if inputs is not None and isinstance(live, LiveTeacher) else Received(None, False)
+    found = inputs.of(dataset) if inputs is not None and isinstance(live, FrozenTeacher) else Received(None, False)
     if found.certain:
         with live.receiving(found.spec):
             yield
@@ -158,7 +158,7 @@ def warn_of_normalisation(said: InputSpec | None, wanted: InputSpec | None) -> N
     warnings.warn(
         f"The teacher was trained on images of mean {wanted.mean}, std {wanted.std}, {how}. If your transform does "
         "something else, the teacher sees wrong pixels: pass the image processor of your images as processing_class=, "
-        "or teacher=LiveTeacher(teacher, received=InputSpec(mean, std, None)) with your transform's mean and std.",
+        "or teacher=FrozenTeacher(teacher, received=InputSpec(mean, std, None)) with your transform's mean and std.",
         stacklevel=4,
     )
 

@@ -17,7 +17,7 @@ from hfkd.losses.functional import energy, entropy
 from hfkd.losses.items import image_items
 from hfkd.losses.logits import OBJECTIVES
 from hfkd.losses.temperatures import Energy
-from hfkd.teachers import CachedTeacher, LiveTeacher
+from hfkd.teachers import CachedTeacher, FrozenTeacher
 from hfkd.teachers.image_cache.device_store import DeviceStore
 
 THRESHOLDS = (-9.0, -5.0)
@@ -33,7 +33,7 @@ def batch_of(data, rows):
 
 def cached(tmp_path, data, net=None, on_device=False):
     net = net or Counted()
-    made = CachedTeacher(LiveTeacher(net), data, tmp_path, on_device=on_device)
+    made = CachedTeacher(FrozenTeacher(net), data, tmp_path, on_device=on_device)
     net.images = 0  # the one that told the number of classes
     return made
 
@@ -44,7 +44,7 @@ def cached(tmp_path, data, net=None, on_device=False):
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("temperature", [1.0, 4.0, Energy(thresholds=THRESHOLDS)], ids=repr)
 def test_losses_agree_with_the_live_teachers(tmp_path, name, temperature):
-    data, live = packed(), LiveTeacher(Counted())
+    data, live = packed(), FrozenTeacher(Counted())
     taught, batch = cached(tmp_path, data), batch_of(data, range(23))
     taught(**batch)
     loss = DistillationLoss(name, temperature, "entropy")
@@ -64,7 +64,7 @@ def test_losses_agree_with_the_live_teachers(tmp_path, name, temperature):
 
 @pytest.mark.parametrize("t", [1.0, 3.0, 4.0])
 def test_energies_and_entropies_agree_with_the_live_teachers(tmp_path, t):
-    data, live = packed(), LiveTeacher(Counted())
+    data, live = packed(), FrozenTeacher(Counted())
     taught, batch = cached(tmp_path, data), batch_of(data, range(23))
     taught(**batch)
     for signal in (energy, entropy):
@@ -101,7 +101,7 @@ def test_the_network_sees_each_view_once_and_later_runs_none(tmp_path, on_device
         transform.set_epoch(epoch)
         for rows in torch.randperm(23, generator=torch.Generator().manual_seed(epoch)).split(5):
             batch = batch_of(data, rows.tolist())
-            expected = LiveTeacher(Counted())(**batch)
+            expected = FrozenTeacher(Counted())(**batch)
             torch.testing.assert_close(taught(**batch), expected, rtol=BOUND, atol=BOUND)
             seen |= set(zip(batch["index"].tolist(), batch["view"].tolist(), strict=True))
     assert net.images == len(seen)
@@ -127,7 +127,7 @@ def test_views_without_a_number_run_every_time_and_only_they(tmp_path, on_device
     mixed["view"][[2, 7]] = -1
     mixed["pixel_values"][[2, 7]] += 1
     for _ in range(2):
-        expected = LiveTeacher(Counted())(**mixed)
+        expected = FrozenTeacher(Counted())(**mixed)
         torch.testing.assert_close(taught(**mixed), expected, rtol=BOUND, atol=BOUND)
     assert net.images == 4
     assert taught.store.count() == 23
@@ -144,7 +144,7 @@ def test_two_views_of_each_image(tmp_path, by_image):
     if not by_image:
         both["pixel_values"] = both["pixel_values"].transpose(0, 1).flatten(0, 1)
     got = taught(**both, index=first["index"])
-    live = LiveTeacher(Counted())
+    live = FrozenTeacher(Counted())
     pair = torch.stack([live(**first), live(**second)])  # [2, B, C]
     expected = pair.transpose(0, 1) if by_image else pair.flatten(0, 1)
     torch.testing.assert_close(got, expected, rtol=BOUND, atol=BOUND)
@@ -156,7 +156,7 @@ def test_a_weak_and_a_strong_view(tmp_path):
     data, net = packed(transform=ImageTransform(augment=True, views=2)), Counted()
     taught, batch = cached(tmp_path, data, net), views_as_rows(batch_of(data, range(8)))
     for _ in range(2):
-        torch.testing.assert_close(taught(**batch), LiveTeacher(Counted())(**batch), rtol=BOUND, atol=BOUND)
+        torch.testing.assert_close(taught(**batch), FrozenTeacher(Counted())(**batch), rtol=BOUND, atol=BOUND)
     assert net.images == 16 + 8
     assert taught.store.count() == 8
 
@@ -167,7 +167,7 @@ def test_images_that_he_da_added_run_every_time_and_the_others_share_the_plain_r
     data = add_high_energy(plain, torch.linspace(-9, -3, 23), ratio=0.4)  # 9 added rows
     taught, batch = cached(tmp_path, data, net), batch_of(data, range(32))
     for seen in (9, 18):
-        torch.testing.assert_close(taught(**batch), LiveTeacher(Counted())(**batch), rtol=BOUND, atol=BOUND)
+        torch.testing.assert_close(taught(**batch), FrozenTeacher(Counted())(**batch), rtol=BOUND, atol=BOUND)
         assert net.images == seen
     assert taught.store.count() == 23
 
@@ -273,7 +273,7 @@ def test_a_later_row_that_does_not_fit_is_the_live_teachers(tmp_path, caplog):
     wild = batch | {"pixel_values": batch["pixel_values"].clone()}
     wild["pixel_values"][2] *= 1e4
     for _ in range(2):
-        torch.testing.assert_close(taught(**wild), LiveTeacher(Counted())(**wild), rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(taught(**wild), FrozenTeacher(Counted())(**wild), rtol=1e-4, atol=1e-3)
     assert taught.store.count() == 3
     assert "a range above 2048 are not kept" in caplog.text
 
@@ -298,7 +298,7 @@ def test_a_file_that_the_teacher_disagrees_with_is_begun_anew(tmp_path, on_devic
     assert caplog.messages == []
     net.level = 2
     taught = cached(tmp_path, data, net, on_device)
-    torch.testing.assert_close(taught(**batch), LiveTeacher(net)(**batch), rtol=BOUND, atol=1e-3)
+    torch.testing.assert_close(taught(**batch), FrozenTeacher(net)(**batch), rtol=BOUND, atol=1e-3)
     assert taught.hits == 0
     assert re.search(r"are not this teacher's: the logit \d of row \d+ in view \d+ is \S+ there, and the", caplog.text)
     assert caplog.text.count("The file is begun anew") == 1
@@ -371,7 +371,7 @@ def test_what_the_cache_cannot_serve_is_refused_when_the_trainer_is_built(tmp_pa
 def test_a_compiled_teacher_gets_whole_batches(tmp_path):
     """A batch's unknown rows alone would be another size at each step, and each compiled anew."""
     data, sizes = packed(), []
-    taught = CachedTeacher(LiveTeacher(Counted()), data, tmp_path)
+    taught = CachedTeacher(FrozenTeacher(Counted()), data, tmp_path)
     taught(**batch_of(data, range(5)))
     taught.teacher.register_forward_pre_hook(lambda m, a, k: sizes.append(len(k["pixel_values"])), with_kwargs=True)
     live = taught.teacher

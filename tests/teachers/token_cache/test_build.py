@@ -24,9 +24,9 @@ from hfkd.losses.base import Requirements
 from hfkd.losses.items import Outputs, token_items
 from hfkd.losses.logits import JSD, KD, AdaptiveKL, ReverseKL, SkewKL, SkewReverseKL, TotalVariation
 from hfkd.losses.temperatures import Energy, Gradation
-from hfkd.losses.topk import coarse_items
+from hfkd.losses.topk import topk_items
 from hfkd.tasks.causal_lm import CausalLM
-from hfkd.teachers import CachedTextTeacher, LiveTeacher, build_text_cache
+from hfkd.teachers import CachedTextTeacher, FrozenTeacher, build_text_cache
 from hfkd.utils.targets import Targets
 
 DIVERGENCES = [KD(), ReverseKL(), JSD(), SkewKL(), SkewReverseKL(), TotalVariation()]
@@ -55,12 +55,12 @@ def batch_of(rows):
 def both(cached, rows):
     """The same rows' items with the live teacher and with the stored one, the student's logits shared."""
     batch = batch_of(rows)
-    teacher, student = LiveTeacher(taught_model()), language_model().eval()
+    teacher, student = FrozenTeacher(taught_model()), language_model().eval()
     logits = student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     live = token_items(logits, teacher(**batch), batch["labels"])
     targets = Targets(batch["labels"])
     stored = cached.outputs(cached.look_up(list(rows)))
-    return live, coarse_items(targets.pick(logits), stored, targets)
+    return live, topk_items(targets.pick(logits), stored, targets)
 
 
 def temperature(items, t):
@@ -122,10 +122,10 @@ def test_a_students_bucket_of_almost_no_mass_keeps_its_gradient():
     """log(1 - sum) would be log 0 here."""
     logits = torch.tensor([[60.0, 40.0, 0.0, -1.0]], requires_grad=True)
     ids, zero = torch.tensor([[0, 1]]), torch.zeros(1)
-    from hfkd.losses.topk import CoarseItems, StoredOutputs
+    from hfkd.losses.topk import TopKItems, TopKOutputs
 
-    teacher = StoredOutputs(ids, torch.tensor([[0.0, -1.0]]), {1.0: torch.tensor([-2.0])}, {}, {}, 4)
-    items = CoarseItems(Outputs(logits), teacher, torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), 1)
+    teacher = TopKOutputs(ids, torch.tensor([[0.0, -1.0]]), {1.0: torch.tensor([-2.0])}, {}, {}, 4)
+    items = TopKItems(Outputs(logits), teacher, torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), 1)
     _, log_q = items.log_probabilities(zero + 1)
     assert log_q[0, 2].item() == pytest.approx(math.log(1 + math.exp(-1)) - 60, rel=1e-6)
     KD()(items, zero + 1).sum().backward()
@@ -534,7 +534,7 @@ def test_masked_classes_have_no_probability(tmp_path, dtype, k, mask, count):
     cached = build(tmp_path, teacher=teacher, k=k, dtype=dtype, temperatures=(2.0, 500.0))
     stored = cached.outputs(cached.look_up(rows))
     batch = batch_of(rows)
-    logits = Targets(batch["labels"]).pick(LiveTeacher(teacher)(**batch))
+    logits = Targets(batch["labels"]).pick(FrozenTeacher(teacher)(**batch))
     torch.testing.assert_close(stored.entropy(3.0), Outputs(logits).entropy(3.0))
     for t in (2.0, 500.0):
         p = stored.log_probabilities(torch.full((len(logits),), t)).exp()

@@ -17,9 +17,9 @@ from hfkd.data.transforms import ImageTransform, pack_pixels
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.models.calling import Call
 from hfkd.tasks.image_classification import ImageClassification
-from hfkd.teachers import LiveTeacher, scan
-from hfkd.training.forward.dense import DenseStep
-from hfkd.training.forward.he_da import HighEnergyStep, added_images
+from hfkd.teachers import FrozenTeacher, scan
+from hfkd.training.forward.dense import DenseForward
+from hfkd.training.forward.he_da import HighEnergyForward, added_images
 
 N = 40
 
@@ -46,7 +46,9 @@ def batch(n=8):
 
 
 def step(threshold, mix, **slots):
-    return HighEnergyStep(DenseStep(Call.of(Net()), ImageClassification(), DistillationLoss(**slots)), threshold, mix)
+    return HighEnergyForward(
+        DenseForward(Call.of(Net()), ImageClassification(), DistillationLoss(**slots)), threshold, mix
+    )
 
 
 def naive_mixed(images, mix, seed):
@@ -76,7 +78,7 @@ def test_the_released_loss_is_ce_and_kd_of_the_batch_and_kd_of_the_mixed_set(mix
     assert 3 <= len(chosen) < 8
     released = step(threshold, mix)
     torch.manual_seed(11)
-    loss, parts, count = released(student, LiveTeacher(taught), inputs, num_items, 0.0)
+    loss, parts, count = released(student, FrozenTeacher(taught), inputs, num_items, 0.0)
 
     def kd_terms(images):
         with torch.no_grad():
@@ -99,7 +101,7 @@ def test_the_released_loss_is_ce_and_kd_of_the_batch_and_kd_of_the_mixed_set(mix
 
 def test_accumulated_batches_weigh_their_mixed_means_by_their_images():
     """Two batches of 6 and 2 images, 8 in all: their losses add up to the mean over batches weighted 6 : 2."""
-    student, taught = Net(seed=3), LiveTeacher(teacher())
+    student, taught = Net(seed=3), FrozenTeacher(teacher())
     released = step(float("inf"), "cutmix")
     total, weighted = 0.0, 0.0
     for n in (6, 2):
@@ -112,7 +114,7 @@ def test_accumulated_batches_weigh_their_mixed_means_by_their_images():
 
 
 def test_the_mixed_set_has_the_losss_temperature_weighting_and_a_gradient():
-    student, taught = Net(seed=3), LiveTeacher(teacher())
+    student, taught = Net(seed=3), FrozenTeacher(teacher())
     slots = {"temperature": 2.0, "weighting": "entropy", "ce_weight": 0.0, "kd_weight": 1.0}
     inputs = batch()
     loss, parts, _ = step(-1e9, "cutmix", **slots)(student, taught, inputs, None, 0.0)  # building a net seeds torch

@@ -11,9 +11,9 @@ from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.models.calling import Call
 from hfkd.tasks.causal_lm import CausalLM
-from hfkd.teachers import LiveTeacher
-from hfkd.training.forward.dense import DenseStep
-from hfkd.training.forward.target_tokens import TargetStep
+from hfkd.teachers import FrozenTeacher
+from hfkd.training.forward.dense import DenseForward
+from hfkd.training.forward.target_tokens import TargetForward
 from hfkd.utils.targets import IGNORED, Targets
 
 L, V = 7, 19
@@ -65,12 +65,12 @@ def gradients(step, model, teacher, inputs):
 )
 @pytest.mark.parametrize("num_classes", [None, V - 3])
 def test_the_loss_parts_and_gradients_are_those_of_whole_logits(make, num_classes):
-    model, teacher, inputs = make(), LiveTeacher(gpt2(width=12)), batch()
+    model, teacher, inputs = make(), FrozenTeacher(gpt2(width=12)), batch()
     loss, call = DistillationLoss("kd", 2.0, "entropy"), Call.of(make())
     inputs["labels"] = torch.where(inputs["labels"] == IGNORED, IGNORED, inputs["labels"].clamp(max=V - 4))
-    dense = gradients(DenseStep(call, CausalLM(), loss, num_classes), model, teacher, inputs)
+    dense = gradients(DenseForward(call, CausalLM(), loss, num_classes), model, teacher, inputs)
     for heads_on_targets in (True, False):
-        ours = gradients(TargetStep(call, CausalLM(), loss, num_classes, heads_on_targets), model, teacher, inputs)
+        ours = gradients(TargetForward(call, CausalLM(), loss, num_classes, heads_on_targets), model, teacher, inputs)
         assert ours[2] == dense[2] == 7
         torch.testing.assert_close(ours[0], dense[0])
         torch.testing.assert_close(ours[1], dense[1])
@@ -80,12 +80,12 @@ def test_the_loss_parts_and_gradients_are_those_of_whole_logits(make, num_classe
 
 
 def test_each_head_sees_the_targets_and_nothing_else_and_keeps_no_hook():
-    model, teacher, seen = language_model(), LiveTeacher(taught_model()), []
+    model, teacher, seen = language_model(), FrozenTeacher(taught_model()), []
     for network in (model, teacher.model):
         network.lm_head.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape[:2])))
     inputs = TokenCollator(0)(TokenRows(5).rows)
     targets = Targets(inputs["labels"])
-    TargetStep(Call.of(model), CausalLM(), DistillationLoss(temperature=2.0))(model, teacher, inputs, None, 0.0)
+    TargetForward(Call.of(model), CausalLM(), DistillationLoss(temperature=2.0))(model, teacher, inputs, None, 0.0)
     assert seen == [(1, len(targets))] * 2
     assert 0 < len(targets) < inputs["labels"].numel() / 2
     assert not model.lm_head._forward_pre_hooks
@@ -96,10 +96,10 @@ def test_without_distillation_the_teacher_does_not_run():
     def forbidden(**inputs):
         raise AssertionError
 
-    teacher = LiveTeacher(taught_model())
+    teacher = FrozenTeacher(taught_model())
     teacher.forward = forbidden
     model, inputs = language_model(), TokenCollator(0)(TokenRows(5).rows)
-    loss, parts, _ = TargetStep(Call.of(model), CausalLM(), DistillationLoss(ce_weight=1.0, kd_weight=0.0))(
+    loss, parts, _ = TargetForward(Call.of(model), CausalLM(), DistillationLoss(ce_weight=1.0, kd_weight=0.0))(
         model, teacher, inputs, None, 0.0
     )
     assert loss.item() == pytest.approx(parts["ce"].item())

@@ -17,7 +17,7 @@ from hfkd.data import ImageTransform, load_images
 from hfkd.data.images import decode
 from hfkd.models import Peers, image_classifier, image_teacher
 from hfkd.models.label_names import order_of
-from hfkd.teachers import LiveTeacher
+from hfkd.teachers import FrozenTeacher
 
 NAMES = ["bird", "cat", "dog", "Fire_Truck"]
 OTHER = ["dog", "fire truck", "bird", "cat"]  # the same classes as another library may have them
@@ -116,7 +116,7 @@ def test_several_teachers_each_in_their_own_order(tmp_path):
 
 def test_names_given_with_a_bare_network(tmp_path):
     rows = data()
-    trainer = make(tmp_path, LiveTeacher(network().timm_model, label_names=OTHER))
+    trainer = make(tmp_path, FrozenTeacher(network().timm_model, label_names=OTHER))
     expected = logits_of(network(), rows)[:, ORDER]
     torch.testing.assert_close(trainer.teacher(pixel_values=rows[:]["pixel_values"]), expected, rtol=1e-4, atol=1e-4)
 
@@ -184,7 +184,7 @@ def test_folders_called_by_numbers(tmp_path, caplog):
         make(tmp_path / "a", twelve(), student=twelve(), **parts)
     assert "numbered folders in the order of text (0, 1, 10, 11, ...)" in caplog.text
     numbered = [f"class {i}" for i in range(12)]
-    teacher = LiveTeacher(twelve(), label_names=numbered)
+    teacher = FrozenTeacher(twelve(), label_names=numbered)
     trainer = make(tmp_path / "b", teacher, student=twelve(), **parts)
     assert trainer.teacher.order.tolist() == [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]
 

@@ -11,7 +11,7 @@ from hfkd.data.collate import ImageCollator
 from hfkd.data.transforms import ImageTransform, pack_pixels
 from hfkd.models.calling import Call
 from hfkd.tasks.image_classification import ImageClassification
-from hfkd.teachers import LiveTeacher
+from hfkd.teachers import FrozenTeacher
 from hfkd.training.validation.networks import check_datasets, check_networks
 
 COLLATE = ImageCollator()
@@ -31,7 +31,7 @@ class Normed(nn.Module):
 
 def check(student=None, taught=None, dataset=None):
     student = student or Net()
-    live = None if taught is None else LiveTeacher(taught)
+    live = None if taught is None else FrozenTeacher(taught)
     check_networks(student, Call.of(student), live, Rows() if dataset is None else dataset, COLLATE, TASK)
 
 

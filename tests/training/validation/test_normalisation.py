@@ -17,7 +17,7 @@ from hfkd.data import ImageTransform
 from hfkd.data.images import decode
 from hfkd.experiments.classifier_run import page_data
 from hfkd.models import InputSpec, image_classifier
-from hfkd.teachers import LiveTeacher
+from hfkd.teachers import FrozenTeacher
 from hfkd.training.validation.normalisation import ImageInputs
 
 CIFAR = InputSpec((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), None)
@@ -156,7 +156,7 @@ class Noise(torch.utils.data.Dataset):
 
 
 def test_where_only_the_student_says_it_there_is_a_warning_with_both(tmp_path):
-    said = r"mean \(0\.5071, .*the student's config mean \(0\.485, .*processing_class=, or teacher=LiveTeacher\("
+    said = r"mean \(0\.5071, .*the student's config mean \(0\.485, .*processing_class=, or teacher=FrozenTeacher\("
     with pytest.warns(UserWarning, match=said):
         trainer = make(tmp_path, Noise())
     assert trainer.teacher.received.mean == IMAGENET.mean
@@ -170,7 +170,7 @@ def test_where_only_the_student_says_it_there_is_a_warning_with_both(tmp_path):
         (CIFAR, lambda: network(CIFAR)),
         (InputSpec((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), None), lambda: network(CIFAR)),
         (IMAGENET, lambda: Net()),
-        (IMAGENET, lambda: LiveTeacher(network(CIFAR), received=ODD)),
+        (IMAGENET, lambda: FrozenTeacher(network(CIFAR), received=ODD)),
     ],
     ids=["alike", "rounded differently", "a teacher that does not say", "the caller says"],
 )
@@ -180,7 +180,7 @@ def test_no_warning_where_nothing_is_wrong(tmp_path, student, teacher):
 
 def test_what_the_caller_says_wins(tmp_path):
     train = rows(TO_TENSOR)
-    trainer = make(tmp_path, train, teacher=LiveTeacher(network(CIFAR), received=ODD))
+    trainer = make(tmp_path, train, teacher=FrozenTeacher(network(CIFAR), received=ODD))
     right = expected(spec=CIFAR)
     assert not torch.allclose(sees(trainer, train), right, atol=1e-2)
     assert trainer.teacher.received == ODD
@@ -188,7 +188,7 @@ def test_what_the_caller_says_wins(tmp_path):
 
 def test_a_live_teacher_that_was_told_nothing_is_told(tmp_path):
     train = rows(TO_TENSOR)
-    trainer = make(tmp_path, train, teacher=LiveTeacher(network(CIFAR)))
+    trainer = make(tmp_path, train, teacher=FrozenTeacher(network(CIFAR)))
     torch.testing.assert_close(sees(trainer, train), expected(), rtol=1e-4, atol=1e-4)
 
 

@@ -241,10 +241,10 @@ def test_statistics_that_nobody_knows_are_said_to_be_unknown(tmp_path, caplog):
 
 def test_a_teachers_explicit_input_counts_for_the_student(tmp_path):
     from hfkd.models import InputSpec
-    from hfkd.teachers import LiveTeacher
+    from hfkd.teachers import FrozenTeacher
 
     rows = [{"pixel_values": torch.randn(3, 8, 8), "labels": i % 3} for i in range(8)]
-    told = LiveTeacher(teacher(3), received=InputSpec(MEAN, STD, None))
+    told = FrozenTeacher(teacher(3), received=InputSpec(MEAN, STD, None))
     trainer = DistillationTrainer(timm_model(), told, arguments(tmp_path, max_steps=1), train_dataset=rows)
     trainer.train()
     assert input_spec(trainer.model).mean == MEAN

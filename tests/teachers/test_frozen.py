@@ -13,7 +13,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from hfkd.data.transforms import CIFAR_MEAN, CIFAR_STD, ImageTransform, pack_pixels
 from hfkd.models import InputSpec, image_classifier, input_spec
-from hfkd.teachers import LiveTeacher, place
+from hfkd.teachers import FrozenTeacher, place
 
 CIFAR = InputSpec(CIFAR_MEAN, CIFAR_STD, None)
 IMAGENET = InputSpec((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), None)
@@ -55,7 +55,7 @@ def test_renormalising_is_normalising_the_original_for_the_teacher():
     batch = {"pixels": [pack_pixels(p) for p in pixels], "labels": [0] * 64, "index": list(range(64))}
     student = ImageTransform(CIFAR.mean, CIFAR.std, augment=True, seed=5)(batch)["pixel_values"]
     expected = ImageTransform(IMAGENET.mean, IMAGENET.std, augment=True, seed=5)(batch)["pixel_values"]
-    seen = LiveTeacher(Seen(), received=CIFAR, wanted=IMAGENET)(pixel_values=student)
+    seen = FrozenTeacher(Seen(), received=CIFAR, wanted=IMAGENET)(pixel_values=student)
     assert (expected[:, :, 0] == expected[0, :, 0, 0].view(3, 1)).any(), "no padding in this test"
     torch.testing.assert_close(seen, expected, rtol=0, atol=1e-6)
     assert (student - expected).abs().max() > 0.1
@@ -64,12 +64,12 @@ def test_renormalising_is_normalising_the_original_for_the_teacher():
 @pytest.mark.parametrize(("received", "wanted"), [(None, IMAGENET), (CIFAR, None), (CIFAR, CIFAR), (None, None)])
 def test_images_are_left_alone_where_there_is_nothing_to_change(received, wanted):
     images = torch.randn(2, 3, 8, 8)
-    assert torch.equal(LiveTeacher(Seen(), received, wanted)(pixel_values=images), images)
+    assert torch.equal(FrozenTeacher(Seen(), received, wanted)(pixel_values=images), images)
 
 
 def test_grey_images_become_the_colour_a_teacher_wants():
     grey = torch.rand(2, 1, 4, 4)
-    seen = LiveTeacher(Seen(), InputSpec((0.1,), (0.3,), None), IMAGENET)(pixel_values=(grey - 0.1) / 0.3)
+    seen = FrozenTeacher(Seen(), InputSpec((0.1,), (0.3,), None), IMAGENET)(pixel_values=(grey - 0.1) / 0.3)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET.mean, IMAGENET.std))
     torch.testing.assert_close(seen, (grey.expand(2, 3, 4, 4) - mean) / std, rtol=0, atol=1e-6)
 
@@ -77,18 +77,18 @@ def test_grey_images_become_the_colour_a_teacher_wants():
 def test_resizing_comes_after_renormalising_and_only_where_a_size_is_wanted():
     images = torch.randn(2, 3, 8, 8)
     wanted = InputSpec(IMAGENET.mean, IMAGENET.std, (20, 12))
-    renormalised = LiveTeacher(Seen(), CIFAR, IMAGENET)(pixel_values=images)
+    renormalised = FrozenTeacher(Seen(), CIFAR, IMAGENET)(pixel_values=images)
     expected = nn.functional.interpolate(renormalised, size=(20, 12), mode="bicubic", antialias=True)
-    assert torch.equal(LiveTeacher(Seen(), CIFAR, wanted)(pixel_values=images), expected)
+    assert torch.equal(FrozenTeacher(Seen(), CIFAR, wanted)(pixel_values=images), expected)
     fitting = torch.randn(2, 3, 20, 12)
-    assert torch.equal(LiveTeacher(Seen(), None, wanted)(pixel_values=fitting), fitting)
+    assert torch.equal(FrozenTeacher(Seen(), None, wanted)(pixel_values=fitting), fitting)
 
 
 def test_a_vision_transformer_of_fixed_size_teaches_a_student_of_32_pixels(vit):
     spec = input_spec(vit)
     assert spec.size == (224, 224)
     images = torch.randn(2, 3, 32, 32)
-    live = LiveTeacher(vit, received=CIFAR)
+    live = FrozenTeacher(vit, received=CIFAR)
     have, want = ([torch.tensor(v).view(3, 1, 1) for v in (s.mean, s.std)] for s in (CIFAR, spec))
     original = images * have[1] + have[0]
     large = nn.functional.interpolate((original - want[0]) / want[1], size=(224, 224), mode="bicubic", antialias=True)
@@ -103,7 +103,7 @@ def test_a_vision_transformer_of_fixed_size_teaches_a_student_of_32_pixels(vit):
 
 
 def test_it_stays_in_eval_whoever_says_train():
-    live = LiveTeacher(Noisy().train())
+    live = FrozenTeacher(Noisy().train())
     assert not any(m.training for m in live.modules())
     owner = nn.ModuleDict({"student": Net(), "teacher": live})
     images = torch.randn(4, 3, 6, 6)
@@ -118,7 +118,7 @@ def test_it_stays_in_eval_whoever_says_train():
 
 
 def test_no_gradient_reaches_it_or_passes_through_it():
-    live = LiveTeacher(Net())
+    live = FrozenTeacher(Net())
     assert not any(p.requires_grad for p in live.parameters())
     images = torch.randn(2, 3, 8, 8, requires_grad=True)
     logits = live(pixel_values=images)
@@ -129,7 +129,7 @@ def test_no_gradient_reaches_it_or_passes_through_it():
 
 
 def test_the_weights_alone_are_its_state():
-    live = LiveTeacher(Net(), CIFAR, IMAGENET)
+    live = FrozenTeacher(Net(), CIFAR, IMAGENET)
     assert set(live.state_dict()) == {f"model.{name}" for name in Net().state_dict()}
 
 
@@ -165,7 +165,7 @@ def bare_module(x):
 def test_any_network_that_gives_logits(build):
     images = torch.randn(3, 3, 8, 8)
     model, expected = build(images)
-    got = LiveTeacher(model)(pixel_values=images, labels=torch.tensor([1, 2, 3]), index=torch.tensor([7, 8, 9]))
+    got = FrozenTeacher(model)(pixel_values=images, labels=torch.tensor([1, 2, 3]), index=torch.tensor([7, 8, 9]))
     assert got.shape == (3, 5)
     torch.testing.assert_close(got, expected.detach(), rtol=0, atol=1e-6)
 
@@ -173,7 +173,7 @@ def test_any_network_that_gives_logits(build):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_teacher_in_another_precision_gets_its_own(dtype):
     images = torch.randn(2, 3, 8, 8)
-    assert LiveTeacher(Net().to(dtype), CIFAR, IMAGENET)(pixel_values=images).dtype == dtype
+    assert FrozenTeacher(Net().to(dtype), CIFAR, IMAGENET)(pixel_values=images).dtype == dtype
 
 
 def test_a_network_without_logits_is_said():
@@ -182,7 +182,7 @@ def test_a_network_without_logits_is_said():
             return x, x
 
     with pytest.raises(ValueError, match="the model returned a tuple without logits"):
-        LiveTeacher(Pair())(pixel_values=torch.zeros(1, 3, 4, 4))
+        FrozenTeacher(Pair())(pixel_values=torch.zeros(1, 3, 4, 4))
 
 
 # ---- placed ----------------------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def test_a_network_without_logits_is_said():
 def test_placing_keeps_it_out_of_checkpoints_and_in_eval(tmp_path):
     accelerator, student = Accelerator(cpu=True), Net(6)
     accelerator.prepare_model(student)
-    live = LiveTeacher(Net())
+    live = FrozenTeacher(Net())
     placed = place(live, accelerator)
     images = torch.randn(2, 3, 8, 8)
     assert torch.equal(placed(pixel_values=images), Net()(images))
@@ -206,4 +206,4 @@ def test_zero_3_is_refused():
         distributed_type="DEEPSPEED", deepspeed_plugin=SimpleNamespace(zero_stage=3), prepare_model=pytest.fail
     )
     with pytest.raises(ValueError, match="DeepSpeed ZeRO stage 3 would shard the teacher.*: use stage 2, or FSDP"):
-        place(LiveTeacher(Net()), accelerator)
+        place(FrozenTeacher(Net()), accelerator)
