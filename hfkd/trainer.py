@@ -43,7 +43,7 @@ from hfkd.training.forward.returned_outputs import returned_outputs
 from hfkd.training.lock import locked
 from hfkd.training.lr_schedule import Schedule
 from hfkd.training.nonfinite import JudgedSteps
-from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, setting
+from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, refuse_arguments, setting
 from hfkd.training.run_settings import run_settings
 from hfkd.training.setup import Setup
 from hfkd.training.statistics import scan_of
@@ -96,6 +96,7 @@ class DistillationTrainer(Trainer):
         **trainer_keywords: Any,
     ) -> None:
         args = args or DistillationArguments(output_dir="distilled")
+        refuse_arguments(teacher, args, trainer_keywords)
         slots = {"objective": objective, "temperature": temperature, "weighting": weighting}
         loss = chosen_loss(args, ce_weight=ce_weight, kd_weight=kd_weight, **slots)
         own = {"peft_config": peft_config, "teacher_processing_class": teacher_processing_class}

@@ -68,6 +68,19 @@ def chosen_loss(args: DistillationArguments, **given: Any) -> DistillationLoss:
     return DistillationLoss(**{name: getattr(args, name) if v is None else v for name, v in given.items()})
 
 
+def refuse_arguments(teacher: Any, args: Any, keywords: Mapping[str, Any]) -> None:
+    """Raise ValueError for the places and keywords of Trainer's own that are others here."""
+    if isinstance(teacher, TrainingArguments):
+        raise ValueError("the second argument is the teacher: DistillationTrainer(model, teacher, args, ...)")
+    if not isinstance(args, DistillationArguments):
+        raise ValueError(
+            f"args is a {type(args).__name__}: pass hfkd.DistillationArguments, which takes all settings of "
+            "TrainingArguments, and the slots beside them"
+        )
+    if "tokenizer" in keywords:
+        raise ValueError("tokenizer= is called processing_class= (as in Trainer of transformers 5)")
+
+
 def refuse_unsupported(
     loss: DistillationLoss, student: nn.Module, teacher: Any, args: DistillationArguments, compute_loss_func: Any
 ) -> None:
