@@ -1,4 +1,4 @@
-"""One sitting of a small run, in a process that kills itself at a chosen event: a step, a scan's batch, a file.
+"""One session of a small run, in a process that kills itself at a chosen event: a step, a scan's batch, a file.
 
 A file is left half written. Imported by tests and by benchmarks/faults.py.
 """
@@ -32,7 +32,7 @@ KEYWORDS = {
 }
 
 
-def sitting(case, folder, kill_at=None, save=None):
+def session(case, folder, kill_at=None, save=None):
     """Train `case` in `folder` from its last whole checkpoint to the end; `save` gets the names of the events."""
     import torch
 
@@ -96,7 +96,7 @@ def _language(folder, slots):
 
 
 class Events:
-    """Counts what a sitting does, and kills its process -9 at the event `kill_at`: a number, or (name, occurrence)."""
+    """Counts what a session does, and kills its process -9 at the event `kill_at`: a number, or (name, occurrence)."""
 
     def __init__(self, folder, kill_at):
         self.folder, self.kill_at, self.names = os.path.realpath(folder), kill_at, []
@@ -164,8 +164,8 @@ class Events:
 
 
 def sit(case, folder, kill_at=None, save=None):
-    """`sitting` in a process of its own; the name of the event that killed it, or None when it ran through."""
-    process = start(sitting, case, str(folder), kill_at, save)
+    """`session` in a process of its own; the name of the event that killed it, or None when it ran through."""
+    process = start(session, case, str(folder), kill_at, save)
     process.join()
     if process.exitcode == -signal.SIGKILL:
         return Path(f"{folder}.killed").read_text()

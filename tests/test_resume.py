@@ -27,7 +27,7 @@ def alone(tmp_path_factory):
 def survives(expected, case, folder, *kills):
     """Kill a run at each of `kills`, events counted since its last start; then let it end."""
     for kill in kills:
-        assert sit(case, folder, kill_at=kill) is not None, f"the sitting ended before event {kill}"
+        assert sit(case, folder, kill_at=kill) is not None, f"the session ended before event {kill}"
     assert sit(case, folder) is None
     assert outcome(folder) == expected
     assert left_over(folder) == []

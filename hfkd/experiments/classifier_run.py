@@ -33,7 +33,7 @@ GROUP = 512  # images of each energy group whose predictions are averaged
 def run_classifier(
     trainer: DistillationTrainer, config: dict[str, Any], page: bool = True, items_name: str = "images"
 ) -> dict[str, Any]:
-    """Train `trainer`, taking up an earlier sitting that was stopped, and write results.json, the student and a page.
+    """Train `trainer`, taking up an earlier session that was stopped, and write results.json, the student and a page.
 
     `config` is recorded with the results; `items_name` says there what a row is; `page=False` leaves the page out, for
     which the teacher and the student see all rows once more. Returns the content of results.json. Runs on every rank.

@@ -1,4 +1,4 @@
-"""A run from start to end, taking up an earlier sitting that was stopped."""
+"""A run from start to end, taking up an earlier session that was stopped."""
 
 import logging
 from pathlib import Path

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_text(trainer: DistillationTrainer, config: dict[str, Any]) -> dict[str, Any]:
-    """Train `trainer`, taking up an earlier sitting that was stopped, and write results.json and the student.
+    """Train `trainer`, taking up an earlier session that was stopped, and write results.json and the student.
 
     Best and last are of the metric that chooses the checkpoint (`metric_for_best_model`), else of eval_loss. `config`
     is recorded with the results. Returns the content of results.json. Runs on every rank.

@@ -48,7 +48,7 @@ def epoch_rows(log_history: Iterable[Entry]) -> list[dict[str, Any]]:
     Training quantities (`loss`, `ce`, `kd`, ...) are means over the steps since the last row, so they do not depend on
     `logging_steps`. Two evaluations at one step (several evaluation sets, or one more after training) share a row.
     Left out: evaluations of other sets or weights (`other_evaluations`), training after the last evaluation, and the
-    closing summary of a sitting (`train_runtime`, ...), which knows only its own sitting.
+    closing summary of a session (`train_runtime`, ...), which knows only its own session.
     """
     history = [entry for entry in log_history if of_the_run(entry)]
     per_epoch = not _evaluated_while_training(history)

@@ -40,8 +40,8 @@ def distillation_page(
     """Write the page of a run: a summary, the sections of `distillation_sections(**data)`, and the settings.
 
     `config`: any JSON-able settings; `teacher`, `student`, `objective`, `temperature`, `weighting` go to the summary.
-    `results`: the content of results.json, which knows the time of all sittings and the machine; without it, the last
-    sitting's time and this machine are shown.
+    `results`: the content of results.json, which knows the time of all sessions and the machine; without it, the last
+    session's time and this machine are shown.
     """
     settings = [(name, _short(value)) for name, value in config.items()]
     sections = [

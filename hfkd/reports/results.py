@@ -35,7 +35,7 @@ logger = logging.get_logger(__name__)
 
 
 @dataclass
-class Sitting:
+class Session:
     """What one process contributed to a run. `seconds` is None where no record of it is left."""
 
     first_step: int
@@ -51,7 +51,7 @@ class ResultsCallback(TrainerCallback):
     The file: `config`, `environment`, `seed`, `status` ("running", "finished" or "failed"), `epochs` (`epoch_rows`),
     `best`, `last` and `saved` (the evaluation of the weights that are saved; see below), `best_by`, `losses` (first and
     last logged), `teacher_accuracy` (on the evaluation set, of several teachers and sets each; null where it was not
-    measured), `images_per_second`, `wall_time_seconds`, `train_steps`, `train_epochs`, `sittings`, and, where there
+    measured), `images_per_second`, `wall_time_seconds`, `train_steps`, `train_epochs`, `sessions`, and, where there
     were any, `other_evaluations`. A run that was killed keeps "running"; one that diverged says how in `failure`.
 
     `best` is chosen as Trainer chooses its best checkpoint, by `metric_for_best_model` and `greater_is_better`; where
@@ -59,10 +59,10 @@ class ResultsCallback(TrainerCallback):
     `{"epoch", "accuracy"}` for "eval_accuracy" alone.
 
     Resume: `epochs`, `best` and `last` come from `state.log_history`, which transformers restores from the checkpoint,
-    so they are complete. Time is not in there: each process ("sitting") writes its steps and seconds to `sittings`,
+    so they are complete. Time is not in there: each process ("session") writes its steps and seconds to `sessions`,
     and a resumed one reads its predecessors' from the file. Steps lost between the last checkpoint and a kill count as
     time and as images, for they were paid for; time after a killed run's last write does not. If the file is missing,
-    the earlier sitting has `seconds: null` and so has `wall_time_seconds`. A run from step 0 starts a new file.
+    the earlier session has `seconds: null` and so has `wall_time_seconds`. A run from step 0 starts a new file.
 
     `images_per_second` is over training time, evaluations excluded; `items_name` replaces "images" in the name.
     Only the world's process zero reads, writes or measures; nothing here runs per step.
@@ -73,8 +73,8 @@ class ResultsCallback(TrainerCallback):
         self.metric = metric
         self.items_name = items_name
         self._environment: dict[str, Any] = {}
-        self._earlier: list[Sitting] = []
-        self._sitting: Sitting | None = None
+        self._earlier: list[Session] = []
+        self._session: Session | None = None
         self._started = 0.0
         self._first_epoch = 0.0
         self._finished = False
@@ -87,8 +87,8 @@ class ResultsCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self._environment = environment()
-        self._earlier = _read_sittings(_path(args), state.global_step) if state.global_step else []
-        self._sitting = Sitting(state.global_step, state.global_step)
+        self._earlier = _read_sessions(_path(args), state.global_step) if state.global_step else []
+        self._session = Session(state.global_step, state.global_step)
         self._started = time.monotonic()
         self._first_epoch = state.epoch or 0.0
         self._finished, self._failure = False, None
@@ -101,9 +101,9 @@ class ResultsCallback(TrainerCallback):
         metrics: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if self._sitting is not None and not self._finished:
+        if self._session is not None and not self._finished:
             runtimes = [value for key, value in (metrics or {}).items() if key.endswith("_runtime")]
-            self._sitting.evaluation_seconds += sum(runtimes)
+            self._session.evaluation_seconds += sum(runtimes)
         self._write(args, state, **kwargs)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -123,33 +123,33 @@ class ResultsCallback(TrainerCallback):
         self._write(args, state)
 
     def _write(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
-        if self._sitting is None:  # not process zero, or `evaluate` without `train`: no reason to touch a run's record
+        if self._session is None:  # not process zero, or `evaluate` without `train`: no reason to touch a run's record
             return
         if not self._finished:  # an evaluation after training adds its metrics, not its time
             self._measure(args, state, kwargs.get("train_dataloader"))
         write_json(_path(args), self._payload(args, state))
 
     def _measure(self, args: TrainingArguments, state: TrainerState, dataloader: Any) -> None:
-        if self._sitting is None:
+        if self._session is None:
             return
-        self._sitting.seconds = time.monotonic() - self._started
-        self._sitting.last_step = state.global_step
+        self._session.seconds = time.monotonic() - self._started
+        self._session.last_step = state.global_step
         # full batches, but never more than the sampler has: the last batch of an epoch may be smaller
         batch = _batch_sizes(args, state)["batch_size"]
-        items = (state.global_step - self._sitting.first_step) * batch
+        items = (state.global_step - self._session.first_step) * batch
         per_epoch = _items_per_epoch(dataloader)
         if per_epoch is not None:
             items = min(items, round(((state.epoch or 0.0) - self._first_epoch) * per_epoch))
-        self._sitting.items = items
+        self._session.items = items
 
     def _payload(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
-        assert self._sitting is not None
+        assert self._session is not None
         rows = epoch_rows(state.log_history)
         choice = Choice.of(args, self.metric)
         names = tuple(dict.fromkeys([choice.metric, self.metric]))
         step = step_of_weights(state, args, training=False) if self._finished else None
         self._warn_of_missing(choice.metric, rows)
-        sittings = [*self._earlier, self._sitting]
+        sessions = [*self._earlier, self._session]
         others = other_evaluations(state.log_history)
         return {
             "config": {k: _batch_sizes(args, state).get(k, v) for k, v in self.config.items()},
@@ -164,11 +164,11 @@ class ResultsCallback(TrainerCallback):
             "best_by": {"metric": choice.metric, "greater_is_better": choice.greater_is_better},
             "losses": end_losses(state.log_history),
             **({"teacher_accuracy": None} | teacher_scores(state.log_history)),
-            f"{self.items_name}_per_second": _items_per_second(sittings),
-            "wall_time_seconds": _wall_time(sittings),
+            f"{self.items_name}_per_second": _items_per_second(sessions),
+            "wall_time_seconds": _wall_time(sessions),
             "train_steps": state.global_step,
             "train_epochs": state.epoch,
-            "sittings": [asdict(sitting) for sitting in sittings],
+            "sessions": [asdict(session) for session in sessions],
             **({"other_evaluations": others} if others else {}),
         }
 
@@ -199,26 +199,26 @@ def _path(args: TrainingArguments) -> Path:
     return Path(args.output_dir or ".") / RESULTS_NAME
 
 
-def _read_sittings(path: Path, step: int) -> list[Sitting]:
-    """The sittings before a resume at `step`; one of unknown length where the file cannot tell."""
+def _read_sessions(path: Path, step: int) -> list[Session]:
+    """The sessions before a resume at `step`; one of unknown length where the file cannot tell."""
     try:
-        return [Sitting(**sitting) for sitting in json.loads(path.read_text(encoding="utf-8"))["sittings"]]
+        return [Session(**session) for session in json.loads(path.read_text(encoding="utf-8"))["sessions"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning(
             f"resuming at step {step}, but the time spent so far cannot be read from {str(path)!r} ({error!r}): "
             "wall_time_seconds will be null. Keep results.json beside the checkpoints to avoid this."
         )
-        return [Sitting(0, step, items=None, seconds=None)]
+        return [Session(0, step, items=None, seconds=None)]
 
 
-def _wall_time(sittings: list[Sitting]) -> float | None:
-    seconds = [sitting.seconds for sitting in sittings]
+def _wall_time(sessions: list[Session]) -> float | None:
+    seconds = [session.seconds for session in sessions]
     return None if None in seconds else sum(second for second in seconds if second is not None)
 
 
-def _items_per_second(sittings: list[Sitting]) -> float | None:
+def _items_per_second(sessions: list[Session]) -> float | None:
     known = [
-        (s.items, s.seconds - s.evaluation_seconds) for s in sittings if s.items is not None and s.seconds is not None
+        (s.items, s.seconds - s.evaluation_seconds) for s in sessions if s.items is not None and s.seconds is not None
     ]
     seconds = sum(second for _, second in known)
     return sum(items for items, _ in known) / seconds if seconds > 0 else None

@@ -121,7 +121,7 @@ def _warn_near_chance(scores: dict[str, float], counts: Tensor) -> None:
             continue
         logger.warning(
             "%s is %.4f on the evaluation set: no better than chance (1 in %d classes is %.4f; the most frequent one "
-            "has %.4f of the rows). Check the teacher's weights and architecture, the normalisation of its images, and "
+            "has %.4f of the rows). Check the teacher's weights and architecture, how its inputs are made, and "
             "the order of its classes. evaluate_teacher=False leaves this pass out.",
             name, accuracy, classes, chance, frequent,
         )  # fmt: skip

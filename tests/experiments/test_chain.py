@@ -79,7 +79,7 @@ def test_a_stopped_stage_goes_on(work, done, monkeypatch):
         run(work, "stopped")
     monkeypatch.undo()
     folders = run(work, "stopped")
-    assert [[s["first_step"] for s in results(folder)["sittings"]] for folder in folders] == [[0], [0, 3]]
+    assert [[s["first_step"] for s in results(folder)["sessions"]] for folder in folders] == [[0], [0, 3]]
     mine, theirs = (load_file(folder / "model.safetensors") for folder in (folders[1], done[1]))
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 

@@ -137,8 +137,8 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(work, done, monkeypatch):
     assert results(work, "stopped", "ea_kd", 8)["status"] == "running"
     monkeypatch.undo()
     text = run(work, "stopped", seeds=2, seed=7, rows="EA-KD")
-    assert len(results(work, "stopped", "ea_kd", 7)["sittings"]) == 1
-    assert [s["first_step"] for s in results(work, "stopped", "ea_kd", 8)["sittings"]] == [0, 3]
+    assert len(results(work, "stopped", "ea_kd", 7)["sessions"]) == 1
+    assert [s["first_step"] for s in results(work, "stopped", "ea_kd", 8)["sessions"]] == [0, 3]
     name = "ours, last epoch %"
     assert cells(text, "EA-KD")[name] == cells(done, "EA-KD")[name]
 
@@ -208,11 +208,11 @@ def test_what_failed_goes_on_where_nan_is_let_pass(work, diverging, failed):
     text = again(work, diverging, on_nan="ignore")
     found = results(work, "failed", "too_fast", 7)
     assert (found["status"], found["train_steps"]) == ("finished", 6)
-    assert len(found["sittings"]) == 2
+    assert len(found["sessions"]) == 2
     assert cells(text, "too fast")["seeds"] == "1"
     assert of_kind(text, "too fast, seed 7: on_nan=ignore")
     assert not of_kind(text, "failed")
-    assert len(results(work, "failed", "kd", 7)["sittings"]) == 1  # what was finished stays finished
+    assert len(results(work, "failed", "kd", 7)["sessions"]) == 1  # what was finished stays finished
 
 
 def test_what_failed_is_tried_anew_with_another_rate(work):
@@ -221,7 +221,7 @@ def test_what_failed_is_tried_anew_with_another_rate(work):
     run(work, "fast", table, seeds=1, seed=7, rows="KD", learning_rate=1e20)
     text = run(work, "fast", table, seeds=1, seed=7, learning_rate=0.01)
     found = results(work, "fast", "kd", 7)
-    assert (found["status"], len(found["sittings"]), found["config"]["learning_rate"]) == ("finished", 1, 0.01)
+    assert (found["status"], len(found["sessions"]), found["config"]["learning_rate"]) == ("finished", 1, 0.01)
     assert results(work, "fast", "kd", "7.failed-1")["status"] == "failed"
     assert cells(text, "KD")["seeds"] == cells(text, "EA-KD")["seeds"] == "1"
     assert not of_kind(text, "not one protocol")

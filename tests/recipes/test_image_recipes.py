@@ -53,7 +53,7 @@ def test_a_killed_table_goes_on(tmp_path):
     assert again.returncode == 0, again.stderr[-4000:]
     assert again.stderr.count("Resuming from") == 1
     results = json.loads((run / "results.json").read_text())
-    assert (results["status"], len(results["sittings"]), results["train_steps"]) == ("finished", 2, 18)
+    assert (results["status"], len(results["sessions"]), results["train_steps"]) == ("finished", 2, 18)
     assert results["losses"]["first"]["step"] == 1
     assert "| EA-KD |" in again.stdout
     assert (tmp_path / "table" / "table.md").read_text().strip() in again.stdout

@@ -65,7 +65,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_student(folder, monkeypatch, tm
     run(monkeypatch, "masked_lm", *masked_flags(folder, tmp_path / "stopped", **flags))
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert [sitting["first_step"] for sitting in results(tmp_path / "stopped")["sittings"]] == [0, 2]
+    assert [session["first_step"] for session in results(tmp_path / "stopped")["sessions"]] == [0, 2]
 
 
 def test_a_teacher_of_random_weights_is_for_trying(folder, monkeypatch, tmp_path):

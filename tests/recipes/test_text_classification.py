@@ -82,7 +82,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_student(folder, monkeypatch, tm
     run(monkeypatch, "text_classification", *classified_flags(folder, tmp_path / "stopped", **flags))
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert [sitting["first_step"] for sitting in results(tmp_path / "stopped")["sittings"]] == [0, 2]
+    assert [session["first_step"] for session in results(tmp_path / "stopped")["sessions"]] == [0, 2]
 
 
 def test_rows_are_held_out_of_a_file(folder, monkeypatch, tmp_path):

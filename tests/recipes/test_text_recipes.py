@@ -78,7 +78,7 @@ def test_a_killed_run_is_taken_up_and_its_student_is_scored(flags, data_dir, dol
     assert "Resuming from" in run(tmp_path / "again.log", "gpt2_dolly_eakd.py", *given)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["status"] == "finished"
-    assert len(results["sittings"]) == 2
+    assert len(results["sessions"]) == 2
     assert [row["epoch"] for row in results["epochs"]] == [1, 2]
     assert all("eval_rougeL" in row and "eval_loss" in row for row in results["epochs"])
     assert results["best"]["rougeL"] == max(row["eval_rougeL"] for row in results["epochs"])
@@ -105,13 +105,13 @@ def test_a_killed_run_is_taken_up_and_its_student_is_scored(flags, data_dir, dol
 def test_a_stored_teacher_is_built_by_the_first_run_and_not_loaded_by_the_second(flags, tmp_path):
     short = [*flags, "--max_steps=2", "--eval_strategy=no", f"--teacher_cache={tmp_path / 'stored'}"]
     losses = []
-    for sitting in ("first", "second"):
-        more = [f"--output_dir={tmp_path / sitting}", f"--teacher_name_or_path={tmp_path / 'teacher'}"]
-        printed = run(tmp_path / f"{sitting}.log", "gpt2_dolly_eakd.py", *distil(short, tmp_path, *more))
-        assert ("The teacher cache takes" in printed) == (sitting == "first")
-        log = json.loads((tmp_path / sitting / "results.json").read_text())["config"]["teacher"]
+    for session in ("first", "second"):
+        more = [f"--output_dir={tmp_path / session}", f"--teacher_name_or_path={tmp_path / 'teacher'}"]
+        printed = run(tmp_path / f"{session}.log", "gpt2_dolly_eakd.py", *distil(short, tmp_path, *more))
+        assert ("The teacher cache takes" in printed) == (session == "first")
+        log = json.loads((tmp_path / session / "results.json").read_text())["config"]["teacher"]
         assert "k=64" in log
-        state = json.loads(next((tmp_path / sitting).glob("checkpoint-*/trainer_state.json")).read_text())
+        state = json.loads(next((tmp_path / session).glob("checkpoint-*/trainer_state.json")).read_text())
         losses.append([row["loss"] for row in state["log_history"] if "loss" in row])
         (tmp_path / "teacher" / "config.json").write_text("{}")  # what cannot be loaded any more
     assert losses[0] == losses[1]

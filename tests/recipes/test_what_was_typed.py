@@ -270,7 +270,7 @@ def test_a_word_says_whether_to_start_anew(folder, earlier, monkeypatch, caplog,
     (tmp_path / "a.yaml").write_text(f"resume_from_checkpoint: {word}")
     more = [f"--resume_from_checkpoint={word}"] if way == "flag" else [f"--config={tmp_path / 'a.yaml'}"]
     run(monkeypatch, "cifar100_energy_kd", *image_flags(folder, tmp_path / "run", **SAVING, temperature="2.0"), *more)
-    last = results(tmp_path / "run")["sittings"][-1]
+    last = results(tmp_path / "run")["sessions"][-1]
     assert (last["last_step"] - last["first_step"], last["last_step"]) == (steps, 6)
     assert ("Starting anew beside" in caplog.text) is (steps == 6)
 
@@ -294,4 +294,4 @@ def test_a_run_may_be_made_longer(folder, earlier, monkeypatch, tmp_path):
     shutil.copytree(earlier, tmp_path / "run")
     flags = image_flags(folder, tmp_path / "run", **SAVING | {"temperature": "2.0", "num_train_epochs": 3})
     run(monkeypatch, "cifar100_energy_kd", *flags)
-    assert [(s["first_step"], s["last_step"]) for s in results(tmp_path / "run")["sittings"]] == [(0, 6), (6, 9)]
+    assert [(s["first_step"], s["last_step"]) for s in results(tmp_path / "run")["sessions"]] == [(0, 6), (6, 9)]

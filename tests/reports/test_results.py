@@ -97,10 +97,10 @@ def test_finished_run(tmp_path):
     best = max(results["epochs"], key=lambda row: row["eval_accuracy"])
     assert results["best"] == {"epoch": best["epoch"], "accuracy": best["eval_accuracy"]}
     assert results["last"] == {"epoch": 4.0, "accuracy": results["epochs"][-1]["eval_accuracy"]}
-    (sitting,) = results["sittings"]
-    assert sitting["items"] == ITEMS * EPOCHS  # the smaller last batches are not counted as full ones
-    assert results["wall_time_seconds"] == sitting["seconds"] > sitting["evaluation_seconds"] > 0
-    training_seconds = sitting["seconds"] - sitting["evaluation_seconds"]
+    (session,) = results["sessions"]
+    assert session["items"] == ITEMS * EPOCHS  # the smaller last batches are not counted as full ones
+    assert results["wall_time_seconds"] == session["seconds"] > session["evaluation_seconds"] > 0
+    training_seconds = session["seconds"] - session["evaluation_seconds"]
     assert results["images_per_second"] == pytest.approx(ITEMS * EPOCHS / training_seconds)
     assert results["environment"]["versions"]["torch"] == torch.__version__.split("+")[0]
     assert "results.json" in os.listdir(tmp_path)
@@ -124,8 +124,8 @@ def test_resume_after_a_kill_yields_the_complete_history(tmp_path):
     assert curves(resumed) == curves(whole)
     assert resumed["best"] == whole["best"]
     assert resumed["last"] == whole["last"]
-    first, second = resumed["sittings"]
-    assert first == killed["sittings"][0]
+    first, second = resumed["sessions"]
+    assert first == killed["sessions"][0]
     assert (first["first_step"], first["last_step"], second["first_step"], second["last_step"]) == (0, 6, 6, 12)
     assert first["items"] + second["items"] == ITEMS * EPOCHS
     assert resumed["wall_time_seconds"] == pytest.approx(first["seconds"] + second["seconds"])
@@ -137,11 +137,11 @@ def test_resume_after_max_steps(tmp_path):
     trainer(tmp_path, max_steps=12, lr_scheduler_type="constant").train(resume_from_checkpoint=True)
     results = read(tmp_path)
     assert [row["step"] for row in results["epochs"]] == [3, 6, 9, 12]
-    assert len(results["sittings"]) == 2
+    assert len(results["sessions"]) == 2
     assert results["train_steps"] == 12
 
 
-@pytest.mark.parametrize("content", [None, "{half", "{}", "[]", '{"sittings": [{"first_step": 0}]}'])
+@pytest.mark.parametrize("content", [None, "{half", "{}", "[]", '{"sessions": [{"first_step": 0}]}'])
 def test_resume_without_a_readable_file_does_not_invent_time(tmp_path, content):
     trainer(tmp_path, max_steps=3).train()
     (tmp_path / "results.json").unlink()
@@ -152,13 +152,13 @@ def test_resume_without_a_readable_file_does_not_invent_time(tmp_path, content):
     assert [row["step"] for row in results["epochs"]] == [3, 6]  # the history is in the checkpoint
     assert results["wall_time_seconds"] is None
     assert results["images_per_second"] > 0
-    assert results["sittings"][0]["seconds"] is None
+    assert results["sessions"][0]["seconds"] is None
 
 
 def test_a_new_run_starts_a_new_file(tmp_path):
     for _ in range(2):
         trainer(tmp_path, max_steps=3).train()
-        assert len(read(tmp_path)["sittings"]) == 1
+        assert len(read(tmp_path)["sessions"]) == 1
 
 
 def test_evaluation_after_training_adds_no_time(tmp_path):
@@ -169,7 +169,7 @@ def test_evaluation_after_training_adds_no_time(tmp_path):
     after = read(tmp_path)
     assert after["status"] == "finished"
     assert len(after["epochs"]) == 1
-    assert after["sittings"] == before["sittings"]
+    assert after["sessions"] == before["sessions"]
     assert after["wall_time_seconds"] == before["wall_time_seconds"]
 
 

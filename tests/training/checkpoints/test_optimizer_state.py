@@ -29,7 +29,7 @@ def run(folder, channels_last, steps, resume=None, **keywords):
 
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "sgd", "rmsprop"])
 @pytest.mark.parametrize("before", [False, True])
-def test_switching_channels_last_between_two_sittings_changes_nothing_but_rounding(tmp_path, optim, before):
+def test_switching_channels_last_between_two_sessions_changes_nothing_but_rounding(tmp_path, optim, before):
     momentum = {"optim_args": "momentum=0.9"} if optim == "sgd" else {}
     whole = run(tmp_path / "whole", before, STEPS, optim=optim, **momentum)
     run(tmp_path / "cut", before, CUT, optim=optim, **momentum)

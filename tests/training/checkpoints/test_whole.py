@@ -141,7 +141,7 @@ def test_an_error_without_words_names_the_checkpoint_too(tmp_path, monkeypatch, 
 
 
 def two_ranks(folder, max_steps):
-    """A sitting of a run on two processes, which goes on where the last one ended."""
+    """A session of a run on two processes, which goes on where the last one ended."""
     trainer = make(folder, max_steps=max_steps, per_device_train_batch_size=4, save_total_limit=2)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
 
