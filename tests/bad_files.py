@@ -13,9 +13,13 @@ from safetensors.torch import save_file
 from text_toys import language_model, taught_model, token_dataset, tokenizer
 from torch import nn
 from toys import Net, Rows, teacher
+from transformers import AutoModelForMaskedLM
 
 from hfkd.data.images import decode, load_images
 from hfkd.data.instructions import dolly_split, to_prompt_response
+from hfkd.data.labelled_texts import LabelledTextArguments
+from hfkd.data.masking import TokenMasking
+from hfkd.data.plain_texts import PlainTextArguments
 from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_collate import TokenCollator
 from hfkd.data.text_files import read_jsonl
@@ -25,6 +29,8 @@ from hfkd.evaluation.run import evaluate_sets
 from hfkd.models import image_classifier, image_teacher
 from hfkd.models.checkpoints import load_checkpoint
 from hfkd.models.language import causal_lm, load_tokenizer
+from hfkd.models.text_network_arguments import TextNetworkArguments
+from hfkd.models.text_networks import fresh_network
 from hfkd.models.vocabulary import same_tokenizer
 from hfkd.teachers import CachedTextTeacher, FrozenTeacher, build_text_cache, scan
 from hfkd.utils.json_file import write_json
@@ -124,6 +130,22 @@ def no_words():
     return words
 
 
+def labelled(flags, **columns):
+    """A set of texts with labels, in JSON lines, of which some rows are held out unless the flags name a split."""
+
+    def make(folder):
+        Dataset.from_dict(columns).to_json(folder / "rows.jsonl")
+        settings = {"dataset_name": str(folder / "rows.jsonl")} | ({"hold_out": 1} if "eval_split" not in flags else {})
+        return lambda: LabelledTextArguments(**settings | flags).read()
+
+    return make
+
+
+def read_by(**flags):
+    return lambda folder: lambda: TextNetworkArguments(**flags).tokenizer(["a text"])
+
+
+TEXTS = {"text": ["one", "two", "three", "four"]}
 PAIR = {"prompt": ["ask you"], "response": ["answer me"]}
 PICTURE = np.zeros((4, 4, 3), np.uint8).tolist()
 
@@ -166,6 +188,22 @@ DATA = {
     "text: every prompt too long": text({"prompt": ["ask you me one two"], "response": ["a"]}),
     "text: a number for a response": lambda folder: (
         lambda: to_prompt_response(Dataset.from_dict({"prompt": ["ask"], "response": [3]}), tokenizer(), False)
+    ),
+    "labelled texts: no column of labels": labelled({}, **TEXTS, grade=[0, 1, 0, 1]),
+    "labelled texts: two columns of text, none of which is named": labelled(
+        {}, premise=TEXTS["text"], hypothesis=TEXTS["text"], label=[0, 1, 0, 1]
+    ),
+    "labelled texts: labels are numbers with a fraction": labelled({}, **TEXTS, label=[0.5, 1.0, 2.0, 0.1]),
+    "labelled texts: hidden labels": labelled({}, **TEXTS, label=[-1, -1, -1, -1]),
+    "labelled texts: nothing to score": labelled({"eval_split": None}, **TEXTS, label=[0, 1, 0, 1]),
+    "labelled texts: hold_out=4 of 4 rows": labelled({"hold_out": 4}, **TEXTS, label=[0, 1, 0, 1]),
+    "masking: a tokenizer without a mask token": lambda folder: lambda: TokenMasking(tokenizer()),
+    "masking: mask_probability=0": lambda folder: lambda: PlainTextArguments(mask_probability=0),
+    "texts: no tokenizer anywhere": read_by(student_name_or_path="bert", from_config=True),
+    "texts: train_tokenizer for stored weights": read_by(student_name_or_path="owner/name", train_tokenizer=100),
+    "texts: student_config of stored weights": read_by(student_config="num_hidden_layers=1"),
+    "texts: a configuration without depth": lambda folder: (
+        lambda: fresh_network(AutoModelForMaskedLM, "bert", tokenizer(), "depth=1")
     ),
     "text: Dolly of one row": lambda folder: (
         lambda: dolly_split(
