@@ -137,8 +137,8 @@ def _check_ids(rows: Dataset, column: str, split: str, classes: int | None) -> i
     wrong = np.flatnonzero((labels < 0) | (labels >= known))
     if len(wrong):
         raise ValueError(
-            f"row {wrong[0]} of {split} has label {labels[wrong[0]]}, and there are {known} classes, from 0 on: -1 stands "
-            "for a hidden label, so choose a split with labels (--eval_split), or leave such rows out"
+            f"row {wrong[0]} of {split} has label {labels[wrong[0]]}, and there are {known} classes, from 0 on: -1 "
+            "stands for a hidden label, so choose a split with labels (--eval_split), or leave such rows out"
         )
     absent = sorted(set(range(known)) - set(labels.tolist()))
     if absent:
