@@ -72,7 +72,7 @@ LABEL = [0, 1, 0, 1]
         ({"text": TEXTS, "label": [0, 1, -1, 1]}, None, {}, "row 2 of the training split has label -1"),
         ({"text": TEXTS, "label": [0, 1, None, 1]}, None, {}, "row 2 of the training split has no label"),
         ({"text": TEXTS, "label": ["a", None, "b", "b"]}, None, {}, "row 1 of the training split has no label"),
-        ({"text": TEXTS, "label": LABEL}, {"text": TEXTS[:1], "label": [2]}, {}, "has label 2, and there are 2 classes"),
+        ({"text": TEXTS, "label": LABEL}, {"text": TEXTS[:1], "label": [2]}, {}, "label 2, and there are 2 classes"),
         ({"text": TEXTS, "label": LABEL}, {"text": TEXTS[:1], "label": [-1]}, {}, "stands for a hidden label"),
         ({"text": TEXTS, "label": list("abab")}, {"text": TEXTS[:1], "label": ["c"]}, {}, "has the label 'c'"),
         ({"text": TEXTS, "label": LABEL}, {"sentence": TEXTS, "label": LABEL}, {}, "evaluation split has no column"),
