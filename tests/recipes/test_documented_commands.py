@@ -78,7 +78,7 @@ def made_small(recipe, toys, words):
             *given(teacher_name_or_path=toys / "large", student_name_or_path=toys / "small", rouge_max_new_tokens=4),
         ],
         "text_classification": small_texts(classified_flags(toys, ""), words),
-        "masked_lm": small_texts(masked_flags(toys, ""), words),
+        "masked_lm": [*small_texts(masked_flags(toys, ""), words), "--text_columns=text"],
         "sft": [*text, f"--model_name_or_path={toys / 'small'}"],
         "evaluate_instruct": given(**ANSWERS, sets_from=toys / "sets"),
     }
