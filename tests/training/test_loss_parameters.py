@@ -76,6 +76,7 @@ def test_the_student_is_saved_without_it_and_it_comes_back_on_resume(tmp_path):
 def test_a_checkpoint_of_another_loss_is_refused(tmp_path):
     make(tmp_path, save_strategy="steps", save_steps=2).train()
     save_file({"temperature.other": torch.ones(())}, tmp_path / "checkpoint-2" / "distillation.safetensors")
+    write_manifest(tmp_path / "checkpoint-2")  # not damaged: of another loss
     with pytest.raises(ValueError, match="does not hold what Learned"):
         make(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
