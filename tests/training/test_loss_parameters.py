@@ -11,6 +11,7 @@ from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
 from hfkd.losses.learned_temperature import Learned
 from hfkd.models import image_classifier
+from hfkd.training.checkpoints.manifest import write_manifest
 
 LEARNED = "learned(warmup_epochs=0)"
 
