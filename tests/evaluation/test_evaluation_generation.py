@@ -36,6 +36,7 @@ def test_a_seed_gives_its_text_again_and_another_gives_another(stories):
     assert same_prompt[0] != same_prompt[1]
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(stories, data_dir, tmp_path):
     """Seven rows on two processes, then one row, which leaves a process with nothing of its own."""
     job = Path(__file__).with_name("generate_on_ranks.py")

@@ -96,6 +96,7 @@ def test_a_missing_file(tmp_path):
         read_table(tmp_path / "none.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_every_row_of_the_tables_is_understood(path):
     found = read_table(path)

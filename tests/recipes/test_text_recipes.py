@@ -64,6 +64,7 @@ def distil(flags, tmp_path, *more):
     return [*flags, *networks, f"--output_dir={tmp_path / 'run'}", *more]
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_taken_up_and_its_student_is_scored(flags, data_dir, dolly, tmp_path):
     rouge = ["--eval_rouge", "--rouge_max_new_tokens=3"]
     given = distil(flags, tmp_path, *rouge)

@@ -32,6 +32,7 @@ def folder(tmp_path_factory):
 # ---- precision -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flag", "used"), [(False, "no"), (True, "bf16")])
 def test_the_flags_precision_is_that_of_the_run_and_of_its_stored_teacher(folder, monkeypatch, tmp_path, flag, used):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no" if flag else "bf16")
@@ -262,7 +263,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_its_path(folder, earlier, mon
     assert state(tmp_path / "run")["global_step"] == 6
 
 
-@pytest.mark.parametrize("way", ["flag", "file"])
+@pytest.mark.parametrize("way", ["flag", pytest.param("file", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("word", "steps"), [("false", 6), ("no", 6), ("true", 0), ("", 0)])
 def test_a_word_says_whether_to_start_anew(folder, earlier, monkeypatch, caplog, tmp_path, way, word, steps):
     """The run is finished: taken up again it has no steps to do, started anew all six."""

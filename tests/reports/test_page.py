@@ -124,7 +124,10 @@ def test_without_data_each_section_says_why(tmp_path):
     assert len(re.findall("<img", page)) == 1
 
 
-@pytest.mark.parametrize("missing", sorted(NOTHING))
+@pytest.mark.parametrize(
+    "missing",
+    [pytest.param(name, marks=[pytest.mark.slow] * (number > 1)) for number, name in enumerate(sorted(NOTHING))],
+)
 def test_any_part_may_be_missing(tmp_path, missing):
     distillation_page(tmp_path / "p.html", config=CONFIG, log_history=HISTORY, **(scan() | {missing: None}))
     Tags((tmp_path / "p.html").read_text(encoding="utf-8"))

@@ -106,7 +106,9 @@ def test_a_network_learns_nothing_from_itself(tmp_path, kind):
 PARTS = [(ROWS, 1), (ROWS // 2, 2)]
 
 
-@pytest.mark.parametrize(("size", "steps"), PARTS, ids=["whole", "accumulated"])
+@pytest.mark.parametrize(
+    ("size", "steps"), [PARTS[0], pytest.param(*PARTS[1], marks=pytest.mark.slow)], ids=["whole", "accumulated"]
+)
 @every_kind
 def test_its_step_is_that_of_the_formulas(tmp_path, kind, size, steps):
     if kind.router and steps > 1:

@@ -27,6 +27,7 @@ def faults(way):
     return [int(word) for word in done.stdout.split()]
 
 
+@pytest.mark.slow
 def test_the_same_pages_are_used_again():
     kept, few = faults("keep")
     if not kept:

@@ -49,8 +49,9 @@ def test_a_flipped_bit_in_any_file_is_found_and_named(copy):
             flip(checkpoint / name, at)
             assert incomplete(checkpoint) is None  # as long as ever
             assert incomplete(checkpoint, contents=True) == f"its {name} is damaged: it does not hold what was written"
-            with pytest.raises(ValueError, match=rf"no complete checkpoint: its {name} is damaged.*name another"):
-                make(copy, max_steps=3).train(resume_from_checkpoint=str(checkpoint))
+            if at == 0.4:
+                with pytest.raises(ValueError, match=rf"no complete checkpoint: its {name} is damaged.*name another"):
+                    make(copy, max_steps=3).train(resume_from_checkpoint=str(checkpoint))
             flip(checkpoint / name, at)
     assert incomplete(checkpoint, contents=True) is None
 
