@@ -58,7 +58,12 @@ def parse(
         if action.dest in settings:
             action.required = False
     parser.set_defaults(**settings)
-    *parts, rest = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    *parts, rest, unknown = parser.parse_args_into_dataclasses(
+        argv, look_for_args_file=False, return_remaining_strings=True
+    )
+    if unknown:
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], parser._option_string_actions, n=1)
+        raise ValueError(f"unknown flag {unknown[0]}" + (f"; did you mean {close[0]}?" if close else "; see --help"))
     del rest.config, rest.__dict__[IMPORT]
     parsed = Parsed(parts, frozenset().union(flags, *files))
     found = {name: value for part in parts for name, value in vars(part).items()}

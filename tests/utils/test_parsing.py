@@ -401,3 +401,9 @@ def test_config_without_a_file_is_refused(capsys):
     with pytest.raises(SystemExit):
         parse([DistillationArguments], ["--output_dir", "out", "--config"])
     assert "--config: expected at least one argument" in capsys.readouterr().err
+
+
+def test_an_unknown_flag_gets_a_suggestion(tmp_path):
+    argv = ["--output_dir", str(tmp_path), "--learning_rat", "0.1"]
+    with pytest.raises(ValueError, match=r"unknown flag --learning_rat; did you mean --learning_rate\?"):
+        parse([DistillationArguments], argv)
