@@ -39,6 +39,7 @@ def test_energy_kd_killed_in_the_scan_at_a_step_and_in_a_checkpoint(alone, tmp_p
     assert "_unfinished/checkpoint-8 was left half done" in (tmp_path / "run.log").read_text()
 
 
+@pytest.mark.slow
 def test_lora_with_dropout_killed_between_accumulated_batches_and_in_the_adapter(alone, tmp_path):
     kills = ("step", 2 * EVERY + 5), ("write adapter_model.safetensors", 0)
     survives(alone("LoRA")[0], "LoRA", tmp_path / "run", *kills)

@@ -121,6 +121,7 @@ def test_a_stored_teacher_is_built_by_the_first_run_and_not_loaded_by_the_second
     assert f"holds what {tmp_path / 'teacher'} said" in printed
 
 
+@pytest.mark.slow
 def test_sft_with_adapters(flags, tmp_path):
     pytest.importorskip("peft")
     network = [f"--model_name_or_path={tmp_path / 'teacher'}", "--from_config", f"--output_dir={tmp_path / 'run'}"]

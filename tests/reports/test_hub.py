@@ -29,6 +29,9 @@ def python(script, *arguments, environment):
     return done
 
 
+pytestmark = pytest.mark.slow  # processes that push to a server, and others that load from it
+
+
 @pytest.fixture(scope="module")
 def pushed(tmp_path_factory):
     """(the Hub after all pushes, the folder they came from, what was printed, the folder of a fresh process)."""

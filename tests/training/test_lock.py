@@ -70,6 +70,7 @@ def test_the_same_folder_in_one_process(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_a_dead_process_whose_workers_live_on_is_waited_for(tmp_path, monkeypatch, caplog, holder):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
