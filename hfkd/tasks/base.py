@@ -37,6 +37,7 @@ class Task(ABC):
     views: ClassVar[bool] = False  # five dimensions of pixel_values are several views of each image
     class_ids: ClassVar[bool] = True  # integer labels are those; else a 0 or a 1 for each class
     ignores: ClassVar[bool] = False  # a label of -100 stands for none
+    relates: ClassVar[bool] = True  # items are over the same classes, so that a batch of them can be compared
     by_target: ClassVar[bool] = False  # a loss over chunks of target tokens, and a cache of them, serve it
     generates: ClassVar[bool] = False
     without_labels: ClassVar[str] = "call the rows' column of them labels, or let the data_collator make one"

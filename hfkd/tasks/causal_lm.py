@@ -13,7 +13,7 @@ from hfkd.data.text_collate import TokenCollator
 from hfkd.models.calling import Call
 from hfkd.tasks.base import Batch, Collate, register_task
 from hfkd.tasks.tokens import PerToken
-from hfkd.utils.targets import IGNORED, Targets
+from hfkd.utils.targets import IGNORED
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +64,6 @@ class CausalLM(PerToken):
             "Labels of the first rows are not the tokens in their places. A causal model predicts them from the tokens "
             "before: is the collator one for masked language modelling (mlm=True)?"
         )
-
-    def targets(self, batch: Batch) -> Targets:
-        return Targets.of(batch)
 
 
 def _known(tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ class MultiLabelClassification(PerRow):
     item = "a (row, label) pair"
     one_item_a_row = False
     class_ids = False
+    relates = False
     scored_by = None
 
     def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:

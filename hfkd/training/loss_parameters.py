@@ -93,7 +93,9 @@ def without_loss(student: nn.Module) -> Iterator[None]:
 
 
 def join(loss: DistillationLoss, optimizer: Any, scheduler: Any = None) -> None:
-    """Let an optimizer that the trainer did not make, if any, train what the loss learns: a group by its own defaults.
+    """Let an optimizer that the trainer did not make, if any, train what the loss learns: groups by its own defaults.
+
+    Those of `Slot.parameter_groups` at their own rates.
 
     Raises ValueError for a `scheduler`, which knows the groups that there were when it was made.
     """
@@ -102,26 +104,45 @@ def join(loss: DistillationLoss, optimizer: Any, scheduler: Any = None) -> None:
         return
     if scheduler is not None:
         raise ValueError(
-            f"{loss.temperature!r} learns, and optimizers=(optimizer, scheduler) have no part of it: make it yourself, "
-            "pass it as temperature= and its parameters() to the optimizer, or leave the scheduler to the trainer"
+            f"{learner(loss)!r} learns, and optimizers=(optimizer, scheduler) have no part of it: build it yourself, "
+            "pass it to the trainer and its parameters() to the optimizer, or leave the scheduler to the trainer"
         )
-    optimizer.add_param_group({"params": missing})
-    settings = {name: optimizer.param_groups[-1].get(name) for name in ("lr", "weight_decay")}
-    logger.warning("%r joins the optimizer that was given, as a group of its own: %s", loss.temperature, settings)
+    for group in _groups(loss, missing):
+        optimizer.add_param_group(group)
+        settings = {name: optimizer.param_groups[-1].get(name) for name in ("lr", "weight_decay")}
+        logger.warning("%r joins the optimizer that was given, as a group of its own: %s", learner(loss), settings)
 
 
 def regroup(loss: DistillationLoss, optimizer: torch.optim.Optimizer) -> None:
-    """Put what a slot trains at a rate of its own (`Slot.parameter_groups`) into groups of its own."""
-    slots = (loss.objective, loss.temperature, loss.weighting) if learns(loss) else ()
-    groups = [group for slot in slots if isinstance(slot, Slot) for group in slot.parameter_groups()]
+    """Put what a slot trains at a rate of its own (`Slot.parameter_groups`) into groups of its own.
+
+    What the optimizer does not train is left to `CheckTrained`.
+    """
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    groups = [group for group in _groups(loss, trained) if len(group) > 1] if learns(loss) else []
     apart = {id(p) for group in groups for p in group["params"]}
-    present = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not apart or not apart <= present:  # an optimizer of the caller's: `join` has said what becomes of them
-        return
     for group in optimizer.param_groups:
         group["params"] = [p for p in group["params"] if id(p) not in apart]
     for group in groups:
-        optimizer.add_param_group(dict(group))
+        optimizer.add_param_group(group)
+
+
+def _groups(loss: DistillationLoss, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """`parameters` by the groups that slots ask for, and those of none together at the optimizer's own settings."""
+    slots = (loss.objective, loss.temperature, loss.weighting)
+    asked = [group for slot in slots if isinstance(slot, Slot) for group in slot.parameter_groups()]
+    wanted = {id(p) for p in parameters}
+    groups = [group | {"params": [p for p in group["params"] if id(p) in wanted]} for group in asked]
+    apart = {id(p) for group in groups for p in group["params"]}
+    groups.append({"params": [p for p in parameters if id(p) not in apart]})
+    return [group for group in groups if group["params"]]
+
+
+def learner(loss: DistillationLoss) -> Any:
+    """The slot that learns, for messages."""
+    slots = (loss.objective, loss.temperature, loss.weighting)
+    learning = (s for s in slots if isinstance(s, nn.Module) and any(p.requires_grad for p in s.parameters()))
+    return next(learning, loss.temperature)
 
 
 def not_in(optimizer: Any, loss: DistillationLoss) -> list[nn.Parameter]:
@@ -164,5 +185,5 @@ def read(loss: DistillationLoss, folder: str | Path) -> None:
         loss.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ValueError(
-            f"{path} does not hold what {loss.temperature!r} learned ({error}): resume from another checkpoint"
+            f"{path} does not hold what {learner(loss)!r} learned ({error}): resume from another checkpoint"
         ) from error

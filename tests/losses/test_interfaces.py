@@ -128,6 +128,15 @@ def test_parts_of_its_own_learn_by_a_loss_of_their_own_at_a_rate_of_their_own(tm
     assert logged["own_loss"] == pytest.approx(4.0)
 
 
+def test_an_optimizer_that_was_given_trains_them_at_that_rate_too(tmp_path):
+    agent, student = Agent(), Net()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    trainer = DistillationTrainer(student, teacher(), arguments(tmp_path, max_steps=1), objective=agent,
+                                  train_dataset=Rows(), optimizers=(optimizer, None))  # fmt: skip
+    trainer.train()
+    assert agent.a.item() == pytest.approx(1.0, rel=1e-6)
+
+
 def test_the_teacher_gets_no_gradient():
     items = tokens()
     taught = items.teacher.logits.clone().requires_grad_()

@@ -143,3 +143,10 @@ def test_a_teacher_of_pictured_text_is_given_the_pixels_that_its_student_gets(tm
     made = DistillationTrainer(kind.network(), teacher, arguments(tmp_path, max_steps=1), **kind.keywords())
     made.train()
     assert {tuple(shape[-2:]) for shape in seen} == {(8, 8)}
+
+
+@pytest.mark.parametrize("objective", ["dist", "mld"])
+def test_labels_of_a_row_are_not_compared_with_each_other(tmp_path, objective):
+    kind = KINDS["BERT, several labels"]
+    with pytest.raises(ValueError, match="compares the items of a batch class by class, and those of multi_label"):
+        DistillationTrainer(kind.network(), kind.network(), arguments(tmp_path, objective=objective), **kind.keywords())

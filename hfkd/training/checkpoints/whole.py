@@ -24,10 +24,11 @@ UNFINISHED = "_unfinished"  # a name that Trainer never uploads
 OWN_UNFINISHED = re.compile(rf"(old-)?{PREFIX_CHECKPOINT_DIR}-\d+|model")
 PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")  # as `write_atomically` names what it has not finished
 # What Trainer reads beside the weights: without it a resumed run is another one.
+# FSDP and DeepSpeed have folders of their own, optimizer_0 and global_step4.
 STATE_FILES = {
-    "optimizer": ("optimizer.pt", "optimizer.bin", "optimizer"),
-    "learning rate schedule": ("scheduler.pt",),
-    "random numbers": ("rng_state.pth", "rng_state_0.pth"),
+    "optimizer": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*"),
+    "learning rate schedule": ("scheduler.pt", "global_step*"),
+    "random numbers": ("rng_state*.pth",),
 }
 # torch.save tells of a disk by a RuntimeError: from its archive, its C++ stream, or opening the file
 OF_THE_DISK = ("inline_container", "iostream", "Parent directory", "cannot be opened")
@@ -163,11 +164,8 @@ def checkpoint_to_resume(wanted: str | bool | None, folder: str | Path | None) -
 
 def _warn_of_missing_state(checkpoint: str) -> None:
     missing = [
-        what for what, names in STATE_FILES.items() if not any((Path(checkpoint) / name).exists() for name in names)
+        what for what, names in STATE_FILES.items() if not any(any(Path(checkpoint).glob(name)) for name in names)
     ]
-    # FSDP and DeepSpeed keep the optimizer in folders of their own.
-    if any(path.is_dir() for path in Path(checkpoint).glob("*")):
-        missing = [what for what in missing if what != "optimizer"]
     if missing:
         logger.warning(
             "%s holds no state of the %s: the resumed run starts these anew, and differs from one that was never "

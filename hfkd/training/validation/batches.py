@@ -41,11 +41,16 @@ def refuse_no_batch(args: DistillationArguments, datasets: Mapping[str, Any]) ->
 
 
 def refuse_small_batches(loss: DistillationLoss, args: DistillationArguments, task: Task) -> None:
-    """Raise ValueError where a batch of one process is too small for what a slot compares in it.
+    """Raise ValueError where a batch of one process is too small, or no such batch, for what a slot compares in it.
 
     For tokens a warning, since a row may hold several documents. The last batch of an epoch may be smaller than was
     asked for: a slot then leaves out what it cannot compare.
     """
+    if loss.kd_weight and requirements_of(loss.objective).relations and not task.relates:
+        raise ValueError(
+            f"{loss.objective!r} compares the items of a batch class by class, and those of {task.name} are of labels "
+            "that have nothing in common: choose an objective without relations, such as kd"
+        )
     rows = args.train_batch_size // (args.world_size if _split_batches(args) else 1)
     for slot in (loss.objective, loss.weighting) if loss.kd_weight else ():
         # A row of tokens is one sample and many items, an image is both.

@@ -75,6 +75,7 @@ def test_a_checkpoint_without_its_list_and_some_state_is_warned_of(copy, caplog)
     checkpoint = copy / "checkpoint-1"
     for name in (MANIFEST, "optimizer.pt", "scheduler.pt"):
         (checkpoint / name).unlink()
+    (checkpoint / "adapter").mkdir()  # a folder is no optimizer
     with caplog.at_level(logging.WARNING):
         make(copy).train(resume_from_checkpoint=str(checkpoint))
     assert "holds no state of the optimizer, nor of the learning rate schedule" in caplog.text
