@@ -1,12 +1,15 @@
 """What the three slots are, and what each may ask for beyond its items' own logits."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
 
+from hfkd.losses.context import BuildContext
 from hfkd.losses.items import Items
+from hfkd.utils.feature_keys import feature_keys
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,8 @@ class Requirements:
     """What a slot needs. Whatever cannot serve it (a chunked loss, a cache, peers, a stream, a batch of one) refuses by
     this, when the trainer is built.
 
-    student, teacher: feature keys, the inner layers that it reads of each network.
+    student, teacher: the inner layers that it reads of each network (`hfkd.utils.feature_keys`); whole numbers become
+    strings.
     relations: an item's number depends on other items of the batch.
     first_view: an image's first view is not treated as the others are.
     within_samples: it looks at no more than one sample at a time; otherwise at all items of the batch.
@@ -31,9 +35,28 @@ class Requirements:
     items: int = 1
     samples: int = 1
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "student", feature_keys(self.student))
+        object.__setattr__(self, "teacher", feature_keys(self.teacher))
+
     @property
     def features(self) -> tuple[str, ...]:
         return self.student + self.teacher
+
+    @classmethod
+    def joined(cls, several: "Iterable[Requirements]") -> "Requirements":
+        """What serves all of `several`."""
+        found = tuple(several)
+        return cls(
+            student=tuple(dict.fromkeys(key for one in found for key in one.student)),
+            teacher=tuple(dict.fromkeys(key for one in found for key in one.teacher)),
+            relations=any(one.relations for one in found),
+            first_view=any(one.first_view for one in found),
+            within_samples=all(one.within_samples for one in found),
+            epochs=max(one.epochs for one in found),
+            items=max(one.items for one in found),
+            samples=max(one.samples for one in found),
+        )
 
 
 class Slot(ABC):  # noqa: B024 - what is abstract differs from slot to slot
@@ -69,11 +92,18 @@ class Objective(Slot):
     """How far the student is from the teacher: `(items, T [N]) -> [N]`, one number an item.
 
     T² is included where it softens. Stateless unless it also derives from nn.Module; then its parameters train with
-    the student. `divergence`: it is zero where the student equals the teacher, and never below.
+    the student. `divergence`: it is zero where the student equals the teacher, and never below. `softens`: it reads T.
     """
 
     divergence: bool = True
+    softens: bool = True
     level: Literal["item", "sample"] = "item"
+
+    def build(self, context: BuildContext) -> None:
+        """Make what depends on the networks, such as connectors. Raises ValueError for layers that do not go together.
+
+        Called once on every rank, when the trainer is built, with the networks' layers that `requirements` names.
+        """
 
     @abstractmethod
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:

@@ -5,21 +5,67 @@ An item is one thing that is classified: an image, a target token, a (row, label
 learning value, an image, a sequence, or where sequences are packed a document: `sample[n]` says which. Tasks make them.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hfkd.losses import functional
+from hfkd.utils.feature_keys import Layer, feature_key
 from hfkd.utils.targets import HostTargets, Targets
+
+
+class Attention(NamedTuple):
+    """What one attention block computes with, of B rows of L positions: the feature of "attention:k".
+
+    query [B, heads, L, d], key and value [B, heads or groups of them, L, d]; scores are scale * query key^T, plus
+    `mask` [B, 1 or heads, L, L] (or where it is True, if it is boolean); None: nothing is masked.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scale: float
+
+
+class Features(dict[str, Any]):
+    """A network's inner features by key: Tensors [B, ...] of the rows (or views) of the batch, or `Attention`.
+
+    Whole numbers are keys too. Raises ValueError for one that is not there: its term would be 0 otherwise.
+    """
+
+    def __missing__(self, layer: Layer) -> Any:
+        key = feature_key(layer)
+        if key in self:
+            return self[key]
+        raise ValueError(
+            f"layer {key!r} was not kept: {sorted(self) or 'none'} were; an objective names the layers that it "
+            "reads in requirements()"
+        )
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Features":
+        return Features({key: _mapped(value, change) for key, value in self.items()})
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Attention):
+        return Attention(*(_mapped(part, change) for part in value))
+    return change(value) if isinstance(value, Tensor) else value
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What one network said: logits [N, C]."""
+    """What one network said: logits [N, C], and the inner `features` that were asked for."""
 
     logits: Tensor
+    features: Mapping[Any, Any] = field(default_factory=Features)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.features, Features):
+            object.__setattr__(self, "features", Features({feature_key(k): v for k, v in self.features.items()}))
 
     def energy(self, temperature: float) -> Tensor:
         """The energy of each item [N]. Slots ask here, not the logits: a chunked loss never holds those whole."""
@@ -34,10 +80,15 @@ class Outputs:
         return self.logits.shape[-1]
 
     def detach(self) -> "Outputs":
-        return Outputs(self.logits.detach())
+        return replace(self, logits=self.logits.detach(), features=self._features(Tensor.detach))
 
     def rows(self, rows: slice) -> "Outputs":
-        return Outputs(self.logits[rows])
+        """Those of some items, where each is a row."""
+        return replace(self, logits=self.logits[rows], features=self._features(lambda feature: feature[rows]))
+
+    def _features(self, change: Callable[[Tensor], Tensor]) -> Features:
+        assert isinstance(self.features, Features)
+        return self.features.mapped(change)
 
 
 @dataclass(frozen=True)
@@ -54,6 +105,9 @@ class Items:
     row: the row of the batch that each item is in [N], below `num_rows`; None where a sample is a row.
     share: 1 / the items of its sample [N], where a loss is a mean over samples of means over items, and is divided by
     the step's samples: items that are known after the forward only (proposals), or lengths that are not to count.
+    index: the row of the dataset that each sample is [S], where the batch says so. seed, step: of the run, and the
+    optimizer steps taken; what is random is drawn from these three, so that it is the same on any number of ranks.
+    mask: which positions of the batch's rows are no padding [B, L], for features of tokens; None: all are.
     """
 
     student: Outputs
@@ -69,6 +123,10 @@ class Items:
     row: Tensor | None = None
     num_rows: int = 0
     share: Tensor | None = None
+    index: Tensor | None = None
+    seed: int = 0
+    step: int = 0
+    mask: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.own_sample and self.num_samples != len(self):
@@ -95,7 +153,19 @@ class Items:
         student, teacher, *teachers = (one.rows(rows) for one in (self.student, self.teacher, *self.teachers))
         sample = torch.arange(count, device=self.sample.device)
         several = tuple(teachers)
-        return Items(student, teacher, self.labels[rows], sample, count, self.progress, several, own_sample=True)
+        return Items(
+            student,
+            teacher,
+            self.labels[rows],
+            sample,
+            count,
+            self.progress,
+            several,
+            own_sample=True,
+            index=None if self.index is None else self.index[rows],
+            seed=self.seed,
+            step=self.step,
+        )
 
     def mean_over_sample(self, values: Tensor) -> Tensor:
         """[N] -> [N]: the mean over the items of each item's sample. For images the value itself, bit for bit."""
