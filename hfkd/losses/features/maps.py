@@ -1,0 +1,46 @@
+"""What the formulas on features share: the number format they are computed in, and maps brought to one size.
+
+B images, C channels, H and W pixels.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hfkd.losses.functional import upcast
+
+
+def in_float32(formula: Callable[..., Any]) -> Callable[..., Any]:
+    """A formula whose floating-point tensors are float32 or wider, also under autocast to bfloat16.
+
+    Distances, Gram matrices and normalisations cancel in half precision; convolutions of a connector do not come here.
+    """
+
+    @functools.wraps(formula)
+    def computed(*arguments: Any, **keywords: Any) -> Any:
+        device = next(x.device.type for x in arguments if isinstance(x, Tensor))
+        with torch.autocast(device, enabled=False):
+            return formula(*(upcast(x) if isinstance(x, Tensor) else x for x in arguments), **keywords)
+
+    return computed
+
+
+def shrunk_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps at the smaller height and the smaller width of the two, by adaptive average pooling."""
+    height, width = (min(a, b) for a, b in zip(student.shape[-2:], teacher.shape[-2:], strict=True))
+    return resized(student, height, width), resized(teacher, height, width)
+
+
+def resized(x: Tensor, height: int, width: int) -> Tensor:
+    """A map of this size, by adaptive average pooling; the map itself where it has the size."""
+    return x if x.shape[-2:] == (height, width) else F.adaptive_avg_pool2d(x, (height, width))
+
+
+def unit(x: Tensor, dim: int = -1) -> Tensor:
+    """x / max(||x||, 1e-12); a vector of zeros stays one, without a gradient (which would be 1e12 times too large)."""
+    norm = x.norm(dim=dim, keepdim=True)
+    return torch.where(norm > 1e-12, x / norm.clamp(min=1e-12), torch.zeros_like(x))
