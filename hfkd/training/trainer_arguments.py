@@ -1,0 +1,60 @@
+"""What is passed as scripts for Trainer pass it: arguments in second place, TrainingArguments in place of ours."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from transformers import TrainingArguments
+
+from hfkd.arguments import DistillationArguments
+
+logger = logging.getLogger(__name__)
+
+TRAINERS_ORDER = ("data_collator", "train_dataset", "eval_dataset", "processing_class", "model_init")
+# Where ours have another default than TrainingArguments, what is given decides, but for None: no choice was made.
+OF_TRAINER = tuple(one.name for one in dataclasses.fields(TrainingArguments) if one.init)
+
+
+def in_trainers_order(init: Callable[..., None]) -> Callable[..., None]:
+    """`init(self, model, teacher, args)` also for Trainer's order, (model, args, data_collator, ...), which has no teacher.
+
+    It is known by arguments in second place; the teacher then comes by keyword.
+    """
+
+    @wraps(init)
+    def accepting(self: Any, *given: Any, **keywords: Any) -> None:
+        if len(given) > 1 and isinstance(given[1], TrainingArguments):
+            model, args, *others = given
+            named = {"args": args} | dict(zip(TRAINERS_ORDER, others, strict=False))
+            if twice := sorted(named.keys() & keywords.keys()) or others[len(TRAINERS_ORDER) :]:
+                raise TypeError(f"DistillationTrainer(model, args, ...) got {twice} twice, or in no known place")
+            given, keywords = (model,), keywords | named
+        init(self, *given, **keywords)
+
+    return accepting
+
+
+def own_arguments(args: TrainingArguments | None) -> DistillationArguments:
+    """`args`, or TrainingArguments as DistillationArguments whose slots have their defaults; said in the log.
+
+    What a subclass of TrainingArguments has beside them is found on the result too. Raises ValueError for anything else.
+    """
+    if args is None:
+        return DistillationArguments(output_dir="distilled")
+    if isinstance(args, DistillationArguments):
+        return args
+    if not isinstance(args, TrainingArguments):
+        raise ValueError(f"args is a {type(args).__name__}: pass hfkd.DistillationArguments, or TrainingArguments")
+    given = {name: value for name in OF_TRAINER if (value := getattr(args, name)) is not None}
+    own = DistillationArguments(**given)
+    vars(own).update({name: value for name, value in vars(args).items() if name not in vars(own)})
+    slots = {name: getattr(own, name) for name in ("objective", "temperature", "weighting", "ce_weight", "kd_weight")}
+    logger.warning(
+        "%s are taken as DistillationArguments, with the defaults of what they do not have: %s. Pass "
+        "DistillationArguments, or the trainer's keywords, for others.",
+        type(args).__name__,
+        ", ".join(f"{name}={value}" for name, value in slots.items()),
+    )
+    return own
