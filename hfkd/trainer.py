@@ -3,7 +3,7 @@
 import inspect
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import MappingProxyType
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import views_as_rows
+from hfkd.data.he_da import original_images
 from hfkd.data.target_collator import with_targets
 from hfkd.losses.counts import Counts
 from hfkd.losses.distillation import cross_entropy
@@ -30,6 +31,7 @@ from hfkd.reports.card import write_card
 from hfkd.reports.evaluations import EvaluationMarks
 from hfkd.reports.hub import explained, upload_again
 from hfkd.reports.teacher_accuracy import TeacherAccuracy
+from hfkd.tasks.by_name import networks_by_name, tokenizer_of_name
 from hfkd.teachers import TeacherScan, place
 from hfkd.training import loss_parameters, run_identity
 from hfkd.training.averages import RowAverage
@@ -42,11 +44,13 @@ from hfkd.training.forward.he_da import with_he_da
 from hfkd.training.forward.returned_outputs import returned_outputs
 from hfkd.training.lock import locked
 from hfkd.training.lr_schedule import Schedule
+from hfkd.training.model_init import Anew, seeded, student_of
 from hfkd.training.nonfinite import JudgedSteps
-from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, refuse_arguments, setting
+from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, refuse_keywords, setting
 from hfkd.training.run_settings import run_settings
 from hfkd.training.setup import Setup
 from hfkd.training.statistics import scan_of
+from hfkd.training.trainer_arguments import in_trainers_order, own_arguments
 from hfkd.training.validation.checked_batches import CheckedCollator
 from hfkd.training.validation.normalisation import receiving
 from hfkd.training.validation.random_rows import warn_of_random_rows
@@ -80,11 +84,12 @@ class DistillationTrainer(Trainer):
     # What the card says beside what the trainer knows, such as `dataset_name`.
     details: Mapping[str, Any] = MappingProxyType({})
 
+    @in_trainers_order
     def __init__(
         self,
-        model: nn.Module,
-        teacher: nn.Module | Sequence[nn.Module] | None = None,
-        args: DistillationArguments | None = None,
+        model: nn.Module | str | None = None,
+        teacher: nn.Module | str | Sequence[nn.Module | str] | None = None,
+        args: TrainingArguments | None = None,
         *,
         peft_config: Any = None,
         teacher_processing_class: Any = None,
@@ -93,35 +98,47 @@ class DistillationTrainer(Trainer):
         weighting: Any = None,
         ce_weight: float | None = None,
         kd_weight: float | None = None,
+        model_init: Callable[..., nn.Module] | None = None,
         **trainer_keywords: Any,
     ) -> None:
-        args = args or DistillationArguments(output_dir="distilled")
-        refuse_arguments(teacher, args, trainer_keywords)
+        own_args = own_arguments(args)
+        refuse_keywords(trainer_keywords)
         slots = {"objective": objective, "temperature": temperature, "weighting": weighting}
-        loss = chosen_loss(args, ce_weight=ce_weight, kd_weight=kd_weight, **slots)
+        slots |= {"ce_weight": ce_weight, "kd_weight": kd_weight}
+        loss = chosen_loss(own_args, **slots)
+        model = student_of(model, model_init, own_args, trainer_keywords)
+        trainer_keywords["processing_class"] = trainer_keywords.get("processing_class") or tokenizer_of_name(model)
+        student, teacher = networks_by_name(model, teacher, own_args.task)
         own = {"peft_config": peft_config, "teacher_processing_class": teacher_processing_class}
-        setup = Setup(model, teacher, args, loss, **own, **trainer_keywords)
+        self.anew = Anew(teacher, slots, own | trainer_keywords) if model_init is not None else None
+        setup = Setup(student, teacher, own_args, loss, **own, **trainer_keywords)
+        self._take(setup)
+        with loss_parameters.used_by_ddp(loss, own_args):
+            super().__init__(model=setup.model, args=own_args, data_collator=setup.collator, **setup.keywords)
+        self.model_init = cast(Any, model_init)
+        # A run stays in its folder when its program changes the working directory.
+        self.args.output_dir = os.path.abspath(self.args.output_dir or ".")
+        self._compose()
+        self._place(setup)
+
+    def _take(self, setup: Setup) -> None:
+        """What `setup` has found out."""
         self.call, self.task, self.num_classes = setup.call, setup.task, setup.num_classes
         self.image_inputs, self.received, self.class_names = setup.image_inputs, setup.received, setup.class_names
         self.labels, self.empty_rows, self.packing = setup.labels, setup.empty_rows, setup.packing
         self.record, self.bounds, self.pins_memory = setup.record, setup.bounds, setup.pins_memory
-        config = KeptConfig(setup.model)  # before Trainer changes it
-        with loss_parameters.used_by_ddp(loss, args):
-            super().__init__(model=setup.model, args=args, data_collator=setup.collator, **setup.keywords)
-        # A run stays in its folder when its program changes the working directory.
-        self.args.output_dir = os.path.abspath(self.args.output_dir or ".")
-        self._compose(config)
-        self._place(setup)
+        self.config = KeptConfig(setup.model)  # before Trainer changes it
 
-    def _compose(self, config: KeptConfig) -> None:
+    def _compose(self) -> None:
         """The parts that Trainer's steps below are handed to, and what is called back."""
-        self.config, self.files, self.whole = config, TensorCheckpoints(self), WholeCheckpoints(self)
+        self.files, self.whole = TensorCheckpoints(self), WholeCheckpoints(self)
         self.judged, self.schedule, self.marks = JudgedSteps(self), Schedule(self), EvaluationMarks(self)
         # Trainer's own come later.
         self.callers_optimizer, self.callers_scheduler = self.optimizer, self.lr_scheduler
         self.scan_result: TeacherScan | None = None
         self._evaluated = RowAverage()
-        for callback in (SaveAfterEvaluation(), self.judged.watch, self.judged.parts, EpochViews()):
+        own = (SaveAfterEvaluation(), self.judged.watch, self.judged.parts, EpochViews())
+        for callback in (*own, loss_parameters.CheckTrained(self), TeacherAccuracy(self)):
             self.add_callback(callback)
 
     def _place(self, setup: Setup) -> None:
@@ -141,8 +158,6 @@ class DistillationTrainer(Trainer):
         self.cached_teacher: Any = cached_teacher(placed, self.train_dataset, loss, self.args, self.accelerator)
         if self.optimizer is not None:
             as_laid_out(self.optimizer)  # moments of weights that have become channels_last
-        self.add_callback(loss_parameters.CheckTrained(loss))
-        self.add_callback(TeacherAccuracy(self))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -295,9 +310,35 @@ class DistillationTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
+        if self.model_init is not None:
+            self._start_anew(trial)
         refuse_networks(self.args.output_dir, {"student": self.model, "teacher": self.teacher}, self.processing_class)
         with locked(self.args.output_dir or ".") if self.args.should_save else nullcontext():
             return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _start_anew(self, trial: Any) -> None:
+        """Another student of `model_init`, and all that is built around one, as this trial's arguments have it."""
+        if self.anew is None:
+            raise ValueError("model_init was set after the trainer was built: pass it to the trainer, without a model")
+        before = {name: getattr(self.args, name) for name in self.anew.slots}
+        self._hp_search_setup(trial)
+        self.anew.refuse_hidden(before, self.args)
+        student = seeded(self.args, partial(super().call_model_init, trial))
+        self.anew.keep(student)
+        now = {"train_dataset": original_images(self.train_dataset), "eval_dataset": self.eval_dataset}
+        keywords = self.anew.keywords | now | {"processing_class": self.processing_class}
+        loss = chosen_loss(self.args, **self.anew.fresh_slots())
+        setup = Setup(student, self.anew.teacher, self.args, loss, searching=trial is not None, **keywords)
+        self._take(setup)
+        self.data_collator, self.train_dataset = setup.collator, now["train_dataset"]
+        self.model = self.model_wrapped = setup.model
+        self.anew.keep(setup.model)
+        self._place(setup)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """The student that was made for this training, in the random state that a `model_init` here would leave."""
+        made = None if self.anew is None else self.anew.kept()
+        return super().call_model_init(trial) if made is None else made
 
     def _train(self, resume_from_checkpoint: Any, trial: Any, ignore_keys_for_eval: list[str] | None) -> TrainOutput:
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
@@ -313,7 +354,8 @@ class DistillationTrainer(Trainer):
         self.fit_slots(checkpoint)
         record_inputs(self)
         # A resumed run may still be refused: its folder's record is renewed with what is saved next.
-        if self.args.should_save and not (checkpoint and run_identity.read(self.args.output_dir)):
+        resumed = checkpoint and run_identity.read(self.args.output_dir)
+        if self.args.should_save and trial is None and not resumed:  # each trial has a folder of its own
             self.record.write(self.args.output_dir, self.distillation_loss)
         if self.args.keep_freed_memory and self.args.device.type == "cpu":
             keep_freed_memory()

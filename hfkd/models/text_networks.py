@@ -54,9 +54,9 @@ def stored_network(
 
     Raises ValueError for a head of another size, unless `ignore_mismatched_sizes` asks for a fresh one in its place.
     """
-    network, loaded = _loaded(auto, name, dtype, **labels)
-    if loaded["mismatched_keys"] and not ignore_mismatched_sizes:
-        weight, stored, wanted = min(loaded["mismatched_keys"])
+    network, info = loaded(auto, name, dtype, **labels)
+    if info["mismatched_keys"] and not ignore_mismatched_sizes:
+        weight, stored, wanted = min(info["mismatched_keys"])
         raise ValueError(
             f"{weight} of {name} is of shape {list(stored)}, and these data need {list(wanted)}: pass "
             "--ignore_mismatched_sizes for fresh weights in its place, or data of the classes that it knows"
@@ -69,8 +69,8 @@ def text_teacher(auto: Any, name: str, tokenizer: PreTrainedTokenizerBase, dtype
 
     A base model without a classifier would be given a random one, and teach that. Its class names are its own.
     """
-    network, loaded = _loaded(auto, name, dtype)
-    if missing := sorted(loaded["missing_keys"]):
+    network, info = loaded(auto, name, dtype)
+    if missing := sorted(info["missing_keys"]):
         raise ValueError(
             f"the teacher {name} has no stored weights for {some(missing)}, so its {type(network).__name__} would be "
             "random there: give a network that was trained for this task, or train one by this recipe with "
@@ -86,7 +86,8 @@ def class_names(names: Sequence[str] | None, classes: int) -> dict[str, Any]:
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
-def _loaded(auto: Any, name: str, dtype: str, **labels: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+def loaded(auto: Any, name: str, dtype: str, **labels: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A stored network, and which of its weights were not there (`missing_keys`) or of another shape."""
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
     with naming_unreadable(name):
         return auto.from_pretrained(name, dtype=dtype, **options, **labels)

@@ -22,6 +22,7 @@ from hfkd.arguments import DistillationArguments
 from hfkd.losses.base import Slot
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import image_items
+from hfkd.training.host import Host
 from hfkd.training.preparation import setting, uses_fsdp
 from hfkd.utils.files import write_atomically
 
@@ -154,13 +155,14 @@ def not_in(optimizer: Any, loss: DistillationLoss) -> list[nn.Parameter]:
 class CheckTrained(TrainerCallback):
     """Raises ValueError before the first step when the loss learns and the optimizer, whoever made it, lacks it."""
 
-    def __init__(self, loss: DistillationLoss) -> None:
-        self.loss = loss
+    def __init__(self, host: Host) -> None:
+        self.host = host
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        if learns(self.loss) and not args.deepspeed and not_in(keywords["optimizer"], self.loss):
+        loss = self.host.distillation_loss
+        if learns(loss) and not args.deepspeed and not_in(keywords["optimizer"], loss):
             raise ValueError(
-                f"{self.loss.temperature!r} learns, and the optimizer does not train it: let your create_optimizer "
+                f"{loss.temperature!r} learns, and the optimizer does not train it: let your create_optimizer "
                 "give it all parameters of self.model that train"
             )
 

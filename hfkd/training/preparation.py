@@ -68,15 +68,8 @@ def chosen_loss(args: DistillationArguments, **given: Any) -> DistillationLoss:
     return DistillationLoss(**{name: getattr(args, name) if v is None else v for name, v in given.items()})
 
 
-def refuse_arguments(teacher: Any, args: Any, keywords: Mapping[str, Any]) -> None:
-    """Raise ValueError for the places and keywords of Trainer's own that are others here."""
-    if isinstance(teacher, TrainingArguments):
-        raise ValueError("the second argument is the teacher: DistillationTrainer(model, teacher, args, ...)")
-    if not isinstance(args, DistillationArguments):
-        raise ValueError(
-            f"args is a {type(args).__name__}: pass hfkd.DistillationArguments, which takes all settings of "
-            "TrainingArguments, and the slots beside them"
-        )
+def refuse_keywords(keywords: Mapping[str, Any]) -> None:
+    """Raise ValueError for keywords of Trainer's that have another name by now."""
     if "tokenizer" in keywords:
         raise ValueError("tokenizer= is called processing_class= (as in Trainer of transformers 5)")
 
@@ -86,12 +79,6 @@ def refuse_unsupported(
 ) -> None:
     """Raise ValueError for what would train something else than the caller thinks."""
     check_world_size(args.world_size)
-    for role, network in (("student", student), ("teacher", teacher)):
-        if isinstance(network, str):
-            raise ValueError(
-                f"the {role} is the name {network!r}: load it first, as by AutoModelForSequenceClassification."
-                "from_pretrained or hfkd.models.image_classifier, so that it gets the head that your data need"
-            )
     for slot in (loss.objective, loss.temperature, loss.weighting):
         if features := requirements_of(slot).features:
             raise ValueError(
@@ -108,7 +95,10 @@ def refuse_unsupported(
     elif teacher is None and args.evaluate_kl:
         raise ValueError("evaluate_kl=True compares the student with a teacher, and there is none: leave it out")
     if compute_loss_func is not None:
-        raise ValueError("compute_loss_func would not be called: give your loss as objective=, one number per item")
+        raise ValueError(
+            "compute_loss_func would replace the loss whole, teacher and all: register a loss of your own as an "
+            "objective (hfkd.losses.registry.register_objective), one number per item, and pass objective="
+        )
 
 
 def refuse_unsaved(student: nn.Module) -> None:

@@ -21,7 +21,7 @@ TRAINER_METHODS = (
     "_save_checkpoint",
 )
 # Attributes that a Trainer has once it is built, or while it trains.
-TRAINER_ATTRIBUTES = ("_created_lr_scheduler", "_tr_loss", "_total_loss_scalar")
+TRAINER_ATTRIBUTES = ("_created_lr_scheduler", "_hp_search_setup", "_tr_loss", "_total_loss_scalar")
 # accelerate: the models that `save_state` writes, and the forward inside of its autocast.
 ACCELERATOR_ATTRIBUTES = ("_models",)
 PREPARED_MODEL_ATTRIBUTES = ("_original_forward",)

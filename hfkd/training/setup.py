@@ -45,13 +45,20 @@ from hfkd.training.validation.slots import slot_check
 class Setup:
     """Networks, data, loss and forward pass of one trainer. Each step raises ValueError for what would train wrongly.
 
-    keywords: Trainer's own. data_collator becomes the one that is used.
+    keywords: Trainer's own. data_collator becomes the one that is used. searching: for a trial of a search of
+    hyperparameters, whose folder is another than the trainer's.
     """
 
     def __init__(
-        self, model: nn.Module, teacher: Any, args: DistillationArguments, loss: DistillationLoss, **keywords: Any
+        self,
+        model: nn.Module,
+        teacher: Any,
+        args: DistillationArguments,
+        loss: DistillationLoss,
+        searching: bool = False,
+        **keywords: Any,
     ) -> None:
-        self.args, self.loss, self.keywords = args, loss, keywords
+        self.args, self.loss, self.keywords, self.searching = args, loss, keywords, searching
         self.data = {name: keywords.get(name) for name in ("train_dataset", "eval_dataset")}
         self.processing_class = keywords.get("processing_class")
         self.take_networks(model, teacher, keywords.pop("peft_config", None))
@@ -135,7 +142,8 @@ class Setup:
         """What this run is: not another one's folder."""
         teacher = self.live or self.cached
         self.record = RunRecord.of(self.model, teacher, self.loss, self.args.seed, self.args.high_energy, self.rows)
-        self.record.refuse_other(self.args.output_dir)
+        if not self.searching:
+            self.record.refuse_other(self.args.output_dir)
 
     def lay_out(self) -> None:
         """Memory formats, what the loss learns, pinned batches."""

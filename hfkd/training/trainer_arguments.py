@@ -13,14 +13,13 @@ from hfkd.arguments import DistillationArguments
 logger = logging.getLogger(__name__)
 
 TRAINERS_ORDER = ("data_collator", "train_dataset", "eval_dataset", "processing_class", "model_init")
-# Where ours have another default than TrainingArguments, what is given decides, but for None: no choice was made.
 OF_TRAINER = tuple(one.name for one in dataclasses.fields(TrainingArguments) if one.init)
 
 
 def in_trainers_order(init: Callable[..., None]) -> Callable[..., None]:
-    """`init(self, model, teacher, args)` also for Trainer's order, (model, args, data_collator, ...), which has no teacher.
+    """`init(self, model, teacher, args)` that takes Trainer's order too: (model, args, data_collator, ...).
 
-    It is known by arguments in second place; the teacher then comes by keyword.
+    It is known by arguments in second place; a teacher then comes by keyword.
     """
 
     @wraps(init)
@@ -39,7 +38,8 @@ def in_trainers_order(init: Callable[..., None]) -> Callable[..., None]:
 def own_arguments(args: TrainingArguments | None) -> DistillationArguments:
     """`args`, or TrainingArguments as DistillationArguments whose slots have their defaults; said in the log.
 
-    What a subclass of TrainingArguments has beside them is found on the result too. Raises ValueError for anything else.
+    What their subclass has beside them is found on the result too. Raises ValueError for anything else, and for
+    `predict_with_generate`, which no evaluation here looks at.
     """
     if args is None:
         return DistillationArguments(output_dir="distilled")
@@ -47,6 +47,11 @@ def own_arguments(args: TrainingArguments | None) -> DistillationArguments:
         return args
     if not isinstance(args, TrainingArguments):
         raise ValueError(f"args is a {type(args).__name__}: pass hfkd.DistillationArguments, or TrainingArguments")
+    if getattr(args, "predict_with_generate", False):
+        raise ValueError(
+            "predict_with_generate=True is Seq2SeqTrainer's, and evaluation here scores logits on labels: leave it "
+            "out, and generate after training with trainer.model.generate, or in a callback of your own"
+        )
     given = {name: value for name in OF_TRAINER if (value := getattr(args, name)) is not None}
     own = DistillationArguments(**given)
     vars(own).update({name: value for name, value in vars(args).items() if name not in vars(own)})

@@ -103,10 +103,3 @@ def test_rows_without_labels_or_tokens_are_told_what_makes_them(tmp_path):
     chats = Dataset.from_list([{"messages": [{"role": "user", "content": "a"}]}])
     with pytest.raises(ValueError, match=r"no 'input_ids': they have \['messages'\]; tokenise them"):
         trainer(tmp_path, language_model(), chats)
-
-
-@pytest.mark.parametrize("role", ["student", "teacher"])
-def test_a_name_is_no_network(tmp_path, role):
-    networks = {"student": language_model(), "teacher": language_model(seed=1)} | {role: "gpt2"}
-    with pytest.raises(ValueError, match=f"the {role} is the name 'gpt2': load it first"):
-        DistillationTrainer(networks["student"], networks["teacher"], arguments(tmp_path))

@@ -1,0 +1,141 @@
+"""What scripts that were written for Trainer do, with DistillationTrainer in its place."""
+
+import importlib.util
+
+import pytest
+import torch
+from toys import Net, Rows, arguments, teacher
+from transformers import Seq2SeqTrainingArguments, Trainer, TrainingArguments
+
+from hfkd import DistillationTrainer
+
+PLAIN = {"use_cpu": True, "report_to": "none", "max_steps": 1, "save_strategy": "no", "disable_tqdm": True}
+
+
+def plain_arguments(folder, **more):
+    return TrainingArguments(str(folder), **(PLAIN | more))
+
+
+# ---- arguments --------------------------------------------------------------------------------------------------
+
+
+def test_arguments_of_trainer_are_taken_with_our_defaults_which_is_said(tmp_path, caplog):
+    plain = plain_arguments(tmp_path, learning_rate=0.25, remove_unused_columns=True)
+    trainer = DistillationTrainer(Net(), teacher(), plain, train_dataset=Rows())
+    trainer.train()
+    args = trainer.args
+    assert (args.learning_rate, args.max_steps, args.temperature, args.kd_weight) == (0.25, 1, "4.0", 0.9)
+    assert caplog.text.count("TrainingArguments are taken as DistillationArguments") == 1
+    assert "ce_weight=0.1, kd_weight=0.9" in caplog.text
+
+
+def test_what_a_subclass_of_its_arguments_has_is_found_there(tmp_path):
+    plain = Seq2SeqTrainingArguments(str(tmp_path), generation_max_length=7, **PLAIN)
+    assert DistillationTrainer(Net(), teacher(), plain, train_dataset=Rows()).args.generation_max_length == 7
+
+
+def test_trainers_order_of_arguments(tmp_path):
+    """(model, args, data_collator, train_dataset, eval_dataset); the teacher by keyword."""
+    trainer = DistillationTrainer(Net(), arguments(tmp_path), None, Rows(), Rows(13, seed=3), teacher=teacher())
+    assert len(trainer.eval_dataset) == 13
+    assert trainer.teacher is not None
+    with pytest.raises(ValueError, match="kd_weight=0.9 needs a teacher"):
+        DistillationTrainer(Net(), arguments(tmp_path), train_dataset=Rows())
+    with pytest.raises(TypeError, match="got .'train_dataset'. twice"):
+        DistillationTrainer(Net(), arguments(tmp_path), None, Rows(), train_dataset=Rows())
+
+
+# ---- model_init -------------------------------------------------------------------------------------------------
+
+
+class Plain(Trainer):
+    """Trainer itself, on the labels."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return torch.nn.functional.cross_entropy(model(inputs["pixel_values"]), inputs["labels"])
+
+
+def test_model_init_makes_a_student_for_each_training_as_trainers_does(tmp_path):
+    made = []
+
+    def student():
+        made.append(Net(seed=int(torch.randint(9, ()))))
+        return made[-1]
+
+    keywords = {"train_dataset": Rows(), "model_init": student}
+    plain = Plain(args=arguments(tmp_path), **keywords)
+    plain.train()
+    trainer = DistillationTrainer(args=arguments(tmp_path), kd_weight=0, ce_weight=1, **keywords)
+    for _ in range(2):
+        trainer.train()
+        assert trainer.model is made[-1]
+        for one, other in zip(plain.model.parameters(), trainer.model.parameters(), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_a_temperature_that_learns_starts_anew_with_each_student(tmp_path):
+    keywords = {"train_dataset": Rows(), "model_init": lambda: Net(), "temperature": "learned"}
+    trainer = DistillationTrainer(None, teacher(), arguments(tmp_path, learning_rate=1.0), **keywords)
+    found = []
+    for _ in range(2):
+        trainer.train()
+        found.append((trainer.distillation_loss, [p.clone() for p in trainer.distillation_loss.parameters()]))
+    assert found[0][0] is not found[1][0]
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert torch.equal(one, other)
+    fresh = DistillationTrainer(None, teacher(), arguments(tmp_path), **keywords).distillation_loss
+    assert any(not torch.equal(a, b) for a, b in zip(fresh.parameters(), found[1][1], strict=True)), "it was trained"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs optuna")
+def test_a_search_of_hyperparameters_tries_temperatures(tmp_path):
+    args = arguments(tmp_path, eval_strategy="steps", eval_steps=3)
+    keywords = {"train_dataset": Rows(), "eval_dataset": Rows(13, seed=3), "model_init": lambda trial: Net()}
+    trainer = DistillationTrainer(None, teacher(), args, **keywords)
+    seen = []
+
+    def space(trial):
+        return {"temperature": trial.suggest_categorical("temperature", ["1.0", "6.0"])}
+
+    def objective(metrics):
+        seen.append((trainer.distillation_loss.temperature, metrics["eval_loss"]))
+        return metrics["eval_loss"]
+
+    import optuna
+
+    sampler = optuna.samplers.GridSampler({"temperature": ["1.0", "6.0"]}, seed=0)
+    best = trainer.hyperparameter_search(
+        space, objective, n_trials=2, direction="minimize", backend="optuna", sampler=sampler
+    )
+    by_temperature = {str(slot): loss for slot, loss in seen}
+    assert len(set(by_temperature.values())) == 2, "each trial has its own loss"
+    assert best.objective == min(by_temperature.values())
+    fixed = DistillationTrainer(None, teacher(), arguments(tmp_path / "other"), temperature=2.0, **keywords)
+    with pytest.raises(ValueError, match="the search sets temperature, and the trainer was given temperature="):
+        fixed.hyperparameter_search(space, objective, n_trials=1, direction="minimize", backend="optuna")
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({}, "there is no student: pass model="),
+        ({"model": Net(), "model_init": lambda: Net()}, "are both given"),
+        ({"model_init": lambda: None}, "model_init returned a NoneType"),
+        ({"model_init": lambda a, b: Net()}, "takes 2 arguments"),
+    ],
+)
+def test_no_student_or_two_are_refused(tmp_path, keywords, message):
+    with pytest.raises(ValueError, match=message):
+        DistillationTrainer(args=arguments(tmp_path), teacher=teacher(), train_dataset=Rows(), **keywords)
+
+
+def test_an_optimizer_for_another_student_is_refused(tmp_path):
+    optimizer = torch.optim.SGD(Net().parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="optimizers= hold the parameters of one student"):
+        DistillationTrainer(
+            args=arguments(tmp_path),
+            teacher=teacher(),
+            train_dataset=Rows(),
+            model_init=Net,
+            optimizers=(optimizer, None),
+        )
