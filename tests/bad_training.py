@@ -19,6 +19,7 @@ from transformers import (
     OPTForCausalLM,
     PreTrainedTokenizerFast,
     PrinterCallback,
+    Seq2SeqTrainingArguments,
 )
 
 from hfkd import DistillationTrainer
@@ -321,6 +322,16 @@ TRAINER = {
         taught=None, args={"evaluate_kl": True, "kd_weight": 0.0, "ce_weight": 1.0}
     ),
     "compute_loss_func=": trainer(compute_loss_func=lambda *a: 0),
+    "a model and a model_init": trainer(model_init=lambda: Net()),
+    "args that are a dict": lambda folder: lambda: DistillationTrainer(Net(), teacher(), {"output_dir": str(folder)}),
+    "a student's name that holds none": lambda folder: (
+        lambda: DistillationTrainer(str(folder / "student"), teacher(), arguments(folder / "run"))
+    ),
+    "predict_with_generate=True": lambda folder: (
+        lambda: DistillationTrainer(
+            Net(), teacher(), Seq2SeqTrainingArguments(str(folder / "run"), use_cpu=True, predict_with_generate=True)
+        )
+    ),
     "a teacher of 7 classes for a student of 5": trainer(taught=lambda: teacher(7)),
     "a teacher whose weights are NaN": trainer(taught=lambda: broken(teacher())),
     'temperature="energy", a teacher whose energies are all the same': training(
