@@ -26,6 +26,7 @@ class CifarNet(nn.Module):
     classifier_name = "fc"
     conv1: nn.Module
     bn1: nn.Module
+    relu: nn.Module
     global_pool: SelectAdaptivePool2d
     num_features: int  # D, channels of `forward_features`
     head_hidden_size: int  # the same; timm reads it under this name
@@ -34,7 +35,7 @@ class CifarNet(nn.Module):
 
     def stage(self, index: int, x: Tensor) -> Tensor:
         if index == 0:
-            return F.relu(self.bn1(self.conv1(x)), inplace=True)
+            return self.relu(self.bn1(self.conv1(x)))
         return getattr(self, f"layer{index}")(x)
 
     def tail(self, x: Tensor) -> Tensor:
@@ -115,12 +116,22 @@ class CifarNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def feature_info(widths: Sequence[int], reductions: Sequence[int], modules: Sequence[str]) -> list[dict[str, Any]]:
-    """timm's description of the maps: channels, input size / map size, and the last module before its ReLU."""
-    return [
-        {"num_chs": width, "reduction": reduction, "module": module}
-        for width, reduction, module in zip(widths, reductions, modules, strict=True)
-    ]
+def feature_info(
+    widths: Sequence[int],
+    reductions: Sequence[int],
+    modules: Sequence[str],
+    outputs: Sequence[str],
+    before_activation: Sequence[str],
+) -> list[dict[str, Any]]:
+    """timm's description of the maps: channels, input size / map size, and the last module before its ReLU.
+
+    And where `hfkd.models.stages` reads them, as paths of modules (":in": the module's input; ":parts": its inputs, one
+    map together): the `outputs` are the feats of the literature, and what is `before_activation` its preact_feats, but
+    for the stem, where those have feats.
+    """
+    names = ("num_chs", "reduction", "module", "output", "before_activation")
+    rows = zip(widths, reductions, modules, outputs, before_activation, strict=True)
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def cifar_cfgs(*names: str, classifier: str = "fc", first_conv: str = "conv1") -> dict[str, Any]:

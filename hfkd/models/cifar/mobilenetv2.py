@@ -41,8 +41,9 @@ class CifarMobileNetV2(CifarNet):
     def __init__(self, in_chans: int = 3, **head: Any) -> None:
         super().__init__()
         widths = [16, *(width // 2 for _, width, _, _ in ROWS)]
+        rows = ("blocks.1", "blocks.2", "blocks.4", "blocks.6")  # linear: they end without an activation
         self.feature_info = feature_info(
-            (16, 12, 16, 48, 160), (2, 2, 4, 8, 16), ("conv1", "blocks.1", "blocks.2", "blocks.4", "blocks.6")
+            (16, 12, 16, 48, 160), (2, 2, 4, 8, 16), ("conv1", *rows), ("conv1", *rows), ("conv1.2:in", *rows)
         )
         self.conv1 = conv_bn_relu(in_chans, 16, kernel=3, stride=2)
         self.blocks = nn.ModuleList()

@@ -22,11 +22,12 @@ class BasicBlock(nn.Module):
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_width != width:
             self.downsample = nn.Sequential(nn.Conv2d(in_width, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+        self.relu = nn.ReLU(inplace=True)  # the last
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
-        return F.relu(out + self.downsample(x), inplace=True)
+        return self.relu(out + self.downsample(x))
 
 
 class CifarResNet(CifarNet):
@@ -38,10 +39,12 @@ class CifarResNet(CifarNet):
     def __init__(self, depth: int, widths: Sequence[int] = (16, 16, 32, 64), in_chans: int = 3, **head: Any) -> None:
         super().__init__()
         assert (depth - 2) % 6 == 0, depth
-        self.feature_info = feature_info(widths, (1, 1, 2, 4), ("bn1", "layer1", "layer2", "layer3"))
-        blocks = (depth - 2) // 6
+        blocks, layers = (depth - 2) // 6, ("layer1", "layer2", "layer3")
+        sums = ("relu:in", *(f"{layer}.{blocks - 1}.relu:in" for layer in layers))
+        self.feature_info = feature_info(widths, (1, 1, 2, 4), ("bn1", *layers), ("relu", *layers), sums)
         self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU(inplace=True)
         self.layer1 = basic_stage(widths[0], widths[1], blocks, stride=1)
         self.layer2 = basic_stage(widths[1], widths[2], blocks, stride=2)
         self.layer3 = basic_stage(widths[2], widths[3], blocks, stride=2)

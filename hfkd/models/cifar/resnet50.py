@@ -28,12 +28,13 @@ class Bottleneck(nn.Module):
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_width, out_width, 1, stride, bias=False), nn.BatchNorm2d(out_width)
             )
+        self.relu = nn.ReLU(inplace=True)  # the last
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = F.relu(self.bn2(self.conv2(out)), inplace=True)
         out = self.bn3(self.conv3(out))
-        return F.relu(out + self.shortcut(x), inplace=True)
+        return self.relu(out + self.shortcut(x))
 
 
 class CifarResNet50(CifarNet):
@@ -46,11 +47,13 @@ class CifarResNet50(CifarNet):
 
     def __init__(self, in_chans: int = 3, **head: Any) -> None:
         super().__init__()
-        self.feature_info = feature_info(
-            (64, 256, 512, 1024, 2048), (1, 1, 2, 4, 8), ("bn1", "layer1", "layer2", "layer3", "layer4")
-        )
+        layers = ("layer1", "layer2", "layer3", "layer4")
+        sums = ("relu:in", "layer1.2.relu:in", "layer2.3.relu:in", "layer3.5.relu:in", "layer4.2.relu:in")
+        widths, reductions = (64, 256, 512, 1024, 2048), (1, 1, 2, 4, 8)
+        self.feature_info = feature_info(widths, reductions, ("bn1", *layers), ("relu", *layers), sums)
         self.conv1 = nn.Conv2d(in_chans, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
         self.layer1 = bottleneck_stage(64, 64, blocks=3, stride=1)
         self.layer2 = bottleneck_stage(256, 128, blocks=4, stride=2)
         self.layer3 = bottleneck_stage(512, 256, blocks=6, stride=2)

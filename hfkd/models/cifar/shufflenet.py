@@ -37,6 +37,7 @@ class ShuffleV1Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(middle)
         self.conv3 = conv(middle, out_width, groups=GROUPS)
         self.bn3 = nn.BatchNorm2d(out_width)
+        self.relu = nn.ReLU(inplace=True)  # the last
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -44,8 +45,8 @@ class ShuffleV1Block(nn.Module):
         out = F.relu(self.bn2(self.conv2(out)), inplace=True)
         out = self.bn3(self.conv3(out))
         if self.stride == 2:
-            return F.relu(torch.cat([out, F.avg_pool2d(x, 3, stride=2, padding=1)], 1), inplace=True)
-        return F.relu(out + x, inplace=True)
+            return self.relu(torch.cat([out, F.avg_pool2d(x, 3, stride=2, padding=1)], 1))
+        return self.relu(out + x)
 
 
 class CifarShuffleNetV1(CifarNet):
@@ -55,9 +56,12 @@ class CifarShuffleNetV1(CifarNet):
 
     def __init__(self, in_chans: int = 3, **head: Any) -> None:
         super().__init__()
-        self.feature_info = feature_info((STEM, 240, 480, 960), (1, 2, 4, 8), ("bn1", "layer1", "layer2", "layer3"))
+        layers, sums = ("layer1", "layer2", "layer3"), ("layer1.3.relu:in", "layer2.7.relu:in", "layer3.3.relu:in")
+        widths, reductions = (STEM, 240, 480, 960), (1, 2, 4, 8)
+        self.feature_info = feature_info(widths, reductions, ("bn1", *layers), ("relu", *layers), ("relu:in", *sums))
         self.conv1 = conv(in_chans, STEM)
         self.bn1 = nn.BatchNorm2d(STEM)
+        self.relu = nn.ReLU(inplace=True)
         self.layer1 = v1_stage(STEM, 240, blocks=4)
         self.layer2 = v1_stage(240, 480, blocks=8)
         self.layer3 = v1_stage(480, 960, blocks=4)
@@ -81,13 +85,20 @@ class ShuffleV2Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(half)
         self.conv3 = conv(half, half)
         self.bn3 = nn.BatchNorm2d(half)
+        self.join = ReluAndJoin()
 
     def forward(self, x: Tensor) -> Tensor:
         passed, out = x.chunk(2, dim=1)
         out = F.relu(self.bn1(self.conv1(out)), inplace=True)
         out = self.bn2(self.conv2(out))
-        out = F.relu(self.bn3(self.conv3(out)), inplace=True)
-        return channel_shuffle(torch.cat([passed, out], 1), 2)
+        return channel_shuffle(self.join(passed, self.bn3(self.conv3(out))), 2)
+
+
+class ReluAndJoin(nn.Module):
+    """The last ReLU of a block, of the half that is not passed through, and both halves together."""
+
+    def forward(self, passed: Tensor, out: Tensor) -> Tensor:
+        return torch.cat([passed, F.relu(out, inplace=True)], 1)
 
 
 class ShuffleV2Down(nn.Module):
@@ -126,9 +137,13 @@ class CifarShuffleNetV2(CifarNet):
 
     def __init__(self, in_chans: int = 3, **head: Any) -> None:
         super().__init__()
-        self.feature_info = feature_info((STEM, 116, 232, 464), (1, 2, 4, 8), ("bn1", "layer1", "layer2", "layer3"))
+        layers = ("layer1", "layer2", "layer3")
+        halves = ("layer1.3.join:parts", "layer2.7.join:parts", "layer3.3.join:parts")
+        widths, reductions = (STEM, 116, 232, 464), (1, 2, 4, 8)
+        self.feature_info = feature_info(widths, reductions, ("bn1", *layers), ("relu", *layers), ("relu:in", *halves))
         self.conv1 = conv(in_chans, STEM)
         self.bn1 = nn.BatchNorm2d(STEM)
+        self.relu = nn.ReLU(inplace=True)
         self.layer1 = v2_stage(STEM, 116, blocks=4)
         self.layer2 = v2_stage(116, 232, blocks=8)
         self.layer3 = v2_stage(232, 464, blocks=4)

@@ -23,16 +23,18 @@ class CifarVGG(CifarNet):
 
     def __init__(self, convolutions: Sequence[int], in_chans: int = 3, **head: Any) -> None:
         super().__init__()
-        self.feature_info = feature_info(WIDTHS, (1, 2, 4, 8, 8), [f"block{i}" for i in range(5)])
+        blocks, activations = [f"block{i}" for i in range(5)], [f"relu{i}" for i in range(5)]
+        self.feature_info = feature_info(WIDTHS, (1, 2, 4, 8, 8), blocks, activations, blocks)
         for index, (in_width, width) in enumerate(zip((in_chans, *WIDTHS), WIDTHS, strict=False)):
             setattr(self, f"block{index}", vgg_block(in_width, width, convolutions[index]))
+            setattr(self, f"relu{index}", nn.ReLU(inplace=True))
         self.init_convolutions()
         self.build_head(WIDTHS[-1], **head)
 
     def stage(self, index: int, x: Tensor) -> Tensor:
         if 0 < index < 4 or (index == 4 and min(x.shape[-2:]) > 4):
             x = F.max_pool2d(x, 2)
-        return F.relu(getattr(self, f"block{index}")(x), inplace=True)
+        return getattr(self, f"relu{index}")(getattr(self, f"block{index}")(x))
 
     def init_classifier(self, linear: nn.Linear) -> None:
         nn.init.normal_(linear.weight, std=0.01)

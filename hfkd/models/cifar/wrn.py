@@ -40,14 +40,17 @@ class PreActStage(nn.Module):
 class CifarWideResNet(CifarNet):
     """6n+4 layers, three stages `widen` times 16, 32, 64 wide at 1, 1/2 and 1/4 of the input size.
 
-    Feats: the raw outputs of the stem and of the stages, before the next batch norm and ReLU.
+    Feats: the raw outputs of the stem and of the stages, before the next batch norm and ReLU. Before the activation is
+    what that batch norm gives.
     """
 
     def __init__(self, depth: int, widen: int, in_chans: int = 3, **head: Any) -> None:
         super().__init__()
         assert (depth - 4) % 6 == 0, depth
         widths = (16, 16 * widen, 32 * widen, 64 * widen)
-        self.feature_info = feature_info(widths, (1, 1, 2, 4), ("conv1", "block1", "block2", "block3"))
+        stages = ("conv1", "block1", "block2", "block3")
+        normalised = (*(f"block{i}.layer.0.bn1" for i in (1, 2, 3)), "bn1")  # the next batch norm's
+        self.feature_info = feature_info(widths, (1, 1, 2, 4), stages, stages, normalised)
         blocks = (depth - 4) // 6
         self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
         self.block1 = PreActStage(widths[0], widths[1], blocks, stride=1)

@@ -1,0 +1,230 @@
+"""From feature keys to modules: what "stage 2" is in each family of networks.
+
+Stage 0 is the stem, or a transformer's embeddings; stage k the k-th downsampling level or block group of a
+convolutional network, and the output of block k of a transformer, before any final norm.
+
+- CIFAR networks of hfkd: the feats of the literature (mdistiller's, RepDistiller's), and before the last activation its
+  preact_feats. A wide ResNet's are what the next batch norm gives; MobileNetV2's rows are linear, and the same.
+- timm: the entries of `feature_info`, behind the stem where that lists none; of its ResNets with basic blocks or
+  bottlenecks also before the last activation.
+- torchvision's ResNets: `relu`, `layer1`, ...; one ReLU module serves a whole block, and is no place to read.
+- transformers: the only list of blocks alike that is as long as the config's `num_hidden_layers`, or `depths`.
+- Others: modules by their paths alone.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hfkd.models.calling import bare
+from hfkd.models.cifar import CifarNet
+from hfkd.utils.feature_keys import stages_of
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a feature is read: what the module at `path` gives, or gets (`input`).
+
+    parts: it gets several tensors, which are one map together. channels: how many a map has, where the network says so.
+    channels_last: its maps are [B, H, W, C], and become [B, C, H, W].
+    """
+
+    path: str
+    input: bool = False
+    channels: int | None = None
+    parts: bool = False
+    channels_last: bool = False
+
+    @classmethod
+    def at(cls, path: str, channels: int | None = None) -> "Tap":
+        """Of a path that may end in ":in", or ":parts"."""
+        path, _, end = path.partition(":")
+        return cls(path, bool(end), channels, end == "parts")
+
+    def __str__(self) -> str:
+        return f"{self.path}:in" if self.input else self.path
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A network's stages from 0 on, and those before their last activation, where there are any."""
+
+    outputs: tuple[Tap, ...]
+    before_activation: tuple[Tap, ...] = ()
+
+    def of(self, kind: str) -> tuple[Tap, ...]:
+        return self.before_activation if kind == "pre:" else self.outputs
+
+
+def expanded(network: nn.Module, keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Each key, and the keys of one feature each that it stands for: {"1:": ("1", "2", "3"), "pooled": ("pooled",)}.
+
+    Raises ValueError for a stage that the network does not have, with the choices.
+    """
+    return {key: _expanded(network, key) for key in keys}
+
+
+def _expanded(network: nn.Module, key: str) -> tuple[str, ...]:
+    stage = stages_of(key)
+    if stage is None or stage[0] == "attention:":
+        return (key,)
+    kind, index, onwards = stage
+    count = len(_stages(network, key).of(kind))
+    if not -count <= index < count:
+        raise ValueError(
+            f"layer {key!r}: {type(bare(network)).__name__} has the stages {', '.join(map(repr, _names(kind, count)))}"
+        )
+    return tuple(f"{kind}{k}" for k in range(index % count, count)) if onwards else (key,)
+
+
+def _names(kind: str, count: int) -> list[Any]:
+    return [f"{kind}{k}" if kind else k for k in range(count)]
+
+
+def tap_of(network: nn.Module, key: str) -> Tap:
+    """Where the feature of a key (one of `expanded`) is read, as a path in the bare network.
+
+    Raises ValueError for a layer that there is not, with the choices.
+    """
+    stage = stages_of(key)
+    if stage is not None and stage[0] != "attention:":
+        return _stages(network, key).of(stage[0])[stage[1]]
+    if stage is not None:
+        raise ValueError(f"layer {key!r}: attention is not kept yet: name a stage, or a module's path")
+    if key == "pooled":
+        return Tap(_head(network), input=True)
+    return _by_path(network, key)
+
+
+def _by_path(network: nn.Module, key: str) -> Tap:
+    """A module by its path in the bare network, or in the network that transformers wraps around timm's."""
+    inner, tap = bare(network), Tap.at(key)
+    names = {name for name, _ in inner.named_modules()}
+    for path in (tap.path, f"timm_model.{tap.path}"):
+        if path in names:
+            return Tap(path, tap.input)
+    known = _known(inner)
+    choices = _names("", len(known.outputs)) if known else []
+    raise ValueError(
+        f"layer {key!r}: {type(inner).__name__} has no such module: name one of {sorted(_near(names, tap.path))}"
+        + (f", or one of the stages {', '.join(map(str, choices))}" if choices else "")
+    )
+
+
+def _near(names: set[str], path: str) -> list[str]:
+    """The modules at the deepest level of `path` that exists."""
+    while path:
+        path = path.rpartition(".")[0]
+        if not path or path in names:
+            prefix = f"{path}." if path else ""
+            return [name for name in names if name.startswith(prefix) and "." not in name[len(prefix) :] and name]
+    return []
+
+
+def _stages(network: nn.Module, key: str) -> Stages:
+    """The stages of a network, of the kind of `key`. ValueError where nobody knows which those are."""
+    inner = bare(network)
+    found = _known(inner)
+    kind = key.partition(":")[0] if key.startswith("pre:") else ""
+    if found is None or not found.of("pre:" if kind else ""):
+        what = f"which its stages are{' before their last activation' if kind else ''}"
+        listed = [str(tap) for tap in found.outputs] if found else sorted(name for name, _ in inner.named_children())
+        raise ValueError(
+            f"layer {key!r}: nobody knows of a {type(inner).__name__} {what}: name a module by its path, such as "
+            f"{listed[-1] if listed else 'layer2'!r}, or '{listed[-1] if listed else 'layer2'}:in' for its input; "
+            f"there are {listed}"
+        )
+    return found
+
+
+def _known(network: Any) -> Stages | None:
+    """The stages of a bare network, where its family is known."""
+    timm_model = getattr(network, "timm_model", None)  # transformers' wrapper
+    if timm_model is not None:
+        inner = _known(timm_model)
+        return inner and Stages(*(_below("timm_model", taps) for taps in (inner.outputs, inner.before_activation)))
+    if isinstance(network, CifarNet):
+        info = network.feature_info
+        kinds = ("output", "before_activation")
+        return Stages(*(tuple(Tap.at(row[kind], row["num_chs"]) for row in info) for kind in kinds))
+    if isinstance(network, PreTrainedModel):
+        return _transformers(network)
+    if isinstance(getattr(network, "feature_info", None), list) and network.feature_info:
+        return _timm(network)
+    if type(network).__module__ == "torchvision.models.resnet":
+        return Stages(tuple(map(Tap, ("relu", "layer1", "layer2", "layer3", "layer4"))))
+    return None
+
+
+def _below(prefix: str, taps: tuple[Tap, ...]) -> tuple[Tap, ...]:
+    return tuple(replace(tap, path=f"{prefix}.{tap.path}") for tap in taps)
+
+
+def _timm(network: Any) -> Stages | None:
+    """timm lists the last module of each downsampling level, or each block; some lists begin with the stem.
+
+    A list of block groups numbered from 0 does not (EfficientNet, ConvNeXt, ViT): stage 0 is what the first gets.
+    """
+    last = str(getattr(network, "output_fmt", "")).endswith("NHWC")  # timm's enumeration of formats
+    entries = [Tap(row["module"], channels=row["num_chs"], channels_last=last) for row in network.feature_info]
+    first = entries[0].path
+    kinds = [re.sub(r"\d", "", tap.path) for tap in entries]
+    if len(kinds) > 1 and kinds[0] == kinds[1] and type(network).__name__ not in ("VGG", "DLA"):
+        if not first.endswith(".0"):
+            return None
+        entries.insert(0, Tap(first, input=True, channels_last=last))
+    return Stages(tuple(entries), _timm_resnet(network) if type(network).__name__ == "ResNet" else ())
+
+
+def _timm_resnet(network: Any) -> tuple[Tap, ...]:
+    """The sums that the last activation of each stage gets."""
+    taps = [Tap("act1", input=True)]
+    for layer in ("layer1", "layer2", "layer3", "layer4"):
+        blocks = getattr(network, layer)
+        last = {"BasicBlock": "act2", "Bottleneck": "act3"}.get(type(blocks[-1]).__name__)
+        if last is None:
+            return ()
+        taps.append(Tap(f"{layer}.{len(blocks) - 1}.{last}", input=True))
+    return tuple(taps)
+
+
+def _transformers(network: PreTrainedModel) -> Stages | None:
+    """The blocks: the only list of them that is as long as the config says, all of one class."""
+    config = network.config.get_text_config()
+    counts = {getattr(config, "num_hidden_layers", None), len(getattr(config, "depths", None) or ())} - {None, 0}
+    lists = [
+        (name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) in counts and len({type(block) for block in module}) == 1
+    ]
+    if network.config.is_encoder_decoder or len(lists) != 1:
+        return None
+    name, blocks = lists[0]
+    return Stages((Tap(f"{name}.0", input=True), *(Tap(f"{name}.{i}") for i in range(len(blocks)))))
+
+
+def _head(network: nn.Module) -> str:
+    """The path of the last linear layer, from pooled features to logits. Whether it is that is seen when it runs."""
+    linear = [name for name, module in bare(network).named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError(
+            f"layer 'pooled': {type(bare(network)).__name__} has no linear layer that reads it; name a module's path"
+        )
+    named = _named_head(bare(network))
+    return named or linear[-1]
+
+
+def _named_head(network: Any) -> str | None:
+    """The path of the head that a language model or a network of timm's names itself."""
+    getters = ("get_output_embeddings",) if isinstance(network, PreTrainedModel) else ("get_classifier",)
+    inner = getattr(network, "timm_model", None)
+    if inner is not None:
+        name = _named_head(inner)
+        return name and f"timm_model.{name}"
+    heads = [getattr(network, getter)() for getter in getters if hasattr(network, getter)]
+    paths = [name for name, module in network.named_modules() if any(module is head for head in heads)]
+    return paths[0] if paths else None
