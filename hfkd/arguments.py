@@ -4,7 +4,7 @@ import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from accelerate.utils import patch_environment
@@ -19,7 +19,7 @@ from hfkd.utils.launch import check_accumulation, check_world_size, computes_on_
 from hfkd.utils.names import check_names, publishable
 from hfkd.utils.parsing import parse as parse  # where scripts written for earlier versions import it from
 from hfkd.utils.random_state import kept_random_state
-from hfkd.utils.setting_types import resume_choice
+from hfkd.utils.setting_types import SUM, resume_choice
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +58,12 @@ class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingAr
     would also wait for the device at every step).
     """
 
-    objective: str = field(
+    objective: Annotated[str, SUM] = field(
         default="kd",
-        metadata={"help": "How far the student is from the teacher: kd, dkd(beta=8.0), ... (name or call)."},
+        metadata={
+            "help": "How far the student is from the teacher: kd, dkd(beta=8.0), ... (name or call), or a sum of "
+            "terms: 'kd + 100 * fitnet(layer=2)', in a settings file also a list of them."
+        },
     )
     temperature: str = field(
         default="4.0", metadata={"help": "Softmax temperature: a number, energy(ratio=0.2), gradation, ..."}

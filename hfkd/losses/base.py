@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hfkd.losses.context import BuildContext
 from hfkd.losses.items import Items
@@ -68,6 +68,10 @@ class Slot(ABC):  # noqa: B024 - what is abstract differs from slot to slot
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What trains at a rate of its own: groups of the student's optimizer, `{"params": [...], "lr": ...}`."""
         return []
+
+    def trained_modules(self) -> list[nn.Module]:
+        """What of it may train; a slot around others hands theirs on."""
+        return [self] if isinstance(self, nn.Module) else []
 
 
 def requirements_of(slot: Any) -> Requirements:
@@ -132,3 +136,15 @@ class Objective(Slot):
         parts (detach what the networks gave).
         """
         return None
+
+
+def softens(objective: Any) -> bool:
+    """Whether it reads the temperature; a callable that does not say may."""
+    return not isinstance(objective, Objective) or objective.softens
+
+
+def trained_modules(slot: Any) -> list[nn.Module]:
+    """What of a slot may train."""
+    if isinstance(slot, Slot):
+        return slot.trained_modules()
+    return [slot] if isinstance(slot, nn.Module) else []

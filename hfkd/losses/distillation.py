@@ -3,26 +3,29 @@
 loss = ce_weight * (CE + N / num_items * rest)  +  kd_weight * sum_n  w[n] * objective(items, T)[n]  /  num_items
 
 An objective on samples (features, attention) gives l[s], w[s] is the mean of w over the sample's items, and the sum is
-divided by the samples.
+divided by the samples. Of several terms (`Terms`) each comes in so, times kd_weight and its coefficient.
 
 N are the items at hand, num_items those of the optimizer step, and `rest` is what the student adds to its own loss (the
 router loss of a mixture of experts): the parts of a batch add up to what the whole would give. Terms of an objective
 that compare items with each other (`Objective.relations`) join the sum without a weight.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hfkd.losses.base import Objective
+from hfkd.losses.base import Objective, Requirements, requirements_of, softens, trained_modules
 from hfkd.losses.counts import Counts, Number, at_least
 from hfkd.losses.functional import upcast
 from hfkd.losses.items import HiddenItems, Items
-from hfkd.losses.registry import OBJECTIVES, WEIGHTINGS
+from hfkd.losses.registry import WEIGHTINGS
 from hfkd.losses.slot_values import is_ours, nan_where_wrong, one_per_item, one_per_sample
-from hfkd.losses.temperatures import Energy, Fitted, resolve_temperature
+from hfkd.losses.temperatures import Constant, Energy, Fitted, resolve_temperature
+from hfkd.losses.terms import Term, resolve_objective, terms_of
 from hfkd.utils.argument_types import NotNegative, fitting
 from hfkd.utils.slots import resolve
 
@@ -33,13 +36,18 @@ class DistillationLoss(nn.Module):
     """Cross-entropy on the labels plus a weighted, per-item softened objective towards the teacher.
 
     Each slot takes a name, `"name(key=value, ...)"`, a callable, and for `temperature` a number. Slots that are modules
-    become children, so their parameters train and are saved with the rest. The defaults are CIFAR-100's KD.
+    become children, so their parameters train and are saved with the rest. `objective` takes a sum too, as
+    `"kd + 100 * fitnet(layer=2)"` or a list (`hfkd.utils.slots.resolve_sum`). The defaults are CIFAR-100's KD.
 
     forward(items, num_items): `num_items` is the number of items of the whole optimizer step, over all ranks and
     accumulated batches; without it the items at hand. Returns the loss and its parts (means over the items at hand,
-    without gradient): `ce`, `kd`, `temperature`, `weight`, for `Energy` the shares of its two groups, and `router_loss`
-    where the student has one.
+    without gradient): `ce`, `kd` (of several terms each by its name, without its coefficient), `temperature`, `weight`,
+    for `Energy` the shares of its two groups, and `router_loss` where the student has one.
+
+    autocast: what terms on inner features, which come in the precision that the networks ran in, are computed in.
     """
+
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __init__(
         self,
@@ -54,12 +62,32 @@ class DistillationLoss(nn.Module):
         kd_weight = fitting("DistillationLoss", "kd_weight", kd_weight, NotNegative)
         if ce_weight == kd_weight == 0:
             raise ValueError("ce_weight and kd_weight are both 0: nothing would be learned; raise one")
-        self.objective = resolve(objective, OBJECTIVES, "objective")
+        self.objective = resolve_objective(objective)
         self.temperature = resolve_temperature(temperature)
         self.weighting = resolve(weighting, WEIGHTINGS, "weighting")
         self.ce_weight, self.kd_weight = ce_weight, kd_weight
+        self.terms: tuple[Term, ...] = terms_of(self.objective)
+        self._refuse_temperature()
+        # Slots are children where they are modules; what trains inside of others becomes one here.
+        slots = (self.objective, self.temperature, self.weighting)
+        hidden = [m for slot in slots if not isinstance(slot, nn.Module) for m in trained_modules(slot)]
+        if hidden:
+            self.inner_modules = nn.ModuleList(hidden)
         # Made by whoever uses hfkd: what they give is not known to be a temperature, or a weight.
         self.own_slots = [name for name in ("temperature", "weighting") if not is_ours(getattr(self, name))]
+
+    def _refuse_temperature(self) -> None:
+        if not isinstance(self.temperature, Constant) and not any(softens(term.objective) for term in self.terms):
+            raise ValueError(
+                f"temperature={self.temperature!r} chooses how much each item is softened, and no term of "
+                f"{self.objective!r} softens: add one that does (kd + ...), or leave the temperature out"
+            )
+
+    @property
+    def requirements(self) -> Requirements:
+        """What all slots together need; nothing without distillation."""
+        slots = (self.objective, self.temperature, self.weighting) if self.kd_weight else ()
+        return Requirements.joined(map(requirements_of, slots)) if slots else Requirements()
 
     @property
     def unfitted(self) -> Fitted | None:
@@ -92,24 +120,26 @@ class DistillationLoss(nn.Module):
 
     @property
     def by_sample(self) -> bool:
-        """Whether the objective gives a number for each sample, not each item."""
-        return isinstance(self.objective, Objective) and self.objective.level == "sample"
+        """Whether a term gives a number for each sample, not each item."""
+        return any(term.by_sample for term in self.terms)
 
     def per_item(
         self, items: Items, temperature: Tensor | None = None, weight: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Each item's cross-entropy `ce` and weighted objective `kd` [N] ([S] by sample).
+        """Each item's cross-entropy `ce` and each term, weighted, by its name (`kd`): [N], or [S] by sample.
 
         And if the objective has any, its `relations` [N], and its `own_loss`, a scalar.
         """
         values = {"ce": cross_entropy(items.student.logits, items.labels)}
         if temperature is None or weight is None:
             return values
-        found = self.objective(items, temperature)
-        if self.by_sample:
-            values["kd"] = items.sample_means(weight) * one_per_sample(items, "objective", found)
-        else:
-            values["kd"] = weight * one_per_item(items, "objective", found)
+        for term in self.terms:
+            with self.autocast() if term.reads_features else nullcontext():
+                found = term.objective(items, temperature)
+            if term.by_sample:
+                values[term.name] = items.sample_means(weight) * one_per_sample(items, "objective", found)
+            else:
+                values[term.name] = weight * one_per_item(items, "objective", found)
         if isinstance(self.objective, Objective):
             relations = self.objective.relations(items, temperature)
             own = self.objective.own_loss(items, temperature)
@@ -130,11 +160,15 @@ class DistillationLoss(nn.Module):
         if by_sample and counts.samples is None:
             raise ValueError("this objective is divided by samples: give the loss Counts with samples, not a number")
         of_items = at_least(counts.items)
-        of_kd = at_least(counts.samples) if by_sample else of_items
-        if share is not None and not self.by_sample:
-            values = values | {name: share * values[name] for name in ("kd", "relations") if name in values}
-        parts = {"ce": (self.ce_weight, at_least(counts.labels)), "kd": (self.kd_weight, of_kd)}
-        parts["relations"] = (self.kd_weight, of_items if share is None else of_kd)
+        of_samples = at_least(counts.samples) if by_sample else of_items
+        if share is not None:
+            shared = [term.name for term in self.terms if not term.by_sample] + ["relations"]
+            values = values | {name: share * values[name] for name in shared if name in values}
+        parts = {"ce": (self.ce_weight, at_least(counts.labels))}
+        for term in self.terms:
+            count = of_items if share is None and not term.by_sample else of_samples
+            parts[term.name] = (self.kd_weight * term.coefficient, count)
+        parts["relations"] = (self.kd_weight, of_items if share is None else of_samples)
         # A term of weight 0 is left out and not multiplied: its backward would cost as much as any.
         first, *others = [w * values[name].sum() / count for name, (w, count) in parts.items() if w and name in values]
         loss = sum(others, first)
@@ -161,8 +195,9 @@ class DistillationLoss(nn.Module):
         of_items = {name: values for name, values in parts.items() if values.shape == parts["ce"].shape}
         columns = torch.stack([values.detach().float() for values in of_items.values()])  # [parts, N]
         means = dict(zip(of_items, (columns.sum(-1) / max(columns.shape[-1], 1)).unbind(), strict=True))
-        if "kd" in parts and "kd" not in means:  # of samples
-            means["kd"] = parts["kd"].detach().float().mean()
+        for term in self.terms:
+            if term.name in parts and term.name not in means:  # of samples
+                means[term.name] = parts[term.name].detach().float().mean()
         if "temperature" in parts and isinstance(self.temperature, Energy):
             means |= self.temperature.groups(parts["temperature"])
         return means

@@ -50,7 +50,9 @@ def parse(
     _show_log()
     import_modules(_flags(dataclasses, argv).get(IMPORT, []))
     parser, flags = _parser(dataclasses, **parser_options), _flags(dataclasses, argv)
-    hints = {f.name: get_type_hints(cls)[f.name] for cls in dataclasses for f in fields(cls) if f.init}
+    hints = {
+        f.name: get_type_hints(cls, include_extras=True)[f.name] for cls in dataclasses for f in fields(cls) if f.init
+    }
     flags.pop(IMPORT, None)
     files = [_layer(source, hints) for source in flags.pop("config", [])]
     settings = merge([*(_layer(source, hints) for source in defaults), *files, flags])

@@ -5,7 +5,7 @@ YAML by itself reads `no`, 0012, 12:30 and 2026-11-28 as false, 10, 750 and a da
 
 from enum import Enum
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
@@ -13,6 +13,9 @@ BOOLS = dict.fromkeys(("true", "yes", "on", "y", "t", "1"), True)
 BOOLS |= dict.fromkeys(("false", "no", "off", "n", "f", "0"), False)
 NAMES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 KEPT = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
+
+
+SUM = "a sum"  # as Annotated[str, SUM]: a file may give a list of terms, which are added
 
 
 class TextLoader(yaml.SafeLoader):
@@ -36,6 +39,10 @@ def typed(value: Any, hint: Any, where: str) -> Any:
 
     `value` is what TextLoader read, or a plain value of the right kind already.
     """
+    if get_origin(hint) is Annotated:
+        if SUM in hint.__metadata__ and isinstance(value, list):
+            value = " + ".join(str(typed(one, str, where)) for one in value)
+        hint = hint.__origin__
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if value is None:
         if NoneType not in kinds:

@@ -1,12 +1,15 @@
-"""How a slot's argument becomes a callable: a name, `name(key=literal, ...)`, or any callable."""
+"""How a slot's argument becomes a callable: a name, `name(key=literal, ...)`, or any callable; and a sum of these."""
 
 import ast
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 MAX_SPEC_LENGTH = 500  # a slot is a line in a YAML file; anything longer is not one
+MAX_SUM_LENGTH = 4 * MAX_SPEC_LENGTH
 
 
 def resolve(spec: Any, table: Mapping[str, Callable[..., Any]], kind: str) -> Any:
@@ -22,7 +25,80 @@ def resolve(spec: Any, table: Mapping[str, Callable[..., Any]], kind: str) -> An
         raise ValueError(f"{kind} {spec.__name__} is a class: pass an instance, {spec.__name__}(...)")
     if not isinstance(spec, str):
         raise ValueError(f"{kind} {spec!r} is a {type(spec).__name__}: pass one of {sorted(table)}, or a callable")
-    name, keywords = _parse(spec, kind)
+    return _named(*_parse(spec, kind), table, kind)
+
+
+def resolve_sum(spec: Any, table: Mapping[str, Callable[..., Any]], kind: str) -> list[tuple[float, Any]]:
+    """`resolve` for a sum of slots, each with its coefficient: [(1.0, KD()), (100.0, FitNet(layer='2'))].
+
+    `spec` is what `resolve` takes; such a string with coefficients, `"kd + 100 * fitnet(layer=2)"`; or a list of these
+    and of pairs `(coefficient, slot)`. Raises ValueError for a coefficient that is not a finite number above 0.
+    """
+    if isinstance(spec, str) and ("+" in spec or "*" in spec):
+        return [(c, resolve(ast.unparse(node), table, kind)) for c, node in _addends(spec, kind)]
+    if not isinstance(spec, (list, tuple)):
+        return [(1.0, resolve(spec, table, kind))]
+    if not spec:
+        raise ValueError(f"{kind} {spec!r} is empty: give it a term")
+    if isinstance(spec, tuple) and len(spec) == 2 and isinstance(spec[0], Real):
+        spec = [spec]
+    found = []
+    for one in spec:
+        pair = isinstance(one, (list, tuple)) and len(one) == 2 and isinstance(one[0], Real)
+        factor, inner = (_coefficient(one[0], kind), one[1]) if pair else (1.0, one)
+        if isinstance(inner, (list, tuple)):
+            raise ValueError(f"{kind} term {one!r}: give a slot, or a pair (coefficient, slot)")
+        found += [(factor * c, slot) for c, slot in resolve_sum(inner, table, kind)]
+    return found
+
+
+def _addends(spec: str, kind: str) -> list[tuple[float, ast.expr]]:
+    """The addends of "a + 2 * b(c=3)": coefficients, and names or calls."""
+    malformed = ValueError(
+        f"{kind} {spec[:80]!r} cannot be read: write terms as name or name(key=value, ...), each with its coefficient "
+        "in front if it has one, and + between them: kd + 100 * fitnet(layer=2)"
+    )
+    if len(spec) > MAX_SUM_LENGTH:
+        raise malformed
+    try:
+        node: ast.expr = ast.parse(spec.strip(), mode="eval").body
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        raise malformed from None
+    addends: list[ast.expr] = []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        addends.append(node.right)
+        node = node.left
+    found: list[tuple[float, ast.expr]] = []
+    for one in (node, *reversed(addends)):
+        coefficient: Any = 1.0
+        if isinstance(one, ast.BinOp) and isinstance(one.op, ast.Mult):
+            sides = (one.left, one.right)
+            one = next((side for side in sides if isinstance(side, (ast.Name, ast.Call))), one)
+            coefficient = _number(next((side for side in sides if side is not one), one))
+        if not isinstance(one, (ast.Name, ast.Call)) or coefficient is None:
+            raise malformed
+        found.append((_coefficient(coefficient, kind), one))
+    return found
+
+
+def _number(node: ast.expr) -> Any:
+    """The number that is written there; None for anything else."""
+    try:
+        value = ast.literal_eval(node)
+    except (ValueError, TypeError, RecursionError, MemoryError):
+        return None
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _coefficient(value: Any, kind: str) -> float:
+    if isinstance(value, bool) or not math.isfinite(value) or not value > 0:
+        raise ValueError(
+            f"{kind}: a term's coefficient is {value!r}, and must be a finite number above 0; leave the term out for 0"
+        )
+    return float(value)
+
+
+def _named(name: str, keywords: dict[str, Any], table: Mapping[str, Callable[..., Any]], kind: str) -> Any:
     if name not in table:
         close = difflib.get_close_matches(name, table, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from hfkd.losses.base import Objective, Requirements, Slot, requirements_of
+from hfkd.losses.base import Objective, Requirements, Slot, requirements_of, softens, trained_modules
+from hfkd.losses.context import BuildContext
 from hfkd.losses.items import Items
 from hfkd.losses.registry import OBJECTIVES
 from hfkd.utils.slots import resolve
@@ -32,6 +33,17 @@ class Wrapping(Objective):
 
     def own_loss(self, items: Items, temperature: Tensor) -> Tensor | None:
         return self._inner.own_loss(items, temperature) if isinstance(self._inner, Objective) else None
+
+    @property
+    def softens(self) -> bool:  # type: ignore[override]
+        return softens(self._inner)
+
+    def build(self, context: BuildContext) -> None:
+        if isinstance(self._inner, Objective):
+            self._inner.build(context)
+
+    def trained_modules(self) -> list[nn.Module]:
+        return trained_modules(self._inner)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return self._inner.parameter_groups() if isinstance(self._inner, Slot) else []

@@ -1,0 +1,131 @@
+"""Several objectives as one: L = sum_k c_k L_k. Each L_k keeps its own level, and its own name in the log.
+
+N items, S samples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from hfkd.losses.base import Objective, Requirements, Slot, requirements_of, softens, trained_modules
+from hfkd.losses.context import BuildContext
+from hfkd.losses.items import Items
+from hfkd.losses.registry import OBJECTIVES
+from hfkd.utils.slots import resolve_sum
+
+LONE = "kd"  # what an objective by itself is called in the log, whichever it is
+LOGGED = ("loss", "ce", "temperature", "weight", "relations", "own_loss", "router_loss", "rest")  # the loss's own names
+
+
+@dataclass(frozen=True)
+class Term:
+    """c_k and the objective of L_k; `name` is its own in the log."""
+
+    name: str
+    coefficient: float
+    objective: Any
+
+    @property
+    def by_sample(self) -> bool:
+        """Whether it gives a number for each sample, not each item."""
+        return isinstance(self.objective, Objective) and self.objective.level == "sample"
+
+    @property
+    def reads_features(self) -> bool:
+        return bool(requirements_of(self.objective).features)
+
+
+class Terms(nn.Module, Objective):
+    """A sum of objectives. `DistillationLoss` asks for each term by itself; relations and own losses come as one."""
+
+    def __init__(self, pairs: Sequence[tuple[float, Any]]) -> None:
+        super().__init__()
+        objectives = [objective for _, objective in pairs]
+        if len({id(one) for one in objectives if isinstance(one, nn.Module)}) < sum(
+            isinstance(one, nn.Module) for one in objectives
+        ):
+            raise ValueError("one objective is there as two terms, and would train one set of parts: build it twice")
+        names = _names(objectives)
+        self.terms = tuple(Term(name, c, objective) for name, (c, objective) in zip(names, pairs, strict=True))
+        self.trained = nn.ModuleList(module for term in self.terms for module in trained_modules(term.objective))
+        self.divergence = all(not isinstance(o, Objective) or o.divergence for o in self.objectives)
+        self.softens = any(map(softens, self.objectives))
+        self.level: Literal["item", "sample"] = "sample" if any(term.by_sample for term in self.terms) else "item"
+
+    @property
+    def objectives(self) -> list[Any]:
+        return [term.objective for term in self.terms]
+
+    def forward(self, items: Items, temperature: Tensor) -> Tensor:
+        """sum_k c_k l_k [N] of terms on items, for whoever probes the objective. Those on samples have no such sum."""
+        assert self.level == "item"
+        return sum_of([term.coefficient * term.objective(items, temperature) for term in self.terms])
+
+    def requirements(self) -> Requirements:
+        return Requirements.joined(map(requirements_of, self.objectives))
+
+    def build(self, context: BuildContext) -> None:
+        for objective in self.objectives:
+            if isinstance(objective, Objective):
+                objective.build(context)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [group for o in self.objectives if isinstance(o, Slot) for group in o.parameter_groups()]
+
+    @property
+    def has_own_loss(self) -> bool:
+        return any(isinstance(o, Objective) and o.has_own_loss for o in self.objectives)
+
+    def relations(self, items: Items, temperature: Tensor) -> Tensor | None:
+        found = [
+            term.coefficient * values
+            for term in self.terms
+            if isinstance(term.objective, Objective)
+            and (values := term.objective.relations(items, temperature)) is not None
+        ]
+        return sum_of(found) if found else None
+
+    def own_loss(self, items: Items, temperature: Tensor) -> Tensor | None:
+        found = [o.own_loss(items, temperature) for o in self.objectives if isinstance(o, Objective)]
+        known = [value for value in found if value is not None]
+        return sum_of(known) if known else None
+
+    def __repr__(self) -> str:
+        return " + ".join(
+            f"{'' if term.coefficient == 1 else f'{term.coefficient:g} * '}{term.objective!r}" for term in self.terms
+        )
+
+
+def resolve_objective(spec: Any) -> Any:
+    """The objective of a slot's argument (`resolve_sum`): a lone one as it is; several, or one times a number, `Terms`.
+
+    One that does not soften is a term too, so that the log calls it by its name.
+    """
+    pairs = resolve_sum(spec, OBJECTIVES, "objective")
+    (coefficient, objective), *others = pairs
+    if others or coefficient != 1 or not softens(objective):
+        return objective if isinstance(objective, Terms) and not others and coefficient == 1 else Terms(pairs)
+    return objective
+
+
+def terms_of(objective: Any) -> tuple[Term, ...]:
+    """The terms of an objective; its only one is itself."""
+    return objective.terms if isinstance(objective, Terms) else (Term(LONE, 1.0, objective),)
+
+
+def sum_of(tensors: Sequence[Tensor]) -> Tensor:
+    first, *others = tensors
+    return sum(others, first)
+
+
+def _names(objectives: Sequence[Any]) -> list[str]:
+    """What the log calls each: its registered name, with a number where it is there before."""
+    found: list[str] = []
+    for objective in objectives:
+        own = next((name for name, made in OBJECTIVES.items() if made is type(objective)), None)
+        name = own or getattr(objective, "__name__", type(objective).__name__).lower()
+        taken = {*found, *LOGGED}
+        found.append(name if name not in taken else next(n for k in range(2, 99) if (n := f"{name}_{k}") not in taken))
+    return found
