@@ -8,6 +8,7 @@ from copy import deepcopy
 import pytest
 import torch
 from fake_gpu import GPU, FakeGPU, HostWaits
+from objectives_by_level import ON_LOGITS
 from text_toys import TokenRows, language_model, taught_model
 from toys import arguments
 
@@ -20,7 +21,6 @@ from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import image_items
 from hfkd.losses.learned_temperature import Learned
-from hfkd.losses.logits import OBJECTIVES
 from hfkd.losses.temperatures import Energy, Gradation
 from hfkd.models import image_classifier
 from hfkd.teachers import CachedTeacher, FrozenTeacher
@@ -103,7 +103,7 @@ def test_what_does_not_wait_runs(gpu):
 # ---- the step --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", ON_LOGITS)
 @pytest.mark.parametrize("weighting", ["uniform", "entropy"])
 def test_no_objective_waits(gpu, tmp_path, objective, weighting):
     slots = {"objective": objective, "weighting": weighting, "temperature": TEMPERATURES["energy"]}
@@ -144,7 +144,7 @@ def test_evaluating_a_batch_does_not_wait(gpu, tmp_path):
     assert (loss.device, outputs["logits"].device) == (GPU, GPU)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", ON_LOGITS)
 def test_a_loss_can_be_captured_whole(objective):
     """One graph without a break: nothing in it depends on a value, so a compiler or a CUDA graph can have it."""
     loss = DistillationLoss(objective, TEMPERATURES["energy"], "entropy")

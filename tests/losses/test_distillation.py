@@ -4,6 +4,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
+from objectives_by_level import ON_LOGITS
 from torch import nn
 
 from hfkd.losses.distillation import DistillationLoss
@@ -28,13 +29,13 @@ def temperature(name):
     return slot
 
 
-ALL = list(product(OBJECTIVES, TEMPERATURES, WEIGHTINGS))
+ALL = list(product(ON_LOGITS, TEMPERATURES, WEIGHTINGS))
 
 
 # ---- the contract: what every table entry promises --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ON_LOGITS)
 def test_an_objective_gives_one_number_an_item_zero_when_student_equals_teacher(name):
     items = make()
     objective = OBJECTIVES[name]()
@@ -48,7 +49,7 @@ def test_an_objective_gives_one_number_an_item_zero_when_student_equals_teacher(
             torch.testing.assert_close(part(same, t), torch.zeros(N, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ON_LOGITS)
 def test_an_objective_reads_each_items_own_temperature(name):
     items, objective = make(), OBJECTIVES[name]()
     t = torch.linspace(1, 6, N)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from objectives_by_level import ON_LOGITS
 from torch import nn
 from toys import Net, Rows, arguments, teacher
 
@@ -81,7 +82,7 @@ def test_what_peers_cannot_do_is_refused(tmp_path):
             make(tmp_path, peers, **keywords)
 
 
-@pytest.mark.parametrize("objective", [n for n, of in OBJECTIVES.items() if not issubclass(of, Wrapping)])
+@pytest.mark.parametrize("objective", [n for n in ON_LOGITS if not issubclass(OBJECTIVES[n], Wrapping)])
 @pytest.mark.parametrize("around", ["{}", "standardized(objective='{}')", "average(objective='{}')"])
 def test_no_peer_is_privileged_by_an_objective_that_is_not_refused(tmp_path, objective, around):
     peers, spec = [Images(4, 0), Images(6, 1)], around.format(objective)

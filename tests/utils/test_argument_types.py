@@ -31,7 +31,8 @@ def kind_of(annotation):
     if get_origin(annotation) is Annotated:
         return kind_of(get_args(annotation)[0])
     if type(None) in get_args(annotation):
-        return kind_of(next(a for a in get_args(annotation) if a is not type(None)))
+        kinds = [a for a in get_args(annotation) if a is not type(None)]
+        return kind_of(kinds[0]) if len(kinds) == 1 else None
     kind = get_origin(annotation) or annotation
     return kind if kind in WRONG else None
 

@@ -1,1 +1,35 @@
 """Objectives on inner features: how far the student is from the teacher on each sample. `(Items, T [N]) -> [S]`."""
+
+from hfkd.losses.features.attention_scores import AttentionScores
+from hfkd.losses.features.catkd import CATKD
+from hfkd.losses.features.crd import CRD
+from hfkd.losses.features.hidden_cosine import HiddenCosine
+from hfkd.losses.features.hidden_mse import HiddenMSE
+from hfkd.losses.features.lsh import LSH
+from hfkd.losses.features.minilm import MiniLM
+from hfkd.losses.features.nst import NST
+from hfkd.losses.features.ofd import OFD
+from hfkd.losses.features.pkd import PKD
+from hfkd.losses.features.pkt import PKT
+from hfkd.losses.features.reviewkd import ReviewKD
+from hfkd.losses.features.rkd import RKD
+from hfkd.losses.features.sp import SP
+from hfkd.losses.features.vid import VID
+
+__all__ = [
+    "CATKD",
+    "CRD",
+    "LSH",
+    "NST",
+    "OFD",
+    "PKD",
+    "PKT",
+    "RKD",
+    "SP",
+    "VID",
+    "AttentionScores",
+    "HiddenCosine",
+    "HiddenMSE",
+    "MiniLM",
+    "ReviewKD",
+]

@@ -6,7 +6,62 @@ B rows, A heads, L positions.
 import torch
 from torch import Tensor
 
+from hfkd.losses.features.hidden import StatePairs, a_row_a_sample, seen_positions
 from hfkd.losses.features.maps import in_float32
+from hfkd.losses.items import Attention, Items
+from hfkd.losses.registry import register_objective
+from hfkd.utils.argument_types import checked
+from hfkd.utils.feature_keys import Layer, Layers
+
+
+@register_objective("attention_scores")
+@checked
+class AttentionScores(StatePairs):
+    """TinyBERT's attention (Jiao et al., Findings of EMNLP 2020, Eq. 7): the scores before the softmax.
+
+        l_s = sum over layers of  mean over heads and pairs of positions of  (A_s - A_t)^2,    A = Q K^T / sqrt(d)
+
+    over pairs of the sample's positions that are no padding; where a query may not look, scores count as equal. With
+    `count_padding=True` the mean is over all pairs, as in the authors' code, whose numbers then depend on the longest
+    row of the batch. Both networks have as many heads. Without `teacher_layers` the student's block i goes with the
+    teacher's block r i, r = L_t / L_s. Weight 1, beside `hidden_mse`; nothing is trained beside the student.
+    """
+
+    def __init__(
+        self,
+        layers: Layer | Layers = "attention:1:",
+        teacher_layers: Layer | Layers | None = None,
+        count_padding: bool = False,
+    ) -> None:
+        super().__init__(layers, teacher_layers)
+        self.layers, self.teacher_layers, self.count_padding = layers, teacher_layers, count_padding
+
+    def forward(self, items: Items, temperature: Tensor) -> Tensor:
+        values = [self._difference(*pair, items.mask) for pair in self.read(items)]
+        a_row_a_sample(items, len(values[0]))
+        return torch.stack(values).sum(0)
+
+    def _difference(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:
+        heads = student.query.shape[1], teacher.query.shape[1]
+        if heads[0] != heads[1]:
+            raise ValueError(
+                f"{self!r}: the student has {heads[0]} attention heads and the teacher {heads[1]}, which are compared "
+                "one by one: give the student as many, or use minilm"
+            )
+        seen, real = seen_positions(student, mask)
+        counted = torch.ones_like(real) if self.count_padding else real
+        return scores_difference(scores(student), scores(teacher), seen, counted)
+
+
+def scores(attention: Attention) -> Tensor:
+    """scale Q K^T of each head, without the mask: [B, A, L, L]."""
+    return _scaled_product(attention.query, attention.key, attention.scale)
+
+
+@in_float32
+def _scaled_product(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    groups = query.shape[1] // key.shape[1]  # queries that share a key
+    return scale * query @ key.repeat_interleave(groups, 1).transpose(-1, -2)
 
 
 @in_float32

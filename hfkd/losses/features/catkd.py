@@ -7,7 +7,66 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hfkd.losses.context import BuildContext
+from hfkd.losses.features.classifier import linear_classifier
 from hfkd.losses.features.maps import in_float32, unit
+from hfkd.losses.features.pairs import LayerPairs
+from hfkd.losses.items import Items
+from hfkd.losses.registry import register_objective
+from hfkd.utils.argument_types import Count, checked
+from hfkd.utils.feature_keys import Layer
+
+
+@register_objective("catkd")
+@checked
+class CATKD(LayerPairs):
+    """Class attention transfer (Guo et al., CVPR 2023, Eq. 5 and 6).
+
+        l_s = mean over classes and cells of  (phi(CAM_s) - phi(CAM_t))^2
+
+    CAM_c = sum_d w_cd F_d is where the classifier sees class c in the last map, phi average pooling to `size` x `size`,
+    with `normalized` then each class's map to length 1. The sample's own number; the gradient reaches the classifier's
+    weight too, and nothing else is trained. The authors turn the classifier into a 1x1 convolution without a bias; here
+    the networks stay as they are, and their biases are in no activation map.
+
+    `layer` is what is pooled for the classifier, here timm's `global_pool`. Published weights beside the labels, size
+    and normalized: ResNet32x4 -> ResNet8x4 15, 2; ResNet110 -> ResNet32 1.8, 2; ResNet56 -> ResNet20 .7, 2; VGG13 ->
+    VGG8 4.5, 2; WRN-40-2 -> WRN-16-2 12, 2, WRN-40-1 1.5, 2; ResNet32x4 -> ShuffleNetV1, V2 600, 4, True; WRN-40-2 ->
+    ShuffleNetV1 80, 4, True; ResNet50 -> MobileNetV2 40, 2, True; VGG13 -> MobileNetV2 15, 2, True.
+    """
+
+    maps = True
+
+    def __init__(
+        self,
+        layer: Layer = "global_pool:in",
+        teacher_layer: Layer | None = None,
+        size: Count = 2,
+        normalized: bool = False,
+    ) -> None:
+        super().__init__(layer, teacher_layer)
+        self.layer, self.teacher_layer, self.size, self.normalized = layer, teacher_layer, size, normalized
+
+    def build(self, context: BuildContext) -> None:
+        super().build(context)
+        ((mine, theirs),) = self.pairs or ()
+        classifiers = []
+        for name, network, key in (("student", context.student, mine), ("teacher", context.teacher, theirs)):
+            classifiers.append(linear_classifier("catkd", name, network))
+            if classifiers[-1].in_features != network.shape(key)[0]:
+                raise ValueError(
+                    f"{self!r}: layer {key!r} of the {name} has {network.shape(key)[0]} channels and its classifier "
+                    f"reads {classifiers[-1].in_features}: name the map that is pooled for the classifier"
+                )
+        # In a tuple: no child of this module, whose parameters it would train and save once more.
+        self.classifiers = tuple(classifiers)
+
+    def forward(self, items: Items, temperature: Tensor) -> Tensor:
+        ((student, teacher),) = self.read(items)
+        mine, theirs = (classifier.weight for classifier in self.classifiers)
+        return catkd(
+            activation_maps(student, mine), activation_maps(teacher, theirs.detach()), self.size, self.normalized
+        )
 
 
 @in_float32
@@ -16,7 +75,7 @@ def activation_maps(features: Tensor, weight: Tensor) -> Tensor:
 
     Their spatial mean is the logits, but for the classifier's bias.
     """
-    return torch.einsum("bdhw,cd->bchw", features, weight)
+    return torch.einsum("bdhw,cd->bchw", features, weight.to(features.dtype))
 
 
 @in_float32

@@ -3,13 +3,100 @@
 B images, D features, N hash functions.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hfkd.losses.context import BuildContext
+from hfkd.losses.features.classifier import linear_classifier
 from hfkd.losses.features.maps import in_float32
+from hfkd.losses.features.pairs import LayerPairs
+from hfkd.losses.items import Items
+from hfkd.losses.registry import register_objective
+from hfkd.utils.argument_types import Count, Positive, checked
+from hfkd.utils.feature_keys import Layer
+
+FUNCTIONS_AT_ONCE = 256  # of which the medians over the training rows are taken
+
+
+@register_objective("lsh")
+@checked
+class LSH(LayerPairs):
+    """Mimicking features by locality-sensitive hashing (Wang, Ge and Wu, TPAMI 2021).
+
+        l_s = mean_d (s - t)^2 + mean_n BCE(h_n(s), [h_n(t) > 0]),    h(x) = W x + b
+
+    s is what the student's classifier reads, as wide as the teacher's t: `hfkd.models.with_projector` gives a student
+    the linear layer that makes it so, which belongs to it and is saved with it. W [`functions`, D] ~ N(0, `std`) and b
+    are frozen; b = - the lower median of W t over the training rows (one pass of the teacher), or 0 with bias="zero".
+    Defaults: 32 D functions, std that of the teacher's classifier weight.
+
+    `correct_only`, the authors' default ("lshl2_s"), counts only the images that the teacher classifies right and
+    divides by their number in the batch, so that an image's number depends on it; `squared=False` leaves out the first
+    term ("lsh"), `distance="l2"` or "l1" compares hash values. Published weight beside the labels on CIFAR-100: 6.
+    "LSH-TL" of Energy KD's tables is likely this method; no public source says so, nor which variant.
+    """
+
+    def __init__(
+        self,
+        layer: Layer = "pooled",
+        teacher_layer: Layer | None = None,
+        functions: Count | None = None,
+        std: Positive | None = None,
+        bias: Literal["median", "zero"] = "median",
+        distance: Literal["bce", "l2", "l1"] = "bce",
+        squared: bool = True,
+        correct_only: bool = True,
+    ) -> None:
+        super().__init__(layer, teacher_layer)
+        self.layer, self.teacher_layer, self.functions, self.std = layer, teacher_layer, functions, std
+        self.bias, self.distance, self.squared, self.correct_only = bias, distance, squared, correct_only
+
+    def build(self, context: BuildContext) -> None:
+        super().build(context)
+        ((mine, theirs),) = self.pairs or ()
+        student, teacher = context.student.shape(mine), context.teacher.shape(theirs)
+        if len(student) != 1 or student != teacher:
+            raise ValueError(
+                f"{self!r}: the student's {mine!r} has the shape {student} and the teacher's {theirs!r} {teacher}, and "
+                "their hash values are compared: give the student that width by hfkd.models.with_projector"
+            )
+        std = self.std
+        if std is None:
+            std = float(linear_classifier("lsh", "teacher", context.teacher).weight.detach().float().std())
+        generator = torch.Generator().manual_seed(context.seed)
+        weight = std * torch.randn(self.functions or 32 * teacher[0], teacher[0], generator=generator)
+        self.register_buffer("hash_weight", weight, persistent=False)
+        bias = -_medians(context, theirs, weight) if self.bias == "median" else torch.zeros(len(weight))
+        self.register_buffer("hash_bias", bias, persistent=False)
+
+    def forward(self, items: Items, temperature: Tensor) -> Tensor:
+        ((student, teacher),) = self.read(items)
+        weight, bias = (getattr(self, name).to(student.device) for name in ("hash_weight", "hash_bias"))
+        values = hash_difference(student, teacher, weight, bias, self.distance)
+        if self.squared:
+            values = values + mean_squared(student, teacher)
+        if not self.correct_only:
+            return values
+        labels = items.labels.argmax(-1) if items.labels.is_floating_point() else items.labels
+        right = (items.teacher.logits.argmax(-1) == labels).to(values.dtype)
+        return values * right * (len(right) / right.sum().clamp(min=1))
+
+
+@torch.no_grad()
+def _medians(context: BuildContext, key: str, weight: Tensor) -> Tensor:
+    """The lower median of W t over the training rows: [N, D] -> [N], on the host."""
+    rows: list[Tensor] = []
+
+    def visit(teacher: Any) -> None:
+        rows.append(teacher.features[key].detach().float().cpu())
+
+    context.scan(visit)
+    features = torch.cat(rows)
+    parts = weight.split(FUNCTIONS_AT_ONCE)
+    return torch.cat([lower_median(features @ part.T) for part in parts])
 
 
 @in_float32

@@ -24,9 +24,15 @@ def in_float32(formula: Callable[..., Any]) -> Callable[..., Any]:
     def computed(*arguments: Any, **keywords: Any) -> Any:
         device = next(x.device.type for x in arguments if isinstance(x, Tensor))
         with torch.autocast(device, enabled=False):
-            return formula(*(upcast(x) if isinstance(x, Tensor) else x for x in arguments), **keywords)
+            return formula(*map(_upcast, arguments), **keywords)
 
     return computed
+
+
+def _upcast(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_upcast, value))
+    return upcast(value) if isinstance(value, Tensor) else value
 
 
 def shrunk_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

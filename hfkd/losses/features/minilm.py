@@ -8,7 +8,63 @@ import math
 import torch
 from torch import Tensor
 
+from hfkd.losses.features.hidden import StatePairs, a_row_a_sample, seen_positions
 from hfkd.losses.features.maps import in_float32
+from hfkd.losses.items import Attention, Items
+from hfkd.losses.registry import register_objective
+from hfkd.utils.argument_types import Count, checked
+from hfkd.utils.feature_keys import Layer
+
+PARTS = {"q": "query", "k": "key", "v": "value"}
+
+
+@register_objective("minilm")
+@checked
+class MiniLM(StatePairs):
+    """MiniLMv2 (Wang et al., Findings of ACL 2021, Eq. 3-6): self-attention relations of one layer.
+
+        l_s = sum over relations of  mean over heads and positions of  KL(R_t || R_s)
+        R = softmax(X X'^T / sqrt(d)),    (X, X') of `compared`: "qq" queries among themselves, "kk" keys, "vv" values
+
+    The vectors of all heads are joined and cut into `heads` relation heads, so that networks with other heads and other
+    widths compare. Positions are those of the sample that are no padding. Version 1 (Wang et al., NeurIPS 2020) is
+    minilm(compared=("qk", "vv"), heads=12), with the networks' own equal number of heads: "qk" is the attention itself.
+    The paper's teacher layers: the last of 12, the 21st of 24. Nothing is trained beside the student; the paper has no
+    other loss (ce_weight=0).
+    """
+
+    def __init__(
+        self,
+        layer: Layer = "attention:-1",
+        teacher_layer: Layer | None = None,
+        heads: Count = 48,
+        compared: tuple[str, ...] = ("qq", "kk", "vv"),
+    ) -> None:
+        super().__init__(layer, teacher_layer)
+        self.layer, self.teacher_layer, self.heads, self.compared = layer, teacher_layer, heads, compared
+        if not compared or any(len(pair) != 2 or set(pair) - set(PARTS) for pair in compared):
+            raise ValueError(f"MiniLM: compared={compared!r} must be pairs of q, k and v, such as ('qq', 'kk', 'vv')")
+
+    def forward(self, items: Items, temperature: Tensor) -> Tensor:
+        ((student, teacher),) = self.read(items)
+        a_row_a_sample(items, len(student.query))
+        seen, real = seen_positions(student, items.mask)
+        values = [
+            relation_divergence(self._pair(student, pair), self._pair(teacher, pair), self.heads, seen & real)
+            for pair in self.compared
+        ]
+        return torch.stack(values).sum(0)
+
+    def _pair(self, attention: Attention, pair: str) -> tuple[Tensor, Tensor]:
+        """The two of queries, keys and values that `pair` names, all heads joined: [B, L, W] each."""
+        first, second = (getattr(attention, PARTS[letter]).transpose(1, 2).flatten(2) for letter in pair)
+        for states in (first, second):
+            if states.shape[-1] % self.heads or states.shape != first.shape:
+                raise ValueError(
+                    f"{self!r}: {pair!r} of widths {first.shape[-1]} and {second.shape[-1]} cannot be cut into "
+                    f"{self.heads} relation heads: choose a number that divides both networks' widths"
+                )
+        return first, second
 
 
 @in_float32

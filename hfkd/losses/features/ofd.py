@@ -8,7 +8,74 @@ import math
 import torch
 from torch import Tensor, nn
 
+from hfkd.losses.context import BuildContext, NetworkContext
 from hfkd.losses.features.maps import in_float32, resized
+from hfkd.losses.features.pairs import LayerPairs
+from hfkd.losses.items import Items
+from hfkd.losses.registry import register_objective
+from hfkd.utils.argument_types import checked
+from hfkd.utils.feature_keys import Layer, Layers
+
+
+@register_objective("ofd")
+@checked
+class OFD(LayerPairs):
+    """Overhaul of feature distillation (Heo et al., ICCV 2019, Eq. 2-7).
+
+        l_s = sum over layers k = 1..n of  2^(k - n) sum_chw [y > t' or t > 0] (y - t')^2,    t' = max(t, m_c)
+
+    y is the student's map before its ReLU through a connector (1x1 convolution and batch norm, trained), t the
+    teacher's before its ReLU, pooled to the size of y. m_c < 0 is the mean of the channel's negative values, from the
+    teacher's batch norm before that ReLU (`margins`). A sum over the map, not a mean. The sample's own number, but the
+    connectors' batch norms couple samples. Published weight beside the labels: 1e-3, on ImageNet 1e-4.
+
+    The teacher's batch norms use their running statistics here; mdistiller leaves them in train mode, and aligns
+    features of networks with unequal numbers of stages from the end, margins from the start.
+    """
+
+    maps = True
+
+    def __init__(self, layers: Layer | Layers = "pre:1:", teacher_layers: Layer | Layers | None = None) -> None:
+        super().__init__(layers, teacher_layers)
+        self.layers, self.teacher_layers = layers, teacher_layers
+
+    def build(self, context: BuildContext) -> None:
+        super().build(context)
+        pairs = self.pairs or ()
+        self.connectors = nn.ModuleList(
+            Connector(context.student.shape(mine)[0], context.teacher.shape(theirs)[0]) for mine, theirs in pairs
+        )
+        for k, (_, theirs) in enumerate(pairs):
+            margin = margins(batch_norm_before(context.teacher, theirs)).float()
+            self.register_buffer(f"margin{k}", margin, persistent=False)
+
+    def forward(self, items: Items, temperature: Tensor) -> Tensor:
+        values, pairs = [], list(self.read(items))
+        for k, (student, teacher) in enumerate(pairs):
+            margin = getattr(self, f"margin{k}").to(teacher.device)
+            values.append(ofd(self.connectors[k](student), teacher, margin) / 2 ** (len(pairs) - 1 - k))
+        return torch.stack(values).sum(0)
+
+
+def batch_norm_before(network: NetworkContext, key: str) -> nn.BatchNorm2d:
+    """The batch norm that makes this feature, or that stands before the module which makes or gets it.
+
+    Raises ValueError where there is none as wide as the map.
+    """
+    module, width = network.modules[key], network.shape(key)[0]
+    if isinstance(module, nn.BatchNorm2d):
+        return module
+    for parent in network.network.modules():
+        children = list(parent.children())
+        place = next((i for i, child in enumerate(children) if child is module), 0)
+        norms = [x for x in children[:place] if isinstance(x, nn.BatchNorm2d) and x.affine and x.num_features == width]
+        if norms:
+            return norms[-1]
+    raise ValueError(
+        f"layer {key!r} of the teacher: ofd reads the margin off the batch norm before the activation, and "
+        f"{type(network.network).__name__} has none of {width} channels there; name layers such as 'pre:1:', or a "
+        "batch norm's path"
+    )
 
 
 class Connector(nn.Sequential):

@@ -8,6 +8,45 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hfkd.losses.features.maps import in_float32, unit
+from hfkd.losses.features.pairs import LayerPairs
+from hfkd.losses.items import Items
+from hfkd.losses.registry import register_objective
+from hfkd.utils.argument_types import NotNegative, checked
+from hfkd.utils.feature_keys import Layer
+
+
+@register_objective("rkd")
+@checked
+class RKD(LayerPairs):
+    """Relational knowledge distillation (Park et al., CVPR 2019, Eq. 5-10); h is the Huber loss.
+
+        l_i = distance 1/B sum_j h(psi_D(t_i, t_j) - psi_D(s_i, s_j)) + angle 1/B^2 sum_jk h(psi_A(t_j, t_i, t_k) - ...)
+        psi_D = ||a - b|| / its mean over pairs,    psi_A = cosine of the angle at the middle one of three
+
+    l_i is image i's share: the pairs it begins, and the triplets whose angle is at it. A weight of image i weighs those
+    and no other place that it has in a relation. As in released code the means are over all B^2 and B^3, those of equal
+    indices (0) too. Distances are taken from differences, not from a Gram matrix, which cancels. Weights 25 and 50 are
+    the paper's ratio; mdistiller multiplies by 1 beside the labels. Nothing is trained beside the student.
+    """
+
+    relational = True
+    rows = 3
+
+    def __init__(
+        self,
+        layer: Layer = "pooled",
+        teacher_layer: Layer | None = None,
+        distance: NotNegative = 25.0,
+        angle: NotNegative = 50.0,
+    ) -> None:
+        super().__init__(layer, teacher_layer)
+        self.layer, self.teacher_layer, self.distance, self.angle = layer, teacher_layer, distance, angle
+        if not (distance or angle):
+            raise ValueError("RKD: distance and angle are both 0: nothing would be compared; raise one")
+
+    def forward(self, items: Items, temperature: Tensor) -> Tensor:
+        ((student, teacher),) = self.read(items)
+        return rkd(student.flatten(1), teacher.flatten(1), self.distance, self.angle)
 
 
 @in_float32

@@ -2,7 +2,7 @@ import pytest
 import torch
 from feature_toys import as_published, leaf, oracle, random_pair, same_value_and_gradient
 
-from hfkd.losses.features.abf import Review, hierarchical_context
+from hfkd.losses.features.reviewkd import Review, hierarchical_context
 
 
 def pooled(x, size):

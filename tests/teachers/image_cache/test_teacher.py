@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from datasets import concatenate_datasets
+from objectives_by_level import ON_LOGITS
 from scan_job import Counted, packed
 from toys import Net, Rows, arguments, teacher
 
@@ -15,7 +16,6 @@ from hfkd.data.transforms import ImageTransform
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.functional import energy, entropy
 from hfkd.losses.items import image_items
-from hfkd.losses.logits import OBJECTIVES
 from hfkd.losses.temperatures import Energy
 from hfkd.teachers import CachedTeacher, FrozenTeacher
 from hfkd.teachers.image_cache.device_store import DeviceStore
@@ -41,7 +41,7 @@ def cached(tmp_path, data, net=None, on_device=False):
 # ---- the same numbers ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ON_LOGITS)
 @pytest.mark.parametrize("temperature", [1.0, 4.0, Energy(thresholds=THRESHOLDS)], ids=repr)
 def test_losses_agree_with_the_live_teachers(tmp_path, name, temperature):
     data, live = packed(), FrozenTeacher(Counted())

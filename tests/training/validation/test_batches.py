@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from objectives_by_level import ON_LOGITS
 from text_toys import TokenRows, language_model, taught_model
 from toys import CLASSES, Net, Rows, arguments, teacher
 
@@ -54,7 +55,7 @@ def test_a_last_batch_of_one_image_leaves_the_correlation_out(tmp_path):
     assert relations[1] == 0
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ON_LOGITS)
 @pytest.mark.parametrize("views", [1, 2])
 def test_one_image_alone_is_zero_where_student_equals_teacher(name, views):
     objective = resolve(name, OBJECTIVES, "objective")

@@ -1,0 +1,114 @@
+"""What CRD remembers of every training image, in both networks.
+
+B images, D dimensions, N training images.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+STATE = ("student", "teacher", "normalizers", "pending_rows", "pending_student", "pending_teacher")
+
+
+class MemoryBank(nn.Module):
+    """Vectors of length 1 of N images, [N, D] each, as `student` and `teacher`, and the two normalizers.
+
+    What a step's images have become is applied when the next step begins (`arrive`), so that all micro-batches of a
+    step meet the same memories. The rows of all ranks are gathered in each micro-batch (`remember`): every rank holds
+    the same, and whichever saves it saves all. No buffers: DDP would send them to all ranks in front of each forward.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    normalizers: Tensor
+    pending_rows: Tensor
+    pending_student: Tensor
+    pending_teacher: Tensor
+
+    def __init__(self, num_rows: int, dimension: int, momentum: float, seed: int) -> None:
+        super().__init__()
+        self.momentum, self.step, self.normalized = momentum, -1, {"student": False, "teacher": False}
+        generator = torch.Generator().manual_seed(seed)
+        bound = (dimension / 3) ** -0.5
+        self.student, self.teacher = bound * (2 * torch.rand(2, num_rows, dimension, generator=generator) - 1)
+        self.normalizers = torch.ones(2)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.pending_rows = torch.zeros(0, dtype=torch.long, device=self.student.device)
+        self.pending_student = self.pending_teacher = self.student.new_zeros(0, self.student.shape[1])
+
+    @torch.no_grad()
+    def arrive(self, step: int, device: torch.device) -> None:
+        """Begin a micro-batch of optimizer step `step`: of a new step, with the memories that the last one left."""
+        if self.student.device != device:
+            for name in STATE:
+                setattr(self, name, getattr(self, name).to(device))
+        if step == self.step:
+            return
+        self.step, rows = step, self.pending_rows
+        for memory, v in ((self.student, self.pending_student), (self.teacher, self.pending_teacher)):
+            moved = self.momentum * memory[rows] + (1 - self.momentum) * v
+            memory[rows] = moved / moved.norm(dim=-1, keepdim=True)
+        self._forget()
+
+    @torch.no_grad()
+    def remember(self, rows: Tensor, student: Tensor, teacher: Tensor) -> None:
+        """Keep what this micro-batch's images [B] are now, [B, D] each, until the step is over; on all ranks."""
+        self.pending_rows = torch.cat([self.pending_rows, _of_all_ranks(rows)])
+        self.pending_student = torch.cat([self.pending_student, _of_all_ranks(student.to(self.student.dtype))])
+        self.pending_teacher = torch.cat([self.pending_teacher, _of_all_ranks(teacher.to(self.teacher.dtype))])
+
+    @torch.no_grad()
+    def normalizer(self, network: str, exponentials: Tensor) -> Tensor:
+        """Z of one network: N times the mean of the first exponentials that there were, those of the first rank."""
+        place = list(self.normalized).index(network)
+        if not self.normalized[network]:
+            first = len(self.student) * exponentials.mean()
+            if _ranks() > 1:
+                dist.broadcast(first, 0)
+            self.normalizers[place] = first
+            self.normalized[network] = True
+        return self.normalizers[place].clone()
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        for name in STATE:
+            destination[prefix + name] = getattr(self, name)
+        destination[prefix + "step"] = torch.tensor(self.step)
+        destination[prefix + "normalized"] = torch.tensor(list(self.normalized.values()))
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: list[str], left: Any, errors: Any
+    ) -> None:
+        found = {name: state_dict.get(prefix + name) for name in (*STATE, "step", "normalized")}
+        missing += [prefix + name for name, value in found.items() if value is None]
+        if missing:
+            return
+        for name in ("student", "teacher"):
+            if found[name].shape != getattr(self, name).shape:
+                shapes = tuple(found[name].shape), tuple(getattr(self, name).shape)
+                errors.append(f"{prefix}{name} is of {shapes[0]}, not {shapes[1]}")
+                return
+        self.step = int(found.pop("step"))
+        self.normalized = dict(zip(self.normalized, found.pop("normalized").tolist(), strict=True))
+        for name, value in found.items():
+            setattr(self, name, value.clone().to(self.student.device))
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _of_all_ranks(x: Tensor) -> Tensor:
+    """The rows of all ranks, in their order; ranks may have different numbers of them."""
+    if _ranks() == 1:
+        return x.detach().clone()
+    counts = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(_ranks())]
+    dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
+    most = int(max(counts))
+    padded = torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])]).contiguous()
+    parts = [torch.zeros_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])

@@ -1,0 +1,55 @@
+"""Objectives that compare layers of the student with layers of the teacher, one by one.
+
+S samples.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from hfkd.losses.base import Requirements
+from hfkd.losses.context import BuildContext
+from hfkd.losses.features.base import FeatureObjective
+from hfkd.losses.items import Items
+from hfkd.utils.feature_keys import Layer, Layers, feature_keys
+
+
+class LayerPairs(FeatureObjective):
+    """An objective on the student's `layers` and the teacher's `teacher_layers`, the same ones where it is None.
+
+    maps: the layers must be maps (C, H, W). relational: a number depends on the other rows of the batch, of which
+    there must be `rows`.
+    """
+
+    maps = False
+    relational = False
+    rows = 1
+
+    def __init__(self, layers: Layer | Layers, teacher_layers: Layer | Layers | None) -> None:
+        super().__init__()
+        self.student_keys = feature_keys(layers)
+        self.teacher_keys = self.student_keys if teacher_layers is None else feature_keys(teacher_layers)
+        self.pairs: tuple[tuple[str, str], ...] | None = None
+
+    def requirements(self) -> Requirements:
+        return Requirements(self.student_keys, self.teacher_keys, relations=self.relational, samples=self.rows)
+
+    def build(self, context: BuildContext) -> None:
+        self.pairs = context.pairs(self.student_keys, self.teacher_keys)
+        if self.maps:
+            for mine, theirs in self.pairs:
+                self._check_map("student", mine, context.student.shape(mine))
+                self._check_map("teacher", theirs, context.teacher.shape(theirs))
+
+    def _check_map(self, network: str, key: str, shape: tuple[int, ...]) -> None:
+        if len(shape) != 3:
+            raise ValueError(
+                f"{self!r}: layer {key!r} of the {network} has the shape {shape}, and this compares maps (channels, "
+                "height, width): name a layer of a convolutional network"
+            )
+
+    def read(self, items: Items) -> Iterator[tuple[Any, Any]]:
+        """The features of each pair of layers: student's, teacher's."""
+        if self.pairs is None:
+            raise ValueError(f"{self!r} has not seen the networks: call build(context) first, as the trainer does")
+        for mine, theirs in self.pairs:
+            yield items.student.features[mine], items.teacher.features[theirs]
