@@ -16,6 +16,7 @@ PAPERS = {
     "dkd": "zhao2022decoupled",
     "energy": "kim2024energy",
     "entropy": "su2025eakd",
+    "fcfd": "liu2023function",
     "gradation": "kim2024energy",
     "hiddencosine": "sanh2019distilbert",
     "hiddenmse": "jiao2020tinybert",

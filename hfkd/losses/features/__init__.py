@@ -3,6 +3,7 @@
 from hfkd.losses.features.attention_scores import AttentionScores
 from hfkd.losses.features.catkd import CATKD
 from hfkd.losses.features.crd import CRD
+from hfkd.losses.features.fcfd import FCFD
 from hfkd.losses.features.hidden_cosine import HiddenCosine
 from hfkd.losses.features.hidden_mse import HiddenMSE
 from hfkd.losses.features.lsh import LSH
@@ -19,6 +20,7 @@ from hfkd.losses.features.vid import VID
 __all__ = [
     "CATKD",
     "CRD",
+    "FCFD",
     "LSH",
     "NST",
     "OFD",
