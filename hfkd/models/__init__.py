@@ -7,6 +7,7 @@ from hfkd.models.inputs import InputSpec, input_spec, processor_spec, same_stati
 from hfkd.models.network_arguments import NetworkArguments
 from hfkd.models.peers import Peers
 from hfkd.models.processors import Preparation, image_processor
+from hfkd.models.projector import with_projector
 
 __all__ = [
     "CIFAR_NETS",
@@ -23,4 +24,5 @@ __all__ = [
     "processor_spec",
     "read_state_dict",
     "same_statistics",
+    "with_projector",
 ]

@@ -29,7 +29,7 @@ class CifarNet(nn.Module):
     relu: nn.Module
     global_pool: SelectAdaptivePool2d
     num_features: int  # D, channels of `forward_features`
-    head_hidden_size: int  # the same; timm reads it under this name
+    head_hidden_size: int  # what the classifier reads; the same without a projector. timm's name
     num_classes: int
     feature_info: list[dict[str, Any]]
 
@@ -54,10 +54,19 @@ class CifarNet(nn.Module):
         """PyTorch's default stands unless a family says otherwise."""
 
     def build_head(
-        self, num_features: int, num_classes: int = 100, global_pool: str = "avg", drop_rate: float = 0.0
+        self,
+        num_features: int,
+        num_classes: int = 100,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        projector: int = 0,
     ) -> None:
+        """Pooling and classifier, and between them a linear layer of `projector` outputs, where there are any."""
         self.num_features = self.head_hidden_size = num_features
         self.drop_rate = drop_rate
+        self.projector: nn.Module = nn.Identity()
+        if projector:
+            self.projector, self.head_hidden_size = nn.Linear(num_features, projector), projector
         self.reset_classifier(num_classes, global_pool)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -66,7 +75,7 @@ class CifarNet(nn.Module):
         self.num_classes = num_classes
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         self.global_pool, classifier = create_classifier(
-            self.num_features, num_classes, pool_type, device=weight.device, dtype=weight.dtype
+            self.head_hidden_size, num_classes, pool_type, device=weight.device, dtype=weight.dtype
         )
         if isinstance(classifier, nn.Linear):
             self.init_classifier(classifier)
@@ -108,7 +117,7 @@ class CifarNet(nn.Module):
         return (x if stop_early and last + 1 < count else self.tail(x)), maps
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.global_pool(x)  # [B, D]
+        x = self.projector(self.global_pool(x))  # [B, D], or [B, projector]
         x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.get_classifier()(x)  # [B, C]
 
