@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -136,6 +137,7 @@ class DistillationTrainer(Trainer):
         # Trainer's own come later.
         self.callers_optimizer, self.callers_scheduler = self.optimizer, self.lr_scheduler
         self.scan_result: TeacherScan | None = None
+        self.unhook: Callable[[], Any] = lambda: None
         self._evaluated = RowAverage()
         own = (SaveAfterEvaluation(), self.judged.watch, self.judged.parts, EpochViews())
         for callback in (*own, loss_parameters.CheckTrained(self), TeacherAccuracy(self)):
@@ -150,7 +152,13 @@ class DistillationTrainer(Trainer):
         self.step: AnyForward = step
         self._live = live
         self.distillation_loss = loss.to(self.args.device)
-        if self.args.torch_compile and self.task.one_item_a_row and not loss_parameters.learns(loss):
+        self.unhook()  # those of an earlier student
+        self.unhook = weakref.finalize(self, setup.inner.remove)
+        if setup.inner.wanted:
+            loss.autocast = self.accelerator.autocast
+            setup.inner.steps = lambda: self.state.global_step
+        plain = not (setup.inner.wanted or loss_parameters.learns(loss))
+        if self.args.torch_compile and self.task.one_item_a_row and plain:
             # Seventy small operations become a few. Not by CUDA graphs: what is logged outlives the step.
             loss.compile(backend=self.args.torch_compile_backend or "inductor")
         placed = None if live is None else place(live, self.accelerator)

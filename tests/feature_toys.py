@@ -60,7 +60,7 @@ def as_published(values, loss, **gradients):
 
 # ---- networks' outputs, and what an objective is built from ---------------------------------------------------------
 
-ON_MAPS = ["catkd", "crd", "lsh", "nst", "ofd", "pkt", "reviewkd", "rkd", "sp", "vid"]
+ON_MAPS = ["at", "catkd", "crd", "fitnet", "lsh", "nst", "ofd", "pkt", "reviewkd", "rkd", "sp", "vid"]
 ON_STATES = ["attention_scores", "hidden_cosine", "hidden_mse", "minilm", "pkd"]
 NAMES = ON_MAPS + ON_STATES
 ROWS, CLASSES, LENGTH = 6, 5, 5

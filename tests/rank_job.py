@@ -18,7 +18,8 @@ if __name__ == "__main__":
     score = trainer.evaluate()
     if trainer.is_world_process_zero():
         unwrapped = trainer.accelerator.unwrap_model(trainer.model)
-        torch.save(unwrapped.state_dict(), f"{out}/student.pt")
+        learned = {f"loss.{name}": p.detach() for name, p in trainer.distillation_loss.named_parameters()}
+        torch.save(unwrapped.state_dict() | learned, f"{out}/student.pt")
         record = {
             "log": trainer.state.log_history,
             "thresholds": getattr(trainer.distillation_loss.temperature, "thresholds_or_none", None),

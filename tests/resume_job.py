@@ -16,6 +16,7 @@ CASES = {
     "KD": {},
     "Energy KD": {"temperature": "energy(ratio=0.2)", "weighting": "entropy", "objective": "dkd(beta=2.0)"},
     "CTKD": {"temperature": "learned(warmup_epochs=1)"},
+    "FitNet": {"objective": "kd + 2 * fitnet(layer='conv')", "temperature": "energy(ratio=0.2)"},
     "LoRA": {"temperature": "energy(ratio=0.2)", "weighting": "entropy", "objective": "kd(scale='none')"},
 }
 KEYWORDS = {

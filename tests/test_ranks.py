@@ -113,6 +113,23 @@ def test_every_job_is_the_same_however_it_is_split(tmp_path, name):
 
 
 @pytest.mark.slow
+def test_connectors_with_batch_norm_are_the_same_on_two_ranks_as_in_accumulated_batches(tmp_path):
+    job = {"objective": "kd + 2 * fitnet(layer='conv')", "weighting": "entropy", "max_steps": 5}
+    runs = {way: run(tmp_path / way.replace(" ", ""), *_split(way, job)) for way in ("1 x 4 x 2", "2 x 4")}
+    found = differences(*runs.values())
+    assert found["parameters"] < 1e-6
+    assert max(found.values()) < 2e-5
+    weights, record = runs["2 x 4"]
+    assert any(name.endswith("regressor.bn.weight") for name in weights)
+    assert all(row["fitnet"] > 0 for row in record["log"] if "loss" in row)
+
+
+def _split(way, job):
+    count, split = SPLITS[way]
+    return count, "rank_job.py", job | split
+
+
+@pytest.mark.slow
 def test_the_released_he_da_step_trains_on_two_ranks(tmp_path):
     """Two forwards before one backward, of batches that differ in size between the ranks."""
     job = {"he_da": "released", "max_steps": 4}

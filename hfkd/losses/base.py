@@ -126,6 +126,10 @@ class Objective(Slot):
         return None
 
     @property
+    def builds(self) -> bool:
+        return type(self).build is not Objective.build
+
+    @property
     def has_own_loss(self) -> bool:
         return type(self).own_loss is not Objective.own_loss
 

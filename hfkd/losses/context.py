@@ -20,12 +20,14 @@ class NetworkContext:
     modules: the module that each feature is the output of (the input of, where its key ends in ":in").
     network: the bare network.
     groups: what keys for several layers stand for: {"1:": ("1", "2", "3")}. Shapes and modules have these keys.
+    class_order: class i of the data is the network's class `class_order[i]`; None: each is the same.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     modules: Mapping[str, nn.Module]
     network: nn.Module
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    class_order: tuple[int, ...] | None = None
 
     def keys(self, layers: Layer | tuple[Layer, ...]) -> tuple[str, ...]:
         """The keys of these layers, each of one feature: "1:" becomes "1", "2", "3"."""

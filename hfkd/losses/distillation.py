@@ -90,6 +90,11 @@ class DistillationLoss(nn.Module):
         return Requirements.joined(map(requirements_of, slots)) if slots else Requirements()
 
     @property
+    def builds(self) -> bool:
+        """Whether the objective is to be built from the networks (`Objective.build`)."""
+        return isinstance(self.objective, Objective) and self.objective.builds
+
+    @property
     def unfitted(self) -> Fitted | None:
         """The slot that still needs the teacher scan, if any."""
         slot = self.temperature

@@ -66,6 +66,10 @@ class Terms(nn.Module, Objective):
     def requirements(self) -> Requirements:
         return Requirements.joined(map(requirements_of, self.objectives))
 
+    @property
+    def builds(self) -> bool:
+        return any(isinstance(o, Objective) and o.builds for o in self.objectives)
+
     def build(self, context: BuildContext) -> None:
         for objective in self.objectives:
             if isinstance(objective, Objective):

@@ -161,12 +161,18 @@ class Probe:
 
 
 @torch.no_grad()
-def refuse_other_head(capture: FeatureCapture, found: Mapping[str, Tensor], logits: Tensor) -> None:
-    """Raise ValueError where "pooled" is not what the logits are made of: the last linear layer is no head."""
+def refuse_other_head(
+    capture: FeatureCapture, found: Mapping[str, Tensor], logits: Tensor, order: Sequence[int] | None = None
+) -> None:
+    """Raise ValueError where "pooled" is not what the logits are made of: the last linear layer is no head.
+
+    order: that of the classes in `logits`, by their numbers in the network.
+    """
     if "pooled" not in found:
         return
     head, pooled = capture.modules["pooled"], found["pooled"]
     made = head(pooled.to(next(head.parameters()).dtype))
+    made = made if order is None else made[..., list(order)]
     if made.shape != logits.shape or not torch.allclose(made.float(), logits.float(), rtol=1e-2, atol=1e-2):
         raise ValueError(
             f"layer 'pooled': the logits of the {capture.role} are not what its last linear layer "

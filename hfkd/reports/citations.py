@@ -7,6 +7,7 @@ from pathlib import Path
 # The names of the slots' tables and of their classes, in small letters without underscores. A new method adds a line.
 PAPERS = {
     "adaptivekl": "wu2025rethinking",
+    "at": "zagoruyko2017paying",
     "attentionscores": "jiao2020tinybert",
     "average": "you2017multiple",
     "catkd": "guo2023class",
@@ -16,7 +17,7 @@ PAPERS = {
     "dkd": "zhao2022decoupled",
     "energy": "kim2024energy",
     "entropy": "su2025eakd",
-    "fcfd": "liu2023function",
+    "fitnet": "romero2015fitnets",
     "gradation": "kim2024energy",
     "hiddencosine": "sanh2019distilbert",
     "hiddenmse": "jiao2020tinybert",

@@ -79,12 +79,6 @@ def refuse_unsupported(
 ) -> None:
     """Raise ValueError for what would train something else than the caller thinks."""
     check_world_size(args.world_size)
-    for slot in (loss.objective, loss.temperature, loss.weighting):
-        if features := requirements_of(slot).features:
-            raise ValueError(
-                f"{slot!r} reads inner layers of the networks ({', '.join(map(str, features))}), which nothing gives "
-                "it yet: choose a slot that reads logits"
-            )
     if isinstance(student, Peers):
         _refuse_for_peers(loss, teacher, args)
     elif teacher is None and loss.kd_weight:

@@ -10,6 +10,7 @@ from hfkd.arguments import DistillationArguments
 from hfkd.data.epochs import refuse_streams
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.models.calling import Call
+from hfkd.models.feature_capture import LOGITS
 from hfkd.models.peers import networks_of
 from hfkd.models.sharing import refuse_shared
 from hfkd.models.vocabulary import common_vocabulary
@@ -17,8 +18,11 @@ from hfkd.tasks.choice import chosen_task
 from hfkd.teachers import CachedTextTeacher, FrozenTeacher
 from hfkd.teachers.tokenizer import check_teacher_tokenizers
 from hfkd.training import loss_parameters
+from hfkd.training.built_objectives import Builder
 from hfkd.training.forward.choice import Chosen, choose_forward
+from hfkd.training.forward.dense import DenseForward
 from hfkd.training.forward.he_da import refuse_he_da
+from hfkd.training.forward.target_tokens import TargetForward
 from hfkd.training.lr_schedule import refuse_unknown_epochs
 from hfkd.training.preparation import (
     chosen_collator,
@@ -34,6 +38,7 @@ from hfkd.training.run_identity import RunRecord
 from hfkd.training.validation.batches import refuse_no_batch, refuse_small_batches
 from hfkd.training.validation.cached import check_cached
 from hfkd.training.validation.checked_batches import Bounds
+from hfkd.training.validation.features import refuse_features
 from hfkd.training.validation.label_maps import check_label_names
 from hfkd.training.validation.labels import EmptyRows, LabelWatch
 from hfkd.training.validation.networks import check_datasets, check_networks, probed_dataset, say_left_out
@@ -69,6 +74,8 @@ class Setup:
         self.choose_forward()
         self.identify()
         self.lay_out()
+        self.build_objectives()
+        self.take_parameters()
 
     @property
     def rows(self) -> Any:
@@ -76,6 +83,7 @@ class Setup:
 
     def take_networks(self, model: nn.Module, teacher: Any, peft_config: Any) -> None:
         refuse_unsupported(self.loss, model, teacher, self.args, self.keywords.get("compute_loss_func"))
+        refuse_features(self.loss, model, teacher, self.args)
         refuse_shared(model, teacher_networks(teacher), adapters=peft_config is not None)
         self.model = model if peft_config is None else with_adapters(model, peft_config)
         refuse_unsaved(self.model)
@@ -146,13 +154,25 @@ class Setup:
             self.record.refuse_other(self.args.output_dir)
 
     def lay_out(self) -> None:
-        """Memory formats, what the loss learns, pinned batches."""
+        """Memory formats, pinned batches."""
         live: FrozenTeacher | None = self.live
         if self.args.channels_last:
             self.model.to(memory_format=torch.channels_last)
             if live is not None:
                 live.channels_last()
-        loss_parameters.prepare(self.loss, self.classes, self.args)
-        loss_parameters.join(self.loss, *self.keywords.get("optimizers") or (None, None))
         self.pins_memory = pins_memory(self.data, self.args)
         self.bounds = Bounds.of(self.model, live.networks if live else (), self.task, self.classes)
+
+    def build_objectives(self) -> None:
+        """Connectors, and what is kept of the networks for them: hooks are placed last, once nothing else can fail."""
+        parts = (self.model, self.call, self.live, self.task, self.args, self.rows, self.collator, tuple(self._labels))
+        self.inner = Builder(*parts).build(self.loss, self.classes)
+        if isinstance(self.step, (DenseForward, TargetForward)):
+            self.step.inner = self.inner
+        if isinstance(self.step, TargetForward) and LOGITS in self.loss.requirements.features:
+            self.step.heads_on_targets = False
+
+    def take_parameters(self) -> None:
+        """What the loss learns."""
+        loss_parameters.prepare(self.loss, self.classes, self.args)
+        loss_parameters.join(self.loss, *self.keywords.get("optimizers") or (None, None))

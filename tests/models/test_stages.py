@@ -258,6 +258,7 @@ def test_a_module_that_runs_twice_or_never_is_refused(image):
         captured(network, image, "spare")
 
 
+@pytest.mark.slow
 def test_compiled_networks_give_their_features(image):
     network = timm.create_model("cifar_resnet8", num_classes=10).train()
     capture = FeatureCapture(network, ("2", "pre:2"), "student")

@@ -1,9 +1,10 @@
 """Objectives on inner features: how far the student is from the teacher on each sample. `(Items, T [N]) -> [S]`."""
 
+from hfkd.losses.features.at import AT
 from hfkd.losses.features.attention_scores import AttentionScores
 from hfkd.losses.features.catkd import CATKD
 from hfkd.losses.features.crd import CRD
-from hfkd.losses.features.fcfd import FCFD
+from hfkd.losses.features.fitnet import FitNet
 from hfkd.losses.features.hidden_cosine import HiddenCosine
 from hfkd.losses.features.hidden_mse import HiddenMSE
 from hfkd.losses.features.lsh import LSH
@@ -18,9 +19,9 @@ from hfkd.losses.features.sp import SP
 from hfkd.losses.features.vid import VID
 
 __all__ = [
+    "AT",
     "CATKD",
     "CRD",
-    "FCFD",
     "LSH",
     "NST",
     "OFD",
@@ -30,6 +31,7 @@ __all__ = [
     "SP",
     "VID",
     "AttentionScores",
+    "FitNet",
     "HiddenCosine",
     "HiddenMSE",
     "MiniLM",

@@ -38,6 +38,10 @@ class Wrapping(Objective):
     def softens(self) -> bool:  # type: ignore[override]
         return softens(self._inner)
 
+    @property
+    def builds(self) -> bool:
+        return isinstance(self._inner, Objective) and self._inner.builds
+
     def build(self, context: BuildContext) -> None:
         if isinstance(self._inner, Objective):
             self._inner.build(context)

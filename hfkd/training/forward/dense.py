@@ -5,7 +5,7 @@ B rows, L length, V vocabulary, H hidden size.
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from hfkd.models.peers import taught_by_the_others
 from hfkd.tasks.base import Task
 from hfkd.tasks.causal_lm import CausalLM
 from hfkd.teachers import FrozenTeacher
+from hfkd.training.forward.features import InnerFeatures
 from hfkd.training.forward.head_proof import rescaling_of
 from hfkd.training.nonfinite import NonFiniteWatch
 
@@ -34,6 +35,7 @@ class DenseForward:
     loss: DistillationLoss
     num_classes: int | None = None
     watch: NonFiniteWatch | None = None
+    inner: InnerFeatures = field(default_factory=InnerFeatures)
 
     def __call__(
         self,
@@ -51,10 +53,11 @@ class DenseForward:
         self, student: nn.Module, teacher: FrozenTeacher | None, inputs: Mapping[str, Any], progress: float | None
     ) -> Items:
         """What both networks say about a batch."""
-        output = self.call.output(student, inputs)
+        output, mine = self.inner.of_student(lambda: self.call.output(student, inputs))
         logits = logits_of(output)[..., : self.num_classes]
-        taught = self.taught(logits, teacher, inputs)
+        taught, its = self.inner.of_teacher(lambda: self.taught(logits, teacher, inputs))
         items = self.task.items(inputs, logits, taught, progress)
+        items = self.inner.joined(items, inputs, (logits_of(output), mine), (taught, its))
         return replace(items, rest=self.call.added_loss(output))
 
     def watched(self, items: Items, asked: bool) -> Items:

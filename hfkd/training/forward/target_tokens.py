@@ -4,7 +4,7 @@ B rows, L length, N target tokens, V vocabulary, H hidden size.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from hfkd.tasks.base import Task
 from hfkd.teachers import FrozenTeacher
 from hfkd.teachers.token_cache.teacher import CachedTextTeacher
 from hfkd.training.forward.dense import Step
+from hfkd.training.forward.features import InnerFeatures
 from hfkd.training.nonfinite import NonFiniteWatch
 from hfkd.utils.targets import Targets
 
@@ -37,6 +38,7 @@ class TargetForward:
     num_classes: int | None = None
     heads_on_targets: bool = True  # a compiled network knows no hooks that come later: False picks afterwards
     watch: NonFiniteWatch | None = None
+    inner: InnerFeatures = field(default_factory=InnerFeatures)
 
     def __call__(
         self,
@@ -48,17 +50,22 @@ class TargetForward:
     ) -> Step:
         targets, live = self.task.targets(inputs), None
         assert targets is not None
-        output, logits = self._output(student, partial(self.call.output, student, inputs), targets)
+        run = partial(self._output, student, partial(self.call.output, student, inputs), targets)
+        (output, logits), mine = self.inner.of_student(run)
         if self.loss.kd_weight and isinstance(teacher, CachedTextTeacher):
             items: Items = topk_items(logits, teacher.outputs(inputs), targets, progress)
         else:
             taught = logits.detach()
             if self.loss.kd_weight and teacher is not None:
                 network: Any = teacher.model
-                taught = live = self._output(network, partial(teacher, **inputs), targets)[1]
+                run = partial(self._output, network, partial(teacher, **inputs), targets)
+                (whole, live), its = self.inner.of_teacher(run)
+                taught = live
             outputs = Outputs(logits), Outputs(taught)
             samples = targets.sample, targets.num_samples
             items = Items(*outputs, targets.labels, *samples, progress, row=targets.row, num_rows=targets.shape[0])
+            if self.inner.wanted:
+                items = self.inner.joined(items, inputs, (logits_of(output), mine), (logits_of(whole), its))
         if self.watch is not None:
             self.watch.outputs(logits, live, targets.row)
         items = replace(items, rest=self.call.added_loss(output))

@@ -56,11 +56,11 @@ def check_cached(
 
 def _check_declared(loss: DistillationLoss, teacher: CachedTextTeacher) -> None:
     needs = requirements_of(loss.objective)
-    for need, why in ((needs.features, "reads hidden states"), (needs.relations, "compares items with each other")):
-        if need:
-            raise ValueError(
-                f"the objective {loss.objective!r} {why}, which a teacher cache cannot serve: train with the live one"
-            )
+    if needs.relations:
+        raise ValueError(
+            f"the objective {loss.objective!r} compares items with each other, which a teacher cache cannot serve: "
+            "train with the live one"
+        )
     given, stored = getattr(loss.temperature, "choices", None), teacher.manifest.temperatures
     highest = HIGHEST_TEMPERATURE[teacher.manifest.dtype]
     if given is not None and max(given) > highest:

@@ -137,15 +137,14 @@ def check_networks(
             compare_own_loss(network, None, task)
         return None
     looked_at = first_rows(dataset)
-    batch = call.without_labels(collate(looked_at), labels)
-    batch = views_as_rows(batch) if task.views else batch
+    batch = batch_of(looked_at, collate, call, task, labels)
     _refuse_unlabelled(batch, task)
     for network in networks if "input_ids" in batch else ():
         _check_positions(network, dataset)
     task.check_rows(looked_at, batch)
     batch = task.probe(batch)
     with untouched(student):
-        output = call.output(student, _on(student, batch))
+        output = call.output(student, on_device_of(student, batch))
     logits = logits_of(output)
     classes = logits.shape[-1]
     call.added_loss(output)  # refused where nothing says how much of it joins the loss
@@ -153,12 +152,18 @@ def check_networks(
     _check_labels(dataset, batch, classes, task)
     batch["labels"] = class_ids(batch["labels"])
     for network in networks_of(student):
-        compare_own_loss(network, _on(network, batch), task)
+        compare_own_loss(network, on_device_of(network, batch), task)
     if teacher is not None:
         taught = _check_teacher(student, teacher, batch, classes, task)
         if check_slots is not None:
             check_slots(batch, logits, taught)
     return classes
+
+
+def batch_of(rows: list[Any], collate: Collate, call: Call, task: Task, labels: Sequence[str] = ()) -> dict[str, Any]:
+    """A batch of `rows` as the networks get it."""
+    batch = call.without_labels(collate(rows), labels)
+    return views_as_rows(batch) if task.views else batch
 
 
 def _check_teacher(
@@ -168,7 +173,7 @@ def _check_teacher(
     with ExitStack() as stack:
         for network in teacher.networks:
             stack.enter_context(untouched(network))
-        taught = teacher(**_on(teacher, batch))
+        taught = teacher(**on_device_of(teacher, batch))
     named = task.vocabulary and None not in map(vocabulary_size, (student, *teacher.networks))
     if taught.shape[-1] != classes and not named:  # named vocabularies are compared by hfkd.models.vocabulary
         raise ValueError(
@@ -184,7 +189,7 @@ def _check_teacher(
         raise ValueError("the teacher's logits are NaN or infinite on the first training rows: check its checkpoint")
     # Images reach a teacher in its own normalisation and size; and each has one place to be predicted at.
     for network in () if "pixel_values" in batch and task.one_item_a_row else teacher.networks:
-        compare_own_loss(network, _on(network, batch), task)
+        compare_own_loss(network, on_device_of(network, batch), task)
     return taught
 
 
@@ -224,10 +229,8 @@ def _check_labels(dataset: Any, batch: Mapping[str, Any], classes: int, task: Ta
     if probed.is_floating_point() or not task.class_ids:
         task.check_values(probed)
         return
-    # All labels where the column is what a batch gets: a transform that is not ours may map them.
-    stored = isinstance(dataset, Dataset) and "labels" in dataset.column_names and task.one_item_a_row
-    whole = stored and (dataset.format["type"] != "custom" or image_transform(dataset) is not None)
-    labels = torch.as_tensor(dataset.with_format("numpy")["labels"][:]) if whole else class_ids(probed)
+    stored = stored_labels(dataset, task)
+    labels = class_ids(probed) if stored is None else stored
     labels = labels[labels != IGNORED] if task.ignores else labels
     low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
     if low < 0 or high >= classes:
@@ -237,6 +240,13 @@ def _check_labels(dataset: Any, batch: Mapping[str, Any], classes: int, task: Ta
         )
 
 
-def _on(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
+def stored_labels(dataset: Any, task: Task) -> Tensor | None:
+    """The labels of all rows, where the column is what a batch gets: a transform that is not ours may map them."""
+    stored = isinstance(dataset, Dataset) and "labels" in dataset.column_names and task.one_item_a_row
+    whole = stored and (dataset.format["type"] != "custom" or image_transform(dataset) is not None)
+    return torch.as_tensor(dataset.with_format("numpy")["labels"][:]) if whole else None
+
+
+def on_device_of(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     parameter = next(model.parameters(), None)
-    return batch if parameter is None else send_to_device(batch, parameter.device)
+    return dict(batch) if parameter is None else send_to_device(batch, parameter.device)

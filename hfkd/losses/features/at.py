@@ -1,0 +1,43 @@
+"""AT: where a map is large, over all its channels.
+
+B images, C channels, H and W pixels.
+"""
+
+import torch
+from torch import Tensor
+
+from hfkd.losses.features.maps import in_float32, shrunk_alike, unit
+from hfkd.losses.features.pairs import LayerPairs
+from hfkd.losses.items import Items
+from hfkd.losses.registry import register_objective
+from hfkd.utils.argument_types import checked
+from hfkd.utils.feature_keys import Layer, Layers
+
+
+@register_objective("at")
+@checked
+class AT(LayerPairs):
+    """Attention transfer (Zagoruyko and Komodakis, ICLR 2017): activation-based, with p = 2.
+
+        l_s = sum over layers of  mean_hw (a_s - a_t)^2,    a = q / ||q||_2,    q = mean_c F_c^2 over H W
+
+    Eq. 2 of the paper has the norm of that difference, its released code, RepDistiller and mdistiller the mean of its
+    squares, with a weight of 1000 beside the labels, on all stages but the stem. The larger map is pooled to the size
+    of the smaller before it is squared. The sample's own number. Nothing is trained beside the student.
+    """
+
+    maps = True
+
+    def __init__(self, layers: Layer | Layers = "1:", teacher_layers: Layer | Layers | None = None) -> None:
+        super().__init__(layers, teacher_layers)
+        self.layers, self.teacher_layers = layers, teacher_layers
+
+    def forward(self, items: Items, temperature: Tensor) -> Tensor:
+        return torch.stack([attention_distance(student, teacher) for student, teacher in self.read(items)]).sum(0)
+
+
+@in_float32
+def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """mean_hw (a_s - a_t)^2 [B] of two maps [B, C, H, W]."""
+    a_s, a_t = (unit(x.square().mean(1).flatten(1)) for x in shrunk_alike(student, teacher))  # [B, H W]
+    return (a_s - a_t).square().mean(1)

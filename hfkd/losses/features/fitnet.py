@@ -1,0 +1,53 @@
+"""FitNet: the student's map, through a regressor, is to be the teacher's.
+
+S images, C channels, H and W pixels.
+"""
+
+from torch import Tensor
+
+from hfkd.losses.context import BuildContext
+from hfkd.losses.features.maps import in_float32
+from hfkd.losses.features.pairs import LayerPairs
+from hfkd.losses.features.regressor import Regressor
+from hfkd.losses.items import Items
+from hfkd.losses.registry import register_objective
+from hfkd.utils.argument_types import checked
+from hfkd.utils.feature_keys import Layer
+
+
+@register_objective("fitnet")
+@checked
+class FitNet(LayerPairs):
+    """Hints (Romero et al., ICLR 2015, Eq. 3): l_s = mean_chw (r(F_s) - F_t)^2 at one stage.
+
+    r is a convolution, batch norm and ReLU, which train with the student. RepDistiller and mdistiller take `layer=2`
+    and a weight of 100 beside the cross-entropy alone: `"100 * fitnet(layer=2)"`, with ce_weight and kd_weight 1. The
+    paper trains the student up to the hint first, and then by KD; here, as there, both train at once, and the mean
+    stands for the paper's half of the sum. `teacher_layer`: the teacher's, where it is another one.
+
+    Raises ValueError when built for features that are no maps, or of sizes that no convolution joins.
+    """
+
+    maps = True
+
+    def __init__(self, layer: Layer = 2, teacher_layer: Layer | None = None) -> None:
+        super().__init__(layer, teacher_layer)
+        self.layer, self.teacher_layer = layer, teacher_layer
+
+    def build(self, context: BuildContext) -> None:
+        super().build(context)
+        pairs = self.pairs or ()
+        if len(pairs) != 1:
+            raise ValueError(f"{self!r}: the layer stands for {len(pairs)} layers, and a hint is one: name one of them")
+        ((mine, its),) = pairs
+        self.regressor = Regressor(context.student.shape(mine), context.teacher.shape(its))
+
+    def forward(self, items: Items, temperature: Tensor) -> Tensor:
+        ((student, teacher),) = self.read(items)
+        return mean_squares(self.regressor(student), teacher)
+
+
+@in_float32
+def mean_squares(hint: Tensor, teacher: Tensor) -> Tensor:
+    """mean_chw (r - t)^2: maps [S, C, H, W] -> [S]."""
+    return (hint - teacher).square().flatten(1).mean(1)

@@ -1,0 +1,122 @@
+"""Objectives learn what the networks' layers look like, and build their connectors, before training.
+
+B rows.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import has_length
+
+from hfkd.arguments import DistillationArguments
+from hfkd.data.collate import views_as_rows
+from hfkd.data.first_rows import first_rows
+from hfkd.losses.context import BuildContext, NetworkContext
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.items import Outputs
+from hfkd.models.calling import Call, logits_of
+from hfkd.models.feature_capture import LOGITS, FeatureCapture, Probe, refuse_other_head
+from hfkd.tasks.base import Task
+from hfkd.tasks.proof import untouched
+from hfkd.teachers import FrozenTeacher
+from hfkd.training.forward.features import InnerFeatures, of_outputs
+from hfkd.training.validation.networks import batch_of, on_device_of, stored_labels
+from hfkd.utils.random_state import kept_random_state
+
+
+@dataclass
+class Builder:
+    """What objectives are built from: the networks as they will train, the rows, and how a batch is made of them."""
+
+    student: nn.Module
+    call: Call
+    teacher: FrozenTeacher | None
+    task: Task
+    args: DistillationArguments
+    rows: Any
+    collate: Callable[..., Any]
+    labels: tuple[str, ...] = ()
+
+    def build(self, loss: DistillationLoss, num_classes: int | None) -> InnerFeatures:
+        """Call `Objective.build`, seeded; returns what is kept of the networks in each step from now on.
+
+        Raises ValueError for layers that there are not, or that do not go together.
+        """
+        needs = loss.requirements
+        if not needs.features and not (loss.kd_weight and loss.builds):
+            return InnerFeatures()
+        rows = first_rows(self.rows)
+        if not rows or num_classes is None or self.teacher is None:
+            raise ValueError(
+                f"{loss.objective!r} is built from what both networks make of the first rows, which a stream, or no "
+                "data at all, does not let be looked at: give train_dataset rows by number"
+            )
+        batch = self.task.probe(batch_of(rows, self.collate, self.call, self.task, self.labels))
+        network = self.teacher.networks[0]
+        student = FeatureCapture(self.student, needs.student, "student")
+        teacher = FeatureCapture(network, needs.teacher, "teacher")
+        try:
+            context = BuildContext(
+                self.of_student(student, batch),
+                self.of_teacher(self.teacher, teacher, batch),
+                num_classes,
+                len(self.rows) if has_length(self.rows) else None,
+                stored_labels(self.rows, self.task),
+                lambda visit: self.scan(teacher, visit),
+                self.args.seed,
+            )
+            with kept_random_state():
+                torch.manual_seed(self.args.seed)
+                loss.objective.build(context)
+        except BaseException:
+            student.remove()
+            teacher.remove()
+            raise
+        return InnerFeatures(student, teacher, self.args.seed) if needs.features else InnerFeatures()
+
+    @torch.no_grad()
+    def of_student(self, capture: FeatureCapture, batch: Mapping[str, Any]) -> NetworkContext:
+        inputs = on_device_of(self.student, batch)
+        with untouched(self.student):
+            output, found = Probe(capture).run(lambda: self.call.output(self.student, inputs))
+        logits = logits_of(output)
+        refuse_other_head(capture, found, logits)
+        return _context(capture, found, logits)
+
+    @torch.no_grad()
+    def of_teacher(self, teacher: FrozenTeacher, capture: FeatureCapture, batch: Mapping[str, Any]) -> NetworkContext:
+        inputs = on_device_of(teacher, batch)
+        with untouched(capture.network):
+            logits, found = Probe(capture).run(lambda: teacher(**inputs))
+        order = None if teacher.order is None else tuple(teacher.order.tolist())
+        refuse_other_head(capture, found, logits, order)
+        return _context(capture, found, logits, order)
+
+    def scan(self, capture: FeatureCapture, visit: Callable[[Any], None]) -> None:
+        """See `BuildContext.scan`; on the training device, every rank by itself."""
+        assert self.teacher is not None
+        teacher = self.teacher.to(self.args.device)
+        with torch.no_grad(), kept_random_state(), teacher.frozen():
+            for batch in self._batches():
+                logits, found = capture.run(lambda inputs=batch: teacher(**inputs))  # type: ignore[misc]
+                visit(of_outputs(capture, logits, found))
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        loader = DataLoader(self.rows, self.args.per_device_eval_batch_size, collate_fn=self.collate)
+        for given in loader:
+            batch = self.call.without_labels(given, self.labels)
+            yield send_to_device(views_as_rows(batch) if self.task.views else batch, self.args.device)
+
+
+def _context(
+    capture: FeatureCapture, found: Mapping[str, Tensor], logits: Tensor, order: tuple[int, ...] | None = None
+) -> NetworkContext:
+    features: Mapping[str, Any] = Outputs(logits, {**found, LOGITS: logits}).features
+    shapes = {key: tuple(features[key].shape[1:]) for key in capture.keys}
+    groups = {key: several for key, several in capture.groups.items() if several != (key,)}
+    return NetworkContext(shapes, capture.modules, capture.network, groups, order)
