@@ -17,6 +17,7 @@ PAPERS = {
     "dkd": "zhao2022decoupled",
     "energy": "kim2024energy",
     "entropy": "su2025eakd",
+    "fcfd": "liu2023function",
     "fitnet": "romero2015fitnets",
     "gradation": "kim2024energy",
     "hiddencosine": "sanh2019distilbert",

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hfkd.losses.context import BuildContext
 from hfkd.losses.features.hidden import StatePairs, a_row_a_sample, over_positions
-from hfkd.losses.features.maps import in_float32
+from hfkd.losses.features.maps import in_float32, through
 from hfkd.losses.items import Items
 from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import checked
@@ -44,7 +44,7 @@ class HiddenMSE(StatePairs):
 
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
         mask = None if self.count_padding else items.mask
-        values = [squared_difference(self.projection(s), t, mask) for s, t in self.read(items)]
+        values = [squared_difference(through(self.projection, s), t, mask) for s, t in self.read(items)]
         a_row_a_sample(items, len(values[0]))
         return torch.stack(values).sum(0)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hfkd.losses.functional import upcast
 
@@ -33,6 +33,11 @@ def _upcast(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_upcast, value))
     return upcast(value) if isinstance(value, Tensor) else value
+
+
+def through(connector: nn.Module, x: Tensor) -> Tensor:
+    """What a connector makes of a feature that may come in another number format, such as bfloat16."""
+    return connector(x.to(next(connector.parameters()).dtype))
 
 
 def shrunk_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hfkd.losses.context import BuildContext, NetworkContext
-from hfkd.losses.features.maps import in_float32, resized
+from hfkd.losses.features.maps import in_float32, resized, through
 from hfkd.losses.features.pairs import LayerPairs
 from hfkd.losses.items import Items
 from hfkd.losses.registry import register_objective
@@ -53,7 +53,7 @@ class OFD(LayerPairs):
         values, pairs = [], list(self.read(items))
         for k, (student, teacher) in enumerate(pairs):
             margin = getattr(self, f"margin{k}").to(teacher.device)
-            values.append(ofd(self.connectors[k](student), teacher, margin) / 2 ** (len(pairs) - 1 - k))
+            values.append(ofd(through(self.connectors[k], student), teacher, margin) / 2 ** (len(pairs) - 1 - k))
         return torch.stack(values).sum(0)
 
 

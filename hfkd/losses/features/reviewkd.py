@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hfkd.losses.base import Requirements
 from hfkd.losses.context import BuildContext
-from hfkd.losses.features.maps import in_float32
+from hfkd.losses.features.maps import in_float32, through
 from hfkd.losses.features.pairs import LayerPairs
 from hfkd.losses.items import Items, epoch_of
 from hfkd.losses.registry import register_objective
@@ -99,7 +99,7 @@ class AttentionFusion(nn.Module):
 
     def forward(self, x: Tensor, above: Tensor | None, size: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(out [B, C_t, *size], h' [B, M, *size]) of x [B, C_s, H, W] and the h' of the level above."""
-        h = self.bn_in(self.conv_in(x))
+        h = self.bn_in(through(self.conv_in, x))
         if self.attention is not None:
             assert above is not None
             y = F.interpolate(above, size=h.shape[-2:], mode="nearest")

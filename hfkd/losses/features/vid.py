@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hfkd.losses.context import BuildContext
-from hfkd.losses.features.maps import in_float32, shrunk_alike
+from hfkd.losses.features.maps import in_float32, shrunk_alike, through
 from hfkd.losses.features.pairs import LayerPairs
 from hfkd.losses.items import Items
 from hfkd.losses.registry import register_objective
@@ -69,7 +69,7 @@ class Gaussian(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """-log N(F_t) without its constant, of each image [B]; maps [B, C, H, W]."""
         student, teacher = shrunk_alike(student, teacher)
-        return negative_log_likelihood(self.mu(student), teacher, self.log_scale)
+        return negative_log_likelihood(through(self.mu, student), teacher, self.log_scale)
 
 
 @in_float32
