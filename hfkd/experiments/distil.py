@@ -11,7 +11,7 @@ from hfkd.arguments import DistillationArguments
 from hfkd.data import ImageDataArguments, label_names, num_labels
 from hfkd.evaluation.metrics import item_accuracy, topk_predictions
 from hfkd.experiments.classifier_run import run_classifier
-from hfkd.models import NetworkArguments, image_classifier, image_teachers
+from hfkd.models import NetworkArguments, image_classifier, image_teachers, with_projector
 from hfkd.trainer import DistillationTrainer
 
 Build = Callable[[int, list[str] | None], tuple[nn.Module, Any]]
@@ -52,7 +52,10 @@ def distil_images(
 
     def build(classes: int, names: list[str] | None) -> tuple[nn.Module, Any]:
         teacher = image_teachers(networks.teacher_name, classes, networks.teacher_checkpoint)
-        return image_classifier(networks.student_name, classes, networks.student_checkpoint, names), teacher
+        student = image_classifier(networks.student_name, classes, networks.student_checkpoint, names)
+        if networks.student_projector is not None:
+            student = with_projector(student, networks.student_projector)
+        return student, teacher
 
     trainer = image_trainer(build, data, args)
     chain = {"assistants": [Path(name).name for name in assistants]} if assistants else {}

@@ -18,3 +18,7 @@ class NetworkArguments:
         default="cifar_wrn_16_2", metadata={"help": "Student: a timm name, a Hub id or a folder."}
     )
     student_checkpoint: str | None = field(default=None, metadata={"help": "Weights the student starts from."})
+    student_projector: int | None = field(
+        default=None,
+        metadata={"help": "Put a linear layer of this many outputs before the student's classifier (lsh)."},
+    )
