@@ -136,7 +136,7 @@ def as_leaves(found):
     )
 
 
-def built(objective, dtype=torch.float64, half=False, num_rows=14, labels=LABELS):
+def built(objective, dtype=torch.float64, half=False, num_rows=14, labels=LABELS, class_order=None):
     """An objective, or the one of this name, built on random networks' features; and items that have them.
 
     half: the features are given in bfloat16, rounded.
@@ -158,6 +158,8 @@ def built(objective, dtype=torch.float64, half=False, num_rows=14, labels=LABELS
         NetworkContext(shapes, {f"pre:{k}": network.norms[k - 1] for k in (1, 2, 3)}, network, group)
         for shapes, network, group in zip((mine, theirs), networks, groups, strict=True)
     ]
+
+    contexts[1] = replace(contexts[1], class_order=class_order)
 
     def scan(visit):
         visit(Outputs(logits[1], teacher))

@@ -58,6 +58,8 @@ class CATKD(LayerPairs):
                     f"{self!r}: layer {key!r} of the {name} has {network.shape(key)[0]} channels and its classifier "
                     f"reads {classifiers[-1].in_features}: name the map that is pooled for the classifier"
                 )
+        order = context.teacher.class_order
+        self.teacher_classes = slice(None) if order is None else list(order)
         # In a tuple: no child of this module, whose parameters it would train and save once more.
         self.classifiers = tuple(classifiers)
 
@@ -65,7 +67,10 @@ class CATKD(LayerPairs):
         ((student, teacher),) = self.read(items)
         mine, theirs = (classifier.weight for classifier in self.classifiers)
         return catkd(
-            activation_maps(student, mine), activation_maps(teacher, theirs.detach()), self.size, self.normalized
+            activation_maps(student, mine),
+            activation_maps(teacher, theirs.detach()[self.teacher_classes]),
+            self.size,
+            self.normalized,
         )
 
 

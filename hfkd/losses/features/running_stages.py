@@ -22,6 +22,7 @@ class RunningStages:
 
     def __init__(self, objective: str, name: str, context: NetworkContext) -> None:
         self.network: Any = getattr(context.network, "timm_model", context.network)  # of transformers' wrapper
+        self.class_order = None if context.class_order is None else list(context.class_order)
         if not all(callable(getattr(self.network, method, None)) for method in ("stage", "tail", "forward_head")):
             raise ValueError(
                 f"{objective} runs the stages of the {name} one by one, and {type(context.network).__name__} has no "
@@ -30,15 +31,16 @@ class RunningStages:
 
     def onwards(self, k: int, x: Tensor, last: int) -> list[Tensor]:
         """What the stages k + 1 to `last` make of x, the output of stage k."""
-        outputs = []
+        x, outputs = x.to(next(self.network.parameters()).dtype), []
         for index in range(k + 1, last + 1):
             x = self.network.stage(index, x)
             outputs.append(x)
         return outputs
 
     def head(self, x: Tensor) -> Tensor:
-        """The logits [B, C] of the last stage's output."""
-        return self.network.forward_head(self.network.tail(x))
+        """The logits [B, C] of the last stage's output, in the data's order of classes."""
+        logits = self.network.forward_head(self.network.tail(x))
+        return logits if self.class_order is None else logits[:, self.class_order]
 
     @torch.no_grad()
     def gives_rectified(self, k: int, shape: tuple[int, ...]) -> bool:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -152,6 +154,15 @@ def test_the_networks_are_left_as_they_are():
     assert all(m.track_running_stats for m in student.modules() if isinstance(m, nn.BatchNorm2d))
     assert len(list(objective.modules())) == 1 + 2 + 5 * 3  # two lists, and five bridges of a convolution and a norm
     assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_a_path_to_the_teacher_gives_classes_in_the_order_of_the_data():
+    student, teacher = networks()
+    images, order = torch.randn(5, 3, 16, 16, dtype=torch.float64), (3, 1, 2, 0, 4, 9, 8, 7, 6, 5)
+    context = context_of(student, teacher, images)
+    stages = RunningStages("fcfd", "teacher", replace(context.teacher, class_order=order))
+    logits, maps = features(teacher, images)
+    torch.testing.assert_close(stages.head(maps["3"]), logits[:, list(order)])
 
 
 def test_paths_are_drawn_from_seed_and_step():

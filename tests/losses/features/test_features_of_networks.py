@@ -1,0 +1,94 @@
+"""Each method from its slot's string, through hooks of real networks: the term is not 0 and moves the first layer."""
+
+import pytest
+import timm
+import torch
+from feature_toys import ON_MAPS
+from toys import CLASSES, Rows, arguments
+
+from hfkd import DistillationTrainer
+from hfkd.models import image_classifier, with_projector
+
+METHODS = {name: name for name in (*ON_MAPS, "fcfd")} | {"crd": "crd(negatives=8, sampling='other_images')"}
+TEACHER = "cifar_wrn_16_2"
+
+
+class Indexed(Rows):
+    def __init__(self, n=8):
+        super().__init__(n, size=32)
+
+    def __getitem__(self, i):
+        return super().__getitem__(i) | {"index": i}
+
+
+def make(folder, objective, **keywords):
+    torch.manual_seed(0)
+    student = image_classifier("cifar_resnet8", CLASSES)
+    teacher = timm.create_model(TEACHER, num_classes=CLASSES)
+    if objective == "lsh":
+        student = with_projector(student, 128)
+        keywords |= {"objective": "lsh(correct_only=False)"}
+    args = arguments(folder, **({"per_device_train_batch_size": 4, "max_steps": 1, "ce_weight": 0.0} | keywords))
+    slots = {"objective": keywords.get("objective", METHODS[objective])}
+    return DistillationTrainer(student, teacher, args, train_dataset=Indexed(), **slots)
+
+
+def objective_of(trainer):
+    """The only term; one that softens is by itself."""
+    objective = trainer.distillation_loss.objective
+    return getattr(objective, "objectives", [objective])[0]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_trains_the_students_first_layer_and_its_connectors(tmp_path, name):
+    trainer = make(tmp_path, name, kd_weight=1.0, max_grad_norm=1.0)
+    first = trainer.model.timm_model.conv1.weight
+    objective = objective_of(trainer)
+    before, connectors = first.clone(), {key: p.clone() for key, p in objective.named_parameters()}
+    trainer.train()
+    assert trainer.state.log_history[0].get(name, trainer.state.log_history[0]["loss"]) != 0
+    assert not torch.equal(first, before)
+    moved = {key for key, p in objective.named_parameters() if not torch.equal(p, connectors[key])}
+    # What stands before a batch norm has no gradient but by rounding; a bridge that no path went over has none.
+    assert moved or not connectors
+    assert len(moved) >= len(connectors) / 3
+
+
+def test_maps_before_the_activation_have_negative_entries_and_those_after_it_have_none(tmp_path):
+    trainer = make(tmp_path, "ofd", kd_weight=1.0)
+    seen = []
+    objective = objective_of(trainer)
+    forward = objective.forward
+
+    def see(items, temperature):
+        seen.append(items)
+        return forward(items, temperature)
+
+    objective.forward = see
+    trainer.train()
+    for features in (seen[0].student.features, seen[0].teacher.features):
+        for key in ("pre:1", "pre:2", "pre:3"):
+            assert (features[key] < 0).float().mean() > 0.1
+
+
+@pytest.mark.parametrize("name", ["crd", "vid", "reviewkd"])
+def test_a_resumed_run_is_bit_for_bit_the_whole_one(tmp_path, name):
+    whole = make(tmp_path / "whole", name, max_steps=4)
+    whole.train()
+    make(tmp_path / "parts", name, max_steps=4, save_strategy="steps", save_steps=2).train()
+    resumed = make(tmp_path / "parts", name, max_steps=4)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-2"))
+    for a, b in ((whole.model, resumed.model), (whole.distillation_loss, resumed.distillation_loss)):
+        for key, value in a.state_dict().items():
+            assert torch.equal(b.state_dict()[key], value), key
+
+
+def test_crd_moves_its_memories_once_an_optimizer_step(tmp_path):
+    trainer = make(tmp_path, "crd", per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=2)
+    bank = objective_of(trainer).bank
+    before = bank.student.clone()
+    trainer.train()
+    assert bank.step == 1
+    assert (bank.student.cpu() != before).any(1).sum() == 4  # of the first step
+    assert len(bank.pending_rows) == 4  # of the second
+    assert not torch.equal(bank.pending_rows[:2], bank.pending_rows[2:])
