@@ -25,10 +25,9 @@ from torch import Tensor, nn
 from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_collate import TokenCollator
 from hfkd.data.text_files import read_jsonl
-from hfkd.losses.items import Items, token_items
+from hfkd.losses.items import Items, target_items, token_items
 from hfkd.losses.logits import KD
 from hfkd.losses.logits.divergences import kl
-from hfkd.losses.topk import TopKItems, topk_items
 from hfkd.models.language import causal_lm, load_tokenizer
 from hfkd.reports.environment import environment
 from hfkd.teachers import CachedTextTeacher, build_text_cache
@@ -74,7 +73,7 @@ def divergence(items: Items, temperature: float) -> tuple[Tensor, Tensor]:
     return values.sum().detach(), torch.autograd.grad(values.sum(), items.student.logits)[0]
 
 
-def top_k_alone(items: TopKItems, temperature: float) -> tuple[Tensor, Tensor]:
+def top_k_alone(items: Items, temperature: float) -> tuple[Tensor, Tensor]:
     """As `divergence`, with nothing for the tokens outside the k."""
     log_p, log_q = (
         x[:, : items.teacher.ids.shape[1]].log_softmax(-1)
@@ -97,7 +96,7 @@ def compare(
             said, taught = student(**inputs).logits, teacher(**inputs).logits
         targets = Targets(batch["labels"])
         live = token_items(said.requires_grad_(), taught, batch["labels"])
-        stored = topk_items(live.student.logits, cached.outputs(cached.look_up(chosen)), targets)
+        stored = target_items(live.student, cached.outputs(cached.look_up(chosen)), targets)
         (whole, g), (mine, g_k), (top, g_top) = (
             divergence(live, temperature),
             divergence(stored, temperature),

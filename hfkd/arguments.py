@@ -119,8 +119,9 @@ class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingAr
     teacher_cache_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Keep the teacher's logits of every view of the training images in this folder, for this run and "
-            "later ones; exact to 1/65,534 of a row's range. CIFAR-100 takes up to 1.81 GB."
+            "help": "Keep what the teacher says in this folder, for this run and later ones. Of images: its logits of "
+            "every view, exact to 1/65,534 of a row's range (CIFAR-100 takes up to 1.81 GB), as they come. Of "
+            "instructions: the largest logits of each target token, stored before training by the recipe."
         },
     )
     teacher_cache_on_device: bool | None = field(

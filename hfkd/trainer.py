@@ -33,7 +33,8 @@ from hfkd.reports.evaluations import EvaluationMarks
 from hfkd.reports.hub import explained, upload_again
 from hfkd.reports.teacher_accuracy import TeacherAccuracy
 from hfkd.tasks.by_name import networks_by_name, tokenizer_of_name
-from hfkd.teachers import TeacherScan, place
+from hfkd.tasks.unlabelled import unlabelled
+from hfkd.teachers import TeacherScan
 from hfkd.training import loss_parameters, run_identity
 from hfkd.training.averages import RowAverage
 from hfkd.training.checkpoints.optimizer_state import as_laid_out
@@ -145,12 +146,11 @@ class DistillationTrainer(Trainer):
 
     def _place(self, setup: Setup) -> None:
         """Put what trains the student where Trainer's constructor has put the student itself."""
-        step, loss, live = setup.step, setup.loss, setup.live
+        step, loss, teacher = setup.step, setup.loss, setup.teacher
         if isinstance(step, ChunkedForward):
             step.autocast = self.accelerator.autocast
         step.watch = self.judged.watch
         self.step: AnyForward = step
-        self._live = live
         self.distillation_loss = loss.to(self.args.device)
         self.unhook()  # those of an earlier student
         self.unhook = weakref.finalize(self, setup.inner.remove)
@@ -161,11 +161,20 @@ class DistillationTrainer(Trainer):
         if self.args.torch_compile and self.task.one_item_a_row and plain:
             # Seventy small operations become a few. Not by CUDA graphs: what is logged outlives the step.
             loss.compile(backend=self.args.torch_compile_backend or "inductor")
-        placed = None if live is None else place(live, self.accelerator)
-        self.teacher: Any = setup.cached if placed is None else placed
-        self.cached_teacher: Any = cached_teacher(placed, self.train_dataset, loss, self.args, self.accelerator)
+        self.teacher: Any = None if teacher is None else teacher.placed(self.accelerator)
+        self.cached_teacher: Any = cached_teacher(
+            self.teacher, self.train_dataset, loss, self.args, self.task, self.accelerator
+        )
         if self.optimizer is not None:
             as_laid_out(self.optimizer)  # moments of weights that have become channels_last
+
+    @property
+    def training_collator(self) -> Any:
+        """The data_collator, or one for training rows that have no labels."""
+        if self.distillation_loss.labelled:
+            return self.data_collator
+        assert self.model is not None
+        return unlabelled(self.data_collator, self.task, self.model)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -199,7 +208,7 @@ class DistillationTrainer(Trainer):
 
     def _frozen_teacher(self) -> AbstractContextManager[None]:
         """Within it the teacher's networks are frozen; afterwards they are their owner's, as they were."""
-        return nullcontext() if self._live is None else self._live.frozen()
+        return nullcontext() if self.teacher is None else self.teacher.frozen()
 
     @torch.no_grad()
     def _evaluate_batch(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
@@ -210,6 +219,7 @@ class DistillationTrainer(Trainer):
         if self.args.evaluate_kl and self.teacher is not None:
             taught = self.evaluated_network(self.teacher)(**inputs)
         items = self.task.items(inputs, logits[..., cut], taught[..., cut])
+        assert items.labels is not None
         values = {"loss": cross_entropy(items.student.logits, items.labels)}
         if taught is not logits:
             values["kl"] = KD(scale="none")(items, torch.ones_like(values["loss"]))
@@ -270,7 +280,8 @@ class DistillationTrainer(Trainer):
     def _get_dataloader(self, dataset: Any, description: str, *arguments: Any, **keywords: Any) -> DataLoader:
         """Trainer's, whose batches are looked at on the host: rows to predict may say that they have no label."""
         collate, pinned = self.data_collator, self.pins_memory and self.args.dataloader_pin_memory
-        self.data_collator = CheckedCollator(collate, self.bounds, dataset, description == "test")
+        used = self.training_collator if description == "Training" else collate
+        self.data_collator = CheckedCollator(used, self.bounds, dataset, description == "test")
         try:
             # The collator leaves unused columns out, see `chosen_collator`: Trainer would take them from a transform.
             with setting(self.args, dataloader_pin_memory=pinned, remove_unused_columns=False):

@@ -4,8 +4,8 @@
 
 Protocol: configs/dolly.yaml, the set-up of DSKD, which is MiniLLM's data and schedule at T = 2 without T². Other
 objectives are in configs/ (`--config recipes/configs/dolly_jsd.yaml`). A run that was stopped is taken up where it
-stopped; recipes/evaluate_instruct.py scores what it leaves. `--teacher_cache DIR` stores what the teacher says once and
-trains from that, this run and later ones. Everything is a flag, see --help.
+stopped; recipes/evaluate_instruct.py scores what it leaves. `--teacher_cache_dir DIR` stores what the teacher says
+once, and this run and later ones train from that. Everything is a flag, see --help.
 """
 
 from dataclasses import dataclass, field
@@ -73,9 +73,11 @@ def main() -> None:
         networks.teacher_load_in_8bit,
         networks.teacher_load_in_4bit,
     )
+    slots = args.temperature, args.mixed_precision
+    teacher = cache.teacher(args.teacher_cache_dir, load_teacher, names[1], texts.train, student, tokenizer, *slots)
     trainer = DistillationTrainer(
         student,
-        cache.teacher(load_teacher, names[1], texts.train, student, tokenizer, args.temperature, args.mixed_precision),
+        teacher,
         args,
         peft_config=lora.config(),
         processing_class=tokenizer,

@@ -140,7 +140,7 @@ def test_adding_up_what_will_be_logged_does_not_wait(gpu):
 
 def test_evaluating_a_batch_does_not_wait(gpu, tmp_path):
     trainer, batch = make(gpu, tmp_path)
-    loss, outputs = trainer._evaluate_batch(trainer.model.eval(), batch)
+    loss, outputs = trainer.compute_loss(trainer.model.eval(), batch, return_outputs=True)
     assert (loss.device, outputs["logits"].device) == (GPU, GPU)
 
 
@@ -188,7 +188,7 @@ def test_a_step_on_tokens_does_not_wait(gpu, tmp_path, settings):
     count = trainer._get_num_items_in_batch([batch], GPU)
     with torch.no_grad():  # a chunked loss computes its gradients at once
         assert trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=count).device == GPU
-    trainer._evaluate_batch(trainer.model.eval(), batch)
+    trainer.compute_loss(trainer.model.eval(), batch)
     del batch["host_targets"]
     with pytest.raises(HostWaits):  # without them the device has to be asked
         trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=count)

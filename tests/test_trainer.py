@@ -413,7 +413,7 @@ BAD = {
     "unknown slot": ({"slots": {"weighting": "entrpy"}}, "unknown weighting 'entrpy'"),
     "class counts": ({"taught": teacher(7)}, "teacher gives 7 classes and the student 5"),
     "labels out of range": ({"rows": Rows(classes=9)}, "labels run from 0 to 1, but|labels run from"),
-    "missing column": ({"rows": NoLabels()}, "rows have no 'labels': they have"),
+    "missing column": ({"rows": NoLabels()}, "rows have no labels .they have"),
     "empty dataset": ({"rows": Rows(0)}, "train_dataset is empty"),
     "NaN teacher": ({"taught": broken_teacher()}, "teacher's logits are NaN"),
     "ratio": ({"slots": {"temperature": "energy(ratio=0.6)"}}, r"ratio=0.6 must be in \(0, 0.5\]"),

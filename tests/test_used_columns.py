@@ -207,7 +207,10 @@ def test_labels_of_another_name_would_leave_evaluation_without_a_loss(tmp_path):
     [
         ([(torch.zeros(3, 8, 8), 0)] * 8, "rows are of type tuple: make each a dict"),
         ([{"image": torch.zeros(3, 8, 8), "target": 0}] * 8, "have no 'pixel_values': they have .'image', 'target'."),
-        ([{"pixel_values": torch.zeros(3, 8, 8)}] * 8, "have no 'labels': they have .'pixel_values'."),
+        (
+            [{"pixel_values": torch.zeros(3, 8, 8)}] * 8,
+            "no labels .they have .'pixel_values'.., and ce_weight",
+        ),
     ],
 )
 def test_rows_that_hfkds_collator_cannot_use_are_said(tmp_path, rows, said):

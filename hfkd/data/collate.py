@@ -18,7 +18,7 @@ from hfkd.data.used_columns import LABELS
 class ImageCollator:
     """Stack rows of `pixel_values`, `labels` and, where there, `index`, `view` and `columns`; others stay behind.
 
-    A row without `labels` may have a `label`, which becomes that.
+    A row without `labels` may have a `label`, which becomes that; or none.
     `columns` are the network's further inputs, and further labels: numbers or tensors of one shape.
     uint8 images and PIL images (those in colour as RGB) become float in [0, 1]; a `processor` (a Hugging Face image
     processor) does it instead when given. Labels are class ids, or vectors where MixUp or CutMix mixed them (`shares`:
@@ -36,16 +36,13 @@ class ImageCollator:
             return dict(rows)
         labels = _labels_column(rows[0])
         batch = {"pixel_values": self._images([row["pixel_values"] for row in rows])}
-        batch["labels"] = _stacked(labels, [row[labels] for row in rows])
+        if labels is not None:
+            batch["labels"] = _stacked(labels, [row[labels] for row in rows])
         for column in (c for c in self.columns if c in rows[0]):
             batch[column] = _stacked(column, [row[column] for row in rows])
-        if (
-            self.shares
-            and batch["labels"].ndim == 2
-            and batch["labels"].is_floating_point()
-            and batch["labels"].device.type == "cpu"
-        ):
-            check_shares(batch["labels"])
+        given = batch.get("labels")
+        if self.shares and given is not None and given.is_floating_point() and (given.ndim, given.is_cpu) == (2, True):
+            check_shares(given)
         return batch
 
     def _images(self, images: list[Any]) -> Tensor:
@@ -79,22 +76,19 @@ def views_as_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {**batch, **rows}
 
 
-def _labels_column(row: Any) -> str:
-    """Where a row has its label. ValueError for rows without an image or a label."""
+def _labels_column(row: Any) -> str | None:
+    """Where a row has its label, if it has one. ValueError for rows without an image."""
     if not isinstance(row, Mapping):
         raise ValueError(
             f"the dataset's rows are of type {type(row).__name__}: make each a dict of 'pixel_values' and 'labels', as "
             "{'pixel_values': image, 'labels': label}, or pass a data_collator that makes such a batch of them"
         )
-    labels = next((name for name in LABELS if name in row), None)
-    for column, there in (("pixel_values", "pixel_values" in row), ("labels", labels is not None)):
-        if not there:
-            raise ValueError(
-                f"the dataset's rows have no {column!r}: they have {sorted(row)}; rename the column, or load the data "
-                "with hfkd.data.load_images"
-            )
-    assert labels is not None
-    return labels
+    if "pixel_values" not in row:
+        raise ValueError(
+            f"the dataset's rows have no 'pixel_values': they have {sorted(row)}; rename the column, or load the data "
+            "with hfkd.data.load_images"
+        )
+    return next((name for name in LABELS if name in row), None)
 
 
 def _stacked(column: str, values: list[Any]) -> Tensor:

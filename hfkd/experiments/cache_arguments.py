@@ -21,15 +21,8 @@ from hfkd.utils.counts import at_least_one
 
 @dataclass
 class TeacherCacheArguments:
-    """Where the teacher's outputs are stored, and how much of them."""
+    """How much of a language teacher's outputs is stored in `teacher_cache_dir`."""
 
-    teacher_cache: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder to train from in place of the teacher; filled first where it is not complete. A complete "
-            "one is compared with the teacher only when the teacher's files are not those it was made from."
-        },
-    )
     teacher_cache_k: int = field(default=64, metadata={"help": "Logits stored per target token, the largest."})
     teacher_cache_batch_size: int = field(default=8, metadata={"help": "Rows a teacher's forward while storing."})
 
@@ -45,6 +38,7 @@ class TeacherCacheArguments:
 
     def teacher(
         self,
+        folder: str | None,
         load: Callable[[], nn.Module],
         name: str,
         rows: Dataset,
@@ -53,7 +47,7 @@ class TeacherCacheArguments:
         temperature: Any,
         mixed_precision: str | None = None,
     ) -> nn.Module:
-        """The stored teacher, for which `load` is called only if it has to be; without a folder the live one.
+        """The teacher stored in `folder`, for which `load` is called only if it must be; without a folder the live one.
 
         It has to be where something is missing or damaged, and where the files under `name` are not those that the
         cache was made from (samples of them are compared): then the teacher is, over a few rows.
@@ -61,21 +55,22 @@ class TeacherCacheArguments:
         that of training; unset: that of accelerate's launcher. Raises ValueError for a folder that holds what a teacher
         of another name said.
         """
-        if self.teacher_cache is None:
+        if not folder:
             return load()
-        manifest = Manifest.read(self.teacher_cache)
+        manifest = Manifest.read(folder)
         if manifest is not None and manifest.name != name:
             raise ValueError(
-                f"--teacher_cache {self.teacher_cache} holds what {manifest.name} said, and the teacher is {name}: "
+                f"--teacher_cache_dir {folder} holds what {manifest.name} said, and the teacher is {name}: "
                 "choose another folder, or delete that one"
             )
         source = model_source(name)
-        if manifest is None or manifest.source != source or manifest.missing(self.teacher_cache):
-            self._build(load(), name, source, rows, student, tokenizer, temperature, mixed_precision)
-        return CachedTextTeacher(self.teacher_cache)
+        if manifest is None or manifest.source != source or manifest.missing(folder):
+            self._build(folder, load(), name, source, rows, student, tokenizer, temperature, mixed_precision)
+        return CachedTextTeacher(folder)
 
     def _build(
         self,
+        folder: str,
         teacher: nn.Module,
         name: str,
         source: str | None,
@@ -90,11 +85,13 @@ class TeacherCacheArguments:
         )  # with the processes of TrainingArguments made before
         choices = getattr(resolve_temperature(temperature), "choices", None)
         if choices is None:
-            raise ValueError(f"--teacher_cache: the temperatures of {temperature} are not known beforehand: train live")
+            raise ValueError(
+                f"--teacher_cache_dir: the temperatures of {temperature} are not known beforehand: train live"
+            )
         build_text_cache(
             place(FrozenTeacher(teacher), accelerator),
             rows,
-            str(self.teacher_cache),
+            folder,
             k=self.teacher_cache_k,
             temperatures=choices,
             entropy_temperature=self.teacher_cache_entropy_temperature,

@@ -23,6 +23,7 @@ class Requirements:
     first_view: an image's first view is not treated as the others are.
     within_samples: it looks at no more than one sample at a time; otherwise at all items of the batch.
     epochs: how many its warm-up lasts, if it has one.
+    labels: it reads the items' labels, which rows that are distilled without have none of.
     items, samples: how many of these a batch must have for it to say something.
     """
 
@@ -32,6 +33,7 @@ class Requirements:
     first_view: bool = False
     within_samples: bool = False
     epochs: float = 0
+    labels: bool = False
     items: int = 1
     samples: int = 1
 

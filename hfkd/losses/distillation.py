@@ -12,6 +12,7 @@ that compare items with each other (`Objective.relations`) join the sum without 
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,6 +74,7 @@ class DistillationLoss(nn.Module):
         hidden = [m for slot in slots if not isinstance(slot, nn.Module) for m in trained_modules(slot)]
         if hidden:
             self.inner_modules = nn.ModuleList(hidden)
+        self.labelled = True  # False: the rows have no labels, and `ce` is none of the parts
         # Made by whoever uses hfkd: what they give is not known to be a temperature, or a weight.
         self.own_slots = [name for name in ("temperature", "weighting") if not is_ours(getattr(self, name))]
 
@@ -101,12 +103,17 @@ class DistillationLoss(nn.Module):
         return slot if isinstance(slot, Fitted) and slot.thresholds_or_none is None else None
 
     def forward(self, items: Items, num_items: Counts | Number | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        items = items.with_fixed_teacher()
+        items = self.seen(items)
         chosen = self.choose(items)
         values = self.per_item(items, **chosen)
         loss = self.reduce(values, items, num_items)
         added = self.rest_logged(items) | {k: v.detach() for k, v in values.items() if k == "own_loss"}
         return self.with_rest(loss, items, num_items), self.logged(values | chosen) | added
+
+    def seen(self, items: Items) -> Items:
+        """The items as the slots see them: the teacher gets no gradient, and rows without labels have none."""
+        items = items.with_fixed_teacher()
+        return items if self.labelled else replace(items, labels=None)
 
     # The three steps of forward: a chunked loss takes the first for all items, the second chunk by chunk.
 
@@ -135,7 +142,7 @@ class DistillationLoss(nn.Module):
 
         And if the objective has any, its `relations` [N], and its `own_loss`, a scalar.
         """
-        values = {"ce": cross_entropy(items.student.logits, items.labels)}
+        values = {} if items.labels is None else {"ce": cross_entropy(items.student.logits, items.labels)}
         if temperature is None or weight is None:
             return values
         for term in self.terms:
@@ -197,7 +204,8 @@ class DistillationLoss(nn.Module):
     @torch.no_grad()
     def logged(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
         """The mean of each part over the items at hand, and the temperature's groups."""
-        of_items = {name: values for name, values in parts.items() if values.shape == parts["ce"].shape}
+        count = parts["ce"].shape if "ce" in parts else parts["temperature"].shape
+        of_items = {name: values for name, values in parts.items() if values.shape == count}
         columns = torch.stack([values.detach().float() for values in of_items.values()])  # [parts, N]
         means = dict(zip(of_items, (columns.sum(-1) / max(columns.shape[-1], 1)).unbind(), strict=True))
         for term in self.terms:

@@ -79,6 +79,19 @@ class Outputs:
     def num_classes(self) -> int:
         return self.logits.shape[-1]
 
+    @property
+    def size(self) -> int:
+        """N, how many items they are of."""
+        return self.logits.shape[0]
+
+    def log_probabilities(self, student: "Outputs", temperature: Tensor) -> tuple[Tensor, Tensor]:
+        """Of these outputs, a teacher's, and the student's at each item's temperature [N]: [N, C] each."""
+        t = temperature.unsqueeze(-1)  # [N, 1]
+        return (
+            torch.log_softmax(functional.upcast(self.logits) / t, dim=-1),
+            torch.log_softmax(functional.upcast(student.logits) / t, dim=-1),
+        )
+
     def detach(self) -> "Outputs":
         return replace(self, logits=self.logits.detach(), features=self._features(Tensor.detach))
 
@@ -95,7 +108,8 @@ class Outputs:
 class Items:
     """N items with what student and teacher said about them.
 
-    labels: [N] class ids, or [N, C] when MixUp or CutMix mixed them. sample: [N] ints below `num_samples`.
+    labels: [N] class ids, or [N, C] when MixUp or CutMix mixed them; None for rows without, which teach all the same.
+    sample: [N] ints below `num_samples`.
     progress: epochs done so far, fractional; warm-ups and schedules read it. None on a stream of unknown length.
     teachers: where there are several, each of them; `teacher` is then their mean logits.
     views: how often each image is there. A view is an item and a sample of its own: with V views of B images, N = V B,
@@ -112,7 +126,7 @@ class Items:
 
     student: Outputs
     teacher: Outputs
-    labels: Tensor
+    labels: Tensor | None
     sample: Tensor
     num_samples: int
     progress: float | None = 0.0
@@ -152,11 +166,11 @@ class Items:
         rows = slice(v * count, (v + 1) * count)
         student, teacher, *teachers = (one.rows(rows) for one in (self.student, self.teacher, *self.teachers))
         sample = torch.arange(count, device=self.sample.device)
-        several = tuple(teachers)
+        several, labels = tuple(teachers), None if self.labels is None else self.labels[rows]
         return Items(
             student,
             teacher,
-            self.labels[rows],
+            labels,
             sample,
             count,
             self.progress,
@@ -189,11 +203,7 @@ class Items:
 
         All that a divergence needs. It asks here, not the logits: a stored teacher knows its likeliest classes only.
         """
-        t = temperature.unsqueeze(-1)  # [N, 1]
-        return (
-            torch.log_softmax(functional.upcast(self.teacher.logits) / t, dim=-1),
-            torch.log_softmax(functional.upcast(self.student.logits) / t, dim=-1),
-        )
+        return self.teacher.log_probabilities(self.student, temperature)
 
 
 def image_items(
@@ -253,6 +263,14 @@ def token_items(
         row=tokens.row,
         num_rows=len(labels),
     )
+
+
+def target_items(student: Outputs, teacher: Outputs, targets: Targets, progress: float | None = 0.0) -> Items:
+    """One item a target token, of which both outputs are known. ValueError where the teacher's are of other tokens."""
+    if teacher.size != len(targets):
+        raise ValueError(f"{len(targets)} target tokens, but the teacher's outputs are of {teacher.size}")
+    samples = targets.sample, targets.num_samples
+    return Items(student, teacher, targets.labels, *samples, progress, row=targets.row, num_rows=targets.shape[0])
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Constant(Temperature):
         return Requirements(within_samples=True)
 
     def __call__(self, items: Items) -> Tensor:
-        return torch.full((len(items),), float(self.temperature), device=items.labels.device)
+        return torch.full((len(items),), float(self.temperature), device=items.sample.device)
 
 
 @register_temperature("energy")

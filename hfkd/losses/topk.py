@@ -1,19 +1,17 @@
-"""Items whose teacher was stored: its k likeliest classes, and one bucket for all others.
+"""Outputs of a teacher that were stored: its k likeliest classes, and one bucket for all others.
 
 N items, C classes or vocabulary, k stored classes, S temperatures the bucket is stored for.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hfkd.losses.functional import upcast
-from hfkd.losses.items import Items, Outputs
+from hfkd.losses.items import Outputs
 from hfkd.utils.devices import constant
-from hfkd.utils.targets import Targets
 
 
 class TopKOutputs(Outputs):
@@ -58,48 +56,32 @@ class TopKOutputs(Outputs):
     def entropy(self, temperature: float) -> Tensor:
         return _stored("entropy", "entropy_temperature", self._entropies, temperature)
 
-    def log_probabilities(self, temperature: Tensor) -> Tensor:
-        """[N] -> [N, k + 1], the last for all other classes; NaN where no bucket is stored for an item's T.
+    @property
+    def size(self) -> int:
+        return len(self.ids)
 
-        Whoever builds a trainer compares the temperatures beforehand: here it would cost a GPU a wait at each step.
+    def log_probabilities(self, student: Outputs, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        """[N] -> [N, k + 1] each, the last for all other classes; NaN where no bucket is stored for an item's T.
+
+        Merging classes cannot raise an f-divergence (data-processing inequality), so divergences are lower bounds, and
+        with k = C exact. The student's bucket is a logsumexp over its other logits: as exact as a softmax, however
+        little mass is left.
         """
+        z = upcast(student.logits) / temperature.unsqueeze(-1)  # [N, C]
+        coarse = z.gather(-1, self.ids)  # [N, k]
+        if self.ids.shape[-1] < z.shape[-1]:
+            coarse = torch.cat([coarse, tail(z, self.ids).unsqueeze(-1)], -1)
+        return self._stored_log_probabilities(temperature), torch.log_softmax(coarse, dim=-1)
+
+    def _stored_log_probabilities(self, temperature: Tensor) -> Tensor:
+        # Whoever builds a trainer compares the temperatures beforehand: here it would cost a GPU a wait at each step.
         z = self._likeliest
         if self._tails:
             known = constant(tuple(self._tails), temperature.device)  # [S]
             gap = (temperature.detach().unsqueeze(-1) - known).abs()  # [N, S]
-            tail = torch.stack(list(self._tails.values()), -1).gather(-1, gap.argmin(-1, keepdim=True))
-            z = torch.cat([z, tail.where(gap.amin(-1, keepdim=True) < 1e-4, torch.nan)], -1)
+            bucket = torch.stack(list(self._tails.values()), -1).gather(-1, gap.argmin(-1, keepdim=True))
+            z = torch.cat([z, bucket.where(gap.amin(-1, keepdim=True) < 1e-4, torch.nan)], -1)
         return torch.log_softmax(z / temperature.unsqueeze(-1), dim=-1)
-
-
-@dataclass(frozen=True)
-class TopKItems(Items):
-    """`Items` whose log-probabilities are over the teacher's k classes and the bucket: divergences are lower bounds.
-
-    Merging classes cannot raise an f-divergence (data-processing inequality), and with k = C it is the divergence.
-    The student's bucket is a logsumexp over its other logits: as exact as a softmax, however little mass is left.
-    """
-
-    teacher: TopKOutputs
-
-    def log_probabilities(self, temperature: Tensor) -> tuple[Tensor, Tensor]:
-        """[N] -> [N, k + 1] of teacher and student."""
-        ids, t = self.teacher.ids, temperature.unsqueeze(-1)
-        z = upcast(self.student.logits) / t  # [N, C]
-        coarse = z.gather(-1, ids)  # [N, k]
-        if ids.shape[-1] < z.shape[-1]:
-            coarse = torch.cat([coarse, tail(z, ids).unsqueeze(-1)], -1)
-        return self.teacher.log_probabilities(temperature), torch.log_softmax(coarse, dim=-1)
-
-
-def topk_items(logits: Tensor, teacher: TopKOutputs, targets: Targets, progress: float | None = 0.0) -> TopKItems:
-    """The student's logits [N, V] of the target tokens, and what is stored of the teacher's."""
-    if len(teacher.ids) != len(targets):
-        raise ValueError(f"{len(targets)} target tokens, but the stored outputs are of {len(teacher.ids)}")
-    samples = targets.sample, targets.num_samples
-    return TopKItems(
-        Outputs(logits), teacher, targets.labels, *samples, progress, row=targets.row, num_rows=targets.shape[0]
-    )
 
 
 def tail(logits: Tensor, ids: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class Uniform(Weighting):
         return Requirements(within_samples=True)
 
     def __call__(self, items: Items) -> Tensor:
-        return torch.ones(len(items), device=items.labels.device)
+        return torch.ones(len(items), device=items.sample.device)
 
 
 uniform = Uniform()

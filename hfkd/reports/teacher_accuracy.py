@@ -54,11 +54,9 @@ class TeacherAccuracy(TrainerCallback):
 
 def measure(trainer: Host) -> dict[str, float]:
     """`teacher_accuracy` and its like by name, for each evaluation set; empty where there is nothing to measure."""
-    live = getattr(
-        trainer.teacher, "_orig_mod", trainer.teacher
-    )  # compiled: a batch of another size would compile anew
+    live = trainer.teacher
     wanted = trainer.args.evaluate_teacher and trainer.distillation_loss.kd_weight and trainer.eval_dataset is not None
-    if not wanted or not isinstance(live, FrozenTeacher):
+    if not wanted or live is None or not live.networks:
         return {}
     sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
     scores: dict[str, float] = {}
@@ -73,6 +71,8 @@ def measure(trainer: Host) -> dict[str, float]:
 @torch.no_grad()
 def _score(trainer: Host, teacher: FrozenTeacher, loader: Any) -> dict[str, float]:
     network, average = trainer.evaluated_network(teacher), RowAverage()
+    if network is teacher:
+        network = teacher.uncompiled  # a batch of another size would compile anew
     counts: Tensor | None = None
     for batch in _batches(trainer, loader):
         inputs = trainer.as_networks_take_it(trainer._prepare_inputs(batch), training=False)
@@ -80,6 +80,7 @@ def _score(trainer: Host, teacher: FrozenTeacher, loader: Any) -> dict[str, floa
             return {}
         logits = network(each=True, **inputs)[..., : trainer.num_classes]
         items = trainer.task.items(inputs, logits if len(teacher.networks) == 1 else logits[0], logits)
+        assert items.labels is not None
         voices = {"teacher_accuracy": items.teacher}
         voices |= {f"teacher_{k}_accuracy": one for k, one in enumerate(items.teachers, 1)}
         hits = {name: (one.logits.argmax(-1) == items.labels).float() for name, one in voices.items()}

@@ -44,6 +44,11 @@ class Task(ABC):
     scored_by: ClassVar[str | None] = None  # its default metric (`hfkd.evaluation.metrics`); None: the loss alone
 
     @property
+    def needs_no_labels(self) -> bool:
+        """Whether rows without labels can be distilled."""
+        return type(self).stand_ins is not Task.stand_ins
+
+    @property
     def name(self) -> str:
         return next(name for name, made in TASKS.items() if made is type(self))
 
@@ -88,6 +93,10 @@ class Task(ABC):
 
     def check_values(self, labels: Tensor) -> None:  # noqa: B027 - most labels are integers, which mean what they are
         """Raise ValueError for float labels whose values mean nothing here. Waits for the labels' device."""
+
+    def stand_ins(self, batch: Batch, network: nn.Module) -> Tensor:
+        """Labels for rows that have none: which places are items, and nothing else. ValueError where labels say it."""
+        raise ValueError(f"{self.name} needs labels: {self.without_labels}")
 
     def probe(self, batch: Batch) -> dict[str, Any]:
         """So much of a batch as the networks are tried on before training."""

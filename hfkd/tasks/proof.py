@@ -89,6 +89,7 @@ def _losses(
     logits, own, added = logits_of(output), getattr(output, "loss", None), call.added_loss(output)
     task.check_logits(logits)
     items = task.items({"labels": labels}, logits, logits)
+    assert items.labels is not None
     ours = cross_entropy(items.student.logits, items.labels).mean().item()
     if not isinstance(own, Tensor):
         return None, ours, logits

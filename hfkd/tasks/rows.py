@@ -50,6 +50,9 @@ class PerRow(Task):
     def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
         return image_items(student, teacher, batch["labels"], progress=progress)
 
+    def stand_ins(self, batch: Batch, network: nn.Module) -> Tensor:
+        return torch.zeros(rows_of(batch), dtype=torch.long)
+
     def check_logits(self, logits: Tensor) -> None:
         if logits.ndim != 2:
             raise ValueError(

@@ -1,8 +1,10 @@
 """Teachers: frozen networks, what one pass of them over the training set tells, and what they said, stored."""
 
+from hfkd.teachers.base import Teacher
 from hfkd.teachers.frozen import FrozenTeacher, TeacherEnsemble, place
 from hfkd.teachers.image_cache.teacher import CachedTeacher
-from hfkd.teachers.statistics import TeacherScan, scan
+from hfkd.teachers.statistics import scan
+from hfkd.teachers.teacher_scan import TeacherScan
 from hfkd.teachers.token_cache.build import build_text_cache
 from hfkd.teachers.token_cache.teacher import CachedTextTeacher
 
@@ -10,6 +12,7 @@ __all__ = [
     "CachedTeacher",
     "CachedTextTeacher",
     "FrozenTeacher",
+    "Teacher",
     "TeacherEnsemble",
     "TeacherScan",
     "build_text_cache",

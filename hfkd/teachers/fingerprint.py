@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from hfkd.teachers.base import Teacher
 from hfkd.teachers.code import code_hash
 from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.utils.command import without_addresses
@@ -45,7 +46,7 @@ def teacher_key(teacher: FrozenTeacher) -> str:
     return digest.hexdigest()
 
 
-def weights_fingerprint(teacher: FrozenTeacher) -> str:
+def weights_fingerprint(teacher: Any) -> str:
     """A hash of every weight and buffer, the modules that hold them, and the inputs the teacher gets."""
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(teacher.model.state_dict().items()):
@@ -57,7 +58,7 @@ def weights_fingerprint(teacher: FrozenTeacher) -> str:
     return digest.hexdigest()
 
 
-def configuration(teacher: FrozenTeacher) -> dict[str, Any]:
+def configuration(teacher: Teacher) -> dict[str, Any]:
     """The settings that may change the outputs (soft caps, scales, positions, ...), by dotted names; {} without any."""
     found: dict[str, Any] = {}
     for number, network in enumerate(teacher.networks):

@@ -6,22 +6,28 @@ B images, H height, W width, C classes, K teachers.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 
+from hfkd.losses.items import Outputs
 from hfkd.models import InputSpec, input_spec, same_statistics
-from hfkd.models.calling import Call
+from hfkd.models.calling import Call, output_head
 from hfkd.models.label_names import label_names_of
+from hfkd.models.target_logits import outputs_at_targets
+from hfkd.teachers.base import Teacher
 from hfkd.teachers.freezing import Freezing
+from hfkd.utils.targets import Targets
 
 logger = logging.getLogger(__name__)
 
 
-class FrozenTeacher(nn.Module):
+class FrozenTeacher(nn.Module, Teacher):
     """A network in eval mode, without gradients, that stays so whatever its owner does, until `unfreeze`.
 
     After it the network is as it was before, and is frozen for the length of each forward, or of `with frozen()`.
@@ -41,7 +47,7 @@ class FrozenTeacher(nn.Module):
         label_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.freezing = model, Freezing([model])
+        self.model, self.freezing, self.compiled = model, Freezing([model]), False
         self.call = Call.of(model)
         self.wanted = wanted or input_spec(model)
         self.size = self.wanted.size if self.wanted else None
@@ -56,8 +62,7 @@ class FrozenTeacher(nn.Module):
         self.freeze()
 
     @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        """The bare networks behind it."""
+    def networks(self) -> tuple[nn.Module, ...]:  # type: ignore[override]
         return (self.model,)
 
     def _receive(self, received: InputSpec | None) -> None:
@@ -94,6 +99,26 @@ class FrozenTeacher(nn.Module):
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
         return self
+
+    def compile(self, *arguments: Any, **keywords: Any) -> None:
+        super().compile(*arguments, **keywords)
+        self.compiled = True
+
+    def uncompiled(self, **inputs: Any) -> Tensor:
+        """The call of a few rows, whose size is no reason to compile anew."""
+        return self.forward(**inputs)
+
+    def at_targets(
+        self, inputs: Mapping[str, Any], targets: Targets, num_classes: int | None, on_heads: bool
+    ) -> tuple[Outputs, Tensor | None]:
+        logits, picked = outputs_at_targets(self.model, partial(self, **inputs), targets, num_classes, on_heads)
+        return Outputs(picked), logits
+
+    def placed(self, accelerator: Accelerator) -> "FrozenTeacher":
+        return place(self, accelerator)
+
+    def hidden(self, inputs: Mapping[str, Any]) -> tuple[Tensor, nn.Module]:
+        return self(last_hidden=True, **inputs), output_head(self.model)
 
     def freeze(self) -> None:
         self.freezing.do()
@@ -174,8 +199,12 @@ class TeacherEnsemble(FrozenTeacher):
         self.freeze()
 
     @property
-    def networks(self) -> tuple[nn.Module, ...]:
+    def networks(self) -> tuple[nn.Module, ...]:  # type: ignore[override]
         return tuple(one.model for one in self.teachers)
+
+    @property
+    def members(self) -> tuple[FrozenTeacher, ...]:
+        return self.teachers
 
     def take_as_given(self) -> None:
         for teacher in self.teachers:
@@ -213,6 +242,9 @@ def place(teacher: FrozenTeacher, accelerator: Accelerator) -> FrozenTeacher:
                 "DeepSpeed ZeRO stage 3 would shard the teacher, which takes no part in training: use stage 2, or FSDP"
             )
     prepared = accelerator.prepare_model(teacher, device_placement=True, evaluation_mode=True)
+    if isinstance(prepared, OptimizedModule):  # a wrapper that knows nothing of teachers: compiled in place instead
+        prepared = teacher
+        prepared.compile(**accelerator.state.dynamo_plugin.to_kwargs())
     # The list is what `save_state` writes out, and while it is empty Trainer.evaluate knows to prepare the student.
     accelerator._models = [m for m in accelerator._models if m is not prepared and m is not teacher]
     return prepared.eval()

@@ -40,21 +40,17 @@ class RowReader:
         return torch.device("cpu") if parameter is None else parameter.device
 
     def frozen(self) -> AbstractContextManager[None]:
-        return self._one.frozen()
-
-    @property
-    def _one(self) -> FrozenTeacher:
-        """The teacher, not compiled: a few rows are no reason for that."""
-        return getattr(self.teacher, "_orig_mod", self.teacher)
+        return self.teacher.frozen()
 
     @torch.no_grad()
-    def read(self, batch: Mapping[str, Any], teacher: FrozenTeacher | None = None) -> tuple[Tensor, Items]:
+    def read(self, batch: Mapping[str, Any], compiled: bool = True) -> tuple[Tensor, Items]:
         """Of each item its energy, entropy, likeliest class and a one [N, 4], and the items.
 
         The energy is NaN where a logit is NaN or infinite.
         """
         batch = send_to_device(batch, self.device)
-        logits = (teacher or self.teacher)(**batch)[..., : self.num_classes]
+        teacher = self.teacher if compiled else self.teacher.uncompiled
+        logits = teacher(**batch)[..., : self.num_classes]
         items = self.task.items(batch, logits, logits)
         said = items.teacher
         energy = said.energy(self.energy_temperature).where(said.logits.isfinite().all(-1), torch.nan)
@@ -83,7 +79,7 @@ class RowReader:
             return None
         values, sizes = [], []
         for batch in batches:
-            per_item, items = self.read(batch, self._one)
+            per_item, items = self.read(batch, compiled=False)
             of_rows = torch.cat([per_item, size_of(items.teacher.logits).to(per_item)[:, None]], dim=-1)
             means = row_means(of_rows, items)  # [B, 5], the fourth 0 for a row without items
             values.append(means[:, :2].where(means[:, 3:4] > 0, torch.nan))

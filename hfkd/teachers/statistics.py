@@ -3,15 +3,13 @@
 S samples: images, rows of tokens, or packed documents. N items of a batch: images, or target tokens. B its rows.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
@@ -24,50 +22,15 @@ from hfkd.tasks.base import Task
 from hfkd.tasks.image_classification import ImageClassification
 from hfkd.teachers.agreement import everywhere, spread_rows
 from hfkd.teachers.all_ranks import of_all_ranks, samples_of_all_ranks
+from hfkd.teachers.base import Teacher
 from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.teachers.row_reader import RowReader, row_means
 from hfkd.teachers.statistics_file import ScanFile, ScanKey
+from hfkd.teachers.teacher_scan import TeacherScan
 from hfkd.utils.argument_types import SoftmaxTemperature, fitting
 from hfkd.utils.finite import broken_rows
 
 Views = Literal["train", "clean"]
-COLUMNS, ROWS = ("energy", "entropy", "prediction"), "row_"
-
-
-@dataclass(frozen=True)
-class TeacherScan:
-    """Energy, entropy and predicted class in the order of the dataset, on the CPU: [S] each, or of every item.
-
-    NaN for a row of tokens that has no target: it is no sample, and its energy no one's. `of_rows` are the means
-    over the rows of tokens, where items or packed documents are not these.
-    """
-
-    energy: Tensor
-    entropy: Tensor
-    prediction: Tensor
-    of_rows: "TeacherScan | None" = None
-
-    @property
-    def rows(self) -> "TeacherScan":
-        """One number for each row of the data set."""
-        return self.of_rows or self
-
-    @property
-    def columns(self) -> dict[str, Tensor]:
-        """All numbers by name, as a file keeps them."""
-        own = {name: getattr(self, name) for name in COLUMNS}
-        return own if self.of_rows is None else own | {ROWS + k: v for k, v in self.of_rows.columns.items()}
-
-    @classmethod
-    def of_columns(cls, columns: Mapping[str, Tensor]) -> "TeacherScan":
-        of_rows = {k.removeprefix(ROWS): v for k, v in columns.items() if k.startswith(ROWS)}
-        energy, entropy, prediction = (columns[name] for name in COLUMNS)
-        return cls(energy, entropy, prediction, cls.of_columns(of_rows) if of_rows else None)
-
-    def add_to(self, dataset: Dataset) -> Dataset:
-        """The dataset with the columns `teacher_energy` and `teacher_entropy`."""
-        dataset = dataset.add_column("teacher_energy", self.energy.tolist())
-        return dataset.add_column("teacher_entropy", self.entropy.tolist())
 
 
 def scan(
@@ -99,8 +62,14 @@ def scan(
     file that is damaged or stale, or with which the teacher disagrees on a few rows, is redone, with a log line. Random
     transforms other than `ImageTransform` start from `seed`, and are not compared.
     The paper's authors drop the last partial batch; here every image counts, but none that HE-DA added.
+    What a stored teacher knows takes no pass.
     Raises ValueError when the teacher gives NaN or infinity, naming the first images.
     """
+    known = (
+        teacher.known(dataset, energy_temperature, entropy_temperature, level) if isinstance(teacher, Teacher) else None
+    )
+    if known is not None:
+        return known
     task = task or ImageClassification()
     level = "sample" if task.one_item_a_row else level  # an image is its only item
     for name, value in {"energy_temperature": energy_temperature, "entropy_temperature": entropy_temperature}.items():
@@ -160,10 +129,7 @@ def _found(reader: RowReader, file: ScanFile | None, accelerator: Accelerator | 
 
 
 def _live(teacher: nn.Module) -> FrozenTeacher:
-    """`teacher` itself where it is one, also compiled: `place` gives torch.compile's wrapper under `torch_compile`."""
-    if isinstance(getattr(teacher, "_orig_mod", teacher), FrozenTeacher):
-        return cast(FrozenTeacher, teacher)
-    return FrozenTeacher(teacher).unfreeze()
+    return teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher).unfreeze()
 
 
 def _run(

@@ -47,6 +47,10 @@ class Host(Protocol):
         """The evaluation set that it had when training started."""
 
     @property
+    def training_collator(self) -> Any:
+        """The collator of training rows, which may have no labels."""
+
+    @property
     def settings(self) -> dict[str, Any]: ...
 
     def log(self, logs: dict[str, float]) -> None: ...

@@ -1,7 +1,7 @@
 """What DistillationTrainer makes of its arguments before it is a Trainer."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from hfkd.models.checkpoints import some
 from hfkd.models.peers import networks_of
 from hfkd.tasks.base import Collate, Task
 from hfkd.tasks.packing import PackingCheck
-from hfkd.teachers import CachedTeacher, FrozenTeacher, TeacherEnsemble
+from hfkd.teachers import CachedTeacher, FrozenTeacher, Teacher, TeacherEnsemble
 from hfkd.training.checkpoints.student_weights import trained_but_not_saved
 from hfkd.training.validation.normalisation import Received, warn_of_normalisation
 from hfkd.utils.launch import check_world_size
@@ -124,14 +124,12 @@ def _refuse_for_peers(loss: DistillationLoss, teacher: Any, args: DistillationAr
 
 
 def packing_check(
-    student: nn.Module,
-    teacher: FrozenTeacher | None,
+    networks: Sequence[nn.Module],
     args: TrainingArguments,
     datasets: Mapping[str, Any],
     collate: Any,
 ) -> PackingCheck:
     """What refuses packed rows where one of the networks lets documents see each other: those of `datasets` now."""
-    networks = (student, *(teacher.networks if teacher else ()))
     check = PackingCheck(networks, sharded=uses_fsdp(args) or bool(args.deepspeed))
     check.check_datasets(datasets, collate)
     return check
@@ -152,9 +150,7 @@ def with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:
 def teacher_networks(teacher: Any) -> list[nn.Module]:
     """The networks that `teacher=` names: one, several, or none."""
     several = teacher if isinstance(teacher, (list, tuple)) else [teacher]
-    found = [
-        one.networks if isinstance(one, FrozenTeacher) else (one,) for one in several if isinstance(one, nn.Module)
-    ]
+    found = [one.networks if isinstance(one, Teacher) else (one,) for one in several if isinstance(one, nn.Module)]
     return [network for networks in found for network in networks]
 
 
@@ -174,15 +170,22 @@ def chosen_collator(
     return task.ready(only_used(given, takes, ("view", *names), always))
 
 
-def frozen_teacher(teacher: Any, inputs: Received) -> FrozenTeacher:
-    """The teacher, told how the training images are normalised, unless it is told already.
+def as_teacher(given: Any, inputs: Received) -> Teacher:
+    """What `teacher=` names, told how the training images are normalised, unless it is told already.
 
     A list of teachers becomes `TeacherEnsemble`. Networks are the caller's, and frozen while they are used. Warns where
     nobody but the student's config says it, and says something else than the teacher.
     """
-    if isinstance(teacher, (list, tuple, TeacherEnsemble)):
-        several = teacher.teachers if isinstance(teacher, TeacherEnsemble) else teacher
-        return TeacherEnsemble([frozen_teacher(one, inputs) for one in several]).unfreeze()
+    if isinstance(given, Teacher) and not given.members:  # stored
+        return given
+    listed = isinstance(given, (list, tuple))
+    live = [
+        _frozen(one, inputs) for one in (given if listed else given.members if isinstance(given, Teacher) else [given])
+    ]
+    return TeacherEnsemble(live).unfreeze() if listed or len(live) > 1 else live[0]
+
+
+def _frozen(teacher: Any, inputs: Received) -> FrozenTeacher:
     if isinstance(teacher, FrozenTeacher) and teacher.received is not None:
         return teacher
     if isinstance(teacher, FrozenTeacher):
@@ -195,15 +198,21 @@ def frozen_teacher(teacher: Any, inputs: Received) -> FrozenTeacher:
 
 
 def cached_teacher(
-    teacher: FrozenTeacher | None,
+    teacher: Any,
     dataset: Any,
     loss: DistillationLoss,
     args: DistillationArguments,
+    task: Task,
     accelerator: Accelerator,
 ) -> CachedTeacher | None:
     """The teacher for the training images with `teacher_cache_dir`, else None. ValueError where it cannot serve."""
-    if not args.teacher_cache_dir or teacher is None or not loss.kd_weight:
+    if not args.teacher_cache_dir or teacher is None or not teacher.networks or not loss.kd_weight:
         return None
+    if task.vocabulary:
+        raise ValueError(
+            "teacher_cache_dir of a language model is filled before training: call hfkd.teachers.build_text_cache, and "
+            "pass CachedTextTeacher(folder) as the teacher (recipes/gpt2_dolly_eakd.py does both)"
+        )
     if len(teacher.networks) > 1:
         raise ValueError("teacher_cache_dir keeps the logits of one teacher, and there are several: leave it out")
     return CachedTeacher(teacher, dataset, args.teacher_cache_dir, accelerator, args.teacher_cache_on_device)

@@ -15,7 +15,7 @@ from hfkd.data.epochs import epoch_transform
 from hfkd.data.he_da import original_images
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.temperatures import Fitted, Level
-from hfkd.teachers import CachedTextTeacher, FrozenTeacher
+from hfkd.teachers import Teacher
 from hfkd.teachers.fingerprint import (
     HASHED_WHOLE,
     changed_setting,
@@ -74,7 +74,7 @@ class RunRecord:
     def of(
         cls,
         student: nn.Module,
-        teacher: FrozenTeacher | CachedTextTeacher | None,
+        teacher: Teacher | None,
         loss: DistillationLoss,
         seed: int,
         more: Mapping[str, Any] | None = None,
@@ -82,7 +82,7 @@ class RunRecord:
     ) -> "RunRecord":
         """`more`: what else decides the run, recorded beside the slots."""
         known, config = None if teacher is None else repr(teacher), None
-        if isinstance(teacher, FrozenTeacher):
+        if teacher is not None and teacher.networks:
             config = configuration(teacher)
             names = " + ".join(map(network, teacher.networks))
             known = names.removesuffix(")") + f", weights {weights_fingerprint(teacher)[:8]})"

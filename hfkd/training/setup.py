@@ -15,7 +15,8 @@ from hfkd.models.peers import networks_of
 from hfkd.models.sharing import refuse_shared
 from hfkd.models.vocabulary import common_vocabulary
 from hfkd.tasks.choice import chosen_task
-from hfkd.teachers import CachedTextTeacher, FrozenTeacher
+from hfkd.tasks.unlabelled import has_labels, unlabelled
+from hfkd.teachers import Teacher
 from hfkd.teachers.tokenizer import check_teacher_tokenizers
 from hfkd.training import loss_parameters
 from hfkd.training.built_objectives import Builder
@@ -25,8 +26,8 @@ from hfkd.training.forward.he_da import refuse_he_da
 from hfkd.training.forward.target_tokens import TargetForward
 from hfkd.training.lr_schedule import refuse_unknown_epochs
 from hfkd.training.preparation import (
+    as_teacher,
     chosen_collator,
-    frozen_teacher,
     packing_check,
     pins_memory,
     refuse_unsaved,
@@ -36,11 +37,10 @@ from hfkd.training.preparation import (
 )
 from hfkd.training.run_identity import RunRecord
 from hfkd.training.validation.batches import refuse_no_batch, refuse_small_batches
-from hfkd.training.validation.cached import check_cached
 from hfkd.training.validation.checked_batches import Bounds
 from hfkd.training.validation.features import refuse_features
 from hfkd.training.validation.label_maps import check_label_names
-from hfkd.training.validation.labels import EmptyRows, LabelWatch
+from hfkd.training.validation.labels import EmptyRows, LabelWatch, refuse_unlabelled
 from hfkd.training.validation.networks import check_datasets, check_networks, probed_dataset, say_left_out
 from hfkd.training.validation.normalisation import ImageInputs, normalisation
 from hfkd.training.validation.recorded_inputs import check_processor
@@ -94,6 +94,8 @@ class Setup:
         given = self.keywords.pop("data_collator", None)
         self.collator = chosen_collator(given, self.processing_class, self.model, teacher, self.task, self.args)
         check_datasets(self.data, self.collator, self.task)
+        self.loss.labelled = self.rows is None or has_labels(self.rows, self.collator)
+        refuse_unlabelled(self.loss, self.task, self.rows)
         refuse_no_batch(self.args, self.data)
         say_left_out(self.rows, self.collator, self.call, self._labels)
         refuse_unknown_epochs(self.loss, self.args, self.rows)
@@ -106,66 +108,76 @@ class Setup:
 
     def take_teacher(self, teacher: Any, tokenizer: Any) -> None:
         """The teacher, told what images it is given, and with the student's vocabulary."""
-        self.cached = teacher if isinstance(teacher, CachedTextTeacher) else None
         images = self.call.takes_images and not self.task.vocabulary
         self.image_inputs = (
             ImageInputs.between(self.model, teacher, self.collator, self.processing_class) if images else None
         )
         self.received = normalisation(self.image_inputs, self.data)
-        self.live = None if teacher is None or self.cached else frozen_teacher(teacher, self.received)
+        self.teacher: Teacher | None = None if teacher is None else as_teacher(teacher, self.received)
+        self.networks = self.teacher.networks if self.teacher else ()
         self.num_classes: int | None = None
-        if self.task.vocabulary and self.live:
-            self.live.take_as_given()
-            self.num_classes = common_vocabulary(self.model, self.live.networks[0], self.processing_class)
-        if self.live and self.loss.kd_weight and "input_ids" in (self.call.keywords or ()):  # classifiers read too
-            check_teacher_tokenizers(self.processing_class, tokenizer, self.live.networks)
+        if self.task.vocabulary and self.networks:
+            for one in self.teacher.members if self.teacher else ():
+                one.take_as_given()
+            self.num_classes = common_vocabulary(self.model, self.networks[0], self.processing_class)
+        if self.networks and self.loss.kd_weight and "input_ids" in (self.call.keywords or ()):  # classifiers read too
+            check_teacher_tokenizers(self.processing_class, tokenizer, self.networks)
+
+    @property
+    def live(self) -> Any:
+        """The teacher, if networks run for it."""
+        return self.teacher if self.networks else None
 
     def try_networks(self) -> None:
         """Both networks on the first rows, and what their classes are called."""
         task, data, collator = self.task, self.data, self.collator
         slots, rows = slot_check(self.loss, task, self.num_classes), probed_dataset(data)
-        found = check_networks(self.model, self.call, self.live, rows, collator, task, slots, self._labels)
+        self.looked_at = collator if self.loss.labelled else unlabelled(collator, task, self.model)
+        found = check_networks(self.model, self.call, self.live, rows, self.looked_at, task, slots, self._labels)
         self.classes = self.num_classes or found
         self.labels, self.empty_rows = LabelWatch(task, found), EmptyRows(task)
         self.class_names = None if task.vocabulary else check_label_names(data, collator, self.model, self.live)
         check_processor(self.processing_class, self.model, self.rows, self.received)
-        self.packing = packing_check(self.model, self.live, self.args, data, collator) if task.by_target else None
+        self.packing = (
+            packing_check((self.model, *self.networks), self.args, data, collator) if task.by_target else None
+        )
 
     def take_cache(self) -> None:
-        """A stored teacher of tokens in place of a live one."""
-        if self.cached is None:
+        """What a stored teacher serves, where it is one."""
+        teacher = self.teacher
+        if teacher is None or self.networks:
             return
-        self.num_classes = check_cached(
-            self.cached, self.loss, self.args, self.model, self.processing_class, self.rows, self.task
+        self.num_classes = teacher.check_use(
+            self.loss, self.args, self.model, self.processing_class, self.rows, self.task
         )
         self.classes = self.num_classes or self.classes
-        self.collator = self.cached.collator(self.collator)
+        self.collator = teacher.collator(self.collator)
 
     def choose_forward(self) -> None:
         refuse_small_batches(self.loss, self.args, self.task)
-        self.step: Chosen = choose_forward(self.model, self.live, self.task, self.loss, self.args, self.num_classes)
+        self.step: Chosen = choose_forward(self.model, self.teacher, self.task, self.loss, self.args, self.num_classes)
         refuse_he_da(self.args, self.step, self.rows)
 
     def identify(self) -> None:
         """What this run is: not another one's folder."""
-        teacher = self.live or self.cached
-        self.record = RunRecord.of(self.model, teacher, self.loss, self.args.seed, self.args.high_energy, self.rows)
+        self.record = RunRecord.of(
+            self.model, self.teacher, self.loss, self.args.seed, self.args.high_energy, self.rows
+        )
         if not self.searching:
             self.record.refuse_other(self.args.output_dir)
 
     def lay_out(self) -> None:
         """Memory formats, pinned batches."""
-        live: FrozenTeacher | None = self.live
         if self.args.channels_last:
             self.model.to(memory_format=torch.channels_last)
-            if live is not None:
-                live.channels_last()
+            if self.teacher is not None:
+                self.teacher.channels_last()
         self.pins_memory = pins_memory(self.data, self.args)
-        self.bounds = Bounds.of(self.model, live.networks if live else (), self.task, self.classes)
+        self.bounds = Bounds.of(self.model, self.networks, self.task, self.classes)
 
     def build_objectives(self) -> None:
         """Connectors, and what is kept of the networks for them: hooks are placed last, once nothing else can fail."""
-        parts = (self.model, self.call, self.live, self.task, self.args, self.rows, self.collator, tuple(self._labels))
+        parts = (self.model, self.call, self.live, self.task, self.args, self.rows, self.looked_at, tuple(self._labels))
         self.inner = Builder(*parts).build(self.loss, self.classes)
         if isinstance(self.step, (DenseForward, TargetForward)):
             self.step.inner = self.inner

@@ -2,21 +2,19 @@
 
 from typing import Any
 
-from hfkd.teachers import CachedTextTeacher, TeacherScan, scan
+from hfkd.teachers import TeacherScan, scan
 from hfkd.training.host import Host
 
 
-def scan_of(trainer: Host, **keywords: Any) -> TeacherScan:
-    """`hfkd.teachers.scan` of the training set. ValueError where there is no teacher or no training set."""
+def scan_of(trainer: Host, rows: Any = None, **keywords: Any) -> TeacherScan:
+    """`hfkd.teachers.scan` of the training set, or of `rows` of it. ValueError where there is no teacher, or no set."""
     args = trainer.args
     if trainer.teacher is None or trainer.train_dataset is None:
         raise ValueError("a teacher scan needs a teacher and a train_dataset")
-    if isinstance(trainer.teacher, CachedTextTeacher):
-        return trainer.teacher.scan(trainer.train_dataset, **keywords)
     return scan(
         trainer.teacher,
-        trainer.train_dataset,
-        collate=trainer.data_collator,
+        trainer.train_dataset if rows is None else rows,
+        collate=trainer.training_collator,
         task=trainer.task,
         num_classes=trainer.num_classes,
         batch_size=max(args.train_batch_size, args.eval_batch_size),

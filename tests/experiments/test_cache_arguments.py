@@ -21,9 +21,11 @@ def ask(tmp_path):
             loads.append(name)
             return causal_lm(name or tmp_path / "teacher")
 
-        cache = TeacherCacheArguments(teacher_cache=str(tmp_path / "cache"), teacher_cache_k=4)
+        cache = TeacherCacheArguments(teacher_cache_k=4)
         name = name or str(tmp_path / "teacher")
-        return cache.teacher(load, name, token_dataset(), language_model(), tokenizer(), 2.0), len(loads)
+        return cache.teacher(
+            str(tmp_path / "cache"), load, name, token_dataset(), language_model(), tokenizer(), 2.0
+        ), len(loads)
 
     return teacher
 

@@ -104,7 +104,7 @@ def test_a_killed_run_is_taken_up_and_its_student_is_scored(flags, data_dir, dol
 
 @pytest.mark.slow
 def test_a_stored_teacher_is_built_by_the_first_run_and_not_loaded_by_the_second(flags, tmp_path):
-    short = [*flags, "--max_steps=2", "--eval_strategy=no", f"--teacher_cache={tmp_path / 'stored'}"]
+    short = [*flags, "--max_steps=2", "--eval_strategy=no", f"--teacher_cache_dir={tmp_path / 'stored'}"]
     losses = []
     for session in ("first", "second"):
         more = [f"--output_dir={tmp_path / session}", f"--teacher_name_or_path={tmp_path / 'teacher'}"]

@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(("flag", "used"), [(False, "no"), (True, "bf16")])
 def test_the_flags_precision_is_that_of_the_run_and_of_its_stored_teacher(folder, monkeypatch, tmp_path, flag, used):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no" if flag else "bf16")
-    stored = {"teacher_cache": tmp_path / "cache", "eval_strategy": "no"}
+    stored = {"teacher_cache_dir": tmp_path / "cache", "eval_strategy": "no"}
     run(monkeypatch, "gpt2_dolly_eakd", *text_flags(folder, tmp_path / "text", bf16=flag, **stored))
     run(monkeypatch, "cifar100_energy_kd", *image_flags(folder, tmp_path / "images", bf16=flag))
     for name in ("text", "images"):
@@ -64,7 +64,7 @@ def content(folder):
         ("gpt2_dolly_eakd", lambda f: text_flags(f, f / "large")),
         ("gpt2_dolly_eakd", lambda f: text_flags(f, f / "small")),
         ("gpt2_dolly_eakd", lambda f: text_flags(f, f / "link")),
-        ("gpt2_dolly_eakd", lambda f: text_flags(f, f / "x", teacher_cache=f / "x" / "checkpoint-1")),
+        ("gpt2_dolly_eakd", lambda f: text_flags(f, f / "x", teacher_cache_dir=f / "x" / "checkpoint-1")),
         ("sft", lambda f: given(model_name_or_path=f / "small", output_dir=f / "small", use_cpu=True, bf16=False)),
         ("evaluate_instruct", lambda f: answer_flags(f, f / "small")),
     ],

@@ -98,7 +98,10 @@ def test_a_causal_model_whose_inputs_are_masked_is_warned_of(tmp_path, caplog):
 
 def test_rows_without_labels_or_tokens_are_told_what_makes_them(tmp_path):
     unlabelled = copied().remove_columns("labels")
-    with pytest.raises(ValueError, match=r"no tensor of labels: .*; tokenise with hfkd.data.text.tokenize_dataset"):
+    with pytest.raises(
+        ValueError,
+        match=r"no labels .they have .'input_ids'.., and ce_weight=1: tokenise with hfkd.data.text.tokenize_dataset",
+    ):
         trainer(tmp_path, language_model(), unlabelled)
     chats = Dataset.from_list([{"messages": [{"role": "user", "content": "a"}]}])
     with pytest.raises(ValueError, match=r"no 'input_ids': they have \['messages'\]; tokenise them"):

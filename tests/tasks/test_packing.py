@@ -357,6 +357,8 @@ def test_a_gap_in_the_positions_is_no_new_document():
 def test_ordinary_rows_are_not_looked_at_twice(tmp_path, caplog):
     """No packing, no probe, no word."""
     with caplog.at_level(logging.WARNING, "hfkd"):
-        trainer = build(tmp_path, language_model(), taught_model(), TokenRows())
-    assert not trainer.packing._proved
+        network, calls = language_model(), []
+        network.register_forward_pre_hook(lambda *a: calls.append(network.training))
+        trainer = build(tmp_path, network, taught_model(), TokenRows())
+    assert len(calls) == 2  # the first rows, and the proof of its loss
     assert trainer.data_collator.__class__ is TokenCollator

@@ -3,12 +3,14 @@
 B images, D features, N hash functions.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hfkd.losses.base import Requirements
 from hfkd.losses.context import BuildContext
 from hfkd.losses.features.classifier import linear_classifier
 from hfkd.losses.features.maps import in_float32
@@ -54,6 +56,9 @@ class LSH(LayerPairs):
         self.layer, self.teacher_layer, self.functions, self.std = layer, teacher_layer, functions, std
         self.bias, self.distance, self.squared, self.correct_only = bias, distance, squared, correct_only
 
+    def requirements(self) -> Requirements:
+        return replace(super().requirements(), labels=self.correct_only)
+
     def build(self, context: BuildContext) -> None:
         super().build(context)
         ((mine, theirs),) = self.pairs or ()
@@ -80,6 +85,7 @@ class LSH(LayerPairs):
             values = values + mean_squared(student, teacher)
         if not self.correct_only:
             return values
+        assert items.labels is not None
         labels = items.labels.argmax(-1) if items.labels.is_floating_point() else items.labels
         right = (items.teacher.logits.argmax(-1) == labels).to(values.dtype)
         return values * right * (len(right) / right.sum().clamp(min=1))

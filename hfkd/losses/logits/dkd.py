@@ -34,7 +34,7 @@ class DKD(Objective):
     warmup_epochs: NotNegative = 20
 
     def requirements(self) -> Requirements:
-        return Requirements(epochs=self.warmup_epochs)
+        return Requirements(epochs=self.warmup_epochs, labels=True)
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
         ramp = min(epoch_of(items.progress) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hfkd.losses.base import Objective
+from hfkd.losses.base import Objective, Requirements
 from hfkd.losses.functional import upcast
 from hfkd.losses.items import Items
 from hfkd.losses.logits.dkd import decoupled
@@ -32,6 +32,9 @@ class NKD(Objective):
 
     divergence = False
     gamma: NotNegative = 1.5
+
+    def requirements(self) -> Requirements:
+        return Requirements(labels=True)
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
         return over_targets(

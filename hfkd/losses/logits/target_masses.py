@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 
-def over_targets(labels: Tensor, of_target: Callable[[Tensor], Tensor], of_every: Callable[[], Tensor]) -> Tensor:
+def over_targets(
+    labels: Tensor | None, of_target: Callable[[Tensor], Tensor], of_every: Callable[[], Tensor]
+) -> Tensor:
     """`of_target(y) -> [N]` for the class ids y [N]; for mixed labels [N, C] the mean over their classes.
 
         sum_c label_c of_target(c)
@@ -19,6 +21,8 @@ def over_targets(labels: Tensor, of_target: Callable[[Tensor], Tensor], of_every
     largest shares are asked one by one. The others' small shares, which smoothing gives to all classes, weigh
     `of_every() -> [N, C]`, the same values for every c at once. A row of zeros, an image without a label, gives 0.
     """
+    if labels is None:
+        raise ValueError("this objective reads labels, and the items have none: choose kd, or give the rows labels")
     if labels.ndim == 1:
         return of_target(labels)
     shares, classes = labels.topk(2, dim=-1)  # [N, 2] both

@@ -5,6 +5,7 @@ B images, V views of each, C classes, M rows of logits.
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,13 +14,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from torch import Tensor
-from torch._dynamo import OptimizedModule
+from torch import Tensor, nn
 
 from hfkd.data.epochs import image_transform
 from hfkd.data.he_da import original_images
 from hfkd.data.transforms import ImageTransform, unpack_pixels
 from hfkd.teachers.agreement import disagreement, everywhere, size_of, tolerance
+from hfkd.teachers.base import Teacher
 from hfkd.teachers.code import code_hash
 from hfkd.teachers.fingerprint import data_fingerprint, teacher_key
 from hfkd.teachers.frozen import FrozenTeacher
@@ -31,7 +32,7 @@ from hfkd.utils.devices import send
 logger = logging.getLogger(__name__)
 
 
-class CachedTeacher:
+class CachedTeacher(Teacher):
     """`teacher` for the training images of `dataset`: the same call, and its logits from a file where they are known.
 
     A teacher in eval mode has one row of logits for each image and view, and a padded crop with a flip has a countable
@@ -75,12 +76,19 @@ class CachedTeacher:
             self.store = DeviceStore(file, device)
         self.rows = self.hits = 0  # how many were asked for, and how many of them were known
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:  # type: ignore[override]
+        return self.teacher.networks
+
+    def frozen(self) -> AbstractContextManager[None]:
+        return self.teacher.frozen()
+
     def flush(self) -> None:
         """Have all rows in the file, those too that are on their way from a device."""
         self.store.flush()
 
     @torch.no_grad()
-    def __call__(self, **inputs: Any) -> Tensor:
+    def __call__(self, *, each: bool = False, **inputs: Any) -> Tensor:
         """The logits [B, C] of a batch with `pixel_values` [B, 3, H, W], `index` [B] and `view` [B].
 
         With V views of each image `view` is [B, V], and the images are [B, V, 3, H, W], or [V · B, 3, H, W] with view 0
@@ -95,7 +103,7 @@ class CachedTeacher:
             unknown = (~known).nonzero().squeeze(-1)
             # A batch of new rows alone goes as it is: the very call that the live teacher gets.
             # A compiled teacher always gets whole batches: each new size would be compiled anew.
-            if known.any() and not isinstance(self.teacher, OptimizedModule):
+            if known.any() and not self.teacher.compiled:
                 fresh = self.teacher(pixel_values=flat[send(unknown, flat.device)])
             else:
                 fresh = self.teacher(pixel_values=flat)[send(unknown, flat.device)]
@@ -139,16 +147,15 @@ def _open(
             "images of the training set share their `index`, under which the teacher's logits are kept: number the "
             "rows anew, or give no teacher_cache_dir"
         )
-    live = getattr(teacher, "_orig_mod", teacher)  # a few images are no reason to compile
     image = dataset.with_transform(transform.clean())[0]["pixel_values"]
-    logits = live(pixel_values=image[None].to(device))
+    logits = teacher.uncompiled(pixel_values=image[None].to(device))
     _refuse_wide(logits)
     precision = accelerator.mixed_precision if accelerator else "no"
-    key = _key(live, dataset, transform, f"{precision} on {device.type}")
+    key = _key(teacher, dataset, transform, f"{precision} on {device.type}")
     slots = (int(index.max()) + 1) * transform.num_views
     open_file = partial(LogitStore, folder / file_name(key), key, slots, classes=logits.shape[-1])
     file = open_file()
-    fault = _differs(file, live, dataset, transform, tolerance(live, precision, device.type), device)
+    fault = _differs(file, teacher, dataset, transform, tolerance(teacher, precision, device.type), device)
     return file if everywhere(fault is None, accelerator) else _begun_anew(file, fault, accelerator, open_file)
 
 
@@ -181,7 +188,7 @@ def _differs(
     rows = [int((index == number).nonzero()[0]) for number in numbers]
     images = unpack_pixels([dataset.with_format(None)[row]["pixels"] for row in rows])
     seen = replace(transform, augment=True, views=1).rows(images, numbers, numbers, views)["pixel_values"]
-    live = teacher(pixel_values=seen.to(device)).float().cpu()  # [R, C]
+    live = teacher.uncompiled(pixel_values=seen.to(device)).float().cpu()  # [R, C]
     near = (stored > stored.amax(1, keepdim=True) - NATURAL) | (live > live.amax(1, keepdim=True) - NATURAL)
     names = [f"logit {number}" for number in range(stored.shape[1])]
     views_of = [f"{number} in view {view}" for number, view in zip(numbers.tolist(), views.tolist(), strict=True)]

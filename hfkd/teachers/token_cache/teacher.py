@@ -14,22 +14,27 @@ from datasets import Dataset, concatenate_datasets
 from torch import Tensor, nn
 
 from hfkd.data.text_collate import TokenCollator
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.items import Outputs
 from hfkd.losses.temperatures import Level
 from hfkd.losses.topk import TopKOutputs
+from hfkd.tasks.base import Task
 from hfkd.teachers.agreement import PROBED, spread_rows
+from hfkd.teachers.base import Teacher
 from hfkd.teachers.fingerprint import changed_setting, configuration, data_fingerprint
 from hfkd.teachers.frozen import FrozenTeacher
-from hfkd.teachers.statistics import TeacherScan
+from hfkd.teachers.teacher_scan import TeacherScan
 from hfkd.teachers.token_cache.check import rows_differ
 from hfkd.teachers.token_cache.columns import tokens_hash
 from hfkd.teachers.token_cache.manifest import MANIFEST, Manifest
+from hfkd.teachers.token_cache.served import check_cached
 from hfkd.utils.targets import Targets
 
 PREFIX = "teacher_"  # of a batch's keys that hold what the teacher said
 Collate = Callable[[list[Any]], dict[str, Tensor]]
 
 
-class CachedTextTeacher(nn.Module):
+class CachedTextTeacher(nn.Module, Teacher):
     """What `build_text_cache` stored, in place of the teacher.
 
         DistillationTrainer(student, CachedTextTeacher("cache"), args, train_dataset=rows, processing_class=tokenizer)
@@ -131,7 +136,20 @@ class CachedTextTeacher(nn.Module):
     def collator(self, collate: Collate) -> "CachedCollator":
         return CachedCollator(collate, self)
 
-    def scan(
+    def forward(self, *, each: bool = False, **inputs: Any) -> Tensor:
+        raise ValueError("a teacher cache holds a few logits of each target token, not all: pass the live teacher")
+
+    def check_use(
+        self, loss: DistillationLoss, args: Any, student: nn.Module, tokenizer: Any, dataset: Any, task: Task
+    ) -> int | None:
+        return check_cached(self, loss, args, student, tokenizer, dataset, task)
+
+    def at_targets(
+        self, inputs: Mapping[str, Any], targets: Targets, num_classes: int | None, on_heads: bool
+    ) -> tuple[Outputs, Tensor | None]:
+        return self.outputs(inputs), None
+
+    def known(
         self,
         dataset: Any,
         energy_temperature: float = 4.0,

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.functional import upcast
-from hfkd.losses.topk import TopKItems, spread, topk_items
+from hfkd.losses.items import Items, Outputs, target_items
+from hfkd.losses.topk import TopKOutputs, spread
 from hfkd.models.calling import Call
-from hfkd.teachers.token_cache.teacher import CachedTextTeacher
 from hfkd.utils.targets import Targets
 
 logger = logging.getLogger(__name__)
@@ -27,8 +27,8 @@ BADLY, LEAST = 1.5, 0.1  # the whole divergence as a multiple of what is seen, a
 
 
 @dataclass(frozen=True)
-class SplitItems(TopKItems):
-    """`TopKItems` with the bucket in two halves of its classes, as unequal to the teacher as the classes are.
+class SplitItems(Items):
+    """Items of a stored teacher, its bucket in two halves of its classes, as unequal to the teacher as the classes are.
 
     The student's probability falls on both alike; the teacher's shares a and 1 - a are such that KL(u || p) over the
     bucket's classes, u uniform, is `spread`, which is stored:  -log(4 a (1 - a)) / 2 = spread.
@@ -49,9 +49,7 @@ class SplitItems(TopKItems):
 
 
 @torch.no_grad()
-def warn_of_underestimates(
-    loss: DistillationLoss, teacher: CachedTextTeacher, student: nn.Module, dataset: Any
-) -> None:
+def warn_of_underestimates(loss: DistillationLoss, teacher: Any, student: nn.Module, dataset: Any) -> None:
     """Say in the log where the objective sees much less than the live teacher would show it.
 
     All classes but the k are one bucket. A divergence that the teacher's probabilities weigh loses little, for few of
@@ -60,13 +58,13 @@ def warn_of_underestimates(
     if not teacher.manifest.has_tail:
         return
     rows = _short_rows(dataset)
-    items = _items(teacher, student, rows)
+    items, said = _items(teacher, student, rows)
     if not rows or not len(items):
         return
     for temperature in loss.temperature.choices:
-        own = float(spread(items.student.logits / temperature, items.teacher.ids).mean())
+        own = float(spread(items.student.logits / temperature, said.ids).mean())
         apart = max(teacher.spread(rows, temperature) - own, 0.0)
-        t = torch.full((len(items),), temperature, device=items.labels.device)
+        t = torch.full((len(items),), temperature, device=items.sample.device)
         split = SplitItems(**vars(items), spread=min(apart, 1e6))
         seen, whole = (float(loss.objective(one, t).mean()) for one in (items, split))
         if whole > BADLY * seen and whole - seen > LEAST:
@@ -92,7 +90,7 @@ def _short_rows(dataset: Any) -> list[Any]:
     return sorted(rows, key=lambda row: len(row["input_ids"]))[:ROWS]
 
 
-def _items(teacher: CachedTextTeacher, student: nn.Module, rows: Sequence[Any]) -> TopKItems:
+def _items(teacher: Any, student: nn.Module, rows: Sequence[Any]) -> tuple[Items, TopKOutputs]:
     modes = [(module, module.training) for module in student.modules()]
     device = next(student.parameters()).device
     batch = {key: value.to(device) for key, value in TokenCollator(0)(list(rows)).items()}
@@ -103,4 +101,5 @@ def _items(teacher: CachedTextTeacher, student: nn.Module, rows: Sequence[Any]) 
             module.training = mode
     targets = Targets.of(batch)
     stored = {name: value.to(device) for name, value in teacher.look_up(rows).items()}
-    return topk_items(upcast(targets.pick(logits))[:, : teacher.manifest.num_classes], teacher.outputs(stored), targets)
+    said, size = teacher.outputs(stored), teacher.manifest.num_classes
+    return target_items(Outputs(upcast(targets.pick(logits))[:, :size]), said, targets), said

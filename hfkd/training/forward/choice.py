@@ -8,7 +8,7 @@ from hfkd.models import Peers
 from hfkd.models.calling import Call
 from hfkd.tasks.base import Task
 from hfkd.tasks.tokens import PerToken
-from hfkd.teachers import FrozenTeacher, TeacherEnsemble
+from hfkd.teachers import Teacher
 from hfkd.training.forward.dense import ChunkedForward, DenseForward, MutualForward
 from hfkd.training.forward.he_da import HighEnergyForward
 from hfkd.training.forward.target_tokens import TargetForward
@@ -20,7 +20,7 @@ AnyForward = Chosen | HighEnergyForward  # which wraps a chosen one when trainin
 
 def choose_forward(
     student: nn.Module,
-    teacher: FrozenTeacher | None,
+    teacher: Teacher | None,
     task: Task,
     loss: DistillationLoss,
     args: DistillationArguments,
@@ -30,16 +30,18 @@ def choose_forward(
 
     `num_classes` cuts padded vocabularies to what they share (None: as they are).
     """
-    call = Call.of(student)
+    call, several = Call.of(student), teacher is not None and len(teacher.networks) > 1
     if args.loss_chunk_size:
-        if not task.by_target or uses_fsdp(args) or isinstance(teacher, TeacherEnsemble):
+        if not task.by_target or uses_fsdp(args) or several:
             raise ValueError(
                 "loss_chunk_size is for causal language models, whole on each device, with one teacher: set it to 0"
             )
-        return ChunkedForward(student, teacher and teacher.model, loss, args.loss_chunk_size, num_classes)
+        return ChunkedForward(
+            student, None if teacher is None else teacher.networks[0], loss, args.loss_chunk_size, num_classes
+        )
     if isinstance(student, Peers):
         return MutualForward(call, task, loss, peers=len(student.peers))
-    if isinstance(task, PerToken) and not isinstance(teacher, TeacherEnsemble):
+    if isinstance(task, PerToken) and not several:
         heads_on_targets = not (args.torch_compile or task.labels_to_networks)
         return TargetForward(call, task, loss, num_classes, heads_on_targets)
     return DenseForward(call, task, loss, num_classes)

@@ -18,7 +18,7 @@ from hfkd.models.calling import Call, logits_of, output_head
 from hfkd.models.peers import taught_by_the_others
 from hfkd.tasks.base import Task
 from hfkd.tasks.causal_lm import CausalLM
-from hfkd.teachers import FrozenTeacher
+from hfkd.teachers import Teacher
 from hfkd.training.forward.features import InnerFeatures
 from hfkd.training.forward.head_proof import rescaling_of
 from hfkd.training.nonfinite import NonFiniteWatch
@@ -40,7 +40,7 @@ class DenseForward:
     def __call__(
         self,
         student: nn.Module,
-        teacher: FrozenTeacher | None,
+        teacher: Teacher | None,
         inputs: Mapping[str, Any],
         num_items: Counts | Number | None,
         progress: float | None,
@@ -50,7 +50,7 @@ class DenseForward:
         return *self.loss(items, num_items), len(items)
 
     def items(
-        self, student: nn.Module, teacher: FrozenTeacher | None, inputs: Mapping[str, Any], progress: float | None
+        self, student: nn.Module, teacher: Teacher | None, inputs: Mapping[str, Any], progress: float | None
     ) -> Items:
         """What both networks say about a batch."""
         output, mine = self.inner.of_student(lambda: self.call.output(student, inputs))
@@ -66,7 +66,7 @@ class DenseForward:
             self.watch.outputs(items.student.logits, items.teacher.logits if asked else None, items.rows[0])
         return items
 
-    def taught(self, logits: Tensor, teacher: FrozenTeacher | None, inputs: Mapping[str, Any]) -> Tensor:
+    def taught(self, logits: Tensor, teacher: Teacher | None, inputs: Mapping[str, Any]) -> Tensor:
         """The teacher's logits. Without a distillation term nobody reads them, so nobody pays for them."""
         if teacher is None or not self.loss.kd_weight:
             return logits.detach()
@@ -79,7 +79,7 @@ class MutualForward(DenseForward):
 
     peers: int = 2
 
-    def taught(self, logits: Tensor, teacher: FrozenTeacher | None, inputs: Mapping[str, Any]) -> Tensor:
+    def taught(self, logits: Tensor, teacher: Teacher | None, inputs: Mapping[str, Any]) -> Tensor:
         return taught_by_the_others(logits, self.peers)
 
 
@@ -108,7 +108,7 @@ class ChunkedForward:
     def __call__(
         self,
         student: nn.Module,
-        teacher: FrozenTeacher | None,
+        teacher: Teacher | None,
         inputs: Mapping[str, Any],
         num_items: Counts | Number | None,
         progress: float | None,
@@ -118,7 +118,7 @@ class ChunkedForward:
         taught, teacher_head = hidden.detach(), head
         asked = teacher if self.loss.kd_weight else None
         if asked is not None:
-            taught, teacher_head = asked(last_hidden=True, **inputs), output_head(asked.model)
+            taught, teacher_head = asked.hidden(inputs)
         known = {name: inputs[name] for name in CausalLM.known if name in inputs}
         items = token_hidden(hidden, taught, inputs["labels"], progress=progress, **known)
         items = replace(items, rest=self.call.added_loss(output))

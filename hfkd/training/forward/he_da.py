@@ -21,7 +21,7 @@ from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import Items
 from hfkd.losses.logits import KD
 from hfkd.losses.thresholds import above, check_parts, ordered
-from hfkd.teachers import FrozenTeacher, TeacherScan
+from hfkd.teachers import Teacher, TeacherScan
 from hfkd.training.forward.dense import DenseForward, Step
 
 ENERGY_TEMPERATURE = 4.0  # T_E of the released code
@@ -51,7 +51,7 @@ class HighEnergyForward:
     def __call__(
         self,
         student: nn.Module,
-        teacher: FrozenTeacher | None,
+        teacher: Teacher | None,
         inputs: Mapping[str, Any],
         num_items: Counts | Number | None,
         progress: float | None,

@@ -7,7 +7,7 @@ from torch import nn
 from hfkd.arguments import DistillationArguments
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.models import Peers
-from hfkd.teachers import CachedTextTeacher, TeacherEnsemble
+from hfkd.teachers import Teacher
 from hfkd.training.preparation import uses_fsdp
 
 
@@ -17,11 +17,11 @@ def refuse_features(loss: DistillationLoss, student: nn.Module, teacher: Any, ar
     builds = bool(loss.kd_weight) and loss.builds
     if not layers and not builds:
         return
-    several = isinstance(teacher, (list, tuple, TeacherEnsemble))
+    several = isinstance(teacher, (list, tuple)) or (isinstance(teacher, Teacher) and len(teacher.networks) > 1)
     unmet = {
         "Peers are each other's teachers, each in its turn": (isinstance(student, Peers), "give a fixed teacher"),
         "a stored teacher has its logits alone": (
-            isinstance(teacher, CachedTextTeacher),
+            isinstance(teacher, Teacher) and not teacher.networks,
             "train with the live teacher",
         ),
         "teacher_cache_dir stores the teacher's logits alone": (args.teacher_cache_dir, "leave it out"),

@@ -16,7 +16,7 @@ from transformers.trainer_utils import unwrap_peft_model
 from hfkd.data.epochs import ImageStream, image_transform
 from hfkd.models import Peers
 from hfkd.models.label_names import cannot_compare, is_numbering, label_names_of, order_of, out_of_order, same_names
-from hfkd.teachers import FrozenTeacher, TeacherEnsemble
+from hfkd.teachers import FrozenTeacher
 from hfkd.utils.random_state import kept_random_state
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def write_label_names(student: nn.Module, names: Sequence[str] | None) -> None:
 
 
 def _each(teacher: FrozenTeacher | None) -> Sequence[FrozenTeacher]:
-    return teacher.teachers if isinstance(teacher, TeacherEnsemble) else [] if teacher is None else [teacher]
+    return () if teacher is None else teacher.members
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -4,11 +4,15 @@ B rows, L length, C classes.
 """
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hfkd.data.labels import class_ids
+from hfkd.losses.base import requirements_of
+from hfkd.losses.distillation import DistillationLoss
 from hfkd.tasks.base import Task
 from hfkd.tasks.tokens import PerToken
 from hfkd.utils.targets import HostTargets
@@ -35,6 +39,22 @@ class LabelWatch:
             self.task.check_values(labels)
             self._epoch = epoch
         return class_ids(labels)
+
+
+def refuse_unlabelled(loss: DistillationLoss, task: Task, dataset: Any) -> None:
+    """Raise ValueError where the training rows, those of `dataset`, have no labels, and something would read them."""
+    if loss.labelled:
+        return
+    if loss.ce_weight:
+        row = dataset[0]
+        columns = f" (they have {sorted(row)})" if isinstance(row, Mapping) else ""
+        raise ValueError(
+            f"the training rows have no labels{columns}, and ce_weight={loss.ce_weight:g}: {task.without_labels}"
+            + ("; or give ce_weight=0 to learn from the teacher alone" if task.needs_no_labels else "")
+        )
+    for slot in (loss.objective, loss.temperature, loss.weighting):
+        if requirements_of(slot).labels:
+            raise ValueError(f"{slot!r} reads labels, and the training rows have none: choose kd, or give them labels")
 
 
 class EmptyRows:

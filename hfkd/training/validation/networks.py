@@ -46,6 +46,11 @@ def check_datasets(datasets: Mapping[str, Any], collate: Collate, task: Task) ->
                 raise ValueError(f"{part} is empty: there is nothing to {'learn from' if 'train' in name else 'score'}")
             batch = _first_batch(part, rows, collate)
             images = batch.get("pixel_values") if task.views else None
+            if name != "train_dataset" and not isinstance(batch.get("labels"), Tensor):
+                raise ValueError(
+                    f"the rows of {part} have no labels, and eval_loss is the cross-entropy on them: "
+                    f"{task.without_labels}"
+                )
             if name != "train_dataset":
                 _warn_of_mixing(part, rows[0], batch.get("labels"))
             if name != "train_dataset" and images is not None and images.ndim == 5:

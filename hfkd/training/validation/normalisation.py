@@ -28,7 +28,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hfkd.data.collate import ImageCollator, views_as_rows
 from hfkd.data.epochs import image_transform
 from hfkd.models import InputSpec, input_spec, processor_spec, same_statistics
-from hfkd.teachers import FrozenTeacher, TeacherEnsemble
+from hfkd.teachers import FrozenTeacher, Teacher
 from hfkd.utils.numbers import CIFAR_MEAN, CIFAR_STD
 from hfkd.utils.random_state import kept_random_state
 
@@ -75,8 +75,8 @@ class ImageInputs:
         cls, student: nn.Module, teacher: Any, collate: Callable[[list[Any]], Any], processing_class: Any
     ) -> "ImageInputs":
         """For a student and its teacher, teachers or None."""
-        several = teacher.teachers if isinstance(teacher, TeacherEnsemble) else teacher
-        teachers = several if isinstance(several, (list, tuple)) else [] if several is None else [several]
+        several = teacher if isinstance(teacher, (list, tuple)) else [] if teacher is None else [teacher]
+        teachers = [member for one in several for member in (one.members if isinstance(one, Teacher) else (one,))]
         live = [one for one in teachers if isinstance(one, FrozenTeacher)]
         wanted = [one.wanted if isinstance(one, FrozenTeacher) else input_spec(one) for one in teachers]
         told = next((one.received for one in live if one.received is not None), None)
@@ -123,10 +123,9 @@ class ImageInputs:
 @contextmanager
 def receiving(teacher: Any, inputs: ImageInputs | None, dataset: Any) -> Iterator[None]:
     """While it lasts, the live teacher, if it is one, takes batches as normalised as those of `dataset`, if certain."""
-    live = getattr(teacher, "_orig_mod", teacher)  # compiled
-    found = inputs.of(dataset) if inputs is not None and isinstance(live, FrozenTeacher) else Received(None, False)
+    found = inputs.of(dataset) if inputs is not None and isinstance(teacher, FrozenTeacher) else Received(None, False)
     if found.certain:
-        with live.receiving(found.spec):
+        with teacher.receiving(found.spec):
             yield
     else:
         yield

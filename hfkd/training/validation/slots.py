@@ -1,13 +1,17 @@
 """What a user's own slots give for the first rows."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hfkd.losses.distillation import DistillationLoss
-from hfkd.losses.slot_values import check_slots
+from hfkd.losses.items import Items
+from hfkd.losses.slot_values import check_slots, is_ours
 from hfkd.tasks.base import Task
+from hfkd.utils.random_state import kept_random_state
 
 SlotCheck = Callable[[Mapping[str, Any], Tensor, Tensor], None]  # a batch, and both networks' logits for it
 
@@ -16,8 +20,27 @@ def slot_check(loss: DistillationLoss, task: Task, num_classes: int | None) -> S
     """`check_slots` of a batch and what student and teacher gave for it."""
 
     def check(batch: Mapping[str, Any], student: Tensor, teacher: Tensor) -> None:
-        if loss.own_slots:
+        if loss.own_slots or not loss.labelled:
             student, teacher = (z[..., :num_classes].cpu() for z in (student, teacher))
-            check_slots(loss, task.items(batch, student, teacher))
+            items = loss.seen(task.items(batch, student, teacher))
+            check_slots(loss, items)
+            _refuse_readers_of_labels(loss, items)
 
     return check
+
+
+def _refuse_readers_of_labels(loss: DistillationLoss, items: Items) -> None:
+    """Raise ValueError for a slot of the user's that works with labels and not without, where there are none."""
+    if items.labels is not None:
+        return
+    ones = torch.ones(len(items), device=items.sample.device)
+    for name, more in (("objective", (ones,)), ("temperature", ()), ("weighting", ())):
+        slot = getattr(loss, name)
+        try:
+            with kept_random_state(), torch.no_grad():
+                _ = is_ours(slot) or copy.deepcopy(slot)(items, *more)
+        except Exception as error:
+            raise ValueError(
+                f"the training rows have no labels, and the {name} fails without ({type(error).__name__}: {error}): "
+                "choose one that does not read items.labels, or give the rows labels"
+            ) from error

@@ -14,12 +14,13 @@ from transformers.trainer_utils import has_length
 
 from hfkd.data.he_da import original_images
 from hfkd.losses.temperatures import Fitted
-from hfkd.teachers import CachedTextTeacher, TeacherScan
+from hfkd.teachers import TeacherScan
 from hfkd.teachers.agreement import disagreement, everywhere, spread_rows, tolerance
 from hfkd.teachers.row_reader import RowReader
 from hfkd.teachers.statistics import seen
 from hfkd.training.host import Host
 from hfkd.training.run_identity import FILE, RunRecord, read
+from hfkd.training.statistics import scan_of
 
 ENERGY_TEMPERATURE = 4.0  # where no slot has one
 
@@ -66,9 +67,9 @@ class Probe:
         if len(dataset) <= max(self.rows):
             return f"it had a row {max(self.rows)}, and there are {len(dataset)} now"
         stored = torch.tensor(self.energies)[:, None]
-        if isinstance(trainer.teacher, CachedTextTeacher):
+        if trainer.teacher is not None and not trainer.teacher.networks:
             rows: Any = dataset
-            found = trainer.teacher.scan([rows[row] for row in self.rows], self.energy_temperature)
+            found = scan_of(trainer, [rows[row] for row in self.rows], energy_temperature=self.energy_temperature)
             return disagreement(["energy"], self.rows, stored, found.energy[:, None], torch.full((len(stored),), 1e-4))
         reader = _reader(trainer, self.energy_temperature)
         live = None if reader is None else reader.means(self.rows)
@@ -102,18 +103,14 @@ def _temperature(trainer: Host) -> float:
 def _reader(trainer: Host, energy_temperature: float) -> RowReader | None:
     """None without a live teacher that is asked, or rows that can be looked at without spending them."""
     dataset = trainer.train_dataset
-    if (
-        trainer.teacher is None
-        or isinstance(trainer.teacher, CachedTextTeacher)
-        or not trainer.distillation_loss.kd_weight
-    ):
+    if trainer.teacher is None or not trainer.teacher.networks or not trainer.distillation_loss.kd_weight:
         return None
     if not has_length(dataset) or isinstance(dataset, IterableDataset):
         return None
     return RowReader(
         trainer.teacher,
         seen(original_images(dataset), "train"),
-        trainer.data_collator,
+        trainer.training_collator,
         trainer.task,
         1 if trainer.task.vocabulary else len(spread_rows(len(dataset))),  # a vocabulary's logits take memory
         energy_temperature,

@@ -21,10 +21,9 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from hfkd import DistillationTrainer
 from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.base import Requirements
-from hfkd.losses.items import Outputs, token_items
+from hfkd.losses.items import Outputs, target_items, token_items
 from hfkd.losses.logits import JSD, KD, AdaptiveKL, ReverseKL, SkewKL, SkewReverseKL, TotalVariation
 from hfkd.losses.temperatures import Energy, Gradation
-from hfkd.losses.topk import topk_items
 from hfkd.tasks.causal_lm import CausalLM
 from hfkd.teachers import CachedTextTeacher, FrozenTeacher, build_text_cache
 from hfkd.utils.targets import Targets
@@ -60,7 +59,7 @@ def both(cached, rows):
     live = token_items(logits, teacher(**batch), batch["labels"])
     targets = Targets(batch["labels"])
     stored = cached.outputs(cached.look_up(list(rows)))
-    return live, topk_items(targets.pick(logits), stored, targets)
+    return live, target_items(Outputs(targets.pick(logits)), stored, targets)
 
 
 def temperature(items, t):
@@ -122,10 +121,11 @@ def test_a_students_bucket_of_almost_no_mass_keeps_its_gradient():
     """log(1 - sum) would be log 0 here."""
     logits = torch.tensor([[60.0, 40.0, 0.0, -1.0]], requires_grad=True)
     ids, zero = torch.tensor([[0, 1]]), torch.zeros(1)
-    from hfkd.losses.topk import TopKItems, TopKOutputs
+    from hfkd.losses.items import Items
+    from hfkd.losses.topk import TopKOutputs
 
     teacher = TopKOutputs(ids, torch.tensor([[0.0, -1.0]]), {1.0: torch.tensor([-2.0])}, {}, {}, 4)
-    items = TopKItems(Outputs(logits), teacher, torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), 1)
+    items = Items(Outputs(logits), teacher, torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), 1)
     _, log_q = items.log_probabilities(zero + 1)
     assert log_q[0, 2].item() == pytest.approx(math.log(1 + math.exp(-1)) - 60, rel=1e-6)
     KD()(items, zero + 1).sum().backward()
@@ -272,7 +272,7 @@ def test_objectives_that_need_more_are_refused(folder, tmp_path, need):
 
     objective = Needs()
     from hfkd.losses.distillation import DistillationLoss
-    from hfkd.training.validation.cached import check_cached
+    from hfkd.teachers.token_cache.served import check_cached
 
     with pytest.raises(ValueError, match="which a teacher cache cannot serve"):
         check_cached(
@@ -537,8 +537,8 @@ def test_masked_classes_have_no_probability(tmp_path, dtype, k, mask, count):
     logits = Targets(batch["labels"]).pick(FrozenTeacher(teacher)(**batch))
     torch.testing.assert_close(stored.entropy(3.0), Outputs(logits).entropy(3.0))
     for t in (2.0, 500.0):
-        p = stored.log_probabilities(torch.full((len(logits),), t)).exp()
-        assert torch.isfinite(stored.log_probabilities(torch.full((len(logits),), t))).all()
+        p = stored.log_probabilities(Outputs(logits), torch.full((len(logits),), t))[0].exp()
+        assert torch.isfinite(stored.log_probabilities(Outputs(logits), torch.full((len(logits),), t))[0]).all()
         live = (logits / t).softmax(-1)
         expected = live.gather(-1, stored.ids)
         torch.testing.assert_close(p[:, :k], expected, rtol=2e-3, atol=1e-4)

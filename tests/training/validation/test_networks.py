@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from torch import nn
 from toys import CLASSES, Net, Rows, arguments, teacher
 
@@ -71,8 +71,8 @@ def test_two_views_are_for_training():
         ({"eval_dataset": {"seen": Rows(), "unseen": Rows(0)}}, "unseen is empty: there is nothing to score"),
         ({"train_dataset": Rows(), "eval_dataset": Dataset.from_dict({"image": [1]})}, "rows have no 'pixel_values'"),
         (
-            {"train_dataset": Rows(), "eval_dataset": DatasetDict(a=Dataset.from_dict({"pixel_values": [1]}))},
-            "rows have no 'labels'",
+            {"train_dataset": Rows(), "eval_dataset": {"a": [{"pixel_values": torch.zeros(3, 8, 8)}]}},
+            "the rows of a have no labels, and eval_loss is the cross-entropy on them",
         ),
     ],
 )

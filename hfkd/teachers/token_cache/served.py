@@ -1,4 +1,4 @@
-"""What a stored teacher cannot serve is refused before training."""
+"""What a stored teacher of tokens cannot serve is refused before training."""
 
 import math
 from typing import Any
@@ -7,26 +7,23 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from hfkd.arguments import DistillationArguments
 from hfkd.losses.base import requirements_of
 from hfkd.losses.distillation import DistillationLoss
-from hfkd.losses.items import Outputs
+from hfkd.losses.items import Items, Outputs
 from hfkd.losses.slot_values import check_slots
 from hfkd.losses.temperatures import Fitted
-from hfkd.losses.topk import TopKItems
 from hfkd.models.vocabulary import common_size
 from hfkd.tasks.base import Task
 from hfkd.teachers.token_cache.columns import HIGHEST_TEMPERATURE
-from hfkd.teachers.token_cache.teacher import CachedTextTeacher
 from hfkd.teachers.token_cache.underestimates import warn_of_underestimates
 
 PROBED_TOKENS = 2
 
 
 def check_cached(
-    teacher: CachedTextTeacher,
+    teacher: Any,
     loss: DistillationLoss,
-    args: DistillationArguments,
+    args: Any,
     student: nn.Module,
     tokenizer: PreTrainedTokenizerBase | None,
     dataset: Any,
@@ -54,7 +51,7 @@ def check_cached(
     return common_size(size, stored, tokenizer)
 
 
-def _check_declared(loss: DistillationLoss, teacher: CachedTextTeacher) -> None:
+def _check_declared(loss: DistillationLoss, teacher: Any) -> None:
     needs = requirements_of(loss.objective)
     if needs.relations:
         raise ValueError(
@@ -79,7 +76,7 @@ def _check_declared(loss: DistillationLoss, teacher: CachedTextTeacher) -> None:
 
 
 @torch.no_grad()
-def _probe(loss: DistillationLoss, teacher: CachedTextTeacher, dataset: Any) -> None:
+def _probe(loss: DistillationLoss, teacher: Any, dataset: Any) -> None:
     """Ask each slot about a few stored tokens: one that wants more than there is says so now."""
     for number in range(len(dataset)):
         said = {name: values[:PROBED_TOKENS] for name, values in teacher.look_up([dataset[number]]).items()}
@@ -90,7 +87,7 @@ def _probe(loss: DistillationLoss, teacher: CachedTextTeacher, dataset: Any) -> 
     else:
         return  # no token to learn from
     zeros = torch.zeros(count, dtype=torch.long)
-    items = TopKItems(Outputs(torch.zeros(count, stored.num_classes)), stored, zeros, zeros, 1)
+    items = Items(Outputs(torch.zeros(count, stored.num_classes)), stored, zeros, zeros, 1)
     loss.weighting(items)
     check_slots(loss, items)
     slot = loss.temperature

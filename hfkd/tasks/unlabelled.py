@@ -1,0 +1,34 @@
+"""Rows without labels, which a teacher teaches all the same."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from hfkd.data.first_rows import first_rows, map_style
+from hfkd.tasks.base import Collate, Task
+
+
+@dataclass
+class Unlabelled:
+    """A collator, and then stand-ins for labels: they say which places are items, and no slot sees them."""
+
+    collate: Collate
+    task: Task
+    network: nn.Module
+
+    def __call__(self, rows: Any) -> Any:
+        batch = self.collate(rows)
+        if not isinstance(batch.get("labels"), Tensor):
+            batch["labels"] = self.task.stand_ins(batch, self.network)
+        return batch
+
+
+def unlabelled(collate: Collate, task: Task, network: nn.Module) -> Collate:
+    """`collate` for rows of which none has a label."""
+    return task.ready(Unlabelled(collate, task, network))
+
+
+def has_labels(dataset: Any, collate: Collate) -> bool:
+    """Whether the first rows have labels; those that cannot be looked at without spending them are taken to."""
+    return not map_style(dataset) or isinstance(collate(first_rows(dataset)).get("labels"), Tensor)
