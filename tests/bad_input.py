@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from bad_commands import COMMANDS
+from bad_features import FEATURES
 from bad_files import CHECKPOINTS, DATA, REST
 from bad_heads import HEADS
 from bad_training import ARGUMENTS, SLOTS, TRAINER
@@ -19,6 +20,7 @@ TABLE = {
     "Arguments and YAML": ARGUMENTS,
     "Launches, commands and folders": COMMANDS,
     "The trainer": TRAINER,
+    "Inner features": FEATURES,
     "Heads and labels": HEADS,
     "Checkpoints and networks": CHECKPOINTS,
     "Data": DATA,

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -50,15 +50,15 @@ class Requirements:
         """What serves all of `several`."""
         found = tuple(several)
         return cls(
-            student=tuple(dict.fromkeys(key for one in found for key in one.student)),
-            teacher=tuple(dict.fromkeys(key for one in found for key in one.teacher)),
-            relations=any(one.relations for one in found),
-            first_view=any(one.first_view for one in found),
-            within_samples=all(one.within_samples for one in found),
-            epochs=max(one.epochs for one in found),
-            items=max(one.items for one in found),
-            samples=max(one.samples for one in found),
+            **{field.name: _joined(field.name, [getattr(one, field.name) for one in found]) for field in fields(cls)}
         )
+
+
+def _joined(name: str, values: list[Any]) -> Any:
+    """What serves all: layers of any, the largest number, whatever one of them needs."""
+    if isinstance(values[0], tuple):
+        return tuple(dict.fromkeys(key for layers in values for key in layers))
+    return min(values) if name == "within_samples" else max(values)
 
 
 class Slot(ABC):  # noqa: B024 - what is abstract differs from slot to slot

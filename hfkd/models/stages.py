@@ -131,12 +131,11 @@ def _stages(network: nn.Module, key: str) -> Stages:
     found = _known(inner)
     kind = key.partition(":")[0] if key.startswith("pre:") else ""
     if found is None or not found.of("pre:" if kind else ""):
-        what = f"which its stages are{' before their last activation' if kind else ''}"
+        before = " before their last activation" if kind else ""
         listed = [str(tap) for tap in found.outputs] if found else sorted(name for name, _ in inner.named_children())
         raise ValueError(
-            f"layer {key!r}: nobody knows of a {type(inner).__name__} {what}: name a module by its path, such as "
-            f"{listed[-1] if listed else 'layer2'!r}, or '{listed[-1] if listed else 'layer2'}:in' for its input; "
-            f"there are {listed}"
+            f"layer {key!r}: the stages of a {type(inner).__name__}{before} are not known: name a module by its path, "
+            f"of which there are {listed} and those within, with ':in' behind it for what the module gets"
         )
     return found
 

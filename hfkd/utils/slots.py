@@ -34,7 +34,7 @@ def resolve_sum(spec: Any, table: Mapping[str, Callable[..., Any]], kind: str) -
     `spec` is what `resolve` takes; such a string with coefficients, `"kd + 100 * fitnet(layer=2)"`; or a list of these
     and of pairs `(coefficient, slot)`. Raises ValueError for a coefficient that is not a finite number above 0.
     """
-    if isinstance(spec, str) and ("+" in spec or "*" in spec):
+    if isinstance(spec, str) and set("+-*/") & set(spec):
         return [(c, resolve(ast.unparse(node), table, kind)) for c, node in _addends(spec, kind)]
     if not isinstance(spec, (list, tuple)):
         return [(1.0, resolve(spec, table, kind))]

@@ -1,5 +1,7 @@
 """Inner features beside the logits: kept by whatever changes the items, and missed aloud."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 
@@ -47,6 +49,15 @@ def test_requirements_have_keys_and_can_be_joined():
     joined = Requirements.joined([Requirements(student=(2,), epochs=3), Requirements(student=("2", 1), relations=True)])
     assert joined == Requirements(student=("2", "1"), epochs=3, relations=True)
     assert joined.features == ("2", "1")
+
+
+@pytest.mark.parametrize("field", fields(Requirements), ids=lambda field: field.name)
+def test_no_requirement_of_a_term_is_lost(field):
+    value = {tuple: ("1",), bool: not field.default}.get(type(field.default), 7)
+    alone = Requirements(**{field.name: value})
+    joined = Requirements.joined([alone, Requirements()])
+    assert getattr(joined, field.name) == (False if field.name == "within_samples" else value)
+    assert Requirements.joined([alone]) == alone
 
 
 def context(mine, theirs):

@@ -245,7 +245,9 @@ def test_a_layer_that_there_is_not_is_refused_with_the_choices(key, message):
     ],
 )
 def test_stages_that_nobody_knows_are_refused_with_paths_to_choose(network, key):
-    with pytest.raises(ValueError, match=f"layer '{key}': nobody knows of a .*name a module by its path, such as"):
+    with pytest.raises(
+        ValueError, match=f"layer '{key}': the stages of a .* are not known: name a module by its path, of which"
+    ):
         expanded(network, [key])
 
 
@@ -278,6 +280,6 @@ def test_encoder_decoders_name_their_blocks_by_path():
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
     sizes |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "vocab_size": 20}
     network = transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes))
-    with pytest.raises(ValueError, match="nobody knows of a BartForConditionalGeneration which its stages are"):
+    with pytest.raises(ValueError, match="the stages of a BartForConditionalGeneration are not known"):
         expanded(network, ["1"])
     assert tap_of(network, "model.decoder.layers.0").path == "model.decoder.layers.0"

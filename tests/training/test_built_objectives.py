@@ -285,9 +285,9 @@ def test_an_optimizer_of_ones_own_trains_them_too(tmp_path):
         ({"objective": "at(layers=(1, 2), teacher_layers=3)"}, r"\['1', '2'\] and the teacher's \['3'\]"),
         ({"objective": "fitnet", "temperature": "energy"}, "no term of FitNet.* softens"),
         ({"teacher_cache_dir": "cache"}, "teacher_cache_dir stores the teacher's logits alone: leave it out"),
-        ({"fsdp": "full_shard"}, "FSDP shards the layers"),
+        ({"fsdp": "full_shard"}, "FSDP shards them"),
         ({"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}}, "reentrant"),
-        ({"student": Net(), "taught": teacher()}, "layer '2': nobody knows of a Net which its stages are"),
+        ({"student": Net(), "taught": teacher()}, "layer '2': the stages of a Net are not known"),
         ({"taught": [teacher(), teacher()]}, "of several teachers nobody says whose layers are meant"),
     ],
 )

@@ -24,7 +24,8 @@ class CifarVGG(CifarNet):
     def __init__(self, convolutions: Sequence[int], in_chans: int = 3, **head: Any) -> None:
         super().__init__()
         blocks, activations = [f"block{i}" for i in range(5)], [f"relu{i}" for i in range(5)]
-        self.feature_info = feature_info(WIDTHS, (1, 2, 4, 8, 8), blocks, activations, blocks)
+        norms = [f"{block}.{3 * count - 2}" for block, count in zip(blocks, convolutions, strict=True)]  # the last
+        self.feature_info = feature_info(WIDTHS, (1, 2, 4, 8, 8), blocks, activations, norms)
         for index, (in_width, width) in enumerate(zip((in_chans, *WIDTHS), WIDTHS, strict=False)):
             setattr(self, f"block{index}", vgg_block(in_width, width, convolutions[index]))
             setattr(self, f"relu{index}", nn.ReLU(inplace=True))

@@ -30,7 +30,7 @@ def refuse_features(loss: DistillationLoss, student: nn.Module, teacher: Any, ar
             args.loss_chunk_size,
             "set it to 0",
         ),
-        "FSDP shards the layers, and would the loss's own": (uses_fsdp(args), "train without it"),
+        "FSDP shards them": (uses_fsdp(args), "train without it"),
         "DataParallel runs copies of the networks": (args.n_gpu > 1, "launch one process a GPU, as by torchrun"),
         "reentrant gradient checkpointing gives inner layers no gradient": (
             _reentrant(student, args),
@@ -40,7 +40,9 @@ def refuse_features(loss: DistillationLoss, student: nn.Module, teacher: Any, ar
     for why, (need, remedy) in unmet.items():
         if need:
             read = (
-                f"reads inner layers of the networks ({', '.join(layers)})" if layers else "is built from both networks"
+                f"reads inner layers of the networks ({', '.join(dict.fromkeys(layers))})"
+                if layers
+                else "is built from both networks"
             )
             raise ValueError(
                 f"{loss.objective!r} {read}, and {why}: {remedy}, or choose an objective that reads logits"

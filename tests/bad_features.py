@@ -1,0 +1,76 @@
+"""Objectives on inner features that nothing could give them: entries for tests/bad_input.py."""
+
+import timm
+import torch
+from torch import nn
+from toys import CLASSES, Net, Rows, arguments, teacher
+
+from hfkd import DistillationTrainer
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.features import FitNet
+from hfkd.models import Peers
+
+HINT = "kd + 100 * fitnet(layer=2)"
+
+
+def cifar(name="cifar_resnet8"):
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=CLASSES)
+
+
+def distilling(objective=HINT, student=cifar, taught=lambda: cifar("cifar_wrn_16_2"), **settings):
+    def make(folder):
+        args = arguments(folder / "run", objective=objective, **settings)
+        return lambda: DistillationTrainer(student(), taught(), args, train_dataset=Rows(4, size=32))
+
+    return make
+
+
+class Twice(Net):
+    """Its convolution runs on the image and on its mirror image."""
+
+    def forward(self, x):
+        return self.head((self.conv(x) + self.conv(x.flip(-1))).relu().mean((2, 3)))
+
+
+class Unused(Net):
+    def __init__(self):
+        super().__init__()
+        self.spare = nn.Conv2d(3, 4, 1)
+
+
+def twice(folder):
+    hint = FitNet()
+    return lambda: DistillationLoss([hint, (2, hint)])
+
+
+FEATURES = {
+    'objective="kd - fitnet"': lambda folder: lambda: DistillationLoss("kd - fitnet"),
+    'objective="kd + 100 * (fitnet + at)"': lambda folder: lambda: DistillationLoss("kd + 100 * (fitnet + at)"),
+    'objective="kd + 0 * fitnet"': lambda folder: lambda: DistillationLoss("kd + 0 * fitnet"),
+    "objective=[]": lambda folder: lambda: DistillationLoss([]),
+    "one FitNet object as two terms": twice,
+    'objective="fitnet", temperature="energy"': lambda folder: lambda: DistillationLoss("fitnet", "energy"),
+    'objective="fitnet(layer=2.5)"': lambda folder: lambda: DistillationLoss("fitnet(layer=2.5)"),
+    "objective=\"fitnet(layer='post:2')\"": lambda folder: lambda: DistillationLoss("fitnet(layer='post:2')"),
+    "a stage that there is not": distilling("fitnet(layer=7)"),
+    "a module that there is not": distilling("fitnet(layer='layer9')"),
+    "stages of a network that nobody knows": distilling(student=Net, taught=teacher),
+    "a module that runs twice": distilling("fitnet(layer='conv')", student=Twice, taught=teacher),
+    "a module that never runs": distilling(
+        "fitnet(layer='spare', teacher_layer='conv')", student=Unused, taught=teacher
+    ),
+    "a layer that is no map": distilling("fitnet(layer='pooled')"),
+    "maps whose sizes no convolution joins": distilling("fitnet(layer=3, teacher_layer=1)"),
+    "a hint of several layers": distilling("fitnet(layer='1:')"),
+    "more layers of the student than of the teacher": distilling("at(layers=(1, 2), teacher_layers=3)"),
+    "stages of networks that have different numbers of them": distilling("at", taught=lambda: cifar("cifar_vgg8")),
+    "features, teacher_cache_dir": distilling(teacher_cache_dir="cache"),
+    "features, several teachers": distilling(taught=lambda: [cifar(), cifar("cifar_wrn_16_2")]),
+    "features, Peers": distilling(student=lambda: Peers([cifar(), cifar()]), taught=lambda: None),
+    "features, FSDP": distilling(fsdp="full_shard"),
+    "features, loss_chunk_size": distilling(loss_chunk_size=64),
+    "features, reentrant gradient checkpointing": distilling(
+        activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True}
+    ),
+}
