@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hfkd.experiments.notes import notes
+from hfkd.experiments.paired import to_reference
 from hfkd.experiments.published import Published
 from hfkd.experiments.resume import RETRIED, Run
 from hfkd.experiments.rows import Row, Table
@@ -98,7 +99,7 @@ def _protocol(settings: Mapping[str, Any], results: Mapping[str, Any]) -> dict[s
 
 def markdown(table: Table, rows: Sequence[Mapping[str, Any]], published: Published) -> str:
     """The table as a person reads it. Protocol columns are always there: rows that differ in them do not compare."""
-    reference = {_pair(r): r["images_per_second"]["mean"] for r in rows if r["method"] == table.reference}
+    reference = {_pair(row): row for row in rows if row["method"] == table.reference}
     steps = next((row["loss_steps"] for row in rows if row["seeds"]), [None, None])
     columns = [_line(table, row, reference.get(_pair(row)), steps) for row in rows]
     if not columns:
@@ -108,6 +109,9 @@ def markdown(table: Table, rows: Sequence[Mapping[str, Any]], published: Publish
     text += ["", *(f"- {source}: {published.sources[source]}" for source in cited)] if cited else []
     if table.measure == "accuracy":
         text += ["", "± is the sample standard deviation over the seeds. Papers report the best epoch on the test set."]
+        text[-1] += (
+            f" Differences to {table.reference} are those of the same seeds, with the 95 % interval of their mean."
+        )
         chosen = sorted({metric for row in rows for metric in row["best_by"]})
         if chosen != ["accuracy"]:
             text[-1] += f" Here the best epoch was chosen by {', '.join(chosen)} (metric_for_best_model)."
@@ -116,18 +120,22 @@ def markdown(table: Table, rows: Sequence[Mapping[str, Any]], published: Publish
     return "\n".join(text) + "\n"
 
 
-def _line(table: Table, row: Mapping[str, Any], reference: float | None, steps: Sequence[int | None]) -> dict[str, str]:
+def _line(
+    table: Table, row: Mapping[str, Any], reference: Mapping[str, Any] | None, steps: Sequence[int | None]
+) -> dict[str, str]:
     """`steps`: those of the losses that the table's header names."""
+    difference = to_reference(row, reference)
     first, last = (f"loss, step {step}" for step in steps)
     measured = {
         "accuracy": {
             "paper %": _paper(row["paper"]),
             "ours, best epoch %": _mean(row["best"], 2),
             "ours, last epoch %": _mean(row["last"], 2),
+            f"last, less {table.reference} (95 %)": "-" if difference is None else str(difference),
         },
         "loss": {first: _loss(row, 0, steps), last: _loss(row, 1, steps)},
     }[table.measure]
-    speed = row["images_per_second"]["mean"]
+    speed, its = row["images_per_second"]["mean"], reference and reference["images_per_second"]["mean"]
     return {
         "method": row["method"],
         "teacher → student": _pair(row),
@@ -139,7 +147,7 @@ def _line(table: Table, row: Mapping[str, Any], reference: float | None, steps: 
         "views": str(row["views"]),
         "augmentation": row["augmentation"],
         "extra images": row["extra_images"],
-        f"images/s, {table.reference} = 1": f"{speed / reference:.2f}" if speed and reference else "-",
+        f"images/s, {table.reference} = 1": f"{speed / its:.2f}" if speed and its else "-",
         "hardware": "; ".join(row["hardware"]),
     }
 

@@ -1,0 +1,53 @@
+"""Whether two ways differ by more than their seeds do: each seed's difference, and an interval for the mean of them."""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean over `seeds` of one way's number less another's, and the interval of Student's t for it.
+
+    With d_s the difference of seed s, n of them:  mean(d) ± t(n - 1) sd(d) / sqrt(n).
+    """
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    @property
+    def shown(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        text = f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+        return text if self.shown else f"{text}, no difference shown"
+
+
+def paired_difference(numbers: Mapping[int, float], others: Mapping[int, float]) -> Difference | None:
+    """Of two ways' numbers by seed, over the seeds that both have; None with fewer than two."""
+    found = [numbers[seed] - others[seed] for seed in sorted(numbers.keys() & others.keys())]
+    if len(found) < 2:
+        return None
+    mean, error = statistics.mean(found), statistics.stdev(found) / len(found) ** 0.5
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(found) - 1)) * error
+    return Difference(mean, mean - reach, mean + reach, len(found))
+
+
+def to_reference(row: Mapping[str, Any], reference: Mapping[str, Any] | None) -> Difference | None:
+    """Of two rows of a table: the accuracy after the last epoch."""
+    if reference is None or reference is row:
+        return None
+    mine, others = (
+        {seed: value for seed, value in zip(one["seeds"], one["last"]["values"], strict=True) if value is not None}
+        for one in (row, reference)
+    )
+    return paired_difference(mine, others)
