@@ -7,28 +7,15 @@ learning value, an image, a sequence, or where sequences are packed a document: 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hfkd.losses import functional
+from hfkd.utils.attention import Attention
 from hfkd.utils.feature_keys import Layer, feature_key
 from hfkd.utils.targets import HostTargets, Targets
-
-
-class Attention(NamedTuple):
-    """What one attention block computes with, of B rows of L positions: the feature of "attention:k".
-
-    query [B, heads, L, d], key and value [B, heads or groups of them, L, d]; scores are scale * query key^T, plus
-    `mask` [B, 1 or heads, L, L] (or where it is True, if it is boolean); None: nothing is masked.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
-    scale: float
 
 
 class Features(dict[str, Any]):

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from hfkd.models.attention import watch
 from hfkd.models.calling import bare
 from hfkd.models.stages import Tap, expanded, tap_of
+from hfkd.utils.attention import Attention
 
 LOGITS = "logits"  # what the network returns: nothing to hook
 Result = TypeVar("Result")
@@ -29,10 +31,11 @@ class FeatureCapture:
         self.groups = expanded(network, keys)
         self.keys = tuple(dict.fromkeys(one for several in self.groups.values() for one in several))
         self.taps = {key: tap_of(network, key) for key in self.keys if key != LOGITS}
-        self.found: dict[str, Tensor] = {}
+        self.found: dict[str, Any] = {}
         self.copied: frozenset[str] = frozenset()
         self.open = False
         self.handles: list[RemovableHandle] = []
+        self.unwatch: Callable[[], None] | None = None
         self.place()
 
     @property
@@ -41,8 +44,16 @@ class FeatureCapture:
         return {key: self.network.get_submodule(tap.path) for key, tap in self.taps.items()}
 
     def place(self) -> None:
+        attention = {
+            number: (module, self._attention_keeper(key))
+            for number, (key, module) in enumerate(self.modules.items(), id(self))  # told apart from another capture's
+            if self.taps[key].attention
+        }
+        self.unwatch = watch(self.network, attention) if attention else None
         for key, module in self.modules.items():
             tap = self.taps[key]
+            if tap.attention:
+                continue
             if tap.input:
                 hook = module.register_forward_pre_hook(self._input_hook(key, tap), with_kwargs=True)
             else:
@@ -53,6 +64,21 @@ class FeatureCapture:
         """Leave the network as it was."""
         while self.handles:
             self.handles.pop().remove()
+        if self.unwatch is not None:
+            self.unwatch()
+            self.unwatch = None
+
+    def _attention_keeper(self, key: str) -> Callable[..., None]:
+        def keep(*parts: Any) -> None:
+            if self.open and key in self.found:
+                raise ValueError(
+                    f"layer {key!r}: the block {self.taps[key].path} of the {self.role} attends twice in one forward, "
+                    "and nothing says which is meant: choose an objective that does not read it"
+                )
+            if self.open:
+                self.found[key] = Attention(*parts)
+
+        return keep
 
     def _input_hook(self, key: str, tap: Tap) -> Callable[..., None]:
         def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -74,7 +100,7 @@ class FeatureCapture:
             feature = feature.permute(0, 3, 1, 2)
         self.found[key] = feature.clone() if key in self.copied else feature
 
-    def run(self, forward: Callable[[], Result]) -> tuple[Result, dict[str, Tensor]]:
+    def run(self, forward: Callable[[], Result]) -> tuple[Result, dict[str, Any]]:
         """What `forward`, which runs the network once, returns; and the features [B, ...], without "logits".
 
         Raises ValueError for one that did not come: the network did not run its layer. Whatever runs later, as gradient
@@ -87,6 +113,11 @@ class FeatureCapture:
             self.open = False
         found, self.found = self.found, {}
         for key, tap in self.taps.items():
+            if key not in found and tap.attention:
+                raise ValueError(
+                    f"layer {key!r}: the block {tap.path} of the {self.role} calls none of transformers' attention "
+                    "functions, so that queries and keys cannot be read: choose an objective that does not read them"
+                )
             if key not in found:
                 raise ValueError(
                     f"the {self.role} did not run {tap} for layer {key!r}: its forward passes that module by, in this "
@@ -114,13 +145,15 @@ class Probe:
         self.times = dict.fromkeys(capture.taps, 0)
         self.versions: dict[str, tuple[Tensor, int]] = {}
 
-    def run(self, forward: Callable[[], Result]) -> tuple[Result, dict[str, Tensor]]:
+    def run(self, forward: Callable[[], Result]) -> tuple[Result, dict[str, Any]]:
         """`FeatureCapture.run`, which from now on copies what is written over.
 
         Raises ValueError for a module that runs several times in one forward.
         """
         capture = self.capture
-        hooks = [self._counting(key, module) for key, module in capture.modules.items()]
+        hooks = [
+            self._counting(key, module) for key, module in capture.modules.items() if not capture.taps[key].attention
+        ]
         try:
             result, found = capture.run(forward)
         finally:
@@ -143,6 +176,8 @@ class Probe:
 
     def _check_channels(self, key: str, feature: Tensor) -> None:
         tap = self.capture.taps[key]
+        if tap.attention:
+            return
         if tap.channels is not None and feature.ndim == 4 and feature.shape[1] != tap.channels:
             raise ValueError(
                 f"layer {key!r}: the {self.capture.role} says that {tap} has {tap.channels} channels, and it gives "
@@ -162,7 +197,7 @@ class Probe:
 
 @torch.no_grad()
 def refuse_other_head(
-    capture: FeatureCapture, found: Mapping[str, Tensor], logits: Tensor, order: Sequence[int] | None = None
+    capture: FeatureCapture, found: Mapping[str, Any], logits: Tensor, order: Sequence[int] | None = None
 ) -> None:
     """Raise ValueError where "pooled" is not what the logits are made of: the last linear layer is no head.
 

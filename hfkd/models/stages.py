@@ -8,13 +8,14 @@ convolutional network, and the output of block k of a transformer, before any fi
 - timm: the entries of `feature_info`, behind the stem where that lists none; of its ResNets with basic blocks or
   bottlenecks also before the last activation.
 - torchvision's ResNets: `relu`, `layer1`, ...; one ReLU module serves a whole block, and is no place to read.
-- transformers: the only list of blocks alike that is as long as the config's `num_hidden_layers`, or `depths`.
+- transformers: the only list of blocks alike that is as long as the config's `num_hidden_layers`, or `depths`; and the
+  attention in block k, from 1 on.
 - Others: modules by their paths alone.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -30,7 +31,7 @@ class Tap:
     """Where a feature is read: what the module at `path` gives, or gets (`input`).
 
     parts: it gets several tensors, which are one map together. channels: how many a map has, where the network says so.
-    channels_last: its maps are [B, H, W, C], and become [B, C, H, W].
+    channels_last: its maps are [B, H, W, C], and become [B, C, H, W]. attention: what its attention computes with.
     """
 
     path: str
@@ -38,6 +39,7 @@ class Tap:
     channels: int | None = None
     parts: bool = False
     channels_last: bool = False
+    attention: bool = False
 
     @classmethod
     def at(cls, path: str, channels: int | None = None) -> "Tap":
@@ -51,13 +53,27 @@ class Tap:
 
 @dataclass(frozen=True)
 class Stages:
-    """A network's stages from 0 on, and those before their last activation, where there are any."""
+    """A network's stages by number; those before their last activation, and the attention in them, where there are any.
 
-    outputs: tuple[Tap, ...]
-    before_activation: tuple[Tap, ...] = ()
+    Stage 0 has no attention: that of stage k is what block k does between stages k - 1 and k.
+    """
 
-    def of(self, kind: str) -> tuple[Tap, ...]:
-        return self.before_activation if kind == "pre:" else self.outputs
+    outputs: dict[int, Tap]
+    before_activation: dict[int, Tap] = field(default_factory=dict)
+    attention: dict[int, Tap] = field(default_factory=dict)
+
+    @classmethod
+    def listed(cls, outputs: Sequence[Tap], before_activation: Sequence[Tap] = ()) -> "Stages":
+        """Of those from 0 on."""
+        return cls(dict(enumerate(outputs)), dict(enumerate(before_activation)))
+
+    def of(self, kind: str) -> dict[int, Tap]:
+        return {"pre:": self.before_activation, "attention:": self.attention}.get(kind, self.outputs)
+
+    def below(self, prefix: str) -> "Stages":
+        """Those of a network that is the module `prefix` of another one."""
+        kinds = (self.outputs, self.before_activation, self.attention)
+        return Stages(*({k: replace(tap, path=f"{prefix}.{tap.path}") for k, tap in taps.items()} for taps in kinds))
 
 
 def expanded(network: nn.Module, keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -70,19 +86,15 @@ def expanded(network: nn.Module, keys: Sequence[str]) -> dict[str, tuple[str, ..
 
 def _expanded(network: nn.Module, key: str) -> tuple[str, ...]:
     stage = stages_of(key)
-    if stage is None or stage[0] == "attention:":
+    if stage is None:
         return (key,)
     kind, index, onwards = stage
-    count = len(_stages(network, key).of(kind))
-    if not -count <= index < count:
-        raise ValueError(
-            f"layer {key!r}: {type(bare(network)).__name__} has the stages {', '.join(map(repr, _names(kind, count)))}"
-        )
-    return tuple(f"{kind}{k}" for k in range(index % count, count)) if onwards else (key,)
-
-
-def _names(kind: str, count: int) -> list[Any]:
-    return [f"{kind}{k}" if kind else k for k in range(count)]
+    there = list(_stages(network, key).of(kind))
+    start = there[index] if -len(there) <= index < 0 else index
+    if start not in there:
+        names = ", ".join(repr(f"{kind}{k}" if kind else k) for k in there)
+        raise ValueError(f"layer {key!r}: {type(bare(network)).__name__} has the stages {names}")
+    return tuple(f"{kind}{k}" for k in there if k >= start) if onwards else (key,)
 
 
 def tap_of(network: nn.Module, key: str) -> Tap:
@@ -91,10 +103,9 @@ def tap_of(network: nn.Module, key: str) -> Tap:
     Raises ValueError for a layer that there is not, with the choices.
     """
     stage = stages_of(key)
-    if stage is not None and stage[0] != "attention:":
-        return _stages(network, key).of(stage[0])[stage[1]]
     if stage is not None:
-        raise ValueError(f"layer {key!r}: attention is not kept yet: name a stage, or a module's path")
+        taps = _stages(network, key).of(stage[0])
+        return taps[stage[1]] if stage[1] >= 0 else list(taps.values())[stage[1]]
     if key == "pooled":
         return Tap(_head(network), input=True)
     return _by_path(network, key)
@@ -108,7 +119,7 @@ def _by_path(network: nn.Module, key: str) -> Tap:
         if path in names:
             return Tap(path, tap.input)
     known = _known(inner)
-    choices = _names("", len(known.outputs)) if known else []
+    choices = list(known.outputs) if known else []
     raise ValueError(
         f"layer {key!r}: {type(inner).__name__} has no such module: name one of {sorted(_near(names, tap.path))}"
         + (f", or one of the stages {', '.join(map(str, choices))}" if choices else "")
@@ -126,13 +137,12 @@ def _near(names: set[str], path: str) -> list[str]:
 
 
 def _stages(network: nn.Module, key: str) -> Stages:
-    """The stages of a network, of the kind of `key`. ValueError where nobody knows which those are."""
+    """The stages of a network, with some of the kind of `key`. ValueError where nobody knows which those are."""
     inner = bare(network)
-    found = _known(inner)
-    kind = key.partition(":")[0] if key.startswith("pre:") else ""
-    if found is None or not found.of("pre:" if kind else ""):
-        before = " before their last activation" if kind else ""
-        listed = [str(tap) for tap in found.outputs] if found else sorted(name for name, _ in inner.named_children())
+    found, (kind, *_) = _known(inner), stages_of(key) or ("",)
+    if found is None or not found.of(kind):
+        before = {"pre:": " before their last activation", "attention:": " that attend"}.get(kind, "")
+        listed = list(map(str, found.outputs.values())) if found else sorted(name for name, _ in inner.named_children())
         raise ValueError(
             f"layer {key!r}: the stages of a {type(inner).__name__}{before} are not known: name a module by its path, "
             f"of which there are {listed} and those within, with ':in' behind it for what the module gets"
@@ -145,22 +155,18 @@ def _known(network: Any) -> Stages | None:
     timm_model = getattr(network, "timm_model", None)  # transformers' wrapper
     if timm_model is not None:
         inner = _known(timm_model)
-        return inner and Stages(*(_below("timm_model", taps) for taps in (inner.outputs, inner.before_activation)))
+        return inner and inner.below("timm_model")
     if isinstance(network, CifarNet):
         info = network.feature_info
         kinds = ("output", "before_activation")
-        return Stages(*(tuple(Tap.at(row[kind], row["num_chs"]) for row in info) for kind in kinds))
+        return Stages.listed(*([Tap.at(row[kind], row["num_chs"]) for row in info] for kind in kinds))
     if isinstance(network, PreTrainedModel):
         return _transformers(network)
     if isinstance(getattr(network, "feature_info", None), list) and network.feature_info:
         return _timm(network)
     if type(network).__module__ == "torchvision.models.resnet":
-        return Stages(tuple(map(Tap, ("relu", "layer1", "layer2", "layer3", "layer4"))))
+        return Stages.listed([Tap(path) for path in ("relu", "layer1", "layer2", "layer3", "layer4")])
     return None
-
-
-def _below(prefix: str, taps: tuple[Tap, ...]) -> tuple[Tap, ...]:
-    return tuple(replace(tap, path=f"{prefix}.{tap.path}") for tap in taps)
 
 
 def _timm(network: Any) -> Stages | None:
@@ -176,7 +182,7 @@ def _timm(network: Any) -> Stages | None:
         if not first.endswith(".0"):
             return None
         entries.insert(0, Tap(first, input=True, channels_last=last))
-    return Stages(tuple(entries), _timm_resnet(network) if type(network).__name__ == "ResNet" else ())
+    return Stages.listed(entries, _timm_resnet(network) if type(network).__name__ == "ResNet" else ())
 
 
 def _timm_resnet(network: Any) -> tuple[Tap, ...]:
@@ -203,7 +209,10 @@ def _transformers(network: PreTrainedModel) -> Stages | None:
     if network.config.is_encoder_decoder or len(lists) != 1:
         return None
     name, blocks = lists[0]
-    return Stages((Tap(f"{name}.0", input=True), *(Tap(f"{name}.{i}") for i in range(len(blocks)))))
+    outputs = [Tap(f"{name}.0", input=True), *(Tap(f"{name}.{i}") for i in range(len(blocks)))]
+    return replace(
+        Stages.listed(outputs), attention={i + 1: Tap(f"{name}.{i}", attention=True) for i in range(len(blocks))}
+    )
 
 
 def _head(network: nn.Module) -> str:

@@ -25,3 +25,5 @@ TRAINER_ATTRIBUTES = ("_created_lr_scheduler", "_hp_search_setup", "_tr_loss", "
 # accelerate: the models that `save_state` writes, and the forward inside of its autocast.
 ACCELERATOR_ATTRIBUTES = ("_models",)
 PREPARED_MODEL_ATTRIBUTES = ("_original_forward",)
+# The attention function that a model of transformers is set to.
+CONFIG_ATTRIBUTES = ("_attn_implementation",)

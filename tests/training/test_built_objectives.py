@@ -216,6 +216,37 @@ def test_hidden_states_of_language_models(tmp_path, how):
     assert trainer.state.log_history[0]["hiddenmirror"] > 0
 
 
+@pytest.mark.parametrize(
+    "objective",
+    [
+        "minilm(heads=2)",
+        "minilm(compared=('qk', 'vv'), heads=2)",
+        "attention_scores",
+        "hidden_mse",
+        "hidden_cosine(layer=0)",
+    ],
+)
+def test_objectives_on_transformers_through_real_networks(tmp_path, objective):
+    width = {"taught": taught_model(16)} if objective.startswith("hidden_cosine") else {"taught": taught_model()}
+    student = language_model()
+    before = {name: p.clone() for name, p in student.named_parameters()}
+    args = arguments(tmp_path, max_steps=1, objective=f"5 * {objective}", ce_weight=0.0, kd_weight=1.0)
+    trainer = DistillationTrainer(
+        student, width["taught"], args, train_dataset=TokenRows(), processing_class=tokenizer()
+    )
+    trainer.train()
+    name = objective.partition("(")[0]
+    assert trainer.state.log_history[0][name] > 0
+    assert not torch.equal(student.transformer.wte.weight, before["transformer.wte.weight"])
+    assert student.config._attn_implementation.startswith("hfkd_keeps_") == (
+        "attention" in str(trainer.step.inner.student.keys)
+    )
+    trainer.save_model()
+    assert "hfkd" not in (tmp_path / "config.json").read_text()
+    trainer.unhook()
+    assert student.config._attn_implementation == "sdpa"
+
+
 # ---- connectors ------------------------------------------------------------------------------------------------------
 
 

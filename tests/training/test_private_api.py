@@ -6,7 +6,7 @@ import inspect
 import pytest
 from accelerate import Accelerator
 from toys import Net, Rows, arguments, teacher
-from transformers import Trainer, TrainerCallback
+from transformers import GPT2Config, Trainer, TrainerCallback
 
 from hfkd import DistillationTrainer
 from hfkd.training import private_api
@@ -42,6 +42,10 @@ def test_the_attributes_are_there(tmp_path):
     trainer.train()
     assert all(seen[0].values()), seen
     assert all(hasattr(trainer.accelerator, name) for name in private_api.ACCELERATOR_ATTRIBUTES)
+
+
+def test_configs_name_the_attention_function():
+    assert all(hasattr(GPT2Config(), name) for name in private_api.CONFIG_ATTRIBUTES)
 
 
 def test_autocast_is_put_around_a_forward_that_can_be_found():

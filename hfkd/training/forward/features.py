@@ -36,7 +36,7 @@ class InnerFeatures:
             if capture is not None:
                 capture.remove()
 
-    def of_student(self, forward: Callable[[], Result]) -> tuple[Result, dict[str, Tensor]]:
+    def of_student(self, forward: Callable[[], Result]) -> tuple[Result, dict[str, Any]]:
         """What `forward`, which runs the student once, returns; and the student's features.
 
         Raises ValueError for a feature that nothing which trains has a part in: its term would move nothing.
@@ -52,15 +52,15 @@ class InnerFeatures:
                 )
         return result, found
 
-    def of_teacher(self, forward: Callable[[], Result]) -> tuple[Result, dict[str, Tensor]]:
+    def of_teacher(self, forward: Callable[[], Result]) -> tuple[Result, dict[str, Any]]:
         return (forward(), {}) if self.teacher is None else self.teacher.run(forward)
 
     def joined(
         self,
         items: Items,
         batch: Mapping[str, Any],
-        student: tuple[Tensor, dict[str, Tensor]],
-        teacher: tuple[Tensor, dict[str, Tensor]],
+        student: tuple[Tensor, dict[str, Any]],
+        teacher: tuple[Tensor, dict[str, Any]],
     ) -> Items:
         """`items` with the features of both networks, of which each gave these logits and features."""
         if not self.wanted:
@@ -78,9 +78,9 @@ class InnerFeatures:
         )
 
 
-def _features(capture: FeatureCapture | None, logits: Tensor, found: dict[str, Tensor]) -> dict[str, Tensor]:
+def _features(capture: FeatureCapture | None, logits: Tensor, found: dict[str, Any]) -> dict[str, Any]:
     return found | {LOGITS: logits} if capture is not None and LOGITS in capture.keys else found
 
 
-def of_outputs(capture: FeatureCapture, logits: Tensor, found: dict[str, Tensor]) -> Outputs:
+def of_outputs(capture: FeatureCapture, logits: Tensor, found: dict[str, Any]) -> Outputs:
     return Outputs(logits, _features(capture, logits, found))

@@ -30,6 +30,10 @@ def refuse_features(loss: DistillationLoss, student: nn.Module, teacher: Any, ar
             args.loss_chunk_size,
             "set it to 0",
         ),
+        "torch_compile does not show the attention within": (
+            args.torch_compile and any(key.startswith("attention:") for key in layers),
+            "train without it",
+        ),
         "FSDP shards them": (uses_fsdp(args), "train without it"),
         "DataParallel runs copies of the networks": (args.n_gpu > 1, "launch one process a GPU, as by torchrun"),
         "reentrant gradient checkpointing gives inner layers no gradient": (

@@ -1,0 +1,87 @@
+"""Query, key and value of attention blocks, kept on their way into transformers' attention functions.
+
+Under sdpa, which gives no attentions back, there is no other place to read them. B rows, L positions.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+KEPT_BY = "hfkd_keeps_"  # in front of the name of the implementation that computes
+IMPLEMENTATIONS = ("sdpa", "eager")
+Keep = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], None]
+
+_keepers: WeakKeyDictionary[nn.Module, dict[int, Keep]] = WeakKeyDictionary()
+
+
+def watch(network: Any, blocks: dict[int, tuple[nn.Module, Keep]]) -> Callable[[], None]:
+    """Have each block's attention given to its `Keep`: query, key, value, mask [B, 1, L, L] and scale.
+
+    The numbers stay what they were. Returns what undoes it. Raises ValueError for a network that does not call
+    transformers' attention functions, or others than sdpa and eager.
+    """
+    before = network.config._attn_implementation if isinstance(network, PreTrainedModel) else None
+    base = None if before is None else before.removeprefix(KEPT_BY)
+    if base not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"attention is kept of networks of transformers with attn_implementation 'sdpa' or 'eager', and "
+            f"{type(network).__name__} has {base!r}: load it with one of these"
+        )
+    name = KEPT_BY + base
+    AttentionInterface.register(name, _keeping(base))
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
+    for number, (block, keep) in blocks.items():
+        for module in block.modules():
+            _keepers.setdefault(module, {})[number] = keep
+    network.set_attn_implementation(name)
+
+    def undo() -> None:
+        for number, (block, _) in blocks.items():
+            for module in block.modules():
+                _keepers.get(module, {}).pop(number, None)
+        if not any(_keepers.get(module) for module in network.modules()):
+            network.set_attn_implementation(base)
+
+    return undo
+
+
+def _keeping(base: str) -> Callable[..., Any]:
+    """The implementation `base`, which shows what it gets to whoever watches the module."""
+
+    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **more: Any) -> Any:
+        for keep in _keepers.get(module, {}).values():
+            unknown = [name for name in ("position_bias", "softcap") if more.get(name) is not None]
+            if unknown:
+                raise ValueError(
+                    f"the attention of {type(module).__name__} has a {unknown[0]}, so that its scores are more than "
+                    "scaled products of queries and keys: choose an objective that does not read them"
+                )
+            scale = more.get("scaling")
+            keep(query, key, value, _mask(module, query, key, attention_mask, more), scale or query.shape[-1] ** -0.5)
+        return _function(base, module)(module, query, key, value, attention_mask, **more)
+
+    return attend
+
+
+def _mask(module: nn.Module, query: Tensor, key: Tensor, mask: Any, more: dict[str, Any]) -> Tensor | None:
+    """Which positions see which, for every row: sdpa leaves the mask out where it is the triangle of causal models."""
+    if isinstance(mask, Tensor):
+        return mask[..., : key.shape[2]].expand(len(query), -1, -1, -1)
+    causal = more.get("is_causal")
+    if not (getattr(module, "is_causal", True) if causal is None else causal):
+        return None
+    seen = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+    return seen.expand(len(query), 1, -1, -1)
+
+
+def _function(base: str, module: nn.Module) -> Callable[..., Any]:
+    if base != "eager":
+        return ALL_ATTENTION_FUNCTIONS[base]
+    return getattr(sys.modules[type(module).__module__], "eager_attention_forward")  # noqa: B009 - of its own file
