@@ -124,6 +124,23 @@ def test_connectors_with_batch_norm_are_the_same_on_two_ranks_as_in_accumulated_
     assert all(row["fitnet"] > 0 for row in record["log"] if "loss" in row)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "objective", ["crd(negatives=8, sampling='other_images', dimension=8)", "kd + fcfd", "reviewkd"]
+)
+def test_memories_and_paths_are_the_same_on_two_ranks_as_in_accumulated_batches(tmp_path, objective):
+    """CRD's memories are moved once an optimizer step, by the rows of both ranks; FCFD's paths are drawn for both."""
+    job = {"objective": objective, "weighting": "entropy", "max_steps": 4}
+    parts = (_split(way, job) for way in ("1 x 4 x 2", "2 x 4"))
+    one, two = (run(tmp_path / str(count), count, "rank_job_features.py", settings)[0] for count, _, settings in parts)
+    assert one.keys() == two.keys()
+    for name in one:
+        if "pending" not in name:  # in the order in which they came
+            torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    steps = [value for name, value in one.items() if name.endswith("bank.step")]
+    assert steps == ([3] if "crd" in objective else [])
+
+
 def _split(way, job):
     count, split = SPLITS[way]
     return count, "rank_job.py", job | split
