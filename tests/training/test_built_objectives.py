@@ -298,6 +298,28 @@ def test_an_optimizer_of_ones_own_trains_them_too(tmp_path):
     assert not torch.equal(regressor_of(trainer).conv.weight, before)
 
 
+def test_wrapped_ones_are_built_and_train(tmp_path):
+    trainer = make(tmp_path, "kd + average(objective='fitnet(layer=2)')")
+    before = {name: p.clone() for name, p in trainer.distillation_loss.named_parameters()}
+    trainer.train()
+    after = dict(trainer.distillation_loss.named_parameters())
+    moved = [name.rpartition("regressor.")[2] for name in before if not torch.equal(before[name], after[name])]
+    assert {"conv.weight", "bn.weight", "bn.bias"} <= set(moved)  # a bias before a batch norm has no gradient
+    assert trainer.state.log_history[0]["average"] > 0
+
+
+def test_each_training_of_model_init_builds_its_own(tmp_path):
+    _, taught = networks()
+    args = arguments(tmp_path, objective=HINT, max_steps=2, per_device_train_batch_size=4)
+    trainer = DistillationTrainer(None, taught, args, train_dataset=Images(8), model_init=lambda: networks()[0])
+    found = []
+    for _ in range(2):
+        trainer.train()
+        found.append(regressor_of(trainer).conv.weight.clone())
+    torch.testing.assert_close(*found)
+    assert len(taught.block2._forward_hooks) == 1
+
+
 # ---- refused when the trainer is built -------------------------------------------------------------------------------
 
 
