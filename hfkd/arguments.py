@@ -79,9 +79,16 @@ class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingAr
         default="auto",
         metadata={
             "help": "What the networks' heads are for: image_classification, sequence_classification, "
-            "multi_label_classification, token_classification, masked_lm, causal_lm, seq2seq_lm. auto: as transformers "
-            "lists the model's class, else by the inputs that it takes. Either way it is proved on two rows that the "
-            "model's own loss is the task's."
+            "multi_label_classification, token_classification, masked_lm, causal_lm, seq2seq_lm, "
+            "semantic_segmentation. auto: as transformers lists the model's class, else by the inputs that it takes. "
+            "Either way it is proved on two rows that the model's own loss is the task's."
+        },
+    )
+    segmentation_stride: int | None = field(
+        default=None,
+        metadata={
+            "help": "Of masks learn every n-th pixel in each direction, to save time and memory; unset: all. Both "
+            "networks' maps are resized to that grid. eval_loss is of it too, mean_iou of all pixels."
         },
     )
     loss_chunk_size: int = field(

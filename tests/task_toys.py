@@ -20,6 +20,7 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     CLIPVisionConfig,
+    ConvNextConfig,
     DistilBertConfig,
     DistilBertForMaskedLM,
     Gemma2Config,
@@ -38,8 +39,12 @@ from transformers import (
     Qwen3ForCausalLM,
     RobertaConfig,
     RobertaForMaskedLM,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
     T5Config,
     T5ForConditionalGeneration,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
     ViTConfig,
     ViTForImageClassification,
     Wav2Vec2Config,
@@ -170,6 +175,48 @@ def wav2vec2(width: int) -> Any:
     return Wav2Vec2ForSequenceClassification(config)
 
 
+def without_batch_norm(network: Any) -> Any:
+    """So that splitting a batch changes nothing but rounding."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.BatchNorm2d):
+                setattr(module, name, torch.nn.Identity())
+    return network
+
+
+def segformer(width: int) -> Any:
+    """Maps at a quarter of the image."""
+    dims = {
+        "hidden_sizes": [width] * 4,
+        "num_attention_heads": [1] * 4,
+        "depths": [1] * 4,
+        "decoder_hidden_size": width,
+    }
+    rates = {"classifier_dropout_prob": 0.0, "drop_path_rate": 0.0, "initializer_range": 0.3}
+    config = SegformerConfig(**dims, **rates, mlp_ratios=[1] * 4, sr_ratios=[2, 1, 1, 1], num_labels=CLASSES)
+    return without_batch_norm(SegformerForSemanticSegmentation(config))
+
+
+def upernet(width: int) -> Any:
+    """Maps of the image's size, and an auxiliary head."""
+    stages = {"out_features": [f"stage{k}" for k in (1, 2, 3)], "num_stages": 3, "patch_size": 1}
+    backbone = ConvNextConfig(hidden_sizes=[width] * 3, depths=[1] * 3, **stages)
+    heads = {"hidden_size": width, "auxiliary_channels": width, "auxiliary_in_channels": width, "pool_scales": [1, 2]}
+    config = UperNetConfig(backbone_config=backbone, **heads, initializer_range=0.5, num_labels=CLASSES)
+    return without_batch_norm(UperNetForSemanticSegmentation(config))
+
+
+class Pixels(torch.nn.Module):
+    """A network of one's own that says nothing of its head: maps at half of the image."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body, self.head = torch.nn.Conv2d(3, width, 3, 2, 1), torch.nn.Conv2d(width, CLASSES, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).relu()) * 4
+
+
 # ---- rows -------------------------------------------------------------------------------------------------------
 
 
@@ -240,6 +287,18 @@ def tagged_images(count: int = ROWS, seed: int = 0) -> list[dict[str, Any]]:
     return images(count, seed, each_class)
 
 
+def masks(count: int = ROWS, seed: int = 0) -> list[dict[str, Any]]:
+    """Images with a class for most pixels; the mask of the second is all ignored, that of the third of one class."""
+    g = generator(seed)
+    rows = []
+    for number in range(count):
+        labels = torch.randint(-1, CLASSES, (6, 9), generator=g)
+        labels[labels < 0] = 255 if number % 2 else IGNORED
+        labels = torch.full_like(labels, 255) if number == 1 else labels * 0 + 1 if number == 2 else labels
+        rows.append({"pixel_values": torch.randn(3, 6, 9, generator=g), "labels": labels})
+    return rows
+
+
 def pictures(count: int = ROWS, seed: int = 0) -> list[dict[str, Any]]:
     """A picture of four patches, and what is said of it."""
     seen = images(count, seed)
@@ -278,7 +337,10 @@ def padded(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of model. `router`: its loss has a term that couples the rows. `tokenizer`: None where it has no text."""
+    """A kind of model. `router`: its loss has a term that couples the rows. `tokenizer`: None where it has no text.
+
+    `auxiliary`: it has a second head, whose loss joins its own.
+    """
 
     task: str
     build: Callable[[int], Any]
@@ -286,6 +348,7 @@ class Kind:
     tokenizer: Any = tokenizer
     collate: Any = None
     router: bool = False
+    auxiliary: bool = False
 
     def network(self, width: int = 8, seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
         torch.manual_seed(seed)
@@ -320,6 +383,8 @@ KINDS = {
     "AST": Kind("sequence_classification", ast, spectra, None),
     "Wav2Vec2": Kind("sequence_classification", wav2vec2, waves, None),
     "ViT": Kind("image_classification", vit, images, None),
+    "SegFormer": Kind("semantic_segmentation", segformer, masks, None, padded),
+    "UPerNet, auxiliary head": Kind("semantic_segmentation", upernet, masks, None, padded, auxiliary=True),
     "ViT, several labels": Kind("multi_label_classification", several_labels, tagged_images, None),
     "T5": Kind("seq2seq_lm", t5, SEQUENCES),
     "BART": Kind("seq2seq_lm", bart, SEQUENCES),

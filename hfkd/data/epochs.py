@@ -30,6 +30,9 @@ class EpochTransform(ABC):
     """
 
     epoch: Tensor
+    mean: tuple[float, ...] | None = None  # of images, by which they are normalised
+    std: tuple[float, ...] | None = None
+    label_names: tuple[str, ...] | None = None  # of the classes, where no feature of the dataset says them
 
     @abstractmethod
     def at_epoch(self, epoch: int) -> Self:

@@ -43,7 +43,8 @@ class DistillationLoss(nn.Module):
     forward(items, num_items): `num_items` is the number of items of the whole optimizer step, over all ranks and
     accumulated batches; without it the items at hand. Returns the loss and its parts (means over the items at hand,
     without gradient): `ce`, `kd` (of several terms each by its name, without its coefficient), `temperature`, `weight`,
-    for `Energy` the shares of its two groups, and `router_loss` where the student has one.
+    for `Energy` the shares of its two groups, and `router_loss` or `auxiliary_loss` where the student
+    has one.
 
     autocast: what terms on inner features, which come in the precision that the networks ran in, are computed in.
     """
@@ -199,7 +200,9 @@ class DistillationLoss(nn.Module):
 
     def rest_logged(self, items: Items | HiddenItems) -> dict[str, Tensor]:
         """The student's own addition as a part of the loss, where it is one."""
-        return {} if items.rest is None or not self.ce_weight else {"router_loss": items.rest.detach().float()}
+        if items.rest is None or not self.ce_weight:
+            return {}
+        return {items.rest_name if isinstance(items, Items) else "router_loss": items.rest.detach().float()}
 
     @torch.no_grad()
     def logged(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,13 +3,28 @@
 N items, C classes (or vocabulary entries).
 """
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 def upcast(logits: Tensor) -> Tensor:
     """bf16 and fp16 become float32, anything wider stays: softmax statistics in half precision lose the tail."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def interpolated(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps [..., C, h, w] of logits at another (height, width), as transformers and torchvision bring them to it.
+
+    Bilinear, corners not aligned; maps of that size as they are. float32 or wider.
+    """
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return upcast(maps)
+    flat = upcast(maps).flatten(0, -4)  # [B, C, h, w]
+    resized = F.interpolate(flat, size=tuple(size), mode="bilinear", align_corners=False)
+    return resized.view(*maps.shape[:-2], *size)
 
 
 def standardize(logits: Tensor) -> Tensor:

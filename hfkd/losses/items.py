@@ -103,6 +103,7 @@ class Items:
     and items v B to (v + 1) B are view v. Their losses add up: the loss is divided by the number of images.
     own_sample: every item is a sample of its own, as images are, so that a mean over a sample's items is no work.
     rest: what the student adds to the cross-entropy in its own loss, one number for the batch: a router loss.
+    rest_name: what the log calls that.
     row: the row of the batch that each item is in [N], below `num_rows`; None where a sample is a row.
     share: 1 / the items of its sample [N], where a loss is a mean over samples of means over items, and is divided by
     the step's samples: items that are known after the forward only (proposals), or lengths that are not to count.
@@ -121,6 +122,7 @@ class Items:
     views: int = 1
     own_sample: bool = False
     rest: Tensor | None = None
+    rest_name: str = "router_loss"
     row: Tensor | None = None
     num_rows: int = 0
     share: Tensor | None = None

@@ -16,7 +16,8 @@ from hfkd.losses.registry import OBJECTIVES
 from hfkd.utils.slots import resolve_sum
 
 LONE = "kd"  # what an objective by itself is called in the log, whichever it is
-LOGGED = ("loss", "ce", "temperature", "weight", "relations", "own_loss", "router_loss", "rest")  # the loss's own names
+RESTS = ("rest", "router_loss", "auxiliary_loss")
+LOGGED = ("loss", "ce", "temperature", "weight", "relations", "own_loss", *RESTS)  # the loss's own names
 
 
 @dataclass(frozen=True)

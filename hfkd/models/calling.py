@@ -36,6 +36,7 @@ class Call:
     router_weight: float | None = None
     shifts_labels: bool = False
     writes: bool = False  # such a one with a head for text: without either it has nothing to decode
+    unlabelled: int | None = None  # of a model whose own loss alone has its auxiliary head's term: what labels no class
 
     @classmethod
     def of(cls, model: nn.Module) -> "Call":
@@ -48,7 +49,8 @@ class Call:
         keyed = names & INPUTS or (rest and not positional)
         shifts = isinstance(network, PreTrainedModel) and network.config.is_encoder_decoder and "labels" in names
         writes = shifts and output_head(network) is not None
-        return cls(names - {"labels"} if keyed else None, others, router_weight(network), bool(shifts), bool(writes))
+        keywords = names - {"labels"} if keyed else None
+        return cls(keywords, others, router_weight(network), bool(shifts), bool(writes), _auxiliary(network))
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """The logits of `inputs`; what the network does not take (index, labels, ...) stays behind."""
@@ -163,14 +165,34 @@ def by_name(output: Any) -> Any:
 
 
 def logits_of(output: Any) -> Tensor:
-    """A network's logits: its output itself when that is a tensor, else the output's `.logits`."""
+    """A network's logits: its output itself when that is a tensor, else the output's `.logits`, or its "out"."""
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if logits is None and isinstance(output, Mapping):
+        logits = output.get("out")  # torchvision's segmentation models
     if not isinstance(logits, Tensor):
         raise ValueError(
             f"the model returned a {type(output).__name__} without logits: return a tensor, or an object with .logits; "
             "of the models of transformers take one with a head (AutoModelFor...)"
         )
     return logits
+
+
+def class_dim(logits: Tensor) -> int:
+    """Which dimension of a network's logits are the classes: the last, of maps [B, C, H, W] the second."""
+    return 1 if logits.ndim == 4 else -1
+
+
+def unlabelled_index(network: nn.Module) -> int:
+    """The label that a segmentation model of transformers takes for none."""
+    config = getattr(bare(network), "config", None)
+    names = ("loss_ignore_index", "semantic_loss_ignore_index")
+    return int(next((getattr(config, name) for name in names if hasattr(config, name)), 255))
+
+
+def _auxiliary(network: nn.Module) -> int | None:
+    """See `Call.unlabelled`."""
+    auxiliary = isinstance(network, PreTrainedModel) and getattr(network, "auxiliary_head", None) is not None
+    return unlabelled_index(network) if auxiliary else None
 
 
 def output_head(network: nn.Module) -> Any:

@@ -85,7 +85,7 @@ def _score(trainer: Host, teacher: FrozenTeacher, loader: Any) -> dict[str, floa
         voices |= {f"teacher_{k}_accuracy": one for k, one in enumerate(items.teachers, 1)}
         hits = {name: (one.logits.argmax(-1) == items.labels).float() for name, one in voices.items()}
         average.add(hits, items, trainer.accelerator)
-        found = torch.bincount(items.labels, minlength=logits.shape[-1])
+        found = torch.bincount(items.labels, minlength=items.teacher.num_classes)
         counts = found if counts is None else counts + found
     scores = average.read()
     if counts is not None and scores:

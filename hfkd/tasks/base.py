@@ -5,6 +5,7 @@ B batch rows, L length, N items, C classes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,11 +37,13 @@ class Task(ABC):
     mixes: ClassVar[bool] = False  # rows can be mixed (MixUp, CutMix), and labels be shares of classes
     views: ClassVar[bool] = False  # five dimensions of pixel_values are several views of each image
     class_ids: ClassVar[bool] = True  # integer labels are those; else a 0 or a 1 for each class
-    ignores: ClassVar[bool] = False  # a label of -100 stands for none
+    ignores: ClassVar[tuple[int, ...]] = ()  # labels that stand for none
     relates: ClassVar[bool] = True  # items are over the same classes, so that a batch of them can be compared
     by_target: ClassVar[bool] = False  # a loss over chunks of target tokens, and a cache of them, serve it
     generates: ClassVar[bool] = False
     without_labels: ClassVar[str] = "call the rows' column of them labels, or let the data_collator make one"
+    scanned_items: ClassVar[int | None] = None  # so many of a data set's are kept by a scan of all; None: all
+    segmentation_stride: int | None = None
     scored_by: ClassVar[str | None] = None  # its default metric (`hfkd.evaluation.metrics`); None: the loss alone
 
     @property
@@ -51,6 +54,26 @@ class Task(ABC):
     @property
     def name(self) -> str:
         return next(name for name, made in TASKS.items() if made is type(self))
+
+    def configure(self, args: Any) -> None:
+        """Take what the arguments say of it. Raises ValueError for what they say of another task."""
+        if getattr(args, "segmentation_stride", None) is not None:
+            raise ValueError(
+                f"segmentation_stride={args.segmentation_stride} is for semantic_segmentation, and the task is "
+                f"{self.name}: leave it out"
+            )
+
+    def as_networks_have_it(self, network: nn.Module) -> AbstractContextManager["Task"]:
+        """Within it the task, and the network, whose own loss is the task's cross-entropy, and `added_loss`."""
+        return nullcontext(self)
+
+    def given_besides(self, call: Call, batch: Batch) -> dict[str, Any]:
+        """What the student is given beside its inputs, so that it computes what its own loss adds."""
+        return {}
+
+    def added_loss(self, call: Call, output: Any, batch: Batch) -> Tensor | None:
+        """What the student adds to the cross-entropy in its own loss, one number for the batch; None: nothing."""
+        return call.added_loss(output)
 
     def hub_tag(self, call: Call) -> str:
         """The pipeline tag of a network with these inputs."""

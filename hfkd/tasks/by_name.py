@@ -17,6 +17,7 @@ AUTO = {
         transformers.AutoModelForAudioClassification,
     ),
     "token_classification": (transformers.AutoModelForTokenClassification,),
+    "semantic_segmentation": (transformers.AutoModelForSemanticSegmentation,),
     "masked_lm": (transformers.AutoModelForMaskedLM,),
     "causal_lm": (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText),
     "seq2seq_lm": (transformers.AutoModelForSeq2SeqLM, transformers.AutoModelForSpeechSeq2Seq),

@@ -31,7 +31,9 @@ CLASSIFYING: dict[str, tuple[Any, ...]] = {
         auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
     ),
     "image_classification": (auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,),
+    "semantic_segmentation": (auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,),
 }
+TORCHVISION = {"torchvision.models.segmentation.": "semantic_segmentation"}  # by the module of a network's class
 # Heads that no task here knows, in the words of the Hub.
 OTHERS: dict[str, Any] = {
     "question answering": auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
@@ -43,7 +45,6 @@ OTHERS: dict[str, Any] = {
     "audio frame classification": auto.MODEL_FOR_AUDIO_FRAME_CLASSIFICATION_MAPPING_NAMES,
     "speech recognition with CTC": auto.MODEL_FOR_CTC_MAPPING_NAMES,
     "video classification": auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
-    "semantic segmentation": auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
     "image segmentation": auto.MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES,
     "instance segmentation": auto.MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES,
     "universal segmentation": auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
@@ -87,10 +88,11 @@ def named_task(name: str) -> Task:
 
 
 def head_of(network: nn.Module) -> str | None:
-    """The task of a model of transformers, by name; None for other networks, and for a class in no table."""
+    """The task of a model of transformers or torchvision; None for other networks, and for a class in no table."""
     network = bare(network)
     if not isinstance(network, PreTrainedModel):
-        return None
+        modules = [cls.__module__ for cls in type(network).__mro__]
+        return next((task for start, task in TORCHVISION.items() if any(m.startswith(start) for m in modules)), None)
     names = [cls.__name__ for cls in type(network).__mro__]  # a user's subclass has its parent's head
     decoder = network.config.is_encoder_decoder and bool(Call.of(network).shifts_labels)
     if _in(names, CAUSAL):

@@ -49,8 +49,8 @@ def compare_own_loss(network: nn.Module, batch: Mapping[str, Any] | None, task: 
         return
     if batch is None:
         batch = _made_up_tokens(network)
-    with untouched(network):
-        _compare(network, task.probe(batch), task)
+    with untouched(network), task.as_networks_have_it(inside) as own:
+        _compare(network, own.probe(batch), own)
 
 
 def _compare(network: nn.Module, inputs: dict[str, Any], task: Task) -> None:

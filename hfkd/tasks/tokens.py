@@ -29,7 +29,7 @@ class PerToken(Task):
     """
 
     one_item_a_row = False
-    ignores = True
+    ignores = (IGNORED,)
     shift: ClassVar[int] = 0
     known: ClassVar[tuple[str, ...]] = ("host_targets",)  # what a batch may say of its targets
     labels_to_networks: ClassVar[bool] = False  # networks then compute a loss of their own, which takes all logits

@@ -17,7 +17,7 @@ from torch._dynamo import OptimizedModule
 
 from hfkd.losses.items import Outputs
 from hfkd.models import InputSpec, input_spec, same_statistics
-from hfkd.models.calling import Call, output_head
+from hfkd.models.calling import Call, class_dim, output_head
 from hfkd.models.label_names import label_names_of
 from hfkd.models.target_logits import outputs_at_targets
 from hfkd.teachers.base import Teacher
@@ -36,7 +36,8 @@ class FrozenTeacher(nn.Module, Teacher):
     itself); they are re-normalised, and resized (bicubic, antialiased) when `wanted.size` asks for it, on the device
     and in float32, then cast to the network's own precision. Re-normalising is affine, so zero padding and crops come
     out exactly as if made for this teacher. `label_names` are those of its logits, by default what its config says; the
-    trainer puts the logits into the data's order of classes where that is another (`reorder`).
+    trainer puts the logits into the data's order of classes where that is another (`reorder`). `classes` are those of
+    the network that the data has: its class `classes[i]` is their class i, and what it says of others is left out.
     """
 
     def __init__(
@@ -45,14 +46,20 @@ class FrozenTeacher(nn.Module, Teacher):
         received: InputSpec | None = None,
         wanted: InputSpec | None = None,
         label_names: Sequence[str] | None = None,
+        classes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.model, self.freezing, self.compiled = model, Freezing([model]), False
         self.call = Call.of(model)
         self.wanted = wanted or input_spec(model)
         self.size = self.wanted.size if self.wanted else None
-        self.label_names = label_names_of(model) if label_names is None else tuple(label_names)
+        self.classes = None if classes is None else _distinct(classes)
+        own = label_names_of(model)
+        if own is not None and self.classes is not None:
+            own = tuple(own[i] for i in self.classes if i < len(own))
+        self.label_names = own if label_names is None else tuple(label_names)
         self.register_buffer("order", None, persistent=False)
+        self.reorder(None)
         self.register_buffer("scale", None, persistent=False)
         self.register_buffer("shift", None, persistent=False)
         self._receive(received)
@@ -92,7 +99,9 @@ class FrozenTeacher(nn.Module, Teacher):
         self.size, self.scale, self.shift = None, None, None
 
     def reorder(self, order: Sequence[int] | None) -> None:
-        """Give class `order[i]` of the network as class i from now on; None: each as it is."""
+        """Give class `order[i]`, of those that are given, as class i from now on; None: each as it is."""
+        if self.classes is not None:
+            order = self.classes if order is None else [self.classes[i] for i in order]
         parameter = next(self.model.parameters(), None)
         device = None if parameter is None else parameter.device
         self.order = None if order is None else torch.tensor(order, device=device)
@@ -162,7 +171,12 @@ class FrozenTeacher(nn.Module, Teacher):
         if last_hidden:
             return self.call.hidden(self.model, inputs)
         logits = self.call(self.model, self._own_view(inputs))
-        return logits if self.order is None else logits.index_select(-1, self.order)
+        its = logits.shape[class_dim(logits)]
+        if self.classes is not None and max(self.classes) >= its:
+            raise ValueError(
+                f"classes={list(self.classes)} of a teacher that has {its} (0 to {its - 1}): leave out others"
+            )
+        return logits if self.order is None else logits.index_select(class_dim(logits), self.order)
 
     def extra_repr(self) -> str:
         order = "" if self.order is None else f", order={self.order.tolist()}"
@@ -179,6 +193,15 @@ class FrozenTeacher(nn.Module, Teacher):
             images = nn.functional.interpolate(images, size=self.size, mode="bicubic", antialias=True)
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), images.dtype)
         return {**inputs, "pixel_values": images.to(dtype)}
+
+
+def _distinct(classes: Sequence[int]) -> tuple[int, ...]:
+    """The classes, if they are whole numbers and each is there once; else ValueError."""
+    found = tuple(classes)
+    whole = all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in found)
+    if not found or not whole or len(set(found)) < len(found):
+        raise ValueError(f"FrozenTeacher: classes={list(found)} must be the numbers of its classes, each once")
+    return found
 
 
 class TeacherEnsemble(FrozenTeacher):
@@ -224,8 +247,14 @@ class TeacherEnsemble(FrozenTeacher):
                 "several teachers have no common hidden state: set loss_chunk_size to 0, or use one teacher"
             )
         logits = [teacher._outputs(False, False, inputs).float() for teacher in self.teachers]
+        classes = [one.shape[class_dim(one)] for one in logits]
+        if len(set(classes)) > 1:
+            raise ValueError(f"teachers of {classes} classes: they must have the same ones")
         if len({one.shape for one in logits}) > 1:
-            raise ValueError(f"teachers of {[one.shape[-1] for one in logits]} classes: they must have the same ones")
+            raise ValueError(
+                f"teachers whose outputs have the shapes {[tuple(one.shape) for one in logits]}: wrap "
+                "them in modules that give maps of one size"
+            )
         return torch.stack(logits) if each else torch.stack(logits).mean(0)
 
 

@@ -1,8 +1,11 @@
 """One pass of the teacher over the training set: the energy and entropy of every sample, or of every item.
 
+Of pixels about a million are kept, spread over all images (`sampled_items`): quantiles are exact over these.
+
 S samples: images, rows of tokens, or packed documents. N items of a batch: images, or target tokens. B its rows.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -25,11 +28,13 @@ from hfkd.teachers.all_ranks import of_all_ranks, samples_of_all_ranks
 from hfkd.teachers.base import Teacher
 from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.teachers.row_reader import RowReader, row_means
+from hfkd.teachers.sampled_items import per_row, spread_items
 from hfkd.teachers.statistics_file import ScanFile, ScanKey
 from hfkd.teachers.teacher_scan import TeacherScan
 from hfkd.utils.argument_types import SoftmaxTemperature, fitting
 from hfkd.utils.finite import broken_rows
 
+logger = logging.getLogger(__name__)
 Views = Literal["train", "clean"]
 
 
@@ -136,6 +141,7 @@ def _run(
     reader: RowReader, loader: Any, accelerator: Accelerator | None, level: Level, progress_bar: bool
 ) -> TeacherScan:
     samples, rows, every_item, source = [], [], [], loader
+    most, found = per_row(reader.task.scanned_items, len(reader.dataset)), 0
     if accelerator is not None:
         loader = accelerator.prepare(loader)
     quiet = not progress_bar or not (accelerator is None or accelerator.is_main_process)
@@ -147,7 +153,10 @@ def _run(
             of_rows = row_means(per_item, items)  # [B, 4]
             rows.append(accelerator.gather_for_metrics(of_rows) if accelerator is not None else of_rows)
         if level == "item":
-            every_item.append(of_all_ranks(per_item, *items.rows, accelerator).cpu())
+            row, num_rows = items.rows
+            kept = spread_items(row, num_rows, most)
+            found += len(row)
+            every_item.append(of_all_ranks(per_item[kept], row[kept], num_rows, accelerator).cpu())
     of_samples = torch.cat(samples)
     broken = (~torch.isfinite(of_samples[:, :2].sum(-1))).nonzero().flatten().tolist()
     if broken:
@@ -155,6 +164,9 @@ def _run(
         raise ValueError(
             part.format(f"for {len(broken)} of {len(of_samples)} training rows (first at rows {broken[:5]})")
         )
+    if most is not None and level == "item":
+        count = sum(map(len, every_item))
+        logger.info("The scan keeps %d items, at most %d of a row (this process saw %d).", count, most, found)
     by_row = _as_scan(torch.cat(rows)) if rows else None
     return _as_scan(torch.cat(every_item) if level == "item" else of_samples, by_row)
 

@@ -37,6 +37,8 @@ class ScanKey:
     seed: int
     level: Level
     num_classes: int | None
+    task: str
+    grid: int | None
 
     @classmethod
     def of(cls, reader: RowReader, views: str, seed: int, level: Level) -> "ScanKey | None":
@@ -63,6 +65,8 @@ class ScanKey:
             seed,
             level,
             reader.num_classes,
+            reader.task.name,
+            reader.task.segmentation_stride,
         )
 
     @property

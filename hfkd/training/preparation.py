@@ -189,7 +189,7 @@ def _frozen(teacher: Any, inputs: Received) -> FrozenTeacher:
     if isinstance(teacher, FrozenTeacher) and teacher.received is not None:
         return teacher
     if isinstance(teacher, FrozenTeacher):
-        live = FrozenTeacher(teacher.model, inputs.spec, teacher.wanted, teacher.label_names)
+        live = FrozenTeacher(teacher.model, inputs.spec, teacher.wanted, teacher.label_names, teacher.classes)
     else:
         live = FrozenTeacher(teacher, inputs.spec)
     if not inputs.certain:

@@ -89,6 +89,7 @@ class Setup:
         refuse_unsaved(self.model)
         self.call = Call.of(self.model)
         self.task = chosen_task(self.args.task, networks_of(self.model), teacher_networks(teacher))
+        self.task.configure(self.args)
 
     def take_data(self, teacher: Any) -> None:
         given = self.keywords.pop("data_collator", None)

@@ -11,7 +11,7 @@ import torch
 from reference import energy, energy_temperature, energy_thresholds, entropy, kl_of
 from task_toys import KINDS, ROWS
 from test_ranks import run
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, interpolate
 from toys import arguments
 
 from hfkd import DistillationTrainer
@@ -35,6 +35,8 @@ def row_items(kind, network, row):
     if kind.task == "seq2seq_lm":
         return network(**inputs, labels=labels[None]).logits[0], labels
     logits = network(**inputs).logits[0]
+    if kind.task == "semantic_segmentation":
+        return pixels(logits, labels)
     if kind.task == "multi_label_classification":
         return torch.stack([torch.zeros_like(logits), logits], -1), labels.long()
     if logits.ndim == 1:
@@ -45,11 +47,35 @@ def row_items(kind, network, row):
     return logits[known], labels[known]
 
 
+def pixels(logits, labels):
+    """The logits of each pixel that has a label, at the labels' size, one pixel after the other."""
+    whole = interpolate(logits[None], labels.shape, mode="bilinear", align_corners=False)[0]
+    places = [(h, w) for h in range(labels.shape[0]) for w in range(labels.shape[1]) if labels[h, w] not in (255, -100)]
+    found = [whole[:, h, w] for h, w in places]
+    return (torch.stack(found) if found else whole.new_zeros(0, len(whole))), labels[labels != 255][
+        labels[labels != 255] != -100
+    ]
+
+
+def auxiliary_loss(kind, student, batch):
+    """What the second head adds: its cross-entropy over all pixels that have a label."""
+    if not kind.auxiliary:
+        return 0.0
+    labels = batch["labels"].masked_fill(batch["labels"] == IGNORED, 255)
+    seen = []
+    hook = student.auxiliary_head.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    student(pixel_values=batch["pixel_values"])
+    hook.remove()
+    whole = interpolate(seen[0], labels.shape[1:], mode="bilinear", align_corners=False)
+    return student.config.auxiliary_loss_weight * cross_entropy(whole, labels, ignore_index=255)
+
+
 def naive_loss(kind, student, teacher, rows, rest):
     """ce_weight * CE + kd_weight * sum_s w_s T_s² sum_(n in s) KL(p_n || q_n) / N, one item after the other."""
     with torch.no_grad():
         zs = [row_items(kind, teacher, row)[0] for row in rows]
     pairs = [row_items(kind, student, row) for row in rows]
+    zs, pairs = zip(*((z, pair) for z, pair in zip(zs, pairs, strict=True) if len(z)), strict=True)
     energies = [sum(energy(z, 4.0) for z in row) / len(row) for row in zs]
     low, high = energy_thresholds(energies, RATIO)
     N = sum(len(labels) for _, labels in pairs)
@@ -65,9 +91,10 @@ def naive_loss(kind, student, teacher, rows, rest):
     return loss
 
 
-def router_loss(kind, student, batch):
+def added_loss(kind, student, batch):
+    """What the network adds to the cross-entropy in its own loss."""
     if not kind.router:
-        return 0.0
+        return auxiliary_loss(kind, student, batch)
     known = ("input_ids", "attention_mask", "position_ids")
     return student.config.router_aux_loss_coef * student(**{name: batch[name] for name in known}).aux_loss
 
@@ -75,8 +102,11 @@ def router_loss(kind, student, batch):
 def own_loss(kind, student, batch):
     """The model's `.loss` on the batch."""
     names = ("input_ids", "attention_mask", "pixel_values", "input_values", "input_features", "labels")
+    inputs = {name: batch[name] for name in names if name in batch}
+    if kind.task == "semantic_segmentation":  # these take 255 alone for none
+        inputs["labels"] = inputs["labels"].masked_fill(inputs["labels"] == IGNORED, 255)
     with torch.no_grad():
-        return student(**{name: batch[name] for name in names if name in batch}).loss.item()
+        return student(**inputs).loss.item()
 
 
 @every_kind
@@ -87,7 +117,7 @@ def test_its_loss_is_the_models_own(tmp_path, kind):
     batch = made.data_collator(made.train_dataset)
     own = own_loss(kind, student, batch)
     with torch.no_grad():
-        rest = float(router_loss(kind, student, batch))
+        rest = float(added_loss(kind, student, batch))
     assert made.evaluate()["eval_loss"] == pytest.approx(own - rest, rel=1e-6)
     labels_only = trainer(tmp_path, kind, student, None, ce_weight=1.0, kd_weight=0.0)
     assert labels_only.train().training_loss == pytest.approx(own, rel=1e-6)
@@ -118,7 +148,7 @@ def test_its_step_is_that_of_the_formulas(tmp_path, kind, size, steps):
     made = trainer(tmp_path, kind, student, teacher, **settings, **BOTH, **SLOTS)
     rows = made.train_dataset
     expected = copy.deepcopy(student)
-    rest = router_loss(kind, expected, made.data_collator(rows))
+    rest = added_loss(kind, expected, made.data_collator(rows))
     naive_loss(kind, expected, teacher, rows, rest).backward()
     made.train()
     moved = 0.0

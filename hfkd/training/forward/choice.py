@@ -39,6 +39,8 @@ def choose_forward(
         return ChunkedForward(
             student, None if teacher is None else teacher.networks[0], loss, args.loss_chunk_size, num_classes
         )
+    if isinstance(student, Peers) and not task.views:
+        raise ValueError(f"Peers are views of an image with one label, and the task is {task.name}: give one student")
     if isinstance(student, Peers):
         return MutualForward(call, task, loss, peers=len(student.peers))
     if isinstance(task, PerToken) and not several:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import has_length, unwrap_peft_model
 
+from hfkd.data.labels import class_ids
 from hfkd.tasks.base import Task
 from hfkd.utils.targets import IGNORED
 
@@ -25,7 +26,7 @@ class Bounds:
 
     classes: int | None
     ids: int | None
-    ignoring: bool  # -100 stands for no label
+    ignoring: tuple[int, ...]  # labels that stand for none
 
     @classmethod
     def of(cls, student: nn.Module, teachers: Iterable[nn.Module], task: Task, classes: int | None) -> "Bounds":
@@ -58,11 +59,12 @@ class CheckedCollator:
     def __call__(self, rows: Any) -> Any:
         batch = self.collate(rows)
         if isinstance(batch, Mapping):
-            self._check(batch, "labels", self.bounds.classes, self.bounds.ignoring or self.ignored)
-            self._check(batch, "input_ids", self.bounds.ids, False)
+            none = (*self.bounds.ignoring, IGNORED) if self.ignored else self.bounds.ignoring
+            self._check(batch, "labels", self.bounds.classes, none)
+            self._check(batch, "input_ids", self.bounds.ids, ())
         return batch
 
-    def _check(self, batch: Mapping[str, Any], name: str, below: int | None, ignored: bool) -> None:
+    def _check(self, batch: Mapping[str, Any], name: str, below: int | None, ignored: tuple[int, ...]) -> None:
         values = batch.get(name)
         if below is None or not isinstance(values, Tensor) or values.device.type != "cpu" or not values.numel():
             return
@@ -83,14 +85,14 @@ class CheckedCollator:
                 f"token {value} of {row} is none of the {below} that both networks have an embedding of (0 to "
                 f"{below - 1}): tokenise with the networks' own tokenizer"
             )
-        if value == IGNORED and not self.bounds.ignoring:
+        if value == IGNORED and IGNORED not in self.bounds.ignoring:
             return f"{row} has the label {IGNORED}, which stands for none: leave the row out, there is nothing to learn"
         return (
             f"the label {value} of {row} is none of the student's {below} classes (0 to {below - 1}): give it more "
             "labels, or choose another label column"
         )
 
-    def _row(self, batch: Mapping[str, Any], name: str, place: int, below: int, ignored: bool) -> str:
+    def _row(self, batch: Mapping[str, Any], name: str, place: int, below: int, ignored: tuple[int, ...]) -> str:
         """The row that is at `place` in the batch: by its index, else the first such row of the dataset."""
         index = batch.get("index")
         if isinstance(index, Tensor) and index.device.type == "cpu" and len(index) > place:
@@ -106,6 +108,9 @@ class CheckedCollator:
         return f"row {place} of a batch"
 
 
-def _known(values: Tensor, below: int, ignored: bool) -> Tensor:
-    within = (values >= 0) & (values < below)
-    return within | (values == IGNORED) if ignored else within
+def _known(values: Tensor, below: int, ignored: tuple[int, ...]) -> Tensor:
+    values = class_ids(values)
+    known = (values >= 0) & (values < below)
+    for label in ignored:
+        known = known | (values == label)
+    return known

@@ -13,7 +13,7 @@ from torchvision.datasets import VisionDataset
 from transformers import PreTrainedModel
 from transformers.trainer_utils import unwrap_peft_model
 
-from hfkd.data.epochs import ImageStream, image_transform
+from hfkd.data.epochs import ImageStream, epoch_transform, image_transform
 from hfkd.models import Peers
 from hfkd.models.label_names import cannot_compare, is_numbering, label_names_of, order_of, out_of_order, same_names
 from hfkd.teachers import FrozenTeacher
@@ -29,8 +29,11 @@ def label_names_of_data(dataset: Any, collate: Callable[[list[Any]], Any]) -> Na
     """The class names that the labels of a dataset's batches stand for, where it says so.
 
     By the feature `labels`, or the only `ClassLabel` of a dataset whose transform hands that column on as it is, or the
-    `classes` of a torchvision dataset.
+    `classes` of a torchvision dataset, or what its hfkd transform says.
     """
+    transform = epoch_transform(dataset)
+    if transform is not None and transform.label_names is not None:
+        return None if is_numbering(transform.label_names) else tuple(transform.label_names)
     features = dataset.features if isinstance(dataset, (Dataset, ImageStream)) else None
     named = {name: tuple(f.names) for name, f in (features or {}).items() if isinstance(f, ClassLabel) and f.names}
     if isinstance(dataset, Dataset) and named and image_transform(dataset) is None:

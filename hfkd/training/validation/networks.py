@@ -19,7 +19,7 @@ from hfkd.data.labels import class_ids
 from hfkd.data.text_collate import TokenCollator
 from hfkd.data.token_rows import OWN_COLUMNS
 from hfkd.data.used_columns import LABELS
-from hfkd.models.calling import OWN_KEYS, Call, logits_of
+from hfkd.models.calling import OWN_KEYS, Call, class_dim, logits_of
 from hfkd.models.peers import networks_of
 from hfkd.models.vocabulary import vocabulary_size
 from hfkd.tasks.base import Task
@@ -27,7 +27,6 @@ from hfkd.tasks.proof import compare_own_loss, untouched
 from hfkd.teachers import FrozenTeacher
 from hfkd.training.validation.slots import SlotCheck
 from hfkd.utils.finite import broken_rows
-from hfkd.utils.targets import IGNORED
 
 logger = logging.getLogger(__name__)
 Collate = Callable[[list[Any]], dict[str, Tensor]]
@@ -151,9 +150,9 @@ def check_networks(
     with untouched(student):
         output = call.output(student, on_device_of(student, batch))
     logits = logits_of(output)
-    classes = logits.shape[-1]
     call.added_loss(output)  # refused where nothing says how much of it joins the loss
     task.check_logits(logits)
+    classes = logits.shape[class_dim(logits)]
     _check_labels(dataset, batch, classes, task)
     batch["labels"] = class_ids(batch["labels"])
     for network in networks_of(student):
@@ -180,9 +179,10 @@ def _check_teacher(
             stack.enter_context(untouched(network))
         taught = teacher(**on_device_of(teacher, batch))
     named = task.vocabulary and None not in map(vocabulary_size, (student, *teacher.networks))
-    if taught.shape[-1] != classes and not named:  # named vocabularies are compared by hfkd.models.vocabulary
+    its = taught.shape[class_dim(taught)]
+    if its != classes and not named:  # named vocabularies are compared by hfkd.models.vocabulary
         raise ValueError(
-            f"the teacher gives {taught.shape[-1]} classes and the student {classes}: logit distillation compares "
+            f"the teacher gives {its} classes and the student {classes}: logit distillation compares "
             "them one by one; build the student with the teacher's number of labels"
         )
     if not torch.isfinite(taught).all():
@@ -236,7 +236,8 @@ def _check_labels(dataset: Any, batch: Mapping[str, Any], classes: int, task: Ta
         return
     stored = stored_labels(dataset, task)
     labels = class_ids(probed) if stored is None else stored
-    labels = labels[labels != IGNORED] if task.ignores else labels
+    for none in task.ignores:
+        labels = labels[labels != none]
     low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
     if low < 0 or high >= classes:
         raise ValueError(

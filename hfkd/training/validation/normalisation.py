@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hfkd.data.collate import ImageCollator, views_as_rows
-from hfkd.data.epochs import image_transform
+from hfkd.data.epochs import epoch_transform
 from hfkd.models import InputSpec, input_spec, processor_spec, same_statistics
 from hfkd.teachers import FrozenTeacher, Teacher
 from hfkd.utils.numbers import CIFAR_MEAN, CIFAR_STD
@@ -90,8 +90,8 @@ class ImageInputs:
         dataset's transform, the image processor, `believed`, and the usual ones); the one `Normalize` of a torchvision
         transform; the image processor; and, uncertain, what the student's config says. Draws no random numbers.
         """
-        transform = image_transform(dataset)
-        if transform is not None:
+        transform = epoch_transform(dataset)
+        if transform is not None and transform.mean is not None and transform.std is not None:
             return Received(self.told or InputSpec(transform.mean, transform.std, None), True)
         given = processor_spec(self.processing_class) if isinstance(self.processing_class, BaseImageProcessor) else None
         images, processed = _first_images(dataset, self.collate)

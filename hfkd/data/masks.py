@@ -1,0 +1,230 @@
+"""Images with a class for each pixel: masks as PNG, arrays or colours, and views of image and mask alike.
+
+B rows, H height, W width.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from hfkd.data.columns import find_column
+from hfkd.data.epochs import EpochTransform, epoch_zero
+from hfkd.data.images import IMAGE_COLUMNS, pick_splits, picture
+from hfkd.data.large_images import IMAGENET_MEAN, IMAGENET_STD
+from hfkd.data.splits import load_splits
+from hfkd.data.transforms import view_ids
+from hfkd.data.used_columns import LABELS
+from hfkd.utils.slots import positive
+
+UNLABELLED = 255  # of a pixel without a class, as transformers and torchvision have it
+MASK_COLUMNS = ("label", "labels", "annotation", "mask", "segmentation_mask", "semantic_class_labels")
+Palette = Mapping[tuple[int, int, int], int]  # the class of each colour, 255 for those that stand for none
+
+
+@dataclass
+class MaskTransform(EpochTransform):
+    """Views of image and mask alike, by torchvision.transforms.v2, drawing from (seed, epoch, index) alone.
+
+    To train: scaled by a random factor of `scale`, cut to `size` at random (padded with black and with 255 where it is
+    smaller), and mirrored. Otherwise resized to `size`; without one, as they are. Images bilinear, masks by the nearest
+    pixel. Reads `image`, `labels` and `index`; gives `pixel_values` [B, 3, H, W], `labels` [B, H, W] and `index`.
+    `label_names` are those of the classes. `reduce_labels`: class 0 stands for none, and the others count from 1.
+    """
+
+    size: tuple[int, int] | None = None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    augment: bool = False
+    scale: tuple[float, float] = (0.5, 2.0)
+    flip: bool = True
+    seed: int = 0
+    reduce_labels: bool = False
+    palette: Palette | None = field(default=None, repr=False)
+    label_names: tuple[str, ...] | None = None
+    epoch: Tensor = field(default_factory=epoch_zero, repr=False)
+
+    def __post_init__(self) -> None:
+        positive("MaskTransform", **{f"std[{i}]": s for i, s in enumerate(self.std)}, **{"scale[0]": self.scale[0]})
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"MaskTransform: scale={self.scale} must be (smallest, largest)")
+        if self.augment and self.size is None:
+            raise ValueError("MaskTransform: augment=True cuts views of one size: give size=(height, width)")
+        self._views = v2.Compose(self._drawn() if self.augment else self._whole())
+        self._pixels = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)])
+
+    def _whole(self) -> list[Any]:
+        return [v2.Identity() if self.size is None else v2.Resize(self.size)]
+
+    def _drawn(self) -> list[Any]:
+        fill: Any = {tv_tensors.Image: 0, tv_tensors.Mask: UNLABELLED}
+        return [
+            v2.ScaleJitter(self.size, self.scale),
+            v2.RandomCrop(self.size, pad_if_needed=True, fill=fill),
+            v2.RandomHorizontalFlip(0.5 if self.flip else 0.0),
+        ]
+
+    def clean(self) -> Self:
+        return replace(self, augment=False)
+
+    def at_epoch(self, epoch: int) -> Self:
+        return replace(self, epoch=torch.tensor(epoch))
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
+        seeds = view_ids(torch.tensor(batch["index"]), self.seed, self.epoch, 1 << 62).tolist()
+        rows = zip(batch["image"], batch["labels"], batch["index"], seeds, strict=True)
+        with torch.random.fork_rng(devices=[]):
+            views = [self._view(*row) for row in rows]
+        return {
+            "pixel_values": [image for image, _ in views],  # images of different sizes are refused by the collator
+            "labels": [mask for _, mask in views],
+            "index": batch["index"],
+        }
+
+    def _view(self, image: Any, mask: Any, row: int, seed: int) -> tuple[Tensor, Tensor]:
+        seen, ids = v2.functional.to_image(picture(image, row)), mask_ids(mask, row, self.palette)
+        if seen.shape[-2:] != ids.shape:
+            raise ValueError(
+                f"row {row} has a mask of {tuple(ids.shape)} pixels for an image of {tuple(seen.shape[-2:])}: give "
+                "each image its own mask"
+            )
+        torch.default_generator.manual_seed(seed)
+        reduced = _without_zero(ids) if self.reduce_labels else ids
+        seen, labels = self._views(seen, tv_tensors.Mask(reduced))
+        return self._pixels(seen).as_subclass(Tensor), labels.as_subclass(Tensor).long()
+
+
+def _without_zero(ids: Tensor) -> Tensor:
+    """Class 0 and 255 become 255, class k becomes k - 1."""
+    none = (ids == 0) | (ids == UNLABELLED)
+    return torch.where(none, UNLABELLED, ids.long() - 1)
+
+
+def mask_ids(value: Any, row: int, palette: Palette | None = None) -> Tensor:
+    """The classes [H, W] of a mask: a tensor, an array or nested lists, a picture, or an image file as `datasets` has
+    it. A picture of one channel, or with a palette of its own, holds classes; one in colour needs a `palette`.
+
+    Raises ValueError for a mask that cannot be read, for colours without a palette, and for a colour that is not in it.
+    """
+    array = _array(value, row)
+    if array.ndim == 3 and array.shape[-1] in (3, 4):
+        return _by_colour(array[..., :3], row, palette)
+    if array.ndim != 2 or array.dtype.kind not in "uib":
+        raise ValueError(
+            f"the mask of row {row} has the shape {array.shape} and type {array.dtype}: give whole numbers [height, "
+            f"width], one class a pixel, {UNLABELLED} where there is none"
+        )
+    return torch.from_numpy(np.ascontiguousarray(array if array.dtype == np.uint8 else array.astype(np.int64)))
+
+
+def _array(value: Any, row: int) -> np.ndarray:
+    try:
+        if isinstance(value, Tensor):
+            return value.numpy()
+        if isinstance(value, bytes):
+            value = {"bytes": value, "path": None}
+        if isinstance(value, dict):
+            value = ImageFeature().decode_example(value)
+        if value is None:
+            raise ValueError("there is none")
+        return np.asarray(value)  # a picture with a palette of its own: its indices
+    except (OSError, ValueError, TypeError, KeyError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"the mask of row {row} cannot be used: {error}; replace it, or leave the row out") from error
+
+
+def _by_colour(colours: np.ndarray, row: int, palette: Palette | None) -> Tensor:
+    found, place = np.unique(colours.reshape(-1, 3), axis=0, return_inverse=True)
+    shades = [tuple(map(int, colour)) for colour in found]
+    if palette is None:
+        raise ValueError(
+            f"the mask of row {row} is in colour, with {len(shades)} colours such as {shades[0]}: say which class each "
+            f'is (palette=, --palette: a JSON file such as {{"128,0,0": 0, "0,0,0": {UNLABELLED}}})'
+        )
+    unknown = [shade for shade in shades if shade not in palette]
+    if unknown:
+        raise ValueError(
+            f"the mask of row {row} has the colour {unknown[0]}, which the palette does not have: add it, as "
+            f"{UNLABELLED} if it stands for no class"
+        )
+    classes = np.array([palette[shade] for shade in shades], dtype=np.int64)  # type: ignore[index]
+    return torch.from_numpy(classes[place.reshape(-1)].reshape(colours.shape[:2]))
+
+
+class MaskCollator:
+    """`collate` for rows whose labels are masks: pictures, arrays or tensors, as `mask_ids` reads them."""
+
+    def __init__(self, collate: Callable[..., Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+        return self.collate([self._row(row) for row in rows])
+
+    def _row(self, row: Any) -> Any:
+        name = next((name for name in LABELS if name in row), None) if isinstance(row, Mapping) else None
+        if name is None or isinstance(row[name], Tensor):
+            return row
+        return {**row, name: mask_ids(row[name], int(row.get("index", -1)))}
+
+
+def load_masks(
+    name_or_path: str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    train_split: str = "train",
+    test_split: str | None = None,
+    name: str | None = None,
+) -> tuple[Dataset, Dataset]:
+    """Train and test split with the columns `image` and `labels` (both as stored) and `index`; see `MaskTransform`.
+
+    Any Hub id or folder. Raises ValueError for a column or split that is not there.
+    """
+    loaded = load_splits(name_or_path, name)
+    train, test = pick_splits(loaded, name_or_path, train_split, test_split)
+    return _columns(train, image_column, label_column), _columns(test, image_column, label_column)
+
+
+def _columns(rows: Dataset, image_column: str | None, label_column: str | None) -> Dataset:
+    image_column = find_column(rows, image_column, IMAGE_COLUMNS, "image_column")
+    label_column = find_column(rows, label_column, MASK_COLUMNS, "label_column")
+    rows = rows.select_columns([image_column, label_column])
+    names = {image_column: "image", label_column: "labels"}
+    rows = rows.rename_columns({old: new for old, new in names.items() if old != new})
+    for column in names.values():
+        if isinstance(rows.features[column], ImageFeature):  # the transform decodes, so that an error can name the row
+            rows = rows.cast_column(column, ImageFeature(decode=False))
+    return rows.add_column("index", np.arange(len(rows)))
+
+
+def read_palette(path: str) -> Palette:
+    """The class of each colour, of a JSON file {"128,0,0": 0, ...}. Raises ValueError for anything else."""
+    try:
+        given = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = {tuple(int(part) for part in colour.split(",")): int(number) for colour, number in given.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f'{path} is no palette ({error}): give a JSON file such as {{"128,0,0": 0}}') from error
+    if not all(len(colour) == 3 and 0 <= number <= UNLABELLED for colour, number in found.items()):
+        raise ValueError(f"{path} is no palette: colours are three numbers, classes from 0 to {UNLABELLED}")
+    return found  # type: ignore[return-value]
+
+
+def read_label_names(path: str) -> tuple[str, ...]:
+    """The class names of a JSON file as the Hub has them: {"0": "sky", "1": "building", ...}, or a list."""
+    try:
+        given = json.loads(Path(path).read_text(encoding="utf-8"))
+        named = dict(enumerate(given)) if isinstance(given, list) else {int(k): v for k, v in given.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f'{path} names no classes ({error}): give a JSON file such as {{"0": "sky"}}') from error
+    if sorted(named) != list(range(len(named))) or len(named) < 2:
+        raise ValueError(f"{path} numbers its classes {sorted(named)[:8]}: they must be 0, 1, 2, ...")
+    return tuple(str(named[k]) for k in range(len(named)))

@@ -1,0 +1,218 @@
+"""A class for each pixel: `ForSemanticSegmentation`, torchvision's segmentation models, any network of maps.
+
+B images, C classes, H and W of the labels, h and w of a network's maps.
+"""
+
+import copy
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.image_processing_utils import BaseImageProcessor
+
+from hfkd.data.collate import ImageCollator
+from hfkd.data.masks import UNLABELLED, MaskCollator
+from hfkd.losses.functional import interpolated
+from hfkd.losses.items import Items, token_items
+from hfkd.models.calling import Call, bare, logits_of, unlabelled_index
+from hfkd.tasks.base import Batch, Collate, Task, refuse_bool, register_task
+from hfkd.utils.argument_types import Count, fitting
+from hfkd.utils.targets import IGNORED, HostTargets, Targets, count_token_items
+
+AUXILIARY_WEIGHT = 0.5  # of torchvision's auxiliary head, in its own training script
+
+
+@register_task("semantic_segmentation")
+class SemanticSegmentation(Task):
+    """An item is a pixel with a label, a sample is an image.
+
+    Labels [B, H, W]; 255 and -100 stand for none. The logits of either network [B, C, h, w] are resized to the labels
+    (`functional.interpolated`), so that networks may differ in their output sizes. With `segmentation_stride` s, the
+    grid is every s-th pixel in each direction, the middle of each s x s block, and logits are resized to that.
+    An auxiliary head's cross-entropy joins as the network's own loss has it; of torchvision's, by 0.5.
+    """
+
+    pipeline_tag = "image-segmentation"
+    item = "a pixel"
+    one_item_a_row = False
+    ignores = (UNLABELLED, IGNORED)
+    without_labels = "give the rows a column labels with the class of each pixel, 255 where there is none"
+    scored_by = "mean_iou"
+    scanned_items = 1_000_000
+    segmentation_stride: int | None = None
+
+    def configure(self, args: Any) -> None:
+        stride = getattr(args, "segmentation_stride", None)
+        if getattr(args, "teacher_cache_dir", None):
+            raise ValueError(
+                f"teacher_cache_dir={args.teacher_cache_dir!r} keeps one row of logits an image, and a mask has one a "
+                "pixel: leave it out"
+            )
+        self.segmentation_stride = fitting("DistillationArguments", "segmentation_stride", stride, Count | None)
+
+    def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
+        processor = processing_class if isinstance(processing_class, BaseImageProcessor) else None
+        return self.ready(MaskCollator(ImageCollator(processor, columns, shares=False)))
+
+    def ready(self, collate: Collate) -> Collate:
+        return PixelCollator(collate, self.segmentation_stride)
+
+    def count(self, batch: Batch) -> Tensor | int:
+        return count_token_items(self._flat(batch), **self._known(batch), shift=0)
+
+    def count_samples(self, batch: Batch) -> Tensor | int:
+        return Targets(self._flat(batch), **self._known(batch), shift=0).samples_with_items
+
+    def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
+        size = on_grid(batch["labels"], self.segmentation_stride).shape[-2:]
+        mine, its = (interpolated(maps, size).flatten(-2).transpose(-1, -2) for maps in (student, teacher))
+        items = token_items(mine, its, self._flat(batch), progress=progress, **self._known(batch), shift=0)
+        return replace(items, rest_name="auxiliary_loss")
+
+    def _flat(self, batch: Batch) -> Tensor:
+        return flat_labels(batch["labels"], self.segmentation_stride)
+
+    def _known(self, batch: Batch) -> dict[str, Any]:
+        return {name: batch[name] for name in ("host_targets",) if name in batch}
+
+    # ---- the network's own loss ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def as_networks_have_it(self, network: nn.Module) -> Iterator["SemanticSegmentation"]:
+        """At the size of the labels, and without what the auxiliary head adds."""
+        whole = copy.copy(self)
+        whole.segmentation_stride = None
+        config: Any = getattr(network, "config", None)
+        weight = getattr(config, "auxiliary_loss_weight", None)
+        if weight is None:
+            yield whole
+            return
+        config.auxiliary_loss_weight = 0.0
+        try:
+            yield whole
+        finally:
+            config.auxiliary_loss_weight = weight
+
+    def given_besides(self, call: Call, batch: Batch) -> dict[str, Any]:
+        """Labels, for a model whose auxiliary head is in its own loss alone; one of them where there is none."""
+        if call.unlabelled is None:
+            return {}
+        labels, known = self._whole(batch["labels"])
+        first = torch.zeros_like(known).index_fill(-1, torch.zeros(1, dtype=torch.long, device=known.device), True)
+        made_up = first & ~known.any()  # so that the mean is a number, which `added_loss` then leaves out
+        labels = labels.masked_fill(~known, call.unlabelled).masked_fill(made_up, 0)
+        return {"labels": labels.view_as(batch["labels"])}
+
+    def added_loss(self, call: Call, output: Any, batch: Batch) -> Tensor | None:
+        own, labels = getattr(output, "loss", None), batch["labels"]
+        if isinstance(own, Tensor):
+            _, known = self._whole(labels)
+            return (own.float() - self._mean_loss(logits_of(output), labels)) * known.any()
+        auxiliary = output.get("aux") if isinstance(output, Mapping) else None
+        return None if auxiliary is None else AUXILIARY_WEIGHT * self._mean_loss(auxiliary, labels)
+
+    def _mean_loss(self, maps: Tensor, labels: Tensor) -> Tensor:
+        """The mean cross-entropy over all pixels that have a label; 0 where none has."""
+        flat, known = self._whole(labels)
+        whole = interpolated(maps, labels.shape[-2:])
+        losses = F.cross_entropy(whole, flat.view_as(labels), ignore_index=IGNORED, reduction="sum")
+        return losses / known.sum().clamp(min=1)
+
+    def _whole(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The labels of all pixels [B H W], and which are known."""
+        flat = flat_labels(labels, None).flatten()
+        return flat, flat != IGNORED
+
+    # ---- what is refused -------------------------------------------------------------------------------------------
+
+    def check_logits(self, logits: Tensor) -> None:
+        if logits.ndim != 4:
+            raise ValueError(
+                f"the student's logits have shape {tuple(logits.shape)}, and {self.name} takes maps [batch, classes, "
+                "height, width]: choose a segmentation model, or name another task"
+            )
+        classes = logits.shape[1]
+        if not 2 <= classes <= UNLABELLED:
+            raise ValueError(
+                f"the student gives maps of {classes} classes, and {self.name} takes 2 to {UNLABELLED}: the softmax of "
+                f"one is 1 whatever it says, and of more the label {UNLABELLED} would be one, which stands for none"
+            )
+
+    def check_labels(self, labels: Tensor, classes: int | None) -> None:
+        shape, kind = tuple(labels.shape), str(labels.dtype).removeprefix("torch.")
+        refuse_bool(labels)
+        if labels.ndim == 4 and 3 in (labels.shape[1], labels.shape[-1]):
+            raise ValueError(
+                f"labels of shape {shape} are colours: give the class of each pixel [batch, height, width], by the "
+                "palette of the data set (hfkd.data.masks reads one)"
+            )
+        if labels.is_floating_point() or labels.ndim != 3:
+            raise ValueError(
+                f"labels of {kind}, shape {shape}: masks are integers [batch, height, width], one class a pixel, "
+                f"{UNLABELLED} where there is none"
+            )
+
+    def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
+        refuse_other_size(batch)
+
+    def stand_ins(self, batch: Batch, network: nn.Module) -> Tensor:
+        """Every pixel is an item."""
+        images = batch["pixel_values"]
+        return torch.zeros(len(images), *images.shape[-2:], dtype=torch.long)
+
+    def sure_labels(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Labels in the network's own terms: what it takes for none."""
+        given, device = batch.get("labels"), next(network.parameters()).device
+        if given is None or not bool((flat_labels(given, None) != IGNORED).any()):
+            classes = getattr(bare(network), "config").num_labels  # noqa: B009
+            shape = (len(batch["pixel_values"]), *batch["pixel_values"].shape[-2:])
+            return torch.arange(torch.Size(shape).numel(), device=device).view(shape) % classes
+        flat = flat_labels(given, None)
+        return flat.masked_fill(flat == IGNORED, unlabelled_index(network)).view_as(given)
+
+
+@dataclass
+class PixelCollator:
+    """A collator, and then a look at the sizes, and which pixels have labels, found on the host as `host_targets`."""
+
+    collate: Collate
+    stride: int | None
+
+    def __call__(self, rows: Any) -> Any:
+        batch = self.collate(rows)
+        labels = batch.get("labels")
+        if isinstance(labels, Tensor) and labels.ndim == 3 and not labels.is_floating_point():
+            refuse_other_size(batch)
+            batch["host_targets"] = HostTargets.in_place(flat_labels(labels, self.stride))
+        return batch
+
+
+def on_grid(labels: Tensor, stride: int | None) -> Tensor:
+    """The middle of each block of stride x stride pixels [.., H, W]; of blocks cut by the border the last pixel."""
+    if stride is None or stride == 1:
+        return labels
+    places = [torch.arange(stride // 2, n + stride // 2, stride).clamp(max=n - 1) for n in labels.shape[-2:]]
+    rows, columns = (place.to(labels.device) for place in places)
+    return labels.index_select(-2, rows).index_select(-1, columns)
+
+
+def flat_labels(labels: Tensor, stride: int | None) -> Tensor:
+    """Labels [B, H, W] -> [B, P] of the P pixels of the grid, as int64, -100 where there is none."""
+    flat = on_grid(labels, stride).flatten(1).long()
+    return flat.masked_fill(flat == UNLABELLED, IGNORED)
+
+
+def refuse_other_size(batch: Batch) -> None:
+    """Raise ValueError for masks of another size than the images: nobody says which pixel is meant."""
+    images, labels = batch.get("pixel_values"), batch.get("labels")
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+        return
+    if images.ndim == 4 and labels.ndim == 3 and images.shape[-2:] != labels.shape[-2:]:
+        raise ValueError(
+            f"masks of {tuple(labels.shape[-2:])} pixels for images of {tuple(images.shape[-2:])}: resize and crop "
+            "both alike (hfkd.data.masks.MaskTransform does, or torchvision.transforms.v2 on tv_tensors)"
+        )
