@@ -60,7 +60,7 @@ def as_published(values, loss, **gradients):
 
 # ---- networks' outputs, and what an objective is built from ---------------------------------------------------------
 
-ON_MAPS = ["at", "catkd", "crd", "fitnet", "lsh", "nst", "ofd", "pkt", "reviewkd", "rkd", "sp", "vid"]
+ON_MAPS = ["at", "catkd", "crd", "cwd", "fitnet", "lsh", "nst", "ofd", "pkt", "reviewkd", "rkd", "sp", "vid"]
 ON_STATES = ["attention_scores", "hidden_cosine", "hidden_mse", "minilm", "pkd"]
 NAMES = ON_MAPS + ON_STATES
 ROWS, CLASSES, LENGTH = 6, 5, 5
@@ -88,7 +88,8 @@ def maps(widths, sizes):
     stages = {str(k): (width, size, size) for k, (width, size) in enumerate(zip(widths, sizes, strict=True), 1)}
     last = stages[str(len(widths))]
     before = {f"pre:{key}": shape for key, shape in stages.items()}
-    return stages | before | {"-1": last, "global_pool:in": last, "pooled": last[:1]}
+    whole = {"logits": (CLASSES, sizes[0], sizes[0])}  # of a network that gives maps
+    return stages | before | whole | {"-1": last, "global_pool:in": last, "pooled": last[:1]}
 
 
 def states(blocks, width, other):

@@ -13,6 +13,7 @@ PAPERS = {
     "catkd": "guo2023class",
     "constant": "hinton2015distilling",
     "crd": "tian2020contrastive",
+    "cwd": "shu2021channel",
     "dist": "huang2022stronger",
     "dkd": "zhao2022decoupled",
     "energy": "kim2024energy",

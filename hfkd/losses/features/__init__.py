@@ -4,6 +4,7 @@ from hfkd.losses.features.at import AT
 from hfkd.losses.features.attention_scores import AttentionScores
 from hfkd.losses.features.catkd import CATKD
 from hfkd.losses.features.crd import CRD
+from hfkd.losses.features.cwd import CWD
 from hfkd.losses.features.fcfd import FCFD
 from hfkd.losses.features.fitnet import FitNet
 from hfkd.losses.features.hidden_cosine import HiddenCosine
@@ -23,6 +24,7 @@ __all__ = [
     "AT",
     "CATKD",
     "CRD",
+    "CWD",
     "FCFD",
     "LSH",
     "NST",
