@@ -2,6 +2,7 @@
 
 import timm
 import torch
+from task_toys import KINDS
 from torch import nn
 from toys import CLASSES, Net, Rows, arguments, teacher
 
@@ -18,10 +19,23 @@ def cifar(name="cifar_resnet8"):
     return timm.create_model(name, num_classes=CLASSES)
 
 
+def timms():
+    return timm.create_model("resnet10t", num_classes=CLASSES)
+
+
 def distilling(objective=HINT, student=cifar, taught=lambda: cifar("cifar_wrn_16_2"), **settings):
     def make(folder):
         args = arguments(folder / "run", objective=objective, **settings)
         return lambda: DistillationTrainer(student(), taught(), args, train_dataset=Rows(4, size=32))
+
+    return make
+
+
+def transformers_of(objective):
+    def make(folder):
+        args = arguments(folder / "run", objective=objective)
+        student, teacher_ = KINDS["BERT, masked"].pair()
+        return lambda: DistillationTrainer(student, teacher_, args, **KINDS["BERT, masked"].keywords())
 
     return make
 
@@ -65,6 +79,15 @@ FEATURES = {
     "a hint of several layers": distilling("fitnet(layer='1:')"),
     "more layers of the student than of the teacher": distilling("at(layers=(1, 2), teacher_layers=3)"),
     "stages of networks that have different numbers of them": distilling("at", taught=lambda: cifar("cifar_vgg8")),
+    "crd, rows whose labels nobody tells": distilling("crd"),
+    "lsh, a student of another width": distilling("lsh"),
+    "catkd, a layer that is not pooled for the classifier": distilling("catkd(layer=1)"),
+    "catkd, a network without get_classifier": distilling("catkd(layer='conv')", student=Net, taught=teacher),
+    "ofd, a teacher without a batch norm before the layer": distilling("ofd(layers='conv')", Net, teacher),
+    "fcfd, networks whose stages nobody can run": distilling("fcfd", timms, timms),
+    "fcfd, more paths than there are": distilling("kd + fcfd(paths=5)"),
+    "hidden_cosine, networks of different widths": transformers_of("hidden_cosine"),
+    "minilm(compared='qx')": lambda folder: lambda: DistillationLoss("minilm(compared='qx')"),
     "features, teacher_cache_dir": distilling(teacher_cache_dir="cache"),
     "features, several teachers": distilling(taught=lambda: [cifar(), cifar("cifar_wrn_16_2")]),
     "features, Peers": distilling(student=lambda: Peers([cifar(), cifar()]), taught=lambda: None),

@@ -111,6 +111,8 @@ def _words(kind: Any) -> str:
         return parts[1].words
     if origin is Literal:
         return " or ".join(map(repr, parts))
+    if origin is tuple and parts[0] is str:
+        return "a tuple of strings"
     if origin is tuple:
         return f"a tuple of {'' if parts[-1] is Ellipsis else f'{len(parts)} '}numbers, each {_words(parts[0])}"
     names = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a string"}

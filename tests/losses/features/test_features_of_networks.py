@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from feature_toys import ON_MAPS
+from task_toys import KINDS
 from toys import CLASSES, Rows, arguments
 
 from hfkd import DistillationTrainer
@@ -71,7 +72,10 @@ def test_maps_before_the_activation_have_negative_entries_and_those_after_it_hav
             assert (features[key] < 0).float().mean() > 0.1
 
 
-@pytest.mark.parametrize("name", ["crd", "vid", "reviewkd"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("vid", "reviewkd", "fcfd")]
+
+
+@pytest.mark.parametrize("name", ["crd", *SLOW])
 def test_a_resumed_run_is_bit_for_bit_the_whole_one(tmp_path, name):
     whole = make(tmp_path / "whole", name, max_steps=4)
     whole.train()
@@ -92,3 +96,34 @@ def test_crd_moves_its_memories_once_an_optimizer_step(tmp_path):
     assert (bank.student.cpu() != before).any(1).sum() == 4  # of the first step
     assert len(bank.pending_rows) == 4  # of the second
     assert not torch.equal(bank.pending_rows[:2], bank.pending_rows[2:])
+
+
+# ---- transformers --------------------------------------------------------------------------------------------------
+
+STATES = {
+    "hidden_mse": "hidden_mse",
+    "hidden_cosine": "hidden_cosine",
+    "pkd": "pkd(layers=1, teacher_layers=1)",
+    "attention_scores": "attention_scores",
+    "minilm": "minilm(heads=4)",
+}
+TRANSFORMERS = ("BERT, masked", "BERT, a label a row", "ViT", "Llama")
+
+
+def transformer(folder, kind, objective, **keywords):
+    same_width = objective in ("hidden_cosine", "pkd")
+    student, teacher = (KINDS[kind].network(width, seed) for width, seed in ((8, 0), (8 if same_width else 16, 1)))
+    args = arguments(folder, **({"ce_weight": 0.0, "kd_weight": 1.0, "max_steps": 1} | keywords))
+    data = KINDS[kind].keywords()
+    return DistillationTrainer(student, teacher, args, objective=STATES[objective], **data)
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+@pytest.mark.parametrize("objective", STATES)
+def test_a_method_trains_the_embeddings_of_a_transformer(tmp_path, kind, objective):
+    trainer = transformer(tmp_path, kind, objective)
+    name, first = next((n, p) for n, p in trainer.model.named_parameters() if "embed" in n and p.ndim > 1)
+    before = first.clone()
+    trainer.train()
+    assert next(row for row in trainer.state.log_history if "loss" in row)[objective] > 0
+    assert not torch.equal(first, before), name
