@@ -4,7 +4,7 @@ Under sdpa, which gives no attentions back, there is no other place to read them
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,10 +18,10 @@ KEPT_BY = "hfkd_keeps_"  # in front of the name of the implementation that compu
 IMPLEMENTATIONS = ("sdpa", "eager")
 Keep = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], None]
 
-_keepers: WeakKeyDictionary[nn.Module, dict[int, Keep]] = WeakKeyDictionary()
+_keepers: WeakKeyDictionary[nn.Module, list[Keep]] = WeakKeyDictionary()
 
 
-def watch(network: Any, blocks: dict[int, tuple[nn.Module, Keep]]) -> Callable[[], None]:
+def watch(network: Any, blocks: Sequence[tuple[nn.Module, Keep]]) -> Callable[[], None]:
     """Have each block's attention given to its `Keep`: query, key, value, mask [B, 1, L, L] and scale.
 
     The numbers stay what they were. Returns what undoes it. Raises ValueError for a network that does not call
@@ -37,15 +37,15 @@ def watch(network: Any, blocks: dict[int, tuple[nn.Module, Keep]]) -> Callable[[
     name = KEPT_BY + base
     AttentionInterface.register(name, _keeping(base))
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
-    for number, (block, keep) in blocks.items():
+    for block, keep in blocks:
         for module in block.modules():
-            _keepers.setdefault(module, {})[number] = keep
+            _keepers.setdefault(module, []).append(keep)
     network.set_attn_implementation(name)
 
     def undo() -> None:
-        for number, (block, _) in blocks.items():
+        for block, keep in blocks:
             for module in block.modules():
-                _keepers.get(module, {}).pop(number, None)
+                _keepers[module].remove(keep)
         if not any(_keepers.get(module) for module in network.modules()):
             network.set_attn_implementation(base)
 
@@ -56,7 +56,7 @@ def _keeping(base: str) -> Callable[..., Any]:
     """The implementation `base`, which shows what it gets to whoever watches the module."""
 
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **more: Any) -> Any:
-        for keep in _keepers.get(module, {}).values():
+        for keep in _keepers.get(module, ()):
             unknown = [name for name in ("position_bias", "softcap") if more.get(name) is not None]
             if unknown:
                 raise ValueError(

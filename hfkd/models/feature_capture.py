@@ -4,6 +4,7 @@ B rows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -12,10 +13,11 @@ from torch.utils.hooks import RemovableHandle
 
 from hfkd.models.attention import watch
 from hfkd.models.calling import bare
-from hfkd.models.stages import Tap, expanded, tap_of
+from hfkd.models.stages import expanded, tap_of
 from hfkd.utils.attention import Attention
 
 LOGITS = "logits"  # what the network returns: nothing to hook
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 Result = TypeVar("Result")
 
 
@@ -32,7 +34,9 @@ class FeatureCapture:
         self.keys = tuple(dict.fromkeys(one for several in self.groups.values() for one in several))
         self.taps = {key: tap_of(network, key) for key in self.keys if key != LOGITS}
         self.found: dict[str, Any] = {}
-        self.copied: frozenset[str] = frozenset()
+        # A dropout that works in place does so in training alone, where a probe does not see it.
+        drops = any(isinstance(m, DROPOUTS) and m.inplace for m in self.network.modules())
+        self.copied: frozenset[str] = frozenset(self.taps if drops else ())
         self.open = False
         self.handles: list[RemovableHandle] = []
         self.unwatch: Callable[[], None] | None = None
@@ -44,20 +48,18 @@ class FeatureCapture:
         return {key: self.network.get_submodule(tap.path) for key, tap in self.taps.items()}
 
     def place(self) -> None:
-        attention = {
-            number: (module, self._attention_keeper(key))
-            for number, (key, module) in enumerate(self.modules.items(), id(self))  # told apart from another capture's
-            if self.taps[key].attention
-        }
+        attending = ((key, module) for key, module in self.modules.items() if self.taps[key].attention)
+        attention = [(module, self._attention_keeper(key)) for key, module in attending]
         self.unwatch = watch(self.network, attention) if attention else None
         for key, module in self.modules.items():
             tap = self.taps[key]
             if tap.attention:
                 continue
+            # No closures: a network with these hooks can be pickled and copied.
             if tap.input:
-                hook = module.register_forward_pre_hook(self._input_hook(key, tap), with_kwargs=True)
+                hook = module.register_forward_pre_hook(partial(self._keep_input, key), with_kwargs=True)
             else:
-                hook = module.register_forward_hook(self._output_hook(key, tap))
+                hook = module.register_forward_hook(partial(self._keep_output, key))
             self.handles.append(hook)
 
     def remove(self) -> None:
@@ -80,21 +82,16 @@ class FeatureCapture:
 
         return keep
 
-    def _input_hook(self, key: str, tap: Tap) -> Callable[..., None]:
-        def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if self.open:
-                self._keep(key, tap, args or tuple(kwargs.values()))
+    def _keep_input(self, key: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.open:
+            self._keep(key, args or tuple(kwargs.values()))
 
-        return keep
+    def _keep_output(self, key: str, module: nn.Module, args: Any, output: Any) -> None:
+        if self.open:
+            self._keep(key, output)
 
-    def _output_hook(self, key: str, tap: Tap) -> Callable[..., None]:
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            if self.open:
-                self._keep(key, tap, output)
-
-        return keep
-
-    def _keep(self, key: str, tap: Tap, value: Any) -> None:
+    def _keep(self, key: str, value: Any) -> None:
+        tap = self.taps[key]
         feature = torch.cat(value, 1) if tap.parts else _tensor(value)
         if tap.channels_last and feature.ndim == 4:
             feature = feature.permute(0, 3, 1, 2)

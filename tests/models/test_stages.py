@@ -1,5 +1,8 @@
 """Which modules are meant by "stage 2", and what they give while the network runs."""
 
+import copy
+import pickle
+
 import naive_nets
 import pytest
 import timm
@@ -202,6 +205,32 @@ def test_a_layer_that_is_written_over_is_copied(image):
     network.bn1.bias.fill_(-0.5)
     assert captured(network, image, "bn1")["bn1"].min() < 0
     torch.testing.assert_close(captured(network, image, "0")["0"], captured(network, image, "bn1")["bn1"].relu())
+
+
+def test_a_dropout_in_place_reaches_no_feature(image):
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.drop, self.head = nn.Conv2d(3, 4, 3), nn.Dropout(0.5, inplace=True), nn.Linear(4, 10)
+
+        def forward(self, x):
+            return self.head(self.drop(self.conv(x)).mean((2, 3)))
+
+    network = Dropping().eval()
+    capture = FeatureCapture(network, ("conv",), "student")
+    with torch.no_grad():
+        Probe(capture).run(lambda: network(image))
+    network.train()
+    _, found = capture.run(lambda: network(image))
+    torch.testing.assert_close(found["conv"], network.conv(image))
+
+
+def test_a_network_with_hooks_can_be_pickled_and_copied(image):
+    network = timm.create_model("cifar_resnet8", num_classes=10).eval()
+    capture = FeatureCapture(network, ("2", "pre:2"), "student")
+    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        torch.testing.assert_close(other(image), network(image))
+    assert not capture.found
 
 
 def test_other_heads_are_no_pooled_features(image):
