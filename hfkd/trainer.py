@@ -43,6 +43,7 @@ from hfkd.training.checkpoints.whole import SaveAfterEvaluation, WholeCheckpoint
 from hfkd.training.forward.choice import AnyForward
 from hfkd.training.forward.dense import ChunkedForward
 from hfkd.training.forward.he_da import with_he_da
+from hfkd.training.forward.micro_batch import MicroBatch
 from hfkd.training.forward.returned_outputs import returned_outputs
 from hfkd.training.lock import locked
 from hfkd.training.lr_schedule import Schedule
@@ -197,7 +198,8 @@ class DistillationTrainer(Trainer):
         teacher = self.cached_teacher or self.teacher
         watched = returned_outputs(self.step, model, return_outputs)
         with self._frozen_teacher(), watched as (step, outputs):
-            loss, parts, num_items = step(model, teacher, inputs, num_items_in_batch, self.schedule.progress)
+            batch = MicroBatch(inputs, num_items_in_batch, self.schedule.progress)
+            loss, parts, num_items = step(model, teacher, batch)
         self.judged.parts.add(parts, num_items)
         self.empty_rows.look(inputs["labels"], inputs.get("host_targets"), num_items)
         self.judged.watch.batch(inputs, loss, parts)

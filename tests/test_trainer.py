@@ -18,6 +18,7 @@ from hfkd.evaluation.metrics import item_accuracy, topk_predictions
 from hfkd.losses.logits import DKD
 from hfkd.losses.temperatures import Energy
 from hfkd.models import image_classifier, input_spec
+from hfkd.training.forward.micro_batch import MicroBatch
 
 
 def make(tmp_path, student=None, taught=None, rows=None, slots=None, **keywords):
@@ -125,7 +126,8 @@ def test_the_logged_norm_is_the_whole_gradients(tmp_path):
     trainer.train()
     rows = Rows()
     student = Net()
-    loss, _, _ = trainer.step(student, trainer.teacher, {"pixel_values": rows.images, "labels": rows.labels}, 32, 0.0)
+    batch = MicroBatch({"pixel_values": rows.images, "labels": rows.labels}, 32)
+    loss, _, _ = trainer.step(student, trainer.teacher, batch)
     loss.backward()
     expected = math.sqrt(sum(p.grad.square().sum().item() for p in student.parameters()))
     assert logged(trainer, "grad_norm")[0] == pytest.approx(expected, rel=1e-4)

@@ -6,7 +6,7 @@ learning value, an image, a sequence, or where sequences are packed a document: 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,14 +45,15 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What one network said: logits [N, C], and the inner `features` that were asked for."""
+    """What one network said: logits [N, C], and the inner features that were `kept` of it, by key."""
 
     logits: Tensor
-    features: Mapping[Any, Any] = field(default_factory=Features)
+    kept: Mapping[Any, Any] | None = None  # no empty mapping: a loss that is captured whole could make none
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.features, Features):
-            object.__setattr__(self, "features", Features({feature_key(k): v for k, v in self.features.items()}))
+    @property
+    def features(self) -> Features:
+        """Those that were kept. ValueError for any other."""
+        return Features({feature_key(k): v for k, v in (self.kept or {}).items()})
 
     def energy(self, temperature: float) -> Tensor:
         """The energy of each item [N]. Slots ask here, not the logits: a chunked loss never holds those whole."""
@@ -80,15 +81,14 @@ class Outputs:
         )
 
     def detach(self) -> "Outputs":
-        return replace(self, logits=self.logits.detach(), features=self._features(Tensor.detach))
+        return replace(self, logits=self.logits.detach(), kept=self._kept(Tensor.detach))
 
     def rows(self, rows: slice) -> "Outputs":
         """Those of some items, where each is a row."""
-        return replace(self, logits=self.logits[rows], features=self._features(lambda feature: feature[rows]))
+        return replace(self, logits=self.logits[rows], kept=self._kept(lambda feature: feature[rows]))
 
-    def _features(self, change: Callable[[Tensor], Tensor]) -> Features:
-        assert isinstance(self.features, Features)
-        return self.features.mapped(change)
+    def _kept(self, change: Callable[[Tensor], Tensor]) -> Features | None:
+        return None if self.kept is None else self.features.mapped(change)
 
 
 @dataclass(frozen=True)

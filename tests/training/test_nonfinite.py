@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from hfkd import DistillationTrainer
 from hfkd.reports import ResultsCallback
+from hfkd.training.forward.micro_batch import MicroBatch
 
 MARK = 77.0  # the brightness of the images that break things
 BAD = (5, 19)
@@ -261,7 +262,7 @@ def test_the_logged_means_are_those_of_the_steps_that_count(tmp_path):
     rows, kd = MarkedRows(), []
     for batch in good:
         items = plain.data_collator([rows[i] for i in batch])
-        kd.append(plain.step(plain.model, plain.teacher, items, 8, 0.0)[1]["kd"].item())
+        kd.append(plain.step(plain.model, plain.teacher, MicroBatch(items, 8))[1]["kd"].item())
     assert logged(skipping, "kd")[0] == pytest.approx(sum(kd) / len(kd), rel=1e-5)
 
 

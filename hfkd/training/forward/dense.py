@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from hfkd.losses.chunked import ChunkedLoss
-from hfkd.losses.counts import Counts, Number
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import Items, token_hidden
 from hfkd.models.calling import Call, logits_of, output_head
@@ -21,9 +20,8 @@ from hfkd.tasks.causal_lm import CausalLM
 from hfkd.teachers import Teacher
 from hfkd.training.forward.features import InnerFeatures
 from hfkd.training.forward.head_proof import rescaling_of
+from hfkd.training.forward.micro_batch import MicroBatch, Step
 from hfkd.training.nonfinite import NonFiniteWatch
-
-Step = tuple[Tensor, dict[str, Tensor], int]  # the loss, its parts, and how many items they are means of
 
 
 @dataclass
@@ -37,17 +35,10 @@ class DenseForward:
     watch: NonFiniteWatch | None = None
     inner: InnerFeatures = field(default_factory=InnerFeatures)
 
-    def __call__(
-        self,
-        student: nn.Module,
-        teacher: Teacher | None,
-        inputs: Mapping[str, Any],
-        num_items: Counts | Number | None,
-        progress: float | None,
-    ) -> Step:
+    def __call__(self, student: nn.Module, teacher: Teacher | None, batch: MicroBatch) -> Step:
         asked = teacher is not None and bool(self.loss.kd_weight)
-        items = self.watched(self.items(student, teacher, inputs, progress), asked)
-        return *self.loss(items, num_items), len(items)
+        items = self.watched(self.items(student, teacher, batch.inputs, batch.progress), asked)
+        return *self.loss(items, batch.num_items), len(items)
 
     def items(
         self, student: nn.Module, teacher: Teacher | None, inputs: Mapping[str, Any], progress: float | None
@@ -106,14 +97,8 @@ class ChunkedForward:
         self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # the heads run outside of forward
         self.watch: NonFiniteWatch | None = None
 
-    def __call__(
-        self,
-        student: nn.Module,
-        teacher: Teacher | None,
-        inputs: Mapping[str, Any],
-        num_items: Counts | Number | None,
-        progress: float | None,
-    ) -> Step:
+    def __call__(self, student: nn.Module, teacher: Teacher | None, batch: MicroBatch) -> Step:
+        inputs = batch.inputs
         output, head = self.call.hidden_output(student, inputs), output_head(student)
         hidden = output.hidden_states[-1]
         taught, teacher_head = hidden.detach(), head
@@ -121,10 +106,10 @@ class ChunkedForward:
         if asked is not None:
             taught, teacher_head = asked.hidden(inputs)
         known = {name: inputs[name] for name in CausalLM.known if name in inputs}
-        items = token_hidden(hidden, taught, inputs["labels"], progress=progress, **known)
+        items = token_hidden(hidden, taught, inputs["labels"], progress=batch.progress, **known)
         items = replace(items, rest=self.call.added_loss(output))
         if self.watch is not None:
             assert items.row is not None
             self.watch.outputs(items.student, items.teacher if asked else None, items.row)
         with self.autocast():
-            return *self.chunked(items, head, teacher_head, num_items), len(items)
+            return *self.chunked(items, head, teacher_head, batch.num_items), len(items)

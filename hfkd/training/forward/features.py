@@ -69,8 +69,8 @@ class InnerFeatures:
         views = len(student[0]) // max(len(index), 1) if isinstance(index, Tensor) else 1
         return replace(
             items,
-            student=replace(items.student, features=_features(self.student, *student)),
-            teacher=replace(items.teacher, features=_features(self.teacher, *teacher)),
+            student=replace(items.student, kept=_features(self.student, *student)),
+            teacher=replace(items.teacher, kept=_features(self.teacher, *teacher)),
             index=index.repeat(views) if isinstance(index, Tensor) else None,
             seed=self.seed,
             step=self.steps(),

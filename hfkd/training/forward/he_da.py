@@ -3,7 +3,7 @@
 B images of a batch, M mixed ones, C classes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,14 @@ from hfkd.data.epochs import image_transform
 from hfkd.data.he_da import HighEnergyTransform, add_high_energy, count_of, original_images
 from hfkd.data.he_da_arguments import HighEnergyArguments
 from hfkd.data.mixing import ALPHAS, Mix, box, cutmix, mixup
-from hfkd.losses.counts import Counts, Number
+from hfkd.losses.counts import Counts
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import Items
 from hfkd.losses.logits import KD
 from hfkd.losses.thresholds import above, check_parts, ordered
 from hfkd.teachers import Teacher, TeacherScan
-from hfkd.training.forward.dense import DenseForward, Step
+from hfkd.training.forward.dense import DenseForward
+from hfkd.training.forward.micro_batch import MicroBatch, Step
 
 ENERGY_TEMPERATURE = 4.0  # T_E of the released code
 ALWAYS = 2  # the first images of a batch are mixed whatever their energy
@@ -48,25 +49,19 @@ class HighEnergyForward:
         loss = self.inner.loss
         self.unlabelled = DistillationLoss(KD(), loss.temperature, loss.weighting, 0.0, loss.kd_weight)
 
-    def __call__(
-        self,
-        student: nn.Module,
-        teacher: Teacher | None,
-        inputs: Mapping[str, Any],
-        num_items: Counts | Number | None,
-        progress: float | None,
-    ) -> Step:
-        items = self.inner.items(student, teacher, inputs, progress)
-        loss, parts = self.inner.loss(items, num_items)
+    def __call__(self, student: nn.Module, teacher: Teacher | None, batch: MicroBatch) -> Step:
+        inputs = batch.inputs
+        items = self.inner.items(student, teacher, inputs, batch.progress)
+        loss, parts = self.inner.loss(items, batch.num_items)
         high = items.teacher.energy(ENERGY_TEMPERATURE) > self.threshold  # [B]
         chosen = high.index_fill(0, torch.arange(min(ALWAYS, len(high)), device=high.device), True).nonzero().squeeze(1)
         none = torch.zeros(len(chosen), items.teacher.num_classes, device=high.device)  # zeros: no label
         again = {"pixel_values": self.mixed(inputs["pixel_values"][chosen]), "labels": none}
         again |= {"index": chosen, "view": torch.full_like(chosen, -1)}
-        mixed = self.inner.items(student, teacher, again, progress)
+        mixed = self.inner.items(student, teacher, again, batch.progress)
         self._watch(items, mixed, chosen)
         # sum / (num_items M / B) = (B / num_items) · mean over the M
-        counts = Counts.of(num_items, len(items), len(items), items.num_samples)
+        counts = Counts.of(batch.num_items, len(items), len(items), items.num_samples)
         extra, extra_parts = self.unlabelled(mixed, counts.scaled(len(mixed), len(items)))
         share = torch.tensor(len(mixed) / len(items), device=loss.device)
         return loss + extra, parts | {"mixed_kd": extra_parts["kd"], "mixed_share": share}, len(items)

@@ -3,22 +3,19 @@
 B rows, L length, N target tokens, V vocabulary, H hidden size.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
-from hfkd.losses.counts import Counts, Number
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import Outputs, target_items
 from hfkd.models.calling import Call, logits_of
 from hfkd.models.target_logits import outputs_at_targets
 from hfkd.tasks.base import Task
 from hfkd.teachers.base import Teacher
-from hfkd.training.forward.dense import Step
 from hfkd.training.forward.features import InnerFeatures
+from hfkd.training.forward.micro_batch import MicroBatch, Step
 from hfkd.training.nonfinite import NonFiniteWatch
 
 
@@ -38,14 +35,8 @@ class TargetForward:
     watch: NonFiniteWatch | None = None
     inner: InnerFeatures = field(default_factory=InnerFeatures)
 
-    def __call__(
-        self,
-        student: nn.Module,
-        teacher: Teacher | None,
-        inputs: Mapping[str, Any],
-        num_items: Counts | Number | None,
-        progress: float | None,
-    ) -> Step:
+    def __call__(self, student: nn.Module, teacher: Teacher | None, batch: MicroBatch) -> Step:
+        inputs = batch.inputs
         targets = self.task.targets(inputs)
         assert targets is not None
         forward, how = partial(self.call.output, student, inputs), (self.num_classes, self.heads_on_targets)
@@ -57,10 +48,10 @@ class TargetForward:
         if asked is not None:
             said, its = self.inner.of_teacher(lambda: asked.at_targets(inputs, targets, *how))
         taught, whole = said
-        items = target_items(Outputs(logits), taught, targets, progress)
+        items = target_items(Outputs(logits), taught, targets, batch.progress)
         if whole is not None:
             items = self.inner.joined(items, inputs, (logits_of(output), mine), (whole, its))
         if self.watch is not None:
             self.watch.outputs(logits, None if whole is None else taught.logits, targets.row)
         items = replace(items, rest=self.call.added_loss(output))
-        return *self.loss(items, num_items), len(items)
+        return *self.loss(items, batch.num_items), len(items)

@@ -20,6 +20,7 @@ from hfkd.tasks.image_classification import ImageClassification
 from hfkd.teachers import FrozenTeacher, scan
 from hfkd.training.forward.dense import DenseForward
 from hfkd.training.forward.he_da import HighEnergyForward, added_images
+from hfkd.training.forward.micro_batch import MicroBatch
 
 N = 40
 
@@ -78,7 +79,7 @@ def test_the_released_loss_is_ce_and_kd_of_the_batch_and_kd_of_the_mixed_set(mix
     assert 3 <= len(chosen) < 8
     released = step(threshold, mix)
     torch.manual_seed(11)
-    loss, parts, count = released(student, FrozenTeacher(taught), inputs, num_items, 0.0)
+    loss, parts, count = released(student, FrozenTeacher(taught), MicroBatch(inputs, num_items))
 
     def kd_terms(images):
         with torch.no_grad():
@@ -107,9 +108,9 @@ def test_accumulated_batches_weigh_their_mixed_means_by_their_images():
     for n in (6, 2):
         inputs = batch(n)
         torch.manual_seed(5)
-        total += released(student, taught, inputs, 8, 0.0)[0].item()
+        total += released(student, taught, MicroBatch(inputs, 8))[0].item()
         torch.manual_seed(5)
-        weighted += released(student, taught, inputs, None, 0.0)[0].item() * n / 8
+        weighted += released(student, taught, MicroBatch(inputs))[0].item() * n / 8
     assert total == pytest.approx(weighted, rel=1e-6)
 
 
@@ -117,11 +118,11 @@ def test_the_mixed_set_has_the_losss_temperature_weighting_and_a_gradient():
     student, taught = Net(seed=3), FrozenTeacher(teacher())
     slots = {"temperature": 2.0, "weighting": "entropy", "ce_weight": 0.0, "kd_weight": 1.0}
     inputs = batch()
-    loss, parts, _ = step(-1e9, "cutmix", **slots)(student, taught, inputs, None, 0.0)  # building a net seeds torch
+    loss, parts, _ = step(-1e9, "cutmix", **slots)(student, taught, MicroBatch(inputs))  # building a net seeds torch
     assert loss.item() == pytest.approx(parts["kd"].item() + parts["mixed_kd"].item(), rel=1e-6)
-    other = step(-1e9, "cutmix", **slots | {"weighting": "uniform"})(student, taught, inputs, None, 0.0)[1]
+    other = step(-1e9, "cutmix", **slots | {"weighting": "uniform"})(student, taught, MicroBatch(inputs))[1]
     assert other["mixed_kd"] != parts["mixed_kd"]
-    alone = step(1e9, "cutmix", **slots)(student, taught, batch(1), None, 0.0)[0]  # one image, mixed with itself
+    alone = step(1e9, "cutmix", **slots)(student, taught, MicroBatch(batch(1)))[0]  # one image, mixed with itself
     assert torch.isfinite(alone)
     loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())

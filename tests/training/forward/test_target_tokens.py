@@ -13,6 +13,7 @@ from hfkd.models.calling import Call
 from hfkd.tasks.causal_lm import CausalLM
 from hfkd.teachers import FrozenTeacher
 from hfkd.training.forward.dense import DenseForward
+from hfkd.training.forward.micro_batch import MicroBatch
 from hfkd.training.forward.target_tokens import TargetForward
 from hfkd.utils.targets import IGNORED, Targets
 
@@ -53,7 +54,7 @@ def batch():
 
 def gradients(step, model, teacher, inputs):
     model.zero_grad()
-    loss, parts, count = step(model, teacher, inputs, None, 0.0)
+    loss, parts, count = step(model, teacher, MicroBatch(inputs))
     loss.backward()
     return loss.detach(), parts, count, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -85,7 +86,7 @@ def test_each_head_sees_the_targets_and_nothing_else_and_keeps_no_hook():
         network.lm_head.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape[:2])))
     inputs = TokenCollator(0)(TokenRows(5).rows)
     targets = Targets(inputs["labels"])
-    TargetForward(Call.of(model), CausalLM(), DistillationLoss(temperature=2.0))(model, teacher, inputs, None, 0.0)
+    TargetForward(Call.of(model), CausalLM(), DistillationLoss(temperature=2.0))(model, teacher, MicroBatch(inputs))
     assert seen == [(1, len(targets))] * 2
     assert 0 < len(targets) < inputs["labels"].numel() / 2
     assert not model.lm_head._forward_pre_hooks
@@ -100,6 +101,6 @@ def test_without_distillation_the_teacher_does_not_run():
     teacher.forward = forbidden
     model, inputs = language_model(), TokenCollator(0)(TokenRows(5).rows)
     loss, parts, _ = TargetForward(Call.of(model), CausalLM(), DistillationLoss(ce_weight=1.0, kd_weight=0.0))(
-        model, teacher, inputs, None, 0.0
+        model, teacher, MicroBatch(inputs)
     )
     assert loss.item() == pytest.approx(parts["ce"].item())
