@@ -5,16 +5,22 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
 from digit_files import flags, save_network, write_digits
+from safetensors.torch import save_file
 from text_tokenizer import word_tokenizer
 from text_toys import language_model, tokenizer
+from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 WORDS = ["a", "b", "c", "d", "you", "me", "one", "two", "three"]
 TEXT = {"max_length": 24, "max_prompt_length": 12, "max_steps": 2, "per_device_train_batch_size": 8}
 TEXT |= {"gradient_accumulation_steps": 1, "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
+MASKED = ["left", "right", "border"]  # the classes of the toy masks
 SMALL_BERT = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
 ANSWERS = {"sets": "vicuna", "seeds": 1, "max_new_tokens": 4, "max_prompt_length": 12}
 
@@ -33,6 +39,10 @@ def write_toys(folder):
         language_model(width).save_pretrained(folder / name)
         tokenizer().save_pretrained(folder / name)
     write_classified(folder)
+    (folder / "masks").mkdir()
+    write_masks(folder / "masks")
+    network = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=len(MASKED))
+    save_file(network.state_dict(), folder / "masks.safetensors")
     return folder
 
 
@@ -49,6 +59,26 @@ def write_classified(folder, rows=48):
         torch.manual_seed(0)
         kind(config).save_pretrained(folder / name)
         words.save_pretrained(folder / name)
+    return folder
+
+
+def write_masks(folder):
+    """Images whose two halves are light and dark, and masks that say which is which."""
+    features = Features({"image": ImageFeature(), "label": ImageFeature()})
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 16), ("test", 6)):
+        images, masks = [], []
+        for _ in range(count):
+            mask = np.where(np.arange(32)[None] < generator.integers(10, 22), 0, 1).repeat(24, 0).astype(np.uint8)
+            mask[:3] = 2
+            image = (mask[..., None] * 90 + generator.integers(0, 40, (24, 32, 3))).astype(np.uint8)
+            mask[-2:] = 255
+            images.append(image)
+            masks.append(mask)
+        Dataset.from_dict({"image": images, "label": masks}, features=features).to_parquet(
+            folder / f"{split}-00000-of-00001.parquet"
+        )
+    (folder / "id2label.json").write_text(json.dumps(dict(enumerate(MASKED))))
     return folder
 
 

@@ -32,14 +32,34 @@ MASK_COLUMNS = ("label", "labels", "annotation", "mask", "segmentation_mask", "s
 Palette = Mapping[tuple[int, int, int], int]  # the class of each colour, 255 for those that stand for none
 
 
+class RandomScale(v2.Transform):
+    """Resize to `size` (height, width) times one factor, uniform between the two of `scale`.
+
+    torchvision's ScaleJitter holds heights against the width that is wanted, which is right for squares alone.
+    """
+
+    def __init__(self, size: tuple[int, int], scale: tuple[float, float]) -> None:
+        super().__init__()
+        self.size, self.scale = size, scale
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        low, high = self.scale
+        factor = low + (high - low) * torch.rand(()).item()
+        return {"size": [max(1, round(side * factor)) for side in self.size]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return v2.functional.resize(inpt, params["size"], antialias=True)
+
+
 @dataclass
 class MaskTransform(EpochTransform):
     """Views of image and mask alike, by torchvision.transforms.v2, drawing from (seed, epoch, index) alone.
 
-    To train: scaled by a random factor of `scale`, cut to `size` at random (padded with black and with 255 where it is
-    smaller), and mirrored. Otherwise resized to `size`; without one, as they are. Images bilinear, masks by the nearest
-    pixel. Reads `image`, `labels` and `index`; gives `pixel_values` [B, 3, H, W], `labels` [B, H, W] and `index`.
-    `label_names` are those of the classes. `reduce_labels`: class 0 stands for none, and the others count from 1.
+    To train: resized to `size` times a random factor of `scale`, cut to `size` at random (padded with black and 255
+    where it is smaller), and mirrored. Otherwise resized to `size`; without one, as they are. Images are resized
+    bilinearly, masks to the nearest pixel. Reads `image`, `labels` and `index`; gives `pixel_values` [B, 3, H, W],
+    `labels` [B, H, W] and `index`. `label_names` are those of the classes. `reduce_labels`: class 0 stands for none,
+    and the others count from 1.
     """
 
     size: tuple[int, int] | None = None
@@ -67,9 +87,10 @@ class MaskTransform(EpochTransform):
         return [v2.Identity() if self.size is None else v2.Resize(self.size)]
 
     def _drawn(self) -> list[Any]:
+        assert self.size is not None
         fill: Any = {tv_tensors.Image: 0, tv_tensors.Mask: UNLABELLED}
         return [
-            v2.ScaleJitter(self.size, self.scale),
+            RandomScale(self.size, self.scale),
             v2.RandomCrop(self.size, pad_if_needed=True, fill=fill),
             v2.RandomHorizontalFlip(0.5 if self.flip else 0.0),
         ]
@@ -124,7 +145,7 @@ def mask_ids(value: Any, row: int, palette: Palette | None = None) -> Tensor:
             f"the mask of row {row} has the shape {array.shape} and type {array.dtype}: give whole numbers [height, "
             f"width], one class a pixel, {UNLABELLED} where there is none"
         )
-    return torch.from_numpy(np.ascontiguousarray(array if array.dtype == np.uint8 else array.astype(np.int64)))
+    return torch.from_numpy(array.astype(np.uint8 if array.dtype == np.uint8 else np.int64))  # a copy, to be written to
 
 
 def _array(value: Any, row: int) -> np.ndarray:

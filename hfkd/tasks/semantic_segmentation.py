@@ -41,7 +41,6 @@ class SemanticSegmentation(Task):
     one_item_a_row = False
     ignores = (UNLABELLED, IGNORED)
     without_labels = "give the rows a column labels with the class of each pixel, 255 where there is none"
-    scored_by = "mean_iou"
     scanned_items = 1_000_000
     segmentation_stride: int | None = None
 

@@ -79,6 +79,7 @@ def made_small(recipe, toys, words):
         ],
         "text_classification": small_texts(classified_flags(toys, ""), words),
         "masked_lm": [*small_texts(masked_flags(toys, ""), words), "--text_columns=text"],
+        "segmentation": small_masks(toys, words),
         "sft": [*text, f"--model_name_or_path={toys / 'small'}"],
         "evaluate_instruct": given(**ANSWERS, sets_from=toys / "sets"),
     }
@@ -90,6 +91,14 @@ def small_texts(flags, words):
     named = ("--output_dir=", *(["--teacher_name_or_path="] if "--train_tokenizer" in words else []))
     kept = [flag for flag in flags if not flag.startswith(named)]
     return [*kept, *given(max_steps=2, train_split="train", hold_out=4)]
+
+
+def small_masks(toys, words):
+    """One step on the toys' masks, with the smallest network as the student, and as the teacher where there is one."""
+    quiet = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "scan_cache_dir": ""}
+    small = given(dataset_name=toys / "masks", student_name="lraspp_mobilenet_v3_large", max_steps=1, **quiet)
+    named = {"teacher_name": "lraspp_mobilenet_v3_large", "teacher_checkpoint": toys / "masks.safetensors"}
+    return [*small, "--image_size", "24", "32", *(given(**named) if "--teacher_name" in words else [])]
 
 
 def rows_of(words):

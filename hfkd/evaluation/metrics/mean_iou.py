@@ -1,0 +1,59 @@
+"""Mean IoU, IoU of each class and pixel accuracy, by torchmetrics, for Trainer.
+
+B images, C classes, H and W of the labels, h and w of the networks' maps.
+"""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfkd.losses.functional import interpolated
+from hfkd.utils.targets import IGNORED
+
+UNLABELLED = 255
+
+
+def pixel_predictions(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    """For Trainer's `preprocess_logits_for_metrics`: maps [B, C, h, w] -> classes [B, H, W], at the labels' size.
+
+    Of several outputs (an auxiliary head's) the first is taken.
+    """
+    maps = logits[0] if isinstance(logits, (tuple, list)) else logits
+    return interpolated(maps, labels.shape[-2:]).argmax(1).to(torch.int16)
+
+
+class MeanIoU:
+    """For Trainer's `compute_metrics`, with `batch_eval_metrics` or without: `mean_iou`, `pixel_accuracy`, `iou_NAME`.
+
+    torchmetrics' MulticlassJaccardIndex and MulticlassAccuracy over all pixels whose label is not 255 or -100; a class
+    that neither the labels nor the predictions have is left out of the mean. Only [C, C] counts are held.
+    """
+
+    def __init__(self, num_classes: int, label_names: Sequence[str] | None = None) -> None:
+        if find_spec("torchmetrics") is None:
+            raise ImportError("mean IoU needs torchmetrics, which is not installed: pip install 'hfkd[segmentation]'")
+        from torchmetrics import MetricCollection
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+        known: dict[str, Any] = {"num_classes": num_classes, "ignore_index": UNLABELLED, "validate_args": False}
+        self.names = [str(name) for name in label_names or range(num_classes)]
+        self.metrics = MetricCollection(
+            {
+                "mean_iou": MulticlassJaccardIndex(**known, average="macro"),
+                "iou": MulticlassJaccardIndex(**known, average="none"),
+                "pixel_accuracy": MulticlassAccuracy(**known, average="micro"),
+            }
+        )
+
+    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
+        predicted, labels = (torch.as_tensor(x).long() for x in (prediction.predictions, prediction.label_ids))
+        self.metrics.update(predicted.cpu(), labels.masked_fill(labels == IGNORED, UNLABELLED).cpu())
+        if not compute_result:
+            return {}
+        found = self.metrics.compute()
+        self.metrics.reset()
+        each = {f"iou_{name}": value for name, value in zip(self.names, found.pop("iou").tolist(), strict=True)}
+        return {name: float(value) for name, value in found.items()} | each

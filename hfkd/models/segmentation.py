@@ -1,0 +1,116 @@
+"""Segmentation networks by name: torchvision's, those of transformers, and functions of one's own modules.
+
+C classes.
+"""
+
+import difflib
+import importlib
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torchvision
+from torch import nn
+from transformers import AutoModelForSemanticSegmentation
+
+from hfkd.models.checkpoints import load_checkpoint
+from hfkd.models.text_networks import class_names, loaded
+
+FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+WITH_AUXILIARY_HEAD = ("deeplabv3_", "fcn_")
+
+
+def segmentation_network(
+    name: str,
+    num_labels: int,
+    checkpoint: str | os.PathLike[str] | None = None,
+    label_names: Sequence[str] | None = None,
+    auxiliary_head: bool = False,
+    new_head: bool = False,
+) -> nn.Module:
+    """A network that gives maps of logits [B, num_labels, h, w], fresh or stored.
+
+    - `name` is one of torchvision's ("lraspp_mobilenet_v3_large"): fresh weights; with an `auxiliary_head` where it may
+      have one.
+    - `name` holds a "/" or is a folder ("nvidia/mit-b0", "runs/student"): a model of transformers; its head is fresh
+      where none is stored, and with `new_head` also where that has other classes.
+    - `name` is "module:function": what that function gives, without arguments. The module is imported, and runs.
+    - `checkpoint` is a file of weights for the whole model (`load_checkpoint`).
+    Raises ValueError for any other name, and for a stored head of other classes.
+    """
+    if FUNCTION.fullmatch(name):
+        network = _of_function(name)
+    elif name in _torchvision():
+        more = {"aux_loss": True} if auxiliary_head else {}
+        if auxiliary_head and not name.startswith(WITH_AUXILIARY_HEAD):
+            raise ValueError(f"{name} has no auxiliary head: leave auxiliary_head out")
+        network = torchvision.models.get_model(
+            name, weights=None, weights_backbone=None, num_classes=num_labels, **more
+        )
+    elif "/" in name or os.path.isdir(name):
+        network = _stored(name, num_labels, label_names, new_head or checkpoint is not None)
+    else:
+        close = difflib.get_close_matches(name, _torchvision(), n=5, cutoff=0.4)
+        raise ValueError(
+            f"unknown segmentation network {name!r}: give one of torchvision's {close or _torchvision()}, a Hub id or "
+            "a folder of transformers, or module:function"
+        )
+    if checkpoint is not None:
+        load_checkpoint(network, checkpoint)
+    return network.eval()
+
+
+def segmentation_teacher(name: str, num_labels: int, checkpoint: str | None = None) -> nn.Module:
+    """`segmentation_network` for one that must know something: ValueError where its weights would be random."""
+    if checkpoint is None and name in _torchvision():
+        raise ValueError(f"the teacher {name!r} would have random weights: give its checkpoint")
+    if checkpoint is not None or FUNCTION.fullmatch(name) or not ("/" in name or os.path.isdir(name)):
+        return segmentation_network(name, num_labels, checkpoint)
+    network, info = loaded(AutoModelForSemanticSegmentation, name, "float32")
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"the teacher {name} has no stored weights for {missing[0]} and {len(missing) - 1} others, which would be "
+            "random: give a network that was trained for segmentation"
+        )
+    return network.eval()
+
+
+def set_batch_norm_momentum(network: nn.Module, momentum: float) -> None:
+    """How much of a batch joins the running statistics: torchvision's MobileNetV3 has 0.01, which lags in short runs.
+
+    A network whose statistics lag is evaluated far below what it has learnt.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = momentum
+
+
+def _torchvision() -> list[str]:
+    return torchvision.models.list_models(module=torchvision.models.segmentation)
+
+
+def _stored(name: str, num_labels: int, label_names: Sequence[str] | None, new_head: bool) -> nn.Module:
+    labels = class_names(label_names, num_labels)
+    network, info = loaded(AutoModelForSemanticSegmentation, name, "float32", **labels)
+    if info["mismatched_keys"] and not new_head:
+        weight, stored, wanted = min(info["mismatched_keys"])
+        raise ValueError(
+            f"{weight} of {name} is of shape {list(stored)}, and these data need {list(wanted)}: pass --new_head for "
+            "fresh weights in its place"
+        )
+    return network
+
+
+def _of_function(name: str) -> nn.Module:
+    module, _, function = name.partition(":")
+    try:
+        made: Any = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{name!r} gives no network ({error}): name a module on the path (PYTHONPATH) and a function of it that "
+            "takes no arguments"
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"{name!r} gives a {type(made).__name__}, and no torch.nn.Module")
+    return made
