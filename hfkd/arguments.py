@@ -179,6 +179,7 @@ class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingAr
         if self.on_nan == "skip" and self.deepspeed:
             raise ValueError("on_nan='skip': DeepSpeed takes its steps by itself; choose 'stop' or 'ignore'")
         self.resume_from_checkpoint = resume_choice(self.resume_from_checkpoint)  # type: ignore[assignment]
+        self.max_grad_norm = 0.0 if self.max_grad_norm is None else self.max_grad_norm  # no clipping
         self._check_numbers()
         check_names(self)
         if self.label_names is not None and "labels" not in self.label_names:
@@ -188,11 +189,8 @@ class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingAr
             )
         if self.loss_chunk_size < 0:
             raise ValueError(f"loss_chunk_size={self.loss_chunk_size} must be 0 (off) or a number of tokens")
-        if self.label_smoothing_factor:
-            raise ValueError(
-                f"label_smoothing_factor={self.label_smoothing_factor}: the distillation loss has no smoothing, the "
-                "teacher is its soft label; set it to 0"
-            )
+        if not 0 <= self.label_smoothing_factor < 1:
+            raise ValueError(f"label_smoothing_factor={self.label_smoothing_factor} must be from 0 to below 1")
         with patch_environment(
             accelerate_mixed_precision=self._precision
         ):  # from which Trainer's arguments would take it

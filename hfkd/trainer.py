@@ -22,10 +22,11 @@ from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import views_as_rows
 from hfkd.data.he_da import original_images
 from hfkd.data.target_collator import with_targets
+from hfkd.evaluation.metrics import own_metrics
 from hfkd.losses.counts import Counts
 from hfkd.losses.distillation import cross_entropy
 from hfkd.losses.logits import KD
-from hfkd.models.calling import by_name, logits_of
+from hfkd.models.calling import by_name, logits_of, main_input_named
 from hfkd.models.checkpoints import naming_unreadable
 from hfkd.models.kept_config import KeptConfig
 from hfkd.reports.card import write_card
@@ -53,6 +54,7 @@ from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, r
 from hfkd.training.run_settings import run_settings
 from hfkd.training.setup import Setup
 from hfkd.training.statistics import scan_of
+from hfkd.training.streams import read_by_each_rank
 from hfkd.training.trainer_arguments import in_trainers_order, own_arguments
 from hfkd.training.validation.checked_batches import CheckedCollator
 from hfkd.training.validation.normalisation import receiving
@@ -116,7 +118,9 @@ class DistillationTrainer(Trainer):
         self.anew = Anew(teacher, slots, own | trainer_keywords) if model_init is not None else None
         setup = Setup(student, teacher, own_args, loss, **own, **trainer_keywords)
         self._take(setup)
-        with loss_parameters.used_by_ddp(loss, own_args):
+        self.own_metrics = own_metrics(self.task.scored_by, own_args, setup.keywords)
+        setup.keywords.update(self.own_metrics)
+        with loss_parameters.used_by_ddp(loss, own_args), setting(own_args, label_smoothing_factor=0.0):  # ours smooths
             super().__init__(model=setup.model, args=own_args, data_collator=setup.collator, **setup.keywords)
         self.model_init = cast(Any, model_init)
         # A run stays in its folder when its program changes the working directory.
@@ -200,6 +204,8 @@ class DistillationTrainer(Trainer):
         with self._frozen_teacher(), watched as (step, outputs):
             batch = MicroBatch(inputs, num_items_in_batch, self.schedule.progress)
             loss, parts, num_items = step(model, teacher, batch)
+        if (nothing := loss_parameters.touched(self.distillation_loss, model)) is not None:
+            loss = loss + nothing
         self.judged.parts.add(parts, num_items)
         self.empty_rows.look(inputs["labels"], inputs.get("host_targets"), num_items)
         self.judged.watch.batch(inputs, loss, parts)
@@ -283,10 +289,12 @@ class DistillationTrainer(Trainer):
         """Trainer's, whose batches are looked at on the host: rows to predict may say that they have no label."""
         collate, pinned = self.data_collator, self.pins_memory and self.args.dataloader_pin_memory
         used = self.training_collator if description == "Training" else collate
+        used = self.task.for_prediction(used) if description == "test" else used
         self.data_collator = CheckedCollator(used, self.bounds, dataset, description == "test")
         try:
             # The collator leaves unused columns out, see `chosen_collator`: Trainer would take them from a transform.
-            with setting(self.args, dataloader_pin_memory=pinned, remove_unused_columns=False):
+            own = read_by_each_rank(dataset, self.task, self.accelerator)
+            with setting(self.args, dataloader_pin_memory=pinned, remove_unused_columns=False), own:
                 return super()._get_dataloader(dataset, description, *arguments, **keywords)
         finally:
             self.data_collator = collate
@@ -312,8 +320,11 @@ class DistillationTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Trainer's loop, with a loss that counts every row once whatever the number of ranks."""
         self._evaluated = RowAverage(finite_only=self.args.logging_nan_inf_filter)
-        compared = self.teacher if self.args.evaluate_kl else None
-        with self._frozen_teacher(), receiving(compared, self.image_inputs, dataloader.dataset):
+        compared, dataset = self.teacher if self.args.evaluate_kl else None, getattr(dataloader, "dataset", None)
+        named = main_input_named(self.model, self.call)
+        whole = self.own_metrics and description == "Prediction"  # who predicts gets logits
+        logits = setting(self, preprocess_logits_for_metrics=None) if whole else nullcontext()
+        with self._frozen_teacher(), receiving(compared, self.image_inputs, dataset), named, logits:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )

@@ -108,7 +108,6 @@ HEADS = {
     "BertForSequenceClassification, num_labels=1": text(bert(BertForSequenceClassification, num_labels=1)),
     "BertForMaskedLM, a teacher for the next token": text(bert(BertForMaskedLM), taught_model),
     "BertForMaskedLM, a tokenizer without a mask token": text(bert(BertForMaskedLM), rows=unlabelled),
-    "GPT2LMHeadModel, rows without labels": text(language_model, taught_model, unlabelled),
     "BartForCausalLM": text_model(BartForCausalLM, BartConfig(vocab_size=VOCAB, **DECODER)),
     "GPT2LMHeadModel, task='token_classification'": text(language_model, task="token_classification"),
     "BertForTokenClassification, labels of 3 to 11 for 3 classes": text(bert(BertForTokenClassification, num_labels=3)),

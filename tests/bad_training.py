@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from text_toys import VOCAB, WORDS, TokenRows, language_model, taught_model, tokenizer
 from tokenizers import Tokenizer, models
+from torch import nn
 from toys import CLASSES, Net, Rows, arguments, teacher
 from transformers import (
     CLIPImageProcessor,
@@ -101,7 +102,7 @@ ARGUMENTS = {
     "lr_decay_epochs=[180, 150]": argument(lr_decay_epochs=[180, 150]),
     "lr_decay_epochs=['x']": argument(lr_decay_epochs=["x"]),
     "lr_decay_factor=0": argument(lr_decay_factor=0),
-    "label_smoothing_factor=0.1": argument(label_smoothing_factor=0.1),
+    "label_smoothing_factor=1": argument(label_smoothing_factor=1.0),
     "label_names=['label']": argument(label_names=["label"]),
     "on_nan='abort'": argument(on_nan="abort"),
     "learning_rate=-0.1": argument(learning_rate=-0.1),
@@ -266,6 +267,16 @@ def unfrozen_head():
     return student
 
 
+def masked():
+    net = teacher()
+    net.head.bias.data[2] = float("-inf")
+    return net
+
+
+def normed():
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES))
+
+
 def own_optimizer(folder):
     student = Net()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
@@ -333,6 +344,13 @@ TRAINER = {
         )
     ),
     "a teacher of 7 classes for a student of 5": trainer(taught=lambda: teacher(7)),
+    "a teacher that is a function": trainer(taught=lambda: lambda images: images),
+    "a teacher whose logits are -inf for a class": trainer(taught=masked),
+    "an eval_dataset whose labels are all -1": trainer(
+        eval_dataset=[{"pixel_values": image, "labels": -1} for image in Rows(2).images]
+    ),
+    "17 rows, batches of 8, batch norm of single values": trainer(student=normed, rows=lambda: Rows(17)),
+    "a row of 40 tokens for 32 positions": language(rows=lambda: [{"input_ids": [3] * 40, "labels": [3] * 40}] * 2),
     "a teacher whose weights are NaN": trainer(taught=lambda: broken(teacher())),
     'temperature="energy", a teacher whose energies are all the same': training(
         taught=lambda: flat(teacher()), temperature="energy"

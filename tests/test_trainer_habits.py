@@ -1,9 +1,12 @@
 """What scripts that were written for Trainer do, with DistillationTrainer in its place."""
 
 import importlib.util
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from processes import on_ranks, script
 from toys import Net, Rows, arguments, teacher
 from transformers import Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
@@ -139,3 +142,45 @@ def test_an_optimizer_for_another_student_is_refused(tmp_path):
             model_init=Net,
             optimizers=(optimizer, None),
         )
+
+
+# ---- metrics ----------------------------------------------------------------------------------------------------
+
+
+def test_a_classifier_is_scored_by_its_accuracy_where_no_metric_is_given(tmp_path):
+    trainer = DistillationTrainer(Net(), teacher(), arguments(tmp_path), eval_dataset=Rows(13, seed=3))
+    scores, found = trainer.evaluate(), trainer.predict(Rows(13, seed=3))
+    assert found.predictions.shape == (13, 5), "predictions are logits still"
+    expected = (found.predictions.argmax(-1) == np.arange(13) % 5).mean()
+    assert scores["eval_accuracy"] == found.metrics["test_accuracy"] == pytest.approx(expected)
+    assert scores["eval_top5_accuracy"] == 1
+    mixed = [row | {"labels": torch.full((5,), 0.2)} for row in map(Rows().__getitem__, range(13))]
+    assert "eval_accuracy" not in trainer.evaluate(mixed)
+
+
+@pytest.mark.parametrize("keywords", [{"compute_metrics": lambda found: {"mine": 1.0}}, {}])
+def test_a_metric_of_ones_own_stands_alone(tmp_path, keywords):
+    args = arguments(tmp_path, prediction_loss_only=not keywords)
+    trainer = DistillationTrainer(Net(), teacher(), args, eval_dataset=Rows(13, seed=3), **keywords)
+    assert "eval_accuracy" not in trainer.evaluate()
+
+
+# ---- several ranks ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stream", "idle"])
+def test_two_ranks_train_what_one_does(tmp_path, name):
+    """A stream of tokens, which each rank reads; a student with an idle parameter beside a temperature that learns."""
+    found = []
+    for ranks, size in ((1, 8), (2, 4)):
+        out = tmp_path / str(ranks)
+        out.mkdir()
+        codes = on_ranks(
+            out / "log", ranks, script, Path(__file__).with_name("habit_job.py"), str(out), name, str(size)
+        )
+        logs = "\n".join(path.read_text()[-2000:] for path in out.glob("log*"))
+        assert codes == [0] * ranks, logs
+        found.append(torch.load(out / "student.pt", weights_only=True))
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, rtol=0, atol=1e-6, msg=key)

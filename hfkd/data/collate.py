@@ -6,37 +6,48 @@ B rows, V views of each image.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from hfkd.data.labels import check_shares
+from hfkd.data.labels import check_shares, refuse_words
 from hfkd.data.used_columns import LABELS
+
+RGB = 3  # channels
+COLOURED, GREY = ("P", "PA", "LA", "RGBA", "CMYK"), ("L", "1")  # modes of pictures
 
 
 class ImageCollator:
     """Stack rows of `pixel_values`, `labels` and, where there, `index`, `view` and `columns`; others stay behind.
 
-    A row without `labels` may have a `label`, which becomes that; or none.
+    A row without `labels` may have a `label`, which becomes that; or none. A pair (image, label), as torchvision's
+    datasets give it, is such a row too.
     `columns` are the network's further inputs, and further labels: numbers or tensors of one shape.
     uint8 images and PIL images (those in colour as RGB) become float in [0, 1]; a `processor` (a Hugging Face image
-    processor) does it instead when given. Labels are class ids, or vectors where MixUp or CutMix mixed them (`shares`:
-    they must sum to 1). A batch that is whole already, as `ResidentImages` gives it, passes through.
+    processor) does it instead when given. Floats are pixels that are ready, as a processor's that a dataset has stored:
+    [3, H, W], or [H, W, 3] where only that can be. `channels=3` makes grey pictures RGB. Labels are class ids, or
+    vectors where MixUp or CutMix mixed them (`shares`: they must sum to 1). A batch that is whole already, as
+    `ResidentImages` gives it, passes through.
     Raises ValueError for a missing column, values of unequal shape, integer pixels other than uint8, or float labels
     that are no shares of classes.
     """
 
-    def __init__(self, processor: Any = None, columns: Iterable[str] = (), shares: bool = True) -> None:
-        self.processor, self.shares = processor, shares
+    def __init__(
+        self, processor: Any = None, columns: Iterable[str] = (), shares: bool = True, channels: int | None = None
+    ) -> None:
+        self.processor, self.shares, self.channels = processor, shares, channels
         self.columns = sorted({"index", "view", *columns} - {"pixel_values", *LABELS})
 
     def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Tensor]) -> dict[str, Tensor]:
         if isinstance(rows, Mapping):
             return dict(rows)
+        rows = [_by_name(row) for row in rows]
         labels = _labels_column(rows[0])
         batch = {"pixel_values": self._images([row["pixel_values"] for row in rows])}
         if labels is not None:
+            refuse_words(labels, rows[0][labels])
             batch["labels"] = _stacked(labels, [row[labels] for row in rows])
         for column in (c for c in self.columns if c in rows[0]):
             batch[column] = _stacked(column, [row[column] for row in rows])
@@ -46,9 +57,10 @@ class ImageCollator:
         return batch
 
     def _images(self, images: list[Any]) -> Tensor:
-        if self.processor is not None and not isinstance(images[0], Tensor):
+        images = [self._in_colour(image) for image in images]
+        if self.processor is not None and not isinstance(images[0], Tensor) and not _is_float(images[0]):
             return self.processor(images, return_tensors="pt")["pixel_values"]
-        tensors = [image if isinstance(image, Tensor) else F.to_image(_in_colour(image)) for image in images]
+        tensors = [image if isinstance(image, Tensor) else _to_tensor(image) for image in images]
         if len({t.shape for t in tensors}) > 1:
             shapes = sorted({tuple(t.shape) for t in tensors})
             raise ValueError(f"images of different shapes in one batch: {shapes}; resize them in the dataset")
@@ -58,6 +70,15 @@ class ImageCollator:
         if not stacked.is_floating_point():
             raise ValueError(f"images of {stacked.dtype}, whose range is unknown: make them uint8, or float in [0, 1]")
         return stacked.float() if stacked.dtype == torch.float64 else stacked
+
+    def _in_colour(self, image: Any) -> Any:
+        """A palette's indices are no colours, and an alpha channel is none either: those images become RGB."""
+        if isinstance(image, list):
+            return np.asarray(image)
+        grey = GREY if self.channels == RGB else ()
+        if isinstance(image, Image.Image) and image.mode in (*COLOURED, *grey):
+            return image.convert("RGB")
+        return image
 
 
 def views_as_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,19 +97,39 @@ def views_as_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {**batch, **rows}
 
 
-def _labels_column(row: Any) -> str | None:
+def _by_name(row: Any) -> Mapping[str, Any]:
+    if isinstance(row, Mapping):
+        return row
+    if isinstance(row, tuple) and len(row) == 2 and isinstance(row[0], (Image.Image, Tensor, np.ndarray)):
+        return {"pixel_values": row[0], "labels": row[1]}
+    raise ValueError(
+        f"the dataset's rows are of type {type(row).__name__}: make each a dict of 'pixel_values' and 'labels', as "
+        "{'pixel_values': image, 'labels': label}, or pass a data_collator that makes such a batch of them"
+    )
+
+
+def _labels_column(row: Mapping[str, Any]) -> str | None:
     """Where a row has its label, if it has one. ValueError for rows without an image."""
-    if not isinstance(row, Mapping):
-        raise ValueError(
-            f"the dataset's rows are of type {type(row).__name__}: make each a dict of 'pixel_values' and 'labels', as "
-            "{'pixel_values': image, 'labels': label}, or pass a data_collator that makes such a batch of them"
-        )
     if "pixel_values" not in row:
         raise ValueError(
             f"the dataset's rows have no 'pixel_values': they have {sorted(row)}; rename the column, or load the data "
             "with hfkd.data.load_images"
         )
     return next((name for name in LABELS if name in row), None)
+
+
+def _is_float(image: Any) -> bool:
+    return isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating)
+
+
+def _to_tensor(image: Any) -> Tensor:
+    """A picture or an array [H, W, 3]; one [3, H, W], as image processors make it; [1, 3, H, W] is a batch of one."""
+    if not isinstance(image, np.ndarray):
+        return F.to_image(image)
+    image = image[0] if image.ndim == 4 and len(image) == 1 else image
+    if image.ndim == 3 and image.shape[0] in (1, RGB) and (_is_float(image) or image.shape[-1] not in (1, RGB, 4)):
+        return torch.from_numpy(image)
+    return F.to_image(image)
 
 
 def _stacked(column: str, values: list[Any]) -> Tensor:
@@ -100,10 +141,3 @@ def _stacked(column: str, values: list[Any]) -> Tensor:
             "data_collator of your own"
         ) from error
     return stacked.float() if stacked.dtype == torch.float64 else stacked
-
-
-def _in_colour(image: Any) -> Any:
-    """A palette's indices are no colours, and an alpha channel is none either: those images become RGB."""
-    if isinstance(image, Image.Image) and image.mode in ("P", "PA", "LA", "RGBA", "CMYK"):
-        return image.convert("RGB")
-    return image

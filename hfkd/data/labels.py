@@ -3,6 +3,8 @@
 B images, C classes.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,15 @@ def class_ids(labels: Tensor) -> Tensor:
     return labels.long() if whole else labels
 
 
+def refuse_words(column: str, value: Any) -> None:
+    """Raise ValueError for a label that is a word."""
+    if isinstance(value, str):
+        raise ValueError(
+            f"the labels are words, such as {value!r}: make them class ids with dataset.class_encode_column("
+            f"{column!r}), which keeps their names"
+        )
+
+
 def check_shares(labels: Tensor) -> None:
     """Raise ValueError unless each row of mixed labels [B, C] is a distribution. Waits for the labels' device."""
     sums = labels.float().sum(-1)
@@ -25,5 +36,5 @@ def check_shares(labels: Tensor) -> None:
     raise ValueError(
         f"float labels that are no shares of classes: row {row} of the batch sums to {sums[row]:.3g}, its least is "
         f"{labels[row].min():.3g}; MixUp's and CutMix's are 0 or more and sum to 1. For several labels at once "
-        "(multi-hot) choose task='multi_label_classification'"
+        "(multi-hot) choose task='multi_label_classification'; a regression gives no probabilities to distil"
     )

@@ -116,6 +116,11 @@ def _check(
             f"max_prompt_length={max_prompt_length} and max_length={max_length}: the prompt must have at least 1 token "
             "and leave room for a response within max_length"
         )
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"the dataset is of type {type(dataset).__name__}: tokenize_dataset takes one split, a datasets.Dataset, "
+            "whose rows can be counted; map your tokenizer over a stream"
+        )
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no eos_token: set one, for every response ends with it")
     if len(dataset) == 0:

@@ -1,7 +1,7 @@
 """Rows of token ids -> one padded batch. B rows, L longest length."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from hfkd.utils.targets import IGNORED, HostTargets
 
 logger = logging.getLogger(__name__)
 
+MASKS = ("completion_mask", "assistant_masks")  # TRL's columns: 1 for tokens to be learned
+
 
 @dataclass
 class TokenCollator:
@@ -31,11 +33,14 @@ class TokenCollator:
     Rows may bring `attention_mask`, `position_ids` and `seq_lengths` of their own (`TokenRow`). Where a row packs
     several documents (positions that start again) the batch has no attention_mask: networks then keep documents apart
     by the positions, and with one they do not. Other columns are left out.
+    A `completion_mask` or `assistant_masks` makes labels of the tokens where it is 1, as TRL does; other rows without
+    labels get all their tokens as such with `labels_from_tokens`.
     """
 
     tokenizer: PreTrainedTokenizerBase | int | None
     padding_side: Literal["right", "left"] = "right"
     pad_to_multiple_of: int | None = None
+    labels_from_tokens: bool = False
 
     def __post_init__(self) -> None:
         if self.padding_side not in ("right", "left"):
@@ -51,7 +56,8 @@ class TokenCollator:
             assert self.tokenizer is not None
             self.pad_token_id = padding_id(self.tokenizer)
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        rows = [_with_labels(row, self.labels_from_tokens) for row in rows]
         made = [TokenRow.of(row) for row in rows]
         masks = [torch.ones_like(row.ids) if row.attended is None else row.attended.long() for row in made]
         batch: dict[str, Any] = {
@@ -74,6 +80,21 @@ class TokenCollator:
         padded = pad_sequence(rows, batch_first=True, padding_value=value, padding_side=self.padding_side)  # [B, L]
         extra = -padded.shape[1] % (self.pad_to_multiple_of or 1)
         return pad(padded, (extra, 0) if self.padding_side == "left" else (0, extra), value=value)
+
+
+def _with_labels(row: Mapping[str, Any], every_token: bool) -> Mapping[str, Any]:
+    """`row` with the tokens that are to be learned as labels, where it has none."""
+    masked = any(row.get(name) is not None for name in MASKS)
+    if "labels" in row or "input_ids" not in row or not (masked or every_token):
+        return row
+    labels = torch.tensor([int(token) for token in row["input_ids"]])
+    for name in MASKS:
+        if row.get(name) is not None:
+            mask = torch.tensor([int(one) for one in row[name]])
+            if mask.shape != labels.shape:
+                raise ValueError(f"{name} for {len(mask)} tokens in a row of {len(labels)}: give one each")
+            labels = labels.masked_fill(mask == 0, IGNORED)
+    return {**row, "labels": labels}
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -39,6 +39,7 @@ class DistillationLoss(nn.Module):
     Each slot takes a name, `"name(key=value, ...)"`, a callable, and for `temperature` a number. Slots that are modules
     become children, so their parameters train and are saved with the rest. `objective` takes a sum too, as
     `"kd + 100 * fitnet(layer=2)"` or a list (`hfkd.utils.slots.resolve_sum`). The defaults are CIFAR-100's KD.
+    `label_smoothing` mixes so much of the uniform distribution into the labels of the cross-entropy, and nothing else.
 
     forward(items, num_items): `num_items` is the number of items of the whole optimizer step, over all ranks and
     accumulated batches; without it the items at hand. Returns the loss and its parts (means over the items at hand,
@@ -58,6 +59,7 @@ class DistillationLoss(nn.Module):
         weighting: Any = "uniform",
         ce_weight: float = 0.1,
         kd_weight: float = 0.9,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         ce_weight = fitting("DistillationLoss", "ce_weight", ce_weight, NotNegative)
@@ -67,7 +69,7 @@ class DistillationLoss(nn.Module):
         self.objective = resolve_objective(objective)
         self.temperature = resolve_temperature(temperature)
         self.weighting = resolve(weighting, WEIGHTINGS, "weighting")
-        self.ce_weight, self.kd_weight = ce_weight, kd_weight
+        self.ce_weight, self.kd_weight, self.label_smoothing = ce_weight, kd_weight, label_smoothing
         self.terms: tuple[Term, ...] = terms_of(self.objective)
         self._refuse_temperature()
         # Slots are children where they are modules; what trains inside of others becomes one here.
@@ -143,7 +145,9 @@ class DistillationLoss(nn.Module):
 
         And if the objective has any, its `relations` [N], and its `own_loss`, a scalar.
         """
-        values = {} if items.labels is None else {"ce": cross_entropy(items.student.logits, items.labels)}
+        values = {}
+        if items.labels is not None:
+            values["ce"] = cross_entropy(items.student.logits, items.labels, self.label_smoothing)
         if temperature is None or weight is None:
             return values
         for term in self.terms:
@@ -224,10 +228,13 @@ class DistillationLoss(nn.Module):
     def describe(self) -> dict[str, Any]:
         """The slots and weights as they were built, for logs, cards and results."""
         slots = {name: getattr(self, name) for name in ("objective", "temperature", "weighting")}
-        return {k: repr(v) for k, v in slots.items()} | {"ce_weight": self.ce_weight, "kd_weight": self.kd_weight}
+        weights = {"ce_weight": self.ce_weight, "kd_weight": self.kd_weight}
+        smoothing = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
+        return {k: repr(v) for k, v in slots.items()} | weights | smoothing
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each item [N]; labels [N] class ids or [N, C] mixed."""
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of each item [N]; labels [N] class ids or [N, C] mixed, with `smoothing / C` in each class."""
     z = upcast(logits)
-    return F.cross_entropy(z, labels.to(z.dtype) if labels.is_floating_point() else labels, reduction="none")
+    targets = labels.to(z.dtype) if labels.is_floating_point() else labels
+    return F.cross_entropy(z, targets, reduction="none", label_smoothing=smoothing)

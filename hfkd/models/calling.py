@@ -1,7 +1,8 @@
 """Calling any network the same way: a Hugging Face model by keyword, a bare nn.Module by position."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Unpack, get_args, get_origin
 
@@ -37,6 +38,7 @@ class Call:
     shifts_labels: bool = False
     writes: bool = False  # such a one with a head for text: without either it has nothing to decode
     unlabelled: int | None = None  # of a model whose own loss alone has its auxiliary head's term: what labels no class
+    hands_on: bool = False  # forward(*args, **kwargs): images by position, anything else by name
 
     @classmethod
     def of(cls, model: nn.Module) -> "Call":
@@ -50,7 +52,8 @@ class Call:
         shifts = isinstance(network, PreTrainedModel) and network.config.is_encoder_decoder and "labels" in names
         writes = shifts and output_head(network) is not None
         keywords = names - {"labels"} if keyed else None
-        return cls(keywords, others, router_weight(network), bool(shifts), bool(writes), _auxiliary(network))
+        more = router_weight(network), bool(shifts), bool(writes), _auxiliary(network), bool(rest and not names)
+        return cls(keywords, others, *more)
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """The logits of `inputs`; what the network does not take (index, labels, ...) stays behind."""
@@ -61,6 +64,8 @@ class Call:
         if self.keywords is not None:
             self._refuse_nothing_to_decode(model, {*inputs, *more})
             return model(**self.taken(inputs), **more)
+        if "pixel_values" not in inputs and self.hands_on:
+            return model(**{k: v for k, v in inputs.items() if self._may_be_taken(k)}, **more)
         if "pixel_values" not in inputs:
             raise ValueError(
                 f"{type(model).__name__}.forward names no input of the batch, which has {sorted(inputs)}: name the "
@@ -98,9 +103,11 @@ class Call:
     def takes(self, name: str) -> bool:
         """Whether an input of this name reaches the network."""
         if self.keywords is None:
-            return name == "pixel_values"
-        if name in self.keywords:
-            return True
+            return name == "pixel_values" or (self.hands_on and self._may_be_taken(name))
+        return name in self.keywords or self._may_be_taken(name)
+
+    def _may_be_taken(self, name: str) -> bool:
+        """Whether **kwargs takes it, and it is neither a label nor hfkd's own."""
         if name == "labels" or name in OWN_KEYS or name.startswith(OWN_PREFIX):
             return False
         return self.others is EVERYTHING or name in self.others
@@ -136,6 +143,19 @@ class Call:
         return sorted(n for n in names if not (self.takes(n) or n in known or n.startswith(OWN_PREFIX)))
 
 
+@contextmanager
+def main_input_named(model: Any, call: Call) -> Iterator[None]:
+    """Within it a bare network says which input is its rows', as models of transformers do: Trainer reads it there."""
+    missing = call.takes_images and not hasattr(model, "main_input_name")
+    if missing:
+        vars(model)["main_input_name"] = "pixel_values"
+    try:
+        yield
+    finally:
+        if missing:
+            vars(model).pop("main_input_name", None)
+
+
 def bare(model: nn.Module) -> nn.Module:
     """The network inside of torch.compile, DDP and PEFT, whose forwards name nothing of what they hand on."""
     return unwrap_peft_model(extract_model_from_parallel(model, keep_torch_compile=False))
@@ -161,18 +181,26 @@ def _taken_by_kwargs(network: nn.Module, annotation: Any) -> frozenset[str] | No
 
 def by_name(output: Any) -> Any:
     """A network's output as Trainer reads it: a mapping whose values are the predictions."""
+    if isinstance(output, (tuple, list)) and not hasattr(output, "logits"):
+        return {f"output_{number}": value for number, value in enumerate(output)}
     return output if isinstance(output, dict) else {"logits": logits_of(output)}
 
 
 def logits_of(output: Any) -> Tensor:
-    """A network's logits: its output itself when that is a tensor, else the output's `.logits`, or its "out"."""
+    """A network's logits: its output itself when that is a tensor, else its `.logits`, "logits" or "out".
+
+    Of a tuple the first, or what comes after its loss, as models that are given labels put it.
+    """
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if logits is None and isinstance(output, Mapping):
-        logits = output.get("out")  # torchvision's segmentation models
-    if not isinstance(logits, Tensor):
+        logits = output.get("logits", output.get("out"))  # torchvision's segmentation models
+    elif logits is None and isinstance(output, (tuple, list)) and output:
+        logits = output[1] if len(output) > 1 and loss_of(output) is not None else output[0]
+    if not isinstance(logits, Tensor) or logits.ndim == 0:
         raise ValueError(
-            f"the model returned a {type(output).__name__} without logits: return a tensor, or an object with .logits; "
-            "of the models of transformers take one with a head (AutoModelFor...)"
+            f"the model returned a {type(output).__name__} without logits: return a tensor, an object or dict with "
+            "logits, or a tuple that begins with them; of the models of transformers take one with a head "
+            "(AutoModelFor...)"
         )
     return logits
 
@@ -193,6 +221,16 @@ def _auxiliary(network: nn.Module) -> int | None:
     """See `Call.unlabelled`."""
     auxiliary = isinstance(network, PreTrainedModel) and getattr(network, "auxiliary_head", None) is not None
     return unlabelled_index(network) if auxiliary else None
+
+
+def loss_of(output: Any) -> Tensor | None:
+    """The loss that a network has computed itself: `.loss`, "loss", or the number that a tuple begins with."""
+    loss = getattr(output, "loss", None)
+    if isinstance(output, dict):
+        loss = output.get("loss")
+    elif isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor) and output[0].ndim == 0:
+        loss = output[0]
+    return loss if isinstance(loss, Tensor) else None
 
 
 def output_head(network: nn.Module) -> Any:

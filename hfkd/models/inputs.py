@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from timm.models import get_model_input_config
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoImageProcessor,
     TimmWrapperImageProcessor,
@@ -22,6 +22,22 @@ class InputSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     size: tuple[int, int] | None
+
+
+def image_channels(model: nn.Module) -> int | None:
+    """How many channels a network's images have: as its config says, else its first convolution."""
+    said = getattr(getattr(model, "config", None), "num_channels", None)
+    if isinstance(said, int):
+        return said
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return None if first is None else first.in_channels
+
+
+def in_channels(images: Tensor, channels: int | None) -> Tensor:
+    """Images [B, D, H, W] of one channel repeated for a network of three, or of three averaged for one of one."""
+    if channels == 3 and images.shape[1] == 1:
+        return images.expand(-1, 3, -1, -1)
+    return images.mean(1, keepdim=True) if channels == 1 and images.shape[1] == 3 else images
 
 
 def same_statistics(one: InputSpec, other: InputSpec, tolerance: float = 0.0) -> bool:
@@ -53,7 +69,10 @@ def _timm_spec(timm_model: Any, saved: dict[str, Any]) -> InputSpec:
     cfg = {**timm_model.pretrained_cfg, **saved}
     built = get_model_input_config(timm_model)
     _, height, width = built["input_size"]
-    return InputSpec(_floats(cfg["mean"]), _floats(cfg["std"]), (height, width) if built["fixed_input_size"] else None)
+    mean, std = _floats(cfg["mean"]), _floats(cfg["std"])
+    if image_channels(timm_model) == 1 and len(mean) == 3:  # timm names the statistics of pictures in colour
+        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    return InputSpec(mean, std, (height, width) if built["fixed_input_size"] else None)
 
 
 def processor_spec(processor: BaseImageProcessor) -> InputSpec | None:

@@ -32,11 +32,11 @@ class TeacherAccuracy(TrainerCallback):
     """Logs `teacher_accuracy` when training starts, unless `evaluate_teacher=False` or there is nothing to measure.
 
     The share of the evaluation set's items whose label is the teacher's likeliest class: images, or a language model's
-    next tokens on the first `TEXT_ROWS` rows. Several teachers: of their mean logits, and `teacher_1_accuracy`, ...; of
-    several evaluation sets the set's name is appended. In evaluation's precision. Left out for stored teachers and
-    `Peers`, for kd_weight 0, and for labels that are no class ids. It is logged once in a run: a resumed one finds it
-    in its history. Nothing it does is felt in training: random states are put back. Warns where the teacher is no
-    better than chance.
+    next tokens on the first `TEXT_ROWS` rows; where a row has several labels, of (row, label) pairs. Several teachers:
+    of their mean logits, and `teacher_1_accuracy`, ...; of several evaluation sets the set's name is appended. In
+    evaluation's precision. Left out for stored teachers and `Peers`, for kd_weight 0, and for labels that are no class
+    ids. It is logged once in a run: a resumed one finds it in its history. Nothing it does is felt in training: random
+    states are put back. Warns where the teacher is no better than chance.
     """
 
     def __init__(self, trainer: Host) -> None:
@@ -76,19 +76,21 @@ def _score(trainer: Host, teacher: FrozenTeacher, loader: Any) -> dict[str, floa
     counts: Tensor | None = None
     for batch in _batches(trainer, loader):
         inputs = trainer.as_networks_take_it(trainer._prepare_inputs(batch), training=False)
-        if not isinstance(inputs.get("labels"), Tensor) or inputs["labels"].is_floating_point():
+        labels = inputs.get("labels")
+        if not isinstance(labels, Tensor) or (labels.is_floating_point() and trainer.task.class_ids):
             return {}
         logits = network(each=True, **inputs)[..., : trainer.num_classes]
         items = trainer.task.items(inputs, logits if len(teacher.networks) == 1 else logits[0], logits)
         assert items.labels is not None
         voices = {"teacher_accuracy": items.teacher}
         voices |= {f"teacher_{k}_accuracy": one for k, one in enumerate(items.teachers, 1)}
-        hits = {name: (one.logits.argmax(-1) == items.labels).float() for name, one in voices.items()}
+        target = items.labels if trainer.task.class_ids else items.labels.argmax(-1)  # no or yes
+        hits = {name: (one.logits.argmax(-1) == target).float() for name, one in voices.items()}
         average.add(hits, items, trainer.accelerator)
-        found = torch.bincount(items.labels, minlength=items.teacher.num_classes)
+        found = torch.bincount(target, minlength=items.teacher.num_classes)
         counts = found if counts is None else counts + found
     scores = average.read()
-    if counts is not None and scores:
+    if counts is not None and scores and trainer.task.class_ids:  # of labels that are seldom yes, no alone is right
         _warn_near_chance(scores, trainer.accelerator.reduce(counts))
     return scores
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from hfkd.data.labels import refuse_words
 from hfkd.data.used_columns import LABELS, used
 from hfkd.losses.items import Items
 from hfkd.losses.registry import Factory, registering
@@ -87,6 +88,14 @@ class Task(ABC):
         """A user's collator, whose batches have what this task knows before a batch leaves the host."""
         return collate
 
+    def tokenised(self, rows: Any, processing_class: Any, limit: int | None) -> Any:
+        """A dataset whose rows are texts as one of tokens, no longer than `limit`, where this task knows how."""
+        return rows
+
+    def for_prediction(self, collate: Collate) -> Collate:
+        """The collator for rows that are to be predicted."""
+        return collate
+
     def targets(self, batch: Batch) -> Targets | None:
         """Which positions of the networks' [B, L, C] logits are items; None where every row of [B, C] is one."""
         return None
@@ -147,6 +156,8 @@ class Selecting:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         chosen = [used(row, self.columns.__contains__) for row in rows]
+        for name in LABELS:
+            refuse_words(name, chosen[0].get(name))
         try:
             return dict(self.collate([{"labels" if k in LABELS else k: v for k, v in row.items()} for row in chosen]))
         except (ValueError, RuntimeError, TypeError, KeyError) as error:

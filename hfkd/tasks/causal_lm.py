@@ -5,10 +5,13 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from hfkd.data.instructions import ACCEPTED
 from hfkd.data.target_collator import TargetCollator
+from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_collate import TokenCollator
 from hfkd.models.calling import Call
 from hfkd.tasks.base import Batch, Collate, register_task
@@ -16,6 +19,8 @@ from hfkd.tasks.tokens import PerToken
 from hfkd.utils.targets import IGNORED
 
 logger = logging.getLogger(__name__)
+
+LONGEST = 1024  # tokens of a row that is tokenised here: TRL's default
 
 
 @register_task("causal_lm")
@@ -41,8 +46,40 @@ class CausalLM(PerToken):
         return "image-text-to-text" if call.takes_images else self.pipeline_tag
 
     def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
-        """Without a tokenizer rows are padded with token 0, which nothing attends to and no label names."""
-        return TokenCollator(processing_class if isinstance(processing_class, PreTrainedTokenizerBase) else 0)
+        """Without a tokenizer rows are padded with token 0, which nothing attends to and no label names.
+
+        Rows without labels learn their tokens, as TRL's do; where no label is learned they stay without.
+        """
+        pad = processing_class if isinstance(processing_class, PreTrainedTokenizerBase) else 0
+        return TokenCollator(pad, labels_from_tokens=True)
+
+    def tokenised(self, rows: Any, processing_class: Any, limit: int | None) -> Any:
+        """Texts, prompts and completions, instructions and messages -> tokens; other rows as they are.
+
+        Cut to LONGEST tokens, or what the networks take, as TRL does; a warning says how it was done.
+        """
+        stored = isinstance(rows, Dataset) and "input_ids" not in rows.column_names
+        if not stored or not isinstance(processing_class, PreTrainedTokenizerBase):
+            return rows
+        if not any(set(names) <= set(rows.column_names) for names in ACCEPTED):
+            return rows
+        longest = min(limit or LONGEST, LONGEST)
+        templated = "messages" in rows.column_names and bool(processing_class.chat_template)
+        logger.warning(
+            "The rows are texts, and tokenised by hfkd.data.text.tokenize_dataset(max_length=%d, max_prompt_length=%d, "
+            "long_prompts='cut', chat_template=%s): call it yourself for other lengths.",
+            longest,
+            longest - 1,
+            templated,
+        )
+        return tokenize_dataset(
+            rows,
+            processing_class,
+            max_length=longest,
+            max_prompt_length=longest - 1,
+            long_prompts="cut",
+            chat_template=templated,
+        )
 
     def ready(self, collate: Collate) -> Collate:
         return collate if isinstance(collate, TokenCollator) else TargetCollator(collate)

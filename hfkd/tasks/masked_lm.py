@@ -10,6 +10,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hfkd.data.used_columns import UsedColumns
 from hfkd.models.calling import Call
 from hfkd.tasks.base import Batch, Collate, Selecting, register_task
 from hfkd.tasks.tokens import LabelCollator, PerToken, tokenizer_of
@@ -30,6 +31,18 @@ class MaskedLM(PerToken):
     def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
         return LabelCollator(Selecting(MaskingCollator(tokenizer_of(processing_class, self)), columns))
 
+    def ready(self, collate: Collate) -> Collate:
+        inner = collate.collate if isinstance(collate, UsedColumns) else collate
+        whole_words = isinstance(inner, DataCollatorForLanguageModeling) and getattr(inner, "whole_word_mask", False)
+        return super().ready(WholeWords(collate) if whole_words else collate)
+
+    def for_prediction(self, collate: Collate) -> Collate:
+        """Rows to predict are read as they are: what masks tokens at random is for learning."""
+        selecting = collate.collate if isinstance(collate, LabelCollator) else None
+        if isinstance(selecting, Selecting) and isinstance(selecting.collate, MaskingCollator):
+            return LabelCollator(Selecting(selecting.collate.pad, selecting.columns))
+        return collate
+
     def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
         """Labels that a copy of the input would get right, as group_texts of the tutorials leaves them."""
         super().check_rows(rows, batch)
@@ -45,16 +58,31 @@ class MaskedLM(PerToken):
             )
 
 
+class WholeWords:
+    """transformers' collator that masks whole words, which it knows by the rows' `offset_mapping`."""
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def __call__(self, rows: Sequence[Any]) -> Any:
+        if rows and isinstance(rows[0], Mapping) and "offset_mapping" not in rows[0]:
+            raise ValueError(
+                f"whole_word_mask=True finds words by the rows' offset_mapping, and they have {sorted(rows[0])}: "
+                "tokenise with return_offsets_mapping=True, and keep that column"
+            )
+        return self.collate(rows)
+
+
 class MaskingCollator:
     """Rows with `labels` padded as they are; others masked anew each time, 15 % of their tokens as BERT has it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._pad = DataCollatorForTokenClassification(tokenizer)
+        self.pad = DataCollatorForTokenClassification(tokenizer)
         self._mask = None if tokenizer.mask_token is None else DataCollatorForLanguageModeling(tokenizer)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
         if "labels" in rows[0]:
-            return self._pad(rows)
+            return self.pad(rows)
         if self._mask is None:
             raise ValueError(
                 "they have no labels, and the tokenizer no mask token to make them with: set its mask_token"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfkd.losses.distillation import cross_entropy
-from hfkd.models.calling import Call, bare, logits_of
+from hfkd.models.calling import Call, bare, logits_of, loss_of
 from hfkd.tasks.base import Task
 from hfkd.tasks.tokens import PROBED_TOKENS, PerToken
 from hfkd.utils.buffers import KeptBuffers
@@ -86,12 +86,12 @@ def _losses(
         output = call.output(network, {k: v for k, v in inputs.items() if k != "labels"}, labels=labels)
     except Exception as error:  # such as a subclass from whose name transformers does not guess the loss
         raise _NoLoss(type(bare(network)).__name__, error) from error
-    logits, own, added = logits_of(output), getattr(output, "loss", None), call.added_loss(output)
+    logits, own, added = logits_of(output), loss_of(output), call.added_loss(output)
     task.check_logits(logits)
     items = task.items({"labels": labels}, logits, logits)
     assert items.labels is not None
     ours = cross_entropy(items.student.logits, items.labels).mean().item()
-    if not isinstance(own, Tensor):
+    if own is None:
         return None, ours, logits
     return own.float().mean().item() - (0.0 if added is None else added.item()), ours, logits
 

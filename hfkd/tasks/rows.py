@@ -83,7 +83,8 @@ class PerRow(Task):
         elif labels.ndim != 1:
             raise ValueError(
                 f"labels of {kind}, shape {shape}: class ids have shape [batch], one number a row; take argmax(-1) of "
-                "one-hot ones, and squeeze(-1) away a dimension of 1"
+                "one-hot ones, squeeze(-1) away a dimension of 1, or name task='multi_label_classification' where a "
+                "row has any number of labels"
             )
 
     def check_values(self, labels: Tensor) -> None:

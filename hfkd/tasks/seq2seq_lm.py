@@ -4,13 +4,28 @@ B rows, L length of the targets.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import DataCollatorForSeq2Seq
 
+from hfkd.data.used_columns import UsedColumns
 from hfkd.models.calling import Call
 from hfkd.tasks.base import Batch, Collate, Selecting, register_task
 from hfkd.tasks.tokens import LabelCollator, PerToken, tokenizer_of
+
+
+@dataclass
+class WithoutDecoderInputs:
+    """A collator's batch without the `decoder_input_ids` that it has made of the labels."""
+
+    collate: Collate
+
+    def __call__(self, rows: Any) -> Any:
+        batch = self.collate(rows)
+        if batch.get("labels") is not None:
+            batch.pop("decoder_input_ids", None)
+        return batch
 
 
 @register_task("seq2seq_lm")
@@ -31,6 +46,12 @@ class Seq2SeqLM(PerToken):
 
     def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
         return LabelCollator(Selecting(DataCollatorForSeq2Seq(tokenizer_of(processing_class, self)), columns))
+
+    def ready(self, collate: Collate) -> Collate:
+        """Decoder inputs that the collator makes with one network are that one's: each makes its own of the labels."""
+        of_a_model = collate.collate if isinstance(collate, UsedColumns) else collate
+        own = isinstance(of_a_model, DataCollatorForSeq2Seq) and of_a_model.model is not None
+        return super().ready(WithoutDecoderInputs(collate) if own else collate)
 
     def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
         """The labels are another text than the inputs, of another length."""

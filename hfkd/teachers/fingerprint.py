@@ -1,5 +1,6 @@
 """What stored numbers of a teacher depend on, as hashes: its weights, its configuration and code, and the rows."""
 
+import io
 import json
 import os
 import re
@@ -50,12 +51,24 @@ def weights_fingerprint(teacher: Any) -> str:
     """A hash of every weight and buffer, the modules that hold them, and the inputs the teacher gets."""
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(teacher.model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(name.encode())
+        for part in _bytes(tensor):
+            digest.update(part)
     modules = without_addresses(repr(teacher.model))  # strides, activations: what no weight tells
     order = "" if teacher.order is None else str(teacher.order.tolist())
     digest.update(f"{modules}{teacher.received}{teacher.wanted}{order}".encode())
     return digest.hexdigest()
+
+
+def _bytes(value: Any) -> Iterator[Any]:
+    """A tensor's kind and content; what a quantized network keeps beside tensors as it would be saved."""
+    if type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided and not value.is_quantized:
+        yield f"{tuple(value.shape)}{value.dtype}".encode()
+        yield value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        return
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    yield buffer.getvalue()
 
 
 def configuration(teacher: Teacher) -> dict[str, Any]:

@@ -27,7 +27,9 @@ class Freezing:
         parameters = [parameter for network in self.networks for parameter in network.parameters()]
         self._learning = [parameter for parameter in parameters if parameter.requires_grad]
         for network in self.networks:
-            network.eval().requires_grad_(False)
+            network.eval()
+        for parameter in self._learning:  # one by one: TorchScript's modules have no requires_grad_
+            parameter.requires_grad_(False)
         if self.channels_last:
             buffers = [buffer for network in self.networks for buffer in network.buffers()]
             images = [tensor for tensor in (*parameters, *buffers) if tensor.ndim == 4]

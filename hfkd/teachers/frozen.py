@@ -5,7 +5,7 @@ B images, H height, W width, C classes, K teachers.
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch._dynamo import OptimizedModule
 from hfkd.losses.items import Outputs
 from hfkd.models import InputSpec, input_spec, same_statistics
 from hfkd.models.calling import Call, class_dim, output_head
+from hfkd.models.inputs import image_channels, in_channels
 from hfkd.models.label_names import label_names_of
 from hfkd.models.target_logits import outputs_at_targets
 from hfkd.teachers.base import Teacher
@@ -25,6 +26,9 @@ from hfkd.teachers.freezing import Freezing
 from hfkd.utils.targets import Targets
 
 logger = logging.getLogger(__name__)
+
+HALF = (torch.float16, torch.bfloat16)
+SOUND = ("input_values", "input_features")
 
 
 class FrozenTeacher(nn.Module, Teacher):
@@ -53,6 +57,7 @@ class FrozenTeacher(nn.Module, Teacher):
         self.call = Call.of(model)
         self.wanted = wanted or input_spec(model)
         self.size = self.wanted.size if self.wanted else None
+        self.channels = image_channels(model)
         self.classes = None if classes is None else _distinct(classes)
         own = label_names_of(model)
         if own is not None and self.classes is not None:
@@ -168,9 +173,10 @@ class FrozenTeacher(nn.Module, Teacher):
             return self._outputs(last_hidden, each, inputs)
 
     def _outputs(self, last_hidden: bool, each: bool, inputs: Mapping[str, Any]) -> Tensor:
-        if last_hidden:
-            return self.call.hidden(self.model, inputs)
-        logits = self.call(self.model, self._own_view(inputs))
+        with own_precision(self.model, inputs):
+            if last_hidden:
+                return self.call.hidden(self.model, inputs)
+            logits = self.call(self.model, self._own_view(inputs))
         its = logits.shape[class_dim(logits)]
         if self.classes is not None and max(self.classes) >= its:
             raise ValueError(
@@ -183,16 +189,19 @@ class FrozenTeacher(nn.Module, Teacher):
         return f"received={self.received}, wanted={self.wanted}{order}"
 
     def _own_view(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        dtype = own_dtype(self.model)
+        if dtype in HALF:  # sound
+            inputs = {k: v.to(dtype) if k in SOUND and v.is_floating_point() else v for k, v in inputs.items()}
         images = inputs.get("pixel_values")
         if images is None:
             return inputs
         images = images.float()
         if self.scale is not None and self.shift is not None:
             images = torch.addcmul(self.shift, images, self.scale)
+        images = in_channels(images, self.channels)
         if self.size is not None and tuple(images.shape[-2:]) != tuple(self.size):
             images = nn.functional.interpolate(images, size=self.size, mode="bicubic", antialias=True)
-        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), images.dtype)
-        return {**inputs, "pixel_values": images.to(dtype)}
+        return {**inputs, "pixel_values": images.to(dtype or images.dtype)}
 
 
 def _distinct(classes: Sequence[int]) -> tuple[int, ...]:
@@ -256,6 +265,22 @@ class TeacherEnsemble(FrozenTeacher):
                 "them in modules that give maps of one size"
             )
         return torch.stack(logits) if each else torch.stack(logits).mean(0)
+
+
+def own_dtype(network: nn.Module) -> torch.dtype | None:
+    """The floating dtype of a network's weights; None without any."""
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
+
+
+def own_precision(network: nn.Module, inputs: Mapping[str, Any]) -> AbstractContextManager[Any]:
+    """Within it a network in half precision computes in it, where autocast is on in the other one.
+
+    Autocast would turn some of its tensors into that, and leave its norms' weights as they are.
+    """
+    device = next((v.device.type for v in inputs.values() if isinstance(v, Tensor)), "cpu")
+    dtype = own_dtype(network)
+    other = dtype in HALF and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != dtype
+    return torch.autocast(device, enabled=False) if other else nullcontext()
 
 
 def place(teacher: FrozenTeacher, accelerator: Accelerator) -> FrozenTeacher:

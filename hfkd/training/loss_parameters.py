@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from transformers import TrainerCallback
 
@@ -46,11 +47,6 @@ def prepare(loss: DistillationLoss, num_classes: int | None, args: Any) -> None:
         return
     if uses_fsdp(args):
         raise ValueError("a slot with trainable parameters cannot be sharded with the student: train without FSDP")
-    if args.ddp_find_unused_parameters:
-        raise ValueError(
-            "ddp_find_unused_parameters=True takes a slot's trainable parameters for unused, since the student's "
-            "forward does not call them: leave it out"
-        )
     if any(is_lazy(p) for p in loss.parameters()):
         if num_classes is None:
             raise ValueError(
@@ -59,6 +55,17 @@ def prepare(loss: DistillationLoss, num_classes: int | None, args: Any) -> None:
         with torch.no_grad():  # sizes that depend on the number of classes
             logits = torch.zeros(1, num_classes)
             loss.choose(image_items(logits, logits, torch.zeros(1, dtype=torch.long)))
+
+
+def touched(loss: DistillationLoss, student: nn.Module) -> Tensor | None:
+    """Zero, through which every parameter of the wrapped student gets a gradient; None where DDP looks by itself.
+
+    Beside a loss that learns it cannot look for unused ones (DINOv2's mask token), see `used_by_ddp`.
+    """
+    if not learns(loss) or not isinstance(student, DistributedDataParallel):
+        return None
+    nothing = [parameter.reshape(-1)[:0].sum() for parameter in student.parameters() if parameter.requires_grad]
+    return torch.stack([one.float() for one in nothing]).sum()
 
 
 def used_by_ddp(loss: DistillationLoss, args: DistillationArguments) -> AbstractContextManager[None]:

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 from hfkd.arguments import DistillationArguments
+from hfkd.data.collate import ImageCollator
 from hfkd.data.epochs import ImageStream, epoch_transform
 from hfkd.data.resident import ResidentImages
 from hfkd.data.used_columns import only_used
@@ -19,10 +20,12 @@ from hfkd.losses.distillation import DistillationLoss
 from hfkd.models import Peers
 from hfkd.models.calling import Call
 from hfkd.models.checkpoints import some
+from hfkd.models.inputs import image_channels
 from hfkd.models.peers import networks_of
 from hfkd.tasks.base import Collate, Task
 from hfkd.tasks.packing import PackingCheck
 from hfkd.teachers import CachedTeacher, FrozenTeacher, Teacher, TeacherEnsemble
+from hfkd.teachers.freezing import Freezing
 from hfkd.training.checkpoints.student_weights import trained_but_not_saved
 from hfkd.training.validation.normalisation import Received, warn_of_normalisation
 from hfkd.utils.launch import check_world_size
@@ -53,8 +56,8 @@ def pins_memory(datasets: Mapping[str, Any], args: DistillationArguments) -> boo
 
 
 @contextmanager
-def setting(args: DistillationArguments, **values: Any) -> Iterator[None]:
-    """Within it `args`, which are the caller's, have these values; afterwards their own."""
+def setting(args: Any, **values: Any) -> Iterator[None]:
+    """Within it `args`, which are the caller's, or a trainer, have these values; afterwards their own."""
     before = {name: getattr(args, name) for name in values}
     vars(args).update(values)
     try:
@@ -65,7 +68,8 @@ def setting(args: DistillationArguments, **values: Any) -> Iterator[None]:
 
 def chosen_loss(args: DistillationArguments, **given: Any) -> DistillationLoss:
     """The loss of the slots and weights that are `given`, and of `args` where they are None."""
-    return DistillationLoss(**{name: getattr(args, name) if v is None else v for name, v in given.items()})
+    values = {name: getattr(args, name) if value is None else value for name, value in given.items()}
+    return DistillationLoss(**values, label_smoothing=args.label_smoothing_factor)
 
 
 def refuse_keywords(keywords: Mapping[str, Any]) -> None:
@@ -74,11 +78,33 @@ def refuse_keywords(keywords: Mapping[str, Any]) -> None:
         raise ValueError("tokenizer= is called processing_class= (as in Trainer of transformers 5)")
 
 
+def refuse_no_network(teacher: Any) -> None:
+    """Raise ValueError for a teacher that is a function, or exported so that it has no modes."""
+    for one in teacher if isinstance(teacher, (list, tuple)) else [teacher]:
+        if one is None or (isinstance(one, Teacher) and not one.networks):
+            continue
+        if not isinstance(one, nn.Module):
+            raise ValueError(
+                f"the teacher is a {type(one).__name__}, and no network: wrap what it computes in an nn.Module whose "
+                "forward gives the logits"
+            )
+        freezing = Freezing([one])
+        try:
+            freezing.do()
+        except NotImplementedError as error:
+            raise ValueError(
+                f"the teacher, a {type(one).__name__}, cannot be put into eval mode ({error}), as programs of "
+                "torch.export cannot: pass the network that was exported, or torch.jit.script of it"
+            ) from error
+        freezing.undo()
+
+
 def refuse_unsupported(
     loss: DistillationLoss, student: nn.Module, teacher: Any, args: DistillationArguments, compute_loss_func: Any
 ) -> None:
     """Raise ValueError for what would train something else than the caller thinks."""
     check_world_size(args.world_size)
+    refuse_no_network(teacher)
     if isinstance(student, Peers):
         _refuse_for_peers(loss, teacher, args)
     elif teacher is None and loss.kd_weight:
@@ -103,6 +129,16 @@ def refuse_unsaved(student: nn.Module) -> None:
             f"{some(lost)} would change in training, and a student with adapters is saved by its adapters alone: name "
             "these modules in the PEFT configuration's modules_to_save, or freeze them"
         )
+
+
+def refuse_prompts(student: nn.Module) -> None:
+    """Raise ValueError for adapters that put tokens of their own before the text: no label stands in their places."""
+    for config in getattr(student, "peft_config", {}).values():
+        if config.is_prompt_learning and config.peft_type != "PREFIX_TUNING":
+            raise ValueError(
+                f"{config.peft_type.value} puts tokens of its own before each row, and the student's logits are then "
+                "longer than the labels and the teacher's: use LoRA or prefix tuning"
+            )
 
 
 def _refuse_for_peers(loss: DistillationLoss, teacher: Any, args: DistillationArguments) -> None:
@@ -165,7 +201,10 @@ def chosen_collator(
     names = args.label_names or ()
     if given is None:
         wanted = {name for call in calls for name in call.keywords or ()} | {*names}
-        return task.collator(calls[0], processing_class, wanted)
+        collate = task.collator(calls[0], processing_class, wanted)
+        if isinstance(collate, ImageCollator):
+            collate.channels = image_channels(networks_of(student)[0])
+        return collate
     takes, always = [call.takes for call in calls], bool(args.remove_unused_columns)
     return task.ready(only_used(given, takes, ("view", *names), always))
 

@@ -8,13 +8,16 @@ from torch import nn
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.epochs import refuse_streams
+from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.models.calling import Call
 from hfkd.models.feature_capture import LOGITS
 from hfkd.models.peers import networks_of
+from hfkd.models.positions import said_limit
 from hfkd.models.sharing import refuse_shared
 from hfkd.models.vocabulary import common_vocabulary
 from hfkd.tasks.choice import chosen_task
+from hfkd.tasks.tokens import PerToken
 from hfkd.tasks.unlabelled import has_labels, unlabelled
 from hfkd.teachers import Teacher
 from hfkd.teachers.tokenizer import check_teacher_tokenizers
@@ -30,13 +33,14 @@ from hfkd.training.preparation import (
     chosen_collator,
     packing_check,
     pins_memory,
+    refuse_prompts,
     refuse_unsaved,
     refuse_unsupported,
     teacher_networks,
     with_adapters,
 )
 from hfkd.training.run_identity import RunRecord
-from hfkd.training.validation.batches import refuse_no_batch, refuse_small_batches
+from hfkd.training.validation.batches import refuse_no_batch, refuse_single_row, refuse_small_batches
 from hfkd.training.validation.checked_batches import Bounds
 from hfkd.training.validation.features import refuse_features
 from hfkd.training.validation.label_maps import check_label_names
@@ -90,10 +94,21 @@ class Setup:
         self.call = Call.of(self.model)
         self.task = chosen_task(self.args.task, networks_of(self.model), teacher_networks(teacher))
         self.task.configure(self.args)
+        if isinstance(self.task, PerToken):
+            refuse_prompts(self.model)
+        if self.loss.label_smoothing and not self.task.class_ids:
+            raise ValueError(
+                f"label_smoothing_factor={self.loss.label_smoothing} is for one class an item, and each label of "
+                f"{self.task.name} is a yes or a no: leave it out, or smooth the labels themselves"
+            )
 
     def take_data(self, teacher: Any) -> None:
         given = self.keywords.pop("data_collator", None)
+        if given is None:
+            self.tokenise(teacher)
         self.collator = chosen_collator(given, self.processing_class, self.model, teacher, self.task, self.args)
+        if given is None and isinstance(self.collator, TokenCollator):
+            self.collator.labels_from_tokens = bool(self.loss.ce_weight)
         check_datasets(self.data, self.collator, self.task)
         self.loss.labelled = self.rows is None or has_labels(self.rows, self.collator)
         refuse_unlabelled(self.loss, self.task, self.rows)
@@ -102,6 +117,18 @@ class Setup:
         refuse_unknown_epochs(self.loss, self.args, self.rows)
         if self.loss.unfitted is not None and self.rows is not None:
             refuse_streams(self.rows)
+
+    def tokenise(self, teacher: Any) -> None:
+        """Rows that are texts become tokens, where the task knows how."""
+        limits = [said_limit(network) for network in (self.model, *teacher_networks(teacher))]
+        limit, words = min((one for one in limits if one is not None), default=None), self.processing_class
+        for name, rows in self.data.items():
+            if isinstance(rows, dict):
+                self.data[name] = {part: self.task.tokenised(its, words, limit) for part, its in rows.items()}
+            else:
+                self.data[name] = self.task.tokenised(rows, words, limit)
+            if name in self.keywords:
+                self.keywords[name] = self.data[name]
 
     @property
     def _labels(self) -> Sequence[str]:
@@ -131,17 +158,17 @@ class Setup:
 
     def try_networks(self) -> None:
         """Both networks on the first rows, and what their classes are called."""
-        task, data, collator = self.task, self.data, self.collator
+        args, task, data, collator = self.args, self.task, self.data, self.collator
         slots, rows = slot_check(self.loss, task, self.num_classes), probed_dataset(data)
         self.looked_at = collator if self.loss.labelled else unlabelled(collator, task, self.model)
-        found = check_networks(self.model, self.call, self.live, rows, self.looked_at, task, slots, self._labels)
+        scored, look = data["eval_dataset"] if data["train_dataset"] is not None else None, self.looked_at
+        found = check_networks(self.model, self.call, self.live, rows, look, task, slots, self._labels, scored)
         self.classes = self.num_classes or found
         self.labels, self.empty_rows = LabelWatch(task, found), EmptyRows(task)
         self.class_names = None if task.vocabulary else check_label_names(data, collator, self.model, self.live)
         check_processor(self.processing_class, self.model, self.rows, self.received)
-        self.packing = (
-            packing_check((self.model, *self.networks), self.args, data, collator) if task.by_target else None
-        )
+        refuse_single_row(self.model, self.call, args, self.rows, look, task)
+        self.packing = packing_check((self.model, *self.networks), args, data, collator) if task.by_target else None
 
     def take_cache(self) -> None:
         """What a stored teacher serves, where it is one."""

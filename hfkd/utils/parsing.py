@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
 from hfkd.utils.output_folder import refuse_inputs_as_output
@@ -103,7 +103,18 @@ def _parser(dataclasses: Sequence[type], **options: Any) -> HfArgumentParser:
     for action in parser._actions:
         if action.type is string_to_bool and action.nargs is None:  # `bool | None`: let a bare --bf16 mean true
             action.nargs, action.const = "?", True
+    _group(parser)
     return parser
+
+
+def _group(parser: HfArgumentParser) -> None:
+    """In `--help` the flags of hfkd come first, and those that every Trainer has after them."""
+    parser.usage = "%(prog)s [--config FILE.yaml ...] [--flag value ...]"
+    own, of_trainer = parser._optionals, {field.name for field in fields(TrainingArguments)}
+    trainers = parser.add_argument_group("flags of every Trainer of transformers")
+    for action in [action for action in own._group_actions if action.dest in of_trainer]:
+        own._group_actions.remove(action)
+        trainers._group_actions.append(action)
 
 
 def import_modules(names: Sequence[str]) -> None:

@@ -92,7 +92,7 @@ def test_what_wraps_the_network_is_called_as_the_network_was():
     assert torch.equal(call(Wrapper(), BATCH), X.mean((2, 3)))
 
 
-@pytest.mark.parametrize("output", [(X,), {"logits": 1}, None, SimpleNamespace(logits=None)])
+@pytest.mark.parametrize("output", [(), (1, X), {"logits": 1}, None, SimpleNamespace(logits=None)])
 def test_an_output_without_logits_is_refused(output):
     with pytest.raises(ValueError, match=f"the model returned a {type(output).__name__} without logits: return"):
         logits_of(output)

@@ -179,7 +179,7 @@ def test_a_teacher_in_another_precision_gets_its_own(dtype):
 def test_a_network_without_logits_is_said():
     class Pair(nn.Module):
         def forward(self, x):
-            return x, x
+            return "logits", x
 
     with pytest.raises(ValueError, match="the model returned a tuple without logits"):
         FrozenTeacher(Pair())(pixel_values=torch.zeros(1, 3, 4, 4))

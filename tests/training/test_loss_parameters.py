@@ -182,9 +182,3 @@ def test_a_subclass_whose_optimizer_leaves_it_out_is_told_before_the_first_step(
     with pytest.raises(ValueError, match=r"Learned.* learns, and the optimizer does not train it"):
         trainer.train()
     assert trainer.state.global_step == 0
-
-
-def test_what_would_not_train_it_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="ddp_find_unused_parameters"):
-        make(tmp_path, ddp_find_unused_parameters=True)
-    assert not list(tmp_path.iterdir())

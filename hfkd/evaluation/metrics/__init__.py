@@ -1,11 +1,30 @@
 """Metrics as `evaluate.Metric` modules that need no network; each file also loads with `evaluate.load(<its path>)`."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from hfkd.evaluation.metrics.accuracy import Accuracy, item_accuracy, topk_predictions
+import numpy as np
+
+from hfkd.evaluation.metrics.accuracy import IGNORED, Accuracy, item_accuracy, topk_predictions
 from hfkd.evaluation.metrics.rouge_l import RougeL
 
-__all__ = ["Accuracy", "RougeL", "default_metrics", "item_accuracy", "topk_predictions"]
+__all__ = ["Accuracy", "RougeL", "default_metrics", "item_accuracy", "own_metrics", "topk_predictions"]
+
+
+def own_metrics(scored_by: str | None, args: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Accuracy for what is `scored_by` it, where the user gives no metric and Trainer's arguments leave room for one."""
+    asked = given.get("compute_metrics") or given.get("preprocess_logits_for_metrics")
+    if scored_by != "accuracy" or asked or args.batch_eval_metrics or args.prediction_loss_only:
+        return {}
+    return default_metrics(scored_by) | {"compute_metrics": accuracy_of_class_ids}
+
+
+def accuracy_of_class_ids(prediction: Any) -> dict[str, float]:
+    """`item_accuracy`, and nothing where labels are mixed, or there are none."""
+    labels = prediction.label_ids
+    if not isinstance(labels, np.ndarray) or np.issubdtype(labels.dtype, np.floating) or (labels == IGNORED).all():
+        return {}
+    return item_accuracy(prediction)
 
 
 def default_metrics(scored_by: str | None) -> dict[str, Any]:

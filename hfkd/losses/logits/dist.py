@@ -26,6 +26,8 @@ class DIST(Objective):
 
     p, q are the softmax probabilities at T_n. The intra term is one number a view, its items' by their T_n². Of one
     image there is no correlation, and the term is left out; of two it is 1 or -1, without a gradient.
+    Norms are held at 1e-8 or more, each for itself; the authors' code adds 1e-8 to their product, which at T = 1 and
+    confident logits changes the value by up to 3 % and its gradient by up to 44 %.
     The release has beta = gamma = 1 and T = 1 as defaults; 2, 2 and 4 are usual on CIFAR-100, which we could not check.
     """
 

@@ -4,12 +4,18 @@ import logging
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.trainer_utils import has_length
 
 from hfkd.arguments import DistillationArguments
+from hfkd.data.first_rows import map_style
 from hfkd.losses.base import requirements_of
 from hfkd.losses.distillation import DistillationLoss
+from hfkd.models.calling import Call
 from hfkd.tasks.base import Task
+from hfkd.tasks.proof import untouched
 from hfkd.training.forward.he_da import added_images
 
 logger = logging.getLogger(__name__)
@@ -38,6 +44,31 @@ def refuse_no_batch(args: DistillationArguments, datasets: Mapping[str, Any]) ->
                     f"{count} rows of {part} are fewer than one of {size}: nothing would be "
                     f"{'trained' if training else 'scored'}; lower the batch size, or leave dataloader_drop_last out"
                 )
+
+
+def refuse_single_row(
+    student: nn.Module, call: Call, args: DistillationArguments, rows: Any, collate: Any, task: Task
+) -> None:
+    """Raise ValueError where an epoch ends with a batch of one row, of which the student's batch norm has no variance.
+
+    Tried on a row, in training mode: maps that are larger than a pixel have one. Several processes fill up the batch.
+    """
+    size = args.train_batch_size
+    single = map_style(rows) and not args.dataloader_drop_last and args.world_size == 1 and len(rows) % size == 1
+    if not single or not any(isinstance(module, _BatchNorm) for module in student.modules()):
+        return
+    batch = collate([rows[0]])
+    try:
+        with untouched(student), torch.no_grad():
+            student.train()
+            call.output(student, {name: v for name, v in batch.items() if name != "labels"})
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"{len(rows)} rows in batches of {size} leave a last batch of one, which the student's batch norm cannot "
+            f"normalise ({error}): set dataloader_drop_last=True, or another per_device_train_batch_size"
+        ) from error
 
 
 def refuse_small_batches(loss: DistillationLoss, args: DistillationArguments, task: Task) -> None:

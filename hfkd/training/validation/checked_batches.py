@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import has_length, unwrap_peft_model
 
 from hfkd.data.labels import class_ids
+from hfkd.models.positions import embeddings, farthest, position_limit, too_long
 from hfkd.tasks.base import Task
 from hfkd.utils.targets import IGNORED
 
@@ -22,11 +23,16 @@ SEARCHED_SECONDS = 20.0  # for the row of a label, once a run is lost
 
 @dataclass(frozen=True)
 class Bounds:
-    """Labels are below `classes` and token ids below `ids`; None: not known, and not checked."""
+    """Labels are below `classes`, token ids below `ids`, rows no longer than `positions`, those of `shortest`.
+
+    None: not known, and not checked.
+    """
 
     classes: int | None
     ids: int | None
     ignoring: tuple[int, ...]  # labels that stand for none
+    positions: int | None = None
+    shortest: str = ""
 
     @classmethod
     def of(cls, student: nn.Module, teachers: Iterable[nn.Module], task: Task, classes: int | None) -> "Bounds":
@@ -34,17 +40,12 @@ class Bounds:
         bare: Any = unwrap_peft_model(student)
         if classes is None and isinstance(bare, PreTrainedModel):
             classes = bare.config.get_text_config().vocab_size if task.vocabulary else bare.config.num_labels
-        sizes = [size for size in map(_embeddings, (student, *teachers)) if size is not None]
-        return cls(classes if task.class_ids else 2, min(sizes, default=None), task.ignores)
-
-
-def _embeddings(network: nn.Module) -> int | None:
-    bare: Any = unwrap_peft_model(network)
-    try:
-        table = bare.get_input_embeddings() if isinstance(bare, PreTrainedModel) else None
-    except NotImplementedError:  # transformers' ResNet and other networks of convolutions
-        return None
-    return table.num_embeddings if isinstance(table, nn.Embedding) else None
+        networks = (student, *teachers)
+        sizes = [size for size in map(embeddings, networks) if size is not None]
+        limits = {limit: network for network in networks if (limit := position_limit(network)) is not None}
+        limit = min(limits, default=None)
+        shortest = "" if limit is None else type(unwrap_peft_model(limits[limit])).__name__
+        return cls(classes if task.class_ids else 2, min(sizes, default=None), task.ignores, limit, shortest)
 
 
 @dataclass
@@ -62,7 +63,15 @@ class CheckedCollator:
             none = (*self.bounds.ignoring, IGNORED) if self.ignored else self.bounds.ignoring
             self._check(batch, "labels", self.bounds.classes, none)
             self._check(batch, "input_ids", self.bounds.ids, ())
+            self._check_length(batch)
         return batch
+
+    def _check_length(self, batch: Mapping[str, Any]) -> None:
+        ids, limit = batch.get("input_ids"), self.bounds.positions
+        if limit is None or not isinstance(ids, Tensor) or ids.shape[-1] <= limit or ids.device.type != "cpu":
+            return  # without positions that are longer than the row, which no collator makes
+        if (length := farthest(batch)) > limit:
+            raise ValueError(too_long(length, limit, self.bounds.shortest))
 
     def _check(self, batch: Mapping[str, Any], name: str, below: int | None, ignored: tuple[int, ...]) -> None:
         values = batch.get(name)

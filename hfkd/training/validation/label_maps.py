@@ -18,6 +18,7 @@ from hfkd.models import Peers
 from hfkd.models.label_names import cannot_compare, is_numbering, label_names_of, order_of, out_of_order, same_names
 from hfkd.teachers import FrozenTeacher
 from hfkd.utils.random_state import kept_random_state
+from hfkd.utils.targets import IGNORED
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +30,18 @@ def label_names_of_data(dataset: Any, collate: Callable[[list[Any]], Any]) -> Na
     """The class names that the labels of a dataset's batches stand for, where it says so.
 
     By the feature `labels`, or the only `ClassLabel` of a dataset whose transform hands that column on as it is, or the
-    `classes` of a torchvision dataset, or what its hfkd transform says.
+    `classes` of a torchvision dataset, or what its hfkd transform says. Where each word has a class, by the list of
+    them that the labels repeat.
     """
     transform = epoch_transform(dataset)
     if transform is not None and transform.label_names is not None:
         return None if is_numbering(transform.label_names) else tuple(transform.label_names)
     features = dataset.features if isinstance(dataset, (Dataset, ImageStream)) else None
     named = {name: tuple(f.names) for name, f in (features or {}).items() if isinstance(f, ClassLabel) and f.names}
+    of_words = {n: tuple(f.feature.names) for n, f in (features or {}).items() if _lists_classes(f)}
+    if isinstance(dataset, Dataset) and of_words and not named:
+        named = _spread_out(dataset, of_words, collate)
+        return next(iter(named.values())) if len(set(named.values())) == 1 else None
     if isinstance(dataset, Dataset) and named and image_transform(dataset) is None:
         named = _handed_on(dataset, named, collate)
     names = named.get("labels") or (next(iter(named.values())) if len(named) == 1 else None)
@@ -55,6 +61,38 @@ def _handed_on(dataset: Dataset, named: dict[str, Names], collate: Callable[[lis
         return {column: names for column, names in named.items() if labels.ndim == 2 and len(names) == labels.shape[1]}
     stored = dataset.with_format(None).select(range(count))
     return {column: names for column, names in named.items() if list(stored[column][:]) == labels.tolist()}
+
+
+def _lists_classes(feature: Any) -> bool:
+    inner = getattr(feature, "feature", None)
+    return isinstance(inner, ClassLabel) and bool(inner.names)
+
+
+def _spread_out(dataset: Dataset, named: dict[str, Names], collate: Callable[[list[Any]], Any]) -> dict[str, Names]:
+    """Those columns of lists whose classes the batches' labels [B, L] are, on the first rows, word by word."""
+    rows = range(min(PROBED, len(dataset)))
+    with kept_random_state():
+        labels = collate([dataset[i] for i in rows]).get("labels")
+    if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point() or len(labels) != len(rows):
+        return {}
+    stored = dataset.with_format(None)
+    known = [row[row != IGNORED].tolist() for row in labels]
+    return {
+        column: names
+        for column, names in named.items()
+        if any(known) and all(_repeats(known[i], stored[i][column]) for i in rows)
+    }
+
+
+def _repeats(labels: list[int], words: list[int]) -> bool:
+    """Whether the labels of tokens are those of the first words, each once or several times in its place."""
+    place = 0
+    for label in labels:
+        if place < len(words) and words[place] == label:
+            place += 1
+        elif place == 0 or words[place - 1] != label:
+            return False
+    return True
 
 
 def check_label_names(

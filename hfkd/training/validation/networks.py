@@ -10,7 +10,6 @@ import torch
 from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from hfkd.data.collate import ImageCollator, views_as_rows
 from hfkd.data.epochs import image_transform
@@ -20,7 +19,9 @@ from hfkd.data.text_collate import TokenCollator
 from hfkd.data.token_rows import OWN_COLUMNS
 from hfkd.data.used_columns import LABELS
 from hfkd.models.calling import OWN_KEYS, Call, class_dim, logits_of
+from hfkd.models.inputs import image_channels
 from hfkd.models.peers import networks_of
+from hfkd.models.positions import embeddings, farthest, position_limit, said_limit, too_long
 from hfkd.models.vocabulary import vocabulary_size
 from hfkd.tasks.base import Task
 from hfkd.tasks.proof import compare_own_loss, untouched
@@ -129,11 +130,13 @@ def check_networks(
     task: Task,
     check_slots: SlotCheck | None = None,
     labels: Sequence[str] = (),
+    scored: Any = None,
 ) -> int | None:
     """Run both networks on the first rows: same classes, finite teacher, labels that fit. ValueError otherwise.
 
-    `check_slots` is given the batch and both networks' logits, and may raise too. Returns the number of classes; None
-    where the rows cannot be looked at without spending them.
+    `check_slots` is given the batch and both networks' logits, and may raise too. The labels of the sets that are to be
+    `scored` are looked at as those of `dataset`. Returns the number of classes; None where the rows cannot be looked at
+    without spending them.
     """
     networks = (student, *(teacher.networks if teacher else ()))
     if not map_style(dataset):
@@ -145,6 +148,7 @@ def check_networks(
     _refuse_unlabelled(batch, task)
     for network in networks if "input_ids" in batch else ():
         _check_positions(network, dataset)
+        _check_tokens(network, batch)
     task.check_rows(looked_at, batch)
     batch = task.probe(batch)
     with untouched(student):
@@ -154,6 +158,7 @@ def check_networks(
     task.check_logits(logits)
     classes = logits.shape[class_dim(logits)]
     _check_labels(dataset, batch, classes, task)
+    _check_scored(scored, collate, classes, task)
     batch["labels"] = class_ids(batch["labels"])
     for network in networks_of(student):
         compare_own_loss(network, on_device_of(network, batch), task)
@@ -177,7 +182,7 @@ def _check_teacher(
     with ExitStack() as stack:
         for network in teacher.networks:
             stack.enter_context(untouched(network))
-        taught = teacher(**on_device_of(teacher, batch))
+        taught = _taught(teacher, batch)
     named = task.vocabulary and None not in map(vocabulary_size, (student, *teacher.networks))
     its = taught.shape[class_dim(taught)]
     if its != classes and not named:  # named vocabularies are compared by hfkd.models.vocabulary
@@ -191,6 +196,12 @@ def _check_teacher(
                 f"the inputs of training row {rows[0]} are NaN or infinite: check the data, and what its transform "
                 "makes of them"
             )
+        if bool(((taught == float("-inf")) | torch.isfinite(taught)).all()):
+            raise ValueError(
+                "the teacher's logits are -inf for some classes on the first training rows, as if it had masked them: "
+                "there is no divergence from a probability of 0; give them a low finite number, such as -1e4, or leave "
+                "these classes out of both networks"
+            )
         raise ValueError("the teacher's logits are NaN or infinite on the first training rows: check its checkpoint")
     # Images reach a teacher in its own normalisation and size; and each has one place to be predicted at.
     for network in () if "pixel_values" in batch and task.one_item_a_row else teacher.networks:
@@ -198,14 +209,48 @@ def _check_teacher(
     return taught
 
 
+def _taught(teacher: FrozenTeacher, batch: Mapping[str, Any]) -> Tensor:
+    """The teacher's logits. ValueError for a batch that it cannot take, such as images of another size than its own."""
+    try:
+        _say_channels(teacher, batch)
+        return teacher(**on_device_of(teacher, dict(batch)))
+    except ValueError as error:
+        if "pixel_values" not in batch:
+            raise
+        name, size = type(teacher.networks[0]).__name__, tuple(batch["pixel_values"].shape[-2:])
+        raise ValueError(
+            f"the teacher, a {name}, cannot take the training images, which are {size} here ({error}): say which size "
+            "and normalisation it wants, FrozenTeacher(teacher, wanted=InputSpec(mean, std, (height, width))), and its "
+            "images are made so"
+        ) from error
+
+
+def _say_channels(teacher: FrozenTeacher, batch: Mapping[str, Any]) -> None:
+    images, wanted = batch.get("pixel_values"), image_channels(teacher.networks[0])
+    if images is not None and (images.shape[1], wanted) in ((1, 3), (3, 1)):
+        how = "repeated" if wanted == 3 else "averaged"
+        logger.warning(
+            "The teacher's images have %d channels, the student's %d: they are %s for it.", wanted, images.shape[1], how
+        )
+
+
+def _check_tokens(network: nn.Module, batch: Mapping[str, Any]) -> None:
+    """The first rows' tokens, and what pads them, have an embedding, and each place of a row a position."""
+    ids, known, limit = batch["input_ids"], embeddings(network), position_limit(network)
+    if known is not None and ids.numel() and int(ids.max()) >= known:
+        raise ValueError(
+            f"token {int(ids.max())} of the first rows, or of their padding, is none of the {known} that "
+            f"{type(network).__name__} has an embedding of (0 to {known - 1}): tokenise with the networks' own "
+            "tokenizer, and pad with a token that they know (tokenizer.pad_token = tokenizer.eos_token)"
+        )
+    length = farthest(batch)
+    if limit is not None and length > limit:
+        raise ValueError(too_long(length, limit, type(network).__name__))
+
+
 def _check_positions(network: nn.Module, dataset: Any) -> None:
     """No row of `tokenize_dataset` may be longer than what the network says it can take."""
-    config = getattr(network, "config", None)
-    if not isinstance(config, PreTrainedConfig):
-        return
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None:
-        limit -= _positions_of_padding(network)
+    limit = said_limit(network)
     if limit is None or not isinstance(dataset, Dataset) or "length" not in dataset.column_names:
         return
     longest = int(np.max(dataset.with_format("numpy")["length"][:]))
@@ -216,11 +261,18 @@ def _check_positions(network: nn.Module, dataset: Any) -> None:
         )
 
 
-def _positions_of_padding(network: nn.Module) -> int:
-    """How many positions are no token's: RoBERTa and its like count from behind their padding's."""
-    tables = (m for name, m in network.named_modules() if name.endswith("position_embeddings"))
-    padding = next((m.padding_idx for m in tables if isinstance(m, nn.Embedding)), None)
-    return 0 if padding is None else padding + 1
+def _check_scored(scored: Any, collate: Collate, classes: int, task: Task) -> None:
+    """Labels of evaluation sets, which would be found out when a training ends, or to be none at all."""
+    for part, rows in scored.items() if isinstance(scored, dict) else [("eval_dataset", scored)]:
+        if not map_style(rows) or len(rows) == 0:
+            continue
+        batch = collate(first_rows(rows))
+        if not isinstance(batch.get("labels"), Tensor):
+            continue
+        try:
+            _check_labels(rows, batch, classes, task)
+        except ValueError as error:
+            raise ValueError(f"{part}: {error}") from error
 
 
 def _refuse_unlabelled(batch: Mapping[str, Any], task: Task) -> None:
@@ -239,6 +291,11 @@ def _check_labels(dataset: Any, batch: Mapping[str, Any], classes: int, task: Ta
     for none in task.ignores:
         labels = labels[labels != none]
     low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
+    if low == high == -1:
+        raise ValueError(
+            "the labels are all -1, as those of a test split that is scored elsewhere (GLUE's): there is nothing to "
+            "compare with; take another split, such as validation"
+        )
     if low < 0 or high >= classes:
         raise ValueError(
             f"labels run from {low} to {high}, but the student has {classes} classes (0 to {classes - 1}): "

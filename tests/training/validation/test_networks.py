@@ -96,7 +96,7 @@ def test_another_number_of_classes():
         check(taught=teacher(7))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_broken_teacher(value):
     broken = teacher()
     broken.head.bias.data[2] = value

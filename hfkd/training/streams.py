@@ -1,0 +1,28 @@
+"""Streams of rows on several ranks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate import Accelerator
+from torch.utils.data import IterableDataset
+
+from hfkd.tasks.base import Task
+
+
+@contextmanager
+def read_by_each_rank(dataset: Any, task: Task, accelerator: Accelerator) -> Iterator[None]:
+    """Within it loaders of a stream of tokens are made so that each rank reads it, and takes its share of the rows.
+
+    By default accelerate reads a stream on one rank alone, and joins the batches of all ranks to send them out: those
+    of tokens have other lengths, and hold more than tensors. A `dispatch_batches` that the user chose stays.
+    """
+    config = accelerator.dataloader_config
+    mine = isinstance(dataset, IterableDataset) and not task.one_item_a_row and accelerator.num_processes > 1
+    before = config.dispatch_batches
+    if mine and before is None:
+        config.dispatch_batches = False
+    try:
+        yield
+    finally:
+        config.dispatch_batches = before

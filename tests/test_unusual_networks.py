@@ -1,0 +1,239 @@
+"""Networks that are no ordinary module of float weights: trained with, or refused by name."""
+
+import pytest
+import task_toys
+import torch
+from peft import PromptTuningConfig, TaskType
+from safetensors.torch import load_file
+from torch import nn
+from toys import CLASSES, Net, Rows, arguments, teacher
+from transformers import ViTConfig, ViTForImageClassification
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from hfkd import DistillationTrainer
+from hfkd.models import InputSpec
+from hfkd.teachers import FrozenTeacher
+
+TOKENS = [{"input_ids": [3, 4, 5, 6], "labels": [3, 4, 5, 6]}] * 16
+
+
+def trained(folder, student=None, taught=None, rows=None, args=None, **keywords):
+    taught = teacher() if taught is None else taught
+    rows = Rows() if rows is None else rows
+    made = DistillationTrainer(
+        Net() if student is None else student, taught, arguments(folder, **(args or {})), train_dataset=rows, **keywords
+    )
+    made.train()
+    return made
+
+
+class Normed(nn.Module):
+    """Norms beside a convolution: under autocast their weights are met by inputs of another precision."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.conv, self.batch, self.layer = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.LayerNorm(8)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, pixel_values):
+        return self.head(self.layer(self.batch(self.conv(pixel_values)).mean((2, 3))))
+
+
+# ---- teachers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_teacher_in_half_precision_under_autocast(tmp_path, dtype):
+    made = trained(tmp_path, taught=Normed().to(dtype), args={"bf16": True})
+    images = Rows().images[:4]
+    with torch.autocast("cpu", torch.bfloat16):
+        given = made.teacher(pixel_values=images)
+    with torch.no_grad():
+        torch.testing.assert_close(given.float(), Normed().eval()(images), rtol=0.05, atol=0.05)
+
+
+def test_a_language_model_in_float16_under_autocast(tmp_path):
+    trained(tmp_path, task_toys.gpt2(8), task_toys.gpt2(8).half(), TOKENS, {"bf16": True})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_teacher_of_torchscript_is_frozen_and_teaches_the_same(tmp_path):
+    scripted = torch.jit.script(teacher())
+    of_script = trained(tmp_path / "a", taught=scripted)
+    plain = trained(tmp_path / "b")
+    for one, other in zip(of_script.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert all(parameter.requires_grad for parameter in scripted.parameters()), "its owner's again"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_quantized_teacher_is_known_by_its_bytes(tmp_path):
+    quantized = torch.ao.quantization.quantize_dynamic(teacher(), {nn.Linear}, dtype=torch.qint8)
+    first = trained(tmp_path / "a", taught=quantized).record.teacher
+    again = torch.ao.quantization.quantize_dynamic(teacher(), {nn.Linear}, dtype=torch.qint8)
+    assert trained(tmp_path / "b", taught=again).record.teacher == first
+    other = teacher()
+    other.head.weight.data.mul_(2)
+    other = torch.ao.quantization.quantize_dynamic(other, {nn.Linear}, dtype=torch.qint8)
+    assert trained(tmp_path / "c", taught=other).record.teacher != first
+
+
+def test_an_exported_program_has_no_modes_and_is_refused(tmp_path):
+    exported = torch.export.export(teacher(), (torch.randn(2, 3, 8, 8),)).module()
+    with pytest.raises(ValueError, match="cannot be put into eval mode .* as programs of torch.export cannot"):
+        trained(tmp_path, taught=exported)
+
+
+def test_a_function_is_no_teacher(tmp_path):
+    with pytest.raises(ValueError, match="the teacher is a function, and no network: wrap what it computes"):
+        trained(tmp_path, taught=lambda images: images)
+
+
+def test_a_teacher_for_images_of_another_size_is_told_how_to_get_them(tmp_path):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    vit = ViTForImageClassification(ViTConfig(**sizes, image_size=16, patch_size=4, num_labels=CLASSES))
+    with pytest.raises(ValueError, match=r"cannot take the training images, which are \(8, 8\) here"):
+        trained(tmp_path, taught=vit)
+    spec = InputSpec((0.0,) * 3, (1.0,) * 3, (16, 16))
+    trained(tmp_path, taught=FrozenTeacher(vit, received=spec, wanted=spec))
+
+
+@pytest.mark.parametrize("student_channels", [1, 3])
+def test_a_teacher_of_other_channels_gets_grey_or_coloured_images(tmp_path, caplog, student_channels):
+    """Repeated for one that is of colours, averaged for one that is grey."""
+
+    def of(channels, width):
+        torch.manual_seed(width)
+        return nn.Sequential(nn.Conv2d(channels, width, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36 * width, CLASSES))
+
+    images = Rows().images[:, :student_channels]
+    rows = [{"pixel_values": image, "labels": i % CLASSES} for i, image in enumerate(images)]
+    taught = of(4 - student_channels, 8)
+    made = trained(tmp_path, of(student_channels, 4), taught, rows)
+    expected = images.expand(-1, 3, -1, -1) if student_channels == 1 else images.mean(1, keepdim=True)
+    with torch.no_grad():
+        torch.testing.assert_close(made.teacher(pixel_values=images), taught(expected))
+    assert ("repeated" if student_channels == 1 else "averaged") in caplog.text
+
+
+def test_classes_that_a_teacher_masks_are_named(tmp_path):
+    masked = teacher()
+    masked.head.bias.data[2] = float("-inf")
+    with pytest.raises(ValueError, match="the teacher's logits are -inf for some classes"):
+        trained(tmp_path, taught=masked)
+
+
+# ---- students ---------------------------------------------------------------------------------------------------
+
+
+class Returning(Net):
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def forward(self, pixel_values, labels=None):
+        return self.make(super().forward(pixel_values))
+
+
+RETURNED = {
+    "dict": lambda logits: {"logits": logits},
+    "tuple": lambda logits: (logits, logits.exp()),
+    "output": lambda logits: ImageClassifierOutput(logits=logits),
+}
+
+
+@pytest.mark.parametrize("kind", RETURNED)
+def test_logits_in_a_dict_a_tuple_or_an_output(tmp_path, kind):
+    made, plain = trained(tmp_path / "a", Returning(RETURNED[kind])), trained(tmp_path / "b")
+    for one, other in zip(made.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    predictions = made.predict(Rows(13)).predictions
+    logits = predictions[0] if kind == "tuple" else predictions
+    assert logits.shape == (13, CLASSES)
+
+
+def test_a_network_without_logits_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="returned a dict without logits"):
+        trained(tmp_path, Returning(lambda logits: {"scores": logits}))
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_compiled_student_is_saved_as_itself(tmp_path, channels_last):
+    args = {"channels_last": channels_last, "save_strategy": "steps", "save_steps": 3}
+    trained(tmp_path, torch.compile(Net(), backend="eager"), args=args)
+    saved = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
+    assert saved.keys() == Net().state_dict().keys()
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(192, 192), nn.Linear(192, 192), nn.Linear(192, CLASSES)
+        self.second.weight = self.first.weight
+
+    def forward(self, pixel_values):
+        return self.head(self.second(self.first(pixel_values.flatten(1))))
+
+
+def test_a_student_with_shared_tensors_is_saved_and_resumed(tmp_path):
+    args = {"save_strategy": "steps", "save_steps": 2}
+    trained(tmp_path, Tied(), args=args)
+    again = DistillationTrainer(Tied(), teacher(), arguments(tmp_path, **args), train_dataset=Rows())
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert again.model.second.weight is again.model.first.weight
+
+
+class Batched(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.norm, self.head = nn.Linear(192, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES)
+
+    def forward(self, pixel_values):
+        return self.head(self.norm(self.body(pixel_values.flatten(1))))
+
+
+def test_a_last_batch_of_one_row_and_batch_norm(tmp_path):
+    args = {"max_steps": -1, "num_train_epochs": 1}
+    with pytest.raises(ValueError, match="17 rows in batches of 8 leave a last batch of one"):
+        trained(tmp_path, Batched(), rows=Rows(17), args=args)
+    assert (
+        trained(tmp_path, Batched(), rows=Rows(17), args=args | {"dataloader_drop_last": True}).state.global_step == 2
+    )
+    trained(tmp_path / "maps", nn.Sequential(nn.BatchNorm2d(3), Net()), rows=Rows(17), args=args)
+
+
+class Behind(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, *arguments, **keywords):
+        return self.network(*arguments, **keywords)
+
+
+def test_a_network_behind_a_forward_that_hands_on_everything(tmp_path):
+    made = trained(tmp_path / "a", Behind(task_toys.gpt2(8)), task_toys.gpt2(8), TOKENS)
+    assert made.task.name == "causal_lm"
+    images, plain = trained(tmp_path / "b", Behind(Net())), trained(tmp_path / "c")
+    for one, other in zip(images.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_prompts_that_lengthen_the_rows_are_refused(tmp_path):
+    tuning = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3)
+    with pytest.raises(ValueError, match="PROMPT_TUNING puts tokens of its own before each row"):
+        trained(tmp_path, task_toys.gpt2(8), task_toys.gpt2(8), TOKENS, peft_config=tuning)
+
+
+@pytest.mark.parametrize("smoothing", [0.1])
+def test_label_smoothing_of_the_label_term(tmp_path, smoothing):
+    """Against plain PyTorch, in one step on the whole set."""
+    args = {"label_smoothing_factor": smoothing, "max_steps": 1, "per_device_train_batch_size": 32}
+    made = trained(tmp_path, args=args | {"ce_weight": 1.0, "kd_weight": 0.0})
+    student, rows = Net(), Rows()
+    loss = nn.functional.cross_entropy(student(rows.images), rows.labels, label_smoothing=smoothing)
+    loss.backward()
+    for mine, theirs in zip(student.parameters(), made.model.parameters(), strict=True):
+        torch.testing.assert_close(theirs, mine - 0.1 * mine.grad, rtol=0, atol=1e-6)
