@@ -130,6 +130,7 @@ def test_compute_metrics_gets_them_after_they_are_preprocessed(tmp_path):
 
 def test_without_metrics_the_outputs_are_not_kept(tmp_path):
     made, kept = trainer(tmp_path, TwoHeads()), []
+    made.compute_metrics = None  # accuracy by default
     step = made.prediction_step
     made.prediction_step = lambda *args, **keywords: kept.append(step(*args, **keywords)) or kept[-1]
     made.evaluate(Rows(13))

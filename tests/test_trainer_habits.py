@@ -165,6 +165,46 @@ def test_a_metric_of_ones_own_stands_alone(tmp_path, keywords):
     assert "eval_accuracy" not in trainer.evaluate()
 
 
+# ---- what subclasses and scripts override --------------------------------------------------------------------------
+
+
+class OwnLoader(DistillationTrainer):
+    """Any iterable of batches will do for Trainer."""
+
+    def get_train_dataloader(self):
+        return list(super().get_train_dataloader())
+
+
+def test_a_train_dataloader_of_ones_own(tmp_path):
+    mine, plain = (
+        kind(Net(), teacher(), arguments(tmp_path / kind.__name__), train_dataset=Rows())
+        for kind in (OwnLoader, DistillationTrainer)
+    )
+    mine.train()
+    plain.train()
+    for one, other in zip(mine.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"tasks": "image-classification", "dataset_tags": "beans", "dataset_args": "default"},
+        {"language": "en", "license": "mit", "tags": ["vision"], "model_name": "x", "finetuned_from": "a/b"},
+    ],
+)
+def test_a_card_with_trainers_keywords(tmp_path, keywords):
+    trainer = DistillationTrainer(Net(), teacher(), arguments(tmp_path), train_dataset=Rows())
+    trainer.create_model_card(**keywords)
+    trainer.create_model_card("en", "mit", ["vision"])
+    assert "mit" in (tmp_path / "README.md").read_text()
+
+
+def test_no_clipping_may_be_said_by_none(tmp_path):
+    trainer = DistillationTrainer(Net(), teacher(), arguments(tmp_path, max_grad_norm=None), train_dataset=Rows())
+    assert trainer.train().global_step == 3
+
+
 # ---- several ranks ----------------------------------------------------------------------------------------------
 
 

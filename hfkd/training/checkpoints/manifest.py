@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hfkd.utils.files import checksum, sync, write_atomically
 
+CHANGED = "delete files.json beside it if you changed it on purpose"
 MANIFEST = "files.json"  # {name: {"bytes": size, "xxh3_128": checksum}}; {name: size} in versions before 0.2
 
 
@@ -31,9 +32,9 @@ def incomplete(checkpoint: str | Path, contents: bool = False) -> str | None:
         for name, entry in entries.items():
             size, digest = (entry["bytes"], entry["xxh3_128"]) if isinstance(entry, dict) else (entry, None)
             if (folder / name).stat().st_size != size:
-                return f"its {name} is not as long as when it was written"
+                return f"its {name} is not as long as when it was written ({CHANGED})"
             if contents and digest is not None and checksum(folder / name) != digest:
-                return f"its {name} is damaged: it does not hold what was written"
+                return f"its {name} is damaged: it does not hold what was written ({CHANGED})"
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     except (ValueError, AttributeError, KeyError):  # not JSON, or no mapping of files

@@ -48,7 +48,8 @@ def test_a_flipped_bit_in_any_file_is_found_and_named(copy):
         for at in (0.0, 0.4, 1.0):
             flip(checkpoint / name, at)
             assert incomplete(checkpoint) is None  # as long as ever
-            assert incomplete(checkpoint, contents=True) == f"its {name} is damaged: it does not hold what was written"
+            said = incomplete(checkpoint, contents=True)
+            assert said.startswith(f"its {name} is damaged: it does not hold what was written (delete files.json")
             if at == 0.4:
                 with pytest.raises(ValueError, match=rf"no complete checkpoint: its {name} is damaged.*name another"):
                     make(copy, max_steps=3).train(resume_from_checkpoint=str(checkpoint))
