@@ -12,7 +12,7 @@ __all__ = ["Accuracy", "RougeL", "default_metrics", "item_accuracy", "own_metric
 
 
 def own_metrics(scored_by: str | None, args: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Accuracy for what is `scored_by` it, where the user gives no metric and Trainer's arguments leave room for one."""
+    """Accuracy for what is `scored_by` it, where no metric is given and Trainer's arguments leave room for one."""
     asked = given.get("compute_metrics") or given.get("preprocess_logits_for_metrics")
     if scored_by != "accuracy" or asked or args.batch_eval_metrics or args.prediction_loss_only:
         return {}
