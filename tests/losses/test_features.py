@@ -1,6 +1,6 @@
 """Inner features beside the logits: kept by whatever changes the items, and missed aloud."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -38,8 +38,8 @@ def test_detached_and_cut_into_rows_with_the_logits():
 
 def test_views_and_a_fixed_teacher_keep_them():
     items = image_items(torch.randn(6, 3), torch.randn(6, 3), torch.tensor([0, 1, 2]))
-    items.student.features["1"] = torch.arange(6.0)
-    items.teacher.features["1"] = torch.arange(6.0).requires_grad_()
+    student = replace(items.student, kept={1: torch.arange(6.0)})
+    items = replace(items, student=student, teacher=replace(items.teacher, kept={1: torch.ones(6).requires_grad_()}))
     fixed = items.with_fixed_teacher()
     assert not fixed.teacher.features["1"].requires_grad
     assert fixed.view(1).student.features["1"].tolist() == [3, 4, 5]
