@@ -25,6 +25,7 @@ class Requirements:
     epochs: how many its warm-up lasts, if it has one.
     labels: it reads the items' labels, which rows that are distilled without have none of.
     items, samples: how many of these a batch must have for it to say something.
+    fixed: those of `student` that nothing which trains has a part in, such as images; any other is to have a gradient.
     """
 
     student: tuple[str, ...] = ()
@@ -36,8 +37,10 @@ class Requirements:
     labels: bool = False
     items: int = 1
     samples: int = 1
+    fixed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "fixed", feature_keys(self.fixed))
         object.__setattr__(self, "student", feature_keys(self.student))
         object.__setattr__(self, "teacher", feature_keys(self.teacher))
 

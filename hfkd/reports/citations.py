@@ -39,6 +39,7 @@ PAPERS = {
     "reversekl": "gu2024minillm",
     "reviewkd": "chen2021distilling",
     "rkd": "park2019relational",
+    "sakd": "song2022spot",
     "skewkl": "ko2024distillm",
     "skewreversekl": "ko2024distillm",
     "sp": "tung2019similarity",

@@ -77,7 +77,9 @@ class Builder:
             student.remove()
             teacher.remove()
             raise
-        return InnerFeatures(student, teacher, self.args.seed) if needs.features else InnerFeatures()
+        if not needs.features:
+            return InnerFeatures()
+        return InnerFeatures(student, teacher, self.args.seed, fixed=needs.fixed)
 
     @torch.no_grad()
     def of_student(self, capture: FeatureCapture, batch: Mapping[str, Any]) -> NetworkContext:

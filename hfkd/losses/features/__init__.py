@@ -17,6 +17,7 @@ from hfkd.losses.features.pkd import PKD
 from hfkd.losses.features.pkt import PKT
 from hfkd.losses.features.reviewkd import ReviewKD
 from hfkd.losses.features.rkd import RKD
+from hfkd.losses.features.sakd import SAKD
 from hfkd.losses.features.sp import SP
 from hfkd.losses.features.vid import VID
 
@@ -32,6 +33,7 @@ __all__ = [
     "PKD",
     "PKT",
     "RKD",
+    "SAKD",
     "SP",
     "VID",
     "AttentionScores",

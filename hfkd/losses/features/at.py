@@ -33,7 +33,11 @@ class AT(LayerPairs):
         self.layers, self.teacher_layers = layers, teacher_layers
 
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
-        return torch.stack([attention_distance(student, teacher) for student, teacher in self.read(items)]).sum(0)
+        return torch.stack(self.of_layers(items)).sum(0)
+
+    def of_layers(self, items: Items) -> list[Tensor]:
+        """The number of each sample at each layer: [S] each."""
+        return [attention_distance(student, teacher) for student, teacher in self.read(items)]
 
 
 @in_float32

@@ -43,8 +43,12 @@ class FitNet(LayerPairs):
         self.regressor = Regressor(context.student.shape(mine), context.teacher.shape(its))
 
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
+        return self.of_layers(items)[0]
+
+    def of_layers(self, items: Items) -> list[Tensor]:
+        """The number of each sample at the only layer: [S]."""
         ((student, teacher),) = self.read(items)
-        return mean_squares(self.regressor(student), teacher)
+        return [mean_squares(self.regressor(student), teacher)]
 
 
 @in_float32

@@ -30,12 +30,17 @@ class RunningStages:
             )
 
     def onwards(self, k: int, x: Tensor, last: int) -> list[Tensor]:
-        """What the stages k + 1 to `last` make of x, the output of stage k."""
+        """What the stages k + 1 to `last` make of x, the output of stage k; of images with k = -1."""
         x, outputs = x.to(next(self.network.parameters()).dtype), []
         for index in range(k + 1, last + 1):
             x = self.network.stage(index, x)
             outputs.append(x)
         return outputs
+
+    def to_the_end(self, k: int, x: Tensor) -> Tensor:
+        """The logits [B, C] of x, the output of stage k."""
+        outputs = self.onwards(k, x, len(self.network.feature_info) - 1)
+        return self.head(outputs[-1] if outputs else x)
 
     def head(self, x: Tensor) -> Tensor:
         """The logits [B, C] of the last stage's output, in the data's order of classes."""

@@ -51,9 +51,12 @@ class VID(LayerPairs):
         self.gaussians = nn.ModuleList(Gaussian(*pair, self.variance) for pair in widths)
 
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
+        return torch.stack(self.of_layers(items)).sum(0)
+
+    def of_layers(self, items: Items) -> list[Tensor]:
+        """The number of each sample at each layer: [S] each."""
         pairs = list(self.read(items))
-        values = [model(*maps) for model, maps in zip(self.gaussians, pairs, strict=True)]
-        return torch.stack(values).sum(0)
+        return [model(*maps) for model, maps in zip(self.gaussians, pairs, strict=True)]
 
 
 class Gaussian(nn.Module):

@@ -18,6 +18,7 @@ from hfkd.models.feature_capture import LOGITS, FeatureCapture, Result
 class InnerFeatures:
     """What is kept of student and teacher while they run; without captures, as by default, nothing.
 
+    fixed: the student's layers that have no gradient, and need none.
     seed, steps: what `Items` say beside features: the run's seed, and how many optimizer steps are taken.
     """
 
@@ -25,6 +26,7 @@ class InnerFeatures:
     teacher: FeatureCapture | None = None
     seed: int = 0
     steps: Callable[[], int] = int
+    fixed: tuple[str, ...] = ()
 
     @property
     def wanted(self) -> bool:
@@ -45,7 +47,7 @@ class InnerFeatures:
             return forward(), {}
         result, found = self.student.run(forward)
         for key, feature in found.items() if torch.is_grad_enabled() else ():
-            if not feature.requires_grad:
+            if not feature.requires_grad and key not in self.fixed:
                 raise ValueError(
                     f"layer {key!r} of the student has no gradient, so that its term would move nothing: what comes "
                     "before it is frozen, or runs under reentrant gradient checkpointing (use_reentrant=False keeps it)"

@@ -10,7 +10,7 @@ from toys import CLASSES, Rows, arguments
 from hfkd import DistillationTrainer
 from hfkd.models import image_classifier, with_projector
 
-METHODS = {name: name for name in (*ON_MAPS, "fcfd")} | {"crd": "crd(negatives=8, sampling='other_images')"}
+METHODS = {name: name for name in (*ON_MAPS, "fcfd", "sakd")} | {"crd": "crd(negatives=8, sampling='other_images')"}
 TEACHER = "cifar_wrn_16_2"
 
 

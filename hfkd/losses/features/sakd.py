@@ -1,0 +1,172 @@
+"""SAKD: which layers an image learns at, chosen by an agent that sees both networks' features.
+
+B images, C classes, K spots, the logits are one more.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hfkd.losses.base import Requirements
+from hfkd.losses.context import BuildContext
+from hfkd.losses.features.base import FeatureObjective
+from hfkd.losses.features.maps import through
+from hfkd.losses.features.negatives import hashed
+from hfkd.losses.features.pairs import LayerPairs
+from hfkd.losses.features.regressor import Regressor
+from hfkd.losses.features.running_stages import RunningStages
+from hfkd.losses.functional import upcast
+from hfkd.losses.items import Items
+from hfkd.losses.logits.divergences import KD
+from hfkd.losses.registry import OBJECTIVES, register_objective
+from hfkd.utils.argument_types import NotNegative, Positive, checked
+from hfkd.utils.feature_keys import Layer, feature_key
+from hfkd.utils.slots import resolve
+
+TAU = 5.0  # of the gates' softmax, as released, where it is not annealed
+TINY = 1e-20
+
+
+@register_objective("sakd")
+@checked
+class SAKD(FeatureObjective):
+    """Spot-adaptive knowledge distillation (Song et al., IEEE TIP 2022) around `objective`, which has K layers.
+
+        l_i = alpha a_i,K+1 T² KL(p_t || p_s) + beta sum_k a_ik l_ik
+
+    l_ik is the number of `objective` (at, nst, vid, fitnet) at layer k. The gates a are 0 or 1: 1 where the first of a
+    pair of softmax((policy(pooled t, pooled s) + Gumbel noise) / 5) is the larger; they have no gradient here. An image
+    that a spot leaves out counts 0. The sample's own number, as far as that of `objective` is.
+
+    The agent (policy and adapters) has a loss of its own, f CE(grafted) + max(0, B/2 - sum_i a_i,K+1), which takes no
+    weight: the grafted network goes on after each spot with the teacher's features where a_ik = 1 and the student's
+    where it is 0, each through an adapter (`Regressor`) into the other network; f = gamma where its cross-entropy is
+    above the student's, else 1 / gamma. Its student is in evaluation mode and gets no gradient. The gates' gradient is
+    straight-through. It trains at `agent_learning_rate` (half of 0.05, as released) with its own weight decay.
+
+    `teacher_first` adds 10 to the policy's biases towards the teacher (released for pairs of one family). `image_layer`
+    is what both networks do to the image first. Noise is drawn from (seed, step, image), or the image's place in the
+    batch where rows have no index. The paper's KD term is in here: no "kd" beside it, kd_weight 1. Published: alpha 1;
+    beta 1000 and gamma 2 for AT, 1 and 1 for FitNet, 1 and 2 for VID, 50 and 1 for NST.
+    """
+
+    softens = True
+
+    def __init__(
+        self,
+        objective: Any = "at",
+        alpha: NotNegative = 1.0,
+        beta: NotNegative = 1000.0,
+        gamma: Positive = 2.0,
+        teacher_first: bool = False,
+        agent_learning_rate: Positive = 0.025,
+        agent_weight_decay: NotNegative = 1e-3,
+        image_layer: Layer = "conv1:in",
+        teacher_image_layer: Layer | None = None,
+    ) -> None:
+        super().__init__()
+        self.objective, self.alpha, self.beta, self.gamma = objective, alpha, beta, gamma
+        self.teacher_first, self.image_layer, self.teacher_image_layer = teacher_first, image_layer, teacher_image_layer
+        self.agent_learning_rate, self.agent_weight_decay = agent_learning_rate, agent_weight_decay
+        inner = resolve(objective, OBJECTIVES, "objective")
+        if not (isinstance(inner, LayerPairs) and hasattr(inner, "of_layers")):
+            raise ValueError(
+                f"SAKD: objective={objective!r} must be one that gives each layer of a sample a number of its own: at, "
+                "nst, vid or fitnet"
+            )
+        self.inner: Any = inner
+        self.divergence = inner.divergence
+        its = image_layer if teacher_image_layer is None else teacher_image_layer
+        self.images = feature_key(image_layer), feature_key(its)
+
+    def requirements(self) -> Requirements:
+        mine, theirs = self.images
+        own = Requirements((mine, "pooled"), (theirs, "pooled"), fixed=(mine,), labels=True)
+        return Requirements.joined([self.inner.requirements(), own])
+
+    def build(self, context: BuildContext) -> None:
+        self.inner.build(context)
+        pairs = self.inner.pairs
+        if not all(key.isdigit() for pair in pairs for key in pair):
+            raise ValueError(f"{self!r}: spots are stages, and the layers are {pairs}: name stages, such as '1:'")
+        self.spots = [(int(mine), int(theirs)) for mine, theirs in pairs]
+        shapes = [(context.student.shape(mine), context.teacher.shape(theirs)) for mine, theirs in pairs]
+        self.hints = nn.ModuleList(Regressor(s, t) for s, t in shapes)
+        self.anti_hints = nn.ModuleList(Regressor(t, s) for s, t in shapes)
+        widths = [network.shape("pooled")[0] for network in (context.teacher, context.student)]
+        self.policy = nn.Linear(sum(widths), 2 * len(self.spots) + 2)
+        if self.teacher_first:
+            with torch.no_grad():
+                self.policy.bias[::2] += 10
+        # In a tuple: the networks are no children of this module.
+        networks = (("student", context.student), ("teacher", context.teacher))
+        self.networks = tuple(RunningStages("sakd", name, network) for name, network in networks)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        agent = [p for part in (self.policy, self.hints, self.anti_hints) for p in part.parameters()]
+        return [{"params": agent, "lr": self.agent_learning_rate, "weight_decay": self.agent_weight_decay}]
+
+    def forward(self, items: Items, temperature: Tensor) -> Tensor:
+        gates = self.gates(items).detach()
+        layers = torch.stack(self.inner.of_layers(items), 1)  # [B, K]
+        return self.alpha * gates[:, -1] * KD()(items, temperature) + self.beta * (gates[:, :-1] * layers).sum(1)
+
+    def gates(self, items: Items) -> Tensor:
+        """a [B, K + 1], 0 or 1, with the gradient of the softmax."""
+        features = [outputs.features["pooled"].detach().flatten(1) for outputs in (items.teacher, items.student)]
+        scores = through(self.policy, torch.cat([upcast(x) for x in features], 1)).unflatten(1, (-1, 2))
+        noise = -torch.log(-torch.log(self.uniform(items).to(scores) + TINY) + TINY)
+        soft = torch.softmax((scores + noise) / TAU, -1)[..., 0]
+        return (soft >= 0.5).to(soft) + (soft - soft.detach())
+
+    def uniform(self, items: Items) -> Tensor:
+        """Numbers in [0, 1) for the gates, [B, K + 1, 2]."""
+        index = torch.arange(len(items), device=items.sample.device) if items.index is None else items.index
+        count = 2 * len(self.spots) + 2
+        return ((hashed(items.seed, items.step, index, count) >> 9).double() / 2**53).unflatten(1, (-1, 2))
+
+    def own_loss(self, items: Items, temperature: Tensor) -> Tensor:
+        assert items.labels is not None
+        gates = self.gates(items)
+        grafted = F.cross_entropy(upcast(self.grafted(items, gates)), items.labels)
+        students = F.cross_entropy(upcast(items.student.logits.detach()), items.labels)
+        factor = torch.where(grafted.detach() > students, self.gamma, 1 / self.gamma)
+        return factor * grafted + (len(items) / 2 - gates[:, -1].sum()).clamp(min=0)
+
+    def grafted(self, items: Items, gates: Tensor) -> Tensor:
+        """The logits [B, C] of both networks grafted on each other."""
+        (student, teacher), (mine, theirs) = self.networks, self.images
+        s, t = items.student.features[mine].detach(), items.teacher.features[theirs]
+        at = (-1, -1)
+        with evaluated(student.network):
+            for k, spot in enumerate(self.spots):
+                s, t = student.onwards(at[0], s, spot[0])[-1], teacher.onwards(at[1], t, spot[1])[-1]
+                gate = gates[:, k].view(-1, 1, 1, 1)
+                s, t = (
+                    (1 - gate) * s + gate * through(self.anti_hints[k], t),
+                    (1 - gate) * through(self.hints[k], s) + gate * t,
+                )
+                at = spot
+            last = gates[:, -1:]
+            return (1 - last) * student.to_the_end(at[0], s) + last * teacher.to_the_end(at[1], t)
+
+
+@contextmanager
+def evaluated(network: nn.Module) -> Iterator[None]:
+    """Within it the network is in evaluation mode, and what runs gives its parameters no gradient."""
+    modes = {module: module.training for module in network.modules()}
+    trained = [p for p in network.parameters() if p.requires_grad]
+    network.eval()
+    for p in trained:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for p in trained:
+            p.requires_grad_(True)
