@@ -10,7 +10,8 @@ from toys import CLASSES, Rows, arguments
 from hfkd import DistillationTrainer
 from hfkd.models import image_classifier, with_projector
 
-METHODS = {name: name for name in (*ON_MAPS, "fcfd", "sakd")} | {"crd": "crd(negatives=8, sampling='other_images')"}
+METHODS = {name: name for name in (*ON_MAPS, "fcfd", "sakd") if name != "cwd"}  # CWD reads logits that are maps
+METHODS |= {"crd": "crd(negatives=8, sampling='other_images')"}
 TEACHER = "cifar_wrn_16_2"
 
 
