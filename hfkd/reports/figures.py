@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hfkd.losses.registry import OBJECTIVES
 from hfkd.reports import style
 from hfkd.reports.evaluations import of_the_run
 from hfkd.reports.history import Entry, series
@@ -32,7 +33,7 @@ def percent_scale(accuracies: Iterable[float]) -> float:
 
 @styled
 def training_curves(log_history: Iterable[Entry]) -> Figure:
-    """Losses (training: `loss`, `ce`, `kd` and names ending in `loss`; evaluation: dashed) and evaluation accuracy.
+    """Losses (training: `loss`, `ce`, each objective, names ending in `loss`; evaluation: dashed), evaluation accuracy.
 
     `log_history` is `TrainerState.log_history`; the `epochs` of a results.json do as well. Accuracies are fractions.
     """
@@ -42,7 +43,7 @@ def training_curves(log_history: Iterable[Entry]) -> Figure:
     figure, (left, right) = new_figure(8.4, 3.4, panels=2)
     keys = dict.fromkeys(key for entry in history for key in entry)
     losses = [key for key in keys if not key.startswith("eval_") and key != "train_loss"]
-    losses = [key for key in losses if key in ("ce", "kd") or key.endswith("loss")]
+    losses = [key for key in losses if key == "ce" or key in OBJECTIVES or key.endswith("loss")]
     for color, key in zip(cycle(style.LINES), sorted(losses, key=lambda key: key != "loss"), strict=False):
         _curve(left, *series(history, key), color=color, label=f"training {key}")
     _curve(left, *series(history, "eval_loss"), color=style.INK, linestyle="--", label="evaluation loss")

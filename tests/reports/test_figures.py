@@ -138,3 +138,10 @@ assert "matplotlib.pyplot" not in sys.modules
     process = start_script(tmp_path / "log", tmp_path / "code.py")
     process.join(120)
     assert process.exitcode == 0, (tmp_path / "log").read_text()
+
+
+def test_every_term_of_the_loss_has_its_curve():
+    history = [{"epoch": e, "loss": 3.0, "ce": 1.0, "kd": 2.0, "fitnet": 4.0, "weight": 1.0} for e in (1, 2)]
+    left = training_curves(history).axes[0]
+    shown = {line.get_label() for line in left.lines}
+    assert shown == {"training loss", "training ce", "training kd", "training fitnet"}
