@@ -13,6 +13,7 @@ from bad_commands import COMMANDS
 from bad_features import FEATURES
 from bad_files import CHECKPOINTS, DATA, REST
 from bad_heads import HEADS
+from bad_masks import MASKS
 from bad_training import ARGUMENTS, SLOTS, TRAINER
 
 TABLE = {
@@ -22,6 +23,7 @@ TABLE = {
     "The trainer": TRAINER,
     "Inner features": FEATURES,
     "Heads and labels": HEADS,
+    "Masks": MASKS,
     "Checkpoints and networks": CHECKPOINTS,
     "Data": DATA,
     "Tokenizers, scans, generation, results": REST,

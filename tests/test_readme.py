@@ -78,7 +78,10 @@ def flags() -> set[str]:
 def known_flags() -> set[str]:
     from hfkd import DistillationArguments
     from hfkd.data import ImageDataArguments
+    from hfkd.data.mask_arguments import MaskDataArguments
     from hfkd.models import NetworkArguments
+    from hfkd.models.segmentation_arguments import SegmentationNetworkArguments
 
-    classes = (DistillationArguments, ImageDataArguments, NetworkArguments)
+    images, masks = (ImageDataArguments, NetworkArguments), (MaskDataArguments, SegmentationNetworkArguments)
+    classes = (DistillationArguments, *images, *masks)
     return {name for cls in classes for name in cls.__dataclass_fields__}

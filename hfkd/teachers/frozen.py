@@ -180,7 +180,7 @@ class FrozenTeacher(nn.Module, Teacher):
         its = logits.shape[class_dim(logits)]
         if self.classes is not None and max(self.classes) >= its:
             raise ValueError(
-                f"classes={list(self.classes)} of a teacher that has {its} (0 to {its - 1}): leave out others"
+                f"classes={list(self.classes)} of a teacher that has {its} (0 to {its - 1}): name those that it has"
             )
         return logits if self.order is None else logits.index_select(class_dim(logits), self.order)
 

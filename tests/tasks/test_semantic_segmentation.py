@@ -7,8 +7,11 @@ import copy
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from feature_toys import leaf, oracle
 from reference import energy, energy_temperature, energy_thresholds, entropy, kl_of
 from task_toys import CLASSES, IGNORED, Pixels, masks, segformer, upernet
 from torch import nn
@@ -17,6 +20,8 @@ from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, lraspp
 from toys import Net, arguments
 
 from hfkd import DistillationTrainer
+from hfkd.data.masks import MaskTransform
+from hfkd.losses.distillation import DistillationLoss
 from hfkd.models import Peers
 from hfkd.models.calling import Call
 from hfkd.tasks.semantic_segmentation import SemanticSegmentation, flat_labels, on_grid
@@ -111,6 +116,21 @@ def test_temperature_and_weight_of_each_pixel_or_image(tmp_path, level, stride):
         torch.testing.assert_close(before.detach() - after.detach(), before.grad, rtol=1e-6, atol=1e-9, msg=name)
 
 
+def test_kd_of_pixels_in_the_words_of_public_code():
+    """The mean over pixels of T² KL, which is CIRKD's; IFVD and TorchDistiller have it over C, mmrazor times H W."""
+    z = oracle("more/segmentation")
+    student, teacher = leaf(z["student"]), z["teacher"]
+    batch = {"labels": torch.zeros(len(student), *student.shape[2:], dtype=torch.long)}
+    items = SemanticSegmentation().items(batch, student, teacher)
+    losses = {T: DistillationLoss(temperature=T, ce_weight=0.0, kd_weight=1.0)(items)[0] for T in (1.0, 2.0)}
+    pixels, classes = batch["labels"][0].numel(), student.shape[1]
+    published = {"cirkd_T2": losses[2.0], "ifvd": losses[1.0] / classes, "mmrazor_kl_T2": losses[2.0] * pixels}
+    for name, loss in published.items():
+        torch.testing.assert_close(loss, z[f"pixel.{name}.loss"], rtol=1e-6, atol=0)
+        (gradient,) = torch.autograd.grad(loss, student, retain_graph=True)
+        torch.testing.assert_close(gradient, z[f"pixel.{name}.grad_student"], rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("objective", ["kd", "dkd", "jsd", "dist"])
 def test_objectives_on_items_take_pixels(tmp_path, objective):
     made = trainer(tmp_path, network(Pixels), network(Coarse, 8, 1), objective=objective, ce_weight=0, kd_weight=1)
@@ -200,6 +220,25 @@ def test_classes_of_a_teacher_that_has_more_are_stated(tmp_path):
     batch = made.data_collator(rows())
     torch.testing.assert_close(made.teacher(**batch), teacher(batch["pixel_values"])[:, [4, 0, 2]])
     assert made.train().training_loss > 0.01
+
+
+def test_classes_of_other_names_are_refused_and_those_in_another_order_are_put_right(tmp_path):
+    rows = {"image": [np.full((6, 9, 3), 10 * k).tolist() for k in range(4)], "index": list(range(4))}
+    rows["labels"] = [np.eye(6, 9, dtype=int).tolist()] * 4
+    data = Dataset.from_dict(rows).with_transform(MaskTransform(label_names=("sky", "road", "car")))
+
+    def build(*names):
+        teacher = segformer(8)
+        teacher.config.id2label = dict(enumerate(names))
+        args = arguments(tmp_path, **SEGMENTATION)
+        return DistillationTrainer(Pixels(4), teacher, args, train_dataset=data, eval_dataset=data)
+
+    with pytest.raises(ValueError, match="the teacher does not have the classes of the data: class 1 is 'tree' there"):
+        build("sky", "tree", "car")
+    made = build("car", "sky", "road")
+    batch = made.data_collator([data[0]])
+    own = made.teacher.networks[0](pixel_values=batch["pixel_values"]).logits
+    torch.testing.assert_close(made.teacher(**batch), own[:, [1, 2, 0]])
 
 
 @pytest.mark.parametrize("classes", [[], [0, 0], [-1], [True, 0], [0.5]])

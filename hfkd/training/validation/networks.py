@@ -188,7 +188,8 @@ def _check_teacher(
     if its != classes and not named:  # named vocabularies are compared by hfkd.models.vocabulary
         raise ValueError(
             f"the teacher gives {its} classes and the student {classes}: logit distillation compares "
-            "them one by one; build the student with the teacher's number of labels"
+            "them one by one; build the student with the teacher's number of labels, or say which of its classes "
+            "they are (FrozenTeacher(teacher, classes=[...]))"
         )
     if not torch.isfinite(taught).all():
         if rows := broken_rows(batch):
