@@ -66,6 +66,7 @@ def test_a_finished_stage_is_not_run_again(work, done, monkeypatch):
     assert run(work, "done") == done
 
 
+@pytest.mark.slow
 def test_a_stopped_stage_goes_on(work, done, monkeypatch):
     step = DistillationTrainer.training_step
 

@@ -204,6 +204,7 @@ def test_what_failed_is_not_tried_again_with_the_same_settings(work, diverging, 
     assert "too fast, seed 7, failed in an earlier call" in caplog.text
 
 
+@pytest.mark.slow
 def test_what_failed_goes_on_where_nan_is_let_pass(work, diverging, failed):
     text = again(work, diverging, on_nan="ignore")
     found = results(work, "failed", "too_fast", 7)
@@ -215,6 +216,7 @@ def test_what_failed_goes_on_where_nan_is_let_pass(work, diverging, failed):
     assert len(results(work, "failed", "kd", 7)["sessions"]) == 1  # what was finished stays finished
 
 
+@pytest.mark.slow
 def test_what_failed_is_tried_anew_with_another_rate(work):
     (work / "fast.yaml").write_text("title: Fast\nsettings: {optim: sgd}\nrows: [{name: KD}, {name: EA-KD}]\n")
     table = read_table(work / "fast.yaml")
@@ -239,6 +241,7 @@ def test_one_row_never_averages_two_protocols(work, done, monkeypatch):
         run(work, "done", seeds=1, seed=9, num_train_epochs=3)
 
 
+@pytest.mark.slow
 def test_rows_of_two_protocols_are_said_to_be(work, tmp_path):
     table = read_table(work / "two_ways.yaml")
     run(work, "unequal", table, seeds=1, seed=7, rows="KD", max_steps=2)
@@ -247,6 +250,7 @@ def test_rows_of_two_protocols_are_said_to_be(work, tmp_path):
     assert (cells(text, "KD")["steps"], cells(text, "EA-KD")["steps"]) == ("2", "3")
 
 
+@pytest.mark.slow
 def test_losses_of_other_steps_than_the_header_say_so(work):
     (work / "losses.yaml").write_text("measure: loss\ntitle: L\nsettings: {optim: sgd}\nrows: [{name: A}, {name: B}]\n")
     table = read_table(work / "losses.yaml")

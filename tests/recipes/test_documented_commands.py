@@ -148,11 +148,8 @@ def check(recipe, work, printed):
         assert list(work.rglob("table.md"))
 
 
-QUICK = "recipes/cifar100_energy_kd.py --teacher_checkpoint wrn_40_2.pth"
-CASES = [pytest.param(c, marks=() if c == QUICK else pytest.mark.slow) for c in COMMANDS]
-
-
-@pytest.mark.parametrize("command", CASES)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
 def test_it_runs_as_it_stands(command, work, toys):
     recipe, _, path, arguments = typed(command, work, toys)
     log = work / "what was printed"

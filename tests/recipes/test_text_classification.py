@@ -71,6 +71,7 @@ def test_the_card_and_the_page_are_of_texts(taught):
     assert "Left out: the run used no scan" not in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [{}, {"temperature": "energy", "weighting": "entropy"}])
 def test_a_run_that_was_stopped_ends_in_the_same_student(folder, monkeypatch, tmp_path, slots):
     flags = SAVING | slots

@@ -263,6 +263,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_its_path(folder, earlier, mon
     assert state(tmp_path / "run")["global_step"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["flag", pytest.param("file", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("word", "steps"), [("false", 6), ("no", 6), ("true", 0), ("", 0)])
 def test_a_word_says_whether_to_start_anew(folder, earlier, monkeypatch, caplog, tmp_path, way, word, steps):

@@ -489,6 +489,7 @@ def test_bfloat16_on_another_batch_size_is_rounding(tmp_path, caplog):
 # ---- ranks -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_ranks_scan_as_one_and_never_wait_for_each_other(tmp_path):
     """23 images in batches of 4 on 2 ranks: the last round repeats images as padding, which must not stay."""
     # Folders of their own, as on two nodes: only rank 0's already holds the scan.

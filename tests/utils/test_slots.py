@@ -19,7 +19,8 @@ def test_a_name_a_call_a_number_and_a_callable():
 def test_a_name_inside_a_name():
     nested = resolve("standardized(objective='dkd(beta=2.0)')", OBJECTIVES, "objective")
     assert isinstance(nested, Standardized)
-    assert repr(DKD(beta=2.0)) in repr(nested)
+    assert repr(nested) == "Standardized(objective='dkd(beta=2.0)')"
+    assert nested.requirements() == DKD(beta=2.0).requirements()
 
 
 @pytest.mark.parametrize(

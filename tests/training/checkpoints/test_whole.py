@@ -146,6 +146,7 @@ def two_ranks(folder, max_steps):
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_checkpoint_and_go_on_from_it(tmp_path):
     for max_steps in (3, 5):
         codes = on_ranks(tmp_path / f"log-{max_steps}", 2, two_ranks, str(tmp_path / "run"), max_steps)

@@ -33,7 +33,7 @@ NONE = rf"is none of the student's {CLASSES} classes \(0 to {CLASSES - 1}\): giv
 
 
 @pytest.mark.parametrize("index", [True, False])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("label", "message"), [(CLASSES, rf"the label {CLASSES} of row 20 {NONE}"), (-1, f"the label -1 of row 20 {NONE}")]
 )
