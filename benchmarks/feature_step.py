@@ -44,7 +44,7 @@ def seconds(flags: argparse.Namespace, objective: str, weighting: str = "uniform
     torch.manual_seed(0)
     student, teacher = (image_classifier(name, CLASSES) for name in (flags.student_name, flags.teacher_name))
     if objective.startswith("lsh"):
-        student = with_projector(student, teacher.num_features)
+        student = with_projector(student, teacher.timm_model.num_features)
     clock = Clock(flags.steps, cpu_time=True)
     with tempfile.TemporaryDirectory() as folder:
         args = DistillationArguments(
