@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from hfkd.losses.context import BuildContext, NetworkContext
-from hfkd.losses.items import Attention, Features, Items, Outputs
+from hfkd.losses.items import Items
 from hfkd.losses.logits import OBJECTIVES
+from hfkd.losses.outputs import Features, Outputs
+from hfkd.utils.attention import Attention
 from hfkd.utils.slots import resolve
 
 DATA = Path(os.environ.get("HFKD_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

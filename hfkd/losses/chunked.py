@@ -17,7 +17,8 @@ from hfkd.losses.chunked_outputs import BlockOutputs, ChunkedOutputs, Signal, bl
 from hfkd.losses.counts import Counts, Number
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.heads import Head, gradients, head_of
-from hfkd.losses.items import HiddenItems, Items, Outputs, same_classes
+from hfkd.losses.items import HiddenItems, Items, same_classes
+from hfkd.losses.outputs import Outputs
 from hfkd.losses.rescaling import Rescaling
 
 CHUNK_SIZE = 256  # with 2048 tokens below an eighth of the dense loss's memory; see benchmarks/chunked_loss.py

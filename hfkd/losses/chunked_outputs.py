@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hfkd.losses import functional
 from hfkd.losses.heads import Head
-from hfkd.losses.items import Outputs
+from hfkd.losses.outputs import Outputs
 
 # Numbers of a block of logits on a CPU, 4 MiB in float32: all that the loss makes of it stays in the cache, and freed
 # memory is used again instead of being asked of the system, page by page.

@@ -111,7 +111,7 @@ class DistillationLoss(nn.Module):
         values = self.per_item(items, **chosen)
         loss = self.reduce(values, items, num_items)
         added = self.rest_logged(items) | {k: v.detach() for k, v in values.items() if k == "own_loss"}
-        return self.with_rest(loss, items, num_items), self.logged(values | chosen) | added
+        return self.with_rest(loss, items, num_items), self.logged(values | chosen, items.samples_with_items) | added
 
     def seen(self, items: Items) -> Items:
         """The items as the slots see them: the teacher gets no gradient, and rows without labels have none."""
@@ -209,15 +209,19 @@ class DistillationLoss(nn.Module):
         return {items.rest_name if isinstance(items, Items) else "router_loss": items.rest.detach().float()}
 
     @torch.no_grad()
-    def logged(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The mean of each part over the items at hand, and the temperature's groups."""
-        count = parts["ce"].shape if "ce" in parts else parts["temperature"].shape
-        of_items = {name: values for name, values in parts.items() if values.shape == count}
+    def logged(self, parts: dict[str, Tensor], samples: Tensor | int | None = None) -> dict[str, Tensor]:
+        """The mean of each part over the items at hand, of terms on samples over the `samples` that have any items.
+
+        And the temperature's groups.
+        """
+        of_samples = {term.name for term in self.terms if term.by_sample}
+        shape = parts["ce"].shape if "ce" in parts else parts["temperature"].shape
+        of_items = {name: values for name, values in parts.items() if values.shape == shape and name not in of_samples}
         columns = torch.stack([values.detach().float() for values in of_items.values()])  # [parts, N]
         means = dict(zip(of_items, (columns.sum(-1) / max(columns.shape[-1], 1)).unbind(), strict=True))
-        for term in self.terms:
-            if term.name in parts and term.name not in means:  # of samples
-                means[term.name] = parts[term.name].detach().float().mean()
+        for name in of_samples & parts.keys():
+            count = len(parts[name]) if samples is None else samples
+            means[name] = parts[name].detach().float().sum() / at_least(count)
         if "temperature" in parts and isinstance(self.temperature, Energy):
             means |= self.temperature.groups(parts["temperature"])
         return means

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hfkd.losses.functional import upcast
-from hfkd.losses.items import Outputs
+from hfkd.losses.outputs import Outputs
 from hfkd.utils.devices import constant
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hfkd.losses.base import Requirements, Weighting, requirements_of
 from hfkd.losses.functional import standardize
-from hfkd.losses.items import Items, Outputs
+from hfkd.losses.items import Items
+from hfkd.losses.outputs import Outputs
 from hfkd.losses.registry import WEIGHTINGS, register_weighting
 from hfkd.losses.slot_values import is_ours, right
 from hfkd.losses.temperatures import Level

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hfkd.data.collate import ImageCollator
-from hfkd.losses.items import Items, Outputs
+from hfkd.losses.items import Items
+from hfkd.losses.outputs import Outputs
 from hfkd.models.calling import Call, bare
 from hfkd.tasks.base import Batch, Collate, register_task
 from hfkd.tasks.rows import PerRow, rows_of

@@ -4,7 +4,7 @@ B images, C classes, H and W of the labels, h and w of a network's maps.
 """
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -67,7 +67,7 @@ class SemanticSegmentation(Task):
         return Targets(self._flat(batch), **self._known(batch), shift=0).samples_with_items
 
     def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
-        size = on_grid(batch["labels"], self.segmentation_stride).shape[-2:]
+        size = [-(-n // (self.segmentation_stride or 1)) for n in batch["labels"].shape[-2:]]
         mine, its = (interpolated(maps, size).flatten(-2).transpose(-1, -2) for maps in (student, teacher))
         items = token_items(mine, its, self._flat(batch), progress=progress, **self._known(batch), shift=0)
         return replace(items, rest_name="auxiliary_loss")
@@ -155,9 +155,6 @@ class SemanticSegmentation(Task):
                 f"{UNLABELLED} where there is none"
             )
 
-    def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
-        refuse_other_size(batch)
-
     def stand_ins(self, batch: Batch, network: nn.Module) -> Tensor:
         """Every pixel is an item."""
         images = batch["pixel_values"]
@@ -194,8 +191,10 @@ def on_grid(labels: Tensor, stride: int | None) -> Tensor:
     """The middle of each block of stride x stride pixels [.., H, W]; of blocks cut by the border the last pixel."""
     if stride is None or stride == 1:
         return labels
-    places = [torch.arange(stride // 2, n + stride // 2, stride).clamp(max=n - 1) for n in labels.shape[-2:]]
-    rows, columns = (place.to(labels.device) for place in places)
+    rows, columns = (
+        torch.arange(stride // 2, n + stride // 2, stride, device=labels.device).clamp(max=n - 1)
+        for n in labels.shape[-2:]
+    )
     return labels.index_select(-2, rows).index_select(-1, columns)
 
 

@@ -1,7 +1,8 @@
 """Teachers: frozen networks, what one pass of them over the training set tells, and what they said, stored."""
 
 from hfkd.teachers.base import Teacher
-from hfkd.teachers.frozen import FrozenTeacher, TeacherEnsemble, place
+from hfkd.teachers.ensemble import TeacherEnsemble
+from hfkd.teachers.frozen import FrozenTeacher, place
 from hfkd.teachers.image_cache.teacher import CachedTeacher
 from hfkd.teachers.statistics import scan
 from hfkd.teachers.teacher_scan import TeacherScan

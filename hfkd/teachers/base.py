@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hfkd.losses.distillation import DistillationLoss
-from hfkd.losses.items import Outputs
+from hfkd.losses.outputs import Outputs
 from hfkd.losses.temperatures import Level
 from hfkd.tasks.base import Task
 from hfkd.teachers.teacher_scan import TeacherScan

@@ -5,7 +5,7 @@ B images, H height, W width, C classes, K teachers.
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
-from hfkd.losses.items import Outputs
+from hfkd.losses.outputs import Outputs
 from hfkd.models import InputSpec, input_spec, same_statistics
 from hfkd.models.calling import Call, class_dim, output_head
 from hfkd.models.inputs import image_channels, in_channels
@@ -211,60 +211,6 @@ def _distinct(classes: Sequence[int]) -> tuple[int, ...]:
     if not found or not whole or len(set(found)) < len(found):
         raise ValueError(f"FrozenTeacher: classes={list(found)} must be the numbers of its classes, each once")
     return found
-
-
-class TeacherEnsemble(FrozenTeacher):
-    """Several teachers in place of one: to whoever asks for a teacher's logits, their mean.
-
-    `each=True` gives them one by one, [K, B, ...] for K teachers, to an objective that combines them itself.
-    """
-
-    def __init__(self, teachers: Sequence[FrozenTeacher]) -> None:
-        if len(teachers) < 2:
-            raise ValueError(f"a list of {len(teachers)} teachers: pass two or more, or one teacher that is no list")
-        for teacher in teachers:
-            teacher.unfreeze()
-        super().__init__(nn.ModuleList(teachers))
-        self.unfreeze()
-        self.teachers = tuple(teachers)
-        self.freezing = Freezing(self.networks)
-        self.freeze()
-
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:  # type: ignore[override]
-        return tuple(one.model for one in self.teachers)
-
-    @property
-    def members(self) -> tuple[FrozenTeacher, ...]:
-        return self.teachers
-
-    def take_as_given(self) -> None:
-        for teacher in self.teachers:
-            teacher.take_as_given()
-
-    @contextmanager
-    def receiving(self, received: InputSpec | None) -> Iterator[None]:
-        with ExitStack() as stack:
-            for teacher in self.teachers:
-                stack.enter_context(teacher.receiving(received))
-            yield
-
-    def _outputs(self, last_hidden: bool, each: bool, inputs: Mapping[str, Any]) -> Tensor:
-        """Logits [B, ...], or [K, B, ...] with `each`. ValueError for hidden states: there are several."""
-        if last_hidden:
-            raise ValueError(
-                "several teachers have no common hidden state: set loss_chunk_size to 0, or use one teacher"
-            )
-        logits = [teacher._outputs(False, False, inputs).float() for teacher in self.teachers]
-        classes = [one.shape[class_dim(one)] for one in logits]
-        if len(set(classes)) > 1:
-            raise ValueError(f"teachers of {classes} classes: they must have the same ones")
-        if len({one.shape for one in logits}) > 1:
-            raise ValueError(
-                f"teachers whose outputs have the shapes {[tuple(one.shape) for one in logits]}: wrap "
-                "them in modules that give maps of one size"
-            )
-        return torch.stack(logits) if each else torch.stack(logits).mean(0)
 
 
 def own_dtype(network: nn.Module) -> torch.dtype | None:

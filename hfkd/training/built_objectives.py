@@ -18,7 +18,7 @@ from hfkd.data.collate import views_as_rows
 from hfkd.data.first_rows import first_rows
 from hfkd.losses.context import BuildContext, NetworkContext
 from hfkd.losses.distillation import DistillationLoss
-from hfkd.losses.items import Outputs
+from hfkd.losses.outputs import Outputs
 from hfkd.models.calling import Call, logits_of
 from hfkd.models.feature_capture import LOGITS, FeatureCapture, Probe, refuse_other_head
 from hfkd.tasks.base import Task

@@ -7,7 +7,9 @@ import torch
 
 from hfkd.losses.base import Requirements
 from hfkd.losses.context import BuildContext, NetworkContext
-from hfkd.losses.items import Attention, Features, Outputs, image_items
+from hfkd.losses.items import image_items
+from hfkd.losses.outputs import Features, Outputs
+from hfkd.utils.attention import Attention
 
 
 def outputs(rows=4, **features):

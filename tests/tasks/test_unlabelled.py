@@ -113,3 +113,16 @@ def test_a_slot_that_reads_no_labels_is_taken(tmp_path):
     made = trainer(tmp_path, kind, *kind.pair(), **own)
     made.train()
     assert made.state.log_history[0]["kd"] > 0
+
+
+def test_a_slot_that_wants_a_whole_batch_is_left_to_the_first_step(tmp_path):
+    """It fails on the first rows with labels as well: no reason to speak of them."""
+
+    def whole(items, temperature):
+        assert len(items) == ROWS
+        return KD()(items, temperature)
+
+    kind = KINDS["ViT"]
+    made = trainer(tmp_path, kind, *kind.pair(), objective=whole)
+    made.train()
+    assert made.state.log_history[0]["kd"] > 0

@@ -3,20 +3,17 @@
 B images, C channels, H and W pixels.
 """
 
-import torch
 from torch import Tensor
 
 from hfkd.losses.features.maps import in_float32, shrunk_alike, unit
-from hfkd.losses.features.pairs import LayerPairs
-from hfkd.losses.items import Items
+from hfkd.losses.features.pairs import SumOverMaps
 from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import checked
-from hfkd.utils.feature_keys import Layer, Layers
 
 
 @register_objective("at")
 @checked
-class AT(LayerPairs):
+class AT(SumOverMaps):
     """Attention transfer (Zagoruyko and Komodakis, ICLR 2017): activation-based, with p = 2.
 
         l_s = sum over layers of  mean_hw (a_s - a_t)^2,    a = q / ||q||_2,    q = mean_c F_c^2 over H W
@@ -26,18 +23,8 @@ class AT(LayerPairs):
     of the smaller before it is squared. The sample's own number. Nothing is trained beside the student.
     """
 
-    maps = True
-
-    def __init__(self, layers: Layer | Layers = "1:", teacher_layers: Layer | Layers | None = None) -> None:
-        super().__init__(layers, teacher_layers)
-        self.layers, self.teacher_layers = layers, teacher_layers
-
-    def forward(self, items: Items, temperature: Tensor) -> Tensor:
-        return torch.stack(self.of_layers(items)).sum(0)
-
-    def of_layers(self, items: Items) -> list[Tensor]:
-        """The number of each sample at each layer: [S] each."""
-        return [attention_distance(student, teacher) for student, teacher in self.read(items)]
+    def of_maps(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return attention_distance(student, teacher)
 
 
 @in_float32

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hfkd.losses.context import BuildContext
 from hfkd.losses.features.pairs import LayerPairs
-from hfkd.losses.items import Attention, Items
+from hfkd.losses.items import Items
+from hfkd.utils.attention import Attention
 
 
 class StatePairs(LayerPairs):

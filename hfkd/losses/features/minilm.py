@@ -10,9 +10,10 @@ from torch import Tensor
 
 from hfkd.losses.features.hidden import StatePairs, a_row_a_sample, seen_positions
 from hfkd.losses.features.maps import in_float32
-from hfkd.losses.items import Attention, Items
+from hfkd.losses.items import Items
 from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import Count, checked
+from hfkd.utils.attention import Attention
 from hfkd.utils.feature_keys import Layer
 
 PARTS = {"q": "query", "k": "key", "v": "value"}

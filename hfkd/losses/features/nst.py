@@ -3,20 +3,17 @@
 B images, C channels, H and W pixels, P = H W.
 """
 
-import torch
 from torch import Tensor
 
 from hfkd.losses.features.maps import in_float32, shrunk_alike, unit
-from hfkd.losses.features.pairs import LayerPairs
-from hfkd.losses.items import Items
+from hfkd.losses.features.pairs import SumOverMaps
 from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import checked
-from hfkd.utils.feature_keys import Layer, Layers
 
 
 @register_objective("nst")
 @checked
-class NST(LayerPairs):
+class NST(SumOverMaps):
     """Neuron selectivity transfer (Huang and Wang, 2017, Eq. 4), with the polynomial kernel k(a, b) = (a . b)^2.
 
         l_s = sum over layers of  mean_cc' k(t_c, t_c') + mean_cc' k(s_c, s_c') - 2 mean_cc' k(s_c, t_c')
@@ -26,18 +23,8 @@ class NST(LayerPairs):
     stem. A batched product of channels [B, C_s, C_t] here; released code holds [B, C_s, C_t, H W].
     """
 
-    maps = True
-
-    def __init__(self, layers: Layer | Layers = "1:", teacher_layers: Layer | Layers | None = None) -> None:
-        super().__init__(layers, teacher_layers)
-        self.layers, self.teacher_layers = layers, teacher_layers
-
-    def forward(self, items: Items, temperature: Tensor) -> Tensor:
-        return torch.stack(self.of_layers(items)).sum(0)
-
-    def of_layers(self, items: Items) -> list[Tensor]:
-        """The number of each sample at each layer: [S] each."""
-        return [nst(student, teacher) for student, teacher in self.read(items)]
+    def of_maps(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return nst(student, teacher)
 
 
 @in_float32

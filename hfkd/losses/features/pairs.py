@@ -3,8 +3,12 @@
 S samples.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from hfkd.losses.base import Requirements
 from hfkd.losses.context import BuildContext
@@ -53,3 +57,24 @@ class LayerPairs(FeatureObjective):
             raise ValueError(f"{self!r} has not seen the networks: call build(context) first, as the trainer does")
         for mine, theirs in self.pairs:
             yield items.student.features[mine], items.teacher.features[theirs]
+
+
+class SumOverMaps(LayerPairs):
+    """l_s = the sum over the pairs of maps of what `of_maps` gives; nothing is trained beside the student."""
+
+    maps = True
+
+    def __init__(self, layers: Layer | Layers = "1:", teacher_layers: Layer | Layers | None = None) -> None:
+        super().__init__(layers, teacher_layers)
+        self.layers, self.teacher_layers = layers, teacher_layers
+
+    @abstractmethod
+    def of_maps(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The number of each sample [S], of two maps [S, C, H, W]."""
+
+    def forward(self, items: Items, temperature: Tensor) -> Tensor:
+        return torch.stack(self.of_layers(items)).sum(0)
+
+    def of_layers(self, items: Items) -> list[Tensor]:
+        """The number of each sample at each layer: [S] each."""
+        return [self.of_maps(student, teacher) for student, teacher in self.read(items)]

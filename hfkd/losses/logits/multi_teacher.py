@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hfkd.losses.items import Items, Outputs
+from hfkd.losses.items import Items
 from hfkd.losses.logits.wrapping import Wrapping
+from hfkd.losses.outputs import Outputs
 from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import SoftmaxTemperature, checked
 

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hfkd.losses.base import requirements_of
 from hfkd.losses.distillation import DistillationLoss
-from hfkd.losses.items import Items, Outputs
+from hfkd.losses.items import Items
+from hfkd.losses.outputs import Outputs
 from hfkd.losses.slot_values import check_slots
 from hfkd.losses.temperatures import Fitted
 from hfkd.models.vocabulary import common_size

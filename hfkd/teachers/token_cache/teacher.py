@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.distillation import DistillationLoss
-from hfkd.losses.items import Outputs
+from hfkd.losses.outputs import Outputs
 from hfkd.losses.temperatures import Level
 from hfkd.losses.topk import TopKOutputs
 from hfkd.tasks.base import Task

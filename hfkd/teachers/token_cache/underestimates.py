@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.functional import upcast
-from hfkd.losses.items import Items, Outputs, target_items
+from hfkd.losses.items import Items, target_items
+from hfkd.losses.outputs import Outputs
 from hfkd.losses.topk import TopKOutputs, spread
 from hfkd.models.calling import Call
 from hfkd.utils.targets import Targets

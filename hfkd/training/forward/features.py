@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfkd.losses.items import Items, Outputs
+from hfkd.losses.items import Items
+from hfkd.losses.outputs import Outputs
 from hfkd.models.feature_capture import LOGITS, FeatureCapture, Result
 
 

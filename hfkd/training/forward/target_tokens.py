@@ -9,7 +9,8 @@ from functools import partial
 from torch import Tensor, nn
 
 from hfkd.losses.distillation import DistillationLoss
-from hfkd.losses.items import Outputs, target_items
+from hfkd.losses.items import target_items
+from hfkd.losses.outputs import Outputs
 from hfkd.models.calling import Call, logits_of
 from hfkd.models.target_logits import outputs_at_targets
 from hfkd.tasks.base import Task

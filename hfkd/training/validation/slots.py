@@ -22,25 +22,32 @@ def slot_check(loss: DistillationLoss, task: Task, num_classes: int | None) -> S
     def check(batch: Mapping[str, Any], student: Tensor, teacher: Tensor) -> None:
         if loss.own_slots or not loss.labelled:
             student, teacher = (z[..., :num_classes].cpu() for z in (student, teacher))
-            items = loss.seen(task.items(batch, student, teacher))
-            check_slots(loss, items)
-            _refuse_readers_of_labels(loss, items)
+            given = task.items(batch, student, teacher)
+            check_slots(loss, loss.seen(given))
+            if not loss.labelled:
+                _refuse_readers_of_labels(loss, loss.seen(given), given)
 
     return check
 
 
-def _refuse_readers_of_labels(loss: DistillationLoss, items: Items) -> None:
-    """Raise ValueError for a slot of the user's that works with labels and not without, where there are none."""
-    if items.labels is not None:
-        return
+def _refuse_readers_of_labels(loss: DistillationLoss, items: Items, labelled: Items) -> None:
+    """Raise ValueError for a slot of the user's that works on `labelled` items and not on the same without labels."""
     ones = torch.ones(len(items), device=items.sample.device)
     for name, more in (("objective", (ones,)), ("temperature", ()), ("weighting", ())):
         slot = getattr(loss, name)
-        try:
-            with kept_random_state(), torch.no_grad():
-                _ = is_ours(slot) or copy.deepcopy(slot)(items, *more)
-        except Exception as error:
+        error = None if is_ours(slot) else _failure(slot, items, *more)
+        if error is not None and _failure(slot, labelled, *more) is None:
             raise ValueError(
                 f"the training rows have no labels, and the {name} fails without ({type(error).__name__}: {error}): "
                 "choose one that does not read items.labels, or give the rows labels"
             ) from error
+
+
+def _failure(slot: Any, *given: Any) -> Exception | None:
+    """What a copy of the slot raises, so that one that counts its calls counts none of this."""
+    try:
+        with kept_random_state(), torch.no_grad():
+            copy.deepcopy(slot)(*given)
+    except Exception as error:
+        return error
+    return None

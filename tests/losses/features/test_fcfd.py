@@ -10,7 +10,8 @@ from hfkd.losses.context import BuildContext, NetworkContext
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.features.fcfd import FCFD, Bridge, Path
 from hfkd.losses.features.running_stages import RunningStages
-from hfkd.losses.items import Items, Outputs
+from hfkd.losses.items import Items
+from hfkd.losses.outputs import Outputs
 from hfkd.models import image_classifier
 from hfkd.models.cifar.resnet import CifarResNet
 

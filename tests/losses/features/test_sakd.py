@@ -7,7 +7,8 @@ from torch import nn
 from hfkd.losses.context import BuildContext, NetworkContext
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.features.sakd import SAKD
-from hfkd.losses.items import Items, Outputs
+from hfkd.losses.items import Items
+from hfkd.losses.outputs import Outputs
 from hfkd.models.cifar.resnet import CifarResNet
 
 GROUPS = {"1:": ("1", "2", "3")}

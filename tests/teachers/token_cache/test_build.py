@@ -21,8 +21,9 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from hfkd import DistillationTrainer
 from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.base import Requirements
-from hfkd.losses.items import Outputs, target_items, token_items
+from hfkd.losses.items import target_items, token_items
 from hfkd.losses.logits import JSD, KD, AdaptiveKL, ReverseKL, SkewKL, SkewReverseKL, TotalVariation
+from hfkd.losses.outputs import Outputs
 from hfkd.losses.temperatures import Energy, Gradation
 from hfkd.teachers import CachedTextTeacher, FrozenTeacher, build_text_cache
 from hfkd.utils.targets import Targets
