@@ -5,9 +5,12 @@
 Every way has the same student, first weights, data in the same order, and steps. Scored on held-out stories: the
 student's cross-entropy and KL(teacher || student) per token, in nats; mean and standard deviation over the seeds.
 "EA-KD, matched" has EA-KD's weights divided by their mean, which tells reweighting apart from a larger loss.
-Settings: stories.yaml beside this file, and every flag of the trainer (--max_steps, --learning_rate, ...).
+Settings: stories.yaml beside this file, and every flag of the trainer (--max_steps, --learning_rate, ...). With
+--eval_strategy steps the held-out cross-entropy is also printed as it falls. Runs in output_dir with the same settings
+are not trained again.
 """
 
+import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -57,7 +60,7 @@ def new_student(teacher: Any) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**size, **heads, **{name: getattr(teacher.config, name) for name in same}))
 
 
-def run(way: str, seed: int, args: DistillationArguments, teacher: Any, tokenizer: Any, data: Any) -> dict[str, float]:
+def run(way: str, seed: int, args: DistillationArguments, teacher: Any, tokenizer: Any, data: Any) -> dict[str, Any]:
     set_seed(seed)
     trainer = DistillationTrainer(
         new_student(teacher),
@@ -72,11 +75,20 @@ def run(way: str, seed: int, args: DistillationArguments, teacher: Any, tokenize
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
+    curve = {str(entry["step"]): entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
     score = trainer.evaluate()
-    return {**{name: score[name] for name in SCORES[:2]}, "seconds": seconds}
+    return {**{name: score[name] for name in SCORES[:2]}, "seconds": seconds, "curve": curve}
 
 
-def table(results: dict[str, list[dict[str, float]]]) -> str:
+def finished(path: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The runs that `path` holds; none where it was written with other settings."""
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found["runs"] if found.get("settings") == settings else {}
+
+
+def table(results: dict[str, list[dict[str, Any]]]) -> str:
     lines = [
         "| way | cross-entropy | sd | KL to teacher | sd | seeds | seconds |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -88,11 +100,23 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def curves(results: dict[str, list[dict[str, Any]]]) -> str:
+    """The held-out cross-entropy at each evaluation while training, mean over the seeds; empty without any."""
+    steps = list(next(iter(results.values()))[0]["curve"])
+    if not steps:
+        return ""
+    lines = [f"| cross-entropy at step | {' | '.join(steps)} |", "|---|" + "---:|" * len(steps)]
+    for way, runs in results.items():
+        means = (statistics.fmean(r["curve"][step] for r in runs) for step in steps)
+        lines.append(f"| {way} | {' | '.join(f'{mean:.4f}' for mean in means)} |")
+    return "\n".join(lines)
+
+
 def mean_and_sd(values: list[float]) -> tuple[str, str]:
     return f"{statistics.fmean(values):.4f}", f"{statistics.stdev(values):.4f}" if len(values) > 1 else "-"
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, float]]]:
+def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     stories, args = parse(
         (StoriesArguments, DistillationArguments),
         argv,
@@ -106,18 +130,22 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, float]]]
     )
     cut = len(rows) - stories.held_out
     data = rows.select(range(min(stories.train_stories, cut))), rows.select(range(cut, len(rows)))
-    results: dict[str, list[dict[str, float]]] = {}
+    path = Path(args.output_dir) / "stories.json"
+    settings = {"stories": vars(stories) | {"seeds": None, "ways": None}, "args": args.to_dict()}
+    settings = json.loads(json.dumps(settings, default=str))
+    done = finished(path, settings)
     for seed in range(stories.seeds):
         for way in stories.ways:
-            score = run(way, seed, args, teacher, tokenizer, data)
-            results.setdefault(way, []).append(score)
-            print(f"seed {seed}, {way}: " + ", ".join(f"{name} {score[name]:.4f}" for name in SCORES), flush=True)
-            write_json(
-                Path(args.output_dir) / "stories.json",
-                {"settings": vars(stories), "args": args.to_dict(), "environment": environment(), "results": results},
-            )
+            name = f"{way}, seed {seed}"
+            if name not in done:
+                done[name] = run(way, seed, args, teacher, tokenizer, data)
+                write_json(path, {"settings": settings, "environment": environment(), "runs": done})
+            print(f"{name}: " + ", ".join(f"{score} {done[name][score]:.4f}" for score in SCORES), flush=True)
+    results = {way: [done[f"{way}, seed {seed}"] for seed in range(stories.seeds)] for way in stories.ways}
     sizes = [sum(p.numel() for p in model.parameters()) for model in (teacher, new_student(teacher))]
-    print(f"\nTeacher {sizes[0]:,} parameters, student {sizes[1]:,}; {args.max_steps} steps\n\n{table(results)}")
+    print(
+        f"\nTeacher {sizes[0]:,} parameters, student {sizes[1]:,}; {args.max_steps} steps\n\n{table(results)}\n\n{curves(results)}"
+    )
     return results
 
 
