@@ -143,9 +143,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
             print(f"{name}: " + ", ".join(f"{score} {done[name][score]:.4f}" for score in SCORES), flush=True)
     results = {way: [done[f"{way}, seed {seed}"] for seed in range(stories.seeds)] for way in stories.ways}
     sizes = [sum(p.numel() for p in model.parameters()) for model in (teacher, new_student(teacher))]
-    print(
-        f"\nTeacher {sizes[0]:,} parameters, student {sizes[1]:,}; {args.max_steps} steps\n\n{table(results)}\n\n{curves(results)}"
-    )
+    print(f"\nTeacher {sizes[0]:,} parameters, student {sizes[1]:,}; {args.max_steps} steps")
+    print(f"\n{table(results)}\n\n{curves(results)}")
     return results
 
 

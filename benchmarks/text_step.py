@@ -13,6 +13,7 @@ where there is none.
 """
 
 import argparse
+import gc
 import json
 import logging
 import tempfile
@@ -83,7 +84,8 @@ def gpt2(shape: str, seed: int, **config: int) -> GPT2LMHeadModel:
     width, layers = map(int, shape.split("x"))
     torch.manual_seed(seed)
     off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # as TRL does by itself
-    return GPT2LMHeadModel(GPT2Config(n_embd=width, n_layer=layers, n_head=max(width // 64, 1), **off, **config))
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # 1.5 billion random numbers take a CPU long
+        return GPT2LMHeadModel(GPT2Config(n_embd=width, n_layer=layers, n_head=max(width // 64, 1), **off, **config))
 
 
 class Clock(TrainerCallback):
@@ -150,6 +152,11 @@ def hfkd_trainer(way: str, args: argparse.Namespace, rows: Dataset, tokenizer: A
 def turn(way: str, args: argparse.Namespace, rows: Dataset, tokenizer: Any, scratch: Path) -> dict[str, Any]:
     """One round of one way: seconds of the counted steps, their losses, and where the time went."""
     set_seed(0)
+    gc.collect()  # the networks of the turn before
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     folder = Path(tempfile.mkdtemp(dir=scratch))
     make = trl_trainer if way == TRL else lambda *rest: hfkd_trainer(way, *rest)
     trainer, clock = make(args, rows, tokenizer, folder), Clock()
@@ -159,7 +166,8 @@ def turn(way: str, args: argparse.Namespace, rows: Dataset, tokenizer: Any, scra
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     wall, cpu = (end - start for start, end in zip(clock.ends[0], clock.ends[-1], strict=True))
-    return {"seconds": wall if torch.cuda.is_available() else cpu, "wall": wall, "losses": losses, "parts": parts}
+    memory = torch.cuda.max_memory_allocated() if on_gpu else None
+    return {"seconds": wall if on_gpu else cpu, "wall": wall, "losses": losses, "parts": parts, "memory": memory}
 
 
 def stopwatches(trainer: Any) -> dict[str, float]:
@@ -207,15 +215,17 @@ def counted_tokens(args: argparse.Namespace, rows: Dataset, tokenizer: Any, scra
 def table(results: dict[str, list[dict[str, Any]]], tokens: int) -> str:
     base = min(r["seconds"] for r in results[TRL]) if TRL in results else None
     lines = [
-        "| way | tokens/s | steps' seconds, each round | times TRL |",
-        "|---|---:|---|---:|",
+        "| way | tokens/s | steps' seconds, each round | times TRL | peak memory, GiB |",
+        "|---|---:|---|---:|---:|",
     ]
     for way, rounds in results.items():
         seconds = [r["seconds"] for r in rounds]
         ratio = f"{base / min(seconds):.2f}" if base else "-"
         ratio += f" (≥ {TARGETS[way]})" if way in TARGETS else ""
         each = ", ".join(f"{s:.2f}" for s in seconds)
-        lines.append(f"| {way} | {tokens / min(seconds):,.0f} | {each} | {ratio} |")
+        peaks = [r["memory"] for r in rounds if r["memory"] is not None]
+        memory = f"{max(peaks) / 2**30:.1f}" if peaks else "-"  # counted on a GPU alone
+        lines.append(f"| {way} | {tokens / min(seconds):,.0f} | {each} | {ratio} | {memory} |")
     return "\n".join(lines)
 
 
