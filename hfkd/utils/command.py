@@ -17,6 +17,7 @@ SHORTEST_SECRET = 6  # a shorter value of an environment variable would black ou
 # unless the URL is of a file here.
 ABSOLUTE_PATH = re.compile(r"(?:(?<![\w.:/~-])~?|file://)(?:/[^\s/'\",;()]+)+/?")
 NO_SCRIPT = ("", "-c", "-m")
+TYPED = "HFKD_TYPED"  # set by the command `hfkd`: what was typed in place of a script, such as "hfkd image"
 
 
 def command(argv: Sequence[str] | None = None) -> str | None:
@@ -28,7 +29,8 @@ def command(argv: Sequence[str] | None = None) -> str | None:
     script, *arguments = sys.argv if argv is None else argv
     if script in NO_SCRIPT or "ipykernel" in script:
         return None
-    words, hide = ["python", _without_folders(script)], False
+    start = os.environ[TYPED].split() if TYPED in os.environ and argv is None else ["python", script]
+    words, hide = [_without_folders(word) for word in start], False
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         if hide:

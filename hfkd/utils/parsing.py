@@ -15,9 +15,11 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
+from hfkd.utils.command import TYPED
 from hfkd.utils.output_folder import refuse_inputs_as_output
 from hfkd.utils.precedence import merge
 from hfkd.utils.setting_types import TextLoader, typed
+from hfkd.utils.shipped import shipped, shipped_or_given
 
 IMPORT = "import"
 
@@ -54,7 +56,8 @@ def parse(
         f.name: get_type_hints(cls, include_extras=True)[f.name] for cls in dataclasses for f in fields(cls) if f.init
     }
     flags.pop(IMPORT, None)
-    files = [_layer(source, hints) for source in flags.pop("config", [])]
+    configs = shipped("recipes") / "configs"
+    files = [_layer(shipped_or_given(source, configs), hints) for source in flags.pop("config", [])]
     settings = merge([*(_layer(source, hints) for source in defaults), *files, flags])
     for action in parser._actions:  # a setting that the file gives is no longer required on the command line
         if action.dest in settings:
@@ -89,8 +92,8 @@ def _refuse_what_is_not_done(wanted: Mapping[str, Any], found: Mapping[str, Any]
 
 
 def _parser(dataclasses: Sequence[type], **options: Any) -> HfArgumentParser:
-    parser = HfArgumentParser(cast(Any, list(dataclasses)), allow_abbrev=False, **options)
-    said = "Settings to start from; later files win, and flags over all."
+    parser = HfArgumentParser(cast(Any, list(dataclasses)), allow_abbrev=False, prog=os.environ.get(TYPED), **options)
+    said = "Settings to start from, files or names of hfkd's own (kd, dkd, ...); later ones win, and flags over all."
     parser.add_argument(
         f"--{IMPORT}",
         metavar="MODULE",

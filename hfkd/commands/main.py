@@ -1,0 +1,60 @@
+"""What `hfkd` on the command line does: recipes by short names, and what there is."""
+
+import argparse
+import ast
+import json
+from collections.abc import Sequence
+from importlib import metadata
+
+from hfkd.commands.methods import methods
+from hfkd.commands.recipes import RECIPES, run_recipe
+from hfkd.reports.environment import environment
+from hfkd.utils.shipped import shipped
+
+TOLD = {
+    "methods": "Print every objective, temperature and weighting with its arguments and its paper.",
+    "env": "Print versions and hardware as JSON, for a bug report.",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `argv` (default: the command line) and give the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="hfkd",
+        description="Distil large models into small ones with the Hugging Face Trainer.",
+        epilog=listed(),
+        usage="hfkd [--accelerate CONFIG] COMMAND [--flag value ...]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"hfkd {metadata.version('hfkd')}")
+    parser.add_argument(
+        "--accelerate",
+        metavar="CONFIG",
+        help="run under `accelerate launch` with this configuration: a file, or one that comes with hfkd "
+        f"({', '.join(sorted(path.stem for path in shipped('accelerate_configs').glob('*.yaml')))})",
+    )
+    parser.add_argument(
+        "command", metavar="COMMAND", choices=[*RECIPES, *TOLD], help="see below; `hfkd COMMAND --help`"
+    )
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    flags = parser.parse_args(argv)
+    if flags.command in RECIPES:
+        return run_recipe(flags.command, flags.arguments, flags.accelerate)
+    for unused, given in {"--accelerate": flags.accelerate, "arguments": flags.arguments}.items():
+        if given:
+            parser.error(f"{flags.command} takes no {unused}")
+    print(methods() if flags.command == "methods" else json.dumps(environment(), indent=2))
+    return 0
+
+
+def listed() -> str:
+    """The commands with a line each: of a recipe, the first of its script."""
+    told = {name: recipe_summary(script) for name, script in RECIPES.items()} | TOLD
+    width = max(map(len, told))
+    return "commands:\n" + "\n".join(f"  {name:{width}}  {line}" for name, line in told.items())
+
+
+def recipe_summary(script: str) -> str:
+    source = (shipped("recipes") / f"{script}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]

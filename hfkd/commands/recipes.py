@@ -1,0 +1,47 @@
+"""The recipes as commands: which script each runs, and how it is started."""
+
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from hfkd.utils.command import TYPED
+from hfkd.utils.shipped import shipped, shipped_or_given
+
+RECIPES = {  # command: script of recipes/
+    "image": "cifar100_energy_kd",
+    "text": "gpt2_dolly_eakd",
+    "classify-text": "text_classification",
+    "masked-lm": "masked_lm",
+    "segment": "segmentation",
+    "train-teacher": "train_teacher",
+    "sft": "sft",
+    "evaluate": "evaluate_instruct",
+    "reproduce": "reproduce",
+    "takd": "takd",
+    "dml": "dml",
+    "demo": "digits_demo",
+}
+
+
+def run_recipe(name: str, arguments: Sequence[str], accelerate: str | None = None) -> int:
+    """Run a recipe by its path, as `python recipes/...py` does, or under `accelerate launch`; its exit status.
+
+    accelerate: a configuration file of accelerate, or the name of one that comes with hfkd (`cpu`, `multi_gpu`, ...).
+    Raises ValueError where there is no such file.
+    """
+    script = shipped("recipes") / f"{RECIPES[name]}.py"
+    typed = ["hfkd", *(["--accelerate", accelerate] if accelerate else []), name]
+    os.environ[TYPED] = " ".join(typed)  # usage, model cards and results.json tell what was typed
+    if accelerate is None:
+        sys.argv = [str(script), *arguments]
+        runpy.run_path(str(script), run_name="__main__")
+        return 0
+    folder = shipped("accelerate_configs")
+    file = shipped_or_given(accelerate, folder)
+    if not file.is_file():
+        names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        raise ValueError(f"--accelerate {accelerate}: there is no such file; those that come with hfkd are {names}")
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    return subprocess.run([*launcher, str(script), *arguments]).returncode
