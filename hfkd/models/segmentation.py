@@ -12,6 +12,8 @@ from typing import Any
 
 import torchvision
 from torch import nn
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.segmentation import LRASPP
 from transformers import AutoModelForSemanticSegmentation
 
 from hfkd.models.checkpoints import load_checkpoint
@@ -19,6 +21,7 @@ from hfkd.models.text_networks import class_names, loaded
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 WITH_AUXILIARY_HEAD = ("deeplabv3_", "fcn_")
+SMALL = "lraspp_mobilenet_v3_small"
 
 
 def segmentation_network(
@@ -32,7 +35,7 @@ def segmentation_network(
     """A network that gives maps of logits [B, num_labels, h, w], fresh or stored.
 
     - `name` is one of torchvision's ("lraspp_mobilenet_v3_large"): fresh weights; with an `auxiliary_head` where it may
-      have one.
+      have one. "lraspp_mobilenet_v3_small" too, which torchvision has the parts of.
     - `name` holds a "/" or is a folder ("nvidia/mit-b0", "runs/student"): a model of transformers; its head is fresh
       where none is stored, and with `new_head` also where that has other classes.
     - `name` is "module:function": what that function gives, without arguments. The module is imported, and runs.
@@ -41,19 +44,21 @@ def segmentation_network(
     """
     if FUNCTION.fullmatch(name):
         network = _of_function(name)
-    elif name in _torchvision():
+    elif name in _fresh():
         more = {"aux_loss": True} if auxiliary_head else {}
         if auxiliary_head and not name.startswith(WITH_AUXILIARY_HEAD):
             raise ValueError(f"{name} has no auxiliary head: leave auxiliary_head out")
-        network = torchvision.models.get_model(
-            name, weights=None, weights_backbone=None, num_classes=num_labels, **more
+        network = (
+            lraspp_mobilenet_v3_small(num_labels)
+            if name == SMALL
+            else torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=num_labels, **more)
         )
     elif "/" in name or os.path.isdir(name):
         network = _stored(name, num_labels, label_names, new_head or checkpoint is not None)
     else:
-        close = difflib.get_close_matches(name, _torchvision(), n=5, cutoff=0.4)
+        close = difflib.get_close_matches(name, _fresh(), n=5, cutoff=0.4)
         raise ValueError(
-            f"unknown segmentation network {name!r}: give one of torchvision's {close or _torchvision()}, a Hub id or "
+            f"unknown segmentation network {name!r}: give one of torchvision's {close or _fresh()}, a Hub id or "
             "a folder of transformers, or module:function"
         )
     if checkpoint is not None:
@@ -63,7 +68,7 @@ def segmentation_network(
 
 def segmentation_teacher(name: str, num_labels: int, checkpoint: str | None = None) -> nn.Module:
     """`segmentation_network` for one that must know something: ValueError where its weights would be random."""
-    if checkpoint is None and name in _torchvision():
+    if checkpoint is None and name in _fresh():
         raise ValueError(f"the teacher {name!r} would have random weights: give its checkpoint")
     if checkpoint is not None or FUNCTION.fullmatch(name) or not ("/" in name or os.path.isdir(name)):
         return segmentation_network(name, num_labels, checkpoint)
@@ -86,8 +91,19 @@ def set_batch_norm_momentum(network: nn.Module, momentum: float) -> None:
             module.momentum = momentum
 
 
-def _torchvision() -> list[str]:
-    return torchvision.models.list_models(module=torchvision.models.segmentation)
+def lraspp_mobilenet_v3_small(num_labels: int) -> LRASPP:
+    """LR-ASPP on MobileNetV3-Small (Howard et al. 2019), 1.1 M parameters, with fresh weights.
+
+    As torchvision builds it on MobileNetV3-Large: a map of stride 8, and the last, of stride 16 and dilated.
+    """
+    backbone = torchvision.models.mobilenet_v3_small(weights=None, dilated=True).features
+    maps = IntermediateLayerGetter(backbone, return_layers={"2": "low", "12": "high"})
+    return LRASPP(maps, low_channels=24, high_channels=576, num_classes=num_labels)
+
+
+def _fresh() -> list[str]:
+    """The networks that are made with fresh weights."""
+    return sorted([*torchvision.models.list_models(module=torchvision.models.segmentation), SMALL])
 
 
 def _stored(name: str, num_labels: int, label_names: Sequence[str] | None, new_head: bool) -> nn.Module:

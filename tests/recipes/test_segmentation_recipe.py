@@ -81,6 +81,9 @@ def nothing():
 
 def test_networks_by_name(tmp_path):
     assert isinstance(segmentation_network(f"{__name__}:made", 3), nn.Conv2d)
+    small = segmentation_network("lraspp_mobilenet_v3_small", 3)
+    assert small(torch.zeros(1, 3, 32, 48))["out"].shape == (1, 3, 32, 48)
+    assert sum(p.numel() for p in small.parameters()) < 1.1e6
     with pytest.raises(ValueError, match="gives a int, and no torch.nn.Module"):
         segmentation_network(f"{__name__}:nothing", 3)
     with pytest.raises(ValueError, match="gives no network .*: name a module on the path"):
