@@ -22,6 +22,7 @@ class Requirements:
     relations: an item's number depends on other items of the batch.
     first_view: an image's first view is not treated as the others are.
     within_samples: it looks at no more than one sample at a time; otherwise at all items of the batch.
+    signals: of logits it asks for energies and entropies alone, which are known of items whose logits are not there.
     epochs: how many its warm-up lasts, if it has one.
     labels: it reads the items' labels, which rows that are distilled without have none of.
     items, samples: how many of these a batch must have for it to say something.
@@ -33,6 +34,7 @@ class Requirements:
     relations: bool = False
     first_view: bool = False
     within_samples: bool = False
+    signals: bool = False
     epochs: float = 0
     labels: bool = False
     items: int = 1
@@ -61,7 +63,7 @@ def _joined(name: str, values: list[Any]) -> Any:
     """What serves all: layers of any, the largest number, whatever one of them needs."""
     if isinstance(values[0], tuple):
         return tuple(dict.fromkeys(key for layers in values for key in layers))
-    return min(values) if name == "within_samples" else max(values)
+    return min(values) if name in ("within_samples", "signals") else max(values)
 
 
 class Slot(ABC):  # noqa: B024 - what is abstract differs from slot to slot

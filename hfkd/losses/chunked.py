@@ -16,10 +16,11 @@ from hfkd.losses.base import Objective, requirements_of
 from hfkd.losses.chunked_outputs import BlockOutputs, ChunkedOutputs, Signal, blocks, keep, slices
 from hfkd.losses.counts import Counts, Number
 from hfkd.losses.distillation import DistillationLoss
-from hfkd.losses.heads import Head, gradients, head_of
+from hfkd.losses.heads import gradients, head_of
 from hfkd.losses.items import HiddenItems, Items, same_classes
 from hfkd.losses.outputs import Outputs
 from hfkd.losses.rescaling import Rescaling
+from hfkd.losses.sources import HeadSource, Source
 
 CHUNK_SIZE = 256  # with 2048 tokens below an eighth of the dense loss's memory; see benchmarks/chunked_loss.py
 
@@ -50,19 +51,11 @@ class ChunkedLoss:
         for name, value in (("chunk_size", chunk_size), ("num_classes", 1 if num_classes is None else num_classes)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"ChunkedLoss: {name}={value!r} must be a whole number above 0")
-        needs = requirements_of(loss.objective)
-        unmet = {
-            "reads hidden states": needs.features,
-            "compares items with each other": needs.relations,
-            "gives a number for each sample": loss.by_sample,
-            "trains parts of its own": isinstance(loss.objective, Objective) and loss.objective.has_own_loss,
-        }
-        for why, need in unmet.items():
-            if loss.kd_weight and need:
-                raise ValueError(
-                    f"the objective {loss.objective!r} {why}, which a loss over chunks cannot serve: set "
-                    "loss_chunk_size 0, or use another objective"
-                )
+        if (why := unserved(loss)) is not None:
+            raise ValueError(
+                f"the objective {loss.objective!r} {why}, which a loss over chunks cannot serve: set "
+                "loss_chunk_size 0, or use another objective"
+            )
         self.loss, self.chunk_size, self.num_classes, self.rescalings = loss, chunk_size, num_classes, rescalings
         # What the slots asked of student and teacher in the last call: fetched together in the next one.
         self._expected: list[set[Signal]] = [set(), set()]
@@ -75,8 +68,16 @@ class ChunkedLoss:
         num_items: Counts | Number | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         of_student, of_teacher = self.rescalings
-        heads = head_of(student_head, self.num_classes, of_student), head_of(teacher_head, self.num_classes, of_teacher)
-        same_classes(heads[0].num_classes(items.student), heads[1].num_classes(items.teacher))
+        student = HeadSource(items.student, head_of(student_head, self.num_classes, of_student))
+        teacher = HeadSource(items.teacher, head_of(teacher_head, self.num_classes, of_teacher))
+        same_classes(student.num_classes, teacher.num_classes)
+        return self.over(items, student, teacher, num_items)
+
+    def over(
+        self, items: HiddenItems, student: Source, teacher: Source, num_items: Counts | Number | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of items whose logits come from these two."""
+        sources = student, teacher
         slots = self.loss.temperature, self.loss.weighting
         by_sample = items.lengths is not None and all(requirements_of(slot).within_samples for slot in slots)
         groups = _groups(items.lengths or (), self.chunk_size) if by_sample else [slice(0, len(items))]
@@ -85,22 +86,33 @@ class ChunkedLoss:
         for group in groups:
             first = by_sample and group.stop - group.start <= self.chunk_size
             if not first:
-                keep(chosen, self._choose(items, group, heads), group, len(items))
+                keep(chosen, self._choose(items, group, sources), group, len(items))
             chunks += [(rows, not first) for rows in slices(group, self.chunk_size)]
-        loss, values = _Pass(self.loss, items, *heads, chosen, num_items).run(chunks)
+        loss, values = _Pass(self.loss, items, student, teacher, chosen, num_items).run(chunks)
         loss = self.loss.with_rest(loss, items, num_items)
         return loss, self.loss.logged(values | chosen) | self.loss.rest_logged(items)
 
-    def _choose(self, items: HiddenItems, rows: slice, heads: tuple[Head, Head]) -> dict[str, Tensor]:
+    def _choose(self, items: HiddenItems, rows: slice, sources: tuple[Source, Source]) -> dict[str, Tensor]:
         """The temperatures and weights of more items than a chunk has."""
-        states = items.student[rows], items.teacher[rows]
         student, teacher = (
-            ChunkedOutputs(hidden, head, self.chunk_size, expected)
-            for hidden, head, expected in zip(states, heads, self._expected, strict=True)
+            ChunkedOutputs(source, rows, self.chunk_size, expected)
+            for source, expected in zip(sources, self._expected, strict=True)
         )
-        chosen = self.loss.choose(_some(items, rows, student, teacher))
+        chosen = self.loss.choose(_some(self.loss, items, rows, student, teacher))
         self._expected = [student.asked, teacher.asked]
         return chosen
+
+
+def unserved(loss: DistillationLoss) -> str | None:
+    """Why a loss over chunks cannot serve the objective; None where it can."""
+    needs = requirements_of(loss.objective)
+    unmet = {
+        "reads hidden states": needs.features,
+        "compares items with each other": needs.relations,
+        "gives a number for each sample": loss.by_sample,
+        "trains parts of its own": isinstance(loss.objective, Objective) and loss.objective.has_own_loss,
+    }
+    return next((why for why, need in unmet.items() if loss.kd_weight and need), None)
 
 
 @dataclass
@@ -109,8 +121,8 @@ class _Pass:
 
     loss: DistillationLoss
     items: HiddenItems
-    student_head: Head
-    teacher_head: Head
+    student: Source
+    teacher: Source
     chosen: dict[str, Tensor]
     num_items: Counts | Number | None
 
@@ -120,7 +132,7 @@ class _Pass:
         trained = objective.parameters() if isinstance(objective, nn.Module) else ()
         parameters = [p for p in trained if p.requires_grad]
         learned = {k: t for k, t in self.chosen.items() if t.requires_grad}
-        inputs = [self.items.student, *self.student_head.parameters, *parameters, *learned.values()]
+        inputs = [*self.student.inputs, *parameters, *learned.values()]
         wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
         found = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in inputs if wanted]
         with torch.no_grad():
@@ -139,17 +151,15 @@ class _Pass:
         values: dict[str, Tensor],
     ) -> None:
         """The chunk's parts go into `values`, its gradients into `found`, in the order of `run`'s inputs."""
-        heads_own = 1 + len(self.student_head.parameters)
-        hidden = self.items.student[rows]
+        of_source = len(self.student.inputs)
         if found is None:
-            logits = self.student_head(hidden)
+            logits = self.student(rows)
         else:
-            logits, backward = self.student_head.with_backward(hidden, found[1:heads_own])
-        taught = self.teacher_head(self.items.teacher[rows]) if self.loss.kd_weight else logits
+            logits, backward = self.student.with_backward(rows, found[:of_source])
+        taught = self.teacher(rows) if self.loss.kd_weight else logits
         if not known:
-            some = _some(
-                self.items, rows, BlockOutputs(logits, self.student_head), BlockOutputs(taught, self.teacher_head)
-            )
+            outputs = BlockOutputs(logits, self.student), BlockOutputs(taught, self.teacher)
+            some = _some(self.loss, self.items, rows, *outputs)
             keep(self.chosen, self.loss.choose(some), rows, len(self.items))
         start = rows.start
         for z, z_teacher in zip(blocks(logits), blocks(taught), strict=True):
@@ -158,10 +168,10 @@ class _Pass:
             if found is None:
                 part = self._per_item(block, z, z_teacher, {k: t[block] for k, t in self.chosen.items()})
             else:
-                part = self._learn(block, z, z_teacher, found[heads_own:], parameters)
+                part = self._learn(block, z, z_teacher, found[of_source:], parameters)
             keep(values, part, block, len(self.items))
         if found is not None:
-            found[0][rows] = backward(logits)  # by now the gradient
+            backward(logits)  # by now the gradient
 
     def _learn(
         self, rows: slice, logits: Tensor, taught: Tensor, others: list[Tensor], parameters: list[nn.Parameter]
@@ -181,8 +191,8 @@ class _Pass:
         return {name: v.detach() for name, v in values.items()}
 
     def _per_item(self, rows: slice, logits: Tensor, taught: Tensor, chosen: dict[str, Tensor]) -> dict[str, Tensor]:
-        outputs = Outputs(self.student_head.rescale(logits)), Outputs(self.teacher_head.rescale(taught))
-        return self.loss.per_item(_some(self.items, rows, *outputs), **chosen)
+        outputs = Outputs(self.student.rescale(logits)), Outputs(self.teacher.rescale(taught))
+        return self.loss.per_item(_some(self.loss, self.items, rows, *outputs), **chosen)
 
     def _reduce(self, values: dict[str, Tensor]) -> Tensor:
         return self.loss.reduce(values, self.items, self.num_items)
@@ -208,8 +218,9 @@ class _Known(torch.autograd.Function):
         return None, None, *(x.mul_(incoming).to(d) for x, d in zip(found, ctx.dtypes, strict=True))
 
 
-def _some(items: HiddenItems, rows: slice, student: Outputs, teacher: Outputs) -> Items:
-    return Items(student, teacher, items.labels[rows], items.sample[rows], items.num_samples, items.progress)
+def _some(loss: DistillationLoss, items: HiddenItems, rows: slice, student: Outputs, teacher: Outputs) -> Items:
+    labels = items.labels[rows] if loss.labelled else None
+    return Items(student, teacher, labels, items.sample[rows], items.num_samples, items.progress)
 
 
 def _groups(lengths: Sequence[int], size: int) -> list[slice]:
@@ -220,4 +231,5 @@ def _groups(lengths: Sequence[int], size: int) -> list[slice]:
             groups.append(slice(start, stop))
             start = stop
         stop += length
-    return [*groups, slice(start, stop)]
+    found = [*groups, slice(start, stop)]
+    return [group for group in found if group.stop > group.start] or found[:1]

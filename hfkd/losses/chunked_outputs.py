@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hfkd.losses import functional
-from hfkd.losses.heads import Head
 from hfkd.losses.outputs import Outputs
+from hfkd.losses.sources import Source
 
 # Numbers of a block of logits on a CPU, 4 MiB in float32: all that the loss makes of it stays in the cache, and freed
 # memory is used again instead of being asked of the system, page by page.
@@ -34,14 +34,14 @@ class SignalOutputs(Outputs):
 class BlockOutputs(SignalOutputs):
     """Of one chunk's logits before rescaling [n, C], a block at a time."""
 
-    def __init__(self, logits: Tensor, head: Head) -> None:
-        self._blocks, self._head = blocks(logits), head
+    def __init__(self, logits: Tensor, source: Source) -> None:
+        self._blocks, self._source = blocks(logits), source
 
     def energy(self, temperature: float) -> Tensor:
-        return torch.cat([functional.energy(self._head.rescale(block), temperature) for block in self._blocks])
+        return torch.cat([functional.energy(self._source.rescale(block), temperature) for block in self._blocks])
 
     def entropy(self, temperature: float) -> Tensor:
-        return torch.cat([functional.entropy(self._head.rescale(block), temperature) for block in self._blocks])
+        return torch.cat([functional.entropy(self._source.rescale(block), temperature) for block in self._blocks])
 
     @property
     def num_classes(self) -> int:
@@ -49,13 +49,13 @@ class BlockOutputs(SignalOutputs):
 
 
 class ChunkedOutputs(SignalOutputs):
-    """Of more items than a chunk has: each signal a pass of the head over the chunks, kept.
+    """Of more items than a chunk has: each signal a pass over the chunks, kept.
 
     A pass also fetches what is `expected`, so that in all calls but the first there is one pass or none.
     """
 
-    def __init__(self, states: Tensor, head: Head, chunk_size: int, expected: Iterable[Signal] = ()) -> None:
-        self._states, self._head, self._chunk_size, self._expected = states, head, chunk_size, set(expected)
+    def __init__(self, source: Source, rows: slice, chunk_size: int, expected: Iterable[Signal] = ()) -> None:
+        self._source, self._rows, self._chunk_size, self._expected = source, rows, chunk_size, set(expected)
         self._known: dict[Signal, Tensor] = {}
         self.asked: set[Signal] = set()
 
@@ -67,7 +67,7 @@ class ChunkedOutputs(SignalOutputs):
 
     @property
     def num_classes(self) -> int:
-        return self._head.num_classes(self._states)
+        return self._source.num_classes
 
     def _signal(self, name: str, temperature: float) -> Tensor:
         signal = (name, temperature)
@@ -78,14 +78,13 @@ class ChunkedOutputs(SignalOutputs):
 
     @torch.no_grad()
     def _fetch(self, wanted: set[Signal]) -> None:
-        count = len(self._states)
-        for rows in slices(slice(0, count), self._chunk_size):
-            start = rows.start
-            for logits in blocks(self._head(self._states[rows])):
-                block = slice(start, start + len(logits))
-                start = block.stop
-                said = {s: getattr(functional, s[0])(self._head.rescale(logits), s[1]) for s in wanted}
-                keep(self._known, said, block, count)
+        first = start = self._rows.start
+        for rows in slices(self._rows, self._chunk_size):
+            for logits in blocks(self._source(rows)):
+                block = slice(start - first, start - first + len(logits))
+                start += len(logits)
+                said = {s: getattr(functional, s[0])(self._source.rescale(logits), s[1]) for s in wanted}
+                keep(self._known, said, block, self._rows.stop - first)
 
 
 def slices(of: slice, size: int) -> list[slice]:

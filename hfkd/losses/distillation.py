@@ -206,7 +206,7 @@ class DistillationLoss(nn.Module):
         """The student's own addition as a part of the loss, where it is one."""
         if items.rest is None or not self.ce_weight:
             return {}
-        return {items.rest_name if isinstance(items, Items) else "router_loss": items.rest.detach().float()}
+        return {items.rest_name: items.rest.detach().float()}
 
     @torch.no_grad()
     def logged(self, parts: dict[str, Tensor], samples: Tensor | int | None = None) -> dict[str, Tensor]:

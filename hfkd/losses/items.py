@@ -188,9 +188,11 @@ def target_items(student: Outputs, teacher: Outputs, targets: Targets, progress:
 
 @dataclass(frozen=True)
 class HiddenItems:
-    """N tokens before the output heads: what a chunked loss starts from. student [N, H_s], teacher [N, H_t].
+    """N items before there are logits: what a chunked loss starts from.
 
-    lengths: how many items each sample has, one sample after the other, where the host knows. row, rest: see `Items`.
+    student, teacher: of tokens what the output heads read, [N, H_s] and [N, H_t]; of pixels each network's maps.
+    lengths: how many items each sample has, one sample after the other, where the host knows. row, rest, rest_name: see
+    `Items`.
     """
 
     student: Tensor
@@ -202,6 +204,7 @@ class HiddenItems:
     lengths: tuple[int, ...] | None = None
     row: Tensor | None = None
     rest: Tensor | None = None
+    rest_name: str = "router_loss"
 
     def __len__(self) -> int:
         return self.sample.shape[0]

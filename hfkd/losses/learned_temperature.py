@@ -54,7 +54,7 @@ class Learned(nn.Module, Temperature):
             self.theta = nn.Parameter(torch.ones(()))
 
     def requirements(self) -> Requirements:
-        return Requirements(epochs=self.warmup_epochs)
+        return Requirements(epochs=self.warmup_epochs, signals=not self.instance)
 
     def forward(self, items: Items) -> Tensor:
         theta = _Scaled.apply(self._theta(items), self.reversal(items.progress))

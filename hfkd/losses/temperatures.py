@@ -57,7 +57,7 @@ class Constant(Temperature):
         return (float(self.temperature),)
 
     def requirements(self) -> Requirements:
-        return Requirements(within_samples=True)
+        return Requirements(within_samples=True, signals=True)
 
     def __call__(self, items: Items) -> Tensor:
         return torch.full((len(items),), float(self.temperature), device=items.sample.device)
@@ -136,7 +136,7 @@ class Energy(Fitted):
         return (self.increase, self.decrease) if self.direction == "paper" else (-self.decrease, -self.increase)
 
     def requirements(self) -> Requirements:
-        return Requirements(within_samples=True)
+        return Requirements(within_samples=True, signals=True)
 
     def __call__(self, items: Items) -> Tensor:
         assert self.thresholds is not None, "fit() or thresholds=(low, high) comes first"
@@ -210,7 +210,7 @@ class Gradation(Fitted):
         return tuple(sorted(set(map(float, self.temperatures))))
 
     def requirements(self) -> Requirements:
-        return Requirements(within_samples=True)
+        return Requirements(within_samples=True, signals=True)
 
     def __call__(self, items: Items) -> Tensor:
         assert self.thresholds is not None, "fit() or thresholds=... comes first"

@@ -28,7 +28,7 @@ class Uniform(Weighting):
     """w_n = 1: every item counts the same."""
 
     def requirements(self) -> Requirements:
-        return Requirements(within_samples=True)
+        return Requirements(within_samples=True, signals=True)
 
     def __call__(self, items: Items) -> Tensor:
         return torch.ones(len(items), device=items.sample.device)
@@ -70,7 +70,7 @@ class Entropy(Weighting):
             raise ValueError("Entropy: interaction=True is the product of both entropies; leave student and teacher on")
 
     def requirements(self) -> Requirements:
-        return Requirements(within_samples=True)
+        return Requirements(within_samples=True, signals=not self.standardized)
 
     def __call__(self, items: Items) -> Tensor:
         bound = math.log(items.teacher.num_classes) if self.upper_bound is None else self.upper_bound

@@ -16,6 +16,7 @@ from hfkd.data.labels import refuse_words
 from hfkd.data.used_columns import LABELS, used
 from hfkd.losses.items import Items
 from hfkd.losses.registry import Factory, registering
+from hfkd.losses.strips import MapItems
 from hfkd.models.calling import INPUTS, Call
 from hfkd.utils.targets import Targets
 
@@ -41,6 +42,7 @@ class Task(ABC):
     ignores: ClassVar[tuple[int, ...]] = ()  # labels that stand for none
     relates: ClassVar[bool] = True  # items are over the same classes, so that a batch of them can be compared
     by_target: ClassVar[bool] = False  # a loss over chunks of target tokens, and a cache of them, serve it
+    by_map: ClassVar[bool] = False  # items are pixels of maps, which can be resized and learned strip by strip
     generates: ClassVar[bool] = False
     without_labels: ClassVar[str] = "call the rows' column of them labels, or let the data_collator make one"
     scanned_items: ClassVar[int | None] = None  # so many of a data set's are kept by a scan of all; None: all
@@ -111,6 +113,10 @@ class Task(ABC):
     @abstractmethod
     def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
         """The items of a batch with `labels`, of which two networks gave these logits."""
+
+    def map_items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> MapItems:
+        """`items` of maps, before they are resized. Where `by_map`."""
+        raise NotImplementedError(f"{self.name} has no maps")
 
     @abstractmethod
     def check_logits(self, logits: Tensor) -> None:

@@ -10,20 +10,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hfkd.data.collate import ImageCollator
 from hfkd.data.masks import UNLABELLED, MaskCollator
+from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.functional import interpolated
 from hfkd.losses.items import Items, token_items
+from hfkd.losses.strips import MapItems, StripLoss, map_items
 from hfkd.models.calling import Call, bare, logits_of, unlabelled_index
 from hfkd.tasks.base import Batch, Collate, Task, refuse_bool, register_task
 from hfkd.utils.argument_types import Count, fitting
 from hfkd.utils.targets import IGNORED, HostTargets, Targets, count_token_items
 
 AUXILIARY_WEIGHT = 0.5  # of torchvision's auxiliary head, in its own training script
+REST_NAME = "auxiliary_loss"
+LABELS_ALONE = DistillationLoss(ce_weight=1.0, kd_weight=0.0)
 
 
 @register_task("semantic_segmentation")
@@ -39,6 +42,7 @@ class SemanticSegmentation(Task):
     pipeline_tag = "image-segmentation"
     item = "a pixel"
     one_item_a_row = False
+    by_map = True
     ignores = (UNLABELLED, IGNORED)
     without_labels = "give the rows a column labels with the class of each pixel, 255 where there is none"
     scanned_items = 1_000_000
@@ -67,10 +71,19 @@ class SemanticSegmentation(Task):
         return Targets(self._flat(batch), **self._known(batch), shift=0).samples_with_items
 
     def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
-        size = [-(-n // (self.segmentation_stride or 1)) for n in batch["labels"].shape[-2:]]
+        size = self._size(batch)
         mine, its = (interpolated(maps, size).flatten(-2).transpose(-1, -2) for maps in (student, teacher))
         items = token_items(mine, its, self._flat(batch), progress=progress, **self._known(batch), shift=0)
-        return replace(items, rest_name="auxiliary_loss")
+        return replace(items, rest_name=REST_NAME)
+
+    def map_items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> MapItems:
+        labels, known = self._flat(batch), self._known(batch)
+        found = map_items(student, teacher, labels, self._size(batch), progress=progress, **known)
+        return found._replace(known=replace(found.known, rest_name=REST_NAME))
+
+    def _size(self, batch: Batch) -> list[int]:
+        """Height and width of the grid."""
+        return [-(-n // (self.segmentation_stride or 1)) for n in batch["labels"].shape[-2:]]
 
     def _flat(self, batch: Batch) -> Tensor:
         return flat_labels(batch["labels"], self.segmentation_stride)
@@ -116,10 +129,8 @@ class SemanticSegmentation(Task):
 
     def _mean_loss(self, maps: Tensor, labels: Tensor) -> Tensor:
         """The mean cross-entropy over all pixels that have a label; 0 where none has."""
-        flat, known = self._whole(labels)
-        whole = interpolated(maps, labels.shape[-2:])
-        losses = F.cross_entropy(whole, flat.view_as(labels), ignore_index=IGNORED, reduction="sum")
-        return losses / known.sum().clamp(min=1)
+        items = map_items(maps, maps.detach(), flat_labels(labels, None), labels.shape[-2:])
+        return StripLoss(LABELS_ALONE)(items)[0]
 
     def _whole(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The labels of all pixels [B H W], and which are known."""

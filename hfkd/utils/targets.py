@@ -85,6 +85,11 @@ class Targets:
         return len(self.position)
 
     @property
+    def on_host(self) -> Tensor:
+        """`position` where the host reads it; waits for the device where the batch came without host targets."""
+        return self._known.position.cpu()
+
+    @property
     def lengths(self) -> tuple[int, ...] | None:
         """How many targets each sample has; None where it would take a wait for the device to know."""
         known = self._known

@@ -5,6 +5,7 @@ from itertools import product
 import pytest
 import torch
 from objectives_by_level import ON_LOGITS
+from slots_by_level import temperature, weighting
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -14,8 +15,8 @@ from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.heads import Head, LinearHead, head_of
 from hfkd.losses.items import token_hidden, token_items
 from hfkd.losses.logits import KD, OBJECTIVES, Standardized
-from hfkd.losses.temperatures import TEMPERATURES, Energy, Fitted, resolve_temperature
-from hfkd.losses.weightings import WEIGHTINGS, Entropy, Matched
+from hfkd.losses.temperatures import TEMPERATURES, Energy
+from hfkd.losses.weightings import WEIGHTINGS, Matched
 from hfkd.utils.targets import IGNORED
 
 B, L, V, H, H_T = 2, 7, 19, 6, 10
@@ -43,19 +44,6 @@ def hidden_states():
     labels = torch.randint(V, (B, L), generator=g)
     labels[0, :4] = IGNORED
     return hidden.requires_grad_(), taught, labels
-
-
-def temperature(name, level="sample"):
-    # At CTKD's own T = 15.6, T² KL hardly depends on T: theta's gradient would be rounding.
-    slot = resolve_temperature("learned(start=0.3, span=1.0, warmup_epochs=0)" if name == "learned" else name)
-    if isinstance(slot, Fitted):
-        slot.level = level
-        slot.fit(torch.linspace(-13, -12, 100))
-    return slot
-
-
-def weighting(name, level="sample"):
-    return {"entropy": Entropy(level=level), "matched": Matched(Entropy(level=level))}.get(name, name)
 
 
 def heads(bias=False):

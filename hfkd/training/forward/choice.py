@@ -11,6 +11,7 @@ from hfkd.tasks.tokens import PerToken
 from hfkd.teachers import Teacher
 from hfkd.training.forward.dense import ChunkedForward, DenseForward, MutualForward
 from hfkd.training.forward.he_da import HighEnergyForward
+from hfkd.training.forward.strips import StripForward, by_strips
 from hfkd.training.forward.target_tokens import TargetForward
 from hfkd.training.preparation import uses_fsdp
 
@@ -46,4 +47,6 @@ def choose_forward(
     if isinstance(task, PerToken) and not several:
         heads_on_targets = not (args.torch_compile or task.labels_to_networks)
         return TargetForward(call, task, loss, num_classes, heads_on_targets)
+    if task.by_map and not several and by_strips(loss):
+        return StripForward(call, task, loss, num_classes)
     return DenseForward(call, task, loss, num_classes)

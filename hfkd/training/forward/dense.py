@@ -44,13 +44,16 @@ class DenseForward:
         self, student: nn.Module, teacher: Teacher | None, inputs: Mapping[str, Any], progress: float | None
     ) -> Items:
         """What both networks say about a batch."""
-        besides = self.task.given_besides(self.call, inputs) if self.loss.ce_weight else {}
-        output, mine = self.inner.of_student(lambda: self.call.output(student, inputs, **besides))
+        output, mine = self.inner.of_student(lambda: self.student_output(student, inputs))
         logits = logits_of(output)[..., : self.num_classes]
         taught, its = self.inner.of_teacher(lambda: self.taught(logits, teacher, inputs))
         items = self.task.items(inputs, logits, taught, progress)
         items = self.inner.joined(items, inputs, (logits_of(output), mine), (taught, its))
         return replace(items, rest=self.task.added_loss(self.call, output, inputs))
+
+    def student_output(self, student: nn.Module, inputs: Mapping[str, Any]) -> Any:
+        besides = self.task.given_besides(self.call, inputs) if self.loss.ce_weight else {}
+        return self.call.output(student, inputs, **besides)
 
     def watched(self, items: Items, asked: bool) -> Items:
         """`items`, looked at by the watch; `asked`: whether their teacher is one."""

@@ -1,0 +1,48 @@
+"""From a batch of images to the loss on their pixels, whose logits never exist all at once.
+
+B images, C classes, h and w of a network's maps.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from hfkd.losses.base import requirements_of
+from hfkd.losses.chunked import unserved
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.strips import StripLoss
+from hfkd.models.calling import logits_of
+from hfkd.teachers.base import Teacher
+from hfkd.training.forward.dense import DenseForward
+from hfkd.training.forward.micro_batch import MicroBatch, Step
+
+
+@dataclass
+class StripForward(DenseForward):
+    """`DenseForward` for maps that are resized and learned a strip at a time: the same loss, in less memory.
+
+    What both networks return is there whole, in their own size.
+    """
+
+    def __post_init__(self) -> None:
+        self.strips = StripLoss(self.loss)
+
+    def __call__(self, student: nn.Module, teacher: Teacher | None, batch: MicroBatch) -> Step:
+        output = self.student_output(student, batch.inputs)
+        maps = logits_of(output)
+        taught = self.taught(maps, teacher, batch.inputs)
+        found = self.task.map_items(batch.inputs, maps, taught, batch.progress)
+        if self.watch is not None:
+            asked = teacher is not None and bool(self.loss.kd_weight)
+            rows = torch.arange(len(maps), device=maps.device)
+            self.watch.outputs(maps.flatten(1), taught.flatten(1) if asked else None, rows)
+        known = replace(found.known, rest=self.task.added_loss(self.call, output, batch.inputs))
+        return *self.strips(found._replace(known=known), batch.num_items), len(known)
+
+
+def by_strips(loss: DistillationLoss) -> bool:
+    """Whether strips give this loss: an objective of single items, and slots that need no more than energies and
+    entropies of logits that are not there all at once."""
+    slots = (loss.temperature, loss.weighting)
+    return unserved(loss) is None and (not loss.kd_weight or all(requirements_of(slot).signals for slot in slots))
