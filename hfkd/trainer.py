@@ -45,7 +45,7 @@ from hfkd.training.forward.choice import AnyForward
 from hfkd.training.forward.dense import ChunkedForward
 from hfkd.training.forward.he_da import with_he_da
 from hfkd.training.forward.micro_batch import MicroBatch
-from hfkd.training.forward.returned_outputs import returned_outputs
+from hfkd.training.forward.returned_outputs import returned_outputs, smoothed
 from hfkd.training.lock import locked
 from hfkd.training.lr_schedule import Schedule
 from hfkd.training.model_init import Anew, seeded, student_of
@@ -55,7 +55,7 @@ from hfkd.training.run_settings import run_settings
 from hfkd.training.setup import Setup
 from hfkd.training.statistics import scan_of
 from hfkd.training.streams import read_by_each_rank
-from hfkd.training.trainer_arguments import in_trainers_order, own_arguments
+from hfkd.training.trainer_arguments import in_trainers_order, own_arguments, refuse_changed, taken
 from hfkd.training.validation.checked_batches import CheckedCollator
 from hfkd.training.validation.normalisation import receiving
 from hfkd.training.validation.random_rows import warn_of_random_rows
@@ -152,6 +152,7 @@ class DistillationTrainer(Trainer):
     def _place(self, setup: Setup) -> None:
         """Put what trains the student where Trainer's constructor has put the student itself."""
         step, loss, teacher = setup.step, setup.loss, setup.teacher
+        self.taken = taken(self.args)
         if isinstance(step, ChunkedForward):
             step.autocast = self.accelerator.autocast
         step.watch = self.judged.watch
@@ -200,10 +201,15 @@ class DistillationTrainer(Trainer):
             loss, outputs = self._evaluate_batch(model, inputs)
             return (loss, outputs) if return_outputs else loss
         teacher = self.cached_teacher or self.teacher
-        watched = returned_outputs(self.step, model, return_outputs)
+        smoother = self.label_smoother  # of a subclass: the arguments' factor is the loss's own
+        watched = returned_outputs(self.step, model, return_outputs or smoother is not None)
+        self.distillation_loss.label_term = smoother is None
         with self._frozen_teacher(), watched as (step, outputs):
             batch = MicroBatch(inputs, num_items_in_batch, self.schedule.progress)
             loss, parts, num_items = step(model, teacher, batch)
+        if smoother is not None:
+            mean = smoothed(smoother, by_name(outputs[0]), inputs["labels"], self.task)
+            loss = loss + self.distillation_loss.of_labels(mean, num_items, num_items_in_batch)
         if (nothing := loss_parameters.touched(self.distillation_loss, model)) is not None:
             loss = loss + nothing
         self.judged.parts.add(parts, num_items)
@@ -344,6 +350,7 @@ class DistillationTrainer(Trainer):
     ) -> TrainOutput:
         if self.model_init is not None:
             self._start_anew(trial)
+        refuse_changed(self)
         refuse_networks(self.args.output_dir, {"student": self.model, "teacher": self.teacher}, self.processing_class)
         with locked(self.args.output_dir or ".") if self.args.should_save else nullcontext():
             return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)

@@ -25,6 +25,9 @@ from transformers import (
     DistilBertForMaskedLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3ForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -158,6 +161,18 @@ def llava(width: int) -> Any:
             vision_config=vision, text_config=text, image_token_index=IMAGE, image_token_id=IMAGE, pad_token_id=PAD
         )
     )
+
+
+def gemma3(kind: Any = Gemma3ForConditionalGeneration, **more: Any) -> Callable[[int], Any]:
+    """Takes images, and is given texts alone more often than not."""
+    seen = sizes(8) | {"num_hidden_layers": 1, "image_size": 8, "patch_size": 4}
+    tokens = {"mm_tokens_per_image": 4, "boi_token_index": 0, "eoi_token_index": PAD, "image_token_index": IMAGE}
+
+    def build(width: int) -> Any:
+        read = decoder(width) | {"head_dim": 8, "num_key_value_heads": 1}
+        return kind(Gemma3Config(text_config=read, vision_config=seen, **tokens, **more))
+
+    return build
 
 
 def ast(width: int) -> Any:
@@ -394,6 +409,10 @@ KINDS = {
     "Qwen2": Kind("causal_lm", lambda width: Qwen2ForCausalLM(Qwen2Config(**decoder(width))), texts(answers)),
     "Qwen3": Kind("causal_lm", lambda width: Qwen3ForCausalLM(Qwen3Config(**decoder(width))), texts(answers)),
     "Gemma 2, soft-capped": Kind("causal_lm", gemma2, texts(answers)),
+    "Gemma 3, texts alone": Kind("causal_lm", gemma3(), texts(answers)),
+    "Gemma 3, a label a row": Kind(
+        "sequence_classification", gemma3(Gemma3ForSequenceClassification, num_labels=CLASSES, pad_token_id=PAD), LABELLED
+    ),
     "Mixtral, router loss": Kind("causal_lm", mixtral, texts(answers), router=True),
     "LLaVA": Kind("causal_lm", llava, pictures, None, padded),
 }

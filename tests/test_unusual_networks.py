@@ -9,6 +9,7 @@ from torch import nn
 from toys import CLASSES, Net, Rows, arguments, teacher
 from transformers import ViTConfig, ViTForImageClassification
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.trainer_pt_utils import LabelSmoother
 
 from hfkd import DistillationTrainer
 from hfkd.models import InputSpec
@@ -227,13 +228,66 @@ def test_prompts_that_lengthen_the_rows_are_refused(tmp_path):
         trained(tmp_path, task_toys.gpt2(8), task_toys.gpt2(8), TOKENS, peft_config=tuning)
 
 
-@pytest.mark.parametrize("smoothing", [0.1])
-def test_label_smoothing_of_the_label_term(tmp_path, smoothing):
-    """Against plain PyTorch, in one step on the whole set."""
-    args = {"label_smoothing_factor": smoothing, "max_steps": 1, "per_device_train_batch_size": 32}
-    made = trained(tmp_path, args=args | {"ce_weight": 1.0, "kd_weight": 0.0})
+def smoothed_step(made, kd_weight=0.0):
+    """Compare with plain PyTorch, in one step on the whole set: labels smoothed by 0.1."""
     student, rows = Net(), Rows()
-    loss = nn.functional.cross_entropy(student(rows.images), rows.labels, label_smoothing=smoothing)
+    logits, taught = student(rows.images), teacher()(rows.images)
+    loss = nn.functional.cross_entropy(logits, rows.labels, label_smoothing=0.1)
+    soft = [torch.log_softmax(one / 4, -1) for one in (logits, taught)]
+    loss = loss + kd_weight * 16 * nn.functional.kl_div(*soft, log_target=True, reduction="batchmean")
     loss.backward()
     for mine, theirs in zip(student.parameters(), made.model.parameters(), strict=True):
         torch.testing.assert_close(theirs, mine - 0.1 * mine.grad, rtol=0, atol=1e-6)
+
+
+def test_label_smoothing_of_the_label_term(tmp_path):
+    args = {"label_smoothing_factor": 0.1, "max_steps": 1, "per_device_train_batch_size": 32}
+    smoothed_step(trained(tmp_path, args=args | {"ce_weight": 1.0, "kd_weight": 0.0}))
+
+
+class Smoothing(DistillationTrainer):
+    """A label smoother of one's own, as Trainer's subclasses set it."""
+
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.label_smoother = LabelSmoother(0.1)
+
+
+@pytest.mark.parametrize(("size", "parts", "kd_weight"), [(32, 1, 0.0), (32, 1, 0.5), (8, 4, 0.5)])
+def test_a_label_smoother_of_ones_own_is_the_label_term(tmp_path, size, parts, kd_weight):
+    sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts, "max_steps": 1}
+    args = arguments(tmp_path, **sizes, ce_weight=1.0, kd_weight=kd_weight)
+    made = Smoothing(Net(), teacher(), args, train_dataset=Rows())
+    made.train()
+    smoothed_step(made, kd_weight)
+
+
+def test_a_label_smoother_of_a_language_model_gets_shifted_labels(tmp_path):
+    def step(kind, folder, **more):
+        args = arguments(tmp_path / folder, max_steps=1, ce_weight=1.0, kd_weight=0.5, **more)
+        torch.manual_seed(0)
+        made = kind(task_toys.gpt2(8), task_toys.gpt2(8), args, train_dataset=TOKENS)
+        made.train()
+        return made.model
+
+    mine, ours = step(Smoothing, "a"), step(DistillationTrainer, "b", label_smoothing_factor=0.1)
+    for one, other in zip(mine.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="a label_smoother of your own takes one student's whole logits"):
+        step(Smoothing, "c", loss_chunk_size=4)
+    assert not list((tmp_path / "c").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda made: vars(made.args).update(temperature="2.0"), "args.temperature has been set to '2.0' after"),
+        (lambda made: vars(made.args).update(kd_weight=0.5), "args.kd_weight has been set to 0.5 after"),
+        (lambda made: vars(made).update(compute_loss_func=lambda *given: 0), "compute_loss_func would replace"),
+    ],
+)
+def test_what_is_set_too_late_is_refused(tmp_path, change, message):
+    made = DistillationTrainer(Net(), teacher(), arguments(tmp_path), train_dataset=Rows())
+    change(made)
+    with pytest.raises(ValueError, match=message):
+        made.train()

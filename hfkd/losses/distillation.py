@@ -78,6 +78,7 @@ class DistillationLoss(nn.Module):
         if hidden:
             self.inner_modules = nn.ModuleList(hidden)
         self.labelled = True  # False: the rows have no labels, and `ce` is none of the parts
+        self.label_term = True  # False: whoever calls adds a term of its own by `of_labels`, and `ce` is only logged
         # Made by whoever uses hfkd: what they give is not known to be a temperature, or a weight.
         self.own_slots = [name for name in ("temperature", "weighting") if not is_ours(getattr(self, name))]
 
@@ -181,14 +182,14 @@ class DistillationLoss(nn.Module):
         if share is not None:
             shared = [term.name for term in self.terms if not term.by_sample] + ["relations"]
             values = values | {name: share * values[name] for name in shared if name in values}
-        parts = {"ce": (self.ce_weight, at_least(counts.labels))}
+        parts = {"ce": (self.ce_weight if self.label_term else 0.0, at_least(counts.labels))}
         for term in self.terms:
             count = of_items if share is None and not term.by_sample else of_samples
             parts[term.name] = (self.kd_weight * term.coefficient, count)
         parts["relations"] = (self.kd_weight, of_items if share is None else of_samples)
         # A term of weight 0 is left out and not multiplied: its backward would cost as much as any.
-        first, *others = [w * values[name].sum() / count for name, (w, count) in parts.items() if w and name in values]
-        loss = sum(others, first)
+        terms = [w * values[name].sum() / count for name, (w, count) in parts.items() if w and name in values]
+        loss = sum(terms[1:], terms[0]) if terms else next(iter(values.values())).sum() * 0.0
         if "own_loss" in values:
             loss = loss + values["own_loss"] * (1 if num_items is None else len(items) / of_items)
         return loss
@@ -197,10 +198,13 @@ class DistillationLoss(nn.Module):
         """`loss` and the student's own addition, by the share that these items are of the step's labels."""
         if items.rest is None or not self.ce_weight:
             return loss
+        return loss + self.of_labels(items.rest, len(items), num_items)
+
+    def of_labels(self, mean: Tensor, here: int, num_items: Counts | Number | None = None) -> Tensor:
+        """A mean over the `here` labels at hand as its part of the step's loss, which has `num_items`."""
         if num_items is None:
-            return loss + self.ce_weight * items.rest
-        labels = Counts.of(num_items, 0, 0, 0).labels
-        return loss + self.ce_weight * len(items) / at_least(labels) * items.rest
+            return self.ce_weight * mean
+        return self.ce_weight * here / at_least(Counts.of(num_items, 0, 0, 0).labels) * mean
 
     def rest_logged(self, items: Items | HiddenItems) -> dict[str, Tensor]:
         """The student's own addition as a part of the loss, where it is one."""

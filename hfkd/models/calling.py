@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Unpack, get_args, get_origin
 
 from accelerate.utils import extract_model_from_parallel
@@ -95,6 +95,12 @@ class Call:
                 "joins the loss: set router_aux_loss_coef on the network, or output_router_logits=False in its config"
             )
         return self.router_weight * loss
+
+    def for_text(self) -> "Call":
+        """This call for rows that are texts alone, though the network (Gemma 3) takes images too."""
+        if self.keywords is None or "input_ids" not in self.keywords:
+            return self
+        return replace(self, keywords=self.keywords - {"pixel_values"})
 
     @property
     def takes_images(self) -> bool:

@@ -47,6 +47,7 @@ class Task(ABC):
     without_labels: ClassVar[str] = "call the rows' column of them labels, or let the data_collator make one"
     scanned_items: ClassVar[int | None] = None  # so many of a data set's are kept by a scan of all; None: all
     segmentation_stride: int | None = None
+    guessed: bool = False  # neither a network's class nor the user has named it
     scored_by: ClassVar[str | None] = None  # its default metric (`hfkd.evaluation.metrics`); None: the loss alone
 
     @property

@@ -97,6 +97,12 @@ class CausalLM(PerToken):
                 "themselves, so that the student would learn the token after the next; give labels that are the "
                 "input_ids, and -100 where there is none"
             )
+        if self.guessed:
+            raise ValueError(
+                "the networks do not say what their head is for, and labels of the first rows are not the tokens in "
+                "their places, as a model of the next token has them: name the task with task= (token_classification "
+                "takes each label in its own place, causal_lm predicts it from the tokens before)"
+            )
         logger.warning(
             "Labels of the first rows are not the tokens in their places. A causal model predicts them from the tokens "
             "before: is the collator one for masked language modelling (mlm=True)?"

@@ -5,13 +5,16 @@ sequence-to-sequence ones.
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto as auto
 
+from hfkd.data.first_rows import first_rows
+from hfkd.data.used_columns import LABELS
 from hfkd.models.calling import Call, bare
 from hfkd.tasks.base import TASKS, Task
 
@@ -57,17 +60,19 @@ OTHERS: dict[str, Any] = {
 CLASSIFIERS = ("sequence_classification", "image_classification")
 
 
-def chosen_task(asked: str, student: Sequence[nn.Module], teacher: Sequence[nn.Module] = ()) -> Task:
+def chosen_task(asked: str, student: Sequence[nn.Module], teacher: Sequence[nn.Module] = (), rows: Any = None) -> Task:
     """The task that is `asked` for by name; for "auto" that of the networks' heads, the student's first.
 
-    Raises ValueError for a head that no task knows, and for networks of two tasks.
+    Where neither says, the inputs and the labels of the first of `rows` decide. Raises ValueError for a head that no task knows, and for networks of two tasks.
     """
     if asked != "auto":
         return named_task(asked)
     heads = [(network, head_of(network)) for network in (*student, *teacher)]
     known = [(network, name) for network, name in heads if name is not None]
     if not known:
-        return named_task(by_inputs(student[0]))
+        task = named_task(by_inputs(student[0], rows))
+        task.guessed = True
+        return task
     network, name = known[0]
     for other, its in known:
         if its != name:
@@ -111,10 +116,22 @@ def head_of(network: nn.Module) -> str | None:
     return None
 
 
-def by_inputs(network: nn.Module) -> str:
-    """For networks that say nothing of their head: text is for the next token, all else is classified as images are."""
+def by_inputs(network: nn.Module, rows: Any = None) -> str:
+    """For networks that say nothing of their head: text is for the next token, all else is classified as images are.
+
+    Text whose row has one label, and not one a token, is classified too.
+    """
     names = Call.of(network).keywords or ()
-    return "causal_lm" if "input_ids" in names and "pixel_values" not in names else "image_classification"
+    if "input_ids" not in names or "pixel_values" in names:
+        return "image_classification"
+    return "sequence_classification" if _one_label(rows) else "causal_lm"
+
+
+def _one_label(rows: Any) -> bool:
+    """Whether the first of `rows` has a class id, or a word for one, as its label."""
+    row = next(iter(first_rows(next(iter(rows.values())) if isinstance(rows, dict) else rows)), None)
+    label = next((row[name] for name in LABELS if name in row), None) if isinstance(row, Mapping) else None
+    return label is not None and np.ndim(label) == 0
 
 
 def _by_problem(network: PreTrainedModel, task: str) -> str:

@@ -27,6 +27,7 @@ from hfkd.tasks.packing import PackingCheck
 from hfkd.teachers import CachedTeacher, FrozenTeacher, Teacher, TeacherEnsemble
 from hfkd.teachers.freezing import Freezing
 from hfkd.training.checkpoints.student_weights import trained_but_not_saved
+from hfkd.training.trainer_arguments import refuse_loss_function
 from hfkd.training.validation.normalisation import Received, warn_of_normalisation
 from hfkd.utils.launch import check_world_size
 
@@ -114,11 +115,7 @@ def refuse_unsupported(
         )
     elif teacher is None and args.evaluate_kl:
         raise ValueError("evaluate_kl=True compares the student with a teacher, and there is none: leave it out")
-    if compute_loss_func is not None:
-        raise ValueError(
-            "compute_loss_func would replace the loss whole, teacher and all: register a loss of your own as an "
-            "objective (hfkd.losses.registry.register_objective), one number per item, and pass objective="
-        )
+    refuse_loss_function(compute_loss_func)
 
 
 def refuse_unsaved(student: nn.Module) -> None:
@@ -191,17 +188,23 @@ def teacher_networks(teacher: Any) -> list[nn.Module]:
 
 
 def chosen_collator(
-    given: Any, processing_class: Any, student: nn.Module, teacher: Any, task: Task, args: DistillationArguments
+    given: Any,
+    processing_class: Any,
+    call: Call,
+    student: nn.Module,
+    teacher: Any,
+    task: Task,
+    args: DistillationArguments,
 ) -> Collate:
     """The task's collator, or the user's; either gets what one of the networks takes, and not the student alone.
 
-    A BERT that teaches a DistilBERT reads the `token_type_ids` that tell two sentences apart.
+    `call`: the student's, for these rows. A BERT that teaches a DistilBERT reads the `token_type_ids` that tell two sentences apart.
     """
     calls = [Call.of(network) for network in (*networks_of(student), *teacher_networks(teacher))]
     names = args.label_names or ()
     if given is None:
-        wanted = {name for call in calls for name in call.keywords or ()} | {*names}
-        collate = task.collator(calls[0], processing_class, wanted)
+        wanted = {name for one in calls for name in one.keywords or ()} | {*names}
+        collate = task.collator(call, processing_class, wanted)
         if isinstance(collate, ImageCollator):
             collate.channels = image_channels(networks_of(student)[0])
         return collate

@@ -40,12 +40,23 @@ from hfkd.training.preparation import (
     with_adapters,
 )
 from hfkd.training.run_identity import RunRecord
-from hfkd.training.validation.batches import refuse_no_batch, refuse_single_row, refuse_small_batches
+from hfkd.training.validation.batches import (
+    refuse_no_batch,
+    refuse_odd_rest,
+    refuse_single_row,
+    refuse_small_batches,
+)
 from hfkd.training.validation.checked_batches import Bounds
 from hfkd.training.validation.features import refuse_features
 from hfkd.training.validation.label_maps import check_label_names
 from hfkd.training.validation.labels import EmptyRows, LabelWatch, refuse_unlabelled
-from hfkd.training.validation.networks import check_datasets, check_networks, probed_dataset, say_left_out
+from hfkd.training.validation.networks import (
+    check_datasets,
+    check_networks,
+    probed_dataset,
+    say_left_out,
+    texts_alone,
+)
 from hfkd.training.validation.normalisation import ImageInputs, normalisation
 from hfkd.training.validation.recorded_inputs import check_processor
 from hfkd.training.validation.slots import slot_check
@@ -91,8 +102,10 @@ class Setup:
         refuse_shared(model, teacher_networks(teacher), adapters=peft_config is not None)
         self.model = model if peft_config is None else with_adapters(model, peft_config)
         refuse_unsaved(self.model)
-        self.call = Call.of(self.model)
-        self.task = chosen_task(self.args.task, networks_of(self.model), teacher_networks(teacher))
+        networks, rows = (networks_of(self.model), teacher_networks(teacher)), probed_dataset(self.data)
+        call = Call.of(self.model)
+        self.call = call.for_text() if call.takes_images and texts_alone(rows) else call
+        self.task = chosen_task(self.args.task, *networks, rows)
         self.task.configure(self.args)
         if isinstance(self.task, PerToken):
             refuse_prompts(self.model)
@@ -106,13 +119,17 @@ class Setup:
         given = self.keywords.pop("data_collator", None)
         if given is None:
             self.tokenise(teacher)
-        self.collator = chosen_collator(given, self.processing_class, self.model, teacher, self.task, self.args)
+        self.collator = chosen_collator(
+            given, self.processing_class, self.call, self.model, teacher, self.task, self.args
+        )
         if given is None and isinstance(self.collator, TokenCollator):
             self.collator.labels_from_tokens = bool(self.loss.ce_weight)
         check_datasets(self.data, self.collator, self.task)
         self.loss.labelled = self.rows is None or has_labels(self.rows, self.collator)
         refuse_unlabelled(self.loss, self.task, self.rows)
         refuse_no_batch(self.args, self.data)
+        if given is not None:
+            refuse_odd_rest(self.args, self.data, self.collator)
         say_left_out(self.rows, self.collator, self.call, self._labels)
         refuse_unknown_epochs(self.loss, self.args, self.rows)
         if self.loss.unfitted is not None and self.rows is not None:

@@ -9,10 +9,26 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hfkd.arguments import DistillationArguments
+from hfkd.models import Peers
 
 logger = logging.getLogger(__name__)
 
 TRAINERS_ORDER = ("data_collator", "train_dataset", "eval_dataset", "processing_class", "model_init")
+# What a trainer makes its loss, its batches and its networks' layout of when it is built.
+TAKEN = (
+    "objective",
+    "temperature",
+    "weighting",
+    "ce_weight",
+    "kd_weight",
+    "label_smoothing_factor",
+    "task",
+    "segmentation_stride",
+    "loss_chunk_size",
+    "label_names",
+    "teacher_cache_dir",
+    "channels_last",
+)
 OF_TRAINER = tuple(one.name for one in dataclasses.fields(TrainingArguments) if one.init)
 
 
@@ -63,3 +79,33 @@ def own_arguments(args: TrainingArguments | None) -> DistillationArguments:
         ", ".join(f"{name}={value}" for name, value in slots.items()),
     )
     return own
+
+
+def taken(args: DistillationArguments) -> dict[str, Any]:
+    """The arguments that a trainer reads once, as they are now."""
+    return {name: getattr(args, name) for name in TAKEN}
+
+
+def refuse_changed(trainer: Any) -> None:
+    """Raise ValueError for what was set on a trainer, or on its arguments, after it was built, and has no effect."""
+    for name, was in trainer.taken.items():
+        if (now := getattr(trainer.args, name)) != was:
+            raise ValueError(
+                f"args.{name} has been set to {now!r} after the trainer was built with {was!r}, which it goes on with: "
+                "build another trainer"
+            )
+    refuse_loss_function(trainer.compute_loss_func)
+    if trainer.label_smoother is not None and (trainer.args.loss_chunk_size or isinstance(trainer.model, Peers)):
+        raise ValueError(
+            "a label_smoother of your own takes one student's whole logits, which neither loss_chunk_size nor Peers "
+            "give it: leave it out, or set label_smoothing_factor"
+        )
+
+
+def refuse_loss_function(compute_loss_func: Any) -> None:
+    """Raise ValueError for Trainer's `compute_loss_func`."""
+    if compute_loss_func is not None:
+        raise ValueError(
+            "compute_loss_func would replace the loss whole, teacher and all: register a loss of your own as an "
+            "objective (hfkd.losses.registry.register_objective), one number per item, and pass objective="
+        )

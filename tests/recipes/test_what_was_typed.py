@@ -9,6 +9,7 @@ from types import NoneType
 from typing import get_type_hints
 
 import pytest
+import torch
 import yaml
 from digit_files import flags as plain_digit_flags
 from recipe_toys import RECIPES, answer_flags, given, image_flags, results, run, text_flags, write_toys
@@ -42,6 +43,23 @@ def test_the_flags_precision_is_that_of_the_run_and_of_its_stored_teacher(folder
     for name in ("text", "images"):
         config = results(tmp_path / name)["config"]
         assert (config["mixed_precision"], config["bf16"]) == (used, flag)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "flags"), [("gpt2_dolly_eakd", text_flags), ("cifar100_energy_kd", image_flags)])
+def test_a_stored_teacher_where_the_machine_computes_in_bfloat16(folder, monkeypatch, tmp_path, recipe, flags):
+    """Nobody names a precision, and the teacher is stored by the first run and read by the second."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    losses = []
+    for name in ("first", "second"):
+        given = flags(folder, tmp_path / name, teacher_cache_dir=tmp_path / "cache", eval_strategy="no", max_steps=2)
+        run(monkeypatch, recipe, *(flag for flag in given if "bf16" not in str(flag)))
+        found = results(tmp_path / name)
+        assert (found["config"]["mixed_precision"], found["config"]["bf16"]) == ("bf16", True)
+        state = json.loads(next((tmp_path / name).glob("checkpoint-*/trainer_state.json")).read_text())
+        losses.append([row["loss"] for row in state["log_history"] if "loss" in row])
+    assert len(losses[0]) == 2
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 # ---- the output folder -----------------------------------------------------------------------------------------------

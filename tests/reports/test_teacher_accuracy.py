@@ -77,6 +77,25 @@ def test_of_several_evaluation_sets_each(tmp_path):
     assert logged(trainer) == {name: pytest.approx(value) for name, value in expected.items()}
 
 
+class MultiHot(Rows):
+    """Each row's class and the one after it."""
+
+    def __getitem__(self, i):
+        ids = torch.tensor([self.labels[i], self.labels[i] + 1]) % CLASSES
+        return {"pixel_values": self.images[i], "labels": torch.zeros(CLASSES).index_fill(0, ids, 1.0)}
+
+
+def test_of_several_labels_a_row_it_is_the_share_of_right_pairs(tmp_path):
+    rows = MultiHot(21, seed=5)
+    with torch.no_grad():
+        said = teacher()(rows.images) > 0
+    right = (said == torch.stack([rows[i]["labels"] for i in range(21)])).float().mean().item()
+    trainer = make(tmp_path, teacher(), rows, train=MultiHot(), task="multi_label_classification", max_steps=1)
+    trainer.train()
+    assert 0 < right < 1
+    assert logged(trainer) == {"teacher_accuracy": pytest.approx(right)}
+
+
 def test_a_language_model_is_scored_on_next_tokens_of_the_first_rows(tmp_path, monkeypatch):
     monkeypatch.setattr("hfkd.reports.teacher_accuracy.TEXT_ROWS", 16)
     args = arguments(tmp_path, per_device_eval_batch_size=4)

@@ -208,6 +208,28 @@ class Words(nn.Module):
         return self.net(input_ids)
 
 
+class WholeText(Words):
+    """A classifier of rows that is no model of transformers."""
+
+    def forward(self, input_ids):
+        return self.net(input_ids).mean(1)
+
+
+def test_a_network_that_says_nothing_classifies_rows_of_one_label(tmp_path):
+    made = trainer(tmp_path, WholeText(3), ONE_LABEL, WholeText(3))
+    assert made.task.name == "sequence_classification"
+    made.train()
+    with pytest.raises(ValueError, match="takes .batch, classes."):
+        trainer(tmp_path / "tokens", Words(3), ONE_LABEL, Words(3))
+
+
+def test_a_network_that_says_nothing_is_no_language_model_of_other_labels(tmp_path):
+    with pytest.raises(ValueError, match="labels of the first rows are not the tokens in their places.*with task="):
+        trainer(tmp_path, Words(), OTHER, Words())
+    assert trainer(tmp_path, Words(), OTHER, Words(), task="token_classification").task.shift == 0
+    assert trainer(tmp_path, Words(), OTHER, Words(), task="causal_lm").task.shift == 1
+
+
 def test_a_language_model_that_says_nothing_of_its_head_trains(tmp_path):
     student = Words()
     made = trainer(tmp_path, student, TEXT, Words())

@@ -30,6 +30,8 @@ def incomplete(checkpoint: str | Path, contents: bool = False) -> str | None:
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, entry in entries.items():
+            if not (folder / name).is_file():
+                return f"its {name} is missing ({CHANGED})"
             size, digest = (entry["bytes"], entry["xxh3_128"]) if isinstance(entry, dict) else (entry, None)
             if (folder / name).stat().st_size != size:
                 return f"its {name} is not as long as when it was written ({CHANGED})"

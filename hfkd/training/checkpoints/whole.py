@@ -143,7 +143,7 @@ class SaveAfterEvaluation(TrainerCallback):
 def checkpoint_to_resume(wanted: str | bool | None, folder: str | Path | None) -> str | None:
     """Trainer's `resume_from_checkpoint` as a path, whole; True is the last whole checkpoint of `folder`.
 
-    Every file's checksum is compared. Raises ValueError where there is none. A named checkpoint without a list of its
+    Every file's checksum is compared. Raises ValueError where there is none, in Trainer's words. A named checkpoint without a list of its
     files (plain Trainer's) is taken; whichever it is, a warning says what it lacks to go on as if never stopped.
     """
     wanted = resume_choice(wanted)
@@ -152,12 +152,18 @@ def checkpoint_to_resume(wanted: str | bool | None, folder: str | Path | None) -
     if wanted is True:
         last = last_checkpoint(folder, contents=True)
         if last is None:
-            raise ValueError(f"there is no complete checkpoint in {folder} to resume from")
+            raise ValueError(
+                f"No valid checkpoint found in output directory ({folder}): there is no complete checkpoint to resume "
+                "from; start anew without resume_from_checkpoint"
+            )
         _warn_of_missing_state(last)
         return last
     fault = incomplete(wanted, contents=True)
     if fault is not None and ((Path(wanted) / MANIFEST).exists() or not (Path(wanted) / TRAINER_STATE_NAME).exists()):
-        raise ValueError(f"resume_from_checkpoint={wanted} is no complete checkpoint: {fault}; name another one")
+        raise ValueError(
+            f"Can't find a valid checkpoint at {wanted} (resume_from_checkpoint), it is no complete one: {fault}; name "
+            "another one"
+        )
     _warn_of_missing_state(wanted)
     return wanted
 

@@ -5,11 +5,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from hfkd.tasks.base import Task
+from hfkd.tasks.tokens import PerToken
 from hfkd.training.forward.choice import AnyForward
 from hfkd.training.forward.dense import ChunkedForward
 from hfkd.training.forward.target_tokens import TargetForward
+
+
+def smoothed(smoother: Any, outputs: Any, labels: Tensor, task: Task) -> Tensor:
+    """What a label smoother, called as Trainer calls its own, makes of one micro-batch: a mean over its labels."""
+    shifted = {"shift_labels": True} if isinstance(task, PerToken) and task.shift else {}
+    return smoother(outputs, labels, num_items_in_batch=None, **shifted)
 
 
 @contextmanager

@@ -46,6 +46,29 @@ def refuse_no_batch(args: DistillationArguments, datasets: Mapping[str, Any]) ->
                 )
 
 
+def refuse_odd_rest(args: DistillationArguments, datasets: Mapping[str, Any], collate: Any) -> None:
+    """Raise ValueError where a last batch of odd length is none that the collator takes, as timm's Mixup.
+
+    Tried on three rows, or one. Several processes fill up the batch.
+    """
+    if args.dataloader_drop_last or args.world_size > 1:
+        return
+    for name, dataset in datasets.items():
+        size = args.train_batch_size if name == "train_dataset" else args.eval_batch_size
+        for part, rows in dataset.items() if isinstance(dataset, dict) else [(name, dataset)]:
+            rest = len(rows) % size if map_style(rows) else 0
+            if rest % 2 == 0:
+                continue
+            try:
+                collate([rows[i] for i in range(min(rest, 3))])
+            except Exception as error:
+                raise ValueError(
+                    f"the {len(rows)} rows of {part} in batches of {size} leave a last batch of {rest}, of which the "
+                    f"data_collator can make none ({type(error).__name__}: {error}): set dataloader_drop_last=True, or "
+                    "another batch size"
+                ) from error
+
+
 def refuse_single_row(
     student: nn.Module, call: Call, args: DistillationArguments, rows: Any, collate: Any, task: Task
 ) -> None:

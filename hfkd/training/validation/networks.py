@@ -96,6 +96,12 @@ def probed_dataset(datasets: Mapping[str, Any]) -> Any:
     return None
 
 
+def texts_alone(dataset: Any) -> bool:
+    """Whether its rows have tokens, and no image beside them."""
+    row = next(iter(first_rows(dataset)), None)
+    return isinstance(row, Mapping) and "input_ids" in row and not {"pixel_values", "image", "images"} & row.keys()
+
+
 def say_left_out(dataset: Any, collate: Collate, call: Call, labels: Sequence[str]) -> None:
     """Log once which columns of the training rows do not reach the student.
 

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from text_toys import TokenRows, language_model
 from toys import Net, Rows, arguments, teacher
 
 from hfkd import DistillationTrainer
@@ -51,7 +52,7 @@ def test_a_flipped_bit_in_any_file_is_found_and_named(copy):
             said = incomplete(checkpoint, contents=True)
             assert said.startswith(f"its {name} is damaged: it does not hold what was written (delete files.json")
             if at == 0.4:
-                with pytest.raises(ValueError, match=rf"no complete checkpoint: its {name} is damaged.*name another"):
+                with pytest.raises(ValueError, match=rf"no complete one: its {name} is damaged.*name another"):
                     make(copy, max_steps=3).train(resume_from_checkpoint=str(checkpoint))
             flip(checkpoint / name, at)
     assert incomplete(checkpoint, contents=True) is None
@@ -64,6 +65,26 @@ def test_a_damaged_last_checkpoint_is_passed_over_for_the_one_before(copy, run, 
         trainer.train(resume_from_checkpoint=True)
     assert "checkpoint-2 is not complete and is passed over: its optimizer.pt is damaged" in caplog.text
     assert all(torch.equal(v, run[1][k]) for k, v in trainer.model.state_dict().items())
+
+
+def test_a_checkpoint_whose_user_split_its_weights_is_resumed_without_its_list(tmp_path):
+    def trainer():
+        args = arguments(tmp_path, **SAVING)
+        return DistillationTrainer(language_model(), language_model(), args, train_dataset=TokenRows(16))
+
+    whole = trainer()
+    whole.train()
+    checkpoint = tmp_path / "checkpoint-1"
+    half = type(whole.model).from_pretrained(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    half.save_pretrained(checkpoint, max_shard_size="2KB")
+    with pytest.raises(ValueError, match="its model.safetensors is missing .delete files.json beside it if you"):
+        trainer().train(resume_from_checkpoint=str(checkpoint))
+    (checkpoint / MANIFEST).unlink()
+    again = trainer()
+    again.train(resume_from_checkpoint=str(checkpoint))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], value), name
 
 
 def test_a_list_of_no_files_is_none(copy):

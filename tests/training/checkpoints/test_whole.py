@@ -73,7 +73,7 @@ def test_one_that_lacks_something_is_passed_over_and_refused_by_name(saved, capl
     broken.unlink() if harm == "missing" else os.truncate(broken, 10)
     again = make(saved, max_steps=4)
     if name != MANIFEST or harm == "cut":
-        with pytest.raises(ValueError, match="checkpoint-3 is no complete checkpoint: .*; name another one"):
+        with pytest.raises(ValueError, match="checkpoint-3 .* no complete one: .*; name another one"):
             again.train(resume_from_checkpoint=str(saved / "checkpoint-3"))
     again.train(resume_from_checkpoint=True)
     assert "checkpoint-3 is not complete and is passed over" in caplog.text
@@ -86,9 +86,7 @@ def test_a_checkpoint_of_plain_trainer_is_taken_by_its_name_only(saved):
     assert last_checkpoint(saved) == str(saved / "checkpoint-2")
     named = str(saved / "checkpoint-3")
     assert checkpoint_to_resume(named, saved) == named
-    with pytest.raises(
-        ValueError, match="resume_from_checkpoint=nowhere is no complete checkpoint: nowhere/files.json"
-    ):
+    with pytest.raises(ValueError, match="Can't find a valid checkpoint at nowhere .*: nowhere/files.json"):
         checkpoint_to_resume("nowhere", saved)
 
 
