@@ -411,7 +411,9 @@ KINDS = {
     "Gemma 2, soft-capped": Kind("causal_lm", gemma2, texts(answers)),
     "Gemma 3, texts alone": Kind("causal_lm", gemma3(), texts(answers)),
     "Gemma 3, a label a row": Kind(
-        "sequence_classification", gemma3(Gemma3ForSequenceClassification, num_labels=CLASSES, pad_token_id=PAD), LABELLED
+        "sequence_classification",
+        gemma3(Gemma3ForSequenceClassification, num_labels=CLASSES, pad_token_id=PAD),
+        LABELLED,
     ),
     "Mixtral, router loss": Kind("causal_lm", mixtral, texts(answers), router=True),
     "LLaVA": Kind("causal_lm", llava, pictures, None, padded),

@@ -392,7 +392,9 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, caplog):
 
 
 def test_nothing_to_resume_is_an_error_that_names_the_folder(tmp_path):
-    with pytest.raises(ValueError, match="No valid checkpoint found in output directory .*: there is no complete checkpoint"):
+    with pytest.raises(
+        ValueError, match="No valid checkpoint found in output directory .*: there is no complete checkpoint"
+    ):
         make(tmp_path).train(resume_from_checkpoint=True)
 
 

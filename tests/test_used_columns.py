@@ -200,9 +200,13 @@ def test_a_collator_that_mixes_what_is_scored_is_warned_of(tmp_path, caplog):
 @pytest.mark.parametrize(("rows", "scored", "name"), [(27, 8, "train_dataset"), (32, 9, "eval_dataset")])
 def test_an_odd_last_batch_for_such_a_collator_is_told_before_training(tmp_path, rows, scored, name):
     parts = {"train_dataset": Rows(rows), "eval_dataset": Rows(scored), "data_collator": mixing}
-    with pytest.raises(ValueError, match=f"rows of {name} in batches of 8 leave a last batch of .*dataloader_drop_last"):
+    with pytest.raises(
+        ValueError, match=f"rows of {name} in batches of 8 leave a last batch of .*dataloader_drop_last"
+    ):
         DistillationTrainer(Net(), net_teacher(), arguments(tmp_path, max_steps=4), **parts)
-    DistillationTrainer(Net(), net_teacher(), arguments(tmp_path, max_steps=4, dataloader_drop_last=True), **parts).train()
+    DistillationTrainer(
+        Net(), net_teacher(), arguments(tmp_path, max_steps=4, dataloader_drop_last=True), **parts
+    ).train()
 
 
 def test_labels_of_another_name_would_leave_evaluation_without_a_loss(tmp_path):

@@ -63,7 +63,8 @@ CLASSIFIERS = ("sequence_classification", "image_classification")
 def chosen_task(asked: str, student: Sequence[nn.Module], teacher: Sequence[nn.Module] = (), rows: Any = None) -> Task:
     """The task that is `asked` for by name; for "auto" that of the networks' heads, the student's first.
 
-    Where neither says, the inputs and the labels of the first of `rows` decide. Raises ValueError for a head that no task knows, and for networks of two tasks.
+    Where neither says, the inputs and the labels of the first of `rows` decide. Raises ValueError for a head that no
+    task knows, and for networks of two tasks.
     """
     if asked != "auto":
         return named_task(asked)

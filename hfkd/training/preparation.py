@@ -198,7 +198,8 @@ def chosen_collator(
 ) -> Collate:
     """The task's collator, or the user's; either gets what one of the networks takes, and not the student alone.
 
-    `call`: the student's, for these rows. A BERT that teaches a DistilBERT reads the `token_type_ids` that tell two sentences apart.
+    `call`: the student's, for these rows. A BERT that teaches a DistilBERT reads the `token_type_ids` that tell two
+    sentences apart.
     """
     calls = [Call.of(network) for network in (*networks_of(student), *teacher_networks(teacher))]
     names = args.label_names or ()

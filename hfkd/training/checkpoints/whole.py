@@ -143,7 +143,7 @@ class SaveAfterEvaluation(TrainerCallback):
 def checkpoint_to_resume(wanted: str | bool | None, folder: str | Path | None) -> str | None:
     """Trainer's `resume_from_checkpoint` as a path, whole; True is the last whole checkpoint of `folder`.
 
-    Every file's checksum is compared. Raises ValueError where there is none, in Trainer's words. A named checkpoint without a list of its
+    Every file's checksum is compared. Raises ValueError where there is none. A named checkpoint without a list of its
     files (plain Trainer's) is taken; whichever it is, a warning says what it lacks to go on as if never stopped.
     """
     wanted = resume_choice(wanted)
