@@ -26,6 +26,7 @@ from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_files import read_jsonl
 from hfkd.models.language import causal_lm, load_tokenizer
+from hfkd.models.pruned_student import PrunedStudentArguments
 from hfkd.reports.environment import environment
 from hfkd.utils.json_file import write_json
 from hfkd.utils.parsing import parse
@@ -42,9 +43,9 @@ SCORES = ("eval_loss", "eval_kl", "seconds")
 
 
 @dataclass
-class StoriesArguments:
-    teacher: str = field(metadata={"help": "Folder of stories260K."})
-    stories: str = field(metadata={"help": "JSON-lines file of stories, in a column text."})
+class StoriesArguments(PrunedStudentArguments):
+    teacher: str = field(default="stories260K", metadata={"help": "Folder of stories260K."})
+    stories: str = field(default="stories.jsonl", metadata={"help": "JSON-lines file of stories, in a column text."})
     seeds: int = field(default=3, metadata={"help": "Students trained each way."})
     ways: list[str] = field(default_factory=lambda: list(WAYS), metadata={"help": f"Some of: {', '.join(WAYS)}."})
     train_stories: int = field(default=300, metadata={"help": "Stories, the first of the file, that students read."})
@@ -52,18 +53,23 @@ class StoriesArguments:
     max_length: int = field(default=256, metadata={"help": "Tokens of a story; the rest is cut off."})
 
 
-def new_student(teacher: Any) -> LlamaForCausalLM:
-    """A third of the teacher's parameters: 40 wide in place of 64, three layers in place of five."""
+def new_student(teacher: Any, stories: StoriesArguments) -> Any:
+    """Fresh and a third of the teacher's parameters, 40 wide in place of 64, three layers in place of five; or some of
+    the teacher's layers."""
+    if stories.student_init == "teacher":
+        return stories.pruned(teacher)
     size = {"hidden_size": 40, "intermediate_size": 128, "num_hidden_layers": 3}
     heads = {"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 8}
     same = ("vocab_size", "max_position_embeddings", "tie_word_embeddings", "bos_token_id", "eos_token_id")
     return LlamaForCausalLM(LlamaConfig(**size, **heads, **{name: getattr(teacher.config, name) for name in same}))
 
 
-def run(way: str, seed: int, args: DistillationArguments, teacher: Any, tokenizer: Any, data: Any) -> dict[str, Any]:
+def run(
+    way: str, seed: int, args: DistillationArguments, stories: StoriesArguments, teacher: Any, tokenizer: Any, data: Any
+) -> dict[str, Any]:
     set_seed(seed)
     trainer = DistillationTrainer(
-        new_student(teacher),
+        new_student(teacher, stories),
         teacher,
         replace(args, seed=seed, output_dir=str(Path(args.output_dir) / f"{way.replace(' ', '_')}-{seed}")),
         processing_class=tokenizer,
@@ -138,11 +144,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         for way in stories.ways:
             name = f"{way}, seed {seed}"
             if name not in done:
-                done[name] = run(way, seed, args, teacher, tokenizer, data)
+                done[name] = run(way, seed, args, stories, teacher, tokenizer, data)
                 write_json(path, {"settings": settings, "environment": environment(), "runs": done})
             print(f"{name}: " + ", ".join(f"{score} {done[name][score]:.4f}" for score in SCORES), flush=True)
     results = {way: [done[f"{way}, seed {seed}"] for seed in range(stories.seeds)] for way in stories.ways}
-    sizes = [sum(p.numel() for p in model.parameters()) for model in (teacher, new_student(teacher))]
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (teacher, new_student(teacher, stories))]
     print(f"\nTeacher {sizes[0]:,} parameters, student {sizes[1]:,}; {args.max_steps} steps")
     print(f"\n{table(results)}\n\n{curves(results)}")
     return results

@@ -21,13 +21,14 @@ from hfkd.experiments.cache_arguments import TeacherCacheArguments
 from hfkd.experiments.text_run import run_text
 from hfkd.models.language import causal_lm, matching_tokenizers
 from hfkd.models.lora import LoraArguments
+from hfkd.models.pruned_student import PrunedStudentArguments
 from hfkd.utils.parsing import parse
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
 @dataclass
-class NetworkArguments:
+class NetworkArguments(PrunedStudentArguments):
     teacher_name_or_path: str = field(
         default="MiniLLM/teacher-gpt2-1.5B", metadata={"help": "Teacher: a Hub id, a folder or a PEFT checkpoint."}
     )
@@ -43,6 +44,11 @@ class NetworkArguments:
     tokenizer_name: str | None = field(
         default=None, metadata={"help": "Tokenizer for a model that brings none, such as a configuration."}
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fresh = next((name for name in ("from_config", "teacher_from_config") if getattr(self, name)), None)
+        self.student_name_or_path = self.teacher_as_student(self.student_name_or_path, self.teacher_name_or_path, fresh)
 
 
 def main() -> None:
@@ -64,7 +70,7 @@ def main() -> None:
     with args.main_process_first(desc="tokenising"):
         texts = data.load(tokenizer)
     set_seed(args.seed)
-    student = causal_lm(networks.student_name_or_path, from_config=networks.from_config)
+    student = networks.pruned(causal_lm(networks.student_name_or_path, from_config=networks.from_config))
     load_teacher = partial(
         causal_lm,
         networks.teacher_name_or_path,

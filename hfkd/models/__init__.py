@@ -8,6 +8,7 @@ from hfkd.models.network_arguments import NetworkArguments
 from hfkd.models.peers import Peers
 from hfkd.models.processors import Preparation, image_processor
 from hfkd.models.projector import with_projector
+from hfkd.models.pruning import prune_layers
 
 __all__ = [
     "CIFAR_NETS",
@@ -22,6 +23,7 @@ __all__ = [
     "input_spec",
     "load_checkpoint",
     "processor_spec",
+    "prune_layers",
     "read_state_dict",
     "same_statistics",
     "with_projector",

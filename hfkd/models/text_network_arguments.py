@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfkd.models.language import DTYPES, brings_tokenizer, load_tokenizer
+from hfkd.models.pruned_student import PrunedStudentArguments
 from hfkd.models.text_networks import fresh_network, is_model_type, stored_network, text_teacher
 from hfkd.models.vocabulary import same_tokenizer
 from hfkd.models.wordpiece import train_wordpiece
@@ -14,7 +15,7 @@ from hfkd.utils.counts import at_least_one
 
 
 @dataclass
-class TextNetworkArguments:
+class TextNetworkArguments(PrunedStudentArguments):
     """Which network teaches which. Both read the tokens of the teacher's tokenizer."""
 
     teacher_name_or_path: str | None = field(
@@ -48,7 +49,10 @@ class TextNetworkArguments:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least_one(self, "train_tokenizer")
+        fresh = next((name for name in ("from_config", "teacher_from_config") if getattr(self, name)), None)
+        self.student_name_or_path = self.teacher_as_student(self.student_name_or_path, self.teacher_name_or_path, fresh)
         if self.teacher_dtype not in DTYPES:
             raise ValueError(f"unknown teacher_dtype {self.teacher_dtype!r}: pass one of {list(DTYPES)}")
         for config, fresh in (("student_config", "from_config"), ("teacher_config", "teacher_from_config")):
@@ -105,7 +109,8 @@ class TextNetworkArguments:
         name = self.student_name_or_path
         if self.from_config:
             return fresh_network(auto, name, tokenizer, self.student_config, **labels)
-        return stored_network(auto, name, tokenizer, ignore_mismatched_sizes=self.ignore_mismatched_sizes, **labels)
+        mismatched = self.ignore_mismatched_sizes
+        return self.pruned(stored_network(auto, name, tokenizer, ignore_mismatched_sizes=mismatched, **labels))
 
     def teacher(self, auto: Any, tokenizer: PreTrainedTokenizerBase, **labels: Any) -> PreTrainedModel | None:
         """The teacher; `labels` are for one with fresh weights, a stored one has its own."""

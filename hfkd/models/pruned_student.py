@@ -1,0 +1,53 @@
+"""The flags that make a student of some of its teacher's layers."""
+
+from dataclasses import dataclass, field, fields
+from typing import get_args
+
+from transformers import PreTrainedModel
+
+from hfkd.models.pruning import How, prune_layers
+
+
+@dataclass
+class PrunedStudentArguments:
+    """For the flags of a recipe, which inherit it. Raises ValueError for settings that do not go together."""
+
+    student_init: str = field(
+        default="own",
+        metadata={"help": "own: the student's own weights. teacher: the teacher's, of its layers student_layers."},
+    )
+    student_layers: list[int] | None = field(
+        default=None,
+        metadata={"help": "Layers the student keeps: how many (6), or which, counted from 0 (0 2 5)."},
+    )
+    student_layers_from: str = field(
+        default="uniform", metadata={"help": "Which, if they are counted: uniform (first and last too), first, last."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.student_init not in ("own", "teacher"):
+            raise ValueError(f"student_init={self.student_init!r}: pass 'own' or 'teacher'")
+        if self.student_layers_from not in get_args(How):
+            raise ValueError(f"student_layers_from={self.student_layers_from!r}: pass one of {list(get_args(How))}")
+        if self.student_init == "teacher" and not self.student_layers:
+            raise ValueError("student_init='teacher' without student_layers is the teacher itself: say which it keeps")
+
+    def teacher_as_student(self, given: str, teacher: str | None, fresh: str | None) -> str:
+        """The student's name: `given`, or the teacher's with student_init=teacher. fresh: a flag for fresh weights."""
+        if self.student_init == "own":
+            return given
+        default = next(f.default for f in fields(self) if f.name == "student_name_or_path")
+        if given not in (default, teacher):
+            raise ValueError(f"student_init='teacher', and student_name_or_path={given!r}: leave one out")
+        if teacher is None:
+            raise ValueError("student_init='teacher' needs teacher_name_or_path: there is no teacher to take layers of")
+        if fresh is not None:
+            raise ValueError(f"student_init='teacher' and {fresh}: there are no weights to take; leave one out")
+        return teacher
+
+    def pruned(self, model: PreTrainedModel) -> PreTrainedModel:
+        """`model` with the layers that are asked for."""
+        if not self.student_layers:
+            return model
+        keep = self.student_layers[0] if len(self.student_layers) == 1 else self.student_layers
+        return prune_layers(model, keep, self.student_layers_from)  # type: ignore[arg-type]  # checked above
