@@ -68,6 +68,7 @@ step text 120 python3 benchmarks/text_step.py "${shapes[@]}" --dataset_name "$te
   --json "$work/json/text_step.json"
 step features 60 python3 benchmarks/feature_step.py $quick --batch_size 64 --steps 20 --rounds 1 \
   --json "$work/json/feature_step.json"
+step segmentation 50 python3 benchmarks/segmentation_step.py $quick --json "$work/json/segmentation_step.json"
 if [[ $shards -eq 4 || -n $quick ]]; then
   full=(python3 recipes/cifar100_energy_kd.py "${data[@]}" "${splits[@]}" --teacher_name cifar_wrn_16_2
     --teacher_checkpoint "$teacher" --student_name cifar_resnet20 --teacher_cache_dir "$work/cache"

@@ -41,6 +41,7 @@ def main() -> None:
     benchmark.batch_size = min(benchmark.batch_size, 4)
     train, _ = data.load()
     with tempfile.TemporaryDirectory() as folder:
+
         def loops(steps: int) -> Loops:
             set_seed(0)  # the same teacher each time
             given.output_dir = tempfile.mkdtemp(dir=folder)  # runs of several lengths

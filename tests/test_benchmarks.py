@@ -36,7 +36,11 @@ def test_every_command_explains_itself(script, monkeypatch, capsys):
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     assert "usage:" in shown
-    wanted = {"run_all": ["--quick", "--from_json"], "stories": ["--max_steps", "--output_dir"]}
+    wanted = {
+        "run_all": ["--quick", "--from_json"],
+        "gpu_files": ["--part_mib"],
+        "stories": ["--max_steps", "--output_dir"],
+    }
     assert all(flag in shown for flag in wanted.get(script.stem, ["--json", "--quick"]))
 
 
@@ -315,3 +319,47 @@ def test_what_a_loop_sets_for_its_process_ends_with_it(capfd):
     with pytest.raises(RuntimeError, match="ended without an answer"):
         in_child(lambda: [1 / 0])
     assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+# ---- a session on a GPU ----------------------------------------------------------------------------------------------
+
+
+def gpu_files(folder, **flags):
+    names = {"dataset_name": "images", "teacher_checkpoint": "weights.pt", "text_dataset_name": "text", "part_mib": 1}
+    names |= {"tokenizer": "tokenizer", "output_dir": "out", "text_rows": 2} | flags
+    words = [word for name, value in names.items() for word in (f"--{name}", str(value))]
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu_files.py"
+    return subprocess.run([sys.executable, str(script), *words, "--wheels"], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture
+def files_to_send(tmp_path):
+    for name in ("images", "tokenizer"):
+        (tmp_path / name).mkdir()
+    for name in ("test-0", "train-0", "train-1", "train-2"):
+        (tmp_path / "images" / f"{name}.parquet").write_bytes(name.encode() * 60_000)
+    (tmp_path / "tokenizer" / "vocab.json").write_text("{}")
+    (tmp_path / "weights.pt").write_bytes(b"w" * 1000)
+    (tmp_path / "text").write_text("one\ntwo\nthree\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_what_a_gpu_session_needs_goes_into_folders_that_can_be_sent(files_to_send):
+    assert gpu_files(files_to_send).returncode == 0
+    out = files_to_send / "out"
+    sizes = {part.name: sum(p.stat().st_size for p in part.rglob("*") if p.is_file()) for part in out.iterdir()}
+    assert all(size <= 2**20 for size in sizes.values())
+    sent = {path.name: path.read_bytes() for path in out.rglob("*.parquet")}
+    assert sent == {path.name: path.read_bytes() for path in (files_to_send / "images").iterdir()}
+    assert (out / "1" / "text.jsonl").read_text(encoding="utf-8") == "one\ntwo\n"
+    assert (out / "1" / "tokenizer" / "vocab.json").is_file()
+    again = gpu_files(files_to_send)
+    assert again.returncode == 1
+    assert "is there already" in again.stderr
+
+
+def test_an_image_file_that_fits_no_folder_is_named_before_anything_is_written(files_to_send):
+    (files_to_send / "images" / "train-3.parquet").write_bytes(b"x" * (2**20 + 1))
+    told = gpu_files(files_to_send)
+    assert "train-3.parquet alone is larger" in told.stderr
+    assert not (files_to_send / "out").exists()
