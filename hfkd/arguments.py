@@ -80,8 +80,8 @@ class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingAr
         metadata={
             "help": "What the networks' heads are for: image_classification, sequence_classification, "
             "multi_label_classification, token_classification, masked_lm, causal_lm, seq2seq_lm, "
-            "semantic_segmentation. auto: as transformers lists the model's class, else by the inputs that it takes. "
-            "Either way it is proved on two rows that the model's own loss is the task's."
+            "semantic_segmentation, object_detection. auto: as transformers lists the model's class, else by the "
+            "inputs that it takes. Either way it is proved on two rows that the model's own loss is the task's."
         },
     )
     segmentation_stride: int | None = field(

@@ -244,6 +244,8 @@ class DistillationTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor | None, Any, Any]:
         """Trainer's, whose rows without labels reach the network as those with labels do."""
+        if self.task.predicts:
+            return self._predictions(model, inputs, prediction_loss_only)
         if self.label_names and all(inputs.get(name) is not None for name in self.label_names):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         network = self.evaluated_network(model)
@@ -252,6 +254,18 @@ class DistillationTrainer(Trainer):
             return by_name(self.call.output(network, self.as_networks_take_it(inputs, False)))
 
         return super().prediction_step(cast(nn.Module, by_call), inputs, prediction_loss_only, ignore_keys)
+
+    @torch.no_grad()
+    def _predictions(self, model: nn.Module, inputs: dict[str, Any], loss_only: bool) -> tuple[None, Any, Any]:
+        """What the task's metric compares, where evaluation gives no loss; and with `evaluate_kl` the divergence."""
+        batch: Any = self.as_networks_take_it(self._prepare_inputs(inputs), False)
+        output = self.call.output(self.evaluated_network(model), batch)
+        if self.args.evaluate_kl and self.teacher is not None:
+            batch = self.task.after_student(batch, output)
+            items = self.task.items(batch, logits_of(output), self.evaluated_network(self.teacher)(**batch))
+            ones = torch.ones(len(items), device=items.sample.device)
+            self._evaluated.add({"kl": KD(scale="none")(items, ones)}, items, self.accelerator)
+        return None, *((None, None) if loss_only else self.task.predictions(batch, output))
 
     def evaluated_network(self, model: nn.Module) -> Any:
         """Student or teacher without the autocast that Accelerate put around its forward, unless that is wanted."""
@@ -280,7 +294,7 @@ class DistillationTrainer(Trainer):
         if not batch_samples:
             return None
         items = self._over_ranks(sum(self.task.count(batch) for batch in batch_samples), device)
-        if not self.distillation_loss.by_sample:
+        if not (self.distillation_loss.by_sample or self.task.by_share):
             return items
         samples = self._over_ranks(sum(self.task.count_samples(batch) for batch in batch_samples), device)
         return Counts(items, items, samples)

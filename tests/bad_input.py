@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bad_boxes import BOXES
 from bad_commands import COMMANDS
 from bad_features import FEATURES
 from bad_files import CHECKPOINTS, DATA, REST
@@ -24,6 +25,7 @@ TABLE = {
     "Inner features": FEATURES,
     "Heads and labels": HEADS,
     "Masks": MASKS,
+    "Boxes": BOXES,
     "Checkpoints and networks": CHECKPOINTS,
     "Data": DATA,
     "Tokenizers, scans, generation, results": REST,

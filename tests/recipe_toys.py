@@ -10,17 +10,22 @@ import torch
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from digit_files import flags, save_network, write_digits
+from PIL import Image
 from safetensors.torch import save_file
 from text_tokenizer import word_tokenizer
 from text_toys import language_model, tokenizer
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
+from hfkd.models.detection import detector
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 WORDS = ["a", "b", "c", "d", "you", "me", "one", "two", "three"]
 TEXT = {"max_length": 24, "max_prompt_length": 12, "max_steps": 2, "per_device_train_batch_size": 8}
 TEXT |= {"gradient_accumulation_steps": 1, "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
 MASKED = ["left", "right", "border"]  # the classes of the toy masks
+BOX_CLASSES = 4  # with the background, and a gap
+DETECTOR = {"levels": [1, 2], "fpn_channels": 8, "head_size": 16, "min_size": 48, "max_size": 72, "anchor_size": 8}
 SMALL_BERT = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
 ANSWERS = {"sets": "vicuna", "seeds": 1, "max_new_tokens": 4, "max_prompt_length": 12}
 
@@ -43,6 +48,9 @@ def write_toys(folder):
     write_masks(folder / "masks")
     network = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=len(MASKED))
     save_file(network.state_dict(), folder / "masks.safetensors")
+    write_boxes(folder / "boxes")
+    torch.manual_seed(0)
+    save_file(detector("test_efficientnet", BOX_CLASSES, **DETECTOR).state_dict(), folder / "boxes.safetensors")
     return folder
 
 
@@ -79,6 +87,28 @@ def write_masks(folder):
             folder / f"{split}-00000-of-00001.parquet"
         )
     (folder / "id2label.json").write_text(json.dumps(dict(enumerate(MASKED))))
+    return folder
+
+
+def write_boxes(folder, train=8, test=4):
+    """A folder in COCO's format: light boxes on the left and dark ones on the right; the last image has none."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train2017", train), ("val2017", test)):
+        (folder / split).mkdir(parents=True)
+        images, annotations = [], []
+        for k in range(count):
+            height, width = 40 + 4 * (k % 2), 60
+            pixels = generator.integers(90, 130, (height, width, 3)).astype(np.uint8)
+            images.append({"id": k, "file_name": f"{k}.png", "height": height, "width": width})
+            for category, x in ((1, 4), (3, 34)) if k < count - 1 else ():
+                x, y, side = x + int(generator.integers(0, 8)), int(generator.integers(2, 18)), 14
+                pixels[y : y + side, x : x + side] = 250 if category == 1 else 5
+                box = {"id": len(annotations) + 1, "image_id": k, "category_id": category, "bbox": [x, y, side, side]}
+                annotations.append(box | {"area": side * side, "iscrowd": 0})
+            Image.fromarray(pixels).save(folder / split / f"{k}.png")
+        names = [{"id": 1, "name": "light"}, {"id": 3, "name": "dark"}]
+        content = {"images": images, "annotations": annotations, "categories": names}
+        (folder / f"instances_{split}.json").write_text(json.dumps(content))
     return folder
 
 

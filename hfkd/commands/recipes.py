@@ -15,6 +15,7 @@ RECIPES = {  # command: script of recipes/
     "classify-text": "text_classification",
     "masked-lm": "masked_lm",
     "segment": "segmentation",
+    "detect": "coco_detection",
     "train-teacher": "train_teacher",
     "sft": "sft",
     "evaluate": "evaluate_instruct",

@@ -6,7 +6,9 @@ An objective on samples (features, attention) gives l[s], w[s] is the mean of w 
 divided by the samples. Of several terms (`Terms`) each comes in so, times kd_weight and its coefficient.
 
 N are the items at hand, num_items those of the optimizer step, and `rest` is what the student adds to its own loss (the
-router loss of a mixture of experts): the parts of a batch add up to what the whole would give. Terms of an objective
+router loss of a mixture of experts): the parts of a batch add up to what the whole would give. Where items are known
+after the forward only (`Items.share`), N and num_items are samples; a detector's own loss is all `rest`, its
+cross-entropy too. Terms of an objective
 that compare items with each other (`Objective.relations`) join the sum without a weight.
 """
 
@@ -182,14 +184,15 @@ class DistillationLoss(nn.Module):
         if share is not None:
             shared = [term.name for term in self.terms if not term.by_sample] + ["relations"]
             values = values | {name: share * values[name] for name in shared if name in values}
-        parts = {"ce": (self.ce_weight if self.label_term else 0.0, at_least(counts.labels))}
+        whole = isinstance(items, Items) and items.rest_has_ce
+        parts = {"ce": (self.ce_weight if self.label_term and not whole else 0.0, at_least(counts.labels))}
         for term in self.terms:
             count = of_items if share is None and not term.by_sample else of_samples
             parts[term.name] = (self.kd_weight * term.coefficient, count)
         parts["relations"] = (self.kd_weight, of_items if share is None else of_samples)
         # A term of weight 0 is left out and not multiplied: its backward would cost as much as any.
         terms = [w * values[name].sum() / count for name, (w, count) in parts.items() if w and name in values]
-        loss = sum(terms[1:], terms[0]) if terms else next(iter(values.values())).sum() * 0.0
+        loss = sum(terms[1:], terms[0]) if terms else _nothing(values, whole)
         if "own_loss" in values:
             loss = loss + values["own_loss"] * (1 if num_items is None else len(items) / of_items)
         return loss
@@ -198,7 +201,8 @@ class DistillationLoss(nn.Module):
         """`loss` and the student's own addition, by the share that these items are of the step's labels."""
         if items.rest is None or not self.ce_weight:
             return loss
-        return loss + self.of_labels(items.rest, len(items), num_items)
+        here = items.num_samples if isinstance(items, Items) and items.share is not None else len(items)
+        return loss + self.of_labels(items.rest, here, num_items)
 
     def of_labels(self, mean: Tensor, here: int, num_items: Counts | Number | None = None) -> Tensor:
         """A mean over the `here` labels at hand as its part of the step's loss, which has `num_items`."""
@@ -239,6 +243,12 @@ class DistillationLoss(nn.Module):
         weights = {"ce_weight": self.ce_weight, "kd_weight": self.kd_weight}
         smoothing = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
         return {k: repr(v) for k, v in slots.items()} | weights | smoothing
+
+
+def _nothing(values: dict[str, Tensor], without_gradient: bool) -> Tensor:
+    """0, from which a gradient runs back unless something else of the loss has one."""
+    first = next(iter(values.values()))
+    return (first.detach() if without_gradient else first).sum() * 0.0
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -5,12 +5,14 @@ An item is one thing that is classified: an image, a target token, a (row, label
 learning value, an image, a sequence, or where sequences are packed a document: `sample[n]` says which. Tasks make them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hfkd.losses.functional import upcast
 from hfkd.losses.outputs import Outputs
 from hfkd.utils.targets import HostTargets, Targets
 
@@ -28,6 +30,7 @@ class Items:
     own_sample: every item is a sample of its own, as images are, so that a mean over a sample's items is no work.
     rest: what the student adds to the cross-entropy in its own loss, one number for the batch: a router loss.
     rest_name: what the log calls that.
+    rest_has_ce: it is the student's whole own loss, with the cross-entropy in it, which is then not added again.
     row: the row of the batch that each item is in [N], below `num_rows`; None where a sample is a row.
     share: 1 / the items of its sample [N], where a loss is a mean over samples of means over items, and is divided by
     the step's samples: items that are known after the forward only (proposals), or lengths that are not to count.
@@ -47,6 +50,7 @@ class Items:
     own_sample: bool = False
     rest: Tensor | None = None
     rest_name: str = "router_loss"
+    rest_has_ce: bool = False
     row: Tensor | None = None
     num_rows: int = 0
     share: Tensor | None = None
@@ -175,6 +179,35 @@ def token_items(
         teachers=tuple(Outputs(tokens.pick(one.logits)) for one in teachers),
         row=tokens.row,
         num_rows=len(labels),
+    )
+
+
+def region_items(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor | None,
+    counts: Sequence[int],
+    *,
+    progress: float | None = 0.0,
+) -> Items:
+    """One item a region of an image: logits [N, C], labels [N], `counts` [B] of them in each image, one by one.
+
+    A sample is an image, and each counts alike (`share`). Several teachers' logits are [K, N, C].
+    """
+    same_classes(student_logits.shape[-1], teacher_logits.shape[-1])
+    teacher_logits, teachers = _several(teacher_logits, student_logits.ndim)
+    device = student_logits.device
+    each = torch.tensor(list(counts), device=device)
+    sample = torch.arange(len(counts), device=device).repeat_interleave(each, output_size=sum(counts))
+    return Items(
+        Outputs(student_logits),
+        Outputs(teacher_logits),
+        labels,
+        sample,
+        num_samples=len(counts),
+        progress=progress,
+        teachers=teachers,
+        share=each.to(upcast(student_logits).dtype).reciprocal()[sample],
     )
 
 

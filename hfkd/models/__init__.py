@@ -9,9 +9,11 @@ from hfkd.models.peers import Peers
 from hfkd.models.processors import Preparation, image_processor
 from hfkd.models.projector import with_projector
 from hfkd.models.pruning import prune_layers
+from hfkd.models.regions import DetectorCall
 
 __all__ = [
     "CIFAR_NETS",
+    "DetectorCall",
     "InputSpec",
     "NetworkArguments",
     "Peers",

@@ -1,7 +1,7 @@
 """Calling any network the same way: a Hugging Face model by keyword, a bare nn.Module by position."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Unpack, get_args, get_origin
@@ -17,6 +17,8 @@ OWN_KEYS = frozenset({"index", "view", "host_targets", "host_rows", "length", "p
 OWN_PREFIX = "teacher_"
 # What networks are given: tokens, images, sound as waves or as spectra.
 INPUTS = {"input_ids", "pixel_values", "input_values", "input_features"}
+# How networks of a class that takes no plain tensor are called: filled by the files that know them.
+CALLS: dict[type[nn.Module], Callable[[], "Call"]] = {}
 EVERYTHING = None  # as `Call.others`: any name that is not one of hfkd's own
 # Where a model of transformers keeps the factor of the router loss that it adds to its own loss.
 ROUTER_WEIGHTS = ("router_aux_loss_coef", "aux_loss_coef")
@@ -43,6 +45,9 @@ class Call:
     @classmethod
     def of(cls, model: nn.Module) -> "Call":
         network = bare(model)
+        special = next((made for kind, made in CALLS.items() if isinstance(network, kind)), None)
+        if special is not None:
+            return special()
         parameters = inspect.signature(network.forward).parameters.values()
         names = frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
         rest = [p for p in parameters if p.kind == p.VAR_KEYWORD]

@@ -92,7 +92,7 @@ class FeatureCapture:
 
     def _keep(self, key: str, value: Any) -> None:
         tap = self.taps[key]
-        feature = torch.cat(value, 1) if tap.parts else _tensor(value)
+        feature = torch.cat(value, 1) if tap.parts else _tensor(value[0][-1] if tap.last else value)
         if tap.channels_last and feature.ndim == 4:
             feature = feature.permute(0, 3, 1, 2)
         self.found[key] = feature.clone() if key in self.copied else feature
@@ -184,7 +184,7 @@ class Probe:
     def _counting(self, key: str, module: nn.Module) -> RemovableHandle:
         def count(value: Any) -> None:
             self.times[key] += 1
-            tensor = _tensor(value)
+            tensor = _tensor(value[0][-1] if self.capture.taps[key].last else value)
             self.versions[key] = tensor, tensor._version
 
         if self.capture.taps[key].input:

@@ -7,6 +7,7 @@ convolutional network, and the output of block k of a transformer, before any fi
   preact_feats. A wide ResNet's are what the next batch norm gives; MobileNetV2's rows are linear, and the same.
 - timm: the entries of `feature_info`, behind the stem where that lists none; of its ResNets with basic blocks or
   bottlenecks also before the last activation.
+- torchvision's detectors: the maps of their feature pyramid from the finest on, p2 to p6 of a ResNet's being 1 to 5.
 - torchvision's ResNets: `relu`, `layer1`, ...; one ReLU module serves a whole block, and is no place to read.
 - transformers: the only list of blocks alike that is as long as the config's `num_hidden_layers`, or `depths`; and the
   attention in block k, from 1 on.
@@ -19,6 +20,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.ops import FeaturePyramidNetwork
 from transformers import PreTrainedModel
 
 from hfkd.models.calling import bare
@@ -32,6 +35,7 @@ class Tap:
 
     parts: it gets several tensors, which are one map together. channels: how many a map has, where the network says so.
     channels_last: its maps are [B, H, W, C], and become [B, C, H, W]. attention: what its attention computes with.
+    last: of the list of maps that it gives first, the last.
     """
 
     path: str
@@ -40,6 +44,7 @@ class Tap:
     parts: bool = False
     channels_last: bool = False
     attention: bool = False
+    last: bool = False
 
     @classmethod
     def at(cls, path: str, channels: int | None = None) -> "Tap":
@@ -162,11 +167,24 @@ def _known(network: Any) -> Stages | None:
         return Stages.listed(*([Tap.at(row[kind], row["num_chs"]) for row in info] for kind in kinds))
     if isinstance(network, PreTrainedModel):
         return _transformers(network)
+    if isinstance(network, GeneralizedRCNN):
+        return _pyramid(network)
     if isinstance(getattr(network, "feature_info", None), list) and network.feature_info:
         return _timm(network)
     if type(network).__module__ == "torchvision.models.resnet":
         return Stages.listed([Tap(path) for path in ("relu", "layer1", "layer2", "layer3", "layer4")])
     return None
+
+
+def _pyramid(network: Any) -> Stages | None:
+    """The maps of a feature pyramid; the coarsest is what an extra block makes of those before it."""
+    fpn = getattr(network.backbone, "fpn", None)
+    if not isinstance(fpn, FeaturePyramidNetwork):
+        return None
+    taps = [Tap(f"backbone.fpn.layer_blocks.{k}") for k in range(len(fpn.layer_blocks))]
+    if fpn.extra_blocks is not None:
+        taps.append(Tap("backbone.fpn.extra_blocks", last=True))
+    return Stages(dict(enumerate(taps, 1)))
 
 
 def _timm(network: Any) -> Stages | None:

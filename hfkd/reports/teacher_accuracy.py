@@ -56,7 +56,7 @@ def measure(trainer: Host) -> dict[str, float]:
     """`teacher_accuracy` and its like by name, for each evaluation set; empty where there is nothing to measure."""
     live = trainer.teacher
     wanted = trainer.args.evaluate_teacher and trainer.distillation_loss.kd_weight and trainer.eval_dataset is not None
-    if not wanted or live is None or not live.networks:
+    if not wanted or live is None or not live.networks or trainer.task.predicts:
         return {}
     sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
     scores: dict[str, float] = {}

@@ -46,6 +46,9 @@ class Task(ABC):
     generates: ClassVar[bool] = False
     without_labels: ClassVar[str] = "call the rows' column of them labels, or let the data_collator make one"
     scanned_items: ClassVar[int | None] = None  # so many of a data set's are kept by a scan of all; None: all
+    by_share: ClassVar[bool] = False  # items are known after the forward only: the loss counts samples, all alike
+    predicts: ClassVar[bool] = False  # evaluation gives predictions for a metric, and no loss
+    normalises: ClassVar[bool] = False  # its networks normalise and resize their images themselves
     segmentation_stride: int | None = None
     guessed: bool = False  # neither a network's class nor the user has named it
     scored_by: ClassVar[str | None] = None  # its default metric (`hfkd.evaluation.metrics`); None: the loss alone
@@ -66,6 +69,17 @@ class Task(ABC):
                 f"segmentation_stride={args.segmentation_stride} is for semantic_segmentation, and the task is "
                 f"{self.name}: leave it out"
             )
+
+    def check_networks(  # noqa: B027 - most take any
+        self, students: Sequence[nn.Module], teachers: Sequence[nn.Module], stored: bool
+    ) -> None:
+        """Raise ValueError for a network that is none for it; `stored`: the teacher is one of which no network runs."""
+
+    def check_loss(self, loss: Any) -> None:  # noqa: B027 - most take any
+        """Raise ValueError for a slot of the `DistillationLoss` that means nothing here."""
+
+    def check_own_loss(self, network: nn.Module, batch: Batch) -> None:  # noqa: B027 - for models of transformers
+        """Raise ValueError where the items that are seen are not those of the network's own loss; as `proof` does."""
 
     def as_networks_have_it(self, network: nn.Module) -> AbstractContextManager["Task"]:
         """Within it the task, and the network, whose own loss is the task's cross-entropy, and `added_loss`."""
@@ -118,6 +132,14 @@ class Task(ABC):
     def map_items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> MapItems:
         """`items` of maps, before they are resized. Where `by_map`."""
         raise NotImplementedError(f"{self.name} has no maps")
+
+    def after_student(self, batch: Batch, output: Any) -> Batch:
+        """The batch with what is known once the student has run on it: what the teacher gets, and items are made of."""
+        return batch
+
+    def predictions(self, batch: Batch, output: Any) -> tuple[Any, Any]:
+        """Where it `predicts`: what a network found in a batch, and what is there, for Trainer's `compute_metrics`."""
+        raise NotImplementedError
 
     @abstractmethod
     def check_logits(self, logits: Tensor) -> None:

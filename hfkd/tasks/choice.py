@@ -36,7 +36,10 @@ CLASSIFYING: dict[str, tuple[Any, ...]] = {
     "image_classification": (auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,),
     "semantic_segmentation": (auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,),
 }
-TORCHVISION = {"torchvision.models.segmentation.": "semantic_segmentation"}  # by the module of a network's class
+TORCHVISION = {  # by the module of a network's class
+    "torchvision.models.segmentation.": "semantic_segmentation",
+    "torchvision.models.detection.": "object_detection",
+}
 # Heads that no task here knows, in the words of the Hub.
 OTHERS: dict[str, Any] = {
     "question answering": auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
@@ -108,6 +111,11 @@ def head_of(network: nn.Module) -> str | None:
     for task, tables in CLASSIFYING.items():
         if _in(names, tables):
             return _by_problem(network, task) if task in CLASSIFIERS else task
+    if _in(names, (OTHERS["object detection"],)):
+        raise ValueError(
+            f"{names[0]} detects objects by queries, or by a head of another kind than proposals, and those of two "
+            "networks do not correspond: hfkd distils torchvision's FasterRCNN, whose heads classify the same proposals"
+        )
     other = next((task for task, table in OTHERS.items() if _in(names, (table,))), None)
     if other is not None:
         raise ValueError(

@@ -41,6 +41,9 @@ def compare_own_loss(network: nn.Module, batch: Mapping[str, Any] | None, task: 
     """
     network = extract_model_from_parallel(network, keep_torch_compile=False)
     inside = bare(network)
+    if batch is not None:
+        with untouched(network):
+            task.check_own_loss(inside, batch)
     parameter = next(network.parameters(), None)
     names = Call.of(network).keywords
     if not isinstance(inside, PreTrainedModel) or parameter is None or parameter.is_meta or names is None:

@@ -107,6 +107,9 @@ class Setup:
         self.call = call.for_text() if call.takes_images and texts_alone(rows) else call
         self.task = chosen_task(self.args.task, *networks, rows)
         self.task.configure(self.args)
+        live = teacher_networks(teacher)
+        self.task.check_networks(networks_of(self.model), live, stored=teacher is not None and not live)
+        self.task.check_loss(self.loss)
         if isinstance(self.task, PerToken):
             refuse_prompts(self.model)
         if self.loss.label_smoothing and not self.task.class_ids:
@@ -153,7 +156,7 @@ class Setup:
 
     def take_teacher(self, teacher: Any, tokenizer: Any) -> None:
         """The teacher, told what images it is given, and with the student's vocabulary."""
-        images = self.call.takes_images and not self.task.vocabulary
+        images = self.call.takes_images and not (self.task.vocabulary or self.task.normalises)
         self.image_inputs = (
             ImageInputs.between(self.model, teacher, self.collator, self.processing_class) if images else None
         )

@@ -43,6 +43,8 @@ def told(monkeypatch):
 def recipe_of(path):
     if path.stem in OWN:
         return f"{path.stem}.py"
+    if "detection" in path.stem or path.stem.startswith("fpn_"):
+        return "coco_detection.py"
     if path.stem.startswith("dolly"):
         return "sft.py" if path.stem == "dolly_sft" else "gpt2_dolly_eakd.py"
     return "cifar100_energy_kd.py"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from digit_files import flags
 from processes import script, start
-from recipe_toys import ANSWERS, TEXT, classified_flags, given, masked_flags, write_toys
+from recipe_toys import ANSWERS, DETECTOR, TEXT, classified_flags, given, masked_flags, write_toys
 
 from hfkd.models import image_classifier
 
@@ -80,6 +80,7 @@ def made_small(recipe, toys, words):
         "text_classification": small_texts(classified_flags(toys, ""), words),
         "masked_lm": [*small_texts(masked_flags(toys, ""), words), "--text_columns=text"],
         "segmentation": small_masks(toys, words),
+        "coco_detection": small_boxes(toys, words),
         "sft": [*text, f"--model_name_or_path={toys / 'small'}"],
         "evaluate_instruct": given(**ANSWERS, sets_from=toys / "sets"),
     }
@@ -99,6 +100,27 @@ def small_masks(toys, words):
     small = given(dataset_name=toys / "masks", student_name="lraspp_mobilenet_v3_large", max_steps=1, **quiet)
     named = {"teacher_name": "lraspp_mobilenet_v3_large", "teacher_checkpoint": toys / "masks.safetensors"}
     return [*small, "--image_size", "24", "32", *(given(**named) if "--teacher_name" in words else [])]
+
+
+def small_boxes(toys, words):
+    """One step on the toys' boxes, with a network of timm's for its tests, which is its teacher where there is one."""
+    quiet = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "dataloader_num_workers": 0}
+    steps = {
+        "max_steps": 1,
+        "eval_steps": 1,
+        "save_steps": 1,
+        "lr_decay_epochs": 1,
+        "warmup_steps": 0,
+        "lr_decay_factor": 0.5,
+    }
+    sizes = {name: DETECTOR[name] for name in ("min_size", "max_size", "anchor_size")}
+    small = given(dataset_name=toys / "boxes", student_name="test_efficientnet", **quiet, **steps, **sizes)
+    widths = {
+        f"{role}_{name}": DETECTOR[name] for role in ("student", "teacher") for name in ("fpn_channels", "head_size")
+    }
+    levels = [word for role in ("student", "teacher") for word in (f"--{role}_levels", *map(str, DETECTOR["levels"]))]
+    taught = {"teacher_name": "test_efficientnet", "teacher_checkpoint": toys / "boxes.safetensors"}
+    return [*small, *given(**widths), *levels, *(given(**taught) if "--kd_weight" not in words else [])]
 
 
 def rows_of(words):
@@ -152,6 +174,8 @@ def check(recipe, work, printed):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_it_runs_as_it_stands(command, work, toys):
     recipe, _, path, arguments = typed(command, work, toys)
+    if recipe == "coco_detection":
+        pytest.importorskip("pycocotools")
     log = work / "what was printed"
     process = start(_printing, str(log), str(work), path, *map(str, arguments))
     process.join(170)

@@ -6,14 +6,26 @@ from typing import Any
 import numpy as np
 
 from hfkd.evaluation.metrics.accuracy import IGNORED, Accuracy, item_accuracy, topk_predictions
+from hfkd.evaluation.metrics.average_precision import AveragePrecision
 from hfkd.evaluation.metrics.rouge_l import RougeL
 
-__all__ = ["Accuracy", "RougeL", "default_metrics", "item_accuracy", "own_metrics", "topk_predictions"]
+__all__ = [
+    "Accuracy",
+    "AveragePrecision",
+    "RougeL",
+    "default_metrics",
+    "item_accuracy",
+    "own_metrics",
+    "topk_predictions",
+]
 
 
 def own_metrics(scored_by: str | None, args: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Accuracy for what is `scored_by` it, where no metric is given and Trainer's arguments leave room for one."""
+    """Accuracy, or AP, for what is `scored_by` it, if no metric is given and Trainer's arguments leave room for one."""
     asked = given.get("compute_metrics") or given.get("preprocess_logits_for_metrics")
+    if scored_by == "average_precision":
+        scores = not asked and given.get("eval_dataset") is not None and not args.prediction_loss_only
+        return {"compute_metrics": AveragePrecision()} if scores else {}
     if scored_by != "accuracy" or asked or args.batch_eval_metrics or args.prediction_loss_only:
         return {}
     return default_metrics(scored_by) | {"compute_metrics": accuracy_of_class_ids}

@@ -46,6 +46,7 @@ class DenseForward:
         """What both networks say about a batch."""
         output, mine = self.inner.of_student(lambda: self.student_output(student, inputs))
         logits = logits_of(output)[..., : self.num_classes]
+        inputs = self.task.after_student(inputs, output)
         taught, its = self.inner.of_teacher(lambda: self.taught(logits, teacher, inputs))
         items = self.task.items(inputs, logits, taught, progress)
         items = self.inner.joined(items, inputs, (logits_of(output), mine), (taught, its))

@@ -84,7 +84,7 @@ def refuse_single_row(
     try:
         with untouched(student), torch.no_grad():
             student.train()
-            call.output(student, {name: v for name, v in batch.items() if name != "labels"})
+            call.output(student, {name: v for name, v in batch.items() if name != "labels" or call.takes(name)})
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

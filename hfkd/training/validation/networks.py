@@ -168,6 +168,7 @@ def check_networks(
     batch["labels"] = class_ids(batch["labels"])
     for network in networks_of(student):
         compare_own_loss(network, on_device_of(network, batch), task)
+    batch = dict(task.after_student(batch, output))
     if teacher is not None:
         taught = _check_teacher(student, teacher, batch, classes, task)
         if check_slots is not None:

@@ -1,0 +1,221 @@
+"""Images with boxes of objects: folders in COCO's format, data sets with a column `objects`, and their views.
+
+G boxes of an image, C classes with the background as class 0.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Image as ImageFeature
+from datasets import List as ListFeature
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from hfkd.data.boxes import TOLERANCE
+from hfkd.data.columns import find_column
+from hfkd.data.epochs import EpochTransform, epoch_zero
+from hfkd.data.images import IMAGE_COLUMNS, pick_splits, picture
+from hfkd.data.splits import load_splits
+from hfkd.data.transforms import view_ids
+
+logger = logging.getLogger(__name__)
+
+BACKGROUND = "__background__"
+FEATURES = Features(
+    {
+        "image": ImageFeature(decode=False),
+        "boxes": ListFeature(ListFeature(Value("float32"))),
+        "labels": ListFeature(Value("int64")),
+        "iscrowd": ListFeature(Value("bool")),
+        "index": Value("int64"),
+    }
+)
+
+
+@dataclass
+class BoxTransform(EpochTransform):
+    """Views of image and boxes alike, mirrored at random to train, drawing from (seed, epoch, index) alone.
+
+    Reads `image`, `boxes`, `labels`, `iscrowd` and `index`; gives `pixel_values` [3, H, W] of bytes instead of the
+    image, at the image's own size: detectors resize and normalise themselves. `label_names` begin with the background.
+    """
+
+    augment: bool = False
+    seed: int = 0
+    label_names: tuple[str, ...] | None = None
+    epoch: Tensor = field(default_factory=epoch_zero, repr=False)
+
+    def clean(self) -> Self:
+        return replace(self, augment=False)
+
+    def at_epoch(self, epoch: int) -> Self:
+        return replace(self, epoch=torch.tensor(epoch))
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
+        seeds = view_ids(torch.tensor(batch["index"]), self.seed, self.epoch, 1 << 62).tolist()
+        with torch.random.fork_rng(devices=[]):
+            views = [
+                self._view(*row) for row in zip(batch["image"], batch["boxes"], batch["index"], seeds, strict=True)
+            ]
+        kept = {name: batch[name] for name in ("labels", "iscrowd", "index") if name in batch}
+        return {"pixel_values": [image for image, _ in views], "boxes": [boxes for _, boxes in views]} | kept
+
+    def _view(self, image: Any, boxes: Any, row: int, seed: int) -> tuple[Tensor, Tensor]:
+        seen = v2.functional.to_image(picture(image, row))
+        values = torch.as_tensor(np.asarray(boxes, dtype=np.float32)).reshape(-1, 4)
+        shown = tv_tensors.BoundingBoxes(values, format="XYXY", canvas_size=seen.shape[-2:])
+        torch.default_generator.manual_seed(seed)
+        if self.augment:
+            seen, shown = v2.RandomHorizontalFlip()(seen, shown)
+        return seen.as_subclass(Tensor), shown.as_subclass(Tensor)
+
+
+@dataclass(frozen=True)
+class BoxRows:
+    """A split with `FEATURES`, and the names of its classes from the background on."""
+
+    rows: Dataset
+    label_names: tuple[str, ...]
+
+
+def load_coco(
+    images: str | Path, annotations: str | Path, renumber: bool = False, drop_bad_boxes: bool = False
+) -> BoxRows:
+    """A folder of images, and a file of instances in COCO's format: (x, y, width, height) become corners.
+
+    Classes keep their ids, with gaps where the file has some, as torchvision's detectors have them (COCO: 91);
+    `renumber` counts them 1, 2, ... in the order of their ids. Images without boxes stay. Raises ValueError for boxes
+    outside of their image or of no size, unless they are dropped (and counted in the log), for the id 0, which is the
+    background, and for files that are not there.
+    """
+    path = Path(annotations).expanduser()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        listed, categories = content["images"], {int(c["id"]): str(c["name"]) for c in content["categories"]}
+        known = content["annotations"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{annotations} is no file of instances in COCO's format ({error!r}): it has images, annotations and "
+            "categories"
+        ) from error
+    numbers = {i: n for n, i in enumerate(sorted(categories), 1)} if renumber else {i: i for i in categories}
+    names = _names({numbers[i]: name for i, name in categories.items()}, path.name)
+    of_image: dict[Any, list[dict[str, Any]]] = {}
+    for one in known:
+        of_image.setdefault(one["image_id"], []).append(one)
+    rows, checked = [], _Checked(drop_bad_boxes)
+    for image in listed:
+        file = Path(images).expanduser() / image["file_name"]
+        if not file.is_file():
+            raise ValueError(f"{path.name} names {image['file_name']}, which is not in {images}: give its folder")
+        boxes, labels, crowd = [], [], []
+        for one in of_image.get(image["id"], ()):
+            x, y, width, height = one["bbox"]
+            box, name = [x, y, x + width, y + height], f"{path.name}, image {image['file_name']}"
+            if one["category_id"] not in numbers:
+                raise ValueError(f"{name}: the category {one['category_id']} is none of the file's categories")
+            if checked(box, (image["height"], image["width"]), name):
+                boxes.append(box)
+                labels.append(numbers[one["category_id"]])
+                crowd.append(bool(one.get("iscrowd", 0)))
+        rows.append({"image": {"path": str(file), "bytes": None}, "boxes": boxes, "labels": labels, "iscrowd": crowd})
+    checked.say(path.name)
+    columns = {name: [row[name] for row in rows] for name in ("image", "boxes", "labels", "iscrowd")}
+    return BoxRows(Dataset.from_dict(columns | {"index": list(range(len(rows)))}, FEATURES), names)
+
+
+def load_objects(
+    name_or_path: str,
+    train_split: str = "train",
+    test_split: str | None = None,
+    box_format: str = "xywh",
+    drop_bad_boxes: bool = False,
+) -> tuple[BoxRows, BoxRows]:
+    """Train and test split of a Hub id or folder with images and a column `objects` of bbox and category.
+
+    Categories count from 0 there and from 1 here; their names are the feature's. box_format: "xywh" as COCO's, or
+    "xyxy". Raises ValueError as `load_coco` does.
+    """
+    if box_format not in ("xywh", "xyxy"):
+        raise ValueError(f"box_format={box_format!r} must be 'xywh' (COCO's) or 'xyxy'")
+    train, test = pick_splits(load_splits(name_or_path), name_or_path, train_split, test_split)
+    return _of_objects(train, box_format, drop_bad_boxes), _of_objects(test, box_format, drop_bad_boxes)
+
+
+def _of_objects(rows: Dataset, box_format: str, drop_bad_boxes: bool) -> BoxRows:
+    image_column = find_column(rows, None, IMAGE_COLUMNS, "image_column")
+    objects = rows.features.get("objects")
+    inner = getattr(objects, "feature", objects)
+    if not isinstance(inner, dict) or not {"bbox"} <= inner.keys() or not {"category", "categories"} & inner.keys():
+        raise ValueError(
+            f"the columns are {rows.column_names}, and boxes are expected in one called objects, with bbox and "
+            "category: rename them, or give a folder in COCO's format"
+        )
+    column = "category" if "category" in inner else "categories"
+    feature: Any = getattr(inner[column], "feature", inner[column])
+    rows, checked = rows.cast_column(image_column, ImageFeature(decode=False)), _Checked(drop_bad_boxes)
+    made: dict[str, list[Any]] = {name: [] for name in ("image", "boxes", "labels", "iscrowd")}
+    for index, row in enumerate(rows):
+        found: Any = row["objects"]
+        if isinstance(found, list):
+            found = {name: [one[name] for one in found] for name in inner}
+        width, height = picture(row[image_column], index).size
+        boxes = [[*b[:2], b[0] + b[2], b[1] + b[3]] if box_format == "xywh" else list(b) for b in found["bbox"]]
+        kept = [k for k, box in enumerate(boxes) if checked(box, (height, width), f"row {index}")]
+        made["image"].append(row[image_column])
+        made["boxes"].append([boxes[k] for k in kept])
+        made["labels"].append([int(found[column][k]) + 1 for k in kept])
+        made["iscrowd"].append([bool(found["iscrowd"][k]) if "iscrowd" in found else False for k in kept])
+    checked.say("the data set")
+    highest = max((label for labels in made["labels"] for label in labels), default=1)
+    words = feature.names if isinstance(feature, ClassLabel) else [str(k) for k in range(highest)]
+    names = _names({k: str(word) for k, word in enumerate(words, 1)}, "the data set")
+    return BoxRows(Dataset.from_dict(made | {"index": list(range(len(rows)))}, FEATURES), names)
+
+
+def _names(by_number: dict[int, str], source: str) -> tuple[str, ...]:
+    if not by_number or min(by_number) < 1:
+        raise ValueError(
+            f"{source} has a category 0, which is the background for detectors: number the categories from 1 on, or "
+            "pass renumber=True"
+            if by_number
+            else f"{source} has no categories"
+        )
+    return (BACKGROUND, *(by_number.get(k, f"unused_{k}") for k in range(1, max(by_number) + 1)))
+
+
+@dataclass
+class _Checked:
+    """Whether a box is one of its image: else it is dropped and counted, or refused."""
+
+    drop: bool
+    dropped: int = 0
+
+    def __call__(self, box: Sequence[float], size: tuple[float, float], name: str) -> bool:
+        height, width = size
+        flat = not (box[2] > box[0] and box[3] > box[1])
+        outside = min(box[:2]) < -TOLERANCE or box[2] > width + TOLERANCE or box[3] > height + TOLERANCE
+        if not (flat or outside):
+            return True
+        self.dropped += 1
+        if not self.drop:
+            why = "has no size" if flat else f"lies outside of the image, {height} pixels high and {width} wide"
+            raise ValueError(
+                f"{name}: the box {[round(float(x), 2) for x in box]} (x1, y1, x2, y2) {why}; correct it, or pass "
+                "drop_bad_boxes"
+            )
+        return False
+
+    def say(self, source: str) -> None:
+        if self.dropped:
+            logger.warning(
+                "%d boxes of %s have no size, or lie outside of their image: left out.", self.dropped, source
+            )
