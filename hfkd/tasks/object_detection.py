@@ -119,8 +119,8 @@ class ObjectDetection(Task):
         found = output["detections"]
         names = ("boxes", "scores", "labels")
         made = {name: pad_sequence([one[name] for one in found], True, padding_value=IGNORED) for name in names}
-        there = {name: batch[name] for name in ("boxes", "labels", "iscrowd")}
-        return made, there
+        # As numbers: Trainer pads truth values to numbers, on those ranks alone whose images have fewer boxes.
+        return made, {"boxes": batch["boxes"], "labels": batch["labels"], "iscrowd": batch["iscrowd"].long()}
 
     def check_own_loss(self, network: nn.Module, batch: Batch) -> None:
         """In training mode: the classification loss that is remade of logits and labels is the detector's own."""
