@@ -10,10 +10,12 @@ import shutil
 import pytest
 import torch
 from detection_toys import CLASSES, EVERY, boxed, detector
+from recipe_toys import write_boxes
 from torch.nn.functional import cross_entropy
 from toys import arguments
 
 from hfkd import DistillationTrainer
+from hfkd.data.box_arguments import BoxDataArguments
 from hfkd.data.boxes import BoxCollator
 from hfkd.losses.counts import Counts
 from hfkd.losses.distillation import DistillationLoss
@@ -240,6 +242,17 @@ def test_a_teacher_that_resizes_otherwise_in_a_step_is_named():
     inputs = ObjectDetection().after_student(batch, output)
     with pytest.raises(ValueError, match="the student sees an image at .* and the teacher at"):
         FrozenTeacher(teacher)(**inputs)
+
+
+def test_a_teacher_that_names_its_classes_is_put_into_the_datas_order_or_refused(tmp_path):
+    train, _, names = BoxDataArguments(str(write_boxes(tmp_path / "boxes"))).load()
+    net = detector(8, seed=1)
+    other = [names[0], *reversed(names[1:])]
+    made = trainer(tmp_path / "run", teacher=FrozenTeacher(net, label_names=other), rows=train)
+    assert made.teacher.order.tolist() == [0, 3, 2, 1]
+    made.train()
+    with pytest.raises(ValueError, match="the teacher does not have the classes of the data"):
+        trainer(tmp_path / "run", teacher=FrozenTeacher(net, label_names=[*names[:3], "bird"]), rows=train)
 
 
 @pytest.mark.slow
