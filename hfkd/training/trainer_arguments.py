@@ -100,6 +100,11 @@ def refuse_changed(trainer: Any) -> None:
             "a label_smoother of your own takes one student's whole logits, which neither loss_chunk_size nor Peers "
             "give it: leave it out, or set label_smoothing_factor"
         )
+    if trainer.label_smoother is not None and trainer.task.by_share:
+        raise ValueError(
+            f"a label_smoother of your own would be added to the networks' own loss, which {trainer.task.name} takes "
+            "as it is: leave it out"
+        )
 
 
 def refuse_loss_function(compute_loss_func: Any) -> None:

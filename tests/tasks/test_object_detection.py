@@ -234,6 +234,13 @@ def test_a_detector_whose_heads_classify_something_else_is_refused(tmp_path):
         trainer(tmp_path, student)
 
 
+def test_a_label_smoother_of_ones_own_is_refused(tmp_path):
+    made = trainer(tmp_path)
+    made.label_smoother = lambda outputs, labels: 0.0
+    with pytest.raises(ValueError, match="would be added to the networks' own loss"):
+        made.train()
+
+
 def test_a_teacher_that_resizes_otherwise_in_a_step_is_named():
     student, teacher = detector().train(), detector(seed=1)
     batch = batch_of(boxed((1, 1)))
