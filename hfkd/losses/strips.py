@@ -84,7 +84,8 @@ class StripSource(Source):
         above, below = (image * self.lines + lines[line] for lines in (self.above, self.below))
         start, stop = int(above[0]), int(below[-1]) + 1
         found = (*self._divided(start, stop, self.lines), torch.stack([above, below]) - start, self.weight[line])
-        return Strip(*(send(part, self.maps.device) for part in found), start=first * self.width)
+        read, lines, between, weight = (send(part, self.maps.device) for part in found)
+        return Strip(read, lines, between, weight, first * self.width)
 
     def _divided(self, start: int, stop: int, height: int) -> tuple[Tensor, Tensor]:
         """The image of each of some lines, and which of its `height` lines it is."""
