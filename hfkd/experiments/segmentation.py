@@ -1,18 +1,33 @@
 """One run of training on images with masks: from what the flags of a recipe say to results.json."""
 
 import json
+import logging
+from importlib.util import find_spec
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel, SegformerImageProcessor, set_seed
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.mask_arguments import MaskDataArguments
 from hfkd.evaluation.metrics.mean_iou import MeanIoU, pixel_predictions
 from hfkd.experiments.run import save_student, train_to_the_end, without_paths
+from hfkd.losses.functional import energy, entropy, interpolated
+from hfkd.models.calling import logits_of
 from hfkd.models.segmentation_arguments import SegmentationNetworkArguments
+from hfkd.reports.masks import MaskExample
+from hfkd.reports.page import segmentation_page
 from hfkd.reports.results import RESULTS_NAME, ResultsCallback
+from hfkd.tasks.semantic_segmentation import flat_labels
 from hfkd.teachers import FrozenTeacher
 from hfkd.trainer import DistillationTrainer
+from hfkd.training.validation.normalisation import receiving
+
+logger = logging.getLogger(__name__)
+
+PAGE_NAME = "index.html"
+SHOWN = 4  # images on the page
 
 
 def segmentation_trainer(
@@ -45,12 +60,61 @@ def segmentation_trainer(
 
 
 def run_segmentation(trainer: DistillationTrainer, config: dict[str, Any]) -> dict[str, Any]:
-    """Train, taking up an earlier session that was stopped, and write results.json and the student. On every rank."""
+    """Train, taking up an earlier session that was stopped, and write results.json, the student and a page.
+
+    On every rank.
+    """
     config = without_paths(config)
+    drawn = find_spec("matplotlib") is not None
+    if not drawn:
+        logger.warning("There will be no %s: pip install 'hfkd[demo]' for its pictures", PAGE_NAME)
     folder = train_to_the_end(trainer, ResultsCallback(config, metric="eval_mean_iou"))
-    results = json.loads((folder / RESULTS_NAME).read_text()) if trainer.is_world_process_zero() else {}
+    results: dict[str, Any] = {}
+    if trainer.is_world_process_zero():
+        results = json.loads((folder / RESULTS_NAME).read_text())
+        if drawn:
+            named: Any = trainer.compute_metrics
+            shown = {"label_names": named.names, "examples": mask_examples(trainer)}
+            history = trainer.state.log_history
+            segmentation_page(folder / PAGE_NAME, config=config, log_history=history, results=results, **shown)
+            logger.info("The results are in %s; look at %s", folder, folder / PAGE_NAME)
     save_student(trainer, config)
     return results
+
+
+@torch.no_grad()
+def mask_examples(trainer: DistillationTrainer, count: int = SHOWN) -> list[MaskExample]:
+    """A few images of the evaluation set, spread over it, and what student and teacher say of each pixel."""
+    rows, model = trainer.eval_dataset, trainer.model
+    if rows is None or isinstance(rows, dict) or trainer.is_fsdp_enabled or model is None:
+        return []
+    trained = model.training
+    places = [k * len(rows) // count for k in range(count)] if len(rows) > count else range(len(rows))
+    try:
+        return [_example(trainer, model.eval(), k, rows[k]) for k in places]
+    finally:
+        model.train(trained)
+
+
+def _example(trainer: DistillationTrainer, student: nn.Module, place: int, row: Any) -> MaskExample:
+    batch = trainer._prepare_inputs(trainer.data_collator([row]))
+    size = batch["labels"].shape[-2:]
+    seen = interpolated(logits_of(trainer.call.output(student, batch)), size)[0]  # [C, H, W]
+    label = flat_labels(batch["labels"], None).view(size).cpu()
+    found = {"image": _picture(trainer, batch["pixel_values"][0]), "label": label, "student": seen.argmax(0).cpu()}
+    if trainer.teacher is not None:
+        with receiving(trainer.teacher, trainer.image_inputs, trainer.eval_dataset), trainer.teacher.frozen():
+            taught = interpolated(trainer.teacher(**batch), size)[0].movedim(0, -1).cpu()  # [H, W, C]
+        found |= {"teacher": taught.argmax(-1), "energy": energy(taught), "entropy": entropy(taught)}
+    return MaskExample(f"Image {place} of the evaluation set", **found)
+
+
+def _picture(trainer: DistillationTrainer, pixels: Tensor) -> Tensor:
+    """The image [3, H, W] as it was before it was normalised, uint8 [H, W, 3]."""
+    spec = trainer.received.spec
+    mean, std = ((0.0,), (1.0,)) if spec is None else (spec.mean, spec.std)
+    plain = pixels.float().cpu() * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
+    return (255 * plain.clamp(0, 1)).round().to(torch.uint8).movedim(0, -1)
 
 
 def _processor(data: MaskDataArguments) -> SegformerImageProcessor:

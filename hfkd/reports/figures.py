@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 CLASSES_SHOWN = 20
 BINS = 60
+ACCURACIES = (
+    ("eval_accuracy", "top-1", style.STUDENT),
+    ("eval_top5_accuracy", "top-5", style.SKY),
+    ("eval_mean_iou", "mean IoU", style.STUDENT),
+    ("eval_pixel_accuracy", "pixel accuracy", style.SKY),
+)
 
 
 def percent_scale(accuracies: Iterable[float]) -> float:
@@ -47,7 +53,7 @@ def training_curves(log_history: Iterable[Entry]) -> Figure:
     for color, key in zip(cycle(style.LINES), sorted(losses, key=lambda key: key != "loss"), strict=False):
         _curve(left, *series(history, key), color=color, label=f"training {key}")
     _curve(left, *series(history, "eval_loss"), color=style.INK, linestyle="--", label="evaluation loss")
-    for key, label, color in (("eval_accuracy", "top-1", style.STUDENT), ("eval_top5_accuracy", "top-5", style.SKY)):
+    for key, label, color in ACCURACIES:
         epochs, values = series(history, key)
         scale = percent_scale(values)
         _curve(right, epochs, [scale * value for value in values], color=color, label=label)

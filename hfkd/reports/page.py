@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,13 +19,14 @@ from hfkd.reports.figures import (
 )
 from hfkd.reports.history import Choice, Entry, best_row, epoch_rows, is_evaluation, last_row, series, teacher_scores
 from hfkd.reports.html import Section, write_page
+from hfkd.reports.masks import MaskExample, mask_sections
 from hfkd.reports.style import as_array
 from hfkd.utils.files import write_atomically
 from hfkd.utils.json_file import jsonable
 
-__all__ = ["Section", "distillation_page", "write_atomically", "write_page"]
+__all__ = ["Section", "distillation_page", "segmentation_page", "write_atomically", "write_page"]
 
-METRIC = "eval_accuracy"
+METRIC, MASK_METRIC = "eval_accuracy", "eval_mean_iou"
 SETTINGS = ("teacher", "student", "objective", "temperature", "weighting")
 UNKNOWN = "not recorded"
 
@@ -43,13 +45,37 @@ def distillation_page(
     `results`: the content of results.json, which knows the time of all sessions and the machine; without it, the last
     session's time and this machine are shown.
     """
+    sections = distillation_sections(log_history, **data)
+    run_page(path, sections, config=config, log_history=log_history, results=results)
+
+
+def segmentation_page(
+    path: str | os.PathLike[str],
+    *,
+    config: Mapping[str, Any],
+    log_history: Sequence[Entry],
+    results: Mapping[str, Any] | None = None,
+    label_names: Sequence[str],
+    examples: Sequence[MaskExample] = (),
+) -> None:
+    """`distillation_page` of a run on masks: curves, the last evaluation's IoU of each class, and `examples`."""
+    sections = [_training(log_history), _classes(log_history, label_names), *mask_sections(examples, label_names)]
+    run_page(path, sections, config=config, log_history=log_history, results=results)
+
+
+def run_page(
+    path: str | os.PathLike[str],
+    sections: Sequence[Section],
+    *,
+    config: Mapping[str, Any],
+    log_history: Sequence[Entry],
+    results: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a page of these sections, below a summary of the run and above its settings."""
     settings = [(name, _short(value)) for name, value in config.items()]
-    sections = [
-        *distillation_sections(log_history, **data),
-        Section("Settings", "", table=(("name", "value"), settings)),
-    ]
+    shown = [*sections, Section("Settings", "", table=(("name", "value"), settings))]
     title = f"Distillation: {_short(config.get('teacher', 'teacher'))} → {_short(config.get('student', 'student'))}"
-    write_page(path, title, sections, _summary(config, epoch_rows(log_history), log_history, results or {}))
+    write_page(path, title, shown, _summary(config, epoch_rows(log_history), log_history, results or {}))
 
 
 def distillation_sections(
@@ -74,11 +100,7 @@ def distillation_sections(
     """
     groups = {"low energy": lowest_probabilities, "high energy": highest_probabilities}
     return [
-        Section(
-            "Training",
-            "Losses as logged while training, and accuracy on the evaluation set.",
-            training_curves(log_history),
-        ),
+        _training(log_history),
         _energies(energies, thresholds),
         _images("Most confident teacher: images of lowest energy", lowest_images, lowest_probabilities),
         _images("Least confident teacher: images of highest energy", highest_images, highest_probabilities),
@@ -87,13 +109,28 @@ def distillation_sections(
     ]
 
 
+def _training(log_history: Sequence[Entry]) -> Section:
+    text = "Losses as logged while training, and accuracy on the evaluation set."
+    return Section("Training", text, training_curves(log_history))
+
+
+def _classes(log_history: Sequence[Entry], label_names: Sequence[str]) -> Section:
+    title, row = "IoU of each class", last_row(epoch_rows(log_history), MASK_METRIC)
+    if row is None:
+        return Section(title, "Left out: no mean IoU was logged.")
+    found = [(name, row[f"eval_iou_{name}"]) for name in label_names if f"eval_iou_{name}" in row]
+    table = [(name, "-" if math.isnan(value) else f"{100 * value:.2f}") for name, value in found]
+    return Section(title, "Of the last evaluation, in percent.", table=(("class", "IoU"), table))
+
+
 def _summary(
     config: Mapping[str, Any], rows: Sequence[Entry], log_history: Sequence[Entry], results: Mapping[str, Any]
 ) -> dict[str, str]:
     runtime = next((entry["train_runtime"] for entry in reversed(log_history) if "train_runtime" in entry), None)
     seconds = results.get("wall_time_seconds", runtime)
     epoch = max((entry.get("epoch") or 0.0 for entry in log_history), default=None)
-    choice = Choice(**results["best_by"]) if "best_by" in results else Choice.by_name(METRIC)
+    by_default = MASK_METRIC if any(MASK_METRIC in row for row in rows) else METRIC
+    choice = Choice(**results["best_by"]) if "best_by" in results else Choice.by_name(by_default)
     name = choice.metric.removeprefix("eval_")
     best = best_row(rows, choice)
     also = best is not None and choice.metric != METRIC and METRIC in best
@@ -112,7 +149,7 @@ def _summary(
 def _score(row: Entry | None, metric: str, rows: Sequence[Entry]) -> str:
     if row is None:
         return "not logged" if any(map(is_evaluation, rows)) else "no evaluation was logged"
-    if not metric.endswith("accuracy"):
+    if not metric.endswith(("accuracy", "iou")):
         return f"{row[metric]:.6g} (epoch {row.get('epoch', 0):g})"
     # the whole series decides whether these are fractions, as in the figure
     shown = row[metric] * percent_scale(series(rows, metric)[1])

@@ -54,6 +54,9 @@ def test_a_teacher_from_labels_and_its_student(monkeypatch, folder, tmp_path):
     assert found["teacher_accuracy"] > 0.6
     saved = json.loads((tmp_path / "student/config.json").read_text())
     assert list(saved["id2label"].values()) == MASKED
+    page = (tmp_path / "student/index.html").read_text()
+    assert page.count("Side by side: image, label, teacher, student, energy, entropy") == 4
+    assert "Side by side: image, label, student" in (tmp_path / "taught/index.html").read_text()
     processor = json.loads((tmp_path / "student/preprocessor_config.json").read_text())
     assert processor["size"] == {"height": 24, "width": 32}
 

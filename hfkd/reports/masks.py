@@ -1,0 +1,127 @@
+"""Pictures of segmentation: what a few images are, what student and teacher make of them, how sure the teacher is.
+
+H x W pixels, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hfkd.reports.html import Section
+from hfkd.reports.style import as_array, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH = 5.2  # inches: narrow, so that its titles can be read on a telephone
+UNLABELLED_COLOUR = (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class MaskExample:
+    """One image, uint8 [H, W, 3]; classes [H, W], a negative number where there is no label; numbers [H, W].
+
+    `teacher`, `energy` and `entropy` are those of the teacher, None where the run has none.
+    """
+
+    name: str
+    image: Any
+    label: Any
+    student: Any
+    teacher: Any = None
+    energy: Any = None
+    entropy: Any = None
+
+
+def mask_sections(examples: Sequence[MaskExample], label_names: Sequence[str]) -> list[Section]:
+    """A section of colours, and one for each example. Without examples one that says so."""
+    title = "Masks"
+    if not examples:
+        return [Section(title, "Left out: there is no evaluation set to show images of.")]
+    text = "Pixels without a label are white, as they are in the label's mask alone."
+    if any(example.energy is not None for example in examples):
+        ranges = [_range_text(name, examples) for name in ("energy", "entropy")]
+        text += (
+            " Energy (T = 4) and entropy (T' = 3) are the teacher's, pixel by pixel: dark where it is confident. "
+            f"In all images energies run from {ranges[0]}, entropies from {ranges[1]} nats."
+        )
+    else:
+        text += " The run had no teacher."
+    named = ", ".join(label_names)
+    found = [Section(title, text, class_key(label_names), alt=f"The colour of each class: {named}")]
+    for example in examples:
+        shown = ", ".join(name for name, _ in _panels(example))
+        figure = mask_example(example, len(label_names), examples)
+        found.append(Section(example.name, "", figure, alt=f"Side by side: {shown}"))
+    return found
+
+
+def class_colours(classes: int) -> np.ndarray:
+    """A colour for each class [C, 3]; from the 21st on they come again, paler."""
+    from matplotlib import colormaps
+
+    # Strong colours before their pale siblings.
+    base = np.array(colormaps["tab20"].colors)[[*range(0, 20, 2), *range(1, 20, 2)]]
+    return np.stack([base[k % 20] * 0.6 ** (k // 20) + (1 - 0.6 ** (k // 20)) for k in range(classes)])
+
+
+@styled
+def class_key(label_names: Sequence[str]) -> Figure:
+    """The colour of each class."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    columns = 3
+    figure = Figure(figsize=(WIDTH, 0.15 + 0.24 * -(-len(label_names) // columns)))
+    colours = class_colours(len(label_names))
+    patches = [Patch(color=colour, label=name) for colour, name in zip(colours, label_names, strict=True)]
+    figure.legend(handles=patches, loc="center", ncols=columns, borderpad=0, handlelength=1.2)
+    return figure
+
+
+@styled
+def mask_example(example: MaskExample, classes: int, among: Sequence[MaskExample] | None = None) -> Figure:
+    """Image and label, teacher and student, energy and entropy, two in a row; numbers on the range of those `among`."""
+    from matplotlib.figure import Figure
+
+    panels, colours = _panels(example), class_colours(classes)
+    rows, (height, width) = -(-len(panels) // 2), as_array(example.image).shape[:2]
+    figure = Figure(figsize=(WIDTH, rows * (WIDTH / 2 * height / width + 0.3)), layout="constrained")
+    grid = figure.subplots(rows, 2, squeeze=False).flatten()
+    for axes, (name, values) in zip(grid, panels, strict=False):
+        array = as_array(values)
+        if name in ("energy", "entropy"):
+            low, high = _range(name, among or [example])
+            axes.imshow(array, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+        else:
+            axes.imshow(array if name == "image" else _coloured(array, colours), interpolation="nearest")
+        axes.set_title(name)
+    for axes in grid:
+        axes.axis("off")
+    return figure
+
+
+def _panels(example: MaskExample) -> list[tuple[str, Any]]:
+    names = ("image", "label", "teacher", "student", "energy", "entropy")
+    return [(name, getattr(example, name)) for name in names if getattr(example, name) is not None]
+
+
+def _coloured(mask: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """[H, W] -> [H, W, 3]"""
+    shown = colours[mask.clip(0, len(colours) - 1)]
+    shown[(mask < 0) | (mask >= len(colours))] = UNLABELLED_COLOUR
+    return shown
+
+
+def _range(name: str, examples: Sequence[MaskExample]) -> tuple[float, float]:
+    values = [as_array(value) for example in examples if (value := getattr(example, name)) is not None]
+    return float(min(v.min() for v in values)), float(max(v.max() for v in values))
+
+
+def _range_text(name: str, examples: Sequence[MaskExample]) -> str:
+    low, high = _range(name, examples)
+    return f"{low:.2f} to {high:.2f}"
