@@ -21,7 +21,8 @@ def trained(kind, out, **settings):
 
 if __name__ == "__main__":
     out, settings = sys.argv[1], json.loads(sys.argv[2])
-    found = {name: trained(kind, f"{out}/run-{i}", **settings) for i, (name, kind) in enumerate(KINDS.items())}
+    names = settings.pop("kinds", list(KINDS))
+    found = {name: trained(KINDS[name], f"{out}/run-{i}", **settings) for i, name in enumerate(names)}
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         torch.save({name: parameters for name, (parameters, _) in found.items()}, f"{out}/student.pt")
         with open(f"{out}/record.json", "w") as file:

@@ -17,6 +17,7 @@ CASES = {
     "Energy KD": {"temperature": "energy(ratio=0.2)", "weighting": "entropy", "objective": "dkd(beta=2.0)"},
     "CTKD": {"temperature": "learned(warmup_epochs=1)"},
     "FitNet": {"objective": "kd + 2 * fitnet(layer='conv')", "temperature": "energy(ratio=0.2)"},
+    "masks": {"temperature": "energy(ratio=0.2, level='item')", "weighting": "entropy(level='item')"},
     "LoRA": {"temperature": "energy(ratio=0.2)", "weighting": "entropy", "objective": "kd(scale='none')"},
 }
 KEYWORDS = {
@@ -44,7 +45,7 @@ def session(case, folder, kill_at=None, save=None):
     logging.basicConfig(level=logging.WARNING)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    trainer = (_language if case == "LoRA" else _images)(folder, CASES[case])
+    trainer = {"LoRA": _language, "masks": _masks}.get(case, _images)(folder, CASES[case])
     events = Events(folder, kill_at)
     events.watch(trainer)
     train_to_the_end(trainer, ResultsCallback({}, metric="eval_loss"))
@@ -94,6 +95,19 @@ def _language(folder, slots):
         eval_dataset=TokenRows(13, seed=3),
         **slots,
     )
+
+
+def _masks(folder, slots):
+    from task_toys import Pixels, masks
+    from torch import nn
+    from toys import arguments
+
+    from hfkd import DistillationTrainer
+
+    student = nn.Sequential(Pixels(4), nn.BatchNorm2d(3), nn.Dropout(0.3), nn.Conv2d(3, 3, 1))
+    rows = {"train_dataset": masks(31), "eval_dataset": masks(7, seed=3)}
+    args = arguments(folder, **KEYWORDS, task="semantic_segmentation")
+    return DistillationTrainer(student, Pixels(8), args, **rows, **slots)
 
 
 class Events:

@@ -40,6 +40,12 @@ def test_energy_kd_killed_in_the_scan_at_a_step_and_in_a_checkpoint(alone, tmp_p
 
 
 @pytest.mark.slow
+def test_masks_killed_in_the_scan_of_their_pixels_at_a_step_and_in_a_checkpoint(alone, tmp_path):
+    kills = ("scan", 2), ("step", EVERY + 1), ("write optimizer.pt", 0)
+    survives(alone("masks")[0], "masks", tmp_path / "run", *kills)
+
+
+@pytest.mark.slow
 def test_lora_with_dropout_killed_between_accumulated_batches_and_in_the_adapter(alone, tmp_path):
     kills = ("step", 2 * EVERY + 5), ("write adapter_model.safetensors", 0)
     survives(alone("LoRA")[0], "LoRA", tmp_path / "run", *kills)

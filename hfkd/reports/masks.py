@@ -42,7 +42,7 @@ def mask_sections(examples: Sequence[MaskExample], label_names: Sequence[str]) -
     title = "Masks"
     if not examples:
         return [Section(title, "Left out: there is no evaluation set to show images of.")]
-    text = "Pixels without a label are white, as they are in the label's mask alone."
+    text = "Pixels without a label are white."
     if any(example.energy is not None for example in examples):
         ranges = [_range_text(name, examples) for name in ("energy", "entropy")]
         text += (

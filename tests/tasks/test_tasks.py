@@ -19,6 +19,8 @@ from hfkd.utils.targets import IGNORED
 
 RATIO = 0.25
 SLOTS = {"temperature": f"energy(ratio={RATIO})", "weighting": "entropy"}
+PIXELS = {"temperature": "energy(ratio=0.2, level='item')", "weighting": "entropy(level='item')"}
+MASKED_KINDS = [name for name, kind in KINDS.items() if kind.task == "semantic_segmentation"]
 BOTH = {"ce_weight": 0.3, "kd_weight": 0.7}
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
@@ -161,12 +163,15 @@ def test_its_step_is_that_of_the_formulas(tmp_path, kind, size, steps):
 
 
 @pytest.mark.slow
-def test_two_ranks_are_one_process_that_accumulates_their_batches(tmp_path):
+@pytest.mark.parametrize(
+    ("names", "slots"), [(list(KINDS), SLOTS), (MASKED_KINDS, PIXELS)], ids=["every kind", "pixel by pixel"]
+)
+def test_two_ranks_are_one_process_that_accumulates_their_batches(tmp_path, names, slots):
     """Each kind in turn, in one process group: its parameters after two steps, and its loss."""
-    job = {**BOTH, **SLOTS, "max_steps": 2, "per_device_train_batch_size": 4, "evaluate_teacher": False}
+    job = {**BOTH, **slots, "max_steps": 2, "per_device_train_batch_size": 4, "evaluate_teacher": False, "kinds": names}
     one = run(tmp_path / "one", 1, "rank_job_tasks.py", job, gradient_accumulation_steps=2)
     two = run(tmp_path / "two", 2, "rank_job_tasks.py", job)
-    for name in KINDS:
+    for name in names:
         assert two[1][name] == pytest.approx(one[1][name], rel=1e-6), name
         for key, value in one[0][name].items():
             torch.testing.assert_close(two[0][name][key], value, rtol=0, atol=1e-6, msg=f"{name}: {key}")
