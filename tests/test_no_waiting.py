@@ -9,6 +9,7 @@ import pytest
 import torch
 from fake_gpu import GPU, FakeGPU, HostWaits
 from objectives_by_level import ON_LOGITS
+from task_toys import Pixels, masks
 from text_toys import TokenRows, language_model, taught_model
 from toys import arguments
 
@@ -192,6 +193,28 @@ def test_a_step_on_tokens_does_not_wait(gpu, tmp_path, settings):
     del batch["host_targets"]
     with pytest.raises(HostWaits):  # without them the device has to be asked
         trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=count)
+
+
+# ---- masks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"objective": "cwd"}], ids=["strips", "whole maps"])
+def test_a_step_on_masks_does_not_wait(gpu, tmp_path, settings):
+    slots = {"temperature": "energy(thresholds=(-9.0, -5.0), level='item')"} if not settings else {}
+    with gpu.unwatched():
+        trainer = DistillationTrainer(
+            Pixels(4),
+            Pixels(8),
+            arguments(tmp_path, **settings, **slots, weighting="entropy", task="semantic_segmentation"),
+            train_dataset=masks(4),
+        )
+        for module in (trainer.model, trainer.teacher):
+            gpu.move(module)
+        made = trainer.data_collator(masks(4))
+        batch = {name: x if name == "host_targets" else gpu.move(x) for name, x in made.items()}
+    count = trainer._get_num_items_in_batch([batch], GPU)
+    with torch.no_grad():
+        assert trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=count).device == GPU
 
 
 # ---- the loader ------------------------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def _labels_column(row: Mapping[str, Any]) -> str | None:
     if "pixel_values" not in row:
         raise ValueError(
             f"the dataset's rows have no 'pixel_values': they have {sorted(row)}; rename the column, or load the data "
-            "with hfkd.data.load_images"
+            "with hfkd.data.load_images, and masks with hfkd.data.masks.load_masks"
         )
     return next((name for name in LABELS if name in row), None)
 
