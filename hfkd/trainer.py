@@ -25,6 +25,7 @@ from hfkd.data.target_collator import with_targets
 from hfkd.evaluation.metrics import own_metrics
 from hfkd.losses.counts import Counts
 from hfkd.losses.distillation import cross_entropy
+from hfkd.losses.items import Items
 from hfkd.losses.logits import KD
 from hfkd.models.calling import by_name, logits_of, main_input_named
 from hfkd.models.checkpoints import naming_unreadable
@@ -232,13 +233,17 @@ class DistillationTrainer(Trainer):
         cut, taught = slice(self.num_classes), logits
         if self.args.evaluate_kl and self.teacher is not None:
             taught = self.evaluated_network(self.teacher)(**inputs)
-        items = self.task.items(inputs, logits[..., cut], taught[..., cut])
-        assert items.labels is not None
-        values = {"loss": cross_entropy(items.student.logits, items.labels)}
-        if taught is not logits:
-            values["kl"] = KD(scale="none")(items, torch.ones_like(values["loss"]))
-        self._evaluated.add(values, items, self.accelerator)
-        return values["loss"].sum() / max(len(items), 1), by_name(output)
+
+        def values_of(items: Items) -> dict[str, Tensor]:
+            assert items.labels is not None
+            found = {"loss": cross_entropy(items.student.logits, items.labels)}
+            if taught is not logits:
+                found["kl"] = KD(scale="none")(items, torch.ones_like(found["loss"]))
+            return found
+
+        values, rows = self.task.each_item(inputs, logits[..., cut], taught[..., cut], values_of)
+        self._evaluated.add(values, rows, self.accelerator)
+        return values["loss"].sum() / max(len(values["loss"]), 1), by_name(output)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None

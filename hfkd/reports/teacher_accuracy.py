@@ -6,6 +6,7 @@ N items, C classes, K teachers.
 import logging
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from hfkd.losses.items import Items
 from hfkd.reports.history import teacher_scores
 from hfkd.teachers import FrozenTeacher
 from hfkd.training.averages import RowAverage
@@ -73,26 +75,31 @@ def _score(trainer: Host, teacher: FrozenTeacher, loader: Any) -> dict[str, floa
     network, average = trainer.evaluated_network(teacher), RowAverage()
     if network is teacher:
         network = teacher.uncompiled  # a batch of another size would compile anew
-    counts: Tensor | None = None
+    counts: list[Tensor] = []  # how many items each class has [C]; one, or none yet
     for batch in _batches(trainer, loader):
         inputs = trainer.as_networks_take_it(trainer._prepare_inputs(batch), training=False)
         labels = inputs.get("labels")
         if not isinstance(labels, Tensor) or (labels.is_floating_point() and trainer.task.class_ids):
             return {}
         logits = network(each=True, **inputs)[..., : trainer.num_classes]
-        items = trainer.task.items(inputs, logits if len(teacher.networks) == 1 else logits[0], logits)
-        assert items.labels is not None
-        voices = {"teacher_accuracy": items.teacher}
-        voices |= {f"teacher_{k}_accuracy": one for k, one in enumerate(items.teachers, 1)}
-        target = items.labels if trainer.task.class_ids else items.labels.argmax(-1)  # no or yes
-        hits = {name: (one.logits.argmax(-1) == target).float() for name, one in voices.items()}
-        average.add(hits, items, trainer.accelerator)
-        found = torch.bincount(target, minlength=items.teacher.num_classes)
-        counts = found if counts is None else counts + found
+        first = logits if len(teacher.networks) == 1 else logits[0]
+        hits, rows = trainer.task.each_item(inputs, first, logits, partial(_hits, trainer.task.class_ids, counts))
+        average.add(hits, rows, trainer.accelerator)
     scores = average.read()
-    if counts is not None and scores and trainer.task.class_ids:  # of labels that are seldom yes, no alone is right
-        _warn_near_chance(scores, trainer.accelerator.reduce(counts))
+    if counts and scores and trainer.task.class_ids:  # of labels that are seldom yes, no alone is right
+        _warn_near_chance(scores, trainer.accelerator.reduce(counts[0]))
     return scores
+
+
+def _hits(class_ids: bool, counts: list[Tensor], items: Items) -> dict[str, Tensor]:
+    """Whether the teacher, and of several each, is right about each item [N]; their classes are added to `counts`."""
+    assert items.labels is not None
+    voices = {"teacher_accuracy": items.teacher}
+    voices |= {f"teacher_{k}_accuracy": one for k, one in enumerate(items.teachers, 1)}
+    target = items.labels if class_ids else items.labels.argmax(-1)  # no or yes
+    found = torch.bincount(target, minlength=items.teacher.num_classes)
+    counts[:] = [found + counts[0]] if counts else [found]
+    return {name: (one.logits.argmax(-1) == target).float() for name, one in voices.items()}
 
 
 def _batches(trainer: Host, loader: Any) -> Iterator[Any]:

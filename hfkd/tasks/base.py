@@ -129,6 +129,13 @@ class Task(ABC):
     def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
         """The items of a batch with `labels`, of which two networks gave these logits."""
 
+    def each_item(
+        self, batch: Batch, student: Tensor, teacher: Tensor, values_of: Callable[[Items], dict[str, Tensor]]
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, int]]:
+        """What `values_of` gives for the items of a batch [N], and their `Items.rows`. It may see a few at a time."""
+        items = self.items(batch, student, teacher)
+        return values_of(items), items.rows
+
     def map_items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> MapItems:
         """`items` of maps, before they are resized. Where `by_map`."""
         raise NotImplementedError(f"{self.name} has no maps")

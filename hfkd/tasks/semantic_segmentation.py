@@ -4,7 +4,7 @@ B images, C classes, H and W of the labels, h and w of a network's maps.
 """
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -80,6 +80,19 @@ class SemanticSegmentation(Task):
         labels, known = self._flat(batch), self._known(batch)
         found = map_items(student, teacher, labels, self._size(batch), progress=progress, **known)
         return found._replace(known=replace(found.known, rest_name=REST_NAME))
+
+    def each_item(
+        self, batch: Batch, student: Tensor, teacher: Tensor, values_of: Callable[[Items], dict[str, Tensor]]
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, int]]:
+        """One image after the other: the logits of all pixels are many."""
+        found, rows, labels = [], [], batch["labels"]
+        for k in range(len(labels)):
+            one = slice(k, k + 1)
+            items = self.items({"labels": labels[one]}, student[one], teacher[..., one, :, :, :])
+            found.append(values_of(items))
+            rows.append(torch.full_like(items.sample, k))
+        values = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+        return values, (torch.cat(rows), len(labels))
 
     def _size(self, batch: Batch) -> list[int]:
         """Height and width of the grid."""

@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import TrainerCallback
 
-from hfkd.losses.items import Items
 from hfkd.utils.devices import send
 
 FOLDED = 64  # batches that are added up at once
@@ -84,10 +83,10 @@ class RowAverage:
         self._rows: list[Tensor] = []
         self._names: list[str] = []
 
-    def add(self, values: dict[str, Tensor], items: Items, accelerator: Accelerator) -> None:
-        """values: [N] each."""
+    def add(self, values: dict[str, Tensor], rows_of: tuple[Tensor, int], accelerator: Accelerator) -> None:
+        """values: [N] each. rows_of: `Items.rows`."""
         columns = torch.stack([*values.values(), torch.ones_like(next(iter(values.values())))], dim=-1)  # [N, k + 1]
-        row, num_rows = items.rows
+        row, num_rows = rows_of
         rows = columns.new_zeros(num_rows, columns.shape[-1]).index_add(0, row, columns)
         self._rows.append(accelerator.gather_for_metrics(rows))
         self._names = list(values)

@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 import torch
+from largest_tensor import LargestTensor
 from objectives_by_level import ON_LOGITS
 from slots_by_level import temperature, weighting
 from torch.nn.functional import interpolate
@@ -156,29 +157,15 @@ def test_without_gradient_it_gives_the_value_alone():
     assert value > 0
 
 
-class Peak(torch.utils._python_dispatch.TorchDispatchMode):
-    """The largest tensor that is made within."""
-
-    def __init__(self):
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **kwargs or {})
-        if isinstance(result, torch.Tensor):
-            self.numbers = max(self.numbers, result.numel())
-        return result
-
-
 def test_the_logits_of_all_pixels_never_exist(monkeypatch):
     strips(monkeypatch, 600)
     labels = torch.zeros(2, 32 * 32, dtype=torch.long)
     student, teacher = maps(8, 8, batch=2).requires_grad_(), maps(16, 16, 3, batch=2)
     loss = DistillationLoss("kd", temperature("energy", energies=ENERGIES), "entropy")
-    with Peak() as peak:
+    with LargestTensor() as largest:
         StripLoss(loss)(map_items(student, teacher, labels, (32, 32)))[0].backward()
     columns = 4  # of numbers that each pixel has: cross-entropy, divergence, temperature, weight, stacked to be logged
-    assert peak.numbers == columns * labels.numel() < C * labels.numel()
+    assert largest.numbers == columns * labels.numel() < C * labels.numel()
 
 
 def test_the_thresholds_above_part_these_pixels_and_images():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from feature_toys import leaf, oracle
+from largest_tensor import LargestTensor
 from reference import energy, energy_temperature, energy_thresholds, entropy, kl_of
 from task_toys import CLASSES, IGNORED, Pixels, masks, segformer, upernet
 from torch import nn
@@ -21,6 +22,7 @@ from toys import Net, arguments
 
 from hfkd import DistillationTrainer
 from hfkd.data.masks import MaskTransform
+from hfkd.evaluation.metrics.mean_iou import pixel_predictions
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.models import Peers
 from hfkd.models.calling import Call
@@ -268,6 +270,20 @@ def test_the_teachers_accuracy_is_that_of_its_pixels(tmp_path):
     pairs = [pair for row in data for pair in naive_pixels(teacher, row, 1)]
     expected = sum(int(z.argmax()) == int(label) for z, label in pairs) / len(pairs)
     assert made.state.log_history[0]["teacher_accuracy"] == pytest.approx(expected)
+
+
+def test_an_evaluation_looks_at_one_image_after_the_other(tmp_path):
+    """Its loss is that of all pixels, and the logits of all are never there."""
+    student, data = network(Coarse, classes=40), rows(4)
+    settings = {"per_device_eval_batch_size": 4, "ce_weight": 1, "kd_weight": 0}
+    made = trainer(tmp_path, student, None, data, **settings)
+    made.preprocess_logits_for_metrics = pixel_predictions
+    with LargestTensor() as largest:
+        found = made.evaluate()["eval_loss"]
+    pairs = [pair for row in data for pair in naive_pixels(student, row, 1)]
+    expected = sum(float(cross_entropy(z.detach(), label)) for z, label in pairs) / len(pairs)
+    assert found == pytest.approx(expected)
+    assert largest.numbers < 4 * 40 * 6 * 9 / 2
 
 
 # ---- refusals ------------------------------------------------------------------------------------------------------

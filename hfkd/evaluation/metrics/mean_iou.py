@@ -22,7 +22,8 @@ def pixel_predictions(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Te
     Of several outputs (an auxiliary head's) the first is taken.
     """
     maps = logits[0] if isinstance(logits, (tuple, list)) else logits
-    return interpolated(maps, labels.shape[-2:]).argmax(1).to(torch.int16)
+    size = labels.shape[-2:]  # one image after the other: the logits of all pixels are many
+    return torch.cat([interpolated(one, size).argmax(1).to(torch.int16) for one in maps.split(1)])
 
 
 class MeanIoU:
