@@ -85,7 +85,8 @@ def run_segmentation(trainer: DistillationTrainer, config: dict[str, Any]) -> di
 @torch.no_grad()
 def mask_examples(trainer: DistillationTrainer, count: int = SHOWN) -> list[MaskExample]:
     """A few images of the evaluation set, spread over it, and what student and teacher say of each pixel."""
-    rows, model = trainer.eval_dataset, trainer.model
+    rows: Any = trainer.eval_dataset
+    model = trainer.model
     if rows is None or isinstance(rows, dict) or trainer.is_fsdp_enabled or model is None:
         return []
     trained = model.training

@@ -65,7 +65,7 @@ def class_colours(classes: int) -> np.ndarray:
     from matplotlib import colormaps
 
     # Strong colours before their pale siblings.
-    base = np.array(colormaps["tab20"].colors)[[*range(0, 20, 2), *range(1, 20, 2)]]
+    base = colormaps["tab20"](np.arange(20))[:, :3][[*range(0, 20, 2), *range(1, 20, 2)]]
     return np.stack([base[k % 20] * 0.6 ** (k // 20) + (1 - 0.6 ** (k // 20)) for k in range(classes)])
 
 
