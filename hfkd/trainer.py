@@ -269,7 +269,7 @@ class DistillationTrainer(Trainer):
             batch = self.task.after_student(batch, output)
             items = self.task.items(batch, logits_of(output), self.evaluated_network(self.teacher)(**batch))
             ones = torch.ones(len(items), device=items.sample.device)
-            self._evaluated.add({"kl": KD(scale="none")(items, ones)}, items, self.accelerator)
+            self._evaluated.add({"kl": KD(scale="none")(items, ones)}, items.rows, self.accelerator)
         return None, *((None, None) if loss_only else self.task.predictions(batch, output))
 
     def evaluated_network(self, model: nn.Module) -> Any:

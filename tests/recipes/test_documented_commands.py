@@ -22,7 +22,7 @@ PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "recipes").
 PAGES += (ROOT / "recipes").rglob("*.yaml")
 START = r"\b(?:accelerate launch|python) ((?:--config_file \S+ )?recipes/\w+\.py"
 INLINE = re.compile(rf"`{START}[^`]*)`")
-IN_A_BLOCK = re.compile(rf"{START}(?:[^`\n]*\\{{1,2}}\n)*[^`\n)]*)")
+IN_A_BLOCK = re.compile(rf"{START}(?:[^`\n]*\\{{1,2}}\n)*(?:\"[^\"\n]*\"|[^`\n\")])*)")
 # of tables of several pairs: a row, and its teacher
 PAIRS = {
     "energy_kd_table1": ("Energy KD, resnet56_resnet20", "resnet56"),
