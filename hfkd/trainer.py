@@ -58,6 +58,7 @@ from hfkd.training.statistics import scan_of
 from hfkd.training.streams import read_by_each_rank
 from hfkd.training.trainer_arguments import in_trainers_order, own_arguments, refuse_changed, taken
 from hfkd.training.validation.checked_batches import CheckedCollator
+from hfkd.training.validation.labels import refuse_unlabelled_batch
 from hfkd.training.validation.normalisation import receiving
 from hfkd.training.validation.random_rows import warn_of_random_rows
 from hfkd.training.validation.recorded_inputs import record_inputs
@@ -298,6 +299,8 @@ class DistillationTrainer(Trainer):
         """
         if not batch_samples:
             return None
+        for batch in batch_samples:
+            refuse_unlabelled_batch(batch, self.distillation_loss, self.task)
         items = self._over_ranks(sum(self.task.count(batch) for batch in batch_samples), device)
         if not (self.distillation_loss.by_sample or self.task.by_share):
             return items

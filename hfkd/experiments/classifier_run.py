@@ -15,6 +15,7 @@ from torch import Tensor
 from hfkd.data.epochs import ImageStream, image_transform
 from hfkd.data.he_da import original_images
 from hfkd.data.transforms import unpack_pixels
+from hfkd.data.used_columns import LABELS
 from hfkd.experiments.run import save_student, train_to_the_end, without_paths
 from hfkd.losses.temperatures import Energy, Fitted
 from hfkd.reports.page import distillation_page
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 PAGE_NAME = "index.html"
 SHOWN = 16  # images of lowest and of highest energy on the page
+ENTROPY_TEMPERATURE = 3.0  # EA-KD's, of the page's entropies
 GROUP = 512  # images of each energy group whose predictions are averaged
 
 
@@ -83,7 +85,24 @@ def _energy_groups(trainer: DistillationTrainer, teacher: FrozenTeacher, trainin
         data[f"{name}_probabilities"] = _probabilities(trainer, teacher, [shown[i] for i in rows])
         if transform is not None and "pixels" in dataset.column_names:
             data[f"{name}_images"] = unpack_pixels(dataset.with_format(None)[rows[:SHOWN]]["pixels"]).numpy()
+            data[f"{name}_classes"] = _classes(trainer, dataset, rows[:SHOWN], data[f"{name}_probabilities"])
     return data
+
+
+def _classes(trainer: DistillationTrainer, dataset: Any, rows: list[int], probabilities: Tensor) -> list[str]:
+    """Each row's class, and after an arrow the teacher's where that is another: names, or ids where there are none."""
+    names = trainer.class_names or [str(number) for number in range(probabilities.shape[-1])]
+    labels = dataset.with_format(None)[rows][next(name for name in LABELS if name in dataset.column_names)]
+    said = probabilities.argmax(-1).tolist()
+    return [
+        _short(names[label]) if label == its else f"{_short(names[label])} → {_short(names[its])}"
+        for label, its in zip(labels, said, strict=False)
+    ]
+
+
+def _short(name: str) -> str:
+    """So much of a class's name as fits below an image."""
+    return name if len(name) <= 10 else name[:9] + "…"
 
 
 @torch.no_grad()
@@ -104,12 +123,14 @@ def _correctness(trainer: DistillationTrainer, teacher: FrozenTeacher, dataset: 
             batch_size=trainer.args.eval_batch_size,
             accelerator=trainer.accelerator,
             progress_bar=False,
+            entropy_temperature=ENTROPY_TEMPERATURE,
         )
     predicted = trainer.predict(dataset)
     ranked, labels = np.asarray(predicted.predictions), np.asarray(predicted.label_ids)
     best = ranked[:, 0] if np.issubdtype(ranked.dtype, np.integer) else ranked.argmax(-1)
     return {
         "entropy": taught.entropy,
+        "entropy_temperature": ENTROPY_TEMPERATURE,
         "student_correct": best == labels,
         "teacher_correct": taught.prediction.numpy() == labels,
     }

@@ -43,7 +43,21 @@ class Comparison:
             (way, 100 * statistics.mean(v), 100 * statistics.stdev(v) if len(v) > 1 else None, [100 * x for x in v])
             for way, v in self.accuracy.items()
         ]
-        return Section("Comparison", text, comparison_bars(points), table=(self.HEADER, self.rows()))
+        said = "\n\n".join(part for part in (text, self.within_spread()) if part)
+        return Section("Comparison", said, comparison_bars(points), table=(self.HEADER, self.rows()))
+
+    def within_spread(self) -> str:
+        """A sentence where the ways differ by less than the seeds of one of them do; else nothing."""
+        several = [values for values in self.accuracy.values() if len(values) > 1]
+        if len(several) < 2 or len(several) < len(self.accuracy):
+            return ""
+        means, spread = [100 * statistics.mean(v) for v in several], max(100 * statistics.stdev(v) for v in several)
+        if max(means) - min(means) > spread:
+            return ""
+        return (
+            f"All ways lie within the spread of the seeds: the best mean is {max(means) - min(means):.2f} points above "
+            f"the worst, and one way's seeds have a standard deviation of {spread:.2f}. No difference is shown."
+        )
 
 
 def mean_and_sd(values: Sequence[float], digits: int = 2) -> str:

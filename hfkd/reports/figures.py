@@ -121,7 +121,8 @@ def image_grid(images: Any, captions: Sequence[str] | None = None, columns: int 
         raise ValueError(f"{len(captions)} captions for {count} images: pass one caption per image, or None")
     columns = max(1, min(columns, count))
     rows = -(-count // columns)
-    gap, foot = 0.08, 0.0 if captions is None else 0.16  # in image widths
+    lines = 0 if captions is None else max(caption.count("\n") for caption in captions) + 1
+    gap, foot = 0.08, 0.16 * lines  # in image widths
     tall = height / width + foot
     figure, (axes,) = new_figure(columns * 1.05, rows * tall * 1.05)
     for index in range(count):

@@ -26,7 +26,8 @@ body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 54rem; color: var(-
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem; }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .4rem; }
 p { margin: .4rem 0; max-width: 44rem; }
-figure { margin: 1rem 0; padding: .6rem; background: #fff; border: 1px solid var(--line); border-radius: 6px; }
+figure { margin: 1rem 0; padding: .6rem; overflow-x: auto;
+         background: #fff; border: 1px solid var(--line); border-radius: 6px; }
 img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 .wide { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
@@ -34,6 +35,8 @@ th, td { text-align: left; vertical-align: top; padding: .25rem 1.2rem .25rem 0;
 th { font-weight: 600; }
 .summary th { font-weight: normal; color: var(--faint); white-space: nowrap; }
 """
+
+READABLE = 640  # CSS pixels: a figure's text of 10 points is 10 pixels high; on a telephone it is scrolled sideways
 
 # the browser itself then enforces that the page loads nothing
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -93,7 +96,8 @@ def _figure(figure: Figure, alt: str) -> str:
     kind, data = figure_bytes(figure)
     width = round(figure.get_figwidth() * 96)  # CSS pixels, so that text has its size whatever the PNG's resolution
     source = f"data:{kind};base64,{base64.b64encode(data).decode()}"
-    return f'<figure><img width="{width}" src="{source}" alt="{_text(alt)}"></figure>'
+    least = f"min-width: {min(width, READABLE)}px"
+    return f'<figure><img width="{width}" style="{least}" src="{source}" alt="{_text(alt)}"></figure>'
 
 
 def _table(table: Table) -> str:

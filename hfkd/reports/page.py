@@ -87,7 +87,10 @@ def distillation_sections(
     highest_images: Any = None,
     lowest_probabilities: Any = None,
     highest_probabilities: Any = None,
+    lowest_classes: Sequence[str] | None = None,
+    highest_classes: Sequence[str] | None = None,
     entropy: Any = None,
+    entropy_temperature: float = 1.0,
     student_correct: Any = None,
     teacher_correct: Any = None,
 ) -> list[Section]:
@@ -95,17 +98,19 @@ def distillation_sections(
 
     From a scan of the training set by the teacher: `energies` [n], `thresholds` (low, high), the images of lowest and
     highest energy (uint8, see `image_grid`), and class probabilities [m, C] of the two groups, whose first rows belong
-    to the images. From an evaluation: `entropy` (of the teacher), `student_correct` and
-    `teacher_correct`, [n] each.
+    to the images; `lowest_classes` and `highest_classes` say for each image its class, and the teacher's. From an
+    evaluation: `entropy` (of the teacher, at `entropy_temperature`), `student_correct` and `teacher_correct`, [n] each.
     """
     groups = {"low energy": lowest_probabilities, "high energy": highest_probabilities}
     return [
         _training(log_history),
         _energies(energies, thresholds),
-        _images("Most confident teacher: images of lowest energy", lowest_images, lowest_probabilities),
-        _images("Least confident teacher: images of highest energy", highest_images, highest_probabilities),
+        _images("Most confident teacher: images of lowest energy", lowest_images, lowest_probabilities, lowest_classes),
+        _images(
+            "Least confident teacher: images of highest energy", highest_images, highest_probabilities, highest_classes
+        ),
         _predictions({name: value for name, value in groups.items() if value is not None}),
-        _segments(entropy, student_correct, teacher_correct),
+        _segments(entropy, student_correct, teacher_correct, entropy_temperature),
     ]
 
 
@@ -173,14 +178,18 @@ def _energies(energies: Any, thresholds: tuple[float, float] | None) -> Section:
     return Section(title, text, energy_histogram(energies, thresholds))
 
 
-def _images(title: str, images: Any, probabilities: Any) -> Section:
+def _images(title: str, images: Any, probabilities: Any, classes: Sequence[str] | None = None) -> Section:
     if images is None or len(images) == 0:
         return Section(title, "Left out: no images were kept, as the run used no scan or its items are not images.")
     if probabilities is None or len(probabilities) < len(images):
         return Section(title, "", image_grid(images))
     top = as_array(probabilities)[: len(images)].max(axis=-1)
     text = "Below each image: the teacher's largest class probability."
-    return Section(title, text, image_grid(images, captions=[f"{value:.3f}" for value in top]))
+    captions = [f"{value:.3f}" for value in top]
+    if classes is not None:
+        text = "Below each image: its class, what the teacher takes it for where that is another, and how surely."
+        captions = [f"{name}\n{value}" for name, value in zip(classes, captions, strict=False)]
+    return Section(title, text, image_grid(images, captions=captions))
 
 
 def _predictions(groups: Mapping[str, Any]) -> Section:
@@ -194,13 +203,16 @@ def _predictions(groups: Mapping[str, Any]) -> Section:
     return Section(title, text, mean_prediction(groups))
 
 
-def _segments(entropy: Any, student_correct: Any, teacher_correct: Any) -> Section:
+def _segments(entropy: Any, student_correct: Any, teacher_correct: Any, temperature: float) -> Section:
     title = "Accuracy by teacher entropy"
     given = {"entropy": entropy, "student_correct": student_correct, "teacher_correct": teacher_correct}
     missing = [name for name, value in given.items() if value is None]
     if missing:
         return Section(title, f"Left out: no per-sample evaluation was given (missing: {', '.join(missing)}).")
-    text = "Evaluation samples in equally large groups, from those the teacher is most certain of to the least certain."
+    text = (
+        "Evaluation samples in equally large groups, from those the teacher is most certain of to the least certain, "
+        f"by the entropy of its softmax at temperature {temperature:g}."
+    )
     return Section(title, text, accuracy_by_entropy(entropy, student_correct, teacher_correct))
 
 

@@ -128,9 +128,11 @@ def head_of(network: nn.Module) -> str | None:
 def by_inputs(network: nn.Module, rows: Any = None) -> str:
     """For networks that say nothing of their head: text is for the next token, all else is classified as images are.
 
-    Text whose row has one label, and not one a token, is classified too.
+    Text whose row has one label, and not one a token, is classified too; a config may say that labels are several.
     """
     names = Call.of(network).keywords or ()
+    if getattr(getattr(bare(network), "config", None), "problem_type", None) == "multi_label_classification":
+        return "multi_label_classification"
     if "input_ids" not in names or "pixel_values" in names:
         return "image_classification"
     return "sequence_classification" if _one_label(rows) else "causal_lm"

@@ -49,7 +49,12 @@ from hfkd.training.validation.batches import (
 from hfkd.training.validation.checked_batches import Bounds
 from hfkd.training.validation.features import refuse_features
 from hfkd.training.validation.label_maps import check_label_names
-from hfkd.training.validation.labels import EmptyRows, LabelWatch, refuse_unlabelled
+from hfkd.training.validation.labels import (
+    EmptyRows,
+    LabelWatch,
+    may_be_unlabelled,
+    refuse_unlabelled,
+)
 from hfkd.training.validation.networks import (
     check_datasets,
     check_networks,
@@ -130,6 +135,8 @@ class Setup:
         check_datasets(self.data, self.collator, self.task)
         self.loss.labelled = self.rows is None or has_labels(self.rows, self.collator)
         refuse_unlabelled(self.loss, self.task, self.rows)
+        if may_be_unlabelled(self.loss, self.task, self.rows):
+            self.loss.labelled = False  # rows that have labels keep them: they say which places are items
         refuse_no_batch(self.args, self.data)
         if given is not None:
             refuse_odd_rest(self.args, self.data, self.collator)

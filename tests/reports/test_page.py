@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hfkd.reports import Section, distillation_page, energy_histogram, write_page
+from hfkd.reports.comparison import Comparison
 
 CONFIG = {
     "teacher": "resnet32x4",
@@ -95,6 +96,31 @@ def test_figures_have_alt_text_and_the_smaller_format(full):
     kinds = [picture["src"].split(";")[0] for picture in pictures]
     assert kinds.count("data:image/png") == 2
     assert kinds.count("data:image/svg+xml") == 4
+
+
+def test_a_figure_is_scrolled_where_its_text_would_be_too_small(full):
+    images = [attributes for tag, attributes in Tags(full).tags if tag == "img"]
+    for image in images:
+        assert image["style"] == f"min-width: {min(int(image['width']), 640)}px"
+    assert "figure { margin: 1rem 0; padding: .6rem; overflow-x: auto;" in full
+
+
+def test_an_entropy_says_its_temperature_and_an_image_its_class(tmp_path):
+    data = scan() | {"entropy_temperature": 3.0, "lowest_classes": ["cat → dog"] * 32}
+    path = tmp_path / "page.html"
+    distillation_page(path, config=CONFIG, log_history=HISTORY, **data)
+    page = path.read_text(encoding="utf-8")
+    assert "the entropy of its softmax at temperature 3." in page
+    assert page.count("Below each image: its class, what the teacher takes it for") == 1
+
+
+@pytest.mark.parametrize(("other", "said"), [([0.52, 0.50], True), ([0.72, 0.70], False), ([0.52], False)])
+def test_ways_within_the_spread_of_the_seeds_are_said_to_show_no_difference(other, said):
+    found = Comparison()
+    for way, values in {"kd": [0.50, 0.53], "energy": other}.items():
+        for value in values:
+            found.add(way, value, 1.0)
+    assert ("All ways lie within the spread of the seeds" in found.section("Three ways.").text) is said
 
 
 def test_size(full):

@@ -223,6 +223,12 @@ def test_a_network_that_says_nothing_classifies_rows_of_one_label(tmp_path):
         trainer(tmp_path / "tokens", Words(3), ONE_LABEL, Words(3))
 
 
+def test_a_network_of_ones_own_may_say_that_its_labels_are_several():
+    network = WholeText(3)
+    network.config = BertConfig(problem_type="multi_label_classification")
+    assert chosen_task("auto", [network]).name == "multi_label_classification"
+
+
 def test_a_network_that_says_nothing_is_no_language_model_of_other_labels(tmp_path):
     with pytest.raises(ValueError, match="labels of the first rows are not the tokens in their places.*with task="):
         trainer(tmp_path, Words(), OTHER, Words())

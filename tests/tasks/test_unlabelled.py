@@ -9,6 +9,7 @@ import pytest
 import torch
 from reference import energy, energy_temperature, energy_thresholds, entropy, kl_of
 from task_toys import KINDS, ROWS
+from torch.utils.data import IterableDataset
 from toys import arguments
 
 from hfkd import DistillationTrainer
@@ -86,6 +87,38 @@ def test_labels_do_not_change_what_is_distilled_without_them(tmp_path):
         losses.append([entry["loss"] for entry in made.state.log_history if "loss" in entry])
         assert math.isfinite(made.evaluate()["eval_loss"])  # those that are scored have labels
     assert losses[0] == losses[1]
+
+
+class Stream(IterableDataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+def streamed(folder, kind, labelled, **settings):
+    student, teacher = kind.pair()
+    keywords = kind.keywords()
+    rows = [{k: v for k, v in row.items() if labelled or k != "labels"} for row in keywords["train_dataset"]]
+    args = arguments(folder, **({"per_device_train_batch_size": 4, "max_steps": 2} | ALONE | settings))
+    return DistillationTrainer(student, teacher, args, **keywords | {"train_dataset": Stream(rows)})
+
+
+@pytest.mark.parametrize("name", ["ViT", "BERT, a label a row"])
+def test_a_stream_may_be_without_labels(tmp_path, name):
+    losses = []
+    for labelled in (False, True):
+        made = streamed(tmp_path / str(labelled), KINDS[name], labelled)
+        made.train()
+        losses.append([entry["loss"] for entry in made.state.log_history if "loss" in entry])
+    assert losses[0] == losses[1]
+    assert losses[0][0] > 0
+
+
+def test_a_stream_without_the_labels_that_are_learned_is_told_at_its_first_batch(tmp_path):
+    with pytest.raises(ValueError, match=r"a training batch has no labels \(it has .*ce_weight=0.1.*give ce_weight=0"):
+        streamed(tmp_path, KINDS["ViT"], False, ce_weight=0.1).train()
 
 
 @pytest.mark.parametrize(

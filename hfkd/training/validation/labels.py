@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfkd.data.first_rows import map_style
 from hfkd.data.labels import class_ids
 from hfkd.losses.base import requirements_of
 from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.slot_values import is_ours
 from hfkd.tasks.base import Task
 from hfkd.tasks.tokens import PerToken
 from hfkd.utils.targets import HostTargets
@@ -55,6 +57,22 @@ def refuse_unlabelled(loss: DistillationLoss, task: Task, dataset: Any) -> None:
     for slot in (loss.objective, loss.temperature, loss.weighting):
         if requirements_of(slot).labels:
             raise ValueError(f"{slot!r} reads labels, and the training rows have none: choose kd, or give them labels")
+
+
+def may_be_unlabelled(loss: DistillationLoss, task: Task, dataset: Any) -> bool:
+    """Whether `dataset` is a stream, which cannot be looked at, whose labels nothing would read if it had any."""
+    slots = (loss.objective, loss.temperature, loss.weighting)
+    unread = all(is_ours(slot) and not requirements_of(slot).labels for slot in slots)
+    return dataset is not None and not map_style(dataset) and not loss.ce_weight and task.needs_no_labels and unread
+
+
+def refuse_unlabelled_batch(batch: Mapping[str, Any], loss: DistillationLoss, task: Task) -> None:
+    """Raise ValueError where a stream, or a user's own loader, gives a batch without the labels that are learned."""
+    if isinstance(batch, Mapping) and batch.get("labels") is None:
+        raise ValueError(
+            f"a training batch has no labels (it has {sorted(batch)}), and ce_weight={loss.ce_weight:g}: "
+            f"{task.without_labels}; or give ce_weight=0, and slots that read none, to learn from the teacher alone"
+        )
 
 
 class EmptyRows:
