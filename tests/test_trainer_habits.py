@@ -165,6 +165,22 @@ def test_a_metric_of_ones_own_stands_alone(tmp_path, keywords):
     assert "eval_accuracy" not in trainer.evaluate()
 
 
+def test_only_better_checkpoints_are_kept(tmp_path):
+    scores = iter([0.60, 0.65, 0.64])
+    args = arguments(tmp_path, save_strategy="best", metric_for_best_model="mine", eval_strategy="steps", eval_steps=1)
+    trainer = DistillationTrainer(
+        Net(),
+        teacher(),
+        args,
+        train_dataset=Rows(),
+        eval_dataset=Rows(13),
+        compute_metrics=lambda found: {"mine": next(scores)},
+    )
+    trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+
+
 # ---- what subclasses and scripts override --------------------------------------------------------------------------
 
 
