@@ -111,7 +111,8 @@ def test_an_entropy_says_its_temperature_and_an_image_its_class(tmp_path):
     distillation_page(path, config=CONFIG, log_history=HISTORY, **data)
     page = path.read_text(encoding="utf-8")
     assert "the entropy of its softmax at temperature 3." in page
-    assert page.count("Below each image: its class, what the teacher takes it for") == 1
+    said = page.count("Below each image: its class, what the teacher takes it for")
+    assert said == 2, "of one of the two groups: its paragraph, and the description of its picture"
 
 
 @pytest.mark.parametrize(("other", "said"), [([0.52, 0.50], True), ([0.72, 0.70], False), ([0.52], False)])
