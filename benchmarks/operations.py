@@ -1,9 +1,12 @@
-"""How many operations run: each is a kernel launch on a GPU, and small batches are bound by those."""
+"""What runs, counted: operations, each a kernel launch on a GPU, by which small batches are bound; bytes of tensors."""
 
+import weakref
 from collections import Counter
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 FREE = {"_unsafe_view", "_reshape_alias"}  # views that their schema does not call so
 
@@ -26,3 +29,34 @@ class Operations(TorchDispatchMode):
         if not is_view and name not in FREE:
             self.names[name] += 1
         return function(*args, **(kwargs or {}))
+
+
+class Bytes(TorchDispatchMode):
+    """The bytes of all tensors that operations within it made and that are still there: `live`, at most `peak`.
+
+    What the allocator adds is not in it, so that it is the same on every machine.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: Any) -> None:
+        if storage in self.known:
+            return
+        self.known.add(storage)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.live -= size

@@ -11,7 +11,8 @@ from hfkd.arguments import DistillationArguments
 from hfkd.data import ImageDataArguments, label_names, num_labels
 from hfkd.evaluation.metrics import item_accuracy, topk_predictions
 from hfkd.experiments.classifier_run import run_classifier
-from hfkd.models import NetworkArguments, image_classifier, image_teachers, with_projector
+from hfkd.experiments.peers import save_peers
+from hfkd.models import NetworkArguments, Peers, image_classifier, image_teachers, with_projector
 from hfkd.trainer import DistillationTrainer
 
 Build = Callable[[int, list[str] | None], tuple[nn.Module, Any]]
@@ -47,10 +48,14 @@ def distil_images(
 ) -> dict[str, Any]:
     """Load data and networks, distil, and leave the student and its results in `args.output_dir`; see `run_classifier`.
 
+    With `mutual_learning` teacher and student are peers, and results.json is the student's (`experiments/peers.py`).
     `assistants`: networks between the first teacher and the student, for its results and its card. Runs on every rank.
     """
 
     def build(classes: int, names: list[str] | None) -> tuple[nn.Module, Any]:
+        if networks.mutual_learning:
+            peers = (networks.student_name, *networks.teacher_name)
+            return Peers([image_classifier(name, classes, label_names=names) for name in peers]), None
         teacher = image_teachers(networks.teacher_name, classes, networks.teacher_checkpoint)
         student = image_classifier(networks.student_name, classes, networks.student_checkpoint, names)
         if networks.student_projector is not None:
@@ -59,4 +64,7 @@ def distil_images(
 
     trainer = image_trainer(build, data, args)
     chain = {"assistants": [Path(name).name for name in assistants]} if assistants else {}
-    return run_classifier(trainer, vars(networks) | vars(data) | trainer.settings | chain, page=page)
+    results = run_classifier(trainer, vars(networks) | vars(data) | trainer.settings | chain, page=page)
+    if networks.mutual_learning:
+        save_peers(trainer)
+    return results

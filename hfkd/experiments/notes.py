@@ -6,13 +6,20 @@ from typing import Any
 
 
 def notes(rows: Sequence[Mapping[str, Any]], compared: frozenset[str]) -> list[str]:
-    """Failed runs, runs that met NaN by leave, and settings in which rows differ though the table does not set them.
+    """Rows that are quoted alone, cells that papers print differently, failed runs, runs that met NaN by leave, and
+    settings in which rows differ though the table does not set them.
 
     `compared` are the settings that the rows of the table set.
     """
+    quoted = dict.fromkeys(f"{row['method']}: not run, {row['quoted']}" for row in rows if row["quoted"])
+    printed = [
+        f"{row['name']}: " + ", ".join(f"{source} prints {value:.2f}" for source, value in others.items())
+        for row in rows
+        if (others := row["printed_elsewhere"])
+    ]
     failed = [f"{row['name']}, seed {run['seed']}: failed, {run['failure']}" for row in rows for run in row["failed"]]
     lenient = [f"{row['name']}, seed {seed}: on_nan={on_nan}" for row in rows for seed, on_nan in row["on_nan"].items()]
-    return [*failed, *lenient, *_unequal(rows, compared)]
+    return [*quoted, *printed, *failed, *lenient, *_unequal([row for row in rows if not row["quoted"]], compared)]
 
 
 def _unequal(rows: Sequence[Mapping[str, Any]], compared: frozenset[str]) -> list[str]:

@@ -38,6 +38,9 @@ class TableArguments:
     )
     pages: bool = field(default=False, metadata={"help": "Leave a page of each run, for another look at all images."})
     list: bool = field(default=False, metadata={"help": "Print the tables of recipes/tables and stop."})
+    dry_run: bool = field(
+        default=False, metadata={"help": "Print what each row of the table would be run with, and run nothing."}
+    )
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -60,7 +63,8 @@ class Job:
         """Built anew for each run: building TrainingArguments sets up the process for them."""
         argv = [*self.argv, f"--output_dir={self.folder}", f"--seed={self.seed}"]
         table, networks, data, args = parse(FLAGS, argv, self.row.layers)
-        if table.teachers is not None and not any("/" in name for name in networks.teacher_name):
+        at_hand = networks.mutual_learning or any("/" in name for name in networks.teacher_name)
+        if table.teachers is not None and not at_hand:
             weights = [f"{name.removeprefix('cifar_')}.pth" for name in networks.teacher_name]
             networks = replace(networks, teacher_checkpoint=[str(Path(table.teachers) / w) for w in weights])
         return table, networks, data, args
@@ -71,7 +75,7 @@ class Job:
         `compared` are the settings that the rows of the table set, in which they differ: no flag may level them.
         """
         _, networks, _, args = self.flags()
-        DistillationLoss(args.objective, args.temperature, args.weighting, args.ce_weight, args.kd_weight)
+        slots_of(args)
         for weights in networks.teacher_checkpoint or ():
             if not Path(weights).is_file():
                 raise ValueError(f"row {self.row.name!r}: there are no weights {weights}")
@@ -109,6 +113,24 @@ class Job:
         distil_and_keep(networks, data, args, page=table.pages)
 
 
+def slots_of(args: DistillationArguments) -> DistillationLoss:
+    return DistillationLoss(args.objective, args.temperature, args.weighting, args.ce_weight, args.kd_weight)
+
+
+def jobs_of(table: Table, argv: Sequence[str]) -> list[Job]:
+    """The runs of a table that the flags ask for. Raises ValueError for a table that is refused, or no such row."""
+    if table.refused is not None:
+        raise ValueError(f"--table {table.name}: {table.title} cannot be run: {table.refused}")
+    flags, _, _, args = parse(FLAGS, argv, [{"output_dir": f"runs/{table.name}"}])
+    unknown = set(flags.rows or ()) - {row.name for row in table.run}
+    if unknown:
+        raise ValueError(f"--rows {min(unknown)!r} is none of {[row.name for row in table.run]}")
+    rows = [row for row in table.run if flags.rows is None or row.name in flags.rows]
+    folder = Path(args.output_dir or ".")
+    seeds = range(args.seed, args.seed + flags.seeds)
+    return [Job(row, s, folder / row.folder / f"seed{s}", tuple(argv)) for s in seeds for row in rows]
+
+
 def run_table(table: Table, argv: Sequence[str], published: Published) -> str:
     """Run what is not finished of `table` as the flags `argv` say, and return the table in Markdown.
 
@@ -117,16 +139,11 @@ def run_table(table: Table, argv: Sequence[str], published: Published) -> str:
     flag wins over the table, except where it would make a row something else than its name says (ValueError). Each run
     gives what the recipe alone gives with the same settings. Runs on every rank.
     """
-    flags, _, _, args = parse(FLAGS, argv, [{"output_dir": f"runs/{table.name}"}])
-    unknown = set(flags.rows or ()) - {row.name for row in table.rows}
-    if unknown:
-        raise ValueError(f"--rows {min(unknown)!r} is none of {[row.name for row in table.rows]}")
-    rows = [row for row in table.rows if flags.rows is None or row.name in flags.rows]
+    jobs = jobs_of(table, argv)
+    args = parse(FLAGS, argv, [{"output_dir": f"runs/{table.name}"}])[-1]
     folder = Path(args.output_dir or ".")
-    seeds = range(args.seed, args.seed + flags.seeds)
-    jobs = [Job(row, s, folder / row.folder / f"seed{s}", tuple(argv)) for s in seeds for row in rows]
-    compared = frozenset().union(*(row.own for row in table.rows))
-    for job in jobs[: len(rows)]:
+    compared = frozenset().union(*(row.own for row in table.run))
+    for job in {job.row: job for job in reversed(jobs)}.values():
         job.check(compared)
     runs = {job: job.kept() for job in jobs}
     for job in [job for job, run in runs.items() if run is not None and run.status == "failed"]:
@@ -156,9 +173,18 @@ def runs_of(row: Path) -> dict[Path, Run]:
 
 def _write(table: Table, folder: Path, published: Published) -> str:
     """The table of what `folder` holds by now, of this call and of earlier ones, in the order of the rows."""
-    held = {row: [r for r in runs_of(folder / row.folder).values() if r.status != "running"] for row in table.rows}
-    rows = [summarise(row, runs, published, table.published) for row, runs in held.items() if runs]
+    held = {row: [r for r in runs_of(folder / row.folder).values() if r.status != "running"] for row in table.run}
+    pairs = {row.pair for row, runs in held.items() if runs}
+    quoted = {row: [_quoted(row)] for row in table.rows if row.quoted is not None and row.pair in pairs}
+    shown = {row: quoted.get(row) or held.get(row) for row in table.rows}
+    rows = [summarise(row, runs, published, table) for row, runs in shown.items() if runs]
     text = markdown(table, rows, published)
     write_json(folder / "table.json", {"title": table.title, "reference": table.reference, "rows": rows})
     write_atomically(folder / "table.md", text.encode())
     return text
+
+
+def _quoted(row: Row) -> Run:
+    """A run that is none: the settings of a row whose number is a paper's alone."""
+    _, networks, data, args = parse(FLAGS, ["--output_dir=."], row.layers)
+    return Run(deciding(networks, data, args), {}, "quoted")

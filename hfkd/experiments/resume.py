@@ -56,6 +56,8 @@ class Run:
     def difference(self, settings: Mapping[str, Any], besides: Collection[str] = RETRIED) -> str | None:
         """The first of `settings` that this run was told another value of, in words."""
         for name, value in settings.items():
+            if name not in self.settings and not value:
+                continue  # a version that did not have it
             there = self.settings.get(name)
             if name not in besides and there != value and str(there) != str(value):  # "4.0" may be kept as a number
                 return f"its {name} is {there}, this one's is {value}"

@@ -8,17 +8,18 @@ from typing import Any, Literal
 
 import yaml
 
-from hfkd.utils.parsing import read_settings
+from hfkd.utils.parsing import read_layers
 from hfkd.utils.setting_types import TextLoader
 
 Layer = Path | Mapping[str, Any]
-MEASURES = ("accuracy", "loss")
+MEASURES = ("accuracy", "loss", "time")
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
     """One line of a table. `layers` are settings or files of them, the later ones winning; `own` names those settings
     that make the row what it is; `method` is what the published numbers call it, `pair` the file of its networks.
+    `quoted`: why nothing is run, of a row that shows a published number alone.
     """
 
     label: str
@@ -26,6 +27,7 @@ class Row:
     pair: str | None
     layers: tuple[Layer, ...]
     own: frozenset[str]
+    quoted: str | None = None
 
     @property
     def name(self) -> str:
@@ -47,16 +49,23 @@ class Table:
     rows: tuple[Row, ...]
     reference: str
     published: tuple[str, ...] | None = None
-    measure: Literal["accuracy", "loss"] = "accuracy"
+    measure: Literal["accuracy", "loss", "time"] = "accuracy"
+    refused: str | None = None
+
+    @property
+    def run(self) -> tuple[Row, ...]:
+        """The rows that are run."""
+        return tuple(row for row in self.rows if row.quoted is None)
 
 
 def read_table(path: str | Path) -> Table:
     """A table from its file. Paths in it are relative to the file. Raises ValueError for what it does not understand.
 
-    Keys: `title`, `measure`, `reference`, `published`; `defaults` (files: the protocol), `settings` (of all rows),
-    `rows`, each with `name`, `method` (default: the name), `config` (files), `settings`, and `pairs`; and `pairs`
-    (files), with which each row is run for each of them, a row's own `pairs` having settings for some, by file name.
-    Later settings win over earlier ones: defaults, pair, config, the table's settings, the row's, the row's for a pair.
+    Keys: `title`, `measure`, `reference`, `published`, `refused`; `defaults` (files: the protocol), `settings` (of all
+    rows), `rows`, each with `name`, `method` (default: the name), `config` (files), `settings`, `pairs` and `quoted`;
+    and `pairs` (files), with which each row is run for each of them, a row's own `pairs` having settings for some, by
+    file name. Later settings win over earlier ones: defaults, pair, config, what the pair's file has `with` that one,
+    the table's settings, the row's, the row's for a pair.
     """
     path = Path(path)
     try:
@@ -92,7 +101,7 @@ def _check(table: Table, path: Path) -> None:
 
 def _rows(entry: dict[str, Any], path: Path, defaults: Any, settings: dict[str, Any] | None, pairs: Any) -> list[Row]:
     """The rows of one entry: itself, or one for each pair of networks."""
-    unknown = entry.keys() - {"name", "method", "config", "settings", "pairs"}
+    unknown = entry.keys() - {"name", "method", "config", "settings", "pairs", "quoted"}
     if unknown or "name" not in entry:
         raise ValueError(f"--table {path}: row {entry}: {f'unknown key {min(unknown)!r}' if unknown else 'no name'}")
     found = []
@@ -103,11 +112,7 @@ def _rows(entry: dict[str, Any], path: Path, defaults: Any, settings: dict[str, 
             mine.append((entry.get("pairs") or {}).get(pair.stem, {}))
         first: list[Layer] = [*([pair] if pair else []), *config]
         layers = [*(path.parent / d for d in defaults or ()), *first, settings or {}, *mine]
-        own = frozenset(key for layer in [*first, *mine] for key in _settings(layer))
+        own = frozenset(key for of_one in read_layers([*first, *mine]) for one in of_one.values() for key in one)
         method, stem = entry.get("method", entry["name"]), None if pair is None else pair.stem
-        found.append(Row(entry["name"], method, stem, tuple(layers), own))
+        found.append(Row(entry["name"], method, stem, tuple(layers), own, entry.get("quoted")))
     return found
-
-
-def _settings(layer: Layer) -> Mapping[str, Any]:
-    return layer if isinstance(layer, Mapping) else read_settings(layer)

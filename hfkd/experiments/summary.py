@@ -13,7 +13,7 @@ from hfkd.experiments.rows import Row, Table
 from hfkd.reports.comparison import mean_and_sd
 from hfkd.utils.numbers import markdown_table
 
-NOT_AT_HAND = "not at hand"
+NONE_PRINTED = "none printed"
 
 
 def data_label(settings: Mapping[str, Any]) -> str:
@@ -22,23 +22,24 @@ def data_label(settings: Mapping[str, Any]) -> str:
     return name if settings.get("imbalance_factor") in (None, 1, 1.0) else f"{name}-lt"
 
 
-def summarise(row: Row, runs: Sequence[Run], published: Published, sources: Sequence[str] | None) -> dict[str, Any]:
+def summarise(row: Row, runs: Sequence[Run], published: Published, table: Table) -> dict[str, Any]:
     """One row for JSON: accuracies in percent with their sample standard deviation, the protocol, the cost.
 
-    Failed runs are in no average; `failed` says where each of them stopped.
+    Failed runs are in no average; `failed` says where each of them stopped. A row that is quoted has one run, of its
+    settings alone, which is neither.
     """
     done = [run for run in runs if run.status == "finished"]
     shown, results = (done or runs)[0], [run.results for run in done]
     settings = shown.settings
     ends = {which: [r["losses"][which] or {"step": None, "loss": None} for r in results] for which in ("first", "last")}
     pair = (" + ".join(settings["teacher_name"]), settings["student_name"])
-    paper = published.find(data_label(settings), *pair, row.method, sources)
     return {
         "name": row.name,
         "method": row.label,
+        "quoted": row.quoted,
         "teacher": pair[0],
         "student": pair[1],
-        "paper": None if paper is None else vars(paper),
+        **_printed((data_label(settings), *pair, row.method), published, table),
         "best": _over_seeds([_percent(r["best"]) for r in results]),
         "last": _over_seeds([_percent(r["last"]) for r in results]),
         "best_by": sorted({_chosen_by(r) for r in results}),
@@ -54,6 +55,18 @@ def summarise(row: Row, runs: Sequence[Run], published: Published, sources: Sequ
         ),
         "settings": {name: value for name, value in settings.items() if name not in ("seed", *RETRIED)},
         **_protocol(settings, shown.results),
+    }
+
+
+def _printed(cell: tuple[str, str, str, str], published: Published, table: Table) -> dict[str, Any]:
+    """What papers print for a cell (data, teacher, student, method): the number, and others that differ from it."""
+    measure = "time" if table.measure == "time" else "accuracy"
+    paper = published.find(*cell, table.published, measure)
+    top5 = None if paper is None else published.find(*cell, [paper.source], "top5")
+    others = {} if paper is None else published.every(*cell, measure)
+    return {
+        "paper": None if paper is None else vars(paper) | {"top5": top5 and top5.value},
+        "printed_elsewhere": {n.source: n.value for n in others.values() if paper and n.value != paper.value},
     }
 
 
@@ -79,7 +92,7 @@ def _over_seeds(values: list[float | None]) -> dict[str, Any]:
 
 def _protocol(settings: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
     """In what two rows may differ besides their method. Settings that a version does not have are at their default."""
-    limit = settings.get("max_train_images")
+    limit, epochs = settings.get("max_train_images"), results.get("epochs")
     crop = "resized crop" if settings.get("resized_crop") else f"crop {settings['crop_padding']}"
     augmentation = [crop] if crop != "crop 0" else []
     augmentation += ["flip"] if settings["flip"] else []
@@ -89,8 +102,8 @@ def _protocol(settings: Mapping[str, Any], results: Mapping[str, Any]) -> dict[s
     augmentation += [f"{settings['he_da_mix']} of {settings['he_da_side']} energy"] if added else []
     return {
         "data": data_label(settings) + (f", first {limit:,} images" if limit else ""),
-        "epochs": results.get("train_epochs", results["epochs"][-1]["epoch"] if results["epochs"] else None),
-        "steps": results["train_steps"],
+        "epochs": results.get("train_epochs", epochs[-1]["epoch"] if epochs else None),
+        "steps": results.get("train_steps"),
         "views": views,
         "augmentation": ", ".join(augmentation) or "none",
         "extra_images": f"{settings['he_da_ratio']:.0%}" if added else "none",
@@ -106,6 +119,7 @@ def markdown(table: Table, rows: Sequence[Mapping[str, Any]], published: Publish
         return f"# {table.title}\n\nNo run is finished yet.\n"
     text = [f"# {table.title}", "", markdown_table(list(columns[0]), [list(c.values()) for c in columns])]
     cited = dict.fromkeys(row["paper"]["source"] for row in rows if row["paper"] is not None)
+    cited |= dict.fromkeys(source for row in rows for source in row["printed_elsewhere"])
     text += ["", *(f"- {source}: {published.sources[source]}" for source in cited)] if cited else []
     if table.measure == "accuracy":
         text += ["", "± is the sample standard deviation over the seeds. Papers report the best epoch on the test set."]
@@ -126,6 +140,7 @@ def _line(
     """`steps`: those of the losses that the table's header names."""
     difference = to_reference(row, reference)
     first, last = (f"loss, step {step}" for step in steps)
+    extra = _epoch_time(row, reference)
     measured = {
         "accuracy": {
             "paper %": _paper(row["paper"]),
@@ -134,6 +149,10 @@ def _line(
             f"last, less {table.reference} (95 %)": "-" if difference is None else str(difference),
         },
         "loss": {first: _loss(row, 0, steps), last: _loss(row, 1, steps)},
+        "time": {
+            f"time of an epoch above {table.reference}, paper %": _paper(row["paper"]),
+            "ours %": "-" if extra is None else f"{100 * extra:.2f}",
+        },
     }[table.measure]
     speed, its = row["images_per_second"]["mean"], reference and reference["images_per_second"]["mean"]
     return {
@@ -142,7 +161,7 @@ def _line(
         **measured,
         "seeds": str(len(row["seeds"])) + (f" + {len(row['failed'])} failed" if row["failed"] else ""),
         "epochs": "-" if row["epochs"] is None else f"{row['epochs']:.4g}",
-        "steps": f"{row['steps']:,}",
+        "steps": "-" if row["steps"] is None else f"{row['steps']:,}",
         "data": row["data"],
         "views": str(row["views"]),
         "augmentation": row["augmentation"],
@@ -150,6 +169,16 @@ def _line(
         f"images/s, {table.reference} = 1": f"{speed / its:.2f}" if speed and its else "-",
         "hardware": "; ".join(row["hardware"]),
     }
+
+
+def _epoch_time(row: Mapping[str, Any], reference: Mapping[str, Any] | None) -> float | None:
+    """How much longer an epoch is than the reference's, as a share of that."""
+    seconds = [
+        one["steps"] / one["epochs"] / one["images_per_second"]["mean"]  # with batches of one size
+        for one in (row, reference)
+        if one is not None and one["epochs"] and one["images_per_second"]["mean"]
+    ]
+    return None if len(seconds) < 2 else seconds[0] / seconds[1] - 1
 
 
 def _loss(row: Mapping[str, Any], end: int, steps: Sequence[int | None]) -> str:
@@ -163,9 +192,10 @@ def _pair(row: Mapping[str, Any]) -> str:
 
 def _paper(number: Mapping[str, Any] | None) -> str:
     if number is None:
-        return NOT_AT_HAND
+        return NONE_PRINTED
+    top5 = "" if number["top5"] is None else f", top-5 {number['top5']:.2f}"
     epochs = "" if number["epochs"] is None else f", {number['epochs']} epochs"
-    return f"{number['accuracy']:.2f} ({number['source']}{epochs})"
+    return f"{number['value']:.2f}{top5} ({number['source']}{epochs})"
 
 
 def _mean(measured: Mapping[str, Any], digits: int) -> str:

@@ -22,3 +22,12 @@ class NetworkArguments:
         default=None,
         metadata={"help": "Put a linear layer of this many outputs before the student's classifier (lsh)."},
     )
+    mutual_learning: bool = field(
+        default=False,
+        metadata={"help": "The teacher learns too, beside the student and from random weights (DML, recipes/dml.py)."},
+    )
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("teacher_checkpoint", "student_checkpoint", "student_projector") if vars(self)[name]]
+        if self.mutual_learning and given:
+            raise ValueError(f"mutual_learning trains all networks from random weights: leave {given[0]} out")

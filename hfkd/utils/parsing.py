@@ -7,7 +7,9 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
@@ -22,6 +24,7 @@ from hfkd.utils.setting_types import TextLoader, typed
 from hfkd.utils.shipped import shipped, shipped_or_given
 
 IMPORT = "import"
+WITH = "with"
 
 
 class Parsed(tuple[Any, ...]):
@@ -43,8 +46,9 @@ def parse(
 ) -> Parsed:
     """Parse `argv` into dataclasses. The command line wins over `--config FILE.yaml ...`, which wins over `defaults`.
 
-    Of several files the later ones win. `defaults`, a recipe's protocol, are YAML files too, or mappings of settings. A
-    setting that a later one leaves without effect gives way to it, see `hfkd.utils.precedence`. Raises ValueError for a
+    Of several files the later ones win; see `read_layers` for a file that has settings for another one. `defaults`, a
+    recipe's protocol, are YAML files too, or mappings of settings. A setting that a later one leaves without effect
+    gives way to it, see `hfkd.utils.precedence`. Raises ValueError for a
     key that no dataclass has, with the closest one that exists; for a value that its field does not take; and for an
     output_dir that is one of the inputs.
     """
@@ -52,13 +56,12 @@ def parse(
     _show_log()
     import_modules(_flags(dataclasses, argv).get(IMPORT, []))
     parser, flags = _parser(dataclasses, **parser_options), _flags(dataclasses, argv)
-    hints = {
-        f.name: get_type_hints(cls, include_extras=True)[f.name] for cls in dataclasses for f in fields(cls) if f.init
-    }
     flags.pop(IMPORT, None)
     configs = shipped("recipes") / "configs"
-    files = [_layer(shipped_or_given(source, configs), hints) for source in flags.pop("config", [])]
-    settings = merge([*(_layer(source, hints) for source in defaults), *files, flags])
+    given = [shipped_or_given(source, configs) for source in flags.pop("config", [])]
+    layers = typed_layers([*defaults, *given], dataclasses)
+    files = [layer for several in layers[len(defaults) :] for layer in several]
+    settings = merge([*(layer for several in layers for layer in several), flags])
     for action in parser._actions:  # a setting that the file gives is no longer required on the command line
         if action.dest in settings:
             action.required = False
@@ -154,18 +157,52 @@ def _show_log() -> None:
         logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
 
 
-def _layer(source: str | Path | Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a file, or of a mapping, each as its field wants it."""
-    where = "settings" if isinstance(source, Mapping) else f"--config {source}"
-    settings = dict(source) if isinstance(source, Mapping) else read_settings(source)
-    check_known(settings, set(hints), where)
-    return {name: typed(value, hints[name], f"{where}: {name}") for name, value in settings.items()}
+def typed_layers(
+    sources: Sequence[str | Path | Mapping[str, Any]], dataclasses: Sequence[type]
+) -> list[list[dict[str, Any]]]:
+    """`read_layers`, each setting as its field in `dataclasses` wants it. Raises ValueError for what none has."""
+    hints: dict[str, Any] = {}
+    for cls in dataclasses:
+        known = get_type_hints(cls, include_extras=True)
+        hints |= {f.name: known[f.name] for f in fields(cls) if f.init}
+    found = []
+    for several in read_layers(sources):
+        for where, settings in several.items():
+            check_known(settings, set(hints), where)
+        found.append(
+            [{k: typed(v, hints[k], f"{where}: {k}") for k, v in layer.items()} for where, layer in several.items()]
+        )
+    return found
+
+
+def read_layers(sources: Sequence[str | Path | Mapping[str, Any]]) -> list[dict[str, dict[str, Any]]]:
+    """Of each file or mapping of settings the layers that it adds, later ones winning, by where they come from.
+
+    What a file holds under `with`, by the names of other files (`with: {dkd: {objective: "dkd(beta=6)"}}`), is added
+    where such a file is among `sources` too, on top of both: what a pair of networks needs of each method.
+    """
+    found, earlier = [], dict[str, dict[str, Any]]()
+    for source in sources:
+        if isinstance(source, Mapping):
+            found.append({"settings": dict(source)})
+            continue
+        where, stem, settings = f"--config {source}", Path(source).stem, read_settings(source)
+        others = settings.pop(WITH, None) or {}
+        if not isinstance(others, dict) or not all(isinstance(one, dict) for one in others.values()):
+            raise ValueError(f"{where}: {WITH} must hold settings by the names of other files")
+        layers = {where: settings}
+        for other, its in earlier.items():
+            layers |= {f"--config of {other}: with {stem}": its[stem]} if stem in its else {}
+            layers |= {f"{where}: with {other}": others[other]} if other in others else {}
+        earlier[stem] = others
+        found.append(layers)
+    return found
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The settings of a YAML file (safe loader: no code), as text: what a word means is for its field to say."""
     try:
-        settings = yaml.load(Path(path).read_text(encoding="utf-8"), TextLoader)
+        settings = deepcopy(_yaml(Path(path).read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ValueError(f"--config {path}: there is no such file") from None
     except OSError as error:
@@ -177,6 +214,11 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         held = "names that are not text" if isinstance(settings, dict) else f"a {type(settings).__name__}"
         raise ValueError(f"--config {path} must hold `name: value` lines, and holds {held}")
     return settings
+
+
+@lru_cache(256)  # a table of methods reads a few files again and again
+def _yaml(text: str) -> Any:
+    return yaml.load(text, TextLoader)
 
 
 def check_known(settings: Mapping[str, Any], known: set[str], where: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -270,14 +271,68 @@ def test_published_numbers_stand_beside_ours(work, tmp_path):
         work, "published", read_table(tmp_path / "one.yaml"), seeds=1, student_name="cifar_resnet32", max_steps=1
     )
     assert cells(text, "KD")["paper %"] == "98.50 (p, 240 epochs)"
-    assert cells(text, "EA-KD")["paper %"] == "not at hand"
+    assert cells(text, "EA-KD")["paper %"] == "none printed"
     assert "- p: A paper" in text
     assert "±" not in text.split("\n\n")[1]  # of one seed there is no spread
+
+
+def test_a_row_that_is_quoted_shows_its_number_and_why_it_is_not_run(work, done, tmp_path):
+    (work / "quoted.yaml").write_text(TABLE + "  - {name: TAKD, quoted: nobody knows how}\n")
+    entry = {"source": "p", "data": "digits", "teacher": "teacher", "student": "cifar_resnet20"}
+    other = entry | {"source": "q", "accuracy": {"TAKD": 71.0}}
+    published = Published({"p": "A paper", "q": "Another"}, {}, [entry | {"accuracy": {"TAKD": 72.0}}, other])
+    table = read_table(work / "quoted.yaml")
+    pair = {
+        "teacher_name": str(work / "teacher"),
+        "student_name": "cifar_resnet20",
+        "dataset_name": str(work / "digits"),
+    }
+    table = replace(table, rows=tuple(replace(r, layers=(*r.layers, pair)) if r.quoted else r for r in table.rows))
+    text = run_table(table, argv(work, "done", seeds=2, seed=7), published)
+    line = cells(text, "TAKD")
+    assert (line["paper %"], line["ours, last epoch %"], line["seeds"], line["steps"]) == ("72.00 (p)", "-", "0", "-")
+    assert of_kind(text, "TAKD: not run, nobody knows how")
+    assert of_kind(text, "TAKD: q prints 71.00")
+    assert not of_kind(text, "not one protocol")
+    assert run(work, "done", seeds=2, seed=7) == done
+
+
+TIMES = """
+title: The cost
+measure: time
+reference: a tenth
+settings: {optim: sgd, temperature: 4.0, he_da: paper}
+rows:
+  - {name: a tenth, settings: {he_da_ratio: 0.1}}
+  - {name: all, settings: {he_da_ratio: 1.0}}
+"""
+
+
+@pytest.mark.slow
+def test_the_time_of_an_epoch_counts_the_images_that_are_added(work):
+    (work / "times.yaml").write_text(TIMES)
+    text = run(work, "times", read_table(work / "times.yaml"), seeds=1)
+    tenth, every = (results(work, "times", row, 42) for row in ("a_tenth", "all"))
+    seconds = [r["train_steps"] / r["images_per_second"] for r in (tenth, every)]
+    assert every["train_steps"] > tenth["train_steps"]
+    assert cells(text, "all")["ours %"] == f"{100 * (seconds[1] / seconds[0] - 1):.2f}"
+    assert cells(text, "a tenth")["ours %"] == "0.00"
+
+
+@pytest.mark.slow
+def test_a_row_of_mutual_learning_trains_the_teacher_too(work):
+    (work / "dml.yaml").write_text("rows: [{name: DML, settings: {mutual_learning: true, objective: average}}]\n")
+    table = read_table(work / "dml.yaml")
+    text = run(work, "dml", table, seeds=1, seed=7, teacher_name="cifar_resnet8", num_train_epochs=1)
+    assert cells(text, "DML")["ours, last epoch %"] == f"{100 * results(work, 'dml', 'dml', 7)['last']['accuracy']:.2f}"
+    scores = [json.loads((work / f"dml/dml/seed7/peer_{k}/scores.json").read_text()) for k in (0, 1)]
+    assert scores[0]["eval_peer_0_accuracy"] == results(work, "dml", "dml", 7)["last"]["accuracy"]
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        ({"mutual_learning": True, "teacher_checkpoint": "x.pth"}, "leave teacher_checkpoint out"),
         ({"num_train_epochs": 3}, "holds another run: its num_train_epochs is 2.0, this one's is 3.0"),
         ({"crop_padding": 0}, "holds another run: its crop_padding is 1, this one's is 0"),
         ({"weighting": "entropy"}, "row 'KD' is weighting uniform, and would no longer be what its name says"),

@@ -60,6 +60,7 @@ def same(given, value):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_file_says_what_its_recipe_does(told, path):
     settings, content = told(recipe_of(path), path), yaml.safe_load(path.read_text())
+    content.pop("with", None)
     assert {name: settings[name] for name in content if not same(content[name], settings[name])} == {}
     DistillationLoss(*(settings[name] for name in SLOTS))
     assert settings["num_train_epochs"] > max(settings["lr_decay_epochs"] or [0])
@@ -73,6 +74,7 @@ def test_data_pair_and_method_combine(told, pair):
     data = CONFIGS / f"{'tiny_imagenet' if pair.stem.startswith('tiny') else 'imagenet'}.yaml"
     method = CONFIGS / ("ea_kd.yaml" if data.stem == "tiny_imagenet" else "imagenet_energy_kd.yaml")
     contents = [yaml.safe_load(path.read_text()) for path in (data, pair, method)]
+    contents[1].pop("with", None)
     settings = told("cifar100_energy_kd.py", data, pair, method)
     for name, value in (contents[0] | contents[1] | contents[2]).items():
         assert same(value, settings[name]), name

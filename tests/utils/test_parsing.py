@@ -56,6 +56,33 @@ def test_several_config_flags_are_read_like_one_with_several_files(config):
         assert (args.ce_weight, args.kd_weight) == (0.2, 0.3)
 
 
+def test_a_file_has_settings_for_another_one(config):
+    """They go on top of both, in whichever order the two are named, and below a later file and the command line."""
+    pair = config("ce_weight: 0.7\nkd_weight: 0.3\nwith: {method: {kd_weight: 5}, other: {ce_weight: 9}}", "pair.yaml")
+    method = config("kd_weight: 2.0\ntemperature: 3.0", "method.yaml")
+    for files in ((pair, method), (method, pair)):
+        args = read(*files)
+        assert (args.ce_weight, args.kd_weight, args.temperature) == (0.7, 5.0, "3.0")
+    assert read(pair).kd_weight == 0.3
+    assert read(pair, method, config("kd_weight: 1.0", "last.yaml")).kd_weight == 1.0
+    assert read(pair, method, "--kd_weight", "4").kd_weight == 4.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("with: 3", "with must hold settings by the names of other files"),
+        ("with: {method: 3}", "with must hold settings by the names of other files"),
+        ("with: {method: {kdweight: 3}}", r"with method: unknown setting 'kdweight'; did you mean 'kd_weight'"),
+        ("with: {method: {kd_weight: high}}", r"with method: kd_weight: 'high'"),
+    ],
+)
+def test_settings_for_another_file_that_are_none(config, text, message):
+    method = config("kd_weight: 2.0", "method.yaml")
+    with pytest.raises(ValueError, match=message):
+        read(config(text, "pair.yaml"), method)
+
+
 def test_several_files_the_later_ones_win(config):
     pair, method = config("ce_weight: 0.7\nkd_weight: 0.3", "pair.yaml"), config("ce_weight: 0.2", "method.yaml")
     args = read(pair, method)
