@@ -20,7 +20,7 @@ def cifar(name="cifar_resnet8"):
 
 
 def timms():
-    return timm.create_model("resnet10t", num_classes=CLASSES)
+    return timm.create_model("convnext_atto", num_classes=CLASSES)
 
 
 def distilling(objective=HINT, student=cifar, taught=lambda: cifar("cifar_wrn_16_2"), **settings):

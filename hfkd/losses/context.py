@@ -5,11 +5,22 @@ S samples.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from hfkd.utils.feature_keys import Layer, feature_key, feature_keys
+
+
+class StageSequence(Protocol):
+    """A network's stages in order, `stages[k]` from the output of stage k - 1 (0: from images), and its head."""
+
+    @property
+    def stages(self) -> tuple[Callable[[Tensor], Tensor], ...]: ...
+    @property
+    def head(self) -> Callable[[Tensor], Tensor]: ...
+    @property
+    def last(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,7 @@ class NetworkContext:
     network: the bare network.
     groups: what keys for several layers stand for: {"1:": ("1", "2", "3")}. Shapes and modules have these keys.
     class_order: class i of the data is the network's class `class_order[i]`; None: each is the same.
+    stages: what runs its stages one by one (`models/running.py`); None where nobody knows them as a sequence.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -28,6 +40,7 @@ class NetworkContext:
     network: nn.Module
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     class_order: tuple[int, ...] | None = None
+    stages: StageSequence | None = None
 
     def keys(self, layers: Layer | tuple[Layer, ...]) -> tuple[str, ...]:
         """The keys of these layers, each of one feature: "1:" becomes "1", "2", "3"."""

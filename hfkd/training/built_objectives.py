@@ -21,6 +21,7 @@ from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.outputs import Outputs
 from hfkd.models.calling import Call, logits_of
 from hfkd.models.feature_capture import LOGITS, FeatureCapture, Probe, refuse_other_head
+from hfkd.models.running import stage_runner
 from hfkd.tasks.base import Task
 from hfkd.tasks.proof import untouched
 from hfkd.teachers import FrozenTeacher
@@ -121,4 +122,4 @@ def _context(
     features: Mapping[str, Any] = Outputs(logits, {**found, LOGITS: logits}).features
     shapes = {key: tuple(features[key].shape[1:]) for key in capture.keys}
     groups = {key: several for key, several in capture.groups.items() if several != (key,)}
-    return NetworkContext(shapes, capture.modules, capture.network, groups, order)
+    return NetworkContext(shapes, capture.modules, capture.network, groups, order, stage_runner(capture.network))

@@ -109,7 +109,8 @@ PAPERS = {
     *("energy_kd_table1", "energy_kd_table2", "energy_kd_table3", "energy_kd_table4_left", "energy_kd_table4_right"),
     *("energy_kd_table5", "energy_kd_table6", "energy_kd_table7", "energy_kd_table8", "energy_kd_table9"),
     *("energy_kd_table_b16", "energy_kd_table_a14", "energy_kd_table_a15", "energy_kd_figure5"),
-    *("ea_kd_table1", "ea_kd_table2", "ea_kd_table3", "ea_kd_table4", "ea_kd_table5", "ea_kd_table7", "ea_kd_table8"),
+    *("ea_kd_table1", "ea_kd_table2", "ea_kd_table3", "ea_kd_table4", "ea_kd_table5", "ea_kd_table6"),
+    *("ea_kd_table7", "ea_kd_table8"),
 }
 
 

@@ -18,8 +18,8 @@ class AT(SumOverMaps):
 
         l_s = sum over layers of  mean_hw (a_s - a_t)^2,    a = q / ||q||_2,    q = mean_c F_c^2 over H W
 
-    Eq. 2 of the paper has the norm of that difference, its released code, RepDistiller and mdistiller the mean of its
-    squares, with a weight of 1000 beside the labels, on all stages but the stem. The larger map is pooled to the size
+    The paper has the norm of that difference, its released code, RepDistiller and mdistiller the mean of its squares,
+    with a weight of 1000 beside the labels, on all stages but the stem. The larger map is pooled to the size
     of the smaller before it is squared. The sample's own number. Nothing is trained beside the student.
     """
 

@@ -18,7 +18,7 @@ from hfkd.utils.feature_keys import Layer, Layers
 @register_objective("attention_scores")
 @checked
 class AttentionScores(StatePairs):
-    """TinyBERT's attention (Jiao et al., Findings of EMNLP 2020, Eq. 7): the scores before the softmax.
+    """TinyBERT's attention (Jiao et al., Findings of EMNLP 2020): the scores before the softmax.
 
         l_s = sum over layers of  mean over heads and pairs of positions of  (A_s - A_t)^2,    A = Q K^T / sqrt(d)
 

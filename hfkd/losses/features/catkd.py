@@ -20,7 +20,7 @@ from hfkd.utils.feature_keys import Layer
 @register_objective("catkd")
 @checked
 class CATKD(LayerPairs):
-    """Class attention transfer (Guo et al., CVPR 2023, Eq. 5 and 6).
+    """Class attention transfer (Guo et al., CVPR 2023).
 
         l_s = mean over classes and cells of  (phi(CAM_s) - phi(CAM_t))^2
 

@@ -24,7 +24,7 @@ EPS = 1e-7
 @register_objective("crd")
 @checked
 class CRD(LayerPairs):
-    """Contrastive representation distillation (Tian et al., ICLR 2020, Eq. 18 and 19, section 3.2).
+    """Contrastive representation distillation (Tian et al., ICLR 2020).
 
         l_i = nce(a_i) + nce(b_i),    nce(a) = -log(a_0 / (a_0 + c)) - sum_k log(c / (a_k + c)),    c = K / N
         a_k = exp(M_t[k] . v_s / temperature) / Z_s,    b_k = exp(M_s[k] . v_t / temperature) / Z_t

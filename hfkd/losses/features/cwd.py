@@ -20,7 +20,7 @@ from hfkd.utils.feature_keys import Layer
 @register_objective("cwd")
 @checked
 class CWD(LayerPairs):
-    """Channel-wise distillation (Shu et al., ICCV 2021, Eq. 2-4), the standard of semantic segmentation.
+    """Channel-wise distillation (Shu et al., ICCV 2021), the standard of semantic segmentation.
 
         l_s = T^2 / C sum_c KL(p_c || q_c),    p_c = softmax over H W of t_c / T
 

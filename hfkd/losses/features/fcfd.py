@@ -24,7 +24,7 @@ from hfkd.utils.argument_types import Count, NotNegative, checked
 @register_objective("fcfd")
 @checked
 class FCFD(LayerPairs):
-    """Function-consistent feature distillation (Liu et al., ICLR 2023, Eq. 2-6).
+    """Function-consistent feature distillation (Liu et al., ICLR 2023).
 
         l_s = feature_weight min(e / warmup_epochs, 1) sum_k D_k + mixture_weight sum over paths of T² KL(p_t || p_path)
 

@@ -18,7 +18,7 @@ from hfkd.utils.feature_keys import Layer
 @register_objective("fitnet")
 @checked
 class FitNet(LayerPairs):
-    """Hints (Romero et al., ICLR 2015, Eq. 3): l_s = mean_chw (r(F_s) - F_t)^2 at one stage.
+    """Hints (Romero et al., ICLR 2015): l_s = mean_chw (r(F_s) - F_t)^2 at one stage.
 
     r is a convolution, batch norm and ReLU, which train with the student. RepDistiller and mdistiller take `layer=2`
     and a weight of 100 beside the cross-entropy alone: `"100 * fitnet(layer=2)"`, with ce_weight and kd_weight 1. The

@@ -19,7 +19,7 @@ EPS = 1e-12
 @register_objective("hidden_cosine")
 @checked
 class HiddenCosine(StatePairs):
-    """DistilBERT's cosine loss (Sanh et al. 2019, section 3): the directions of the last block's states.
+    """DistilBERT's cosine loss (Sanh et al. 2019): the directions of the last block's states.
 
         l_s = mean over positions of  1 - s . t / sqrt((|s|^2 + 1e-12) (|t|^2 + 1e-12))
 

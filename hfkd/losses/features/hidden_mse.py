@@ -18,7 +18,7 @@ from hfkd.utils.feature_keys import Layer, Layers
 @register_objective("hidden_mse")
 @checked
 class HiddenMSE(StatePairs):
-    """TinyBERT's hidden states and embeddings (Jiao et al., Findings of EMNLP 2020, Eq. 8 and 9).
+    """TinyBERT's hidden states and embeddings (Jiao et al., Findings of EMNLP 2020).
 
         l_s = sum over layers of  mean over positions and the teacher's width of  (H_s W + b - H_t)^2
 

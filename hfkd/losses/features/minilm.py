@@ -22,7 +22,7 @@ PARTS = {"q": "query", "k": "key", "v": "value"}
 @register_objective("minilm")
 @checked
 class MiniLM(StatePairs):
-    """MiniLMv2 (Wang et al., Findings of ACL 2021, Eq. 3-6): self-attention relations of one layer.
+    """MiniLMv2 (Wang et al., Findings of ACL 2021): self-attention relations of one layer.
 
         l_s = sum over relations of  mean over heads and positions of  KL(R_t || R_s)
         R = softmax(X X'^T / sqrt(d)),    (X, X') of `compared`: "qq" queries among themselves, "kk" keys, "vv" values

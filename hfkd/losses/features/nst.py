@@ -14,7 +14,7 @@ from hfkd.utils.argument_types import checked
 @register_objective("nst")
 @checked
 class NST(SumOverMaps):
-    """Neuron selectivity transfer (Huang and Wang, 2017, Eq. 4), with the polynomial kernel k(a, b) = (a . b)^2.
+    """Neuron selectivity transfer (Huang and Wang, 2017), with the polynomial kernel k(a, b) = (a . b)^2.
 
         l_s = sum over layers of  mean_cc' k(t_c, t_c') + mean_cc' k(s_c, s_c') - 2 mean_cc' k(s_c, t_c')
 

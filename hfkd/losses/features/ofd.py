@@ -20,7 +20,7 @@ from hfkd.utils.feature_keys import Layer, Layers
 @register_objective("ofd")
 @checked
 class OFD(LayerPairs):
-    """Overhaul of feature distillation (Heo et al., ICCV 2019, Eq. 2-7).
+    """Overhaul of feature distillation (Heo et al., ICCV 2019).
 
         l_s = sum over layers k = 1..n of  2^(k - n) sum_chw [y > t' or t > 0] (y - t')^2,    t' = max(t, m_c)
 

@@ -18,7 +18,7 @@ from hfkd.utils.feature_keys import Layer, Layers
 @register_objective("pkd")
 @checked
 class PKD(StatePairs):
-    """Patient knowledge distillation (Sun et al., EMNLP 2019, Eq. 6): the [CLS] states of inner blocks.
+    """Patient knowledge distillation (Sun et al., EMNLP 2019): the [CLS] states of inner blocks.
 
         l_s = mean over layers and width of  (h_s / |h_s| - h_t / |h_t|)^2
 

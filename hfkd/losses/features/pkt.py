@@ -18,7 +18,7 @@ EPS = 1e-7
 @register_objective("pkt")
 @checked
 class PKT(LayerPairs):
-    """Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018, Eq. 3-5, cosine kernel).
+    """Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018, cosine kernel).
 
         l_i = 1/B sum_j p_j|i log(p_j|i / q_j|i)
         p_j|i = K(t_i, t_j) / sum_k K(t_i, t_k),    K(a, b) = (1 + cos(a, b)) / 2

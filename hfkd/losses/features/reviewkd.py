@@ -23,7 +23,7 @@ from hfkd.utils.feature_keys import Layer, Layers
 @register_objective("reviewkd")
 @checked
 class ReviewKD(LayerPairs):
-    """Knowledge review (Chen et al., CVPR 2021, Eq. 4-6).
+    """Knowledge review (Chen et al., CVPR 2021).
 
         l_s = min(e / warmup_epochs, 1) * sum over levels of  HCL(ABF_k(F_s, k..n), F_t,k)_s
 
@@ -81,7 +81,7 @@ def _as_map(x: Tensor) -> Tensor:
 
 
 class AttentionFusion(nn.Module):
-    """ABF (Eq. 5 and Fig. 3b): a level's map, mixed by two attention maps with what comes from the level above.
+    """ABF: a level's map, mixed by two attention maps with what comes from the level above.
 
     h = BN(conv1x1(x)); below the top a0, a1 = sigmoid(conv1x1([h, y])), h = a0 h + a1 y, y the map from above at the
     size of x; out = BN(conv3x3(h')), h' = h at the teacher's size. h' is handed down, not out.

@@ -18,7 +18,7 @@ from hfkd.utils.feature_keys import Layer
 @register_objective("rkd")
 @checked
 class RKD(LayerPairs):
-    """Relational knowledge distillation (Park et al., CVPR 2019, Eq. 5-10); h is the Huber loss.
+    """Relational knowledge distillation (Park et al., CVPR 2019); h is the Huber loss.
 
         l_i = distance 1/B sum_j h(psi_D(t_i, t_j) - psi_D(s_i, s_j)) + angle 1/B^2 sum_jk h(psi_A(t_j, t_i, t_k) - ...)
         psi_D = ||a - b|| / its mean over pairs,    psi_A = cosine of the angle at the middle one of three

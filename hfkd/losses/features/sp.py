@@ -16,7 +16,7 @@ from hfkd.utils.feature_keys import Layer
 @register_objective("sp")
 @checked
 class SP(LayerPairs):
-    """Similarity-preserving distillation (Tung and Mori, ICCV 2019, Eq. 2-4).
+    """Similarity-preserving distillation (Tung and Mori, ICCV 2019).
 
         l_i = 1/B sum_j (G_t[i, j] - G_s[i, j])^2,    G = F F^T of the flattened features, its rows of length 1
 

@@ -24,31 +24,38 @@ MIN_VARIANCE = 1e-5
 @register_objective("vid")
 @checked
 class VID(LayerPairs):
-    """Variational information distillation (Ahn et al., CVPR 2019, Eq. 5-6).
+    """Variational information distillation (Ahn et al., CVPR 2019).
 
         l_s = sum over layers of  mean_chw ((mu(F_s) - F_t)^2 / v_c + log v_c) / 2
         v_c = softplus(log_scale_c) + 1e-5
 
     mu (three 1x1 convolutions) and log_scale (v = `variance` at first) train with the student. The larger map is pooled
     to the size of the smaller. May be negative; the part log v is the same for all samples, and a sample's weight
-    weighs it too. Weight 1, on all stages but the stem. In mdistiller log_scale is in no optimizer, and v stays 5: here
-    it trains, as in the paper and in RepDistiller.
+    weighs it too. Weight 1, on all stages but the stem. In mdistiller log_scale is in no optimizer, and v stays 5
+    (`train_variance=False`): here it trains, as in the paper and in RepDistiller.
     """
 
     maps = True
     divergence = False
 
     def __init__(
-        self, layers: Layer | Layers = "1:", teacher_layers: Layer | Layers | None = None, variance: Positive = 5.0
+        self,
+        layers: Layer | Layers = "1:",
+        teacher_layers: Layer | Layers | None = None,
+        variance: Positive = 5.0,
+        train_variance: bool = True,
     ) -> None:
         super().__init__(layers, teacher_layers)
-        self.layers, self.teacher_layers, self.variance = layers, teacher_layers, variance
+        self.layers, self.teacher_layers = layers, teacher_layers
+        self.variance, self.train_variance = variance, train_variance
         fitting("VID", "variance - 1e-5", variance - MIN_VARIANCE, Positive)
 
     def build(self, context: BuildContext) -> None:
         super().build(context)
         widths = [(context.student.shape(s)[0], context.teacher.shape(t)[0]) for s, t in self.pairs or ()]
         self.gaussians = nn.ModuleList(Gaussian(*pair, self.variance) for pair in widths)
+        for model in self.gaussians:
+            model.log_scale.requires_grad_(self.train_variance)
 
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
         return torch.stack(self.of_layers(items)).sum(0)

@@ -7,7 +7,7 @@ from hfkd.losses.features.catkd import activation_maps, catkd
 
 
 def naive(student, teacher, size, normalized):
-    """Eq. 5: mean over classes and cells of the squared difference of the pooled (normalised) activation maps."""
+    """Mean over classes and cells of the squared difference of the pooled (normalised) activation maps."""
     rows = []
     for s, t in zip(student, teacher, strict=True):
         total = 0.0

@@ -10,7 +10,7 @@ from hfkd.losses.features.negatives import Negatives
 
 
 def naive(v, memory, rows, temperature, z, n):
-    """Eq. 18-19 with h = e / (e + K/N), image by image: log h(own) + sum over the others of log(1 - h)."""
+    """With h = e / (e + K/N), image by image: log h(own) + sum over the others of log(1 - h)."""
     losses = []
     for i in range(len(v)):
         c = (rows.shape[1] - 1) / n

@@ -13,7 +13,7 @@ from hfkd.losses.features.cwd import channelwise
 
 
 def naive(student, teacher, T):
-    """Eq. 2-4: of each channel of each image, T² KL of the softmax over its pixels."""
+    """Of each channel of each image, T² KL of the softmax over its pixels."""
     rows = []
     for s, t in zip(student, teacher, strict=True):
         channels = []

@@ -14,6 +14,7 @@ from hfkd.losses.items import Items
 from hfkd.losses.outputs import Outputs
 from hfkd.models import image_classifier
 from hfkd.models.cifar.resnet import CifarResNet
+from hfkd.models.running import stage_runner
 
 STAGES = ("1", "2", "3")
 
@@ -34,7 +35,7 @@ def context_of(student, teacher, images):
             maps = features(network.eval(), images)[1]
         network.train(training)
         shapes = {key: tuple(value.shape[1:]) for key, value in maps.items()}
-        contexts.append(NetworkContext(shapes, {}, network, {"1:": STAGES}))
+        contexts.append(NetworkContext(shapes, {}, network, {"1:": STAGES}, stages=stage_runner(network)))
     return BuildContext(*contexts, num_classes=10, num_rows=None, labels=None, scan=lambda visit: None, seed=0)
 
 
@@ -46,7 +47,7 @@ def items_of(student, teacher, images, labels, **known):
 
 
 def naive(objective, student, teacher, items, T, paths):
-    """Eq. 2-6 image by image, each path written out; `paths` are (stages of its own, "teacher" or "student")."""
+    """Image by image, each path written out; `paths` are (stages of its own, "teacher" or "student")."""
     s, t = items.student.features, items.teacher.features
     bridged = {k: objective.to_teacher[k - 1](s[k]) for k in (1, 2, 3)}
     found = {k: [bridged[k]] for k in (1, 2, 3)}
@@ -223,5 +224,5 @@ def test_every_family_says_whether_its_stages_are_rectified(name):
     network = image_classifier(name, num_labels=10)
     inner = getattr(network, "timm_model", network)
     x = inner.stage(1, inner.stage(0, torch.randn(2, 3, 32, 32)))
-    stages = RunningStages("fcfd", "student", NetworkContext({}, {}, network))
+    stages = RunningStages("fcfd", "student", NetworkContext({}, {}, network, stages=stage_runner(network)))
     assert stages.gives_rectified(2, tuple(x.shape[1:])) == (name not in ("cifar_wrn_16_2", "cifar_mobilenetv2"))

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+import torchvision
 from feature_toys import ON_MAPS
 from task_toys import KINDS
 from toys import CLASSES, Rows, arguments
@@ -97,6 +98,33 @@ def test_crd_moves_its_memories_once_an_optimizer_step(tmp_path):
     assert (bank.student.cpu() != before).any(1).sum() == 4  # of the first step
     assert len(bank.pending_rows) == 4  # of the second
     assert not torch.equal(bank.pending_rows[:2], bank.pending_rows[2:])
+
+
+TIMM = {"timm": ("resnet10t", "resnet18"), "timm, MobileNet": ("mobilenetv3_small_050", "resnet18")}
+
+
+@pytest.mark.parametrize("name", ["reviewkd", "kd + fcfd", "sakd"])
+@pytest.mark.parametrize("pair", ["timm", "timm, MobileNet", "torchvision"])
+def test_networks_of_others(tmp_path, pair, name):
+    """Those that objectives run stage by stage, and maps before the last activation."""
+    torch.manual_seed(0)
+    if pair == "torchvision":
+        student, teacher = (
+            torchvision.models.resnet18(num_classes=CLASSES),
+            torchvision.models.resnet34(num_classes=CLASSES),
+        )
+        name = name.replace("reviewkd", "reviewkd(teacher_layers=('1:', 'pooled'))")
+    else:
+        student, teacher = (timm.create_model(one, num_classes=CLASSES) for one in TIMM[pair])
+    if "MobileNet" in pair:
+        name = name.replace("sakd", "sakd(image_layer='conv_stem:in', teacher_image_layer='conv1:in')")
+    args = arguments(tmp_path, per_device_train_batch_size=4, max_steps=1, ce_weight=0.0, kd_weight=1.0)
+    trainer = DistillationTrainer(student, teacher, args, train_dataset=Indexed(), objective=name, weighting="entropy")
+    first = next(trainer.model.parameters())
+    before = first.clone()
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] > 0
+    assert not torch.equal(first, before)
 
 
 # ---- transformers --------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from hfkd.losses.features.regressor import Regressor
 
 
 def naive(hint, teacher):
-    """Eq. 3 as a mean: over channels and places of one image, (r - t)²."""
+    """Over channels and places of one image, (r - t)²."""
     rows = []
     for r, t in zip(hint, teacher, strict=True):
         squares = [(a - b) ** 2 for a, b in zip(r.flatten(), t.flatten(), strict=True)]

@@ -6,7 +6,7 @@ from hfkd.losses.features.nst import nst
 
 
 def naive(student, teacher):
-    """Eq. 4 with the kernel (a . b)²: mean k(t, t') + mean k(s, s') - 2 mean k(s, t), channels as unit vectors."""
+    """With the kernel (a . b)²: mean k(t, t') + mean k(s, s') - 2 mean k(s, t), channels as unit vectors."""
 
     def patterns(image):
         return [channel.flatten() / channel.flatten().norm() for channel in image]

@@ -10,7 +10,7 @@ from hfkd.losses.features.ofd import Connector, margins, ofd
 
 
 def naive(student, teacher, margin):
-    """Eq. 5-6: sum of d_p(target, y) over the map; 0 where y is below a target that is not positive."""
+    """Sum of d_p(target, y) over the map; 0 where y is below a target that is not positive."""
     rows = []
     for y, t in zip(student, teacher, strict=True):
         total = 0.0

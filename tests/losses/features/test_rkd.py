@@ -9,7 +9,7 @@ def huber(x, y):
 
 
 def naive(student, teacher, distance=25.0, angle=50.0):
-    """Eq. 5-10: pairs (i, j) counted at i, triplets at the image in the middle of the angle."""
+    """Pairs (i, j) counted at i, triplets at the image in the middle of the angle."""
     B = len(student)
 
     def length(x, i, j):

@@ -10,6 +10,7 @@ from hfkd.losses.features.sakd import SAKD
 from hfkd.losses.items import Items
 from hfkd.losses.outputs import Outputs
 from hfkd.models.cifar.resnet import CifarResNet
+from hfkd.models.running import stage_runner
 
 GROUPS = {"1:": ("1", "2", "3")}
 
@@ -35,7 +36,7 @@ def built(objective, student, teacher, images):
         with torch.no_grad():
             shapes = {key: tuple(x.shape[1:]) for key, x in run(network.eval(), images).features.items()}
         network.train(training)
-        contexts.append(NetworkContext(shapes, {}, network, GROUPS))
+        contexts.append(NetworkContext(shapes, {}, network, GROUPS, stages=stage_runner(network)))
     objective.build(BuildContext(*contexts, 10, None, None, lambda visit: None, seed=0))
     return objective.double()
 

@@ -5,7 +5,7 @@ from hfkd.losses.features.sp import sp
 
 
 def naive(student, teacher):
-    """Eq. 2-4: the row of image i of ||G_t - G_s||² / B, each row of G divided by its length."""
+    """The row of image i of ||G_t - G_s||² / B, each row of G divided by its length."""
     B = len(student)
 
     def row(x, i):

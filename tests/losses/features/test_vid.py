@@ -1,13 +1,13 @@
 import math
 
 import torch
-from feature_toys import as_published, leaf, oracle, random_pair, same_value_and_gradient
+from feature_toys import as_published, built, leaf, oracle, random_pair, same_value_and_gradient
 
-from hfkd.losses.features.vid import Gaussian
+from hfkd.losses.features.vid import VID, Gaussian
 
 
 def naive(gaussian, student, teacher):
-    """Eq. 5: -log q(t | s) of a Gaussian with mean mu(s) and a variance a channel, without log(2 pi) / 2, per value."""
+    """-log q(t | s) of a Gaussian with mean mu(s) and a variance a channel, without log(2 pi) / 2, per value."""
     rows = []
     for s, t in zip(student, teacher, strict=True):
         mean, total = gaussian.mu(s[None])[0], 0.0
@@ -50,3 +50,10 @@ def test_the_variance_trains_starts_at_5_and_stands_large_arguments():
         gaussian.log_scale.fill_(1e3)
     gaussian(torch.randn(1, 2, 2, 2), torch.randn(1, 2, 2, 2)).sum().backward()
     assert gaussian.log_scale.grad.isfinite().all()
+
+
+def test_as_in_mdistiller_the_variance_does_not_train():
+    objective, items = built(VID(train_variance=False), dtype=torch.float64)
+    objective(items, torch.full((len(items),), 4.0)).sum().backward()
+    trained = {name for name, p in objective.named_parameters() if p.grad is not None}
+    assert trained == {name for name, _ in objective.named_parameters() if ".mu." in name}
