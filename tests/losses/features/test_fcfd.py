@@ -213,7 +213,7 @@ def test_other_networks_and_too_many_paths_are_refused():
     with pytest.raises(ValueError, match=r"3 stages have 4 mixed paths: draw fewer"):
         FCFD(paths=5).build(context)
     other = NetworkContext(context.teacher.shapes, {}, nn.Linear(2, 2), context.teacher.groups)
-    with pytest.raises(ValueError, match="stages of the teacher one by one, and Linear has no"):
+    with pytest.raises(ValueError, match="stages of the teacher one by one, and of Linear nobody knows"):
         FCFD().build(BuildContext(context.student, other, 10, None, None, lambda visit: None, 0))
 
 
