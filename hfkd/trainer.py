@@ -405,7 +405,7 @@ class DistillationTrainer(Trainer):
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         self.record.refuse_checkpoint(checkpoint)
         if self.record.training is None and trial is None:  # train() again goes on, and each trial has its own settings
-            self.record = self.record.training_as(self.settings)
+            self.record = self.record.training_as(self.settings, self.args)
             self.record.check_training(self.args.output_dir, checkpoint)
         self.whole.start_from(checkpoint)
         self.marks.own_set = self.eval_dataset
@@ -550,6 +550,7 @@ class DistillationTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with naming_unreadable(checkpoint or ""):
             super()._load_rng_state(checkpoint)
+        self.whole.warn_of_random_numbers(checkpoint)
         self.whole.refuse_changed(checkpoint)  # the last that is read
 
     # ---- the Hub -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""One session of a small run, in a process that sends itself a signal at a chosen event: a step, a scan's batch, a file.
+"""One session of a small run, in a process that gets a signal at a chosen event: a step, a scan's batch, a file.
 
 A file is left half written. Imported by tests and by benchmarks/faults.py.
 """

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,16 @@ def test_the_released_he_da_step_trains_on_two_ranks(tmp_path):
         # Each rank's mixed mean counts by its share of the images, and the loss is the mean over the ranks.
         assert row["loss"] == pytest.approx(0.1 * row["ce"] + 0.9 * (row["kd"] + row["mixed_kd"]), abs=2e-4)
     assert all(torch.isfinite(parameter).all() for parameter in weights.values())
+
+
+@pytest.mark.slow
+def test_ranks_leave_their_group_and_end_well(tmp_path):
+    here = Path(__file__).parent
+    surroundings = os.environ | {"PYTHONPATH": os.pathsep.join([str(here.parent), str(here)]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(here / "exit_job.py"), str(tmp_path), "4"]
+    done = subprocess.run(command, env=surroundings, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [f"{run} 0 0" for run in range(4)], done.stderr[-2000:]
+    for run in range(4):
+        said = (tmp_path / f"{run}.log").read_text()
+        assert said.count("group left") == 2
+        assert "destroy_process_group" not in said

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from hfkd.models.conversion import as_in_network
 WRAPPERS = ("model", "state_dict")  # keys under which training scripts store the weights
 PREFIXES = ("module.", "_orig_mod.", "timm_model.")  # DataParallel, torch.compile, transformers' TimmWrapper
 SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
+PICKLED = (".bin", ".pt", ".pth")
 TRAINING_ARGS = "training_args.bin"  # a pickle, which nothing reads
 SAVED_NAMES = ("model.safetensors", "pytorch_model.bin")  # what save_pretrained and the Hub put beside config.json
 SHOWN = 3
@@ -91,7 +93,10 @@ def naming_unreadable(source: str | os.PathLike[str]) -> Iterator[None]:
     """Loading from the folder or Hub id `source`: a ValueError names the file when one of its files is not of tensors.
 
     transformers and Trainer load tensors only, as `load_checkpoint` does; what they raise does not say from where.
+    Files that would unfold to more than they are (`refuse_compressed`) are refused before.
     """
+    for path in sorted(p for p in Path(source).glob("*") if p.suffix in PICKLED) if source else ():
+        refuse_compressed(path)
     try:
         yield
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
@@ -103,6 +108,23 @@ def naming_unreadable(source: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
+def refuse_compressed(path: Path) -> None:
+    """Raise ValueError for an archive whose entries are larger than the file: a few MB could fill the memory.
+
+    torch.save compresses nothing, and writes each byte once.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, NotImplementedError):  # what it is then is for whoever reads it to say
+        return
+    if size > (whole := path.stat().st_size):
+        raise ValueError(
+            f"checkpoint {path} is a compressed archive of {whole:,} bytes that holds {size:,}, which torch.save does "
+            "not write: it is not read; store the state_dict with torch.save or safetensors"
+        )
+
+
 def _read(path: Path) -> object:
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {path} does not exist: pass the path of a weights file on this machine")
@@ -111,6 +133,8 @@ def _read(path: Path) -> object:
             f"checkpoint {path} is a folder: pass the weights file in it, or load a saved model with "
             "hfkd.models.image_classifier(folder, num_labels)"
         )
+    if path.suffix != ".safetensors":
+        refuse_compressed(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

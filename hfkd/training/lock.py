@@ -1,5 +1,6 @@
 """One run at a time in an output folder: a second would write over the first one's files."""
 
+import errno
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from hfkd.utils.files import write_atomically
 
 LOCK, OWNER = "_running.lock", "_running.json"  # names that Trainer never uploads
 ORPHANS = 15.0  # seconds: so long may the loader's workers outlive a process that was killed, and hold its lock
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 logger = logging.getLogger(__name__)
 
 
@@ -22,7 +24,8 @@ logger = logging.getLogger(__name__)
 def locked(folder: str | Path) -> Iterator[None]:
     """Hold `folder` for a run. ValueError where another process does; one that has died is followed, with a message.
 
-    A file system without locks is said in the log, and nothing is held there.
+    A file system without locks is said in the log, and nothing is held there. OSError for a folder where nothing can be
+    written: the first checkpoint would find that out, after a scan and an epoch.
     """
     folder = Path(folder)
     lock = FileLock(folder / LOCK, thread_local=False)
@@ -32,6 +35,10 @@ def locked(folder: str | Path) -> Iterator[None]:
     except (NotImplementedError, OSError) as error:
         if isinstance(error, Timeout):
             raise
+        if getattr(error, "errno", None) in UNWRITABLE:
+            raise OSError(
+                error.errno, f"output_dir={folder} is not writable ({error.strerror}): choose a folder that is"
+            ) from error
         logger.warning("%s cannot be locked (%s): do not start a second run in it", folder, error)
         yield
         return

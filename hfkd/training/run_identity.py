@@ -2,28 +2,22 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from torch import nn
 from transformers.trainer_utils import has_length
 
+from hfkd.arguments import DistillationArguments
 from hfkd.data.epochs import epoch_transform
-from hfkd.data.he_da import original_images
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.temperatures import Fitted, Level
 from hfkd.teachers import Teacher
-from hfkd.teachers.fingerprint import (
-    HASHED_WHOLE,
-    changed_setting,
-    configuration,
-    rows_fingerprint,
-    weights_fingerprint,
-)
+from hfkd.teachers.fingerprint import changed_setting, configuration, weights_fingerprint
 from hfkd.training.checkpoints.whole import last_checkpoint
+from hfkd.training.data_fingerprint import comparable, data_hash
 from hfkd.utils.command import without_addresses
 from hfkd.utils.files import write_atomically
 
@@ -44,6 +38,12 @@ TRAINING = (
     "lr_decay_factor",
     "warmup_steps",
 )
+OTHER_BATCHES = (
+    " The rows of the epoch that it stopped in are counted in batches of the new size: some come twice in it, or not "
+    "at all."
+)
+# Which rows a step has: those of another order are not those that a resumed run has yet to learn.
+ORDER = ("data_seed", "train_sampling_strategy", "dataloader_drop_last")
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class RunRecord:
     data: how many training rows, and what is made of them; None for a trainer without any, which is not compared.
     threshold_level: whether the scan was of samples or of items; None where a version wrote it that knew samples alone.
     training: the optimizer, its schedule and the batch size, once training starts; a resumed run may change them.
-    teacher_config: the teacher's settings that may change its outputs. probe: energies of a few rows (`Probe`).
-    rows: a hash of the training rows, labels and all, before any transform; None where they are no
-    `datasets.Dataset`, or too many bytes to read each time.
+    order: what decides which rows a step has, which it may not. teacher_config: the teacher's settings that may change
+    its outputs. probe: energies of a few rows (`Probe`). rows: a hash of the training rows, labels and all, or of a
+    sample (`data_hash`).
     """
 
     student: str
@@ -69,6 +69,7 @@ class RunRecord:
     teacher_config: dict[str, Any] | None = None
     probe: dict[str, Any] | None = None
     rows: str | None = None
+    order: dict[str, Any] | None = None
 
     @classmethod
     def of(
@@ -90,7 +91,13 @@ class RunRecord:
         slots = {k: without_addresses(v) if isinstance(v, str) else v for k, v in loss.describe().items()}
         decided = slots | dict(more or {})
         return cls(
-            network(student), known, decided, seed, data=rows_of(dataset), teacher_config=config, rows=_hash(dataset)
+            network(student),
+            known,
+            decided,
+            seed,
+            data=rows_of(dataset),
+            teacher_config=config,
+            rows=data_hash(dataset),
         )
 
     def write(self, folder: str | Path | None, loss: DistillationLoss) -> None:
@@ -115,40 +122,51 @@ class RunRecord:
                 "anew, with the student loaded from there if that is meant"
             )
 
-    def training_as(self, settings: Mapping[str, Any]) -> "RunRecord":
-        """This record with what `settings`, those of the trainer, say about its training."""
-        return replace(self, training=json.loads(json.dumps({k: settings[k] for k in TRAINING if k in settings})))
+    def training_as(self, settings: Mapping[str, Any], args: DistillationArguments) -> "RunRecord":
+        """This record with what `settings`, those of the trainer, and its arguments say about its training."""
+        training = {name: settings[name] for name in TRAINING if name in settings}
+        order = {name: getattr(args, name) for name in ORDER} | {"data_seed": args.seed_of_data}
+        return replace(self, training=json.loads(json.dumps(training)), order=json.loads(json.dumps(order)))
 
     def check_training(self, folder: str | Path | None, checkpoint: str | None) -> None:
         """Raise ValueError if `folder` holds a run that was trained otherwise and is not resumed.
 
-        One that is resumed from `checkpoint` may be trained otherwise from there on, which is said in the log.
+        One that is resumed from `checkpoint` may be trained otherwise from there on, which is said in the log, but for
+        the order of its rows.
         """
         folder = folder or "."
         other = read(checkpoint) if checkpoint else read(folder) or read(last_checkpoint(folder))
-        there, here = (other.training if other else None) or {}, self.training or {}
-        names = [name for name in TRAINING if there.get(name) != here.get(name)] if there and here else []
-        if not names:
+        names = _different(TRAINING, other.training, self.training) if other else []
+        order = _different(ORDER, other.order, self.order) if other else []
+        if other is None or not (names or order):
             return
-        was, now = (", ".join(f"{name}={values.get(name)}" for name in names) for values in (there, here))
+        records = ((record.training or {}) | (record.order or {}) for record in (other, self))
+        was, now = (", ".join(f"{name}={record.get(name)}" for name in order or names) for record in records)
         if checkpoint is None:
             raise ValueError(
                 f"{folder} holds a run with {was}, and this one, which does not resume it, has {now}: choose another "
                 "output_dir, delete that one, or resume it with resume_from_checkpoint=True"
             )
+        if order:
+            raise ValueError(
+                f"{checkpoint} is of a run with {was}, and this one has {now}: the rows that are left of its epoch "
+                f"would be others, some would come twice and some not at all; pass {was}, or choose another output_dir"
+            )
         logger.warning(
             "The run in %s was trained with %s; it is resumed with %s. The optimizer and its schedule "
-            "go on as they were stored.",
+            "go on as they were stored.%s",
             checkpoint,
             was,
             now,
+            OTHER_BATCHES if "batch_size" in names else "",
         )
 
     def _difference(self, other: "RunRecord") -> str | None:
         there, here = other._named(), self._named()
         if self.data and other.data:
             there["data"], here["data"] = other.data, self.data
-        if self.rows and other.rows and self.rows != other.rows and there == here:
+        same_way = self.rows and other.rows and comparable(self.rows, other.rows)
+        if same_way and self.rows != other.rows and there == here:
             return "it has been trained on other rows, or other labels of them, as many as these"
         different = next((name for name in here | there if there.get(name) != here.get(name)), None)
         if different is None:
@@ -159,11 +177,11 @@ class RunRecord:
         return {"student": self.student, "teacher": self.teacher} | self.loss | {"seed": self.seed}
 
 
-def _hash(dataset: Any) -> str | None:
-    rows = original_images(dataset)
-    # What `datasets` itself calls larger ones is another name each time, where a function made them.
-    small = isinstance(rows, Dataset) and rows.data.table.nbytes <= HASHED_WHOLE
-    return rows_fingerprint(rows) if small else None
+def _different(names: Sequence[str], there: dict[str, Any] | None, here: dict[str, Any] | None) -> list[str]:
+    """Which of these settings two records have different values of; none where one has no record of them."""
+    if not there or not here:
+        return []
+    return [name for name in names if there.get(name) != here.get(name)]
 
 
 def read(folder: str | Path | None) -> RunRecord | None:

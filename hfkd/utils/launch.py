@@ -1,6 +1,9 @@
 """How this process was launched: on a CPU or not, alone or as one of several, and what the launcher was told."""
 
+import atexit
 import os
+import sys
+from functools import cache
 from typing import Any
 
 import psutil
@@ -37,8 +40,26 @@ def processes() -> PartialState:
     return state
 
 
+@cache
+def leave_group_at_exit() -> None:
+    """End the group of processes, and its threads, before this process ends: open ones may abort it after its work.
+
+    Not where an exception ends it: the others, which may wait for this one, are for the launcher to stop.
+    """
+    atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    failed = getattr(sys, "last_exc", getattr(sys, "last_value", None)) is not None
+    if not failed and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def check_world_size(joined: int) -> None:
-    """Raise ValueError if this launch has several processes and another number of them works together."""
+    """Raise ValueError if this launch has several processes and another number of them works together.
+
+    Those that do leave their group when they end.
+    """
     launched = get_int_from_env(["WORLD_SIZE"], 1)
     if launched > 1 and launched != joined:
         raise ValueError(
@@ -52,6 +73,8 @@ def check_world_size(joined: int) -> None:
             f"accelerate launch --num_processes {wanted} has started {joined}: with --cpu, or a configuration whose "
             "distributed_type is NO, it starts one; use accelerate_configs/multi_cpu.yaml, or leave the flag out"
         )
+    if joined > 1:
+        leave_group_at_exit()
 
 
 def check_accumulation(steps: int) -> None:

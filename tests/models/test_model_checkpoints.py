@@ -1,5 +1,6 @@
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,32 @@ def test_tensor_files_that_are_not_state_dicts(tmp_path, source, content, messag
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(ValueError, match=message):
         load_checkpoint(source, tmp_path / "odd.pth")
+
+
+def compressed(path, size=1 << 26):
+    """A checkpoint of zeros as torch.save writes it, its entries compressed: 64 MB in 64 kB."""
+    torch.save({"conv.weight": torch.zeros(size // 4)}, path.with_suffix(".whole"))
+    with (
+        zipfile.ZipFile(path.with_suffix(".whole")) as whole,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for entry in whole.infolist():
+            small.writestr(entry.filename, whole.read(entry))
+    path.with_suffix(".whole").unlink()
+    assert path.stat().st_size < size / 500
+
+
+def test_a_file_that_unfolds_to_more_than_it_is_is_not_read(tmp_path):
+    compressed(tmp_path / "weights.pth")
+    with pytest.raises(
+        ValueError, match=r"weights\.pth is a compressed archive of [\d,]+ bytes that holds 67,1.*not read"
+    ):
+        load_checkpoint(nn.Linear(2, 2), tmp_path / "weights.pth")
+
+
+def test_nor_is_one_in_a_folder_of_a_model(tmp_path):
+    image_classifier("cifar_resnet20", 3).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    compressed(tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is a compressed archive"):
+        image_classifier(tmp_path, 3)

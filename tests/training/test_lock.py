@@ -3,12 +3,15 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from processes import obey_permissions, print_to, start
+from scan_job import packed
 from toys import Net, Rows, arguments, teacher
 from transformers import TrainerCallback
 
@@ -24,8 +27,12 @@ with locked(sys.argv[1]):
 """
 
 
-def make(folder, **keywords):
-    return DistillationTrainer(Net(), teacher(), arguments(folder, max_steps=1), train_dataset=Rows(8), **keywords)
+def make(folder, scan=False, **settings):
+    """`scan`: rows whose scan can be kept, and a temperature that needs one."""
+    slots = {"temperature": "energy(ratio=0.2)"} if scan else {}
+    rows = packed(8) if scan else Rows(8)
+    args = arguments(folder, max_steps=1, **settings)
+    return DistillationTrainer(Net(), teacher(), args, train_dataset=rows, **slots)
 
 
 @pytest.fixture
@@ -92,3 +99,25 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING), locked(tmp_path):
         pass
     assert "cannot be locked (no flock here): do not start a second run in it" in caplog.text
+
+
+def _train_as_ordinary_user(log, folder, settings):
+    print_to(log)
+    obey_permissions()
+    make(folder, scan=True, **settings).train()
+
+
+@pytest.mark.parametrize("which", ["folder", "parent", "teacher_cache_dir", "scan_cache_dir"])
+def test_a_folder_that_may_not_be_written_is_named(tmp_path, which):
+    shut, log = tmp_path / "shut", tmp_path / "log"
+    shut.mkdir(mode=0o500)
+    folder = {"folder": shut, "parent": shut / "run"}.get(which, tmp_path / "run")
+    process = start(_train_as_ordinary_user, str(log), str(folder), {which: str(shut)} if "cache" in which else {})
+    process.join()
+    shut.chmod(0o700)
+    said = log.read_text().splitlines()[-1]
+    assert process.exitcode == 1
+    assert re.search("shut.*choose a folder that is", said), said
+    if "cache" not in which:
+        assert said.startswith("PermissionError: [Errno 13] output_dir=")
+        assert "teacher scan" not in log.read_text()

@@ -181,7 +181,7 @@ def test_a_lambda_is_the_same_wherever_it_lies_in_memory(tmp_path):
 def test_the_file_is_plain_json(tmp_path):
     stored = json.loads((left_by(tmp_path, weighting="entropy") / FILE).read_text())
     of_the_scan = {"thresholds", "threshold_level", "probe"}
-    known = {"student", "teacher", "loss", "seed", "data", "rows", "teacher_config", "training"}
+    known = {"student", "teacher", "loss", "seed", "data", "rows", "teacher_config", "training", "order"}
     assert stored.keys() == known | of_the_scan
 
 
@@ -226,6 +226,36 @@ def test_a_resumed_run_may_be_trained_otherwise_and_says_so(tmp_path, caplog):
         trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 4
     assert "was trained with max_steps=2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("data_seed", 7), ("dataloader_drop_last", True), ("train_sampling_strategy", "sequential")],
+)
+def test_a_run_is_not_resumed_with_its_rows_in_another_order(tmp_path, setting, value):
+    trained(tmp_path).train()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    other = trained(tmp_path, **{setting: value, "max_steps": 4})
+    with pytest.raises(
+        ValueError, match=rf"is of a run with {setting}=.*, and this one has {setting}={value}: the rows"
+    ):
+        other.train(resume_from_checkpoint=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_seed_is_the_datas_where_it_has_none_of_its_own(tmp_path):
+    trained(tmp_path).train()
+    trainer = trained(tmp_path, data_seed=arguments(tmp_path).seed, max_steps=3)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3
+
+
+def test_another_batch_size_is_said_with_what_it_does_to_the_epoch(tmp_path, caplog):
+    trained(tmp_path, save_total_limit=None).train()
+    with caplog.at_level("WARNING", "hfkd"):
+        trained(tmp_path, per_device_train_batch_size=4, max_steps=4).train(resume_from_checkpoint=True)
+    assert "was trained with batch_size=8" in caplog.text
+    assert "in batches of the new size: some come twice in it, or not at all" in caplog.text
 
 
 def test_other_labels_of_the_same_images_are_another_run(tmp_path):

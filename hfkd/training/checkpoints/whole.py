@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class WholeCheckpoints:
             if host.args.should_save:
                 write_json(os.path.join(part, TRAINER_STATE_NAME), state)  # Trainer's own has bare NaN
                 _give_name(Path(part), Path(final))
-                _rotate(folder, host.args.save_total_limit, state.best_model_checkpoint)
+                _rotate(folder, host.args.save_total_limit, {final, state.best_model_checkpoint})
         host.accelerator.wait_for_everyone()
         return final
 
@@ -111,6 +111,23 @@ class WholeCheckpoints:
                 (folder / file.relative_to(part)).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(file, folder / file.relative_to(part))
             _remove(part)
+
+    def warn_of_random_numbers(self, checkpoint: str | None) -> None:
+        """Say so where the checkpoint was written by another number of processes, and has no state of this one's."""
+        if checkpoint is None or (Path(checkpoint) / self._random_numbers).exists():
+            return
+        if any(Path(checkpoint).glob("rng_state*.pth")):
+            logger.warning(
+                "%s was written by another number of processes and has no %s: random numbers (dropout, transforms of "
+                "your own) start anew, and the run differs from one that was never stopped where it draws any",
+                checkpoint,
+                self._random_numbers,
+            )
+
+    @property
+    def _random_numbers(self) -> str:
+        args = self.host.args
+        return f"rng_state_{args.process_index}.pth" if args.world_size > 1 else "rng_state.pth"
 
     def load_scaler(self, load: Callable[[str | None], None], checkpoint: str | None) -> None:
         """Trainer does not ask whether this run has a scaler; one in another precision than fp16 has none."""
@@ -235,10 +252,13 @@ def _give_name(part: Path, final: Path) -> None:
         part.parent.rmdir()
 
 
-def _rotate(folder: str, limit: int | None, best: str | None) -> None:
-    """Trainer's rule, but a checkpoint that goes loses its name first."""
+def _rotate(folder: str, limit: int | None, kept: Collection[str | None]) -> None:
+    """Trainer's rule, but a checkpoint that goes loses its name first, and the new one stays, whatever the clock says.
+
+    kept: the new one and the best one, if there is one.
+    """
     found = sort_checkpoints(folder, use_mtime=True)
-    kept = {found[-1], *([str(Path(best))] if best else [])}
+    kept = {str(Path(path)) for path in kept if path}
     too_many = len(found) - max(limit, len(kept)) if limit and limit > 0 else 0
     for path in [path for path in found if path not in kept][: max(too_many, 0)]:
         _discard(Path(path))

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,11 @@ from processes import on_ranks
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from toys import Net, Rows, arguments, teacher
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 
 import hfkd.training.checkpoints.whole
 from hfkd import DistillationTrainer
-from hfkd.training.checkpoints.manifest import MANIFEST, incomplete
+from hfkd.training.checkpoints.manifest import MANIFEST, incomplete, write_manifest
 from hfkd.training.checkpoints.whole import UNFINISHED, checkpoint_to_resume, last_checkpoint
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
@@ -241,3 +242,30 @@ def test_a_checkpoint_of_fp16_training_is_resumed_in_another_precision(three_ste
     assert "holds the scaler.pt of a run in fp16, and this one is not: it is left" in caplog.text
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, scaled.model.state_dict()[name])
+
+
+# ---- clocks, and other numbers of processes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_the_new_checkpoint_stays_when_the_clock_goes_backwards(tmp_path, limit):
+    class Back(TrainerCallback):
+        def on_save(self, args, state, control, **keywords):
+            future = time.time() + 3600  # what was written before the clock was set
+            os.utime(tmp_path / f"checkpoint-{state.global_step}", (future - state.global_step,) * 2)
+
+    trainer = make(tmp_path, save_total_limit=limit, max_steps=4)
+    trainer.add_callback(Back())
+    trainer.train()
+    assert last_checkpoint(tmp_path, contents=True) == str(tmp_path / "checkpoint-4")
+    assert len([name for name in names(tmp_path) if name.startswith("checkpoint-")]) == limit
+
+
+def test_a_checkpoint_of_two_processes_has_no_random_numbers_for_one(saved, caplog):
+    checkpoint = saved / "checkpoint-2"
+    (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
+    write_manifest(checkpoint)
+    trainer = make(saved, max_steps=3)
+    with caplog.at_level("WARNING", "hfkd"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert "was written by another number of processes and has no rng_state.pth: random numbers" in caplog.text
