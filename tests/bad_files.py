@@ -3,6 +3,7 @@
 import json
 import pickle
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,11 @@ def saved_as(architecture):
     return make
 
 
+def compressed(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("weights/data/0", bytes(1 << 20), compresslevel=9)
+
+
 CHECKPOINTS = {
     "checkpoint: no such file": checkpoint(lambda path: None),
     "checkpoint: a folder": checkpoint(lambda path: path.mkdir()),
@@ -78,6 +84,7 @@ CHECKPOINTS = {
     "checkpoint: cut .safetensors": checkpoint(cut_safetensors, "weights.safetensors"),
     "checkpoint: a pickle of other objects": checkpoint(lambda path: path.write_bytes(pickle.dumps(Malicious()))),
     "checkpoint: torch.save of other objects": checkpoint(lambda path: torch.save({"model": Malicious()}, path)),
+    "checkpoint: a compressed archive": checkpoint(compressed),
     "checkpoint: a list": checkpoint(lambda path: torch.save([1, 2], path)),
     "checkpoint: {}": checkpoint(lambda path: torch.save({}, path)),
     "checkpoint: a number among the weights": checkpoint(

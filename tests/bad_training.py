@@ -323,7 +323,12 @@ def images(taught=None, rows=pictures, **keywords):
 
 
 def on_other_rows(run, made):
-    other = trainer(rows=lambda: Rows(seed=1), args={"max_steps": 2, "temperature": "learned"})(run.parent)()
+    return trainer(rows=lambda: Rows(seed=1), args={"max_steps": 2, "temperature": "learned"})(run.parent)
+
+
+def in_another_order(run, made):
+    args = {"max_steps": 2, "temperature": "learned", "data_seed": 7}
+    other = trainer(args=args)(run.parent)()
     return lambda: other.train(resume_from_checkpoint=True)
 
 
@@ -392,6 +397,7 @@ TRAINER = {
     "resume: the last whole checkpoint is cut": resumed(cut("trainer_state.json"), True),
     "resume: a learned temperature's file was altered": resumed(other_bytes),
     "resume: other training rows, as many": after_a_run(on_other_rows),
+    "resume: rows in another order": after_a_run(in_another_order),
     "resume: a weight of the student is missing": resumed(without_a_bias),
     "LoRA on a student whose head was unfrozen": trainer(student=unfrozen_head),
     "optimizers= with a scheduler, and a temperature that learns": own_optimizer,

@@ -1,5 +1,6 @@
 """Names that a run writes to, or into what it publishes: refused where they would do something else there."""
 
+import os
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ def _check_folder(folder: Path) -> None:
         if path.exists():
             if not path.is_dir():
                 raise ValueError(f"output_dir={folder}: {path} is no folder; choose another output_dir")
+            if path != folder and not os.access(path, os.W_OK | os.X_OK):
+                raise ValueError(
+                    f"output_dir={folder} is to be made in {path}, which is not writable: choose a folder that is"
+                )
             return
 
 

@@ -47,10 +47,16 @@ class LogitStore:
         self.full_disk = self.told_of_rows = False
         header = json.dumps(key | {"layout": LAYOUT, "slots": slots, "classes": classes}).encode().ljust(HEADER)
         assert len(header) == HEADER, "the key does not fit its page"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self.path}.lock"):  # of several that start together one creates the file
-            if not self._is_ours(header):
-                self._create(header)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.path}.lock"):  # of several that start together one creates the file
+                if not self._is_ours(header):
+                    self._create(header)
+        except PermissionError as error:
+            raise OSError(
+                error.errno,
+                f"the teacher's logits cannot be kept in {self.path.parent}: choose a folder that is writable",
+            ) from error
         self._records = np.memmap(self.path, np.uint8, "r", HEADER, (slots, self.record))
         self._file = os.open(self.path, os.O_WRONLY)
         random = np.random.default_rng(0).integers(0, 1 << 64, self.payload // 8, dtype=np.uint64)
