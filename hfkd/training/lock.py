@@ -35,7 +35,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     except (NotImplementedError, OSError) as error:
         if isinstance(error, Timeout):
             raise
-        if getattr(error, "errno", None) in UNWRITABLE:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise OSError(
                 error.errno, f"output_dir={folder} is not writable ({error.strerror}): choose a folder that is"
             ) from error
