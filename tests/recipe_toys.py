@@ -50,7 +50,9 @@ def write_toys(folder):
     save_file(network.state_dict(), folder / "masks.safetensors")
     write_boxes(folder / "boxes")
     torch.manual_seed(0)
-    save_file(detector("test_efficientnet", BOX_CLASSES, **DETECTOR).state_dict(), folder / "boxes.safetensors")
+    network = detector("test_efficientnet", BOX_CLASSES, **DETECTOR)
+    save_file(network.state_dict(), folder / "boxes.safetensors")
+    save_file(network.backbone.body.state_dict(), folder / "backbone.safetensors")
     return folder
 
 

@@ -120,7 +120,9 @@ def small_boxes(toys, words):
     }
     levels = [word for role in ("student", "teacher") for word in (f"--{role}_levels", *map(str, DETECTOR["levels"]))]
     taught = {"teacher_name": "test_efficientnet", "teacher_checkpoint": toys / "boxes.safetensors"}
-    return [*small, *given(**widths), *levels, *(given(**taught) if "--kd_weight" not in words else [])]
+    named = "--student_backbone_checkpoint" in words
+    kept = {"student_backbone_checkpoint": toys / "backbone.safetensors"} if named else {}
+    return [*small, *given(**widths, **kept), *levels, *(given(**taught) if "--kd_weight" not in words else [])]
 
 
 def rows_of(words):
