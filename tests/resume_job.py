@@ -20,6 +20,7 @@ CASES = {
     "CTKD": {"temperature": "learned(warmup_epochs=1)"},
     "stored images": {"temperature": "energy(ratio=0.2)", "weighting": "entropy"},
     "FitNet": {"objective": "kd + 2 * fitnet(layer='conv')", "temperature": "energy(ratio=0.2)"},
+    "masks": {"temperature": "energy(ratio=0.2, level='item')", "weighting": "entropy(level='item')"},
     "ReviewKD": {"objective": "kd + 2 * reviewkd(warmup_epochs=2)", "weighting": "entropy"},
     "CRD": {"objective": "kd + 0.8 * crd(dimension=8, negatives=16)", "weighting": "entropy"},
     "SAKD": {"objective": "sakd(objective='at', beta=10)", "kd_weight": 1.0},
@@ -55,7 +56,8 @@ def session(case, folder, kill_at=None, save=None, signal_number=signal.SIGKILL)
     torch.manual_seed(0)
     events = Events(folder, kill_at, signal_number)
     events.watch_files()
-    trainer = (_language if case in LANGUAGE else _images)(case, folder, events)
+    make = _masks if case == "masks" else _language if case in LANGUAGE else _images
+    trainer = make(case, folder, events)
     events.watch(trainer)
     train_to_the_end(trainer, ResultsCallback({}, metric="eval_loss"))
     trainer.save_model()
@@ -126,7 +128,7 @@ def _language(case, folder, events):
     )
 
 
-def _masks(folder, slots):
+def _masks(case, folder, events):
     from task_toys import Pixels, masks
     from torch import nn
     from toys import arguments
@@ -136,7 +138,7 @@ def _masks(folder, slots):
     student = nn.Sequential(Pixels(4), nn.BatchNorm2d(3), nn.Dropout(0.3), nn.Conv2d(3, 3, 1))
     rows = {"train_dataset": masks(31), "eval_dataset": masks(7, seed=3)}
     args = arguments(folder, **KEYWORDS, task="semantic_segmentation")
-    return DistillationTrainer(student, Pixels(8), args, **rows, **slots)
+    return DistillationTrainer(student, Pixels(8), args, **rows, **CASES[case])
 
 
 class Events:
