@@ -1,17 +1,31 @@
 """One run of training a detector: from what the flags of a recipe say to results.json and a page."""
 
 import json
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import set_seed
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.box_arguments import BoxDataArguments
 from hfkd.experiments.run import save_student, train_to_the_end, without_paths
 from hfkd.models.detection_arguments import DetectionNetworkArguments
+from hfkd.reports.boxes import BoxExample, FoundBoxes
+from hfkd.reports.page import detection_page
 from hfkd.reports.results import RESULTS_NAME, ResultsCallback
+from hfkd.tasks.proof import untouched
 from hfkd.trainer import DistillationTrainer
+
+logger = logging.getLogger(__name__)
+
+PAGE_NAME = "index.html"
+SHOWN = 6  # images on the page
 
 
 def detection_trainer(
@@ -29,9 +43,9 @@ def detection_trainer(
 
 
 def run_detection(trainer: DistillationTrainer, config: dict[str, Any], score_training: bool = False) -> dict[str, Any]:
-    """Train, taking up an earlier session that was stopped, and write results.json and the student. On every rank.
+    """Train, taking up an earlier session that was stopped, and write results.json, the student and a page.
 
-    score_training: evaluate on the training images too, at the end, as `eval_train_ap`.
+    On every rank. score_training: evaluate on the training images too, at the end, as `eval_train_ap`.
     """
     config = without_paths(config)
     folder = train_to_the_end(trainer, ResultsCallback(config, metric="eval_ap"))
@@ -39,9 +53,47 @@ def run_detection(trainer: DistillationTrainer, config: dict[str, Any], score_tr
         rows: Any = trainer.train_dataset
         clean = rows.with_transform(rows.format["format_kwargs"]["transform"].clean())
         trainer.evaluate(clean, metric_key_prefix="eval_train")
-    results = json.loads((folder / RESULTS_NAME).read_text()) if trainer.is_world_process_zero() else {}
+    results: dict[str, Any] = {}
+    if trainer.is_world_process_zero():
+        results = json.loads((folder / RESULTS_NAME).read_text())
+        if find_spec("matplotlib") is None:
+            logger.warning("There will be no %s: pip install 'hfkd[demo]' for its pictures", PAGE_NAME)
+        else:
+            shown: dict[str, Any] = {"label_names": trainer.class_names, "examples": box_examples(trainer)}
+            history = trainer.state.log_history
+            detection_page(folder / PAGE_NAME, config=config, log_history=history, results=results, **shown)
+            logger.info("The results are in %s; look at %s", folder, folder / PAGE_NAME)
     save_student(trainer, config)
     return results
+
+
+@torch.no_grad()
+def box_examples(trainer: DistillationTrainer, count: int = SHOWN) -> list[BoxExample]:
+    """A few images of the evaluation set, spread over it, with their boxes and those that the networks find."""
+    rows: Any = trainer.eval_dataset
+    if rows is None or isinstance(rows, dict) or trainer.model is None:
+        return []
+    places = [k * len(rows) // count for k in range(count)] if len(rows) > count else range(len(rows))
+    with ExitStack() as stack:
+        stack.enter_context(untouched(trainer.model))
+        if trainer.teacher is not None:
+            stack.enter_context(trainer.teacher.frozen())
+        return [_example(trainer, k, rows[k]) for k in places]
+
+
+def _example(trainer: DistillationTrainer, place: int, row: Any) -> BoxExample:
+    batch: Any = trainer._prepare_inputs(trainer.data_collator([row]))
+    networks: dict[str, Any] = {"student": trainer.model}
+    if trainer.teacher is not None:
+        networks["teacher"] = trainer.teacher.networks[0]
+    found = {name: _found(trainer.call.output(network, batch)["detections"][0]) for name, network in networks.items()}
+    image = (255 * batch["pixel_values"][0]).round().to(torch.uint8).movedim(0, -1).cpu()
+    there = {"boxes": batch["boxes"][0], "labels": batch["labels"][0]}
+    return BoxExample(f"Image {place} of the evaluation set", image, _found(there), **found)
+
+
+def _found(boxes: Mapping[str, Tensor]) -> FoundBoxes:
+    return FoundBoxes(**{name: values.cpu() for name, values in boxes.items()})
 
 
 @dataclass

@@ -29,6 +29,8 @@ ACCURACIES = (
     ("eval_top5_accuracy", "top-5", style.SKY),
     ("eval_mean_iou", "mean IoU", style.STUDENT),
     ("eval_pixel_accuracy", "pixel accuracy", style.SKY),
+    ("eval_ap", "AP", style.STUDENT),
+    ("eval_ap50", "AP50", style.SKY),
 )
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hfkd.reports.boxes import BoxExample, box_sections
 from hfkd.reports.environment import environment
 from hfkd.reports.figures import (
     accuracy_by_entropy,
@@ -24,7 +25,7 @@ from hfkd.reports.style import as_array
 from hfkd.utils.files import write_atomically
 from hfkd.utils.json_file import jsonable
 
-__all__ = ["Section", "distillation_page", "segmentation_page", "write_atomically", "write_page"]
+__all__ = ["Section", "detection_page", "distillation_page", "segmentation_page", "write_atomically", "write_page"]
 
 METRIC, MASK_METRIC = "eval_accuracy", "eval_mean_iou"
 SETTINGS = ("teacher", "student", "objective", "temperature", "weighting")
@@ -60,6 +61,20 @@ def segmentation_page(
 ) -> None:
     """`distillation_page` of a run on masks: curves, the last evaluation's IoU of each class, and `examples`."""
     sections = [_training(log_history), _classes(log_history, label_names), *mask_sections(examples, label_names)]
+    run_page(path, sections, config=config, log_history=log_history, results=results)
+
+
+def detection_page(
+    path: str | os.PathLike[str],
+    *,
+    config: Mapping[str, Any],
+    log_history: Sequence[Entry],
+    results: Mapping[str, Any] | None = None,
+    label_names: Sequence[str],
+    examples: Sequence[BoxExample] = (),
+) -> None:
+    """`distillation_page` of a run on boxes: curves, and the boxes of `examples`."""
+    sections = [_training(log_history), *box_sections(examples, label_names)]
     run_page(path, sections, config=config, log_history=log_history, results=results)
 
 

@@ -1,0 +1,100 @@
+"""Pictures of detection: the boxes of a few images as labelled, and as teacher and student find them.
+
+H x W pixels, G boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hfkd.reports.html import Section
+from hfkd.reports.masks import WIDTH, class_colours
+from hfkd.reports.style import as_array, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SCORE = 0.3  # of the boxes that are drawn, at least
+MOST = 12  # boxes of an image that are drawn, the likeliest
+
+
+@dataclass(frozen=True)
+class FoundBoxes:
+    """boxes [G, 4] as (x1, y1, x2, y2) in pixels, their classes [G], and for what a network found its scores [G]."""
+
+    boxes: Any
+    labels: Any
+    scores: Any = None
+
+
+@dataclass(frozen=True)
+class BoxExample:
+    """One image, uint8 [H, W, 3], its labelled boxes, and those that the networks found; no teacher: None."""
+
+    name: str
+    image: Any
+    label: FoundBoxes
+    student: FoundBoxes
+    teacher: FoundBoxes | None = None
+
+
+def box_sections(examples: Sequence[BoxExample], label_names: Sequence[str]) -> list[Section]:
+    """A section of what is drawn, and one for each example. Without examples one that says so."""
+    title = "Boxes"
+    if not examples:
+        return [Section(title, "Left out: there is no evaluation set to show images of.")]
+    text = f"Of what a network finds, at most {MOST} boxes an image, with a score of {SCORE:g} or more."
+    if all(example.teacher is None for example in examples):
+        text += " The run had no teacher."
+    found = [Section(title, text)]
+    for example in examples:
+        counts = ", ".join(f"{name} {len(_drawn(boxes))}" for name, boxes in _panels(example))
+        figure = box_example(example, label_names)
+        found.append(Section(example.name, f"Boxes: {counts}.", figure, alt=f"Boxes side by side: {counts}"))
+    return found
+
+
+@styled
+def box_example(example: BoxExample, label_names: Sequence[str]) -> Figure:
+    """The image once for each that has boxes in it, one below the other on the page's narrow column."""
+    from matplotlib.figure import Figure
+
+    panels, image = _panels(example), as_array(example.image)
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(WIDTH, len(panels) * (WIDTH * height / width + 0.3)), layout="constrained")
+    for axes, (name, boxes) in zip(figure.subplots(len(panels), 1, squeeze=False).flatten(), panels, strict=True):
+        axes.imshow(image, interpolation="nearest")
+        axes.set_title(name)
+        axes.axis("off")
+        _draw(axes, boxes, label_names)
+    return figure
+
+
+def _panels(example: BoxExample) -> list[tuple[str, FoundBoxes]]:
+    given = {"label": example.label, "teacher": example.teacher, "student": example.student}
+    return [(name, boxes) for name, boxes in given.items() if boxes is not None]
+
+
+def _drawn(found: FoundBoxes) -> list[int]:
+    """Which boxes are drawn: all that are labelled, of those found the likeliest."""
+    if found.scores is None:
+        return list(range(len(found.boxes)))
+    scores = as_array(found.scores)
+    order = sorted(range(len(scores)), key=lambda k: -scores[k])
+    return [k for k in order if scores[k] >= SCORE][:MOST]
+
+
+def _draw(axes: Axes, found: FoundBoxes, label_names: Sequence[str]) -> None:
+    from matplotlib.patches import Rectangle
+
+    colours, boxes, labels = class_colours(len(label_names)), as_array(found.boxes), as_array(found.labels)
+    for k in _drawn(found):
+        x1, y1, x2, y2 = map(float, boxes[k])
+        colour = colours[int(labels[k])]
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.5))
+        score = "" if found.scores is None else f" {float(as_array(found.scores)[k]):.2f}"
+        box = {"facecolor": colour, "edgecolor": "none", "pad": 1}
+        axes.text(x1, y1, f"{label_names[int(labels[k])]}{score}", fontsize=7, va="bottom", bbox=box)
