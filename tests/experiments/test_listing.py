@@ -22,7 +22,7 @@ def test_a_table_is_listed_with_its_rows_pairs_and_command():
     ]
     assert "TAKD (quoted)" in listed(read_table(TABLES / "energy_kd_table1.yaml"))
     assert "--teacher_name NAME" in listed(read_table(TABLES / "comparison_cifar100.yaml"))
-    assert "cannot be run: hfkd has no object detection" in listed(read_table(TABLES / "ea_kd_table5.yaml"))
+    assert "cannot be run: tables are of images' classes" in listed(read_table(TABLES / "ea_kd_table5.yaml"))
 
 
 def test_a_dry_run_shows_what_each_row_would_be_run_with(tmp_path):
@@ -42,7 +42,7 @@ def test_a_dry_run_shows_what_each_row_would_be_run_with(tmp_path):
 @pytest.mark.parametrize(
     ("table", "flags", "message"),
     [
-        ("ea_kd_table5", (), r"EA-KD for object detection \(Table 5\) cannot be run: hfkd has no object detection yet"),
+        ("ea_kd_table5", (), r"EA-KD for object detection \(Table 5\) cannot be run: tables are of images' classes"),
         ("energy_kd_table1", ("--rows", "TAKD, vgg13_vgg8"), "--rows 'TAKD, vgg13_vgg8' is none of"),
         ("energy_kd_table1", ("--objective", "kdd", "--rows", "KD, vgg13_vgg8"), "unknown objective 'kdd'"),
     ],

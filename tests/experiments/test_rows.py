@@ -20,7 +20,8 @@ from hfkd.utils.precedence import merge
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TABLES = sorted((RECIPES / "tables").glob("*.yaml"))
-PAIRS = sorted((RECIPES / "configs" / "pairs").glob("*.yaml"))
+# those of detectors (fpn_*) are coco_detection.py's
+PAIRS = sorted(path for path in (RECIPES / "configs" / "pairs").glob("*.yaml") if not path.stem.startswith("fpn_"))
 NETWORKS = {f.name for f in fields(NetworkArguments)}
 # rows of ours in a paper's table: what it does not print, or prints as the best of several
 UNPRINTED = re.compile(r"released|matched|^DKD \+ HE-DA|H_T H_S|low-energy DA|both ends|Energy KD$|^EA-DKD$")
