@@ -162,7 +162,6 @@ def test_which_layers_a_number_keeps(keep, how, layers):
             "scaling of layer 2 is",
         ),
     ],
-    ids=str,
 )
 def test_what_cannot_be_pruned_is_refused(model, settings, said):
     with pytest.raises(ValueError, match=said):
