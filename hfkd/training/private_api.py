@@ -20,6 +20,8 @@ TRAINER_METHODS = (
     "_save",
     "_save_checkpoint",
 )
+# Methods of transformers.Trainer that it calls.
+TRAINER_CALLED = ("_prepare_inputs",)
 # Attributes that a Trainer has once it is built, or while it trains.
 TRAINER_ATTRIBUTES = ("_created_lr_scheduler", "_hp_search_setup", "_tr_loss", "_total_loss_scalar")
 # accelerate: the models that `save_state` writes, and the forward inside of its autocast.

@@ -142,7 +142,7 @@ class SAKD(FeatureObjective):
         (student, teacher), (mine, theirs) = self.networks, self.images
         s, t = items.student.features[mine].detach(), items.teacher.features[theirs]
         at = (-1, -1)
-        with evaluated(student.network):
+        with evaluated(student.network, but=self):
             for k, spot in enumerate(self.spots):
                 s, t = student.onwards(at[0], s, spot[0])[-1], teacher.onwards(at[1], t, spot[1])[-1]
                 gate = gates[:, k].view(-1, 1, 1, 1)
@@ -156,11 +156,16 @@ class SAKD(FeatureObjective):
 
 
 @contextmanager
-def evaluated(network: nn.Module) -> Iterator[None]:
-    """Within it the network is in evaluation mode, and what runs gives its parameters no gradient."""
-    modes = {module: module.training for module in network.modules()}
-    trained = [p for p in network.parameters() if p.requires_grad]
-    network.eval()
+def evaluated(network: nn.Module, but: nn.Module) -> Iterator[None]:
+    """Within it the network is in evaluation mode, and what runs gives its parameters no gradient.
+
+    but: a part that stays as it is. The trainer makes the loss a child of the student.
+    """
+    apart, own = set(but.modules()), set(but.parameters())
+    modes = {module: module.training for module in network.modules() if module not in apart}
+    trained = [p for p in network.parameters() if p.requires_grad and p not in own]
+    for module in modes:
+        module.training = False
     for p in trained:
         p.requires_grad_(False)
     try:

@@ -66,6 +66,8 @@ def test_labels_that_are_no_class_ids_are_refused(labels):
 
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_each_task_has_metrics_or_is_left_to_its_loss(name):
+    if TASKS[name].scored_by == "average_precision":
+        return  # of boxes: see test_average_precision.py
     kept = default_metrics(TASKS[name].scored_by)
     in_place = ("image_classification", "sequence_classification", "token_classification", "masked_lm")
     assert set(kept) == ({"compute_metrics", "preprocess_logits_for_metrics"} if name in in_place else set())
