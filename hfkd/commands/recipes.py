@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ def run_recipe(name: str, arguments: Sequence[str], accelerate: str | None = Non
     """
     script = shipped("recipes") / f"{RECIPES[name]}.py"
     typed = ["hfkd", *(["--accelerate", accelerate] if accelerate else []), name]
-    os.environ[TYPED] = " ".join(typed)  # usage, model cards and results.json tell what was typed
+    os.environ[TYPED] = shlex.join(typed)  # usage, model cards and results.json tell what was typed
     if accelerate is None:
         sys.argv = [str(script), *arguments]
         runpy.run_path(str(script), run_name="__main__")

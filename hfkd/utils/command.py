@@ -29,7 +29,7 @@ def command(argv: Sequence[str] | None = None) -> str | None:
     script, *arguments = sys.argv if argv is None else argv
     if script in NO_SCRIPT or "ipykernel" in script:
         return None
-    start = os.environ[TYPED].split() if TYPED in os.environ and argv is None else ["python", script]
+    start = shlex.split(os.environ[TYPED]) if TYPED in os.environ and argv is None else ["python", script]
     words, hide = [_without_folders(word) for word in start], False
     for argument in arguments:
         flag, equals, value = argument.partition("=")

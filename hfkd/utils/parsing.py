@@ -57,8 +57,7 @@ def parse(
     import_modules(_flags(dataclasses, argv).get(IMPORT, []))
     parser, flags = _parser(dataclasses, **parser_options), _flags(dataclasses, argv)
     flags.pop(IMPORT, None)
-    configs = shipped("recipes") / "configs"
-    given = [shipped_or_given(source, configs) for source in flags.pop("config", [])]
+    given = [shipped_or_given(source, shipped("recipes") / "configs") for source in flags.pop("config", [])]
     layers = typed_layers([*defaults, *given], dataclasses)
     files = [layer for several in layers[len(defaults) :] for layer in several]
     settings = merge([*(layer for several in layers for layer in several), flags])
