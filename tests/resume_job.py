@@ -54,6 +54,7 @@ def session(case, folder, kill_at=None, save=None, signal_number=signal.SIGKILL)
     logging.basicConfig(level=logging.WARNING)
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background ignores interrupts
     events = Events(folder, kill_at, signal_number)
     events.watch_files()
     make = _masks if case == "masks" else _language if case in LANGUAGE else _images
