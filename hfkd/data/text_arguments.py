@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.instructions import dolly_split, to_prompt_response
+from hfkd.data.pack_rows import pack_rows
 from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_files import read_splits
 from hfkd.utils.counts import at_least_one
@@ -43,6 +44,14 @@ class TextDataArguments:
         default="joint", metadata={"help": "Prompt and response as one text (MiniLLM) or each alone (DSKD)."}
     )
     chat_template: bool = field(default=False, metadata={"help": "Write prompts with the tokenizer's chat template."})
+    packing: bool = field(
+        default=False,
+        metadata={
+            "help": "Put several training documents into each row of max_length tokens, where they do not see each "
+            "other: less padding, the same loss for the same documents. A batch of as many rows holds more documents: "
+            "lower per_device_train_batch_size by the number that the log says."
+        },
+    )
     max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first rows only: a quick try."})
     max_dev_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first rows only."})
 
@@ -64,7 +73,10 @@ class TextDataArguments:
             for rows in (dev, splits.get("test"))
         )
         dev_tokens = None if dev is None else self._tokens(dev, tokenizer)
-        return TextData(self._tokens(train, tokenizer), dev_tokens, dev_texts, test_texts)
+        train_tokens = self._tokens(train, tokenizer)
+        if self.packing:
+            train_tokens = pack_rows(train_tokens, self.max_length)
+        return TextData(train_tokens, dev_tokens, dev_texts, test_texts)
 
     @property
     def generation_settings(self) -> dict[str, Any]:

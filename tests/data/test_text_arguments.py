@@ -30,6 +30,14 @@ def test_one_file_is_all_for_training(tmp_path):
     assert (len(data.train), data.dev, data.dev_texts) == (6, None, None)
 
 
+def test_training_rows_are_packed_and_dev_rows_are_not(tmp_path):
+    write(tmp_path / "train.jsonl", ROWS)
+    write(tmp_path / "dev.jsonl", ROWS)
+    data = TextDataArguments(str(tmp_path), max_length=16, max_prompt_length=8, packing=True).load(word_tokenizer())
+    assert sum(len(lengths) for lengths in data.train["seq_lengths"]) == len(ROWS)
+    assert len(data.train) < len(ROWS) == len(data.dev)
+
+
 def test_without_a_training_split(tmp_path):
     for name in ("dev", "test"):
         write(tmp_path / f"{name}.jsonl", ROWS)
