@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from hfkd.data.he_da_arguments import HighEnergyArguments
 from hfkd.losses.distillation import DistillationLoss
+from hfkd.models.on_policy_arguments import OnPolicyArguments
 from hfkd.tasks.choice import named_task
 from hfkd.utils.argument_types import Count, NotNegative, Positive, fitting
 from hfkd.utils.launch import check_accumulation, check_world_size, computes_on_cpu
@@ -50,7 +51,7 @@ class EvaluationArguments:
 
 
 @dataclass
-class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingArguments):
+class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationArguments, TrainingArguments):
     """TrainingArguments with the slots of the one equation. Keywords of `DistillationTrainer` win over these.
 
     Differences from TrainingArguments' own defaults: `bf16` and `channels_last` choose themselves, columns that the
@@ -173,6 +174,7 @@ class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingAr
         if not 0 < self.lr_decay_factor <= 1:
             raise ValueError(f"lr_decay_factor={self.lr_decay_factor} must be in (0, 1]: it multiplies the rate")
         self.check_high_energy()
+        self.check_on_policy()
         self._check_slots()
         if self.on_nan not in ("stop", "skip", "ignore"):
             raise ValueError(f"on_nan={self.on_nan!r} must be 'stop', 'skip' or 'ignore'")
@@ -204,6 +206,11 @@ class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingAr
         return publishable(vars(self))
 
     @property
+    def more_settings(self) -> dict[str, Any]:
+        """What decides a run's result beside its networks, slots and weights, where it is on."""
+        return self.high_energy | self.written_responses
+
+    @property
     def seed_of_data(self) -> int:
         """What mixing and scanning draw from, by the rule of Trainer's sampler: `data_seed` if given, else `seed`."""
         return self.seed if self.data_seed is None else self.data_seed
@@ -228,7 +235,7 @@ class DistillationArguments(HighEnergyArguments, EvaluationArguments, TrainingAr
 
     def _check_types(self) -> None:
         """Flags and numbers of ours: a string for a flag would be taken for True."""
-        for cls in (HighEnergyArguments, EvaluationArguments, DistillationArguments):
+        for cls in (HighEnergyArguments, OnPolicyArguments, EvaluationArguments, DistillationArguments):
             for name, kind in cls.__annotations__.items():
                 if kind in (bool, bool | None, int, float):
                     fitting("DistillationArguments", name, getattr(self, name), kind)

@@ -4,9 +4,10 @@ import inspect
 import logging
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -51,6 +52,7 @@ from hfkd.training.lock import locked
 from hfkd.training.lr_schedule import Schedule
 from hfkd.training.model_init import Anew, seeded, student_of
 from hfkd.training.nonfinite import JudgedSteps
+from hfkd.training.on_policy.steps import WrittenSteps
 from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, refuse_keywords, setting
 from hfkd.training.run_settings import run_settings
 from hfkd.training.setup import Setup
@@ -170,6 +172,7 @@ class DistillationTrainer(Trainer):
             # Seventy small operations become a few. Not by CUDA graphs: what is logged outlives the step.
             loss.compile(backend=self.args.torch_compile_backend or "inductor")
         self.teacher: Any = None if teacher is None else teacher.placed(self.accelerator)
+        self.written = WrittenSteps(self) if self.args.writes else None
         self.cached_teacher: Any = cached_teacher(
             self.teacher, self.train_dataset, loss, self.args, self.task, self.accelerator
         )
@@ -205,7 +208,9 @@ class DistillationTrainer(Trainer):
         teacher = self.cached_teacher or self.teacher
         smoother = self.label_smoother  # of a subclass: the arguments' factor is the loss's own
         watched = returned_outputs(self.step, model, return_outputs or smoother is not None)
-        self.distillation_loss.label_term = smoother is None
+        own_text = self.written is not None and self.written.by_student
+        smoother = None if own_text else smoother  # what the student writes has no labels
+        self.distillation_loss.label_term = smoother is None and not own_text
         with self._frozen_teacher(), watched as (step, outputs):
             batch = MicroBatch(inputs, num_items_in_batch, self.schedule.progress)
             loss, parts, num_items = step(model, teacher, batch)
@@ -214,7 +219,7 @@ class DistillationTrainer(Trainer):
             loss = loss + self.distillation_loss.of_labels(mean, num_items, num_items_in_batch)
         if (nothing := loss_parameters.touched(self.distillation_loss, model)) is not None:
             loss = loss + nothing
-        self.judged.parts.add(parts, num_items)
+        self.judged.parts.add({k: v for k, v in parts.items() if not (own_text and k == "ce")}, num_items)
         self.empty_rows.look(inputs["labels"], inputs.get("host_targets"), num_items)
         self.judged.watch.batch(inputs, loss, parts)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
@@ -292,6 +297,13 @@ class DistillationTrainer(Trainer):
             return {**inputs, "pixel_values": images.contiguous(memory_format=torch.channels_last)}
         return inputs
 
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """Trainer's; where responses are written, the items that are counted are theirs."""
+        if self.written is None:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = self.written(list(islice(epoch_iterator, num_batches)), self.state.global_step)
+        return batches, self._get_num_items_in_batch(batches, device)
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """Trainer's count, in the task's items: images and not label elements, targets and not positions.
 
@@ -335,6 +347,8 @@ class DistillationTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self.judged.add_to(logs)
+        if self.written is not None and "loss" in logs:
+            logs |= self.written.statistics.read()
         super().log(logs, start_time)
         self.marks.mark(self.state.log_history[-1])
 
@@ -414,6 +428,8 @@ class DistillationTrainer(Trainer):
         self.step, self.train_dataset = with_he_da(self.args, self.step, self.train_dataset, self.scan_training_set)
         self.fit_slots(checkpoint)
         record_inputs(self)
+        if self.written is not None:
+            self.written.statistics.forget()  # those of an attempt that was stopped
         # A resumed run may still be refused: its folder's record is renewed with what is saved next.
         resumed = checkpoint and run_identity.read(self.args.output_dir)
         if self.args.should_save and trial is None and not resumed:  # each trial has a folder of its own

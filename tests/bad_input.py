@@ -15,6 +15,7 @@ from bad_features import FEATURES
 from bad_files import CHECKPOINTS, DATA, REST
 from bad_heads import HEADS
 from bad_masks import MASKS
+from bad_on_policy import ON_POLICY
 from bad_training import ARGUMENTS, SLOTS, TRAINER
 
 TABLE = {
@@ -23,6 +24,7 @@ TABLE = {
     "Launches, commands and folders": COMMANDS,
     "The trainer": TRAINER,
     "Inner features": FEATURES,
+    "Responses that networks write": ON_POLICY,
     "Heads and labels": HEADS,
     "Masks": MASKS,
     "Boxes": BOXES,

@@ -6,7 +6,7 @@ import sys
 
 import torch
 from datasets import Dataset
-from text_toys import TokenRows, language_model, mixture_of_experts, taught_model, tokenizer
+from text_toys import TokenRows, language_model, mixture_of_experts, taught_model, token_dataset, tokenizer
 from toys import arguments
 
 from hfkd import DistillationTrainer
@@ -25,14 +25,14 @@ def packed(rows):
     return result
 
 
-def build(args, answers, pack=list, experts=False):
+def build(args, answers, pack=list, experts=False, rows=None):
     """The trainer of both this job and sharded_job.py; with `answers` it also generates at each evaluation."""
     trainer = DistillationTrainer(
         mixture_of_experts() if experts else language_model(),
         taught_model(),
         args,
         processing_class=tokenizer(),
-        train_dataset=pack(TokenRows().rows),
+        train_dataset=pack(TokenRows().rows) if rows is None else rows,
         eval_dataset=pack(TokenRows(13, seed=3).rows),
     )
     dev = Dataset.from_dict({"prompt": QUESTIONS, "response": ["a b c d"] * len(QUESTIONS)})
@@ -44,7 +44,8 @@ if __name__ == "__main__":
     out, keywords = sys.argv[1], json.loads(sys.argv[2])
     answers, pack = keywords.pop("answers", False), packed if keywords.pop("packed", False) else list
     experts = keywords.pop("experts", False)
-    trainer = build(arguments(out, **keywords), answers, pack, experts)
+    args = arguments(out, **keywords)
+    trainer = build(args, answers, pack, experts, token_dataset() if args.writes else None)
     trainer.train()
     score = trainer.evaluate()
     if trainer.is_world_process_zero():

@@ -27,8 +27,10 @@ CASES = {
     "LoRA": {"temperature": "energy(ratio=0.2)", "weighting": "entropy", "objective": "kd(scale='none')"},
     "GPT-2": {"temperature": "gradation", "weighting": "entropy"},
     "stored tokens": {"temperature": "energy(ratio=0.2)", "weighting": "entropy"},
+    "on-policy": {"temperature": "energy(ratio=0.2)", "weighting": "entropy"},
 }
-LANGUAGE, CIFAR = ("LoRA", "GPT-2", "stored tokens"), ("ReviewKD", "CRD", "SAKD")
+LANGUAGE, CIFAR = ("LoRA", "GPT-2", "stored tokens", "on-policy"), ("ReviewKD", "CRD", "SAKD")
+WRITTEN = {"on_policy": 0.5, "seq_kd": True, "on_policy_max_new_tokens": 6, "log_completions": True}
 KEYWORDS = {
     "max_steps": STEPS,
     "save_strategy": "steps",
@@ -117,6 +119,8 @@ def _language(case, folder, events):
         hook.remove()
         taught = CachedTextTeacher(cache)
     steps = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    if case == "on-policy":
+        rows, steps = token_dataset(61), steps | WRITTEN
     return DistillationTrainer(
         student,
         taught,

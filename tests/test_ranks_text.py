@@ -34,6 +34,27 @@ def test_two_ranks_fit_the_thresholds_of_all_tokens(tmp_path):
     assert records[1]["thresholds"] == pytest.approx(records[0]["thresholds"], abs=1e-6)
 
 
+@pytest.mark.slow
+def test_two_ranks_write_what_one_writes(tmp_path):
+    """The student's, the teacher's and the rows' own responses, each in some of the steps."""
+    script, job = JOBS["language, Energy KD"]
+    written = {"on_policy": 0.5, "seq_kd": True, "on_policy_max_new_tokens": 6, "log_completions": True}
+    sizes = {1: 8, 2: 4}
+    (whole, whole_record), (split, split_record) = (
+        run(tmp_path / str(n), n, script, job | written, per_device_train_batch_size=size) for n, size in sizes.items()
+    )
+    texts = [{path.name: path.read_text() for path in (tmp_path / str(n) / "completions").iterdir()} for n in sizes]
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 5
+    assert len({text.split('"by": "')[1].split('"')[0] for text in texts[0].values()}) == 2
+    for name, parameter in whole.items():
+        torch.testing.assert_close(split[name], parameter, rtol=0, atol=1e-6)
+    steps = [[r for r in record["log"] if "grad_norm" in r] for record in (whole_record, split_record)]
+    for a, b in zip(*steps, strict=True):
+        for key in ("loss", "kd", "temperature", "weight", "grad_norm", "completion_length", "completion_ended"):
+            assert b[key] == pytest.approx(a[key], abs=2e-5), key
+
+
 def test_two_ranks_with_packed_rows_are_one(tmp_path):
     """16 rows of one to three documents: every number is of documents, and each is counted once."""
     script, job = JOBS["language, Energy KD"]

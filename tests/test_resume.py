@@ -51,6 +51,16 @@ def test_lora_with_dropout_killed_between_accumulated_batches_and_in_the_adapter
     survives(alone("LoRA")[0], "LoRA", tmp_path / "run", *kills)
 
 
+@pytest.mark.slow
+def test_responses_are_written_again_as_they_were(alone, tmp_path):
+    result, events = alone("on-policy")
+    survives(result, "on-policy", tmp_path / "run", ("step", 2 * EVERY + 5), ("rename step-5.jsonl", 0))
+    assert sum("jsonl" in name for name in events) == 18
+    left = [json.loads(path.read_text().splitlines()[0])["by"] for path in (tmp_path / "run/completions").iterdir()]
+    assert len(left) == 18
+    assert set(left) == {"student", "teacher"}
+
+
 def test_the_same_seed_gives_the_same_results(alone, tmp_path):
     assert sit("LoRA", tmp_path / "run") is None
     assert outcome(tmp_path / "run") == alone("LoRA")[0]

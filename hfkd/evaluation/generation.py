@@ -6,17 +6,17 @@ B rows of a batch, L prompt length.
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from accelerate.utils import extract_model_from_parallel, gather_object
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfkd.data.text import encode_texts
 from hfkd.data.text_collate import TokenCollator
-from hfkd.evaluation.sampling import sampling_processors
+from hfkd.models.sampling import sampling_processors
+from hfkd.models.writing import end_ids, only_for_writing, write
 from hfkd.utils.launch import processes
 
 logger = logging.getLogger(__name__)
@@ -86,9 +86,10 @@ class TextGenerator:
         """One text a prompt. `seed` is 0 or more; row numbers are positions in `prompts`."""
         if seed < 0:
             raise ValueError(f"seed={seed} must be 0 or more")
-        ids, model, ends = self._encode(prompts), self._plain_model, self._end_ids()
+        ids, model = self._encode(prompts), self._plain_model
+        ends = end_ids(model, self.tokenizer)
         texts: list[tuple[int, str]] = []
-        with _only_for_answering(model):
+        with only_for_writing(model):
             for rows in self._batches(ids):
                 written = self._write(model, [ids[row] for row in rows], rows, seed, ends)
                 texts += [(row, self._text(new, ends)) for row, new in zip(rows, written, strict=True)]
@@ -118,15 +119,6 @@ class TextGenerator:
     ) -> list[list[int]]:
         """New token ids for each of B prompts, as far as the longest answer went."""
         batch = self.collator([{"input_ids": row} for row in ids])
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        config = GenerationConfig(
-            do_sample=False,  # the draw is the last logits processor
-            num_beams=1,
-            use_cache=True,
-            max_new_tokens=self.max_new_tokens,
-            eos_token_id=sorted(ends) or None,
-            pad_token_id=self.collator.pad_token_id,
-        )
         processors = sampling_processors(
             rows,
             seed,
@@ -136,39 +128,13 @@ class TextGenerator:
             top_p=self.top_p,
             no_repeat_ngram_size=self.no_repeat_ngram_size,
         )
-        written: Any = model.generate(  # type: ignore[operator]  # GenerationMixin, a sibling of PreTrainedModel
-            **batch, generation_config=config, logits_processor=processors
+        return write(
+            model, batch, processors, max_new_tokens=self.max_new_tokens, ends=ends, pad=self.collator.pad_token_id
         )
-        return written[:, batch["input_ids"].shape[1] :].tolist()
 
     def _text(self, new: list[int], ends: set[int]) -> str:
         answer = itertools.takewhile(lambda token: token not in ends, new)
         return str(self.tokenizer.decode(list(answer), skip_special_tokens=True)).strip()
-
-    def _end_ids(self) -> set[int]:
-        """The tokenizer's end of sequence, and the ones a chat model adds (an end of turn)."""
-        own = self._plain_model.generation_config.eos_token_id
-        return {*([own] if isinstance(own, int) else own or []), self.tokenizer.eos_token_id} - {None}
-
-
-@contextmanager
-def _only_for_answering(model: PreTrainedModel) -> Iterator[None]:
-    """The model in eval mode and with an empty `generation_config`, both given back afterwards.
-
-    `generate` fills what we leave open from the model's own configuration: a chat model would bring its repetition
-    penalty. Emptied in place, for a PEFT model hands the object on to the model inside it.
-    """
-    was_training, own = model.training, vars(model.generation_config)
-    saved = dict(own)
-    try:
-        own.clear()
-        own.update(vars(GenerationConfig()))
-        model.eval()
-        yield
-    finally:
-        own.clear()
-        own.update(saved)
-        model.train(was_training)
 
 
 def generate(

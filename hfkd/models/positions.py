@@ -3,7 +3,7 @@
 B rows, L length.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,6 +42,12 @@ def position_limit(network: nn.Module) -> int | None:
         return None
     learned = any(isinstance(m, nn.Embedding) for name, m in network.named_modules() if name.endswith(TABLES))
     return said_limit(network) if learned else None
+
+
+def shortest_limit(networks: Iterable[nn.Module]) -> int | None:
+    """The `position_limit` of all of them; None where none has one."""
+    limits = [limit for network in networks if (limit := position_limit(network)) is not None]
+    return min(limits, default=None)
 
 
 def farthest(batch: Mapping[str, Any]) -> int:

@@ -18,6 +18,8 @@ FOLDED = 64  # batches that are added up at once
 class BatchAverage(TrainerCallback):
     """The mean over all items since the last reading, of values that come as means over the items of a batch.
 
+    A value that some batches do not have is the mean over the items of those that do.
+
     What comes is only put by: it is added up many steps at a time, so that a step launches nothing for it. As a
     callback it starts anew with each attempt at training, as Trainer's own mean of the loss does.
     """
@@ -27,7 +29,7 @@ class BatchAverage(TrainerCallback):
 
     def _start_anew(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._items = 0
+        self._items: dict[str, int] = {}
         self._kept: list[tuple[dict[str, Tensor], int]] = []
         self._on_trial: list[tuple[dict[str, Tensor], int]] = []
 
@@ -55,10 +57,11 @@ class BatchAverage(TrainerCallback):
         if not self._sums:
             return {}
         names, device = list(self._sums), accelerator.device
-        totals = torch.stack([*self._sums.values(), torch.tensor(float(self._items), device=device)])
-        *sums, items = accelerator.reduce(totals).tolist()
+        counts = [torch.tensor(float(self._items[name]), device=device) for name in names]
+        totals = accelerator.reduce(torch.stack([*self._sums.values(), *counts])).tolist()
         self._start_anew()
-        return {name: value / max(items, 1) for name, value in zip(names, sums, strict=True)}
+        sums, items = totals[: len(names)], totals[len(names) :]
+        return {name: value / max(count, 1) for name, value, count in zip(names, sums, items, strict=True)}
 
     def _fold(self) -> None:
         for name in dict.fromkeys(name for means, _ in self._kept for name in means):
@@ -66,7 +69,7 @@ class BatchAverage(TrainerCallback):
             means = torch.stack([mean for mean, _ in found])
             total = means @ send(torch.tensor([float(count) for _, count in found], dtype=means.dtype), means.device)
             self._sums[name] = self._sums[name] + total if name in self._sums else total
-        self._items += sum(count for _, count in self._kept)
+            self._items[name] = self._items.get(name, 0) + sum(count for _, count in found)
         self._kept = []
 
 

@@ -64,6 +64,7 @@ from hfkd.training.validation.networks import (
     texts_alone,
 )
 from hfkd.training.validation.normalisation import ImageInputs, normalisation
+from hfkd.training.validation.on_policy import refuse_on_policy, refuse_prompts_to_write
 from hfkd.training.validation.recorded_inputs import check_processor
 from hfkd.training.validation.slots import slot_check
 
@@ -213,11 +214,13 @@ class Setup:
         refuse_small_batches(self.loss, self.args, self.task)
         self.step: Chosen = choose_forward(self.model, self.teacher, self.task, self.loss, self.args, self.num_classes)
         refuse_he_da(self.args, self.step, self.rows)
+        refuse_on_policy(self.args, self.loss, self.task, self.call, self.model, self.teacher)
+        refuse_prompts_to_write(self.args, (self.model, *self.networks), self.rows, self.collator)
 
     def identify(self) -> None:
         """What this run is: not another one's folder."""
         self.record = RunRecord.of(
-            self.model, self.teacher, self.loss, self.args.seed, self.args.high_energy, self.rows
+            self.model, self.teacher, self.loss, self.args.seed, self.args.more_settings, self.rows
         )
         if not self.searching:
             self.record.refuse_other(self.args.output_dir)

@@ -7,7 +7,7 @@ from processes import on_ranks, script
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfkd.evaluation import TextGenerator, generate
-from hfkd.evaluation.sampling import GumbelNoise
+from hfkd.models.sampling import GumbelNoise
 
 PROMPTS = [
     "Once upon a time",

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hfkd.evaluation.sampling import GumbelNoise, sampling_processors
+from hfkd.models.sampling import GumbelNoise, sampling_processors
 
 SCORES = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, -float("inf")])
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "no_repeat_ngram_size": 0}

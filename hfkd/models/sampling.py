@@ -17,16 +17,19 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+Row = int | tuple[int, ...]
+
 
 class GumbelNoise(LogitsProcessor):
     """scores + G with G from Gumbel(0, 1), whose argmax is a draw from softmax(scores): the Gumbel-max trick.
 
     Row b draws its noise from a generator of its own, seeded by (seed, rows[b]), so a row's text does not depend on its
-    neighbours, the batch size or the number of processes, as it does when a batch shares one generator. Must come last:
-    whatever shapes the distribution has to come before the draw.
+    neighbours, the batch size or the number of processes, as it does when a batch shares one generator. A row is a
+    number, or several: (row, step) draws anew in each step. Must come last: whatever shapes the distribution has to
+    come before the draw.
     """
 
-    def __init__(self, rows: Sequence[int], seed: int, device: torch.device) -> None:
+    def __init__(self, rows: Sequence[Row], seed: int, device: torch.device) -> None:
         self.generators = [torch.Generator(device).manual_seed(_row_seed(seed, row)) for row in rows]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -37,12 +40,13 @@ class GumbelNoise(LogitsProcessor):
         return scores.float() - exponential.clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
-def _row_seed(seed: int, row: int) -> int:
-    return int(np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0])
+def _row_seed(seed: int, row: Row) -> int:
+    numbers = (row,) if isinstance(row, int) else row
+    return int(np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)[0])
 
 
 def sampling_processors(
-    rows: Sequence[int],
+    rows: Sequence[Row],
     seed: int,
     device: torch.device,
     *,

@@ -1,0 +1,82 @@
+"""Writing with a causal language model: new tokens after prompts.
+
+B rows of a batch, L prompt length, V vocabulary.
+"""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+
+class OnlyKnown(LogitsProcessor):
+    """No token from `size` on is written: those of a padded vocabulary, which the other network may not have."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if scores.shape[-1] <= self.size:
+            return scores
+        known = torch.arange(scores.shape[-1], device=scores.device) < self.size
+        return scores.masked_fill(~known, -torch.inf)
+
+
+@contextmanager
+def only_for_writing(model: PreTrainedModel) -> Iterator[None]:
+    """The model in eval mode and with an empty `generation_config`, both given back afterwards.
+
+    `generate` fills what we leave open from the model's own configuration: a chat model would bring its repetition
+    penalty. Emptied in place, for a PEFT model hands the object on to the model inside it.
+    """
+    modes = {module: module.training for module in model.modules()}
+    own = vars(model.generation_config)
+    saved = dict(own)
+    try:
+        own.clear()
+        own.update(vars(GenerationConfig()))
+        model.eval()
+        yield
+    finally:
+        own.clear()
+        own.update(saved)
+        for module, training in modes.items():
+            module.training = training
+
+
+def end_ids(model: PreTrainedModel, tokenizer: Any) -> set[int]:
+    """The tokenizer's end of sequence, and the ones a chat model adds (an end of turn)."""
+    own = model.generation_config.eos_token_id
+    mine = getattr(tokenizer, "eos_token_id", None)
+    return {*([own] if isinstance(own, int) else own or []), mine} - {None}
+
+
+def write(
+    model: PreTrainedModel,
+    batch: dict[str, Tensor],
+    processors: LogitsProcessorList,
+    *,
+    max_new_tokens: int,
+    ends: Collection[int],
+    pad: int,
+) -> list[list[int]]:
+    """New token ids for each of B prompts, padded at their start [B, L], as far as the longest answer went.
+
+    The likeliest token after `processors`, the last of which may be the draw. Within `only_for_writing`.
+    """
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    config = GenerationConfig(
+        do_sample=False,  # the draw is the last logits processor
+        num_beams=1,
+        use_cache=True,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=pad,
+    )
+    written: Any = model.generate(  # type: ignore[operator]  # GenerationMixin, a sibling of PreTrainedModel
+        **batch, generation_config=config, logits_processor=processors
+    )
+    return written[:, batch["input_ids"].shape[1] :].tolist()

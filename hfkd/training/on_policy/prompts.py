@@ -1,0 +1,72 @@
+"""The prompts of a batch of tokens, which responses are written after.
+
+B rows, L length.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from hfkd.utils.targets import IGNORED, HostTargets
+
+LOOKED_AT = 1000  # rows whose labels are read for the longest prompt, where no column says it
+
+
+def prompts_of(batch: Mapping[str, Any]) -> tuple[list[list[int]], list[int]]:
+    """The tokens of each row before its first label, all of them in a row without any; and the rows' `index`.
+
+    Raises ValueError for a row without a prompt, for packed rows, and for rows without an index.
+    """
+    known: HostTargets | None = batch.get("host_targets")
+    if known is not None and known.packed:
+        raise ValueError(
+            "on_policy and seq_kd write a response after the prompt of each row, and these rows pack several "
+            "documents: leave packing out"
+        )
+    index = batch.get("index")
+    if index is None:
+        raise ValueError(
+            "on_policy and seq_kd draw each response by the number of its row, and a batch has no 'index': tokenise "
+            "with hfkd.data.text.tokenize_dataset, or add a column, rows.add_column('index', range(len(rows))), which "
+            "a data_collator of your own has to hand on"
+        )
+    numbers: list[int] = index.tolist()
+    tokens, labels = batch["input_ids"], batch["labels"]
+    attended = batch.get("attention_mask")
+    kept = torch.ones_like(tokens) if attended is None else attended
+    wanted = kept.bool() & ((labels != IGNORED).cumsum(-1) == 0)  # [B, L]: before the first label of the row
+    prompts = [ids[there].tolist() for ids, there in zip(tokens, wanted, strict=True)]
+    for number, prompt in zip(numbers, prompts, strict=True):
+        if not prompt:
+            raise ValueError(
+                f"row {number} has a label on its first token, and so no prompt that a response could be written "
+                "after: give rows prompts without labels (-100), or leave on_policy and seq_kd out"
+            )
+    return prompts, numbers
+
+
+def longest_prompt(rows: Any) -> tuple[int, int]:
+    """The row with the longest prompt, and how many tokens it has; of those that can be looked at without much work."""
+    if not isinstance(rows, Dataset):
+        return 0, 0
+    if "prompt_length" in rows.column_names:
+        lengths = rows["prompt_length"][:]
+    elif "labels" in rows.column_names:
+        few = rows.with_format(None)["labels"][:LOOKED_AT]
+        lengths = [next((i for i, label in enumerate(labels) if label != IGNORED), len(labels)) for labels in few]
+    else:
+        return 0, 0
+    row = max(range(len(lengths)), key=lengths.__getitem__, default=0)
+    return row, lengths[row] if lengths else 0
+
+
+def refuse_long(row: int, prompt: int, new: int, limit: int | None) -> None:
+    """Raise ValueError where a network has fewer positions than a prompt and its response may take."""
+    if limit is not None and prompt + new > limit:
+        raise ValueError(
+            f"the prompt of row {row} has {prompt} tokens, and with on_policy_max_new_tokens={new} it may take "
+            f"{prompt + new} positions of the {limit} that the networks have: lower on_policy_max_new_tokens to "
+            f"{max(limit - prompt, 1)} or less, or cut or drop long prompts (tokenize_dataset(max_prompt_length=...))"
+        )

@@ -1,0 +1,57 @@
+"""What was written: its length and endings in the log, and with `log_completions` the texts themselves."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from hfkd.utils.files import write_atomically
+
+FOLDER = "completions"
+
+
+class ResponseStatistics:
+    """Of the steps since the last log: how many the student wrote for, how long responses are, how many end."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.forget()
+
+    def forget(self) -> None:
+        self._steps, self._by_student = 0, 0
+        self._sums = [0.0, 0.0, 0.0]  # responses, tokens, those that end
+
+    def step(self, by_student: bool) -> None:
+        self._steps += 1
+        self._by_student += by_student
+
+    def add(self, responses: Sequence[Sequence[int]], ends: set[int]) -> None:
+        ended = sum(response[-1] in ends for response in responses)
+        found = (len(responses), sum(map(len, responses)), ended)
+        self._sums = [a + b for a, b in zip(self._sums, found, strict=True)]
+
+    def read(self) -> dict[str, float]:
+        """The means over all ranks; the counting starts anew. Every rank has to call it."""
+        if not self._steps:
+            return {}
+        sums = torch.tensor(self._sums, device=self.accelerator.device)
+        count, tokens, ended = self.accelerator.reduce(sums).tolist()
+        found = {"on_policy_steps": self._by_student / self._steps}
+        if count:
+            found |= {"completion_length": tokens / count, "completion_ended": ended / count}
+        self.forget()
+        return {name: round(value, 6) for name, value in found.items()}
+
+
+def keep_texts(folder: str | Path, step: int, rows: Sequence[dict[str, Any]], accelerator: Accelerator) -> None:
+    """Write the responses of all ranks for optimizer step `step`, counted from 1, in the order of their rows."""
+    everywhere = gather_object(list(rows))
+    if accelerator.is_main_process:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in sorted(everywhere, key=lambda row: row["row"])]
+        place = Path(folder) / FOLDER
+        place.mkdir(parents=True, exist_ok=True)
+        write_atomically(place / f"step-{step}.jsonl", "".join(lines).encode())

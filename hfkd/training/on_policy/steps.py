@@ -1,0 +1,87 @@
+"""The micro-batches of an optimizer step, with responses that a network has just written in place of their own."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from hfkd.data.text_collate import TokenCollator
+from hfkd.models.positions import shortest_limit
+from hfkd.models.writing import end_ids
+from hfkd.training.host import Host
+from hfkd.training.on_policy.prompts import prompts_of, refuse_long
+from hfkd.training.on_policy.record import ResponseStatistics, keep_texts
+from hfkd.training.on_policy.schedule import Writer, writer_of
+from hfkd.training.on_policy.writing import ResponseWriter
+from hfkd.utils.targets import IGNORED
+
+
+class WrittenSteps:
+    """Makes the batches of each optimizer step, before their items are counted.
+
+    Who writes is drawn from seed and step (`writer_of`), each response from seed, row and step: the same on any number
+    of ranks, in any batch, and in a run that is taken up again. `by_student`: the step at hand learns what the student
+    wrote, whose tokens are no labels.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        words = host.processing_class
+        self.tokenizer = words if isinstance(words, PreTrainedTokenizerBase) else None
+        self.write = ResponseWriter(host.args, self.tokenizer, host.args.seed, host.num_classes)
+        self.statistics = ResponseStatistics(host.accelerator)
+        self.limit = shortest_limit((host.model, *host.teacher.networks))
+        self.by_student = False
+
+    def __call__(self, batches: Sequence[Mapping[str, Any]], step: int) -> list[Any]:
+        """`batches` of optimizer step `step` (the first is 0), or others with the same prompts."""
+        args = self.host.args
+        writer = writer_of(step, args.seed, args.on_policy, args.seq_kd)
+        self.by_student = writer == "student"
+        self.statistics.step(self.by_student)
+        if writer is None or not batches:
+            return list(batches)
+        found = [prompts_of(batch) for batch in batches]
+        prompts = [prompt for some, _ in found for prompt in some]
+        rows = [row for _, numbers in found for row in numbers]
+        for row, prompt in zip(rows, prompts, strict=True):
+            refuse_long(row, len(prompt), args.on_policy_max_new_tokens, self.limit)
+        model = self._network(writer)
+        responses = self.write(model, prompts, rows, step)
+        self.statistics.add(responses, end_ids(model, self.tokenizer))
+        if args.log_completions and (step + 1) % max(int(self.host.state.logging_steps or 1), 1) == 0:
+            self._keep(step + 1, writer, rows, prompts, responses)
+        return self._batches([len(numbers) for _, numbers in found], rows, prompts, responses)
+
+    def _network(self, writer: Writer) -> Any:
+        """The bare student or teacher."""
+        if writer == "teacher":
+            return self.host.teacher.networks[0]
+        return self.host.accelerator.unwrap_model(self.host.model)
+
+    def _batches(
+        self, sizes: list[int], rows: list[int], prompts: list[list[int]], responses: list[list[int]]
+    ) -> list[dict[str, Any]]:
+        collate, device = TokenCollator(self.write.pad), self.host.args.device
+        made = [
+            {"input_ids": prompt + response, "labels": [IGNORED] * len(prompt) + response, "index": row}
+            for row, prompt, response in zip(rows, prompts, responses, strict=True)
+        ]
+        found, start = [], 0
+        for size in sizes:
+            batch = collate(made[start : start + size])
+            found.append({name: v.to(device) if isinstance(v, Tensor) else v for name, v in batch.items()})
+            start += size
+        return found
+
+    def _keep(self, step: int, writer: Writer, rows: list[int], prompts: list[Any], responses: list[Any]) -> None:
+        texts = [
+            {"row": row, "by": writer, "prompt": self._text(prompt), "response": self._text(response)}
+            for row, prompt, response in zip(rows, prompts, responses, strict=True)
+        ]
+        keep_texts(self.host.args.output_dir or ".", step, texts, self.host.accelerator)
+
+    def _text(self, tokens: list[int]) -> Any:
+        """As the network has it, special tokens and all; without a tokenizer the tokens."""
+        return tokens if self.tokenizer is None else self.tokenizer.decode(tokens)

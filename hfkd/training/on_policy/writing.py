@@ -1,0 +1,74 @@
+"""Responses of a network to prompts: each a function of the network, the prompt, the seed, the row and the step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+from hfkd.data.text_collate import TokenCollator, padding_id
+from hfkd.models.on_policy_arguments import OnPolicyArguments
+from hfkd.models.sampling import sampling_processors
+from hfkd.models.writing import OnlyKnown, end_ids, only_for_writing, write
+
+
+@dataclass
+class ResponseWriter:
+    """`writer(model, prompts, rows, step)` -> the new tokens of each response, its end of sequence among them.
+
+    A response draws from the generator of (seed, row, step): neither the batch that it is written in nor the number of
+    processes changes it, but for the model's own rounding. `known`: only tokens below it are written (None: all). A
+    response that ends at once is its end of sequence alone, one that is as long as it may be has none.
+    """
+
+    settings: OnPolicyArguments
+    tokenizer: PreTrainedTokenizerBase | None
+    seed: int
+    known: int | None = None
+
+    def __call__(
+        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], rows: Sequence[int], step: int
+    ) -> list[list[int]]:
+        """Raises ValueError where the model writes nothing."""
+        ends, written = end_ids(model, self.tokenizer), {}
+        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))  # those of a batch alike in length
+        size = self.settings.on_policy_batch_size or max(len(order), 1)
+        with only_for_writing(model):
+            for start in range(0, len(order), size):
+                some = order[start : start + size]
+                new = self._some(model, [prompts[i] for i in some], [(rows[i], step) for i in some], ends)
+                written |= {i: up_to_end(tokens, ends) for i, tokens in zip(some, new, strict=True)}
+        for i, response in written.items():
+            if not response:
+                raise ValueError(
+                    f"{type(model).__name__}.generate wrote no token after the prompt of row {rows[i]}: it must return "
+                    "the prompt's tokens and the new ones behind them, as that of transformers does"
+                )
+        return [written[i] for i in range(len(prompts))]
+
+    @property
+    def pad(self) -> int:
+        return 0 if self.tokenizer is None else padding_id(self.tokenizer)
+
+    def _some(self, model: Any, prompts: list[Any], draws: list[tuple[int, int]], ends: set[int]) -> list[list[int]]:
+        settings = self.settings
+        batch = TokenCollator(self.pad, padding_side="left")([{"input_ids": list(prompt)} for prompt in prompts])
+        processors = LogitsProcessorList([] if self.known is None else [OnlyKnown(self.known)])
+        processors += sampling_processors(
+            draws,
+            self.seed,
+            model.device,
+            temperature=settings.on_policy_temperature,
+            top_k=settings.on_policy_top_k,
+            top_p=settings.on_policy_top_p,
+            no_repeat_ngram_size=0,
+        )
+        return write(
+            model, batch, processors, max_new_tokens=settings.on_policy_max_new_tokens, ends=ends, pad=self.pad
+        )
+
+
+def up_to_end(tokens: Sequence[int], ends: set[int]) -> list[int]:
+    """The tokens up to the first end of sequence, which is the last of them."""
+    stop = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
+    return list(tokens[:stop])
