@@ -1,10 +1,12 @@
-"""Distil stories260K, a real language model, into one a third its size: labels only, KD, EA-KD, reverse KL, JSD.
+"""Distil stories260K, a real language model, into one a third its size: labels, KD, EA-KD, on-policy, sequence KD.
 
     OMP_NUM_THREADS=1 python benchmarks/stories.py --teacher stories260K --stories stories260K-samples.jsonl
 
 Every way has the same student, first weights, data in the same order, and steps. Scored on held-out stories: the
 student's cross-entropy and KL(teacher || student) per token, in nats; mean and standard deviation over the seeds.
 "EA-KD, matched" has EA-KD's weights divided by their mean, which tells reweighting apart from a larger loss.
+With --prompt_tokens 16 each story's first 16 tokens are a prompt without labels, and ways that have the student or the
+teacher write the rest can be run too (--ways "on-policy 0.5" ...); each way's text after a held-out prompt is printed.
 Settings: stories.yaml beside this file, and every flag of the trainer (--max_steps, --learning_rate, ...). With
 --eval_strategy steps the held-out cross-entropy is also printed as it falls. Runs in output_dir with the same settings
 are not trained again.
@@ -25,11 +27,13 @@ from transformers.trainer_callback import PrinterCallback
 from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_files import read_jsonl
+from hfkd.evaluation.generation import generate
 from hfkd.models.language import causal_lm, load_tokenizer
 from hfkd.models.pruned_student import PrunedStudentArguments
 from hfkd.reports.environment import environment
 from hfkd.utils.json_file import write_json
 from hfkd.utils.parsing import parse
+from hfkd.utils.targets import IGNORED
 
 WAYS: dict[str, dict[str, Any]] = {
     "labels only": {"ce_weight": 1.0, "kd_weight": 0.0},
@@ -39,6 +43,16 @@ WAYS: dict[str, dict[str, Any]] = {
     "reverse KL": {"objective": "reverse_kl(scale='none')"},
     "JSD": {"objective": "jsd(beta=0.5, scale='none')"},
 }
+GKD = {"ce_weight": 0.0, "kd_weight": 1.0}
+WRITTEN: dict[str, dict[str, Any]] = {
+    "KD without labels": GKD,
+    "on-policy 0.5": GKD | {"on_policy": 0.5},
+    "on-policy 1.0": GKD | {"on_policy": 1.0},
+    "EA-KD, on-policy 1.0": GKD | {"on_policy": 1.0, "weighting": "entropy"},
+    "sequence KD": {"ce_weight": 1.0, "kd_weight": 0.0, "seq_kd": True},
+}
+ALL = WAYS | WRITTEN
+SLOTS = ("objective", "temperature", "weighting", "ce_weight", "kd_weight")
 SCORES = ("eval_loss", "eval_kl", "seconds")
 
 
@@ -47,10 +61,11 @@ class StoriesArguments(PrunedStudentArguments):
     teacher: str = field(default="stories260K", metadata={"help": "Folder of stories260K."})
     stories: str = field(default="stories.jsonl", metadata={"help": "JSON-lines file of stories, in a column text."})
     seeds: int = field(default=3, metadata={"help": "Students trained each way."})
-    ways: list[str] = field(default_factory=lambda: list(WAYS), metadata={"help": f"Some of: {', '.join(WAYS)}."})
+    ways: list[str] = field(default_factory=lambda: list(WAYS), metadata={"help": f"Some of: {', '.join(ALL)}."})
     train_stories: int = field(default=300, metadata={"help": "Stories, the first of the file, that students read."})
     held_out: int = field(default=300, metadata={"help": "Stories, the last of the file, that are scored."})
     max_length: int = field(default=256, metadata={"help": "Tokens of a story; the rest is cut off."})
+    prompt_tokens: int = field(default=0, metadata={"help": "Tokens of a training story that are its prompt."})
 
 
 def new_student(teacher: Any, stories: StoriesArguments) -> Any:
@@ -68,14 +83,17 @@ def run(
     way: str, seed: int, args: DistillationArguments, stories: StoriesArguments, teacher: Any, tokenizer: Any, data: Any
 ) -> dict[str, Any]:
     set_seed(seed)
+    slots = {name: value for name, value in ALL[way].items() if name in SLOTS}
+    written = {name: value for name, value in ALL[way].items() if name not in SLOTS}
+    folder = str(Path(args.output_dir) / f"{way.replace(' ', '_')}-{seed}")
     trainer = DistillationTrainer(
         new_student(teacher, stories),
         teacher,
-        replace(args, seed=seed, output_dir=str(Path(args.output_dir) / f"{way.replace(' ', '_')}-{seed}")),
+        replace(args, seed=seed, output_dir=folder, **written),
         processing_class=tokenizer,
         train_dataset=data[0],
         eval_dataset=data[1],
-        **WAYS[way],
+        **slots,
     )
     trainer.remove_callback(PrinterCallback)
     start = time.perf_counter()
@@ -83,7 +101,23 @@ def run(
     seconds = time.perf_counter() - start
     curve = {str(entry["step"]): entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
     score = trainer.evaluate()
-    return {**{name: score[name] for name in SCORES[:2]}, "seconds": seconds, "curve": curve}
+    found = {**{name: score[name] for name in SCORES[:2]}, "seconds": seconds, "curve": curve}
+    if stories.prompt_tokens:
+        found["text"] = sample(trainer.model, tokenizer, data[1][0]["input_ids"][: stories.prompt_tokens])
+    return found
+
+
+def sample(model: Any, tokenizer: Any, prompt: list[int]) -> str:
+    """What the student writes after a prompt, the likeliest token each time."""
+    text = tokenizer.decode(prompt, skip_special_tokens=True)
+    settings = {"temperature": 0.0, "max_new_tokens": 60, "no_repeat_ngram_size": 0}
+    return f"{text} | {generate(model, tokenizer, [text], **settings)[0]}"
+
+
+def with_prompts(rows: Any, tokens: int) -> Any:
+    """Rows longer than so many tokens, which are learned no more."""
+    long = rows.filter(lambda length: length > tokens, input_columns="length")
+    return long.map(lambda labels: {"labels": [IGNORED] * tokens + labels[tokens:]}, input_columns="labels")
 
 
 def finished(path: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -136,6 +170,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     )
     cut = len(rows) - stories.held_out
     data = rows.select(range(min(stories.train_stories, cut))), rows.select(range(cut, len(rows)))
+    if stories.prompt_tokens:
+        data = with_prompts(data[0], stories.prompt_tokens), data[1]
     path = Path(args.output_dir) / "stories.json"
     settings = {"stories": vars(stories) | {"seeds": None, "ways": None}, "args": args.to_dict()}
     settings = json.loads(json.dumps(settings, default=str))
@@ -151,6 +187,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     sizes = [sum(p.numel() for p in model.parameters()) for model in (teacher, new_student(teacher, stories))]
     print(f"\nTeacher {sizes[0]:,} parameters, student {sizes[1]:,}; {args.max_steps} steps")
     print(f"\n{table(results)}\n\n{curves(results)}")
+    for way, runs in results.items():
+        if "text" in runs[0]:
+            print(f"{way}: {runs[0]['text']}")
     return results
 
 

@@ -30,7 +30,8 @@ class ResponseWriter:
         self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], rows: Sequence[int], step: int
     ) -> list[list[int]]:
         """Raises ValueError where the model writes nothing."""
-        ends, written = end_ids(model, self.tokenizer), {}
+        ends = end_ids(model, self.tokenizer)
+        written: dict[int, list[int]] = {}
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))  # those of a batch alike in length
         size = self.settings.on_policy_batch_size or max(len(order), 1)
         with only_for_writing(model):
