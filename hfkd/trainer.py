@@ -42,7 +42,7 @@ from hfkd.training import loss_parameters, run_identity
 from hfkd.training.averages import RowAverage
 from hfkd.training.checkpoints.optimizer_state import as_laid_out
 from hfkd.training.checkpoints.tensors import TensorCheckpoints
-from hfkd.training.checkpoints.whole import SaveAfterEvaluation, WholeCheckpoints, checkpoint_to_resume
+from hfkd.training.checkpoints.whole import OwnBest, SaveAfterEvaluation, WholeCheckpoints, checkpoint_to_resume
 from hfkd.training.forward.choice import AnyForward
 from hfkd.training.forward.dense import ChunkedForward
 from hfkd.training.forward.he_da import with_he_da
@@ -54,7 +54,7 @@ from hfkd.training.model_init import Anew, seeded, student_of
 from hfkd.training.nonfinite import JudgedSteps
 from hfkd.training.on_policy.steps import WrittenSteps
 from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, refuse_keywords, setting
-from hfkd.training.run_settings import run_settings
+from hfkd.training.run_settings import compared_settings, run_settings
 from hfkd.training.setup import Setup
 from hfkd.training.statistics import scan_of
 from hfkd.training.streams import read_by_each_rank
@@ -62,7 +62,7 @@ from hfkd.training.trainer_arguments import in_trainers_order, own_arguments, re
 from hfkd.training.validation.checked_batches import CheckedCollator
 from hfkd.training.validation.labels import refuse_unlabelled_batch
 from hfkd.training.validation.normalisation import receiving
-from hfkd.training.validation.random_rows import warn_of_random_rows
+from hfkd.training.validation.random_rows import warn_of_random_rows, warn_of_rows_again
 from hfkd.training.validation.recorded_inputs import record_inputs
 from hfkd.training.validation.teacher_probe import probed
 from hfkd.utils.cpu_memory import keep_freed_memory
@@ -138,6 +138,7 @@ class DistillationTrainer(Trainer):
         self.image_inputs, self.received, self.class_names = setup.image_inputs, setup.received, setup.class_names
         self.labels, self.empty_rows, self.packing = setup.labels, setup.empty_rows, setup.packing
         self.record, self.bounds, self.pins_memory = setup.record, setup.bounds, setup.pins_memory
+        self.channels_last = setup.channels_last
         self.config = KeptConfig(setup.model)  # before Trainer changes it
 
     def _compose(self) -> None:
@@ -149,7 +150,7 @@ class DistillationTrainer(Trainer):
         self.scan_result: TeacherScan | None = None
         self.unhook: Callable[[], Any] = lambda: None
         self._evaluated = RowAverage()
-        own = (SaveAfterEvaluation(), self.judged.watch, self.judged.parts, EpochViews())
+        own = (SaveAfterEvaluation(), OwnBest(self.whole), self.judged.watch, self.judged.parts, EpochViews())
         for callback in (*own, loss_parameters.CheckTrained(self), TeacherAccuracy(self)):
             self.add_callback(callback)
 
@@ -293,7 +294,7 @@ class DistillationTrainer(Trainer):
         if isinstance(labels := inputs.get("labels"), Tensor):
             inputs["labels"] = self.labels(labels, int(self.state.epoch or 0) if training else None)
         images = inputs.get("pixel_values")
-        if self.args.channels_last and images is not None and images.ndim == 4:
+        if self.channels_last and images is not None and images.ndim == 4:
             return {**inputs, "pixel_values": images.contiguous(memory_format=torch.channels_last)}
         return inputs
 
@@ -419,12 +420,13 @@ class DistillationTrainer(Trainer):
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         self.record.refuse_checkpoint(checkpoint)
         if self.record.training is None and trial is None:  # train() again goes on, and each trial has its own settings
-            self.record = self.record.training_as(self.settings, self.args)
+            self.record = self.record.training_as(self.settings | compared_settings(self), self.args)
             self.record.check_training(self.args.output_dir, checkpoint)
         self.whole.start_from(checkpoint)
         self.marks.own_set = self.eval_dataset
         if checkpoint is not None:
             warn_of_random_rows(self.train_dataset)
+            warn_of_rows_again(self.args)
         self.step, self.train_dataset = with_he_da(self.args, self.step, self.train_dataset, self.scan_training_set)
         self.fit_slots(checkpoint)
         record_inputs(self)

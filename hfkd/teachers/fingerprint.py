@@ -77,10 +77,15 @@ def configuration(teacher: Teacher) -> dict[str, Any]:
     for number, network in enumerate(teacher.networks):
         config = getattr(network, "config", None)
         if isinstance(config, PreTrainedConfig):
-            plain = json.loads(json.dumps(config.to_dict(), default=str))
             start = f"{number}." if len(teacher.networks) > 1 else ""
-            found |= {start + name: value for name, value in _flat(plain) if not WITHOUT_EFFECT.search(name)}
+            settings = flat_settings(config)
+            found |= {start + name: value for name, value in settings if not WITHOUT_EFFECT.search(name)}
     return found
+
+
+def flat_settings(config: PreTrainedConfig) -> Iterator[tuple[str, Any]]:
+    """All settings of a configuration, by dotted names."""
+    return _flat(json.loads(json.dumps(config.to_dict(), default=str)))
 
 
 def changed_setting(stored: Mapping[str, Any], mine: Mapping[str, Any], whose: str = "config") -> str | None:

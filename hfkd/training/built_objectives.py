@@ -26,6 +26,7 @@ from hfkd.tasks.base import Task
 from hfkd.tasks.proof import untouched
 from hfkd.teachers import FrozenTeacher
 from hfkd.training.forward.features import InnerFeatures, of_outputs
+from hfkd.training.validation.layout import refuse_unsafe_parts
 from hfkd.training.validation.networks import batch_of, on_device_of, stored_labels
 from hfkd.utils.random_state import kept_random_state
 
@@ -74,6 +75,7 @@ class Builder:
             with kept_random_state():
                 torch.manual_seed(self.args.seed)
                 loss.objective.build(context)
+            refuse_unsafe_parts(loss, self.args)
         except BaseException:
             student.remove()
             teacher.remove()

@@ -22,18 +22,35 @@ SAMPLED = 32  # rows, one in each of as many equal parts of the data
 def data_hash(dataset: Any) -> str | None:
     """A hash of the training rows, labels and all; None for a stream, whose rows cannot be looked at without spending.
 
-    A `datasets.Dataset` of up to 2 GiB is hashed whole, before any transform. Of a larger one, and of any other
-    dataset with a length, `SAMPLED` rows are: "sample of 32 rows: ...". Rows that a sample does not meet may differ.
-    What is another each time it is read, such as a random crop, is left out.
+    A `datasets.Dataset` of up to 2 GiB is hashed whole, before any transform; where that is a function of the user's,
+    so are `SAMPLED` rows as it makes them. Of a larger one, and of any other dataset with a length, those rows alone
+    are: "sample of 32 rows: ...". Rows that a sample does not meet may differ. What is another each time it is read,
+    such as a random crop, is left out.
     """
     rows = original_images(dataset)
     if not map_style(rows):
         return None
+    whole = isinstance(rows, Dataset) and rows.data.table.nbytes <= HASHED_WHOLE
+    if whole and not _own_transform(rows):
+        return rows_fingerprint(rows)
+    if whole:
+        number, sampled = _sample(rows)
+        both = xxhash.xxh3_128_hexdigest(f"{rows_fingerprint(rows)} {sampled}".encode())
+        return f"all rows, and {number} as their transform makes them: {both}"
     if isinstance(rows, Dataset):
-        if rows.data.table.nbytes <= HASHED_WHOLE:
-            return rows_fingerprint(rows)
         # What `datasets` itself calls such data is another name each time, where a function made it.
         rows = rows.with_format("arrow") if epoch_transform(rows) is not None else rows.with_format(None)
+    number, sampled = _sample(rows)
+    return f"sample of {number} rows: {sampled}"
+
+
+def _own_transform(rows: Dataset) -> bool:
+    """Whether rows are made by a function of the user's."""
+    return rows.format["type"] == "custom" and epoch_transform(rows) is None
+
+
+def _sample(rows: Any) -> tuple[int, str]:
+    """How many rows were looked at, and a hash of what is the same of them each time they are read."""
     numbers = spread_rows(len(rows), SAMPLED)
     with kept_random_state():
         once, again = ([_fields(rows, number) for number in numbers] for _ in range(2))
@@ -42,7 +59,7 @@ def data_hash(dataset: Any) -> str | None:
         for name in sorted(first.keys() & second.keys()):
             if first[name] == second[name]:
                 digest.update(f"{number} {name} {first[name]}".encode())
-    return f"sample of {len(numbers)} rows: {digest.hexdigest()}"
+    return len(numbers), digest.hexdigest()
 
 
 def comparable(one: str, other: str) -> bool:

@@ -18,6 +18,8 @@ from hfkd.teachers import Teacher
 from hfkd.teachers.fingerprint import changed_setting, configuration, weights_fingerprint
 from hfkd.training.checkpoints.whole import last_checkpoint
 from hfkd.training.data_fingerprint import comparable, data_hash
+from hfkd.training.run_settings import versions
+from hfkd.training.student_layers import changed_layers, student_config, student_layers
 from hfkd.utils.command import without_addresses
 from hfkd.utils.files import write_atomically
 
@@ -37,13 +39,20 @@ TRAINING = (
     "lr_decay_epochs",
     "lr_decay_factor",
     "warmup_steps",
+    "lr_scheduler_kwargs",
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "decay_bias_and_norm", "neftune_noise_alpha"),
+    *("mixed_precision", "weights", "dropout", "collator", "segmentation_stride", "split_batches", "even_batches"),
 )
+# Those that a folder may hold another value of: nothing to refuse a run for, but said where it is resumed.
+SAID = ("device", "versions", "evaluation_rows")
+SOMETIMES = ("lr_scheduler_type", "lr_decay_epochs", "lr_decay_factor")  # a run has either kind of schedule
 OTHER_BATCHES = (
     " The rows of the epoch that it stopped in are counted in batches of the new size: some come twice in it, or not "
     "at all."
 )
+OTHER_EVALUATION = " Its best checkpoint, and the epochs in results.json, compare numbers of both."
 # Which rows a step has: those of another order are not those that a resumed run has yet to learn.
-ORDER = ("data_seed", "train_sampling_strategy", "dataloader_drop_last")
+ORDER = ("data_seed", "train_sampling_strategy", "dataloader_drop_last", "use_seedable_sampler")
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class RunRecord:
     training: the optimizer, its schedule and the batch size, once training starts; a resumed run may change them.
     order: what decides which rows a step has, which it may not. teacher_config: the teacher's settings that may change
     its outputs. probe: energies of a few rows (`Probe`). rows: a hash of the training rows, labels and all, or of a
-    sample (`data_hash`).
+    sample (`data_hash`). student_config, student_layers: what decides the student's outputs beside its weights.
     """
 
     student: str
@@ -70,6 +79,8 @@ class RunRecord:
     probe: dict[str, Any] | None = None
     rows: str | None = None
     order: dict[str, Any] | None = None
+    student_config: dict[str, Any] | None = None
+    student_layers: dict[str, Any] | None = None
 
     @classmethod
     def of(
@@ -98,6 +109,8 @@ class RunRecord:
             data=rows_of(dataset),
             teacher_config=config,
             rows=data_hash(dataset),
+            student_config=student_config(student),
+            student_layers=student_layers(student),
         )
 
     def write(self, folder: str | Path | None, loss: DistillationLoss) -> None:
@@ -124,8 +137,9 @@ class RunRecord:
 
     def training_as(self, settings: Mapping[str, Any], args: DistillationArguments) -> "RunRecord":
         """This record with what `settings`, those of the trainer, and its arguments say about its training."""
-        training = {name: settings[name] for name in TRAINING if name in settings}
-        order = {name: getattr(args, name) for name in ORDER} | {"data_seed": args.seed_of_data}
+        training = {name: settings[name] for name in (*TRAINING, *SAID) if name in settings}
+        order = {name: settings.get(name, getattr(args, name, None)) for name in ORDER}
+        order["data_seed"] = args.seed_of_data
         return replace(self, training=json.loads(json.dumps(training)), order=json.loads(json.dumps(order)))
 
     def check_training(self, folder: str | Path | None, checkpoint: str | None) -> None:
@@ -136,7 +150,8 @@ class RunRecord:
         """
         folder = folder or "."
         other = read(checkpoint) if checkpoint else read(folder) or read(last_checkpoint(folder))
-        names = _different(TRAINING, other.training, self.training) if other else []
+        compared = TRAINING if checkpoint is None else (*TRAINING, *SAID)
+        names = _different(compared, other.training, self.training) if other else []
         order = _different(ORDER, other.order, self.order) if other else []
         if other is None or not (names or order):
             return
@@ -154,11 +169,12 @@ class RunRecord:
             )
         logger.warning(
             "The run in %s was trained with %s; it is resumed with %s. The optimizer and its schedule "
-            "go on as they were stored.%s",
+            "go on as they were stored.%s%s",
             checkpoint,
             was,
             now,
             OTHER_BATCHES if "batch_size" in names else "",
+            OTHER_EVALUATION if "evaluation_rows" in names else "",
         )
 
     def _difference(self, other: "RunRecord") -> str | None:
@@ -170,8 +186,19 @@ class RunRecord:
             return "it has been trained on other rows, or other labels of them, as many as these"
         different = next((name for name in here | there if there.get(name) != here.get(name)), None)
         if different is None:
-            return changed_setting(other.teacher_config or {}, self.teacher_config or {}, "teacher's config")
+            return (
+                changed_setting(other.teacher_config or {}, self.teacher_config or {}, "teacher's config")
+                or changed_setting(other.student_config or {}, self.student_config or {}, "student's config")
+                or self._other_layers(other)
+            )
         return f"its {different} is {there.get(different)}, this one's is {here.get(different)}"
+
+    def _other_layers(self, other: "RunRecord") -> str | None:
+        """Another version of a library may call the same layers by other names."""
+        same_versions = (other.training or {}).get("versions") in (None, versions())
+        if not other.student_layers or not self.student_layers or not same_versions:
+            return None
+        return changed_layers(other.student_layers, self.student_layers)
 
     def _named(self) -> dict[str, Any]:
         return {"student": self.student, "teacher": self.teacher} | self.loss | {"seed": self.seed}
@@ -181,7 +208,8 @@ def _different(names: Sequence[str], there: dict[str, Any] | None, here: dict[st
     """Which of these settings two records have different values of; none where one has no record of them."""
     if not there or not here:
         return []
-    return [name for name in names if there.get(name) != here.get(name)]
+    known = [name for name in names if name in SOMETIMES or name in there]  # an earlier version recorded fewer
+    return [name for name in known if there.get(name) != here.get(name)]
 
 
 def read(folder: str | Path | None) -> RunRecord | None:

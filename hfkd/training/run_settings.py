@@ -4,14 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import transformers
 from transformers import SchedulerType
 
+from hfkd.training.data_fingerprint import data_hash
 from hfkd.training.forward.he_da import added_images
 from hfkd.training.host import Host
+from hfkd.training.student_layers import dropout_of
 
 ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
 TRAINING = ("num_train_epochs", "max_steps", "max_grad_norm", "decay_bias_and_norm", "on_nan", "seed", "bf16")
 CALLERS = "the caller's"
+WITHIN = ("collate", "collator", "data_collator")  # as collators call the one that they hand on to
 
 
 def run_settings(trainer: Host) -> dict[str, Any]:
@@ -35,6 +39,41 @@ def run_settings(trainer: Host) -> dict[str, Any]:
         "batch_size": per_device * args.gradient_accumulation_steps * args.world_size,
     }
     return networks | trainer.record.loss | training | launched | added_images(args, trainer.train_dataset)
+
+
+def compared_settings(trainer: Host) -> dict[str, Any]:
+    """What a resumed run is compared in beside `run_settings`."""
+    args, config = trainer.args, trainer.args.accelerator_config
+    named = ("max_grad_norm", "neftune_noise_alpha", "segmentation_stride", "lr_scheduler_kwargs", *ADAM)
+    kept = {name: getattr(args, name) for name in named}
+    kept |= {name: getattr(config, name) for name in ("split_batches", "even_batches", "use_seedable_sampler")}
+    return kept | {
+        "collator": collator_in_words(trainer.data_collator),
+        "dropout": dropout_of(trainer.model),
+        "device": args.device.type,
+        "versions": versions(),
+        "evaluation_rows": _evaluation_rows(trainer.eval_dataset),
+    }
+
+
+def versions() -> str:
+    return f"torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def collator_in_words(collate: Any) -> str:
+    """A collator's name, and its settings: numbers that are no counts, flags, and collators within it."""
+    if not hasattr(collate, "__dict__") or isinstance(collate, type) or hasattr(collate, "__code__"):
+        return getattr(collate, "__qualname__", type(collate).__qualname__)
+    settings = {name: value for name, value in vars(collate).items() if isinstance(value, (bool, float))}
+    inner = {name: collator_in_words(value) for name, value in vars(collate).items() if name in WITHIN}
+    words = ", ".join(f"{name}={value}" for name, value in (settings | inner).items() if not name.startswith("_"))
+    return f"{type(collate).__qualname__}({words})"
+
+
+def _evaluation_rows(dataset: Any) -> Any:
+    if isinstance(dataset, dict) and not hasattr(dataset, "column_names"):
+        return {name: data_hash(rows) for name, rows in dataset.items()}
+    return data_hash(dataset)
 
 
 def _optimizer(trainer: Host) -> dict[str, Any]:

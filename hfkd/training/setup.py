@@ -55,7 +55,7 @@ from hfkd.training.validation.labels import (
     may_be_unlabelled,
     refuse_unlabelled,
 )
-from hfkd.training.validation.layout import refuse_unsafe_layout
+from hfkd.training.validation.layout import lays_out
 from hfkd.training.validation.networks import (
     check_datasets,
     check_networks,
@@ -227,8 +227,8 @@ class Setup:
 
     def lay_out(self) -> None:
         """Memory formats, pinned batches."""
-        refuse_unsafe_layout(self.model, self.args)
-        if self.args.channels_last:
+        self.channels_last = lays_out(self.model, self.args)
+        if self.channels_last:
             self.model.to(memory_format=torch.channels_last)
             if self.teacher is not None:
                 self.teacher.channels_last()

@@ -93,6 +93,22 @@ def test_hashes_of_different_kinds_are_not_compared():
     assert comparable(data_hash(Rows(61)), data_hash(Rows(61, seed=2)))
 
 
+class Less:
+    def __init__(self, mean):
+        self.mean = mean
+
+    def __call__(self, rows):
+        noise = [torch.rand(()).item() for _ in rows["x"]]
+        return {"x": [x - self.mean for x in rows["x"]], "labels": rows["labels"], "noise": noise}
+
+
+def test_a_transform_of_somebodys_own_is_part_of_the_rows():
+    rows = Dataset.from_dict({"x": [1.0, 2.0, 3.0], "labels": [0, 1, 0]})
+    one, again, other = (data_hash(rows.with_transform(Less(mean))) for mean in (0.0, 0.0, 0.5))
+    assert one == again != other
+    assert comparable(one, other) and not comparable(one, data_hash(rows))
+
+
 def test_a_stream_has_none():
     assert data_hash(Dataset.from_dict({"labels": [0, 1]}).to_iterable_dataset()) is None
     assert data_hash(None) is None

@@ -6,6 +6,8 @@ from functools import partial
 import pytest
 import torch
 from datasets import Dataset
+from text_toys import language_model
+from torch import nn
 from toys import Net, Rows, arguments, teacher
 
 from hfkd.data import ImageTransform
@@ -182,7 +184,7 @@ def test_the_file_is_plain_json(tmp_path):
     stored = json.loads((left_by(tmp_path, weighting="entropy") / FILE).read_text())
     of_the_scan = {"thresholds", "threshold_level", "probe"}
     known = {"student", "teacher", "loss", "seed", "data", "rows", "teacher_config", "training", "order"}
-    assert stored.keys() == known | of_the_scan
+    assert stored.keys() == known | of_the_scan | {"student_config", "student_layers"}
 
 
 def test_a_network_is_named_by_its_architecture():
@@ -275,3 +277,94 @@ def test_other_labels_of_the_same_images_are_another_run(tmp_path):
     said = "it has been trained on other rows, or other labels of them, as many as these"
     with pytest.raises(ValueError, match=f"holds another run: {said}; choose another output_dir"):
         make(lambda i: (i + 1) % 5)
+
+
+def resumed(folder, model=None, rows=None, **keywords):
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "learning_rate": 0.05}
+    given = {name: keywords.pop(name) for name in ("eval_dataset", "data_collator") if name in keywords}
+    args = arguments(folder, **(settings | keywords), ce_weight=1.0, kd_weight=0.0)
+    return DistillationTrainer(model or Net(), None, args, train_dataset=rows or Rows(16), **given)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("max_grad_norm", 0.5),
+        ("bf16", True),
+        ("adam_epsilon", 1e-3),
+        ("lr_scheduler_kwargs", {"power": 2}),
+        ("eval_dataset", Rows(7, seed=5)),
+    ],
+)
+def test_whatever_decides_the_result_is_said_when_a_resumed_run_has_another(tmp_path, caplog, setting, value):
+    resumed(tmp_path, eval_dataset=Rows(7)).train()
+    name = {"bf16": "mixed_precision", "eval_dataset": "evaluation_rows"}.get(setting, setting)
+    with caplog.at_level("WARNING", "hfkd"):
+        resumed(tmp_path, **({"eval_dataset": Rows(7), "max_steps": 3} | {setting: value})).train(
+            resume_from_checkpoint=True
+        )
+    said = next(record.getMessage() for record in caplog.records if "it is resumed with" in record.getMessage())
+    assert said.count(f"{name}=") == 2
+    assert ("compare numbers of both" in said) is (setting == "eval_dataset")
+
+
+def classifier(activation=None, rate=0.0):
+    torch.manual_seed(0)
+    pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(rate), nn.Linear(4, 5))
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), activation or nn.ReLU(), *pooled)
+
+
+def test_a_student_with_other_layers_of_the_same_size_is_another_run(tmp_path, caplog):
+    resumed(tmp_path, classifier()).train()
+    with pytest.raises(ValueError, match=r"its student has ReLU\(\), this one's Tanh\(\); choose"):
+        resumed(tmp_path, classifier(nn.Tanh()))
+    with caplog.at_level("WARNING", "hfkd"):
+        resumed(tmp_path, classifier(rate=0.5), max_steps=3).train(resume_from_checkpoint=True)
+    assert "dropout=['Dropout(p=0.0, inplace=False)']; it is resumed with" in caplog.text
+
+
+def test_a_language_model_with_another_setting_is_another_run(tmp_path):
+    student = language_model()
+    loss = DistillationLoss(ce_weight=1.0, kd_weight=0.0)
+    RunRecord.of(student, None, loss, 0).write(tmp_path, loss)
+    student.config.layer_norm_epsilon = 0.1
+    with pytest.raises(ValueError, match=r"its student's config's layer_norm_epsilon is 1e-05, this one's is 0.1"):
+        RunRecord.of(student, None, loss, 0).refuse_other(tmp_path)
+
+
+class Scaled:
+    """A collator of somebody's own."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, rows):
+        images = torch.stack([row["pixel_values"] for row in rows]) * self.scale
+        return {"pixel_values": images, "labels": torch.tensor([row["labels"] for row in rows])}
+
+
+def test_another_collator_is_said_with_its_settings(tmp_path, caplog):
+    resumed(tmp_path, data_collator=Scaled(1.0)).train()
+    with caplog.at_level("WARNING", "hfkd"):
+        resumed(tmp_path, data_collator=Scaled(0.5), max_steps=3).train(resume_from_checkpoint=True)
+    assert "Scaled(scale=1.0)" in caplog.text and "Scaled(scale=0.5)" in caplog.text
+
+
+def test_another_kind_of_optimizer_is_refused_and_one_with_other_rates_is_not(tmp_path):
+    resumed(tmp_path, optim="adamw_torch").train()
+    with pytest.raises(ValueError, match="state of another kind of optimizer, without dampening, momentum"):
+        resumed(tmp_path, optim="sgd", max_steps=3).train(resume_from_checkpoint=True)
+    resumed(tmp_path, optim="adamw_torch", weight_decay=0.1, max_steps=3).train(resume_from_checkpoint=True)
+
+
+def test_a_run_whose_order_of_rows_is_drawn_otherwise_is_not_resumed(tmp_path):
+    resumed(tmp_path).train()
+    with pytest.raises(ValueError, match="use_seedable_sampler=True, and this one has use_seedable_sampler=False"):
+        resumed(tmp_path, accelerator_config={"use_seedable_sampler": False}).train(resume_from_checkpoint=True)
+
+
+def test_rows_that_are_skipped_no_more_are_said(tmp_path, caplog):
+    resumed(tmp_path).train()
+    with caplog.at_level("WARNING", "hfkd"):
+        resumed(tmp_path, ignore_data_skip=True, max_steps=3).train(resume_from_checkpoint=True)
+    assert "begins again with its first rows, which come twice" in caplog.text

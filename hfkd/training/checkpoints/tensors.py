@@ -12,6 +12,7 @@ from transformers.utils import CONFIG_NAME
 
 from hfkd.models.checkpoints import naming_unreadable
 from hfkd.training import loss_parameters
+from hfkd.training.checkpoints.manifest import MANIFEST, incomplete
 from hfkd.training.checkpoints.optimizer_state import as_laid_out
 from hfkd.training.checkpoints.student_weights import load_student, to_save
 from hfkd.training.host import Host
@@ -57,6 +58,11 @@ class TensorCheckpoints:
         """Trainer's, but without warnings in place of weights: what is not there is an error."""
         best, score = self.host.state.best_model_checkpoint, self.host.state.best_metric
         assert best is not None
+        if (Path(best) / MANIFEST).exists() and (fault := incomplete(best, contents=True)):
+            raise ValueError(
+                f"the best checkpoint, {best}, cannot be loaded: {fault}; the run has ended, and its last checkpoint "
+                "has the weights of its last step"
+            )
         with loss_parameters.without_loss(self.student), naming_unreadable(best):
             if self._loaded_by_a_library:
                 load()
@@ -66,15 +72,28 @@ class TensorCheckpoints:
         loss_parameters.read(self.host.distillation_loss, best)
 
     def load_optimizer(self, load: Callable[[], None], checkpoint: str | None) -> None:
+        optimizer = cast(torch.optim.Optimizer, self.host.optimizer)
+        own = set() if checkpoint is None or self._loaded_by_a_library else set(getattr(optimizer, "defaults", ()))
         with naming_unreadable(checkpoint or ""):
             load()
-        if checkpoint is not None and not self._loaded_by_a_library:
-            as_laid_out(cast(torch.optim.Optimizer, self.host.optimizer))
+        if own:
+            _refuse_other_kind(optimizer, own, checkpoint)
+            as_laid_out(optimizer)
 
     @property
     def _loaded_by_a_library(self) -> bool:
         """Whether FSDP or DeepSpeed read checkpoints of their own, strictly, into the wrapped student."""
         return self.host.is_fsdp_enabled or self.host.is_deepspeed_enabled
+
+
+def _refuse_other_kind(optimizer: torch.optim.Optimizer, own: set[str], checkpoint: str | None) -> None:
+    """Raise ValueError where the state that was loaded is of a kind of optimizer that had other settings."""
+    missing = sorted(own - set(optimizer.param_groups[0]))
+    if missing:
+        raise ValueError(
+            f"{checkpoint} holds the state of another kind of optimizer, without {', '.join(missing)}: resume with the "
+            "optimizer (optim) that the run was started with, or start anew in another output_dir"
+        )
 
 
 def _note_version(checkpoint: str) -> None:

@@ -47,12 +47,12 @@ class WholeCheckpoints:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.writing = False
-        self._start: str | None = None
+        self.start: str | None = None
         self._listed = False  # whether that checkpoint has a list of its files
 
     def start_from(self, checkpoint: str | None) -> None:
         """Delete what an earlier process left unfinished, and know where training starts. Every rank calls it."""
-        self._start = checkpoint
+        self.start = checkpoint
         self._listed = checkpoint is not None and (Path(checkpoint) / MANIFEST).exists()
         if self.host.args.should_save:
             remove_unfinished(self.host.args.output_dir)
@@ -60,8 +60,8 @@ class WholeCheckpoints:
 
     def refuse_shorter(self, max_steps: int) -> None:
         """Raise ValueError where training starts from a checkpoint of more steps than it is to have."""
-        if self._start is not None:
-            refuse_shorter(self._start, max_steps, self.host.args)
+        if self.start is not None:
+            refuse_shorter(self.start, max_steps, self.host.args)
 
     def refuse_changed(self, checkpoint: str | None) -> None:
         """Raise ValueError where a checkpoint lost a file while it was read: another process has rotated it away."""
@@ -135,6 +135,27 @@ class WholeCheckpoints:
             load(checkpoint)
         elif checkpoint is not None and (Path(checkpoint) / SCALER_NAME).exists():
             logger.warning("%s holds the %s of a run in fp16, and this one is not: it is left", checkpoint, SCALER_NAME)
+
+
+class OwnBest(TrainerCallback):
+    """The best checkpoint of a resumed run is the one beside it: the path in its state is of before it was moved."""
+
+    def __init__(self, whole: WholeCheckpoints) -> None:
+        self.whole = whole
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        start = self.whole.start
+        if start is None or not (Path(start) / TRAINER_STATE_NAME).is_file():
+            return
+        recorded = TrainerState.load_from_json(os.path.join(start, TRAINER_STATE_NAME)).best_model_checkpoint
+        beside = Path(start).parent / Path(recorded or "").name
+        if not recorded or os.path.realpath(recorded) == os.path.realpath(beside):
+            return
+        if incomplete(beside) is None:
+            state.best_model_checkpoint = str(beside)
+            logger.info("The best checkpoint is %s, which was in %s", beside, recorded)
+        elif state.best_model_checkpoint is not None and args.load_best_model_at_end:
+            logger.warning("The best checkpoint of the resumed run is in another folder: %s", recorded)
 
 
 class SaveAfterEvaluation(TrainerCallback):

@@ -1,28 +1,49 @@
-"""Networks that must not be laid out in channels_last."""
+"""Networks that must not be laid out in channels_last: torch computes some of their gradients wrongly there."""
 
+import logging
+
+import torch
 from torch import nn
 
 from hfkd.arguments import DistillationArguments
 
-SAFE_CHANNELS = 8
+logger = logging.getLogger(__name__)
 
 
-def refuse_unsafe_layout(model: nn.Module, args: DistillationArguments) -> None:
-    """Raise ValueError for a convolution whose gradient torch computes wrongly in channels_last on a CPU.
+def lays_out(student: nn.Module, args: DistillationArguments) -> bool:
+    """Whether networks and images shall be in channels_last. Where that is not safe it is left out, with a message."""
+    name = _unsafe_convolution(student, args)
+    if name is not None:
+        logger.warning(
+            "channels_last is left out: %s is a 1 x 1 convolution with a stride and few channels, whose gradient torch "
+            "computes wrongly there on a CPU.",
+            name,
+        )
+    return args.channels_last and name is None
 
-    That of a 1 x 1 convolution with a stride and 2 to 7 input channels is written outside of its memory (seen in torch
-    2.15: most runs crash, some go on with wrong gradients).
+
+def refuse_unsafe_parts(loss: nn.Module, args: DistillationArguments) -> None:
+    """Raise ValueError for such a convolution in what the loss trains: its inputs are laid out as the student is."""
+    name = _unsafe_convolution(loss, args)
+    if name is not None:
+        raise ValueError(
+            f"{name}, a part of the loss, is a 1 x 1 convolution with a stride and few channels: on a CPU torch "
+            "computes its gradient wrongly in channels_last; pass channels_last=False"
+        )
+
+
+def _unsafe_convolution(module: nn.Module, args: DistillationArguments) -> str | None:
+    """Name of a convolution whose gradient is written outside of its memory; most runs crash, some go on wrongly.
+
+    That of the weight of a 1 x 1 convolution with a stride and fewer input channels than a vector of the CPU has
+    numbers. Seen in torch 2.13 and 2.15 on AVX2, and open in oneDNN (its issue 6035), so that no version is known to be
+    without it. One channel, and no fewer than a vector has numbers, were never wrong.
     """
     if not args.channels_last or args.device.type != "cpu":
-        return
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d) and _unsafe(module):
-            raise ValueError(
-                f"{name} is a 1 x 1 convolution of {module.in_channels} channels with stride {module.stride}: on a "
-                "CPU torch computes its gradient wrongly in channels_last; pass channels_last=False"
-            )
-
-
-def _unsafe(module: nn.Conv2d) -> bool:
-    strided = set(module.kernel_size) == {1} and max(module.stride) > 1
-    return strided and 1 < module.in_channels < SAFE_CHANNELS
+        return None
+    vector = 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8  # of float32
+    for name, part in module.named_modules():
+        strided = isinstance(part, nn.Conv2d) and set(part.kernel_size) == {1} and max(part.stride) > 1
+        if strided and 1 < part.in_channels < vector:
+            return name
+    return None

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import torch
 from datasets.fingerprint import Hasher
+from transformers import TrainingArguments
 from transformers.trainer_utils import has_length
 
 from hfkd.utils.random_state import kept_random_state
@@ -30,4 +31,13 @@ def warn_of_random_rows(dataset: Any) -> None:
             "The training rows are others each time they are read: their transform draws random numbers of its own. "
             "The resumed run goes on with other draws than a run that was never stopped, and so ends in other weights. "
             "hfkd's transforms (ImageTransform, ...) and what draws from the row's index alone are the same again."
+        )
+
+
+def warn_of_rows_again(args: TrainingArguments) -> None:
+    """Say what `ignore_data_skip` does to a run that is resumed."""
+    if args.ignore_data_skip:
+        logger.warning(
+            "ignore_data_skip=True: the epoch that the run stopped in begins again with its first rows, which come "
+            "twice, and the run ends in other weights than one that was never stopped"
         )

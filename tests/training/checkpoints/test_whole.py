@@ -183,6 +183,35 @@ def test_the_best_checkpoint_is_found_under_its_name(tmp_path):
     assert [n for n in names(tmp_path) if "checkpoint" in n] == [f"checkpoint-{step}"]
 
 
+BEST = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "learning_rate": 2.0}
+
+
+def test_the_best_checkpoint_of_a_folder_that_was_copied_is_the_copys(tmp_path):
+    trainer = make(tmp_path / "run", **BEST)
+    trainer.train()
+    best = f"checkpoint-{trainer.state.best_global_step}"
+    assert best != "checkpoint-3"
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "run" / best)
+    (tmp_path / "run" / best).mkdir()  # another run's, by now
+    resumed = make(tmp_path / "copy", **BEST | {"max_steps": 4, "learning_rate": 2.0})
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.best_model_checkpoint == str(tmp_path / "copy" / best)
+    kept = load_file(tmp_path / "copy" / best / "model.safetensors")
+    assert all(torch.equal(resumed.model.state_dict()[name], tensor) for name, tensor in kept.items())
+
+
+def test_a_best_checkpoint_that_is_damaged_is_named_and_not_loaded(tmp_path):
+    trainer = make(tmp_path, **BEST)
+    trainer.train()
+    weights = Path(trainer.state.best_model_checkpoint) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"the best checkpoint, .* its model.safetensors is damaged"):
+        make(tmp_path, **BEST | {"max_steps": 4}).train(resume_from_checkpoint=True)
+
+
 def test_the_limit_keeps_the_newest(tmp_path):
     make(tmp_path, max_steps=5, save_total_limit=2).train()
     assert names(tmp_path) == ["checkpoint-4", "checkpoint-5", "distillation.json"]

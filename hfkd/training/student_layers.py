@@ -1,0 +1,55 @@
+"""What decides a student's outputs beside its weights: its configuration, and what its layers say of themselves."""
+
+import re
+from typing import Any
+
+import xxhash
+from torch import nn
+from transformers import PreTrainedConfig
+
+from hfkd.models.calling import bare
+from hfkd.teachers.fingerprint import WITHOUT_EFFECT, flat_settings
+from hfkd.utils.command import without_addresses
+
+DROPS = re.compile(r"\w*drop\w*\(", re.IGNORECASE)
+
+
+def student_config(student: nn.Module) -> dict[str, Any]:
+    """The settings of its configuration that may change its outputs, by dotted names; {} without any."""
+    config = getattr(bare(student), "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        return {}
+    return {name: value for name, value in flat_settings(config) if not WITHOUT_EFFECT.search(name)}
+
+
+def student_layers(student: nn.Module) -> dict[str, Any]:
+    """kinds: its layers in words, each once (strides, activations, ...). places: a hash of which is where.
+
+    Dropout is left out, and what stands in its place without any: it may change while a run goes on (`dropout_of`).
+    """
+    found = {name: text for name, text in _layers(student) if not (DROPS.match(text) or text == "Identity()")}
+    places = xxhash.xxh3_128("\n".join(f"{name} {text}" for name, text in found.items()).encode())
+    return {"kinds": sorted(set(found.values())), "places": places.hexdigest()}
+
+
+def changed_layers(there: dict[str, Any], here: dict[str, Any]) -> str | None:
+    """In which layers two students differ, in words; None where they do not."""
+    if there["places"] == here["places"]:
+        return None
+    missing, more = (sorted(set(one["kinds"]) - set(other["kinds"])) for one, other in ((there, here), (here, there)))
+    if not missing and not more:
+        return "its student has the same layers in other places"
+    return f"its student has {', '.join(missing) or 'no such layer'}, this one's {', '.join(more) or 'none of them'}"
+
+
+def dropout_of(student: nn.Module) -> list[str]:
+    """Layers that drop something, each once, and the settings of a configuration that are about that."""
+    config = getattr(bare(student), "config", None)
+    settings = flat_settings(config) if isinstance(config, PreTrainedConfig) else ()
+    said = {f"{name}={value}" for name, value in settings if "drop" in name and value}
+    return sorted({text for _, text in _layers(student) if DROPS.match(text)} | said)
+
+
+def _layers(student: nn.Module) -> list[tuple[str, str]]:
+    modules = bare(student).named_modules()
+    return [(name, without_addresses(repr(part))) for name, part in modules if next(part.children(), None) is None]
