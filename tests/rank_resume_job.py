@@ -1,4 +1,4 @@
-"""A run on any number of ranks, from a checkpoint or the start: what it began with, which rows its steps had, its end."""
+"""A run on any number of ranks, from a checkpoint or the start: what it began with, its rows, its end."""
 
 import json
 from pathlib import Path

@@ -33,7 +33,7 @@ def end_of(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["Energy KD", "CTKD", "FitNet"])
-@pytest.mark.parametrize("before, after", [("one", "two"), ("two", "one")])
+@pytest.mark.parametrize(("before", "after"), [("one", "two"), ("two", "one")])
 def test_the_state_and_the_rows_are_the_same_and_the_end_is_close(tmp_path, before, after, case):
     whole, same, other = (tmp_path / name for name in ("whole", "same", "other"))
     run(whole, RANKS[before], case)

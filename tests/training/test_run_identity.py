@@ -347,7 +347,8 @@ def test_another_collator_is_said_with_its_settings(tmp_path, caplog):
     resumed(tmp_path, data_collator=Scaled(1.0)).train()
     with caplog.at_level("WARNING", "hfkd"):
         resumed(tmp_path, data_collator=Scaled(0.5), max_steps=3).train(resume_from_checkpoint=True)
-    assert "Scaled(scale=1.0)" in caplog.text and "Scaled(scale=0.5)" in caplog.text
+    assert "Scaled(scale=1.0)" in caplog.text
+    assert "Scaled(scale=0.5)" in caplog.text
 
 
 def test_another_kind_of_optimizer_is_refused_and_one_with_other_rates_is_not(tmp_path):
