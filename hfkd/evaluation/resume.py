@@ -7,6 +7,7 @@ from typing import Any
 
 from hfkd.evaluation.scoring import Scores
 from hfkd.utils.files import write_atomically
+from hfkd.utils.json_file import read_json
 
 SCORES, STUDENTS = "scores.json", "students.json"
 
@@ -54,7 +55,7 @@ def write_scores(folder: Path, scores: Mapping[str, Scores]) -> None:
 def read_students(folder: Path) -> dict[str, str]:
     """{student: its folder of answers} of earlier calls."""
     path = folder / STUDENTS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def write_students(folder: Path, students: Mapping[str, str]) -> None:

@@ -1,6 +1,5 @@
 """Image runs that belong to something larger, a table or a chain: what is finished is kept, and never mistaken."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,7 +15,7 @@ from hfkd.experiments.distil import distil_images
 from hfkd.experiments.run import without_paths
 from hfkd.models import NetworkArguments
 from hfkd.reports.results import RESULTS_NAME
-from hfkd.utils.json_file import jsonable, write_json
+from hfkd.utils.json_file import jsonable, read_json, write_json
 from hfkd.utils.output_folder import refuse_inputs
 
 SETTINGS_NAME = "settings.json"
@@ -126,4 +125,4 @@ def _move_aside(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None

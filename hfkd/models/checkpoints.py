@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers.trainer_pt_utils import safe_globals
 
 from hfkd.models.conversion import as_in_network
+from hfkd.utils.saved_weights import TRAINING_ARGS, refuse_damaged
 
 WRAPPERS = ("model", "state_dict")  # keys under which training scripts store the weights
 PREFIXES = ("module.", "_orig_mod.", "timm_model.")  # DataParallel, torch.compile, transformers' TimmWrapper
 SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 PICKLED = (".bin", ".pt", ".pth")
-TRAINING_ARGS = "training_args.bin"  # a pickle, which nothing reads
 SAVED_NAMES = ("model.safetensors", "pytorch_model.bin")  # what save_pretrained and the Hub put beside config.json
 SHOWN = 3
 
@@ -74,6 +74,7 @@ def refuse_other_architecture(model: nn.Module, path: str | os.PathLike[str]) ->
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors of a checkpoint file by name, on the CPU, names as they stand in the file."""
     path = Path(path)
+    refuse_damaged(path.parent, [path.name])
     content = _read(path)
     if isinstance(content, Mapping):
         content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
@@ -97,6 +98,8 @@ def naming_unreadable(source: str | os.PathLike[str]) -> Iterator[None]:
     """
     for path in sorted(p for p in Path(source).glob("*") if p.suffix in PICKLED) if source else ():
         refuse_compressed(path)
+    if source:
+        refuse_damaged(Path(source))
     try:
         yield
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:

@@ -3,6 +3,7 @@
 N items, B rows of a batch.
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from hfkd.utils.devices import send
+
+logger = logging.getLogger(__name__)
 
 FOLDED = 64  # batches that are added up at once
 
@@ -98,6 +101,12 @@ class RowAverage:
         if not self._rows:
             return {}
         rows = torch.cat(self._rows).double()
+        if broken := int((~rows.isfinite().all(1)).sum()):
+            logger.warning(
+                "%s: NaN or infinite for %d of %d rows; check the data, what its transform makes of them, and the "
+                "networks. A score such as accuracy counts these rows as it finds them.",
+                " and ".join(self._names), broken, len(rows),
+            )  # fmt: skip
         if self.finite_only:
             return {name: _mean(rows[:, [column, -1]]) for column, name in enumerate(self._names)}
         *sums, items = rows.sum(0).tolist()

@@ -214,10 +214,10 @@ def _different(names: Sequence[str], there: dict[str, Any] | None, here: dict[st
 
 def read(folder: str | Path | None) -> RunRecord | None:
     """The record in `folder`, or None where there is none that can be read."""
-    if folder is None:
+    if folder is None or not (Path(folder) / FILE).is_file():  # a pipe of that name would be waited for
         return None
     try:
-        record = RunRecord(**json.loads((Path(folder) / FILE).read_text()))
+        record = RunRecord(**json.loads((Path(folder) / FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
     return record if isinstance(record.loss, dict) else None

@@ -32,6 +32,17 @@ def write_json(path: str | os.PathLike[str], payload: Any) -> None:
     write_atomically(Path(path), text.encode())
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The object in a file that an earlier run wrote. Raises ValueError, naming it, where it holds none."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # damaged, or text in another encoding
+        raise ValueError(f"{os.fspath(path)} is damaged, or no JSON ({error}): delete it to begin anew") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{os.fspath(path)} holds a {type(found).__name__}, not named values: delete it to begin anew")
+    return found
+
+
 def jsonable(value: Any, where: str = "payload") -> Any:
     """`value` made of what JSON knows, by the rules of `write_json`; `where` names the place in error messages."""
     if isinstance(value, enum.Enum):

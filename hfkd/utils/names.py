@@ -10,6 +10,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from hfkd.utils.command import without_secrets
 
+BREAKS = ("Cc", "Zl", "Zp")  # control characters, and what Unicode calls a separator of lines or paragraphs
+
 
 def check_names(args: Any) -> None:
     """Raise ValueError for an output folder that can be none, a repository that cannot be, or a name of several lines.
@@ -18,7 +20,7 @@ def check_names(args: Any) -> None:
     """
     for name in ("output_dir", "hub_model_id", "model_license"):
         value = getattr(args, name)
-        if value is not None and any(unicodedata.category(character) == "Cc" for character in value):
+        if value is not None and any(unicodedata.category(character) in BREAKS for character in value):
             raise ValueError(f"{name}={value!r} has a line break or another control character: leave it out")
     if args.hub_model_id:
         try:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from hfkd.data.text_files import read_jsonl
@@ -41,3 +43,14 @@ def test_a_file_without_rows_is_refused(tmp_path, content):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.jsonl is not a file"):
         read_jsonl(tmp_path / "nothing.jsonl")
+
+
+@pytest.mark.slow
+def test_a_line_of_110_megabytes_is_a_row_like_the_others(tmp_path):
+    long = "tä " * 27_500_000  # 4 bytes each
+    lines = [{"response": "a"}, {"response": long}, {"response": "b"}]
+    path = write(tmp_path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    assert path.stat().st_size > 110e6
+    rows = read_jsonl(path)
+    assert [rows[i]["response"] for i in (0, 2)] == ["a", "b"]
+    assert rows[1]["response"] == long

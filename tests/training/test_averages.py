@@ -32,6 +32,21 @@ def test_what_is_forgotten_does_not_count():
     assert average.read(Accelerator(cpu=True)) == {"loss": 1.0}
 
 
+class OneBroken(Rows):
+    def __getitem__(self, i):
+        row = super().__getitem__(i)
+        return row | {"pixel_values": row["pixel_values"] * (math.nan if i == 20 else 1)}
+
+
+def test_an_evaluation_with_rows_that_are_nan_says_how_many(tmp_path, caplog):
+    trainer = DistillationTrainer(Net(), teacher(), arguments(tmp_path), eval_dataset=OneBroken())
+    assert math.isnan(trainer.evaluate()["eval_loss"])
+    assert "loss: NaN or infinite for 1 of 32 rows; check the data" in caplog.text
+    caplog.clear()
+    trainer.evaluate(Rows())
+    assert "NaN" not in caplog.text
+
+
 # ---- in the trainer: with kd_weight=0 the logged loss is its only part, whatever went before -------------------------
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hfkd.reports import write_atomically, write_json
+from hfkd.utils.json_file import read_json
 
 
 class Color(enum.Enum):
@@ -95,3 +96,13 @@ def test_refusal_names_path_and_place(tmp_path, payload):
     with pytest.raises(ValueError, match=r"x\.json.*payload\['a'\]"):
         write_json(tmp_path / "x.json", payload)
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"[1]", b'{"a": "\xff"}'])
+def test_a_damaged_file_is_named_when_it_is_read(tmp_path, content):
+    path = tmp_path / "results.json"
+    write_json(path, {"a": 1})
+    assert read_json(path) == {"a": 1}
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"results.json .*: delete it to begin anew"):
+        read_json(path)

@@ -14,7 +14,7 @@ TOKEN = "hf_PlantedInTheName"
 
 
 @pytest.mark.parametrize("name", ["output_dir", "hub_model_id", "model_license"])
-@pytest.mark.parametrize("character", ["\n", "\r", "\x1b", "\x00"])
+@pytest.mark.parametrize("character", ["\n", "\r", "\x1b", "\x00", "\x85", "\u2028", "\u2029"])
 def test_control_characters_are_refused(tmp_path, name, character):
     given = (
         {"folder": tmp_path / f"a{character}b"}
@@ -109,3 +109,17 @@ def test_no_secret_gets_into_the_pickled_arguments(tmp_path, monkeypatch):
         for secret in (TOKEN, "planted-token", "planted-api-key"):
             assert secret.encode() not in path.read_bytes(), path
     assert pickle.loads(pickle.dumps(run.args)).run_name == "try HIDDEN"
+
+
+@pytest.mark.parametrize("name", ["distillation.json", "model.safetensors"])
+def test_a_folder_in_the_place_of_a_file_is_named_as_such(tmp_path, name):
+    (tmp_path / name).mkdir()
+    trainer = DistillationTrainer(Net(), teacher(), arguments(tmp_path), train_dataset=Rows())
+    with pytest.raises(OSError, match="cannot write .*s a directory.*; a folder has the file's name: move it away"):
+        trainer.save_model()
+
+
+def test_a_pipe_in_the_place_of_the_record_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "distillation.json")
+    DistillationTrainer(Net(), teacher(), arguments(tmp_path), train_dataset=Rows()).train()
+    assert (tmp_path / "distillation.json").is_file()

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from hfkd.utils.files import checksum, sync, write_atomically
+from hfkd.utils.saved_weights import MANIFEST, entry_of
 
 CHANGED = "delete files.json beside it if you changed it on purpose"
-MANIFEST = "files.json"  # {name: {"bytes": size, "xxh3_128": checksum}}; {name: size} in versions before 0.2
 
 
 def write_manifest(folder: Path) -> None:
@@ -16,8 +16,7 @@ def write_manifest(folder: Path) -> None:
         if file.name == MANIFEST:
             continue
         sync(file)
-        name = file.relative_to(folder).as_posix()
-        entries[name] = {"bytes": file.stat().st_size, "xxh3_128": checksum(file)}
+        entries[file.relative_to(folder).as_posix()] = entry_of(file)
     write_atomically(folder / MANIFEST, json.dumps(entries, indent=2, sort_keys=True).encode())
 
 
@@ -32,6 +31,7 @@ def incomplete(checkpoint: str | Path, contents: bool = False) -> str | None:
         for name, entry in entries.items():
             if not (folder / name).is_file():
                 return f"its {name} is missing ({CHANGED})"
+            # A number alone is the size, in versions before 0.2.
             size, digest = (entry["bytes"], entry["xxh3_128"]) if isinstance(entry, dict) else (entry, None)
             if (folder / name).stat().st_size != size:
                 return f"its {name} is not as long as when it was written ({CHANGED})"

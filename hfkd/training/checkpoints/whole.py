@@ -1,5 +1,6 @@
 """Checkpoints that are there whole or not at all, whenever a job is killed or a disk is full."""
 
+import errno
 import logging
 import os
 import re
@@ -16,8 +17,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from hfkd.training.checkpoints.manifest import MANIFEST, files_in, incomplete, write_manifest
 from hfkd.training.host import Host
-from hfkd.utils.files import sync
+from hfkd.utils.files import REMEDIES, sync
 from hfkd.utils.json_file import write_json
+from hfkd.utils.saved_weights import SAVED, list_weights
 from hfkd.utils.setting_types import resume_choice
 
 UNFINISHED = "_unfinished"  # a name that Trainer never uploads
@@ -106,10 +108,13 @@ class WholeCheckpoints:
         with _named_errors(folder, folder / UNFINISHED):
             _remove(part)  # what a job that was killed here had written
             write(str(part))
-            for file in files_in(part):
+            saved = files_in(part)
+            (folder / SAVED).unlink(missing_ok=True)  # until all of what it lists is in its place
+            for file in saved:
                 sync(file)
                 (folder / file.relative_to(part)).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(file, folder / file.relative_to(part))
+            list_weights(folder, [file.relative_to(part).as_posix() for file in saved])
             _remove(part)
 
     def warn_of_random_numbers(self, checkpoint: str | None) -> None:
@@ -276,9 +281,10 @@ def _give_name(part: Path, final: Path) -> None:
 def _rotate(folder: str, limit: int | None, kept: Collection[str | None]) -> None:
     """Trainer's rule, but a checkpoint that goes loses its name first, and the new one stays, whatever the clock says.
 
-    kept: the new one and the best one, if there is one.
+    A folder of such a name without a training's state is somebody's own. kept: the new one and the best one, if there
+    is one.
     """
-    found = sort_checkpoints(folder, use_mtime=True)
+    found = [path for path in sort_checkpoints(folder, use_mtime=True) if (Path(path) / TRAINER_STATE_NAME).exists()]
     kept = {str(Path(path)) for path in kept if path}
     too_many = len(found) - max(limit, len(kept)) if limit and limit > 0 else 0
     for path in [path for path in found if path not in kept][: max(too_many, 0)]:
@@ -294,8 +300,8 @@ def _discard(checkpoint: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """`path` and, if it is empty then, the folder of unfinished things it lies in."""
-    if path.is_dir():
+    """`path` and, if it is empty then, the folder of unfinished things it lies in. Of a link the link alone."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -314,4 +320,6 @@ def _named_errors(target: str | Path, unfinished: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not any(words in str(error) for words in OF_THE_DISK):
             raise  # such as a device out of memory
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise OSError(f"cannot write {target}: {reason}; is the disk full, or the folder not writable?") from error
+        folder = isinstance(error, IsADirectoryError)
+        remedy = REMEDIES[errno.EISDIR] if folder else "is the disk full, or the folder not writable?"
+        raise OSError(f"cannot write {target}: {reason}; {remedy}") from error

@@ -217,6 +217,22 @@ def test_the_limit_keeps_the_newest(tmp_path):
     assert names(tmp_path) == ["checkpoint-4", "checkpoint-5", "distillation.json"]
 
 
+def test_a_checkpoint_that_is_a_link_goes_and_what_it_leads_to_stays(three_steps, tmp_path):
+    shutil.copytree(three_steps / "checkpoint-1", tmp_path / "elsewhere")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint-1").symlink_to(tmp_path / "elsewhere")
+    make(tmp_path / "run", save_total_limit=1).train()
+    assert [n for n in names(tmp_path / "run") if "checkpoint" in n or n == UNFINISHED] == ["checkpoint-3"]
+    assert incomplete(tmp_path / "elsewhere") is None
+
+
+def test_a_folder_of_such_a_name_that_is_no_checkpoint_stays(tmp_path):
+    (tmp_path / "checkpoint-9").mkdir()
+    (tmp_path / "checkpoint-9" / "notes.txt").write_text("mine")
+    make(tmp_path, save_total_limit=1).train()
+    assert [n for n in names(tmp_path) if "checkpoint" in n] == ["checkpoint-3", "checkpoint-9"]
+
+
 def test_an_old_checkpoint_loses_its_name_before_its_files(tmp_path, monkeypatch):
     def interrupted(path, **keywords):
         assert path.parent.name == UNFINISHED
