@@ -35,6 +35,7 @@ from hfkd.models.text_networks import fresh_network
 from hfkd.models.vocabulary import same_tokenizer
 from hfkd.teachers import CachedTextTeacher, FrozenTeacher, build_text_cache, scan
 from hfkd.utils.json_file import write_json
+from hfkd.utils.saved_weights import list_weights
 
 # ---- checkpoints and networks -----------------------------------------------------------------------------------
 
@@ -76,12 +77,19 @@ def compressed(path):
         archive.writestr("weights/data/0", bytes(1 << 20), compresslevel=9)
 
 
+def changed_after_saving(path):
+    save_file(Net().state_dict(), path)
+    list_weights(path.parent, [path.name])
+    save_file(Net(seed=1).state_dict(), path)
+
+
 CHECKPOINTS = {
     "checkpoint: no such file": checkpoint(lambda path: None),
     "checkpoint: a folder": checkpoint(lambda path: path.mkdir()),
     "checkpoint: not a weights file": checkpoint(lambda path: path.write_bytes(b"<html>404</html>")),
     "checkpoint: an empty file": checkpoint(lambda path: path.write_bytes(b"")),
     "checkpoint: cut .safetensors": checkpoint(cut_safetensors, "weights.safetensors"),
+    "checkpoint: another than was saved": checkpoint(changed_after_saving, "weights.safetensors"),
     "checkpoint: a pickle of other objects": checkpoint(lambda path: path.write_bytes(pickle.dumps(Malicious()))),
     "checkpoint: torch.save of other objects": checkpoint(lambda path: torch.save({"model": Malicious()}, path)),
     "checkpoint: a compressed archive": checkpoint(compressed),

@@ -326,6 +326,12 @@ def on_other_rows(run, made):
     return trainer(rows=lambda: Rows(seed=1), args={"max_steps": 2, "temperature": "learned"})(run.parent)
 
 
+def with_another_optimizer(run, made):
+    args = {"max_steps": 2, "temperature": "learned", "optim": "adamw_torch"}
+    other = trainer(args=args)(run.parent)()
+    return lambda: other.train(resume_from_checkpoint=True)
+
+
 def in_another_order(run, made):
     args = {"max_steps": 2, "temperature": "learned", "data_seed": 7}
     other = trainer(args=args)(run.parent)()
@@ -398,6 +404,7 @@ TRAINER = {
     "resume: a learned temperature's file was altered": resumed(other_bytes),
     "resume: other training rows, as many": after_a_run(on_other_rows),
     "resume: rows in another order": after_a_run(in_another_order),
+    "resume: another kind of optimizer": after_a_run(with_another_optimizer),
     "resume: a weight of the student is missing": resumed(without_a_bias),
     "LoRA on a student whose head was unfrozen": trainer(student=unfrozen_head),
     "optimizers= with a scheduler, and a temperature that learns": own_optimizer,
