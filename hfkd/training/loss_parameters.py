@@ -1,4 +1,4 @@
-"""Slots that learn: they train as a child of the student, and stay out of the student's own files.
+"""Slots that learn: they train as a child of the student or of a module in it, and stay out of the student's own files.
 
 The student is their parent for as long as `train()` takes, however it ends, and its plain self before and after. As a
 child their parameters are in the optimizer, synced over ranks and clipped with the student's; a second optimizer group
@@ -82,22 +82,31 @@ def attached(loss: DistillationLoss, student: nn.Module) -> Iterator[None]:
     if not learns(loss):
         yield
         return
-    student.add_module(CHILD, loss)
+    parent = _parent(student)
+    parent.add_module(CHILD, loss)
     try:
         yield
     finally:
-        student._modules.pop(CHILD, None)
+        parent._modules.pop(CHILD, None)
 
 
 @contextmanager
 def without_loss(student: nn.Module) -> Iterator[None]:
     """The student as it is before and after training: for reading and writing its own files."""
-    child = student._modules.pop(CHILD, None)
+    parent = next((module for module in student.modules() if CHILD in module._modules), student)
+    child = parent._modules.pop(CHILD, None)
     try:
         yield
     finally:
         if child is not None:
-            student.add_module(CHILD, child)
+            parent.add_module(CHILD, child)
+
+
+def _parent(student: nn.Module) -> nn.Module:
+    """The student; for an nn.Sequential, which calls each of its children, a module within that has no children."""
+    if not isinstance(student, nn.Sequential):
+        return student
+    return next(module for module in student.modules() if not any(module.children()))
 
 
 def join(loss: DistillationLoss, optimizer: Any, scheduler: Any = None) -> None:
@@ -176,7 +185,7 @@ class CheckTrained(TrainerCallback):
 
 def students_own(state_dict: dict[str, Any] | None) -> dict[str, Any] | None:
     """A state dict without the loss's part."""
-    return state_dict and {k: v for k, v in state_dict.items() if not k.startswith(f"{CHILD}.")}
+    return state_dict and {k: v for k, v in state_dict.items() if CHILD not in k.split(".")}
 
 
 def write(loss: DistillationLoss, folder: str | Path) -> None:

@@ -18,7 +18,7 @@ from recipe_toys import ANSWERS, DETECTOR, TEXT, classified_flags, given, masked
 from hfkd.models import image_classifier
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "recipes").rglob("*.py")]
+PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.py")]
 PAGES += (ROOT / "recipes").rglob("*.yaml")
 START = r"\b(?:accelerate launch|python) ((?:--config_file \S+ )?recipes/\w+\.py"
 INLINE = re.compile(rf"`{START}[^`]*)`")

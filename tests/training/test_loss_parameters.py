@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from toys import Net, Rows, arguments, teacher
 from transformers import AutoModelForImageClassification
 
@@ -60,14 +61,33 @@ def test_gradient_clipping_counts_it(tmp_path):
     assert with_theta > without
 
 
-def test_the_student_is_saved_without_it_and_it_comes_back_on_resume(tmp_path):
-    whole = make(tmp_path / "whole", max_steps=4)
+def layers():
+    """`Net` as an nn.Sequential, whose forward calls whatever children it has."""
+    net = Net()
+    body = nn.Sequential(net.conv, nn.ReLU())
+    return nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.head)
+
+
+def test_a_sequential_student_learns_as_any_other(tmp_path):
+    trainers = [make(tmp_path / str(i), student=student) for i, student in enumerate((Net(), layers()))]
+    for trainer in trainers:
+        trainer.train()
+    for mine, its in zip(*(trainer.model.parameters() for trainer in trainers), strict=True):
+        torch.testing.assert_close(mine, its, rtol=0, atol=1e-6)
+    thetas = [trainer.distillation_loss.temperature.theta for trainer in trainers]
+    torch.testing.assert_close(*thetas, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("student", [Net, layers])
+def test_the_student_is_saved_without_it_and_it_comes_back_on_resume(tmp_path, student):
+    whole = make(tmp_path / "whole", student=student(), max_steps=4)
     whole.train()
-    make(tmp_path / "parts", max_steps=4, save_strategy="steps", save_steps=2, lr_scheduler_type="constant").train()
+    kept = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+    make(tmp_path / "parts", student=student(), max_steps=4, **kept).train()
     checkpoint = tmp_path / "parts" / "checkpoint-2"
     assert all("distillation_loss" not in name for name in load_file(checkpoint / "model.safetensors"))
     assert list(load_file(checkpoint / "distillation.safetensors")) == ["temperature.theta"]
-    resumed = make(tmp_path / "parts", max_steps=4)
+    resumed = make(tmp_path / "parts", student=student(), max_steps=4)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
