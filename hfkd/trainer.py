@@ -43,6 +43,7 @@ from hfkd.training.averages import RowAverage
 from hfkd.training.checkpoints.optimizer_state import as_laid_out
 from hfkd.training.checkpoints.tensors import TensorCheckpoints
 from hfkd.training.checkpoints.whole import OwnBest, SaveAfterEvaluation, WholeCheckpoints, checkpoint_to_resume
+from hfkd.training.first_batch import KeptFirst, own_loader
 from hfkd.training.forward.choice import AnyForward
 from hfkd.training.forward.dense import ChunkedForward
 from hfkd.training.forward.he_da import with_he_da
@@ -162,13 +163,10 @@ class DistillationTrainer(Trainer):
             step.autocast = self.accelerator.autocast
         step.watch = self.judged.watch
         self.step: AnyForward = step
+        self.setup = setup
         self.distillation_loss = loss.to(self.args.device)
-        self.unhook()  # those of an earlier student
-        self.unhook = weakref.finalize(self, setup.inner.remove)
-        if setup.inner.wanted:
-            loss.autocast = self.accelerator.autocast
-            setup.inner.steps = lambda: self.state.global_step
-        plain = not (setup.inner.wanted or loss_parameters.learns(loss))
+        self._place_inner()
+        plain = not (setup.waits or setup.inner.wanted or loss_parameters.learns(loss))
         if self.args.torch_compile and self.task.one_item_a_row and plain:
             # Seventy small operations become a few. Not by CUDA graphs: what is logged outlives the step.
             loss.compile(backend=self.args.torch_compile_backend or "inductor")
@@ -179,6 +177,15 @@ class DistillationTrainer(Trainer):
         )
         if self.optimizer is not None:
             as_laid_out(self.optimizer)  # moments of weights that have become channels_last
+
+    def _place_inner(self) -> None:
+        """What is kept of the networks' layers for the loss."""
+        inner, loss = self.setup.inner, self.setup.loss
+        self.unhook()  # those of an earlier student
+        self.unhook = weakref.finalize(self, inner.remove)
+        if inner.wanted:
+            loss.autocast = self.accelerator.autocast
+            inner.steps = lambda: self.state.global_step
 
     @property
     def training_collator(self) -> Any:
@@ -419,6 +426,7 @@ class DistillationTrainer(Trainer):
     def _train(self, resume_from_checkpoint: Any, trial: Any, ignore_keys_for_eval: list[str] | None) -> TrainOutput:
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         self.record.refuse_checkpoint(checkpoint)
+        first = self._first_batch(resumed=checkpoint is not None)
         if self.record.training is None and trial is None:  # train() again goes on, and each trial has its own settings
             self.record = self.record.training_as(self.settings | compared_settings(self), self.args)
             self.record.check_training(self.args.output_dir, checkpoint)
@@ -442,11 +450,26 @@ class DistillationTrainer(Trainer):
         try:
             own_scheduler = None if self._created_lr_scheduler else self.lr_scheduler
             loss_parameters.join(self.distillation_loss, self.optimizer, own_scheduler)
-            with self._frozen_teacher(), loss_parameters.attached(self.distillation_loss, self.model):
+            attached = loss_parameters.attached(self.distillation_loss, self.model)
+            with self._frozen_teacher(), attached, nullcontext() if first is None else first.given_to(self):
                 return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             if self.cached_teacher is not None:
                 self.cached_teacher.flush()
+
+    def _first_batch(self, resumed: bool) -> KeptFirst | None:
+        """The training loader, once its first batch is looked at: of a stream, and of a user's own loader."""
+        own = own_loader(self)
+        if not own and (self.train_dataset is None or not self.setup.rows_come_later):
+            return None
+        first, waited = KeptFirst(self.get_train_dataloader(), resumed), self.setup.waits
+        self.setup.look_at(first)
+        if waited:
+            self._place_inner()
+        self.labels, loss = self.setup.labels, self.distillation_loss.to(self.args.device)
+        if loss_parameters.learns(loss) and self.accelerator.ddp_handler is not None:
+            self.accelerator.ddp_handler.find_unused_parameters = False  # see `used_by_ddp`
+        return first
 
     def fit_slots(self, checkpoint: str | None = None) -> None:
         """Give the temperature its thresholds: those of `checkpoint`, or of a scan of the training set.
@@ -507,6 +530,8 @@ class DistillationTrainer(Trainer):
 
     def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
         """Trainer's, but a run that is resumed when it had all its steps gets none; Trainer would take one more."""
+        if isinstance(keywords["train_dataloader"], KeptFirst):
+            keywords["train_dataloader"] = keywords["train_dataloader"].of_epoch(keywords)
         if self.state.global_step < self.state.max_steps:
             return super()._run_epoch(*arguments, **keywords)
         self.control.should_training_stop = True

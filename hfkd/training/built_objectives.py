@@ -15,7 +15,7 @@ from transformers.trainer_utils import has_length
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import views_as_rows
-from hfkd.data.first_rows import first_rows
+from hfkd.data.first_rows import first_rows, map_style
 from hfkd.losses.context import BuildContext, NetworkContext
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.outputs import Outputs
@@ -44,22 +44,22 @@ class Builder:
     collate: Callable[..., Any]
     labels: tuple[str, ...] = ()
 
-    def build(self, loss: DistillationLoss, num_classes: int | None) -> InnerFeatures:
+    def first_batch(self) -> dict[str, Any] | None:
+        """Of the first rows; None where they cannot be looked at without spending them, or there are none."""
+        rows = first_rows(self.rows)
+        return batch_of(rows, self.collate, self.call, self.task, self.labels) if rows else None
+
+    def build(self, loss: DistillationLoss, num_classes: int | None, batch: dict[str, Any]) -> InnerFeatures:
         """Call `Objective.build`, seeded; returns what is kept of the networks in each step from now on.
 
-        Raises ValueError for layers that there are not, or that do not go together.
+        batch: as networks get it, of which the shapes are. Raises ValueError for layers that there are not, or that do
+        not go together.
         """
-        needs = loss.requirements
-        if not needs.features and not (loss.kd_weight and loss.builds):
+        if not is_built(loss):
             return InnerFeatures()
-        rows = first_rows(self.rows)
-        if not rows or num_classes is None or self.teacher is None:
-            raise ValueError(
-                f"{loss.objective!r} is built from what both networks make of the first rows, which a stream, or no "
-                "data at all, does not let be looked at: give train_dataset rows by number"
-            )
-        batch = self.task.probe(batch_of(rows, self.collate, self.call, self.task, self.labels))
-        network = self.teacher.networks[0]
+        assert num_classes is not None
+        assert self.teacher is not None
+        needs, batch, network = loss.requirements, self.task.probe(batch), self.teacher.networks[0]
         student = FeatureCapture(self.student, needs.student, "student")
         teacher = FeatureCapture(network, needs.teacher, "teacher")
         try:
@@ -103,7 +103,12 @@ class Builder:
         return _context(capture, found, logits, order)
 
     def scan(self, capture: FeatureCapture, visit: Callable[[Any], None]) -> None:
-        """See `BuildContext.scan`; on the training device, every rank by itself."""
+        """See `BuildContext.scan`; on the training device, every rank by itself. ValueError for rows without an end."""
+        if not map_style(self.rows):
+            raise ValueError(
+                "the objective reads the teacher's features of all training rows before it trains, and a stream, or a "
+                "loader of your own without a train_dataset, may have no end: give train_dataset rows by number"
+            )
         assert self.teacher is not None
         teacher = self.teacher.to(self.args.device)
         with torch.no_grad(), kept_random_state(), teacher.frozen():
@@ -116,6 +121,11 @@ class Builder:
         for given in loader:
             batch = self.call.without_labels(given, self.labels)
             yield send_to_device(views_as_rows(batch) if self.task.views else batch, self.args.device)
+
+
+def is_built(loss: DistillationLoss) -> bool:
+    """Whether an objective of `loss` is built from the networks, or reads their layers."""
+    return bool(loss.requirements.features or (loss.kd_weight and loss.builds))
 
 
 def _context(

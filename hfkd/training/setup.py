@@ -1,13 +1,14 @@
 """What a trainer is built of: chosen, tried and checked in named steps, before anything is written."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.epochs import refuse_streams
+from hfkd.data.first_rows import first_rows, map_style
 from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.models.calling import Call
@@ -22,9 +23,11 @@ from hfkd.tasks.unlabelled import has_labels, unlabelled
 from hfkd.teachers import Teacher
 from hfkd.teachers.tokenizer import check_teacher_tokenizers
 from hfkd.training import loss_parameters
-from hfkd.training.built_objectives import Builder
+from hfkd.training.built_objectives import Builder, is_built
+from hfkd.training.first_batch import KeptFirst, few_rows
 from hfkd.training.forward.choice import Chosen, choose_forward
 from hfkd.training.forward.dense import DenseForward
+from hfkd.training.forward.features import InnerFeatures
 from hfkd.training.forward.he_da import refuse_he_da
 from hfkd.training.forward.target_tokens import TargetForward
 from hfkd.training.lr_schedule import refuse_unknown_epochs
@@ -46,7 +49,7 @@ from hfkd.training.validation.batches import (
     refuse_single_row,
     refuse_small_batches,
 )
-from hfkd.training.validation.checked_batches import Bounds
+from hfkd.training.validation.checked_batches import Bounds, CheckedCollator
 from hfkd.training.validation.features import refuse_features
 from hfkd.training.validation.label_maps import check_label_names
 from hfkd.training.validation.labels import (
@@ -57,6 +60,8 @@ from hfkd.training.validation.labels import (
 )
 from hfkd.training.validation.layout import lays_out
 from hfkd.training.validation.networks import (
+    as_networks_get,
+    check_batch,
     check_datasets,
     check_networks,
     probed_dataset,
@@ -136,7 +141,7 @@ class Setup:
             self.collator.labels_from_tokens = bool(self.loss.ce_weight)
         check_datasets(self.data, self.collator, self.task)
         self.loss.labelled = self.rows is None or has_labels(self.rows, self.collator)
-        refuse_unlabelled(self.loss, self.task, self.rows)
+        refuse_unlabelled(self.loss, self.task, next(iter(first_rows(self.rows)), None))
         if may_be_unlabelled(self.loss, self.task, self.rows):
             self.loss.labelled = False  # rows that have labels keep them: they say which places are items
         refuse_no_batch(self.args, self.data)
@@ -188,10 +193,10 @@ class Setup:
     def try_networks(self) -> None:
         """Both networks on the first rows, and what their classes are called."""
         args, task, data, collator = self.args, self.task, self.data, self.collator
-        slots, rows = slot_check(self.loss, task, self.num_classes), probed_dataset(data)
+        self.slots, rows = slot_check(self.loss, task, self.num_classes), probed_dataset(data)
         self.looked_at = collator if self.loss.labelled else unlabelled(collator, task, self.model)
         scored, look = data["eval_dataset"] if data["train_dataset"] is not None else None, self.looked_at
-        found = check_networks(self.model, self.call, self.live, rows, look, task, slots, self._labels, scored)
+        found = check_networks(self.model, self.call, self.live, rows, look, task, self.slots, self._labels, scored)
         self.classes = self.num_classes or found
         self.labels, self.empty_rows = LabelWatch(task, found), EmptyRows(task)
         self.class_names = None if task.vocabulary else check_label_names(data, collator, self.model, self.live)
@@ -238,7 +243,15 @@ class Setup:
     def build_objectives(self) -> None:
         """Connectors, and what is kept of the networks for them: hooks are placed last, once nothing else can fail."""
         parts = (self.model, self.call, self.live, self.task, self.args, self.rows, self.looked_at, tuple(self._labels))
-        self.inner = Builder(*parts).build(self.loss, self.classes)
+        self.builder = Builder(*parts)
+        batch = self.builder.first_batch()
+        self.waits = batch is None and is_built(self.loss)
+        self.inner = InnerFeatures()
+        if batch is not None:
+            self.build_from(batch)
+
+    def build_from(self, batch: dict[str, Any]) -> None:
+        self.inner = self.builder.build(self.loss, self.classes, batch)
         if isinstance(self.step, (DenseForward, TargetForward)):
             self.step.inner = self.inner
         if isinstance(self.step, TargetForward) and LOGITS in self.loss.requirements.features:
@@ -246,5 +259,43 @@ class Setup:
 
     def take_parameters(self) -> None:
         """What the loss learns."""
+        if self.classes is None and self.rows_come_later:
+            return
         loss_parameters.prepare(self.loss, self.classes, self.args)
         loss_parameters.join(self.loss, *self.keywords.get("optimizers") or (None, None))
+
+    @property
+    def rows_come_later(self) -> bool:
+        """Whether training rows are seen when training starts: those of a stream, or of a loader of the user's own."""
+        return not map_style(self.rows)
+
+    def look_at(self, first: KeptFirst) -> None:
+        """What the first batch says, where no rows were seen when the trainer was built; ValueError as then."""
+        batch = first.batch
+        if not isinstance(batch, Mapping):
+            raise ValueError(
+                f"the training loader's first batch is a {type(batch).__name__}: give dicts by the names that the "
+                "networks' forward has, such as {'pixel_values': images, 'labels': labels}"
+            )
+        if not isinstance(batch.get("labels"), Tensor):
+            self.loss.labelled = False
+            refuse_unlabelled(self.loss, self.task, batch)
+            first.ready = unlabelled(dict, self.task, self.model)
+        batch = first.made_ready(batch)
+        few = as_networks_get(few_rows(batch), self.call, self.task, self._labels)
+        found = check_batch(self.model, self.call, self.live, few, self.task, self.slots)
+        bounds = Bounds.of(self.model, self.networks, self.task, self.num_classes or found)
+        first.check = CheckedCollator(_as_it_is, bounds, self.rows)
+        first.check(batch)
+        if not self.rows_come_later:
+            return
+        self.classes = self.num_classes or found
+        self.labels, self.bounds = LabelWatch(self.task, found), bounds
+        if self.waits:
+            self.build_from(few)
+            self.waits = False
+        self.take_parameters()
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

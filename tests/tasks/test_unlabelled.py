@@ -117,7 +117,7 @@ def test_a_stream_may_be_without_labels(tmp_path, name):
 
 
 def test_a_stream_without_the_labels_that_are_learned_is_told_at_its_first_batch(tmp_path):
-    with pytest.raises(ValueError, match=r"a training batch has no labels \(it has .*ce_weight=0.1.*give ce_weight=0"):
+    with pytest.raises(ValueError, match=r"training rows have no labels \(they have .*ce_weight=0.1.*give ce_weight=0"):
         streamed(tmp_path, KINDS["ViT"], False, ce_weight=0.1).train()
 
 

@@ -43,12 +43,11 @@ class LabelWatch:
         return class_ids(labels)
 
 
-def refuse_unlabelled(loss: DistillationLoss, task: Task, dataset: Any) -> None:
-    """Raise ValueError where the training rows, those of `dataset`, have no labels, and something would read them."""
+def refuse_unlabelled(loss: DistillationLoss, task: Task, row: Any) -> None:
+    """Raise ValueError where training rows, such as `row`, have no labels, and something would read them."""
     if loss.labelled:
         return
     if loss.ce_weight:
-        row = dataset[0]
         columns = f" (they have {sorted(row)})" if isinstance(row, Mapping) else ""
         raise ValueError(
             f"the training rows have no labels{columns}, and ce_weight={loss.ce_weight:g}: {task.without_labels}"

@@ -126,7 +126,6 @@ def say_left_out(dataset: Any, collate: Collate, call: Call, labels: Sequence[st
             logger.info("The rows' %s are left out of the batch: the student's forward does not name them.", dropped)
 
 
-@torch.no_grad()
 def check_networks(
     student: nn.Module,
     call: Call,
@@ -138,24 +137,44 @@ def check_networks(
     labels: Sequence[str] = (),
     scored: Any = None,
 ) -> int | None:
-    """Run both networks on the first rows: same classes, finite teacher, labels that fit. ValueError otherwise.
+    """`check_batch` of the first rows of `dataset`; the labels of sets that are to be `scored` are looked at as its.
 
-    `check_slots` is given the batch and both networks' logits, and may raise too. The labels of the sets that are to be
-    `scored` are looked at as those of `dataset`. Returns the number of classes; None where the rows cannot be looked at
-    without spending them.
+    None, where the rows cannot be looked at without spending them: `check_batch` looks at the first batch later.
     """
     networks = (student, *(teacher.networks if teacher else ()))
     if not map_style(dataset):
         for network in networks if task.by_target else ():
             compare_own_loss(network, None, task)
         return None
-    looked_at = first_rows(dataset)
-    batch = batch_of(looked_at, collate, call, task, labels)
+    rows = first_rows(dataset)
+    batch = batch_of(rows, collate, call, task, labels)
+    classes = check_batch(student, call, teacher, batch, task, check_slots, rows, dataset)
+    _check_scored(scored, collate, classes, task)
+    return classes
+
+
+@torch.no_grad()
+def check_batch(
+    student: nn.Module,
+    call: Call,
+    teacher: FrozenTeacher | None,
+    batch: dict[str, Any],
+    task: Task,
+    check_slots: SlotCheck | None = None,
+    rows: Sequence[Any] = (),
+    dataset: Any = None,
+) -> int:
+    """Run both networks on a batch: same classes, finite teacher, labels that fit. ValueError otherwise.
+
+    `check_slots` is given the batch and both networks' logits, and may raise too. rows: what the batch was made of, and
+    the data set they are of, where there are any. Returns the number of classes.
+    """
+    networks = (student, *(teacher.networks if teacher else ()))
     _refuse_unlabelled(batch, task)
     for network in networks if "input_ids" in batch else ():
         _check_positions(network, dataset)
         _check_tokens(network, batch)
-    task.check_rows(looked_at, batch)
+    task.check_rows(rows, batch)
     batch = task.probe(batch)
     with untouched(student):
         output = call.output(student, on_device_of(student, batch))
@@ -164,7 +183,6 @@ def check_networks(
     task.check_logits(logits)
     classes = logits.shape[class_dim(logits)]
     _check_labels(dataset, batch, classes, task)
-    _check_scored(scored, collate, classes, task)
     batch["labels"] = class_ids(batch["labels"])
     for network in networks_of(student):
         compare_own_loss(network, on_device_of(network, batch), task)
@@ -178,8 +196,12 @@ def check_networks(
 
 def batch_of(rows: list[Any], collate: Collate, call: Call, task: Task, labels: Sequence[str] = ()) -> dict[str, Any]:
     """A batch of `rows` as the networks get it."""
-    batch = call.without_labels(collate(rows), labels)
-    return views_as_rows(batch) if task.views else batch
+    return as_networks_get(collate(rows), call, task, labels)
+
+
+def as_networks_get(batch: Mapping[str, Any], call: Call, task: Task, labels: Sequence[str] = ()) -> dict[str, Any]:
+    batch = call.without_labels(batch, labels)
+    return views_as_rows(batch) if task.views else dict(batch)
 
 
 def _check_teacher(
