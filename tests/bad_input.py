@@ -13,6 +13,7 @@ from bad_boxes import BOXES
 from bad_commands import COMMANDS
 from bad_features import FEATURES
 from bad_files import CHECKPOINTS, DATA, REST
+from bad_habits import HABITS
 from bad_heads import HEADS
 from bad_masks import MASKS
 from bad_on_policy import ON_POLICY
@@ -23,6 +24,7 @@ TABLE = {
     "Arguments and YAML": ARGUMENTS,
     "Launches, commands and folders": COMMANDS,
     "The trainer": TRAINER,
+    "Scripts written for Trainer": HABITS,
     "Inner features": FEATURES,
     "Responses that networks write": ON_POLICY,
     "Heads and labels": HEADS,

@@ -201,6 +201,7 @@ def test_a_last_batch_of_one_row_and_batch_norm(tmp_path):
     assert (
         trained(tmp_path, Batched(), rows=Rows(17), args=args | {"dataloader_drop_last": True}).state.global_step == 2
     )
+    assert trained(tmp_path / "before", Batched(), rows=Rows(17), args={"max_steps": 2}).state.global_step == 2
     trained(tmp_path / "maps", nn.Sequential(nn.BatchNorm2d(3), Net()), rows=Rows(17), args=args)
 
 

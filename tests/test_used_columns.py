@@ -209,6 +209,16 @@ def test_an_odd_last_batch_for_such_a_collator_is_told_before_training(tmp_path,
     ).train()
 
 
+def test_an_odd_last_batch_that_never_comes_is_none(tmp_path):
+    """Three batches of 8 and one of 3: the loader makes a batch while the one before it is trained on."""
+    parts = {"train_dataset": Rows(27), "data_collator": mixing}
+    made = DistillationTrainer(Net(), net_teacher(), arguments(tmp_path, max_steps=2), **parts)
+    assert made.train().global_step == 2
+    for settings in ({"max_steps": 3}, {"max_steps": 2, "gradient_accumulation_steps": 2}):
+        with pytest.raises(ValueError, match="leave a last batch of 3"):
+            DistillationTrainer(Net(), net_teacher(), arguments(tmp_path, **settings), **parts)
+
+
 def test_labels_of_another_name_would_leave_evaluation_without_a_loss(tmp_path):
     with pytest.raises(ValueError, match=r"label_names=\['label'\] must hold 'labels'"):
         arguments(tmp_path, label_names=["label"])

@@ -64,8 +64,9 @@ class PerToken(Task):
         shape, kind = tuple(labels.shape), str(labels.dtype).removeprefix("torch.")
         refuse_bool(labels)
         if labels.is_floating_point() or labels.ndim != 2:
+            a_row = ", and where a row has one, task='sequence_classification'" if labels.ndim == 1 else ""
             raise ValueError(
-                f"labels of {kind}, shape {shape}: tokens need integers [batch, length], one label a token"
+                f"labels of {kind}, shape {shape}: tokens need integers [batch, length], one label a token{a_row}"
             )
 
     def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:

@@ -58,7 +58,10 @@ class CRD(LayerPairs):
     def build(self, context: BuildContext) -> None:
         super().build(context)
         if context.num_rows is None:
-            raise ValueError(f"{self!r} remembers every training row, and a stream does not say how many it has")
+            raise ValueError(
+                f"{self!r} remembers every training row, and a stream does not say how many it has: give "
+                "train_dataset rows by number"
+            )
         if self.sampling == "other_classes" and context.labels is None:
             raise ValueError(
                 f"{self!r}: negatives of other classes need the labels of all rows, which this data set does not tell "

@@ -1,6 +1,7 @@
 """Batches that are too few, or too small for what is compared in them."""
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -26,6 +27,11 @@ def _split_batches(args: DistillationArguments) -> bool:
     return cast(Any, args.accelerator_config).split_batches  # no longer the text that it may be given as
 
 
+def _batches(args: DistillationArguments) -> float:
+    """How many batches `max_steps` lets be trained on; without it epochs are whole."""
+    return args.max_steps * args.gradient_accumulation_steps if args.max_steps > 0 else math.inf
+
+
 def refuse_no_batch(args: DistillationArguments, datasets: Mapping[str, Any]) -> None:
     """Raise ValueError where `dataloader_drop_last` drops all there is: fewer rows than a batch of all processes."""
     if not args.dataloader_drop_last:
@@ -49,15 +55,17 @@ def refuse_no_batch(args: DistillationArguments, datasets: Mapping[str, Any]) ->
 def refuse_odd_rest(args: DistillationArguments, datasets: Mapping[str, Any], collate: Any) -> None:
     """Raise ValueError where a last batch of odd length is none that the collator takes, as timm's Mixup.
 
-    Tried on three rows, or one. Several processes fill up the batch.
+    Tried on three rows, or one. Several processes fill up the batch. A loader makes each batch while the one before it
+    is trained on.
     """
     if args.dataloader_drop_last or args.world_size > 1:
         return
     for name, dataset in datasets.items():
-        size = args.train_batch_size if name == "train_dataset" else args.eval_batch_size
+        training = name == "train_dataset"
+        size = args.train_batch_size if training else args.eval_batch_size
         for part, rows in dataset.items() if isinstance(dataset, dict) else [(name, dataset)]:
             rest = len(rows) % size if map_style(rows) else 0
-            if rest % 2 == 0:
+            if rest % 2 == 0 or (training and _batches(args) < len(rows) // size):
                 continue
             try:
                 collate([rows[i] for i in range(min(rest, 3))])
@@ -78,7 +86,11 @@ def refuse_single_row(
     """
     size = args.train_batch_size
     single = map_style(rows) and not args.dataloader_drop_last and args.world_size == 1 and len(rows) % size == 1
-    if not single or not any(isinstance(module, _BatchNorm) for module in student.modules()):
+    if (
+        not single
+        or _batches(args) <= len(rows) // size
+        or not any(isinstance(module, _BatchNorm) for module in student.modules())
+    ):
         return
     batch = collate([rows[0]])
     try:

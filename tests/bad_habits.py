@@ -1,0 +1,132 @@
+"""What scripts written for Trainer pass, set or return that cannot be trained on: entries for tests/bad_input.py."""
+
+import torch
+from bad_training import language, trainer, training
+from peft import PromptTuningConfig, TaskType
+from text_toys import TokenRows, language_model
+from torch import nn
+from toys import Net, Rows, teacher
+from transformers.trainer_pt_utils import LabelSmoother
+
+from hfkd.models import Peers
+
+
+def in_pairs(rows):
+    """Mixes each image with the one beside it, as timm's Mixup in half of a batch."""
+    if len(rows) % 2:
+        raise AssertionError("images come in pairs")
+    return torch.utils.data.default_collate(rows)
+
+
+def smoothing(make):
+    """The trainer that `make` builds, with a label smoother of a subclass's own."""
+
+    def subclass(folder):
+        made = make(folder)()
+        made.label_smoother = LabelSmoother(0.1)
+        return made.train
+
+    return subclass
+
+
+def set_late(**values):
+    """To train with arguments that were set once the trainer was built."""
+
+    def make(folder):
+        made = trainer()(folder)()
+        vars(made.args).update({name: value for name, value in values.items() if name in vars(made.args)})
+        vars(made).update({name: value for name, value in values.items() if name not in vars(made.args)})
+        return made.train
+
+    return make
+
+
+def loading(batches, **keywords):
+    """To train on these batches, by a `get_train_dataloader` of the user's own."""
+
+    def make(folder):
+        made = trainer(rows=lambda: None, **keywords)(folder)()
+        made.get_train_dataloader = lambda: batches
+        return made.train
+
+    return make
+
+
+class Words(nn.Module):
+    """A network on tokens that does not say what its head is for."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Embedding(30, 8), nn.Linear(8, 30))
+
+    def forward(self, input_ids):
+        return self.net(input_ids)
+
+
+def unlabelled():
+    return [{"pixel_values": image} for image in Rows().images]
+
+
+def of_words():
+    """Each token has a class, and none is the token itself."""
+    return [{"input_ids": [3, 4, 5, 6], "labels": [1, 2, 1, 0]}] * 4
+
+
+class LateStream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        yield from ({"pixel_values": image, "labels": 5} for image in Rows().images)
+
+
+PLAIN = {"pixel_values": torch.zeros(2, 3, 8, 8)}
+EPOCH = {"max_steps": -1, "num_train_epochs": 1}
+HABITS = {
+    "27 rows, batches of 8, a collator that takes even batches alone": trainer(
+        rows=lambda: Rows(27), data_collator=in_pairs, args=EPOCH
+    ),
+    "no model and no model_init": trainer(student=lambda: None),
+    "a model_init of two arguments": trainer(student=lambda: None, model_init=lambda trial, more: Net()),
+    "a model_init that returns nothing": trainer(student=lambda: None, model_init=lambda: None),
+    "a model_init that is set afterwards": set_late(model_init=Net),
+    "a model_init, and optimizers=": trainer(
+        student=lambda: None, model_init=Net, optimizers=(torch.optim.SGD(Net().parameters(), lr=0.1), None)
+    ),
+    "tokenizer=": trainer(tokenizer=None),
+    "args.temperature set to '2.0' after the trainer was built": set_late(temperature="2.0"),
+    "args.label_smoothing_factor set to 0.1 after the trainer was built": set_late(label_smoothing_factor=0.1),
+    "compute_loss_func set after the trainer was built": set_late(compute_loss_func=lambda *given: 0),
+    "a label_smoother of a subclass, loss_chunk_size=4": smoothing(language(args={"loss_chunk_size": 4})),
+    "a label_smoother of a subclass, Peers": smoothing(
+        trainer(student=lambda: Peers([Net(), Net(seed=2)]), taught=None)
+    ),
+    "Peers, and a teacher": trainer(student=lambda: Peers([Net(), Net(seed=2)])),
+    "rows without labels, ce_weight=0.1": trainer(rows=unlabelled),
+    'rows without labels, objective="dkd"': trainer(
+        rows=unlabelled, args={"ce_weight": 0.0, "kd_weight": 1.0}, objective="dkd"
+    ),
+    "rows without labels, a weighting that reads them": trainer(
+        rows=unlabelled, args={"ce_weight": 0.0, "kd_weight": 1.0}, weighting=lambda items: items.labels / 2.0
+    ),
+    "an eval_dataset without labels": trainer(eval_dataset=unlabelled()),
+    "a network on tokens that says nothing, labels that are not the tokens": trainer(Words, Words, of_words),
+    "a network on tokens that says nothing, a loader with a label a row": loading(
+        [{"input_ids": torch.ones(2, 4, dtype=torch.long), "labels": torch.tensor([0, 1])}], student=Words, taught=Words
+    ),
+    "prompt tuning": language(
+        peft_config=PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3),
+        rows=TokenRows,
+        taught=language_model,
+    ),
+    "a training loader of one's own that is empty": loading([]),
+    "a training loader of one's own that gives tuples": loading([(torch.zeros(2, 3, 8, 8), torch.zeros(2))]),
+    "a training loader of one's own without labels": loading([PLAIN]),
+    "a training loader of one's own with a label of 9 for 5 classes": loading(
+        [PLAIN | {"labels": torch.tensor([0, 9])}]
+    ),
+    "a training loader of one's own, a teacher of 7 classes for a student of 5": loading(
+        [PLAIN | {"labels": torch.tensor([0, 4])}], taught=lambda: teacher(7)
+    ),
+    'a training loader of one\'s own, objective="crd"': loading(
+        [PLAIN | {"labels": torch.tensor([0, 4])}], objective="kd + 0.8*crd(layer='conv')"
+    ),
+    "a stream whose labels are more than the classes": training(rows=LateStream),
+}
