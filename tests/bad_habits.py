@@ -2,8 +2,6 @@
 
 import torch
 from bad_training import language, trainer, training
-from peft import PromptTuningConfig, TaskType
-from text_toys import TokenRows, language_model
 from torch import nn
 from toys import Net, Rows, teacher
 from transformers.trainer_pt_utils import LabelSmoother
@@ -110,11 +108,6 @@ HABITS = {
     "a network on tokens that says nothing, labels that are not the tokens": trainer(Words, Words, of_words),
     "a network on tokens that says nothing, a loader with a label a row": loading(
         [{"input_ids": torch.ones(2, 4, dtype=torch.long), "labels": torch.tensor([0, 1])}], student=Words, taught=Words
-    ),
-    "prompt tuning": language(
-        peft_config=PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3),
-        rows=TokenRows,
-        taught=language_model,
     ),
     "a training loader of one's own that is empty": loading([]),
     "a training loader of one's own that gives tuples": loading([(torch.zeros(2, 3, 8, 8), torch.zeros(2))]),

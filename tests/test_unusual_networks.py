@@ -2,6 +2,7 @@
 
 import pytest
 import task_toys
+import timm
 import torch
 from peft import PromptTuningConfig, TaskType
 from safetensors.torch import load_file
@@ -116,6 +117,36 @@ def test_a_teacher_of_other_channels_gets_grey_or_coloured_images(tmp_path, capl
     with torch.no_grad():
         torch.testing.assert_close(made.teacher(pixel_values=images), taught(expected))
     assert ("repeated" if student_channels == 1 else "averaged") in caplog.text
+
+
+class Grey(Rows):
+    """Rows of as many channels as asked for, in a size that a deep network takes."""
+
+    def __init__(self, channels):
+        super().__init__(8, size=32)
+        self.images = self.images[:, :channels]
+
+
+@pytest.mark.filterwarnings("ignore:The teacher was trained on images of mean:UserWarning")
+@pytest.mark.parametrize(("student_channels", "teacher_channels"), [(1, 1), (1, 3), (3, 1)])
+def test_each_timm_network_gets_its_own_statistics_in_its_own_channels(tmp_path, student_channels, teacher_channels):
+    """A network of one channel that names those of pictures in colour is given their mean; MNIST's are its own."""
+    mnist = {"mean": (0.1307,), "std": (0.3081,)} if teacher_channels == 1 else {}
+    networks = [
+        timm.create_model("resnet10t", num_classes=CLASSES, in_chans=channels, pretrained_cfg_overlay=more)
+        for channels, more in ((student_channels, {}), (teacher_channels, mnist))
+    ]
+    made = trained(tmp_path, *networks, Grey(student_channels), args={"max_steps": 1})
+    images = Grey(student_channels).images
+    colours = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+    mine = colours if student_channels == 3 else colours.mean(1, keepdim=True)
+    its = torch.tensor([[0.1307], [0.3081]]) if mnist else colours
+    pixels = images * mine[1].view(-1, 1, 1) + mine[0].view(-1, 1, 1)
+    pixels = pixels.mean(1, keepdim=True) if teacher_channels == 1 else pixels.expand(-1, 3, -1, -1)
+    networks[1].eval()
+    with torch.no_grad():
+        expected = networks[1]((pixels - its[0].view(-1, 1, 1)) / its[1].view(-1, 1, 1))
+        torch.testing.assert_close(made.teacher(pixel_values=images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_classes_that_a_teacher_masks_are_named(tmp_path):

@@ -27,6 +27,10 @@ IMPORT = "import"
 WITH = "with"
 
 
+class CommandLineError(SystemExit, ValueError):
+    """What was typed cannot be done: a ValueError to whoever calls, a line and no traceback to whoever typed it."""
+
+
 class Parsed(tuple[Any, ...]):
     """The dataclasses that `parse` has filled. given: the names of what the command line and --config gave."""
 
@@ -50,9 +54,22 @@ def parse(
     recipe's protocol, are YAML files too, or mappings of settings. A setting that a later one leaves without effect
     gives way to it, see `hfkd.utils.precedence`. Raises ValueError for a
     key that no dataclass has, with the closest one that exists; for a value that its field does not take; and for an
-    output_dir that is one of the inputs.
+    output_dir that is one of the inputs. It ends a program that reads its own command line (None) with that line.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _parsed(dataclasses, list(sys.argv[1:] if argv is None else argv), defaults, **parser_options)
+    except ValueError as error:
+        if argv is not None:
+            raise
+        raise CommandLineError(str(error)) from error
+
+
+def _parsed(
+    dataclasses: Sequence[type],
+    argv: list[str],
+    defaults: Sequence[str | Path | Mapping[str, Any]],
+    **parser_options: Any,
+) -> Parsed:
     _show_log()
     import_modules(_flags(dataclasses, argv).get(IMPORT, []))
     parser, flags = _parser(dataclasses, **parser_options), _flags(dataclasses, argv)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from dataclasses import fields
 from enum import Enum
@@ -48,12 +49,15 @@ def test_the_flags_precision_is_that_of_the_run_and_of_its_stored_teacher(folder
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "flags"), [("gpt2_dolly_eakd", text_flags), ("cifar100_energy_kd", image_flags)])
 def test_a_stored_teacher_where_the_machine_computes_in_bfloat16(folder, monkeypatch, tmp_path, recipe, flags):
-    """Nobody names a precision, and the teacher is stored by the first run and read by the second."""
+    """As README.md says it, with no precision named: the first run stores the teacher, the second reads it."""
+    told = re.findall(r"`(--teacher_cache_dir FOLDER)`", (RECIPES.parent / "README.md").read_text())
+    assert len(told) == 2  # for images, and for texts
+    cache = told[0].replace("FOLDER", str(tmp_path / "cache")).split()
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     losses = []
     for name in ("first", "second"):
-        given = flags(folder, tmp_path / name, teacher_cache_dir=tmp_path / "cache", eval_strategy="no", max_steps=2)
-        run(monkeypatch, recipe, *(flag for flag in given if "bf16" not in str(flag)))
+        given = flags(folder, tmp_path / name, eval_strategy="no", max_steps=2)
+        run(monkeypatch, recipe, *(flag for flag in given if "bf16" not in str(flag)), *cache)
         found = results(tmp_path / name)
         assert (found["config"]["mixed_precision"], found["config"]["bf16"]) == ("bf16", True)
         state = json.loads(next((tmp_path / name).glob("checkpoint-*/trainer_state.json")).read_text())

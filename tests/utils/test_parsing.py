@@ -434,3 +434,33 @@ def test_an_unknown_flag_gets_a_suggestion(tmp_path):
     argv = ["--output_dir", str(tmp_path), "--learning_rat", "0.1"]
     with pytest.raises(ValueError, match=r"unknown flag --learning_rat; did you mean --learning_rate\?"):
         parse([DistillationArguments], argv)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--learning_rat", "0.1"], "unknown flag --learning_rat; did you mean --learning_rate?"),
+        (["--objective", "kdd"], "unknown objective 'kdd'"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
+    ],
+)
+def test_what_was_typed_wrong_ends_a_program_with_a_line(monkeypatch, tmp_path, flags, said):
+    """Python prints an exit's words without a traceback; to whoever calls from Python it is a ValueError."""
+    monkeypatch.setattr("sys.argv", ["recipe.py", "--output_dir", str(tmp_path / "run"), *flags])
+    with pytest.raises(SystemExit) as end:
+        parse([DistillationArguments])
+    assert said in end.value.code
+    assert isinstance(end.value, ValueError)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_settings_of_hfkd_are_told_before_those_of_every_trainer(capsys):
+    with pytest.raises(SystemExit):
+        parse([DistillationArguments, DataArguments], ["--help"])
+    shown = capsys.readouterr().out
+    ours, theirs = shown.split("flags of every Trainer of transformers:")
+    for flag in ("--objective", "--weighting", "--kd_weight", "--teacher_cache_dir"):
+        assert f"{flag} " in ours
+    for flag in ("--learning_rate", "--output_dir", "--save_steps"):
+        assert f"{flag} " in theirs
+        assert f"  {flag} " not in ours

@@ -123,6 +123,16 @@ def test_a_teacher_of_equal_probabilities_is_all_head():
     torch.testing.assert_close(AdaptiveKL()(flat, T), KD()(flat, T))
 
 
+def test_the_class_that_crosses_the_mass_is_in_the_head():
+    """As in DSKD's code; the authors' own counts it to the tail."""
+    p, q = torch.tensor([0.4, 0.35, 0.25]), torch.tensor([0.2, 0.3, 0.5])
+    items = image_items(q.log()[None], p.log()[None], torch.zeros(1, dtype=torch.long))
+    forward, reverse = (p * (p / q).log()).sum(), (q * (q / p).log()).sum()
+    share = (0.2 + 0.05) / (0.2 + 0.05 + 0.25)
+    expected = share * forward + (1 - share) * reverse
+    torch.testing.assert_close(AdaptiveKL(mu=0.5)(items, torch.ones(1)), expected[None])
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

@@ -57,6 +57,27 @@ def test_dist(views):
     assert parts["relations"] > 0
 
 
+def test_each_norm_of_dist_is_held_for_itself_unlike_the_authors_code():
+    """Which adds 1e-8 to their product: on confident logits at T = 1 other gradients, on mild ones the same."""
+
+    def authors(a, b):
+        a, b = (x - x.mean(0) for x in (a, b))
+        return (1 - (a * b).sum(0) / (a.norm(dim=0) * b.norm(dim=0) + 1e-8)).mean()
+
+    torch.manual_seed(0)
+    z, v = torch.randn(2, 64, 100, dtype=torch.float64)
+    apart = []
+    for scale in (1.0, 20.0):
+        student, teacher = (scale * v).requires_grad_(), scale * z
+        items = image_items(student, teacher, torch.zeros(64, dtype=torch.long))
+        ours = DIST(beta=0.0).relations(items, torch.ones(64)).mean()
+        theirs = authors(student.softmax(-1), teacher.softmax(-1))
+        mine, other = (torch.autograd.grad(loss, student)[0] for loss in (ours, theirs))
+        apart.append(((mine - other).norm() / mine.norm()).item())
+    assert apart[0] < 1e-3
+    assert 0.1 < apart[1] < 0.44
+
+
 def test_the_relations_belong_to_no_item_so_weights_leave_them():
     v, z, y = make()
     items = image_items(v, z, y)
