@@ -3,7 +3,6 @@
 Rows are images or texts. N images, C classes, H height, W width.
 """
 
-import json
 import logging
 from importlib.util import find_spec
 from typing import Any
@@ -23,6 +22,7 @@ from hfkd.reports.results import RESULTS_NAME, ResultsCallback
 from hfkd.teachers import FrozenTeacher, TeacherScan, scan
 from hfkd.trainer import DistillationTrainer
 from hfkd.training.validation.normalisation import receiving
+from hfkd.utils.json_file import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def run_classifier(
     data = page_data(trainer) if drawn else {}
     results: dict[str, Any] = {}
     if trainer.is_world_process_zero():
-        results = json.loads((folder / RESULTS_NAME).read_text())
+        results = read_json(folder / RESULTS_NAME)
         if drawn:
             history = trainer.state.log_history
             distillation_page(folder / PAGE_NAME, config=config, log_history=history, results=results, **data)

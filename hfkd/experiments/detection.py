@@ -1,6 +1,5 @@
 """One run of training a detector: from what the flags of a recipe say to results.json and a page."""
 
-import json
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from hfkd.reports.page import detection_page
 from hfkd.reports.results import RESULTS_NAME, ResultsCallback
 from hfkd.tasks.proof import untouched
 from hfkd.trainer import DistillationTrainer
+from hfkd.utils.json_file import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def run_detection(trainer: DistillationTrainer, config: dict[str, Any], score_tr
         trainer.evaluate(clean, metric_key_prefix="eval_train")
     results: dict[str, Any] = {}
     if trainer.is_world_process_zero():
-        results = json.loads((folder / RESULTS_NAME).read_text())
+        results = read_json(folder / RESULTS_NAME)
         if find_spec("matplotlib") is None:
             logger.warning("There will be no %s: pip install 'hfkd[demo]' for its pictures", PAGE_NAME)
         else:

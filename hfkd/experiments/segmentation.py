@@ -1,6 +1,5 @@
 """One run of training on images with masks: from what the flags of a recipe say to results.json."""
 
-import json
 import logging
 from importlib.util import find_spec
 from typing import Any
@@ -23,6 +22,7 @@ from hfkd.tasks.semantic_segmentation import flat_labels
 from hfkd.teachers import FrozenTeacher
 from hfkd.trainer import DistillationTrainer
 from hfkd.training.validation.normalisation import receiving
+from hfkd.utils.json_file import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def run_segmentation(trainer: DistillationTrainer, config: dict[str, Any]) -> di
     folder = train_to_the_end(trainer, ResultsCallback(config, metric="eval_mean_iou"))
     results: dict[str, Any] = {}
     if trainer.is_world_process_zero():
-        results = json.loads((folder / RESULTS_NAME).read_text())
+        results = read_json(folder / RESULTS_NAME)
         if drawn:
             named: Any = trainer.compute_metrics
             shown = {"label_names": named.names, "examples": mask_examples(trainer)}

@@ -1,12 +1,12 @@
 """A language-model run from start to end: train, resume, save, and leave results.json."""
 
-import json
 import logging
 from typing import Any
 
 from hfkd.experiments.run import save_student, train_to_the_end, without_paths
 from hfkd.reports.results import RESULTS_NAME, ResultsCallback
 from hfkd.trainer import DistillationTrainer
+from hfkd.utils.json_file import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -23,4 +23,4 @@ def run_text(trainer: DistillationTrainer, config: dict[str, Any]) -> dict[str, 
     if not trainer.is_world_process_zero():
         return {}
     logger.info("The student and results.json are in %s", folder)
-    return json.loads((folder / RESULTS_NAME).read_text())
+    return read_json(folder / RESULTS_NAME)

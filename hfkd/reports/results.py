@@ -87,7 +87,7 @@ class ResultsCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self._environment = environment()
-        self._earlier = _read_sessions(_path(args), state.global_step) if state.global_step else []
+        self._earlier = _read_sessions(_path(args), state) if state.global_step else []
         self._session = Session(state.global_step, state.global_step)
         self._started = time.monotonic()
         self._first_epoch = state.epoch or 0.0
@@ -199,16 +199,21 @@ def _path(args: TrainingArguments) -> Path:
     return Path(args.output_dir or ".") / RESULTS_NAME
 
 
-def _read_sessions(path: Path, step: int) -> list[Session]:
-    """The sessions before a resume at `step`; one of unknown length where the file cannot tell."""
+def _read_sessions(path: Path, state: TrainerState) -> list[Session]:
+    """The sessions before a resume; one of unknown length where the file cannot tell, or is of another run."""
     try:
-        return [Session(**session) for session in json.loads(path.read_text(encoding="utf-8"))["sessions"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        sessions = [Session(**session) for session in stored["sessions"]]
+        its, mine = ((losses or {}).get("first") for losses in (stored.get("losses"), end_losses(state.log_history)))
+        if its and mine and its != jsonable(mine):
+            raise ValueError(f"it is of another run, whose first loss was {its}, and this one's was {mine}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning(
-            f"resuming at step {step}, but the time spent so far cannot be read from {str(path)!r} ({error!r}): "
-            "wall_time_seconds will be null. Keep results.json beside the checkpoints to avoid this."
+            f"resuming at step {state.global_step}, but the time spent so far cannot be read from {str(path)!r} "
+            f"({error!r}): wall_time_seconds will be null. Keep results.json beside the checkpoints to avoid this."
         )
-        return [Session(0, step, items=None, seconds=None)]
+        return [Session(0, state.global_step, items=None, seconds=None)]
+    return sessions
 
 
 def _wall_time(sessions: list[Session]) -> float | None:

@@ -32,7 +32,7 @@ def write_json(path: str | os.PathLike[str], payload: Any) -> None:
     write_atomically(Path(path), text.encode())
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The object in a file that an earlier run wrote. Raises ValueError, naming it, where it holds none."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))

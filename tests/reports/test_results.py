@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -153,6 +154,14 @@ def test_resume_without_a_readable_file_does_not_invent_time(tmp_path, content):
     assert results["wall_time_seconds"] is None
     assert results["images_per_second"] > 0
     assert results["sessions"][0]["seconds"] is None
+
+
+def test_the_time_of_another_run_in_the_folder_is_not_this_ones(tmp_path):
+    trainer(tmp_path / "mine", max_steps=3).train()
+    trainer(tmp_path / "other", max_steps=9, learning_rate=0.3, seed=5).train()
+    shutil.copy(tmp_path / "other" / "results.json", tmp_path / "mine" / "results.json")
+    trainer(tmp_path / "mine", max_steps=6).train(resume_from_checkpoint=True)
+    assert read(tmp_path / "mine")["wall_time_seconds"] is None
 
 
 def test_a_new_run_starts_a_new_file(tmp_path):

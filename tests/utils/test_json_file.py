@@ -1,5 +1,6 @@
 """Atomic writes and what becomes of values JSON does not know."""
 
+import ast
 import enum
 import json
 import math
@@ -106,3 +107,17 @@ def test_a_damaged_file_is_named_when_it_is_read(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"results.json .*: delete it to begin anew"):
         read_json(path)
+
+
+def test_text_is_utf_8_whatever_the_locale_says():
+    """A call that names no encoding reads and writes in the locale's."""
+    said = []
+    for path in (Path(__file__).parents[2] / "hfkd").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            modes = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+            if name in ("read_text", "write_text") or (name == "open" and not any("b" in mode for mode in modes)):
+                said.append(f"{path.name}:{node.lineno} {ast.unparse(node)}")
+    assert [line for line in said if " os.open(" not in line] == []

@@ -3,6 +3,7 @@
 What no fingerprint tells: an edited forward or transform, image files replaced, other rows as many as these.
 """
 
+import logging
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,12 +16,14 @@ from transformers.trainer_utils import has_length
 from hfkd.data.he_da import original_images
 from hfkd.losses.temperatures import Fitted
 from hfkd.teachers import TeacherScan
-from hfkd.teachers.agreement import disagreement, everywhere, spread_rows, tolerance
+from hfkd.teachers.agreement import PROBED, disagreement, everywhere, spread_rows, tolerance
 from hfkd.teachers.row_reader import RowReader
 from hfkd.teachers.statistics import seen
 from hfkd.training.host import Host
 from hfkd.training.run_identity import FILE, RunRecord, read
 from hfkd.training.statistics import scan_of
+
+logger = logging.getLogger(__name__)
 
 ENERGY_TEMPERATURE = 4.0  # where no slot has one
 
@@ -92,7 +95,23 @@ def probed(trainer: Host, checkpoint: str | None, scan: TeacherScan | None) -> R
         probe.check(trainer, Path(checkpoint or ".") / FILE)
     else:
         probe = Probe.of(trainer, scan)
+        if probe is not None and scan is None:
+            _warn_of_thresholds(trainer.distillation_loss.temperature, probe.energies)
     return replace(trainer.record, probe=None if probe is None else asdict(probe))
+
+
+def _warn_of_thresholds(slot: Any, energies: list[float]) -> None:
+    """Say so where thresholds that were given, and not fitted, leave all rows that are looked at on one side."""
+    thresholds = slot.thresholds_or_none if isinstance(slot, Fitted) and slot.level == "sample" else None
+    if not thresholds or len(energies) < PROBED:
+        return
+    side = "below" if max(energies) < min(thresholds) else "above" if min(energies) > max(thresholds) else None
+    if side is not None:
+        logger.warning(
+            "The teacher's energies of %d training rows run from %.4g to %.4g, all %s the thresholds %s that were "
+            "given: are these of another teacher, or of another energy_temperature (here %g)?",
+            len(energies), min(energies), max(energies), side, thresholds, slot.energy_temperature,
+        )  # fmt: skip
 
 
 def _temperature(trainer: Host) -> float:

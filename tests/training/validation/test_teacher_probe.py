@@ -166,3 +166,13 @@ def test_a_dataset_of_the_hub_with_its_own_transform(tmp_path):
     run(tmp_path / "run", teacher(), data(0).with_transform(prepare), True, max_steps=4)
     with pytest.raises(ValueError, match="it has been trained on other rows, or other labels of them"):
         run(tmp_path / "run", teacher(), data(7).with_transform(prepare), True, max_steps=6)
+
+
+@pytest.mark.parametrize(("thresholds", "side"), [((-900, -800), "above"), ((80, 90), "below"), ((-12, -9), None)])
+def test_thresholds_of_another_teacher_are_said(tmp_path, caplog, thresholds, side):
+    args = arguments(tmp_path, save_strategy="steps", save_steps=3)
+    slot = f"energy(thresholds={thresholds})"
+    DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(), temperature=slot).train()
+    said = [record.getMessage() for record in caplog.records if "are these of another teacher" in record.getMessage()]
+    assert len(said) == (side is not None)
+    assert side is None or f"all {side} the thresholds" in said[0]
