@@ -1,4 +1,4 @@
-"""Run by every rank of a test: train an objective on features of CIFAR networks; write what came of it on rank 0."""
+"""Run by every rank of a test: train an objective on features of CIFAR networks in float64; write what came of it on rank 0."""
 
 import json
 import sys
@@ -11,17 +11,21 @@ from hfkd.models import image_classifier
 
 
 class Indexed(Rows):
+    """With numbers of rows, in float64."""
+
     def __getitem__(self, i):
-        return super().__getitem__(i) | {"index": i}
+        row = super().__getitem__(i)
+        return row | {"index": i, "pixel_values": row["pixel_values"].double()}
 
 
 if __name__ == "__main__":
     out, keywords = sys.argv[1], json.loads(sys.argv[2])
     slots = {k: keywords.pop(k) for k in ("objective", "temperature", "weighting") if k in keywords}
     torch.manual_seed(0)
-    student, teacher = (image_classifier(name, CLASSES) for name in ("cifar_resnet8", "cifar_resnet14"))
+    student, teacher = (image_classifier(name, CLASSES).double() for name in ("cifar_resnet8", "cifar_resnet14"))
     args = arguments(out, learning_rate=keywords.pop("learning_rate", 0.01), **keywords)
     trainer = DistillationTrainer(student, teacher, args, train_dataset=Indexed(16, size=32), **slots)
+    trainer.distillation_loss.double()
     trainer.train()
     if trainer.is_world_process_zero():
         weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()

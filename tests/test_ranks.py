@@ -140,7 +140,7 @@ def test_memories_and_paths_are_the_same_on_two_ranks_as_in_accumulated_batches(
     assert one.keys() == two.keys()
     for name in one:
         if "pending" not in name:  # in the order in which they came
-            torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(two[name], one[name], rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
     steps = [value for name, value in one.items() if name.endswith("bank.step")]
     assert steps == ([3] if "crd" in objective else [])
 
