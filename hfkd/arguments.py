@@ -70,7 +70,8 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
         default="4.0", metadata={"help": "Softmax temperature: a number, energy(ratio=0.2), gradation, ..."}
     )
     weighting: str = field(
-        default="uniform", metadata={"help": "Weight of each item in the distillation loss: uniform, entropy, matched."}
+        default="uniform",
+        metadata={"help": "Weight of each item in the distillation loss: uniform, entropy, matched, averaged."},
     )
     ce_weight: float = field(default=0.1, metadata={"help": "Weight of the cross-entropy on the labels."})
     kd_weight: float = field(

@@ -3,7 +3,7 @@
 import torch
 
 from hfkd.losses.temperatures import Fitted, resolve_temperature
-from hfkd.losses.weightings import Entropy, Matched
+from hfkd.losses.weightings import Averaged, Entropy, Matched
 
 
 def temperature(name, level="sample", energies=(-13.0, -12.0)):
@@ -17,4 +17,5 @@ def temperature(name, level="sample", energies=(-13.0, -12.0)):
 
 
 def weighting(name, level="sample"):
-    return {"entropy": Entropy(level=level), "matched": Matched(Entropy(level=level))}.get(name, name)
+    entropy = Entropy(level=level)
+    return {"entropy": entropy, "matched": Matched(entropy), "averaged": Averaged(entropy)}.get(name, name)

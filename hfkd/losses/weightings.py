@@ -4,6 +4,7 @@ N items, C classes.
 """
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -88,31 +89,66 @@ class Entropy(Weighting):
         return items.mean_over_sample(h) if self.level == "sample" else h
 
 
-@register_weighting("matched")
-@checked
-@dataclass
-class Matched(Weighting):
-    """Another weighting rescaled to mean 1 over the batch at hand: w_n / mean(w).
+class _OfTheBatch(Weighting):
+    """Weights that are made of another weighting's, w, of all items at hand.
 
-    The control that tells reweighting apart from a larger loss. The mean is over the items of one forward pass, so
-    under gradient accumulation or several ranks each micro-batch is matched by itself; a batch of one sample has
-    nothing to match.
+    That is those of one forward pass: under gradient accumulation or several ranks each micro-batch stands by itself.
     """
 
-    weighting: Any = "entropy"
-    _inner: Any = field(init=False, repr=False)
+    weighting: Any
+    _inner: Any
 
     def __post_init__(self) -> None:
         self._inner = resolve(self.weighting, WEIGHTINGS, "weighting")
 
     def requirements(self) -> Requirements:
-        # For weights to differ: a sample's items share theirs, unless level="item".
-        alone = isinstance(self._inner, Uniform) or getattr(self._inner, "level", "sample") == "item"
-        return replace(requirements_of(self._inner), within_samples=False, samples=1 if alone else 2)
+        return replace(requirements_of(self._inner), within_samples=False)
 
     def __call__(self, items: Items) -> Tensor:
         w = self._inner(items)
-        mean = w.mean()
-        matched = torch.where(mean > 0, w / mean, torch.ones_like(w))
+        made = self.made_of(w)
         # A mean of wrong weights says nothing of each: those are marked before they are lost in it.
-        return matched if is_ours(self._inner) else matched.where(right("weighting", w), torch.nan)
+        return made if is_ours(self._inner) else made.where(right("weighting", w), torch.nan)
+
+    @abstractmethod
+    def made_of(self, w: Tensor) -> Tensor:
+        """[N] -> [N]."""
+
+
+@register_weighting("matched")
+@checked
+@dataclass
+class Matched(_OfTheBatch):
+    """Another weighting rescaled to mean 1 over the batch at hand: w_n / mean(w).
+
+    One of two controls that tell reweighting apart from a larger loss: the weights of EA-KD at the size of KD's loss.
+    A batch of one sample has nothing to match.
+    """
+
+    weighting: Any = "entropy"
+    _inner: Any = field(init=False, repr=False)
+
+    def requirements(self) -> Requirements:
+        # For weights to differ: a sample's items share theirs, unless level="item".
+        alone = isinstance(self._inner, Uniform) or getattr(self._inner, "level", "sample") == "item"
+        return replace(super().requirements(), samples=1 if alone else 2)
+
+    def made_of(self, w: Tensor) -> Tensor:
+        mean = w.mean()
+        return torch.where(mean > 0, w / mean, torch.ones_like(w))
+
+
+@register_weighting("averaged")
+@checked
+@dataclass
+class Averaged(_OfTheBatch):
+    """The mean of another weighting over the batch at hand, for every item: w_n = mean(w).
+
+    The other control: KD, all items alike, at the size of EA-KD's loss, step by step.
+    """
+
+    weighting: Any = "entropy"
+    _inner: Any = field(init=False, repr=False)
+
+    def made_of(self, w: Tensor) -> Tensor:
+        return w.mean().expand_as(w)

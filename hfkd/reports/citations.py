@@ -48,7 +48,7 @@ PAPERS = {
     "totalvariation": "wen2023fdivergence",
     "vid": "ahn2019variational",
 }
-NO_PAPER = {"matched", "uniform"}
+NO_PAPER = {"averaged", "matched", "uniform"}
 # DKD(alpha=1.0), 'dkd' inside Standardized(objective='dkd'), and a student's Peers (1,000 parameters)
 NAMES = re.compile(r"""(\w+) ?\(|["'](\w+)["'(]""")
 

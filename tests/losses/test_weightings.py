@@ -6,7 +6,7 @@ import reference
 import torch
 
 from hfkd.losses.items import image_items
-from hfkd.losses.weightings import Entropy, Matched, Uniform
+from hfkd.losses.weightings import Averaged, Entropy, Matched, Uniform
 
 Z, V = (5 * torch.randn(2, 30, 10, generator=torch.Generator().manual_seed(2), dtype=torch.float64)).unbind()
 ITEMS = image_items(V, Z, torch.zeros(30, dtype=torch.long))
@@ -44,6 +44,15 @@ def test_matched_keeps_the_shape_and_has_mean_1():
     matched, plain = Matched()(ITEMS), Entropy()(ITEMS)
     assert matched.mean().item() == pytest.approx(1)
     torch.testing.assert_close(matched * plain.mean(), plain)
+
+
+def test_averaged_gives_each_item_the_mean():
+    averaged, plain = Averaged()(ITEMS), Entropy()(ITEMS)
+    torch.testing.assert_close(averaged, torch.full_like(plain, sum(plain.tolist()) / len(plain)))
+
+
+def test_of_two_controls_one_has_the_weights_and_one_the_size():
+    torch.testing.assert_close(Matched()(ITEMS) * Averaged()(ITEMS), Entropy()(ITEMS))
 
 
 def test_matched_of_all_zero_weights_is_uniform():

@@ -26,7 +26,7 @@ def test_a_name_inside_a_name():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("entrpy", r"unknown weighting 'entrpy' \(did you mean 'entropy'\?\): pass one of \['entropy', 'matched', 'un"),
+        ("entrpy", r"unknown weighting 'entrpy' \(did you mean 'entropy'\?\): pass one of \['averaged', 'entropy', 'm"),
         ("entropy(temprature=3)", r"'entropy' has no argument 'temprature': it takes \['temperature', "),
         ("entropy(temperature='x')", r"temperature='x' must be a number from 0.001 to 10000"),
         ("entropy(3.0)", "cannot be read"),
