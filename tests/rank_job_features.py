@@ -1,4 +1,4 @@
-"""Run by every rank of a test: train an objective on features of CIFAR networks, in float64; rank 0 writes what came of it."""
+"""Run by every rank of a test: train an objective on features in float64; rank 0 writes what came of it."""
 
 import json
 import sys

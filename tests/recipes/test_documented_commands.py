@@ -44,6 +44,7 @@ def commands():
 
 
 COMMANDS = commands()
+NAMES = [f"{re.search(r'recipes/(.+?).py', command)[1]}-{number}" for number, command in enumerate(COMMANDS)]
 
 
 def test_the_commands_were_found():
@@ -173,7 +174,7 @@ def check(recipe, work, printed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS, ids=NAMES)
 def test_it_runs_as_it_stands(command, work, toys):
     recipe, _, path, arguments = typed(command, work, toys)
     if recipe == "coco_detection":
