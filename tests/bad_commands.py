@@ -2,12 +2,16 @@
 
 from accelerate.utils import patch_environment
 from bad_training import argument, setting, trainer
+from digit_files import write_digits
 from text_toys import TokenRows, language_model, taught_model, tokenizer
 from toys import arguments
 from transformers import PrinterCallback
 
 from hfkd import DistillationArguments, DistillationTrainer
+from hfkd.data import ImageDataArguments
+from hfkd.experiments.analyse import AnalysisArguments, analyse
 from hfkd.experiments.instruct import InstructArguments
+from hfkd.models import image_classifier
 from hfkd.models.language import causal_lm
 from hfkd.utils.parsing import parse
 
@@ -50,6 +54,23 @@ def from_a_finished_run(**args):
     return make
 
 
+def analysis(teacher="teacher", student="teacher", labels=None, **more):
+    """An analysis of digits by networks that are saved in the folder."""
+
+    def make(folder):
+        write_digits(folder / "digits", 4, 4)
+        image_classifier("cifar_resnet8", 10).save_pretrained(folder / "teacher")
+        image_classifier("cifar_resnet8", len(labels or "12345"), label_names=labels).save_pretrained(
+            folder / "student"
+        )
+        names = [str(folder / name) if name in ("teacher", "student") else name for name in (teacher, student)]
+        own = {"output_dir": str(folder / "page"), "use_cpu": True} | more
+        data = ImageDataArguments(dataset_name=str(folder / "digits"))
+        return lambda: analyse(AnalysisArguments(names[0], [names[1]], **own), data)
+
+    return make
+
+
 COMMANDS = {
     "WORLD_SIZE=2, and no RANK": launched(argument(), world_size=2),
     "WORLD_SIZE=2, one process": launched(trainer(), world_size=2, rank=0),
@@ -62,6 +83,12 @@ COMMANDS = {
     "--do_train false": flags("--do_train=false"),
     "--do_eval, eval_strategy is no": flags("--do_eval"),
     "--do_predict": flags("--do_predict"),
+    "analyse: a student of 5 classes, data of 10": analysis(student="student"),
+    "analyse: a student of other classes": analysis(student="student", labels=[str(n) for n in range(20, 30)]),
+    "analyse: a timm name without a checkpoint": analysis(student="cifar_resnet8"),
+    "analyse: a student that is nothing": analysis(student="nothing"),
+    "analyse: one network twice": analysis(student="teacher"),
+    "analyse: kl_temperature=0": analysis(student="student", kl_temperature=0.0),
     "max_steps=0": argument(max_steps=0),
     "max_rows=0": lambda folder: lambda: InstructArguments(max_rows=0),
     "YAML: seed twice": setting("seed: 1\nseed: 2\n"),

@@ -20,6 +20,7 @@ RECIPES = {  # command: script of recipes/
     "train-teacher": "train_teacher",
     "sft": "sft",
     "evaluate": "evaluate_instruct",
+    "analyse": "analyse",
     "reproduce": "reproduce",
     "takd": "takd",
     "dml": "dml",

@@ -17,6 +17,7 @@ from hfkd.data.transforms import unpack_pixels
 from hfkd.data.used_columns import LABELS
 from hfkd.experiments.run import save_student, train_to_the_end, without_paths
 from hfkd.losses.temperatures import Energy, Fitted
+from hfkd.reports.energy import class_captions
 from hfkd.reports.page import distillation_page
 from hfkd.reports.results import RESULTS_NAME, ResultsCallback
 from hfkd.teachers import FrozenTeacher, TeacherScan, scan
@@ -90,19 +91,8 @@ def _energy_groups(trainer: DistillationTrainer, teacher: FrozenTeacher, trainin
 
 
 def _classes(trainer: DistillationTrainer, dataset: Any, rows: list[int], probabilities: Tensor) -> list[str]:
-    """Each row's class, and after an arrow the teacher's where that is another: names, or ids where there are none."""
-    names = trainer.class_names or [str(number) for number in range(probabilities.shape[-1])]
     labels = dataset.with_format(None)[rows][next(name for name in LABELS if name in dataset.column_names)]
-    said = probabilities.argmax(-1).tolist()
-    return [
-        _short(names[label]) if label == its else f"{_short(names[label])} → {_short(names[its])}"
-        for label, its in zip(labels, said, strict=False)
-    ]
-
-
-def _short(name: str) -> str:
-    """So much of a class's name as fits below an image."""
-    return name if len(name) <= 10 else name[:9] + "…"
+    return class_captions(labels, probabilities, trainer.class_names)
 
 
 @torch.no_grad()

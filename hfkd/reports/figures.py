@@ -73,8 +73,10 @@ def _curve(axes: Axes, epochs: list[float], values: list[float], **look: Any) ->
 
 
 @styled
-def energy_histogram(energies: Any, thresholds: tuple[float, float] | None = None) -> Figure:
-    """How confident the teacher is on the training set: energies [n], and (low, high) where special handling begins.
+def energy_histogram(
+    energies: Any, thresholds: tuple[float, float] | None = None, samples: str = "training samples"
+) -> Figure:
+    """How confident the teacher is: energies [n] of these `samples`, and (low, high) where special handling begins.
 
     Energy KD (Kim et al.), Section 3: E = -T_E logsumexp(z / T_E); low energy = confident.
     """
@@ -83,7 +85,7 @@ def energy_histogram(energies: Any, thresholds: tuple[float, float] | None = Non
     counts, edges = np.histogram(values, bins=BINS)
     axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color="#9AA5B1", linewidth=0)
     axes.set_xlabel("teacher energy  $E = -T_E\\,\\mathrm{logsumexp}(z / T_E)$\nlow energy = the teacher is confident")
-    axes.set_ylabel("training samples")
+    axes.set_ylabel(samples)
     axes.grid(axis="x", visible=False)
     if thresholds is not None:
         low, high = (float(threshold) for threshold in thresholds)

@@ -9,19 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hfkd.reports.boxes import BoxExample, box_sections
+from hfkd.reports.energy import EnergyGroup, energy_sections
 from hfkd.reports.environment import environment
-from hfkd.reports.figures import (
-    accuracy_by_entropy,
-    energy_histogram,
-    image_grid,
-    mean_prediction,
-    percent_scale,
-    training_curves,
-)
+from hfkd.reports.figures import accuracy_by_entropy, percent_scale, training_curves
 from hfkd.reports.history import Choice, Entry, best_row, epoch_rows, is_evaluation, last_row, series, teacher_scores
 from hfkd.reports.html import Section, write_page
 from hfkd.reports.masks import MaskExample, mask_sections
-from hfkd.reports.style import as_array
 from hfkd.utils.files import write_atomically
 from hfkd.utils.json_file import jsonable
 
@@ -116,15 +109,11 @@ def distillation_sections(
     to the images; `lowest_classes` and `highest_classes` say for each image its class, and the teacher's. From an
     evaluation: `entropy` (of the teacher, at `entropy_temperature`), `student_correct` and `teacher_correct`, [n] each.
     """
-    groups = {"low energy": lowest_probabilities, "high energy": highest_probabilities}
+    lowest = EnergyGroup(lowest_images, lowest_probabilities, lowest_classes)
+    highest = EnergyGroup(highest_images, highest_probabilities, highest_classes)
     return [
         _training(log_history),
-        _energies(energies, thresholds),
-        _images("Most confident teacher: images of lowest energy", lowest_images, lowest_probabilities, lowest_classes),
-        _images(
-            "Least confident teacher: images of highest energy", highest_images, highest_probabilities, highest_classes
-        ),
-        _predictions({name: value for name, value in groups.items() if value is not None}),
+        *energy_sections(energies, lowest, highest, thresholds),
         _segments(entropy, student_correct, teacher_correct, entropy_temperature),
     ]
 
@@ -181,41 +170,6 @@ def _machine(facts: Mapping[str, Any]) -> str:
     names = [f"{devices.count(name)} × {name}" if devices.count(name) > 1 else name for name in dict.fromkeys(devices)]
     torch_version = facts.get("versions", {}).get("torch", "?")
     return f"{', '.join(names) or UNKNOWN}; {facts.get('cpu_count', '?')} CPU cores; torch {torch_version}"
-
-
-def _energies(energies: Any, thresholds: tuple[float, float] | None) -> Section:
-    title = "Teacher energies"
-    if energies is None:
-        return Section(title, "Left out: the run used no scan of the training set, so there are no energies.")
-    text = "The energy of each training sample under the teacher; low energy means that the teacher is confident."
-    if thresholds is not None:
-        text += " Samples in the shaded regions are treated differently from those in the middle."
-    return Section(title, text, energy_histogram(energies, thresholds))
-
-
-def _images(title: str, images: Any, probabilities: Any, classes: Sequence[str] | None = None) -> Section:
-    if images is None or len(images) == 0:
-        return Section(title, "Left out: no images were kept, as the run used no scan or its items are not images.")
-    if probabilities is None or len(probabilities) < len(images):
-        return Section(title, "", image_grid(images))
-    top = as_array(probabilities)[: len(images)].max(axis=-1)
-    text = "Below each image: the teacher's largest class probability."
-    captions = [f"{value:.3f}" for value in top]
-    if classes is not None:
-        text = "Below each image: its class, what the teacher takes it for where that is another, and how surely."
-        captions = [f"{name}\n{value}" for name, value in zip(classes, captions, strict=False)]
-    return Section(title, text, image_grid(images, captions=captions))
-
-
-def _predictions(groups: Mapping[str, Any]) -> Section:
-    title = "Mean prediction"
-    if not groups:
-        return Section(title, "Left out: the run used no scan, so it has no groups of low and high energy.")
-    text = (
-        "The teacher's class probabilities, sorted within each sample, then averaged. A steep curve says little about "
-        "the other classes, so that a higher temperature brings out more; a flat curve is uncertain already."
-    )
-    return Section(title, text, mean_prediction(groups))
 
 
 def _segments(entropy: Any, student_correct: Any, teacher_correct: Any, temperature: float) -> Section:

@@ -16,7 +16,8 @@ INPUTS = (
     *DATASETS,
     *("network_name", "model_name_or_path", "student_name", "student_name_or_path", "peer_names", "chain"),
     *("teacher_name", "teacher_name_or_path", "teachers", "tokenizer_name"),
-    *("checkpoint", "student_checkpoint", "teacher_checkpoint"),
+    *("teacher", "students", "checkpoints_of"),
+    *("checkpoint", "student_checkpoint", "student_checkpoints", "teacher_checkpoint"),
     *("teacher_cache_dir", "scan_cache_dir"),
 )
 # What a run writes over or deletes in its output folder.

@@ -83,6 +83,7 @@ def made_small(recipe, toys, words):
         "segmentation": small_masks(toys, words),
         "coco_detection": small_boxes(toys, words),
         "sft": [*text, f"--model_name_or_path={toys / 'small'}"],
+        "analyse": given(dataset_name=toys / "digits", use_cpu=True),
         "evaluate_instruct": given(**ANSWERS, sets_from=toys / "sets"),
     }
     return more.get(recipe, images)
@@ -165,6 +166,9 @@ def in_folder(folder, path, *arguments):
 
 def check(recipe, work, printed):
     if "--list" in printed or "--dry_run" in printed or recipe == "evaluate_instruct":
+        return
+    if recipe == "analyse":
+        assert {path.name for path in (work / "analysis").iterdir()} == {"index.html", "analysis.json"}
         return
     found = [json.loads(path.read_text()) for path in work.rglob("results.json")]
     assert found or recipe in ("digits_demo", "train_teacher")

@@ -1,0 +1,112 @@
+"""A network as it is analysed, and one pass of it over images: logits and penultimate features.
+
+n images, B of a batch, C classes, D features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from hfkd.data.collate import ImageCollator
+from hfkd.models.feature_capture import FeatureCapture, Probe, refuse_other_head
+from hfkd.models.inputs import InputSpec
+from hfkd.models.label_names import order_of
+from hfkd.teachers import FrozenTeacher
+
+PENULTIMATE = "pooled"  # what the last linear layer reads
+PROBED = 2  # images
+
+
+@dataclass(frozen=True)
+class NetworkPass:
+    """What a network gives for n images, on the CPU: logits [n, C] float32, features [n, D] float32; labels [n]."""
+
+    logits: Tensor
+    features: Tensor
+    labels: Tensor
+
+
+class AnalysedNetwork:
+    """A frozen network that sees images as it was trained to, with its classes in the order of the data's.
+
+    received: how the images are normalised; they are re-normalised and resized where the network says otherwise
+    (`FrozenTeacher`). names: the data's classes. Raises ValueError for a network without a linear last layer, or whose
+    classes are other ones.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        received: InputSpec,
+        names: Sequence[str] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.name, self.model, self.received, self.device = name, model.to(device), received, torch.device(device)
+        try:
+            self.capture = FeatureCapture(model, [PENULTIMATE], name)
+        except ValueError as error:
+            raise ValueError(f"{name} has no penultimate features: {error}") from error
+        self.frozen = FrozenTeacher(model)
+        own = self.frozen.label_names
+        if own is not None and names is not None:
+            self.frozen.reorder(order_of(own, names, name, "the data"))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[B, C], float32, on the network's device."""
+        with self.frozen.receiving(self.received):
+            logits: Tensor = self.frozen(pixel_values=images.to(self.device))
+        return logits.float()
+
+    def outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, C] and penultimate features [B, D], float32."""
+        logits, found = self.capture.run(lambda: self.logits(images))
+        return logits, found[PENULTIMATE].float().flatten(1)
+
+    def check(self, images: Tensor, classes: int) -> None:
+        """Raise ValueError unless a few images give logits of that many classes, and features they are made of."""
+        logits, found = Probe(self.capture).run(lambda: self.logits(images))
+        if logits.ndim != 2 or logits.shape[-1] != classes:
+            raise ValueError(
+                f"{self.name} gives outputs {tuple(logits.shape)} of {len(images)} images, and the data "
+                f"has {classes} classes: take a network trained on them"
+            )
+        order = None if self.frozen.order is None else self.frozen.order.tolist()
+        try:
+            refuse_other_head(self.capture, found, logits, order)
+        except ValueError as error:
+            raise ValueError(f"{self.name} has no penultimate features: {error}") from error
+
+
+def first_images(dataset: Any, count: int = PROBED) -> Tensor:
+    """The images [count, 3, H, W] that a data set begins with, as a network gets them."""
+    return ImageCollator()([dataset[row] for row in range(min(count, len(dataset)))])["pixel_values"]
+
+
+def network_pass(network: AnalysedNetwork, dataset: Any, batch_size: int = 256, features: bool = True) -> NetworkPass:
+    """Run the network once over `dataset`, whose rows have `pixel_values` and `labels`.
+
+    features=False leaves those out ([n, 0]). Raises ValueError for outputs that are NaN or infinite, naming the first
+    image.
+    """
+    loader = DataLoader(dataset, batch_size=batch_size, collate_fn=ImageCollator())
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for batch in tqdm(loader, desc=network.name, disable=None, leave=False):
+        images = batch["pixel_values"]
+        logits, inner = (
+            network.outputs(images) if features else (network.logits(images), images.new_zeros(len(images), 0))
+        )
+        parts.append((logits.cpu(), inner.cpu(), batch["labels"].cpu()))
+    found = NetworkPass(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    wrong = ~(found.logits.isfinite().all(-1) & found.features.isfinite().all(-1))
+    if wrong.any():
+        raise ValueError(
+            f"{network.name} gives NaN or infinity for {int(wrong.sum())} of {len(wrong)} images, the first "
+            f"of them image {int(wrong.nonzero()[0])}: its training diverged; leave it out"
+        )
+    return found

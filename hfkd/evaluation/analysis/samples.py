@@ -1,0 +1,120 @@
+"""What the papers' figures show of each image, and of groups of images: energy, entropy, agreement, correlations.
+
+n images, C classes. Energies are Energy KD's (T_E = 4), entropies and weights EA-KD's (T' = 3), as everywhere in hfkd.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfkd.losses import functional
+from hfkd.losses.items import image_items
+from hfkd.losses.logits.divergences import kl
+from hfkd.losses.weightings import Entropy
+
+SEGMENTS = 10
+SHARE = 0.1  # of the images, that are the top or the bottom of them
+
+
+@dataclass(frozen=True)
+class SampleNumbers:
+    """Of each image, [n]: energy, entropy, predicted class, and whether that is its label."""
+
+    energy: Tensor
+    entropy: Tensor
+    predicted: Tensor
+    correct: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct.double().mean().item()
+
+
+def sample_numbers(logits: Tensor, labels: Tensor) -> SampleNumbers:
+    """logits [n, C], labels [n]"""
+    predicted = logits.argmax(-1)
+    return SampleNumbers(functional.energy(logits), functional.entropy(logits), predicted, predicted == labels)
+
+
+def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(p_t || p_s) of each image, in nats, of softmax(z / temperature); no factor T². Logits [n, C] -> [n]."""
+    log_t, log_s = (torch.log_softmax(logits.double() / temperature, -1) for logits in (teacher, student))
+    return kl(log_t, log_s)
+
+
+def ea_weight(teacher: Tensor, student: Tensor, labels: Tensor) -> Tensor:
+    """EA-KD's weight of each image (Eq. 7), from both networks' logits [n, C] -> [n]."""
+    return Entropy()(image_items(student, teacher, labels))
+
+
+def extremes(values: Tensor, share: float = SHARE) -> tuple[Tensor, Tensor]:
+    """The numbers of the images of lowest and of highest value, a share of all each and at least one, lowest first."""
+    count = max(1, round(share * len(values)))
+    order = values.argsort(stable=True)
+    return order[:count], order[-count:]
+
+
+def segments(
+    entropy: Tensor, teacher_correct: Tensor, student_correct: Tensor, parts: int = SEGMENTS
+) -> list[dict[str, float]]:
+    """Accuracies in equally large segments of the images, from lowest entropy [n] to highest.
+
+    gap: the teacher's accuracy less the student's. With fewer images than `parts`, a segment each.
+    """
+    rows = entropy.argsort(stable=True).tensor_split(min(parts, len(entropy)))
+    found = []
+    for part in rows:
+        teacher, student = (right[part].double().mean().item() for right in (teacher_correct, student_correct))
+        found.append(
+            {
+                "images": len(part),
+                "entropy": entropy[part].double().mean().item(),
+                "teacher_accuracy": teacher,
+                "student_accuracy": student,
+                "gap": teacher - student,
+            }
+        )
+    return found
+
+
+def correlation_difference(teacher: Tensor, student: Tensor) -> Tensor:
+    """|corr_t - corr_s| [C, C]: how far the correlations between the classes' logits, over the images, differ.
+
+    Logits [n, C], n > 1. NaN for a class whose logit is the same for all images.
+    """
+    return (torch.corrcoef(teacher.double().T) - torch.corrcoef(student.double().T)).abs()
+
+
+def compare(
+    teacher: Tensor, student: Tensor, labels: Tensor, temperature: float = 1.0
+) -> tuple[dict[str, Any], Tensor]:
+    """The numbers of a student beside its teacher, and their `correlation_difference`. Logits [n, C], labels [n].
+
+    agreement: the share of images that both put into the same class. kl: the mean `divergence`; of the `extremes` of
+    the teacher's entropy too.
+    """
+    t, s = sample_numbers(teacher, labels), sample_numbers(student, labels)
+    apart, (low, high) = divergence(teacher, student, temperature), extremes(t.entropy)
+    difference = correlation_difference(teacher, student)
+    numbers = {
+        "accuracy": s.accuracy,
+        "gap": t.accuracy - s.accuracy,
+        "agreement": (t.predicted == s.predicted).double().mean().item(),
+        "entropy": s.entropy.double().mean().item(),
+        "kl": apart.mean().item(),
+        "kl_lowest_entropy": apart[low].mean().item(),
+        "kl_highest_entropy": apart[high].mean().item(),
+        "correlation_difference": _without_nan(difference),
+        "by_teacher_entropy": segments(t.entropy, t.correct, s.correct),
+        "by_student_entropy": segments(s.entropy, t.correct, s.correct),
+    }
+    return numbers, difference
+
+
+def _without_nan(values: Tensor) -> dict[str, float]:
+    known = values[~values.isnan()]
+    if not len(known):
+        return {"mean": float("nan"), "max": float("nan")}
+    return {"mean": known.mean().item(), "max": known.max().item()}

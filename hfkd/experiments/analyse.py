@@ -1,0 +1,146 @@
+"""`hfkd analyse`: a teacher and its students on the same images, as a page and as numbers.
+
+n images, m of them in a group, C classes.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hfkd.data import ImageDataArguments, label_names
+from hfkd.data.epochs import image_transform, refuse_streams
+from hfkd.evaluation.analysis import AnalysedNetwork, NetworkPass, compare, network_pass, sample_numbers
+from hfkd.evaluation.analysis.samples import SHARE, extremes
+from hfkd.experiments.analysed_networks import load_networks
+from hfkd.experiments.run import without_paths
+from hfkd.models import InputSpec
+from hfkd.reports.analysis_page import analysis_page, student_sections, teacher_sections
+from hfkd.reports.energy import EnergyGroup, class_captions
+from hfkd.reports.environment import environment
+from hfkd.teachers.statistics import seen
+from hfkd.utils.counts import at_least_one
+from hfkd.utils.json_file import write_json
+from hfkd.utils.slots import positive
+
+logger = logging.getLogger(__name__)
+
+PAGE_NAME, NUMBERS_NAME = "index.html", "analysis.json"
+SHOWN = 16  # images of lowest and of highest energy on the page
+
+
+@dataclass
+class AnalysisArguments:
+    """Which networks are compared, on what, and where the page is written."""
+
+    teacher: str = field(metadata={"help": "The teacher: a timm name, a Hub id or a saved folder."})
+    students: list[str] = field(metadata={"help": "Students: folders that runs left, Hub ids, or timm names."})
+    teacher_checkpoint: str | None = field(
+        default=None, metadata={"help": "Weights of the teacher: .pth, .safetensors."}
+    )
+    student_checkpoints: list[str] | None = field(
+        default=None, metadata={"help": "Weights of the students that are timm names, one for each in their order."}
+    )
+    split: Literal["test", "train"] = field(
+        default="test", metadata={"help": "Which images: the test split, or the training split without augmentation."}
+    )
+    kl_temperature: float = field(default=1.0, metadata={"help": "Temperature of the softmax in the divergences."})
+    batch_size: int = field(default=256, metadata={"help": "Images of a forward pass."})
+    use_cpu: bool = field(default=False, metadata={"help": "Leave an accelerator alone."})
+    output_dir: str = field(default="analysis", metadata={"help": "Folder of the page and the numbers."})
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "batch_size")
+        positive("analyse", kl_temperature=self.kl_temperature)
+        if not self.students:
+            raise ValueError("students is empty: name one network at least")
+
+
+def analyse(args: AnalysisArguments, data: ImageDataArguments) -> dict[str, Any]:
+    """Compare the networks, write the page and analysis.json, and return the latter's content.
+
+    Raises ValueError before any pass for what cannot be analysed, naming it.
+    """
+    images, received = _images(args, data)
+    teacher, students = load_networks(args, images, received)
+    logger.info("%d images of %s; %d students", len(images), data.dataset_name, len(students))
+    taught = network_pass(teacher, images, args.batch_size)
+    passes = {one.name: network_pass(one, images, args.batch_size) for one in students}
+    sections, numbers = _teacher(taught, images, received, args), _numbers(teacher, taught, args, data)
+    compared = {
+        name: compare(taught.logits, one.logits, taught.labels, args.kl_temperature) for name, one in passes.items()
+    }
+    numbers["students"] = {name: found for name, (found, _) in compared.items()}
+    differences = {name: difference for name, (_, difference) in compared.items()}
+    sections += student_sections(numbers["students"], differences, args.kl_temperature)
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / NUMBERS_NAME, numbers)
+    analysis_page(folder / PAGE_NAME, numbers, sections)
+    logger.info("The numbers are in %s; look at %s", folder / NUMBERS_NAME, folder / PAGE_NAME)
+    return numbers
+
+
+def _images(args: AnalysisArguments, data: ImageDataArguments) -> tuple[Any, InputSpec]:
+    """The images that are looked at, without augmentation, and how they are normalised."""
+    if find_spec("matplotlib") is None:
+        raise ValueError("the page is drawn with matplotlib: pip install 'hfkd[demo]'")
+    train, test = data.load()
+    images = train if args.split == "train" else test
+    refuse_streams(images)
+    transform: Any = image_transform(images)  # hfkd's own, which say how they normalise
+    if len(images) < 2:
+        raise ValueError(f"{len(images)} image: numbers over the images need two at least")
+    return seen(images, "clean"), InputSpec(tuple(transform.mean), tuple(transform.std), None)
+
+
+def _numbers(teacher: AnalysedNetwork, taught: NetworkPass, args: AnalysisArguments, data: Any) -> dict[str, Any]:
+    """What analysis.json says of the analysis and of the teacher."""
+    own = sample_numbers(taught.logits, taught.labels)
+    low, high = _thresholds(own.energy)
+    return {
+        "dataset": Path(data.dataset_name).name,
+        "split": args.split,
+        "images": len(taught.labels),
+        "classes": taught.logits.shape[-1],
+        "teacher": {
+            "name": teacher.name,
+            "accuracy": own.accuracy,
+            "entropy": own.entropy.double().mean().item(),
+            "energy": {
+                "mean": own.energy.double().mean().item(),
+                "lowest_tenth_below": low,
+                "highest_tenth_above": high,
+            },
+        },
+        "settings": without_paths(vars(args) | vars(data)),
+        "environment": environment(),
+    }
+
+
+def _thresholds(energy: Tensor) -> tuple[float, float]:
+    """The energies that a tenth of the images is below, and a tenth above."""
+    low, high = energy.double().quantile(torch.tensor([SHARE, 1 - SHARE], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def _teacher(taught: NetworkPass, images: Any, received: InputSpec, args: AnalysisArguments) -> list[Any]:
+    """Energy KD's figures: histogram of the energies, images of lowest and highest, mean predictions there."""
+    energy = sample_numbers(taught.logits, taught.labels).energy
+    low, high = extremes(energy)
+    lowest, highest = (_group(rows, taught, images, received) for rows in (low, high.flip(0)))
+    return teacher_sections(energy, lowest, highest, _thresholds(energy), f"{args.split} images")
+
+
+def _group(rows: Tensor, taught: NetworkPass, images: Any, received: InputSpec) -> EnergyGroup:
+    """The images of these rows, the most extreme first, with their classes and those that the teacher sees."""
+    probabilities, names = taught.logits[rows].softmax(-1), label_names(images)
+    shown = rows[:SHOWN].tolist()
+    pixels = torch.stack([images[row]["pixel_values"] for row in shown])
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (received.mean, received.std))
+    pictures = (255 * (pixels * std + mean)).round().clamp(0, 255).to(torch.uint8)
+    return EnergyGroup(pictures, probabilities, class_captions(taught.labels[shown], probabilities, names))

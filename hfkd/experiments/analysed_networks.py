@@ -1,0 +1,90 @@
+"""The networks of an analysis, by the names that its flags give: loaded and checked before any pass."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import timm
+import torch
+from transformers import AutoConfig
+
+from hfkd.data import label_names, num_labels
+from hfkd.evaluation.analysis import AnalysedNetwork
+from hfkd.evaluation.analysis.network import first_images
+from hfkd.models import InputSpec, image_teacher
+from hfkd.utils.launch import processes
+
+
+class NamedNetworks(Protocol):
+    """The flags that name the networks, see `AnalysisArguments`."""
+
+    teacher: str
+    students: list[str]
+    teacher_checkpoint: str | None
+    student_checkpoints: list[str] | None
+    use_cpu: bool
+
+
+def load_networks(
+    args: NamedNetworks, images: Any, received: InputSpec
+) -> tuple[AnalysedNetwork, list[AnalysedNetwork]]:
+    """The teacher and the students.
+
+    Raises ValueError for a name that is no network, weights that are missing or do not fit, other classes than those of
+    the data, and a network without penultimate features.
+    """
+    weights = [args.teacher_checkpoint, *_checkpoints(args)]
+    networks = [args.teacher, *args.students]
+    names = short_names([f"{file}/{name}" if file else name for name, file in zip(networks, weights, strict=True)])
+    loaded = [
+        load_network(name, network, file, images, received, args.use_cpu)
+        for name, network, file in zip(names, networks, weights, strict=True)
+    ]
+    return loaded[0], loaded[1:]
+
+
+def load_network(
+    name: str, network: str, file: str | None, images: Any, received: InputSpec, use_cpu: bool = False
+) -> AnalysedNetwork:
+    """One of them, checked on two images."""
+    classes, data_names = num_labels(images), label_names(images)
+    if not _is_timm(network) and "/" not in network and not Path(network).is_dir():
+        raise ValueError(f"{network!r} is neither a folder that a run left, nor a Hub id (owner/name), nor a timm name")
+    if Path(network).is_dir() and not (Path(network) / "config.json").is_file():
+        raise ValueError(f"{network} has no config.json: name the folder that a run left, or a checkpoint-* in it")
+    own = AutoConfig.from_pretrained(network).num_labels if Path(network).is_dir() else classes
+    if own != classes:
+        raise ValueError(f"{name} has {own} classes, and the data {classes}: take a network that was trained on them")
+    model = image_teacher(network, classes, file)
+    device = torch.device("cpu") if use_cpu else processes().device
+    found = AnalysedNetwork(name, model, received, data_names, device)
+    found.check(first_images(images), classes)
+    return found
+
+
+def _is_timm(network: str) -> bool:
+    return "/" not in network and timm.is_model(network)
+
+
+def _checkpoints(args: NamedNetworks) -> list[str | None]:
+    """The weights of each student; None for a folder or a Hub id, which has its own."""
+    bare = [name for name in args.students if _is_timm(name)]
+    files = args.student_checkpoints or []
+    if len(files) != len(bare):
+        raise ValueError(
+            f"{len(files)} student_checkpoints for {len(bare)} students that are timm names {bare}: give one for each, "
+            "in their order; folders and Hub ids have their own weights"
+        )
+    remaining = iter(files)
+    return [next(remaining) if _is_timm(name) else None for name in args.students]
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """As few of the last parts of each path as tell them apart. ValueError for one that is given twice."""
+    parts = [[part for part in path.split("/") if part not in ("", ".")] for path in paths]
+    twice = next((path for path, own in zip(paths, parts, strict=True) if parts.count(own) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is given twice: name each network once")
+    longest = max(map(len, parts))
+    tails = (["/".join(one[-count:]) for one in parts] for count in range(1, longest + 1))
+    return next(names for names in tails if len(set(names)) == len(names))

@@ -1,0 +1,102 @@
+"""Figures of an analysis: a teacher and its students side by side. See `hfkd.reports.figures`.
+
+C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hfkd.reports import style
+from hfkd.reports.style import as_array, new_figure, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Segments = Sequence[Mapping[str, float]]
+PER_ROW = 3  # panels
+STUDENT_LINES = (style.BLUE, style.PURPLE, style.GREEN, style.SKY)  # the teacher has the fifth
+
+
+@styled
+def segment_accuracy(students: Mapping[str, Segments], one_teacher: bool) -> Figure:
+    """Accuracy and gap to the teacher in segments of rising entropy, of each student.
+
+    Each segment has `teacher_accuracy`, `student_accuracy` and `gap`, as fractions. one_teacher: the segments hold the
+    same images for all students, so that the teacher has one line; else it has a dashed one in each student's colour.
+    """
+    figure, (left, right) = new_figure(8.4, 3.6, panels=2)
+    for number, ((name, segments), color) in enumerate(zip(students.items(), cycle(STUDENT_LINES), strict=False)):
+        places = np.arange(1, len(segments) + 1)
+        values = {key: [100 * one[key] for one in segments] for key in ("teacher_accuracy", "student_accuracy", "gap")}
+        if not (one_teacher and number):
+            label = "teacher" if one_teacher else f"teacher, segments of {name}"
+            look: dict[str, Any] = {"color": style.TEACHER} if one_teacher else {"color": color, "linestyle": "--"}
+            left.plot(places, values["teacher_accuracy"], marker="o", label=label, **look)
+        left.plot(places, values["student_accuracy"], marker="o", color=color, label=name)
+        right.plot(places, values["gap"], marker="o", color=color, label=name)
+        left.set_xticks(places)
+        right.set_xticks(places)
+    right.axhline(0, color=style.FAINT, linewidth=1)
+    left.set(title="accuracy (%)", ylim=(0, 103))
+    right.set(title="teacher's accuracy less the student's (points)")
+    for axes in (left, right):
+        axes.set_xlabel("segment;  left = certain, right = uncertain")
+    _legend_below(figure, left)
+    return figure
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
+
+
+@styled
+def heatmaps(matrices: Mapping[str, Any], label: str) -> Figure:
+    """Matrices [C, C] of one scale side by side, from 0 up; entries that are NaN stay white."""
+    arrays = {name: as_array(matrix).astype(float) for name, matrix in matrices.items()}
+    highest = max((np.nanmax(array) for array in arrays.values() if not np.isnan(array).all()), default=1.0) or 1.0
+    figure, grid = panels(len(arrays), 2.9)
+    shown: Any = None
+    for axes, (name, array) in zip(grid, arrays.items(), strict=False):
+        shown = axes.imshow(array, cmap="magma_r", vmin=0, vmax=highest, interpolation="nearest")
+        axes.set(title=name, xlabel="class", ylabel="class")
+        axes.grid(visible=False)
+    figure.colorbar(shown, ax=grid[: len(arrays)], label=label, shrink=0.8)
+    return figure
+
+
+def panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, three in a row; those that are left over are not drawn."""
+    from matplotlib.figure import Figure
+
+    columns = min(PER_ROW, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(8.4 * max(columns, 2) / PER_ROW, height * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flatten())
+    for axes in grid[count:]:
+        axes.axis("off")
+    return figure, grid
+
+
+@styled
+def divergence_bars(students: Mapping[str, Mapping[str, float]]) -> Figure:
+    """The mean divergence of each student, over all images and over those of lowest and highest teacher entropy."""
+    kinds = {"kl_lowest_entropy": style.LOW_ENERGY, "kl": "#9AA5B1", "kl_highest_entropy": style.HIGH_ENERGY}
+    names = {"kl_lowest_entropy": "lowest 10 %", "kl": "all images", "kl_highest_entropy": "highest 10 %"}
+    figure, (axes,) = new_figure(8.4, 1.2 + 0.75 * len(students))
+    for offset, (kind, color) in zip((-0.26, 0, 0.26), kinds.items(), strict=True):
+        values = [one[kind] for one in students.values()]
+        bars = axes.barh(np.arange(len(students)) + offset, values, 0.24, color=color, label=names[kind])
+        axes.bar_label(bars, fmt="%.3f", padding=3, fontsize=8)
+    axes.set_yticks(range(len(students)), list(students))
+    axes.set(xlabel="mean KL(teacher || student), nats", ylim=(len(students) - 0.5, -0.5))
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.12)
+    figure.legend(loc="outside upper right", ncols=3)
+    return figure

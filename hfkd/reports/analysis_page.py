@@ -1,0 +1,108 @@
+"""The page of an analysis: a teacher and its students on the same images, with how each number is defined."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hfkd.reports.analysis_figures import divergence_bars, heatmaps, segment_accuracy
+from hfkd.reports.energy import EnergyGroup, energy_sections
+from hfkd.reports.html import Section, write_page
+
+Numbers = Mapping[str, Any]
+SHADED = "The shaded regions hold the tenth of lowest and the tenth of highest energy."
+
+
+def analysis_page(path: str | os.PathLike[str], numbers: Numbers, sections: Sequence[Section]) -> None:
+    """Write the page: what was analysed, a table of the students, and `sections`."""
+    teacher, students = numbers["teacher"], numbers["students"]
+    summary = {
+        "teacher": f"{teacher['name']} ({_percent(teacher['accuracy'])} %)",
+        "students": ", ".join(students),
+        "images": f"{numbers['images']:,} of the {numbers['split']} split of {numbers['dataset']}",
+        "classes": numbers["classes"],
+    }
+    write_page(path, f"Analysis: {teacher['name']} and its students", [_table(teacher, students), *sections], summary)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def _table(teacher: Numbers, students: Mapping[str, Numbers]) -> Section:
+    text = (
+        "Accuracies in percent, gaps in points. Agreement: the images that student and teacher put in one class. "
+        "Entropy: of softmax(z / 3), in nats, mean over the images."
+    )
+    header = ("network", "accuracy", "gap", "agreement", "entropy")
+    rows: list[tuple[str, ...]] = [
+        (f"{teacher['name']} (teacher)", _percent(teacher["accuracy"]), "", "", f"{teacher['entropy']:.3f}")
+    ]
+    rows += [
+        (name, *(_percent(one[key]) for key in ("accuracy", "gap", "agreement")), f"{one['entropy']:.3f}")
+        for name, one in students.items()
+    ]
+    return Section("Accuracy", text, table=(header, rows))
+
+
+def teacher_sections(
+    energies: Any, lowest: EnergyGroup, highest: EnergyGroup, thresholds: tuple[float, float], images: str
+) -> list[Section]:
+    """Energy KD's figures of the teacher."""
+    return energy_sections(energies, lowest, highest, thresholds, images, SHADED)
+
+
+def student_sections(
+    students: Mapping[str, Numbers], differences: Mapping[str, Any], temperature: float
+) -> list[Section]:
+    """Accuracy by segments of entropy, divergences, and correlations, from `hfkd.evaluation.analysis.compare`."""
+    return [
+        _by_teacher(students),
+        _by_student(students),
+        _divergence(students, temperature),
+        _correlations(students, differences),
+    ]
+
+
+def _by_teacher(students: Mapping[str, Numbers]) -> Section:
+    segments = {name: one["by_teacher_entropy"] for name, one in students.items()}
+    text = (
+        "The images in equally large segments, from those of lowest entropy of the teacher to those of highest: where "
+        "the student falls behind its teacher."
+    )
+    return Section("Accuracy by the teacher's entropy", text, segment_accuracy(segments, True), _gaps(segments))
+
+
+def _by_student(students: Mapping[str, Numbers]) -> Section:
+    segments = {name: one["by_student_entropy"] for name, one in students.items()}
+    text = (
+        "The same by the entropy of each student: its segments are its own, and so is the teacher's accuracy in them."
+    )
+    return Section("Accuracy by the student's entropy", text, segment_accuracy(segments, False), _gaps(segments))
+
+
+def _gaps(students: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[Sequence[Any], Sequence[Sequence[Any]]]:
+    """Of each student, the gap in each segment, in points."""
+    count = max(len(segments) for segments in students.values())
+    rows = [(name, *(f"{100 * one['gap']:.1f}" for one in segments)) for name, segments in students.items()]
+    return ("gap in segment", *range(1, count + 1)), rows
+
+
+def _divergence(students: Mapping[str, Numbers], temperature: float) -> Section:
+    text = (
+        f"KL(p_t || p_s) of softmax(z / {temperature:g}), mean over all images, and over the tenth of lowest and the "
+        "tenth of highest teacher entropy."
+    )
+    return Section("Divergence from the teacher", text, divergence_bars(students))
+
+
+def _correlations(students: Mapping[str, Numbers], differences: Mapping[str, Any]) -> Section:
+    text = (
+        "How differently student and teacher relate the classes: the absolute difference of their correlation "
+        "matrices, each of the classes' logits over the images. 0 where both agree, 2 at most."
+    )
+    found = {name: one["correlation_difference"] for name, one in students.items()}
+    rows = [(name, f"{one['mean']:.4f}", f"{one['max']:.4f}") for name, one in found.items()]
+    figure = heatmaps(differences, "|difference|")
+    return Section("Correlations of the logits", text, figure, (("student", "mean", "largest"), rows))

@@ -1,0 +1,109 @@
+"""`hfkd analyse`: what it writes, of networks whose numbers are known; what it refuses, before any pass."""
+
+import json
+import runpy
+import shutil
+import sys
+
+import pytest
+import torch
+from digit_files import write_digits
+from recipe_toys import RECIPES
+
+from hfkd.data import ImageTransform, load_images
+from hfkd.experiments.analysed_networks import short_names
+from hfkd.losses.functional import energy
+from hfkd.models import image_classifier
+
+NAMES = [str(digit) for digit in range(10)]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Digits, a teacher, a copy of it, one with its classes in another order, and another network's weights."""
+    folder = tmp_path_factory.mktemp("analysed")
+    write_digits(folder / "digits")
+    torch.manual_seed(0)
+    network = image_classifier("cifar_resnet8", 10, label_names=NAMES)
+    network.save_pretrained(folder / "teacher")
+    shutil.copytree(folder / "teacher", folder / "copy")
+    head = network.timm_model.get_classifier()
+    with torch.no_grad():
+        head.weight.copy_(head.weight.flip(0))
+        head.bias.copy_(head.bias.flip(0))
+    network.config.id2label = dict(enumerate(reversed(NAMES)))
+    network.config.label2id = {name: i for i, name in enumerate(reversed(NAMES))}
+    network.save_pretrained(folder / "turned")
+    torch.save(image_classifier("cifar_resnet8", 10).state_dict(), folder / "other.pth")
+    return folder
+
+
+def analyse(monkeypatch, digits, *flags):
+    data = ["--dataset_name", str(digits / "digits"), "--use_cpu", "--output_dir", str(digits / "page")]
+    teacher = [] if "--teacher" in flags else ["--teacher", str(digits / "teacher")]
+    monkeypatch.setattr(sys, "argv", ["analyse.py", *teacher, *data, *map(str, flags)])
+    runpy.run_path(str(RECIPES / "analyse.py"), run_name="__main__")
+    return json.loads((digits / "page" / "analysis.json").read_text()), (digits / "page" / "index.html").read_text()
+
+
+def test_copies_of_the_teacher_agree_with_it_and_another_network_does_not(digits, monkeypatch):
+    students = ("--students", digits / "copy", digits / "turned", "cifar_resnet8")
+    numbers, page = analyse(monkeypatch, digits, *students, "--student_checkpoints", digits / "other.pth")
+    assert (numbers["images"], numbers["classes"], numbers["split"]) == (32, 10, "test")
+    assert list(numbers["students"]) == ["copy", "turned", "cifar_resnet8"]
+    for name in ("copy", "turned"):
+        copy = numbers["students"][name]
+        assert (copy["gap"], copy["agreement"]) == (0, 1)
+        assert copy["kl"] == pytest.approx(0, abs=1e-6)
+        assert copy["correlation_difference"]["max"] == pytest.approx(0, abs=1e-4)
+        assert copy["accuracy"] == numbers["teacher"]["accuracy"]
+    other = numbers["students"]["cifar_resnet8"]
+    assert other["kl"] > 1e-3
+    assert other["correlation_difference"]["mean"] > 0.05
+    for title in ("Teacher energies", "highest energy", "Mean prediction", "teacher&#x27;s entropy", "Correlations"):
+        assert title in page
+    assert "http" not in page.split("</style>")[1]
+
+
+@pytest.mark.slow
+def test_the_training_split_is_seen_without_augmentation(digits, monkeypatch):
+    flags = ("--students", digits / "copy", "--split", "train", "--max_train_images", "20")
+    numbers, _ = analyse(monkeypatch, digits, *flags)
+    train = load_images(str(digits / "digits"))["train"].select(range(20)).with_transform(ImageTransform())
+    with torch.no_grad():
+        logits = image_classifier(digits / "teacher", 10)(train[:]["pixel_values"]).logits
+    assert numbers["images"] == 20
+    assert numbers["teacher"]["energy"]["mean"] == pytest.approx(energy(logits).mean().item(), abs=1e-4)
+    assert numbers["students"]["copy"]["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_what_cannot_be_analysed_is_refused_by_name_before_any_pass(digits, monkeypatch, tmp_path):
+    image_classifier("cifar_resnet8", 5).save_pretrained(tmp_path / "five")
+    (tmp_path / "empty").mkdir()
+    image_classifier("cifar_resnet8", 10, label_names=[str(n) for n in range(20, 30)]).save_pretrained(
+        tmp_path / "twenties"
+    )
+    monkeypatch.setattr("hfkd.experiments.analyse.network_pass", None)
+    refused = {
+        "five has 5 classes, and the data 10": [tmp_path / "five"],
+        "empty has no config.json": [tmp_path / "empty"],
+        "'nothing' is neither a folder": ["nothing"],
+        "0 student_checkpoints for 1 students": ["cifar_resnet8"],
+        "twenties does not have the classes of the data": [tmp_path / "twenties"],
+        "copy is given twice": [digits / "copy", digits / "copy"],
+    }
+    for message, students in refused.items():
+        with pytest.raises(ValueError, match=message):
+            analyse(monkeypatch, digits, "--students", *students)
+    with pytest.raises(ValueError, match="an architecture with random weights"):
+        analyse(monkeypatch, digits, "--teacher", "cifar_resnet8", "--students", digits / "copy")
+    with pytest.raises(ValueError, match="output_dir"):
+        analyse(monkeypatch, digits, "--students", digits / "page")
+
+
+def test_short_names_tell_networks_apart():
+    assert short_names(["runs/kd/", "runs/eakd"]) == ["kd", "eakd"]
+    assert short_names(["runs/kd/seed0", "runs/eakd/seed0"]) == ["kd/seed0", "eakd/seed0"]
+    assert short_names(["/resnet20", "b.pth/resnet20"]) == ["resnet20", "b.pth/resnet20"]
+    with pytest.raises(ValueError, match="a/b is given twice"):
+        short_names(["a/b", "./a/b/"])
