@@ -1,0 +1,26 @@
+"""Trackers get the parts of the loss by the names that the log has."""
+
+import pytest
+from toys import Net, Rows, arguments, teacher
+
+from hfkd import DistillationTrainer
+
+
+def test_tensorboard_has_each_part_of_the_loss(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    args = arguments(tmp_path / "run", max_steps=3, report_to="tensorboard", eval_strategy="steps", eval_steps=3)
+    slots = {"objective": "kd + 2 * dist", "weighting": "entropy"}
+    trainer = DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(), eval_dataset=Rows(8, seed=3), **slots)
+    trainer.train()
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    parts = {"loss", "ce", "kd", "dist", "temperature", "weight", "grad_norm", "learning_rate"}
+    assert {f"train/{part}" for part in parts} <= set(events.Tags()["scalars"])
+    assert {"eval/loss", "train/teacher_accuracy"} <= set(events.Tags()["scalars"])
+    logged = [row for row in trainer.state.log_history if "kd" in row]
+    for part in parts:
+        written = {event.step: event.value for event in events.Scalars(f"train/{part}")}
+        assert written == pytest.approx({row["step"]: row[part] for row in logged}, rel=1e-5)
