@@ -59,7 +59,14 @@ from hfkd.training.run_settings import compared_settings, run_settings
 from hfkd.training.setup import Setup
 from hfkd.training.statistics import scan_of
 from hfkd.training.streams import read_by_each_rank
-from hfkd.training.trainer_arguments import in_trainers_order, own_arguments, refuse_changed, taken
+from hfkd.training.trainer_arguments import (
+    in_trainers_order,
+    own_arguments,
+    refuse_changed,
+    refuse_old_methods,
+    refuse_replaced_loss,
+    taken,
+)
 from hfkd.training.validation.checked_batches import CheckedCollator
 from hfkd.training.validation.labels import refuse_unlabelled_batch
 from hfkd.training.validation.normalisation import receiving
@@ -113,6 +120,7 @@ class DistillationTrainer(Trainer):
     ) -> None:
         own_args = own_arguments(args)
         refuse_keywords(trainer_keywords)
+        refuse_old_methods(self)
         slots = {"objective": objective, "temperature": temperature, "weighting": weighting}
         slots |= {"ce_weight": ce_weight, "kd_weight": kd_weight}
         loss = chosen_loss(own_args, **slots)
@@ -335,6 +343,7 @@ class DistillationTrainer(Trainer):
 
     def _get_dataloader(self, dataset: Any, description: str, *arguments: Any, **keywords: Any) -> DataLoader:
         """Trainer's, whose batches are looked at on the host: rows to predict may say that they have no label."""
+        self.data_collator = self.setup.take_collator(self.data_collator)
         collate, pinned = self.data_collator, self.pins_memory and self.args.dataloader_pin_memory
         used = self.training_collator if description == "Training" else collate
         used = self.task.for_prediction(used) if description == "test" else used
@@ -537,6 +546,7 @@ class DistillationTrainer(Trainer):
         self.control.should_training_stop = True
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        refuse_replaced_loss(self)
         whole = self.judged.gradient_norm(model) if grad_norm is None else grad_norm
         norm = super()._get_grad_norm(model, whole)
         self.judged.judge(model, norm, self._tr_loss)

@@ -3,9 +3,10 @@
 import torch
 from bad_training import language, trainer, training
 from torch import nn
-from toys import Net, Rows, teacher
+from toys import Net, Rows, arguments, teacher
 from transformers.trainer_pt_utils import LabelSmoother
 
+from hfkd import DistillationTrainer
 from hfkd.models import Peers
 
 
@@ -25,6 +26,12 @@ def smoothing(make):
         return made.train
 
     return subclass
+
+
+def subclass(**methods):
+    """A trainer whose class has these methods of the user's own."""
+    kind = type("MyTrainer", (DistillationTrainer,), methods)
+    return lambda folder: lambda: kind(Net(), teacher(), arguments(folder / "run"), train_dataset=Rows())
 
 
 def set_late(**values):
@@ -65,6 +72,10 @@ def unlabelled():
     return [{"pixel_values": image} for image in Rows().images]
 
 
+def several():
+    return [{"pixel_values": image, "labels": torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0])} for image in Rows().images]
+
+
 def of_words():
     """Each token has a class, and none is the token itself."""
     return [{"input_ids": [3, 4, 5, 6], "labels": [1, 2, 1, 0]}] * 4
@@ -89,12 +100,19 @@ HABITS = {
         student=lambda: None, model_init=Net, optimizers=(torch.optim.SGD(Net().parameters(), lr=0.1), None)
     ),
     "tokenizer=": trainer(tokenizer=None),
+    "teacher_model=": trainer(teacher_model=None),
+    "a compute_loss of earlier versions": subclass(
+        compute_loss=lambda self, model, inputs, return_outputs=False: torch.zeros(())
+    ),
     "args.temperature set to '2.0' after the trainer was built": set_late(temperature="2.0"),
     "args.label_smoothing_factor set to 0.1 after the trainer was built": set_late(label_smoothing_factor=0.1),
     "compute_loss_func set after the trainer was built": set_late(compute_loss_func=lambda *given: 0),
     "a label_smoother of a subclass, loss_chunk_size=4": smoothing(language(args={"loss_chunk_size": 4})),
     "a label_smoother of a subclass, Peers": smoothing(
         trainer(student=lambda: Peers([Net(), Net(seed=2)]), taught=None)
+    ),
+    "transformers' label smoother, several labels a row": smoothing(
+        trainer(rows=several, args={"task": "multi_label_classification"})
     ),
     "Peers, and a teacher": trainer(student=lambda: Peers([Net(), Net(seed=2)])),
     "rows without labels, ce_weight=0.1": trainer(rows=unlabelled),

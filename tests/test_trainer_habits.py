@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from processes import on_ranks, script
+from text_toys import TokenRows, language_model, taught_model, tokenizer
 from toys import Net, Rows, arguments, teacher
-from transformers import Seq2SeqTrainingArguments, Trainer, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
 from hfkd import DistillationTrainer
 
@@ -219,6 +220,73 @@ def test_a_card_with_trainers_keywords(tmp_path, keywords):
 def test_no_clipping_may_be_said_by_none(tmp_path):
     trainer = DistillationTrainer(Net(), teacher(), arguments(tmp_path, max_grad_norm=None), train_dataset=Rows())
     assert trainer.train().global_step == 3
+
+
+# ---- methods of a subclass --------------------------------------------------------------------------------------
+
+
+class OwnLoss(DistillationTrainer):
+    """As answers in forums have it: nothing of the trainer's own."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return torch.nn.functional.cross_entropy(model(inputs["pixel_values"]), inputs["labels"])
+
+
+class MoreLoss(DistillationTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, **others):
+        return super().compute_loss(model, inputs, return_outputs, **others) + 0.0
+
+
+def test_a_loss_in_which_the_teacher_has_no_part_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"compute_loss of OwnLoss does not call super\(\).compute_loss"):
+        OwnLoss(Net(), teacher(), arguments(tmp_path), train_dataset=Rows()).train()
+    settings = arguments(tmp_path / "alone", kd_weight=0.0, ce_weight=1.0, max_steps=1, per_device_train_batch_size=32)
+    mine = OwnLoss(Net(), None, settings, train_dataset=Rows())
+    assert mine.train().training_loss == pytest.approx(mine_on_all(Net()), abs=1e-6)
+    assert MoreLoss(Net(), teacher(), arguments(tmp_path / "more"), train_dataset=Rows()).train().global_step == 3
+
+
+def mine_on_all(student):
+    return torch.nn.functional.cross_entropy(student(Rows().images), Rows().labels).item()
+
+
+class OldLoss(DistillationTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False):
+        return super().compute_loss(model, inputs, return_outputs)
+
+
+class OldLog(DistillationTrainer):
+    def log(self, logs):
+        super().log(logs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (OldLoss, r"write it as compute_loss\(self, model, inputs, return_outputs=False, num_items_in_batch=None\)"),
+        (OldLog, r"write it as log\(self, logs, start_time=None\)"),
+    ],
+)
+def test_a_method_of_earlier_versions_is_named_when_the_trainer_is_built(tmp_path, kind, message):
+    with pytest.raises(ValueError, match=message):
+        kind(Net(), teacher(), arguments(tmp_path), train_dataset=Rows())
+
+
+def test_a_collator_that_is_set_afterwards_is_made_ready_as_one_that_was_passed(tmp_path):
+    """Columns of words stay behind, and rows padded at their start get positions."""
+    rows = [row | {"text": "words", "attention_mask": [1] * len(row["input_ids"])} for row in TokenRows(16).rows]
+    words = tokenizer()
+    words.pad_token, words.padding_side = words.eos_token, "left"
+    collate, batches = DataCollatorForSeq2Seq(words), []
+    for late in (False, True):
+        given = {} if late else {"data_collator": collate}
+        args = arguments(tmp_path / str(late), train_sampling_strategy="sequential")
+        made = DistillationTrainer(language_model(), taught_model(), args, train_dataset=rows, **given)
+        made.data_collator = collate if late else made.data_collator
+        batches.append(next(iter(made.get_train_dataloader())))
+        made.train()
+    assert batches[0].keys() == batches[1].keys() >= {"position_ids", "host_targets"}
+    torch.testing.assert_close(batches[0]["position_ids"], batches[1]["position_ids"])
 
 
 # ---- several ranks ----------------------------------------------------------------------------------------------

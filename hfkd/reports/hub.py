@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import HfHubHTTPError
@@ -14,7 +15,8 @@ FAILURES: tuple[Any, ...] = (HfHubHTTPError.__mro__[1], ConnectionError)
 
 
 def upload_again(folder: Any, name: str | None) -> str:
-    """What to say of an upload that failed."""
+    """What to say of an upload that failed. `name`: the repository's; None: that of the folder, as Trainer has it."""
+    name = name or Path(str(folder)).absolute().name
     again = f"`hf upload {name} {shlex.quote(str(folder))} . --exclude 'checkpoint-*'`"
     return f"All of it is whole there; to upload it again: {again}"
 

@@ -42,6 +42,11 @@ class BatchAverage(TrainerCallback):
     def add(self, means: dict[str, Tensor], num_items: int) -> None:
         self._on_trial.append((means, num_items))
 
+    @property
+    def pending(self) -> bool:
+        """Whether anything was added since the last `keep` or `forget`."""
+        return bool(self._on_trial)
+
     def keep(self) -> None:
         """What was added so far counts, whatever `forget` forgets later."""
         self._kept += self._on_trial

@@ -74,9 +74,11 @@ def chosen_loss(args: DistillationArguments, **given: Any) -> DistillationLoss:
 
 
 def refuse_keywords(keywords: Mapping[str, Any]) -> None:
-    """Raise ValueError for keywords of Trainer's that have another name by now."""
+    """Raise ValueError for keywords that have another name: Trainer's by now, and other trainers' with a teacher."""
     if "tokenizer" in keywords:
         raise ValueError("tokenizer= is called processing_class= (as in Trainer of transformers 5)")
+    if "teacher_model" in keywords:
+        raise ValueError("teacher_model= is called teacher=")
 
 
 def refuse_no_network(teacher: Any) -> None:

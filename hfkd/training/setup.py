@@ -134,9 +134,8 @@ class Setup:
         given = self.keywords.pop("data_collator", None)
         if given is None:
             self.tokenise(teacher)
-        self.collator = chosen_collator(
-            given, self.processing_class, self.call, self.model, teacher, self.task, self.args
-        )
+        self.live_networks = teacher_networks(teacher)
+        self.collator = self.chosen(given)
         if given is None and isinstance(self.collator, TokenCollator):
             self.collator.labels_from_tokens = bool(self.loss.ce_weight)
         check_datasets(self.data, self.collator, self.task)
@@ -151,6 +150,19 @@ class Setup:
         refuse_unknown_epochs(self.loss, self.args, self.rows)
         if self.loss.unfitted is not None and self.rows is not None:
             refuse_streams(self.rows)
+
+    def chosen(self, given: Any) -> Any:
+        """The collator for the user's `given` one, or for none: gets what a network takes."""
+        parts = (self.processing_class, self.call, self.model, self.live_networks, self.task, self.args)
+        return chosen_collator(given, *parts)
+
+    def take_collator(self, given: Any) -> Any:
+        """The collator for one that the user has set on the trainer after it was built."""
+        if given is not self.collator:
+            stored = self.teacher is not None and not self.networks
+            made = self.chosen(given)
+            self.collator = self.teacher.collator(made) if stored and self.teacher is not None else made
+        return self.collator
 
     def tokenise(self, teacher: Any) -> None:
         """Rows that are texts become tokens, where the task knows how."""

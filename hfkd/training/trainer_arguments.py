@@ -1,12 +1,14 @@
 """What is passed as scripts for Trainer pass it: arguments in second place, TrainingArguments in place of ours."""
 
 import dataclasses
+import inspect
 import logging
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LabelSmoother
 
 from hfkd.arguments import DistillationArguments
 from hfkd.models import Peers
@@ -29,6 +31,14 @@ TAKEN = (
     "teacher_cache_dir",
     "channels_last",
 )
+# How Trainer calls what subclasses override: so many by position, and those by name.
+CALLED: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
+    "compute_loss": (({}, {}), ("num_items_in_batch",)),
+    "training_step": (({}, {}, None), ()),
+    "prediction_step": (({}, {}, True), ("ignore_keys",)),
+    "log": (({}, None), ()),
+    "create_scheduler": ((), ("num_training_steps", "optimizer")),
+}
 OF_TRAINER = tuple(one.name for one in dataclasses.fields(TrainingArguments) if one.init)
 
 
@@ -100,10 +110,41 @@ def refuse_changed(trainer: Any) -> None:
             "a label_smoother of your own takes one student's whole logits, which neither loss_chunk_size nor Peers "
             "give it: leave it out, or set label_smoothing_factor"
         )
+    if isinstance(trainer.label_smoother, LabelSmoother) and not trainer.task.class_ids:
+        raise ValueError(
+            f"transformers' LabelSmoother is for one class an item, and each label of {trainer.task.name} is a yes or "
+            "a no: leave it out, or smooth the labels themselves"
+        )
     if trainer.label_smoother is not None and trainer.task.by_share:
         raise ValueError(
             f"a label_smoother of your own would be added to the networks' own loss, which {trainer.task.name} takes "
             "as it is: leave it out"
+        )
+
+
+def refuse_old_methods(trainer: Any) -> None:
+    """Raise ValueError for a method of a subclass that does not take what Trainer gives it, as of earlier versions."""
+    for name, (given, named) in CALLED.items():
+        own = getattr(type(trainer), name)
+        try:
+            inspect.signature(own).bind(trainer, *given, **dict.fromkeys(named))
+        except TypeError as error:
+            wanted = inspect.signature(getattr(Trainer, name))
+            names = ", ".join(str(one.replace(annotation=one.empty)) for one in wanted.parameters.values())
+            raise ValueError(
+                f"{type(trainer).__name__}.{name} does not take what Trainer of transformers 5 gives it ({error}): "
+                f"write it as {name}({names})"
+            ) from error
+
+
+def refuse_replaced_loss(trainer: Any) -> None:
+    """Raise ValueError where a step was computed without the trainer's own `compute_loss`, teacher and all."""
+    if trainer.distillation_loss.kd_weight and not trainer.judged.parts.pending:
+        raise ValueError(
+            f"compute_loss of {type(trainer).__name__} does not call super().compute_loss, so that neither the teacher "
+            "nor objective, temperature and weighting have a part in the loss: add to what that returns, register a "
+            "loss of your own as an objective (hfkd.losses.registry.register_objective), or say kd_weight=0 to train "
+            "on your loss alone"
         )
 
 
