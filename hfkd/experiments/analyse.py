@@ -4,6 +4,7 @@ n images, m of them in a group, C classes.
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,11 +18,13 @@ from hfkd.data.epochs import image_transform, refuse_streams
 from hfkd.evaluation.analysis import AnalysedNetwork, NetworkPass, compare, network_pass, sample_numbers
 from hfkd.evaluation.analysis.samples import SHARE, extremes
 from hfkd.experiments.analysed_networks import load_networks
+from hfkd.experiments.analysis_parts import landscapes, load_runs, planes, training
 from hfkd.experiments.run import without_paths
 from hfkd.models import InputSpec
 from hfkd.reports.analysis_page import analysis_page, student_sections, teacher_sections
 from hfkd.reports.energy import EnergyGroup, class_captions
 from hfkd.reports.environment import environment
+from hfkd.reports.html import Section
 from hfkd.teachers.statistics import seen
 from hfkd.utils.counts import at_least_one
 from hfkd.utils.json_file import write_json
@@ -49,13 +52,34 @@ class AnalysisArguments:
         default="test", metadata={"help": "Which images: the test split, or the training split without augmentation."}
     )
     kl_temperature: float = field(default=1.0, metadata={"help": "Temperature of the softmax in the divergences."})
+    tsne_images: int = field(default=1000, metadata={"help": "How many images the t-SNE shows; 0 leaves it out."})
+    checkpoints_of: list[str] | None = field(
+        default=None, metadata={"help": "Folders of runs whose checkpoint-* are compared, for the student's training."}
+    )
+    landscape_points: int = field(
+        default=11, metadata={"help": "Points of a loss landscape along a direction, an odd number; 0 leaves it out."}
+    )
+    landscape_dims: int = field(default=2, metadata={"help": "Its random directions: 1 (a line) or 2 (a map)."})
+    landscape_images: int = field(default=256, metadata={"help": "How many images its loss is the mean over."})
+    seed: int = field(default=0, metadata={"help": "Of what is drawn: images of the t-SNE and landscape, directions."})
     batch_size: int = field(default=256, metadata={"help": "Images of a forward pass."})
     use_cpu: bool = field(default=False, metadata={"help": "Leave an accelerator alone."})
     output_dir: str = field(default="analysis", metadata={"help": "Folder of the page and the numbers."})
 
     def __post_init__(self) -> None:
-        at_least_one(self, "batch_size")
+        at_least_one(self, "batch_size", "landscape_images")
         positive("analyse", kl_temperature=self.kl_temperature)
+        if self.tsne_images < 0:
+            raise ValueError(f"tsne_images={self.tsne_images} must be 0 or more")
+        if self.landscape_points and (self.landscape_points < 3 or self.landscape_points % 2 == 0):
+            raise ValueError(
+                f"landscape_points={self.landscape_points} must be odd and 3 or more, so that the network is in the "
+                "middle, or 0 to leave the landscape out"
+            )
+        if self.landscape_dims not in (1, 2):
+            raise ValueError(f"landscape_dims={self.landscape_dims} must be 1 or 2")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must be 0 or more")
         if not self.students:
             raise ValueError("students is empty: name one network at least")
 
@@ -67,6 +91,7 @@ def analyse(args: AnalysisArguments, data: ImageDataArguments) -> dict[str, Any]
     """
     images, received = _images(args, data)
     teacher, students = load_networks(args, images, received)
+    runs = load_runs(args.checkpoints_of or [], images, received, args.use_cpu)
     logger.info("%d images of %s; %d students", len(images), data.dataset_name, len(students))
     taught = network_pass(teacher, images, args.batch_size)
     passes = {one.name: network_pass(one, images, args.batch_size) for one in students}
@@ -77,6 +102,9 @@ def analyse(args: AnalysisArguments, data: ImageDataArguments) -> dict[str, Any]
     numbers["students"] = {name: found for name, (found, _) in compared.items()}
     differences = {name: difference for name, (_, difference) in compared.items()}
     sections += student_sections(numbers["students"], differences, args.kl_temperature)
+    for more, shown in _parts(args, (teacher.name, taught), (passes, students), runs, images):
+        numbers |= more
+        sections += shown
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / NUMBERS_NAME, numbers)
@@ -85,10 +113,29 @@ def analyse(args: AnalysisArguments, data: ImageDataArguments) -> dict[str, Any]
     return numbers
 
 
+def _parts(
+    args: AnalysisArguments,
+    teacher: tuple[str, NetworkPass],
+    students: tuple[dict[str, NetworkPass], list[AnalysedNetwork]],
+    runs: dict[str, dict[int, AnalysedNetwork]],
+    images: Any,
+) -> Iterator[tuple[dict[str, Any], list[Section]]]:
+    """The parts that may be left out: features in the plane, checkpoints, loss landscapes."""
+    if args.tsne_images:
+        numbers, section = planes(*teacher, students[0], args.tsne_images, args.seed)
+        yield numbers, [section]
+    yield training(teacher[1], runs, images, args.batch_size, args.kl_temperature)
+    if args.landscape_points:
+        size = args.landscape_images, args.landscape_points, args.landscape_dims
+        numbers, section = landscapes(students[1], images, *size, args.batch_size, args.seed)
+        yield numbers, [section]
+
+
 def _images(args: AnalysisArguments, data: ImageDataArguments) -> tuple[Any, InputSpec]:
     """The images that are looked at, without augmentation, and how they are normalised."""
-    if find_spec("matplotlib") is None:
-        raise ValueError("the page is drawn with matplotlib: pip install 'hfkd[demo]'")
+    for package in ("matplotlib", *(["sklearn"] if args.tsne_images else [])):
+        if find_spec(package) is None:
+            raise ValueError(f"the page takes {package}, which is not installed: pip install 'hfkd[demo]'")
     train, test = data.load()
     images = train if args.split == "train" else test
     refuse_streams(images)

@@ -48,7 +48,8 @@ def load_network(
 ) -> AnalysedNetwork:
     """One of them, checked on two images."""
     classes, data_names = num_labels(images), label_names(images)
-    if not _is_timm(network) and "/" not in network and not Path(network).is_dir():
+    hub_id = network.count("/") == 1 and not network.startswith((".", "/", "~"))
+    if not (_is_timm(network) or hub_id or Path(network).is_dir()):
         raise ValueError(f"{network!r} is neither a folder that a run left, nor a Hub id (owner/name), nor a timm name")
     if Path(network).is_dir() and not (Path(network) / "config.json").is_file():
         raise ValueError(f"{network} has no config.json: name the folder that a run left, or a checkpoint-* in it")

@@ -11,7 +11,9 @@ from digit_files import write_digits
 from recipe_toys import RECIPES
 
 from hfkd.data import ImageTransform, load_images
+from hfkd.experiments.analyse import AnalysisArguments
 from hfkd.experiments.analysed_networks import short_names
+from hfkd.experiments.analysis_parts import run_checkpoints
 from hfkd.losses.functional import energy
 from hfkd.models import image_classifier
 
@@ -40,6 +42,7 @@ def digits(tmp_path_factory):
 
 def analyse(monkeypatch, digits, *flags):
     data = ["--dataset_name", str(digits / "digits"), "--use_cpu", "--output_dir", str(digits / "page")]
+    data += [] if "--landscape_points" in flags else ["--landscape_points", "0", "--tsne_images", "0"]
     teacher = [] if "--teacher" in flags else ["--teacher", str(digits / "teacher")]
     monkeypatch.setattr(sys, "argv", ["analyse.py", *teacher, *data, *map(str, flags)])
     runpy.run_path(str(RECIPES / "analyse.py"), run_name="__main__")
@@ -66,6 +69,49 @@ def test_copies_of_the_teacher_agree_with_it_and_another_network_does_not(digits
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dims", [1, 2])
+def test_the_parts_that_may_be_left_out(digits, monkeypatch, dims):
+    shutil.copytree(digits / "turned", digits / "run" / "checkpoint-5", dirs_exist_ok=True)
+    shutil.copytree(digits / "copy", digits / "run" / "checkpoint-10", dirs_exist_ok=True)
+    flags = ("--landscape_points", 3, "--landscape_dims", dims, "--landscape_images", 8, "--tsne_images", 20)
+    more = ("--checkpoints_of", digits / "run")
+    numbers, page = analyse(monkeypatch, digits, "--students", digits / "copy", digits / "turned", *flags, *more)
+    run = numbers["checkpoints"]["run"]  # of one network, whose classes stand in another order
+    assert [one["step"] for one in run["steps"]] == [5, 10]
+    assert run["entropy_variability"]["all"] == pytest.approx(0, abs=1e-6)
+    assert run["steps"][0]["kl"] == pytest.approx(0, abs=1e-6)
+    found = numbers["landscape"]["students"]["copy"]
+    losses = torch.tensor(found["losses"])
+    assert losses.shape == (3,) * dims
+    assert found["area@1.6"] == pytest.approx((losses <= 1.6).float().mean().item())
+    assert found["variance"] == pytest.approx(losses.double().var(correction=0).item())
+    rows = torch.randperm(32, generator=torch.Generator().manual_seed(0))[:8].sort().values
+    test = load_images(str(digits / "digits"))["test"].with_transform(ImageTransform())[rows.tolist()]
+    with torch.no_grad():
+        logits = image_classifier(digits / "copy", 10)(test["pixel_values"]).logits
+    here = torch.nn.functional.cross_entropy(logits, test["labels"]).item()
+    assert losses.flatten()[losses.numel() // 2].item() == pytest.approx(here, rel=1e-4)
+    indices = numbers["calinski_harabasz"]
+    assert indices["copy"] == indices["teacher"]
+    assert numbers["embedded_images"] == 20
+    for title in ("Penultimate features", "Over the training of run", "Loss landscape"):
+        assert title in page
+
+
+def test_settings_that_cannot_be():
+    for name, value in {"landscape_points": 4, "landscape_dims": 3, "tsne_images": -1, "landscape_images": 0}.items():
+        with pytest.raises(ValueError, match=f"{name}={value} must be"):
+            AnalysisArguments("teacher", ["student"], **{name: value})
+
+
+def test_a_run_with_one_checkpoint_has_nothing_to_compare(tmp_path):
+    image_classifier("cifar_resnet8", 10).save_pretrained(tmp_path / "checkpoint-5")
+    (tmp_path / "checkpoint-10").mkdir()
+    with pytest.raises(ValueError, match="1 folders checkpoint-"):
+        run_checkpoints(str(tmp_path))
+
+
+@pytest.mark.slow
 def test_the_training_split_is_seen_without_augmentation(digits, monkeypatch):
     flags = ("--students", digits / "copy", "--split", "train", "--max_train_images", "20")
     numbers, _ = analyse(monkeypatch, digits, *flags)
@@ -88,6 +134,7 @@ def test_what_cannot_be_analysed_is_refused_by_name_before_any_pass(digits, monk
         "five has 5 classes, and the data 10": [tmp_path / "five"],
         "empty has no config.json": [tmp_path / "empty"],
         "'nothing' is neither a folder": ["nothing"],
+        "gone' is neither a folder": [tmp_path / "gone"],
         "0 student_checkpoints for 1 students": ["cifar_resnet8"],
         "twenties does not have the classes of the data": [tmp_path / "twenties"],
         "copy is given twice": [digits / "copy", digits / "copy"],
@@ -98,7 +145,7 @@ def test_what_cannot_be_analysed_is_refused_by_name_before_any_pass(digits, monk
     with pytest.raises(ValueError, match="an architecture with random weights"):
         analyse(monkeypatch, digits, "--teacher", "cifar_resnet8", "--students", digits / "copy")
     with pytest.raises(ValueError, match="output_dir"):
-        analyse(monkeypatch, digits, "--students", digits / "page")
+        analyse(monkeypatch, digits, "--students", digits / "copy", "--output_dir", digits / "copy")
 
 
 def test_short_names_tell_networks_apart():
