@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from hfkd.data.he_da_arguments import HighEnergyArguments
 from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.temperatures import USUAL
 from hfkd.models.on_policy_arguments import OnPolicyArguments
 from hfkd.tasks.choice import named_task
 from hfkd.utils.argument_types import Count, NotNegative, Positive, fitting
@@ -66,8 +67,12 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
             "terms: 'kd + 100 * fitnet(layer=2)', in a settings file also a list of them."
         },
     )
-    temperature: str = field(
-        default="4.0", metadata={"help": "Softmax temperature: a number, energy(ratio=0.2), gradation, ..."}
+    temperature: str | None = field(
+        default=None,
+        metadata={
+            "help": "Softmax temperature: a number, energy(ratio=0.2), gradation, ... Unset: 4, and 1 for language "
+            "models."
+        },
     )
     weighting: str = field(
         default="uniform",
@@ -207,6 +212,11 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
         return publishable(vars(self))
 
     @property
+    def slot_temperature(self) -> Any:
+        """`temperature`, or where nobody chose one what is usual; of language models the trainer learns at 1 then."""
+        return USUAL if self.temperature is None else self.temperature
+
+    @property
     def more_settings(self) -> dict[str, Any]:
         """What decides a run's result beside its networks, slots and weights, where it is on."""
         return self.high_energy | self.written_responses
@@ -230,7 +240,7 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
     def _check_slots(self) -> None:
         """A slot or a task that cannot be built is said now, before any network is loaded."""
         with kept_random_state():  # some slots have weights
-            DistillationLoss(self.objective, self.temperature, self.weighting, self.ce_weight, self.kd_weight)
+            DistillationLoss(self.objective, self.slot_temperature, self.weighting, self.ce_weight, self.kd_weight)
         if self.task != "auto":
             named_task(self.task)
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from hfkd.losses.temperatures import resolve_temperature
+from hfkd.losses.temperatures import OF_LANGUAGE, resolve_temperature
 from hfkd.models.vocabulary import common_vocabulary
 from hfkd.teachers.frozen import FrozenTeacher, place
 from hfkd.teachers.source import model_source
@@ -83,7 +83,8 @@ class TeacherCacheArguments:
         accelerator = Accelerator(
             mixed_precision=mixed_precision
         )  # with the processes of TrainingArguments made before
-        choices = getattr(resolve_temperature(temperature), "choices", None)
+        softened = resolve_temperature(OF_LANGUAGE if temperature is None else temperature)
+        choices = getattr(softened, "choices", None)
         if choices is None:
             raise ValueError(
                 f"--teacher_cache_dir: the temperatures of {temperature} are not known beforehand: train live"

@@ -39,7 +39,7 @@ def dry_run(table: Table, argv: Sequence[str]) -> str:
             "student": networks.student_name,
             "data": data.dataset_name,
             "objective": args.objective,
-            "temperature": args.temperature,
+            "temperature": args.slot_temperature,
             "weighting": args.weighting,
             "CE": args.ce_weight,
             "KD": args.kd_weight,

@@ -114,7 +114,7 @@ class Job:
 
 
 def slots_of(args: DistillationArguments) -> DistillationLoss:
-    return DistillationLoss(args.objective, args.temperature, args.weighting, args.ce_weight, args.kd_weight)
+    return DistillationLoss(args.objective, args.slot_temperature, args.weighting, args.ce_weight, args.kd_weight)
 
 
 def jobs_of(table: Table, argv: Sequence[str]) -> list[Job]:

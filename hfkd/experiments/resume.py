@@ -14,6 +14,7 @@ from hfkd.data import ImageDataArguments
 from hfkd.experiments.distil import distil_images
 from hfkd.experiments.run import without_paths
 from hfkd.models import NetworkArguments
+from hfkd.models.on_policy_arguments import OnPolicyArguments
 from hfkd.reports.results import RESULTS_NAME
 from hfkd.utils.json_file import jsonable, read_json, write_json
 from hfkd.utils.output_folder import refuse_inputs
@@ -32,6 +33,7 @@ DECISIVE = (
 INDIFFERENT = {
     *("channels_last", "keep_freed_memory", "loss_chunk_size", "model_license", "resident", "scan_cache_dir"),
     *("teacher_cache_dir", "teacher_cache_on_device"),
+    *(f.name for f in fields(OnPolicyArguments)),  # of language models, refused with images
 }
 # decides nothing in a run that met no NaN, and how one that did may go on
 RETRIED = ("on_nan",)
@@ -41,6 +43,7 @@ def deciding(networks: NetworkArguments, data: ImageDataArguments, args: Distill
     """The settings that decide what comes out of a run and by which protocol, free of a machine's paths."""
     ours = {f.name for f in fields(args)} - {f.name for f in fields(TrainingArguments)}
     settings = vars(networks) | vars(data) | {name: getattr(args, name) for name in [*sorted(ours), *DECISIVE]}
+    settings |= {"temperature": args.slot_temperature}
     return jsonable(without_paths({name: value for name, value in settings.items() if name not in INDIFFERENT}))
 
 

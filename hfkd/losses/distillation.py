@@ -27,7 +27,7 @@ from hfkd.losses.functional import upcast
 from hfkd.losses.items import HiddenItems, Items
 from hfkd.losses.registry import WEIGHTINGS
 from hfkd.losses.slot_values import is_ours, nan_where_wrong, one_per_item, one_per_sample
-from hfkd.losses.temperatures import Constant, Energy, Fitted, resolve_temperature
+from hfkd.losses.temperatures import USUAL, Constant, Energy, Fitted, resolve_temperature
 from hfkd.losses.terms import Term, resolve_objective, terms_of
 from hfkd.utils.argument_types import NotNegative, fitting
 from hfkd.utils.slots import resolve
@@ -57,7 +57,7 @@ class DistillationLoss(nn.Module):
     def __init__(
         self,
         objective: Any = "kd",
-        temperature: Any = 4.0,
+        temperature: Any = USUAL,
         weighting: Any = "uniform",
         ce_weight: float = 0.1,
         kd_weight: float = 0.9,
@@ -79,6 +79,7 @@ class DistillationLoss(nn.Module):
         hidden = [m for slot in slots if not isinstance(slot, nn.Module) for m in trained_modules(slot)]
         if hidden:
             self.inner_modules = nn.ModuleList(hidden)
+        self.temperature_chosen = True  # False: it is the usual one, as nobody said another
         self.labelled = True  # False: the rows have no labels, and `ce` is none of the parts
         self.label_term = True  # False: whoever calls adds a term of its own by `of_labels`, and `ce` is only logged
         # Made by whoever uses hfkd: what they give is not known to be a temperature, or a weight.

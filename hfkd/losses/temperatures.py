@@ -21,6 +21,7 @@ from hfkd.utils.devices import constant
 from hfkd.utils.slots import resolve
 
 Level = Literal["sample", "item"]
+USUAL, OF_LANGUAGE = 4.0, 1.0  # softmax temperatures where nobody chooses: CIFAR-100's, and of language models
 
 
 class Fitted(Temperature):

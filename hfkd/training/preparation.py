@@ -1,5 +1,6 @@
 """What DistillationTrainer makes of its arguments before it is a Trainer."""
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from hfkd.data.resident import ResidentImages
 from hfkd.data.used_columns import only_used
 from hfkd.losses.base import requirements_of
 from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.temperatures import OF_LANGUAGE, Constant
 from hfkd.models import Peers
 from hfkd.models.calling import Call
 from hfkd.models.checkpoints import some
@@ -30,6 +32,8 @@ from hfkd.training.checkpoints.student_weights import trained_but_not_saved
 from hfkd.training.trainer_arguments import refuse_loss_function
 from hfkd.training.validation.normalisation import Received, warn_of_normalisation
 from hfkd.utils.launch import check_world_size
+
+logger = logging.getLogger(__name__)
 
 
 class EpochViews(TrainerCallback):
@@ -70,7 +74,18 @@ def setting(args: Any, **values: Any) -> Iterator[None]:
 def chosen_loss(args: DistillationArguments, **given: Any) -> DistillationLoss:
     """The loss of the slots and weights that are `given`, and of `args` where they are None."""
     values = {name: getattr(args, name) if value is None else value for name, value in given.items()}
-    return DistillationLoss(**values, label_smoothing=args.label_smoothing_factor)
+    chosen = values["temperature"] is not None
+    values["temperature"] = values["temperature"] if chosen else args.slot_temperature
+    loss = DistillationLoss(**values, label_smoothing=args.label_smoothing_factor)
+    loss.temperature_chosen = chosen
+    return loss
+
+
+def suit_temperature(loss: DistillationLoss, task: Task) -> None:
+    """Where nobody chose a temperature, language models learn the teacher's distribution as it is."""
+    if loss.kd_weight and task.vocabulary and not loss.temperature_chosen:
+        loss.temperature = Constant(OF_LANGUAGE)
+        logger.info("temperature=%g, as no other was given: usual for language models (4 for images).", OF_LANGUAGE)
 
 
 def refuse_keywords(keywords: Mapping[str, Any]) -> None:

@@ -39,6 +39,7 @@ from hfkd.training.preparation import (
     refuse_prompts,
     refuse_unsaved,
     refuse_unsupported,
+    suit_temperature,
     teacher_networks,
     with_adapters,
 )
@@ -119,6 +120,7 @@ class Setup:
         self.call = call.for_text() if call.takes_images and texts_alone(rows) else call
         self.task = chosen_task(self.args.task, *networks, rows)
         self.task.configure(self.args)
+        suit_temperature(self.loss, self.task)
         live = teacher_networks(teacher)
         self.task.check_networks(networks_of(self.model), live, stored=teacher is not None and not live)
         self.task.check_loss(self.loss)

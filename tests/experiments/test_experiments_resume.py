@@ -43,6 +43,14 @@ def test_what_makes_another_run(tmp_path, change, another):
     assert (before != after) is another
 
 
+def test_a_temperature_that_nobody_gave_is_the_usual_one(tmp_path):
+    """As earlier versions wrote it down."""
+    networks, data = NetworkArguments(), ImageDataArguments()
+    usual, given = (deciding(networks, data, arguments(tmp_path, **more)) for more in ({}, {"temperature": "4.0"}))
+    assert str(usual["temperature"]) == given["temperature"] == "4.0"
+    assert not [name for name in usual if name.startswith("on_policy")]
+
+
 def test_where_the_images_are_held_makes_no_other_run(tmp_path):
     networks, data, args = NetworkArguments(), ImageDataArguments(), arguments(tmp_path)
     assert deciding(networks, replace(data, resident=False), args) == deciding(networks, data, args)

@@ -139,7 +139,7 @@ def test_every_row_of_every_table_is_understood(path):
         NetworkArguments(**parts[1])
         ImageDataArguments(**parts[2])
         args = the_arguments(json.dumps({k: v for k, v in parts[3].items() if k != "output_dir"}))
-        slots(args.objective, args.temperature, args.weighting, args.ce_weight, args.kd_weight)
+        slots(args.objective, args.slot_temperature, args.weighting, args.ce_weight, args.kd_weight)
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
