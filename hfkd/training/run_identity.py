@@ -41,10 +41,10 @@ TRAINING = (
     "warmup_steps",
     "lr_scheduler_kwargs",
     *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "decay_bias_and_norm", "neftune_noise_alpha"),
-    *("mixed_precision", "weights", "dropout", "collator", "segmentation_stride", "split_batches", "even_batches"),
+    *("mixed_precision", "weights", "dropout", "segmentation_stride", "split_batches", "even_batches"),
 )
 # Those that a folder may hold another value of: nothing to refuse a run for, but said where it is resumed.
-SAID = ("device", "versions", "evaluation_rows")
+SAID = ("device", "versions", "evaluation_rows", "collator")
 SOMETIMES = ("lr_scheduler_type", "lr_decay_epochs", "lr_decay_factor")  # a run has either kind of schedule
 OTHER_BATCHES = (
     " The rows of the epoch that it stopped in are counted in batches of the new size: some come twice in it, or not "
