@@ -231,8 +231,11 @@ def test_each_rank_looks_at_its_own_first_batch(tmp_path):
         out = tmp_path / str(ranks)
         out.mkdir()
         job = Path(__file__).parents[1] / "habit_job.py"
-        codes = on_ranks(out / "log", ranks, script, job, str(out), "loader", str(8 // ranks))
+        codes = on_ranks(out / "log", ranks, script, job, str(out), "loader", "4")
         assert codes == [0] * ranks, "\n".join(path.read_text()[-2000:] for path in out.glob("log*"))
         found.append(torch.load(out / "student.pt", weights_only=True))
-    for key, value in found[0].items():
-        torch.testing.assert_close(found[1][key], value, rtol=0, atol=1e-6, msg=key)
+    learned = {
+        key for key in found[0] if ".bn." not in key or key.endswith(("weight", "bias"))
+    }  # each rank's own means
+    for key in learned:
+        torch.testing.assert_close(found[1][key], found[0][key], rtol=0, atol=1e-6, msg=key)
