@@ -140,7 +140,7 @@ def test_what_leaves_it_out(tmp_path, keywords):
 def test_without_a_live_teacher_there_is_nothing_to_measure(tmp_path):
     peers = make(tmp_path / "peers", student=Peers([Net(), Net(seed=1)]))
     alone = make(tmp_path / "alone", kd_weight=0.0, ce_weight=1.0)
-    build_text_cache(taught_model(), token_dataset(), tmp_path / "cache", k=4, temperatures=4.0, progress_bar=False)
+    build_text_cache(taught_model(), token_dataset(), tmp_path / "cache", k=4, temperatures=1.0, progress_bar=False)
     stored = DistillationTrainer(
         language_model(),
         CachedTextTeacher(tmp_path / "cache"),
