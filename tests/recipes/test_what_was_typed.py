@@ -49,8 +49,9 @@ def test_the_flags_precision_is_that_of_the_run_and_of_its_stored_teacher(folder
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "flags"), [("gpt2_dolly_eakd", text_flags), ("cifar100_energy_kd", image_flags)])
 def test_a_stored_teacher_where_the_machine_computes_in_bfloat16(folder, monkeypatch, tmp_path, recipe, flags):
-    """As README.md says it, with no precision named: the first run stores the teacher, the second reads it."""
-    told = re.findall(r"`(--teacher_cache_dir FOLDER)`", (RECIPES.parent / "README.md").read_text())
+    """As the docs say it, with no precision named: the first run stores the teacher, the second reads it."""
+    pages = [RECIPES.parent / "docs" / "tasks" / name for name in ("images.md", "language.md")]
+    told = [found for page in pages for found in re.findall(r"`(--teacher_cache_dir FOLDER)`", page.read_text())]
     assert len(told) == 2  # for images, and for texts
     cache = told[0].replace("FOLDER", str(tmp_path / "cache")).split()
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
