@@ -56,9 +56,6 @@ class BoxTransform(EpochTransform):
     def clean(self) -> Self:
         return replace(self, augment=False)
 
-    def at_epoch(self, epoch: int) -> Self:
-        return replace(self, epoch=torch.tensor(epoch))
-
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
         seeds = view_ids(torch.tensor(batch["index"]), self.seed, self.epoch, 1 << 62).tolist()
         with torch.random.fork_rng(devices=[]):

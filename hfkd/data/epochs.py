@@ -2,8 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from datasets import Dataset, IterableDataset, SplitDict
@@ -23,7 +24,7 @@ class Resizing(NamedTuple):
 
 
 class EpochTransform(ABC):
-    """A transform that makes each row of an epoch from (seed, epoch, index) alone.
+    """A transform that makes each row of an epoch from (seed, epoch, index) alone; a dataclass with the field `epoch`.
 
     The same in any worker, on any number of ranks, and after a resume. `epoch` is a number in shared memory, so that
     persistent workers see `set_epoch`.
@@ -34,9 +35,9 @@ class EpochTransform(ABC):
     std: tuple[float, ...] | None = None
     label_names: tuple[str, ...] | None = None  # of the classes, where no feature of the dataset says them
 
-    @abstractmethod
     def at_epoch(self, epoch: int) -> Self:
         """The same with the rows of one epoch, whatever `set_epoch` says to this one."""
+        return replace(cast(Any, self), epoch=torch.tensor(epoch))
 
     def one_view(self) -> Self:
         """The same with one view of each row, where there are several."""

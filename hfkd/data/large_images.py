@@ -61,9 +61,6 @@ class LargeImageTransform(ImageEpochTransform):
     def one_view(self) -> Self:
         return self
 
-    def at_epoch(self, epoch: int) -> Self:
-        return replace(self, epoch=torch.tensor(epoch))
-
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
         index = torch.tensor(batch["index"])
         seeds = view_ids(index, self.seed, self.epoch, 1 << 62)

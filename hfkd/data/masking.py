@@ -3,8 +3,8 @@
 B rows, L tokens of each.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,9 +35,6 @@ class TokenMasking(EpochTransform):
                 "(tokenizer.add_special_tokens({'mask_token': '[MASK]'}), and save it), or choose another tokenizer"
             )
         self._collator = DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=self.probability)
-
-    def at_epoch(self, epoch: int) -> Self:
-        return replace(self, epoch=torch.tensor(epoch))
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
         seeds = view_ids(torch.tensor(batch["index"]), self.seed, self.epoch, 1 << 62).tolist()

@@ -98,9 +98,6 @@ class MaskTransform(EpochTransform):
     def clean(self) -> Self:
         return replace(self, augment=False)
 
-    def at_epoch(self, epoch: int) -> Self:
-        return replace(self, epoch=torch.tensor(epoch))
-
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
         seeds = view_ids(torch.tensor(batch["index"]), self.seed, self.epoch, 1 << 62).tolist()
         rows = zip(batch["image"], batch["labels"], batch["index"], seeds, strict=True)

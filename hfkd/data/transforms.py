@@ -52,9 +52,6 @@ class ImageTransform(ImageEpochTransform):
     def clean(self) -> Self:
         return replace(self, augment=False)
 
-    def at_epoch(self, epoch: int) -> Self:
-        return replace(self, epoch=torch.tensor(epoch))
-
     @property
     def num_views(self) -> int:
         return (2 * self.padding + 1) ** 2 * (2 if self.flip else 1)
