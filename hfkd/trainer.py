@@ -179,6 +179,7 @@ class DistillationTrainer(Trainer):
             # Seventy small operations become a few. Not by CUDA graphs: what is logged outlives the step.
             loss.compile(backend=self.args.torch_compile_backend or "inductor")
         self.teacher: Any = None if teacher is None else teacher.placed(self.accelerator)
+        self.placed_teacher = self.teacher
         self.written = WrittenSteps(self) if self.args.writes else None
         self.cached_teacher: Any = cached_teacher(
             self.teacher, self.train_dataset, loss, self.args, self.task, self.accelerator

@@ -106,6 +106,8 @@ HABITS = {
     ),
     "args.temperature set to '2.0' after the trainer was built": set_late(temperature="2.0"),
     "args.label_smoothing_factor set to 0.1 after the trainer was built": set_late(label_smoothing_factor=0.1),
+    "trainer.model set to another after the trainer was built": set_late(model=Net(seed=1)),
+    "trainer.teacher set to a network after the trainer was built": set_late(teacher=teacher()),
     "compute_loss_func set after the trainer was built": set_late(compute_loss_func=lambda *given: 0),
     "a label_smoother of a subclass, loss_chunk_size=4": smoothing(language(args={"loss_chunk_size": 4})),
     "a label_smoother of a subclass, Peers": smoothing(

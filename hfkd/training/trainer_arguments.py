@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import logging
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from transformers import Trainer, TrainingArguments
@@ -104,6 +104,7 @@ def refuse_changed(trainer: Any) -> None:
                 f"args.{name} has been set to {now!r} after the trainer was built with {was!r}, which it goes on with: "
                 "build another trainer"
             )
+    _refuse_other_networks(trainer)
     refuse_loss_function(trainer.compute_loss_func)
     if trainer.label_smoother is not None and (trainer.args.loss_chunk_size or isinstance(trainer.model, Peers)):
         raise ValueError(
@@ -119,6 +120,21 @@ def refuse_changed(trainer: Any) -> None:
         raise ValueError(
             f"a label_smoother of your own would be added to the networks' own loss, which {trainer.task.name} takes "
             "as it is: leave it out"
+        )
+
+
+def _refuse_other_networks(trainer: Any) -> None:
+    """Raise ValueError where `trainer.model` or `trainer.teacher` is no longer what the trainer was built around."""
+    bare = partial(trainer.accelerator.unwrap_model, keep_torch_compile=False)
+    if bare(trainer.model) is not bare(trainer.setup.model):
+        raise ValueError(
+            f"trainer.model has been set to another {type(bare(trainer.model)).__name__} after the trainer was built, "
+            "which would train the first: pass it as model=, or give model_init= for a student for each training"
+        )
+    if trainer.teacher is not trainer.placed_teacher:
+        raise ValueError(
+            f"trainer.teacher has been set to a {type(trainer.teacher).__name__} after the trainer was built, which "
+            "checks, freezes and places a teacher then: build another trainer with teacher="
         )
 
 
