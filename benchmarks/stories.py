@@ -5,6 +5,7 @@
 Every way has the same student, first weights, data in the same order, and steps. Scored on held-out stories: the
 student's cross-entropy and KL(teacher || student) per token, in nats; mean and standard deviation over the seeds.
 "EA-KD, matched" has EA-KD's weights divided by their mean, which tells reweighting apart from a larger loss.
+With --first_steps 150 every way goes on from a student that has had so many steps on labels, as GKD's students have.
 With --prompt_tokens 16 each story's first 16 tokens are a prompt without labels, and ways that have the student or the
 teacher write the rest can be run too (--ways "on-policy 0.5" ...); each way's text after a held-out prompt is printed.
 Settings: stories.yaml beside this file, and every flag of the trainer (--max_steps, --learning_rate, ...). With
@@ -51,7 +52,8 @@ WRITTEN: dict[str, dict[str, Any]] = {
     "EA-KD, on-policy 1.0": GKD | {"on_policy": 1.0, "weighting": "entropy"},
     "sequence KD": {"ce_weight": 1.0, "kd_weight": 0.0, "seq_kd": True},
 }
-ALL = WAYS | WRITTEN
+FIRST = "first steps"  # on labels, from which all ways of a seed go on
+ALL = WAYS | WRITTEN | {FIRST: WAYS["labels only"]}
 SLOTS = ("objective", "temperature", "weighting", "ce_weight", "kd_weight")
 SCORES = ("eval_loss", "eval_kl", "seconds")
 
@@ -61,11 +63,14 @@ class StoriesArguments(PrunedStudentArguments):
     teacher: str = field(default="stories260K", metadata={"help": "Folder of stories260K."})
     stories: str = field(default="stories.jsonl", metadata={"help": "JSON-lines file of stories, in a column text."})
     seeds: int = field(default=3, metadata={"help": "Students trained each way."})
-    ways: list[str] = field(default_factory=lambda: list(WAYS), metadata={"help": f"Some of: {', '.join(ALL)}."})
+    ways: list[str] = field(
+        default_factory=lambda: list(WAYS), metadata={"help": f"Some of: {', '.join(WAYS | WRITTEN)}."}
+    )
     train_stories: int = field(default=300, metadata={"help": "Stories, the first of the file, that students read."})
     held_out: int = field(default=300, metadata={"help": "Stories, the last of the file, that are scored."})
     max_length: int = field(default=256, metadata={"help": "Tokens of a story; the rest is cut off."})
     prompt_tokens: int = field(default=0, metadata={"help": "Tokens of a training story that are its prompt."})
+    first_steps: int = field(default=0, metadata={"help": "Steps on labels only that a student has before its way."})
 
 
 def new_student(teacher: Any, stories: StoriesArguments) -> Any:
@@ -82,14 +87,18 @@ def new_student(teacher: Any, stories: StoriesArguments) -> Any:
 def run(
     way: str, seed: int, args: DistillationArguments, stories: StoriesArguments, teacher: Any, tokenizer: Any, data: Any
 ) -> dict[str, Any]:
+    """Train a student this way and score it; FIRST is saved, and with first steps the others go on from it."""
     set_seed(seed)
+    student = new_student(teacher, stories)
+    if stories.first_steps and way != FIRST:
+        student = type(student).from_pretrained(folder_of(FIRST, seed, args))
     slots = {name: value for name, value in ALL[way].items() if name in SLOTS}
     written = {name: value for name, value in ALL[way].items() if name not in SLOTS}
-    folder = str(Path(args.output_dir) / f"{way.replace(' ', '_')}-{seed}")
+    steps = {"max_steps": stories.first_steps} if way == FIRST else {}
     trainer = DistillationTrainer(
-        new_student(teacher, stories),
+        student,
         teacher,
-        replace(args, seed=seed, output_dir=folder, **written),
+        replace(args, seed=seed, output_dir=folder_of(way, seed, args), **steps, **written),
         processing_class=tokenizer,
         train_dataset=data[0],
         eval_dataset=data[1],
@@ -102,9 +111,15 @@ def run(
     curve = {str(entry["step"]): entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
     score = trainer.evaluate()
     found = {**{name: score[name] for name in SCORES[:2]}, "seconds": seconds, "curve": curve}
+    if way == FIRST:
+        trainer.save_model()
     if stories.prompt_tokens:
         found["text"] = sample(trainer.model, tokenizer, data[1][0]["input_ids"][: stories.prompt_tokens])
     return found
+
+
+def folder_of(way: str, seed: int, args: DistillationArguments) -> str:
+    return str(Path(args.output_dir) / f"{way.replace(' ', '_')}-{seed}")
 
 
 def sample(model: Any, tokenizer: Any, prompt: list[int]) -> str:
@@ -176,14 +191,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     settings = {"stories": vars(stories) | {"seeds": None, "ways": None}, "args": args.to_dict()}
     settings = json.loads(json.dumps(settings, default=str))
     done = finished(path, settings)
+    ways = [FIRST, *stories.ways] if stories.first_steps else stories.ways
     for seed in range(stories.seeds):
-        for way in stories.ways:
+        for way in ways:
             name = f"{way}, seed {seed}"
             if name not in done:
                 done[name] = run(way, seed, args, stories, teacher, tokenizer, data)
                 write_json(path, {"settings": settings, "environment": environment(), "runs": done})
             print(f"{name}: " + ", ".join(f"{score} {done[name][score]:.4f}" for score in SCORES), flush=True)
-    results = {way: [done[f"{way}, seed {seed}"] for seed in range(stories.seeds)] for way in stories.ways}
+    results = {way: [done[f"{way}, seed {seed}"] for seed in range(stories.seeds)] for way in ways}
     sizes = [sum(p.numel() for p in model.parameters()) for model in (teacher, new_student(teacher, stories))]
     print(f"\nTeacher {sizes[0]:,} parameters, student {sizes[1]:,}; {args.max_steps} steps")
     print(f"\n{table(results)}\n\n{curves(results)}")

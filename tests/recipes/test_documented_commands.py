@@ -130,7 +130,7 @@ def small_boxes(toys, words):
 def rows_of(words):
     """One row of a table of several pairs, two of one whose networks are flags."""
     name = words[words.index("--table") + 1] if "--table" in words else ""
-    weighted = "EA-ReviewKD" if name == "features_cifar100" else "EA-KD"
+    weighted = "EA-ReviewKD" if name.startswith("features_") else "EA-KD"
     return [PAIRS[name][0]] if name in PAIRS else ["KD", weighted]
 
 
