@@ -8,6 +8,8 @@ student's cross-entropy and KL(teacher || student) per token, in nats; mean and 
 With --first_steps 150 every way goes on from a student that has had so many steps on labels, as GKD's students have.
 With --prompt_tokens 16 each story's first 16 tokens are a prompt without labels, and ways that have the student or the
 teacher write the rest can be run too (--ways "on-policy 0.5" ...); each way's text after a held-out prompt is printed.
+Ways with hidden states project the student's to the teacher's width; those of "one width" compare them as they are, for
+students of the teacher's own layers (--student_init teacher --student_layers 2).
 Settings: stories.yaml beside this file, and every flag of the trainer (--max_steps, --learning_rate, ...). With
 --eval_strategy steps the held-out cross-entropy is also printed as it falls. Runs in output_dir with the same settings
 are not trained again.
@@ -52,8 +54,15 @@ WRITTEN: dict[str, dict[str, Any]] = {
     "EA-KD, on-policy 1.0": GKD | {"on_policy": 1.0, "weighting": "entropy"},
     "sequence KD": {"ce_weight": 1.0, "kd_weight": 0.0, "seq_kd": True},
 }
+UNIFORM = "layers='0:', teacher_layers='uniform'"  # the first blocks go together, and the last
+HIDDEN: dict[str, dict[str, Any]] = {
+    "KD + hidden MSE": {"objective": f"kd(scale='none') + hidden_mse({UNIFORM})"},
+    "KD + hidden cosine": {"objective": f"kd(scale='none') + hidden_cosine({UNIFORM}, projection=True)"},
+    "KD + hidden MSE, one width": {"objective": f"kd(scale='none') + hidden_mse({UNIFORM}, projection=False)"},
+    "KD + hidden cosine, one width": {"objective": f"kd(scale='none') + hidden_cosine({UNIFORM})"},
+}
 FIRST = "first steps"  # on labels, from which all ways of a seed go on
-ALL = WAYS | WRITTEN | {FIRST: WAYS["labels only"]}
+ALL = WAYS | WRITTEN | HIDDEN | {FIRST: WAYS["labels only"]}
 SLOTS = ("objective", "temperature", "weighting", "ce_weight", "kd_weight")
 SCORES = ("eval_loss", "eval_kl", "seconds")
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hfkd.utils.numbers import evenly_spread
+
 How = Literal["uniform", "first", "last"]
 COUNT = re.compile(
     r"^(n_layers?|(num_)?((encoder|decoder|hidden)_)?layers)$"
@@ -63,7 +65,7 @@ def chosen(keep: int | Sequence[int], how: How, depth: int, name: str) -> list[i
         if not 0 < keep <= depth:
             raise ValueError(f"prune_layers: keep={keep}, and {name} is {depth}: keep from 1 to {depth} layers")
         if how == "uniform":
-            return [round(i * (depth - 1) / max(keep - 1, 1)) for i in range(keep)]
+            return evenly_spread(keep, depth)
         if how not in ("first", "last"):
             raise ValueError(f"prune_layers: how={how!r}: pass 'uniform', 'first' or 'last'")
         return list(range(keep)) if how == "first" else list(range(depth - keep, depth))

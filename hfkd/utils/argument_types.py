@@ -82,6 +82,8 @@ def _fit(value: Any, kind: Any) -> Any:
         return value if isinstance(value, str) and value in parts else _NOTHING
     if origin is tuple:
         return _fit_tuple(value, parts)
+    if origin is dict:
+        return _fit_dict(value, *parts)
     value = value.item() if isinstance(value, np.generic) else value
     tests = {
         bool: isinstance(value, bool),
@@ -103,6 +105,13 @@ def _fit_tuple(value: Any, parts: tuple[Any, ...]) -> Any:
     return _NOTHING if _NOTHING in fits else fits
 
 
+def _fit_dict(value: Any, key: Any, held: Any) -> Any:
+    if not isinstance(value, dict):
+        return _NOTHING
+    keys, values = _fit_tuple(tuple(value), (key, ...)), _fit_tuple(tuple(value.values()), (held, ...))
+    return _NOTHING if _NOTHING in (keys, values) else dict(zip(keys, values, strict=True))
+
+
 def _words(kind: Any) -> str:
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
@@ -115,5 +124,7 @@ def _words(kind: Any) -> str:
         return "a tuple of strings"
     if origin is tuple:
         return f"a tuple of {'' if parts[-1] is Ellipsis else f'{len(parts)} '}numbers, each {_words(parts[0])}"
+    if origin is dict:
+        return f"a dict from {' to '.join(map(_words, parts))}"
     names = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a string"}
     return names.get(kind, "None" if kind is type(None) else str(kind))

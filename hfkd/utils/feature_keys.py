@@ -12,12 +12,13 @@ What stages are is for `hfkd.models.stages` to say.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
 Layer = int | str
 Layers = tuple[Layer, ...]
+LayerMap = dict[Layer, Layer]  # {the student's: the teacher's}
 
 STAGE = re.compile(r"(?P<kind>(?:pre|attention):)?(?P<index>-?[0-9]+)(?P<onwards>:)?")
 PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*(:in)?")
@@ -42,6 +43,27 @@ def feature_keys(layers: Layer | Iterable[Layer]) -> tuple[str, ...]:
     """Those of one layer or several, in order."""
     several: Any = [layers] if isinstance(layers, (str, Integral)) else layers
     return tuple(map(feature_key, several))
+
+
+def paired_keys(
+    layers: Layer | Layers | LayerMap, teacher_layers: Layer | Layers | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The keys of the student's layers and of the teacher's, which are the same where `teacher_layers` is None.
+
+    Raises ValueError for a map together with `teacher_layers`, an empty one, and one that names a layer twice.
+    """
+    if not isinstance(layers, Mapping):
+        mine = feature_keys(layers)
+        return mine, mine if teacher_layers is None else feature_keys(teacher_layers)
+    mine = feature_keys(layers.keys())
+    if teacher_layers is not None:
+        raise ValueError(
+            f"layers={layers!r} says already which of the teacher's layer goes with each, and "
+            f"teacher_layers={teacher_layers!r} says it again: leave one out"
+        )
+    if not mine or len(set(mine)) != len(mine):
+        raise ValueError(f"layers={layers!r} must name one or more of the student's layers, each once")
+    return mine, feature_keys(layers.values())
 
 
 def stages_of(key: str) -> tuple[str, int, bool] | None:

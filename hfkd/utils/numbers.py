@@ -11,6 +11,11 @@ def floor_of_share(count: int, share: float) -> int:
     return int(round(count * share, 9))
 
 
+def evenly_spread(few: int, many: int) -> list[int]:
+    """`few` of the numbers 0 to `many` - 1, the first and the last among them: round(i (many - 1) / (few - 1))."""
+    return [round(i * (many - 1) / max(few - 1, 1)) for i in range(few)]
+
+
 def with_deviation(mean: float, deviation: float | None, digits: int = 2) -> str:
     """ "75.31 ± 0.12": a mean and its standard deviation; None: the mean alone."""
     return f"{mean:.{digits}f}" if deviation is None else f"{mean:.{digits}f} ± {deviation:.{digits}f}"

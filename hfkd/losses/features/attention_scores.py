@@ -12,7 +12,7 @@ from hfkd.losses.items import Items
 from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import checked
 from hfkd.utils.attention import Attention
-from hfkd.utils.feature_keys import Layer, Layers
+from hfkd.utils.feature_keys import Layer, LayerMap, Layers
 
 
 @register_objective("attention_scores")
@@ -30,7 +30,7 @@ class AttentionScores(StatePairs):
 
     def __init__(
         self,
-        layers: Layer | Layers = "attention:1:",
+        layers: Layer | Layers | LayerMap = "attention:1:",
         teacher_layers: Layer | Layers | None = None,
         count_padding: bool = False,
     ) -> None:

@@ -6,19 +6,36 @@ B rows, L positions, H features.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hfkd.losses.context import BuildContext
 from hfkd.losses.features.pairs import LayerPairs
 from hfkd.losses.items import Items
 from hfkd.utils.attention import Attention
+from hfkd.utils.feature_keys import Layer, LayerMap, Layers, stages_of
+from hfkd.utils.numbers import evenly_spread
+
+UNIFORM = "uniform"
 
 
 class StatePairs(LayerPairs):
     """`LayerPairs` of transformers; where no `teacher_layers` are named, every r-th of the teacher's.
 
-    r = L_t / L_s: the student's layer i goes with the teacher's layer r i, its last with the last.
+    r = L_t / L_s: the student's layer i goes with the teacher's layer r i, its last with the last. With
+    `teacher_layers="uniform"` the first goes with the first, the last with the last, and those between are spread
+    evenly, as `prune_layers` keeps them: for networks whose depths are no multiples. Embeddings go with embeddings.
     """
+
+    def __init__(self, layers: Layer | Layers | LayerMap, teacher_layers: Layer | Layers | None) -> None:
+        self.uniform = teacher_layers == UNIFORM
+        super().__init__(layers, None if self.uniform and not isinstance(layers, dict) else teacher_layers)
+        onwards = [stages_of(key) for key in self.student_keys]
+        if self.uniform and not (len(onwards) == 1 and onwards[0] and onwards[0][2] and onwards[0][1] in (0, 1)):
+            raise ValueError(
+                f"{type(self).__name__}: teacher_layers='uniform' spreads all blocks of the student over those of the "
+                f"teacher, and layers={layers!r} are some: give layers='1:' ('0:' with the embeddings), or a map such "
+                "as layers={1: 1, 2: 5}"
+            )
 
     def build(self, context: BuildContext) -> None:
         mine, theirs = context.student.keys(self.student_keys), context.teacher.keys(self.teacher_keys)
@@ -33,10 +50,13 @@ class StatePairs(LayerPairs):
         """Every r-th of the teacher's layers up to its last; embeddings, layer 0, go with embeddings."""
         start = int(mine[0] == theirs[0] == "0")
         few, many = len(mine) - start, len(theirs) - start
+        if self.uniform and 0 < few <= many:
+            return theirs[:start] + tuple(theirs[start + k] for k in evenly_spread(few, many))
         if not few or many % few:
             raise ValueError(
                 f"{self!r}: the student's {few} layers are not every second, third, ... of the teacher's {many}: name "
                 "the teacher's as teacher_layers, as many as the student's"
+                + ("" if self.uniform else ", or give teacher_layers='uniform'" if few < many else "")
             )
         return theirs[:start] + theirs[start + many // few - 1 :: many // few]
 
@@ -55,13 +75,23 @@ class StatePairs(LayerPairs):
             found.append(next(iter(shapes.values()))[-1])
         return found[0], found[1]
 
+    def projected(self, context: BuildContext, wanted: bool) -> nn.Module:
+        """From the student's width to the teacher's; without one the states as they are, which raises ValueError unless
+        both have one width.
+        """
+        if wanted:
+            return nn.Linear(*self.widths(context))
+        self.same_width(context)
+        return nn.Identity()
+
     def same_width(self, context: BuildContext) -> None:
         """Raises ValueError unless student and teacher have states of one width."""
         student, teacher = self.widths(context)
         if student != teacher:
             raise ValueError(
                 f"{self!r}: the student's states are {student} wide and the teacher's {teacher}, and they are compared "
-                "without a projection: use hidden_mse, or a student as wide as its teacher"
+                "without a projection: use hidden_mse or hidden_cosine with projection=True, or a student as wide as its "
+                "teacher"
             )
 
 

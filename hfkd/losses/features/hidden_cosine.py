@@ -3,15 +3,16 @@
 B rows, L positions, H features.
 """
 
+import torch
 from torch import Tensor
 
 from hfkd.losses.context import BuildContext
 from hfkd.losses.features.hidden import StatePairs, a_row_a_sample, over_positions
-from hfkd.losses.features.maps import in_float32
+from hfkd.losses.features.maps import in_float32, through
 from hfkd.losses.items import Items
 from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import checked
-from hfkd.utils.feature_keys import Layer
+from hfkd.utils.feature_keys import Layer, LayerMap, Layers
 
 EPS = 1e-12
 
@@ -21,25 +22,31 @@ EPS = 1e-12
 class HiddenCosine(StatePairs):
     """DistilBERT's cosine loss (Sanh et al. 2019): the directions of the last block's states.
 
-        l_s = mean over positions of  1 - s . t / sqrt((|s|^2 + 1e-12) (|t|^2 + 1e-12))
+        l_s = sum over layers of  mean over positions of  1 - s . t / sqrt((|s|^2 + 1e-12) (|t|^2 + 1e-12))
 
-    over the sample's positions that are no padding; both networks have the same width, and nothing is trained beside
-    the student. The authors take the mean over the tokens of the batch, so that long rows count more; here a row counts
+    over the sample's positions that are no padding. The last block alone is the authors', and so are networks of one
+    width, with nothing that trains beside the student; more layers as in `hidden_mse`, by a map or 'uniform'.
+    `projection=True` compares W s + b, W [H_s, H_t] and b one pair for all layers, for a narrower student. The authors take the mean over the tokens of the batch, so that long rows count more; here a row counts
     as a row. Their weights: 5 KD (T = 2), 2 masked language modelling, 1 this.
     """
 
-    def __init__(self, layer: Layer = -1, teacher_layer: Layer | None = None) -> None:
-        super().__init__(layer, teacher_layer)
-        self.layer, self.teacher_layer = layer, teacher_layer
+    def __init__(
+        self,
+        layers: Layer | Layers | LayerMap = -1,
+        teacher_layers: Layer | Layers | None = None,
+        projection: bool = False,
+    ) -> None:
+        super().__init__(layers, teacher_layers)
+        self.layers, self.teacher_layers, self.projection = layers, teacher_layers, projection
 
     def build(self, context: BuildContext) -> None:
         super().build(context)
-        self.same_width(context)
+        self.project = self.projected(context, self.projection)
 
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
-        ((student, teacher),) = self.read(items)
-        a_row_a_sample(items, len(student))
-        return hidden_cosine(student, teacher, items.mask)
+        values = [hidden_cosine(through(self.project, s), t, items.mask) for s, t in self.read(items)]
+        a_row_a_sample(items, len(values[0]))
+        return torch.stack(values).sum(0)
 
 
 @in_float32

@@ -4,7 +4,7 @@ B rows, L positions, H features.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hfkd.losses.context import BuildContext
 from hfkd.losses.features.hidden import StatePairs, a_row_a_sample, over_positions
@@ -12,7 +12,7 @@ from hfkd.losses.features.maps import in_float32, through
 from hfkd.losses.items import Items
 from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import checked
-from hfkd.utils.feature_keys import Layer, Layers
+from hfkd.utils.feature_keys import Layer, LayerMap, Layers
 
 
 @register_objective("hidden_mse")
@@ -22,8 +22,10 @@ class HiddenMSE(StatePairs):
 
         l_s = sum over layers of  mean over positions and the teacher's width of  (H_s W + b - H_t)^2
 
-    W [H_s, H_t] and b are one pair for all layers and train with the student. Layer 0 are the embeddings; without
-    `teacher_layers` the student's layer i goes with the teacher's layer r i, r = L_t / L_s. The sample's own number.
+    W [H_s, H_t] and b are one pair for all layers and train with the student; `projection=False` leaves them out, for
+    networks of one width: a student of its teacher's layers. Layer 0 are the embeddings; without `teacher_layers` the
+    student's layer i goes with the teacher's layer r i, r = L_t / L_s. Others are named by a map,
+    layers={0: 0, 1: 3, 2: 5}, or spread evenly by teacher_layers='uniform'. The sample's own number.
     Positions that are padding are left out; `count_padding=True` counts them, as the authors' code does, whose numbers
     then depend on how long the longest row of the batch is. TinyBERT trains on this and `attention_scores` first, both
     of weight 1, without labels (ce_weight=0), then in a second run on the predictions.
@@ -31,20 +33,22 @@ class HiddenMSE(StatePairs):
 
     def __init__(
         self,
-        layers: Layer | Layers = "0:",
+        layers: Layer | Layers | LayerMap = "0:",
         teacher_layers: Layer | Layers | None = None,
         count_padding: bool = False,
+        projection: bool = True,
     ) -> None:
         super().__init__(layers, teacher_layers)
         self.layers, self.teacher_layers, self.count_padding = layers, teacher_layers, count_padding
+        self.projection = projection
 
     def build(self, context: BuildContext) -> None:
         super().build(context)
-        self.projection = nn.Linear(*self.widths(context))
+        self.project = self.projected(context, self.projection)
 
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
         mask = None if self.count_padding else items.mask
-        values = [squared_difference(through(self.projection, s), t, mask) for s, t in self.read(items)]
+        values = [squared_difference(through(self.project, s), t, mask) for s, t in self.read(items)]
         a_row_a_sample(items, len(values[0]))
         return torch.stack(values).sum(0)
 

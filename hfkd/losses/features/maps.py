@@ -37,7 +37,7 @@ def _upcast(value: Any) -> Any:
 
 def through(connector: nn.Module, x: Tensor) -> Tensor:
     """What a connector makes of a feature that may come in another number format, such as bfloat16."""
-    return connector(x.to(next(connector.parameters()).dtype))
+    return connector(x.to(next((p.dtype for p in connector.parameters()), x.dtype)))
 
 
 def shrunk_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

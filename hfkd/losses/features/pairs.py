@@ -14,12 +14,13 @@ from hfkd.losses.base import Requirements
 from hfkd.losses.context import BuildContext
 from hfkd.losses.features.base import FeatureObjective
 from hfkd.losses.items import Items
-from hfkd.utils.feature_keys import Layer, Layers, feature_keys
+from hfkd.utils.feature_keys import Layer, LayerMap, Layers, paired_keys
 
 
 class LayerPairs(FeatureObjective):
     """An objective on the student's `layers` and the teacher's `teacher_layers`, the same ones where it is None.
 
+    `layers` may be a map, {the student's layer: the teacher's}.
     maps: the layers must be maps (C, H, W). relational: a number depends on the other rows of the batch, of which
     there must be `rows`.
     """
@@ -28,10 +29,9 @@ class LayerPairs(FeatureObjective):
     relational = False
     rows = 1
 
-    def __init__(self, layers: Layer | Layers, teacher_layers: Layer | Layers | None) -> None:
+    def __init__(self, layers: Layer | Layers | LayerMap, teacher_layers: Layer | Layers | None) -> None:
         super().__init__()
-        self.student_keys = feature_keys(layers)
-        self.teacher_keys = self.student_keys if teacher_layers is None else feature_keys(teacher_layers)
+        self.student_keys, self.teacher_keys = paired_keys(layers, teacher_layers)
         self.pairs: tuple[tuple[str, str], ...] | None = None
 
     def requirements(self) -> Requirements:
@@ -64,7 +64,7 @@ class SumOverMaps(LayerPairs):
 
     maps = True
 
-    def __init__(self, layers: Layer | Layers = "1:", teacher_layers: Layer | Layers | None = None) -> None:
+    def __init__(self, layers: Layer | Layers | LayerMap = "1:", teacher_layers: Layer | Layers | None = None) -> None:
         super().__init__(layers, teacher_layers)
         self.layers, self.teacher_layers = layers, teacher_layers
 
