@@ -3,6 +3,7 @@
 import timm
 import torch
 from task_toys import KINDS
+from text_toys import TokenRows, language_model, tokenizer
 from torch import nn
 from toys import CLASSES, Net, Rows, arguments, teacher
 
@@ -36,6 +37,15 @@ def transformers_of(objective):
         args = arguments(folder / "run", objective=objective)
         student, teacher_ = KINDS["BERT, masked"].pair()
         return lambda: DistillationTrainer(student, teacher_, args, **KINDS["BERT, masked"].keywords())
+
+    return make
+
+
+def language_models_of(*depths):
+    def make(folder):
+        args = arguments(folder / "run", objective="hidden_mse")
+        pair = [language_model(layers=depth) for depth in depths]
+        return lambda: DistillationTrainer(*pair, args, train_dataset=TokenRows(), processing_class=tokenizer())
 
     return make
 
@@ -87,6 +97,13 @@ FEATURES = {
     "fcfd, networks whose stages nobody can run": distilling("fcfd", timms, timms),
     "fcfd, more paths than there are": distilling("kd + fcfd(paths=5)"),
     "hidden_cosine, networks of different widths": transformers_of("hidden_cosine"),
+    "hidden_mse, networks whose depths are no multiples": language_models_of(2, 3),
+    'objective="hidden_mse(layers={1: 3}, teacher_layers=3)"': lambda folder: (
+        lambda: DistillationLoss("hidden_mse(layers={1: 3}, teacher_layers=3)")
+    ),
+    "objective=\"hidden_mse(layers=(1, 2), teacher_layers='uniform')\"": lambda folder: (
+        lambda: DistillationLoss("hidden_mse(layers=(1, 2), teacher_layers='uniform')")
+    ),
     "minilm(compared='qx')": lambda folder: lambda: DistillationLoss("minilm(compared='qx')"),
     "features, teacher_cache_dir": distilling(teacher_cache_dir="cache"),
     "features, several teachers": distilling(taught=lambda: [cifar(), cifar("cifar_wrn_16_2")]),

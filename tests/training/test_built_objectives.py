@@ -223,11 +223,12 @@ def test_hidden_states_of_language_models(tmp_path, how):
         "minilm(compared=('qk', 'vv'), heads=2)",
         "attention_scores",
         "hidden_mse",
-        "hidden_cosine(layer=0)",
+        "hidden_cosine(layers=0)",
+        "hidden_cosine(layers={0: 0, 1: 1}, projection=True)",
     ],
 )
 def test_objectives_on_transformers_through_real_networks(tmp_path, objective):
-    width = {"taught": taught_model(16)} if objective.startswith("hidden_cosine") else {"taught": taught_model()}
+    width = {"taught": taught_model(16)} if "layers=0" in objective else {"taught": taught_model()}
     student = language_model()
     before = {name: p.clone() for name, p in student.named_parameters()}
     args = arguments(tmp_path, max_steps=1, objective=f"5 * {objective}", ce_weight=0.0, kd_weight=1.0)
@@ -245,6 +246,45 @@ def test_objectives_on_transformers_through_real_networks(tmp_path, objective):
     assert "hfkd" not in (tmp_path / "config.json").read_text()
     trainer.unhook()
     assert student.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("layers", ["layers={0: 0, 1: 3}", "layers='1:', teacher_layers='uniform'"])
+def test_hidden_states_of_language_models_by_a_map(tmp_path, layers):
+    """The value is that of transformers' own hidden states, whatever the chosen layers."""
+    student, taught = language_model(16, layers=2), language_model(24, seed=1, layers=3)
+    trainer = DistillationTrainer(
+        student, taught, arguments(tmp_path, max_steps=1, ce_weight=0.0, kd_weight=1.0),
+        train_dataset=TokenRows(), processing_class=tokenizer(), objective=f"hidden_mse({layers})",
+    )  # fmt: skip
+    (objective,), seen = trainer.distillation_loss.objective.objectives, {}
+    batch = next(iter(trainer.get_train_dataloader()))
+    original = type(objective).forward
+
+    def see(items, temperature):
+        seen["values"] = original(objective, items, temperature)
+        return seen["values"]
+
+    objective.forward = see
+    trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=None)
+    real = batch["attention_mask"]
+    mine, its = (
+        network.transformer(input_ids=batch["input_ids"], attention_mask=real, output_hidden_states=True).hidden_states
+        for network in (student, taught)
+    )
+    pairs = [(0, 0), (1, 3)] if "{" in layers else [(1, 1), (2, 3)]
+    assert [(int(a), int(b)) for a, b in objective.pairs] == pairs
+    before_norm = {}  # GPT-2's own last state is after its last norm, a block's output before it
+    for network in (student, taught):
+        handle = network.transformer.h[-1].register_forward_hook(
+            lambda m, a, out, n=network: before_norm.update({n: out})
+        )
+        network.transformer(input_ids=batch["input_ids"], attention_mask=real)
+        handle.remove()
+    mine, its = ([*states[:-1], before_norm[n]] for states, n in ((mine, student), (its, taught)))
+    expected = sum(
+        ((objective.project(mine[a]) - its[b]).square().mean(-1) * real).sum(1) / real.sum(1) for a, b in pairs
+    )
+    torch.testing.assert_close(seen["values"], expected)
 
 
 # ---- connectors ------------------------------------------------------------------------------------------------------

@@ -120,6 +120,7 @@ def test_numbers_of_any_library_and_lists_for_tuples_are_taken():
         (tuple[float, float], [(1, 2)], [(1,), (1, 2, 3)], "a tuple of 2 numbers, each a finite number"),
         (tuple[SoftmaxTemperature, ...], [(), (1, 2)], [(0,)], "a tuple of numbers, each a number from 0.001 to 10000"),
         (str, ["a"], [1], "a string"),
+        (dict[int, str], [{}, {1: "a"}], [{1: 1}, {"a": "a"}, ((1, "a"),)], "a dict from a whole number to a string"),
         (object, [1, "a"], [], ""),
     ],
 )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hfkd.utils.feature_keys import feature_key, feature_keys, stages_of
+from hfkd.utils.feature_keys import feature_key, feature_keys, paired_keys, stages_of
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,26 @@ def test_one_layer_or_several():
     assert feature_keys([1, "pre:2"]) == ("1", "pre:2")
     assert stages_of("pre:1:") == ("pre:", 1, True)
     assert stages_of("pooled") is None
+
+
+def test_layers_of_both_networks():
+    assert paired_keys((1, 2), None) == (("1", "2"), ("1", "2"))
+    assert paired_keys(1, "a.b") == (("1",), ("a.b",))
+    assert paired_keys({0: 0, "1": 3, "attention:2": "attention:5"}, None) == (
+        ("0", "1", "attention:2"),
+        ("0", "3", "attention:5"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("layers", "teacher_layers", "words"),
+    [
+        ({1: 3}, (3,), "says it again: leave one out"),
+        ({}, None, "one or more of the student's layers"),
+        ({1: 3, "1": 5}, None, "each once"),
+        ({1: "a b"}, None, "'a b' names no layer"),
+    ],
+)
+def test_a_map_that_says_too_much_or_too_little_is_refused(layers, teacher_layers, words):
+    with pytest.raises(ValueError, match=words):
+        paired_keys(layers, teacher_layers)

@@ -90,8 +90,7 @@ class StatePairs(LayerPairs):
         if student != teacher:
             raise ValueError(
                 f"{self!r}: the student's states are {student} wide and the teacher's {teacher}, and they are compared "
-                "without a projection: use hidden_mse or hidden_cosine with projection=True, or a student as wide as its "
-                "teacher"
+                "without a projection: use hidden_mse or hidden_cosine with projection=True, or a student as wide"
             )
 
 

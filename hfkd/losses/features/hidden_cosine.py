@@ -26,8 +26,9 @@ class HiddenCosine(StatePairs):
 
     over the sample's positions that are no padding. The last block alone is the authors', and so are networks of one
     width, with nothing that trains beside the student; more layers as in `hidden_mse`, by a map or 'uniform'.
-    `projection=True` compares W s + b, W [H_s, H_t] and b one pair for all layers, for a narrower student. The authors take the mean over the tokens of the batch, so that long rows count more; here a row counts
-    as a row. Their weights: 5 KD (T = 2), 2 masked language modelling, 1 this.
+    `projection=True` compares W s + b, W [H_s, H_t] and b one pair for all layers, for a narrower student. The authors
+    take the mean over the tokens of the batch, so that long rows count more; here a row counts as a row. Their weights:
+    5 KD (T = 2), 2 masked language modelling, 1 this.
     """
 
     def __init__(

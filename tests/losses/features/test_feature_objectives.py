@@ -6,10 +6,14 @@ from feature_toys import LABELS, NAMES, built, items_of
 from objectives_by_level import ON_FEATURES
 from torch import nn
 
+from hfkd.losses.context import BuildContext, NetworkContext
 from hfkd.losses.distillation import DistillationLoss
-from hfkd.losses.features import CATKD, CRD, LSH, NST, PKD, RKD, VID, HiddenCosine, MiniLM, ReviewKD
+from hfkd.losses.features import CATKD, CRD, LSH, NST, PKD, RKD, VID, HiddenCosine, HiddenMSE, MiniLM, ReviewKD
 from hfkd.losses.features.crd import contrast, exponentials
+from hfkd.losses.features.hidden_cosine import hidden_cosine
+from hfkd.losses.features.hidden_mse import squared_difference
 from hfkd.losses.logits import OBJECTIVES
+from hfkd.models.pruning import chosen
 from hfkd.utils.slots import resolve
 
 B = 6
@@ -143,7 +147,7 @@ def test_lsh_counts_the_images_that_the_teacher_has_right():
         (LSH(teacher_layer="1"), {}, "with_projector"),
         (VID(layers="pooled"), {}, r"has the shape \(8,\)"),
         (NST(layers="pooled"), {}, "compares maps"),
-        (HiddenCosine(layer="other"), {}, "without a projection"),
+        (HiddenCosine(layers="other"), {}, "without a projection"),
         (PKD(layers=("1", "other"), teacher_layers=("1", "other")), {}, "of one width"),
     ],
 )
@@ -160,6 +164,9 @@ def test_what_cannot_be_built_is_refused(objective, changed, message):
         (lambda: VID(variance=1e-6), "variance"),
         (lambda: MiniLM(compared=("qx",)), "MiniLM: compared=.*pairs of q, k and v"),
         (lambda: CRD(sampling="none"), "CRD: sampling='none'"),
+        (lambda: HiddenMSE(layers=(1, 2), teacher_layers="uniform"), r"layers=\(1, 2\) are some"),
+        (lambda: HiddenMSE(layers={1: 2}, teacher_layers="uniform"), "says it again"),
+        (lambda: HiddenCosine(layers={1: 2.5}), "HiddenCosine: layers={1: 2.5} must be"),
     ],
 )
 def test_bad_values_are_refused(make, message):
@@ -184,6 +191,42 @@ def test_the_layers_of_a_deeper_teacher_are_every_second():
     assert objective.pairs == (("0", "0"), ("1", "2"), ("2", "4"), ("3", "6"), ("4", "8"), ("5", "10"))
     objective, _ = built("attention_scores", dtype=torch.float64)
     assert objective.pairs == tuple((f"attention:{k}", f"attention:{2 * k}") for k in range(1, 6))
+
+
+def test_layers_by_a_map():
+    objective, items = built("hidden_cosine(layers={0: 0, 3: 7}, projection=True)")
+    assert objective.pairs == (("0", "0"), ("3", "7"))
+    project = objective.project
+    expected = sum(
+        hidden_cosine(project(items.student.features[mine]), items.teacher.features[its], items.mask)
+        for mine, its in objective.pairs
+    )
+    torch.testing.assert_close(objective(items, T), expected)
+    assert [p.shape for p in objective.parameters()] == [(4, 4), (4,)]
+
+
+def test_states_of_one_width_are_compared_without_a_projection():
+    objective, items = built("hidden_mse(layers={2: 9}, projection=False)")
+    assert not list(objective.parameters())
+    mine, its = items.student.features["2"], items.teacher.features["9"]
+    torch.testing.assert_close(objective(items, T), squared_difference(mine, its, items.mask))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "pairs"),
+    [((3, 5), (1, 3, 5)), ((2, 5), (1, 5)), ((4, 6), (1, 3, 4, 6)), ((1, 5), (1,)), ((3, 3), (1, 2, 3))],
+)
+@pytest.mark.parametrize("start", [0, 1])
+def test_layers_spread_evenly_are_those_that_pruning_keeps(blocks, pairs, start):
+    networks = []
+    for count in blocks:
+        keys = tuple(map(str, range(start, count + 1)))
+        networks.append(NetworkContext(dict.fromkeys(keys, (5, 4)), {}, nn.Identity(), {f"{start}:": keys}))
+    objective = HiddenMSE(layers=f"{start}:", teacher_layers="uniform")
+    objective.build(BuildContext(*networks, 5, None, None, lambda visit: None, seed=0))
+    embeddings = (("0", "0"),) if start == 0 else ()
+    assert objective.pairs == embeddings + tuple((str(i), str(k)) for i, k in enumerate(pairs, 1))
+    assert [k - 1 for k in pairs] == chosen(blocks[0], "uniform", blocks[1], "layers")
 
 
 def test_classes_that_the_teacher_has_in_another_order_are_compared_by_what_they_mean():
