@@ -19,6 +19,7 @@ RECIPES = {  # command: script of recipes/
     "detect": "coco_detection",
     "train-teacher": "train_teacher",
     "sft": "sft",
+    "generate": "generate_responses",
     "evaluate": "evaluate_instruct",
     "analyse": "analyse",
     "reproduce": "reproduce",

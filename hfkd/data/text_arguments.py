@@ -63,7 +63,7 @@ class TextDataArguments:
 
         What has one split only and Dolly's columns is taken for Dolly, and that is said in the log.
         """
-        splits = self._splits(tokenizer)
+        splits = self.splits(tokenizer)
         if "train" not in splits:
             raise ValueError(f"{self.dataset_name} has the splits {sorted(splits)}: one must be called train")
         train = _first(splits["train"], self.max_train_rows)
@@ -83,7 +83,8 @@ class TextDataArguments:
         """What `TextGenerator` must know to be asked as the model was trained."""
         return {"max_prompt_length": self.max_prompt_length, "add_special_tokens": not self.chat_template}
 
-    def _splits(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
+    def splits(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
+        """The rows of each split as they are, Dolly's as `dolly_split` makes them."""
         splits = read_splits(self.dataset_name)
         only = next(iter(splits.values()))
         if len(splits) == 1 and set(only.column_names) >= DOLLY_COLUMNS:

@@ -1,0 +1,115 @@
+"""A folder of written responses: found with all of them, or with whole parts and the settings they belong to."""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from hfkd.teachers.fingerprint import changed_setting
+from hfkd.utils.files import checksum, write_atomically
+from hfkd.utils.json_file import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+SETTINGS, PARTS = "responses.json", "parts"
+FOR_PEOPLE = ("model", "dataset")  # names, under which other weights or rows may come
+Row = dict[str, Any]
+
+
+class ResponseFolder:
+    """`train.jsonl` and the other splits of a data set, written when every part is there; and `responses.json`.
+
+    `settings` are those that decide a response; a folder that was begun with others is refused.
+    """
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
+        self.folder, self.settings = Path(folder), dict(settings)
+        self.counts: dict[str, int] = {}  # of a folder that has all responses
+
+    def begin(self) -> bool:
+        """Whether all responses are there already; else settings are written. ValueError for a folder of others."""
+        found = self._found()
+        if found is None:
+            write_json(self.folder / SETTINGS, {"settings": self.settings})
+            return False
+        if "counts" not in found:
+            return False
+        self.counts = found["counts"]
+        if checksum(self.folder / "train.jsonl") != found["checksum"]:
+            raise ValueError(
+                f"{self.folder / 'train.jsonl'} is not as it was written: it was changed or damaged; delete the "
+                "folder, or choose another output_dir"
+            )
+        shutil.rmtree(self.folder / PARTS, ignore_errors=True)  # where a run was stopped at its very end
+        return True
+
+    def _found(self) -> dict[str, Any] | None:
+        path = self.folder / SETTINGS
+        if not path.is_file():
+            others = sorted(p.name for p in self.folder.glob("*") if not p.name.startswith("."))
+            if others:
+                raise ValueError(
+                    f"output_dir={self.folder} holds other files ({', '.join(others[:3])}), among which responses "
+                    "would be lost: choose an empty or a new folder"
+                )
+            return None
+        try:
+            found = read_json(path)
+            stored = found["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read ({error!r}): delete the folder, or choose another") from error
+        mine = json.loads(json.dumps(self.settings))
+        for name in mine:
+            if name not in (*FOR_PEOPLE, "config") and stored.get(name) != mine[name]:
+                raise ValueError(
+                    f"{self.folder} holds other responses: their {name} is {stored.get(name)!r} "
+                    f"({self._whose(stored)}), this one's is {mine[name]!r} ({self._whose(mine)}); choose another "
+                    "output_dir, or delete that one"
+                )
+        fault = changed_setting(stored.get("config", {}), mine.get("config", {}))
+        if fault is not None:
+            raise ValueError(f"{self.folder} holds responses of another model: {fault}; choose another output_dir")
+        return found
+
+    @staticmethod
+    def _whose(settings: Mapping[str, Any]) -> str:
+        return ", ".join(str(settings.get(name)) for name in FOR_PEOPLE)
+
+    def part(self, number: int) -> list[Row] | None:
+        """The rows of a part; None where it is not there or not whole."""
+        path = self._path(number)
+        try:
+            *lines, end = path.read_bytes().splitlines(keepends=True)
+        except (FileNotFoundError, ValueError):
+            return None
+        if end != _tag(b"".join(lines)):
+            logger.warning("%s is damaged and is made again", path)
+            return None
+        return [json.loads(line) for line in lines]
+
+    def write_part(self, number: int, rows: Sequence[Row]) -> None:
+        content = _lines(rows)
+        write_atomically(self._path(number), content + _tag(content))
+
+    def _path(self, number: int) -> Path:
+        return self.folder / PARTS / f"part-{number:05d}.jsonl"
+
+    def finish(self, splits: Mapping[str, Sequence[Row]], counts: Mapping[str, int]) -> None:
+        """Write the splits, `train` the last, then `counts`; the parts are deleted."""
+        for name in sorted(splits, key=lambda name: name == "train"):
+            write_atomically(self.folder / f"{name}.jsonl", _lines(splits[name]))
+        done = {"counts": dict(counts), "checksum": checksum(self.folder / "train.jsonl")}
+        write_json(self.folder / SETTINGS, {"settings": self.settings} | done)
+        shutil.rmtree(self.folder / PARTS, ignore_errors=True)
+
+
+def _lines(rows: Sequence[Row]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _tag(content: bytes) -> bytes:
+    return f"{xxhash.xxh3_128_hexdigest(content)}\n".encode()

@@ -1,0 +1,243 @@
+"""Responses of a language model to the prompts of a data set, as a data set to learn from: sequence-level KD."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import xxhash
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hfkd.data.instructions import to_prompt_response
+from hfkd.data.prompts import Prompts, read_prompts
+from hfkd.data.text_arguments import TextDataArguments
+from hfkd.experiments.response_folder import ResponseFolder, Row
+from hfkd.models.on_policy_arguments import OnPolicyArguments
+from hfkd.models.positions import shortest_limit
+from hfkd.models.writing import end_ids
+from hfkd.teachers.fingerprint import configuration, weights_fingerprint
+from hfkd.teachers.frozen import FrozenTeacher
+from hfkd.training.on_policy.writing import ResponseWriter
+from hfkd.utils.argument_types import Count, NotNegative, Share, fitting
+from hfkd.utils.counts import at_least_one
+from hfkd.utils.launch import processes
+
+logger = logging.getLogger(__name__)
+
+PART = 64  # prompts whose responses are kept together, and not written again after a stop
+SAMPLING = ("num_samples", "max_new_tokens", "temperature", "top_k", "top_p", "seed")
+FILTERS = ("keep_unfinished", "keep_repeated")
+WHY = {
+    "ended_at_once": "ended at once",
+    "empty": "without text",
+    "unfinished": "not ended within max_new_tokens",
+    "repeated": "repeated another of the same prompt",
+}
+
+
+@dataclass
+class ResponseArguments:
+    """Which prompts, how they are answered, and which answers are kept."""
+
+    dataset_name: str = field(
+        default="databricks/databricks-dolly-15k", metadata={"help": "Hub id, local folder or JSON-lines file."}
+    )
+    max_prompt_length: int = field(default=256, metadata={"help": "Tokens of a prompt; longer ones are dropped."})
+    chat_template: bool = field(default=False, metadata={"help": "Write prompts with the tokenizer's chat template."})
+    max_rows: int | None = field(default=None, metadata={"help": "Answer the first training rows only: a quick try."})
+    num_samples: int = field(default=1, metadata={"help": "Responses to each prompt."})
+    max_new_tokens: int = field(default=256, metadata={"help": "Tokens of a response."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0 takes the likeliest token."})
+    top_k: int = field(default=0, metadata={"help": "Sample from so many of the likeliest tokens; 0: all."})
+    top_p: float = field(default=1.0, metadata={"help": "Sample from the likeliest tokens of this probability."})
+    seed: int = field(default=42, metadata={"help": "What responses are drawn by, with their row and number."})
+    keep_unfinished: bool = field(
+        default=False, metadata={"help": "Keep responses that reach max_new_tokens without an end of sequence."}
+    )
+    keep_repeated: bool = field(
+        default=False, metadata={"help": "Keep a response that an earlier one to the same prompt equals."}
+    )
+    batch_size: int = field(default=32, metadata={"help": "Responses written at once on each process."})
+    output_dir: str = field(default="runs/responses", metadata={"help": "Folder for the data set."})
+    disable_tqdm: bool = field(default=False, metadata={"help": "No progress bar."})
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "max_prompt_length", "max_rows", "num_samples", "max_new_tokens", "batch_size")
+        kinds: dict[str, Any] = {"temperature": NotNegative, "top_k": NotNegative, "top_p": Share}
+        for name, kind in (kinds | {"num_samples": Count}).items():
+            fitting(type(self).__name__, name, getattr(self, name), kind)
+        if self.top_p == 0:
+            raise ValueError("top_p=0 leaves no token to sample: give a share above 0, 1 keeps every token")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must be 0 or more")
+        if self.temperature == 0 and self.num_samples > 1:
+            raise ValueError(
+                f"temperature=0 takes the likeliest token, and num_samples={self.num_samples} responses to a prompt "
+                "would be the same: raise the temperature, or leave num_samples out"
+            )
+
+    def splits(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
+        """Those of the data set, Dolly's as the literature has them, as the recipes that train read it."""
+        data = TextDataArguments(self.dataset_name, max_prompt_length=self.max_prompt_length)
+        splits = data.splits(tokenizer)
+        if "train" not in splits:
+            raise ValueError(f"{self.dataset_name} has the splits {sorted(splits)}: one must be called train")
+        rows = splits["train"]
+        first = rows if self.max_rows is None else rows.select(range(min(self.max_rows, len(rows))))
+        return splits | {"train": first}
+
+
+def generate_responses(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: ResponseArguments, name: str = ""
+) -> dict[str, int]:
+    """Have `model` answer the training prompts of `args.dataset_name`; returns how many are kept, and why others not.
+
+    `args.output_dir` then has `train.jsonl` (`prompt`, `response`, `row`, `sample`), the data set's other splits as
+    `prompt` and `response`, and `responses.json`: settings and counts. A response is drawn by (seed, row, sample), so
+    neither the number of processes nor a stop changes it; called again, what was written is kept. Left out are
+    responses that end at once or have no text, and by the filters those that do not end and those that repeat another.
+    Raises ValueError before anything is written for a folder of other responses, prompts that are all too long, and
+    positions that the model does not have; afterwards where no response is left.
+    """
+    state = processes()
+    with state.main_process_first():
+        splits = args.splits(tokenizer)
+        prompts = read_prompts(splits["train"], tokenizer, args.max_prompt_length, args.chat_template)
+    _refuse_positions(model, prompts, args.max_new_tokens)
+    folder = ResponseFolder(args.output_dir, _settings(model, prompts, args, name))
+    with state.main_process_first():
+        done = folder.begin()
+    if done:
+        logger.info("%s has all responses already", args.output_dir)
+        return dict(folder.counts)
+    _write(model.to(state.device), tokenizer, args, prompts, folder)
+    state.wait_for_everyone()
+    kept, counts = _kept(prompts, _all(folder, len(prompts)), args)
+    logger.info("%s", said(counts))
+    if not kept:
+        raise ValueError(
+            f"no response is left to learn from: {said(counts)}. Is this a model that writes after prompts of this "
+            "kind? Raise max_new_tokens, or give keep_unfinished"
+        )
+    if state.is_main_process:
+        others = {n: _pairs(rows, tokenizer, args.chat_template) for n, rows in splits.items() if n != "train"}
+        folder.finish({**others, "train": kept}, counts)
+    state.wait_for_everyone()
+    return counts
+
+
+def said(counts: Mapping[str, int]) -> str:
+    """The counts in words."""
+    dropped = ", ".join(f"{counts[name]} {words}" for name, words in WHY.items() if counts.get(name))
+    long = f"; {counts['long_prompts']} prompts were too long" if counts["long_prompts"] else ""
+    return f"{counts['kept']} of {counts['written']} responses are kept ({dropped or 'none dropped'}){long}"
+
+
+def _refuse_positions(model: PreTrainedModel, prompts: Prompts, new: int) -> None:
+    limit = shortest_limit([model])
+    longest = max(range(len(prompts)), key=lambda i: len(prompts.ids[i]))
+    length = len(prompts.ids[longest])
+    if limit is not None and length + new > limit:
+        fewer = f"lower max_new_tokens to {limit - length} or less, or " if length < limit else ""
+        raise ValueError(
+            f"the prompt of row {prompts.rows[longest]} has {length} tokens, and with max_new_tokens={new} it may take "
+            f"{length + new} positions of the {limit} that the model has: {fewer}"
+            "lower max_prompt_length"
+        )
+
+
+def _settings(model: PreTrainedModel, prompts: Prompts, args: ResponseArguments, name: str) -> dict[str, Any]:
+    """What decides the responses; a hash of the prompts' tokens tells another tokenizer too."""
+    live = FrozenTeacher(model).unfreeze()
+    tokens = json.dumps([prompts.rows, prompts.ids, prompts.texts]).encode()
+    hashes = {"weights": weights_fingerprint(live), "prompts": xxhash.xxh3_128_hexdigest(tokens)}
+    given = {one: getattr(args, one) for one in (*SAMPLING, *FILTERS)}
+    return {"model": name, "dataset": args.dataset_name, **hashes, **given, "config": configuration(live)}
+
+
+def _write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    args: ResponseArguments,
+    prompts: Prompts,
+    folder: ResponseFolder,
+) -> None:
+    """Write the parts that are missing, each rank its share."""
+    state = processes()
+    numbers = range(-(-len(prompts) // PART))
+    missing = [n for n in numbers if n % state.num_processes == state.process_index and folder.part(n) is None]
+    settings = OnPolicyArguments(
+        on_policy_max_new_tokens=args.max_new_tokens,
+        on_policy_temperature=args.temperature,
+        on_policy_top_k=args.top_k,
+        on_policy_top_p=args.top_p,
+        on_policy_batch_size=args.batch_size,
+    )
+    writer, ends = ResponseWriter(settings, tokenizer, args.seed, len(tokenizer)), end_ids(model, tokenizer)
+    places = {n: range(n * PART, min((n + 1) * PART, len(prompts))) for n in missing}
+    total = args.num_samples * sum(map(len, places.values()))
+    hidden = args.disable_tqdm or not state.is_main_process
+    with tqdm(total=total, desc="Writing responses", unit="response", disable=hidden) as bar:
+        for number, some in places.items():
+            ids, rows = [prompts.ids[i] for i in some], [prompts.rows[i] for i in some]
+            found: list[Row] = []
+            for sample in range(args.num_samples):
+                written = writer(model, ids, rows, sample)
+                for row, prompt, tokens in zip(rows, ids, written, strict=True):
+                    found.append({"row": row, "sample": sample} | _response(tokenizer, prompt, tokens, ends))
+                bar.update(len(rows))
+            folder.write_part(number, found)
+
+
+def _response(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tokens: Sequence[int], ends: set[int]
+) -> dict[str, Any]:
+    """The text behind the prompt, without the end and special tokens: read with the prompt, for alone a first word may lose its space."""
+    ended = bool(tokens) and tokens[-1] in ends
+    answer = list(tokens[:-1] if ended else tokens)
+    settings: dict[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    before, whole = (str(tokenizer.decode(ids, **settings)) for ids in (list(prompt), [*prompt, *answer]))
+    text = whole[len(before) :] if whole.startswith(before) else str(tokenizer.decode(answer, **settings))
+    return {"response": text, "tokens": len(answer), "ended": ended}
+
+
+def _all(folder: ResponseFolder, count: int) -> Iterable[Row]:
+    for number in range(-(-count // PART)):
+        rows = folder.part(number)
+        assert rows is not None
+        yield from rows
+
+
+def _kept(prompts: Prompts, written: Iterable[Row], args: ResponseArguments) -> tuple[list[Row], dict[str, int]]:
+    """The rows to learn from, by row and sample, and the counts."""
+    texts = dict(zip(prompts.rows, prompts.texts, strict=True))
+    counts: Counter[str] = Counter(dict.fromkeys(("written", "kept", *WHY), 0))
+    seen: dict[int, set[str]] = {}
+    kept: list[Row] = []
+    for one in sorted(written, key=lambda row: (row["row"], row["sample"])):
+        row, text = one["row"], one["response"]
+        why = _why_dropped(one, text in seen.get(row, ()), args)
+        counts["written"] += 1
+        counts[why or "kept"] += 1
+        if why is None:
+            seen.setdefault(row, set()).add(text)
+            kept.append({"prompt": texts[row], "response": text, "row": row, "sample": one["sample"]})
+    return kept, dict(counts) | {"prompts": len(prompts), "long_prompts": prompts.dropped}
+
+
+def _why_dropped(one: Row, repeated: bool, args: ResponseArguments) -> str | None:
+    if one["ended"] and not one["tokens"]:
+        return "ended_at_once"
+    if not one["response"].strip():
+        return "empty"
+    if not one["ended"] and not args.keep_unfinished:
+        return "unfinished"
+    return "repeated" if repeated and not args.keep_repeated else None
+
+
+def _pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, chat_template: bool) -> list[Row]:
+    return list(to_prompt_response(rows, tokenizer, chat_template))

@@ -1,0 +1,249 @@
+"""Responses to the prompts of a data set: which are kept, that a stop changes none, what recipes read of the folder."""
+
+import json
+
+import pytest
+import torch
+from processes import on_ranks
+from text_toys import language_model, tokenizer
+
+from hfkd.data.prompts import read_prompts
+from hfkd.data.text import tokenize_dataset
+from hfkd.data.text_arguments import TextDataArguments
+from hfkd.data.text_files import read_jsonl
+from hfkd.experiments import responses
+from hfkd.experiments.response_folder import ResponseFolder
+from hfkd.experiments.responses import ResponseArguments, generate_responses
+from hfkd.models.writing import end_ids
+from hfkd.training.on_policy.writing import ResponseWriter
+
+WORDS = ("a", "b", "c", "d", "you", "me", "one")
+END = 1
+
+
+def written(path, count=9):
+    """Two splits of prompts of one, two and three words."""
+    path.mkdir(parents=True)
+    for split, n in (("train", count), ("dev", 2)):
+        rows = [{"prompt": " ".join(["ask", WORDS[i % 7], "b"][: 1 + i % 3]), "response": "a b"} for i in range(n)]
+        (path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def often_ending(seed=3, bias=1.5, positions=32):
+    """A model that ends a sequence now and then."""
+    model = language_model(seed=seed, positions=positions)
+    model.lm_head = torch.nn.Linear(16, len(tokenizer()))
+    with torch.no_grad():
+        model.lm_head.bias.zero_()
+        model.lm_head.bias[END] = bias
+    model.config.tie_word_embeddings = False
+    return model
+
+
+def arguments(folder, **more):
+    given = {"num_samples": 3, "max_new_tokens": 4, "batch_size": 4, "max_prompt_length": 5, "disable_tqdm": True}
+    given |= {"dataset_name": str(folder / "rows"), "output_dir": str(folder / "out")}
+    return ResponseArguments(**given | more)
+
+
+def content(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    monkeypatch.setattr(responses, "PART", 2)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    written(tmp_path / "rows")
+    return tmp_path
+
+
+def test_each_is_the_response_of_its_row_and_number_and_each_that_is_left_out_is_counted(folder):
+    model = often_ending()
+    counts = generate_responses(model, tokenizer(), arguments(folder))
+    rows = [json.loads(line) for line in (folder / "out" / "train.jsonl").read_text().splitlines()]
+    prompts = read_prompts(read_jsonl(folder / "rows" / "train.jsonl"), tokenizer())
+    given = {"on_policy_max_new_tokens": 4}
+    write = ResponseWriter(responses.OnPolicyArguments(**given), tokenizer(), 42, len(tokenizer()))
+    expected, why = [], dict.fromkeys(("ended_at_once", "unfinished", "repeated"), 0)
+    for i in range(9):
+        seen = set()
+        for sample in range(3):
+            (tokens,) = write(model, [prompts.ids[i]], [i], sample)  # alone, not in a batch
+            text = tokenizer().decode(prompts.ids[i] + tokens[:-1], skip_special_tokens=True)[len(prompts.texts[i]) :]
+            if tokens == [END]:
+                why["ended_at_once"] += 1
+            elif tokens[-1] not in end_ids(model, tokenizer()):
+                why["unfinished"] += 1
+            elif text in seen:
+                why["repeated"] += 1
+            else:
+                expected.append({"prompt": prompts.texts[i], "response": text, "row": i, "sample": sample})
+                seen.add(text)
+    assert rows == expected
+    assert 0 < len(rows) < 27
+    assert why["ended_at_once"] > 0
+    assert why["unfinished"] > 0
+    assert counts == {"written": 27, "kept": len(rows), "empty": 0, **why, "prompts": 9, "long_prompts": 0}
+    assert json.loads((folder / "out" / "responses.json").read_text())["counts"] == counts
+    assert not (folder / "out" / "parts").exists()
+
+
+def test_filters_that_are_off_keep_what_they_would_drop(folder):
+    args = arguments(folder, keep_unfinished=True, keep_repeated=True, num_samples=8, max_new_tokens=2)
+    counts = generate_responses(often_ending(), tokenizer(), args)
+    assert counts["unfinished"] == counts["repeated"] == 0
+    assert counts["kept"] == counts["written"] - counts["ended_at_once"] - counts["empty"]
+    texts = [json.loads(line)["response"] for line in (folder / "out" / "train.jsonl").read_text().splitlines()]
+    assert len(set(texts)) < len(texts)
+
+
+def test_a_stopped_run_ends_with_the_same_bytes(folder, tmp_path, monkeypatch, caplog):
+    generate_responses(often_ending(), tokenizer(), arguments(folder))
+    whole = content(folder / "out")
+    (folder / "out").rename(folder / "whole")
+
+    class Stopped(Exception):
+        pass
+
+    write, made = ResponseFolder.write_part, []
+
+    def stop(self, number, rows):
+        if len(made) == 2:
+            raise Stopped
+        made.append(number)
+        write(self, number, rows)
+
+    monkeypatch.setattr(ResponseFolder, "write_part", stop)
+    with pytest.raises(Stopped):
+        generate_responses(often_ending(), tokenizer(), arguments(folder))
+    assert sorted(content(folder / "out")) == ["parts/part-00000.jsonl", "parts/part-00001.jsonl", "responses.json"]
+    damaged = folder / "out" / "parts" / "part-00001.jsonl"
+    damaged.write_bytes(damaged.read_bytes().replace(b'"sample": 1', b'"sample": 2', 1))
+    monkeypatch.setattr(ResponseFolder, "write_part", lambda self, n, rows: (made.append(n), write(self, n, rows)))
+    generate_responses(often_ending(), tokenizer(), arguments(folder))
+    assert made == [0, 1, 1, 2, 3, 4]
+    assert "part-00001.jsonl is damaged and is made again" in caplog.text
+    assert content(folder / "out") == whole
+    made.clear()
+    generate_responses(often_ending(), tokenizer(), arguments(folder))
+    assert made == []
+    assert content(folder / "out") == whole
+
+
+def on_rank(rows, out):
+    """The part size is that of the module: the toys are one part."""
+    generate_responses(often_ending(), tokenizer(), arguments(rows, output_dir=out))
+
+
+@pytest.mark.slow
+def test_two_ranks_write_what_one_does(folder, monkeypatch):
+    monkeypatch.undo()
+    written(folder / "more" / "rows", 150)
+    on_rank(folder / "more", str(folder / "one"))
+    codes = on_ranks(folder / "log", 2, on_rank, folder / "more", str(folder / "two"))
+    assert codes == [0, 0], (folder / "log-0").read_text()[-2000:]
+    one, two = content(folder / "one"), content(folder / "two")
+    assert one == two
+
+
+def test_recipes_read_the_folder(folder):
+    generate_responses(often_ending(), tokenizer(), arguments(folder))
+    texts = TextDataArguments(dataset_name=str(folder / "out"), max_length=12, max_prompt_length=5).load(tokenizer())
+    rows = read_jsonl(folder / "out" / "train.jsonl")
+    plain = tokenize_dataset(rows, tokenizer(), max_length=12, max_prompt_length=5)
+    assert texts.train["input_ids"][:] == plain["input_ids"][:]
+    for ids, row in zip(texts.train["input_ids"], rows, strict=True):
+        assert ids == tokenizer()(row["prompt"] + row["response"])["input_ids"] + [END]
+    assert [row["response"] for row in texts.dev_texts] == ["a b", "a b"]
+
+
+def test_rows_of_questions_alone_are_answered(folder):
+    (folder / "rows" / "train.jsonl").write_text('{"instruction": "ask", "context": "me"}\n' * 2)
+    args = arguments(folder, max_prompt_length=60, max_new_tokens=3)
+    generate_responses(often_ending(positions=40), tokenizer(), args)
+    asked = {json.loads(line)["prompt"] for line in (folder / "out" / "train.jsonl").read_text().splitlines()}
+    assert len(asked) == 1
+    assert "### Input:\nme\n\n### Response:\n" in asked.pop()
+
+
+def test_long_prompts_are_dropped_and_counted(folder):
+    counts = generate_responses(often_ending(), tokenizer(), arguments(folder, max_prompt_length=2))
+    assert (counts["prompts"], counts["long_prompts"], counts["written"]) == (6, 3, 18)
+    rows = [json.loads(line) for line in (folder / "out" / "train.jsonl").read_text().splitlines()]
+    assert {row["row"] % 3 for row in rows} <= {0, 1}
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"temperature": 0.0}, "would be the same"),
+        ({"top_p": 0.0}, "leaves no token"),
+        ({"top_p": 2.0}, "top_p=2.0 must be a number from 0 to 1"),
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"num_samples": 0}, "num_samples"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_settings_that_make_no_sense(folder, settings, words):
+    with pytest.raises(ValueError, match=words):
+        arguments(folder, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_new_tokens": 30}, "the prompt of row 2 has 3 tokens, .*33 positions of the 32"),
+        ({"max_prompt_length": 0}, "max_prompt_length"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_refused_before_anything_is_written(folder, settings, words):
+    with pytest.raises(ValueError, match=words):
+        generate_responses(often_ending(), tokenizer(), arguments(folder, **settings))
+    assert not (folder / "out").exists()
+
+
+def test_prompts_that_are_all_too_long(folder):
+    (folder / "rows" / "train.jsonl").write_text('{"prompt": "a b c", "response": "a"}\n')
+    with pytest.raises(ValueError, match="more than max_prompt_length=2 tokens .the shortest 3.: raise"):
+        generate_responses(often_ending(), tokenizer(), arguments(folder, max_prompt_length=2))
+
+
+def test_rows_without_a_prompt(folder):
+    (folder / "rows" / "train.jsonl").write_text('{"text": "a b c"}\n')
+    with pytest.raises(ValueError, match="row 0 has no prompt"):
+        generate_responses(often_ending(), tokenizer(), arguments(folder))
+
+
+def test_a_model_that_ends_at_once_leaves_no_data_set(folder):
+    with pytest.raises(ValueError, match="0 of 27 responses are kept .27 ended at once.. Is this a model"):
+        generate_responses(often_ending(bias=1e4), tokenizer(), arguments(folder))
+    assert not list((folder / "out").glob("*.jsonl"))
+
+
+def test_a_folder_of_others_is_refused_and_stays_as_it_is(folder):
+    generate_responses(often_ending(), tokenizer(), arguments(folder), name="mine")
+    before = content(folder / "out")
+    for model, settings, words in (
+        (often_ending(seed=4), {}, "their weights is .*mine.*choose another output_dir"),
+        (often_ending(), {"temperature": 0.5}, "their temperature is 1.0 .*this one's is 0.5"),
+        (often_ending(), {"keep_repeated": True}, "their keep_repeated is False"),
+        (often_ending(), {"max_rows": 3}, "their prompts is"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            generate_responses(model, tokenizer(), arguments(folder, **settings))
+    assert content(folder / "out") == before
+    (folder / "out" / "train.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="not as it was written"):
+        generate_responses(often_ending(), tokenizer(), arguments(folder))
+    (folder / "full").mkdir()
+    (folder / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds other files \(notes.txt\)"):
+        generate_responses(often_ending(), tokenizer(), arguments(folder, output_dir=str(folder / "full")))
