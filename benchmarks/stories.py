@@ -73,7 +73,7 @@ class StoriesArguments(PrunedStudentArguments):
     stories: str = field(default="stories.jsonl", metadata={"help": "JSON-lines file of stories, in a column text."})
     seeds: int = field(default=3, metadata={"help": "Students trained each way."})
     ways: list[str] = field(
-        default_factory=lambda: list(WAYS), metadata={"help": f"Some of: {', '.join(WAYS | WRITTEN)}."}
+        default_factory=lambda: list(WAYS), metadata={"help": f"Some of: {', '.join(WAYS | WRITTEN | HIDDEN)}."}
     )
     train_stories: int = field(default=300, metadata={"help": "Stories, the first of the file, that students read."})
     held_out: int = field(default=300, metadata={"help": "Stories, the last of the file, that are scored."})

@@ -9,6 +9,7 @@ from hfkd import DistillationTrainer
 from hfkd.arguments import DistillationArguments
 from hfkd.data.pack_rows import pack_rows
 from hfkd.data.text_collate import TokenCollator
+from hfkd.experiments.responses import ResponseArguments, generate_responses
 from hfkd.teachers import CachedTextTeacher, build_text_cache
 
 HALF = {"on_policy": 0.5, "on_policy_max_new_tokens": 8}
@@ -76,6 +77,30 @@ def without_index(rows):
     return batch
 
 
+def responses(first=None, line='{"prompt": "ask me", "response": "one"}', **settings):
+    """Responses to one prompt; `first`: settings of another call, which has ended."""
+
+    def make(folder):
+        (folder / "rows.jsonl").write_text(line + "\n")
+        given = {"dataset_name": str(folder / "rows.jsonl"), "max_new_tokens": 4, "disable_tqdm": True}
+        given |= {"output_dir": str(folder / "answers"), "keep_unfinished": True}
+
+        def call(**more):
+            return generate_responses(language_model(), tokenizer(), ResponseArguments(**given | more), "model")
+
+        if first is not None:
+            call(**first)
+        return lambda: call(**settings)
+
+    return make
+
+
+def full_folder(folder):
+    (folder / "answers").mkdir()
+    (folder / "answers" / "notes.txt").write_text("mine")
+    return responses()(folder)
+
+
 ON_POLICY = {
     "on_policy=1.5": flags(on_policy=1.5),
     "on_policy=True": flags(on_policy=True),
@@ -100,4 +125,11 @@ ON_POLICY = {
     "on_policy with rows without an index": run(rows=lambda: TokenRows(8)),
     "on_policy with a collator that loses the index": run(collator=without_index),
     "on_policy with a prompt longer than the positions leave": run(rows=long_prompt),
+    "generate_responses.py --num_samples 4 --temperature 0": responses(num_samples=4, temperature=0.0),
+    "generate_responses.py --top_p 0": responses(top_p=0.0),
+    "generate_responses.py, prompts that are all too long": responses(max_prompt_length=1),
+    "generate_responses.py, a prompt and its response longer than the positions": responses(max_new_tokens=40),
+    "generate_responses.py, rows without a prompt": responses(line='{"text": "one two"}'),
+    "generate_responses.py, a folder of other settings": responses(first={}, top_k=3),
+    "generate_responses.py, a folder with other files": full_folder,
 }

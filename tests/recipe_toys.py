@@ -137,6 +137,13 @@ def answer_flags(folder, out, **more):
     return given(**ANSWERS | names | more)
 
 
+def response_flags(folder, out, **more):
+    """Two responses to each prompt by generate_responses.py, also those that do not end."""
+    names = {"model_name_or_path": folder / "large", "dataset_name": folder / "text", "output_dir": out}
+    few = {"num_samples": 2, "max_new_tokens": 6, "max_prompt_length": 12, "batch_size": 8, "keep_unfinished": True}
+    return given(**names | few | {"disable_tqdm": True} | more)
+
+
 def classified_flags(folder, out, **more):
     """A run of text_classification.py of 6 steps, two epochs, with fresh weights for the student."""
     return _read_flags(folder, out, "classifier", {"num_train_epochs": 2} | more)

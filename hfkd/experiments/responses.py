@@ -196,7 +196,7 @@ def _write(
 def _response(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tokens: Sequence[int], ends: set[int]
 ) -> dict[str, Any]:
-    """The text behind the prompt, without the end and special tokens: read with the prompt, for alone a first word may lose its space."""
+    """The text behind the prompt, without special tokens; decoded with the prompt, for alone it may lose a space."""
     ended = bool(tokens) and tokens[-1] in ends
     answer = list(tokens[:-1] if ended else tokens)
     settings: dict[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from digit_files import flags
 from processes import script, start
-from recipe_toys import ANSWERS, DETECTOR, TEXT, classified_flags, given, masked_flags, write_toys
+from recipe_toys import ANSWERS, DETECTOR, TEXT, classified_flags, given, masked_flags, response_flags, write_toys
 
 from hfkd.models import image_classifier
 
@@ -84,6 +84,7 @@ def made_small(recipe, toys, words):
         "coco_detection": small_boxes(toys, words),
         "sft": [*text, f"--model_name_or_path={toys / 'small'}"],
         "analyse": given(dataset_name=toys / "digits", use_cpu=True),
+        "generate_responses": response_flags(toys, "answers"),
         "evaluate_instruct": given(**ANSWERS, sets_from=toys / "sets"),
     }
     return more.get(recipe, images)
@@ -166,7 +167,7 @@ def in_folder(folder, path, *arguments):
 
 
 def check(recipe, work, printed):
-    if "--list" in printed or "--dry_run" in printed or recipe == "evaluate_instruct":
+    if "--list" in printed or "--dry_run" in printed or recipe in ("evaluate_instruct", "generate_responses"):
         return
     if recipe == "analyse":
         assert {path.name for path in (work / "analysis").iterdir()} == {"index.html", "analysis.json"}

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from processes import on_ranks, script, start_script
-from recipe_toys import RECIPES, given, results, run, text_flags, write_toys
+from recipe_toys import RECIPES, response_flags, results, run, text_flags, write_toys
 
 RECIPE = RECIPES / "generate_responses.py"
 
@@ -19,12 +19,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-def answers(folder, out, **more):
-    names = {"model_name_or_path": folder / "large", "dataset_name": folder / "text", "output_dir": out}
-    few = {"num_samples": 2, "max_new_tokens": 6, "max_prompt_length": 12, "batch_size": 8, "keep_unfinished": True}
-    return given(**names | few | {"disable_tqdm": True} | more)
-
-
 def content(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
@@ -33,9 +27,9 @@ def content(folder):
 def test_killed_taken_up_and_on_two_ranks_it_is_the_same_folder_which_recipes_learn(
     folder, tmp_path, monkeypatch, capsys
 ):
-    run(monkeypatch, "generate_responses", *answers(folder, tmp_path / "whole"))
+    run(monkeypatch, "generate_responses", *response_flags(folder, tmp_path / "whole"))
     assert "384 responses are kept" in capsys.readouterr().out
-    killed = start_script(tmp_path / "killed.log", RECIPE, *answers(folder, tmp_path / "killed"))
+    killed = start_script(tmp_path / "killed.log", RECIPE, *response_flags(folder, tmp_path / "killed"))
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / "parts" / "part-00000.jsonl").exists():
         assert killed.is_alive(), (tmp_path / "killed.log").read_text()[-3000:]
@@ -44,8 +38,8 @@ def test_killed_taken_up_and_on_two_ranks_it_is_the_same_folder_which_recipes_le
     os.kill(killed.pid, signal.SIGKILL)
     killed.join()
     assert not (tmp_path / "killed" / "train.jsonl").exists()
-    run(monkeypatch, "generate_responses", *answers(folder, tmp_path / "killed"))
-    codes = on_ranks(tmp_path / "log", 2, script, RECIPE, *map(str, answers(folder, tmp_path / "ranks")))
+    run(monkeypatch, "generate_responses", *response_flags(folder, tmp_path / "killed"))
+    codes = on_ranks(tmp_path / "log", 2, script, RECIPE, *map(str, response_flags(folder, tmp_path / "ranks")))
     assert codes == [0, 0], (tmp_path / "log-0").read_text()[-3000:]
     whole = content(tmp_path / "whole")
     assert content(tmp_path / "killed") == whole

@@ -25,7 +25,7 @@ def run(log, recipe, *flags, fails=False):
     return printed
 
 
-@pytest.mark.parametrize("recipe", ["gpt2_dolly_eakd.py", "sft.py", "evaluate_instruct.py"])
+@pytest.mark.parametrize("recipe", ["gpt2_dolly_eakd.py", "sft.py", "generate_responses.py", "evaluate_instruct.py"])
 def test_help(recipe, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [recipe, "--help"])
     with pytest.raises(SystemExit):

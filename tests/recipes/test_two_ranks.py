@@ -13,6 +13,7 @@ from recipe_toys import (
     given,
     image_flags,
     masked_flags,
+    response_flags,
     results,
     text_flags,
     write_toys,
@@ -58,14 +59,17 @@ def command(name, folder, out):
             return classified_flags(folder, out, **batch), [""]
         case "masked_lm":
             return masked_flags(folder, out, **batch), [""]
+        case "generate_responses":
+            return response_flags(folder, out), []
         case "evaluate_instruct":
             return answer_flags(folder, out), []
 
 
 ALL = sorted(path.stem for path in RECIPES.glob("*.py"))
 QUICK = ("cifar100_energy_kd", "evaluate_instruct", "gpt2_dolly_eakd")
+NO_RUN = ("evaluate_instruct", "generate_responses")  # they train nothing
 CASES = [pytest.param(name, "False", marks=() if name in QUICK else pytest.mark.slow) for name in ALL]
-CASES += [pytest.param(name, None, marks=pytest.mark.slow) for name in ALL if name != "evaluate_instruct"]
+CASES += [pytest.param(name, None, marks=pytest.mark.slow) for name in ALL if name not in NO_RUN]
 
 
 @pytest.mark.parametrize(("name", "bf16"), CASES)
@@ -73,7 +77,7 @@ def test_two_ranks_are_one_run(folder, tmp_path, name, bf16):
     given_flags, runs = command(name, folder, tmp_path / "out")
     # That there is no GPU is for the recipe to see.
     arguments = [str(flag) for flag in given_flags if not str(flag).startswith(("--use_cpu", "--bf16"))]
-    if bf16 is not None and name != "evaluate_instruct":
+    if bf16 is not None and name not in NO_RUN:
         arguments.append(f"--bf16={bf16}")
     codes = on_ranks(tmp_path / "log", 2, on_the_cpu, RECIPES / f"{name}.py", *arguments)
     logs = [(tmp_path / f"log-{rank}").read_text() for rank in range(2)]
@@ -85,7 +89,12 @@ def test_two_ranks_are_one_run(folder, tmp_path, name, bf16):
         assert (found["config"]["world_size"], found["config"]["batch_size"]) == (2, 16)
         if bf16 == "False":
             assert found["config"]["mixed_precision"] == "no"
-    said = {"digits_demo": "Look at", "evaluate_instruct": "| Student |", "reproduce": "| EA-KD |"}
+    said = {
+        "digits_demo": "Look at",
+        "evaluate_instruct": "| Student |",
+        "generate_responses": "are kept",
+        "reproduce": "| EA-KD |",
+    }
     if name in said:
         assert said[name] in logs[0]
         assert said[name] not in logs[1]

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from digit_files import flags as plain_digit_flags
-from recipe_toys import RECIPES, answer_flags, given, image_flags, results, run, text_flags, write_toys
+from recipe_toys import RECIPES, answer_flags, given, image_flags, response_flags, results, run, text_flags, write_toys
 from toys import arguments
 
 import hfkd.utils.parsing
@@ -90,6 +90,7 @@ def content(folder):
         ("gpt2_dolly_eakd", lambda f: text_flags(f, f / "x", teacher_cache_dir=f / "x" / "checkpoint-1")),
         ("sft", lambda f: given(model_name_or_path=f / "small", output_dir=f / "small", use_cpu=True, bf16=False)),
         ("evaluate_instruct", lambda f: answer_flags(f, f / "small")),
+        ("generate_responses", lambda f: response_flags(f, f / "large")),
     ],
 )
 def test_an_output_folder_that_is_an_input_is_refused_and_stays_whole(folder, monkeypatch, recipe, flags):
