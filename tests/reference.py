@@ -215,3 +215,37 @@ def dist(z, v, T, beta=1.0, gamma=1.0):
     inter = sum(1 - pearson(p[n], q[n]) for n in range(B)) / B
     intra = sum(1 - pearson(p[:, c], q[:, c]) for c in range(C)) / C
     return T**2 * (beta * inter + gamma * intra)
+
+
+def merged(z, tokens, group, T, last):
+    """GOLD: the probabilities of a group of tokens, each predicted one place before, of logits z [L, V] of a row."""
+    chosen = group[-1] if last else group[0]
+    p = softmax(z[chosen - 1], T)
+    for place in group:
+        if place != chosen:
+            p = [x * max(softmax(z[place - 1], T)[int(tokens[place])], 1e-8) for x in p]
+    return p
+
+
+def uld(p, q):
+    """ULD, Eq. 4: sum_k |p_(k) - q_(k)| of sorted probabilities, zeros where there are none."""
+    size = max(len(p), len(q))
+    p, q = (sorted(map(float, x), reverse=True) + [0.0] * (size - len(x)) for x in (p, q))
+    return sum(abs(a - b) for a, b in zip(p, q, strict=True))
+
+
+def gold(p, q, pairs, beta, matched=None, unmatched=None):
+    """GOLD: entries (teacher's, student's) of the same text by JSD, the others sorted."""
+    a = [max(p[i], 1e-8) for i, _ in pairs]
+    b = [max(q[j], 1e-8) for _, j in pairs]
+    if beta in (0, 1):
+        jsd = kl(b, a) if beta else kl(a, b)
+    else:
+        m = [beta * x + (1 - beta) * y for x, y in zip(a, b, strict=True)]
+        jsd = beta * kl(a, m) + (1 - beta) * kl(b, m)
+    rest = uld(
+        [x for i, x in enumerate(p) if i not in {i for i, _ in pairs}],
+        [x for j, x in enumerate(q) if j not in {j for _, j in pairs}],
+    )
+    share = len(pairs) / len(p)
+    return (share if matched is None else matched) * jsd + (1 - share if unmatched is None else unmatched) * rest

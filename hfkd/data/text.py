@@ -47,7 +47,7 @@ def tokenize_dataset(
     tokenizer, arguments.
     Raises ValueError for columns that are not accepted, unknown names, impossible lengths, or when no row is left.
     """
-    _check(dataset, tokenizer, max_length, max_prompt_length, long_prompts, tokenization)
+    check_tokenising(dataset, tokenizer, max_length, max_prompt_length, long_prompts, tokenization)
     pairs = to_prompt_response(dataset, tokenizer, chat_template)
     tokens = pairs.map(
         _tokenize_batch,
@@ -97,7 +97,7 @@ def _as_written(ids: list[int], text: str, tokenizer: PreTrainedTokenizerBase) -
     return ids[:-1] if added_end else ids
 
 
-def _check(
+def check_tokenising(
     dataset: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
@@ -105,6 +105,7 @@ def _check(
     long_prompts: str,
     tokenization: str,
 ) -> None:
+    """Raise ValueError for settings of `tokenize_dataset` that make no rows."""
     for name, value, choices in (
         ("long_prompts", long_prompts, get_args(LongPrompts)),
         ("tokenization", tokenization, get_args(Tokenization)),
@@ -137,24 +138,33 @@ def _tokenize_batch(
     add_special_tokens: bool,
     revision: int,  # only there to be hashed
 ) -> dict[str, list]:
-    eos = tokenizer.eos_token_id
     rows: dict[str, list] = {"input_ids": [], "labels": [], "prompt_length": [], "length": []}
-    prompts = encode_texts(batch["prompt"], tokenizer, add_special_tokens)
-    responses = _encode_responses(batch, prompts, tokenizer, tokenization, add_special_tokens)
-    for prompt, response in zip(prompts, responses, strict=True):
+    for prompt, response in encode_rows(batch, tokenizer, tokenization, add_special_tokens):
         if len(prompt) > max_prompt_length and long_prompts == "drop":
             continue
-        if prompt == response[:1] == [tokenizer.bos_token_id]:  # an empty prompt's, and the one that the text has
-            response = response[1:]
         prompt = prompt[:max_prompt_length]
-        end = [] if response[-1:] == [eos] else [eos]  # a text may bring its own
-        ids = [*prompt, *response, *end][:max_length]
+        ids = [*prompt, *response][:max_length]
         if len(ids) < 2:
             continue
         rows["input_ids"].append(ids)
         rows["labels"].append([IGNORED] * len(prompt) + ids[len(prompt) :])
         rows["prompt_length"].append(len(prompt))
         rows["length"].append(len(ids))
+    return rows
+
+
+def encode_rows(
+    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, tokenization: str, add_special_tokens: bool = True
+) -> list[tuple[list[int], list[int]]]:
+    """The ids of each prompt, and of its response with the end of sequence."""
+    eos, rows = tokenizer.eos_token_id, []
+    prompts = encode_texts(batch["prompt"], tokenizer, add_special_tokens)
+    responses = _encode_responses(batch, prompts, tokenizer, tokenization, add_special_tokens)
+    for prompt, response in zip(prompts, responses, strict=True):
+        if prompt == response[:1] == [tokenizer.bos_token_id]:  # an empty prompt's, and the one that the text has
+            response = response[1:]
+        end = [] if response[-1:] == [eos] else [eos]  # a text may bring its own
+        rows.append((prompt, [*response, *end]))
     return rows
 
 

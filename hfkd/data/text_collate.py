@@ -67,8 +67,8 @@ class TokenCollator:
         }
         if "labels" in rows[0]:
             batch["labels"] = self._pad([row.labels for row in made], IGNORED)
-            packed = {"position_ids": batch["position_ids"], "attention_mask": batch["attention_mask"]}
-            batch["host_targets"] = HostTargets.of(batch["labels"], **packed if any(r.packed for r in made) else {})
+            positions = batch["position_ids"] if any(row.packed for row in made) else None
+            batch["host_targets"] = HostTargets.of(batch["labels"], positions, batch["attention_mask"])
         if any(row.packed for row in made):
             attended = batch.pop("attention_mask").bool()
             batch["position_ids"] = unmasked_positions(batch["position_ids"], attended)

@@ -177,7 +177,8 @@ class DistillationLoss(nn.Module):
         share = items.share if isinstance(items, Items) else None
         by_sample = self.by_sample or share is not None
         here = items.samples_with_items if by_sample and isinstance(items, Items) and num_items is None else len(items)
-        counts = Counts.of(num_items, len(items), len(items), here)
+        labels = items.num_labels if isinstance(items, Items) else len(items)
+        counts = Counts.of(num_items, labels, len(items), here)
         if by_sample and counts.samples is None:
             raise ValueError("this objective is divided by samples: give the loss Counts with samples, not a number")
         of_items = at_least(counts.items)
@@ -202,7 +203,9 @@ class DistillationLoss(nn.Module):
         """`loss` and the student's own addition, by the share that these items are of the step's labels."""
         if items.rest is None or not self.ce_weight:
             return loss
-        here = items.num_samples if isinstance(items, Items) and items.share is not None else len(items)
+        here = len(items)
+        if isinstance(items, Items):
+            here = items.num_samples if items.rest_has_ce else items.num_labels
         return loss + self.of_labels(items.rest, here, num_items)
 
     def of_labels(self, mean: Tensor, here: int, num_items: Counts | Number | None = None) -> Tensor:
@@ -224,10 +227,12 @@ class DistillationLoss(nn.Module):
         And the temperature's groups.
         """
         of_samples = {term.name for term in self.terms if term.by_sample}
-        shape = parts["ce"].shape if "ce" in parts else parts["temperature"].shape
+        shape = parts["temperature" if "temperature" in parts else "ce"].shape
         of_items = {name: values for name, values in parts.items() if values.shape == shape and name not in of_samples}
         columns = torch.stack([values.detach().float() for values in of_items.values()])  # [parts, N]
         means = dict(zip(of_items, (columns.sum(-1) / max(columns.shape[-1], 1)).unbind(), strict=True))
+        if "ce" in parts and "ce" not in means:  # of tokens, where items are groups of them
+            means = {"ce": parts["ce"].detach().float().sum() / max(len(parts["ce"]), 1)} | means
         for name in of_samples & parts.keys():
             count = len(parts[name]) if samples is None else samples
             means[name] = parts[name].detach().float().sum() / at_least(count)

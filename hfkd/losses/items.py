@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from hfkd.losses.functional import upcast
+from hfkd.losses.groups import GroupOutputs
 from hfkd.losses.outputs import Outputs
+from hfkd.utils.devices import send
 from hfkd.utils.targets import HostTargets, Targets
+from hfkd.utils.token_groups import Groups
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Items:
     """N items with what student and teacher said about them.
 
     labels: [N] class ids, or [N, C] when MixUp or CutMix mixed them; None for rows without, which teach all the same.
+    Where items are groups of tokens (`group_items`), those of the student's own tokens.
     sample: [N] ints below `num_samples`.
     progress: epochs done so far, fractional; warm-ups and schedules read it. None on a stream of unknown length.
     teachers: where there are several, each of them; `teacher` is then their mean logits.
@@ -37,6 +41,7 @@ class Items:
     index: the row of the dataset that each sample is [S], where the batch says so. seed, step: of the run, and the
     optimizer steps taken; what is random is drawn from these three, so that it is the same on any number of ranks.
     mask: which positions of the batch's rows are no padding [B, L], for features of tokens; None: all are.
+    tokens: how many labels there are, where they are not one an item.
     """
 
     student: Outputs
@@ -58,6 +63,7 @@ class Items:
     seed: int = 0
     step: int = 0
     mask: Tensor | None = None
+    tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.own_sample and self.num_samples != len(self):
@@ -65,6 +71,11 @@ class Items:
 
     def __len__(self) -> int:
         return self.sample.shape[0]
+
+    @property
+    def num_labels(self) -> int:
+        """How many cross-entropies there are."""
+        return len(self) if self.tokens is None else self.tokens
 
     @property
     def rows(self) -> tuple[Tensor, int]:
@@ -217,6 +228,32 @@ def target_items(student: Outputs, teacher: Outputs, targets: Targets, progress:
         raise ValueError(f"{len(targets)} target tokens, but the teacher's outputs are of {teacher.size}")
     samples = targets.sample, targets.num_samples
     return Items(student, teacher, targets.labels, *samples, progress, row=targets.row, num_rows=targets.shape[0])
+
+
+def group_items(
+    student: Outputs,
+    teacher: Outputs,
+    groups: Groups,
+    labels: tuple[Tensor, Tensor],
+    *,
+    same: tuple[Tensor | None, Tensor | None] = (None, None),
+    late: bool = False,
+    progress: float | None = 0.0,
+) -> Items:
+    """One item a group of tokens that two networks' tokenizers end at the same place (`hfkd.utils.token_groups`).
+
+    Both outputs are of their own target tokens, `labels` of student and teacher. The cross-entropy is of all of the
+    student's, in a group or not. A sample is a row, the mean over its groups (`share`), and each row with any counts
+    alike. same: entries of both vocabularies that are equal. late: logits are read one position after (TRL's default).
+    """
+    device = student.logits.device
+    sample = send(groups.row, device)
+    sizes = torch.bincount(groups.row, minlength=groups.num_rows).clamp(min=1)
+    share = send(sizes.to(upcast(student.logits).dtype).reciprocal()[groups.row], device)
+    parts = zip((student, teacher), labels, (groups.student, groups.teacher), same, strict=True)
+    mine, its = (GroupOutputs(one.logits, one.kept, own, grouped, equal, late) for one, own, grouped, equal in parts)
+    tokens = len(labels[0])
+    return Items(mine, its, labels[0], sample, groups.num_rows, progress, share=share, tokens=tokens)
 
 
 @dataclass(frozen=True)

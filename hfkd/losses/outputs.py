@@ -69,6 +69,10 @@ class Outputs:
         """N, how many items they are of."""
         return self.logits.shape[0]
 
+    def of_items(self, values: Tensor) -> Tensor:
+        """Numbers of each row of logits as numbers of each item [N]: these themselves, where a row is an item."""
+        return values
+
     def log_probabilities(self, student: "Outputs", temperature: Tensor) -> tuple[Tensor, Tensor]:
         """Of these outputs, a teacher's, and the student's at each item's temperature [N]: [N, C] each."""
         t = temperature.unsqueeze(-1)  # [N, 1]

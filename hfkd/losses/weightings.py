@@ -74,7 +74,8 @@ class Entropy(Weighting):
         return Requirements(within_samples=True, signals=not self.standardized)
 
     def __call__(self, items: Items) -> Tensor:
-        bound = math.log(items.teacher.num_classes) if self.upper_bound is None else self.upper_bound
+        # The student's entropy is the one that is divided: where vocabularies differ, by the bound of its own.
+        bound = math.log(items.student.num_classes) if self.upper_bound is None else self.upper_bound
         if not self.student:
             return self._entropy(items, items.teacher)
         if not self.teacher:
@@ -83,7 +84,7 @@ class Entropy(Weighting):
         return h_t * h_s / bound if self.interaction else h_t * (1 + h_s / bound) / 2
 
     def _entropy(self, items: Items, outputs: Outputs) -> Tensor:
-        outputs = Outputs(standardize(outputs.logits)) if self.standardized else outputs
+        outputs = replace(outputs, logits=standardize(outputs.logits)) if self.standardized else outputs
         h = outputs.entropy(self.temperature)
         h = math.log(outputs.num_classes) - h if self.inverted else h
         return items.mean_over_sample(h) if self.level == "sample" else h

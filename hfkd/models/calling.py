@@ -13,7 +13,10 @@ from transformers.trainer_utils import unwrap_peft_model
 from transformers.utils import TransformersKwargs
 
 # What batches hold for hfkd itself: a network gets these only if its forward names them.
-OWN_KEYS = frozenset({"index", "view", "host_targets", "host_rows", "length", "prompt_length"})
+OWN_KEYS = frozenset(
+    {"index", "view", "host_targets", "host_rows", "length", "prompt_length"}
+    | {"groups", "token_groups", "byte_ends", "response_bytes"}
+)
 OWN_PREFIX = "teacher_"
 # What networks are given: tokens, images, sound as waves or as spectra.
 INPUTS = {"input_ids", "pixel_values", "input_values", "input_features"}

@@ -50,5 +50,5 @@ def same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenize
     raise ValueError(
         f"the tokenizers of the student ({student.name_or_path}) and the teacher ({teacher.name_or_path}) differ: "
         f"{different} of {len(ours | theirs)} tokens have another number or are in one of them only; token-level "
-        "distillation needs one tokenizer"
+        "distillation needs one tokenizer, or an objective that takes two: uld or gold"
     )

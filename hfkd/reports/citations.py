@@ -20,6 +20,7 @@ PAPERS = {
     "entropy": "su2025eakd",
     "fcfd": "liu2023function",
     "fitnet": "romero2015fitnets",
+    "gold": "patino2025unlocking",
     "gradation": "kim2024energy",
     "hiddencosine": "sanh2019distilbert",
     "hiddenmse": "jiao2020tinybert",
@@ -46,6 +47,7 @@ PAPERS = {
     "standardized": "sun2024logit",
     "takd": "mirzadeh2020improved",
     "totalvariation": "wen2023fdivergence",
+    "uld": "boizard2025towards",
     "vid": "ahn2019variational",
 }
 NO_PAPER = {"averaged", "matched", "uniform"}

@@ -78,6 +78,9 @@ def _score(trainer: Host, teacher: FrozenTeacher, loader: Any) -> dict[str, floa
     counts: list[Tensor] = []  # how many items each class has [C]; one, or none yet
     for batch in _batches(trainer, loader):
         inputs = trainer.as_networks_take_it(trainer._prepare_inputs(batch), training=False)
+        if not trainer.task.teacher_reads(inputs):
+            return {}
+        inputs = trainer.task.for_teacher(inputs)
         labels = inputs.get("labels")
         if not isinstance(labels, Tensor) or (labels.is_floating_point() and trainer.task.class_ids):
             return {}

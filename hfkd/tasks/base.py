@@ -47,6 +47,8 @@ class Task(ABC):
     without_labels: ClassVar[str] = "call the rows' column of them labels, or let the data_collator make one"
     scanned_items: ClassVar[int | None] = None  # so many of a data set's are kept by a scan of all; None: all
     by_share: ClassVar[bool] = False  # items are known after the forward only: the loss counts samples, all alike
+    own_tokens: ClassVar[bool] = False  # the teacher reads tokens of its own
+    follows_student: ClassVar[bool] = False  # what the teacher is asked depends on what the student does
     predicts: ClassVar[bool] = False  # evaluation gives predictions for a metric, and no loss
     normalises: ClassVar[bool] = False  # its networks normalise and resize their images themselves
     segmentation_stride: int | None = None
@@ -143,6 +145,18 @@ class Task(ABC):
     def after_student(self, batch: Batch, output: Any) -> Batch:
         """The batch with what is known once the student has run on it: what the teacher gets, and items are made of."""
         return batch
+
+    def teacher_reads(self, batch: Batch) -> bool:
+        """Whether a batch has something for the teacher: of rows that are scored alone it may have nothing."""
+        return True
+
+    def for_teacher(self, batch: Batch) -> Batch:
+        """What of a batch the teacher reads, by the names that networks take. ValueError where nothing is for it."""
+        return batch
+
+    def teacher_items(self, batch: Batch, teacher: Tensor) -> Items:
+        """The items, with the teacher in both places: what is known of them without a student."""
+        return self.items(batch, teacher, teacher)
 
     def predictions(self, batch: Batch, output: Any) -> tuple[Any, Any]:
         """Where it `predicts`: what a network found in a batch, and what is there, for Trainer's `compute_metrics`."""

@@ -38,6 +38,7 @@ class ObjectDetection(Task):
     item = "a proposal"
     one_item_a_row = False
     by_share = True
+    follows_student = True
     predicts = True
     normalises = True
     ignores = (IGNORED,)

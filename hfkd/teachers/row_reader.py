@@ -50,11 +50,12 @@ class RowReader:
         """
         batch = send_to_device(batch, self.device)
         teacher = self.teacher if compiled else self.teacher.uncompiled
-        logits = teacher(**batch)[..., : self.num_classes]
-        items = self.task.items(batch, logits, logits)
+        logits = teacher(**self.task.for_teacher(batch))[..., : self.num_classes]
+        items = self.task.teacher_items(batch, logits)
         said = items.teacher
-        energy = said.energy(self.energy_temperature).where(said.logits.isfinite().all(-1), torch.nan)
-        columns = energy, said.entropy(self.entropy_temperature), said.logits.argmax(-1).float()
+        finite = said.of_items(said.logits.isfinite().all(-1).float()) == 1
+        energy = said.energy(self.energy_temperature).where(finite, torch.nan)
+        columns = energy, said.entropy(self.entropy_temperature), said.of_items(said.logits.argmax(-1).float())
         return torch.stack([*columns, torch.ones_like(energy)], dim=-1), items
 
     def differs_from(self, stored: Mapping[str, Tensor], rows: Sequence[int], stored_on: str) -> str | None:
@@ -80,7 +81,8 @@ class RowReader:
         values, sizes = [], []
         for batch in batches:
             per_item, items = self.read(batch, compiled=False)
-            of_rows = torch.cat([per_item, size_of(items.teacher.logits).to(per_item)[:, None]], dim=-1)
+            sizes_of = items.teacher.of_items(size_of(items.teacher.logits).to(per_item))
+            of_rows = torch.cat([per_item, sizes_of[:, None]], dim=-1)
             means = row_means(of_rows, items)  # [B, 5], the fourth 0 for a row without items
             values.append(means[:, :2].where(means[:, 3:4] > 0, torch.nan))
             sizes.append(means[:, 4])

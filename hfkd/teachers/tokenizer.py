@@ -41,6 +41,13 @@ def check_teacher_tokenizers(processing_class: Any, given: Any, teachers: Sequen
             compare(processing_class, theirs)
 
 
+def known_tokenizer(given: Any, teachers: Sequence[nn.Module]) -> Any:
+    """The one tokenizer of the teachers, given or beside the first one's weights; None where it is not known."""
+    several = list(given) if isinstance(given, (list, tuple)) else [given]
+    first = next((one for one in several if one is not None), None)
+    return _local_tokenizer(teachers[0]) if first is None and teachers else first
+
+
 def compare(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
     """Raise ValueError where a token has two numbers, or a number two tokens; warn of tokens that the teacher lacks."""
     ours, theirs = student.get_vocab(), teacher.get_vocab()

@@ -19,9 +19,10 @@ from hfkd.models.sharing import refuse_shared
 from hfkd.models.vocabulary import common_vocabulary
 from hfkd.tasks.choice import chosen_task
 from hfkd.tasks.tokens import PerToken
+from hfkd.tasks.two_tokenizers import across_tokenizers
 from hfkd.tasks.unlabelled import has_labels, unlabelled
 from hfkd.teachers import Teacher
-from hfkd.teachers.tokenizer import check_teacher_tokenizers
+from hfkd.teachers.tokenizer import check_teacher_tokenizers, known_tokenizer
 from hfkd.training import loss_parameters
 from hfkd.training.built_objectives import Builder, is_built
 from hfkd.training.first_batch import KeptFirst, few_rows
@@ -94,9 +95,10 @@ class Setup:
         self.args, self.loss, self.keywords, self.searching = args, loss, keywords, searching
         self.data = {name: keywords.get(name) for name in ("train_dataset", "eval_dataset")}
         self.processing_class = keywords.get("processing_class")
+        self.teacher_tokenizer = keywords.pop("teacher_processing_class", None)
         self.take_networks(model, teacher, keywords.pop("peft_config", None))
         self.take_data(teacher)
-        self.take_teacher(teacher, keywords.pop("teacher_processing_class", None))
+        self.take_teacher(teacher, self.teacher_tokenizer)
         self.try_networks()
         self.take_cache()
         self.choose_forward()
@@ -119,6 +121,7 @@ class Setup:
         call = Call.of(self.model)
         self.call = call.for_text() if call.takes_images and texts_alone(rows) else call
         self.task = chosen_task(self.args.task, *networks, rows)
+        self.take_tokenizers(teacher_networks(teacher))
         self.task.configure(self.args)
         suit_temperature(self.loss, self.task)
         live = teacher_networks(teacher)
@@ -131,6 +134,12 @@ class Setup:
                 f"label_smoothing_factor={self.loss.label_smoothing} is for one class an item, and each label of "
                 f"{self.task.name} is a yes or a no: leave it out, or smooth the labels themselves"
             )
+
+    def take_tokenizers(self, teachers: Sequence[nn.Module]) -> None:
+        """The task for two tokenizers, where they are known to differ and the objective is made for that."""
+        its = known_tokenizer(self.teacher_tokenizer, teachers)
+        tokenizers = (self.processing_class, its)
+        self.task = across_tokenizers(self.task, self.loss, self.args, tokenizers, (self.model, teachers))
 
     def take_data(self, teacher: Any) -> None:
         given = self.keywords.pop("data_collator", None)
@@ -195,8 +204,14 @@ class Setup:
         if self.task.vocabulary and self.networks:
             for one in self.teacher.members if self.teacher else ():
                 one.take_as_given()
-            self.num_classes = common_vocabulary(self.model, self.networks[0], self.processing_class)
-        if self.networks and self.loss.kd_weight and "input_ids" in (self.call.keywords or ()):  # classifiers read too
+            if not self.task.own_tokens:
+                self.num_classes = common_vocabulary(self.model, self.networks[0], self.processing_class)
+        if (
+            self.networks
+            and not self.task.own_tokens
+            and self.loss.kd_weight
+            and "input_ids" in (self.call.keywords or ())
+        ):  # classifiers read too
             check_teacher_tokenizers(self.processing_class, tokenizer, self.networks)
 
     @property

@@ -116,7 +116,7 @@ def refuse_changed(trainer: Any) -> None:
             f"transformers' LabelSmoother is for one class an item, and each label of {trainer.task.name} is a yes or "
             "a no: leave it out, or smooth the labels themselves"
         )
-    if trainer.label_smoother is not None and trainer.task.by_share:
+    if trainer.label_smoother is not None and trainer.task.follows_student:
         raise ValueError(
             f"a label_smoother of your own would be added to the networks' own loss, which {trainer.task.name} takes "
             "as it is: leave it out"

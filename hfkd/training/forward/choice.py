@@ -8,8 +8,10 @@ from hfkd.models import Peers
 from hfkd.models.calling import Call
 from hfkd.tasks.base import Task
 from hfkd.tasks.tokens import PerToken
+from hfkd.tasks.two_tokenizers import TwoTokenizerLM
 from hfkd.teachers import Teacher
 from hfkd.training.forward.dense import ChunkedForward, DenseForward, MutualForward
+from hfkd.training.forward.groups import GroupForward
 from hfkd.training.forward.he_da import HighEnergyForward
 from hfkd.training.forward.strips import StripForward, by_strips
 from hfkd.training.forward.target_tokens import TargetForward
@@ -40,6 +42,8 @@ def choose_forward(
         return ChunkedForward(
             student, None if teacher is None else teacher.networks[0], loss, args.loss_chunk_size, num_classes
         )
+    if isinstance(task, TwoTokenizerLM):
+        return GroupForward(call, task, loss, None, heads_on_targets=not args.torch_compile)
     if isinstance(student, Peers) and not task.views:
         raise ValueError(f"Peers are views of an image with one label, and the task is {task.name}: give one student")
     if isinstance(student, Peers):

@@ -5,7 +5,7 @@ On the device they end in a bare IndexError, or in an assertion that takes the p
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import has_length, unwrap_peft_model
 
 from hfkd.data.labels import class_ids
+from hfkd.data.two_collate import teachers_batch
 from hfkd.models.positions import embeddings, farthest, position_limit, too_long
 from hfkd.tasks.base import Task
 from hfkd.utils.targets import IGNORED
@@ -33,6 +34,7 @@ class Bounds:
     ignoring: tuple[int, ...]  # labels that stand for none
     positions: int | None = None
     shortest: str = ""
+    of_teacher: "Bounds | None" = None  # of the tokens that it alone reads
 
     @classmethod
     def of(cls, student: nn.Module, teachers: Iterable[nn.Module], task: Task, classes: int | None) -> "Bounds":
@@ -40,6 +42,9 @@ class Bounds:
         bare: Any = unwrap_peft_model(student)
         if classes is None and isinstance(bare, PreTrainedModel):
             classes = bare.config.get_text_config().vocab_size if task.vocabulary else bare.config.num_labels
+        if task.own_tokens and (teachers := tuple(teachers)):
+            apart = cls.of(teachers[0], (), task, None)
+            return replace(cls.of(student, (), task, classes), of_teacher=apart)
         networks = (student, *teachers)
         sizes = [size for size in map(embeddings, networks) if size is not None]
         limits = {limit: network for network in networks if (limit := position_limit(network)) is not None}
@@ -64,7 +69,15 @@ class CheckedCollator:
             self._check(batch, "labels", self.bounds.classes, none)
             self._check(batch, "input_ids", self.bounds.ids, ())
             self._check_length(batch)
+            if self.bounds.of_teacher is not None and "teacher_input_ids" in batch:
+                CheckedCollator(self.collate, self.bounds.of_teacher, ())._check_read(teachers_batch(batch))
         return batch
+
+    def _check_read(self, batch: Mapping[str, Any]) -> None:
+        """What the teacher alone reads."""
+        self._check(batch, "labels", self.bounds.classes, self.bounds.ignoring)
+        self._check(batch, "input_ids", self.bounds.ids, ())
+        self._check_length(batch)
 
     def _check_length(self, batch: Mapping[str, Any]) -> None:
         ids, limit = batch.get("input_ids"), self.bounds.positions

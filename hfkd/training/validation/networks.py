@@ -172,8 +172,9 @@ def check_batch(
     networks = (student, *(teacher.networks if teacher else ()))
     _refuse_unlabelled(batch, task)
     for network in networks if "input_ids" in batch else ():
-        _check_positions(network, dataset)
-        _check_tokens(network, batch)
+        read = batch if network is student else task.for_teacher(batch)
+        _check_positions(network, dataset, "length" if read is batch else "teacher_length")
+        _check_tokens(network, read)
     task.check_rows(rows, batch)
     batch = task.probe(batch)
     with untouched(student):
@@ -208,6 +209,7 @@ def _check_teacher(
     student: nn.Module, teacher: FrozenTeacher, batch: dict[str, Any], classes: int, task: Task
 ) -> Tensor:
     """The teacher's logits, if they fit the student's."""
+    batch = dict(task.for_teacher(batch))
     with ExitStack() as stack:
         for network in teacher.networks:
             stack.enter_context(untouched(network))
@@ -278,12 +280,12 @@ def _check_tokens(network: nn.Module, batch: Mapping[str, Any]) -> None:
         raise ValueError(too_long(length, limit, type(network).__name__))
 
 
-def _check_positions(network: nn.Module, dataset: Any) -> None:
+def _check_positions(network: nn.Module, dataset: Any, column: str = "length") -> None:
     """No row of `tokenize_dataset` may be longer than what the network says it can take."""
     limit = said_limit(network)
-    if limit is None or not isinstance(dataset, Dataset) or "length" not in dataset.column_names:
+    if limit is None or not isinstance(dataset, Dataset) or column not in dataset.column_names:
         return
-    longest = int(np.max(dataset.with_format("numpy")["length"][:]))
+    longest = int(np.max(dataset.with_format("numpy")[column][:]))
     if longest > limit:
         raise ValueError(
             f"the longest training row has {longest} tokens, but {type(network).__name__} has {limit} positions: lower "

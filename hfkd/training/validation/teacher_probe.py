@@ -122,10 +122,10 @@ def _temperature(trainer: Host) -> float:
 def _reader(trainer: Host, energy_temperature: float) -> RowReader | None:
     """None without a live teacher that is asked, or rows that can be looked at without spending them.
 
-    Nor where what the teacher is asked depends on the student (`Task.by_share`).
+    Nor where what the teacher is asked depends on the student (`Task.follows_student`).
     """
     dataset = trainer.train_dataset
-    if trainer.task.by_share:
+    if trainer.task.follows_student:
         return None
     if trainer.teacher is None or not trainer.teacher.networks or not trainer.distillation_loss.kd_weight:
         return None

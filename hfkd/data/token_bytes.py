@@ -1,0 +1,100 @@
+"""What each token of a vocabulary stands for, in bytes of UTF-8, which two tokenizers of a text have in common."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+BLANK = "▁"  # how SentencePiece writes a space
+BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
+    """The bytes of each token id; None for one that stands for no text of its own: unknown words, gaps.
+
+    Byte-level vocabularies (GPT-2, Llama 3, Qwen) and SentencePiece's (Llama 2, Mistral, Gemma), whose tokens put
+    together are the text. Special tokens stand for what they are written as. Raises ValueError for other kinds.
+    """
+    pieces = _pieces_of(tokenizer)
+    found: list[bytes | None] = [None] * (max(tokenizer.get_vocab().values(), default=-1) + 1)
+    added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
+    for token, number in tokenizer.get_vocab().items():
+        found[number] = added[number].encode() if number in added else pieces(token)
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.eos_token_id:
+        found[tokenizer.unk_token_id] = None
+    return found
+
+
+def equal_entries(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, sizes: tuple[int, int]
+) -> tuple[list[int], list[int]]:
+    """Ids of the student, and of the teacher, that stand for the same bytes, each once; and both ends of sequence.
+
+    sizes: how many logits each network gives. Other special tokens are nobody's equal. Of several tokens for the same
+    bytes (a letter, and the byte that it is) the one counts that the tokenizer itself would use, which is not the byte.
+    """
+    mine, its = (_by_bytes(one, size) for one, size in zip((student, teacher), sizes, strict=True))
+    pairs = [(number, its[text]) for text, number in mine.items() if text in its]
+    ends = student.eos_token_id, teacher.eos_token_id
+    if ends[0] is not None and ends[1] is not None and ends[0] < sizes[0] and ends[1] < sizes[1]:
+        pairs.append(ends)
+    pairs.sort()
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def _by_bytes(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[bytes, int]:
+    special, names = set(tokenizer.all_special_ids), {n: t for t, n in tokenizer.get_vocab().items()}
+    found: dict[bytes, int] = {}
+    for number, text in enumerate(token_bytes(tokenizer)[:size]):
+        if text and number not in special and (text not in found or BYTE.fullmatch(names[found[text]])):
+            found[text] = number
+    return found
+
+
+def _decoder(tokenizer: PreTrainedTokenizerBase) -> Any:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return None if backend is None else json.loads(backend.to_str())["decoder"]
+
+
+def _parts(decoder: Any) -> list[Any]:
+    return decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+
+
+def _byte_level(decoder: Any) -> bool:
+    return any(part["type"] == "ByteLevel" for part in _parts(decoder))
+
+
+def _pieces_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes | None]:
+    decoder = _decoder(tokenizer)
+    if decoder is not None and _byte_level(decoder):
+        return _of_letters
+    kinds = [] if decoder is None else _parts(decoder)
+    if any(p["type"] == "Metaspace" or (p["type"] == "Replace" and p["pattern"] == {"String": BLANK}) for p in kinds):
+        return _of_sentencepiece
+    names = [part["type"] for part in kinds] or "none"
+    raise ValueError(
+        f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has a decoder of the kind {names}, whose "
+        "tokens are not known to be pieces of the text, so that they cannot be aligned with another tokenizer's: take "
+        "a byte-level or SentencePiece tokenizer"
+    )
+
+
+def _of_sentencepiece(token: str) -> bytes:
+    byte = BYTE.fullmatch(token)
+    return bytes([int(byte[1], 16)]) if byte else token.replace(BLANK, " ").encode()
+
+
+def _letters() -> dict[str, int]:
+    """GPT-2's letters for bytes: those that can be seen stand for themselves, the others for letters from 256 on."""
+    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in seen]
+    return {chr(byte): byte for byte in seen} | {chr(256 + k): byte for k, byte in enumerate(others)}
+
+
+LETTERS = _letters()
+
+
+def _of_letters(token: str) -> bytes | None:
+    return bytes(LETTERS[letter] for letter in token) if all(letter in LETTERS for letter in token) else None

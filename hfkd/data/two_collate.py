@@ -1,0 +1,79 @@
+"""Rows of two tokenizers -> one padded batch: the student's tokens, the teacher's, and the groups that both make.
+
+B rows, L longest length of the student's tokens, K of the teacher's.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hfkd.data.text_collate import TokenCollator
+from hfkd.data.two_tokenizers import TEACHER
+from hfkd.utils.targets import IGNORED, HostTargets
+from hfkd.utils.token_groups import UNGROUPED, Groups, Pairing
+
+COLUMNS = (f"{TEACHER}input_ids", f"{TEACHER}labels", "byte_ends", f"{TEACHER}byte_ends", "response_bytes")
+
+
+@dataclass
+class TwoTokenCollator(TokenCollator):
+    """`TokenCollator` for rows of `hfkd.data.two_tokenizers.tokenize_for_both`.
+
+    The student's batch as ever; beside it the teacher's under the same names with `teacher_` before them [B, K],
+    `token_groups` [B, L] and `teacher_token_groups` [B, K], the group of each token in its row, and `groups`, these
+    found on the host. Rows of one tokenizer alone give the student's batch.
+    """
+
+    teacher: TokenCollator = field(default_factory=lambda: TokenCollator(0))
+    pairing: Pairing = field(default_factory=Pairing)
+
+    @classmethod
+    def around(cls, own: TokenCollator, teacher_pad: Any, pairing: Pairing) -> "TwoTokenCollator":
+        """`own`, and the teacher's tokens padded on the same side."""
+        settings = own.padding_side, own.pad_to_multiple_of, own.labels_from_tokens
+        pad = own.pad_token_id if own.tokenizer is None else own.tokenizer
+        return cls(pad, *settings, teacher=TokenCollator(teacher_pad, *settings[:2]), pairing=pairing)
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        batch = super().__call__(rows)
+        if any(name not in row for row in rows for name in COLUMNS):
+            return batch
+        its = self.teacher([{"input_ids": r[COLUMNS[0]], "labels": r[COLUMNS[1]]} for r in rows])
+        grouped = [self._groups(row) for row in rows]
+        ours, theirs = ([torch.tensor(side) for side in sides] for sides in zip(*grouped, strict=True))
+        both = self._pad(ours, UNGROUPED), self.teacher._pad(theirs, UNGROUPED)
+        batch |= {TEACHER + name: value for name, value in its.items()}
+        batch |= {"token_groups": both[0], f"{TEACHER}token_groups": both[1]}
+        return batch | {"groups": Groups.of((batch["host_targets"], both[0]), (its["host_targets"], both[1]))}
+
+    def _groups(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        sides = ("labels", "byte_ends"), (COLUMNS[1], COLUMNS[3])
+        learned = tuple([int(label) != IGNORED for label in row[labels]] for labels, _ in sides)
+        ends = tuple([int(end) for end in row[places]] for _, places in sides)
+        return self.pairing.of((ends[0], ends[1]), (learned[0], learned[1]), int(row["response_bytes"]))
+
+
+def teachers_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The teacher's part of such a batch, by the names that a network takes. ValueError where there is none."""
+    if COLUMNS[0] not in batch:
+        raise ValueError(
+            f"the rows have no {COLUMNS[0]}, and the teacher has another tokenizer than the student: give the trainer "
+            "texts (prompt and completion, text, ...) and both tokenizers, or tokenise the rows by "
+            "hfkd.data.two_tokenizers.tokenize_for_both"
+        )
+    return {name.removeprefix(TEACHER): value for name, value in batch.items() if name.startswith(TEACHER)}
+
+
+def groups_of(batch: Mapping[str, Any]) -> Groups:
+    """Those that the collator found, or where the batch was cut in parts on its way, found again."""
+    known, labels, its = batch.get("groups"), batch["labels"], teachers_batch(batch)["labels"]
+    if isinstance(known, Groups) and known.shapes == (labels.shape, its.shape):
+        return known
+    sides = []
+    for prefix in ("", TEACHER):
+        label, numbers = batch[f"{prefix}labels"].cpu(), batch[f"{prefix}token_groups"].cpu()
+        mask = batch.get(f"{prefix}attention_mask")
+        sides.append((HostTargets.of(label, None, None if mask is None else mask.cpu()), numbers))
+    return Groups.of(*sides)

@@ -1,0 +1,154 @@
+"""(prompt, response) texts -> token ids of two tokenizers, and where in the response's bytes each token ends."""
+
+import logging
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from hfkd.data.instructions import to_prompt_response
+from hfkd.data.text import Tokenization, check_tokenising, encode_rows
+from hfkd.data.token_bytes import token_bytes
+from hfkd.utils.targets import IGNORED
+from hfkd.utils.token_groups import PLACELESS, byte_ends
+
+logger = logging.getLogger(__name__)
+
+REVISION = 1  # see instructions.REVISION
+TEACHER = "teacher_"  # of the teacher's columns
+
+
+def tokenize_for_both(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int = 512,
+    max_prompt_length: int = 256,
+    teacher_max_length: int | None = None,
+    tokenization: Tokenization = "joint",
+) -> Dataset:
+    """`tokenize_dataset` for a student and a teacher with different tokenizers, for the objectives uld and gold.
+
+    The columns of `tokenize_dataset`, and the teacher's: `teacher_input_ids`, `teacher_labels`; `byte_ends` and
+    `teacher_byte_ends`, where each token of the response ends in its bytes (UTF-8; -1 for the prompt's tokens, and from
+    where a tokenizer spells another text); `response_bytes`, how many there are. An end of sequence ends one byte
+    behind them. `teacher_max_length` is `max_length` where it is not given. Rows whose prompt leaves no room on one of
+    both sides are dropped. A response may be cut on one side: what the other side has of the rest is in no group, and
+    still learned from labels. All of that is counted in the log.
+    Raises ValueError as `tokenize_dataset`; for tokenizers whose tokens are no pieces of the text; and where the two
+    sides of no row agree on a single place.
+    """
+    limits = max_length, teacher_max_length or max_length
+    check_tokenising(dataset, tokenizer, max_length, max_prompt_length, "drop", tokenization)
+    check_tokenising(dataset, teacher_tokenizer, limits[1], limits[1] - 1, "drop", tokenization)
+    for one in (tokenizer, teacher_tokenizer):
+        token_bytes(one)  # refused before anything is tokenised
+    pairs = to_prompt_response(dataset)
+    rows = pairs.map(
+        _tokenize_batch,
+        batched=True,
+        remove_columns=pairs.column_names,
+        fn_kwargs={
+            "tokenizers": (tokenizer, teacher_tokenizer),
+            "limits": limits,
+            "prompts": (max_prompt_length, limits[1] - 1),
+            "tokenization": tokenization,
+            "revision": REVISION,
+        },
+        desc="Tokenising for student and teacher",
+    )
+    if len(rows) == 0:
+        raise ValueError(
+            f"none of the {len(pairs)} rows is left: each has a prompt of more than {max_prompt_length} tokens, or of "
+            f"more than {limits[1] - 1} of the teacher's; raise max_prompt_length, or teacher_max_length"
+        )
+    _log_counts(len(pairs), rows, limits)
+    return rows.add_column("index", np.arange(len(rows)))
+
+
+def _tokenize_batch(
+    batch: dict[str, list[str]],
+    tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase],
+    limits: tuple[int, int],
+    prompts: tuple[int, int],
+    tokenization: str,
+    revision: int,  # only there to be hashed
+) -> dict[str, list[Any]]:
+    texts = [response.encode() for response in batch["response"]]
+    sides = []
+    for tokenizer, limit, prompt in zip(tokenizers, limits, prompts, strict=True):
+        spelled = token_bytes(tokenizer)
+        encoded = encode_rows(batch, tokenizer, tokenization)
+        sides.append([_side(*row, text, spelled, limit, prompt) for row, text in zip(encoded, texts, strict=True)])
+    rows: dict[str, list[Any]] = {}
+    for mine, its, text in zip(*sides, texts, strict=True):
+        if mine is None or its is None:
+            continue
+        both = mine | {TEACHER + name: its[name] for name in ("input_ids", "labels", "byte_ends", "length")}
+        for name, value in (both | {"response_bytes": len(text)}).items():
+            rows.setdefault(name, []).append(value)
+    return rows or {name: [] for name in ("input_ids", "labels", "length")}
+
+
+def _side(
+    prompt: list[int], response: list[int], text: bytes, spelled: list[bytes | None], limit: int, longest_prompt: int
+) -> dict[str, Any] | None:
+    """One network's row; None where its prompt is too long, or it is a single token."""
+    if len(prompt) > longest_prompt or len(prompt) + len(response) < 2:
+        return None
+    *pieces, _ = response  # without the end of sequence
+    ends = [*byte_ends([spelled[token] if token < len(spelled) else None for token in pieces], text), len(text) + 1]
+    ids = [*prompt, *response][:limit]
+    count = len(ids) - len(prompt)
+    return {
+        "input_ids": ids,
+        "labels": [IGNORED] * len(prompt) + response[:count],
+        "prompt_length": len(prompt),
+        "length": len(ids),
+        "byte_ends": [PLACELESS] * len(prompt) + ends[:count],
+    }
+
+
+def _log_counts(given: int, rows: Dataset, limits: tuple[int, int]) -> None:
+    """Say what has no counterpart. ValueError where nothing has one."""
+    known, cut, other = 0, [0, 0], [0, 0]
+    first, alone, total = None, [0, 0], [0, 0]
+    names = ("byte_ends", "labels"), (f"{TEACHER}byte_ends", f"{TEACHER}labels")
+    for number, row in enumerate(rows):
+        sides = [
+            [e for e, label in zip(row[ends], row[labels], strict=True) if label != IGNORED] for ends, labels in names
+        ]
+        common = set(sides[0]) & set(sides[1]) - {PLACELESS}
+        known += any(end <= row["response_bytes"] for end in common)
+        last = max((end for end in common if end <= row["response_bytes"]), default=-1)
+        for side, ends in enumerate(sides):
+            cut[side] += ends[-1] <= row["response_bytes"]
+            alone[side] += sum(not 0 <= end <= last and end <= row["response_bytes"] for end in ends)
+            total[side] += len(ends)
+            if PLACELESS in ends:
+                other[side] += 1
+                first = number if first is None else first
+    logger.info(
+        "%d of %d rows tokenised for student and teacher; responses cut: %d at the student's %d tokens, %d at the "
+        "teacher's %d; %d of the student's %d response tokens and %d of the teacher's %d are behind the last place that "
+        "both reach, in no group.",
+        len(rows), given, cut[0], limits[0], cut[1], limits[1], alone[0], total[0], alone[1], total[1],
+    )  # fmt: skip
+    if first is not None:
+        logger.warning(
+            "%d rows are spelled otherwise than they are written by the student's tokenizer, and %d by the teacher's "
+            "(the first is row %d): unknown words, or a tokenizer that changes the text. From there on the teacher "
+            "teaches nothing of them; labels are learned.",
+            *other, first,
+        )  # fmt: skip
+    if not known:
+        raise ValueError(
+            f"in none of the {len(rows)} rows do the tokens of student and teacher end at one common byte of the "
+            "response: responses are empty, or a tokenizer writes another text; there is nothing to align"
+        )
+
+
+def _response(ends: list[int], labels: list[int]) -> list[int]:
+    return [end for end, label in zip(ends, labels, strict=True) if label != IGNORED]

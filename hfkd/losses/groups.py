@@ -1,0 +1,81 @@
+"""Outputs of items that are groups of tokens, where two networks cut the same text into other tokens.
+
+n target tokens of a network, m of them in groups, N groups, V its vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hfkd.losses.functional import upcast
+from hfkd.losses.outputs import Outputs
+from hfkd.utils.devices import send
+from hfkd.utils.token_groups import GroupedTokens
+
+FLOOR = 1e-8  # below it no probability is followed, as in TRL
+
+
+@dataclass(frozen=True)
+class GroupOutputs(Outputs):
+    """What one network said of groups of tokens. `logits` [n, V] are of its target tokens, in a group or not.
+
+    labels [n]: these tokens. grouped: which are in which group. same [k]: the entries of its vocabulary that the other
+    network has too, in the same order as the other's. late: a token's logits are those of the next target.
+    Energy and entropy of a group are the means over its tokens.
+    """
+
+    labels: Tensor | None = None
+    grouped: GroupedTokens | None = None
+    same: Tensor | None = None
+    late: bool = False
+
+    @property
+    def size(self) -> int:
+        assert self.grouped is not None
+        return len(self.grouped)
+
+    def of_items(self, values: Tensor) -> Tensor:
+        """[n] of tokens -> [N]: the mean over each group's."""
+        token, group, *_ = self._places()
+        values = values.index_select(0, token)
+        sums = values.new_zeros(self.size).index_add(0, group, values)
+        return sums / values.new_zeros(self.size).index_add(0, group, torch.ones_like(values))
+
+    def merged(self, temperature: Tensor, last: bool) -> Tensor:
+        """The probabilities of each group [N, V] at its temperature [N].
+
+        Those of its first token, times what its own later tokens have; or (`last`) those of its last token, times what
+        its own earlier ones have. Own probabilities are FLOOR or more; nothing is normalised.
+        """
+        token, group, first, end = self._places()
+        chosen, softened = end if last else first, temperature.index_select(0, group).unsqueeze(-1)  # [m, 1]
+        read = token + int(self.late)
+        z = upcast(self.logits.index_select(0, read.index_select(0, chosen)))
+        merged = torch.softmax(z / softened.index_select(0, chosen), dim=-1)  # [N, V]
+        if len(token) == self.size:
+            return merged
+        others = torch.ones_like(token, dtype=torch.bool).index_fill(0, chosen, False).nonzero().squeeze(-1)
+        assert self.labels is not None
+        z = upcast(self.logits.index_select(0, read.index_select(0, others))) / softened.index_select(0, others)
+        own = self.labels.index_select(0, token.index_select(0, others)).unsqueeze(-1)
+        p = (z.gather(-1, own).squeeze(-1) - z.logsumexp(-1)).exp().clamp(min=FLOOR)  # [m - N]
+        log = torch.zeros_like(merged[:, 0]).index_add(0, group.index_select(0, others), p.log())
+        return merged * log.exp().unsqueeze(-1)
+
+    def _places(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        assert self.grouped is not None
+        g, device = self.grouped, self.logits.device
+        return send(g.token, device), send(g.group, device), send(g.first, device), send(g.last, device)
+
+    def energy(self, temperature: float) -> Tensor:
+        return self.of_items(super().energy(temperature))
+
+    def entropy(self, temperature: float) -> Tensor:
+        return self.of_items(super().entropy(temperature))
+
+    def log_probabilities(self, student: Outputs, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        raise ValueError(
+            "the networks have different tokenizers, whose classes cannot be compared one by one: use the objective "
+            "uld or gold"
+        )

@@ -1,0 +1,191 @@
+"""The next token, of a student and a teacher that cut texts into other tokens.
+
+n, m target tokens of student and teacher, N groups of them.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from hfkd.data.instructions import ACCEPTED
+from hfkd.data.text_collate import TokenCollator
+from hfkd.data.token_bytes import equal_entries
+from hfkd.data.two_collate import TwoTokenCollator, groups_of, teachers_batch
+from hfkd.data.two_tokenizers import tokenize_for_both
+from hfkd.losses.base import requirements_of
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.items import Items, group_items
+from hfkd.losses.outputs import Outputs
+from hfkd.losses.slot_values import is_ours
+from hfkd.models.calling import Call
+from hfkd.models.positions import said_limit
+from hfkd.models.vocabulary import vocabulary_size
+from hfkd.tasks.base import Batch, Collate, Task
+from hfkd.tasks.causal_lm import LONGEST, CausalLM
+from hfkd.utils.devices import send
+from hfkd.utils.token_groups import Pairing
+
+logger = logging.getLogger(__name__)
+
+Tokenizers = tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]
+
+
+class TwoTokenizerLM(CausalLM):
+    """`CausalLM` whose items for distillation are groups of tokens (`hfkd.utils.token_groups`), a sample a row.
+
+    The mean over a row's groups, then over the rows that have any. The cross-entropy, in training and evaluation, is of
+    the student's own tokens.
+    """
+
+    item = "a group of tokens"
+    by_share = True
+    own_tokens = True
+    name = "causal_lm"
+
+    def __init__(self, tokenizers: Tokenizers, pairing: Pairing, student: nn.Module, teacher: nn.Module) -> None:
+        self.tokenizers, self.pairing = tokenizers, pairing
+        self.limits = said_limit(student), said_limit(teacher)
+        sizes = [
+            vocabulary_size(network) or len(one) for network, one in zip((student, teacher), tokenizers, strict=True)
+        ]
+        found = equal_entries(*tokenizers, (sizes[0], sizes[1]))
+        self.same = torch.tensor(found[0], dtype=torch.long), torch.tensor(found[1], dtype=torch.long)
+        logger.info(
+            "Student and teacher have different tokenizers (%d and %d tokens, %d of the same bytes in both): their "
+            "tokens are brought together by %s.",
+            *map(len, tokenizers), len(found[0]), pairing.by,
+        )  # fmt: skip
+
+    def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
+        return self.ready(super().collator(call, processing_class, columns))
+
+    def ready(self, collate: Collate) -> Collate:
+        if isinstance(collate, TwoTokenCollator):
+            return collate
+        if not isinstance(collate, TokenCollator):
+            raise ValueError(
+                f"data_collator={type(collate).__name__} makes the student's batches, and the teacher has a tokenizer of "
+                "its own: leave it out, or give an hfkd.data.text_collate.TokenCollator"
+            )
+        return TwoTokenCollator.around(collate, self.tokenizers[1], self.pairing)
+
+    def tokenised(self, rows: Any, processing_class: Any, limit: int | None) -> Any:
+        stored = isinstance(rows, Dataset) and "input_ids" not in rows.column_names
+        if not stored or not any(set(names) <= set(rows.column_names) for names in ACCEPTED):
+            return rows
+        longest = [min(limit or LONGEST, LONGEST) for limit in self.limits]
+        logger.warning(
+            "The rows are texts, and tokenised by hfkd.data.two_tokenizers.tokenize_for_both(max_length=%d, "
+            "teacher_max_length=%d): call it yourself for other lengths.",
+            *longest,
+        )
+        return tokenize_for_both(
+            rows,
+            *self.tokenizers,
+            max_length=longest[0],
+            max_prompt_length=longest[0] - 1,
+            teacher_max_length=longest[1],
+        )
+
+    def count_samples(self, batch: Batch) -> Tensor | int:
+        return groups_of(batch).rows_with_any
+
+    def teacher_reads(self, batch: Batch) -> bool:
+        return "teacher_input_ids" in batch
+
+    def for_teacher(self, batch: Batch) -> dict[str, Any]:
+        return teachers_batch(batch)
+
+    def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
+        """Of a batch with the teacher's tokens those of groups; of any other those of one network's tokens."""
+        if "teacher_input_ids" not in batch:
+            return super().items(batch, student, teacher, progress)
+        mine, its = self.targets(batch), self.targets(self.for_teacher(batch))
+        return self.of_targets(batch, Outputs(mine.pick(student)), Outputs(its.pick(teacher)), progress)
+
+    def of_targets(self, batch: Batch, student: Outputs, teacher: Outputs, progress: float | None = 0.0) -> Items:
+        """The items of two networks' outputs for their own target tokens [n], [m]."""
+        targets, device = (self.targets(batch), self.targets(self.for_teacher(batch))), student.logits.device
+        labels = targets[0].labels, targets[1].labels
+        same = send(self.same[0], device), send(self.same[1], device)
+        how: dict[str, Any] = {"same": same, "late": self.pairing.late, "progress": progress}
+        return group_items(student, teacher, groups_of(batch), labels, **how)
+
+    def teacher_items(self, batch: Batch, teacher: Tensor) -> Items:
+        """The groups, as training weighs and softens them; the teacher stands for both networks."""
+        its = self.targets(self.for_teacher(batch))
+        outputs = Outputs(its.pick(teacher))
+        groups = groups_of(batch)
+        return group_items(outputs, outputs, groups.of_teacher, (its.labels, its.labels))
+
+    def each_item(
+        self, batch: Batch, student: Tensor, teacher: Tensor, values_of: Callable[[Items], dict[str, Tensor]]
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, int]]:
+        """Of one network's own tokens."""
+        items = super().items(batch, student, teacher)
+        return values_of(items), items.rows
+
+
+def across_tokenizers(
+    task: Task, loss: DistillationLoss, args: Any, tokenizers: tuple[Any, Any], networks: tuple[Any, Sequence[Any]]
+) -> Task:
+    """`task`, or the one for networks whose tokenizers are known to differ, where the objective is made for that.
+
+    Raises ValueError for what cannot be had with two tokenizers.
+    """
+    pairings = [getattr(term.objective, "pairing", None) for term in loss.terms]
+    differ = type(task) is CausalLM and bool(loss.kd_weight) and different(*tokenizers)
+    if not differ:
+        if any(pairing is not None and pairing.late for pairing in pairings):
+            raise ValueError(
+                f"{loss.objective!r}: position='at' compares with TRL's trainer for two tokenizers, and student and "
+                "teacher are not known to have two (pass processing_class and teacher_processing_class): leave it out"
+            )
+        return task
+    if None in pairings:
+        return task  # refused with the tokenizers
+    _refuse(loss, args, pairings, networks[1])
+    return TwoTokenizerLM(tokenizers, pairings[0], networks[0], networks[1][0])
+
+
+def different(student: Any, teacher: Any) -> bool:
+    """Whether both tokenizers are known, and number a token differently."""
+    if not all(isinstance(one, PreTrainedTokenizerBase) for one in (student, teacher)):
+        return False
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    names = {number: token for token, number in theirs.items()}
+    return any(theirs.get(t, n) != n or names.get(n, t) != t for t, n in ours.items())
+
+
+def _refuse(loss: DistillationLoss, args: Any, pairings: Sequence[Any], teachers: Sequence[Any]) -> None:
+    """Raise ValueError for what two tokenizers cannot have."""
+    written = "on_policy" if args.on_policy else "seq_kd"
+    unmet = {
+        "the live teacher is asked about its own tokens": ("a stored teacher", not teachers),
+        "each teacher would have groups of its own": ("several teachers", len(teachers) > 1),
+        "a group reads several tokens, which a chunk of tokens would part": (
+            f"loss_chunk_size={args.loss_chunk_size}",
+            args.loss_chunk_size,
+        ),
+        "there is no KL between two vocabularies": ("evaluate_kl=True", args.evaluate_kl),
+        "what is written would be tokens of one network alone": (f"{written}={getattr(args, written)}", args.writes),
+        "terms would pair tokens in several ways": (repr(loss.objective), len(set(pairings)) > 1),
+    }
+    for why, (what, asked) in unmet.items():
+        if asked:
+            raise ValueError(
+                f"{what} cannot be had where student and teacher have different tokenizers: {why}; leave it out, or "
+                "use a student with the teacher's tokenizer"
+            )
+    for slot in (loss.temperature, loss.weighting):
+        if is_ours(slot) and not requirements_of(slot).signals:
+            raise ValueError(
+                f"{slot!r} reads logits, and where student and teacher have different tokenizers an item is a group of "
+                "tokens, of which energy and entropy are known: choose one that asks for these, such as energy or "
+                "entropy"
+            )

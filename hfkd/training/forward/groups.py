@@ -1,0 +1,47 @@
+"""From a batch of two tokenizers' tokens to the loss, with logits for each network's target tokens alone.
+
+B rows, n target tokens of a network, V its vocabulary.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from hfkd.losses.outputs import Outputs
+from hfkd.models.target_logits import outputs_at_targets
+from hfkd.tasks.two_tokenizers import TwoTokenizerLM
+from hfkd.teachers.base import Teacher
+from hfkd.training.forward.micro_batch import MicroBatch, Step
+from hfkd.training.forward.target_tokens import TargetForward
+from hfkd.utils.targets import Targets
+
+
+class GroupForward(TargetForward):
+    """`TargetForward` for a teacher that reads tokens of its own; items are groups of tokens (`TwoTokenizerLM`)."""
+
+    def __call__(self, student: nn.Module, teacher: Teacher | None, batch: MicroBatch) -> Step:
+        inputs, task = batch.inputs, cast(TwoTokenizerLM, self.task)
+        read = task.for_teacher(inputs)
+        targets, its = task.targets(inputs), task.targets(read)
+        forward = partial(self.call.output, student, inputs)
+        output, logits = outputs_at_targets(student, forward, targets, None, self.heads_on_targets)
+        assert teacher is not None
+        taught, _ = teacher.at_targets(read, its, None, self.heads_on_targets)
+        items = task.of_targets(inputs, Outputs(logits), taught, batch.progress)
+        if self.watch is not None:
+            self.watch.outputs(
+                row_sums(logits, targets),
+                row_sums(taught.logits, its),
+                torch.arange(items.num_samples, device=logits.device),
+            )
+        items = replace(items, rest=self.call.added_loss(output))
+        return *self.loss(items, batch.num_items), len(targets)
+
+
+def row_sums(logits: Tensor, targets: Targets) -> Tensor:
+    """[n, V] -> [B, 1]: NaN or infinite where one of the row's is."""
+    sums = logits.detach().sum(-1, dtype=logits.dtype)
+    return sums.new_zeros(targets.shape[0]).index_add(0, targets.row, sums).unsqueeze(-1)
