@@ -66,10 +66,10 @@ def run(way: str, seed: int, args: DistillationArguments, teacher: Any, tokenize
     folder = str(Path(args.output_dir) / f"{way.replace(' ', '_')}-{seed}")
     trainer = DistillationTrainer(
         new_student(tokenizers[0]),
-        teacher,
+        teacher if way != LABELS else None,
         replace(args, seed=seed, output_dir=folder),
         processing_class=tokenizers[0],
-        teacher_processing_class=tokenizers[1],
+        teacher_processing_class=tokenizers[1] if way != LABELS else None,
         train_dataset=data[0],
         eval_dataset=data[1],
         **WAYS[way],

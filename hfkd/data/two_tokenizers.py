@@ -132,8 +132,8 @@ def _log_counts(given: int, rows: Dataset, limits: tuple[int, int]) -> None:
                 first = number if first is None else first
     logger.info(
         "%d of %d rows tokenised for student and teacher; responses cut: %d at the student's %d tokens, %d at the "
-        "teacher's %d; %d of the student's %d response tokens and %d of the teacher's %d are behind the last place that "
-        "both reach, in no group.",
+        "teacher's %d; %d of the student's %d response tokens and %d of the teacher's %d are behind the last place "
+        "that both reach, in no group.",
         len(rows), given, cut[0], limits[0], cut[1], limits[1], alone[0], total[0], alone[1], total[1],
     )  # fmt: skip
     if first is not None:

@@ -80,7 +80,7 @@ def _score(trainer: Host, teacher: FrozenTeacher, loader: Any) -> dict[str, floa
         inputs = trainer.as_networks_take_it(trainer._prepare_inputs(batch), training=False)
         if not trainer.task.teacher_reads(inputs):
             return {}
-        inputs = trainer.task.for_teacher(inputs)
+        inputs = dict(trainer.task.for_teacher(inputs))
         labels = inputs.get("labels")
         if not isinstance(labels, Tensor) or (labels.is_floating_point() and trainer.task.class_ids):
             return {}

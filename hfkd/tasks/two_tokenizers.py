@@ -69,8 +69,8 @@ class TwoTokenizerLM(CausalLM):
             return collate
         if not isinstance(collate, TokenCollator):
             raise ValueError(
-                f"data_collator={type(collate).__name__} makes the student's batches, and the teacher has a tokenizer of "
-                "its own: leave it out, or give an hfkd.data.text_collate.TokenCollator"
+                f"data_collator={type(collate).__name__} makes the student's batches, and the teacher has a tokenizer "
+                "of its own: leave it out, or give an hfkd.data.text_collate.TokenCollator"
             )
         return TwoTokenCollator.around(collate, self.tokenizers[1], self.pairing)
 
@@ -139,18 +139,19 @@ def across_tokenizers(
     Raises ValueError for what cannot be had with two tokenizers.
     """
     pairings = [getattr(term.objective, "pairing", None) for term in loss.terms]
+    known = [pairing for pairing in pairings if isinstance(pairing, Pairing)]
     differ = type(task) is CausalLM and bool(loss.kd_weight) and different(*tokenizers)
     if not differ:
-        if any(pairing is not None and pairing.late for pairing in pairings):
+        if any(pairing.late for pairing in known):
             raise ValueError(
                 f"{loss.objective!r}: position='at' compares with TRL's trainer for two tokenizers, and student and "
                 "teacher are not known to have two (pass processing_class and teacher_processing_class): leave it out"
             )
         return task
-    if None in pairings:
+    if len(known) < len(pairings):
         return task  # refused with the tokenizers
-    _refuse(loss, args, pairings, networks[1])
-    return TwoTokenizerLM(tokenizers, pairings[0], networks[0], networks[1][0])
+    _refuse(loss, args, known, networks[1])
+    return TwoTokenizerLM(tokenizers, known[0], networks[0], networks[1][0])
 
 
 def different(student: Any, teacher: Any) -> bool:

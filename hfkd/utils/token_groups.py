@@ -46,7 +46,7 @@ class Pairing:
         lost = {int(group[0]) for group in groups if len(group)}  # of the tokens that nothing predicts
         if self.late:
             groups = [_readable(group, answer) for group, answer in zip(groups, answers, strict=True)]
-        return _numbered(*groups, lost)
+        return _numbered(groups[0], groups[1], lost)
 
 
 def _by_bytes(mine: Any, its: Any, kept: Any, its_kept: Any) -> list[Any]:
@@ -133,7 +133,7 @@ class Groups(OnHost):
             group = groups.flatten()[targets.position + 1]
             row = targets.position // max(groups.shape[1], 1)
             parts.append(GroupedTokens.of(torch.where(group == UNGROUPED, group, group + before[row])))
-        return cls(*parts, torch.repeat_interleave(torch.arange(shapes[0][0], device=device), each[0]), shapes)
+        return cls(parts[0], parts[1], torch.repeat_interleave(torch.arange(shapes[0][0], device=device), each[0]), shapes)
 
     @property
     def of_teacher(self) -> "Groups":
