@@ -5,7 +5,8 @@
 Protocol: configs/dolly.yaml, the set-up of DSKD, which is MiniLLM's data and schedule at T = 2 without T². Other
 objectives are in configs/ (`--config recipes/configs/dolly_jsd.yaml`). A run that was stopped is taken up where it
 stopped; recipes/evaluate_instruct.py scores what it leaves. `--teacher_cache_dir DIR` stores what the teacher says
-once, and this run and later ones train from that. Everything is a flag, see --help.
+once, and this run and later ones train from that. A teacher with another tokenizer than the student takes
+`--objective gold` or `uld`. Everything is a flag, see --help.
 """
 
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.data.text_arguments import TextDataArguments
 from hfkd.evaluation.callback import RougeArguments
 from hfkd.experiments.cache_arguments import TeacherCacheArguments
+from hfkd.experiments.teacher_tokenizer import TeacherTokenizerArguments
 from hfkd.experiments.text_run import run_text
-from hfkd.models.language import causal_lm, matching_tokenizers
+from hfkd.models.language import causal_lm
 from hfkd.models.lora import LoraArguments
 from hfkd.models.pruned_student import PrunedStudentArguments
 from hfkd.utils.parsing import parse
@@ -52,9 +54,10 @@ class NetworkArguments(PrunedStudentArguments):
 
 
 def main() -> None:
-    networks, data, cache, lora, rouge, args = parsed = parse(
+    networks, its, data, cache, lora, rouge, args = parsed = parse(
         (
             NetworkArguments,
+            TeacherTokenizerArguments,
             TextDataArguments,
             TeacherCacheArguments,
             LoraArguments,
@@ -66,9 +69,9 @@ def main() -> None:
     )
     args = rouge.best_by_rouge(args, parsed.given)
     names = networks.student_name_or_path, networks.teacher_name_or_path
-    tokenizer = matching_tokenizers(*names, networks.tokenizer_name)
+    tokenizer, teachers = its.both(names, networks.tokenizer_name, args)
     with args.main_process_first(desc="tokenising"):
-        texts = data.load(tokenizer)
+        texts = data.load(tokenizer, teachers, its.teacher_max_length)
     set_seed(args.seed)
     student = networks.pruned(causal_lm(networks.student_name_or_path, from_config=networks.from_config))
     load_teacher = partial(
@@ -87,12 +90,13 @@ def main() -> None:
         args,
         peft_config=lora.config(),
         processing_class=tokenizer,
-        teacher_processing_class=tokenizer,  # compared above
+        teacher_processing_class=teachers or tokenizer,  # compared above
         train_dataset=texts.train,
         eval_dataset=texts.dev,
     )
     rouge.add_to(trainer, texts.dev_texts, **data.generation_settings)
-    run_text(trainer, vars(networks) | vars(data) | vars(cache) | vars(lora) | vars(rouge) | trainer.settings)
+    flags = (networks, its, data, cache, lora, rouge)
+    run_text(trainer, {name: value for one in flags for name, value in vars(one).items()} | trainer.settings)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from bad_heads import HEADS
 from bad_masks import MASKS
 from bad_on_policy import ON_POLICY
 from bad_training import ARGUMENTS, SLOTS, TRAINER
+from bad_two_tokenizers import TWO_TOKENIZERS
 
 TABLE = {
     "Slots": SLOTS,
@@ -27,6 +28,7 @@ TABLE = {
     "Scripts written for Trainer": HABITS,
     "Inner features": FEATURES,
     "Responses that networks write": ON_POLICY,
+    "Two tokenizers": TWO_TOKENIZERS,
     "Heads and labels": HEADS,
     "Masks": MASKS,
     "Boxes": BOXES,

@@ -11,6 +11,7 @@ from hfkd.data.instructions import dolly_split, to_prompt_response
 from hfkd.data.pack_rows import pack_rows
 from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_files import read_splits
+from hfkd.data.two_tokenizers import tokenize_for_both
 from hfkd.utils.counts import at_least_one
 
 logger = logging.getLogger(__name__)
@@ -58,11 +59,20 @@ class TextDataArguments:
     def __post_init__(self) -> None:
         at_least_one(self, "max_length", "max_prompt_length", "max_train_rows", "max_dev_rows")
 
-    def load(self, tokenizer: PreTrainedTokenizerBase) -> TextData:
+    def load(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+        teacher_max_length: int | None = None,
+    ) -> TextData:
         """A data set in its own splits (train; dev or validation; test), Dolly in the literature's, `dolly_split`.
 
-        What has one split only and Dolly's columns is taken for Dolly, and that is said in the log.
+        What has one split only and Dolly's columns is taken for Dolly, and that is said in the log. A teacher_tokenizer
+        is that of a teacher which reads tokens of its own (`hfkd.data.two_tokenizers`).
         """
+        its = teacher_tokenizer, teacher_max_length
+        if teacher_tokenizer is not None:
+            self._refuse_for_two()
         splits = self.splits(tokenizer)
         if "train" not in splits:
             raise ValueError(f"{self.dataset_name} has the splits {sorted(splits)}: one must be called train")
@@ -72,8 +82,8 @@ class TextDataArguments:
             None if rows is None else to_prompt_response(rows, tokenizer, self.chat_template)
             for rows in (dev, splits.get("test"))
         )
-        dev_tokens = None if dev is None else self._tokens(dev, tokenizer)
-        train_tokens = self._tokens(train, tokenizer)
+        dev_tokens = None if dev is None else self._tokens(dev, tokenizer, *its)
+        train_tokens = self._tokens(train, tokenizer, *its)
         if self.packing:
             train_tokens = pack_rows(train_tokens, self.max_length)
         return TextData(train_tokens, dev_tokens, dev_texts, test_texts)
@@ -100,7 +110,36 @@ class TextDataArguments:
             return found
         return splits
 
-    def _tokens(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    def _refuse_for_two(self) -> None:
+        """Raise ValueError for what rows of two tokenizers cannot have."""
+        unmet = {
+            "packed rows have the student's tokens alone": ("packing", self.packing),
+            "each tokenizer's template writes another text": ("chat_template", self.chat_template),
+            "a cut prompt would be another text for each": ("long_prompts='cut'", self.long_prompts == "cut"),
+        }
+        for why, (what, asked) in unmet.items():
+            if asked:
+                raise ValueError(
+                    f"{what} cannot be had where student and teacher have different tokenizers: {why}; leave it out"
+                )
+
+    def _tokens(
+        self,
+        rows: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        teacher_tokenizer: PreTrainedTokenizerBase | None,
+        teacher_max_length: int | None,
+    ) -> Dataset:
+        if teacher_tokenizer is not None:
+            return tokenize_for_both(
+                rows,
+                tokenizer,
+                teacher_tokenizer,
+                max_length=self.max_length,
+                max_prompt_length=self.max_prompt_length,
+                teacher_max_length=teacher_max_length,
+                tokenization=self.tokenization,
+            )
         return tokenize_dataset(
             rows,
             tokenizer,

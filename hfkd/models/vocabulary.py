@@ -35,7 +35,8 @@ def common_size(student: int, teacher: int, tokenizer: PreTrainedTokenizerBase |
         known = "unknown, as no processing_class was given" if tokenizer is None else f"{len(tokenizer)} tokens"
         raise ValueError(
             f"the student has {student} logits and the teacher {teacher}, and the tokenizer's size is {known}: only "
-            "padding may be cut; use models of one tokenizer, and pass it as processing_class"
+            "padding may be cut; use models of one tokenizer, and pass it as processing_class; or of two, with the "
+            "objective uld or gold, and pass the other one as teacher_processing_class"
         )
     logger.info("The logits of student (%d) and teacher (%d) are cut to the %d they share", student, teacher, common)
     return common

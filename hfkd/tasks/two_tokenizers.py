@@ -93,7 +93,7 @@ class TwoTokenizerLM(CausalLM):
         )
 
     def count_samples(self, batch: Batch) -> Tensor | int:
-        return groups_of(batch).rows_with_any
+        return groups_of(batch).rows_with_any if self.teacher_reads(batch) else super().count_samples(batch)
 
     def teacher_reads(self, batch: Batch) -> bool:
         return "teacher_input_ids" in batch
@@ -155,12 +155,9 @@ def across_tokenizers(
 
 
 def different(student: Any, teacher: Any) -> bool:
-    """Whether both tokenizers are known, and number a token differently."""
-    if not all(isinstance(one, PreTrainedTokenizerBase) for one in (student, teacher)):
-        return False
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    names = {number: token for token, number in theirs.items()}
-    return any(theirs.get(t, n) != n or names.get(n, t) != t for t, n in ours.items())
+    """Whether both tokenizers are known, and have other tokens; one may have the other's as its first."""
+    known = all(isinstance(one, PreTrainedTokenizerBase) for one in (student, teacher))
+    return known and student.get_vocab() != teacher.get_vocab()
 
 
 def _refuse(loss: DistillationLoss, args: Any, pairings: Sequence[Any], teachers: Sequence[Any]) -> None:

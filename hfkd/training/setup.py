@@ -204,15 +204,11 @@ class Setup:
         if self.task.vocabulary and self.networks:
             for one in self.teacher.members if self.teacher else ():
                 one.take_as_given()
-            if not self.task.own_tokens:
-                self.num_classes = common_vocabulary(self.model, self.networks[0], self.processing_class)
-        if (
-            self.networks
-            and not self.task.own_tokens
-            and self.loss.kd_weight
-            and "input_ids" in (self.call.keywords or ())
-        ):  # classifiers read too
+        reads = "input_ids" in (self.call.keywords or ())  # classifiers do too
+        if self.networks and not self.task.own_tokens and self.loss.kd_weight and reads:
             check_teacher_tokenizers(self.processing_class, tokenizer, self.networks)
+        if self.networks and not self.task.own_tokens and self.task.vocabulary:
+            self.num_classes = common_vocabulary(self.model, self.networks[0], self.processing_class)
 
     @property
     def live(self) -> Any:

@@ -133,7 +133,9 @@ class Groups(OnHost):
             group = groups.flatten()[targets.position + 1]
             row = targets.position // max(groups.shape[1], 1)
             parts.append(GroupedTokens.of(torch.where(group == UNGROUPED, group, group + before[row])))
-        return cls(parts[0], parts[1], torch.repeat_interleave(torch.arange(shapes[0][0], device=device), each[0]), shapes)
+        return cls(
+            parts[0], parts[1], torch.repeat_interleave(torch.arange(shapes[0][0], device=device), each[0]), shapes
+        )
 
     @property
     def of_teacher(self) -> "Groups":

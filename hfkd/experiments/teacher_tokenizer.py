@@ -1,0 +1,59 @@
+"""The flags of a recipe whose teacher may have another tokenizer than the student."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from hfkd.losses.terms import resolve_objective, terms_of
+from hfkd.models.language import load_tokenizer
+from hfkd.models.vocabulary import same_tokenizer
+from hfkd.tasks.two_tokenizers import different
+from hfkd.utils.counts import at_least_one
+
+
+@dataclass
+class TeacherTokenizerArguments:
+    """What a teacher reads that has a tokenizer of its own, for the objectives uld and gold."""
+
+    teacher_tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "Tokenizer of a teacher that brings none, where it is another one than tokenizer_name. Different "
+            "tokenizers take the objective uld or gold."
+        },
+    )
+    teacher_max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of prompt and response together of a teacher with another tokenizer; unset: max_length."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "teacher_max_length")
+
+    def both(
+        self, names: tuple[str, str], tokenizer_name: str | None, args: Any
+    ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None]:
+        """The student's tokenizer, and the teacher's, None where it is the same.
+
+        Raises ValueError for two that differ where the objective of `args` compares token with token.
+        """
+        mine = load_tokenizer(names[0], tokenizer_name)
+        its = load_tokenizer(names[1], self.teacher_tokenizer or tokenizer_name)
+        takes_two = all(hasattr(term.objective, "pairing") for term in terms_of(resolve_objective(args.objective)))
+        if not (takes_two and different(mine, its)):
+            same_tokenizer(mine, its)
+            if self.teacher_max_length is not None:
+                raise ValueError(
+                    f"teacher_max_length={self.teacher_max_length}: student and teacher have the same tokenizer, and "
+                    "read the same tokens: leave it out, and give max_length"
+                )
+            return mine, None
+        if args.teacher_cache_dir:
+            raise ValueError(
+                f"teacher_cache_dir={args.teacher_cache_dir!r}: student and teacher have different tokenizers, and the "
+                "live teacher is asked about its own tokens: leave it out"
+            )
+        return mine, its

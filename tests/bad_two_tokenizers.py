@@ -1,0 +1,43 @@
+"""A student and a teacher with different tokenizers, and what they cannot have: entries for tests/bad_input.py."""
+
+from datasets import Dataset
+from text_tokenizer import word_tokenizer
+from tokenizer_toys import byte_level, sentencepiece
+from transformers import DataCollatorForSeq2Seq
+from two_tokenizer_toys import rows, student, teacher, texts, trainer
+
+from hfkd.data.two_tokenizers import tokenize_for_both
+from hfkd.losses.logits import GOLD
+
+
+def run(args=None, **keywords):
+    return lambda folder: lambda: trainer(folder / "run", args=args, **keywords)
+
+
+def own(name, **keywords):
+    return run(**{name: rows(6).select_columns(["input_ids", "labels", "index"])}, **keywords)
+
+
+def tokenise(completion, mine=byte_level, **keywords):
+    data = Dataset.from_list([{"prompt": "Tell: ", "completion": completion}] * 2)
+    return lambda folder: lambda: tokenize_for_both(data, mine(), sentencepiece(), **keywords)
+
+
+TWO_TOKENIZERS = {
+    "two tokenizers, objective=kd": run(objective="kd"),
+    "two tokenizers, objective=gold + kd": run(objective="gold + kd"),
+    "two tokenizers, objective=gold + uld": run(objective="gold + uld"),
+    "two tokenizers, loss_chunk_size=64": run({"loss_chunk_size": 64}),
+    "two tokenizers, on_policy=1": run({"on_policy": 1.0}, ce_weight=0.0),
+    "two tokenizers, evaluate_kl": run({"evaluate_kl": True}),
+    "two tokenizers, two teachers": run(networks=(student(), [teacher(), teacher()])),
+    "two tokenizers, temperature=learned(instance=True)": run(temperature="learned(instance=True)"),
+    "two tokenizers, rows of one": own("train_dataset"),
+    "two tokenizers, a collator of transformers": run(data_collator=DataCollatorForSeq2Seq(byte_level())),
+    "one tokenizer, gold(position='at')": run(teacher_processing_class=byte_level(), objective="gold(position='at')"),
+    "gold(matched=1)": lambda folder: lambda: GOLD(matched=1.0),
+    "tokenize_for_both, a tokenizer of whole words": tokenise("a b", word_tokenizer),
+    "tokenize_for_both, empty responses": tokenise(""),
+    "tokenize_for_both, prompts that leave the teacher no room": tokenise("a", teacher_max_length=4),
+    "tokenize_for_both, a list": lambda folder: lambda: tokenize_for_both([*texts(2)], byte_level(), sentencepiece()),
+}
