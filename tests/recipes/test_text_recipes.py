@@ -122,6 +122,22 @@ def test_a_stored_teacher_is_built_by_the_first_run_and_not_loaded_by_the_second
 
 
 @pytest.mark.slow
+def test_a_teacher_with_another_tokenizer(flags, data_dir, tmp_path):
+    """A teacher with the 512 tokens of stories260K, for a student with GPT-2's; kd cannot be had of it."""
+    GPT2Config(vocab_size=512, n_embd=8, n_layer=1, n_head=2).save_pretrained(tmp_path / "teacher")
+    given = distil(flags, tmp_path, f"--teacher_tokenizer={data_dir / 'stories260K'}", "--teacher_max_length=300")
+    refused = run(tmp_path / "refused.log", "gpt2_dolly_eakd.py", *given, "--max_steps=2", fails=True)
+    assert "or an objective that takes two: uld or gold" in refused
+    printed = run(tmp_path / "run.log", "gpt2_dolly_eakd.py", *given, "--max_steps=2", "--objective=gold")
+    assert "are brought together by bytes" in printed
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["status"] == "finished"
+    assert results["config"]["objective"].startswith("GOLD")
+    packed = run(tmp_path / "packed.log", "gpt2_dolly_eakd.py", *given, "--objective=gold", "--packing", fails=True)
+    assert "packing cannot be had where student and teacher have different tokenizers" in packed
+
+
+@pytest.mark.slow
 def test_sft_with_adapters(flags, tmp_path):
     pytest.importorskip("peft")
     network = [f"--model_name_or_path={tmp_path / 'teacher'}", "--from_config", f"--output_dir={tmp_path / 'run'}"]
