@@ -67,7 +67,7 @@ from hfkd.training.trainer_arguments import (
     refuse_replaced_loss,
     taken,
 )
-from hfkd.training.validation.checked_batches import CheckedCollator
+from hfkd.training.validation.checked_batches import NOTHING_TO_SCORE, CheckedCollator
 from hfkd.training.validation.labels import refuse_unlabelled_batch
 from hfkd.training.validation.normalisation import receiving
 from hfkd.training.validation.random_rows import warn_of_random_rows, warn_of_rows_again
@@ -231,12 +231,13 @@ class DistillationTrainer(Trainer):
         with self._frozen_teacher(), watched as (step, outputs):
             batch = MicroBatch(inputs, num_items_in_batch, self.schedule.progress)
             loss, parts, num_items = step(model, teacher, batch)
+        labelled = num_items if self.task.complete else self.task.count_labels(inputs)
         if smoother is not None:
             mean = smoothed(smoother, by_name(outputs[0]), inputs["labels"], self.task)
-            loss = loss + self.distillation_loss.of_labels(mean, num_items, num_items_in_batch)
+            loss = loss + self.distillation_loss.of_labels(mean, labelled, num_items_in_batch)
         if (nothing := loss_parameters.touched(self.distillation_loss, model)) is not None:
             loss = loss + nothing
-        self.judged.parts.add({k: v for k, v in parts.items() if not (own_text and k == "ce")}, num_items)
+        self.judged.add({k: v for k, v in parts.items() if not (own_text and k == "ce")}, num_items, labelled)
         self.empty_rows.look(inputs["labels"], inputs.get("host_targets"), num_items)
         self.judged.watch.batch(inputs, loss, parts)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
@@ -331,10 +332,16 @@ class DistillationTrainer(Trainer):
         for batch in batch_samples:
             refuse_unlabelled_batch(batch, self.distillation_loss, self.task)
         items = self._over_ranks(sum(self.task.count(batch) for batch in batch_samples), device)
-        if not (self.distillation_loss.by_sample or self.task.by_share):
+        by_sample = self.distillation_loss.by_sample or self.task.by_share
+        if not by_sample and self.task.complete:
             return items
+        labels = items
+        if not self.task.complete:
+            labels = self._over_ranks(sum(self.task.count_labels(batch) for batch in batch_samples), device)
+        if not by_sample:
+            return Counts(labels, items)
         samples = self._over_ranks(sum(self.task.count_samples(batch) for batch in batch_samples), device)
-        return Counts(items, items, samples)
+        return Counts(labels, items, samples)
 
     def _over_ranks(self, count: Any, device: torch.device) -> Any:
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
@@ -348,7 +355,10 @@ class DistillationTrainer(Trainer):
         collate, pinned = self.data_collator, self.pins_memory and self.args.dataloader_pin_memory
         used = self.training_collator if description == "Training" else collate
         used = self.task.for_prediction(used) if description == "test" else used
-        self.data_collator = CheckedCollator(used, self.bounds, dataset, description == "test")
+        no_label = {"test": None, "Training": self.setup.no_label}.get(description, NOTHING_TO_SCORE)
+        if description == "Training":  # another set, maybe, than when the trainer was built
+            self.setup.look_for_labels(dataset)
+        self.data_collator = CheckedCollator(used, self.bounds, dataset, no_label)
         try:
             # The collator leaves unused columns out, see `chosen_collator`: Trainer would take them from a transform.
             own = read_by_each_rank(dataset, self.task, self.accelerator)

@@ -65,6 +65,11 @@ def labels(label):
     return trainer(rows=lambda: Labelled(label))
 
 
+def partly():
+    """Rows of which those of class 0 have no label."""
+    return Labelled(lambda label: label or -100)
+
+
 def unlabelled():
     return [{"input_ids": [3, 4, 5]}] * 4
 
@@ -113,6 +118,9 @@ HEADS = {
     "BertForTokenClassification, labels of 3 to 11 for 3 classes": text(bert(BertForTokenClassification, num_labels=3)),
     "problem_type='multi_label_classification', class ids": image_model(problem_type="multi_label_classification"),
     "a student of one logit": trainer(lambda: Net(classes=1), lambda: teacher(1)),
+    'rows of label -100, objective="dkd"': trainer(rows=partly, objective="dkd"),
+    "rows of label -100, labels alone": trainer(rows=partly, args={"ce_weight": 1.0, "kd_weight": 0.0}),
+    "an eval_dataset with a row of label -100": trainer(eval_dataset=partly()),
     "multi-hot labels": labels(lambda label: torch.tensor([1.0, 0, 1, 0, 1])),
     "class ids that are floats": labels(float),
     "one-hot labels of bool": labels(lambda label: torch.arange(CLASSES) == label),

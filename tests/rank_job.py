@@ -11,8 +11,11 @@ from hfkd import DistillationTrainer
 if __name__ == "__main__":
     out, keywords = sys.argv[1], json.loads(sys.argv[2])
     slots = {k: keywords.pop(k) for k in ("objective", "temperature", "weighting") if k in keywords}
+    rows = Rows()
+    if each := keywords.pop("unlabelled", 0):
+        rows.labels[::each] = -100
     trainer = DistillationTrainer(
-        Net(), teacher(), arguments(out, **keywords), train_dataset=Rows(), eval_dataset=Rows(13, seed=3), **slots
+        Net(), teacher(), arguments(out, **keywords), train_dataset=rows, eval_dataset=Rows(13, seed=3), **slots
     )
     trainer.train()
     score = trainer.evaluate()

@@ -1,6 +1,7 @@
 """Data: images and instructions, from the Hub or from files, as the trainer wants them."""
 
 from hfkd.data.columns import label_names, num_labels
+from hfkd.data.few_labels import few_labels
 from hfkd.data.he_da import add_high_energy
 from hfkd.data.image_arguments import ImageDataArguments
 from hfkd.data.images import image_hw, load_images
@@ -15,6 +16,7 @@ __all__ = [
     "LargeImageTransform",
     "ResidentImages",
     "add_high_energy",
+    "few_labels",
     "image_hw",
     "label_names",
     "load_images",

@@ -6,6 +6,7 @@ from typing import Any
 from datasets import Dataset
 
 from hfkd.data.epochs import ImageStream, stream_length
+from hfkd.data.few_labels import few_labels
 from hfkd.data.images import load_images
 from hfkd.data.large_images import LargeImageTransform, load_large_images
 from hfkd.data.longtail import long_tail
@@ -54,11 +55,15 @@ class ImageDataArguments:
     imbalance_factor: float | None = field(
         default=None, metadata={"help": "Make training long-tailed: size of the smallest class over the largest's."}
     )
+    labelled_images: int | None = field(
+        default=None,
+        metadata={"help": "Keep the labels of so many training images; the others learn from the teacher."},
+    )
     max_train_images: int | None = field(default=None, metadata={"help": "Use the first images only, for a quick try."})
     max_test_images: int | None = field(default=None, metadata={"help": "Evaluate on the first images only."})
 
     def __post_init__(self) -> None:
-        at_least_one(self, "image_size", "views", "max_train_images", "max_test_images")
+        at_least_one(self, "image_size", "views", "labelled_images", "max_train_images", "max_test_images")
 
     def load(self, seed: int = 0) -> tuple[Any, Any]:
         """The training images, augmented anew each epoch, and the test images, normalised."""
@@ -66,6 +71,8 @@ class ImageDataArguments:
             raise ValueError("streaming reads each image once: it needs resized_crop, and no imbalance_factor")
         if self.resized_crop and self.views != 1:
             raise ValueError(f"resized_crop makes one view of an image: leave views={self.views} out")
+        if self.streaming and self.labelled_images is not None:
+            raise ValueError(f"labelled_images={self.labelled_images} are drawn from all images: leave streaming out")
         train, test = self._large() if self.resized_crop else self._small()
         if self.imbalance_factor is not None:
             train = long_tail(train, self.imbalance_factor, seed)
@@ -82,6 +89,8 @@ class ImageDataArguments:
                 _stream(test, transform.clean(), self.max_test_images),
             )
         train, test = _first(train, self.max_train_images), _first(test, self.max_test_images)
+        if self.labelled_images is not None:
+            train = few_labels(train, self.labelled_images, seed)
         if self.resident and not self.resized_crop:
             train, test = resident(train), resident(test)
         return train.with_transform(transform), test.with_transform(transform.clean())

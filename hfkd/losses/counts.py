@@ -21,11 +21,13 @@ class Counts:
     samples: Number | None = None
 
     @classmethod
-    def of(cls, given: "Counts | Number | None", labels: int, items: int, samples: Number) -> "Counts":
-        """`given`; a bare number counts items, each with a label. None: those at hand."""
+    def of(cls, given: "Counts | Number | None", labels: Number, items: int, samples: Number) -> "Counts":
+        """`given`; a bare number counts items, labelled as often as those at hand (a tensor). None: those at hand."""
         if isinstance(given, Counts):
             return given
-        return cls(labels, items, samples) if given is None else cls(given, given)
+        if given is None:
+            return cls(labels, items, samples)
+        return cls(given * labels / max(items, 1) if isinstance(labels, Tensor) else given, given)
 
     def scaled(self, part: int, whole: int) -> "Counts":
         """Those of `part` of a batch of `whole` rows."""

@@ -8,8 +8,8 @@ divided by the samples. Of several terms (`Terms`) each comes in so, times kd_we
 N are the items at hand, num_items those of the optimizer step, and `rest` is what the student adds to its own loss (the
 router loss of a mixture of experts): the parts of a batch add up to what the whole would give. Where items are known
 after the forward only (`Items.share`), N and num_items are samples; a detector's own loss is all `rest`, its
-cross-entropy too. Terms of an objective
-that compare items with each other (`Objective.relations`) join the sum without a weight.
+cross-entropy too. Terms of an objective that compare items with each other (`Objective.relations`) join the sum without
+a weight. CE is the mean over the items that have a label (`Items.labelled`), of the step as of the log.
 """
 
 from collections.abc import Callable
@@ -31,6 +31,7 @@ from hfkd.losses.temperatures import USUAL, Constant, Energy, Fitted, resolve_te
 from hfkd.losses.terms import Term, resolve_objective, terms_of
 from hfkd.utils.argument_types import NotNegative, fitting
 from hfkd.utils.slots import resolve
+from hfkd.utils.targets import IGNORED
 
 __all__ = ["DistillationLoss", "cross_entropy", "resolve"]
 
@@ -115,7 +116,8 @@ class DistillationLoss(nn.Module):
         values = self.per_item(items, **chosen)
         loss = self.reduce(values, items, num_items)
         added = self.rest_logged(items) | {k: v.detach() for k, v in values.items() if k == "own_loss"}
-        return self.with_rest(loss, items, num_items), self.logged(values | chosen, items.samples_with_items) | added
+        means = self.logged(values | chosen, items.samples_with_items, items.labelled)
+        return self.with_rest(loss, items, num_items), means | added
 
     def seen(self, items: Items) -> Items:
         """The items as the slots see them: the teacher gets no gradient, and rows without labels have none."""
@@ -208,7 +210,7 @@ class DistillationLoss(nn.Module):
             here = items.num_samples if items.rest_has_ce else items.num_labels
         return loss + self.of_labels(items.rest, here, num_items)
 
-    def of_labels(self, mean: Tensor, here: int, num_items: Counts | Number | None = None) -> Tensor:
+    def of_labels(self, mean: Tensor, here: Number, num_items: Counts | Number | None = None) -> Tensor:
         """A mean over the `here` labels at hand as its part of the step's loss, which has `num_items`."""
         if num_items is None:
             return self.ce_weight * mean
@@ -221,10 +223,12 @@ class DistillationLoss(nn.Module):
         return {items.rest_name: items.rest.detach().float()}
 
     @torch.no_grad()
-    def logged(self, parts: dict[str, Tensor], samples: Tensor | int | None = None) -> dict[str, Tensor]:
+    def logged(
+        self, parts: dict[str, Tensor], samples: Tensor | int | None = None, labelled: Tensor | int | None = None
+    ) -> dict[str, Tensor]:
         """The mean of each part over the items at hand, of terms on samples over the `samples` that have any items.
 
-        And the temperature's groups.
+        Of the cross-entropy over the `labelled` ones (None: all). And the temperature's groups.
         """
         of_samples = {term.name for term in self.terms if term.by_sample}
         shape = parts["temperature" if "temperature" in parts else "ce"].shape
@@ -233,6 +237,8 @@ class DistillationLoss(nn.Module):
         means = dict(zip(of_items, (columns.sum(-1) / max(columns.shape[-1], 1)).unbind(), strict=True))
         if "ce" in parts and "ce" not in means:  # of tokens, where items are groups of them
             means = {"ce": parts["ce"].detach().float().sum() / max(len(parts["ce"]), 1)} | means
+        if labelled is not None and "ce" in means:
+            means["ce"] = means["ce"] * (columns.shape[-1] / at_least(labelled))
         for name in of_samples & parts.keys():
             count = len(parts[name]) if samples is None else samples
             means[name] = parts[name].detach().float().sum() / at_least(count)
@@ -258,7 +264,10 @@ def _nothing(values: dict[str, Tensor], without_gradient: bool) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of each item [N]; labels [N] class ids or [N, C] mixed, with `smoothing / C` in each class."""
+    """Cross-entropy of each item [N]; labels [N] class ids or [N, C] mixed, with `smoothing / C` in each class.
+
+    0 for an item of label -100, which has none.
+    """
     z = upcast(logits)
     targets = labels.to(z.dtype) if labels.is_floating_point() else labels
-    return F.cross_entropy(z, targets, reduction="none", label_smoothing=smoothing)
+    return F.cross_entropy(z, targets, reduction="none", label_smoothing=smoothing, ignore_index=IGNORED)

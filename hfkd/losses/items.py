@@ -16,7 +16,7 @@ from hfkd.losses.functional import upcast
 from hfkd.losses.groups import GroupOutputs
 from hfkd.losses.outputs import Outputs
 from hfkd.utils.devices import send
-from hfkd.utils.targets import HostTargets, Targets
+from hfkd.utils.targets import IGNORED, HostTargets, Targets
 from hfkd.utils.token_groups import Groups
 
 
@@ -24,8 +24,10 @@ from hfkd.utils.token_groups import Groups
 class Items:
     """N items with what student and teacher said about them.
 
-    labels: [N] class ids, or [N, C] when MixUp or CutMix mixed them; None for rows without, which teach all the same.
-    Where items are groups of tokens (`group_items`), those of the student's own tokens.
+    labels: [N] class ids, or [N, C] when MixUp or CutMix mixed them; None for rows without, which teach all the same. A
+    row of a classifier's may lack its own: -100. Where items are groups of tokens (`group_items`), those of the
+    student's own tokens.
+    labelled: how many items have a label; None: all, or none (`labels`).
     sample: [N] ints below `num_samples`.
     progress: epochs done so far, fractional; warm-ups and schedules read it. None on a stream of unknown length.
     teachers: where there are several, each of them; `teacher` is then their mean logits.
@@ -64,6 +66,7 @@ class Items:
     step: int = 0
     mask: Tensor | None = None
     tokens: int | None = None
+    labelled: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.own_sample and self.num_samples != len(self):
@@ -73,8 +76,10 @@ class Items:
         return self.sample.shape[0]
 
     @property
-    def num_labels(self) -> int:
+    def num_labels(self) -> Tensor | int:
         """How many cross-entropies there are."""
+        if self.labelled is not None:
+            return self.labelled
         return len(self) if self.tokens is None else self.tokens
 
     @property
@@ -107,6 +112,7 @@ class Items:
             index=None if self.index is None else self.index[rows],
             seed=self.seed,
             step=self.step,
+            labelled=None if self.labelled is None else self.labelled // self.views,
         )
 
     def mean_over_sample(self, values: Tensor) -> Tensor:
@@ -140,10 +146,13 @@ def image_items(
     labels: Tensor,
     *,
     progress: float | None = 0.0,
+    complete: bool = False,
 ) -> Items:
     """One item an image: logits [B, C], labels [B] or [B, C] -> N = B items. Several teachers' logits are [K, B, C].
 
-    Logits [V B, C] are those of V views of each image, view by view; each view has the image's label.
+    Logits [V B, C] are those of V views of each image, view by view; each view has the image's label. An image of label
+    -100 has none: it counts in the objective, and not in the cross-entropy. complete: each is known to have
+    one, so that they need not be counted.
     """
     same_classes(student_logits.shape[-1], teacher_logits.shape[-1])
     teacher_logits, teachers = _several(teacher_logits, student_logits.ndim)
@@ -158,6 +167,7 @@ def image_items(
         teachers=teachers,
         views=views,
         own_sample=True,
+        labelled=None if complete or labels.is_floating_point() else (labels != IGNORED).sum() * views,
     )
 
 

@@ -88,12 +88,14 @@ def _predictions(groups: Mapping[str, Any]) -> Section:
 def class_captions(labels: Any, probabilities: Any, names: Sequence[str] | None = None) -> list[str]:
     """Each image's class, and after an arrow the teacher's where that is another: names, or ids where there are none.
 
-    labels [m], probabilities [m or more, C].
+    An image of label -100 has a question mark in its place. labels [m], probabilities [m or more, C].
     """
     table = as_array(probabilities)
     names = names or [str(number) for number in range(table.shape[-1])]
     return [
-        _short(names[label]) if label == its else f"{_short(names[label])} → {_short(names[its])}"
+        _short(names[label])
+        if label == its
+        else f"{_short(names[label]) if label >= 0 else '?'} → {_short(names[its])}"
         for label, its in zip(as_array(labels).tolist(), table.argmax(-1).tolist(), strict=False)
     ]
 

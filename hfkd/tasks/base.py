@@ -40,6 +40,7 @@ class Task(ABC):
     views: ClassVar[bool] = False  # five dimensions of pixel_values are several views of each image
     class_ids: ClassVar[bool] = True  # integer labels are those; else a 0 or a 1 for each class
     ignores: ClassVar[tuple[int, ...]] = ()  # labels that stand for none
+    lacks_labels: ClassVar[bool] = False  # a training row may have the label -100, and is distilled without
     relates: ClassVar[bool] = True  # items are over the same classes, so that a batch of them can be compared
     by_target: ClassVar[bool] = False  # a loss over chunks of target tokens, and a cache of them, serve it
     by_map: ClassVar[bool] = False  # items are pixels of maps, which can be resized and learned strip by strip
@@ -52,6 +53,7 @@ class Task(ABC):
     predicts: ClassVar[bool] = False  # evaluation gives predictions for a metric, and no loss
     normalises: ClassVar[bool] = False  # its networks normalise and resize their images themselves
     segmentation_stride: int | None = None
+    complete: bool = True  # every training row has a label; False: some may be -100
     guessed: bool = False  # neither a network's class nor the user has named it
     scored_by: ClassVar[str | None] = None  # its default metric (`hfkd.evaluation.metrics`); None: the loss alone
 
@@ -122,6 +124,10 @@ class Task(ABC):
     @abstractmethod
     def count(self, batch: Batch) -> Tensor | int:
         """How many items a batch counts as: what a summed loss is divided by. Nothing is read back from a device."""
+
+    def count_labels(self, batch: Batch) -> Tensor | int:
+        """How many items of a batch have a label: what the summed cross-entropy is divided by."""
+        return self.count(batch)
 
     @abstractmethod
     def count_samples(self, batch: Batch) -> Tensor | int:

@@ -29,6 +29,7 @@ class MultiLabelClassification(PerRow):
     item = "a (row, label) pair"
     one_item_a_row = False
     class_ids = False
+    lacks_labels = False
     relates = False
     scored_by = None
 

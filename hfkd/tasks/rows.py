@@ -16,6 +16,7 @@ from hfkd.data.labels import check_shares
 from hfkd.losses.items import Items, image_items
 from hfkd.models.calling import Call, bare
 from hfkd.tasks.base import Batch, Collate, Selecting, Task, refuse_bool
+from hfkd.utils.targets import IGNORED
 
 INPUT_TAGS = {
     "pixel_values": "image-classification",
@@ -26,9 +27,10 @@ INPUT_TAGS = {
 
 
 class PerRow(Task):
-    """One label a row: softmax over C classes."""
+    """One label a row: softmax over C classes. In training the label -100 says that a row has none."""
 
     views = True
+    lacks_labels = True
     scored_by: ClassVar[str | None] = "accuracy"
 
     def hub_tag(self, call: Call) -> str:
@@ -44,11 +46,17 @@ class PerRow(Task):
     def count(self, batch: Batch) -> Tensor | int:
         return batch["labels"].shape[0]
 
+    def count_labels(self, batch: Batch) -> Tensor | int:
+        labels = batch["labels"]
+        if self.complete or labels.is_floating_point():
+            return self.count(batch)
+        return (labels != IGNORED).sum()
+
     def count_samples(self, batch: Batch) -> Tensor | int:
         return batch["labels"].shape[0]
 
     def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
-        return image_items(student, teacher, batch["labels"], progress=progress)
+        return image_items(student, teacher, batch["labels"], progress=progress, complete=self.complete)
 
     def stand_ins(self, batch: Batch, network: nn.Module) -> Tensor:
         return torch.zeros(rows_of(batch), dtype=torch.long)
@@ -93,7 +101,7 @@ class PerRow(Task):
     def sure_labels(self, network: nn.Module, batch: Batch) -> Tensor:
         given = batch.get("labels")
         if given is not None and given.ndim == 1 and not given.is_floating_point():
-            return given.long()
+            return given.long().clamp(min=0)  # -100: no label
         config: Any = bare(network).config
         return torch.arange(rows_of(batch), device=next(network.parameters()).device) % config.num_labels
 

@@ -32,14 +32,14 @@ class BatchAverage(TrainerCallback):
 
     def _start_anew(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._items: dict[str, int] = {}
-        self._kept: list[tuple[dict[str, Tensor], int]] = []
-        self._on_trial: list[tuple[dict[str, Tensor], int]] = []
+        self._items: dict[str, Tensor | int] = {}
+        self._kept: list[tuple[dict[str, Tensor], Tensor | int]] = []
+        self._on_trial: list[tuple[dict[str, Tensor], Tensor | int]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         self._start_anew()
 
-    def add(self, means: dict[str, Tensor], num_items: int) -> None:
+    def add(self, means: dict[str, Tensor], num_items: Tensor | int) -> None:
         self._on_trial.append((means, num_items))
 
     @property
@@ -75,10 +75,17 @@ class BatchAverage(TrainerCallback):
         for name in dict.fromkeys(name for means, _ in self._kept for name in means):
             found = [(means[name], count) for means, count in self._kept if name in means]
             means = torch.stack([mean for mean, _ in found])
-            total = means @ send(torch.tensor([float(count) for _, count in found], dtype=means.dtype), means.device)
+            total = means @ _weights([count for _, count in found], means)
             self._sums[name] = self._sums[name] + total if name in self._sums else total
             self._items[name] = self._items.get(name, 0) + sum(count for _, count in found)
         self._kept = []
+
+
+def _weights(counts: list[Tensor | int], means: Tensor) -> Tensor:
+    """Counts of items beside their `means`; those that are on the device are not read back."""
+    if any(isinstance(count, Tensor) for count in counts):
+        return torch.stack([torch.as_tensor(count, device=means.device) for count in counts]).to(means.dtype)
+    return send(torch.tensor([float(count) for count in counts], dtype=means.dtype), means.device)
 
 
 class RowAverage:

@@ -222,6 +222,13 @@ class JudgedSteps:
         self.watch = NonFiniteWatch(host.args.on_nan, host.accelerator)
         self.parts = BatchAverage()
 
+    def add(self, parts: dict[str, Tensor], num_items: int, labelled: Tensor | int) -> None:
+        """`parts` are means over `num_items` items, and the cross-entropy over the `labelled` ones."""
+        if labelled is not num_items and "ce" in parts:
+            self.parts.add({"ce": parts["ce"]}, labelled)
+            parts = {name: mean for name, mean in parts.items() if name != "ce"}
+        self.parts.add(parts, num_items)
+
     def gradient_norm(self, model: nn.Module) -> Tensor | None:
         """The gradient's norm where each process has it whole: Trainer clips at infinity, and writes it all anew."""
         gradients = [p.grad for p in model.parameters() if p.grad is not None]

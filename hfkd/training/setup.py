@@ -51,14 +51,17 @@ from hfkd.training.validation.batches import (
     refuse_single_row,
     refuse_small_batches,
 )
-from hfkd.training.validation.checked_batches import Bounds, CheckedCollator
+from hfkd.training.validation.checked_batches import NOTHING_TO_SCORE, Bounds, CheckedCollator
 from hfkd.training.validation.features import refuse_features
 from hfkd.training.validation.label_maps import check_label_names
 from hfkd.training.validation.labels import (
     EmptyRows,
     LabelWatch,
+    complete,
     may_be_unlabelled,
+    refuse_none_labelled,
     refuse_unlabelled,
+    why_labelled,
 )
 from hfkd.training.validation.layout import lays_out
 from hfkd.training.validation.networks import (
@@ -154,6 +157,9 @@ class Setup:
         refuse_unlabelled(self.loss, self.task, next(iter(first_rows(self.rows)), None))
         if may_be_unlabelled(self.loss, self.task, self.rows):
             self.loss.labelled = False  # rows that have labels keep them: they say which places are items
+        self.no_label = why_labelled(self.loss, self.task, self.args)
+        refuse_none_labelled(self.loss, self.rows, self.task)
+        self.look_for_labels(self.rows)
         refuse_no_batch(self.args, self.data)
         if given is not None:
             refuse_odd_rest(self.args, self.data, self.collator)
@@ -161,6 +167,10 @@ class Setup:
         refuse_unknown_epochs(self.loss, self.args, self.rows)
         if self.loss.unfitted is not None and self.rows is not None:
             refuse_streams(self.rows)
+
+    def look_for_labels(self, rows: Any) -> None:
+        """Whether each training row has a label, or is refused without one."""
+        self.task.complete = self.no_label is not None or complete(rows, self.task)
 
     def chosen(self, given: Any) -> Any:
         """The collator for the user's `given` one, or for none: gets what a network takes."""
@@ -221,7 +231,8 @@ class Setup:
         self.slots, rows = slot_check(self.loss, task, self.num_classes), probed_dataset(data)
         self.looked_at = collator if self.loss.labelled else unlabelled(collator, task, self.model)
         scored, look = data["eval_dataset"] if data["train_dataset"] is not None else None, self.looked_at
-        found = check_networks(self.model, self.call, self.live, rows, look, task, self.slots, self._labels, scored)
+        parts = (self.model, self.call, self.live, rows, look, task, self.slots, self._labels)
+        found = check_networks(*parts, scored, NOTHING_TO_SCORE if self.rows is None else self.no_label)
         self.classes = self.num_classes or found
         self.labels, self.empty_rows = LabelWatch(task, found), EmptyRows(task)
         self.class_names = None if task.vocabulary else check_label_names(data, collator, self.model, self.live)
@@ -308,10 +319,12 @@ class Setup:
             first.ready = unlabelled(dict, self.task, self.model)
         batch = first.made_ready(batch)
         few = as_networks_get(few_rows(batch), self.call, self.task, self._labels)
-        found = check_batch(self.model, self.call, self.live, few, self.task, self.slots)
+        parts = (self.model, self.call, self.live, few, self.task, self.slots)
+        found = check_batch(*parts, no_label=self.no_label)
         bounds = Bounds.of(self.model, self.networks, self.task, self.num_classes or found)
-        first.check = CheckedCollator(_as_it_is, bounds, self.rows)
+        first.check = CheckedCollator(_as_it_is, bounds, self.rows, self.no_label)
         first.check(batch)
+        self.look_for_labels(None)
         if not self.rows_come_later:
             return
         self.classes = self.num_classes or found

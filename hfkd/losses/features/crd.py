@@ -17,6 +17,7 @@ from hfkd.losses.items import Items
 from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import Count, Positive, Share, checked
 from hfkd.utils.feature_keys import Layer
+from hfkd.utils.targets import IGNORED
 
 EPS = 1e-7
 
@@ -66,6 +67,11 @@ class CRD(LayerPairs):
             raise ValueError(
                 f"{self!r}: negatives of other classes need the labels of all rows, which this data set does not tell "
                 "without being read: crd(sampling='other_images')"
+            )
+        if self.sampling == "other_classes" and context.labels is not None and (context.labels == IGNORED).any():
+            raise ValueError(
+                f"{self!r}: negatives of other classes need a label of each row, and some have none (-100): "
+                "crd(sampling='other_images')"
             )
         ((mine, theirs),) = self.pairs or ()
         self.embed_student = Embedding(context.student.shape(mine), self.dimension)

@@ -19,6 +19,8 @@ from hfkd.models.positions import embeddings, farthest, position_limit, too_long
 from hfkd.tasks.base import Task
 from hfkd.utils.targets import IGNORED
 
+NOTHING_TO_LEARN = "leave the row out, there is nothing to learn"
+NOTHING_TO_SCORE = "leave the row out, there is nothing to compare with"
 SEARCHED_SECONDS = 20.0  # for the row of a label, once a run is lost
 
 
@@ -55,17 +57,20 @@ class Bounds:
 
 @dataclass
 class CheckedCollator:
-    """`collate`, and then a look at the labels and ids. `ignored`: whether an image may have the label -100."""
+    """`collate`, and then a look at the labels and ids.
+
+    no_label: why a row may not have the label -100, and what to do; None: it may, it stands for none.
+    """
 
     collate: Callable[[Any], Any]
     bounds: Bounds
     dataset: Any
-    ignored: bool = False
+    no_label: str | None = NOTHING_TO_LEARN
 
     def __call__(self, rows: Any) -> Any:
         batch = self.collate(rows)
         if isinstance(batch, Mapping):
-            none = (*self.bounds.ignoring, IGNORED) if self.ignored else self.bounds.ignoring
+            none = self.bounds.ignoring if self.no_label else (*self.bounds.ignoring, IGNORED)
             self._check(batch, "labels", self.bounds.classes, none)
             self._check(batch, "input_ids", self.bounds.ids, ())
             self._check_length(batch)
@@ -108,7 +113,7 @@ class CheckedCollator:
                 f"{below - 1}): tokenise with the networks' own tokenizer"
             )
         if value == IGNORED and IGNORED not in self.bounds.ignoring:
-            return f"{row} has the label {IGNORED}, which stands for none: leave the row out, there is nothing to learn"
+            return f"{row} has the label {IGNORED}, which stands for none: {self.no_label}"
         return (
             f"the label {value} of {row} is none of the student's {below} classes (0 to {below - 1}): give it more "
             "labels, or choose another label column"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfkd.arguments import DistillationArguments
 from hfkd.data.first_rows import map_style
 from hfkd.data.labels import class_ids
 from hfkd.losses.base import requirements_of
@@ -17,7 +18,9 @@ from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.slot_values import is_ours
 from hfkd.tasks.base import Task
 from hfkd.tasks.tokens import PerToken
-from hfkd.utils.targets import HostTargets
+from hfkd.training.validation.checked_batches import NOTHING_TO_LEARN
+from hfkd.training.validation.networks import stored_labels
+from hfkd.utils.targets import IGNORED, HostTargets
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +59,34 @@ def refuse_unlabelled(loss: DistillationLoss, task: Task, row: Any) -> None:
     for slot in (loss.objective, loss.temperature, loss.weighting):
         if requirements_of(slot).labels:
             raise ValueError(f"{slot!r} reads labels, and the training rows have none: choose kd, or give them labels")
+
+
+def why_labelled(loss: DistillationLoss, task: Task, args: DistillationArguments) -> str | None:
+    """Why a training row may not have the label -100, and what to do; None: it may, and is distilled without."""
+    if not (task.lacks_labels and loss.kd_weight):
+        return NOTHING_TO_LEARN
+    for slot in (loss.objective, loss.temperature, loss.weighting):
+        if requirements_of(slot).labels:
+            return f"{slot!r} reads the label; choose kd, or leave the row out"
+    if args.he_da == "paper":
+        return "he_da='paper' mixes labels; leave it out, or the row"
+    return None
+
+
+def refuse_none_labelled(loss: DistillationLoss, dataset: Any, task: Task) -> None:
+    """Raise ValueError where every training row has the label -100, and the cross-entropy is to be learned."""
+    stored = stored_labels(dataset, task) if loss.ce_weight and task.lacks_labels else None
+    if stored is not None and len(stored) and bool((stored == IGNORED).all()):
+        raise ValueError(
+            f"no training row has a label (all are {IGNORED}), and ce_weight={loss.ce_weight:g}: give ce_weight=0 to "
+            "learn from the teacher alone, or some rows their label"
+        )
+
+
+def complete(dataset: Any, task: Task) -> bool:
+    """Whether each training row is known to have a label: a column of them is read, anything else might have -100."""
+    stored = stored_labels(dataset, task)
+    return not task.lacks_labels or (stored is not None and bool((stored != IGNORED).all()))
 
 
 def may_be_unlabelled(loss: DistillationLoss, task: Task, dataset: Any) -> bool:

@@ -26,8 +26,10 @@ from hfkd.models.vocabulary import vocabulary_size
 from hfkd.tasks.base import Task
 from hfkd.tasks.proof import compare_own_loss, untouched
 from hfkd.teachers import FrozenTeacher
+from hfkd.training.validation.checked_batches import NOTHING_TO_LEARN, NOTHING_TO_SCORE
 from hfkd.training.validation.slots import SlotCheck
 from hfkd.utils.finite import broken_rows
+from hfkd.utils.targets import IGNORED
 
 logger = logging.getLogger(__name__)
 Collate = Callable[[list[Any]], dict[str, Tensor]]
@@ -136,8 +138,10 @@ def check_networks(
     check_slots: SlotCheck | None = None,
     labels: Sequence[str] = (),
     scored: Any = None,
+    no_label: str | None = NOTHING_TO_LEARN,
 ) -> int | None:
     """`check_batch` of the first rows of `dataset`; the labels of sets that are to be `scored` are looked at as its.
+    no_label: see `CheckedCollator`.
 
     None, where the rows cannot be looked at without spending them: `check_batch` looks at the first batch later.
     """
@@ -148,7 +152,7 @@ def check_networks(
         return None
     rows = first_rows(dataset)
     batch = batch_of(rows, collate, call, task, labels)
-    classes = check_batch(student, call, teacher, batch, task, check_slots, rows, dataset)
+    classes = check_batch(student, call, teacher, batch, task, check_slots, rows, dataset, no_label)
     _check_scored(scored, collate, classes, task)
     return classes
 
@@ -163,6 +167,7 @@ def check_batch(
     check_slots: SlotCheck | None = None,
     rows: Sequence[Any] = (),
     dataset: Any = None,
+    no_label: str | None = NOTHING_TO_LEARN,
 ) -> int:
     """Run both networks on a batch: same classes, finite teacher, labels that fit. ValueError otherwise.
 
@@ -183,7 +188,7 @@ def check_batch(
     call.added_loss(output)  # refused where nothing says how much of it joins the loss
     task.check_logits(logits)
     classes = logits.shape[class_dim(logits)]
-    _check_labels(dataset, batch, classes, task)
+    _check_labels(dataset, batch, classes, task, no_label)
     batch["labels"] = class_ids(batch["labels"])
     for network in networks_of(student):
         compare_own_loss(network, on_device_of(network, batch), task)
@@ -302,7 +307,7 @@ def _check_scored(scored: Any, collate: Collate, classes: int, task: Task) -> No
         if not isinstance(batch.get("labels"), Tensor):
             continue
         try:
-            _check_labels(rows, batch, classes, task)
+            _check_labels(rows, batch, classes, task, NOTHING_TO_SCORE)
         except ValueError as error:
             raise ValueError(f"{part}: {error}") from error
 
@@ -312,7 +317,7 @@ def _refuse_unlabelled(batch: Mapping[str, Any], task: Task) -> None:
         raise ValueError(f"the batch has no tensor of labels: it has {sorted(batch)}; {task.without_labels}")
 
 
-def _check_labels(dataset: Any, batch: Mapping[str, Any], classes: int, task: Task) -> None:
+def _check_labels(dataset: Any, batch: Mapping[str, Any], classes: int, task: Task, no_label: str | None) -> None:
     probed = batch["labels"]
     task.check_labels(probed, classes)
     if probed.is_floating_point() or not task.class_ids:
@@ -322,6 +327,10 @@ def _check_labels(dataset: Any, batch: Mapping[str, Any], classes: int, task: Ta
     labels = class_ids(probed) if stored is None else stored
     for none in task.ignores:
         labels = labels[labels != none]
+    if IGNORED not in task.ignores and bool((labels == IGNORED).any()):
+        if no_label:
+            raise ValueError(f"a row has the label {IGNORED}, which stands for none: {no_label}")
+        labels = labels[labels != IGNORED]
     low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
     if low == high == -1:
         raise ValueError(

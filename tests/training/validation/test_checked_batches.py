@@ -44,14 +44,15 @@ def test_a_label_out_of_range_is_named_with_its_row(tmp_path, label, message, in
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_an_image_without_a_label_is_refused_wherever_it_is(tmp_path, own):
-    collator = {"data_collator": lambda rows: ImageCollator()(rows)} if own else {}
+def test_an_image_without_a_label_is_refused_where_nothing_else_teaches_it(tmp_path, own):
+    labels_alone = {"settings": {"ce_weight": 1.0, "kd_weight": 0.0}}
+    collator = labels_alone | ({"data_collator": lambda rows: ImageCollator()(rows)} if own else {})
     with pytest.raises(ValueError, match="row 20 has the label -100, which stands for none"):
         image_run(tmp_path, Wrong(-100), **collator).train()
     first = Rows()
     first.labels[0] = -100
     with pytest.raises(ValueError, match="-100"):
-        image_run(tmp_path, first)
+        image_run(tmp_path, first, **labels_alone)
 
 
 def test_evaluation_refuses_and_prediction_lets_rows_without_a_label_pass(tmp_path):
