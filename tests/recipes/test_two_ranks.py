@@ -49,7 +49,7 @@ def command(name, folder, out):
             table = ["--table=methods_cifar100", "--seeds=1", "--rows", "KD", "EA-KD"]
             return [*image_flags(folder, out, **batch, max_steps=3), *table], ["kd/seed42", "ea_kd/seed42"]
         case "digits_demo":
-            sizes = {"seeds": 1, "student_images": 32, "teacher_epochs": 1, "num_train_epochs": 1}
+            sizes = {"seeds": 1, "teacher_epochs": 1, "max_steps": 2}
             return given(**sizes, output_dir=out, report_to="none"), []
         case "sft":
             return [*text, f"--model_name_or_path={folder / 'small'}"], [""]

@@ -247,7 +247,14 @@ def test_each_field_of_each_recipe_takes_its_default_and_no_list_of_lists():
         ("evaluate_instruct", lambda f, out: answer_flags(f, out, max_rows=0), "max_rows=0"),
         ("evaluate_instruct", lambda f, out: answer_flags(f, out, max_rows=-3), "max_rows=-3"),
         ("digits_demo", lambda f, out: given(output_dir=out, seeds=0), "seeds=0"),
-        ("digits_demo", lambda f, out: given(output_dir=out, student_images=0), "student_images=0"),
+        ("digits_demo", lambda f, out: given(output_dir=out, labelled_images=0), "labelled_images=0"),
+        ("digits_demo", lambda f, out: given(output_dir=out, ways="kd"), "'kd' is none of"),
+        ("cifar100_energy_kd", lambda f, out: image_flags(f, out, labelled_images=99), "labelled=99 of 48 rows"),
+        (
+            "cifar100_energy_kd",
+            lambda f, out: image_flags(f, out, labelled_images=9, streaming=True, resized_crop=True),
+            "labelled_images=9 are drawn from all images",
+        ),
     ],
 )
 def test_what_would_be_passed_over_is_refused(folder, monkeypatch, tmp_path, recipe, flags, message):
