@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-slow docs check format clean
+.PHONY: help demo test test-slow test-wheel docs check format clean
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -23,6 +23,9 @@ test: $(VENV)/.installed-dev ## Run the default tests (minutes, no network)
 
 test-slow: $(VENV)/.installed-dev ## Run the long tests too
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not gpu'
+
+test-wheel: $(VENV)/.installed-dev ## Build the wheel, install it elsewhere, run each of its tasks
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m 'not gpu' tests/commands
 
 docs: $(VENV)/.installed-docs ## Build the site from docs/ into build/site, warnings as errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -165,6 +165,37 @@ def _read_flags(folder, out, teacher, more):
     return given(**names | rest | quiet | logs | more)
 
 
+def small_masks(toys, words):
+    """One step on the toys' masks, with the smallest network as the student, and as the teacher where there is one."""
+    quiet = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "scan_cache_dir": ""}
+    small = given(dataset_name=toys / "masks", student_name="lraspp_mobilenet_v3_large", max_steps=1, **quiet)
+    named = {"teacher_name": "lraspp_mobilenet_v3_large", "teacher_checkpoint": toys / "masks.safetensors"}
+    return [*small, "--image_size", "24", "32", *(given(**named) if "--teacher_name" in words else [])]
+
+
+def small_boxes(toys, words):
+    """One step on the toys' boxes, with a network of timm's for its tests, which is its teacher where there is one."""
+    quiet = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "dataloader_num_workers": 0}
+    steps = {
+        "max_steps": 1,
+        "eval_steps": 1,
+        "save_steps": 1,
+        "lr_decay_epochs": 1,
+        "warmup_steps": 0,
+        "lr_decay_factor": 0.5,
+    }
+    sizes = {name: DETECTOR[name] for name in ("min_size", "max_size", "anchor_size")}
+    small = given(dataset_name=toys / "boxes", student_name="test_efficientnet", **quiet, **steps, **sizes)
+    widths = {
+        f"{role}_{name}": DETECTOR[name] for role in ("student", "teacher") for name in ("fpn_channels", "head_size")
+    }
+    levels = [word for role in ("student", "teacher") for word in (f"--{role}_levels", *map(str, DETECTOR["levels"]))]
+    taught = {"teacher_name": "test_efficientnet", "teacher_checkpoint": toys / "boxes.safetensors"}
+    named = "--student_backbone_checkpoint" in words
+    kept = {"student_backbone_checkpoint": toys / "backbone.safetensors"} if named else {}
+    return [*small, *given(**widths, **kept), *levels, *(given(**taught) if "--kd_weight" not in words else [])]
+
+
 def run(monkeypatch, recipe, *flags):
     monkeypatch.setattr(sys, "argv", [f"{recipe}.py", *map(str, flags)])
     runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="__main__")

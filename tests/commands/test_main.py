@@ -8,6 +8,17 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from recipe_toys import (
+    classified_flags,
+    given,
+    image_flags,
+    masked_flags,
+    results,
+    small_boxes,
+    small_masks,
+    text_flags,
+    write_toys,
+)
 
 import hfkd
 from hfkd.commands import main
@@ -101,20 +112,67 @@ def test_the_wheel_has_recipes_and_configurations(wheel):
         assert {f"hfkd/{path}" for path in there} <= set(names)
 
 
-@pytest.mark.slow
-def test_the_wheel_in_an_environment_of_its_own(wheel, tmp_path):
-    """Installed without its dependencies, which it takes from the environment that the tests run in."""
-    python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    pip = [python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel]
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """`hfkd` as typed, from the wheel in an environment of its own, and what runs it outside of the tree.
+
+    Installed without its dependencies, which it takes from the environment that the tests run in.
+    """
+    venv = tmp_path_factory.mktemp("environment") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    pip = [venv / "bin" / "python", "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel]
     subprocess.run(pip, check=True)
-    site = next((tmp_path / "venv").glob("lib/*/site-packages"))
+    site = next(venv.glob("lib/*/site-packages"))
     (site / "dependencies.pth").write_text(os.pathsep.join(p for p in sys.path if p.endswith("site-packages")))
-    run = {"cwd": tmp_path, "capture_output": True, "text": True, "env": os.environ | {"PYTHONPATH": ""}}
-    told = subprocess.run([tmp_path / "venv" / "bin" / "hfkd", "image", "--help"], **run)
-    assert told.stdout.startswith("usage: hfkd image"), told.stderr
-    flags = ["demo", "--max_steps", "2", "--output_dir", "demo"]
-    done = subprocess.run([tmp_path / "venv" / "bin" / "hfkd", "--accelerate", "cpu", *flags], **run)
+    environment = os.environ | {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+    def hfkd_typed(folder, *words):
+        command = [str(venv / "bin" / "hfkd"), *map(str, words)]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+
+    return hfkd_typed, site
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return write_toys(tmp_path_factory.mktemp("toys") / "small")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("word", "told"), [("--help", "Segment images"), ("methods", "dkd(alpha"), ("env", "versions")]
+)
+def test_the_wheel_tells_what_it_has(installed, tmp_path, word, told):
+    done = installed[0](tmp_path, word)
+    assert done.returncode == 0, done.stderr
+    assert told in done.stdout
+
+
+@pytest.mark.slow
+def test_the_demo_out_of_the_wheel(installed, tmp_path):
+    hfkd_typed, site = installed
+    quick = given(max_steps=2, seeds=1, teacher_epochs=1, output_dir="demo", report_to="none")
+    done = hfkd_typed(tmp_path, "--accelerate", "cpu", "demo", *quick)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "demo").rglob("*.html"))
     assert (site / "hfkd" / "recipes" / "digits_demo.py").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["image", "text", "classify-text", "masked-lm", "segment", "detect"])
+def test_a_run_of_each_task_out_of_the_wheel(installed, small, tmp_path, task):
+    if task == "detect":
+        pytest.importorskip("pycocotools")
+    out = tmp_path / "run"
+    flags = {
+        "image": lambda: image_flags(small, out, max_steps=2, labelled_images=20),
+        "text": lambda: text_flags(small, out),
+        "classify-text": lambda: classified_flags(small, out, max_steps=2),
+        "masked-lm": lambda: [*masked_flags(small, out), "--text_columns=text", "--max_steps=2"],
+        "segment": lambda: [*small_masks(small, ["--teacher_name"]), f"--output_dir={out}"],
+        "detect": lambda: [*small_boxes(small, []), f"--output_dir={out}"],
+    }
+    done = installed[0](tmp_path, task, *flags[task]())
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert results(out)["status"] == "finished"
+    assert (out / "model.safetensors").is_file()

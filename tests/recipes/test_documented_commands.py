@@ -13,7 +13,17 @@ import pytest
 import torch
 from digit_files import flags
 from processes import script, start
-from recipe_toys import ANSWERS, DETECTOR, TEXT, classified_flags, given, masked_flags, response_flags, write_toys
+from recipe_toys import (
+    ANSWERS,
+    TEXT,
+    classified_flags,
+    given,
+    masked_flags,
+    response_flags,
+    small_boxes,
+    small_masks,
+    write_toys,
+)
 
 from hfkd.models import image_classifier
 
@@ -73,7 +83,7 @@ def made_small(recipe, toys, words):
     text = given(**TEXT, dataset_name=toys / "text", use_cpu=True, bf16=False)
     more = {
         "reproduce": [*images, "--seeds=1", "--rows", *rows_of(words)],
-        "digits_demo": given(seeds=1, student_images=32, teacher_epochs=1, num_train_epochs=1, report_to="none"),
+        "digits_demo": given(seeds=1, teacher_epochs=1, max_steps=2, report_to="none"),
         "gpt2_dolly_eakd": [
             *text,
             *given(teacher_name_or_path=toys / "large", student_name_or_path=toys / "small", rouge_max_new_tokens=4),
@@ -95,37 +105,6 @@ def small_texts(flags, words):
     named = ("--output_dir=", *(["--teacher_name_or_path="] if "--train_tokenizer" in words else []))
     kept = [flag for flag in flags if not flag.startswith(named)]
     return [*kept, *given(max_steps=2, train_split="train", hold_out=4)]
-
-
-def small_masks(toys, words):
-    """One step on the toys' masks, with the smallest network as the student, and as the teacher where there is one."""
-    quiet = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "scan_cache_dir": ""}
-    small = given(dataset_name=toys / "masks", student_name="lraspp_mobilenet_v3_large", max_steps=1, **quiet)
-    named = {"teacher_name": "lraspp_mobilenet_v3_large", "teacher_checkpoint": toys / "masks.safetensors"}
-    return [*small, "--image_size", "24", "32", *(given(**named) if "--teacher_name" in words else [])]
-
-
-def small_boxes(toys, words):
-    """One step on the toys' boxes, with a network of timm's for its tests, which is its teacher where there is one."""
-    quiet = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "dataloader_num_workers": 0}
-    steps = {
-        "max_steps": 1,
-        "eval_steps": 1,
-        "save_steps": 1,
-        "lr_decay_epochs": 1,
-        "warmup_steps": 0,
-        "lr_decay_factor": 0.5,
-    }
-    sizes = {name: DETECTOR[name] for name in ("min_size", "max_size", "anchor_size")}
-    small = given(dataset_name=toys / "boxes", student_name="test_efficientnet", **quiet, **steps, **sizes)
-    widths = {
-        f"{role}_{name}": DETECTOR[name] for role in ("student", "teacher") for name in ("fpn_channels", "head_size")
-    }
-    levels = [word for role in ("student", "teacher") for word in (f"--{role}_levels", *map(str, DETECTOR["levels"]))]
-    taught = {"teacher_name": "test_efficientnet", "teacher_checkpoint": toys / "boxes.safetensors"}
-    named = "--student_backbone_checkpoint" in words
-    kept = {"student_backbone_checkpoint": toys / "backbone.safetensors"} if named else {}
-    return [*small, *given(**widths, **kept), *levels, *(given(**taught) if "--kd_weight" not in words else [])]
 
 
 def rows_of(words):
