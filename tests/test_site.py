@@ -1,5 +1,6 @@
 """The site of docs/: its Python runs as it stands, page by page, and mkdocs builds it without a warning."""
 
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from hfkd.losses.weightings import WEIGHTINGS
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted({*(ROOT / "docs").rglob("*.md")} - {ROOT / "docs" / "model_card_example.md"})  # a card as it was written
 BLOCK = re.compile(r"^```(py|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 EXCERPTS = {"index.md", "results.md", "your_own.md"}  # other packages, data sets of the Hub, files of one's own
 
 
@@ -50,6 +52,32 @@ def test_its_python_runs_as_it_stands(page, tmp_path, monkeypatch):
         exec(compile(code, str(page), "exec"), names)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def test_a_notebook_runs_as_it_stands_and_its_teacher_helps(notebook, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "notebook"}
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), str(notebook), "exec"), names)
+    accuracies = names["accuracies"]
+    assert min(accuracies[way] for way in accuracies if way != "labels only") > accuracies["labels only"]
+
+
+def test_a_notebook_is_kept_with_what_it_printed():
+    assert [path.stem for path in NOTEBOOKS] == ["images", "texts"]
+    for path in NOTEBOOKS:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        assert (notebook["nbformat"], [cell["execution_count"] for cell in cells]) == (
+            4,
+            list(range(1, len(cells) + 1)),
+        )
+        printed = "".join("".join(output.get("text", "")) for cell in cells for output in cell["outputs"])
+        assert "labels only" in printed
+        assert "/tmp" not in printed
+
+
 def test_what_does_not_run_is_python():
     excerpts = {page: blocks(page, "py") for page in PAGES}
     assert {page.name for page, found in excerpts.items() if found} == EXCERPTS
@@ -64,4 +92,5 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert "labels only" in (tmp_path / "site" / "notebooks" / "images" / "index.html").read_text(encoding="utf-8")
     assert "DistillationTrainer" in (tmp_path / "site" / "api" / "trainer" / "index.html").read_text(encoding="utf-8")
