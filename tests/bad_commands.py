@@ -54,7 +54,7 @@ def from_a_finished_run(**args):
     return make
 
 
-def analysis(teacher="teacher", student="teacher", labels=None, **more):
+def analysis(teacher="teacher", student="teacher", labels=None, labelled_images=None, **more):
     """An analysis of digits by networks that are saved in the folder."""
 
     def make(folder):
@@ -65,7 +65,7 @@ def analysis(teacher="teacher", student="teacher", labels=None, **more):
         )
         names = [str(folder / name) if name in ("teacher", "student") else name for name in (teacher, student)]
         own = {"output_dir": str(folder / "page"), "use_cpu": True} | more
-        data = ImageDataArguments(dataset_name=str(folder / "digits"))
+        data = ImageDataArguments(dataset_name=str(folder / "digits"), labelled_images=labelled_images)
         return lambda: analyse(AnalysisArguments(names[0], [names[1]], **own), data)
 
     return make
@@ -87,6 +87,8 @@ COMMANDS = {
     "analyse: a student of other classes": analysis(student="student", labels=[str(n) for n in range(20, 30)]),
     "analyse: a timm name without a checkpoint": analysis(student="cifar_resnet8"),
     "analyse: a student that is nothing": analysis(student="nothing"),
+    "analyse: a folder that is not there": analysis(student="runs/kd"),
+    "analyse: labelled_images=4": analysis(student="student", labelled_images=4),
     "analyse: one network twice": analysis(student="teacher"),
     "analyse: kl_temperature=0": analysis(student="student", kl_temperature=0.0),
     "max_steps=0": argument(max_steps=0),

@@ -28,6 +28,7 @@ from hfkd.reports.html import Section
 from hfkd.teachers.statistics import seen
 from hfkd.utils.counts import at_least_one
 from hfkd.utils.json_file import write_json
+from hfkd.utils.launch import refuse_several
 from hfkd.utils.slots import positive
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,11 @@ def analyse(args: AnalysisArguments, data: ImageDataArguments) -> dict[str, Any]
 
     Raises ValueError before any pass for what cannot be analysed, naming it.
     """
+    refuse_several("an analysis")
+    if data.labelled_images is not None:
+        raise ValueError(
+            f"labelled_images={data.labelled_images}: an analysis compares with the label of each image; leave it out"
+        )
     images, received = _images(args, data)
     teacher, students = load_networks(args, images, received)
     runs = load_runs(args.checkpoints_of or [], images, received, args.use_cpu)

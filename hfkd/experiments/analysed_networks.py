@@ -56,11 +56,23 @@ def load_network(
     own = AutoConfig.from_pretrained(network).num_labels if Path(network).is_dir() else classes
     if own != classes:
         raise ValueError(f"{name} has {own} classes, and the data {classes}: take a network that was trained on them")
-    model = image_teacher(network, classes, file)
+    model = _loaded(network, classes, file)
     device = torch.device("cpu") if use_cpu else processes().device
     found = AnalysedNetwork(name, model, received, data_names, device)
     found.check(first_images(images), classes)
     return found
+
+
+def _loaded(network: str, classes: int, file: str | None) -> Any:
+    try:
+        return image_teacher(network, classes, file)
+    except OSError as error:
+        if file is not None or Path(network).is_dir():
+            raise
+        raise ValueError(
+            f"there is no folder {network}, and no network of that name could be loaded from the Hub: correct the "
+            "path, or the id (owner/name)"
+        ) from error
 
 
 def _is_timm(network: str) -> bool:

@@ -16,7 +16,7 @@ from hfkd.data.box_arguments import BoxDataArguments
 from hfkd.experiments.run import save_student, train_to_the_end, without_paths
 from hfkd.models.detection_arguments import DetectionNetworkArguments
 from hfkd.reports.boxes import BoxExample, FoundBoxes
-from hfkd.reports.page import detection_page
+from hfkd.reports.page import detection_sections, run_page
 from hfkd.reports.results import RESULTS_NAME, ResultsCallback
 from hfkd.tasks.proof import untouched
 from hfkd.trainer import DistillationTrainer
@@ -61,7 +61,8 @@ def run_detection(trainer: DistillationTrainer, config: dict[str, Any], score_tr
         else:
             shown: dict[str, Any] = {"label_names": trainer.class_names, "examples": box_examples(trainer)}
             history = trainer.state.log_history
-            detection_page(folder / PAGE_NAME, config=config, log_history=history, results=results, **shown)
+            sections = detection_sections(history, **shown)
+            run_page(folder / PAGE_NAME, sections, config=config, log_history=history, results=results)
             logger.info("The results are in %s; look at %s", folder, folder / PAGE_NAME)
     save_student(trainer, config)
     return results

@@ -16,7 +16,7 @@ from hfkd.losses.functional import energy, entropy, interpolated
 from hfkd.models.calling import logits_of
 from hfkd.models.segmentation_arguments import SegmentationNetworkArguments
 from hfkd.reports.masks import MaskExample
-from hfkd.reports.page import segmentation_page
+from hfkd.reports.page import run_page, segmentation_sections
 from hfkd.reports.results import RESULTS_NAME, ResultsCallback
 from hfkd.tasks.semantic_segmentation import flat_labels
 from hfkd.teachers import FrozenTeacher
@@ -76,7 +76,8 @@ def run_segmentation(trainer: DistillationTrainer, config: dict[str, Any]) -> di
             named: Any = trainer.compute_metrics
             shown = {"label_names": named.names, "examples": mask_examples(trainer)}
             history = trainer.state.log_history
-            segmentation_page(folder / PAGE_NAME, config=config, log_history=history, results=results, **shown)
+            sections = segmentation_sections(history, **shown)
+            run_page(folder / PAGE_NAME, sections, config=config, log_history=history, results=results)
             logger.info("The results are in %s; look at %s", folder, folder / PAGE_NAME)
     save_student(trainer, config)
     return results

@@ -18,7 +18,16 @@ from hfkd.reports.masks import MaskExample, mask_sections
 from hfkd.utils.files import write_atomically
 from hfkd.utils.json_file import jsonable
 
-__all__ = ["Section", "detection_page", "distillation_page", "segmentation_page", "write_atomically", "write_page"]
+__all__ = [
+    "Section",
+    "detection_sections",
+    "distillation_page",
+    "distillation_sections",
+    "run_page",
+    "segmentation_sections",
+    "write_atomically",
+    "write_page",
+]
 
 METRIC, MASK_METRIC = "eval_accuracy", "eval_mean_iou"
 SETTINGS = ("teacher", "student", "objective", "temperature", "weighting")
@@ -33,41 +42,8 @@ def distillation_page(
     results: Mapping[str, Any] | None = None,
     **data: Any,
 ) -> None:
-    """Write the page of a run: a summary, the sections of `distillation_sections(**data)`, and the settings.
-
-    `config`: any JSON-able settings; `teacher`, `student`, `objective`, `temperature`, `weighting` go to the summary.
-    `results`: the content of results.json, which knows the time of all sessions and the machine; without it, the last
-    session's time and this machine are shown.
-    """
+    """`run_page` with the sections of `distillation_sections(**data)`."""
     sections = distillation_sections(log_history, **data)
-    run_page(path, sections, config=config, log_history=log_history, results=results)
-
-
-def segmentation_page(
-    path: str | os.PathLike[str],
-    *,
-    config: Mapping[str, Any],
-    log_history: Sequence[Entry],
-    results: Mapping[str, Any] | None = None,
-    label_names: Sequence[str],
-    examples: Sequence[MaskExample] = (),
-) -> None:
-    """`distillation_page` of a run on masks: curves, the last evaluation's IoU of each class, and `examples`."""
-    sections = [_training(log_history), _classes(log_history, label_names), *mask_sections(examples, label_names)]
-    run_page(path, sections, config=config, log_history=log_history, results=results)
-
-
-def detection_page(
-    path: str | os.PathLike[str],
-    *,
-    config: Mapping[str, Any],
-    log_history: Sequence[Entry],
-    results: Mapping[str, Any] | None = None,
-    label_names: Sequence[str],
-    examples: Sequence[BoxExample] = (),
-) -> None:
-    """`distillation_page` of a run on boxes: curves, and the boxes of `examples`."""
-    sections = [_training(log_history), *box_sections(examples, label_names)]
     run_page(path, sections, config=config, log_history=log_history, results=results)
 
 
@@ -79,7 +55,12 @@ def run_page(
     log_history: Sequence[Entry],
     results: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a page of these sections, below a summary of the run and above its settings."""
+    """Write a page of these sections, below a summary of the run and above its settings.
+
+    `config`: any JSON-able settings; `teacher`, `student`, `objective`, `temperature`, `weighting` go to the summary.
+    `results`: the content of results.json, which knows the time of all sessions and the machine; without it, the last
+    session's time and this machine are shown.
+    """
     settings = [(name, _short(value)) for name, value in config.items()]
     shown = [*sections, Section("Settings", "", table=(("name", "value"), settings))]
     title = f"Distillation: {_short(config.get('teacher', 'teacher'))} → {_short(config.get('student', 'student'))}"
@@ -116,6 +97,20 @@ def distillation_sections(
         *energy_sections(energies, lowest, highest, thresholds),
         _segments(entropy, student_correct, teacher_correct, entropy_temperature),
     ]
+
+
+def segmentation_sections(
+    log_history: Sequence[Entry], *, label_names: Sequence[str], examples: Sequence[MaskExample] = ()
+) -> list[Section]:
+    """Of a run on masks: curves, the last evaluation's IoU of each class, and `examples`."""
+    return [_training(log_history), _classes(log_history, label_names), *mask_sections(examples, label_names)]
+
+
+def detection_sections(
+    log_history: Sequence[Entry], *, label_names: Sequence[str], examples: Sequence[BoxExample] = ()
+) -> list[Section]:
+    """Of a run on boxes: curves, and the boxes of `examples`."""
+    return [_training(log_history), *box_sections(examples, label_names)]
 
 
 def _training(log_history: Sequence[Entry]) -> Section:

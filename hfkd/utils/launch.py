@@ -77,6 +77,15 @@ def check_world_size(joined: int) -> None:
         leave_group_at_exit()
 
 
+def refuse_several(work: str) -> None:
+    """Raise ValueError if this launch has several processes, each of which would do the whole of `work`."""
+    if (launched := get_int_from_env(["WORLD_SIZE"], 1)) > 1:
+        raise ValueError(
+            f"WORLD_SIZE={launched}: {work} is for one process, and several would write over each other's files: start "
+            "it without a launcher, or with accelerate launch --num_processes 1"
+        )
+
+
 def check_accumulation(steps: int) -> None:
     """Raise ValueError if the launcher was told to accumulate other than `steps` batches: it hands that to nobody."""
     wanted = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", _launcher().get("gradient_accumulation_steps"))

@@ -135,6 +135,7 @@ def test_what_cannot_be_analysed_is_refused_by_name_before_any_pass(digits, monk
         "empty has no config.json": [tmp_path / "empty"],
         "'nothing' is neither a folder": ["nothing"],
         "gone' is neither a folder": [tmp_path / "gone"],
+        "there is no folder runs/gone, and no network of that name": ["runs/gone"],
         "0 student_checkpoints for 1 students": ["cifar_resnet8"],
         "twenties does not have the classes of the data": [tmp_path / "twenties"],
         "copy is given twice": [digits / "copy", digits / "copy"],
@@ -144,8 +145,14 @@ def test_what_cannot_be_analysed_is_refused_by_name_before_any_pass(digits, monk
             analyse(monkeypatch, digits, "--students", *students)
     with pytest.raises(ValueError, match="an architecture with random weights"):
         analyse(monkeypatch, digits, "--teacher", "cifar_resnet8", "--students", digits / "copy")
+    with pytest.raises(ValueError, match="labelled_images=4"):
+        analyse(monkeypatch, digits, "--students", digits / "copy", "--labelled_images", "4")
     with pytest.raises(ValueError, match="output_dir"):
         analyse(monkeypatch, digits, "--students", digits / "copy", "--output_dir", digits / "copy")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match="WORLD_SIZE=2: an analysis is for one process"):
+        analyse(monkeypatch, digits, "--students", digits / "copy")
 
 
 def test_short_names_tell_networks_apart():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hfkd.reports.masks import MaskExample, class_colours, class_key, mask_example, mask_sections
-from hfkd.reports.page import segmentation_page
+from hfkd.reports.page import run_page, segmentation_sections
 
 NAMES = ["sky", "road", "car"]
 HISTORY = [
@@ -59,7 +59,8 @@ def test_two_panels_a_row_each_of_its_own_numbers():
 def test_the_page_has_every_image_the_classes_and_what_the_numbers_mean(tmp_path):
     path, examples = tmp_path / "index.html", [example(), example(shift=1.0, name="Image 7 of the evaluation set")]
     config = {"teacher": "big", "student": "<small>"}
-    segmentation_page(path, config=config, log_history=HISTORY, label_names=NAMES, examples=examples)
+    sections = segmentation_sections(HISTORY, label_names=NAMES, examples=examples)
+    run_page(path, sections, config=config, log_history=HISTORY)
     page = path.read_text()
     assert "<td>road</td><td>25.00</td>" in page
     assert "<td>car</td><td>-</td>" in page

@@ -1,5 +1,8 @@
 """Trackers get the parts of the loss by the names that the log has."""
 
+import json
+import sqlite3
+
 import pytest
 from toys import Net, Rows, arguments, teacher
 
@@ -24,3 +27,17 @@ def test_tensorboard_has_each_part_of_the_loss(tmp_path, monkeypatch):
     for part in parts:
         written = {event.step: event.value for event in events.Scalars(f"train/{part}")}
         assert written == pytest.approx({row["step"]: row[part] for row in logged}, rel=1e-5)
+
+
+def test_trackio_has_each_part_of_the_loss(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio", reason="trackio is in no extra: pip install trackio")
+    args = arguments(tmp_path / "run", max_steps=2, report_to="trackio", project="toys", run_name="one")
+    trainer = DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(), objective="kd + 2 * dist")
+    trainer.train()
+    with sqlite3.connect(tmp_path / "trackio" / "toys.db") as store:
+        written = [json.loads(row) for (row,) in store.execute("select metrics from metrics order by id")]
+    logged = [row for row in trainer.state.log_history if "kd" in row]
+    for part in ("loss", "ce", "kd", "dist", "temperature", "weight"):
+        found = [row[f"train/{part}"] for row in written if f"train/{part}" in row]
+        assert found == pytest.approx([row[part] for row in logged])
