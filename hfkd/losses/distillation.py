@@ -205,7 +205,7 @@ class DistillationLoss(nn.Module):
         """`loss` and the student's own addition, by the share that these items are of the step's labels."""
         if items.rest is None or not self.ce_weight:
             return loss
-        here = len(items)
+        here: Number = len(items)
         if isinstance(items, Items):
             here = items.num_samples if items.rest_has_ce else items.num_labels
         return loss + self.of_labels(items.rest, here, num_items)
