@@ -40,6 +40,7 @@ def test_every_command_explains_itself(script, monkeypatch, capsys):
         "run_all": ["--quick", "--from_json"],
         "gpu_files": ["--part_mib"],
         "stories": ["--max_steps", "--output_dir"],
+        "two_tokenizers": ["--max_steps", "--output_dir"],
     }
     assert all(flag in shown for flag in wanted.get(script.stem, ["--json", "--quick"]))
 

@@ -68,9 +68,10 @@ class TwoTokenizerLM(CausalLM):
         if isinstance(collate, TwoTokenCollator):
             return collate
         if not isinstance(collate, TokenCollator):
+            given = type(getattr(collate, "collate", collate)).__name__  # which leaves unused columns out
             raise ValueError(
-                f"data_collator={type(collate).__name__} makes the student's batches, and the teacher has a tokenizer "
-                "of its own: leave it out, or give an hfkd.data.text_collate.TokenCollator"
+                f"data_collator={given} makes the student's batches, and the teacher has a tokenizer of its own: leave "
+                "it out, or give an hfkd.data.text_collate.TokenCollator"
             )
         return TwoTokenCollator.around(collate, self.tokenizers[1], self.pairing)
 
