@@ -23,6 +23,11 @@ def tokenise(completion, mine=byte_level, **keywords):
     return lambda folder: lambda: tokenize_for_both(data, mine(), sentencepiece(), **keywords)
 
 
+def of_others():
+    """The teacher's tokens are one further each."""
+    return rows(6).map(lambda row: {"teacher_input_ids": [(token + 1) % 330 for token in row["teacher_input_ids"]]})
+
+
 TWO_TOKENIZERS = {
     "two tokenizers, objective=kd": run(objective="kd"),
     "two tokenizers, objective=gold + kd": run(objective="gold + kd"),
@@ -33,6 +38,7 @@ TWO_TOKENIZERS = {
     "two tokenizers, two teachers": run(networks=(student(), [teacher(), teacher()])),
     "two tokenizers, temperature=learned(instance=True)": run(temperature="learned(instance=True)"),
     "two tokenizers, rows of one": own("train_dataset"),
+    "two tokenizers, rows made with another teacher's": run(train_dataset=of_others()),
     "two tokenizers, a collator of transformers": run(data_collator=DataCollatorForSeq2Seq(byte_level())),
     "one tokenizer, gold(position='at')": run(teacher_processing_class=byte_level(), objective="gold(position='at')"),
     "gold(matched=1)": lambda folder: lambda: GOLD(matched=1.0),

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.instructions import ACCEPTED
 from hfkd.data.text_collate import TokenCollator
-from hfkd.data.token_bytes import equal_entries
+from hfkd.data.token_bytes import equal_entries, token_bytes
 from hfkd.data.two_collate import TwoTokenCollator, groups_of, teachers_batch
 from hfkd.data.two_tokenizers import tokenize_for_both
 from hfkd.losses.base import requirements_of
@@ -93,6 +93,13 @@ class TwoTokenizerLM(CausalLM):
             teacher_max_length=longest[1],
         )
 
+    def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
+        """Tokens of other tokenizers than those that are known would be read as any others."""
+        super().check_rows(rows, batch)
+        if self.teacher_reads(batch):
+            for number, row in enumerate(rows):
+                _check_spelling(number, row, self.tokenizers)
+
     def count_samples(self, batch: Batch) -> Tensor | int:
         return groups_of(batch).rows_with_any if self.teacher_reads(batch) else super().count_samples(batch)
 
@@ -130,6 +137,25 @@ class TwoTokenizerLM(CausalLM):
         """Of one network's own tokens."""
         items = super().items(batch, student, teacher)
         return values_of(items), items.rows
+
+
+def _check_spelling(number: int, row: Any, tokenizers: Tokenizers) -> None:
+    """Raise ValueError where both sides of a row do not spell one text up to the last place that they both reach."""
+    sides = ("input_ids", "byte_ends"), ("teacher_input_ids", "teacher_byte_ends")
+    places = [{int(end) for end in row[ends] if 0 < end <= row["response_bytes"]} for _, ends in sides]
+    last = max(places[0] & places[1], default=0)
+    texts = []
+    for (ids, ends), tokenizer in zip(sides, tokenizers, strict=True):
+        spelled = token_bytes(tokenizer)
+        said = [token for token, end in zip(row[ids], row[ends], strict=True) if 0 <= end <= last]
+        pieces = [spelled[token] if token < len(spelled) else None for token in said]
+        texts.append(b"".join(piece or b"" for piece in pieces)[-last:] if last else b"")
+    if texts[0] != texts[1]:
+        mine, its = (text[:40].decode(errors="replace") for text in texts)
+        raise ValueError(
+            f"the response of row {number} is {mine!r} in the student's tokens and {its!r} in the teacher's: the rows "
+            "were made with other tokenizers than processing_class and teacher_processing_class; give those"
+        )
 
 
 def across_tokenizers(

@@ -38,6 +38,13 @@ def test_left_padding_counts_positions_from_the_first_real_token():
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_predicts_no_token_of_a_row_that_is_all_labels(side):
+    rows = [{"input_ids": ids, "labels": ids} for ids in ([3, 4, 5, END], [5, END])]
+    batch = TokenCollator(0, side)(rows)
+    assert len(batch["host_targets"].position) == 3 + 1
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
 def test_length_is_rounded_up(side):
     batch = TokenCollator(0, side, pad_to_multiple_of=4)(ROWS)
     assert all(batch[name].shape == (2, 4) for name in ("input_ids", "attention_mask", "position_ids", "labels"))
