@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from bad_boxes import BOXES
+from bad_captured import CAPTURED
 from bad_commands import COMMANDS
 from bad_features import FEATURES
 from bad_files import CHECKPOINTS, DATA, REST
@@ -29,6 +30,7 @@ TABLE = {
     "Inner features": FEATURES,
     "Responses that networks write": ON_POLICY,
     "Two tokenizers": TWO_TOKENIZERS,
+    "Log-probabilities that others captured": CAPTURED,
     "Heads and labels": HEADS,
     "Masks": MASKS,
     "Boxes": BOXES,

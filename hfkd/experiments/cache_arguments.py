@@ -63,6 +63,8 @@ class TeacherCacheArguments:
                 f"--teacher_cache_dir {folder} holds what {manifest.name} said, and the teacher is {name}: "
                 "choose another folder, or delete that one"
             )
+        if manifest is not None and manifest.captured:
+            return CachedTextTeacher(folder)  # there is no teacher at hand to make anything of it anew
         source = model_source(name)
         if manifest is None or manifest.source != source or manifest.missing(folder):
             self._build(folder, load(), name, source, rows, student, tokenizer, temperature, mixed_precision)

@@ -84,6 +84,28 @@ class TopKOutputs(Outputs):
         return torch.log_softmax(z / temperature.unsqueeze(-1), dim=-1)
 
 
+class CapturedOutputs(TopKOutputs):
+    """Log-probabilities of the k likeliest classes alone, as another program wrote them.
+
+    log p_c = z_c - logsumexp(z) gives the logits but for a constant, so that divergences are those of `TopKOutputs`;
+    energies -T logsumexp(z / T) need that constant, entropies the classes that are not there.
+    """
+
+    def energy(self, temperature: float) -> Tensor:
+        raise ValueError(
+            f"this slot asks for the teacher's energy at temperature {temperature:g}, -T logsumexp(z / T), and "
+            "captured log-probabilities have lost the logsumexp: choose a slot without energies (temperature 1), or "
+            "have build_text_cache store this teacher"
+        )
+
+    def entropy(self, temperature: float) -> Tensor:
+        raise ValueError(
+            f"this slot asks for the teacher's entropy at temperature {temperature:g}, over all {self.num_classes} "
+            f"classes, and {self.ids.shape[-1]} log-probabilities of each token were captured: choose "
+            "weighting='uniform', or have build_text_cache store this teacher"
+        )
+
+
 def tail(logits: Tensor, ids: Tensor) -> Tensor:
     """logsumexp over the classes that `ids` [N, k] leaves out: [N, C] -> [N]."""
     return logits.scatter(-1, ids, float("-inf")).logsumexp(-1)

@@ -7,6 +7,7 @@ from hfkd.teachers.image_cache.teacher import CachedTeacher
 from hfkd.teachers.statistics import scan
 from hfkd.teachers.teacher_scan import TeacherScan
 from hfkd.teachers.token_cache.build import build_text_cache
+from hfkd.teachers.token_cache.captured import build_captured_cache
 from hfkd.teachers.token_cache.teacher import CachedTextTeacher
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Teacher",
     "TeacherEnsemble",
     "TeacherScan",
+    "build_captured_cache",
     "build_text_cache",
     "place",
     "scan",

@@ -64,7 +64,7 @@ def build_text_cache(
     temperatures = (temperatures,) if isinstance(temperatures, (int, float)) else tuple(temperatures)
     for value in (entropy_temperature, energy_temperature, *temperatures):
         fitting("build_text_cache", "temperature", value, SoftmaxTemperature)
-    _check(dataset, k, temperatures, dtype, batch_size, shard_rows)
+    check_settings(dataset, k, temperatures, dtype, batch_size, shard_rows)
     live = _proved(teacher)
     vocabulary = _vocabulary(live, num_classes)
     manifest = Manifest(
@@ -149,7 +149,10 @@ def _make(
         accelerator.wait_for_everyone()
 
 
-def _check(dataset: Any, k: int, temperatures: Sequence[float], dtype: str, batch_size: int, shard_rows: int) -> None:
+def check_settings(
+    dataset: Any, k: int, temperatures: Sequence[float], dtype: str, batch_size: int, shard_rows: int
+) -> None:
+    """Raise ValueError for settings that make no sense, and rows that are not told apart."""
     for name, value in (("k", k), ("batch_size", batch_size), ("shard_rows", shard_rows)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"build_text_cache: {name}={value!r} must be a whole number above 0")

@@ -64,9 +64,11 @@ def rows_differ(
     if float(common.mean()) < COMMON:
         return f"the {manifest.k} largest logits there and the teacher's at hand have {common.mean():.0%} in common"
     sizes = torch.stack([here[name].abs() for name in NAMES[1:]]).amax(0).clamp(min=1)
-    columns = [torch.stack([side[name] for name in NAMES], -1) for side in (there, here)]
+    names = () if manifest.captured else NAMES
+    none = gap.new_zeros(len(gap), 0)
+    columns = [torch.stack([side[name] for name in names], -1) if names else none for side in (there, here)]
     return disagreement(
-        [*NAMES, "largest logits' mean gap"],
+        [*names, "largest logits' mean gap"],
         tokens,
         torch.cat([columns[0], gap[:, None]], -1),
         torch.cat([columns[1], torch.zeros_like(gap)[:, None]], -1),

@@ -39,6 +39,7 @@ class Manifest:
     name: str = ""  # the teacher's, for people
     config: Mapping[str, Any] = field(default_factory=dict)  # the teacher's settings that may change its outputs
     source: str | None = None  # of the files that the teacher was loaded from, where it was from files
+    captured: bool = False  # log-probabilities that another program wrote: no energies, no entropies
     revision: int = REVISION
 
     @classmethod
@@ -117,6 +118,8 @@ class Manifest:
     def _tag(self, path: Path, shard: str, size: int) -> bytes:
         """The checksum of the first `size` bytes of `shard`, and of the cache that it belongs to."""
         belongs = {name: value for name, value in asdict(self).items() if name not in ("config", "source", "name")}
+        if not self.captured:  # as caches were before there were others
+            del belongs["captured"]
         return bytes.fromhex(checksum(path, size, json.dumps([shard, belongs]).encode()))
 
     @property

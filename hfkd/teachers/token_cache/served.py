@@ -68,6 +68,12 @@ def _check_declared(loss: DistillationLoss, teacher: Any) -> None:
             "or train with the live teacher"
         )
     known = given is not None and all(any(math.isclose(t, s, rel_tol=1e-6) for s in stored) for t in given)
+    if teacher.manifest.captured and teacher.manifest.has_tail and not known:
+        raise ValueError(
+            f"the temperature {loss.temperature!r} softens otherwise than the captured log-probabilities, which are of "
+            f"T = {stored[0]:g}: what the classes besides the {teacher.manifest.k} have at another is not known; set "
+            f"temperature={stored[0]:g}, or have build_text_cache store this teacher"
+        )
     if given is None or (teacher.manifest.has_tail and not known):
         which = "numbers not known beforehand" if given is None else ", ".join(map(str, given))
         raise ValueError(

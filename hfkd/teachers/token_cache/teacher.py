@@ -3,6 +3,7 @@
 B rows, N target tokens, k stored classes, S temperatures.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.outputs import Outputs
 from hfkd.losses.temperatures import Level
-from hfkd.losses.topk import TopKOutputs
+from hfkd.losses.topk import CapturedOutputs, TopKOutputs
 from hfkd.tasks.base import Task
 from hfkd.teachers.agreement import PROBED, spread_rows
 from hfkd.teachers.base import Teacher
@@ -29,6 +30,8 @@ from hfkd.teachers.token_cache.columns import tokens_hash
 from hfkd.teachers.token_cache.manifest import MANIFEST, Manifest
 from hfkd.teachers.token_cache.served import check_cached
 from hfkd.utils.targets import Targets
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "teacher_"  # of a batch's keys that hold what the teacher said
 Collate = Callable[[list[Any]], dict[str, Tensor]]
@@ -51,21 +54,31 @@ class CachedTextTeacher(nn.Module, Teacher):
         if manifest is None:
             raise ValueError(f"there is no {MANIFEST} in {folder}: build the cache with build_text_cache")
         missing = manifest.missing(folder)
+        again = "build_captured_cache" if manifest.captured else "build_text_cache"
         if missing:
             raise ValueError(
                 f"{len(missing)} of {len(manifest.shards)} files are missing or damaged in {folder} (first "
-                f"{missing[0]}): call build_text_cache again, which makes those alone"
+                f"{missing[0]}): call {again} again, which makes those alone"
             )
         self.folder, self.manifest = folder, manifest
         shards = [Dataset.from_file(str(Path(folder) / shard)) for shard in manifest.shards]
         self._rows = concatenate_datasets(shards).with_format("arrow")
         keys = self._rows[:]
         found = zip(keys["index"].to_pylist(), keys["tokens"].to_pylist(), strict=True)
+        if manifest.captured:
+            logger.info(
+                "%s holds %d captured log-probabilities of each token, at T = %g: they serve divergences there, and no "
+                "energies (Energy KD), entropies (EA-KD), other temperatures or layers",
+                folder,
+                manifest.k,
+                *manifest.temperatures,
+            )
         self._known = {index: (number, tokens) for number, (index, tokens) in enumerate(found)}
 
     def extra_repr(self) -> str:
         m = self.manifest
-        return f"{m.name or 'teacher'}, weights {m.teacher[:8]}, k={m.k}, temperatures={m.temperatures}"
+        made = f"{'captured' if m.captured else 'weights'} {m.teacher[:8]}"
+        return f"{m.name or 'teacher'}, {made}, k={m.k}, temperatures={m.temperatures}"
 
     def check_rows(self, dataset: Any) -> None:
         """Raise ValueError unless every row of `dataset` is stored, with the tokens it has now."""
@@ -130,6 +143,8 @@ class CachedTextTeacher(nn.Module, Teacher):
         ids, logits, tails, entropy, energy, logsumexp = (inputs[PREFIX + name] for name in _SHAPES)
         m = self.manifest
         by_temperature = dict(zip(m.temperatures, tails.unbind(-1), strict=True)) if m.has_tail else {}
+        if m.captured:
+            return CapturedOutputs(ids, logits, by_temperature, {}, {}, m.num_classes)
         energies = {1.0: -logsumexp, m.energy_temperature: energy}
         return TopKOutputs(ids, logits, by_temperature, energies, {m.entropy_temperature: entropy}, m.num_classes)
 
