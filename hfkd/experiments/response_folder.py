@@ -23,20 +23,19 @@ Row = dict[str, Any]
 class ResponseFolder:
     """`train.jsonl` and the other splits of a data set, written when every part is there; and `responses.json`.
 
-    `settings` are those that decide a response; a folder that was begun with others is refused.
+    `settings` are those that decide a response; a folder that was begun with others is refused. `filters` decide which
+    are kept: they may change until the splits are written.
     """
 
-    def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
-        self.folder, self.settings = Path(folder), dict(settings)
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any], filters: Mapping[str, Any]) -> None:
+        self.folder, self.settings, self.filters = Path(folder), dict(settings), dict(filters)
         self.counts: dict[str, int] = {}  # of a folder that has all responses
 
     def begin(self) -> bool:
         """Whether all responses are there already; else settings are written. ValueError for a folder of others."""
         found = self._found()
-        if found is None:
-            write_json(self.folder / SETTINGS, {"settings": self.settings})
-            return False
-        if "counts" not in found:
+        if found is None or "counts" not in found:
+            write_json(self.folder / SETTINGS, self._named())
             return False
         self.counts = found["counts"]
         if checksum(self.folder / "train.jsonl") != found["checksum"]:
@@ -59,10 +58,10 @@ class ResponseFolder:
             return None
         try:
             found = read_json(path)
-            stored = found["settings"]
+            stored = found["settings"] | (found["filters"] if "counts" in found else self.filters)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} cannot be read ({error!r}): delete the folder, or choose another") from error
-        mine = json.loads(json.dumps(self.settings))
+        mine = json.loads(json.dumps(self.settings | self.filters))
         for name in mine:
             if name not in (*FOR_PEOPLE, "config") and stored.get(name) != mine[name]:
                 raise ValueError(
@@ -74,6 +73,9 @@ class ResponseFolder:
         if fault is not None:
             raise ValueError(f"{self.folder} holds responses of another model: {fault}; choose another output_dir")
         return found
+
+    def _named(self) -> dict[str, Any]:
+        return {"settings": self.settings, "filters": self.filters}
 
     @staticmethod
     def _whose(settings: Mapping[str, Any]) -> str:
@@ -103,7 +105,7 @@ class ResponseFolder:
         for name in sorted(splits, key=lambda name: name == "train"):
             write_atomically(self.folder / f"{name}.jsonl", _lines(splits[name]))
         done = {"counts": dict(counts), "checksum": checksum(self.folder / "train.jsonl")}
-        write_json(self.folder / SETTINGS, {"settings": self.settings} | done)
+        write_json(self.folder / SETTINGS, self._named() | done)
         shutil.rmtree(self.folder / PARTS, ignore_errors=True)
 
 

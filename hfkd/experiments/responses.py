@@ -108,7 +108,8 @@ def generate_responses(
         splits = args.splits(tokenizer)
         prompts = read_prompts(splits["train"], tokenizer, args.max_prompt_length, args.chat_template)
     _refuse_positions(model, prompts, args.max_new_tokens)
-    folder = ResponseFolder(args.output_dir, _settings(model, prompts, args, name))
+    filters = {one: getattr(args, one) for one in FILTERS}
+    folder = ResponseFolder(args.output_dir, _settings(model, prompts, args, name), filters)
     with state.main_process_first():
         done = folder.begin()
     if done:
@@ -121,7 +122,7 @@ def generate_responses(
     if not kept:
         raise ValueError(
             f"no response is left to learn from: {said(counts)}. Is this a model that writes after prompts of this "
-            "kind? Raise max_new_tokens, or give keep_unfinished"
+            "kind? Those that do not end are kept by keep_unfinished, which may be given now: nothing is written again"
         )
     if state.is_main_process:
         others = {n: _pairs(rows, tokenizer, args.chat_template) for n, rows in splits.items() if n != "train"}
@@ -155,7 +156,7 @@ def _settings(model: PreTrainedModel, prompts: Prompts, args: ResponseArguments,
     live = FrozenTeacher(model).unfreeze()
     tokens = json.dumps([prompts.rows, prompts.ids, prompts.texts]).encode()
     hashes = {"weights": weights_fingerprint(live), "prompts": xxhash.xxh3_128_hexdigest(tokens)}
-    given = {one: getattr(args, one) for one in (*SAMPLING, *FILTERS)}
+    given = {one: getattr(args, one) for one in SAMPLING}
     return {"model": name, "dataset": args.dataset_name, **hashes, **given, "config": configuration(live)}
 
 

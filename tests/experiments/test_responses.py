@@ -228,6 +228,15 @@ def test_a_model_that_ends_at_once_leaves_no_data_set(folder):
     assert not list((folder / "out").glob("*.jsonl"))
 
 
+def test_responses_that_no_filter_left_are_kept_by_another_and_not_written_again(folder, monkeypatch):
+    never = {"bias": -1e4}
+    with pytest.raises(ValueError, match="27 not ended within max_new_tokens.*keep_unfinished, which may be given now"):
+        generate_responses(often_ending(**never), tokenizer(), arguments(folder))
+    monkeypatch.setattr(ResponseWriter, "__call__", None)
+    counts = generate_responses(often_ending(**never), tokenizer(), arguments(folder, keep_unfinished=True))
+    assert counts["kept"] == 27 - counts["repeated"] - counts["empty"] > 20
+
+
 def test_a_folder_of_others_is_refused_and_stays_as_it_is(folder):
     generate_responses(often_ending(), tokenizer(), arguments(folder), name="mine")
     before = content(folder / "out")
