@@ -145,6 +145,10 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
             "free memory they take a quarter or less."
         },
     )
+    shard_teacher: bool = field(
+        default=False,
+        metadata={"help": "FSDP 2 shards the teacher too; else every device holds it whole."},
+    )
     keep_freed_memory: bool = field(
         default=True,
         metadata={"help": "On a CPU with glibc, keep freed memory for the next step instead of handing it back."},

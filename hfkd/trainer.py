@@ -178,7 +178,7 @@ class DistillationTrainer(Trainer):
         if self.args.torch_compile and self.task.one_item_a_row and plain:
             # Seventy small operations become a few. Not by CUDA graphs: what is logged outlives the step.
             loss.compile(backend=self.args.torch_compile_backend or "inductor")
-        self.teacher: Any = None if teacher is None else teacher.placed(self.accelerator)
+        self.teacher: Any = None if teacher is None else teacher.placed(self.accelerator, self.args.shard_teacher)
         self.placed_teacher = self.teacher
         self.written = WrittenSteps(self) if self.args.writes else None
         self.cached_teacher: Any = cached_teacher(

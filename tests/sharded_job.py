@@ -7,6 +7,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, parse_flag_from_env
 from rank_job_text import build
+from torch.distributed.tensor import DTensor
 from toys import arguments
 
 STOPPED = 3  # the step whose checkpoint the last run goes on from
@@ -51,10 +52,15 @@ def resume(folder, **keywords):
     return {"weights": max(differences, default=None), "norms": norms}
 
 
+def held(parameter):
+    """What this rank has of it."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
 def parameters(network):
     return {
         "kinds": sorted({type(parameter).__name__ for parameter in network.parameters()}),
-        "numbers": sum(parameter.numel() for parameter in network.parameters()),
+        "numbers": sum(held(parameter).numel() for parameter in network.parameters()),
         "training": any(module.training for module in network.modules()),
     }
 

@@ -96,3 +96,35 @@ def test_a_run_that_was_taken_up_ends_with_the_same_weights(sharded):
     first, again = record["resumed"]["norms"]
     assert len(first) == 5
     assert again == first
+
+
+# ---- the teacher too -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shared_out(folder):
+    job = JOB | {"shard_teacher": True}
+    return run(folder / "teacher", 2, "sharded_job.py", job, launcher("fsdp"), per_device_train_batch_size=4)
+
+
+def test_each_rank_holds_half_of_the_teacher(shared_out):
+    _, record = shared_out
+    whole = sum(parameter.numel() for parameter in taught_model().parameters())
+    teacher = record["teacher"]
+    assert (teacher["kinds"], teacher["numbers"]) == (["DTensor"], whole // 2)
+
+
+def test_its_losses_and_scores_are_those_of_a_whole_teacher(whole, shared_out):
+    (weights, record), (others, other_record) = whole, shared_out
+    for name, value in others.items():
+        torch.testing.assert_close(value, weights[name], rtol=0, atol=1e-6, msg=f"{name} differs when sharded")
+    assert other_record["thresholds"] == pytest.approx(record["thresholds"], abs=1e-5)
+    for key in ("eval_loss", "eval_kl", "eval_rougeL"):
+        assert other_record["scores"][key] == pytest.approx(record["scores"][key], abs=1e-5)
+    steps = [[entry for entry in r["log"] if "grad_norm" in entry] for r in (record, other_record)]
+    for a, b in zip(*steps, strict=True):
+        for key in ("loss", "ce", "kd", "weight", "temperature", "grad_norm"):
+            assert b[key] == pytest.approx(a[key], abs=2e-5), f"{key} differs when sharded"
+    first, again = other_record["resumed"]["norms"]
+    assert other_record["resumed"]["weights"] == 0
+    assert again == first

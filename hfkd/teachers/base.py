@@ -72,8 +72,13 @@ class Teacher(ABC):
         """Within it the networks are in eval mode and without gradients; afterwards as their owner had them."""
         return nullcontext()
 
-    def placed(self, accelerator: Accelerator) -> "Teacher":
-        """This teacher where the student trains."""
+    def placed(self, accelerator: Accelerator, shard: bool = False) -> "Teacher":
+        """This teacher where the student trains; `shard`: each rank a share of its weights."""
+        if shard:
+            raise ValueError(
+                f"shard_teacher=True, and {type(self).__name__} has no network whose weights could be shared out: "
+                "leave shard_teacher out"
+            )
         return self
 
     def channels_last(self) -> None:  # noqa: B027 - what is stored has no memory format

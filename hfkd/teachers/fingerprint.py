@@ -13,6 +13,7 @@ import torch
 import xxhash
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 
 from hfkd.teachers.base import Teacher
@@ -61,7 +62,12 @@ def weights_fingerprint(teacher: Any) -> str:
 
 
 def _bytes(value: Any) -> Iterator[Any]:
-    """A tensor's kind and content; what a quantized network keeps beside tensors as it would be saved."""
+    """A tensor's kind and content; what a quantized network keeps beside tensors as it would be saved.
+
+    Of a sharded one the whole is read: every rank has to call it.
+    """
+    if isinstance(value, DTensor):
+        value = value.full_tensor()
     if type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided and not value.is_quantized:
         yield f"{tuple(value.shape)}{value.dtype}".encode()
         yield value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()

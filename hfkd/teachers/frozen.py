@@ -23,6 +23,7 @@ from hfkd.models.label_names import label_names_of
 from hfkd.models.target_logits import outputs_at_targets
 from hfkd.teachers.base import Teacher
 from hfkd.teachers.freezing import Freezing
+from hfkd.teachers.sharding import shard_networks
 from hfkd.utils.targets import Targets
 
 logger = logging.getLogger(__name__)
@@ -128,8 +129,8 @@ class FrozenTeacher(nn.Module, Teacher):
         logits, picked = outputs_at_targets(self.model, partial(self, **inputs), targets, num_classes, on_heads)
         return Outputs(picked), logits
 
-    def placed(self, accelerator: Accelerator) -> "FrozenTeacher":
-        return place(self, accelerator)
+    def placed(self, accelerator: Accelerator, shard: bool = False) -> "FrozenTeacher":
+        return place(self, accelerator, shard)
 
     def hidden(self, inputs: Mapping[str, Any]) -> tuple[Tensor, nn.Module]:
         return self(last_hidden=True, **inputs), output_head(self.model)
@@ -229,19 +230,23 @@ def own_precision(network: nn.Module, inputs: Mapping[str, Any]) -> AbstractCont
     return torch.autocast(device, enabled=False) if other else nullcontext()
 
 
-def place(teacher: FrozenTeacher, accelerator: Accelerator) -> FrozenTeacher:
+def place(teacher: FrozenTeacher, accelerator: Accelerator, shard: bool = False) -> FrozenTeacher:
     """Put the teacher where the student trains, with the same autocast and compilation, and in no checkpoint.
 
     Every rank holds it whole: under DDP and FSDP alike (Accelerate by itself would leave it on the CPU under FSDP), and
-    under DeepSpeed ZeRO 0-2. ZeRO-3 shards any model that is built while it is on, this one too: ValueError.
+    under DeepSpeed ZeRO 0-2; with `shard` its share (`shard_networks`). ZeRO-3 shards any model that is built while it
+    is on, this one too: ValueError.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         stage = accelerator.deepspeed_plugin.zero_stage
         if stage == 3:
             raise ValueError(
-                "DeepSpeed ZeRO stage 3 would shard the teacher, which takes no part in training: use stage 2, or FSDP"
+                "DeepSpeed ZeRO stage 3 would shard the teacher, which takes no part in training: use stage 2, or FSDP "
+                "with shard_teacher"
             )
-    prepared = accelerator.prepare_model(teacher, device_placement=True, evaluation_mode=True)
+    if shard:
+        shard_networks(teacher.networks, accelerator)
+    prepared = accelerator.prepare_model(teacher, device_placement=not shard, evaluation_mode=True)
     if isinstance(prepared, OptimizedModule):  # a wrapper that knows nothing of teachers: compiled in place instead
         prepared = teacher
         prepared.compile(**accelerator.state.dynamo_plugin.to_kwargs())
