@@ -343,6 +343,7 @@ TRAINER = {
     "evaluate_kl=True, no teacher": trainer(
         taught=None, args={"evaluate_kl": True, "kd_weight": 0.0, "ce_weight": 1.0}
     ),
+    "shard_teacher=True, no FSDP": trainer(args={"shard_teacher": True}),
     "compute_loss_func=": trainer(compute_loss_func=lambda *a: 0),
     "a model and a model_init": trainer(model_init=lambda: Net()),
     "args that are a dict": lambda folder: lambda: DistillationTrainer(Net(), teacher(), {"output_dir": str(folder)}),

@@ -76,6 +76,7 @@ from hfkd.training.validation.networks import (
 from hfkd.training.validation.normalisation import ImageInputs, normalisation
 from hfkd.training.validation.on_policy import refuse_on_policy, refuse_prompts_to_write
 from hfkd.training.validation.recorded_inputs import check_processor
+from hfkd.training.validation.sharded_teacher import refuse_sharded_teacher
 from hfkd.training.validation.slots import slot_check
 
 
@@ -256,6 +257,7 @@ class Setup:
         self.step: Chosen = choose_forward(self.model, self.teacher, self.task, self.loss, self.args, self.num_classes)
         refuse_he_da(self.args, self.step, self.rows)
         refuse_on_policy(self.args, self.loss, self.task, self.call, self.model, self.teacher)
+        refuse_sharded_teacher(self.args, self.teacher)
         refuse_prompts_to_write(self.args, (self.model, *self.networks), self.rows, self.collator)
 
     def identify(self) -> None:
