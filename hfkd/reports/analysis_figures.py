@@ -47,13 +47,10 @@ def segment_accuracy(students: Mapping[str, Segments], one_teacher: bool) -> Fig
     right.set(title="teacher's accuracy less the student's (points)")
     for axes in (left, right):
         axes.set_xlabel("segment;  left = certain, right = uncertain")
-    _legend_below(figure, left)
+    handles, labels = left.get_legend_handles_labels()
+    columns = min(3, len(labels) if one_teacher else len(students))  # a student stands below its teacher's line
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     return figure
-
-
-def _legend_below(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
 
 
 @styled

@@ -29,6 +29,7 @@ def landscape_lines(students: Mapping[str, Landscape], level: float = LEVEL) -> 
         axes.plot(as_array(one.coordinates), as_array(one.losses), marker="o", color=color, label=name)
     axes.axhline(level, color=style.ORANGE, linewidth=1, linestyle="--", label=f"loss {level:g}")
     axes.set_yscale("log")
+    _plain_numbers(axes.yaxis)
     axes.set(xlabel="step along a filter-normalised random direction", ylabel="cross-entropy")
     axes.legend()
     return figure
@@ -52,8 +53,17 @@ def landscape_maps(students: Mapping[str, Landscape], level: float = LEVEL) -> F
             axes.contour(at, at, losses[name], levels=[level], colors=[style.ORANGE], linewidths=1.5)
         axes.set(title=name, xlabel="second direction", ylabel="first direction", aspect="equal")
         axes.grid(visible=False)
-    figure.colorbar(shown, ax=grid[: len(students)], label="cross-entropy", shrink=0.8)
+    bar = figure.colorbar(shown, ax=grid[: len(students)], label="cross-entropy", shrink=0.8)
+    _plain_numbers(bar.ax.yaxis)
     return figure
+
+
+def _plain_numbers(axis: Any) -> None:
+    """4 and not 4 x 10^0 on a logarithmic axis, at as many places as there is room for."""
+    from matplotlib.ticker import LogFormatter
+
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter())
 
 
 def landscape_section(students: Mapping[str, Landscape], images: int) -> Section:

@@ -95,7 +95,7 @@ def class_captions(labels: Any, probabilities: Any, names: Sequence[str] | None 
     return [
         _short(names[label])
         if label == its
-        else f"{_short(names[label]) if label >= 0 else '?'} → {_short(names[its])}"
+        else f"{_short(names[label]) if label >= 0 else '?'} →\n{_short(names[its])}"
         for label, its in zip(as_array(labels).tolist(), table.argmax(-1).tolist(), strict=False)
     ]
 

@@ -17,6 +17,7 @@ from hfkd import DistillationLoss, DistillationTrainer
 from hfkd.data.few_labels import few_labels
 from hfkd.losses.counts import Counts
 from hfkd.losses.items import image_items
+from hfkd.reports.energy import class_captions
 
 T = 4.0
 KNOWN = [0, 3, 4, 7]  # of eight rows; the first half has one more than the second where it is cut after row 5
@@ -202,3 +203,8 @@ def test_few_labels_are_as_many_of_each_class_as_can_be():
     assert train.features["labels"].names == [str(d) for d in range(10)]
     with pytest.raises(ValueError, match="labelled=1300 of 1200 rows"):
         digits(1300)
+
+
+def test_a_picture_without_a_label_has_a_question_mark():
+    sure = [[0.1, 0.9], [0.1, 0.9], [0.9, 0.1]]
+    assert class_captions([1, -100, 1], sure, ["cat", "dog"]) == ["dog", "? →\ndog", "dog →\ncat"]
