@@ -72,10 +72,12 @@ if __name__ == "__main__":
     score = trainer.evaluate()
     trainer.save_model(f"{out}/saved")
     weights = weights_of(trainer)
+    with trainer.teacher.frozen():  # as it teaches; afterwards it is as its owner had it
+        teacher = parameters(trainer.teacher)
     record = {
         "wrapped": [trainer.accelerator.distributed_type.value, type(trainer.model_wrapped).__name__],
         "student": parameters(trainer.model),
-        "teacher": parameters(trainer.teacher),
+        "teacher": teacher,
         "thresholds": trainer.distillation_loss.temperature.thresholds,
         "log": trainer.state.log_history,
         "scores": score,
