@@ -25,7 +25,7 @@ from hfkd.data.he_da import original_images
 from hfkd.data.target_collator import with_targets
 from hfkd.evaluation.metrics import own_metrics
 from hfkd.losses.counts import Counts
-from hfkd.losses.distillation import cross_entropy
+from hfkd.losses.distillation import cross_entropy, has_label
 from hfkd.losses.items import Items
 from hfkd.losses.logits import KD
 from hfkd.models.calling import by_name, logits_of, main_input_named
@@ -260,14 +260,15 @@ class DistillationTrainer(Trainer):
 
         def values_of(items: Items) -> dict[str, Tensor]:
             assert items.labels is not None
-            found = {"loss": cross_entropy(items.student.logits, items.labels)}
+            found = {"loss": cross_entropy(items.student.logits, items.labels), "labelled": has_label(items.labels)}
             if taught is not logits:
                 found["kl"] = KD(scale="none")(items, torch.ones_like(found["loss"]))
             return found
 
         values, rows = self.task.each_item(inputs, logits[..., cut], taught[..., cut], values_of)
-        self._evaluated.add(values, rows, self.accelerator)
-        return values["loss"].sum() / max(len(values["loss"]), 1), by_name(output)
+        labelled = values.pop("labelled")
+        self._evaluated.add(values, rows, self.accelerator, {"loss": labelled})
+        return values["loss"].sum() / labelled.sum().clamp(min=1), by_name(output)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -402,6 +403,8 @@ class DistillationTrainer(Trainer):
             output.metrics.update(
                 {f"{metric_key_prefix}_{name}": value for name, value in self._evaluated.read().items()}
             )
+            for name in self._evaluated.uncounted:  # Trainer's mean of batches has a 0 there
+                output.metrics.pop(f"{metric_key_prefix}_{name}", None)
         return output
 
     # ---- the teacher scan --------------------------------------------------------------------------------------

@@ -271,3 +271,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
     z = upcast(logits)
     targets = labels.to(z.dtype) if labels.is_floating_point() else labels
     return F.cross_entropy(z, targets, reduction="none", label_smoothing=smoothing, ignore_index=IGNORED)
+
+
+def has_label(labels: Tensor) -> Tensor:
+    """Which items have one [N], for labels as `cross_entropy` takes them."""
+    return labels.new_ones(len(labels), dtype=torch.bool) if labels.is_floating_point() else labels != IGNORED

@@ -4,6 +4,8 @@ N items, B rows of a batch.
 """
 
 import logging
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -98,18 +100,28 @@ class RowAverage:
     def __init__(self, finite_only: bool = False) -> None:
         """finite_only: leave out rows whose value is NaN or infinite, as long as there are others."""
         self.finite_only = finite_only
+        self.uncounted: list[str] = []
         self._rows: list[Tensor] = []
         self._names: list[str] = []
 
-    def add(self, values: dict[str, Tensor], rows_of: tuple[Tensor, int], accelerator: Accelerator) -> None:
-        """values: [N] each. rows_of: `Items.rows`."""
-        columns = torch.stack([*values.values(), torch.ones_like(next(iter(values.values())))], dim=-1)  # [N, k + 1]
+    def add(
+        self,
+        values: dict[str, Tensor],
+        rows_of: tuple[Tensor, int],
+        accelerator: Accelerator,
+        counted: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
+        """values: [N] each. rows_of: `Items.rows`. counted: which items have a value of that name [N]; else all."""
+        ones = torch.ones_like(next(iter(values.values())))
+        counts = [counted[name].to(ones) if name in counted else ones for name in values]
+        columns = torch.stack([*values.values(), *counts], dim=-1)  # [N, 2 k]
         row, num_rows = rows_of
         rows = columns.new_zeros(num_rows, columns.shape[-1]).index_add(0, row, columns)
         self._rows.append(accelerator.gather_for_metrics(rows))
         self._names = list(values)
 
     def read(self) -> dict[str, float]:
+        """The means; the names of values that no item had are `uncounted`."""
         if not self._rows:
             return {}
         rows = torch.cat(self._rows).double()
@@ -119,14 +131,17 @@ class RowAverage:
                 "networks. A score such as accuracy counts these rows as it finds them.",
                 " and ".join(self._names), broken, len(rows),
             )  # fmt: skip
-        if self.finite_only:
-            return {name: _mean(rows[:, [column, -1]]) for column, name in enumerate(self._names)}
-        *sums, items = rows.sum(0).tolist()
-        return {name: value / max(items, 1) for name, value in zip(self._names, sums, strict=True)}
+        means = {
+            name: _mean(rows[:, [column, column + len(self._names)]], self.finite_only)
+            for column, name in enumerate(self._names)
+        }
+        self.uncounted = [name for name, mean in means.items() if mean is None]
+        return {name: mean for name, mean in means.items() if mean is not None}
 
 
-def _mean(rows: Tensor) -> float:
-    """rows [B, 2]: sums and items; those that are not finite left out, unless all are."""
-    finite = torch.isfinite(rows[:, 0])
-    value, items = (rows[finite] if finite.any() else rows).sum(0).tolist()
-    return value / max(items, 1)
+def _mean(rows: Tensor, finite_only: bool) -> float | None:
+    """rows [B, 2]: sums and items; those that are not finite left out, unless all are. None: no items."""
+    known = rows[rows[:, 1] > 0]
+    finite = torch.isfinite(known[:, 0])
+    value, items = (known[finite] if finite_only and finite.any() else known).sum(0).tolist()
+    return value / items if items else None

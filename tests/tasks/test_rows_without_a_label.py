@@ -172,6 +172,21 @@ def test_rows_of_which_none_has_a_label_are_refused_beside_a_cross_entropy(tmp_p
         DistillationTrainer(*networks, arguments(tmp_path), train_dataset=test, eval_dataset=train)
 
 
+def test_predictions_are_scored_over_the_rows_that_have_a_label(tmp_path):
+    rows, none = partly(), partly(known=[])
+    settings = {"per_device_eval_batch_size": 3, "evaluate_kl": True}  # a batch without any label, and a short one
+    run = trainer(tmp_path, rows, **settings)
+    found = run.predict(partly(known=[0, 6, 7]))
+    z = run.model(rows.images).detach()
+    known, full = [0, 6, 7], Rows(8).labels
+    assert found.metrics["test_loss"] == pytest.approx(float(cross_entropy(z[known], full[known])), abs=1e-6)
+    assert found.metrics["test_accuracy"] == pytest.approx(float((z.argmax(-1) == full)[known].float().mean()))
+    assert found.metrics["test_top5_accuracy"] == 1.0
+    assert found.predictions.shape == (8, 5)
+    assert found.metrics["test_kl"] == pytest.approx(run.predict(none).metrics["test_kl"], abs=1e-6)  # of all rows
+    assert not {"test_loss", "test_accuracy"} & set(run.predict(none).metrics)
+
+
 def test_rows_that_are_set_later_are_looked_at_too(tmp_path):
     rows = partly()
     run = trainer(tmp_path, Rows(8))

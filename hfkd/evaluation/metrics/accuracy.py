@@ -13,13 +13,13 @@ from datasets import Features, Sequence, Value
 from torch import Tensor
 
 TOP_K = 5
-IGNORED = -100  # the label of a token that is no item
+IGNORED = -100  # the label of a row that has none, and of a token that is no item
 
 DESCRIPTION = "Share of items whose class is predicted (accuracy) or among the five likeliest (top5_accuracy), 0 to 1."
 INPUTS = """
 Args:
     predictions: class ids [N], or logits [N, C], or with `ranked=True` class ids best first [N, k].
-    references: class ids [N].
+    references: class ids [N], -100 for an item without.
 Returns:
     `accuracy`; and `top5_accuracy` unless predictions are [N] or there are fewer than five classes.
 """
@@ -62,15 +62,14 @@ def item_accuracy(prediction: Any) -> dict[str, float]:
     """For Trainer's `compute_metrics`: an `EvalPrediction` -> `accuracy` and `top5_accuracy`, 0 to 1.
 
     `predictions` are what `topk_predictions` made (whole numbers), or logits (floats): [N, k] or [N, C] for labels [N],
-    [B, L, k] or [B, L, C] for labels [B, L], of which those of -100 are no items. A label is predicted in its own
-    place, so this is not for causal language models.
+    [B, L, k] or [B, L, C] for labels [B, L]. Those of -100 are no items; where all are, there is no score, {}. A label
+    is predicted in its own place, so this is not for causal language models.
     """
     predictions = prediction.predictions
     first, labels = predictions[0] if isinstance(predictions, tuple) else predictions, prediction.label_ids
     first, labels = np.asarray(first), np.asarray(labels)
     if labels.ndim == 2 and first.ndim == 3 and first.shape[:2] == labels.shape:
-        known = labels != IGNORED
-        first, labels = first[known], labels[known]  # [N, k or C], [N]
+        first, labels = first.reshape(-1, first.shape[-1]), labels.reshape(-1)  # [N, k or C], [N]
     return _accuracies(first, labels)
 
 
@@ -80,6 +79,10 @@ def _accuracies(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]
             f"predictions of shape {predictions.shape} and labels of shape {labels.shape}: give one class id for each "
             "item, and at least one item"
         )
+    known = labels != IGNORED
+    if not known.any():
+        return {}
+    predictions, labels = predictions[known], labels[known]
     if np.issubdtype(predictions.dtype, np.floating):
         predictions = topk_predictions(torch.from_numpy(predictions), torch.from_numpy(labels)).numpy()  # [N, k]
     hits = predictions.reshape(len(labels), -1)[:, :TOP_K] == labels[:, None]  # [N, k]

@@ -57,6 +57,15 @@ def test_tokens_that_a_label_names_are_items_and_others_are_not():
     assert item_accuracy(EvalPrediction(ranked.numpy(), labels)) == pytest.approx(expected)
 
 
+def test_a_row_without_a_label_is_no_item():
+    labels = np.where(np.arange(200) % 3 == 0, LABELS, -100)
+    expected = item_accuracy(EvalPrediction(LOGITS[::3], LABELS[::3]))
+    assert item_accuracy(EvalPrediction(LOGITS, labels)) == pytest.approx(expected)
+    assert Accuracy().compute(predictions=LOGITS, references=labels) == pytest.approx(expected)
+    for shape in ((200,), (20, 10)):
+        assert item_accuracy(EvalPrediction(LOGITS.reshape(*shape, 12), np.full(shape, -100))) == {}
+
+
 @pytest.mark.parametrize("labels", [np.eye(4, dtype=np.float32)[LABELS % 4], np.full((200, 4), -100)])
 def test_labels_that_are_no_class_ids_are_refused(labels):
     ranked = topk_predictions(torch.from_numpy(LOGITS[:, :4]), None).numpy()
