@@ -4,17 +4,26 @@
         --students cifar_resnet20 --student_checkpoints resnet20.pth
 
 A student is a folder that a run left, a Hub id, or a timm name with its checkpoint. One pass of each network; no
-network is trained or changed. Leaves index.html and analysis.json in --output_dir.
+network is trained or changed. Leaves index.html and analysis.json in --output_dir. `--task segmentation` compares
+networks of masks, and has flags of its own (`--task segmentation --help`).
 """
 
+import argparse
+
 from hfkd.data import ImageDataArguments
+from hfkd.data.mask_arguments import MaskDataArguments
 from hfkd.experiments.analyse import AnalysisArguments, analyse
+from hfkd.experiments.analyse_masks import MaskAnalysisArguments, analyse_masks
 from hfkd.utils.parsing import parse
 
 
 def main() -> None:
-    arguments, data = parse((AnalysisArguments, ImageDataArguments), description=__doc__)
-    analyse(arguments, data)
+    tasks = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    tasks.add_argument("--task", choices=["images", "segmentation"], default="images")
+    if tasks.parse_known_args()[0].task == "segmentation":
+        analyse_masks(*parse((MaskAnalysisArguments, MaskDataArguments), description=__doc__))
+    else:
+        analyse(*parse((AnalysisArguments, ImageDataArguments), description=__doc__))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,22 @@
 """Launches, folders and settings files that would do something else than they say: entries for tests/bad_input.py."""
 
+import json
+
 from accelerate.utils import patch_environment
 from bad_training import argument, setting, trainer
 from digit_files import write_digits
+from recipe_toys import MASKED, write_masks
+from task_toys import segformer
 from text_toys import TokenRows, language_model, taught_model, tokenizer
+from torch import nn
 from toys import arguments
 from transformers import PrinterCallback
 
 from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.data import ImageDataArguments
+from hfkd.data.mask_arguments import MaskDataArguments
 from hfkd.experiments.analyse import AnalysisArguments, analyse
+from hfkd.experiments.analyse_masks import MaskAnalysisArguments, analyse_masks
 from hfkd.experiments.instruct import InstructArguments
 from hfkd.models import image_classifier
 from hfkd.models.language import causal_lm
@@ -71,6 +78,26 @@ def analysis(teacher="teacher", student="teacher", labels=None, labelled_images=
     return make
 
 
+def mask_analysis(student, classes=3):
+    """An analysis of masks of three classes by networks of the first so many of them, saved in the folder."""
+
+    def make(folder):
+        write_masks(folder)
+        (folder / "id2label.json").write_text(json.dumps(dict(enumerate(MASKED[:classes]))))
+        (folder / "empty").mkdir()
+        network = segformer(8)
+        network.decode_head.classifier = nn.Conv2d(8, classes, 1)
+        network.config.id2label = dict(enumerate(MASKED[:classes]))
+        for name in ("teacher", "student"):
+            network.save_pretrained(folder / name)
+        data = MaskDataArguments(str(folder), image_size=[24, 32])
+        own = {"output_dir": str(folder / "page"), "use_cpu": True}
+        args = MaskAnalysisArguments(str(folder / "teacher"), [str(folder / student)], **own)
+        return lambda: analyse_masks(args, data)
+
+    return make
+
+
 COMMANDS = {
     "WORLD_SIZE=2, and no RANK": launched(argument(), world_size=2),
     "WORLD_SIZE=2, one process": launched(trainer(), world_size=2, rank=0),
@@ -91,6 +118,9 @@ COMMANDS = {
     "analyse: labelled_images=4": analysis(student="student", labelled_images=4),
     "analyse: one network twice": analysis(student="teacher"),
     "analyse: kl_temperature=0": analysis(student="student", kl_temperature=0.0),
+    "analyse: masks, a student that is no folder": mask_analysis("gone"),
+    "analyse: masks, a folder without a network": mask_analysis("empty"),
+    "analyse: masks of 3 classes, of which 2 are named": mask_analysis("student", classes=2),
     "max_steps=0": argument(max_steps=0),
     "max_rows=0": lambda folder: lambda: InstructArguments(max_rows=0),
     "YAML: seed twice": setting("seed: 1\nseed: 2\n"),

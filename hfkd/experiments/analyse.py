@@ -43,6 +43,10 @@ class AnalysisArguments:
 
     teacher: str = field(metadata={"help": "The teacher: a timm name, a Hub id or a saved folder."})
     students: list[str] = field(metadata={"help": "Students: folders that runs left, Hub ids, or timm names."})
+    task: Literal["images"] = field(
+        default="images",
+        metadata={"help": "What the networks do; see `--task segmentation --help` for those of masks."},
+    )
     teacher_checkpoint: str | None = field(
         default=None, metadata={"help": "Weights of the teacher: .pth, .safetensors."}
     )

@@ -1,6 +1,7 @@
 """One run of training on images with masks: from what the flags of a recipe say to results.json."""
 
 import logging
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,6 +14,7 @@ from hfkd.data.mask_arguments import MaskDataArguments
 from hfkd.evaluation.metrics.mean_iou import MeanIoU, pixel_predictions
 from hfkd.experiments.run import save_student, train_to_the_end, without_paths
 from hfkd.losses.functional import energy, entropy, interpolated
+from hfkd.models import InputSpec
 from hfkd.models.calling import logits_of
 from hfkd.models.segmentation_arguments import SegmentationNetworkArguments
 from hfkd.reports.masks import MaskExample
@@ -91,11 +93,25 @@ def mask_examples(trainer: DistillationTrainer, count: int = SHOWN) -> list[Mask
     if rows is None or isinstance(rows, dict) or trainer.is_fsdp_enabled or model is None:
         return []
     trained = model.training
-    places = [k * len(rows) // count for k in range(count)] if len(rows) > count else range(len(rows))
     try:
-        return [_example(trainer, model.eval(), k, rows[k]) for k in places]
+        return [_example(trainer, model.eval(), k, rows[k]) for k in spread(len(rows), count)]
     finally:
         model.train(trained)
+
+
+def spread(rows: int, count: int = SHOWN) -> list[int]:
+    """So many rows at equal distances; all where there are no more."""
+    return [k * rows // count for k in range(count)] if rows > count else list(range(rows))
+
+
+def example_name(place: int) -> str:
+    return f"Image {place} of the evaluation set"
+
+
+def teacher_pictures(maps: Tensor, size: Sequence[int]) -> dict[str, Tensor]:
+    """What a `MaskExample` shows of a teacher's maps of one image [1, C, h, w], [H, W] each, on the CPU."""
+    taught = interpolated(maps, size)[0].movedim(0, -1).cpu()  # [H, W, C]
+    return {"teacher": taught.argmax(-1), "energy": energy(taught), "entropy": entropy(taught)}
 
 
 def _example(trainer: DistillationTrainer, student: nn.Module, place: int, row: Any) -> MaskExample:
@@ -103,17 +119,19 @@ def _example(trainer: DistillationTrainer, student: nn.Module, place: int, row: 
     size = batch["labels"].shape[-2:]
     seen = interpolated(logits_of(trainer.call.output(student, batch)), size)[0]  # [C, H, W]
     label = flat_labels(batch["labels"], None).view(size).cpu()
-    found = {"image": _picture(trainer, batch["pixel_values"][0]), "label": label, "student": seen.argmax(0).cpu()}
+    found: dict[str, Any] = {
+        "image": picture(batch["pixel_values"][0], trainer.received.spec),
+        "label": label,
+        "student": seen.argmax(0).cpu(),
+    }
     if trainer.teacher is not None:
         with receiving(trainer.teacher, trainer.image_inputs, trainer.eval_dataset), trainer.teacher.frozen():
-            taught = interpolated(trainer.teacher(**batch), size)[0].movedim(0, -1).cpu()  # [H, W, C]
-        found |= {"teacher": taught.argmax(-1), "energy": energy(taught), "entropy": entropy(taught)}
-    return MaskExample(f"Image {place} of the evaluation set", **found)
+            found |= teacher_pictures(trainer.teacher(**batch), size)
+    return MaskExample(example_name(place), **found)
 
 
-def _picture(trainer: DistillationTrainer, pixels: Tensor) -> Tensor:
+def picture(pixels: Tensor, spec: InputSpec | None) -> Tensor:
     """The image [3, H, W] as it was before it was normalised, uint8 [H, W, 3]."""
-    spec = trainer.received.spec
     mean, std = ((0.0,), (1.0,)) if spec is None else (spec.mean, spec.std)
     plain = pixels.float().cpu() * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
     return (255 * plain.clamp(0, 1)).round().to(torch.uint8).movedim(0, -1)

@@ -82,10 +82,10 @@ def panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 @styled
-def divergence_bars(students: Mapping[str, Mapping[str, float]]) -> Figure:
-    """The mean divergence of each student, over all images and over those of lowest and highest teacher entropy."""
+def divergence_bars(students: Mapping[str, Mapping[str, float]], items: str = "images") -> Figure:
+    """The mean divergence of each student, over all `items` and over those of lowest and highest teacher entropy."""
     kinds = {"kl_lowest_entropy": style.LOW_ENERGY, "kl": "#9AA5B1", "kl_highest_entropy": style.HIGH_ENERGY}
-    names = {"kl_lowest_entropy": "lowest 10 %", "kl": "all images", "kl_highest_entropy": "highest 10 %"}
+    names = {"kl_lowest_entropy": "lowest 10 %", "kl": f"all {items}", "kl_highest_entropy": "highest 10 %"}
     figure, (axes,) = new_figure(8.4, 1.2 + 0.75 * len(students))
     for offset, (kind, color) in zip((-0.26, 0, 0.26), kinds.items(), strict=True):
         values = [one[kind] for one in students.values()]

@@ -18,7 +18,7 @@ def analysis_page(path: str | os.PathLike[str], numbers: Numbers, sections: Sequ
     """Write the page: what was analysed, a table of the students, and `sections`."""
     teacher, students = numbers["teacher"], numbers["students"]
     summary = {
-        "teacher": f"{teacher['name']} ({_percent(teacher['accuracy'])} %)",
+        "teacher": f"{teacher['name']} ({percent(teacher['accuracy'])} %)",
         "students": ", ".join(students),
         "images": f"{numbers['images']:,} of the {numbers['split']} split of {numbers['dataset']}",
         "classes": numbers["classes"],
@@ -26,7 +26,7 @@ def analysis_page(path: str | os.PathLike[str], numbers: Numbers, sections: Sequ
     write_page(path, f"Analysis: {teacher['name']} and its students", [_table(teacher, students), *sections], summary)
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
@@ -37,10 +37,10 @@ def _table(teacher: Numbers, students: Mapping[str, Numbers]) -> Section:
     )
     header = ("network", "accuracy", "gap", "agreement", "entropy")
     rows: list[tuple[str, ...]] = [
-        (f"{teacher['name']} (teacher)", _percent(teacher["accuracy"]), "", "", f"{teacher['entropy']:.3f}")
+        (f"{teacher['name']} (teacher)", percent(teacher["accuracy"]), "", "", f"{teacher['entropy']:.3f}")
     ]
     rows += [
-        (name, *(_percent(one[key]) for key in ("accuracy", "gap", "agreement")), f"{one['entropy']:.3f}")
+        (name, *(percent(one[key]) for key in ("accuracy", "gap", "agreement")), f"{one['entropy']:.3f}")
         for name, one in students.items()
     ]
     return Section("Accuracy", text, table=(header, rows))
@@ -71,7 +71,7 @@ def _by_teacher(students: Mapping[str, Numbers]) -> Section:
         "The images in equally large segments, from those of lowest entropy of the teacher to those of highest: where "
         "the student falls behind its teacher."
     )
-    return Section("Accuracy by the teacher's entropy", text, segment_accuracy(segments, True), _gaps(segments))
+    return Section("Accuracy by the teacher's entropy", text, segment_accuracy(segments, True), gap_table(segments))
 
 
 def _by_student(students: Mapping[str, Numbers]) -> Section:
@@ -79,10 +79,10 @@ def _by_student(students: Mapping[str, Numbers]) -> Section:
     text = (
         "The same by the entropy of each student: its segments are its own, and so is the teacher's accuracy in them."
     )
-    return Section("Accuracy by the student's entropy", text, segment_accuracy(segments, False), _gaps(segments))
+    return Section("Accuracy by the student's entropy", text, segment_accuracy(segments, False), gap_table(segments))
 
 
-def _gaps(students: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[Sequence[Any], Sequence[Sequence[Any]]]:
+def gap_table(students: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[Sequence[Any], Sequence[Sequence[Any]]]:
     """Of each student, the gap in each segment, in points."""
     count = max(len(segments) for segments in students.values())
     rows = [(name, *(f"{100 * one['gap']:.1f}" for one in segments)) for name, segments in students.items()]

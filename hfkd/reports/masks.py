@@ -5,8 +5,8 @@ H x W pixels, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +25,8 @@ UNLABELLED_COLOUR = (1.0, 1.0, 1.0)
 class MaskExample:
     """One image, uint8 [H, W, 3]; classes [H, W], a negative number where there is no label; numbers [H, W].
 
-    `teacher`, `energy` and `entropy` are those of the teacher, None where the run has none.
+    `teacher`, `energy` and `entropy` are those of the teacher, None where the run has none. Of several students
+    `student` is None, and `students` has the classes of each by its name, `entropies` their entropies.
     """
 
     name: str
@@ -35,6 +36,8 @@ class MaskExample:
     teacher: Any = None
     energy: Any = None
     entropy: Any = None
+    students: Mapping[str, Any] = field(default_factory=dict)
+    entropies: Mapping[str, Any] = field(default_factory=dict)
 
 
 def mask_sections(examples: Sequence[MaskExample], label_names: Sequence[str]) -> list[Section]:
@@ -49,12 +52,14 @@ def mask_sections(examples: Sequence[MaskExample], label_names: Sequence[str]) -
             " Energy (T = 4) and entropy (T' = 3) are the teacher's, pixel by pixel: dark where it is confident. "
             f"In all images energies run from {ranges[0]}, entropies from {ranges[1]} nats."
         )
+        if any(example.entropies for example in examples):
+            text += " Entropies of the students (entropy: NAME) are drawn on the same range."
     else:
         text += " The run had no teacher."
     named = ", ".join(label_names)
     found = [Section(title, text, class_key(label_names), alt=f"The colour of each class: {named}")]
     for example in examples:
-        shown = ", ".join(name for name, _ in _panels(example))
+        shown = ", ".join(name for name, _, _ in _panels(example))
         figure = mask_example(example, len(label_names), examples)
         found.append(Section(example.name, "", figure, alt=f"Side by side: {shown}"))
     return found
@@ -92,22 +97,27 @@ def mask_example(example: MaskExample, classes: int, among: Sequence[MaskExample
     rows, (height, width) = -(-len(panels) // 2), as_array(example.image).shape[:2]
     figure = Figure(figsize=(WIDTH, rows * (WIDTH / 2 * height / width + 0.3)), layout="constrained")
     grid = figure.subplots(rows, 2, squeeze=False).flatten()
-    for axes, (name, values) in zip(grid, panels, strict=False):
+    for axes, (name, kind, values) in zip(grid, panels, strict=False):
         array = as_array(values)
-        if name in ("energy", "entropy"):
-            low, high = _range(name, among or [example])
+        if kind in ("energy", "entropy"):
+            low, high = _range(kind, among or [example])
             axes.imshow(array, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
         else:
-            axes.imshow(array if name == "image" else _coloured(array, colours), interpolation="nearest")
+            axes.imshow(array if kind == "image" else _coloured(array, colours), interpolation="nearest")
         axes.set_title(name)
     for axes in grid:
         axes.axis("off")
     return figure
 
 
-def _panels(example: MaskExample) -> list[tuple[str, Any]]:
-    names = ("image", "label", "teacher", "student", "energy", "entropy")
-    return [(name, getattr(example, name)) for name in names if getattr(example, name) is not None]
+def _panels(example: MaskExample) -> list[tuple[str, str, Any]]:
+    """Title, kind and values of each."""
+    masks, numbers = ("image", "label", "teacher", "student"), ("energy", "entropy")
+    found: list[tuple[str, str, Any]] = [(name, name, getattr(example, name)) for name in masks]
+    found += [(name, "student", mask) for name, mask in example.students.items()]
+    found += [(name, name, getattr(example, name)) for name in numbers]
+    found += [(f"entropy: {name}", "entropy", values) for name, values in example.entropies.items()]
+    return [panel for panel in found if panel[-1] is not None]
 
 
 def _coloured(mask: np.ndarray, colours: np.ndarray) -> np.ndarray:
@@ -118,7 +128,9 @@ def _coloured(mask: np.ndarray, colours: np.ndarray) -> np.ndarray:
 
 
 def _range(name: str, examples: Sequence[MaskExample]) -> tuple[float, float]:
-    values = [as_array(value) for example in examples if (value := getattr(example, name)) is not None]
+    found = [getattr(example, name) for example in examples]
+    found += [value for example in examples if name == "entropy" for value in example.entropies.values()]
+    values = [as_array(value) for value in found if value is not None]
     return float(min(v.min() for v in values)), float(max(v.max() for v in values))
 
 

@@ -51,9 +51,15 @@ class MeanIoU:
 
     def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
         predicted, labels = (torch.as_tensor(x).long() for x in (prediction.predictions, prediction.label_ids))
+        self.add(predicted, labels)
+        return self.result() if compute_result else {}
+
+    def add(self, predicted: Tensor, labels: Tensor) -> None:
+        """Count these classes [B, H, W] beside the labels."""
         self.metrics.update(predicted.cpu(), labels.masked_fill(labels == IGNORED, UNLABELLED).cpu())
-        if not compute_result:
-            return {}
+
+    def result(self) -> dict[str, float]:
+        """Of all that was counted since the last time."""
         found = self.metrics.compute()
         self.metrics.reset()
         each = {f"iou_{name}": value for name, value in zip(self.names, found.pop("iou").tolist(), strict=True)}

@@ -1,0 +1,112 @@
+"""What an analysis says of networks of masks: numbers over all pixels that have a label, image after image.
+
+B images, C classes, H and W of the labels, h and w of a network's maps, P pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfkd.evaluation.analysis.samples import divergence, extremes, segments
+from hfkd.evaluation.metrics.mean_iou import MeanIoU
+from hfkd.losses.functional import entropy, interpolated
+from hfkd.tasks.semantic_segmentation import flat_labels
+from hfkd.utils.targets import IGNORED
+
+
+class PixelNumbers:
+    """A teacher beside its students: `add` each batch, then `result`.
+
+    Of a pixel are held the teacher's entropy, whether each network is right, where student and teacher agree, each
+    student's entropy and its KL: 5 bytes, and 10 for each student.
+    """
+
+    def __init__(
+        self, students: Sequence[str], classes: int, label_names: Sequence[str] | None = None, temperature: float = 1.0
+    ) -> None:
+        self.classes, self.temperature, self.images = classes, temperature, 0
+        self.teacher_iou = MeanIoU(classes, label_names)
+        self.student_iou = {name: MeanIoU(classes, label_names) for name in students}
+        self.teacher: dict[str, list[Tensor]] = {"entropy": [], "correct": []}
+        self.students: dict[str, dict[str, list[Tensor]]] = {
+            name: {"entropy": [], "correct": [], "agreement": [], "kl": []} for name in students
+        }
+
+    def add(self, labels: Tensor, teacher: Tensor, students: Mapping[str, Tensor]) -> None:
+        """Labels [B, H, W], 255 and -100 for none; maps of logits [B, C, h, w].
+
+        Raises ValueError for a label that is no class, and for maps that are NaN or infinite.
+        """
+        for k in range(len(labels)):  # one image after the other: the logits of all pixels are many
+            one = slice(k, k + 1)
+            self._image(labels[one], teacher[one], {name: maps[one] for name, maps in students.items()})
+            self.images += 1
+
+    def _image(self, labels: Tensor, teacher: Tensor, students: Mapping[str, Tensor]) -> None:
+        flat, labels = flat_labels(labels, None)[0].cpu(), labels.cpu()
+        known = flat != IGNORED
+        label = flat[known]
+        wrong = label[(label < 0) | (label >= self.classes)]
+        if len(wrong):
+            raise ValueError(
+                f"image {self.images} has the label {int(wrong[0])}, and the classes go from 0 to {self.classes - 1}: "
+                "name all of them (id2label), or mark the pixel as unlabelled with 255"
+            )
+        taught = self._logits("the teacher", teacher, labels)[known]
+        self.teacher_iou.add(taught.argmax(-1)[None], label[None])
+        _hold(self.teacher, entropy=entropy(taught), correct=taught.argmax(-1) == label)
+        for name, maps in students.items():
+            seen = self._logits(name, maps, labels)[known]
+            predicted = seen.argmax(-1)
+            self.student_iou[name].add(predicted[None], label[None])
+            _hold(
+                self.students[name],
+                entropy=entropy(seen),
+                correct=predicted == label,
+                agreement=predicted == taught.argmax(-1),
+                kl=divergence(taught, seen, self.temperature).float(),
+            )
+
+    def _logits(self, name: str, maps: Tensor, labels: Tensor) -> Tensor:
+        """[1, C, h, w] -> [P, C] at the size of the labels."""
+        if not maps.isfinite().all():
+            raise ValueError(f"{name} gives NaN or infinity for image {self.images}: its training diverged")
+        return interpolated(maps.cpu(), labels.shape[-2:])[0].flatten(1).T
+
+    def result(self) -> dict[str, Any]:
+        """Of the teacher and each student; gap: the teacher's less the student's. ValueError without a label."""
+        teacher = {name: torch.cat(parts) for name, parts in self.teacher.items()}
+        if not len(teacher["correct"]):
+            raise ValueError("no pixel of these images has a label: there is nothing to compare")
+        own = self.teacher_iou.result() | {"entropy": _mean(teacher["entropy"])}
+        low, high = extremes(teacher["entropy"])
+        found = {}
+        for name, held in self.students.items():
+            student = {kind: torch.cat(parts) for kind, parts in held.items()}
+            scores = self.student_iou[name].result()
+            found[name] = scores | {
+                "mean_iou_gap": own["mean_iou"] - scores["mean_iou"],
+                "pixel_accuracy_gap": own["pixel_accuracy"] - scores["pixel_accuracy"],
+                "agreement": _mean(student["agreement"]),
+                "entropy": _mean(student["entropy"]),
+                "kl": _mean(student["kl"]),
+                "kl_lowest_entropy": _mean(student["kl"][low]),
+                "kl_highest_entropy": _mean(student["kl"][high]),
+                "by_teacher_entropy": _segments(teacher["entropy"], teacher["correct"], student["correct"]),
+            }
+        return {"images": self.images, "pixels": len(teacher["correct"]), "teacher": own, "students": found}
+
+
+def _hold(held: dict[str, list[Tensor]], **values: Tensor) -> None:
+    for name, value in values.items():
+        held[name].append(value)
+
+
+def _mean(values: Tensor) -> float:
+    return values.double().mean().item()
+
+
+def _segments(values: Tensor, teacher: Tensor, student: Tensor) -> list[dict[str, float]]:
+    return [{"pixels": one.pop("images")} | one for one in segments(values, teacher, student)]

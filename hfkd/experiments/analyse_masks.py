@@ -1,0 +1,145 @@
+"""`hfkd analyse --task segmentation`: a teacher and its students on the same masks, as a page and as numbers.
+
+B images, C classes.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from hfkd.data.mask_arguments import MaskDataArguments
+from hfkd.evaluation.analysis.pixels import PixelNumbers
+from hfkd.experiments.analysed_mask_networks import load_mask_networks
+from hfkd.experiments.analysed_networks import short_names
+from hfkd.experiments.run import without_paths
+from hfkd.experiments.segmentation import example_name, picture, spread, teacher_pictures
+from hfkd.losses.functional import entropy, interpolated
+from hfkd.models import InputSpec
+from hfkd.reports.analysis_masks import mask_analysis_page
+from hfkd.reports.environment import environment
+from hfkd.reports.masks import MaskExample
+from hfkd.tasks.semantic_segmentation import flat_labels
+from hfkd.teachers import FrozenTeacher
+from hfkd.utils.counts import at_least_one
+from hfkd.utils.json_file import write_json
+from hfkd.utils.launch import processes, refuse_several
+from hfkd.utils.slots import positive
+
+logger = logging.getLogger(__name__)
+
+PAGE_NAME, NUMBERS_NAME = "index.html", "analysis.json"
+
+
+@dataclass
+class MaskAnalysisArguments:
+    """Which networks of masks are compared, and where the page is written."""
+
+    teacher: str = field(
+        metadata={"help": "The teacher: a folder that a run left, a Hub id, a name of torchvision's, module:function."}
+    )
+    students: list[str] = field(metadata={"help": "Students: folders that runs of `hfkd segment` left."})
+    task: Literal["segmentation"] = field(
+        default="segmentation", metadata={"help": "What the networks do; without it: image classifiers."}
+    )
+    teacher_checkpoint: str | None = field(default=None, metadata={"help": "Weights of the teacher."})
+    teacher_classes: list[int] | None = field(
+        default=None,
+        metadata={"help": "Where the teacher has other classes: which of its outputs is each class of the data."},
+    )
+    teacher_mean: list[float] | None = field(
+        default=None, metadata={"help": "Mean of each channel that the teacher wants, where it does not say."}
+    )
+    teacher_std: list[float] | None = field(default=None, metadata={"help": "The standard deviation likewise."})
+    teacher_size: list[int] | None = field(default=None, metadata={"help": "Height and width that it wants."})
+    shown_images: int = field(default=4, metadata={"help": "How many images the page shows, spread over the set."})
+    kl_temperature: float = field(default=1.0, metadata={"help": "Temperature of the softmax in the divergences."})
+    batch_size: int = field(default=8, metadata={"help": "Images of a forward pass."})
+    use_cpu: bool = field(default=False, metadata={"help": "Leave an accelerator alone."})
+    output_dir: str = field(default="analysis", metadata={"help": "Folder of the page and the numbers."})
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "batch_size", "shown_images")
+        positive("analyse", kl_temperature=self.kl_temperature)
+        if not self.students:
+            raise ValueError("students is empty: name one network at least")
+
+
+def analyse_masks(args: MaskAnalysisArguments, data: MaskDataArguments) -> dict[str, Any]:
+    """Compare the networks, write the page and analysis.json, and return the latter's content.
+
+    Raises ValueError for what cannot be analysed, naming it; nothing is written then.
+    """
+    refuse_several("an analysis")
+    if find_spec("matplotlib") is None:
+        raise ValueError("the page takes matplotlib, which is not installed: pip install 'hfkd[demo]'")
+    names = short_names([args.teacher, *args.students])
+    _, images = data.load()
+    label_names = data.label_names or tuple(map(str, range(data.classes)))
+    received = InputSpec(tuple(data.image_mean), tuple(data.image_std), None)
+    device = torch.device("cpu") if args.use_cpu else processes().device
+    networks = dict(zip(names, load_mask_networks(args, data, received, device), strict=True))
+    logger.info("%d images of %s; %d students", len(images), data.dataset_name, len(args.students))
+    found = _counted(networks, images, args, label_names, device)
+    numbers = {
+        "dataset": Path(data.dataset_name).name,
+        "classes": data.classes,
+        "image_size": list(data.image_size),
+        **found,
+        "teacher": {"name": names[0], **found["teacher"]},
+        "settings": without_paths(vars(args) | vars(data)),
+        "environment": environment(),
+    }
+    examples = [_example(k, images[k], networks, received, device) for k in spread(len(images), args.shown_images)]
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / NUMBERS_NAME, numbers)
+    mask_analysis_page(folder / PAGE_NAME, numbers, examples, label_names)
+    logger.info("The numbers are in %s; look at %s", folder / NUMBERS_NAME, folder / PAGE_NAME)
+    return numbers
+
+
+def _counted(
+    networks: Mapping[str, FrozenTeacher],
+    images: Any,
+    args: MaskAnalysisArguments,
+    label_names: tuple[str, ...],
+    device: torch.device,
+) -> dict[str, Any]:
+    """One pass of all networks over all images."""
+    teacher, *students = networks
+    numbers = PixelNumbers(students, len(label_names), label_names, args.kl_temperature)
+    for batch in tqdm(DataLoader(images, batch_size=args.batch_size), desc="analysis", disable=None, leave=False):
+        maps = _maps(networks, batch["pixel_values"].to(device))
+        numbers.add(batch["labels"], maps.pop(teacher), maps)
+    return numbers.result()
+
+
+def _maps(networks: Mapping[str, FrozenTeacher], pixels: Tensor) -> dict[str, Tensor]:
+    """[B, C, h, w] of each"""
+    return {name: network(pixel_values=pixels).float() for name, network in networks.items()}
+
+
+def _example(
+    place: int, row: Any, networks: Mapping[str, FrozenTeacher], received: InputSpec, device: torch.device
+) -> MaskExample:
+    size = row["labels"].shape
+    maps = _maps(networks, row["pixel_values"][None].to(device))
+    taught: dict[str, Any] = teacher_pictures(maps.pop(next(iter(networks))), size)
+    seen = {name: interpolated(one, size)[0].movedim(0, -1).cpu() for name, one in maps.items()}  # [H, W, C]
+    return MaskExample(
+        example_name(place),
+        picture(row["pixel_values"], received),
+        flat_labels(row["labels"][None], None).view(size),
+        None,
+        **taught,
+        students={name: one.argmax(-1) for name, one in seen.items()},
+        entropies={name: entropy(one) for name, one in seen.items()},
+    )

@@ -1,0 +1,73 @@
+"""The page of an analysis of networks of masks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hfkd.reports.analysis_figures import divergence_bars, segment_accuracy
+from hfkd.reports.analysis_page import gap_table, percent
+from hfkd.reports.html import Section, write_page
+from hfkd.reports.masks import MaskExample, mask_sections
+
+Numbers = Mapping[str, Any]
+LEFT_OUT = (
+    "Features in the plane, correlations of the logits, loss landscapes, and checkpoints of a run are drawn of image "
+    "classifiers alone: they are defined by one prediction an image."
+)
+
+
+def mask_analysis_page(
+    path: str | os.PathLike[str], numbers: Numbers, examples: Sequence[MaskExample], label_names: Sequence[str]
+) -> None:
+    """Write the page of what `PixelNumbers.result` gives, with where it comes from, and of a few images."""
+    teacher, students = numbers["teacher"], numbers["students"]
+    height, width = numbers["image_size"]
+    summary = {
+        "teacher": f"{teacher['name']} (mean IoU {percent(teacher['mean_iou'])} %)",
+        "students": ", ".join(students),
+        "images": f"{numbers['images']:,} of {numbers['dataset']}, {height} x {width}",
+        "labelled pixels": f"{numbers['pixels']:,}",
+        "classes": numbers["classes"],
+    }
+    sections = [
+        _table(teacher, students),
+        _by_entropy(students),
+        _divergence(students, numbers["settings"]["kl_temperature"]),
+        *mask_sections(examples, label_names),
+        Section("Left out", LEFT_OUT),
+    ]
+    write_page(path, f"Analysis: {teacher['name']} and its students", sections, summary)
+
+
+def _table(teacher: Numbers, students: Mapping[str, Numbers]) -> Section:
+    text = (
+        "In percent, gaps in points, over all pixels that have a label. Agreement: the pixels that student and teacher "
+        "put in one class. Entropy: of softmax(z / 3), in nats, mean over these pixels."
+    )
+    header = ("network", "mean IoU", "gap", "pixel accuracy", "gap", "agreement", "entropy")
+    scores = percent(teacher["mean_iou"]), "", percent(teacher["pixel_accuracy"]), "", ""
+    rows = [(f"{teacher['name']} (teacher)", *scores, f"{teacher['entropy']:.3f}")]
+    keys = ("mean_iou", "mean_iou_gap", "pixel_accuracy", "pixel_accuracy_gap", "agreement")
+    for name, one in students.items():
+        rows.append((name, *(percent(one[key]) for key in keys), f"{one['entropy']:.3f}"))  # type: ignore[arg-type]
+    return Section("Mean IoU and pixel accuracy", text, table=(header, rows))
+
+
+def _by_entropy(students: Mapping[str, Numbers]) -> Section:
+    segments = {name: one["by_teacher_entropy"] for name, one in students.items()}
+    text = (
+        "The pixels of all images in equally large segments, from those of lowest entropy of the teacher to those of "
+        "highest: where the student falls behind its teacher."
+    )
+    title = "Pixel accuracy by the teacher's entropy"
+    return Section(title, text, segment_accuracy(segments, True), gap_table(segments))
+
+
+def _divergence(students: Mapping[str, Numbers], temperature: float) -> Section:
+    text = (
+        f"KL(p_t || p_s) of softmax(z / {temperature:g}), mean over all labelled pixels, and over the tenth of lowest "
+        "and the tenth of highest teacher entropy."
+    )
+    return Section("Divergence from the teacher", text, divergence_bars(students, "pixels"))
