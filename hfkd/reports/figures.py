@@ -32,6 +32,7 @@ ACCURACIES = (
     ("eval_ap", "AP", style.STUDENT),
     ("eval_ap50", "AP50", style.SKY),
 )
+PERCENT_ALREADY = ("eval_ap", "eval_ap50")  # however low they are
 
 
 def percent_scale(accuracies: Iterable[float]) -> float:
@@ -41,9 +42,10 @@ def percent_scale(accuracies: Iterable[float]) -> float:
 
 @styled
 def training_curves(log_history: Iterable[Entry]) -> Figure:
-    """Losses (training: `loss`, `ce`, each objective, names ending in `loss`; evaluation: dashed), evaluation accuracy.
+    """Losses (training: `loss`, `ce`, each objective, names ending in `loss`; evaluation: dashed), evaluation scores.
 
-    `log_history` is `TrainerState.log_history`; the `epochs` of a results.json do as well. Accuracies are fractions.
+    `log_history` is `TrainerState.log_history`; the `epochs` of a results.json do as well. Accuracies and IoU are
+    fractions, or percent if one is above 1; AP is percent.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -57,13 +59,15 @@ def training_curves(log_history: Iterable[Entry]) -> Figure:
     _curve(left, *series(history, "eval_loss"), color=style.INK, linestyle="--", label="evaluation loss")
     for key, label, color in ACCURACIES:
         epochs, values = series(history, key)
-        scale = percent_scale(values)
+        scale = 1.0 if key in PERCENT_ALREADY else percent_scale(values)
         _curve(right, epochs, [scale * value for value in values], color=color, label=label)
     left.set(title="loss", xlabel="epoch")
-    right.set(title="evaluation accuracy (%)", xlabel="epoch")
+    right.set(title="evaluation scores (%)", xlabel="epoch")
     for axes, missing in ((left, "no loss was logged"), (right, "no evaluation was logged")):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend() if axes.lines else say_empty(axes, missing)
+        if axes.lines:
+            axes.set_xlim(left=0)  # one evaluation alone would have an axis of fractions around it
     return figure
 
 

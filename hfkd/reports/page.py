@@ -114,7 +114,7 @@ def detection_sections(
 
 
 def _training(log_history: Sequence[Entry]) -> Section:
-    text = "Losses as logged while training, and accuracy on the evaluation set."
+    text = "Losses as logged while training, and scores on the evaluation set."
     return Section("Training", text, training_curves(log_history))
 
 

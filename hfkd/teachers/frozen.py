@@ -234,15 +234,15 @@ def place(teacher: FrozenTeacher, accelerator: Accelerator, shard: bool = False)
     """Put the teacher where the student trains, with the same autocast and compilation, and in no checkpoint.
 
     Every rank holds it whole: under DDP and FSDP alike (Accelerate by itself would leave it on the CPU under FSDP), and
-    under DeepSpeed ZeRO 0-2; with `shard` its share (`shard_networks`). ZeRO-3 shards any model that is built while it
-    is on, this one too: ValueError.
+    under DeepSpeed ZeRO 0-2; with `shard` its share (`shard_networks`). ValueError for ZeRO-3: a model
+    that is loaded while it is on has weights without elements, which its engine alone gathers.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         stage = accelerator.deepspeed_plugin.zero_stage
         if stage == 3:
             raise ValueError(
-                "DeepSpeed ZeRO stage 3 would shard the teacher, which takes no part in training: use stage 2, or FSDP "
-                "with shard_teacher"
+                "DeepSpeed ZeRO stage 3 leaves a teacher that is loaded while it is on with empty weights, for its "
+                "engine alone gathers them and a teacher is not in it: use stage 2, or FSDP with shard_teacher"
             )
     if shard:
         shard_networks(teacher.networks, accelerator)

@@ -89,6 +89,13 @@ def test_accuracies_in_percent_or_fractions_look_the_same():
     assert fractions == pytest.approx(percents.axes[1].lines[0].get_ydata()) == [30, 60]
 
 
+def test_average_precision_is_percent_however_low():
+    low = [{"eval_ap": 0.54, "eval_ap50": 2.44, "epoch": 15.0}]
+    axes = training_curves(low).axes[1]
+    assert [list(line.get_ydata()) for line in axes.lines] == [[0.54], [2.44]]
+    assert axes.get_xlim()[0] == 0
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
