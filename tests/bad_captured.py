@@ -60,6 +60,7 @@ CAPTURED = {
     ),
     "captured: a token outside of the vocabulary": replaced(ids=[2, VOCAB]),
     "captured: a token twice": replaced(ids=[2, 2]),
+    "captured: fewer than k": captured(k=5),
     "captured: logits": replaced(values=[7.5, 3.25]),
     "captured: probabilities that sum to more than 1": replaced(values=[-0.1, -0.2]),
     "captured: columns of other names": captured(

@@ -38,6 +38,10 @@ TWO_TOKENIZERS = {
     "two tokenizers, two teachers": run(networks=(student(), [teacher(), teacher()])),
     "two tokenizers, temperature=learned(instance=True)": run(temperature="learned(instance=True)"),
     "two tokenizers, rows of one": own("train_dataset"),
+    "two tokenizers, rows of both and no teacher_processing_class": run(teacher_processing_class=None),
+    "two tokenizers, a stream of both and no teacher_processing_class": run(
+        {"max_steps": 1}, teacher_processing_class=None, train_dataset=rows(6).to_iterable_dataset()
+    ),
     "two tokenizers, rows made with another teacher's": run(train_dataset=of_others()),
     "two tokenizers, a collator of transformers": run(data_collator=DataCollatorForSeq2Seq(byte_level())),
     "one tokenizer, gold(position='at')": run(teacher_processing_class=byte_level(), objective="gold(position='at')"),

@@ -4,7 +4,7 @@ n, m target tokens of student and teacher, N groups of them.
 """
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,11 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from hfkd.data.first_rows import first_rows
 from hfkd.data.instructions import ACCEPTED
 from hfkd.data.text_collate import TokenCollator
 from hfkd.data.token_bytes import equal_entries, token_bytes
-from hfkd.data.two_collate import TwoTokenCollator, groups_of, teachers_batch
+from hfkd.data.two_collate import COLUMNS, TwoTokenCollator, groups_of, teachers_batch
 from hfkd.data.two_tokenizers import tokenize_for_both
 from hfkd.losses.base import requirements_of
 from hfkd.losses.distillation import DistillationLoss
@@ -185,6 +186,26 @@ def different(student: Any, teacher: Any) -> bool:
     """Whether both tokenizers are known, and have other tokens; one may have the other's as its first."""
     known = all(isinstance(one, PreTrainedTokenizerBase) for one in (student, teacher))
     return known and student.get_vocab() != teacher.get_vocab()
+
+
+def refuse_teachers_tokens(task: Task, tokenizers: tuple[Any, Any], rows: Any) -> None:
+    """Raise ValueError for rows of two tokenizers, whose teacher would read the student's tokens.
+
+    tokenizers: the student's and the teacher's, as far as they are known.
+    """
+    if type(task) is not CausalLM or all(isinstance(one, PreTrainedTokenizerBase) for one in tokenizers):
+        return
+    names = {
+        *(getattr(rows, "column_names", None) or ()),
+        *(name for row in first_rows(rows) if isinstance(row, Mapping) for name in row),
+    }
+    if COLUMNS[0] in names:
+        sides = zip(("processing_class", "teacher_processing_class"), tokenizers, strict=True)
+        unknown = [name for name, one in sides if not isinstance(one, PreTrainedTokenizerBase)]
+        raise ValueError(
+            f"the rows have {COLUMNS[0]}, tokens of a teacher's own tokenizer, and no {' and no '.join(unknown)} is "
+            "given: the teacher would read the student's tokens; pass both tokenizers, or leave these columns out"
+        )
 
 
 def _refuse(loss: DistillationLoss, args: Any, pairings: Sequence[Any], teachers: Sequence[Any]) -> None:

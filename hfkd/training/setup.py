@@ -19,7 +19,7 @@ from hfkd.models.sharing import refuse_shared
 from hfkd.models.vocabulary import common_vocabulary
 from hfkd.tasks.choice import chosen_task
 from hfkd.tasks.tokens import PerToken
-from hfkd.tasks.two_tokenizers import across_tokenizers
+from hfkd.tasks.two_tokenizers import across_tokenizers, refuse_teachers_tokens
 from hfkd.tasks.unlabelled import has_labels, unlabelled
 from hfkd.teachers import Teacher
 from hfkd.teachers.tokenizer import check_teacher_tokenizers, known_tokenizer
@@ -143,6 +143,8 @@ class Setup:
         """The task for two tokenizers, where they are known to differ and the objective is made for that."""
         its = known_tokenizer(self.teacher_tokenizer, teachers)
         tokenizers = (self.processing_class, its)
+        if teachers and self.loss.kd_weight:
+            refuse_teachers_tokens(self.task, tokenizers, self.rows)
         self.task = across_tokenizers(self.task, self.loss, self.args, tokenizers, (self.model, teachers))
 
     def take_data(self, teacher: Any) -> None:

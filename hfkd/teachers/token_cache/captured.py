@@ -48,8 +48,8 @@ def build_captured_cache(
     and `target_token_ids`, and any two such columns, named by `columns=(values, ids)`; where the first entry is not
     empty an entry is of the next token, as logits are (`alignment` says it: "token" or "next"). Either is proved by the
     tokens that follow. A file or folder (Parquet, JSON lines) is read. num_classes: the
-    vocabulary, the student's. k: how many of the largest are kept; None: as many as every token has. temperature: that
-    of the softmax they are of; vLLM's raw log-probabilities are of 1.
+    vocabulary, the student's. k: how many of the largest are kept; None: as many as every token has, with a warning
+    where others have more. temperature: that of the softmax they are of; vLLM's raw log-probabilities are of 1.
 
     log p = z - logsumexp(z) tells logits up to a constant, and 1 - sum of p the mass of the rest: divergences at
     `temperature` are those of `build_text_cache`. Not to be had are energies, which need the logsumexp; entropies,

@@ -41,7 +41,7 @@ def check_captured(
             "gives, one for each and in their order"
         )
     found: set[Aligned] = set()
-    fewest, proof = k or num_classes, _Proof(num_classes)
+    counts, proof = _Counts(k), _Proof(num_classes)
     for number in range(len(rows)):
         tokens, entries = captured[number]
         row = rows[number]
@@ -58,10 +58,10 @@ def check_captured(
             at = place + (mine == "token")
             position = entries[at] if at < len(entries) else (np.zeros(0), np.zeros(0))
             _check_values(position, num_classes, f"captured row {number}, token {place + 1}")
-            fewest = min(fewest, len(position[0]))
+            counts.look(len(position[0]), number, place + 1)
             proof.look(tokens[place + 1], position, entries, at + (1 if mine == "next" else -1))
     proof.conclude(next(iter(found), "token"), given=alignment is not None)
-    return fewest, next(iter(found), "token")
+    return counts.conclude() or num_classes, next(iter(found), "token")
 
 
 def _check_values(position: Position, num_classes: int, where: str) -> None:
@@ -105,6 +105,35 @@ def _other_tokens(rows: Dataset, number: int, tokens: Sequence[int]) -> str:
         f"{mine[place : place + 5]} from token {place} on; another tokenizer or template read it: capture the "
         "input_ids that tokenize_dataset gives"
     )
+
+
+class _Counts:
+    """How many log-probabilities tokens have: a store keeps as many of each."""
+
+    def __init__(self, k: int | None) -> None:
+        self.k, self.most = k, 0
+        self.fewest: tuple[int, int, int] | None = None  # count, row, token
+
+    def look(self, count: int, row: int, token: int) -> None:
+        self.most = max(self.most, count)
+        self.fewest = (count, row, token) if self.fewest is None else min(self.fewest, (count, row, token))
+
+    def conclude(self) -> int | None:
+        """How many are kept; None: there is no token. ValueError where some have fewer than are asked for."""
+        if self.fewest is None:
+            return self.k
+        count, row, token = self.fewest
+        if self.k is not None and count < self.k:
+            raise ValueError(
+                f"k={self.k}, and captured row {row}, token {token} has {count} log-probabilities: capture more, or "
+                f"give k={count}, which keeps as many of every token"
+            )
+        if self.k is None and self.most > count + 1:  # one more is usual: vLLM adds the token itself
+            logger.warning(
+                "Captured row %d, token %d has %d log-probabilities, and others up to %d: of every token %d are kept.",
+                row, token, count, self.most, count,
+            )  # fmt: skip
+        return self.k or count
 
 
 class _Proof:

@@ -195,6 +195,18 @@ def test_what_is_lost_is_said_and_refused(tmp_path, caplog):
     assert not (tmp_path / "run").exists()
 
 
+def test_one_token_of_few_log_probabilities_is_said(tmp_path, caplog):
+    rows = token_dataset(6)
+    made = vllm(rows)
+    build_captured_cache(Dataset.from_list(made), rows, tmp_path / "whole", num_classes=VOCAB, **QUIET)
+    assert "are kept" not in caplog.text
+    made[3]["prompt_logprobs"][-1] = sorted(made[3]["prompt_logprobs"][-1], key=lambda one: -one["logprob"])[:1]
+    build_captured_cache(Dataset.from_list(made), rows, tmp_path / "cut", num_classes=VOCAB, **QUIET)
+    place = len(made[3]["input_ids"]) - 1
+    assert f"Captured row 3, token {place} has 1 log-probabilities, and others up to {K + 1}" in caplog.text
+    assert CachedTextTeacher(tmp_path / "cut").manifest.k == 1
+
+
 def test_normalised_over_the_k_is_said(tmp_path, caplog):
     rows = token_dataset(4)
     made = axolotl(rows)
