@@ -52,7 +52,6 @@ def test_its_python_runs_as_it_stands(page, tmp_path, monkeypatch):
         exec(compile(code, str(page), "exec"), names)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_a_notebook_runs_as_it_stands_and_its_teacher_helps(notebook, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
