@@ -43,6 +43,22 @@ def name(request):
     return request.param
 
 
+def assert_same_training(whole, sharded):
+    """Weights, thresholds, scores and each step's log, which are those of one process up to rounding."""
+    (weights, record), (others, other_record) = whole, sharded
+    assert others.keys() == weights.keys()
+    for name, value in others.items():
+        torch.testing.assert_close(value, weights[name], rtol=0, atol=1e-6, msg=f"{name} differs when sharded")
+    assert other_record["thresholds"] == pytest.approx(record["thresholds"], abs=1e-5)
+    for key in ("eval_loss", "eval_kl", "eval_rougeL"):
+        assert other_record["scores"][key] == pytest.approx(record["scores"][key], abs=1e-5)
+    steps = [[entry for entry in r["log"] if "grad_norm" in entry] for r in (record, other_record)]
+    assert len(steps[0]) == len(steps[1]) == 5
+    for a, b in zip(*steps, strict=True):
+        for key in ("loss", "ce", "kd", "weight", "temperature", "grad_norm"):
+            assert b[key] == pytest.approx(a[key], abs=2e-5), f"{key} differs when sharded"
+
+
 def launcher(name, processes=2):
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     return [*command, f"--config_file={CONFIGS / name}.yaml", f"--num_processes={processes}", "--main_process_port=0"]
@@ -64,18 +80,7 @@ def test_the_student_is_wrapped_and_the_teacher_whole_on_each_rank(name, sharded
 
 
 def test_the_parameters_losses_and_scores_are_those_of_one_process(whole, sharded):
-    (weights, record), (others, other_record) = whole, sharded
-    assert others.keys() == weights.keys()
-    for name, value in others.items():
-        torch.testing.assert_close(value, weights[name], rtol=0, atol=1e-6, msg=f"{name} differs when sharded")
-    assert other_record["thresholds"] == pytest.approx(record["thresholds"], abs=1e-5)
-    for key in ("eval_loss", "eval_kl", "eval_rougeL"):
-        assert other_record["scores"][key] == pytest.approx(record["scores"][key], abs=1e-5)
-    steps = [[entry for entry in r["log"] if "grad_norm" in entry] for r in (record, other_record)]
-    assert len(steps[0]) == len(steps[1]) == 5
-    for a, b in zip(*steps, strict=True):
-        for key in ("loss", "ce", "kd", "weight", "temperature", "grad_norm"):
-            assert b[key] == pytest.approx(a[key], abs=2e-5), f"{key} differs when sharded"
+    assert_same_training(whole, sharded)
 
 
 def test_the_answers_are_those_of_one_process(folder, name, whole, sharded):
@@ -114,16 +119,8 @@ def test_each_rank_holds_half_of_the_teacher(shared_out):
 
 
 def test_its_losses_and_scores_are_those_of_a_whole_teacher(whole, shared_out):
-    (weights, record), (others, other_record) = whole, shared_out
-    for name, value in others.items():
-        torch.testing.assert_close(value, weights[name], rtol=0, atol=1e-6, msg=f"{name} differs when sharded")
-    assert other_record["thresholds"] == pytest.approx(record["thresholds"], abs=1e-5)
-    for key in ("eval_loss", "eval_kl", "eval_rougeL"):
-        assert other_record["scores"][key] == pytest.approx(record["scores"][key], abs=1e-5)
-    steps = [[entry for entry in r["log"] if "grad_norm" in entry] for r in (record, other_record)]
-    for a, b in zip(*steps, strict=True):
-        for key in ("loss", "ce", "kd", "weight", "temperature", "grad_norm"):
-            assert b[key] == pytest.approx(a[key], abs=2e-5), f"{key} differs when sharded"
-    first, again = other_record["resumed"]["norms"]
-    assert other_record["resumed"]["weights"] == 0
+    assert_same_training(whole, shared_out)
+    resumed = shared_out[1]["resumed"]
+    first, again = resumed["norms"]
+    assert resumed["weights"] == 0
     assert again == first

@@ -98,8 +98,9 @@ class TwoTokenizerLM(CausalLM):
         """Tokens of other tokenizers than those that are known would be read as any others."""
         super().check_rows(rows, batch)
         if self.teacher_reads(batch):
+            spelled = token_bytes(self.tokenizers[0]), token_bytes(self.tokenizers[1])
             for number, row in enumerate(rows):
-                _check_spelling(number, row, self.tokenizers)
+                _check_spelling(number, row, spelled)
 
     def count_samples(self, batch: Batch) -> Tensor | int:
         return groups_of(batch).rows_with_any if self.teacher_reads(batch) else super().count_samples(batch)
@@ -140,16 +141,18 @@ class TwoTokenizerLM(CausalLM):
         return values_of(items), items.rows
 
 
-def _check_spelling(number: int, row: Any, tokenizers: Tokenizers) -> None:
-    """Raise ValueError where both sides of a row do not spell one text up to the last place that they both reach."""
+def _check_spelling(number: int, row: Any, spelled: tuple[Sequence[bytes | None], Sequence[bytes | None]]) -> None:
+    """Raise ValueError where both sides of a row do not spell one text up to the last place that they both reach.
+
+    spelled: the bytes of each token id, for the student's side and the teacher's.
+    """
     sides = ("input_ids", "byte_ends"), ("teacher_input_ids", "teacher_byte_ends")
     places = [{int(end) for end in row[ends] if 0 < end <= row["response_bytes"]} for _, ends in sides]
     last = max(places[0] & places[1], default=0)
     texts = []
-    for (ids, ends), tokenizer in zip(sides, tokenizers, strict=True):
-        spelled = token_bytes(tokenizer)
+    for (ids, ends), known in zip(sides, spelled, strict=True):
         said = [token for token, end in zip(row[ids], row[ends], strict=True) if 0 <= end <= last]
-        pieces = [spelled[token] if token < len(spelled) else None for token in said]
+        pieces = [known[token] if token < len(known) else None for token in said]
         texts.append(b"".join(piece or b"" for piece in pieces)[-last:] if last else b"")
     if texts[0] != texts[1]:
         mine, its = (text[:40].decode(errors="replace") for text in texts)
