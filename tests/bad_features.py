@@ -8,6 +8,7 @@ from torch import nn
 from toys import CLASSES, Net, Rows, arguments, teacher
 
 from hfkd import DistillationTrainer
+from hfkd.losses.base import Objective, Requirements
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.features import FitNet
 from hfkd.models import Peers
@@ -41,9 +42,25 @@ def transformers_of(objective):
     return make
 
 
-def language_models_of(*depths):
+class OnStates(Objective):
+    """Says neither that it reads logits nor that it does not."""
+
+    level = "sample"
+    softens = False
+
+    def requirements(self):
+        return Requirements("1", "1")
+
+    def __call__(self, items, temperature):
+        return items.sample_means(items.student.logits.sum(-1))
+
+    def __repr__(self):
+        return "OnStates()"
+
+
+def language_models_of(*depths, **settings):
     def make(folder):
-        args = arguments(folder / "run", objective="hidden_mse")
+        args = arguments(folder / "run", **({"objective": "hidden_mse"} | settings))
         pair = [language_model(layers=depth) for depth in depths]
         return lambda: DistillationTrainer(*pair, args, train_dataset=TokenRows(), processing_class=tokenizer())
 
@@ -109,7 +126,15 @@ FEATURES = {
     "features, several teachers": distilling(taught=lambda: [cifar(), cifar("cifar_wrn_16_2")]),
     "features, Peers": distilling(student=lambda: Peers([cifar(), cifar()]), taught=lambda: None),
     "features, FSDP": distilling(fsdp="full_shard"),
-    "features, loss_chunk_size": distilling(loss_chunk_size=64),
+    "whole logits as a feature, loss_chunk_size=64": language_models_of(
+        2, 2, objective="hidden_mse(layers='logits')", loss_chunk_size=64
+    ),
+    "tokens compared with each other, loss_chunk_size=64": language_models_of(
+        2, 2, objective="kd + dist", loss_chunk_size=64
+    ),
+    "an objective of your own on a layer and logits, loss_chunk_size=64": language_models_of(
+        2, 2, objective=OnStates(), loss_chunk_size=64
+    ),
     "features, reentrant gradient checkpointing": distilling(
         activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True}
     ),

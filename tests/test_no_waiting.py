@@ -169,8 +169,13 @@ def test_smoothed_labels_do_not_wait(gpu, objective):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"loss_chunk_size": 0}, {"loss_chunk_size": 2}, {"objective": "dist"}],
-    ids=["heads on targets", "chunks", "whole logits"],
+    [
+        {"loss_chunk_size": 0},
+        {"loss_chunk_size": 2},
+        {"loss_chunk_size": 2, "objective": "kd + hidden_mse"},
+        {"objective": "dist"},
+    ],
+    ids=["heads on targets", "chunks", "states beside chunks", "whole logits"],
 )
 def test_a_step_on_tokens_does_not_wait(gpu, tmp_path, settings):
     rows = [TokenRows()[i] for i in range(4)]
@@ -182,7 +187,7 @@ def test_a_step_on_tokens_does_not_wait(gpu, tmp_path, settings):
             train_dataset=TokenRows(),
             data_collator=TokenCollator(0),
         )
-        for module in (trainer.model, trainer.teacher):
+        for module in (trainer.model, trainer.teacher, trainer.distillation_loss):
             gpu.move(module)
         made = TokenCollator(0)(rows)
         batch = {name: x if name == "host_targets" else gpu.move(x) for name, x in made.items()}

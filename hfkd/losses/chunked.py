@@ -21,6 +21,7 @@ from hfkd.losses.items import HiddenItems, Items, same_classes
 from hfkd.losses.outputs import Outputs
 from hfkd.losses.rescaling import Rescaling
 from hfkd.losses.sources import HeadSource, Source
+from hfkd.losses.terms import Term
 
 CHUNK_SIZE = 256  # with 2048 tokens below an eighth of the dense loss's memory; see benchmarks/chunked_loss.py
 
@@ -35,10 +36,11 @@ class ChunkedLoss:
     temperature or weight that follows a sample's mean energy or entropy is known before the chunk's loss. For longer
     samples, and for slots that look beyond a sample (no `Requirements.within_samples`), one more pass of a head without
     gradient comes first, for each network whose energies or entropies they ask for.
-    `num_classes` cuts both heads to the common vocabulary; `rescalings` are what student and teacher do to their heads'
-    output. ValueError when built for an objective that reads hidden states or compares items with each other. A
-    temperature that learns gets its gradient; through the student's energies and entropies, which carry none here, no
-    gradient flows.
+    Terms that give a number for each sample, of features that are kept beside (`HiddenItems.beside`), are computed once
+    for all samples, with the chunks' weights. `num_classes` cuts both heads to the common vocabulary; `rescalings` are
+    what student and teacher do to their heads' output. ValueError when built for an objective whose numbers of items
+    need more than each item's own logits. A temperature that learns gets its gradient; through the student's energies
+    and entropies, which carry none here, no gradient flows.
     """
 
     def __init__(
@@ -53,8 +55,8 @@ class ChunkedLoss:
                 raise ValueError(f"ChunkedLoss: {name}={value!r} must be a whole number above 0")
         if (why := unserved(loss)) is not None:
             raise ValueError(
-                f"the objective {loss.objective!r} {why}, which a loss over chunks cannot serve: set "
-                "loss_chunk_size 0, or use another objective"
+                f"the objective {why}, which a loss over chunks cannot serve: set loss_chunk_size 0, or use another "
+                "objective"
             )
         self.loss, self.chunk_size, self.num_classes, self.rescalings = loss, chunk_size, num_classes, rescalings
         # What the slots asked of student and teacher in the last call: fetched together in the next one.
@@ -89,8 +91,14 @@ class ChunkedLoss:
                 keep(chosen, self._choose(items, group, sources), group, len(items))
             chunks += [(rows, not first) for rows in slices(group, self.chunk_size)]
         loss, values = _Pass(self.loss, items, student, teacher, chosen, num_items).run(chunks)
+        samples = None
+        if chosen and (of_samples := terms(self.loss, by_sample=True)):
+            beside = self.loss.seen(_beside(items))
+            found = self.loss.weighted(of_samples, beside, **chosen)
+            loss, values = loss + self.loss.reduce(found, beside, num_items), values | found
+            samples = beside.samples_with_items
         loss = self.loss.with_rest(loss, items, num_items)
-        return loss, self.loss.logged(values | chosen) | self.loss.rest_logged(items)
+        return loss, self.loss.logged(values | chosen, samples) | self.loss.rest_logged(items)
 
     def _choose(self, items: HiddenItems, rows: slice, sources: tuple[Source, Source]) -> dict[str, Tensor]:
         """The temperatures and weights of more items than a chunk has."""
@@ -103,16 +111,28 @@ class ChunkedLoss:
         return chosen
 
 
+def terms(loss: DistillationLoss, by_sample: bool) -> list[Term]:
+    """Those that give a number for each sample; or those for each item."""
+    return [term for term in loss.terms if term.by_sample == by_sample]
+
+
 def unserved(loss: DistillationLoss) -> str | None:
-    """Why a loss over chunks cannot serve the objective; None where it can."""
-    needs = requirements_of(loss.objective)
+    """Which term a loss over chunks cannot serve, and why; None where it can serve all."""
+    found = ((term.objective, _unserved(term)) for term in loss.terms) if loss.kd_weight else ()
+    return next((f"{objective!r} {why}" for objective, why in found if why is not None), None)
+
+
+def _unserved(term: Term) -> str | None:
+    needs = requirements_of(term.objective)
     unmet = {
-        "reads hidden states": needs.features,
-        "compares items with each other": needs.relations,
-        "gives a number for each sample": loss.by_sample,
-        "trains parts of its own": isinstance(loss.objective, Objective) and loss.objective.has_own_loss,
+        "reads inner layers for a number of each item": needs.features and not term.by_sample,
+        "compares items with each other": needs.relations and not term.by_sample,
+        "may read all items' logits for a number of each sample (its requirements() do not say signals=True)": (
+            term.by_sample and not needs.signals
+        ),
+        "trains parts of its own": isinstance(term.objective, Objective) and term.objective.has_own_loss,
     }
-    return next((why for why, need in unmet.items() if loss.kd_weight and need), None)
+    return next((why for why, need in unmet.items() if need), None)
 
 
 @dataclass
@@ -128,8 +148,8 @@ class _Pass:
 
     def run(self, chunks: list[tuple[slice, bool]]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, with its gradients attached, and each item's parts [N]."""
-        objective = self.loss.objective
-        trained = objective.parameters() if isinstance(objective, nn.Module) else ()
+        objectives = [term.objective for term in terms(self.loss, by_sample=False)]
+        trained = [p for one in objectives if isinstance(one, nn.Module) for p in one.parameters()]
         parameters = [p for p in trained if p.requires_grad]
         learned = {k: t for k, t in self.chosen.items() if t.requires_grad}
         inputs = [*self.student.inputs, *parameters, *learned.values()]
@@ -139,7 +159,7 @@ class _Pass:
             values: dict[str, Tensor] = {}
             for rows, known in chunks:
                 self._chunk(rows, known, found if wanted else None, parameters, values)
-            loss = self._reduce(values)
+            loss = self._reduce(values, self.items.student)
         return (_Known.apply(loss, found, *inputs) if wanted else loss), values
 
     def _chunk(
@@ -182,7 +202,7 @@ class _Pass:
         chosen = {k: t[rows].detach().requires_grad_(t.requires_grad) for k, t in self.chosen.items()}
         with torch.enable_grad():
             values = self._per_item(rows, z, taught, chosen)
-            share = self._reduce(values)
+            share = self._reduce(values, z)
         learned = [t for t in chosen.values() if t.requires_grad]
         of_logits, *of_others = gradients(share, [z, *parameters, *learned])
         logits.copy_(of_logits)
@@ -192,10 +212,13 @@ class _Pass:
 
     def _per_item(self, rows: slice, logits: Tensor, taught: Tensor, chosen: dict[str, Tensor]) -> dict[str, Tensor]:
         outputs = Outputs(self.student.rescale(logits)), Outputs(self.teacher.rescale(taught))
-        return self.loss.per_item(_some(self.loss, self.items, rows, *outputs), **chosen)
+        some = _some(self.loss, self.items, rows, *outputs)
+        values = self.loss.of_each_label(some)
+        return values | self.loss.weighted(terms(self.loss, by_sample=False), some, **chosen) if chosen else values
 
-    def _reduce(self, values: dict[str, Tensor]) -> Tensor:
-        return self.loss.reduce(values, self.items, self.num_items)
+    def _reduce(self, values: dict[str, Tensor], like: Tensor) -> Tensor:
+        """0 where there is nothing of single items: no labels, and terms on samples alone."""
+        return self.loss.reduce(values, self.items, self.num_items) if values else like[:0].sum()
 
 
 class _Known(torch.autograd.Function):
@@ -216,6 +239,15 @@ class _Known(torch.autograd.Function):
             raise RuntimeError("backward through a chunked loss works once: compute the loss again (no retain_graph)")
         found, ctx.found = ctx.found, None
         return None, None, *(x.mul_(incoming).to(d) for x, d in zip(found, ctx.dtypes, strict=True))
+
+
+def _beside(items: HiddenItems) -> Items:
+    if items.beside is None:
+        raise ValueError(
+            "terms that give a number for each sample read the networks' inner layers: give HiddenItems.beside, these "
+            "items with the features that were kept"
+        )
+    return items.beside
 
 
 def _some(loss: DistillationLoss, items: HiddenItems, rows: slice, student: Outputs, teacher: Outputs) -> Items:

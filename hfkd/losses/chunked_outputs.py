@@ -3,7 +3,7 @@
 N items, n items of a chunk, C vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +29,23 @@ class SignalOutputs(Outputs):
             "this slot reads logits itself, which loss_chunk_size cannot serve: ask for items.teacher.energy(T) or "
             "items.teacher.entropy(T) (or the student's), or set loss_chunk_size 0"
         )
+
+
+class FeatureOutputs(SignalOutputs):
+    """Of terms on inner layers: what was kept of these, and nothing of logits."""
+
+    def __init__(self, kept: Mapping[Any, Any]) -> None:
+        object.__setattr__(self, "kept", kept)  # of a frozen dataclass
+
+    @property
+    def logits(self) -> Tensor:
+        raise ValueError(
+            "a term on inner layers reads the items' logits too, which a loss over chunks cannot serve: let its "
+            "requirements() say signals=False, and set loss_chunk_size 0"
+        )
+
+    def detach(self) -> "FeatureOutputs":
+        return FeatureOutputs(self._kept(Tensor.detach) or {})
 
 
 class BlockOutputs(SignalOutputs):

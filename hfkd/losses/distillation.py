@@ -12,7 +12,7 @@ cross-entropy too. Terms of an objective that compare items with each other (`Ob
 a weight. CE is the mean over the items that have a label (`Items.labelled`), of the step as of the log.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -151,18 +151,10 @@ class DistillationLoss(nn.Module):
 
         And if the objective has any, its `relations` [N], and its `own_loss`, a scalar.
         """
-        values = {}
-        if items.labels is not None:
-            values["ce"] = cross_entropy(items.student.logits, items.labels, self.label_smoothing)
+        values = self.of_each_label(items)
         if temperature is None or weight is None:
             return values
-        for term in self.terms:
-            with self.autocast() if term.reads_features else nullcontext():
-                found = term.objective(items, temperature)
-            if term.by_sample:
-                values[term.name] = items.sample_means(weight) * one_per_sample(items, "objective", found)
-            else:
-                values[term.name] = weight * one_per_item(items, "objective", found)
+        values |= self.weighted(self.terms, items, temperature, weight)
         if isinstance(self.objective, Objective):
             relations = self.objective.relations(items, temperature)
             own = self.objective.own_loss(items, temperature)
@@ -170,6 +162,24 @@ class DistillationLoss(nn.Module):
                 values["relations"] = one_per_item(items, "objective's relations", relations)
             if own is not None:
                 values["own_loss"] = own
+        return values
+
+    def of_each_label(self, items: Items) -> dict[str, Tensor]:
+        """`ce`, where there are labels."""
+        if items.labels is None:
+            return {}
+        return {"ce": cross_entropy(items.student.logits, items.labels, self.label_smoothing)}
+
+    def weighted(self, terms: Sequence[Term], items: Items, temperature: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        """Some of the terms, by name: [N], or [S] by sample."""
+        values = {}
+        for term in terms:
+            with self.autocast() if term.reads_features else nullcontext():
+                found = term.objective(items, temperature)
+            if term.by_sample:
+                values[term.name] = items.sample_means(weight) * one_per_sample(items, "objective", found)
+            else:
+                values[term.name] = weight * one_per_item(items, "objective", found)
         return values
 
     def reduce(
@@ -230,7 +240,7 @@ class DistillationLoss(nn.Module):
 
         Of the cross-entropy over the `labelled` ones (None: all). And the temperature's groups.
         """
-        of_samples = {term.name for term in self.terms if term.by_sample}
+        of_samples = [term.name for term in self.terms if term.by_sample]  # the same order on every rank
         shape = parts["temperature" if "temperature" in parts else "ce"].shape
         of_items = {name: values for name, values in parts.items() if values.shape == shape and name not in of_samples}
         columns = torch.stack([values.detach().float() for values in of_items.values()])  # [parts, N]
@@ -239,7 +249,7 @@ class DistillationLoss(nn.Module):
             means = {"ce": parts["ce"].detach().float().sum() / max(len(parts["ce"]), 1)} | means
         if labelled is not None and "ce" in means:
             means["ce"] = means["ce"] * (columns.shape[-1] / at_least(labelled))
-        for name in of_samples & parts.keys():
+        for name in (name for name in of_samples if name in parts):
             count = len(parts[name]) if samples is None else samples
             means[name] = parts[name].detach().float().sum() / at_least(count)
         if "temperature" in parts and isinstance(self.temperature, Energy):

@@ -272,7 +272,7 @@ class HiddenItems:
 
     student, teacher: of tokens what the output heads read, [N, H_s] and [N, H_t]; of pixels each network's maps.
     lengths: how many items each sample has, one sample after the other, where the host knows. row, rest, rest_name: see
-    `Items`.
+    `Items`. beside: the same items with what was kept of the networks' inner layers, and without logits.
     """
 
     student: Tensor
@@ -285,6 +285,7 @@ class HiddenItems:
     row: Tensor | None = None
     rest: Tensor | None = None
     rest_name: str = "router_loss"
+    beside: Items | None = None
 
     def __len__(self) -> int:
         return self.sample.shape[0]

@@ -66,12 +66,14 @@ class BatchAverage(TrainerCallback):
         self._fold()
         if not self._sums:
             return {}
-        names, device = list(self._sums), accelerator.device
+        shown, device = list(self._sums), accelerator.device
+        names = sorted(shown)  # what is reduced is in one order on all ranks
         counts = [torch.tensor(float(self._items[name]), device=device) for name in names]
-        totals = accelerator.reduce(torch.stack([*self._sums.values(), *counts])).tolist()
+        totals = accelerator.reduce(torch.stack([*(self._sums[name] for name in names), *counts])).tolist()
         self._start_anew()
         sums, items = totals[: len(names)], totals[len(names) :]
-        return {name: value / max(count, 1) for name, value, count in zip(names, sums, items, strict=True)}
+        means = {name: value / max(count, 1) for name, value, count in zip(names, sums, items, strict=True)}
+        return {name: means[name] for name in shown}
 
     def _fold(self) -> None:
         for name in dict.fromkeys(name for means, _ in self._kept for name in means):

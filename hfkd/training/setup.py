@@ -27,7 +27,6 @@ from hfkd.training import loss_parameters
 from hfkd.training.built_objectives import Builder, is_built
 from hfkd.training.first_batch import KeptFirst, few_rows
 from hfkd.training.forward.choice import Chosen, choose_forward
-from hfkd.training.forward.dense import DenseForward
 from hfkd.training.forward.features import InnerFeatures
 from hfkd.training.forward.he_da import refuse_he_da
 from hfkd.training.forward.target_tokens import TargetForward
@@ -292,8 +291,7 @@ class Setup:
 
     def build_from(self, batch: dict[str, Any]) -> None:
         self.inner = self.builder.build(self.loss, self.classes, batch)
-        if isinstance(self.step, (DenseForward, TargetForward)):
-            self.step.inner = self.inner
+        self.step.inner = self.inner
         if isinstance(self.step, TargetForward) and LOGITS in self.loss.requirements.features:
             self.step.heads_on_targets = False
 

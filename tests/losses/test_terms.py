@@ -71,6 +71,13 @@ def test_a_sum_is_the_sum_of_its_terms_each_at_its_level(items, counts):
     torch.testing.assert_close(parts["meanlogit"], value(MeanLogit(), items, counts)[1]["meanlogit"])
 
 
+def test_terms_on_samples_are_logged_in_their_own_order():
+    """In that of a set the ranks' numbers would be added up crosswise."""
+    names = [f"meanlogit{more}" for more in ("", *(f"_{k}" for k in range(2, 9)))]
+    parts = value([(1, MeanLogit()) for _ in names], images())[1]
+    assert [name for name in parts if name in names] == names
+
+
 def test_one_term_is_its_objective_bit_for_bit():
     alone, parts = value("dkd(warmup_epochs=0)", images())
     for spec in (

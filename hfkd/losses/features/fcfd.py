@@ -56,7 +56,7 @@ class FCFD(LayerPairs):
         self.warmup_epochs = warmup_epochs
 
     def requirements(self) -> Requirements:
-        return replace(super().requirements(), epochs=self.warmup_epochs)
+        return replace(super().requirements(), epochs=self.warmup_epochs, signals=False)
 
     def build(self, context: BuildContext) -> None:
         super().build(context)

@@ -57,7 +57,7 @@ class LSH(LayerPairs):
         self.bias, self.distance, self.squared, self.correct_only = bias, distance, squared, correct_only
 
     def requirements(self) -> Requirements:
-        return replace(super().requirements(), labels=self.correct_only)
+        return replace(super().requirements(), labels=self.correct_only, signals=not self.correct_only)
 
     def build(self, context: BuildContext) -> None:
         super().build(context)

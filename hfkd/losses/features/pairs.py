@@ -22,7 +22,7 @@ class LayerPairs(FeatureObjective):
 
     `layers` may be a map, {the student's layer: the teacher's}.
     maps: the layers must be maps (C, H, W). relational: a number depends on the other rows of the batch, of which
-    there must be `rows`.
+    there must be `rows`. One that reads the items' logits too says `signals=False` in its `requirements()`.
     """
 
     maps = False
@@ -35,7 +35,8 @@ class LayerPairs(FeatureObjective):
         self.pairs: tuple[tuple[str, str], ...] | None = None
 
     def requirements(self) -> Requirements:
-        return Requirements(self.student_keys, self.teacher_keys, relations=self.relational, samples=self.rows)
+        keys = self.student_keys, self.teacher_keys
+        return Requirements(*keys, relations=self.relational, samples=self.rows, signals=True)
 
     def build(self, context: BuildContext) -> None:
         self.pairs = context.pairs(self.student_keys, self.teacher_keys)

@@ -14,6 +14,7 @@ from hfkd.losses.chunked import ChunkedLoss
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import Items, token_hidden
 from hfkd.models.calling import Call, logits_of, output_head
+from hfkd.models.feature_capture import LOGITS
 from hfkd.models.peers import taught_by_the_others
 from hfkd.tasks.base import Task
 from hfkd.tasks.causal_lm import CausalLM
@@ -82,6 +83,7 @@ class MutualForward(DenseForward):
 class ChunkedForward:
     """The last hidden states, and each network's head over chunks of tokens: [N, V] never exists whole.
 
+    Terms that give a number for each sample of the networks' inner layers come once for all tokens, beside the chunks.
     Built from the bare networks. Raises ValueError for one whose forward cannot leave the logits out, or whose logits
     are more than its head applied to the last hidden state and rescaled (`Rescaling`).
     """
@@ -95,23 +97,31 @@ class ChunkedForward:
         num_classes: int | None = None,
     ) -> None:
         self.call, self.loss = Call.of(student), loss
+        if LOGITS in loss.requirements.features:
+            raise ValueError(
+                f"{loss.objective!r} reads the networks' whole logits, which loss_chunk_size leaves out: set it to 0, "
+                "or name inner layers"
+            )
         rescaling = rescaling_of(student)
         rescalings = rescaling, rescaling if teacher is None else rescaling_of(teacher)
         self.chunked = ChunkedLoss(loss, chunk_size, num_classes, rescalings)
         self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # the heads run outside of forward
         self.watch: NonFiniteWatch | None = None
+        self.inner = InnerFeatures()
 
     def __call__(self, student: nn.Module, teacher: Teacher | None, batch: MicroBatch) -> Step:
         inputs = batch.inputs
-        output, head = self.call.hidden_output(student, inputs), output_head(student)
-        hidden = output.hidden_states[-1]
+        output, mine = self.inner.of_student(lambda: self.call.hidden_output(student, inputs))
+        hidden, head = output.hidden_states[-1], output_head(student)
         taught, teacher_head = hidden.detach(), head
+        its: dict[str, Any] = {}
         asked = teacher if self.loss.kd_weight else None
         if asked is not None:
-            taught, teacher_head = asked.hidden(inputs)
+            (taught, teacher_head), its = self.inner.of_teacher(lambda: asked.hidden(inputs))
         known = {name: inputs[name] for name in CausalLM.known if name in inputs}
         items = token_hidden(hidden, taught, inputs["labels"], progress=batch.progress, **known)
         items = replace(items, rest=self.call.added_loss(output))
+        items = self.inner.beside(items, inputs, (hidden, mine), (taught, its))
         if self.watch is not None:
             assert items.row is not None
             self.watch.outputs(items.student, items.teacher if asked else None, items.row)

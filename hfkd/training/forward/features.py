@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfkd.losses.items import Items
+from hfkd.losses.chunked_outputs import FeatureOutputs
+from hfkd.losses.items import HiddenItems, Items
 from hfkd.losses.outputs import Outputs
 from hfkd.models.feature_capture import LOGITS, FeatureCapture, Result
 
@@ -68,12 +69,36 @@ class InnerFeatures:
         """`items` with the features of both networks, of which each gave these logits and features."""
         if not self.wanted:
             return items
+        kept = _features(self.student, *student), _features(self.teacher, *teacher)
+        outputs = (replace(one, kept=said) for one, said in zip((items.student, items.teacher), kept, strict=True))
+        return self._with_place(items, batch, len(student[0]), *outputs)
+
+    def beside(
+        self,
+        items: HiddenItems,
+        batch: Mapping[str, Any],
+        student: tuple[Tensor, dict[str, Any]],
+        teacher: tuple[Tensor, dict[str, Any]],
+    ) -> HiddenItems:
+        """`joined` for a loss over chunks: `items` beside which are the same ones with features, and no logits."""
+        if not self.wanted:
+            return items
+        rows = len(student[0])
+        outputs = FeatureOutputs(_features(self.student, *student)), FeatureOutputs(_features(self.teacher, *teacher))
+        samples = items.sample, items.num_samples
+        plain = Items(*outputs, items.labels, *samples, items.progress, row=items.row, num_rows=rows)
+        return replace(items, beside=self._with_place(plain, batch, rows, *outputs))
+
+    def _with_place(
+        self, items: Items, batch: Mapping[str, Any], rows: int, student: Outputs, teacher: Outputs
+    ) -> Items:
+        """`items` of these outputs, with what random parts are drawn from and which positions are no padding."""
         mask, index = batch.get("attention_mask"), batch.get("index")
-        views = len(student[0]) // max(len(index), 1) if isinstance(index, Tensor) else 1
+        views = rows // max(len(index), 1) if isinstance(index, Tensor) else 1
         return replace(
             items,
-            student=replace(items.student, kept=_features(self.student, *student)),
-            teacher=replace(items.teacher, kept=_features(self.teacher, *teacher)),
+            student=student,
+            teacher=teacher,
             index=index.repeat(views) if isinstance(index, Tensor) else None,
             seed=self.seed,
             step=self.steps(),

@@ -29,20 +29,21 @@ class StripForward(DenseForward):
         self.strips = StripLoss(self.loss)
 
     def __call__(self, student: nn.Module, teacher: Teacher | None, batch: MicroBatch) -> Step:
-        output = self.student_output(student, batch.inputs)
+        output, mine = self.inner.of_student(lambda: self.student_output(student, batch.inputs))
         maps = logits_of(output)
-        taught = self.taught(maps, teacher, batch.inputs)
+        taught, its = self.inner.of_teacher(lambda: self.taught(maps, teacher, batch.inputs))
         found = self.task.map_items(batch.inputs, maps, taught, batch.progress)
         if self.watch is not None:
             asked = teacher is not None and bool(self.loss.kd_weight)
             rows = torch.arange(len(maps), device=maps.device)
             self.watch.outputs(maps.flatten(1), taught.flatten(1) if asked else None, rows)
         known = replace(found.known, rest=self.task.added_loss(self.call, output, batch.inputs))
+        known = self.inner.beside(known, batch.inputs, (maps, mine), (taught, its))
         return *self.strips(found._replace(known=known), batch.num_items), len(known)
 
 
 def by_strips(loss: DistillationLoss) -> bool:
-    """Whether strips give this loss: an objective of single items, and slots that need no more than energies and
-    entropies of logits that are not there all at once."""
+    """Whether strips give this loss: terms of single items or of inner layers, and slots that need no more than
+    energies and entropies of logits that are not there all at once."""
     slots = (loss.temperature, loss.weighting)
     return unserved(loss) is None and (not loss.kd_weight or all(requirements_of(slot).signals for slot in slots))

@@ -26,10 +26,6 @@ def refuse_features(loss: DistillationLoss, student: nn.Module, teacher: Any, ar
         ),
         "teacher_cache_dir stores the teacher's logits alone": (args.teacher_cache_dir, "leave it out"),
         "of several teachers nobody says whose layers are meant": (several, "give one teacher"),
-        f"loss_chunk_size={args.loss_chunk_size} leaves out all but the last hidden states": (
-            args.loss_chunk_size,
-            "set it to 0",
-        ),
         "torch_compile does not show the attention within": (
             args.torch_compile and any(key.startswith("attention:") for key in layers),
             "train without it",
