@@ -181,9 +181,7 @@ class DistillationTrainer(Trainer):
         self.teacher: Any = None if teacher is None else teacher.placed(self.accelerator, self.args.shard_teacher)
         self.placed_teacher = self.teacher
         self.written = WrittenSteps(self) if self.args.writes else None
-        self.cached_teacher: Any = cached_teacher(
-            self.teacher, self.train_dataset, loss, self.args, self.task, self.accelerator
-        )
+        self.cached_teacher: Any = cached_teacher(self.teacher, self.train_dataset, loss, self.args, self.accelerator)
         if self.optimizer is not None:
             as_laid_out(self.optimizer)  # moments of weights that have become channels_last
 

@@ -27,6 +27,12 @@ def pack_rows(rows: Dataset, max_length: int) -> Dataset:
             f"rows to be packed have no {' and no '.join(missing)}: they have {sorted(rows.column_names)}; tokenise "
             "them with hfkd.data.text.tokenize_dataset first"
         )
+    if "teacher_input_ids" in rows.column_names:
+        raise ValueError(
+            "the rows have teacher_input_ids, of a teacher with a tokenizer of its own, and packed rows have the "
+            "student's tokens alone: give the trainer the rows as they are, or use a student with the teacher's "
+            "tokenizer"
+        )
     lengths = [len(ids) for ids in rows["input_ids"]]
     if max(lengths, default=0) > max_length:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -34,13 +34,14 @@ class TokenCollator:
     several documents (positions that start again) the batch has no attention_mask: networks then keep documents apart
     by the positions, and with one they do not. Other columns are left out.
     A `completion_mask` or `assistant_masks` makes labels of the tokens where it is 1, as TRL does; other rows without
-    labels get all their tokens as such with `labels_from_tokens`.
+    labels get all their tokens as such with `labels_from_tokens`. refused: columns that no row may have, and why.
     """
 
     tokenizer: PreTrainedTokenizerBase | int | None
     padding_side: Literal["right", "left"] = "right"
     pad_to_multiple_of: int | None = None
     labels_from_tokens: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.padding_side not in ("right", "left"):
@@ -57,7 +58,10 @@ class TokenCollator:
             self.pad_token_id = padding_id(self.tokenizer)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        rows = [_with_labels(row, self.labels_from_tokens) for row in rows]
+        for name, why in self.refused.items():
+            if any(name in row for row in rows):
+                raise ValueError(why)
+        rows = [with_labels(row, self.labels_from_tokens) for row in rows]
         made = [TokenRow.of(row) for row in rows]
         masks = [torch.ones_like(row.ids) if row.attended is None else row.attended.long() for row in made]
         batch: dict[str, Any] = {
@@ -82,7 +86,7 @@ class TokenCollator:
         return pad(padded, (extra, 0) if self.padding_side == "left" else (0, extra), value=value)
 
 
-def _with_labels(row: Mapping[str, Any], every_token: bool) -> Mapping[str, Any]:
+def with_labels(row: Mapping[str, Any], every_token: bool) -> Mapping[str, Any]:
     """`row` with the tokens that are to be learned as labels, where it has none."""
     masked = any(row.get(name) is not None for name in MASKS)
     if "labels" in row or "input_ids" not in row or not (masked or every_token):

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from hfkd.data.text_collate import TokenCollator
+from hfkd.data.text_collate import TokenCollator, with_labels
+from hfkd.data.two_rows import COLUMNS, REMEDY, Spelled, check_row, check_spelling
 from hfkd.data.two_tokenizers import TEACHER
 from hfkd.utils.targets import IGNORED, HostTargets
 from hfkd.utils.token_groups import UNGROUPED, Groups, Pairing
-
-COLUMNS = (f"{TEACHER}input_ids", f"{TEACHER}labels", "byte_ends", f"{TEACHER}byte_ends", "response_bytes")
 
 
 @dataclass
@@ -24,21 +23,32 @@ class TwoTokenCollator(TokenCollator):
     The student's batch as ever; beside it the teacher's under the same names with `teacher_` before them [B, K],
     `token_groups` [B, L] and `teacher_token_groups` [B, K], the group of each token in its row, and `groups`, these
     found on the host. Rows of one tokenizer alone give the student's batch.
+    spelled: the bytes of each token id, of student and teacher, which rows are held against. unread: columns that a
+    network would read, and that are in no such batch.
+    Raises ValueError for rows that `check_row` and `check_spelling` refuse.
     """
 
     teacher: TokenCollator = field(default_factory=lambda: TokenCollator(0))
     pairing: Pairing = field(default_factory=Pairing)
+    spelled: Spelled | None = None
+    unread: frozenset[str] = frozenset()
 
     @classmethod
-    def around(cls, own: TokenCollator, teacher_pad: Any, pairing: Pairing) -> "TwoTokenCollator":
+    def around(cls, own: TokenCollator, teacher_pad: Any, pairing: Pairing, **more: Any) -> "TwoTokenCollator":
         """`own`, and the teacher's tokens padded on the same side."""
         settings = own.padding_side, own.pad_to_multiple_of, own.labels_from_tokens
         pad = own.pad_token_id if own.tokenizer is None else own.tokenizer
-        return cls(pad, *settings, teacher=TokenCollator(teacher_pad, *settings[:2]), pairing=pairing)
+        return cls(pad, *settings, teacher=TokenCollator(teacher_pad, *settings[:2]), pairing=pairing, **more)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        # Of a row with both sides a learned prompt would be paired with the teacher's response.
+        rows = [with_labels(row, self.labels_from_tokens and COLUMNS[0] not in row) for row in rows]
+        for number, row in enumerate(rows):
+            check_row(number, row, self.unread)
+            if self.spelled is not None and COLUMNS[0] in row:
+                check_spelling(number, row, self.spelled)
         batch = super().__call__(rows)
-        if any(name not in row for row in rows for name in COLUMNS):
+        if any(COLUMNS[0] not in row for row in rows):
             return batch
         its = self.teacher([{"input_ids": r[COLUMNS[0]], "labels": r[COLUMNS[1]]} for r in rows])
         grouped = [self._groups(row) for row in rows]
@@ -60,8 +70,7 @@ def teachers_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
     if COLUMNS[0] not in batch:
         raise ValueError(
             f"the rows have no {COLUMNS[0]}, and the teacher has another tokenizer than the student: give the trainer "
-            "texts (prompt and completion, text, ...) and both tokenizers, or tokenise the rows by "
-            "hfkd.data.two_tokenizers.tokenize_for_both"
+            f"texts (prompt and completion, text, ...) and both tokenizers, or {REMEDY}"
         )
     return {name.removeprefix(TEACHER): value for name, value in batch.items() if name.startswith(TEACHER)}
 

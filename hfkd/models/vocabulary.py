@@ -49,7 +49,11 @@ def same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenize
         return
     different = sum(ours.get(token) != theirs.get(token) for token in ours | theirs)
     raise ValueError(
-        f"the tokenizers of the student ({student.name_or_path}) and the teacher ({teacher.name_or_path}) differ: "
-        f"{different} of {len(ours | theirs)} tokens have another number or are in one of them only; token-level "
-        "distillation needs one tokenizer, or an objective that takes two: uld or gold"
+        f"the tokenizers of the student{_named(student)} and the teacher{_named(teacher)} differ: {different} of "
+        f"{len(ours | theirs)} tokens have another number or are in one of them only; token-level distillation needs "
+        "one tokenizer, or an objective that takes two: uld or gold, with no other term beside it"
     )
+
+
+def _named(tokenizer: PreTrainedTokenizerBase) -> str:
+    return f" ({tokenizer.name_or_path})" if tokenizer.name_or_path else ""

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -58,10 +58,8 @@ class CausalLM(PerToken):
 
         Cut to LONGEST tokens, or what the networks take, as TRL does; a warning says how it was done.
         """
-        stored = isinstance(rows, Dataset) and "input_ids" not in rows.column_names
-        if not stored or not isinstance(processing_class, PreTrainedTokenizerBase):
-            return rows
-        if not any(set(names) <= set(rows.column_names) for names in ACCEPTED):
+        texts = are_texts(rows, f"{tokenize_dataset.__module__}.{tokenize_dataset.__name__}")
+        if not texts or not isinstance(processing_class, PreTrainedTokenizerBase):
             return rows
         longest = min(limit or LONGEST, LONGEST)
         templated = "messages" in rows.column_names and bool(processing_class.chat_template)
@@ -107,6 +105,22 @@ class CausalLM(PerToken):
             "Labels of the first rows are not the tokens in their places. A causal model predicts them from the tokens "
             "before: is the collator one for masked language modelling (mlm=True)?"
         )
+
+
+def are_texts(rows: Any, remedy: str) -> bool:
+    """Whether rows are a stored dataset of texts. ValueError for a stream whose columns say that it is one of texts.
+
+    remedy: the function that tokenises them.
+    """
+    columns = set(getattr(rows, "column_names", None) or ()) if isinstance(rows, (Dataset, IterableDataset)) else set()
+    if "input_ids" in columns or not any(set(names) <= columns for names in ACCEPTED):
+        return False
+    if isinstance(rows, IterableDataset):
+        raise ValueError(
+            f"the rows are a stream of texts (columns {sorted(columns)}), and only a stored dataset is tokenised here: "
+            f"make one of it, datasets.Dataset.from_generator(lambda: stream), for {remedy}; or give a stream of tokens"
+        )
+    return True
 
 
 def _known(tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

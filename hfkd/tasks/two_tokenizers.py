@@ -8,26 +8,25 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.first_rows import first_rows
-from hfkd.data.instructions import ACCEPTED
 from hfkd.data.text_collate import TokenCollator
 from hfkd.data.token_bytes import equal_entries, token_bytes
-from hfkd.data.two_collate import COLUMNS, TwoTokenCollator, groups_of, teachers_batch
+from hfkd.data.two_collate import TwoTokenCollator, groups_of, teachers_batch
+from hfkd.data.two_rows import COLUMNS
 from hfkd.data.two_tokenizers import tokenize_for_both
 from hfkd.losses.base import requirements_of
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import Items, group_items
 from hfkd.losses.outputs import Outputs
 from hfkd.losses.slot_values import is_ours
-from hfkd.models.calling import Call
+from hfkd.models.calling import INPUTS, Call
 from hfkd.models.positions import said_limit
 from hfkd.models.vocabulary import vocabulary_size
 from hfkd.tasks.base import Batch, Collate, Task
-from hfkd.tasks.causal_lm import LONGEST, CausalLM
+from hfkd.tasks.causal_lm import LONGEST, CausalLM, are_texts
 from hfkd.utils.devices import send
 from hfkd.utils.token_groups import Pairing
 
@@ -50,12 +49,15 @@ class TwoTokenizerLM(CausalLM):
 
     def __init__(self, tokenizers: Tokenizers, pairing: Pairing, student: nn.Module, teacher: nn.Module) -> None:
         self.tokenizers, self.pairing = tokenizers, pairing
+        self.spelled = token_bytes(tokenizers[0]), token_bytes(tokenizers[1])
         self.limits = said_limit(student), said_limit(teacher)
+        self.unread = _unread(student, teacher)
         sizes = [
             vocabulary_size(network) or len(one) for network, one in zip((student, teacher), tokenizers, strict=True)
         ]
         found = equal_entries(*tokenizers, (sizes[0], sizes[1]))
         self.same = torch.tensor(found[0], dtype=torch.long), torch.tensor(found[1], dtype=torch.long)
+        self._same_on = {self.same[0].device: self.same}
         logger.info(
             "Student and teacher have different tokenizers (%d and %d tokens, %d of the same bytes in both): their "
             "tokens are brought together by %s.",
@@ -67,6 +69,7 @@ class TwoTokenizerLM(CausalLM):
 
     def ready(self, collate: Collate) -> Collate:
         if isinstance(collate, TwoTokenCollator):
+            collate.spelled, collate.unread = self.spelled, self.unread
             return collate
         if not isinstance(collate, TokenCollator):
             given = type(getattr(collate, "collate", collate)).__name__  # which leaves unused columns out
@@ -74,11 +77,11 @@ class TwoTokenizerLM(CausalLM):
                 f"data_collator={given} makes the student's batches, and the teacher has a tokenizer of its own: leave "
                 "it out, or give an hfkd.data.text_collate.TokenCollator"
             )
-        return TwoTokenCollator.around(collate, self.tokenizers[1], self.pairing)
+        held = {"spelled": self.spelled, "unread": self.unread}
+        return TwoTokenCollator.around(collate, self.tokenizers[1], self.pairing, **held)
 
     def tokenised(self, rows: Any, processing_class: Any, limit: int | None) -> Any:
-        stored = isinstance(rows, Dataset) and "input_ids" not in rows.column_names
-        if not stored or not any(set(names) <= set(rows.column_names) for names in ACCEPTED):
+        if not are_texts(rows, f"{tokenize_for_both.__module__}.{tokenize_for_both.__name__}"):
             return rows
         longest = [min(limit or LONGEST, LONGEST) for limit in self.limits]
         logger.warning(
@@ -93,14 +96,6 @@ class TwoTokenizerLM(CausalLM):
             max_prompt_length=longest[0] - 1,
             teacher_max_length=longest[1],
         )
-
-    def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
-        """Tokens of other tokenizers than those that are known would be read as any others."""
-        super().check_rows(rows, batch)
-        if self.teacher_reads(batch):
-            spelled = token_bytes(self.tokenizers[0]), token_bytes(self.tokenizers[1])
-            for number, row in enumerate(rows):
-                _check_spelling(number, row, spelled)
 
     def count_samples(self, batch: Batch) -> Tensor | int:
         return groups_of(batch).rows_with_any if self.teacher_reads(batch) else super().count_samples(batch)
@@ -122,9 +117,14 @@ class TwoTokenizerLM(CausalLM):
         """The items of two networks' outputs for their own target tokens [n], [m]."""
         targets, device = (self.targets(batch), self.targets(self.for_teacher(batch))), student.logits.device
         labels = targets[0].labels, targets[1].labels
-        same = send(self.same[0], device), send(self.same[1], device)
-        how: dict[str, Any] = {"same": same, "late": self.pairing.late, "progress": progress}
+        how: dict[str, Any] = {"same": self._sent(device), "late": self.pairing.late, "progress": progress}
         return group_items(student, teacher, groups_of(batch), labels, **how)
+
+    def _sent(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`same`, sent to a device once."""
+        if device not in self._same_on:
+            self._same_on[device] = send(self.same[0], device), send(self.same[1], device)
+        return self._same_on[device]
 
     def teacher_items(self, batch: Batch, teacher: Tensor) -> Items:
         """The groups, as training weighs and softens them; the teacher stands for both networks."""
@@ -141,25 +141,11 @@ class TwoTokenizerLM(CausalLM):
         return values_of(items), items.rows
 
 
-def _check_spelling(number: int, row: Any, spelled: tuple[Sequence[bytes | None], Sequence[bytes | None]]) -> None:
-    """Raise ValueError where both sides of a row do not spell one text up to the last place that they both reach.
-
-    spelled: the bytes of each token id, for the student's side and the teacher's.
-    """
-    sides = ("input_ids", "byte_ends"), ("teacher_input_ids", "teacher_byte_ends")
-    places = [{int(end) for end in row[ends] if 0 < end <= row["response_bytes"]} for _, ends in sides]
-    last = max(places[0] & places[1], default=0)
-    texts = []
-    for (ids, ends), known in zip(sides, spelled, strict=True):
-        said = [token for token, end in zip(row[ids], row[ends], strict=True) if 0 <= end <= last]
-        pieces = [known[token] if token < len(known) else None for token in said]
-        texts.append(b"".join(piece or b"" for piece in pieces)[-last:] if last else b"")
-    if texts[0] != texts[1]:
-        mine, its = (text[:40].decode(errors="replace") for text in texts)
-        raise ValueError(
-            f"the response of row {number} is {mine!r} in the student's tokens and {its!r} in the teacher's: the rows "
-            "were made with other tokenizers than processing_class and teacher_processing_class; give those"
-        )
+def _unread(*networks: nn.Module) -> frozenset[str]:
+    """What the networks would read of a row beside its texts."""
+    calls = [Call.of(network) for network in networks]
+    found = {name for name in INPUTS if name != "input_ids" and any(call.takes(name) for call in calls)}
+    return frozenset(found | ({"image", "images"} if "pixel_values" in found else set()))
 
 
 def across_tokenizers(
@@ -191,31 +177,34 @@ def different(student: Any, teacher: Any) -> bool:
     return known and student.get_vocab() != teacher.get_vocab()
 
 
-def refuse_teachers_tokens(task: Task, tokenizers: tuple[Any, Any], rows: Any) -> None:
-    """Raise ValueError for rows of two tokenizers, whose teacher would read the student's tokens.
+def teachers_tokens(task: Task, tokenizers: tuple[Any, Any], rows: Any) -> dict[str, str]:
+    """Columns that no row may have, and why: those of two tokenizers, whose teacher would read the student's tokens.
 
-    tokenizers: the student's and the teacher's, as far as they are known.
+    tokenizers: the student's and the teacher's, as far as they are known. Raises ValueError where `rows` are known to
+    have them.
     """
-    if type(task) is not CausalLM or all(isinstance(one, PreTrainedTokenizerBase) for one in tokenizers):
-        return
-    names = {
-        *(getattr(rows, "column_names", None) or ()),
-        *(name for row in first_rows(rows) if isinstance(row, Mapping) for name in row),
-    }
-    if COLUMNS[0] in names:
-        sides = zip(("processing_class", "teacher_processing_class"), tokenizers, strict=True)
-        unknown = [name for name, one in sides if not isinstance(one, PreTrainedTokenizerBase)]
-        raise ValueError(
-            f"the rows have {COLUMNS[0]}, tokens of a teacher's own tokenizer, and no {' and no '.join(unknown)} is "
-            "given: the teacher would read the student's tokens; pass both tokenizers, or leave these columns out"
-        )
+    sides = zip(("processing_class", "teacher_processing_class"), tokenizers, strict=True)
+    unknown = [name for name, one in sides if not isinstance(one, PreTrainedTokenizerBase)]
+    if type(task) is not CausalLM or not unknown:
+        return {}
+    why = (
+        f"the rows have {COLUMNS[0]}, tokens of a teacher's own tokenizer, and no {' and no '.join(unknown)} is given: "
+        "the teacher would read the student's tokens; pass both tokenizers, or leave these columns out"
+    )
+    names = {name for row in first_rows(rows) if isinstance(row, Mapping) for name in row}
+    if COLUMNS[0] in names | set(getattr(rows, "column_names", None) or ()):
+        raise ValueError(why)
+    return {COLUMNS[0]: why}
 
 
 def _refuse(loss: DistillationLoss, args: Any, pairings: Sequence[Any], teachers: Sequence[Any]) -> None:
     """Raise ValueError for what two tokenizers cannot have."""
     written = "on_policy" if args.on_policy else "seq_kd"
     unmet = {
-        "the live teacher is asked about its own tokens": ("a stored teacher", not teachers),
+        "the live teacher is asked about its own tokens": (
+            f"teacher_cache_dir={args.teacher_cache_dir}" if args.teacher_cache_dir else "a stored teacher",
+            not teachers or args.teacher_cache_dir,
+        ),
         "each teacher would have groups of its own": ("several teachers", len(teachers) > 1),
         "a group reads several tokens, which a chunk of tokens would part": (
             f"loss_chunk_size={args.loss_chunk_size}",

@@ -15,11 +15,13 @@ from hfkd.models.vocabulary import same_tokenizer
 logger = logging.getLogger(__name__)
 
 
-def check_teacher_tokenizers(processing_class: Any, given: Any, teachers: Sequence[nn.Module]) -> None:
+def check_teacher_tokenizers(
+    processing_class: Any, given: Any, teachers: Sequence[nn.Module], distils: bool = True
+) -> None:
     """Raise ValueError for a teacher whose tokenizer numbers tokens otherwise than `processing_class`, the student's.
 
     `given` is the teachers' tokenizer, or one for each; of others that are named by the model's `name_or_path` and on
-    this machine are read. A warning where neither is known.
+    this machine are read. A warning where neither is known. distils: whether anything is learned of the teachers.
     """
     given = list(given) if isinstance(given, (list, tuple)) else [given] * len(teachers)
     if len(given) != len(teachers):
@@ -30,15 +32,25 @@ def check_teacher_tokenizers(processing_class: Any, given: Any, teachers: Sequen
         if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise ValueError(f"teacher_processing_class={type(tokenizer).__name__} is no tokenizer: give the teacher's")
         theirs = _local_tokenizer(teacher) if tokenizer is None else tokenizer
-        if theirs is None or not isinstance(processing_class, PreTrainedTokenizerBase):
+        if theirs is not None and isinstance(processing_class, PreTrainedTokenizerBase):
+            (compare if distils else _refuse_unasked)(processing_class, theirs)
+        elif distils:
             logger.warning(
                 "The tokenizers of the student and of its teacher (%s) are not compared, as one of them is not known: "
                 "a teacher with other token ids would train silently. Pass processing_class and "
                 "teacher_processing_class.",
                 type(bare(teacher)).__name__,
             )
-        else:
-            compare(processing_class, theirs)
+
+
+def _refuse_unasked(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    try:
+        compare(student, teacher)
+    except ValueError:
+        raise ValueError(
+            "kd_weight=0 learns nothing of the teacher, and its tokenizer numbers tokens otherwise than the student's, "
+            "so that its scores on the student's rows would mean nothing: leave the teacher out"
+        ) from None
 
 
 def known_tokenizer(given: Any, teachers: Sequence[nn.Module]) -> Any:

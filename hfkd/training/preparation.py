@@ -257,22 +257,25 @@ def _frozen(teacher: Any, inputs: Received) -> FrozenTeacher:
     return live.unfreeze()
 
 
-def cached_teacher(
-    teacher: Any,
-    dataset: Any,
-    loss: DistillationLoss,
-    args: DistillationArguments,
-    task: Task,
-    accelerator: Accelerator,
-) -> CachedTeacher | None:
-    """The teacher for the training images with `teacher_cache_dir`, else None. ValueError where it cannot serve."""
-    if not args.teacher_cache_dir or teacher is None or not teacher.networks or not loss.kd_weight:
-        return None
+def refuse_teacher_cache(
+    args: DistillationArguments, loss: DistillationLoss, task: Task, teachers: Sequence[nn.Module]
+) -> None:
+    """Raise ValueError for a `teacher_cache_dir` that is not filled while training."""
+    if not args.teacher_cache_dir or not teachers or not loss.kd_weight:
+        return
     if task.vocabulary:
         raise ValueError(
             "teacher_cache_dir of a language model is filled before training: call hfkd.teachers.build_text_cache, and "
             "pass CachedTextTeacher(folder) as the teacher (recipes/gpt2_dolly_eakd.py does both)"
         )
-    if len(teacher.networks) > 1:
+    if len(teachers) > 1:
         raise ValueError("teacher_cache_dir keeps the logits of one teacher, and there are several: leave it out")
+
+
+def cached_teacher(
+    teacher: Any, dataset: Any, loss: DistillationLoss, args: DistillationArguments, accelerator: Accelerator
+) -> CachedTeacher | None:
+    """The teacher for the training images with `teacher_cache_dir`, else None. ValueError where it cannot serve."""
+    if not args.teacher_cache_dir or teacher is None or not teacher.networks or not loss.kd_weight:
+        return None
     return CachedTeacher(teacher, dataset, args.teacher_cache_dir, accelerator, args.teacher_cache_on_device)

@@ -1,6 +1,7 @@
 """What a trainer is built of: chosen, tried and checked in named steps, before anything is written."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from hfkd.models.sharing import refuse_shared
 from hfkd.models.vocabulary import common_vocabulary
 from hfkd.tasks.choice import chosen_task
 from hfkd.tasks.tokens import PerToken
-from hfkd.tasks.two_tokenizers import across_tokenizers, refuse_teachers_tokens
+from hfkd.tasks.two_tokenizers import across_tokenizers, teachers_tokens
 from hfkd.tasks.unlabelled import has_labels, unlabelled
 from hfkd.teachers import Teacher
 from hfkd.teachers.tokenizer import check_teacher_tokenizers, known_tokenizer
@@ -37,6 +38,7 @@ from hfkd.training.preparation import (
     packing_check,
     pins_memory,
     refuse_prompts,
+    refuse_teacher_cache,
     refuse_unsaved,
     refuse_unsupported,
     suit_temperature,
@@ -142,8 +144,8 @@ class Setup:
         """The task for two tokenizers, where they are known to differ and the objective is made for that."""
         its = known_tokenizer(self.teacher_tokenizer, teachers)
         tokenizers = (self.processing_class, its)
-        if teachers and self.loss.kd_weight:
-            refuse_teachers_tokens(self.task, tokenizers, self.rows)
+        asked = bool(teachers and self.loss.kd_weight)
+        self.refused_columns = teachers_tokens(self.task, tokenizers, self.rows) if asked else {}
         self.task = across_tokenizers(self.task, self.loss, self.args, tokenizers, (self.model, teachers))
 
     def take_data(self, teacher: Any) -> None:
@@ -177,7 +179,11 @@ class Setup:
     def chosen(self, given: Any) -> Any:
         """The collator for the user's `given` one, or for none: gets what a network takes."""
         parts = (self.processing_class, self.call, self.model, self.live_networks, self.task, self.args)
-        return chosen_collator(given, *parts)
+        collate = chosen_collator(given, *parts)
+        if self.refused_columns and isinstance(collate, TokenCollator):
+            collate = copy(collate)
+            collate.refused = self.refused_columns
+        return collate
 
     def take_collator(self, given: Any) -> Any:
         """The collator for one that the user has set on the trainer after it was built."""
@@ -212,13 +218,14 @@ class Setup:
         self.received = normalisation(self.image_inputs, self.data)
         self.teacher: Teacher | None = None if teacher is None else as_teacher(teacher, self.received)
         self.networks = self.teacher.networks if self.teacher else ()
+        refuse_teacher_cache(self.args, self.loss, self.task, self.networks)
         self.num_classes: int | None = None
         if self.task.vocabulary and self.networks:
             for one in self.teacher.members if self.teacher else ():
                 one.take_as_given()
         reads = "input_ids" in (self.call.keywords or ())  # classifiers do too
-        if self.networks and not self.task.own_tokens and self.loss.kd_weight and reads:
-            check_teacher_tokenizers(self.processing_class, tokenizer, self.networks)
+        if self.networks and not self.task.own_tokens and reads:
+            check_teacher_tokenizers(self.processing_class, tokenizer, self.networks, bool(self.loss.kd_weight))
         if self.networks and not self.task.own_tokens and self.task.vocabulary:
             self.num_classes = common_vocabulary(self.model, self.networks[0], self.processing_class)
 

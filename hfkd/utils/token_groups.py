@@ -35,15 +35,21 @@ class Pairing:
         """The group of each token of one row, student's and teacher's, numbered from 0; UNGROUPED for none.
 
         ends: where each of a side's tokens ends, in bytes of the response, which has `length`; the end of sequence ends
-        at length + 1. learned: which tokens are of the response. A group with the very first token of a row, which no
-        position predicts, is left out.
+        at length + 1. learned: which tokens have a label. A group with a token of the response that has none is left
+        out, and one with the very first token of a row, which no position predicts.
         """
         mine, its = (np.asarray(one) for one in ends)
         answers = [np.asarray(one, dtype=bool) for one in learned]
-        kept = [answer & (self.end | (end <= length)) for answer, end in zip(answers, (mine, its), strict=True)]
+        there = [answer | (end != PLACELESS) for answer, end in zip(answers, (mine, its), strict=True)]
+        kept = [one & (self.end | (end <= length)) for one, end in zip(there, (mine, its), strict=True)]
         pair = _by_bytes if self.by == "bytes" else _by_position
         groups = pair(mine, its, *kept)
         lost = {int(group[0]) for group in groups if len(group)}  # of the tokens that nothing predicts
+        lost |= {
+            int(one)
+            for group, answer in zip(groups, answers, strict=True)
+            for one in group[~answer & (group != UNGROUPED)]
+        }
         if self.late:
             groups = [_readable(group, answer) for group, answer in zip(groups, answers, strict=True)]
         return _numbered(groups[0], groups[1], lost)

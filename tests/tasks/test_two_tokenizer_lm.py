@@ -6,11 +6,15 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
+from peft import LoraConfig
 from test_ranks import SPLITS
 from test_ranks import run as on_ranks
+from test_sharded import launcher
+from text_toys import language_model
 from tokenizer_toys import byte_level, sentencepiece
 from transformers import DataCollatorForSeq2Seq
-from two_tokenizer_toys import rows, student, teacher, texts, trainer
+from two_tokenizer_toys import rows, student, teacher, texts, trainer, vision_language
 
 from hfkd.data.text_collate import TokenCollator
 from hfkd.data.two_tokenizers import tokenize_for_both
@@ -20,6 +24,8 @@ from hfkd.losses.outputs import Outputs
 from hfkd.tasks.two_tokenizers import TwoTokenizerLM
 from hfkd.utils.targets import IGNORED, HostTargets
 from hfkd.utils.token_groups import Groups
+
+JOB = {"objective": "gold", "temperature": "energy(ratio=0.2)", "weighting": "entropy", "max_steps": 3}
 
 
 def alone(network, ids):
@@ -148,24 +154,49 @@ def test_accumulated_parts_are_the_whole(tmp_path):
         torch.testing.assert_close(found[1][name], parameter, rtol=0, atol=1e-10)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return on_ranks(tmp_path_factory.mktemp("whole") / "run", 1, "two_tokenizer_toys.py", JOB, **SPLITS["1 x 8"][1])
+
+
+def assert_same_run(one, other):
+    (parameters, record), (others, other_record) = one, other
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(others[name], parameter, rtol=0, atol=1e-9)
+    assert other_record["thresholds"] == pytest.approx(record["thresholds"], abs=1e-6)
+    assert other_record["scores"]["eval_loss"] == pytest.approx(record["scores"]["eval_loss"], abs=1e-9)
+    steps = [[r for r in log["log"] if "grad_norm" in r] for log in (record, other_record)]
+    for a, b in zip(*steps, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], abs=1e-6)
+        assert b["ce"] == pytest.approx(a["ce"], abs=1e-5)
+
+
 @pytest.mark.slow
-def test_two_ranks_and_accumulation_are_one_process(tmp_path):
-    job = {"objective": "gold", "temperature": "energy(ratio=0.2)", "weighting": "entropy", "max_steps": 3}
-    runs = {
-        way: on_ranks(tmp_path / way, count, "two_tokenizer_toys.py", job, **split)
-        for way, (count, split) in SPLITS.items()
-    }
-    whole, record = runs["1 x 8"]
-    for way in ("1 x 4 x 2", "2 x 4"):
-        parameters, other = runs[way]
-        for name, parameter in whole.items():
-            torch.testing.assert_close(parameters[name], parameter, rtol=0, atol=1e-9)
-        assert other["thresholds"] == pytest.approx(record["thresholds"], abs=1e-6)
-        assert other["scores"]["eval_loss"] == pytest.approx(record["scores"]["eval_loss"], abs=1e-9)
-        steps = [[r for r in log["log"] if "grad_norm" in r] for log in (record, other)]
-        for a, b in zip(*steps, strict=True):
-            assert b["loss"] == pytest.approx(a["loss"], abs=1e-6)
-            assert b["ce"] == pytest.approx(a["ce"], abs=1e-5)
+@pytest.mark.parametrize("way", ["1 x 4 x 2", "2 x 4"])
+def test_two_ranks_and_accumulation_are_one_process(tmp_path, whole, way):
+    count, split = SPLITS[way]
+    assert_same_run(whole, on_ranks(tmp_path / "run", count, "two_tokenizer_toys.py", JOB, **split))
+
+
+@pytest.mark.slow
+def test_two_ranks_read_a_stream_as_one_process_does(tmp_path):
+    """Each rank takes every other batch of it, so that an optimizer step has the same rows."""
+    job = JOB | {"stream": True, "temperature": "2.0"}
+    one, two = (
+        on_ranks(tmp_path / way, SPLITS[way][0], "two_tokenizer_toys.py", job, **SPLITS[way][1])
+        for way in ("1 x 8", "2 x 4")
+    )
+    assert_same_run(one, two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard_teacher", [False, True])
+def test_fsdp_trains_as_one_process_does(tmp_path, whole, shard_teacher):
+    job = JOB | {"shard_teacher": shard_teacher}
+    split = SPLITS["2 x 4"][1]
+    sharded = on_ranks(tmp_path / "run", 2, "two_tokenizer_toys.py", job, launcher("fsdp"), **split)
+    assert sharded[1]["kind"] == "FSDPGPT2LMHeadModel"
+    assert_same_run(whole, sharded)
 
 
 def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path):
@@ -216,6 +247,9 @@ REFUSED = {
         {},
         "reads logits, and where student and teacher have different",
     ),
+    "teacher_cache_dir": ({}, {"teacher_cache_dir": "cache"}, "teacher_cache_dir=cache cannot be had where student"),
+    "a feature's term": ({"objective": "gold + hidden_cosine"}, {}, "uld or gold, with no other term beside it"),
+    "labels alone": ({"kd_weight": 0.0}, {}, "kd_weight=0 learns nothing of the teacher, .* leave the teacher out"),
     "standardized": ({"weighting": "entropy(standardized=True)"}, {}, "reads logits, and where student and teacher"),
 }
 
@@ -236,6 +270,121 @@ def test_rows_and_collators_of_one_tokenizer_are_refused(tmp_path):
     with pytest.raises(ValueError, match="several teachers cannot be had"):
         trainer(tmp_path / "run", (student(), [teacher(), teacher()]))
     assert not (tmp_path / "run").exists()
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Rows whose columns nobody knows."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __iter__(self):
+        yield from self.dataset
+
+
+def test_a_stream_trains_what_a_dataset_does(tmp_path):
+    args = {"max_steps": 2, "train_sampling_strategy": "sequential"}
+    found = []
+    for name, data in (("rows", rows()), ("stream", rows().to_iterable_dataset()), ("unknown", Stream(rows()))):
+        made = trainer(tmp_path / name, args=args, train_dataset=data)
+        made.train()
+        found.append(made.model.state_dict())
+    for name, parameter in found[0].items():
+        assert torch.equal(found[1][name], parameter), name
+        assert torch.equal(found[2][name], parameter), name
+
+
+def test_a_stream_of_texts_is_refused_where_its_columns_are_known_and_its_remedy_serves(tmp_path):
+    stream = texts(6).to_iterable_dataset()
+    with pytest.raises(
+        ValueError, match=r"a stream of texts .*Dataset.from_generator\(lambda: stream\), for .*for_both"
+    ):
+        trainer(tmp_path / "run", train_dataset=stream)
+    with pytest.raises(
+        ValueError, match=r"a stream of texts .* for .*text.tokenize_dataset; or give a stream of tokens"
+    ):
+        trainer(tmp_path / "run", train_dataset=stream, teacher_processing_class=byte_level())
+    assert not (tmp_path / "run").exists()
+    stored = Dataset.from_generator(lambda: stream)
+    lengths = {"max_length": 40, "max_prompt_length": 20}
+    assert len(tokenize_for_both(stored, byte_level(), sentencepiece(), **lengths)) == 6
+
+
+IN_A_STREAM = {
+    "texts": (lambda: texts(6), {}, "the dataset's rows have no 'input_ids'.*tokenize_for_both"),
+    "one tokenizer": (lambda: only_students(), {}, "the rows have no teacher_input_ids, and the teacher has another"),
+    "no tokenizer of the teacher": (
+        lambda: rows(6),
+        {"teacher_processing_class": None, "eval_dataset": rows(2).select_columns(["input_ids", "labels"])},
+        "the rows have teacher_input_ids.*and no teacher_processing_class is given",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", IN_A_STREAM)
+def test_what_a_stream_turns_out_to_be_is_refused_before_the_first_step(tmp_path, case):
+    make, keywords, message = IN_A_STREAM[case]
+    both = student(), language_model(width=24, vocab=len(byte_level()) + 3, seed=1, positions=64)
+    made = trainer(tmp_path, both, {"max_steps": 1}, train_dataset=Stream(make()), **keywords)
+    before = {name: value.clone() for name, value in made.model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        made.train()
+    for name, value in made.model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_vision_language_model_reads_texts_and_rows_with_images_are_refused(tmp_path):
+    networks = student(), vision_language(len(sentencepiece()))
+    made = trainer(tmp_path / "texts", networks, {"max_steps": 1})
+    made.train()
+    assert made.state.log_history[-1]["train_loss"] > 0
+    images = [{**row, "pixel_values": torch.zeros(3, 8, 8)} for row in rows(2)]
+    for pair in (networks, networks[::-1]):
+        sides = (
+            {} if pair is networks else {"processing_class": sentencepiece(), "teacher_processing_class": byte_level()}
+        )
+        with pytest.raises(ValueError, match="row 0 has pixel_values, and batches of two tokenizers are texts alone"):
+            trainer(tmp_path / "run", pair, train_dataset=images, **sides)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+@pytest.mark.parametrize(
+    "args",
+    [
+        pytest.param({"torch_compile": True, "torch_compile_backend": "eager"}, marks=pytest.mark.slow),
+        pytest.param({"torch_compile": True, "torch_compile_backend": "aot_eager"}, marks=pytest.mark.slow),
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+        pytest.param({"dataloader_num_workers": 1}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_ways_to_run_change_nothing(tmp_path, args):
+    found = []
+    for name, more in (("plain", {}), ("other", args)):
+        made = trainer(tmp_path / name, args={"max_steps": 1} | more, weighting="entropy")
+        made.train()
+        found.append(made.model.state_dict())
+    for name, parameter in found[0].items():
+        torch.testing.assert_close(found[1][name], parameter, rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_adapters_learn_as_the_whole_student_does(tmp_path, compiled):
+    """PEFT's LoRA: the first step's loss is that of the student itself, for an adapter begins with 0."""
+    lora = LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True)
+    args = {"max_steps": 2, "logging_steps": 1}
+    args |= {"torch_compile": True, "torch_compile_backend": "eager"} if compiled else {}
+    made, plain = trainer(tmp_path / "lora", args=args, peft_config=lora), trainer(tmp_path / "plain", args=args)
+    losses = []
+    for one in (made, plain):
+        one.train()
+        losses.append([entry["loss"] for entry in one.state.log_history if "loss" in entry])
+    assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-6)
+    changed = {n for n, p in made.model.named_parameters() if p.grad is not None or p.requires_grad}
+    assert changed
+    assert all("lora" in name for name in changed)
 
 
 def test_late_positions_are_refused_with_one_tokenizer(tmp_path):

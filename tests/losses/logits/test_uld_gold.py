@@ -11,11 +11,12 @@ from hfkd.losses.logits import GOLD, ULD
 from hfkd.losses.logits.uld import sorted_l1
 from hfkd.losses.outputs import Outputs
 from hfkd.utils.targets import IGNORED, HostTargets
-from hfkd.utils.token_groups import UNGROUPED, Groups, Pairing
+from hfkd.utils.token_groups import PLACELESS, UNGROUPED, Groups, Pairing
 
 
 def items_of(student, teacher, labels, ends, pairing, same=(None, None), learned=None):
     """Items of whole logits [B, L, V] whose responses end at the bytes `ends`: of each side [B, L]."""
+    ends = [one.masked_fill(label == IGNORED, PLACELESS) for one, label in zip(ends, labels, strict=True)]
     learned = learned or [one != IGNORED for one in labels]
     lengths = [int(row[known].max()) - 1 for row, known in zip(ends[0], labels[0] != IGNORED, strict=True)]
     rows = [
