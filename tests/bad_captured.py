@@ -62,6 +62,16 @@ CAPTURED = {
     "captured: a token twice": replaced(ids=[2, 2]),
     "captured: fewer than k": captured(k=5),
     "captured: logits": replaced(values=[7.5, 3.25]),
+    "captured: a log-probability that is null": replaced(values=[math.log(0.5), None]),
+    "captured: a log-probability that is NaN": replaced(values=[math.log(0.5), math.nan]),
+    "captured: words for token ids": captured(
+        lambda made: [
+            {"input_ids": row["input_ids"], "logprobs": [[{"token": "you", "logprob": -1.0}]]} for row in made
+        ]
+    ),
+    "captured: alignment='last'": captured(alignment="last"),
+    "captured: no tokens": captured(lambda made: [{"logprobs": [[-1.0]]} for _ in made]),
+    "captured: ids that do not fit": replaced(ids=[2]),
     "captured: probabilities that sum to more than 1": replaced(values=[-0.1, -0.2]),
     "captured: columns of other names": captured(
         lambda made: [{"input_ids": row["input_ids"], "scores": row["target_logprobs"]} for row in made]

@@ -1,8 +1,15 @@
 """Rows of different lengths: one process with 8 = two with 4 = one with 4 accumulated twice."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from accelerate import Accelerator
+from processes import on_ranks
 from test_ranks import JOBS, run, run_splits
+
+from hfkd.training.on_policy.record import keep_texts
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +41,32 @@ def test_two_ranks_fit_the_thresholds_of_all_tokens(tmp_path):
     assert records[1]["thresholds"] == pytest.approx(records[0]["thresholds"], abs=1e-6)
 
 
+def texts_of_steps(folder):
+    """The lines of each step's files, one for each rank, in the order of their rows."""
+    found = {}
+    for path in (folder / "completions").iterdir():
+        found.setdefault(path.name.split(".")[0], []).extend(path.read_text().splitlines())
+    return {step: "\n".join(sorted(lines, key=lambda line: json.loads(line)["row"])) for step, lines in found.items()}
+
+
+def kept_by_the_first(folder):
+    """A rank whose loader has ended writes nothing more, and waits at the end of the run."""
+    accelerator = Accelerator(cpu=True)
+    if accelerator.is_main_process:
+        rows = [{"row": row, "by": "student", "prompt": "a", "response": "b"} for row in (3, 1)]
+        keep_texts(folder, 2, rows, accelerator)
+    accelerator.wait_for_everyone()
+    assert [path.name for path in (Path(folder) / "completions").iterdir()] == ["step-2.rank-0.jsonl"]
+
+
+@pytest.mark.slow
+def test_a_rank_without_a_batch_keeps_no_other_waiting(tmp_path):
+    codes = on_ranks(tmp_path / "log", 2, kept_by_the_first, str(tmp_path))
+    assert codes == [0, 0], (tmp_path / "log-0").read_text()[-2000:]
+    lines = (tmp_path / "completions" / "step-2.rank-0.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in lines] == [1, 3]
+
+
 @pytest.mark.slow
 def test_two_ranks_write_what_one_writes(tmp_path):
     """The student's, the teacher's and the rows' own responses, each in some of the steps."""
@@ -43,7 +76,8 @@ def test_two_ranks_write_what_one_writes(tmp_path):
     (whole, whole_record), (split, split_record) = (
         run(tmp_path / str(n), n, script, job | written, per_device_train_batch_size=size) for n, size in sizes.items()
     )
-    texts = [{path.name: path.read_text() for path in (tmp_path / str(n) / "completions").iterdir()} for n in sizes]
+    texts = [texts_of_steps(tmp_path / str(n)) for n in sizes]
+    assert len([*(tmp_path / "2" / "completions").glob("step-*.rank-1.jsonl")]) == 5
     assert texts[0] == texts[1]
     assert len(texts[0]) == 5
     assert len({text.split('"by": "')[1].split('"')[0] for text in texts[0].values()}) == 2

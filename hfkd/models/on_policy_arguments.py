@@ -37,7 +37,9 @@ class OnPolicyArguments:
     )
     log_completions: bool = field(
         default=False,
-        metadata={"help": "Keep the responses written in steps that are logged, in output_dir/completions."},
+        metadata={
+            "help": "Keep the responses written in steps that are logged, in output_dir/completions, a file a process."
+        },
     )
 
     @property

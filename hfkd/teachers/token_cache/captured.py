@@ -22,8 +22,6 @@ from hfkd.teachers.token_cache.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
-NORMALISED = 1e-6  # the most that the probabilities of every token leave, where they were normalised over the k
-
 
 def build_captured_cache(
     captured: Dataset | str | Path,
@@ -79,21 +77,12 @@ def build_captured_cache(
     manifest.refuse_other(folder)
     absent = manifest.missing(folder)
     manifest.write(folder)
-    rest = 0.0
     for number in tqdm(range(len(manifest.shards)), desc="Storing log-probabilities", disable=not progress_bar):
+        if manifest.shards[number] not in absent:
+            continue
         first = number * shard_rows
         some = range(first, min(first + shard_rows, len(dataset)))
-        columns_, left = _columns(dataset, source, some, manifest, places)
-        rest = max(rest, left)
-        if manifest.shards[number] in absent:
-            manifest.write_shard(folder, manifest.shards[number], columns_)
-    if manifest.has_tail and rest < NORMALISED:
-        logger.warning(
-            "The %d log-probabilities of every captured token sum to 1: they were normalised over the %d, and all "
-            "other tokens count as impossible. Capture those of the whole vocabulary's softmax.",
-            fewest,
-            fewest,
-        )
+        manifest.write_shard(folder, manifest.shards[number], _columns(dataset, source, some, manifest, places))
 
 
 def _read(path: str | Path) -> Dataset:
@@ -105,10 +94,9 @@ def _read(path: str | Path) -> Dataset:
 
 def _columns(
     dataset: Dataset, source: CapturedRows, numbers: range, manifest: Manifest, places: Aligned
-) -> tuple[dict[str, list[Any]], float]:
-    """The columns of some rows, and the largest mass that the k leave of a token's."""
+) -> dict[str, list[Any]]:
+    """The columns of some rows."""
     found: dict[str, list[Any]] = {name: [] for name in manifest.features}
-    largest = 0.0
     for number in numbers:
         row = dataset[number]
         entries = source[number][1]
@@ -116,7 +104,6 @@ def _columns(
         ids = np.array([entries[i][0][: manifest.k] for i in at], dtype=np.int64).reshape(-1, manifest.k)
         values = np.array([entries[i][1][: manifest.k] for i in at]).reshape(-1, manifest.k)  # [N, k]
         rest = np.clip(1 - np.exp(values).sum(-1), 0, None)
-        largest = max(largest, float(rest.max(initial=0.0)))
         T = manifest.temperatures[0]
         with np.errstate(divide="ignore"):
             tails = T * (np.log(rest) - values[:, 0]) if manifest.has_tail else np.zeros(0)
@@ -129,4 +116,4 @@ def _columns(
         found["spreads"].append(np.zeros(int(manifest.has_tail)))
         for name in ("entropy", "energy", "logsumexp"):
             found[name].append(unknown)
-    return found, largest
+    return found

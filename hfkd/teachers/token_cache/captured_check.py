@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 ROUNDING = 1e-5  # by which a log-probability in float32 may be above 0
 SUM = 1e-3  # by which the sum of a row's probabilities may be above 1, in half precision
+NORMALISED = 1e-6  # the most that the probabilities of every token leave, where they were normalised over themselves
 PROOF = 2000  # target tokens that tell which token an entry is of
 NATS, ERRORS = 1.0, 4.0  # by which the tokens must be likelier one place off, on the mean and in standard errors
 
@@ -41,7 +42,7 @@ def check_captured(
             "gives, one for each and in their order"
         )
     found: set[Aligned] = set()
-    counts, proof = _Counts(k), _Proof(num_classes)
+    counts, proof, mass = _Counts(k), _Proof(num_classes), _Mass(num_classes)
     for number in range(len(rows)):
         tokens, entries = captured[number]
         row = rows[number]
@@ -57,14 +58,16 @@ def check_captured(
         for place in target_places(row):
             at = place + (mine == "token")
             position = entries[at] if at < len(entries) else (np.zeros(0), np.zeros(0))
-            _check_values(position, num_classes, f"captured row {number}, token {place + 1}")
+            mass.look(_check_values(position, num_classes, f"captured row {number}, token {place + 1}"), position)
             counts.look(len(position[0]), number, place + 1)
             proof.look(tokens[place + 1], position, entries, at + (1 if mine == "next" else -1))
     proof.conclude(next(iter(found), "token"), given=alignment is not None)
+    mass.conclude()
     return counts.conclude() or num_classes, next(iter(found), "token")
 
 
-def _check_values(position: Position, num_classes: int, where: str) -> None:
+def _check_values(position: Position, num_classes: int, where: str) -> float:
+    """The sum of the probabilities. ValueError where they are none."""
     ids, values = position
     if not len(ids):
         raise ValueError(f"{where} has no log-probability, and is to be learned: capture it, or mask its label (-100)")
@@ -84,6 +87,7 @@ def _check_values(position: Position, num_classes: int, where: str) -> None:
     total = float(np.exp(values).sum())
     if total > 1 + SUM:
         raise ValueError(f"{where}: its probabilities sum to {total:g}: they are not of one natural-log softmax")
+    return total
 
 
 def _other_tokens(rows: Dataset, number: int, tokens: Sequence[int]) -> str:
@@ -134,6 +138,25 @@ class _Counts:
                 row, token, count, self.most, count,
             )  # fmt: skip
         return self.k or count
+
+
+class _Mass:
+    """Whether the probabilities of every token leave nothing for the tokens that are not named."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.left: float | None = None  # the most that a token's leave
+
+    def look(self, total: float, position: Position) -> None:
+        if len(position[0]) < self.num_classes:
+            self.left = 1 - total if self.left is None else max(1 - total, self.left)
+
+    def conclude(self) -> None:
+        if self.left is not None and self.left < NORMALISED:
+            logger.warning(
+                "The log-probabilities of every captured token sum to 1: they were normalised over those alone, and "
+                "all other tokens count as impossible. Capture those of the whole vocabulary's softmax."
+            )
 
 
 class _Proof:

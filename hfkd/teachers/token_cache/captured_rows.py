@@ -84,25 +84,37 @@ def _pairs(entry: Any, ids: Any, where: str) -> Iterator[tuple[int, float]]:
         return
     if isinstance(entry, Mapping):  # vLLM's {token id: Logprob}, as JSON has it; a table gives every key to each
         entry = [(token, one) for token, one in entry.items() if one is not None]
-    named = bool(len(entry)) and not isinstance(entry[0], (int, float))
+    named = bool(len(entry)) and isinstance(entry[0], (Mapping, tuple, list))
     if not named and (ids is None or len(ids) != len(entry)):
         count = "none" if ids is None else len(ids)
         raise ValueError(f"{where} has {len(entry)} log-probabilities and {count} token ids: give one each")
     for one, token in zip(entry, [None] * len(entry) if named else ids, strict=True):
-        yield _named(one, where) if named else (int(token), float(one))
+        yield _pair(*(_named(one) if named else (token, one)), where)
 
 
-def _named(one: Any, where: str) -> tuple[int, float]:
-    token: Any
-    value: Any
-    token, value = one if isinstance(one, (tuple, list)) else (one.get("token_id", one.get("token")), one)
-    value = value.get("logprob") if isinstance(value, Mapping) else value
+def _named(one: Any) -> tuple[Any, Any]:
+    """The token and the log-probability of what names both."""
+    if isinstance(one, Mapping):
+        return one.get("token_id", one.get("token")), one.get("logprob")
+    token, value = one
+    return token, value.get("logprob") if isinstance(value, Mapping) else value
+
+
+def _pair(token: Any, value: Any, where: str) -> tuple[int, float]:
     try:
-        return int(str(token).removeprefix("token_id:")), float(value)
+        number = int(str(token).removeprefix("token_id:"))
+    except ValueError:
+        raise ValueError(
+            f"{where} names the token {token!r}: a token's number is needed, as token_id, or as 'token_id:123' (vLLM's "
+            "server gives it with return_tokens_as_token_ids)"
+        ) from None
+    try:
+        return number, float(value)
     except (TypeError, ValueError):
         raise ValueError(
-            f"{where} names the token {token!r} with the log-probability {value!r}: a token's number is needed, as "
-            "token_id, or as 'token_id:123' (vLLM's server gives it with return_tokens_as_token_ids)"
+            f"{where} has the log-probability {value!r} for token {number}, and no number: JSON lines are read with "
+            "null for NaN, and for -inf in entries with names; leave a token out that was forbidden, and capture a NaN "
+            "again"
         ) from None
 
 

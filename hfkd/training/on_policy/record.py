@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from hfkd.utils.files import write_atomically
 
@@ -48,10 +47,13 @@ class ResponseStatistics:
 
 
 def keep_texts(folder: str | Path, step: int, rows: Sequence[dict[str, Any]], accelerator: Accelerator) -> None:
-    """Write the responses of all ranks for optimizer step `step`, counted from 1, in the order of their rows."""
-    everywhere = gather_object(list(rows))
-    if accelerator.is_main_process:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in sorted(everywhere, key=lambda row: row["row"])]
-        place = Path(folder) / FOLDER
-        place.mkdir(parents=True, exist_ok=True)
-        write_atomically(place / f"step-{step}.jsonl", "".join(lines).encode())
+    """Write this rank's responses for optimizer step `step`, counted from 1, in the order of their rows.
+
+    Of several ranks each has a file of its own, so that none waits for another that has no batch any more.
+    """
+    several = accelerator.num_processes > 1
+    name = f"step-{step}.rank-{accelerator.process_index}.jsonl" if several else f"step-{step}.jsonl"
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in sorted(rows, key=lambda row: row["row"])]
+    place = Path(folder) / FOLDER
+    place.mkdir(parents=True, exist_ok=True)
+    write_atomically(place / name, "".join(lines).encode())

@@ -214,8 +214,50 @@ def test_normalised_over_the_k_is_said(tmp_path, caplog):
         row["target_logprobs"] = [row["target_logprobs"][0]] + [
             torch.tensor(values).double().log_softmax(-1).tolist() for values in row["target_logprobs"][1:]
         ]
-    build_captured_cache(Dataset.from_list(made), rows, tmp_path / "cache", num_classes=VOCAB, **QUIET)
-    assert "they were normalised over the 4" in caplog.text
+    for _ in range(2):  # by a rerun too, which has nothing left to store
+        caplog.clear()
+        build_captured_cache(Dataset.from_list(made), rows, tmp_path / "cache", num_classes=VOCAB, **QUIET)
+        assert caplog.text.count("sum to 1: they were normalised over those alone") == 1
+
+
+def test_some_of_all_classes_were_not_normalised_over_themselves(tmp_path, caplog):
+    rows = token_dataset(4)
+    every = Dataset.from_list(axolotl(rows, k=VOCAB))
+    build_captured_cache(every, rows, tmp_path / "cache", num_classes=VOCAB, k=2, **QUIET)
+    assert "normalised" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("layout", "value", "stored"),
+    [
+        (vllm, "-Infinity", True),
+        (axolotl, "-Infinity", True),
+        (server, "-Infinity", False),  # `datasets` makes null of it where entries have other names in each row
+        (server, '"-inf"', True),
+        (vllm, "NaN", False),
+        (server, "null", False),
+        (axolotl, "NaN", False),
+        (axolotl, "null", False),
+    ],
+)
+def test_a_forbidden_token_and_one_without_a_number_in_a_file(tmp_path, layout, value, stored):
+    """A log-probability of -inf is a token of no mass; null, as JSON lines are read with for NaN, is refused."""
+    rows, file, folder = token_dataset(4), tmp_path / "captured.jsonl", tmp_path / "cache"
+    made = layout(rows)
+    entry = made[0]["target_logprobs" if layout is axolotl else "prompt_logprobs"][-1]
+    last = -1 if isinstance(entry, list) else [*entry][-1]
+    if layout is axolotl:
+        entry[last] = "X"
+    else:
+        entry[last]["logprob"] = "X"
+    file.write_text("".join(json.dumps(row) + "\n" for row in made).replace('"X"', value))
+    if stored:
+        build_captured_cache(file, rows, folder, num_classes=VOCAB, **QUIET)
+        assert CachedTextTeacher(folder).manifest.k in (K - 1, K)
+        return
+    with pytest.raises(ValueError, match="has (the log-probability None for token|a log-probability that is NaN)"):
+        build_captured_cache(file, rows, folder, num_classes=VOCAB, **QUIET)
+    assert not folder.exists()
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
