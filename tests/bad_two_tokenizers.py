@@ -38,7 +38,7 @@ TWO_TOKENIZERS = {
     "two tokenizers, objective=kd": run(objective="kd"),
     "two tokenizers, objective=gold + kd": run(objective="gold + kd"),
     "two tokenizers, objective=gold + uld": run(objective="gold + uld"),
-    "two tokenizers, loss_chunk_size=64": run({"loss_chunk_size": 64}),
+    "two tokenizers, late positions, loss_chunk_size=64": run({"loss_chunk_size": 64}, objective="gold(position='at')"),
     "two tokenizers, on_policy=1": run({"on_policy": 1.0}, ce_weight=0.0),
     "two tokenizers, evaluate_kl": run({"evaluate_kl": True}),
     "two tokenizers, two teachers": run(networks=(student(), [teacher(), teacher()])),

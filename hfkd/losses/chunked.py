@@ -3,8 +3,10 @@
 N items, n items of a chunk, H hidden size (of student or teacher), C vocabulary.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ from hfkd.losses.rescaling import Rescaling
 from hfkd.losses.sources import HeadSource, Source
 from hfkd.losses.terms import Term
 
+# From logits before rescaling, and temperatures and weights: a part of the loss, and the items' parts.
+PartOf = Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
 CHUNK_SIZE = 256  # with 2048 tokens below an eighth of the dense loss's memory; see benchmarks/chunked_loss.py
 
 
@@ -53,11 +57,7 @@ class ChunkedLoss:
         for name, value in (("chunk_size", chunk_size), ("num_classes", 1 if num_classes is None else num_classes)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"ChunkedLoss: {name}={value!r} must be a whole number above 0")
-        if (why := unserved(loss)) is not None:
-            raise ValueError(
-                f"the objective {why}, which a loss over chunks cannot serve: set loss_chunk_size 0, or use another "
-                "objective"
-            )
+        refuse_unserved(loss)
         self.loss, self.chunk_size, self.num_classes, self.rescalings = loss, chunk_size, num_classes, rescalings
         # What the slots asked of student and teacher in the last call: fetched together in the next one.
         self._expected: list[set[Signal]] = [set(), set()]
@@ -90,7 +90,7 @@ class ChunkedLoss:
             if not first:
                 keep(chosen, self._choose(items, group, sources), group, len(items))
             chunks += [(rows, not first) for rows in slices(group, self.chunk_size)]
-        loss, values = _Pass(self.loss, items, student, teacher, chosen, num_items).run(chunks)
+        loss, values = ItemPass(self.loss, student, teacher, chosen, items, num_items).run(chunks)
         samples = None
         if chosen and (of_samples := terms(self.loss, by_sample=True)):
             beside = self.loss.seen(_beside(items))
@@ -116,6 +116,15 @@ def terms(loss: DistillationLoss, by_sample: bool) -> list[Term]:
     return [term for term in loss.terms if term.by_sample == by_sample]
 
 
+def refuse_unserved(loss: DistillationLoss) -> None:
+    """Raise ValueError for an objective that a loss over chunks cannot serve."""
+    if (why := unserved(loss)) is not None:
+        raise ValueError(
+            f"the objective {why}, which a loss over chunks cannot serve: set loss_chunk_size 0, or use another "
+            "objective"
+        )
+
+
 def unserved(loss: DistillationLoss) -> str | None:
     """Which term a loss over chunks cannot serve, and why; None where it can serve all."""
     found = ((term.objective, _unserved(term)) for term in loss.terms) if loss.kd_weight else ()
@@ -136,17 +145,15 @@ def _unserved(term: Term) -> str | None:
 
 
 @dataclass
-class _Pass:
+class Pass(ABC):
     """One pass over the chunks. `chosen` are the temperatures and weights [N], of those that are not chosen in it."""
 
     loss: DistillationLoss
-    items: HiddenItems
     student: Source
     teacher: Source
     chosen: dict[str, Tensor]
-    num_items: Counts | Number | None
 
-    def run(self, chunks: list[tuple[slice, bool]]) -> tuple[Tensor, dict[str, Tensor]]:
+    def run(self, chunks: Iterable[Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, with its gradients attached, and each item's parts [N]."""
         objectives = [term.objective for term in terms(self.loss, by_sample=False)]
         trained = [p for one in objectives if isinstance(one, nn.Module) for p in one.parameters()]
@@ -157,25 +164,68 @@ class _Pass:
         found = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in inputs if wanted]
         with torch.no_grad():
             values: dict[str, Tensor] = {}
-            for rows, known in chunks:
-                self._chunk(rows, known, found if wanted else None, parameters, values)
-            loss = self._reduce(values, self.items.student)
+            for chunk in chunks:
+                self.add(chunk, found if wanted else None, parameters, values)
+            loss = self.total(values)
         return (_Known.apply(loss, found, *inputs) if wanted else loss), values
 
-    def _chunk(
+    @abstractmethod
+    def add(
+        self, chunk: Any, found: list[Tensor] | None, parameters: list[nn.Parameter], values: dict[str, Tensor]
+    ) -> None:
+        """The chunk's parts go into `values`, its gradients into `found`, in the order of `run`'s inputs."""
+
+    @abstractmethod
+    def total(self, values: dict[str, Tensor]) -> Tensor:
+        """The loss of all items' parts."""
+
+    def logits(self, rows: slice, found: list[Tensor] | None) -> tuple[Tensor, Callable[[Tensor], None]]:
+        """The student's, and what takes their gradient back, if one is wanted."""
+        if found is None:
+            return self.student(rows), lambda gradient: None
+        return self.student.with_backward(rows, found[: len(self.student.inputs)])
+
+    def learn(
+        self, at: slice, logits: Tensor, part_of: PartOf, found: list[Tensor] | None, parameters: list[nn.Parameter]
+    ) -> dict[str, Tensor]:
+        """The parts of the items `at`; the logits' gradient overwrites them, that of all else is added to `found`."""
+        if found is None:
+            return part_of(functional.upcast(logits), {k: t[at] for k, t in self.chosen.items()})[1]
+        others = found[len(self.student.inputs) :]
+        others = [*others[: len(parameters)], *(x[at] for x in others[len(parameters) :])]
+        z = functional.upcast(logits).detach().requires_grad_()  # before rescaling, whose slope autograd knows
+        chosen = {k: t[at].detach().requires_grad_(t.requires_grad) for k, t in self.chosen.items()}
+        with torch.enable_grad():
+            share, values = part_of(z, chosen)
+        learned = [t for t in chosen.values() if t.requires_grad]
+        of_logits, *of_others = gradients(share, [z, *parameters, *learned])
+        logits.copy_(of_logits)
+        for total, gradient in zip(others, of_others, strict=True):
+            total.add_(gradient)
+        return {name: v.detach() for name, v in values.items()}
+
+    def per_item(self, items: Items, chosen: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Labels and terms on items; those on samples come later, once for all."""
+        values = self.loss.of_each_label(items)
+        return values | self.loss.weighted(terms(self.loss, by_sample=False), items, **chosen) if chosen else values
+
+
+@dataclass
+class ItemPass(Pass):
+    """Over chunks of items, each with whether its temperatures and weights are `chosen` by then."""
+
+    items: HiddenItems
+    num_items: Counts | Number | None
+
+    def add(
         self,
-        rows: slice,
-        known: bool,
+        chunk: tuple[slice, bool],
         found: list[Tensor] | None,
         parameters: list[nn.Parameter],
         values: dict[str, Tensor],
     ) -> None:
-        """The chunk's parts go into `values`, its gradients into `found`, in the order of `run`'s inputs."""
-        of_source = len(self.student.inputs)
-        if found is None:
-            logits = self.student(rows)
-        else:
-            logits, backward = self.student.with_backward(rows, found[:of_source])
+        rows, known = chunk
+        logits, backward = self.logits(rows, found)
         taught = self.teacher(rows) if self.loss.kd_weight else logits
         if not known:
             outputs = BlockOutputs(logits, self.student), BlockOutputs(taught, self.teacher)
@@ -185,36 +235,19 @@ class _Pass:
         for z, z_teacher in zip(blocks(logits), blocks(taught), strict=True):
             block = slice(start, start + len(z))
             start = block.stop
-            if found is None:
-                part = self._per_item(block, z, z_teacher, {k: t[block] for k, t in self.chosen.items()})
-            else:
-                part = self._learn(block, z, z_teacher, found[of_source:], parameters)
+            part = self.learn(block, z, partial(self._part, block, z_teacher), found, parameters)
             keep(values, part, block, len(self.items))
-        if found is not None:
-            backward(logits)  # by now the gradient
+        backward(logits)  # by now the gradient
 
-    def _learn(
-        self, rows: slice, logits: Tensor, taught: Tensor, others: list[Tensor], parameters: list[nn.Parameter]
-    ) -> dict[str, Tensor]:
-        """The block's parts; the logits' gradient overwrites them, those of parameters and choices join `others`."""
-        others = [*others[: len(parameters)], *(x[rows] for x in others[len(parameters) :])]
-        z = functional.upcast(logits).detach().requires_grad_()  # before rescaling, whose slope autograd knows
-        chosen = {k: t[rows].detach().requires_grad_(t.requires_grad) for k, t in self.chosen.items()}
-        with torch.enable_grad():
-            values = self._per_item(rows, z, taught, chosen)
-            share = self._reduce(values, z)
-        learned = [t for t in chosen.values() if t.requires_grad]
-        of_logits, *of_others = gradients(share, [z, *parameters, *learned])
-        logits.copy_(of_logits)
-        for total, gradient in zip(others, of_others, strict=True):
-            total.add_(gradient)
-        return {name: v.detach() for name, v in values.items()}
+    def _part(
+        self, rows: slice, taught: Tensor, z: Tensor, chosen: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        outputs = Outputs(self.student.rescale(z)), Outputs(self.teacher.rescale(taught))
+        values = self.per_item(_some(self.loss, self.items, rows, *outputs), chosen)
+        return self._reduce(values, z), values
 
-    def _per_item(self, rows: slice, logits: Tensor, taught: Tensor, chosen: dict[str, Tensor]) -> dict[str, Tensor]:
-        outputs = Outputs(self.student.rescale(logits)), Outputs(self.teacher.rescale(taught))
-        some = _some(self.loss, self.items, rows, *outputs)
-        values = self.loss.of_each_label(some)
-        return values | self.loss.weighted(terms(self.loss, by_sample=False), some, **chosen) if chosen else values
+    def total(self, values: dict[str, Tensor]) -> Tensor:
+        return self._reduce(values, self.items.student)
 
     def _reduce(self, values: dict[str, Tensor], like: Tensor) -> Tensor:
         """0 where there is nothing of single items: no labels, and terms on samples alone."""

@@ -36,11 +36,8 @@ class GroupOutputs(Outputs):
         return len(self.grouped)
 
     def of_items(self, values: Tensor) -> Tensor:
-        """[n] of tokens -> [N]: the mean over each group's."""
-        token, group, *_ = self._places()
-        values = values.index_select(0, token)
-        sums = values.new_zeros(self.size).index_add(0, group, values)
-        return sums / values.new_zeros(self.size).index_add(0, group, torch.ones_like(values))
+        assert self.grouped is not None
+        return group_means(values, self.grouped)
 
     def merged(self, temperature: Tensor, last: bool) -> Tensor:
         """The probabilities of each group [N, V] at its temperature [N].
@@ -79,3 +76,11 @@ class GroupOutputs(Outputs):
             "the networks have different tokenizers, whose classes cannot be compared one by one: use the objective "
             "uld or gold"
         )
+
+
+def group_means(values: Tensor, grouped: GroupedTokens) -> Tensor:
+    """[n] of a network's target tokens -> [N]: the mean over those of each group."""
+    token, group = send(grouped.token, values.device), send(grouped.group, values.device)
+    values = values.index_select(0, token)
+    sums = values.new_zeros(len(grouped)).index_add(0, group, values)
+    return sums / values.new_zeros(len(grouped)).index_add(0, group, torch.ones_like(values))

@@ -18,6 +18,7 @@ from hfkd.data.two_collate import TwoTokenCollator, groups_of, teachers_batch
 from hfkd.data.two_rows import COLUMNS
 from hfkd.data.two_tokenizers import tokenize_for_both
 from hfkd.losses.base import requirements_of
+from hfkd.losses.chunked_groups import HiddenGroups
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import Items, group_items
 from hfkd.losses.outputs import Outputs
@@ -126,6 +127,13 @@ class TwoTokenizerLM(CausalLM):
             self._same_on[device] = send(self.same[0], device), send(self.same[1], device)
         return self._same_on[device]
 
+    def hidden_groups(
+        self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0
+    ) -> HiddenGroups:
+        """`of_targets` of what the output heads read of these tokens: [n, H] and [m, H]."""
+        labels = self.targets(batch).labels, self.targets(self.for_teacher(batch)).labels
+        return HiddenGroups(student, teacher, labels, groups_of(batch), self._sent(student.device), progress)
+
     def teacher_items(self, batch: Batch, teacher: Tensor) -> Items:
         """The groups, as training weighs and softens them; the teacher stands for both networks."""
         its = self.targets(self.for_teacher(batch))
@@ -206,10 +214,6 @@ def _refuse(loss: DistillationLoss, args: Any, pairings: Sequence[Any], teachers
             not teachers or args.teacher_cache_dir,
         ),
         "each teacher would have groups of its own": ("several teachers", len(teachers) > 1),
-        "a group reads several tokens, which a chunk of tokens would part": (
-            f"loss_chunk_size={args.loss_chunk_size}",
-            args.loss_chunk_size,
-        ),
         "there is no KL between two vocabularies": ("evaluate_kl=True", args.evaluate_kl),
         "what is written would be tokens of one network alone": (f"{written}={getattr(args, written)}", args.writes),
         "terms would pair tokens in several ways": (repr(loss.objective), len(set(pairings)) > 1),

@@ -113,6 +113,18 @@ class GroupedTokens(OnHost):
     def __len__(self) -> int:
         return len(self.first)
 
+    def spans(self) -> list[tuple[int, int]]:
+        """From which target to which (exclusive) each group goes."""
+        return list(zip(self.token[self.first].tolist(), (self.token[self.last] + 1).tolist(), strict=True))
+
+    def part(self, groups: slice, start: int) -> "GroupedTokens":
+        """Some of the groups, numbered from 0, and their tokens from target `start`."""
+        first, last = self.first[groups], self.last[groups]
+        tokens = slice(int(first[0]), int(last[-1]) + 1) if len(first) else slice(0, 0)
+        return GroupedTokens(
+            self.token[tokens] - start, self.group[tokens] - groups.start, first - tokens.start, last - tokens.start
+        )
+
 
 @dataclass(frozen=True)
 class Groups(OnHost):

@@ -234,10 +234,10 @@ REFUSED = {
     ),
     "a sum with kd": ({"objective": "gold + kd"}, {}, "an objective that takes two: uld or gold"),
     "two pairings": ({"objective": "gold + uld"}, {}, "terms would pair tokens in several ways"),
-    "chunks": (
-        {},
+    "late positions in chunks": (
+        {"objective": "gold(position='at')"},
         {"loss_chunk_size": 64},
-        "loss_chunk_size=64 cannot be had where student and teacher have different",
+        "where a chunk of tokens may have ended: set loss_chunk_size to 0",
     ),
     "on-policy": ({"ce_weight": 0.0}, {"on_policy": 1.0}, "on_policy=1.0 cannot be had"),
     "seq_kd": ({}, {"seq_kd": True}, "seq_kd=True cannot be had"),

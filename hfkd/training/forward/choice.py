@@ -11,7 +11,7 @@ from hfkd.tasks.tokens import PerToken
 from hfkd.tasks.two_tokenizers import TwoTokenizerLM
 from hfkd.teachers import Teacher
 from hfkd.training.forward.dense import ChunkedForward, DenseForward, MutualForward
-from hfkd.training.forward.groups import GroupForward
+from hfkd.training.forward.groups import ChunkedGroupForward, GroupForward
 from hfkd.training.forward.he_da import HighEnergyForward
 from hfkd.training.forward.strips import StripForward, by_strips
 from hfkd.training.forward.target_tokens import TargetForward
@@ -39,9 +39,10 @@ def choose_forward(
             raise ValueError(
                 "loss_chunk_size is for causal language models, whole on each device, with one teacher: set it to 0"
             )
-        return ChunkedForward(
-            student, None if teacher is None else teacher.networks[0], loss, args.loss_chunk_size, num_classes
-        )
+        network = None if teacher is None else teacher.networks[0]
+        if isinstance(task, TwoTokenizerLM) and network is not None:
+            return ChunkedGroupForward(student, network, task, loss, args.loss_chunk_size)
+        return ChunkedForward(student, network, loss, args.loss_chunk_size, num_classes)
     if isinstance(task, TwoTokenizerLM):
         return GroupForward(call, task, loss, None, heads_on_targets=not args.torch_compile)
     if isinstance(student, Peers) and not task.views:

@@ -103,8 +103,8 @@ class ChunkedForward:
                 "or name inner layers"
             )
         rescaling = rescaling_of(student)
-        rescalings = rescaling, rescaling if teacher is None else rescaling_of(teacher)
-        self.chunked = ChunkedLoss(loss, chunk_size, num_classes, rescalings)
+        self.rescalings = rescaling, rescaling if teacher is None else rescaling_of(teacher)
+        self.chunked = ChunkedLoss(loss, chunk_size, num_classes, self.rescalings)
         self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # the heads run outside of forward
         self.watch: NonFiniteWatch | None = None
         self.inner = InnerFeatures()

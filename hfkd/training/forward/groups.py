@@ -1,6 +1,6 @@
 """From a batch of two tokenizers' tokens to the loss, with logits for each network's target tokens alone.
 
-B rows, n target tokens of a network, V its vocabulary.
+B rows, n target tokens of a network, V its vocabulary, H its hidden size.
 """
 
 from dataclasses import replace
@@ -10,10 +10,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from hfkd.losses.chunked_groups import ChunkedGroupLoss
+from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.outputs import Outputs
+from hfkd.models.calling import output_head
 from hfkd.models.target_logits import outputs_at_targets
 from hfkd.tasks.two_tokenizers import TwoTokenizerLM
 from hfkd.teachers.base import Teacher
+from hfkd.training.forward.dense import ChunkedForward
 from hfkd.training.forward.micro_batch import MicroBatch, Step
 from hfkd.training.forward.target_tokens import TargetForward
 from hfkd.utils.targets import Targets
@@ -41,7 +45,38 @@ class GroupForward(TargetForward):
         return *self.loss(items, batch.num_items), len(targets)
 
 
+class ChunkedGroupForward(ChunkedForward):
+    """`ChunkedForward` for a teacher that reads tokens of its own: both heads over chunks of groups."""
+
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, task: TwoTokenizerLM, loss: DistillationLoss, chunk_size: int
+    ) -> None:
+        if task.pairing.late:
+            raise ValueError(
+                "position='at' reads each token's logits one position late, where a chunk of tokens may have ended: "
+                "set loss_chunk_size to 0, or leave position out"
+            )
+        super().__init__(student, teacher, loss, chunk_size)
+        self.task, self.over_groups = task, ChunkedGroupLoss(loss, chunk_size, self.rescalings)
+
+    def __call__(self, student: nn.Module, teacher: Teacher | None, batch: MicroBatch) -> Step:
+        inputs, task = batch.inputs, self.task
+        read = task.for_teacher(inputs)
+        targets, its = task.targets(inputs), task.targets(read)
+        output = self.call.hidden_output(student, inputs)
+        assert teacher is not None
+        taught, teacher_head = teacher.hidden(read)
+        mine, said = targets.pick(output.hidden_states[-1]), its.pick(taught)
+        if self.watch is not None:
+            rows = torch.arange(targets.shape[0], device=mine.device)
+            self.watch.outputs(row_sums(mine, targets), row_sums(said, its), rows)
+        hidden = replace(task.hidden_groups(inputs, mine, said, batch.progress), rest=self.call.added_loss(output))
+        with self.autocast():
+            loss, parts = self.over_groups(hidden, output_head(student), teacher_head, batch.num_items)
+        return loss, parts, len(targets)
+
+
 def row_sums(logits: Tensor, targets: Targets) -> Tensor:
-    """[n, V] -> [B, 1]: NaN or infinite where one of the row's is."""
+    """[n, V] or [n, H] -> [B, 1]: NaN or infinite where one of the row's is."""
     sums = logits.detach().sum(-1, dtype=logits.dtype)
     return sums.new_zeros(targets.shape[0]).index_add(0, targets.row, sums).unsqueeze(-1)
