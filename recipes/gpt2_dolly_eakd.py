@@ -72,6 +72,7 @@ def main() -> None:
     tokenizer, teachers = its.both(names, networks.tokenizer_name, args)
     with args.main_process_first(desc="tokenising"):
         texts = data.load(tokenizer, teachers, its.teacher_max_length)
+    rouge.check_rows(texts.dev_texts)
     set_seed(args.seed)
     student = networks.pruned(causal_lm(networks.student_name_or_path, from_config=networks.from_config))
     load_teacher = partial(

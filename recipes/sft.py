@@ -40,6 +40,7 @@ def main() -> None:
     tokenizer = matching_tokenizers(network.model_name_or_path, None, network.tokenizer_name)
     with args.main_process_first(desc="tokenising"):
         texts = data.load(tokenizer)
+    rouge.check_rows(texts.dev_texts)
     set_seed(args.seed)
     trainer = DistillationTrainer(
         causal_lm(network.model_name_or_path, from_config=network.from_config),

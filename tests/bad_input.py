@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from bad_boxes import BOXES
+from bad_calls import CALLS, FLAGS
 from bad_captured import CAPTURED
 from bad_commands import COMMANDS
 from bad_features import FEATURES
@@ -24,6 +25,7 @@ from bad_two_tokenizers import TWO_TOKENIZERS
 TABLE = {
     "Slots": SLOTS,
     "Arguments and YAML": ARGUMENTS,
+    "Flags of recipes": FLAGS,
     "Launches, commands and folders": COMMANDS,
     "The trainer": TRAINER,
     "Scripts written for Trainer": HABITS,
@@ -37,6 +39,7 @@ TABLE = {
     "Checkpoints and networks": CHECKPOINTS,
     "Data": DATA,
     "Tokenizers, scans, generation, results": REST,
+    "Functions of the Python API": CALLS,
 }
 
 

@@ -157,7 +157,10 @@ def _turns(row: dict[str, Any], columns: tuple[str, ...], number: int) -> list[d
         answer = _text(row, columns[1], number)
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     if not turns or turns[-1]["role"] != "assistant" or len(turns) < 2:
-        raise ValueError(f"row {number}: the last of two or more turns must be the assistant's: it is the response")
+        raise ValueError(
+            f"row {number}: the last of two or more turns must be the assistant's, the response, and its turns are "
+            f"{[turn['role'] for turn in turns]}: leave the row out, or end it with an answer"
+        )
     return turns
 
 

@@ -52,12 +52,16 @@ class RougeArguments:
             best |= {"metric_for_best_model": METRIC, "greater_is_better": True}
         return replace(args, **{name: value for name, value in best.items() if name not in given})
 
+    def check_rows(self, dev: Dataset | None) -> None:
+        """Raise ValueError where --eval_rouge has no rows to answer: before networks are loaded and teachers stored."""
+        if self.eval_rouge and dev is None:
+            raise ValueError("eval_rouge needs dev rows: give a data set with a split dev or validation")
+
     def add_to(self, trainer: Trainer, dev: Dataset | None, **settings: Any) -> None:
         """Give `trainer` the callback, where --eval_rouge asks for it. `dev` has `prompt` and `response`."""
-        if not self.eval_rouge:
+        self.check_rows(dev)
+        if not self.eval_rouge or dev is None:
             return
-        if dev is None:
-            raise ValueError("eval_rouge needs dev rows: give a data set with a split dev or validation")
         settings |= {"max_new_tokens": self.rouge_max_new_tokens, "rouge_tokenizer": self.rouge_tokenizer}
         trainer.add_callback(RougeCallback(trainer, dev, self.rouge_seeds, **settings))
 

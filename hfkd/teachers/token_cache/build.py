@@ -92,7 +92,10 @@ def _proved(teacher: nn.Module) -> FrozenTeacher:
     live = teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher).unfreeze()
     task = chosen_task("auto", live.networks)
     if not task.by_target:
-        raise ValueError(f"a token cache holds what a causal language model says, and this one is for {task.name}")
+        raise ValueError(
+            f"a token cache holds what a causal language model says, and this one is for {task.name}: train with the "
+            "live teacher"
+        )
     for network in live.networks:
         compare_own_loss(network, None, task)
     return live
