@@ -19,6 +19,7 @@ from bad_habits import HABITS
 from bad_heads import HEADS
 from bad_masks import MASKS
 from bad_on_policy import ON_POLICY
+from bad_settings import SETTINGS
 from bad_training import ARGUMENTS, SLOTS, TRAINER
 from bad_two_tokenizers import TWO_TOKENIZERS
 
@@ -28,6 +29,7 @@ TABLE = {
     "Flags of recipes": FLAGS,
     "Launches, commands and folders": COMMANDS,
     "The trainer": TRAINER,
+    "Settings that do not go together": SETTINGS,
     "Scripts written for Trainer": HABITS,
     "Inner features": FEATURES,
     "Responses that networks write": ON_POLICY,

@@ -158,10 +158,14 @@ def built(objective, dtype=torch.float64, half=False, num_rows=14, labels=LABELS
     torch.manual_seed(0)
     networks = [Ended([shapes[str(k)][0] for k in (1, 2, 3)]) for shapes in (mine, theirs)]
     contexts = [
-        NetworkContext(shapes, {f"pre:{k}": network.norms[k - 1] for k in (1, 2, 3)}, network, group)
-        for shapes, network, group in zip((mine, theirs), networks, groups, strict=True)
+        NetworkContext(
+            {key: tuple(value.shape[1:]) for key, value in found.items()},
+            {f"pre:{k}": network.norms[k - 1] for k in (1, 2, 3)},
+            network,
+            group,
+        )
+        for found, network, group in zip((student, teacher), networks, groups, strict=True)
     ]
-
     contexts[1] = replace(contexts[1], class_order=class_order)
 
     def scan(visit):

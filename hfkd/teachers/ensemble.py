@@ -16,6 +16,10 @@ from hfkd.teachers.freezing import Freezing
 from hfkd.teachers.frozen import FrozenTeacher
 
 
+class Unlike(ValueError):
+    """Teachers whose outputs have no mean."""
+
+
 class TeacherEnsemble(FrozenTeacher):
     """Several teachers in place of one: to whoever asks for a teacher's logits, their mean.
 
@@ -61,9 +65,9 @@ class TeacherEnsemble(FrozenTeacher):
         logits = [teacher._outputs(False, False, inputs).float() for teacher in self.teachers]
         classes = [one.shape[class_dim(one)] for one in logits]
         if len(set(classes)) > 1:
-            raise ValueError(f"teachers of {classes} classes: they must have the same ones")
+            raise Unlike(f"teachers of {classes} classes: give those that have the same ones, in the same order")
         if len({one.shape for one in logits}) > 1:
-            raise ValueError(
+            raise Unlike(
                 f"teachers whose outputs have the shapes {[tuple(one.shape) for one in logits]}: wrap "
                 "them in modules that give maps of one size"
             )

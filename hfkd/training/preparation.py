@@ -155,6 +155,12 @@ def refuse_prompts(student: nn.Module) -> None:
             )
 
 
+def refuse_peers_of(student: nn.Module, task: Task) -> None:
+    """Raise ValueError for Peers that classify anything but images."""
+    if isinstance(student, Peers) and not task.views:
+        raise ValueError(f"Peers are views of an image with one label, and the task is {task.name}: give one student")
+
+
 def _refuse_for_peers(loss: DistillationLoss, teacher: Any, args: DistillationArguments) -> None:
     """Raise ValueError for what takes a fixed teacher, or peers of unequal rank."""
     if teacher is not None:

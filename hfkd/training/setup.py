@@ -37,6 +37,7 @@ from hfkd.training.preparation import (
     chosen_collator,
     packing_check,
     pins_memory,
+    refuse_peers_of,
     refuse_prompts,
     refuse_teacher_cache,
     refuse_unsaved,
@@ -126,6 +127,7 @@ class Setup:
         call = Call.of(self.model)
         self.call = call.for_text() if call.takes_images and texts_alone(rows) else call
         self.task = chosen_task(self.args.task, *networks, rows)
+        refuse_peers_of(self.model, self.task)
         self.take_tokenizers(teacher_networks(teacher))
         self.task.configure(self.args)
         suit_temperature(self.loss, self.task)

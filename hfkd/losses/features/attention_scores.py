@@ -6,6 +6,7 @@ B rows, A heads, L positions.
 import torch
 from torch import Tensor
 
+from hfkd.losses.context import BuildContext
 from hfkd.losses.features.hidden import StatePairs, a_row_a_sample, seen_positions
 from hfkd.losses.features.maps import in_float32
 from hfkd.losses.items import Items
@@ -37,18 +38,22 @@ class AttentionScores(StatePairs):
         super().__init__(layers, teacher_layers)
         self.layers, self.teacher_layers, self.count_padding = layers, teacher_layers, count_padding
 
+    def build(self, context: BuildContext) -> None:
+        super().build(context)
+        for mine, theirs in self.pairs or ():
+            heads = context.student.shape(mine)[0], context.teacher.shape(theirs)[0]
+            if heads[0] != heads[1]:
+                raise ValueError(
+                    f"{self!r}: the student has {heads[0]} attention heads and the teacher {heads[1]}, which are "
+                    "compared one by one: give the student as many, or use minilm"
+                )
+
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
         values = [self._difference(*pair, items.mask) for pair in self.read(items)]
         a_row_a_sample(items, len(values[0]))
         return torch.stack(values).sum(0)
 
     def _difference(self, student: Attention, teacher: Attention, mask: Tensor | None) -> Tensor:
-        heads = student.query.shape[1], teacher.query.shape[1]
-        if heads[0] != heads[1]:
-            raise ValueError(
-                f"{self!r}: the student has {heads[0]} attention heads and the teacher {heads[1]}, which are compared "
-                "one by one: give the student as many, or use minilm"
-            )
         seen, real = seen_positions(student, mask)
         counted = torch.ones_like(real) if self.count_padding else real
         return scores_difference(scores(student), scores(teacher), seen, counted)

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from hfkd.losses.context import BuildContext
 from hfkd.losses.features.hidden import StatePairs, a_row_a_sample, seen_positions
 from hfkd.losses.features.maps import in_float32
 from hfkd.losses.items import Items
@@ -45,6 +46,17 @@ class MiniLM(StatePairs):
         self.layer, self.teacher_layer, self.heads, self.compared = layer, teacher_layer, heads, compared
         if not compared or any(len(pair) != 2 or set(pair) - set(PARTS) for pair in compared):
             raise ValueError(f"MiniLM: compared={compared!r} must be pairs of q, k and v, such as ('qq', 'kk', 'vv')")
+
+    def build(self, context: BuildContext) -> None:
+        super().build(context)
+        for mine, theirs in self.pairs or ():
+            shapes = context.student.shape(mine), context.teacher.shape(theirs)  # [heads, L, width of one]
+            widths = [shape[0] * shape[-1] for shape in shapes]
+            if any(width % self.heads for width in widths):
+                raise ValueError(
+                    f"{self!r}: queries of widths {widths[0]} (student) and {widths[1]} (teacher) cannot be cut into "
+                    f"{self.heads} relation heads: choose a number that divides both"
+                )
 
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
         ((student, teacher),) = self.read(items)

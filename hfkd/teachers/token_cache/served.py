@@ -36,7 +36,10 @@ def check_cached(
     built from.
     """
     if not task.by_target:
-        raise ValueError(f"CachedTextTeacher is for causal language models, and the task is {task.name}")
+        raise ValueError(
+            f"CachedTextTeacher is for causal language models, and the task is {task.name}: pass the live teacher, or "
+            "for images teacher_cache_dir with it"
+        )
     for name in ("loss_chunk_size", "evaluate_kl"):
         if getattr(args, name):
             raise ValueError(f"{name} needs the live teacher, and a teacher cache was given: leave {name} out")

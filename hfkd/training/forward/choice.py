@@ -45,8 +45,6 @@ def choose_forward(
         return ChunkedForward(student, network, loss, args.loss_chunk_size, num_classes)
     if isinstance(task, TwoTokenizerLM):
         return GroupForward(call, task, loss, None, heads_on_targets=not args.torch_compile)
-    if isinstance(student, Peers) and not task.views:
-        raise ValueError(f"Peers are views of an image with one label, and the task is {task.name}: give one student")
     if isinstance(student, Peers):
         return MutualForward(call, task, loss, peers=len(student.peers))
     if isinstance(task, PerToken) and not several:

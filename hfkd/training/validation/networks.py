@@ -26,6 +26,7 @@ from hfkd.models.vocabulary import vocabulary_size
 from hfkd.tasks.base import Task
 from hfkd.tasks.proof import compare_own_loss, untouched
 from hfkd.teachers import FrozenTeacher
+from hfkd.teachers.ensemble import Unlike
 from hfkd.training.validation.checked_batches import NOTHING_TO_LEARN, NOTHING_TO_SCORE
 from hfkd.training.validation.slots import SlotCheck
 from hfkd.utils.finite import broken_rows
@@ -251,6 +252,8 @@ def _taught(teacher: FrozenTeacher, batch: Mapping[str, Any]) -> Tensor:
     try:
         _say_channels(teacher, batch)
         return teacher(**on_device_of(teacher, dict(batch)))
+    except Unlike as error:
+        raise ValueError(str(error)) from error
     except ValueError as error:
         if "pixel_values" not in batch:
             raise
