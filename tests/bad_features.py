@@ -129,6 +129,12 @@ FEATURES = {
     "whole logits as a feature, loss_chunk_size=64": language_models_of(
         2, 2, objective="hidden_mse(layers='logits')", loss_chunk_size=64
     ),
+    "layer pooled of a language model, loss_chunk_size=64": language_models_of(
+        2, 2, objective="kd + rkd", loss_chunk_size=64
+    ),
+    "a weighting that reads logits, loss_chunk_size=64": language_models_of(
+        2, 2, objective="kd", weighting="entropy(standardized=True)", loss_chunk_size=64
+    ),
     "tokens compared with each other, loss_chunk_size=64": language_models_of(
         2, 2, objective="kd + dist", loss_chunk_size=64
     ),

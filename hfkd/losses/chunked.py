@@ -22,6 +22,7 @@ from hfkd.losses.heads import gradients, head_of
 from hfkd.losses.items import HiddenItems, Items, same_classes
 from hfkd.losses.outputs import Outputs
 from hfkd.losses.rescaling import Rescaling
+from hfkd.losses.slot_values import is_ours
 from hfkd.losses.sources import HeadSource, Source
 from hfkd.losses.terms import Term
 
@@ -117,12 +118,18 @@ def terms(loss: DistillationLoss, by_sample: bool) -> list[Term]:
 
 
 def refuse_unserved(loss: DistillationLoss) -> None:
-    """Raise ValueError for an objective that a loss over chunks cannot serve."""
+    """Raise ValueError for slots that a loss over chunks cannot serve. Those of users are asked in the first step."""
     if (why := unserved(loss)) is not None:
         raise ValueError(
             f"the objective {why}, which a loss over chunks cannot serve: set loss_chunk_size 0, or use another "
             "objective"
         )
+    for slot in (loss.temperature, loss.weighting) if loss.kd_weight else ():
+        if is_ours(slot) and not requirements_of(slot).signals:
+            raise ValueError(
+                f"{slot!r} reads logits itself, and a loss over chunks knows each item's energy and entropy alone: set "
+                "loss_chunk_size 0, or choose one that asks for these"
+            )
 
 
 def unserved(loss: DistillationLoss) -> str | None:

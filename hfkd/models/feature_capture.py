@@ -134,6 +134,13 @@ def _tensor(value: Any) -> Tensor:
     return first
 
 
+def read_within(network: nn.Module, keys: Sequence[str], module: nn.Module | None) -> list[str]:
+    """Which features of `keys` are read at `module` of the network, or at a part of it."""
+    parts, inner = set() if module is None else set(module.modules()), bare(network)
+    each = [key for several in expanded(network, keys).values() for key in several if key != LOGITS]
+    return [key for key in each if inner.get_submodule(tap_of(network, key).path) in parts]
+
+
 class Probe:
     """What a capture is to know before training: that each feature comes once, unchanged and of the right shape."""
 

@@ -12,8 +12,8 @@ from hfkd.data.epochs import refuse_streams
 from hfkd.data.first_rows import first_rows, map_style
 from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.distillation import DistillationLoss
-from hfkd.models.calling import Call
-from hfkd.models.feature_capture import LOGITS
+from hfkd.models.calling import Call, output_head
+from hfkd.models.feature_capture import LOGITS, read_within
 from hfkd.models.peers import networks_of
 from hfkd.models.positions import said_limit
 from hfkd.models.sharing import refuse_shared
@@ -301,8 +301,15 @@ class Setup:
     def build_from(self, batch: dict[str, Any]) -> None:
         self.inner = self.builder.build(self.loss, self.classes, batch)
         self.step.inner = self.inner
-        if isinstance(self.step, TargetForward) and LOGITS in self.loss.requirements.features:
+        if isinstance(self.step, TargetForward) and self.reads_heads():
             self.step.heads_on_targets = False
+
+    def reads_heads(self) -> bool:
+        """Whether a slot reads what a network's output head gives, or a layer in it, for all positions."""
+        needs, captures = self.loss.requirements, (self.inner.student, self.inner.teacher)
+        return LOGITS in needs.features or any(
+            one is not None and read_within(one.network, one.keys, output_head(one.network)) for one in captures
+        )
 
     def take_parameters(self) -> None:
         """What the loss learns."""

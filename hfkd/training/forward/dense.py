@@ -3,7 +3,7 @@
 B rows, L length, V vocabulary, H hidden size.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +14,7 @@ from hfkd.losses.chunked import ChunkedLoss
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import Items, token_hidden
 from hfkd.models.calling import Call, logits_of, output_head
-from hfkd.models.feature_capture import LOGITS
+from hfkd.models.feature_capture import LOGITS, read_within
 from hfkd.models.peers import taught_by_the_others
 from hfkd.tasks.base import Task
 from hfkd.tasks.causal_lm import CausalLM
@@ -85,7 +85,7 @@ class ChunkedForward:
 
     Terms that give a number for each sample of the networks' inner layers come once for all tokens, beside the chunks.
     Built from the bare networks. Raises ValueError for one whose forward cannot leave the logits out, or whose logits
-    are more than its head applied to the last hidden state and rescaled (`Rescaling`).
+    are more than its head applied to the last hidden state and rescaled (`Rescaling`), and for a layer at its head.
     """
 
     def __init__(
@@ -102,6 +102,9 @@ class ChunkedForward:
                 f"{loss.objective!r} reads the networks' whole logits, which loss_chunk_size leaves out: set it to 0, "
                 "or name inner layers"
             )
+        refuse_layers_at_head("student", student, loss.requirements.student)
+        if teacher is not None:
+            refuse_layers_at_head("teacher", teacher, loss.requirements.teacher)
         rescaling = rescaling_of(student)
         self.rescalings = rescaling, rescaling if teacher is None else rescaling_of(teacher)
         self.chunked = ChunkedLoss(loss, chunk_size, num_classes, self.rescalings)
@@ -127,3 +130,14 @@ class ChunkedForward:
             self.watch.outputs(items.student, items.teacher if asked else None, items.row)
         with self.autocast():
             return *self.chunked(items, head, teacher_head, batch.num_items), len(items)
+
+
+def refuse_layers_at_head(role: str, network: nn.Module, keys: Sequence[str]) -> None:
+    """Raise ValueError for a feature that is read at the output head, which runs for one position of each row here."""
+    found = read_within(network, keys, output_head(network))
+    if found:
+        raise ValueError(
+            f"layer {found[0]!r} of the {role} is read at its output head, which loss_chunk_size runs for one position "
+            "of a row, and over chunks afterwards: set it to 0, or name an earlier layer, such as -1 or the path of "
+            "the last norm"
+        )

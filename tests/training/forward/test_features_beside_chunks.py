@@ -16,7 +16,7 @@ from hfkd.training.forward.dense import DenseForward
 from hfkd.training.forward.strips import StripForward
 
 SLOTS = {"weighting": "entropy", "ce_weight": 0.5, "kd_weight": 0.5}
-ON_LAYERS = ("hidden", "minilm", "attention", "at", "cwd")
+ON_LAYERS = ("hidden", "minilm", "attention", "rkd", "at", "cwd")
 BY_ENERGY = {"temperature": "energy(ratio=0.25)"}
 STEPS = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "max_steps": 2}
 
@@ -63,6 +63,7 @@ def assert_same(ours, theirs):
         ({"objective": "0.5 * hidden_cosine(projection=True) + hidden_mse(layers={1: 2}) + dkd + minilm(heads=2)"}, 5),
         ({"objective": "kd(scale='none') + attention_scores"} | BY_ENERGY, 500),
         ({"objective": "hidden_mse", "ce_weight": 0.0}, 4),
+        ({"objective": "kd + rkd(layer='transformer.ln_f')"}, 3),
     ],
 )
 def test_states_beside_chunks_of_tokens_train_as_beside_whole_logits(tmp_path, settings, chunk_size):
@@ -128,6 +129,45 @@ class SaysSo(ReadsLogits):
 def test_what_reads_logits_besides_is_refused_when_built(tmp_path, objective, said):
     with pytest.raises(ValueError, match=said):
         language(tmp_path, 3, objective=objective)
+
+
+@pytest.mark.parametrize(
+    ("objective", "layer"),
+    [
+        ("kd + rkd", "layer 'pooled' of the student"),
+        ("kd + hidden_mse(layers='lm_head:in')", "layer 'lm_head:in' of the student"),
+        ("kd + pkt(layer='transformer.ln_f', teacher_layer='lm_head')", "layer 'lm_head' of the teacher"),
+    ],
+)
+def test_layers_of_the_output_head_are_refused_when_built(tmp_path, objective, layer):
+    """It runs for one position of each row there."""
+    with pytest.raises(ValueError, match=f"{layer} is read at its output head, which loss_chunk_size runs for one"):
+        language(tmp_path, 3, objective=objective)
+
+
+def test_what_the_output_head_gives_is_read_for_all_positions(tmp_path):
+    """With whole logits the head sees the target tokens alone, unless it is read there."""
+    at_head, of_logits = (
+        trained(language(tmp_path / layer, 0, objective=f"kd + hidden_mse(layers='{layer}')"))
+        for layer in ("lm_head", "logits")
+    )
+    assert [entry["hidden_mse"] for entry in at_head[0]] == pytest.approx(
+        [entry["hidden_mse"] for entry in of_logits[0]], rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "slot",
+    [
+        {"weighting": "entropy(standardized=True)"},
+        {"weighting": "matched(weighting='entropy(standardized=True)')"},
+        {"temperature": "learned(instance=True)"},
+    ],
+)
+def test_slots_that_read_logits_are_refused_when_built(tmp_path, slot):
+    with pytest.raises(ValueError, match=r"reads logits itself, and a loss over chunks knows .*set loss_chunk_size 0"):
+        language(tmp_path, 3, objective="kd", **slot)
+    language(tmp_path, 3, objective="kd", kd_weight=0.0, **slot)
 
 
 def test_what_reads_logits_and_does_not_say_so_stops_at_the_first_step(tmp_path):
