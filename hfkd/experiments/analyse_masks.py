@@ -19,10 +19,12 @@ from hfkd.data.mask_arguments import MaskDataArguments
 from hfkd.evaluation.analysis.pixels import PixelNumbers
 from hfkd.experiments.analysed_mask_networks import load_mask_networks
 from hfkd.experiments.analysed_networks import short_names
+from hfkd.experiments.pictured_run import example_name, spread
 from hfkd.experiments.run import without_paths
-from hfkd.experiments.segmentation import example_name, picture, spread, teacher_pictures
+from hfkd.experiments.segmentation import picture, teacher_pictures
 from hfkd.losses.functional import entropy, interpolated
 from hfkd.models import InputSpec
+from hfkd.models.mask_teacher_arguments import MaskTeacherArguments
 from hfkd.reports.analysis_masks import mask_analysis_page
 from hfkd.reports.environment import environment
 from hfkd.reports.masks import MaskExample
@@ -39,7 +41,7 @@ PAGE_NAME, NUMBERS_NAME = "index.html", "analysis.json"
 
 
 @dataclass
-class MaskAnalysisArguments:
+class MaskAnalysisArguments(MaskTeacherArguments):
     """Which networks of masks are compared, and where the page is written."""
 
     teacher: str = field(
@@ -49,16 +51,6 @@ class MaskAnalysisArguments:
     task: Literal["segmentation"] = field(
         default="segmentation", metadata={"help": "What the networks do; without it: image classifiers."}
     )
-    teacher_checkpoint: str | None = field(default=None, metadata={"help": "Weights of the teacher."})
-    teacher_classes: list[int] | None = field(
-        default=None,
-        metadata={"help": "Where the teacher has other classes: which of its outputs is each class of the data."},
-    )
-    teacher_mean: list[float] | None = field(
-        default=None, metadata={"help": "Mean of each channel that the teacher wants, where it does not say."}
-    )
-    teacher_std: list[float] | None = field(default=None, metadata={"help": "The standard deviation likewise."})
-    teacher_size: list[int] | None = field(default=None, metadata={"help": "Height and width that it wants."})
     shown_images: int = field(default=4, metadata={"help": "How many images the page shows, spread over the set."})
     kl_temperature: float = field(default=1.0, metadata={"help": "Temperature of the softmax in the divergences."})
     batch_size: int = field(default=8, metadata={"help": "Images of a forward pass."})
@@ -66,6 +58,7 @@ class MaskAnalysisArguments:
     output_dir: str = field(default="analysis", metadata={"help": "Folder of the page and the numbers."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least_one(self, "batch_size", "shown_images")
         positive("analyse", kl_temperature=self.kl_temperature)
         if not self.students:

@@ -12,8 +12,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 from hfkd.data.mask_arguments import MaskDataArguments
 from hfkd.models import InputSpec
 from hfkd.models.label_names import order_of
-from hfkd.models.segmentation import segmentation_network
-from hfkd.models.segmentation_arguments import SegmentationNetworkArguments
+from hfkd.models.segmentation import segmentation_network, segmentation_teacher
 from hfkd.reports.results import RESULTS_NAME
 from hfkd.teachers import FrozenTeacher
 from hfkd.utils.json_file import read_json
@@ -28,9 +27,12 @@ class NamedMaskNetworks(Protocol):
     students: list[str]
     teacher_checkpoint: str | None
     teacher_classes: list[int] | None
-    teacher_mean: list[float] | None
-    teacher_std: list[float] | None
-    teacher_size: list[int] | None
+
+    @property
+    def describes_teacher(self) -> bool: ...
+
+    @property
+    def wanted(self) -> InputSpec | None: ...
 
 
 def load_mask_networks(
@@ -43,15 +45,11 @@ def load_mask_networks(
     for student in args.students:
         if not Path(student).is_dir():
             raise ValueError(f"{student!r} is no folder: name those that runs of `hfkd segment` left")
-    its = ("classes", "mean", "std", "size", "checkpoint")
-    own = {f"teacher_{name}": getattr(args, f"teacher_{name}") for name in its}
-    run = Path(args.teacher).is_dir() and not any(own.values())
-    if run:
+    if Path(args.teacher).is_dir() and not args.describes_teacher:
         teacher = _of_run(args.teacher, data, received)
     else:
-        flags = SegmentationNetworkArguments(teacher_name=args.teacher, **own)
-        network = flags.teacher(data.classes)
-        teacher = FrozenTeacher(network, received, flags.wanted, classes=args.teacher_classes)
+        network = segmentation_teacher(args.teacher, data.classes, args.teacher_checkpoint)
+        teacher = FrozenTeacher(network, received, args.wanted, classes=args.teacher_classes)
     networks = [teacher, *(_of_run(student, data, received) for student in args.students)]
     for name, one in zip([args.teacher, *args.students], networks, strict=True):
         _check(name, one.to(device), data, device)

@@ -1,10 +1,8 @@
 """One run of training a detector: from what the flags of a recipe say to results.json and a page."""
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -13,18 +11,13 @@ from transformers import set_seed
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.box_arguments import BoxDataArguments
-from hfkd.experiments.run import save_student, train_to_the_end, without_paths
+from hfkd.experiments.pictured_run import example_name, run_pictured, spread
 from hfkd.models.detection_arguments import DetectionNetworkArguments
 from hfkd.reports.boxes import BoxExample, FoundBoxes
-from hfkd.reports.page import detection_sections, run_page
-from hfkd.reports.results import RESULTS_NAME, ResultsCallback
+from hfkd.reports.page import detection_sections
 from hfkd.tasks.proof import untouched
 from hfkd.trainer import DistillationTrainer
-from hfkd.utils.json_file import read_json
 
-logger = logging.getLogger(__name__)
-
-PAGE_NAME = "index.html"
 SHOWN = 6  # images on the page
 
 
@@ -43,29 +36,19 @@ def detection_trainer(
 
 
 def run_detection(trainer: DistillationTrainer, config: dict[str, Any], score_training: bool = False) -> dict[str, Any]:
-    """Train, taking up an earlier session that was stopped, and write results.json, the student and a page.
+    """`run_pictured` of a detector. score_training: evaluate on the training images too, as `eval_train_ap`."""
 
-    On every rank. score_training: evaluate on the training images too, at the end, as `eval_train_ap`.
-    """
-    config = without_paths(config)
-    folder = train_to_the_end(trainer, ResultsCallback(config, metric="eval_ap"))
-    if score_training:
+    def scored() -> None:
         rows: Any = trainer.train_dataset
         clean = rows.with_transform(rows.format["format_kwargs"]["transform"].clean())
         trainer.evaluate(clean, metric_key_prefix="eval_train")
-    results: dict[str, Any] = {}
-    if trainer.is_world_process_zero():
-        results = read_json(folder / RESULTS_NAME)
-        if find_spec("matplotlib") is None:
-            logger.warning("There will be no %s: pip install 'hfkd[demo]' for its pictures", PAGE_NAME)
-        else:
-            shown: dict[str, Any] = {"label_names": trainer.class_names, "examples": box_examples(trainer)}
-            history = trainer.state.log_history
-            sections = detection_sections(history, **shown)
-            run_page(folder / PAGE_NAME, sections, config=config, log_history=history, results=results)
-            logger.info("The results are in %s; look at %s", folder, folder / PAGE_NAME)
-    save_student(trainer, config)
-    return results
+
+    def sections(history: Sequence[Any]) -> Any:
+        names: Any = trainer.class_names
+        return detection_sections(history, label_names=names, examples=box_examples(trainer))
+
+    more = {"trained": scored} if score_training else {}
+    return run_pictured(trainer, config, "eval_ap", sections, **more)
 
 
 @torch.no_grad()
@@ -74,12 +57,11 @@ def box_examples(trainer: DistillationTrainer, count: int = SHOWN) -> list[BoxEx
     rows: Any = trainer.eval_dataset
     if rows is None or isinstance(rows, dict) or trainer.model is None:
         return []
-    places = [k * len(rows) // count for k in range(count)] if len(rows) > count else range(len(rows))
     with ExitStack() as stack:
         stack.enter_context(untouched(trainer.model))
         if trainer.teacher is not None:
             stack.enter_context(trainer.teacher.frozen())
-        return [_example(trainer, k, rows[k]) for k in places]
+        return [_example(trainer, k, rows[k]) for k in spread(len(rows), count)]
 
 
 def _example(trainer: DistillationTrainer, place: int, row: Any) -> BoxExample:
@@ -90,7 +72,7 @@ def _example(trainer: DistillationTrainer, place: int, row: Any) -> BoxExample:
     found = {name: _found(trainer.call.output(network, batch)["detections"][0]) for name, network in networks.items()}
     image = (255 * batch["pixel_values"][0]).round().to(torch.uint8).movedim(0, -1).cpu()
     there = {"boxes": batch["boxes"][0], "labels": batch["labels"][0]}
-    return BoxExample(f"Image {place} of the evaluation set", image, _found(there), **found)
+    return BoxExample(example_name(place), image, _found(there), **found)
 
 
 def _found(boxes: Mapping[str, Tensor]) -> FoundBoxes:

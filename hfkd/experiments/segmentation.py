@@ -1,8 +1,6 @@
 """One run of training on images with masks: from what the flags of a recipe say to results.json."""
 
-import logging
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -12,23 +10,18 @@ from transformers import PreTrainedModel, SegformerImageProcessor, set_seed
 from hfkd.arguments import DistillationArguments
 from hfkd.data.mask_arguments import MaskDataArguments
 from hfkd.evaluation.metrics.mean_iou import MeanIoU, pixel_predictions
-from hfkd.experiments.run import save_student, train_to_the_end, without_paths
+from hfkd.experiments.pictured_run import example_name, run_pictured, spread
 from hfkd.losses.functional import energy, entropy, interpolated
 from hfkd.models import InputSpec
 from hfkd.models.calling import logits_of
 from hfkd.models.segmentation_arguments import SegmentationNetworkArguments
 from hfkd.reports.masks import MaskExample
-from hfkd.reports.page import run_page, segmentation_sections
-from hfkd.reports.results import RESULTS_NAME, ResultsCallback
+from hfkd.reports.page import segmentation_sections
 from hfkd.tasks.semantic_segmentation import flat_labels
 from hfkd.teachers import FrozenTeacher
 from hfkd.trainer import DistillationTrainer
 from hfkd.training.validation.normalisation import receiving
-from hfkd.utils.json_file import read_json
 
-logger = logging.getLogger(__name__)
-
-PAGE_NAME = "index.html"
 SHOWN = 4  # images on the page
 
 
@@ -62,27 +55,13 @@ def segmentation_trainer(
 
 
 def run_segmentation(trainer: DistillationTrainer, config: dict[str, Any]) -> dict[str, Any]:
-    """Train, taking up an earlier session that was stopped, and write results.json, the student and a page.
+    """`run_pictured` of a network of masks."""
 
-    On every rank.
-    """
-    config = without_paths(config)
-    drawn = find_spec("matplotlib") is not None
-    if not drawn:
-        logger.warning("There will be no %s: pip install 'hfkd[demo]' for its pictures", PAGE_NAME)
-    folder = train_to_the_end(trainer, ResultsCallback(config, metric="eval_mean_iou"))
-    results: dict[str, Any] = {}
-    if trainer.is_world_process_zero():
-        results = read_json(folder / RESULTS_NAME)
-        if drawn:
-            named: Any = trainer.compute_metrics
-            shown = {"label_names": named.names, "examples": mask_examples(trainer)}
-            history = trainer.state.log_history
-            sections = segmentation_sections(history, **shown)
-            run_page(folder / PAGE_NAME, sections, config=config, log_history=history, results=results)
-            logger.info("The results are in %s; look at %s", folder, folder / PAGE_NAME)
-    save_student(trainer, config)
-    return results
+    def sections(history: Sequence[Any]) -> Any:
+        named: Any = trainer.compute_metrics
+        return segmentation_sections(history, label_names=named.names, examples=mask_examples(trainer))
+
+    return run_pictured(trainer, config, "eval_mean_iou", sections)
 
 
 @torch.no_grad()
@@ -97,15 +76,6 @@ def mask_examples(trainer: DistillationTrainer, count: int = SHOWN) -> list[Mask
         return [_example(trainer, model.eval(), k, rows[k]) for k in spread(len(rows), count)]
     finally:
         model.train(trained)
-
-
-def spread(rows: int, count: int = SHOWN) -> list[int]:
-    """So many rows at equal distances; all where there are no more."""
-    return [k * rows // count for k in range(count)] if rows > count else list(range(rows))
-
-
-def example_name(place: int) -> str:
-    return f"Image {place} of the evaluation set"
 
 
 def teacher_pictures(maps: Tensor, size: Sequence[int]) -> dict[str, Tensor]:
