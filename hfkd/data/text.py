@@ -119,8 +119,8 @@ def check_tokenising(
         )
     if not isinstance(dataset, Dataset):
         raise ValueError(
-            f"the dataset is of type {type(dataset).__name__}: tokenize_dataset takes one split, a datasets.Dataset, "
-            "whose rows can be counted; map your tokenizer over a stream"
+            f"the dataset is of type {type(dataset).__name__}: tokenised here is one split, a datasets.Dataset, whose "
+            "rows can be counted; make one of a stream, datasets.Dataset.from_generator(lambda: stream)"
         )
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no eos_token: set one, for every response ends with it")
