@@ -114,6 +114,17 @@ def test_every_job_is_the_same_however_it_is_split(tmp_path, name):
 
 
 @pytest.mark.slow
+def test_states_beside_chunks_on_two_ranks_are_those_beside_whole_logits_on_one(tmp_path):
+    objective = "kd + 2 * hidden_mse + minilm(heads=2) + attention_scores"
+    job = "rank_job_text.py", TEXT | {"objective": objective, "temperature": "energy(ratio=0.2)"}
+    whole = run(tmp_path / "whole", 1, *job, **SPLITS["1 x 4 x 2"][1])
+    chunks = run(tmp_path / "chunks", 2, *job, loss_chunk_size=3, **SPLITS["2 x 4"][1])
+    found = differences(whole, chunks)
+    assert found["parameters"] < 1e-6
+    assert max(found.values()) < 2e-5
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("term", ["fitnet(layer='conv')", "at(layers='conv')"])
 def test_features_and_connectors_are_the_same_on_two_ranks_as_in_accumulated_batches(tmp_path, term):
     """The regressor has a batch norm, so that it sees the same parts in both."""
