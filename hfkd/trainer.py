@@ -6,6 +6,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from types import MappingProxyType
@@ -228,15 +229,16 @@ class DistillationTrainer(Trainer):
         self.distillation_loss.label_term = smoother is None and not own_text
         with self._frozen_teacher(), watched as (step, outputs):
             batch = MicroBatch(inputs, num_items_in_batch, self.schedule.progress)
-            loss, parts, num_items = step(model, teacher, batch)
-        labelled = num_items if self.task.complete else self.task.count_labels(inputs)
+            loss, parts, counts = step(model, teacher, batch)
+        labelled = counts.labels if self.task.complete else self.task.count_labels(inputs)
         if smoother is not None:
             mean = smoothed(smoother, by_name(outputs[0]), inputs["labels"], self.task)
             loss = loss + self.distillation_loss.of_labels(mean, labelled, num_items_in_batch)
         if (nothing := loss_parameters.touched(self.distillation_loss, model)) is not None:
             loss = loss + nothing
-        self.judged.add({k: v for k, v in parts.items() if not (own_text and k == "ce")}, num_items, labelled)
-        self.empty_rows.look(inputs["labels"], inputs.get("host_targets"), num_items)
+        measured = {k: v for k, v in parts.items() if not (own_text and k == "ce")}
+        self.judged.add(measured, replace(counts, labels=labelled), self.distillation_loss.terms)
+        self.empty_rows.look(inputs["labels"], inputs.get("host_targets"), counts.labels)
         self.judged.watch.batch(inputs, loss, parts)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # Gradients are averaged over the ranks, and the loss is already divided by the items of all of them.

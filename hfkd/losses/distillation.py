@@ -232,6 +232,15 @@ class DistillationLoss(nn.Module):
             return {}
         return {items.rest_name: items.rest.detach().float()}
 
+    def counted(self, items: Items | HiddenItems) -> Counts:
+        """What the logged parts are means over: places of labels, items, and samples where terms have those."""
+        samples: Number | None = None
+        if self.by_sample:
+            seen = items if isinstance(items, Items) else items.beside
+            samples = items.num_samples if seen is None else seen.samples_with_items
+        tokens = items.tokens if isinstance(items, Items) else None
+        return Counts(len(items) if tokens is None else tokens, len(items), samples)
+
     @torch.no_grad()
     def logged(
         self, parts: dict[str, Tensor], samples: Tensor | int | None = None, labelled: Tensor | int | None = None

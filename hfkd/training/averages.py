@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import TrainerCallback
 
+from hfkd.losses.counts import Number
 from hfkd.utils.devices import send
 
 logger = logging.getLogger(__name__)
@@ -34,14 +35,14 @@ class BatchAverage(TrainerCallback):
 
     def _start_anew(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._items: dict[str, Tensor | int] = {}
-        self._kept: list[tuple[dict[str, Tensor], Tensor | int]] = []
-        self._on_trial: list[tuple[dict[str, Tensor], Tensor | int]] = []
+        self._items: dict[str, Number] = {}
+        self._kept: list[tuple[dict[str, Tensor], Number]] = []
+        self._on_trial: list[tuple[dict[str, Tensor], Number]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         self._start_anew()
 
-    def add(self, means: dict[str, Tensor], num_items: Tensor | int) -> None:
+    def add(self, means: dict[str, Tensor], num_items: Number) -> None:
         self._on_trial.append((means, num_items))
 
     @property
@@ -85,7 +86,7 @@ class BatchAverage(TrainerCallback):
         self._kept = []
 
 
-def _weights(counts: list[Tensor | int], means: Tensor) -> Tensor:
+def _weights(counts: list[Number], means: Tensor) -> Tensor:
     """Counts of items beside their `means`; those that are on the device are not read back."""
     if any(isinstance(count, Tensor) for count in counts):
         return torch.stack([torch.as_tensor(count, device=means.device) for count in counts]).to(means.dtype)

@@ -5,7 +5,7 @@ N items, B rows of a batch, C classes, vocabulary or hidden size.
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from hfkd.losses.counts import Counts
+from hfkd.losses.terms import Term
 from hfkd.training.averages import BatchAverage
 from hfkd.training.host import Host
 from hfkd.utils.buffers import KeptBuffers
@@ -222,12 +224,15 @@ class JudgedSteps:
         self.watch = NonFiniteWatch(host.args.on_nan, host.accelerator)
         self.parts = BatchAverage()
 
-    def add(self, parts: dict[str, Tensor], num_items: int, labelled: Tensor | int) -> None:
-        """`parts` are means over `num_items` items, and the cross-entropy over the `labelled` ones."""
-        if labelled is not num_items and "ce" in parts:
-            self.parts.add({"ce": parts["ce"]}, labelled)
-            parts = {name: mean for name, mean in parts.items() if name != "ce"}
-        self.parts.add(parts, num_items)
+    def add(self, parts: dict[str, Tensor], counts: Counts, terms: Sequence[Term] = ()) -> None:
+        """`parts` are means over the items, those of `terms` on samples over the samples, `ce` over the labels."""
+        of_samples = {term.name for term in terms if term.by_sample}
+        kinds: dict[Any, dict[str, Tensor]] = {}
+        for name, mean in parts.items():
+            kind = "labels" if name == "ce" else "samples" if name in of_samples else "items"
+            kinds.setdefault(kind, {})[name] = mean
+        for kind, means in kinds.items():
+            self.parts.add(means, getattr(counts, kind))
 
     def gradient_norm(self, model: nn.Module) -> Tensor | None:
         """The gradient's norm where each process has it whole: Trainer clips at infinity, and writes it all anew."""

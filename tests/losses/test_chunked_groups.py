@@ -56,6 +56,17 @@ def test_rows_without_any_group_are_learned_from_their_labels(tmp_path):
     assert_same(made(tmp_path / "chunks", 3, data=data), made(tmp_path / "whole", 0, data=data))
 
 
+@pytest.mark.parametrize("chunk_size", [0, 3])
+def test_what_is_logged_of_groups_is_their_mean_also_beside_rows_without_any(tmp_path, chunk_size):
+    data = rows().map(
+        lambda row, i: {"teacher_labels": [-100] * len(row["teacher_labels"])} if i % 4 else {}, with_indices=True
+    )
+    run = made(tmp_path, chunk_size, data=data, temperature="energy(thresholds=(-1e9, 1e9))")
+    run.args.per_device_train_batch_size = 1
+    logs, _ = trained(run)
+    assert [entry["temperature"] for entry in logs] == [4.0] * len(logs)
+
+
 def test_no_more_tokens_than_a_chunk_reach_a_head_at_a_time(tmp_path):
     run, seen = made(tmp_path, 9, weighting="entropy"), []
     batch = run.training_collator([run.train_dataset[i] for i in range(8)])

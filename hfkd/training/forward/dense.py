@@ -39,7 +39,7 @@ class DenseForward:
     def __call__(self, student: nn.Module, teacher: Teacher | None, batch: MicroBatch) -> Step:
         asked = teacher is not None and bool(self.loss.kd_weight)
         items = self.watched(self.items(student, teacher, batch.inputs, batch.progress), asked)
-        return *self.loss(items, batch.num_items), len(items)
+        return *self.loss(items, batch.num_items), self.loss.counted(items)
 
     def items(
         self, student: nn.Module, teacher: Teacher | None, inputs: Mapping[str, Any], progress: float | None
@@ -129,7 +129,7 @@ class ChunkedForward:
             assert items.row is not None
             self.watch.outputs(items.student, items.teacher if asked else None, items.row)
         with self.autocast():
-            return *self.chunked(items, head, teacher_head, batch.num_items), len(items)
+            return *self.chunked(items, head, teacher_head, batch.num_items), self.loss.counted(items)
 
 
 def refuse_layers_at_head(role: str, network: nn.Module, keys: Sequence[str]) -> None:

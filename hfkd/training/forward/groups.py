@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hfkd.losses.chunked_groups import ChunkedGroupLoss
+from hfkd.losses.counts import Counts
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.outputs import Outputs
 from hfkd.models.calling import output_head
@@ -42,7 +43,7 @@ class GroupForward(TargetForward):
                 torch.arange(items.num_samples, device=logits.device),
             )
         items = replace(items, rest=self.call.added_loss(output))
-        return *self.loss(items, batch.num_items), len(targets)
+        return *self.loss(items, batch.num_items), self.loss.counted(items)
 
 
 class ChunkedGroupForward(ChunkedForward):
@@ -73,7 +74,7 @@ class ChunkedGroupForward(ChunkedForward):
         hidden = replace(task.hidden_groups(inputs, mine, said, batch.progress), rest=self.call.added_loss(output))
         with self.autocast():
             loss, parts = self.over_groups(hidden, output_head(student), teacher_head, batch.num_items)
-        return loss, parts, len(targets)
+        return loss, parts, Counts(len(targets), len(hidden.groups.row))
 
 
 def row_sums(logits: Tensor, targets: Targets) -> Tensor:

@@ -64,7 +64,11 @@ class HighEnergyForward:
         counts = Counts.of(batch.num_items, len(items), len(items), items.num_samples)
         extra, extra_parts = self.unlabelled(mixed, counts.scaled(len(mixed), len(items)))
         share = torch.tensor(len(mixed) / len(items), device=loss.device)
-        return loss + extra, parts | {"mixed_kd": extra_parts["kd"], "mixed_share": share}, len(items)
+        return (
+            loss + extra,
+            parts | {"mixed_kd": extra_parts["kd"], "mixed_share": share},
+            self.inner.loss.counted(items),
+        )
 
     def _watch(self, items: Items, mixed: Items, chosen: Tensor) -> None:
         """Show the watch both forwards; what breaks in a mixed image is its first image's row."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hfkd.losses.counts import Counts, Number
 
-Step = tuple[Tensor, dict[str, Tensor], int]  # the loss, its parts, and how many items they are means of
+Step = tuple[Tensor, dict[str, Tensor], Counts]  # the loss, its parts, and what these are means over
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class StripForward(DenseForward):
             self.watch.outputs(maps.flatten(1), taught.flatten(1) if asked else None, rows)
         known = replace(found.known, rest=self.task.added_loss(self.call, output, batch.inputs))
         known = self.inner.beside(known, batch.inputs, (maps, mine), (taught, its))
-        return *self.strips(found._replace(known=known), batch.num_items), len(known)
+        return *self.strips(found._replace(known=known), batch.num_items), self.loss.counted(known)
 
 
 def by_strips(loss: DistillationLoss) -> bool:

@@ -55,4 +55,4 @@ class TargetForward:
         if self.watch is not None:
             self.watch.outputs(logits, None if whole is None else taught.logits, targets.row)
         items = replace(items, rest=self.call.added_loss(output))
-        return *self.loss(items, batch.num_items), len(items)
+        return *self.loss(items, batch.num_items), self.loss.counted(items)

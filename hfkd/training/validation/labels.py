@@ -14,6 +14,7 @@ from hfkd.arguments import DistillationArguments
 from hfkd.data.first_rows import map_style
 from hfkd.data.labels import class_ids
 from hfkd.losses.base import requirements_of
+from hfkd.losses.counts import Number
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.slot_values import is_ours
 from hfkd.tasks.base import Task
@@ -115,7 +116,7 @@ class EmptyRows:
         self._done = not isinstance(task, PerToken)
         self._shift = 0 if self._done else task.shift  # type: ignore[attr-defined]
 
-    def look(self, labels: Tensor, known: HostTargets | None, num_items: int) -> None:
+    def look(self, labels: Tensor, known: HostTargets | None, num_items: Number) -> None:
         if self._done:
             return
         rows, length = labels.shape

@@ -180,3 +180,16 @@ def test_the_loss_alone_asks_for_the_features():
     head = torch.nn.Linear(3, 5)
     with pytest.raises(ValueError, match=r"give HiddenItems\.beside"):
         ChunkedLoss(DistillationLoss("kd + hidden_mse"), 4)(items, head, head)
+
+
+@pytest.mark.parametrize("chunk_size", [0, 3])
+def test_what_is_logged_of_samples_is_their_mean_however_a_batch_is_cut(tmp_path, chunk_size):
+    """Rows differ in length: a mean over tokens of the micro-batches' means would be another number."""
+    settings = {"objective": "kd + hidden_mse", "max_steps": 1, "learning_rate": 0.0}
+    found = []
+    for name, size in (("whole", 8), ("parts", 2)):
+        cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
+        run = language(tmp_path / name, chunk_size, **settings, **cut)
+        found.append(trained(run)[0][0])
+    for name in ("ce", "kd", "hidden_mse", "weight"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-4), name

@@ -97,7 +97,7 @@ def test_the_released_loss_is_ce_and_kd_of_the_batch_and_kd_of_the_mixed_set(mix
     assert parts["mixed_kd"].item() == pytest.approx(np.mean(mixed), rel=1e-5)
     assert parts["mixed_share"].item() == len(chosen) / 8
     assert parts["ce"].item() == pytest.approx(np.mean(ce), rel=1e-5)
-    assert count == 8
+    assert count.items == count.labels == 8
 
 
 def test_accumulated_batches_weigh_their_mixed_means_by_their_images():
