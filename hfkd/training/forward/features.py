@@ -69,9 +69,9 @@ class InnerFeatures:
         """`items` with the features of both networks, of which each gave these logits and features."""
         if not self.wanted:
             return items
-        kept = _features(self.student, *student), _features(self.teacher, *teacher)
-        outputs = (replace(one, kept=said) for one, said in zip((items.student, items.teacher), kept, strict=True))
-        return self._with_place(items, batch, len(student[0]), *outputs)
+        mine = replace(items.student, kept=_features(self.student, *student))
+        its = replace(items.teacher, kept=_features(self.teacher, *teacher))
+        return self._with_place(replace(items, student=mine, teacher=its), batch, len(student[0]))
 
     def beside(
         self,
@@ -87,18 +87,14 @@ class InnerFeatures:
         outputs = FeatureOutputs(_features(self.student, *student)), FeatureOutputs(_features(self.teacher, *teacher))
         samples = items.sample, items.num_samples
         plain = Items(*outputs, items.labels, *samples, items.progress, row=items.row, num_rows=rows)
-        return replace(items, beside=self._with_place(plain, batch, rows, *outputs))
+        return replace(items, beside=self._with_place(plain, batch, rows))
 
-    def _with_place(
-        self, items: Items, batch: Mapping[str, Any], rows: int, student: Outputs, teacher: Outputs
-    ) -> Items:
-        """`items` of these outputs, with what random parts are drawn from and which positions are no padding."""
+    def _with_place(self, items: Items, batch: Mapping[str, Any], rows: int) -> Items:
+        """`items` with what random parts are drawn from and which positions are no padding."""
         mask, index = batch.get("attention_mask"), batch.get("index")
         views = rows // max(len(index), 1) if isinstance(index, Tensor) else 1
         return replace(
             items,
-            student=student,
-            teacher=teacher,
             index=index.repeat(views) if isinstance(index, Tensor) else None,
             seed=self.seed,
             step=self.steps(),
