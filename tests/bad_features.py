@@ -58,11 +58,11 @@ class OnStates(Objective):
         return "OnStates()"
 
 
-def language_models_of(*depths, **settings):
+def language_models_of(*depths, rows=TokenRows, **settings):
     def make(folder):
         args = arguments(folder / "run", **({"objective": "hidden_mse"} | settings))
         pair = [language_model(layers=depth) for depth in depths]
-        return lambda: DistillationTrainer(*pair, args, train_dataset=TokenRows(), processing_class=tokenizer())
+        return lambda: DistillationTrainer(*pair, args, train_dataset=rows(), processing_class=tokenizer())
 
     return make
 
@@ -120,6 +120,9 @@ FEATURES = {
     ),
     "objective=\"hidden_mse(layers=(1, 2), teacher_layers='uniform')\"": lambda folder: (
         lambda: DistillationLoss("hidden_mse(layers=(1, 2), teacher_layers='uniform')")
+    ),
+    "hidden_mse, rows that hold several documents": language_models_of(
+        2, 2, rows=lambda: [{"input_ids": [3, 4, 5, 6], "labels": [3, 4, 5, 6], "seq_lengths": [2, 2]}] * 4
     ),
     "minilm(compared='qx')": lambda folder: lambda: DistillationLoss("minilm(compared='qx')"),
     "features, teacher_cache_dir": distilling(teacher_cache_dir="cache"),

@@ -3,7 +3,7 @@
 L tokens of a document.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,9 +58,21 @@ class PackingCheck:
         """Raise ValueError if the first rows of a dataset are packed, or one of its first thousand, and may not be."""
         for dataset in datasets.values():
             for rows in dataset.values() if isinstance(dataset, dict) else (dataset,):
-                for batch in (first_rows(rows), _packed_rows(rows)):
-                    if batch:
-                        self(collate(batch))
+                for batch in _looked_at(rows, collate):
+                    self(batch)
+
+
+def refuse_packed(objective: Any, dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
+    """Raise ValueError if the first rows of a dataset are packed, or one of its first thousand: for an `objective` that
+    compares whole rows."""
+    for batch in _looked_at(dataset, collate):
+        known: HostTargets | None = batch.get("host_targets")
+        if known is not None and known.packed:
+            raise ValueError(
+                f"the rows pack several documents (position_ids that start again), and {objective!r} compares the "
+                "networks' layers over whole rows: give each document a row of its own, or choose an objective of "
+                "logits"
+            )
 
 
 @torch.no_grad()
@@ -85,6 +97,11 @@ def keeps_apart(network: nn.Module, rows: int) -> bool:
     half = any(p.dtype in (torch.float16, torch.bfloat16) for p in network.parameters())
     seen, rounded = (after_first - after_other).abs().max().item(), (after_first - alone).abs().max().item()
     return seen <= 1e-6 * size and rounded <= (0.05 if half else 1e-3) * size
+
+
+def _looked_at(dataset: Any, collate: Callable[[list[Any]], Any]) -> Iterator[Mapping[str, Any]]:
+    """The batches that are looked at before training."""
+    return (collate(rows) for rows in (first_rows(dataset), _packed_rows(dataset)) if rows)
 
 
 def _packed_rows(dataset: Any) -> list[Any]:

@@ -25,7 +25,7 @@ from hfkd.models.checkpoints import some
 from hfkd.models.inputs import image_channels
 from hfkd.models.peers import networks_of
 from hfkd.tasks.base import Collate, Task
-from hfkd.tasks.packing import PackingCheck
+from hfkd.tasks.packing import PackingCheck, refuse_packed
 from hfkd.teachers import CachedTeacher, FrozenTeacher, Teacher, TeacherEnsemble
 from hfkd.teachers.freezing import Freezing
 from hfkd.training.checkpoints.student_weights import trained_but_not_saved
@@ -182,10 +182,17 @@ def _refuse_for_peers(loss: DistillationLoss, teacher: Any, args: DistillationAr
 def packing_check(
     networks: Sequence[nn.Module],
     args: TrainingArguments,
+    loss: DistillationLoss,
     datasets: Mapping[str, Any],
     collate: Any,
 ) -> PackingCheck:
-    """What refuses packed rows where one of the networks lets documents see each other: those of `datasets` now."""
+    """What refuses packed rows where one of the networks lets documents see each other: those of `datasets` now.
+
+    Raises ValueError for packed rows to train on, too, where a term of the loss compares whole rows.
+    """
+    for term in loss.terms if loss.kd_weight else ():
+        if term.by_sample and term.reads_features:
+            refuse_packed(term.objective, datasets["train_dataset"], collate)
     check = PackingCheck(networks, sharded=uses_fsdp(args) or bool(args.deepspeed))
     check.check_datasets(datasets, collate)
     return check

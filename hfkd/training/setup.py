@@ -249,7 +249,8 @@ class Setup:
         self.class_names = None if task.vocabulary else check_label_names(data, collator, self.model, self.live)
         check_processor(self.processing_class, self.model, self.rows, self.received)
         refuse_single_row(self.model, self.call, args, self.rows, look, task)
-        self.packing = packing_check((self.model, *self.networks), args, data, collator) if task.by_target else None
+        checked = (self.model, *self.networks), args, self.loss, data, collator
+        self.packing = packing_check(*checked) if task.by_target else None
 
     def take_cache(self) -> None:
         """What a stored teacher serves, where it is one."""

@@ -316,6 +316,20 @@ def test_packed_rows_that_come_late_or_in_evaluation_alone_are_refused(tmp_path)
 # ---- rows that say something else ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("form", ["position_ids", "seq_lengths", "flattened"])
+@pytest.mark.parametrize("objective", ["kd + rkd(layer=-1)", "hidden_mse(layers=(1,))"])
+def test_packed_rows_are_refused_where_a_term_compares_whole_rows(tmp_path, objective, form):
+    rows, collator = FORMS[form]
+    networks, terms = (gpt2(1, 1.0), gpt2(2, 1.0)), {"objective": objective, "temperature": 4.0}
+    with pytest.raises(ValueError, match=r"compares the networks' layers over whole rows"):
+        build(tmp_path / "run", *networks, Dataset.from_list(rows), collator, **terms)
+    assert not (tmp_path / "run").exists()
+    build(tmp_path / "off", *networks, Dataset.from_list(rows), collator, **terms, kd_weight=0.0)
+    single = Dataset.from_list(DOCUMENTS)
+    evaluated = Dataset.from_list(FORMS["position_ids"][0])  # on labels alone
+    build(tmp_path / "run", *networks, single, eval_dataset=evaluated, **terms)
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
