@@ -33,9 +33,8 @@ class EvaluationArguments:
     evaluate_teacher: bool = field(
         default=True,
         metadata={
-            "help": "When training starts, run the teacher over the evaluation set once and log teacher_accuracy: a "
-            "teacher that is fed or loaded wrongly shows there. Of a language model: next-token accuracy on about 256 "
-            "rows."
+            "help": "When training starts, run the teacher over the evaluation set once and log teacher_accuracy, in "
+            "which wrong inputs or weights of the teacher show. Language models: next-token accuracy on about 256 rows."
         },
     )
     evaluate_kl: bool = field(
@@ -53,11 +52,12 @@ class EvaluationArguments:
 
 @dataclass
 class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationArguments, TrainingArguments):
-    """TrainingArguments with the slots of the one equation. Keywords of `DistillationTrainer` win over these.
+    """TrainingArguments with the settings of distillation. Keywords of `DistillationTrainer` win over these.
 
-    Differences from TrainingArguments' own defaults: `bf16` and `channels_last` choose themselves, columns that the
-    model does not name are kept for the loss, and a NaN loss is logged as NaN instead of being hidden (the filter
-    would also wait for the device at every step).
+    Defaults that differ from those of TrainingArguments: `bf16` is on where the device computes it natively,
+    `remove_unused_columns` is off (the loss reads columns that the model does not name), `label_names` is ["labels"],
+    and `logging_nan_inf_filter` is off, so that a NaN loss is logged (the filter also waits for the device at every
+    step).
     """
 
     objective: Annotated[str, SUM] = field(
@@ -88,14 +88,14 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
             "help": "What the networks' heads are for: image_classification, sequence_classification, "
             "multi_label_classification, token_classification, masked_lm, causal_lm, seq2seq_lm, "
             "semantic_segmentation, object_detection. auto: as transformers lists the model's class, else by the "
-            "inputs that it takes. Either way it is proved on two rows that the model's own loss is the task's."
+            "inputs that it takes. Either way the task's loss on two rows must be the model's own, if it has one."
         },
     )
     segmentation_stride: int | None = field(
         default=None,
         metadata={
-            "help": "Of masks learn every n-th pixel in each direction, to save time and memory; unset: all. Both "
-            "networks' maps are resized to that grid. eval_loss is of it too, mean_iou of all pixels."
+            "help": "Semantic segmentation: train on every n-th pixel in each direction, to save time and memory; "
+            "unset: on all. Both networks' maps are resized to that grid. eval_loss is on it too, mean_iou on all."
         },
     )
     loss_chunk_size: int = field(
@@ -107,7 +107,8 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
     bf16: bool | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
-            "help": "bfloat16 autocast. Unset: as the launcher of accelerate says, else on where the device has it."
+            "help": "bfloat16 autocast. Unset: as the launcher of accelerate says, else on where the device computes "
+            "it natively."
         },
     )
     fp16: bool | None = field(  # type: ignore[assignment]
@@ -133,9 +134,9 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
     teacher_cache_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Keep what the teacher says in this folder, for this run and later ones. Of images: its logits of "
-            "every view, exact to 1/65,534 of a row's range (CIFAR-100 takes up to 1.81 GB), as they come. Of "
-            "instructions: the largest logits of each target token, stored before training by the recipe."
+            "help": "Store the teacher's outputs in this folder, for this run and later ones. Images: its logits of "
+            "every view, exact to 1/65,534 of a row's range (CIFAR-100 takes up to 1.81 GB), as they are computed. "
+            "Instructions: the largest logits of each target token, stored before training by the recipe."
         },
     )
     teacher_cache_on_device: bool | None = field(

@@ -89,11 +89,12 @@ class DistillationTrainer(Trainer):
     `objective`, `temperature`, `weighting`, `ce_weight`, `kd_weight` say the same as in `DistillationArguments`, and
     win over them. `teacher` is any network that gives logits (a `FrozenTeacher` to say how its inputs are normalised),
     or a list of them, which the objectives `average` and `inverse_entropy` combine (others see their mean logits);
-    None, with `kd_weight=0`, trains on the labels alone. Rows of the datasets have `pixel_values` and `labels`, or for
-    language models `input_ids` and `labels`, and several documents where `position_ids` start again. `peft_config`
-    trains adapters; `teacher_processing_class` is a language teacher's tokenizer. Everything else is Trainer's.
-    `eval_loss` is the student's cross-entropy, for which the teacher does not run; `evaluate_kl` adds `eval_kl`. A
-    temperature that needs the teacher's energies over the training set has them scanned when training starts.
+    None, with `kd_weight=0`, trains on the labels alone. The model's class chooses the task (`task` in the arguments).
+    Rows of the datasets have `pixel_values` and `labels`, or for language models `input_ids` and `labels`, and several
+    documents where `position_ids` start again; raw texts need a `processing_class`. `peft_config` trains adapters;
+    `teacher_processing_class` is a language teacher's tokenizer. Everything else is Trainer's. `eval_loss` is the
+    student's cross-entropy, for which the teacher does not run; `evaluate_kl` adds `eval_kl`. A temperature that needs
+    the teacher's energies over the training set has them scanned when training starts.
     """
 
     # The loss is divided by the items of the whole accumulated batch, here and not by Trainer.

@@ -93,3 +93,5 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "labels only" in (tmp_path / "site" / "notebooks" / "images" / "index.html").read_text(encoding="utf-8")
     assert "DistillationTrainer" in (tmp_path / "site" / "api" / "trainer" / "index.html").read_text(encoding="utf-8")
+    flags = (tmp_path / "site" / "api" / "flags" / "index.html").read_text(encoding="utf-8")
+    assert all(f"--{name}</code>" in flags for name in ("on_nan", "on_policy_top_p", "lora_r", "id2label", "proposals"))

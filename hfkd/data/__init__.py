@@ -1,4 +1,4 @@
-"""Data: images and instructions, from the Hub or from files, as the trainer wants them."""
+"""Data: images, masks, boxes and texts, from the Hub or from files, in the form that the trainer reads."""
 
 from hfkd.data.columns import label_names, num_labels
 from hfkd.data.few_labels import few_labels

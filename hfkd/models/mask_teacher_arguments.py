@@ -8,7 +8,7 @@ from hfkd.models.inputs import InputSpec
 
 @dataclass(kw_only=True)
 class MaskTeacherArguments:
-    """For the flags of a command, which inherit it. Raises ValueError for settings that do not go together."""
+    """How a segmentation teacher is loaded. Raises ValueError for settings that do not go together."""
 
     teacher_checkpoint: str | None = field(default=None, metadata={"help": "Weights of the teacher."})
     teacher_classes: list[int] | None = field(

@@ -8,13 +8,13 @@ from hfkd.utils.argument_types import Count, NotNegative, Share, fitting
 
 @dataclass
 class OnPolicyArguments:
-    """GKD (Agarwal et al., ICLR 2024): steps on what the student writes. SeqKD (Kim and Rush, 2016): the teacher."""
+    """Responses written in training, by the student (GKD, Agarwal et al., ICLR 2024) or the teacher (SeqKD, 2016)."""
 
     on_policy: float = field(
         default=0.0,
         metadata={
             "help": "Share of the optimizer steps (GKD's lambda) whose responses the student writes itself, after the "
-            "prompts of their rows. In these nothing is learned from the labels, and ce_weight counts in the others."
+            "prompts of their rows. These steps have no cross-entropy on labels; ce_weight applies to the others."
         },
     )
     seq_kd: bool = field(

@@ -10,7 +10,7 @@ from hfkd.models.pruning import How, prune_layers
 
 @dataclass
 class PrunedStudentArguments:
-    """For the flags of a recipe, which inherit it. Raises ValueError for settings that do not go together."""
+    """A student made of some of its teacher's layers. Raises ValueError for settings that do not go together."""
 
     student_init: str = field(
         default="own",

@@ -46,7 +46,7 @@ class CachedTeacher(Teacher):
     for the GPU then.
 
     The logits differ from the live teacher's by at most 1/65,534 of their row's range, logsumexp by float32 rounding
-    (`levels.encode`), whether they were known or are new: the first run and the later ones train on the same numbers.
+    (`quantize.encode`), whether they were known or are new: the first run and the later ones train on the same numbers.
     A few rows are compared with the teacher when the file is opened, and it is begun anew where they differ. An image
     whose energy is that near to a threshold may fall on its other side.
     Raises ValueError for a dataset whose views have no numbers or whose images share theirs, and for a full disk.
