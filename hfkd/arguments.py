@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class EvaluationArguments:
-    """What is measured on the evaluation set beside the student's loss, and in which precision."""
+    """Evaluation: what is measured beside the student's loss, and in which precision."""
 
     evaluate_teacher: bool = field(
         default=True,

@@ -1,11 +1,11 @@
-"""Compare a teacher with its students on the same images: every picture of the papers, and their numbers as JSON.
+"""Compare a teacher with its students on the same images: the figures of Energy KD and EA-KD, and numbers as JSON.
 
     python recipes/analyse.py --teacher cifar_wrn_40_2 --teacher_checkpoint wrn_40_2.pth \\
         --students cifar_resnet20 --student_checkpoints resnet20.pth
 
-A student is a folder that a run left, a Hub id, or a timm name with its checkpoint. One pass of each network; no
-network is trained or changed. Leaves index.html and analysis.json in --output_dir. `--task segmentation` compares
-networks of masks, and has flags of its own (`--task segmentation --help`).
+A student is the output folder of a run, a Hub id, or a timm name with its checkpoint. No network is trained or changed.
+Leaves index.html and analysis.json in --output_dir. `--task segmentation` compares segmentation networks, and has flags
+of its own (`--task segmentation --help`).
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Detect objects: distil a Faster R-CNN into a smaller one on its proposals, or train one on the labels alone.
+"""Object detection: distil a Faster R-CNN into a smaller one on its proposals, or train one on the labels alone.
 
     accelerate launch recipes/coco_detection.py --config recipes/configs/coco128_detection.yaml \\
         --dataset_name data/coco128 --kd_weight 0 --evaluate_kl false --output_dir runs/boxes_teacher \\

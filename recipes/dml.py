@@ -1,4 +1,4 @@
-"""Train networks side by side that teach each other: deep mutual learning (Zhang et al., CVPR 2018).
+"""Deep mutual learning: train networks side by side that teach each other (Zhang et al., CVPR 2018).
 
     accelerate launch recipes/dml.py --peer_names cifar_resnet32 cifar_resnet32
 

@@ -1,4 +1,4 @@
-"""Have a teacher answer the prompts of an instruction data set: a data set for sequence-level KD (Kim and Rush, 2016).
+"""Write a teacher's responses to an instruction data set's prompts, for sequence-level KD (Kim and Rush, 2016).
 
     accelerate launch recipes/generate_responses.py --model_name_or_path runs/dolly_teacher --output_dir runs/answers
     accelerate launch recipes/sft.py --model_name_or_path gpt2 --dataset_name runs/answers

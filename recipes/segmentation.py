@@ -1,4 +1,4 @@
-"""Segment images: distil a teacher of masks into a smaller network, or train one on the labels alone.
+"""Semantic segmentation: distil a teacher into a smaller network, or train one on the labels alone.
 
     accelerate launch recipes/segmentation.py --dataset_name data/camvid --kd_weight 0 --ce_weight 1 \\
         --student_name deeplabv3_mobilenet_v3_large --output_dir runs/masks_teacher

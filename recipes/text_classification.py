@@ -1,4 +1,4 @@
-"""Classify texts: distil a fine-tuned teacher into a smaller network, or train one on the labels alone.
+"""Text classification: distil a fine-tuned teacher into a smaller network, or train one on the labels alone.
 
     accelerate launch recipes/text_classification.py --teacher_name_or_path textattack/bert-base-uncased-SST-2
     accelerate launch recipes/text_classification.py --kd_weight 0 --ce_weight 1 --output_dir runs/text_teacher \\

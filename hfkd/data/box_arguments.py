@@ -11,7 +11,7 @@ from hfkd.utils.counts import at_least_one
 
 @dataclass
 class BoxDataArguments:
-    """Which images with boxes to learn from: a folder in COCO's format, or a data set with a column objects."""
+    """Training and evaluation images with boxes: a folder in COCO's format, or a data set with a column objects."""
 
     dataset_name: str = field(
         default="coco",

@@ -20,7 +20,7 @@ IMAGENET_SIZE = 224
 
 @dataclass
 class ImageDataArguments:
-    """Which images to learn from. The defaults are CIFAR-100 as the Hub has it."""
+    """Training and evaluation images. The defaults are CIFAR-100 from the Hub."""
 
     dataset_name: str = field(default="uoft-cs/cifar100", metadata={"help": "Hub id or local folder of the images."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set, if it has any."})

@@ -36,7 +36,7 @@ class LabelledTexts(NamedTuple):
 
 @dataclass
 class LabelledTextArguments(TextSetArguments):
-    """Which columns hold a text and its label."""
+    """Columns of a text and its label (`text_classification.py`)."""
 
     text_column: str | None = field(default=None, metadata={"help": "Column of the texts; unset: found by its name."})
     text_pair_column: str | None = field(

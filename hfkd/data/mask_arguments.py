@@ -14,7 +14,7 @@ NAMES_FILE = "id2label.json"
 
 @dataclass
 class MaskDataArguments:
-    """Which images and masks to learn from: any data set with a column of each."""
+    """Training and evaluation images with masks: any data set with a column of each."""
 
     dataset_name: str = field(
         default="camvid", metadata={"help": "Hub id or local folder with a column of images and one of masks."}

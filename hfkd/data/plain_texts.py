@@ -27,7 +27,7 @@ class PlainTexts(NamedTuple):
 
 @dataclass
 class PlainTextArguments(TextSetArguments):
-    """Which columns hold the text, and how it becomes rows."""
+    """Columns of the text, and how it becomes rows (`masked_lm.py`)."""
 
     text_columns: list[str] | None = field(
         default=None,

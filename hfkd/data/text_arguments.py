@@ -31,7 +31,7 @@ class TextData(NamedTuple):
 
 @dataclass
 class TextDataArguments:
-    """Which instructions to learn from, and how they become tokens. The defaults are MiniLLM's and DSKD's."""
+    """Training instructions, and how they are tokenised. The defaults are those of MiniLLM and DSKD."""
 
     dataset_name: str = field(
         default="databricks/databricks-dolly-15k", metadata={"help": "Hub id, local folder or JSON-lines file."}

@@ -16,7 +16,7 @@ EVAL_SPLITS = ("validation", "valid", "val", "dev", "test")
 
 @dataclass
 class TextSetArguments:
-    """Which texts to learn from and which to score."""
+    """Training and evaluation texts."""
 
     dataset_name: str = field(
         default="stanfordnlp/sst2",

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RougeArguments:
-    """Choosing the checkpoint by what it writes on dev, as MiniLLM and DSKD do."""
+    """Choosing the checkpoint by ROUGE-L of its responses to dev prompts, as MiniLLM and DSKD do."""
 
     eval_rouge: bool = field(
         default=False, metadata={"help": "Score dev by ROUGE-L at each evaluation, and end with the best checkpoint."}

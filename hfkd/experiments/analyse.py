@@ -39,7 +39,7 @@ SHOWN = 16  # images of lowest and of highest energy on the page
 
 @dataclass
 class AnalysisArguments:
-    """Which networks are compared, on what, and where the page is written."""
+    """Analysis of image classifiers: which networks, on which images, and where the page is written."""
 
     teacher: str = field(metadata={"help": "The teacher: a timm name, a Hub id or a saved folder."})
     students: list[str] = field(metadata={"help": "Students: folders that runs left, Hub ids, or timm names."})

@@ -42,7 +42,7 @@ PAGE_NAME, NUMBERS_NAME = "index.html", "analysis.json"
 
 @dataclass
 class MaskAnalysisArguments(MaskTeacherArguments):
-    """Which networks of masks are compared, and where the page is written."""
+    """Analysis of segmentation networks (`--task segmentation`): which ones, and where the page is written."""
 
     teacher: str = field(
         metadata={"help": "The teacher: a folder that a run left, a Hub id, a name of torchvision's, module:function."}

@@ -81,7 +81,7 @@ def _found(boxes: Mapping[str, Tensor]) -> FoundBoxes:
 
 @dataclass
 class ScoreArguments:
-    """What is measured beside AP on the test images."""
+    """Evaluation beside AP on the test images."""
 
     score_training: bool = field(
         default=False, metadata={"help": "At the end, evaluate on the training images too: eval_train_ap."}

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class InstructArguments:
-    """Which sets, and how answers are sampled. The defaults are those of the published figures."""
+    """Evaluation sets, and how answers are sampled. The defaults are those of the published figures."""
 
     sets_from: str = field(default=HUB, metadata={"help": "Folder with <set>.jsonl files, or a Hub account."})
     sets: list[str] = field(default_factory=lambda: list(SETS), metadata={"help": f"Some of {', '.join(SETS)}."})

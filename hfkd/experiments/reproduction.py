@@ -27,6 +27,8 @@ SCHEDULE = {f.name for f in fields(TrainingArguments)} | {"lr_decay_epochs", "lr
 
 @dataclass
 class TableArguments:
+    """A table of methods and seeds (`reproduce.py`, which takes the flags of networks, images and distillation too)."""
+
     table: str | None = field(default=None, metadata={"help": "The table: a YAML file, or its name in recipes/tables."})
     seeds: int = field(default=3, metadata={"help": "Runs of each row, with the seeds --seed, --seed + 1, ..."})
     rows: list[str] | None = field(default=None, metadata={"help": "Run these rows only, by name."})

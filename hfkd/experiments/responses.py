@@ -41,7 +41,7 @@ WHY = {
 
 @dataclass
 class ResponseArguments:
-    """Which prompts, how they are answered, and which answers are kept."""
+    """Prompts, sampling of responses, and which responses are kept."""
 
     dataset_name: str = field(
         default="databricks/databricks-dolly-15k", metadata={"help": "Hub id, local folder or JSON-lines file."}

@@ -14,7 +14,7 @@ from hfkd.utils.counts import at_least_one
 
 @dataclass
 class TeacherTokenizerArguments:
-    """What a teacher reads that has a tokenizer of its own, for the objectives uld and gold."""
+    """A teacher with another tokenizer than the student, for the objectives uld and gold."""
 
     teacher_tokenizer: str | None = field(
         default=None,

@@ -11,7 +11,7 @@ from hfkd.utils.counts import at_least_one
 
 @dataclass
 class DetectionNetworkArguments:
-    """Which Faster R-CNN teaches which: backbones of torchvision or timm, or torchvision's detectors by their names."""
+    """Faster R-CNN as teacher and student: backbones of torchvision or timm, or torchvision's detectors by name."""
 
     student_name: str = field(
         default="resnet18",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class NetworkArguments:
-    """Which network teaches which. The defaults are the pair that the CIFAR-100 literature shows first."""
+    """Teacher and student. The defaults are a pair that is common in the CIFAR-100 literature."""
 
     teacher_name: list[str] = field(
         default_factory=lambda: ["cifar_wrn_40_2"],

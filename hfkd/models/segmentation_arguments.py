@@ -11,7 +11,7 @@ from hfkd.models.segmentation import segmentation_network, segmentation_teacher,
 
 @dataclass
 class SegmentationNetworkArguments(MaskTeacherArguments):
-    """Which network teaches which: names of torchvision, Hub ids or folders of transformers, or module:function."""
+    """Teacher and student: names of torchvision's networks, Hub ids or folders of transformers, or module:function."""
 
     student_name: str = field(
         default="lraspp_mobilenet_v3_large",

@@ -16,7 +16,7 @@ from hfkd.utils.counts import at_least_one
 
 @dataclass
 class TextNetworkArguments(PrunedStudentArguments):
-    """Which network teaches which. Both read the tokens of the teacher's tokenizer."""
+    """Teacher and student. Both read the tokens of the teacher's tokenizer."""
 
     teacher_name_or_path: str | None = field(
         default=None,

@@ -52,7 +52,7 @@ def test_the_help_tells_each_command(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     told = capsys.readouterr().out
-    assert "Segment images" in told
+    assert "Semantic segmentation" in told
     assert "multi_gpu" in told
     assert all(f"\n  {name} " in told for name in RECIPES)
 
@@ -142,7 +142,7 @@ def small(tmp_path_factory):
     ("word", "told"),
     [
         ("methods", "dkd(alpha"),
-        pytest.param("--help", "Segment images", marks=pytest.mark.slow),
+        pytest.param("--help", "Semantic segmentation", marks=pytest.mark.slow),
         pytest.param("env", "versions", marks=pytest.mark.slow),
     ],
 )

@@ -19,7 +19,7 @@ from hfkd.utils.argument_types import NotNegative, checked
 @checked
 @dataclass
 class DIST(Objective):
-    """Huang et al., NeurIPS 2022 ("Knowledge Distillation from A Stronger Teacher").
+    """DIST (Huang et al., NeurIPS 2022, "Knowledge Distillation from A Stronger Teacher").
 
         inter   beta T_n² (1 - pearson_c(p_n, q_n))                     over an image's classes: the objective
         intra   gamma T² mean_c (1 - pearson_n(p_nc, q_nc))             over the batch, class by class: relations

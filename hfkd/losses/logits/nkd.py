@@ -21,7 +21,7 @@ from hfkd.utils.argument_types import NotNegative, checked
 @checked
 @dataclass
 class NKD(Objective):
-    """Yang et al., ICCV 2023 ("From Knowledge Distillation to Self-Knowledge Distillation").
+    """NKD (Yang et al., ICCV 2023, "From Knowledge Distillation to Self-Knowledge Distillation").
 
         - p_y log q_y  -  gamma T_n² sum_{c != y} p'_c log q'_c
 

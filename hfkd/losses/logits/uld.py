@@ -44,8 +44,9 @@ class AcrossTokenizers(Objective):
 @checked
 @dataclass
 class ULD(AcrossTokenizers):
-    """Universal Logit Distillation (Boizard et al., TMLR 2025, Eq. 4): the Wasserstein distance of sorted
-    probabilities.
+    """Universal Logit Distillation (Boizard et al., TMLR 2025, Eq. 4): L1 distance of sorted probabilities.
+
+    It is their Wasserstein distance:
 
         l_n = sum_k |p_(k) - q_(k)|,  both in descending order, the shorter vocabulary padded with zeros
 
