@@ -4,9 +4,8 @@
 
 1,797 real 8x8 images, no network. A ResNet-20 learns from all 1,200 training images and their labels. The students,
 bare convolutional networks of 4,682 parameters, get 20 labels, two a digit: from the labels alone they learn 20 images,
-from the teacher all 1,200, of which 1,180 have no label for them. Every way has the same rate, steps and seeds, and
-those are the best that were found for labels only (docs/results.md). The table says what came out, and the page in
-runs/digits_demo shows it.
+from the teacher all 1,200, of which 1,180 have no label for them. Every way has the same rate, steps and seeds; rate
+and steps were chosen on labels only (docs/results.md). It prints a table and writes a page to runs/digits_demo.
 """
 
 import time

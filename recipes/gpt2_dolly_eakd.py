@@ -4,8 +4,8 @@
 
 Protocol: configs/dolly.yaml, the set-up of DSKD, which is MiniLLM's data and schedule at T = 2 without T². Other
 objectives are in configs/ (`--config recipes/configs/dolly_jsd.yaml`). A run that was stopped is taken up where it
-stopped; recipes/evaluate_instruct.py scores what it leaves. `--teacher_cache_dir DIR` stores what the teacher says
-once, and this run and later ones train from that. A teacher with another tokenizer than the student takes
+stopped; recipes/evaluate_instruct.py scores what it leaves. `--teacher_cache_dir DIR` stores the teacher's outputs
+once, for this run and later ones. A teacher with another tokenizer than the student takes
 `--objective gold` or `uld`. Everything is a flag, see --help.
 """
 
