@@ -51,6 +51,8 @@ class Schedule:
 def multi_step(optimizer: torch.optim.Optimizer, milestones: list[int], factor: float, warmup: int) -> LRScheduler:
     """The rate times `factor` after each milestone; in the first `warmup` steps also times step / warmup."""
     if not warmup:
+        for group in optimizer.param_groups:  # MultiStepLR goes on from the rate that an earlier schedule has left
+            group["lr"] = group.get("initial_lr", group["lr"])
         return MultiStepLR(optimizer, milestones, gamma=factor)
     return LambdaLR(optimizer, lambda step: min(step / warmup, 1.0) * factor ** bisect_right(milestones, step))
 

@@ -152,6 +152,18 @@ def test_decays_alone_are_torchs(tmp_path):
     assert found == [1.0] * 3 + [0.5] * 3 + [0.25] * 3
 
 
+def test_each_training_begins_at_the_full_rate(tmp_path):
+    """Also where a schedule has been made before, and where train() is called again."""
+    args = arguments(
+        tmp_path, learning_rate=1.0, max_steps=2, logging_steps=1, lr_decay_epochs=[1], evaluate_teacher=False
+    )
+    trainer = DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(8))
+    trainer.create_optimizer_and_scheduler(2)
+    for _ in range(2):
+        trainer.train()
+        assert logged(trainer, "learning_rate") == pytest.approx([1.0, 0.1])
+
+
 @pytest.mark.parametrize("warmup", [4, 0.4])  # steps, and a share of the ten
 def test_a_warmup_comes_before_and_between_decays(tmp_path, warmup):
     keywords = {"lr_decay_epochs": [1, 2], "lr_decay_factor": 0.5, "warmup_steps": warmup}
