@@ -50,8 +50,11 @@ class MemoryBank(nn.Module):
             return
         self.step, rows = step, self.pending_rows
         for memory, v in ((self.student, self.pending_student), (self.teacher, self.pending_teacher)):
-            moved = self.momentum * memory[rows] + (1 - self.momentum) * v
-            memory[rows] = moved / moved.norm(dim=-1, keepdim=True)
+            before = memory[rows]
+            moved = self.momentum * before + (1 - self.momentum) * v
+            moved = moved / moved.norm(dim=-1, keepdim=True)
+            # NaN, of a step that was left out (on_nan="skip"), would be in all that meet this image later.
+            memory[rows] = moved.where(moved.isfinite().all(-1, keepdim=True), before)
         self._forget()
 
     @torch.no_grad()
@@ -63,14 +66,14 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def normalizer(self, network: str, exponentials: Tensor) -> Tensor:
-        """Z of one network: N times the mean of the first exponentials that there were, those of the first rank."""
+        """Z of one network: N times the mean of the first exponentials that were finite, those of the first rank."""
         place = list(self.normalized).index(network)
         if not self.normalized[network]:
             first = len(self.student) * exponentials.mean()
             if _ranks() > 1:
                 dist.broadcast(first, 0)
             self.normalizers[place] = first
-            self.normalized[network] = True
+            self.normalized[network] = bool(first.isfinite())
         return self.normalizers[place].clone()
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

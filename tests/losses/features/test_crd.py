@@ -122,3 +122,20 @@ def test_negatives_depend_on_seed_step_and_image_and_on_nothing_else():
 def test_without_other_rows_there_are_no_negatives(labels):
     with pytest.raises(ValueError, match="no negatives"):
         Negatives(1, labels)
+
+
+def test_a_step_that_broke_is_not_remembered():
+    """Of its images the memories stay what they were, of others they move; the normalizer is that of the next step."""
+    bank, cpu = MemoryBank(4, 3, 0.5, seed=0), torch.device("cpu")
+    before, v = bank.student.clone(), torch.eye(3)[:2]
+    broken = v.clone()
+    broken[0] = torch.nan
+    bank.arrive(0, cpu)
+    bank.normalizer("student", torch.full((2, 3), torch.nan))
+    bank.remember(torch.tensor([0, 1]), broken, v)
+    bank.arrive(1, cpu)
+    assert torch.equal(bank.student[[0, 2, 3]], before[[0, 2, 3]])
+    assert not torch.equal(bank.student[1], before[1])
+    assert bank.teacher.isfinite().all()
+    assert bank.normalizer("student", torch.ones(2, 3)) == 4
+    assert bank.normalizer("student", 5 * torch.ones(2, 3)) == 4
