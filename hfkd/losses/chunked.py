@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hfkd.losses import functional
-from hfkd.losses.base import Objective, requirements_of
+from hfkd.losses.base import Objective, requirements_of, trained_modules
 from hfkd.losses.chunked_outputs import BlockOutputs, ChunkedOutputs, Signal, blocks, keep, slices
 from hfkd.losses.counts import Counts, Number
 from hfkd.losses.distillation import DistillationLoss
@@ -39,8 +39,8 @@ class ChunkedLoss:
     Each chunk's loss and gradients are added up in float32 and kept for backward, which therefore works once. The heads
     run in the ambient autocast, the statistics in float32. A chunk takes whole samples where they fit in it, so that a
     temperature or weight that follows a sample's mean energy or entropy is known before the chunk's loss. For longer
-    samples, and for slots that look beyond a sample (no `Requirements.within_samples`), one more pass of a head without
-    gradient comes first, for each network whose energies or entropies they ask for.
+    samples, for slots that look beyond a sample (no `Requirements.within_samples`), and for a temperature that learns,
+    one more pass of a head without gradient comes first, for each network whose energies or entropies they ask for.
     Terms that give a number for each sample, of features that are kept beside (`HiddenItems.beside`), are computed once
     for all samples, with the chunks' weights. `num_classes` cuts both heads to the common vocabulary; `rescalings` are
     what student and teacher do to their heads' output. ValueError when built for an objective whose numbers of items
@@ -83,6 +83,7 @@ class ChunkedLoss:
         sources = student, teacher
         slots = self.loss.temperature, self.loss.weighting
         by_sample = items.lengths is not None and all(requirements_of(slot).within_samples for slot in slots)
+        by_sample = by_sample and not trained(self.loss.temperature)  # what is chosen in a pass has no gradient
         groups = _groups(items.lengths or (), self.chunk_size) if by_sample else [slice(0, len(items))]
         chunks: list[tuple[slice, bool]] = []  # and whether its items' temperatures and weights are chosen by then
         chosen: dict[str, Tensor] = {}
@@ -115,6 +116,12 @@ class ChunkedLoss:
 def terms(loss: DistillationLoss, by_sample: bool) -> list[Term]:
     """Those that give a number for each sample; or those for each item."""
     return [term for term in loss.terms if term.by_sample == by_sample]
+
+
+def trained(slot: Any) -> list[nn.Parameter]:
+    """What of a slot trains, also inside of slots that wrap others."""
+    found = dict.fromkeys(p for module in trained_modules(slot) for p in module.parameters())
+    return [p for p in found if p.requires_grad]
 
 
 def refuse_unserved(loss: DistillationLoss) -> None:
@@ -162,9 +169,7 @@ class Pass(ABC):
 
     def run(self, chunks: Iterable[Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, with its gradients attached, and each item's parts [N]."""
-        objectives = [term.objective for term in terms(self.loss, by_sample=False)]
-        trained = [p for one in objectives if isinstance(one, nn.Module) for p in one.parameters()]
-        parameters = [p for p in trained if p.requires_grad]
+        parameters = [p for term in terms(self.loss, by_sample=False) for p in trained(term.objective)]
         learned = {k: t for k, t in self.chosen.items() if t.requires_grad}
         inputs = [*self.student.inputs, *parameters, *learned.values()]
         wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)

@@ -9,12 +9,12 @@ from slots_by_level import temperature, weighting
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from hfkd.losses.base import Requirements
+from hfkd.losses.base import Requirements, Temperature
 from hfkd.losses.chunked import ChunkedLoss, _groups
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.heads import Head, LinearHead, head_of
 from hfkd.losses.items import token_hidden, token_items
-from hfkd.losses.logits import KD, OBJECTIVES, Standardized
+from hfkd.losses.logits import KD, OBJECTIVES, Average, Standardized
 from hfkd.losses.temperatures import TEMPERATURES, Energy
 from hfkd.losses.weightings import WEIGHTINGS, Matched
 from hfkd.utils.targets import IGNORED
@@ -128,9 +128,18 @@ class Shifted(nn.Module):
         return KD()(replace(items, student=replace(items.student, logits=items.student.logits + self.shift)), t)
 
 
+class LearnedWithin(Learned, Temperature):
+    """One that looks at no more than a sample at a time, and says so."""
+
+    def requirements(self):
+        return Requirements(within_samples=True, signals=True)
+
+
 @pytest.mark.parametrize("chunk_size", SPLITS)
-def test_learned_temperatures_and_objectives_get_their_gradients(chunk_size):
-    loss = DistillationLoss(Shifted(), Learned(), "entropy")
+@pytest.mark.parametrize("wrapped", [lambda shifted: shifted, Average])
+@pytest.mark.parametrize("learned", [Learned, LearnedWithin])
+def test_learned_temperatures_and_objectives_get_their_gradients(chunk_size, wrapped, learned):
+    loss = DistillationLoss(wrapped(Shifted()), learned(), "entropy")
     dense = run(loss, 0, *heads())
     assert all(g.abs().sum() > 0 for g in dense[2])
     assert_same(run(loss, chunk_size, *heads()), dense)
