@@ -5,7 +5,7 @@ N items, n items of a chunk, H hidden size (of student or teacher), C vocabulary
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from hfkd.losses import functional
 from hfkd.losses.base import Objective, requirements_of, trained_modules
 from hfkd.losses.chunked_outputs import BlockOutputs, ChunkedOutputs, Signal, blocks, keep, slices
-from hfkd.losses.counts import Counts, Number
+from hfkd.losses.counts import Counts, Number, at_least
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.heads import gradients, head_of
 from hfkd.losses.items import HiddenItems, Items, same_classes
@@ -160,12 +160,17 @@ def _unserved(term: Term) -> str | None:
 
 @dataclass
 class Pass(ABC):
-    """One pass over the chunks. `chosen` are the temperatures and weights [N], of those that are not chosen in it."""
+    """One pass over the chunks. `chosen` are the temperatures and weights [N], of those that are not chosen in it.
+
+    factor: what all gradients of the pass are multiplied by until `backward`. In float16 a logit's gradient, divided by
+    the step's items, would be 0: GradScaler's factor comes later than these gradients do.
+    """
 
     loss: DistillationLoss
     student: Source
     teacher: Source
     chosen: dict[str, Tensor]
+    factor: Number = field(default=1, init=False)
 
     def run(self, chunks: Iterable[Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, with its gradients attached, and each item's parts [N]."""
@@ -179,7 +184,7 @@ class Pass(ABC):
             for chunk in chunks:
                 self.add(chunk, found if wanted else None, parameters, values)
             loss = self.total(values)
-        return (_Known.apply(loss, found, *inputs) if wanted else loss), values
+        return (_Known.apply(loss, found, self.factor, *inputs) if wanted else loss), values
 
     @abstractmethod
     def add(
@@ -190,6 +195,11 @@ class Pass(ABC):
     @abstractmethod
     def total(self, values: dict[str, Tensor]) -> Tensor:
         """The loss of all items' parts."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> Number:
+        """How many the optimizer step has."""
 
     def logits(self, rows: slice, found: list[Tensor] | None) -> tuple[Tensor, Callable[[Tensor], None]]:
         """The student's, and what takes their gradient back, if one is wanted."""
@@ -207,8 +217,11 @@ class Pass(ABC):
         others = [*others[: len(parameters)], *(x[at] for x in others[len(parameters) :])]
         z = functional.upcast(logits).detach().requires_grad_()  # before rescaling, whose slope autograd knows
         chosen = {k: t[at].detach().requires_grad_(t.requires_grad) for k, t in self.chosen.items()}
+        if logits.dtype == torch.float16:
+            self.factor = at_least(self.labels)
         with torch.enable_grad():
             share, values = part_of(z, chosen)
+            share = share * self.factor if logits.dtype == torch.float16 else share
         learned = [t for t in chosen.values() if t.requires_grad]
         of_logits, *of_others = gradients(share, [z, *parameters, *learned])
         logits.copy_(of_logits)
@@ -261,20 +274,24 @@ class ItemPass(Pass):
     def total(self, values: dict[str, Tensor]) -> Tensor:
         return self._reduce(values, self.items.student)
 
+    @property
+    def labels(self) -> Number:
+        return Counts.of(self.num_items, len(self.items), len(self.items), 0).labels
+
     def _reduce(self, values: dict[str, Tensor], like: Tensor) -> Tensor:
         """0 where there is nothing of single items: no labels, and terms on samples alone."""
         return self.loss.reduce(values, self.items, self.num_items) if values else like[:0].sum()
 
 
 class _Known(torch.autograd.Function):
-    """A number whose gradients are known already: backward multiplies them by what comes in.
+    """A number whose gradients are known already, times a factor: backward multiplies them by what comes in.
 
     The inputs are the leaves' own tensors, so each parameter's gradient is accumulated once, as DDP wants it.
     """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, found: list[Tensor], *inputs: Tensor) -> Tensor:
-        ctx.found, ctx.dtypes = found, [x.dtype for x in inputs]
+    def forward(ctx: Any, value: Tensor, found: list[Tensor], factor: Number, *inputs: Tensor) -> Tensor:
+        ctx.found, ctx.factor, ctx.dtypes = found, factor, [x.dtype for x in inputs]
         return value.clone()
 
     @staticmethod
@@ -282,8 +299,8 @@ class _Known(torch.autograd.Function):
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.found is None:
             raise RuntimeError("backward through a chunked loss works once: compute the loss again (no retain_graph)")
-        found, ctx.found = ctx.found, None
-        return None, None, *(x.mul_(incoming).to(d) for x, d in zip(found, ctx.dtypes, strict=True))
+        found, ctx.found, incoming = ctx.found, None, incoming / ctx.factor
+        return None, None, None, *(x.mul_(incoming).to(d) for x, d in zip(found, ctx.dtypes, strict=True))
 
 
 def _beside(items: HiddenItems) -> Items:

@@ -160,6 +160,10 @@ class GroupPass(Pass):
     def total(self, values: dict[str, Tensor]) -> Tensor:
         return self.loss.reduce(values, self.items, self.counts)
 
+    @property
+    def labels(self) -> Number:
+        return self.counts.labels
+
 
 def pieces_of(student: GroupedTokens, teacher: GroupedTokens, tokens: int, size: int) -> Iterator[Piece]:
     """Groups in order, as many as fit in `size` of either network's tokens, one at least.

@@ -145,6 +145,17 @@ def test_learned_temperatures_and_objectives_get_their_gradients(chunk_size, wra
     assert_same(run(loss, chunk_size, *heads()), dense)
 
 
+@pytest.mark.parametrize("num_items", [10**6, torch.tensor(10**6)])
+def test_gradients_in_float16_are_not_lost(num_items):
+    """Divided by the items of a large step they are below what float16 holds; a scaler's factor comes later."""
+    loss = DistillationLoss("kd", temperature("energy"), "entropy", 0.1, 0.9)
+    whole = run(loss, 0, *heads(), num_items=num_items, scale=2.0**16)
+    with torch.autocast("cpu", torch.float16):
+        found = run(loss, 4, *heads(), num_items=num_items, scale=2.0**16)
+    for mine, its in zip(found[2], whole[2], strict=True):
+        assert (mine - its).norm() < 0.01 * its.norm()
+
+
 def test_a_batch_without_targets_gives_loss_0_and_gradient_0():
     hidden, taught, labels = hidden_states()
     states = (hidden, taught, torch.full_like(labels, IGNORED))
