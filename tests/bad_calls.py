@@ -241,6 +241,14 @@ CALLS = {
         lambda: to_prompt_response({"train": Dataset.from_dict({"text": ["a"]})})
     ),
     "pack_rows of texts": call(pack_rows, Dataset.from_dict({"text": ["a"]}), 8),
+    "pack_rows of padded rows": call(
+        pack_rows,
+        Dataset.from_list([{"input_ids": [5, 6, 0], "labels": [5, 6, 0], "attention_mask": [1, 1, 0]}]),
+        8,
+    ),
+    "pack_rows of packed rows": call(
+        pack_rows, Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [5, 6, 7], "seq_lengths": [1, 2]}]), 8
+    ),
     "pack_rows to less than a row": call(pack_rows, token_dataset(4), 2),
     "collator: an attention_mask of zeros": lambda folder: (
         lambda: TokenCollator(tokenizer())([{"input_ids": [3, 4], "labels": [3, 4], "attention_mask": [0, 0]}])

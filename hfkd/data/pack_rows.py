@@ -20,7 +20,8 @@ def pack_rows(rows: Dataset, max_length: int) -> Dataset:
     documents do not see each other, nothing predicts another document's first token, and each document is a sample:
     the loss of an optimizer step is that of the same documents in rows of their own. Documents are never cut. They are
     placed best fit, the longest first, and the rows depend on their lengths alone.
-    Raises ValueError where a document is longer than `max_length`, or columns are missing.
+    Raises ValueError where a document is longer than `max_length`, columns are missing, and for rows that have padding
+    or several documents already.
     """
     if missing := [name for name in PACKED if name not in rows.column_names]:
         raise ValueError(
@@ -33,6 +34,7 @@ def pack_rows(rows: Dataset, max_length: int) -> Dataset:
             "student's tokens alone: give the trainer the rows as they are, or use a student with the teacher's "
             "tokenizer"
         )
+    _refuse_padded_or_packed(rows)
     lengths = [len(ids) for ids in rows["input_ids"]]
     if max(lengths, default=0) > max_length:
         raise ValueError(
@@ -52,6 +54,24 @@ def pack_rows(rows: Dataset, max_length: int) -> Dataset:
         100 * share,
     )
     return packed
+
+
+def _refuse_padded_or_packed(rows: Dataset) -> None:
+    """Raise ValueError for a row with more in it than one document's tokens: joined to others nothing would tell."""
+    found = {
+        "attention_mask": ("an attention_mask with 0, which packed rows do not have", lambda mask: not all(mask)),
+        "position_ids": ("position_ids that start again", lambda places: bool((np.diff(places) <= 0).any())),
+        "seq_lengths": ("seq_lengths of several documents", lambda lengths: len(lengths) > 1),
+    }
+    for name, (what, wrong) in found.items():
+        if name not in rows.column_names:
+            continue
+        number = next((i for i, values in enumerate(rows[name]) if values is not None and wrong(values)), None)
+        if number is not None:
+            raise ValueError(
+                f"row {number} has {what}: its padding would be learned, or its documents become one; give pack_rows "
+                "each document in a row of its own, without padding"
+            )
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -67,6 +67,22 @@ def test_a_document_longer_than_a_row_is_refused():
         pack_rows(Dataset.from_list([{"input_ids": [3] * n, "labels": [3] * n} for n in (4, 9)]), 8)
 
 
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({"attention_mask": [1, 1, 1, 0]}, "row 1 has an attention_mask with 0"),
+        ({"seq_lengths": [2, 2]}, "row 1 has seq_lengths of several documents"),
+        ({"position_ids": [0, 1, 0, 1]}, "row 1 has position_ids that start again"),
+    ],
+)
+def test_rows_with_padding_or_several_documents_are_refused(more, what):
+    one = {"attention_mask": [1, 1, 1, 1], "seq_lengths": [4], "position_ids": [0, 1, 2, 3]}
+    row = {"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8]}
+    assert len(pack_rows(Dataset.from_list([row | one, row | one]), 8)) == 1
+    with pytest.raises(ValueError, match=what):
+        pack_rows(Dataset.from_list([row | one, row | one | more]), 8)
+
+
 def test_rows_without_labels_are_refused():
     with pytest.raises(ValueError, match="rows to be packed have no labels"):
         pack_rows(Dataset.from_list([{"input_ids": [3, 4]}]), 8)
