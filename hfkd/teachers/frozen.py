@@ -105,7 +105,11 @@ class FrozenTeacher(nn.Module, Teacher):
         self.size, self.scale, self.shift = None, None, None
 
     def reorder(self, order: Sequence[int] | None) -> None:
-        """Give class `order[i]`, of those that are given, as class i from now on; None: each as it is."""
+        """Give class `order[i]`, of those that are given, as class i from now on; None: each as it is.
+
+        The trainer says it anew for its data: an order of one's own is `classes`.
+        """
+        self.aligned = False
         if self.classes is not None:
             order = self.classes if order is None else [self.classes[i] for i in order]
         parameter = next(self.model.parameters(), None)

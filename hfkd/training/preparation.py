@@ -259,6 +259,8 @@ def as_teacher(given: Any, inputs: Received) -> Teacher:
 
 
 def _frozen(teacher: Any, inputs: Received) -> FrozenTeacher:
+    if isinstance(teacher, FrozenTeacher):
+        _refuse_own_order(teacher)
     if isinstance(teacher, FrozenTeacher) and teacher.received is not None:
         return teacher
     if isinstance(teacher, FrozenTeacher):
@@ -268,6 +270,17 @@ def _frozen(teacher: Any, inputs: Received) -> FrozenTeacher:
     if not inputs.certain:
         warn_of_normalisation(inputs.spec, live.wanted)
     return live.unfreeze()
+
+
+def _refuse_own_order(teacher: FrozenTeacher) -> None:
+    """Raise ValueError for an order of classes that the caller has set, and that would be lost."""
+    order = None if teacher.order is None else teacher.order.tolist()
+    if order is not None and not teacher.aligned and order != list(teacher.classes or ()):
+        raise ValueError(
+            f"the teacher's classes were put into another order by reorder ({order[:4]}, ...), which a trainer says "
+            "anew for its data: give the order as FrozenTeacher(teacher, classes=[...]), or the classes' names as "
+            "label_names"
+        )
 
 
 def refuse_teacher_cache(

@@ -109,6 +109,9 @@ def check_label_names(
     found = {name: label_names_of_data(part, collate) for name, part in {"train_dataset": train, **parts}.items()}
     names = next((one for one in found.values() if one is not None), None)
     if names is None:
+        for one in _each(teacher):
+            if one.aligned:  # for other data
+                one.reorder(None)
         _compare_networks(student, teacher)
         return None
     for part, others in found.items():
@@ -142,6 +145,7 @@ def _align(teacher: FrozenTeacher, names: Names) -> None:
     order = order_of(own, names, "the teacher", "the data")
     if order is not None:
         teacher.reorder(order)
+        teacher.aligned = True
         logger.warning(
             "The teacher has the data's classes in another order (%s): its logits are put into the data's (%s).",
             _listed(own), _listed(names)

@@ -257,3 +257,11 @@ def test_labels_that_the_transform_maps_have_no_names(tmp_path):
     student = vit()
     make(tmp_path, network(OTHER), stored().with_transform(transform), student, Rows(8, classes=4)).train()
     assert student.config.id2label[0] == "LABEL_0"
+
+
+def test_an_order_of_the_callers_that_would_be_lost_is_refused(tmp_path):
+    taught = FrozenTeacher(network())
+    taught.reorder(ORDER)
+    with pytest.raises(ValueError, match=r"put into another order by reorder \(\[2, 3, 0, 1\], ...\), .* classes="):
+        make(tmp_path, taught)
+    make(tmp_path, FrozenTeacher(network(), classes=ORDER))
