@@ -29,6 +29,7 @@ from hfkd.losses.counts import Counts
 from hfkd.losses.distillation import cross_entropy, has_label
 from hfkd.losses.items import Items
 from hfkd.losses.logits import KD
+from hfkd.losses.temperatures import Fitted
 from hfkd.models.calling import by_name, logits_of, main_input_named
 from hfkd.models.checkpoints import naming_unreadable
 from hfkd.models.kept_config import KeptConfig
@@ -184,6 +185,7 @@ class DistillationTrainer(Trainer):
         self.placed_teacher = self.teacher
         self.written = WrittenSteps(self) if self.args.writes else None
         self.cached_teacher: Any = cached_teacher(self.teacher, self.train_dataset, loss, self.args, self.accelerator)
+        self.known_rows = self.train_dataset
         if self.optimizer is not None:
             as_laid_out(self.optimizer)  # moments of weights that have become channels_last
 
@@ -419,9 +421,22 @@ class DistillationTrainer(Trainer):
         if self.model_init is not None:
             self._start_anew(trial)
         refuse_changed(self)
+        self._take_rows()
         refuse_networks(self.args.output_dir, {"student": self.model, "teacher": self.teacher}, self.processing_class)
         with locked(self.args.output_dir or ".") if self.args.should_save else nullcontext():
             return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _take_rows(self) -> None:
+        """Training rows that have been set since: what was found out is of those before."""
+        rows = self.train_dataset
+        if rows is self.known_rows or rows is None:
+            return
+        self.class_names = self.setup.take_rows(rows, self.eval_dataset)
+        self.cached_teacher = cached_teacher(self.teacher, rows, self.distillation_loss, self.args, self.accelerator)
+        self.record = self.record.of_rows(rows)
+        self.known_rows = rows
+        if self.scan_result is not None and isinstance(slot := self.distillation_loss.temperature, Fitted):
+            logger.warning("train_dataset has other rows: the thresholds of %r stay those of the rows before.", slot)
 
     def _start_anew(self, trial: Any) -> None:
         """Another student of `model_init`, and all that is built around one, as this trial's arguments have it."""
@@ -460,6 +475,7 @@ class DistillationTrainer(Trainer):
             warn_of_random_rows(self.train_dataset)
             warn_of_rows_again(self.args)
         self.step, self.train_dataset = with_he_da(self.args, self.step, self.train_dataset, self.scan_training_set)
+        self.known_rows = self.train_dataset
         self.fit_slots(checkpoint)
         record_inputs(self)
         if self.written is not None:

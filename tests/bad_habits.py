@@ -2,12 +2,15 @@
 
 import torch
 from bad_training import language, trainer, training
+from scan_job import packed
 from torch import nn
 from toys import Net, Rows, arguments, teacher
 from transformers.trainer_pt_utils import LabelSmoother
 
 from hfkd import DistillationTrainer
+from hfkd.data.transforms import ImageTransform
 from hfkd.models import Peers
+from hfkd.teachers import FrozenTeacher
 
 
 def in_pairs(rows):
@@ -44,6 +47,24 @@ def set_late(**values):
         return made.train
 
     return make
+
+
+def other_rows(later, **keywords):
+    """To train on rows that were set once the trainer was built."""
+
+    def make(folder):
+        made = trainer(**keywords)(folder)()
+        made.train_dataset = later()
+        return made.train
+
+    return make
+
+
+def reordered():
+    """A teacher whose classes the caller has put into another order."""
+    taught = FrozenTeacher(teacher())
+    taught.reorder([4, 3, 2, 1, 0])
+    return taught
 
 
 def loading(batches, **keywords):
@@ -108,6 +129,13 @@ HABITS = {
     "args.label_smoothing_factor set to 0.1 after the trainer was built": set_late(label_smoothing_factor=0.1),
     "trainer.model set to another after the trainer was built": set_late(model=Net(seed=1)),
     "trainer.teacher set to a network after the trainer was built": set_late(teacher=teacher()),
+    "trainer.train_dataset set to other rows after the trainer was built, crd": other_rows(
+        Rows, objective="kd + crd(layer='conv', sampling='other_images')"
+    ),
+    "trainer.train_dataset set to images that are normalised otherwise": other_rows(
+        lambda: packed(transform=ImageTransform(mean=(0.1, 0.2, 0.3))), rows=packed
+    ),
+    "a FrozenTeacher that was reordered": trainer(taught=reordered),
     "compute_loss_func set after the trainer was built": set_late(compute_loss_func=lambda *given: 0),
     "a label_smoother of a subclass, loss_chunk_size=4": smoothing(language(args={"loss_chunk_size": 4})),
     "a label_smoother of a subclass, Peers": smoothing(

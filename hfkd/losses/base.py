@@ -24,6 +24,7 @@ class Requirements:
     within_samples: it looks at no more than one sample at a time; otherwise at all items of the batch.
     signals: of logits it asks for energies and entropies alone, which are known of items whose logits are not there.
     epochs: how many its warm-up lasts, if it has one.
+    rows: what it builds is made from the training rows: their number, their labels, what the teacher gives for them.
     labels: it reads the items' labels, which rows that are distilled without have none of.
     items, samples: how many of these a batch must have for it to say something.
     fixed: those of `student` that nothing which trains has a part in, such as images; any other is to have a gradient.
@@ -36,6 +37,7 @@ class Requirements:
     within_samples: bool = False
     signals: bool = False
     epochs: float = 0
+    rows: bool = False
     labels: bool = False
     items: int = 1
     samples: int = 1

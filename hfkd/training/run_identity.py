@@ -113,6 +113,10 @@ class RunRecord:
             student_layers=student_layers(student),
         )
 
+    def of_rows(self, dataset: Any) -> "RunRecord":
+        """The same of other training rows."""
+        return replace(self, data=rows_of(dataset), rows=data_hash(dataset))
+
     def write(self, folder: str | Path | None, loss: DistillationLoss) -> None:
         slot = loss.temperature
         thresholds = list(slot.thresholds_or_none or ()) or None if isinstance(slot, Fitted) else None

@@ -75,7 +75,7 @@ from hfkd.training.validation.networks import (
     say_left_out,
     texts_alone,
 )
-from hfkd.training.validation.normalisation import ImageInputs, normalisation
+from hfkd.training.validation.normalisation import ImageInputs, normalisation, refuse_other_normalisation
 from hfkd.training.validation.on_policy import refuse_on_policy, refuse_prompts_to_write
 from hfkd.training.validation.recorded_inputs import check_processor
 from hfkd.training.validation.sharded_teacher import refuse_sharded_teacher
@@ -251,6 +251,20 @@ class Setup:
         refuse_single_row(self.model, self.call, args, self.rows, look, task)
         checked = (self.model, *self.networks), args, self.loss, data, collator
         self.packing = packing_check(*checked) if task.by_target else None
+
+    def take_rows(self, rows: Any, scored: Any) -> Any:
+        """Training rows in place of those that the trainer was built with; what their classes are called.
+
+        ValueError where something was made for the rows before.
+        """
+        if self.loss.requirements.rows:
+            raise ValueError(
+                "train_dataset has been set to other rows after the trainer was built, and "
+                f"{self.loss.objective!r} is made from those that it was built with: build another trainer"
+            )
+        self.data = {"train_dataset": rows, "eval_dataset": scored}
+        refuse_other_normalisation(self.received, normalisation(self.image_inputs, self.data))
+        return None if self.task.vocabulary else check_label_names(self.data, self.collator, self.model, self.live)
 
     def take_cache(self) -> None:
         """What a stored teacher serves, where it is one."""

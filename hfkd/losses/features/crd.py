@@ -3,11 +3,13 @@
 B images, D dimensions, K negatives, N training images.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from hfkd.losses.base import Requirements
 from hfkd.losses.context import BuildContext
 from hfkd.losses.features.maps import in_float32
 from hfkd.losses.features.memory_bank import MemoryBank
@@ -55,6 +57,9 @@ class CRD(LayerPairs):
         super().__init__(layer, teacher_layer)
         self.layer, self.teacher_layer, self.dimension, self.negatives = layer, teacher_layer, dimension, negatives
         self.temperature, self.momentum, self.sampling = temperature, momentum, sampling
+
+    def requirements(self) -> Requirements:
+        return replace(super().requirements(), rows=True)
 
     def build(self, context: BuildContext) -> None:
         super().build(context)

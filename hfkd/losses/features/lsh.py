@@ -57,7 +57,8 @@ class LSH(LayerPairs):
         self.bias, self.distance, self.squared, self.correct_only = bias, distance, squared, correct_only
 
     def requirements(self) -> Requirements:
-        return replace(super().requirements(), labels=self.correct_only, signals=not self.correct_only)
+        plain, scanned = super().requirements(), self.bias == "median"
+        return replace(plain, labels=self.correct_only, signals=not self.correct_only, rows=scanned)
 
     def build(self, context: BuildContext) -> None:
         super().build(context)

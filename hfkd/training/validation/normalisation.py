@@ -144,6 +144,18 @@ def normalisation(inputs: ImageInputs | None, datasets: Mapping[str, Any]) -> Re
     return training
 
 
+def refuse_other_normalisation(before: Received, now: Received) -> None:
+    """Raise ValueError where training images that are set later are normalised otherwise than those before them."""
+    if not now.certain or now.spec is None or (before.spec and same_statistics(before.spec, now.spec, NEGLIGIBLE)):
+        return
+    said = "in a way that nobody says" if before.spec is None else f"by mean {before.spec.mean}, std {before.spec.std}"
+    raise ValueError(
+        f"train_dataset has been set to images of mean {now.spec.mean}, std {now.spec.std}, and the trainer was built "
+        f"with images normalised {said}, from which the teacher's are made: normalise both alike, or build another "
+        "trainer"
+    )
+
+
 def warn_of_normalisation(said: InputSpec | None, wanted: InputSpec | None) -> None:
     """Warn that the images' normalisation is what the student's config says, if that differs from the teacher's."""
     if wanted is None or (said is not None and same_statistics(said, wanted, NEGLIGIBLE)):

@@ -1,0 +1,76 @@
+"""trainer.train_dataset = others: the run is that of a trainer that was built with them, or is refused."""
+
+import pytest
+import torch
+from datasets import ClassLabel, Features
+from scan_job import packed
+from toys import Net, Rows, arguments, teacher
+
+from hfkd import DistillationTrainer
+from hfkd.data.transforms import ImageTransform
+from hfkd.teachers import FrozenTeacher
+from hfkd.training import run_identity
+from hfkd.training.data_fingerprint import data_hash
+
+
+def make(folder, rows, taught=None, **keywords):
+    args = arguments(folder, **{"max_steps": 3, "evaluate_teacher": False} | keywords)
+    return DistillationTrainer(Net(), taught or teacher(), args, train_dataset=rows)
+
+
+def named(names):
+    rows = packed()
+    features = Features(rows.features | {"labels": ClassLabel(names=names)})
+    return rows.with_format(None).cast(features).with_transform(ImageTransform(augment=True))
+
+
+def assert_same(one, other):
+    for mine, its in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(mine, its)
+
+
+def test_a_teachers_stored_logits_are_those_of_the_rows_at_hand(tmp_path):
+    first, others = packed(), packed(seed=1)
+    set_later = make(tmp_path / "later", first, teacher_cache_dir=str(tmp_path / "cache"))
+    set_later.train()  # the cache knows images of these numbers
+    again = make(tmp_path / "again", first, teacher_cache_dir=str(tmp_path / "cache"))
+    again.train_dataset = others
+    again.train()
+    built = make(tmp_path / "built", others, teacher_cache_dir=str(tmp_path / "cache"))
+    built.train()
+    assert_same(again, built)
+    assert run_identity.read(tmp_path / "again").rows == data_hash(others)
+
+
+def test_a_teachers_classes_are_in_the_order_of_the_rows_at_hand(tmp_path):
+    names = [list("abcde"), list("edcba")]
+    trainer = make(tmp_path, named(names[0]), FrozenTeacher(teacher(), label_names=names[0]))
+    assert trainer.teacher.order is None
+    trainer.train_dataset = named(names[1])
+    trainer.train()
+    assert trainer.teacher.order.tolist() == [4, 3, 2, 1, 0]
+    trainer.train_dataset = packed()  # of which nobody says it: as the teacher has them
+    trainer.train()
+    assert trainer.teacher.order is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "keywords", "what"),
+    [
+        (
+            Rows,
+            {"objective": "kd + crd(layer='conv', sampling='other_images')"},
+            "is made from those that it was built",
+        ),
+        (
+            lambda: packed(transform=ImageTransform(mean=(0.1, 0.2, 0.3))),
+            {},
+            r"set to images of mean \(0.1, 0.2, 0.3\)",
+        ),
+    ],
+)
+def test_what_was_made_for_the_first_rows_is_refused(tmp_path, rows, keywords, what):
+    trainer = make(tmp_path, packed() if rows is not Rows else Rows(), **keywords)
+    trainer.train_dataset = rows()
+    with pytest.raises(ValueError, match=what):
+        trainer.train()
