@@ -14,6 +14,7 @@ from hfkd.arguments import DistillationArguments
 from hfkd.evaluation.generation import TextGenerator
 from hfkd.evaluation.run import evaluate_sets
 from hfkd.evaluation.sets import with_references
+from hfkd.evaluation.weights import step_of_weights
 from hfkd.utils.counts import at_least_one
 
 METRIC = "eval_rougeL"
@@ -95,7 +96,8 @@ class RougeCallback(TrainerCallback):
         return self.trainer.accelerator.unwrap_model(self.trainer.model), self.trainer.processing_class
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        start, folder = time.monotonic(), Path(args.output_dir) / "dev" / f"step-{state.global_step}"
+        step = step_of_weights(state, args, self.trainer.is_in_train)  # after training maybe that of the best ones
+        start, folder = time.monotonic(), Path(args.output_dir) / "dev" / f"step-{step}"
         scored: dict[str, Any] = {"seeds": self.seeds, "rouge_tokenizer": self.rouge_tokenizer}
         model, tokenizer = self._writer
         scores = evaluate_sets(model, tokenizer, {"dev": self.rows}, folder, **scored, **self.settings)

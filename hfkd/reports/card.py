@@ -14,9 +14,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer_utils import unwrap_peft_model
 
+from hfkd.evaluation.weights import step_of_weights
 from hfkd.models import CIFAR_NETS, Peers
 from hfkd.reports.citations import citations
-from hfkd.reports.evaluations import of_the_run, step_of_weights
+from hfkd.reports.evaluations import of_the_run
 from hfkd.reports.history import teacher_scores
 from hfkd.reports.loading import loading_of
 from hfkd.training.host import Host

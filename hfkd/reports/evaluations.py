@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
+from hfkd.evaluation.weights import step_of_weights
 from hfkd.training.host import Host
 
 # In an entry of the log, what else its metrics are of: another set of so many rows (-1: a stream), the weights of
@@ -50,10 +50,3 @@ class EvaluationMarks:
         step = step_of_weights(host.state, host.args, host.is_in_train)
         marks: dict[str, float] = {} if own else {OTHER_SET: len(given) if has_length(given) else -1}
         return marks if step == host.state.global_step else marks | {OTHER_STEP: step}
-
-
-def step_of_weights(state: TrainerState, args: TrainingArguments, training: bool) -> int:
-    """The step of the weights in memory, which `save_model` writes: the last one, or that of the reloaded best ones."""
-    if args.load_best_model_at_end and state.best_model_checkpoint and not training:
-        return int(state.best_model_checkpoint.rstrip("/").rpartition("-")[2])
-    return state.global_step

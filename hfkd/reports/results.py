@@ -12,8 +12,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from hfkd.evaluation.weights import step_of_weights
 from hfkd.reports.environment import environment
-from hfkd.reports.evaluations import step_of_weights
 from hfkd.reports.history import (
     Choice,
     Entry,

@@ -1,0 +1,32 @@
+"""ROUGE-L of what the student writes while it trains."""
+
+import shutil
+
+from datasets import Dataset
+from text_toys import TokenRows, language_model, taught_model, tokenizer
+from toys import arguments
+
+from hfkd import DistillationTrainer
+from hfkd.evaluation.callback import METRIC, RougeCallback
+
+
+def test_answers_of_the_best_weights_are_those_of_their_step(tmp_path):
+    """An evaluation after training is of the weights that were reloaded, and not of the last step's."""
+    settings = {
+        "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 2,
+        "load_best_model_at_end": True, "metric_for_best_model": METRIC, "evaluate_teacher": False,
+    }  # fmt: skip
+    rows, words = TokenRows(8), tokenizer()
+    args = arguments(tmp_path, **settings)
+    trainer = DistillationTrainer(
+        language_model(), taught_model(), args, train_dataset=rows, eval_dataset=rows, processing_class=words
+    )
+    dev = Dataset.from_dict({"prompt": ["w3 w4"], "response": ["w5"]})
+    trainer.add_callback(RougeCallback(trainer, dev, [1], max_prompt_length=4, max_new_tokens=2))
+    trainer.train()
+    dev, best = tmp_path / "dev", int(trainer.state.best_model_checkpoint.rpartition("-")[2])
+    assert sorted(folder.name for folder in dev.iterdir()) == ["step-1", "step-2"]
+    shutil.rmtree(dev)
+    trainer.evaluate()
+    assert best == 1  # of equal scores the first
+    assert [folder.name for folder in dev.iterdir()] == ["step-1"]
