@@ -11,6 +11,7 @@ from datasets import Dataset
 logger = logging.getLogger(__name__)
 
 PACKED = ("input_ids", "labels")  # what is put end to end
+IMAGES = ("pixel_values", "image", "video")  # as processors of transformers name their inputs
 
 
 def pack_rows(rows: Dataset, max_length: int) -> Dataset:
@@ -33,6 +34,11 @@ def pack_rows(rows: Dataset, max_length: int) -> Dataset:
             "the rows have teacher_input_ids, of a teacher with a tokenizer of its own, and packed rows have the "
             "student's tokens alone: give the trainer the rows as they are, or use a student with the teacher's "
             "tokenizer"
+        )
+    if found := sorted(name for name in rows.column_names if name.startswith(IMAGES)):
+        raise ValueError(
+            f"the rows have {found}, of images beside their texts, which packed rows do not keep: train on the rows as "
+            "they are, or remove these columns if the texts are to be learned without images"
         )
     _refuse_padded_or_packed(rows)
     lengths = [len(ids) for ids in rows["input_ids"]]

@@ -83,6 +83,12 @@ def test_rows_with_padding_or_several_documents_are_refused(more, what):
         pack_rows(Dataset.from_list([row | one, row | one | more]), 8)
 
 
+def test_rows_with_images_are_refused():
+    row = {"input_ids": [3, 4], "labels": [3, 4], "pixel_values": [[0.0]], "image_grid_thw": [1, 1, 1]}
+    with pytest.raises(ValueError, match=r"the rows have \['image_grid_thw', 'pixel_values'\], of images"):
+        pack_rows(Dataset.from_list([row]), 8)
+
+
 def test_rows_without_labels_are_refused():
     with pytest.raises(ValueError, match="rows to be packed have no labels"):
         pack_rows(Dataset.from_list([{"input_ids": [3, 4]}]), 8)

@@ -29,7 +29,8 @@ class AveragePrecision:
             )
         from torchmetrics.detection import MeanAveragePrecision
 
-        self.metric = MeanAveragePrecision(box_format="xyxy", iou_type="bbox", backend="pycocotools")
+        # No sync: Trainer has gathered, and NCCL takes no tensors of the CPU.
+        self.metric = MeanAveragePrecision("xyxy", "bbox", backend="pycocotools", sync_on_compute=False)
         self.metric.warn_on_many_detections = False
 
     def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:

@@ -40,6 +40,7 @@ class MeanIoU:
         from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
         known: dict[str, Any] = {"num_classes": num_classes, "ignore_index": UNLABELLED, "validate_args": False}
+        known["sync_on_compute"] = False  # Trainer has gathered, and NCCL takes no tensors of the CPU
         self.names = [str(name) for name in label_names or range(num_classes)]
         self.metrics = MetricCollection(
             {
