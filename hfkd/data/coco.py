@@ -15,6 +15,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from datasets import List as ListFeature
+from PIL import ExifTags, Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -91,7 +92,7 @@ def load_coco(
     Classes keep their ids, with gaps where the file has some, as torchvision's detectors have them (COCO: 91);
     `renumber` counts them 1, 2, ... in the order of their ids. Images without boxes stay. Raises ValueError for boxes
     outside of their image or of no size, unless they are dropped (and counted in the log), for the id 0, which is the
-    background, and for files that are not there.
+    background, for files that are not there, and for pictures of another size than `annotations` say: boxes are pixels.
     """
     path = Path(annotations).expanduser()
     try:
@@ -113,6 +114,7 @@ def load_coco(
         file = Path(images).expanduser() / image["file_name"]
         if not file.is_file():
             raise ValueError(f"{path.name} names {image['file_name']}, which is not in {images}: give its folder")
+        _refuse_other_size(image, file, path.name)
         boxes, labels, crowd = [], [], []
         for one in of_image.get(image["id"], ()):
             x, y, width, height = one["bbox"]
@@ -127,6 +129,25 @@ def load_coco(
     checked.say(path.name)
     columns = {name: [row[name] for row in rows] for name in ("image", "boxes", "labels", "iscrowd")}
     return BoxRows(Dataset.from_dict(columns | {"index": list(range(len(rows)))}, FEATURES), names)
+
+
+def _refuse_other_size(image: dict[str, Any], file: Path, source: str) -> None:
+    """Raise ValueError for a picture that is, as it is shown, of another size than its entry in the annotations."""
+    if "height" not in image or "width" not in image:
+        return
+    try:
+        with Image.open(file) as picture:
+            shown = picture.size[::-1]
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) > 4  # onto its side
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} cannot be read as a picture: {error}; replace it, or leave it out") from error
+    shown = shown[::-1] if turned else shown
+    if shown != (image["height"], image["width"]):
+        raise ValueError(
+            f"{image['file_name']} is {shown[0]} pixels high and {shown[1]} wide, and {source} says "
+            f"{image['height']} and {image['width']}: its boxes would be other places; give the images that were "
+            "annotated, in the orientation of the annotations"
+        )
 
 
 def load_objects(

@@ -7,7 +7,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 from datasets import List as ListFeature
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 
 from hfkd.data.box_arguments import BoxDataArguments
@@ -76,6 +76,23 @@ def test_category_0_and_files_that_are_not_there(tmp_path):
         load(tmp_path, renumber=True)
     with pytest.raises(ValueError, match="no file of instances in COCO's format"):
         load_coco(tmp_path, tmp_path / "train2017" / "0.png")
+
+
+def test_pictures_of_another_size_than_the_annotations_say(tmp_path):
+    """Smaller boxes in larger pictures are all inside, and in other places."""
+    write(tmp_path, [box([1, 2, 4, 6])], images=1)
+    file = tmp_path / "train2017" / "0.png"
+    Image.new("RGB", (60, 40)).save(file)
+    with pytest.raises(ValueError, match="0.png is 40 pixels high and 60 wide, and instances_train2017.json says 20"):
+        load(tmp_path)
+    turned = Image.new("RGB", (20, 30)).getexif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (20, 30)).save(file, exif=turned)
+    shown = load(tmp_path).rows.with_transform(BoxTransform())[0]["pixel_values"]
+    assert shown.shape == (3, 20, 30)
+    file.write_bytes(b"none")
+    with pytest.raises(ValueError, match="0.png cannot be read as a picture"):
+        load(tmp_path)
 
 
 def test_the_two_splits_must_have_the_same_classes(tmp_path):
