@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import torch
 from bad_training import trainer
 from detection_toys import CLASSES, Body, boxed, detector
@@ -16,6 +17,7 @@ from hfkd.models.detection_arguments import DetectionNetworkArguments
 from hfkd.teachers import Teacher
 
 T = {"temperature": "1.0"}
+DEEP = np.full((64, 64), 1000, dtype=np.uint16)
 
 
 def boxes(change, **more):
@@ -33,14 +35,14 @@ def settings(**more):
     return boxes(lambda row: {}, **more)
 
 
-def annotated(**annotation):
+def annotated(height=20, **annotation):
     """A folder in COCO's format with one annotation."""
 
     def make(folder):
         (folder / "train").mkdir()
         Image.new("RGB", (30, 20)).save(folder / "train" / "a.png")
         one = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]} | annotation
-        listed = [{"id": 1, "file_name": "a.png", "height": 20, "width": 30}]
+        listed = [{"id": 1, "file_name": "a.png", "height": height, "width": 30}]
         content = {"images": listed, "categories": [{"id": 1, "name": "cat"}], "annotations": [one]}
         (folder / "instances_train.json").write_text(json.dumps(content))
         return lambda: load_coco(folder / "train", folder / "instances_train.json")
@@ -94,11 +96,13 @@ BOXES = {
     "boxes: labels beyond the head": boxes(lambda row: {"labels": row["labels"] + CLASSES}),
     "boxes: one label too few": boxes(lambda row: {"labels": row["labels"][1:]}),
     "boxes: images that are normalised already": boxes(lambda row: {"pixel_values": row["pixel_values"] * 4 - 2}),
+    "boxes: a picture of 16 bits": boxes(lambda row: {"pixel_values": Image.fromarray(DEEP)}),
     "boxes: rows of image and objects": trainer(
         detector, None, lambda: [{"image": 1, "objects": 2}], {"kd_weight": 0.0}
     ),
     "COCO: a box of no height": annotated(bbox=[1, 2, 3, 0]),
     "COCO: a box outside of its image": annotated(bbox=[29, 2, 3, 4]),
+    "COCO: a picture of another size than its entry": annotated(height=10),
     "COCO: a category that is not listed": annotated(category_id=7),
     "COCO: splits of other classes": other_classes,
     "a teacher that detects other classes": between(detector, lambda: detector(8, classes=CLASSES + 2)),

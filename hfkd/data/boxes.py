@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.transforms.v2 import functional as F
 
+from hfkd.data.images import in_rgb
 from hfkd.utils.targets import IGNORED
 
 TOLERANCE = 1e-3  # pixels, for what was rounded on its way
@@ -97,7 +98,10 @@ def _by_name(row: Any) -> Mapping[str, Any]:
 
 def _pixels(value: Any, name: str) -> Tensor:
     if isinstance(value, Image.Image):
-        value = value.convert("RGB")
+        try:
+            value = in_rgb(value)
+        except ValueError as error:
+            raise ValueError(f"the picture of {name} cannot be used: {error}; scale it to 8 bits") from error
     image = (value if isinstance(value, Tensor) else F.to_image(value)).as_subclass(Tensor)
     if image.dtype == torch.uint8:
         return F.to_dtype(image, torch.float32, scale=True)

@@ -58,7 +58,7 @@ class ImageCollator:
 
     def _images(self, images: list[Any]) -> Tensor:
         images = [self._in_colour(image) for image in images]
-        if self.processor is not None and not isinstance(images[0], Tensor) and not _is_float(images[0]):
+        if self.processes(images[0]):
             return self.processor(images, return_tensors="pt")["pixel_values"]
         tensors = [image if isinstance(image, Tensor) else _to_tensor(image) for image in images]
         if len({t.shape for t in tensors}) > 1:
@@ -71,6 +71,10 @@ class ImageCollator:
             raise ValueError(f"images of {stacked.dtype}, whose range is unknown: make them uint8, or float in [0, 1]")
         return stacked.float() if stacked.dtype == torch.float64 else stacked
 
+    def processes(self, image: Any) -> bool:
+        """Whether the processor makes the tensor of such an image, and it is not one already."""
+        return self.processor is not None and not isinstance(image, Tensor) and not _is_float(image)
+
     def _in_colour(self, image: Any) -> Any:
         """A palette's indices are no colours, and an alpha channel is none either: those images become RGB."""
         if isinstance(image, list):
@@ -78,6 +82,11 @@ class ImageCollator:
         grey = GREY if self.channels == RGB else ()
         if isinstance(image, Image.Image) and image.mode in (*COLOURED, *grey):
             return image.convert("RGB")
+        if isinstance(image, Image.Image) and image.mode.startswith(("I", "F")) and self.processor is not None:
+            raise ValueError(
+                f"a picture of 16-bit or float pixels (mode {image.mode}): image processors read bytes, and would clip "
+                "them; scale it to 8 bits, or give tensors that are ready"
+            )
         return image
 
 

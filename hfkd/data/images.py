@@ -121,13 +121,18 @@ def picture(value: Any, row: int) -> Image.Image:
         if isinstance(value, dict) and value["bytes"] is None and os.path.isfile(value["path"]):
             value = {**value, "bytes": Path(value["path"]).read_bytes()}  # Pillow leaves a broken file open
         picture = ImageFeature().decode_example(value) if isinstance(value, dict) else _from_array(value)
-        if picture.mode.startswith(("I", "F")):
-            raise ValueError(f"it has 16-bit or float pixels (mode {picture.mode}), which RGB would clip")
-        return picture.convert("RGB")
+        return in_rgb(picture)
     except (OSError, ValueError, TypeError, KeyError, SyntaxError, Image.DecompressionBombError) as error:
         path = value.get("path") if isinstance(value, dict) else None
         where = f"row {row} ({path})" if path else f"row {row}"
         raise ValueError(f"the image in {where} cannot be used: {error}; replace it, or leave the row out") from error
+
+
+def in_rgb(picture: Image.Image) -> Image.Image:
+    """ValueError for pixels of more than 8 bits: Pillow makes 255 of all that are above."""
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(f"it has 16-bit or float pixels (mode {picture.mode}), which RGB would clip")
+    return picture.convert("RGB")
 
 
 def _from_array(value: Any) -> Image.Image:

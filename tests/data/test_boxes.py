@@ -56,6 +56,13 @@ def test_pictures_and_bytes_become_pixels_from_0_to_1():
     assert all(torch.allclose(one, wanted) for one in batch["pixel_values"])
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_pictures_of_more_than_8_bits_are_not_clipped(kind):
+    picture = Image.fromarray((1000 * np.arange(144)).reshape(12, 12).astype(kind))
+    with pytest.raises(ValueError, match=r"the picture of row 0 of a batch cannot be used: it has 16-bit or float"):
+        BoxCollator()([row(size=(12, 12)) | {"pixel_values": picture}])
+
+
 def test_crowds_are_no_targets_of_training():
     batch = BoxCollator()([row(boxes=BOX * 2, labels=[1, 2], iscrowd=[True, False])])
     assert [target["labels"].tolist() for target in targets_of(batch)] == [[2]]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ViTImageProcessor
+from transformers import CLIPImageProcessor, ViTImageProcessor
 
 from hfkd.data.collate import ImageCollator
 
@@ -95,3 +95,11 @@ def test_a_processor_makes_the_images():
 def test_what_cannot_be_a_batch_is_said(batch, message):
     with pytest.raises(ValueError, match=message):
         ImageCollator()(batch)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_processors_get_no_pictures_that_they_would_clip(kind):
+    picture = Image.fromarray((1000 * np.arange(64)).reshape(8, 8).astype(kind))
+    collate = ImageCollator(CLIPImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}))
+    with pytest.raises(ValueError, match="a picture of 16-bit or float pixels"):
+        collate([{"pixel_values": picture, "labels": 1}])
