@@ -5,6 +5,7 @@ from bad_training import trainer
 from PIL import Image
 from task_toys import CLASSES, Pixels, masks, segformer
 from torch import nn
+from transformers import MobileNetV2ImageProcessor, SegformerImageProcessor
 
 from hfkd.data.mask_arguments import MaskDataArguments
 from hfkd.data.masks import MaskTransform, mask_ids, read_palette
@@ -41,6 +42,15 @@ def of_labels_0():
     return net
 
 
+def processed(processor):
+    """Pictures and their masks, the pictures alone prepared by the processor."""
+    rows = [
+        {"pixel_values": Image.fromarray(np.full((16, 16, 3), k, np.uint8)), "labels": np.zeros((16, 16), np.uint8)}
+        for k in range(8)
+    ]
+    return trainer(student, None, lambda: rows, ALONE, processing_class=processor)
+
+
 def palette(content):
     def make(folder):
         (folder / "palette.json").write_text(content)
@@ -59,6 +69,10 @@ MASKS = {
     "masks: in colour, as tensors": labels(lambda x: x[..., None].repeat(1, 1, 3)),
     "masks: in colour, as pictures": without(lambda: mask_ids(Image.fromarray(COLOURS), 0)),
     "masks: a colour that is not in the palette": without(lambda: mask_ids(COLOURS, 0, {(128, 0, 0): 0})),
+    "masks: an image processor that crops": processed(
+        MobileNetV2ImageProcessor(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16})
+    ),
+    "masks: do_reduce_labels=True": processed(SegformerImageProcessor(do_resize=False, do_reduce_labels=True)),
     "masks: floats": labels(lambda x: x.float()),
     "masks: classes 7 and above": labels(lambda x: x.clamp(min=7)),
     "masks: a row without one": without(lambda: mask_ids(None, 3)),

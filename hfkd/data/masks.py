@@ -18,10 +18,12 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from hfkd.data.collate import ImageCollator
 from hfkd.data.columns import find_column
 from hfkd.data.epochs import EpochTransform, epoch_zero
 from hfkd.data.images import IMAGE_COLUMNS, pick_splits, picture
 from hfkd.data.large_images import IMAGENET_MEAN, IMAGENET_STD
+from hfkd.data.mask_processors import refuse_moved
 from hfkd.data.splits import load_splits
 from hfkd.data.transforms import view_ids
 from hfkd.data.used_columns import LABELS
@@ -179,19 +181,40 @@ def _by_colour(colours: np.ndarray, row: int, palette: Palette | None) -> Tensor
 
 
 class MaskCollator:
-    """`collate` for rows whose labels are masks: pictures, arrays or tensors, as `mask_ids` reads them."""
+    """`collate` for rows whose labels are masks: pictures, arrays or tensors, as `mask_ids` reads them.
+
+    Raises ValueError where an image processor in it would part the images from their masks (`mask_processors`).
+    """
 
     def __init__(self, collate: Callable[..., Any]) -> None:
         self.collate = collate
+        self._sizes: set[tuple[int, ...]] = set()  # of images, and of what is made of them, that were looked at
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
-        return self.collate([self._row(row) for row in rows])
+        batch = self.collate([self._row(row) for row in rows])
+        if isinstance(self.collate, ImageCollator) and batch.get("labels") is not None:
+            for row in (row for row in rows if isinstance(row, Mapping)):
+                self._look(self.collate, row["pixel_values"], tuple(batch["pixel_values"].shape[-2:]))
+        return batch
+
+    def _look(self, collate: ImageCollator, image: Any, made: tuple[int, ...]) -> None:
+        if not collate.processes(np.asarray(image) if isinstance(image, list) else image):
+            return
+        size = image.size[::-1] if isinstance(image, Image.Image) else _height_and_width(np.shape(image))
+        if (*size, *made) not in self._sizes:
+            refuse_moved(collate.processor, size, made)
+            self._sizes.add((*size, *made))
 
     def _row(self, row: Any) -> Any:
         name = next((name for name in LABELS if name in row), None) if isinstance(row, Mapping) else None
         if name is None or isinstance(row[name], Tensor):
             return row
         return {**row, name: mask_ids(row[name], int(row.get("index", -1)))}
+
+
+def _height_and_width(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of an image [H, W], [H, W, C] or [C, H, W]."""
+    return shape[-2:] if len(shape) == 2 or shape[-1] not in (1, 3, 4) else shape[-3:-1]
 
 
 def load_masks(
