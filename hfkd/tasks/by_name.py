@@ -7,6 +7,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfkd.models.checkpoints import some
+from hfkd.models.language import brings_tokenizer
 from hfkd.models.text_networks import loaded
 from hfkd.tasks.choice import head_of, named_task
 
@@ -42,7 +43,7 @@ def networks_by_name(student: Any, teacher: Any, task: str) -> tuple[Any, Any]:
 
 def tokenizer_of_name(name: Any) -> PreTrainedTokenizerBase | None:
     """The tokenizer stored under a student's name, None where there is none, or the student is no name."""
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not brings_tokenizer(name):
         return None
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)

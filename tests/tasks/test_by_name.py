@@ -79,3 +79,15 @@ def test_a_student_with_another_head_is_refused(tmp_path):
     teacher = task_toys.bert(BertForSequenceClassification)(16)
     with pytest.raises(ValueError, match="and the teacher's classes need"):
         DistillationTrainer(str(tmp_path / "student"), teacher, arguments(tmp_path / "run"), train_dataset=rows())
+
+
+def test_a_folder_without_a_tokenizer_has_none(tmp_path):
+    """transformers makes one up, with other numbers for the mask and no words."""
+    task_toys.bert(BertForMaskedLM)(8).save_pretrained(tmp_path / "base")
+    args = arguments(tmp_path / "run", task="masked_lm", ce_weight=1, kd_weight=0)
+    data = [{"input_ids": row["input_ids"] * 2} for row in rows()]
+    with pytest.raises(ValueError, match="masked_lm needs a tokenizer to pad rows with"):
+        DistillationTrainer(str(tmp_path / "base"), None, args, train_dataset=data)
+    words = task_toys.tokenizer()
+    trainer = DistillationTrainer(str(tmp_path / "base"), None, args, train_dataset=data, processing_class=words)
+    assert trainer.processing_class is words
