@@ -152,10 +152,17 @@ def _renew_head(model: PreTrainedModel, num_labels: int) -> None:
     if isinstance(model, TimmWrapperForImageClassification):
         model.timm_model.reset_classifier(num_labels)
         return
-    body = set(model.base_model.modules())
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear) and layer not in body:
-            layer.reset_parameters()
+    base = model.base_model
+    body = set() if base is model else set(base.modules())  # CLIP's and SigLIP's are all of the model
+    linear = [one for one in model.modules() if isinstance(one, nn.Linear) and one not in body]
+    heads = [one for one in linear if one.out_features == num_labels][-1:] if base is model else linear
+    if not heads:
+        raise ValueError(
+            f"new_head=True, and {type(model).__name__} has no linear layer behind its body that could be renewed: "
+            "renew its classifier yourself, and give the network"
+        )
+    for layer in heads:
+        layer.reset_parameters()
 
 
 def _unknown(name: str) -> str:

@@ -10,7 +10,12 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoModelForImageClassification, TimmWrapperForImageClassification
+from transformers import (
+    AutoModelForImageClassification,
+    CLIPForImageClassification,
+    SiglipForImageClassification,
+    TimmWrapperForImageClassification,
+)
 
 from hfkd.models import image_classifier, input_spec
 
@@ -127,6 +132,18 @@ def test_a_new_head_for_as_many_classes_is_fresh_too(saved_vit, tmp_path):
         assert f"{head}weight" in changed  # a fresh bias may be zero, as the old one is
         assert changed <= {f"{head}weight", f"{head}bias"}
         assert new.config.id2label[3] == "d"
+
+
+@pytest.mark.parametrize("kind", [CLIPForImageClassification, SiglipForImageClassification])
+def test_a_new_head_of_a_model_that_is_its_own_base(tmp_path, kind):
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = kind.config_class(vision_config=sizes | {"image_size": 8, "patch_size": 4}, num_labels=3)
+    old = kind(config)
+    old.save_pretrained(tmp_path)
+    new = image_classifier(tmp_path, 3, new_head=True).state_dict()
+    changed = {name for name, tensor in old.state_dict().items() if not torch.equal(tensor, new[name])}
+    assert "classifier.weight" in changed
+    assert changed <= {"classifier.weight", "classifier.bias"}
 
 
 def test_unknown_names_are_answered_with_close_ones(tmp_path):
