@@ -15,6 +15,8 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     DataCollatorForTokenClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -108,11 +110,22 @@ def tokens(build, made):
     )
 
 
+def padded_otherwise(folder):
+    """A student whose config has another pad token than the tokenizer."""
+    config = LlamaConfig(vocab_size=VOCAB, num_labels=3, pad_token_id=0, initializer_range=0.3, **SMALL)
+    rows = [{"input_ids": [3, 4, 5], "labels": i % 3} for i in range(8)]
+    words = word_tokenizer(pad_token="<end>")
+    return trainer(
+        lambda: LlamaForSequenceClassification(config), None, lambda: rows, LABELS_ONLY, processing_class=words
+    )(folder)
+
+
 HEADS = {
     "BertForQuestionAnswering": text(bert(BertForQuestionAnswering)),
     "BertForSequenceClassification, num_labels=1": text(bert(BertForSequenceClassification, num_labels=1)),
     "BertForMaskedLM, a teacher for the next token": text(bert(BertForMaskedLM), taught_model),
     "BertForMaskedLM, a tokenizer without a mask token": text(bert(BertForMaskedLM), rows=unlabelled),
+    "LlamaForSequenceClassification, another pad token than the tokenizer": padded_otherwise,
     "BartForCausalLM": text_model(BartForCausalLM, BartConfig(vocab_size=VOCAB, **DECODER)),
     "GPT2LMHeadModel, task='token_classification'": text(language_model, task="token_classification"),
     "BertForTokenClassification, labels of 3 to 11 for 3 classes": text(bert(BertForTokenClassification, num_labels=3)),

@@ -77,6 +77,7 @@ from hfkd.training.validation.networks import (
 )
 from hfkd.training.validation.normalisation import ImageInputs, normalisation, refuse_other_normalisation
 from hfkd.training.validation.on_policy import refuse_on_policy, refuse_prompts_to_write
+from hfkd.training.validation.padding import refuse_other_padding
 from hfkd.training.validation.recorded_inputs import check_processor
 from hfkd.training.validation.sharded_teacher import refuse_sharded_teacher
 from hfkd.training.validation.slots import slot_check
@@ -228,6 +229,8 @@ class Setup:
         reads = "input_ids" in (self.call.keywords or ())  # classifiers do too
         if self.networks and not self.task.own_tokens and reads:
             check_teacher_tokenizers(self.processing_class, tokenizer, self.networks, bool(self.loss.kd_weight))
+        if reads and self.task.name in ("sequence_classification", "multi_label_classification"):
+            refuse_other_padding((self.model, *self.networks), self.processing_class)
         if self.networks and not self.task.own_tokens and self.task.vocabulary:
             self.num_classes = common_vocabulary(self.model, self.networks[0], self.processing_class)
 
