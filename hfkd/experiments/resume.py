@@ -28,7 +28,9 @@ DECISIVE = (
     *("average_tokens_across_devices", "train_sampling_strategy", "dataloader_drop_last", "neftune_noise_alpha"),
     *("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "seed", "data_seed"),
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "eval_strategy", "eval_steps"),
+    *("eval_delay", "label_smoothing_factor"),
 )
+PROCESSES = "world_size"  # a batch is per_device_train_batch_size on each of them
 # of ours, those that decide speed, memory and places alone, but for rounding; all others are decisive
 INDIFFERENT = {
     *("channels_last", "keep_freed_memory", "loss_chunk_size", "model_license", "resident", "scan_cache_dir"),
@@ -43,7 +45,7 @@ def deciding(networks: NetworkArguments, data: ImageDataArguments, args: Distill
     """The settings that decide what comes out of a run and by which protocol, free of a machine's paths."""
     ours = {f.name for f in fields(args)} - {f.name for f in fields(TrainingArguments)}
     settings = vars(networks) | vars(data) | {name: getattr(args, name) for name in [*sorted(ours), *DECISIVE]}
-    settings |= {"temperature": args.slot_temperature}
+    settings |= {"temperature": args.slot_temperature, PROCESSES: args.world_size}
     return jsonable(without_paths({name: value for name, value in settings.items() if name not in INDIFFERENT}))
 
 
@@ -58,7 +60,7 @@ class Run:
     def difference(self, settings: Mapping[str, Any], besides: Collection[str] = RETRIED) -> str | None:
         """The first of `settings` that this run was told another value of, in words."""
         for name, value in settings.items():
-            if name not in self.settings and not value:
+            if name not in self.settings and (not value or name == PROCESSES):
                 continue  # a version that did not have it
             there = self.settings.get(name)
             if name not in besides and there != value and str(there) != str(value):  # "4.0" may be kept as a number

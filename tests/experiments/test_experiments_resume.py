@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data import ImageDataArguments
-from hfkd.experiments.resume import DECISIVE, INDIFFERENT, deciding
+from hfkd.experiments.resume import DECISIVE, INDIFFERENT, PROCESSES, Run, deciding
 from hfkd.models import NetworkArguments
 
 
@@ -21,7 +21,7 @@ def test_every_flag_of_ours_is_decisive_or_named_as_indifferent(tmp_path):
     settings = deciding(NetworkArguments(), ImageDataArguments(), arguments(tmp_path))
     assert ours >= INDIFFERENT
     assert names(TrainingArguments) >= set(DECISIVE)
-    assert settings.keys() == ours - INDIFFERENT | set(DECISIVE)
+    assert settings.keys() == ours - INDIFFERENT | {*DECISIVE, PROCESSES}
     assert not any("_dir" in name or "hub" in name or "logging" in name for name in settings)
 
 
@@ -31,6 +31,8 @@ def test_every_flag_of_ours_is_decisive_or_named_as_indifferent(tmp_path):
         ({"adam_beta2": 0.9}, True),
         ({"dataloader_drop_last": True}, True),
         ({"on_nan": "ignore"}, True),
+        ({"label_smoothing_factor": 0.1}, True),
+        ({"eval_delay": 1}, True),
         ({"lr_scheduler_kwargs": {"num_cycles": 2}}, True),
         ({"model_license": "mit"}, False),
         ({"dataloader_num_workers": 2}, False),
@@ -55,3 +57,10 @@ def test_where_the_images_are_held_makes_no_other_run(tmp_path):
     networks, data, args = NetworkArguments(), ImageDataArguments(), arguments(tmp_path)
     assert deciding(networks, replace(data, resident=False), args) == deciding(networks, data, args)
     assert deciding(networks, replace(data, crop_padding=2), args) != deciding(networks, data, args)
+
+
+def test_another_number_of_processes_is_another_batch(tmp_path):
+    mine = deciding(NetworkArguments(), ImageDataArguments(), arguments(tmp_path))
+    assert Run(mine | {PROCESSES: 2}, {}, "finished").difference(mine) == "its world_size is 2, this one's is 1"
+    earlier = {name: value for name, value in mine.items() if name != PROCESSES}  # of a version that did not record it
+    assert Run(earlier, {}, "finished").difference(mine | {PROCESSES: 2}) is None
