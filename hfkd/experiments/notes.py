@@ -23,7 +23,7 @@ def notes(rows: Sequence[Mapping[str, Any]], compared: frozenset[str]) -> list[s
 
 
 def _unequal(rows: Sequence[Mapping[str, Any]], compared: frozenset[str]) -> list[str]:
-    given = compared | ({"teacher_checkpoint"} if "teacher_name" in compared else set())
+    given = compared | ({"teacher_checkpoint", "teacher_weights"} if "teacher_name" in compared else set())
     names = sorted({name for row in rows for name in row["settings"]} - given)
     found = []
     for name in names:

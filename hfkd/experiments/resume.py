@@ -16,8 +16,9 @@ from hfkd.experiments.run import without_paths
 from hfkd.models import NetworkArguments
 from hfkd.models.on_policy_arguments import OnPolicyArguments
 from hfkd.reports.results import RESULTS_NAME
+from hfkd.teachers.source import weights_source
 from hfkd.utils.json_file import jsonable, read_json, write_json
-from hfkd.utils.output_folder import refuse_inputs
+from hfkd.utils.output_folder import on_this_machine, refuse_inputs
 
 SETTINGS_NAME = "settings.json"
 # of Trainer's own flags, those that decide what comes out: what is learned, and which student is kept and how scored
@@ -31,6 +32,11 @@ DECISIVE = (
     *("eval_delay", "label_smoothing_factor"),
 )
 PROCESSES = "world_size"  # a batch is per_device_train_batch_size on each of them
+WEIGHTS = {  # hashes of the local weights that these flags name: of their paths the last name alone is kept
+    "teacher_weights": ("teacher_name", "teacher_checkpoint"),
+    "student_weights": ("student_name", "student_checkpoint"),
+}
+RECORDED_LATER = (PROCESSES, *WEIGHTS)  # earlier versions did not
 # of ours, those that decide speed, memory and places alone, but for rounding; all others are decisive
 INDIFFERENT = {
     *("channels_last", "keep_freed_memory", "loss_chunk_size", "model_license", "resident", "scan_cache_dir"),
@@ -46,7 +52,15 @@ def deciding(networks: NetworkArguments, data: ImageDataArguments, args: Distill
     ours = {f.name for f in fields(args)} - {f.name for f in fields(TrainingArguments)}
     settings = vars(networks) | vars(data) | {name: getattr(args, name) for name in [*sorted(ours), *DECISIVE]}
     settings |= {"temperature": args.slot_temperature, PROCESSES: args.world_size}
+    settings |= {name: _hashes([vars(networks)[flag] for flag in flags]) for name, flags in WEIGHTS.items()}
     return jsonable(without_paths({name: value for name, value in settings.items() if name not in INDIFFERENT}))
+
+
+def _hashes(given: Sequence[str | list[str] | None]) -> list[str]:
+    """Of the files and folders among the networks' names and their weights."""
+    names = [name for one in given for name in ([one] if isinstance(one, str) else one or [])]
+    found = [weights_source(name) for name in names if on_this_machine(name)]
+    return [one for one in found if one is not None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +74,7 @@ class Run:
     def difference(self, settings: Mapping[str, Any], besides: Collection[str] = RETRIED) -> str | None:
         """The first of `settings` that this run was told another value of, in words."""
         for name, value in settings.items():
-            if name not in self.settings and (not value or name == PROCESSES):
+            if name not in self.settings and (not value or name in RECORDED_LATER):
                 continue  # a version that did not have it
             there = self.settings.get(name)
             if name not in besides and there != value and str(there) != str(value):  # "4.0" may be kept as a number

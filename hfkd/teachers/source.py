@@ -32,6 +32,16 @@ def model_source(name_or_path: str | Path) -> str | None:
     return digest.hexdigest() if files else None
 
 
+def weights_source(path: str | Path) -> str | None:
+    """A hash of samples of a file of weights, or `model_source` of a folder."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        return model_source(path)
+    digest = xxhash.xxh3_128()
+    _sample(file, digest)
+    return digest.hexdigest()
+
+
 def _downloaded(name: str) -> Path | None:
     for file in ("config.json", "adapter_config.json"):
         try:

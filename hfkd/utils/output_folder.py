@@ -40,7 +40,7 @@ def refuse_inputs(output_dir: str | None, settings: Mapping[str, Any]) -> None:
     for name in INPUTS:
         value = settings.get(name)
         for one in value if isinstance(value, list) else [value]:
-            if one and _exists(str(one)) and (harm := _harm(output, Path(one).expanduser(), name in DATASETS)):
+            if one and on_this_machine(str(one)) and (harm := _harm(output, Path(one).expanduser(), name in DATASETS)):
                 said = harm.format(output=f"output_dir={output_dir}", given=f"{name}={one}")
                 raise ValueError(f"{said}; choose another output_dir")
 
@@ -59,7 +59,7 @@ def _folders(network: nn.Module) -> set[str]:
     return {config.name_or_path for config in configs if isinstance(config, PreTrainedConfig) and config.name_or_path}
 
 
-def _exists(name: str) -> bool:
+def on_this_machine(name: str) -> bool:
     """Whether a setting names something on this machine; an architecture of timm's is not a folder of that name."""
     architecture = os.sep not in name and timm.is_model(name)
     path = Path(name).expanduser()

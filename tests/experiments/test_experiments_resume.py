@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data import ImageDataArguments
-from hfkd.experiments.resume import DECISIVE, INDIFFERENT, PROCESSES, Run, deciding
+from hfkd.experiments.resume import DECISIVE, INDIFFERENT, PROCESSES, RECORDED_LATER, Run, deciding
 from hfkd.models import NetworkArguments
 
 
@@ -21,7 +21,7 @@ def test_every_flag_of_ours_is_decisive_or_named_as_indifferent(tmp_path):
     settings = deciding(NetworkArguments(), ImageDataArguments(), arguments(tmp_path))
     assert ours >= INDIFFERENT
     assert names(TrainingArguments) >= set(DECISIVE)
-    assert settings.keys() == ours - INDIFFERENT | {*DECISIVE, PROCESSES}
+    assert settings.keys() == ours - INDIFFERENT | {*DECISIVE, *RECORDED_LATER}
     assert not any("_dir" in name or "hub" in name or "logging" in name for name in settings)
 
 
@@ -64,3 +64,19 @@ def test_another_number_of_processes_is_another_batch(tmp_path):
     assert Run(mine | {PROCESSES: 2}, {}, "finished").difference(mine) == "its world_size is 2, this one's is 1"
     earlier = {name: value for name, value in mine.items() if name != PROCESSES}  # of a version that did not record it
     assert Run(earlier, {}, "finished").difference(mine | {PROCESSES: 2}) is None
+
+
+def test_other_weights_under_the_same_name_are_another_run(tmp_path):
+    def of(folder, content):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.safetensors").write_bytes(content)
+        return str(tmp_path / folder / "model.safetensors")
+
+    def settings(**networks):
+        return deciding(NetworkArguments(**networks), ImageDataArguments(), arguments(tmp_path))
+
+    one, copied, other = of("one", b"first"), of("copied", b"first"), of("other", b"second")
+    assert settings(teacher_checkpoint=[one]) == settings(teacher_checkpoint=[copied])
+    mine, its = settings(teacher_checkpoint=[one]), settings(teacher_checkpoint=[other])
+    assert "teacher_weights" in Run(its, {}, "finished").difference(mine)
+    assert settings(student_checkpoint=one) != settings(student_checkpoint=other)
