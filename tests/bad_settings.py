@@ -8,6 +8,7 @@ from toys import CLASSES, Net, Rows, arguments, teacher
 from transformers import GPT2LMHeadModel
 
 from hfkd import DistillationTrainer
+from hfkd.experiments.cache_arguments import TeacherCacheArguments
 from hfkd.models import Peers
 from hfkd.teachers import CachedTextTeacher, build_text_cache
 
@@ -26,6 +27,17 @@ def stored(rows=ROWS, student=language_model, **settings):
         args = arguments(folder / "run", **{"temperature": 1.0} | settings)
         kept = CachedTextTeacher(folder / "cache")
         return lambda: DistillationTrainer(student(), kept, args, train_dataset=rows, processing_class=tokenizer())
+
+    return make
+
+
+def cached(**flags):
+    """A recipe's flags that ask for another store than the folder has: k = 2."""
+
+    def make(folder):
+        build_text_cache(taught_model(), ROWS, folder / "cache", k=2, progress_bar=False, name="teacher")
+        where = str(folder / "cache"), taught_model, "teacher", ROWS, language_model(), tokenizer(), 2.0
+        return lambda: TeacherCacheArguments(**flags).teacher(*where)
 
     return make
 
@@ -85,5 +97,6 @@ SETTINGS = {
     "stored logits of other tokens": stored(changed_tokens()),
     "stored logits, rows without an index": stored(TokenRows(8)),
     "stored logits of tokens for a student of images": stored(Rows(), Net),
+    "stored logits, --teacher_cache_k 8": cached(teacher_cache_k=8),
     "stored logits: an empty folder": lambda folder: lambda: CachedTextTeacher(folder),
 }

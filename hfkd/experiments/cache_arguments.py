@@ -53,7 +53,7 @@ class TeacherCacheArguments:
         cache was made from (samples of them are compared): then the teacher is, over a few rows.
         `temperature` is the slot of training: it says at which temperatures the bucket is stored. `mixed_precision` is
         that of training; unset: that of accelerate's launcher. Raises ValueError for a folder that holds what a teacher
-        of another name said.
+        of another name said, or was stored with other values of these flags.
         """
         if not folder:
             return load()
@@ -65,10 +65,27 @@ class TeacherCacheArguments:
             )
         if manifest is not None and manifest.captured:
             return CachedTextTeacher(folder)  # there is no teacher at hand to make anything of it anew
+        if manifest is not None:
+            self._refuse_other(folder, manifest)
         source = model_source(name)
         if manifest is None or manifest.source != source or manifest.missing(folder):
             self._build(folder, load(), name, source, rows, student, tokenizer, temperature, mixed_precision)
         return CachedTextTeacher(folder)
+
+    def _refuse_other(self, folder: str, stored: Manifest) -> None:
+        """What is stored is what training would use, whatever the flags say."""
+        there = {
+            "teacher_cache_k": stored.k,
+            "teacher_cache_entropy_temperature": stored.entropy_temperature,
+            "teacher_cache_energy_temperature": stored.energy_temperature,
+        }
+        for name, its in there.items():
+            mine = getattr(self, name)
+            if mine != its and not (name == "teacher_cache_k" and not stored.has_tail and mine > its):
+                raise ValueError(
+                    f"--{name} {mine}: --teacher_cache_dir {folder} was stored with {its}; give --{name} {its}, or "
+                    "choose another folder"
+                )
 
     def _build(
         self,

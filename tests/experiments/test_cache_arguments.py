@@ -16,12 +16,12 @@ def ask(tmp_path):
     taught_model().save_pretrained(tmp_path / "teacher")
     loads = []
 
-    def teacher(name=None):
+    def teacher(name=None, **flags):
         def load():
             loads.append(name)
             return causal_lm(name or tmp_path / "teacher")
 
-        cache = TeacherCacheArguments(teacher_cache_k=4)
+        cache = TeacherCacheArguments(**{"teacher_cache_k": 4} | flags)
         name = name or str(tmp_path / "teacher")
         return cache.teacher(
             str(tmp_path / "cache"), load, name, token_dataset(), language_model(), tokenizer(), 2.0
@@ -59,6 +59,14 @@ def test_another_file_of_the_same_teacher_is_compared_once(ask, tmp_path):
     ask()
     (tmp_path / "teacher" / "generation_config.json").write_text("{}")
     assert [ask()[1], ask()[1]] == [2, 2]
+
+
+@pytest.mark.parametrize("flag", ["k", "entropy_temperature", "energy_temperature"])
+def test_a_cache_of_other_flags_is_refused(ask, flag):
+    """Training would use what is stored, and results.json would say what was asked for."""
+    ask()
+    with pytest.raises(ValueError, match=f"--teacher_cache_{flag} 2: .* was stored with"):
+        ask(**{f"teacher_cache_{flag}": 2})
 
 
 def test_what_is_damaged_is_made_again(ask, tmp_path):
