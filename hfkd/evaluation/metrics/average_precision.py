@@ -3,6 +3,7 @@
 B images, D detections and G boxes of an image.
 """
 
+import math
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -18,7 +19,8 @@ class AveragePrecision:
 
     torchmetrics' MeanAveragePrecision by pycocotools: AP at IoU 0.50 to 0.95, and at 0.50 and 0.75 alone, over all
     areas, at most 100 detections an image; boxes of crowds are ignored. Predictions hold boxes [B, D, 4], scores and
-    labels [B, D], what is there boxes [B, G, 4], labels and iscrowd [B, G]; labels below 1 are padding.
+    labels [B, D], what is there boxes [B, G, 4], labels and iscrowd [B, G]; labels below 1 are padding. NaN where no
+    image has a box that counts.
     """
 
     def __init__(self) -> None:
@@ -41,7 +43,8 @@ class AveragePrecision:
         values = self.metric.compute()
         self.metric.reset()
         names = {"ap": "map", "ap50": "map_50", "ap75": "map_75"}
-        return {name: 100 * float(values[its]) for name, its in names.items()}
+        scores = {name: float(values[its]) for name, its in names.items()}
+        return {name: 100 * score if score >= 0 else math.nan for name, score in scores.items()}  # -1: no box
 
 
 def _of_images(padded: Mapping[str, Any]) -> list[dict[str, Tensor]]:

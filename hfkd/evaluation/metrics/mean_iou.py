@@ -30,7 +30,7 @@ class MeanIoU:
     """For Trainer's `compute_metrics`, with `batch_eval_metrics` or without: `mean_iou`, `pixel_accuracy`, `iou_NAME`.
 
     torchmetrics' MulticlassJaccardIndex and MulticlassAccuracy over all pixels whose label is not 255 or -100; a class
-    that neither the labels nor the predictions have is left out of the mean. Only [C, C] counts are held.
+    that neither the labels nor the predictions have is NaN, and in no mean. Only [C, C] counts are held.
     """
 
     def __init__(self, num_classes: int, label_names: Sequence[str] | None = None) -> None:
@@ -45,7 +45,7 @@ class MeanIoU:
         self.metrics = MetricCollection(
             {
                 "mean_iou": MulticlassJaccardIndex(**known, average="macro"),
-                "iou": MulticlassJaccardIndex(**known, average="none"),
+                "iou": MulticlassJaccardIndex(**known, average="none", zero_division=float("nan")),
                 "pixel_accuracy": MulticlassAccuracy(**known, average="micro"),
             }
         )

@@ -87,3 +87,12 @@ def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == "pycocotools" else True)
     with pytest.raises(ImportError, match="needs pycocotools, which is not installed: pip install 'hfkd\\[detect\\]'"):
         AveragePrecision()
+
+
+def test_without_any_box_there_is_no_precision():
+    """COCO's -1 would be -100 percent."""
+    nothing = {"boxes": torch.full((1, 1, 4), -100.0), "labels": torch.full((1, 1), -100)}
+    found = nothing | {"scores": torch.full((1, 1), -100.0)}
+    there = nothing | {"iscrowd": torch.zeros(1, 1, dtype=torch.long)}
+    scores = AveragePrecision()(SimpleNamespace(predictions=found, label_ids=there))
+    assert scores == pytest.approx(dict.fromkeys(("ap", "ap50", "ap75"), float("nan")), nan_ok=True)

@@ -50,6 +50,7 @@ def test_a_class_that_is_nowhere_is_in_no_mean():
     labels = torch.tensor([[[0, 0, 1, 1]]])
     found = MeanIoU(3)(SimpleNamespace(predictions=torch.tensor([[[0, 1, 1, 1]]]), label_ids=labels))
     assert found["mean_iou"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert [found[f"iou_{k}"] for k in range(3)] == pytest.approx([1 / 2, 2 / 3, float("nan")], nan_ok=True)
 
 
 @pytest.mark.parametrize("in_batches", [False, True])
