@@ -6,8 +6,8 @@ from typing import Any
 
 
 def notes(rows: Sequence[Mapping[str, Any]], compared: frozenset[str]) -> list[str]:
-    """Rows that are quoted alone, cells that papers print differently, failed runs, runs that met NaN by leave, and
-    settings in which rows differ though the table does not set them.
+    """Rows that are quoted alone, cells that papers print differently, failed runs, runs that met NaN by leave, those
+    that were not evaluated at their end, and settings in which rows differ though the table does not set them.
 
     `compared` are the settings that the rows of the table set.
     """
@@ -19,7 +19,19 @@ def notes(rows: Sequence[Mapping[str, Any]], compared: frozenset[str]) -> list[s
     ]
     failed = [f"{row['name']}, seed {run['seed']}: failed, {run['failure']}" for row in rows for run in row["failed"]]
     lenient = [f"{row['name']}, seed {seed}: on_nan={on_nan}" for row in rows for seed, on_nan in row["on_nan"].items()]
-    return [*quoted, *printed, *failed, *lenient, *_unequal([row for row in rows if not row["quoted"]], compared)]
+    early = [
+        f"{row['name']}, seed {seed}: last evaluated at epoch {evaluated:.4g} of {end:.4g}"
+        for row in rows
+        for seed, (evaluated, end) in row["trained_on"].items()
+    ]
+    return [
+        *quoted,
+        *printed,
+        *failed,
+        *lenient,
+        *early,
+        *_unequal([row for row in rows if not row["quoted"]], compared),
+    ]
 
 
 def _unequal(rows: Sequence[Mapping[str, Any]], compared: frozenset[str]) -> list[str]:

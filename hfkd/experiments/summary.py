@@ -47,6 +47,7 @@ def summarise(row: Row, runs: Sequence[Run], published: Published, table: Table)
         "last_loss": _over_seeds([end["loss"] for end in ends["last"]]),
         "loss_steps": [ends[which][0]["step"] if results else None for which in ("first", "last")],
         "seeds": [r["seed"] for r in results],
+        "trained_on": {r["seed"]: epochs for r in results if (epochs := _trained_on(r)) is not None},
         "failed": [_failure(run) for run in runs if run.status == "failed"],
         "on_nan": {r.results["seed"]: r.settings["on_nan"] for r in done if r.settings.get("on_nan", "stop") != "stop"},
         "images_per_second": _over_seeds([r["images_per_second"] for r in results]),
@@ -72,6 +73,12 @@ def _printed(cell: tuple[str, str, str, str], published: Published, table: Table
 
 def _failure(run: Run) -> dict[str, Any]:
     return {name: run.results[name] for name in ("seed", "train_steps", "failure")}
+
+
+def _trained_on(results: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The epoch of the last evaluation, and that in which training ended, where it went on after it."""
+    evaluated, end = (results["last"] or {}).get("epoch"), results.get("train_epochs")
+    return (evaluated, end) if evaluated is not None and end is not None and evaluated < end - 1e-6 else None
 
 
 def _percent(score: Mapping[str, Any] | None) -> float | None:

@@ -12,9 +12,12 @@ from safetensors.torch import load_file
 from hfkd.data import ImageDataArguments
 from hfkd.experiments import reproduction, resume
 from hfkd.experiments.distil import distil_images
+from hfkd.experiments.notes import notes
 from hfkd.experiments.published import Published
 from hfkd.experiments.reproduction import run_table
+from hfkd.experiments.resume import kept_run
 from hfkd.experiments.rows import read_table
+from hfkd.experiments.summary import summarise
 from hfkd.models import NetworkArguments
 from hfkd.trainer import DistillationArguments, DistillationTrainer
 from hfkd.utils.parsing import parse
@@ -234,6 +237,15 @@ def test_what_failed_is_tried_anew_with_another_rate(work):
 def test_a_call_with_less_keeps_what_is_there(work, done, monkeypatch, fewer):
     monkeypatch.setattr(resume, "distil_images", lambda *a, **k: pytest.fail("ran again"))
     assert run(work, "done", **({"seeds": 2, "seed": 7} | fewer)) == done
+
+
+def test_an_evaluation_before_the_end_of_training_is_said(work, done):
+    """The column is called last epoch: with --eval_steps the last evaluation may be of an earlier one."""
+    table = read_table(work / "two_ways.yaml")
+    whole = kept_run(work / "done" / "kd" / "seed7")
+    early = replace(whole, results=whole.results | {"train_epochs": whole.results["last"]["epoch"] + 0.5})
+    said = [notes([summarise(table.rows[0], [one], PUBLISHED, table)], frozenset()) for one in (whole, early)]
+    assert said == [[], ["KD, seed 7: last evaluated at epoch 2 of 2.5"]]
 
 
 def test_one_row_never_averages_two_protocols(work, done, monkeypatch):

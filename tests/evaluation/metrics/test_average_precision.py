@@ -91,6 +91,7 @@ def test_what_is_missing_is_named(monkeypatch):
 
 def test_without_any_box_there_is_no_precision():
     """COCO's -1 would be -100 percent."""
+    pytest.importorskip("pycocotools")
     nothing = {"boxes": torch.full((1, 1, 4), -100.0), "labels": torch.full((1, 1), -100)}
     found = nothing | {"scores": torch.full((1, 1), -100.0)}
     there = nothing | {"iscrowd": torch.zeros(1, 1, dtype=torch.long)}
