@@ -1,4 +1,4 @@
-"""What the three slots are, and what each may ask for beyond its items' own logits."""
+"""The base classes of the three slots (objective, temperature, weighting), and what a slot may require."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -14,20 +14,24 @@ from hfkd.utils.feature_keys import feature_keys
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a slot needs. Whatever cannot serve it (a chunked loss, a cache, peers, a stream, a batch of one) refuses by
-    this, when the trainer is built.
+    """What a slot needs to compute its values.
 
-    student, teacher: the inner layers that it reads of each network (`hfkd.utils.feature_keys`); whole numbers become
-    strings.
-    relations: an item's number depends on other items of the batch.
-    first_view: an image's first view is not treated as the others are.
-    within_samples: it looks at no more than one sample at a time; otherwise at all items of the batch.
-    signals: of logits it asks for energies and entropies alone, which are known of items whose logits are not there.
-    epochs: how many its warm-up lasts, if it has one.
-    rows: what it builds is made from the training rows: their number, their labels, what the teacher gives for them.
-    labels: it reads the items' labels, which rows that are distilled without have none of.
-    items, samples: how many of these a batch must have for it to say something.
-    fixed: those of `student` that nothing which trains has a part in, such as images; any other is to have a gradient.
+    A setup that cannot provide it (a chunked loss, a cache, peers, a stream, a batch of one) is refused when the
+    trainer is built.
+
+    student, teacher: the inner layers that the slot reads from each network (`hfkd.utils.feature_keys`); integers
+    become strings.
+    relations: an item's value depends on other items of the batch.
+    first_view: the first view of an image is treated differently from the others.
+    within_samples: a value depends on the items of one sample only; otherwise it may depend on all items of the batch.
+    signals: of the logits, the slot reads energies and entropies only. These are available even for items whose logits
+    are not kept.
+    epochs: the length of the slot's warm-up in epochs, 0 without one.
+    rows: the objective is built from the training rows: their number, their labels, or the teacher's outputs for them.
+    labels: the slot reads the items' labels, so that unlabelled rows cannot be distilled with it.
+    items, samples: the smallest number of items and of samples in a batch for which the slot is meaningful.
+    fixed: those layers of `student` that do not depend on trained parameters, such as the images; all others need a
+    gradient.
     """
 
     student: tuple[str, ...] = ()
@@ -54,7 +58,7 @@ class Requirements:
 
     @classmethod
     def joined(cls, several: "Iterable[Requirements]") -> "Requirements":
-        """What serves all of `several`."""
+        """The requirements of all of `several` together."""
         found = tuple(several)
         return cls(
             **{field.name: _joined(field.name, [getattr(one, field.name) for one in found]) for field in fields(cls)}
@@ -62,24 +66,24 @@ class Requirements:
 
 
 def _joined(name: str, values: list[Any]) -> Any:
-    """What serves all: layers of any, the largest number, whatever one of them needs."""
+    """The joint value of one field: the union of layers, the largest number, or the stricter flag."""
     if isinstance(values[0], tuple):
         return tuple(dict.fromkeys(key for layers in values for key in layers))
     return min(values) if name in ("within_samples", "signals") else max(values)
 
 
 class Slot(ABC):  # noqa: B024 - what is abstract differs from slot to slot
-    """An objective, temperature or weighting that says what it needs. Any other callable needs nothing."""
+    """An objective, temperature or weighting that declares what it needs; other callables need nothing."""
 
     def requirements(self) -> Requirements:
         return Requirements()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What trains at a rate of its own: groups of the student's optimizer, `{"params": [...], "lr": ...}`."""
+        """Optimizer groups of parameters with their own learning rate, `{"params": [...], "lr": ...}`."""
         return []
 
     def trained_modules(self) -> list[nn.Module]:
-        """What of it may train; a slot around others hands theirs on."""
+        """The modules with trainable parameters; a slot that wraps others returns theirs."""
         return [self] if isinstance(self, nn.Module) else []
 
 
@@ -88,24 +92,25 @@ def requirements_of(slot: Any) -> Requirements:
 
 
 class Temperature(Slot):
-    """How much each item is softened: `(items) -> T [N]`, above 0. It may learn (an nn.Module)."""
+    """The softmax temperature of each item: `(items) -> T [N]`, above 0. It may be trained (an nn.Module)."""
 
     @abstractmethod
     def __call__(self, items: Items) -> Tensor: ...
 
 
 class Weighting(Slot):
-    """How much each item counts: `(items) -> w [N]`, 0 or more, on raw logits, without gradient."""
+    """The weight of each item: `(items) -> w [N]`, 0 or more, from raw logits, without gradient."""
 
     @abstractmethod
     def __call__(self, items: Items) -> Tensor: ...
 
 
 class Objective(Slot):
-    """How far the student is from the teacher: `(items, T [N]) -> [N]`, one number an item.
+    """The distance of the student from the teacher: `(items, T [N]) -> [N]`, one value per item.
 
-    T² is included where it softens. Stateless unless it also derives from nn.Module; then its parameters train with
-    the student. `divergence`: it is zero where the student equals the teacher, and never below. `softens`: it reads T.
+    The factor T² is included where the objective softens. It is stateless unless it also derives from nn.Module; then
+    its parameters are trained with the student. `divergence`: it is never negative, and zero where the student equals
+    the teacher. `softens`: it reads T.
     """
 
     divergence: bool = True
@@ -113,24 +118,25 @@ class Objective(Slot):
     level: Literal["item", "sample"] = "item"
 
     def build(self, context: BuildContext) -> None:
-        """Make what depends on the networks, such as connectors. Raises ValueError for layers that do not go together.
+        """Create what depends on the networks, such as connectors.
 
-        Called once on every rank, when the trainer is built, with the networks' layers that `requirements` names.
+        Called once on every rank, when the trainer is built, with the layers of both networks that `requirements`
+        names. Raises ValueError for layers that cannot be compared.
         """
 
     @abstractmethod
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
-        """The divergence of each item [N], at that item's temperature [N]; of each sample [S] at `level="sample"`.
+        """The divergence of each item [N] at that item's temperature [N]; with `level="sample"`, of each sample [S].
 
-        The loss divides by the step's items, or its samples. A sample's weight is the mean of its items'; one without
-        items counts nowhere.
+        The loss divides by the number of items, or of samples, of the optimizer step. A sample's weight is the mean of
+        its items' weights; a sample without items is not counted.
         """
 
     def relations(self, items: Items, temperature: Tensor) -> Tensor | None:
-        """What comes of comparing items with each other, shared out among them [N]; None without such terms.
+        """The terms that compare items with each other, attributed to the items [N]; None without such terms.
 
-        Added to the weighted objective as it is: a relation belongs to no single item, so no item's weight applies.
-        Items are compared within the batch at hand, so accumulation and ranks change it.
+        They are added to the weighted objective without a weight, because a relation does not belong to a single item.
+        Items are compared within one micro-batch, so gradient accumulation and the number of ranks change the result.
         """
         return None
 
@@ -143,21 +149,21 @@ class Objective(Slot):
         return type(self).own_loss is not Objective.own_loss
 
     def own_loss(self, items: Items, temperature: Tensor) -> Tensor | None:
-        """A scalar, the mean over the batch's items, that trains the objective's own parts; None without any.
+        """A scalar, the mean over the batch's items, that trains the objective's own modules; None without any.
 
-        Added as it is, by the batch's share of the step: it takes neither `kd_weight` nor w, and moves only those
-        parts (detach what the networks gave).
+        It is scaled by the batch's share of the optimizer step only, neither by `kd_weight` nor by w. It must train
+        those modules alone: detach the networks' outputs.
         """
         return None
 
 
 def softens(objective: Any) -> bool:
-    """Whether it reads the temperature; a callable that does not say may."""
+    """Whether an objective reads the temperature; a callable that does not declare it may."""
     return not isinstance(objective, Objective) or objective.softens
 
 
 def trained_modules(slot: Any) -> list[nn.Module]:
-    """What of a slot may train."""
+    """The modules of a slot that may be trained."""
     if isinstance(slot, Slot):
         return slot.trained_modules()
     return [slot] if isinstance(slot, nn.Module) else []

@@ -1,6 +1,6 @@
-"""The loss over chunks of items, from hidden states: the logits of all items never exist at once.
+"""The loss over chunks of items, from hidden states: the logits of all items are never in memory at once.
 
-N items, n items of a chunk, H hidden size (of student or teacher), C vocabulary.
+N items, n items in a chunk, H hidden size (of student or teacher), C vocabulary.
 """
 
 from abc import ABC, abstractmethod
@@ -26,26 +26,26 @@ from hfkd.losses.slot_values import is_ours
 from hfkd.losses.sources import HeadSource, Source
 from hfkd.losses.terms import Term
 
-# From logits before rescaling, and temperatures and weights: a part of the loss, and the items' parts.
+# (logits before rescaling, temperatures and weights) -> (the chunk's part of the loss, the parts of each item).
 PartOf = Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
-CHUNK_SIZE = 256  # with 2048 tokens below an eighth of the dense loss's memory; see benchmarks/chunked_loss.py
+CHUNK_SIZE = 256  # for 2048 tokens, less than an eighth of the dense loss's memory; see benchmarks/chunked_loss.py
 
 
 class ChunkedLoss:
-    """`DistillationLoss` on tokens, with logits for `chunk_size` of them at a time: same loss, parts and gradients.
+    """`DistillationLoss` on tokens, with the logits of `chunk_size` tokens at a time: same loss, parts and gradients.
 
         loss, parts = ChunkedLoss(loss)(token_hidden(student_hidden, teacher_hidden, labels), head, teacher_head)
 
-    Each chunk's loss and gradients are added up in float32 and kept for backward, which therefore works once. The heads
-    run in the ambient autocast, the statistics in float32. A chunk takes whole samples where they fit in it, so that a
-    temperature or weight that follows a sample's mean energy or entropy is known before the chunk's loss. For longer
-    samples, for slots that look beyond a sample (no `Requirements.within_samples`), and for a temperature that learns,
-    one more pass of a head without gradient comes first, for each network whose energies or entropies they ask for.
-    Terms that give a number for each sample, of features that are kept beside (`HiddenItems.beside`), are computed once
-    for all samples, with the chunks' weights. `num_classes` cuts both heads to the common vocabulary; `rescalings` are
-    what student and teacher do to their heads' output. ValueError when built for an objective whose numbers of items
-    need more than each item's own logits. A temperature that learns gets its gradient; through the student's energies
-    and entropies, which carry none here, no gradient flows.
+    The loss and gradients of the chunks are accumulated in float32 and kept for backward, which therefore works only
+    once. The heads run under the current autocast, the statistics in float32. A chunk holds whole samples where they
+    fit, so that a temperature or weight that depends on a sample's mean energy or entropy is known before the chunk's
+    loss. For longer samples, for slots that depend on several samples (no `Requirements.within_samples`), and for a
+    learned temperature, each network whose energies or entropies they read needs one more pass of its head, without
+    gradient. Terms with one value per sample, from the features in `HiddenItems.beside`, are computed once for all
+    samples, with the weights that the chunks found. `num_classes` truncates both heads to the common vocabulary;
+    `rescalings` are what student and teacher apply to the output of their heads. Raises ValueError when built with an
+    objective that needs more than each item's own logits. A learned temperature gets its gradient; no gradient flows
+    through the student's energies and entropies.
     """
 
     def __init__(
@@ -60,7 +60,8 @@ class ChunkedLoss:
                 raise ValueError(f"ChunkedLoss: {name}={value!r} must be a whole number above 0")
         refuse_unserved(loss)
         self.loss, self.chunk_size, self.num_classes, self.rescalings = loss, chunk_size, num_classes, rescalings
-        # What the slots asked of student and teacher in the last call: fetched together in the next one.
+        # The signals that the slots read from student and teacher in the last call. The next call computes them in one
+        # pass.
         self._expected: list[set[Signal]] = [set(), set()]
 
     def __call__(
@@ -79,13 +80,15 @@ class ChunkedLoss:
     def over(
         self, items: HiddenItems, student: Source, teacher: Source, num_items: Counts | Number | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of items whose logits come from these two."""
+        """The loss of items whose logits these two sources compute."""
         sources = student, teacher
         slots = self.loss.temperature, self.loss.weighting
         by_sample = items.lengths is not None and all(requirements_of(slot).within_samples for slot in slots)
-        by_sample = by_sample and not trained(self.loss.temperature)  # what is chosen in a pass has no gradient
+        by_sample = by_sample and not trained(
+            self.loss.temperature
+        )  # temperatures that are computed within a pass have no gradient
         groups = _groups(items.lengths or (), self.chunk_size) if by_sample else [slice(0, len(items))]
-        chunks: list[tuple[slice, bool]] = []  # and whether its items' temperatures and weights are chosen by then
+        chunks: list[tuple[slice, bool]] = []  # and whether the temperatures and weights of its items are known
         chosen: dict[str, Tensor] = {}
         for group in groups:
             first = by_sample and group.stop - group.start <= self.chunk_size
@@ -103,7 +106,7 @@ class ChunkedLoss:
         return loss, self.loss.logged(values | chosen, samples) | self.loss.rest_logged(items)
 
     def _choose(self, items: HiddenItems, rows: slice, sources: tuple[Source, Source]) -> dict[str, Tensor]:
-        """The temperatures and weights of more items than a chunk has."""
+        """The temperatures and weights of more items than fit in a chunk."""
         student, teacher = (
             ChunkedOutputs(source, rows, self.chunk_size, expected)
             for source, expected in zip(sources, self._expected, strict=True)
@@ -114,33 +117,32 @@ class ChunkedLoss:
 
 
 def terms(loss: DistillationLoss, by_sample: bool) -> list[Term]:
-    """Those that give a number for each sample; or those for each item."""
+    """The terms with one value per sample, or those with one value per item."""
     return [term for term in loss.terms if term.by_sample == by_sample]
 
 
 def trained(slot: Any) -> list[nn.Parameter]:
-    """What of a slot trains, also inside of slots that wrap others."""
+    """The trainable parameters of a slot, including those of slots that it wraps."""
     found = dict.fromkeys(p for module in trained_modules(slot) for p in module.parameters())
     return [p for p in found if p.requires_grad]
 
 
 def refuse_unserved(loss: DistillationLoss) -> None:
-    """Raise ValueError for slots that a loss over chunks cannot serve. Those of users are asked in the first step."""
+    """Raise ValueError for slots that a chunked loss cannot compute. Custom callables are checked in the first step."""
     if (why := unserved(loss)) is not None:
         raise ValueError(
-            f"the objective {why}, which a loss over chunks cannot serve: set loss_chunk_size 0, or use another "
-            "objective"
+            f"the objective {why}, which a chunked loss cannot compute: set loss_chunk_size=0, or use another objective"
         )
     for slot in (loss.temperature, loss.weighting) if loss.kd_weight else ():
         if is_ours(slot) and not requirements_of(slot).signals:
             raise ValueError(
-                f"{slot!r} reads logits itself, and a loss over chunks knows each item's energy and entropy alone: set "
-                "loss_chunk_size 0, or choose one that asks for these"
+                f"{slot!r} reads logits, but a chunked loss provides only the energy and entropy of each item: set "
+                "loss_chunk_size=0, or choose a slot that reads only these"
             )
 
 
 def unserved(loss: DistillationLoss) -> str | None:
-    """Which term a loss over chunks cannot serve, and why; None where it can serve all."""
+    """The first term that a chunked loss cannot compute, and the reason; None if it can compute all."""
     found = ((term.objective, _unserved(term)) for term in loss.terms) if loss.kd_weight else ()
     return next((f"{objective!r} {why}" for objective, why in found if why is not None), None)
 
@@ -148,23 +150,23 @@ def unserved(loss: DistillationLoss) -> str | None:
 def _unserved(term: Term) -> str | None:
     needs = requirements_of(term.objective)
     unmet = {
-        "reads inner layers for a number of each item": needs.features and not term.by_sample,
+        "reads inner layers for a value per item": needs.features and not term.by_sample,
         "compares items with each other": needs.relations and not term.by_sample,
-        "may read all items' logits for a number of each sample (its requirements() do not say signals=True)": (
+        "may read all items' logits for a value per sample (its requirements() do not set signals=True)": (
             term.by_sample and not needs.signals
         ),
-        "trains parts of its own": isinstance(term.objective, Objective) and term.objective.has_own_loss,
+        "trains modules of its own": isinstance(term.objective, Objective) and term.objective.has_own_loss,
     }
     return next((why for why, need in unmet.items() if need), None)
 
 
 @dataclass
 class Pass(ABC):
-    """One pass over the chunks. `chosen` are the temperatures and weights [N], of those that are not chosen in it.
+    """One pass over the chunks. `chosen` holds the temperatures and weights [N] that are known before the pass.
 
-    factor: what all gradients of the pass are multiplied by until `backward`. In float16 a logit's gradient, divided by
-    the step's items, would be 0: GradScaler's factor comes later than these gradients do.
-    """
+    factor: multiplies all gradients of the pass until `backward`. In float16 the gradient of a logit, divided by the
+    number of items of the step, would underflow: GradScaler's factor is applied only after these gradients are
+    computed."""
 
     loss: DistillationLoss
     student: Source
@@ -190,19 +192,19 @@ class Pass(ABC):
     def add(
         self, chunk: Any, found: list[Tensor] | None, parameters: list[nn.Parameter], values: dict[str, Tensor]
     ) -> None:
-        """The chunk's parts go into `values`, its gradients into `found`, in the order of `run`'s inputs."""
+        """Add the chunk's parts to `values` and its gradients to `found`, in the order of the inputs in `run`."""
 
     @abstractmethod
     def total(self, values: dict[str, Tensor]) -> Tensor:
-        """The loss of all items' parts."""
+        """The loss from the parts of all items."""
 
     @property
     @abstractmethod
     def labels(self) -> Number:
-        """How many the optimizer step has."""
+        """The number of labels of the optimizer step."""
 
     def logits(self, rows: slice, found: list[Tensor] | None) -> tuple[Tensor, Callable[[Tensor], None]]:
-        """The student's, and what takes their gradient back, if one is wanted."""
+        """The student's logits, and a function that propagates their gradient, which does nothing if none is wanted."""
         if found is None:
             return self.student(rows), lambda gradient: None
         return self.student.with_backward(rows, found[: len(self.student.inputs)])
@@ -210,12 +212,12 @@ class Pass(ABC):
     def learn(
         self, at: slice, logits: Tensor, part_of: PartOf, found: list[Tensor] | None, parameters: list[nn.Parameter]
     ) -> dict[str, Tensor]:
-        """The parts of the items `at`; the logits' gradient overwrites them, that of all else is added to `found`."""
+        """The parts of the items `at`; overwrites the logits by their gradient, adds the other gradients to `found`."""
         if found is None:
             return part_of(functional.upcast(logits), {k: t[at] for k, t in self.chosen.items()})[1]
         others = found[len(self.student.inputs) :]
         others = [*others[: len(parameters)], *(x[at] for x in others[len(parameters) :])]
-        z = functional.upcast(logits).detach().requires_grad_()  # before rescaling, whose slope autograd knows
+        z = functional.upcast(logits).detach().requires_grad_()  # before rescaling, which autograd differentiates
         chosen = {k: t[at].detach().requires_grad_(t.requires_grad) for k, t in self.chosen.items()}
         if logits.dtype == torch.float16:
             self.factor = at_least(self.labels)
@@ -230,14 +232,14 @@ class Pass(ABC):
         return {name: v.detach() for name, v in values.items()}
 
     def per_item(self, items: Items, chosen: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Labels and terms on items; those on samples come later, once for all."""
+        """The cross-entropy and the terms on items; the terms on samples are computed later, once for all chunks."""
         values = self.loss.of_each_label(items)
         return values | self.loss.weighted(terms(self.loss, by_sample=False), items, **chosen) if chosen else values
 
 
 @dataclass
 class ItemPass(Pass):
-    """Over chunks of items, each with whether its temperatures and weights are `chosen` by then."""
+    """A pass over chunks of items, each with a flag whether its temperatures and weights are already in `chosen`."""
 
     items: HiddenItems
     num_items: Counts | Number | None
@@ -262,7 +264,7 @@ class ItemPass(Pass):
             start = block.stop
             part = self.learn(block, z, partial(self._part, block, z_teacher), found, parameters)
             keep(values, part, block, len(self.items))
-        backward(logits)  # by now the gradient
+        backward(logits)  # by now overwritten by the gradient
 
     def _part(
         self, rows: slice, taught: Tensor, z: Tensor, chosen: dict[str, Tensor]
@@ -279,14 +281,14 @@ class ItemPass(Pass):
         return Counts.of(self.num_items, len(self.items), len(self.items), 0).labels
 
     def _reduce(self, values: dict[str, Tensor], like: Tensor) -> Tensor:
-        """0 where there is nothing of single items: no labels, and terms on samples alone."""
+        """The loss of `values`; 0 where no part is per item, that is without labels and with terms on samples only."""
         return self.loss.reduce(values, self.items, self.num_items) if values else like[:0].sum()
 
 
 class _Known(torch.autograd.Function):
-    """A number whose gradients are known already, times a factor: backward multiplies them by what comes in.
+    """A scalar whose gradients, times a factor, are already known: backward multiplies them by the incoming gradient.
 
-    The inputs are the leaves' own tensors, so each parameter's gradient is accumulated once, as DDP wants it.
+    The inputs are the leaf tensors themselves, so that each parameter's gradient is accumulated once, as DDP expects.
     """
 
     @staticmethod
@@ -306,8 +308,8 @@ class _Known(torch.autograd.Function):
 def _beside(items: HiddenItems) -> Items:
     if items.beside is None:
         raise ValueError(
-            "terms that give a number for each sample read the networks' inner layers: give HiddenItems.beside, these "
-            "items with the features that were kept"
+            "HiddenItems.beside is None, but terms with one value per sample read the networks' inner layers: pass "
+            "the same items with the captured features as beside"
         )
     return items.beside
 
@@ -318,7 +320,7 @@ def _some(loss: DistillationLoss, items: HiddenItems, rows: slice, student: Outp
 
 
 def _groups(lengths: Sequence[int], size: int) -> list[slice]:
-    """Samples of so many items each, as many together as fit in `size`; a longer one by itself."""
+    """Group consecutive samples of these lengths, at most `size` items in a group; a longer sample is its own group."""
     groups, start, stop = [], 0, 0
     for length in lengths:
         if stop > start and stop + length - start > size:

@@ -1,4 +1,4 @@
-"""The loss over chunks of groups of tokens, where student and teacher have tokenizers of their own.
+"""The loss over chunks of token groups, for a student and a teacher with different tokenizers.
 
 N groups, n and m target tokens of student and teacher, H hidden size (of either).
 """
@@ -25,8 +25,10 @@ from hfkd.utils.token_groups import GroupedTokens, Groups
 
 @dataclass(frozen=True)
 class HiddenGroups:
-    """`group_items` before there are logits. student [n, H], teacher [m, H]: what the output heads read of each
-    network's target tokens. labels: of both. same, progress: see `group_items`. rest: what the student adds itself."""
+    """The arguments of `group_items` before the logits are computed.
+
+    student [n, H], teacher [m, H]: the hidden states of each network's target tokens, which its output head reads.
+    labels: the labels of both. same, progress: see `group_items`. rest: see `Items`."""
 
     student: Tensor
     teacher: Tensor
@@ -37,14 +39,14 @@ class HiddenGroups:
     rest: Tensor | None = None
 
     def items(self, student: Outputs, teacher: Outputs) -> Items:
-        """All groups, with these outputs of them."""
+        """The items of all groups, with these outputs."""
         hidden = Outputs(self.student), Outputs(self.teacher)
         items = group_items(*hidden, self.groups, self.labels, progress=self.progress)
         return replace(items, student=student, teacher=teacher, rest=self.rest)
 
 
 class Piece(NamedTuple):
-    """Some groups, and the target tokens that go with them: of the student all up to the next piece's first."""
+    """Consecutive groups and the target tokens that belong to them; of the student, all tokens up to the next piece."""
 
     groups: slice
     student: slice
@@ -54,9 +56,9 @@ class Piece(NamedTuple):
 class ChunkedGroupLoss:
     """`DistillationLoss` on groups of tokens, with logits for about `chunk_size` tokens of each network at a time.
 
-    The same loss, parts and gradients. A chunk takes whole groups, and one at least. Temperatures and weights are
-    chosen before, from energies and entropies that a pass of each head finds where they are asked for. As `ChunkedLoss`
-    otherwise, whose ValueErrors it has.
+    Same loss, parts and gradients. A chunk holds whole groups, at least one. Temperatures and weights are computed
+    first, from energies and entropies for which each head needs one more pass if they are read. Otherwise like
+    `ChunkedLoss`, with the same ValueErrors.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class ChunkedGroupLoss:
 
 
 class ChunkedGroupOutputs(ChunkedOutputs):
-    """Energies and entropies of groups: the means over one network's tokens of each."""
+    """Energies and entropies of groups: the means over the tokens of one network in each group."""
 
     def __init__(self, source: HeadSource, grouped: GroupedTokens, chunk_size: int, expected: Iterable[Signal]) -> None:
         super().__init__(source, slice(0, len(source.hidden)), chunk_size, expected)
@@ -112,7 +114,7 @@ class ChunkedGroupOutputs(ChunkedOutputs):
 
 @dataclass
 class GroupPass(Pass):
-    """Over pieces. `items`: all groups, without logits."""
+    """A pass over pieces. `items`: all groups, without logits."""
 
     hidden: HiddenGroups
     items: Items
@@ -141,7 +143,7 @@ class GroupPass(Pass):
         return self.loss.reduce(values, items, self.counts), values
 
     def _some(self, piece: Piece, logits: Tensor, taught: Tensor) -> Items:
-        """The groups of a piece, numbered from 0 as its tokens are."""
+        """The items of a piece, with its groups and tokens numbered from 0."""
         (labels, its_labels), (same, its_same), groups = self.hidden.labels, self.hidden.same, self.hidden.groups
         mine = groups.student.part(piece.groups, piece.student.start)
         its = groups.teacher.part(piece.groups, piece.teacher.start)
@@ -166,9 +168,10 @@ class GroupPass(Pass):
 
 
 def pieces_of(student: GroupedTokens, teacher: GroupedTokens, tokens: int, size: int) -> Iterator[Piece]:
-    """Groups in order, as many as fit in `size` of either network's tokens, one at least.
+    """Split the groups in order into pieces of at most `size` tokens of either network, and at least one group.
 
-    Each of the student's `tokens` is in one piece; those between groups fill pieces of their own where they are many.
+    Each of the student's `tokens` is in exactly one piece; where more than `size` of them lie between two groups, they
+    fill pieces without groups.
     """
     mine, its = student.spans(), teacher.spans()
     group = start = 0

@@ -1,6 +1,6 @@
-"""What slots may ask of a loss over chunks: each item's energy and entropy, of logits that never exist all at once.
+"""What slots may read from a chunked loss: the energy and entropy of each item, without all logits in memory at once.
 
-N items, n items of a chunk, C vocabulary.
+N items, n items in a chunk, C vocabulary.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,35 +13,35 @@ from hfkd.losses import functional
 from hfkd.losses.outputs import Outputs
 from hfkd.losses.sources import Source
 
-# Numbers of a block of logits on a CPU, 4 MiB in float32: all that the loss makes of it stays in the cache, and freed
-# memory is used again instead of being asked of the system, page by page.
+# The number of logits in a block on a CPU, 4 MiB in float32: the intermediate results of the loss stay in the cache,
+# and freed memory is reused instead of being requested from the system page by page.
 BLOCK = 2**20
 
-Signal = tuple[str, float]  # a function of hfkd.losses.functional, and its temperature
+Signal = tuple[str, float]  # the name of a function in hfkd.losses.functional, and its temperature
 
 
 class SignalOutputs(Outputs):
-    """`Outputs` for slots that ask for energies and entropies: the logits, where there are any, stay inside."""
+    """`Outputs` for slots that read energies and entropies only: reading the logits raises ValueError."""
 
     @property
     def logits(self) -> Tensor:
         raise ValueError(
-            "this slot reads logits itself, which loss_chunk_size cannot serve: ask for items.teacher.energy(T) or "
-            "items.teacher.entropy(T) (or the student's), or set loss_chunk_size 0"
+            "this slot reads logits, which a chunked loss does not provide: use items.teacher.energy(T) or "
+            "items.teacher.entropy(T) (or the student's), or set loss_chunk_size=0"
         )
 
 
 class FeatureOutputs(SignalOutputs):
-    """Of terms on inner layers: what was kept of these, and nothing of logits."""
+    """The outputs for terms on inner layers: the captured features, without logits."""
 
     def __init__(self, kept: Mapping[Any, Any]) -> None:
-        object.__setattr__(self, "kept", kept)  # of a frozen dataclass
+        object.__setattr__(self, "kept", kept)  # the dataclass is frozen
 
     @property
     def logits(self) -> Tensor:
         raise ValueError(
-            "a term on inner layers reads the items' logits too, which a loss over chunks cannot serve: let its "
-            "requirements() say signals=False, and set loss_chunk_size 0"
+            "a term on inner layers also reads the items' logits, which a chunked loss does not provide: set "
+            "signals=False in its requirements(), and loss_chunk_size=0"
         )
 
     def detach(self) -> "FeatureOutputs":
@@ -49,7 +49,7 @@ class FeatureOutputs(SignalOutputs):
 
 
 class BlockOutputs(SignalOutputs):
-    """Of one chunk's logits before rescaling [n, C], a block at a time."""
+    """The energies and entropies of one chunk's logits before rescaling [n, C], computed block by block."""
 
     def __init__(self, logits: Tensor, source: Source) -> None:
         self._blocks, self._source = blocks(logits), source
@@ -66,9 +66,9 @@ class BlockOutputs(SignalOutputs):
 
 
 class ChunkedOutputs(SignalOutputs):
-    """Of more items than a chunk has: each signal a pass over the chunks, kept.
+    """The energies and entropies of more items than fit in a chunk: each takes a pass over the chunks, and is cached.
 
-    A pass also fetches what is `expected`, so that in all calls but the first there is one pass or none.
+    A pass also computes the `expected` signals, so that all calls but the first need at most one pass.
     """
 
     def __init__(self, source: Source, rows: slice, chunk_size: int, expected: Iterable[Signal] = ()) -> None:
@@ -105,15 +105,15 @@ class ChunkedOutputs(SignalOutputs):
 
 
 def slices(of: slice, size: int) -> list[slice]:
-    """`of` in steps; itself where it is empty, so that a loss and its zero gradients come out all the same."""
+    """`of` in steps of `size`; an empty slice gives one empty step, so that zero gradients are still computed."""
     starts = range(of.start, max(of.stop, of.start + 1), size)
     return [slice(start, min(start + size, of.stop)) for start in starts]
 
 
 def keep(columns: dict[Any, Tensor], part: dict[Any, Tensor], rows: slice, length: int) -> None:
-    """Copy each part into its column [length].
+    """Copy each part into its rows of the column [length].
 
-    Small tensors left among the large ones of a block would make holes in memory that the next block does not fit in.
+    Keeping the small tensors instead would fragment the memory between the large tensors of the blocks.
     """
     for name, values in part.items():
         if name not in columns:
@@ -122,6 +122,6 @@ def keep(columns: dict[Any, Tensor], part: dict[Any, Tensor], rows: slice, lengt
 
 
 def blocks(logits: Tensor) -> tuple[Tensor, ...]:
-    """The rows of a chunk's logits [n, C], a few at a time on a CPU; a GPU wants them at once."""
+    """The rows of a chunk's logits [n, C]: a few at a time on a CPU, all at once on other devices."""
     few = max(BLOCK // logits.shape[-1], 1)
     return logits.split(few if logits.device.type == "cpu" else max(len(logits), 1))

@@ -1,4 +1,4 @@
-"""What an objective learns about the networks when the trainer is built: `Objective.build(context)`.
+"""What an objective is told about the networks when the trainer is built: `Objective.build(context)`.
 
 S samples.
 """
@@ -13,7 +13,7 @@ from hfkd.utils.feature_keys import Layer, feature_key, feature_keys
 
 
 class StageSequence(Protocol):
-    """A network's stages in order, `stages[k]` from the output of stage k - 1 (0: from images), and its head."""
+    """A network's stages in order and its head; `stages[k]` maps the output of stage k - 1 (k = 0: the images)."""
 
     @property
     def stages(self) -> tuple[Callable[[Tensor], Tensor], ...]: ...
@@ -25,14 +25,15 @@ class StageSequence(Protocol):
 
 @dataclass(frozen=True)
 class NetworkContext:
-    """One network, and the layers that the objectives read of it.
+    """One network, and those of its layers that the objectives read.
 
-    shapes: of each feature, without the batch dimension: (C, H, W) of a map, (L, H) of a transformer's states.
-    modules: the module that each feature is the output of (the input of, where its key ends in ":in").
+    shapes: the shape of each feature without the batch dimension: (C, H, W) of a map, (L, H) of a transformer's states.
+    modules: the module whose output each feature is (whose input, where its key ends in ":in").
     network: the bare network.
-    groups: what keys for several layers stand for: {"1:": ("1", "2", "3")}. Shapes and modules have these keys.
-    class_order: class i of the data is the network's class `class_order[i]`; None: each is the same.
-    stages: what runs its stages one by one (`models/running.py`); None where nobody knows them as a sequence.
+    groups: the keys that a key for several layers stands for: {"1:": ("1", "2", "3")}. `shapes` and `modules` have the
+    single keys.
+    class_order: class i of the data is the network's class `class_order[i]`; None: the order is the same.
+    stages: runs the network's stages one by one (`models/running.py`); None if they are not known as a sequence.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -43,7 +44,7 @@ class NetworkContext:
     stages: StageSequence | None = None
 
     def keys(self, layers: Layer | tuple[Layer, ...]) -> tuple[str, ...]:
-        """The keys of these layers, each of one feature: "1:" becomes "1", "2", "3"."""
+        """The single keys of these layers: "1:" becomes "1", "2", "3"."""
         return tuple(one for key in feature_keys(layers) for one in self.groups.get(key, (key,)))
 
     def shape(self, layer: Layer) -> tuple[int, ...]:
@@ -52,12 +53,12 @@ class NetworkContext:
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What an objective may know before training, the same on every rank.
+    """What an objective is given before training, the same on every rank.
 
-    num_rows: of the training set; None for a stream. labels: those of its rows [num_rows], where they can be had
-    without reading the rows. seed: what random parts are drawn from.
+    num_rows: the length of the training set; None for a stream. labels: the labels of its rows [num_rows]; None if they
+    are not available without reading the rows. seed: the seed for random initialisation.
     scan: `scan(visit)` calls `visit(teacher)` with the teacher's `Outputs`, features among them, for each batch of the
-    training rows in order, without gradient. It is a whole pass: call it only if you must.
+    training rows in order, without gradient. This is a full pass over the training set: call it only if it is needed.
     """
 
     student: NetworkContext
@@ -71,14 +72,14 @@ class BuildContext:
     def pairs(
         self, student: Layer | tuple[Layer, ...], teacher: Layer | tuple[Layer, ...]
     ) -> tuple[tuple[str, str], ...]:
-        """The student's layers, each with the teacher's layer in the same place: (student's key, teacher's key).
+        """Each of the student's layers with the teacher's layer in the same position: (student's key, teacher's key).
 
-        Raises ValueError where one has more than the other.
+        Raises ValueError if their numbers differ.
         """
         mine, theirs = self.student.keys(student), self.teacher.keys(teacher)
         if len(mine) != len(theirs):
             raise ValueError(
                 f"the student's layers are {list(mine)} and the teacher's {list(theirs)}: they are compared one by "
-                "one; name as many of each"
+                "one; name the same number of layers for both"
             )
         return tuple(zip(mine, theirs, strict=True))

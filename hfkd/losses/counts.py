@@ -1,4 +1,4 @@
-"""How much a whole optimizer step has, over all ranks and accumulated batches: what sums are divided by."""
+"""The counts of a whole optimizer step, over all ranks and accumulated batches, that sums are divided by."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +10,10 @@ Number = Tensor | int | float
 
 @dataclass(frozen=True)
 class Counts:
-    """Known before any forward. An image counts once, whatever its views.
+    """The denominators of the loss, known before the forward pass. An image counts once, whatever its number of views.
 
-    labels: what the cross-entropy is divided by. items: what an objective on items is divided by. samples: what an
-    objective on samples is divided by, those that have items; None where none asks for it.
+    labels: the cross-entropy is divided by it. items: objectives on items are divided by it. samples: the number of
+    samples that have items, by which objectives on samples are divided; None if there is no such objective.
     """
 
     labels: Number
@@ -22,7 +22,10 @@ class Counts:
 
     @classmethod
     def of(cls, given: "Counts | Number | None", labels: Number, items: int, samples: Number) -> "Counts":
-        """`given`; a bare number counts items, labelled as often as those at hand (a tensor). None: those at hand."""
+        """The counts that a caller gave, completed from those of the batch.
+
+        Counts are returned as they are. A number counts items; if `labels` is a tensor, it is scaled by the batch's
+        share of labels. None: the counts of the batch."""
         if isinstance(given, Counts):
             return given
         if given is None:
@@ -30,11 +33,11 @@ class Counts:
         return cls(given * labels / max(items, 1) if isinstance(labels, Tensor) else given, given)
 
     def scaled(self, part: int, whole: int) -> "Counts":
-        """Those of `part` of a batch of `whole` rows."""
+        """The counts of `part` of the rows of a batch of `whole` rows."""
         samples = None if self.samples is None else self.samples * part / whole
         return Counts(self.labels * part / whole, self.items * part / whole, samples)
 
 
 def at_least(count: Any) -> Any:
-    """A count to divide by: a step without items gives 0."""
+    """`count`, or 1 if it is 0, so that the loss of a step without items is 0."""
     return count + (count == 0)

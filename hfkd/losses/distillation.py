@@ -1,15 +1,17 @@
-"""The one equation, and the one place that reduces.
+"""The distillation loss, and the only place where values are reduced to it.
 
 loss = ce_weight * (CE + N / num_items * rest)  +  kd_weight * sum_n  w[n] * objective(items, T)[n]  /  num_items
 
-An objective on samples (features, attention) gives l[s], w[s] is the mean of w over the sample's items, and the sum is
-divided by the samples. Of several terms (`Terms`) each comes in so, times kd_weight and its coefficient.
+An objective on samples (features, attention) gives l[s]; its weight w[s] is the mean of w over the sample's items, and
+the sum is divided by the number of samples. With several terms (`Terms`), each is added in this way, times kd_weight
+and its coefficient.
 
-N are the items at hand, num_items those of the optimizer step, and `rest` is what the student adds to its own loss (the
-router loss of a mixture of experts): the parts of a batch add up to what the whole would give. Where items are known
-after the forward only (`Items.share`), N and num_items are samples; a detector's own loss is all `rest`, its
-cross-entropy too. Terms of an objective that compare items with each other (`Objective.relations`) join the sum without
-a weight. CE is the mean over the items that have a label (`Items.labelled`), of the step as of the log.
+N is the number of items in the batch, num_items that of the optimizer step, and `rest` is what the student adds to its
+own loss (the router loss of a mixture of experts): the losses of micro-batches add up to the loss of the whole batch.
+Where items are known only after the forward pass (`Items.share`), N and num_items count samples; a detector's own loss,
+with its cross-entropy, is all `rest`. Terms of an objective that compare items with each other (`Objective.relations`)
+are added without a weight. CE is the mean over the items that have a label (`Items.labelled`), both in the loss and in
+the log.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,20 +39,21 @@ __all__ = ["DistillationLoss", "cross_entropy", "resolve"]
 
 
 class DistillationLoss(nn.Module):
-    """Cross-entropy on the labels plus a weighted, per-item softened objective towards the teacher.
+    """Cross-entropy on the labels plus a distillation objective with a temperature and a weight for each item.
 
-    Each slot takes a name, `"name(key=value, ...)"`, a callable, and for `temperature` a number. Slots that are modules
-    become children, so their parameters train and are saved with the rest. `objective` takes a sum too, as
-    `"kd + 100 * fitnet(layer=2)"` or a list (`hfkd.utils.slots.resolve_sum`). The defaults are CIFAR-100's KD.
-    `label_smoothing` mixes so much of the uniform distribution into the labels of the cross-entropy, and nothing else.
+    Each slot is a name, `"name(key=value, ...)"`, or a callable; `temperature` may also be a number. Slots that are
+    modules become children, so that their parameters are trained and saved with the loss. `objective` may also be a
+    sum, such as `"kd + 100 * fitnet(layer=2)"` or a list (`hfkd.utils.slots.resolve_sum`). The defaults are those of KD
+    on CIFAR-100. `label_smoothing` is the share of the uniform distribution in the labels of the cross-entropy; it
+    changes nothing else.
 
     forward(items, num_items): `num_items` is the number of items of the whole optimizer step, over all ranks and
-    accumulated batches; without it the items at hand. Returns the loss and its parts (means over the items at hand,
-    without gradient): `ce`, `kd` (of several terms each by its name, without its coefficient), `temperature`, `weight`,
-    for `Energy` the shares of its two groups, and `router_loss` or `auxiliary_loss` where the student
-    has one.
+    accumulated batches; None: the number in this batch. Returns the loss and its parts (means over the batch, without
+    gradient): `ce`, `kd` (with several terms, each under its name, without its coefficient), `temperature`, `weight`,
+    for `Energy` the shares of its two groups, and `router_loss` or `auxiliary_loss` where the student has one.
 
-    autocast: what terms on inner features, which come in the precision that the networks ran in, are computed in.
+    autocast: the context in which terms on inner features are computed, whose dtype is that of the networks' forward
+    pass.
     """
 
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -75,33 +78,33 @@ class DistillationLoss(nn.Module):
         self.ce_weight, self.kd_weight, self.label_smoothing = ce_weight, kd_weight, label_smoothing
         self.terms: tuple[Term, ...] = terms_of(self.objective)
         self._refuse_temperature()
-        # Slots are children where they are modules; what trains inside of others becomes one here.
+        # Slots that are modules are children already. Trainable modules inside other slots become children here.
         slots = (self.objective, self.temperature, self.weighting)
         hidden = [m for slot in slots if not isinstance(slot, nn.Module) for m in trained_modules(slot)]
         if hidden:
             self.inner_modules = nn.ModuleList(hidden)
-        self.temperature_chosen = True  # False: it is the usual one, as nobody said another
-        self.labelled = True  # False: the rows have no labels, and `ce` is none of the parts
-        self.label_term = True  # False: whoever calls adds a term of its own by `of_labels`, and `ce` is only logged
-        # Made by whoever uses hfkd: what they give is not known to be a temperature, or a weight.
+        self.temperature_chosen = True  # False: it is the default, as none was given
+        self.labelled = True  # False: the rows have no labels, and the loss has no part `ce`
+        self.label_term = True  # False: the caller adds its own term by `of_labels`, and `ce` is only logged
+        # Custom slots: their values are checked, since they might not be valid temperatures or weights.
         self.own_slots = [name for name in ("temperature", "weighting") if not is_ours(getattr(self, name))]
 
     def _refuse_temperature(self) -> None:
         if not isinstance(self.temperature, Constant) and not any(softens(term.objective) for term in self.terms):
             raise ValueError(
-                f"temperature={self.temperature!r} chooses how much each item is softened, and no term of "
-                f"{self.objective!r} softens: add one that does (kd + ...), or leave the temperature out"
+                f"temperature={self.temperature!r} has no effect, because no term of {self.objective!r} uses a "
+                "temperature: add one that does (kd + ...), or leave the temperature out"
             )
 
     @property
     def requirements(self) -> Requirements:
-        """What all slots together need; nothing without distillation."""
+        """The joint requirements of all slots; none with kd_weight 0."""
         slots = (self.objective, self.temperature, self.weighting) if self.kd_weight else ()
         return Requirements.joined(map(requirements_of, slots)) if slots else Requirements()
 
     @property
     def builds(self) -> bool:
-        """Whether the objective is to be built from the networks (`Objective.build`)."""
+        """Whether the objective must be built from the networks (`Objective.build`)."""
         return isinstance(self.objective, Objective) and self.objective.builds
 
     @property
@@ -124,10 +127,10 @@ class DistillationLoss(nn.Module):
         items = items.with_fixed_teacher()
         return items if self.labelled else replace(items, labels=None)
 
-    # The three steps of forward: a chunked loss takes the first for all items, the second chunk by chunk.
+    # The three steps of forward. A chunked loss takes the first for all items and the second chunk by chunk.
 
     def choose(self, items: Items) -> dict[str, Tensor]:
-        """Each item's `temperature` and `weight` [N]; nothing without distillation."""
+        """The `temperature` and `weight` of each item [N]; an empty dict with kd_weight 0."""
         if not self.kd_weight:
             return {}
         temperature = self._chosen("temperature", items)
@@ -141,15 +144,15 @@ class DistillationLoss(nn.Module):
 
     @property
     def by_sample(self) -> bool:
-        """Whether a term gives a number for each sample, not each item."""
+        """Whether some term has one value per sample instead of per item."""
         return any(term.by_sample for term in self.terms)
 
     def per_item(
         self, items: Items, temperature: Tensor | None = None, weight: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Each item's cross-entropy `ce` and each term, weighted, by its name (`kd`): [N], or [S] by sample.
+        """The cross-entropy `ce` of each item, and the weighted terms by name (`kd`): [N], or [S] for terms on samples.
 
-        And if the objective has any, its `relations` [N], and its `own_loss`, a scalar.
+        Also the objective's `relations` [N] and `own_loss`, a scalar, if it has any.
         """
         values = self.of_each_label(items)
         if temperature is None or weight is None:
@@ -165,13 +168,13 @@ class DistillationLoss(nn.Module):
         return values
 
     def of_each_label(self, items: Items) -> dict[str, Tensor]:
-        """`ce`, where there are labels."""
+        """The cross-entropy `ce` [N], if there are labels."""
         if items.labels is None:
             return {}
         return {"ce": cross_entropy(items.student.logits, items.labels, self.label_smoothing)}
 
     def weighted(self, terms: Sequence[Term], items: Items, temperature: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        """Some of the terms, by name: [N], or [S] by sample."""
+        """The weighted values of some of the terms, by name: [N], or [S] for terms on samples."""
         values = {}
         for term in terms:
             with self.autocast() if term.reads_features else nullcontext():
@@ -185,14 +188,17 @@ class DistillationLoss(nn.Module):
     def reduce(
         self, values: dict[str, Tensor], items: Items | HiddenItems, num_items: Counts | Number | None = None
     ) -> Tensor:
-        """The one equation, over the step's counts, or else those at hand; a step without items gives 0."""
+        """The loss, divided by the counts of the optimizer step (None: of this batch); 0 for a step without items."""
         share = items.share if isinstance(items, Items) else None
         by_sample = self.by_sample or share is not None
         here = items.samples_with_items if by_sample and isinstance(items, Items) and num_items is None else len(items)
         labels = items.num_labels if isinstance(items, Items) else len(items)
         counts = Counts.of(num_items, labels, len(items), here)
         if by_sample and counts.samples is None:
-            raise ValueError("this objective is divided by samples: give the loss Counts with samples, not a number")
+            raise ValueError(
+                f"num_items={num_items!r} does not give the number of samples, by which this objective is divided: "
+                "pass Counts with samples"
+            )
         of_items = at_least(counts.items)
         of_samples = at_least(counts.samples) if by_sample else of_items
         if share is not None:
@@ -204,7 +210,7 @@ class DistillationLoss(nn.Module):
             count = of_items if share is None and not term.by_sample else of_samples
             parts[term.name] = (self.kd_weight * term.coefficient, count)
         parts["relations"] = (self.kd_weight, of_items if share is None else of_samples)
-        # A term of weight 0 is left out and not multiplied: its backward would cost as much as any.
+        # A term of weight 0 is left out instead of multiplied by 0, to save its backward pass.
         terms = [w * values[name].sum() / count for name, (w, count) in parts.items() if w and name in values]
         loss = sum(terms[1:], terms[0]) if terms else _nothing(values, whole)
         if "own_loss" in values:
@@ -212,7 +218,7 @@ class DistillationLoss(nn.Module):
         return loss
 
     def with_rest(self, loss: Tensor, items: Items | HiddenItems, num_items: Counts | Number | None = None) -> Tensor:
-        """`loss` and the student's own addition, by the share that these items are of the step's labels."""
+        """`loss` plus the student's own additional loss, scaled by the batch's share of the optimizer step's labels."""
         if items.rest is None or not self.ce_weight:
             return loss
         here: Number = len(items)
@@ -221,19 +227,19 @@ class DistillationLoss(nn.Module):
         return loss + self.of_labels(items.rest, here, num_items)
 
     def of_labels(self, mean: Tensor, here: Number, num_items: Counts | Number | None = None) -> Tensor:
-        """A mean over the `here` labels at hand as its part of the step's loss, which has `num_items`."""
+        """A mean over the `here` labels of this batch, as a part of the loss of an optimizer step with `num_items`."""
         if num_items is None:
             return self.ce_weight * mean
         return self.ce_weight * here / at_least(Counts.of(num_items, 0, 0, 0).labels) * mean
 
     def rest_logged(self, items: Items | HiddenItems) -> dict[str, Tensor]:
-        """The student's own addition as a part of the loss, where it is one."""
+        """The student's own additional loss as a logged part, if it has one."""
         if items.rest is None or not self.ce_weight:
             return {}
         return {items.rest_name: items.rest.detach().float()}
 
     def counted(self, items: Items | HiddenItems) -> Counts:
-        """What the logged parts are means over: places of labels, items, and samples where terms have those."""
+        """The counts behind the means in the log: label positions, items, and samples if there are terms on samples."""
         samples: Number | None = None
         if self.by_sample:
             seen = items if isinstance(items, Items) else items.beside
@@ -245,16 +251,17 @@ class DistillationLoss(nn.Module):
     def logged(
         self, parts: dict[str, Tensor], samples: Tensor | int | None = None, labelled: Tensor | int | None = None
     ) -> dict[str, Tensor]:
-        """The mean of each part over the items at hand, of terms on samples over the `samples` that have any items.
+        """The mean of each part over the items of the batch; for terms on samples, over the `samples` that have items.
 
-        Of the cross-entropy over the `labelled` ones (None: all). And the temperature's groups.
+        The mean of the cross-entropy is over the `labelled` items (None: all). The shares of the temperature's groups
+        are added.
         """
         of_samples = [term.name for term in self.terms if term.by_sample]  # the same order on every rank
         shape = parts["temperature" if "temperature" in parts else "ce"].shape
         of_items = {name: values for name, values in parts.items() if values.shape == shape and name not in of_samples}
         columns = torch.stack([values.detach().float() for values in of_items.values()])  # [parts, N]
         means = dict(zip(of_items, (columns.sum(-1) / max(columns.shape[-1], 1)).unbind(), strict=True))
-        if "ce" in parts and "ce" not in means:  # of tokens, where items are groups of them
+        if "ce" in parts and "ce" not in means:  # one value per token, where items are groups of tokens
             means = {"ce": parts["ce"].detach().float().sum() / max(len(parts["ce"]), 1)} | means
         if labelled is not None and "ce" in means:
             means["ce"] = means["ce"] * (columns.shape[-1] / at_least(labelled))
@@ -269,7 +276,7 @@ class DistillationLoss(nn.Module):
         return ", ".join(f"{k}={v}" for k, v in self.describe().items())
 
     def describe(self) -> dict[str, Any]:
-        """The slots and weights as they were built, for logs, cards and results."""
+        """The slots and weights as they were built, for logs, model cards and results."""
         slots = {name: getattr(self, name) for name in ("objective", "temperature", "weighting")}
         weights = {"ce_weight": self.ce_weight, "kd_weight": self.kd_weight}
         smoothing = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
@@ -277,7 +284,7 @@ class DistillationLoss(nn.Module):
 
 
 def _nothing(values: dict[str, Tensor], without_gradient: bool) -> Tensor:
-    """0, from which a gradient runs back unless something else of the loss has one."""
+    """A loss of 0, with a graph unless another part of the loss has one."""
     first = next(iter(values.values()))
     return (first.detach() if without_gradient else first).sum() * 0.0
 
@@ -285,7 +292,7 @@ def _nothing(values: dict[str, Tensor], without_gradient: bool) -> Tensor:
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of each item [N]; labels [N] class ids or [N, C] mixed, with `smoothing / C` in each class.
 
-    0 for an item of label -100, which has none.
+    It is 0 for an item without a label (-100).
     """
     z = upcast(logits)
     targets = labels.to(z.dtype) if labels.is_floating_point() else labels

@@ -1,4 +1,4 @@
-"""What is read off logits: energy and entropy, which every sample-wise choice is made of, and their standardisation.
+"""Functions of logits: energy, entropy, standardisation and interpolation.
 
 N items, C classes (or vocabulary entries).
 """
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 def upcast(logits: Tensor) -> Tensor:
-    """bf16 and fp16 become float32, anything wider stays: softmax statistics in half precision lose the tail."""
+    """Cast bf16 and fp16 to float32, and keep wider dtypes: softmax statistics in half precision lose the tail."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 def interpolated(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps [..., C, h, w] of logits at another (height, width), as transformers and torchvision bring them to it.
+    """Maps [..., C, h, w] of logits, resized to `size` (height, width) as in transformers and torchvision.
 
-    Bilinear, corners not aligned; maps of that size as they are. float32 or wider.
+    Bilinear, corners not aligned; maps of that size are only cast. Returns float32 or wider.
     """
     if tuple(maps.shape[-2:]) == tuple(size):
         return upcast(maps)
@@ -45,7 +45,7 @@ def energy(logits: Tensor, temperature: float = 4.0) -> Tensor:
 def entropy(logits: Tensor, temperature: float = 3.0) -> Tensor:
     """Shannon entropy H_n = -sum_c p_nc log p_nc of p = softmax(z / T')  (EA-KD, Eq. 2-3, T' = 3).
 
-    [N, C] -> [N], in nats, within [0, log C]. A class of probability 0 adds nothing, whether its logit is low or -inf.
+    [N, C] -> [N], in nats, within [0, log C]. A class of probability 0 contributes 0, also with a logit of -inf.
     """
     log_p = torch.log_softmax(upcast(logits) / temperature, dim=-1)
     return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)

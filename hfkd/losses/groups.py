@@ -1,6 +1,6 @@
-"""Outputs of items that are groups of tokens, where two networks cut the same text into other tokens.
+"""Outputs for items that are groups of tokens, for two networks with different tokenizers.
 
-n target tokens of a network, m of them in groups, N groups, V its vocabulary.
+n target tokens of a network, m of them in groups, N groups, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from hfkd.losses.outputs import Outputs
 from hfkd.utils.devices import send
 from hfkd.utils.token_groups import GroupedTokens
 
-FLOOR = 1e-8  # below it no probability is followed, as in TRL
+FLOOR = 1e-8  # probabilities are clamped to at least this value, as in TRL
 
 
 @dataclass(frozen=True)
 class GroupOutputs(Outputs):
-    """What one network said of groups of tokens. `logits` [n, V] are of its target tokens, in a group or not.
+    """One network's outputs for groups of tokens. `logits` [n, V] are those of all its target tokens, grouped or not.
 
-    labels [n]: these tokens. grouped: which are in which group. same [k]: the entries of its vocabulary that the other
-    network has too, in the same order as the other's. late: a token's logits are those of the next target.
-    Energy and entropy of a group are the means over its tokens.
+    labels [n]: the target tokens. grouped: which of them are in which group. same [k]: the vocabulary entries that both
+    networks have, in the same order for both. late: the logits of a token are read one target later. Energy and entropy
+    of a group are the means over its tokens.
     """
 
     labels: Tensor | None = None
@@ -40,10 +40,11 @@ class GroupOutputs(Outputs):
         return group_means(values, self.grouped)
 
     def merged(self, temperature: Tensor, last: bool) -> Tensor:
-        """The probabilities of each group [N, V] at its temperature [N].
+        """The merged probabilities of each group [N, V] at its temperature [N].
 
-        Those of its first token, times what its own later tokens have; or (`last`) those of its last token, times what
-        its own earlier ones have. Own probabilities are FLOOR or more; nothing is normalised.
+        They are the probabilities at the group's first token, times the probabilities of its later tokens; with `last`,
+        those at its last token, times the probabilities of its earlier tokens. The factors are clamped to at least
+        FLOOR, and the product is not normalised.
         """
         token, group, first, end = self._places()
         chosen, softened = end if last else first, temperature.index_select(0, group).unsqueeze(-1)  # [m, 1]
@@ -73,13 +74,13 @@ class GroupOutputs(Outputs):
 
     def log_probabilities(self, student: Outputs, temperature: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
-            "the networks have different tokenizers, whose classes cannot be compared one by one: use the objective "
-            "uld or gold"
+            "student and teacher have different tokenizers, so that their classes cannot be compared one by one: use "
+            "the objective uld or gold"
         )
 
 
 def group_means(values: Tensor, grouped: GroupedTokens) -> Tensor:
-    """[n] of a network's target tokens -> [N]: the mean over those of each group."""
+    """Values [n] of a network's target tokens -> [N]: the mean over the tokens of each group."""
     token, group = send(grouped.token, values.device), send(grouped.group, values.device)
     values = values.index_select(0, token)
     sums = values.new_zeros(len(grouped)).index_add(0, group, values)

@@ -1,6 +1,6 @@
-"""Output heads, one chunk of hidden states at a time: logits forward, gradients back.
+"""Output heads applied to one chunk of hidden states at a time: logits in forward, gradients in backward.
 
-n items of a chunk, H hidden size, C classes or vocabulary.
+n items in a chunk, H hidden size, C classes or vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +17,10 @@ Backward = Callable[[Tensor], Tensor]  # gradient of the logits [n, C] -> gradie
 
 
 class Head:
-    """Any module from hidden states to logits, cut to the first `num_classes` (None: all of them).
+    """Any module from hidden states to logits, truncated to the first `num_classes` (None: all).
 
-    What the model does to its logits afterwards is `rescaling`; `rescale` applies it, to as many at a time as wanted.
-    The module runs more than once a step, so dropout inside it draws anew each time.
+    `rescaling` is what the model applies to its logits afterwards; `rescale` computes it, for any part of the logits.
+    The module runs several times per step, with a new dropout mask each time.
     """
 
     def __init__(self, module: nn.Module, num_classes: int | None = None, rescaling: Rescaling | None = None) -> None:
@@ -31,23 +31,24 @@ class Head:
     def __call__(self, hidden: Tensor) -> Tensor:
         """[n, H] -> [n, C]"""
         device = hidden.device.type
-        # What autocast casts without gradient it would hand out again where a gradient is wanted.
+        # Autocast's cache would return weights that were cast without gradient where a gradient is needed.
         with torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=torch.is_grad_enabled()):
             return self.module(hidden)[:, self.cut]
 
     def rescale(self, logits: Tensor) -> Tensor:
-        """The head's output [n, C] as the model gives it, in float32 or wider."""
+        """The logits [n, C] that the model would return, from the head's output, in float32 or wider."""
         return self.rescaling(upcast(logits))
 
     @torch.no_grad()
     def num_classes(self, hidden: Tensor) -> int:
-        """C, found by running one row of zeros."""
+        """C, from a forward pass on one row of zeros."""
         return self(hidden.new_zeros(1, hidden.shape[-1])).shape[-1]
 
     def with_backward(self, hidden: Tensor, sums: Sequence[Tensor]) -> tuple[Tensor, Backward]:
-        """The logits before rescaling, the caller's to overwrite, and what takes their gradient back.
+        """The logits before rescaling, which the caller may overwrite, and a function that propagates their gradient.
 
-        That adds the parameters' gradients to `sums`. The gradient comes in the logits' dtype.
+        The function takes the gradient in the dtype of the logits, adds the gradients of the parameters to `sums`, and
+        returns the gradient of the hidden states.
         """
         hidden = hidden.detach().requires_grad_()
         with torch.enable_grad():
@@ -63,14 +64,15 @@ class Head:
 
 
 class LinearHead(Head):
-    """nn.Linear by hand: its gradient is added to the sum in place, where autograd would first make a [C, H] tensor.
+    """An nn.Linear whose gradient is accumulated in place; autograd would first allocate a [C, H] tensor.
 
-    The rows of its logits start on cache lines: a vocabulary of odd size makes the products up to 1.5 times as slow.
+    The rows of its logits are aligned to cache lines: with an unaligned vocabulary size the products take up to 1.5
+    times as long.
     """
 
     def __init__(self, module: nn.Linear, num_classes: int | None = None, rescaling: Rescaling | None = None) -> None:
         super().__init__(module, num_classes, rescaling)
-        # Cast once, not for each chunk: autocast would cast a frozen or a cut weight anew in every call.
+        # Cast once instead of for each chunk: autocast would cast a frozen or truncated weight in every call.
         weight, bias = module.weight.detach()[self.cut], module.bias
         device, dtype = weight.device.type, weight.dtype
         if torch.is_autocast_enabled(device) and dtype != torch.float64:
@@ -106,16 +108,16 @@ class LinearHead(Head):
 
 
 def head_of(module: nn.Module, num_classes: int | None = None, rescaling: Rescaling | None = None) -> Head:
-    """The fast head for a plain nn.Linear that nobody has hooked into, else the general one."""
+    """`LinearHead` for a plain nn.Linear without hooks, otherwise `Head`."""
     hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    # An nn.Linear with an instance's own forward has been patched, by Accelerate for one.
+    # An nn.Linear with an instance attribute `forward` has been patched, for example by Accelerate.
     if type(module) is nn.Linear and not hooked and "forward" not in vars(module):
         return LinearHead(module, num_classes, rescaling)
     return Head(module, num_classes, rescaling)
 
 
 def gradients(output: Tensor, inputs: Sequence[Tensor], gradient: Tensor | None = None) -> list[Tensor]:
-    """d output / d inputs, zero where an input takes no part; autocast is for forward passes only."""
+    """d output / d inputs, zero for unused inputs; without autocast, which is meant for forward passes only."""
     with torch.autocast(output.device.type, enabled=False):
         return list(torch.autograd.grad(output, inputs, gradient, materialize_grads=True))
 

@@ -1,8 +1,9 @@
-"""Items: what a loss sees, whatever its network classifies.
+"""Items: the input of the loss, for all tasks.
 
 N items, B batch rows, L length, C classes or vocabulary, V vocabulary.
-An item is one thing that is classified: an image, a target token, a (row, label) pair. A sample is what carries one
-learning value, an image, a sequence, or where sequences are packed a document: `sample[n]` says which. Tasks make them.
+An item is one prediction: for an image, a target token, or a (row, label) pair. A sample is the unit of per-sample
+weights and temperatures: an image, a sequence, or a document in packed sequences. `sample[n]` is the sample of item n.
+Tasks create the items.
 """
 
 from collections.abc import Sequence
@@ -22,28 +23,32 @@ from hfkd.utils.token_groups import Groups
 
 @dataclass(frozen=True)
 class Items:
-    """N items with what student and teacher said about them.
+    """N items with the outputs of student and teacher.
 
-    labels: [N] class ids, or [N, C] when MixUp or CutMix mixed them; None for rows without, which teach all the same. A
-    row of a classifier's may lack its own: -100. Where items are groups of tokens (`group_items`), those of the
-    student's own tokens.
-    labelled: how many items have a label; None: all, or none (`labels`).
+    labels: [N] class ids, or [N, C] if MixUp or CutMix mixed them; None for unlabelled rows, which are distilled all
+    the same. -100 is the label of a single unlabelled row of a classifier. Where items are groups of tokens
+    (`group_items`), the labels of the student's own tokens.
+    labelled: the number of items that have a label; None: all, or none if `labels` is None.
     sample: [N] ints below `num_samples`.
-    progress: epochs done so far, fractional; warm-ups and schedules read it. None on a stream of unknown length.
-    teachers: where there are several, each of them; `teacher` is then their mean logits.
-    views: how often each image is there. A view is an item and a sample of its own: with V views of B images, N = V B,
-    and items v B to (v + 1) B are view v. Their losses add up: the loss is divided by the number of images.
-    own_sample: every item is a sample of its own, as images are, so that a mean over a sample's items is no work.
-    rest: what the student adds to the cross-entropy in its own loss, one number for the batch: a router loss.
-    rest_name: what the log calls that.
-    rest_has_ce: it is the student's whole own loss, with the cross-entropy in it, which is then not added again.
-    row: the row of the batch that each item is in [N], below `num_rows`; None where a sample is a row.
-    share: 1 / the items of its sample [N], where a loss is a mean over samples of means over items, and is divided by
-    the step's samples: items that are known after the forward only (proposals), or lengths that are not to count.
-    index: the row of the dataset that each sample is [S], where the batch says so. seed, step: of the run, and the
-    optimizer steps taken; what is random is drawn from these three, so that it is the same on any number of ranks.
-    mask: which positions of the batch's rows are no padding [B, L], for features of tokens; None: all are.
-    tokens: how many labels there are, where they are not one an item.
+    progress: the fractional number of epochs done so far, for warm-ups and schedules; None on a stream of unknown
+    length.
+    teachers: with several teachers, the outputs of each; `teacher` then holds their mean logits.
+    views: the number of views of each image. Each view is an item and a sample: with V views of B images, N = V B, and
+    items v B to (v + 1) B are view v. The losses of an image's views are added: the loss is divided by the number of
+    images.
+    own_sample: every item is its own sample, as with images, so that no means over a sample's items are needed.
+    rest: what the student adds to the cross-entropy in its own loss, such as a router loss; a scalar for the batch.
+    rest_name: the name of `rest` in the log.
+    rest_has_ce: `rest` is the student's whole loss including the cross-entropy, which is then not added again.
+    row: the batch row of each item [N], below `num_rows`; None if each sample is a row.
+    share: 1 / (number of items of the sample) [N], if the loss is a mean over samples of means over items and is
+    divided by the step's number of samples: for items that are known only after the forward pass (proposals), or if the
+    length of a sample should not matter.
+    index: the dataset row of each sample [S], if the batch has it. seed, step: the seed of the run and the number of
+    optimizer steps taken. Random choices are functions of these three, so that they are the same for any number of
+    ranks.
+    mask: the positions of the batch that are not padding [B, L], for features of tokens; None: no padding.
+    tokens: the number of labels, if it differs from the number of items.
     """
 
     student: Outputs
@@ -77,22 +82,22 @@ class Items:
 
     @property
     def num_labels(self) -> Tensor | int:
-        """How many cross-entropies there are."""
+        """The number of labels, each with one cross-entropy."""
         if self.labelled is not None:
             return self.labelled
         return len(self) if self.tokens is None else self.tokens
 
     @property
     def rows(self) -> tuple[Tensor, int]:
-        """The row of the batch that each item is in [N], and how many rows it has."""
+        """The batch row of each item [N], and the number of rows."""
         return (self.sample, self.num_samples) if self.row is None else (self.row, self.num_rows)
 
     def with_fixed_teacher(self) -> "Items":
-        """These items, whose teacher gets no gradient."""
+        """The items with detached teacher outputs."""
         return replace(self, teacher=self.teacher.detach(), teachers=tuple(one.detach() for one in self.teachers))
 
     def view(self, v: int) -> "Items":
-        """The items of view `v`, each a sample of its own still."""
+        """The items of view `v`, each of them its own sample."""
         if self.views == 1:
             return self
         count = len(self) // self.views
@@ -116,26 +121,26 @@ class Items:
         )
 
     def mean_over_sample(self, values: Tensor) -> Tensor:
-        """[N] -> [N]: the mean over the items of each item's sample. For images the value itself, bit for bit."""
+        """[N] -> [N]: the mean over the items of each item's sample; for images the values themselves, unchanged."""
         return values if self.own_sample else self.sample_means(values)[self.sample]
 
     def sample_means(self, values: Tensor) -> Tensor:
-        """[N, ...] -> [num_samples, ...]: the mean over each sample's items, 0 for a sample without any."""
+        """[N, ...] -> [num_samples, ...]: the mean over each sample's items, 0 for a sample without items."""
         sums = values.new_zeros(self.num_samples, *values.shape[1:]).index_add(0, self.sample, values)
         counts = values.new_zeros(self.num_samples).index_add(0, self.sample, values.new_ones(len(self)))
         return sums / counts.clamp(min=1).view(-1, *[1] * (values.ndim - 1))
 
     @property
     def samples_with_items(self) -> Tensor | int:
-        """How many samples have an item: nothing is read back from a device."""
+        """The number of samples that have items, without a device synchronisation."""
         if self.own_sample:
             return self.num_samples
         return torch.zeros(self.num_samples, device=self.sample.device).index_fill(0, self.sample, 1.0).sum()
 
     def log_probabilities(self, temperature: Tensor) -> tuple[Tensor, Tensor]:
-        """Of teacher and student at each item's temperature [N]: [N, C] each, float32 or wider.
+        """Log-probabilities of teacher and student at each item's temperature [N]: [N, C] each, in float32 or wider.
 
-        All that a divergence needs. It asks here, not the logits: a stored teacher knows its likeliest classes only.
+        Divergences use this method instead of the logits, because a cached teacher has only its most likely classes.
         """
         return self.teacher.log_probabilities(self.student, temperature)
 
@@ -148,11 +153,11 @@ def image_items(
     progress: float | None = 0.0,
     complete: bool = False,
 ) -> Items:
-    """One item an image: logits [B, C], labels [B] or [B, C] -> N = B items. Several teachers' logits are [K, B, C].
+    """One item per image: logits [B, C], labels [B] or [B, C] -> N = B items. Several teachers' logits are [K, B, C].
 
-    Logits [V B, C] are those of V views of each image, view by view; each view has the image's label. An image of label
-    -100 has none: it counts in the objective, and not in the cross-entropy. complete: each is known to have
-    one, so that they need not be counted.
+    Logits [V B, C] are those of V views of each image, view by view; each view has the image's label. An image with the
+    label -100 is unlabelled: it counts in the objective, but not in the cross-entropy. complete: all images are known
+    to be labelled, so that labels need not be counted.
     """
     same_classes(student_logits.shape[-1], teacher_logits.shape[-1])
     teacher_logits, teachers = _several(teacher_logits, student_logits.ndim)
@@ -182,10 +187,10 @@ def token_items(
     attention_mask: Any = None,
     shift: int = 1,
 ) -> Items:
-    """One item an unmasked target token: logits [B, L, V], labels [B, L].
+    """One item per target token: logits [B, L, V], labels [B, L].
 
-    Position i predicts the label at i + shift; labels of -100 are no items. The sample is the row of the batch, or the
-    document, where the row's `position_ids` start again. Several teachers' logits are [K, B, L, V].
+    Position i predicts the label at i + shift; labels of -100 are ignored. A sample is a row of the batch, or in packed
+    rows a document, which begins where `position_ids` restart. Several teachers' logits are [K, B, L, V].
     """
     same_classes(student_logits.shape[-1], teacher_logits.shape[-1])
     teacher_logits, teachers = _several(teacher_logits, student_logits.ndim)
@@ -211,9 +216,9 @@ def region_items(
     *,
     progress: float | None = 0.0,
 ) -> Items:
-    """One item a region of an image: logits [N, C], labels [N], `counts` [B] of them in each image, one by one.
+    """One item per region of an image: logits [N, C], labels [N], with `counts` [B] consecutive regions for each image.
 
-    A sample is an image, and each counts alike (`share`). Several teachers' logits are [K, N, C].
+    A sample is an image, and all images count the same (`share`). Several teachers' logits are [K, N, C].
     """
     same_classes(student_logits.shape[-1], teacher_logits.shape[-1])
     teacher_logits, teachers = _several(teacher_logits, student_logits.ndim)
@@ -233,9 +238,12 @@ def region_items(
 
 
 def target_items(student: Outputs, teacher: Outputs, targets: Targets, progress: float | None = 0.0) -> Items:
-    """One item a target token, of which both outputs are known. ValueError where the teacher's are of other tokens."""
+    """One item per target token, from outputs that are already known. Raises ValueError if their numbers differ."""
     if teacher.size != len(targets):
-        raise ValueError(f"{len(targets)} target tokens, but the teacher's outputs are of {teacher.size}")
+        raise ValueError(
+            f"the teacher has outputs for {teacher.size} tokens, but the labels have {len(targets)} target tokens: "
+            "give both networks the same rows"
+        )
     samples = targets.sample, targets.num_samples
     return Items(student, teacher, targets.labels, *samples, progress, row=targets.row, num_rows=targets.shape[0])
 
@@ -250,11 +258,12 @@ def group_items(
     late: bool = False,
     progress: float | None = 0.0,
 ) -> Items:
-    """One item a group of tokens that two networks' tokenizers end at the same place (`hfkd.utils.token_groups`).
+    """One item per group of tokens that end at the same place in both tokenizations (`hfkd.utils.token_groups`).
 
-    Both outputs are of their own target tokens, `labels` of student and teacher. The cross-entropy is of all of the
-    student's, in a group or not. A sample is a row, the mean over its groups (`share`), and each row with any counts
-    alike. same: entries of both vocabularies that are equal. late: logits are read one position after (TRL's default).
+    Each network's outputs are those of its own target tokens, with its own `labels`. The cross-entropy includes all
+    target tokens of the student, in a group or not. A sample is a row; its loss is the mean over its groups (`share`),
+    and all rows with groups count the same. same: the entries that are equal in both vocabularies. late: logits are
+    read one position later (TRL's default).
     """
     device = student.logits.device
     sample = send(groups.row, device)
@@ -268,11 +277,11 @@ def group_items(
 
 @dataclass(frozen=True)
 class HiddenItems:
-    """N items before there are logits: what a chunked loss starts from.
+    """N items before the logits are computed: the input of a chunked loss.
 
-    student, teacher: of tokens what the output heads read, [N, H_s] and [N, H_t]; of pixels each network's maps.
-    lengths: how many items each sample has, one sample after the other, where the host knows. row, rest, rest_name: see
-    `Items`. beside: the same items with what was kept of the networks' inner layers, and without logits.
+    student, teacher: for tokens, the inputs of the output heads [N, H_s] and [N, H_t]; for pixels, the maps of each
+    network. lengths: the number of items of each sample in order, if known on the CPU. row, rest, rest_name: see
+    `Items`. beside: the same items with the captured features of inner layers, without logits.
     """
 
     student: Tensor
@@ -299,9 +308,9 @@ def token_hidden(
     progress: float | None = 0.0,
     **known: Any,
 ) -> HiddenItems:
-    """`token_items` one layer earlier: the last hidden states [B, L, H] that the output heads read.
+    """`token_items` before the output heads: from the last hidden states [B, L, H].
 
-    `known`: the batch's `host_targets`, or else its `position_ids` and `attention_mask`.
+    `known`: the batch's `host_targets`, or its `position_ids` and `attention_mask`.
     """
     tokens = Targets(labels, known.pop("host_targets", None), **known)
     student, teacher = tokens.pick(student_hidden), tokens.pick(teacher_hidden)
@@ -310,9 +319,12 @@ def token_hidden(
 
 
 def epoch_of(progress: float | None) -> int:
-    """The epoch, from 1, that has begun after `progress` epochs. ValueError where nobody knows how long one is."""
+    """The current epoch, counted from 1, after `progress` epochs. Raises ValueError if their length is unknown."""
     if progress is None:
-        raise ValueError("this slot counts epochs, and the training stream does not say how many rows it has")
+        raise ValueError(
+            "this slot has a warm-up in epochs, but the training set is a stream of unknown length: set "
+            "warmup_epochs=0, or pass a map-style dataset"
+        )
     return int(progress) + 1
 
 
@@ -321,12 +333,14 @@ def _views(logits: Tensor, labels: Tensor) -> int:
         return 1
     views, rest = divmod(len(logits), len(labels))
     if rest or not views:
-        raise ValueError(f"logits of {len(logits)} rows for {len(labels)} labels: each label needs a row for each view")
+        raise ValueError(
+            f"{len(logits)} rows of logits do not fit {len(labels)} labels: each label needs one row per view"
+        )
     return views
 
 
 def _several(teacher_logits: Tensor, ndim: int) -> tuple[Tensor, tuple[Outputs, ...]]:
-    """The mean logits of several teachers, and each one's; one teacher's as they are."""
+    """The mean logits of several teachers and the outputs of each; for one teacher, its logits and no others."""
     if teacher_logits.ndim == ndim:
         return teacher_logits, ()
     return teacher_logits.mean(0), tuple(map(Outputs, teacher_logits))
@@ -336,6 +350,6 @@ def same_classes(student: int, teacher: int) -> None:
     """Raise ValueError unless both networks give the same number of classes."""
     if student != teacher:
         raise ValueError(
-            f"the student gives {student} classes and the teacher {teacher}: "
-            "logit distillation compares them one by one; give the student the teacher's number of labels"
+            f"the student gives {student} classes and the teacher {teacher}, but logit distillation compares them one "
+            "by one: give the student the teacher's number of labels"
         )

@@ -1,4 +1,4 @@
-"""A temperature that learns against the student: CTKD.
+"""A temperature that is trained adversarially to the student: CTKD.
 
 N items, C classes.
 """
@@ -21,14 +21,14 @@ from hfkd.utils.argument_types import Count, NotNegative, Positive, SoftmaxTempe
 class Learned(nn.Module, Temperature):
     """CTKD (Li et al., AAAI 2023): T = start + span sigmoid(theta), theta trained to make distilling harder.
 
-    One theta for all items (from 1: T = 15.6), or with `instance=True` one for each item from an MLP of `width` hidden
-    units over both networks' logits, which get no gradient from it. The gradient that reaches theta is multiplied by
+    There is one theta for all items, initially 1 (T = 15.6), or with `instance=True` one per item, from an MLP with
+    `width` hidden units on the detached logits of both networks. The gradient of theta is multiplied by
 
         lambda(e) = (cos(pi min(e, E) / E) + 1) / 2 - 1,   E = warmup_epochs, e = 1 in the first epoch
 
-    that is reversed, from nearly 0 to -1 (`warmup_epochs=0`: -1 from the start). T lies within (start, start + span).
-    theta is in the student's optimizer and weight decay, which pulls T towards start + span / 2, as released. The
-    authors' instance-wise code is not public; the MLP's shape is ours.
+    which reverses it, growing from nearly 0 to -1 (`warmup_epochs=0`: -1 from the start). T lies in (start, start +
+    span). theta is trained by the student's optimizer, with its weight decay, which pulls T towards start + span / 2,
+    as in the released code. The authors' instance-wise code is not public; the shape of the MLP is a choice of hfkd.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Learned(nn.Module, Temperature):
         return self.theta(torch.cat(logits, dim=-1).to(self.theta[2].weight.dtype)).squeeze(-1)  # [N, 2 C] -> [N]
 
     def reversal(self, progress: float | None) -> float:
-        """lambda(e): what theta's gradient is multiplied by after `progress` epochs."""
+        """lambda(e), the factor of theta's gradient after `progress` epochs."""
         if not self.warmup_epochs:
             return -1.0
         e = min(epoch_of(progress), self.warmup_epochs)

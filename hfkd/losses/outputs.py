@@ -1,4 +1,4 @@
-"""Outputs: what one network said of the items of a batch.
+"""Outputs: the logits and inner features of one network for the items of a batch.
 
 N items, B batch rows, C classes or vocabulary.
 """
@@ -18,7 +18,7 @@ from hfkd.utils.feature_keys import Layer, feature_key
 class Features(dict[str, Any]):
     """A network's inner features by key: Tensors [B, ...] of the rows (or views) of the batch, or `Attention`.
 
-    Whole numbers are keys too. Raises ValueError for one that is not there: its term would be 0 otherwise.
+    Integers are keys too. Raises ValueError for a missing key, so that no term is silently 0.
     """
 
     def __missing__(self, layer: Layer) -> Any:
@@ -26,8 +26,8 @@ class Features(dict[str, Any]):
         if key in self:
             return self[key]
         raise ValueError(
-            f"layer {key!r} was not kept: {sorted(self) or 'none'} were; an objective names the layers that it "
-            "reads in requirements()"
+            f"layer {key!r} was not captured, only {sorted(self) or 'none'}: an objective must name the layers that "
+            "it reads in requirements()"
         )
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Features":
@@ -42,18 +42,20 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What one network said: logits [N, C], and the inner features that were `kept` of it, by key."""
+    """One network's outputs: logits [N, C], and the captured inner features by key in `kept`."""
 
     logits: Tensor
-    kept: Mapping[Any, Any] | None = None  # no empty mapping: a loss that is captured whole could make none
+    kept: Mapping[Any, Any] | None = (
+        None  # None instead of an empty mapping, which a loss captured as a graph could not create
+    )
 
     @property
     def features(self) -> Features:
-        """Those that were kept. ValueError for any other."""
+        """The captured features. Raises ValueError for any other key."""
         return Features({feature_key(k): v for k, v in (self.kept or {}).items()})
 
     def energy(self, temperature: float) -> Tensor:
-        """The energy of each item [N]. Slots ask here, not the logits: a chunked loss never holds those whole."""
+        """The energy of each item [N], also for a chunked loss, which does not provide logits."""
         return functional.energy(self.logits, temperature)
 
     def entropy(self, temperature: float) -> Tensor:
@@ -66,15 +68,15 @@ class Outputs:
 
     @property
     def size(self) -> int:
-        """N, how many items they are of."""
+        """N, the number of items."""
         return self.logits.shape[0]
 
     def of_items(self, values: Tensor) -> Tensor:
-        """Numbers of each row of logits as numbers of each item [N]: these themselves, where a row is an item."""
+        """Values of each row of logits as values of each item [N]: unchanged where each row is an item."""
         return values
 
     def log_probabilities(self, student: "Outputs", temperature: Tensor) -> tuple[Tensor, Tensor]:
-        """Of these outputs, a teacher's, and the student's at each item's temperature [N]: [N, C] each."""
+        """Log-probabilities of these outputs (the teacher's) and of the student at temperatures [N]: [N, C] each."""
         t = temperature.unsqueeze(-1)  # [N, 1]
         return (
             torch.log_softmax(functional.upcast(self.logits) / t, dim=-1),
@@ -85,7 +87,7 @@ class Outputs:
         return replace(self, logits=self.logits.detach(), kept=self._kept(Tensor.detach))
 
     def rows(self, rows: slice) -> "Outputs":
-        """Those of some items, where each is a row."""
+        """The outputs of some items, where each item is a row."""
         return replace(self, logits=self.logits[rows], kept=self._kept(lambda feature: feature[rows]))
 
     def _kept(self, change: Callable[[Tensor], Tensor]) -> Features | None:

@@ -1,4 +1,4 @@
-"""Slots by name: the tables that strings are looked up in, and how a class joins them."""
+"""The registries of objectives, temperatures and weightings by name."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -11,12 +11,12 @@ WEIGHTINGS: dict[str, Callable[..., Any]] = {}
 
 
 def register_objective(name: str) -> Callable[[Factory], Factory]:
-    """Make a class an objective by name, in Python, in YAML and as a flag (`--import` names the module it is in).
+    """Register an objective by name, for Python, YAML and the command line (`--import` names its module).
 
         @register_objective("squared")
         class Squared(Objective): ...
 
-    Raises ValueError for a name that cannot be written in a slot, or that is taken.
+    Raises ValueError for a name that is not an identifier, or that is taken.
     """
     return registering(OBJECTIVES, "objective", name)
 
@@ -32,9 +32,9 @@ def register_weighting(name: str) -> Callable[[Factory], Factory]:
 
 
 def registering(table: dict[str, Callable[..., Any]], kind: str, name: str) -> Callable[[Factory], Factory]:
-    """The decorator that puts a class into `table`; the same class again, as a reloaded module defines it, is taken."""
+    """The decorator that adds a class to `table`; a class may be registered again when its module is reloaded."""
     if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"{kind} name {name!r} cannot be written in a slot: give a Python identifier")
+        raise ValueError(f"{kind} name {name!r} cannot be used in a slot: pass a Python identifier")
 
     def register(factory: Factory) -> Factory:
         there = table.get(name)

@@ -1,6 +1,6 @@
-"""Where a loss over chunks gets the logits of its items from: a few at a time forward, and their gradients back.
+"""Sources of logits for a chunked loss: they compute the logits of some items, and propagate their gradients.
 
-N items, n items of a chunk, H hidden size, C classes or vocabulary.
+N items, n items in a chunk, H hidden size, C classes or vocabulary.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from hfkd.losses.heads import Head
 
 
 class Source(ABC):
-    """One network's logits of N items, never all at once. inputs: the tensors that their gradient reaches."""
+    """One network's logits of N items, computed in parts. inputs: the tensors that receive gradients."""
 
     inputs: list[Any]
 
@@ -24,19 +24,19 @@ class Source(ABC):
 
     @abstractmethod
     def __call__(self, rows: slice) -> Tensor:
-        """The logits of some items [n, C] before rescaling, the caller's to overwrite."""
+        """The logits of some items [n, C] before rescaling, which the caller may overwrite."""
 
     @abstractmethod
     def with_backward(self, rows: slice, sums: Sequence[Tensor]) -> tuple[Tensor, Callable[[Tensor], None]]:
-        """Those logits, and what adds their gradient [n, C], once it is known, to the `sums` of the inputs."""
+        """These logits, and a function that takes their gradient [n, C] and adds the inputs' gradients to `sums`."""
 
     def rescale(self, logits: Tensor) -> Tensor:
-        """Some logits as the network gives them, in float32 or wider."""
+        """The logits that the network would return, from logits before rescaling, in float32 or wider."""
         return upcast(logits)
 
 
 class HeadSource(Source):
-    """An output head on the hidden states [N, H] that it reads."""
+    """The logits of an output head on hidden states [N, H]."""
 
     def __init__(self, hidden: Tensor, head: Head) -> None:
         self.hidden, self.head = hidden, head

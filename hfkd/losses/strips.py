@@ -1,7 +1,8 @@
-"""Maps resized a strip at a time: the logits of all pixels, 21 floats each and more, never exist at once.
+"""Maps of logits resized strip by strip: the logits of all pixels are never in memory at once.
 
-B images, C classes, h and w of a network's maps, H and W of the grid of pixels, N items: its pixels with a label.
-A line is a row of pixels of one image: r lines of a strip, and s lines of the maps that these lie between.
+B images, C classes, h and w size of a network's maps, H and W size of the grid of pixels, N items: the labelled pixels
+of the grid. A line is a row of pixels of one image: r lines in a strip, and s lines of the maps from which they are
+interpolated.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +25,10 @@ from hfkd.utils.targets import HostTargets, Targets
 
 
 class Strip(NamedTuple):
-    """Which lines of the maps some items need: `image` and `line` of each [s], and for each line of the strip the two
-    among those s that it lies `between` [2, r], and how near to the second [r]. start: the strip's first pixel."""
+    """The lines of the maps that some items need.
+
+    image, line: the image and the line of each of them [s]. between: for each line of the strip the two of those s from
+    which it is interpolated [2, r]. weight: the weight of the second [r]. start: the strip's first pixel."""
 
     image: Tensor
     line: Tensor
@@ -35,10 +38,10 @@ class Strip(NamedTuple):
 
 
 class StripSource(Source):
-    """Maps [B, C, h, w] as `F.interpolate` resizes them (bilinear, corners not aligned) to H W, of pixels with a label.
+    """The labelled pixels of maps [B, C, h, w] resized to H W as by `F.interpolate` (bilinear, corners not aligned).
 
-    position: of each item [N], ascending, into B H W; `on_host` the same where the host reads it without waiting.
-    Lines are mixed by hand, columns by F.interpolate itself. float32 or wider.
+    position: the index of each item in B H W [N], ascending; `on_host`: the same on the CPU, to avoid a device
+    synchronisation. Lines are interpolated here, columns by F.interpolate. The result is float32 or wider.
     """
 
     def __init__(self, maps: Tensor, size: Sequence[int], position: Tensor, on_host: Tensor) -> None:
@@ -46,7 +49,7 @@ class StripSource(Source):
         (self.height, self.width), (self.lines, columns) = size, maps.shape[-2:]
         self.inputs = [maps]
         self.same = (self.height, self.width) == (self.lines, columns)
-        # As F.interpolate has it: pixel i is at (i + 1/2) h / H - 1/2, no less than 0.
+        # As in F.interpolate: pixel i is at (i + 1/2) h / H - 1/2, but at least at 0.
         at = ((torch.arange(self.height).double() + 0.5) * (self.lines / self.height) - 0.5).clamp(min=0)
         self.above = at.long().clamp(max=self.lines - 1)  # [H]
         self.below = (self.above + 1).clamp(max=self.lines - 1)
@@ -73,12 +76,12 @@ class StripSource(Source):
 
         def add(gradient: Tensor) -> None:
             (found,) = gradients(pixels, [source], gradient)
-            sums[0][strip.image, :, strip.line] += found  # each line once
+            sums[0][strip.image, :, strip.line] += found  # each line occurs once
 
-        return pixels.detach(), add  # nothing kept for backward is among its values
+        return pixels.detach(), add  # may be overwritten: backward does not need these values
 
     def _strip(self, rows: slice) -> Strip:
-        """From the host's numbers, so that no device is waited for."""
+        """The strip of some items, from numbers on the CPU, to avoid a device synchronisation."""
         first, last = (int(self.on_host[k]) // self.width for k in (rows.start, rows.stop - 1))
         image, line = self._divided(first, last + 1, self.height)
         above, below = (image * self.lines + lines[line] for lines in (self.above, self.below))
@@ -88,7 +91,7 @@ class StripSource(Source):
         return Strip(read, lines, between, weight, first * self.width)
 
     def _divided(self, start: int, stop: int, height: int) -> tuple[Tensor, Tensor]:
-        """The image of each of some lines, and which of its `height` lines it is."""
+        """The image of each of the lines `start` to `stop`, and its index among the `height` lines of that image."""
         lines = torch.arange(start, stop)
         return lines // height, lines % height
 
@@ -109,13 +112,13 @@ class StripSource(Source):
 
 
 class StripLoss:
-    """`DistillationLoss` on the pixels of maps, resized and learned a strip at a time: same loss, parts and gradients.
+    """`DistillationLoss` on the pixels of maps, computed strip by strip: same loss, parts and gradients.
 
         loss, parts = StripLoss(loss)(map_items(student_maps, teacher_maps, labels, size), num_items)
 
-    As `ChunkedLoss`, whose ValueErrors it has. Each network's maps may be of their own size; what the loss reads is the
-    grid of `size`. An image is longer than a strip: energies and entropies that temperature and weighting ask for are
-    found in a pass without gradient before.
+    Like `ChunkedLoss`, with the same ValueErrors. The two networks' maps may differ in size; the loss is computed on
+    the grid of `size`. As an image is larger than a strip, the energies and entropies that temperature and weighting
+    read are computed first, in a pass without gradient.
     """
 
     def __init__(self, loss: DistillationLoss) -> None:
@@ -128,7 +131,7 @@ class StripLoss:
 
 
 class MapItems(NamedTuple):
-    """What is known of N pixels before their logits are, and what gives those of student and teacher."""
+    """N pixels before their logits are computed, and the sources of the logits of student and teacher."""
 
     known: HiddenItems
     sources: tuple[StripSource, StripSource]

@@ -1,6 +1,6 @@
-"""Temperatures: how much each item is softened. `Items -> T [N]`.
+"""Temperatures: the softmax temperature of each item. `Items -> T [N]`.
 
-N items. Thresholds that need the whole training set are fitted once from the teacher scan (`Fitted`).
+N items. Thresholds that depend on the whole training set are fitted once by a teacher scan (`Fitted`).
 """
 
 import math
@@ -21,11 +21,11 @@ from hfkd.utils.devices import constant
 from hfkd.utils.slots import resolve
 
 Level = Literal["sample", "item"]
-USUAL, OF_LANGUAGE = 4.0, 1.0  # softmax temperatures where nobody chooses: CIFAR-100's, and of language models
+USUAL, OF_LANGUAGE = 4.0, 1.0  # default softmax temperatures: for CIFAR-100, and for language models
 
 
 class Fitted(Temperature):
-    """A slot that reads the teacher's energies over the whole training set once, before the first step."""
+    """A temperature that is fitted to the teacher's energies on the whole training set before the first step."""
 
     energy_temperature: float
     level: Level = "sample"
@@ -33,15 +33,15 @@ class Fitted(Temperature):
     @property
     @abstractmethod
     def thresholds_or_none(self) -> tuple[float, ...] | None:
-        """What fitting found, or None before it: a few plain numbers, so that a checkpoint can carry them."""
+        """The fitted thresholds as plain numbers, which are saved in checkpoints; None before fitting."""
 
     @abstractmethod
     def fit(self, energies: Tensor) -> None:
-        """Set the thresholds from the energies of all training samples or, as `level` says, of all items."""
+        """Set the thresholds from the energies of all training samples, or of all items with `level="item"`."""
 
     @abstractmethod
     def restore(self, thresholds: tuple[float, ...]) -> None:
-        """Set the thresholds that an earlier fit found."""
+        """Set the thresholds of an earlier fit."""
 
 
 @register_temperature("constant")
@@ -54,7 +54,7 @@ class Constant(Temperature):
 
     @property
     def choices(self) -> tuple[float, ...]:
-        """Every temperature that it can give."""
+        """All temperatures that may be returned, ascending."""
         return (float(self.temperature),)
 
     def requirements(self) -> Requirements:
@@ -74,12 +74,12 @@ class Energy(Fitted):
               T - T_decrease  if E_n > E_high     (uncertain teacher: soften less)
               T               otherwise
 
-    E_low and E_high lie midway between two training items' energies and leave floor(N r) of them outside on each side
-    (fewer where equal energies meet the boundary: those stay inside); `thresholds=(low, high)` skips the fit.
-    Membership is decided every step from the energy of the view at hand. `increase=0` or `decrease=0` are the one-sided
-    ablations. The authors' released code swaps the two temperatures: `direction="released"`.
-    T_E is not in the paper; 4 is the released code's. `level="item"` decides per token instead of per sequence.
-    Raises ValueError for a ratio outside (0, 0.5] or a temperature that would reach 0.
+    E_low and E_high lie midway between the energies of two training items, with floor(N r) items outside on each side
+    (fewer where several items have the energy at the boundary: these stay inside); `thresholds=(low, high)` skips the
+    fit. The group of an item is decided in every step from the energy of its current view. `increase=0` and
+    `decrease=0` are the one-sided ablations. The authors' released code swaps the two temperatures:
+    `direction="released"`. The paper does not state T_E; 4 is that of the released code. `level="item"` decides per
+    token instead of per sequence. Raises ValueError for a ratio outside (0, 0.5] or a temperature that would reach 0.
     """
 
     ratio: float = 0.2
@@ -94,7 +94,7 @@ class Energy(Fitted):
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 0.5:
             raise ValueError(
-                f"Energy: ratio={self.ratio} must be in (0, 0.5]: it is the share of the training set on each side"
+                f"Energy: ratio={self.ratio} must be in (0, 0.5], as it is the share of the training set on each side"
             )
         fitting("Energy", "temperature - decrease", self.temperature - self.decrease, SoftmaxTemperature)
         fitting("Energy", "temperature + increase", self.temperature + self.increase, SoftmaxTemperature)
@@ -102,8 +102,8 @@ class Energy(Fitted):
             return
         if self.thresholds[0] > self.thresholds[1]:
             raise ValueError(
-                f"Energy: thresholds={self.thresholds!r} must be (low, high): a low energy is a confident teacher's; "
-                "swap them"
+                f"Energy: thresholds={self.thresholds!r} must be (low, high), where a low energy is that of a "
+                "confident teacher: swap them"
             )
         self.restore(self.thresholds)
 
@@ -116,7 +116,7 @@ class Energy(Fitted):
         count = count_of_share("Energy", len(energies), self.ratio)
         low, high = below(energies, count), above(energies, count)
         outside = {"below the lower threshold": energies < low, "above the upper threshold": energies > high}
-        sides = zip(outside.items(), (self.increase, self.decrease), strict=True)  # 0: a side that is off
+        sides = zip(outside.items(), (self.increase, self.decrease), strict=True)  # a step of 0 switches a side off
         parts = {name: (int(items.sum()), count) for (name, items), step in sides if step}
         check_parts("Energy", parts, len(energies))
         self.thresholds = (min(low, high), high)
@@ -127,13 +127,13 @@ class Energy(Fitted):
 
     @property
     def choices(self) -> tuple[float, ...]:
-        """Every temperature that it can give."""
+        """All temperatures that may be returned, ascending."""
         up, down = self._steps
         return tuple(sorted({self.temperature - down, float(self.temperature), self.temperature + up}))
 
     @property
     def _steps(self) -> tuple[float, float]:
-        """What is added below the lower threshold, and taken off above the upper one."""
+        """What is added to T below the lower threshold, and subtracted from it above the upper one."""
         return (self.increase, self.decrease) if self.direction == "paper" else (-self.decrease, -self.increase)
 
     def requirements(self) -> Requirements:
@@ -144,15 +144,16 @@ class Energy(Fitted):
         score = _energy_of(items, self.energy_temperature, self.level)
         low, high = self.thresholds
         up, down = self._steps
-        # A sum, not a where: thresholds that overlap, as earlier versions fitted at ratio 0.5, give the middle.
+        # A sum instead of torch.where: overlapping thresholds, as earlier versions fitted at ratio 0.5, give T + up -
+        # down.
         return self.temperature + up * (score < low) - down * (score > high)
 
     def groups(self, temperatures: Tensor) -> dict[str, Tensor]:
-        """The shares of low- and high-energy items behind these temperatures; none for a side that is off."""
+        """The shares of low- and high-energy items, found from their temperatures; a side that is off is left out."""
         up, down = self._steps
         sides = {"low_energy_share": up, "high_energy_share": -down}
         there = {name: step for name, step in sides.items() if step}
-        # Beyond half of the step: in float32 a temperature is not the Python sum that it comes from.
+        # Compare with half of the step, because temperatures are rounded to float32.
         signs = tuple(math.copysign(1.0, step) for step in there.values())
         halves = tuple(math.copysign(1.0, step) * (self.temperature + step / 2) for step in there.values())
         device = temperatures.device
@@ -166,9 +167,10 @@ class Energy(Fitted):
 class Gradation(Fitted):
     """Energy KD's ladder (Appendix A.4): ten energy deciles, ten temperatures, the lowest for the highest energy.
 
-    `temperatures` run from the highest-energy decile to the lowest. Eq. 13 does not say which end is which; this end
-    follows the method's logic, an uncertain teacher is softened less. `thresholds` are the inner edges, ascending,
-    midway between two training items' energies (equal ones are not parted, and go up).
+    `temperatures` are given from the highest-energy decile to the lowest. Eq. 13 does not state the order; this one
+    follows the logic of the method, in which an uncertain teacher is softened less. `thresholds` are the inner edges,
+    ascending, midway between the energies of two training items (items of equal energy stay together, in the higher
+    decile).
     """
 
     temperatures: tuple[SoftmaxTemperature, ...] = (2.0, 2.5, 3.0, 3.5, 4.0, 4.0, 4.5, 5.0, 5.5, 6.0)
@@ -178,7 +180,7 @@ class Gradation(Fitted):
 
     def __post_init__(self) -> None:
         if len(self.temperatures) < 2:
-            raise ValueError(f"Gradation: temperatures={self.temperatures!r} needs two steps or more")
+            raise ValueError(f"Gradation: temperatures={self.temperatures!r} must have two temperatures or more")
         if self.thresholds is not None:
             self.restore(self.thresholds)
 
@@ -200,14 +202,14 @@ class Gradation(Fitted):
     def restore(self, thresholds: tuple[float, ...]) -> None:
         if len(thresholds) != len(self.temperatures) - 1 or list(thresholds) != sorted(thresholds):
             raise ValueError(
-                f"Gradation: thresholds={thresholds!r} must be {len(self.temperatures) - 1} ascending energies, "
-                "one between each two temperatures"
+                f"Gradation: thresholds={thresholds!r} must be {len(self.temperatures) - 1} ascending energies, one "
+                "between each pair of neighbouring temperatures"
             )
         self.thresholds = tuple(float(t) for t in thresholds)
 
     @property
     def choices(self) -> tuple[float, ...]:
-        """Every temperature that it can give."""
+        """All temperatures that may be returned, ascending."""
         return tuple(sorted(set(map(float, self.temperatures))))
 
     def requirements(self) -> Requirements:
@@ -216,7 +218,7 @@ class Gradation(Fitted):
     def __call__(self, items: Items) -> Tensor:
         assert self.thresholds is not None, "fit() or thresholds=... comes first"
         score = _energy_of(items, self.energy_temperature, self.level)
-        ladder = self.temperatures[::-1]  # from the lowest energy up
+        ladder = self.temperatures[::-1]  # in the order of ascending energies
         result = torch.full_like(score, ladder[0])
         for edge, lower, upper in zip(self.thresholds, ladder, ladder[1:], strict=False):
             result = result + (upper - lower) * (score >= edge)
@@ -229,7 +231,7 @@ def _energy_of(items: Items, energy_temperature: float, level: Level) -> Tensor:
 
 
 def resolve_temperature(spec: Any, table: Mapping[str, Callable[..., Any]] = TEMPERATURES) -> Any:
-    """`resolve` for this slot, in which a number (or a string that reads as one) means `Constant`."""
+    """`resolve` for the temperature slot, where a number (or a string of one) means `Constant`."""
     if isinstance(spec, str):
         try:
             spec = float(spec)

@@ -1,4 +1,4 @@
-"""Several objectives as one: L = sum_k c_k L_k. Each L_k keeps its own level, and its own name in the log.
+"""A sum of objectives, L = sum_k c_k L_k. Each L_k keeps its level, and its name in the log.
 
 N items, S samples.
 """
@@ -15,14 +15,14 @@ from hfkd.losses.items import Items
 from hfkd.losses.registry import OBJECTIVES
 from hfkd.utils.slots import resolve_sum
 
-LONE = "kd"  # what an objective by itself is called in the log, whichever it is
+LONE = "kd"  # the log name of a single objective
 RESTS = ("rest", "router_loss", "auxiliary_loss")
-LOGGED = ("loss", "ce", "temperature", "weight", "relations", "own_loss", *RESTS)  # the loss's own names
+LOGGED = ("loss", "ce", "temperature", "weight", "relations", "own_loss", *RESTS)  # names that the loss logs itself
 
 
 @dataclass(frozen=True)
 class Term:
-    """c_k and the objective of L_k; `name` is its own in the log."""
+    """The coefficient c_k and the objective of L_k, with its name in the log."""
 
     name: str
     coefficient: float
@@ -30,7 +30,7 @@ class Term:
 
     @property
     def by_sample(self) -> bool:
-        """Whether it gives a number for each sample, not each item."""
+        """Whether the term has one value per sample instead of per item."""
         return isinstance(self.objective, Objective) and self.objective.level == "sample"
 
     @property
@@ -39,7 +39,7 @@ class Term:
 
 
 class Terms(nn.Module, Objective):
-    """A sum of objectives. `DistillationLoss` asks for each term by itself; relations and own losses come as one."""
+    """A sum of objectives. `DistillationLoss` calls each term separately; relations and own losses are summed here."""
 
     def __init__(self, pairs: Sequence[tuple[float, Any]]) -> None:
         super().__init__()
@@ -47,7 +47,9 @@ class Terms(nn.Module, Objective):
         if len({id(one) for one in objectives if isinstance(one, nn.Module)}) < sum(
             isinstance(one, nn.Module) for one in objectives
         ):
-            raise ValueError("one objective is there as two terms, and would train one set of parts: build it twice")
+            raise ValueError(
+                "the same objective object is used for two terms, which would share its parameters: build it twice"
+            )
         names = _names(objectives)
         self.terms = tuple(Term(name, c, objective) for name, (c, objective) in zip(names, pairs, strict=True))
         self.trained = nn.ModuleList(module for term in self.terms for module in trained_modules(term.objective))
@@ -60,7 +62,7 @@ class Terms(nn.Module, Objective):
         return [term.objective for term in self.terms]
 
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
-        """sum_k c_k l_k [N] of terms on items, for whoever probes the objective. Those on samples have no such sum."""
+        """sum_k c_k l_k [N], if all terms are on items. With terms on samples there is no such sum."""
         assert self.level == "item"
         return sum_of([term.coefficient * term.objective(items, temperature) for term in self.terms])
 
@@ -104,9 +106,9 @@ class Terms(nn.Module, Objective):
 
 
 def resolve_objective(spec: Any) -> Any:
-    """The objective of a slot's argument (`resolve_sum`): a lone one as it is; several, or one times a number, `Terms`.
+    """The objective from a slot's argument (`resolve_sum`); `Terms` for several objectives, or one with a coefficient.
 
-    One that does not soften is a term too, so that the log calls it by its name.
+    An objective without a temperature becomes `Terms` too, so that it is logged under its name.
     """
     pairs = resolve_sum(spec, OBJECTIVES, "objective")
     (coefficient, objective), *others = pairs
@@ -116,7 +118,7 @@ def resolve_objective(spec: Any) -> Any:
 
 
 def terms_of(objective: Any) -> tuple[Term, ...]:
-    """The terms of an objective; its only one is itself."""
+    """The terms of an objective; a single objective is one term."""
     return objective.terms if isinstance(objective, Terms) else (Term(LONE, 1.0, objective),)
 
 
@@ -126,7 +128,7 @@ def sum_of(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _names(objectives: Sequence[Any]) -> list[str]:
-    """What the log calls each: its registered name, with a number where it is there before."""
+    """The log name of each objective: its registered name, with a number if it occurs several times."""
     found: list[str] = []
     for objective in objectives:
         own = next((name for name, made in OBJECTIVES.items() if made is type(objective)), None)

@@ -1,8 +1,8 @@
-"""Thresholds that leave a share of the training set's energies outside.
+"""Thresholds with a given share of the training set's energies outside.
 
-Each lies midway between two neighbouring energies and never on one: where it is an item's own energy, the last bit of
-that energy decides, and a stored teacher decides otherwise than a live one. Items that share the energy at the boundary
-are not parted, and stay inside: a side never has more items than asked.
+Each lies midway between two neighbouring energies: if it were equal to the energy of an item, rounding would decide the
+side of that item, and a cached teacher could decide differently from a live one. Items with the same energy at the
+boundary stay together, and inside: a side never has more items than requested.
 """
 
 import logging
@@ -14,24 +14,27 @@ from hfkd.utils.numbers import floor_of_share
 
 logger = logging.getLogger(__name__)
 
-FEW = 0.9  # of what was asked for: with less than that it is said
+FEW = 0.9  # a warning is logged if a part has less than this share of the requested items
 
 
 def ordered(owner: str, energies: Tensor) -> Tensor:
-    """The energies [N], ascending. ValueError where they are not finite, or all the same."""
+    """The energies [N], ascending. Raises ValueError if they are not finite, or all equal."""
     if not torch.isfinite(energies).all():
-        raise ValueError(f"{owner}: the energies to fit hold NaN or infinity: the teacher's logits are broken")
+        raise ValueError(
+            f"{owner}: the teacher's energies on the training set contain NaN or infinity: check the teacher's "
+            "checkpoint"
+        )
     result = energies.sort().values
     if len(result) > 1 and result[0] == result[-1]:
         raise ValueError(
-            f"{owner}: all {len(result)} training items have the energy {result[0].item():g}, so there are none of "
-            "low or high energy: check the teacher's checkpoint, or choose a temperature that is a number"
+            f"{owner}: all {len(result)} training items have the energy {result[0].item():g}, so that none has a low "
+            "or high energy: check the teacher's checkpoint, or set the temperature to a number"
         )
     return result
 
 
 def count_of_share(owner: str, length: int, share: float) -> int:
-    """floor(N r). ValueError where it is 0."""
+    """floor(N r). Raises ValueError if it is 0."""
     count = floor_of_share(length, share)
     if count < 1:
         raise ValueError(
@@ -44,15 +47,15 @@ def count_of_share(owner: str, length: int, share: float) -> int:
 def below(energies: Tensor, count: int) -> float:
     """t such that E < t for the `count` lowest of the ascending energies [N], except those equal to the next one.
 
-    Where that leaves none, t is the lowest energy itself.
+    If no item is left, t is the lowest energy.
     """
     after = energies[count]
-    first = int(torch.searchsorted(energies, after))  # where those equal to it begin
+    first = int(torch.searchsorted(energies, after))  # the first energy equal to `after`
     if first == 0:
         return after.item()
     before = energies[first - 1]
     middle = before + (after - before) / 2
-    return (middle if before < middle else after).item()  # neighbours without a number between them
+    return (middle if before < middle else after).item()  # equal if there is no float between the two
 
 
 def above(energies: Tensor, count: int) -> float:
@@ -61,20 +64,20 @@ def above(energies: Tensor, count: int) -> float:
 
 
 def check_parts(owner: str, parts: dict[str, tuple[int, int]], length: int) -> None:
-    """Say where equal energies leave a part of the N items less than asked for: `parts` has (items, asked) by name.
+    """Warn if a part has fewer items than requested, because of equal energies.
 
-    ValueError where a part is left empty.
+    parts: (items, requested) by name, of N items in all. Raises ValueError if a part is empty.
     """
     for name, (items, asked) in parts.items():
         if items == 0:
             raise ValueError(
-                f"{owner}: of {length} training items {asked} should be {name}, and so many have the very same energy "
-                "there that none can be told apart: check the teacher's checkpoint, or choose a larger share"
+                f"{owner}: {asked} of {length} training items should be {name}, but there is none, because too many "
+                "items have the same energy there: check the teacher's checkpoint, or choose a larger share"
             )
         if items < FEW * asked:
             logger.warning(
-                "%s: %d of %d training items are %s, not %d: the others have the very same energy as the next one, and "
-                "items of equal energy get one temperature.",
+                "%s: %d of %d training items are %s instead of %d, because the others have the same energy as the "
+                "next item, and items of equal energy get the same temperature.",
                 owner,
                 items,
                 length,

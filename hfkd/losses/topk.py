@@ -1,4 +1,4 @@
-"""Outputs of a teacher that were stored: its k likeliest classes, and one bucket for all others.
+"""Cached teacher outputs: the k most likely classes, and one bucket for all others.
 
 N items, C classes or vocabulary, k stored classes, S temperatures the bucket is stored for.
 """
@@ -15,12 +15,12 @@ from hfkd.utils.devices import constant
 
 
 class TopKOutputs(Outputs):
-    """`Outputs` that were stored: energies and entropies exact at the temperatures they were stored for, no logits.
+    """Cached `Outputs`, with exact energies and entropies at the stored temperatures, and without logits.
 
-    ids, likeliest: the k likeliest classes [N, k] and their logits less the largest. tails: for each T,
-    T logsumexp_c(z_nc / T) over the other classes, less the largest logit too, so that softmax of the k + 1 numbers at
-    T is the teacher's distribution with all other classes in one bucket, exactly; empty when k = C.
-    Another temperature is a ValueError that says what to store.
+    ids, likeliest: the k most likely classes [N, k], and their logits minus the largest logit. tails: for each T, T
+    logsumexp_c(z_nc / T) over the other classes, also minus the largest logit, so that the softmax of the k + 1 numbers
+    at T is exactly the teacher's distribution with all other classes in one bucket; empty when k = C. Any other
+    temperature raises a ValueError that names what to store.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class TopKOutputs(Outputs):
     @property
     def logits(self) -> Tensor:
         raise ValueError(
-            f"this slot reads all {self._num_classes} logits of the teacher, and the cache holds the "
-            f"{self.ids.shape[-1]} largest: use an objective on log-probabilities (kd, jsd, ...), ask for "
-            "items.teacher.energy(T) or .entropy(T), or train with the live teacher"
+            f"this slot reads all {self._num_classes} logits of the teacher, but the cache holds the "
+            f"{self.ids.shape[-1]} largest: use an objective on log-probabilities (kd, jsd, ...), "
+            "items.teacher.energy(T) or .entropy(T), or train without the cache"
         )
 
     def detach(self) -> "TopKOutputs":
@@ -61,11 +61,11 @@ class TopKOutputs(Outputs):
         return len(self.ids)
 
     def log_probabilities(self, student: Outputs, temperature: Tensor) -> tuple[Tensor, Tensor]:
-        """[N] -> [N, k + 1] each, the last for all other classes; NaN where no bucket is stored for an item's T.
+        """[N] -> [N, k + 1] each, the last entry for all other classes; NaN if no bucket is stored for an item's T.
 
-        Merging classes cannot raise an f-divergence (data-processing inequality), so divergences are lower bounds, and
-        with k = C exact. The student's bucket is a logsumexp over its other logits: as exact as a softmax, however
-        little mass is left.
+        Merging classes cannot increase an f-divergence (data-processing inequality), so divergences are lower bounds,
+        exact with k = C. The student's bucket is a logsumexp over its other logits, which is accurate even for a tiny
+        probability.
         """
         z = upcast(student.logits) / temperature.unsqueeze(-1)  # [N, C]
         coarse = z.gather(-1, self.ids)  # [N, k]
@@ -74,7 +74,7 @@ class TopKOutputs(Outputs):
         return self._stored_log_probabilities(temperature), torch.log_softmax(coarse, dim=-1)
 
     def _stored_log_probabilities(self, temperature: Tensor) -> Tensor:
-        # Whoever builds a trainer compares the temperatures beforehand: here it would cost a GPU a wait at each step.
+        # The trainer checks the temperatures when it is built; a check here would synchronise the device in each step.
         z = self._likeliest
         if self._tails:
             known = constant(tuple(self._tails), temperature.device)  # [S]
@@ -85,37 +85,37 @@ class TopKOutputs(Outputs):
 
 
 class CapturedOutputs(TopKOutputs):
-    """Log-probabilities of the k likeliest classes alone, as another program wrote them.
+    """The log-probabilities of the k most likely classes, captured from another program.
 
-    log p_c = z_c - logsumexp(z) gives the logits but for a constant, so that divergences are those of `TopKOutputs`;
-    energies -T logsumexp(z / T) need that constant, entropies the classes that are not there.
+    log p_c = z_c - logsumexp(z) determines the logits up to a constant, so that divergences are those of `TopKOutputs`.
+    Energies -T logsumexp(z / T) would need that constant, and entropies the missing classes.
     """
 
     def energy(self, temperature: float) -> Tensor:
         raise ValueError(
-            f"this slot asks for the teacher's energy at temperature {temperature:g}, -T logsumexp(z / T), and "
-            "captured log-probabilities have lost the logsumexp: choose a slot without energies (temperature 1), or "
-            "have build_text_cache store this teacher"
+            f"this slot reads the teacher's energy at temperature {temperature:g}, -T logsumexp(z / T), which "
+            "captured log-probabilities do not determine: choose a slot without energies (temperature 1), or build a "
+            "cache of this teacher with build_text_cache"
         )
 
     def entropy(self, temperature: float) -> Tensor:
         raise ValueError(
-            f"this slot asks for the teacher's entropy at temperature {temperature:g}, over all {self.num_classes} "
-            f"classes, and {self.ids.shape[-1]} log-probabilities of each token were captured: choose "
-            "weighting='uniform', or have build_text_cache store this teacher"
+            f"this slot reads the teacher's entropy at temperature {temperature:g}, over all {self.num_classes} "
+            f"classes, but only {self.ids.shape[-1]} log-probabilities of each token were captured: choose "
+            "weighting='uniform', or build a cache of this teacher with build_text_cache"
         )
 
 
 def tail(logits: Tensor, ids: Tensor) -> Tensor:
-    """logsumexp over the classes that `ids` [N, k] leaves out: [N, C] -> [N]."""
+    """logsumexp over the classes that are not in `ids` [N, k]: [N, C] -> [N]."""
     return logits.scatter(-1, ids, float("-inf")).logsumexp(-1)
 
 
 def spread(logits: Tensor, ids: Tensor) -> Tensor:
-    """KL(u || p) [N] over the classes that `ids` [N, k] leaves out: p the softmax of their logits [N, C], u uniform.
+    """KL(u || p) [N] over the classes that are not in `ids` [N, k]: p the softmax of their logits [N, C], u uniform.
 
-    What one bucket for all of them hides from a divergence that is weighed by a student's probabilities, if those are
-    spread evenly.
+    The part of a divergence weighted by the student's probabilities that is lost by merging these classes into one
+    bucket, if the student's probabilities are uniform over them.
     """
     others = logits.shape[-1] - ids.shape[-1]
     mean = logits.scatter(-1, ids, 0).sum(-1) / others
@@ -126,6 +126,6 @@ def _stored(name: str, argument: str, values: Mapping[float, Tensor], temperatur
     if temperature not in values:
         raise ValueError(
             f"the cache holds the teacher's {name} at temperature {' and '.join(map(str, values))}, not at "
-            f"{temperature}: build another with {argument}={temperature}"
+            f"{temperature}: build a new cache with {argument}={temperature}"
         )
     return values[temperature]

@@ -1,4 +1,4 @@
-"""Weightings: how much each item counts in the distillation loss. `Items -> w [N]`, on raw logits, without gradient.
+"""Weightings: the weight of each item in the distillation loss. `Items -> w [N]`, from raw logits, without gradient.
 
 N items, C classes.
 """
@@ -46,13 +46,13 @@ class Entropy(Weighting):
 
         w_n = H_T (1 + H_S / H_ub) / 2,  H_ub = log C
 
-    The paper's loss is the mean of w_n l_n, not divided by the sum of w: w lies in [0, log C], so the loss also grows
-    (`Matched` undoes that). A constant `upper_bound` in place of log C: the authors' release has 100 in its KD and DKD
-    files, which leaves w = H_T / 2 to within 5 %.
-    Ablations: `student=False` is w = H_T (ER-KD, the predecessor); `teacher=False` is w = H_S; `interaction=True` is
-    the product alone, w = H_T H_S / H_ub; `inverted=True` puts log C - H in place of every H.
-    `level="item"` weighs tokens one by one instead of sequences. `standardized=True` takes entropies of standardised
-    logits, as the release does with DKD and only there; otherwise weights see the raw ones.
+    The paper's loss is the mean of w_n l_n, without division by the sum of w. As w lies in [0, log C], the size of the
+    loss changes too (`Matched` corrects this). `upper_bound` replaces log C by a constant: the authors' code has 100 in
+    its KD and DKD files, so that w is H_T / 2 to within 5 %. Ablations: `student=False` is w = H_T (ER-KD, the
+    predecessor); `teacher=False` is w = H_S; `interaction=True` is the product only, w = H_T H_S / H_ub;
+    `inverted=True` replaces each H by log C - H. `level="item"` gives weights to tokens instead of sequences.
+    `standardized=True` computes the entropies of standardised logits, as the released code does with DKD only;
+    otherwise raw logits are used.
     """
 
     temperature: SoftmaxTemperature = 3.0
@@ -66,15 +66,20 @@ class Entropy(Weighting):
 
     def __post_init__(self) -> None:
         if not (self.student or self.teacher):
-            raise ValueError("Entropy: student=False and teacher=False leave no entropy; 'uniform' weighs all alike")
+            raise ValueError(
+                "Entropy: student=False and teacher=False leave no entropy to weight by: set one of them to True, or "
+                "use weighting='uniform'"
+            )
         if self.interaction and not (self.student and self.teacher):
-            raise ValueError("Entropy: interaction=True is the product of both entropies; leave student and teacher on")
+            raise ValueError(
+                "Entropy: interaction=True is the product of both entropies: leave student and teacher set to True"
+            )
 
     def requirements(self) -> Requirements:
         return Requirements(within_samples=True, signals=not self.standardized)
 
     def __call__(self, items: Items) -> Tensor:
-        # The student's entropy is the one that is divided: where vocabularies differ, by the bound of its own.
+        # The bound divides the student's entropy, so it is that of the student's vocabulary.
         bound = math.log(items.student.num_classes) if self.upper_bound is None else self.upper_bound
         if not self.student:
             return self._entropy(items, items.teacher)
@@ -91,9 +96,10 @@ class Entropy(Weighting):
 
 
 class _OfTheBatch(Weighting):
-    """Weights that are made of another weighting's, w, of all items at hand.
+    """Weights that are computed from another weighting's w over the whole batch.
 
-    That is those of one forward pass: under gradient accumulation or several ranks each micro-batch stands by itself.
+    The batch is that of one forward pass: with gradient accumulation or several ranks, each micro-batch is treated
+    separately.
     """
 
     weighting: Any
@@ -108,7 +114,7 @@ class _OfTheBatch(Weighting):
     def __call__(self, items: Items) -> Tensor:
         w = self._inner(items)
         made = self.made_of(w)
-        # A mean of wrong weights says nothing of each: those are marked before they are lost in it.
+        # Invalid weights would be hidden in a mean, so they are marked first.
         return made if is_ours(self._inner) else made.where(right("weighting", w), torch.nan)
 
     @abstractmethod
@@ -120,17 +126,17 @@ class _OfTheBatch(Weighting):
 @checked
 @dataclass
 class Matched(_OfTheBatch):
-    """Another weighting rescaled to mean 1 over the batch at hand: w_n / mean(w).
+    """Another weighting, rescaled to mean 1 over the batch: w_n / mean(w).
 
-    One of two controls that tell reweighting apart from a larger loss: the weights of EA-KD at the size of KD's loss.
-    A batch of one sample has nothing to match.
+    One of two controls that separate reweighting from a larger loss: the weights of EA-KD, with the size of KD's loss.
+    With a batch of one sample all weights are 1.
     """
 
     weighting: Any = "entropy"
     _inner: Any = field(init=False, repr=False)
 
     def requirements(self) -> Requirements:
-        # For weights to differ: a sample's items share theirs, unless level="item".
+        # Weights can only differ with two samples, because the items of a sample share one weight, unless level="item".
         alone = isinstance(self._inner, Uniform) or getattr(self._inner, "level", "sample") == "item"
         return replace(super().requirements(), samples=1 if alone else 2)
 
@@ -143,9 +149,9 @@ class Matched(_OfTheBatch):
 @checked
 @dataclass
 class Averaged(_OfTheBatch):
-    """The mean of another weighting over the batch at hand, for every item: w_n = mean(w).
+    """The mean of another weighting over the batch, for every item: w_n = mean(w).
 
-    The other control: KD, all items alike, at the size of EA-KD's loss, step by step.
+    The other control: KD with the same weight for all items, and the size of EA-KD's loss in each step.
     """
 
     weighting: Any = "entropy"

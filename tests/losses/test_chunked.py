@@ -410,7 +410,7 @@ def call(loss, **keywords):
     ],
 )
 def test_a_slot_that_reads_logits_is_told_what_to_do(slots):
-    with pytest.raises(ValueError, match=r"loss_chunk_size cannot serve.*items.teacher.energy.*loss_chunk_size 0"):
+    with pytest.raises(ValueError, match=r"a chunked loss does not provide.*items.teacher.energy.*loss_chunk_size=0"):
         call(DistillationLoss(**slots))
 
 
@@ -422,7 +422,7 @@ def test_an_objective_that_needs_more_than_its_own_logits_is_refused_when_built(
 
     objective = Needs()
     for slot in (objective, Standardized(objective)):
-        with pytest.raises(ValueError, match="a loss over chunks cannot serve: set loss_chunk_size 0"):
+        with pytest.raises(ValueError, match="a chunked loss cannot compute: set loss_chunk_size=0"):
             ChunkedLoss(DistillationLoss(slot))
 
 

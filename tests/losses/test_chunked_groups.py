@@ -107,5 +107,5 @@ def test_pieces_have_each_token_and_each_group_once(size):
 
 
 def test_terms_that_need_all_logits_are_refused():
-    with pytest.raises(ValueError, match="compares items with each other, which a loss over chunks cannot serve"):
+    with pytest.raises(ValueError, match="compares items with each other, which a chunked loss cannot compute"):
         ChunkedGroupLoss(DistillationLoss("dist"))

@@ -23,7 +23,7 @@ def test_keys_are_numbers_or_strings():
 
 
 def test_a_feature_that_is_not_there_is_an_error_that_names_those_there():
-    with pytest.raises(ValueError, match=r"layer '3' was not kept: \['2'\] were"):
+    with pytest.raises(ValueError, match=r"layer '3' was not captured, only \['2'\]"):
         Features({"2": torch.ones(2)})[3]
 
 

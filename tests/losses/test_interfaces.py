@@ -47,7 +47,7 @@ def test_a_number_for_each_sample_takes_the_mean_weight_of_its_items_and_is_divi
     torch.testing.assert_close(parts["kd"].double(), by_hand.detach())  # what is logged leaves the empty row out too
     # The same as a part of a step that has three times as many samples.
     torch.testing.assert_close(loss(items, Counts(18, 18, 6))[0], 0.5 * by_hand / 3)
-    with pytest.raises(ValueError, match="divided by samples: give the loss Counts with samples"):
+    with pytest.raises(ValueError, match="num_items=6 does not give the number of samples.*pass Counts with samples"):
         loss(items, 6)
 
 
@@ -74,7 +74,7 @@ def test_a_number_for_each_sample_is_refused_where_there_are_chunks(tmp_path):
     args = arguments(tmp_path, loss_chunk_size=8)
     with pytest.raises(
         ValueError,
-        match="may read all items. logits for a number of each sample .* which a loss over chunks cannot serve",
+        match="may read all items. logits for a value per sample .* which a chunked loss cannot compute",
     ):
         DistillationTrainer(
             language_model(), taught_model(), args, objective=MeanLogit(), processing_class=tokenizer(),

@@ -155,7 +155,7 @@ def test_mixed_labels_are_repeated_for_each_view():
 
 @pytest.mark.parametrize("rows", [B + 1, B - 1])
 def test_rows_that_are_no_whole_number_of_views_are_refused(rows):
-    with pytest.raises(ValueError, match=f"logits of {rows} rows for {B} labels"):
+    with pytest.raises(ValueError, match=f"{rows} rows of logits do not fit {B} labels"):
         image_items(torch.randn(rows, V), torch.randn(rows, V), torch.zeros(B, dtype=torch.long))
 
 

@@ -108,7 +108,7 @@ def test_a_name_is_given_once_and_can_be_written(register, taken):
 
     with pytest.raises(ValueError, match=f"{taken!r} is taken by hfkd.losses.*: choose another name"):
         register(taken)(Mine)
-    with pytest.raises(ValueError, match="'my-slot' cannot be written in a slot: give a Python identifier"):
+    with pytest.raises(ValueError, match="'my-slot' cannot be used in a slot: pass a Python identifier"):
         register("my-slot")(Mine)
     register("mine")(Mine)
     register("mine")(Mine)  # a module that is loaded again

@@ -46,22 +46,25 @@ class Sinking(nn.Module):
     [
         (
             {"temperature": full(-4.0)},
-            "the temperature gives -4 for one of the first rows.*temperature above 0",
+            "the temperature returned -4 for one of the first rows.*temperature above 0",
         ),
-        ({"temperature": full(0.0)}, "the temperature gives 0 for"),
-        ({"temperature": full(float("inf"))}, "the temperature gives inf for"),
-        ({"temperature": full(float("nan"))}, "the temperature gives nan for"),
-        ({"temperature": full(True)}, "the temperature gave torch.bool: a slot returns a tensor of real numbers"),
-        ({"temperature": lambda items: 4.0}, "the temperature gave float: a slot returns a tensor"),
-        ({"temperature": lambda items: torch.tensor(4.0)}, r"gave a tensor of shape \(\) for 2 items"),
+        ({"temperature": full(0.0)}, "the temperature returned 0 for"),
+        ({"temperature": full(float("inf"))}, "the temperature returned inf for"),
+        ({"temperature": full(float("nan"))}, "the temperature returned nan for"),
+        (
+            {"temperature": full(True)},
+            "the temperature returned torch.bool: a slot must return a tensor of real numbers",
+        ),
+        ({"temperature": lambda items: 4.0}, "the temperature returned float: a slot must return a tensor"),
+        ({"temperature": lambda items: torch.tensor(4.0)}, r"returned a tensor of shape \(\) for 2 items"),
         (
             {"weighting": full(-1.0)},
-            "the weighting gives -1 for one of the first rows: give each.*a negative one",
+            "the weighting returned -1 for one of the first rows: return.*a negative weight",
         ),
-        ({"weighting": full(float("nan"))}, "the weighting gives nan for"),
-        ({"weighting": full(1j)}, "the weighting gave torch.complex64"),
-        ({"weighting": lambda items: torch.ones(len(items), 1)}, r"gave a tensor of shape \(2, 1\) for 2 items"),
-        ({"weighting": lambda items: -items.teacher.entropy(3.0)}, "the weighting gives -"),
+        ({"weighting": full(float("nan"))}, "the weighting returned nan for"),
+        ({"weighting": full(1j)}, "the weighting returned torch.complex64"),
+        ({"weighting": lambda items: torch.ones(len(items), 1)}, r"returned a tensor of shape \(2, 1\) for 2 items"),
+        ({"weighting": lambda items: -items.teacher.entropy(3.0)}, "the weighting returned -"),
     ],
 )
 def test_what_shows_on_the_first_rows_is_refused(tmp_path, slots, message):
@@ -72,12 +75,12 @@ def test_what_shows_on_the_first_rows_is_refused(tmp_path, slots, message):
 
 def test_a_wrapped_weighting_of_ones_own_is_looked_at_too(tmp_path):
     for value in (float("nan"), -1.0):
-        with pytest.raises(ValueError, match="the weighting gives nan"):
+        with pytest.raises(ValueError, match="the weighting returned nan"):
             make(tmp_path, weighting=Matched(full(value)))
 
 
 def test_a_language_models_slots_are_asked_about_its_tokens(tmp_path):
-    with pytest.raises(ValueError, match="the temperature gives -1 for one of the first rows"):
+    with pytest.raises(ValueError, match="the temperature returned -1 for one of the first rows"):
         DistillationTrainer(
             language_model(),
             taught_model(),

@@ -144,7 +144,7 @@ def test_networks_of_other_sizes(monkeypatch, given):
 def test_networks_of_other_classes_and_comparisons_of_pixels_are_refused():
     with pytest.raises(ValueError, match="the student gives 5 classes and the teacher 4"):
         map_items(maps(3, 4), maps(3, 4)[:, :4], masks(), SIZE)
-    with pytest.raises(ValueError, match="a loss over chunks cannot serve"):
+    with pytest.raises(ValueError, match="a chunked loss cannot compute"):
         StripLoss(DistillationLoss("dist"))
 
 

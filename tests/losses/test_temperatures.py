@@ -60,8 +60,8 @@ def test_equal_energies_at_a_boundary_stay_inside_and_it_is_said(caplog):
         slot.fit(e)
     assert slot.thresholds == (-7.5, -4.5)
     assert caplog.messages == [
-        "Energy: 2 of 10 training items are below the lower threshold, not 4: the others have the very same energy as "
-        "the next one, and items of equal energy get one temperature."
+        "Energy: 2 of 10 training items are below the lower threshold instead of 4, because the others have the same "
+        "energy as the next item, and items of equal energy get the same temperature."
     ]
     slot = Gradation(temperatures=(2.0, 4.0))
     slot.fit(torch.tensor([-3.0, -2.0, -2.0, -1.0]))
@@ -71,11 +71,19 @@ def test_equal_energies_at_a_boundary_stay_inside_and_it_is_said(caplog):
 @pytest.mark.parametrize(
     ("slot", "energies", "message"),
     [
-        (Energy(), [-8.0] * 10, "Energy: all 10 training items have the energy -8, so there are none of low or high"),
+        (Energy(), [-8.0] * 10, "Energy: all 10 training items have the energy -8, so that none has a low or high"),
         (Gradation(), [-8.0] * 10, "Gradation: all 10 training items have the energy -8"),
-        (Energy(), [-8.0] * 5 + [-6.0, -5.0, -4.0, -3.0, -2.0], "of 10 training items 2 should be below the lower"),
-        (Energy(), [-8.0, -7.0, -6.0] + [-5.0] * 7, "2 should be above the upper threshold, and so many"),
-        (Gradation((1.0, 2.0, 3.0)), [-3.0, -2.0, -2.0, -2.0, -2.0, -1.0], "2 should be in step 2 of 3"),
+        (Energy(), [-8.0] * 5 + [-6.0, -5.0, -4.0, -3.0, -2.0], "2 of 10 training items should be below the lower"),
+        (
+            Energy(),
+            [-8.0, -7.0, -6.0] + [-5.0] * 7,
+            "2 of 10 training items should be above the upper threshold, but there is none",
+        ),
+        (
+            Gradation((1.0, 2.0, 3.0)),
+            [-3.0, -2.0, -2.0, -2.0, -2.0, -1.0],
+            "2 of 6 training items should be in step 2 of 3",
+        ),
     ],
 )
 def test_energies_that_part_nothing_are_an_error(slot, energies, message):
@@ -172,7 +180,7 @@ def test_constant():
         (lambda: Energy(thresholds=(1, 2, 3)), "must be a tuple of 2 numbers, each a finite number, or None"),
         (
             lambda: Energy(thresholds=(-5.0, -9.0)),
-            r"must be \(low, high\): a low energy is a confident teacher's; swap",
+            r"must be \(low, high\), where a low energy is that of a confident teacher: swap",
         ),
         (lambda: Energy(thresholds=(-9.0, float("inf"))), "must be a tuple of 2 numbers, each a finite"),
         (lambda: Energy(increase=9996.5), "temperature \\+ increase=10000.5 must be a number from 0.001 to 10000"),
@@ -180,7 +188,7 @@ def test_constant():
         (lambda: Energy(ratio=0.001).fit(E), "less than one"),
         (lambda: Energy().fit(torch.full((10,), float("nan"))), "NaN or infinity"),
         (lambda: Constant(0), "temperature=0 must be a number from 0.001 to 10000"),
-        (lambda: Gradation(temperatures=(1.0,)), "two steps or more"),
+        (lambda: Gradation(temperatures=(1.0,)), "two temperatures or more"),
         (lambda: Gradation(thresholds=(3.0, 1.0)), "9 ascending energies"),
     ],
 )

@@ -144,7 +144,7 @@ def test_what_is_no_sum_is_refused(spec, message):
 
 @pytest.mark.parametrize("temperature", ["energy", "learned", lambda items: torch.ones(len(items))])
 def test_a_temperature_that_nothing_reads_is_refused(temperature):
-    with pytest.raises(ValueError, match=r"no term of .*MeanLogit.* softens: add one that does \(kd \+ "):
+    with pytest.raises(ValueError, match=r"no term of .*MeanLogit.* uses a temperature: add one that does \(kd \+ "):
         DistillationLoss(MeanLogit(), temperature)
     DistillationLoss([KD(), MeanLogit()], temperature)
     DistillationLoss(MeanLogit(), 2.0)
@@ -163,7 +163,7 @@ def test_wrappers_hand_everything_on():
 
 def test_one_object_as_two_terms_is_refused():
     one = Scaled()
-    with pytest.raises(ValueError, match="one objective is there as two terms"):
+    with pytest.raises(ValueError, match="the same objective object is used for two terms"):
         DistillationLoss([one, (2, one)])
 
 

@@ -147,7 +147,7 @@ def digits(count, seed=0):
     ("settings", "message"),
     [
         ({"objective": "nkd"}, "-100, which stands for none: NKD"),
-        ({"objective": "crd(negatives=8)"}, r"need a label of each row, and some have none \(-100\): crd\("),
+        ({"objective": "crd(negatives=8)"}, r"need a label for every row, but some rows have none \(-100\): use crd\("),
         ({"he_da": "paper"}, "he_da='paper' mixes labels"),
     ],
 )

@@ -214,7 +214,7 @@ def labelled(batch):
         ),
         (lambda: batches(Rows()), {"taught": teacher(7)}, "the teacher gives 7 classes and the student 5"),
         (lambda: batches(Rows()), {"objective": "fitnet(layer='stem')"}, "has no such module"),
-        (lambda: batches(Rows()), {"objective": "crd"}, "a stream does not say"),
+        (lambda: batches(Rows()), {"objective": "crd"}, "is a stream of unknown length"),
         (lambda: batches(Rows()), LSH, "may have no end: give train_dataset rows by number"),
     ],
 )

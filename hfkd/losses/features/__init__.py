@@ -1,4 +1,4 @@
-"""Objectives on inner features: how far the student is from the teacher on each sample. `(Items, T [N]) -> [S]`."""
+"""Objectives on inner features: the distance of student and teacher for each sample. `(Items, T [N]) -> [S]`."""
 
 from hfkd.losses.features.at import AT
 from hfkd.losses.features.attention_scores import AttentionScores

@@ -1,4 +1,4 @@
-"""AT: where a map is large, over all its channels.
+"""AT: spatial attention maps, the mean square of a map over its channels.
 
 B images, C channels, H and W pixels.
 """
@@ -18,9 +18,10 @@ class AT(SumOverMaps):
 
         l_s = sum over layers of  mean_hw (a_s - a_t)^2,    a = q / ||q||_2,    q = mean_c F_c^2 over H W
 
-    The paper has the norm of that difference, its released code, RepDistiller and mdistiller the mean of its squares,
-    with a weight of 1000 beside the labels, on all stages but the stem. The larger map is pooled to the size
-    of the smaller before it is squared. The sample's own number. Nothing is trained beside the student.
+    The paper takes the norm of that difference; its released code, RepDistiller and mdistiller take the mean of its
+    squares, with a weight of 1000 beside the cross-entropy, on all stages but the stem. The larger map is pooled to the
+    size of the smaller before it is squared. A value depends on its own sample only. No parameters are trained besides
+    the student's.
     """
 
     def of_maps(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -23,10 +23,11 @@ class AttentionScores(StatePairs):
 
         l_s = sum over layers of  mean over heads and pairs of positions of  (A_s - A_t)^2,    A = Q K^T / sqrt(d)
 
-    over pairs of the sample's positions that are no padding; where a query may not look, scores count as equal. With
-    `count_padding=True` the mean is over all pairs, as in the authors' code, whose numbers then depend on the longest
-    row of the batch. Both networks have as many heads. Without `teacher_layers` the student's block i goes with the
-    teacher's block r i, r = L_t / L_s. Weight 1, beside `hidden_mse`; nothing is trained beside the student.
+    over pairs of positions of the sample that are not padding; masked scores count as equal. With `count_padding=True`
+    the mean is over all pairs, as in the authors' code, whose values therefore depend on the longest row of the batch.
+    Both networks must have the same number of heads. Without `teacher_layers` the student's block i is compared with
+    the teacher's block r i, r = L_t / L_s. Published weight: 1, together with `hidden_mse`. No parameters are trained
+    besides the student's.
     """
 
     def __init__(
@@ -44,8 +45,8 @@ class AttentionScores(StatePairs):
             heads = context.student.shape(mine)[0], context.teacher.shape(theirs)[0]
             if heads[0] != heads[1]:
                 raise ValueError(
-                    f"{self!r}: the student has {heads[0]} attention heads and the teacher {heads[1]}, which are "
-                    "compared one by one: give the student as many, or use minilm"
+                    f"{self!r}: the student has {heads[0]} attention heads and the teacher {heads[1]}, but heads are "
+                    "compared one by one: use a student with the same number of heads, or minilm"
                 )
 
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ def scores(attention: Attention) -> Tensor:
 
 @in_float32
 def _scaled_product(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    groups = query.shape[1] // key.shape[1]  # queries that share a key
+    groups = query.shape[1] // key.shape[1]  # number of queries that share a key
     return scale * query @ key.repeat_interleave(groups, 1).transpose(-1, -2)
 
 
@@ -74,8 +75,8 @@ def _scaled_product(query: Tensor, key: Tensor, scale: float) -> Tensor:
 def scores_difference(student: Tensor, teacher: Tensor, seen: Tensor, counted: Tensor) -> Tensor:
     """The mean squared difference of the scores before the softmax, both [B, A, L, L], of each row [B].
 
-    seen: where a query may look at a key; scores elsewhere count as equal. counted: what the mean is over. Both
-    boolean, [B, 1, L, L].
+    seen: where a query attends to a key; other scores count as equal. counted: the pairs that the mean is over. Both
+    are boolean, [B, 1, L, L].
     """
     squares = torch.where(seen & counted, (student - teacher).square(), 0.0)
     pairs = counted.expand_as(squares).flatten(1).sum(1)

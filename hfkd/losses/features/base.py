@@ -1,4 +1,4 @@
-"""What objectives on inner features share.
+"""The base class of objectives on inner features.
 
 S samples.
 """
@@ -12,10 +12,10 @@ from hfkd.losses.base import Objective
 
 
 class FeatureObjective(nn.Module, Objective):
-    """One number a sample [S], from `items.student.features[key]` and the teacher's; T is not used.
+    """One value per sample [S], from `items.student.features[key]` and the teacher's; T is not used.
 
-    A subclass sets its arguments as attributes of the same names, says what it reads in `requirements()`, makes its
-    connectors in `build(context)`, and computes in `forward(items, temperature)`.
+    A subclass stores its arguments as attributes of the same names, declares the layers it reads in `requirements()`,
+    creates its connectors in `build(context)`, and computes its values in `forward(items, temperature)`.
     """
 
     level: Literal["item", "sample"] = "sample"

@@ -1,4 +1,4 @@
-"""CAT-KD: where in the image each class is seen.
+"""CAT-KD: class activation maps.
 
 B images, C classes, D channels, H and W pixels.
 """
@@ -24,15 +24,17 @@ class CATKD(LayerPairs):
 
         l_s = mean over classes and cells of  (phi(CAM_s) - phi(CAM_t))^2
 
-    CAM_c = sum_d w_cd F_d is where the classifier sees class c in the last map, phi average pooling to `size` x `size`,
-    with `normalized` then each class's map to length 1. The sample's own number; the gradient reaches the classifier's
-    weight too, and nothing else is trained. The authors turn the classifier into a 1x1 convolution without a bias; here
-    the networks stay as they are, and their biases are in no activation map.
+    CAM_c = sum_d w_cd F_d is the activation map of class c, computed from the last map and the classifier's weight. phi
+    is average pooling to `size` x `size`; with `normalized`, each class's map is then scaled to length 1. A value
+    depends on its own sample only. The student's classifier weight receives a gradient too; no other parameters are
+    trained besides the student's. The authors turn the classifier into a 1x1 convolution without a bias; here the
+    networks are not changed, and the biases do not enter the activation maps.
 
-    `layer` is what is pooled for the classifier, here timm's `global_pool`. Published weights beside the labels, size
-    and normalized: ResNet32x4 -> ResNet8x4 15, 2; ResNet110 -> ResNet32 1.8, 2; ResNet56 -> ResNet20 .7, 2; VGG13 ->
-    VGG8 4.5, 2; WRN-40-2 -> WRN-16-2 12, 2, WRN-40-1 1.5, 2; ResNet32x4 -> ShuffleNetV1, V2 600, 4, True; WRN-40-2 ->
-    ShuffleNetV1 80, 4, True; ResNet50 -> MobileNetV2 40, 2, True; VGG13 -> MobileNetV2 15, 2, True.
+    `layer` is the map that is pooled for the classifier, by default the input of timm's `global_pool`. Published
+    weights beside the cross-entropy, size and normalized: ResNet32x4 -> ResNet8x4 15, 2; ResNet110 -> ResNet32 1.8, 2;
+    ResNet56 -> ResNet20 .7, 2; VGG13 -> VGG8 4.5, 2; WRN-40-2 -> WRN-16-2 12, 2, WRN-40-1 1.5, 2; ResNet32x4 ->
+    ShuffleNetV1, V2 600, 4, True; WRN-40-2 -> ShuffleNetV1 80, 4, True; ResNet50 -> MobileNetV2 40, 2, True; VGG13 ->
+    MobileNetV2 15, 2, True.
     """
 
     maps = True
@@ -55,12 +57,12 @@ class CATKD(LayerPairs):
             classifiers.append(linear_classifier("catkd", name, network))
             if classifiers[-1].in_features != network.shape(key)[0]:
                 raise ValueError(
-                    f"{self!r}: layer {key!r} of the {name} has {network.shape(key)[0]} channels and its classifier "
-                    f"reads {classifiers[-1].in_features}: name the map that is pooled for the classifier"
+                    f"{self!r}: layer {key!r} of the {name} has {network.shape(key)[0]} channels, but its classifier "
+                    f"reads {classifiers[-1].in_features}: name the layer that is pooled for the classifier"
                 )
         order = context.teacher.class_order
         self.teacher_classes = slice(None) if order is None else list(order)
-        # In a tuple: no child of this module, whose parameters it would train and save once more.
+        # In a tuple, so that they are not submodules: their parameters would be trained and saved twice.
         self.classifiers = tuple(classifiers)
 
     def forward(self, items: Items, temperature: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The linear layer at a network's end, for objectives that read its weight."""
+"""The final linear layer of a network, for objectives that read its weight."""
 
 from torch import nn
 
@@ -6,13 +6,13 @@ from hfkd.losses.context import NetworkContext
 
 
 def linear_classifier(objective: str, name: str, network: NetworkContext) -> nn.Linear:
-    """The linear layer that gives the classes. Raises ValueError where the network does not tell which that is."""
-    inner = getattr(network.network, "timm_model", network.network)  # of transformers' wrapper
+    """The final linear layer. Raises ValueError if the network has no `get_classifier()` that returns one."""
+    inner = getattr(network.network, "timm_model", network.network)  # transformers wraps timm's models
     of_network = getattr(inner, "get_classifier", None)
     classifier = of_network() if callable(of_network) else None
     if not isinstance(classifier, nn.Linear):
         raise ValueError(
-            f"{objective} needs the linear classifier of the {name}, and {type(network.network).__name__} has no "
-            "get_classifier() that gives one: use a network of timm's, or another objective"
+            f"{objective} needs the linear classifier of the {name}, but {type(network.network).__name__} has no "
+            "get_classifier() that returns one: use a timm network, or another objective"
         )
     return classifier

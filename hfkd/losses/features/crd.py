@@ -1,4 +1,4 @@
-"""CRD: an image's features in the student and in the teacher are told from those of other images.
+"""CRD: an image's features in student and teacher are contrasted with those of other images.
 
 B images, D dimensions, K negatives, N training images.
 """
@@ -32,14 +32,15 @@ class CRD(LayerPairs):
         l_i = nce(a_i) + nce(b_i),    nce(a) = -log(a_0 / (a_0 + c)) - sum_k log(c / (a_k + c)),    c = K / N
         a_k = exp(M_t[k] . v_s / temperature) / Z_s,    b_k = exp(M_s[k] . v_t / temperature) / Z_t
 
-    v = W x + b of length 1 (`dimension`), of both networks, trained; k = 0 is the image itself, the others K
-    `negatives`. M_s, M_t hold the v of every training image and are moved by m <- unit(momentum m + (1 - momentum) v)
-    once an optimizer step, with the rows of all ranks. Z is set once, N times the mean of the first batch's
-    exponentials. The image's own number, given the memories. Published weight beside the labels: 0.8.
+    v = W x + b, scaled to length 1, is a trained embedding of `dimension` numbers for each network; k = 0 is the image
+    itself, the others are K `negatives`. The memory banks M_s, M_t hold the v of every training image and are updated
+    by m <- unit(momentum m + (1 - momentum) v) once per optimizer step, with the rows of all ranks. Z is set once, to N
+    times the mean of the first batch's exponentials. Given the memory banks, a value depends on its own image only.
+    Published weight beside the cross-entropy: 0.8.
 
-    Negatives are images of other classes (`sampling="other_images"`: any other), drawn with replacement from (seed,
-    step, image): on the device and the same on any number of ranks. The release draws without, on the host, and lets
-    each rank keep memories of its own.
+    Negatives are images of other classes (`sampling="other_images"`: any other images), drawn with replacement as a
+    function of (seed, step, image), on the device and the same for any number of ranks. The released code draws without
+    replacement, on the host, and each of its ranks has its own memory banks.
     """
 
     divergence = False
@@ -65,18 +66,18 @@ class CRD(LayerPairs):
         super().build(context)
         if context.num_rows is None:
             raise ValueError(
-                f"{self!r} remembers every training row, and a stream does not say how many it has: give "
-                "train_dataset rows by number"
+                f"{self!r} keeps a memory of every training row, but train_dataset is a stream of unknown length: "
+                "pass a map-style dataset"
             )
         if self.sampling == "other_classes" and context.labels is None:
             raise ValueError(
-                f"{self!r}: negatives of other classes need the labels of all rows, which this data set does not tell "
-                "without being read: crd(sampling='other_images')"
+                f"{self!r}: negatives of other classes need the labels of all rows, which are not available without "
+                "reading this data set: use crd(sampling='other_images')"
             )
         if self.sampling == "other_classes" and context.labels is not None and (context.labels == IGNORED).any():
             raise ValueError(
-                f"{self!r}: negatives of other classes need a label of each row, and some have none (-100): "
-                "crd(sampling='other_images')"
+                f"{self!r}: negatives of other classes need a label for every row, but some rows have none (-100): "
+                "use crd(sampling='other_images')"
             )
         ((mine, theirs),) = self.pairs or ()
         self.embed_student = Embedding(context.student.shape(mine), self.dimension)
@@ -87,7 +88,8 @@ class CRD(LayerPairs):
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
         if items.index is None:
             raise ValueError(
-                f"{self!r} remembers rows by their index in the data set, and the batch does not say which rows it has"
+                f"{self!r} looks up rows by their index in the data set, but the batch has no index: train with "
+                "DistillationTrainer, which adds it"
             )
         ((student, teacher),) = self.read(items)
         v_s, v_t = self.embed_student(student), self.embed_teacher(teacher)  # [B, D]
@@ -104,7 +106,7 @@ class CRD(LayerPairs):
 
 
 class Embedding(nn.Module):
-    """x -> (W x + b) / ||W x + b||: features of any shape -> [B, D], float32 or wider."""
+    """x -> (W x + b) / ||W x + b||: features of any shape -> [B, D], in float32 or wider."""
 
     def __init__(self, shape: tuple[int, ...], dimension: int) -> None:
         super().__init__()

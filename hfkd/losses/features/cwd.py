@@ -1,4 +1,4 @@
-"""CWD: where each channel of a map is large, as a distribution over the pixels.
+"""CWD: each channel of a map as a distribution over its pixels.
 
 B images, C channels, H and W pixels.
 """
@@ -20,18 +20,20 @@ from hfkd.utils.feature_keys import Layer
 @register_objective("cwd")
 @checked
 class CWD(LayerPairs):
-    """Channel-wise distillation (Shu et al., ICCV 2021), the standard of semantic segmentation.
+    """Channel-wise distillation (Shu et al., ICCV 2021), widely used for semantic segmentation.
 
         l_s = T^2 / C sum_c KL(p_c || q_c),    p_c = softmax over H W of t_c / T
 
-    q is the student's, C the channels that are compared. By default of the logits, at the student's own resolution: the
-    teacher's map is resized to that (bilinear). `temperature`: of the softmax over space, 4 in the authors' code with
-    a weight of 3 beside the labels; 1 with a weight of 5 (Cityscapes) or 10 (ADE20K) in mmrazor; None: the loss's own,
-    the mean over the image's items. All pixels count, labelled or not. The sample's own number. In log space: finite
-    where a probability of the student underflows, as the authors' code is not.
+    q is the student's, and C the number of channels. By default the logits are compared, at the student's resolution:
+    the teacher's map is resized to it (bilinear). `temperature` is that of the softmax over space: 4 in the authors'
+    code, with a weight of 3 beside the cross-entropy; 1 in mmrazor, with a weight of 5 (Cityscapes) or 10 (ADE20K);
+    None: the loss's temperature, averaged over the image's items. All pixels count, labelled or not. A value depends on
+    its own sample only. It is computed in log space, so that it is finite even where a probability of the student
+    underflows, unlike in the authors' code.
 
-    On another layer, features: r is a 1x1 convolution, batch norm and ReLU where the widths differ, which trains with
-    the student. Raises ValueError when built for features that are no maps.
+    On any other layer, features are compared. If their widths differ, the student's pass through a 1x1 convolution,
+    batch norm and ReLU, which are trained with the student. Raises ValueError when built for features that are not
+    maps.
     """
 
     maps = True
@@ -48,7 +50,9 @@ class CWD(LayerPairs):
         super().build(context)
         pairs = self.pairs or ()
         if len(pairs) != 1:
-            raise ValueError(f"{self!r}: the layer stands for {len(pairs)} layers: name one of them")
+            raise ValueError(
+                f"{self!r}: the layer stands for {len(pairs)} layers, but one is compared: name one of them"
+            )
         ((mine, its),) = pairs
         channels, wanted = context.student.shape(mine)[0], context.teacher.shape(its)[0]
         if channels != wanted:
@@ -60,7 +64,7 @@ class CWD(LayerPairs):
         ((student, teacher),) = self.read(items)
         if self.temperature is None:
             of_samples = items.sample_means(temperature)
-            of_samples = of_samples.where(of_samples > 0, 1.0)  # an image without a labelled pixel counts nowhere
+            of_samples = of_samples.where(of_samples > 0, 1.0)  # an image without labelled pixels is not counted
         else:
             of_samples = torch.full((len(student),), float(self.temperature), device=student.device)
         return channelwise(self.connector(student), teacher, of_samples)

@@ -1,4 +1,4 @@
-"""FCFD: a student's feature is right where the teacher's later stages make the right things of it, and the reverse.
+"""FCFD: a student's feature, passed on through the teacher's stages, should give the teacher's outputs, and vice versa.
 
 B images, C channels, H and W pixels; n stages.
 """
@@ -28,17 +28,18 @@ class FCFD(LayerPairs):
 
         l_s = feature_weight min(e / warmup_epochs, 1) sum_k D_k + mixture_weight sum over paths of T² KL(p_t || p_path)
 
-    D_k are mean squared differences to the teacher's stage k: of the student's stage k through a bridge (`Bridge`,
-    trained), and of what each mixed path from the student to the teacher has there; at the last stage also of both
-    after ReLU and pooling. A mixed path begins in one network and is taken over a bridge into the other's stages; of
-    the 2 (n - 1) there are, each step draws `paths` from (seed, step). The sample's own number, but batch norms couple
-    samples. It softens by T; the plain KL(p_t || p_s) is another term: "kd + fcfd" of kd_weight 1 beside the labels.
+    D_k are mean squared differences from the output of the teacher's stage k: of the student's stage k through a
+    trained `Bridge`, and of the output of stage k on each mixed path from the student to the teacher; at the last stage
+    also the differences after ReLU and pooling. A mixed path begins in one network and continues, through a bridge, in
+    the other's stages. There are 2 (n - 1) of them, of which each step draws `paths` as a function of (seed, step). A
+    value depends on its own sample, except through batch norms. T is used; the plain KL(p_t || p_s) is a term of its
+    own: use "kd + fcfd" with kd_weight 1 beside the cross-entropy.
 
     Published: T = 4 (8 for ResNet32x4 to ShuffleNets, ResNet50 to MobileNetV2), mixture_weight=0.2 for WRN-16-2,
-    feature_weight=0.02 for ResNet20. The teacher is frozen here; as released, its batch norms run on the statistics of
-    the batch and move, and those of mixed paths have running statistics of their own, which begin at variance 0. In
-    the authors' entropy-weighted version (ER-FCFD) a broadcast makes the pooled part the same for all images; with
-    `weighting="entropy"` here each has its own.
+    feature_weight=0.02 for ResNet20. The teacher is frozen here. In the released code its batch norms use and update
+    batch statistics, and those of mixed paths have separate running statistics, which start at variance 0. In the
+    authors' entropy-weighted version (ER-FCFD) a broadcast makes the pooled part the same for all images; here, with
+    `weighting="entropy"`, each image has its own.
     """
 
     maps = True
@@ -65,8 +66,11 @@ class FCFD(LayerPairs):
         self.last = len(pairs)
         self.mixed = tuple(Path(k, to_teacher) for to_teacher in (True, False) for k in range(1, self.last))
         if self.paths > len(self.mixed):
-            raise ValueError(f"{self!r}: {self.last} stages have {len(self.mixed)} mixed paths: draw fewer")
-        # In a tuple: the networks are no children of this module.
+            raise ValueError(
+                f"{self!r}: paths={self.paths}, but {self.last} stages have {len(self.mixed)} mixed paths: set paths "
+                "to that number or less"
+            )
+        # In a tuple, so that the networks are not submodules.
         networks = (("student", context.student), ("teacher", context.teacher))
         self.networks = tuple(RunningStages("fcfd", name, network) for name, network in networks)
         student, teacher = (network.gives_rectified(2, shapes[0][side]) for side, network in enumerate(self.networks))
@@ -89,18 +93,18 @@ class FCFD(LayerPairs):
         return features + self.mixture_weight * torch.stack(divergences).sum(0) + self._not_drawn()
 
     def _difference(self, k: int, x: Tensor, teacher: Tensor) -> Tensor:
-        """D of what stands for the teacher's stage k + 1: [B]."""
+        """D between x and the output of the teacher's stage k + 1: [B]."""
         value = mean_squares(x, teacher)
         return value + pooled_squares(x, teacher) if k == self.last - 1 else value
 
     def drawn(self, seed: int, step: int) -> list["Path"]:
-        """The step's mixed paths, the same in all its micro-batches and on all ranks."""
+        """The mixed paths of an optimizer step, the same in all its micro-batches and on all ranks."""
         return random.Random(f"{seed} {step}").sample(self.mixed, self.paths)
 
     def run(
         self, path: "Path", bridged: Sequence[Tensor], maps: Sequence[tuple[Tensor, Tensor]]
     ) -> tuple[list[Tensor], Tensor]:
-        """The outputs of the stages that a path has in the network it goes to, and its logits [B, C]."""
+        """The outputs of a path's stages in its second network, and its logits [B, C]."""
         network = self.networks[path.to_teacher]
         at = path.start - 1
         x = bridged[at] if path.to_teacher else through(self.to_student[at], maps[at][1])
@@ -109,13 +113,13 @@ class FCFD(LayerPairs):
             return outputs, network.head(outputs[-1])
 
     def _not_drawn(self) -> Tensor | float:
-        """0, with a gradient of 0 for the bridges that no path of this step goes over: DDP waits for each parameter."""
+        """0, with a zero gradient for the bridges that this step does not use: DDP expects one for each parameter."""
         return sum((0.0 * p.sum() for p in self.to_student.parameters()), 0.0)
 
 
 @dataclass(frozen=True)
 class Path:
-    """From the first `start` stages of one network into the rest of the other, the teacher or the student."""
+    """A mixed path: the first `start` stages of one network, then the remaining stages of the other."""
 
     start: int
     to_teacher: bool
@@ -124,8 +128,8 @@ class Path:
 class Bridge(nn.Module):
     """A 3x3 convolution and batch norm from one network's map to the other's, both (C, H, W).
 
-    With a LeakyReLU where the receiving network's stages get rectified maps. Of stride 2 to half the size, transposed
-    (4x4) to twice; other sizes raise ValueError.
+    A LeakyReLU follows where the stages of the receiving network expect rectified maps. The convolution has stride 2
+    for half the size, and is transposed (4x4) for twice the size; other sizes raise ValueError.
     """
 
     def __init__(self, source: Sequence[int], target: Sequence[int], rectified: bool) -> None:
@@ -140,8 +144,8 @@ class Bridge(nn.Module):
             self.conv = nn.ConvTranspose2d(width, wanted, 4, stride=2, padding=1)
         else:
             raise ValueError(
-                f"fcfd: no bridge goes from a map of {size} pixels to one of {goal}: stages must have the same size, "
-                "half of it or twice of it in the other network"
+                f"fcfd: a map of {size} pixels cannot be bridged to one of {goal}: the size must be the same, half or "
+                "twice in the other network; choose another pair of networks"
             )
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         self.bn = nn.BatchNorm2d(wanted)
@@ -159,5 +163,5 @@ def mean_squares(x: Tensor, teacher: Tensor) -> Tensor:
 
 @in_float32
 def pooled_squares(x: Tensor, teacher: Tensor) -> Tensor:
-    """The same of both maps after ReLU and the mean over their pixels."""
+    """`mean_squares` of both maps after ReLU and the mean over their pixels: [B]."""
     return (x.relu().mean((2, 3)) - teacher.relu().mean((2, 3))).square().mean(1)

@@ -1,4 +1,4 @@
-"""FitNet: the student's map, through a regressor, is to be the teacher's.
+"""FitNet: the student's map, through a regressor, should match the teacher's.
 
 S images, C channels, H and W pixels.
 """
@@ -20,12 +20,13 @@ from hfkd.utils.feature_keys import Layer
 class FitNet(LayerPairs):
     """Hints (Romero et al., ICLR 2015): l_s = mean_chw (r(F_s) - F_t)^2 at one stage.
 
-    r is a convolution, batch norm and ReLU, which train with the student. RepDistiller and mdistiller take `layer=2`
-    and a weight of 100 beside the cross-entropy alone: `"100 * fitnet(layer=2)"`, with ce_weight and kd_weight 1. The
-    paper trains the student up to the hint first, and then by KD; here, as there, both train at once, and the mean
-    stands for the paper's half of the sum. `teacher_layer`: the teacher's, where it is another one.
+    r is a convolution, batch norm and ReLU, which are trained with the student. RepDistiller and mdistiller use
+    `layer=2` and a weight of 100 beside the cross-entropy, without KD: `"100 * fitnet(layer=2)"`, with ce_weight and
+    kd_weight 1. The paper first trains the student up to the hint, and then by KD; these two and hfkd train both at
+    once, and take the mean instead of half the sum. `teacher_layer`: the teacher's layer, if it differs from the
+    student's.
 
-    Raises ValueError when built for features that are no maps, or of sizes that no convolution joins.
+    Raises ValueError when built for features that are not maps, or for sizes that no convolution maps to each other.
     """
 
     maps = True
@@ -38,7 +39,9 @@ class FitNet(LayerPairs):
         super().build(context)
         pairs = self.pairs or ()
         if len(pairs) != 1:
-            raise ValueError(f"{self!r}: the layer stands for {len(pairs)} layers, and a hint is one: name one of them")
+            raise ValueError(
+                f"{self!r}: the layer stands for {len(pairs)} layers, but a hint is a single layer: name one of them"
+            )
         ((mine, its),) = pairs
         self.regressor = Regressor(context.student.shape(mine), context.teacher.shape(its))
 
@@ -46,7 +49,7 @@ class FitNet(LayerPairs):
         return self.of_layers(items)[0]
 
     def of_layers(self, items: Items) -> list[Tensor]:
-        """The number of each sample at the only layer: [S]."""
+        """The value of each sample at the only layer, in a list: [S]."""
         ((student, teacher),) = self.read(items)
         return [mean_squares(self.regressor(student), teacher)]
 

@@ -24,11 +24,11 @@ class HiddenCosine(StatePairs):
 
         l_s = sum over layers of  mean over positions of  1 - s . t / sqrt((|s|^2 + 1e-12) (|t|^2 + 1e-12))
 
-    over the sample's positions that are no padding. The last block alone is the authors', and so are networks of one
-    width, with nothing that trains beside the student; more layers as in `hidden_mse`, by a map or 'uniform'.
-    `projection=True` compares W s + b, W [H_s, H_t] and b one pair for all layers, for a narrower student. The authors
-    take the mean over the tokens of the batch, so that long rows count more; here a row counts as a row. Their weights:
-    5 KD (T = 2), 2 masked language modelling, 1 this.
+    over the sample's positions that are not padding. As in the paper, the default is the last block, for networks of
+    the same width, without additional parameters. More layers are chosen as in `hidden_mse`, by a map or 'uniform'.
+    With `projection=True`, for a narrower student, W s + b is compared, with one W [H_s, H_t] and b for all layers. The
+    authors take the mean over the tokens of the batch, so that long rows count more; here all rows count the same.
+    Published weights: 5 for KD (T = 2), 2 for masked language modelling, 1 for this loss.
     """
 
     def __init__(
@@ -60,5 +60,5 @@ def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 @in_float32
 def hidden_cosine(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The mean of 1 - cos(s, t) over each row's positions that are no padding: [B, L, H] twice -> [B]."""
+    """The mean of 1 - cos(s, t) over each row's positions that are not padding: [B, L, H] twice -> [B]."""
     return over_positions(cosine_distance(student, teacher), mask)

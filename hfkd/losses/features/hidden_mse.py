@@ -22,13 +22,13 @@ class HiddenMSE(StatePairs):
 
         l_s = sum over layers of  mean over positions and the teacher's width of  (H_s W + b - H_t)^2
 
-    W [H_s, H_t] and b are one pair for all layers and train with the student; `projection=False` leaves them out, for
-    networks of one width: a student of its teacher's layers. Layer 0 are the embeddings; without `teacher_layers` the
-    student's layer i goes with the teacher's layer r i, r = L_t / L_s. Others are named by a map,
-    layers={0: 0, 1: 3, 2: 5}, or spread evenly by teacher_layers='uniform'. The sample's own number.
-    Positions that are padding are left out; `count_padding=True` counts them, as the authors' code does, whose numbers
-    then depend on how long the longest row of the batch is. TinyBERT trains on this and `attention_scores` first, both
-    of weight 1, without labels (ce_weight=0), then in a second run on the predictions.
+    One W [H_s, H_t] and b are shared by all layers and trained with the student; `projection=False` leaves them out,
+    for networks of the same width, such as a student made of its teacher's layers. Layer 0 is the embeddings. Without
+    `teacher_layers` the student's layer i is compared with the teacher's layer r i, r = L_t / L_s. Other pairs are
+    given by a map, layers={0: 0, 1: 3, 2: 5}, or spread evenly by teacher_layers='uniform'. A value depends on its own
+    sample only. Padding is left out; `count_padding=True` includes it, as the authors' code does, whose values
+    therefore depend on the longest row of the batch. TinyBERT first trains on this loss and `attention_scores`, both
+    with weight 1, without labels (ce_weight=0), then in a second run on the predictions.
     """
 
     def __init__(
@@ -55,5 +55,5 @@ class HiddenMSE(StatePairs):
 
 @in_float32
 def squared_difference(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The mean squared difference of the states [B, L, H] of each row [B], over its positions that are no padding."""
+    """The mean squared difference of the states [B, L, H] of each row [B], over its positions that are not padding."""
     return over_positions((student - teacher).square().mean(-1), mask)

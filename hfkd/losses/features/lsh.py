@@ -1,4 +1,4 @@
-"""LSH: on which side of random hyperplanes a feature lies.
+"""LSH: the side of random hyperplanes on which a feature lies.
 
 B images, D features, N hash functions.
 """
@@ -20,7 +20,7 @@ from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import Count, Positive, checked
 from hfkd.utils.feature_keys import Layer
 
-FUNCTIONS_AT_ONCE = 256  # of which the medians over the training rows are taken
+FUNCTIONS_AT_ONCE = 256  # functions whose medians over the training rows are computed together
 
 
 @register_objective("lsh")
@@ -30,15 +30,16 @@ class LSH(LayerPairs):
 
         l_s = mean_d (s - t)^2 + mean_n BCE(h_n(s), [h_n(t) > 0]),    h(x) = W x + b
 
-    s is what the student's classifier reads, as wide as the teacher's t: `hfkd.models.with_projector` gives a student
-    the linear layer that makes it so, which belongs to it and is saved with it. W [`functions`, D] ~ N(0, `std`) and b
-    are frozen; b = - the lower median of W t over the training rows (one pass of the teacher), or 0 with bias="zero".
-    Defaults: 32 D functions, std that of the teacher's classifier weight.
+    s is the input of the student's classifier, of the same width as the teacher's t: `hfkd.models.with_projector` adds
+    a linear layer of that width to a student, which is saved with it. W [`functions`, D] ~ N(0, `std`) and b are
+    frozen; b is minus the lower median of W t over the training rows (one pass of the teacher), or 0 with bias="zero".
+    By default there are 32 D functions, and `std` is that of the teacher's classifier weight.
 
-    `correct_only`, the authors' default ("lshl2_s"), counts only the images that the teacher classifies right and
-    divides by their number in the batch, so that an image's number depends on it; `squared=False` leaves out the first
-    term ("lsh"), `distance="l2"` or "l1" compares hash values. Published weight beside the labels on CIFAR-100: 6.
-    "LSH-TL" of Energy KD's tables is likely this method; no public source says so, nor which variant.
+    `correct_only`, the authors' default ("lshl2_s"), counts only the images that the teacher classifies correctly and
+    divides by their number in the batch, so that an image's value depends on the batch. `squared=False` leaves out the
+    first term ("lsh"); `distance="l2"` or "l1" compares the hash values themselves. Published weight beside the
+    cross-entropy on CIFAR-100: 6. "LSH-TL" in the tables of Energy KD is probably this method; no public source
+    confirms it, or names the variant.
     """
 
     def __init__(
@@ -66,8 +67,9 @@ class LSH(LayerPairs):
         student, teacher = context.student.shape(mine), context.teacher.shape(theirs)
         if len(student) != 1 or student != teacher:
             raise ValueError(
-                f"{self!r}: the student's {mine!r} has the shape {student} and the teacher's {theirs!r} {teacher}, and "
-                "their hash values are compared: give the student that width by hfkd.models.with_projector"
+                f"{self!r}: the student's {mine!r} has the shape {student} and the teacher's {theirs!r} {teacher}, "
+                "but both are hashed by the same functions: give the student the teacher's width by "
+                "hfkd.models.with_projector"
             )
         std = self.std
         if std is None:
@@ -94,7 +96,7 @@ class LSH(LayerPairs):
 
 @torch.no_grad()
 def _medians(context: BuildContext, key: str, weight: Tensor) -> Tensor:
-    """The lower median of W t over the training rows: [N, D] -> [N], on the host."""
+    """The lower median of W t over the training rows: [N, D] -> [N], on the CPU."""
     rows: list[Tensor] = []
 
     def visit(teacher: Any) -> None:
@@ -110,7 +112,7 @@ def _medians(context: BuildContext, key: str, weight: Tensor) -> Tensor:
 def hash_difference(
     student: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor, distance: Literal["bce", "l2", "l1"] = "bce"
 ) -> Tensor:
-    """How the hash values h(x) = W x + b of student and teacher [B, D] differ, the mean over the N functions: [B].
+    """The difference of the hash values h(x) = W x + b of student and teacher [B, D], averaged over N functions: [B].
 
     bce: the cross-entropy of sigmoid(h(s)) with [h(t) > 0]; l2 and l1: (h(s) - h(t))^2 and |h(s) - h(t)|.
     """
@@ -127,5 +129,5 @@ def mean_squared(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def lower_median(values: Tensor) -> Tensor:
-    """The middle value of each column [rows, N], of two the lower: [N]."""
+    """The median of each column [rows, N], the lower of two middle values: [N]."""
     return torch.median(values, dim=0).values

@@ -1,4 +1,4 @@
-"""What the formulas on features share: the number format they are computed in, and maps brought to one size.
+"""Utilities for formulas on features: computation in float32, and pooling of maps to the same size.
 
 B images, C channels, H and W pixels.
 """
@@ -15,9 +15,10 @@ from hfkd.losses.functional import upcast
 
 
 def in_float32(formula: Callable[..., Any]) -> Callable[..., Any]:
-    """A formula whose floating-point tensors are float32 or wider, also under autocast to bfloat16.
+    """Decorate a formula so that its floating-point tensors are float32 or wider, also under autocast to bfloat16.
 
-    Distances, Gram matrices and normalisations cancel in half precision; convolutions of a connector do not come here.
+    Distances, Gram matrices and normalisations lose precision in half precision. The convolutions of connectors are not
+    decorated.
     """
 
     @functools.wraps(formula)
@@ -36,7 +37,7 @@ def _upcast(value: Any) -> Any:
 
 
 def through(connector: nn.Module, x: Tensor) -> Tensor:
-    """What a connector makes of a feature that may come in another number format, such as bfloat16."""
+    """A connector's output for a feature, which is first cast to the dtype of the connector's parameters."""
     return connector(x.to(next((p.dtype for p in connector.parameters()), x.dtype)))
 
 
@@ -47,11 +48,11 @@ def shrunk_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def resized(x: Tensor, height: int, width: int) -> Tensor:
-    """A map of this size, by adaptive average pooling; the map itself where it has the size."""
+    """The map at this size, by adaptive average pooling; unchanged if it has the size already."""
     return x if x.shape[-2:] == (height, width) else F.adaptive_avg_pool2d(x, (height, width))
 
 
 def unit(x: Tensor, dim: int = -1) -> Tensor:
-    """x / max(||x||, 1e-12); a vector of zeros stays one, without a gradient (which would be 1e12 times too large)."""
+    """x / max(||x||, 1e-12); a zero vector stays zero and gets no gradient (which would be 1e12 times too large)."""
     norm = x.norm(dim=dim, keepdim=True)
     return torch.where(norm > 1e-12, x / norm.clamp(min=1e-12), torch.zeros_like(x))

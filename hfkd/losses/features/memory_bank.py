@@ -1,4 +1,4 @@
-"""What CRD remembers of every training image, in both networks.
+"""The memory banks of CRD: an embedding of every training image from each network.
 
 B images, D dimensions, N training images.
 """
@@ -13,11 +13,12 @@ STATE = ("student", "teacher", "normalizers", "pending_rows", "pending_student",
 
 
 class MemoryBank(nn.Module):
-    """Vectors of length 1 of N images, [N, D] each, as `student` and `teacher`, and the two normalizers.
+    """Embeddings of length 1 of N images, `student` and `teacher` [N, D], and the two normalizers.
 
-    What a step's images have become is applied when the next step begins (`arrive`), so that all micro-batches of a
-    step meet the same memories. The rows of all ranks are gathered in each micro-batch (`remember`): every rank holds
-    the same, and whichever saves it saves all. No buffers: DDP would send them to all ranks in front of each forward.
+    The updates of a step are applied when the next step begins (`arrive`), so that all micro-batches of a step use the
+    same memory. The rows of all ranks are gathered in each micro-batch (`remember`), so that all ranks hold the same
+    memory and any of them can save it. The tensors are not buffers, because DDP would broadcast buffers before each
+    forward pass.
     """
 
     student: Tensor
@@ -42,7 +43,7 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def arrive(self, step: int, device: torch.device) -> None:
-        """Begin a micro-batch of optimizer step `step`: of a new step, with the memories that the last one left."""
+        """Begin a micro-batch of optimizer step `step`; at the first one of a step, apply the pending updates."""
         if self.student.device != device:
             for name in STATE:
                 setattr(self, name, getattr(self, name).to(device))
@@ -53,20 +54,20 @@ class MemoryBank(nn.Module):
             before = memory[rows]
             moved = self.momentum * before + (1 - self.momentum) * v
             moved = moved / moved.norm(dim=-1, keepdim=True)
-            # NaN, of a step that was left out (on_nan="skip"), would be in all that meet this image later.
+            # NaN values of a skipped step (on_nan="skip") must not enter the memory, where later steps would read them.
             memory[rows] = moved.where(moved.isfinite().all(-1, keepdim=True), before)
         self._forget()
 
     @torch.no_grad()
     def remember(self, rows: Tensor, student: Tensor, teacher: Tensor) -> None:
-        """Keep what this micro-batch's images [B] are now, [B, D] each, until the step is over; on all ranks."""
+        """Keep the new embeddings [B, D] of this micro-batch's images [B] until the step is over, from all ranks."""
         self.pending_rows = torch.cat([self.pending_rows, _of_all_ranks(rows)])
         self.pending_student = torch.cat([self.pending_student, _of_all_ranks(student.to(self.student.dtype))])
         self.pending_teacher = torch.cat([self.pending_teacher, _of_all_ranks(teacher.to(self.teacher.dtype))])
 
     @torch.no_grad()
     def normalizer(self, network: str, exponentials: Tensor) -> Tensor:
-        """Z of one network: N times the mean of the first exponentials that were finite, those of the first rank."""
+        """Z of one network: N times the mean of the first batch of finite exponentials on the first rank."""
         place = list(self.normalized).index(network)
         if not self.normalized[network]:
             first = len(self.student) * exponentials.mean()
@@ -92,7 +93,7 @@ class MemoryBank(nn.Module):
         for name in ("student", "teacher"):
             if found[name].shape != getattr(self, name).shape:
                 shapes = tuple(found[name].shape), tuple(getattr(self, name).shape)
-                errors.append(f"{prefix}{name} is of {shapes[0]}, not {shapes[1]}")
+                errors.append(f"{prefix}{name} has the shape {shapes[0]} instead of {shapes[1]}")
                 return
         self.step = int(found.pop("step"))
         self.normalized = dict(zip(self.normalized, found.pop("normalized").tolist(), strict=True))

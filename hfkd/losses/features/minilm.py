@@ -1,4 +1,4 @@
-"""MiniLM: relations of a layer's queries, keys and values among themselves.
+"""MiniLM: self-attention relations of a layer's queries, keys and values.
 
 B rows, L positions, A relation heads, W width of all heads, d = W / A.
 """
@@ -26,13 +26,14 @@ class MiniLM(StatePairs):
     """MiniLMv2 (Wang et al., Findings of ACL 2021): self-attention relations of one layer.
 
         l_s = sum over relations of  mean over heads and positions of  KL(R_t || R_s)
-        R = softmax(X X'^T / sqrt(d)),    (X, X') of `compared`: "qq" queries among themselves, "kk" keys, "vv" values
+        R = softmax(X X'^T / sqrt(d)),    (X, X') of `compared`: "qq" queries with queries, "kk" keys with keys, "vv"
+        values with values
 
-    The vectors of all heads are joined and cut into `heads` relation heads, so that networks with other heads and other
-    widths compare. Positions are those of the sample that are no padding. Version 1 (Wang et al., NeurIPS 2020) is
-    minilm(compared=("qk", "vv"), heads=12), with the networks' own equal number of heads: "qk" is the attention itself.
-    The paper's teacher layers: the last of 12, the 21st of 24. Nothing is trained beside the student; the paper has no
-    other loss (ce_weight=0).
+    The vectors of all heads are concatenated and split into `heads` relation heads, so that networks with different
+    numbers of heads and different widths can be compared. Padding is left out. Version 1 (Wang et al., NeurIPS 2020) is
+    minilm(compared=("qk", "vv"), heads=12), where both networks have 12 heads: "qk" is the attention itself. The
+    paper's teacher layers are the last of 12 and the 21st of 24. No parameters are trained besides the student's; the
+    paper uses no other loss (ce_weight=0).
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class MiniLM(StatePairs):
         return torch.stack(values).sum(0)
 
     def _pair(self, attention: Attention, pair: str) -> tuple[Tensor, Tensor]:
-        """The two of queries, keys and values that `pair` names, all heads joined: [B, L, W] each."""
+        """The two of queries, keys and values that `pair` names, with all heads concatenated: [B, L, W] each."""
         first, second = (getattr(attention, PARTS[letter]).transpose(1, 2).flatten(2) for letter in pair)
         for states in (first, second):
             if states.shape[-1] % self.heads or states.shape != first.shape:
@@ -84,10 +85,10 @@ class MiniLM(StatePairs):
 def relation_divergence(
     student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], heads: int, seen: Tensor
 ) -> Tensor:
-    """KL of the teacher's relations from the student's, the mean over heads and over the row's positions: [B].
+    """KL of the teacher's relations from the student's, averaged over the heads and the row's positions: [B].
 
-    Each network gives (X, X'), [B, L, W], of which R = softmax(X X'^T / sqrt(d)) is taken, head by head. seen: which
-    positions [B, 1, L, L] a row of R is over; a position that sees nothing is not counted.
+    Each network gives (X, X'), [B, L, W], from which R = softmax(X X'^T / sqrt(d)) is computed for each head. seen: the
+    positions [B, 1, L, L] that each row of R includes; a row without any is not counted.
     """
     log_p, log_q = (_log_relation(*states, heads, seen) for states in (teacher, student))
     rows = seen.any(-1)  # [B, 1, L]
@@ -96,7 +97,7 @@ def relation_divergence(
 
 
 def _log_relation(x: Tensor, other: Tensor, heads: int, seen: Tensor) -> Tensor:
-    """log softmax(X X'^T / sqrt(d)) over what is seen, [B, A, L, L]; finite everywhere."""
+    """log softmax(X X'^T / sqrt(d)) over the positions in `seen`, [B, A, L, L]; finite everywhere."""
     x, other = (states.unflatten(-1, (heads, -1)).transpose(1, 2) for states in (x, other))  # [B, A, L, d]
     scores = x @ other.transpose(-1, -2) / math.sqrt(x.shape[-1])
     return torch.log_softmax(scores.masked_fill(~seen, torch.finfo(scores.dtype).min), -1)

@@ -1,4 +1,4 @@
-"""Other images for each image, drawn from (seed, step, image): no generator, no host, the same on any number of ranks.
+"""Negatives for each image as a function of (seed, step, image), computed on the device, for any number of ranks.
 
 B images, K negatives, N training images.
 """
@@ -11,21 +11,24 @@ STRIDE = -0x61C8864680B583EB  # 2^64 over the golden ratio
 
 
 class Negatives:
-    """Draws among the N training images: any but the image itself, or given the labels [N] those of other classes.
+    """Draws from the N training images: any but the image itself, or with `labels` [N] those of other classes.
 
-    Raises ValueError where there are none.
+    Raises ValueError if there are no negatives.
     """
 
     def __init__(self, num_rows: int, labels: Tensor | None = None) -> None:
         self.num_rows = num_rows
-        # Rows class by class; of each row, where its class begins in that order, and how many it has. Without labels a
-        # row is a class of its own.
+        # The rows ordered by class, and for each row the start and the size of its class in that order. Without labels
+        # each row is its own class.
         classes = torch.arange(num_rows) if labels is None else labels.long().cpu()
         counts = classes.bincount()
         self.order = classes.argsort(stable=True)
         self.first, self.size = (counts.cumsum(0) - counts)[classes], counts[classes]
         if bool((self.size == num_rows).any()):
-            raise ValueError("there are no negatives: all training rows are of one class, or there is only one row")
+            raise ValueError(
+                f"there are no negatives, because all {num_rows} training rows have the same class or there is only "
+                "one row: use sampling='other_images', or more rows"
+            )
 
     def __call__(self, seed: int, step: int, index: Tensor, count: int) -> Tensor:
         """[B] -> [B, count], with replacement."""
@@ -33,7 +36,7 @@ class Negatives:
             self.order, self.first, self.size = (x.to(index.device) for x in (self.order, self.first, self.size))
         first, size = self.first[index].unsqueeze(1), self.size[index].unsqueeze(1)  # [B, 1]
         place = hashed(seed, step, index, count) % (self.num_rows - size)
-        return self.order[place + size * (place >= first)]  # past the image's own class
+        return self.order[place + size * (place >= first)]  # skips the image's own class
 
 
 def hashed(seed: int, step: int, index: Tensor, count: int) -> Tensor:
@@ -50,11 +53,11 @@ def _mixed(x: Tensor) -> Tensor:
 
 
 def _right(x: Tensor, shift: int) -> Tensor:
-    """A shift that fills up with zeros; torch's fills up with the sign."""
+    """A logical right shift; torch's is arithmetic."""
     return (x >> shift) & (2 ** (64 - shift) - 1)
 
 
 def _signed(number: int) -> int:
-    """The 64-bit integer with the same bits."""
+    """The signed 64-bit integer with the same bits."""
     number %= 2**64
     return number - 2**64 if number >= 2**63 else number

@@ -1,4 +1,4 @@
-"""NST: which patterns the channels of a map show.
+"""NST: the distribution of a map's channels, compared by maximum mean discrepancy.
 
 B images, C channels, H and W pixels, P = H W.
 """
@@ -19,8 +19,9 @@ class NST(SumOverMaps):
         l_s = sum over layers of  mean_cc' k(t_c, t_c') + mean_cc' k(s_c, s_c') - 2 mean_cc' k(s_c, t_c')
 
     s_c is channel c of the student's map as a vector of length 1. The larger map is pooled to the size of the smaller.
-    The sample's own number. Nothing is trained beside the student. mdistiller's weight is 50, on all stages but the
-    stem. A batched product of channels [B, C_s, C_t] here; released code holds [B, C_s, C_t, H W].
+    A value depends on its own sample only. No parameters are trained besides the student's. mdistiller's weight is 50,
+    on all stages but the stem. The kernel is computed as a batched product of channels [B, C_s, C_t]; the released code
+    materialises [B, C_s, C_t, H W].
     """
 
     def of_maps(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""OFD: the teacher's map before its ReLU, where what is negative counts as one margin.
+"""OFD: the teacher's map before its ReLU, with negative values clipped at a margin.
 
 B images, C channels, H and W pixels.
 """
@@ -24,13 +24,14 @@ class OFD(LayerPairs):
 
         l_s = sum over layers k = 1..n of  2^(k - n) sum_chw [y > t' or t > 0] (y - t')^2,    t' = max(t, m_c)
 
-    y is the student's map before its ReLU through a connector (1x1 convolution and batch norm, trained), t the
-    teacher's before its ReLU, pooled to the size of y. m_c < 0 is the mean of the channel's negative values, from the
-    teacher's batch norm before that ReLU (`margins`). A sum over the map, not a mean. The sample's own number, but the
-    connectors' batch norms couple samples. Published weight beside the labels: 1e-3, on ImageNet 1e-4.
+    y is the student's map before its ReLU, passed through a trained connector (1x1 convolution and batch norm); t is
+    the teacher's before its ReLU, pooled to the size of y. m_c < 0 is the mean of the channel's negative values, from
+    the teacher's batch norm before that ReLU (`margins`). It is a sum over the map, not a mean. A value depends on its
+    own sample, except through the connectors' batch norms. Published weight beside the cross-entropy: 1e-3, on ImageNet
+    1e-4.
 
-    The teacher's batch norms use their running statistics here; mdistiller leaves them in train mode, and aligns
-    features of networks with unequal numbers of stages from the end, margins from the start.
+    The teacher's batch norms use their running statistics here; mdistiller leaves them in train mode. For networks with
+    different numbers of stages, mdistiller aligns features from the last stage, but margins from the first.
     """
 
     maps = True
@@ -58,9 +59,9 @@ class OFD(LayerPairs):
 
 
 def batch_norm_before(network: NetworkContext, key: str) -> nn.BatchNorm2d:
-    """The batch norm that makes this feature, or that stands before the module which makes or gets it.
+    """The batch norm whose output this feature is, or the last one before the module of this feature.
 
-    Raises ValueError where there is none as wide as the map.
+    Raises ValueError if there is none with the map's number of channels.
     """
     module, width = network.modules[key], network.shape(key)[0]
     if isinstance(module, nn.BatchNorm2d):
@@ -72,14 +73,14 @@ def batch_norm_before(network: NetworkContext, key: str) -> nn.BatchNorm2d:
         if norms:
             return norms[-1]
     raise ValueError(
-        f"layer {key!r} of the teacher: ofd reads the margin off the batch norm before the activation, and "
-        f"{type(network.network).__name__} has none of {width} channels there; name layers such as 'pre:1:', or a "
-        "batch norm's path"
+        f"layer {key!r} of the teacher: ofd takes the margin from the batch norm before the activation, but "
+        f"{type(network.network).__name__} has no batch norm of {width} channels there; name layers such as 'pre:1:', "
+        "or the path of a batch norm"
     )
 
 
 class Connector(nn.Sequential):
-    """A 1x1 convolution to the teacher's channels and a batch norm, without a ReLU."""
+    """A 1x1 convolution to the teacher's number of channels and a batch norm, without a ReLU."""
 
     def __init__(self, student_width: int, teacher_width: int) -> None:
         conv = nn.Conv2d(student_width, teacher_width, 1, bias=False)
@@ -88,9 +89,9 @@ class Connector(nn.Sequential):
 
 
 def margins(batch_norm: nn.BatchNorm2d) -> Tensor:
-    """E[x | x < 0] of each channel, x ~ N(bias, weight^2) as the batch norm makes it: [C], below 0.
+    """E[x | x < 0] of each channel, x ~ N(bias, weight^2) as after the batch norm: [C], below 0.
 
-    -3 |weight| where less than one value in a thousand is negative.
+    It is -3 |weight| where fewer than one value in a thousand is negative.
     """
     scale = batch_norm.weight.detach().double().abs().clamp(min=1e-12)
     mean = batch_norm.bias.detach().double()

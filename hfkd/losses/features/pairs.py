@@ -1,4 +1,4 @@
-"""Objectives that compare layers of the student with layers of the teacher, one by one.
+"""Base classes of objectives that compare layers of the student with layers of the teacher, pair by pair.
 
 S samples.
 """
@@ -18,11 +18,11 @@ from hfkd.utils.feature_keys import Layer, LayerMap, Layers, paired_keys
 
 
 class LayerPairs(FeatureObjective):
-    """An objective on the student's `layers` and the teacher's `teacher_layers`, the same ones where it is None.
+    """An objective on the student's `layers` and the teacher's `teacher_layers` (None: the same layers).
 
-    `layers` may be a map, {the student's layer: the teacher's}.
-    maps: the layers must be maps (C, H, W). relational: a number depends on the other rows of the batch, of which
-    there must be `rows`. One that reads the items' logits too says `signals=False` in its `requirements()`.
+    `layers` may be a map, {student layer: teacher layer}.
+    maps: the layers must be maps (C, H, W). relational: a value depends on the other rows of the batch, which must have
+    at least `rows` rows. A subclass that also reads logits sets `signals=False` in its `requirements()`.
     """
 
     maps = False
@@ -48,20 +48,20 @@ class LayerPairs(FeatureObjective):
     def _check_map(self, network: str, key: str, shape: tuple[int, ...]) -> None:
         if len(shape) != 3:
             raise ValueError(
-                f"{self!r}: layer {key!r} of the {network} has the shape {shape}, and this compares maps (channels, "
-                "height, width): name a layer of a convolutional network"
+                f"{self!r}: layer {key!r} of the {network} has the shape {shape}, but maps (channels, height, width) "
+                "are compared: name a layer of a convolutional network"
             )
 
     def read(self, items: Items) -> Iterator[tuple[Any, Any]]:
-        """The features of each pair of layers: student's, teacher's."""
+        """The features of each pair of layers: (student's, teacher's)."""
         if self.pairs is None:
-            raise ValueError(f"{self!r} has not seen the networks: call build(context) first, as the trainer does")
+            raise ValueError(f"{self!r} is not built: call build(context) first, as the trainer does")
         for mine, theirs in self.pairs:
             yield items.student.features[mine], items.teacher.features[theirs]
 
 
 class SumOverMaps(LayerPairs):
-    """l_s = the sum over the pairs of maps of what `of_maps` gives; nothing is trained beside the student."""
+    """l_s is the sum of `of_maps` over the pairs of maps; no parameters are trained besides the student's."""
 
     maps = True
 
@@ -71,11 +71,11 @@ class SumOverMaps(LayerPairs):
 
     @abstractmethod
     def of_maps(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The number of each sample [S], of two maps [S, C, H, W]."""
+        """The value of each sample [S] from two maps [S, C, H, W]."""
 
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
         return torch.stack(self.of_layers(items)).sum(0)
 
     def of_layers(self, items: Items) -> list[Tensor]:
-        """The number of each sample at each layer: [S] each."""
+        """The value of each sample at each layer: [S] each."""
         return [self.of_maps(student, teacher) for student, teacher in self.read(items)]

@@ -1,4 +1,4 @@
-"""PKD: the first token's states, layer by layer.
+"""PKD: the hidden states of the first token, layer by layer.
 
 B rows, K layers, H features.
 """
@@ -22,10 +22,10 @@ class PKD(StatePairs):
 
         l_s = mean over layers and width of  (h_s / |h_s| - h_t / |h_t|)^2
 
-    h is the state of the row's first token that is no padding; `normalize=False` leaves out the lengths. The paper sums
-    over the width where the authors' code takes the mean, as here. The defaults are PKD-Skip from 12 blocks to 6; 12 to
-    3: (1, 2) and (4, 8); PKD-Last 12 to 6: teacher_layers=(7, 8, 9, 10, 11). Same width of both networks, nothing
-    trained beside the student. Published weights: 10 to 1000, searched.
+    h is the state of the row's first token that is not padding; `normalize=False` leaves out the division by the norms.
+    The paper sums over the width; the authors' code and hfkd take the mean. The defaults are PKD-Skip from 12 blocks to
+    6. For 12 to 3 it is (1, 2) and (4, 8); PKD-Last for 12 to 6 is teacher_layers=(7, 8, 9, 10, 11). Both networks must
+    have the same width; no parameters are trained besides the student's. Published weights: 10 to 1000, searched.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class PKD(StatePairs):
 
 
 def first_states(states: Tensor, mask: Tensor | None) -> Tensor:
-    """The state of each row's first position that is no padding: [B, L, H] -> [B, H]."""
+    """The state of each row's first position that is not padding: [B, L, H] -> [B, H]."""
     if mask is None:
         return states[:, 0]
     return states[torch.arange(len(states), device=states.device), mask.int().argmax(1)]

@@ -1,4 +1,4 @@
-"""PKT: how similar images are to each other, as a probability.
+"""PKT: similarities between images, as probabilities.
 
 B images, D features.
 """
@@ -23,10 +23,10 @@ class PKT(LayerPairs):
         l_i = 1/B sum_j p_j|i log(p_j|i / q_j|i)
         p_j|i = K(t_i, t_j) / sum_k K(t_i, t_k),    K(a, b) = (1 + cos(a, b)) / 2
 
-    q is the student's. The paper sums over i and j; here and in released code that sum is divided by B^2, j = i counts
-    too, and both probabilities are 1e-7 larger inside the logarithm. l_i is image i's row: how its neighbours are
-    ranked. A weight of image i weighs its row, not its place in others' rows. Values are tiny (1e-5): mdistiller's
-    weight is 30000 beside the labels. Nothing is trained beside the student.
+    q is the student's. The paper sums over i and j; here, as in released code, that sum is divided by B^2, j = i is
+    included, and 1e-7 is added to both probabilities inside the logarithm. l_i is image i's row: its similarity to the
+    other images. The weight of image i applies to its row, not to its place in other rows. Values are tiny (1e-5):
+    mdistiller's weight is 30000 beside the cross-entropy. No parameters are trained besides the student's.
     """
 
     relational = True
@@ -43,7 +43,7 @@ class PKT(LayerPairs):
 
 @in_float32
 def pkt(student: Tensor, teacher: Tensor) -> Tensor:
-    """The rows' shares [B] of sum_ij P_ij log(P_ij / Q_ij) / B, P the teacher's, Q the student's; features [B, D]."""
+    """Each row's part [B] of sum_ij P_ij log(P_ij / Q_ij) / B, P the teacher's, Q the student's; features [B, D]."""
     p, q = _similarities(teacher), _similarities(student)
     return (p * ((p + EPS) / (q + EPS)).log()).mean(-1)
 

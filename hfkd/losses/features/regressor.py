@@ -1,4 +1,4 @@
-"""The connector that takes a student's map to a teacher's shape: FitNet's regressor.
+"""The connector from a student's map to the shape of a teacher's: FitNet's regressor.
 
 B images, C channels, H and W pixels; s student, t teacher.
 """
@@ -12,8 +12,8 @@ def fitting_convolution(student: Sequence[int], teacher: Sequence[int]) -> nn.Mo
     """A convolution from maps (C_s, H_s, W_s) to (C_t, H_t, W_t), as RepDistiller and mdistiller choose it.
 
     Twice the teacher's size: 3x3 of stride 2. Half of it: transposed, 4x4 of stride 2. Otherwise a kernel of
-    (H_s - H_t + 1, W_s - W_t + 1) without padding; 1x1 at the same size. Raises ValueError where the student's map is
-    smaller, and not by half.
+    (H_s - H_t + 1, W_s - W_t + 1) without padding; 1x1 at the same size. Raises ValueError if the student's map is
+    smaller, unless by half.
     """
     (c_s, *size_s), (c_t, *size_t) = student, teacher
     if all(s == 2 * t for s, t in zip(size_s, size_t, strict=True)):
@@ -23,14 +23,14 @@ def fitting_convolution(student: Sequence[int], teacher: Sequence[int]) -> nn.Mo
     kernel = tuple(s - t + 1 for s, t in zip(size_s, size_t, strict=True))
     if min(kernel) < 1:
         raise ValueError(
-            f"the student's map is {size_s[0]}x{size_s[1]} and the teacher's {size_t[0]}x{size_t[1]}: no convolution "
-            "makes the smaller one the larger one, unless it is half of it; choose layers of other sizes"
+            f"the student's map is {size_s[0]}x{size_s[1]} and the teacher's {size_t[0]}x{size_t[1]}: a smaller "
+            "student map can only be enlarged by a factor of two; choose layers of other sizes"
         )
     return nn.Conv2d(c_s, c_t, (kernel[0], kernel[1]))
 
 
 class Regressor(nn.Sequential):
-    """ReLU(BN(conv(F_s))): [B, C_s, H_s, W_s] -> [B, C_t, H_t, W_t]. The names are the authors'."""
+    """ReLU(BN(conv(F_s))): [B, C_s, H_s, W_s] -> [B, C_t, H_t, W_t]. Named as in the authors' code."""
 
     def __init__(self, student: Sequence[int], teacher: Sequence[int]) -> None:
         super().__init__()

@@ -27,15 +27,16 @@ class ReviewKD(LayerPairs):
 
         l_s = min(e / warmup_epochs, 1) * sum over levels of  HCL(ABF_k(F_s, k..n), F_t,k)_s
 
-    Levels are the student's stages but the stem, after their ReLU, and the pooled features as a map of one pixel; the
-    teacher's maps are those before the ReLU ("pre:1:"). ABF (`AttentionFusion`) mixes a level with all after it, HCL
-    compares at several sizes. The middle width is min(`max_middle`, the last level's). The sample's own number, but the
-    batch norms of the fusions couple samples; all of them train with the student.
+    The levels are the student's stages without the stem, after their ReLU, and the pooled features as a map of one
+    pixel; the teacher's maps are those before the ReLU ("pre:1:"). ABF (`AttentionFusion`) fuses a level with all later
+    ones, and HCL compares maps at several sizes. The width of the fusions is min(`max_middle`, width of the last
+    level). A value depends on its own sample, except through the batch norms of the fusions. The fusions are trained
+    with the student.
 
     e = 1 in the first epoch, as in mdistiller (0 in the authors' code); `warmup_epochs=0` switches the ramp off.
-    Published weights beside the labels: 5 (WRN, ResNet8x4, ShuffleNetV1), 8 (ShuffleNetV2), 0.6 (ResNet20), 1
-    (ResNet32); none for other students. EA-ReviewKD is this with `weighting="entropy"`. mdistiller's EA files crash
-    without it and have log(100) for any number of classes.
+    Published weights beside the cross-entropy: 5 (WRN, ResNet8x4, ShuffleNetV1), 8 (ShuffleNetV2), 0.6 (ResNet20), 1
+    (ResNet32); none for other students. EA-ReviewKD is this objective with `weighting="entropy"`. mdistiller's EA files
+    crash without the ramp and use log(100) for any number of classes.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class ReviewKD(LayerPairs):
     def _width(self, network: str, key: str, shape: tuple[int, ...]) -> int:
         if len(shape) not in (1, 3):
             raise ValueError(
-                f"{self!r}: layer {key!r} of the {network} has the shape {shape}, and a level is a map (channels, "
+                f"{self!r}: layer {key!r} of the {network} has the shape {shape}, but a level is a map (channels, "
                 "height, width) or pooled features (channels): name layers of a convolutional network"
             )
         return shape[0]
@@ -76,15 +77,15 @@ class ReviewKD(LayerPairs):
 
 
 def _as_map(x: Tensor) -> Tensor:
-    """Pooled features [B, C] as a map of one pixel; a map as it is."""
+    """Pooled features [B, C] as a map of one pixel; a map unchanged."""
     return x if x.ndim == 4 else x[..., None, None]
 
 
 class AttentionFusion(nn.Module):
-    """ABF: a level's map, mixed by two attention maps with what comes from the level above.
+    """ABF: fuses a level's map with the map from the level above, by two attention maps.
 
     h = BN(conv1x1(x)); below the top a0, a1 = sigmoid(conv1x1([h, y])), h = a0 h + a1 y, y the map from above at the
-    size of x; out = BN(conv3x3(h')), h' = h at the teacher's size. h' is handed down, not out.
+    size of x; out = BN(conv3x3(h')), h' = h at the teacher's size. h', not out, is passed to the level below.
     """
 
     def __init__(self, width: int, middle: int, teacher_width: int, top: bool) -> None:
@@ -131,9 +132,9 @@ class Review(nn.Module):
 
 @in_float32
 def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
-    """HCL of each image [B]: mean squared differences of the maps [B, C, H, W], and of both pooled to 4, 2 and 1.
+    """HCL of each image [B]: mean squared differences of the maps [B, C, H, W] and of both pooled to sizes 4, 2 and 1.
 
-    Their weights 1, 1/2, 1/4, 1/8 are divided by the sum of those that are used: sizes below the map's height.
+    Their weights 1, 1/2, 1/4, 1/8 are divided by the sum of those used, which are the sizes below the map's height.
     """
     total, weights, weight = _mse(student, teacher), 1.0, 1.0
     for size in (4, 2, 1):

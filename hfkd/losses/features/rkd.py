@@ -1,4 +1,4 @@
-"""RKD: distances between images and angles at them.
+"""RKD: distances and angles between the features of images.
 
 B images, D features.
 """
@@ -21,12 +21,13 @@ class RKD(LayerPairs):
     """Relational knowledge distillation (Park et al., CVPR 2019); h is the Huber loss.
 
         l_i = distance 1/B sum_j h(psi_D(t_i, t_j) - psi_D(s_i, s_j)) + angle 1/B^2 sum_jk h(psi_A(t_j, t_i, t_k) - ...)
-        psi_D = ||a - b|| / its mean over pairs,    psi_A = cosine of the angle at the middle one of three
+        psi_D = ||a - b|| / its mean over pairs, psi_A = cosine of the angle at the second of three images
 
-    l_i is image i's share: the pairs it begins, and the triplets whose angle is at it. A weight of image i weighs those
-    and no other place that it has in a relation. As in released code the means are over all B^2 and B^3, those of equal
-    indices (0) too. Distances are taken from differences, not from a Gram matrix, which cancels. Weights 25 and 50 are
-    the paper's ratio; mdistiller multiplies by 1 beside the labels. Nothing is trained beside the student.
+    l_i is the contribution of image i: the pairs in which it is first, and the triplets with the angle at it. The
+    weight of image i applies to these alone. As in released code the means are over all B^2 pairs and B^3 triplets,
+    including those with equal indices (0). Distances are computed from differences rather than a Gram matrix, which
+    would lose precision. The weights 25 and 50 have the paper's ratio; mdistiller multiplies the sum by 1 beside the
+    cross-entropy. No parameters are trained besides the student's.
     """
 
     relational = True
@@ -51,7 +52,7 @@ class RKD(LayerPairs):
 
 @in_float32
 def rkd(student: Tensor, teacher: Tensor, distance: float = 25.0, angle: float = 50.0) -> Tensor:
-    """The rows' shares [B]: of pairs by their first image, of triplets by the image at the vertex; features [B, D]."""
+    """Each row's part [B]: of pairs by their first image, of triplets by the image at the vertex; features [B, D]."""
     s, t = (x.unsqueeze(0) - x.unsqueeze(1) for x in (student, teacher))  # [B, B, D]: x_b - x_a at [a, b]
     shares = student.new_zeros(len(student))
     if distance:
@@ -62,7 +63,7 @@ def rkd(student: Tensor, teacher: Tensor, distance: float = 25.0, angle: float =
 
 
 def _distances(difference: Tensor) -> Tensor:
-    """||x_a - x_b|| over its mean over pairs: [B, B]. The mean has a gradient too."""
+    """||x_a - x_b|| divided by its mean over pairs: [B, B]. The gradient flows through the mean too."""
     d = difference.square().sum(-1).clamp(min=1e-12).sqrt()
     d = d.masked_fill(torch.eye(len(d), dtype=torch.bool, device=d.device), 0.0)
     pairs = max(len(d) * (len(d) - 1), 1)
@@ -70,6 +71,6 @@ def _distances(difference: Tensor) -> Tensor:
 
 
 def _angles(difference: Tensor) -> Tensor:
-    """The cosine of the angle between b and c seen from a, at [a, b, c]."""
+    """The cosine of the angle at a between b and c, at index [a, b, c]."""
     e = unit(difference)
     return e @ e.transpose(-1, -2)

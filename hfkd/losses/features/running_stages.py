@@ -1,4 +1,4 @@
-"""Networks whose stages an objective runs itself, from a feature to the logits.
+"""Running the remaining stages of a network from a feature to the logits.
 
 B images, C classes.
 """
@@ -16,7 +16,7 @@ from hfkd.losses.context import NetworkContext
 class RunningStages:
     """Stages 1..n of a network whose stages can be run one by one (`NetworkContext.stages`).
 
-    Raises ValueError for any other network. The network's own hooks and its wrappers see nothing of these runs.
+    Raises ValueError for any other network. Hooks on the whole network, and its wrappers, are not called by these runs.
     """
 
     def __init__(self, objective: str, name: str, context: NetworkContext) -> None:
@@ -24,14 +24,14 @@ class RunningStages:
         self.class_order = None if context.class_order is None else list(context.class_order)
         if context.stages is None:
             raise ValueError(
-                f"{objective} runs the stages of the {name} one by one, and of {type(context.network).__name__} nobody "
-                "knows them as a sequence: use one of the CIFAR networks (timm.list_models('cifar_*')), a ResNet of "
-                "timm or torchvision, or an EfficientNet or MobileNet of timm"
+                f"{objective} runs the stages of the {name} one by one, but those of {type(context.network).__name__} "
+                "are not known as a sequence: use one of the CIFAR networks (timm.list_models('cifar_*')), a ResNet "
+                "of timm or torchvision, or an EfficientNet or MobileNet of timm"
             )
         self.stages = context.stages
 
     def onwards(self, k: int, x: Tensor, last: int) -> list[Tensor]:
-        """What the stages k + 1 to `last` make of x, the output of stage k; of images with k = -1."""
+        """The outputs of the stages k + 1 to `last`, from the output x of stage k (from images with k = -1)."""
         x, outputs = x.to(next(self.network.parameters()).dtype), []
         for stage in self.stages.stages[k + 1 : last + 1]:
             x = stage(x)
@@ -39,12 +39,12 @@ class RunningStages:
         return outputs
 
     def to_the_end(self, k: int, x: Tensor) -> Tensor:
-        """The logits [B, C] of x, the output of stage k."""
+        """The logits [B, C] from the output x of stage k."""
         outputs = self.onwards(k, x, self.stages.last)
         return self.head(outputs[-1] if outputs else x)
 
     def head(self, x: Tensor) -> Tensor:
-        """The logits [B, C] of the last stage's output, in the data's order of classes."""
+        """The logits [B, C] from the last stage's output, in the data's order of classes."""
         logits = self.stages.head(x)
         return logits if self.class_order is None else logits[:, self.class_order]
 
@@ -64,7 +64,7 @@ class RunningStages:
 
 @contextmanager
 def kept_statistics(network: nn.Module) -> Iterator[None]:
-    """Within it batch norms in training mode use the batch's statistics, and their running ones stay as they are."""
+    """Keep batch norms in training mode from updating their running statistics within the context."""
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False

@@ -1,6 +1,6 @@
-"""SAKD: which layers an image learns at, chosen by an agent that sees both networks' features.
+"""SAKD: an agent that reads both networks' features chooses the layers at which each image is distilled.
 
-B images, C classes, K spots, the logits are one more.
+B images, C classes, K spots, besides the logits.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from hfkd.utils.argument_types import NotNegative, Positive, checked
 from hfkd.utils.feature_keys import Layer, feature_key
 from hfkd.utils.slots import resolve
 
-TAU = 5.0  # of the gates' softmax, as released, where it is not annealed
+TAU = 5.0  # temperature of the gates' softmax; constant, as in the released code
 TINY = 1e-20
 
 
@@ -38,20 +38,23 @@ class SAKD(FeatureObjective):
 
         l_i = alpha a_i,K+1 T² KL(p_t || p_s) + beta sum_k a_ik l_ik
 
-    l_ik is the number of `objective` (at, nst, vid, fitnet) at layer k. The gates a are 0 or 1: 1 where the first of a
-    pair of softmax((policy(pooled t, pooled s) + Gumbel noise) / 5) is the larger; they have no gradient here. An image
-    that a spot leaves out counts 0. The sample's own number, as far as that of `objective` is.
+    l_ik is the value of `objective` (at, nst, vid, fitnet) at layer k. The gates a are 0 or 1: 1 where the first of the
+    pair softmax((policy(pooled t, pooled s) + Gumbel noise) / 5) is the larger; they have no gradient in this loss. An
+    image that is left out at a spot counts as 0 there. A value depends on its own sample only if that of `objective`
+    does.
 
-    The agent (policy and adapters) has a loss of its own, f CE(grafted) + max(0, B/2 - sum_i a_i,K+1), which takes no
-    weight: the grafted network goes on after each spot with the teacher's features where a_ik = 1 and the student's
-    where it is 0, each through an adapter (`Regressor`) into the other network; f = gamma where its cross-entropy is
-    above the student's, else 1 / gamma. Its student is in evaluation mode and gets no gradient. The gates' gradient is
-    straight-through. It trains at `agent_learning_rate` (half of 0.05, as released) with its own weight decay.
+    The agent (policy and adapters) is trained by its own loss, f CE(grafted) + max(0, B/2 - sum_i a_i,K+1), without a
+    weight. After each spot, the grafted network continues with the teacher's features where a_ik = 1 and the student's
+    where it is 0, each passed to the other network through an adapter (`Regressor`). f = gamma where the grafted
+    network's cross-entropy is above the student's, else 1 / gamma. The student is in evaluation mode there and gets no
+    gradient. The gates' gradient is straight-through. The agent's learning rate is `agent_learning_rate` (half of 0.05,
+    as released), and it has its own weight decay.
 
-    `teacher_first` adds 10 to the policy's biases towards the teacher (released for pairs of one family). `image_layer`
-    is what both networks do to the image first. Noise is drawn from (seed, step, image), or the image's place in the
-    batch where rows have no index. The paper's KD term is in here: no "kd" beside it, kd_weight 1. Published: alpha 1;
-    beta 1000 and gamma 2 for AT, 1 and 1 for FitNet, 1 and 2 for VID, 50 and 1 for NST.
+    `teacher_first` adds 10 to the policy's biases towards the teacher (as released for pairs of one family).
+    `image_layer` is the first layer of both networks, whose input is the image. The noise is a function of (seed, step,
+    image), or of the image's position in the batch where rows have no index. The paper's KD term is included: use no
+    "kd" beside it, and kd_weight 1. Published: alpha 1; beta 1000 and gamma 2 for AT, 1 and 1 for FitNet, 1 and 2 for
+    VID, 50 and 1 for NST.
     """
 
     softens = True
@@ -75,8 +78,7 @@ class SAKD(FeatureObjective):
         inner = resolve(objective, OBJECTIVES, "objective")
         if not (isinstance(inner, LayerPairs) and hasattr(inner, "of_layers")):
             raise ValueError(
-                f"SAKD: objective={objective!r} must be one that gives each layer of a sample a number of its own: at, "
-                "nst, vid or fitnet"
+                f"SAKD: objective={objective!r} does not give a value per sample and layer: use at, nst, vid or fitnet"
             )
         self.inner: Any = inner
         self.divergence = inner.divergence
@@ -92,7 +94,7 @@ class SAKD(FeatureObjective):
         self.inner.build(context)
         pairs = self.inner.pairs
         if not all(key.isdigit() for pair in pairs for key in pair):
-            raise ValueError(f"{self!r}: spots are stages, and the layers are {pairs}: name stages, such as '1:'")
+            raise ValueError(f"{self!r}: the layers are {pairs}, but spots must be stages: name stages, such as '1:'")
         self.spots = [(int(mine), int(theirs)) for mine, theirs in pairs]
         shapes = [(context.student.shape(mine), context.teacher.shape(theirs)) for mine, theirs in pairs]
         self.hints = nn.ModuleList(Regressor(s, t) for s, t in shapes)
@@ -102,7 +104,7 @@ class SAKD(FeatureObjective):
         if self.teacher_first:
             with torch.no_grad():
                 self.policy.bias[::2] += 10
-        # In a tuple: the networks are no children of this module.
+        # In a tuple, so that the networks are not submodules.
         networks = (("student", context.student), ("teacher", context.teacher))
         self.networks = tuple(RunningStages("sakd", name, network) for name, network in networks)
 
@@ -138,7 +140,7 @@ class SAKD(FeatureObjective):
         return factor * grafted + (len(items) / 2 - gates[:, -1].sum()).clamp(min=0)
 
     def grafted(self, items: Items, gates: Tensor) -> Tensor:
-        """The logits [B, C] of both networks grafted on each other."""
+        """The logits [B, C] of the grafted network."""
         (student, teacher), (mine, theirs) = self.networks, self.images
         s, t = items.student.features[mine].detach(), items.teacher.features[theirs]
         at = (-1, -1)
@@ -157,9 +159,9 @@ class SAKD(FeatureObjective):
 
 @contextmanager
 def evaluated(network: nn.Module, but: nn.Module) -> Iterator[None]:
-    """Within it the network is in evaluation mode, and what runs gives its parameters no gradient.
+    """Within the context the network is in evaluation mode, and its parameters get no gradient.
 
-    but: a part that stays as it is. The trainer makes the loss a child of the student.
+    but: a submodule that is left unchanged, since the trainer makes the loss a child of the student.
     """
     apart, own = set(but.modules()), set(but.parameters())
     modes = {module: module.training for module in network.modules() if module not in apart}

@@ -1,4 +1,4 @@
-"""SP: which images activate a layer alike.
+"""SP: similarities between the activations of images.
 
 B images.
 """
@@ -20,9 +20,9 @@ class SP(LayerPairs):
 
         l_i = 1/B sum_j (G_t[i, j] - G_s[i, j])^2,    G = F F^T of the flattened features, its rows of length 1
 
-    so that mean_i l_i is the paper's ||G_t - G_s||_F^2 / B^2. l_i is image i's row: which images resemble it. A weight
-    of image i weighs its row, not its column. Widths and sizes may differ; nothing is trained beside the student.
-    mdistiller's weight is 3000, on the last stage.
+    so that mean_i l_i is the paper's ||G_t - G_s||_F^2 / B^2. l_i is image i's row: its similarity to each image. The
+    weight of image i applies to its row, not to its column. Widths and sizes may differ; no parameters are trained
+    besides the student's. mdistiller's weight is 3000, on the last stage.
     """
 
     relational = True
@@ -39,7 +39,7 @@ class SP(LayerPairs):
 
 @in_float32
 def sp(student: Tensor, teacher: Tensor) -> Tensor:
-    """The rows' shares [B] of ||G_t - G_s||_F^2 / B; features [B, ...] of any two shapes."""
+    """The contribution of each row [B] to ||G_t - G_s||_F^2 / B; features [B, ...] of any two shapes."""
     return (_similarities(student) - _similarities(teacher)).square().mean(-1)
 
 

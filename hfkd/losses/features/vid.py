@@ -1,4 +1,4 @@
-"""VID: how well the student's map predicts the teacher's, as a Gaussian with a variance of its own for each channel.
+"""VID: the likelihood of the teacher's map given the student's, a Gaussian with one variance per channel.
 
 B images, C channels, H and W pixels, s student's, t teacher's.
 """
@@ -29,10 +29,10 @@ class VID(LayerPairs):
         l_s = sum over layers of  mean_chw ((mu(F_s) - F_t)^2 / v_c + log v_c) / 2
         v_c = softplus(log_scale_c) + 1e-5
 
-    mu (three 1x1 convolutions) and log_scale (v = `variance` at first) train with the student. The larger map is pooled
-    to the size of the smaller. May be negative; the part log v is the same for all samples, and a sample's weight
-    weighs it too. Weight 1, on all stages but the stem. In mdistiller log_scale is in no optimizer, and v stays 5
-    (`train_variance=False`): here it trains, as in the paper and in RepDistiller.
+    mu (three 1x1 convolutions) and log_scale (initially v = `variance`) are trained with the student. The larger map is
+    pooled to the size of the smaller. The value may be negative; its part log v is the same for all samples, and is
+    weighted like the rest. Published weight: 1, on all stages but the stem. In mdistiller log_scale is in no optimizer,
+    so that v stays 5 (`train_variance=False`); here it is trained, as in the paper and in RepDistiller.
     """
 
     maps = True
@@ -61,13 +61,13 @@ class VID(LayerPairs):
         return torch.stack(self.of_layers(items)).sum(0)
 
     def of_layers(self, items: Items) -> list[Tensor]:
-        """The number of each sample at each layer: [S] each."""
+        """The value of each sample at each layer: [S] each."""
         pairs = list(self.read(items))
         return [model(*maps) for model, maps in zip(self.gaussians, pairs, strict=True)]
 
 
 class Gaussian(nn.Module):
-    """N(mu(F_s), v) of the teacher's map: mu three 1x1 convolutions, v = softplus(log_scale) + 1e-5 of each channel."""
+    """N(mu(F_s), v) for the teacher's map: mu is three 1x1 convolutions, v = softplus(log_scale) + 1e-5 per channel."""
 
     def __init__(self, student_width: int, teacher_width: int, variance: float = 5.0) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Gaussian(nn.Module):
         self.log_scale = nn.Parameter(torch.full((teacher_width,), math.log(math.expm1(variance - MIN_VARIANCE))))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """-log N(F_t) without its constant, of each image [B]; maps [B, C, H, W]."""
+        """-log N(F_t) without its constant, for each image [B]; maps [B, C, H, W]."""
         student, teacher = shrunk_alike(student, teacher)
         return negative_log_likelihood(through(self.mu, student), teacher, self.log_scale)
 

@@ -1,4 +1,4 @@
-"""Objectives: how far the student is from the teacher on each item. `(Items, T [N]) -> [N]`."""
+"""Objectives on logits: the distance of student and teacher for each item. `(Items, T [N]) -> [N]`."""
 
 from hfkd.losses.base import Objective
 from hfkd.losses.logits.adaptive_kl import AdaptiveKL

@@ -1,4 +1,4 @@
-"""Adaptive KL: forward and reverse KL, mixed by where teacher and student disagree.
+"""Adaptive KL: forward and reverse KL, weighted by where teacher and student disagree.
 
 N items, C classes or vocabulary.
 """
@@ -21,9 +21,9 @@ class AdaptiveKL(Divergence):
 
         (g_head KL(p || q) + g_tail KL(q || p)) / (g_head + g_tail),   g = sum of |p_c - q_c| over head or tail
 
-    Head: the fewest of the teacher's most probable classes that together reach the mass mu (with them any as probable
-    as the last). The gaps carry no gradient. Released codes differ about the class that crosses mu: DSKD's keeps it in
-    the head, as here; the authors' counts it to the tail, unless it is the first.
+    The head is the smallest set of the teacher's most probable classes with a total probability of at least mu
+    (including ties with the last of them). The gaps g get no gradient. The released codes treat the class that crosses
+    mu differently: DSKD's puts it in the head, as does hfkd; the authors' puts it in the tail, unless it is the first.
     """
 
     mu: Share = 0.5
@@ -33,10 +33,10 @@ class AdaptiveKL(Divergence):
         return head * kl(log_p, log_q) + (1 - head) * kl(log_q, log_p)
 
     def _share_of_the_head(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """g_head / (g_head + g_tail) [N]; a half where the two agree everywhere."""
+        """g_head / (g_head + g_tail) [N]; 1/2 where both distributions are equal."""
         p = log_p.exp()
         ordered = p.sort(dim=-1, descending=True).values
-        before = ordered.cumsum(-1) - ordered  # [N, C], the mass of the classes in front
+        before = ordered.cumsum(-1) - ordered  # [N, C], the probability of all more likely classes
         size = (before < self.mu).sum(-1, keepdim=True).clamp(min=1)  # [N, 1]
         in_head = p >= ordered.gather(-1, size - 1)
         gap = (p - log_q.exp()).abs()

@@ -24,11 +24,11 @@ class DIST(Objective):
         inter   beta T_n² (1 - pearson_c(p_n, q_n))                     over an image's classes: the objective
         intra   gamma T² mean_c (1 - pearson_n(p_nc, q_nc))             over the batch, class by class: relations
 
-    p, q are the softmax probabilities at T_n. The intra term is one number a view, its items' by their T_n². Of one
-    image there is no correlation, and the term is left out; of two it is 1 or -1, without a gradient.
-    Norms are held at 1e-8 or more, each for itself; the authors' code adds 1e-8 to their product, which at T = 1 and
-    confident logits changes the value by up to 3 % and its gradient by up to 44 %.
-    The release has beta = gamma = 1 and T = 1 as defaults; 2, 2 and 4 are usual on CIFAR-100, which we could not check.
+    p, q are the softmax probabilities at T_n. The intra term is one value per view, which each item receives times its
+    T_n². With one image there is no correlation, and the term is left out; with two it is 1 or -1, without a gradient.
+    Each norm is clamped to at least 1e-8; the authors' code adds 1e-8 to the product of the norms, which at T = 1 and
+    confident logits changes the value by up to 3 % and its gradient by up to 44 %. The released defaults are beta =
+    gamma = 1 and T = 1; 2, 2 and 4 are usual on CIFAR-100 (not verified).
     """
 
     beta: NotNegative = 1.0

@@ -22,7 +22,7 @@ Scale = Literal["squared", "none"]
 
 @dataclass(kw_only=True)
 class Divergence(Objective):
-    """T_n² D(p_n, q_n): a divergence of second order, so T² keeps the gradient's size when T changes.
+    """T_n² D(p_n, q_n): a divergence of second order, for which T² keeps the size of the gradient when T changes.
 
     `scale="none"` leaves T² out, for protocols that do (DSKD).
     """
@@ -66,9 +66,9 @@ class JSD(Divergence):
 
         beta KL(p || m) + (1 - beta) KL(q || m),  m = beta p + (1 - beta) q
 
-    The formula is 0 at both ends, but divided by beta (1 - beta) it tends to KL(p || q) for beta -> 0 and KL(q || p)
-    for beta -> 1. So beta=0 is defined as forward KL (`KD`), beta=1 as `ReverseKL`, as in TRL; near an end the value is
-    not near the end's.
+    The formula is 0 for beta 0 and 1, but divided by beta (1 - beta) it tends to KL(p || q) for beta -> 0 and KL(q ||
+    p) for beta -> 1. Therefore beta=0 is defined as forward KL (`KD`) and beta=1 as `ReverseKL`, as in TRL; the value
+    is not continuous there.
     """
 
     beta: Share = 0.5
@@ -90,7 +90,7 @@ class SkewKL(Divergence):
 
     def __post_init__(self) -> None:
         if self.alpha == 1:
-            raise ValueError(f"{type(self).__name__}: alpha=1 compares a network with itself; pass a share below 1")
+            raise ValueError(f"{type(self).__name__}: alpha=1 compares a network with itself; pass a number below 1")
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return kl(log_p, mixture(log_p, log_q, self.alpha))
@@ -112,7 +112,7 @@ class SkewReverseKL(SkewKL):
 class TotalVariation(Objective):
     """f-distill's total variation distance (Wen et al., ACL 2023): sum_c |p_c - q_c| / 2, within [0, 1].
 
-    Of first order: its gradient shrinks with 1/T, not 1/T², so no T² here.
+    It is of first order: its gradient shrinks with 1/T instead of 1/T², so there is no factor T².
     """
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class TotalVariation(Objective):
 
 
 def softened(items: Items, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [N, C] of teacher and student at each item's temperature; of a stored teacher [N, k + 1]."""
+    """Log-probabilities [N, C] of teacher and student at each item's temperature; [N, k + 1] with a cached teacher."""
     return items.log_probabilities(temperature)
 
 

@@ -23,10 +23,10 @@ class DKD(Objective):
 
         TCKD = KL of (p_y, 1 - p_y);  NCKD = KL over the softmax of the classes other than y
 
-    so that KL(p || q) = TCKD + (1 - p_y) NCKD. Ramped by min(e / warmup_epochs, 1), e = 1 in the first epoch;
-    `warmup_epochs=0` switches the ramp off. The authors compute log(1 - p_y) from a sum of probabilities, which
-    underflows; here it is a difference of logsumexps, finite for any finite logits. With C = 2, NCKD is 0.
-    Labels mixed by MixUp or CutMix, or smoothed: `over_targets`.
+    so that KL(p || q) = TCKD + (1 - p_y) NCKD. The sum is multiplied by min(e / warmup_epochs, 1), e = 1 in the first
+    epoch; `warmup_epochs=0` switches this off. The authors compute log(1 - p_y) from a sum of probabilities, which
+    underflows; here it is a difference of logsumexps, finite for any finite logits. With C = 2, NCKD is 0. For labels
+    mixed by MixUp or CutMix, or smoothed, see `over_targets`.
     """
 
     alpha: NotNegative = 1.0
@@ -55,13 +55,13 @@ def tckd_nckd(items: Items, temperature: Tensor, labels: Tensor) -> tuple[Tensor
     p = decoupled(items.teacher.logits, temperature, y)
     q = decoupled(items.student.logits, temperature, y)
     target = p.log_target.exp() * (p.log_target - q.log_target) + p.log_rest.exp() * (p.log_rest - q.log_rest)
-    # The target class has no place in NCKD: its weight is set to 0, whatever its log-ratio.
+    # The target class is not part of NCKD: its weight is set to 0.
     weights = p.log_others.exp().scatter(-1, y, 0.0)
     return target, (weights * (p.log_others - q.log_others)).sum(-1)
 
 
 def every_tckd_nckd(items: Items, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    """`tckd_nckd` for every class in the role of the target: [N, C] both."""
+    """`tckd_nckd` with each class in turn as the target: [N, C] both."""
     t = temperature.unsqueeze(-1)
     p, q = (EveryTarget.of(upcast(z.logits) / t) for z in (items.teacher, items.student))
     rest = p.log_rest - q.log_rest
@@ -74,11 +74,11 @@ def every_tckd_nckd(items: Items, temperature: Tensor) -> tuple[Tensor, Tensor]:
 class Decoupled:
     log_target: Tensor  # [N]    log p_y
     log_rest: Tensor  # [N]    log (1 - p_y)
-    log_others: Tensor  # [N, C] log of the softmax over the classes other than y; at y meaningless and finite
+    log_others: Tensor  # [N, C] log of the softmax over the classes other than y; finite but meaningless at y
 
 
 def decoupled(logits: Tensor, temperature: Tensor, y: Tensor) -> Decoupled:
-    """What the target classes y [N, 1] and the others get of each item's softmax at its temperature [N]."""
+    """The parts of the target classes y [N, 1] and of the others in each item's softmax at its temperature [N]."""
     z = upcast(logits) / temperature.unsqueeze(-1)  # [N, C]
     everything = z.logsumexp(-1)
     others = z.scatter(-1, y, float("-inf")).logsumexp(-1)

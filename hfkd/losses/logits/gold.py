@@ -1,6 +1,6 @@
-"""GOLD: classes of the same text compared one by one, the others sorted.
+"""GOLD: vocabulary entries with the same text are compared one by one, the others sorted.
 
-N items, C and D classes of teacher and student, k of them of the same text in both.
+N items, C and D classes of teacher and student, k of them with the same text in both.
 """
 
 from dataclasses import dataclass
@@ -25,15 +25,16 @@ class GOLD(AcrossTokenizers):
 
         l_n = a JSD_beta(p', q') + b sum_j |p''_(j) - q''_(j)|
 
-    p, q are the probabilities of groups of tokens that end at the same byte of the response: those of the group's
-    first token times the probabilities of its own later ones (`merge="last"`: the last times the earlier ones, the
-    chain rule). p', q' are of the k vocabulary entries that stand for the same bytes (and of both ends of sequence),
-    p'' and q'' of the others in descending order. JSD is beta KL(p' || m) + (1 - beta) KL(q' || m), m = beta p' +
-    (1 - beta) q', KL(p' || q') at beta 0 and KL(q' || p') at 1, each entry 1e-8 or more and nothing normalised, so that
-    it may be below 0. a = k / C and b = 1 - k / C, or `matched` and `unmatched`. No T².
-    `eos` makes the two ends of sequence a pair. TRL reads each token's probabilities one position late, after it:
-    `position="at"`; and takes entries that are written alike in both vocabularies for equal, where here bytes decide.
-    With one tokenizer all entries are equal, and each token is an item.
+    p, q are the merged probabilities of groups of tokens that end at the same byte of the response: the distribution at
+    the group's first token, times the probabilities of its later tokens (`merge="last"`: the distribution at the last
+    token times the probabilities of the earlier ones, the chain rule). p', q' are those of the k vocabulary entries
+    that stand for the same bytes (and of the end-of-sequence tokens), p'' and q'' those of the others in descending
+    order. JSD is beta KL(p' || m) + (1 - beta) KL(q' || m), m = beta p' + (1 - beta) q'; KL(p' || q') at beta 0 and
+    KL(q' || p') at 1. Entries are clamped to at least 1e-8 and not normalised, so that the value may be negative. a = k
+    / C and b = 1 - k / C, or `matched` and `unmatched`. There is no factor T². `eos` pairs the end-of-sequence tokens
+    of both networks. TRL reads the probabilities of each token one position later, which is `position="at"`, and treats
+    entries with the same spelling in both vocabularies as equal; hfkd compares their bytes. With a common tokenizer all
+    entries are equal, and each token is an item.
     """
 
     beta: Share = 0.5
@@ -45,8 +46,8 @@ class GOLD(AcrossTokenizers):
     def __post_init__(self) -> None:
         if (self.matched is None) != (self.unmatched is None):
             raise ValueError(
-                f"GOLD: matched={self.matched} and unmatched={self.unmatched} weigh the two parts against each other: "
-                "give both, or neither"
+                f"GOLD: matched={self.matched} and unmatched={self.unmatched}, but only one of the two weights is "
+                "set: give both, or neither"
             )
 
     @property
@@ -65,7 +66,7 @@ class GOLD(AcrossTokenizers):
         return a * compared if others is None else a * compared + b * others
 
     def compared(self, p: Tensor, q: Tensor) -> Tensor:
-        """The generalised Jensen-Shannon divergence of [N, k] probabilities that need not add up to 1."""
+        """The generalised Jensen-Shannon divergence of [N, k] probabilities that need not sum to 1."""
         log_p, log_q = (x.clamp(min=FLOOR).log() for x in (p, q))
         if self.beta in (0, 1):
             return kl(log_q, log_p) if self.beta else kl(log_p, log_q)
@@ -74,13 +75,13 @@ class GOLD(AcrossTokenizers):
 
 
 def _same(items: Items) -> tuple[Tensor | None, Tensor | None]:
-    """Entries of teacher and student that are equal; None where all are, of one vocabulary."""
+    """The equal vocabulary entries of teacher and student; None with a common vocabulary, where all are equal."""
     if isinstance(items.teacher, GroupOutputs) and isinstance(items.student, GroupOutputs):
         return items.teacher.same, items.student.same
     return None, None
 
 
 def _without(values: Tensor, entries: Tensor) -> Tensor:
-    """Values [N, C] of all but these entries."""
+    """The values [N, C] without these entries."""
     left = torch.ones(values.shape[-1], dtype=torch.bool, device=values.device).index_fill(0, entries, False)
     return values[:, left]

@@ -22,7 +22,7 @@ from hfkd.utils.devices import constant
 @checked
 @dataclass
 class MLD(Objective):
-    """MLD (Jin et al., CVPR 2023, "Multi-Level Logit Distillation"), of a weak (w) and a strong view (s).
+    """MLD (Jin et al., CVPR 2023, "Multi-Level Logit Distillation"), on a weak (w) and a strong view (s) of each image.
 
         instance   m_n sum_T T² KL_w(T)_n   +   sum_T T² KL_s(T)_n            each item's own: the objective
         batch      sum_T sum_n m_n ||(Pt Pt' - Ps Ps')_n||² / B  (weak)  + without m (strong)      } relations: [B, B]
@@ -30,14 +30,13 @@ class MLD(Objective):
 
     T runs over the item's own temperature and `temperatures`. m_n = 1 where the teacher's confidence on the weak view
     (largest probability at T = 1) is at most the batch's median, m_c likewise with the classes' summed probabilities.
-    A row of the batch term is its item's; the class term is one number a view, in equal shares its items'. Neither has
-    T². With one view, its weak terms alone.
-    `variant="released"`: what the public code computes. Its masks multiply means and so are the constant 0.5; the
-    strong terms at the last two of `temperatures` are taken on the weak view a second time, and the strong view's
-    batch and class terms are dropped.
-    `centre`: Energy KD on MLD ("Energy Multi", unreleased): every one of `temperatures` moves with the item's own, by
-    T_n - centre, and none falls below 1 (2 - 2 would be 0).
-    Published: ce_weight 0.1, kd_weight 0.9, T = 4 (with standardised logits T = 2, kd_weight 9).
+    Each row of the batch term counts for its item; the class term is one value per view, divided equally among its
+    items. Neither has the factor T². With one view, only the weak terms are computed. `variant="released"` computes
+    what the public code does: its masks multiply means, and so act as the constant 0.5; the strong terms at the last
+    two of `temperatures` are computed on the weak view again, and the batch and class terms of the strong view are left
+    out. `centre`: for Energy KD on MLD ("Energy Multi", unreleased), T_n - centre is added to each of `temperatures`,
+    with a minimum of 1 (2 - 2 would be 0). Published: ce_weight 0.1, kd_weight 0.9, T = 4 (with standardised logits T =
+    2, kd_weight 9).
     """
 
     temperatures: tuple[SoftmaxTemperature, ...] = (3.0, 5.0, 2.0, 6.0)
@@ -46,7 +45,9 @@ class MLD(Objective):
 
     def __post_init__(self) -> None:
         if len(self.temperatures) < 2:
-            raise ValueError(f"MLD: temperatures={self.temperatures!r} must be two or more, beside the item's own")
+            raise ValueError(
+                f"MLD: temperatures={self.temperatures!r} must be two or more temperatures, besides the item's own"
+            )
 
     def requirements(self) -> Requirements:
         return Requirements(relations=True, first_view=True)
@@ -78,7 +79,7 @@ class MLD(Objective):
         return torch.cat([temperature[None], others])
 
     def _shares(self, items: Items, t: Tensor) -> Tensor:
-        """What each item's divergence at each temperature counts: [K, N]."""
+        """The weight of each item's divergence at each temperature: [K, N]."""
         shares = torch.ones_like(t)
         count = len(items) // items.views
         if self.variant == "paper":
@@ -104,7 +105,7 @@ def _unsure(items: Items) -> Tensor:
 
 @torch.no_grad()
 def _rare(items: Items) -> Tensor:
-    """m_c: whether the teacher names a class, in the weak view, at most as much as the median class. [C]"""
+    """m_c: whether a class's summed teacher probability on the weak view is at most that of the median class. [C]"""
     return _at_most_median(_weak_probabilities(items).sum(0))
 
 
@@ -113,5 +114,5 @@ def _weak_probabilities(items: Items) -> Tensor:
 
 
 def _at_most_median(x: Tensor) -> Tensor:
-    """Where x is at most its median. torch's is the lower of two middle values, which picks the same as their mean."""
+    """Where x is at most its median; torch's, the lower of two middle values, selects the same as their mean."""
     return x <= x.median()

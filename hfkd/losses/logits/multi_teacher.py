@@ -1,4 +1,4 @@
-"""Several teachers: any objective towards each of them, combined.
+"""Several teachers: the weighted mean of an objective over the teachers.
 
 N items, K teachers.
 """
@@ -21,7 +21,8 @@ from hfkd.utils.argument_types import SoftmaxTemperature, checked
 class Average(Wrapping):
     """(1 / K) sum_k objective(teacher k): every teacher counts the same (You et al., KDD 2017; DML with peers).
 
-    With one teacher the objective itself. Other objectives see the mean of the teachers' logits as their teacher.
+    With one teacher it is the objective itself. Without this wrapper an objective uses the mean of the teachers'
+    logits.
     """
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ class Average(Wrapping):
         return torch.stack(values).mean(0)
 
     def shares(self, teachers: tuple[Outputs, ...]) -> Tensor:
-        """What each teacher counts for each item: [K, N], or [K, 1]; sums to 1 over the teachers."""
+        """The weight of each teacher for each item: [K, N], or [K, 1]; sums to 1 over the teachers."""
         first = teachers[0].logits
         return torch.full((len(teachers), 1), 1 / len(teachers), device=first.device)
 
@@ -48,8 +49,8 @@ class Average(Wrapping):
 class InverseEntropy(Average):
     """AKD's weights (Kwon et al., ICASSP 2020): sum_k a_k objective(teacher k), a_k = (1 / H_k) / sum_j (1 / H_j).
 
-    H_k is the entropy of teacher k's softmax at `entropy_temperature`: for each item, the surer a teacher the more it
-    counts. An entropy below 1e-6 nat counts as that, so that a certain teacher does not divide by zero.
+    H_k is the entropy of teacher k's softmax at `entropy_temperature`: for each item, more confident teachers get a
+    larger weight. Entropies are clamped to at least 1e-6 nat, to avoid a division by zero.
     """
 
     entropy_temperature: SoftmaxTemperature = 1.0

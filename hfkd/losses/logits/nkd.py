@@ -27,7 +27,7 @@ class NKD(Objective):
 
     p_y, q_y at T = 1; p', q' the softmax at T_n over the classes other than y. A cross-entropy, not a divergence: it is
     not zero where the student equals the teacher. Published with gamma 1.5, T = 1, beside a cross-entropy of weight 1.
-    Mixed and smoothed labels: `over_targets`.
+    For mixed and smoothed labels see `over_targets`.
     """
 
     divergence = False

@@ -17,9 +17,9 @@ from hfkd.utils.argument_types import checked
 class Standardized(Wrapping):
     """Sun et al., CVPR 2024, Eq. 11: z -> (z - mean z) / (std z + 1e-7) for both networks, then the objective.
 
-    std is the unbiased one (ddof 1), as released. The paper pairs it with T = 2 and a KD weight of 9 beside CE 0.1.
-    Only the objective's per-item part sees standardised logits: temperatures, weights and relations (MLD's batch and
-    class terms, as released) see the raw ones.
+    std is the unbiased one (ddof 1), as released. The paper uses T = 2 and a KD weight of 9 beside a CE weight of 0.1.
+    Only the objective's per-item part uses standardised logits; temperatures, weights and relations (MLD's batch and
+    class terms, as released) use the raw ones.
     """
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:

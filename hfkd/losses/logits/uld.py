@@ -19,19 +19,19 @@ from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import checked
 from hfkd.utils.token_groups import Pairing
 
-FEW = 8  # times as many classes: the largest are found without sorting all
+FEW = 8  # if one vocabulary is this many times larger, its largest entries are found by topk instead of a sort
 
 
 @dataclass
 class AcrossTokenizers(Objective):
-    """Objectives that a teacher with another tokenizer serves. With one tokenizer each item is a token of both."""
+    """Objectives for a teacher with another tokenizer. With a common tokenizer each item is a token."""
 
     merge: Literal["first", "last"] = "first"
     position: Literal["before", "at"] = "before"
     eos: bool = False
 
     def probabilities(self, items: Items, temperature: Tensor) -> tuple[Tensor, Tensor]:
-        """Of teacher [N, C] and student [N, D] at each item's temperature."""
+        """The probabilities of teacher [N, C] and student [N, D] at each item's temperature."""
         return self._of(items.teacher, temperature), self._of(items.student, temperature)
 
     def _of(self, outputs: Outputs, temperature: Tensor) -> Tensor:
@@ -46,16 +46,17 @@ class AcrossTokenizers(Objective):
 class ULD(AcrossTokenizers):
     """Universal Logit Distillation (Boizard et al., TMLR 2025, Eq. 4): L1 distance of sorted probabilities.
 
-    It is their Wasserstein distance:
+    This is their Wasserstein distance:
 
         l_n = sum_k |p_(k) - q_(k)|,  both in descending order, the shorter vocabulary padded with zeros
 
-    For a teacher with the student's tokenizer or another. Of first order: no T². The paper pairs the tokens of both
-    texts by their number, as far as both go (`pairs="position"`), and weighs the loss by 1.5; `pairs="bytes"` groups
-    tokens that end at the same byte of the response, and merges each group's probabilities as GOLD does: those of its
-    first token times the probabilities of its own later ones, or `merge="last"`, the last times the earlier ones.
-    `eos` makes the two ends of sequence a pair. `position="at"` reads each token's probabilities one position late,
-    after it, as TRL's default does: for comparison.
+    The teacher may have the student's tokenizer or another one. The distance is of first order, so there is no factor
+    T². The paper pairs the tokens of both sequences by their position, up to the shorter length (`pairs="position"`),
+    and uses a weight of 1.5. `pairs="bytes"` groups tokens that end at the same byte of the response and merges the
+    probabilities of each group as in GOLD: the distribution at its first token times the probabilities of its later
+    tokens, or with `merge="last"`, that at the last token times those of the earlier ones. `eos` pairs the
+    end-of-sequence tokens. `position="at"` reads the probabilities of each token one position later, as TRL does by
+    default, for comparison.
     """
 
     pairs: Literal["position", "bytes"] = "position"
@@ -69,7 +70,7 @@ class ULD(AcrossTokenizers):
 
 
 def sorted_l1(p: Tensor, q: Tensor) -> Tensor:
-    """sum_k |p_(k) - q_(k)| in descending order, zeros where one has fewer classes: [N, C], [N, D] -> [N]."""
+    """sum_k |p_(k) - q_(k)| in descending order, the shorter padded with zeros: [N, C], [N, D] -> [N]."""
     shorter, longer = (p, q) if p.shape[-1] <= q.shape[-1] else (q, p)
     count = shorter.shape[-1]
     if not count:
@@ -78,6 +79,6 @@ def sorted_l1(p: Tensor, q: Tensor) -> Tensor:
     if count * FEW > longer.shape[-1]:
         longer = longer.sort(dim=-1, descending=True).values
         return (longer - pad(shorter, (0, longer.shape[-1] - count))).abs().sum(-1)
-    # What is compared with zeros need not be in order: its sum is enough.
+    # The entries that are compared with zeros need not be sorted: their sum is enough.
     largest = longer.topk(count, dim=-1).values
     return (largest - shorter).abs().sum(-1) + longer.sum(-1) - largest.sum(-1)

@@ -1,4 +1,4 @@
-"""What objectives that wrap another one share."""
+"""The base class of objectives that wrap another objective."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from hfkd.utils.slots import resolve
 
 @dataclass
 class Wrapping(Objective):
-    """An objective around `objective`, whose requirements it has."""
+    """Wraps `objective`, and has its requirements."""
 
     objective: Any = "kd"
     _inner: Any = field(init=False, repr=False)

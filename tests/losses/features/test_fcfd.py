@@ -192,7 +192,7 @@ def test_it_grows_over_its_first_epochs_and_softens():
 
 @pytest.mark.parametrize(
     ("source", "target", "message"),
-    [((3, 8, 8), (4, 3, 3), "no bridge"), ((3, 8, 8), (4, 8, 4), "no bridge")],
+    [((3, 8, 8), (4, 3, 3), "cannot be bridged"), ((3, 8, 8), (4, 8, 4), "cannot be bridged")],
 )
 def test_sizes_that_no_bridge_joins_are_refused(source, target, message):
     with pytest.raises(ValueError, match=message):
@@ -210,10 +210,10 @@ def test_other_networks_and_too_many_paths_are_refused():
     student, teacher = networks()
     images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     context = context_of(student, teacher, images)
-    with pytest.raises(ValueError, match=r"3 stages have 4 mixed paths: draw fewer"):
+    with pytest.raises(ValueError, match=r"3 stages have 4 mixed paths: set paths to"):
         FCFD(paths=5).build(context)
     other = NetworkContext(context.teacher.shapes, {}, nn.Linear(2, 2), context.teacher.groups)
-    with pytest.raises(ValueError, match="stages of the teacher one by one, and of Linear nobody knows"):
+    with pytest.raises(ValueError, match="stages of the teacher one by one, but those of Linear are not known"):
         FCFD().build(BuildContext(context.student, other, 10, None, None, lambda visit: None, 0))
 
 

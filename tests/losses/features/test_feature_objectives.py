@@ -141,14 +141,14 @@ def test_lsh_counts_the_images_that_the_teacher_has_right():
 @pytest.mark.parametrize(
     ("objective", "changed", "message"),
     [
-        (CRD(), {"num_rows": None}, "a stream does not say"),
+        (CRD(), {"num_rows": None}, "is a stream of unknown length"),
         (CRD(), {"labels": None}, r"crd\(sampling='other_images'\)"),
         (CATKD(layer="1"), {}, "its classifier reads"),
         (LSH(teacher_layer="1"), {}, "with_projector"),
         (VID(layers="pooled"), {}, r"has the shape \(8,\)"),
-        (NST(layers="pooled"), {}, "compares maps"),
+        (NST(layers="pooled"), {}, "are compared: name a layer of a convolutional"),
         (HiddenCosine(layers="other"), {}, "without a projection"),
-        (PKD(layers=("1", "other"), teacher_layers=("1", "other")), {}, "of one width"),
+        (PKD(layers=("1", "other"), teacher_layers=("1", "other")), {}, "of a single width"),
         (MiniLM(heads=5), {}, "5 relation heads"),
     ],
 )
@@ -165,7 +165,7 @@ def test_what_cannot_be_built_is_refused(objective, changed, message):
         (lambda: VID(variance=1e-6), "variance"),
         (lambda: MiniLM(compared=("qx",)), "MiniLM: compared=.*pairs of q, k and v"),
         (lambda: CRD(sampling="none"), "CRD: sampling='none'"),
-        (lambda: HiddenMSE(layers=(1, 2), teacher_layers="uniform"), r"layers=\(1, 2\) are some"),
+        (lambda: HiddenMSE(layers=(1, 2), teacher_layers="uniform"), r"layers=\(1, 2\) names some of them"),
         (lambda: HiddenMSE(layers={1: 2}, teacher_layers="uniform"), "says it again"),
         (lambda: HiddenCosine(layers={1: 2.5}), "HiddenCosine: layers={1: 2.5} must be"),
     ],
@@ -177,10 +177,10 @@ def test_bad_values_are_refused(make, message):
 
 def test_numbers_that_would_not_fit_are_refused():
     objective, items = built("hidden_mse", dtype=torch.float64)
-    with pytest.raises(ValueError, match="do not pack"):
+    with pytest.raises(ValueError, match="switch packing off"):
         objective(items_of(items, torch.arange(B), num_samples=B + 1, own_sample=False), T)
     objective, items = built("crd", dtype=torch.float64)
-    with pytest.raises(ValueError, match="which rows it has"):
+    with pytest.raises(ValueError, match="the batch has no index"):
         objective(items_of(items, torch.arange(B), index=None), T)
 
 

@@ -75,7 +75,9 @@ def test_entropies_and_energies_are_the_live_teachers(folder):
         torch.testing.assert_close(stored.teacher.energy(t), live.teacher.energy(t), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(stored.teacher.entropy(3.0), live.teacher.entropy(3.0), rtol=1e-5, atol=1e-5)
     assert stored.teacher.num_classes == VOCAB
-    with pytest.raises(ValueError, match=r"entropy at temperature 3.0, not at 2.0: build another with entropy_temp"):
+    with pytest.raises(
+        ValueError, match=r"entropy at temperature 3.0, not at 2.0: build a new cache with entropy_temp"
+    ):
         stored.teacher.entropy(2.0)
 
 
@@ -247,7 +249,7 @@ def test_a_padded_teacher_vocabulary_is_cut_when_stored(tmp_path):
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"objective": "dkd"}, "reads all 14 logits of the teacher, and the cache holds the 4 largest"),
+        ({"objective": "dkd"}, "reads all 14 logits of the teacher, but the cache holds the 4 largest"),
         ({"objective": "standardized"}, "reads all 14 logits"),
         ({"temperature": "3.0"}, r"softens by 3.0, and the teacher cache was built for temperatures=\(2.0, 4.0, 6.0\)"),
         ({"temperature": "energy(temperature=5.0)"}, r"softens by 3.0, 5.0, 7.0"),

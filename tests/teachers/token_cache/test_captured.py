@@ -181,10 +181,10 @@ def test_what_is_lost_is_said_and_refused(tmp_path, caplog):
     teacher = CachedTextTeacher(tmp_path / "cache")
     assert "no energies (Energy KD), entropies (EA-KD), other temperatures or layers" in caplog.text
     for slots, words in (
-        ({"weighting": "entropy"}, "entropy at temperature 3, over all 14 classes, and 4 log-probabilities"),
+        ({"weighting": "entropy"}, "entropy at temperature 3, over all 14 classes, but only 4 log-probabilities"),
         (
             {"temperature": "energy(thresholds=(-9.0, -5.0), temperature=1.0, increase=0.0, decrease=0.0)"},
-            "have lost the logsumexp",
+            "log-probabilities do not determine",
         ),
         ({"temperature": 2.0}, "are of T = 1: .*set temperature=1"),
         ({"objective": "dkd"}, "reads all 14 logits"),

@@ -122,7 +122,7 @@ class SaysSo(ReadsLogits):
 @pytest.mark.parametrize(
     ("objective", "said"),
     [
-        (SaysSo(), r"SaysSo\(\) may read all items' logits for a number of each sample .*set loss_chunk_size 0"),
+        (SaysSo(), r"SaysSo\(\) may read all items' logits for a value per sample .*set loss_chunk_size=0"),
         ("kd + hidden_mse(layers='logits')", "reads the networks' whole logits, which loss_chunk_size leaves out"),
     ],
 )
@@ -165,20 +165,20 @@ def test_what_the_output_head_gives_is_read_for_all_positions(tmp_path):
     ],
 )
 def test_slots_that_read_logits_are_refused_when_built(tmp_path, slot):
-    with pytest.raises(ValueError, match=r"reads logits itself, and a loss over chunks knows .*set loss_chunk_size 0"):
+    with pytest.raises(ValueError, match=r"reads logits, but a chunked loss provides only .*set loss_chunk_size=0"):
         language(tmp_path, 3, objective="kd", **slot)
     language(tmp_path, 3, objective="kd", kd_weight=0.0, **slot)
 
 
 def test_what_reads_logits_and_does_not_say_so_stops_at_the_first_step(tmp_path):
-    with pytest.raises(ValueError, match=r"let its requirements\(\) say signals=False"):
+    with pytest.raises(ValueError, match=r"set signals=False in its requirements\(\)"):
         language(tmp_path, 3, objective=ReadsLogits()).train()
 
 
 def test_the_loss_alone_asks_for_the_features():
     items = token_hidden(torch.ones(2, 4, 3), torch.ones(2, 4, 3), torch.ones(2, 4, dtype=torch.long))
     head = torch.nn.Linear(3, 5)
-    with pytest.raises(ValueError, match=r"give HiddenItems\.beside"):
+    with pytest.raises(ValueError, match=r"HiddenItems\.beside is None"):
         ChunkedLoss(DistillationLoss("kd + hidden_mse"), 4)(items, head, head)
 
 
