@@ -7,6 +7,7 @@ with its accuracy; the page and results.json are of the first. All peers take th
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from hfkd import DistillationArguments
@@ -39,8 +40,7 @@ def main() -> None:
         return Peers([image_classifier(name, classes, label_names=names) for name in networks.peer_names]), None
 
     trainer = image_trainer(build, data, args)
-    run_classifier(trainer, vars(networks) | vars(data) | trainer.settings)
-    save_peers(trainer)
+    run_classifier(trainer, vars(networks) | vars(data) | trainer.settings, trained=partial(save_peers, trainer))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Rows are images or texts. N images, C classes, H height, W width.
 """
 
 import logging
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -34,18 +35,24 @@ GROUP = 512  # images of each energy group whose predictions are averaged
 
 
 def run_classifier(
-    trainer: DistillationTrainer, config: dict[str, Any], page: bool = True, items_name: str = "images"
+    trainer: DistillationTrainer,
+    config: dict[str, Any],
+    page: bool = True,
+    items_name: str = "images",
+    trained: Callable[[], Any] = lambda: None,
 ) -> dict[str, Any]:
     """Train `trainer`, taking up an earlier session that was stopped, and write results.json, the student and a page.
 
     `config` is recorded with the results; `items_name` says there what a row is; `page=False` leaves the page out, for
-    which the teacher and the student see all rows once more. Returns the content of results.json. Runs on every rank.
+    which the teacher and the student see all rows once more. `trained` is called when training has ended, before
+    anything is written or uploaded. Returns the content of results.json. Runs on every rank.
     """
     config = without_paths(config)
     drawn = page and find_spec("matplotlib") is not None
     if page and not drawn:
         logger.warning("There will be no %s: pip install 'hfkd[demo]' for its pictures", PAGE_NAME)
     folder = train_to_the_end(trainer, ResultsCallback(config, items_name=items_name))
+    trained()
     data = page_data(trainer) if drawn else {}
     results: dict[str, Any] = {}
     if trainer.is_world_process_zero():

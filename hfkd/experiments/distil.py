@@ -1,6 +1,7 @@
 """One run of training on images: from what the flags of a recipe say to results.json."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,5 @@ def distil_images(
 
     trainer = image_trainer(build, data, args)
     chain = {"assistants": [Path(name).name for name in assistants]} if assistants else {}
-    results = run_classifier(trainer, vars(networks) | vars(data) | trainer.settings | chain, page=page)
-    if networks.mutual_learning:
-        save_peers(trainer)
-    return results
+    more: dict[str, Any] = {"trained": partial(save_peers, trainer)} if networks.mutual_learning else {}
+    return run_classifier(trainer, vars(networks) | vars(data) | trainer.settings | chain, page=page, **more)
