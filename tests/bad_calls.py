@@ -34,6 +34,7 @@ from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import image_items
 from hfkd.losses.registry import register_objective
 from hfkd.models import Peers, image_classifier
+from hfkd.models.lora import LoraArguments
 from hfkd.models.network_arguments import NetworkArguments
 from hfkd.models.projector import with_projector
 from hfkd.models.pruning import prune_layers
@@ -144,6 +145,10 @@ FLAGS = {
         TextNetworkArguments, **NETWORKS, student_init="teacher", student_layers=[2]
     ),
     "texts: --student_layers_from middle": call(TextNetworkArguments, **NETWORKS, student_layers_from="middle"),
+    "texts: --student_layers_from last, layers by number": call(
+        TextNetworkArguments, **NETWORKS, student_layers=[0, 2], student_layers_from="last"
+    ),
+    "texts: --lora_r without --use_peft": call(LoraArguments, lora_r=8),
     "texts: --train_tokenizer 5": call(train_wordpiece, ["one two"], 5),
     "images: mutual learning of a stored student": call(
         NetworkArguments, ["a"], mutual_learning=True, student_checkpoint="student.pth"

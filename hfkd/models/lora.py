@@ -1,6 +1,6 @@
 """The flags of a student that learns through LoRA adapters."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 
@@ -14,6 +14,15 @@ class LoraArguments:
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Modules that get adapters; unset: PEFT's choice for the architecture."}
     )
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for settings of adapters that are not asked for: the whole student would be trained."""
+        changed = next((f.name for f in fields(self) if getattr(self, f.name) != f.default), None)
+        if not self.use_peft and changed is not None:
+            raise ValueError(
+                f"{changed}={getattr(self, changed)} is of adapters, and without use_peft the whole student is "
+                "trained: set use_peft, or leave it out"
+            )
 
     def config(self) -> Any:
         """The PEFT configuration, None without --use_peft."""

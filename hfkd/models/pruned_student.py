@@ -29,6 +29,11 @@ class PrunedStudentArguments:
             raise ValueError(f"student_init={self.student_init!r}: pass 'own' or 'teacher'")
         if self.student_layers_from not in get_args(How):
             raise ValueError(f"student_layers_from={self.student_layers_from!r}: pass one of {list(get_args(How))}")
+        if self.student_layers_from != "uniform" and len(self.student_layers or ()) != 1:
+            raise ValueError(
+                f"student_layers_from={self.student_layers_from!r} chooses as many layers as student_layers says, and "
+                f"that is {self.student_layers}: give one number, or leave student_layers_from out"
+            )
         if self.student_init == "teacher" and not self.student_layers:
             raise ValueError("student_init='teacher' without student_layers is the teacher itself: say which it keeps")
 

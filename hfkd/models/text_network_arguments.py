@@ -108,7 +108,7 @@ class TextNetworkArguments(PrunedStudentArguments):
         """The student with the head of an Auto class of transformers, and its `labels`."""
         name = self.student_name_or_path
         if self.from_config:
-            return fresh_network(auto, name, tokenizer, self.student_config, **labels)
+            return self.pruned(fresh_network(auto, name, tokenizer, self.student_config, **labels))
         mismatched = self.ignore_mismatched_sizes
         return self.pruned(stored_network(auto, name, tokenizer, ignore_mismatched_sizes=mismatched, **labels))
 

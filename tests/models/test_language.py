@@ -57,6 +57,9 @@ def test_an_adapter_comes_with_its_base(saved, tmp_path):
 
 def test_no_adapters_without_the_flag():
     assert LoraArguments().config() is None
+    for given in ({"lora_r": 8}, {"lora_alpha": 8}, {"lora_target_modules": ["c_attn"]}):
+        with pytest.raises(ValueError, match="without use_peft the whole student is trained"):
+            LoraArguments(**given)
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,15 @@ def test_the_flags_of_recipes(tmp_path):
         ({"student_name_or_path": "other/model"}, "leave one out"),
         ({"from_config": True}, "no weights to take"),
         ({"student_layers_from": "middle"}, "'uniform', 'first', 'last'"),
+        ({"student_layers_from": "last", "student_layers": [0, 2]}, "give one number"),
     ):
         with pytest.raises(ValueError, match=said):
             TextNetworkArguments(**(flags | wrong))
+
+
+def test_the_layers_of_a_fresh_student_are_counted_too(tmp_path):
+    made("bert").save_pretrained(tmp_path)
+    networks = TextNetworkArguments(student_name_or_path=str(tmp_path), from_config=True, student_layers=[2])
+    student = networks.student(AutoModelForSequenceClassification, tokenizer(), num_labels=2)
+    assert made("bert").config.num_hidden_layers > 2
+    assert (student.config.num_hidden_layers, len(student.bert.encoder.layer)) == (2, 2)

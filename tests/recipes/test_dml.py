@@ -18,7 +18,8 @@ def test_peers_each_leave_their_scores(monkeypatch, tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert (results["status"], results["config"]["peer_names"]) == ("finished", names)
     card = (tmp_path / "run" / "README.md").read_text()  # written last, as what is uploaded has the peers
-    assert "| peer_0_accuracy |" in card and "| peer_1_accuracy |" in card
+    assert "| peer_0_accuracy |" in card
+    assert "| peer_1_accuracy |" in card
     for k in range(2):
         scores = json.loads((tmp_path / "run" / f"peer_{k}" / "scores.json").read_text())
         assert 0 <= scores[f"eval_peer_{k}_accuracy"] <= 1
