@@ -14,12 +14,20 @@ from hfkd.reports.comparison import mean_and_sd
 from hfkd.utils.numbers import markdown_table
 
 NONE_PRINTED = "none printed"
+PUBLISHED_TAIL = 0.5  # imbalance factor of the numbers that are published of long-tailed images
+CUT = {  # what a run may leave out of its data, and how a table says it
+    "max_train_images": "first {:,} images",
+    "labelled_images": "labels of {:,}",
+    "max_test_images": "first {:,} test images",
+}
 
 
 def data_label(settings: Mapping[str, Any]) -> str:
-    """The data set by the name under which numbers are published: "cifar100", "cifar100-lt"."""
-    name = Path(settings["dataset_name"]).name
-    return name if settings.get("imbalance_factor") in (None, 1, 1.0) else f"{name}-lt"
+    """The data set by the name under which numbers are published: "cifar100", "cifar100-lt"; other tails have none."""
+    name, factor = Path(settings["dataset_name"]).name, settings.get("imbalance_factor")
+    if factor in (None, 1, 1.0):
+        return name
+    return f"{name}-lt" if factor == PUBLISHED_TAIL else f"{name}-lt, factor {factor:g}"
 
 
 def summarise(row: Row, runs: Sequence[Run], published: Published, table: Table) -> dict[str, Any]:
@@ -99,7 +107,10 @@ def _over_seeds(values: list[float | None]) -> dict[str, Any]:
 
 def _protocol(settings: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
     """In what two rows may differ besides their method. Settings that a version does not have are at their default."""
-    limit, epochs = settings.get("max_train_images"), results.get("epochs")
+    cut, epochs = (
+        [said.format(settings[name]) for name, said in CUT.items() if settings.get(name)],
+        results.get("epochs"),
+    )
     crop = "resized crop" if settings.get("resized_crop") else f"crop {settings['crop_padding']}"
     augmentation = [crop] if crop != "crop 0" else []
     augmentation += ["flip"] if settings["flip"] else []
@@ -108,7 +119,7 @@ def _protocol(settings: Mapping[str, Any], results: Mapping[str, Any]) -> dict[s
     added = settings.get("he_da", "none") != "none"
     augmentation += [f"{settings['he_da_mix']} of {settings['he_da_side']} energy"] if added else []
     return {
-        "data": data_label(settings) + (f", first {limit:,} images" if limit else ""),
+        "data": ", ".join([data_label(settings), *cut]),
         "epochs": results.get("train_epochs", epochs[-1]["epoch"] if epochs else None),
         "steps": results.get("train_steps"),
         "views": views,
