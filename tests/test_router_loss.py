@@ -190,7 +190,7 @@ class Experts(nn.Module):
 
 def test_a_factor_that_nobody_names_is_refused(tmp_path):
     student = Experts()
-    with pytest.raises(ValueError, match="none of .* says how much of it joins the loss"):
+    with pytest.raises(ValueError, match="has none of .*, the factor of this loss"):
         trainer(tmp_path, student, **ALONE)
     student.router_aux_loss_coef = 0.5
     loss, _ = own(student.net, TokenRows(ROWS).rows)

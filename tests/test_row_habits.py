@@ -180,7 +180,7 @@ def test_labels_that_are_words_are_told_how_to_become_ids(tmp_path, text):
 
 def test_a_row_longer_than_a_table_of_positions_is_named(tmp_path):
     long = {"input_ids": [3] * 40, "labels": [3] * 40}
-    message = r"a row has 40 tokens, and GPT2LMHeadModel has 32 positions: cut the rows to 32 tokens"
+    message = r"a row has 40 tokens, but GPT2LMHeadModel has 32 positions: truncate the rows to 32 tokens"
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, [long] * 8, gpt2(8), gpt2(8))
     late = trainer(tmp_path, [SHORT] * 8 + [long] * 8, gpt2(8), gpt2(8))

@@ -233,7 +233,7 @@ def test_the_saved_adapter_loads_with_peft(tmp_path):
 def test_the_cut_to_the_common_vocabulary_is_said(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "hfkd"):
         make(tmp_path, student=language_model(vocab=VOCAB + 2), taught=taught_model(vocab=VOCAB + 6))
-    assert f"({VOCAB + 2}) and teacher ({VOCAB + 6}) are cut to the {VOCAB + 2} they share" in caplog.text
+    assert f"({VOCAB + 2}) and teacher ({VOCAB + 6}) are truncated to the {VOCAB + 2} that both have" in caplog.text
 
 
 def test_rows_are_grouped_by_length_when_asked(tmp_path):

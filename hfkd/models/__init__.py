@@ -1,4 +1,4 @@
-"""Image classifiers: the CIFAR networks of the literature (importing this registers them with timm), and the Hub's."""
+"""Image classifiers: the CIFAR networks of the literature, which are registered with timm on import, and Hub models."""
 
 from hfkd.models.checkpoints import load_checkpoint, read_state_dict
 from hfkd.models.cifar import CIFAR_NETS

@@ -1,6 +1,6 @@
-"""Query, key and value of attention blocks, kept on their way into transformers' attention functions.
+"""Capture of query, key and value of attention blocks, at the call of transformers' attention functions.
 
-Under sdpa, which gives no attentions back, there is no other place to read them. B rows, L positions.
+sdpa does not return attentions, so that they cannot be read elsewhere. B rows, L positions.
 """
 
 import sys
@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-KEPT_BY = "hfkd_keeps_"  # in front of the name of the implementation that computes
+KEPT_BY = "hfkd_keeps_"  # prefix of the name of the wrapped implementation
 IMPLEMENTATIONS = ("sdpa", "eager")
 Keep = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], None]
 
@@ -22,17 +22,17 @@ _keepers: WeakKeyDictionary[nn.Module, list[Keep]] = WeakKeyDictionary()
 
 
 def watch(network: Any, blocks: Sequence[tuple[nn.Module, Keep]]) -> Callable[[], None]:
-    """Have each block's attention given to its `Keep`: query, key, value, mask [B, 1, L, L] and scale.
+    """Pass query, key, value, mask [B, 1, L, L] and scale of each block's attention to its `Keep`.
 
-    The numbers stay what they were. Returns what undoes it. Raises ValueError for a network that does not call
-    transformers' attention functions, or others than sdpa and eager.
+    The outputs of the network do not change. Returns a function that removes the capture. Raises ValueError for a
+    network that does not use transformers' attention functions sdpa or eager.
     """
     before = network.config._attn_implementation if isinstance(network, PreTrainedModel) else None
     base = None if before is None else before.removeprefix(KEPT_BY)
     if base not in IMPLEMENTATIONS:
         raise ValueError(
-            f"attention is kept of networks of transformers with attn_implementation 'sdpa' or 'eager', and "
-            f"{type(network).__name__} has {base!r}: load it with one of these"
+            f"{type(network).__name__} has attn_implementation {base!r}, but attention can only be captured from "
+            "transformers models with 'sdpa' or 'eager': load it with one of these"
         )
     name = KEPT_BY + base
     AttentionInterface.register(name, _keeping(base))
@@ -53,15 +53,15 @@ def watch(network: Any, blocks: Sequence[tuple[nn.Module, Keep]]) -> Callable[[]
 
 
 def _keeping(base: str) -> Callable[..., Any]:
-    """The implementation `base`, which shows what it gets to whoever watches the module."""
+    """The implementation `base`, which also passes its inputs to the `Keep` functions of the module."""
 
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **more: Any) -> Any:
         for keep in _keepers.get(module, ()):
             unknown = [name for name in ("position_bias", "softcap") if more.get(name) is not None]
             if unknown:
                 raise ValueError(
-                    f"the attention of {type(module).__name__} has a {unknown[0]}, so that its scores are more than "
-                    "scaled products of queries and keys: choose an objective that does not read them"
+                    f"the attention of {type(module).__name__} has a {unknown[0]}, so that its scores are not only "
+                    "scaled products of queries and keys: choose an objective that does not read attention"
                 )
             scale = more.get("scaling")
             keep(query, key, value, _mask(module, query, key, attention_mask, more), scale or query.shape[-1] ** -0.5)
@@ -71,7 +71,7 @@ def _keeping(base: str) -> Callable[..., Any]:
 
 
 def _mask(module: nn.Module, query: Tensor, key: Tensor, mask: Any, more: dict[str, Any]) -> Tensor | None:
-    """Which positions see which, for every row: sdpa leaves the mask out where it is the triangle of causal models."""
+    """The attention mask of every row; sdpa omits it where it is the causal triangle."""
     if isinstance(mask, Tensor):
         return mask[..., : key.shape[2]].expand(len(query), -1, -1, -1)
     causal = more.get("is_causal")

@@ -1,4 +1,4 @@
-"""Calling any network the same way: a Hugging Face model by keyword, a bare nn.Module by position."""
+"""A common way to call networks: Hugging Face models by keyword, plain nn.Modules by position."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,38 +12,40 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import unwrap_peft_model
 from transformers.utils import TransformersKwargs
 
-# What batches hold for hfkd itself: a network gets these only if its forward names them.
+# Batch entries for hfkd itself: they are passed to a network only if its forward names them.
 OWN_KEYS = frozenset(
     {"index", "view", "host_targets", "host_rows", "length", "prompt_length"}
     | {"groups", "token_groups", "byte_ends", "response_bytes"}
 )
 OWN_PREFIX = "teacher_"
-# What networks are given: tokens, images, sound as waves or as spectra.
+# The inputs of networks: tokens, images, audio as waveforms or spectrograms.
 INPUTS = {"input_ids", "pixel_values", "input_values", "input_features"}
-# How networks of a class that takes no plain tensor are called: filled by the files that know them.
+# Calls for classes of networks that do not take a plain tensor, registered by the modules that support them.
 CALLS: dict[type[nn.Module], Callable[[], "Call"]] = {}
-EVERYTHING = None  # as `Call.others`: any name that is not one of hfkd's own
-# Where a model of transformers keeps the factor of the router loss that it adds to its own loss.
+EVERYTHING = None  # value of `Call.others`: any name except hfkd's own
+# Attributes in which transformers models keep the factor of the router loss in their own loss.
 ROUTER_WEIGHTS = ("router_aux_loss_coef", "aux_loss_coef")
 
 
 @dataclass(frozen=True)
 class Call:
-    """How a network takes its inputs. Built from the bare network, used on whatever wraps it (DDP, compile, autocast).
+    """How to call a network. Built from the bare network, and used on any wrapper of it (DDP, compile, autocast).
 
-    keywords: the inputs its forward names, or None for a network called with the images alone, by position.
-    others: what it takes by **kwargs beside them; `EVERYTHING`, or the names that a model of transformers lists.
+    keywords: the inputs that its forward names; None for a network that is called with the images only, by position.
+    others: the inputs that it takes by **kwargs besides; `EVERYTHING`, or the names that a transformers model declares.
     router_weight: the factor of `.aux_loss` in a mixture-of-experts model's own loss.
-    shifts_labels: an encoder-decoder, which makes its decoder's inputs from the labels [B, L] where it has no others.
+    shifts_labels: an encoder-decoder that makes its decoder inputs from the labels [B, L] if it is given no others.
     """
 
     keywords: frozenset[str] | None
     others: frozenset[str] | None = frozenset()
     router_weight: float | None = None
     shifts_labels: bool = False
-    writes: bool = False  # such a one with a head for text: without either it has nothing to decode
-    unlabelled: int | None = None  # of a model whose own loss alone has its auxiliary head's term: what labels no class
-    hands_on: bool = False  # forward(*args, **kwargs): images by position, anything else by name
+    writes: bool = False  # an encoder-decoder with a language modelling head: it needs labels or decoder inputs
+    unlabelled: int | None = (
+        None  # the label index of no class, for models whose auxiliary head only enters their own loss
+    )
+    hands_on: bool = False  # forward(*args, **kwargs): images are passed by position, other inputs by name
 
     @classmethod
     def of(cls, model: nn.Module) -> "Call":
@@ -64,11 +66,11 @@ class Call:
         return cls(keywords, others, *more)
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-        """The logits of `inputs`; what the network does not take (index, labels, ...) stays behind."""
+        """The logits of `inputs`; entries that the network does not take (index, labels, ...) are not passed."""
         return logits_of(self.output(model, inputs))
 
     def output(self, model: nn.Module, inputs: Mapping[str, Any], **more: Any) -> Any:
-        """What the network returns for `inputs`, called with `more` besides."""
+        """The network's output for `inputs`, called with the additional arguments `more`."""
         if self.keywords is not None:
             self._refuse_nothing_to_decode(model, {*inputs, *more})
             return model(**self.taken(inputs), **more)
@@ -76,13 +78,13 @@ class Call:
             return model(**{k: v for k, v in inputs.items() if self._may_be_taken(k)}, **more)
         if "pixel_values" not in inputs:
             raise ValueError(
-                f"{type(model).__name__}.forward names no input of the batch, which has {sorted(inputs)}: name the "
-                "arguments of forward as the batch does, pixel_values or input_ids among them"
+                f"{type(model).__name__}.forward has no argument named as an entry of the batch, which has "
+                f"{sorted(inputs)}: name its arguments as in the batch, for example pixel_values or input_ids"
             )
         return model(inputs["pixel_values"], **more)
 
     def hidden_output(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-        """A language model's output with its hidden states, and the logits of one position only."""
+        """A language model's output with its hidden states, and the logits of the last position only."""
         return self.output(model, inputs, output_hidden_states=True, logits_to_keep=1)
 
     def hidden(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -92,20 +94,20 @@ class Call:
     def added_loss(self, output: Any) -> Tensor | None:
         """What the network adds to the cross-entropy in its own loss: the router loss of a mixture of experts.
 
-        ValueError where it has one whose factor is not known.
+        Raises ValueError if there is a router loss whose factor is not known.
         """
         loss = getattr(output, "aux_loss", None)
         if not isinstance(loss, Tensor):
             return None
         if self.router_weight is None:
             raise ValueError(
-                f"the network gives a router loss (aux_loss), and none of {list(ROUTER_WEIGHTS)} says how much of it "
-                "joins the loss: set router_aux_loss_coef on the network, or output_router_logits=False in its config"
+                f"the network returns a router loss (aux_loss), but has none of {list(ROUTER_WEIGHTS)}, the factor of "
+                "this loss: set router_aux_loss_coef on the network, or output_router_logits=False in its config"
             )
         return self.router_weight * loss
 
     def for_text(self) -> "Call":
-        """This call for rows that are texts alone, though the network (Gemma 3) takes images too."""
+        """This call for rows of text only, for a network that also takes images (Gemma 3)."""
         if self.keywords is None or "input_ids" not in self.keywords:
             return self
         return replace(self, keywords=self.keywords - {"pixel_values"})
@@ -115,51 +117,51 @@ class Call:
         return self.takes("pixel_values")
 
     def takes(self, name: str) -> bool:
-        """Whether an input of this name reaches the network."""
+        """Whether an input of this name is passed to the network."""
         if self.keywords is None:
             return name == "pixel_values" or (self.hands_on and self._may_be_taken(name))
         return name in self.keywords or self._may_be_taken(name)
 
     def _may_be_taken(self, name: str) -> bool:
-        """Whether **kwargs takes it, and it is neither a label nor hfkd's own."""
+        """Whether **kwargs takes an input of this name, which must not be labels or one of hfkd's own."""
         if name == "labels" or name in OWN_KEYS or name.startswith(OWN_PREFIX):
             return False
         return self.others is EVERYTHING or name in self.others
 
     def taken(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs that the network takes, by name."""
-        # Keys and values are kept for generating; by default each layer copies its own, in the teacher too.
+        # The cache of keys and values is only useful for generation; by default each layer would fill it.
         whole_sequences = {"use_cache": False} if "use_cache" in (self.keywords or ()) else {}
         return {k: v for k, v in inputs.items() if self.takes(k)} | self._decoded(inputs) | whole_sequences
 
     def _refuse_nothing_to_decode(self, model: nn.Module, given: set[str]) -> None:
         if self.writes and given.isdisjoint({"labels", "decoder_input_ids", "decoder_inputs_embeds"}):
             raise ValueError(
-                f"{type(bare(model)).__name__} gives logits for a target text, and the batch has neither labels nor "
-                "decoder_input_ids: give the rows one of them, or call the model's generate() to have it write"
+                f"{type(bare(model)).__name__} computes logits for a target text, but the batch has neither labels "
+                "nor decoder_input_ids: give the rows one of them, or use the model's generate() to write text"
             )
 
     def _decoded(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The labels, for a decoder that would otherwise have nothing to read (BART then reads its own input)."""
+        """The labels, for a decoder without other inputs (BART would then decode its encoder's input)."""
         labels, given = inputs.get("labels"), {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
         if not self.shifts_labels or given or not isinstance(labels, Tensor):
             return {}
         return {"labels": labels} if labels.ndim == 2 and not labels.is_floating_point() else {}
 
     def without_labels(self, inputs: Mapping[str, Any], labels: Iterable[str]) -> dict[str, Any]:
-        """The batch without its further `labels`, which are no inputs, except those that forward names."""
+        """The batch without additional `labels`, except those that forward names."""
         others = {*labels} - {"labels"} - (self.keywords or frozenset())
         return {name: value for name, value in inputs.items() if name not in others}
 
     def left_out(self, names: Iterable[str], labels: Iterable[str] = ()) -> list[str]:
-        """Of a batch's `names`, those of inputs that the network does not take; hfkd's own and labels are none."""
+        """The `names` of a batch's inputs that the network does not take, apart from labels and hfkd's own entries."""
         known = OWN_KEYS | {"labels", "pixel_values", *labels}
         return sorted(n for n in names if not (self.takes(n) or n in known or n.startswith(OWN_PREFIX)))
 
 
 @contextmanager
 def main_input_named(model: Any, call: Call) -> Iterator[None]:
-    """Within it a bare network says which input is its rows', as models of transformers do: Trainer reads it there."""
+    """Within the context, a plain network has a `main_input_name` as transformers models do, which Trainer reads."""
     missing = call.takes_images and not hasattr(model, "main_input_name")
     if missing:
         vars(model)["main_input_name"] = "pixel_values"
@@ -171,12 +173,12 @@ def main_input_named(model: Any, call: Call) -> Iterator[None]:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The network inside of torch.compile, DDP and PEFT, whose forwards name nothing of what they hand on."""
+    """The network inside torch.compile, DDP and PEFT, whose forward signatures do not name the inputs."""
     return unwrap_peft_model(extract_model_from_parallel(model, keep_torch_compile=False))
 
 
 def router_weight(network: nn.Module) -> float | None:
-    """The factor of a mixture-of-experts model's router loss in its own loss; None where nothing names one."""
+    """The factor of a mixture-of-experts model's router loss in its own loss; None if there is none."""
     owners: list[Any] = [network]
     if isinstance(network, PreTrainedModel):
         owners.append(network.config.get_text_config())
@@ -185,7 +187,7 @@ def router_weight(network: nn.Module) -> float | None:
 
 
 def _taken_by_kwargs(network: nn.Module, annotation: Any) -> frozenset[str] | None:
-    """A model of transformers lists what its **kwargs are for, and hands anything else to whom it may crash."""
+    """The names that **kwargs takes. Transformers models declare them, and may crash on any other name."""
     if get_origin(annotation) is Unpack:
         return frozenset(get_args(annotation)[0].__annotations__)
     if isinstance(network, PreTrainedModel) and type(network).__module__.startswith("transformers."):
@@ -194,16 +196,17 @@ def _taken_by_kwargs(network: nn.Module, annotation: Any) -> frozenset[str] | No
 
 
 def by_name(output: Any) -> Any:
-    """A network's output as Trainer reads it: a mapping whose values are the predictions."""
+    """A network's output in the form that Trainer expects: a mapping whose values are the predictions."""
     if isinstance(output, (tuple, list)) and not hasattr(output, "logits"):
         return {f"output_{number}": value for number, value in enumerate(output)}
     return output if isinstance(output, dict) else {"logits": logits_of(output)}
 
 
 def logits_of(output: Any) -> Tensor:
-    """A network's logits: its output itself when that is a tensor, else its `.logits`, "logits" or "out".
+    """A network's logits: its output if that is a tensor, otherwise its `.logits`, "logits" or "out".
 
-    Of a tuple the first, or what comes after its loss, as models that are given labels put it.
+    In a tuple they are the first element, or follow the loss, as in models that are given labels. Raises ValueError for
+    an output without logits.
     """
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if logits is None and isinstance(output, Mapping):
@@ -213,19 +216,18 @@ def logits_of(output: Any) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim == 0:
         raise ValueError(
             f"the model returned a {type(output).__name__} without logits: return a tensor, an object or dict with "
-            "logits, or a tuple that begins with them; of the models of transformers take one with a head "
-            "(AutoModelFor...)"
+            "logits, or a tuple that begins with them; from transformers, use a model with a head (AutoModelFor...)"
         )
     return logits
 
 
 def class_dim(logits: Tensor) -> int:
-    """Which dimension of a network's logits are the classes: the last, of maps [B, C, H, W] the second."""
+    """The class dimension of a network's logits: the last, for maps [B, C, H, W] the second."""
     return 1 if logits.ndim == 4 else -1
 
 
 def unlabelled_index(network: nn.Module) -> int:
-    """The label that a segmentation model of transformers takes for none."""
+    """The label that a segmentation model of transformers ignores."""
     config = getattr(bare(network), "config", None)
     names = ("loss_ignore_index", "semantic_loss_ignore_index")
     return int(next((getattr(config, name) for name in names if hasattr(config, name)), 255))
@@ -238,7 +240,7 @@ def _auxiliary(network: nn.Module) -> int | None:
 
 
 def loss_of(output: Any) -> Tensor | None:
-    """The loss that a network has computed itself: `.loss`, "loss", or the number that a tuple begins with."""
+    """The loss that a network has computed itself: `.loss`, "loss", or a scalar at the start of a tuple."""
     loss = getattr(output, "loss", None)
     if isinstance(output, dict):
         loss = output.get("loss")
@@ -248,6 +250,6 @@ def loss_of(output: Any) -> Tensor | None:
 
 
 def output_head(network: nn.Module) -> Any:
-    """The module from hidden states to logits, whatever wraps the network; None where it does not name one."""
+    """The module from hidden states to logits, of a network or its wrapper; None if there is none."""
     bare: Any = extract_model_from_parallel(network, keep_torch_compile=False)
     return bare.get_output_embeddings() if hasattr(bare, "get_output_embeddings") else None

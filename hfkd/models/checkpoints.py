@@ -1,4 +1,4 @@
-"""Loading weights other people published: strictly, and without ever running what a pickle asks for."""
+"""Strict loading of published weights, without running code from pickles."""
 
 import json
 import os
@@ -21,19 +21,23 @@ WRAPPERS = ("model", "state_dict")  # keys under which training scripts store th
 PREFIXES = ("module.", "_orig_mod.", "timm_model.")  # DataParallel, torch.compile, transformers' TimmWrapper
 SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 PICKLED = (".bin", ".pt", ".pth")
-SAVED_NAMES = ("model.safetensors", "pytorch_model.bin")  # what save_pretrained and the Hub put beside config.json
+SAVED_NAMES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+)  # the file names of save_pretrained and the Hub beside config.json
 SHOWN = 3
 
 
 def load_checkpoint(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Load a local .pth, .pt, .bin or .safetensors file into `module`: every weight must be there, fit and be finite.
+    """Load a local .pth, .pt, .bin or .safetensors file into `module`: all weights must be present, fit and be finite.
 
-    The file holds a state_dict, bare or under "model" or "state_dict" beside whatever else; prefixes that wrappers add
-    to every name (`module.`, `_orig_mod.`, `timm_model.`) do not count, in the file or in `module`. Only batch norm's
-    `num_batches_tracked` may be missing: PyTorch before 0.4.1 did not write this counter, and no output depends on it.
-    Batch norm folded into weight and bias needs no rule of its own: such files carry the running statistics that make
-    it exact (mean 0, variance 1 - eps). Names and shapes that transformers saves in place of its models' own are
-    converted, as `from_pretrained` does. A refused file changes nothing in `module`.
+    The file holds a state_dict, either alone or under "model" or "state_dict" beside other entries. Prefixes that
+    wrappers add to every name (`module.`, `_orig_mod.`, `timm_model.`) are ignored, in the file and in `module`. Only
+    batch norm's `num_batches_tracked` may be missing: PyTorch before 0.4.1 did not write this counter, and no output
+    depends on it. Batch norm that is folded into weight and bias loads without a special case: such files have running
+    statistics that make it exact (mean 0, variance 1 - eps). Names and shapes that transformers saves differently from
+    those of its models are converted, as in `from_pretrained`. Raises ValueError, without a change to `module`, for any
+    other file.
     """
     path = Path(path)
     found, own = read_state_dict(path), module.state_dict()
@@ -51,10 +55,10 @@ def load_checkpoint(module: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def refuse_other_architecture(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Raise ValueError where the config.json beside a saved model's weights names another timm architecture.
+    """Raise ValueError if the config.json beside a saved model's weights names another timm architecture.
 
-    Weights may fit two of them strictly (efficientnet_lite0 and tf_efficientnet_lite0 pad otherwise; ViT and DeiT are
-    normalised otherwise), and nothing but the accuracy would tell. Without that file only `teacher_accuracy` does.
+    The same weights may fit two architectures (efficientnet_lite0 and tf_efficientnet_lite0 differ in padding, ViT and
+    DeiT in normalisation), which would only show in the accuracy. Without this file, only `teacher_accuracy` finds it.
     """
     path, mine = Path(path), getattr(getattr(model, "config", None), "architecture", None)
     if path.name not in SAVED_NAMES or mine is None:
@@ -66,13 +70,13 @@ def refuse_other_architecture(model: nn.Module, path: str | os.PathLike[str]) ->
     its = saved.get("architecture") if isinstance(saved, dict) else None
     if isinstance(its, str) and its.split(".")[0] != str(mine).split(".")[0]:
         raise ValueError(
-            f"checkpoint {path} belongs to the architecture {its!r}, as the config.json beside it says, and not to "
+            f"checkpoint {path} belongs to the architecture {its!r} according to the config.json beside it, not to "
             f"{mine!r}, even if its weights fit: pass {its.split('.')[0]!r}"
         )
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file by name, on the CPU, names as they stand in the file."""
+    """The tensors of a checkpoint file on the CPU, by their names in the file."""
     path = Path(path)
     refuse_damaged(path.parent, [path.name])
     content = _read(path)
@@ -91,10 +95,10 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 @contextmanager
 def naming_unreadable(source: str | os.PathLike[str]) -> Iterator[None]:
-    """Loading from the folder or Hub id `source`: a ValueError names the file when one of its files is not of tensors.
+    """While loading from the folder or Hub id `source`, raise a ValueError that names any file that is not of tensors.
 
-    transformers and Trainer load tensors only, as `load_checkpoint` does; what they raise does not say from where.
-    Files that would unfold to more than they are (`refuse_compressed`) are refused before.
+    transformers and Trainer load tensors only, as `load_checkpoint` does, but their exceptions do not name the file.
+    Compressed archives (`refuse_compressed`) are refused before.
     """
     for path in sorted(p for p in Path(source).glob("*") if p.suffix in PICKLED) if source else ():
         refuse_compressed(path)
@@ -103,28 +107,31 @@ def naming_unreadable(source: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
-        with safe_globals():  # numpy's and Python's random states, which Trainer's checkpoints hold
+        with safe_globals():  # for the random states of numpy and Python in Trainer's checkpoints
             for path in sorted(p for p in Path(source).glob("*") if p.suffix in SUFFIXES and p.name != TRAINING_ARGS):
                 _read(path)
         if isinstance(error, (pickle.UnpicklingError, SafetensorError)):
-            raise ValueError(f"the weights of {source} are not tensors alone, and no code is run: {error}") from error
+            raise ValueError(
+                f"the weights of {source} contain objects other than tensors, which are not loaded because this could "
+                f"run code: {error}"
+            ) from error
         raise
 
 
 def refuse_compressed(path: Path) -> None:
-    """Raise ValueError for an archive whose entries are larger than the file: a few MB could fill the memory.
+    """Raise ValueError for an archive whose entries are larger than the file: a small file could fill the memory.
 
-    torch.save compresses nothing, and writes each byte once.
+    torch.save does not compress.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, NotImplementedError):  # what it is then is for whoever reads it to say
+    except (zipfile.BadZipFile, OSError, NotImplementedError):  # the reader of the file reports what is wrong with it
         return
     if size > (whole := path.stat().st_size):
         raise ValueError(
-            f"checkpoint {path} is a compressed archive of {whole:,} bytes that holds {size:,}, which torch.save does "
-            "not write: it is not read; store the state_dict with torch.save or safetensors"
+            f"checkpoint {path} is a compressed archive of {whole:,} bytes that expands to {size:,} bytes, which "
+            "torch.save does not write: store the state_dict with torch.save or safetensors"
         )
 
 
@@ -143,8 +150,8 @@ def _read(path: Path) -> object:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
-        raise  # permissions, disks: the message is right as it is
-    except Exception as error:  # an unpickler may raise anything at all on bytes that are not a tensor file
+        raise  # permissions, disks: the original message is clear
+    except Exception as error:  # an unpickler may raise any exception on a file that is not of tensors
         raise ValueError(
             f"checkpoint {path} is not a file of tensors (damaged, incomplete, or a pickle of other objects, which is "
             "never run): download it again, or store the state_dict alone with torch.save or safetensors"
@@ -152,7 +159,7 @@ def _read(path: Path) -> object:
 
 
 def _bare(names: Iterable[str]) -> list[str]:
-    """The names without the prefixes that all of them share."""
+    """The names without the wrapper prefixes that all of them share."""
     names = list(names)
     while prefix := next((p for p in PREFIXES if names and all(name.startswith(p) for name in names)), None):
         names = [name.removeprefix(prefix) for name in names]
@@ -160,7 +167,8 @@ def _bare(names: Iterable[str]) -> list[str]:
 
 
 def check_fit(path: Path, module: nn.Module, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless `weights`, of the file `path`, have the names and shapes of `own`, the module's."""
+    """Raise ValueError unless `weights`, from the file `path`, have the names and shapes of `own`, those of
+    `module`."""
     problems = {
         "missing": [name for name in own if name not in weights],
         "unexpected": [name for name in weights if name not in own],

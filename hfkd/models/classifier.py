@@ -1,4 +1,4 @@
-"""One door to image classifiers: timm architectures (ours among them), Hub ids and saved folders."""
+"""Image classifiers by name: timm architectures (including those of hfkd), Hub ids and saved folders."""
 
 import difflib
 import os
@@ -19,7 +19,7 @@ from transformers import (
 from hfkd.models.checkpoints import load_checkpoint, naming_unreadable, refuse_other_architecture
 from hfkd.models.label_names import is_numbering
 
-# what an image pipeline needs of timm's pretrained_cfg; the rest names weights that a fresh model does not have
+# the entries of timm's pretrained_cfg for preprocessing; the others describe weights that a new model does not have
 INPUT_KEYS = ("input_size", "fixed_input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
@@ -32,11 +32,11 @@ def image_classifier(
 ) -> PreTrainedModel:
     """A transformers image classifier, in eval mode: `model(pixel_values).logits` is [B, num_labels].
 
-    - `name` is a timm architecture ("cifar_resnet20", "resnet50"): fresh weights, timm's initialisation.
-    - `name` holds a "/" or is a folder ("timm/resnet50.a1_in1k", "runs/student"): the weights stored there.
-      `num_labels` must be the stored number, unless `new_head=True` asks for a fresh head or `checkpoint` fills it.
-    - `checkpoint` is a file of weights for the whole model, loaded by `load_checkpoint`.
-    - `label_names` are written to the config (`id2label`, `label2id`), and so into every saved folder.
+    - `name` is a timm architecture ("cifar_resnet20", "resnet50"): new weights with timm's initialisation.
+    - `name` contains a "/" or is a folder ("timm/resnet50.a1_in1k", "runs/student"): the weights stored there.
+    `num_labels` must be the stored number, unless `new_head=True` requests a new head or `checkpoint` provides it.
+    - `checkpoint` is a file with weights for the whole model, loaded by `load_checkpoint`.
+    - `label_names` are written to the config (`id2label`, `label2id`), and saved with the model.
     """
     name = os.fspath(name)
     labels = _label_config(num_labels, label_names)
@@ -58,16 +58,16 @@ def image_teacher(
     checkpoint: str | os.PathLike[str] | None = None,
     label_names: Sequence[str] | None = None,
 ) -> PreTrainedModel:
-    """`image_classifier` for a network that must know something: ValueError for an architecture without weights.
+    """`image_classifier` for a trained network: raises ValueError for an architecture without weights.
 
-    Its own class names stay: `label_names`, in the order of its logits, are for weights that name none.
+    The network keeps its own class names: `label_names`, in the order of its logits, are for weights that have none.
     """
     if label_names is not None and _names_its_classes(os.fspath(name)):
         label_names = None
     if checkpoint is None and "/" not in os.fspath(name) and timm.is_model(os.fspath(name)):
         raise ValueError(
-            f"the teacher {os.fspath(name)!r} is an architecture with random weights: give its checkpoint, or a Hub id "
-            "or saved folder that has weights"
+            f"the teacher {os.fspath(name)!r} is an architecture with random weights: pass its checkpoint, or a Hub "
+            "id or saved folder with weights"
         )
     return image_classifier(name, num_labels, checkpoint, label_names)
 
@@ -78,19 +78,21 @@ def image_teachers(
     checkpoints: Sequence[str] | None = None,
     label_names: Sequence[str] | None = None,
 ) -> PreTrainedModel | list[PreTrainedModel]:
-    """What the teacher slot takes for these names: the one `image_teacher`, or a list of them.
+    """The `image_teacher` of each name: a single one, or a list of several.
 
-    `checkpoints` has a file for each name, or is None. Raises ValueError for another number of them.
+    `checkpoints` has one file for each name, or is None. Raises ValueError if their numbers differ.
     """
     if checkpoints is not None and len(checkpoints) != len(names):
-        raise ValueError(f"{len(checkpoints)} checkpoints for {len(names)} teachers {list(names)}: give one for each")
+        raise ValueError(
+            f"{len(checkpoints)} checkpoints for {len(names)} teachers {list(names)}: pass one for each teacher"
+        )
     files: Sequence[str | None] = checkpoints or [None] * len(names)
     teachers = [image_teacher(name, num_labels, file, label_names) for name, file in zip(names, files, strict=True)]
     return teachers if len(teachers) > 1 else teachers[0]
 
 
 def _names_its_classes(name: str) -> bool:
-    """Whether a Hub id or saved folder has class names, and not numbers."""
+    """Whether a Hub id or saved folder has class names other than numbers."""
     if "/" not in name and not os.path.isdir(name):
         return False
     named = AutoConfig.from_pretrained(name, trust_remote_code=False).id2label or {}
@@ -99,11 +101,11 @@ def _names_its_classes(name: str) -> bool:
 
 def _label_config(num_labels: int, label_names: Sequence[str] | None) -> dict[str, Any]:
     if num_labels < 1:
-        raise ValueError(f"num_labels {num_labels}: a classifier has classes, pass the number of classes in the data")
+        raise ValueError(f"num_labels={num_labels} must be at least 1: pass the number of classes in the data")
     if label_names is None:
         return {"num_labels": num_labels}
     if len(label_names) != num_labels:
-        raise ValueError(f"{len(label_names)} label_names for num_labels {num_labels}: pass one name for each class")
+        raise ValueError(f"{len(label_names)} label_names for num_labels={num_labels}: pass one name for each class")
     return {"id2label": dict(enumerate(label_names)), "label2id": {n: i for i, n in enumerate(label_names)}}
 
 
@@ -111,14 +113,14 @@ def _fresh(name: str, num_labels: int, labels: dict[str, Any]) -> PreTrainedMode
     if "." in name:
         architecture, tag = name.split(".", 1)
         raise ValueError(
-            f"{name!r}: the tag {tag!r} names published weights, and only a Hub id loads those: pass 'timm/{name}' for "
-            f"them, or {architecture!r} for fresh weights"
+            f"{name!r}: the tag {tag!r} names published weights, which are only loaded by their Hub id: pass "
+            f"'timm/{name}' for these weights, or {architecture!r} for new ones"
         )
     timm_model = timm.create_model(name, num_classes=num_labels)
     published: dict[str, Any] = vars(timm_model)["pretrained_cfg"]
     inputs = {key: published[key] for key in INPUT_KEYS if key in published}
     config = TimmWrapperConfig(architecture=name, **labels | {"pretrained_cfg": inputs})
-    # transformers' wrapper redraws every weight from N(0, 0.02) when it is built; on the meta device it draws nothing
+    # transformers' wrapper initialises every weight from N(0, 0.02) when it is built, except on the meta device
     with torch.device("meta"):
         model = TimmWrapperForImageClassification(config)
     model.timm_model = timm_model
@@ -128,14 +130,16 @@ def _fresh(name: str, num_labels: int, labels: dict[str, Any]) -> PreTrainedMode
 def _stored(name: str, num_labels: int, labels: dict[str, Any], new_head: bool, replace_head: bool) -> PreTrainedModel:
     stored = AutoConfig.from_pretrained(name, trust_remote_code=False).num_labels
     if stored == num_labels:
-        labels = {key: value for key, value in labels.items() if key != "num_labels"}  # keeps the stored label names
+        labels = {key: value for key, value in labels.items() if key != "num_labels"}  # keep the stored label names
     elif not replace_head:
         raise ValueError(
-            f"{name!r} has {stored} labels, not {num_labels}: pass num_labels={stored}, or new_head=True for a fresh "
-            "classification layer to train"
+            f"{name!r} has {stored} labels, not {num_labels}: pass num_labels={stored}, or new_head=True for a new "
+            "classification layer"
         )
     else:
-        labels = labels | {"num_labels": num_labels}  # timm's wrapper would keep the stored number beside new names
+        labels = labels | {
+            "num_labels": num_labels
+        }  # transformers' timm wrapper would keep the stored number with new names
     with naming_unreadable(name):
         model = AutoModelForImageClassification.from_pretrained(
             name, ignore_mismatched_sizes=replace_head, trust_remote_code=False, **labels
@@ -143,12 +147,12 @@ def _stored(name: str, num_labels: int, labels: dict[str, Any], new_head: bool, 
     if new_head and stored == num_labels:
         _renew_head(model, num_labels)
     if isinstance(model, TimmWrapperForImageClassification):
-        vars(model.config).pop("label_names", None)  # the file's, which would be saved again in place of new ones
+        vars(model.config).pop("label_names", None)  # those of the file, which would be saved instead of new ones
     return model
 
 
 def _renew_head(model: PreTrainedModel, num_labels: int) -> None:
-    """Fresh weights for the last layer, which fits and was loaded therefore: other classes may be as many."""
+    """New weights for the last layer, which was loaded because the number of classes is the same."""
     if isinstance(model, TimmWrapperForImageClassification):
         model.timm_model.reset_classifier(num_labels)
         return

@@ -1,8 +1,8 @@
-"""Weights under the names of a saved file, brought to the names and shapes of the network they are for.
+"""Conversion of weights from the names in a saved file to the names and shapes of a network.
 
 transformers saves some networks under the names of earlier versions: a ViT's `vit.layers.0.attention.q_proj` is
-`vit.encoder.layer.0.attention.attention.query` in its files. Others it saves in other shapes: experts one by one. Only
-`from_pretrained` converts them back; `load_state_dict` does not.
+`vit.encoder.layer.0.attention.attention.query` in its files. Other weights are saved in other shapes, such as experts
+one by one. `from_pretrained` converts them back; `load_state_dict` does not.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 
 
 def as_in_network(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`weights` of a file that `save_pretrained` or `state_dict` wrote, as `network.state_dict()` has them.
+    """`weights` from a file of `save_pretrained` or `state_dict`, with the names and shapes of `network.state_dict()`.
 
-    The rule is `from_pretrained`'s: a name that the network does not have is converted, if it then has it. What fits
-    nothing keeps its name, for the caller to refuse. Weights of a network that is not of transformers stay as they are.
+    As in `from_pretrained`, a name that the network does not have is converted if the network has the converted name.
+    Other names are kept, for the caller to refuse. Weights of networks from outside transformers are not changed.
     """
     if not isinstance(network, PreTrainedModel):
         return dict(weights)
@@ -29,7 +29,7 @@ def as_in_network(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str
     by_pattern = {pattern: one for one in converters for pattern in one.source_patterns}
     found: dict[str, Tensor] = {}
     collected: dict[str, WeightConverter] = {}
-    for name in sorted(weights, key=dot_natural_key):  # experts by their number, whatever the file's order
+    for name in sorted(weights, key=dot_natural_key):  # experts in the order of their number
         target, pattern = rename_source_key(name, renamings, converters, prefix, own)
         if target not in own and name in own:
             target, pattern = name, None
@@ -45,7 +45,7 @@ def as_in_network(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str
 
 
 def _transforms(network: PreTrainedModel) -> list[Any]:
-    """transformers' own, after those of the `key_mapping` that the network was loaded with, which saving undoes too."""
+    """The conversions of transformers, after those of the `key_mapping` that the network was loaded with."""
     known = get_model_conversion_mapping(network)
     used = getattr(network, "_weight_conversions", None) or []
     patterns = {(tuple(one._original_source_patterns), one.scope_prefix) for one in known}

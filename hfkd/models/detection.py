@@ -1,6 +1,6 @@
-"""Faster R-CNN with a feature pyramid by name: torchvision's or timm's backbones, fresh, pretrained or from a file.
+"""Faster R-CNN with a feature pyramid by name, on backbones of torchvision or timm.
 
-C classes with the background.
+C classes, including the background.
 """
 
 import difflib
@@ -24,7 +24,7 @@ from hfkd.models.checkpoints import load_checkpoint, read_state_dict, some
 
 RESNET = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 RATIOS = (0.5, 1.0, 2.0)
-WHOLE = "fasterrcnn_"  # torchvision's detectors, whose names begin so
+WHOLE = "fasterrcnn_"  # prefix of the names of torchvision's detectors
 
 
 class TimmPyramid(nn.Module):
@@ -56,14 +56,15 @@ def faster_rcnn(
     frozen_batch_norm: bool = True,
     frozen_stages: int = 0,
 ) -> FasterRCNN:
-    """torchvision's FasterRCNN with the defaults of the literature, fresh.
+    """torchvision's FasterRCNN with new weights and the defaults of the literature.
 
-    backbone: one of torchvision's ResNets, or a network of timm's with features ("mobilenetv2_100",
-    "tf_efficientnet_lite0"). levels: the stages that the pyramid is built on, 1 at a quarter of the image's size.
-    anchor_size: of the finest map, doubled with each. proposals: sampled of each image in training.
-    frozen_batch_norm: the backbone's, as usual where it was pretrained. frozen_stages: so many of its stages, and the
-    stem before them, are not trained (detectron2: 1). Images are normalised as timm has it for the
-    backbone, for torchvision's by ImageNet's statistics. Raises ValueError for another name.
+    backbone: one of torchvision's ResNets, or a timm network with features ("mobilenetv2_100",
+    "tf_efficientnet_lite0"). levels: the stages under the pyramid; stage 1 has a quarter of the image's size.
+    anchor_size: the side of the anchors on the finest map, doubled at each coarser one. proposals: the number sampled
+    from each image in training. frozen_batch_norm: whether the backbone's batch norm is frozen, as usual with
+    pretrained backbones. frozen_stages: the number of its stages that are not trained, with the stem (detectron2: 1).
+    Images are normalised by timm's statistics of the backbone, for torchvision's backbones by those of ImageNet. Raises
+    ValueError for an unknown name.
     """
     made = _backbone(backbone, levels, fpn_channels)
     if frozen_batch_norm:
@@ -94,18 +95,21 @@ def detector(
 ) -> FasterRCNN:
     """A Faster R-CNN by name: `faster_rcnn` on a backbone, or torchvision's own ("fasterrcnn_resnet50_fpn").
 
-    checkpoint: a file of weights for the whole of it; "torchvision": those that torchvision publishes, trained on COCO
-    (91 classes), which are loaded from the network. backbone_checkpoint: a file of a classifier's weights for the
-    backbone alone; "pretrained": those that timm or torchvision publish. `settings` are `faster_rcnn`'s; a detector of
-    torchvision's own takes of them the sizes and `proposals`. Raises ValueError for another name, and for files that do
-    not fit.
+    checkpoint: a file with weights for the whole detector; "torchvision": torchvision's published weights, trained on
+    COCO (91 classes), which are downloaded. backbone_checkpoint: a file with a classifier's weights for the backbone
+    only; "pretrained": the published weights of timm or torchvision. `settings` are those of `faster_rcnn`;
+    torchvision's own detectors take only the image sizes and `proposals`. Raises ValueError for an unknown name, and
+    for files that do not fit.
     """
     if name.startswith(WHOLE):
         made = _torchvision_detector(name, num_classes, checkpoint == "torchvision", settings)
     else:
         made = faster_rcnn(name, num_classes, **settings)
         if checkpoint == "torchvision":
-            raise ValueError(f"torchvision publishes no detector on {name}: give one of {_published()}, or a file")
+            raise ValueError(
+                f"checkpoint='torchvision', but torchvision publishes no detector with the backbone {name}: use one "
+                f"of {_published()}, or pass a file"
+            )
     if backbone_checkpoint is not None and not name.startswith(WHOLE):
         load_backbone(made.backbone.body, name, backbone_checkpoint)
     if checkpoint is not None and checkpoint != "torchvision":
@@ -114,9 +118,10 @@ def detector(
 
 
 def load_backbone(body: nn.Module, name: str, path: str | os.PathLike[str]) -> None:
-    """Give `body`, the stages of a classifier, that classifier's weights; what comes after them is left out.
+    """Load a classifier's weights into `body`, the stages of that classifier, without the weights of its head.
 
-    path: a file, or "pretrained" for what timm or torchvision publish. Raises ValueError where one is missing.
+    path: a file, or "pretrained" for the published weights of timm or torchvision. Raises ValueError if a weight is
+    missing or has another shape.
     """
     found = _published_backbone(name) if path == "pretrained" else read_state_dict(path)
     own = body.state_dict()
@@ -124,7 +129,7 @@ def load_backbone(body: nn.Module, name: str, path: str | os.PathLike[str]) -> N
     wrong = [k for k in wrong if not k.endswith("num_batches_tracked")]
     if wrong:
         raise ValueError(
-            f"the backbone {name} has {some(wrong)}, and {path} has no such weights, or of another shape: give those "
+            f"{path} lacks weights of the backbone {name}, or has them in another shape: {some(wrong)}. Pass weights "
             "of this architecture"
         )
     body.load_state_dict(own | {k: found[k] for k in own if k in found})
@@ -138,7 +143,7 @@ def _published_backbone(name: str) -> dict[str, Tensor]:
 
 def _torchvision_detector(name: str, num_classes: int, published: bool, settings: dict[str, Any]) -> Any:
     if name not in _published():
-        raise ValueError(f"unknown detector {name!r}: torchvision has {_published()}")
+        raise ValueError(f"unknown detector {name!r}: use one of torchvision's {_published()}")
     taken = {"min_size": "min_size", "max_size": "max_size", "proposals": "box_batch_size_per_image"}
     more = {its: settings[own] for own, its in taken.items() if own in settings}
     weights = "DEFAULT" if published else None
@@ -160,24 +165,24 @@ def _backbone(name: str, levels: Sequence[int], out_channels: int) -> Any:
         return TimmPyramid(name, levels, out_channels)
     close = difflib.get_close_matches(name, {*RESNET, *timm.list_models()}, n=5, cutoff=0.5)
     raise ValueError(
-        f"unknown backbone {name!r}: give one of torchvision's {list(RESNET)}, a detector of its own "
+        f"unknown backbone {name!r}: use one of torchvision's {list(RESNET)}, one of its detectors "
         f"({_published()[0]}), or one of timm's" + (f" ({', '.join(close)}?)" if close else "")
     )
 
 
 def _freeze(body: Any, stages: int) -> None:
-    """Parameters of the stem and the first `stages` stages get no gradient."""
+    """Freeze the parameters of the stem and the first `stages` stages."""
     info = getattr(body, "feature_info", None)
     last = f"layer{stages}" if info is None else {row["reduction"]: row["module"] for row in info}.get(2 << stages)
     names = [name for name, _ in body.named_parameters()]
     inside = [place for place, name in enumerate(names) if last is not None and name.startswith(f"{last}.")]
     if not inside:
-        raise ValueError(f"frozen_stages={stages}: the backbone has no such stage")
+        raise ValueError(f"frozen_stages={stages}, but the backbone does not have so many stages: set a smaller number")
     for parameter in list(body.parameters())[: inside[-1] + 1]:
         parameter.requires_grad = False
 
 
 def _statistics(name: str) -> dict[str, list[float]]:
-    """How a backbone wants its images; torchvision's as its detectors have it."""
+    """The image statistics of a backbone; empty for torchvision's, where its detectors have the right defaults."""
     config = None if name in RESNET else timm.get_pretrained_cfg(name, allow_unregistered=True)
     return {} if config is None else {"image_mean": list(config.mean), "image_std": list(config.std)}

@@ -1,4 +1,4 @@
-"""The flags that name a teacher and a student that detect objects."""
+"""The flags that define a teacher and a student for object detection."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,37 +15,55 @@ class DetectionNetworkArguments:
 
     student_name: str = field(
         default="resnet18",
-        metadata={"help": "Student: a backbone of torchvision's or timm's, or torchvision's fasterrcnn_..."},
+        metadata={
+            "help": "Student: a backbone from torchvision or timm, or a detector from torchvision (fasterrcnn_...)."
+        },
     )
-    student_checkpoint: str | None = field(default=None, metadata={"help": "Weights the whole student starts from."})
+    student_checkpoint: str | None = field(
+        default=None, metadata={"help": "File with initial weights of the whole student."}
+    )
     student_backbone_checkpoint: str | None = field(
         default=None,
-        metadata={"help": "Weights of a classifier for its backbone; pretrained: those that are published."},
+        metadata={
+            "help": "File with a classifier's weights for the student's backbone; pretrained: the published ones."
+        },
     )
     student_levels: list[int] = field(
-        default_factory=lambda: [1, 2, 3, 4], metadata={"help": "Stages of its backbone under the feature pyramid."}
+        default_factory=lambda: [1, 2, 3, 4],
+        metadata={"help": "Stages of the student's backbone under the feature pyramid."},
     )
-    student_fpn_channels: int = field(default=256, metadata={"help": "Channels of its feature pyramid."})
-    student_head_size: int = field(default=1024, metadata={"help": "Width of its two layers on each proposal."})
+    student_fpn_channels: int = field(default=256, metadata={"help": "Channels of the student's feature pyramid."})
+    student_head_size: int = field(
+        default=1024, metadata={"help": "Width of the student's two layers on each proposal."}
+    )
     teacher_name: str | None = field(
-        default=None, metadata={"help": "Teacher, named as the student; with kd_weight 0 none is needed."}
+        default=None, metadata={"help": "Teacher, named like the student; not needed with kd_weight 0."}
     )
     teacher_checkpoint: str | None = field(
         default=None,
-        metadata={"help": "Weights of the teacher; torchvision: those that are published for COCO (fasterrcnn_...)."},
+        metadata={
+            "help": "File with the teacher's weights; torchvision: the published ones for COCO (fasterrcnn_...)."
+        },
     )
     teacher_levels: list[int] = field(
-        default_factory=lambda: [1, 2, 3, 4], metadata={"help": "As student_levels, of the teacher."}
+        default_factory=lambda: [1, 2, 3, 4],
+        metadata={"help": "Stages of the teacher's backbone under the feature pyramid."},
     )
-    teacher_fpn_channels: int = field(default=256, metadata={"help": "As student_fpn_channels, of the teacher."})
-    teacher_head_size: int = field(default=1024, metadata={"help": "As student_head_size, of the teacher."})
-    min_size: int = field(default=800, metadata={"help": "Both resize an image so that its shorter side is this."})
-    max_size: int = field(default=1333, metadata={"help": "And its longer side no longer than this."})
-    anchor_size: int = field(default=32, metadata={"help": "Side of the anchors on the finest map, doubled with each."})
-    proposals: int = field(default=512, metadata={"help": "Proposals of each image that are trained on."})
-    frozen_batch_norm: bool = field(default=True, metadata={"help": "Keep the backbones' batch norms as they are."})
+    teacher_fpn_channels: int = field(default=256, metadata={"help": "Channels of the teacher's feature pyramid."})
+    teacher_head_size: int = field(
+        default=1024, metadata={"help": "Width of the teacher's two layers on each proposal."}
+    )
+    min_size: int = field(
+        default=800, metadata={"help": "Both networks resize an image so that its shorter side is this."}
+    )
+    max_size: int = field(default=1333, metadata={"help": "The longer side of a resized image is at most this."})
+    anchor_size: int = field(
+        default=32, metadata={"help": "Side of the anchors on the finest map, doubled at each coarser map."}
+    )
+    proposals: int = field(default=512, metadata={"help": "Number of proposals per image that are trained on."})
+    frozen_batch_norm: bool = field(default=True, metadata={"help": "Freeze the batch norms of the backbones."})
     frozen_stages: int = field(
-        default=0, metadata={"help": "Train neither the backbones' stem nor so many of their stages."}
+        default=0, metadata={"help": "Number of stages of the backbones that are frozen, with the stem."}
     )
 
     def __post_init__(self) -> None:
@@ -55,22 +73,22 @@ class DetectionNetworkArguments:
         for name in ("student_levels", "teacher_levels"):
             levels = getattr(self, name)
             if not levels or levels != list(range(levels[0], levels[0] + len(levels))) or levels[0] < 1:
-                raise ValueError(f"{name}={levels} must be stages one after the other, such as 1 2 3 4")
+                raise ValueError(f"{name}={levels} must be consecutive stages, such as 1 2 3 4")
 
     def student(self, num_classes: int) -> FasterRCNN:
         weights = self.student_checkpoint, self.student_backbone_checkpoint
         return detector(self.student_name, num_classes, *weights, **self._settings("student"))
 
     def teacher(self, num_classes: int) -> FasterRCNN:
-        """Raises ValueError where none is named, or its weights would be random."""
+        """The teacher. Raises ValueError if none is named, or its weights would be random."""
         if self.teacher_name is None:
             raise ValueError(
-                "there is no teacher: pass --teacher_name, or --kd_weight 0 --ce_weight 1 for labels alone"
+                "there is no teacher: pass --teacher_name, or --kd_weight 0 --ce_weight 1 to train on labels only"
             )
         if self.teacher_checkpoint is None:
             raise ValueError(
-                f"the teacher {self.teacher_name!r} would have random weights: give its checkpoint, a file or, of "
-                "torchvision's own detectors, the word torchvision"
+                f"the teacher {self.teacher_name!r} would have random weights: pass its checkpoint, a file, or "
+                "torchvision for the published weights of torchvision's own detectors"
             )
         return detector(self.teacher_name, num_classes, self.teacher_checkpoint, None, **self._settings("teacher"))
 

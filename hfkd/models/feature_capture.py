@@ -1,4 +1,4 @@
-"""Inner features of a network, kept while it runs: forward hooks, which work whatever wraps it.
+"""Capture of a network's inner features by forward hooks, which work inside any wrapper of the network.
 
 B rows.
 """
@@ -16,16 +16,16 @@ from hfkd.models.calling import bare
 from hfkd.models.stages import expanded, tap_of
 from hfkd.utils.attention import Attention
 
-LOGITS = "logits"  # what the network returns: nothing to hook
+LOGITS = "logits"  # the network's output, which needs no hook
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 Result = TypeVar("Result")
 
 
 class FeatureCapture:
-    """The features of `keys`, each time the network runs within `run`; at any other time hooks that do nothing.
+    """Captures the features of `keys` when the network runs within `run`; at other times its hooks do nothing.
 
-    Placed when it is built, before anything compiles the network: torch.compile does not see hooks that come later. A
-    layer that is written over by the next one (an in-place ReLU) is kept as a copy; `probe` finds which are.
+    The hooks are registered when it is built, before the network is compiled: torch.compile ignores hooks that are
+    added later. A feature that the next layer overwrites (an in-place ReLU) is captured as a copy; `Probe` finds these.
     """
 
     def __init__(self, network: nn.Module, keys: Sequence[str], role: str) -> None:
@@ -34,7 +34,7 @@ class FeatureCapture:
         self.keys = tuple(dict.fromkeys(one for several in self.groups.values() for one in several))
         self.taps = {key: tap_of(network, key) for key in self.keys if key != LOGITS}
         self.found: dict[str, Any] = {}
-        # A dropout that works in place does so in training alone, where a probe does not see it.
+        # An in-place dropout overwrites its input in training mode only, which a probe does not see.
         drops = any(isinstance(m, DROPOUTS) and m.inplace for m in self.network.modules())
         self.copied: frozenset[str] = frozenset(self.taps if drops else ())
         self.open = False
@@ -44,7 +44,7 @@ class FeatureCapture:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """The module that each feature is read at."""
+        """The module at which each feature is captured."""
         return {key: self.network.get_submodule(tap.path) for key, tap in self.taps.items()}
 
     def place(self) -> None:
@@ -55,7 +55,7 @@ class FeatureCapture:
             tap = self.taps[key]
             if tap.attention:
                 continue
-            # No closures: a network with these hooks can be pickled and copied.
+            # Not closures, so that a network with these hooks can be pickled and copied.
             if tap.input:
                 hook = module.register_forward_pre_hook(partial(self._keep_input, key), with_kwargs=True)
             else:
@@ -63,7 +63,7 @@ class FeatureCapture:
             self.handles.append(hook)
 
     def remove(self) -> None:
-        """Leave the network as it was."""
+        """Remove all hooks from the network."""
         while self.handles:
             self.handles.pop().remove()
         if self.unwatch is not None:
@@ -74,8 +74,8 @@ class FeatureCapture:
         def keep(*parts: Any) -> None:
             if self.open and key in self.found:
                 raise ValueError(
-                    f"layer {key!r}: the block {self.taps[key].path} of the {self.role} attends twice in one forward, "
-                    "and nothing says which is meant: choose an objective that does not read it"
+                    f"layer {key!r}: the block {self.taps[key].path} of the {self.role} computes attention twice in "
+                    "one forward pass, so that the layer is ambiguous: choose an objective that does not read it"
                 )
             if self.open:
                 self.found[key] = Attention(*parts)
@@ -98,10 +98,10 @@ class FeatureCapture:
         self.found[key] = feature.clone() if key in self.copied else feature
 
     def run(self, forward: Callable[[], Result]) -> tuple[Result, dict[str, Any]]:
-        """What `forward`, which runs the network once, returns; and the features [B, ...], without "logits".
+        """The result of `forward`, which runs the network once, and the features [B, ...], without "logits".
 
-        Raises ValueError for one that did not come: the network did not run its layer. Whatever runs later, as gradient
-        checkpointing does in the backward pass, is not kept.
+        Raises ValueError for a feature whose layer did not run. Later runs, such as those of gradient checkpointing in
+        the backward pass, are not captured.
         """
         self.found, self.open = {}, True
         try:
@@ -112,37 +112,40 @@ class FeatureCapture:
         for key, tap in self.taps.items():
             if key not in found and tap.attention:
                 raise ValueError(
-                    f"layer {key!r}: the block {tap.path} of the {self.role} calls none of transformers' attention "
-                    "functions, so that queries and keys cannot be read: choose an objective that does not read them"
+                    f"layer {key!r}: the block {tap.path} of the {self.role} does not call transformers' attention "
+                    "functions, so that its queries and keys cannot be captured: choose an objective that does not "
+                    "read them"
                 )
             if key not in found:
                 raise ValueError(
-                    f"the {self.role} did not run {tap} for layer {key!r}: its forward passes that module by, in this "
-                    "step at least; name a module that every forward calls"
+                    f"the forward pass of the {self.role} did not call {tap} for layer {key!r}: name a module that "
+                    "every forward pass calls"
                 )
         return result, found
 
 
 def _tensor(value: Any) -> Tensor:
-    """The first tensor of what a module gives or gets: blocks of transformers give tuples."""
+    """The first tensor of a module's output or input, which may be a tuple, as for transformers' blocks."""
     if isinstance(value, Tensor):
         return value
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
     first = next((part for part in parts if isinstance(part, Tensor)), None)
     if first is None:
-        raise ValueError(f"a layer that was asked for gives a {type(value).__name__}, and no tensor: name another")
+        raise ValueError(
+            f"a layer that an objective reads returns a {type(value).__name__} instead of a tensor: name another layer"
+        )
     return first
 
 
 def read_within(network: nn.Module, keys: Sequence[str], module: nn.Module | None) -> list[str]:
-    """Which features of `keys` are read at `module` of the network, or at a part of it."""
+    """Those features of `keys` that are captured at `module` of the network, or at a submodule of it."""
     parts, inner = set() if module is None else set(module.modules()), bare(network)
     each = [key for several in expanded(network, keys).values() for key in several if key != LOGITS]
     return [key for key in each if inner.get_submodule(tap_of(network, key).path) in parts]
 
 
 class Probe:
-    """What a capture is to know before training: that each feature comes once, unchanged and of the right shape."""
+    """Checks a capture before training: each feature must come once, not be overwritten, and have the right shape."""
 
     def __init__(self, capture: FeatureCapture) -> None:
         self.capture = capture
@@ -150,9 +153,9 @@ class Probe:
         self.versions: dict[str, tuple[Tensor, int]] = {}
 
     def run(self, forward: Callable[[], Result]) -> tuple[Result, dict[str, Any]]:
-        """`FeatureCapture.run`, which from now on copies what is written over.
+        """`FeatureCapture.run`, which from now on copies the features that the network overwrites.
 
-        Raises ValueError for a module that runs several times in one forward.
+        Raises ValueError for a module that runs several times in one forward pass.
         """
         capture = self.capture
         hooks = [
@@ -166,11 +169,13 @@ class Probe:
         for key, times in self.times.items():
             if times > 1:
                 raise ValueError(
-                    f"layer {key!r}: the {capture.role} runs {capture.taps[key]} {times} times in one forward, and "
-                    "nothing says which is meant: name a module that runs once"
+                    f"layer {key!r}: the {capture.role} calls {capture.taps[key]} {times} times in one forward pass, "
+                    "so that the layer is ambiguous: name a module that is called once"
                 )
         changed = {key for key, (tensor, version) in self.versions.items() if tensor._version != version}
-        changed = {key for key in changed if not capture.taps[key].parts}  # put together anew
+        changed = {
+            key for key in changed if not capture.taps[key].parts
+        }  # these are concatenations, which are new tensors
         if changed:
             capture.copied = capture.copied | changed
             result, found = capture.run(forward)
@@ -184,8 +189,9 @@ class Probe:
             return
         if tap.channels is not None and feature.ndim == 4 and feature.shape[1] != tap.channels:
             raise ValueError(
-                f"layer {key!r}: the {self.capture.role} says that {tap} has {tap.channels} channels, and it gives "
-                f"{tuple(feature.shape)}: name a module by its path that gives [batch, channels, height, width]"
+                f"layer {key!r}: according to the {self.capture.role}, {tap} has {tap.channels} channels, but its "
+                f"output has the shape {tuple(feature.shape)}: name by its path a module whose output is [batch, "
+                "channels, height, width]"
             )
 
     def _counting(self, key: str, module: nn.Module) -> RemovableHandle:
@@ -203,9 +209,9 @@ class Probe:
 def refuse_other_head(
     capture: FeatureCapture, found: Mapping[str, Any], logits: Tensor, order: Sequence[int] | None = None
 ) -> None:
-    """Raise ValueError where "pooled" is not what the logits are made of: the last linear layer is no head.
+    """Raise ValueError if the logits are not computed from "pooled": the last linear layer is not the head.
 
-    order: that of the classes in `logits`, by their numbers in the network.
+    order: for each class of `logits`, its index in the network.
     """
     if "pooled" not in found:
         return
@@ -214,6 +220,6 @@ def refuse_other_head(
     made = made if order is None else made[..., list(order)]
     if made.shape != logits.shape or not torch.allclose(made.float(), logits.float(), rtol=1e-2, atol=1e-2):
         raise ValueError(
-            f"layer 'pooled': the logits of the {capture.role} are not what its last linear layer "
-            f"({capture.taps['pooled'].path}) makes of its input; name the module that gives the pooled features"
+            f"layer 'pooled': the logits of the {capture.role} are not the output of its last linear layer "
+            f"({capture.taps['pooled'].path}): name the module that returns the pooled features"
         )

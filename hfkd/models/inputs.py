@@ -1,4 +1,4 @@
-"""What a model wants to see: normalisation and image size."""
+"""The image normalisation and size that a model expects."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from hfkd.models.peers import Peers
 
 @dataclass(frozen=True)
 class InputSpec:
-    """Per-channel `mean` and `std` of pixels in [0, 1]; `size` is (height, width), or None when any size is fine."""
+    """Per-channel `mean` and `std` of pixels in [0, 1]; `size` is (height, width), or None if any size is accepted."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -25,7 +25,7 @@ class InputSpec:
 
 
 def image_channels(model: nn.Module) -> int | None:
-    """How many channels a network's images have: as its config says, else its first convolution."""
+    """The number of image channels of a network, from its config or its first convolution."""
     said = getattr(getattr(model, "config", None), "num_channels", None)
     if isinstance(said, int):
         return said
@@ -34,14 +34,14 @@ def image_channels(model: nn.Module) -> int | None:
 
 
 def in_channels(images: Tensor, channels: int | None) -> Tensor:
-    """Images [B, D, H, W] of one channel repeated for a network of three, or of three averaged for one of one."""
+    """Images [B, D, H, W] with `channels` channels: one channel is repeated to three, three are averaged to one."""
     if channels == 3 and images.shape[1] == 1:
         return images.expand(-1, 3, -1, -1)
     return images.mean(1, keepdim=True) if channels == 1 and images.shape[1] == 3 else images
 
 
 def same_statistics(one: InputSpec, other: InputSpec, tolerance: float = 0.0) -> bool:
-    """Whether both normalise alike, up to `tolerance` in each number; their sizes are not compared."""
+    """Whether both have the same normalisation, up to `tolerance` in each number; sizes are not compared."""
     if (len(one.mean), len(one.std)) != (len(other.mean), len(other.std)):
         return False
     pairs = zip(one.mean + one.std, other.mean + other.std, strict=True)
@@ -49,10 +49,10 @@ def same_statistics(one: InputSpec, other: InputSpec, tolerance: float = 0.0) ->
 
 
 def input_spec(model: nn.Module) -> InputSpec | None:
-    """The `InputSpec` of a timm model, bare or in transformers' wrapper, or of a Hub model; None when it does not say.
+    """The `InputSpec` of a timm model, bare or in transformers' wrapper, or of a Hub model; None if it is not known.
 
-    A timm model fixes its size only when it is built for one (`fixed_input_size`: ViT, Swin). The numbers of a saved
-    wrapper are those in its config; a Hub model that is not timm's has them in its image processor.
+    A timm model has a fixed size only if it is built for one (`fixed_input_size`: ViT, Swin). For a saved wrapper the
+    values are those in its config; for a Hub model from outside timm, those of its image processor.
     """
     config: Any = getattr(model, "config", None)
     timm_model: Any = getattr(model, "timm_model", model)
@@ -70,15 +70,15 @@ def _timm_spec(timm_model: Any, saved: dict[str, Any]) -> InputSpec:
     built = get_model_input_config(timm_model)
     _, height, width = built["input_size"]
     mean, std = _floats(cfg["mean"]), _floats(cfg["std"])
-    if image_channels(timm_model) == 1 and len(mean) == 3:  # timm names the statistics of pictures in colour
+    if image_channels(timm_model) == 1 and len(mean) == 3:  # timm's statistics are those of colour images
         mean, std = (sum(mean) / 3,), (sum(std) / 3,)
     return InputSpec(mean, std, (height, width) if built["fixed_input_size"] else None)
 
 
 def processor_spec(processor: BaseImageProcessor) -> InputSpec | None:
-    """What an image processor makes of a picture; None when it does not say by mean, std and size.
+    """The `InputSpec` of an image processor; None if it is not defined by mean, std and size.
 
-    (factor · byte - mean) / std, where it rescales by another factor than 1/255, in terms of pixels in [0, 1].
+    (factor · byte - mean) / std, for a rescale factor other than 1/255, is expressed for pixels in [0, 1].
     """
     if isinstance(processor, TimmWrapperImageProcessor):
         made = processor.data_config
@@ -98,13 +98,13 @@ def processor_spec(processor: BaseImageProcessor) -> InputSpec | None:
 def _stored_processor_spec(name_or_path: str) -> InputSpec | None:
     try:
         processor = AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False)
-    except OSError:  # saved or published without one, or offline
+    except OSError:  # there is no processor, or no connection
         return None
     return processor_spec(processor)
 
 
 def _processor_size(says: dict[str, Any]) -> tuple[int, int] | None:
-    """The size of the tensor that a processor hands to the model: after the crop, where there is one."""
+    """The size of a processor's output: after the crop, if there is one."""
     size = says.get("crop_size") if says.get("do_center_crop") else says.get("size")
     if size is None:
         return None

@@ -1,4 +1,4 @@
-"""The configuration of a student as its user gave it."""
+"""Keeps a student's `use_cache` setting while Trainer changes it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,11 @@ USE_CACHE = "use_cache"
 
 
 class KeptConfig:
-    """A student's `use_cache` as its configuration has it now, absent where it has none: to be saved so.
+    """The `use_cache` of a student's configuration at construction (possibly absent), with which the student is saved.
 
-    Trainer's constructor sets it to `args.use_cache`, False by default, which is for training: a published language
-    model would generate without its cache, and an image model's file would speak of one.
+    Trainer's constructor sets it to `args.use_cache`, by default False, which is meant for training. If this were
+    saved, a language model would generate without its cache, and the configuration of an image model would have a
+    setting that does not apply to it.
     """
 
     def __init__(self, model: Any) -> None:
@@ -28,7 +29,7 @@ class KeptConfig:
 
 
 def _own(model: Any) -> dict[str, Any]:
-    """The attribute, if the model's configuration has it as its own."""
+    """The attribute, if the model's configuration has it as an instance attribute."""
     config = getattr(model, "config", None)
     return {} if config is None else {name: value for name, value in vars(config).items() if name == USE_CACHE}
 

@@ -1,4 +1,4 @@
-"""The class names of a network, and in which order two of them name the same classes.
+"""The class names of networks, and the order in which two networks or datasets have the same classes.
 
 C classes.
 """
@@ -13,14 +13,14 @@ from transformers.trainer_utils import unwrap_peft_model
 
 from hfkd.models.peers import Peers
 
-NUMBERING = re.compile(r"(label|class|c|id)?\s*(\d+)")  # of a canonical name
+NUMBERING = re.compile(r"(label|class|c|id)?\s*(\d+)")  # matches a canonical name
 WORDNET_ID = re.compile(r"n\d{8}")
 SPELT_ALIKE = 0.9
 SHOWN = 3
 
 
 def label_names_of(network: nn.Module) -> tuple[str, ...] | None:
-    """The names of a network's classes in the order of its logits; None where it only numbers them, or says nothing."""
+    """A network's class names in the order of its logits; None if it has none, or only numbers."""
     if isinstance(network, Peers):
         return label_names_of(network.peers[network.scored])
     bare: Any = unwrap_peft_model(getattr(network, "_orig_mod", network))
@@ -34,24 +34,24 @@ def label_names_of(network: nn.Module) -> tuple[str, ...] | None:
 
 
 def is_numbering(names: Sequence[str]) -> bool:
-    """Whether the names are the classes' own numbers: LABEL_0, LABEL_1, ..., or 0, 1, ..., which tell nothing."""
+    """Whether the names are only the indices of the classes: LABEL_0, LABEL_1, ..., or 0, 1, ..."""
     numbers = _numbers(names)
     return numbers == list(range(len(names)))
 
 
 def out_of_order(names: Sequence[str]) -> bool:
-    """Whether the names are numbers that do not ascend, as folders 0, 1, 10, 2 in the order of text."""
+    """Whether the names are numbers that are not ascending, such as folders in the order 0, 1, 10, 2."""
     numbers = _numbers(names)
     return numbers is not None and numbers != sorted(numbers)
 
 
 def order_of(have: Sequence[str], wanted: Sequence[str], whose: str, others: str) -> list[int] | None:
-    """Where each of the `wanted` classes is among those one has; None where the order is the same, or unknown.
+    """The index in `have` of each of the `wanted` classes; None if the order is the same, or cannot be compared.
 
-    Names are compared without case, hyphens and underscores, and up to the first comma (synonyms follow). Unknown: one
-    side are WordNet ids or numbers, the other words. Where nine in ten agree, each at its place, the others count as
-    spelt differently (automobile, car). Raises ValueError for classes that are not the same ones, naming `whose`
-    classes `have` are and the `others`.
+    Names are compared without case, hyphens and underscores, and up to the first comma (synonyms follow). The order
+    cannot be compared if one side consists of WordNet ids or numbers and the other of words. If at least nine in ten
+    names are equal at the same index, the others count as different spellings (automobile, car). Raises ValueError for
+    different classes; `whose` describes the owner of `have`, and `others` that of `wanted`.
     """
     mine, its = _compared(have), _compared(wanted)
     if mine == its or cannot_compare(have, wanted):
@@ -62,21 +62,21 @@ def order_of(have: Sequence[str], wanted: Sequence[str], whose: str, others: str
     if in_place >= len(set(mine) & set(its)) and in_place >= SPELT_ALIKE * len(its):
         return None
     first = next((i for i, (a, b) in enumerate(zip(mine, its, strict=False)) if a != b), min(len(mine), len(its)))
-    only = f"only there: {_some(have, mine, its)}; only here: {_some(wanted, its, mine)}"
+    only = f"only in the former: {_some(have, mine, its)}; only in the latter: {_some(wanted, its, mine)}"
     raise ValueError(
-        f"{whose} does not have the classes of {others}: class {first} is {_at(have, first)} there and "
-        f"{_at(wanted, first)} here ({only}). Logits are compared class by class: take networks and data of the same "
-        "classes, or correct the names (config.id2label)"
+        f"{whose} does not have the classes of {others}: class {first} is {_at(have, first)} in the former and "
+        f"{_at(wanted, first)} in the latter ({only}). Logits are compared class by class: use networks and data with "
+        "the same classes, or correct the names (config.id2label)"
     )
 
 
 def same_names(have: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether they name the same classes in the same order, apart from case, hyphens and synonyms."""
+    """Whether both name the same classes in the same order, apart from case, hyphens and synonyms."""
     return _compared(have) == _compared(wanted)
 
 
 def cannot_compare(have: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether one side names its classes by WordNet ids or numbers and the other does not."""
+    """Whether only one of the two names its classes by WordNet ids or numbers."""
     return _is_code(have) != _is_code(wanted)
 
 
@@ -85,7 +85,7 @@ def _is_code(names: Sequence[str]) -> bool:
 
 
 def _numbers(names: Sequence[str]) -> list[int] | None:
-    """The numbers that the names are, if they all are."""
+    """The names as numbers; None if some of them are not numbers."""
     found = [NUMBERING.fullmatch(_canonical(name)) for name in names]
     return [int(match[2]) for match in found if match] if all(found) else None
 

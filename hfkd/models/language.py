@@ -33,19 +33,22 @@ def causal_lm(
     load_in_8bit: bool = False,
     load_in_4bit: bool = False,
 ) -> PreTrainedModel:
-    """A causal language model by Hub id or folder; `from_config`: fresh weights for a configuration.
+    """A causal language model by Hub id or folder; `from_config`: a configuration with new weights.
 
-    `dtype` is one of `DTYPES`, "auto" the one the weights are stored in; None is float32, which a model that is trained
-    under autocast needs. 8 and 4 bits need bitsandbytes and are for a teacher. A PEFT checkpoint is its base model with
-    the adapter merged in (kept apart when quantised). No code from the Hub is run.
-    Raises ValueError for settings that do not go together, and for an adapter that does not name its base model.
+    `dtype` is one of `DTYPES`; "auto" is the dtype of the stored weights, and None is float32, which a model that is
+    trained under autocast needs. 8 and 4 bits need bitsandbytes and are meant for teachers. For a PEFT checkpoint the
+    base model is loaded and the adapter merged into it (not merged if quantised). No code from the Hub is run. Raises
+    ValueError for conflicting settings, and for an adapter without the name of its base model.
     """
     name, dtype = str(name_or_path), dtype or "float32"
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: pass one of {list(DTYPES)}")
     if from_config:
         if load_in_8bit or load_in_4bit:
-            raise ValueError("from_config makes random weights, which nothing is gained by quantising: leave one out")
+            raise ValueError(
+                "from_config makes random weights, which are not quantised: leave out from_config, or load_in_8bit "
+                "and load_in_4bit"
+            )
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32 if dtype == "auto" else dtype)
     if find_adapter_config_file(name) is not None:
@@ -59,9 +62,12 @@ def _quantisation(load_in_8bit: bool, load_in_4bit: bool) -> dict[str, Any]:
     if not (load_in_8bit or load_in_4bit):
         return {}
     if load_in_8bit and load_in_4bit:
-        raise ValueError("load_in_8bit and load_in_4bit are both on: choose one")
+        raise ValueError("load_in_8bit and load_in_4bit are both True: choose one")
     if not is_bitsandbytes_available():
-        raise ValueError("8 and 4 bits need bitsandbytes: pip install bitsandbytes, or load the model without them")
+        raise ValueError(
+            "load_in_8bit and load_in_4bit need bitsandbytes, which is not installed: pip install bitsandbytes, or "
+            "leave them out"
+        )
     config = BitsAndBytesConfig(
         load_in_8bit=load_in_8bit, load_in_4bit=load_in_4bit, bnb_4bit_compute_dtype=torch.bfloat16
     )
@@ -69,7 +75,7 @@ def _quantisation(load_in_8bit: bool, load_in_4bit: bool) -> dict[str, Any]:
 
 
 def _with_adapter(name: str, dtype: str, load_in_8bit: bool, load_in_4bit: bool) -> PreTrainedModel:
-    from peft import PeftConfig, PeftModel  # needed by those who bring an adapter only
+    from peft import PeftConfig, PeftModel  # only needed for an adapter
 
     base_name = PeftConfig.from_pretrained(name).base_model_name_or_path
     if not base_name:
@@ -86,10 +92,10 @@ def _with_adapter(name: str, dtype: str, load_in_8bit: bool, load_in_4bit: bool)
 def matching_tokenizers(
     student_name: str | Path, teacher_name: str | Path | None, tokenizer_name: str | Path | None = None
 ) -> PreTrainedTokenizerBase:
-    """The student's tokenizer, after checking that the teacher's gives every token the same number.
+    """The student's tokenizer, after checking that the teacher's maps every token to the same id.
 
-    `tokenizer_name` stands in for whichever of the two brings none (a configuration, say). `teacher_name=None`: there
-    is no teacher. Raises ValueError for different tokenizers, naming both, and for a model without any.
+    `tokenizer_name` is used for a model that has no tokenizer (for example a configuration). `teacher_name=None`: there
+    is no teacher. Raises ValueError for different tokenizers, and for a model without any.
     """
     student = load_tokenizer(student_name, tokenizer_name)
     if teacher_name is not None:
@@ -98,18 +104,18 @@ def matching_tokenizers(
 
 
 def load_tokenizer(name_or_path: str | Path, fallback: str | Path | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hub id or a folder; `fallback`'s where a folder or a configuration file has none."""
+    """The tokenizer of a Hub id or a folder; that of `fallback` if a folder or a configuration file has none."""
     if brings_tokenizer(name_or_path):
         return AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=False)
     if fallback is None:
-        raise ValueError(f"{name_or_path} has no tokenizer: save one beside the model, or give --tokenizer_name")
+        raise ValueError(f"{name_or_path} has no tokenizer: save one with the model, or pass --tokenizer_name")
     return AutoTokenizer.from_pretrained(str(fallback), trust_remote_code=False)
 
 
 def brings_tokenizer(name_or_path: str | Path) -> bool:
-    """Whether a Hub id or a folder has a tokenizer; of a Hub id that is believed.
+    """Whether a folder has a tokenizer; for a Hub id this is assumed.
 
-    transformers makes up a tokenizer without words for a folder that has none.
+    For a folder without one, transformers would create an empty tokenizer.
     """
     path = Path(name_or_path).expanduser()
     return not path.is_file() and (not path.is_dir() or any(any(path.glob(names)) for names in TOKENIZER_FILES))

@@ -1,4 +1,4 @@
-"""The flags of a student that learns through LoRA adapters."""
+"""The flags of a student that is trained with LoRA adapters."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 
 @dataclass
 class LoraArguments:
-    """Train low-rank adapters in place of the whole student."""
+    """Train low-rank adapters instead of the whole student."""
 
-    use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters; the student's weights stay."})
+    use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters; the student's weights stay frozen."})
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
     lora_alpha: int = field(default=32, metadata={"help": "Their scale is lora_alpha / lora_r."})
     lora_target_modules: list[str] | None = field(
@@ -28,7 +28,7 @@ class LoraArguments:
         """The PEFT configuration, None without --use_peft."""
         if not self.use_peft:
             return None
-        from peft import LoraConfig  # needed by those who ask for it only
+        from peft import LoraConfig  # only needed with --use_peft
 
         return LoraConfig(
             task_type="CAUSAL_LM",

@@ -1,4 +1,4 @@
-"""The flags that say of a teacher of masks what its files do not."""
+"""The flags that describe a segmentation teacher beyond its files."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -8,28 +8,31 @@ from hfkd.models.inputs import InputSpec
 
 @dataclass(kw_only=True)
 class MaskTeacherArguments:
-    """How a segmentation teacher is loaded. Raises ValueError for settings that do not go together."""
+    """How a segmentation teacher is loaded. Raises ValueError for conflicting settings."""
 
-    teacher_checkpoint: str | None = field(default=None, metadata={"help": "Weights of the teacher."})
+    teacher_checkpoint: str | None = field(default=None, metadata={"help": "File with the teacher's weights."})
     teacher_classes: list[int] | None = field(
         default=None,
-        metadata={"help": "Where the teacher has other classes: which of its outputs is each class of the data."},
+        metadata={"help": "For a teacher with other classes: the index of its output for each class of the data."},
     )
     teacher_mean: list[float] | None = field(
-        default=None, metadata={"help": "Mean of each channel that the teacher wants, where it does not say."}
+        default=None,
+        metadata={"help": "Mean of each channel in the teacher's normalisation, if its files do not contain it."},
     )
-    teacher_std: list[float] | None = field(default=None, metadata={"help": "The standard deviation likewise."})
+    teacher_std: list[float] | None = field(
+        default=None, metadata={"help": "Standard deviation of each channel, likewise."}
+    )
     teacher_size: list[int] | None = field(
-        default=None, metadata={"help": "Height and width that the teacher wants its images in; unset: as they come."}
+        default=None, metadata={"help": "Height and width of the teacher's images; unset: not resized."}
     )
 
     def __post_init__(self) -> None:
         if (self.teacher_mean is None) != (self.teacher_std is None):
-            raise ValueError("teacher_mean and teacher_std go together: give both, or none")
+            raise ValueError("only one of teacher_mean and teacher_std is given: pass both, or neither")
         if self.teacher_size is not None and (len(self.teacher_size) != 2 or min(self.teacher_size) < 1):
-            raise ValueError(f"teacher_size={self.teacher_size} must be a height and a width")
+            raise ValueError(f"teacher_size={self.teacher_size} must be a height and a width of 1 or more")
         if self.teacher_size is not None and self.teacher_mean is None:
-            raise ValueError("teacher_size needs teacher_mean and teacher_std too: they say together what it wants")
+            raise ValueError(f"teacher_size={self.teacher_size} needs teacher_mean and teacher_std too: pass all three")
 
     @property
     def describes_teacher(self) -> bool:
@@ -38,7 +41,7 @@ class MaskTeacherArguments:
 
     @property
     def wanted(self) -> InputSpec | None:
-        """What the teacher wants to see, where it is said."""
+        """The teacher's input normalisation and size, if given."""
         if self.teacher_mean is None or self.teacher_std is None:
             return None
         size: Any = None if self.teacher_size is None else tuple(self.teacher_size)

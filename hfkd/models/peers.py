@@ -1,4 +1,4 @@
-"""Students that teach each other: deep mutual learning.
+"""Students that are distilled from each other: deep mutual learning.
 
 B images, C classes, K peers.
 """
@@ -12,19 +12,21 @@ from hfkd.models.calling import Call
 
 
 class Peers(nn.Module):
-    """K classifiers trained side by side (DML, Zhang et al., CVPR 2018), each the others' teacher.
+    """K classifiers that are trained together (DML, Zhang et al., CVPR 2018), each with the others as teachers.
 
-    In training the logits of all peers, [K B, C], peer by peer: to the loss a peer is a view of the images. In
-    evaluation those of peer `scored` [B, C]. The paper updates the networks in turn, each on the other's fresh logits;
-    here all take their step at once, on the same ones.
+    In training mode it returns the logits of all peers, [K B, C], peer by peer: the loss treats each peer as a view of
+    the images. In evaluation mode it returns those of peer `scored` [B, C]. The paper updates the networks alternately,
+    each on the other's updated logits; here all are updated at once, on the same logits.
     """
 
     def __init__(self, peers: Sequence[nn.Module], scored: int = 0) -> None:
         super().__init__()
         if len(peers) < 2:
-            raise ValueError(f"Peers of {len(peers)} network: mutual learning needs two or more")
+            raise ValueError(
+                f"Peers has {len(peers)} network, but mutual learning needs two or more: pass more networks"
+            )
         if len({id(peer) for peer in peers}) < len(peers):
-            raise ValueError("Peers that are one network have nothing to learn from each other: give each its own")
+            raise ValueError("Peers has the same network more than once: pass different networks, such as copies")
         self.peers, self.scored = nn.ModuleList(peers), scored
         self._calls = [Call.of(peer) for peer in peers]
 
@@ -34,7 +36,9 @@ class Peers(nn.Module):
             return self._calls[self.scored](self.peers[self.scored], inputs)
         logits = [call(peer, inputs) for call, peer in zip(self._calls, self.peers, strict=True)]
         if len({one.shape for one in logits}) > 1:
-            raise ValueError(f"peers of {[one.shape[-1] for one in logits]} classes: they must have the same ones")
+            raise ValueError(
+                f"the peers have {[one.shape[-1] for one in logits]} classes: give all of them the same number"
+            )
         return torch.cat(logits)
 
 
@@ -44,7 +48,7 @@ def networks_of(student: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def taught_by_the_others(logits: Tensor, peers: int) -> Tensor:
-    """What the others say to each peer, without gradient: [K B, C] -> [K B, C] for two, [K - 1, K B, C] for more."""
+    """The other peers' logits for each peer, detached: [K B, C] -> [K B, C] for two peers, [K - 1, K B, C] for more."""
     rows = len(logits) // peers
     others = [logits.detach().roll(-shift * rows, 0) for shift in range(1, peers)]
     return others[0] if peers == 2 else torch.stack(others)

@@ -1,4 +1,4 @@
-"""How many tokens a network knows, and how many of them in a row.
+"""The vocabulary size and the maximum length of networks.
 
 B rows, L length.
 """
@@ -10,21 +10,25 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.trainer_utils import unwrap_peft_model
 
-TABLES = ("position_embeddings", "wpe", "embed_positions")  # learned: a place behind their end is an IndexError
+TABLES = (
+    "position_embeddings",
+    "wpe",
+    "embed_positions",
+)  # tables of learned positions; a position beyond their end raises IndexError
 
 
 def embeddings(network: nn.Module) -> int | None:
-    """How many tokens a model of transformers has an embedding of; None where it does not say."""
+    """The number of token embeddings of a transformers model; None if it is not known."""
     bare: Any = unwrap_peft_model(network)
     try:
         table = bare.get_input_embeddings() if isinstance(bare, PreTrainedModel) else None
-    except NotImplementedError:  # transformers' ResNet and other networks of convolutions
+    except NotImplementedError:  # transformers' ResNet and other convolutional networks
         return None
     return table.num_embeddings if isinstance(table, nn.Embedding) else None
 
 
 def said_limit(network: nn.Module) -> int | None:
-    """The longest row that a network's config speaks of, without the positions of padding; None: it does not."""
+    """The maximum length in a network's config, without the positions of padding; None if there is none."""
     config = getattr(unwrap_peft_model(network), "config", None)
     if not isinstance(config, PreTrainedConfig):
         return None
@@ -33,9 +37,9 @@ def said_limit(network: nn.Module) -> int | None:
 
 
 def position_limit(network: nn.Module) -> int | None:
-    """`said_limit` where the positions are a learned table, so that no row can be longer; else None.
+    """`said_limit` if positions are a learned table, so that no row can be longer; otherwise None.
 
-    Rotary positions have no end. An encoder-decoder has two tables, and is not looked at.
+    Rotary positions have no limit. Encoder-decoders have two tables, and are not checked.
     """
     config = getattr(unwrap_peft_model(network), "config", None)
     if not isinstance(config, PreTrainedConfig) or config.is_encoder_decoder:
@@ -45,13 +49,13 @@ def position_limit(network: nn.Module) -> int | None:
 
 
 def shortest_limit(networks: Iterable[nn.Module]) -> int | None:
-    """The `position_limit` of all of them; None where none has one."""
+    """The smallest `position_limit` of the networks; None if none has one."""
     limits = [limit for network in networks if (limit := position_limit(network)) is not None]
     return min(limits, default=None)
 
 
 def farthest(batch: Mapping[str, Any]) -> int:
-    """The positions that a batch [B, L] needs: L, or those that its documents count to."""
+    """The number of positions that a batch [B, L] needs: L, or with `position_ids` the largest of these plus 1."""
     positions = batch.get("position_ids")
     if isinstance(positions, Tensor) and positions.ndim == 2 and positions.numel():
         return int(positions.max()) + 1
@@ -60,13 +64,13 @@ def farthest(batch: Mapping[str, Any]) -> int:
 
 def too_long(length: int, limit: int, network: str) -> str:
     return (
-        f"a row has {length} tokens, and {network} has {limit} positions: cut the rows to {limit} tokens where they "
-        f"are made (truncation=True, max_length={limit})"
+        f"a row has {length} tokens, but {network} has {limit} positions: truncate the rows to {limit} tokens "
+        f"(truncation=True, max_length={limit})"
     )
 
 
 def _positions_of_padding(network: nn.Module) -> int:
-    """How many positions are no token's: RoBERTa and its like count from behind their padding's."""
+    """The number of positions that tokens cannot use: RoBERTa and similar models count from the padding index on."""
     tables = (m for name, m in network.named_modules() if name.endswith("position_embeddings"))
     padding = next((m.padding_idx for m in tables if isinstance(m, nn.Embedding)), None)
     return 0 if padding is None else padding + 1

@@ -1,4 +1,4 @@
-"""Image processors: what they make of a picture, and the same said in the config of a timm model.
+"""Image processors: comparison by their outputs, and conversion to the config of a timm model.
 
 H height, W width.
 """
@@ -18,14 +18,16 @@ from transformers.image_utils import PILImageResampling
 from hfkd.models.inputs import InputSpec
 from hfkd.models.peers import Peers
 
-ALIKE = 0.1  # mean difference, of the pictures' contrast: rounding gives up to 0.07 at 32 pixels, another crop 0.15
+ALIKE = (
+    0.1  # mean difference relative to the standard deviation: rounding gives up to 0.07 at 32 pixels, another crop 0.15
+)
 USUAL_SHARE = 0.875
-PICTURES = ((40, 60), (90, 64), (64, 64))  # heights and widths of test pictures
+PICTURES = ((40, 60), (90, 64), (64, 64))  # heights and widths of the test images
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What evaluation does to a picture: its shortest edge becomes `edge`, the centre is cut out, it is normalised.
+    """The image preparation of evaluation: resize the shortest edge to `edge`, crop the centre, normalise.
 
     size: (H, W) of the crop. interpolation: bilinear or bicubic.
     """
@@ -38,7 +40,7 @@ class Preparation:
 
     @property
     def in_timm(self) -> dict[str, Any]:
-        """The entries of a timm model's `pretrained_cfg` that say the same."""
+        """The equivalent entries of a timm model's `pretrained_cfg`."""
         return {
             "mean": list(self.mean),
             "std": list(self.std),
@@ -50,7 +52,7 @@ class Preparation:
 
     @property
     def processor(self) -> BaseImageProcessor:
-        """An image processor that does the same."""
+        """The equivalent image processor."""
         return image_processor(self.mean, self.std, self.size, self.edge, self.interpolation)
 
 
@@ -61,9 +63,9 @@ def image_processor(
     edge: int | None = None,
     interpolation: str = "bicubic",
 ) -> BaseImageProcessor:
-    """An image processor that resizes a picture's shortest edge to `edge`, crops its centre to `size`, and normalises.
+    """An image processor that resizes the shortest edge to `edge`, crops the centre to `size`, and normalises.
 
-    Without `edge` the crop takes all of the shorter side.
+    Without `edge`, the shortest edge is resized to the smaller side of the crop.
     """
     return CLIPImageProcessor(
         size={"shortest_edge": edge or min(size)},
@@ -75,13 +77,13 @@ def image_processor(
 
 
 def crop_share(size: int, edge: int) -> float:
-    """timm's `crop_pct`: the number that it resizes the shortest edge to `edge` for, floor(size / crop_pct)."""
+    """timm's `crop_pct` with which it resizes the shortest edge to `edge` = floor(size / crop_pct)."""
     share = size / edge
     return share if math.floor(size / share) == edge else math.nextafter(share, 0.0)
 
 
 def timm_wrappers(model: nn.Module) -> list[TimmWrapperForImageClassification]:
-    """The timm models in transformers' wrapper, whose config says how images are prepared; those of `Peers` too."""
+    """The timm models in transformers' wrapper, whose config contains the image preparation; also those in `Peers`."""
     return [
         one
         for one in (model.peers if isinstance(model, Peers) else [model])
@@ -90,10 +92,11 @@ def timm_wrappers(model: nn.Module) -> list[TimmWrapperForImageClassification]:
 
 
 def timm_inputs(processor: BaseImageProcessor, spec: InputSpec, size: tuple[int, int] | None) -> dict[str, Any] | None:
-    """The entries of a timm model's `pretrained_cfg` that prepare images as `processor` does.
+    """The entries of a timm model's `pretrained_cfg` that prepare images like `processor`.
 
-    spec: its statistics and size. size: that of the tensors in training, for a processor that does not resize. Proved
-    by preparing pictures both ways; None where timm has no words for it (channels turned round, padding, offsets).
+    spec: the processor's statistics and size. size: that of the training images, for a processor that does not resize.
+    The entries are verified by preparing test images both ways; None if timm has no equivalent (reversed channels,
+    padding, offsets).
     """
     own = None if resizes(processor) else size
     tried = [(difference(processor, TimmWrapperImageProcessor(e), own), e) for e in _candidates(processor, spec, size)]
@@ -126,17 +129,17 @@ def _candidates(
 
 
 def resizes(processor: BaseImageProcessor) -> bool:
-    """Whether a processor brings pictures to a size of its own."""
+    """Whether a processor resizes images."""
     return bool(processor.to_dict().get("do_resize", True))
 
 
 def alike(one: BaseImageProcessor, other: BaseImageProcessor, size: tuple[int, int] | None = None) -> bool:
-    """Whether two processors make the same of pictures of several shapes, or of the one shape `size`."""
+    """Whether two processors have the same outputs for images of several shapes, or of the shape `size`."""
     return difference(one, other, size) < ALIKE
 
 
 def difference(one: BaseImageProcessor, other: BaseImageProcessor, size: tuple[int, int] | None = None) -> float:
-    """How far apart they are on the worst picture, of its contrast; infinite where they make other shapes."""
+    """The largest difference of their outputs, relative to the standard deviation; infinite for different shapes."""
     worst = 0.0
     for shape in (size,) if size is not None else PICTURES:
         mine, its = (p([_picture(*shape)], return_tensors="pt")["pixel_values"] for p in (one, other))
@@ -147,7 +150,7 @@ def difference(one: BaseImageProcessor, other: BaseImageProcessor, size: tuple[i
 
 
 def _picture(height: int, width: int) -> Image.Image:
-    """Smooth, without symmetry, and another in each channel."""
+    """A smooth test image without symmetry, different in each channel."""
     y, x = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)[None, :]
     planes = [0.5 + 0.5 * torch.sin(6 * (a * x + b * y)) for a, b in ((1.0, 0.6), (-0.7, 1.0), (0.3, -1.2))]
     return Image.fromarray((255 * torch.stack(planes, -1)).round().byte().numpy())

@@ -1,4 +1,4 @@
-"""The flags that make a student of some of its teacher's layers."""
+"""The flags of a student made of some of its teacher's layers."""
 
 from dataclasses import dataclass, field, fields
 from typing import get_args
@@ -10,18 +10,25 @@ from hfkd.models.pruning import How, prune_layers
 
 @dataclass
 class PrunedStudentArguments:
-    """A student made of some of its teacher's layers. Raises ValueError for settings that do not go together."""
+    """A student made of some of its teacher's layers. Raises ValueError for conflicting settings."""
 
     student_init: str = field(
         default="own",
-        metadata={"help": "own: the student's own weights. teacher: the teacher's, of its layers student_layers."},
+        metadata={
+            "help": "own: the student's own weights. teacher: the teacher's weights, with its layers student_layers."
+        },
     )
     student_layers: list[int] | None = field(
         default=None,
-        metadata={"help": "Layers the student keeps: how many (6), or which, counted from 0 (0 2 5)."},
+        metadata={
+            "help": "The teacher's layers that the student keeps: their number (6), or their indices from 0 (0 2 5)."
+        },
     )
     student_layers_from: str = field(
-        default="uniform", metadata={"help": "Which, if they are counted: uniform (first and last too), first, last."}
+        default="uniform",
+        metadata={
+            "help": "The layers to keep, if student_layers is a number: uniform (with first and last), first, last."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -35,23 +42,28 @@ class PrunedStudentArguments:
                 f"that is {self.student_layers}: give one number, or leave student_layers_from out"
             )
         if self.student_init == "teacher" and not self.student_layers:
-            raise ValueError("student_init='teacher' without student_layers is the teacher itself: say which it keeps")
+            raise ValueError(
+                "student_init='teacher' without student_layers would be the teacher itself: set student_layers"
+            )
 
     def teacher_as_student(self, given: str, teacher: str | None, fresh: str | None) -> str:
-        """The student's name: `given`, or the teacher's with student_init=teacher. fresh: a flag for fresh weights."""
+        """The student's name: `given`, or the teacher's with student_init=teacher. fresh: a flag for random weights."""
         if self.student_init == "own":
             return given
         default = next(f.default for f in fields(self) if f.name == "student_name_or_path")
         if given not in (default, teacher):
-            raise ValueError(f"student_init='teacher', and student_name_or_path={given!r}: leave one out")
+            raise ValueError(
+                f"student_init='teacher' takes the teacher's weights, but student_name_or_path={given!r} is set: "
+                "leave one out"
+            )
         if teacher is None:
-            raise ValueError("student_init='teacher' needs teacher_name_or_path: there is no teacher to take layers of")
+            raise ValueError("student_init='teacher' needs a teacher to take layers from: set teacher_name_or_path")
         if fresh is not None:
-            raise ValueError(f"student_init='teacher' and {fresh}: there are no weights to take; leave one out")
+            raise ValueError(f"student_init='teacher' takes the teacher's weights, but {fresh} is set: leave one out")
         return teacher
 
     def pruned(self, model: PreTrainedModel) -> PreTrainedModel:
-        """`model` with the layers that are asked for."""
+        """`model` with the layers in `student_layers`."""
         if not self.student_layers:
             return model
         keep = self.student_layers[0] if len(self.student_layers) == 1 else self.student_layers

@@ -1,4 +1,4 @@
-"""A student from its teacher: some of the teacher's layers, weights included."""
+"""A student made of some of its teacher's layers, with their weights."""
 
 import copy
 import re
@@ -12,10 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hfkd.utils.numbers import evenly_spread
 
 How = Literal["uniform", "first", "last"]
-COUNT = re.compile(
-    r"^(n_layers?|(num_)?((encoder|decoder|hidden)_)?layers)$"
-)  # what configurations call a stack's depth
-NUMBER = ("layer_idx", "layer_id", "layer_number")  # which layer a module is: the one setting that is renewed
+COUNT = re.compile(r"^(n_layers?|(num_)?((encoder|decoder|hidden)_)?layers)$")  # the names of depths in configurations
+NUMBER = ("layer_idx", "layer_id", "layer_number")  # the index of a layer, the only setting that changes
 PLAIN = (bool, int, float, str, tuple, type(None))
 
 
@@ -25,24 +23,23 @@ def prune_layers(
     how: How = "uniform",
     part: Literal["all", "encoder", "decoder"] = "all",
 ) -> PreTrainedModel:
-    """A new model of the same class with `keep` of the layers of `model`, and copies of all weights that stay.
+    """A new model of the same class with `keep` of the layers of `model`, and copies of all remaining weights.
 
-    keep: how many, or which (`[0, 2, 5]`, counted from 0). how: of N layers, "uniform" takes the numbers
-    round(i (N - 1) / (keep - 1)), first and last included, as Distil-Whisper does (Gandhi et al. 2023), "first" those
-    nearest to the input and "last" those nearest to the output. part: of a model with an encoder and a decoder, which
-    of them loses layers; Distil-Whisper keeps the encoder whole. Layers are numbered anew, so that generating with a
-    cache works, and the configuration tells the new depth: what `save_pretrained` writes, Auto classes load.
-
-    A weight that only the first layer has (T5's relative positions) goes to the new first layer.
-    Raises ValueError for a model whose layers are not found or not all of one kind, and for layers that do not exist.
+    keep: the number of layers, or their indices (`[0, 2, 5]`, counted from 0). how: of N layers, "uniform" takes the
+    indices round(i (N - 1) / (keep - 1)), which include the first and last, as in Distil-Whisper (Gandhi et al. 2023);
+    "first" takes those nearest to the input and "last" those nearest to the output. part: which stack of an
+    encoder-decoder is pruned; Distil-Whisper keeps the whole encoder. Layers are renumbered, so that generation with a
+    cache works, and the configuration has the new depth, so that Auto classes load what `save_pretrained` writes. A
+    weight that only the first layer has (T5's relative positions) is given to the new first layer. Raises ValueError
+    for a model whose layers are not found or are of several kinds, and for layers that do not exist.
     """
     if not isinstance(model, PreTrainedModel):
         raise ValueError(
-            f"prune_layers: {type(model).__name__} is no PreTrainedModel of transformers; prune the model before it is "
-            "wrapped or compiled, or before an adapter is added"
+            f"prune_layers: {type(model).__name__} is not a transformers PreTrainedModel: prune the model before it "
+            "is wrapped or compiled, and before an adapter is added"
         )
     if getattr(model, "quantization_method", None) is not None:
-        raise ValueError("prune_layers: the weights are quantised; load the model in float32, float16 or bfloat16")
+        raise ValueError("prune_layers: the weights are quantised: load the model in float32, float16 or bfloat16")
     stacks = depths(model, part)
     config = copy.deepcopy(model.config)
     kept = {name: chosen(keep, how, depth, name) for name, depth in stacks.items()}
@@ -60,10 +57,10 @@ def prune_layers(
 
 
 def chosen(keep: int | Sequence[int], how: How, depth: int, name: str) -> list[int]:
-    """The numbers of the layers that stay."""
+    """The indices of the layers to keep."""
     if isinstance(keep, int):
         if not 0 < keep <= depth:
-            raise ValueError(f"prune_layers: keep={keep}, and {name} is {depth}: keep from 1 to {depth} layers")
+            raise ValueError(f"prune_layers: keep={keep}, but {name} is {depth}: keep from 1 to {depth} layers")
         if how == "uniform":
             return evenly_spread(keep, depth)
         if how not in ("first", "last"):
@@ -71,7 +68,9 @@ def chosen(keep: int | Sequence[int], how: How, depth: int, name: str) -> list[i
         return list(range(keep)) if how == "first" else list(range(depth - keep, depth))
     layers = list(keep)
     if not layers or sorted(set(layers)) != layers or not all(0 <= layer < depth for layer in layers):
-        raise ValueError(f"prune_layers: keep={layers}: give numbers from 0 to {depth - 1} ({name}={depth}), rising")
+        raise ValueError(
+            f"prune_layers: keep={layers} must be ascending layer indices from 0 to {depth - 1} ({name}={depth})"
+        )
     return layers
 
 
@@ -88,14 +87,19 @@ def depths(model: PreTrainedModel, part: str = "all") -> dict[str, int]:
         if part != "all":
             found = {name: found[name] for name in (decoders if part == "decoder" else encoders)}
     elif part != "all":
-        raise ValueError(f"prune_layers: part={part!r}, and {type(model).__name__} has one stack: leave part out")
+        raise ValueError(
+            f"prune_layers: part={part!r}, but {type(model).__name__} is not an encoder-decoder: leave part out"
+        )
     if not found:
-        raise ValueError(f"prune_layers: {type(config).__name__} does not say how many layers the model has")
+        raise ValueError(
+            f"prune_layers: {type(config).__name__} has no known setting for the number of layers, so this model "
+            "cannot be pruned"
+        )
     return found
 
 
 def _cut(config: PreTrainedConfig, name: str, layers: Sequence[int], depth: int) -> None:
-    """Set the depth, and shorten what the configuration lists for each layer."""
+    """Set the depth in the configuration, and shorten its lists that have one entry per layer."""
     text = config.get_text_config()
     for key, value in vars(text).items():
         if isinstance(value, (list, tuple)) and len(value) == depth and "layer" in key:
@@ -108,7 +112,7 @@ def _stacks(model: nn.Module) -> dict[str, int]:
 
 
 def _places(model: PreTrainedModel, kept: Mapping[str, list[int]]) -> dict[str, list[int]]:
-    """{path of a list of layers: which of them stay}, found by building the model shallower, setting by setting."""
+    """{path of a list of layers: the indices to keep}, found by building the model with each depth set to 1."""
     before, places = _stacks(model), dict[str, list[int]]()
     for name, layers in kept.items():
         alone = copy.deepcopy(model.config)
@@ -119,8 +123,8 @@ def _places(model: PreTrainedModel, kept: Mapping[str, list[int]]) -> dict[str, 
         changed = [path for path in before if depth > 1 and before[path] == depth and shallow.get(path) == 1]
         if not changed and depth > 1:
             raise ValueError(
-                f"prune_layers: {name}={depth}, and {type(model).__name__} has no list of so many layers (some "
-                "models share one layer)"
+                f"prune_layers: {name}={depth}, but {type(model).__name__} has no list of that many layers, so it "
+                "cannot be pruned (some models share a single layer)"
             )
         places |= dict.fromkeys(changed, layers)
     return places
@@ -134,19 +138,19 @@ def _renamed(weights: Mapping[str, Tensor], wanted: set[str], places: Mapping[st
             source = name
         else:
             source = f"{path}.{places[path][new]}.{rest}"
-            if source not in weights and new == 0:  # shared by all layers and kept in the first
+            if source not in weights and new == 0:  # weights that all layers share are stored in the first
                 source = f"{path}.0.{rest}"
         if source not in weights:
             raise ValueError(
-                f"prune_layers: {name} would be {source}, which the model does not have: its layers are of several "
-                "kinds; name layers by keep=[...] that are of the same kinds in the same order"
+                f"prune_layers: {name} would be copied from {source}, which the model does not have, because its "
+                "layers are of several kinds: name layers of the same kinds in the same order by keep=[...]"
             )
         found[name] = weights[source]
     return found
 
 
 def _split(name: str, places: Mapping[str, list[int]]) -> tuple[str | None, int, str]:
-    """A parameter's stack, number of its layer there, and name inside of it; None where it is in no stack."""
+    """A parameter's stack (None if it has none), the index of its layer there, and its name in the layer."""
     for path in places:
         if name.startswith(f"{path}."):
             number, _, rest = name[len(path) + 1 :].partition(".")
@@ -155,7 +159,7 @@ def _split(name: str, places: Mapping[str, list[int]]) -> tuple[str | None, int,
 
 
 def _refuse_other_settings(model: nn.Module, student: nn.Module, places: Mapping[str, list[int]]) -> None:
-    """Raise ValueError where a kept layer computes otherwise than it did (a window, a scale that grows with depth)."""
+    """Raise ValueError if a kept layer would compute differently (a window, a scale that depends on the index)."""
     for path, layers in places.items():
         for new, old in enumerate(layers):
             there = dict(_settings(model.get_submodule(f"{path}.{old}")))
@@ -163,7 +167,7 @@ def _refuse_other_settings(model: nn.Module, student: nn.Module, places: Mapping
                 if there.get(key) != value and not (new == 0 and "relative_attention_bias" in key):
                     raise ValueError(
                         f"prune_layers: {key} of layer {old} is {there.get(key)!r}, and would be {value!r} as layer "
-                        f"{new}: keep the layers that are alike at their new places"
+                        f"{new}: keep layers whose settings are the same at their new index"
                     )
 
 

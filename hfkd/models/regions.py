@@ -1,4 +1,4 @@
-"""Two-stage detectors of torchvision: called on padded batches, with what their region heads said of each proposal.
+"""Two-stage detectors of torchvision: calls on padded batches, with the outputs of their region heads per proposal.
 
 B images, G boxes of an image, P proposals of the batch, C classes with the background as class 0, H and W pixels.
 """
@@ -21,25 +21,25 @@ INPUTS = frozenset({"pixel_values", "image_sizes", "boxes", "labels", "iscrowd",
 
 @dataclass(frozen=True)
 class DetectorCall(Call):
-    """One forward of a detector, and what its region heads saw and said in it.
+    """One forward pass of a detector, with the inputs and outputs of its region heads.
 
-    Of a batch pixel_values [B, 3, H, W], padded below and to the right; image_sizes [B, 2], each image's own height and
-    width; to train boxes [B, G, 4] (x1, y1, x2, y2) and labels [B, G], -100 where there is no box, and iscrowd [B, G],
-    boxes to be left out. The output holds by name
+    The batch has pixel_values [B, 3, H, W], padded at the bottom and right; image_sizes [B, 2], the height and width of
+    each image; and for training boxes [B, G, 4] (x1, y1, x2, y2), labels [B, G], -100 where there is no box, and
+    iscrowd [B, G], boxes to leave out. The output has by name
 
-    - logits [P, C] of the proposals, image by image: in training those that were sampled, else all;
-    - proposals: of each image [.., 4], in the image as the detector resized it; resized: the sizes of these;
-    - in training region_labels [P], what each proposal is to be classified as, and losses, the detector's own by name;
-    - in evaluation detections: of each image boxes, scores and labels.
+    - logits [P, C] of the proposals, image by image: in training of the sampled ones, otherwise of all;
+    - proposals: of each image [.., 4], in pixels of the resized image; resized: the sizes of the resized images;
+    - in training region_labels [P], the target class of each proposal, and losses, the detector's own losses by name;
+    - in evaluation detections: the boxes, scores and labels of each image.
 
-    With `proposals` in the batch these are classified, and nothing else is computed: the logits alone are returned.
-    Raises ValueError where the detector resizes an image to another size than `resized` says.
+    With `proposals` in the batch, only these are classified, and only their logits are returned. Raises ValueError if
+    the detector resizes an image to another size than `resized`.
     """
 
     keywords: frozenset[str] | None = None
 
     def output(self, model: Any, inputs: Mapping[str, Any], **more: Any) -> Any:
-        detector: Any = bare(getattr(model, "__self__", model))  # of a bound forward its owner
+        detector: Any = bare(getattr(model, "__self__", model))  # the owner of a bound forward
         images = unpadded(inputs)
         if "proposals" in inputs:
             return {"logits": logits_at(detector, images, inputs["proposals"], inputs["resized"])}
@@ -61,7 +61,7 @@ def unpadded(inputs: Mapping[str, Any]) -> list[Tensor]:
 
 
 def targets_of(inputs: Mapping[str, Any]) -> list[dict[str, Tensor]]:
-    """Boxes and labels of each image, as torchvision's detectors take them; those of crowds are left out."""
+    """Boxes and labels of each image as torchvision's detectors take them, without crowds."""
     boxes, labels = inputs["boxes"], inputs["labels"]
     there = labels != IGNORED
     if "iscrowd" in inputs:
@@ -71,9 +71,10 @@ def targets_of(inputs: Mapping[str, Any]) -> list[dict[str, Tensor]]:
 
 @contextmanager
 def watched(heads: Any) -> Iterator[dict[str, Any]]:
-    """Within it a mapping gets what the region heads do: proposals, resized, region_labels and logits.
+    """Within the context, a mapping receives the region heads' proposals, resized, region_labels and logits.
 
-    By hooks on `box_roi_pool` and `box_predictor`, and around `select_training_samples`, which alone knows the labels.
+    This uses hooks on `box_roi_pool` and `box_predictor`, and wraps `select_training_samples`, which assigns the
+    labels.
     """
     seen: dict[str, Any] = {}
 
@@ -96,7 +97,7 @@ def watched(heads: Any) -> Iterator[dict[str, Any]]:
         yield seen
     finally:
         del vars(heads)["select_training_samples"]
-        vars(heads).update({k: v for k, v in own.items() if k == "select_training_samples"})  # a user's own
+        vars(heads).update({k: v for k, v in own.items() if k == "select_training_samples"})  # an override of the user
         for hook in hooks:
             hook.remove()
 
@@ -104,17 +105,17 @@ def watched(heads: Any) -> Iterator[dict[str, Any]]:
 def logits_at(
     detector: Any, images: Sequence[Tensor], proposals: Sequence[Tensor], resized: Sequence[tuple[int, int]]
 ) -> Tensor:
-    """A detector's class logits [P, C] of given proposals: its own transform, backbone, region pooling and head.
+    """A detector's class logits [P, C] for given proposals, from its transform, backbone, region pooling and head.
 
-    Raises ValueError where it resizes an image to another size than the proposals' one.
+    Raises ValueError if it resizes an image to another size than that of the proposals.
     """
     given, _ = detector.transform(list(images))
     sizes = [tuple(size) for size in given.image_sizes]
     if sizes != [tuple(size) for size in resized]:
         mine, its = next((a, b) for a, b in zip(resized, sizes, strict=True) if tuple(a) != b)
         raise ValueError(
-            f"the student sees an image at {tuple(mine)} pixels and the teacher at {its}: proposals of the one are no "
-            "places in the other; give both detectors the same min_size and max_size"
+            f"the student resizes an image to {tuple(mine)} pixels and the teacher to {its}, so that proposals of one "
+            "do not fit the other: give both detectors the same min_size and max_size"
         )
     features = detector.backbone(given.tensors)
     if isinstance(features, Tensor):

@@ -1,4 +1,4 @@
-"""Networks as a sequence of stages that can be run one by one, from an image or any stage's output to the logits.
+"""Networks as sequences of stages that can be run one by one, from an image or a stage's output to the logits.
 
 B images, C classes.
 """
@@ -20,9 +20,9 @@ Step = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class StageRunner:
-    """A network's stages in order, those of `models/stages.py`, and its `head` from the last one to the logits [B, C].
+    """A network's stages in order, as in `models/stages.py`, and its `head` from the last stage to the logits [B, C].
 
-    Modules run as they are, and in the network's mode; its own forward, hooks and wrappers see nothing of it.
+    The modules run in the network's current mode; the network's own forward, its hooks and its wrappers are not called.
     """
 
     stages: tuple[Step, ...]
@@ -34,9 +34,10 @@ class StageRunner:
 
 
 def stage_runner(network: nn.Module) -> StageRunner | None:
-    """Of hfkd's CIFAR networks, timm's and torchvision's ResNets, timm's EfficientNets and MobileNets; else None.
+    """The stages of a CIFAR network, a ResNet of timm or torchvision, or an EfficientNet or MobileNet of timm; else
+    None.
 
-    timm's wrapper in transformers counts as the network in it.
+    For transformers' wrapper of timm models, the stages of the network inside.
     """
     inner: Any = getattr(network, "timm_model", network)
     if isinstance(inner, CifarNet):
@@ -72,7 +73,7 @@ def _resnet(network: Any, stem: Sequence[nn.Module]) -> tuple[Step, ...]:
 
 
 def _blocks(network: Any) -> StageRunner | None:
-    """Groups of blocks up to each entry of `feature_info`, and what is behind the last of them as the head's."""
+    """Groups of blocks up to each entry of `feature_info`; the layers after the last of them belong to the head."""
     stem, groups = [network.conv_stem, network.bn1], list(network.blocks)
     ends = [row["module"] for row in network.feature_info]
     ends = ends[1:] if ends[0] == "bn1" else ends

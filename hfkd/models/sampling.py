@@ -1,4 +1,4 @@
-"""Sampling whose random numbers belong to a row, not to a batch.
+"""Sampling with separate random numbers for each row.
 
 B rows of a batch, V vocabulary.
 """
@@ -21,12 +21,11 @@ Row = int | tuple[int, ...]
 
 
 class GumbelNoise(LogitsProcessor):
-    """scores + G with G from Gumbel(0, 1), whose argmax is a draw from softmax(scores): the Gumbel-max trick.
+    """scores + G with G from Gumbel(0, 1), whose argmax is a sample from softmax(scores): the Gumbel-max trick.
 
-    Row b draws its noise from a generator of its own, seeded by (seed, rows[b]), so a row's text does not depend on its
-    neighbours, the batch size or the number of processes, as it does when a batch shares one generator. A row is a
-    number, or several: (row, step) draws anew in each step. Must come last: whatever shapes the distribution has to
-    come before the draw.
+    Row b has its own generator, seeded by (seed, rows[b]), so that its text does not depend on the other rows, the
+    batch size or the number of processes, unlike with one generator per batch. A row is one number or several: (row,
+    step) gives new samples in each step. This must be the last processor, after all that change the distribution.
     """
 
     def __init__(self, rows: Sequence[Row], seed: int, device: torch.device) -> None:
@@ -55,10 +54,10 @@ def sampling_processors(
     top_p: float,
     no_repeat_ngram_size: int,
 ) -> LogitsProcessorList:
-    """transformers' order (n-gram block, temperature, top-k, top-p), then the draw; temperature 0 takes the likeliest.
+    """Processors in transformers' order (n-grams, temperature, top-k, top-p), then sampling; temperature 0 is greedy.
 
-    For `generate(do_sample=False)`: with do_sample=True transformers puts temperature, top-k and top-p after ours.
-    The n-gram block sees the prompt too, as it does in the published evaluations: an answer cannot repeat
+    They are meant for `generate(do_sample=False)`: with do_sample=True transformers would add temperature, top-k and
+    top-p after them. The n-gram block includes the prompt, as in the published evaluations: an answer cannot repeat
     `no_repeat_ngram_size` tokens of its question.
     """
     steps = LogitsProcessorList()

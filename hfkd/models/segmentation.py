@@ -1,4 +1,4 @@
-"""Segmentation networks by name: torchvision's, those of transformers, and functions of one's own modules.
+"""Segmentation networks by name: from torchvision, transformers, or a function of a custom module.
 
 C classes.
 """
@@ -32,22 +32,22 @@ def segmentation_network(
     auxiliary_head: bool = False,
     new_head: bool = False,
 ) -> nn.Module:
-    """A network that gives maps of logits [B, num_labels, h, w], fresh or stored.
+    """A network whose output is maps of logits [B, num_labels, h, w], new or stored.
 
-    - `name` is one of torchvision's ("lraspp_mobilenet_v3_large"): fresh weights; with an `auxiliary_head` where it may
-      have one. "lraspp_mobilenet_v3_small" too, which torchvision has the parts of.
-    - `name` holds a "/" or is a folder ("nvidia/mit-b0", "runs/student"): a model of transformers; its head is fresh
-      where none is stored, and with `new_head` also where that has other classes.
-    - `name` is "module:function": what that function gives, without arguments. The module is imported, and runs.
-    - `checkpoint` is a file of weights for the whole model (`load_checkpoint`).
-    Raises ValueError for any other name, and for a stored head of other classes.
+    - `name` is a network of torchvision ("lraspp_mobilenet_v3_large"): new weights, with an `auxiliary_head` if it
+    supports one; or "lraspp_mobilenet_v3_small", which is built from torchvision's modules.
+    - `name` contains a "/" or is a folder ("nvidia/mit-b0", "runs/student"): a transformers model. Its head is new if
+    none is stored, or with `new_head` if the stored one has other classes.
+    - `name` is "module:function": the result of this function, called without arguments. The module is imported.
+    - `checkpoint` is a file with weights for the whole model (`load_checkpoint`). Raises ValueError for any other name,
+    and for a stored head of other classes.
     """
     if FUNCTION.fullmatch(name):
         network = _of_function(name)
     elif name in _fresh():
         more = {"aux_loss": True} if auxiliary_head else {}
         if auxiliary_head and not name.startswith(WITH_AUXILIARY_HEAD):
-            raise ValueError(f"{name} has no auxiliary head: leave auxiliary_head out")
+            raise ValueError(f"auxiliary_head=True, but {name} has no auxiliary head: leave auxiliary_head out")
         network = (
             lraspp_mobilenet_v3_small(num_labels)
             if name == SMALL
@@ -58,8 +58,8 @@ def segmentation_network(
     else:
         close = difflib.get_close_matches(name, _fresh(), n=5, cutoff=0.4)
         raise ValueError(
-            f"unknown segmentation network {name!r}: give one of torchvision's {close or _fresh()}, a Hub id or "
-            "a folder of transformers, or module:function"
+            f"unknown segmentation network {name!r}: pass one of torchvision's {close or _fresh()}, a Hub id or "
+            "folder of a transformers model, or module:function"
         )
     if checkpoint is not None:
         load_checkpoint(network, checkpoint)
@@ -67,24 +67,24 @@ def segmentation_network(
 
 
 def segmentation_teacher(name: str, num_labels: int, checkpoint: str | None = None) -> nn.Module:
-    """`segmentation_network` for one that must know something: ValueError where its weights would be random."""
+    """`segmentation_network` for a trained network: raises ValueError if its weights would be random."""
     if checkpoint is None and name in _fresh():
-        raise ValueError(f"the teacher {name!r} would have random weights: give its checkpoint")
+        raise ValueError(f"the teacher {name!r} would have random weights: pass its checkpoint")
     if checkpoint is not None or FUNCTION.fullmatch(name) or not ("/" in name or os.path.isdir(name)):
         return segmentation_network(name, num_labels, checkpoint)
     network, info = loaded(AutoModelForSemanticSegmentation, name, "float32")
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
             f"the teacher {name} has no stored weights for {missing[0]} and {len(missing) - 1} others, which would be "
-            "random: give a network that was trained for segmentation"
+            "random: use a network that was trained for segmentation"
         )
     return network.eval()
 
 
 def set_batch_norm_momentum(network: nn.Module, momentum: float) -> None:
-    """How much of a batch joins the running statistics: torchvision's MobileNetV3 has 0.01, which lags in short runs.
+    """Set the momentum of all batch norms: torchvision's MobileNetV3 has 0.01, which is too slow for short runs.
 
-    A network whose statistics lag is evaluated far below what it has learnt.
+    With outdated running statistics, the accuracy in evaluation is far too low.
     """
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -92,9 +92,9 @@ def set_batch_norm_momentum(network: nn.Module, momentum: float) -> None:
 
 
 def lraspp_mobilenet_v3_small(num_labels: int) -> LRASPP:
-    """LR-ASPP on MobileNetV3-Small (Howard et al. 2019), 1.1 M parameters, with fresh weights.
+    """LR-ASPP on MobileNetV3-Small (Howard et al. 2019), 1.1 M parameters, with new weights.
 
-    As torchvision builds it on MobileNetV3-Large: a map of stride 8, and the last, of stride 16 and dilated.
+    Built as in torchvision on MobileNetV3-Large: from a map of stride 8, and the last one, of stride 16 and dilated.
     """
     backbone = torchvision.models.mobilenet_v3_small(weights=None, dilated=True).features
     maps = IntermediateLayerGetter(backbone, return_layers={"2": "low", "12": "high"})
@@ -102,7 +102,7 @@ def lraspp_mobilenet_v3_small(num_labels: int) -> LRASPP:
 
 
 def _fresh() -> list[str]:
-    """The networks that are made with fresh weights."""
+    """The networks that are built with new weights."""
     return sorted([*torchvision.models.list_models(module=torchvision.models.segmentation), SMALL])
 
 
@@ -112,8 +112,8 @@ def _stored(name: str, num_labels: int, label_names: Sequence[str] | None, new_h
     if info["mismatched_keys"] and not new_head:
         weight, stored, wanted = min(info["mismatched_keys"])
         raise ValueError(
-            f"{weight} of {name} is of shape {list(stored)}, and these data need {list(wanted)}: pass --new_head for "
-            "fresh weights in its place"
+            f"{weight} of {name} has the shape {list(stored)}, but the classes of the data need {list(wanted)}: pass "
+            "--new_head to replace it by new weights"
         )
     return network
 
@@ -124,9 +124,9 @@ def _of_function(name: str) -> nn.Module:
         made: Any = getattr(importlib.import_module(module), function)()
     except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"{name!r} gives no network ({error}): name a module on the path (PYTHONPATH) and a function of it that "
-            "takes no arguments"
+            f"{name!r} does not return a network ({error}): name a module on the path (PYTHONPATH) and one of its "
+            "functions that takes no arguments"
         ) from error
     if not isinstance(made, nn.Module):
-        raise ValueError(f"{name!r} gives a {type(made).__name__}, and no torch.nn.Module")
+        raise ValueError(f"{name!r} returns a {type(made).__name__} instead of a torch.nn.Module: return the network")
     return made

@@ -1,4 +1,4 @@
-"""The flags that name a teacher and a student of masks."""
+"""The flags that define a teacher and a student for semantic segmentation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,23 +11,28 @@ from hfkd.models.segmentation import segmentation_network, segmentation_teacher,
 
 @dataclass
 class SegmentationNetworkArguments(MaskTeacherArguments):
-    """Teacher and student: names of torchvision's networks, Hub ids or folders of transformers, or module:function."""
+    """Teacher and student: torchvision names, Hub ids or folders of transformers models, or module:function."""
 
     student_name: str = field(
         default="lraspp_mobilenet_v3_large",
-        metadata={"help": "Student: a name of torchvision's, a Hub id, a folder, or module:function."},
+        metadata={"help": "Student: a torchvision name, a Hub id, a folder, or module:function."},
     )
-    student_checkpoint: str | None = field(default=None, metadata={"help": "Weights the student starts from."})
+    student_checkpoint: str | None = field(default=None, metadata={"help": "File with the student's initial weights."})
     teacher_name: str | None = field(
-        default=None, metadata={"help": "Teacher, named as the student; with kd_weight 0 none is needed."}
+        default=None, metadata={"help": "Teacher, named like the student; not needed with kd_weight 0."}
     )
-    new_head: bool = field(default=False, metadata={"help": "Give a stored student of other classes a fresh head."})
-    auxiliary_head: bool = field(default=False, metadata={"help": "Build torchvision's student with its second head."})
+    new_head: bool = field(
+        default=False, metadata={"help": "Replace the head of a stored student that has other classes."}
+    )
+    auxiliary_head: bool = field(
+        default=False, metadata={"help": "Build torchvision's student with its auxiliary head."}
+    )
     batch_norm_momentum: float | None = field(
         default=None,
         metadata={
             "help": "Momentum of the student's batch norms. torchvision's MobileNetV3 has 0.01: in a run of a few "
-            "hundred steps its running statistics lag, and it evaluates far below what it learnt. 0.1 is PyTorch's."
+            "hundred steps its running statistics are outdated, and its accuracy in evaluation far too low. 0.1 "
+            "is PyTorch's default."
         },
     )
 
@@ -44,9 +49,9 @@ class SegmentationNetworkArguments(MaskTeacherArguments):
         return network
 
     def teacher(self, num_labels: int) -> nn.Module:
-        """Raises ValueError where none is named."""
+        """The teacher. Raises ValueError if none is named."""
         if self.teacher_name is None:
             raise ValueError(
-                "there is no teacher: pass --teacher_name, or --kd_weight 0 --ce_weight 1 for labels alone"
+                "there is no teacher: pass --teacher_name, or --kd_weight 0 --ce_weight 1 to train on labels only"
             )
         return segmentation_teacher(self.teacher_name, num_labels, self.teacher_checkpoint)

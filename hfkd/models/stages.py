@@ -1,17 +1,19 @@
-"""From feature keys to modules: what "stage 2" is in each family of networks.
+"""From feature keys to modules: the stages of each family of networks.
 
-Stage 0 is the stem, or a transformer's embeddings; stage k the k-th downsampling level or block group of a
-convolutional network, and the output of block k of a transformer, before any final norm.
+Stage 0 is the stem, or the embeddings of a transformer. Stage k is the k-th downsampling level or block group of a
+convolutional network, or the output of block k of a transformer, before a final norm.
 
-- CIFAR networks of hfkd: the feats of the literature (mdistiller's, RepDistiller's), and before the last activation its
-  preact_feats. A wide ResNet's are what the next batch norm gives; MobileNetV2's rows are linear, and the same.
-- timm: the entries of `feature_info`, behind the stem where that lists none; of its ResNets with basic blocks or
-  bottlenecks also before the last activation.
-- torchvision's detectors: the maps of their feature pyramid from the finest on, p2 to p6 of a ResNet's being 1 to 5.
-- torchvision's ResNets: `relu`, `layer1`, ...; one ReLU module serves a whole block, and is no place to read.
-- transformers: the only list of blocks alike that is as long as the config's `num_hidden_layers`, or `depths`; and the
-  attention in block k, from 1 on.
-- Others: modules by their paths alone.
+- hfkd's CIFAR networks: the feats of the literature (mdistiller, RepDistiller), and before the last activation its
+preact_feats. Those of a wide ResNet are the outputs of the next batch norm; MobileNetV2's rows are linear, so that both
+are the same.
+- timm: the entries of `feature_info`, preceded by the stem if it is not among them; for ResNets with basic blocks or
+bottlenecks also before the last activation.
+- torchvision's detectors: the maps of their feature pyramid from the finest on, 1 to 5 for p2 to p6 of a ResNet.
+- torchvision's ResNets: `relu`, `layer1`, ...; not before activations, because one ReLU module is used for a whole
+block.
+- transformers: the only list of blocks of one class that is as long as the config's `num_hidden_layers` or `depths`;
+and the attention in block k, from 1 on.
+- Others: modules by their paths only.
 """
 
 import re
@@ -31,11 +33,11 @@ from hfkd.utils.feature_keys import stages_of
 
 @dataclass(frozen=True)
 class Tap:
-    """Where a feature is read: what the module at `path` gives, or gets (`input`).
+    """Where a feature is captured: at the output of the module at `path`, or at its `input`.
 
-    parts: it gets several tensors, which are one map together. channels: how many a map has, where the network says so.
-    channels_last: its maps are [B, H, W, C], and become [B, C, H, W]. attention: what its attention computes with.
-    last: of the list of maps that it gives first, the last.
+    parts: the module has several inputs, which are concatenated to one map. channels: the number of channels of a map,
+    if known. channels_last: maps are [B, H, W, C], and permuted to [B, C, H, W]. attention: the inputs of its attention
+    function. last: the last of the list of maps that is its first output.
     """
 
     path: str
@@ -48,7 +50,7 @@ class Tap:
 
     @classmethod
     def at(cls, path: str, channels: int | None = None) -> "Tap":
-        """Of a path that may end in ":in", or ":parts"."""
+        """The tap of a path that may end in ":in" or ":parts"."""
         path, _, end = path.partition(":")
         return cls(path, bool(end), channels, end == "parts")
 
@@ -58,9 +60,9 @@ class Tap:
 
 @dataclass(frozen=True)
 class Stages:
-    """A network's stages by number; those before their last activation, and the attention in them, where there are any.
+    """A network's stages by number, and those before their last activation and their attention, if there are any.
 
-    Stage 0 has no attention: that of stage k is what block k does between stages k - 1 and k.
+    The attention of stage k is that of block k, between stages k - 1 and k; stage 0 has none.
     """
 
     outputs: dict[int, Tap]
@@ -69,22 +71,22 @@ class Stages:
 
     @classmethod
     def listed(cls, outputs: Sequence[Tap], before_activation: Sequence[Tap] = ()) -> "Stages":
-        """Of those from 0 on."""
+        """Stages that are numbered from 0."""
         return cls(dict(enumerate(outputs)), dict(enumerate(before_activation)))
 
     def of(self, kind: str) -> dict[int, Tap]:
         return {"pre:": self.before_activation, "attention:": self.attention}.get(kind, self.outputs)
 
     def below(self, prefix: str) -> "Stages":
-        """Those of a network that is the module `prefix` of another one."""
+        """The stages of this network as the module `prefix` of another one."""
         kinds = (self.outputs, self.before_activation, self.attention)
         return Stages(*({k: replace(tap, path=f"{prefix}.{tap.path}") for k, tap in taps.items()} for taps in kinds))
 
 
 def expanded(network: nn.Module, keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Each key, and the keys of one feature each that it stands for: {"1:": ("1", "2", "3"), "pooled": ("pooled",)}.
+    """For each key, the single keys that it stands for: {"1:": ("1", "2", "3"), "pooled": ("pooled",)}.
 
-    Raises ValueError for a stage that the network does not have, with the choices.
+    Raises ValueError for a stage that the network does not have, with the available ones.
     """
     return {key: _expanded(network, key) for key in keys}
 
@@ -103,9 +105,9 @@ def _expanded(network: nn.Module, key: str) -> tuple[str, ...]:
 
 
 def tap_of(network: nn.Module, key: str) -> Tap:
-    """Where the feature of a key (one of `expanded`) is read, as a path in the bare network.
+    """Where the feature of a single key (as from `expanded`) is captured in the bare network.
 
-    Raises ValueError for a layer that there is not, with the choices.
+    Raises ValueError for a layer that does not exist, with the available ones.
     """
     stage = stages_of(key)
     if stage is not None:
@@ -142,7 +144,7 @@ def _near(names: set[str], path: str) -> list[str]:
 
 
 def _stages(network: nn.Module, key: str) -> Stages:
-    """The stages of a network, with some of the kind of `key`. ValueError where nobody knows which those are."""
+    """The stages of a network, of the kind in `key`. Raises ValueError if they are not known."""
     inner = bare(network)
     found, (kind, *_) = _known(inner), stages_of(key) or ("",)
     if found is None or not found.of(kind):
@@ -150,13 +152,13 @@ def _stages(network: nn.Module, key: str) -> Stages:
         listed = list(map(str, found.outputs.values())) if found else sorted(name for name, _ in inner.named_children())
         raise ValueError(
             f"layer {key!r}: the stages of a {type(inner).__name__}{before} are not known: name a module by its path, "
-            f"of which there are {listed} and those within, with ':in' behind it for what the module gets"
+            f"such as {listed} or their submodules, with ':in' at the end for its input"
         )
     return found
 
 
 def _known(network: Any) -> Stages | None:
-    """The stages of a bare network, where its family is known."""
+    """The stages of a bare network, if its family is known."""
     timm_model = getattr(network, "timm_model", None)  # transformers' wrapper
     if timm_model is not None:
         inner = _known(timm_model)
@@ -177,7 +179,7 @@ def _known(network: Any) -> Stages | None:
 
 
 def _pyramid(network: Any) -> Stages | None:
-    """The maps of a feature pyramid; the coarsest is what an extra block makes of those before it."""
+    """The maps of a feature pyramid; the coarsest is computed from the others by an extra block."""
     fpn = getattr(network.backbone, "fpn", None)
     if not isinstance(fpn, FeaturePyramidNetwork):
         return None
@@ -188,11 +190,12 @@ def _pyramid(network: Any) -> Stages | None:
 
 
 def _timm(network: Any) -> Stages | None:
-    """timm lists the last module of each downsampling level, or each block; some lists begin with the stem.
+    """The stages of a timm network.
 
-    A list of block groups numbered from 0 does not (EfficientNet, ConvNeXt, ViT): stage 0 is what the first gets.
+    timm lists the last module of each downsampling level, or each block; some lists begin with the stem. A list of
+    block groups numbered from 0 does not (EfficientNet, ConvNeXt, ViT): stage 0 is then the input of the first.
     """
-    last = str(getattr(network, "output_fmt", "")).endswith("NHWC")  # timm's enumeration of formats
+    last = str(getattr(network, "output_fmt", "")).endswith("NHWC")  # an enumeration in timm
     entries = [Tap(row["module"], channels=row["num_chs"], channels_last=last) for row in network.feature_info]
     first = entries[0].path
     kinds = [re.sub(r"\d", "", tap.path) for tap in entries]
@@ -204,7 +207,7 @@ def _timm(network: Any) -> Stages | None:
 
 
 def _timm_resnet(network: Any) -> tuple[Tap, ...]:
-    """The sums that the last activation of each stage gets."""
+    """The inputs of the last activation of each stage."""
     taps = [Tap("act1", input=True)]
     for layer in ("layer1", "layer2", "layer3", "layer4"):
         blocks = getattr(network, layer)
@@ -216,7 +219,7 @@ def _timm_resnet(network: Any) -> tuple[Tap, ...]:
 
 
 def _transformers(network: PreTrainedModel) -> Stages | None:
-    """The blocks: the only list of them that is as long as the config says, all of one class."""
+    """The blocks: the only list of modules of one class that is as long as a depth in the config."""
     config = network.config.get_text_config()
     counts = {getattr(config, "num_hidden_layers", None), len(getattr(config, "depths", None) or ())} - {None, 0}
     lists = [
@@ -234,18 +237,19 @@ def _transformers(network: PreTrainedModel) -> Stages | None:
 
 
 def _head(network: nn.Module) -> str:
-    """The path of the last linear layer, from pooled features to logits. Whether it is that is seen when it runs."""
+    """The path of the last linear layer, from pooled features to logits, which is verified in a forward pass."""
     linear = [name for name, module in bare(network).named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise ValueError(
-            f"layer 'pooled': {type(bare(network)).__name__} has no linear layer that reads it; name a module's path"
+            f"layer 'pooled': {type(bare(network)).__name__} has no linear layer, whose input it would be: name a "
+            "module by its path"
         )
     named = _named_head(bare(network))
     return named or linear[-1]
 
 
 def _named_head(network: Any) -> str | None:
-    """The path of the head that a language model or a network of timm's names itself."""
+    """The path of the head that a language model or a timm network returns itself."""
     getters = ("get_output_embeddings",) if isinstance(network, PreTrainedModel) else ("get_classifier",)
     inner = getattr(network, "timm_model", None)
     if inner is not None:

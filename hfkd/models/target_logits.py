@@ -1,4 +1,4 @@
-"""Logits for the target tokens of a batch alone.
+"""Logits for the target tokens of a batch only.
 
 B rows, L length, N target tokens, V vocabulary, H hidden size.
 """
@@ -15,10 +15,11 @@ from hfkd.utils.targets import Targets
 def outputs_at_targets(
     network: nn.Module, forward: Callable[[], Any], targets: Targets, num_classes: int | None, on_head: bool
 ) -> tuple[Any, Tensor]:
-    """What `forward` of `network` returns, and its logits [N, V] at the targets, cut to `num_classes`.
+    """The output of `forward` of `network`, and its logits [N, V] at the targets, truncated to `num_classes`.
 
-    `on_head`: its output head sees these tokens alone. Works inside of the network's own forward, whatever wraps it and
-    whatever it does to its logits; a compiled one knows no hooks that come later, so picks afterwards.
+    `on_head`: the output head is applied to the target tokens only, by a hook, which works in any wrapper and with any
+    rescaling of the logits. A compiled network ignores hooks that are added later: there the targets are picked from
+    all logits.
     """
     head = output_head(network) if on_head else None
     if head is None:
@@ -30,9 +31,9 @@ def outputs_at_targets(
 
 
 def target_logits(head: nn.Module, forward: Callable[[], Any], targets: Targets) -> tuple[Any, Tensor]:
-    """What `forward` returns and its logits [N, V] at the targets, by handing the `head` [1, N, H] for [B, L, H].
+    """The output of `forward` and its logits [N, V] at the targets; `head` gets [1, N, H] instead of [B, L, H].
 
-    A network that does not call that head on whole hidden states gives all logits, picked afterwards.
+    If the network does not call the head on all hidden states, the targets are picked from all logits.
     """
     picked = False
 

@@ -1,4 +1,4 @@
-"""The flags that name a teacher and a student that read text, and the one tokenizer of both."""
+"""The flags that define a teacher and a student for text, and their common tokenizer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,36 +16,42 @@ from hfkd.utils.counts import at_least_one
 
 @dataclass
 class TextNetworkArguments(PrunedStudentArguments):
-    """Teacher and student. Both read the tokens of the teacher's tokenizer."""
+    """Teacher and student. Both use the teacher's tokenizer."""
 
     teacher_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Teacher: a Hub id or a folder. With kd_weight 0 its tokenizer alone is used."},
+        metadata={"help": "Teacher: a Hub id or a folder. With kd_weight 0 only its tokenizer is used."},
     )
     student_name_or_path: str = field(
         default="google/bert_uncased_L-2_H-128_A-2",
         metadata={"help": "Student: a Hub id or a folder; with from_config also a model type, such as bert."},
     )
-    from_config: bool = field(default=False, metadata={"help": "Start the student from fresh weights."})
+    from_config: bool = field(default=False, metadata={"help": "Initialise the student with random weights."})
     student_config: str | None = field(
         default=None,
-        metadata={"help": "With from_config: settings of its configuration, num_hidden_layers=2,hidden_size=128."},
+        metadata={
+            "help": "With from_config: settings of its configuration, such as num_hidden_layers=2,hidden_size=128."
+        },
     )
     teacher_from_config: bool = field(
         default=False,
-        metadata={"help": "Random weights for the teacher, which then knows nothing: only for trying this offline."},
+        metadata={"help": "Initialise the teacher with random weights: only useful to try the script offline."},
     )
-    teacher_config: str | None = field(default=None, metadata={"help": "The same with teacher_from_config."})
+    teacher_config: str | None = field(
+        default=None, metadata={"help": "With teacher_from_config: settings of the teacher's configuration."}
+    )
     teacher_dtype: str = field(default="auto", metadata={"help": "auto (as stored), float32, bfloat16 or float16."})
     ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Give a stored student of other classes a fresh head."}
+        default=False, metadata={"help": "Replace the head of a stored student that has other classes."}
     )
     tokenizer_name: str | None = field(
-        default=None, metadata={"help": "Tokenizer for networks that bring none, such as a configuration."}
+        default=None, metadata={"help": "Tokenizer for networks without one, such as a configuration."}
     )
     train_tokenizer: int | None = field(
         default=None,
-        metadata={"help": "In place of tokenizer_name: a WordPiece of so many tokens, learnt from the training texts."},
+        metadata={
+            "help": "Instead of tokenizer_name: train a WordPiece tokenizer of this many tokens on the training texts."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -57,30 +63,33 @@ class TextNetworkArguments(PrunedStudentArguments):
             raise ValueError(f"unknown teacher_dtype {self.teacher_dtype!r}: pass one of {list(DTYPES)}")
         for config, fresh in (("student_config", "from_config"), ("teacher_config", "teacher_from_config")):
             if getattr(self, config) and not getattr(self, fresh):
-                raise ValueError(f"{config}={getattr(self, config)!r} is for fresh weights: pass {fresh} with it")
+                raise ValueError(
+                    f"{config}={getattr(self, config)!r} has no effect without {fresh}: set both, or neither"
+                )
         if self.tokenizer_name and self.train_tokenizer:
             raise ValueError(
-                f"tokenizer_name={self.tokenizer_name!r} and train_tokenizer={self.train_tokenizer}: leave one out"
+                f"tokenizer_name={self.tokenizer_name!r} and train_tokenizer={self.train_tokenizer} are both set: "
+                "leave one out"
             )
         weights = [name for name, fresh in self._networks if not fresh]
         if self.train_tokenizer and weights:
             raise ValueError(
-                f"train_tokenizer={self.train_tokenizer}: {weights[0]} has stored weights, which stand for the tokens "
-                "of its own tokenizer; train one for fresh weights alone (from_config), or leave it out"
+                f"train_tokenizer={self.train_tokenizer}, but {weights[0]} has stored weights, which belong to its "
+                "own tokenizer: train a tokenizer only for random weights (from_config), or leave train_tokenizer out"
             )
 
     def check_teacher(self, kd_weight: float) -> None:
-        """Raise ValueError for a distillation without a teacher, before anything is loaded."""
+        """Raise ValueError for distillation without a teacher, before anything is loaded."""
         if not self.teacher_name_or_path and kd_weight:
             raise ValueError(
                 f"kd_weight={kd_weight} needs a teacher: pass --teacher_name_or_path, or --kd_weight 0 --ce_weight 1 "
-                "to train on the labels alone"
+                "to train on labels only"
             )
 
     def tokenizer(self, texts: Sequence[str]) -> PreTrainedTokenizerBase:
-        """The teacher's, else the student's, else `tokenizer_name`'s, or one learnt from `texts`; it can pad.
+        """The tokenizer of the teacher, the student or `tokenizer_name`, or one trained on `texts`, with a pad token.
 
-        Raises ValueError where stored weights of both stand for other tokens, and where there is none.
+        Raises ValueError if both have stored weights and different tokenizers, and if there is no tokenizer.
         """
         stored = [load_tokenizer(name) for name, fresh in self._networks if not fresh and brings_tokenizer(name)]
         if len(stored) == 2:
@@ -93,19 +102,19 @@ class TextNetworkArguments(PrunedStudentArguments):
             tokenizer = stored[0] if stored else load_tokenizer(named[0])
         else:
             names = " and ".join(name for name, _ in self._networks)
-            raise ValueError(f"{names}: no tokenizer there; pass --tokenizer_name, or --train_tokenizer TOKENS")
+            raise ValueError(f"{names} have no tokenizer: pass --tokenizer_name, or --train_tokenizer TOKENS")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
     @property
     def _networks(self) -> list[tuple[str, bool]]:
-        """The names of teacher and student, and whether each has fresh weights, which stand for no tokens yet."""
+        """The names of teacher and student, and whether each has random weights, which fit any tokenizer."""
         taught = [(self.teacher_name_or_path, self.teacher_from_config)] if self.teacher_name_or_path else []
         return [*taught, (self.student_name_or_path, self.from_config)]
 
     def student(self, auto: Any, tokenizer: PreTrainedTokenizerBase, **labels: Any) -> PreTrainedModel:
-        """The student with the head of an Auto class of transformers, and its `labels`."""
+        """The student with the head of a transformers Auto class, and its `labels`."""
         name = self.student_name_or_path
         if self.from_config:
             return self.pruned(fresh_network(auto, name, tokenizer, self.student_config, **labels))
@@ -113,7 +122,7 @@ class TextNetworkArguments(PrunedStudentArguments):
         return self.pruned(stored_network(auto, name, tokenizer, ignore_mismatched_sizes=mismatched, **labels))
 
     def teacher(self, auto: Any, tokenizer: PreTrainedTokenizerBase, **labels: Any) -> PreTrainedModel | None:
-        """The teacher; `labels` are for one with fresh weights, a stored one has its own."""
+        """The teacher; `labels` are for random weights, a stored teacher has its own."""
         name = self.teacher_name_or_path
         if not name:
             return None

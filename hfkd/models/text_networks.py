@@ -1,4 +1,4 @@
-"""Networks that read text, by head: from the Hub, a folder, or a configuration with fresh weights.
+"""Text networks by head: from the Hub, a folder, or a configuration with random weights.
 
 C classes.
 """
@@ -17,11 +17,12 @@ SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "
 def fresh_network(
     auto: Any, name: str, tokenizer: PreTrainedTokenizerBase, changes: str | None = None, **labels: Any
 ) -> PreTrainedModel:
-    """A network with random weights and the vocabulary of `tokenizer`.
+    """A network with random weights, for the vocabulary of `tokenizer`.
 
     `name` is a model type of transformers ("bert", with its default configuration), a Hub id or a folder; `changes` are
-    settings of its configuration, "num_hidden_layers=2,hidden_size=128". `auto` is an Auto class of transformers,
-    `labels` are the `id2label` and the like of a classifier.
+    settings of its configuration, such as "num_hidden_layers=2,hidden_size=128". `auto` is a transformers Auto class;
+    `labels` are label settings of a classifier, such as `id2label`. Raises ValueError for changes that the
+    configuration does not accept.
     """
     config = (
         AutoConfig.for_model(name) if is_model_type(name) else AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -50,44 +51,44 @@ def stored_network(
     ignore_mismatched_sizes: bool = False,
     **labels: Any,
 ) -> PreTrainedModel:
-    """The network stored under a Hub id or in a folder; what its files do not have, such as a new head, is fresh.
+    """The network stored under a Hub id or in a folder; weights that are not stored, such as a new head, are random.
 
-    Raises ValueError for a head of another size, unless `ignore_mismatched_sizes` asks for a fresh one in its place.
+    Raises ValueError for a head of another size, unless `ignore_mismatched_sizes` replaces it by a new one.
     """
     network, info = loaded(auto, name, dtype, **labels)
     if info["mismatched_keys"] and not ignore_mismatched_sizes:
         weight, stored, wanted = min(info["mismatched_keys"])
         raise ValueError(
-            f"{weight} of {name} is of shape {list(stored)}, and these data need {list(wanted)}: pass "
-            "--ignore_mismatched_sizes for fresh weights in its place, or data of the classes that it knows"
+            f"{weight} of {name} has the shape {list(stored)}, but the classes of the data need {list(wanted)}: pass "
+            "--ignore_mismatched_sizes to replace it by new weights, or use data with its classes"
         )
     return _ready(network, tokenizer, name)
 
 
 def text_teacher(auto: Any, name: str, tokenizer: PreTrainedTokenizerBase, dtype: str = "auto") -> PreTrainedModel:
-    """`stored_network` for a network that must know something: ValueError where a part of it has no stored weights.
+    """`stored_network` for a trained network: raises ValueError if a part of it has no stored weights.
 
-    A base model without a classifier would be given a random one, and teach that. Its class names are its own.
+    A base model without a classifier would otherwise get a random one. The teacher keeps its own class names.
     """
     network, info = loaded(auto, name, dtype)
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
-            f"the teacher {name} has no stored weights for {some(missing)}, so its {type(network).__name__} would be "
-            "random there: give a network that was trained for this task, or train one by this recipe with "
-            "--kd_weight 0 --ce_weight 1"
+            f"the teacher {name} has no stored weights for {some(missing)}, which would be random in its "
+            f"{type(network).__name__}: use a network that was trained for this task, or train one by this recipe "
+            "with --kd_weight 0 --ce_weight 1"
         )
     return _ready(network, tokenizer, name)
 
 
 def class_names(names: Sequence[str] | None, classes: int) -> dict[str, Any]:
-    """The `labels` of a classifier of so many classes."""
+    """The `labels` of a classifier with this number of classes."""
     if names is None:
         return {"num_labels": classes}
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
 def loaded(auto: Any, name: str, dtype: str, **labels: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """A stored network, and which of its weights were not there (`missing_keys`) or of another shape."""
+    """A stored network, and transformers' report of missing and mismatched weights."""
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
     with naming_unreadable(name):
         return auto.from_pretrained(name, dtype=dtype, **options, **labels)
@@ -97,26 +98,26 @@ def _ready(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: s
     embeddings: Any = network.get_input_embeddings()
     if embeddings.num_embeddings < len(tokenizer):
         raise ValueError(_too_small(name, embeddings.num_embeddings, tokenizer))
-    if getattr(network.config, "pad_token_id", None) is None:  # by which decoders find the last token of a row
+    if getattr(network.config, "pad_token_id", None) is None:  # decoders find the last token of a row by it
         network.config.pad_token_id = tokenizer.pad_token_id
     return network
 
 
 def _too_small(name: str, embeddings: int, tokenizer: PreTrainedTokenizerBase) -> str:
     return (
-        f"{name} has {embeddings} embeddings, and the tokenizer {len(tokenizer)} tokens: student and teacher read the "
-        "same tokens, those of the teacher's tokenizer"
+        f"{name} has {embeddings} embeddings, but the tokenizer has {len(tokenizer)} tokens: student and teacher must "
+        "both fit the teacher's tokenizer"
     )
 
 
 def _change(config: PreTrainedConfig, changes: str | None) -> None:
-    """Settings of a configuration, as text. ValueError for what it does not have, with what it was."""
+    """Change settings of a configuration. Raises ValueError for settings that it does not have."""
     if not changes:
         return
     try:
         config.update_from_string(changes)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{changes!r} cannot be set on a configuration of {config.model_type} ({error}): write name=value, with "
-            "commas between, such as num_hidden_layers=2,hidden_size=128"
+            f"{changes!r} cannot be set on a configuration of {config.model_type} ({error}): write name=value, "
+            "separated by commas, such as num_hidden_layers=2,hidden_size=128"
         ) from error

@@ -81,5 +81,5 @@ def test_networks_without_such_attention_are_refused():
         FeatureCapture(timm.create_model("cifar_resnet8"), ("attention:1",), "student")
     network, inputs = tiny("vit")
     network.vit.layers[0].attention.forward = lambda states, *more, **keywords: (states, None)
-    with pytest.raises(ValueError, match="block vit.layers.0 of the student calls none of transformers' attention"):
+    with pytest.raises(ValueError, match="block vit.layers.0 of the student does not call transformers' attention"):
         kept(network, inputs, "attention:1")

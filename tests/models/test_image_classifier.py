@@ -149,7 +149,7 @@ def test_a_new_head_of_a_model_that_is_its_own_base(tmp_path, kind):
 def test_unknown_names_are_answered_with_close_ones(tmp_path):
     with pytest.raises(ValueError, match=r"unknown model 'cifar_resent20': close names are .*'cifar_resnet20'"):
         image_classifier("cifar_resent20", 100)
-    with pytest.raises(ValueError, match=r"pass 'timm/resnet18.a1_in1k' for them, or 'resnet18' for fresh weights"):
+    with pytest.raises(ValueError, match=r"pass 'timm/resnet18.a1_in1k' for these weights, or 'resnet18' for new ones"):
         image_classifier("resnet18.a1_in1k", 100)
     with pytest.raises(OSError, match="nothing"):
         image_classifier(f"{tmp_path}/nothing", 100)

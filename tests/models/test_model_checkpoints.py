@@ -173,7 +173,7 @@ def compressed(path, size=1 << 26):
 def test_a_file_that_unfolds_to_more_than_it_is_is_not_read(tmp_path):
     compressed(tmp_path / "weights.pth")
     with pytest.raises(
-        ValueError, match=r"weights\.pth is a compressed archive of [\d,]+ bytes that holds 67,1.*not read"
+        ValueError, match=r"weights\.pth is a compressed archive of [\d,]+ bytes that expands to 67,1.*does not write"
     ):
         load_checkpoint(nn.Linear(2, 2), tmp_path / "weights.pth")
 

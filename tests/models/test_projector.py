@@ -27,9 +27,9 @@ def test_without_one_nothing_is_there():
 
 
 def test_other_networks_and_widths_are_refused():
-    with pytest.raises(ValueError, match="ResNet takes no projector"):
+    with pytest.raises(ValueError, match="ResNet does not support a projector"):
         with_projector(image_classifier("resnet10t", 7), 24)
-    with pytest.raises(ValueError, match="Linear takes no projector"):
+    with pytest.raises(ValueError, match="Linear does not support a projector"):
         with_projector(nn.Linear(2, 2), 24)
     for width in (0, 2.5, True):
         with pytest.raises(ValueError, match="number of features of the teacher"):

@@ -148,12 +148,12 @@ def test_which_layers_a_number_keeps(keep, how, layers):
     ("model", "settings", "said"),
     [
         (lambda: made("llama"), {"keep": 7}, "keep from 1 to 6 layers"),
-        (lambda: made("llama"), {"keep": [0, 6]}, "give numbers from 0 to 5"),
-        (lambda: made("llama"), {"keep": [2, 1]}, "rising"),
+        (lambda: made("llama"), {"keep": [0, 6]}, "ascending layer indices from 0 to 5"),
+        (lambda: made("llama"), {"keep": [2, 1]}, "ascending"),
         (lambda: made("llama"), {"keep": 2, "how": "even"}, "how='even'"),
-        (lambda: made("llama"), {"keep": 2, "part": "encoder"}, "has one stack"),
-        (lambda: nn.Linear(2, 2), {"keep": 1}, "Linear is no PreTrainedModel"),
-        (lambda: AlbertForMaskedLM(AlbertConfig(**SIZE, embedding_size=8)), {"keep": 2}, "share one layer"),
+        (lambda: made("llama"), {"keep": 2, "part": "encoder"}, "is not an encoder-decoder"),
+        (lambda: nn.Linear(2, 2), {"keep": 1}, "Linear is not a transformers PreTrainedModel"),
+        (lambda: AlbertForMaskedLM(AlbertConfig(**SIZE, embedding_size=8)), {"keep": 2}, "share a single layer"),
         (
             lambda: GPT2LMHeadModel(
                 GPT2Config(n_embd=16, n_head=2, n_layer=4, vocab_size=40, scale_attn_by_inverse_layer_idx=True)
@@ -180,10 +180,10 @@ def test_the_flags_of_recipes(tmp_path):
         student.bert.encoder.layer[1].output.dense.weight, teacher.bert.encoder.layer[1].output.dense.weight
     )
     for wrong, said in (
-        ({"student_layers": None}, "is the teacher itself"),
-        ({"teacher_name_or_path": None}, "there is no teacher to take layers of"),
+        ({"student_layers": None}, "would be the teacher itself"),
+        ({"teacher_name_or_path": None}, "needs a teacher to take layers from"),
         ({"student_name_or_path": "other/model"}, "leave one out"),
-        ({"from_config": True}, "no weights to take"),
+        ({"from_config": True}, "but from_config is set"),
         ({"student_layers_from": "middle"}, "'uniform', 'first', 'last'"),
         ({"student_layers_from": "last", "student_layers": [0, 2]}, "give one number"),
     ):

@@ -245,7 +245,9 @@ def test_other_heads_are_no_pooled_features(image):
     network = Bottlenecked()
     capture = FeatureCapture(network, ("pooled",), "student")
     logits, found = capture.run(lambda: network(image))
-    with pytest.raises(ValueError, match="'pooled': the logits of the student are not what its last linear layer"):
+    with pytest.raises(
+        ValueError, match="'pooled': the logits of the student are not the output of its last linear layer"
+    ):
         refuse_other_head(capture, found, logits)
 
 
@@ -275,7 +277,7 @@ def test_a_layer_that_there_is_not_is_refused_with_the_choices(key, message):
 )
 def test_stages_that_nobody_knows_are_refused_with_paths_to_choose(network, key):
     with pytest.raises(
-        ValueError, match=f"layer '{key}': the stages of a .* are not known: name a module by its path, of which"
+        ValueError, match=f"layer '{key}': the stages of a .* are not known: name a module by its path, such as"
     ):
         expanded(network, [key])
 

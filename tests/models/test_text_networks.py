@@ -85,7 +85,7 @@ def test_a_head_of_other_classes_is_refused_unless_a_fresh_one_is_asked_for(stor
 def test_fewer_embeddings_than_tokens_are_refused(stored, words):
     larger = word_tokenizer(pad_token="<pad>", mask_token="<mask>")
     larger.add_tokens(["four"])
-    with pytest.raises(ValueError, match="has 16 embeddings, and the tokenizer 17 tokens"):
+    with pytest.raises(ValueError, match="has 16 embeddings, but the tokenizer has 17 tokens"):
         text_teacher(CLASSIFIER, str(stored / "three"), larger)
     with pytest.raises(ValueError, match="has 4 embeddings"):
         fresh_network(CLASSIFIER, "bert", words, f"{CHANGES},vocab_size=4")
@@ -118,7 +118,7 @@ def test_stored_weights_for_two_tokenizers_are_refused(stored):
 
 
 def test_a_network_without_a_tokenizer_needs_one_by_name(stored, words):
-    with pytest.raises(ValueError, match="no tokenizer there; pass --tokenizer_name"):
+    with pytest.raises(ValueError, match="have no tokenizer: pass --tokenizer_name"):
         tokenizer(student_name_or_path=stored / "none")
     given = tokenizer(student_name_or_path=stored / "none", tokenizer_name=str(stored / "three"))
     assert given.get_vocab() == words.get_vocab()
@@ -133,10 +133,10 @@ def test_a_tokenizer_that_cannot_pad_pads_with_its_end(stored, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"student_config": "num_hidden_layers=1"}, "is for fresh weights: pass from_config with it"),
-        ({"teacher_config": "num_hidden_layers=1"}, "is for fresh weights: pass teacher_from_config with it"),
+        ({"student_config": "num_hidden_layers=1"}, "has no effect without from_config"),
+        ({"teacher_config": "num_hidden_layers=1"}, "has no effect without teacher_from_config"),
         ({"train_tokenizer": 100, "tokenizer_name": "x", "from_config": True}, "leave one out"),
-        ({"train_tokenizer": 100}, "has stored weights, which stand for the tokens of its own"),
+        ({"train_tokenizer": 100}, "has stored weights, which belong to its own"),
         ({"train_tokenizer": 100, "from_config": True, "teacher_name_or_path": "owner/name"}, "owner/name has stored"),
         ({"train_tokenizer": 0, "from_config": True}, "train_tokenizer=0 must be 1 or more"),
         ({"teacher_dtype": "half"}, "unknown teacher_dtype 'half'"),

@@ -87,18 +87,20 @@ def test_networks_by_name(tmp_path):
     small = segmentation_network("lraspp_mobilenet_v3_small", 3)
     assert small(torch.zeros(1, 3, 32, 48))["out"].shape == (1, 3, 32, 48)
     assert sum(p.numel() for p in small.parameters()) < 1.1e6
-    with pytest.raises(ValueError, match="gives a int, and no torch.nn.Module"):
+    with pytest.raises(ValueError, match="returns a int instead of a torch.nn.Module"):
         segmentation_network(f"{__name__}:nothing", 3)
-    with pytest.raises(ValueError, match="gives no network .*: name a module on the path"):
+    with pytest.raises(ValueError, match="does not return a network .*: name a module on the path"):
         segmentation_network("no_such_module:load", 3)
     with pytest.raises(ValueError, match="unknown segmentation network 'lraspp_mobilenet': .*lraspp_mobilenet_v3_larg"):
         segmentation_network("lraspp_mobilenet", 3)
     with pytest.raises(ValueError, match="lraspp_mobilenet_v3_large has no auxiliary head"):
         segmentation_network("lraspp_mobilenet_v3_large", 3, auxiliary_head=True)
-    with pytest.raises(ValueError, match="the teacher 'fcn_resnet50' would have random weights: give its checkpoint"):
+    with pytest.raises(ValueError, match="the teacher 'fcn_resnet50' would have random weights: pass its checkpoint"):
         segmentation_teacher("fcn_resnet50", 3)
     segformer(8).save_pretrained(tmp_path / "stored")
-    with pytest.raises(ValueError, match=r"decode_head.classifier.* of .* is of shape .*, and these data need"):
+    with pytest.raises(
+        ValueError, match=r"decode_head.classifier.* of .* has the shape .*, but the classes of the data need"
+    ):
         segmentation_network(str(tmp_path / "stored"), 7)
     assert segmentation_network(str(tmp_path / "stored"), 7, new_head=True).config.num_labels == 7
     network = nn.Sequential(nn.BatchNorm2d(3))

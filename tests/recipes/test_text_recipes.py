@@ -127,7 +127,7 @@ def test_a_teacher_with_another_tokenizer(flags, data_dir, tmp_path):
     GPT2Config(vocab_size=512, n_embd=8, n_layer=1, n_head=2).save_pretrained(tmp_path / "teacher")
     given = distil(flags, tmp_path, f"--teacher_tokenizer={data_dir / 'stories260K'}", "--teacher_max_length=300")
     refused = run(tmp_path / "refused.log", "gpt2_dolly_eakd.py", *given, "--max_steps=2", fails=True)
-    assert "or an objective that takes two: uld or gold" in refused
+    assert "or an objective for two tokenizers: uld or gold" in refused
     printed = run(tmp_path / "run.log", "gpt2_dolly_eakd.py", *given, "--max_steps=2", "--objective=gold")
     assert "are brought together by bytes" in printed
     results = json.loads((tmp_path / "run" / "results.json").read_text())

@@ -247,7 +247,7 @@ def test_a_teacher_that_resizes_otherwise_in_a_step_is_named():
     output = Call.of(student).output(student, batch)
     teacher.transform.min_size = (40,)
     inputs = ObjectDetection().after_student(batch, output)
-    with pytest.raises(ValueError, match="the student sees an image at .* and the teacher at"):
+    with pytest.raises(ValueError, match="the student resizes an image to .* and the teacher to"):
         FrozenTeacher(teacher)(**inputs)
 
 

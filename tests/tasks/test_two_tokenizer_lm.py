@@ -230,9 +230,9 @@ REFUSED = {
     "kd": (
         {"objective": "kd"},
         {},
-        "token-level distillation needs one tokenizer, or an objective that takes two: uld or gold",
+        "Use models with the same tokenizer, or an objective for two tokenizers: uld or gold",
     ),
-    "a sum with kd": ({"objective": "gold + kd"}, {}, "an objective that takes two: uld or gold"),
+    "a sum with kd": ({"objective": "gold + kd"}, {}, "an objective for two tokenizers: uld or gold"),
     "two pairings": ({"objective": "gold + uld"}, {}, "terms would pair tokens in several ways"),
     "late positions in chunks": (
         {"objective": "gold(position='at')"},
@@ -248,7 +248,7 @@ REFUSED = {
         "reads logits, and where student and teacher have different",
     ),
     "teacher_cache_dir": ({}, {"teacher_cache_dir": "cache"}, "teacher_cache_dir=cache cannot be had where student"),
-    "a feature's term": ({"objective": "gold + hidden_cosine"}, {}, "uld or gold, with no other term beside it"),
+    "a feature's term": ({"objective": "gold + hidden_cosine"}, {}, "uld or gold, without other terms"),
     "labels alone": ({"kd_weight": 0.0}, {}, "kd_weight=0 learns nothing of the teacher, .* leave the teacher out"),
     "standardized": ({"weighting": "entropy(standardized=True)"}, {}, "reads logits, and where student and teacher"),
 }

@@ -213,5 +213,5 @@ def test_what_does_not_change_may_be_shared(tmp_path):
 
 def test_peers_that_are_one_network_are_refused():
     network = Net()
-    with pytest.raises(ValueError, match="Peers that are one network"):
+    with pytest.raises(ValueError, match="Peers has the same network more than once"):
         Peers([network, network])

@@ -1,4 +1,4 @@
-"""The CIFAR networks of the distillation literature; importing this package registers them with timm."""
+"""The CIFAR networks of the distillation literature, which are registered with timm on import."""
 
 from hfkd.models.cifar import mobilenetv2, resnet, resnet50, shufflenet, vgg, wrn
 from hfkd.models.cifar.base import CifarNet

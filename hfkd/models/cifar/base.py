@@ -1,7 +1,7 @@
-"""What the CIFAR networks share: timm's model interface over `stage(0..K)`, `tail` and a pooled linear head.
+"""The base class of the CIFAR networks: timm's model interface over `stage(0..K)`, `tail` and a pooled linear head.
 
-Parameter names are those of RepDistiller (Tian et al. 2020) and mdistiller (Zhao et al. 2022), so that the checkpoints
-both publish load strictly. Shapes: B images, C classes, D channels, H and W pixels.
+Parameter names are those of RepDistiller (Tian et al. 2020) and mdistiller (Zhao et al. 2022), so that their published
+checkpoints load strictly. Shapes: B images, C classes, D channels, H and W pixels.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from hfkd.utils.numbers import CIFAR_MEAN, CIFAR_STD
 class CifarNet(nn.Module):
     """A convolutional network for small images, any size from 32x32 up, with timm's interface.
 
-    A subclass builds its layers, lists in `feature_info` the maps the literature calls feats, one a stage, and ends its
-    `__init__` with `build_head`. `stage` is the layout most families have: a stem, then layer1, layer2, ...
+    A subclass builds its layers, lists in `feature_info` one map per stage, which the literature calls feats, and calls
+    `build_head` at the end of its `__init__`. `stage` implements the usual layout: a stem, then layer1, layer2, ...
     """
 
     classifier_name = "fc"
@@ -29,7 +29,7 @@ class CifarNet(nn.Module):
     relu: nn.Module
     global_pool: SelectAdaptivePool2d
     num_features: int  # D, channels of `forward_features`
-    head_hidden_size: int  # what the classifier reads; the same without a projector. timm's name
+    head_hidden_size: int  # input width of the classifier, D without a projector; named as in timm
     num_classes: int
     feature_info: list[dict[str, Any]]
 
@@ -39,7 +39,7 @@ class CifarNet(nn.Module):
         return getattr(self, f"layer{index}")(x)
 
     def tail(self, x: Tensor) -> Tensor:
-        """What stands between the last stage and the pooling."""
+        """The layers between the last stage and the pooling."""
         return x
 
     def init_convolutions(self) -> None:
@@ -51,7 +51,7 @@ class CifarNet(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def init_classifier(self, linear: nn.Linear) -> None:
-        """PyTorch's default stands unless a family says otherwise."""
+        """Initialise the classifier; by default, as PyTorch does."""
 
     def build_head(
         self,
@@ -61,7 +61,7 @@ class CifarNet(nn.Module):
         drop_rate: float = 0.0,
         projector: int = 0,
     ) -> None:
-        """Pooling and classifier, and between them a linear layer of `projector` outputs, where there are any."""
+        """Create pooling and classifier, with a linear layer of `projector` outputs between them unless it is 0."""
         self.num_features = self.head_hidden_size = num_features
         self.drop_rate = drop_rate
         self.projector: nn.Module = nn.Identity()
@@ -70,7 +70,7 @@ class CifarNet(nn.Module):
         self.reset_classifier(num_classes, global_pool)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give the network a fresh head for `num_classes` classes; 0 leaves only the pooling."""
+        """Replace the classifier by a new one for `num_classes` classes; 0 leaves only the pooling."""
         weight = next(self.parameters())
         self.num_classes = num_classes
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
@@ -98,13 +98,16 @@ class CifarNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """(final features, feats of the literature in the order of `feature_info`), or the feats alone.
+        """(final features, feats in the order of `feature_info`), or with `intermediates_only` the feats only.
 
-        `indices` is timm's: None for all, an int for the last n, or a list. `norm` changes nothing, as in timm's
+        `indices` is as in timm: None for all, an int for the last n, or a list. `norm` has no effect, as in timm's
         other convolutional networks. With `stop_early` the final features are those of the last stage that was needed.
+        Raises ValueError for an `output_fmt` other than "NCHW".
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt {output_fmt!r}: a convolutional network has maps, not tokens; pass 'NCHW'")
+            raise ValueError(
+                f"output_fmt={output_fmt!r} is not supported, because a convolutional network has maps: pass 'NCHW'"
+            )
         count = len(self.feature_info)
         take, last = feature_take_indices(count, indices)
         maps = []
@@ -132,11 +135,11 @@ def feature_info(
     outputs: Sequence[str],
     before_activation: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """timm's description of the maps: channels, input size / map size, and the last module before its ReLU.
+    """timm's description of the maps: channels, reduction (input size / map size), and the last module before the ReLU.
 
-    And where `hfkd.models.stages` reads them, as paths of modules (":in": the module's input; ":parts": its inputs, one
-    map together): the `outputs` are the feats of the literature, and what is `before_activation` its preact_feats, but
-    for the stem, where those have feats.
+    Also the module paths at which `hfkd.models.stages` reads them (":in": the module's input; ":parts": the
+    concatenation of its inputs): `outputs` are the feats of the literature, and `before_activation` its preact_feats,
+    except that those use feats for the stem.
     """
     names = ("num_chs", "reduction", "module", "output", "before_activation")
     rows = zip(widths, reductions, modules, outputs, before_activation, strict=True)
@@ -144,7 +147,7 @@ def feature_info(
 
 
 def cifar_cfgs(*names: str, classifier: str = "fc", first_conv: str = "conv1") -> dict[str, Any]:
-    """timm's `default_cfgs` for networks without published timm weights."""
+    """timm's `default_cfgs` for networks that have no weights in timm."""
     cfg = {
         "input_size": (3, 32, 32),
         "mean": CIFAR_MEAN,
@@ -160,7 +163,7 @@ def cifar_cfgs(*names: str, classifier: str = "fc", first_conv: str = "conv1") -
 def build(model_cls: type[CifarNet], name: str, pretrained: bool, **kwargs: Any) -> CifarNet:
     """timm's builder; `features_only=True` takes its maps from `forward_intermediates`.
 
-    timm has no weights for these names: `pretrained=True` raises unless `pretrained_cfg_overlay` says where they are.
+    timm has no weights for these names: `pretrained=True` raises unless `pretrained_cfg_overlay` gives their location.
     """
     last_four = {"feature_cls": "getter", "out_indices": 4}
     return build_model_with_cfg(model_cls, name, pretrained, feature_cfg=last_four, **kwargs)

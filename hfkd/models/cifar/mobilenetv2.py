@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from hfkd.models.cifar.base import CifarNet, build, cifar_cfgs, feature_info
 
-# expansion, full width, blocks, stride of the first: table 2 of the paper, with the second row at stride 1
+# expansion, full width, blocks, stride of the first block: table 2 of the paper, with stride 1 in the second row
 ROWS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-STAGES = ((0, 1), (2,), (3, 4), (5, 6))  # the rows up to each feat behind the stem
+STAGES = ((0, 1), (2,), (3, 4), (5, 6))  # the rows of each stage after the stem
 
 
 class InvertedResidual(nn.Module):
@@ -41,7 +41,7 @@ class CifarMobileNetV2(CifarNet):
     def __init__(self, in_chans: int = 3, **head: Any) -> None:
         super().__init__()
         widths = [16, *(width // 2 for _, width, _, _ in ROWS)]
-        rows = ("blocks.1", "blocks.2", "blocks.4", "blocks.6")  # linear: they end without an activation
+        rows = ("blocks.1", "blocks.2", "blocks.4", "blocks.6")  # linear: without an activation at the end
         self.feature_info = feature_info(
             (16, 12, 16, 48, 160), (2, 2, 4, 8, 16), ("conv1", *rows), ("conv1", *rows), ("conv1.2:in", *rows)
         )

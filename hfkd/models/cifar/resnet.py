@@ -22,7 +22,7 @@ class BasicBlock(nn.Module):
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_width != width:
             self.downsample = nn.Sequential(nn.Conv2d(in_width, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-        self.relu = nn.ReLU(inplace=True)  # the last
+        self.relu = nn.ReLU(inplace=True)  # the last ReLU of the block
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)

@@ -28,7 +28,7 @@ class Bottleneck(nn.Module):
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_width, out_width, 1, stride, bias=False), nn.BatchNorm2d(out_width)
             )
-        self.relu = nn.ReLU(inplace=True)  # the last
+        self.relu = nn.ReLU(inplace=True)  # the last ReLU of the block
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)

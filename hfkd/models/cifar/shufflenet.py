@@ -14,7 +14,7 @@ GROUPS = 3
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    """Channel i of group g goes to place i * groups + g."""
+    """Channel i of group g becomes channel i * groups + g."""
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
@@ -37,7 +37,7 @@ class ShuffleV1Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(middle)
         self.conv3 = conv(middle, out_width, groups=GROUPS)
         self.bn3 = nn.BatchNorm2d(out_width)
-        self.relu = nn.ReLU(inplace=True)  # the last
+        self.relu = nn.ReLU(inplace=True)  # the last ReLU of the block
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -74,7 +74,7 @@ def v1_stage(in_width: int, width: int, blocks: int) -> nn.Sequential:
 
 
 class ShuffleV2Block(nn.Module):
-    """Half of the channels pass through, half go 1x1, 3x3 depthwise, 1x1; then the halves are shuffled."""
+    """Half of the channels pass through, half go through 1x1, 3x3 depthwise, 1x1; then the halves are shuffled."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class ShuffleV2Block(nn.Module):
 
 
 class ReluAndJoin(nn.Module):
-    """The last ReLU of a block, of the half that is not passed through, and both halves together."""
+    """The last ReLU of a block, on the half that is not passed through, and the concatenation of both halves."""
 
     def forward(self, passed: Tensor, out: Tensor) -> Tensor:
         return torch.cat([passed, F.relu(out, inplace=True)], 1)

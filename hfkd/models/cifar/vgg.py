@@ -13,10 +13,10 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class CifarVGG(CifarNet):
-    """Five blocks of 3x3 convolutions, max-pooled in between down to maps of 4x4.
+    """Five blocks of 3x3 convolutions, with max pooling between them down to 4x4 maps.
 
-    Feats: the five blocks after ReLU. The fourth pooling is skipped when the map is 4x4 already, so 32x32 and 64x64
-    images both reach the last block at 4x4; the reduction in `feature_info` is that of 32x32.
+    Feats: the five blocks after ReLU. The fourth pooling is skipped if the map is 4x4 already, so that 32x32 and 64x64
+    images both reach the last block at 4x4; the reductions in `feature_info` are those for 32x32.
     """
 
     classifier_name = "classifier"

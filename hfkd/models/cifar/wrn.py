@@ -10,7 +10,7 @@ from hfkd.models.cifar.base import CifarNet, build, cifar_cfgs, feature_info
 
 
 class PreActBlock(nn.Module):
-    """x + conv(relu(bn(conv(relu(bn(x)))))); where the width changes the shortcut projects relu(bn(x)), not x."""
+    """x + conv(relu(bn(conv(relu(bn(x)))))); if the width changes, the shortcut projects relu(bn(x)) instead of x."""
 
     def __init__(self, in_width: int, width: int, stride: int) -> None:
         super().__init__()
@@ -40,8 +40,8 @@ class PreActStage(nn.Module):
 class CifarWideResNet(CifarNet):
     """6n+4 layers, three stages `widen` times 16, 32, 64 wide at 1, 1/2 and 1/4 of the input size.
 
-    Feats: the raw outputs of the stem and of the stages, before the next batch norm and ReLU. Before the activation is
-    what that batch norm gives.
+    Feats: the raw outputs of the stem and of the stages, before the next batch norm and ReLU. The features before the
+    activation are the outputs of that batch norm.
     """
 
     def __init__(self, depth: int, widen: int, in_chans: int = 3, **head: Any) -> None:
