@@ -4,7 +4,15 @@ import pytest
 import task_toys
 import torch
 from toys import arguments
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2ForTokenClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 from hfkd import DistillationTrainer
 
@@ -24,6 +32,8 @@ def encoder(width):
 
 def trainer(folder, student, teacher, side="right"):
     rows = [{"input_ids": list(range(3, 7 + i % 3)), "labels": i % task_toys.CLASSES} for i in range(8)]
+    if isinstance(student, GPT2ForTokenClassification):
+        rows = [row | {"labels": [row["labels"]] * len(row["input_ids"])} for row in rows]
     words = task_toys.tokenizer()
     words.padding_side = side
     return DistillationTrainer(student, teacher, arguments(folder), train_dataset=rows, processing_class=words)
@@ -40,3 +50,13 @@ def test_padding_that_changes_nothing_passes(tmp_path):
     """Encoders mask it, and before a row it is never the last token."""
     trainer(tmp_path / "encoders", encoder(8), encoder(16))
     trainer(tmp_path / "left", decoder(8, OTHER), decoder(16, OTHER), "left")
+
+
+@pytest.mark.parametrize("kind", [GPT2ForSequenceClassification, GPT2ForTokenClassification])
+def test_learned_positions_are_not_counted_from_padding(tmp_path, kind):
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": task_toys.VOCAB}
+    config = GPT2Config(**sizes, initializer_range=0.3, pad_token_id=task_toys.PAD, num_labels=task_toys.CLASSES)
+    networks = [kind(config) for _ in range(2)]
+    with pytest.raises(ValueError, match=f"{kind.__name__} counts the positions of a row from its padding"):
+        trainer(tmp_path, *networks, "left")
+    trainer(tmp_path, *networks)
