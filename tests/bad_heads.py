@@ -15,7 +15,7 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     DataCollatorForTokenClassification,
-    LlamaConfig,
+    GPT2ForSequenceClassification,
     LlamaForSequenceClassification,
     ViTConfig,
     ViTForImageClassification,
@@ -110,14 +110,21 @@ def tokens(build, made):
     )
 
 
-def padded_otherwise(folder):
-    """A student whose config has another pad token than the tokenizer."""
-    config = LlamaConfig(vocab_size=VOCAB, num_labels=3, pad_token_id=0, initializer_range=0.3, **SMALL)
+def padded_otherwise(kind, side="right", **config):
+    """A student of one label a row, whose rows are padded otherwise than it knows."""
     rows = [{"input_ids": [3, 4, 5], "labels": i % 3} for i in range(8)]
-    words = word_tokenizer(pad_token="<end>")
-    return trainer(
-        lambda: LlamaForSequenceClassification(config), None, lambda: rows, LABELS_ONLY, processing_class=words
-    )(folder)
+    made = kind.config_class(vocab_size=VOCAB, num_labels=3, initializer_range=0.3, **config)
+    words = word_tokenizer(pad_token="<end>", padding_side=side)
+    return trainer(lambda: kind(made), None, lambda: rows, LABELS_ONLY, processing_class=words)
+
+
+def named_in_another_order(folder):
+    """A student by name whose stored head has the teacher's classes in another order."""
+    for name, words in (("student", ("good", "bad")), ("teacher", ("bad", "good"))):
+        names = {"id2label": dict(enumerate(words)), "label2id": {word: i for i, word in enumerate(words)}}
+        BertForSequenceClassification(BertConfig(vocab_size=VOCAB, **SMALL, **names)).save_pretrained(folder / name)
+    rows = [{"input_ids": [3, 4, 5], "labels": i % 2} for i in range(8)]
+    return trainer(lambda: str(folder / "student"), lambda: str(folder / "teacher"), lambda: rows)(folder)
 
 
 HEADS = {
@@ -125,7 +132,13 @@ HEADS = {
     "BertForSequenceClassification, num_labels=1": text(bert(BertForSequenceClassification, num_labels=1)),
     "BertForMaskedLM, a teacher for the next token": text(bert(BertForMaskedLM), taught_model),
     "BertForMaskedLM, a tokenizer without a mask token": text(bert(BertForMaskedLM), rows=unlabelled),
-    "LlamaForSequenceClassification, another pad token than the tokenizer": padded_otherwise,
+    "LlamaForSequenceClassification, another pad token than the tokenizer": padded_otherwise(
+        LlamaForSequenceClassification, pad_token_id=0, **SMALL
+    ),
+    "GPT2ForSequenceClassification, padding_side='left'": padded_otherwise(
+        GPT2ForSequenceClassification, "left", pad_token_id=1, n_embd=8, n_layer=1, n_head=2, n_positions=32
+    ),
+    "a student by name, classes in another order": named_in_another_order,
     "BartForCausalLM": text_model(BartForCausalLM, BartConfig(vocab_size=VOCAB, **DECODER)),
     "GPT2LMHeadModel, task='token_classification'": text(language_model, task="token_classification"),
     "BertForTokenClassification, labels of 3 to 11 for 3 classes": text(bert(BertForTokenClassification, num_labels=3)),

@@ -26,10 +26,16 @@ def label_names_of(network: nn.Module) -> tuple[str, ...] | None:
     bare: Any = unwrap_peft_model(getattr(network, "_orig_mod", network))
     config = getattr(bare, "config", None)
     if isinstance(config, PreTrainedConfig):
-        named: dict[int, str] = {int(i): str(name) for i, name in (config.id2label or {}).items()}
-        names = tuple(named[i] for i in sorted(named))
-    else:  # a bare timm model
-        names = tuple(map(str, (getattr(bare, "pretrained_cfg", None) or {}).get("label_names") or ()))
+        return label_names_in(config)
+    # a bare timm model
+    names = tuple(map(str, (getattr(bare, "pretrained_cfg", None) or {}).get("label_names") or ()))
+    return names if names and not is_numbering(names) else None
+
+
+def label_names_in(config: PreTrainedConfig) -> tuple[str, ...] | None:
+    """`label_names_of` a network with this configuration."""
+    named: dict[int, str] = {int(i): str(name) for i, name in (config.id2label or {}).items()}
+    names = tuple(named[i] for i in sorted(named))
     return names if names and not is_numbering(names) else None
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfkd.models.checkpoints import some
+from hfkd.models.label_names import label_names_in, order_of
 from hfkd.models.language import brings_tokenizer
 from hfkd.models.text_networks import loaded
 from hfkd.tasks.choice import head_of, named_task
@@ -77,7 +78,22 @@ def _student(student: Any, task: str, teacher: Any) -> Any:
             f"{weight} of the student {student!r} is of shape {list(stored)}, and the teacher's classes need "
             f"{list(wanted)}: load it yourself, with ignore_mismatched_sizes=True for a fresh head"
         )
+    if labels and not info["missing_keys"]:
+        _refuse_other_classes(student, config)
     return network
+
+
+def _refuse_other_classes(student: str, wanted: Any) -> None:
+    """Raise ValueError where the head that is stored has the teacher's classes in another order, or others."""
+    own = label_names_in(AutoConfig.from_pretrained(student, trust_remote_code=False))
+    its = label_names_in(wanted)
+    if own is None or its is None or order_of(own, its, f"the student {student!r}", "the teacher") is None:
+        return
+    raise ValueError(
+        f"the student {student!r} has a stored head for the teacher's classes in another order ({', '.join(own[:4])}; "
+        f"the teacher's {', '.join(its[:4])}), and would be told the teacher's: load it yourself and pass the network, "
+        "with data that name their classes (a ClassLabel)"
+    )
 
 
 def _auto(name: str, role: str, task: str, other: Any) -> Any:

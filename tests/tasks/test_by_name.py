@@ -49,6 +49,17 @@ def test_several_teachers_may_be_names(tmp_path):
     assert len(trainer.teacher.networks) == 2
 
 
+def test_a_stored_head_in_another_order_is_not_told_the_teachers(tmp_path):
+    turned = {"id2label": {0: "yes", 1: "no", 2: "maybe"}, "label2id": {"yes": 0, "no": 1, "maybe": 2}}
+    stored(tmp_path / "teacher", BertForSequenceClassification, 16, **NAMES)
+    stored(tmp_path / "student", BertForSequenceClassification, 8, **turned)
+    names = (str(tmp_path / "student"), str(tmp_path / "teacher"))
+    with pytest.raises(ValueError, match=r"classes in another order \(yes, no, maybe; the teacher's no, maybe, yes\)"):
+        DistillationTrainer(*names, arguments(tmp_path / "run"), train_dataset=rows())
+    stored(tmp_path / "student", BertForSequenceClassification, 8, **NAMES)
+    DistillationTrainer(*names, arguments(tmp_path / "run"), train_dataset=rows())
+
+
 def test_a_named_task_decides_the_head(tmp_path):
     stored(tmp_path / "base", BertForMaskedLM, 8)
     args = arguments(tmp_path / "run", task="masked_lm", ce_weight=1, kd_weight=0)
