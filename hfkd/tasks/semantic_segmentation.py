@@ -4,7 +4,8 @@ B images, C classes, H and W of the labels, h and w of a network's maps.
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,8 @@ from hfkd.models.calling import Call, bare, logits_of, unlabelled_index
 from hfkd.tasks.base import Batch, Collate, Task, refuse_bool, register_task
 from hfkd.utils.argument_types import Count, fitting
 from hfkd.utils.targets import IGNORED, HostTargets, Targets, count_token_items
+
+logger = logging.getLogger(__name__)
 
 AUXILIARY_WEIGHT = 0.5  # of torchvision's auxiliary head, in its own training script
 REST_NAME = "auxiliary_loss"
@@ -177,6 +180,16 @@ class SemanticSegmentation(Task):
             raise ValueError(
                 f"labels of {kind}, shape {shape}: masks are integers [batch, height, width], one class a pixel, "
                 f"{UNLABELLED} where there is none"
+            )
+
+    def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
+        """Masks in black and white, whose white would be no class at all."""
+        if batch["labels"].unique().tolist() == [0, UNLABELLED]:
+            logger.warning(
+                "The masks of the first rows have the values 0 and %d alone, and %d stands for no class: of masks in "
+                "black and white class 0 alone would be learned; make white 1 (mask > 0).",
+                UNLABELLED,
+                UNLABELLED,
             )
 
     def stand_ins(self, batch: Batch, network: nn.Module) -> Tensor:

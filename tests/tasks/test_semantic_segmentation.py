@@ -148,6 +148,14 @@ def test_a_batch_whose_masks_are_all_ignored_trains_nothing(tmp_path):
         assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
 
+def test_masks_in_black_and_white_are_spoken_of(tmp_path, caplog):
+    settings = arguments(tmp_path / "run", task="semantic_segmentation", kd_weight=0.0, ce_weight=1.0)
+    white = [row | {"labels": 255 * (row["labels"] > 0)} for row in masks(8)]
+    for rows, said in ((masks(8), False), (white, True)):
+        DistillationTrainer(Pixels(4), None, settings, train_dataset=rows)
+        assert ("class 0 alone would be learned" in caplog.text) == said
+
+
 def test_the_grid_is_the_middle_of_each_block():
     labels = torch.arange(7 * 5).view(1, 7, 5)
     assert on_grid(labels, 3).tolist() == [[[6, 9], [21, 24], [31, 34]]]
