@@ -105,6 +105,12 @@ BOXES = {
     "COCO: a picture of another size than its entry": annotated(height=10),
     "COCO: a category that is not listed": annotated(category_id=7),
     "COCO: splits of other classes": other_classes,
+    'detector("fasterrcnn_resnet50_fpn", fpn_channels=64)': without(
+        lambda: by_name("fasterrcnn_resnet50_fpn", 4, fpn_channels=64)
+    ),
+    'detector("fasterrcnn_mobilenet_v3_large_320_fpn", backbone_checkpoint="pretrained")': without(
+        lambda: by_name("fasterrcnn_mobilenet_v3_large_320_fpn", 4, None, "pretrained")
+    ),
     "a teacher that detects other classes": between(detector, lambda: detector(8, classes=CLASSES + 2)),
     "a teacher without region heads": between(detector, retina),
     "a student without region heads": between(retina, detector),

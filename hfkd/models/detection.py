@@ -4,9 +4,10 @@ C classes, including the background.
 """
 
 import difflib
+import inspect
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -24,6 +25,7 @@ from hfkd.models.checkpoints import load_checkpoint, read_state_dict, some
 
 RESNET = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 RATIOS = (0.5, 1.0, 2.0)
+FROZEN = ("frozen_batch_norm", "frozen_stages")
 WHOLE = "fasterrcnn_"  # prefix of the names of torchvision's detectors
 
 
@@ -98,8 +100,8 @@ def detector(
     checkpoint: a file with weights for the whole detector; "torchvision": torchvision's published weights, trained on
     COCO (91 classes), which are downloaded. backbone_checkpoint: a file with a classifier's weights for the backbone
     only; "pretrained": the published weights of timm or torchvision. `settings` are those of `faster_rcnn`;
-    torchvision's own detectors take only the image sizes and `proposals`. Raises ValueError for an unknown name, and
-    for files that do not fit.
+    torchvision's own detectors take only the image sizes, `proposals` and what is frozen. Raises ValueError for an
+    unknown name, for settings that the detector does not take, and for files that do not fit.
     """
     if name.startswith(WHOLE):
         made = _torchvision_detector(name, num_classes, checkpoint == "torchvision", settings)
@@ -110,10 +112,12 @@ def detector(
                 f"checkpoint='torchvision', but torchvision publishes no detector with the backbone {name}: use one "
                 f"of {_published()}, or pass a file"
             )
-    if backbone_checkpoint is not None and not name.startswith(WHOLE):
+    if backbone_checkpoint is not None:
         load_backbone(made.backbone.body, name, backbone_checkpoint)
     if checkpoint is not None and checkpoint != "torchvision":
         load_checkpoint(made, checkpoint)
+    if name.startswith(WHOLE):  # once it has the statistics that are to stay
+        _freeze_body(made.backbone, settings)
     return made.eval()
 
 
@@ -136,6 +140,11 @@ def load_backbone(body: nn.Module, name: str, path: str | os.PathLike[str]) -> N
 
 
 def _published_backbone(name: str) -> dict[str, Tensor]:
+    if name.startswith(WHOLE):
+        raise ValueError(
+            f"backbone_checkpoint='pretrained' names no weights for {name}: give a classifier's file, or "
+            "checkpoint='torchvision' for the whole detector"
+        )
     if name in RESNET:
         return dict(torchvision.models.get_model(name, weights="DEFAULT").state_dict())
     return dict(timm.create_model(name, pretrained=True).state_dict())
@@ -146,6 +155,14 @@ def _torchvision_detector(name: str, num_classes: int, published: bool, settings
         raise ValueError(f"unknown detector {name!r}: use one of torchvision's {_published()}")
     taken = {"min_size": "min_size", "max_size": "max_size", "proposals": "box_batch_size_per_image"}
     more = {its: settings[own] for own, its in taken.items() if own in settings}
+    defaults = {k: p.default for k, p in inspect.signature(faster_rcnn).parameters.items()}
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k not in (*taken, *FROZEN)}
+    other = next((k for k, v in given.items() if v != defaults.get(k)), None)
+    if other is not None:
+        raise ValueError(
+            f"{other}={settings[other]!r} is for a detector that is built on a backbone, and {name} has its own: leave "
+            "it out, or give the name of a backbone"
+        )
     weights = "DEFAULT" if published else None
     return torchvision.models.get_model(
         name, weights=weights, weights_backbone=None, num_classes=None if published else num_classes, **more
@@ -168,6 +185,14 @@ def _backbone(name: str, levels: Sequence[int], out_channels: int) -> Any:
         f"unknown backbone {name!r}: use one of torchvision's {list(RESNET)}, one of its detectors "
         f"({_published()[0]}), or one of timm's" + (f" ({', '.join(close)}?)" if close else "")
     )
+
+
+def _freeze_body(backbone: Any, settings: Mapping[str, Any]) -> None:
+    """What `faster_rcnn` does by the settings `FROZEN`: torchvision freezes batch norms only where it loads weights."""
+    if settings.get("frozen_batch_norm"):
+        backbone.body = freeze_batch_norm_2d(backbone.body)
+    if settings.get("frozen_stages"):
+        _freeze(backbone.body, settings["frozen_stages"])
 
 
 def _freeze(body: Any, stages: int) -> None:

@@ -95,4 +95,5 @@ class DetectionNetworkArguments:
     def _settings(self, role: str) -> dict[str, Any]:
         own = {name: getattr(self, f"{role}_{name}") for name in ("levels", "fpn_channels", "head_size")}
         shared = ("min_size", "max_size", "anchor_size", "proposals", "frozen_batch_norm", "frozen_stages")
-        return own | {name: getattr(self, name) for name in shared}
+        found = own | {name: getattr(self, name) for name in shared}
+        return found if role == "student" else found | {"frozen_stages": 0}  # nothing of a teacher is trained

@@ -54,3 +54,24 @@ def test_the_stem_and_the_first_stages_are_frozen():
         }
         assert all(one.startswith(tuple(f"backbone.body.{part}" for part in first[name])) for one in frozen)
         assert any(p.requires_grad for p in net.backbone.body.parameters())
+
+
+def test_torchvisions_own_detector_is_frozen_as_is_asked_for(tmp_path):
+    """By default torchvision trains all of one that it loads no weights for."""
+    name, frozen = "fasterrcnn_resnet50_fpn", {"frozen_batch_norm": True, "frozen_stages": 1}
+    with torch.device("meta"):
+        net = detector(name, 4, **frozen)
+        assert not any(isinstance(one, torch.nn.BatchNorm2d) for one in net.backbone.body.modules())
+        held = {k.split(".")[0] for k, p in net.backbone.body.named_parameters() if not p.requires_grad}
+        assert held == {"conv1", "layer1"}
+        assert any(isinstance(one, torch.nn.BatchNorm2d) for one in detector(name, 4).backbone.body.modules())
+        for settings in ({"fpn_channels": 64}, {"levels": [2, 3, 4]}, {"anchor_size": 16}):
+            with pytest.raises(
+                ValueError, match=f"{next(iter(settings))}=.* is for a detector that is built on a back"
+            ):
+                detector(name, 4, **settings)
+        with pytest.raises(ValueError, match="backbone_checkpoint='pretrained' names no weights for fasterrcnn"):
+            detector(name, 4, None, "pretrained")
+    save_file({"none": torch.zeros(1)}, tmp_path / "classifier.safetensors")
+    with torch.device("meta"), pytest.raises(ValueError, match="the backbone fasterrcnn_resnet50_fpn has conv1.weight"):
+        detector(name, 4, None, tmp_path / "classifier.safetensors")
