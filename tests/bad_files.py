@@ -220,6 +220,11 @@ DATA = {
     "texts: a configuration without depth": lambda folder: (
         lambda: fresh_network(AutoModelForMaskedLM, "bert", tokenizer(), "depth=1")
     ),
+    "text: messages with tools": lambda folder: (
+        lambda: to_prompt_response(
+            Dataset.from_dict({"messages": [[{"role": "user", "content": "ask"}] * 2], "tools": [["look"]]})
+        )
+    ),
     "text: Dolly of one row": lambda folder: (
         lambda: dolly_split(
             Dataset.from_dict({"instruction": ["ask"], "context": [""], "response": ["a"], "category": ["qa"]}),

@@ -31,8 +31,10 @@ ACCEPTED = (
     ("text",),
 )
 
+# What TRL hands to the chat template beside the turns, by the columns' names.
+BESIDE = ("tools", "chat_template_kwargs")
 # `datasets` hashes a function of a module by its name, not its code: raise this when the texts below change.
-REVISION = 1
+REVISION = 2
 
 DOLLY_TEST, DOLLY_DEV, DOLLY_TRAIN = 500, 1000, 11435
 
@@ -138,7 +140,8 @@ def _pair(
                 f"row {number}: turns of {[turn['role'] for turn in turns]} do not fit the instruction template, which "
                 "has one question and one answer; pass chat_template=True with a tokenizer that has a chat template"
             )
-        return {"prompt": instruction_prompt(turns[0]["content"]), "response": turns[1]["content"]}
+        question, answer = (_text(turn, "content", number) for turn in turns)
+        return {"prompt": instruction_prompt(question), "response": answer}
     question, answer = columns
     prompt = _text(row, question, number)
     if question == "instruction":
@@ -150,8 +153,10 @@ def _turns(row: dict[str, Any], columns: tuple[str, ...], number: int) -> list[d
     """The row as chat turns, the last of them the assistant's."""
     if columns == ("messages",):
         turns = row["messages"]
+        _refuse_beside(row, number)
     elif isinstance(row[columns[0]], list):  # TRL's conversational prompt + completion
         turns = [*row[columns[0]], *row[columns[1]]]
+        _refuse_beside(row, number)
     else:
         question = "\n\n".join(filter(None, (_text(row, columns[0], number), _context(row, number))))
         answer = _text(row, columns[1], number)
@@ -162,6 +167,15 @@ def _turns(row: dict[str, Any], columns: tuple[str, ...], number: int) -> list[d
             f"{[turn['role'] for turn in turns]}: leave the row out, or end it with an answer"
         )
     return turns
+
+
+def _refuse_beside(row: dict[str, Any], number: int) -> None:
+    """Raise ValueError for what a chat template would write beside a row's turns, and is not given here."""
+    if found := next((name for name in BESIDE if row.get(name)), None):
+        raise ValueError(
+            f"row {number} has {found}, which are not written into the prompt: write it yourself, "
+            f"tokenizer.apply_chat_template(turns, {found}=...), as prompt and response, or remove {found}"
+        )
 
 
 def _render(turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, number: int) -> dict[str, str]:

@@ -110,6 +110,24 @@ def test_bad_chats_are_refused(tokenizer, row, message):
         pair(tokenizer, True, **row)
 
 
+ASKED = {"role": "user", "content": "a"}
+ANSWERED = {"role": "assistant", "content": "b"}
+
+
+@pytest.mark.parametrize("row", [{"messages": [ASKED, ANSWERED]}, {"prompt": [ASKED], "completion": [ANSWERED]}])
+def test_what_a_template_would_write_beside_the_turns_is_not_left_out(row):
+    for name, value in (("tools", [{"name": "look"}]), ("chat_template_kwargs", {"thinking": True})):
+        with pytest.raises(ValueError, match=f"row 0 has {name}, which are not written into the prompt"):
+            pair(chat_tokenizer(), True, **row, **{name: value})
+        assert pair(chat_tokenizer(), True, **row, **{name: None}) == pair(chat_tokenizer(), True, **row)
+
+
+@pytest.mark.parametrize("content", [None, [{"type": "text", "text": "a"}]])
+def test_turns_that_are_no_text_are_not_written_as_python_has_them(content):
+    with pytest.raises(ValueError, match="row 0: content is .*, not text"):
+        pair(messages=[{"role": "user", "content": content}, {"role": "assistant", "content": content and [ASKED]}])
+
+
 def test_unknown_columns_say_what_there_is_and_what_is_accepted():
     with pytest.raises(
         ValueError, match=r"\['question', 'answer'\]: rename some to get one of messages, instruction \+ "
