@@ -194,6 +194,8 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
         self.resume_from_checkpoint = resume_choice(self.resume_from_checkpoint)  # type: ignore[assignment]
         self.max_grad_norm = 0.0 if self.max_grad_norm is None else self.max_grad_norm  # no clipping
         self._check_numbers()
+        if self.greater_is_better is None and (self.metric_for_best_model or "").split("_")[-1] == "kl":
+            self.greater_is_better = False  # Trainer takes what is not called a loss for a score
         check_names(self)
         if self.label_names is not None and "labels" not in self.label_names:
             raise ValueError(
