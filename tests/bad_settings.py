@@ -19,6 +19,13 @@ def peers(network=Net, rows=Rows, **keywords):
     return trainer(lambda: Peers([network(), network(seed=2)]), None, rows, **keywords)
 
 
+def scheduled(**keywords):
+    student = Net()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    return trainer(lambda: student, optimizers=(optimizer, schedule), **keywords)
+
+
 def stored(rows=ROWS, student=language_model, **settings):
     """A trainer whose teacher is a store of T = 1 and the two largest logits."""
 
@@ -74,6 +81,8 @@ def changed_tokens():
 
 
 SETTINGS = {
+    "lr_decay_epochs, and optimizers= with a scheduler": scheduled(args={"lr_decay_epochs": [1.0]}),
+    "decay_bias_and_norm, and optimizers=": scheduled(args={"decay_bias_and_norm": True}),
     'Peers, temperature="energy"': peers(temperature="energy(ratio=0.2)"),
     'Peers, objective="mld"': peers(objective="mld"),
     "Peers, he_da='released'": peers(args={"he_da": "released"}),

@@ -135,6 +135,21 @@ def refuse_unsupported(
     refuse_loss_function(compute_loss_func)
 
 
+def refuse_given_optimizers(args: DistillationArguments, optimizers: Any) -> None:
+    """Raise ValueError for settings of an optimizer and a schedule where the caller's own are used."""
+    optimizer, scheduler = optimizers or (None, None)
+    if scheduler is not None and args.lr_decay_epochs is not None:
+        raise ValueError(
+            f"lr_decay_epochs={args.lr_decay_epochs} has no effect on optimizers=(..., {type(scheduler).__name__}), "
+            "which is the schedule then: leave one of them out, as in optimizers=(optimizer, None)"
+        )
+    if optimizer is not None and args.decay_bias_and_norm:
+        raise ValueError(
+            f"decay_bias_and_norm=True has no effect on optimizers=({type(optimizer).__name__}, ...), whose groups say "
+            "what decays: leave one of them out"
+        )
+
+
 def refuse_unsaved(student: nn.Module) -> None:
     """Raise ValueError for a student with adapters that trains more than its checkpoints would hold."""
     lost = trained_but_not_saved(student)

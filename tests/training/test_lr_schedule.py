@@ -37,6 +37,22 @@ def logged(trainer, key):
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
+def test_settings_of_an_optimizer_beside_a_given_one_are_refused(tmp_path):
+    """They would have no effect; the results page would say that they had."""
+    student = Net()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+
+    def build(scheduler, **settings):
+        given = {"train_dataset": Rows(), "optimizers": (optimizer, scheduler)}
+        return DistillationTrainer(student, teacher(), arguments(tmp_path, **settings), **given)
+
+    with pytest.raises(ValueError, match=r"lr_decay_epochs=\[1.0\] has no effect on optimizers=\(..., ConstantLR\)"):
+        build(torch.optim.lr_scheduler.ConstantLR(optimizer), lr_decay_epochs=[1.0])
+    with pytest.raises(ValueError, match=r"decay_bias_and_norm=True has no effect on optimizers=\(SGD, ...\)"):
+        build(None, decay_bias_and_norm=True)
+    build(None, lr_decay_epochs=[1.0])
+
+
 @pytest.mark.parametrize("steps", [{"max_steps": 12}, {"max_steps": 6, "gradient_accumulation_steps": 2}])
 def test_a_stream_with_a_length_warms_up_as_a_dataset_does(tmp_path, steps):
     """4 batches an epoch: the ramp is 1/4, 2/4, 3/4 in the three epochs."""
