@@ -380,7 +380,7 @@ class DistillationTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self.judged.add_to(logs)
         if self.written is not None and "loss" in logs:
-            logs |= self.written.statistics.read()
+            logs |= self.written.logged()
         super().log(logs, start_time)
         self.marks.mark(self.state.log_history[-1])
 

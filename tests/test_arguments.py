@@ -82,7 +82,8 @@ def test_what_differs_from_trainers_own_defaults():
 
 
 @pytest.mark.parametrize(
-    ("metric", "greater"), [("kl", False), ("eval_kl", False), ("eval_held_out_kl", False), ("loss", False), ("f1", True)]
+    ("metric", "greater"),
+    [("kl", False), ("eval_kl", False), ("eval_held_out_kl", False), ("loss", False), ("f1", True)],
 )
 def test_the_best_checkpoint_by_a_divergence_has_the_smallest(metric, greater):
     given = {"evaluate_kl": True, "metric_for_best_model": metric, "bf16": False, "use_cpu": True}

@@ -33,6 +33,7 @@ class WrittenSteps:
         self.statistics = ResponseStatistics(host.accelerator)
         self.limit = shortest_limit((host.model, *host.teacher.networks))
         self.by_student = False
+        self._last: tuple[Any, ...] | None = None
 
     def __call__(self, batches: Sequence[Mapping[str, Any]], step: int) -> list[Any]:
         """`batches` of optimizer step `step` (the first is 0), or others with the same prompts."""
@@ -40,6 +41,7 @@ class WrittenSteps:
         writer = writer_of(step, args.seed, args.on_policy, args.seq_kd)
         self.by_student = writer == "student"
         self.statistics.step(self.by_student)
+        self._last = None
         if writer is None or not batches:
             return list(batches)
         found = [prompts_of(batch) for batch in batches]
@@ -50,8 +52,8 @@ class WrittenSteps:
         model = self._network(writer)
         responses = self.write(model, prompts, rows, step)
         self.statistics.add(responses, end_ids(model, self.tokenizer))
-        if args.log_completions and (step + 1) % max(int(self.host.state.logging_steps or 1), 1) == 0:
-            self._keep(step + 1, writer, rows, prompts, responses)
+        if args.log_completions:
+            self._last = (step + 1, writer, rows, prompts, responses)
         return self._batches([len(numbers) for _, numbers in found], rows, prompts, responses)
 
     def _network(self, writer: Writer) -> Any:
@@ -74,6 +76,13 @@ class WrittenSteps:
             found.append({name: v.to(device) if isinstance(v, Tensor) else v for name, v in batch.items()})
             start += size
         return found
+
+    def logged(self) -> dict[str, float]:
+        """What is logged of the steps since the last time. With `log_completions` keeps the last step's responses."""
+        if self._last is not None:
+            self._keep(*self._last)
+        self._last = None
+        return self.statistics.read()
 
     def _keep(self, step: int, writer: Writer, rows: list[int], prompts: list[Any], responses: list[Any]) -> None:
         texts = [

@@ -287,6 +287,24 @@ def test_a_resumed_run_is_bit_identical(tmp_path):
     assert [kept(tmp_path / "parted", step) for step in range(1, 7)] == texts
 
 
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"logging_steps": 2}, [2]),
+        ({"logging_steps": 2, "logging_first_step": True}, [1, 2]),
+        (
+            {"logging_strategy": "epoch", "max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 24},
+            [1, 2],
+        ),
+        ({"logging_strategy": "no"}, []),
+    ],
+)
+def test_the_responses_of_logged_steps_are_kept(tmp_path, settings, steps):
+    trained(tmp_path, on_policy=1.0, log_completions=True, **{"max_steps": 3} | settings)
+    found = sorted(path.name for path in (tmp_path / "completions").glob("*"))
+    assert found == [f"step-{step}.jsonl" for step in steps]
+
+
 def test_other_settings_are_another_run(tmp_path):
     settings = {"on_policy": 1.0, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     trained(tmp_path, **settings)
