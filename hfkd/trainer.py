@@ -58,6 +58,7 @@ from hfkd.training.nonfinite import JudgedSteps
 from hfkd.training.on_policy.steps import WrittenSteps
 from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, refuse_keywords, setting
 from hfkd.training.run_settings import compared_settings, run_settings
+from hfkd.training.sampling import by_epoch
 from hfkd.training.setup import Setup
 from hfkd.training.statistics import scan_of
 from hfkd.training.streams import read_by_each_rank
@@ -352,6 +353,9 @@ class DistillationTrainer(Trainer):
             here = count if isinstance(count, Tensor) else torch.full((), count, device=device)  # a copy would wait
             count = self.accelerator.reduce(here, reduction="sum")
         return count / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return by_epoch(super()._get_train_sampler(train_dataset), self.args.seed_of_data)
 
     def _get_dataloader(self, dataset: Any, description: str, *arguments: Any, **keywords: Any) -> DataLoader:
         """Trainer's, whose batches are looked at on the host: rows to predict may say that they have no label."""

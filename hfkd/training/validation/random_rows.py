@@ -35,9 +35,14 @@ def warn_of_random_rows(dataset: Any) -> None:
 
 
 def warn_of_rows_again(args: TrainingArguments) -> None:
-    """Say what `ignore_data_skip` does to a run that is resumed."""
+    """Say what `ignore_data_skip`, and an order of rows that is drawn anew, do to a run that is resumed."""
     if args.ignore_data_skip:
         logger.warning(
             "ignore_data_skip=True: the epoch that the run stopped in begins again with its first rows, which come "
             "twice, and the run ends in other weights than one that was never stopped"
+        )
+    elif args.train_sampling_strategy == "random" and not cast(Any, args.accelerator_config).use_seedable_sampler:
+        logger.warning(
+            "use_seedable_sampler=False: no checkpoint knows in which order the rows of the epoch came that the run "
+            "stopped in, so that in the rest of it some come twice and others not at all, unless it is the first"
         )

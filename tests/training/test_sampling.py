@@ -1,0 +1,42 @@
+"""Rows grouped by length come in the same order after a resume."""
+
+import pytest
+from datasets import Dataset
+from text_toys import TokenRows, language_model, taught_model
+from toys import arguments
+
+from hfkd import DistillationTrainer
+
+GROUPED = {"train_sampling_strategy": "group_by_length"}
+ROWS = Dataset.from_list([row | {"length": len(row["input_ids"])} for row in TokenRows(20, low=4, high=24).rows])
+
+
+class Seen(DistillationTrainer):
+    """Notes the rows of each step."""
+
+    def compute_loss(self, model, inputs, *given, **keywords):
+        vars(self).setdefault("steps", []).append(inputs["input_ids"].tolist())
+        return super().compute_loss(model, inputs, *given, **keywords)
+
+
+def made(folder, **settings):
+    args = arguments(folder, **{"per_device_train_batch_size": 4, "max_steps": 8} | settings)
+    return Seen(language_model(), taught_model(), args, train_dataset=ROWS)
+
+
+def test_a_resumed_epoch_has_the_rest_of_its_rows(tmp_path):
+    """5 batches an epoch: the run is taken up in the second."""
+    saving = GROUPED | {"save_strategy": "steps", "save_steps": 6}
+    whole, again = made(tmp_path, **saving), made(tmp_path, **saving)
+    whole.train()
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert again.steps == whole.steps[6:]
+    assert whole.steps[:3] != whole.steps[5:]  # another order in each epoch
+
+
+@pytest.mark.parametrize("seedable", [True, False])
+def test_an_order_that_no_checkpoint_knows_is_said(tmp_path, caplog, seedable):
+    saving = {"save_strategy": "steps", "save_steps": 1, "accelerator_config": {"use_seedable_sampler": seedable}}
+    made(tmp_path, **saving, max_steps=1).train()
+    made(tmp_path, **saving, max_steps=2).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert ("use_seedable_sampler=False" in caplog.text) is not seedable
