@@ -78,6 +78,7 @@ from hfkd.training.validation.recorded_inputs import record_inputs
 from hfkd.training.validation.teacher_probe import probed
 from hfkd.utils.cpu_memory import keep_freed_memory
 from hfkd.utils.json_file import write_json
+from hfkd.utils.kept_weights import kept_weights
 from hfkd.utils.output_folder import refuse_networks
 
 logger = logging.getLogger(__name__)
@@ -402,7 +403,9 @@ class DistillationTrainer(Trainer):
         named = main_input_named(self.model, self.call)
         whole = self.own_metrics and description == "Prediction"  # who predicts gets logits
         logits = setting(self, preprocess_logits_for_metrics=None) if whole else nullcontext()
-        with self._frozen_teacher(), receiving(compared, self.image_inputs, dataset), named, logits:
+        full = (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train  # Trainer then casts it
+        kept = kept_weights(cast(nn.Module, self.model)) if full and not self.is_fsdp_enabled else nullcontext()
+        with self._frozen_teacher(), receiving(compared, self.image_inputs, dataset), named, logits, kept:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )

@@ -236,6 +236,21 @@ def test_the_cut_to_the_common_vocabulary_is_said(tmp_path, caplog):
     assert f"({VOCAB + 2}) and teacher ({VOCAB + 6}) are truncated to the {VOCAB + 2} that both have" in caplog.text
 
 
+def test_an_evaluation_in_half_precision_leaves_the_weights(tmp_path):
+    """What is saved after it, or trained on, are the weights that were trained, bit for bit."""
+    rows = TokenRows(16)
+    args = arguments(tmp_path, bf16_full_eval=True, max_steps=1)
+    trainer = DistillationTrainer(language_model(), taught_model(), args, train_dataset=rows, eval_dataset=rows)
+    trainer.train()
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    whole = language_model()
+    whole.load_state_dict(before)
+    exact = DistillationTrainer(whole, None, arguments(tmp_path / "exact"), eval_dataset=rows, kd_weight=0, ce_weight=1)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(exact.evaluate()["eval_loss"], rel=0.05)
+    after = trainer.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
+
+
 def test_rows_are_grouped_by_length_when_asked(tmp_path):
     """With `length`, as `tokenize_dataset` gives it: a batch then has little padding."""
     rows = Dataset.from_list([row | {"length": len(row["input_ids"])} for row in TokenRows(256, low=4, high=24).rows])
