@@ -371,7 +371,12 @@ class DistillationTrainer(Trainer):
         try:
             # The collator leaves unused columns out, see `chosen_collator`: Trainer would take them from a transform.
             own = read_by_each_rank(dataset, self.task, self.accelerator)
-            with setting(self.args, dataloader_pin_memory=pinned, remove_unused_columns=False), own:
+            settings: dict[str, Any] = {"dataloader_pin_memory": pinned, "remove_unused_columns": False}
+            if description != "Training":  # every row is scored,
+                settings |= {"dataloader_drop_last": False}
+            if description == "test":  # and who predicts gets them in their order
+                settings |= {"train_sampling_strategy": "sequential"}
+            with setting(self.args, **settings), own:
                 return super()._get_dataloader(dataset, description, *arguments, **keywords)
         finally:
             self.data_collator = collate

@@ -197,13 +197,15 @@ def test_a_collator_that_mixes_what_is_scored_is_warned_of(tmp_path, caplog):
     assert "labels of seen" in said[0]
 
 
-@pytest.mark.parametrize(("rows", "scored", "name"), [(27, 8, "train_dataset"), (32, 9, "eval_dataset")])
-def test_an_odd_last_batch_for_such_a_collator_is_told_before_training(tmp_path, rows, scored, name):
+@pytest.mark.parametrize(
+    ("rows", "scored", "name", "remedy"),
+    [(27, 8, "train_dataset", "dataloader_drop_last=True"), (32, 9, "eval_dataset", "score another number of rows")],
+)
+def test_an_odd_last_batch_for_such_a_collator_is_told_before_training(tmp_path, rows, scored, name, remedy):
     parts = {"train_dataset": Rows(rows), "eval_dataset": Rows(scored), "data_collator": mixing}
-    with pytest.raises(
-        ValueError, match=f"rows of {name} in batches of 8 leave a last batch of .*dataloader_drop_last"
-    ):
+    with pytest.raises(ValueError, match=f"rows of {name} in batches of 8 leave a last batch of .*{remedy}"):
         DistillationTrainer(Net(), net_teacher(), arguments(tmp_path, max_steps=4), **parts)
+    parts["eval_dataset"] = Rows(scored // 2 * 2)
     DistillationTrainer(
         Net(), net_teacher(), arguments(tmp_path, max_steps=4, dataloader_drop_last=True), **parts
     ).train()

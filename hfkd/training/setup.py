@@ -169,7 +169,7 @@ class Setup:
         self.no_label = why_labelled(self.loss, self.task, self.args)
         refuse_none_labelled(self.loss, self.rows, self.task)
         self.look_for_labels(self.rows)
-        refuse_no_batch(self.args, self.data)
+        refuse_no_batch(self.args, self.rows)
         if given is not None:
             refuse_odd_rest(self.args, self.data, self.collator)
         say_left_out(self.rows, self.collator, self.call, self._labels)

@@ -34,6 +34,12 @@ def test_a_resumed_epoch_has_the_rest_of_its_rows(tmp_path):
     assert whole.steps[:3] != whole.steps[5:]  # another order in each epoch
 
 
+def test_predictions_are_in_the_order_of_the_rows(tmp_path):
+    """Trainer would give them by length."""
+    found = [made(tmp_path, **way).predict(ROWS).label_ids for way in (GROUPED, {})]
+    assert (found[0] == found[1]).all()
+
+
 @pytest.mark.parametrize("seedable", [True, False])
 def test_an_order_that_no_checkpoint_knows_is_said(tmp_path, caplog, seedable):
     saving = {"save_strategy": "steps", "save_steps": 1, "accelerator_config": {"use_seedable_sampler": seedable}}

@@ -32,24 +32,18 @@ def _batches(args: DistillationArguments) -> float:
     return args.max_steps * args.gradient_accumulation_steps if args.max_steps > 0 else math.inf
 
 
-def refuse_no_batch(args: DistillationArguments, datasets: Mapping[str, Any]) -> None:
+def refuse_no_batch(args: DistillationArguments, rows: Any) -> None:
     """Raise ValueError where `dataloader_drop_last` drops all there is: fewer rows than a batch of all processes."""
-    if not args.dataloader_drop_last:
+    if not args.dataloader_drop_last or rows is None or not has_length(rows):
         return
-    for name, dataset in datasets.items():
-        training = name == "train_dataset"
-        size = args.train_batch_size if training else args.eval_batch_size
-        size *= 1 if _split_batches(args) else args.world_size
-        for part, rows in dataset.items() if isinstance(dataset, dict) else [(name, dataset)]:
-            if rows is None or not has_length(rows):
-                continue
-            count = len(rows) + (sum(added_images(args, rows).values()) if training else 0)
-            if count < size:
-                raise ValueError(
-                    "dataloader_drop_last=True drops a last batch that is not full, and the "
-                    f"{count} rows of {part} are fewer than one of {size}: nothing would be "
-                    f"{'trained' if training else 'scored'}; lower the batch size, or leave dataloader_drop_last out"
-                )
+    size = args.train_batch_size * (1 if _split_batches(args) else args.world_size)
+    count = len(rows) + sum(added_images(args, rows).values())
+    if count < size:
+        raise ValueError(
+            f"dataloader_drop_last=True drops a last batch that is not full, and the {count} rows of train_dataset are "
+            f"fewer than one of {size}: nothing would be trained; lower the batch size, or leave dataloader_drop_last "
+            "out"
+        )
 
 
 def refuse_odd_rest(args: DistillationArguments, datasets: Mapping[str, Any], collate: Any) -> None:
@@ -58,11 +52,15 @@ def refuse_odd_rest(args: DistillationArguments, datasets: Mapping[str, Any], co
     Tried on three rows, or one. Several processes fill up the batch. A loader makes each batch while the one before it
     is trained on.
     """
-    if args.dataloader_drop_last or args.world_size > 1:
+    if args.world_size > 1:
         return
     for name, dataset in datasets.items():
         training = name == "train_dataset"
+        if training and args.dataloader_drop_last:  # evaluation drops no row
+            continue
         size = args.train_batch_size if training else args.eval_batch_size
+        remedy = "set dataloader_drop_last=True, or another batch size"
+        remedy = remedy if training else "set another per_device_eval_batch_size, or score another number of rows"
         for part, rows in dataset.items() if isinstance(dataset, dict) else [(name, dataset)]:
             rest = len(rows) % size if map_style(rows) else 0
             if rest % 2 == 0 or (training and _batches(args) < len(rows) // size):
@@ -72,8 +70,7 @@ def refuse_odd_rest(args: DistillationArguments, datasets: Mapping[str, Any], co
             except Exception as error:
                 raise ValueError(
                     f"the {len(rows)} rows of {part} in batches of {size} leave a last batch of {rest}, of which the "
-                    f"data_collator can make none ({type(error).__name__}: {error}): set dataloader_drop_last=True, or "
-                    "another batch size"
+                    f"data_collator can make none ({type(error).__name__}: {error}): {remedy}"
                 ) from error
 
 

@@ -96,12 +96,17 @@ def test_fewer_rows_than_a_batch_of_which_the_last_is_dropped(tmp_path):
         ValueError, match="the 7 rows of train_dataset are fewer than one of 8: nothing would be trained"
     ):
         dropping(tmp_path, 7)
-    with pytest.raises(ValueError, match="the 7 rows of eval_dataset are fewer than one of 8: nothing would be scored"):
-        dropping(tmp_path, 8, Rows(7))
-    with pytest.raises(ValueError, match="the 5 rows of small are fewer"):
-        dropping(tmp_path, 8, {"large": Rows(8), "small": Rows(5)})
     assert not (tmp_path / "run").exists()
     trainer = dropping(tmp_path, 8, Rows(8), max_steps=2)
     trainer.train()
     assert trainer.state.global_step == 2
     assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_what_is_scored_drops_no_row(tmp_path):
+    scored = []
+    trainer = dropping(tmp_path, 8, Rows(15), max_steps=1)
+    trainer.compute_metrics = lambda found: scored.append(len(found.label_ids)) or {}
+    trainer.evaluate()
+    assert scored == [15]
+    assert len(trainer.predict(Rows(15)).predictions) == 15
