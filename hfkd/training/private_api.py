@@ -10,6 +10,7 @@ TRAINER_METHODS = (
     "_get_grad_norm",
     "_get_num_items_in_batch",
     "_get_output_dir",
+    "_get_train_sampler",
     "_load_best_model",
     "_load_from_checkpoint",
     "_load_optimizer_and_scheduler",

@@ -1,7 +1,7 @@
 """What decides the result of a run, by name, for results.json, the page and the card."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -28,6 +28,7 @@ def run_settings(trainer: Host) -> dict[str, Any]:
     networks = {"teacher": trainer.record.teacher, "student": trainer.record.student}
     training = _optimizer(trainer) | {name: getattr(args, name) for name in TRAINING} | _schedule(trainer)
     per_device = trainer.state.train_batch_size or args.train_batch_size  # auto_find_batch_size may have lowered it
+    shared = cast(Any, args.accelerator_config).split_batches  # among the processes, in place of a batch for each
     launched = {
         "mixed_precision": str(trainer.accelerator.mixed_precision),
         "weights": next(
@@ -36,7 +37,7 @@ def run_settings(trainer: Host) -> dict[str, Any]:
         "world_size": args.world_size,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
         "per_device_train_batch_size": per_device,
-        "batch_size": per_device * args.gradient_accumulation_steps * args.world_size,
+        "batch_size": per_device * args.gradient_accumulation_steps * (1 if shared else args.world_size),
     }
     return networks | trainer.record.loss | training | launched | added_images(args, trainer.train_dataset)
 

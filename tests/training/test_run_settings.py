@@ -9,7 +9,7 @@ from text_toys import TokenRows, language_model, tokenizer
 from toys import Net, Rows, arguments, teacher
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, ViTConfig, ViTForImageClassification
 
-from hfkd import DistillationTrainer
+from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.reports import ResultsCallback
 
 
@@ -43,6 +43,14 @@ def test_the_protocol_of_the_cifar_papers(tmp_path):
     assert run.optimizer.param_groups[0]["momentum"] == 0.9
     assert (config["batch_size"], config["gradient_accumulation_steps"], config["world_size"]) == (16, 2, 1)
     assert (card["gradient_accumulation_steps"], card["world_size"]) == ("2", "1")
+
+
+@pytest.mark.parametrize(("split", "rows"), [(True, 16), (False, 32)])
+def test_a_batch_that_processes_share_is_one_batch(tmp_path, monkeypatch, split, rows):
+    args = arguments(tmp_path, accelerator_config={"split_batches": split}, gradient_accumulation_steps=2)
+    run = DistillationTrainer(Net(), teacher(), args, train_dataset=Rows())
+    monkeypatch.setattr(DistillationArguments, "world_size", 2)
+    assert run.settings["batch_size"] == rows
 
 
 @pytest.mark.parametrize("bf16", [True, False])
