@@ -189,8 +189,7 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
         self._check_slots()
         if self.on_nan not in ("stop", "skip", "ignore"):
             raise ValueError(f"on_nan={self.on_nan!r} must be 'stop', 'skip' or 'ignore'")
-        if self.on_nan == "skip" and self.deepspeed:
-            raise ValueError("on_nan='skip': DeepSpeed takes its steps by itself; choose 'stop' or 'ignore'")
+        self._check_skipping()
         self.resume_from_checkpoint = resume_choice(self.resume_from_checkpoint)  # type: ignore[assignment]
         self.max_grad_norm = 0.0 if self.max_grad_norm is None else self.max_grad_norm  # no clipping
         self._check_numbers()
@@ -243,6 +242,19 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
             raise ValueError(f"max_steps={self.max_steps} must be 1 or more, or -1 where num_train_epochs counts")
         if self.max_steps < 1:
             fitting("DistillationArguments", "num_train_epochs", self.num_train_epochs, Positive)
+
+    def _check_skipping(self) -> None:
+        """Steps that are taken while gradients are computed cannot be left out."""
+        if self.on_nan != "skip":
+            return
+        if self.deepspeed:
+            raise ValueError("on_nan='skip': DeepSpeed takes its steps by itself; choose 'stop' or 'ignore'")
+        optim = str(getattr(self.optim, "value", self.optim))
+        if optim.endswith("layerwise") or optim in ("lomo", "adalomo"):
+            raise ValueError(
+                f"on_nan='skip': optim={optim!r} changes weights while gradients are computed, before a step can be "
+                "left out; choose 'stop' or 'ignore', or another optimizer"
+            )
 
     def _check_slots(self) -> None:
         """A slot or a task that cannot be built is said now, before any network is loaded."""

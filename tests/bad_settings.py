@@ -83,6 +83,7 @@ def changed_tokens():
 SETTINGS = {
     "lr_decay_epochs, and optimizers= with a scheduler": scheduled(args={"lr_decay_epochs": [1.0]}),
     "decay_bias_and_norm, and optimizers=": scheduled(args={"decay_bias_and_norm": True}),
+    "on_nan='skip', optim='lomo'": lambda folder: lambda: arguments(folder / "run", on_nan="skip", optim="lomo"),
     'Peers, temperature="energy"': peers(temperature="energy(ratio=0.2)"),
     'Peers, objective="mld"': peers(objective="mld"),
     "Peers, he_da='released'": peers(args={"he_da": "released"}),

@@ -89,3 +89,11 @@ def test_the_best_checkpoint_by_a_divergence_has_the_smallest(metric, greater):
     given = {"evaluate_kl": True, "metric_for_best_model": metric, "bf16": False, "use_cpu": True}
     assert DistillationArguments("out", **given).greater_is_better is greater
     assert DistillationArguments("out", **given, greater_is_better=True).greater_is_better is True
+
+
+@pytest.mark.parametrize("optim", ["galore_adamw_layerwise", "apollo_adamw_layerwise", "lomo", "adalomo"])
+def test_steps_that_are_taken_in_the_backward_pass_cannot_be_skipped(optim):
+    given = {"optim": optim, "bf16": False, "use_cpu": True}
+    with pytest.raises(ValueError, match=f"on_nan='skip': optim='{optim}' changes weights while gradients"):
+        DistillationArguments("out", on_nan="skip", **given)
+    assert DistillationArguments("out", on_nan="stop", **given).on_nan == "stop"
