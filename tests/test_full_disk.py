@@ -85,7 +85,7 @@ def test_results_that_do_not_fit_leave_the_earlier_ones(tmp_path):
 
 def test_an_output_that_is_no_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("a file")
-    with pytest.raises(ValueError, match="file is no folder; choose another output_dir"):
+    with pytest.raises(ValueError, match="file is not a folder; choose another output_dir"):
         make(tmp_path / "file" / "run")
     assert names(tmp_path) == ["file"]
 

@@ -168,7 +168,7 @@ def test_a_columns_that_cannot_be_stacked_is_said(tmp_path, rows):
             return super().__getitem__(i) | {"age": torch.zeros(1 + i)}
 
     if isinstance(rows, More):
-        with pytest.raises(ValueError, match="the column 'age' cannot be stacked .* pass a data_collator of your own"):
+        with pytest.raises(ValueError, match="the column 'age' cannot be stacked .* pass a custom data_collator"):
             trainer(tmp_path, Named(), rows=Ragged())
 
 

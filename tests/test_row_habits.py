@@ -153,7 +153,7 @@ def test_rows_without_labels_learn_their_tokens(tmp_path):
     batch = made.data_collator([{"input_ids": ids, "completion_mask": [0, 0, 1, 1]}, {"input_ids": ids}])
     assert batch["labels"].tolist() == [[-100, -100, 5, 6], ids]
     made.train()
-    with pytest.raises(ValueError, match="completion_mask for 1 tokens in a row of 4"):
+    with pytest.raises(ValueError, match="completion_mask has 1 values for a row of 4 tokens"):
         made.data_collator([{"input_ids": ids, "completion_mask": [1]}])
 
 
@@ -174,7 +174,7 @@ def test_labels_that_are_words_are_told_how_to_become_ids(tmp_path, text):
     classifier = task_toys.bert(BertForSequenceClassification)
     rows = [{"input_ids": [3, 4], "label": "cat"}] if text else [{"pixel_values": Rows().images[0], "label": "cat"}]
     networks = (classifier(8), classifier(8)) if text else (Net(), teacher())
-    with pytest.raises(ValueError, match=r"the labels are words, such as 'cat': .*class_encode_column\('label"):
+    with pytest.raises(ValueError, match=r"the labels are strings, such as 'cat': .*class_encode_column\('label"):
         trainer(tmp_path, rows * 8, *networks, processing_class=tokenizer() if text else None)
 
 
@@ -198,7 +198,7 @@ def test_a_padding_token_that_no_network_knows_is_named(tmp_path):
 
 def test_a_stream_is_not_tokenised_in_words():
     stream = datasets.Dataset.from_list([{"text": "a b"}]).to_iterable_dataset()
-    with pytest.raises(ValueError, match="of type IterableDataset: tokenised here is one split, .*from_generator"):
+    with pytest.raises(ValueError, match="of type IterableDataset: pass one split .*from_generator"):
         tokenize_dataset(stream, tokenizer())
 
 

@@ -229,8 +229,8 @@ def test_labels_of_another_name_would_leave_evaluation_without_a_loss(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([(torch.zeros(3, 8, 8), 0, 1)] * 8, "rows are of type tuple: make each a dict"),
-        ([{"image": torch.zeros(3, 8, 8), "target": 0}] * 8, "have no 'pixel_values': they have .'image', 'target'."),
+        ([(torch.zeros(3, 8, 8), 0, 1)] * 8, "rows are of type tuple: make each row a dict"),
+        ([{"image": torch.zeros(3, 8, 8), "target": 0}] * 8, "have no 'pixel_values' but .'image', 'target'."),
         (
             [{"pixel_values": torch.zeros(3, 8, 8)}] * 8,
             "no labels .they have .'pixel_values'.., and ce_weight",

@@ -1,4 +1,4 @@
-"""Data: images, masks, boxes and texts, from the Hub or from files, in the form that the trainer reads."""
+"""Datasets of images, masks, boxes and texts, from the Hub or files, in the format of the trainer."""
 
 from hfkd.data.columns import label_names, num_labels
 from hfkd.data.few_labels import few_labels

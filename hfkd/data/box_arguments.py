@@ -1,4 +1,4 @@
-"""The flags that name images with boxes, and the two splits they give."""
+"""The flags that define a dataset of images with boxes, and its two splits."""
 
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -11,7 +11,7 @@ from hfkd.utils.counts import at_least_one
 
 @dataclass
 class BoxDataArguments:
-    """Training and evaluation images with boxes: a folder in COCO's format, or a data set with a column objects."""
+    """Training and evaluation images with boxes: a folder in COCO's format, or a dataset with a column objects."""
 
     dataset_name: str = field(
         default="coco",
@@ -20,21 +20,28 @@ class BoxDataArguments:
             "annotations/), or a Hub id or folder with images and a column objects of bbox and category."
         },
     )
-    train_split: str = field(default="train", metadata={"help": "Split to train on; of COCO's files the word in them."})
+    train_split: str = field(
+        default="train", metadata={"help": "Split to train on; for COCO files, the word in their names."}
+    )
     test_split: str | None = field(
-        default=None, metadata={"help": "Split to evaluate on; unset: val of COCO's files, else test or validation."}
+        default=None,
+        metadata={"help": "Split to evaluate on; unset: val for COCO files, otherwise test or validation."},
     )
     box_format: str = field(
-        default="xywh", metadata={"help": "How objects' boxes are written: xywh (COCO) or xyxy; COCO's files say it."}
+        default="xywh",
+        metadata={"help": "Format of the boxes in objects: xywh (COCO) or xyxy; not used for COCO files."},
     )
     renumber: bool = field(
         default=False,
-        metadata={"help": "Count COCO's categories 1, 2, ... without gaps; torchvision's detectors have the gaps."},
+        metadata={"help": "Number COCO's categories 1, 2, ... without gaps; torchvision's detectors keep the gaps."},
     )
     drop_bad_boxes: bool = field(
-        default=False, metadata={"help": "Leave out boxes of no size, or outside of their image, in place of refusing."}
+        default=False,
+        metadata={"help": "Drop empty boxes and boxes outside of their image, instead of raising an error."},
     )
-    flip: bool = field(default=True, metadata={"help": "Mirror half of the training images, and their boxes."})
+    flip: bool = field(
+        default=True, metadata={"help": "Flip half of the training images horizontally, with their boxes."}
+    )
     max_train_images: int | None = field(default=None, metadata={"help": "Use the first images only, for a quick try."})
     max_test_images: int | None = field(default=None, metadata={"help": "Evaluate on the first images only."})
 
@@ -42,16 +49,16 @@ class BoxDataArguments:
         at_least_one(self, "max_train_images", "max_test_images")
 
     def load(self, seed: int = 0) -> tuple[Any, Any, tuple[str, ...]]:
-        """The training images, mirrored anew each epoch, those to evaluate on, and the names of the classes.
+        """The training images, flipped at random in each epoch, the evaluation images, and the names of the classes.
 
-        Raises ValueError for splits of other classes.
+        Raises ValueError if the splits have different classes.
         """
         train, test = self._splits()
         if train.label_names != test.label_names:
             first = next((a, b) for a, b in zip_longest(train.label_names, test.label_names) if a != b)
             raise ValueError(
-                f"the two splits of {self.dataset_name} have other classes: {first[0]!r} in the one is {first[1]!r} in "
-                "the other; give both files the same categories"
+                f"the two splits of {self.dataset_name} have different classes: {first[0]!r} in one is {first[1]!r} "
+                "in the other; give both files the same categories"
             )
         transform = BoxTransform(self.flip, seed, train.label_names)
         rows = [
@@ -73,11 +80,12 @@ class BoxDataArguments:
 
 
 def _coco_files(folder: Path, split: str) -> tuple[Path, Path] | None:
-    """The folder of images and the file of instances of a split, where `folder` is in COCO's format."""
+    """The image folder and the instances file of a split; None if `folder` is not in COCO's format."""
     files = [*folder.glob(f"instances_{split}*.json"), *folder.glob(f"annotations/instances_{split}*.json")]
     if len(files) > 1:
         raise ValueError(
-            f"{folder} has several files of {split}: {sorted(f.name for f in files)}; name the split whole"
+            f"{folder} has several files for the split {split}: {sorted(f.name for f in files)}; pass the full name "
+            "of the split"
         )
     if not files:
         return None

@@ -1,4 +1,4 @@
-"""Batches of images of different sizes with boxes of objects, padded to one tensor each.
+"""Padded batches of images of different sizes with boxes.
 
 B images, G boxes of an image, H and W pixels.
 """
@@ -16,20 +16,20 @@ from torchvision.transforms.v2 import functional as F
 from hfkd.data.images import in_rgb
 from hfkd.utils.targets import IGNORED
 
-TOLERANCE = 1e-3  # pixels, for what was rounded on its way
+TOLERANCE = 1e-3  # in pixels, for rounding
 REQUIRED = ("boxes", "labels")
 
 
 class BoxCollator:
-    """Rows of an image and its boxes -> pixel_values [B, 3, H, W], image_sizes [B, 2], boxes, labels, iscrowd, index.
+    """Collate images with boxes to pixel_values [B, 3, H, W], image_sizes [B, 2], boxes, labels, iscrowd and index.
 
-    A row has `pixel_values` (a picture, a uint8 array or tensor, or floats in [0, 1]; detectors normalise themselves),
-    `boxes` [G, 4] as (x1, y1, x2, y2) in pixels, `labels` [G] from 1 on, and where it knows `iscrowd` [G]. A pair
-    (image, target), as torchvision's detection references have it, is such a row too; G may be 0. Images are padded
-    below and to the right with 0, boxes with 0, and labels with -100. `collate`: of the user's, whose batches of the
-    form (images, targets) become such ones.
-    Raises ValueError for boxes outside of their image, of no size or not finite, for the label 0, which is the
-    background, for pixels that are no bytes and not in [0, 1], and for rows of another form.
+    A row has `pixel_values` (a PIL image, a uint8 array or tensor, or floats in [0, 1]; detectors normalise images
+    themselves), `boxes` [G, 4] as (x1, y1, x2, y2) in pixels, `labels` [G] from 1 on, and optionally `iscrowd` [G]. A
+    pair (image, target), as in torchvision's detection references, is accepted too; G may be 0. Images are padded at
+    the bottom and right with 0, boxes with 0, and labels with -100. `collate`: a custom collator, whose batches
+    (images, targets) are converted. Raises ValueError for boxes that are outside of their image, empty or not finite,
+    for the label 0, which is the background, for pixels that are neither uint8 nor in [0, 1], and for rows in another
+    format.
     """
 
     def __init__(self, collate: Callable[..., Any] | None = None) -> None:
@@ -83,13 +83,15 @@ def _row(row: Any, place: int) -> dict[str, Any]:
 def _by_name(row: Any) -> Mapping[str, Any]:
     if isinstance(row, (tuple, list)) and len(row) == 2 and isinstance(row[1], Mapping):
         target = dict(row[1])
-        if not {*REQUIRED} & target.keys() and target.keys() <= {"image_id"}:  # torchvision's, of an image without any
+        if not {*REQUIRED} & target.keys() and target.keys() <= {
+            "image_id"
+        }:  # torchvision's target of an image without boxes
             target |= {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
         row = {"pixel_values": row[0]} | target
     if not isinstance(row, Mapping) or not {"pixel_values", *REQUIRED} <= row.keys():
         found = sorted(map(str, row)) if isinstance(row, Mapping) else f"of type {type(row).__name__}"
         raise ValueError(
-            f"the dataset's rows are {found}, and object_detection needs pixel_values, boxes (x1, y1, x2, y2) and "
+            f"the dataset's rows are {found}, but object_detection needs pixel_values, boxes (x1, y1, x2, y2) and "
             "labels: load them by hfkd.data.coco.load_coco, or wrap torchvision's CocoDetection with "
             "torchvision.datasets.wrap_dataset_for_transforms_v2"
         )
@@ -109,17 +111,17 @@ def _pixels(value: Any, name: str) -> Tensor:
     if low < 0 or high > 1 or image.ndim != 3:
         raise ValueError(
             f"{name} has pixels from {low:.3g} to {high:.3g}, of {image.dtype}, shape {tuple(image.shape)}: detectors "
-            "normalise images themselves; give uint8, or floats from 0 to 1 [3, height, width], without Normalize"
+            "normalise images themselves; pass uint8, or floats from 0 to 1 [3, height, width], without Normalize"
         )
     return image.float()
 
 
 def check_boxes(boxes: Tensor, labels: Tensor, size: Sequence[int], name: str) -> None:
-    """Raise ValueError for boxes [G, 4] that are none of an image of `size` (height, width), or are not labelled."""
+    """Raise ValueError for boxes [G, 4] or labels [G] that are invalid in an image of `size` (height, width)."""
     if boxes.ndim != 2 or boxes.shape[-1] != 4 or labels.shape != boxes.shape[:1]:
         raise ValueError(
-            f"{name} has boxes of shape {tuple(boxes.shape)} and labels of shape {tuple(labels.shape)}: give [G, 4] "
-            "and [G], a label for each box"
+            f"{name} has boxes of shape {tuple(boxes.shape)} and labels of shape {tuple(labels.shape)}: pass [G, 4] "
+            "and [G], with one label for each box"
         )
     if not len(boxes):
         return
@@ -127,7 +129,7 @@ def check_boxes(boxes: Tensor, labels: Tensor, size: Sequence[int], name: str) -
         raise ValueError(f"{name} has labels of {labels.dtype}: the classes of boxes are integers, from 1 on")
     if int(labels.min()) < 1:
         raise ValueError(
-            f"{name} has a box of class {int(labels.min())}, and 0 is the background: number the classes from 1 on"
+            f"{name} has a box of class {int(labels.min())}, but 0 is the background: number the classes from 1 on"
         )
     height, width = size
     edges = boxes.new_tensor([width, height, width, height])

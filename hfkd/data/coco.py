@@ -1,6 +1,6 @@
-"""Images with boxes of objects: folders in COCO's format, data sets with a column `objects`, and their views.
+"""Images with boxes: folders in COCO's format, datasets with a column `objects`, and their augmentation.
 
-G boxes of an image, C classes with the background as class 0.
+G boxes of an image, C classes, including the background as class 0.
 """
 
 import json
@@ -43,10 +43,11 @@ FEATURES = Features(
 
 @dataclass
 class BoxTransform(EpochTransform):
-    """Views of image and boxes alike, mirrored at random to train, drawing from (seed, epoch, index) alone.
+    """Images with their boxes, in training flipped at random as a function of (seed, epoch, index).
 
-    Reads `image`, `boxes`, `labels`, `iscrowd` and `index`; gives `pixel_values` [3, H, W] of bytes instead of the
-    image, at the image's own size: detectors resize and normalise themselves. `label_names` begin with the background.
+    Reads `image`, `boxes`, `labels`, `iscrowd` and `index`; returns `pixel_values` [3, H, W] as uint8 instead of the
+    image, at its original size: detectors resize and normalise images themselves. `label_names` begin with the
+    background.
     """
 
     augment: bool = False
@@ -78,7 +79,7 @@ class BoxTransform(EpochTransform):
 
 @dataclass(frozen=True)
 class BoxRows:
-    """A split with `FEATURES`, and the names of its classes from the background on."""
+    """A split with `FEATURES`, and the names of its classes, beginning with the background."""
 
     rows: Dataset
     label_names: tuple[str, ...]
@@ -87,12 +88,12 @@ class BoxRows:
 def load_coco(
     images: str | Path, annotations: str | Path, renumber: bool = False, drop_bad_boxes: bool = False
 ) -> BoxRows:
-    """A folder of images, and a file of instances in COCO's format: (x, y, width, height) become corners.
+    """Load a folder of images and an instances file in COCO's format; boxes (x, y, width, height) become corners.
 
-    Classes keep their ids, with gaps where the file has some, as torchvision's detectors have them (COCO: 91);
-    `renumber` counts them 1, 2, ... in the order of their ids. Images without boxes stay. Raises ValueError for boxes
-    outside of their image or of no size, unless they are dropped (and counted in the log), for the id 0, which is the
-    background, for files that are not there, and for pictures of another size than `annotations` say: boxes are pixels.
+    Classes keep their ids, including gaps, as in torchvision's detectors (COCO: 91); `renumber` numbers them 1, 2, ...
+    in the order of their ids. Images without boxes are kept. Raises ValueError for boxes that are outside of their
+    image or empty, unless they are dropped (and counted in the log), for the id 0, which is the background, for missing
+    files, and for images of another size than in `annotations`, as boxes are in pixels.
     """
     path = Path(annotations).expanduser()
     try:
@@ -101,8 +102,8 @@ def load_coco(
         known = content["annotations"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{annotations} is no file of instances in COCO's format ({error!r}): it has images, annotations and "
-            "categories"
+            f"{annotations} is not an instances file in COCO's format ({error!r}): pass a JSON file with images, "
+            "annotations and categories"
         ) from error
     numbers = {i: n for n, i in enumerate(sorted(categories), 1)} if renumber else {i: i for i in categories}
     names = _names({numbers[i]: name for i, name in categories.items()}, path.name)
@@ -113,14 +114,19 @@ def load_coco(
     for image in listed:
         file = Path(images).expanduser() / image["file_name"]
         if not file.is_file():
-            raise ValueError(f"{path.name} names {image['file_name']}, which is not in {images}: give its folder")
+            raise ValueError(
+                f"{path.name} names {image['file_name']}, which is not in {images}: pass the folder of the images"
+            )
         _refuse_other_size(image, file, path.name)
         boxes, labels, crowd = [], [], []
         for one in of_image.get(image["id"], ()):
             x, y, width, height = one["bbox"]
             box, name = [x, y, x + width, y + height], f"{path.name}, image {image['file_name']}"
             if one["category_id"] not in numbers:
-                raise ValueError(f"{name}: the category {one['category_id']} is none of the file's categories")
+                raise ValueError(
+                    f"{name}: the category {one['category_id']} is not among the file's categories: add it, or remove "
+                    "the box"
+                )
             if checked(box, (image["height"], image["width"]), name):
                 boxes.append(box)
                 labels.append(numbers[one["category_id"]])
@@ -157,13 +163,13 @@ def load_objects(
     box_format: str = "xywh",
     drop_bad_boxes: bool = False,
 ) -> tuple[BoxRows, BoxRows]:
-    """Train and test split of a Hub id or folder with images and a column `objects` of bbox and category.
+    """Train and test split of a Hub id or folder with images and a column `objects` with bbox and category.
 
-    Categories count from 0 there and from 1 here; their names are the feature's. box_format: "xywh" as COCO's, or
-    "xyxy". Raises ValueError as `load_coco` does.
+    Categories are numbered from 0 in the column and from 1 in the result; their names are those of the feature.
+    box_format: "xywh" as in COCO, or "xyxy". Raises the ValueErrors of `load_coco`.
     """
     if box_format not in ("xywh", "xyxy"):
-        raise ValueError(f"box_format={box_format!r} must be 'xywh' (COCO's) or 'xyxy'")
+        raise ValueError(f"box_format={box_format!r} must be 'xywh' (as in COCO) or 'xyxy'")
     train, test = pick_splits(load_splits(name_or_path), name_or_path, train_split, test_split)
     return _of_objects(train, box_format, drop_bad_boxes), _of_objects(test, box_format, drop_bad_boxes)
 
@@ -174,8 +180,8 @@ def _of_objects(rows: Dataset, box_format: str, drop_bad_boxes: bool) -> BoxRows
     inner = getattr(objects, "feature", objects)
     if not isinstance(inner, dict) or not {"bbox"} <= inner.keys() or not {"category", "categories"} & inner.keys():
         raise ValueError(
-            f"the columns are {rows.column_names}, and boxes are expected in one called objects, with bbox and "
-            "category: rename them, or give a folder in COCO's format"
+            f"the columns are {rows.column_names}, but boxes must be in a column objects with bbox and category: "
+            "rename the columns, or pass a folder in COCO's format"
         )
     column = "category" if "category" in inner else "categories"
     feature: Any = getattr(inner[column], "feature", inner[column])
@@ -202,7 +208,7 @@ def _of_objects(rows: Dataset, box_format: str, drop_bad_boxes: bool) -> BoxRows
 def _names(by_number: dict[int, str], source: str) -> tuple[str, ...]:
     if not by_number or min(by_number) < 1:
         raise ValueError(
-            f"{source} has a category 0, which is the background for detectors: number the categories from 1 on, or "
+            f"{source} has a category 0, which detectors use for the background: number the categories from 1 on, or "
             "pass renumber=True"
             if by_number
             else f"{source} has no categories"
@@ -212,7 +218,7 @@ def _names(by_number: dict[int, str], source: str) -> tuple[str, ...]:
 
 @dataclass
 class _Checked:
-    """Whether a box is one of its image: else it is dropped and counted, or refused."""
+    """Checks whether a box is valid in its image; other boxes are dropped and counted, or raise ValueError."""
 
     drop: bool
     dropped: int = 0
@@ -227,13 +233,11 @@ class _Checked:
         if not self.drop:
             why = "has no size" if flat else f"lies outside of the image, {height} pixels high and {width} wide"
             raise ValueError(
-                f"{name}: the box {[round(float(x), 2) for x in box]} (x1, y1, x2, y2) {why}; correct it, or pass "
+                f"{name}: the box {[round(float(x), 2) for x in box]} (x1, y1, x2, y2) {why}; correct it, or set "
                 "drop_bad_boxes"
             )
         return False
 
     def say(self, source: str) -> None:
         if self.dropped:
-            logger.warning(
-                "%d boxes of %s have no size, or lie outside of their image: left out.", self.dropped, source
-            )
+            logger.warning("%d boxes of %s are empty or outside of their image, and are dropped.", self.dropped, source)

@@ -1,4 +1,4 @@
-"""From rows to a batch, whatever a user's dataset gives: tensors, arrays or PIL images.
+"""Collation of rows with images as tensors, arrays or PIL images.
 
 B rows, V views of each image.
 """
@@ -20,18 +20,16 @@ COLOURED, GREY = ("P", "PA", "LA", "RGBA", "CMYK"), ("L", "1")  # modes of pictu
 
 
 class ImageCollator:
-    """Stack rows of `pixel_values`, `labels` and, where there, `index`, `view` and `columns`; others stay behind.
+    """Stack `pixel_values`, `labels` and, if present, `index`, `view` and `columns`; leave out other columns.
 
-    A row without `labels` may have a `label`, which becomes that; or none. A pair (image, label), as torchvision's
-    datasets give it, is such a row too.
-    `columns` are the network's further inputs, and further labels: numbers or tensors of one shape.
-    uint8 images and PIL images (those in colour as RGB) become float in [0, 1]; a `processor` (a Hugging Face image
-    processor) does it instead when given. Floats are pixels that are ready, as a processor's that a dataset has stored:
-    [3, H, W], or [H, W, 3] where only that can be. `channels=3` makes grey pictures RGB. Labels are class ids, or
-    vectors where MixUp or CutMix mixed them (`shares`: they must sum to 1). A batch that is whole already, as
-    `ResidentImages` gives it, passes through.
-    Raises ValueError for a missing column, values of unequal shape, integer pixels other than uint8, or float labels
-    that are no shares of classes.
+    Instead of `labels` a row may have `label`, or no label. A pair (image, label), as in torchvision's datasets, is
+    accepted too. `columns` are further inputs of the network and further labels: numbers, or tensors of one shape.
+    uint8 images and PIL images (colour images as RGB) become float in [0, 1], or are prepared by `processor` (a Hugging
+    Face image processor) if given. Float images are taken as already prepared: [3, H, W], or [H, W, 3] if only that is
+    possible. `channels=3` converts grey images to RGB. Labels are class ids, or vectors if MixUp or CutMix mixed them
+    (`shares`: they must sum to 1). A complete batch, as from `ResidentImages`, is returned unchanged. Raises ValueError
+    for a missing column, values of different shapes, integer pixels other than uint8, or float labels that are not
+    shares of classes.
     """
 
     def __init__(
@@ -63,12 +61,15 @@ class ImageCollator:
         tensors = [image if isinstance(image, Tensor) else _to_tensor(image) for image in images]
         if len({t.shape for t in tensors}) > 1:
             shapes = sorted({tuple(t.shape) for t in tensors})
-            raise ValueError(f"images of different shapes in one batch: {shapes}; resize them in the dataset")
+            raise ValueError(f"the images of a batch have different shapes {shapes}: resize them in the dataset")
         stacked = torch.stack(tensors)
         if stacked.dtype == torch.uint8:
             return F.to_dtype(stacked, torch.float32, scale=True)
         if not stacked.is_floating_point():
-            raise ValueError(f"images of {stacked.dtype}, whose range is unknown: make them uint8, or float in [0, 1]")
+            raise ValueError(
+                f"the images have dtype {stacked.dtype}, whose range is unknown: convert them to uint8, or float in "
+                "[0, 1]"
+            )
         return stacked.float() if stacked.dtype == torch.float64 else stacked
 
     def processes(self, image: Any) -> bool:
@@ -76,7 +77,7 @@ class ImageCollator:
         return self.processor is not None and not isinstance(image, Tensor) and not _is_float(image)
 
     def _in_colour(self, image: Any) -> Any:
-        """A palette's indices are no colours, and an alpha channel is none either: those images become RGB."""
+        """Convert images with a palette or an alpha channel to RGB."""
         if isinstance(image, list):
             return np.asarray(image)
         grey = GREY if self.channels == RGB else ()
@@ -91,7 +92,7 @@ class ImageCollator:
 
 
 def views_as_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch with several views of its images, as networks take it: the first view of each, then the second, ...
+    """A batch with several views per image, flattened for networks: the first view of each image, then the second, ...
 
     `pixel_values` [B, V, 3, H, W] -> [V B, 3, H, W], `view` [B, V] -> [V B], `index` and any other input [B, ...] ->
     [V B, ...]; labels stay [B].
@@ -112,17 +113,17 @@ def _by_name(row: Any) -> Mapping[str, Any]:
     if isinstance(row, tuple) and len(row) == 2 and isinstance(row[0], (Image.Image, Tensor, np.ndarray)):
         return {"pixel_values": row[0], "labels": row[1]}
     raise ValueError(
-        f"the dataset's rows are of type {type(row).__name__}: make each a dict of 'pixel_values' and 'labels', as "
-        "{'pixel_values': image, 'labels': label}, or pass a data_collator that makes such a batch of them"
+        f"the dataset's rows are of type {type(row).__name__}: make each row a dict of 'pixel_values' and 'labels', "
+        "such as {'pixel_values': image, 'labels': label}, or pass a data_collator that returns such a batch"
     )
 
 
 def _labels_column(row: Mapping[str, Any]) -> str | None:
-    """Where a row has its label, if it has one. ValueError for rows without an image."""
+    """The name of a row's label column, or None. Raises ValueError for rows without an image."""
     if "pixel_values" not in row:
         raise ValueError(
-            f"the dataset's rows have no 'pixel_values': they have {sorted(row)}; rename the column, or load the data "
-            "with hfkd.data.load_images, and masks with hfkd.data.masks.load_masks"
+            f"the dataset's rows have no 'pixel_values' but {sorted(row)}: rename the column, or load images with "
+            "hfkd.data.load_images, and masks with hfkd.data.masks.load_masks"
         )
     return next((name for name in LABELS if name in row), None)
 
@@ -132,7 +133,7 @@ def _is_float(image: Any) -> bool:
 
 
 def _to_tensor(image: Any) -> Tensor:
-    """A picture or an array [H, W, 3]; one [3, H, W], as image processors make it; [1, 3, H, W] is a batch of one."""
+    """A tensor from a PIL image, an array [H, W, 3], [3, H, W] (as from image processors), or [1, 3, H, W]."""
     if not isinstance(image, np.ndarray):
         return F.to_image(image)
     image = image[0] if image.ndim == 4 and len(image) == 1 else image
@@ -146,7 +147,7 @@ def _stacked(column: str, values: list[Any]) -> Tensor:
         stacked = torch.stack([torch.as_tensor(value) for value in values])
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"the column {column!r} cannot be stacked ({error}): make it numbers or tensors of one shape, or pass a "
-            "data_collator of your own"
+            f"the column {column!r} cannot be stacked ({error}): make its values numbers or tensors of one shape, or "
+            "pass a custom data_collator"
         ) from error
     return stacked.float() if stacked.dtype == torch.float64 else stacked

@@ -1,10 +1,10 @@
-"""The columns of a dataset by their usual names, and the classes that a label column names."""
+"""Columns of a dataset by their usual names, and the class names of a label column."""
 
 from typing import Any
 
 from datasets import ClassLabel, Dataset
 
-# In the order they are looked for.
+# In the order of the search.
 LABEL_COLUMNS = ("fine_label", "label", "labels", "cls", "class")
 
 
@@ -14,21 +14,23 @@ def find_column(dataset: Dataset, given: str | None, usual: tuple[str, ...], arg
     found = given or next((c for c in usual if c in dataset.column_names), None)
     if found is None:
         raise ValueError(
-            f"no {argument.removesuffix('_column')} column among {dataset.column_names}: none is called "
+            f"no {argument.removesuffix('_column')} column among {dataset.column_names}: none is named "
             f"{' or '.join(usual)}; pass {argument}="
         )
     return found
 
 
 def label_names(dataset: Any) -> list[str] | None:
-    """The class names of a dataset's column `labels`, if it has any."""
+    """The class names of a dataset's column `labels`; None if it has none."""
     feature = dataset.features["labels"]
     return list(feature.names) if isinstance(feature, ClassLabel) else None
 
 
 def num_labels(dataset: Any) -> int:
-    """How many classes: what the features say, else the highest label plus one; ValueError for a stream without."""
+    """The number of classes, by names or the highest label. Raises ValueError for a stream without class names."""
     names = label_names(dataset)
     if not names and not isinstance(dataset, Dataset):
-        raise ValueError("this stream does not name its classes, so they cannot be counted: load it without streaming")
+        raise ValueError(
+            "this stream has no class names, so that its classes cannot be counted: load the data without streaming"
+        )
     return len(names) if names else int(max(dataset.with_format("numpy")["labels"][:])) + 1

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 real images that come with a package, where there is no network."""
+"""scikit-learn's handwritten digits: 1,797 real images that are available without a download."""
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value

@@ -1,4 +1,4 @@
-"""Transforms that know which epoch it is, and the data sets that carry them."""
+"""Transforms that depend on the epoch, and datasets that have them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ from transformers.trainer_utils import has_length
 
 
 class Resizing(NamedTuple):
-    """How evaluation brings a picture to size: its shortest edge becomes `edge`, the centre of `size` is cut out.
+    """How evaluation resizes an image: the shortest edge to `edge`, then a centre crop of `size`.
 
-    None: stored images are of their size already, cut from pictures as large as covers it.
+    None: stored images have been resized to cover their size, and cropped, already.
     """
 
     size: int | None
@@ -24,28 +24,28 @@ class Resizing(NamedTuple):
 
 
 class EpochTransform(ABC):
-    """A transform that makes each row of an epoch from (seed, epoch, index) alone; a dataclass with the field `epoch`.
+    """A transform whose rows are a function of (seed, epoch, index); a dataclass with the field `epoch`.
 
-    The same in any worker, on any number of ranks, and after a resume. `epoch` is a number in shared memory, so that
-    persistent workers see `set_epoch`.
+    The rows are the same in any worker, on any number of ranks, and after resuming. `epoch` is in shared memory, so
+    that persistent workers see `set_epoch`.
     """
 
     epoch: Tensor
-    mean: tuple[float, ...] | None = None  # of images, by which they are normalised
+    mean: tuple[float, ...] | None = None  # of the normalisation of images
     std: tuple[float, ...] | None = None
-    label_names: tuple[str, ...] | None = None  # of the classes, where no feature of the dataset says them
+    label_names: tuple[str, ...] | None = None  # of the classes, if no feature of the dataset has them
 
     def at_epoch(self, epoch: int) -> Self:
-        """The same with the rows of one epoch, whatever `set_epoch` says to this one."""
+        """A copy of the transform that is fixed to one epoch."""
         return replace(cast(Any, self), epoch=torch.tensor(epoch))
 
     def one_view(self) -> Self:
-        """The same with one view of each row, where there are several."""
+        """The transform with one view per row instead of several."""
         return self
 
     @abstractmethod
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
-        """Stored columns -> the columns of a batch, with B rows each."""
+        """Stored columns -> the columns of a batch, of B rows each."""
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch.fill_(epoch)
@@ -60,29 +60,30 @@ class ImageEpochTransform(EpochTransform):
     @property
     @abstractmethod
     def num_views(self) -> int:
-        """How many views an image has; 0 where they cannot be numbered."""
+        """The number of possible views of an image; 0 if views cannot be numbered."""
 
     @property
     @abstractmethod
     def resizing(self) -> Resizing:
-        """What has been done to a picture before it is normalised, where there is no augmentation."""
+        """How an image is resized before normalisation, without augmentation."""
 
     @abstractmethod
     def clean(self) -> Self:
-        """The same without augmentation."""
+        """The transform without augmentation."""
 
 
 def epoch_zero() -> Tensor:
-    """What `EpochTransform.epoch` starts as."""
+    """The initial value of `EpochTransform.epoch`."""
     return torch.zeros((), dtype=torch.int64).share_memory_()
 
 
 class ImageStream(torch.utils.data.IterableDataset):
-    """A split that is read as it comes: an `IterableDataset` of `datasets` and the transform of its rows.
+    """A streamed split: an `IterableDataset` of `datasets`, and the transform of its rows.
 
-    Shuffled through a buffer when `buffer` is set. The n-th image that a loader's worker reads in an epoch has the view
-    of (seed, epoch, n, worker): the same after a resume, another with another number of workers. `len()` is known where
-    the data set says it (the Hub does, folders do not); without it Trainer needs `max_steps`. No teacher can scan it.
+    It is shuffled through a buffer of `buffer` rows, if set. The view of the n-th image that a worker reads in an epoch
+    is a function of (seed, epoch, n, worker): the same after resuming, but different with another number of workers.
+    `len()` is known if the dataset has it (on the Hub, not for folders); otherwise Trainer needs `max_steps`. It cannot
+    be scanned by a teacher.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class ImageStream(torch.utils.data.IterableDataset):
 
     def __len__(self) -> int:
         if self.length is None:
-            raise TypeError("the number of images in this stream is not known: give max_steps")
+            raise TypeError("the number of images in this stream is not known: set max_steps")
         return self.length
 
     def set_epoch(self, epoch: int) -> None:
@@ -115,7 +116,7 @@ class ImageStream(torch.utils.data.IterableDataset):
 
 
 class OneEpoch(torch.utils.data.IterableDataset):
-    """As many rows of a stream as its `__len__` says that an epoch has, though it may go on without end."""
+    """The rows of one epoch of a stream, as many as its `__len__`, even if the stream is infinite."""
 
     def __init__(self, rows: Any) -> None:
         self.rows = rows
@@ -123,7 +124,7 @@ class OneEpoch(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[Any]:
         return islice(iter(self.rows), len(self.rows))
 
-    def __getitem__(self, row: int) -> Any:  # one that is to be named
+    def __getitem__(self, row: int) -> Any:  # for a row that a message names
         return next(islice(iter(self.rows), row, None))
 
     def __len__(self) -> int:
@@ -131,23 +132,23 @@ class OneEpoch(torch.utils.data.IterableDataset):
 
 
 def refuse_streams(dataset: Any) -> None:
-    """Raise ValueError for a training set that a scan cannot read, since it may have no end."""
+    """Raise ValueError for a training set that a scan cannot read, because it may be infinite."""
     if isinstance(dataset, ImageStream) or not has_length(dataset):
         raise ValueError(
-            "a stream would be read whole by a teacher scan, however long it is: load the data without streaming, or "
-            "give thresholds=(low, high)"
+            "the training set is a stream of unknown length, which a teacher scan would have to read completely: "
+            "load the data without streaming, or pass thresholds=(low, high)"
         )
 
 
 def stream_length(rows: IterableDataset) -> int | None:
-    """How many images a stream has, where its data set says so."""
+    """The number of images in a stream; None if its dataset does not have it."""
     splits: Any = rows.info.splits or {}
     known = splits.get(str(rows.split)) if isinstance(splits, SplitDict) else None
     return known.num_examples or None if known is not None else None
 
 
 def epoch_transform(dataset: Any) -> EpochTransform | None:
-    """The `EpochTransform` of an `ImageStream`, or the one that `set_transform` gave a dataset, if it is one."""
+    """The `EpochTransform` of an `ImageStream`, or of a dataset with `set_transform`; None if there is none."""
     if isinstance(dataset, ImageStream):
         return dataset.transform
     transform = dataset.format["format_kwargs"].get("transform") if isinstance(dataset, Dataset) else None
@@ -155,6 +156,6 @@ def epoch_transform(dataset: Any) -> EpochTransform | None:
 
 
 def image_transform(dataset: Any) -> ImageEpochTransform | None:
-    """`epoch_transform` where it makes images."""
+    """`epoch_transform`, if it is one of images; otherwise None."""
     transform = epoch_transform(dataset)
     return transform if isinstance(transform, ImageEpochTransform) else None

@@ -1,4 +1,4 @@
-"""A training set of which few rows keep their label: the others, of label -100, learn from a teacher alone."""
+"""Training sets with few labels: the other rows have the label -100, and are only distilled."""
 
 import numpy as np
 from datasets import Dataset
@@ -8,21 +8,23 @@ from hfkd.utils.targets import IGNORED
 
 
 def few_labels(dataset: Dataset, labelled: int, seed: int = 0) -> Dataset:
-    """`dataset`, whose rows all stay, with the labels of `labelled` of them; -100 in place of the others.
+    """`dataset` with the labels of `labelled` of its rows, and -100 for the others.
 
-    As many of each class as can be: the rows are taken class by class in turn, in an order drawn from `seed`. Give it a
-    dataset before its transform. Raises ValueError for more rows than there are, or none.
+    Classes are balanced as far as possible: rows are taken from all classes in turn, in a random order from `seed`.
+    Apply it before the dataset's transform. Raises ValueError if `labelled` is less than 1, or more than there are
+    rows.
     """
     column = next((name for name in LABELS if name in dataset.column_names), None)
     if column is None:
         raise ValueError(
-            f"the dataset has the columns {dataset.column_names}: labels are read from one of {list(LABELS)}"
+            f"the dataset has the columns {dataset.column_names}, but none of {list(LABELS)}: rename the column of "
+            "the labels"
         )
     if not 1 <= labelled <= len(dataset):
-        raise ValueError(f"labelled={labelled} of {len(dataset)} rows: keep the labels of at least one, at most of all")
+        raise ValueError(f"labelled={labelled} must be from 1 to the {len(dataset)} rows of the dataset")
     labels = np.asarray(dataset.with_format("numpy")[column][:])
     order = np.random.default_rng(seed).permutation(len(labels))
-    turn = np.empty(len(labels), dtype=np.int64)  # how many rows of its class come before a row
+    turn = np.empty(len(labels), dtype=np.int64)  # the number of rows of the same class before each row
     for label in np.unique(labels):
         rows = order[labels[order] == label]
         turn[rows] = np.arange(len(rows))

@@ -1,4 +1,4 @@
-"""The first rows of a dataset, to be looked at before training."""
+"""The first rows of a dataset, for checks before training."""
 
 from collections.abc import Sized
 from typing import Any
@@ -9,10 +9,10 @@ PROBED_ROWS = 2
 
 
 def map_style(dataset: Any) -> bool:
-    """Whether its rows can be looked at without spending them."""
+    """Whether a dataset has rows that can be read by index."""
     return dataset is not None and isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset)
 
 
 def first_rows(dataset: Any) -> list[Any]:
-    """Two of them; none of a dataset that is read in order only."""
+    """The first two rows of a map-style dataset; none of any other."""
     return [dataset[i] for i in range(min(PROBED_ROWS, len(dataset)))] if map_style(dataset) else []

@@ -1,4 +1,4 @@
-"""HE-DA: mixed images added to a training set, made of those that the teacher is least sure about.
+"""HE-DA: adds mixed images to a training set, made from those that the teacher is least certain about.
 
 N images, K selected ones, B rows of a batch, C classes.
 """
@@ -18,14 +18,14 @@ from hfkd.data.mixing import Mix, mix_images
 from hfkd.utils.numbers import floor_of_share
 
 Side = Literal["high", "low", "both"]
-MIXED = "mixed"  # column: which of the selected images an added row starts from, -1 for the rows of the data set
+MIXED = "mixed"  # column: the selected image from which an added row is made, -1 for original rows
 WORD = (1 << 64) - 1
 
 
 def count_of(images: int, ratio: float) -> int:
-    """K = floor(N r). ValueError where it is 0, or r is outside (0, 1]."""
+    """K = floor(N r). Raises ValueError if it is 0, or r is outside (0, 1]."""
     if not 0 < ratio <= 1:
-        raise ValueError(f"ratio={ratio} must be in (0, 1]: it is the share of the training images that are selected")
+        raise ValueError(f"ratio={ratio} must be in (0, 1], as it is the share of selected training images")
     count = floor_of_share(images, ratio)
     if count < 1:
         raise ValueError(f"ratio={ratio} of {images} images is less than one: use more data or a larger ratio")
@@ -33,19 +33,20 @@ def count_of(images: int, ratio: float) -> int:
 
 
 def select_by_energy(energies: Tensor, ratio: float, side: Side = "high") -> Tensor:
-    """Rows [K], ascending, of the floor(N r) images of highest energy [N], of lowest, or half of either ("both").
+    """Row indices [K], ascending, of the floor(N r) images of highest or lowest energy, or half of each ("both").
 
-    High energy is an uncertain teacher: E = -T_E logsumexp(z / T_E). Among equals the later row counts as higher.
+    High energy means an uncertain teacher: E = -T_E logsumexp(z / T_E). Of equal energies, that of the later row counts
+    as higher.
     """
     count = count_of(len(energies), ratio)
     if side not in get_args(Side):
         raise ValueError(f"side={side!r} must be one of {list(get_args(Side))}")
     if not torch.isfinite(energies).all():
-        raise ValueError("the energies hold NaN or infinity: the teacher's logits are broken")
+        raise ValueError("the teacher's energies contain NaN or infinity: check the teacher's checkpoint")
     if count < len(energies) and energies.min() == energies.max():
         raise ValueError(
-            f"all {len(energies)} images have the energy {energies[0].item():g}, so none is more uncertain than "
-            "another: check the teacher's checkpoint"
+            f"all {len(energies)} images have the energy {energies[0].item():g}, so that none can be selected: check "
+            "the teacher's checkpoint"
         )
     order = energies.argsort(stable=True)
     low = {"high": 0, "low": count, "both": count // 2}[side]
@@ -55,10 +56,10 @@ def select_by_energy(energies: Tensor, ratio: float, side: Side = "high") -> Ten
 
 @dataclass
 class HighEnergyTransform(ImageEpochTransform):
-    """`plain` for the rows of the data set; added rows are CutMix or MixUp of two selected images' `plain` views.
+    """`plain` for original rows; added rows are CutMix or MixUp of the `plain` views of two selected images.
 
-    Partner (another of `selected`), lambda and box are drawn from (seed, epoch, index) alone. Labels are vectors [B, C]
-    that sum to 1, one-hot for plain rows; `view` is -1 for mixed rows, which nobody can number.
+    The partner (another of `selected`), lambda and the box are functions of (seed, epoch, index). Labels are vectors
+    [B, C] that sum to 1, one-hot for original rows; `view` is -1 for mixed rows, whose views are not numbered.
     """
 
     plain: ImageEpochTransform
@@ -97,7 +98,7 @@ class HighEnergyTransform(ImageEpochTransform):
         if not rows:
             return result
         draws = [self._draw(batch["index"][b]) for b in rows]
-        # Never the image itself: a step of 1 to K - 1 through the selected ones.
+        # A step of 1 to K - 1 through the selected images, so that an image is never its own partner.
         steps = [1 + int(draw.integers(max(len(self.selected) - 1, 1))) for draw in draws]
         partners = self.selected[[(places[b] + s) % len(self.selected) for b, s in zip(rows, steps, strict=True)]]
         partners["index"] = [_partner_index(batch["index"][b]) for b in rows]
@@ -114,7 +115,7 @@ class HighEnergyTransform(ImageEpochTransform):
 
 
 def _partner_index(index: int) -> int:
-    """A number for the partner's view that no row has, so that it is drawn apart from every other view."""
+    """An index for the partner's view that no row has, so that its view is independent of all others."""
     return -1 - index
 
 
@@ -126,27 +127,27 @@ def add_high_energy(
     side: Side = "high",
     seed: int = 0,
 ) -> Dataset:
-    """HE-DA (Kim et al., Knowledge-Based Systems 296, 2024): the data set and floor(N r) mixed images.
+    """HE-DA (Kim et al., Knowledge-Based Systems 296, 2024): the dataset and floor(N r) mixed images.
 
-    `energies` [N] are the teacher's for the rows of `dataset` without augmentation, as `scan(teacher, dataset,
-    views="clean").energy` gives them. Each selected image starts one added row, and is mixed anew in every epoch with
-    another selected image: CutMix with alpha = 1, MixUp with alpha = 0.2. The added rows follow those of the data set
-    and have an `index` of their own; in the column `mixed` they say which selected image they start from, the others
-    say -1. A teacher scan sees `original_images` alone, so thresholds stay those of the training set.
-    The paper adds 20 to 50 % of the data; its released code mixes within the batch instead (`HighEnergyForward`).
-    Raises ValueError for a data set without one of our transforms, energies of another length, a bad ratio.
+    `energies` [N] are the teacher's for the rows of `dataset` without augmentation, as from `scan(teacher, dataset,
+    views="clean").energy`. One row is added for each selected image, which is mixed in every epoch with another
+    selected image: CutMix with alpha = 1, MixUp with alpha = 0.2. The added rows follow the original ones and have new
+    values of `index`; their column `mixed` has the number of the selected image, and -1 in original rows. A teacher
+    scan uses `original_images` only, so that thresholds are those of the training set. The paper adds 20 to 50 % of the
+    data; its released code mixes within the batch instead (`HighEnergyForward`). Raises ValueError for a dataset
+    without an image transform of hfkd, energies of another length, or an invalid ratio.
     """
     plain = image_transform(dataset)
     if plain is None:
-        raise ValueError("HE-DA mixes images of hfkd.data.load_images with an ImageTransform: give such a dataset")
+        raise ValueError("HE-DA needs a dataset of hfkd.data.load_images with an ImageTransform: pass such a dataset")
     if isinstance(plain, HighEnergyTransform):
-        raise ValueError("HE-DA images have been added to this dataset already: give the one without them")
+        raise ValueError("HE-DA images have been added to this dataset already: pass the dataset without them")
     if len(energies) != len(dataset):
-        raise ValueError(f"{len(energies)} energies for {len(dataset)} images: scan this very dataset")
+        raise ValueError(f"{len(energies)} energies for {len(dataset)} images: scan the same dataset")
     rows = select_by_energy(energies, ratio, side).numpy()
     stored = dataset.with_format(None)
     transform = HighEnergyTransform(plain, stored.select(rows), num_labels(dataset), mix, seed)
-    # Columns first and rows second: the pixels are referred to, not copied.
+    # Columns are added before rows are selected, so that the pixels are not copied.
     index = np.asarray(stored.with_format("numpy")["index"][:])
     ours = _with_columns(stored, index, np.full(len(stored), -1))
     places = np.full(len(stored), -1)
@@ -161,7 +162,7 @@ def _with_columns(stored: Dataset, index: np.ndarray, places: np.ndarray) -> Dat
 
 
 def original_images(dataset: Any) -> Any:
-    """The rows of a data set that `add_high_energy` did not add, with their own transform; another one as it is."""
+    """The original rows of a dataset of `add_high_energy`, with their transform; any other dataset unchanged."""
     transform = image_transform(dataset)
     if not isinstance(transform, HighEnergyTransform):
         return dataset

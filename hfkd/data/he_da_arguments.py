@@ -1,4 +1,4 @@
-"""The flags of HE-DA, for whoever trains with a teacher."""
+"""The flags of HE-DA."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -16,31 +16,34 @@ class HighEnergyArguments:
     he_da: Variant = field(
         default="none",
         metadata={
-            "help": "HE-DA. paper: add mixed images of highest energy to the training set. released: as the authors' "
-            "code, mix those of each batch among themselves for the distillation term alone."
+            "help": "HE-DA. paper: add mixed images of highest energy to the training set. released: as in the "
+            "authors' code, mix those of each batch with each other, for the distillation term only."
         },
     )
-    he_da_ratio: float = field(default=0.4, metadata={"help": "HE-DA: share of the training images that it takes."})
+    he_da_ratio: float = field(default=0.4, metadata={"help": "HE-DA: share of the training images that are selected."})
     he_da_mix: Mix = field(default="cutmix", metadata={"help": "HE-DA: cutmix (alpha 1) or mixup (alpha 0.2)."})
     he_da_side: Side = field(
-        default="high", metadata={"help": "HE-DA: images of highest energy, of lowest, or both (half of either)."}
+        default="high", metadata={"help": "HE-DA: images of highest energy, lowest energy, or both (half of each)."}
     )
 
     def check_high_energy(self) -> None:
-        """Raise ValueError for what HE-DA cannot do."""
+        """Raise ValueError for invalid settings of HE-DA."""
         choices = {"he_da": Variant, "he_da_mix": Mix, "he_da_side": Side}
         for name, choice in choices.items():
             if getattr(self, name) not in get_args(choice):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {list(get_args(choice))}")
         if not 0 < self.he_da_ratio <= 1:
-            raise ValueError(f"he_da_ratio={self.he_da_ratio} must be in (0, 1]: it is a share of the training images")
+            raise ValueError(
+                f"he_da_ratio={self.he_da_ratio} must be in (0, 1], as it is a share of the training images"
+            )
         if self.he_da == "released" and self.he_da_side != "high":
             raise ValueError(
-                f"he_da='released' mixes images of high energy only: he_da_side={self.he_da_side!r} is not"
+                f"he_da_side={self.he_da_side!r}, but he_da='released' mixes images of high energy only: set "
+                "he_da_side='high'"
             )
 
     @property
     def high_energy(self) -> dict[str, Any]:
-        """The settings by name where HE-DA is on, else none."""
+        """The settings by name; empty if HE-DA is off."""
         names = ("he_da", "he_da_ratio", "he_da_mix", "he_da_side")
         return {} if self.he_da == "none" else {name: getattr(self, name) for name in names}

@@ -1,4 +1,4 @@
-"""The flags that name an image data set, and the two splits they give."""
+"""The flags that define an image dataset, and its two splits."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,41 +23,56 @@ class ImageDataArguments:
     """Training and evaluation images. The defaults are CIFAR-100 from the Hub."""
 
     dataset_name: str = field(default="uoft-cs/cifar100", metadata={"help": "Hub id or local folder of the images."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set, if it has any."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the dataset, if it has several."}
+    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     test_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; unset: test or validation."})
     image_column: str | None = field(default=None, metadata={"help": "Column of the images; unset: found by its name."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the labels; unset: found by its name."})
-    image_size: int | None = field(default=None, metadata={"help": "Fit images to this size; unset: the first's size."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Resize images to this size; unset: that of the first image."}
+    )
     image_mean: list[float] = field(
         default_factory=lambda: list(CIFAR_MEAN), metadata={"help": "Mean of each channel, of pixels from 0 to 1."}
     )
     image_std: list[float] = field(
         default_factory=lambda: list(CIFAR_STD), metadata={"help": "Standard deviation of each channel."}
     )
-    crop_padding: int = field(default=4, metadata={"help": "Black pixels around a training image before its crop."})
-    flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
-    views: int = field(default=1, metadata={"help": "2: each training image also in a strong view (RandAugment)."})
+    crop_padding: int = field(
+        default=4, metadata={"help": "Padding of training images in pixels before the random crop."}
+    )
+    flip: bool = field(default=True, metadata={"help": "Flip half of the training images horizontally."})
+    views: int = field(
+        default=1, metadata={"help": "2: each training image also with a strong augmentation (RandAugment)."}
+    )
     resident: bool = field(
         default=True,
-        metadata={"help": "Hold images of up to 1 GiB as one tensor, on the GPU if there is one: the same, faster."},
+        metadata={
+            "help": "Hold up to 1 GiB of images in one tensor, on the GPU if there is one: same results, but faster."
+        },
     )
     resized_crop: bool = field(
         default=False,
-        metadata={"help": "Decode images when their turn comes and crop them as for ImageNet; image_size unset: 224."},
+        metadata={
+            "help": "Decode images in the data loader and augment them as for ImageNet; image_size is 224 if unset."
+        },
     )
     streaming: bool = field(
-        default=False, metadata={"help": "With resized_crop: read the images as they come, keeping none on disk."}
+        default=False, metadata={"help": "With resized_crop: stream the images, without storing them on disk."}
     )
     shuffle_buffer: int = field(
-        default=10_000, metadata={"help": "With streaming: how many images ahead the next one is drawn from."}
+        default=10_000, metadata={"help": "With streaming: the size of the shuffle buffer in images."}
     )
     imbalance_factor: float | None = field(
-        default=None, metadata={"help": "Make training long-tailed: size of the smallest class over the largest's."}
+        default=None,
+        metadata={
+            "help": "Make the training set long-tailed: size of the smallest class divided by that of the largest."
+        },
     )
     labelled_images: int | None = field(
         default=None,
-        metadata={"help": "Keep the labels of so many training images; the others learn from the teacher."},
+        metadata={"help": "Keep the labels of this many training images; the others are only distilled."},
     )
     max_train_images: int | None = field(default=None, metadata={"help": "Use the first images only, for a quick try."})
     max_test_images: int | None = field(default=None, metadata={"help": "Evaluate on the first images only."})
@@ -66,13 +81,19 @@ class ImageDataArguments:
         at_least_one(self, "image_size", "views", "labelled_images", "max_train_images", "max_test_images")
 
     def load(self, seed: int = 0) -> tuple[Any, Any]:
-        """The training images, augmented anew each epoch, and the test images, normalised."""
+        """The training images, with random augmentation in each epoch, and the test images, normalised only."""
         if self.streaming and (not self.resized_crop or self.imbalance_factor is not None):
-            raise ValueError("streaming reads each image once: it needs resized_crop, and no imbalance_factor")
+            raise ValueError(
+                "streaming=True needs resized_crop, and no imbalance_factor: set resized_crop and leave "
+                "imbalance_factor out, or leave streaming out"
+            )
         if self.resized_crop and self.views != 1:
-            raise ValueError(f"resized_crop makes one view of an image: leave views={self.views} out")
+            raise ValueError(f"views={self.views}, but resized_crop supports one view per image: leave one of them out")
         if self.streaming and self.labelled_images is not None:
-            raise ValueError(f"labelled_images={self.labelled_images} are drawn from all images: leave streaming out")
+            raise ValueError(
+                f"labelled_images={self.labelled_images} needs all labels in advance, which streaming does not "
+                "provide: leave one of them out"
+            )
         train, test = self._large() if self.resized_crop else self._small()
         if self.imbalance_factor is not None:
             train = long_tail(train, self.imbalance_factor, seed)

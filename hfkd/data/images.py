@@ -1,4 +1,4 @@
-"""Image classification data: any Hub id or local folder, decoded once into Arrow uint8.
+"""Image classification datasets from any Hub id or local folder, decoded once to uint8 in Arrow.
 
 H height, W width.
 """
@@ -19,9 +19,9 @@ from hfkd.data.transforms import pack_pixels, packed_size
 
 logger = logging.getLogger(__name__)
 
-# Column names of the data sets people distil on, in the order they are looked for.
+# Usual column names, in the order of the search.
 IMAGE_COLUMNS = ("img", "image", "pixel_values", "images", "jpg", "png")
-# `datasets` finds earlier decodes by the arguments of `_decode_batch`: raise this when the stored bytes change.
+# `datasets` caches the result by the arguments of `_decode_batch`: increase this if the stored bytes change.
 LAYOUT = 2
 TEST_SPLITS = ("test", "validation", "valid", "val", "dev")
 
@@ -39,10 +39,10 @@ def load_images(
     """Load `train` and `test` splits with the columns `pixels`, `labels` and `index`.
 
     `pixels` holds a uint8 RGB image as bytes (`transforms.pack_pixels`), decoded once and kept in the `datasets` cache;
-    `index` is the row number. Greyscale becomes RGB, an alpha channel is dropped. Every image is fitted (resized to
-    cover, centre cropped) to `image_size`, by default the size of the first training image. Columns and splits are
-    found by their usual names and may be named. `image_hw(dataset)` is the size, `label_names(dataset)` the classes.
-    Raises ValueError for a missing column or split, an empty split, labels that are not class ids, a broken image.
+    `index` is the row number. Greyscale images become RGB, and alpha channels are dropped. All images are resized and
+    centre cropped to `image_size`, by default the size of the first training image. Columns and splits are found by
+    their usual names, or given. `image_hw(dataset)` is the size, `label_names(dataset)` the class names. Raises
+    ValueError for a missing column or split, an empty split, labels that are not class ids, or a broken image.
     """
     train, test = pick_splits(load_splits(name_or_path, name), name_or_path, train_split, test_split)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -52,7 +52,7 @@ def load_images(
 
 
 def pick_splits(loaded: Any, source: str, train_split: str, test_split: str | None) -> tuple[Any, Any]:
-    """The two splits by name, that for testing by its usual ones; ValueError for one that is not there."""
+    """The two splits by name, the test split by its usual names if not given. Raises ValueError for a missing split."""
     test_split = test_split or next((s for s in TEST_SPLITS if s in loaded), "test")
     for split, argument in ((train_split, "train_split"), (test_split, "test_split")):
         if split not in loaded:
@@ -68,12 +68,14 @@ def decode(
 ) -> Dataset:
     """One split: images decoded to `pixels`, labels named `labels`, rows numbered in `index`."""
     if len(dataset) == 0:
-        raise ValueError("the dataset is empty: there is no image to learn from")
+        raise ValueError("the dataset is empty: pass one with images")
     image_column = find_column(dataset, image_column, IMAGE_COLUMNS, "image_column")
     label_column = find_column(dataset, label_column, LABEL_COLUMNS, "label_column")
     labels = dataset.features[label_column]
     check_labels(labels, label_column)
-    if isinstance(dataset.features[image_column], ImageFeature):  # one at a time, so that an error can name the row
+    if isinstance(
+        dataset.features[image_column], ImageFeature
+    ):  # decoded one by one, so that an error can name the row
         dataset = dataset.cast_column(image_column, ImageFeature(decode=False))
     size = size or picture(dataset[0][image_column], 0).size[::-1]
     features = Features({"pixels": Value("binary"), "labels": labels, "index": Value("int64")})
@@ -92,7 +94,7 @@ def decode(
 def check_labels(feature: Any, column: str) -> None:
     """Raise ValueError unless the feature holds class ids."""
     if not isinstance(feature, ClassLabel) and not (isinstance(feature, Value) and "int" in feature.dtype):
-        raise ValueError(f"column {column!r} holds {feature}, not class ids: name the label column")
+        raise ValueError(f"column {column!r} holds {feature} instead of class ids: name another label column")
 
 
 def _decode_batch(
@@ -107,31 +109,31 @@ def _decode_batch(
     pixels = [pack_pixels(np.asarray(p if p.size[::-1] == size else _fit(p, size))) for p in pictures]
     for label, row in zip(batch[label_column], indices, strict=True):
         if label is None:
-            raise ValueError(f"row {row} has no label: leave such rows out")
+            raise ValueError(f"row {row} has no label: remove rows without labels")
     return {"pixels": pixels, "labels": batch[label_column], "index": indices}
 
 
 def picture(value: Any, row: int) -> Image.Image:
-    """An RGB picture from an image file's bytes or path, as `datasets` stores it, or from nested lists [H, W(, 3)]."""
+    """An RGB image from the bytes or path of a file, as `datasets` stores it, or from nested lists [H, W(, 3)]."""
     try:
         if value is None:
             raise ValueError("there is none")
         if isinstance(value, bytes):
             value = {"bytes": value, "path": None}
         if isinstance(value, dict) and value["bytes"] is None and os.path.isfile(value["path"]):
-            value = {**value, "bytes": Path(value["path"]).read_bytes()}  # Pillow leaves a broken file open
+            value = {**value, "bytes": Path(value["path"]).read_bytes()}  # Pillow does not close broken files
         picture = ImageFeature().decode_example(value) if isinstance(value, dict) else _from_array(value)
         return in_rgb(picture)
     except (OSError, ValueError, TypeError, KeyError, SyntaxError, Image.DecompressionBombError) as error:
         path = value.get("path") if isinstance(value, dict) else None
         where = f"row {row} ({path})" if path else f"row {row}"
-        raise ValueError(f"the image in {where} cannot be used: {error}; replace it, or leave the row out") from error
+        raise ValueError(f"the image in {where} cannot be used: {error}; replace it, or remove the row") from error
 
 
 def in_rgb(picture: Image.Image) -> Image.Image:
     """ValueError for pixels of more than 8 bits: Pillow makes 255 of all that are above."""
     if picture.mode.startswith(("I", "F")):
-        raise ValueError(f"it has 16-bit or float pixels (mode {picture.mode}), which RGB would clip")
+        raise ValueError(f"it has 16-bit or float pixels (mode {picture.mode}), which would be clipped in RGB")
     return picture.convert("RGB")
 
 
@@ -143,10 +145,10 @@ def _from_array(value: Any) -> Image.Image:
 
 
 def _fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Cover `size` keeping the aspect ratio, then crop the centre."""
+    """Resize to cover `size` with the same aspect ratio, then crop the centre."""
     return ImageOps.fit(picture, size[::-1], method=Image.Resampling.BICUBIC)
 
 
 def image_hw(dataset: Dataset) -> tuple[int, int]:
-    """Height and width of a decoded dataset's images."""
+    """The height and width of the images of a decoded dataset."""
     return packed_size(dataset.with_format(None)[0]["pixels"])

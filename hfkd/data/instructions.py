@@ -1,6 +1,6 @@
-"""Instruction data of any usual shape -> (prompt, response) texts, and the Dolly split of the literature.
+"""Instruction datasets in the usual formats -> (prompt, response) texts, and the Dolly split of the literature.
 
-The template is the one MiniLLM and DSKD train and evaluate with (Alpaca's).
+The template is that of MiniLLM and DSKD for training and evaluation (Alpaca's).
 """
 
 import logging
@@ -19,8 +19,8 @@ TEMPLATE_WITH_INPUT = (
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
 
-# The columns a dataset may have; the first line that is all there decides. An instruction's input is in `context` or
-# `input`.
+# The supported sets of columns; the first one whose columns are all present is used. The input of an instruction is in
+# `context` or `input`.
 ACCEPTED = (
     ("messages",),
     ("instruction", "response"),
@@ -31,16 +31,16 @@ ACCEPTED = (
     ("text",),
 )
 
-# What TRL hands to the chat template beside the turns, by the columns' names.
+# The arguments of the chat template besides the turns, by TRL's column names.
 BESIDE = ("tools", "chat_template_kwargs")
-# `datasets` hashes a function of a module by its name, not its code: raise this when the texts below change.
+# `datasets` hashes functions of a module by name, not by code: increase this if the texts below change.
 REVISION = 2
 
 DOLLY_TEST, DOLLY_DEV, DOLLY_TRAIN = 500, 1000, 11435
 
 
 def instruction_prompt(instruction: str, context: str = "") -> str:
-    """The prompt of MiniLLM and DSKD; an empty context takes the template without an input part."""
+    """The prompt of MiniLLM and DSKD; with an empty context, the template without an input."""
     if context:
         return TEMPLATE_WITH_INPUT.format(instruction=instruction, input=context)
     return TEMPLATE.format(instruction=instruction)
@@ -49,21 +49,24 @@ def instruction_prompt(instruction: str, context: str = "") -> str:
 def to_prompt_response(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase | None = None, chat_template: bool = False
 ) -> Dataset:
-    """Any dataset with one of the `ACCEPTED` column sets -> the columns `prompt` and `response`, both text.
+    """Convert a dataset with one of the `ACCEPTED` sets of columns to the text columns `prompt` and `response`.
 
-    A `prompt` column is used as it is, an instruction goes into the template, a `text` is all response, `messages` ask
-    with the last but answer with the last turn. Of several references (a list in `output`) the first is the response.
-    With `chat_template` the tokenizer's own template is used instead; the end-of-sequence text it closes with is left
-    off, for tokenising appends that token. Without it `messages` must be one user and one assistant turn.
-    Raises ValueError for other columns, a value that is not text (with its row), or a tokenizer without template.
+    A `prompt` column is not changed, an instruction is inserted into the template, a `text` is all response, and of
+    `messages` the last turn is the response. Of several references (a list in `output`) the first is the response. With
+    `chat_template` the tokenizer's template is used instead; its final end-of-sequence text is removed, because
+    tokenisation appends this token. Without it, `messages` must be one user and one assistant turn. Raises ValueError
+    for other columns, a value that is not text (with its row), or a tokenizer without a template.
     """
     columns = accepted_columns(dataset)
     if chat_template and not getattr(tokenizer, "chat_template", None):
         raise ValueError(
-            "chat_template=True, but the tokenizer has none: set tokenizer.chat_template or leave it False"
+            "chat_template=True, but the tokenizer has no chat template: set tokenizer.chat_template, or "
+            "chat_template=False"
         )
     if chat_template and columns == ("text",):
-        raise ValueError("chat_template=True, but the dataset has only `text`, which has no turns: leave it False")
+        raise ValueError(
+            "chat_template=True, but the dataset has only the column `text`, without turns: set chat_template=False"
+        )
     pairs = dataset.map(
         _pair,
         with_indices=True,
@@ -75,24 +78,25 @@ def to_prompt_response(
 
 
 def accepted_columns(dataset: Dataset) -> tuple[str, ...]:
-    """The line of `ACCEPTED` this dataset has. Raises ValueError, naming what it has and what is accepted."""
+    """The first set of `ACCEPTED` columns in the dataset. Raises ValueError if there is none."""
     if not isinstance(dataset, Dataset):
         raise ValueError(
-            f"a {type(dataset).__name__} is not one dataset in memory or on disk: pass a single split of it"
+            f"the dataset is a {type(dataset).__name__} instead of a datasets.Dataset: pass a single split"
         )
     found = next((names for names in ACCEPTED if set(names) <= set(dataset.column_names)), None)
     if found is None:
         choices = ", ".join(" + ".join(names) for names in ACCEPTED)
-        raise ValueError(f"the dataset has the columns {dataset.column_names}: rename some to get one of {choices}")
+        raise ValueError(f"the dataset has the columns {dataset.column_names}: rename them to one of {choices}")
     return found
 
 
 def dolly_split(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int = 256) -> DatasetDict:
     """databricks-dolly-15k -> `train` (11,435), `dev` (1,000), `test` (500), columns `prompt` and `response`.
 
-    The rule of MiniLLM's data, which DSKD uses too: rows whose prompt has at most `max_prompt_tokens` tokens, in file
-    order; the first 500 are test, the next 1,000 dev. The counts hold for the first version of the file (15,015 rows)
-    and GPT-2's tokenizer; another tokenizer moves rows between the splits, so split once, with one tokenizer.
+    The split of MiniLLM and DSKD: of the rows whose prompt has at most `max_prompt_tokens` tokens, in file order, the
+    first 500 are test and the next 1,000 dev. The counts are those of the first version of the file (15,015 rows) and
+    GPT-2's tokenizer; another tokenizer moves rows between the splits, so that all runs must use the split of one
+    tokenizer.
     """
     pairs = to_prompt_response(dataset)
     kept = pairs.filter(
@@ -101,13 +105,13 @@ def dolly_split(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt
     held_out = DOLLY_TEST + DOLLY_DEV
     if len(kept) <= held_out:
         raise ValueError(
-            f"{len(kept)} of {len(pairs)} rows have a prompt of at most {max_prompt_tokens} tokens: the split takes "
-            f"{held_out} for dev and test, so none is left to train on; pass the whole of databricks-dolly-15k"
+            f"{len(kept)} of {len(pairs)} rows have a prompt of at most {max_prompt_tokens} tokens: the split needs "
+            f"{held_out} for dev and test, so that none is left for training; pass all of databricks-dolly-15k"
         )
     if len(kept) - held_out != DOLLY_TRAIN:
         logger.warning(
-            "The Dolly split has %d training rows, the published one %d: another version of the data, tokenizer or "
-            "prompt limit. The test rows may differ too.",
+            "The Dolly split has %d training rows instead of the published %d, because of another version of the "
+            "data, tokenizer or prompt limit. The test rows may differ too.",
             len(kept) - held_out,
             DOLLY_TRAIN,
         )
@@ -127,7 +131,7 @@ def _pair(
     number: int,
     columns: tuple[str, ...],
     tokenizer: PreTrainedTokenizerBase | None,
-    revision: int,  # only there to be hashed
+    revision: int,  # only used in the cache's hash
 ) -> dict[str, str]:
     if columns == ("text",):
         return {"prompt": "", "response": _text(row, "text", number)}
@@ -137,8 +141,9 @@ def _pair(
         turns = _turns(row, columns, number)
         if [turn["role"] for turn in turns] != ["user", "assistant"]:
             raise ValueError(
-                f"row {number}: turns of {[turn['role'] for turn in turns]} do not fit the instruction template, which "
-                "has one question and one answer; pass chat_template=True with a tokenizer that has a chat template"
+                f"row {number}: turns of {[turn['role'] for turn in turns]} do not fit the instruction template, "
+                "which has one question and one answer: set chat_template=True, with a tokenizer that has a chat "
+                "template"
             )
         question, answer = (_text(turn, "content", number) for turn in turns)
         return {"prompt": instruction_prompt(question), "response": answer}
@@ -150,7 +155,7 @@ def _pair(
 
 
 def _turns(row: dict[str, Any], columns: tuple[str, ...], number: int) -> list[dict[str, str]]:
-    """The row as chat turns, the last of them the assistant's."""
+    """The row as chat turns, the last of which is the assistant's."""
     if columns == ("messages",):
         turns = row["messages"]
         _refuse_beside(row, number)
@@ -163,8 +168,8 @@ def _turns(row: dict[str, Any], columns: tuple[str, ...], number: int) -> list[d
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     if not turns or turns[-1]["role"] != "assistant" or len(turns) < 2:
         raise ValueError(
-            f"row {number}: the last of two or more turns must be the assistant's, the response, and its turns are "
-            f"{[turn['role'] for turn in turns]}: leave the row out, or end it with an answer"
+            f"row {number} has the turns {[turn['role'] for turn in turns]}, but the last of two or more turns must "
+            "be the assistant's, which is the response: remove the row, or add an answer"
         )
     return turns
 
@@ -183,9 +188,9 @@ def _render(turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, num
     whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
     if not whole.startswith(prompt):
         raise ValueError(
-            f"row {number}: the chat template writes the question differently once the answer is there, so the "
-            "response cannot be cut out; set a template whose text only grows (a training template), or leave "
-            "chat_template False"
+            f"row {number}: with the answer, the chat template writes the question differently, so that the response "
+            "cannot be separated from it: set a template that only appends text (a training template), or "
+            "chat_template=False"
         )
     response = whole[len(prompt) :]
     end = str(tokenizer.eos_token or "")
@@ -201,8 +206,8 @@ def _context(row: dict[str, Any], number: int) -> str:
 
 def _text(row: dict[str, Any], column: str, number: int) -> str:
     value = row[column]
-    if isinstance(value, list) and value:  # several references: the first one
+    if isinstance(value, list) and value:  # several references: use the first
         value = value[0]
     if not isinstance(value, str):
-        raise ValueError(f"row {number}: {column} is {value!r}, not text; repair or remove the row")
+        raise ValueError(f"row {number}: {column} is {value!r} instead of text; correct or remove the row")
     return value

@@ -20,7 +20,7 @@ TEXT_COLUMNS = ("text", "sentence", "content", "review")
 
 
 class LabelledTexts(NamedTuple):
-    """Two splits with the same columns: `text`, perhaps `pair`, and `labels`, which are class ids."""
+    """Two splits with the same columns: `text`, optionally `pair`, and `labels`, which are class ids."""
 
     train: Dataset
     scored: Dataset
@@ -36,16 +36,16 @@ class LabelledTexts(NamedTuple):
 
 @dataclass
 class LabelledTextArguments(TextSetArguments):
-    """Columns of a text and its label (`text_classification.py`)."""
+    """The columns of texts and labels (`text_classification.py`)."""
 
     text_column: str | None = field(default=None, metadata={"help": "Column of the texts; unset: found by its name."})
     text_pair_column: str | None = field(
-        default=None, metadata={"help": "Column of a second text, where two are classified together."}
+        default=None, metadata={"help": "Column of a second text, for the classification of pairs."}
     )
     label_column: str | None = field(default=None, metadata={"help": "Column of the labels; unset: found by its name."})
 
     def read(self) -> LabelledTexts:
-        """Both splits. ValueError for columns that are not there, and labels that are not one class a row."""
+        """Both splits. Raises ValueError for missing columns, and for labels that are not one class per row."""
         train, scored = self.splits()
         label = find_column(train, self.label_column, LABEL_COLUMNS, "label_column")
         text = self.text_column or self._text_column(train, label)
@@ -60,7 +60,7 @@ class LabelledTextArguments(TextSetArguments):
         return LabelledTexts(train, scored)
 
     def tokens(self, texts: LabelledTexts, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset]:
-        """Both splits as `tokenize_labelled` gives them."""
+        """Both splits, tokenised by `tokenize_labelled`."""
         train, scored = (tokenize_labelled(rows, tokenizer, self.max_length) for rows in texts)
         return train, scored
 
@@ -70,16 +70,17 @@ class LabelledTextArguments(TextSetArguments):
         found = next((name for name in TEXT_COLUMNS if name in texts), texts[0] if len(texts) == 1 else None)
         if found is None:
             raise ValueError(
-                f"which column holds the texts? {texts} hold text, and none is called {' or '.join(TEXT_COLUMNS)}: "
-                "pass --text_column (and --text_pair_column where two are classified together)"
+                f"the column of the texts is ambiguous: {texts} hold text, but none is named "
+                f"{' or '.join(TEXT_COLUMNS)}; pass --text_column (and --text_pair_column for pairs of texts)"
             )
         return found
 
 
 def with_class_ids(train: Dataset, scored: Dataset, column: str) -> tuple[Dataset, Dataset]:
-    """Both splits with class ids in `column`; labels of text become the ids of their names, in alphabetical order.
+    """Both splits with class ids in `column`; text labels become ids in alphabetical order.
 
-    Raises ValueError for labels of another kind, rows without one, and a class that the training split does not have.
+    Raises ValueError for labels of another type, rows without a label, and classes that the training split does not
+    have.
     """
     feature = train.features[column]
     named = isinstance(feature, Value) and feature.dtype in ("string", "large_string", "bool")
@@ -89,13 +90,13 @@ def with_class_ids(train: Dataset, scored: Dataset, column: str) -> tuple[Datase
         scored = _by_names(scored, column, train.features[column])
     elif not isinstance(feature, ClassLabel) and not (isinstance(feature, Value) and "int" in feature.dtype):
         raise ValueError(
-            f"column {column!r} holds {feature}, not one class a row: name another --label_column (several labels a "
-            "row and regressions are not what this recipe trains)"
+            f"column {column!r} holds {feature} instead of one class per row: pass another --label_column (this "
+            "recipe supports neither several labels per row nor regression)"
         )
     elif type(feature) is not type(scored.features[column]):
         raise ValueError(
-            f"column {column!r} holds {feature} for training and {scored.features[column]} for evaluation: give both "
-            "the same"
+            f"column {column!r} holds {feature} for training and {scored.features[column]} for evaluation: convert "
+            "both to the same type"
         )
     classes = len(feature.names) if isinstance(feature, ClassLabel) and feature.names else None
     for name, rows in (("the training split", train), ("the evaluation split", scored)):
@@ -104,13 +105,13 @@ def with_class_ids(train: Dataset, scored: Dataset, column: str) -> tuple[Datase
 
 
 def _by_names(rows: Dataset, column: str, classes: ClassLabel) -> Dataset:
-    """Labels of text as the ids that the training split gave them."""
+    """Text labels as the class ids of the training split."""
     _refuse_missing(rows, column, "the evaluation split")
     unknown = sorted({str(label) for label in rows.unique(column)} - set(classes.names))
     if unknown:
         raise ValueError(
-            f"the evaluation split has the label {unknown[0]!r}, and the training split only {classes.names[:8]}: "
-            "hold out rows of train_split (--hold_out), or leave such rows out"
+            f"the evaluation split has the label {unknown[0]!r}, but the training split only {classes.names[:8]}: "
+            "hold out rows of train_split (--hold_out), or remove rows with other labels"
         )
     features = rows.features.copy()
     features[column] = classes
@@ -124,32 +125,32 @@ def _by_names(rows: Dataset, column: str, classes: ClassLabel) -> Dataset:
 def _refuse_missing(rows: Dataset, column: str, split: str) -> None:
     missing = next((i for i, label in enumerate(rows[column][:]) if label is None), None)
     if missing is not None:
-        raise ValueError(f"row {missing} of {split} has no label: leave such rows out")
+        raise ValueError(f"row {missing} of {split} has no label: remove rows without labels")
 
 
 def _check_ids(rows: Dataset, column: str, split: str, classes: int | None) -> int:
-    """The number of classes; what is not known is the training split's largest label."""
+    """The number of classes; if not known, the largest label plus 1."""
     _refuse_missing(rows, column, split)
     labels = np.asarray(rows.with_format("numpy")[column][:])
     if len(labels) == 0:
-        raise ValueError(f"{split} has no rows")
+        raise ValueError(f"{split} has no rows: pass another split")
     known = int(labels.max()) + 1 if classes is None else classes
     wrong = np.flatnonzero((labels < 0) | (labels >= known))
     if len(wrong):
         raise ValueError(
-            f"row {wrong[0]} of {split} has label {labels[wrong[0]]}, and there are {known} classes, from 0 on: -1 "
-            "stands for a hidden label, so choose a split with labels (--eval_split), or leave such rows out"
+            f"row {wrong[0]} of {split} has the label {labels[wrong[0]]}, but there are {known} classes, numbered "
+            "from 0 (-1 is a hidden label): choose a split with labels (--eval_split), or remove such rows"
         )
     absent = sorted(set(range(known)) - set(labels.tolist()))
     if absent:
-        logger.warning("No row of %s has the classes %s", split, absent[:8])
+        logger.warning("%s has no rows of the classes %s", split, absent[:8])
     return known
 
 
 def tokenize_labelled(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """`text`, perhaps `pair`, and `labels` -> the tokenizer's columns (each [L]), `labels`, `length` and `index`.
+    """`text`, optionally `pair`, and `labels` -> the tokenizer's columns (each [L]), `labels`, `length` and `index`.
 
-    Longer rows lose their end, or that of the longer text of a pair; how many is said in the log.
+    Longer rows are truncated at the end, pairs at the end of the longer text; their number is logged.
     """
     pair = "pair" in rows.column_names
     check_length(tokenizer, max_length, tokenizer.num_special_tokens_to_add(pair))
@@ -161,7 +162,7 @@ def tokenize_labelled(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_len
         desc="Tokenising",
     )
     cut = int(sum(tokens["cut"][:]))
-    logger.info("%d rows tokenised, of which %d are cut at max_length=%d", len(tokens), cut, max_length)
+    logger.info("%d rows tokenised, of which %d are truncated at max_length=%d", len(tokens), cut, max_length)
     return tokens.remove_columns("cut").add_column("index", np.arange(len(tokens)))
 
 

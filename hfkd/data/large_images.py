@@ -1,4 +1,4 @@
-"""Images too many or too large to keep decoded: each is decoded when its turn comes, cropped at random, or streamed.
+"""Datasets that are too large to keep decoded: images are decoded in the data loader, or streamed.
 
 B rows, H height, W width.
 """
@@ -21,15 +21,15 @@ from hfkd.data.transforms import view_ids
 from hfkd.utils.slots import positive
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CENTRE = 0.875  # share of the resized image that evaluation looks at: 224 of 256
+CENTRE = 0.875  # share of the resized image in the centre crop of evaluation: 224 of 256
 
 
 @dataclass
 class LargeImageTransform(ImageEpochTransform):
-    """ImageNet's views: RandomResizedCrop and flip to train; resize to H / 0.875 and centre crop to evaluate.
+    """ImageNet's augmentation: RandomResizedCrop and flip; in evaluation resize to H / 0.875 and centre crop.
 
-    torchvision's transforms on each picture, drawing from (seed, epoch, index) alone. Reads the columns `image`,
-    `labels` and `index`; `view` is -1, for these views cannot be numbered, and without augmentation 0, the only one.
+    torchvision's transforms are applied to each image, as a function of (seed, epoch, index). Reads the columns
+    `image`, `labels` and `index`; `view` is -1, because these views cannot be numbered, or 0 without augmentation.
     """
 
     size: int = 224
@@ -87,9 +87,9 @@ def load_large_images(
     name: str | None = None,
     streaming: bool = False,
 ) -> tuple[Any, Any]:
-    """Train and test split with the columns `image` (encoded), `labels` and, unless they stream, `index`.
+    """Train and test split with the columns `image` (encoded), `labels` and, unless streamed, `index`.
 
-    Any Hub id or folder; errors are those of `load_images`, but a broken picture shows when its turn comes.
+    Takes any Hub id or folder. Raises the ValueErrors of `load_images`, but for a broken image only when it is decoded.
     """
     loaded = load_splits(name_or_path, name, streaming)
     return tuple(
@@ -100,7 +100,7 @@ def load_large_images(
 
 def _columns(rows: Any, image_column: str | None, label_column: str | None) -> Any:
     if rows.features is None:
-        raise ValueError("this stream does not say what its columns hold: load it without streaming")
+        raise ValueError("this stream has no information about its columns: load the data without streaming")
     image_column = find_column(rows, image_column, IMAGE_COLUMNS, "image_column")
     label_column = find_column(rows, label_column, LABEL_COLUMNS, "label_column")
     check_labels(rows.features[label_column], label_column)
@@ -108,6 +108,6 @@ def _columns(rows: Any, image_column: str | None, label_column: str | None) -> A
     rows = rows.rename_columns(
         {old: new for old, new in ((image_column, "image"), (label_column, "labels")) if old != new}
     )
-    if isinstance(rows.features["image"], ImageFeature):  # the transform decodes, so that an error can name the row
+    if isinstance(rows.features["image"], ImageFeature):  # decoded by the transform, so that an error can name the row
         rows = rows.cast_column("image", ImageFeature(decode=False))
     return rows.add_column("index", np.arange(len(rows))) if isinstance(rows, Dataset) else rows

@@ -1,4 +1,4 @@
-"""Long-tailed training sets: the imbalance that a balanced benchmark lacks, made by leaving images out.
+"""Long-tailed training sets, made from balanced ones by leaving images out.
 
 N images, C classes.
 """
@@ -13,24 +13,25 @@ def class_counts(largest: int, classes: int, imbalance_factor: float) -> list[in
     """n_c = int(n_max f^(c / (C - 1))) for class ids c = 0 .. C - 1: from n_max down to n_max f."""
     if not 0 < imbalance_factor <= 1:
         raise ValueError(
-            f"imbalance_factor={imbalance_factor} must be in (0, 1]: the smallest class's size over the largest's"
+            f"imbalance_factor={imbalance_factor} must be in (0, 1], as it is the size of the smallest class divided "
+            "by that of the largest"
         )
     counts = [int(largest * imbalance_factor ** (c / max(classes - 1, 1))) for c in range(classes)]
     if counts[-1] < 1:
         raise ValueError(
-            f"imbalance_factor={imbalance_factor} leaves no image of {largest} in the last class: raise it above "
+            f"imbalance_factor={imbalance_factor} leaves none of {largest} images in the last class: set it above "
             f"{1 / largest:g}"
         )
     return counts
 
 
 def long_tail(dataset: Dataset, imbalance_factor: float = 0.5, seed: int = 0) -> Dataset:
-    """CIFAR-100-LT and its like (Cui et al., CVPR 2019; Cao et al., LDAM, NeurIPS 2019): `class_counts` by class id.
+    """CIFAR-100-LT and similar sets (Cui et al., CVPR 2019; Cao et al., LDAM, NeurIPS 2019), by `class_counts`.
 
     n_max = N // C: 500 on CIFAR-100, so that f = 0.5 keeps 36,029 images, 0.1 19,573, 0.02 12,608 and 0.01 10,847.
-    Which images stay is drawn from `seed`; they stay in the data set's order, with their `index`, so an image has the
-    views it has in the whole set. LDAM's own draw differs, the counts do not. The test set stays balanced.
-    Raises ValueError for a factor outside (0, 1], and for a class with fewer images than it should keep.
+    The images are selected at random by `seed`; they keep their order and their `index`, so that an image has the same
+    views as in the full dataset. LDAM's selection differs, but not its counts. The test set stays balanced. Raises
+    ValueError for a factor outside (0, 1], and for a class with fewer images than it should keep.
     """
     labels = np.asarray(dataset.with_format("numpy")["labels"][:])
     classes = num_labels(dataset)
@@ -40,8 +41,6 @@ def long_tail(dataset: Dataset, imbalance_factor: float = 0.5, seed: int = 0) ->
     for label, count in enumerate(counts):
         rows = np.flatnonzero(labels == label)
         if len(rows) < count:
-            raise ValueError(
-                f"class {label} has {len(rows)} images and should keep {count}: long_tail starts from a balanced set"
-            )
+            raise ValueError(f"class {label} has {len(rows)} images but should keep {count}: pass a balanced dataset")
         kept.append(generator.permutation(rows)[:count])
     return dataset.select(np.sort(np.concatenate(kept)))

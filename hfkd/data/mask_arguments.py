@@ -1,4 +1,4 @@
-"""The flags that name a data set of images and masks, and the two splits they give."""
+"""The flags that define a dataset of images with masks, and its two splits."""
 
 import os
 from dataclasses import dataclass, field
@@ -14,12 +14,14 @@ NAMES_FILE = "id2label.json"
 
 @dataclass
 class MaskDataArguments:
-    """Training and evaluation images with masks: any data set with a column of each."""
+    """Training and evaluation images with masks: any dataset with a column of each."""
 
     dataset_name: str = field(
         default="camvid", metadata={"help": "Hub id or local folder with a column of images and one of masks."}
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set, if it has any."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the dataset, if it has several."}
+    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     test_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; unset: test or validation."})
     image_column: str | None = field(default=None, metadata={"help": "Column of the images; unset: found by its name."})
@@ -29,18 +31,18 @@ class MaskDataArguments:
     id2label: str | None = field(
         default=None,
         metadata={
-            "help": f'JSON file of the class names, {{"0": "sky", ...}}; unset: {NAMES_FILE} of the data folder.'
+            "help": f'JSON file with the class names, {{"0": "sky", ...}}; unset: {NAMES_FILE} of the data folder.'
         },
     )
-    num_labels: int | None = field(default=None, metadata={"help": "How many classes, where nothing names them."})
+    num_labels: int | None = field(default=None, metadata={"help": "Number of classes, if no file has their names."})
     palette: str | None = field(
-        default=None, metadata={"help": 'For masks in colour: a JSON file, {"128,0,0": 0, "0,0,0": 255, ...}.'}
+        default=None, metadata={"help": 'For colour masks: a JSON file, {"128,0,0": 0, "0,0,0": 255, ...}.'}
     )
     reduce_labels: bool = field(
-        default=False, metadata={"help": "Class 0 stands for none, and the others count from 1, as in ADE20K."}
+        default=False, metadata={"help": "Class 0 means unlabelled, and the other classes start at 1, as in ADE20K."}
     )
     image_size: list[int] = field(
-        default_factory=lambda: [180, 240], metadata={"help": "Height and width that networks see."}
+        default_factory=lambda: [180, 240], metadata={"help": "Height and width of the networks' input."}
     )
     image_mean: list[float] = field(
         default_factory=lambda: list(IMAGENET_MEAN), metadata={"help": "Mean of each channel, of pixels from 0 to 1."}
@@ -48,9 +50,13 @@ class MaskDataArguments:
     image_std: list[float] = field(
         default_factory=lambda: list(IMAGENET_STD), metadata={"help": "Standard deviation of each channel."}
     )
-    min_scale: float = field(default=0.5, metadata={"help": "Training images are scaled by this at least."})
-    max_scale: float = field(default=2.0, metadata={"help": "And by this at most, before they are cut to image_size."})
-    flip: bool = field(default=True, metadata={"help": "Mirror half of the training images, and their masks."})
+    min_scale: float = field(default=0.5, metadata={"help": "Smallest random scale of training images."})
+    max_scale: float = field(
+        default=2.0, metadata={"help": "Largest random scale of training images, before the crop to image_size."}
+    )
+    flip: bool = field(
+        default=True, metadata={"help": "Flip half of the training images horizontally, with their masks."}
+    )
     max_train_images: int | None = field(default=None, metadata={"help": "Use the first images only, for a quick try."})
     max_test_images: int | None = field(default=None, metadata={"help": "Evaluate on the first images only."})
 
@@ -61,12 +67,14 @@ class MaskDataArguments:
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
-        """The class names of `id2label`, or of the file beside the data. ValueError for another number of them."""
+        """The class names in `id2label`, or the file in the data folder. Raises ValueError if num_labels differs."""
         beside = Path(self.dataset_name).expanduser() / NAMES_FILE
         path = self.id2label or (os.fspath(beside) if beside.is_file() else None)
         names = None if path is None else read_label_names(path)
         if names is not None and self.num_labels not in (None, len(names)):
-            raise ValueError(f"{path} names {len(names)} classes, and num_labels={self.num_labels}: leave one out")
+            raise ValueError(
+                f"{path} names {len(names)} classes, but num_labels={self.num_labels}: leave one of them out"
+            )
         return names
 
     @property
@@ -74,13 +82,13 @@ class MaskDataArguments:
         names = self.label_names
         if names is None and self.num_labels is None:
             raise ValueError(
-                f"nothing says which classes the masks of {self.dataset_name} have: pass --id2label with a JSON file "
-                "of their names, or --num_labels"
+                f"the classes of the masks of {self.dataset_name} are not known: pass --id2label with a JSON file of "
+                "their names, or --num_labels"
             )
         return len(names) if names is not None else int(self.num_labels or 0)
 
     def load(self, seed: int = 0) -> tuple[Any, Any]:
-        """The training images with their masks, augmented anew each epoch, and those to evaluate on."""
+        """The training images with their masks, with random augmentation in each epoch, and the evaluation images."""
         names = ("train_split", "test_split", "image_column", "label_column")
         train, test = load_masks(
             self.dataset_name, **{name: getattr(self, name) for name in names}, name=self.dataset_config

@@ -1,6 +1,6 @@
-"""Masked tokens that are the same on any number of ranks and after a resume.
+"""Token masking that is the same on any number of ranks and after resuming.
 
-B rows, L tokens of each.
+B rows, L tokens in a row.
 """
 
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ from hfkd.data.transforms import view_ids
 
 @dataclass
 class TokenMasking(EpochTransform):
-    """Rows of tokens -> `input_ids`, of which some are masked, and their `labels`, -100 elsewhere (each [L]); `index`.
+    """Rows of tokens -> `input_ids` with masked tokens, `labels` with -100 for the others (each [L]), and `index`.
 
-    BERT's rule, as transformers' collator has it: of the chosen tokens 80 % become the mask token, 10 % any token, and
-    10 % stay. Which ones is drawn from (seed, epoch, index) alone, so each epoch has others. Special tokens are not
-    chosen: those of the column `special_tokens_mask`.
+    The rule is BERT's, as in transformers' collator: of the selected tokens 80 % become the mask token, 10 % a random
+    token, and 10 % are kept. The selection is a function of (seed, epoch, index), and differs between epochs. Special
+    tokens, from the column `special_tokens_mask`, are not selected.
     """
 
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
@@ -31,7 +31,7 @@ class TokenMasking(EpochTransform):
     def __post_init__(self) -> None:
         if self.tokenizer.mask_token is None:
             raise ValueError(
-                "the tokenizer has no mask token, which masked language modelling writes in place of tokens: set one "
+                "the tokenizer has no mask token, which masked language modelling needs: add one "
                 "(tokenizer.add_special_tokens({'mask_token': '[MASK]'}), and save it), or choose another tokenizer"
             )
         self._collator = DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=self.probability)
@@ -45,5 +45,5 @@ class TokenMasking(EpochTransform):
     def _mask(self, ids: list[int], special: list[int], seed: int) -> tuple[list[int], list[int]]:
         self._collator.generator = torch.Generator().manual_seed(seed)
         masked, labels = self._collator.torch_mask_tokens(torch.tensor([ids]), torch.tensor([special]))
-        self._collator.generator = None  # which cannot be pickled
+        self._collator.generator = None  # generators cannot be pickled
         return masked[0].tolist(), labels[0].tolist()

@@ -1,4 +1,4 @@
-"""Images with a class for each pixel: masks as PNG, arrays or colours, and views of image and mask alike.
+"""Images with segmentation masks as PNG, arrays or colours, and their augmentation.
 
 B rows, H height, W width.
 """
@@ -29,15 +29,15 @@ from hfkd.data.transforms import view_ids
 from hfkd.data.used_columns import LABELS
 from hfkd.utils.slots import positive
 
-UNLABELLED = 255  # of a pixel without a class, as transformers and torchvision have it
+UNLABELLED = 255  # the label of pixels without a class, as in transformers and torchvision
 MASK_COLUMNS = ("label", "labels", "annotation", "mask", "segmentation_mask", "semantic_class_labels")
-Palette = Mapping[tuple[int, int, int], int]  # the class of each colour, 255 for those that stand for none
+Palette = Mapping[tuple[int, int, int], int]  # the class of each colour, 255 for unlabelled
 
 
 class RandomScale(v2.Transform):
-    """Resize to `size` (height, width) times one factor, uniform between the two of `scale`.
+    """Resize to `size` (height, width) times a factor, uniform in the range `scale`.
 
-    torchvision's ScaleJitter holds heights against the width that is wanted, which is right for squares alone.
+    torchvision's ScaleJitter compares heights with the target width, which is only correct for squares.
     """
 
     def __init__(self, size: tuple[int, int], scale: tuple[float, float]) -> None:
@@ -55,13 +55,13 @@ class RandomScale(v2.Transform):
 
 @dataclass
 class MaskTransform(EpochTransform):
-    """Views of image and mask alike, by torchvision.transforms.v2, drawing from (seed, epoch, index) alone.
+    """Joint transforms of image and mask by torchvision.transforms.v2, as a function of (seed, epoch, index).
 
-    To train: resized to `size` times a random factor of `scale`, cut to `size` at random (padded with black and 255
-    where it is smaller), and mirrored. Otherwise resized to `size`; without one, as they are. Images are resized
-    bilinearly, masks to the nearest pixel. Reads `image`, `labels` and `index`; gives `pixel_values` [B, 3, H, W],
-    `labels` [B, H, W] and `index`. `label_names` are those of the classes. `reduce_labels`: class 0 stands for none,
-    and the others count from 1.
+    In training, images are resized to `size` times a random factor in `scale`, cropped to `size` at random (padded with
+    black and 255 if they are smaller), and flipped. Otherwise they are resized to `size`, or not resized without it.
+    The interpolation is bilinear for images and nearest for masks. Reads `image`, `labels` and `index`; returns
+    `pixel_values` [B, 3, H, W], `labels` [B, H, W] and `index`. `label_names` are the class names. `reduce_labels`:
+    class 0 means unlabelled, and the others start at 1.
     """
 
     size: tuple[int, int] | None = None
@@ -81,7 +81,7 @@ class MaskTransform(EpochTransform):
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"MaskTransform: scale={self.scale} must be (smallest, largest)")
         if self.augment and self.size is None:
-            raise ValueError("MaskTransform: augment=True cuts views of one size: give size=(height, width)")
+            raise ValueError("MaskTransform: augment=True needs a crop size: set size=(height, width)")
         self._views = v2.Compose(self._drawn() if self.augment else self._whole())
         self._pixels = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)])
 
@@ -106,7 +106,7 @@ class MaskTransform(EpochTransform):
         with torch.random.fork_rng(devices=[]):
             views = [self._view(*row) for row in rows]
         return {
-            "pixel_values": [image for image, _ in views],  # images of different sizes are refused by the collator
+            "pixel_values": [image for image, _ in views],  # the collator refuses images of different sizes
             "labels": [mask for _, mask in views],
             "index": batch["index"],
         }
@@ -115,8 +115,8 @@ class MaskTransform(EpochTransform):
         seen, ids = v2.functional.to_image(picture(image, row)), mask_ids(mask, row, self.palette)
         if seen.shape[-2:] != ids.shape:
             raise ValueError(
-                f"row {row} has a mask of {tuple(ids.shape)} pixels for an image of {tuple(seen.shape[-2:])}: give "
-                "each image its own mask"
+                f"row {row} has a mask of {tuple(ids.shape)} pixels for an image of {tuple(seen.shape[-2:])}: pass a "
+                "mask of the same size"
             )
         torch.default_generator.manual_seed(seed)
         reduced = _without_zero(ids) if self.reduce_labels else ids
@@ -125,26 +125,27 @@ class MaskTransform(EpochTransform):
 
 
 def _without_zero(ids: Tensor) -> Tensor:
-    """Class 0 and 255 become 255, class k becomes k - 1."""
+    """Class 0 and 255 become 255, and class k becomes k - 1."""
     none = (ids == 0) | (ids == UNLABELLED)
     return torch.where(none, UNLABELLED, ids.long() - 1)
 
 
 def mask_ids(value: Any, row: int, palette: Palette | None = None) -> Tensor:
-    """The classes [H, W] of a mask: a tensor, an array or nested lists, a picture, or an image file as `datasets` has
-    it. A picture of one channel, or with a palette of its own, holds classes; one in colour needs a `palette`.
+    """The classes [H, W] of a mask.
 
-    Raises ValueError for a mask that cannot be read, for colours without a palette, and for a colour that is not in it.
+    value: a tensor, an array or nested lists, a PIL image, or an image file as stored by `datasets`. A PIL image with
+    one channel, or with its own palette, holds class ids; a colour image needs a `palette`. Raises ValueError for a
+    mask that cannot be read, for colours without a palette, and for a colour that is not in it.
     """
     array = _array(value, row)
     if array.ndim == 3 and array.shape[-1] in (3, 4):
         return _by_colour(array[..., :3], row, palette)
     if array.ndim != 2 or array.dtype.kind not in "uib":
         raise ValueError(
-            f"the mask of row {row} has the shape {array.shape} and type {array.dtype}: give whole numbers [height, "
-            f"width], one class a pixel, {UNLABELLED} where there is none"
+            f"the mask of row {row} has the shape {array.shape} and type {array.dtype}: pass integers [height, "
+            f"width], one class per pixel, and {UNLABELLED} for unlabelled pixels"
         )
-    return torch.from_numpy(array.astype(np.uint8 if array.dtype == np.uint8 else np.int64))  # a copy, to be written to
+    return torch.from_numpy(array.astype(np.uint8 if array.dtype == np.uint8 else np.int64))  # a writable copy
 
 
 def _array(value: Any, row: int) -> np.ndarray:
@@ -157,9 +158,9 @@ def _array(value: Any, row: int) -> np.ndarray:
             value = ImageFeature().decode_example(value)
         if value is None:
             raise ValueError("there is none")
-        return np.asarray(value)  # a picture with a palette of its own: its indices
+        return np.asarray(value)  # for an image with its own palette, its indices
     except (OSError, ValueError, TypeError, KeyError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the mask of row {row} cannot be used: {error}; replace it, or leave the row out") from error
+        raise ValueError(f"the mask of row {row} cannot be used: {error}; replace it, or remove the row") from error
 
 
 def _by_colour(colours: np.ndarray, row: int, palette: Palette | None) -> Tensor:
@@ -167,21 +168,21 @@ def _by_colour(colours: np.ndarray, row: int, palette: Palette | None) -> Tensor
     shades = [tuple(map(int, colour)) for colour in found]
     if palette is None:
         raise ValueError(
-            f"the mask of row {row} is in colour, with {len(shades)} colours such as {shades[0]}: say which class each "
-            f'is (palette=, --palette: a JSON file such as {{"128,0,0": 0, "0,0,0": {UNLABELLED}}})'
+            f"the mask of row {row} is in colour, with {len(shades)} colours such as {shades[0]}: pass the class of "
+            f'each (palette=, --palette: a JSON file such as {{"128,0,0": 0, "0,0,0": {UNLABELLED}}})'
         )
     unknown = [shade for shade in shades if shade not in palette]
     if unknown:
         raise ValueError(
-            f"the mask of row {row} has the colour {unknown[0]}, which the palette does not have: add it, as "
-            f"{UNLABELLED} if it stands for no class"
+            f"the mask of row {row} has the colour {unknown[0]}, which is not in the palette: add it, with "
+            f"{UNLABELLED} if it means unlabelled"
         )
     classes = np.array([palette[shade] for shade in shades], dtype=np.int64)  # type: ignore[index]
     return torch.from_numpy(classes[place.reshape(-1)].reshape(colours.shape[:2]))
 
 
 class MaskCollator:
-    """`collate` for rows whose labels are masks: pictures, arrays or tensors, as `mask_ids` reads them.
+    """Wraps `collate` for rows whose labels are masks: PIL images, arrays or tensors, as in `mask_ids`.
 
     Raises ValueError where an image processor in it would part the images from their masks (`mask_processors`).
     """
@@ -228,7 +229,7 @@ def load_masks(
 ) -> tuple[Dataset, Dataset]:
     """Train and test split with the columns `image` and `labels` (both as stored) and `index`; see `MaskTransform`.
 
-    Any Hub id or folder. Raises ValueError for a column or split that is not there.
+    Takes any Hub id or folder. Raises ValueError for a missing column or split.
     """
     loaded = load_splits(name_or_path, name)
     train, test = pick_splits(loaded, name_or_path, train_split, test_split)
@@ -242,30 +243,32 @@ def _columns(rows: Dataset, image_column: str | None, label_column: str | None) 
     names = {image_column: "image", label_column: "labels"}
     rows = rows.rename_columns({old: new for old, new in names.items() if old != new})
     for column in names.values():
-        if isinstance(rows.features[column], ImageFeature):  # the transform decodes, so that an error can name the row
+        if isinstance(
+            rows.features[column], ImageFeature
+        ):  # decoded by the transform, so that an error can name the row
             rows = rows.cast_column(column, ImageFeature(decode=False))
     return rows.add_column("index", np.arange(len(rows)))
 
 
 def read_palette(path: str) -> Palette:
-    """The class of each colour, of a JSON file {"128,0,0": 0, ...}. Raises ValueError for anything else."""
+    """The class of each colour, from a JSON file {"128,0,0": 0, ...}. Raises ValueError for any other file."""
     try:
         given = json.loads(Path(path).read_text(encoding="utf-8"))
         found = {tuple(int(part) for part in colour.split(",")): int(number) for colour, number in given.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f'{path} is no palette ({error}): give a JSON file such as {{"128,0,0": 0}}') from error
+        raise ValueError(f'{path} is not a palette ({error}): give a JSON file such as {{"128,0,0": 0}}') from error
     if not all(len(colour) == 3 and 0 <= number <= UNLABELLED for colour, number in found.items()):
-        raise ValueError(f"{path} is no palette: colours are three numbers, classes from 0 to {UNLABELLED}")
+        raise ValueError(f"{path} is not a palette: colours must be three numbers, and classes from 0 to {UNLABELLED}")
     return found  # type: ignore[return-value]
 
 
 def read_label_names(path: str) -> tuple[str, ...]:
-    """The class names of a JSON file as the Hub has them: {"0": "sky", "1": "building", ...}, or a list."""
+    """The class names from a JSON file as on the Hub: {"0": "sky", "1": "building", ...}, or a list."""
     try:
         given = json.loads(Path(path).read_text(encoding="utf-8"))
         named = dict(enumerate(given)) if isinstance(given, list) else {int(k): v for k, v in given.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f'{path} names no classes ({error}): give a JSON file such as {{"0": "sky"}}') from error
     if sorted(named) != list(range(len(named))) or len(named) < 2:
-        raise ValueError(f"{path} numbers its classes {sorted(named)[:8]}: they must be 0, 1, 2, ...")
+        raise ValueError(f"{path} has the class ids {sorted(named)[:8]}: they must be 0, 1, 2, ...")
     return tuple(str(named[k]) for k in range(len(named)))

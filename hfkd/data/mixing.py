@@ -1,7 +1,7 @@
-"""CutMix and MixUp of given pairs of images, each pair with its own box or share.
+"""CutMix and MixUp of given pairs of images, with a separate box or share for each pair.
 
-B images, H height, W width. torchvision's transforms of these names draw one share and one box a batch from the global
-generator, so that a row would depend on the batch it is in; here whoever calls says what each row gets.
+B images, H height, W width. torchvision's transforms of these names draw one share and one box per batch from the
+global generator, so that a row would depend on its batch; here the caller passes a generator for each row.
 """
 
 from typing import Literal
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 Mix = Literal["cutmix", "mixup"]
-ALPHAS: dict[str, float] = {"cutmix": 1.0, "mixup": 0.2}  # lambda ~ Beta(alpha, alpha), as HE-DA sets them
+ALPHAS: dict[str, float] = {"cutmix": 1.0, "mixup": 0.2}  # lambda ~ Beta(alpha, alpha), as in HE-DA
 
 
 def mix_images(mix: Mix, images: Tensor, partners: Tensor, draws: list[np.random.Generator]) -> tuple[Tensor, Tensor]:
-    """Each image [B, ..., H, W] mixed with its partner, and the share [B] of the image itself in the result.
+    """Mix each image [B, ..., H, W] with its partner; also returns the share [B] of the image in the result.
 
-    Row b draws lambda, and for CutMix its box, from `draws[b]`. One generator given B times mixes every row anew; a
-    batch that shares lambda and box calls `cutmix` or `mixup` with repeated ones.
+    Row b draws lambda, and for CutMix its box, from `draws[b]`; the same generator may be passed for all rows. For a
+    common lambda and box, call `cutmix` or `mixup` with repeated values.
     """
     alpha = ALPHAS[mix]
     shares = [float(draw.beta(alpha, alpha)) for draw in draws]
@@ -34,9 +34,9 @@ def mix_images(mix: Mix, images: Tensor, partners: Tensor, draws: list[np.random
 
 
 def box(share: float, row: int, column: int, height: int, width: int) -> tuple[int, int, int, int]:
-    """CutMix's box (Yun et al., ICCV 2019, Eq. 2): (top, bottom, left, right), centred at a pixel, cut off at the edge.
+    """CutMix's box (Yun et al., ICCV 2019, Eq. 2): (top, bottom, left, right) around a pixel, clipped at the edges.
 
-    Its sides are floor(H sqrt(1 - lambda)) and floor(W sqrt(1 - lambda)) before that.
+    Its sides before clipping are floor(H sqrt(1 - lambda)) and floor(W sqrt(1 - lambda)).
     """
     side = (1 - share) ** 0.5
     tall, wide = int(height * side), int(width * side)
@@ -45,7 +45,7 @@ def box(share: float, row: int, column: int, height: int, width: int) -> tuple[i
 
 
 def cutmix(images: Tensor, partners: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Paste each partner's box [B, 4] into the image; the second result is the share [B] of pixels left, exactly."""
+    """Paste each partner's box [B, 4] into the image; also returns the exact share [B] of the remaining pixels."""
     height, width = images.shape[-2:]
     top, bottom, left, right = boxes[:, :, None].unbind(1)  # [B, 1] each
     rows, columns = torch.arange(height, device=boxes.device), torch.arange(width, device=boxes.device)

@@ -1,4 +1,4 @@
-"""Tokenised documents -> rows that hold several of them, with little padding. L tokens of a row."""
+"""Packing of tokenised documents into rows with little padding. L tokens in a row."""
 
 import logging
 from bisect import bisect_left, insort
@@ -10,42 +10,40 @@ from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
-PACKED = ("input_ids", "labels")  # what is put end to end
+PACKED = ("input_ids", "labels")  # columns that are concatenated
 IMAGES = ("pixel_values", "image", "video")  # as processors of transformers name their inputs
 
 
 def pack_rows(rows: Dataset, max_length: int) -> Dataset:
     """Rows of `input_ids` and `labels` -> `input_ids`, `labels`, `seq_lengths`, `length`, `index`, of up to L tokens.
 
-    `seq_lengths` are the tokens of each document of a row; by them the collator starts the positions anew, so that
-    documents do not see each other, nothing predicts another document's first token, and each document is a sample:
-    the loss of an optimizer step is that of the same documents in rows of their own. Documents are never cut. They are
-    placed best fit, the longest first, and the rows depend on their lengths alone.
-    Raises ValueError where a document is longer than `max_length`, columns are missing, and for rows that have padding
-    or several documents already.
+    `seq_lengths` are the lengths of the documents in a row. From them the collator restarts the positions, so that
+    documents do not attend to each other, the first token of a document is not predicted, and each document is a
+    sample: the loss of an optimizer step is the same as for unpacked documents. Documents are never truncated. They are
+    placed by best fit, the longest first, and the rows depend only on their lengths. Raises ValueError where a document
+    is longer than `max_length`, columns are missing, and for rows that have padding or several documents already.
     """
     if missing := [name for name in PACKED if name not in rows.column_names]:
         raise ValueError(
-            f"rows to be packed have no {' and no '.join(missing)}: they have {sorted(rows.column_names)}; tokenise "
-            "them with hfkd.data.text.tokenize_dataset first"
+            f"rows to pack have no {' and no '.join(missing)} but {sorted(rows.column_names)}: tokenise them with "
+            "hfkd.data.text.tokenize_dataset first"
         )
     if "teacher_input_ids" in rows.column_names:
         raise ValueError(
-            "the rows have teacher_input_ids, of a teacher with a tokenizer of its own, and packed rows have the "
-            "student's tokens alone: give the trainer the rows as they are, or use a student with the teacher's "
-            "tokenizer"
+            "the rows have teacher_input_ids of a teacher with another tokenizer, but packed rows have the student's "
+            "tokens only: do not pack, or use a student with the teacher's tokenizer"
         )
     if found := sorted(name for name in rows.column_names if name.startswith(IMAGES)):
         raise ValueError(
-            f"the rows have {found}, of images beside their texts, which packed rows do not keep: train on the rows as "
-            "they are, or remove these columns if the texts are to be learned without images"
+            f"the rows have images in {found}, which packed rows do not keep: do not pack, or remove these columns to "
+            "train on the texts only"
         )
     _refuse_padded_or_packed(rows)
     lengths = [len(ids) for ids in rows["input_ids"]]
     if max(lengths, default=0) > max_length:
         raise ValueError(
-            f"row {int(np.argmax(lengths))} has {max(lengths)} tokens, and rows are packed to {max_length}: documents "
-            "are not cut; tokenise them with that max_length, or raise it"
+            f"row {int(np.argmax(lengths))} has {max(lengths)} tokens, but rows are packed to {max_length}, and "
+            "documents are not truncated: tokenise them with this max_length, or increase it"
         )
     bins = best_fit(lengths, max_length)
     packed = Dataset.from_generator(_joined, gen_kwargs={"rows": rows.select_columns(list(PACKED)), "bins": [bins]})
@@ -63,7 +61,7 @@ def pack_rows(rows: Dataset, max_length: int) -> Dataset:
 
 
 def _refuse_padded_or_packed(rows: Dataset) -> None:
-    """Raise ValueError for a row with more in it than one document's tokens: joined to others nothing would tell."""
+    """Raise ValueError for rows with padding or several documents, which packing would not preserve."""
     found = {
         "attention_mask": ("an attention_mask with 0, which packed rows do not have", lambda mask: not all(mask)),
         "position_ids": ("position_ids that start again", lambda places: bool((np.diff(places) <= 0).any())),
@@ -75,19 +73,19 @@ def _refuse_padded_or_packed(rows: Dataset) -> None:
         number = next((i for i, values in enumerate(rows[name]) if values is not None and wrong(values)), None)
         if number is not None:
             raise ValueError(
-                f"row {number} has {what}: its padding would be learned, or its documents become one; give pack_rows "
-                "each document in a row of its own, without padding"
+                f"row {number} has {what}: padding would be learned, and several documents joined to one: pass each "
+                "document in a separate row, without padding"
             )
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Which documents share a row: each, the longest first, goes where it leaves the least room; numbers of documents.
+    """Assign documents to rows by best fit, the longest first; returns the indices of the documents in each row.
 
-    None may be longer than `capacity`.
+    No document may be longer than `capacity`.
     """
     bins: list[list[int]] = []
-    with_room: dict[int, list[int]] = {}  # so many tokens left: those rows
-    rooms: list[int] = []  # the keys that have a row, ascending
+    with_room: dict[int, list[int]] = {}  # free tokens -> rows
+    rooms: list[int] = []  # the keys with at least one row, ascending
     for number in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         at = bisect_left(rooms, lengths[number])
         if at == len(rooms):
@@ -107,7 +105,7 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def _joined(rows: Dataset, bins: list[list[list[int]]]) -> Iterator[dict[str, Any]]:
-    """`bins` in a list of its own: `datasets` would share out a list among its processes."""
+    """`bins` is in a nested list, because `datasets` would distribute a list among its processes."""
     for index, numbers in enumerate(bins[0]):
         documents = rows[numbers]
         row = {name: [token for one in documents[name] for token in one] for name in PACKED}

@@ -27,7 +27,7 @@ class PlainTexts(NamedTuple):
 
 @dataclass
 class PlainTextArguments(TextSetArguments):
-    """Columns of the text, and how it becomes rows (`masked_lm.py`)."""
+    """The columns of the text, and how it is split into rows (`masked_lm.py`)."""
 
     text_columns: list[str] | None = field(
         default=None,
@@ -35,9 +35,11 @@ class PlainTextArguments(TextSetArguments):
     )
     line_by_line: bool = field(
         default=False,
-        metadata={"help": "A row for each text, cut at max_length, instead of all texts one after the other."},
+        metadata={"help": "Make one row of each text, truncated at max_length, instead of concatenating all texts."},
     )
-    mask_probability: float = field(default=0.15, metadata={"help": "Share of the tokens that are to be predicted."})
+    mask_probability: float = field(
+        default=0.15, metadata={"help": "Share of the tokens that are selected for prediction."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,7 +47,7 @@ class PlainTextArguments(TextSetArguments):
             raise ValueError(f"mask_probability={self.mask_probability} must be above 0 and at most 1")
 
     def read(self) -> PlainTexts:
-        """Both splits. ValueError for columns that are not there, and for rows without text."""
+        """Both splits. Raises ValueError for missing columns, and for rows without text."""
         train, scored = self.splits()
         columns = self.text_columns or self._text_columns(train)
         logger.info("Texts: %s", ", ".join(map(repr, columns)))
@@ -55,8 +57,8 @@ class PlainTextArguments(TextSetArguments):
         return PlainTexts(train, scored)
 
     def tokens(self, texts: PlainTexts, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> tuple[Dataset, Dataset]:
-        """Both splits as rows of tokens, masked by `seed`: other tokens in each epoch, and always the same to score."""
-        masking = TokenMasking(tokenizer, self.mask_probability, seed)  # says first that there is no mask token
+        """Both splits as rows of tokens, masked at random in each epoch by `seed`; fixed masks for evaluation."""
+        masking = TokenMasking(tokenizer, self.mask_probability, seed)  # first, as it raises if there is no mask token
         train, scored = (tokenize_plain(rows, tokenizer, self.max_length, self.line_by_line) for rows in texts)
         return train.with_transform(masking), scored.with_transform(masking.at_epoch(0))
 
@@ -65,7 +67,7 @@ class PlainTextArguments(TextSetArguments):
         texts = text_columns_of(rows)
         if "text" not in texts and len(texts) != 1:
             raise ValueError(
-                f"which columns hold the text? {texts} hold text, and none is called text: pass --text_columns"
+                f"the columns of the text are ambiguous: {texts} hold text, but none is named text; pass --text_columns"
             )
         return ["text"] if "text" in texts else texts
 
@@ -83,8 +85,8 @@ def tokenize_plain(
 ) -> Dataset:
     """`text` -> `input_ids` and `special_tokens_mask` (both [L]), `length` and `index`.
 
-    The texts stand one after the other, each with the tokenizer's special tokens, cut into rows of `max_length`; what
-    is left at the end of a thousand texts is dropped. `line_by_line` makes a row of each text that is not empty.
+    The texts are concatenated, each with the tokenizer's special tokens, and split into rows of `max_length`; the rest
+    of each thousand texts is dropped. `line_by_line` makes one row of each text that is not empty.
     """
     check_length(tokenizer, max_length, tokenizer.num_special_tokens_to_add())
     tokens = rows.map(
@@ -96,9 +98,10 @@ def tokenize_plain(
     )
     if len(tokens) == 0:
         raise ValueError(
-            f"the {len(rows)} texts give no row of max_length={max_length} tokens: lower it, or pass --line_by_line"
+            f"the {len(rows)} texts are too short for a row of max_length={max_length} tokens: lower it, or pass "
+            "--line_by_line"
         )
-    logger.info("%d texts are %d rows of up to %d tokens", len(rows), len(tokens), max_length)
+    logger.info("%d texts were tokenised to %d rows of up to %d tokens", len(rows), len(tokens), max_length)
     return tokens.add_column("index", np.arange(len(tokens)))
 
 

@@ -1,4 +1,4 @@
-"""The prompts of an instruction data set, for a network that answers them: as text and as tokens."""
+"""The prompts of an instruction dataset, as text and as tokens, for generation."""
 
 import logging
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ QUESTIONS = ("prompt", "instruction")
 
 @dataclass(frozen=True)
 class Prompts:
-    """`ids[i]` are the tokens of `texts[i]`, the prompt of row `rows[i]` of the data set. dropped: those too long."""
+    """`ids[i]` are the tokens of `texts[i]`, the prompt of row `rows[i]`. dropped: the number of long prompts."""
 
     texts: list[str]
     ids: list[list[int]]
@@ -30,24 +30,24 @@ class Prompts:
 def read_prompts(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int = 256, chat_template: bool = False
 ) -> Prompts:
-    """The prompts that `tokenize_dataset` would train on: the same texts, the same tokens, long ones dropped.
+    """The prompts as in `tokenize_dataset`: the same texts and tokens, with long prompts dropped.
 
     Rows need no responses: a column `prompt` or `instruction` is enough. Raises ValueError for other columns, for a
-    prompt without a token, and where every prompt is too long.
+    prompt without tokens, and if all prompts are too long.
     """
     texts = to_prompt_response(_with_responses(dataset), tokenizer, chat_template)["prompt"][:]
     ids = encode_texts(texts, tokenizer, add_special_tokens=not chat_template)
     empty = next((row for row, tokens in enumerate(ids) if not tokens), None)
     if empty is not None:
         raise ValueError(
-            f"row {empty} has no prompt that a response could be written after ({texts[empty]!r}): give rows with a "
-            f"column of {' or '.join(QUESTIONS)}, or leave that row out"
+            f"row {empty} has an empty prompt ({texts[empty]!r}), after which no response can be generated: pass rows "
+            f"with a column {' or '.join(QUESTIONS)}, or remove this row"
         )
     kept = [row for row, tokens in enumerate(ids) if len(tokens) <= max_prompt_length]
     if not kept:
         raise ValueError(
-            f"each of the {len(ids)} prompts has more than max_prompt_length={max_prompt_length} tokens (the shortest "
-            f"{min(map(len, ids), default=0)}): raise max_prompt_length"
+            f"all {len(ids)} prompts have more than max_prompt_length={max_prompt_length} tokens (the shortest has "
+            f"{min(map(len, ids), default=0)}): increase max_prompt_length"
         )
     dropped = len(ids) - len(kept)
     if dropped:
@@ -56,7 +56,7 @@ def read_prompts(
 
 
 def _with_responses(dataset: Dataset) -> Dataset:
-    """Rows of questions alone get empty answers, so that they are read as all others are."""
+    """Add empty responses to rows without any, so that they are read like all others."""
     accepted = any(set(names) <= set(dataset.column_names) for names in ACCEPTED)
     if accepted or not set(QUESTIONS) & set(dataset.column_names):
         return dataset

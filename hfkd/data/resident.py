@@ -1,4 +1,4 @@
-"""Small image data sets held whole as tensors, so that a batch costs a few tensor operations and no Python an image.
+"""Small image datasets held as tensors, so that a batch needs a few tensor operations and no Python code per image.
 
 N images, B rows of a batch, H height, W width.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from hfkd.data.transforms import ImageTransform, unpack_pixels
 from hfkd.utils.devices import OnHost, send
 
-LARGEST = 1 << 30  # bytes of pixels that are held unless somebody asks for more
+LARGEST = 1 << 30  # default limit in bytes of pixels
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class HostRows(OnHost):
 class ResidentImages(Dataset):
     """A dataset of `load_images` whose pixels, labels and indices are also tensors, on any device (`move`).
 
-    With an `ImageTransform`, a DataLoader gets from it whole batches, on that device: the same images, views and order,
-    bit for bit, as from the dataset itself; from a GPU they bring their `HostRows` as `host_rows`. The collator has to
-    pass a batch on, as `ImageCollator` does. Whatever is derived from it by `datasets` (select, map, another transform)
-    is or acts as a plain dataset.
+    With an `ImageTransform`, a DataLoader gets whole batches from it, on that device: images, views and order are the
+    same, bit for bit, as from the dataset itself; batches on a GPU have their `HostRows` as `host_rows`. The collator
+    must return such a batch unchanged, as `ImageCollator` does. Datasets that are derived from it (select, map, another
+    transform) behave like plain datasets.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -39,10 +39,10 @@ class ResidentImages(Dataset):
         self.set_format(style["type"], style["columns"], style["output_all_columns"], **style["format_kwargs"])
         self._tensors = _Tensors(
             self
-        )  # not of `dataset`: Dataset gives the table other metadata, and so another identity
+        )  # from self, not from `dataset`, because Dataset creates a new table object with other metadata
 
     def move(self, device: torch.device) -> None:
-        """Hold the tensors on `device`: batches are made there. Needs a DataLoader without workers, unless the CPU."""
+        """Move the tensors to `device`, where batches are then made; on a GPU only for a DataLoader without workers."""
         self._tensors.move(device)
 
     def __getitems__(self, keys: list[int]) -> Any:
@@ -65,7 +65,7 @@ class _Tensors:
         self._views: dict[str, tuple[Any, Tensor]] = {}
 
     def are_of(self, dataset: Dataset) -> bool:
-        """Whether the dataset still has the rows and columns these tensors were made of."""
+        """Whether the dataset still has the rows and columns from which these tensors were made."""
         return all(mine is its for mine, its in zip(self._source, _tables(dataset), strict=True))
 
     def move(self, device: torch.device) -> None:
@@ -85,7 +85,7 @@ class _Tensors:
         return made
 
     def _views_of_all(self, transform: ImageTransform, index: Tensor) -> Tensor:
-        """Every image's view [N] of the epoch: thirty small operations once an epoch instead of once a batch."""
+        """The view of every image [N] in the epoch, computed once per epoch instead of in each batch."""
         of = repr(transform), int(transform.epoch)
         known = self._views.get(index.device.type)
         if known is None or known[0] != of:
@@ -97,11 +97,11 @@ class _Tensors:
 
 
 def _tables(dataset: Dataset) -> tuple[Any, Any]:
-    """The Arrow tables of rows and of their order: immutable, so the same table is the same content."""
+    """The Arrow tables of rows and of their order. They are immutable, so that the same table has the same content."""
     return dataset.data.table, None if dataset._indices is None else dataset._indices.table
 
 
 def resident(dataset: Dataset, largest: int = LARGEST) -> Dataset:
-    """`dataset` as `ResidentImages` when its pixels take at most `largest` bytes, else itself."""
+    """`dataset` as `ResidentImages` if its pixels take at most `largest` bytes, otherwise unchanged."""
     size = len(dataset) * len(dataset.with_format(None)[0]["pixels"])
     return ResidentImages(dataset) if size <= largest else dataset

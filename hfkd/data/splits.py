@@ -1,4 +1,4 @@
-"""Which files of a local folder are which split: said by the folders at its top alone, not by words further down."""
+"""The splits of a local folder, from the names of its top-level folders only."""
 
 import logging
 import os
@@ -19,9 +19,9 @@ NOT_DATA = re.compile(r"(readme|licen[cs]e).*|.*\.(md|ya?ml|py)", re.IGNORECASE)
 
 
 def load_splits(name_or_path: str, name: str | None = None, streaming: bool = False) -> Any:
-    """All splits of a Hub id, as `datasets` gives them, or of a local folder, as its folders say (`split_files`).
+    """All splits of a Hub id, as in `datasets`, or of a local folder, by the names of its folders (`split_files`).
 
-    ValueError for a folder without data, and for files that would be in two splits.
+    Raises ValueError for a folder without data, and for files that would be in two splits.
     """
     path = Path(name_or_path).expanduser()
     try:
@@ -33,28 +33,26 @@ def load_splits(name_or_path: str, name: str | None = None, streaming: bool = Fa
             refuse_shared_files(path, name)
         return datasets.load_dataset(str(base), name, data_files=files, streaming=streaming)
     except (EmptyDatasetError, DataFilesNotFoundError) as error:
-        raise ValueError(
-            f"{name_or_path} holds no data that can be read: give the folder that has the files"
-        ) from error
-    except FileNotFoundError as error:  # what comes before the "::"
+        raise ValueError(f"{name_or_path} has no readable data: pass the folder with the files") from error
+    except FileNotFoundError as error:  # the part of the name before "::"
         if error.filename is None:
-            raise ValueError(f"{name_or_path} cannot be read: {error}; give a Hub id, a folder or a file") from error
+            raise ValueError(f"{name_or_path} cannot be read: {error}; pass a Hub id, a folder or a file") from error
         raise ValueError(
-            f"{name_or_path} cannot be read: there is no {error.filename}; `datasets` takes a name with '::' for a "
-            "file in an archive, so rename files and folders that have it"
+            f"{name_or_path} cannot be read: {error.filename} does not exist. `datasets` reads a name with '::' as a "
+            "file in an archive: rename files and folders with '::' in their name"
         ) from error
-    except RuntimeError as error:  # a program that makes the data, which is never run
-        raise ValueError(f"{name_or_path} cannot be read: {error}; give a data set stored as files") from error
+    except RuntimeError as error:  # a loading script, which is never run
+        raise ValueError(f"{name_or_path} cannot be read: {error}; pass a dataset that is stored as files") from error
 
 
 def split_files(folder: Path, name: str | None = None) -> tuple[Path, dict[str, list[str]] | None]:
-    """Where the data of `folder` are, and each split's files as patterns for `datasets`; None: left to `datasets`.
+    """The data folder in `folder`, and the files of each split as patterns for `datasets` (None: left to `datasets`).
 
-    Left to it are files without such folders, and a folder whose card names the files of its configurations (`name`).
-
-    Folders called train, val, test, ... (`datasets`' own words, in any case, with numbers: val2017) are the splits, at
-    the top or below the only folder there. Class folders without such folders above them are all for training.
-    `datasets` itself looks for those words anywhere in a path, and so takes a class "test-tube" for test images.
+    Folders named train, val, test, ... (the keywords of `datasets`, in upper or lower case, with numbers: val2017) are
+    the splits, at the top level or below a single folder. Class folders that are not below such folders are all for
+    training. Files without such folders, and a folder whose card lists the files of its configurations (`name`), are
+    left to `datasets`. `datasets` itself searches for the keywords anywhere in a path, so that a class "test-tube"
+    would be in the test split.
     """
     if name is not None or _names_its_files(folder):
         return folder, None
@@ -69,7 +67,7 @@ def split_files(folder: Path, name: str | None = None) -> tuple[Path, dict[str, 
         if found:
             others = [top.name for top in tops if not any(f"{top.name}/**" in patterns for patterns in found.values())]
             if others:
-                logger.info("In %s the folders %s are no splits and are left out", base, others)
+                logger.info("In %s the folders %s are not splits, and are ignored", base, others)
             return base, found
         if files or not tops:
             return folder, None
@@ -79,18 +77,17 @@ def split_files(folder: Path, name: str | None = None) -> tuple[Path, dict[str, 
 
 
 def refuse_patterns(path: Path) -> None:
-    """Raise ValueError for a path that `datasets` takes for a pattern: it would find nothing, or other files too."""
+    """Raise ValueError for a path that `datasets` would read as a pattern, which would match nothing or other files."""
     real = os.path.realpath(path)
     signs = [sign for sign in ("::", "*", "?", "[") if sign in real]
     if signs:
         raise ValueError(
-            f"{real} has {signs[0]!r} in its path, which `datasets` takes for more than a name: rename that file or "
-            "folder"
+            f"{real} has {signs[0]!r} in its path, which `datasets` reads as a pattern: rename the file or folder"
         )
 
 
 def refuse_shared_files(folder: Path, name: str | None) -> None:
-    """Raise ValueError where `datasets`, left to find the splits by the names of files, puts a file into two."""
+    """Raise ValueError if `datasets`, which finds splits by file names, would put a file into two splits."""
     found: Any = datasets.load_dataset_builder(str(folder), name).config.data_files or {}
     owner: dict[str, str] = {}
     for split, files in found.items():
@@ -98,8 +95,8 @@ def refuse_shared_files(folder: Path, name: str | None) -> None:
             other = owner.setdefault(file, str(split))
             if other != str(split):
                 raise ValueError(
-                    f"{file} would be in both {other!r} and {str(split)!r}, by the words in its name: put the files of "
-                    "each split into a folder of its own, train, test, ..."
+                    f"{file} would be in both {other!r} and {str(split)!r}, because of the words in its name: put the "
+                    "files of each split into separate folders train, test, ..."
                 )
 
 
@@ -109,7 +106,7 @@ def _names_its_files(folder: Path) -> bool:
 
 
 def _content(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Its folders and its files of data; hidden ones do not count."""
+    """The folders and the data files of a folder, without hidden ones."""
     with os.scandir(folder) as entries:
         shown = [(Path(e.path), e.is_dir()) for e in entries if not e.name.startswith((".", "__"))]
     tops = sorted(path for path, is_folder in shown if is_folder)

@@ -1,4 +1,4 @@
-"""Any collator's batch of tokens, made ready: its targets found on the host, its documents and padding kept apart.
+"""Wraps any collator of tokens: finds the targets on the CPU, and keeps documents and padding separate.
 
 B rows, L length.
 """
@@ -18,7 +18,7 @@ OTHER_INPUTS = {"pixel_values", "pixel_values_videos", "input_features", "input_
 
 @dataclass
 class TargetCollator:
-    """The collator that a user brings, such as those of transformers and TRL, and then `with_targets`."""
+    """A collator, such as those of transformers and TRL, followed by `with_targets`."""
 
     collate: Callable[[list[Any]], Any]
 
@@ -27,11 +27,11 @@ class TargetCollator:
 
 
 def with_targets(batch: Any) -> Any:
-    """`batch` itself with its `host_targets`, if it has `labels`; nothing is done where it has them, or no `input_ids`.
+    """Add `host_targets` to `batch` in place, if it has `labels`; does nothing if it has them, or no `input_ids`.
 
-    Where a row packs documents, its `attention_mask` [B, L] goes, for with one networks let them see each other.
-    Documents that only `cu_seq_lens_q` or `seq_idx` tell apart (DataCollatorWithFlattening's) get `position_ids`, and
-    so do rows that are padded at their start, which GPT-2 would count from the padding on.
+    The `attention_mask` [B, L] of packed rows is removed, because with it networks let documents attend to each other.
+    `position_ids` are added for documents that are only separated by `cu_seq_lens_q` or `seq_idx` (as by
+    DataCollatorWithFlattening), and for left-padded rows, whose padding GPT-2 would count.
     """
     ids, labels = batch.get("input_ids"), batch.get("labels")
     if not isinstance(ids, Tensor) or ids.ndim != 2 or (isinstance(labels, Tensor) and labels.ndim != 2):
@@ -53,9 +53,9 @@ def with_targets(batch: Any) -> Any:
 
 
 def _found(batch: MutableMapping[str, Any], ids: Tensor) -> Tensor | None:
-    """Position ids [B, L] for a batch without any, where networks need them; else None.
+    """Position ids [B, L] for a batch without any, if networks need them; otherwise None.
 
-    Not beside pictures or sound: networks that read them may count in several dimensions (Qwen-VL), and do so alone.
+    None for batches with images or audio: their networks may have positions in several dimensions (Qwen-VL).
     """
     if not batch.keys().isdisjoint(OTHER_INPUTS):
         return None

@@ -1,6 +1,6 @@
-"""(prompt, response) texts -> token ids, prompt masked, end of sequence appended.
+"""(prompt, response) texts -> token ids, with masked prompts and an end-of-sequence token.
 
-L tokens of a row, prompt and response together. Padding is the collator's (`text_collate.py`).
+L tokens in a row, prompt and response together. Rows are padded by the collator (`text_collate.py`).
 """
 
 import logging
@@ -34,18 +34,18 @@ def tokenize_dataset(
 ) -> Dataset:
     """Instruction, chat or plain text data -> `input_ids`, `labels` (both [L]), `prompt_length`, `length` and `index`.
 
-    The defaults are MiniLLM's: prompt and response tokenised as one text, rows with a longer prompt dropped. DSKD is
-    `long_prompts="cut", tokenization="separate"`: each tokenised alone, a long prompt cut to its first tokens. On Dolly
-    with GPT-2 the two tokenisations agree on every row.
+    The defaults are MiniLLM's: prompt and response are tokenised as one text, and rows with a longer prompt dropped.
+    DSKD is `long_prompts="cut", tokenization="separate"`: both are tokenised separately, and a long prompt is truncated
+    to its first tokens. On Dolly with GPT-2 the two tokenisations agree for every row.
 
-    `labels` are the ids with -100 over the prompt, unshifted. A row longer than `max_length` loses the end of its
-    response and with it the end-of-sequence token, so nobody learns to stop there. An empty response is kept: its only
-    target is the end of the sequence. A row of one token has nothing to predict and is dropped. Each is counted in a
-    log line. `index` is the row's number in the dataset returned; it stays with the row through shuffling and
-    selecting. `length` is what `train_sampling_strategy="group_by_length"` reads. Prompts get the tokenizer's own
-    special tokens (a BOS, say) unless a chat template wrote them, here or before. `datasets` caches it by data,
-    tokenizer, arguments.
-    Raises ValueError for columns that are not accepted, unknown names, impossible lengths, or when no row is left.
+    `labels` are the ids with -100 for the prompt, unshifted. A row longer than `max_length` loses the end of its
+    response with the end-of-sequence token, so that the student does not learn to stop there. An empty response is
+    kept: its only target is the end of the sequence. A row of one token has no target and is dropped. These rows are
+    counted in a log line. `index` is the row's number in the returned dataset, and is kept by shuffling and selecting.
+    `length` is for `train_sampling_strategy="group_by_length"`. Prompts get the tokenizer's special tokens (such as
+    BOS), unless they come from a chat template, here or earlier. `datasets` caches the result by data, tokenizer and
+    arguments. Raises ValueError for columns that are not accepted, unknown names, impossible lengths, or if no row is
+    left.
     """
     check_tokenising(dataset, tokenizer, max_length, max_prompt_length, long_prompts, tokenization)
     pairs = to_prompt_response(dataset, tokenizer, chat_template)
@@ -66,8 +66,8 @@ def tokenize_dataset(
     )
     if len(tokens) == 0:
         raise ValueError(
-            f"none of the {len(pairs)} rows is left: each is a single token, or has a prompt of more than "
-            f"{max_prompt_length} tokens; raise max_prompt_length, or pass long_prompts='cut'"
+            f"none of the {len(pairs)} rows is left, because each is a single token or has a prompt of more than "
+            f"{max_prompt_length} tokens: increase max_prompt_length, or set long_prompts='cut'"
         )
     _log_counts(pairs, tokens, tokenizer.eos_token_id, max_length)
     return tokens.add_column("index", np.arange(len(tokens)))
@@ -76,7 +76,7 @@ def tokenize_dataset(
 def encode_texts(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool = True
 ) -> list[list[int]]:
-    """Ids as training and generation both see them: the tokenizer's special tokens once, no end of sequence added."""
+    """Ids as in training and generation: special tokens are added once, and no end of sequence is added."""
     if len(texts) == 0:
         return []
     encoded = tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]
@@ -86,13 +86,13 @@ def encode_texts(
 
 
 def _as_written(ids: list[int], text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids without a start that the text has written itself, and without an end of sequence that it has not.
+    """Ids without a second BOS if the text contains one, and without an end of sequence that is not in the text.
 
-    A lone BOS that is the EOS, as OPT's, stays.
+    A single token that is both BOS and EOS (OPT) is kept.
     """
     start, end = tokenizer.bos_token, tokenizer.eos_token_id
     if start and ids[:2] == [tokenizer.bos_token_id] * 2 and text.lstrip().startswith(str(start)):
-        ids = ids[1:]  # a template's, before which the tokenizer has put its own
+        ids = ids[1:]  # the tokenizer has added its BOS before that of a template
     added_end = end is not None and len(ids) > 1 and ids[-1] == end and not text.endswith(str(tokenizer.eos_token))
     return ids[:-1] if added_end else ids
 
@@ -105,7 +105,7 @@ def check_tokenising(
     long_prompts: str,
     tokenization: str,
 ) -> None:
-    """Raise ValueError for settings of `tokenize_dataset` that make no rows."""
+    """Raise ValueError for invalid arguments of `tokenize_dataset`."""
     for name, value, choices in (
         ("long_prompts", long_prompts, get_args(LongPrompts)),
         ("tokenization", tokenization, get_args(Tokenization)),
@@ -119,13 +119,13 @@ def check_tokenising(
         )
     if not isinstance(dataset, Dataset):
         raise ValueError(
-            f"the dataset is of type {type(dataset).__name__}: tokenised here is one split, a datasets.Dataset, whose "
-            "rows can be counted; make one of a stream, datasets.Dataset.from_generator(lambda: stream)"
+            f"the dataset is of type {type(dataset).__name__}: pass one split as a datasets.Dataset; for a stream, "
+            "datasets.Dataset.from_generator(lambda: stream)"
         )
     if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no eos_token: set one, for every response ends with it")
+        raise ValueError("the tokenizer has no eos_token, which is appended to every response: set one")
     if len(dataset) == 0:
-        raise ValueError("the dataset is empty: there is no text to learn from")
+        raise ValueError("the dataset is empty: pass one with texts")
 
 
 def _tokenize_batch(
@@ -136,7 +136,7 @@ def _tokenize_batch(
     long_prompts: str,
     tokenization: str,
     add_special_tokens: bool,
-    revision: int,  # only there to be hashed
+    revision: int,  # only used in the cache's hash
 ) -> dict[str, list]:
     rows: dict[str, list] = {"input_ids": [], "labels": [], "prompt_length": [], "length": []}
     for prompt, response in encode_rows(batch, tokenizer, tokenization, add_special_tokens):
@@ -156,14 +156,14 @@ def _tokenize_batch(
 def encode_rows(
     batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, tokenization: str, add_special_tokens: bool = True
 ) -> list[tuple[list[int], list[int]]]:
-    """The ids of each prompt, and of its response with the end of sequence."""
+    """The ids of each prompt, and of its response with an end of sequence."""
     eos, rows = tokenizer.eos_token_id, []
     prompts = encode_texts(batch["prompt"], tokenizer, add_special_tokens)
     responses = _encode_responses(batch, prompts, tokenizer, tokenization, add_special_tokens)
     for prompt, response in zip(prompts, responses, strict=True):
-        if prompt == response[:1] == [tokenizer.bos_token_id]:  # an empty prompt's, and the one that the text has
+        if prompt == response[:1] == [tokenizer.bos_token_id]:  # the BOS of an empty prompt, and that of the text
             response = response[1:]
-        end = [] if response[-1:] == [eos] else [eos]  # a text may bring its own
+        end = [] if response[-1:] == [eos] else [eos]  # unless the text ends with it
         rows.append((prompt, [*response, *end]))
     return rows
 
@@ -175,11 +175,11 @@ def _encode_responses(
     tokenization: str,
     add_special_tokens: bool,
 ) -> list[list[int]]:
-    """Response ids without end of sequence.
+    """The ids of responses without an end of sequence.
 
-    Joint: what follows the prompt's ids in the ids of the whole. Where a merge crosses the border (a response that
-    starts with a line break, for GPT-2) the whole does not start with the prompt's ids, and cutting it would lose or
-    repeat text: that row is tokenised separately, so the model trains on the prompt it will be asked with.
+    Joint: the ids of the whole text after those of the prompt. If a token spans the border (with GPT-2, for a response
+    that starts with a line break), the whole does not start with the ids of the prompt, and a cut would lose or repeat
+    text. Such a row is tokenised separately, so that the model is trained on the same prompt ids as in generation.
     """
     texts = batch["response"]
     if tokenization == "separate":
@@ -197,8 +197,8 @@ def _log_counts(pairs: Dataset, tokens: Dataset, eos: int, max_length: int) -> N
     cut = sum(labels[-1] != eos for labels in tokens.select(full)["labels"][:])
     empty = sum(not response for response in pairs["response"][:])
     logger.info(
-        "%d rows tokenised: %d dropped (prompt too long, or a single token), %d with a response cut at %d tokens and "
-        "so without end of sequence, %d empty responses (their target is the end of sequence alone).",
+        "%d rows tokenised: %d dropped (prompt too long, or a single token), %d with a response truncated at %d "
+        "tokens and therefore without end of sequence, %d empty responses (their only target is the end of sequence).",
         len(tokens),
         len(pairs) - len(tokens),
         cut,

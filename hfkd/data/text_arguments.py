@@ -1,4 +1,4 @@
-"""The flags that name an instruction data set, and the splits they give."""
+"""The flags that define an instruction dataset, and its splits."""
 
 import logging
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ DEV_NAMES = ("dev", "validation", "valid")
 
 
 class TextData(NamedTuple):
-    """train, dev: tokenised rows to learn from. dev_texts, test_texts: `prompt` and `response`, to generate from."""
+    """train, dev: tokenised rows for the loss. dev_texts, test_texts: texts `prompt` and `response` for generation."""
 
     train: Dataset
     dev: Dataset | None
@@ -39,21 +39,24 @@ class TextDataArguments:
     max_length: int = field(default=512, metadata={"help": "Tokens of prompt and response together."})
     max_prompt_length: int = field(default=256, metadata={"help": "Tokens of the prompt."})
     long_prompts: Literal["drop", "cut"] = field(
-        default="drop", metadata={"help": "What happens to rows with a longer prompt: drop (MiniLLM) or cut (DSKD)."}
+        default="drop", metadata={"help": "Drop rows with a longer prompt (MiniLLM), or cut the prompt (DSKD)."}
     )
     tokenization: Literal["joint", "separate"] = field(
-        default="joint", metadata={"help": "Prompt and response as one text (MiniLLM) or each alone (DSKD)."}
+        default="joint",
+        metadata={"help": "Tokenise prompt and response jointly as one text (MiniLLM), or separately (DSKD)."},
     )
-    chat_template: bool = field(default=False, metadata={"help": "Write prompts with the tokenizer's chat template."})
+    chat_template: bool = field(default=False, metadata={"help": "Format prompts with the tokenizer's chat template."})
     packing: bool = field(
         default=False,
         metadata={
-            "help": "Put several training documents into each row of max_length tokens, where they do not see each "
-            "other: less padding, the same loss for the same documents. A batch of as many rows holds more documents: "
-            "lower per_device_train_batch_size by the number that the log says."
+            "help": "Pack several training documents into each row of max_length tokens, with no attention between "
+            "them: less padding, and the same loss for the same documents. A batch of the same number of rows holds "
+            "more documents: lower per_device_train_batch_size by the factor in the log."
         },
     )
-    max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first rows only: a quick try."})
+    max_train_rows: int | None = field(
+        default=None, metadata={"help": "Train on the first rows only, for a quick test."}
+    )
     max_dev_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first rows only."})
 
     def __post_init__(self) -> None:
@@ -65,17 +68,19 @@ class TextDataArguments:
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
         teacher_max_length: int | None = None,
     ) -> TextData:
-        """A data set in its own splits (train; dev or validation; test), Dolly in the literature's, `dolly_split`.
+        """A dataset in its own splits (train; dev or validation; test), or Dolly as from `dolly_split`.
 
-        What has one split only and Dolly's columns is taken for Dolly, and that is said in the log. A teacher_tokenizer
-        is that of a teacher which reads tokens of its own (`hfkd.data.two_tokenizers`).
+        A dataset with a single split and Dolly's columns is split like Dolly, which is logged. teacher_tokenizer: the
+        tokenizer of a teacher, if it differs from the student's (`hfkd.data.two_tokenizers`).
         """
         its = teacher_tokenizer, teacher_max_length
         if teacher_tokenizer is not None:
             self._refuse_for_two()
         splits = self.splits(tokenizer)
         if "train" not in splits:
-            raise ValueError(f"{self.dataset_name} has the splits {sorted(splits)}: one must be called train")
+            raise ValueError(
+                f"{self.dataset_name} has the splits {sorted(splits)}, but one must be named train: rename it"
+            )
         train = _first(splits["train"], self.max_train_rows)
         dev = next((_first(splits[name], self.max_dev_rows) for name in DEV_NAMES if name in splits), None)
         dev_texts, test_texts = (
@@ -90,19 +95,19 @@ class TextDataArguments:
 
     @property
     def generation_settings(self) -> dict[str, Any]:
-        """What `TextGenerator` must know to be asked as the model was trained."""
+        """The arguments with which `TextGenerator` prompts the model as in training."""
         return {"max_prompt_length": self.max_prompt_length, "add_special_tokens": not self.chat_template}
 
     def splits(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
-        """The rows of each split as they are, Dolly's as `dolly_split` makes them."""
+        """The rows of each split; Dolly's as from `dolly_split`."""
         splits = read_splits(self.dataset_name)
         only = next(iter(splits.values()))
         if len(splits) == 1 and set(only.column_names) >= DOLLY_COLUMNS:
             found = dict(dolly_split(only, tokenizer, self.max_prompt_length))
             logger.info(
-                "%s has one split and Dolly's columns, and is split as Dolly is: of its rows with a prompt of up to %d "
-                "tokens the first %d are for test, the next %d for dev, the last %d for training. Splits of its own "
-                "(train.jsonl, dev.jsonl) would be kept.",
+                "%s has a single split and Dolly's columns, and is split like Dolly: of its rows with a prompt of up "
+                "to %d tokens the first %d are for test, the next %d for dev, and the last %d for training. To use "
+                "other splits, provide them as files (train.jsonl, dev.jsonl).",
                 self.dataset_name,
                 self.max_prompt_length,
                 *(len(found[name]) for name in ("test", "dev", "train")),
@@ -111,16 +116,16 @@ class TextDataArguments:
         return splits
 
     def _refuse_for_two(self) -> None:
-        """Raise ValueError for what rows of two tokenizers cannot have."""
+        """Raise ValueError for settings that do not work with two tokenizers."""
         unmet = {
-            "packed rows have the student's tokens alone": ("packing", self.packing),
-            "each tokenizer's template writes another text": ("chat_template", self.chat_template),
-            "a cut prompt would be another text for each": ("long_prompts='cut'", self.long_prompts == "cut"),
+            "packed rows have the student's tokens only": ("packing", self.packing),
+            "the templates of the two tokenizers write different texts": ("chat_template", self.chat_template),
+            "a truncated prompt would be a different text for each": ("long_prompts='cut'", self.long_prompts == "cut"),
         }
         for why, (what, asked) in unmet.items():
             if asked:
                 raise ValueError(
-                    f"{what} cannot be had where student and teacher have different tokenizers: {why}; leave it out"
+                    f"{what} does not work with different tokenizers of student and teacher: {why}; leave it out"
                 )
 
     def _tokens(

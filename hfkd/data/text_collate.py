@@ -1,4 +1,4 @@
-"""Rows of token ids -> one padded batch. B rows, L longest length."""
+"""Collation of rows of token ids to a padded batch. B rows, L longest length."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,24 +17,24 @@ from hfkd.utils.targets import IGNORED, HostTargets
 
 logger = logging.getLogger(__name__)
 
-MASKS = ("completion_mask", "assistant_masks")  # TRL's columns: 1 for tokens to be learned
+MASKS = ("completion_mask", "assistant_masks")  # TRL's columns: 1 for tokens that are trained on
 
 
 @dataclass
 class TokenCollator:
-    """Rows with `input_ids` -> `input_ids`, `attention_mask`, `position_ids`; `labels`, `index` where rows have them.
+    """Rows with `input_ids` -> `input_ids`, `attention_mask`, `position_ids`; `labels`, `index` if rows have them.
 
-    All [B, L] int64, `index` [B]; labels bring their `HostTargets`, as `host_targets`, which whoever changes the labels
-    afterwards has to make anew or leave out. Right-padded for training, left-padded for generation. The positions are
-    explicit because GPT-2 counts padding too when it is left to count. Everything is masked by length, never by id:
-    with the end of sequence as padding (the choice when the tokenizer has no pad token) a real end stays a target.
-    `tokenizer`: a tokenizer, or the padding id itself.
+    All are [B, L] int64, and `index` [B]. With labels the batch also has `host_targets` (`HostTargets`), which must be
+    recomputed or removed if the labels are changed. Rows are right-padded for training, left-padded for generation.
+    Positions are explicit because GPT-2 would otherwise count padding. Padding is masked by length, not by id: if the
+    end-of-sequence token is used for padding (the default for a tokenizer without pad token), a real one is still a
+    target. `tokenizer`: a tokenizer, or the padding id.
 
-    Rows may bring `attention_mask`, `position_ids` and `seq_lengths` of their own (`TokenRow`). Where a row packs
-    several documents (positions that start again) the batch has no attention_mask: networks then keep documents apart
-    by the positions, and with one they do not. Other columns are left out.
-    A `completion_mask` or `assistant_masks` makes labels of the tokens where it is 1, as TRL does; other rows without
-    labels get all their tokens as such with `labels_from_tokens`. refused: columns that no row may have, and why.
+    Rows may have `attention_mask`, `position_ids` and `seq_lengths` (`TokenRow`). If a row packs several documents (its
+    positions restart), the batch has no attention_mask, because networks only separate documents by positions without
+    one. Other columns are left out. With a `completion_mask` or `assistant_masks`, the tokens where it is 1 become
+    labels, as in TRL; with `labels_from_tokens`, other rows without labels get all their tokens as labels. refused:
+    columns that rows must not have, with the error message.
     """
 
     tokenizer: PreTrainedTokenizerBase | int | None
@@ -52,7 +52,7 @@ class TokenCollator:
             self.pad_token_id, self.tokenizer = (
                 self.tokenizer,
                 None,
-            )  # Trainer saves what a collator calls its tokenizer
+            )  # Trainer saves a collator's attribute `tokenizer`
         else:
             assert self.tokenizer is not None
             self.pad_token_id = padding_id(self.tokenizer)
@@ -87,7 +87,7 @@ class TokenCollator:
 
 
 def with_labels(row: Mapping[str, Any], every_token: bool) -> Mapping[str, Any]:
-    """`row` with the tokens that are to be learned as labels, where it has none."""
+    """`row` with labels from its tokens, if it has none."""
     masked = any(row.get(name) is not None for name in MASKS)
     if "labels" in row or "input_ids" not in row or not (masked or every_token):
         return row
@@ -96,13 +96,15 @@ def with_labels(row: Mapping[str, Any], every_token: bool) -> Mapping[str, Any]:
         if row.get(name) is not None:
             mask = torch.tensor([int(one) for one in row[name]])
             if mask.shape != labels.shape:
-                raise ValueError(f"{name} for {len(mask)} tokens in a row of {len(labels)}: give one each")
+                raise ValueError(
+                    f"{name} has {len(mask)} values for a row of {len(labels)} tokens: pass one for each token"
+                )
             labels = labels.masked_fill(mask == 0, IGNORED)
     return {**row, "labels": labels}
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The tokenizer's pad token, else its end of sequence (said in the log). Raises ValueError when it has neither."""
+    """The tokenizer's pad token, or its end of sequence (which is logged). Raises ValueError if it has neither."""
     if tokenizer.pad_token_id is not None:
         return tokenizer.pad_token_id
     if tokenizer.eos_token_id is None:

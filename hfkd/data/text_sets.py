@@ -1,4 +1,4 @@
-"""The flags that name a set of texts, and its two splits: rows to learn from, and rows to score."""
+"""The flags that define a text dataset, and its training and evaluation split."""
 
 import logging
 from dataclasses import dataclass, field
@@ -22,7 +22,9 @@ class TextSetArguments:
         default="stanfordnlp/sst2",
         metadata={"help": "Hub id, local folder, or a file (JSON lines, .csv, .tsv, .parquet, .txt)."},
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set, if it has any."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the dataset, if it has several."}
+    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(
         default=None, metadata={"help": "Split to evaluate on; unset: validation, valid, val or dev, else test."}
@@ -30,25 +32,26 @@ class TextSetArguments:
     hold_out: int | None = field(
         default=None,
         metadata={
-            "help": "Evaluate on so many rows of train_split, drawn by split_seed and left out of training, in place "
-            "of a split of their own."
+            "help": "Instead of eval_split: evaluate on this many rows of train_split, selected by split_seed and left "
+            "out of training."
         },
     )
-    split_seed: int = field(default=0, metadata={"help": "What hold_out, max_train_rows and max_eval_rows draw by."})
-    max_length: int = field(default=128, metadata={"help": "Tokens of a row."})
-    max_train_rows: int | None = field(default=None, metadata={"help": "Train on so many rows, drawn by split_seed."})
-    max_eval_rows: int | None = field(default=None, metadata={"help": "Evaluate on so many, drawn by split_seed."})
+    split_seed: int = field(default=0, metadata={"help": "Random seed of hold_out, max_train_rows and max_eval_rows."})
+    max_length: int = field(default=128, metadata={"help": "Maximum length of a row in tokens."})
+    max_train_rows: int | None = field(
+        default=None, metadata={"help": "Train on this many rows, selected by split_seed."}
+    )
+    max_eval_rows: int | None = field(
+        default=None, metadata={"help": "Evaluate on this many rows, selected by split_seed."}
+    )
 
     def __post_init__(self) -> None:
         at_least_one(self, "hold_out", "max_length", "max_train_rows", "max_eval_rows")
         if self.hold_out is not None and self.eval_split is not None:
-            raise ValueError(
-                f"hold_out={self.hold_out} and eval_split={self.eval_split!r}: rows are scored that are held out of "
-                "training, or those of a split of their own; leave one out"
-            )
+            raise ValueError(f"hold_out={self.hold_out} and eval_split={self.eval_split!r} are both set: leave one out")
 
     def splits(self) -> tuple[Dataset, Dataset]:
-        """The rows to train on, and those to score. ValueError where the data have no rows for one of them."""
+        """The training and evaluation rows. Raises ValueError if a split is missing."""
         found = read_splits(self.dataset_name, self.dataset_config)
         if self.train_split not in found:
             raise ValueError(
@@ -62,11 +65,11 @@ class TextSetArguments:
         if self.hold_out is not None:
             if self.hold_out >= len(train):
                 raise ValueError(
-                    f"hold_out={self.hold_out} of the {len(train)} rows of {self.train_split!r} leaves none to train "
-                    "on: hold out fewer"
+                    f"hold_out={self.hold_out} leaves none of the {len(train)} rows of {self.train_split!r} for "
+                    "training: hold out fewer"
                 )
             parts = train.train_test_split(test_size=self.hold_out, seed=self.split_seed)
-            logger.info("%d of %d rows of %r are held out to be scored", self.hold_out, len(train), self.train_split)
+            logger.info("%d of %d rows of %r are held out for evaluation", self.hold_out, len(train), self.train_split)
             return parts["train"], parts["test"]
         usual = (name for name in EVAL_SPLITS if name in found and name != self.train_split)
         name = self.eval_split or next(usual, None)
@@ -74,17 +77,17 @@ class TextSetArguments:
             missing = "no split to evaluate on" if name is None else f"no split {name!r}"
             raise ValueError(
                 f"{self.dataset_name} has {missing}: it has {list(found)}; pass --eval_split, or --hold_out ROWS to "
-                f"hold rows of {self.train_split!r} out"
+                f"hold out rows of {self.train_split!r}"
             )
         if name == self.train_split:
-            raise ValueError(f"eval_split={name!r} is what is trained on: pass another split, or --hold_out ROWS")
-        logger.info("Trained on the split %r, scored on %r", self.train_split, name)
+            raise ValueError(f"eval_split={name!r} is also the training split: pass another split, or --hold_out ROWS")
+        logger.info("Training on the split %r, evaluation on %r", self.train_split, name)
         return train, found[name]
 
     def _drawn(self, rows: Dataset, count: int | None) -> Dataset:
         if count is None or count >= len(rows):
             return rows
-        return rows.shuffle(seed=self.split_seed).select(range(count))  # many sets are in the order of their labels
+        return rows.shuffle(seed=self.split_seed).select(range(count))  # many datasets are sorted by label
 
 
 def text_columns_of(rows: Dataset) -> list[str]:
@@ -96,25 +99,28 @@ def is_text(feature: Any) -> bool:
 
 
 def check_texts(rows: Dataset, columns: list[str], split: str) -> None:
-    """Raise ValueError unless these columns are there, hold text, and in every row."""
+    """Raise ValueError unless these columns exist, and hold text in every row."""
     for column in columns:
         if column not in rows.column_names:
-            raise ValueError(f"{split} has no column {column!r}: it has {rows.column_names}")
+            raise ValueError(f"{split} has no column {column!r}: name one of {rows.column_names}")
         if not is_text(rows.features[column]):
-            raise ValueError(f"column {column!r} of {split} holds {rows.features[column]}, not text: name another one")
+            raise ValueError(
+                f"column {column!r} of {split} holds {rows.features[column]} instead of text: name another column"
+            )
         missing = next((i for i, text in enumerate(rows[column][:]) if text is None), None)
         if missing is not None:
-            raise ValueError(f"row {missing} of {split} has no {column!r}: leave such rows out")
+            raise ValueError(f"row {missing} of {split} has no {column!r}: remove such rows")
 
 
 def check_length(tokenizer: Any, max_length: int, special: int) -> None:
-    """Raise ValueError for a `max_length` without room for text, or longer than the tokenizer says is possible."""
+    """Raise ValueError for a `max_length` without room for text, or above the tokenizer's maximum length."""
     if max_length <= special:
         raise ValueError(
-            f"max_length={max_length}: the tokenizer adds {special} tokens of its own, which leave no room for text"
+            f"max_length={max_length} leaves no room for text, because the tokenizer adds {special} special tokens: "
+            "increase it"
         )
     if max_length > tokenizer.model_max_length:
         raise ValueError(
-            f"max_length={max_length}, but the tokenizer says that its network takes {tokenizer.model_max_length} "
-            "tokens: lower max_length"
+            f"max_length={max_length} is above the tokenizer's maximum length of {tokenizer.model_max_length} tokens: "
+            "lower max_length"
         )

@@ -1,4 +1,4 @@
-"""What each token of a vocabulary stands for, in bytes of UTF-8, which two tokenizers of a text have in common."""
+"""The UTF-8 bytes of each token of a vocabulary, by which two tokenizers are compared."""
 
 import json
 import re
@@ -7,15 +7,16 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-BLANK = "▁"  # how SentencePiece writes a space
+BLANK = "▁"  # SentencePiece's space
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
-    """The bytes of each token id; None for one that stands for no text of its own: unknown words, gaps.
+    """The bytes of each token id; None for ids without text: the unknown token, and gaps.
 
-    Byte-level vocabularies (GPT-2, Llama 3, Qwen) and SentencePiece's (Llama 2, Mistral, Gemma), whose tokens put
-    together are the text. Special tokens stand for what they are written as. Raises ValueError for other kinds.
+    Supports byte-level vocabularies (GPT-2, Llama 3, Qwen) and SentencePiece (Llama 2, Mistral, Gemma), whose
+    concatenated tokens are the text. The bytes of special tokens are those of their names. Raises ValueError for other
+    kinds.
     """
     pieces = _pieces_of(tokenizer)
     found: list[bytes | None] = [None] * (max(tokenizer.get_vocab().values(), default=-1) + 1)
@@ -30,10 +31,10 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
 def equal_entries(
     student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, sizes: tuple[int, int]
 ) -> tuple[list[int], list[int]]:
-    """Ids of the student, and of the teacher, that stand for the same bytes, each once; and both ends of sequence.
+    """Ids of the student and ids of the teacher with the same bytes, each once; and the end-of-sequence ids.
 
-    sizes: how many logits each network gives. Other special tokens are nobody's equal. Of several tokens for the same
-    bytes (a letter, and the byte that it is) the one counts that the tokenizer itself would use, which is not the byte.
+    sizes: the number of logits of each network. Other special tokens are not paired. Of several tokens with the same
+    bytes (a letter and its byte token) the one that the tokenizer uses is taken, which is not the byte token.
     """
     mine, its = (_by_bytes(one, size) for one, size in zip((student, teacher), sizes, strict=True))
     pairs = [(number, its[text]) for text, number in mine.items() if text in its]
@@ -75,9 +76,9 @@ def _pieces_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes | No
         return _of_sentencepiece
     names = [part["type"] for part in kinds] or "none"
     raise ValueError(
-        f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has a decoder of the kind {names}, whose "
-        "tokens are not known to be pieces of the text, so that they cannot be aligned with another tokenizer's: take "
-        "a byte-level or SentencePiece tokenizer"
+        f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has a decoder of the type {names}, so "
+        "that its tokens cannot be mapped to bytes of the text and aligned with another tokenizer: use a byte-level "
+        "or SentencePiece tokenizer"
     )
 
 
@@ -87,7 +88,7 @@ def _of_sentencepiece(token: str) -> bytes:
 
 
 def _letters() -> dict[str, int]:
-    """GPT-2's letters for bytes: those that can be seen stand for themselves, the others for letters from 256 on."""
+    """GPT-2's characters for bytes: printable bytes map to themselves, the others to characters from 256 on."""
     seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in seen]
     return {chr(byte): byte for byte in seen} | {chr(256 + k): byte for k, byte in enumerate(others)}

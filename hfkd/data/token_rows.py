@@ -1,4 +1,4 @@
-"""Rows of token ids, with the positions, the mask and the packing that they may bring. L tokens of a row."""
+"""Rows of token ids, with optional positions, mask and packing. L tokens in a row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from hfkd.utils.documents import IGNORED, begins, positions_of, within_padding
 
-PACKING = ("position_ids", "seq_lengths")  # columns that say where a row's documents begin
+PACKING = ("position_ids", "seq_lengths")  # columns that define where the documents of a row begin
 OWN_COLUMNS = (*PACKING, "attention_mask")
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One row, [L] each. `attended`: None for all of them. `packed`: it holds several documents."""
+    """One row, [L] each. `attended`: None if there is no padding. `packed`: the row has several documents."""
 
     ids: Tensor
     positions: Tensor
@@ -25,21 +25,25 @@ class TokenRow:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "TokenRow":
-        """A row of a dataset: padding that it brings at its start is moved to its end, where it disturbs no network.
+        """Read a row of a dataset, with padding moved from its start to its end, where it has no effect on networks.
 
-        Positions are its own `position_ids`, else they start again with each of `seq_lengths` (as TRL packs), else they
-        count what its `attention_mask` leaves. Padding has no labels. Raises ValueError for columns that do not have
-        one number for each token.
+        Positions are the row's `position_ids`; or they restart with each of `seq_lengths` (as in TRL's packing); or
+        they count the tokens in its `attention_mask`. Padding has no labels. Raises ValueError for columns that do not
+        have one value per token.
         """
         if "input_ids" not in row:
             raise ValueError(
-                f"the dataset's rows have no 'input_ids': they have {sorted(row)}; tokenise them with "
-                "hfkd.data.text.tokenize_dataset, which takes text, prompt and completion, instructions and messages"
+                f"the dataset's rows have no 'input_ids' but {sorted(row)}: tokenise them with "
+                "hfkd.data.text.tokenize_dataset, which accepts text, prompt and completion, instructions and "
+                "messages"
             )
         ids = _whole_numbers(row["input_ids"])
         labels = None if row.get("labels") is None else _whole_numbers(row["labels"])
         if labels is not None and labels.shape != ids.shape:
-            raise ValueError(f"labels of {list(labels.shape)} for input_ids of {list(ids.shape)} tokens: give one each")
+            raise ValueError(
+                f"labels of shape {list(labels.shape)} for input_ids of shape {list(ids.shape)}: pass one label for "
+                "each token"
+            )
         attended = _attended(row, ids)
         positions = _positions(row, ids, attended)
         if attended is not None:
@@ -63,11 +67,11 @@ def _attended(row: Mapping[str, Any], ids: Tensor) -> Tensor | None:
     mask = torch.as_tensor(row["attention_mask"])
     if mask.shape != ids.shape or not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError(
-            f"an attention_mask of shape {list(mask.shape)} for {len(ids)} tokens: give each token 1, or 0 where it is "
-            "padding; documents of one row are kept apart by position_ids that start again with each"
+            f"the attention_mask of shape {list(mask.shape)} for {len(ids)} tokens must be 1 for each token, and 0 "
+            "for padding; separate the documents of a row by position_ids that restart"
         )
     if not bool(mask.any()):
-        raise ValueError("a row's attention_mask leaves no token: remove the row")
+        raise ValueError("the attention_mask of a row is 0 for all tokens: remove the row")
     return mask.bool()
 
 
@@ -76,6 +80,9 @@ def _positions(row: Mapping[str, Any], ids: Tensor, attended: Tensor | None) -> 
         if row.get(name) is not None:
             positions = read(row[name])
             if positions.shape != ids.shape:
-                raise ValueError(f"{name} for {list(positions.shape)} tokens in a row of {len(ids)}: give one each")
+                raise ValueError(
+                    f"{name} of shape {list(positions.shape)} for a row of {len(ids)} tokens: pass one position for "
+                    "each token"
+                )
             return positions
     return torch.arange(len(ids)) if attended is None else (attended.cumsum(0) - 1).clamp(min=0)

@@ -1,6 +1,6 @@
-"""Batched image transforms for `Dataset.set_transform`, without PIL and without state that a worker could lose.
+"""Batched image transforms for `Dataset.set_transform`, without PIL and without random state in workers.
 
-B images, H height, W width. A view is one crop offset and one flip of an image: (2 pad + 1)² · 2 of them.
+B images, H height, W width. A view is a crop offset and a flip of an image; there are (2 pad + 1)² · 2.
 """
 
 from dataclasses import dataclass, field, replace
@@ -22,12 +22,12 @@ HEADER = 4  # bytes before the pixels of a packed image
 
 @dataclass
 class ImageTransform(ImageEpochTransform):
-    """Zero-pad, crop, flip and normalise a batch of images that `hfkd.data.images` stored.
+    """Zero-pad, crop, flip and normalise a batch of images as stored by `hfkd.data.images`.
 
-    The padding is black *before* normalising, as torchvision's RandomCrop on the image is.
-    Returns `pixel_values` [B, 3, H, W] float32, `labels` [B], `index` [B], and `view` [B], the number of the view below
-    `num_views`; without augmentation that of the uncropped image. With `views=2`, augmented images come twice,
-    [B, 2, 3, H, W]: the second a crop and flip of its own, made strong (`hfkd.data.randaugment`), whose number is -1.
+    The padding is black before normalisation, as in torchvision's RandomCrop on the image. Returns `pixel_values` [B,
+    3, H, W] float32, `labels` [B], `index` [B], and `view` [B], the number of the view below `num_views`; without
+    augmentation that of the uncropped image. With `views=2`, there are two views per image, [B, 2, 3, H, W]: the second
+    has a separate crop and flip and a strong augmentation (`hfkd.data.randaugment`), and the number -1.
     """
 
     mean: tuple[float, ...] = CIFAR_MEAN
@@ -58,17 +58,17 @@ class ImageTransform(ImageEpochTransform):
 
     @property
     def resizing(self) -> Resizing:
-        return Resizing(None, None, "bicubic")  # of hfkd.data.images.decode
+        return Resizing(None, None, "bicubic")  # as in hfkd.data.images.decode
 
     def views_of(self, index: Tensor) -> Tensor:
-        """The view of each image, [B] both: this epoch's, or without augmentation the middle one, not mirrored."""
+        """The view of each image in this epoch, [B] both; without augmentation the centre crop, not flipped."""
         if self.augment:
             return view_ids(index, self.seed, self.epoch, self.num_views)
         return torch.full_like(index, ((2 * self.padding + 1) ** 2 // 2) * (2 if self.flip else 1))
 
     @property
     def view_set(self) -> str:
-        """What the numbers of the views mean, in words: two transforms that agree in it show the same images."""
+        """A description of the view numbers: transforms with the same description have the same views."""
         return f"padding {self.padding}, flip {self.flip}, mean {self.mean}, std {self.std}"
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
@@ -77,13 +77,13 @@ class ImageTransform(ImageEpochTransform):
         return self.rows(*columns, self.views_of(index))
 
     def rows(self, images: Tensor, labels: Tensor, index: Tensor, views: Tensor) -> dict[str, Tensor]:
-        """A batch of images [B, 3, H, W] uint8 in their `views` [B], on their device."""
+        """A batch of images [B, 3, H, W] uint8, transformed to their `views` [B] on their device."""
         seen = crop_and_flip(images, views, self.padding, self.flip) if self.augment else images
         if self.augment and self.views == 2:
             strong = self._strong(images, index)
             seen, views = torch.stack([seen, strong], 1), torch.stack([views, torch.full_like(views, -1)], 1)
         scale, shift = _affine(self.mean, self.std, images.device)
-        # addcmul is ten times slower when it broadcasts
+        # addcmul is ten times slower with broadcasting
         return {"pixel_values": seen.float().mul_(scale).add_(shift), "labels": labels, "index": index, "view": views}
 
     def _strong(self, images: Tensor, index: Tensor) -> Tensor:
@@ -101,15 +101,17 @@ def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.devic
 
 
 def pack_pixels(image: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] -> height and width as two little-endian uint16, then the three planes. Inverse of unpacking."""
+    """uint8 [H, W, 3] -> height and width as two little-endian uint16, then the three planes; see `unpack_pixels`."""
     return np.array(image.shape[:2], dtype="<u2").tobytes() + image.transpose(2, 0, 1).tobytes()
 
 
 def unpack_pixels(pixels: list[bytes]) -> Tensor:
-    """B packed images of one size -> [B, 3, H, W] uint8. Raises ValueError when their sizes differ."""
+    """B packed images of the same size -> [B, 3, H, W] uint8. Raises ValueError if their sizes differ."""
     if len({image[:HEADER] for image in pixels}) > 1:
         sizes = sorted({packed_size(image) for image in pixels})
-        raise ValueError(f"images of different sizes in one batch: {sizes}; load them all with the same image_size")
+        raise ValueError(
+            f"the images of a batch have different sizes {sizes}: load all of them with the same image_size"
+        )
     height, width = packed_size(pixels[0])
     rows = np.frombuffer(bytearray(b"".join(pixels)), dtype=np.uint8).reshape(len(pixels), -1)
     return torch.from_numpy(rows)[:, HEADER:].reshape(-1, 3, height, width)
@@ -122,7 +124,7 @@ def packed_size(pixels: bytes) -> tuple[int, int]:
 
 
 def crop_and_flip(images: Tensor, views: Tensor, padding: int, flip: bool) -> Tensor:
-    """The crop of the zero-padded image at its view's offset, mirrored in every other view. [B, 3, H, W] both."""
+    """Crop the zero-padded images at the offset of their view, and flip every other view. [B, 3, H, W] both."""
     b, channels, h, w = images.shape
     device = images.device
     mirrored = (views % 2 == 1) & flip
@@ -132,7 +134,7 @@ def crop_and_flip(images: Tensor, views: Tensor, padding: int, flip: bool) -> Te
     columns = torch.where(mirrored[:, None], w - 1 - columns, columns) + left[:, None]  # [B, W]
     rows = torch.arange(h, device=device) + top[:, None]  # [B, H]
     padded = torch.nn.functional.pad(images, (padding,) * 4)
-    # One gather in each plane: five times faster than indexing rows and columns.
+    # One gather per plane is five times faster than indexing rows and columns.
     place = (rows[:, :, None] * padded.shape[-1] + columns[:, None, :]).view(b, 1, h * w)
     return padded.flatten(2).gather(2, place.expand(b, channels, h * w)).view(b, channels, h, w)
 
@@ -140,7 +142,7 @@ def crop_and_flip(images: Tensor, views: Tensor, padding: int, flip: bool) -> Te
 def view_ids(index: Tensor, seed: int, epoch: Tensor | int, num_views: int, stream: int = 0) -> Tensor:
     """A view for each image, uniform over `num_views`, from a counter-based hash of (seed, epoch, index). [B] int64.
 
-    Another `stream` is another, independent draw.
+    Each `stream` gives independent numbers.
     """
     key = _mix(_mix(torch.as_tensor(seed)) ^ _mix(torch.as_tensor(epoch) + 0x5851F42D4C957F2D)) ^ _mix(index + 1)
     key = _mix(key + stream) if stream else key
@@ -148,7 +150,7 @@ def view_ids(index: Tensor, seed: int, epoch: Tensor | int, num_views: int, stre
 
 
 def _mix(x: Tensor) -> Tensor:
-    """splitmix64's finaliser on int64, whose multiplication wraps as unsigned does."""
+    """splitmix64's finaliser on int64, whose multiplication wraps like that of unsigned integers."""
     x = x.to(torch.int64) - 7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number
     x = (x ^ _shift_right(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
     x = (x ^ _shift_right(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB
@@ -156,5 +158,5 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift: torch's own keeps the sign."""
+    """A logical right shift; torch's is arithmetic."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,4 +1,4 @@
-"""Rows of two tokenizers -> one padded batch: the student's tokens, the teacher's, and the groups that both make.
+"""Collation of rows of two tokenizers: the student's tokens, the teacher's tokens, and their groups.
 
 B rows, L longest length of the student's tokens, K of the teacher's.
 """
@@ -20,12 +20,12 @@ from hfkd.utils.token_groups import UNGROUPED, Groups, Pairing
 class TwoTokenCollator(TokenCollator):
     """`TokenCollator` for rows of `hfkd.data.two_tokenizers.tokenize_for_both`.
 
-    The student's batch as ever; beside it the teacher's under the same names with `teacher_` before them [B, K],
-    `token_groups` [B, L] and `teacher_token_groups` [B, K], the group of each token in its row, and `groups`, these
-    found on the host. Rows of one tokenizer alone give the student's batch.
-    spelled: the bytes of each token id, of student and teacher, which rows are held against. unread: columns that a
-    network would read, and that are in no such batch.
-    Raises ValueError for rows that `check_row` and `check_spelling` refuse.
+    The batch has the student's entries as from `TokenCollator`; the teacher's under the same names with the prefix
+    `teacher_` [B, K]; `token_groups` [B, L] and `teacher_token_groups` [B, K], the group of each token in its row; and
+    `groups`, computed from these on the CPU. Rows with the student's tokens only give the student's batch.
+    spelled: the bytes of each token id of student and teacher, with which rows are checked. unread: columns that a
+    network would read, but that are not part of such a batch. Raises the ValueErrors of `check_row` and
+    `check_spelling`.
     """
 
     teacher: TokenCollator = field(default_factory=lambda: TokenCollator(0))
@@ -35,13 +35,13 @@ class TwoTokenCollator(TokenCollator):
 
     @classmethod
     def around(cls, own: TokenCollator, teacher_pad: Any, pairing: Pairing, **more: Any) -> "TwoTokenCollator":
-        """`own`, and the teacher's tokens padded on the same side."""
+        """A collator with the settings of `own`, also for the teacher's tokens."""
         settings = own.padding_side, own.pad_to_multiple_of, own.labels_from_tokens
         pad = own.pad_token_id if own.tokenizer is None else own.tokenizer
         return cls(pad, *settings, teacher=TokenCollator(teacher_pad, *settings[:2]), pairing=pairing, **more)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        # Of a row with both sides a learned prompt would be paired with the teacher's response.
+        # In rows of two tokenizers, labels on the prompt would be paired with the teacher's response.
         rows = [with_labels(row, self.labels_from_tokens and COLUMNS[0] not in row) for row in rows]
         for number, row in enumerate(rows):
             check_row(number, row, self.unread)
@@ -66,17 +66,17 @@ class TwoTokenCollator(TokenCollator):
 
 
 def teachers_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The teacher's part of such a batch, by the names that a network takes. ValueError where there is none."""
+    """The teacher's part of the batch, without the prefix. Raises ValueError if there is none."""
     if COLUMNS[0] not in batch:
         raise ValueError(
-            f"the rows have no {COLUMNS[0]}, and the teacher has another tokenizer than the student: give the trainer "
-            f"texts (prompt and completion, text, ...) and both tokenizers, or {REMEDY}"
+            f"the rows have no {COLUMNS[0]}, but the teacher has another tokenizer than the student: pass texts "
+            f"(prompt and completion, text, ...) and both tokenizers to the trainer, or {REMEDY}"
         )
     return {name.removeprefix(TEACHER): value for name, value in batch.items() if name.startswith(TEACHER)}
 
 
 def groups_of(batch: Mapping[str, Any]) -> Groups:
-    """Those that the collator found, or where the batch was cut in parts on its way, found again."""
+    """The groups from the collator, recomputed if the batch has been split."""
     known, labels, its = batch.get("groups"), batch["labels"], teachers_batch(batch)["labels"]
     if isinstance(known, Groups) and known.shapes == (labels.shape, its.shape):
         return known

@@ -1,4 +1,4 @@
-"""(prompt, response) texts -> token ids of two tokenizers, and where in the response's bytes each token ends."""
+"""(prompt, response) texts -> token ids of two tokenizers, and the byte of the response at which each token ends."""
 
 import logging
 from typing import Any
@@ -16,7 +16,7 @@ from hfkd.utils.token_groups import PLACELESS, byte_ends
 logger = logging.getLogger(__name__)
 
 REVISION = 1  # see instructions.REVISION
-TEACHER = "teacher_"  # of the teacher's columns
+TEACHER = "teacher_"  # prefix of the teacher's columns
 
 
 def tokenize_for_both(
@@ -31,20 +31,20 @@ def tokenize_for_both(
 ) -> Dataset:
     """`tokenize_dataset` for a student and a teacher with different tokenizers, for the objectives uld and gold.
 
-    The columns of `tokenize_dataset`, and the teacher's: `teacher_input_ids`, `teacher_labels`; `byte_ends` and
-    `teacher_byte_ends`, where each token of the response ends in its bytes (UTF-8; -1 for the prompt's tokens, and from
-    where a tokenizer spells another text); `response_bytes`, how many there are. An end of sequence ends one byte
-    behind them. `teacher_max_length` is `max_length` where it is not given. Rows whose prompt leaves no room on one of
-    both sides are dropped. A response may be cut on one side: what the other side has of the rest is in no group, and
-    still learned from labels. All of that is counted in the log.
-    Raises ValueError as `tokenize_dataset`; for tokenizers whose tokens are no pieces of the text; and where the two
-    sides of no row agree on a single place.
+    The columns are those of `tokenize_dataset` and the teacher's: `teacher_input_ids`, `teacher_labels`; `byte_ends`
+    and `teacher_byte_ends`, the byte of the response (in UTF-8) at which each token ends (-1 for prompt tokens, and
+    from where a tokenizer writes a different text); `response_bytes`, the length of the response. The end of sequence
+    is at `response_bytes` + 1. `teacher_max_length` defaults to `max_length`. Rows whose prompt leaves no room on one
+    side are dropped. If a response is truncated on one side, the remaining tokens of the other side are in no group,
+    but are still trained on labels. All of this is counted in the log. Raises the ValueErrors of `tokenize_dataset`;
+    also for tokenizers whose tokens cannot be mapped to bytes, and if in no row tokens of both sides end at the same
+    byte.
     """
     limits = max_length, teacher_max_length or max_length
     check_tokenising(dataset, tokenizer, max_length, max_prompt_length, "drop", tokenization)
     check_tokenising(dataset, teacher_tokenizer, limits[1], limits[1] - 1, "drop", tokenization)
     for one in (tokenizer, teacher_tokenizer):
-        token_bytes(one)  # refused before anything is tokenised
+        token_bytes(one)  # raises before anything is tokenised
     pairs = to_prompt_response(dataset)
     rows = pairs.map(
         _tokenize_batch,
@@ -61,8 +61,9 @@ def tokenize_for_both(
     )
     if len(rows) == 0:
         raise ValueError(
-            f"none of the {len(pairs)} rows is left: each has a prompt of more than {max_prompt_length} tokens, or of "
-            f"more than {limits[1] - 1} of the teacher's; raise max_prompt_length, or teacher_max_length"
+            f"none of the {len(pairs)} rows is left, because each has a prompt of more than {max_prompt_length} "
+            f"tokens, or of more than {limits[1] - 1} teacher tokens: increase max_prompt_length, or "
+            "teacher_max_length"
         )
     _log_counts(len(pairs), rows, limits)
     return rows.add_column("index", np.arange(len(rows)))
@@ -74,7 +75,7 @@ def _tokenize_batch(
     limits: tuple[int, int],
     prompts: tuple[int, int],
     tokenization: str,
-    revision: int,  # only there to be hashed
+    revision: int,  # only used in the cache's hash
 ) -> dict[str, list[Any]]:
     texts = [response.encode() for response in batch["response"]]
     sides = []
@@ -95,7 +96,7 @@ def _tokenize_batch(
 def _side(
     prompt: list[int], response: list[int], text: bytes, spelled: list[bytes | None], limit: int, longest_prompt: int
 ) -> dict[str, Any] | None:
-    """One network's row; None where its prompt is too long, or it is a single token."""
+    """One network's row; None if its prompt is too long, or it is a single token."""
     if len(prompt) > longest_prompt or len(prompt) + len(response) < 2:
         return None
     *pieces, _ = response  # without the end of sequence
@@ -112,7 +113,7 @@ def _side(
 
 
 def _log_counts(given: int, rows: Dataset, limits: tuple[int, int]) -> None:
-    """Say what has no counterpart. ValueError where nothing has one."""
+    """Log the numbers of unpaired tokens. Raises ValueError if no token is paired."""
     known, cut, other = 0, [0, 0], [0, 0]
     first, alone, total = None, [0, 0], [0, 0]
     names = ("byte_ends", "labels"), (f"{TEACHER}byte_ends", f"{TEACHER}labels")
@@ -131,22 +132,22 @@ def _log_counts(given: int, rows: Dataset, limits: tuple[int, int]) -> None:
                 other[side] += 1
                 first = number if first is None else first
     logger.info(
-        "%d of %d rows tokenised for student and teacher; responses cut: %d at the student's %d tokens, %d at the "
-        "teacher's %d; %d of the student's %d response tokens and %d of the teacher's %d are behind the last place "
-        "that both reach, in no group.",
+        "%d of %d rows tokenised for student and teacher; responses truncated: %d at the student's %d tokens, %d at "
+        "the teacher's %d; %d of the student's %d response tokens and %d of the teacher's %d are after the last "
+        "common token end, and in no group.",
         len(rows), given, cut[0], limits[0], cut[1], limits[1], alone[0], total[0], alone[1], total[1],
     )  # fmt: skip
     if first is not None:
         logger.warning(
-            "%d rows are spelled otherwise than they are written by the student's tokenizer, and %d by the teacher's "
-            "(the first is row %d): unknown words, or a tokenizer that changes the text. From there on the teacher "
-            "teaches nothing of them; labels are learned.",
+            "In %d rows the student's tokens do not give the original text, and in %d rows the teacher's (the first "
+            "is row %d): unknown words, or a tokenizer that changes the text. From there on these rows are not "
+            "distilled, only trained on labels.",
             *other, first,
         )  # fmt: skip
     if not known:
         raise ValueError(
-            f"in none of the {len(rows)} rows do the tokens of student and teacher end at one common byte of the "
-            "response: responses are empty, or a tokenizer writes another text; there is nothing to align"
+            f"in none of the {len(rows)} rows do tokens of student and teacher end at the same byte of the response, "
+            "so that nothing can be aligned: check for empty responses, or a tokenizer that changes the text"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which columns of a dataset's rows reach a collator: what a network takes, and no texts, words or file names."""
+"""Selection of the columns that are passed to a collator: the inputs of a network, without texts or file names."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,22 +6,26 @@ from typing import Any
 
 from transformers import DataCollatorForLanguageModeling
 
-LABELS = ("labels", "label", "label_ids")  # what transformers' collators take for labels, the first that a row has
+LABELS = (
+    "labels",
+    "label",
+    "label_ids",
+)  # the label columns of transformers' collators; the first one in a row is used
 READ_BY_MASKING = frozenset({"special_tokens_mask", "offset_mapping"})
 Wanted = Callable[[str], bool]
 
 
 def used(row: Mapping[str, Any], wanted: Wanted) -> dict[str, Any]:
-    """The columns of a row that are `wanted`, its index, and one column of labels."""
+    """The `wanted` columns of a row, its index, and one column of labels."""
     labels = next((name for name in LABELS if name in row), None)
     return {name: v for name, v in row.items() if name in (labels, "index") or (name not in LABELS and wanted(name))}
 
 
 def only_used(collate: Any, wanted: Sequence[Wanted], names: Iterable[str], always: bool) -> Callable[..., Any]:
-    """A user's collator, which gets the `used` columns alone where it is one of transformers, or `always`.
+    """Wrap a collator so that it gets the `used` columns only, if it is from transformers, or `always`.
 
-    Those of transformers make tensors of every column they are given, so Trainer leaves the others out before
-    (`remove_unused_columns`, which is on by its default). A collator of the user's own may read any of them.
+    Collators of transformers make tensors of all columns, for which Trainer removes the others before
+    (`remove_unused_columns`, on by default). Custom collators may read any column.
     """
     module = getattr(collate, "__module__", None) or ""
     if not (always or module.startswith("transformers.")):
@@ -32,9 +36,9 @@ def only_used(collate: Any, wanted: Sequence[Wanted], names: Iterable[str], alwa
 
 @dataclass(frozen=True)
 class UsedColumns:
-    """`collate` for rows of their `used` columns: those of `names`, and what any network wants (`wanted`).
+    """Calls `collate` on the `used` columns of rows: those in `names`, and those `wanted` by any network.
 
-    Rows that are no mappings are left to the collator as they are.
+    Rows that are not mappings are passed on unchanged.
     """
 
     collate: Callable[..., Any]

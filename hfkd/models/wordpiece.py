@@ -1,4 +1,4 @@
-"""A WordPiece tokenizer of one's own texts, for networks that start from fresh weights."""
+"""Training of a WordPiece tokenizer, for networks with random weights."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,21 +10,21 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 SPECIAL |= {"mask_token": "[MASK]"}
 INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
-LETTERS = 0.25  # of the vocabulary, at most: at the start of a word, and as many within
+LETTERS = 0.25  # largest share of the vocabulary for letters at the start of words, and for those within
 
 
 def train_wordpiece(texts: Sequence[str], size: int) -> PreTrainedTokenizerBase:
-    """BERT's uncased tokenizer with up to `size` tokens, learnt from `texts`; the same texts give the same tokens.
+    """A tokenizer like BERT's uncased one with up to `size` tokens, trained on `texts` deterministically.
 
-    Raises ValueError for a size that has no room for letters beside the special tokens.
+    Raises ValueError for a size that is too small for the special tokens and the letters.
     """
     normalizer, special = normalizers.BertNormalizer(lowercase=True), list(SPECIAL.values())
     letters = _letters(texts, normalizer, int(LETTERS * size))
     if size < len(special) + 2 * len(letters) or not letters:
         raise ValueError(
-            f"a vocabulary of {size} tokens is too small for {special} and the texts' letters: make it larger"
+            f"a vocabulary of {size} tokens is too small for {special} and the letters of the texts: increase it"
         )
-    # The trainer numbers letters within words in an order that changes from call to call, and breaks ties by number.
+    # The trainer gives letters within words ids in an order that varies between calls, and breaks ties by id.
     within = [f"##{letter}" for letter in letters]
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
@@ -35,7 +35,9 @@ def train_wordpiece(texts: Sequence[str], size: int) -> PreTrainedTokenizerBase:
     )
     learnt = _tokenizer(models.WordPiece(unk_token="[UNK]"), normalizer)
     learnt.train_from_iterator(texts, trainer)
-    tokenizer = _tokenizer(models.WordPiece(learnt.get_vocab(), unk_token="[UNK]"), normalizer)  # `within` not special
+    tokenizer = _tokenizer(
+        models.WordPiece(learnt.get_vocab(), unk_token="[UNK]"), normalizer
+    )  # without `within` as special tokens
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -46,7 +48,7 @@ def train_wordpiece(texts: Sequence[str], size: int) -> PreTrainedTokenizerBase:
 
 
 def _letters(texts: Sequence[str], normalizer: Any, count: int) -> list[str]:
-    """The most frequent characters, in their own order; those seldomer than `count` others are unknown."""
+    """The `count` most frequent characters, sorted; others become unknown tokens."""
     found: Counter[str] = Counter()
     for text in texts:
         found.update(normalizer.normalize_str(text))

@@ -1,4 +1,4 @@
-"""Writing with a causal language model: new tokens after prompts.
+"""Generation with a causal language model.
 
 B rows of a batch, L prompt length, V vocabulary.
 """
@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 
 class OnlyKnown(LogitsProcessor):
-    """No token from `size` on is written: those of a padded vocabulary, which the other network may not have."""
+    """Masks all tokens from `size` on: those of a padded vocabulary, which the other network may not have."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -27,10 +27,10 @@ class OnlyKnown(LogitsProcessor):
 
 @contextmanager
 def only_for_writing(model: PreTrainedModel) -> Iterator[None]:
-    """The model in eval mode and with an empty `generation_config`, both given back afterwards.
+    """Within the context, the model is in eval mode and has an empty `generation_config`; both are restored afterwards.
 
-    `generate` fills what we leave open from the model's own configuration: a chat model would bring its repetition
-    penalty. Emptied in place, for a PEFT model hands the object on to the model inside it.
+    `generate` takes unset values from the model's own configuration, such as the repetition penalty of a chat model.
+    The configuration is emptied in place, because a PEFT model shares the object with its base model.
     """
     modes = {module: module.training for module in model.modules()}
     own = vars(model.generation_config)
@@ -48,7 +48,7 @@ def only_for_writing(model: PreTrainedModel) -> Iterator[None]:
 
 
 def end_ids(model: PreTrainedModel, tokenizer: Any) -> set[int]:
-    """The tokenizer's end of sequence, and the ones a chat model adds (an end of turn)."""
+    """The end-of-sequence id of the tokenizer, and those in the model's generation config (such as an end of turn)."""
     own = model.generation_config.eos_token_id
     mine = getattr(tokenizer, "eos_token_id", None)
     return {*([own] if isinstance(own, int) else own or []), mine} - {None}
@@ -63,13 +63,14 @@ def write(
     ends: Collection[int],
     pad: int,
 ) -> list[list[int]]:
-    """New token ids for each of B prompts, padded at their start [B, L], as far as the longest answer went.
+    """New token ids for each of B left-padded prompts [B, L], up to the length of the longest answer.
 
-    The likeliest token after `processors`, the last of which may be the draw. Within `only_for_writing`.
+    Each token is the most likely one after `processors`, the last of which may sample. Call it within
+    `only_for_writing`.
     """
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     config = GenerationConfig(
-        do_sample=False,  # the draw is the last logits processor
+        do_sample=False,  # the last logits processor samples
         num_beams=1,
         use_cache=True,
         max_new_tokens=max_new_tokens,

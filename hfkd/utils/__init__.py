@@ -1,1 +1,1 @@
-"""The ground floor: settings, files, devices, token targets. Imports nothing else of hfkd."""
+"""The lowest layer: settings, files, devices, token targets. It imports nothing else of hfkd."""

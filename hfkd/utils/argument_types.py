@@ -1,11 +1,11 @@
-"""What a slot's arguments may be: their annotations, held against the values whenever a slot is built.
+"""Types of slot arguments: values are checked against the annotations when a slot is built.
 
     @checked
     @dataclass
     class DKD(Objective):
         beta: NotNegative = 8.0
 
-So `dkd(beta=True)`, `DKD(beta="x")` and `DKD(beta=-1)` are refused in one place and in the same words.
+Therefore `dkd(beta=True)`, `DKD(beta="x")` and `DKD(beta=-1)` raise the same ValueError.
 """
 
 import functools
@@ -22,19 +22,19 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Range:
-    """Which finite numbers are allowed, and what they are called."""
+    """A range of finite numbers, and its description in messages."""
 
     words: str
     holds: Callable[[float], bool]
 
-    def __repr__(self) -> str:  # in a signature
+    def __repr__(self) -> str:  # shown in signatures
         return self.words
 
 
 Positive = Annotated[float, Range("a finite number above 0", lambda x: x > 0)]
 NotNegative = Annotated[float, Range("a finite number of 0 or more", lambda x: x >= 0)]
 Share = Annotated[float, Range("a number from 0 to 1", lambda x: 0 <= x <= 1)]
-# Beyond these float32 knows no difference between logits any more, or nothing else.
+# Beyond this range, float32 cannot resolve differences of logits, or the softmax is degenerate.
 SoftmaxTemperature = Annotated[float, Range("a number from 0.001 to 10000", lambda x: 1e-3 <= x <= 1e4)]
 Count = Annotated[int, Range("a whole number above 0", lambda x: x > 0)]
 
@@ -42,7 +42,7 @@ Class = TypeVar("Class", bound=type)
 
 
 def checked(cls: Class) -> Class:
-    """A class whose constructor compares its arguments with their annotations. ValueError with value and remedy."""
+    """Decorate a class so that its constructor checks its arguments by their annotations, and raises ValueError."""
     plain = cls.__init__  # type: ignore[misc]
     signature, hints = inspect.signature(plain), get_type_hints(plain, include_extras=True)
 
@@ -59,9 +59,9 @@ def checked(cls: Class) -> Class:
 
 
 def fitting(owner: str, name: str, value: Any, kind: Any) -> Any:
-    """`value`, if the annotation `kind` allows it; else ValueError.
+    """`value`, if the annotation `kind` allows it. Raises ValueError otherwise.
 
-    A list becomes the tuple that is wanted, a number of numpy's one of Python's.
+    Lists are converted to tuples, and numpy numbers to Python numbers.
     """
     if (fits := _fit(value, kind)) is _NOTHING:
         raise ValueError(f"{owner}: {name}={value!r} must be {_words(kind)}")

@@ -1,4 +1,4 @@
-"""What is kept of an attention block."""
+"""The captured inputs of an attention function."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 class Attention(NamedTuple):
-    """What one attention block computes with, of B rows of L positions: the feature of "attention:k".
+    """The inputs of one attention block's attention function, for B rows of L positions: the feature "attention:k".
 
-    query [B, heads, L, d], key and value [B, heads or groups of them, L, d]; scores are scale * query key^T, plus
-    `mask` [B, 1 or heads, L, L] (or where it is True, if it is boolean); None: nothing is masked.
+    query [B, heads, L, d], key and value [B, heads or groups, L, d]; scores are scale * query key^T, plus `mask` [B, 1
+    or heads, L, L] (a boolean mask is True where a query attends); None: nothing is masked.
     """
 
     query: Tensor
@@ -20,7 +20,7 @@ class Attention(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the queries."""
+        """The shape of the queries."""
         return tuple(self.query.shape)
 
     @property

@@ -1,11 +1,11 @@
-"""A network's buffers, batch norm's running statistics above all, as they were at the last good step."""
+"""A copy of a network's buffers (such as batch norm's running statistics) as of the last good step."""
 
 import torch
 from torch import Tensor, nn
 
 
 class KeptBuffers:
-    """A copy of a network's buffers on their devices. Copying either way is queued, and waits for nothing."""
+    """A copy of a network's buffers on their devices. Copies in both directions are asynchronous."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
@@ -20,7 +20,7 @@ class KeptBuffers:
 
     @torch.no_grad()
     def restore(self, network: nn.Module) -> None:
-        """Undo what was done to the buffers since `keep`; one that a module has made since then stays as it is."""
+        """Undo changes to the buffers since `keep`. Buffers that were created since then are not changed."""
         for name, buffer in network.named_buffers():
             if name in self._kept:
                 buffer.copy_(self._kept[name])

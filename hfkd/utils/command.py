@@ -1,4 +1,4 @@
-"""The command that started this process, fit to be published: without secrets, and without this machine's folders."""
+"""The command that started this process in a form for publication: without secrets and local folders."""
 
 import os
 import re
@@ -9,22 +9,22 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
-HIDDEN = "HIDDEN"  # a word that shells, YAML and Markdown leave alone
+HIDDEN = "HIDDEN"  # a word without special meaning in shells, YAML and Markdown
 SECRET_NAME = re.compile(r"(^|[-_])(token|secret|password|passwd|key|credentials?)$", re.IGNORECASE)
-SECRET_VALUE = re.compile(r"hf_\w{8,}|(?<=://)[^/@\s]+(?=@)")  # a Hub token, and a user:password before a host
-SHORTEST_SECRET = 6  # a shorter value of an environment variable would black out ordinary words
-# An absolute path inside an argument, such as a slot's; what follows a word, a dot, a colon or a slash is none (a URL),
-# unless the URL is of a file here.
+SECRET_VALUE = re.compile(r"hf_\w{8,}|(?<=://)[^/@\s]+(?=@)")  # a Hub token, or user:password before a host
+SHORTEST_SECRET = 6  # shorter values of environment variables could hide ordinary words
+# An absolute path inside an argument, such as that of a slot. A slash after a word, a dot, a colon or a slash is part
+# of a URL instead, unless it is a file URL.
 ABSOLUTE_PATH = re.compile(r"(?:(?<![\w.:/~-])~?|file://)(?:/[^\s/'\",;()]+)+/?")
 NO_SCRIPT = ("", "-c", "-m")
-TYPED = "HFKD_TYPED"  # set by the command `hfkd`: what was typed in place of a script, such as "hfkd image"
+TYPED = "HFKD_TYPED"  # set by the command `hfkd` to what was typed instead of a script, such as "hfkd image"
 
 
 def command(argv: Sequence[str] | None = None) -> str | None:
-    """`argv` (default: this process's) as one would type it again; None where nobody typed it (a notebook, a prompt).
+    """`argv` (default: that of this process) as a shell command; None in a notebook or an interactive session.
 
-    The value of every flag whose name ends in token, key, secret, ... is hidden, and so is whatever `without_secrets`
-    knows. A path below the working directory stays, relative to it; of any other only the last name.
+    The values of flags whose names end in token, key, secret, ... are hidden, and all that `without_secrets` hides.
+    Paths below the working directory become relative to it; of other paths only the last component is kept.
     """
     script, *arguments = sys.argv if argv is None else argv
     if script in NO_SCRIPT or "ipykernel" in script:
@@ -46,7 +46,7 @@ def command(argv: Sequence[str] | None = None) -> str | None:
 
 
 def without_secrets(text: str, known: Iterable[str | None] = ()) -> str:
-    """`text` with every secret hidden: `known` ones, Hub tokens, and what the environment keeps under such a name."""
+    """`text` with secrets hidden: `known` ones, Hub tokens, and the values of environment variables with such names."""
     kept = [v for k, v in os.environ.items() if SECRET_NAME.search(k) and len(v) >= SHORTEST_SECRET]
     for secret in filter(None, (*known, get_token(), *kept)):
         text = text.replace(secret, HIDDEN)
@@ -63,5 +63,5 @@ def _without_folders(value: str) -> str:
 
 
 def without_addresses(text: str) -> str:
-    """A repr without the addresses that no two runs share."""
+    """A repr without memory addresses, which differ between runs."""
     return re.sub(r" at 0x[0-9a-f]+", "", text)

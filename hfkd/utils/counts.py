@@ -1,8 +1,8 @@
-"""Settings that count something, of which there must be one."""
+"""Checks of settings that must be at least 1."""
 
 
 def at_least_one(settings: object, *names: str) -> None:
-    """Raise ValueError if one of the named settings is given and below 1: 0 would be taken for all, or for none."""
+    """Raise ValueError if one of the named settings is set and below 1, as 0 would be ambiguous."""
     for name in names:
         value = getattr(settings, name)
         if value is not None and value < 1:

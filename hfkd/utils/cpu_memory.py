@@ -1,4 +1,4 @@
-"""Freed memory on a CPU: glibc hands large blocks back to the kernel at once, and takes them anew page by page."""
+"""Reuse of freed memory on a CPU: by default glibc returns large blocks to the kernel at once."""
 
 import ctypes
 
@@ -7,10 +7,10 @@ NEVER = -1
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees, as a GPU's allocator does; False where there is no glibc to be told.
+    """Let this process keep freed memory for reuse, as a GPU allocator does; returns False without glibc.
 
-    Every step frees its activations and asks for as many again: the kernel would clear the same pages at each. The
-    process stays as large as it was at its largest.
+    Every step frees its activations and allocates the same amount again, for which the kernel would have to clear the
+    same pages each time. The process keeps its peak size.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -1,4 +1,4 @@
-"""Small tensors for a device, without the host waiting for its queue to empty, as `.to` and `torch.tensor` do."""
+"""Transfer of small tensors to a device without a synchronisation, unlike `.to` and `torch.tensor`."""
 
 from functools import lru_cache
 from typing import Any, Self
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 class OnHost:
-    """A part of a batch that stays where the host can read it, when a loader sends the batch to a device."""
+    """A part of a batch that stays on the CPU when a loader moves the batch to a device."""
 
     def to(self, *args: Any, **keywords: Any) -> Self:
         return self
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU, which nobody writes to any more, on `device`; one that is there already itself."""
+    """A CPU tensor, which must not be changed afterwards, on `device`; a tensor on the device is returned unchanged."""
     if tensor.device.type == device.type:
         return tensor
     if torch.cuda.is_available():
@@ -24,8 +24,8 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Numbers [N] float32 that are sent once, for all who ask for the same ones."""
-    if torch.compiler.is_compiling():  # a compiler writes them into its code
+    """A tensor [N] float32 of these numbers on `device`, cached for all calls with the same numbers."""
+    if torch.compiler.is_compiling():  # the compiler makes them constants
         return torch.stack([torch.full((), value, device=device) for value in values])
     return _sent(values, device)
 

@@ -1,4 +1,4 @@
-"""Writing a file so that a reader never meets half of it."""
+"""Atomic writing of files."""
 
 import contextlib
 import errno
@@ -22,10 +22,10 @@ REMEDIES = {
 
 
 def write_atomically(path: str | Path, content: bytes | Callable[[Path], None]) -> None:
-    """Write `content` (bytes, or a function that fills the path it is given) beside `path`, sync it, then rename.
+    """Write `content`, bytes or a function that writes to a path, to a temporary file, sync it, and rename it.
 
-    Creates the parent folder. When anything fails the old file stays whole, nothing is left beside it, and the
-    OSError names the path. Permissions follow the umask; a symbolic link stays, and the file it points to is replaced.
+    Creates the parent folder. If anything fails, the old file is unchanged, no temporary file is left, and the OSError
+    names the path. Permissions follow the umask; for a symbolic link, the file that it points to is replaced.
     """
     target = Path(os.path.realpath(path))
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
@@ -53,7 +53,7 @@ def write_atomically(path: str | Path, content: bytes | Callable[[Path], None]) 
 
 
 def sync(path: str | Path) -> None:
-    """Return when the content of `path`, a file or a folder's names, is on the disk and would outlive a power cut."""
+    """Wait until the content of `path`, a file or a folder's entries, is on the disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

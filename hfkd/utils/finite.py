@@ -1,4 +1,4 @@
-"""Numbers that are finite where all of a row's are: what tells later, without waiting for the device, what broke.
+"""Sums that are finite if all values of a row are, to find non-finite rows later without a synchronisation.
 
 B rows of a batch, N items, C classes, vocabulary or hidden size.
 """
@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 def output_sums(outputs: Tensor) -> Tensor:
-    """[N, C] -> [N]: NaN or infinite as soon as one of them is."""
+    """[N, C] -> [N]: the sum over each row, non-finite if any value is."""
     return outputs.detach().flatten(1).sum(-1, dtype=torch.float32)
 
 
 def input_sums(inputs: Mapping[str, Any]) -> Tensor | None:
-    """The same for all that a network is given but labels and masks: [B]. None where these are ids alone."""
+    """The sum over all float inputs of each row, without labels and masks: [B]; None if there are no such inputs."""
     found = [
         value.sum(tuple(range(1, value.ndim)), dtype=torch.float32)
         for name, value in inputs.items()
@@ -29,6 +29,6 @@ def input_sums(inputs: Mapping[str, Any]) -> Tensor | None:
 
 
 def broken_rows(inputs: Mapping[str, Any]) -> list[int]:
-    """The rows of a batch whose inputs are NaN or infinite; waits for the device."""
+    """The rows of a batch with NaN or infinity in their inputs; synchronises with the device."""
     sums = input_sums(inputs)
     return [] if sums is None else (~torch.isfinite(sums)).nonzero().flatten().tolist()

@@ -1,4 +1,4 @@
-"""Writing JSON that every reader accepts, whatever numpy, torch or a diverged run put into it."""
+"""Writing of standard JSON, also for numpy and torch values, NaN and infinity."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from hfkd.utils.files import write_atomically
 def write_json(path: str | os.PathLike[str], payload: Any) -> None:
     """Write `payload` as JSON, atomically.
 
-    numpy and torch scalars become numbers, arrays and tensors lists, enums their value, dataclasses objects, paths
-    strings. NaN and infinities become `null`: JSON has no word for them, and a run that diverged should still be able
-    to record that it did. Anything else is refused with a `ValueError` that names `path` and the place in the payload.
+    numpy and torch scalars become numbers, arrays and tensors lists, enums their values, dataclasses objects, and paths
+    strings. NaN and infinity become `null`, because JSON does not support them, and a diverged run should still be
+    recorded. Other values raise a `ValueError` that names `path` and the place in the payload.
     """
     try:
         plain = jsonable(payload)
@@ -33,18 +33,20 @@ def write_json(path: str | os.PathLike[str], payload: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The object in a file that an earlier run wrote. Raises ValueError, naming it, where it holds none."""
+    """The object in a JSON file of an earlier run. Raises ValueError if the file has no JSON object."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:  # damaged, or text in another encoding
-        raise ValueError(f"{os.fspath(path)} is damaged, or no JSON ({error}): delete it to begin anew") from error
+        raise ValueError(f"{os.fspath(path)} is damaged, or not JSON ({error}): delete it to start again") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{os.fspath(path)} holds a {type(found).__name__}, not named values: delete it to begin anew")
+        raise ValueError(
+            f"{os.fspath(path)} holds a {type(found).__name__} instead of an object: delete it to start again"
+        )
     return found
 
 
 def jsonable(value: Any, where: str = "payload") -> Any:
-    """`value` made of what JSON knows, by the rules of `write_json`; `where` names the place in error messages."""
+    """`value` in JSON types, by the rules of `write_json`; `where` names the place in error messages."""
     if isinstance(value, enum.Enum):
         return jsonable(value.value, where)
     if value is None or isinstance(value, (bool, int, str)):
@@ -67,7 +69,7 @@ def jsonable(value: Any, where: str = "payload") -> Any:
     if isinstance(value, (list, tuple)):
         return [jsonable(item, f"{where}[{index}]") for index, item in enumerate(value)]
     raise ValueError(
-        f"{where} is a {type(value).__name__}, which JSON cannot hold: pass a number, string, list or dict"
+        f"{where} is a {type(value).__name__}, which JSON does not support: pass a number, string, list or dict"
     )
 
 

@@ -1,4 +1,4 @@
-"""How this process was launched: on a CPU or not, alone or as one of several, and what the launcher was told."""
+"""How this process was launched: on CPU or not, alone or as one of several, and with which launcher flags."""
 
 import atexit
 import os
@@ -12,14 +12,20 @@ from accelerate import PartialState
 from accelerate.utils import get_int_from_env, parse_flag_from_env
 from transformers.utils import is_torch_xla_available
 
-RANKS = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # torchrun, and kinds of MPI
+RANKS = (
+    "RANK",
+    "LOCAL_RANK",
+    "PMI_RANK",
+    "OMPI_COMM_WORLD_RANK",
+    "MV2_COMM_WORLD_RANK",
+)  # of torchrun and MPI implementations
 
 
 def computes_on_cpu() -> bool:
-    """Whether there is no accelerator, or `accelerate launch --cpu` leaves it alone.
+    """Whether there is no accelerator, or `accelerate launch --cpu` disables it.
 
-    Raises ValueError for a launch of several processes that does not say which of them this one is: on CPUs accelerate
-    would wait half an hour for the others.
+    Raises ValueError if several processes are launched but this one has no rank: on CPUs accelerate would wait half an
+    hour for the others.
     """
     if get_int_from_env(["WORLD_SIZE"], 1) > 1 and not any(name in os.environ for name in RANKS):
         raise ValueError(
@@ -31,9 +37,9 @@ def computes_on_cpu() -> bool:
 
 
 def processes() -> PartialState:
-    """accelerate's state, with the ranks of a launch on CPUs joined: by itself it joins those of GPUs only.
+    """accelerate's state, with the process group also initialised on CPUs, unlike by default.
 
-    Raises ValueError where they have not joined.
+    Raises ValueError if the processes have not joined.
     """
     state = PartialState(cpu=computes_on_cpu())
     check_world_size(state.num_processes)
@@ -42,9 +48,9 @@ def processes() -> PartialState:
 
 @cache
 def leave_group_at_exit() -> None:
-    """End the group of processes, and its threads, before this process ends: open ones may abort it after its work.
+    """Destroy the process group before this process exits, because its threads may otherwise abort the process.
 
-    Not where an exception ends it: the others, which may wait for this one, are for the launcher to stop.
+    This is not done after an exception, where other processes may wait for this one: the launcher stops them.
     """
     atexit.register(_leave_group)
 
@@ -56,15 +62,15 @@ def _leave_group() -> None:
 
 
 def check_world_size(joined: int) -> None:
-    """Raise ValueError if this launch has several processes and another number of them works together.
+    """Raise ValueError if the number of joined processes differs from that of launched ones.
 
-    Those that do leave their group when they end.
+    Joined processes leave their group at exit.
     """
     launched = get_int_from_env(["WORLD_SIZE"], 1)
     if launched > 1 and launched != joined:
         raise ValueError(
-            f"WORLD_SIZE={launched}, but the processes that work together here are {joined}: each would do the whole "
-            "work and write over the files of the others. Start them with `accelerate launch` or torchrun, make no "
+            f"WORLD_SIZE={launched}, but the process group has {joined} processes: each would do all the work and "
+            "overwrite the files of the others. Start them with `accelerate launch` or torchrun, make no "
             "PartialState or Accelerator before the training arguments, or unset WORLD_SIZE for a single process"
         )
     wanted = _launcher().get("num_processes")
@@ -78,40 +84,40 @@ def check_world_size(joined: int) -> None:
 
 
 def refuse_several(work: str) -> None:
-    """Raise ValueError if this launch has several processes, each of which would do the whole of `work`."""
+    """Raise ValueError if several processes are launched, each of which would do all of `work`."""
     if (launched := get_int_from_env(["WORLD_SIZE"], 1)) > 1:
         raise ValueError(
-            f"WORLD_SIZE={launched}: {work} is for one process, and several would write over each other's files: start "
-            "it without a launcher, or with accelerate launch --num_processes 1"
+            f"WORLD_SIZE={launched}, but {work} runs in one process, as several would overwrite each other's files: "
+            "start it without a launcher, or with accelerate launch --num_processes 1"
         )
 
 
 def check_accumulation(steps: int) -> None:
-    """Raise ValueError if the launcher was told to accumulate other than `steps` batches: it hands that to nobody."""
+    """Raise ValueError if the launcher was given another number of accumulation steps, which it would ignore."""
     wanted = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", _launcher().get("gradient_accumulation_steps"))
     if wanted not in (None, "auto", str(steps), steps):
         raise ValueError(
-            f"accelerate was launched with gradient_accumulation_steps={wanted}, and training accumulates {steps}: "
-            "give --gradient_accumulation_steps behind the name of the script, and leave the launcher's out"
+            f"accelerate was launched with gradient_accumulation_steps={wanted}, but training uses {steps}: pass "
+            "--gradient_accumulation_steps after the name of the script, not to the launcher"
         )
 
 
 def _launcher() -> dict[str, Any]:
-    """What `accelerate launch` was told, if it is what started this process, by name; None for what it was not."""
+    """The flags of `accelerate launch` by name, if it started this process; otherwise an empty dict."""
     try:
         line = psutil.Process().parent().cmdline()
-    except (psutil.Error, AttributeError):  # no parent, or one that may not be looked at
+    except (psutil.Error, AttributeError):  # no parent, or no permission to read it
         return {}
     return launcher_flags(line)
 
 
 def launcher_flags(line: list[str]) -> dict[str, Any]:
-    """The flags of a command line, by name, if it is one of `accelerate launch`; else nothing."""
+    """The flags in a command line of `accelerate launch` by name; an empty dict for any other command line."""
     names = [os.path.basename(word) for word in line]
     for start in (["accelerate", "launch"], ["accelerate-launch"], ["-m", "accelerate.commands.launch"]):
-        for i in (0, 1):  # behind the interpreter
+        for i in (0, 1):  # after the interpreter
             if names[i : i + len(start)] == start:
-                from accelerate.commands.launch import launch_command_parser  # of no use to a script started otherwise
+                from accelerate.commands.launch import launch_command_parser  # only needed here
 
                 return vars(launch_command_parser().parse_args(line[i + len(start) :]))
     return {}

@@ -1,4 +1,4 @@
-"""Names that a run writes to, or into what it publishes: refused where they would do something else there."""
+"""Checks of the names that a run writes to or publishes."""
 
 import os
 import unicodedata
@@ -10,23 +10,23 @@ from huggingface_hub.utils import validate_repo_id
 
 from hfkd.utils.command import without_secrets
 
-BREAKS = ("Cc", "Zl", "Zp")  # control characters, and what Unicode calls a separator of lines or paragraphs
+BREAKS = ("Cc", "Zl", "Zp")  # control characters, and Unicode's line and paragraph separators
 
 
 def check_names(args: Any) -> None:
-    """Raise ValueError for an output folder that can be none, a repository that cannot be, or a name of several lines.
+    """Raise ValueError for an invalid output folder or repository, or a name with line breaks.
 
-    The lines would become lines of the model card, and of the commands that messages give.
+    Line breaks would add lines to the model card, and to the commands in messages.
     """
     for name in ("output_dir", "hub_model_id", "model_license"):
         value = getattr(args, name)
         if value is not None and any(unicodedata.category(character) in BREAKS for character in value):
-            raise ValueError(f"{name}={value!r} has a line break or another control character: leave it out")
+            raise ValueError(f"{name}={value!r} has a line break or another control character: remove it")
     if args.hub_model_id:
         try:
             validate_repo_id(args.hub_model_id)
         except HFValidationError as error:
-            raise ValueError(f"hub_model_id={args.hub_model_id!r} can be no repository: {error}") from error
+            raise ValueError(f"hub_model_id={args.hub_model_id!r} is not a valid repository: {error}") from error
     _check_folder(Path(args.output_dir or ".").expanduser())
 
 
@@ -34,22 +34,23 @@ def _check_folder(folder: Path) -> None:
     for path in (folder, *folder.parents):
         if path.is_symlink() and not path.exists():
             raise ValueError(
-                f"output_dir={folder}: {path} is a link to what is not there; make its target, or delete it"
+                f"output_dir={folder}: {path} is a link whose target does not exist; create the target, or delete the "
+                "link"
             )
         if path.exists():
             if not path.is_dir():
-                raise ValueError(f"output_dir={folder}: {path} is no folder; choose another output_dir")
+                raise ValueError(f"output_dir={folder}: {path} is not a folder; choose another output_dir")
             if path != folder and not os.access(path, os.W_OK | os.X_OK):
                 raise ValueError(
-                    f"output_dir={folder} is to be made in {path}, which is not writable: choose a folder that is"
+                    f"output_dir={folder} cannot be created, because {path} is not writable: choose another folder"
                 )
             return
 
 
 def publishable(state: dict[str, Any]) -> dict[str, Any]:
-    """The attributes of arguments without the Hub's token, and with every secret in a text hidden.
+    """The attributes of arguments without the Hub token, and with secrets in texts hidden.
 
-    An output folder below the working directory is relative to it.
+    An output folder below the working directory is given relative to it.
     """
     known, folder = [state.get("hub_token")], Path(state.get("output_dir") or ".")
     hidden = {k: without_secrets(v, known) if isinstance(v, str) else v for k, v in state.items()}

@@ -1,18 +1,18 @@
-"""Numbers that several places count, or write, alike."""
+"""Shared rules for rounding and formatting numbers."""
 
 from collections.abc import Sequence
 
-# Of CIFAR-100's training images, as published checkpoints were trained with.
+# Statistics of CIFAR-100's training images, with which published checkpoints were trained.
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
 def floor_of_share(count: int, share: float) -> int:
-    """floor(N r): the rounding keeps 0.29 * 100 at 29."""
+    """floor(N r), rounded first so that 0.29 * 100 gives 29."""
     return int(round(count * share, 9))
 
 
 def evenly_spread(few: int, many: int) -> list[int]:
-    """`few` of the numbers 0 to `many` - 1, the first and the last among them: round(i (many - 1) / (few - 1))."""
+    """`few` of the numbers 0 to `many` - 1, including the first and the last: round(i (many - 1) / (few - 1))."""
     return [round(i * (many - 1) / max(few - 1, 1)) for i in range(few)]
 
 

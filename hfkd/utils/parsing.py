@@ -1,4 +1,4 @@
-"""Dataclasses of settings from the command line and YAML files: one parser for every recipe."""
+"""Parsing of settings dataclasses from the command line and YAML files, for all recipes."""
 
 import argparse
 import difflib
@@ -28,11 +28,11 @@ WITH = "with"
 
 
 class CommandLineError(SystemExit, ValueError):
-    """What was typed cannot be done: a ValueError to whoever calls, a line and no traceback to whoever typed it."""
+    """An invalid command line: a ValueError for callers, and an exit with one line and no traceback for scripts."""
 
 
 class Parsed(tuple[Any, ...]):
-    """The dataclasses that `parse` has filled. given: the names of what the command line and --config gave."""
+    """The dataclasses from `parse`. given: the names of the settings from the command line and --config."""
 
     given: frozenset[str]
 
@@ -48,13 +48,13 @@ def parse(
     defaults: Sequence[str | Path | Mapping[str, Any]] = (),
     **parser_options: Any,
 ) -> Parsed:
-    """Parse `argv` into dataclasses. The command line wins over `--config FILE.yaml ...`, which wins over `defaults`.
+    """Parse `argv` into dataclasses. The command line overrides `--config FILE.yaml ...`, which overrides `defaults`.
 
-    Of several files the later ones win; see `read_layers` for a file that has settings for another one. `defaults`, a
-    recipe's protocol, are YAML files too, or mappings of settings. A setting that a later one leaves without effect
-    gives way to it, see `hfkd.utils.precedence`. Raises ValueError for a
-    key that no dataclass has, with the closest one that exists; for a value that its field does not take; and for an
-    output_dir that is one of the inputs. It ends a program that reads its own command line (None) with that line.
+    Later files override earlier ones; see `read_layers` for a file with settings for another one. `defaults`, the
+    protocol of a recipe, are YAML files or mappings of settings. A setting that would have no effect because of a later
+    one is removed, see `hfkd.utils.precedence`. Raises ValueError for an unknown key, with the closest known one; for a
+    value that its field does not accept; and for an output_dir that is one of the inputs. With `argv=None` (the
+    process's own command line) the error ends the program, with its message only.
     """
     try:
         return _parsed(dataclasses, list(sys.argv[1:] if argv is None else argv), defaults, **parser_options)
@@ -78,7 +78,7 @@ def _parsed(
     layers = typed_layers([*defaults, *given], dataclasses)
     files = [layer for several in layers[len(defaults) :] for layer in several]
     settings = merge([*(layer for several in layers for layer in several), flags])
-    for action in parser._actions:  # a setting that the file gives is no longer required on the command line
+    for action in parser._actions:  # a setting from a file is no longer required on the command line
         if action.dest in settings:
             action.required = False
     parser.set_defaults(**settings)
@@ -97,13 +97,13 @@ def _parsed(
 
 
 def _refuse_what_is_not_done(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raise ValueError for a do_train, do_eval or do_predict that says otherwise than what the command does."""
+    """Raise ValueError for a do_train, do_eval or do_predict that differs from what the command does."""
     scores = bool(found.get("evaluate_only"))
     done = {"do_train": not scores, "do_eval": scores or found.get("eval_strategy") != "no", "do_predict": False}
     instead = {
-        "do_train": "whether a network is trained is for train_teacher.py --evaluate_only to say, other recipes train",
-        "do_eval": "whether a run evaluates is said by eval_strategy",
-        "do_predict": "no recipe predicts; evaluation is said by eval_strategy",
+        "do_train": "recipes always train, except train_teacher.py --evaluate_only",
+        "do_eval": "evaluation is controlled by eval_strategy",
+        "do_predict": "no recipe predicts; evaluation is controlled by eval_strategy",
     }
     for name in done:
         if name in wanted and wanted[name] != done[name]:
@@ -112,35 +112,35 @@ def _refuse_what_is_not_done(wanted: Mapping[str, Any], found: Mapping[str, Any]
 
 def _parser(dataclasses: Sequence[type], **options: Any) -> HfArgumentParser:
     parser = HfArgumentParser(cast(Any, list(dataclasses)), allow_abbrev=False, prog=os.environ.get(TYPED), **options)
-    said = "Settings to start from, files or names of hfkd's own (kd, dkd, ...); later ones win, and flags over all."
+    said = "Settings files, or names of those of hfkd (kd, dkd, ...); later ones win, and flags override all."
     parser.add_argument(
         f"--{IMPORT}",
         metavar="MODULE",
         nargs="+",
         action="extend",
         default=[],
-        help="Modules that register slots of your own (`hfkd.register_objective`), to be named like any other.",
+        help="Modules that register custom slots (`hfkd.register_objective`), which can then be used by name.",
     )
     parser.add_argument("--config", metavar="FILE.yaml", nargs="+", action="extend", default=[], help=said)
     for action in parser._actions:
-        if action.type is string_to_bool and action.nargs is None:  # `bool | None`: let a bare --bf16 mean true
+        if action.type is string_to_bool and action.nargs is None:  # `bool | None`: --bf16 without a value means true
             action.nargs, action.const = "?", True
     _group(parser)
     return parser
 
 
 def _group(parser: HfArgumentParser) -> None:
-    """In `--help` the flags of hfkd come first, and those that every Trainer has after them."""
+    """In `--help`, list the flags of hfkd before those of transformers' Trainer."""
     parser.usage = "%(prog)s [--config FILE.yaml ...] [--flag value ...]"
     own, of_trainer = parser._optionals, {field.name for field in fields(TrainingArguments)}
-    trainers = parser.add_argument_group("flags of every Trainer of transformers")
+    trainers = parser.add_argument_group("flags of transformers' Trainer")
     for action in [action for action in own._group_actions if action.dest in of_trainer]:
         own._group_actions.remove(action)
         trainers._group_actions.append(action)
 
 
 def import_modules(names: Sequence[str]) -> None:
-    """Import a user's modules, from the working directory too, as `python -m` would."""
+    """Import a user's modules, also from the working directory, like `python -m`."""
     if names and "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     for name in names:
@@ -148,14 +148,15 @@ def import_modules(names: Sequence[str]) -> None:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-                raise  # something that the module itself imports
+                raise  # a missing import of the module itself
             raise ValueError(
-                f"--{IMPORT} {name}: there is no such module; give its name without .py, from the folder that it is in"
+                f"--{IMPORT} {name}: this module does not exist; pass its name without .py, and run the command in "
+                "its folder"
             ) from None
 
 
 def _flags(dataclasses: Sequence[type], argv: Sequence[str]) -> dict[str, Any]:
-    """What the command line itself says, by name; what it says wrongly is for the parser proper to tell."""
+    """The settings on the command line, by name; errors in them are left to the main parser."""
     parser = _parser(dataclasses, add_help=False)
     for action in parser._actions:
         action.default, action.required = argparse.SUPPRESS, False
@@ -163,20 +164,20 @@ def _flags(dataclasses: Sequence[type], argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _show_log() -> None:
-    """A recipe's user sees what hfkd logs (resumed from where, thresholds, what was passed over), once."""
+    """Show the log of hfkd to the user of a recipe, once."""
     logger = logging.getLogger("hfkd")
     if not logger.hasHandlers():
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("[%(levelname)s|%(name)s] %(message)s"))
         logger.addHandler(handler)
-        logger.propagate = False  # libraries that are loaded later give the root logger a handler of its own
+        logger.propagate = False  # libraries that are imported later may add a handler to the root logger
         logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
 
 
 def typed_layers(
     sources: Sequence[str | Path | Mapping[str, Any]], dataclasses: Sequence[type]
 ) -> list[list[dict[str, Any]]]:
-    """`read_layers`, each setting as its field in `dataclasses` wants it. Raises ValueError for what none has."""
+    """`read_layers`, with settings in the types of their fields. Raises ValueError for unknown settings."""
     hints: dict[str, Any] = {}
     for cls in dataclasses:
         known = get_type_hints(cls, include_extras=True)
@@ -192,10 +193,10 @@ def typed_layers(
 
 
 def read_layers(sources: Sequence[str | Path | Mapping[str, Any]]) -> list[dict[str, dict[str, Any]]]:
-    """Of each file or mapping of settings the layers that it adds, later ones winning, by where they come from.
+    """For each file or mapping, its layers of settings by their origin; later layers override earlier ones.
 
-    What a file holds under `with`, by the names of other files (`with: {dkd: {objective: "dkd(beta=6)"}}`), is added
-    where such a file is among `sources` too, on top of both: what a pair of networks needs of each method.
+    Settings of a file under `with` and the name of another file (`with: {dkd: {objective: "dkd(beta=6)"}}`) are added
+    on top of both if that file is among `sources` too, such as those of a pair of networks for each method.
     """
     found, earlier = [], dict[str, dict[str, Any]]()
     for source in sources:
@@ -205,7 +206,7 @@ def read_layers(sources: Sequence[str | Path | Mapping[str, Any]]) -> list[dict[
         where, stem, settings = f"--config {source}", Path(source).stem, read_settings(source)
         others = settings.pop(WITH, None) or {}
         if not isinstance(others, dict) or not all(isinstance(one, dict) for one in others.values()):
-            raise ValueError(f"{where}: {WITH} must hold settings by the names of other files")
+            raise ValueError(f"{where}: {WITH} must be a mapping from names of other files to settings")
         layers = {where: settings}
         for other, its in earlier.items():
             layers |= {f"--config of {other}: with {stem}": its[stem]} if stem in its else {}
@@ -216,11 +217,11 @@ def read_layers(sources: Sequence[str | Path | Mapping[str, Any]]) -> list[dict[
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings of a YAML file (safe loader: no code), as text: what a word means is for its field to say."""
+    """The settings of a YAML file as text, which is converted by the type of each field (safe loader: no code)."""
     try:
         settings = deepcopy(_yaml(Path(path).read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise ValueError(f"--config {path}: there is no such file") from None
+        raise ValueError(f"--config {path}: this file does not exist") from None
     except OSError as error:
         raise ValueError(f"--config {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -228,11 +229,11 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     settings = {} if settings is None else settings
     if not isinstance(settings, dict) or not all(isinstance(k, str) for k in settings):
         held = "names that are not text" if isinstance(settings, dict) else f"a {type(settings).__name__}"
-        raise ValueError(f"--config {path} must hold `name: value` lines, and holds {held}")
+        raise ValueError(f"--config {path} must have `name: value` lines, but has {held}")
     return settings
 
 
-@lru_cache(256)  # a table of methods reads a few files again and again
+@lru_cache(256)  # a table of methods reads the same files many times
 def _yaml(text: str) -> Any:
     return yaml.load(text, TextLoader)
 
@@ -241,7 +242,9 @@ def check_known(settings: Mapping[str, Any], known: set[str], where: str) -> Non
     """Raise ValueError for a setting that is not in `known`."""
     for key in settings:
         if key == IMPORT:
-            raise ValueError(f"{where}: {key} runs code, which a file of settings may not: give --{key} as a flag")
+            raise ValueError(
+                f"{where}: {key} runs code, which is not allowed in a settings file: pass --{key} as a flag"
+            )
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             raise ValueError(f"{where}: unknown setting {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))

@@ -1,4 +1,4 @@
-"""Which of a command's settings win: later ones over earlier ones, and with them what they stand for."""
+"""The precedence of settings: later ones override earlier ones, and those that conflict with them."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -7,28 +7,28 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-# A setting, and those of earlier layers that would keep it from having any effect.
+# A setting, and those of earlier layers with which it would have no effect.
 EXCLUDES = {
     "lr_scheduler_type": ("lr_decay_epochs",),
     "lr_decay_epochs": ("lr_scheduler_type", "lr_scheduler_kwargs"),
     "num_train_epochs": ("max_steps",),
 }
-# A setting, and what another has to be for it to count.
+# A setting, and the value of another one that it needs to have an effect.
 NEEDS = {
     "logging_steps": ("logging_strategy", "steps"),
     "eval_steps": ("eval_strategy", "steps"),
     "save_steps": ("save_strategy", "steps"),
 }
-# A setting, and the arguments of its earlier value, which another does not take.
+# A setting, and the setting with the arguments of its value, which do not fit another value.
 ARGUMENTS = {"lr_scheduler_type": "lr_scheduler_kwargs", "optim": "optim_args"}
-UNSET = (None, -1)  # max_steps is -1 where epochs count
+UNSET = (None, -1)  # max_steps is -1 if the number of epochs is used
 
 
 def merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The settings of all layers, the later ones winning, also over what would keep them from having any effect.
+    """The settings of all layers; later ones override earlier ones, and those with which they would have no effect.
 
-    A learning-rate schedule puts an earlier layer's decay epochs out of force, `eval_steps` its evaluation by epochs,
-    and so on, which is said in the log. Raises ValueError for a layer that has both such a schedule and decay epochs.
+    For example, a learning-rate schedule removes the decay epochs of an earlier layer, and `eval_steps` its evaluation
+    by epochs; this is logged. Raises ValueError for a layer with both a schedule and decay epochs.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -40,7 +40,7 @@ def merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 others = (*others, ARGUMENTS[name])
             for other in others:
                 if other not in layer and (earlier := merged.pop(other, None)) not in UNSET:
-                    _say(f"{name}={value} takes the place of {other}={earlier}")
+                    _say(f"{name}={value} replaces {other}={earlier}")
             _make_count(name, value, layer, merged)
         merged |= layer
     return merged
@@ -53,17 +53,17 @@ def _make_count(name: str, value: Any, layer: Mapping[str, Any], merged: dict[st
     earlier = merged.get(other)
     merged[other] = needed
     if earlier not in (None, needed):
-        _say(f"{name}={value} takes the place of {other}={earlier}")
+        _say(f"{name}={value} replaces {other}={earlier}")
 
 
 def _refuse_two_schedules(layer: Mapping[str, Any]) -> None:
     names = ("lr_scheduler_type", "lr_decay_epochs")
     if all(name in layer for name in names):
         both = " and ".join(f"{name}={layer[name]}" for name in names)
-        raise ValueError(f"{both}: the learning rate follows one of them; leave the other out")
+        raise ValueError(f"{both}: only one of them can define the learning rate; leave the other out")
 
 
 @lru_cache
 def _say(message: str) -> None:
-    """Once a process, however often its command is parsed."""
+    """Log a message once per process."""
     logger.info("%s.", message)

@@ -1,4 +1,4 @@
-"""Looking at data without drawing from what training draws from."""
+"""Checks that do not change the random state of training."""
 
 import random
 from collections.abc import Iterator
@@ -10,9 +10,11 @@ import torch
 
 @contextmanager
 def kept_random_state() -> Iterator[None]:
-    """Python's, numpy's and torch's generators are afterwards what they were before, whatever ran in between."""
+    """Restore the random states of Python, numpy and torch at the end of the context."""
     python, legacy = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # all would wake the node's others
+    devices = (
+        [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    )  # all devices would be initialised otherwise
     try:
         with torch.random.fork_rng(devices=devices):
             yield

@@ -1,4 +1,4 @@
-"""The weights that a run has saved, with their checksums beside them: whoever loads them later finds damage."""
+"""Checksums of the weights that a run has saved, to detect damage when they are loaded."""
 
 import json
 from collections.abc import Iterable
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from hfkd.utils.files import checksum, write_atomically
 
-MANIFEST = "files.json"  # of a checkpoint, with all of its files; {name: {"bytes": size, "xxh3_128": checksum}}
-SAVED = "saved_weights.json"  # of a student, with its weights alone
+MANIFEST = "files.json"  # of a checkpoint, for all of its files: {name: {"bytes": size, "xxh3_128": checksum}}
+SAVED = "saved_weights.json"  # of a saved student, for its weights only
 SUFFIXES = (".safetensors", ".bin")
-TRAINING_ARGS = "training_args.bin"  # a pickle, which nothing reads
+TRAINING_ARGS = "training_args.bin"  # a pickle, which is never loaded
 
 
 def list_weights(folder: Path, names: Iterable[str]) -> None:
-    """Write down the checksums of those files in `folder` that hold weights."""
+    """Save the checksums of the files with weights in `folder`."""
     weights = [name for name in sorted(names) if name.endswith(SUFFIXES) and name != TRAINING_ARGS]
     write_atomically(folder / SAVED, json.dumps({name: entry_of(folder / name) for name in weights}, indent=2).encode())
 
@@ -23,9 +23,9 @@ def entry_of(file: Path) -> dict[str, int | str]:
 
 
 def refuse_damaged(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Raise ValueError where a file of weights in `folder`, one of `names` if given, is not as it was saved.
+    """Raise ValueError if a file with weights in `folder`, of `names` if given, has changed since it was saved.
 
-    Nothing is known of files that no list names. A list that cannot be read names none.
+    Files that are not listed are not checked, and an unreadable list is ignored.
     """
     for listing in (SAVED, MANIFEST):
         try:
@@ -37,6 +37,6 @@ def refuse_damaged(folder: Path, names: Iterable[str] | None = None) -> None:
             file = folder / name
             if name.endswith(SUFFIXES) and file.is_file() and checksum(file) != known[name]:
                 raise ValueError(
-                    f"{file} is damaged: it does not hold what was saved (delete {listing} beside it if you changed it "
-                    "on purpose)"
+                    f"{file} is damaged: its checksum differs from that of the saved file (delete {listing} beside it "
+                    "if you changed it on purpose)"
                 )

@@ -1,6 +1,6 @@
-"""What a settings file says is text until the dataclass's field tells what it is.
+"""Conversion of the text in settings files to the types of dataclass fields.
 
-YAML by itself reads `no`, 0012, 12:30 and 2026-11-28 as false, 10, 750 and a date.
+YAML would read `no`, 0012, 12:30 and 2026-11-28 as false, 10, 750 and a date.
 """
 
 from enum import Enum
@@ -15,13 +15,13 @@ NAMES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true o
 KEPT = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 
 
-SUM = "a sum"  # as Annotated[str, SUM]: a file may give a list of terms, which are added
+SUM = "a sum"  # for Annotated[str, SUM]: a file may have a list of terms, which are added
 
 
 class TextLoader(yaml.SafeLoader):
-    """yaml.SafeLoader that makes text of every value but null, and refuses a name that is there twice."""
+    """A yaml.SafeLoader that reads all values except null as text, and refuses duplicate names."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012  (as its base class declares it)
+    yaml_implicit_resolvers = {  # noqa: RUF012  (as declared in the base class)
         first: [(tag, pattern) for tag, pattern in resolvers if tag in KEPT]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -30,14 +30,14 @@ class TextLoader(yaml.SafeLoader):
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is there twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} occurs twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 def typed(value: Any, hint: Any, where: str) -> Any:
-    """A setting as its field wants it; ValueError, which begins with `where`, if it cannot be that.
+    """A setting converted to the type of its field. Raises ValueError, beginning with `where`, if this is impossible.
 
-    `value` is what TextLoader read, or a plain value of the right kind already.
+    `value` is from TextLoader, or already has the right type.
     """
     if get_origin(hint) is Annotated:
         if SUM in hint.__metadata__ and isinstance(value, list):
@@ -46,11 +46,11 @@ def typed(value: Any, hint: Any, where: str) -> Any:
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if value is None:
         if NoneType not in kinds:
-            raise ValueError(f"{where} is blank: give it a value, or leave the line out")
+            raise ValueError(f"{where} has no value: set one, or remove the line")
         return None
     if isinstance(value, dict):
         if not any(dict in (kind, get_origin(kind)) for kind in kinds):
-            raise ValueError(f"{where}: {shown(value)} are settings, where one value is expected")
+            raise ValueError(f"{where}: {shown(value)} is a mapping of settings, but a single value is expected")
         return {name: _plain(one) for name, one in value.items()}
     lists = [kind for kind in kinds if list in (kind, get_origin(kind))]
     if isinstance(value, list):
@@ -63,17 +63,17 @@ def typed(value: Any, hint: Any, where: str) -> Any:
 
 
 def _element(kind: Any) -> Any:
-    """What a list of this kind holds; text where it does not say."""
+    """The element type of a list type, by default text."""
     return next(iter(get_args(kind)), str)
 
 
 def _scalar(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
-    """One value of one of `kinds`; a list is none."""
+    """A single value of one of `kinds`; a list raises ValueError."""
     text = None if isinstance(value, (list, bool)) else str(value)
     choices = _choices(kinds)
     if choices:
         if text not in choices:
-            raise ValueError(f"{where}: {shown(value)} is none of {choices}")
+            raise ValueError(f"{where}: {shown(value)} is not one of {choices}")
         return text
     if bool in kinds and (isinstance(value, bool) or (text or "").lower() in BOOLS):
         return value if isinstance(value, bool) else BOOLS[str(text).lower()]
@@ -81,7 +81,7 @@ def _scalar(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
         return text
     kind = next((kind for kind in NAMES if kind in kinds), None)
     if kind is None:
-        raise ValueError(f"{where}: {shown(value)} cannot be given in a file")
+        raise ValueError(f"{where}: {shown(value)} cannot be set in a file")
     try:
         if kind in (int, float) and text is not None:
             return kind(text)
@@ -91,14 +91,14 @@ def _scalar(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
 
 
 def _choices(kinds: tuple[Any, ...]) -> list[str]:
-    """The words a setting is one of, if it is: an enumeration's, or a literal's where no other text is taken."""
+    """The choices of a setting, from an enum, or a Literal if no other text is allowed; empty if there are none."""
     enums = [member.value for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum) for member in kind]
     literals = [word for kind in kinds if get_origin(kind) is Literal and str not in kinds for word in get_args(kind)]
     return [*enums, *literals]
 
 
 def _plain(value: Any) -> Any:
-    """A value whose kind nobody knows, as YAML 1.2 and Python write it: 1e-7 is a number, `no` a word."""
+    """A value without a declared type, read as in YAML 1.2 and Python: 1e-7 is a number, `no` is text."""
     if isinstance(value, dict):
         return {name: _plain(one) for name, one in value.items()}
     if isinstance(value, list):
@@ -114,13 +114,13 @@ def _plain(value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value as a settings file has it."""
+    """A value as in a settings file."""
     if isinstance(value, list):
         return f"[{', '.join(map(shown, value))}]"
     return repr(value)
 
 
 def resume_choice(wanted: str | bool | None) -> str | bool | None:
-    """`resume_from_checkpoint`, whose booleans a command line and a settings file write as words."""
+    """`resume_from_checkpoint`, with booleans that are given as text on the command line or in a file."""
     words = {"true": True, "yes": True, "false": False, "no": False, "": None}
     return words.get(wanted.lower(), wanted) if isinstance(wanted, str) else wanted

@@ -1,4 +1,4 @@
-"""The files that come with hfkd beside its code: recipes, their configurations, configurations of accelerate."""
+"""Files that are shipped with hfkd: recipes, their configurations, and configurations of accelerate."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped(folder: str) -> Path:
-    """`recipes` or `accelerate_configs`: inside of the package as a wheel installs it, beside it in a checkout.
+    """The folder `recipes` or `accelerate_configs`: inside the package in a wheel, beside it in a checkout.
 
-    Raises FileNotFoundError where neither is, as in a package that was copied by hand.
+    Raises FileNotFoundError if it is in neither place, as in a package that was copied by hand.
     """
     for path in (PACKAGE / folder, PACKAGE.parent / folder):
         if path.is_dir():
@@ -17,7 +17,7 @@ def shipped(folder: str) -> Path:
 
 
 def shipped_or_given(value: str | Path, folder: Path, suffix: str = ".yaml") -> Path:
-    """The file that `value` names, or the one of `folder` by that name, with or without its suffix."""
+    """The file `value`, or the file of that name in `folder`, with or without its suffix."""
     for path in (Path(value), folder / value, folder / f"{value}{suffix}"):
         if path.is_file():
             return path

@@ -1,4 +1,4 @@
-"""How a slot's argument becomes a callable: a name, `name(key=literal, ...)`, or any callable; and a sum of these."""
+"""Resolution of slot arguments: a name, `name(key=literal, ...)`, a callable, or a sum of these."""
 
 import ast
 import difflib
@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
-MAX_SPEC_LENGTH = 500  # a slot is a line in a YAML file; anything longer is not one
+MAX_SPEC_LENGTH = 500  # longer strings are refused
 MAX_SUM_LENGTH = 4 * MAX_SPEC_LENGTH
 
 
 def resolve(spec: Any, table: Mapping[str, Callable[..., Any]], kind: str) -> Any:
-    """Turn what a user wrote into the callable of a slot.
+    """The callable of a slot from a user's argument.
 
-    `spec` is a callable (returned as it is), or a string: `"dkd"` or `"dkd(beta=8.0, warmup_epochs=0)"`. The string is
-    parsed, never evaluated: a name out of `table` and keyword literals, nothing else. `kind` names the slot in errors.
-    Raises ValueError with the value, the reason and the choices.
+    `spec` is a callable (returned unchanged), or a string: `"dkd"` or `"dkd(beta=8.0, warmup_epochs=0)"`. The string is
+    parsed, never evaluated: only a name in `table` and keyword literals are allowed. `kind` names the slot in errors.
+    Raises ValueError for an unknown name or invalid arguments.
     """
     if callable(spec) and not isinstance(spec, type):
         return spec
@@ -31,7 +31,7 @@ def resolve(spec: Any, table: Mapping[str, Callable[..., Any]], kind: str) -> An
 def resolve_sum(spec: Any, table: Mapping[str, Callable[..., Any]], kind: str) -> list[tuple[float, Any]]:
     """`resolve` for a sum of slots, each with its coefficient: [(1.0, KD()), (100.0, FitNet(layer='2'))].
 
-    `spec` is what `resolve` takes; such a string with coefficients, `"kd + 100 * fitnet(layer=2)"`; or a list of these
+    `spec` is an argument of `resolve`; a string with coefficients, `"kd + 100 * fitnet(layer=2)"`; or a list of these
     and of pairs `(coefficient, slot)`. Raises ValueError for a coefficient that is not a finite number above 0.
     """
     if isinstance(spec, str) and set("+-*/") & set(spec):
@@ -39,7 +39,7 @@ def resolve_sum(spec: Any, table: Mapping[str, Callable[..., Any]], kind: str) -
     if not isinstance(spec, (list, tuple)):
         return [(1.0, resolve(spec, table, kind))]
     if not spec:
-        raise ValueError(f"{kind} {spec!r} is empty: give it a term")
+        raise ValueError(f"{kind} {spec!r} is empty: pass at least one term")
     if isinstance(spec, tuple) and len(spec) == 2 and isinstance(spec[0], Real):
         spec = [spec]
     found = []
@@ -47,7 +47,7 @@ def resolve_sum(spec: Any, table: Mapping[str, Callable[..., Any]], kind: str) -
         pair = isinstance(one, (list, tuple)) and len(one) == 2 and isinstance(one[0], Real)
         factor, inner = (_coefficient(one[0], kind), one[1]) if pair else (1.0, one)
         if isinstance(inner, (list, tuple)):
-            raise ValueError(f"{kind} term {one!r}: give a slot, or a pair (coefficient, slot)")
+            raise ValueError(f"{kind} term {one!r} is not valid: pass a slot, or a pair (coefficient, slot)")
         found += [(factor * c, slot) for c, slot in resolve_sum(inner, table, kind)]
     return found
 
@@ -55,8 +55,8 @@ def resolve_sum(spec: Any, table: Mapping[str, Callable[..., Any]], kind: str) -
 def _addends(spec: str, kind: str) -> list[tuple[float, ast.expr]]:
     """The addends of "a + 2 * b(c=3)": coefficients, and names or calls."""
     malformed = ValueError(
-        f"{kind} {spec[:80]!r} cannot be read: write terms as name or name(key=value, ...), each with its coefficient "
-        "in front if it has one, and + between them: kd + 100 * fitnet(layer=2)"
+        f"{kind} {spec[:80]!r} cannot be read: write terms as name or name(key=value, ...), with optional "
+        "coefficients before them and + between them: kd + 100 * fitnet(layer=2)"
     )
     if len(spec) > MAX_SUM_LENGTH:
         raise malformed
@@ -82,7 +82,7 @@ def _addends(spec: str, kind: str) -> list[tuple[float, ast.expr]]:
 
 
 def _number(node: ast.expr) -> Any:
-    """The number that is written there; None for anything else."""
+    """The number in the expression; None for any other expression."""
     try:
         value = ast.literal_eval(node)
     except (ValueError, TypeError, RecursionError, MemoryError):
@@ -93,7 +93,7 @@ def _number(node: ast.expr) -> Any:
 def _coefficient(value: Any, kind: str) -> float:
     if isinstance(value, bool) or not math.isfinite(value) or not value > 0:
         raise ValueError(
-            f"{kind}: a term's coefficient is {value!r}, and must be a finite number above 0; leave the term out for 0"
+            f"{kind}: the coefficient {value!r} of a term must be a finite number above 0; for 0, leave the term out"
         )
     return float(value)
 
@@ -135,12 +135,12 @@ def _build(factory: Callable[..., Any], name: str, keywords: dict[str, Any], kin
         raise ValueError(f"{kind} {name!r} has no argument {unknown[0]!r}: it takes {list(known) or 'none'}")
     try:
         return factory(**keywords)
-    except TypeError as error:  # a value of the wrong kind, such as beta="x"
-        raise ValueError(f"{kind} {name}: an argument has the wrong kind of value ({error})") from error
+    except TypeError as error:  # a value of the wrong type, such as beta="x"
+        raise ValueError(f"{kind} {name}: an argument has the wrong type ({error})") from error
 
 
 def positive(owner: str, **values: float) -> None:
-    """Raise ValueError unless each of `values` is a finite number above zero."""
+    """Raise ValueError unless each of `values` is a finite number above 0."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
             raise ValueError(f"{owner}: {name}={value!r} must be a number above 0")

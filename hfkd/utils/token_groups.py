@@ -1,6 +1,6 @@
-"""Tokens of one text under two tokenizers -> groups that say the same: both sides of a group end at the same byte.
+"""Alignment of the tokens of two tokenizers: groups of tokens that end at the same byte of the text.
 
-B rows, L length, N groups, m tokens of groups.
+B rows, L length, N groups, m tokens in groups.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from torch import Tensor
 from hfkd.utils.devices import OnHost
 from hfkd.utils.targets import HostTargets
 
-PLACELESS = -1  # of a token that is none of the response's, or whose place in the text is not known
+PLACELESS = -1  # the end of a token outside of the response, or at an unknown place
 UNGROUPED = -1
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """How the tokens of two networks are brought together.
+    """How the tokens of two networks are aligned.
 
-    by: "bytes" groups tokens that end at the same byte of the response; "position" pairs the first token with the
-    first, the second with the second, as long as both have one. end: whether the two ends of sequence are a pair too.
-    late: each token's logits are read one position after those that predict it, as TRL does.
+    by: "bytes" groups tokens that end at the same byte of the response; "position" pairs the n-th tokens of both, up to
+    the shorter length. end: whether the end-of-sequence tokens are paired too. late: the logits of each token are read
+    one position later than those that predict it, as in TRL.
     """
 
     by: Literal["bytes", "position"] = "bytes"
@@ -32,11 +32,11 @@ class Pairing:
     late: bool = False
 
     def of(self, ends: tuple[Any, Any], learned: tuple[Any, Any], length: int) -> tuple[list[int], list[int]]:
-        """The group of each token of one row, student's and teacher's, numbered from 0; UNGROUPED for none.
+        """The group of each token in a row of the student and the teacher, numbered from 0; UNGROUPED for none.
 
-        ends: where each of a side's tokens ends, in bytes of the response, which has `length`; the end of sequence ends
-        at length + 1. learned: which tokens have a label. A group with a token of the response that has none is left
-        out, and one with the very first token of a row, which no position predicts.
+        ends: the end of each token, in bytes of the response of `length` bytes; the end of sequence is at length + 1.
+        learned: which tokens have a label. Groups with an unlabelled response token are left out, and groups with the
+        first token of a row, which is not predicted.
         """
         mine, its = (np.asarray(one) for one in ends)
         answers = [np.asarray(one, dtype=bool) for one in learned]
@@ -44,7 +44,7 @@ class Pairing:
         kept = [one & (self.end | (end <= length)) for one, end in zip(there, (mine, its), strict=True)]
         pair = _by_bytes if self.by == "bytes" else _by_position
         groups = pair(mine, its, *kept)
-        lost = {int(group[0]) for group in groups if len(group)}  # of the tokens that nothing predicts
+        lost = {int(group[0]) for group in groups if len(group)}  # groups of first tokens, which are not predicted
         lost |= {
             int(one)
             for group, answer in zip(groups, answers, strict=True)
@@ -60,7 +60,7 @@ def _by_bytes(mine: Any, its: Any, kept: Any, its_kept: Any) -> list[Any]:
     common = np.intersect1d(mine[kept], its[its_kept])
     found = []
     for ends, known in ((mine, kept), (its, its_kept)):
-        number = np.searchsorted(common, ends)  # the first place that both reach, at or after this token's end
+        number = np.searchsorted(common, ends)  # the first common end at or after that of the token
         found.append(np.where(known & (number < len(common)), number, UNGROUPED))
     return found
 
@@ -75,14 +75,14 @@ def _by_position(mine: Any, its: Any, kept: Any, its_kept: Any) -> list[Any]:
 
 
 def _readable(groups: Any, learned: Any) -> Any:
-    """Those whose last token has a learned one after it: at that one's place its own logits are read late."""
+    """Keep groups whose last token is followed by a labelled one, at whose position its logits are read."""
     followed = np.append(learned[1:], False)
     late = set(groups[(groups != UNGROUPED) & ~followed].tolist())
     return np.where(np.isin(groups, list(late)), UNGROUPED, groups)
 
 
 def _numbered(mine: Any, its: Any, lost: set[int]) -> tuple[list[int], list[int]]:
-    """Groups that both sides have, without those that are `lost`, numbered anew."""
+    """The groups on both sides, without those in `lost`, renumbered."""
     there = np.setdiff1d(np.intersect1d(mine, its), [UNGROUPED, *lost])
     renumbered = [np.where(np.isin(one, there), np.searchsorted(there, one), UNGROUPED) for one in (mine, its)]
     return renumbered[0].tolist(), renumbered[1].tolist()
@@ -90,10 +90,10 @@ def _numbered(mine: Any, its: Any, lost: set[int]) -> tuple[list[int], list[int]
 
 @dataclass(frozen=True)
 class GroupedTokens(OnHost):
-    """One network's part of a batch's groups. Tokens are its targets, in the batch's order.
+    """One network's part of the groups of a batch. Tokens are its targets, in order.
 
-    token [m]: which of the targets are in groups. group [m]: the group of each. first, last [N]: of which of these m
-    the group's first and last token is.
+    token [m]: the targets that are in groups. group [m]: the group of each. first, last [N]: the index into these m of
+    the first and last token of each group.
     """
 
     token: Tensor
@@ -103,7 +103,7 @@ class GroupedTokens(OnHost):
 
     @classmethod
     def of(cls, group: Tensor) -> "GroupedTokens":
-        """group: of each target, UNGROUPED for none; ascending."""
+        """group: the group of each target, ascending, or UNGROUPED."""
         token = (group != UNGROUPED).nonzero().squeeze(-1)
         known = group[token]
         size = torch.bincount(known)
@@ -114,11 +114,11 @@ class GroupedTokens(OnHost):
         return len(self.first)
 
     def spans(self) -> list[tuple[int, int]]:
-        """From which target to which (exclusive) each group goes."""
+        """The first target of each group, and the one after its last."""
         return list(zip(self.token[self.first].tolist(), (self.token[self.last] + 1).tolist(), strict=True))
 
     def part(self, groups: slice, start: int) -> "GroupedTokens":
-        """Some of the groups, numbered from 0, and their tokens from target `start`."""
+        """Some of the groups, with groups numbered from 0 and tokens from target `start`."""
         first, last = self.first[groups], self.last[groups]
         tokens = slice(int(first[0]), int(last[-1]) + 1) if len(first) else slice(0, 0)
         return GroupedTokens(
@@ -128,7 +128,7 @@ class GroupedTokens(OnHost):
 
 @dataclass(frozen=True)
 class Groups(OnHost):
-    """The groups of a batch: both networks' tokens, the row of each group [N], and the shapes of both sides' rows."""
+    """The groups of a batch: the tokens of both networks, the row of each group [N], and the shapes of both sides."""
 
     student: GroupedTokens
     teacher: GroupedTokens
@@ -141,7 +141,7 @@ class Groups(OnHost):
 
     @classmethod
     def of(cls, mine: tuple[HostTargets, Tensor], its: tuple[HostTargets, Tensor]) -> "Groups":
-        """From each side's targets, and the group of each token of its rows [B, L], which lie on one device."""
+        """From the targets of each side and the group of each token [B, L], on the same device."""
         shapes, device = (mine[1].shape, its[1].shape), mine[1].device
         each = torch.stack([mine[1].amax(-1) + 1, its[1].amax(-1) + 1])  # [2, B] groups of a row
         assert bool((each[0] == each[1]).all()), "both sides of a row have the same groups"
@@ -157,7 +157,7 @@ class Groups(OnHost):
 
     @property
     def of_teacher(self) -> "Groups":
-        """The same groups, of the teacher's tokens on both sides."""
+        """The same groups with the teacher's tokens on both sides."""
         return Groups(self.teacher, self.teacher, self.row, (self.shapes[1], self.shapes[1]))
 
     @property
@@ -166,10 +166,10 @@ class Groups(OnHost):
 
 
 def byte_ends(spelled: Sequence[bytes | None], text: bytes) -> list[int]:
-    """Where each token ends in `text`, in bytes; PLACELESS from the first on that is not spelled as the text is.
+    """The end of each token in `text` in bytes; PLACELESS from the first token on that differs from the text.
 
-    spelled: what each token stands for, None where that is no text (an unknown word). A space that is none of the
-    text's, as SentencePiece puts it before the first token, takes no place.
+    spelled: the bytes of each token, None for tokens without text (an unknown word). A space that is not in the text,
+    as added by SentencePiece before the first token, has no length.
     """
     written = b"".join(piece or b"" for piece in spelled)
     blank = written[:1] == b" " and (written[1:] == text or _agreeing(written[1:], text) > _agreeing(written, text))
@@ -183,5 +183,5 @@ def byte_ends(spelled: Sequence[bytes | None], text: bytes) -> list[int]:
 
 
 def _agreeing(one: bytes, other: bytes) -> int:
-    """How many bytes two texts begin with alike."""
+    """The length of the common prefix of two texts."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -78,7 +78,7 @@ def test_a_recipe_says_what_was_typed(shell, capsys):
 
 def test_a_configuration_of_hfkd_is_found_by_its_name_from_any_folder(shell, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="there is no such file"):
+    with pytest.raises(ValueError, match="this file does not exist"):
         main(["image", "--config", "no_such_method"])
     with pytest.raises(
         ValueError, match="no_data cannot be read"

@@ -75,7 +75,7 @@ def test_crowds_are_no_targets_of_training():
         (row([[2.0, 3.0, 31.0, 12.0]]), r"the box \[2.0, 3.0, 31.0, 12.0\] lies outside of its image"),
         (row([[2.0, 3.0, 2.0, 12.0]]), "has no size"),
         (row([[2.0, 3.0, float("nan"), 12.0]]), "has no size"),
-        (row(labels=[0], index=7), "row 7 has a box of class 0, and 0 is the background"),
+        (row(labels=[0], index=7), "row 7 has a box of class 0, but 0 is the background"),
         (row(labels=[1, 2]), r"boxes of shape \(1, 4\) and labels of shape \(2,\)"),
         (row(labels=[1.0]), "are integers, from 1 on"),
         (row() | {"pixel_values": torch.randn(3, 20, 30)}, "detectors normalise images themselves"),

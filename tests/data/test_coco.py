@@ -51,7 +51,7 @@ def test_boxes_become_corners_and_classes_keep_their_ids(tmp_path):
     [
         (box([1, 2, 0, 6]), r"image 0.png: the box \[1.0, 2.0, 1.0, 8.0\] .* has no size"),
         (box([20, 2, 11, 6]), "lies outside of the image, 20 pixels high and 30 wide"),
-        (box([1, 2, 3, 4], 7), "the category 7 is none of the file's categories"),
+        (box([1, 2, 3, 4], 7), "the category 7 is not among the file's categories"),
     ],
 )
 def test_bad_annotations_are_named(tmp_path, annotation, message):
@@ -68,13 +68,13 @@ def test_bad_boxes_are_dropped_where_that_is_asked_for(tmp_path, caplog):
 
 def test_category_0_and_files_that_are_not_there(tmp_path):
     write(tmp_path, [], [{"id": 0, "name": "cat"}])
-    with pytest.raises(ValueError, match="has a category 0, which is the background"):
+    with pytest.raises(ValueError, match="has a category 0, which detectors use for the background"):
         load(tmp_path)
     assert load(tmp_path, renumber=True).label_names == (BACKGROUND, "cat")
     (tmp_path / "train2017" / "1.png").unlink()
     with pytest.raises(ValueError, match=r"names 1.png, which is not in"):
         load(tmp_path, renumber=True)
-    with pytest.raises(ValueError, match="no file of instances in COCO's format"):
+    with pytest.raises(ValueError, match="is not an instances file in COCO's format"):
         load_coco(tmp_path, tmp_path / "train2017" / "0.png")
 
 
@@ -98,7 +98,7 @@ def test_pictures_of_another_size_than_the_annotations_say(tmp_path):
 def test_the_two_splits_must_have_the_same_classes(tmp_path):
     write(tmp_path, [box([1, 2, 4, 6])])
     write(tmp_path, [box([1, 2, 4, 6])], [{"id": 1, "name": "dog"}, {"id": 3, "name": "cat"}], "val2017")
-    with pytest.raises(ValueError, match="'cat' in the one is 'dog' in the other"):
+    with pytest.raises(ValueError, match="'cat' in one is 'dog' in the other"):
         BoxDataArguments(str(tmp_path)).load()
 
 

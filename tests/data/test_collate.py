@@ -86,10 +86,13 @@ def test_a_processor_makes_the_images():
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ([{"image": 1, "labels": 2}], r"no 'pixel_values': they have \['image', 'labels'\]; rename the column"),
-        (rows([torch.zeros(3, 4, 4), torch.zeros(3, 4, 5)]), r"\[\(3, 4, 4\), \(3, 4, 5\)\]; resize them"),
+        ([{"image": 1, "labels": 2}], r"no 'pixel_values' but \['image', 'labels'\]: rename the column"),
+        (rows([torch.zeros(3, 4, 4), torch.zeros(3, 4, 5)]), r"\[\(3, 4, 4\), \(3, 4, 5\)\]: resize them"),
         (rows([Image.new("RGB", (4, 4)), Image.new("L", (4, 4))]), r"\[\(1, 4, 4\), \(3, 4, 4\)\]"),
-        (rows(list(PIXELS.astype(np.int64))), "images of torch.int64, whose range is unknown: make them uint8"),
+        (
+            rows(list(PIXELS.astype(np.int64))),
+            "the images have dtype torch.int64, whose range is unknown: convert them to uint8",
+        ),
     ],
 )
 def test_what_cannot_be_a_batch_is_said(batch, message):

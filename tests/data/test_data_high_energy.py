@@ -58,7 +58,7 @@ def test_the_selected_set_is_the_naive_one(side, ratio):
 
 
 def test_equal_energies_select_nothing():
-    with pytest.raises(ValueError, match="all 9 images have the energy -2, so none is more uncertain than another"):
+    with pytest.raises(ValueError, match="all 9 images have the energy -2, so that none can be selected"):
         select_by_energy(torch.full((9,), -2.0), 0.4)
 
 
@@ -222,13 +222,16 @@ def test_at_epoch_and_clean_leave_the_original_alone():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: add_high_energy(plain().with_format(None), energies()), "HE-DA mixes images of hfkd.data.load_images"),
-        (lambda: add_high_energy(plain(), energies(7)), "7 energies for 30 images: scan this very dataset"),
+        (
+            lambda: add_high_energy(plain().with_format(None), energies()),
+            "HE-DA needs a dataset of hfkd.data.load_images",
+        ),
+        (lambda: add_high_energy(plain(), energies(7)), "7 energies for 30 images: scan the same dataset"),
         (lambda: add_high_energy(plain(), energies(), 0.0), r"ratio=0.0 must be in \(0, 1\]"),
         (lambda: add_high_energy(plain(), energies(), 0.01), "ratio=0.01 of 30 images is less than one"),
         (lambda: add_high_energy(plain(), energies(), mix="cutout"), "mix='cutout' must be one of"),
         (lambda: add_high_energy(plain(), energies(), side="top"), "side='top' must be one of"),
-        (lambda: add_high_energy(plain(), energies() * float("nan")), "the energies hold NaN or infinity"),
+        (lambda: add_high_energy(plain(), energies() * float("nan")), "energies contain NaN or infinity"),
         (
             lambda: add_high_energy(add_high_energy(plain(), energies()), energies(42)),
             "have been added to this dataset",

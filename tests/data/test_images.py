@@ -145,7 +145,7 @@ def test_a_broken_file_is_named_with_its_row(folder):
     broken = path / "train" / "dog" / "3.png"
     broken.write_bytes(broken.read_bytes()[:60])
     with pytest.raises(
-        ValueError, match=r"the image in row 3 \(.*dog/3\.png\) cannot be used: .*; replace it, or leave"
+        ValueError, match=r"the image in row 3 \(.*dog/3\.png\) cannot be used: .*; replace it, or remove"
     ):
         load_images(str(path))
     broken.write_bytes(b"this is no picture")
@@ -216,8 +216,8 @@ def table(n=2, **columns):
         (table().rename_column("label", "x"), {}, r"no label column among \['image', 'x'\]: .*pass label_column="),
         (table(), {"image_column": "photo"}, r"image_column='photo' is not in the dataset: its columns are \['image'"),
         (table(), {"label_column": "breed"}, "label_column='breed' is not in the dataset"),
-        (table(label=["cat", "dog"]), {}, r"column 'label' holds Value\('string'\), not class ids"),
-        (table(label=[0.5, 1.0]), {}, r"holds Value\('float64'\), not class ids"),
+        (table(label=["cat", "dog"]), {}, r"column 'label' holds Value\('string'\) instead of class ids"),
+        (table(label=[0.5, 1.0]), {}, r"holds Value\('float64'\) instead of class ids"),
         (table(label=[1, None]), {}, "row 1 has no label"),
         (table(image=[noise(4, 4, 3).tolist(), None]), {}, "the image in row 1 cannot be used: there is none"),
         (
@@ -255,5 +255,5 @@ def test_a_folder_without_data_is_said(tmp_path, content):
     if content:
         path = tmp_path / content
         path.mkdir(parents=True) if content.endswith("/") else path.write_text("no image")
-    with pytest.raises(ValueError, match="holds no data that can be read: give the folder that has the files"):
+    with pytest.raises(ValueError, match="has no readable data: pass the folder with the files"):
         load_images(str(tmp_path))

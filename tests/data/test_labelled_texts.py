@@ -62,18 +62,18 @@ LABEL = [0, 1, 0, 1]
     [
         ({"text": TEXTS, "grade": LABEL}, None, {}, "no label column among"),
         ({"text": TEXTS, "label": LABEL}, None, {"label_column": "grade"}, "label_column='grade' is not in"),
-        ({"text": TEXTS, "label": LABEL}, None, {"text_column": "body"}, "no column 'body': it has"),
+        ({"text": TEXTS, "label": LABEL}, None, {"text_column": "body"}, "no column 'body': name one of"),
         ({"premise": TEXTS, "hypothesis": TEXTS, "label": LABEL}, None, {}, r"\['premise', 'hypothesis'\] hold text"),
-        ({"label": LABEL, "number": LABEL}, None, {}, r"which column holds the texts\? \[\] hold text"),
-        ({"text": LABEL, "label": LABEL}, None, {"text_column": "text"}, "holds Value.*not text"),
+        ({"label": LABEL, "number": LABEL}, None, {}, r"the column of the texts is ambiguous: \[\] hold text"),
+        ({"text": LABEL, "label": LABEL}, None, {"text_column": "text"}, "holds Value.*instead of text"),
         ({"text": [*TEXTS[:3], None], "label": LABEL}, None, {}, "row 3 of the training split has no 'text'"),
-        ({"text": TEXTS, "label": [0.5, 1.0, 2.0, 0.1]}, None, {}, "not one class a row"),
-        ({"text": TEXTS, "label": [[0, 1]] * 4}, None, {}, "not one class a row"),
-        ({"text": TEXTS, "label": [0, 1, -1, 1]}, None, {}, "row 2 of the training split has label -1"),
+        ({"text": TEXTS, "label": [0.5, 1.0, 2.0, 0.1]}, None, {}, "instead of one class per row"),
+        ({"text": TEXTS, "label": [[0, 1]] * 4}, None, {}, "instead of one class per row"),
+        ({"text": TEXTS, "label": [0, 1, -1, 1]}, None, {}, "row 2 of the training split has the label -1"),
         ({"text": TEXTS, "label": [0, 1, None, 1]}, None, {}, "row 2 of the training split has no label"),
         ({"text": TEXTS, "label": ["a", None, "b", "b"]}, None, {}, "row 1 of the training split has no label"),
-        ({"text": TEXTS, "label": LABEL}, {"text": TEXTS[:1], "label": [2]}, {}, "label 2, and there are 2 classes"),
-        ({"text": TEXTS, "label": LABEL}, {"text": TEXTS[:1], "label": [-1]}, {}, "stands for a hidden label"),
+        ({"text": TEXTS, "label": LABEL}, {"text": TEXTS[:1], "label": [2]}, {}, "label 2, but there are 2 classes"),
+        ({"text": TEXTS, "label": LABEL}, {"text": TEXTS[:1], "label": [-1]}, {}, "is a hidden label"),
         ({"text": TEXTS, "label": list("abab")}, {"text": TEXTS[:1], "label": ["c"]}, {}, "has the label 'c'"),
         ({"text": TEXTS, "label": LABEL}, {"sentence": TEXTS, "label": LABEL}, {}, "evaluation split has no column"),
         ({"text": TEXTS, "label": LABEL}, {"text": TEXTS, "other": LABEL}, {}, "'label' is not in the dataset"),
@@ -88,10 +88,10 @@ def test_columns_that_would_be_misread_are_refused(monkeypatch, train, scored, f
 
 def test_splits_whose_labels_are_of_two_kinds_are_refused(monkeypatch):
     named = Features({"text": Value("string"), "label": ClassLabel(names=["a", "b"])})
-    with pytest.raises(ValueError, match="give both the same"):
+    with pytest.raises(ValueError, match="convert both to the same type"):
         read(monkeypatch, rows(named, text=TEXTS, label=LABEL), rows(text=TEXTS, label=LABEL))
     several = Features({"text": Value("string"), "label": Sequence(ClassLabel(names=["a", "b"]))})
-    with pytest.raises(ValueError, match="not one class a row"):
+    with pytest.raises(ValueError, match="instead of one class per row"):
         read(monkeypatch, rows(several, text=TEXTS, label=[[0], [1], [0, 1], []]))
 
 
@@ -100,7 +100,7 @@ def test_rows_are_cut_counted_and_numbered(tokenizer, caplog):
     tokens = tokenize_labelled(rows(text=TEXTS, labels=LABEL), tokenizer, max_length=2)
     assert tokens["input_ids"][:] == [tokenizer(text)["input_ids"][:2] for text in TEXTS]
     assert (tokens["labels"][:], tokens["index"][:], tokens["length"][:]) == (LABEL, [0, 1, 2, 3], [2] * 4)
-    assert "of which 1 are cut at max_length=2" in caplog.text
+    assert "of which 1 are truncated at max_length=2" in caplog.text
     assert "text" not in tokens.column_names
 
 
@@ -114,7 +114,7 @@ def test_pairs_are_tokenised_together(monkeypatch, tokenizer):
 
 def test_lengths_that_are_not_possible(tokenizer):
     tokenizer.model_max_length = 8
-    with pytest.raises(ValueError, match="max_length=16, but the tokenizer says that its network takes 8"):
+    with pytest.raises(ValueError, match="max_length=16 is above the tokenizer's maximum length of 8"):
         tokenize_labelled(rows(text=TEXTS, labels=LABEL), tokenizer, max_length=16)
-    with pytest.raises(ValueError, match="leave no room for text"):
+    with pytest.raises(ValueError, match="leaves no room for text"):
         tokenize_labelled(rows(text=TEXTS, labels=LABEL), tokenizer, max_length=0)

@@ -109,7 +109,7 @@ def test_a_stream_says_how_long_it_is_where_it_is_known(folder):
     train, _ = data(folder, streaming=True).load()
     assert stream_length(train.rows) in (None, 12), "known once the folder has been loaded whole"
     assert len(ImageStream(train.rows, LargeImageTransform(), 12)) == 12
-    with pytest.raises(TypeError, match="not known: give max_steps"):
+    with pytest.raises(TypeError, match="not known: set max_steps"):
         len(ImageStream(train.rows, LargeImageTransform()))
 
 
@@ -136,9 +136,9 @@ def test_a_broken_picture_is_named_when_its_turn_comes(folder, tmp_path):
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"streaming": True, "resized_crop": False}, "it needs resized_crop"),
+        ({"streaming": True, "resized_crop": False}, "streaming=True needs resized_crop"),
         ({"streaming": True, "imbalance_factor": 0.5}, "no imbalance_factor"),
-        ({"views": 2}, "leave views=2 out"),
+        ({"views": 2}, "views=2, but resized_crop"),
         ({"test_split": "val"}, r"has no split 'val': it has \['test', 'train'\]; pass test_split="),
         ({"image_std": [0.1, 0.0, 0.1]}, r"std\[1\]=0.0 must be a number above 0"),
     ],
@@ -151,5 +151,5 @@ def test_what_cannot_be_read_is_refused(folder, keywords, message):
 def test_a_teacher_does_not_scan_a_stream(folder):
     from toys import teacher
 
-    with pytest.raises(ValueError, match="load the data without streaming, or give thresholds"):
+    with pytest.raises(ValueError, match="load the data without streaming, or pass thresholds"):
         scan(teacher(2), data(folder, streaming=True).load()[0])

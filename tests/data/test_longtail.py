@@ -63,8 +63,8 @@ def test_a_factor_outside_its_range_is_refused(factor):
 
 
 def test_what_cannot_be_tailed_is_refused():
-    with pytest.raises(ValueError, match=r"leaves no image of 10 in the last class: raise it above 0.1"):
+    with pytest.raises(ValueError, match=r"leaves none of 10 images in the last class: set it above 0.1"):
         long_tail(balanced(), 0.05)
     short = balanced().select(range(2, 40))  # classes 0 and 1 have lost an image
-    with pytest.raises(ValueError, match=r"class 0 has 9 images and should keep 10: long_tail starts from a balanced"):
+    with pytest.raises(ValueError, match=r"class 0 has 9 images but should keep 10: pass a balanced"):
         long_tail(Dataset.from_dict({"labels": short["labels"][:] + [3] * 2}), 0.5)

@@ -63,7 +63,9 @@ def test_rows_are_as_full_as_a_naive_best_fit_makes_them(seed):
 
 
 def test_a_document_longer_than_a_row_is_refused():
-    with pytest.raises(ValueError, match=r"row 1 has 9 tokens, and rows are packed to 8: documents are not cut"):
+    with pytest.raises(
+        ValueError, match=r"row 1 has 9 tokens, but rows are packed to 8, and documents are not truncated"
+    ):
         pack_rows(Dataset.from_list([{"input_ids": [3] * n, "labels": [3] * n} for n in (4, 9)]), 8)
 
 
@@ -90,7 +92,7 @@ def test_rows_with_images_are_refused():
 
 
 def test_rows_without_labels_are_refused():
-    with pytest.raises(ValueError, match="rows to be packed have no labels"):
+    with pytest.raises(ValueError, match="rows to pack have no labels"):
         pack_rows(Dataset.from_list([{"input_ids": [3, 4]}]), 8)
 
 

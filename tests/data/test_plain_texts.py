@@ -43,7 +43,9 @@ def test_line_by_line_a_text_is_a_row_and_empty_ones_are_none(wordpiece):
 
 
 def test_texts_too_short_for_a_row_are_refused(wordpiece):
-    with pytest.raises(ValueError, match="give no row of max_length=64 tokens: lower it, or pass --line_by_line"):
+    with pytest.raises(
+        ValueError, match="are too short for a row of max_length=64 tokens: lower it, or pass --line_by_line"
+    ):
         tokenize_plain(texts("a", ""), wordpiece, max_length=64)
 
 

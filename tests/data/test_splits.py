@@ -156,7 +156,9 @@ def test_a_card_that_names_the_files(tmp_path):
 def test_a_file_in_two_splits_is_refused(tmp_path):
     table(tmp_path / "train.parquet", 4, 0)
     table(tmp_path / "train-test.parquet", 3, 1)
-    with pytest.raises(ValueError, match=r"train-test\.parquet would be in both 'train' and 'test'.*folder of its own"):
+    with pytest.raises(
+        ValueError, match=r"train-test\.parquet would be in both 'train' and 'test'.*into separate folders"
+    ):
         load_images(str(tmp_path))
 
 
@@ -165,7 +167,7 @@ def test_a_folder_whose_path_is_a_pattern_is_refused(tmp_path, name, monkeypatch
     root = tree(tmp_path / name / "images", train={"cat": 3, "dog": 2}, test={"cat": 1, "dog": 1})
     (tmp_path / "plain").symlink_to(root)
     (root / "rows.jsonl").write_text('{"text": "a"}\n')
-    message = r"in its path, which `datasets` takes for more than a name: rename that file or folder"
+    message = r"in its path, which `datasets` reads as a pattern: rename the file or folder"
     for given in (root, tmp_path / "plain"):
         with pytest.raises(ValueError, match=message):
             load_images(str(given))
@@ -185,5 +187,5 @@ def test_classes_whose_names_are_patterns_are_read(tmp_path):
 
 def test_a_class_whose_name_is_taken_for_an_archive_is_refused(tmp_path):
     root = tree(tmp_path / "images", train={"a::b": 2, "c": 1}, test={"c": 1})
-    with pytest.raises(ValueError, match=r"images cannot be read: .*takes a name with '::' for a file in an archive"):
+    with pytest.raises(ValueError, match=r"images cannot be read: .*reads a name with '::' as a file in an archive"):
         load_images(str(root))

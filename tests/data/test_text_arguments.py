@@ -51,8 +51,8 @@ def test_what_looks_like_dolly_is_said_to_be_split_like_it(tmp_path, caplog):
     write(tmp_path / "mine.jsonl", rows)
     data = TextDataArguments(str(tmp_path / "mine.jsonl")).load(word_tokenizer())
     assert (len(data.train), len(data.dev), len(data.test_texts)) == (10, 1000, 500)
-    said = "the first 500 are for test, the next 1000 for dev, the last 10 for training"
-    assert f"{tmp_path}/mine.jsonl has one split and Dolly's columns" in caplog.text
+    said = "the first 500 are for test, the next 1000 for dev, and the last 10 for training"
+    assert f"{tmp_path}/mine.jsonl has a single split and Dolly's columns" in caplog.text
     assert said in caplog.text
     write(tmp_path / "train.jsonl", rows)
     (tmp_path / "mine.jsonl").rename(tmp_path / "dev.jsonl")

@@ -86,5 +86,5 @@ def test_bad_arguments_are_refused(arguments, message):
 
 
 def test_labels_of_another_length_are_refused():
-    with pytest.raises(ValueError, match=r"labels of \[1\] for input_ids of \[2\] tokens"):
+    with pytest.raises(ValueError, match=r"labels of shape \[1\] for input_ids of shape \[2\]"):
         TokenCollator(0)([{"input_ids": [1, 2], "labels": [1]}])

@@ -25,7 +25,7 @@ def test_reads_rows_and_skips_blank_lines(tmp_path):
         (b'{"instruction": "a", "response":}', "not JSON"),
         (b'{"instruction": "a", "respon', "not JSON"),
         (b'{"instruction": "\xff"}', "not UTF-8"),
-        (b"3", "'3' is no object"),
+        (b"3", "'3' is not an object"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, broken, reason):
@@ -36,7 +36,7 @@ def test_a_broken_line_is_named(tmp_path, broken, reason):
 
 @pytest.mark.parametrize("content", [b"", b"\n \n"])
 def test_a_file_without_rows_is_refused(tmp_path, content):
-    with pytest.raises(ValueError, match="holds no rows"):
+    with pytest.raises(ValueError, match="has no rows"):
         read_jsonl(write(tmp_path, content))
 
 

@@ -88,20 +88,24 @@ def test_chat_of_many_turns_answers_with_the_last():
     prompt, response = pair(chat_tokenizer(), True, messages=messages)
     assert prompt == "<system>Be brief.<end>\n<user>Hi<end>\n<assistant>Yes?<end>\n<user>A fish?<end>\n<assistant>"
     assert response == "Cod"
-    with pytest.raises(ValueError, match="pass chat_template=True"):
+    with pytest.raises(ValueError, match="set chat_template=True"):
         pair(messages=messages)
 
 
 @pytest.mark.parametrize(
     ("tokenizer", "row", "message"),
     [
-        (word_tokenizer(), {"prompt": "a", "response": "b"}, "the tokenizer has none"),
-        (chat_tokenizer(), {"text": "a"}, "has no turns"),
-        (chat_tokenizer(), {"messages": [{"role": "user", "content": "a"}]}, "row 0: the last of two or more turns"),
+        (word_tokenizer(), {"prompt": "a", "response": "b"}, "the tokenizer has no chat template"),
+        (chat_tokenizer(), {"text": "a"}, "without turns"),
+        (
+            chat_tokenizer(),
+            {"messages": [{"role": "user", "content": "a"}]},
+            "row 0 has the turns .* the last of two or more turns",
+        ),
         (
             chat_tokenizer("{{ messages | length }}<assistant>"),
             {"prompt": "a", "response": "b"},
-            "row 0: the chat template",
+            "row 0: with the answer, the chat template",
         ),
     ],
 )
@@ -124,28 +128,26 @@ def test_what_a_template_would_write_beside_the_turns_is_not_left_out(row):
 
 @pytest.mark.parametrize("content", [None, [{"type": "text", "text": "a"}]])
 def test_turns_that_are_no_text_are_not_written_as_python_has_them(content):
-    with pytest.raises(ValueError, match="row 0: content is .*, not text"):
+    with pytest.raises(ValueError, match="row 0: content is .* instead of text"):
         pair(messages=[{"role": "user", "content": content}, {"role": "assistant", "content": content and [ASKED]}])
 
 
 def test_unknown_columns_say_what_there_is_and_what_is_accepted():
-    with pytest.raises(
-        ValueError, match=r"\['question', 'answer'\]: rename some to get one of messages, instruction \+ "
-    ):
+    with pytest.raises(ValueError, match=r"\['question', 'answer'\]: rename them to one of messages, instruction \+ "):
         accepted_columns(Dataset.from_list([{"question": "a", "answer": "b"}]))
 
 
 def test_all_splits_at_once_are_refused():
     rows = Dataset.from_list([{"text": "a"}])
     for given in (DatasetDict(train=rows), rows.to_iterable_dataset()):
-        with pytest.raises(ValueError, match="pass a single split of it"):
+        with pytest.raises(ValueError, match="pass a single split"):
             to_prompt_response(given)
 
 
 @pytest.mark.parametrize("value", [None, 3])
 def test_a_value_that_is_not_text_names_its_row(value):
     rows = Dataset.from_dict({"prompt": ["a", "b"], "response": [["x"], [value]] if value is None else [1, value]})
-    with pytest.raises(ValueError, match=r"row \d: response is .*, not text"):
+    with pytest.raises(ValueError, match=r"row \d: response is .* instead of text"):
         to_prompt_response(rows)
 
 
@@ -162,6 +164,6 @@ def test_dolly_split_has_the_published_sizes(data_dir):
 def test_dolly_split_of_other_data_warns_or_refuses(caplog):
     rows = Dataset.from_dict({"instruction": ["a"] * 1600, "response": ["b"] * 1600})
     assert len(dolly_split(rows, word_tokenizer())["train"]) == 100
-    assert "100 training rows, the published one 11435" in caplog.text
+    assert "100 training rows instead of the published 11435" in caplog.text
     with pytest.raises(ValueError, match="0 of 1600 rows have a prompt of at most 2 tokens"):
         dolly_split(rows, word_tokenizer(), max_prompt_tokens=2)

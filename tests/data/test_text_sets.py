@@ -53,8 +53,8 @@ def test_fewer_rows_are_drawn_and_not_the_first_which_may_be_of_one_class(tmp_pa
         ({}, r"no split to evaluate on: it has \['train'\]; pass --eval_split, or --hold_out ROWS"),
         ({"eval_split": "test"}, "no split 'test'"),
         ({"train_split": "all"}, "no split 'all': it has"),
-        ({"eval_split": "train"}, "is what is trained on"),
-        ({"hold_out": 4}, "leaves none to train on"),
+        ({"eval_split": "train"}, "is also the training split"),
+        ({"hold_out": 4}, "leaves none of the"),
         ({"hold_out": 1, "eval_split": "test"}, "leave one out"),
         ({"hold_out": 0}, "hold_out=0 must be 1 or more"),
     ],
@@ -95,5 +95,5 @@ def test_a_broken_file_is_named(tmp_path, name, content):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.csv cannot be read: .*give a Hub id, a folder or a file"):
+    with pytest.raises(ValueError, match=r"none\.csv cannot be read: .*pass a Hub id, a folder or a file"):
         splits(tmp_path / "none.csv")

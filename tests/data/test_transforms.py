@@ -77,7 +77,9 @@ def test_packing_comes_back_for_any_shape(height, width):
 
 def test_images_of_two_sizes_are_refused_even_when_their_bytes_add_up():
     packed = [pack_pixels(images(1, *size)[0]) for size in ((2, 8), (8, 2))]
-    with pytest.raises(ValueError, match=r"different sizes in one batch: \[\(2, 8\), \(8, 2\)\]; load them all"):
+    with pytest.raises(
+        ValueError, match=r"the images of a batch have different sizes \[\(2, 8\), \(8, 2\)\]: load all of them"
+    ):
         unpack_pixels(packed)
 
 

@@ -29,9 +29,9 @@ def shifted(row):
 REFUSED = {
     "a text": (
         lambda row: texts(1)[0],
-        r"no 'input_ids'.*different tokenizers; .* by .*tokenize_for_both, a stream as",
+        r"no 'input_ids'.*different tokenizers: .* by .*tokenize_for_both; convert a stream",
     ),
-    "no labels": (lambda row: without(row, "labels"), "row 0 has no labels, and is one of two tokenizers"),
+    "no labels": (lambda row: without(row, "labels"), "row 0 has no labels, but other columns of two tokenizers"),
     "no teacher_labels": (lambda row: without(row, "teacher_labels"), "row 0 has no teacher_labels, and is"),
     "no teacher_input_ids": (lambda row: without(row, "teacher_input_ids"), "row 0 has no teacher_input_ids, and is"),
     "a column cut alone": (
@@ -51,7 +51,7 @@ REFUSED = {
         "row 0 has an attention_mask with 0",
     ),
     "another tokenizer's": (shifted, "the response of row 0 is .* in the student's tokens and .* in the teacher's"),
-    "images": (lambda row: row | {"pixel_values": torch.zeros(3, 2, 2)}, "row 0 has pixel_values, and batches of two"),
+    "images": (lambda row: row | {"pixel_values": torch.zeros(3, 2, 2)}, "row 0 has pixel_values, but batches of two"),
 }
 
 
@@ -101,7 +101,5 @@ def test_a_token_without_a_label_takes_its_group_along_and_no_other(by, side):
 
 
 def test_rows_of_two_tokenizers_are_not_packed():
-    with pytest.raises(
-        ValueError, match="the rows have teacher_input_ids.*packed rows have the student's tokens alone"
-    ):
+    with pytest.raises(ValueError, match="the rows have teacher_input_ids.*packed rows have the student's tokens only"):
         pack_rows(rows(4), 64)

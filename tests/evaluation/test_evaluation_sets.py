@@ -62,7 +62,7 @@ def test_max_rows_are_the_first_and_no_others_are_prepared(tmp_path):
     write(tmp_path / "vicuna.jsonl", *({"prompt": text, "output": "b"} for text in ("a", "c", 3)))
     found = InstructArguments(sets_from=str(tmp_path), max_rows=2).load(None)
     assert found["vicuna"]["prompt"][:] == ["a", "c"]
-    with pytest.raises(ValueError, match="row 2: prompt is 3, not text"):
+    with pytest.raises(ValueError, match="row 2: prompt is 3 instead of text"):
         InstructArguments(sets_from=str(tmp_path)).load(None)
 
 

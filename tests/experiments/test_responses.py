@@ -212,13 +212,13 @@ def test_prompts_that_do_not_fit_are_refused_before_anything_is_written(folder, 
 
 def test_prompts_that_are_all_too_long(folder):
     (folder / "rows" / "train.jsonl").write_text('{"prompt": "a b c", "response": "a"}\n')
-    with pytest.raises(ValueError, match="more than max_prompt_length=2 tokens .the shortest 3.: raise"):
+    with pytest.raises(ValueError, match="more than max_prompt_length=2 tokens .the shortest has 3.: increase"):
         generate_responses(often_ending(), tokenizer(), arguments(folder, max_prompt_length=2))
 
 
 def test_rows_without_a_prompt(folder):
     (folder / "rows" / "train.jsonl").write_text('{"text": "a b c"}\n')
-    with pytest.raises(ValueError, match="row 0 has no prompt"):
+    with pytest.raises(ValueError, match="row 0 has an empty prompt"):
         generate_responses(often_ending(), tokenizer(), arguments(folder))
 
 

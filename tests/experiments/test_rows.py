@@ -92,7 +92,7 @@ def test_what_a_table_says_of_itself(table):
         ("rows: [{name: A}, {name: 'a '}]", "two rows have one name"),
         ("rows: [{name: A}]\nreference: B", r"reference 'B' is none of the rows \['A'\]"),
         ("rows: [{name: A}]\nmeasure: length", "measure 'length' must be one of"),
-        ("rows: [{name: A, config: [no.yaml]}]", "no.yaml: there is no such file"),
+        ("rows: [{name: A, config: [no.yaml]}]", "no.yaml: this file does not exist"),
         ("rows: [", "is not a YAML file"),
     ],
 )

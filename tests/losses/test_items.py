@@ -121,7 +121,7 @@ def test_a_batch_without_targets_gives_loss_0_and_gradient_0(temperature, weight
     ("logits", "labels", "message"),
     [
         (torch.randn(B, V), torch.zeros(B, dtype=torch.long), r"labels of shape \(3,\): tokens need"),
-        (torch.randn(B, 1, V), LABELS, r"shape \(3, 1, 7\) for labels of shape \(3, 5\).*logits_to_keep=0"),
+        (torch.randn(B, 1, V), LABELS, r"shape \(3, 1, 7\) does not fit labels of shape \(3, 5\).*logits_to_keep=0"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(logits, labels, message):

@@ -93,7 +93,7 @@ def test_a_file_of_settings_imports_nothing(tmp_path, my_slots):
 
 def test_a_module_that_is_not_there_is_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"--import nowhere: there is no such module"):
+    with pytest.raises(ValueError, match=r"--import nowhere: this module does not exist"):
         parse([DistillationArguments], ["--output_dir", "run", "--import", "nowhere"])
 
 

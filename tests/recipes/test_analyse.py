@@ -151,7 +151,7 @@ def test_what_cannot_be_analysed_is_refused_by_name_before_any_pass(digits, monk
         analyse(monkeypatch, digits, "--students", digits / "copy", "--output_dir", digits / "copy")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ValueError, match="WORLD_SIZE=2: an analysis is for one process"):
+    with pytest.raises(ValueError, match="WORLD_SIZE=2, but an analysis runs in one process"):
         analyse(monkeypatch, digits, "--students", digits / "copy")
 
 

@@ -86,7 +86,7 @@ REFUSED = {
     "no mask token": (lambda f: {"teacher_name_or_path": without_mask(f)}, "the tokenizer has no mask token"),
     "no such column": (lambda f: {"text_columns": "body"}, "no column 'body'"),
     "a teacher that classifies": (lambda f: {"teacher_name_or_path": f / "classifier"}, "no stored weights for"),
-    "rows that no text fills": (lambda f: {"max_length": 512}, "give no row of max_length=512"),
+    "rows that no text fills": (lambda f: {"max_length": 512}, "are too short for a row of max_length=512"),
     "a model that writes": (lambda f: {"student_name_or_path": "gpt2", "student_config": ""}, "GPT2Config"),
     "a share": (lambda f: {"mask_probability": 0}, "mask_probability=0.0 must be above 0"),
 }

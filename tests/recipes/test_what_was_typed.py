@@ -148,7 +148,7 @@ def test_a_schedule_that_was_typed_is_the_one_that_trains(folder, monkeypatch, c
     config = results(tmp_path)["config"]
     assert (config["lr_scheduler_type"], config["warmup_steps"]) == ("cosine", 3)
     assert "lr_decay_epochs" not in config
-    assert "lr_scheduler_type=cosine takes the place of lr_decay_epochs=[150" in caplog.text
+    assert "lr_scheduler_type=cosine replaces lr_decay_epochs=[150" in caplog.text
 
 
 def test_the_protocols_decays_that_never_come_are_said(folder, monkeypatch, caplog, tmp_path):
@@ -249,11 +249,15 @@ def test_each_field_of_each_recipe_takes_its_default_and_no_list_of_lists():
         ("digits_demo", lambda f, out: given(output_dir=out, seeds=0), "seeds=0"),
         ("digits_demo", lambda f, out: given(output_dir=out, labelled_images=0), "labelled_images=0"),
         ("digits_demo", lambda f, out: given(output_dir=out, ways="kd"), "'kd' is none of"),
-        ("cifar100_energy_kd", lambda f, out: image_flags(f, out, labelled_images=99), "labelled=99 of 48 rows"),
+        (
+            "cifar100_energy_kd",
+            lambda f, out: image_flags(f, out, labelled_images=99),
+            "labelled=99 must be from 1 to the 48 rows",
+        ),
         (
             "cifar100_energy_kd",
             lambda f, out: image_flags(f, out, labelled_images=9, streaming=True, resized_crop=True),
-            "labelled_images=9 are drawn from all images",
+            "labelled_images=9 needs all labels in advance",
         ),
     ],
 )

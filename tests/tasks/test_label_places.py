@@ -98,5 +98,5 @@ def test_a_causal_model_whose_inputs_are_masked_is_warned_of(tmp_path, caplog):
 
 def test_rows_without_tokens_are_told_what_makes_them(tmp_path):
     chats = Dataset.from_list([{"messages": [{"role": "user", "content": "a"}]}])
-    with pytest.raises(ValueError, match=r"no 'input_ids': they have \['messages'\]; tokenise them"):
+    with pytest.raises(ValueError, match=r"no 'input_ids' but \['messages'\]: tokenise them"):
         trainer(tmp_path, language_model(), chats)

@@ -334,11 +334,11 @@ def test_packed_rows_are_refused_where_a_term_compares_whole_rows(tmp_path, obje
     ("columns", "message"),
     [
         ({"attention_mask": [1, 1]}, r"attention_mask of shape \[2\] for 3 tokens"),
-        ({"attention_mask": [1, 2, 2]}, "give each token 1, or 0 where it is padding"),
-        ({"attention_mask": [0, 0, 0]}, "leaves no token"),
+        ({"attention_mask": [1, 2, 2]}, "must be 1 for each token, and 0 for padding"),
+        ({"attention_mask": [0, 0, 0]}, "is 0 for all tokens"),
         ({"attention_mask": [[1, 0, 0], [1, 1, 0], [1, 1, 1]]}, r"shape \[3, 3\] for 3 tokens"),
-        ({"position_ids": [0, 1]}, r"position_ids for \[2\] tokens in a row of 3"),
-        ({"seq_lengths": [1, 1]}, r"seq_lengths for \[2\] tokens in a row of 3"),
+        ({"position_ids": [0, 1]}, r"position_ids of shape \[2\] for a row of 3 tokens"),
+        ({"seq_lengths": [1, 1]}, r"seq_lengths of shape \[2\] for a row of 3 tokens"),
     ],
 )
 def test_columns_of_another_shape_are_refused(columns, message):
@@ -349,7 +349,7 @@ def test_columns_of_another_shape_are_refused(columns, message):
 
 def test_a_token_masked_inside_of_a_packed_document_is_refused():
     row = {"input_ids": [3, 4, 5, 6, 7], "labels": [3, 4, 5, 6, 7], "position_ids": [0, 1, 2, 0, 1]}
-    with pytest.raises(ValueError, match="masks tokens inside of a document"):
+    with pytest.raises(ValueError, match="masks tokens inside a document"):
         TokenCollator(0)([row | {"attention_mask": [1, 0, 1, 1, 1]}])
 
 

@@ -216,7 +216,7 @@ def test_few_labels_are_as_many_of_each_class_as_can_be():
     assert torch.equal(labels, again)
     assert not torch.equal(labels, other)
     assert train.features["labels"].names == [str(d) for d in range(10)]
-    with pytest.raises(ValueError, match="labelled=1300 of 1200 rows"):
+    with pytest.raises(ValueError, match="labelled=1300 must be from 1 to the 1200 rows"):
         digits(1300)
 
 

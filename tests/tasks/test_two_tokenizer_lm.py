@@ -263,7 +263,7 @@ def test_what_two_tokenizers_cannot_have_is_refused_when_the_trainer_is_built(tm
 
 
 def test_rows_and_collators_of_one_tokenizer_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no teacher_input_ids, and .* by hfkd.data.two_tokenizers.tokenize_for_both"):
+    with pytest.raises(ValueError, match=r"no teacher_input_ids, but .* by hfkd.data.two_tokenizers.tokenize_for_both"):
         trainer(tmp_path / "run", train_dataset=only_students())
     with pytest.raises(ValueError, match="data_collator=.* makes the student's batches"):
         trainer(tmp_path / "run", data_collator=DataCollatorForSeq2Seq(byte_level()))
@@ -312,7 +312,7 @@ def test_a_stream_of_texts_is_refused_where_its_columns_are_known_and_its_remedy
 
 IN_A_STREAM = {
     "texts": (lambda: texts(6), {}, "the dataset's rows have no 'input_ids'.*tokenize_for_both"),
-    "one tokenizer": (lambda: only_students(), {}, "the rows have no teacher_input_ids, and the teacher has another"),
+    "one tokenizer": (lambda: only_students(), {}, "the rows have no teacher_input_ids, but the teacher has another"),
     "no tokenizer of the teacher": (
         lambda: rows(6),
         {"teacher_processing_class": None, "eval_dataset": rows(2).select_columns(["input_ids", "labels"])},
@@ -343,7 +343,7 @@ def test_a_vision_language_model_reads_texts_and_rows_with_images_are_refused(tm
         sides = (
             {} if pair is networks else {"processing_class": sentencepiece(), "teacher_processing_class": byte_level()}
         )
-        with pytest.raises(ValueError, match="row 0 has pixel_values, and batches of two tokenizers are texts alone"):
+        with pytest.raises(ValueError, match="row 0 has pixel_values, but batches of two tokenizers have text only"):
             trainer(tmp_path / "run", pair, train_dataset=images, **sides)
     assert not (tmp_path / "run").exists()
 

@@ -31,7 +31,7 @@ def test_a_layer_has_one_key(layer, key):
     "layer", [True, 1.5, None, "", "a b", "post:2", "2.conv", "layer2:out", "pre:", "pre:x", "a..b", ("2",)]
 )
 def test_what_names_no_layer_is_refused(layer):
-    with pytest.raises(ValueError, match="names no layer"):
+    with pytest.raises(ValueError, match="is not a valid layer"):
         feature_key(layer)
 
 
@@ -54,10 +54,10 @@ def test_layers_of_both_networks():
 @pytest.mark.parametrize(
     ("layers", "teacher_layers", "words"),
     [
-        ({1: 3}, (3,), "says it again: leave one out"),
+        ({1: 3}, (3,), "is set too: leave one out"),
         ({}, None, "one or more of the student's layers"),
         ({1: 3, "1": 5}, None, "each once"),
-        ({1: "a b"}, None, "'a b' names no layer"),
+        ({1: "a b"}, None, "'a b' is not a valid layer"),
     ],
 )
 def test_a_map_that_says_too_much_or_too_little_is_refused(layers, teacher_layers, words):

@@ -105,7 +105,7 @@ def test_a_damaged_file_is_named_when_it_is_read(tmp_path, content):
     write_json(path, {"a": 1})
     assert read_json(path) == {"a": 1}
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"results.json .*: delete it to begin anew"):
+    with pytest.raises(ValueError, match=r"results.json .*: delete it to start again"):
         read_json(path)
 
 

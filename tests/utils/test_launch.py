@@ -29,7 +29,7 @@ def test_a_trainer_that_works_alone_among_several_is_refused(monkeypatch, tmp_pa
     args = arguments(tmp_path / "run")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ValueError, match="WORLD_SIZE=2, but the processes that work together here are 1"):
+    with pytest.raises(ValueError, match="WORLD_SIZE=2, but the process group has 1 processes"):
         DistillationTrainer(Net(), teacher(), args, train_dataset=Rows())
     with pytest.raises(ValueError, match="WORLD_SIZE=2"):
         hfkd.utils.launch.processes()
@@ -57,7 +57,7 @@ def test_the_launchers_own_flags(line, flags):
 
 def test_accumulation_that_only_the_launcher_knows_of_is_refused(monkeypatch, tmp_path):
     launched(monkeypatch, *LAUNCH, "--gradient_accumulation_steps", "5", "run.py")
-    with pytest.raises(ValueError, match="launched with gradient_accumulation_steps=5, and training accumulates 2"):
+    with pytest.raises(ValueError, match="launched with gradient_accumulation_steps=5, but training uses 2"):
         arguments(tmp_path, gradient_accumulation_steps=2)
     assert arguments(tmp_path, gradient_accumulation_steps=5).gradient_accumulation_steps == 5
 
@@ -67,7 +67,7 @@ def test_accumulation_of_deepspeeds_launcher(monkeypatch, tmp_path):
         monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps)
         arguments(tmp_path)
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "3")
-    with pytest.raises(ValueError, match="gradient_accumulation_steps=3, and training accumulates 1"):
+    with pytest.raises(ValueError, match="gradient_accumulation_steps=3, but training uses 1"):
         arguments(tmp_path)
 
 
@@ -87,7 +87,7 @@ def test_the_launcher_is_found_where_it_is_real(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(hfkd.utils.launch.__file__).parents[2])}
     done = subprocess.run([*command, str(script)], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
-    assert "launched with gradient_accumulation_steps=5, and training accumulates 1" in done.stderr
+    assert "launched with gradient_accumulation_steps=5, but training uses 1" in done.stderr
 
 
 # ---- precision -------------------------------------------------------------------------------------------------------

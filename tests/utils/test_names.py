@@ -34,7 +34,7 @@ def test_ordinary_names_are_taken(tmp_path):
 
 @pytest.mark.parametrize("name", ["a/b/c", "someone/na me", "someone/--x"])
 def test_a_repository_that_cannot_be_is_refused_before_training(tmp_path, name):
-    with pytest.raises(ValueError, match="can be no repository"):
+    with pytest.raises(ValueError, match="is not a valid repository"):
         arguments(tmp_path, hub_model_id=name)
 
 
@@ -49,9 +49,9 @@ def dangling(path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (fifo, "is no folder; choose another output_dir"),
-        (lambda path: path.write_text("x"), "is no folder; choose another output_dir"),
-        (dangling, "is a link to what is not there"),
+        (fifo, "is not a folder; choose another output_dir"),
+        (lambda path: path.write_text("x"), "is not a folder; choose another output_dir"),
+        (dangling, "is a link whose target does not exist"),
     ],
     ids=["a pipe", "a file", "a dangling link"],
 )

@@ -71,8 +71,8 @@ def test_a_file_has_settings_for_another_one(config):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("with: 3", "with must hold settings by the names of other files"),
-        ("with: {method: 3}", "with must hold settings by the names of other files"),
+        ("with: 3", "with must be a mapping from names of other files to settings"),
+        ("with: {method: 3}", "with must be a mapping from names of other files to settings"),
         ("with: {method: {kdweight: 3}}", r"with method: unknown setting 'kdweight'; did you mean 'kd_weight'"),
         ("with: {method: {kd_weight: high}}", r"with method: kd_weight: 'high'"),
     ],
@@ -221,29 +221,29 @@ def test_a_value_is_what_its_field_takes_it_for(config, line, name, value):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("seed:", "config.yaml: seed is blank: give it a value, or leave the line out"),
-        ("learning_rate:", "learning_rate is blank"),
-        ("student_name: ~", "student_name is blank"),
-        ("names:", "names is blank"),
-        ("flip: ~", "flip is blank"),
-        ("seeds: [1, ~]", "seeds is blank"),
+        ("seed:", "config.yaml: seed has no value: set one, or remove the line"),
+        ("learning_rate:", "learning_rate has no value"),
+        ("student_name: ~", "student_name has no value"),
+        ("names:", "names has no value"),
+        ("flip: ~", "flip has no value"),
+        ("seeds: [1, ~]", "seeds has no value"),
         ("flip: [false]", r"flip: \['false'\] is not true or false"),
         ("flip: maybe", "flip: 'maybe' is not true or false"),
         ("flip: 2", "flip: '2' is not true or false"),
         ("resident: [true]", r"resident: \['true'\] is not true or false"),
         ("student_name: [a]", r"student_name: \['a'\] is not text"),
         ("student_name: !!bool no", "student_name: False is not text"),
-        ("student_name: {a: 1}", "student_name: {'a': '1'} are settings, where one value is expected"),
+        ("student_name: {a: 1}", "student_name: {'a': '1'} is a mapping of settings, but a single value is expected"),
         ("seed: 12:30", "seed: '12:30' is not a whole number"),
         ("seed: yes", "seed: 'yes' is not a whole number"),
         ("limit: 2026-11-28", "limit: '2026-11-28' is not a whole number"),
         ("seeds: [1, no]", "seeds: 'no' is not a whole number"),
         ("seeds: [[1]]", r"seeds: \['1'\] is not a whole number"),
-        ("mix: no", r"mix: 'no' is none of \['cutmix', 'mixup'\]"),
-        ("mix: [mixup]", r"mix: \['mixup'\] is none of"),
-        ("eval_strategy: yes", "eval_strategy: 'yes' is none of .*epoch"),
-        ("optim: sdg", "optim: 'sdg' is none of"),
-        ("parallelism_config: x", "parallelism_config: 'x' cannot be given in a file"),
+        ("mix: no", r"mix: 'no' is not one of \['cutmix', 'mixup'\]"),
+        ("mix: [mixup]", r"mix: \['mixup'\] is not one of"),
+        ("eval_strategy: yes", "eval_strategy: 'yes' is not one of .*epoch"),
+        ("optim: sdg", "optim: 'sdg' is not one of"),
+        ("parallelism_config: x", "parallelism_config: 'x' cannot be set in a file"),
     ],
 )
 def test_a_value_that_its_field_does_not_take_is_refused(config, line, message):
@@ -280,29 +280,39 @@ def chosen(*argv, protocol=PROTOCOL, files=()):
             ["--lr_scheduler_type", "cosine", "--warmup_steps=5"],
             PROTOCOL,
             {"lr_decay_epochs": None, "lr_scheduler_type": "cosine", "warmup_steps": 5},
-            "lr_scheduler_type=cosine takes the place of lr_decay_epochs=[150.0, 180.0].",
+            "lr_scheduler_type=cosine replaces lr_decay_epochs=[150.0, 180.0].",
         ),
-        (["--lr_scheduler_type=linear"], PROTOCOL, {"lr_decay_epochs": None}, "takes the place of lr_decay_epochs"),
+        (["--lr_scheduler_type=linear"], PROTOCOL, {"lr_decay_epochs": None}, "replaces lr_decay_epochs"),
         (["--warmup_steps=5"], PROTOCOL, {"lr_decay_epochs": [150, 180], "warmup_steps": 5}, None),
         (["--lr_decay_epochs=5"], PROTOCOL, {"lr_decay_epochs": [5], "lr_scheduler_type": "linear"}, None),
         (
             ["--lr_decay_epochs", "5", "8"],
             LANGUAGE,
             {"lr_decay_epochs": [5, 8], "lr_scheduler_type": "linear", "lr_scheduler_kwargs": None},
-            "lr_decay_epochs=[5.0, 8.0] takes the place of lr_scheduler_type=cosine_with_min_lr",
+            "lr_decay_epochs=[5.0, 8.0] replaces lr_scheduler_type=cosine_with_min_lr",
         ),
-        (["--lr_scheduler_type=cosine"], LANGUAGE, {"lr_scheduler_kwargs": None}, "of lr_scheduler_kwargs="),
+        (["--lr_scheduler_type=cosine"], LANGUAGE, {"lr_scheduler_kwargs": None}, "replaces lr_scheduler_kwargs="),
         (["--lr_scheduler_type=cosine_with_min_lr"], LANGUAGE, {"lr_scheduler_kwargs": {"min_lr": 1e-7}}, None),
-        (["--optim=adamw_torch"], PROTOCOL, {"optim_args": None}, "optim=adamw_torch takes the place of optim_args"),
+        (["--optim=adamw_torch"], PROTOCOL, {"optim_args": None}, "optim=adamw_torch replaces optim_args"),
         (["--optim=sgd"], PROTOCOL, {"optim_args": "momentum=0.9"}, None),
-        (["--num_train_epochs=3"], {"max_steps": 20}, {"max_steps": -1}, "takes the place of max_steps=20"),
+        (["--num_train_epochs=3"], {"max_steps": 20}, {"max_steps": -1}, "replaces max_steps=20"),
         (["--num_train_epochs=3"], {"max_steps": -1}, {"max_steps": -1}, None),
         (["--max_steps=3"], {"num_train_epochs": 20}, {"max_steps": 3, "num_train_epochs": 20}, None),
-        (["--eval_steps=7"], PROTOCOL, {"eval_strategy": "steps", "save_strategy": "epoch"}, "of eval_strategy=epoch"),
+        (
+            ["--eval_steps=7"],
+            PROTOCOL,
+            {"eval_strategy": "steps", "save_strategy": "epoch"},
+            "replaces eval_strategy=epoch",
+        ),
         (["--eval_steps=7", "--eval_strategy=epoch"], PROTOCOL, {"eval_strategy": "epoch"}, None),
         (["--eval_steps=7"], {}, {"eval_strategy": "steps"}, None),
-        (["--logging_steps=7"], PROTOCOL, {"logging_strategy": "steps", "logging_steps": 7}, "of logging_strategy"),
-        (["--save_steps=7"], PROTOCOL, {"save_strategy": "steps"}, "save_steps=7.0 takes the place of save_strategy"),
+        (
+            ["--logging_steps=7"],
+            PROTOCOL,
+            {"logging_strategy": "steps", "logging_steps": 7},
+            "replaces logging_strategy",
+        ),
+        (["--save_steps=7"], PROTOCOL, {"save_strategy": "steps"}, "save_steps=7.0 replaces save_strategy"),
     ],
 )
 def test_a_flag_is_not_beaten_by_the_protocol(caplog, argv, protocol, expected, said):
@@ -310,7 +320,7 @@ def test_a_flag_is_not_beaten_by_the_protocol(caplog, argv, protocol, expected, 
     caplog.set_level(logging.INFO, "hfkd")
     args = chosen(*argv, protocol=protocol)
     assert {name: getattr(args, name) for name in expected} == expected
-    assert (said in caplog.text) if said else "takes the place of" not in caplog.text
+    assert (said in caplog.text) if said else "replaces" not in caplog.text
 
 
 def test_a_file_is_not_beaten_by_the_protocol_nor_a_flag_by_a_file(config):
@@ -333,12 +343,12 @@ def test_what_was_given_is_known(config):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--do_train=false"], "do_train=False: whether a network is trained .*--evaluate_only .*leave do_train out"),
+        (["--do_train=false"], "do_train=False: recipes always train.*--evaluate_only.*leave do_train out"),
         (
             ["--do_eval=false", "--eval_strategy=epoch"],
-            "do_eval=False: whether a run evaluates is said by eval_strategy",
+            "do_eval=False: evaluation is controlled by eval_strategy",
         ),
-        (["--do_eval"], "do_eval=True: whether a run evaluates"),
+        (["--do_eval"], "do_eval=True: evaluation is controlled"),
         (["--do_predict"], "do_predict=True: no recipe predicts"),
     ],
 )
@@ -366,11 +376,11 @@ def test_what_will_be_done_may_be_said():
         ("zzzzzz: 4", "unknown setting 'zzzzzz'$"),
         ("config: other.yaml", "unknown setting 'config'"),
         ("_n_gpu: 4", "unknown setting '_n_gpu'"),
-        ("- a\n- b", "must hold `name: value` lines, and holds a list"),
-        ("just words", "holds a str"),
+        ("- a\n- b", "must have `name: value` lines, but has a list"),
+        ("just words", "has a str"),
         ("1: 2", "unknown setting '1'$"),
-        ("~: 2", "must hold `name: value` lines"),
-        ("seed: 1\nlearning_rate: 2\nseed: 3", "'seed' is there twice"),
+        ("~: 2", "must have `name: value` lines"),
+        ("seed: 1\nlearning_rate: 2\nseed: 3", "'seed' occurs twice"),
         ("a: [1", "is not a YAML file of settings"),
         (b"\x89PNG\r\n\x1a\n\x00\x00\xff\xfe", "is not a YAML file of settings"),
         (b"\x00\x01\x02", "is not a YAML file of settings"),
@@ -383,7 +393,7 @@ def test_a_file_that_is_no_settings_file_is_refused(config, content, message):
 
 
 def test_a_missing_file_and_a_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere\.yaml: there is no such file"):
+    with pytest.raises(ValueError, match=r"nowhere\.yaml: this file does not exist"):
         read(str(tmp_path / "nowhere.yaml"))
     with pytest.raises(ValueError, match="cannot be read: Is a directory"):
         read(str(tmp_path))
@@ -441,7 +451,7 @@ def test_an_unknown_flag_gets_a_suggestion(tmp_path):
     [
         (["--learning_rat", "0.1"], "unknown flag --learning_rat; did you mean --learning_rate?"),
         (["--objective", "kdd"], "unknown objective 'kdd'"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: this file does not exist"),
     ],
 )
 def test_what_was_typed_wrong_ends_a_program_with_a_line(monkeypatch, tmp_path, flags, said):
@@ -458,7 +468,7 @@ def test_the_settings_of_hfkd_are_told_before_those_of_every_trainer(capsys):
     with pytest.raises(SystemExit):
         parse([DistillationArguments, DataArguments], ["--help"])
     shown = capsys.readouterr().out
-    ours, theirs = shown.split("flags of every Trainer of transformers:")
+    ours, theirs = shown.split("flags of transformers' Trainer:")
     for flag in ("--objective", "--weighting", "--kd_weight", "--teacher_cache_dir"):
         assert f"{flag} " in ours
     for flag in ("--learning_rate", "--output_dir", "--save_steps"):

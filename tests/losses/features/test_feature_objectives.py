@@ -166,7 +166,7 @@ def test_what_cannot_be_built_is_refused(objective, changed, message):
         (lambda: MiniLM(compared=("qx",)), "MiniLM: compared=.*pairs of q, k and v"),
         (lambda: CRD(sampling="none"), "CRD: sampling='none'"),
         (lambda: HiddenMSE(layers=(1, 2), teacher_layers="uniform"), r"layers=\(1, 2\) names some of them"),
-        (lambda: HiddenMSE(layers={1: 2}, teacher_layers="uniform"), "says it again"),
+        (lambda: HiddenMSE(layers={1: 2}, teacher_layers="uniform"), "is set too"),
         (lambda: HiddenCosine(layers={1: 2.5}), "HiddenCosine: layers={1: 2.5} must be"),
     ],
 )

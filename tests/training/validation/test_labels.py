@@ -90,10 +90,10 @@ def test_shares_of_any_float_type_train_alike(tmp_path, kind):
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (two_hot, "float labels that are no shares of classes: row 0 of the batch sums to 2, its least is 0"),
+        (two_hot, "float labels must be shares of classes, .* row 0 of the batch sums to 2, with a minimum of 0"),
         (lambda label: torch.ones(CLASSES), "sums to 5"),
         (lambda label: torch.zeros(CLASSES), "sums to 0"),
-        (lambda label: 2 * one_hot(label) - one_hot((label + 1) % CLASSES), "sums to 1, its least is -1"),
+        (lambda label: 2 * one_hot(label) - one_hot((label + 1) % CLASSES), "sums to 1, with a minimum of -1"),
         (lambda label: torch.full((CLASSES,), float("nan")), "sums to nan"),
         (float, r"labels of float32, shape \(\d,\): class ids are integers"),
         (lambda label: torch.tensor([label]), r"labels of int64, shape \(\d, 1\): class ids have shape \[batch\]"),
@@ -132,9 +132,9 @@ class Stream(torch.utils.data.IterableDataset):
 def test_rows_that_nobody_looked_at_beforehand_are_refused_in_training_and_evaluation(tmp_path, collator):
     for rows in (Late(None), Stream()):
         made = trainer(tmp_path / type(rows).__name__, rows, data_collator=collator)
-        with pytest.raises(ValueError, match="float labels that are no shares of classes"):
+        with pytest.raises(ValueError, match="float labels must be shares of classes"):
             made.train()
-        with pytest.raises(ValueError, match="float labels that are no shares of classes"):
+        with pytest.raises(ValueError, match="float labels must be shares of classes"):
             made.evaluate()
 
 
@@ -155,7 +155,7 @@ def test_a_users_collator_is_looked_at_in_every_epoch(tmp_path):
 
     made = trainer(tmp_path, Labelled(one_hot), data_collator=collate, num_train_epochs=3, max_steps=-1)
     made.add_callback(second)
-    with pytest.raises(ValueError, match="float labels that are no shares of classes"):
+    with pytest.raises(ValueError, match="float labels must be shares of classes"):
         made.train()
     assert made.state.global_step == 2
 
