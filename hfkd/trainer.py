@@ -59,6 +59,7 @@ from hfkd.training.on_policy.steps import WrittenSteps
 from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, refuse_keywords, setting
 from hfkd.training.run_settings import compared_settings, run_settings
 from hfkd.training.sampling import by_epoch
+from hfkd.training.search import default_objective
 from hfkd.training.setup import Setup
 from hfkd.training.statistics import scan_of
 from hfkd.training.streams import read_by_each_rank
@@ -468,6 +469,16 @@ class DistillationTrainer(Trainer):
         self.model = self.model_wrapped = setup.model
         self.anew.keep(setup.model)
         self._place(setup)
+
+    def hyperparameter_search(self, *given: Any, **keywords: Any) -> Any:
+        """Trainer's; without `compute_objective` see `hfkd.training.search.default_objective`."""
+        asked = inspect.signature(Trainer.hyperparameter_search).bind(self, *given, **keywords)
+        asked.apply_defaults()
+        if asked.arguments["compute_objective"] is None:
+            asked.arguments["compute_objective"] = default_objective(
+                self.eval_dataset, bool(self.own_metrics), not self.task.predicts, asked.arguments["direction"]
+            )
+        return super().hyperparameter_search(*asked.args[1:], **asked.kwargs)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """The student that was made for this training, in the random state that a `model_init` here would leave."""

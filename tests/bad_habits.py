@@ -37,6 +37,12 @@ def subclass(**methods):
     return lambda folder: lambda: kind(Net(), teacher(), arguments(folder / "run"), train_dataset=Rows())
 
 
+def searched(folder):
+    data = {"train_dataset": Rows(), "eval_dataset": Rows(), "model_init": lambda trial: Net()}
+    made = DistillationTrainer(None, teacher(), arguments(folder / "run"), **data)
+    return lambda: made.hyperparameter_search(direction="maximize", backend="optuna")
+
+
 def set_late(**values):
     """To train with arguments that were set once the trainer was built."""
 
@@ -120,6 +126,7 @@ HABITS = {
     "a model_init, and optimizers=": trainer(
         student=lambda: None, model_init=Net, optimizers=(torch.optim.SGD(Net().parameters(), lr=0.1), None)
     ),
+    "hyperparameter_search(direction='maximize') without compute_objective": searched,
     "tokenizer=": trainer(tokenizer=None),
     "teacher_model=": trainer(teacher_model=None),
     "a compute_loss of earlier versions": subclass(
