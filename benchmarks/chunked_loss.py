@@ -1,16 +1,15 @@
-"""Peak memory and time of the loss, dense against chunked: KD with entropy weights, forward and backward.
+"""Peak memory and time of the dense and the chunked loss: KD with entropy weights, forward and backward.
 
     OMP_NUM_THREADS=2 python benchmarks/chunked_loss.py --vocab 50257 151936
 
-Each run is a fresh process with the hidden states and heads of student and teacher; measured is what the loss adds,
-its gradients included: peak resident memory on the CPU (the allocator's peak on a GPU), and the fastest step.
-Time is taken with freed memory kept, as DistillationTrainer keeps it on a CPU (--no-keep_memory: as the system has it).
-Memory is taken in a process of its own in which glibc gives freed blocks of 4 MiB and more back at once: otherwise its
-free lists decide the peak.
-Time on a CPU is the process' own, which others on the machine hardly change. --compiled adds torch.compile of what the
-loss makes of logits (its memory on a CPU includes the compiler's). --peers adds other projects' losses of the same
-hidden states; all rows are then the loss that they share, KL(teacher || student) at T = 2 without T² or cross-entropy,
-uniform weights. The run stops if a row's loss is not the dense one.
+Each run is a new process with the hidden states and heads of student and teacher; it measures the additional peak
+memory of the loss including its gradients (resident memory on the CPU, allocated memory on a GPU), and the fastest
+step. Time is measured with freed memory kept, as DistillationTrainer does on a CPU (--no-keep_memory: without). Memory
+is measured in a separate process in which glibc returns freed blocks of 4 MiB and more immediately: otherwise its free
+lists would determine the peak. Time on a CPU is processor time, which hardly depends on other processes. --compiled
+adds torch.compile of the loss of logits (its memory on a CPU includes the compiler's). --peers adds losses of other
+projects on the same hidden states; all rows then compute the same loss, KL(teacher || student) at T = 2 without T² or
+cross-entropy, uniform weights. The run stops if a row's loss differs from the dense one.
 
     pip install --target DIR --no-deps 'trl==1.16.*' liger-kernel
     OMP_NUM_THREADS=1 python benchmarks/chunked_loss.py --peers trl liger --peers_dir DIR
@@ -77,7 +76,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def peak() -> int:
-    """Bytes, the most so far."""
+    """The peak number of bytes so far."""
     if DEVICE == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -89,7 +88,7 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
         keep_freed_memory()
     torch.manual_seed(0)
     batch = max(case["tokens"] // LENGTH, 1)
-    length = case["tokens"] // batch + 1  # the first token of a sequence is predicted by none
+    length = case["tokens"] // batch + 1  # the first token of a sequence is not predicted
     hidden, taught = (torch.randn(batch, length, case[k], device=DEVICE) for k in ("hidden", "teacher_hidden"))
     hidden.requires_grad_()
     head = nn.Linear(case["hidden"], case["vocab"], bias=False, device=DEVICE)
@@ -102,7 +101,7 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
         start = clock()
         value = value_of(hidden, taught, labels, head, teacher_head)
         value.backward()
-        result = value.item()  # waits for a GPU
+        result = value.item()  # synchronizes with a GPU
         seconds = clock() - start
         hidden.grad = head.weight.grad = None
         return seconds, result
@@ -147,7 +146,7 @@ def loss_function(case: dict[str, Any]) -> Callable[..., torch.Tensor]:
 
 
 def targets(states: torch.Tensor) -> torch.Tensor:
-    """[B, L, H] -> [N, H], what the peers take: here every token but the last of a sequence predicts one."""
+    """[B, L, H] -> [N, H], the peers' input: every token except the last of a sequence predicts one."""
     return states[:, :-1].flatten(0, 1)
 
 
@@ -179,7 +178,7 @@ def cases(args: argparse.Namespace, tokens: int, vocab: int) -> list[dict[str, A
 
 
 def compare(cases: list[dict[str, Any]], rounds: int, rows: list[dict[str, Any]]) -> None:
-    """Measure the cases, print each and add it to `rows`, with its ratios to the first."""
+    """Measure and print the cases, and add them to `rows` with their ratios to the first."""
     results: list[dict[str, float]] = []
     for case in cases:
         result = in_fresh_processes(case, rounds)

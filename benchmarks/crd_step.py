@@ -1,12 +1,13 @@
-"""CRD's loss beside a direct implementation: time, and the most bytes that tensors take at once.
+"""CRD's loss compared with a direct implementation: time, and peak memory of tensors.
 
     OMP_NUM_THREADS=1 python benchmarks/crd_step.py
 
-Forward and backward of the loss on features of both networks, and the memories' update; no networks. The direct one
-takes the rows of K other images and of the image itself out of the memories, [B, K + 1, D] for each network, and
-multiplies them with the image's embedding, as public code does; its K images are drawn at once, by torch.randint, where
-public code draws them on the host for each image. hfkd multiplies with the whole memory and takes the entries of those
-images. Both compute the same numbers, which is checked first. They take turns; of each the fastest step counts.
+Forward and backward of the loss on features of both networks, and the memories' update; no networks. The direct
+implementation gathers the rows of K other images and of the image itself from the memories, [B, K + 1, D] for each
+network, and multiplies them with the image's embedding, as public code does; it samples the K images at once with
+torch.randint, whereas public code samples them on the host for each image. hfkd multiplies with the whole memory and
+gathers the entries of those images. Both compute the same values, which is checked first. They run alternately; the
+fastest step of each counts.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def ours(objective: CRD, items: Items, step: int) -> Tensor:
 
 
 def direct(objective: CRD, items: Items, step: int, others: Tensor | None = None) -> Tensor:
-    """The same loss by the rows of the memories; `others`: the other images, drawn here where they are not given."""
+    """The same loss from gathered rows of the memories; `others`: the other images, sampled if not given."""
     bank, index = objective.bank, items.index
     bank.arrive(0, index.device)
     if others is None:

@@ -1,15 +1,16 @@
-"""Damage what a run reads, in every file and in many ways, and see whether anybody notices.
+"""Damage every file that a run reads, in many ways, and check whether the damage is detected.
 
     python benchmarks/damage.py
 
 Stores of images and tokens, teacher scans, every file of a checkpoint, the record of a run, a checkpoint that is
-deleted while it is read, and other data, teacher or settings than the run was started with. A bit is flipped at random;
-a file is cut, emptied, extended, overwritten in part, deleted. The same small run then goes on (CPU, toys of tests/):
+deleted while it is read, and other data, teacher or settings than the run was started with. Files are damaged by a
+random bit flip, or truncated, emptied, extended, partly overwritten, or deleted. The same small run is then continued
+(CPU, small networks of tests/):
 
-  noticed     an error that names the file or its folder, or a warning, after which the numbers may be others
-  mended      the same numbers as without the damage, which was computed again or is of no consequence
-  silent      other numbers, and not a word: must be 0
-  unnamed     an error that does not say where the damage is: must be 0
+  noticed     an error that names the file or its folder, or a warning, after which results may differ
+  mended      the same results as without the damage, which was repaired or has no effect
+  silent      other results without any message: must be 0
+  unnamed     an error that does not name the damaged file: must be 0
 """
 
 import argparse
@@ -59,7 +60,7 @@ def flipped(path: Path, draw: random.Random) -> None:
 
 
 def overwritten(path: Path, draw: random.Random) -> None:
-    """A block of the disk that came back as zeros."""
+    """Overwrite a block of the file with zeros."""
     content = bytearray(path.read_bytes())
     start = draw.randrange(len(content))
     content[start : start + 64] = bytes(len(content[start : start + 64]))
@@ -89,7 +90,7 @@ SEVERAL, ONCE = (flipped, overwritten, cut, extended), (emptied, deleted)
 
 
 class Dropping(Net):
-    """With dropout: random numbers are a part of what is resumed."""
+    """With dropout, so that the random state matters when a run is resumed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +110,7 @@ def trained(trainer: DistillationTrainer, resume: Any = None) -> str:
 
 
 def run(folder: Path, **other: Any) -> DistillationTrainer:
-    """A run whose temperature learns, with checkpoints in `folder`/run; `other`: parts and settings of another run."""
+    """A run with a learned temperature and checkpoints in `folder`/run; `other`: parts and settings of another run."""
     parts = {"student": Dropping(), "teacher": teacher(), "rows": packed(61), "temperature": "learned(warmup_epochs=1)"}
     parts = {name: other.pop(name, part) for name, part in parts.items()}
     slots = {"temperature": parts["temperature"]} | {k: other.pop(k) for k in ("weighting", "objective") if k in other}
@@ -122,7 +123,8 @@ def resumed(folder: Path, **other: Any) -> str:
 
 
 def stored_images(folder: Path) -> str:
-    # float64: of a batch that is stored in part the rest is computed, and float32 rounds otherwise in a smaller one.
+    # float64: the missing rows of a partly stored batch are computed in a smaller batch, where float32 rounds
+    # differently.
     kept = {"teacher_cache_dir": str(folder / "store"), "save_strategy": "no"}
     return trained(run(folder, teacher=teacher().double(), temperature="4.0", **kept))
 
@@ -138,7 +140,7 @@ def build_tokens(folder: Path) -> None:
 
 
 def stored_tokens(folder: Path, again: bool = False) -> str:
-    """Training from stored tokens; `again`: once what is missing was made again, as the recipe does."""
+    """Training from stored tokens; `again`: after missing files were rebuilt, as the recipe does."""
     if again:
         build_tokens(folder)
     slots = {"temperature": "2.0", "weighting": "entropy", "processing_class": tokenizer()}
@@ -166,7 +168,7 @@ def rotated(folder: Path, after: str) -> str:
 
 @dataclass
 class Kind:
-    """Files below `folder` (globs) that are damaged, or a change that is none of a file; and the work that follows."""
+    """Files in `folder` (globs) to damage, or another change; and the work that follows."""
 
     name: str
     work: Work
@@ -175,7 +177,7 @@ class Kind:
     changes: tuple[Work, ...] = ()
 
     def tries(self, folder: Path, count: int) -> Iterator[tuple[str, Callable[[Path, random.Random], None], Work]]:
-        """(what it is, the damage done to a copy of the folder, the work on it)."""
+        """(description, function that damages a copy of the folder, the work on it)."""
         for change in self.changes:
             yield "", lambda copy, draw: None, change
         for path in sorted(folder.glob(self.files)) if self.files else ():
@@ -195,7 +197,7 @@ def start(folder: Path, **other: Any) -> None:
 
 
 def other_data() -> tuple[Kind, ...]:
-    """Runs that are resumed with something else than they were started with."""
+    """Runs that are resumed with other data, networks or settings."""
     plain, seeded = partial(start, rows=Rows(61)), partial(start, data_seed=1)
     shuffled = (
         packed(61).with_format(None).shuffle(seed=5).with_transform(packed(1).format["format_kwargs"]["transform"])
@@ -263,7 +265,7 @@ class Said(logging.Handler):
 
 @dataclass
 class Intact:
-    """What the work gives and says without any damage."""
+    """The result and messages of the work without any damage."""
 
     result: str
     said: set[str]
@@ -278,7 +280,7 @@ def outcome(work: Work, folder: Path) -> Intact:
 
 
 def verdict(work: Work, folder: Path, intact: Intact, file: str) -> tuple[str, str]:
-    """One of VERDICTS, and what was said that is not said each time."""
+    """One of VERDICTS, and the messages that do not occur without damage."""
     try:
         found = outcome(work, folder)
     except Exception as error:
@@ -294,7 +296,7 @@ def verdict(work: Work, folder: Path, intact: Intact, file: str) -> tuple[str, s
 def try_kind(kind: Kind, options: argparse.Namespace, folder: Path, bar: tqdm) -> dict[str, Any]:
     draw = random.Random(f"{options.seed} {kind.name}")
     whole = folder / "whole"
-    with redirect_stdout(io.StringIO()):  # what Trainer logs
+    with redirect_stdout(io.StringIO()):  # hides Trainer's logs
         kind.prepare(whole)
     intact = outcome(kind.work, Path(shutil.copytree(whole, folder / "intact")))
     counts: Counter[str] = Counter()

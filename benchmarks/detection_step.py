@@ -1,13 +1,12 @@
-"""A step of distilling a detector, beside torchvision's own training step and a bare pass of the teacher.
+"""A distillation step of a detector, compared with torchvision's training step plus a forward pass of the teacher.
 
     OMP_NUM_THREADS=1 python benchmarks/detection_step.py --rounds 2
 
-The same student on the same images and boxes, random ones, in turns:
+The same student on the same random images and boxes, alternately:
 - bare: torchvision's own losses, backward, SGD; and the teacher's transform, backbone, region pooling and head on as
   many random proposals as the student samples, without gradient.
 - hfkd: the whole step of DistillationTrainer with EA-KD.
-On a CPU the seconds are this process' own processor time. Of each loop the fastest turn counts, of which the median
-step.
+On a CPU, seconds are processor time. The fastest turn of each loop counts, with its median step.
 """
 
 import argparse
@@ -32,7 +31,7 @@ TARGET = 1.1  # at most, times the bare loop's time
 
 
 class Images(Dataset):
-    """A few images of two sizes with five boxes each, again and again."""
+    """A few images of two sizes with five boxes each, repeated."""
 
     def __init__(self, rows: int, size: int) -> None:
         g = torch.Generator().manual_seed(0)

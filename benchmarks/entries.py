@@ -1,4 +1,4 @@
-"""The lines of run_all.py: which script, with which flags, and where it can run."""
+"""The entries of run_all.py: scripts with their flags, and where they can run."""
 
 import importlib.util
 from dataclasses import dataclass

@@ -1,11 +1,11 @@
-"""Stop small runs at random events, by kill -9 and other signals, and compare what they leave with the run left alone.
+"""Kill small runs at random events, by kill -9 and other signals, and compare the results with an uninterrupted run.
 
     python benchmarks/faults.py --kills 10
 
-An event is a training batch, a batch of the teacher scan, a file of a checkpoint (which is cut in half first) or a
-record of a store (half written), a file or folder that gets its name, or one that is deleted. A run is stopped up to
-three times, then ends; the bytes of its student and of what its loss learned (connectors, memory banks, agents), its
-thresholds, metrics and history are compared. CPU; the jobs are those of tests/resume_job.py.
+An event is a training batch, a batch of the teacher scan, a file of a checkpoint (which is truncated first) or a record
+of a store (half written), a file or folder being renamed, or one being deleted. A run is stopped up to three times,
+then finishes; the bytes of its student and of the loss's parameters (connectors, memory banks, agents), its thresholds,
+metrics and history are compared. CPU; the jobs are those of tests/resume_job.py.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SIGNALS = ("KILL", "TERM", "INT")
 
 
 def kill_runs(case: str, options: argparse.Namespace, folder: Path, bar: tqdm) -> dict[str, Counter[str] | int]:
-    """How often each kind of event and signal stopped a run of `case`, batches done twice, and runs that differ."""
+    """Counts of each kind of event and signal that stopped a run of `case`, repeated batches, and runs that differ."""
     draw = random.Random(f"{options.seed} {case}")
     folder.mkdir()
     assert sit(case, folder / "alone", save=str(folder / "events")) is None
@@ -43,7 +43,7 @@ def kill_runs(case: str, options: argparse.Namespace, folder: Path, bar: tqdm) -
         for _ in range(draw.randint(1, 3)):
             sent = draw.choice(options.signals)
             name = sit(case, run, draw.randrange(len(events)), signal_number=getattr(signal, f"SIG{sent}"))
-            if name is None:  # what was left to do had fewer events
+            if name is None:  # the rest of the run had fewer events
                 break
             killed[name.split()[0]] += 1
             signals[sent] += 1

@@ -1,16 +1,13 @@
-"""What a step costs with each objective on features, beside `kd` on the same networks and images.
+"""The cost of a step with each objective on features, compared with `kd` on the same networks and images.
 
     OMP_NUM_THREADS=1 python benchmarks/feature_step.py --rounds 2
 
-The whole step of DistillationTrainer, student, teacher and backward included, on random images and weights, which cost
-the same. The objectives take turns. On a CPU the seconds are this process' own processor time, which other processes on
-the machine hardly change: use one thread. Of each objective the fastest turn counts, of which the median step.
-
-The bare loop is ReviewKD without a Trainer: the same networks, batches and optimizer, hooks that are written out, and
-the same loss on what they keep.
-
-Memory is the most bytes that tensors take at once, from the networks' making to the end of the second step, above kd's:
-the features, the loss, connectors, memory banks, and their gradients and optimizer states (AdamW).
+The whole step of DistillationTrainer, including student, teacher and backward pass, on random images and weights, which
+have the same cost. The objectives run alternately. On a CPU, seconds are processor time, which hardly depends on other
+processes: use one thread. The fastest turn of each objective counts, with its median step. The bare loop is ReviewKD
+without a Trainer: the same networks, batches and optimizer, with explicit hooks, and the same loss on the captured
+features. Memory is the peak of tensor bytes from the creation of the networks to the end of the second step, minus that
+of kd: features, loss, connectors, memory banks, and their gradients and optimizer states (AdamW).
 """
 
 import argparse
@@ -44,7 +41,7 @@ OBJECTIVES = (
 
 
 class Images(Dataset):
-    """As many rows as CRD is to have memories for; a few images, again and again."""
+    """As many rows as CRD needs memories for; a few images, repeated."""
 
     def __init__(self, rows: int) -> None:
         self.rows, self.images = rows, torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -93,21 +90,21 @@ def trained(
 
 
 def seconds(flags: argparse.Namespace, objective: str, weighting: str = "uniform") -> list[float]:
-    """Of each counted step."""
+    """Seconds of each counted step."""
     clock = Clock(flags.steps, cpu_time=True)
     trained(flags, objective, weighting, flags.steps, clock)
     return clock.seconds
 
 
 def held(flags: argparse.Namespace, objective: str) -> tuple[int, int]:
-    """The most bytes that tensors take at once, and how many parameters the objective trains."""
+    """The peak bytes of tensors, and the number of trainable parameters of the objective."""
     with Bytes() as counted:
         trainer = trained(flags, objective, "uniform", 2)
     return counted.peak, sum(p.numel() for p in trainer.distillation_loss.parameters() if p.requires_grad)
 
 
 class Kept:
-    """What modules of a network give or get, kept by hooks: the bare loop's way to features."""
+    """Captures inputs and outputs of modules with hooks, for the bare loop."""
 
     def __init__(self, network: nn.Module, keys: Sequence[str]) -> None:
         self.found: dict[str, torch.Tensor] = {}
@@ -120,14 +117,14 @@ class Kept:
                 module.register_forward_hook(partial(self.keep_output, key))
 
     def keep_input(self, key: str, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        self.found[key] = args[0].clone() if key.startswith("pre:") else args[0]  # an in-place ReLU writes over it
+        self.found[key] = args[0].clone() if key.startswith("pre:") else args[0]  # an in-place ReLU would overwrite it
 
     def keep_output(self, key: str, module: nn.Module, args: object, output: torch.Tensor) -> None:
         self.found[key] = output.clone() if key.startswith("pre:") else output
 
 
 def bare_reviewkd(flags: argparse.Namespace, steps: int, losses: list[torch.Tensor] | None = None) -> list[float]:
-    """ReviewKD without a Trainer: of each counted step; the losses are put into `losses`."""
+    """ReviewKD without a Trainer: seconds of each counted step; appends the losses to `losses`."""
     keep_freed_memory()
     student, teacher = (network.to(DEVICE) for network in networks(flags, "reviewkd"))
     objective = ReviewKD()

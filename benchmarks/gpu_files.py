@@ -1,11 +1,11 @@
-"""Put what gpu_session.sh needs into folders, each small enough to be sent to a machine without network.
+"""Copy the files that gpu_session.sh needs into folders small enough to send to a machine without network access.
 
     python benchmarks/gpu_files.py --dataset_name cifar100 --teacher_checkpoint wrn_16_2.pth
         --text_dataset_name dolly.jsonl --tokenizer gpt2-tokenizer --output_dir gpu_files
 
-Folder 1 has the wheels of what a machine with PyTorch and transformers may lack, the teacher's weights, the tokenizer,
-the first rows of the instructions and the test images; the training images follow in as many folders as they take.
-Any number of the folders can be there when gpu_session.sh starts: it runs what they are enough for.
+Folder 1 has wheels that a machine with PyTorch and transformers may lack, the teacher's weights, the tokenizer, the
+first rows of the instructions and the test images; the other folders have the training images. gpu_session.sh runs what
+is possible with the folders that it finds.
 """
 
 import argparse
@@ -62,12 +62,12 @@ def main() -> None:
     args = parse_args()
     images = [path for split in ("test", "train") for path in sorted(args.dataset_name.glob(f"{split}-*.parquet"))]
     if not any(path.name.startswith("train-") for path in images):
-        raise SystemExit(f"--dataset_name {args.dataset_name} holds no train-*.parquet: give the folder of the files")
+        raise SystemExit(f"--dataset_name {args.dataset_name} has no train-*.parquet: pass the folder of the files")
     too_large = [path for path in images if path.stat().st_size > args.part_mib * MIB]
     if too_large:
-        raise SystemExit(f"{too_large[0]} alone is larger than --part_mib {args.part_mib}: write it in more shards")
+        raise SystemExit(f"{too_large[0]} is larger than --part_mib {args.part_mib}: split it into more shards")
     if args.output_dir.exists():
-        raise SystemExit(f"--output_dir {args.output_dir} is there already: remove it, or name another")
+        raise SystemExit(f"--output_dir {args.output_dir} already exists: remove it, or choose another")
     number = 1
     first_folder(args, args.output_dir / "1")
     for path in images:

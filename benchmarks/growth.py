@@ -1,15 +1,15 @@
-"""How time grows with a size: the exponent p of time ~ size^p."""
+"""Growth of time with a size: the exponent p of time ~ size^p."""
 
 import math
 import statistics
 from dataclasses import dataclass
 
-LINEAR = (0.9, 1.1)  # exponents over an axis' last doubling that are called linear
+LINEAR = (0.9, 1.1)  # exponents of the last doubling that count as linear
 
 
 @dataclass(frozen=True)
 class Growth:
-    """`seconds` of a step at each of `sizes`, ascending. Raises ValueError for sizes without growth to speak of."""
+    """`seconds` of a step at each of `sizes`, ascending. Raises ValueError for fewer than two sizes."""
 
     axis: str
     sizes: list[int]
@@ -22,13 +22,13 @@ class Growth:
 
     @property
     def exponent(self) -> float:
-        """Least squares of log(time) over log(size)."""
+        """The least-squares slope of log(time) over log(size)."""
         logs = ([math.log(value) for value in values] for values in (self.sizes, self.seconds))
         return statistics.linear_regression(*logs).slope
 
     @property
     def last_exponent(self) -> float:
-        """That of the last two points alone: log(time ratio) / log(size ratio)."""
+        """The exponent of the last two points: log(time ratio) / log(size ratio)."""
         return math.log(self.last_growth) / math.log(self.sizes[-1] / self.sizes[-2])
 
     @property

@@ -1,14 +1,13 @@
-"""hfkd's training step beside the loop that published code runs, and beside a bare PyTorch loop.
+"""hfkd's training step compared with the loop of published code, and with a bare PyTorch loop.
 
     python benchmarks/image_step.py --dataset_name uoft-cs/cifar100 --teacher_checkpoint wrn_16_2.pth
 
-Energy KD on the same images and networks, in turns:
+Energy KD on the same images and networks, alternately:
 - public loop: torchvision transforms on one PIL image at a time, two worker processes, float32, NCHW, eager; loss and
-  accuracies are read back at every step. What RepDistiller, mdistiller and their descendants do.
+accuracies are copied to the host at every step. As in RepDistiller, mdistiller and their descendants.
 - bare loop: the same precision, memory format, input pipeline and allocator's settings as hfkd, without Trainer.
 - hfkd, live teacher; hfkd, warm cache: DistillationTrainer, without and with `teacher_cache_dir`.
-Each turn is a process of its own where there is no GPU. The figures are those of each loop's fastest turn, of which
-the median step.
+Without a GPU each turn is a separate process. The results are the median step of each loop's fastest turn.
 """
 
 import itertools
@@ -47,12 +46,14 @@ MINUTES = {LIVE: 5.0, CACHED: 2.0}  # at most, of 240 epochs on an H200
 @dataclass
 class BenchmarkArguments:
     teacher_name: str = field(default="cifar_wrn_16_2", metadata={"help": "Teacher."})
-    teacher_checkpoint: str | None = field(default=None, metadata={"help": "Its weights; random ones cost the same."})
+    teacher_checkpoint: str | None = field(
+        default=None, metadata={"help": "Weights of the teacher; random ones cost the same."}
+    )
     student_name: str = field(default="cifar_resnet20", metadata={"help": "Student."})
     batch_size: int = field(default=64, metadata={"help": "Images of a step."})
     rounds: int = field(default=5, metadata={"help": "Turns of each loop."})
     steps: int = field(default=15, metadata={"help": f"Steps of a turn; the first {WARM_UP} are not counted."})
-    threads: int = field(default=1, metadata={"help": "CPU threads; one is steady on a machine that others use too."})
+    threads: int = field(default=1, metadata={"help": "CPU threads; one gives stable results on a shared machine."})
     json: str | None = field(default=None, metadata={"help": "Write the figures to this file."})
     quick: bool = field(default=False, metadata={"help": "One turn of twelve steps each."})
 
@@ -95,7 +96,7 @@ def energy_kd(logits: Tensor, taught: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass
 class Loops:
-    """A fresh student each turn, the same teacher."""
+    """A new student each turn, with the same teacher."""
 
     benchmark: BenchmarkArguments
     args: DistillationArguments

@@ -1,10 +1,10 @@
-"""Images a second on one core that the input pipeline makes: fetch, crop, flip, normalise and stack, shuffled.
+"""Images per second and core of the input pipeline: fetch, crop, flip, normalise and stack, shuffled.
 
     python benchmarks/input_pipeline.py --dataset_name uoft-cs/cifar100
 
-Batches of a DataLoader as the trainer has it, without networks: from images held as tensors (`resident`, the default up
-to 1 GiB), on the GPU if there is one, and row by row. They take turns; the fastest counts. On a CPU the seconds are the
-process' own CPU time.
+Batches of the trainer's DataLoader, without networks: from images kept as tensors (`resident`, the default up to 1
+GiB), on the GPU if there is one, and row by row. They run alternately; the fastest turn counts. On a CPU, seconds are
+processor time.
 """
 
 import itertools
@@ -40,7 +40,7 @@ class BenchmarkArguments:
 
 
 def seconds(images: Any, batch_size: int, count: int) -> list[float]:
-    """Of one image, the mean over a turn; the first batch, which meets empty caches, is not counted."""
+    """Seconds per image, averaged over a turn without the first batch, which has cold caches."""
     batches = iter(DataLoader(images, batch_size, shuffle=True, collate_fn=ImageCollator(), drop_last=True))
     next(batches)
     start = now()
@@ -52,7 +52,7 @@ def main() -> None:
     benchmark, data, given = parse((BenchmarkArguments, ImageDataArguments, DistillationArguments), description=__doc__)
     ways = {RESIDENT: replace(data, resident=True).load()[0], ROW_BY_ROW: replace(data, resident=False).load()[0]}
     if not isinstance(ways[RESIDENT], ResidentImages):
-        raise ValueError(f"{data.dataset_name} takes more than 1 GiB: give smaller images, or --max_train_images")
+        raise ValueError(f"{data.dataset_name} takes more than 1 GiB: use smaller images, or --max_train_images")
     ways[RESIDENT].move(given.device)
     loops = {
         f"{way}, batch {size}": partial(seconds, images, size, benchmark.images)

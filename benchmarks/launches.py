@@ -1,10 +1,10 @@
-"""How many operations a training step runs: on a GPU each is a kernel launch, and small batches are bound by those.
+"""The number of operations of a training step: on a GPU each is a kernel launch, which dominate for small batches.
 
     python benchmarks/launches.py --dataset_name uoft-cs/cifar100
 
-Everything from the loader to the optimizer is counted, views apart: the difference between two runs of which one is a
-step longer. Neither the device nor the batch changes the count, except that optimizers on a CPU take some operations
-for each parameter, the bare loop's and Trainer's alike. The loops are those of image_step.py.
+Everything from the loader to the optimizer is counted, except views: the difference between two runs, one of which has
+one more step. Device and batch size do not change the count, except that optimizers on a CPU use some operations for
+each parameter, in the bare loop and in Trainer. The loops are those of image_step.py.
 """
 
 import tempfile

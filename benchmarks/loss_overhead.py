@@ -1,19 +1,18 @@
-"""What each distillation loss costs beside plain KD: operations, time of the loss alone, time of a whole step.
+"""The cost of each distillation loss compared with plain KD: operations, time of the loss, time of a whole step.
 
     python benchmarks/loss_overhead.py
 
-- ops: ATen operations that compute, forward and backward. "objective": temperature, objective and relations by
-  themselves; "loss": DistillationLoss as a step runs it, with its logged parts, with ce_weight 0 and with 0.1.
-- loss: forward and backward of DistillationLoss on logits that lie ready.
+- ops: computing ATen operations, forward and backward. "objective": only temperature, objective and relations; "loss":
+DistillationLoss as in a step, with its logged parts, with ce_weight 0 and with 0.1.
+- loss: forward and backward of DistillationLoss on given logits.
 - step: hfkd's step on one fixed batch of random images: teacher, student, loss, backward and SGD, in the trainer's
-  precision and memory format; no input pipeline and no Trainer, which cost all methods the same.
-- step, by the loss: (KD's step + what the loss takes longer than KD's) / KD's step, where the step itself is too
-  unsteady to show a difference.
+  precision and memory format; without input pipeline and Trainer, which cost the same for all methods.
+- step, by the loss: (KD's step + additional time of the loss) / KD's step, if steps are too noisy to show a difference.
 
-The methods take turns. A ratio is the median, over the rounds, of the method's time over KD's in the same round;
-"KD, again" shows how far such a ratio is from 1 by chance. Two views are twice the images. On a CPU the time is the
-process' own CPU time, which other processes hardly change; on a GPU the device is waited for at both ends of a turn, so
-give it long ones (--steps 50).
+The methods run alternately. A ratio is the median, over the rounds, of the method's time over KD's in the same round;
+"KD, again" shows how far such a ratio is from 1 by chance. Two views are twice the images. On a CPU the time is
+processor time, which hardly depends on other processes; on a GPU each turn starts and ends with a synchronization, so
+use long turns (--steps 50).
 """
 
 import random
@@ -43,7 +42,7 @@ from hfkd.utils.parsing import parse
 
 ENERGY = Energy(thresholds=(-21.0, -19.5))  # no scan here: any thresholds cost the same
 BOTH = "Energy KD + EA-KD"
-# The slots, and how many views of an image.
+# The slots, and the number of views per image.
 METHODS: dict[str, tuple[dict[str, Any], int]] = {
     "KD": ({}, 1),
     "KD, again": ({}, 1),
@@ -74,7 +73,7 @@ class BenchmarkArguments:
     rounds: int = field(default=11, metadata={"help": "Turns of each method."})
     steps: int = field(default=1, metadata={"help": "Whole steps of a turn."})
     losses: int = field(default=50, metadata={"help": "Losses of a turn, without networks."})
-    threads: int = field(default=1, metadata={"help": "CPU threads; one is steady on a machine that others use too."})
+    threads: int = field(default=1, metadata={"help": "CPU threads; one gives stable results on a shared machine."})
     json: str | None = field(default=None, metadata={"help": "Write the figures to this file."})
     quick: bool = field(default=False, metadata={"help": "Three turns of each method."})
 
@@ -86,7 +85,7 @@ class BenchmarkArguments:
 
 @dataclass
 class Method:
-    """One method's loss, with logits and labels that lie ready, and with networks of its own."""
+    """One method's loss, with given logits and labels, and with its own networks."""
 
     benchmark: BenchmarkArguments
     device: torch.device
@@ -103,7 +102,7 @@ class Method:
 
     def build(self, **weights: float) -> DistillationLoss:
         loss = DistillationLoss(**self.slots, **weights).to(self.device)
-        loss(self.items())  # a lazy slot now knows its sizes
+        loss(self.items())  # initializes lazy slots
         return loss
 
     def items(self) -> Items:
@@ -123,7 +122,7 @@ class Method:
         return counts
 
     def objective(self, loss: DistillationLoss) -> None:
-        """Without the weight, which is computed apart and multiplies it."""
+        """Without the weight, which is computed separately and multiplied."""
         items, objective = self.items(), loss.objective
         temperature = loss.temperature(items)
         values, relations = objective(items, temperature).sum(), objective.relations(items, temperature)
@@ -160,8 +159,10 @@ class Method:
 
 
 def take_turns(calls: dict[str, Callable[[], None]], rounds: int, times: int) -> dict[str, list[float]]:
-    """Seconds of one call, in each round. A round before them is not counted; each has an order of its own, so that no
-    method always finds the memory as the same other one left it."""
+    """Seconds of one call in each round, after an uncounted round.
+
+    The order differs between rounds, so that no method always follows the same other one.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     draw = random.Random(0)
     for _ in range(rounds + 1):

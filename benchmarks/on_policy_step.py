@@ -1,13 +1,13 @@
-"""On-policy training steps: hfkd's --on_policy 1.0 against TRL's DistillationTrainer and GKD trainer (lmbda=1).
+"""On-policy training steps: hfkd's --on_policy 1.0 compared with TRL's DistillationTrainer and GKD trainer (lmbda=1).
 
     OMP_NUM_THREADS=1 python benchmarks/on_policy_step.py --dataset_name dolly.jsonl --tokenizer gpt2-tokenizer
 
-Models are GPT-2-shaped, with random weights (WIDTHxLAYERS), which do not end their responses, so that each way writes
---max_new_tokens tokens after the same prompts, samples at temperature 1 and learns the same divergence (reverse KL at
-T = 1). The ways take turns, --rounds times; counted is the fastest round after its first step, and of it what its loss
-and backward pass take. On a CPU the seconds are the process' own CPU time, which other processes on the machine hardly
-change: use one thread. TRL: pip install trl (or --trl DIR for one installed by `pip install --target DIR --no-deps
-trl`); its rows are left out where there is none.
+Models are GPT-2-shaped, with random weights (WIDTHxLAYERS), which do not end their responses, so that each variant
+generates --max_new_tokens tokens for the same prompts, samples at temperature 1 and has the same divergence (reverse KL
+at T = 1). The variants run alternately, --rounds times; the fastest round counts after its first step, and within it
+the loss and backward pass. On a CPU, seconds are processor time, which hardly depends on other processes: use one
+thread. TRL: pip install trl (or --trl DIR for one installed by `pip install --target DIR --no-deps trl`); its rows are
+left out if it is missing.
 """
 
 import argparse

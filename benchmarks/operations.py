@@ -1,4 +1,4 @@
-"""What runs, counted: operations, each a kernel launch on a GPU, by which small batches are bound; bytes of tensors."""
+"""Counts operations, each a kernel launch on a GPU, and bytes of tensors."""
 
 import weakref
 from collections import Counter
@@ -12,7 +12,7 @@ FREE = {"_unsafe_view", "_reshape_alias"}  # views that their schema does not ca
 
 
 class Operations(TorchDispatchMode):
-    """Counts the ATen operations within it, views apart, backward included: `names`, `total`."""
+    """Context that counts ATen operations, except views, including backward: `names`, `total`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,9 +32,9 @@ class Operations(TorchDispatchMode):
 
 
 class Bytes(TorchDispatchMode):
-    """The bytes of all tensors that operations within it made and that are still there: `live`, at most `peak`.
+    """Context that counts the bytes of tensors created in it that are still alive: `live`, with the maximum `peak`.
 
-    What the allocator adds is not in it, so that it is the same on every machine.
+    Allocator overhead is not included, so that results are the same on every machine.
     """
 
     def __init__(self) -> None:

@@ -1,13 +1,13 @@
-"""Tokens a second of a language model's training steps: rows padded, packed (--packing), and flattened (padding-free).
+"""Tokens per second of training a language model on padded, packed (--packing) and flattened (padding-free) rows.
 
     OMP_NUM_THREADS=1 python benchmarks/packing.py --dataset_name dolly.jsonl --tokenizer gpt2-tokenizer
 
 Models are GPT-2-shaped, with random weights (WIDTHxLAYERS), the loss is EA-KD's; the rows are tokenised as
 recipes/gpt2_dolly_eakd.py does. "flattened" is transformers' DataCollatorWithFlattening: the documents of a batch in
-one row. First the same documents are trained on in one step each way: the losses must agree to 1e-5, or the run stops.
-Then steps are timed whose batches hold about the same number of tokens; counted are tokens that are no padding, in the
-fastest round, after its first step. The ways take turns, --rounds times. On a CPU the seconds are the process' own CPU
-time, which other processes on the machine hardly change: use one thread.
+one row. First each variant trains one step on the same documents: the losses must agree to 1e-5, or the run stops. Then
+steps are timed with batches of about the same number of tokens; non-padding tokens of the fastest round count, after
+its first step. The variants run alternately, --rounds times. On a CPU, seconds are processor time, which hardly depends
+on other processes: use one thread.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def trainer(way: str, args: argparse.Namespace, rows: Dataset, tokenizer: Any, f
 
 
 def rows_of(way: str, documents: Dataset, args: argparse.Namespace) -> Dataset:
-    if way == FLATTENED:  # a collator of transformers takes these columns alone
+    if way == FLATTENED:  # transformers' collator only takes these columns
         return documents.select_columns(["input_ids", "labels"])
     return pack_rows(documents, args.max_length) if way == PACKED else documents
 
@@ -88,7 +88,7 @@ def loss_of(way: str, documents: Dataset, args: argparse.Namespace, tokenizer: A
 
 
 def padding(inputs: dict[str, Any]) -> int:
-    """Tokens that belong to no document. Behind packed ones they have the position 0."""
+    """Number of padding tokens; after packed documents these have position 0."""
     if "attention_mask" in inputs:
         return int((inputs["attention_mask"] == 0).sum())
     return int((inputs["position_ids"].flip(-1).cumsum(-1) == 0).sum())
@@ -97,7 +97,7 @@ def padding(inputs: dict[str, Any]) -> int:
 def turn(
     way: str, args: argparse.Namespace, rows: Dataset, batch: int, tokenizer: Any, scratch: Path
 ) -> dict[str, float]:
-    """One round of one way: the seconds, tokens and places of the steps after the first."""
+    """One round of one variant: seconds, tokens and positions of the steps after the first."""
     set_seed(0)
     gc.collect()
     folder = Path(tempfile.mkdtemp(dir=scratch))

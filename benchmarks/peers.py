@@ -1,4 +1,4 @@
-"""Other projects' packages, which the benchmarks compare with where they are installed."""
+"""Packages of other projects, with which the benchmarks compare if they are installed."""
 
 import importlib
 import sys
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def importable(package: str, folder: Path | str | None) -> bool:
-    """Whether `package` can be imported, `folder` (of `pip install --target`) included; if not, stderr says why."""
+    """Whether `package` can be imported, also from `folder` (of `pip install --target`); if not, prints the reason."""
     if folder and str(folder) not in sys.path:
         sys.path.append(str(folder))
     try:
         importlib.import_module(package)
     except ImportError as error:
-        print(f"{package} is left out: {error} (install it, or name the folder that holds it)", file=sys.stderr)
+        print(f"{package} is left out: {error} (install it, or pass its folder)", file=sys.stderr)
         return False
     return True

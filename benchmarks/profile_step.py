@@ -29,7 +29,7 @@ PARTS = ("data", "teacher", "student forward", "loss", "backward", "optimizer")
 
 
 class Profiled(DistillationTrainer):
-    """Its parts take the time themselves. On a GPU each waits for the device, so that the time is its own."""
+    """Measures the time of its parts; on a GPU each part is synchronized."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)

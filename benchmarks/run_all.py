@@ -1,10 +1,10 @@
-"""Run the benchmarks one after the other and put what they measure beside its targets.
+"""Run the benchmarks one after the other and compare the results with their targets.
 
     python benchmarks/run_all.py --output_dir runs/benchmarks --dataset_name uoft-cs/cifar100
         --teacher_checkpoint wrn_16_2.pth --text_dataset_name dolly.jsonl --tokenizer gpt2
 
-Each benchmark is a process of its own; NAME.log holds what it printed and NAME.json its figures. One that fails is
-said so in the table, and the others run. summary.md and summary.json hold the table; exit status 1 if one failed.
+Each benchmark is a separate process; NAME.log has its output and NAME.json its results. A failed one is marked in the
+table, and the others still run. summary.md and summary.json have the table; the exit status is 1 if one failed.
 """
 
 import argparse
@@ -67,9 +67,9 @@ def command_line(name: str, args: argparse.Namespace) -> list[str]:
 
 
 def run(name: str, args: argparse.Namespace) -> Run:
-    """One benchmark to its end; its output goes to the console and to NAME.log."""
+    """Run one benchmark, with output to the console and to NAME.log."""
     words = command_line(name, args)
-    (args.output_dir / f"{name}.json").unlink(missing_ok=True)  # a run that fails leaves no older figures
+    (args.output_dir / f"{name}.json").unlink(missing_ok=True)  # a failed run leaves no older results
     surroundings = {"OMP_NUM_THREADS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"} | os.environ
     surroundings["PYTHONUNBUFFERED"] = "1"  # the console and the log see lines as they come
     shown = str(command(words))
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         record.machine = machine()
         for name in names:
             record.runs[name] = run(name, args)
-            record.save(folder)  # an interrupted series keeps what it has
+            record.save(folder)  # an interrupted series keeps its results
     record = Record.load(folder)
     there = [n for n in ENTRIES if n in names or n in record.runs or (folder / f"{n}.json").exists()]
     print(f"\n{summarise(folder, there if args.only is None or args.from_json is None else names)}")

@@ -1,17 +1,16 @@
-"""Images and tokens a second over batch size, sequence length, vocabulary and processes, and how a step's time grows.
+"""Images and tokens per second over batch size, sequence length, vocabulary and processes, and the growth of time.
 
     python benchmarks/scaling.py --dataset_name uoft-cs/cifar100 --teacher_checkpoint wrn_16_2.pth
 
 Images: Energy KD with a live teacher, input pipeline included. Text: EA-KD of GPT-2-shaped models with random weights
-on random tokens, half of them targets. Along each axis the other sizes stay as its title says. Under each table stands
-the exponent p of time ~ size^p: least squares over all points, then that of the last two. 1 is linear; below it, costs
-that do not grow with the size still weigh.
-Processes: each has the base's batch and one CPU thread (gloo), or a GPU of its own (nccl). With n of them, n times the
-throughput is all that can be had.
-The sizes of an axis take turns, --rounds times; the fastest turn counts, of which the median step. On a CPU, with one
-process, the seconds are the process' own CPU time, which others on the machine hardly change; else they are the wall's.
-Processes keep the memory that they free: glibc gives blocks above 32 MiB back, such as the logits of a thousand tokens,
-and their page faults would bend the curves where a size first reaches that (--keep_memory false shows it).
+on random tokens, half of them targets. Along each axis the other sizes are fixed, as in its title. Below each table is
+the exponent p of time ~ size^p: by least squares over all points, then for the last two. 1 is linear; below 1, part of
+the cost does not grow with the size. Processes: each has the base's batch and one CPU thread (gloo), or its own GPU
+(nccl). With n of them, the throughput can be at most n times as high. The sizes of an axis run alternately, --rounds
+times; the fastest turn counts, with its median step. On a CPU with one process, seconds are processor time, which
+hardly depends on other processes; otherwise wall time. Processes keep freed memory: glibc would return blocks above 32
+MiB, such as the logits of a thousand tokens, and page faults would distort the curves from that size on (see
+--keep_memory false).
 """
 
 import gc
@@ -68,7 +67,9 @@ class BenchmarkArguments(NetworkArguments):
     processes: list[int] | None = field(
         default=None, metadata={"help": "Numbers of processes; 1 alone: no such table. Unset: 1 2, or up to all GPUs."}
     )
-    keep_memory: bool = field(default=True, metadata={"help": "Keep what is freed on a CPU, so that growth shows."})
+    keep_memory: bool = field(
+        default=True, metadata={"help": "Keep freed memory on a CPU, which would distort the growth otherwise."}
+    )
     rounds: int = field(default=3, metadata={"help": "Turns of each size; the fastest counts."})
     json: str | None = field(default=None, metadata={"help": "Write the figures to this file."})
     quick: bool = field(default=False, metadata={"help": "Two small sizes of each axis, one turn of four steps."})
@@ -79,7 +80,7 @@ class BenchmarkArguments(NetworkArguments):
         if self.quick:
             self.rounds, self.steps = 1, 4
         super().__post_init__()
-        torch.set_num_threads(1)  # steady on a machine that others use too, and as each of several processes has
+        torch.set_num_threads(1)  # stable on a shared machine, and as in each of several processes
         sizes = QUICK_SIZES if self.quick else GPU_SIZES if torch.cuda.is_available() else SIZES
         for name, usual in sizes.items():
             setattr(self, name, getattr(self, name) or usual)
@@ -104,7 +105,7 @@ class BenchmarkArguments(NetworkArguments):
 
 
 def usual_processes() -> list[int]:
-    """Doubling up to all GPUs there are; on a CPU two."""
+    """Powers of two up to the number of GPUs; on a CPU up to two."""
     most = torch.cuda.device_count() if torch.cuda.is_available() else 2
     return [*(n for n in (1, 2, 4, 8) if n < most), most]
 
@@ -151,7 +152,7 @@ class Measured:
         (first, last), rates = (self.axis.sizes[0], self.axis.sizes[-1]), self.rates
         return (
             f"{first} to {last} processes: {rates[-1] / rates[0]:.2f} times the {self.axis.base.unit} a second, "
-            f"{last / first:.2f} would be all that can be had"
+            f"{last / first:.2f} is the maximum"
         )
 
     def table(self) -> str:
@@ -173,10 +174,10 @@ class Measured:
 
 
 def in_processes(count: int, step: Step) -> list[float]:
-    """Seconds of a step, measured by this script run in so many processes with a thread each."""
+    """Seconds of a step, measured by running this script in `count` processes with one thread each."""
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"] if count > 1 else []
     gc.collect()
-    torch.cuda.empty_cache()  # for the others, what this process holds on its GPU
+    torch.cuda.empty_cache()  # frees GPU memory for the other processes
     case = json.dumps({"unit": step.unit} | asdict(step))
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "seconds.json"

@@ -25,7 +25,9 @@ WARM_UP = 2  # steps of a turn that are not counted
 @dataclass
 class NetworkArguments:
     teacher_name: str = field(default="cifar_wrn_16_2", metadata={"help": "Teacher of images."})
-    teacher_checkpoint: str | None = field(default=None, metadata={"help": "Its weights; random ones cost the same."})
+    teacher_checkpoint: str | None = field(
+        default=None, metadata={"help": "Weights of the teacher; random ones cost the same."}
+    )
     student_name: str = field(default="cifar_resnet20", metadata={"help": "Student of images."})
     text_teacher: str | None = field(
         default=None, metadata={"help": "WIDTHxLAYERS of a GPT-2. Unset: 192x4, on a GPU 1024x12."}
@@ -47,7 +49,7 @@ class NetworkArguments:
 
 @dataclass
 class Setting:
-    """What all steps of a run share."""
+    """Shared by all steps of a run."""
 
     networks: NetworkArguments
     data: ImageDataArguments
@@ -130,7 +132,7 @@ KINDS = {step.unit: step for step in (ImageStep, TextStep)}
 
 
 def seconds(step: Step, setting: Setting, cpu_time: bool = True) -> list[float]:
-    """Of each counted step of one short run."""
+    """Seconds of each counted step of a short run."""
     clock = Clock(setting.networks.steps, WARM_UP, cpu_time)
     with tempfile.TemporaryDirectory() as folder:
         set_seed(0)

@@ -1,14 +1,13 @@
-"""Memory and time of distilling masks: pixels a strip at a time, all at once, and in a loop without hfkd.
+"""Memory and time of distilling segmentation: pixels in strips, all at once, and in a loop without hfkd.
 
     OMP_NUM_THREADS=1 python benchmarks/segmentation_step.py
 
-First the loss alone, on maps of random numbers as two networks give them: memory beyond these maps, and time, forward
-and backward. Then whole steps of two SegFormers on random images, DistillationTrainer beside the bare loop, in turns.
-All rows of a table are the same loss, and the run stops where one is not: cross-entropy, KL at T = 4 and, in the rows
-"EA-KD", the entropies' weight of each pixel. A tenth of the pixels have no label.
-On a CPU memory is measured in processes of their own in which glibc gives freed blocks of 4 MiB and more back at once,
-and time is the process' own, which others on the machine hardly change: use one thread. Of several runs the fastest
-counts.
+First the loss alone, on random logits as two networks return them: additional memory and time, forward and backward.
+Then whole steps of two SegFormers on random images, with DistillationTrainer and a bare loop, alternately. All rows of
+a table compute the same loss, or the run stops: cross-entropy, KL at T = 4 and, in the rows "EA-KD", the entropy weight
+of each pixel. A tenth of the pixels have no label. On a CPU, memory is measured in separate processes in which glibc
+returns freed blocks of 4 MiB and more immediately, and time is processor time, which hardly depends on other processes:
+use one thread. The fastest of several runs counts.
 """
 
 import argparse
@@ -66,7 +65,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def bare_loss(student: Tensor, teacher: Tensor, labels: Tensor, method: str) -> Tensor:
-    """As one writes it: maps at the labels' size, and one operation after the other on all pixels."""
+    """The direct implementation: logits at the labels' size, and each operation on all pixels."""
     z, t = (F.interpolate(x, labels.shape[-2:], mode="bilinear", align_corners=False) for x in (student, teacher))
     log_p, log_q = (torch.log_softmax(x / TEMPERATURE, 1) for x in (t, z))
     losses = (log_p.exp() * (log_p - log_q)).sum(1)
@@ -123,7 +122,7 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
 
 
 def peak() -> int:
-    """Bytes, the most so far."""
+    """The peak number of bytes so far."""
     if DEVICE == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -147,7 +146,7 @@ def in_fresh_process(case: dict[str, Any], environment: dict[str, str]) -> dict[
 
 
 def losses_alone(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """Each way's numbers, and their ratios to the whole loss and to the bare loop."""
+    """The results of each variant, and their ratios to the whole loss and to the bare loop."""
     rows: list[dict[str, Any]] = []
     for method in METHODS:
         shared = {name: getattr(flags, name) for name in ("size", "classes", "batch_size", "stride", "repeats")}
@@ -171,7 +170,7 @@ def losses_alone(flags: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 class Images(Dataset):
-    """Random images with masks, a few of them again and again."""
+    """A few random images with masks, repeated."""
 
     def __init__(self, flags: argparse.Namespace) -> None:
         g = torch.Generator().manual_seed(0)
@@ -186,7 +185,7 @@ class Images(Dataset):
 
 
 def segformer(classes: int, sizes: Sequence[int], depths: Sequence[int]) -> SegformerForSemanticSegmentation:
-    """By default as wide and deep as B0: 3.7 M parameters."""
+    """By default with the width and depth of B0: 3.7 M parameters."""
     return SegformerForSemanticSegmentation(
         SegformerConfig(hidden_sizes=list(sizes), depths=list(depths), num_labels=classes)
     )

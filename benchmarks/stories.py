@@ -2,17 +2,16 @@
 
     OMP_NUM_THREADS=1 python benchmarks/stories.py --teacher stories260K --stories stories260K-samples.jsonl
 
-Every way has the same student, first weights, data in the same order, and steps. Scored on held-out stories: the
-student's cross-entropy and KL(teacher || student) per token, in nats; mean and standard deviation over the seeds.
-"EA-KD, matched" has EA-KD's weights divided by their mean, which tells reweighting apart from a larger loss.
-With --first_steps 150 every way goes on from a student that has had so many steps on labels, as GKD's students have.
-With --prompt_tokens 16 each story's first 16 tokens are a prompt without labels, and ways that have the student or the
-teacher write the rest can be run too (--ways "on-policy 0.5" ...); each way's text after a held-out prompt is printed.
-Ways with hidden states project the student's to the teacher's width; those of "one width" compare them as they are, for
-students of the teacher's own layers (--student_init teacher --student_layers 2).
-Settings: stories.yaml beside this file, and every flag of the trainer (--max_steps, --learning_rate, ...). With
---eval_strategy steps the held-out cross-entropy is also printed as it falls. Runs in output_dir with the same settings
-are not trained again.
+All methods have the same student, initial weights, order of data, and steps. Evaluated on held-out stories: the
+student's cross-entropy and KL(teacher || student) per token, in nats; mean and standard deviation over seeds. "EA-KD,
+matched" has EA-KD's weights divided by their mean, to separate reweighting from a larger loss. With --first_steps 150
+every method continues from a student trained on labels for so many steps, as in GKD. With --prompt_tokens 16 the first
+16 tokens of each story are a prompt without labels, and methods in which student or teacher generate the rest can be
+run too (--ways "on-policy 0.5" ...); a text of each student for a held-out prompt is printed. Methods on hidden states
+project the student's to the teacher's width; those with "one width" compare them directly, for students made of the
+teacher's layers (--student_init teacher --student_layers 2). Settings: stories.yaml in this folder, and all flags of
+the trainer (--max_steps, --learning_rate, ...). With --eval_strategy steps the held-out cross-entropy during training
+is printed too. Runs in output_dir with the same settings are not repeated.
 """
 
 import json
@@ -54,14 +53,14 @@ WRITTEN: dict[str, dict[str, Any]] = {
     "EA-KD, on-policy 1.0": GKD | {"on_policy": 1.0, "weighting": "entropy"},
     "sequence KD": {"ce_weight": 1.0, "kd_weight": 0.0, "seq_kd": True},
 }
-UNIFORM = "layers='0:', teacher_layers='uniform'"  # the first blocks go together, and the last
+UNIFORM = "layers='0:', teacher_layers='uniform'"  # pairs the first blocks, and the last
 HIDDEN: dict[str, dict[str, Any]] = {
     "KD + hidden MSE": {"objective": f"kd(scale='none') + hidden_mse({UNIFORM})"},
     "KD + hidden cosine": {"objective": f"kd(scale='none') + hidden_cosine({UNIFORM}, projection=True)"},
     "KD + hidden MSE, one width": {"objective": f"kd(scale='none') + hidden_mse({UNIFORM}, projection=False)"},
     "KD + hidden cosine, one width": {"objective": f"kd(scale='none') + hidden_cosine({UNIFORM})"},
 }
-FIRST = "first steps"  # on labels, from which all ways of a seed go on
+FIRST = "first steps"  # steps on labels, from which all methods of a seed continue
 ALL = WAYS | WRITTEN | HIDDEN | {FIRST: WAYS["labels only"]}
 SLOTS = ("objective", "temperature", "weighting", "ce_weight", "kd_weight")
 SCORES = ("eval_loss", "eval_kl", "seconds")
@@ -71,20 +70,23 @@ SCORES = ("eval_loss", "eval_kl", "seconds")
 class StoriesArguments(PrunedStudentArguments):
     teacher: str = field(default="stories260K", metadata={"help": "Folder of stories260K."})
     stories: str = field(default="stories.jsonl", metadata={"help": "JSON-lines file of stories, in a column text."})
-    seeds: int = field(default=3, metadata={"help": "Students trained each way."})
+    seeds: int = field(default=3, metadata={"help": "Number of students per method."})
     ways: list[str] = field(
-        default_factory=lambda: list(WAYS), metadata={"help": f"Some of: {', '.join(WAYS | WRITTEN | HIDDEN)}."}
+        default_factory=lambda: list(WAYS),
+        metadata={"help": f"Methods to compare, from {', '.join(WAYS | WRITTEN | HIDDEN)}."},
     )
-    train_stories: int = field(default=300, metadata={"help": "Stories, the first of the file, that students read."})
-    held_out: int = field(default=300, metadata={"help": "Stories, the last of the file, that are scored."})
-    max_length: int = field(default=256, metadata={"help": "Tokens of a story; the rest is cut off."})
-    prompt_tokens: int = field(default=0, metadata={"help": "Tokens of a training story that are its prompt."})
-    first_steps: int = field(default=0, metadata={"help": "Steps on labels only that a student has before its way."})
+    train_stories: int = field(default=300, metadata={"help": "Number of training stories, the first of the file."})
+    held_out: int = field(default=300, metadata={"help": "Number of evaluation stories, the last of the file."})
+    max_length: int = field(default=256, metadata={"help": "Maximum number of tokens of a story."})
+    prompt_tokens: int = field(default=0, metadata={"help": "Number of prompt tokens of a training story."})
+    first_steps: int = field(default=0, metadata={"help": "Initial training steps of all students on labels only."})
 
 
 def new_student(teacher: Any, stories: StoriesArguments) -> Any:
-    """Fresh and a third of the teacher's parameters, 40 wide in place of 64, three layers in place of five; or some of
-    the teacher's layers."""
+    """A new student with a third of the teacher's parameters, or one made of some of the teacher's layers.
+
+    The new student has width 40 instead of 64, and three layers instead of five.
+    """
     if stories.student_init == "teacher":
         return stories.pruned(teacher)
     size = {"hidden_size": 40, "intermediate_size": 128, "num_hidden_layers": 3}
@@ -96,7 +98,7 @@ def new_student(teacher: Any, stories: StoriesArguments) -> Any:
 def run(
     way: str, seed: int, args: DistillationArguments, stories: StoriesArguments, teacher: Any, tokenizer: Any, data: Any
 ) -> dict[str, Any]:
-    """Train a student this way and score it; FIRST is saved, and with first steps the others go on from it."""
+    """Train and evaluate a student; FIRST is saved, and with first steps the others start from it."""
     set_seed(seed)
     student = new_student(teacher, stories)
     if stories.first_steps and way != FIRST:
@@ -132,20 +134,20 @@ def folder_of(way: str, seed: int, args: DistillationArguments) -> str:
 
 
 def sample(model: Any, tokenizer: Any, prompt: list[int]) -> str:
-    """What the student writes after a prompt, the likeliest token each time."""
+    """The student's greedy continuation of a prompt."""
     text = tokenizer.decode(prompt, skip_special_tokens=True)
     settings = {"temperature": 0.0, "max_new_tokens": 60, "no_repeat_ngram_size": 0}
     return f"{text} | {generate(model, tokenizer, [text], **settings)[0]}"
 
 
 def with_prompts(rows: Any, tokens: int) -> Any:
-    """Rows longer than so many tokens, which are learned no more."""
+    """Rows whose first tokens are a prompt without labels; shorter rows are dropped."""
     long = rows.filter(lambda length: length > tokens, input_columns="length")
     return long.map(lambda labels: {"labels": [IGNORED] * tokens + labels[tokens:]}, input_columns="labels")
 
 
 def finished(path: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The runs that `path` holds; none where it was written with other settings."""
+    """The runs stored in `path`; none if it was written with other settings."""
     if not path.exists():
         return {}
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -165,7 +167,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def curves(results: dict[str, list[dict[str, Any]]]) -> str:
-    """The held-out cross-entropy at each evaluation while training, mean over the seeds; empty without any."""
+    """The held-out cross-entropy at each evaluation during training, averaged over seeds; empty without any."""
     steps = list(next(iter(results.values()))[0]["curve"])
     if not steps:
         return ""
@@ -187,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         defaults=[Path(__file__).with_suffix(".yaml")],
         description=__doc__,
     )
-    torch.set_num_threads(1)  # networks this small lose more to the threads' meetings than they gain
+    torch.set_num_threads(1)  # for networks this small synchronizing threads costs more than it gains
     teacher, tokenizer = causal_lm(stories.teacher), load_tokenizer(stories.teacher)
     rows = tokenize_dataset(
         read_jsonl(stories.stories), tokenizer, max_length=stories.max_length, max_prompt_length=stories.max_length - 1

@@ -1,4 +1,4 @@
-"""What the benchmarks' JSON files say beside their targets, as one table. The targets are the scripts' own."""
+"""A table of the results in the benchmarks' JSON files and their targets, which are defined in the scripts."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -69,7 +69,7 @@ class Run:
 
 @dataclass
 class Record:
-    """What run_all.py notes beside the JSON files, in runs.json."""
+    """The content of runs.json, which run_all.py writes."""
 
     machine: dict[str, Any] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
@@ -120,7 +120,7 @@ def of_input_pipeline(found: dict[str, Any]) -> Lines:
 
 
 def of_chunked_loss(found: dict[str, Any]) -> Lines:
-    """Against the dense loss; the time also against Liger's, where it ran too."""
+    """Compared with the dense loss; the time also with Liger's, if it was run."""
     on_gpu = found.get("device", "cpu") != "cpu"
     liger = {(run["tokens"], run["vocab"]): run["ratios"]["seconds"] for run in found["runs"] if run["peer"] == "liger"}
     for run in found["runs"]:
@@ -163,11 +163,11 @@ READERS: dict[str, Callable[[dict[str, Any]], Lines]] = {
     "text_step": of_text_step,
     "scaling": of_scaling,
 }
-NOT_MEASURED = {"text_step": "TRL was not there: pip install trl, or --trl DIR"}  # why a line has no number
+NOT_MEASURED = {"text_step": "TRL is missing: pip install trl, or --trl DIR"}  # why a line has no number
 
 
 def figures(folder: Path, name: str, run: Run | None) -> list[Figure]:
-    """A benchmark's lines, or one that says why there are none."""
+    """A benchmark's lines, or one with the reason why there are none."""
     file = folder / f"{name}.json"
     if run is not None and run.exit:
         return [Figure(name, "", None, reason=f"failed (exit {run.exit}): see {name}.log")]
@@ -215,7 +215,7 @@ def summarise(folder: Path, names: list[str]) -> str:
 
 
 def first_environment(folder: Path, names: list[str]) -> dict[str, Any]:
-    """The machine that a benchmark's own JSON names, where runs.json does not."""
+    """The environment in a benchmark's own JSON, if runs.json has none."""
     for name in names:
         try:
             return json.loads((folder / f"{name}.json").read_text())["environment"]

@@ -1,4 +1,4 @@
-"""The teacher scan beside the bare forward of the teacher on batches that lie ready in memory, in turns.
+"""The teacher scan compared with the teacher's forward pass on batches in memory, alternately.
 
 python benchmarks/teacher_scan.py --dataset_name uoft-cs/cifar100 --teacher_checkpoint wrn_16_2.pth
 """
@@ -22,11 +22,13 @@ TARGET = 0.95  # of the bare forward's throughput
 @dataclass
 class BenchmarkArguments:
     teacher_name: str = field(default="cifar_wrn_16_2", metadata={"help": "Teacher."})
-    teacher_checkpoint: str | None = field(default=None, metadata={"help": "Its weights; random ones cost the same."})
+    teacher_checkpoint: str | None = field(
+        default=None, metadata={"help": "Weights of the teacher; random ones cost the same."}
+    )
     images: int = field(default=2560, metadata={"help": "Images of a scan."})
     batch_size: int = field(default=256, metadata={"help": "Images of a batch."})
-    rounds: int = field(default=6, metadata={"help": "Turns of each; the fastest counts."})
-    threads: int = field(default=1, metadata={"help": "CPU threads; one is steady on a machine that others use too."})
+    rounds: int = field(default=6, metadata={"help": "Number of turns of each; the fastest counts."})
+    threads: int = field(default=1, metadata={"help": "CPU threads; one gives stable results on a shared machine."})
     json: str | None = field(default=None, metadata={"help": "Write the figures to this file."})
     quick: bool = field(default=False, metadata={"help": "Two turns over 512 images."})
 

@@ -1,13 +1,13 @@
-"""A stored language teacher against the live one: bytes a token, error of the loss and of its gradient.
+"""A stored language-model teacher compared with the live one: bytes per token, error of the loss and its gradient.
 
     OMP_NUM_THREADS=1 python benchmarks/text_cache.py --teacher stories260K --stories stories260K-samples.jsonl
 
 The teacher's outputs are stored with k = 16, 64, ... tokens and compared with its whole distribution on the same rows:
 KL(teacher || student) at the temperature, and its gradient with respect to the student's logits, |g_k - g| / |g| over
 all tokens. "top-k alone" is the same without the bucket for all other tokens (both distributions renormalised over the
-k), for comparison. Students: fresh weights, and the teacher's own weights with noise, which is a student about to
-arrive. Entropies and energies are exact whatever k; the table says by how much they differ. The last table is the size
-for other vocabularies, and is arithmetic.
+k), for comparison. Students: random weights, and the teacher's own weights with noise, as for a nearly converged
+student. Entropies and energies are exact for any k; the table shows their difference. The last table has computed sizes
+for other vocabularies.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def divergence(items: Items, temperature: float) -> tuple[Tensor, Tensor]:
 
 
 def top_k_alone(items: Items, temperature: float) -> tuple[Tensor, Tensor]:
-    """As `divergence`, with nothing for the tokens outside the k."""
+    """As `divergence`, without the tokens outside the k."""
     log_p, log_q = (
         x[:, : items.teacher.ids.shape[1]].log_softmax(-1)
         for x in items.log_probabilities(torch.full((len(items),), temperature))
@@ -86,7 +86,7 @@ def top_k_alone(items: Items, temperature: float) -> tuple[Tensor, Tensor]:
 def compare(
     student: nn.Module, teacher: nn.Module, cached: CachedTextTeacher, rows: Dataset, temperature: float
 ) -> dict[str, float]:
-    """Relative errors of what is stored, over all rows."""
+    """Relative errors of the stored outputs, over all rows."""
     sums = dict.fromkeys(("kl", "kl_k", "kl_top", "g", "dg_k", "dg_top", "entropy", "energy", "tokens"), 0.0)
     for start in range(0, len(rows), BATCH):
         chosen = [rows[i] for i in range(start, min(start + BATCH, len(rows)))]

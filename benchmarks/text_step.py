@@ -1,15 +1,14 @@
-"""Training steps of a language model: hfkd against TRL's GKD trainer, on the same rows, models, precision, optimizer.
+"""Training steps of a language model: hfkd compared with TRL's GKD trainer, with the same rows, models and settings.
 
     OMP_NUM_THREADS=1 python benchmarks/text_step.py --dataset_name dolly.jsonl --tokenizer gpt2-tokenizer
 
 Models are GPT-2-shaped, with random weights (WIDTHxLAYERS); the rows are tokenised as recipes/gpt2_dolly_eakd.py does.
-TRL runs off-policy (lmbda=0) with beta=0, which is forward KL at T = 1; "hfkd, the same loss" is that and nothing else,
-and the run stops unless both report the same losses. The other rows are the recipe's own loss (EA-KD: 0.5 CE + 0.5
-KL at T = 2, entropy weights), with the heads on all positions, with loss_chunk_size, and with stored teacher outputs.
-The ways take turns, --rounds times; counted are tokens that are no padding, in the fastest round, after its first step.
-On a CPU the seconds are the process' own CPU time, which other processes on the machine hardly change: use one thread.
-TRL: pip install trl (or --trl DIR for one installed by `pip install --target DIR --no-deps trl`); its row is left out
-where there is none.
+TRL runs off-policy (lmbda=0) with beta=0, which is forward KL at T = 1; "hfkd, the same loss" computes exactly this,
+and the run stops unless both report the same losses. The other rows are the recipe's own loss (EA-KD: 0.5 CE + 0.5 KL
+at T = 2, entropy weights), with the heads on all positions, with loss_chunk_size, and with stored teacher outputs. The
+variants run alternately, --rounds times; non-padding tokens of the fastest round count, after its first step. On a CPU,
+seconds are processor time, which hardly depends on other processes: use one thread. TRL: pip install trl (or --trl DIR
+for one installed by `pip install --target DIR --no-deps trl`); its row is left out if it is missing.
 """
 
 import argparse
@@ -84,12 +83,12 @@ def gpt2(shape: str, seed: int, **config: int) -> GPT2LMHeadModel:
     width, layers = map(int, shape.split("x"))
     torch.manual_seed(seed)
     off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # as TRL does by itself
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # 1.5 billion random numbers take a CPU long
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # 1.5 billion random numbers take long on a CPU
         return GPT2LMHeadModel(GPT2Config(n_embd=width, n_layer=layers, n_head=max(width // 64, 1), **off, **config))
 
 
 class Clock(TrainerCallback):
-    """When each optimizer step ended, by the wall and by the process' own CPU time."""
+    """The time at the end of each optimizer step, as wall time and as CPU time of the process."""
 
     def __init__(self) -> None:
         self.ends: list[tuple[float, float]] = []
@@ -150,9 +149,9 @@ def hfkd_trainer(way: str, args: argparse.Namespace, rows: Dataset, tokenizer: A
 
 
 def turn(way: str, args: argparse.Namespace, rows: Dataset, tokenizer: Any, scratch: Path) -> dict[str, Any]:
-    """One round of one way: seconds of the counted steps, their losses, and where the time went."""
+    """One round of one variant: seconds of the counted steps, their losses, and shares of the time."""
     set_seed(0)
-    gc.collect()  # the networks of the turn before
+    gc.collect()  # frees the networks of the previous turn
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.empty_cache()
@@ -204,7 +203,7 @@ def stopwatches(trainer: Any) -> dict[str, float]:
 
 
 def counted_tokens(args: argparse.Namespace, rows: Dataset, tokenizer: Any, scratch: Path) -> tuple[int, int]:
-    """Tokens that are no padding, and target tokens, of the steps after the first."""
+    """Numbers of non-padding tokens and of target tokens, of the steps after the first."""
     trainer = hfkd_trainer(SAME_LOSS, args, rows, tokenizer, Path(tempfile.mkdtemp(dir=scratch)))
     set_seed(0)
     batches = list(zip(range(args.steps), trainer.get_train_dataloader(), strict=False))[1:]
@@ -224,7 +223,7 @@ def table(results: dict[str, list[dict[str, Any]]], tokens: int) -> str:
         ratio += f" (≥ {TARGETS[way]})" if way in TARGETS else ""
         each = ", ".join(f"{s:.2f}" for s in seconds)
         peaks = [r["memory"] for r in rounds if r["memory"] is not None]
-        memory = f"{max(peaks) / 2**30:.1f}" if peaks else "-"  # counted on a GPU alone
+        memory = f"{max(peaks) / 2**30:.1f}" if peaks else "-"  # measured only on a GPU
         lines.append(f"| {way} | {tokens / min(seconds):,.0f} | {each} | {ratio} | {memory} |")
     return "\n".join(lines)
 
@@ -242,7 +241,7 @@ def profile_table(results: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def refuse_other_losses(results: dict[str, list[dict[str, Any]]]) -> None:
-    """Both must have trained the same thing, or the comparison means nothing."""
+    """Stop unless both computed the same losses, as the comparison would be meaningless."""
     same = [results[way][0]["losses"] for way in results if WAYS[way] in ({}, SAME)]
     for losses in same[1:]:
         gap = max(abs(a - b) for a, b in zip(losses, same[0], strict=True))

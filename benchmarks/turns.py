@@ -1,6 +1,6 @@
-"""What the step benchmarks share: loops that take turns, so that a busy machine slows all alike; a table; a JSON file.
+"""Shared by the step benchmarks: loops that run alternately, so that a busy machine affects all alike; table; JSON.
 
-Of each loop the fastest turn counts: what a busy machine adds is never less than nothing.
+The fastest turn of each loop counts, as a busy machine can only add time.
 """
 
 import itertools
@@ -22,21 +22,21 @@ WARM_UP = 5  # steps of a turn that are not counted
 
 
 def wall() -> float:
-    """Seconds; a GPU is waited for."""
+    """Wall time in seconds, after synchronizing with a GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def now() -> float:
-    """Seconds: the wall's on a GPU, on a CPU those of this process, which others on the machine hardly change."""
+    """Seconds: wall time on a GPU, processor time on a CPU, which hardly depends on other processes."""
     return wall() if torch.cuda.is_available() else time.process_time()
 
 
 class Clock(TrainerCallback):
-    """The time at the end of each step, also as a Trainer callback. On a GPU the device is waited for at both ends.
+    """The time at the end of each step, also as a Trainer callback; synchronizes with a GPU at both ends. `cpu_time`:
 
-    `cpu_time`: on a CPU that of this process, where it works alone, in place of the wall's.
+    on a CPU use processor time, if only this process works, instead of wall time.
     """
 
     def __init__(self, steps: int, warm_up: int = WARM_UP, cpu_time: bool = False) -> None:
@@ -55,7 +55,7 @@ class Clock(TrainerCallback):
 
     @property
     def seconds(self) -> list[float]:
-        """Of each counted step; on a GPU, where steps end before they are done, their mean."""
+        """Seconds of each counted step; on a GPU, where steps are asynchronous, their mean."""
         counted = self.ends[self.warm_up :]
         if torch.cuda.is_available():
             return [(counted[-1] - counted[0]) / (len(counted) - 1)]
@@ -66,13 +66,13 @@ Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
 def on_one_gpu(args: Arguments) -> Arguments:
-    """Trainer would spread the batches of one process over all GPUs there are, n times the batch."""
+    """Restrict Trainer to one GPU: it would spread a process's batches over all n GPUs, with n times the batch."""
     args._n_gpu = min(args.n_gpu, 1)
     return args
 
 
 def take_turns(loops: dict[str, Callable[[], list[float]]], rounds: int) -> dict[str, list[float]]:
-    """The median seconds of a step in each turn of each loop."""
+    """Run the loops alternately; returns the median seconds per step of each turn."""
     medians: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(rounds):
         for name, loop in loops.items():
@@ -81,9 +81,10 @@ def take_turns(loops: dict[str, Callable[[], list[float]]], rounds: int) -> dict
 
 
 def in_child(loop: Callable[[], list[float]]) -> list[float]:
-    """`loop` in a fork of this process, if that has no GPU: what the loop sets for its process ends with it.
+    """Run `loop` in a fork of this process, if it has no GPU, so that its process-wide settings do not persist.
 
-    hfkd lets its process keep the memory it frees, from which a loop that has its turn next would profit.
+    hfkd
+    makes its process keep freed memory, which would speed up the next loop.
     """
     if torch.cuda.is_available():
         return loop()
@@ -94,7 +95,7 @@ def in_child(loop: Callable[[], list[float]]) -> list[float]:
     try:
         return ours.recv()
     except EOFError:
-        raise RuntimeError("a loop's process ended without an answer: see its error above") from None
+        raise RuntimeError("a loop's process ended without a result: see its error above") from None
     finally:
         child.join()
 
@@ -117,7 +118,7 @@ def flops(call: Callable[[], Any]) -> int:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a square matrix product, the best of ten."""
+    """Floating-point operations per second of a square matrix product, the best of ten."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device).to(dtype)
     best = float("inf")

@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/two_tokenizers.py --teacher stories260K --student_tokenizer gpt2-tokenizer \\
         --stories stories260K-samples.jsonl
 
-Every way has the same student, first weights, data in the same order, and steps. Scored on held-out stories: the
-student's cross-entropy on its own tokens, in nats; mean and standard deviation over the seeds, and the differences from
-labels only of the same seeds. Settings: two_tokenizers.yaml beside this file, and every flag of the trainer. Runs in
-output_dir with the same settings are not trained again.
+All methods have the same student, initial weights, order of data, and steps. The evaluation is the student's
+cross-entropy on held-out stories, in nats per own token; mean and standard deviation over seeds, and paired differences
+from labels only. Settings: two_tokenizers.yaml in this folder, and all flags of the trainer. Runs in output_dir with
+the same settings are not repeated.
 """
 
 import json
@@ -45,16 +45,20 @@ class TwoTokenizersArguments:
     teacher: str = field(default="stories260K", metadata={"help": "Folder of stories260K."})
     student_tokenizer: str = field(default="gpt2", metadata={"help": "Folder or Hub id of the student's tokenizer."})
     stories: str = field(default="stories.jsonl", metadata={"help": "JSON-lines file of stories, in a column text."})
-    seeds: int = field(default=3, metadata={"help": "Students trained each way."})
-    ways: list[str] = field(default_factory=lambda: list(WAYS), metadata={"help": f"Some of: {', '.join(WAYS)}."})
-    train_stories: int = field(default=600, metadata={"help": "Stories, the first of the file, that students read."})
-    held_out: int = field(default=100, metadata={"help": "Stories, the last of the file, that are scored."})
-    max_length: int = field(default=64, metadata={"help": "The student's tokens of a story; the rest is cut off."})
-    teacher_max_length: int = field(default=192, metadata={"help": "The teacher's tokens of a story."})
+    seeds: int = field(default=3, metadata={"help": "Number of students per method."})
+    ways: list[str] = field(
+        default_factory=lambda: list(WAYS), metadata={"help": f"Methods to compare, from {', '.join(WAYS)}."}
+    )
+    train_stories: int = field(default=600, metadata={"help": "Number of training stories, the first of the file."})
+    held_out: int = field(default=100, metadata={"help": "Number of evaluation stories, the last of the file."})
+    max_length: int = field(default=64, metadata={"help": "Maximum number of the student's tokens of a story."})
+    teacher_max_length: int = field(
+        default=192, metadata={"help": "Maximum number of the teacher's tokens of a story."}
+    )
 
 
 def new_student(tokenizer: Any) -> Any:
-    """Three layers, 40 wide; nearly all of its parameters are the embeddings of its tokens."""
+    """Three layers of width 40; nearly all parameters are token embeddings."""
     heads = {"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 8}
     size = {"hidden_size": 40, "intermediate_size": 128, "num_hidden_layers": 3, "vocab_size": len(tokenizer)}
     ends = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -99,7 +103,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def curves(results: dict[str, list[dict[str, Any]]]) -> str:
-    """The distillation loss as it was logged, mean over the seeds."""
+    """The logged distillation loss, averaged over seeds."""
     lines = []
     for way, runs in results.items():
         means = [f"{step}: {statistics.fmean(r['kd'][step] for r in runs):.4f}" for step in runs[0]["kd"]]

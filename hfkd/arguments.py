@@ -1,4 +1,4 @@
-"""DistillationArguments: every TrainingArguments flag, plus the slots."""
+"""DistillationArguments: every flag of TrainingArguments, plus the distillation settings."""
 
 import logging
 import os
@@ -28,13 +28,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class EvaluationArguments:
-    """Evaluation: what is measured beside the student's loss, and in which precision."""
+    """Evaluation: what is measured in addition to the student's loss, and in which precision."""
 
     evaluate_teacher: bool = field(
         default=True,
         metadata={
-            "help": "When training starts, run the teacher over the evaluation set once and log teacher_accuracy, in "
-            "which wrong inputs or weights of the teacher show. Language models: next-token accuracy on about 256 rows."
+            "help": "When training starts, evaluate the teacher on the evaluation set once and log "
+            "teacher_accuracy; a low value reveals wrong inputs or weights. Language models: next-token accuracy "
+            "on about 256 rows."
         },
     )
     evaluate_kl: bool = field(
@@ -52,7 +53,7 @@ class EvaluationArguments:
 
 @dataclass
 class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationArguments, TrainingArguments):
-    """TrainingArguments with the settings of distillation. Keywords of `DistillationTrainer` win over these.
+    """TrainingArguments with the settings of distillation. Keyword arguments of `DistillationTrainer` take precedence.
 
     Defaults that differ from those of TrainingArguments: `bf16` is on where the device computes it natively,
     `remove_unused_columns` is off (the loss reads columns that the model does not name), `label_names` is ["labels"],
@@ -63,8 +64,8 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
     objective: Annotated[str, SUM] = field(
         default="kd",
         metadata={
-            "help": "How far the student is from the teacher: kd, dkd(beta=8.0), ... (name or call), or a sum of "
-            "terms: 'kd + 100 * fitnet(layer=2)', in a settings file also a list of them."
+            "help": "Distillation loss: kd, dkd(beta=8.0), ... (a name or a call), or a sum of terms: 'kd + 100 "
+            "* fitnet(layer=2)'; in a settings file also a list of terms."
         },
     )
     temperature: str | None = field(
@@ -85,34 +86,37 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
     task: str = field(
         default="auto",
         metadata={
-            "help": "What the networks' heads are for: image_classification, sequence_classification, "
+            "help": "Task of the student and the teacher: image_classification, sequence_classification, "
             "multi_label_classification, token_classification, masked_lm, causal_lm, seq2seq_lm, "
-            "semantic_segmentation, object_detection. auto: as transformers lists the model's class, else by the "
-            "inputs that it takes. Either way the task's loss on two rows must be the model's own, if it has one."
+            "semantic_segmentation, object_detection. auto: inferred from the model's class in transformers, "
+            "else from the arguments of its forward. If the model computes a loss itself, the task's loss on two "
+            "rows must equal it."
         },
     )
     segmentation_stride: int | None = field(
         default=None,
         metadata={
-            "help": "Semantic segmentation: train on every n-th pixel in each direction, to save time and memory; "
-            "unset: on all. Both networks' maps are resized to that grid. eval_loss is on it too, mean_iou on all."
+            "help": "Semantic segmentation: train on every n-th pixel in each direction, to save time and "
+            "memory; unset: on all pixels. Both networks' logits are resized to that grid. eval_loss is computed "
+            "on the grid too, mean_iou on all pixels."
         },
     )
     loss_chunk_size: int = field(
         default=0,
         metadata={
-            "help": "Evaluate a language model's loss on this many tokens at a time, to save memory; 0: at once."
+            "help": "Compute a language model's loss over chunks of this many tokens, to save memory; 0: all "
+            "tokens at once."
         },
     )
     bf16: bool | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
-            "help": "bfloat16 autocast. Unset: as the launcher of accelerate says, else on where the device computes "
-            "it natively."
+            "help": "bfloat16 autocast. Unset: as set by accelerate launch, else on where the device computes it "
+            "natively."
         },
     )
     fp16: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "float16 autocast. Unset: as the launcher of accelerate says, else off."}
+        default=None, metadata={"help": "float16 autocast. Unset: as set by accelerate launch, else off."}
     )
     channels_last: bool = field(
         default=True, metadata={"help": "Keep images and convolutions in channels_last memory format."}
@@ -120,7 +124,8 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
     lr_decay_epochs: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Multiply the learning rate by lr_decay_factor after these epochs, in place of lr_scheduler_type."
+            "help": "Multiply the learning rate by lr_decay_factor after each of these epochs, instead of using "
+            "lr_scheduler_type."
         },
     )
     lr_decay_factor: float = field(default=0.1, metadata={"help": "See lr_decay_epochs."})
@@ -129,39 +134,44 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
     )
     scan_cache_dir: str | None = field(
         default=str(Path(HF_HOME) / "hfkd" / "scans"),
-        metadata={"help": "Where teacher scans are kept for later runs; an empty string keeps none."},
+        metadata={
+            "help": "Folder in which teacher scans are cached for later runs; an empty string disables the cache."
+        },
     )
     teacher_cache_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Store the teacher's outputs in this folder, for this run and later ones. Images: its logits of "
-            "every view, exact to 1/65,534 of a row's range (CIFAR-100 takes up to 1.81 GB), as they are computed. "
-            "Instructions: the largest logits of each target token, stored before training by the recipe."
+            "help": "Store the teacher's outputs in this folder, for this run and later ones. Images: the logits "
+            "of every view are stored as they are computed, with an error of at most 1/65,534 of a row's range "
+            "(CIFAR-100 takes up to 1.81 GB). Instructions: the recipe stores the largest logits of each target "
+            "token before training."
         },
     )
     teacher_cache_on_device: bool | None = field(
         default=None,
         metadata={
-            "help": "Hold the logits of teacher_cache_dir in the device's memory too; by default on a GPU of whose "
-            "free memory they take a quarter or less."
+            "help": "Also keep the logits of teacher_cache_dir in device memory; by default on a GPU, if they "
+            "take at most a quarter of its free memory."
         },
     )
     shard_teacher: bool = field(
         default=False,
-        metadata={"help": "FSDP 2 shards the teacher too; else every device holds it whole."},
+        metadata={"help": "Shard the teacher with FSDP 2 too; otherwise every device holds the whole teacher."},
     )
     keep_freed_memory: bool = field(
         default=True,
-        metadata={"help": "On a CPU with glibc, keep freed memory for the next step instead of handing it back."},
+        metadata={
+            "help": "On a CPU with glibc, keep freed memory for the next step instead of returning it to the system."
+        },
     )
     label_names: list[str] | None = field(
-        default_factory=lambda: ["labels"], metadata={"help": "The batch's keys that hold labels."}
+        default_factory=lambda: ["labels"], metadata={"help": "Keys of the batch that hold labels."}
     )
     remove_unused_columns: bool | None = field(  # type: ignore[assignment]
         default=False, metadata={"help": "Drop dataset columns that the model's forward does not name."}
     )
     model_license: str | None = field(
-        default=None, metadata={"help": "Licence that the model card states, such as apache-2.0; unset: none."}
+        default=None, metadata={"help": "Licence to state in the model card, such as apache-2.0; unset: none."}
     )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Hide NaN and inf losses from the log; costs a device sync at every step."}
@@ -170,20 +180,22 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
     on_nan: Literal["stop", "skip", "ignore"] = field(
         default="stop",
         metadata={
-            "help": "NaN or inf in outputs, loss or gradient: stop and say where, or skip the optimizer step and count "
-            "(waits for the device at every step), or ignore."
+            "help": "What to do about NaN or inf in outputs, loss or gradient: stop with an error that says "
+            "where; skip the optimizer step and count it (synchronizes with the device at every step); or ignore."
         },
     )
 
     def __post_init__(self) -> None:
-        # Without it, the ranks of a launch on CPUs would not join.
+        # Otherwise the ranks of a launch on CPUs would not form a process group.
         self.use_cpu = (computes_on_cpu() and not self.deepspeed) or self.use_cpu
         self._check_types()
         self._choose_precision()
         if self.lr_decay_epochs is not None:
             self._check_decay(self.lr_decay_epochs)
         if not 0 < self.lr_decay_factor <= 1:
-            raise ValueError(f"lr_decay_factor={self.lr_decay_factor} must be in (0, 1]: it multiplies the rate")
+            raise ValueError(
+                f"lr_decay_factor={self.lr_decay_factor} must be in (0, 1]: the learning rate is multiplied by it"
+            )
         self.check_high_energy()
         self.check_on_policy()
         self._check_slots()
@@ -198,8 +210,8 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
         check_names(self)
         if self.label_names is not None and "labels" not in self.label_names:
             raise ValueError(
-                f"label_names={self.label_names} must hold 'labels': the loss is that of the batch's labels, which is "
-                "what collators make of a column label too; leave it out, or name further labels beside it"
+                f"label_names={self.label_names} must contain 'labels': the loss is computed from batch['labels'] "
+                "(collators rename a column 'label' to it); leave label_names out, or add 'labels' to it"
             )
         if self.loss_chunk_size < 0:
             raise ValueError(f"loss_chunk_size={self.loss_chunk_size} must be 0 (off) or a number of tokens")
@@ -207,48 +219,51 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
             raise ValueError(f"label_smoothing_factor={self.label_smoothing_factor} must be from 0 to below 1")
         with patch_environment(
             accelerate_mixed_precision=self._precision
-        ):  # from which Trainer's arguments would take it
+        ):  # TrainingArguments would read it from the environment
             super().__post_init__()
         check_world_size(self.world_size)
         check_accumulation(self.gradient_accumulation_steps)
         self._warn_of_slow_bf16()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What `training_args.bin`, which Trainer pickles beside the weights and uploads, may know: no secret."""
+        """The state that Trainer pickles into `training_args.bin` and uploads with the weights: without secrets."""
         return publishable(vars(self))
 
     @property
     def slot_temperature(self) -> Any:
-        """`temperature`, or where nobody chose one what is usual; of language models the trainer learns at 1 then."""
+        """`temperature`, or the usual default if unset; for language models the trainer then uses 1."""
         return USUAL if self.temperature is None else self.temperature
 
     @property
     def more_settings(self) -> dict[str, Any]:
-        """What decides a run's result beside its networks, slots and weights, where it is on."""
+        """Further settings that determine a run's result, if enabled: HE-DA and on-policy training."""
         return self.high_energy | self.written_responses
 
     @property
     def seed_of_data(self) -> int:
-        """What mixing and scanning draw from, by the rule of Trainer's sampler: `data_seed` if given, else `seed`."""
+        """Seed for mixing and scanning, chosen as Trainer's sampler does: `data_seed` if given, else `seed`."""
         return self.seed if self.data_seed is None else self.data_seed
 
     def _check_numbers(self) -> None:
-        """What Trainer would divide by, or find out at the first step."""
+        """Check numbers that Trainer divides by, or checks only at the first step."""
         for name in ("learning_rate", "weight_decay", "max_grad_norm"):
             fitting("DistillationArguments", name, getattr(self, name), NotNegative)
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             fitting("DistillationArguments", name, getattr(self, name), Count)
         if self.max_steps != -1 and self.max_steps < 1:
-            raise ValueError(f"max_steps={self.max_steps} must be 1 or more, or -1 where num_train_epochs counts")
+            raise ValueError(f"max_steps={self.max_steps} must be 1 or more, or -1 to train for num_train_epochs")
         if self.max_steps < 1:
             fitting("DistillationArguments", "num_train_epochs", self.num_train_epochs, Positive)
 
     def _check_skipping(self) -> None:
-        """Steps that are taken while gradients are computed cannot be left out."""
+        """Raise ValueError if optimizer steps cannot be skipped because weights change during the backward pass."""
         if self.on_nan != "skip":
             return
         if self.deepspeed:
-            raise ValueError("on_nan='skip': DeepSpeed takes its steps by itself; choose 'stop' or 'ignore'")
+            raise ValueError(
+                "on_nan='skip' is not supported with DeepSpeed, which takes optimizer steps by itself; "
+                "choose 'stop' or 'ignore'"
+            )
         optim = str(getattr(self.optim, "value", self.optim))
         if optim.endswith("layerwise") or optim in ("lomo", "adalomo"):
             raise ValueError(
@@ -257,14 +272,14 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
             )
 
     def _check_slots(self) -> None:
-        """A slot or a task that cannot be built is said now, before any network is loaded."""
+        """Build slots and task once, so that a wrong one is reported before any network is loaded."""
         with kept_random_state():  # some slots have weights
             DistillationLoss(self.objective, self.slot_temperature, self.weighting, self.ce_weight, self.kd_weight)
         if self.task != "auto":
             named_task(self.task)
 
     def _check_types(self) -> None:
-        """Flags and numbers of ours: a string for a flag would be taken for True."""
+        """Check the types of hfkd's own flags and numbers: a string passed for a flag would count as True."""
         for cls in (HighEnergyArguments, OnPolicyArguments, EvaluationArguments, DistillationArguments):
             for name, kind in cls.__annotations__.items():
                 if kind in (bool, bool | None, int, float):
@@ -281,7 +296,7 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
             raise ValueError(f"lr_decay_epochs={epochs} must be ascending epochs above 0, such as [150, 180]")
 
     def _choose_precision(self) -> None:
-        """Set `fp16` and `bf16` where nobody has: to what accelerate was launched with, else to what is fast here."""
+        """Set unset `fp16` and `bf16`: to the precision of `accelerate launch`, else to what is fast on this device."""
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         if self.fp16 is None:
             self.fp16 = launched == "fp16" and not self.bf16
@@ -290,7 +305,7 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
             self.bf16 = chosen and not self.fp16
         if launched not in ("no", self._precision):
             logger.warning(
-                "accelerate was launched with mixed_precision=%s; fp16=%s and bf16=%s win.",
+                "accelerate was launched with mixed_precision=%s; the arguments fp16=%s and bf16=%s take precedence.",
                 launched,
                 self.fp16,
                 self.bf16,
@@ -298,7 +313,7 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
 
     @property
     def _precision(self) -> str:
-        """What Trainer shall make of `fp16` and `bf16`; accelerate's other precisions (fp8) have no flag."""
+        """Mixed precision that follows from `fp16` and `bf16`; accelerate's other precisions (fp8) have no flag."""
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         if self.fp16 or self.bf16:
             return "fp16" if self.fp16 else "bf16"
@@ -318,6 +333,6 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
     def _warn_of_slow_bf16(self) -> None:
         if self.bf16 and self.use_cpu and not self._cpu_computes_bf16():
             logger.warning(
-                "bf16=True on a CPU not known to compute in bfloat16: where it is emulated, convolutions take some ten "
-                "times as long as in float32; leave bf16 out, or set it to false."
+                "bf16=True, but this CPU is not known to support bfloat16 natively. Emulated, convolutions take "
+                "about ten times as long as in float32; leave bf16 out, or set it to false."
             )

@@ -1,4 +1,4 @@
-"""DistillationTrainer: the Hugging Face Trainer with the one equation as its loss."""
+"""DistillationTrainer: the Hugging Face Trainer with the distillation loss."""
 
 import inspect
 import logging
@@ -86,25 +86,26 @@ logger = logging.getLogger(__name__)
 
 
 class DistillationTrainer(Trainer):
-    """Trainer that distils `teacher` into `model`, choosing per sample how hard to soften and how much to learn.
+    """Trainer that distils `teacher` into `model`, with a temperature and a weight for each sample.
 
         DistillationTrainer(model, teacher, args, train_dataset=..., eval_dataset=..., weighting="entropy")
 
-    `objective`, `temperature`, `weighting`, `ce_weight`, `kd_weight` say the same as in `DistillationArguments`, and
-    win over them. `teacher` is any network that gives logits (a `FrozenTeacher` to say how its inputs are normalised),
-    or a list of them, which the objectives `average` and `inverse_entropy` combine (others see their mean logits);
-    None, with `kd_weight=0`, trains on the labels alone. The model's class chooses the task (`task` in the arguments).
-    Rows of the datasets have `pixel_values` and `labels`, or for language models `input_ids` and `labels`, and several
-    documents where `position_ids` start again; raw texts need a `processing_class`. `peft_config` trains adapters;
-    `teacher_processing_class` is a language teacher's tokenizer. Everything else is Trainer's. `eval_loss` is the
-    student's cross-entropy, for which the teacher does not run; `evaluate_kl` adds `eval_kl`. A temperature that needs
-    the teacher's energies over the training set has them scanned when training starts.
+    `objective`, `temperature`, `weighting`, `ce_weight`, `kd_weight` have the same meaning as in
+    `DistillationArguments` and take precedence over them. `teacher` is any network that returns logits (wrap it in a
+    `FrozenTeacher` to say how its inputs are normalised), or a list of networks, which the objectives `average` and
+    `inverse_entropy` combine (others get their mean logits); with None and `kd_weight=0` the student trains on the
+    labels alone. The task is inferred from the model's class (or set by `task` in the arguments). Rows of the datasets
+    have `pixel_values` and `labels`, or for language models `input_ids` and `labels`; a row may pack several documents
+    if its `position_ids` restart at each. Raw texts need a `processing_class`. `peft_config` trains adapters;
+    `teacher_processing_class` is the tokenizer of a language-model teacher. All other arguments are Trainer's.
+    `eval_loss` is the student's cross-entropy, which does not need the teacher; `evaluate_kl` adds `eval_kl`. If the
+    temperature needs the teacher's energies over the training set, the teacher scans it when training starts.
     """
 
-    # The loss is divided by the items of the whole accumulated batch, here and not by Trainer.
+    # The loss is divided by the number of items of the whole accumulated batch here, not by Trainer.
     loss_is_scaled_for_ga = True
     args: DistillationArguments
-    # What the card says beside what the trainer knows, such as `dataset_name`.
+    # Further entries of the model card, such as `dataset_name`.
     details: Mapping[str, Any] = MappingProxyType({})
 
     @in_trainers_order
@@ -139,16 +140,17 @@ class DistillationTrainer(Trainer):
         self._take(setup)
         self.own_metrics = own_metrics(self.task.scored_by, own_args, setup.keywords)
         setup.keywords.update(self.own_metrics)
-        with loss_parameters.used_by_ddp(loss, own_args), setting(own_args, label_smoothing_factor=0.0):  # ours smooths
+        # The distillation loss smooths the labels itself.
+        with loss_parameters.used_by_ddp(loss, own_args), setting(own_args, label_smoothing_factor=0.0):
             super().__init__(model=setup.model, args=own_args, data_collator=setup.collator, **setup.keywords)
         self.model_init = cast(Any, model_init)
-        # A run stays in its folder when its program changes the working directory.
+        # Made absolute, so that the run keeps its folder if the program changes the working directory.
         self.args.output_dir = os.path.abspath(self.args.output_dir or ".")
         self._compose()
         self._place(setup)
 
     def _take(self, setup: Setup) -> None:
-        """What `setup` has found out."""
+        """Copy what `setup` determined."""
         self.call, self.task, self.num_classes = setup.call, setup.task, setup.num_classes
         self.image_inputs, self.received, self.class_names = setup.image_inputs, setup.received, setup.class_names
         self.labels, self.empty_rows, self.packing = setup.labels, setup.empty_rows, setup.packing
@@ -157,10 +159,10 @@ class DistillationTrainer(Trainer):
         self.config = KeptConfig(setup.model)  # before Trainer changes it
 
     def _compose(self) -> None:
-        """The parts that Trainer's steps below are handed to, and what is called back."""
+        """Create the parts that the overridden methods of Trainer delegate to, and the callbacks."""
         self.files, self.whole = TensorCheckpoints(self), WholeCheckpoints(self)
         self.judged, self.schedule, self.marks = JudgedSteps(self), Schedule(self), EvaluationMarks(self)
-        # Trainer's own come later.
+        # Those passed by the caller; Trainer creates its own later.
         self.callers_optimizer, self.callers_scheduler = self.optimizer, self.lr_scheduler
         self.scan_result: TeacherScan | None = None
         self.unhook: Callable[[], Any] = lambda: None
@@ -170,7 +172,7 @@ class DistillationTrainer(Trainer):
             self.add_callback(callback)
 
     def _place(self, setup: Setup) -> None:
-        """Put what trains the student where Trainer's constructor has put the student itself."""
+        """Move loss and teacher to the device on which Trainer's constructor has placed the student."""
         step, loss, teacher = setup.step, setup.loss, setup.teacher
         self.taken = taken(self.args)
         if isinstance(step, ChunkedForward):
@@ -182,7 +184,7 @@ class DistillationTrainer(Trainer):
         self._place_inner()
         plain = not (setup.waits or setup.inner.wanted or loss_parameters.learns(loss))
         if self.args.torch_compile and self.task.one_item_a_row and plain:
-            # Seventy small operations become a few. Not by CUDA graphs: what is logged outlives the step.
+            # Fuses about seventy small operations into a few. No CUDA graphs: logged values outlive the step.
             loss.compile(backend=self.args.torch_compile_backend or "inductor")
         self.teacher: Any = None if teacher is None else teacher.placed(self.accelerator, self.args.shard_teacher)
         self.placed_teacher = self.teacher
@@ -190,12 +192,12 @@ class DistillationTrainer(Trainer):
         self.cached_teacher: Any = cached_teacher(self.teacher, self.train_dataset, loss, self.args, self.accelerator)
         self.known_rows = self.train_dataset
         if self.optimizer is not None:
-            as_laid_out(self.optimizer)  # moments of weights that have become channels_last
+            as_laid_out(self.optimizer)  # moments of weights that were converted to channels_last
 
     def _place_inner(self) -> None:
-        """What is kept of the networks' layers for the loss."""
+        """Connect the hooks on inner layers, whose outputs the loss reads."""
         inner, loss = self.setup.inner, self.setup.loss
-        self.unhook()  # those of an earlier student
+        self.unhook()  # remove the hooks of an earlier student
         self.unhook = weakref.finalize(self, inner.remove)
         if inner.wanted:
             loss.autocast = self.accelerator.autocast
@@ -203,7 +205,7 @@ class DistillationTrainer(Trainer):
 
     @property
     def training_collator(self) -> Any:
-        """The data_collator, or one for training rows that have no labels."""
+        """The data_collator, wrapped if the training rows have no labels."""
         if self.distillation_loss.labelled:
             return self.data_collator
         assert self.model is not None
@@ -211,7 +213,7 @@ class DistillationTrainer(Trainer):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the result, for results.json and the page."""
+        """The settings that determine the result, for results.json and the report."""
         return run_settings(self)
 
     # ---- the loss ----------------------------------------------------------------------------------------------
@@ -228,10 +230,10 @@ class DistillationTrainer(Trainer):
             loss, outputs = self._evaluate_batch(model, inputs)
             return (loss, outputs) if return_outputs else loss
         teacher = self.cached_teacher or self.teacher
-        smoother = self.label_smoother  # of a subclass: the arguments' factor is the loss's own
+        smoother = self.label_smoother  # set by a subclass: label_smoothing_factor is applied by the distillation loss
         watched = returned_outputs(self.step, model, return_outputs or smoother is not None)
         own_text = self.written is not None and self.written.by_student
-        smoother = None if own_text else smoother  # what the student writes has no labels
+        smoother = None if own_text else smoother  # responses generated by the student have no labels
         self.distillation_loss.label_term = smoother is None and not own_text
         with self._frozen_teacher(), watched as (step, outputs):
             batch = MicroBatch(inputs, num_items_in_batch, self.schedule.progress)
@@ -252,12 +254,12 @@ class DistillationTrainer(Trainer):
         return (loss, by_name(outputs[0])) if return_outputs else loss
 
     def _frozen_teacher(self) -> AbstractContextManager[None]:
-        """Within it the teacher's networks are frozen; afterwards they are their owner's, as they were."""
+        """Context in which the teacher's networks are frozen; their previous state is restored at the end."""
         return nullcontext() if self.teacher is None else self.teacher.frozen()
 
     @torch.no_grad()
     def _evaluate_batch(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
-        """The cross-entropy, and the student's outputs by name."""
+        """Return the cross-entropy and the student's outputs by name."""
         output = self.call.output(self.evaluated_network(model), inputs)
         logits = logits_of(output)
         cut, taught = slice(self.num_classes), logits
@@ -279,7 +281,7 @@ class DistillationTrainer(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor | None, Any, Any]:
-        """Trainer's, whose rows without labels reach the network as those with labels do."""
+        """As in Trainer, but rows without labels are passed to the network in the same way as rows with labels."""
         if self.task.predicts:
             return self._predictions(model, inputs, prediction_loss_only)
         if self.label_names and all(inputs.get(name) is not None for name in self.label_names):
@@ -293,7 +295,7 @@ class DistillationTrainer(Trainer):
 
     @torch.no_grad()
     def _predictions(self, model: nn.Module, inputs: dict[str, Any], loss_only: bool) -> tuple[None, Any, Any]:
-        """What the task's metric compares, where evaluation gives no loss; and with `evaluate_kl` the divergence."""
+        """Predictions and references for the task's metric, for tasks without eval_loss; `evaluate_kl` adds the KL."""
         batch: Any = self.as_networks_take_it(self._prepare_inputs(inputs), False)
         output = self.call.output(self.evaluated_network(model), batch)
         if self.args.evaluate_kl and self.teacher is not None:
@@ -304,8 +306,8 @@ class DistillationTrainer(Trainer):
         return None, *((None, None) if loss_only else self.task.predictions(batch, output))
 
     def evaluated_network(self, model: nn.Module) -> Any:
-        """Student or teacher without the autocast that Accelerate put around its forward, unless that is wanted."""
-        if self.is_fsdp_enabled:  # calling the inner forward would pass by the gathering of its weights
+        """Student or teacher without the autocast that Accelerate wraps around its forward, if `float32_evaluation`."""
+        if self.is_fsdp_enabled:  # calling the inner forward would bypass the gathering of the sharded weights
             return model
         forward = vars(self.accelerator.unwrap_model(model)).get("_original_forward")
         return forward if forward is not None and self.args.float32_evaluation else model
@@ -323,16 +325,16 @@ class DistillationTrainer(Trainer):
         return inputs
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        """Trainer's; where responses are written, the items that are counted are theirs."""
+        """As in Trainer; if responses are generated, the items counted are those of the generated responses."""
         if self.written is None:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
         batches = self.written(list(islice(epoch_iterator, num_batches)), self.state.global_step)
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """Trainer's count, in the task's items: images and not label elements, targets and not positions.
+        """As in Trainer, but counts the task's items: images, not label elements; target tokens, not positions.
 
-        `Counts` of items and samples where the objective gives a number for each sample.
+        Returns `Counts` of labels, items and samples if these may differ, else a number.
         """
         if not batch_samples:
             return None
@@ -360,17 +362,17 @@ class DistillationTrainer(Trainer):
         return by_epoch(super()._get_train_sampler(train_dataset), self.args.seed_of_data)
 
     def _get_dataloader(self, dataset: Any, description: str, *arguments: Any, **keywords: Any) -> DataLoader:
-        """Trainer's, whose batches are looked at on the host: rows to predict may say that they have no label."""
+        """As in Trainer, with batches checked on the host; rows for prediction may have the label -100 (none)."""
         self.data_collator = self.setup.take_collator(self.data_collator)
         collate, pinned = self.data_collator, self.pins_memory and self.args.dataloader_pin_memory
         used = self.training_collator if description == "Training" else collate
         used = self.task.for_prediction(used) if description == "test" else used
         no_label = {"test": None, "Training": self.setup.no_label}.get(description, NOTHING_TO_SCORE)
-        if description == "Training":  # another set, maybe, than when the trainer was built
+        if description == "Training":  # the dataset may have been replaced since the trainer was built
             self.setup.look_for_labels(dataset)
         self.data_collator = CheckedCollator(used, self.bounds, dataset, no_label)
         try:
-            # The collator leaves unused columns out, see `chosen_collator`: Trainer would take them from a transform.
+            # The collator drops unused columns, see `chosen_collator`: Trainer would drop them before a transform runs.
             own = read_by_each_rank(dataset, self.task, self.accelerator)
             settings: dict[str, Any] = {"dataloader_pin_memory": pinned, "remove_unused_columns": False}
             if description != "Training":  # every row is scored,
@@ -403,11 +405,11 @@ class DistillationTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Trainer's loop, with a loss that counts every row once whatever the number of ranks."""
+        """Trainer's loop, with a loss that counts every row exactly once on any number of ranks."""
         self._evaluated = RowAverage(finite_only=self.args.logging_nan_inf_filter)
         compared, dataset = self.teacher if self.args.evaluate_kl else None, getattr(dataloader, "dataset", None)
         named = main_input_named(self.model, self.call)
-        whole = self.own_metrics and description == "Prediction"  # who predicts gets logits
+        whole = self.own_metrics and description == "Prediction"  # predict() returns whole logits
         logits = setting(self, preprocess_logits_for_metrics=None) if whole else nullcontext()
         full = (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train  # Trainer then casts it
         kept = kept_weights(cast(nn.Module, self.model)) if full and not self.is_fsdp_enabled else nullcontext()
@@ -419,7 +421,7 @@ class DistillationTrainer(Trainer):
             output.metrics.update(
                 {f"{metric_key_prefix}_{name}": value for name, value in self._evaluated.read().items()}
             )
-            for name in self._evaluated.uncounted:  # Trainer's mean of batches has a 0 there
+            for name in self._evaluated.uncounted:  # Trainer's mean over batches would report 0 for it
                 output.metrics.pop(f"{metric_key_prefix}_{name}", None)
         return output
 
@@ -452,9 +454,11 @@ class DistillationTrainer(Trainer):
             logger.warning("train_dataset has other rows: the thresholds of %r stay those of the rows before.", slot)
 
     def _start_anew(self, trial: Any) -> None:
-        """Another student of `model_init`, and all that is built around one, as this trial's arguments have it."""
+        """Create a student with `model_init`, and rebuild all that depends on it with this trial's arguments."""
         if self.anew is None:
-            raise ValueError("model_init was set after the trainer was built: pass it to the trainer, without a model")
+            raise ValueError(
+                "model_init was set after the trainer was built: pass it to the trainer's constructor, without a model"
+            )
         before = {name: getattr(self.args, name) for name in self.anew.slots}
         self._hp_search_setup(trial)
         self.anew.refuse_hidden(before, self.args)
@@ -481,7 +485,7 @@ class DistillationTrainer(Trainer):
         return super().hyperparameter_search(*asked.args[1:], **asked.kwargs)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """The student that was made for this training, in the random state that a `model_init` here would leave."""
+        """The student created for this training; the random state is what calling `model_init` here would leave."""
         made = None if self.anew is None else self.anew.kept()
         return super().call_model_init(trial) if made is None else made
 
@@ -489,7 +493,7 @@ class DistillationTrainer(Trainer):
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         self.record.refuse_checkpoint(checkpoint)
         first = self._first_batch(resumed=checkpoint is not None)
-        if self.record.training is None and trial is None:  # train() again goes on, and each trial has its own settings
+        if self.record.training is None and trial is None:  # train() again continues; trials have their own
             self.record = self.record.training_as(self.settings | compared_settings(self), self.args)
             self.record.check_training(self.args.output_dir, checkpoint)
         self.whole.start_from(checkpoint)
@@ -502,8 +506,8 @@ class DistillationTrainer(Trainer):
         self.fit_slots(checkpoint)
         record_inputs(self)
         if self.written is not None:
-            self.written.statistics.forget()  # those of an attempt that was stopped
-        # A resumed run may still be refused: its folder's record is renewed with what is saved next.
+            self.written.statistics.forget()  # of an interrupted attempt
+        # A resumed run may still be refused: the record in its folder is rewritten with the next checkpoint.
         resumed = checkpoint and run_identity.read(self.args.output_dir)
         if self.args.should_save and trial is None and not resumed:  # each trial has a folder of its own
             self.record.write(self.args.output_dir, self.distillation_loss)
@@ -521,7 +525,7 @@ class DistillationTrainer(Trainer):
                 self.cached_teacher.flush()
 
     def _first_batch(self, resumed: bool) -> KeptFirst | None:
-        """The training loader, once its first batch is looked at: of a stream, and of a user's own loader."""
+        """For a stream or a user's own loader: the training loader, after its first batch was checked; else None."""
         own = own_loader(self)
         if not own and (self.train_dataset is None or not self.setup.rows_come_later):
             return None
@@ -535,9 +539,9 @@ class DistillationTrainer(Trainer):
         return first
 
     def fit_slots(self, checkpoint: str | None = None) -> None:
-        """Give the temperature its thresholds: those of `checkpoint`, or of a scan of the training set.
+        """Set the temperature's thresholds: those of `checkpoint`, or those of a scan of the training set.
 
-        Raises ValueError when the teacher or the rows are not those of `checkpoint`.
+        Raises ValueError if the teacher or the rows are not those of `checkpoint`.
         """
         slot, found = self.distillation_loss.unfitted, None
         earlier = (
@@ -547,18 +551,18 @@ class DistillationTrainer(Trainer):
             slot.restore(earlier)
         elif slot is not None:
             found = self.scan_training_set(energy_temperature=slot.energy_temperature, level=slot.level)
-            slot.fit(found.energy[~found.energy.isnan()])  # rows without a target have none
+            slot.fit(found.energy[~found.energy.isnan()])  # rows without a target have no energy
         if slot is not None:
             logger.info("Energy thresholds: %s", slot.thresholds_or_none)
         self.record = probed(self, checkpoint, found)
 
     def scan_training_set(self, **keywords: Any) -> TeacherScan:
-        """`hfkd.teachers.scan` with this trainer's teacher, data, ranks and cache; kept as `scan_result`."""
+        """Call `hfkd.teachers.scan` with this trainer's teacher, data, ranks and cache; kept as `scan_result`."""
         self.scan_result = scan_of(self, **keywords)
         return self.scan_result
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Trainer's estimate for tokens; none for images, where it means nothing and walks all parameters each step."""
+        """Trainer's estimate for tokens; 0 for images, where it means nothing and visits all parameters each step."""
         return 0 if self.call.takes_images else super().floating_point_ops(inputs)
 
     # ---- steps, rates ------------------------------------------------------------------------------------------
@@ -592,7 +596,7 @@ class DistillationTrainer(Trainer):
         return values
 
     def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
-        """Trainer's, but a run that is resumed when it had all its steps gets none; Trainer would take one more."""
+        """As in Trainer, but a run resumed after its last step takes no further step; Trainer would take one more."""
         if isinstance(keywords["train_dataloader"], KeptFirst):
             keywords["train_dataloader"] = keywords["train_dataloader"].of_epoch(keywords)
         if self.state.global_step < self.state.max_steps:
@@ -607,7 +611,7 @@ class DistillationTrainer(Trainer):
         return norm
 
     def _finalize_training(self, *arguments: Any, **keywords: Any) -> Any:
-        """Trainer's, whose `train_loss` is the mean over all steps, here over those that were taken."""
+        """As in Trainer, but `train_loss` is the mean over the steps taken, without those skipped by `on_nan`."""
         ratio = self.judged.watch.taken.ratio()
         self._total_loss_scalar *= ratio
         self._tr_loss *= ratio
@@ -624,7 +628,7 @@ class DistillationTrainer(Trainer):
             self._push_from_checkpoint(final)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self.whole.writing:  # an upload in the background needs a folder that keeps its name
+        if not self.whole.writing:  # a background upload needs a folder that is not renamed
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -637,7 +641,7 @@ class DistillationTrainer(Trainer):
             self.files.save(whole, output_dir, state_dict)
 
     def save_state(self) -> None:
-        """Trainer's, as JSON that every reader takes."""
+        """As in Trainer, but as standard JSON (without bare NaN)."""
         if self.is_world_process_zero():
             write_json(os.path.join(self.args.output_dir or ".", TRAINER_STATE_NAME), self.state)
 
@@ -658,7 +662,7 @@ class DistillationTrainer(Trainer):
         with naming_unreadable(checkpoint or ""):
             super()._load_rng_state(checkpoint)
         self.whole.warn_of_random_numbers(checkpoint)
-        self.whole.refuse_changed(checkpoint)  # the last that is read
+        self.whole.refuse_changed(checkpoint)  # called after the last file is read
 
     # ---- the Hub -----------------------------------------------------------------------------------------------
 
@@ -667,7 +671,7 @@ class DistillationTrainer(Trainer):
         return self.marks.own_set
 
     def create_model_card(self, *arguments: Any, **keywords: Any) -> None:
-        """Write the model card into `output_dir`; takes what Trainer's takes, see `hfkd.reports.card.write_card`."""
+        """Write the model card into `output_dir`; same arguments as in Trainer, see `hfkd.reports.card.write_card`."""
         given = inspect.signature(Trainer.create_model_card).bind(self, *arguments, **keywords).arguments
         del given["self"]
         if self.is_world_process_zero():

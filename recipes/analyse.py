@@ -4,8 +4,8 @@
         --students cifar_resnet20 --student_checkpoints resnet20.pth
 
 A student is the output folder of a run, a Hub id, or a timm name with its checkpoint. No network is trained or changed.
-Leaves index.html and analysis.json in --output_dir. `--task segmentation` compares segmentation networks, and has flags
-of its own (`--task segmentation --help`).
+Writes index.html and analysis.json to --output_dir. `--task segmentation` compares segmentation networks, and has its
+own flags (`--task segmentation --help`).
 """
 
 import argparse

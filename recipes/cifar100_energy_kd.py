@@ -3,9 +3,9 @@
     accelerate launch recipes/cifar100_energy_kd.py --teacher_checkpoint wrn_40_2.pth
 
 Protocol: configs/cifar100.yaml, at the paper's 360 epochs. The temperatures follow the paper; its released code swaps
-them (`--temperature "energy(direction='released')"`). A run that was stopped is taken up where it stopped. The pairs of
-networks are in configs/pairs, other methods in configs; of several files the later ones win, and a flag over all
-(`--config recipes/configs/pairs/resnet56_resnet20.yaml recipes/configs/kd.yaml --seed 1`), see --help.
+them (`--temperature "energy(direction='released')"`). An interrupted run is resumed by the same command. Pairs of
+networks are in configs/pairs, other methods in configs; later files take precedence over earlier ones, and flags over
+all files (`--config recipes/configs/pairs/resnet56_resnet20.yaml recipes/configs/kd.yaml --seed 1`), see --help.
 """
 
 from pathlib import Path

@@ -6,8 +6,8 @@
     accelerate launch recipes/coco_detection.py --config recipes/configs/coco128_detection.yaml \\
         --dataset_name data/coco128 --teacher_checkpoint runs/boxes_teacher/model.safetensors
 
-Any data in COCO's format, or with a column objects; networks are torchvision's FasterRCNN on backbones of torchvision
-or timm. Method by flag: `--weighting "entropy(temperature=4, level='item')"` is EA-KD, with `--objective
+Supports data in COCO format, or with a column objects; networks are torchvision's FasterRCNN with backbones of
+torchvision or timm. Method by flag: `--weighting "entropy(temperature=4, level='item')"` is EA-KD, with `--objective
 "reviewkd(layers='1:', teacher_layers='1:', warmup_epochs=0, max_middle=256)"` EA-ReviewKD on the maps of the pyramids.
 Protocol: configs/coco_detection.yaml. Published (EA-KD, Table 5): configs/pairs/fpn_*.yaml. Ours: docs/results.md.
 """

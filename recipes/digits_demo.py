@@ -2,7 +2,7 @@
 
     make demo        (or: python recipes/digits_demo.py)
 
-1,797 real 8x8 images, no network. A ResNet-20 learns from all 1,200 training images and their labels. The students,
+1,797 real 8x8 images, no download. A ResNet-20 learns from all 1,200 training images and their labels. The students,
 bare convolutional networks of 4,682 parameters, get 20 labels, two a digit: from the labels alone they learn 20 images,
 from the teacher all 1,200, of which 1,180 have no label for them. Every way has the same rate, steps and seeds; rate
 and steps were chosen on labels only (docs/results.md). It prints a table and writes a page to runs/digits_demo.
@@ -45,15 +45,19 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class DemoArguments:
-    seeds: int = field(default=3, metadata={"help": "Students trained each way."})
-    labelled_images: int = field(default=20, metadata={"help": "Training images whose label the students get."})
+    seeds: int = field(default=3, metadata={"help": "Number of students per method."})
+    labelled_images: int = field(
+        default=20, metadata={"help": "Number of training images with a label for the students."}
+    )
     teacher_epochs: int = field(default=8, metadata={"help": "Epochs of the teacher."})
-    ways: list[str] = field(default_factory=lambda: list(WAYS), metadata={"help": f"Which of {list(WAYS)}."})
+    ways: list[str] = field(
+        default_factory=lambda: list(WAYS), metadata={"help": f"Methods to compare, from {list(WAYS)}."}
+    )
 
     def __post_init__(self) -> None:
         at_least_one(self, "seeds", "labelled_images", "teacher_epochs")
         if unknown := [way for way in self.ways if way not in WAYS]:
-            raise ValueError(f"ways={self.ways}: {unknown[0]!r} is none of {list(WAYS)}")
+            raise ValueError(f"ways={self.ways}: {unknown[0]!r} is unknown; choose from {list(WAYS)}")
 
 
 def new_student() -> nn.Module:
@@ -93,7 +97,7 @@ def trained_teacher(args: DistillationArguments, data: Any, say: Any) -> nn.Modu
 
 
 def effect(comparison: Comparison) -> str:
-    """How far the ways are ahead of labels only, and of KD, seed by seed: what the page says first."""
+    """A summary for the page: the paired gains of the methods over labels only, and over KD."""
     parts = []
     for reference in (REFERENCE, "KD"):
         found = differences(comparison, reference)
@@ -109,7 +113,7 @@ def effect(comparison: Comparison) -> str:
 
 
 def differences(comparison: Comparison, reference: str) -> dict[str, Difference]:
-    """Of each way after the `reference`, which has to be one of them."""
+    """The differences of the methods listed after `reference`; {} if it was not run."""
     ways = list(comparison.accuracy)
     later = ways[ways.index(reference) + 1 :] if reference in ways else []
     percent = {way: {k: 100 * v for k, v in enumerate(comparison.accuracy[way])} for way in ways}
@@ -126,7 +130,7 @@ def main() -> None:
     whole, few, test_set = (
         train_set.with_transform(transform), few.with_transform(transform), test_set.with_transform(transform.clean())
     )  # fmt: skip
-    torch.set_num_threads(1)  # networks this small lose more to the threads' meetings than they gain
+    torch.set_num_threads(1)  # for networks this small synchronizing threads costs more than it gains
     say = partial(print, flush=True) if args.process_index == 0 else lambda text: None
     teacher = None
     if set(demo.ways) - {REFERENCE}:

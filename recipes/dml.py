@@ -1,9 +1,10 @@
-"""Deep mutual learning: train networks side by side that teach each other (Zhang et al., CVPR 2018).
+"""Deep mutual learning: train several networks together that teach each other (Zhang et al., CVPR 2018).
 
     accelerate launch recipes/dml.py --peer_names cifar_resnet32 cifar_resnet32
 
-Protocol: configs/cifar100.yaml with configs/dml.yaml. Each peer is saved in a folder of its own, `peer_0` and so on,
-with its accuracy; the page and results.json are of the first. All peers take their step at once (the paper: in turn).
+Protocol: configs/cifar100.yaml with configs/dml.yaml. Each peer is saved in its own folder, `peer_0` and so on, with
+its accuracy; the page and results.json are those of the first. All peers are updated at the same time (in the paper one
+after the other).
 """
 
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Score saved students by ROUGE-L on the five instruction sets of MiniLLM and DSKD: mean over five sampling seeds.
+"""Evaluate saved students by ROUGE-L on the five instruction sets of MiniLLM and DSKD: mean over five sampling seeds.
 
     accelerate launch recipes/evaluate_instruct.py --student_name_or_path runs/dolly_eakd runs/dolly_kd
 
@@ -17,7 +17,7 @@ from hfkd.utils.parsing import parse
 class StudentArguments:
     student_name_or_path: list[str] = field(metadata={"help": "Students: Hub ids, folders or PEFT checkpoints."})
     dtype: str = field(default="float32", metadata={"help": "float32, bfloat16, float16 or auto (as stored)."})
-    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer for a student that brings none."})
+    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer for a student without its own."})
 
 
 def main() -> None:

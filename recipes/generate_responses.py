@@ -1,10 +1,10 @@
-"""Write a teacher's responses to an instruction data set's prompts, for sequence-level KD (Kim and Rush, 2016).
+"""Generate a teacher's responses to the prompts of an instruction dataset, for sequence-level KD (Kim and Rush, 2016).
 
     accelerate launch recipes/generate_responses.py --model_name_or_path runs/dolly_teacher --output_dir runs/answers
     accelerate launch recipes/sft.py --model_name_or_path gpt2 --dataset_name runs/answers
 
-Dolly by default, its prompts written as sft.py and gpt2_dolly_eakd.py write them. Both read the folder by
-`--dataset_name`. A run that was stopped is taken up where it stopped, on any number of processes.
+Dolly by default, with prompts in the format of sft.py and gpt2_dolly_eakd.py. Both read the folder with
+`--dataset_name`. An interrupted run is resumed by the same command, on any number of processes.
 """
 
 from dataclasses import dataclass, field
@@ -23,8 +23,8 @@ class NetworkArguments:
         default="MiniLLM/teacher-gpt2-1.5B", metadata={"help": "A Hub id, a folder or a PEFT checkpoint."}
     )
     dtype: str = field(default="float32", metadata={"help": "float32, bfloat16, float16 or auto (as stored)."})
-    from_config: bool = field(default=False, metadata={"help": "Fresh weights: only for trying this offline."})
-    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer for a model that brings none."})
+    from_config: bool = field(default=False, metadata={"help": "Random weights, only for testing offline."})
+    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer for a model without its own."})
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     model = causal_lm(name, network.dtype, network.from_config)
     counts = generate_responses(model, load_tokenizer(name, network.tokenizer_name), args, name)
     if processes().is_main_process:
-        print(f"{said(counts)}\nThe data set is {args.output_dir}", flush=True)
+        print(f"{said(counts)}\nThe dataset is in {args.output_dir}", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     accelerate launch recipes/gpt2_dolly_eakd.py --eval_rouge
 
 Protocol: configs/dolly.yaml, the set-up of DSKD, which is MiniLLM's data and schedule at T = 2 without T². Other
-objectives are in configs/ (`--config recipes/configs/dolly_jsd.yaml`). A run that was stopped is taken up where it
-stopped; recipes/evaluate_instruct.py scores what it leaves. `--teacher_cache_dir DIR` stores the teacher's outputs
-once, for this run and later ones. A teacher with another tokenizer than the student takes
-`--objective gold` or `uld`. Everything is a flag, see --help.
+objectives are in configs/ (`--config recipes/configs/dolly_jsd.yaml`). An interrupted run is resumed by the same
+command; recipes/evaluate_instruct.py evaluates the student. `--teacher_cache_dir DIR` stores the teacher's outputs
+once, for this run and later ones. A teacher with another tokenizer than the student needs `--objective gold` or `uld`.
+All settings are flags, see --help.
 """
 
 from dataclasses import dataclass, field
@@ -35,16 +35,16 @@ class NetworkArguments(PrunedStudentArguments):
         default="MiniLLM/teacher-gpt2-1.5B", metadata={"help": "Teacher: a Hub id, a folder or a PEFT checkpoint."}
     )
     student_name_or_path: str = field(default="gpt2", metadata={"help": "Student: a Hub id or a folder."})
-    from_config: bool = field(default=False, metadata={"help": "Start the student from fresh weights."})
+    from_config: bool = field(default=False, metadata={"help": "Start the student from random weights."})
     teacher_from_config: bool = field(
         default=False,
-        metadata={"help": "Random weights for the teacher, which then knows nothing: only for trying this offline."},
+        metadata={"help": "Random weights for the teacher, only for testing offline."},
     )
     teacher_dtype: str = field(default="auto", metadata={"help": "auto (as stored), float32, bfloat16 or float16."})
     teacher_load_in_8bit: bool = field(default=False, metadata={"help": "Load the teacher in 8 bits (bitsandbytes)."})
     teacher_load_in_4bit: bool = field(default=False, metadata={"help": "Load the teacher in 4 bits (bitsandbytes)."})
     tokenizer_name: str | None = field(
-        default=None, metadata={"help": "Tokenizer for a model that brings none, such as a configuration."}
+        default=None, metadata={"help": "Tokenizer for a model without its own, such as a configuration."}
     )
 
     def __post_init__(self) -> None:

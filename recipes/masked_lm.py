@@ -3,12 +3,12 @@
     accelerate launch recipes/masked_lm.py --teacher_name_or_path google-bert/bert-base-uncased \\
         --student_name_or_path distilbert --from_config
 
-Protocol: configs/masked_lm.yaml, with DistilBERT's temperature, weights and rate. What differs: the loss is taken on
-masked tokens alone (the release's distillation takes every token). Two parts of DistilBERT are options: the cosine loss
-on hidden states (`--objective "kd + 0.2 * hidden_cosine"`), and a student that starts from its teacher's layers
-(`--student_init teacher --student_layers 6` in place of the two flags of the student). `--temperature energy` and
-`--weighting entropy` choose temperature and weight for each row, with `level='item'` for each masked token. Which
-tokens are masked is drawn from seed, epoch and row. Published: not comparable. Ours: not run at full length.
+Protocol: configs/masked_lm.yaml, with DistilBERT's temperature, weights and rate. Difference: the loss is computed on
+masked tokens only (the release distils on every token). Two parts of DistilBERT are options: the cosine loss on hidden
+states (`--objective "kd + 0.2 * hidden_cosine"`), and a student that starts from its teacher's layers (`--student_init
+teacher --student_layers 6` instead of the two student flags). `--temperature energy` and `--weighting entropy` choose
+temperature and weight for each row, with `level='item'` for each masked token. The masked tokens depend on seed, epoch
+and row. Published: not comparable. Ours: not run at full length.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Run a table of methods with several seeds, and write what came out beside what the papers report.
+"""Run a table of methods with several seeds, and compare the results with those that the papers report.
 
     accelerate launch recipes/reproduce.py --table comparison_cifar100 --seeds 2 --output_dir runs/comparison \\
         --teacher_name cifar_wrn_16_2 --teacher_checkpoint wrn_16_2.pth --student_name cifar_resnet20
@@ -6,15 +6,15 @@
     python recipes/reproduce.py --table ea_kd_table2 --dry_run
     python recipes/reproduce.py --list
 
-The tables are those of Energy KD (energy_kd_*) and EA-KD (ea_kd_*), and comparisons of our own. --list prints them with
-their commands, --dry_run what each row would be run with.
+The tables are those of Energy KD (energy_kd_*) and EA-KD (ea_kd_*), and further comparisons. --list prints them with
+their commands, --dry_run the settings of each row.
 
-Each run is what cifar100_energy_kd.py does with the row's settings. The same command goes on where it was stopped: runs
-that are finished are kept, one that was killed is taken up from its last checkpoint. One that diverges is recorded as
-failed, and the table goes on; with another `--on_nan` it is taken up, with other settings begun anew. table.md and
-table.json in output_dir are renewed after every run, and have what earlier calls left. Flags hold for all rows
-(`--max_steps 20`, `--num_train_epochs 30 --lr_decay_epochs 18 24 27`, `--max_train_images 2000`); one that would change
-what a row's name says is refused.
+Each run equals cifar100_energy_kd.py with the row's settings. The same command resumes an interrupted table: finished
+runs are kept, and a killed one continues from its last checkpoint. A run that diverges is recorded as failed, and the
+next one starts; with another `--on_nan` it is resumed, with other settings it starts from scratch. table.md and
+table.json in output_dir are updated after every run, and include runs of earlier calls. Flags apply to all rows
+(`--max_steps 20`, `--num_train_epochs 30 --lr_decay_epochs 18 24 27`, `--max_train_images 2000`); a flag that would
+change a setting that defines a row is refused.
 """
 
 import sys

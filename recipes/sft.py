@@ -1,9 +1,9 @@
-"""Fine-tune a language model on instructions, labels alone: the teacher of gpt2_dolly_eakd.py, or a baseline student.
+"""Fine-tune a language model on instructions, without a teacher: for the teacher of gpt2_dolly_eakd.py, or a baseline.
 
     accelerate launch recipes/sft.py
     accelerate launch recipes/sft.py --model_name_or_path gpt2 --learning_rate 5e-4 --num_train_epochs 20
 
-Protocol: configs/dolly.yaml with MiniLLM's teacher schedule, configs/dolly_sft.yaml. The folder it leaves serves as
+Protocol: configs/dolly.yaml with MiniLLM's teacher schedule, configs/dolly_sft.yaml. Its output folder can be used as
 `--teacher_name_or_path` of the other recipes.
 """
 
@@ -26,8 +26,8 @@ CONFIGS = Path(__file__).parent / "configs"
 @dataclass
 class NetworkArguments:
     model_name_or_path: str = field(default="gpt2-xl", metadata={"help": "A Hub id or a folder."})
-    from_config: bool = field(default=False, metadata={"help": "Start from fresh weights."})
-    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer for a model that brings none."})
+    from_config: bool = field(default=False, metadata={"help": "Start from random weights."})
+    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer for a model without its own."})
 
 
 def main() -> None:

@@ -3,9 +3,9 @@
     accelerate launch recipes/takd.py --teacher_checkpoint resnet110.pth \\
         --chain cifar_resnet110 cifar_resnet56 cifar_resnet32 cifar_resnet20
 
-Protocol: configs/cifar100.yaml with configs/takd.yaml, KD at every stage, whose flags hold for all. Each stage is a run
-in a folder of its own, `1_cifar_resnet56` and so on; the last holds the student. The same command goes on where it was
-stopped. The authors' release averages the KL divergence over the classes too, which makes it C times smaller here.
+Protocol: configs/cifar100.yaml with configs/takd.yaml, with KD at every stage; flags apply to all stages. Each stage is
+a run in its own folder, `1_cifar_resnet56` and so on; the last one has the student. The same command resumes an
+interrupted chain. The authors' release averages the KL divergence over the classes too, so that it is C times smaller.
 Published: Energy KD quotes it in its Tables 1 and 2, without the assistants. Ours: not run at full length.
 """
 
@@ -26,8 +26,12 @@ class ChainArguments:
         default_factory=lambda: ["cifar_resnet110", "cifar_resnet56", "cifar_resnet32", "cifar_resnet20"],
         metadata={"help": "The teacher, its assistants and the student, largest first: timm names, ids or folders."},
     )
-    teacher_checkpoint: str | None = field(default=None, metadata={"help": "Weights of the first: .pth, .safetensors."})
-    pages: bool = field(default=True, metadata={"help": "Leave a page of each stage, for another look at all images."})
+    teacher_checkpoint: str | None = field(
+        default=None, metadata={"help": "Weights of the first network: .pth, .safetensors."}
+    )
+    pages: bool = field(
+        default=True, metadata={"help": "Write a page for each stage, which needs another pass over all images."}
+    )
 
 
 def main() -> None:

@@ -4,9 +4,10 @@
     accelerate launch recipes/text_classification.py --kd_weight 0 --ce_weight 1 --output_dir runs/text_teacher \\
         --student_name_or_path google-bert/bert-base-uncased
 
-Any data set with a column of texts (or two, --text_pair_column) and one of labels. The second command trains a
-teacher, whose folder serves as --teacher_name_or_path. Offline, networks start from a model type with a configuration
-and a tokenizer of the training texts (`--from_config --student_config num_hidden_layers=4,hidden_size=128
+Supports any dataset with a column of texts (or two, --text_pair_column) and one of labels. The second command trains a
+teacher, whose folder can be used as --teacher_name_or_path. Offline, networks can start from a model type with a
+configuration and a tokenizer trained on the training texts (`--from_config --student_config
+num_hidden_layers=4,hidden_size=128
 --train_tokenizer 8000`). Method by flag: `--temperature energy` is Energy KD, `--weighting entropy` EA-KD.
 Protocol: configs/text_classification.yaml. Published: none of this protocol. Ours: docs/results.md.
 """

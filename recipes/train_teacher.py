@@ -1,9 +1,9 @@
-"""Train a teacher on the labels alone, with the same data and protocol as the students, or score one.
+"""Train a teacher on the labels alone, with the same data and protocol as the students, or evaluate one.
 
     accelerate launch recipes/train_teacher.py --network_name cifar_wrn_40_2
     accelerate launch recipes/train_teacher.py --network_name cifar_wrn_16_2 --checkpoint wrn_16_2.pth --evaluate_only
 
-Protocol: configs/cifar100.yaml. The folder it leaves serves as `--teacher_name` of the other recipes.
+Protocol: configs/cifar100.yaml. Its output folder can be used as `--teacher_name` of the other recipes.
 """
 
 from dataclasses import dataclass, field
@@ -24,9 +24,9 @@ class NetworkArguments:
     network_name: str = field(default="cifar_wrn_40_2", metadata={"help": "A timm name, a Hub id or a saved folder."})
     checkpoint: str | None = field(default=None, metadata={"help": "Weights to start from: .pth, .safetensors."})
     new_head: bool = field(
-        default=False, metadata={"help": "Give a stored network a fresh last layer, for these classes."}
+        default=False, metadata={"help": "Replace the last layer of a stored network by a new one for these classes."}
     )
-    evaluate_only: bool = field(default=False, metadata={"help": "Score the network and stop."})
+    evaluate_only: bool = field(default=False, metadata={"help": "Evaluate the network without training."})
 
 
 def main() -> None:

@@ -63,7 +63,7 @@ CAPTURED = {
     "captured: fewer than k": captured(k=5),
     "captured: logits": replaced(values=[7.5, 3.25]),
     "captured: a log-probability that is null": replaced(values=[math.log(0.5), None]),
-    "captured: a log-probability that is NaN": replaced(values=[math.log(0.5), math.nan]),
+    "captured: a NaN log-probability": replaced(values=[math.log(0.5), math.nan]),
     "captured: words for token ids": captured(
         lambda made: [
             {"input_ids": row["input_ids"], "logprobs": [[{"token": "you", "logprob": -1.0}]]} for row in made
@@ -76,7 +76,7 @@ CAPTURED = {
     "captured: columns of other names": captured(
         lambda made: [{"input_ids": row["input_ids"], "scores": row["target_logprobs"]} for row in made]
     ),
-    "captured: DistillKit's packed form": captured(
+    "captured: DistillKit's compressed format": captured(
         lambda made: [{"input_ids": row["input_ids"], "compressed_logprobs": [[1]]} for row in made]
     ),
     'captured: weighting="entropy"': trained(weighting="entropy"),

@@ -387,7 +387,7 @@ TRAINER = {
     "pixels of int32": trainer(rows=Wide),
     "a label of 5 for 5 classes": trainer(rows=Late),
     "pixels that are NaN": trainer(rows=lambda: holed(Rows())),
-    "mixed labels over 7 classes": trainer(rows=Mixed),
+    "mixed labels have 7 classes": trainer(rows=Mixed),
     "loss_chunk_size=64 for images": trainer(args={"loss_chunk_size": 64}),
     "loss_chunk_size=64, a bias on the logits": language(
         taught=lambda: Biased(language_model().config), args={"loss_chunk_size": 64}

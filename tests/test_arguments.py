@@ -23,7 +23,7 @@ def test_bf16_chooses_itself_on_a_cpu(monkeypatch, ability, native):
 def test_bf16_asked_for_on_a_cpu_that_emulates_it_is_said_to_be_slow(monkeypatch, caplog, ability, warned):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "amx_bf16": False, ability: True})
     assert DistillationArguments("out", bf16=True, use_cpu=True).bf16 is True
-    assert ("bf16=True on a CPU not known to compute in bfloat16" in caplog.text) is warned
+    assert ("bf16=True, but this CPU is not known to support bfloat16" in caplog.text) is warned
     caplog.clear()
     for keywords in ({"bf16": False}, {}):
         DistillationArguments("out", use_cpu=True, **keywords)

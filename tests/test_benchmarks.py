@@ -109,7 +109,7 @@ def test_rates_count_what_a_step_trains():
 def test_two_processes_that_take_no_longer_do_twice_the_work():
     measured = Measured(Axis(ImageStep(64), "processes", [1, 2]), [0.1, 0.1])
     assert measured.rates == [640, 1280]
-    assert measured.sentence.startswith("1 to 2 processes: 2.00 times the images a second, 2.00 would be")
+    assert measured.sentence.startswith("1 to 2 processes: 2.00 times the images a second, 2.00 is the maximum")
 
 
 def test_a_size_shorter_than_the_base_is_another_step():
@@ -218,7 +218,7 @@ def test_without_trl_no_ratio_is_made_up(tmp_path):
     (tmp_path / "text_step.json").write_text(json.dumps(turns({"hfkd, EA-KD": [6.5]})))
     (line,) = figures(tmp_path, "text_step", None)
     assert line.value is None
-    assert line.outcome.startswith("TRL was not there")
+    assert line.outcome.startswith("TRL is missing")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"times": {}}', '{"times": {"public loop": []}}', "null"])
@@ -317,7 +317,7 @@ def test_what_a_loop_sets_for_its_process_ends_with_it(capfd):
     seen = []
     assert in_child(lambda: [seen.append(1) or 2.5]) == [2.5]
     assert seen == []
-    with pytest.raises(RuntimeError, match="ended without an answer"):
+    with pytest.raises(RuntimeError, match="ended without a result"):
         in_child(lambda: [1 / 0])
     assert "ZeroDivisionError" in capfd.readouterr().err
 
@@ -356,11 +356,11 @@ def test_what_a_gpu_session_needs_goes_into_folders_that_can_be_sent(files_to_se
     assert (out / "1" / "tokenizer" / "vocab.json").is_file()
     again = gpu_files(files_to_send)
     assert again.returncode == 1
-    assert "is there already" in again.stderr
+    assert "out already exists" in again.stderr
 
 
 def test_an_image_file_that_fits_no_folder_is_named_before_anything_is_written(files_to_send):
     (files_to_send / "images" / "train-3.parquet").write_bytes(b"x" * (2**20 + 1))
     told = gpu_files(files_to_send)
-    assert "train-3.parquet alone is larger" in told.stderr
+    assert "train-3.parquet is larger" in told.stderr
     assert not (files_to_send / "out").exists()

@@ -36,7 +36,10 @@ def test_a_full_disk_is_an_error_that_names_the_checkpoint_and_leaves_nothing(tm
     trainer.fit_slots()
     whole = names(tmp_path)
     monkeypatch.setattr(RunRecord, "write", lambda *arguments: None)  # it is there
-    with small_disk(size), pytest.raises(OSError, match=f"cannot write {tmp_path}/checkpoint-1: .*is the disk full"):
+    with (
+        small_disk(size),
+        pytest.raises(OSError, match=f"cannot write {tmp_path}/checkpoint-1: .*check that the disk is not full"),
+    ):
         trainer.train()
     assert names(tmp_path) == whole
 
@@ -56,7 +59,7 @@ def test_what_is_not_of_the_disk_stays_what_it_is_and_leaves_nothing(tmp_path, m
 
 @pytest.mark.parametrize("name", ["none/file.pt", "."])
 def test_a_file_that_torch_cannot_open_is_an_error_of_the_disk(tmp_path, name):
-    refused = pytest.raises(OSError, match="cannot write student: .*the folder not writable")
+    refused = pytest.raises(OSError, match="cannot write student: .*the folder is writable")
     with refused, _named_errors("student", tmp_path / "unfinished"):
         torch.save({}, tmp_path / name)
 
@@ -67,7 +70,7 @@ def test_a_student_that_does_not_fit_leaves_the_earlier_one(tmp_path):
     before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
     assert "model.safetensors" in before
     larger = make(tmp_path.parent / "other run", width=64)
-    with small_disk(3000), pytest.raises(OSError, match=f"cannot write {tmp_path}: .*is the disk full"):
+    with small_disk(3000), pytest.raises(OSError, match=f"cannot write {tmp_path}: .*check that the disk is not full"):
         larger.save_model(str(tmp_path))
     assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
 

@@ -199,7 +199,8 @@ def said(caplog, level):
 def test_what_a_users_collator_keeps_for_nobody_is_said_once(tmp_path, caplog):
     trainer(tmp_path, Net(), collator=lambda rows: default_data_collator(rows)).train()
     assert said(caplog, logging.WARNING) == [
-        "The batch's ['age', 'labels_2', 'mask'] do not reach the student, whose forward does not take them."
+        "The columns ['age', 'labels_2', 'mask'] of the batch are not passed to the student, as its forward does not "
+        "accept them."
     ]
 
 
@@ -207,7 +208,7 @@ def test_what_our_collator_leaves_out_is_a_warning_where_it_is_an_input(tmp_path
     caplog.set_level(logging.INFO)
     trainer(tmp_path / "kwargs", Watched()).train()
     assert said(caplog, logging.WARNING) == [
-        "The rows' ['age', 'labels_2', 'mask'] are left out of the batch, and the student would take them: pass a "
+        "The columns ['age', 'labels_2', 'mask'] are dropped from the batch, although the student accepts them: pass a "
         "data_collator that keeps them."
     ]
     caplog.clear()
@@ -220,5 +221,5 @@ def test_what_our_collator_leaves_out_is_a_warning_where_it_is_an_input(tmp_path
 
 
 def test_he_da_cannot_mix_a_second_input(tmp_path):
-    with pytest.raises(ValueError, match=r"mixes images, and the student takes \['age', 'mask'\] too"):
+    with pytest.raises(ValueError, match=r"mixes pixel_values only, and the student takes \['age', 'mask'\] too"):
         trainer(tmp_path, Named(), Other(), he_da="released")

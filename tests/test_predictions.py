@@ -165,5 +165,5 @@ def test_a_loss_over_chunks_has_no_outputs_to_return(tmp_path):
     settings = arguments(tmp_path, **ALONE, loss_chunk_size=4)
     made = DistillationTrainer(llama(), None, settings, train_dataset=TOKENS, data_collator=default_data_collator)
     batch = default_data_collator(TOKENS[:2])
-    with pytest.raises(ValueError, match="loss_chunk_size makes no whole logits to return"):
+    with pytest.raises(ValueError, match="needs whole logits, which loss_chunk_size does not compute"):
         made.compute_loss(made.model.train(), batch, return_outputs=True)

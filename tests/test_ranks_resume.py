@@ -59,7 +59,7 @@ def test_what_differs_is_said_or_documented(tmp_path):
     """Dropout starts anew; over two ranks an epoch's last batch, where it is not whole, is filled with first rows."""
     run(tmp_path / "one", 1, "KD", dropout=True, rows=29)
     said = run(tmp_path / "two", 2, "KD", str(tmp_path / "one" / f"checkpoint-{MIDDLE}"), dropout=True, rows=29)
-    assert "random numbers (dropout, transforms of your own) start anew" in said
+    assert "random generators (for dropout, custom transforms) are not restored" in said
     one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
     assert [len(one[step]) for step in two] == [8, 5, 8, 8, 8, 5]
     assert [len(rows) for rows in two.values()] == [8] * 6

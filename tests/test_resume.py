@@ -36,7 +36,7 @@ def survives(expected, case, folder, *kills):
 def test_energy_kd_killed_in_the_scan_at_a_step_and_in_a_checkpoint(alone, tmp_path):
     kills = ("scan", 3), ("step", EVERY + 1), ("write optimizer.pt", 0)
     survives(alone("Energy KD")[0], "Energy KD", tmp_path / "run", *kills)
-    assert "_unfinished/checkpoint-8 was left half done" in (tmp_path / "run.log").read_text()
+    assert "_unfinished/checkpoint-8, which an interrupted job left unfinished" in (tmp_path / "run.log").read_text()
 
 
 @pytest.mark.slow

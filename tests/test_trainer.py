@@ -415,7 +415,7 @@ class NoLabels(Rows):
 
 BAD = {
     "unknown slot": ({"slots": {"weighting": "entrpy"}}, "unknown weighting 'entrpy'"),
-    "class counts": ({"taught": teacher(7)}, "teacher gives 7 classes and the student 5"),
+    "class counts": ({"taught": teacher(7)}, "teacher has 7 classes and the student 5"),
     "labels out of range": ({"rows": Rows(classes=9)}, "labels run from 0 to 1, but|labels run from"),
     "missing column": ({"rows": NoLabels()}, "rows have no labels .they have"),
     "empty dataset": ({"rows": Rows(0)}, "train_dataset is empty"),
@@ -445,7 +445,7 @@ def test_bad_input_is_refused_at_construction_and_nothing_is_written(tmp_path, c
 def test_an_output_dir_that_holds_another_run_is_refused_and_left_alone(tmp_path):
     make(tmp_path).train()
     before = (tmp_path / "run" / "distillation.json").read_text()
-    with pytest.raises(ValueError, match=r"holds another run: its objective is KD.*choose another output_dir"):
+    with pytest.raises(ValueError, match=r"contains another run: its objective is KD.*choose another output_dir"):
         make(tmp_path, slots={"objective": "dkd"})
     assert (tmp_path / "run" / "distillation.json").read_text() == before
     assert json.loads(before)["loss"]["objective"] == "KD(scale='squared')"

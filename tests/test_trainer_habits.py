@@ -29,7 +29,7 @@ def test_arguments_of_trainer_are_taken_with_our_defaults_which_is_said(tmp_path
     trainer.train()
     args = trainer.args
     assert (args.learning_rate, args.max_steps, args.temperature, args.kd_weight) == (0.25, 1, None, 0.9)
-    assert caplog.text.count("TrainingArguments are taken as DistillationArguments") == 1
+    assert caplog.text.count("TrainingArguments are converted to DistillationArguments") == 1
     assert "ce_weight=0.1, kd_weight=0.9" in caplog.text
 
 
@@ -115,7 +115,7 @@ def test_a_search_of_hyperparameters_tries_temperatures(tmp_path):
     assert len(set(by_temperature.values())) == 2, "each trial has its own loss"
     assert best.objective == min(by_temperature.values())
     fixed = DistillationTrainer(None, teacher(), arguments(tmp_path / "other"), temperature=2.0, **keywords)
-    with pytest.raises(ValueError, match="the search sets temperature, and the trainer was given temperature="):
+    with pytest.raises(ValueError, match="the search varies temperature, but the trainer was given temperature="):
         fixed.hyperparameter_search(space, objective, n_trials=1, direction="minimize", backend="optuna")
 
 
@@ -135,7 +135,7 @@ def test_no_student_or_two_are_refused(tmp_path, keywords, message):
 
 def test_an_optimizer_for_another_student_is_refused(tmp_path):
     optimizer = torch.optim.SGD(Net().parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="optimizers= hold the parameters of one student"):
+    with pytest.raises(ValueError, match="optimizers= has the parameters of one student"):
         DistillationTrainer(
             args=arguments(tmp_path),
             teacher=teacher(),
@@ -261,7 +261,7 @@ class OldLog(DistillationTrainer):
 
 
 def test_a_method_of_earlier_versions_is_named_when_the_trainer_is_built(tmp_path):
-    wanted = r"write it as compute_loss\(self, model, inputs, return_outputs=False, num_items_in_batch=None\)"
+    wanted = r"define it as compute_loss\(self, model, inputs, return_outputs=False, num_items_in_batch=None\)"
     with pytest.raises(ValueError, match=wanted):
         OldLoss(Net(), teacher(), arguments(tmp_path), train_dataset=Rows())
 

@@ -170,7 +170,7 @@ def test_thresholds_of_sequences_in_a_checkpoint_are_not_taken_for_those_of_toke
         assert (resumed.scan_result is not None) == scans
         expected = whole.distillation_loss.temperature.thresholds if scans else (-9.0, -8.0)
         assert resumed.distillation_loss.temperature.thresholds == expected
-        assert ("they are fitted anew" in caplog.text) == scans
+        assert ("they are fitted again" in caplog.text) == scans
 
 
 def _with_record(checkpoint, record, folder):
@@ -319,7 +319,7 @@ def test_dev_answers_that_cannot_be_had_are_refused_before_training(tmp_path):
 
 def test_chunks_are_refused_for_a_student_that_the_launcher_shards(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="loss_chunk_size is for causal language models, whole on each device"):
+    with pytest.raises(ValueError, match="loss_chunk_size works for causal language models that are not sharded"):
         make(tmp_path, loss_chunk_size=5)
 
 

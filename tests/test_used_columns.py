@@ -192,7 +192,7 @@ def test_mixup_of_timm_as_the_collator_trains_on_its_shares(tmp_path):
 def test_a_collator_that_mixes_what_is_scored_is_warned_of(tmp_path, caplog):
     for parts in ({"train_dataset": Rows()}, {"train_dataset": Rows(), "eval_dataset": {"seen": Rows()}}):
         DistillationTrainer(Net(), net_teacher(), arguments(tmp_path), data_collator=mixing, **parts)
-        said = [r.getMessage() for r in caplog.records if "of mixed images" in r.getMessage()]
+        said = [r.getMessage() for r in caplog.records if "computed on mixed images" in r.getMessage()]
         assert len(said) == len(parts) - 1
     assert "labels of seen" in said[0]
 
@@ -222,7 +222,7 @@ def test_an_odd_last_batch_that_never_comes_is_none(tmp_path):
 
 
 def test_labels_of_another_name_would_leave_evaluation_without_a_loss(tmp_path):
-    with pytest.raises(ValueError, match=r"label_names=\['label'\] must hold 'labels'"):
+    with pytest.raises(ValueError, match=r"label_names=\['label'\] must contain 'labels'"):
         arguments(tmp_path, label_names=["label"])
 
 
@@ -244,7 +244,7 @@ def test_rows_that_hfkds_collator_cannot_use_are_said(tmp_path, rows, said):
 
 def test_what_a_users_collator_cannot_do_is_said_with_the_rows(tmp_path):
     with pytest.raises(
-        ValueError, match=r"first rows of train_dataset, of columns \['labels', 'pixel_values'\] .*KeyE"
+        ValueError, match=r"first rows of train_dataset, with columns \['labels', 'pixel_values'\] .*KeyE"
     ):
         DistillationTrainer(
             Net(), net_teacher(), arguments(tmp_path), train_dataset=Rows(), data_collator=lambda rows: rows[0]["image"]

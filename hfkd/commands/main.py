@@ -1,4 +1,4 @@
-"""What `hfkd` on the command line does: recipes by short names, and what there is."""
+"""The `hfkd` command line: recipes by short names, and listings."""
 
 import argparse
 import ast
@@ -18,7 +18,7 @@ TOLD = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `argv` (default: the command line) and give the exit status."""
+    """Run the command in `argv` (default: the command line) and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="hfkd",
         description="Distil large models into small ones with the Hugging Face Trainer.",
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def listed() -> str:
-    """The commands with a line each: of a recipe, the first of its script."""
+    """The commands, one line each; for a recipe, the first line of its script's docstring."""
     told = {name: recipe_summary(script) for name, script in RECIPES.items()} | TOLD
     width = max(map(len, told))
     return "commands:\n" + "\n".join(f"  {name:{width}}  {line}" for name, line in told.items())

@@ -11,7 +11,7 @@ SLOTS = {"objective": OBJECTIVES, "temperature": TEMPERATURES, "weighting": WEIG
 
 
 def methods() -> str:
-    """The slots as text: the string with its defaults, and the first line of its class' documentation."""
+    """All slots as text: the string that builds each one, with its defaults, and the first line of its docstring."""
     lines = []
     for slot, table in SLOTS.items():
         lines.append(f"{slot} (--{slot}):")
@@ -23,7 +23,7 @@ def methods() -> str:
 
 
 def arguments(factory: Callable[..., Any]) -> str:
-    """`(alpha=1.0, beta=8.0)`; empty without any."""
+    """Arguments and defaults as `(alpha=1.0, beta=8.0)`; empty if there are none."""
     given = inspect.signature(factory).parameters.values()
     words = [name.name if name.default is name.empty else f"{name.name}={name.default!r}" for name in given]
     return f"({', '.join(words)})" if words else ""

@@ -1,4 +1,4 @@
-"""The recipes as commands: which script each runs, and how it is started."""
+"""The recipes as commands: which script each one runs, and how it is started."""
 
 import os
 import runpy
@@ -30,14 +30,14 @@ RECIPES = {  # command: script of recipes/
 
 
 def run_recipe(name: str, arguments: Sequence[str], accelerate: str | None = None) -> int:
-    """Run a recipe by its path, as `python recipes/...py` does, or under `accelerate launch`; its exit status.
+    """Run a recipe as `python recipes/...py` does, or under `accelerate launch`, and return its exit status.
 
     accelerate: a configuration file of accelerate, or the name of one that comes with hfkd (`cpu`, `multi_gpu`, ...).
-    Raises ValueError where there is no such file.
+    Raises ValueError if there is no such file.
     """
     script = shipped("recipes") / f"{RECIPES[name]}.py"
     typed = ["hfkd", *(["--accelerate", accelerate] if accelerate else []), name]
-    os.environ[TYPED] = shlex.join(typed)  # usage, model cards and results.json tell what was typed
+    os.environ[TYPED] = shlex.join(typed)  # usage, model cards and results.json show what was typed
     if accelerate is None:
         sys.argv = [str(script), *arguments]
         runpy.run_path(str(script), run_name="__main__")
@@ -46,6 +46,8 @@ def run_recipe(name: str, arguments: Sequence[str], accelerate: str | None = Non
     file = shipped_or_given(accelerate, folder)
     if not file.is_file():
         names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-        raise ValueError(f"--accelerate {accelerate}: there is no such file; those that come with hfkd are {names}")
+        raise ValueError(
+            f"--accelerate {accelerate}: no such file; pass a path, or one of those that come with hfkd: {names}"
+        )
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
     return subprocess.run([*launcher, str(script), *arguments]).returncode

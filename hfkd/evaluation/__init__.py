@@ -1,4 +1,4 @@
-"""Scoring a language model by what it writes: sampled answers to the instruction sets, ROUGE-L over seeds."""
+"""Evaluation of language models by generation: sampled answers to instruction sets, ROUGE-L over seeds."""
 
 from hfkd.evaluation.generation import TextGenerator, generate
 from hfkd.evaluation.run import SEEDS, evaluate_sets

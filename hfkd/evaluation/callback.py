@@ -1,4 +1,4 @@
-"""ROUGE-L of what the student writes, at every evaluation of a training run."""
+"""ROUGE-L of the student's generated answers, at every evaluation of a training run."""
 
 import logging
 import time
@@ -23,15 +23,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RougeArguments:
-    """Choosing the checkpoint by ROUGE-L of its responses to dev prompts, as MiniLLM and DSKD do."""
+    """Choice of the best checkpoint by ROUGE-L of its responses to dev prompts, as in MiniLLM and DSKD."""
 
     eval_rouge: bool = field(
-        default=False, metadata={"help": "Score dev by ROUGE-L at each evaluation, and end with the best checkpoint."}
+        default=False,
+        metadata={
+            "help": "Compute ROUGE-L on the dev set at each evaluation, and load the best checkpoint at the end."
+        },
     )
     rouge_seeds: list[int] = field(
-        default_factory=lambda: [10], metadata={"help": "Answers sampled once a seed; DSKD averages three."}
+        default_factory=lambda: [10], metadata={"help": "Sampling seeds of the answers; DSKD averages three."}
     )
-    rouge_max_new_tokens: int = field(default=256, metadata={"help": "Tokens of an answer."})
+    rouge_max_new_tokens: int = field(default=256, metadata={"help": "Maximum number of tokens of an answer."})
     rouge_tokenizer: Literal["rouge_score", "unicode"] = field(
         default="rouge_score", metadata={"help": "rouge_score, as published, reads a-z and 0-9; unicode every script."}
     )
@@ -40,26 +43,28 @@ class RougeArguments:
         at_least_one(self, "rouge_max_new_tokens")
 
     def best_by_rouge(self, args: DistillationArguments, given: Collection[str] = ()) -> DistillationArguments:
-        """`args` that end with the checkpoint of the best dev ROUGE-L, where --eval_rouge asks for it.
+        """With --eval_rouge, `args` that load the checkpoint with the best dev ROUGE-L at the end.
 
-        What is `given`, the names of settings that somebody chose (`parse`'s), stays as it is.
+        Settings whose names are in `given` (those set by the user, from `parse`) are kept.
         """
         if not self.eval_rouge:
             return args
         best: dict[str, Any] = {"load_best_model_at_end": True}
         if "metric_for_best_model" in given:
-            logger.info("The best checkpoint is by metric_for_best_model=%s, as given.", args.metric_for_best_model)
+            logger.info(
+                "The best checkpoint is chosen by metric_for_best_model=%s, as set.", args.metric_for_best_model
+            )
         else:
             best |= {"metric_for_best_model": METRIC, "greater_is_better": True}
         return replace(args, **{name: value for name, value in best.items() if name not in given})
 
     def check_rows(self, dev: Dataset | None) -> None:
-        """Raise ValueError where --eval_rouge has no rows to answer: before networks are loaded and teachers stored."""
+        """Raise ValueError if --eval_rouge has no dev rows, before networks are loaded and teachers stored."""
         if self.eval_rouge and dev is None:
-            raise ValueError("eval_rouge needs dev rows: give a data set with a split dev or validation")
+            raise ValueError("eval_rouge needs dev rows: use a dataset with a split dev or validation")
 
     def add_to(self, trainer: Trainer, dev: Dataset | None, **settings: Any) -> None:
-        """Give `trainer` the callback, where --eval_rouge asks for it. `dev` has `prompt` and `response`."""
+        """Add the callback to `trainer` if --eval_rouge is set. `dev` has the columns `prompt` and `response`."""
         self.check_rows(dev)
         if not self.eval_rouge or dev is None:
             return
@@ -89,7 +94,7 @@ class RougeCallback(TrainerCallback):
         self.trainer, self.seeds, self.rows = trainer, seeds, with_references(dev)
         self.rouge_tokenizer = rouge_tokenizer
         self.settings = {"no_repeat_ngram_size": 0, "batch_size": trainer.args.eval_batch_size} | settings
-        TextGenerator(*self._writer, **self.settings)  # so that what does not fit is said now
+        TextGenerator(*self._writer, **self.settings)  # raises now if settings do not fit
 
     @property
     def _writer(self) -> tuple[Any, Any]:
@@ -102,5 +107,5 @@ class RougeCallback(TrainerCallback):
         model, tokenizer = self._writer
         scores = evaluate_sets(model, tokenizer, {"dev": self.rows}, folder, **scored, **self.settings)
         found = {METRIC: scores["dev"]["rougeL"], "eval_rouge_runtime": time.monotonic() - start}
-        keywords["metrics"].update(found)  # what Trainer chooses the best checkpoint by
+        keywords["metrics"].update(found)  # by which Trainer chooses the best checkpoint
         self.trainer.log(found)

@@ -1,4 +1,4 @@
-"""Scores that earlier calls left in a folder: kept, and told apart from this call's where they do not go together."""
+"""Keeps the scores of earlier calls in a folder, and marks those that are not comparable with this call's."""
 
 import json
 from collections.abc import Mapping
@@ -13,23 +13,25 @@ SCORES, STUDENTS = "scores.json", "students.json"
 
 
 def read_scores(folder: Path) -> dict[str, Scores]:
-    """{set: scores} of an earlier call; nothing where there is no file. Raises ValueError for one that is no such."""
+    """{set: scores} of an earlier call; {} without a file. Raises ValueError for an invalid file."""
     path = folder / SCORES
     if not path.is_file():
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        for scores in found.values():  # JSON has no whole numbers as keys
+        for scores in found.values():  # keys in JSON are strings
             scores["per_seed"] = {int(seed): values for seed, values in scores["per_seed"].items()}
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no scores ({error!r}): delete it, or choose another output_dir") from error
+        raise ValueError(
+            f"{path} is not a file of scores ({error!r}): delete it, or choose another output_dir"
+        ) from error
     return found
 
 
 def with_earlier(scores: Mapping[str, Scores], earlier: Mapping[str, Scores]) -> dict[str, Scores]:
-    """`scores`, and of `earlier` the other sets.
+    """`scores`, extended by the other sets in `earlier`.
 
-    Those of other weights or settings than this call's get a remark, `earlier`, which says in what they differ.
+    Sets scored with other weights or settings get an entry `earlier` that describes the difference.
     """
     mine = next(iter(scores.values()))["settings"]
     result = dict(scores)
@@ -53,7 +55,7 @@ def write_scores(folder: Path, scores: Mapping[str, Scores]) -> None:
 
 
 def read_students(folder: Path) -> dict[str, str]:
-    """{student: its folder of answers} of earlier calls."""
+    """{student: folder of its answers} of earlier calls."""
     path = folder / STUDENTS
     return read_json(path) if path.is_file() else {}
 

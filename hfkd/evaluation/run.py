@@ -1,4 +1,4 @@
-"""Generate, score and keep: one call for a model and its test sets."""
+"""Generates answers to test sets, scores them and writes the results."""
 
 import json
 import logging
@@ -35,24 +35,29 @@ def evaluate_sets(
     rouge_tokenizer: str = "rouge_score",
     **settings: Any,
 ) -> dict[str, Scores]:
-    """Answer every set (columns `prompt`, `references`) once a seed; return `score`'s result on all processes.
+    """Answer every set (columns `prompt`, `references`) for each seed; returns `score`'s result on all processes.
 
-    Each set's scores have the `settings` it was answered with: `TextGenerator`'s, and `weights`, which tells one state
-    of the model from another. The main process writes, each file whole or not at all: `<set>-seed<seed>.jsonl` with
-    every prompt, answer, references and scores, `scores.json`, and `scores.md`, the table; both keep the other sets
-    that an earlier call left in `output_dir`. `settings` are `TextGenerator`'s; `rouge_tokenizer` is
-    `RougeL`'s tokenizer, which the settings name where it is not the published one.
-    Raises ValueError before anything is generated when settings, seeds or columns do not fit.
+    Each set's scores include the `settings` of generation: `TextGenerator`'s, and `weights`, which identifies the state
+    of the model. The main process writes these files atomically: `<set>-seed<seed>.jsonl` with every prompt, answer,
+    references and scores, `scores.json`, and the table `scores.md`; the latter two keep the other sets of earlier calls
+    in `output_dir`. `settings` are `TextGenerator`'s; `rouge_tokenizer` is `RougeL`'s tokenizer, recorded in the
+    settings if it is not the published one. Raises ValueError for unsuitable settings, seeds or columns before anything
+    is generated.
     """
     if rouge_tokenizer not in TOKENIZERS:
         raise ValueError(f"rouge_tokenizer={rouge_tokenizer!r}: pass one of {list(TOKENIZERS)}")
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds={tuple(seeds)}: give at least one, each once")
+        raise ValueError(f"seeds={tuple(seeds)}: pass at least one seed, each once")
     for name, rows in sets.items():
         if not {"prompt", "references"} <= set(rows.column_names) or len(rows) == 0:
-            raise ValueError(f"set {name!r}: {len(rows)} rows of {rows.column_names}; it needs prompt and references")
+            raise ValueError(
+                f"set {name!r} has {len(rows)} rows with columns {rows.column_names}: it needs rows "
+                "with prompt and references"
+            )
         if not all(rows["references"]):
-            raise ValueError(f"set {name!r} has rows without a reference: give each at least one, or leave them out")
+            raise ValueError(
+                f"set {name!r} has rows without a reference: add at least one to each, or remove these rows"
+            )
     generator, folder = TextGenerator(model, tokenizer, **settings), Path(output_dir)
     earlier = read_scores(folder)
     used = generator.settings | ({} if weights is None else {"weights": weights})
@@ -77,7 +82,7 @@ def _one_seed(generator: TextGenerator, rows: Dataset, seed: int, path: Path, ro
     prompts, references = rows["prompt"][:], rows["references"][:]
     texts = generator(prompts, seed)
     mine = []
-    if processes().is_main_process:  # scoring is the slow part of a small model's evaluation: once is enough
+    if processes().is_main_process:  # only once, since scoring is the slow part for small models
         mine = [score_rows(texts, references, rouge_tokenizer)]
         write_atomically(path, _json_lines(prompts, texts, references, mine[0]))
     return gather_object(mine)[0]

@@ -20,7 +20,7 @@ HUB = "MiniLLM"
 
 @dataclass(frozen=True)
 class InstructSet:
-    """One test set: its name in the papers' tables, its place on the Hub, and how many rows are scored there."""
+    """One test set: its name in the papers' tables, its repository on the Hub, and the number of rows evaluated."""
 
     label: str
     repository: str
@@ -28,7 +28,7 @@ class InstructSet:
     rows: int
 
 
-# In the papers' order. Beware: the papers' SInst is self-instruct; the folder `sinst` is their S-NI.
+# In the papers' order. Note that the papers' SInst is self-instruct; the folder `sinst` is their S-NI.
 SETS = {
     "dolly": InstructSet("Dolly", "dolly", "valid.jsonl", 500),
     "self-inst": InstructSet("SInst", "self-inst", "valid.jsonl", 242),
@@ -47,13 +47,13 @@ def instruct_sets(
     chat_template: bool = False,
     max_rows: int | None = None,
 ) -> dict[str, Dataset]:
-    """The test sets that are there, in the papers' order, each with `prompt` and `references` (a list of texts).
+    """The available test sets, in the papers' order, each with `prompt` and `references` (a list of texts).
 
-    `source` is a folder with `<name>.jsonl`, or laid out as the Hub's (`<name>/valid.jsonl`, `sinst/11_/valid.jsonl`),
-    or the Hub account that has the repositories. `dolly_test` (`prompt`, `response`: `dolly_split(...)["test"]`) takes
-    the place of a Dolly file. Of UnNI the first 10,000 rows count, as published, and of each set no more than
-    `max_rows`; others are not looked at. A set that a folder lacks is left out and said in the log. Raises ValueError
-    for an unknown name, a missing folder, or when no set is found.
+    `source` is a folder with `<name>.jsonl`, or with the layout of the Hub (`<name>/valid.jsonl`,
+    `sinst/11_/valid.jsonl`), or the Hub account that has the repositories. `dolly_test` (`prompt`, `response`:
+    `dolly_split(...)["test"]`) replaces the Dolly file. Only the first 10,000 rows of UnNI are used, as published, and
+    at most `max_rows` of each set. A set that is missing in a folder is skipped with a warning. Raises ValueError for
+    an unknown name, a missing folder, or if no set is found.
     """
     unknown = [name for name in names if name not in SETS]
     if unknown:
@@ -65,19 +65,19 @@ def instruct_sets(
         else:
             rows = _read(source, name)
         if rows is None:
-            logger.warning("No %s (%s) in %s: left out.", name, SETS[name].label, source)
+            logger.warning("The set %s (%s) is missing in %s and is skipped.", name, SETS[name].label, source)
             continue
         rows = rows.select(range(min(len(rows), SETS[name].rows, max_rows or len(rows))))
         found[name] = with_references(rows, tokenizer, chat_template)
     if not found:
         raise ValueError(
-            f"{source} holds none of {list(names)}: put <name>.jsonl files there, or pass {HUB!r}, on the Hub"
+            f"{source} has none of {list(names)}: put <name>.jsonl files there, or pass {HUB!r}, on the Hub"
         )
     return found
 
 
 def _read(source: str | Path, name: str) -> Dataset | None:
-    """The rows of one set, or None when the folder has no file for it."""
+    """The rows of one set; None if the folder has no file for it."""
     wanted, folder = SETS[name], Path(source).expanduser()
     if folder.is_dir():
         places = (folder / f"{name}.jsonl", folder / name / wanted.file, folder / wanted.repository / wanted.file)
@@ -85,7 +85,7 @@ def _read(source: str | Path, name: str) -> Dataset | None:
         return None if path is None else read_jsonl(path)
     if isinstance(source, Path) or not source.replace("-", "").replace("_", "").isalnum():
         raise ValueError(
-            f"{source} is not a folder: give one with <name>.jsonl files, or a Hub account such as {HUB!r}"
+            f"{source} is not a folder: pass one with <name>.jsonl files, or a Hub account such as {HUB!r}"
         )
     return read_jsonl(hf_hub_download(f"{source}/{wanted.repository}", wanted.file, repo_type="dataset"))
 
@@ -93,13 +93,13 @@ def _read(source: str | Path, name: str) -> Dataset | None:
 def with_references(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase | None = None, chat_template: bool = False
 ) -> Dataset:
-    """Rows of any accepted columns but `text` -> `prompt` and `references`, the answers that count as right.
+    """Convert rows with any accepted columns except `text` to `prompt` and `references`, the right answers.
 
-    Several references are a list of texts; of chat turns the last one's content is the reference.
+    Several references are a list of texts; for chat turns the content of the last one is the reference.
     """
     answer = accepted_columns(rows)[-1]
     if answer == "text":
-        raise ValueError("rows that have only `text` ask nothing that could be scored: give prompts and answers")
+        raise ValueError("rows with only a column `text` have no answers to compare with: pass prompts and answers")
     prompts = to_prompt_response(rows, tokenizer, chat_template)["prompt"][:]
     return Dataset.from_dict({"prompt": prompts, "references": [_texts(value) for value in rows[answer]]})
 

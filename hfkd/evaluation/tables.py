@@ -1,4 +1,4 @@
-"""The tables of the papers, which say of each number what it can be compared with."""
+"""Tables like those of the papers, with notes on numbers that are not comparable."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -8,7 +8,7 @@ from hfkd.evaluation.scoring import Scores, mean_and_sd
 from hfkd.evaluation.sets import SETS
 from hfkd.utils.numbers import with_deviation
 
-# What decides an answer, as MiniLLM and DSKD have it on test; other settings give other figures.
+# Settings of MiniLLM and DSKD on test that affect results.
 PUBLISHED = {
     "rouge_tokenizer": "rouge_score",
     "max_new_tokens": 256,
@@ -24,8 +24,8 @@ LEGEND = "\\* other rows or settings than the published figures, or an average o
 def markdown_table(scores: Mapping[str, Scores]) -> str:
     """The scores as a Markdown table: Dolly, SInst, Vicuna, S-NI, UnNI, average, then sets of other names.
 
-    Says which sets are missing, and which have other rows or settings than the published figures, so that they cannot
-    be compared with them.
+    Notes which sets are missing, and which have other rows or settings than the published results, and are thus not
+    comparable.
     """
     lines = ["| Set | ROUGE-L | Exact match | Rows | Note |", "|---|---:|---:|---:|---|"]
     for name, wanted in SETS.items():
@@ -42,7 +42,7 @@ def markdown_table(scores: Mapping[str, Scores]) -> str:
 def students_table(students: Mapping[str, Mapping[str, Scores]]) -> str:
     """ROUGE-L of several students, the paper's row for each: Dolly, SInst, Vicuna, S-NI, UnNI and their average.
 
-    The average is `markdown_table`'s. A star marks what cannot be compared with the published figures.
+    The average is that of `markdown_table`. A star marks values that are not comparable with the published ones.
     """
     shown = [name for name in SETS if any(name in scores for scores in students.values())]
     lines = [["Student", *(SETS[name].label for name in shown), "Average"], ["---", *["---:"] * (len(shown) + 1)]]
@@ -55,7 +55,7 @@ def students_table(students: Mapping[str, Mapping[str, Scores]]) -> str:
 
 
 def differences(name: str, scores: Scores) -> list[str]:
-    """Why the scores of a set cannot be compared with the published figures, if they cannot."""
+    """The reasons why the scores of a set are not comparable with the published results, if any."""
     settings, rows = scores.get("settings", {}), SETS[name].rows
     found = [
         f"{key}={settings[key]} for {value}" for key, value in PUBLISHED.items() if settings.get(key, value) != value
@@ -72,10 +72,10 @@ def _left_out(scores: Scores) -> list[str]:
 
 
 def average(scores: Mapping[str, Scores]) -> Scores | None:
-    """The average over the sets that can be compared with the published figures, else over all of the five.
+    """The average over the sets that are comparable with the published results; if none is, over all available sets.
 
-    `note` says over which, where it is not the published average. Its standard deviation is over the averages of the
-    seeds that all of these sets were answered with.
+    `note` describes the sets if it is not the published average. The standard deviation is over the averages of the
+    seeds that all of these sets have.
     """
     fit = [name for name in SETS if name in scores and "earlier" not in scores[name]]
     comparable = [name for name in fit if not differences(name, scores[name])]

@@ -1,1 +1,1 @@
-"""What recipes share: a run from flags to results, chains, peers, tables."""
+"""Shared parts of the recipes: runs from flags to results, chains, peers, tables."""

@@ -1,4 +1,4 @@
-"""`hfkd analyse`: a teacher and its students on the same images, as a page and as numbers.
+"""`hfkd analyse`: compares a teacher and its students on the same images, as an HTML page and as JSON.
 
 n images, m of them in a group, C classes.
 """
@@ -34,7 +34,7 @@ from hfkd.utils.slots import positive
 logger = logging.getLogger(__name__)
 
 PAGE_NAME, NUMBERS_NAME = "index.html", "analysis.json"
-SHOWN = 16  # images of lowest and of highest energy on the page
+SHOWN = 16  # number of images with lowest and highest energy on the page
 
 
 @dataclass
@@ -42,34 +42,40 @@ class AnalysisArguments:
     """Analysis of image classifiers: which networks, on which images, and where the page is written."""
 
     teacher: str = field(metadata={"help": "The teacher: a timm name, a Hub id or a saved folder."})
-    students: list[str] = field(metadata={"help": "Students: folders that runs left, Hub ids, or timm names."})
+    students: list[str] = field(metadata={"help": "Students: output folders of runs, Hub ids, or timm names."})
     task: Literal["images"] = field(
         default="images",
-        metadata={"help": "What the networks do; see `--task segmentation --help` for those of masks."},
+        metadata={"help": "Task of the networks; see `--task segmentation --help` for segmentation."},
     )
     teacher_checkpoint: str | None = field(
         default=None, metadata={"help": "Weights of the teacher: .pth, .safetensors."}
     )
     student_checkpoints: list[str] | None = field(
-        default=None, metadata={"help": "Weights of the students that are timm names, one for each in their order."}
+        default=None, metadata={"help": "Weights of the students given as timm names, one for each, in order."}
     )
     split: Literal["test", "train"] = field(
         default="test", metadata={"help": "Which images: the test split, or the training split without augmentation."}
     )
     kl_temperature: float = field(default=1.0, metadata={"help": "Temperature of the softmax in the divergences."})
-    tsne_images: int = field(default=1000, metadata={"help": "How many images the t-SNE shows; 0 leaves it out."})
+    tsne_images: int = field(default=1000, metadata={"help": "Number of images in the t-SNE; 0 leaves it out."})
     checkpoints_of: list[str] | None = field(
-        default=None, metadata={"help": "Folders of runs whose checkpoint-* are compared, for the student's training."}
+        default=None, metadata={"help": "Output folders of runs whose checkpoint-* are compared over training."}
     )
     landscape_points: int = field(
         default=11, metadata={"help": "Points of a loss landscape along a direction, an odd number; 0 leaves it out."}
     )
-    landscape_dims: int = field(default=2, metadata={"help": "Its random directions: 1 (a line) or 2 (a map)."})
-    landscape_images: int = field(default=256, metadata={"help": "How many images its loss is the mean over."})
-    seed: int = field(default=0, metadata={"help": "Of what is drawn: images of the t-SNE and landscape, directions."})
-    batch_size: int = field(default=256, metadata={"help": "Images of a forward pass."})
-    use_cpu: bool = field(default=False, metadata={"help": "Leave an accelerator alone."})
-    output_dir: str = field(default="analysis", metadata={"help": "Folder of the page and the numbers."})
+    landscape_dims: int = field(
+        default=2, metadata={"help": "Number of random directions of the landscape: 1 (a line) or 2 (a map)."}
+    )
+    landscape_images: int = field(
+        default=256, metadata={"help": "Number of images over which the loss of the landscape is averaged."}
+    )
+    seed: int = field(
+        default=0, metadata={"help": "Random seed for the images of t-SNE and landscape, and for the directions."}
+    )
+    batch_size: int = field(default=256, metadata={"help": "Images per forward pass."})
+    use_cpu: bool = field(default=False, metadata={"help": "Run on the CPU even if there is an accelerator."})
+    output_dir: str = field(default="analysis", metadata={"help": "Folder for index.html and analysis.json."})
 
     def __post_init__(self) -> None:
         at_least_one(self, "batch_size", "landscape_images")
@@ -78,26 +84,26 @@ class AnalysisArguments:
             raise ValueError(f"tsne_images={self.tsne_images} must be 0 or more")
         if self.landscape_points and (self.landscape_points < 3 or self.landscape_points % 2 == 0):
             raise ValueError(
-                f"landscape_points={self.landscape_points} must be odd and 3 or more, so that the network is in the "
-                "middle, or 0 to leave the landscape out"
+                f"landscape_points={self.landscape_points} must be odd and at least 3, so that the network is at "
+                "the centre, or 0 to leave the landscape out"
             )
         if self.landscape_dims not in (1, 2):
             raise ValueError(f"landscape_dims={self.landscape_dims} must be 1 or 2")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} must be 0 or more")
         if not self.students:
-            raise ValueError("students is empty: name one network at least")
+            raise ValueError("students is empty: pass at least one network")
 
 
 def analyse(args: AnalysisArguments, data: ImageDataArguments) -> dict[str, Any]:
-    """Compare the networks, write the page and analysis.json, and return the latter's content.
+    """Compare the networks, write index.html and analysis.json, and return the content of the latter.
 
-    Raises ValueError before any pass for what cannot be analysed, naming it.
+    Raises ValueError, before any forward pass, for networks or data that cannot be analysed.
     """
     refuse_several("an analysis")
     if data.labelled_images is not None:
         raise ValueError(
-            f"labelled_images={data.labelled_images}: an analysis compares with the label of each image; leave it out"
+            f"labelled_images={data.labelled_images}: an analysis needs the label of each image; leave it out"
         )
     images, received = _images(args, data)
     teacher, students = load_networks(args, images, received)
@@ -119,7 +125,7 @@ def analyse(args: AnalysisArguments, data: ImageDataArguments) -> dict[str, Any]
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / NUMBERS_NAME, numbers)
     analysis_page(folder / PAGE_NAME, numbers, sections)
-    logger.info("The numbers are in %s; look at %s", folder / NUMBERS_NAME, folder / PAGE_NAME)
+    logger.info("Results are in %s; open %s", folder / NUMBERS_NAME, folder / PAGE_NAME)
     return numbers
 
 
@@ -130,7 +136,7 @@ def _parts(
     runs: dict[str, dict[int, AnalysedNetwork]],
     images: Any,
 ) -> Iterator[tuple[dict[str, Any], list[Section]]]:
-    """The parts that may be left out: features in the plane, checkpoints, loss landscapes."""
+    """Optional parts: t-SNE of features, checkpoints, loss landscapes."""
     if args.tsne_images:
         numbers, section = planes(*teacher, students[0], args.tsne_images, args.seed)
         yield numbers, [section]
@@ -142,21 +148,21 @@ def _parts(
 
 
 def _images(args: AnalysisArguments, data: ImageDataArguments) -> tuple[Any, InputSpec]:
-    """The images that are looked at, without augmentation, and how they are normalised."""
+    """The images to analyse, without augmentation, and their normalisation."""
     for package in ("matplotlib", *(["sklearn"] if args.tsne_images else [])):
         if find_spec(package) is None:
-            raise ValueError(f"the page takes {package}, which is not installed: pip install 'hfkd[demo]'")
+            raise ValueError(f"the page needs {package}, which is not installed: pip install 'hfkd[demo]'")
     train, test = data.load()
     images = train if args.split == "train" else test
     refuse_streams(images)
-    transform: Any = image_transform(images)  # hfkd's own, which say how they normalise
+    transform: Any = image_transform(images)  # an hfkd transform, which knows its normalisation
     if len(images) < 2:
-        raise ValueError(f"{len(images)} image: numbers over the images need two at least")
+        raise ValueError(f"the dataset has {len(images)} image: an analysis needs at least two")
     return seen(images, "clean"), InputSpec(tuple(transform.mean), tuple(transform.std), None)
 
 
 def _numbers(teacher: AnalysedNetwork, taught: NetworkPass, args: AnalysisArguments, data: Any) -> dict[str, Any]:
-    """What analysis.json says of the analysis and of the teacher."""
+    """The entries of analysis.json on the analysis and the teacher."""
     own = sample_numbers(taught.logits, taught.labels)
     low, high = _thresholds(own.energy)
     return {
@@ -180,7 +186,7 @@ def _numbers(teacher: AnalysedNetwork, taught: NetworkPass, args: AnalysisArgume
 
 
 def _thresholds(energy: Tensor) -> tuple[float, float]:
-    """The energies that a tenth of the images is below, and a tenth above."""
+    """The energies below which, and above which, a tenth of the images is."""
     low, high = energy.double().quantile(torch.tensor([SHARE, 1 - SHARE], dtype=torch.float64)).tolist()
     return low, high
 
@@ -194,7 +200,7 @@ def _teacher(taught: NetworkPass, images: Any, received: InputSpec, args: Analys
 
 
 def _group(rows: Tensor, taught: NetworkPass, images: Any, received: InputSpec) -> EnergyGroup:
-    """The images of these rows, the most extreme first, with their classes and those that the teacher sees."""
+    """The images of these rows, the most extreme first, with their classes and the teacher's predictions."""
     probabilities, names = taught.logits[rows].softmax(-1), label_names(images)
     shown = rows[:SHOWN].tolist()
     pixels = torch.stack([images[row]["pixel_values"] for row in shown])

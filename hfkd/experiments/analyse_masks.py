@@ -1,4 +1,4 @@
-"""`hfkd analyse --task segmentation`: a teacher and its students on the same masks, as a page and as numbers.
+"""`hfkd analyse --task segmentation`: compares segmentation networks on the same images, as a page and as JSON.
 
 B images, C classes.
 """
@@ -45,34 +45,34 @@ class MaskAnalysisArguments(MaskTeacherArguments):
     """Analysis of segmentation networks (`--task segmentation`): which ones, and where the page is written."""
 
     teacher: str = field(
-        metadata={"help": "The teacher: a folder that a run left, a Hub id, a name of torchvision's, module:function."}
+        metadata={"help": "The teacher: output folder of a run, Hub id, torchvision name, or module:function."}
     )
-    students: list[str] = field(metadata={"help": "Students: folders that runs of `hfkd segment` left."})
+    students: list[str] = field(metadata={"help": "Students: output folders of runs of `hfkd segment`."})
     task: Literal["segmentation"] = field(
-        default="segmentation", metadata={"help": "What the networks do; without it: image classifiers."}
+        default="segmentation", metadata={"help": "Task of the networks; default: image classification."}
     )
-    shown_images: int = field(default=4, metadata={"help": "How many images the page shows, spread over the set."})
+    shown_images: int = field(default=4, metadata={"help": "Number of images on the page, spread over the dataset."})
     kl_temperature: float = field(default=1.0, metadata={"help": "Temperature of the softmax in the divergences."})
-    batch_size: int = field(default=8, metadata={"help": "Images of a forward pass."})
-    use_cpu: bool = field(default=False, metadata={"help": "Leave an accelerator alone."})
-    output_dir: str = field(default="analysis", metadata={"help": "Folder of the page and the numbers."})
+    batch_size: int = field(default=8, metadata={"help": "Images per forward pass."})
+    use_cpu: bool = field(default=False, metadata={"help": "Run on the CPU even if there is an accelerator."})
+    output_dir: str = field(default="analysis", metadata={"help": "Folder for index.html and analysis.json."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self, "batch_size", "shown_images")
         positive("analyse", kl_temperature=self.kl_temperature)
         if not self.students:
-            raise ValueError("students is empty: name one network at least")
+            raise ValueError("students is empty: pass at least one network")
 
 
 def analyse_masks(args: MaskAnalysisArguments, data: MaskDataArguments) -> dict[str, Any]:
-    """Compare the networks, write the page and analysis.json, and return the latter's content.
+    """Compare the networks, write index.html and analysis.json, and return the content of the latter.
 
-    Raises ValueError for what cannot be analysed, naming it; nothing is written then.
+    Raises ValueError for networks or data that cannot be analysed, before anything is written.
     """
     refuse_several("an analysis")
     if find_spec("matplotlib") is None:
-        raise ValueError("the page takes matplotlib, which is not installed: pip install 'hfkd[demo]'")
+        raise ValueError("the page needs matplotlib, which is not installed: pip install 'hfkd[demo]'")
     names = short_names([args.teacher, *args.students])
     _, images = data.load()
     label_names = data.label_names or tuple(map(str, range(data.classes)))
@@ -95,7 +95,7 @@ def analyse_masks(args: MaskAnalysisArguments, data: MaskDataArguments) -> dict[
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / NUMBERS_NAME, numbers)
     mask_analysis_page(folder / PAGE_NAME, numbers, examples, label_names)
-    logger.info("The numbers are in %s; look at %s", folder / NUMBERS_NAME, folder / PAGE_NAME)
+    logger.info("Results are in %s; open %s", folder / NUMBERS_NAME, folder / PAGE_NAME)
     return numbers
 
 
@@ -106,7 +106,7 @@ def _counted(
     label_names: tuple[str, ...],
     device: torch.device,
 ) -> dict[str, Any]:
-    """One pass of all networks over all images."""
+    """Run all networks over all images once, and return the numbers."""
     teacher, *students = networks
     numbers = PixelNumbers(students, len(label_names), label_names, args.kl_temperature)
     for batch in tqdm(DataLoader(images, batch_size=args.batch_size), desc="analysis", disable=None, leave=False):
@@ -116,7 +116,7 @@ def _counted(
 
 
 def _maps(networks: Mapping[str, FrozenTeacher], pixels: Tensor) -> dict[str, Tensor]:
-    """[B, C, h, w] of each"""
+    """The logits [B, C, h, w] of each network."""
     return {name: network(pixel_values=pixels).float() for name, network in networks.items()}
 
 

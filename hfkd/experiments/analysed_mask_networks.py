@@ -1,4 +1,4 @@
-"""The networks of an analysis of masks: folders that runs left, and a teacher as a run names it."""
+"""Loads the segmentation networks of an analysis: students from runs, and the teacher as in a run's flags."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ IOU = "eval_iou_"
 
 
 class NamedMaskNetworks(Protocol):
-    """The flags that name the networks, see `MaskAnalysisArguments`."""
+    """The flags for the networks, see `MaskAnalysisArguments`."""
 
     teacher: str
     students: list[str]
@@ -38,13 +38,13 @@ class NamedMaskNetworks(Protocol):
 def load_mask_networks(
     args: NamedMaskNetworks, data: MaskDataArguments, received: InputSpec, device: torch.device
 ) -> list[FrozenTeacher]:
-    """The teacher and the students, frozen, with the classes in the data's order; each sees images as it was trained.
+    """The teacher and the students, frozen, with classes in the data's order and each with its own normalisation.
 
-    Raises ValueError for a folder that no run of segmentation left, and for other classes than those of the data.
+    Raises ValueError for a folder that is not from a segmentation run, and for classes that differ from the data's.
     """
     for student in args.students:
         if not Path(student).is_dir():
-            raise ValueError(f"{student!r} is no folder: name those that runs of `hfkd segment` left")
+            raise ValueError(f"{student!r} is not a folder: pass output folders of runs of `hfkd segment`")
     if Path(args.teacher).is_dir() and not args.describes_teacher:
         teacher = _of_run(args.teacher, data, received)
     else:
@@ -57,23 +57,25 @@ def load_mask_networks(
 
 
 def _of_run(folder: str, data: MaskDataArguments, received: InputSpec) -> FrozenTeacher:
-    """What a run left: a model of transformers, or the weights of the network that its results.json names."""
+    """The network of a run: a transformers model, or the network named in its results.json, with its weights."""
     path = Path(folder)
     if (path / CONFIG_NAME).is_file():
         own = AutoConfig.from_pretrained(folder).num_labels
         if own != data.classes:
-            raise ValueError(f"{folder} has {own} classes, and the data {data.classes}: take one trained on them")
+            raise ValueError(
+                f"{folder} has {own} classes, but the data {data.classes}: use a network trained on this data"
+            )
         return FrozenTeacher(segmentation_network(str(path.absolute()), data.classes), received)
     results = next((one / RESULTS_NAME for one in (path, path.parent) if (one / RESULTS_NAME).is_file()), None)
     if results is None or not (path / SAFE_WEIGHTS_NAME).is_file():
         raise ValueError(
-            f"{folder} has no {CONFIG_NAME}, nor {SAFE_WEIGHTS_NAME} and a {RESULTS_NAME}: name the folder that a run "
-            "of `hfkd segment` left, or a checkpoint-* in it"
+            f"{folder} has neither {CONFIG_NAME} nor both {SAFE_WEIGHTS_NAME} and {RESULTS_NAME}: pass the output "
+            "folder of a run of `hfkd segment`, or a checkpoint-* in it"
         )
     found = read_json(results)
     config = found["config"]
     if "image_mean" not in config or "student_name" not in config:
-        raise ValueError(f"{results} is not of a run of `hfkd segment`: it names no network of masks")
+        raise ValueError(f"{results} is not from a run of `hfkd segment`: it does not name a segmentation network")
     network = _network(config, data, str(path / SAFE_WEIGHTS_NAME))
     wanted = InputSpec(tuple(config["image_mean"]), tuple(config["image_std"]), tuple(config["image_size"]))
     return FrozenTeacher(network, received, wanted, label_names=_names(found.get("epochs", [])))
@@ -85,19 +87,19 @@ def _network(config: dict[str, Any], data: MaskDataArguments, weights: str) -> n
 
 
 def _names(epochs: Sequence[dict[str, Any]]) -> list[str] | None:
-    """The classes in the order in which a run's evaluations have them; None where it has none."""
+    """The class names, in the order of a run's evaluations; None if it has none."""
     names = [key.removeprefix(IOU) for row in epochs[-1:] for key in row if key.startswith(IOU)]
     return names or None
 
 
 def _check(name: str, network: FrozenTeacher, data: MaskDataArguments, device: torch.device) -> None:
-    """Put the classes in the data's order, and look at what one black image gives."""
+    """Reorder the classes to the data's order, and check the output for one black image."""
     if network.label_names is not None and data.label_names is not None:
         network.reorder(order_of(network.label_names, data.label_names, name, "the data"))
     height, width = data.image_size
     maps = network(pixel_values=torch.zeros(1, 3, height, width, device=device))
     if maps.ndim != 4 or maps.shape[1] != data.classes:
         raise ValueError(
-            f"{name} gives outputs {tuple(maps.shape)} of an image, and the data has {data.classes} classes: take a "
-            "network of masks that was trained on them, or name its outputs (teacher_classes)"
+            f"{name} has outputs of shape {tuple(maps.shape)} for an image, but the data has {data.classes} "
+            "classes: use a segmentation network trained on this data, or select its outputs (teacher_classes)"
         )

@@ -1,4 +1,4 @@
-"""The networks of an analysis, by the names that its flags give: loaded and checked before any pass."""
+"""Loads the networks of an analysis by name, and checks them before any forward pass."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from hfkd.utils.launch import processes
 
 
 class NamedNetworks(Protocol):
-    """The flags that name the networks, see `AnalysisArguments`."""
+    """The flags for the networks, see `AnalysisArguments`."""
 
     teacher: str
     students: list[str]
@@ -30,8 +30,8 @@ def load_networks(
 ) -> tuple[AnalysedNetwork, list[AnalysedNetwork]]:
     """The teacher and the students.
 
-    Raises ValueError for a name that is no network, weights that are missing or do not fit, other classes than those of
-    the data, and a network without penultimate features.
+    Raises ValueError for an unknown name, weights that are missing or do not fit, classes that differ from the data's,
+    and a network without penultimate features.
     """
     weights = [args.teacher_checkpoint, *_checkpoints(args)]
     networks = [args.teacher, *args.students]
@@ -46,16 +46,18 @@ def load_networks(
 def load_network(
     name: str, network: str, file: str | None, images: Any, received: InputSpec, use_cpu: bool = False
 ) -> AnalysedNetwork:
-    """One of them, checked on two images."""
+    """One network, checked on two images."""
     classes, data_names = num_labels(images), label_names(images)
     hub_id = network.count("/") == 1 and not network.startswith((".", "/", "~"))
     if not (_is_timm(network) or hub_id or Path(network).is_dir()):
-        raise ValueError(f"{network!r} is neither a folder that a run left, nor a Hub id (owner/name), nor a timm name")
+        raise ValueError(
+            f"{network!r} is neither the output folder of a run, nor a Hub id (owner/name), nor a timm name: correct it"
+        )
     if Path(network).is_dir() and not (Path(network) / "config.json").is_file():
-        raise ValueError(f"{network} has no config.json: name the folder that a run left, or a checkpoint-* in it")
+        raise ValueError(f"{network} has no config.json: pass the output folder of a run, or a checkpoint-* in it")
     own = AutoConfig.from_pretrained(network).num_labels if Path(network).is_dir() else classes
     if own != classes:
-        raise ValueError(f"{name} has {own} classes, and the data {classes}: take a network that was trained on them")
+        raise ValueError(f"{name} has {own} classes, but the data {classes}: use a network trained on this data")
     model = _loaded(network, classes, file)
     device = torch.device("cpu") if use_cpu else processes().device
     found = AnalysedNetwork(name, model, received, data_names, device)
@@ -80,24 +82,24 @@ def _is_timm(network: str) -> bool:
 
 
 def _checkpoints(args: NamedNetworks) -> list[str | None]:
-    """The weights of each student; None for a folder or a Hub id, which has its own."""
+    """The weights file of each student; None for a folder or a Hub id, which include weights."""
     bare = [name for name in args.students if _is_timm(name)]
     files = args.student_checkpoints or []
     if len(files) != len(bare):
         raise ValueError(
-            f"{len(files)} student_checkpoints for {len(bare)} students that are timm names {bare}: give one for each, "
-            "in their order; folders and Hub ids have their own weights"
+            f"there are {len(files)} student_checkpoints for {len(bare)} students that are timm names {bare}: "
+            "pass one for each of these, in order; folders and Hub ids include weights"
         )
     remaining = iter(files)
     return [next(remaining) if _is_timm(name) else None for name in args.students]
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """As few of the last parts of each path as tell them apart. ValueError for one that is given twice."""
+    """The shortest unique endings of the paths. Raises ValueError for a path that is given twice."""
     parts = [[part for part in path.split("/") if part not in ("", ".")] for path in paths]
     twice = next((path for path, own in zip(paths, parts, strict=True) if parts.count(own) > 1), None)
     if twice is not None:
-        raise ValueError(f"{twice} is given twice: name each network once")
+        raise ValueError(f"{twice} is given twice: pass each network once")
     longest = max(map(len, parts))
     tails = (["/".join(one[-count:]) for one in parts] for count in range(1, longest + 1))
     return next(names for names in tails if len(set(names)) == len(names))

@@ -1,4 +1,4 @@
-"""What an analysis shows beyond one pass: features in the plane, checkpoints of a run, the loss around a student.
+"""Further parts of an analysis: t-SNE of features, checkpoints of a run, the loss landscape of a student.
 
 n images.
 """
@@ -26,19 +26,22 @@ from hfkd.reports.analysis_landscape import landscape_section
 from hfkd.reports.html import Section
 
 Numbers = dict[str, Any]
-FEWEST = 5  # images of a t-SNE
+FEWEST = 5  # minimum number of images for t-SNE
 
 
 def planes(
     teacher: str, taught: NetworkPass, students: Mapping[str, NetworkPass], images: int, seed: int
 ) -> tuple[Numbers, Section]:
-    """t-SNE of every network's features, by name, and how far the classes are apart."""
+    """t-SNE of every network's features, by name, and the separation of the classes."""
     shown, narrowest = (
         min(images, len(taught.labels)),
         min(one.features.shape[1] for one in (taught, *students.values())),
     )
     if shown < FEWEST or narrowest < 2:
-        why = f"Left out: {shown} images of {narrowest} features or more; t-SNE takes {FEWEST} of 2."
+        why = (
+            f"Left out: there are {shown} images with {narrowest} features; t-SNE needs at least {FEWEST} images "
+            "with 2 features."
+        )
         return {}, Section("Penultimate features", why)
     high = _marked(sample_numbers(taught.logits, taught.labels).entropy)
     found = {}
@@ -55,18 +58,18 @@ def planes(
 
 
 def _marked(values: torch.Tensor) -> torch.Tensor:
-    """Which images are of the tenth of highest value, [n] bool."""
+    """A mask [n] of the tenth of images with the highest values."""
     return torch.zeros(len(values), dtype=torch.bool).index_fill(0, extremes(values)[1], True)
 
 
 def run_checkpoints(folder: str) -> dict[int, Path]:
-    """The checkpoints of a run that are whole networks, by step. ValueError for fewer than two."""
+    """The checkpoints of a run that contain a model, by step. Raises ValueError for fewer than two."""
     numbered = {path: path.name.removeprefix("checkpoint-") for path in Path(folder).glob("checkpoint-*")}
     found = {int(step): path for path, step in numbered.items() if step.isdigit() and (path / "config.json").is_file()}
     if len(found) < 2:
         raise ValueError(
-            f"checkpoints_of={folder}: {len(found)} folders checkpoint-* with a config.json, and it takes two to "
-            "compare: name the output_dir of a run with save_total_limit above 1"
+            f"checkpoints_of={folder} has {len(found)} folders checkpoint-* with a config.json, but a comparison "
+            "needs two: pass the output_dir of a run with save_total_limit above 1"
         )
     return dict(sorted(found.items()))
 
@@ -74,7 +77,7 @@ def run_checkpoints(folder: str) -> dict[int, Path]:
 def load_runs(
     folders: Sequence[str], images: Any, received: InputSpec, use_cpu: bool
 ) -> dict[str, dict[int, AnalysedNetwork]]:
-    """Every checkpoint of these runs, by the run's name and by step, checked; all are held in memory."""
+    """All checkpoints of these runs, by the run's name and by step, checked; all are kept in memory."""
     names = short_names(folders) if folders else []
     return {
         name: {
@@ -92,7 +95,7 @@ def training(
     batch_size: int,
     temperature: float,
 ) -> tuple[Numbers, list[Section]]:
-    """Each run's student over its checkpoints."""
+    """The numbers of each run's student over its checkpoints."""
     numbers, sections = {}, []
     for name, steps in runs.items():
         logits = {step: network_pass(one, images, batch_size, features=False).logits for step, one in steps.items()}
@@ -104,7 +107,7 @@ def training(
 def landscapes(
     students: Sequence[AnalysedNetwork], images: Any, count: int, points: int, dims: int, batch_size: int, seed: int
 ) -> tuple[Numbers, Section]:
-    """The loss around each student, of `count` images drawn by `seed`, along `dims` directions drawn by it too."""
+    """The loss around each student on `count` random images, along `dims` random directions, both seeded by `seed`."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(images), generator=generator)[:count].sort().values.tolist()
     loader = DataLoader(torch.utils.data.Subset(images, rows), batch_size=batch_size, collate_fn=ImageCollator())
@@ -136,7 +139,7 @@ def _landscape(
         )
         return sum(found) / count
 
-    # by seeds of their own: 2 seed, 2 seed + 1
+    # separate seeds: 2 seed, 2 seed + 1
     directions = [filter_normalised(network.model, 2 * seed + number) for number in range(dims)]
     with bar:
         return landscape(network.model, loss, directions, points)

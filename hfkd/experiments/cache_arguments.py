@@ -1,4 +1,4 @@
-"""The flags of a recipe that stores its teacher's outputs once and trains from them afterwards."""
+"""Flags for recipes that store the teacher's outputs once and then train from them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,16 +21,18 @@ from hfkd.utils.counts import at_least_one
 
 @dataclass
 class TeacherCacheArguments:
-    """How much of a language teacher's outputs is stored in `teacher_cache_dir`."""
+    """What is stored of a language-model teacher's outputs in `teacher_cache_dir`."""
 
-    teacher_cache_k: int = field(default=64, metadata={"help": "Logits stored per target token, the largest."})
-    teacher_cache_batch_size: int = field(default=8, metadata={"help": "Rows a teacher's forward while storing."})
+    teacher_cache_k: int = field(default=64, metadata={"help": "Number of largest logits stored per target token."})
+    teacher_cache_batch_size: int = field(
+        default=8, metadata={"help": "Rows per forward pass of the teacher while storing."}
+    )
 
     teacher_cache_entropy_temperature: float = field(
-        default=3.0, metadata={"help": "Softmax temperature of the stored entropies; the weighting's."}
+        default=3.0, metadata={"help": "Softmax temperature of the stored entropies; must be that of the weighting."}
     )
     teacher_cache_energy_temperature: float = field(
-        default=4.0, metadata={"help": "Temperature of the stored energies; the temperature slot's."}
+        default=4.0, metadata={"help": "Temperature of the stored energies; must be that of the temperature slot."}
     )
 
     def __post_init__(self) -> None:
@@ -47,24 +49,24 @@ class TeacherCacheArguments:
         temperature: Any,
         mixed_precision: str | None = None,
     ) -> nn.Module:
-        """The teacher stored in `folder`, for which `load` is called only if it must be; without a folder the live one.
+        """The teacher stored in `folder`, with a call of `load` only if needed; without a folder the live teacher.
 
-        It has to be where something is missing or damaged, and where the files under `name` are not those that the
-        cache was made from (samples of them are compared): then the teacher is, over a few rows.
-        `temperature` is the slot of training: it says at which temperatures the bucket is stored. `mixed_precision` is
-        that of training; unset: that of accelerate's launcher. Raises ValueError for a folder that holds what a teacher
-        of another name said, or was stored with other values of these flags.
+        The teacher is loaded if files of the cache are missing or damaged, or if the model files under `name` are not
+        those that the cache was made from (samples of these are compared): then a few rows are compared with the
+        teacher. `temperature` is the temperature slot of training, which determines the temperatures at which the
+        bucket is stored. `mixed_precision` is that of training; unset: that of accelerate's launcher. Raises ValueError
+        for a folder with the outputs of a teacher of another name, or stored with other values of these flags.
         """
         if not folder:
             return load()
         manifest = Manifest.read(folder)
         if manifest is not None and manifest.name != name:
             raise ValueError(
-                f"--teacher_cache_dir {folder} holds what {manifest.name} said, and the teacher is {name}: "
+                f"--teacher_cache_dir {folder} has the outputs of {manifest.name}, but the teacher is {name}: "
                 "choose another folder, or delete that one"
             )
         if manifest is not None and manifest.captured:
-            return CachedTextTeacher(folder)  # there is no teacher at hand to make anything of it anew
+            return CachedTextTeacher(folder)  # no teacher is available to rebuild it
         if manifest is not None:
             self._refuse_other(folder, manifest)
         source = model_source(name)
@@ -73,7 +75,7 @@ class TeacherCacheArguments:
         return CachedTextTeacher(folder)
 
     def _refuse_other(self, folder: str, stored: Manifest) -> None:
-        """What is stored is what training would use, whatever the flags say."""
+        """Raise ValueError if flags differ from the stored settings, which training would use."""
         there = {
             "teacher_cache_k": stored.k,
             "teacher_cache_entropy_temperature": stored.entropy_temperature,
@@ -83,8 +85,8 @@ class TeacherCacheArguments:
             mine = getattr(self, name)
             if mine != its and not (name == "teacher_cache_k" and not stored.has_tail and mine > its):
                 raise ValueError(
-                    f"--{name} {mine}: --teacher_cache_dir {folder} was stored with {its}; give --{name} {its}, or "
-                    "choose another folder"
+                    f"--{name} {mine}: --teacher_cache_dir {folder} was stored with {its}; pass --{name} {its}, "
+                    "or choose another folder"
                 )
 
     def _build(
@@ -101,12 +103,13 @@ class TeacherCacheArguments:
     ) -> None:
         accelerator = Accelerator(
             mixed_precision=mixed_precision
-        )  # with the processes of TrainingArguments made before
+        )  # uses the process group created by TrainingArguments
         softened = resolve_temperature(OF_LANGUAGE if temperature is None else temperature)
         choices = getattr(softened, "choices", None)
         if choices is None:
             raise ValueError(
-                f"--teacher_cache_dir: the temperatures of {temperature} are not known beforehand: train live"
+                f"--teacher_cache_dir: the temperatures of {temperature} are not known in advance: leave it out, "
+                "to train with the live teacher"
             )
         build_text_cache(
             place(FrozenTeacher(teacher), accelerator),

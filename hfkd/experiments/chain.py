@@ -1,4 +1,4 @@
-"""Distillation through assistants: each network of a chain teaches the next, smaller one."""
+"""Distillation through teacher assistants: each network of a chain teaches the next, smaller one."""
 
 import logging
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ def distil_chain(
 ) -> list[Path]:
     """TAKD (Mirzadeh et al., AAAI 2020): a teacher, assistants of sizes in between, and the student, in this order.
 
-    Each network after the first is distilled from the one before it, an ordinary run of its own in
-    `args.output_dir/1_NAME`, `2_NAME`, ...; the student is the last. Called again, it keeps the stages that are
-    finished and takes up one that was stopped. `checkpoint` holds the weights of the first. Returns the folders.
+    Each network after the first is distilled from the one before it, in a separate run in `args.output_dir/1_NAME`,
+    `2_NAME`, ...; the last is the student. A repeated call keeps finished stages and resumes an interrupted one.
+    `checkpoint` has the weights of the first network. Returns the folders.
     """
     if len(chain) < 2:
-        raise ValueError(f"chain={list(chain)} must name a teacher, assistants, and the student, largest first")
+        raise ValueError(f"chain={list(chain)} must list a teacher, assistants, and the student, largest first")
     folders: list[Path] = []
     teacher, weights = chain[0], None if checkpoint is None else [checkpoint]
     for stage, student in enumerate(chain[1:], start=1):

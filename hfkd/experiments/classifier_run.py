@@ -1,4 +1,4 @@
-"""A classifier's run from start to end: train, resume, evaluate, save, and leave a page that a person can read.
+"""A complete run of a classifier: train or resume, evaluate, save, and write an HTML report.
 
 Rows are images or texts. N images, C classes, H height, W width.
 """
@@ -29,9 +29,9 @@ from hfkd.utils.json_file import read_json
 logger = logging.getLogger(__name__)
 
 PAGE_NAME = "index.html"
-SHOWN = 16  # images of lowest and of highest energy on the page
-ENTROPY_TEMPERATURE = 3.0  # EA-KD's, of the page's entropies
-GROUP = 512  # images of each energy group whose predictions are averaged
+SHOWN = 16  # number of images with lowest and highest energy on the page
+ENTROPY_TEMPERATURE = 3.0  # EA-KD's, for the entropies on the page
+GROUP = 512  # number of images per energy group whose predictions are averaged
 
 
 def run_classifier(
@@ -41,16 +41,16 @@ def run_classifier(
     items_name: str = "images",
     trained: Callable[[], Any] = lambda: None,
 ) -> dict[str, Any]:
-    """Train `trainer`, taking up an earlier session that was stopped, and write results.json, the student and a page.
+    """Train, resuming an interrupted session, and write results.json, the student and a page.
 
-    `config` is recorded with the results; `items_name` says there what a row is; `page=False` leaves the page out, for
-    which the teacher and the student see all rows once more. `trained` is called when training has ended, before
-    anything is written or uploaded. Returns the content of results.json. Runs on every rank.
+    `config` is recorded with the results; `items_name` is the name of rows there; `page=False` omits the page, which
+    needs another pass of teacher and student over all rows. `trained` is called after training, before
+    anything is written or uploaded. Returns the content of results.json. Call it on every rank.
     """
     config = without_paths(config)
     drawn = page and find_spec("matplotlib") is not None
     if page and not drawn:
-        logger.warning("There will be no %s: pip install 'hfkd[demo]' for its pictures", PAGE_NAME)
+        logger.warning("%s will not be written, as matplotlib is missing: pip install 'hfkd[demo]'", PAGE_NAME)
     folder = train_to_the_end(trainer, ResultsCallback(config, items_name=items_name))
     trained()
     data = page_data(trainer) if drawn else {}
@@ -60,17 +60,17 @@ def run_classifier(
         if drawn:
             history = trainer.state.log_history
             distillation_page(folder / PAGE_NAME, config=config, log_history=history, results=results, **data)
-            logger.info("The results are in %s; look at %s", folder, folder / PAGE_NAME)
+            logger.info("Results are in %s; open %s", folder, folder / PAGE_NAME)
     save_student(trainer, config)
     return results
 
 
 def page_data(trainer: DistillationTrainer) -> dict[str, Any]:
-    """What the page shows of teacher and student beside the curves; only what this run has."""
+    """Data for the page besides the curves, as far as this run has it."""
     teacher, slot = trainer.teacher, trainer.distillation_loss.temperature
     if teacher is None or isinstance(trainer.train_dataset, ImageStream):
         return {}
-    # Not the trainer's last scan: that may be HE-DA's, at another temperature. The cache holds one made before.
+    # Not the trainer's last scan, which may be HE-DA's, at another temperature. An earlier scan is cached.
     wanted = {"energy_temperature": slot.energy_temperature} if isinstance(slot, Fitted) else {}
     training = trainer.scan_training_set(**wanted)
     data = {"energies": training.energy} | _energy_groups(trainer, teacher, training)
@@ -82,7 +82,7 @@ def page_data(trainer: DistillationTrainer) -> dict[str, Any]:
 
 
 def _energy_groups(trainer: DistillationTrainer, teacher: FrozenTeacher, training: TeacherScan) -> dict[str, Any]:
-    """Images of lowest and of highest energy, and the teacher's probabilities for a group of rows at each end."""
+    """Images with lowest and highest energy, and the teacher's probabilities for a group of rows at each end."""
     dataset = original_images(trainer.train_dataset)
     transform = image_transform(dataset)
     order = training.energy.argsort()
@@ -110,7 +110,7 @@ def _probabilities(trainer: DistillationTrainer, teacher: FrozenTeacher, rows: l
 
 
 def _correctness(trainer: DistillationTrainer, teacher: FrozenTeacher, dataset: Any) -> dict[str, Any]:
-    """For each row that is scored: the teacher's entropy, and whether student and teacher are right."""
+    """For each evaluation row: the teacher's entropy, and whether student and teacher are right."""
     with receiving(teacher, trainer.image_inputs, dataset):
         taught = scan(
             teacher,

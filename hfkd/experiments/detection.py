@@ -1,4 +1,4 @@
-"""One run of training a detector: from what the flags of a recipe say to results.json and a page."""
+"""A run that trains a detector, from a recipe's flags to results.json and a page."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,15 +18,15 @@ from hfkd.reports.page import detection_sections
 from hfkd.tasks.proof import untouched
 from hfkd.trainer import DistillationTrainer
 
-SHOWN = 6  # images on the page
+SHOWN = 6  # number of images on the page
 
 
 def detection_trainer(
     networks: DetectionNetworkArguments, data: BoxDataArguments, args: DistillationArguments
 ) -> DistillationTrainer:
-    """The trainer of a detector, with a teacher unless `args.kd_weight` is 0 and it is not compared with one.
+    """The trainer of a detector, with a teacher if `args.kd_weight` or `args.evaluate_kl` needs it.
 
-    The seed is set before the networks are made, so that several runs in one process give what each gives alone.
+    The seed is set before the networks are created, so that runs in one process do not influence each other.
     """
     train, scored, names = data.load(seed=args.seed)
     set_seed(args.seed)
@@ -36,7 +36,7 @@ def detection_trainer(
 
 
 def run_detection(trainer: DistillationTrainer, config: dict[str, Any], score_training: bool = False) -> dict[str, Any]:
-    """`run_pictured` of a detector. score_training: evaluate on the training images too, as `eval_train_ap`."""
+    """`run_pictured` for a detector. score_training: also evaluate on the training images, as `eval_train_ap`."""
 
     def scored() -> None:
         rows: Any = trainer.train_dataset
@@ -53,7 +53,7 @@ def run_detection(trainer: DistillationTrainer, config: dict[str, Any], score_tr
 
 @torch.no_grad()
 def box_examples(trainer: DistillationTrainer, count: int = SHOWN) -> list[BoxExample]:
-    """A few images of the evaluation set, spread over it, with their boxes and those that the networks find."""
+    """A few images spread over the evaluation set, with their boxes and the networks' detections."""
     rows: Any = trainer.eval_dataset
     if rows is None or isinstance(rows, dict) or trainer.model is None:
         return []
@@ -81,8 +81,8 @@ def _found(boxes: Mapping[str, Tensor]) -> FoundBoxes:
 
 @dataclass
 class ScoreArguments:
-    """Evaluation beside AP on the test images."""
+    """Evaluation besides AP on the test images."""
 
     score_training: bool = field(
-        default=False, metadata={"help": "At the end, evaluate on the training images too: eval_train_ap."}
+        default=False, metadata={"help": "After training, also evaluate on the training images: eval_train_ap."}
     )

@@ -1,4 +1,4 @@
-"""One run of training on images: from what the flags of a recipe say to results.json."""
+"""A run that trains on images, from a recipe's flags to results.json."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,9 +20,9 @@ Build = Callable[[int, list[str] | None], tuple[nn.Module, Any]]
 
 
 def image_trainer(build: Build, data: ImageDataArguments, args: DistillationArguments) -> DistillationTrainer:
-    """The trainer of the student and the teacher, or None, that `build(num_labels, label_names)` makes for `data`.
+    """The trainer for the student and the teacher (or None) that `build(num_labels, label_names)` returns.
 
-    The seed is set before it makes them, so that several runs in one process give what each gives alone.
+    The seed is set before they are created, so that runs in one process do not influence each other.
     """
     with args.main_process_first(desc="decoding the images"):
         train, test = data.load(seed=args.seed)
@@ -47,10 +47,11 @@ def distil_images(
     page: bool = True,
     assistants: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Load data and networks, distil, and leave the student and its results in `args.output_dir`; see `run_classifier`.
+    """Load data and networks, distil, and write the student and its results to `args.output_dir`; see `run_classifier`.
 
-    With `mutual_learning` teacher and student are peers, and results.json is the student's (`experiments/peers.py`).
-    `assistants`: networks between the first teacher and the student, for its results and its card. Runs on every rank.
+    With `mutual_learning` teacher and student are peers, and results.json is that of the student
+    (`experiments/peers.py`). `assistants`: networks between the first teacher and the student, for results and model
+    card. Call it on every rank.
     """
 
     def build(classes: int, names: list[str] | None) -> tuple[nn.Module, Any]:

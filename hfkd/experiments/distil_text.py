@@ -1,4 +1,4 @@
-"""One run of training on texts: from what the flags of a recipe say to a trainer."""
+"""Trainers for texts, from a recipe's flags."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from hfkd.trainer import DistillationTrainer
 def text_classification_trainer(
     networks: TextNetworkArguments, data: LabelledTextArguments, args: DistillationArguments
 ) -> DistillationTrainer:
-    """The trainer of a classifier of texts, with a teacher unless `args.kd_weight` is 0."""
+    """The trainer of a text classifier, with a teacher unless `args.kd_weight` is 0."""
     networks.check_teacher(args.kd_weight)
     with args.main_process_first(desc="tokenising"):
         texts = data.read()
@@ -47,7 +47,7 @@ def _trainer(
     tokenizer: Any,
     labels: dict[str, Any],
 ) -> DistillationTrainer:
-    """The seed is set before the networks are made, so that several runs in one process give what each gives alone."""
+    """The seed is set before the networks are created, so that runs in one process do not influence each other."""
     set_seed(args.seed)
     student = networks.student(auto, tokenizer, **labels)
     teacher = networks.teacher(auto, tokenizer, **labels) if args.kd_weight else None

@@ -1,4 +1,4 @@
-"""Several students on the five instruction sets: the flags, the loop, the table."""
+"""Evaluates several students on the five instruction sets: flags, loop, table."""
 
 import gc
 import json
@@ -31,20 +31,29 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class InstructArguments:
-    """Evaluation sets, and how answers are sampled. The defaults are those of the published figures."""
+    """Evaluation sets, and sampling of answers. The defaults are those of the published results."""
 
     sets_from: str = field(default=HUB, metadata={"help": "Folder with <set>.jsonl files, or a Hub account."})
     sets: list[str] = field(default_factory=lambda: list(SETS), metadata={"help": f"Some of {', '.join(SETS)}."})
     dolly: str | None = field(
-        default=None, metadata={"help": "databricks-dolly-15k, whose test split is scored; unset: that of sets_from."}
+        default=None,
+        metadata={"help": "databricks-dolly-15k, whose test split is evaluated; unset: that of sets_from."},
     )
-    seeds: list[int] = field(default_factory=lambda: list(SEEDS), metadata={"help": "One set of answers a seed."})
-    max_rows: int | None = field(default=None, metadata={"help": "Score the first rows of each set only: a quick try."})
-    max_new_tokens: int = field(default=256, metadata={"help": "Tokens of an answer."})
-    max_prompt_length: int = field(default=256, metadata={"help": "Tokens of a prompt; the rest is cut off."})
-    no_repeat_ngram_size: int = field(default=6, metadata={"help": "No sequence of so many tokens twice; 0: any."})
-    batch_size: int = field(default=32, metadata={"help": "Prompts answered at once on each process."})
-    chat_template: bool = field(default=False, metadata={"help": "Write prompts with the tokenizer's chat template."})
+    seeds: list[int] = field(
+        default_factory=lambda: list(SEEDS), metadata={"help": "Sampling seeds, with one set of answers for each."}
+    )
+    max_rows: int | None = field(
+        default=None, metadata={"help": "Evaluate only the first rows of each set, for a quick test."}
+    )
+    max_new_tokens: int = field(default=256, metadata={"help": "Maximum number of tokens of an answer."})
+    max_prompt_length: int = field(
+        default=256, metadata={"help": "Maximum number of tokens of a prompt; longer prompts are truncated."}
+    )
+    no_repeat_ngram_size: int = field(
+        default=6, metadata={"help": "Forbid repetition of n-grams of this many tokens; 0: allow it."}
+    )
+    batch_size: int = field(default=32, metadata={"help": "Prompts per batch on each process."})
+    chat_template: bool = field(default=False, metadata={"help": "Format prompts with the tokenizer's chat template."})
     rouge_tokenizer: Literal["rouge_score", "unicode"] = field(
         default="rouge_score", metadata={"help": "rouge_score, as published, reads a-z and 0-9; unicode every script."}
     )
@@ -54,7 +63,7 @@ class InstructArguments:
         at_least_one(self, "max_rows", "max_new_tokens", "max_prompt_length", "batch_size")
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
-        """The sets that are there, each with `prompt` and `references`."""
+        """The available sets, each with the columns `prompt` and `references`."""
         test = None if self.dolly is None else dolly_split(read_splits(self.dolly)["train"], tokenizer)["test"]
         return instruct_sets(
             self.sets_from,
@@ -67,7 +76,7 @@ class InstructArguments:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """For `TextGenerator`."""
+        """Settings for `TextGenerator`."""
         names = ("max_new_tokens", "max_prompt_length", "no_repeat_ngram_size", "batch_size")
         return {name: getattr(self, name) for name in names} | {"add_special_tokens": not self.chat_template}
 
@@ -75,12 +84,12 @@ class InstructArguments:
 def evaluate_students(
     names: Sequence[str], load: Callable[[str], tuple[Any, PreTrainedTokenizerBase]], args: InstructArguments
 ) -> dict[str, dict[str, Scores]]:
-    """Score each student that `load` gives (model, tokenizer), one at a time; print and write the tables.
+    """Evaluate each student, loaded by `load` as (model, tokenizer), one at a time; print and write the tables.
 
-    The tables have the students and sets that earlier calls left in `output_dir`, too. Returns this call's scores.
+    The tables include students and sets of earlier calls with the same `output_dir`. Returns this call's scores.
     """
     state, folder = processes(), Path(args.output_dir)
-    names = [str(Path(name)) for name in names]  # with a slash at the end it is no other student
+    names = [str(Path(name)) for name in names]  # a trailing slash does not make another student
     folders = _folders(names, read_students(folder))
     scores = {}
     for name in names:
@@ -105,27 +114,27 @@ def evaluate_students(
 
 
 def _warn_of_template(name: str, tokenizer: PreTrainedTokenizerBase, chat_template: bool) -> None:
-    """Say so where prompts are written in another way than the student was trained on, or may have been."""
+    """Warn if prompts are, or may be, formatted differently from the student's training."""
     try:
         trained = json.loads((Path(name) / RESULTS_NAME).read_text(encoding="utf-8"))["config"].get("chat_template")
     except (OSError, ValueError, KeyError, AttributeError):
         trained = None
     if trained is None and tokenizer.chat_template and not chat_template:
         logger.warning(
-            "%s: its tokenizer has a chat template, and the prompts are written without it. If the student was trained "
-            "on chats, its scores mean nothing: give --chat_template",
+            "%s: its tokenizer has a chat template, but the prompts are formatted without it. If the student was "
+            "trained with the template, its scores are meaningless: pass --chat_template",
             name,
         )
     elif trained is not None and trained != chat_template:
         logger.warning(
-            "%s was trained %s its chat template and is scored %s it: %s --chat_template",
+            "%s was trained %s its chat template but is evaluated %s it: %s --chat_template",
             name,
-            *(("with", "without", "give") if trained else ("without", "with", "leave out")),
+            *(("with", "without", "pass") if trained else ("without", "with", "leave out")),
         )
 
 
 def _fingerprint(model: nn.Module) -> str:
-    """A hash of the weights: students are trained on, under one name."""
+    """A hash of the weights, since a student may be trained further under the same name."""
     digest = xxhash.xxh3_64()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -134,12 +143,12 @@ def _fingerprint(model: nn.Module) -> str:
 
 
 def _folders(names: Sequence[str], earlier: Mapping[str, str]) -> dict[str, str]:
-    """A folder for each student, with a name of its own, and those of earlier calls."""
+    """A unique folder name for each student, including those of earlier calls."""
     mine = {name: "-".join(part for part in Path(name).parts if part not in ("/", "..", ".")) for name in names}
     folders = {**earlier, **mine}
     if len(mine) < len(names) or len(set(folders.values())) < len(folders):
         raise ValueError(
-            f"the students {list(dict.fromkeys([*earlier, *names]))} would share a folder of answers: give each once, "
-            "or choose another output_dir"
+            f"the students {list(dict.fromkeys([*earlier, *names]))} would share a folder of answers: pass each "
+            "once, or choose another output_dir"
         )
     return folders

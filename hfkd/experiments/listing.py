@@ -1,4 +1,4 @@
-"""What tables there are, and what a table would run, before anything runs."""
+"""Lists the available tables, and what a table would run."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ NETWORKS = "--teacher_name NAME --teacher_checkpoint FILE --student_name NAME"
 
 
 def listed(table: Table) -> str:
-    """A table's title, its rows and pairs, and the command that runs it."""
+    """A table's title, rows and pairs, and the command that runs it."""
     lines = [f"{table.name}: {table.title}"]
     labels = {row.label: row.quoted for row in table.rows}
     lines.append("    rows: " + "; ".join(f"{label} (quoted)" if why else label for label, why in labels.items()))
@@ -25,9 +25,9 @@ def listed(table: Table) -> str:
 
 
 def dry_run(table: Table, argv: Sequence[str]) -> str:
-    """What each row that `argv` asks for would be run with, in Markdown; raises ValueError as the run itself would.
+    """The settings of each row selected by `argv`, in Markdown; raises ValueError as the run itself would.
 
-    Weights that are not there are not missed yet.
+    Missing weights are not an error here.
     """
     lines = []
     for job in {job.row: job for job in jobs_of(table, argv)}.values():

@@ -1,4 +1,4 @@
-"""What a table of runs has to say below its lines: what failed, and what does not go together."""
+"""Notes below a table of runs: failures, and settings in which rows differ."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def notes(rows: Sequence[Mapping[str, Any]], compared: frozenset[str]) -> list[str]:
-    """Rows that are quoted alone, cells that papers print differently, failed runs, runs that met NaN by leave, those
-    that were not evaluated at their end, and settings in which rows differ though the table does not set them.
+    """Notes on rows that are only quoted, numbers that papers print differently, failed runs, runs that tolerate NaN,
+    runs that were not evaluated at their end, and settings in which rows differ unintentionally.
 
-    `compared` are the settings that the rows of the table set.
+    `compared`: the settings that the rows of the table set.
     """
     quoted = dict.fromkeys(f"{row['method']}: not run, {row['quoted']}" for row in rows if row["quoted"])
     printed = [

@@ -1,4 +1,4 @@
-"""Whether two ways differ by more than their seeds do: each seed's difference, and an interval for the mean of them."""
+"""Paired comparison of two methods over seeds: the mean difference and its confidence interval."""
 
 import statistics
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean over `seeds` of one way's number less another's, and the interval of Student's t for it.
+    """The mean over `seeds` of one method's value minus another's, with its Student's t interval.
 
     With d_s the difference of seed s, n of them:  mean(d) ± t(n - 1) sd(d) / sqrt(n).
     """
@@ -24,7 +24,7 @@ class Difference:
 
     @property
     def shown(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
@@ -33,7 +33,7 @@ class Difference:
 
 
 def paired_difference(numbers: Mapping[int, float], others: Mapping[int, float]) -> Difference | None:
-    """Of two ways' numbers by seed, over the seeds that both have; None with fewer than two."""
+    """The difference of two methods' values by seed, over common seeds; None for fewer than two."""
     found = [numbers[seed] - others[seed] for seed in sorted(numbers.keys() & others.keys())]
     if len(found) < 2:
         return None
@@ -43,7 +43,7 @@ def paired_difference(numbers: Mapping[int, float], others: Mapping[int, float])
 
 
 def to_reference(row: Mapping[str, Any], reference: Mapping[str, Any] | None) -> Difference | None:
-    """Of two rows of a table: the accuracy after the last epoch."""
+    """The difference of two rows of a table, in the accuracy after the last epoch."""
     if reference is None or reference is row:
         return None
     mine, others = (

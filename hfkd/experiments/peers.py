@@ -1,4 +1,4 @@
-"""What a run of mutual learning leaves: each peer by itself, with its scores."""
+"""Saves each peer of a mutual-learning run, with its scores."""
 
 from pathlib import Path
 from typing import cast
@@ -9,7 +9,7 @@ from hfkd.utils.json_file import write_json
 
 
 def save_peers(trainer: DistillationTrainer) -> list[dict[str, float]]:
-    """Evaluate and save each peer to `peer_0`, `peer_1`, ... in the run's folder. Runs on every rank."""
+    """Evaluate and save each peer to `peer_0`, `peer_1`, ... in the run's folder. Call it on every rank."""
     peers, scores = cast(Peers, trainer.model), []
     for k, peer in enumerate(peers.peers):
         peers.scored = k

@@ -1,4 +1,4 @@
-"""One run whose page shows what the networks say of a few images: masks, boxes."""
+"""A run whose page shows the networks' predictions on a few images: masks, boxes."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -23,15 +23,15 @@ def run_pictured(
     sections: Callable[[Sequence[Any]], Any],
     trained: Callable[[], Any] = lambda: None,
 ) -> dict[str, Any]:
-    """Train, taking up an earlier session that was stopped, and write results.json, the student and a page.
+    """Train, resuming an interrupted session, and write results.json, the student and a page.
 
-    On every rank. metric: what the best epoch is by. sections: those of the page, of the log. trained: called when
-    training has ended, on every rank.
+    Call it on every rank. metric: that which determines the best epoch. sections: a function from the log history to
+    the sections of the page. trained: called after training, on every rank.
     """
     config = without_paths(config)
     drawn = find_spec("matplotlib") is not None
     if not drawn:
-        logger.warning("There will be no %s: pip install 'hfkd[demo]' for its pictures", PAGE_NAME)
+        logger.warning("%s will not be written, as matplotlib is missing: pip install 'hfkd[demo]'", PAGE_NAME)
     folder = train_to_the_end(trainer, ResultsCallback(config, metric=metric))
     trained()
     results: dict[str, Any] = {}
@@ -40,13 +40,13 @@ def run_pictured(
         if drawn:
             history = trainer.state.log_history
             run_page(folder / PAGE_NAME, sections(history), config=config, log_history=history, results=results)
-            logger.info("The results are in %s; look at %s", folder, folder / PAGE_NAME)
+            logger.info("Results are in %s; open %s", folder, folder / PAGE_NAME)
     save_student(trainer, config)
     return results
 
 
 def spread(rows: int, count: int) -> list[int]:
-    """So many rows at equal distances; all where there are no more."""
+    """`count` evenly spaced row numbers; all rows if there are fewer."""
     return [k * rows // count for k in range(count)] if rows > count else list(range(rows))
 
 

@@ -1,4 +1,4 @@
-"""Numbers that papers report, each with its source: recipes/published.yaml is the one place for them."""
+"""Published results, each with its source, read from recipes/published.yaml."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Any
 
 import yaml
 
-ANY = "any"  # a pair's network that a table does not name
+ANY = "any"  # stands for any network of a pair
 ABOUT = ("source", "data", "epochs", "pairs", "teacher", "student")
 
 
 @dataclass(frozen=True)
 class PublishedNumber:
-    """`value`, such as top-1 accuracy in percent, and the epochs it took, where they are known."""
+    """`value`, such as top-1 accuracy in percent, and the number of epochs, if known."""
 
     value: float
     source: str
@@ -21,12 +21,12 @@ class PublishedNumber:
 
 
 class Published:
-    """What is known of published numbers. One that is not in the file is not at hand, and is never guessed.
+    """The published numbers of a file. Missing numbers are never estimated.
 
-    The file: `sources` (key -> what the number was read from), `teachers` (data -> network -> accuracy), and `numbers`,
+    The file has `sources` (key -> where the number was read), `teachers` (data -> network -> accuracy), and `numbers`,
     a list of `{source, data, epochs, teacher, student, accuracy: {method: percent}}`. With `pairs`, a list of "teacher
-    > student", in place of the two, a method has a number for each; null where none is printed. Other measures than
-    `accuracy` have names of their own. Raises ValueError for what does not fit.
+    > student", instead of teacher and student, a method has a number for each pair; null if none is printed. Other
+    measures have other names than `accuracy`. Raises ValueError for inconsistent entries.
     """
 
     def __init__(self, sources: dict[str, str], teachers: dict[str, dict[str, float]], numbers: list[dict[str, Any]]):
@@ -34,11 +34,13 @@ class Published:
         self._found: dict[tuple[str, ...], dict[str, PublishedNumber]] = {}
         for entry in numbers:
             if entry["source"] not in sources:
-                raise ValueError(f"published number {entry}: its source is not among {sorted(sources)}; describe it")
+                raise ValueError(
+                    f"published number {entry}: its source is not among {sorted(sources)}: add it to sources"
+                )
             for key, value in _cells(entry):
                 there = self._found.setdefault(key, {})
                 if entry["source"] in there:
-                    raise ValueError(f"published number {key} of {entry['source']} is there twice: keep one")
+                    raise ValueError(f"published number {key} of {entry['source']} is listed twice: keep one")
                 there[entry["source"]] = PublishedNumber(value, entry["source"], entry.get("epochs"))
 
     @classmethod
@@ -47,7 +49,7 @@ class Published:
 
     @property
     def keys(self) -> list[tuple[str, ...]]:
-        """(measure, data, teacher, student, method) of each number."""
+        """The key (measure, data, teacher, student, method) of each number."""
         return list(self._found)
 
     def find(
@@ -59,14 +61,14 @@ class Published:
         sources: Sequence[str] | None = None,
         measure: str = "accuracy",
     ) -> PublishedNumber | None:
-        """The number of the first of `sources` (by default in the file's order) that has one; None: not at hand."""
+        """The number from the first of `sources` (default: in the file's order) that has one; None if there is none."""
         numbers = self.every(data, teacher, student, method, measure)
         return next((numbers[s] for s in (self.sources if sources is None else sources) if s in numbers), None)
 
     def every(
         self, data: str, teacher: str, student: str, method: str, measure: str = "accuracy"
     ) -> Mapping[str, PublishedNumber]:
-        """By source all numbers of one cell."""
+        """All numbers of a cell, by source."""
         anyones = self._found.get((measure, data, ANY, ANY, method), {})
         return anyones | self._found.get((measure, data, teacher, student, method), {})
 

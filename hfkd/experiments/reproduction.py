@@ -1,4 +1,4 @@
-"""Running a table: each row with several seeds, one run after another in this process, resumable run by run."""
+"""Runs a table: each row with several seeds, one run after another in this process, resumable."""
 
 import logging
 from collections.abc import Sequence
@@ -21,27 +21,29 @@ from hfkd.utils.parsing import parse
 
 logger = logging.getLogger(__name__)
 
-# what a shorter or longer form of a table may change in every row
+# settings that flags may change in all rows, for shorter or longer runs
 SCHEDULE = {f.name for f in fields(TrainingArguments)} | {"lr_decay_epochs", "lr_decay_factor"}
 
 
 @dataclass
 class TableArguments:
-    """A table of methods and seeds (`reproduce.py`, which takes the flags of networks, images and distillation too)."""
+    """A table of methods and seeds (`reproduce.py`, which also takes flags for networks, images and distillation)."""
 
     table: str | None = field(default=None, metadata={"help": "The table: a YAML file, or its name in recipes/tables."})
     seeds: int = field(default=3, metadata={"help": "Runs of each row, with the seeds --seed, --seed + 1, ..."})
-    rows: list[str] | None = field(default=None, metadata={"help": "Run these rows only, by name."})
+    rows: list[str] | None = field(default=None, metadata={"help": "Run only the rows with these names."})
     teachers: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of the teachers' weights, for tables of several pairs: wrn_40_2.pth, resnet56.pth ..."
+            "help": "Folder with the teachers' weights, for tables with several pairs: wrn_40_2.pth, resnet56.pth ..."
         },
     )
-    pages: bool = field(default=False, metadata={"help": "Leave a page of each run, for another look at all images."})
+    pages: bool = field(
+        default=False, metadata={"help": "Write a page for each run, which needs another pass over all images."}
+    )
     list: bool = field(default=False, metadata={"help": "Print the tables of recipes/tables and stop."})
     dry_run: bool = field(
-        default=False, metadata={"help": "Print what each row of the table would be run with, and run nothing."}
+        default=False, metadata={"help": "Print the settings of each row of the table without running it."}
     )
 
     def __post_init__(self) -> None:
@@ -54,7 +56,7 @@ FLAGS = (TableArguments, NetworkArguments, ImageDataArguments, DistillationArgum
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One run of a table, as its flags say it; `argv` are the command line's, which win."""
+    """One run of a table, described by its flags; those of the command line, `argv`, take precedence."""
 
     row: Row
     seed: int
@@ -62,7 +64,7 @@ class Job:
     argv: tuple[str, ...]
 
     def flags(self) -> tuple[TableArguments, NetworkArguments, ImageDataArguments, DistillationArguments]:
-        """Built anew for each run: building TrainingArguments sets up the process for them."""
+        """Parsed again for each run, since creating TrainingArguments configures the process."""
         argv = [*self.argv, f"--output_dir={self.folder}", f"--seed={self.seed}"]
         table, networks, data, args = parse(FLAGS, argv, self.row.layers)
         at_hand = networks.mutual_learning or any("/" in name for name in networks.teacher_name)
@@ -72,29 +74,32 @@ class Job:
         return table, networks, data, args
 
     def check(self, compared: frozenset[str]) -> None:
-        """Raise ValueError for what would only come to light when this run's turn has come.
+        """Raise ValueError for errors that would otherwise appear only when this run starts.
 
-        `compared` are the settings that the rows of the table set, in which they differ: no flag may level them.
+        `compared`: the settings in which the rows of the table differ, which flags must not override.
         """
         _, networks, _, args = self.flags()
         slots_of(args)
         for weights in networks.teacher_checkpoint or ():
             if not Path(weights).is_file():
-                raise ValueError(f"row {self.row.name!r}: there are no weights {weights}")
+                raise ValueError(
+                    f"row {self.row.name!r}: the weights {weights} do not exist; correct teacher_checkpoint or teachers"
+                )
         alone = {k: v for part in parse(FLAGS, [], self.row.layers) for k, v in vars(part).items()}
         given = {k: v for part in parse(FLAGS, self.argv, self.row.layers) for k, v in vars(part).items()}
         for name in sorted(compared - SCHEDULE):
             if given[name] != alone[name]:
                 raise ValueError(
-                    f"--{name} {given[name]}: row {self.row.name!r} is {name} {alone[name]}, and would no longer be "
-                    "what its name says; leave the flag out, or write another table"
+                    f"--{name} {given[name]}: row {self.row.name!r} is defined by {name}={alone[name]}, which a "
+                    "flag must not change; leave the flag out, or write another table"
                 )
 
     def kept(self) -> Run | None:
-        """This run as it was left by an earlier call, if it is not to be run: finished, or failed with these settings.
+        """This run from an earlier call, if it is not to be run again: finished, or failed with these settings; else
+        None.
 
-        ValueError if a run of the row, with whatever seed, has other settings: one row averages one protocol. Failed
-        ones may: they are tried again.
+        Raises ValueError if a run of the row, with any seed, has other settings, as a row averages a single protocol.
+        Failed runs may have others: they are run again.
         """
         _, networks, data, args = self.flags()
         settings = deciding(networks, data, args)
@@ -110,7 +115,7 @@ class Job:
         return own
 
     def run(self) -> None:
-        """From its last checkpoint, where it was stopped, or from the start."""
+        """Run from the last checkpoint of an interrupted run, or from the start."""
         table, networks, data, args = self.flags()
         distil_and_keep(networks, data, args, page=table.pages)
 
@@ -120,13 +125,15 @@ def slots_of(args: DistillationArguments) -> DistillationLoss:
 
 
 def jobs_of(table: Table, argv: Sequence[str]) -> list[Job]:
-    """The runs of a table that the flags ask for. Raises ValueError for a table that is refused, or no such row."""
+    """The runs of a table selected by the flags. ValueError for a table that cannot be run, or an unknown row."""
     if table.refused is not None:
         raise ValueError(f"--table {table.name}: {table.title} cannot be run: {table.refused}")
     flags, _, _, args = parse(FLAGS, argv, [{"output_dir": f"runs/{table.name}"}])
     unknown = set(flags.rows or ()) - {row.name for row in table.run}
     if unknown:
-        raise ValueError(f"--rows {min(unknown)!r} is none of {[row.name for row in table.run]}")
+        raise ValueError(
+            f"--rows {min(unknown)!r} is not a row of the table: choose from {[row.name for row in table.run]}"
+        )
     rows = [row for row in table.run if flags.rows is None or row.name in flags.rows]
     folder = Path(args.output_dir or ".")
     seeds = range(args.seed, args.seed + flags.seeds)
@@ -134,12 +141,12 @@ def jobs_of(table: Table, argv: Sequence[str]) -> list[Job]:
 
 
 def run_table(table: Table, argv: Sequence[str], published: Published) -> str:
-    """Run what is not finished of `table` as the flags `argv` say, and return the table in Markdown.
+    """Run the unfinished runs of `table` with the flags `argv`, and return the table in Markdown.
 
-    `output_dir` gets a folder for each row with one for each seed, table.json, and table.md, both renewed after every
-    run; they have what earlier calls left, too. A run that diverges is recorded as failed, and the next one begins. A
-    flag wins over the table, except where it would make a row something else than its name says (ValueError). Each run
-    gives what the recipe alone gives with the same settings. Runs on every rank.
+    `output_dir` gets a folder for each row and seed, and table.json and table.md, which are updated after every run and
+    include runs of earlier calls. A run that diverges is recorded as failed, and the next one starts. Flags take
+    precedence over the table, except for settings that define a row (ValueError). Each run gives the same result as the
+    recipe with these settings. Call it on every rank.
     """
     jobs = jobs_of(table, argv)
     args = parse(FLAGS, argv, [{"output_dir": f"runs/{table.name}"}])[-1]
@@ -150,8 +157,8 @@ def run_table(table: Table, argv: Sequence[str], published: Published) -> str:
     runs = {job: job.kept() for job in jobs}
     for job in [job for job, run in runs.items() if run is not None and run.status == "failed"]:
         logger.warning(
-            "%s, seed %d, failed in an earlier call with these settings and is left as it is; try it with others, such "
-            "as --on_nan skip, or delete %s",
+            "%s, seed %d, failed in an earlier call with these settings and is not run again; use other "
+            "settings, such as --on_nan skip, or delete %s",
             *(job.row.name, job.seed, job.folder),
         )
     text = _write(table, folder, published) if args.should_save else ""
@@ -161,20 +168,20 @@ def run_table(table: Table, argv: Sequence[str], published: Published) -> str:
             job.run()
         except FloatingPointError as error:
             if args.should_save:  # every rank raises it
-                logger.error("%s, seed %d, failed: %s. The table goes on.", job.row.name, job.seed, error)
+                logger.error("%s, seed %d, failed: %s. Continuing with the next run.", job.row.name, job.seed, error)
         text = _write(table, folder, published) if args.should_save else ""
     return text
 
 
 def runs_of(row: Path) -> dict[Path, Run]:
-    """The runs that the folder of a row holds, by seed."""
+    """The runs in the folder of a row, by seed."""
     found = [path for path in row.glob("seed*") if path.name.removeprefix("seed").isdecimal()]
     runs = {path: kept_run(path) for path in sorted(found, key=lambda path: int(path.name.removeprefix("seed")))}
     return {path: run for path, run in runs.items() if run is not None}
 
 
 def _write(table: Table, folder: Path, published: Published) -> str:
-    """The table of what `folder` holds by now, of this call and of earlier ones, in the order of the rows."""
+    """Write the table of all runs in `folder`, of this call and earlier ones, in the order of the rows."""
     held = {row: [r for r in runs_of(folder / row.folder).values() if r.status != "running"] for row in table.run}
     pairs = {row.pair for row, runs in held.items() if runs}
     quoted = {row: [_quoted(row)] for row in table.rows if row.quoted is not None and row.pair in pairs}
@@ -187,6 +194,6 @@ def _write(table: Table, folder: Path, published: Published) -> str:
 
 
 def _quoted(row: Row) -> Run:
-    """A run that is none: the settings of a row whose number is a paper's alone."""
+    """A placeholder for a row that only quotes a paper: its settings, without results."""
     _, networks, data, args = parse(FLAGS, ["--output_dir=."], row.layers)
     return Run(deciding(networks, data, args), {}, "quoted")

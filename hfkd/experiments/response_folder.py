@@ -1,4 +1,4 @@
-"""A folder of written responses: found with all of them, or with whole parts and the settings they belong to."""
+"""A folder of generated responses, complete or in parts, with the settings they belong to."""
 
 import json
 import logging
@@ -16,23 +16,23 @@ from hfkd.utils.json_file import read_json, write_json
 logger = logging.getLogger(__name__)
 
 SETTINGS, PARTS = "responses.json", "parts"
-FOR_PEOPLE = ("model", "dataset")  # names, under which other weights or rows may come
+FOR_PEOPLE = ("model", "dataset")  # names for display, which do not identify weights or rows
 Row = dict[str, Any]
 
 
 class ResponseFolder:
-    """`train.jsonl` and the other splits of a data set, written when every part is there; and `responses.json`.
+    """`train.jsonl` and the other splits of a dataset, written when all parts are complete; and `responses.json`.
 
-    `settings` are those that decide a response; a folder that was begun with others is refused. `filters` decide which
-    are kept: they may change until the splits are written.
+    `settings`: those that determine the responses; a folder started with others is refused. `filters` select responses,
+    and may change until the splits are written.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], filters: Mapping[str, Any]) -> None:
         self.folder, self.settings, self.filters = Path(folder), dict(settings), dict(filters)
-        self.counts: dict[str, int] = {}  # of a folder that has all responses
+        self.counts: dict[str, int] = {}  # of a complete folder
 
     def begin(self) -> bool:
-        """Whether all responses are there already; else settings are written. ValueError for a folder of others."""
+        """Whether the folder is already complete; if not, write the settings. Raises ValueError for another folder."""
         found = self._found()
         if found is None or "counts" not in found:
             write_json(self.folder / SETTINGS, self._named())
@@ -40,10 +40,10 @@ class ResponseFolder:
         self.counts = found["counts"]
         if checksum(self.folder / "train.jsonl") != found["checksum"]:
             raise ValueError(
-                f"{self.folder / 'train.jsonl'} is not as it was written: it was changed or damaged; delete the "
-                "folder, or choose another output_dir"
+                f"{self.folder / 'train.jsonl'} was changed or damaged after it was written: delete the folder, "
+                "or choose another output_dir"
             )
-        shutil.rmtree(self.folder / PARTS, ignore_errors=True)  # where a run was stopped at its very end
+        shutil.rmtree(self.folder / PARTS, ignore_errors=True)  # left over if a run was stopped at its very end
         return True
 
     def _found(self) -> dict[str, Any] | None:
@@ -52,8 +52,8 @@ class ResponseFolder:
             others = sorted(p.name for p in self.folder.glob("*") if not p.name.startswith("."))
             if others:
                 raise ValueError(
-                    f"output_dir={self.folder} holds other files ({', '.join(others[:3])}), among which responses "
-                    "would be lost: choose an empty or a new folder"
+                    f"output_dir={self.folder} already has other files ({', '.join(others[:3])}): choose an empty "
+                    "or a new folder"
                 )
             return None
         try:
@@ -65,13 +65,13 @@ class ResponseFolder:
         for name in mine:
             if name not in (*FOR_PEOPLE, "config") and stored.get(name) != mine[name]:
                 raise ValueError(
-                    f"{self.folder} holds other responses: their {name} is {stored.get(name)!r} "
-                    f"({self._whose(stored)}), this one's is {mine[name]!r} ({self._whose(mine)}); choose another "
-                    "output_dir, or delete that one"
+                    f"{self.folder} contains other responses: their {name} is {stored.get(name)!r} "
+                    f"({self._whose(stored)}), that of this run is {mine[name]!r} ({self._whose(mine)}); choose "
+                    "another output_dir, or delete that folder"
                 )
         fault = changed_setting(stored.get("config", {}), mine.get("config", {}))
         if fault is not None:
-            raise ValueError(f"{self.folder} holds responses of another model: {fault}; choose another output_dir")
+            raise ValueError(f"{self.folder} contains responses of another model: {fault}; choose another output_dir")
         return found
 
     def _named(self) -> dict[str, Any]:
@@ -82,14 +82,14 @@ class ResponseFolder:
         return ", ".join(str(settings.get(name)) for name in FOR_PEOPLE)
 
     def part(self, number: int) -> list[Row] | None:
-        """The rows of a part; None where it is not there or not whole."""
+        """The rows of a part; None if it is missing or damaged."""
         path = self._path(number)
         try:
             *lines, end = path.read_bytes().splitlines(keepends=True)
         except (FileNotFoundError, ValueError):
             return None
         if end != _tag(b"".join(lines)):
-            logger.warning("%s is damaged and is made again", path)
+            logger.warning("%s is damaged and is generated again", path)
             return None
         return [json.loads(line) for line in lines]
 
@@ -101,7 +101,7 @@ class ResponseFolder:
         return self.folder / PARTS / f"part-{number:05d}.jsonl"
 
     def finish(self, splits: Mapping[str, Sequence[Row]], counts: Mapping[str, int]) -> None:
-        """Write the splits, `train` the last, then `counts`; the parts are deleted."""
+        """Write the splits, `train` last, then `counts`, and delete the parts."""
         for name in sorted(splits, key=lambda name: name == "train"):
             write_atomically(self.folder / f"{name}.jsonl", _lines(splits[name]))
         done = {"counts": dict(counts), "checksum": checksum(self.folder / "train.jsonl")}

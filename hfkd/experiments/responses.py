@@ -1,4 +1,4 @@
-"""Responses of a language model to the prompts of a data set, as a data set to learn from: sequence-level KD."""
+"""Generates a dataset of a language model's responses to prompts, for sequence-level KD."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ from hfkd.utils.launch import processes
 
 logger = logging.getLogger(__name__)
 
-PART = 64  # prompts whose responses are kept together, and not written again after a stop
+PART = 64  # prompts per part, which is kept when a run is interrupted
 SAMPLING = ("num_samples", "max_new_tokens", "temperature", "top_k", "top_p", "seed")
 FILTERS = ("keep_unfinished", "keep_repeated")
 WHY = {
@@ -46,23 +46,27 @@ class ResponseArguments:
     dataset_name: str = field(
         default="databricks/databricks-dolly-15k", metadata={"help": "Hub id, local folder or JSON-lines file."}
     )
-    max_prompt_length: int = field(default=256, metadata={"help": "Tokens of a prompt; longer ones are dropped."})
-    chat_template: bool = field(default=False, metadata={"help": "Write prompts with the tokenizer's chat template."})
-    max_rows: int | None = field(default=None, metadata={"help": "Answer the first training rows only: a quick try."})
-    num_samples: int = field(default=1, metadata={"help": "Responses to each prompt."})
-    max_new_tokens: int = field(default=256, metadata={"help": "Tokens of a response."})
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0 takes the likeliest token."})
-    top_k: int = field(default=0, metadata={"help": "Sample from so many of the likeliest tokens; 0: all."})
-    top_p: float = field(default=1.0, metadata={"help": "Sample from the likeliest tokens of this probability."})
-    seed: int = field(default=42, metadata={"help": "What responses are drawn by, with their row and number."})
+    max_prompt_length: int = field(
+        default=256, metadata={"help": "Maximum number of tokens of a prompt; longer prompts are dropped."}
+    )
+    chat_template: bool = field(default=False, metadata={"help": "Format prompts with the tokenizer's chat template."})
+    max_rows: int | None = field(default=None, metadata={"help": "Use only the first training rows, for a quick test."})
+    num_samples: int = field(default=1, metadata={"help": "Number of responses to each prompt."})
+    max_new_tokens: int = field(default=256, metadata={"help": "Maximum number of tokens of a response."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0: greedy decoding."})
+    top_k: int = field(default=0, metadata={"help": "Sample from the k most probable tokens; 0: all tokens."})
+    top_p: float = field(
+        default=1.0, metadata={"help": "Sample from the most probable tokens with this total probability."}
+    )
+    seed: int = field(default=42, metadata={"help": "Random seed, combined with the row and number of a response."})
     keep_unfinished: bool = field(
         default=False, metadata={"help": "Keep responses that reach max_new_tokens without an end of sequence."}
     )
     keep_repeated: bool = field(
-        default=False, metadata={"help": "Keep a response that an earlier one to the same prompt equals."}
+        default=False, metadata={"help": "Keep responses that equal an earlier one to the same prompt."}
     )
-    batch_size: int = field(default=32, metadata={"help": "Responses written at once on each process."})
-    output_dir: str = field(default="runs/responses", metadata={"help": "Folder for the data set."})
+    batch_size: int = field(default=32, metadata={"help": "Responses per batch on each process."})
+    output_dir: str = field(default="runs/responses", metadata={"help": "Folder for the dataset."})
     disable_tqdm: bool = field(default=False, metadata={"help": "No progress bar."})
 
     def __post_init__(self) -> None:
@@ -71,21 +75,21 @@ class ResponseArguments:
         for name, kind in (kinds | {"num_samples": Count}).items():
             fitting(type(self).__name__, name, getattr(self, name), kind)
         if self.top_p == 0:
-            raise ValueError("top_p=0 leaves no token to sample: give a share above 0, 1 keeps every token")
+            raise ValueError("top_p=0 leaves no token to sample: pass a probability above 0; 1 keeps all tokens")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} must be 0 or more")
         if self.temperature == 0 and self.num_samples > 1:
             raise ValueError(
-                f"temperature=0 takes the likeliest token, and num_samples={self.num_samples} responses to a prompt "
-                "would be the same: raise the temperature, or leave num_samples out"
+                f"temperature=0 is greedy decoding, so that num_samples={self.num_samples} responses to a prompt "
+                "would be identical: raise the temperature, or leave num_samples out"
             )
 
     def splits(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
-        """Those of the data set, Dolly's as the literature has them, as the recipes that train read it."""
+        """The splits of the dataset, for Dolly as in the literature, read as in the training recipes."""
         data = TextDataArguments(self.dataset_name, max_prompt_length=self.max_prompt_length)
         splits = data.splits(tokenizer)
         if "train" not in splits:
-            raise ValueError(f"{self.dataset_name} has the splits {sorted(splits)}: one must be called train")
+            raise ValueError(f"{self.dataset_name} has the splits {sorted(splits)}: one must be named train")
         rows = splits["train"]
         first = rows if self.max_rows is None else rows.select(range(min(self.max_rows, len(rows))))
         return splits | {"train": first}
@@ -94,14 +98,15 @@ class ResponseArguments:
 def generate_responses(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: ResponseArguments, name: str = ""
 ) -> dict[str, int]:
-    """Have `model` answer the training prompts of `args.dataset_name`; returns how many are kept, and why others not.
+    """Generate responses of `model` to the training prompts of `args.dataset_name`; returns counts of kept and dropped
+    ones.
 
-    `args.output_dir` then has `train.jsonl` (`prompt`, `response`, `row`, `sample`), the data set's other splits as
-    `prompt` and `response`, and `responses.json`: settings and counts. A response is drawn by (seed, row, sample), so
-    neither the number of processes nor a stop changes it; called again, what was written is kept. Left out are
-    responses that end at once or have no text, and by the filters those that do not end and those that repeat another.
-    Raises ValueError before anything is written for a folder of other responses, prompts that are all too long, and
-    positions that the model does not have; afterwards where no response is left.
+    `args.output_dir` then has `train.jsonl` (`prompt`, `response`, `row`, `sample`), the dataset's other splits as
+    `prompt` and `response`, and `responses.json` with settings and counts. A response is seeded by (seed, row, sample),
+    so that it depends neither on the number of processes nor on interruptions; a repeated call keeps existing
+    responses. Responses that end at once or have no text are dropped, and by the filters also unfinished and repeated
+    ones. Raises ValueError, before anything is written, for a folder with other responses, if all prompts are too long,
+    and if the model has too few positions; and at the end if no response is left.
     """
     state = processes()
     with state.main_process_first():
@@ -113,7 +118,7 @@ def generate_responses(
     with state.main_process_first():
         done = folder.begin()
     if done:
-        logger.info("%s has all responses already", args.output_dir)
+        logger.info("%s already has all responses", args.output_dir)
         return dict(folder.counts)
     _write(model.to(state.device), tokenizer, args, prompts, folder)
     state.wait_for_everyone()
@@ -121,8 +126,8 @@ def generate_responses(
     logger.info("%s", said(counts))
     if not kept:
         raise ValueError(
-            f"no response is left to learn from: {said(counts)}. Is this a model that writes after prompts of this "
-            "kind? Those that do not end are kept by keep_unfinished, which may be given now: nothing is written again"
+            f"no response is left: {said(counts)}. Check that the model is trained on prompts of this format, or "
+            "pass keep_unfinished to keep responses without an end; existing responses are not generated again"
         )
     if state.is_main_process:
         others = {n: _pairs(rows, tokenizer, args.chat_template) for n, rows in splits.items() if n != "train"}
@@ -132,7 +137,7 @@ def generate_responses(
 
 
 def said(counts: Mapping[str, int]) -> str:
-    """The counts in words."""
+    """A sentence with the counts."""
     dropped = ", ".join(f"{counts[name]} {words}" for name, words in WHY.items() if counts.get(name))
     long = f"; {counts['long_prompts']} prompts were too long" if counts["long_prompts"] else ""
     return f"{counts['kept']} of {counts['written']} responses are kept ({dropped or 'none dropped'}){long}"
@@ -145,14 +150,14 @@ def _refuse_positions(model: PreTrainedModel, prompts: Prompts, new: int) -> Non
     if limit is not None and length + new > limit:
         fewer = f"lower max_new_tokens to {limit - length} or less, or " if length < limit else ""
         raise ValueError(
-            f"the prompt of row {prompts.rows[longest]} has {length} tokens, and with max_new_tokens={new} it may take "
-            f"{length + new} positions of the {limit} that the model has: {fewer}"
+            f"the prompt of row {prompts.rows[longest]} has {length} tokens, so that with max_new_tokens={new} "
+            f"the row may take {length + new} positions, but the model has {limit}: {fewer}"
             "lower max_prompt_length"
         )
 
 
 def _settings(model: PreTrainedModel, prompts: Prompts, args: ResponseArguments, name: str) -> dict[str, Any]:
-    """What decides the responses; a hash of the prompts' tokens tells another tokenizer too."""
+    """The settings that determine the responses; the hash of the prompts' tokens also depends on the tokenizer."""
     live = FrozenTeacher(model).unfreeze()
     tokens = json.dumps([prompts.rows, prompts.ids, prompts.texts]).encode()
     hashes = {"weights": weights_fingerprint(live), "prompts": xxhash.xxh3_128_hexdigest(tokens)}
@@ -167,7 +172,7 @@ def _write(
     prompts: Prompts,
     folder: ResponseFolder,
 ) -> None:
-    """Write the parts that are missing, each rank its share."""
+    """Generate the missing parts, distributed over the ranks."""
     state = processes()
     numbers = range(-(-len(prompts) // PART))
     missing = [n for n in numbers if n % state.num_processes == state.process_index and folder.part(n) is None]
@@ -197,7 +202,7 @@ def _write(
 def _response(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tokens: Sequence[int], ends: set[int]
 ) -> dict[str, Any]:
-    """The text behind the prompt, without special tokens; decoded with the prompt, for alone it may lose a space."""
+    """The response's text, without special tokens; decoded with the prompt to keep a leading space."""
     ended = bool(tokens) and tokens[-1] in ends
     answer = list(tokens[:-1] if ended else tokens)
     settings: dict[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
@@ -214,7 +219,7 @@ def _all(folder: ResponseFolder, count: int) -> Iterable[Row]:
 
 
 def _kept(prompts: Prompts, written: Iterable[Row], args: ResponseArguments) -> tuple[list[Row], dict[str, int]]:
-    """The rows to learn from, by row and sample, and the counts."""
+    """The kept rows, ordered by row and sample, and the counts."""
     texts = dict(zip(prompts.rows, prompts.texts, strict=True))
     counts: Counter[str] = Counter(dict.fromkeys(("written", "kept", *WHY), 0))
     seen: dict[int, set[str]] = {}

@@ -1,4 +1,4 @@
-"""Image runs that belong to something larger, a table or a chain: what is finished is kept, and never mistaken."""
+"""Resuming of image runs that are part of a table or a chain: finished runs are kept if their settings are equal."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -21,7 +21,7 @@ from hfkd.utils.json_file import jsonable, read_json, write_json
 from hfkd.utils.output_folder import on_this_machine, refuse_inputs
 
 SETTINGS_NAME = "settings.json"
-# of Trainer's own flags, those that decide what comes out: what is learned, and which student is kept and how scored
+# Trainer's flags that determine the result: training, choice of the best checkpoint, and evaluation
 DECISIVE = (
     *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     *("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"),
@@ -31,24 +31,24 @@ DECISIVE = (
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "eval_strategy", "eval_steps"),
     *("eval_delay", "label_smoothing_factor"),
 )
-PROCESSES = "world_size"  # a batch is per_device_train_batch_size on each of them
-WEIGHTS = {  # hashes of the local weights that these flags name: of their paths the last name alone is kept
+PROCESSES = "world_size"  # each has a batch of per_device_train_batch_size
+WEIGHTS = {  # hashes of local weights in these flags, since only the last part of paths is kept
     "teacher_weights": ("teacher_name", "teacher_checkpoint"),
     "student_weights": ("student_name", "student_checkpoint"),
 }
-RECORDED_LATER = (PROCESSES, *WEIGHTS)  # earlier versions did not
-# of ours, those that decide speed, memory and places alone, but for rounding; all others are decisive
+RECORDED_LATER = (PROCESSES, *WEIGHTS)  # not recorded by earlier versions
+# hfkd's flags that affect only speed, memory and paths (besides rounding); all others determine the result
 INDIFFERENT = {
     *("channels_last", "keep_freed_memory", "loss_chunk_size", "model_license", "resident", "scan_cache_dir"),
     *("teacher_cache_dir", "teacher_cache_on_device"),
-    *(f.name for f in fields(OnPolicyArguments)),  # of language models, refused with images
+    *(f.name for f in fields(OnPolicyArguments)),  # for language models, refused with images
 }
-# decides nothing in a run that met no NaN, and how one that did may go on
+# without effect in runs without NaN; may be changed to continue a run with NaN
 RETRIED = ("on_nan",)
 
 
 def deciding(networks: NetworkArguments, data: ImageDataArguments, args: DistillationArguments) -> dict[str, Any]:
-    """The settings that decide what comes out of a run and by which protocol, free of a machine's paths."""
+    """The settings that determine the result of a run, without local paths."""
     ours = {f.name for f in fields(args)} - {f.name for f in fields(TrainingArguments)}
     settings = vars(networks) | vars(data) | {name: getattr(args, name) for name in [*sorted(ours), *DECISIVE]}
     settings |= {"temperature": args.slot_temperature, PROCESSES: args.world_size}
@@ -57,7 +57,7 @@ def deciding(networks: NetworkArguments, data: ImageDataArguments, args: Distill
 
 
 def _hashes(given: Sequence[str | list[str] | None]) -> list[str]:
-    """Of the files and folders among the networks' names and their weights."""
+    """Hashes of the files and folders among the names and weights of networks."""
     names = [name for one in given for name in ([one] if isinstance(one, str) else one or [])]
     found = [weights_source(name) for name in names if on_this_machine(name)]
     return [one for one in found if one is not None]
@@ -65,38 +65,38 @@ def _hashes(given: Sequence[str | list[str] | None]) -> list[str]:
 
 @dataclass(frozen=True)
 class Run:
-    """One run: what it was told, and what its results.json says. `status`: "finished", "failed" or "running"."""
+    """One run: its settings and the content of its results.json. `status`: "finished", "failed" or "running"."""
 
     settings: Mapping[str, Any]
     results: Mapping[str, Any]
     status: str
 
     def difference(self, settings: Mapping[str, Any], besides: Collection[str] = RETRIED) -> str | None:
-        """The first of `settings` that this run was told another value of, in words."""
+        """Describe the first of `settings` that differs from this run's; None if there is none."""
         for name, value in settings.items():
             if name not in self.settings and (not value or name in RECORDED_LATER):
-                continue  # a version that did not have it
+                continue  # not recorded by earlier versions
             there = self.settings.get(name)
-            if name not in besides and there != value and str(there) != str(value):  # "4.0" may be kept as a number
-                return f"its {name} is {there}, this one's is {value}"
+            if name not in besides and there != value and str(there) != str(value):  # "4.0" may be stored as a number
+                return f"its {name} is {there}, that of this run is {value}"
         return None
 
 
 def kept_run(folder: str | Path) -> Run | None:
-    """The run in `folder`, as it was left; None where there is none."""
+    """The run in `folder`; None if there is none."""
     results, settings = (_read(Path(folder) / name) for name in (RESULTS_NAME, SETTINGS_NAME))
     if results is None and settings is None:
         return None
     status = (results or {}).get("status", "running")
-    # Trainer writes its arguments after the weights: without them the student may be half a file.
+    # Trainer writes its arguments after the weights: without them the weights may be incomplete.
     whole = status != "finished" or (Path(folder) / TRAINING_ARGS_NAME).is_file()
     return Run(settings or {}, results or {}, status if whole else "running")
 
 
 def finished(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The results of the run in `folder` if it got to its end, else None; ValueError if its settings are others.
+    """The results of the run in `folder` if it is finished, else None.
 
-    A run that failed may be tried again with other settings.
+    Raises ValueError if its settings differ. A failed run may be repeated with other settings.
     """
     run = kept_run(folder)
     if run is None or run.status == "failed":
@@ -109,7 +109,7 @@ def refuse_other(folder: str | Path, run: Run, settings: Mapping[str, Any], besi
     """Raise ValueError if the run in `folder` has other settings."""
     difference = run.difference(settings, besides)
     if difference is not None:
-        raise ValueError(f"{folder} holds another run: {difference}; choose another output_dir, or delete that one")
+        raise ValueError(f"{folder} contains another run: {difference}; choose another output_dir, or delete that run")
 
 
 def distil_and_keep(
@@ -119,12 +119,12 @@ def distil_and_keep(
     page: bool = True,
     assistants: Sequence[str] = (),
 ) -> None:
-    """`distil_images`, with its settings left in the folder for `finished`, and the device emptied for the next run.
+    """`distil_images`, with its settings stored in the folder for `finished`, and device memory freed for the next run.
 
-    A failed run of other settings that the folder holds is moved aside; one that differs in `on_nan` alone goes on from
-    its last checkpoint.
+    A failed run with other settings in the folder is moved aside; one that differs only in `on_nan` continues from its
+    last checkpoint.
     """
-    refuse_inputs(args.output_dir, vars(networks) | vars(data))  # the command named the folder of all runs alone
+    refuse_inputs(args.output_dir, vars(networks) | vars(data))  # the command line gave the parent folder
     folder, settings = Path(args.output_dir or "."), deciding(networks, data, args)
     with args.main_process_first(local=False, desc="making room for the run"):
         if args.should_save:

@@ -1,4 +1,4 @@
-"""What a table compares: rows that are settings, read from a YAML file."""
+"""Tables of runs, read from YAML files: each row is a set of settings."""
 
 import re
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ MEASURES = ("accuracy", "loss", "time")
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One line of a table. `layers` are settings or files of them, the later ones winning; `own` names those settings
-    that make the row what it is; `method` is what the published numbers call it, `pair` the file of its networks.
-    `quoted`: why nothing is run, of a row that shows a published number alone.
+    """One row of a table. `layers` are settings or files of settings, with later ones taking precedence; `own`: names
+    of the settings that define the row; `method`: its name in the published numbers; `pair`: the file with its
+    networks. `quoted`: for a row that only shows a published number, the reason why it is not run.
     """
 
     label: str
@@ -40,8 +40,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """`reference` is the row, of each pair, whose images per second are 1; `published`: the sources looked up, first
-    ones first; `measure`: what the table shows, accuracies or the losses of a short run.
+    """`reference`: the row whose images per second count as 1, for each pair; `published`: sources of published
+    numbers, in order of preference; `measure`: what the table shows, accuracies, losses of a short run, or times.
     """
 
     name: str
@@ -54,12 +54,13 @@ class Table:
 
     @property
     def run(self) -> tuple[Row, ...]:
-        """The rows that are run."""
+        """The rows to run, without quoted ones."""
         return tuple(row for row in self.rows if row.quoted is None)
 
 
 def read_table(path: str | Path) -> Table:
-    """A table from its file. Paths in it are relative to the file. Raises ValueError for what it does not understand.
+    """Read a table from its file. Paths in it are relative to the file. Raises ValueError for unknown or invalid
+    entries.
 
     Keys: `title`, `measure`, `reference`, `published`, `refused`; `defaults` (files: the protocol), `settings` (of all
     rows), `rows`, each with `name`, `method` (default: the name), `config` (files), `settings`, `pairs` and `quoted`;
@@ -75,7 +76,7 @@ def read_table(path: str | Path) -> Table:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--table {path} is not a YAML file: {error}") from error
     if not isinstance(content, dict) or not content.get("rows"):
-        raise ValueError(f"--table {path} must hold a title and rows")
+        raise ValueError(f"--table {path} must have a title and rows")
     shared = {key: content.pop(key, None) for key in ("defaults", "settings", "pairs")}
     rows = [row for entry in content.pop("rows") for row in _rows(entry, path, **shared)]
     unknown = content.keys() - {f.name for f in fields(Table)} | content.keys() & {"name"}
@@ -91,16 +92,19 @@ def _check(table: Table, path: Path) -> None:
     names = [row.name for row in table.rows]
     folders = {row.folder for row in table.rows}
     if len(folders) < len(names):
-        raise ValueError(f"--table {path}: two rows have one name, or names that differ in signs alone: {names}")
+        raise ValueError(
+            f"--table {path}: two rows have the same name, or names that differ only in punctuation: "
+            f"{names}; rename one"
+        )
     labels = [row.label for row in table.rows]
     if table.reference not in labels:
-        raise ValueError(f"--table {path}: reference {table.reference!r} is none of the rows {labels}")
+        raise ValueError(f"--table {path}: reference {table.reference!r} is not a row: choose from {labels}")
     if table.measure not in MEASURES:
         raise ValueError(f"--table {path}: measure {table.measure!r} must be one of {list(MEASURES)}")
 
 
 def _rows(entry: dict[str, Any], path: Path, defaults: Any, settings: dict[str, Any] | None, pairs: Any) -> list[Row]:
-    """The rows of one entry: itself, or one for each pair of networks."""
+    """The rows of one entry: a single one, or one for each pair of networks."""
     unknown = entry.keys() - {"name", "method", "config", "settings", "pairs", "quoted"}
     if unknown or "name" not in entry:
         raise ValueError(f"--table {path}: row {entry}: {f'unknown key {min(unknown)!r}' if unknown else 'no name'}")

@@ -1,4 +1,4 @@
-"""A run from start to end, taking up an earlier session that was stopped."""
+"""A complete run, which resumes an interrupted session."""
 
 import logging
 from pathlib import Path
@@ -13,11 +13,10 @@ logger = logging.getLogger(__name__)
 
 
 def train_to_the_end(trainer: DistillationTrainer, results: ResultsCallback) -> Path:
-    """Train from the last complete checkpoint, or from the start; the folder of the run. The student is saved later.
+    """Train from the last complete checkpoint, or from the start; returns the run's folder. The student is saved later.
 
-    `resume_from_checkpoint` may name another checkpoint, or with False ask for the start.
-
-    A run that diverges is recorded as failed, and raises FloatingPointError.
+    `resume_from_checkpoint` may name another checkpoint, or be False to start from scratch. A run that diverges is
+    recorded as failed and raises FloatingPointError.
     """
     args = trainer.args
     trainer.add_callback(results)
@@ -28,7 +27,7 @@ def train_to_the_end(trainer: DistillationTrainer, results: ResultsCallback) -> 
     if start:
         logger.info("Resuming from %s", last or start)
     elif last:
-        logger.warning("Starting anew beside %s of an earlier start, which stays until it is written over.", last)
+        logger.warning("Starting from scratch; %s of an earlier run stays until it is overwritten.", last)
     try:
         trainer.train(resume_from_checkpoint=start)
     except FloatingPointError as error:
@@ -38,9 +37,9 @@ def train_to_the_end(trainer: DistillationTrainer, results: ResultsCallback) -> 
 
 
 def save_student(trainer: DistillationTrainer, config: dict[str, Any]) -> None:
-    """Write the student and its card, which names the data of `config`, and with `push_to_hub` upload the folder.
+    """Write the student and its model card, with the data in `config`, and with `push_to_hub` upload the folder.
 
-    Comes last in a run, when all that is uploaded is there. Raises ConnectionError when the upload fails.
+    The last step of a run, when all files exist. Raises ConnectionError if the upload fails.
     """
     trainer.details = config
     trainer.save_model()
@@ -49,7 +48,7 @@ def save_student(trainer: DistillationTrainer, config: dict[str, Any]) -> None:
 
 
 def without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """`config` fit to be published: of a local file or folder, its name alone, and no secret."""
+    """`config` for publication: only the names of local files and folders, and no secrets."""
     return {k: [_named(v) for v in value] if isinstance(value, list) else _named(value) for k, value in config.items()}
 
 

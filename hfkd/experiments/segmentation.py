@@ -1,4 +1,4 @@
-"""One run of training on images with masks: from what the flags of a recipe say to results.json."""
+"""A run that trains a segmentation network, from a recipe's flags to results.json."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,15 +22,15 @@ from hfkd.teachers import FrozenTeacher
 from hfkd.trainer import DistillationTrainer
 from hfkd.training.validation.normalisation import receiving
 
-SHOWN = 4  # images on the page
+SHOWN = 4  # number of images on the page
 
 
 def segmentation_trainer(
     networks: SegmentationNetworkArguments, data: MaskDataArguments, args: DistillationArguments
 ) -> DistillationTrainer:
-    """The trainer of a network of masks, with a teacher unless `args.kd_weight` is 0.
+    """The trainer of a segmentation network, with a teacher unless `args.kd_weight` is 0.
 
-    The seed is set before the networks are made, so that several runs in one process give what each gives alone.
+    The seed is set before the networks are created, so that runs in one process do not influence each other.
     """
     names, classes = data.label_names, data.classes
     train, test = data.load(seed=args.seed)
@@ -41,7 +41,7 @@ def segmentation_trainer(
         made = networks.teacher(classes)
         teacher = FrozenTeacher(made, wanted=networks.wanted, classes=networks.teacher_classes).unfreeze()
     if args.task == "auto":
-        args.task = "semantic_segmentation"  # of a bare module too
+        args.task = "semantic_segmentation"  # also for modules that are not transformers models
     return DistillationTrainer(
         student,
         teacher,
@@ -55,7 +55,7 @@ def segmentation_trainer(
 
 
 def run_segmentation(trainer: DistillationTrainer, config: dict[str, Any]) -> dict[str, Any]:
-    """`run_pictured` of a network of masks."""
+    """`run_pictured` for a segmentation network."""
 
     def sections(history: Sequence[Any]) -> Any:
         named: Any = trainer.compute_metrics
@@ -66,7 +66,7 @@ def run_segmentation(trainer: DistillationTrainer, config: dict[str, Any]) -> di
 
 @torch.no_grad()
 def mask_examples(trainer: DistillationTrainer, count: int = SHOWN) -> list[MaskExample]:
-    """A few images of the evaluation set, spread over it, and what student and teacher say of each pixel."""
+    """A few images spread over the evaluation set, with the predictions of student and teacher for each pixel."""
     rows: Any = trainer.eval_dataset
     model = trainer.model
     if rows is None or isinstance(rows, dict) or trainer.is_fsdp_enabled or model is None:
@@ -79,7 +79,7 @@ def mask_examples(trainer: DistillationTrainer, count: int = SHOWN) -> list[Mask
 
 
 def teacher_pictures(maps: Tensor, size: Sequence[int]) -> dict[str, Tensor]:
-    """What a `MaskExample` shows of a teacher's maps of one image [1, C, h, w], [H, W] each, on the CPU."""
+    """A `MaskExample`'s maps [H, W] of the teacher, on the CPU, from its logits for one image [1, C, h, w]."""
     taught = interpolated(maps, size)[0].movedim(0, -1).cpu()  # [H, W, C]
     return {"teacher": taught.argmax(-1), "energy": energy(taught), "entropy": entropy(taught)}
 
@@ -101,14 +101,14 @@ def _example(trainer: DistillationTrainer, student: nn.Module, place: int, row: 
 
 
 def picture(pixels: Tensor, spec: InputSpec | None) -> Tensor:
-    """The image [3, H, W] as it was before it was normalised, uint8 [H, W, 3]."""
+    """The image [3, H, W] before normalisation, as uint8 [H, W, 3]."""
     mean, std = ((0.0,), (1.0,)) if spec is None else (spec.mean, spec.std)
     plain = pixels.float().cpu() * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
     return (255 * plain.clamp(0, 1)).round().to(torch.uint8).movedim(0, -1)
 
 
 def _processor(data: MaskDataArguments) -> SegformerImageProcessor:
-    """What evaluation does to a picture and its mask, to be saved with the student."""
+    """An image processor that prepares images and masks as evaluation does, to save with the student."""
     height, width = data.image_size
     return SegformerImageProcessor(
         size={"height": height, "width": width},

@@ -1,4 +1,4 @@
-"""A table of runs with several seeds: what the papers report, what came out here, and by which protocol."""
+"""Tables of runs with several seeds: published results, own results, and the protocol."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ from hfkd.reports.comparison import mean_and_sd
 from hfkd.utils.numbers import markdown_table
 
 NONE_PRINTED = "none printed"
-PUBLISHED_TAIL = 0.5  # imbalance factor of the numbers that are published of long-tailed images
-CUT = {  # what a run may leave out of its data, and how a table says it
+PUBLISHED_TAIL = 0.5  # imbalance factor of the published numbers for long-tailed images
+CUT = {  # settings that reduce the training data, and their description in tables
     "max_train_images": "first {:,} images",
     "labelled_images": "labels of {:,}",
     "max_test_images": "first {:,} test images",
@@ -23,7 +23,7 @@ CUT = {  # what a run may leave out of its data, and how a table says it
 
 
 def data_label(settings: Mapping[str, Any]) -> str:
-    """The data set by the name under which numbers are published: "cifar100", "cifar100-lt"; other tails have none."""
+    """The dataset's name in the published numbers: "cifar100", "cifar100-lt"; other imbalance factors have none."""
     name, factor = Path(settings["dataset_name"]).name, settings.get("imbalance_factor")
     if factor in (None, 1, 1.0):
         return name
@@ -33,8 +33,8 @@ def data_label(settings: Mapping[str, Any]) -> str:
 def summarise(row: Row, runs: Sequence[Run], published: Published, table: Table) -> dict[str, Any]:
     """One row for JSON: accuracies in percent with their sample standard deviation, the protocol, the cost.
 
-    Failed runs are in no average; `failed` says where each of them stopped. A row that is quoted has one run, of its
-    settings alone, which is neither.
+    Failed runs are left out of averages; `failed` lists where each of them stopped. A quoted row has a single
+    placeholder run, with settings but without results.
     """
     done = [run for run in runs if run.status == "finished"]
     shown, results = (done or runs)[0], [run.results for run in done]
@@ -68,7 +68,7 @@ def summarise(row: Row, runs: Sequence[Run], published: Published, table: Table)
 
 
 def _printed(cell: tuple[str, str, str, str], published: Published, table: Table) -> dict[str, Any]:
-    """What papers print for a cell (data, teacher, student, method): the number, and others that differ from it."""
+    """The published number for a cell (data, teacher, student, method), and those of other sources that differ."""
     measure = "time" if table.measure == "time" else "accuracy"
     paper = published.find(*cell, table.published, measure)
     top5 = None if paper is None else published.find(*cell, [paper.source], "top5")
@@ -95,7 +95,7 @@ def _percent(score: Mapping[str, Any] | None) -> float | None:
 
 
 def _chosen_by(results: Mapping[str, Any]) -> str:
-    """What the best epoch is best by; files of earlier versions do not say, and meant the accuracy."""
+    """The metric that determines the best epoch; accuracy in files of earlier versions, which do not record it."""
     return results.get("best_by", {}).get("metric", "eval_accuracy").removeprefix("eval_")
 
 
@@ -106,7 +106,7 @@ def _over_seeds(values: list[float | None]) -> dict[str, Any]:
 
 
 def _protocol(settings: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
-    """In what two rows may differ besides their method. Settings that a version does not have are at their default."""
+    """Properties in which rows may differ besides the method. Settings missing in old records have their defaults."""
     cut, epochs = (
         [said.format(settings[name]) for name, said in CUT.items() if settings.get(name)],
         results.get("epochs"),
@@ -129,7 +129,7 @@ def _protocol(settings: Mapping[str, Any], results: Mapping[str, Any]) -> dict[s
 
 
 def markdown(table: Table, rows: Sequence[Mapping[str, Any]], published: Published) -> str:
-    """The table as a person reads it. Protocol columns are always there: rows that differ in them do not compare."""
+    """The table in Markdown. It always has the protocol columns: rows that differ in these are not comparable."""
     reference = {_pair(row): row for row in rows if row["method"] == table.reference}
     steps = next((row["loss_steps"] for row in rows if row["seeds"]), [None, None])
     columns = [_line(table, row, reference.get(_pair(row)), steps) for row in rows]
@@ -155,7 +155,7 @@ def markdown(table: Table, rows: Sequence[Mapping[str, Any]], published: Publish
 def _line(
     table: Table, row: Mapping[str, Any], reference: Mapping[str, Any] | None, steps: Sequence[int | None]
 ) -> dict[str, str]:
-    """`steps`: those of the losses that the table's header names."""
+    """One line of the table; `steps`: the steps of the losses in the table's header."""
     difference = to_reference(row, reference)
     first, last = (f"loss, step {step}" for step in steps)
     extra = _epoch_time(row, reference)
@@ -190,7 +190,7 @@ def _line(
 
 
 def _epoch_time(row: Mapping[str, Any], reference: Mapping[str, Any] | None) -> float | None:
-    """How much longer an epoch is than the reference's, as a share of that."""
+    """The relative increase of an epoch's time over the reference's."""
     seconds = [
         one["steps"] / one["epochs"] / one["images_per_second"]["mean"]  # with batches of one size
         for one in (row, reference)

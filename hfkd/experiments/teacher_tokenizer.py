@@ -1,4 +1,4 @@
-"""The flags of a recipe whose teacher may have another tokenizer than the student."""
+"""Flags for recipes whose teacher may have another tokenizer than the student."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,14 +19,15 @@ class TeacherTokenizerArguments:
     teacher_tokenizer: str | None = field(
         default=None,
         metadata={
-            "help": "Tokenizer of a teacher that brings none, where it is another one than tokenizer_name. Different "
-            "tokenizers take the objective uld or gold."
+            "help": "Tokenizer for a teacher without its own, if it differs from tokenizer_name. Different "
+            "tokenizers need the objective uld or gold."
         },
     )
     teacher_max_length: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens of prompt and response together of a teacher with another tokenizer; unset: max_length."
+            "help": "Maximum number of tokens of prompt and response for a teacher with another tokenizer; "
+            "unset: max_length."
         },
     )
 
@@ -36,9 +37,9 @@ class TeacherTokenizerArguments:
     def both(
         self, names: tuple[str, str], tokenizer_name: str | None, args: Any
     ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None]:
-        """The student's tokenizer, and the teacher's, None where it is the same.
+        """The student's tokenizer, and the teacher's, or None if it is the same.
 
-        Raises ValueError for two that differ where the objective of `args` compares token with token.
+        Raises ValueError if they differ and the objective of `args` compares token by token.
         """
         mine = load_tokenizer(names[0], tokenizer_name)
         its = load_tokenizer(names[1], self.teacher_tokenizer or tokenizer_name)
@@ -47,13 +48,13 @@ class TeacherTokenizerArguments:
             same_tokenizer(mine, its)
             if self.teacher_max_length is not None:
                 raise ValueError(
-                    f"teacher_max_length={self.teacher_max_length}: student and teacher have the same tokenizer, and "
-                    "read the same tokens: leave it out, and give max_length"
+                    f"teacher_max_length={self.teacher_max_length}: student and teacher have the same tokenizer: "
+                    "leave it out, and set max_length"
                 )
             return mine, None
         if args.teacher_cache_dir:
             raise ValueError(
-                f"teacher_cache_dir={args.teacher_cache_dir!r}: student and teacher have different tokenizers, and the "
-                "live teacher is asked about its own tokens: leave it out"
+                f"teacher_cache_dir={args.teacher_cache_dir!r}: student and teacher have different tokenizers, "
+                "which needs the live teacher: leave it out"
             )
         return mine, its

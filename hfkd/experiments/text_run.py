@@ -1,4 +1,4 @@
-"""A language-model run from start to end: train, resume, save, and leave results.json."""
+"""A complete run of a language model: train or resume, save, and write results.json."""
 
 import logging
 from typing import Any
@@ -12,10 +12,10 @@ logger = logging.getLogger(__name__)
 
 
 def run_text(trainer: DistillationTrainer, config: dict[str, Any]) -> dict[str, Any]:
-    """Train `trainer`, taking up an earlier session that was stopped, and write results.json and the student.
+    """Train, resuming an interrupted session, and write results.json and the student.
 
-    Best and last are of the metric that chooses the checkpoint (`metric_for_best_model`), else of eval_loss. `config`
-    is recorded with the results. Returns the content of results.json. Runs on every rank.
+    Best and last values are those of `metric_for_best_model`, else of eval_loss. `config` is recorded with the results.
+    Returns the content of results.json. Call it on every rank.
     """
     config = without_paths(config)
     folder = train_to_the_end(trainer, ResultsCallback(config, metric="eval_loss", items_name="sequences"))

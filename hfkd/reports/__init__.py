@@ -1,4 +1,4 @@
-"""What a run leaves behind for people: `results.json`, figures and a page. Only the figures need matplotlib."""
+"""Reports of a run: `results.json`, figures and an HTML page. Only the figures need matplotlib."""
 
 from hfkd.reports.environment import environment
 from hfkd.reports.figures import (

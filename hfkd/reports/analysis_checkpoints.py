@@ -1,4 +1,4 @@
-"""A student over its training, on the page of an analysis: entropy and divergence at each checkpoint."""
+"""A section of the analysis page: the student's entropy and divergence at each checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DIVERGENCES = (
 
 @styled
 def checkpoints_figure(steps: list[Mapping[str, float]]) -> Figure:
-    """The student's entropy, mean and standard deviation over the images, and its divergences, by step."""
+    """The student's entropy (mean and standard deviation over images) and its divergences, by step."""
     figure, (left, right) = new_figure(8.4, 3.4, panels=2)
     column = {key: np.array([one[key] for one in steps]) for key in steps[0]}
     left.plot(column["step"], column["entropy"], marker="o", color=style.STUDENT)

@@ -1,4 +1,4 @@
-"""t-SNE of penultimate features on the page of an analysis: each network in the plane, the hard images marked.
+"""A section of the analysis page: t-SNE of each network's penultimate features, with hard images marked.
 
 m images that are shown.
 """
@@ -20,14 +20,14 @@ from hfkd.reports.style import as_array, styled
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DISTINCT = 20  # colours that are told apart
+DISTINCT = 20  # number of distinguishable colours
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Points [m, 2] and classes [m] of the images; which of them have a high entropy, and a high weight [m], bool.
+    """Points [m, 2] and classes [m] of the images; masks [m] of those with high entropy and with high weight.
 
-    weight: None for the teacher, whose images have one beside each student. The indices are Calinski and Harabasz's.
+    weight: None for the teacher, as weights depend on the student. The indices are Calinski-Harabasz indices.
     """
 
     points: Any
@@ -40,7 +40,7 @@ class Plane:
 
 @styled
 def planes_figure(planes: Mapping[str, Plane]) -> Figure:
-    """The networks side by side; colours are classes, of more than 20 along a scale."""
+    """The networks side by side, coloured by class; with more than 20 classes on a continuous scale."""
     figure, grid = panels(len(planes), 3.0)
     for axes, (name, plane) in zip(grid, planes.items(), strict=False):
         points, labels = as_array(plane.points), as_array(plane.labels)

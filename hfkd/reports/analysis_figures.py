@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Segments = Sequence[Mapping[str, float]]
-PER_ROW = 3  # panels
-STUDENT_LINES = (style.BLUE, style.PURPLE, style.GREEN, style.SKY)  # the teacher has the fifth
+PER_ROW = 3  # number of panels per row
+STUDENT_LINES = (style.BLUE, style.PURPLE, style.GREEN, style.SKY)  # the fifth colour is the teacher's
 
 
 @styled
 def segment_accuracy(students: Mapping[str, Segments], one_teacher: bool) -> Figure:
-    """Accuracy and gap to the teacher in segments of rising entropy, of each student.
+    """Accuracy of each student, and its gap to the teacher, in segments of increasing entropy.
 
-    Each segment has `teacher_accuracy`, `student_accuracy` and `gap`, as fractions. one_teacher: the segments hold the
-    same images for all students, so that the teacher has one line; else it has a dashed one in each student's colour.
+    Each segment has `teacher_accuracy`, `student_accuracy` and `gap`, as fractions. one_teacher: the segments contain
+    the same images for all students, so that the teacher has one line; else it has a dashed line in each student's
+    colour.
     """
     figure, (left, right) = new_figure(8.4, 3.6, panels=2)
     for number, ((name, segments), color) in enumerate(zip(students.items(), cycle(STUDENT_LINES), strict=False)):
@@ -48,14 +49,14 @@ def segment_accuracy(students: Mapping[str, Segments], one_teacher: bool) -> Fig
     for axes in (left, right):
         axes.set_xlabel("segment;  left = certain, right = uncertain")
     handles, labels = left.get_legend_handles_labels()
-    columns = min(3, len(labels) if one_teacher else len(students))  # a student stands below its teacher's line
+    columns = min(3, len(labels) if one_teacher else len(students))  # each student's entry is below that of its teacher
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     return figure
 
 
 @styled
 def heatmaps(matrices: Mapping[str, Any], label: str) -> Figure:
-    """Matrices [C, C] of one scale side by side, from 0 up; entries that are NaN stay white."""
+    """Matrices [C, C] side by side, with a common scale from 0; NaN entries are white."""
     arrays = {name: as_array(matrix).astype(float) for name, matrix in matrices.items()}
     highest = max((np.nanmax(array) for array in arrays.values() if not np.isnan(array).all()), default=1.0) or 1.0
     figure, grid = panels(len(arrays), 2.9)
@@ -69,7 +70,7 @@ def heatmaps(matrices: Mapping[str, Any], label: str) -> Figure:
 
 
 def panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, three in a row; those that are left over are not drawn."""
+    """A figure with `count` panels, three per row."""
     from matplotlib.figure import Figure
 
     columns = min(PER_ROW, count)
@@ -83,7 +84,7 @@ def panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
 
 @styled
 def divergence_bars(students: Mapping[str, Mapping[str, float]], items: str = "images") -> Figure:
-    """The mean divergence of each student, over all `items` and over those of lowest and highest teacher entropy."""
+    """The mean divergence of each student, over all `items` and over those with lowest and highest teacher entropy."""
     kinds = {"kl_lowest_entropy": style.LOW_ENERGY, "kl": "#9AA5B1", "kl_highest_entropy": style.HIGH_ENERGY}
     names = {"kl_lowest_entropy": "lowest 10 %", "kl": f"all {items}", "kl_highest_entropy": "highest 10 %"}
     figure, (axes,) = new_figure(8.4, 1.2 + 0.75 * len(students))

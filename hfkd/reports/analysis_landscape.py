@@ -1,6 +1,6 @@
-"""Loss landscapes on the page of an analysis: the loss around each student, and how much of it is low.
+"""A section of the analysis page: the loss landscape around each student, and the share of low loss.
 
-P points a side.
+P points per side.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def landscape_lines(students: Mapping[str, Landscape], level: float = LEVEL) -> 
 
 @styled
 def landscape_maps(students: Mapping[str, Landscape], level: float = LEVEL) -> Figure:
-    """Losses [P, P] of two directions, one colour scale, logarithmic; a line where they are at `level`."""
+    """Losses [P, P] along two directions, on a common logarithmic colour scale, with a contour line at `level`."""
     from matplotlib.colors import LogNorm
 
     losses = {name: as_array(one.losses) for name, one in students.items()}
@@ -59,7 +59,7 @@ def landscape_maps(students: Mapping[str, Landscape], level: float = LEVEL) -> F
 
 
 def _plain_numbers(axis: Any) -> None:
-    """4 and not 4 x 10^0 on a logarithmic axis, at as many places as there is room for."""
+    """Label a logarithmic axis with plain numbers (4 instead of 4 x 10^0), as many as fit."""
     from matplotlib.ticker import LogFormatter
 
     axis.set_major_formatter(LogFormatter())

@@ -1,4 +1,4 @@
-"""The page of an analysis of networks of masks."""
+"""The page of an analysis of segmentation networks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from hfkd.reports.masks import MaskExample, mask_sections
 
 Numbers = Mapping[str, Any]
 LEFT_OUT = (
-    "Features in the plane, correlations of the logits, loss landscapes, and checkpoints of a run are drawn of image "
-    "classifiers alone: they are defined by one prediction an image."
+    "t-SNE of features, correlations of the logits, loss landscapes and checkpoints of a run are available for "
+    "image classifiers only, as they are defined for one prediction per image."
 )
 
 
 def mask_analysis_page(
     path: str | os.PathLike[str], numbers: Numbers, examples: Sequence[MaskExample], label_names: Sequence[str]
 ) -> None:
-    """Write the page of what `PixelNumbers.result` gives, with where it comes from, and of a few images."""
+    """Write the page with the results of `PixelNumbers.result`, their settings, and a few images."""
     teacher, students = numbers["teacher"], numbers["students"]
     height, width = numbers["image_size"]
     summary = {
@@ -43,8 +43,8 @@ def mask_analysis_page(
 
 def _table(teacher: Numbers, students: Mapping[str, Numbers]) -> Section:
     text = (
-        "In percent, gaps in points, over all pixels that have a label. Agreement: the pixels that student and teacher "
-        "put in one class. Entropy: of softmax(z / 3), in nats, mean over these pixels."
+        "In percent, gaps in percentage points, over all labelled pixels. Agreement: share of pixels for which "
+        "student and teacher predict the same class. Entropy: that of softmax(z / 3), in nats, mean over these pixels."
     )
     header = ("network", "mean IoU", "gap", "pixel accuracy", "gap", "agreement", "entropy")
     scores = percent(teacher["mean_iou"]), "", percent(teacher["pixel_accuracy"]), "", ""
@@ -58,8 +58,8 @@ def _table(teacher: Numbers, students: Mapping[str, Numbers]) -> Section:
 def _by_entropy(students: Mapping[str, Numbers]) -> Section:
     segments = {name: one["by_teacher_entropy"] for name, one in students.items()}
     text = (
-        "The pixels of all images in equally large segments, from those of lowest entropy of the teacher to those of "
-        "highest: where the student falls behind its teacher."
+        "The pixels of all images in equally large segments, from lowest to highest teacher entropy: they show "
+        "where the student is worse than its teacher."
     )
     title = "Pixel accuracy by the teacher's entropy"
     return Section(title, text, segment_accuracy(segments, True), gap_table(segments))

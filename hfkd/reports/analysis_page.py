@@ -1,4 +1,4 @@
-"""The page of an analysis: a teacher and its students on the same images, with how each number is defined."""
+"""The page of an analysis of a teacher and its students, with the definition of each number."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hfkd.reports.energy import EnergyGroup, energy_sections
 from hfkd.reports.html import Section, write_page
 
 Numbers = Mapping[str, Any]
-SHADED = "The shaded regions hold the tenth of lowest and the tenth of highest energy."
+SHADED = "The shaded regions contain the tenths of images with the lowest and the highest energy."
 
 
 def analysis_page(path: str | os.PathLike[str], numbers: Numbers, sections: Sequence[Section]) -> None:
-    """Write the page: what was analysed, a table of the students, and `sections`."""
+    """Write the page: a summary, a table of the students, and `sections`."""
     teacher, students = numbers["teacher"], numbers["students"]
     summary = {
         "teacher": f"{teacher['name']} ({percent(teacher['accuracy'])} %)",
@@ -32,8 +32,8 @@ def percent(share: float) -> str:
 
 def _table(teacher: Numbers, students: Mapping[str, Numbers]) -> Section:
     text = (
-        "Accuracies in percent, gaps in points. Agreement: the images that student and teacher put in one class. "
-        "Entropy: of softmax(z / 3), in nats, mean over the images."
+        "Accuracies in percent, gaps in percentage points. Agreement: share of images for which student and "
+        "teacher predict the same class. Entropy: that of softmax(z / 3), in nats, mean over the images."
     )
     header = ("network", "accuracy", "gap", "agreement", "entropy")
     rows: list[tuple[str, ...]] = [
@@ -49,7 +49,7 @@ def _table(teacher: Numbers, students: Mapping[str, Numbers]) -> Section:
 def teacher_sections(
     energies: Any, lowest: EnergyGroup, highest: EnergyGroup, thresholds: tuple[float, float], images: str
 ) -> list[Section]:
-    """Energy KD's figures of the teacher."""
+    """Sections with Energy KD's figures of the teacher."""
     return energy_sections(energies, lowest, highest, thresholds, images, SHADED)
 
 
@@ -68,8 +68,8 @@ def student_sections(
 def _by_teacher(students: Mapping[str, Numbers]) -> Section:
     segments = {name: one["by_teacher_entropy"] for name, one in students.items()}
     text = (
-        "The images in equally large segments, from those of lowest entropy of the teacher to those of highest: where "
-        "the student falls behind its teacher."
+        "The images in equally large segments, from lowest to highest teacher entropy: they show where the "
+        "student is worse than its teacher."
     )
     return Section("Accuracy by the teacher's entropy", text, segment_accuracy(segments, True), gap_table(segments))
 
@@ -77,13 +77,14 @@ def _by_teacher(students: Mapping[str, Numbers]) -> Section:
 def _by_student(students: Mapping[str, Numbers]) -> Section:
     segments = {name: one["by_student_entropy"] for name, one in students.items()}
     text = (
-        "The same by the entropy of each student: its segments are its own, and so is the teacher's accuracy in them."
+        "The same by the entropy of each student: the segments, and thus the teacher's accuracy in them, differ "
+        "between students."
     )
     return Section("Accuracy by the student's entropy", text, segment_accuracy(segments, False), gap_table(segments))
 
 
 def gap_table(students: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[Sequence[Any], Sequence[Sequence[Any]]]:
-    """Of each student, the gap in each segment, in points."""
+    """The gap of each student in each segment, in percentage points."""
     count = max(len(segments) for segments in students.values())
     rows = [(name, *(f"{100 * one['gap']:.1f}" for one in segments)) for name, segments in students.items()]
     return ("gap in segment", *range(1, count + 1)), rows

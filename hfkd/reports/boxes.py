@@ -1,4 +1,4 @@
-"""Pictures of detection: the boxes of a few images as labelled, and as teacher and student find them.
+"""Figures of detection: labelled boxes and detections of teacher and student on a few images.
 
 H x W pixels, G boxes.
 """
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SCORE = 0.3  # of the boxes that are drawn, at least
-MOST = 12  # boxes of an image that are drawn, the likeliest
+SCORE = 0.3  # minimum score of drawn boxes
+MOST = 12  # maximum number of drawn boxes per image
 
 
 @dataclass(frozen=True)
 class FoundBoxes:
-    """boxes [G, 4] as (x1, y1, x2, y2) in pixels, their classes [G], and for what a network found its scores [G]."""
+    """boxes [G, 4] as (x1, y1, x2, y2) in pixels, their classes [G], and for detections their scores [G]."""
 
     boxes: Any
     labels: Any
@@ -32,7 +32,7 @@ class FoundBoxes:
 
 @dataclass(frozen=True)
 class BoxExample:
-    """One image, uint8 [H, W, 3], its labelled boxes, and those that the networks found; no teacher: None."""
+    """One image, uint8 [H, W, 3], its labelled boxes, and the networks' detections; teacher: None if there is none."""
 
     name: str
     image: Any
@@ -42,11 +42,11 @@ class BoxExample:
 
 
 def box_sections(examples: Sequence[BoxExample], label_names: Sequence[str]) -> list[Section]:
-    """A section of what is drawn, and one for each example. Without examples one that says so."""
+    """A section with an explanation, and one for each example; without examples one that says so."""
     title = "Boxes"
     if not examples:
         return [Section(title, "Left out: there is no evaluation set to show images of.")]
-    text = f"Of what a network finds, at most {MOST} boxes an image, with a score of {SCORE:g} or more."
+    text = f"Shown are at most {MOST} detections per network and image, with a score of at least {SCORE:g}."
     if all(example.teacher is None for example in examples):
         text += " The run had no teacher."
     found = [Section(title, text)]
@@ -59,7 +59,7 @@ def box_sections(examples: Sequence[BoxExample], label_names: Sequence[str]) -> 
 
 @styled
 def box_example(example: BoxExample, label_names: Sequence[str]) -> Figure:
-    """The image once for each that has boxes in it, one below the other on the page's narrow column."""
+    """The image with labelled boxes and with those of each network, one below the other."""
     from matplotlib.figure import Figure
 
     panels, image = _panels(example), as_array(example.image)
@@ -79,7 +79,7 @@ def _panels(example: BoxExample) -> list[tuple[str, FoundBoxes]]:
 
 
 def _drawn(found: FoundBoxes) -> list[int]:
-    """Which boxes are drawn: all that are labelled, of those found the likeliest."""
+    """Indices of the boxes to draw: all labelled ones, or the detections with the highest scores."""
     if found.scores is None:
         return list(range(len(found.boxes)))
     scores = as_array(found.scores)

@@ -1,4 +1,4 @@
-"""The model card of a student: README.md beside its weights, made from what the trainer knows."""
+"""The model card of a student, README.md, generated from the trainer's state."""
 
 import math
 import re
@@ -29,7 +29,7 @@ TEMPLATE = Path(__file__).with_name("card_template.md")
 SLOTS = ("objective", "temperature", "weighting")
 HE_DA: dict[str, list[str]] = {"none": [], "paper": ["Energy()"], "released": ["Energy()"]}  # of the same paper
 HUB_ID = r"[\w.-]+/[\w.-]+"
-SPEED = re.compile(r"_(runtime|per_second|time)$")  # how fast the evaluation was, not how good the student is
+SPEED = re.compile(r"_(runtime|per_second|time)$")  # speed of the evaluation, not quality of the student
 
 
 def write_card(
@@ -44,12 +44,12 @@ def write_card(
     dataset_tags: str | list[str] | None = None,
     dataset_args: str | list[str] | None = None,
 ) -> None:
-    """Write README.md into `output_dir`; the keywords are Trainer's, None standing for what the run says.
+    """Write README.md into `output_dir`; keywords as in Trainer, None means the run's own value.
 
-    `dataset` is what the data are called, `dataset_tags` their Hub ids, `dataset_args` their configuration; the first
-    of `tasks` is the pipeline tag. Each is one line, whatever it holds. The licence is `license`, else
-    `args.model_license`; it is never guessed. Neither a token nor a folder of this machine gets into the text. Raises
-    OSError naming the path when it cannot be written.
+    `dataset` is the name of the data, `dataset_tags` their Hub ids, `dataset_args` their configuration; the first of
+    `tasks` is the pipeline tag. Each is written as one line. The licence is `license`, else `args.model_license`; it is
+    never guessed. The text contains no tokens and no local folders. Raises OSError naming the path if it cannot be
+    written.
     """
     args, settings = trainer.args, trainer.settings
     student: Any = trainer.accelerator.unwrap_model(trainer.model)
@@ -95,7 +95,7 @@ def write_card(
 def _of_the_run(
     trainer: Host, settings: Mapping[str, Any], dataset: str | None, peers: bool, distilled: bool
 ) -> dict[str, Any]:
-    """How the student was trained, and what to cite for it."""
+    """How the student was trained, and its citations."""
     args = trainer.args
     assistants = ", ".join(trainer.details.get("assistants", ())) or None
     methods = (["Peers()"] if peers else []) + (["TAKD()"] if assistants else []) + HE_DA[args.he_da]
@@ -118,7 +118,7 @@ def _of_the_run(
 
 
 def _words(**words: str | None) -> dict[str, str | None]:
-    """Each as one line; a repository is called as the student where there is none yet."""
+    """Each value as one line; the repository defaults to the student's name."""
     lines = {name: value and _line(value) for name, value in words.items()}
     return lines | {"repository": lines["repository"] or lines["name"]}
 
@@ -126,7 +126,7 @@ def _words(**words: str | None) -> dict[str, str | None]:
 def _metadata(
     words: dict[str, Any], metrics: dict[str, float], ids: list[str], configuration: str | None, **entries: Any
 ) -> ModelCardData:
-    """`ids`: the data sets on the Hub, which the data's name may be itself."""
+    """`ids`: Hub ids of the datasets, by default the dataset's name if it is one."""
     dataset, task = words["dataset"], words["task"]
     ids = ids or ([dataset] if dataset and re.fullmatch(HUB_ID, dataset) else [])
     kind = ids[0] if ids else dataset
@@ -147,7 +147,7 @@ def _metadata(
 
 
 def evaluation(state: TrainerState, step: int) -> dict[str, float]:
-    """What evaluating the run's own set measured of the weights of `step`."""
+    """Metrics on the run's own evaluation set of the weights of `step`."""
     logged: dict[str, Any] = {}
     for entry in state.log_history:
         if entry.get("step") == step and of_the_run(entry):
@@ -157,12 +157,12 @@ def evaluation(state: TrainerState, step: int) -> dict[str, float]:
 
 
 def _rows(data: Any) -> int | None:
-    """How many rows were evaluated; None for a stream and for several sets."""
+    """The number of evaluated rows; None for a stream and for several sets."""
     return len(data) if isinstance(data, Sized) and not isinstance(data, dict) else None
 
 
 def _library(student: Any) -> str:
-    """Which library loads what the trainer saved."""
+    """The library that loads the saved student."""
     if unwrap_peft_model(student) is not student:
         return "peft"
     return "transformers" if isinstance(student, PreTrainedModel) else "pytorch"
@@ -175,7 +175,7 @@ def _tags(student: Any, distilled: bool, tags: str | list[str] | None) -> list[s
 
 
 def _started_from(student: Any, details: Mapping[str, Any]) -> str | None:
-    """The Hub id of the weights that training started from; None for fresh weights and for local ones."""
+    """The Hub id of the weights that training started from; None for random and local weights."""
     model = unwrap_peft_model(student)
     fresh = details.get("from_config") or not isinstance(model, PreTrainedModel)
     name = "" if fresh else str(model.name_or_path)

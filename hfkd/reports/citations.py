@@ -1,10 +1,10 @@
-"""Which papers a run stands on: a table from slot names to the entries of citations.bib."""
+"""Citations of the methods in a run: a table from slot names to entries of citations.bib."""
 
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-# The names of the slots' tables and of their classes, in small letters without underscores. A new method adds a line.
+# Names of slots and of their classes, in lower case without underscores. Add a line for a new method.
 PAPERS = {
     "adaptivekl": "wu2025rethinking",
     "at": "zagoruyko2017paying",
@@ -56,7 +56,7 @@ NAMES = re.compile(r"""(\w+) ?\(|["'](\w+)["'(]""")
 
 
 def slot_name(name: str) -> str:
-    """A slot's name as `PAPERS` has it: SkewReverseKL and skew_reverse_kl are both skewreversekl."""
+    """A slot's name as in `PAPERS`: SkewReverseKL and skew_reverse_kl both become skewreversekl."""
     return name.replace("_", "").lower()
 
 

@@ -1,4 +1,4 @@
-"""Several ways to train the same student, side by side: a table for the terminal and a section for the page."""
+"""Comparison of methods for the same student: a table for the terminal and a section for the page."""
 
 import statistics
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from hfkd.utils.numbers import markdown_table, with_deviation
 
 @dataclass
 class Comparison:
-    """Accuracies (fractions) and seconds of each way, one of each per seed."""
+    """Accuracies (fractions) and seconds of each method ("way"), one of each per seed."""
 
     accuracy: dict[str, list[float]] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -21,7 +21,7 @@ class Comparison:
         self.seconds.setdefault(way, []).append(seconds)
 
     def rows(self) -> list[tuple[str, str, str, str, str]]:
-        """Way, mean accuracy and sample standard deviation over the seeds in percent, seeds, seconds of one run."""
+        """Method, mean accuracy and sample standard deviation in percent, number of seeds, seconds per run."""
         return [
             (
                 way,
@@ -47,7 +47,7 @@ class Comparison:
         return Section("Comparison", said, comparison_bars(points), table=(self.HEADER, self.rows()))
 
     def within_spread(self) -> str:
-        """A sentence where the ways differ by less than the seeds of one of them do; else nothing."""
+        """A sentence if the methods differ by less than the seeds of one of them; else an empty string."""
         several = [values for values in self.accuracy.values() if len(values) > 1]
         if len(several) < 2 or len(several) < len(self.accuracy):
             return ""
@@ -61,7 +61,7 @@ class Comparison:
 
 
 def mean_and_sd(values: Sequence[float], digits: int = 2) -> str:
-    """ "75.31 ± 0.12": mean and sample standard deviation; of one value the value alone, of none a dash."""
+    """ "75.31 ± 0.12": mean and sample standard deviation; just the value for a single one, a dash for none."""
     if not values:
         return "-"
     return with_deviation(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, digits)

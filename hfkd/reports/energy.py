@@ -1,4 +1,4 @@
-"""What a teacher's energies tell: their histogram, the images at both ends, and how it predicts there.
+"""Sections on a teacher's energies: histogram, images with extreme energies, and mean predictions.
 
 m images of a group, C classes.
 """
@@ -18,9 +18,10 @@ SHADED = "Samples in the shaded regions are treated differently from those in th
 
 @dataclass(frozen=True)
 class EnergyGroup:
-    """Samples at one end: images (uint8, see `image_grid`), probabilities [m, C] of these and more, and their classes.
+    """Samples with the lowest or highest energies: images (uint8, see `image_grid`), probabilities [m, C] of these and
+    more, and captions of classes.
 
-    None for what is not known.
+    None for what is not available.
     """
 
     images: Any = None
@@ -36,9 +37,9 @@ def energy_sections(
     samples: str = "training samples",
     shaded: str = SHADED,
 ) -> list[Section]:
-    """Energies [n], the images of lowest and of highest, and the mean prediction of the two groups.
+    """Sections on energies [n], images with the lowest and highest, and mean predictions of both groups.
 
-    `samples` says what has these energies, `shaded` what the regions outside the `thresholds` (low, high) are.
+    `samples` is the name of the samples, `shaded` explains the regions outside the `thresholds` (low, high).
     """
     groups = {"low energy": lowest.probabilities, "high energy": highest.probabilities}
     return [
@@ -52,7 +53,7 @@ def energy_sections(
 def _energies(energies: Any, thresholds: tuple[float, float] | None, samples: str, shaded: str) -> Section:
     title = "Teacher energies"
     if energies is None:
-        return Section(title, "Left out: the run used no scan of the training set, so there are no energies.")
+        return Section(title, "Left out: the run did not scan the training set, so there are no energies.")
     text = f"The energy of each of the {samples} under the teacher; low energy means that the teacher is confident."
     if thresholds is not None:
         text += f" {shaded}"
@@ -62,14 +63,20 @@ def _energies(energies: Any, thresholds: tuple[float, float] | None, samples: st
 def _images(title: str, group: EnergyGroup) -> Section:
     images, probabilities, classes = group.images, group.probabilities, group.classes
     if images is None or len(images) == 0:
-        return Section(title, "Left out: no images were kept, as the run used no scan or its items are not images.")
+        return Section(
+            title,
+            "Left out: there are no images, as the run did not scan the training set or its items are not images.",
+        )
     if probabilities is None or len(probabilities) < len(images):
         return Section(title, "", image_grid(images))
     top = as_array(probabilities)[: len(images)].max(axis=-1)
     text = "Below each image: the teacher's largest class probability."
     captions = [f"{value:.3f}" for value in top]
     if classes is not None:
-        text = "Below each image: its class, what the teacher takes it for where that is another, and how surely."
+        text = (
+            "Below each image: its class, the teacher's prediction if it differs, and the teacher's largest "
+            "probability."
+        )
         captions = [f"{name}\n{value}" for name, value in zip(classes, captions, strict=False)]
     return Section(title, text, image_grid(images, captions=captions))
 
@@ -77,7 +84,9 @@ def _images(title: str, group: EnergyGroup) -> Section:
 def _predictions(groups: Mapping[str, Any]) -> Section:
     title = "Mean prediction"
     if not groups:
-        return Section(title, "Left out: the run used no scan, so it has no groups of low and high energy.")
+        return Section(
+            title, "Left out: the run did not scan the training set, so there are no groups of low and high energy."
+        )
     text = (
         "The teacher's class probabilities, sorted within each sample, then averaged. A steep curve says little about "
         "the other classes, so that a higher temperature brings out more; a flat curve is uncertain already."
@@ -86,9 +95,9 @@ def _predictions(groups: Mapping[str, Any]) -> Section:
 
 
 def class_captions(labels: Any, probabilities: Any, names: Sequence[str] | None = None) -> list[str]:
-    """Each image's class, and after an arrow the teacher's where that is another: names, or ids where there are none.
+    """Captions with each image's class, and after an arrow the teacher's prediction if it differs: names, or ids.
 
-    An image of label -100 has a question mark in its place. labels [m], probabilities [m or more, C].
+    A label of -100 is shown as a question mark. labels [m], probabilities [m or more, C].
     """
     table = as_array(probabilities)
     names = names or [str(number) for number in range(table.shape[-1])]
@@ -101,5 +110,5 @@ def class_captions(labels: Any, probabilities: Any, names: Sequence[str] | None 
 
 
 def _short(name: str) -> str:
-    """So much of a class's name as fits below an image."""
+    """A class name, shortened to fit below an image."""
     return name if len(name) <= 10 else name[:9] + "…"

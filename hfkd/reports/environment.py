@@ -1,4 +1,4 @@
-"""What a result depends on besides its settings: code, library versions, machine."""
+"""The environment of a run: code, library versions, machine."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def environment() -> dict[str, Any]:
     """Code, versions and machine of this process, ready for JSON.
 
     `git` is `{"commit", "dirty"}` of the repository around the current directory (None outside of one); a package that
-    is not installed has version None; `devices` names the accelerators, or the processor where there is none. Free of
-    environment variables, user and host names and absolute paths, so that it can be published.
+    is not installed has version None; `devices` lists the accelerators, or the processor if there are none. Contains no
+    environment variables, user or host names or absolute paths, so that it can be published.
     """
     return {
         "git": _git(),

@@ -1,4 +1,4 @@
-"""Which evaluations describe a run: those of its own evaluation set, of the weights of their step."""
+"""Marks evaluations of other datasets, or of other weights than those of the current step."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,20 +9,20 @@ from transformers.trainer_utils import has_length
 from hfkd.evaluation.weights import step_of_weights
 from hfkd.training.host import Host
 
-# In an entry of the log, what else its metrics are of: another set of so many rows (-1: a stream), the weights of
-# another step. Numbers, as all of the log. Such an entry is no evaluation of the run.
+# Keys of log entries that do not count as evaluations of the run: the number of rows of another dataset (-1: a #
+# stream), and the step of other weights. Values are numbers, as in the rest of the log.
 OTHER_SET, OTHER_STEP = "other_set_rows", "weights_of_step"
 
 
 def of_the_run(entry: Mapping[str, Any]) -> bool:
-    """Whether an entry of the log is no evaluation, or one of the run's own set with the weights of its step."""
+    """False for log entries with metrics of another dataset, or of other weights than those of their step."""
     return OTHER_SET not in entry and OTHER_STEP not in entry
 
 
 class EvaluationMarks:
-    """Says in the log which evaluations are of another set than the run's own, or of the reloaded best weights.
+    """Marks log entries with metrics of another set than the run's own, or of the reloaded best weights.
 
-    Its own set is the `eval_dataset` that the trainer has when training starts.
+    The run's own set is the trainer's `eval_dataset` at the start of training.
     """
 
     def __init__(self, host: Host) -> None:
@@ -32,7 +32,7 @@ class EvaluationMarks:
 
     @contextmanager
     def evaluating(self, eval_dataset: Any) -> Iterator[None]:
-        """Within it what is logged is of `eval_dataset`."""
+        """Context in which logged metrics are those of `eval_dataset`."""
         outer, self._other = self._other, self._other_than_the_runs(eval_dataset)
         try:
             yield
@@ -43,7 +43,7 @@ class EvaluationMarks:
         entry.update(self._other)
 
     def _other_than_the_runs(self, eval_dataset: Any) -> dict[str, float]:
-        """The marks of an evaluation that is not of the run's own set, or not of the weights of this step."""
+        """The marks of an evaluation on another set than the run's, or with other weights than those of this step."""
         host = self.host
         given = host.eval_dataset if eval_dataset is None else eval_dataset
         own = isinstance(given, str) or given is self.own_set

@@ -32,7 +32,7 @@ ACCURACIES = (
     ("eval_ap", "AP", style.STUDENT),
     ("eval_ap50", "AP50", style.SKY),
 )
-PERCENT_ALREADY = ("eval_ap", "eval_ap50")  # however low they are
+PERCENT_ALREADY = ("eval_ap", "eval_ap50")  # even if all values are below 1
 
 
 def percent_scale(accuracies: Iterable[float]) -> float:
@@ -80,7 +80,7 @@ def _curve(axes: Axes, epochs: list[float], values: list[float], **look: Any) ->
 def energy_histogram(
     energies: Any, thresholds: tuple[float, float] | None = None, samples: str = "training samples"
 ) -> Figure:
-    """How confident the teacher is: energies [n] of these `samples`, and (low, high) where special handling begins.
+    """Histogram of the energies [n] of `samples`, with the thresholds (low, high) for a different treatment.
 
     Energy KD (Kim et al.), Section 3: E = -T_E logsumexp(z / T_E); low energy = confident.
     """
@@ -103,7 +103,7 @@ def energy_histogram(
 
 
 def _region(axes: Axes, start: float, end: float, threshold: float, share: float, name: str, alignment: str) -> None:
-    """Shade one end of the energies; its label stands above the panel, at the threshold, pointing outwards."""
+    """Shade the energies beyond a threshold, with a label above the panel."""
     color = style.LOW_ENERGY if name == "low" else style.HIGH_ENERGY
     axes.axvspan(start, end, color=color, alpha=0.15, linewidth=0)
     axes.axvline(threshold, color=color, linewidth=1.6)
@@ -122,7 +122,7 @@ def _region(axes: Axes, start: float, end: float, threshold: float, share: float
 
 @styled
 def image_grid(images: Any, captions: Sequence[str] | None = None, columns: int = 8) -> Figure:
-    """Images, uint8 [n, H, W, C] or [n, C, H, W] with C = 1 or 3, in rows of `columns`, pixels unblurred."""
+    """Images, uint8 [n, H, W, C] or [n, C, H, W] with C = 1 or 3, in rows of `columns`, without interpolation."""
     pixels = _channels_last(as_array(images))
     count, height, width, channels = pixels.shape
     if captions is not None and len(captions) != count:
@@ -159,9 +159,10 @@ def _channels_last(pixels: np.ndarray) -> np.ndarray:
 def mean_prediction(groups: Mapping[str, Any]) -> Figure:
     """Mean of the SORTED class probabilities [n, C] of each group, the 20 largest, on a log axis.
 
-    After Figures 2 and 3 of Energy KD: confident (low energy) samples tell little about the other classes, uncertain
-    ones much, which is why the former want a higher temperature. Sorting per sample is ours: it makes samples of
-    different classes comparable. Groups named low... and high... have the colours of the energy histogram.
+    After Figures 2 and 3 of Energy KD: confident (low energy) samples carry little information on the other classes,
+    uncertain ones much, so that the former need a higher temperature. Sorting per sample, which makes samples of
+    different classes comparable, is not in the paper. Groups named low... and high... have the colours of the energy
+    histogram.
     """
     if not groups:
         raise ValueError("groups is empty: pass {name: probabilities [n, C]}")
@@ -173,7 +174,7 @@ def mean_prediction(groups: Mapping[str, Any]) -> Figure:
             raise ValueError(f"group {name!r} has shape {table.shape}: pass probabilities [n, C] with n > 0")
         mean = np.sort(table, axis=-1)[:, ::-1].mean(axis=0)[:CLASSES_SHOWN]  # [C]
         color = names.get(name.split()[0] if name else "", spare)
-        mean[mean <= 0] = np.nan  # underflow has no place on a log axis
+        mean[mean <= 0] = np.nan  # underflow cannot be shown on a log axis
         label = f"{name} (mean of {len(table):,})"
         axes.plot(np.arange(1, len(mean) + 1), mean, marker="o", color=color, label=label)
     axes.set_yscale("log")
@@ -185,7 +186,7 @@ def mean_prediction(groups: Mapping[str, Any]) -> Figure:
 
 @styled
 def accuracy_by_entropy(entropy: Any, student_correct: Any, teacher_correct: Any, segments: int = 10) -> Figure:
-    """Accuracy of student and teacher on equally many samples each, from the teacher's most to least certain ones.
+    """Accuracy of student and teacher in equally large segments, from the teacher's most to least certain samples.
 
     `entropy`, `student_correct`, `teacher_correct`: [n], the last two 0/1 or bool. With n < `segments`, n segments.
     """
@@ -217,10 +218,10 @@ def accuracy_by_entropy(entropy: Any, student_correct: Any, teacher_correct: Any
 def comparison_bars(
     rows: Sequence[tuple[str, float, float | None, Sequence[float]]], label: str = "accuracy (%)"
 ) -> Figure:
-    """Methods compared: every seed as a dot, mean and standard deviation as a diamond with a bar, first row on top.
+    """Comparison of methods: each seed as a dot, mean and standard deviation as a diamond with a bar, first row on top.
 
-    `rows`: (name, mean, sd or None, points), drawn in the units given. Dots, not bars from zero: differences between
-    methods are a hundredth of the accuracy itself.
+    `rows`: (name, mean, sd or None, points), in the units given. Dots instead of bars from zero, since differences
+    between methods are small compared with the accuracy.
     """
     if not rows:
         raise ValueError("rows is empty: pass (name, mean, sd or None, points) per method")

@@ -16,20 +16,20 @@ from hfkd.reports.evaluations import of_the_run
 Entry = Mapping[str, Any]
 TEACHER_SCORE = re.compile(r"teacher(_\d+)?_accuracy(_.*)?")
 
-# of several training entries in one row, these are a position or a count so far, not a quantity to average
+# positions and running counts, of which the last value is used when training entries are merged
 _LAST_WINS = ("epoch", "step", "learning_rate", "num_input_tokens_seen", "skipped_steps")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """By which logged metric the best evaluation is chosen, and which way."""
+    """The metric by which the best evaluation is chosen, and its direction."""
 
     metric: str
     greater_is_better: bool
 
     @classmethod
     def of(cls, args: TrainingArguments, metric: str) -> Choice:
-        """As Trainer chooses its best checkpoint; by `metric` where `metric_for_best_model` is not set."""
+        """The choice of Trainer's best checkpoint; by `metric` if `metric_for_best_model` is not set."""
         named = args.metric_for_best_model
         if named is None:
             return cls.by_name(metric)
@@ -38,17 +38,18 @@ class Choice:
 
     @classmethod
     def by_name(cls, metric: str) -> Choice:
-        """Trainer's rule for a metric of which nobody says which way is better."""
+        """Trainer's rule for a metric without a given direction."""
         return cls(metric, not metric.endswith("loss"))
 
 
 def epoch_rows(log_history: Iterable[Entry]) -> list[dict[str, Any]]:
-    """One row per evaluation (per epoch where training evaluated nothing): its metrics, and the training before it.
+    """One row per evaluation (per epoch, if training has none) with its metrics and those of training before it.
+    Training metrics (`loss`, `ce`, `kd`, ...) are means over the steps since the last row, so that they do not depend
+    on `logging_steps`.
 
-    Training quantities (`loss`, `ce`, `kd`, ...) are means over the steps since the last row, so they do not depend on
-    `logging_steps`. Two evaluations at one step (several evaluation sets, or one more after training) share a row.
-    Left out: evaluations of other sets or weights (`other_evaluations`), training after the last evaluation, and the
-    closing summary of a session (`train_runtime`, ...), which knows only its own session.
+    Evaluations at the same step (of several sets, or another one after training) share a row. Left out are evaluations
+    of other sets or weights (`other_evaluations`), training after the last evaluation, and the final summary of a
+    session (`train_runtime`, ...), which covers only its own session.
     """
     history = [entry for entry in log_history if of_the_run(entry)]
     per_epoch = not _evaluated_while_training(history)
@@ -73,12 +74,12 @@ def epoch_rows(log_history: Iterable[Entry]) -> list[dict[str, Any]]:
 
 
 def other_evaluations(log_history: Iterable[Entry]) -> list[Entry]:
-    """The entries whose metrics are of another set than the run's, or of other weights than those of their step."""
+    """The entries with metrics of another set than the run's, or of other weights than those of their step."""
     return [entry for entry in log_history if not of_the_run(entry)]
 
 
 def _evaluated_while_training(history: Iterable[Entry]) -> bool:
-    """Whether a run evaluates as it goes; an evaluation after it has ended does not count."""
+    """Whether there are evaluations during training; one after its end does not count."""
     ended = False
     for entry in history:
         if "loss" in entry or _is_closing(entry):
@@ -93,17 +94,17 @@ def _is_closing(entry: Entry) -> bool:
 
 
 def is_evaluation(entry: Entry) -> bool:
-    """Whether an entry or a row carries evaluation metrics."""
+    """Whether an entry or a row has evaluation metrics."""
     return any(key.startswith("eval_") for key in entry)
 
 
 def teacher_scores(log_history: Iterable[Entry]) -> dict[str, float]:
-    """What the teacher scored on the evaluation set, by name: `teacher_accuracy`, ...; empty if it was not measured."""
+    """The teacher's scores on the evaluation set: `teacher_accuracy`, ...; empty if not measured."""
     return {k: v for entry in log_history for k, v in entry.items() if TEACHER_SCORE.fullmatch(k)}
 
 
 def best_row(rows: Sequence[Entry], choice: Choice) -> Entry | None:
-    """The first row with the best value of the metric; what was evaluated before training (`eval_on_start`) is none."""
+    """The first row with the best value of the metric, without the evaluation before training (`eval_on_start`)."""
     scored = [row for row in rows if _is_number(row.get(choice.metric)) and row.get("step") != 0]
     if not scored:
         return None
@@ -116,7 +117,7 @@ def last_row(rows: Sequence[Entry], metric: str) -> Entry | None:
 
 
 def end_losses(log_history: Iterable[Entry]) -> dict[str, dict[str, Any] | None]:
-    """`first` and `last` logged training loss, each `{"step", "loss"}`; of single steps where every step is logged."""
+    """The `first` and `last` logged training loss, each `{"step", "loss"}`; of single steps if every step is logged."""
     logged = [{"step": entry.get("step"), "loss": entry["loss"]} for entry in log_history if "loss" in entry]
     return {"first": logged[0] if logged else None, "last": logged[-1] if logged else None}
 
@@ -141,11 +142,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _mean(training: list[Entry], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Merge training entries: each stands for the steps since the one before it that were taken."""
+    """Merge training entries, each weighted by the number of steps taken since the previous one."""
     steps = [0 if not rows else rows[-1].get("step", 0), *(entry.get("step", 0) for entry in training)]
     skipped = [0 if not rows else rows[-1].get("skipped_steps", 0), *(e.get("skipped_steps", 0) for e in training)]
     spans = zip(pairwise(steps), pairwise(skipped), strict=True)
-    # a resumed process counts the steps that it leaves out from 0
+    # a resumed process counts skipped steps from 0
     weights = [max(to - since, 1) - (now - before if now >= before else now) for (since, to), (before, now) in spans]
     merged = dict(training[-1])
     for key in merged.keys() - set(_LAST_WINS):

@@ -1,4 +1,4 @@
-"""A small self-contained HTML page: no script, no external address, figures inside, light and dark."""
+"""A self-contained HTML page: embedded figures, no scripts or external resources, light and dark mode."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ th { font-weight: 600; }
 .summary th { font-weight: normal; color: var(--faint); white-space: nowrap; }
 """
 
-READABLE = 640  # CSS pixels: a figure's text of 10 points is 10 pixels high; on a telephone it is scrolled sideways
+READABLE = 640  # CSS pixels: keeps text of figures readable on phones, with horizontal scrolling
 
-# the browser itself then enforces that the page loads nothing
+# lets the browser enforce that the page loads nothing
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -46,7 +46,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 class Section:
     """A heading, paragraphs (separated by empty lines), then a figure, then a table, `(header, rows)`.
 
-    `alt` describes the figure to those who cannot see it; by default title and text do.
+    `alt` is the figure's alternative text; by default title and text.
     """
 
     title: str
@@ -64,7 +64,7 @@ def write_page(
 ) -> None:
     """Write `sections` below a `summary` of names and values. All text is escaped; the file is written atomically.
 
-    Figures with images become PNG, all others SVG, both inside the page.
+    Figures with images are embedded as PNG, all others as SVG.
     """
     body = [f"<h1>{_text(title)}</h1>"]
     if summary:
@@ -94,7 +94,7 @@ def _section(section: Section) -> str:
 
 def _figure(figure: Figure, alt: str) -> str:
     kind, data = figure_bytes(figure)
-    width = round(figure.get_figwidth() * 96)  # CSS pixels, so that text has its size whatever the PNG's resolution
+    width = round(figure.get_figwidth() * 96)  # CSS pixels, independent of the PNG's resolution
     source = f"data:{kind};base64,{base64.b64encode(data).decode()}"
     least = f"min-width: {min(width, READABLE)}px"
     return f'<figure><img width="{width}" style="{least}" src="{source}" alt="{_text(alt)}"></figure>'

@@ -1,4 +1,4 @@
-"""Failures of the Hub that say how to go on."""
+"""Error messages with remedies for failures of the Hub."""
 
 import shlex
 from collections.abc import Iterator
@@ -10,15 +10,15 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from hfkd.utils.command import without_secrets
 
-# The base of all that the client's HTTP library raises; the library itself differs between versions of huggingface_hub.
+# The base class of HTTP errors; the HTTP library differs between versions of huggingface_hub.
 FAILURES: tuple[Any, ...] = (HfHubHTTPError.__mro__[1], ConnectionError)
 
 
 def upload_again(folder: Any, name: str | None) -> str:
-    """What to say of an upload that failed. `name`: the repository's; None: that of the folder, as Trainer has it."""
+    """The remedy for a failed upload. `name`: that of the repository; None: that of the folder, as in Trainer."""
     name = name or Path(str(folder)).absolute().name
     again = f"`hf upload {name} {shlex.quote(str(folder))} . --exclude 'checkpoint-*'`"
-    return f"All of it is whole there; to upload it again: {again}"
+    return f"All files are complete in the folder; to upload them again: {again}"
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def explained(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (*FAILURES, RuntimeError) as error:
-        # the client wraps what happened to a large file in a RuntimeError
+        # the client wraps errors of large files in a RuntimeError
         cause = error if isinstance(error, FAILURES) else error.__cause__
         if not isinstance(cause, FAILURES):
             raise

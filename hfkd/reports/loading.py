@@ -1,4 +1,4 @@
-"""What loads a saved student: the Auto classes of transformers, by its head and its inputs."""
+"""The Auto classes of transformers that load a saved student, by its head and its inputs."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from transformers.trainer_utils import unwrap_peft_model
 
 from hfkd.models.calling import Call, bare
 
-# In this order: a class that several of these name is loaded by the first.
+# In this order: a class in several tables is loaded by the first.
 CLASSES: dict[str, Any] = {
     "AutoModelForCausalLM": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     "AutoModelForImageTextToText": auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -21,22 +21,22 @@ CLASSES: dict[str, Any] = {
     "AutoModelForAudioClassification": auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
     "AutoModelForImageClassification": auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
 }
-ADAPTED = ("CausalLM", "Seq2SeqLM", "SequenceClassification", "TokenClassification")  # of which PEFT has Auto classes
+ADAPTED = ("CausalLM", "Seq2SeqLM", "SequenceClassification", "TokenClassification")  # heads with Auto classes in PEFT
 
 
 class Loading(NamedTuple):
-    """The classes that load the student, and that make its inputs."""
+    """The classes that load the student and prepare its inputs."""
 
     model: str
     inputs: str
 
 
 def loading_of(student: nn.Module) -> Loading | None:
-    """What loads a student of transformers, or its adapters; None for other networks, and for a class in no table."""
+    """How to load a transformers student, or its adapters; None for other networks, and unlisted classes."""
     network = bare(student)
     if not isinstance(network, PreTrainedModel):
         return None
-    names = {cls.__name__ for cls in type(network).__mro__}  # a user's subclass is saved as its parent is
+    names = {cls.__name__ for cls in type(network).__mro__}  # a user's subclass is loaded like its parent class
     known = (name for name, table in CLASSES.items() for entry in table.values() if names & set(_several(entry)))
     model = next(known, None)
     if model is None:

@@ -1,4 +1,4 @@
-"""Pictures of segmentation: what a few images are, what student and teacher make of them, how sure the teacher is.
+"""Figures of segmentation: labels, predictions of student and teacher, and the teacher's confidence on a few images.
 
 H x W pixels, C classes.
 """
@@ -17,16 +17,16 @@ from hfkd.reports.style import as_array, styled
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH = 5.2  # inches: narrow, so that its titles can be read on a telephone
+WIDTH = 5.2  # inches: narrow, so that titles are readable on phones
 UNLABELLED_COLOUR = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class MaskExample:
-    """One image, uint8 [H, W, 3]; classes [H, W], a negative number where there is no label; numbers [H, W].
+    """One image, uint8 [H, W, 3]; maps of classes [H, W], negative for no label; maps of numbers [H, W].
 
-    `teacher`, `energy` and `entropy` are those of the teacher, None where the run has none. Of several students
-    `student` is None, and `students` has the classes of each by its name, `entropies` their entropies.
+    `teacher`, `energy` and `entropy` are those of the teacher, None if the run has none. With several students
+    `student` is None, `students` has the predicted classes of each by name, and `entropies` their entropies.
     """
 
     name: str
@@ -41,7 +41,7 @@ class MaskExample:
 
 
 def mask_sections(examples: Sequence[MaskExample], label_names: Sequence[str]) -> list[Section]:
-    """A section of colours, and one for each example. Without examples one that says so."""
+    """A section with the colours of classes, and one for each example; without examples one that says so."""
     title = "Masks"
     if not examples:
         return [Section(title, "Left out: there is no evaluation set to show images of.")]
@@ -66,10 +66,10 @@ def mask_sections(examples: Sequence[MaskExample], label_names: Sequence[str]) -
 
 
 def class_colours(classes: int) -> np.ndarray:
-    """A colour for each class [C, 3]; from the 21st on they come again, paler."""
+    """A colour for each class [C, 3]; from the 21st on they are repeated in paler shades."""
     from matplotlib import colormaps
 
-    # Strong colours before their pale siblings.
+    # Strong colours before pale ones.
     base = colormaps["tab20"](np.arange(20))[:, :3][[*range(0, 20, 2), *range(1, 20, 2)]]
     return np.stack([base[k % 20] * 0.6 ** (k // 20) + (1 - 0.6 ** (k // 20)) for k in range(classes)])
 
@@ -90,7 +90,7 @@ def class_key(label_names: Sequence[str]) -> Figure:
 
 @styled
 def mask_example(example: MaskExample, classes: int, among: Sequence[MaskExample] | None = None) -> Figure:
-    """Image and label, teacher and student, energy and entropy, two in a row; numbers on the range of those `among`."""
+    """Image and label, teacher and student, energy and entropy, two per row; colour ranges are those of `among`."""
     from matplotlib.figure import Figure
 
     panels, colours = _panels(example), class_colours(classes)
@@ -111,7 +111,7 @@ def mask_example(example: MaskExample, classes: int, among: Sequence[MaskExample
 
 
 def _panels(example: MaskExample) -> list[tuple[str, str, Any]]:
-    """Title, kind and values of each."""
+    """Title, kind and values of each panel."""
     masks, numbers = ("image", "label", "teacher", "student"), ("energy", "entropy")
     found: list[tuple[str, str, Any]] = [(name, name, getattr(example, name)) for name in masks]
     found += [(name, "student", mask) for name, mask in example.students.items()]

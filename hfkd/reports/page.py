@@ -1,4 +1,4 @@
-"""The page of one distillation run: what was run, how it went, what the teacher thought of the samples."""
+"""The HTML page of a distillation run: settings, training curves, and the teacher's energies and entropies."""
 
 from __future__ import annotations
 
@@ -83,12 +83,13 @@ def distillation_sections(
     student_correct: Any = None,
     teacher_correct: Any = None,
 ) -> list[Section]:
-    """The pictures of a run. A section whose data is None is replaced by a line that says why.
+    """The sections of a run's page. A section whose data is None is replaced by a line that says why.
 
     From a scan of the training set by the teacher: `energies` [n], `thresholds` (low, high), the images of lowest and
     highest energy (uint8, see `image_grid`), and class probabilities [m, C] of the two groups, whose first rows belong
-    to the images; `lowest_classes` and `highest_classes` say for each image its class, and the teacher's. From an
-    evaluation: `entropy` (of the teacher, at `entropy_temperature`), `student_correct` and `teacher_correct`, [n] each.
+    to the images; `lowest_classes` and `highest_classes` are captions with each image's class, and the teacher's. From
+    an evaluation: `entropy` (of the teacher, at `entropy_temperature`), `student_correct` and `teacher_correct`, [n]
+    each.
     """
     lowest = EnergyGroup(lowest_images, lowest_probabilities, lowest_classes)
     highest = EnergyGroup(highest_images, highest_probabilities, highest_classes)
@@ -102,19 +103,19 @@ def distillation_sections(
 def segmentation_sections(
     log_history: Sequence[Entry], *, label_names: Sequence[str], examples: Sequence[MaskExample] = ()
 ) -> list[Section]:
-    """Of a run on masks: curves, the last evaluation's IoU of each class, and `examples`."""
+    """The sections of a segmentation run: curves, IoU of each class in the last evaluation, and `examples`."""
     return [_training(log_history), _classes(log_history, label_names), *mask_sections(examples, label_names)]
 
 
 def detection_sections(
     log_history: Sequence[Entry], *, label_names: Sequence[str], examples: Sequence[BoxExample] = ()
 ) -> list[Section]:
-    """Of a run on boxes: curves, and the boxes of `examples`."""
+    """The sections of a detection run: curves, and the boxes of `examples`."""
     return [_training(log_history), *box_sections(examples, label_names)]
 
 
 def _training(log_history: Sequence[Entry]) -> Section:
-    text = "Losses as logged while training, and scores on the evaluation set."
+    text = "Losses logged during training, and scores on the evaluation set."
     return Section("Training", text, training_curves(log_history))
 
 
@@ -155,7 +156,7 @@ def _score(row: Entry | None, metric: str, rows: Sequence[Entry]) -> str:
         return "not logged" if any(map(is_evaluation, rows)) else "no evaluation was logged"
     if not metric.endswith(("accuracy", "iou")):
         return f"{row[metric]:.6g} (epoch {row.get('epoch', 0):g})"
-    # the whole series decides whether these are fractions, as in the figure
+    # as in the figure, the whole series determines whether values are fractions
     shown = row[metric] * percent_scale(series(rows, metric)[1])
     return f"{shown:.2f} % (epoch {row.get('epoch', 0):g})"
 
@@ -174,7 +175,7 @@ def _segments(entropy: Any, student_correct: Any, teacher_correct: Any, temperat
     if missing:
         return Section(title, f"Left out: no per-sample evaluation was given (missing: {', '.join(missing)}).")
     text = (
-        "Evaluation samples in equally large groups, from those the teacher is most certain of to the least certain, "
+        "Evaluation samples in equally large groups, from the most to the least certain ones for the teacher, "
         f"by the entropy of its softmax at temperature {temperature:g}."
     )
     return Section(title, text, accuracy_by_entropy(entropy, student_correct, teacher_correct))

@@ -1,4 +1,4 @@
-"""`results.json`: what a run was, how it went and what it cost, kept up to date while it trains."""
+"""`results.json`: settings, results and cost of a run, updated during training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class Session:
-    """What one process contributed to a run. `seconds` is None where no record of it is left."""
+    """The contribution of one process to a run. `seconds` is None if it is not known."""
 
     first_step: int
     last_step: int
@@ -52,17 +52,18 @@ class ResultsCallback(TrainerCallback):
     `best`, `last` and `saved` (the evaluation of the weights that are saved; see below), `best_by`, `losses` (first and
     last logged), `teacher_accuracy` (on the evaluation set, of several teachers and sets each; null where it was not
     measured), `images_per_second`, `wall_time_seconds`, `train_steps`, `train_epochs`, `sessions`, and, where there
-    were any, `other_evaluations`. A run that was killed keeps "running"; one that diverged says how in `failure`.
+    were any, `other_evaluations`. A killed run keeps the status "running"; for one that diverged, `failure` describes
+    how.
 
-    `best` is chosen as Trainer chooses its best checkpoint, by `metric_for_best_model` and `greater_is_better`; where
-    those are not set, by `metric`. `best`, `last` and `saved` have the epoch, the metric that chooses, and `metric`:
+    `best` is chosen like Trainer's best checkpoint, by `metric_for_best_model` and `greater_is_better`; if those are
+    not set, by `metric`. `best`, `last` and `saved` have the epoch, the metric that chooses, and `metric`:
     `{"epoch", "accuracy"}` for "eval_accuracy" alone.
 
     Resume: `epochs`, `best` and `last` come from `state.log_history`, which transformers restores from the checkpoint,
-    so they are complete. Time is not in there: each process ("session") writes its steps and seconds to `sessions`,
-    and a resumed one reads its predecessors' from the file. Steps lost between the last checkpoint and a kill count as
-    time and as images, for they were paid for; time after a killed run's last write does not. If the file is missing,
-    the earlier session has `seconds: null` and so has `wall_time_seconds`. A run from step 0 starts a new file.
+    so they are complete. Time is not: each process ("session") writes its steps and seconds to `sessions`, and a
+    resumed one reads those of its predecessors from the file. Steps lost between the last checkpoint and a kill count
+    as time and as images; time after a killed run's last write does not. If the file is missing, the earlier session
+    has `seconds: null`, and so has `wall_time_seconds`. A run from step 0 starts a new file.
 
     `images_per_second` is over training time, evaluations excluded; `items_name` replaces "images" in the name.
     Only the world's process zero reads, writes or measures; nothing here runs per step.
@@ -107,7 +108,7 @@ class ResultsCallback(TrainerCallback):
         self._write(args, state, **kwargs)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # a run resumed from this checkpoint must find the time it took to get here
+        # a run resumed from this checkpoint needs the time spent so far
         self._write(args, state, **kwargs)
 
     def on_train_end(
@@ -123,7 +124,7 @@ class ResultsCallback(TrainerCallback):
         self._write(args, state)
 
     def _write(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
-        if self._session is None:  # not process zero, or `evaluate` without `train`: no reason to touch a run's record
+        if self._session is None:  # not process zero, or `evaluate` without `train`: keep the file unchanged
             return
         if not self._finished:  # an evaluation after training adds its metrics, not its time
             self._measure(args, state, kwargs.get("train_dataloader"))
@@ -134,7 +135,7 @@ class ResultsCallback(TrainerCallback):
             return
         self._session.seconds = time.monotonic() - self._started
         self._session.last_step = state.global_step
-        # full batches, but never more than the sampler has: the last batch of an epoch may be smaller
+        # full batches, but at most the number of samples: the last batch of an epoch may be smaller
         batch = _batch_sizes(args, state)["batch_size"]
         items = (state.global_step - self._session.first_step) * batch
         per_epoch = _items_per_epoch(dataloader)
@@ -177,19 +178,19 @@ class ResultsCallback(TrainerCallback):
         if evaluated and last_row(rows, metric) is None and not self._warned:
             self._warned = True
             logger.warning(
-                f"no evaluation logged a finite {metric!r}, so results.json has no best and last: pass "
+                f"no evaluation logged a finite {metric!r}, so that results.json has no best and last: pass "
                 f"ResultsCallback(metric=...) one of {sorted(k for k in evaluated[-1] if k.startswith('eval_'))}"
             )
 
 
 def _score(row: Entry | None, metrics: tuple[str, ...]) -> dict[str, Any] | None:
-    """The epoch of an evaluation and its metrics; None where it has none of them."""
+    """The epoch of an evaluation and its metrics; None if it has none of them."""
     found = {} if row is None else {m.removeprefix("eval_"): row[m] for m in metrics if row.get(m) is not None}
     return {"epoch": row.get("epoch"), **found} if row is not None and found else None
 
 
 def _batch_sizes(args: TrainingArguments, state: TrainerState) -> dict[str, int]:
-    """As they are now: `auto_find_batch_size` may have lowered what the configuration was written with."""
+    """The current batch sizes, which `auto_find_batch_size` may have lowered."""
     per_device = state.train_batch_size or args.train_batch_size
     whole = per_device * args.gradient_accumulation_steps * args.world_size
     return {"per_device_train_batch_size": per_device, "batch_size": whole}
@@ -200,17 +201,17 @@ def _path(args: TrainingArguments) -> Path:
 
 
 def _read_sessions(path: Path, state: TrainerState) -> list[Session]:
-    """The sessions before a resume; one of unknown length where the file cannot tell, or is of another run."""
+    """The sessions before a resume; a single one of unknown length if the file is unreadable or of another run."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         sessions = [Session(**session) for session in stored["sessions"]]
         its, mine = ((losses or {}).get("first") for losses in (stored.get("losses"), end_losses(state.log_history)))
         if its and mine and its != jsonable(mine):
-            raise ValueError(f"it is of another run, whose first loss was {its}, and this one's was {mine}")
+            raise ValueError(f"it is from another run, whose first loss was {its} instead of {mine}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning(
             f"resuming at step {state.global_step}, but the time spent so far cannot be read from {str(path)!r} "
-            f"({error!r}): wall_time_seconds will be null. Keep results.json beside the checkpoints to avoid this."
+            f"({error!r}): wall_time_seconds will be null. Keep results.json with the checkpoints to avoid this."
         )
         return [Session(0, state.global_step, items=None, seconds=None)]
     return sessions
@@ -230,11 +231,11 @@ def _items_per_second(sessions: list[Session]) -> float | None:
 
 
 def _items_per_epoch(dataloader: Any) -> int | None:
-    """What the innermost sampler yields in an epoch: accelerate wraps batch samplers in batch samplers."""
+    """Number of samples of the innermost sampler in an epoch; accelerate nests batch samplers."""
     sampler: Any = getattr(dataloader, "batch_sampler", None)
     while hasattr(sampler, "batch_sampler"):
         sampler = sampler.batch_sampler
     try:
         return len(sampler.sampler)
-    except (AttributeError, TypeError):  # a streamed data set, or a batch sampler of somebody's own
+    except (AttributeError, TypeError):  # a stream, or a custom batch sampler
         return None

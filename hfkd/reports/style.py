@@ -1,4 +1,4 @@
-"""How every figure of hfkd looks, and how it becomes bytes. Needs matplotlib only when a function is called."""
+"""The style of hfkd's figures, and their conversion to bytes. Needs matplotlib only when a function is called."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Okabe and Ito's colours, distinct under every common form of colour blindness; a role keeps its colour across figures
+# Okabe and Ito's colours, distinct under all common forms of colour blindness; a role has the same colour everywhere
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
 STUDENT, TEACHER = BLUE, ORANGE
 LOW_ENERGY, HIGH_ENERGY = GREEN, PURPLE
@@ -26,7 +26,7 @@ INK, FAINT, GRID = "#222222", "#666666", "#E4E4E4"
 
 STYLE: dict[str, Any] = {
     "font.size": 10,
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so that a page looks the same everywhere
+    "font.family": "DejaVu Sans",  # included in matplotlib, so that pages look the same everywhere
     "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
     "axes.titlepad": 8,
@@ -49,12 +49,12 @@ STYLE: dict[str, Any] = {
     "figure.dpi": 100,
     "savefig.dpi": 150,
     "svg.fonttype": "path",
-    "svg.hashsalt": "hfkd",  # the same figure gives the same bytes
+    "svg.hashsalt": "hfkd",  # makes the bytes of a figure reproducible
 }
 
 
 def styled(function: Callable[P, R]) -> Callable[P, R]:
-    """Run `function` under hfkd's style, whatever the caller's matplotlib settings are, and leave those alone."""
+    """Run `function` with hfkd's style, without changing the caller's matplotlib settings."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -77,14 +77,14 @@ def new_figure(width: float, height: float, panels: int = 1) -> tuple[Figure, li
 
 
 def say_empty(axes: Axes, text: str) -> None:
-    """Say in a panel why it is empty."""
+    """Write into an empty panel why it is empty."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=FAINT)
     axes.set(xticks=[], yticks=[])
 
 
 @styled
 def figure_bytes(figure: Figure) -> tuple[str, bytes]:
-    """(MIME type, bytes): PNG if the figure holds images, else SVG, which is then smaller and sharp at any size."""
+    """(MIME type, bytes): PNG if the figure has images, else SVG, which is then smaller and scalable."""
     buffer = io.BytesIO()
     if any(axes.images for axes in figure.axes):
         figure.savefig(buffer, format="png", metadata={"Software": None})
@@ -94,7 +94,7 @@ def figure_bytes(figure: Figure) -> tuple[str, bytes]:
 
 
 def as_array(values: Any) -> np.ndarray:
-    """numpy's view of an array, a sequence or a tensor (bfloat16 and gradients included)."""
+    """An array, a sequence or a tensor (also bfloat16, or with gradient) as a numpy array."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
         values = values.float() if values.dtype == torch.bfloat16 else values
@@ -108,7 +108,5 @@ def as_vector(values: Any, name: str) -> np.ndarray:
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name} has shape {array.shape}: pass one number per sample, [n] with n > 0")
     if not np.isfinite(array).all():
-        raise ValueError(
-            f"{name} holds {(~np.isfinite(array)).sum()} of {array.size} values that are not finite: drop them"
-        )
+        raise ValueError(f"{name} has {(~np.isfinite(array)).sum()} non-finite values among {array.size}: drop them")
     return array

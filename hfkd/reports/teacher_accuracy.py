@@ -1,4 +1,4 @@
-"""How good the teacher is on the evaluation set: one pass, when training starts.
+"""Measures the teacher's accuracy on the evaluation set, in one pass when training starts.
 
 N items, C classes, K teachers.
 """
@@ -25,25 +25,25 @@ from hfkd.utils.random_state import kept_random_state
 
 logger = logging.getLogger(__name__)
 
-TEXT_ROWS = 256  # of a language model's evaluation set; its teacher may be a thousand times a CIFAR network
-ENOUGH = 30  # items below which an accuracy says nothing about chance
+TEXT_ROWS = 256  # limit for language models, whose teachers may be very large
+ENOUGH = 30  # minimum number of items for a comparison with chance
 QUANTILE = 2.326  # of the normal distribution, at 99 %
 
 
 class TeacherAccuracy(TrainerCallback):
     """Logs `teacher_accuracy` when training starts, unless `evaluate_teacher=False` or there is nothing to measure.
 
-    The share of the evaluation set's items whose label is the teacher's likeliest class: images, or a language model's
-    next tokens on the first `TEXT_ROWS` rows; where a row has several labels, of (row, label) pairs. Several teachers:
-    of their mean logits, and `teacher_1_accuracy`, ...; of several evaluation sets the set's name is appended. In
-    evaluation's precision. Left out for stored teachers and `Peers`, for kd_weight 0, and for labels that are no class
-    ids. It is logged once in a run: a resumed one finds it in its history. Nothing it does is felt in training: random
-    states are put back. Warns where the teacher is no better than chance.
+    The share of items of the evaluation set whose label is the teacher's top class: images, or a language model's next
+    tokens on the first `TEXT_ROWS` rows; (row, label) pairs for multi-label tasks. With several teachers it is that of
+    their mean logits, and `teacher_1_accuracy`, ... those of each; with several evaluation sets the set's name is
+    appended. It uses the precision of evaluation. It is skipped for stored teachers and `Peers`, for kd_weight 0, and
+    for labels that are not class ids. It is logged once per run, and not again when a run is resumed. It does not
+    affect training: random states are restored. Warns if the teacher is no better than chance.
     """
 
     def __init__(self, trainer: Host) -> None:
         self.trainer = trainer
-        self.measured: dict[str, float] | None = None  # kept for train() again, and retries with a smaller batch
+        self.measured: dict[str, float] | None = None  # kept for a second train(), and for retries with a smaller batch
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         if teacher_scores(state.log_history):
@@ -55,7 +55,7 @@ class TeacherAccuracy(TrainerCallback):
 
 
 def measure(trainer: Host) -> dict[str, float]:
-    """`teacher_accuracy` and its like by name, for each evaluation set; empty where there is nothing to measure."""
+    """`teacher_accuracy` etc. by name, for each evaluation set; empty if there is nothing to measure."""
     live = trainer.teacher
     wanted = trainer.args.evaluate_teacher and trainer.distillation_loss.kd_weight and trainer.eval_dataset is not None
     if not wanted or live is None or not live.networks or trainer.task.predicts:
@@ -74,8 +74,8 @@ def measure(trainer: Host) -> dict[str, float]:
 def _score(trainer: Host, teacher: FrozenTeacher, loader: Any) -> dict[str, float]:
     network, average = trainer.evaluated_network(teacher), RowAverage()
     if network is teacher:
-        network = teacher.uncompiled  # a batch of another size would compile anew
-    counts: list[Tensor] = []  # how many items each class has [C]; one, or none yet
+        network = teacher.uncompiled  # avoids compiling for another batch size
+    counts: list[Tensor] = []  # number of items of each class [C]; at most one entry
     for batch in _batches(trainer, loader):
         inputs = trainer.as_networks_take_it(trainer._prepare_inputs(batch), training=False)
         if not trainer.task.teacher_reads(inputs):
@@ -89,24 +89,24 @@ def _score(trainer: Host, teacher: FrozenTeacher, loader: Any) -> dict[str, floa
         hits, rows = trainer.task.each_item(inputs, first, logits, partial(_hits, trainer.task.class_ids, counts))
         average.add(hits, rows, trainer.accelerator)
     scores = average.read()
-    if counts and scores and trainer.task.class_ids:  # of labels that are seldom yes, no alone is right
+    if counts and scores and trainer.task.class_ids:  # for rare positive labels, always predicting negative is accurate
         _warn_near_chance(scores, trainer.accelerator.reduce(counts[0]))
     return scores
 
 
 def _hits(class_ids: bool, counts: list[Tensor], items: Items) -> dict[str, Tensor]:
-    """Whether the teacher, and of several each, is right about each item [N]; their classes are added to `counts`."""
+    """Whether the teacher (and each of several) is right on each item [N]; adds the items' classes to `counts`."""
     assert items.labels is not None
     voices = {"teacher_accuracy": items.teacher}
     voices |= {f"teacher_{k}_accuracy": one for k, one in enumerate(items.teachers, 1)}
-    target = items.labels if class_ids else items.labels.argmax(-1)  # no or yes
+    target = items.labels if class_ids else items.labels.argmax(-1)  # negative or positive
     found = torch.bincount(target, minlength=items.teacher.num_classes)
     counts[:] = [found + counts[0]] if counts else [found]
     return {name: (one.logits.argmax(-1) == target).float() for name, one in voices.items()}
 
 
 def _batches(trainer: Host, loader: Any) -> Iterator[Any]:
-    """The loader's batches, with a progress bar; of text only as many as hold `TEXT_ROWS` rows, on each rank alike."""
+    """The loader's batches, with a progress bar; for text only batches with about `TEXT_ROWS` rows over all ranks."""
     args, limit = trainer.args, None
     if trainer.task.vocabulary:
         limit = math.ceil(TEXT_ROWS / (args.eval_batch_size * args.world_size))
@@ -120,9 +120,9 @@ def _batches(trainer: Host, loader: Any) -> Iterator[Any]:
 
 
 def _warn_near_chance(scores: dict[str, float], counts: Tensor) -> None:
-    """Warn of an accuracy that is not above 1/C (one-sided test, 1 %), or below always naming the most frequent class.
+    """Warn if the accuracy is not above 1/C (one-sided test, 1 %), or below that of always predicting the top class.
 
-    counts: how many items each class has [C].
+    counts [C]: number of items of each class.
     """
     total, classes = int(counts.sum()), len(counts)
     if total < ENOUGH:
@@ -133,8 +133,8 @@ def _warn_near_chance(scores: dict[str, float], counts: Tensor) -> None:
         if accuracy > bound and (accuracy >= frequent or frequent == 1):
             continue
         logger.warning(
-            "%s is %.4f on the evaluation set: no better than chance (1 in %d classes is %.4f; the most frequent one "
-            "has %.4f of the rows). Check the teacher's weights and architecture, how its inputs are made, and "
-            "the order of its classes. evaluate_teacher=False leaves this pass out.",
+            "%s is %.4f on the evaluation set: no better than chance (1 in %d classes is %.4f; the most frequent "
+            "one has %.4f of the rows). Check the teacher's weights and architecture, the preparation of its "
+            "inputs, and the order of its classes. evaluate_teacher=False disables this check.",
             name, accuracy, classes, chance, frequent,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a network's head means: the items of a batch, its labels, and the proof that a task is the network's own."""
+"""Tasks: the items and labels of a batch, and a check that the task's loss is that of the network."""
 
 # Each file registers its task.
 from hfkd.tasks import (

@@ -1,4 +1,4 @@
-"""Networks that are given by name, a Hub id or a folder: loaded with the head that the task needs, as TRL does."""
+"""Loads networks given by name, a Hub id or a folder, with the head for the task, as TRL does."""
 
 from typing import Any
 
@@ -29,11 +29,11 @@ CLASSES = ("num_labels", "id2label", "label2id", "problem_type")
 
 
 def networks_by_name(student: Any, teacher: Any, task: str) -> tuple[Any, Any]:
-    """The networks, with names loaded; a list of teachers may hold names too.
+    """Load the networks that are given as names; a list of teachers may contain names too.
 
-    `task`: of the head; "auto": that of the other network, else the one that is stored under the name. A student gets
-    the teacher's classes, and float32; a teacher stays as it is stored. Raises ValueError for a name that holds no
-    such network, a teacher whose head has no stored weights, and a student whose stored head has other classes.
+    `task`: that of the head; "auto": that of the other network, else that of the stored class. A student is loaded with
+    the teacher's classes in float32, a teacher as it is stored. Raises ValueError for a name without such a network, a
+    teacher whose head has no stored weights, and a student whose stored head has other classes.
     """
     if isinstance(teacher, (list, tuple)):
         teacher = [_teacher(one, task, student) for one in teacher]
@@ -43,7 +43,7 @@ def networks_by_name(student: Any, teacher: Any, task: str) -> tuple[Any, Any]:
 
 
 def tokenizer_of_name(name: Any) -> PreTrainedTokenizerBase | None:
-    """The tokenizer stored under a student's name, None where there is none, or the student is no name."""
+    """The tokenizer stored under a student's name; None if there is none, or the student is not a name."""
     if not isinstance(name, str) or not brings_tokenizer(name):
         return None
     try:
@@ -58,8 +58,8 @@ def _teacher(teacher: Any, task: str, student: Any) -> Any:
     network, info = loaded(_auto(teacher, "teacher", task, student), teacher, "auto")
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
-            f"the teacher {teacher!r} has no stored weights for {some(missing)}, so its {type(network).__name__} would "
-            "be random there: name a network that was trained for this task"
+            f"the teacher {teacher!r} has no stored weights for {some(missing)}, so that {type(network).__name__} "
+            "would be initialized at random: choose a network that was trained for this task"
         )
     return network
 
@@ -75,8 +75,8 @@ def _student(student: Any, task: str, teacher: Any) -> Any:
     if info["mismatched_keys"]:
         weight, stored, wanted = min(info["mismatched_keys"])
         raise ValueError(
-            f"{weight} of the student {student!r} is of shape {list(stored)}, and the teacher's classes need "
-            f"{list(wanted)}: load it yourself, with ignore_mismatched_sizes=True for a fresh head"
+            f"{weight} of the student {student!r} has shape {list(stored)}, but the teacher's classes need "
+            f"{list(wanted)}: load the student yourself, with ignore_mismatched_sizes=True for a new head"
         )
     if labels and not info["missing_keys"]:
         _refuse_other_classes(student, config)
@@ -84,27 +84,27 @@ def _student(student: Any, task: str, teacher: Any) -> Any:
 
 
 def _refuse_other_classes(student: str, wanted: Any) -> None:
-    """Raise ValueError where the head that is stored has the teacher's classes in another order, or others."""
+    """Raise ValueError if the stored head has the teacher's classes in another order, or other classes."""
     own = label_names_in(AutoConfig.from_pretrained(student, trust_remote_code=False))
     its = label_names_in(wanted)
     if own is None or its is None or order_of(own, its, f"the student {student!r}", "the teacher") is None:
         return
     raise ValueError(
-        f"the student {student!r} has a stored head for the teacher's classes in another order ({', '.join(own[:4])}; "
-        f"the teacher's {', '.join(its[:4])}), and would be told the teacher's: load it yourself and pass the network, "
-        "with data that name their classes (a ClassLabel)"
+        f"the student {student!r} has a stored head with the teacher's classes in another order "
+        f"({', '.join(own[:4])} instead of {', '.join(its[:4])}), which would be renamed to the teacher's: load "
+        "the student yourself and pass the network, with data that has class names (a ClassLabel feature)"
     )
 
 
 def _auto(name: str, role: str, task: str, other: Any) -> Any:
-    """What loads the network: an Auto class, or where nothing tells a task the class that was stored."""
+    """The class to load the network with: an Auto class, or the stored class if the task is unknown."""
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         first = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"the {role} {name!r} is no folder with a config.json and no model that the Hub, or its cache, gives "
-            f"({first}): name one, or pass the network itself"
+            f"the {role} {name!r} is neither a folder with a config.json nor a model on the Hub or in its cache "
+            f"({first}): correct the name, or pass the network itself"
         ) from error
     wanted = task if task != "auto" else head_of(other) if isinstance(other, nn.Module) else None
     if wanted is None:
@@ -112,8 +112,8 @@ def _auto(name: str, role: str, task: str, other: Any) -> Any:
     found = [auto for auto in AUTO.get(wanted, ()) if type(config) in auto._model_mapping]
     if not found:
         raise ValueError(
-            f"the {role} {name!r} is a {config.model_type}, of which transformers has no model for {wanted}: name "
-            "another, or pass the network itself"
+            f"the {role} {name!r} is a {config.model_type}, and transformers has no such model for {wanted}: "
+            "choose another, or pass the network itself"
         )
     return found[0]
 
@@ -123,7 +123,7 @@ def _stored_class(name: str, role: str, config: Any) -> Any:
     kind = getattr(transformers, stored or "", None)
     if kind is None:
         raise ValueError(
-            f"the {role} {name!r} does not say which network it is (architectures={config.architectures}): name its "
-            "task=, or pass the network itself"
+            f"the {role} {name!r} does not name its class (architectures={config.architectures}): pass task=, or "
+            "pass the network itself"
         )
     return kind

@@ -1,4 +1,4 @@
-"""The next token: causal language models, and models that read images or sound and write text."""
+"""Next-token prediction: causal language models, also with image or audio inputs."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -20,14 +20,14 @@ from hfkd.utils.targets import IGNORED
 
 logger = logging.getLogger(__name__)
 
-LONGEST = 1024  # tokens of a row that is tokenised here: TRL's default
+LONGEST = 1024  # maximum number of tokens of a row tokenised here: TRL's default
 
 
 @register_task("causal_lm")
 class CausalLM(PerToken):
-    """An item is a target token, a sample its row, or its document where rows pack several.
+    """An item is a target token; a sample is a row, or a document of a packed row.
 
-    Position i predicts the label at i + 1, as these models shift them.
+    Position i predicts the label at i + 1, as these models shift labels by one.
     """
 
     pipeline_tag = "text-generation"
@@ -46,17 +46,17 @@ class CausalLM(PerToken):
         return "image-text-to-text" if call.takes_images else self.pipeline_tag
 
     def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
-        """Without a tokenizer rows are padded with token 0, which nothing attends to and no label names.
+        """Without a tokenizer rows are padded with token 0, which is masked in attention and labels.
 
-        Rows without labels learn their tokens, as TRL's do; where no label is learned they stay without.
+        The labels of rows without any are their tokens, as in TRL, if the loss uses labels.
         """
         pad = processing_class if isinstance(processing_class, PreTrainedTokenizerBase) else 0
         return TokenCollator(pad, labels_from_tokens=True)
 
     def tokenised(self, rows: Any, processing_class: Any, limit: int | None) -> Any:
-        """Texts, prompts and completions, instructions and messages -> tokens; other rows as they are.
+        """Tokenise texts, prompts with completions, instructions and messages; return other rows unchanged.
 
-        Cut to LONGEST tokens, or what the networks take, as TRL does; a warning says how it was done.
+        Truncates to LONGEST tokens, or to the networks' limit, as TRL does; a warning shows the settings.
         """
         texts = are_texts(rows, f"{tokenize_dataset.__module__}.{tokenize_dataset.__name__}")
         if not texts or not isinstance(processing_class, PreTrainedTokenizerBase):
@@ -64,8 +64,8 @@ class CausalLM(PerToken):
         longest = min(limit or LONGEST, LONGEST)
         templated = "messages" in rows.column_names and bool(processing_class.chat_template)
         logger.warning(
-            "The rows are texts, and tokenised by hfkd.data.text.tokenize_dataset(max_length=%d, max_prompt_length=%d, "
-            "long_prompts='cut', chat_template=%s): call it yourself for other lengths.",
+            "The rows are texts and are tokenised with hfkd.data.text.tokenize_dataset(max_length=%d, "
+            "max_prompt_length=%d, long_prompts='cut', chat_template=%s): call it yourself to change the lengths.",
             longest,
             longest - 1,
             templated,
@@ -83,7 +83,7 @@ class CausalLM(PerToken):
         return collate if isinstance(collate, TokenCollator) else TargetCollator(collate)
 
     def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
-        """Labels that are the next tokens already would be shifted once more."""
+        """Refuse labels that are already shifted, which the loss would shift once more."""
         super().check_rows(rows, batch)
         tokens, labels = batch.get("input_ids"), batch["labels"]
         if tokens is None or tokens.shape != labels.shape or torch.equal(*_known(tokens, labels)):
@@ -91,24 +91,24 @@ class CausalLM(PerToken):
         following, shifted = _known(tokens[:, 1:], labels[:, :-1])
         if len(shifted) and torch.equal(following, shifted):
             raise ValueError(
-                "each label of the first rows is the token after its own place: causal models shift the labels by one "
-                "themselves, so that the student would learn the token after the next; give labels that are the "
-                "input_ids, and -100 where there is none"
+                "each label of the first rows is the token at the next position, but causal models shift labels "
+                "by one themselves, so that the student would learn the token after the next: pass unshifted "
+                "labels, equal to input_ids or -100"
             )
         if self.guessed:
             raise ValueError(
-                "the networks do not say what their head is for, and labels of the first rows are not the tokens in "
-                "their places, as a model of the next token has them: name the task with task= (token_classification "
-                "takes each label in its own place, causal_lm predicts it from the tokens before)"
+                "the task of the networks is unknown, and the labels of the first rows are not the tokens at "
+                "their positions, as for a causal language model: set task= (token_classification predicts each "
+                "label at its own position, causal_lm from the tokens before it)"
             )
         logger.warning(
-            "Labels of the first rows are not the tokens in their places. A causal model predicts them from the tokens "
-            "before: is the collator one for masked language modelling (mlm=True)?"
+            "The labels of the first rows are not the tokens at their positions. A causal model predicts labels "
+            "from the tokens before them: check that the collator is not one for masked language modelling (mlm=True)."
         )
 
 
 def are_texts(rows: Any, remedy: str) -> bool:
-    """Whether rows are a stored dataset of texts. ValueError for a stream whose columns say that it is one of texts.
+    """Whether rows are a map-style dataset of texts. ValueError for a stream with columns of texts.
 
     remedy: the function that tokenises them.
     """
@@ -117,13 +117,14 @@ def are_texts(rows: Any, remedy: str) -> bool:
         return False
     if isinstance(rows, IterableDataset):
         raise ValueError(
-            f"the rows are a stream of texts (columns {sorted(columns)}), and only a stored dataset is tokenised here: "
-            f"make one of it, datasets.Dataset.from_generator(lambda: stream), for {remedy}; or give a stream of tokens"
+            f"the rows are a stream of texts (columns {sorted(columns)}), but only a map-style dataset is "
+            "tokenised automatically: convert it with datasets.Dataset.from_generator(lambda: stream) and "
+            f"tokenise it with {remedy}, or pass a stream of tokens"
         )
     return True
 
 
 def _known(tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens and labels [B, L] where there is a label."""
+    """The tokens and labels at positions with a label."""
     known = labels != IGNORED
     return tokens[known], labels[known].to(tokens.dtype)

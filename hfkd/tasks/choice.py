@@ -1,7 +1,7 @@
-"""Which task a network's head is for, by the tables of transformers' Auto classes and its config; `proof.py` proves it.
+"""Infers the task of a network's head from transformers' Auto classes and its config; `proof.py` verifies it.
 
-The tables alone are not enough: BART is among the masked language models, decoders that shift their labels among the
-sequence-to-sequence ones.
+The tables alone are not sufficient: BART is listed as a masked language model, and decoders that shift labels as
+sequence-to-sequence models.
 """
 
 import difflib
@@ -25,7 +25,7 @@ GENERATING = (
     auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
 )
-# In this order: a class that several of these name is taken for the first.
+# In this order: a class in several of these tables gets the first task.
 CLASSIFYING: dict[str, tuple[Any, ...]] = {
     "masked_lm": (auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,),
     "token_classification": (auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,),
@@ -40,7 +40,7 @@ TORCHVISION = {  # by the module of a network's class
     "torchvision.models.segmentation.": "semantic_segmentation",
     "torchvision.models.detection.": "object_detection",
 }
-# Heads that no task here knows, in the words of the Hub.
+# Heads without a task in hfkd, by their names on the Hub.
 OTHERS: dict[str, Any] = {
     "question answering": auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     "table question answering": auto.MODEL_FOR_TABLE_QUESTION_ANSWERING_MAPPING_NAMES,
@@ -64,10 +64,10 @@ CLASSIFIERS = ("sequence_classification", "image_classification")
 
 
 def chosen_task(asked: str, student: Sequence[nn.Module], teacher: Sequence[nn.Module] = (), rows: Any = None) -> Task:
-    """The task that is `asked` for by name; for "auto" that of the networks' heads, the student's first.
+    """The task with the name `asked`; for "auto" that of the networks' heads, the student's first.
 
-    Where neither says, the inputs and the labels of the first of `rows` decide. Raises ValueError for a head that no
-    task knows, and for networks of two tasks.
+    If these are unknown, it is inferred from the inputs and the labels of the first of `rows`. Raises ValueError for a
+    head without a task, and for networks of different tasks.
     """
     if asked != "auto":
         return named_task(asked)
@@ -81,14 +81,14 @@ def chosen_task(asked: str, student: Sequence[nn.Module], teacher: Sequence[nn.M
     for other, its in known:
         if its != name:
             raise ValueError(
-                f"{_class(network)} is for {name} and {_class(other)} for {its}: give student and teacher heads for "
-                "the same task, or name it with task="
+                f"{_class(network)} is for {name} and {_class(other)} for {its}: use heads for the same task, or "
+                "set task="
             )
     return named_task(name)
 
 
 def named_task(name: str) -> Task:
-    """ValueError with the choices, and the closest of them, for a name that is none."""
+    """The task of this name. Raises ValueError with the choices, and the closest one, for an unknown name."""
     if name not in TASKS:
         close = difflib.get_close_matches(name, TASKS, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -97,7 +97,7 @@ def named_task(name: str) -> Task:
 
 
 def head_of(network: nn.Module) -> str | None:
-    """The task of a model of transformers or torchvision; None for other networks, and for a class in no table."""
+    """The task of a transformers or torchvision model; None for other networks, and for a class not in the tables."""
     network = bare(network)
     if not isinstance(network, PreTrainedModel):
         modules = [cls.__module__ for cls in type(network).__mro__]
@@ -113,22 +113,24 @@ def head_of(network: nn.Module) -> str | None:
             return _by_problem(network, task) if task in CLASSIFIERS else task
     if _in(names, (OTHERS["object detection"],)):
         raise ValueError(
-            f"{names[0]} detects objects by queries, or by a head of another kind than proposals, and those of two "
-            "networks do not correspond: hfkd distils torchvision's FasterRCNN, whose heads classify the same proposals"
+            f"{names[0]} detects objects by queries, or by another kind of head than on proposals, whose outputs "
+            "do not correspond between two networks: use torchvision's FasterRCNN, whose heads can classify the "
+            "same proposals"
         )
     other = next((task for task, table in OTHERS.items() if _in(names, (table,))), None)
     if other is not None:
         raise ValueError(
-            f"{names[0]} is for {other}, and hfkd has no such task: use a model for one of {sorted(TASKS)}, or wrap it "
-            "in an nn.Module whose logits are of one, and name that with task="
+            f"{names[0]} is for {other}, a task that hfkd does not support: use a model for one of "
+            f"{sorted(TASKS)}, or wrap it in an nn.Module with the logits of one of these, and set task="
         )
     return None
 
 
 def by_inputs(network: nn.Module, rows: Any = None) -> str:
-    """For networks that say nothing of their head: text is for the next token, all else is classified as images are.
+    """Infer the task of networks whose head is unknown: next-token prediction for text, image classification for
+    others.
 
-    Text whose row has one label, and not one a token, is classified too; a config may say that labels are several.
+    Text with one label per row, not per token, is classified too; a config may say that it is multi-label.
     """
     names = Call.of(network).keywords or ()
     if getattr(getattr(bare(network), "config", None), "problem_type", None) == "multi_label_classification":
@@ -139,14 +141,14 @@ def by_inputs(network: nn.Module, rows: Any = None) -> str:
 
 
 def _one_label(rows: Any) -> bool:
-    """Whether the first of `rows` has a class id, or a word for one, as its label."""
+    """Whether the label of the first of `rows` is a single class id or class name."""
     row = next(iter(first_rows(next(iter(rows.values())) if isinstance(rows, dict) else rows)), None)
     label = next((row[name] for name in LABELS if name in row), None) if isinstance(row, Mapping) else None
     return label is not None and np.ndim(label) == 0
 
 
 def _by_problem(network: PreTrainedModel, task: str) -> str:
-    """A classifier's task, as its `problem_type` has it. ValueError for a regression, which classifies nothing."""
+    """A classifier's task, by its `problem_type`. Raises ValueError for a regression."""
     problem = network.config.problem_type
     if problem == "multi_label_classification":
         return problem
@@ -154,8 +156,8 @@ def _by_problem(network: PreTrainedModel, task: str) -> str:
     if problem == "regression" or (text and problem is None and network.config.num_labels == 1):
         said = f"problem_type={problem!r}" if problem else "num_labels=1"
         raise ValueError(
-            f"{type(network).__name__} has {said}, a regression, which gives no probabilities to distil: choose a "
-            "classifier (num_labels=2 or more, problem_type='single_label_classification')"
+            f"{type(network).__name__} has {said}, which is a regression without probabilities to distil: choose "
+            "a classifier (num_labels=2 or more, problem_type='single_label_classification')"
         )
     return task
 

@@ -1,4 +1,4 @@
-"""The masked tokens: BERT's pre-training, `ForMaskedLM`."""
+"""Masked language modelling: BERT's pre-training, `ForMaskedLM`."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -16,12 +16,12 @@ from hfkd.tasks.base import Batch, Collate, Selecting, register_task
 from hfkd.tasks.tokens import LabelCollator, PerToken, tokenizer_of
 from hfkd.utils.targets import IGNORED
 
-SURELY_MASKED = 8  # labels, of which BERT leaves one in ten its token
+SURELY_MASKED = 8  # with so many labels some tokens must differ: BERT's masking keeps one in ten
 
 
 @register_task("masked_lm")
 class MaskedLM(PerToken):
-    """An item is a masked token, predicted in its own place; a sample is its row."""
+    """An item is a masked token, predicted at its own position; a sample is a row."""
 
     pipeline_tag = "fill-mask"
     item = "a masked token"
@@ -37,14 +37,14 @@ class MaskedLM(PerToken):
         return super().ready(WholeWords(collate) if whole_words else collate)
 
     def for_prediction(self, collate: Collate) -> Collate:
-        """Rows to predict are read as they are: what masks tokens at random is for learning."""
+        """No random masking in prediction: it is only for training."""
         selecting = collate.collate if isinstance(collate, LabelCollator) else None
         if isinstance(selecting, Selecting) and isinstance(selecting.collate, MaskingCollator):
             return LabelCollator(Selecting(selecting.collate.pad, selecting.columns))
         return collate
 
     def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
-        """Labels that a copy of the input would get right, as group_texts of the tutorials leaves them."""
+        """Refuse labels that equal the unmasked inputs, as `group_texts` in the transformers examples creates them."""
         super().check_rows(rows, batch)
         tokens, labels = batch.get("input_ids"), batch["labels"]
         if tokens is None or tokens.shape != labels.shape:
@@ -52,14 +52,14 @@ class MaskedLM(PerToken):
         known = labels != IGNORED
         if int(known.sum()) >= SURELY_MASKED and torch.equal(tokens[known], labels[known]):
             raise ValueError(
-                f"all of the {int(known.sum())} labels of the first rows are the tokens that stand in their places: "
+                f"all of the {int(known.sum())} labels of the first rows equal the tokens at their positions: "
                 "nothing is masked, and the student would learn to copy its input. Leave the labels out, so that "
-                "tokens are masked here, or pass data_collator=DataCollatorForLanguageModeling(tokenizer)"
+                "tokens are masked automatically, or pass data_collator=DataCollatorForLanguageModeling(tokenizer)"
             )
 
 
 class WholeWords:
-    """transformers' collator that masks whole words, which it knows by the rows' `offset_mapping`."""
+    """transformers' collator for whole-word masking, after checking that rows have the `offset_mapping` it needs."""
 
     def __init__(self, collate: Collate) -> None:
         self.collate = collate
@@ -67,14 +67,14 @@ class WholeWords:
     def __call__(self, rows: Sequence[Any]) -> Any:
         if rows and isinstance(rows[0], Mapping) and "offset_mapping" not in rows[0]:
             raise ValueError(
-                f"whole_word_mask=True finds words by the rows' offset_mapping, and they have {sorted(rows[0])}: "
+                f"whole_word_mask=True needs the column offset_mapping, but the rows have {sorted(rows[0])}: "
                 "tokenise with return_offsets_mapping=True, and keep that column"
             )
         return self.collate(rows)
 
 
 class MaskingCollator:
-    """Rows with `labels` padded as they are; others masked anew each time, 15 % of their tokens as BERT has it."""
+    """Pads rows with `labels`; masks 15 % of the tokens of other rows, differently each time, as in BERT."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.pad = DataCollatorForTokenClassification(tokenizer)
@@ -85,6 +85,6 @@ class MaskingCollator:
             return self.pad(rows)
         if self._mask is None:
             raise ValueError(
-                "they have no labels, and the tokenizer no mask token to make them with: set its mask_token"
+                "they have no labels, and the tokenizer has no mask token to create them: set its mask_token"
             )
         return self._mask(rows)

@@ -1,4 +1,4 @@
-"""Any number of labels a row, each a yes or a no: `problem_type="multi_label_classification"`.
+"""Any number of binary labels per row: `problem_type="multi_label_classification"`.
 
 B rows, C labels, N = B C items.
 """
@@ -19,9 +19,9 @@ from hfkd.tasks.rows import PerRow, rows_of
 
 @register_task("multi_label_classification")
 class MultiLabelClassification(PerRow):
-    """An item is a (row, label) pair with the two logits (0, z_bc), a sample is a row.
+    """An item is a (row, label) pair with the two logits (0, z_bc); a sample is a row.
 
-    So the cross-entropy is the binary one with logits (mean over pairs, as transformers has it), KD is Bernoulli KD
+    So the cross-entropy is the binary one with logits (mean over pairs, as in transformers), KD is Bernoulli KD
     (sigmoid(z / T)), and a row's mean energy is its joint energy, -T sum_c log(1 + exp(z_c / T)), over C.
     """
 
@@ -44,7 +44,7 @@ class MultiLabelClassification(PerRow):
 
     def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
         rows, classes = student.shape
-        views = rows // max(len(batch["labels"]), 1)  # of each image; each has its labels
+        views = rows // max(len(batch["labels"]), 1)  # all views of an image have its labels
         labels = batch["labels"].to(student.dtype if student.dtype.itemsize > 2 else torch.float32)
         labels = labels.repeat(views, 1).flatten()  # [V B C]
         sample = torch.arange(rows, device=student.device).repeat_interleave(classes)
@@ -67,20 +67,23 @@ class MultiLabelClassification(PerRow):
         config = getattr(inner, "config", None)
         classes = getattr(inner, "num_classes", None) if config is None else config.num_labels
         if classes is None:
-            raise ValueError("rows without labels, and the student does not say how many it has: give them labels")
+            raise ValueError(
+                "the rows have no labels, and the student's number of labels is unknown: add labels to the rows"
+            )
         return torch.zeros(rows_of(batch), classes)
 
     def check_logits(self, logits: Tensor) -> None:
         if logits.ndim != 2:
             raise ValueError(
-                f"the student's logits have shape {tuple(logits.shape)}, and {self.name} takes [batch, labels]"
+                f"the student's logits have shape {tuple(logits.shape)}, but {self.name} needs [batch, labels]: "
+                "choose another model or task"
             )
 
     def check_labels(self, labels: Tensor, classes: int | None) -> None:
-        """[B, C], of any type; 0 and 1, or between."""
+        """Labels must be [B, C], of any type, with values from 0 to 1."""
         if labels.ndim != 2 or (classes is not None and labels.shape[-1] != classes):
             raise ValueError(
-                f"labels of shape {tuple(labels.shape)}: {self.name} takes a 0 or a 1 for each of the "
+                f"labels have shape {tuple(labels.shape)}: {self.name} needs a 0 or a 1 for each of the "
                 f"{classes or ''} labels, shape [batch, {classes or 'labels'}]"
             )
 
@@ -88,7 +91,7 @@ class MultiLabelClassification(PerRow):
         wrong = ~((labels >= 0) & (labels <= 1)).all(-1)
         if wrong.any():
             row = int(wrong.nonzero()[0])
-            raise ValueError(f"labels of row {row} of the batch are not from 0 to 1: {labels[row].tolist()[:8]}")
+            raise ValueError(f"labels of row {row} of the batch must be from 0 to 1: {labels[row].tolist()[:8]}")
 
     def sure_labels(self, network: nn.Module, batch: Batch) -> Tensor:
         given = batch.get("labels")
@@ -100,6 +103,6 @@ class MultiLabelClassification(PerRow):
 
 
 def _pairs(logits: Tensor) -> Tensor:
-    """[B, C] -> [B C, 2], the logits of no and of yes."""
+    """[B, C] -> [B C, 2], the logits of the negative and the positive class."""
     flat = logits.flatten()
     return torch.stack([torch.zeros_like(flat), flat], dim=-1)

@@ -1,4 +1,4 @@
-"""Boxes of objects: torchvision's `FasterRCNN`, student and teacher on the student's proposals.
+"""Object detection with torchvision's `FasterRCNN`; student and teacher classify the student's proposals.
 
 B images, G boxes of an image, D detections of an image, P proposals of the batch, C classes with the background.
 """
@@ -21,17 +21,18 @@ from hfkd.models.calling import Call, bare
 from hfkd.tasks.base import Batch, Collate, Task, register_task
 from hfkd.utils.targets import IGNORED
 
-EXACT = 1e-5  # relative, of two sums of the same numbers in another order
+EXACT = 1e-5  # relative difference of two sums of the same numbers in different order
 
 
 @register_task("object_detection")
 class ObjectDetection(Task):
-    """An item is a proposal, with its logits over the classes and the background (0); a sample is an image.
+    """An item is a proposal, with logits over the background (0) and the classes; a sample is an image.
 
-    The student runs once, as in its own training. The proposals that it samples, their logits and what they are to be
-    classified as are seen by hooks, and the teacher classifies the same proposals (EA-KD, Table 5). Each image counts
-    alike: the mean over its proposals, then the mean over images. The detector's own losses, all four, are added
-    unchanged times `ce_weight`. Batches are `hfkd.data.boxes.BoxCollator`'s. Evaluation gives boxes, and no loss.
+    The student runs once, as in its own training. Hooks record the proposals that it samples, their logits and their
+    target classes, and the teacher classifies the same proposals (EA-KD, Table 5). All images have equal weight: the
+    loss is the mean over the proposals of an image, then over images. The detector's own four losses are added,
+    multiplied by `ce_weight`. Batches come from `hfkd.data.boxes.BoxCollator`. Evaluation predicts boxes and has no
+    loss.
     """
 
     pipeline_tag = "object-detection"
@@ -42,7 +43,7 @@ class ObjectDetection(Task):
     predicts = True
     normalises = True
     ignores = (IGNORED,)
-    without_labels = "give the rows columns boxes [G, 4] and labels [G], or load them by hfkd.data.coco.load_coco"
+    without_labels = "rows need the columns boxes [G, 4] and labels [G], as loaded by hfkd.data.coco.load_coco"
     scored_by = "average_precision"
 
     def configure(self, args: Any) -> None:
@@ -50,26 +51,32 @@ class ObjectDetection(Task):
         sharded = args.fsdp or args.deepspeed or parse_flag_from_env("ACCELERATE_USE_FSDP")
         best = args.load_best_model_at_end and str(args.metric_for_best_model).removeprefix("eval_") == "loss"
         unmet = {
-            "a cache of images keeps one row of logits an image": ("teacher_cache_dir", args.teacher_cache_dir),
-            "a detector's own losses are taken as they are": ("label_smoothing_factor", args.label_smoothing_factor),
-            "what a detector does depends on its data, and hooks see its proposals": (
+            "the cache stores one row of logits per image": ("teacher_cache_dir", args.teacher_cache_dir),
+            "a detector's own losses are used unchanged": ("label_smoothing_factor", args.label_smoothing_factor),
+            "the operations of a detector depend on the data, and hooks read its proposals": (
                 "torch_compile",
                 args.torch_compile,
             ),
-            "the parts of a detector are called one by one": ("fsdp or deepspeed", sharded),
-            "evaluation gives boxes and no loss (name metric_for_best_model='ap')": ("metric_for_best_model", best),
+            "the parts of a detector are called separately": ("fsdp or deepspeed", sharded),
+            "evaluation predicts boxes and has no loss (set metric_for_best_model='ap')": (
+                "metric_for_best_model",
+                best,
+            ),
         }
         for why, (name, value) in unmet.items():
             if value:
-                raise ValueError(f"{name} cannot serve {self.name}: {why}; leave it out")
+                raise ValueError(f"{name} is not supported for {self.name}: {why}; leave it out")
         if args.n_gpu > 1:
-            raise ValueError("DataParallel runs copies of a detector, unseen: launch one process a GPU, as by torchrun")
+            raise ValueError(
+                "DataParallel runs copies of the detector, which hooks cannot read: launch one "
+                "process per GPU, for example with torchrun"
+            )
 
     def check_networks(self, students: Sequence[nn.Module], teachers: Sequence[nn.Module], stored: bool) -> None:
         if stored:
             raise ValueError(
-                "a stored teacher knows nothing of the proposals, which the student makes anew in each step: pass the "
-                "live teacher"
+                "a stored teacher cannot classify the proposals, which the student generates anew in each step: "
+                "pass the live teacher"
             )
         for role, networks in (("student", students), ("teacher", teachers)):
             for network in networks:
@@ -80,8 +87,8 @@ class ObjectDetection(Task):
     def check_loss(self, loss: Any) -> None:
         if isinstance(loss.temperature, Fitted):
             raise ValueError(
-                f"temperature={loss.temperature!r} compares energies with thresholds of the training set, and there "
-                f"are no fixed items to fit them on: {self.item} is another one in each step; give a number (EA-KD: 1)"
+                f"temperature={loss.temperature!r} compares energies with thresholds fitted on the training set, "
+                f"but the items of this task ({self.item}) differ in each step: set temperature to a number (EA-KD: 1)"
             )
 
     def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
@@ -103,28 +110,28 @@ class ObjectDetection(Task):
 
     def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
         labels = batch["region_labels"]
-        if labels is None:  # in evaluation nobody assigns proposals to boxes, and nobody reads what they would be
+        if labels is None:  # in evaluation proposals are not assigned to boxes, and labels are not used
             labels = torch.zeros(len(student), dtype=torch.long, device=student.device)
         made = region_items(student, teacher, labels, batch["region_counts"], progress=progress)
         return replace(made, rest_name="detector_loss", rest_has_ce=True)
 
     def added_loss(self, call: Call, output: Any, batch: Batch) -> Tensor | None:
-        """The detector's own loss, as torchvision's training script sums it."""
+        """The sum of the detector's own losses, as in torchvision's training script."""
         return sum(output["losses"].values())
 
     def predictions(self, batch: Batch, output: Any) -> tuple[Any, Any]:
-        """Detections and boxes of each image, padded: boxes [B, D, 4], scores and labels [B, D], -100 in the padding.
+        """Detections and reference boxes of each image, padded with -100: boxes [B, D, 4], scores and labels [B, D].
 
-        Boxes are in pixels of the batch's images, as those that are there.
+        Both are in pixels of the batch's images.
         """
         found = output["detections"]
         names = ("boxes", "scores", "labels")
         made = {name: pad_sequence([one[name] for one in found], True, padding_value=IGNORED) for name in names}
-        # As numbers: Trainer pads truth values to numbers, on those ranks alone whose images have fewer boxes.
+        # iscrowd as integers: Trainer's padding turns bools into integers, but only on ranks that pad.
         return made, {"boxes": batch["boxes"], "labels": batch["labels"], "iscrowd": batch["iscrowd"].long()}
 
     def check_own_loss(self, network: nn.Module, batch: Batch) -> None:
-        """In training mode: the classification loss that is remade of logits and labels is the detector's own."""
+        """Check, in training mode, that the cross-entropy of recorded logits and labels is the detector's loss."""
         network.train()
         call = Call.of(network)
         seen = call.output(network, {name: value for name, value in batch.items() if name != "proposals"})
@@ -134,23 +141,24 @@ class ObjectDetection(Task):
         ours = cross_entropy(seen["logits"], seen["region_labels"]).mean()
         if not abs(own.item() - ours.item()) <= EXACT * max(abs(own.item()), 1.0):
             raise ValueError(
-                f"the classification loss of {type(network).__name__} itself on two rows is {own.item():.4f}, and the "
-                f"cross-entropy of the logits and labels that hfkd sees {ours.item():.4f}: its region heads compute "
-                "something else than torchvision's RoIHeads; give it those"
+                f"the classification loss computed by {type(network).__name__} on two rows is {own.item():.4f}, "
+                f"but the cross-entropy of its logits and labels is {ours.item():.4f}: its region heads differ "
+                "from torchvision's RoIHeads; use those"
             )
 
     def check_logits(self, logits: Tensor) -> None:
         if logits.ndim != 2:
             raise ValueError(
-                f"the logits of the proposals have shape {tuple(logits.shape)}, and {self.name} takes [proposals, "
-                "classes]: give the detector torchvision's FastRCNNPredictor"
+                f"the logits of the proposals have shape {tuple(logits.shape)}, but {self.name} needs [proposals, "
+                "classes]: use torchvision's FastRCNNPredictor in the detector"
             )
 
     def check_labels(self, labels: Tensor, classes: int | None) -> None:
         if labels.is_floating_point() or labels.dtype == torch.bool or labels.ndim != 2:
             raise ValueError(
-                f"labels of {str(labels.dtype).removeprefix('torch.')}, shape {tuple(labels.shape)}: the classes of "
-                f"boxes are integers [batch, boxes], from 1 on (0 is the background), {IGNORED} where there is no box"
+                f"labels are of type {str(labels.dtype).removeprefix('torch.')}, shape {tuple(labels.shape)}: the "
+                "classes of boxes must be integers [batch, boxes], starting at 1 (0 is the background), with "
+                f"{IGNORED} for padding"
             )
 
     def sure_labels(self, network: nn.Module, batch: Batch) -> Tensor:
@@ -158,29 +166,28 @@ class ObjectDetection(Task):
 
 
 def _check_detector(role: str, network: Any) -> None:
-    """Raise ValueError for a network that has no region heads, or more of them than boxes need."""
+    """Raise ValueError for a network without region heads, or with heads for more than boxes."""
     name, heads = type(network).__name__, getattr(network, "roi_heads", None)
     if heads is None:
         raise ValueError(
-            f"the {role}, a {name}, has no region heads (roi_heads), and object_detection distils what they say of "
-            "proposals: give a torchvision FasterRCNN"
+            f"the {role}, a {name}, has no region heads (roi_heads), whose logits object_detection distils: use a "
+            "torchvision FasterRCNN"
         )
     further = [kind for kind in ("mask", "keypoint") if getattr(heads, f"has_{kind}", bool)()]
     if further or not isinstance(network, FasterRCNN):
-        also = f"predicts {further[0]}s beside boxes" if further else "is no FasterRCNN of torchvision's"
+        also = f"predicts {further[0]}s too" if further else "is not a torchvision FasterRCNN"
         raise ValueError(
-            f"the {role}, a {name}, {also}, and object_detection has no loss for more than boxes: give a torchvision "
-            "FasterRCNN"
+            f"the {role}, a {name}, {also}, but object_detection supports only boxes: use a torchvision FasterRCNN"
         )
 
 
 def _check_sizes(student: Any, teacher: Any) -> None:
-    """Raise ValueError for detectors that resize an image differently: a proposal would be another place in it."""
+    """Raise ValueError for detectors that resize images differently: proposals would not match."""
     mine, its = student.transform, teacher.transform
     if len(mine.min_size) > 1:
         raise ValueError(
-            f"the student draws one of the sizes min_size={tuple(mine.min_size)} for each image, which the teacher "
-            "would not know: give it one, and vary the size in the data set's transform"
+            f"the student resizes each image to a random one of min_size={tuple(mine.min_size)}, which the "
+            "teacher cannot follow: set one min_size, and vary the size in the dataset's transform"
         )
     for setting in ("min_size", "max_size", "fixed_size", "size_divisible"):
         ours, theirs = getattr(mine, setting), getattr(its, setting)
@@ -188,6 +195,6 @@ def _check_sizes(student: Any, teacher: Any) -> None:
             ours, theirs = ours[-1], theirs[-1]
         if ours != theirs:
             raise ValueError(
-                f"the student resizes images with {setting}={ours} and the teacher with {theirs}: proposals of the one "
-                "are no places in the other; build both with the same"
+                f"the student resizes images with {setting}={ours} and the teacher with {theirs}, so that the "
+                "student's proposals do not match the teacher's images: build both with the same value"
             )

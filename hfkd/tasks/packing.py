@@ -1,4 +1,4 @@
-"""Rows that pack several documents: only for networks that keep them apart, which is proved and not believed.
+"""Checks that networks keep the documents of packed rows apart.
 
 L tokens of a document.
 """
@@ -18,22 +18,22 @@ from hfkd.tasks.proof import untouched
 from hfkd.utils.targets import HostTargets
 
 PROBED_TOKENS = 4  # of each of two documents
-PROBED_ROWS = 1000  # of a dataset, for the first that packs
+PROBED_ROWS = 1000  # rows that are searched for a packed one
 
 
 class PackingCheck:
-    """Refuses a packed batch unless each network gives its documents the logits that they have alone.
+    """Refuses a packed batch unless each network computes the same logits for its documents as in separate rows.
 
-    Documents stay apart by positions that start again, without an attention mask and without a cache of keys; networks
-    without position embeddings of their own, or with other attention, let each see those before it (OPT, BLOOM, Mamba).
+    Documents are separated by position ids that restart, without an attention mask or key-value cache; some networks
+    ignore these, so that a document attends to those before it (OPT, BLOOM, Mamba).
     """
 
     def __init__(self, networks: Sequence[nn.Module], sharded: bool = False) -> None:
         self._networks, self._sharded = tuple(networks), sharded
-        self._proved: set[int] = set()  # for batches of one row, and of more: attention differs
+        self._proved: set[int] = set()  # separately for batches of one row and of more, as attention differs
 
     def __call__(self, inputs: Mapping[str, Any]) -> None:
-        """Raise ValueError for a packed batch that a network cannot take. Of other batches nothing is asked."""
+        """Raise ValueError for a packed batch that a network does not support."""
         known: HostTargets | None = inputs.get("host_targets")
         if known is None or not known.packed:
             return
@@ -42,20 +42,20 @@ class PackingCheck:
             return
         if self._sharded:
             raise ValueError(
-                "packed rows were met after FSDP sharded the networks, too late to prove that they keep documents "
-                "apart: let the first rows of the dataset be packed ones"
+                "packed rows appeared after FSDP had sharded the networks, too late to check that these keep "
+                "documents apart: put packed rows first in the dataset"
             )
         for network in self._networks:
             if not keeps_apart(network, rows):
                 raise ValueError(
-                    f"the rows pack several documents (position_ids that start again), and {type(network).__name__} "
-                    "lets a document see those before it: give each document a row of its own, or use networks that "
-                    "keep them apart (Llama, Qwen, GPT-2, GPT-NeoX)"
+                    f"the rows pack several documents (position_ids restart), but in {type(network).__name__} a "
+                    "document attends to those before it: use one document per row, or networks that keep "
+                    "documents apart (Llama, Qwen, GPT-2, GPT-NeoX)"
                 )
         self._proved.add(rows)
 
     def check_datasets(self, datasets: Mapping[str, Any], collate: Callable[[list[Any]], Any]) -> None:
-        """Raise ValueError if the first rows of a dataset are packed, or one of its first thousand, and may not be."""
+        """Raise ValueError if the first rows of a dataset, or one of its first thousand, are packed and unsupported."""
         for dataset in datasets.values():
             for rows in dataset.values() if isinstance(dataset, dict) else (dataset,):
                 for batch in _looked_at(rows, collate):
@@ -63,30 +63,28 @@ class PackingCheck:
 
 
 def refuse_packed(objective: Any, dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
-    """Raise ValueError if the first rows of a dataset are packed, or one of its first thousand: for an `objective` that
-    compares whole rows."""
+    """Raise ValueError if first rows of a dataset are packed, for an `objective` that compares whole rows."""
     for batch in _looked_at(dataset, collate):
         known: HostTargets | None = batch.get("host_targets")
         if known is not None and known.packed:
             raise ValueError(
-                f"the rows pack several documents (position_ids that start again), and {objective!r} compares the "
-                "networks' layers over whole rows: give each document a row of its own, or choose an objective of "
-                "logits"
+                f"the rows pack several documents (position_ids restart), but {objective!r} compares the "
+                "networks' layers over whole rows: use one document per row, or choose an objective on logits"
             )
 
 
 @torch.no_grad()
 def keeps_apart(network: nn.Module, rows: int) -> bool:
-    """Whether `network` gives the second of two packed documents the logits that it has alone, whatever the first is.
+    """Whether the logits of the second of two packed documents are as in a separate row, for any first document.
 
-    In batches of so many `rows`, one or two.
+    Tried in a batch of `rows` rows, one or two.
     """
     call, device = Call.of(network), next(network.parameters()).device
     tokens = len(network.get_input_embeddings().weight)  # type: ignore[operator]
     first, other, second = torch.arange(3 * PROBED_TOKENS, device=device).remainder(tokens).view(3, -1)  # [L] each
 
     def logits(*documents: Tensor) -> Tensor:
-        """Of the last of them, packed into a row: [rows, L, V]."""
+        """The logits of the last of the documents packed into a row: [rows, L, V]."""
         positions = torch.cat([torch.arange(len(ids), device=device) for ids in documents])
         inputs = {"input_ids": torch.cat(documents), "position_ids": positions}
         return call(network, {name: x.expand(rows, -1) for name, x in inputs.items()})[:, -PROBED_TOKENS:].float()
@@ -100,12 +98,12 @@ def keeps_apart(network: nn.Module, rows: int) -> bool:
 
 
 def _looked_at(dataset: Any, collate: Callable[[list[Any]], Any]) -> Iterator[Mapping[str, Any]]:
-    """The batches that are looked at before training."""
+    """The batches to check before training."""
     return (collate(rows) for rows in (first_rows(dataset), _packed_rows(dataset)) if rows)
 
 
 def _packed_rows(dataset: Any) -> list[Any]:
-    """The first packed row of a dataset that says which are."""
+    """The first packed row of a dataset, if its columns show which rows are packed."""
     if not isinstance(dataset, Dataset):
         return []
     few = dataset.select(range(min(PROBED_ROWS, len(dataset))))

@@ -1,4 +1,4 @@
-"""Whether hfkd computes the loss that a network was made for: compared on two rows, before anything is trained.
+"""Checks, on two rows before training, that hfkd's loss equals the loss that the network itself computes.
 
 B rows, L length, C classes or vocabulary.
 """
@@ -27,17 +27,17 @@ logger = logging.getLogger(__name__)
 
 
 class _NoLoss(Exception):
-    """The network's name, and what happened when it was given labels."""
+    """The network cannot compute a loss; arguments: its name and the error."""
 
 
 @torch.no_grad()
 def compare_own_loss(network: nn.Module, batch: Mapping[str, Any] | None, task: Task) -> None:
-    """Raise ValueError where a model of transformers and `task` disagree about the loss of `batch`, on its device.
+    """Raise ValueError if a transformers model and `task` compute different losses for `batch`, on the model's device.
 
-    The task's cross-entropy, and the router loss where there is one, must equal the model's own `.loss`: both come from
-    the same logits, so whatever differs is the task, such as whether labels are shifted by one. The model is in eval
-    mode; its modes, buffers and config and torch's random state are as before. A model that computes no loss passes.
-    Without a `batch`, on made-up tokens.
+    The task's cross-entropy, plus the router loss if there is one, must equal the model's own `.loss`: both come from
+    the same logits, so that a difference is one of the task, such as whether labels are shifted by one. The model runs
+    in eval mode; its modes, buffers and config and torch's random state are restored. A model that computes no loss is
+    accepted. Without a `batch`, made-up tokens are used.
     """
     network = extract_model_from_parallel(network, keep_torch_compile=False)
     inside = bare(network)
@@ -61,17 +61,17 @@ def _compare(network: nn.Module, inputs: dict[str, Any], task: Task) -> None:
     try:
         own, ours, logits = _losses(network, inputs, labels, task)
     except _NoLoss as error:
-        logger.warning("%s cannot compute a loss of its own (%s): hfkd's is not compared with it.", *error.args)
+        logger.warning("%s cannot compute a loss itself (%s): hfkd's loss is not compared with it.", *error.args)
         return
-    if own is None or not math.isfinite(ours):  # a broken network is said elsewhere
+    if own is None or not math.isfinite(ours):  # non-finite networks are reported elsewhere
         return
-    few_bits = logits.dtype in (torch.bfloat16, torch.float16)  # where a model does not compute its loss in float32
+    few_bits = logits.dtype in (torch.bfloat16, torch.float16)  # for models that do not compute their loss in float32
     tolerance = (2 * torch.finfo(logits.dtype).eps if few_bits else 1e-4) * max(abs(ours), 1.0)
     if not abs(own - ours) <= tolerance:
         _refuse(network, own, ours, _elsewhere(logits, labels, task), tolerance, task)
     other = _elsewhere(logits, labels, task)
     if other is not None and abs(other - ours) <= 4 * tolerance:
-        # Such logits give nearly the same loss both ways. A model that shifts never looks at the first label.
+        # The loss is nearly equal with and without shift. A model that shifts ignores the first label.
         first = torch.full_like(labels, IGNORED)
         first[:, 0] = labels[:, 0].clamp(min=0)
         own, ours, logits = _losses(network, inputs, first, task)
@@ -83,11 +83,11 @@ def _compare(network: nn.Module, inputs: dict[str, Any], task: Task) -> None:
 def _losses(
     network: nn.Module, inputs: dict[str, Any], labels: Tensor, task: Task
 ) -> tuple[float | None, float, Tensor]:
-    """The model's own loss less its router loss, the task's cross-entropy, and the logits that both are of."""
+    """The model's own loss without its router loss, the task's cross-entropy, and the logits of both."""
     call = Call.of(network)
     try:
         output = call.output(network, {k: v for k, v in inputs.items() if k != "labels"}, labels=labels)
-    except Exception as error:  # such as a subclass from whose name transformers does not guess the loss
+    except Exception as error:  # such as a subclass for whose name transformers finds no loss
         raise _NoLoss(type(bare(network)).__name__, error) from error
     logits, own, added = logits_of(output), loss_of(output), call.added_loss(output)
     task.check_logits(logits)
@@ -101,21 +101,21 @@ def _losses(
 
 def _refuse(network: nn.Module, own: float, ours: float, elsewhere: float | None, tolerance: float, task: Task) -> None:
     name = type(bare(network)).__name__
-    said = f"the loss of {name} itself on two rows is {own:.4f}, and the cross-entropy that hfkd trains on {ours:.4f}"
+    said = f"the loss computed by {name} on two rows is {own:.4f}, but the cross-entropy computed by hfkd is {ours:.4f}"
     if isinstance(task, PerToken) and elsewhere is not None and abs(elsewhere - own) <= tolerance:
-        does, ours_does = "predicts each label in its own place", "shifts the labels by one"
+        does, ours_does = "predicts each label at its own position", "shifts the labels by one"
         if not task.shift:
-            does, ours_does = "shifts its labels by one", "takes each label in its own place"
+            does, ours_does = "shifts its labels by one", "predicts each label at its own position"
         raise ValueError(f"{said}: the model {does}, and {task.name} {ours_does}; use a model for {task.name}")
     raise ValueError(
-        f"{said}: the model computes something else than {task.name}, or adds a term that hfkd would leave out; switch "
-        "that off in its config, or wrap the model in an nn.Module that returns its logits, to train on the "
+        f"{said}: the model has another loss than {task.name}, or adds a term that hfkd would omit; disable that "
+        "term in its config, or wrap the model in an nn.Module that returns only logits, to train on the "
         "cross-entropy alone"
     )
 
 
 def _elsewhere(logits: Tensor, labels: Tensor, task: Task) -> float | None:
-    """The cross-entropy with labels [B, L] taken in the other place than the task's: shifted, or not."""
+    """The cross-entropy of labels [B, L] with the shift opposite to the task's."""
     if not isinstance(task, PerToken):
         return None
     if not task.shift:
@@ -125,7 +125,7 @@ def _elsewhere(logits: Tensor, labels: Tensor, task: Task) -> float | None:
 
 
 def _made_up_tokens(network: nn.Module) -> dict[str, Tensor]:
-    """A batch where no rows are to be had: tokens alone, of which any language model has enough."""
+    """A batch of arbitrary tokens, valid for any language model, for use without rows."""
     device = next(network.parameters()).device
     embeddings: Any = bare(network).get_input_embeddings()  # type: ignore[operator]
     tokens = torch.arange(2 * PROBED_TOKENS, device=device) % embeddings.num_embeddings
@@ -134,10 +134,10 @@ def _made_up_tokens(network: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:
-    """The network in eval mode; afterwards its modes, buffers and problem type, and the random state, are as before."""
+    """Context with the network in eval mode; restores its modes, buffers and problem type, and the random state."""
     modes = [(module, module.training) for module in network.modules()]
     config = getattr(bare(network), "config", None)
-    problem = getattr(config, "problem_type", None)  # which a classifier's own loss writes into its config
+    problem = getattr(config, "problem_type", None)  # a classifier writes it into its config when it computes a loss
     kept = KeptBuffers()
     kept.keep(network)
     try:
@@ -145,7 +145,7 @@ def untouched(network: nn.Module) -> Iterator[None]:
             network.eval()
             yield
     finally:
-        for module, mode in modes:  # each its own: frozen batch norms may be kept in eval
+        for module, mode in modes:  # one by one: frozen batch norms may be in eval mode
             module.training = mode
         kept.restore(network)
         if config is not None:

@@ -1,4 +1,4 @@
-"""Tasks in which each row of a batch is one item: an image, a text, a recording.
+"""Tasks in which each row of a batch is one item: an image, a text, an audio clip.
 
 B rows, V views of each image, C classes.
 """
@@ -27,7 +27,7 @@ INPUT_TAGS = {
 
 
 class PerRow(Task):
-    """One label a row: softmax over C classes. In training the label -100 says that a row has none."""
+    """One label per row: softmax over C classes. In training a row with the label -100 has no label."""
 
     views = True
     lacks_labels = True
@@ -64,35 +64,36 @@ class PerRow(Task):
     def check_logits(self, logits: Tensor) -> None:
         if logits.ndim != 2:
             raise ValueError(
-                f"the student's logits have shape {tuple(logits.shape)}, and {self.name} takes [batch, classes]: train "
-                f"a classifier with one label {self.item}, or name another task ('causal_lm' for a model that "
-                "generates text)"
+                f"the student's logits have shape {tuple(logits.shape)}, but {self.name} needs [batch, classes]: "
+                f"use a classifier with one label for {self.item}, or set another task ('causal_lm' for a model "
+                "that generates text)"
             )
         if logits.shape[-1] == 1:
             raise ValueError(
-                "the student has one logit, whose softmax is 1 whatever it says, so nothing would be learned: give it "
-                "num_labels=2 for two classes"
+                "the student has a single logit, whose softmax is always 1, so that nothing would be learned: "
+                "use num_labels=2 for two classes"
             )
 
     def check_labels(self, labels: Tensor, classes: int | None) -> None:
-        """Integers [B]; or where rows are mixed floats [B, C] over `classes`, their shares."""
+        """Labels must be integers [B], or, for mixed rows, floats [B, C] over `classes`."""
         shape, kind = tuple(labels.shape), str(labels.dtype).removeprefix("torch.")
         refuse_bool(labels)
         if labels.is_floating_point():
             if labels.ndim != 2:
                 raise ValueError(
-                    f"labels of {kind}, shape {shape}: class ids are integers, and floats are shares of mixed images, "
-                    f"shape [batch, {classes or 'classes'}]; convert class ids with int()"
+                    f"labels are of type {kind}, shape {shape}: class ids must be integers, and floats the soft "
+                    f"labels of mixed images, shape [batch, {classes or 'classes'}]; convert class ids with int()"
                 )
             if classes is not None and labels.shape[-1] != classes:
                 raise ValueError(
-                    f"mixed labels over {labels.shape[-1]} classes, but the student has {classes}: give both as many"
+                    f"mixed labels have {labels.shape[-1]} classes, but the student has {classes}: use the same "
+                    "number for both"
                 )
         elif labels.ndim != 1:
             raise ValueError(
-                f"labels of {kind}, shape {shape}: class ids have shape [batch], one number a row; take argmax(-1) of "
-                "one-hot ones, squeeze(-1) away a dimension of 1, or name task='multi_label_classification' where a "
-                "row has any number of labels"
+                f"labels are of type {kind}, shape {shape}: class ids must have shape [batch], one number per "
+                "row; use argmax(-1) for one-hot labels, squeeze(-1) for a last dimension of 1, or set "
+                "task='multi_label_classification' if a row has any number of labels"
             )
 
     def check_values(self, labels: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""A class for each pixel: `ForSemanticSegmentation`, torchvision's segmentation models, any network of maps.
+"""A class for each pixel: `ForSemanticSegmentation`, torchvision's segmentation models, other segmentation networks.
 
 B images, C classes, H and W of the labels, h and w of a network's maps.
 """
@@ -27,19 +27,19 @@ from hfkd.utils.targets import IGNORED, HostTargets, Targets, count_token_items
 
 logger = logging.getLogger(__name__)
 
-AUXILIARY_WEIGHT = 0.5  # of torchvision's auxiliary head, in its own training script
+AUXILIARY_WEIGHT = 0.5  # weight of torchvision's auxiliary head, as in its training script
 REST_NAME = "auxiliary_loss"
 LABELS_ALONE = DistillationLoss(ce_weight=1.0, kd_weight=0.0)
 
 
 @register_task("semantic_segmentation")
 class SemanticSegmentation(Task):
-    """An item is a pixel with a label, a sample is an image.
+    """An item is a pixel with a label; a sample is an image.
 
-    Labels [B, H, W]; 255 and -100 stand for none. The logits of either network [B, C, h, w] are resized to the labels
-    (`functional.interpolated`), so that networks may differ in their output sizes. With `segmentation_stride` s, the
-    grid is every s-th pixel in each direction, the middle of each s x s block, and logits are resized to that.
-    An auxiliary head's cross-entropy joins as the network's own loss has it; of torchvision's, by 0.5.
+    Labels [B, H, W]; 255 and -100 mean no label. The logits [B, C, h, w] of both networks are resized to the labels
+    (`functional.interpolated`), so that the networks' output sizes may differ. With `segmentation_stride` s, the grid
+    is every s-th pixel in each direction, the middle of each s x s block, and logits are resized to that. The
+    cross-entropy of an auxiliary head is added with the weight in the network's own loss; for torchvision 0.5.
     """
 
     pipeline_tag = "image-segmentation"
@@ -47,7 +47,7 @@ class SemanticSegmentation(Task):
     one_item_a_row = False
     by_map = True
     ignores = (UNLABELLED, IGNORED)
-    without_labels = "give the rows a column labels with the class of each pixel, 255 where there is none"
+    without_labels = "add a column 'labels' with the class of each pixel, 255 for no label"
     scanned_items = 1_000_000
     segmentation_stride: int | None = None
 
@@ -55,8 +55,8 @@ class SemanticSegmentation(Task):
         stride = getattr(args, "segmentation_stride", None)
         if getattr(args, "teacher_cache_dir", None):
             raise ValueError(
-                f"teacher_cache_dir={args.teacher_cache_dir!r} keeps one row of logits an image, and a mask has one a "
-                "pixel: leave it out"
+                f"teacher_cache_dir={args.teacher_cache_dir!r} stores one row of logits per image, but "
+                "segmentation has logits for each pixel: leave it out"
             )
         self.segmentation_stride = fitting("DistillationArguments", "segmentation_stride", stride, Count | None)
 
@@ -87,7 +87,7 @@ class SemanticSegmentation(Task):
     def each_item(
         self, batch: Batch, student: Tensor, teacher: Tensor, values_of: Callable[[Items], dict[str, Tensor]]
     ) -> tuple[dict[str, Tensor], tuple[Tensor, int]]:
-        """One image after the other: the logits of all pixels are many."""
+        """Process one image at a time, since the logits of all pixels take much memory."""
         found, rows, labels = [], [], batch["labels"]
         for k in range(len(labels)):
             one = slice(k, k + 1)
@@ -111,7 +111,7 @@ class SemanticSegmentation(Task):
 
     @contextmanager
     def as_networks_have_it(self, network: nn.Module) -> Iterator["SemanticSegmentation"]:
-        """At the size of the labels, and without what the auxiliary head adds."""
+        """At the size of the labels, and without the loss of the auxiliary head."""
         whole = copy.copy(self)
         whole.segmentation_stride = None
         config: Any = getattr(network, "config", None)
@@ -126,12 +126,12 @@ class SemanticSegmentation(Task):
             config.auxiliary_loss_weight = weight
 
     def given_besides(self, call: Call, batch: Batch) -> dict[str, Any]:
-        """Labels, for a model whose auxiliary head is in its own loss alone; one of them where there is none."""
+        """The labels, for a model that uses its auxiliary head only in its own loss; at least one pixel is labelled."""
         if call.unlabelled is None:
             return {}
         labels, known = self._whole(batch["labels"])
         first = torch.zeros_like(known).index_fill(-1, torch.zeros(1, dtype=torch.long, device=known.device), True)
-        made_up = first & ~known.any()  # so that the mean is a number, which `added_loss` then leaves out
+        made_up = first & ~known.any()  # so that the mean is not NaN; `added_loss` then discards it
         labels = labels.masked_fill(~known, call.unlabelled).masked_fill(made_up, 0)
         return {"labels": labels.view_as(batch["labels"])}
 
@@ -144,12 +144,12 @@ class SemanticSegmentation(Task):
         return None if auxiliary is None else AUXILIARY_WEIGHT * self._mean_loss(auxiliary, labels)
 
     def _mean_loss(self, maps: Tensor, labels: Tensor) -> Tensor:
-        """The mean cross-entropy over all pixels that have a label; 0 where none has."""
+        """The mean cross-entropy over all pixels with a label; 0 without any."""
         items = map_items(maps, maps.detach(), flat_labels(labels, None), labels.shape[-2:])
         return StripLoss(LABELS_ALONE)(items)[0]
 
     def _whole(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The labels of all pixels [B H W], and which are known."""
+        """The labels of all pixels [B H W], and a mask of those that are labelled."""
         flat = flat_labels(labels, None).flatten()
         return flat, flat != IGNORED
 
@@ -158,14 +158,14 @@ class SemanticSegmentation(Task):
     def check_logits(self, logits: Tensor) -> None:
         if logits.ndim != 4:
             raise ValueError(
-                f"the student's logits have shape {tuple(logits.shape)}, and {self.name} takes maps [batch, classes, "
-                "height, width]: choose a segmentation model, or name another task"
+                f"the student's logits have shape {tuple(logits.shape)}, but {self.name} needs [batch, classes, "
+                "height, width]: choose a segmentation model, or set another task"
             )
         classes = logits.shape[1]
         if not 2 <= classes <= UNLABELLED:
             raise ValueError(
-                f"the student gives maps of {classes} classes, and {self.name} takes 2 to {UNLABELLED}: the softmax of "
-                f"one is 1 whatever it says, and of more the label {UNLABELLED} would be one, which stands for none"
+                f"the student has {classes} classes, but {self.name} needs 2 to {UNLABELLED}: the softmax of one "
+                f"class is always 1, and the label {UNLABELLED} means no label; change the number of classes"
             )
 
     def check_labels(self, labels: Tensor, classes: int | None) -> None:
@@ -173,21 +173,21 @@ class SemanticSegmentation(Task):
         refuse_bool(labels)
         if labels.ndim == 4 and 3 in (labels.shape[1], labels.shape[-1]):
             raise ValueError(
-                f"labels of shape {shape} are colours: give the class of each pixel [batch, height, width], by the "
-                "palette of the data set (hfkd.data.masks reads one)"
+                f"labels have shape {shape} and seem to be colours: convert them to class ids [batch, height, "
+                "width] with the palette of the dataset (hfkd.data.masks can read one)"
             )
         if labels.is_floating_point() or labels.ndim != 3:
             raise ValueError(
-                f"labels of {kind}, shape {shape}: masks are integers [batch, height, width], one class a pixel, "
-                f"{UNLABELLED} where there is none"
+                f"labels are of type {kind}, shape {shape}: masks must be integers [batch, height, width], one "
+                f"class per pixel, {UNLABELLED} for no label"
             )
 
     def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
-        """Masks in black and white, whose white would be no class at all."""
+        """Warn of black-and-white masks, in which white (255) would count as unlabelled."""
         if batch["labels"].unique().tolist() == [0, UNLABELLED]:
             logger.warning(
-                "The masks of the first rows have the values 0 and %d alone, and %d stands for no class: of masks in "
-                "black and white class 0 alone would be learned; make white 1 (mask > 0).",
+                "The masks of the first rows only have the values 0 and %d, but %d means unlabelled, so that "
+                "only class 0 would be learned. For black-and-white masks convert white to class 1 (mask > 0).",
                 UNLABELLED,
                 UNLABELLED,
             )
@@ -198,7 +198,7 @@ class SemanticSegmentation(Task):
         return torch.zeros(len(images), *images.shape[-2:], dtype=torch.long)
 
     def sure_labels(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Labels in the network's own terms: what it takes for none."""
+        """Labels with the network's own index for unlabelled pixels."""
         given, device = batch.get("labels"), next(network.parameters()).device
         if given is None or not bool((flat_labels(given, None) != IGNORED).any()):
             classes = getattr(bare(network), "config").num_labels  # noqa: B009
@@ -210,7 +210,7 @@ class SemanticSegmentation(Task):
 
 @dataclass
 class PixelCollator:
-    """A collator, and then a look at the sizes, and which pixels have labels, found on the host as `host_targets`."""
+    """A collator, followed by a check of the sizes; adds the labelled pixels, found on the host, as `host_targets`."""
 
     collate: Collate
     stride: int | None
@@ -225,7 +225,7 @@ class PixelCollator:
 
 
 def on_grid(labels: Tensor, stride: int | None) -> Tensor:
-    """The middle of each block of stride x stride pixels [.., H, W]; of blocks cut by the border the last pixel."""
+    """The middle of each block of stride x stride pixels [.., H, W]; the last pixel for blocks cut by the border."""
     if stride is None or stride == 1:
         return labels
     rows, columns = (
@@ -236,18 +236,18 @@ def on_grid(labels: Tensor, stride: int | None) -> Tensor:
 
 
 def flat_labels(labels: Tensor, stride: int | None) -> Tensor:
-    """Labels [B, H, W] -> [B, P] of the P pixels of the grid, as int64, -100 where there is none."""
+    """Labels [B, H, W] -> [B, P] of the P pixels of the grid, as int64, -100 for no label."""
     flat = on_grid(labels, stride).flatten(1).long()
     return flat.masked_fill(flat == UNLABELLED, IGNORED)
 
 
 def refuse_other_size(batch: Batch) -> None:
-    """Raise ValueError for masks of another size than the images: nobody says which pixel is meant."""
+    """Raise ValueError for masks of another size than the images."""
     images, labels = batch.get("pixel_values"), batch.get("labels")
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
         return
     if images.ndim == 4 and labels.ndim == 3 and images.shape[-2:] != labels.shape[-2:]:
         raise ValueError(
-            f"masks of {tuple(labels.shape[-2:])} pixels for images of {tuple(images.shape[-2:])}: resize and crop "
-            "both alike (hfkd.data.masks.MaskTransform does, or torchvision.transforms.v2 on tv_tensors)"
+            f"masks have {tuple(labels.shape[-2:])} pixels, but images {tuple(images.shape[-2:])}: resize and "
+            "crop both in the same way (hfkd.data.masks.MaskTransform does, or torchvision.transforms.v2 on tv_tensors)"
         )

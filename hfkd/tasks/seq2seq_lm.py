@@ -1,4 +1,4 @@
-"""The target text of an encoder and decoder: T5, BART, Whisper.
+"""Sequence-to-sequence language modelling: T5, BART, Whisper.
 
 B rows, L length of the targets.
 """
@@ -17,7 +17,7 @@ from hfkd.tasks.tokens import LabelCollator, PerToken, tokenizer_of
 
 @dataclass
 class WithoutDecoderInputs:
-    """A collator's batch without the `decoder_input_ids` that it has made of the labels."""
+    """A collator that removes the `decoder_input_ids` that another collator derived from the labels."""
 
     collate: Collate
 
@@ -30,9 +30,9 @@ class WithoutDecoderInputs:
 
 @register_task("seq2seq_lm")
 class Seq2SeqLM(PerToken):
-    """An item is a target token of the decoder, in its own place; a sample is its row.
+    """An item is a target token of the decoder, at its own position; a sample is a row.
 
-    The labels go to each network, which shifts its decoder's inputs by itself (see `Call.taken`).
+    Each network gets the labels, and derives its decoder's inputs from them (see `Call.taken`).
     """
 
     pipeline_tag = "text2text-generation"
@@ -48,10 +48,10 @@ class Seq2SeqLM(PerToken):
         return LabelCollator(Selecting(DataCollatorForSeq2Seq(tokenizer_of(processing_class, self)), columns))
 
     def ready(self, collate: Collate) -> Collate:
-        """Decoder inputs that the collator makes with one network are that one's: each makes its own of the labels."""
+        """Drop decoder inputs that the collator made for one network: each network makes its own from the labels."""
         of_a_model = collate.collate if isinstance(collate, UsedColumns) else collate
         own = isinstance(of_a_model, DataCollatorForSeq2Seq) and of_a_model.model is not None
         return super().ready(WithoutDecoderInputs(collate) if own else collate)
 
     def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
-        """The labels are another text than the inputs, of another length."""
+        """Nothing to check: the labels are another text than the inputs, with another length."""

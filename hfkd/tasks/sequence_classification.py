@@ -1,4 +1,4 @@
-"""One label a text, or a recording: `ForSequenceClassification`, `ForAudioClassification`."""
+"""One label per text or audio clip: `ForSequenceClassification`, `ForAudioClassification`."""
 
 from hfkd.tasks.base import register_task
 from hfkd.tasks.rows import PerRow

@@ -1,4 +1,4 @@
-"""A label for each token, or each of some: names, parts of speech; `ForTokenClassification`.
+"""A label for each token, or for some tokens: named entities, parts of speech; `ForTokenClassification`.
 
 B rows, L length.
 """
@@ -18,7 +18,7 @@ from hfkd.utils.targets import IGNORED
 
 @register_task("token_classification")
 class TokenClassification(PerToken):
-    """An item is a labelled token, predicted in its own place; a sample is its row."""
+    """An item is a labelled token, predicted at its own position; a sample is a row."""
 
     pipeline_tag = "token-classification"
     item = "a labelled token"

@@ -1,4 +1,4 @@
-"""Tasks whose items are tokens of a row: those that a label names.
+"""Tasks whose items are the labelled tokens of a row.
 
 B rows, L length, C classes or vocabulary.
 """
@@ -23,16 +23,16 @@ ALONG_TOKENS = (  # [B, L] each
 
 
 class PerToken(Task):
-    """Labels [B, L], -100 where there is none; logits [B, L, C].
+    """Labels [B, L], -100 for no label; logits [B, L, C].
 
-    `shift`: how far a label stands behind the position that predicts it. Causal models: 1, by themselves.
+    `shift`: distance from a position to the label that it predicts; 1 for causal models, which shift by themselves.
     """
 
     one_item_a_row = False
     ignores = (IGNORED,)
     shift: ClassVar[int] = 0
-    known: ClassVar[tuple[str, ...]] = ("host_targets",)  # what a batch may say of its targets
-    labels_to_networks: ClassVar[bool] = False  # networks then compute a loss of their own, which takes all logits
+    known: ClassVar[tuple[str, ...]] = ("host_targets",)  # keys of a batch that describe its targets
+    labels_to_networks: ClassVar[bool] = False  # networks then compute their own loss too, from all logits
 
     def targets(self, batch: Batch) -> Targets:
         return Targets(batch["labels"], shift=self.shift, **self._known(batch))
@@ -56,21 +56,21 @@ class PerToken(Task):
     def check_logits(self, logits: Tensor) -> None:
         if logits.ndim != 3:
             raise ValueError(
-                f"the student's logits have shape {tuple(logits.shape)}, and {self.name} takes [batch, length, "
-                "classes]: name another task where each row has one label (task='sequence_classification')"
+                f"the student's logits have shape {tuple(logits.shape)}, but {self.name} needs [batch, length, "
+                "classes]: set another task, such as task='sequence_classification' for one label per row"
             )
 
     def check_labels(self, labels: Tensor, classes: int | None) -> None:
         shape, kind = tuple(labels.shape), str(labels.dtype).removeprefix("torch.")
         refuse_bool(labels)
         if labels.is_floating_point() or labels.ndim != 2:
-            a_row = ", and where a row has one, task='sequence_classification'" if labels.ndim == 1 else ""
+            a_row = ", or set task='sequence_classification' for one label per row" if labels.ndim == 1 else ""
             raise ValueError(
-                f"labels of {kind}, shape {shape}: tokens need integers [batch, length], one label a token{a_row}"
+                f"labels are of type {kind}, shape {shape}: pass integers [batch, length], one label per token{a_row}"
             )
 
     def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
-        """Labels of words, as data sets of names have them, were padded as if they were those of the tokens."""
+        """Refuse labels per word, as in datasets for named entities, that were padded as if they were per token."""
         for number, row in enumerate(rows if len(rows) == len(batch["labels"]) else ()):
             if not isinstance(row, Mapping) or row.get("input_ids") is None or row.get("labels") is None:
                 continue
@@ -80,12 +80,12 @@ class PerToken(Task):
             made = batch["labels"][number]
             if len(made) >= len(labels) and torch.equal(made[made != IGNORED].cpu(), labels[labels != IGNORED].cpu()):
                 raise ValueError(
-                    f"row {number} has {len(labels)} labels for {tokens} tokens: give each token its own, -100 where "
-                    "it has none (a tokenizer's word_ids() say which word a token is of)"
+                    f"row {number} has {len(labels)} labels for {tokens} tokens: align labels with tokens, with "
+                    "-100 for tokens without a label (word_ids() of a fast tokenizer maps tokens to words)"
                 )
 
     def probe(self, batch: Batch) -> dict[str, Any]:
-        """The first tokens of each row, where all that goes along with the tokens is known."""
+        """The first tokens of each row, if all tensors along the tokens are known; else the whole batch."""
         tokens = batch.get("input_ids")
         others = [v for k, v in batch.items() if isinstance(v, Tensor) and v.ndim > 1 and k not in ALONG_TOKENS]
         if tokens is None or others or any(k.startswith("cu_seq_lens") for k in batch):
@@ -95,7 +95,7 @@ class PerToken(Task):
         }
 
     def sure_labels(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Else the tokens themselves, of which any model with a vocabulary has enough."""
+        """The batch's labels, else the tokens themselves, which are valid labels for any model with a vocabulary."""
         given = batch.get("labels")
         if given is not None and self.count(batch):
             return given.long()
@@ -106,7 +106,7 @@ class PerToken(Task):
 
 @dataclass
 class LabelCollator:
-    """A collator, and then the places of the labels in its batch, found on the host as `host_targets`."""
+    """A collator that adds the positions of the labels, found on the host, as `host_targets`."""
 
     collate: Collate
 
@@ -116,14 +116,12 @@ class LabelCollator:
         if isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point():
             batch["host_targets"] = HostTargets.in_place(labels)
         elif labels is None:
-            batch.pop("labels", None)  # DataCollatorForSeq2Seq's word for rows without
+            batch.pop("labels", None)  # DataCollatorForSeq2Seq sets labels to None
         return batch
 
 
 def tokenizer_of(processing_class: Any, task: Task) -> PreTrainedTokenizerBase:
-    """The tokenizer that pads a task's rows. ValueError where there is none."""
+    """The tokenizer for padding a task's rows. Raises ValueError if there is none."""
     if isinstance(processing_class, PreTrainedTokenizerBase):
         return processing_class
-    raise ValueError(
-        f"{task.name} needs a tokenizer to pad rows with: pass it as processing_class, or a data_collator of your own"
-    )
+    raise ValueError(f"{task.name} needs a tokenizer for padding: pass it as processing_class, or pass a data_collator")

@@ -1,4 +1,4 @@
-"""The next token, of a student and a teacher that cut texts into other tokens.
+"""Next-token prediction for a student and a teacher with different tokenizers.
 
 n, m target tokens of student and teacher, N groups of them.
 """
@@ -37,10 +37,10 @@ Tokenizers = tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]
 
 
 class TwoTokenizerLM(CausalLM):
-    """`CausalLM` whose items for distillation are groups of tokens (`hfkd.utils.token_groups`), a sample a row.
+    """`CausalLM` whose items for distillation are groups of tokens (`hfkd.utils.token_groups`); a sample is a row.
 
-    The mean over a row's groups, then over the rows that have any. The cross-entropy, in training and evaluation, is of
-    the student's own tokens.
+    The loss is the mean over a row's groups, then over the rows that have any. The cross-entropy, in training and
+    evaluation, is that of the student's own tokens.
     """
 
     item = "a group of tokens"
@@ -60,8 +60,8 @@ class TwoTokenizerLM(CausalLM):
         self.same = torch.tensor(found[0], dtype=torch.long), torch.tensor(found[1], dtype=torch.long)
         self._same_on = {self.same[0].device: self.same}
         logger.info(
-            "Student and teacher have different tokenizers (%d and %d tokens, %d of the same bytes in both): their "
-            "tokens are brought together by %s.",
+            "Student and teacher have different tokenizers (%d and %d tokens, %d with equal bytes in both): "
+            "their tokens are matched by %s.",
             *map(len, tokenizers), len(found[0]), pairing.by,
         )  # fmt: skip
 
@@ -73,10 +73,10 @@ class TwoTokenizerLM(CausalLM):
             collate.spelled, collate.unread = self.spelled, self.unread
             return collate
         if not isinstance(collate, TokenCollator):
-            given = type(getattr(collate, "collate", collate)).__name__  # which leaves unused columns out
+            given = type(getattr(collate, "collate", collate)).__name__  # unwrapped
             raise ValueError(
-                f"data_collator={given} makes the student's batches, and the teacher has a tokenizer of its own: leave "
-                "it out, or give an hfkd.data.text_collate.TokenCollator"
+                f"data_collator={given} creates batches of the student's tokens only, but the teacher has its own "
+                "tokenizer: leave it out, or pass an hfkd.data.text_collate.TokenCollator"
             )
         held = {"spelled": self.spelled, "unread": self.unread}
         return TwoTokenCollator.around(collate, self.tokenizers[1], self.pairing, **held)
@@ -86,8 +86,8 @@ class TwoTokenizerLM(CausalLM):
             return rows
         longest = [min(limit or LONGEST, LONGEST) for limit in self.limits]
         logger.warning(
-            "The rows are texts, and tokenised by hfkd.data.two_tokenizers.tokenize_for_both(max_length=%d, "
-            "teacher_max_length=%d): call it yourself for other lengths.",
+            "The rows are texts and are tokenised with hfkd.data.two_tokenizers.tokenize_for_both(max_length=%d, "
+            "teacher_max_length=%d): call it yourself to change the lengths.",
             *longest,
         )
         return tokenize_for_both(
@@ -108,21 +108,21 @@ class TwoTokenizerLM(CausalLM):
         return teachers_batch(batch)
 
     def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
-        """Of a batch with the teacher's tokens those of groups; of any other those of one network's tokens."""
+        """Items of groups for a batch with the teacher's tokens; for other batches items of one network's tokens."""
         if "teacher_input_ids" not in batch:
             return super().items(batch, student, teacher, progress)
         mine, its = self.targets(batch), self.targets(self.for_teacher(batch))
         return self.of_targets(batch, Outputs(mine.pick(student)), Outputs(its.pick(teacher)), progress)
 
     def of_targets(self, batch: Batch, student: Outputs, teacher: Outputs, progress: float | None = 0.0) -> Items:
-        """The items of two networks' outputs for their own target tokens [n], [m]."""
+        """The items from both networks' outputs at their own target tokens [n], [m]."""
         targets, device = (self.targets(batch), self.targets(self.for_teacher(batch))), student.logits.device
         labels = targets[0].labels, targets[1].labels
         how: dict[str, Any] = {"same": self._sent(device), "late": self.pairing.late, "progress": progress}
         return group_items(student, teacher, groups_of(batch), labels, **how)
 
     def _sent(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """`same`, sent to a device once."""
+        """`same` on a device, copied once."""
         if device not in self._same_on:
             self._same_on[device] = send(self.same[0], device), send(self.same[1], device)
         return self._same_on[device]
@@ -130,12 +130,12 @@ class TwoTokenizerLM(CausalLM):
     def hidden_groups(
         self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0
     ) -> HiddenGroups:
-        """`of_targets` of what the output heads read of these tokens: [n, H] and [m, H]."""
+        """`of_targets` for the inputs of the output heads at these tokens: [n, H] and [m, H]."""
         labels = self.targets(batch).labels, self.targets(self.for_teacher(batch)).labels
         return HiddenGroups(student, teacher, labels, groups_of(batch), self._sent(student.device), progress)
 
     def teacher_items(self, batch: Batch, teacher: Tensor) -> Items:
-        """The groups, as training weighs and softens them; the teacher stands for both networks."""
+        """The groups as in training, with the teacher's outputs for both networks."""
         its = self.targets(self.for_teacher(batch))
         outputs = Outputs(its.pick(teacher))
         groups = groups_of(batch)
@@ -144,13 +144,13 @@ class TwoTokenizerLM(CausalLM):
     def each_item(
         self, batch: Batch, student: Tensor, teacher: Tensor, values_of: Callable[[Items], dict[str, Tensor]]
     ) -> tuple[dict[str, Tensor], tuple[Tensor, int]]:
-        """Of one network's own tokens."""
+        """As in `CausalLM`, for the tokens of one network."""
         items = super().items(batch, student, teacher)
         return values_of(items), items.rows
 
 
 def _unread(*networks: nn.Module) -> frozenset[str]:
-    """What the networks would read of a row beside its texts."""
+    """Names of inputs other than text that the networks take."""
     calls = [Call.of(network) for network in networks]
     found = {name for name in INPUTS if name != "input_ids" and any(call.takes(name) for call in calls)}
     return frozenset(found | ({"image", "images"} if "pixel_values" in found else set()))
@@ -159,9 +159,9 @@ def _unread(*networks: nn.Module) -> frozenset[str]:
 def across_tokenizers(
     task: Task, loss: DistillationLoss, args: Any, tokenizers: tuple[Any, Any], networks: tuple[Any, Sequence[Any]]
 ) -> Task:
-    """`task`, or the one for networks whose tokenizers are known to differ, where the objective is made for that.
+    """`task`, or the task for two tokenizers if these are known to differ and the objective supports it.
 
-    Raises ValueError for what cannot be had with two tokenizers.
+    Raises ValueError for settings that are not supported with two tokenizers.
     """
     pairings = [getattr(term.objective, "pairing", None) for term in loss.terms]
     known = [pairing for pairing in pairings if isinstance(pairing, Pairing)]
@@ -169,35 +169,36 @@ def across_tokenizers(
     if not differ:
         if any(pairing.late for pairing in known):
             raise ValueError(
-                f"{loss.objective!r}: position='at' compares with TRL's trainer for two tokenizers, and student and "
-                "teacher are not known to have two (pass processing_class and teacher_processing_class): leave it out"
+                f"{loss.objective!r}: position='at' is an option for different tokenizers of student and teacher, "
+                "which are not known here (pass processing_class and teacher_processing_class): leave it out"
             )
         return task
     if len(known) < len(pairings):
-        return task  # refused with the tokenizers
+        return task  # refused later, when the tokenizers are compared
     _refuse(loss, args, known, networks[1])
     return TwoTokenizerLM(tokenizers, known[0], networks[0], networks[1][0])
 
 
 def different(student: Any, teacher: Any) -> bool:
-    """Whether both tokenizers are known, and have other tokens; one may have the other's as its first."""
+    """Whether both tokenizers are known and differ, even if one only extends the other."""
     known = all(isinstance(one, PreTrainedTokenizerBase) for one in (student, teacher))
     return known and student.get_vocab() != teacher.get_vocab()
 
 
 def teachers_tokens(task: Task, tokenizers: tuple[Any, Any], rows: Any) -> dict[str, str]:
-    """Columns that no row may have, and why: those of two tokenizers, whose teacher would read the student's tokens.
+    """Columns for two tokenizers, with the reason why no row may have them: the teacher would read the student's
+    tokens.
 
-    tokenizers: the student's and the teacher's, as far as they are known. Raises ValueError where `rows` are known to
-    have them.
+    tokenizers: the student's and the teacher's, if known; with both, nothing is refused. Raises ValueError if `rows`
+    are known to have such columns.
     """
     sides = zip(("processing_class", "teacher_processing_class"), tokenizers, strict=True)
     unknown = [name for name, one in sides if not isinstance(one, PreTrainedTokenizerBase)]
     if type(task) is not CausalLM or not unknown:
         return {}
     why = (
-        f"the rows have {COLUMNS[0]}, tokens of a teacher's own tokenizer, and no {' and no '.join(unknown)} is given: "
-        "the teacher would read the student's tokens; pass both tokenizers, or leave these columns out"
+        f"the rows have {COLUMNS[0]}, the tokens of a teacher's own tokenizer, but {' and '.join(unknown)} is "
+        "missing, so that the teacher would read the student's tokens: pass both tokenizers, or leave these columns out"
     )
     names = {name for row in first_rows(rows) if isinstance(row, Mapping) for name in row}
     if COLUMNS[0] in names | set(getattr(rows, "column_names", None) or ()):
@@ -206,28 +207,28 @@ def teachers_tokens(task: Task, tokenizers: tuple[Any, Any], rows: Any) -> dict[
 
 
 def _refuse(loss: DistillationLoss, args: Any, pairings: Sequence[Any], teachers: Sequence[Any]) -> None:
-    """Raise ValueError for what two tokenizers cannot have."""
+    """Raise ValueError for settings that are not supported with two tokenizers."""
     written = "on_policy" if args.on_policy else "seq_kd"
     unmet = {
-        "the live teacher is asked about its own tokens": (
+        "the teacher must run on its own tokens": (
             f"teacher_cache_dir={args.teacher_cache_dir}" if args.teacher_cache_dir else "a stored teacher",
             not teachers or args.teacher_cache_dir,
         ),
-        "each teacher would have groups of its own": ("several teachers", len(teachers) > 1),
-        "there is no KL between two vocabularies": ("evaluate_kl=True", args.evaluate_kl),
-        "what is written would be tokens of one network alone": (f"{written}={getattr(args, written)}", args.writes),
-        "terms would pair tokens in several ways": (repr(loss.objective), len(set(pairings)) > 1),
+        "each teacher would have its own groups": ("several teachers", len(teachers) > 1),
+        "the KL between two vocabularies is not defined": ("evaluate_kl=True", args.evaluate_kl),
+        "generated responses would be tokens of one network only": (f"{written}={getattr(args, written)}", args.writes),
+        "its terms would match tokens in different ways": (repr(loss.objective), len(set(pairings)) > 1),
     }
     for why, (what, asked) in unmet.items():
         if asked:
             raise ValueError(
-                f"{what} cannot be had where student and teacher have different tokenizers: {why}; leave it out, or "
-                "use a student with the teacher's tokenizer"
+                f"{what} is not supported if student and teacher have different tokenizers: {why}; leave it out, "
+                "or use a student with the teacher's tokenizer"
             )
     for slot in (loss.temperature, loss.weighting):
         if is_ours(slot) and not requirements_of(slot).signals:
             raise ValueError(
-                f"{slot!r} reads logits, and where student and teacher have different tokenizers an item is a group of "
-                "tokens, of which energy and entropy are known: choose one that asks for these, such as energy or "
-                "entropy"
+                f"{slot!r} reads logits, but with different tokenizers of student and teacher an item is a group "
+                "of tokens, for which only energy and entropy are available: choose a slot that uses these, such "
+                "as energy or entropy"
             )

@@ -1,4 +1,4 @@
-"""Rows without labels, which a teacher teaches all the same."""
+"""Training on rows without labels."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from hfkd.tasks.base import Collate, Task
 
 @dataclass
 class Unlabelled:
-    """A collator, and then stand-ins for labels: they say which places are items, and no slot sees them."""
+    """A collator that adds placeholder labels to batches without any: they mark the items, and no slot sees them."""
 
     collate: Collate
     task: Task
@@ -25,10 +25,10 @@ class Unlabelled:
 
 
 def unlabelled(collate: Collate, task: Task, network: nn.Module) -> Collate:
-    """`collate` for rows of which none has a label."""
+    """`collate` for rows without labels."""
     return task.ready(Unlabelled(collate, task, network))
 
 
 def has_labels(dataset: Any, collate: Collate) -> bool:
-    """Whether the first rows have labels; those that cannot be looked at without spending them are taken to."""
+    """Whether the first rows have labels; assumed for a stream, whose rows can be read only once."""
     return not map_style(dataset) or isinstance(collate(first_rows(dataset)).get("labels"), Tensor)

@@ -1,4 +1,4 @@
-"""Teachers: frozen networks, what one pass of them over the training set tells, and what they said, stored."""
+"""Teachers: frozen networks, scans of the training set, and stored outputs."""
 
 from hfkd.teachers.base import Teacher
 from hfkd.teachers.ensemble import TeacherEnsemble

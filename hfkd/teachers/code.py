@@ -1,6 +1,6 @@
-"""A hash of the user's own code behind functions and objects: a name in a cache's key says nothing about what it does.
+"""A hash of the user's own code behind functions and objects, for cache keys, where a name would miss edits.
 
-What the code of a library does is its version's; a few rows compared with the live teacher tell when that changed it.
+Library code is not hashed; comparing a few rows with the live teacher detects when a new version changed results.
 """
 
 import ast
@@ -22,16 +22,19 @@ import xxhash
 from torch import nn
 
 FOLDERS = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-# hfkd itself may be installed from a checkout, which is in no folder of libraries
+# hfkd itself may be installed from a checkout, outside of the library folders
 LIBRARIES = tuple(f"{Path(path).resolve()}{os.sep}" for path in {*FOLDERS, str(Path(__file__).parents[1])})
-MOST, LONGEST = 20_000, 1000  # objects, and entries of one, that are looked at: nobody's transform has as many
+MOST, LONGEST = (
+    20_000,
+    1000,
+)  # limits on objects and their entries, far above those of transforms
 PLAIN = (str, bytes, int, float, bool, complex, type(None), enum.Enum, torch.dtype, torch.device)
 
 
 def code_hash(*roots: Any) -> str:
-    """Of all user code that `roots` reach: functions, classes, and what these name, hold and are closed over.
+    """A hash of all user code reachable from `roots`: functions, classes, their globals, attributes and closures.
 
-    Comments, docstrings and layout do not count. What cannot be looked into is passed over.
+    Comments, docstrings and formatting are ignored, and so are objects that cannot be inspected.
     """
     digest, seen, waiting = xxhash.xxh3_64(), dict[int, Any](), list(roots)
     while waiting and len(seen) < MOST:
@@ -46,7 +49,7 @@ def code_hash(*roots: Any) -> str:
 
 
 def users_own(found: Any) -> bool:
-    """Whether a function or class is no library's."""
+    """Whether a function or class is the user's, not a library's."""
     name = getattr(found, "__module__", None) or ""
     return name == "__main__" or _outside(getattr(sys.modules.get(name), "__file__", None))
 
@@ -56,14 +59,14 @@ def _outside(file: str | None) -> bool:
 
 
 def _text(found: Any) -> str:
-    """What `found` itself adds: the source of the user's function or class, else its type."""
+    """The contribution of `found` itself: the source of the user's function or class, else its type."""
     if not isinstance(found, (types.FunctionType, type)):
         return type(found).__qualname__
     if not users_own(found):
         return f"{found.__module__}.{found.__qualname__}"
     try:
         return ast.unparse(_without_docstrings(ast.parse(textwrap.dedent(inspect.getsource(found)))))
-    except (OSError, TypeError, SyntaxError, IndentationError):  # made by exec, or a lambda in the middle of a line
+    except (OSError, TypeError, SyntaxError, IndentationError):  # created by exec, or a lambda within a line
         return "".join(_bytecode(function.__code__) for function in _functions(found))
 
 
@@ -80,13 +83,13 @@ def _reached(found: Any) -> list[Any]:
         return list(found[:LONGEST])
     if isinstance(found, (torch.Tensor, types.ModuleType)) or not hasattr(found, "__dict__"):
         return []
-    if isinstance(found, nn.Module):  # what it holds is hashed with its weights
+    if isinstance(found, nn.Module):  # its contents are hashed with its weights
         return [type(found)]
     return [type(found), *vars(found).values()]
 
 
 def _reached_by_code(found: Any) -> list[Any]:
-    """Bases of a class; what functions have for defaults, are closed over, and call by a global name."""
+    """Bases of a class; defaults, closures and used globals of functions."""
     reached: list[Any] = [base for base in getattr(found, "__bases__", ()) if users_own(base)]
     for function in _functions(found):
         reached += [function.__defaults__, function.__kwdefaults__]

@@ -1,4 +1,4 @@
-"""Several teachers in the place of one.
+"""An ensemble of teachers.
 
 B images, K teachers.
 """
@@ -17,18 +17,21 @@ from hfkd.teachers.frozen import FrozenTeacher
 
 
 class Unlike(ValueError):
-    """Teachers whose outputs have no mean."""
+    """Teachers whose outputs cannot be averaged."""
 
 
 class TeacherEnsemble(FrozenTeacher):
-    """Several teachers in place of one: to whoever asks for a teacher's logits, their mean.
+    """Several teachers used as one, whose logits are their mean.
 
-    `each=True` gives them one by one, [K, B, ...] for K teachers, to an objective that combines them itself.
+    With `each=True` it returns the logits of all K
+    teachers, [K, B, ...], for objectives that combine them themselves.
     """
 
     def __init__(self, teachers: Sequence[FrozenTeacher]) -> None:
         if len(teachers) < 2:
-            raise ValueError(f"a list of {len(teachers)} teachers: pass two or more, or one teacher that is no list")
+            raise ValueError(
+                f"a list of {len(teachers)} teachers: pass two or more, or a single teacher without a list"
+            )
         for teacher in teachers:
             teacher.unfreeze()
         super().__init__(nn.ModuleList(teachers))
@@ -57,18 +60,18 @@ class TeacherEnsemble(FrozenTeacher):
             yield
 
     def _outputs(self, last_hidden: bool, each: bool, inputs: Mapping[str, Any]) -> Tensor:
-        """Logits [B, ...], or [K, B, ...] with `each`. ValueError for hidden states: there are several."""
+        """Logits [B, ...], or [K, B, ...] with `each`. Raises ValueError for hidden states."""
         if last_hidden:
             raise ValueError(
-                "several teachers have no common hidden state: set loss_chunk_size to 0, or use one teacher"
+                "several teachers have no common hidden states: set loss_chunk_size to 0, or use one teacher"
             )
         logits = [teacher._outputs(False, False, inputs).float() for teacher in self.teachers]
         classes = [one.shape[class_dim(one)] for one in logits]
         if len(set(classes)) > 1:
-            raise Unlike(f"teachers of {classes} classes: give those that have the same ones, in the same order")
+            raise Unlike(f"the teachers have {classes} classes: use teachers with the same classes, in the same order")
         if len({one.shape for one in logits}) > 1:
             raise Unlike(
-                f"teachers whose outputs have the shapes {[tuple(one.shape) for one in logits]}: wrap "
-                "them in modules that give maps of one size"
+                f"the teachers' outputs have the shapes {[tuple(one.shape) for one in logits]}: wrap them in "
+                "modules that return outputs of one size"
             )
         return torch.stack(logits) if each else torch.stack(logits).mean(0)

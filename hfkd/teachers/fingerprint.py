@@ -1,4 +1,4 @@
-"""What stored numbers of a teacher depend on, as hashes: its weights, its configuration and code, and the rows."""
+"""Hashes of what a teacher's stored outputs depend on: its weights, configuration and code, and the rows."""
 
 import io
 import json
@@ -21,21 +21,21 @@ from hfkd.teachers.code import code_hash
 from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.utils.command import without_addresses
 
-HASHED_WHOLE = 2 << 30  # bytes of Arrow data up to which the content itself is hashed
-# Keys of a configuration that change no output: names, training, generation, and what the weights tell themselves.
+HASHED_WHOLE = 2 << 30  # maximum size in bytes of Arrow data whose content is hashed
+# Keys of a configuration that do not affect outputs: names, training, generation, and what the weights show.
 WITHOUT_EFFECT = re.compile(
     r"dropout|pdrop|drop_path|layerdrop|initializer|_token_id|id2label|label2id|name_or_path|version|dtype|cache|"
     r"output_|return_dict|architectures|problem_type|tokenizer_class|_attn_implementation|attn_implementation|"
     r"quantization_config|task_specific_params|finetuning_task|_commit_hash|auto_map|gradient_checkpointing|"
     r"torchscript|label_names|pretrained_cfg"
 )
-PLAIN = (bool, float, str)  # attributes that are read as settings; whole numbers count calls and steps as well
+PLAIN = (bool, float, str)  # types of attributes that count as settings; not int, which may count calls or steps
 
 
 def teacher_key(teacher: FrozenTeacher) -> str:
-    """For what is made anew where it differs: weights, configuration, the user's own code, and state in no checkpoint.
+    """Cache key of a teacher: weights, configuration, the user's own code, and state outside of the state dict.
 
-    Two teachers of equal keys may still differ in what a library does: `hfkd.teachers.agreement` looks at outputs.
+    Teachers with equal keys may still differ in library code: `hfkd.teachers.agreement` compares outputs.
     """
     digest = xxhash.xxh3_128(weights_fingerprint(teacher).encode())
     digest.update(json.dumps(configuration(teacher), sort_keys=True).encode())
@@ -49,22 +49,22 @@ def teacher_key(teacher: FrozenTeacher) -> str:
 
 
 def weights_fingerprint(teacher: Any) -> str:
-    """A hash of every weight and buffer, the modules that hold them, and the inputs the teacher gets."""
+    """A hash of all weights and buffers, the repr of the modules, and the normalisation of the inputs."""
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(teacher.model.state_dict().items()):
         digest.update(name.encode())
         for part in _bytes(tensor):
             digest.update(part)
-    modules = without_addresses(repr(teacher.model))  # strides, activations: what no weight tells
+    modules = without_addresses(repr(teacher.model))  # strides, activations: not visible in weights
     order = "" if teacher.order is None else str(teacher.order.tolist())
     digest.update(f"{modules}{teacher.received}{teacher.wanted}{order}".encode())
     return digest.hexdigest()
 
 
 def _bytes(value: Any) -> Iterator[Any]:
-    """A tensor's kind and content; what a quantized network keeps beside tensors as it would be saved.
+    """Type and content of a tensor; other objects of quantized networks as they would be saved.
 
-    Of a sharded one the whole is read: every rank has to call it.
+    A sharded tensor is gathered, so that every rank has to call this.
     """
     if isinstance(value, DTensor):
         value = value.full_tensor()
@@ -78,7 +78,7 @@ def _bytes(value: Any) -> Iterator[Any]:
 
 
 def configuration(teacher: Teacher) -> dict[str, Any]:
-    """The settings that may change the outputs (soft caps, scales, positions, ...), by dotted names; {} without any."""
+    """Settings that may change outputs (soft caps, scales, positions, ...), by dotted names; {} without a config."""
     found: dict[str, Any] = {}
     for number, network in enumerate(teacher.networks):
         config = getattr(network, "config", None)
@@ -90,22 +90,22 @@ def configuration(teacher: Teacher) -> dict[str, Any]:
 
 
 def flat_settings(config: PreTrainedConfig) -> Iterator[tuple[str, Any]]:
-    """All settings of a configuration, by dotted names."""
+    """All settings of a config, by dotted names."""
     return _flat(json.loads(json.dumps(config.to_dict(), default=str)))
 
 
 def changed_setting(stored: Mapping[str, Any], mine: Mapping[str, Any], whose: str = "config") -> str | None:
-    """The first setting that both have with different values, in words; a library's new version may add others."""
+    """Describe the first setting that both have with different values; a new library version may add settings."""
     for name in stored:
         if name in mine and stored[name] != mine[name]:
-            return f"its {whose}'s {name} is {stored[name]!r}, this one's is {mine[name]!r}"
+            return f"in its {whose} {name} is {stored[name]!r}, here it is {mine[name]!r}"
     return None
 
 
 def data_fingerprint(dataset: Dataset) -> str:
-    """A hash of the rows themselves, or of what `datasets` knows about their origin when they are many gigabytes.
+    """A hash of the rows' content, or, for more than 2 GiB, of the `datasets` fingerprint.
 
-    Where rows hold paths, the files' sizes and times too.
+    If rows have paths of files, it includes the files' sizes and modification times.
     """
     digest = _rows(dataset)
     for size, changed in _on_disk(file_paths(dataset)):
@@ -114,7 +114,7 @@ def data_fingerprint(dataset: Dataset) -> str:
 
 
 def rows_fingerprint(dataset: Dataset) -> str:
-    """`data_fingerprint` without a look at files that rows name."""
+    """`data_fingerprint` without the files whose paths are in the rows."""
     return _rows(dataset).hexdigest()
 
 
@@ -129,7 +129,7 @@ def _rows(dataset: Dataset) -> xxhash.xxh3_128:
 
 
 def file_paths(dataset: Dataset) -> list[str]:
-    """The files that rows name in place of holding what is in them: images, above all. The first row tells where."""
+    """Paths of files, such as images, in columns that have them in the first row."""
     first = dataset.with_format("arrow")[:1].to_pylist()
     found: list[str] = []
     for name in [name for name, value in (first[0] if first else {}).items() if _is_file(value)]:
@@ -147,7 +147,7 @@ def _is_file(value: Any) -> bool:
 
 
 def _on_disk(paths: list[str]) -> Iterator[tuple[int, int]]:
-    """Size and time of change of each file, -1 for one that is gone; many at once, for folders that are far away."""
+    """Size and modification time of each file, -1 if missing; in threads, for network file systems."""
 
     def look(path: str) -> tuple[int, int]:
         try:
@@ -169,9 +169,9 @@ def _flat(settings: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, A
 
 
 def _transient(model: nn.Module) -> Iterator[str]:
-    """State that no state dict holds: buffers that are not persistent, and modules' own tensors, numbers and words.
+    """State that is not in the state dict: non-persistent buffers, and tensors, floats, flags and strings of modules.
 
-    Of tensors a few digits: another machine may round the last one otherwise.
+    Tensors with few digits, since rounding differs between machines.
     """
     stored = model.state_dict().keys()
     for name, buffer in model.named_buffers():

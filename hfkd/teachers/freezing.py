@@ -1,4 +1,4 @@
-"""Networks that belong to somebody else: frozen for as long as they teach, and as they were afterwards."""
+"""Freezes networks of the caller while they teach, and restores their state afterwards."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 class Freezing:
-    """Eval mode and no gradients for `networks`, with `channels_last` also that memory layout, until `undo`.
+    """Eval mode and no gradients for `networks`, with `channels_last` also that memory format, until `undo`.
 
-    Training modes, `requires_grad` and layouts come back one by one, as each module and parameter had them.
+    The training mode, `requires_grad` and memory format of each module and parameter are then restored.
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
@@ -42,7 +42,7 @@ class Freezing:
             return
         self.done = False
         for (network, mode), *others in self._modes:
-            network.train(mode)  # which may do more than to set modes
+            network.train(mode)  # overridden methods may do more than set modes
             for module, its_mode in others:
                 module.training = its_mode
         for parameter in self._learning:

@@ -1,4 +1,4 @@
-"""The teacher as a frozen network that sees each batch in its own normalisation and size.
+"""The teacher as a frozen network that gets each batch in its own normalisation and size.
 
 B images, H height, W width, C classes, K teachers.
 """
@@ -33,16 +33,16 @@ SOUND = ("input_values", "input_features")
 
 
 class FrozenTeacher(nn.Module, Teacher):
-    """A network in eval mode, without gradients, that stays so whatever its owner does, until `unfreeze`.
+    """A network in eval mode and without gradients, until `unfreeze`.
 
-    After it the network is as it was before, and is frozen for the length of each forward, or of `with frozen()`.
+    After that the network has its previous state, and is frozen only during each forward pass, or `with frozen()`.
 
-    `received` says how the batches are normalised, `wanted` how the network wants them (by default what it says
-    itself); they are re-normalised, and resized (bicubic, antialiased) when `wanted.size` asks for it, on the device
-    and in float32, then cast to the network's own precision. Re-normalising is affine, so zero padding and crops come
-    out exactly as if made for this teacher. `label_names` are those of its logits, by default what its config says; the
-    trainer puts the logits into the data's order of classes where that is another (`reorder`). `classes` are those of
-    the network that the data has: its class `classes[i]` is their class i, and what it says of others is left out.
+    `received` is the normalisation of the batches, `wanted` that which the network expects (by default from its
+    config); images are re-normalised, and resized (bicubic, antialiased) if `wanted.size` is set, on the device and in
+    float32, then cast to the network's precision. Re-normalising is affine, so that zero padding and crops are exactly
+    as if made for this teacher. `label_names` are the names of its classes, by default from its config; the trainer
+    reorders the logits if the data's order of classes differs (`reorder`). `classes` selects those of the network's
+    classes that the data has: its class `classes[i]` is class i of the data, and its other logits are dropped.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class FrozenTeacher(nn.Module, Teacher):
 
     @contextmanager
     def receiving(self, received: InputSpec | None) -> Iterator[None]:
-        """While it lasts, batches are normalised by `received`: those of another dataset. None: as ever."""
+        """Context for batches with the normalisation `received`, of another dataset. None: unchanged."""
         before = self.received, self.scale, self.shift
         try:
             self._receive(received or self.received)
@@ -101,11 +101,11 @@ class FrozenTeacher(nn.Module, Teacher):
             self.received, self.scale, self.shift = before
 
     def take_as_given(self) -> None:
-        """Pixels reach the network as the batch has them: a model that writes text was made for one processor's."""
+        """Pass images to the network unchanged: a model that generates text was trained with its own processor."""
         self.size, self.scale, self.shift = None, None, None
 
     def reorder(self, order: Sequence[int] | None) -> None:
-        """Give class `order[i]`, of those that are given, as class i from now on; None: each as it is.
+        """Return class `order[i]`, of the selected classes, as class i from now on; None: the original order.
 
         The trainer says it anew for its data: an order of one's own is `classes`.
         """
@@ -124,7 +124,7 @@ class FrozenTeacher(nn.Module, Teacher):
         self.compiled = True
 
     def uncompiled(self, **inputs: Any) -> Tensor:
-        """The call of a few rows, whose size is no reason to compile anew."""
+        """A call for a few rows, without compiling for their batch size."""
         return self.forward(**inputs)
 
     def at_targets(
@@ -148,7 +148,7 @@ class FrozenTeacher(nn.Module, Teacher):
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Frozen within, afterwards as before."""
+        """Context in which the network is frozen; its state is restored afterwards."""
         if self.freezing.done:
             yield
             return
@@ -168,9 +168,9 @@ class FrozenTeacher(nn.Module, Teacher):
 
     @torch.no_grad()
     def forward(self, last_hidden: bool = False, each: bool = False, **inputs: Any) -> Tensor:
-        """Logits [B, C] or [B, L, V] for the batch that the student gets; or the last hidden states [B, L, H].
+        """Logits [B, C] or [B, L, V] for the student's batch; or the last hidden states [B, L, H].
 
-        `each` is for several teachers (`TeacherEnsemble`); one is itself.
+        `each` has an effect for several teachers only (`TeacherEnsemble`).
         """
         if self.freezing.done:
             return self._outputs(last_hidden, each, inputs)
@@ -185,7 +185,7 @@ class FrozenTeacher(nn.Module, Teacher):
         its = logits.shape[class_dim(logits)]
         if self.classes is not None and max(self.classes) >= its:
             raise ValueError(
-                f"classes={list(self.classes)} of a teacher that has {its} (0 to {its - 1}): name those that it has"
+                f"classes={list(self.classes)} of a teacher with {its} classes (0 to {its - 1}): pass existing classes"
             )
         return logits if self.order is None else logits.index_select(class_dim(logits), self.order)
 
@@ -195,7 +195,7 @@ class FrozenTeacher(nn.Module, Teacher):
 
     def _own_view(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         dtype = own_dtype(self.model)
-        if dtype in HALF:  # sound
+        if dtype in HALF:  # audio
             inputs = {k: v.to(dtype) if k in SOUND and v.is_floating_point() else v for k, v in inputs.items()}
         images = inputs.get("pixel_values")
         if images is None:
@@ -210,23 +210,23 @@ class FrozenTeacher(nn.Module, Teacher):
 
 
 def _distinct(classes: Sequence[int]) -> tuple[int, ...]:
-    """The classes, if they are whole numbers and each is there once; else ValueError."""
+    """The classes. Raises ValueError unless they are distinct non-negative integers."""
     found = tuple(classes)
     whole = all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in found)
     if not found or not whole or len(set(found)) < len(found):
-        raise ValueError(f"FrozenTeacher: classes={list(found)} must be the numbers of its classes, each once")
+        raise ValueError(f"FrozenTeacher: classes={list(found)} must be distinct class ids of the teacher, 0 or more")
     return found
 
 
 def own_dtype(network: nn.Module) -> torch.dtype | None:
-    """The floating dtype of a network's weights; None without any."""
+    """The floating-point dtype of a network's weights; None without any."""
     return next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
 
 
 def own_precision(network: nn.Module, inputs: Mapping[str, Any]) -> AbstractContextManager[Any]:
-    """Within it a network in half precision computes in it, where autocast is on in the other one.
+    """Context that disables autocast for a network whose weights are in the other half precision.
 
-    Autocast would turn some of its tensors into that, and leave its norms' weights as they are.
+    Autocast would cast some of its tensors, but not the weights of its norms.
     """
     device = next((v.device.type for v in inputs.values() if isinstance(v, Tensor)), "cpu")
     dtype = own_dtype(network)
@@ -235,25 +235,25 @@ def own_precision(network: nn.Module, inputs: Mapping[str, Any]) -> AbstractCont
 
 
 def place(teacher: FrozenTeacher, accelerator: Accelerator, shard: bool = False) -> FrozenTeacher:
-    """Put the teacher where the student trains, with the same autocast and compilation, and in no checkpoint.
+    """Move the teacher to the student's device, with the same autocast and compilation, but keep it out of checkpoints.
 
-    Every rank holds it whole: under DDP and FSDP alike (Accelerate by itself would leave it on the CPU under FSDP), and
-    under DeepSpeed ZeRO 0-2; with `shard` its share (`shard_networks`). ValueError for ZeRO-3: a model
-    that is loaded while it is on has weights without elements, which its engine alone gathers.
+    Every rank has the whole teacher: under DDP and FSDP (where Accelerate itself would leave it on the CPU), and under
+    DeepSpeed ZeRO 0-2; with `shard` each rank has a shard (`shard_networks`). Raises ValueError for ZeRO-3: models
+    loaded while it is active have empty weights, which only its engine can gather.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         stage = accelerator.deepspeed_plugin.zero_stage
         if stage == 3:
             raise ValueError(
-                "DeepSpeed ZeRO stage 3 leaves a teacher that is loaded while it is on with empty weights, for its "
-                "engine alone gathers them and a teacher is not in it: use stage 2, or FSDP with shard_teacher"
+                "DeepSpeed ZeRO stage 3 is not supported: a teacher loaded while it is active has empty weights, "
+                "which only the DeepSpeed engine can gather; use stage 2, or FSDP with shard_teacher"
             )
     if shard:
         shard_networks(teacher.networks, accelerator)
     prepared = accelerator.prepare_model(teacher, device_placement=not shard, evaluation_mode=True)
-    if isinstance(prepared, OptimizedModule):  # a wrapper that knows nothing of teachers: compiled in place instead
+    if isinstance(prepared, OptimizedModule):  # the wrapper lacks the teacher's methods: compile in place instead
         prepared = teacher
         prepared.compile(**accelerator.state.dynamo_plugin.to_kwargs())
-    # The list is what `save_state` writes out, and while it is empty Trainer.evaluate knows to prepare the student.
+    # `save_state` would write models of this list, and Trainer.evaluate prepares the student only if it is empty.
     accelerator._models = [m for m in accelerator._models if m is not prepared and m is not teacher]
     return prepared.eval()

@@ -1,4 +1,4 @@
-"""How rows become energies and entropies: the teacher, what it is shown, and what is read off its logits.
+"""Computes energies and entropies of rows from the teacher's logits.
 
 B rows of a batch, N items, S stored rows.
 """
@@ -44,9 +44,9 @@ class RowReader:
 
     @torch.no_grad()
     def read(self, batch: Mapping[str, Any], compiled: bool = True) -> tuple[Tensor, Items]:
-        """Of each item its energy, entropy, likeliest class and a one [N, 4], and the items.
+        """Energy, entropy, most probable class and a 1 for each item [N, 4], and the items.
 
-        The energy is NaN where a logit is NaN or infinite.
+        The energy is NaN if a logit is NaN or infinite.
         """
         batch = send_to_device(batch, self.device)
         teacher = self.teacher if compiled else self.teacher.uncompiled
@@ -59,9 +59,9 @@ class RowReader:
         return torch.stack([*columns, torch.ones_like(energy)], dim=-1), items
 
     def differs_from(self, stored: Mapping[str, Tensor], rows: Sequence[int], stored_on: str) -> str | None:
-        """What the teacher at hand gives for `rows` otherwise than "energy" and "entropy" [S] have it, if so.
+        """Describe how the teacher differs from the stored "energy" and "entropy" [S] for `rows`; None if it does not.
 
-        Those are the rows' own, or the means over their items. Rows that come out at random are not compared.
+        Stored values are those of the rows, or means over their items. Random rows are not compared.
         """
         live = self.means(rows)
         if live is None:
@@ -71,9 +71,9 @@ class RowReader:
         return disagreement(NAMES, rows, there, live[0], allowed)
 
     def means(self, rows: Sequence[int]) -> tuple[Tensor, Tensor] | None:
-        """Energy and entropy of each of `rows` [B, 2], NaN for one without items, and how large its logits are [B].
+        """Energy and entropy of each of `rows` [B, 2], NaN for one without items, and the magnitude of its logits [B].
 
-        None where rows come out at random.
+        None if rows are random.
         """
         batches = fixed_batches(self.dataset, rows, self.batch_size, self.collate)
         if not batches:
@@ -90,7 +90,7 @@ class RowReader:
 
 
 def row_means(values: Tensor, items: Items) -> Tensor:
-    """[N, k] -> [B, k]: the mean over the items of each row of the batch, whatever its samples are; 0 without any."""
+    """[N, k] -> [B, k]: the mean over the items of each row of the batch, also for packed rows; 0 without items."""
     row, count = items.rows
     sums = values.new_zeros(count, values.shape[1]).index_add(0, row, values)
     counts = values.new_zeros(count).index_add(0, row, values.new_ones(len(row)))

@@ -1,4 +1,4 @@
-"""A few items of each row, spread over them: what a scan keeps of rows that have too many, as images have pixels.
+"""Selects evenly spread items of each row, for scans of rows with very many items, such as pixels.
 
 N items, M of them.
 """
@@ -10,15 +10,15 @@ JITTER = 0.6180339887498949  # the golden ratio's fraction, whose multiples are 
 
 
 def per_row(limit: int | None, rows: int) -> int | None:
-    """How many items of each of so many rows are kept, that all are about `limit`; None: all of them."""
+    """Number of items to keep of each of `rows` rows, for about `limit` items in all; None: all."""
     return None if limit is None else -(-limit // max(rows, 1))
 
 
 def spread_items(row: Tensor, num_rows: int, most: int | None) -> Tensor:
-    """Which items are kept [M], at most `most` of each row; `row` [N] says which row each is in, in order.
+    """Indices [M] of the items to keep, at most `most` of each row; `row` [N]:
 
-    One in each of `most` equal parts of a row's items, at another place in each: the same on any number of ranks, and
-    not in step with a grid's lines.
+    the row of each item, in order. One from each of `most` equal parts of a row's items, at varying places: the same on
+    any number of ranks, and not aligned with the lines of an image.
     """
     counts = torch.bincount(row, minlength=num_rows)
     if most is None or int(counts.max() if num_rows else 0) <= most:

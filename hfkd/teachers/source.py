@@ -1,4 +1,4 @@
-"""The files that a model comes from, told apart without loading it."""
+"""Identifies the files of a model without loading it."""
 
 import json
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import xxhash
 from huggingface_hub import try_to_load_from_cache
 
-SAMPLES, BLOCK = 64, 1 << 14  # what is looked at of each file: a model that was trained further differs everywhere
+SAMPLES, BLOCK = 64, 1 << 14  # samples of each file, in bytes: further training changes all of it
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*config.json")
 
 
 def model_source(name_or_path: str | Path) -> str | None:
-    """A hash of samples of a model's files, of a folder or a Hub id that was downloaded; None where there are none.
+    """A hash of samples of a model's files, in a folder or of a downloaded Hub id; None without files.
 
-    An adapter's are its base model's too.
+    For an adapter it includes the base model.
     """
     folder = Path(name_or_path).expanduser()
     if not folder.is_dir():
@@ -46,7 +46,7 @@ def _downloaded(name: str) -> Path | None:
     for file in ("config.json", "adapter_config.json"):
         try:
             path = try_to_load_from_cache(name, file)
-        except ValueError:  # no Hub id
+        except ValueError:  # not a Hub id
             return None
         if isinstance(path, str):
             return Path(path).parent

@@ -1,6 +1,6 @@
 """One pass of the teacher over the training set: the energy and entropy of every sample, or of every item.
 
-Of pixels about a million are kept, spread over all images (`sampled_items`): quantiles are exact over these.
+About a million pixels are kept, spread over all images (`sampled_items`); quantiles are computed from these.
 
 S samples: images, rows of tokens, or packed documents. N items of a batch: images, or target tokens. B its rows.
 """
@@ -56,19 +56,19 @@ def scan(
     seed: int = 0,
     progress_bar: bool = True,
 ) -> TeacherScan:
-    """Run the teacher once over `dataset` and return the energy and entropy of each image, or mean of each sequence.
+    """Run the teacher once over `dataset` and return energy and entropy of each image, or their means over each
+    sequence.
 
-    `level="item"` gives those of each target token, row after row, in place of the means. `num_classes` cuts a padded
-    vocabulary, as training does.
+    `level="item"` returns those of each target token, ordered by row, instead of the means. `num_classes` cuts a padded
+    vocabulary, as in training.
 
-    `views="train"` takes the images as training's first epoch will (augmented: thresholds are compared with such
-    views), "clean" without augmentation (to choose HE-DA samples), which needs an `ImageTransform`. Sharded over the
-    ranks of `accelerator`. With `cache_dir`, stored under a fingerprint of teacher, data, transform and their code; a
-    file that is damaged or stale, or with which the teacher disagrees on a few rows, is redone, with a log line. Random
-    transforms other than `ImageTransform` start from `seed`, and are not compared.
-    The paper's authors drop the last partial batch; here every image counts, but none that HE-DA added.
-    What a stored teacher knows takes no pass.
-    Raises ValueError when the teacher gives NaN or infinity, naming the first images.
+    `views="train"` uses the images as in the first epoch of training (augmented, since thresholds are compared with
+    such views); "clean" uses them without augmentation (to select HE-DA samples), and needs an `ImageTransform`. Rows
+    are distributed over the ranks of `accelerator`. With `cache_dir` the result is stored under a fingerprint of
+    teacher, data, transform and their code; a file that is damaged or stale, or differs from the teacher on a few rows,
+    is computed again, with a warning. Random transforms other than `ImageTransform` are seeded by `seed`, and not
+    compared. The paper's authors drop the last partial batch; here every image counts, except those added by HE-DA. A
+    stored teacher needs no pass. Raises ValueError if the teacher returns NaN or infinity, naming the first images.
     """
     known = (
         teacher.known(dataset, energy_temperature, entropy_temperature, level) if isinstance(teacher, Teacher) else None
@@ -76,7 +76,7 @@ def scan(
     if known is not None:
         return known
     task = task or ImageClassification()
-    level = "sample" if task.one_item_a_row else level  # an image is its only item
+    level = "sample" if task.one_item_a_row else level  # an image is a single item
     for name, value in {"energy_temperature": energy_temperature, "entropy_temperature": entropy_temperature}.items():
         fitting("scan", name, value, SoftmaxTemperature)
     reader = RowReader(
@@ -105,22 +105,22 @@ def _made(
     seed: int,
     progress_bar: bool,
 ) -> TeacherScan:
-    """One pass over the rows, written to `file`."""
-    workers = 0 if isinstance(reader.dataset, OneEpoch) else num_workers  # each would read all of it
+    """Run a pass over the rows, and write the result to `file`."""
+    workers = 0 if isinstance(reader.dataset, OneEpoch) else num_workers  # each worker would read all rows
     loader = DataLoader(reader.dataset, reader.batch_size, num_workers=workers, collate_fn=reader.collate)
-    # The loader draws on the CPU; by default, fork_rng would wake every GPU of the node.
+    # The loader uses the CPU generator; by default fork_rng would initialize every GPU of the node.
     with reader.frozen(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         result = _run(reader, loader, accelerator, level, progress_bar)
     if file and (accelerator is None or accelerator.is_local_main_process):
         file.write(result.columns, reader.device.type)
     if accelerator is not None:
-        accelerator.wait_for_everyone()  # so that the next scan's ranks all find the file
+        accelerator.wait_for_everyone()  # so that all ranks find the file in the next scan
     return result
 
 
 def _found(reader: RowReader, file: ScanFile | None, accelerator: Accelerator | None) -> TeacherScan | None:
-    """The scan in `file` if it is there for every rank, and the teacher at hand agrees with it on a few rows."""
+    """The scan in `file` if all ranks can read it, and the teacher reproduces a few of its rows; else None."""
     stored = file.read(len(reader.dataset)) if file else None
     if not everywhere(stored is not None, accelerator) or file is None or stored is None:
         return None
@@ -129,7 +129,7 @@ def _found(reader: RowReader, file: ScanFile | None, accelerator: Accelerator | 
     fault = reader.differs_from(vars(result.rows), spread_rows(len(reader.dataset)), device)
     if everywhere(fault is None, accelerator):
         return result
-    file.pass_over(fault or "another process found other numbers")
+    file.pass_over(fault or "another process found different values")
     return None
 
 
@@ -172,29 +172,29 @@ def _run(
 
 
 def _as_scan(columns: Tensor, of_rows: TeacherScan | None = None) -> TeacherScan:
-    """Of [.., 4], whose last number is 0 where there were no items."""
+    """A scan from columns [.., 4], the last of which is 0 for rows without items."""
     values = columns[:, :3].float().where(columns[:, 3:] > 0, torch.nan)
     energies, entropies, predictions = values.cpu().T.contiguous()
     return TeacherScan(energies, entropies, predictions.nan_to_num().long(), of_rows)
 
 
 def _what_broke(reader: RowReader, batch: dict[str, Any]) -> str:
-    """Of a row whose energy or entropy is not finite: the first part that is not, inputs before the teacher."""
+    """A message for a row with non-finite energy or entropy, naming the inputs, the temperatures or the teacher."""
     if broken_rows(batch):
-        return "the inputs are NaN or infinite {}: check the data, and what its transform makes of them"
+        return "the inputs are NaN or infinite {}: check the data and the output of its transform"
     if torch.isfinite(reader.teacher(**send_to_device(batch, reader.device))).all():
         temperatures = (
             f"energy_temperature={reader.energy_temperature} or entropy_temperature={reader.entropy_temperature}"
         )
         return f"{temperatures} gives NaN or infinity {{}}: choose one nearer 1"
     return (
-        "the teacher gives NaN or infinite logits {}: check its checkpoint and its precision, and mask classes with a "
-        "finite number"
+        "the teacher's logits are NaN or infinite {}: check its checkpoint and its precision, and mask classes "
+        "with a finite number"
     )
 
 
 def seen(dataset: Any, views: Views) -> Any:
-    """The dataset as a scan sees it: without augmentation, or as training's first epoch will."""
+    """The dataset for a scan: without augmentation, or as in the first epoch of training."""
     if views not in ("train", "clean"):
         raise ValueError(f"views={views!r} must be 'train' or 'clean'")
     refuse_streams(dataset)
@@ -205,7 +205,7 @@ def seen(dataset: Any, views: Views) -> Any:
         return dataset.with_transform(images.clean())
     if views == "clean":
         raise ValueError(
-            "views='clean' needs a dataset whose transform is an hfkd ImageTransform; pass the dataset without "
-            "augmentation, with views='train'"
+            "views='clean' needs a dataset with an hfkd ImageTransform; for other datasets remove the "
+            "augmentation yourself and pass views='train'"
         )
     return dataset if transform is None else dataset.with_transform(transform.at_epoch(0).one_view())

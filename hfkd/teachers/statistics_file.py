@@ -1,4 +1,4 @@
-"""A teacher scan on disk: found again only for what it was made from, and whole."""
+"""A teacher scan on disk, used only if it is complete and was made from the same teacher, data and settings."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ScanKey:
-    """Everything a scan's numbers depend on; a cached scan is used only when all of it is the same."""
+    """Everything that a scan depends on; a cached scan is used only if all of it is equal."""
 
     teacher: str
     data: str
@@ -42,15 +42,15 @@ class ScanKey:
 
     @classmethod
     def of(cls, reader: RowReader, views: str, seed: int, level: Level) -> "ScanKey | None":
-        """None for a dataset, transform or collate function whose content has no name: such a scan is not cached."""
+        """The key; None, and thus no caching, for a dataset, transform or collate function that cannot be hashed."""
         dataset, collate = reader.dataset, reader.collate
         if not isinstance(dataset, Dataset):
             return None
         ours = epoch_transform(dataset)
-        try:  # the hasher knows a function of a module by its name alone
+        try:  # the hasher identifies a module's function by its name only
             transform = f"{repr(ours) if ours is not None else Hasher.hash(dataset.format)} {code_hash(dataset.format)}"
             collated = f"{Hasher.hash(collate)} {code_hash(collate)}"
-        except Exception as error:  # whatever pickling runs into
+        except Exception as error:  # pickling may raise any error
             logger.warning("The teacher scan is not cached: the transform or the collator cannot be hashed (%s)", error)
             return None
         return cls(
@@ -86,14 +86,14 @@ class ScanFile:
         return self.folder / f"scan-{xxhash.xxh3_64_hexdigest(self.key.text.encode())}.safetensors"
 
     def write(self, columns: dict[str, Tensor], device: str) -> None:
-        """device: what the numbers are from, which tells how finely they compare with others."""
+        """device: that on which the values were computed, which determines the tolerance of comparisons."""
         metadata = {"key": self.key.text, "checksum": _checksum(columns), "device": device}
         write_atomically(self.path, save(columns, metadata))
 
     def read(self, rows: int) -> tuple[dict[str, Tensor], str] | None:
-        """The columns and their device; None, with a message, for a file that is damaged or foreign.
+        """The columns and their device; None, with a warning, for a damaged or unrelated file.
 
-        There is one number for each of `rows`, beside those of their documents or items where these are others.
+        Columns have one value for each of `rows`, besides those of documents or items.
         """
         if not self.path.is_file():
             return None
@@ -110,7 +110,7 @@ class ScanFile:
             if sound and metadata.get("key") == self.key.text:
                 logger.info("Using the teacher scan in %s", self.path)
                 return columns, metadata.get("device", "")
-            reason = "it belongs to another teacher, dataset or transform" if sound else "its numbers were altered"
+            reason = "it belongs to another teacher, dataset or transform" if sound else "its checksum is wrong"
         self.pass_over(reason)
         return None
 

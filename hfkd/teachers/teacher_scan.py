@@ -1,4 +1,4 @@
-"""What a pass of the teacher over a training set tells: the energy and entropy of every sample, or of every item.
+"""The result of a teacher scan: energy and entropy of every sample, or of every item.
 
 S samples: images, rows of tokens, or packed documents.
 """
@@ -14,10 +14,10 @@ COLUMNS, ROWS = ("energy", "entropy", "prediction"), "row_"
 
 @dataclass(frozen=True)
 class TeacherScan:
-    """Energy, entropy and predicted class in the order of the dataset, on the CPU: [S] each, or of every item.
+    """Energy, entropy and predicted class in the order of the dataset, on the CPU: [S] each, or one for every item.
 
-    NaN for a row of tokens that has no target: it is no sample, and its energy no one's. `of_rows` are the means
-    over the rows of tokens, where items or packed documents are not these.
+    NaN for a row of tokens without targets, which is not a sample. `of_rows`: the means over the rows of tokens, if the
+    values are of items or packed documents.
     """
 
     energy: Tensor
@@ -27,12 +27,12 @@ class TeacherScan:
 
     @property
     def rows(self) -> "TeacherScan":
-        """One number for each row of the data set."""
+        """The scan with one value for each row of the dataset."""
         return self.of_rows or self
 
     @property
     def columns(self) -> dict[str, Tensor]:
-        """All numbers by name, as a file keeps them."""
+        """All values by name, as stored in a file."""
         own = {name: getattr(self, name) for name in COLUMNS}
         return own if self.of_rows is None else own | {ROWS + k: v for k, v in self.of_rows.columns.items()}
 

@@ -1,4 +1,4 @@
-"""Whether a teacher was trained with the student's tokenizer: its logits mean nothing under other token ids."""
+"""Checks that the teacher has the student's tokenizer, as logits are not comparable under different token ids."""
 
 import logging
 from collections.abc import Sequence
@@ -18,27 +18,29 @@ logger = logging.getLogger(__name__)
 def check_teacher_tokenizers(
     processing_class: Any, given: Any, teachers: Sequence[nn.Module], distils: bool = True
 ) -> None:
-    """Raise ValueError for a teacher whose tokenizer numbers tokens otherwise than `processing_class`, the student's.
+    """Raise ValueError for a teacher whose token ids differ from those of `processing_class`, the student's tokenizer.
 
-    `given` is the teachers' tokenizer, or one for each; of others that are named by the model's `name_or_path` and on
-    this machine are read. A warning where neither is known. distils: whether anything is learned of the teachers.
+    `given` is the teachers' tokenizer, or a list with one for each; otherwise it is loaded from the model's
+    `name_or_path`, from local files only. A warning is logged if either is unknown. distils: whether the loss uses the
+    teachers.
     """
     given = list(given) if isinstance(given, (list, tuple)) else [given] * len(teachers)
     if len(given) != len(teachers):
         raise ValueError(
-            f"{len(given)} tokenizers in teacher_processing_class for {len(teachers)} teachers: give one each"
+            f"teacher_processing_class has {len(given)} tokenizers for {len(teachers)} teachers: pass one for each"
         )
     for tokenizer, teacher in zip(given, teachers, strict=True):
         if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
-            raise ValueError(f"teacher_processing_class={type(tokenizer).__name__} is no tokenizer: give the teacher's")
+            raise ValueError(
+                f"teacher_processing_class={type(tokenizer).__name__} is not a tokenizer: pass the teacher's tokenizer"
+            )
         theirs = _local_tokenizer(teacher) if tokenizer is None else tokenizer
         if theirs is not None and isinstance(processing_class, PreTrainedTokenizerBase):
             (compare if distils else _refuse_unasked)(processing_class, theirs)
         elif distils:
             logger.warning(
-                "The tokenizers of the student and of its teacher (%s) are not compared, as one of them is not known: "
-                "a teacher with other token ids would train silently. Pass processing_class and "
-                "teacher_processing_class.",
+                "The tokenizers of the student and of the teacher (%s) cannot be compared, as one of them is not "
+                "known: different token ids would go unnoticed. Pass processing_class and teacher_processing_class.",
                 type(bare(teacher)).__name__,
             )
 
@@ -48,20 +50,20 @@ def _refuse_unasked(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeniz
         compare(student, teacher)
     except ValueError:
         raise ValueError(
-            "kd_weight=0 learns nothing of the teacher, and its tokenizer numbers tokens otherwise than the student's, "
-            "so that its scores on the student's rows would mean nothing: leave the teacher out"
+            "the teacher's token ids differ from the student's, so that evaluating it on the student's rows "
+            "would be meaningless, and kd_weight=0 does not use it: leave the teacher out"
         ) from None
 
 
 def known_tokenizer(given: Any, teachers: Sequence[nn.Module]) -> Any:
-    """The one tokenizer of the teachers, given or beside the first one's weights; None where it is not known."""
+    """The tokenizer of the teachers, given or stored with the first one's weights; None if unknown."""
     several = list(given) if isinstance(given, (list, tuple)) else [given]
     first = next((one for one in several if one is not None), None)
     return _local_tokenizer(teachers[0]) if first is None and teachers else first
 
 
 def compare(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError where a token has two numbers, or a number two tokens; warn of tokens that the teacher lacks."""
+    """Raise ValueError if a token has different ids, or an id different tokens; warn of tokens the teacher lacks."""
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     if ours == theirs:
         return
@@ -74,13 +76,13 @@ def compare(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) 
 
 
 def _local_tokenizer(teacher: nn.Module) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside the model's weights, or in the Hub's cache; nothing is fetched."""
+    """The tokenizer stored with the model's weights, or in the Hub's cache; nothing is downloaded."""
     name = getattr(getattr(bare(teacher), "config", None), "name_or_path", "")
     path = Path(name).expanduser() if name else None
     if path is None or path.is_file() or (path.is_dir() and not any(any(path.glob(n)) for n in TOKENIZER_FILES)):
         return None
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # of whatever kind: it is only known then that the tokenizer is not
+    except Exception as error:  # any error means that the tokenizer is unknown
         logger.info("The tokenizer of %s cannot be read here (%s)", name, error)
         return None

@@ -1,1 +1,1 @@
-"""What the trainer is made of: forward passes, checkpoints, checks, schedules, the identity of a run."""
+"""Parts of the trainer: forward passes, checkpoints, validation, schedules, the identity of a run."""

@@ -1,4 +1,4 @@
-"""Averages that stay on the device, over all ranks, until somebody asks.
+"""Running averages over all ranks, kept on the device until they are read.
 
 N items, B rows of a batch.
 """
@@ -22,12 +22,12 @@ FOLDED = 64  # batches that are added up at once
 
 
 class BatchAverage(TrainerCallback):
-    """The mean over all items since the last reading, of values that come as means over the items of a batch.
+    """The mean over all items since the last `read`, of values added as means over the items of a batch.
 
-    A value that some batches do not have is the mean over the items of those that do.
+    A value that is missing in some batches is averaged over the items of the others.
 
-    What comes is only put by: it is added up many steps at a time, so that a step launches nothing for it. As a
-    callback it starts anew with each attempt at training, as Trainer's own mean of the loss does.
+    Added values are only stored, and summed many steps at a time, so that a step launches no kernel for them. As a
+    callback it is reset at the start of each training, as Trainer's own mean of the loss is.
     """
 
     def __init__(self) -> None:
@@ -51,24 +51,24 @@ class BatchAverage(TrainerCallback):
         return bool(self._on_trial)
 
     def keep(self) -> None:
-        """What was added so far counts, whatever `forget` forgets later."""
+        """Commit what was added so far: a later `forget` does not discard it."""
         self._kept += self._on_trial
         self._on_trial = []
         if len(self._kept) >= FOLDED:
             self._fold()
 
     def forget(self) -> None:
-        """As if nothing had been added since the last `keep`."""
+        """Discard what was added since the last `keep`."""
         self._on_trial = []
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over all ranks; the counting starts anew. Every rank has to call it."""
+        """Return the means over all ranks, and reset. Must be called on every rank."""
         self.keep()
         self._fold()
         if not self._sums:
             return {}
         shown, device = list(self._sums), accelerator.device
-        names = sorted(shown)  # what is reduced is in one order on all ranks
+        names = sorted(shown)  # the same order on all ranks, for the reduction
         counts = [torch.tensor(float(self._items[name]), device=device) for name in names]
         totals = accelerator.reduce(torch.stack([*(self._sums[name] for name in names), *counts])).tolist()
         self._start_anew()
@@ -87,7 +87,7 @@ class BatchAverage(TrainerCallback):
 
 
 def _weights(counts: list[Number], means: Tensor) -> Tensor:
-    """Counts of items beside their `means`; those that are on the device are not read back."""
+    """Numbers of items as a tensor like `means`; those on the device are not copied to the host."""
     if any(isinstance(count, Tensor) for count in counts):
         return torch.stack([torch.as_tensor(count, device=means.device) for count in counts]).to(means.dtype)
     return send(torch.tensor([float(count) for count in counts], dtype=means.dtype), means.device)
@@ -96,12 +96,12 @@ def _weights(counts: list[Number], means: Tensor) -> Tensor:
 class RowAverage:
     """The mean over all items of an evaluation, each row counted once.
 
-    Padding a last batch repeats rows on some ranks. Sums per row are gathered, so that the repeats can be dropped,
-    which they cannot be from a rank's mean.
+    Padding the last batch repeats rows on some ranks. Sums per row are gathered, because repeated rows can be dropped
+    from these, but not from a rank's mean.
     """
 
     def __init__(self, finite_only: bool = False) -> None:
-        """finite_only: leave out rows whose value is NaN or infinite, as long as there are others."""
+        """finite_only: leave out rows whose value is NaN or infinite, unless all rows are."""
         self.finite_only = finite_only
         self.uncounted: list[str] = []
         self._rows: list[Tensor] = []
@@ -114,7 +114,7 @@ class RowAverage:
         accelerator: Accelerator,
         counted: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
-        """values: [N] each. rows_of: `Items.rows`. counted: which items have a value of that name [N]; else all."""
+        """values: [N] each. rows_of: `Items.rows`. counted: [N] by name, which items have that value; default: all."""
         ones = torch.ones_like(next(iter(values.values())))
         counts = [counted[name].to(ones) if name in counted else ones for name in values]
         columns = torch.stack([*values.values(), *counts], dim=-1)  # [N, 2 k]
@@ -124,14 +124,14 @@ class RowAverage:
         self._names = list(values)
 
     def read(self) -> dict[str, float]:
-        """The means; the names of values that no item had are `uncounted`."""
+        """Return the means; `uncounted` then lists the names of values that no item had."""
         if not self._rows:
             return {}
         rows = torch.cat(self._rows).double()
         if broken := int((~rows.isfinite().all(1)).sum()):
             logger.warning(
-                "%s: NaN or infinite for %d of %d rows; check the data, what its transform makes of them, and the "
-                "networks. A score such as accuracy counts these rows as it finds them.",
+                "%s: NaN or infinite for %d of %d rows; check the data, the output of its transform, and the "
+                "networks. Metrics such as accuracy still include these rows.",
                 " and ".join(self._names), broken, len(rows),
             )  # fmt: skip
         means = {
@@ -143,7 +143,7 @@ class RowAverage:
 
 
 def _mean(rows: Tensor, finite_only: bool) -> float | None:
-    """rows [B, 2]: sums and items; those that are not finite left out, unless all are. None: no items."""
+    """rows [B, 2]: sums and numbers of items; `finite_only` drops non-finite rows if others exist. None: no items."""
     known = rows[rows[:, 1] > 0]
     finite = torch.isfinite(known[:, 0])
     value, items = (known[finite] if finite_only and finite.any() else known).sum(0).tolist()

@@ -1,4 +1,4 @@
-"""Objectives learn what the networks' layers look like, and build their connectors, before training.
+"""Builds objectives on inner layers before training, from the shapes of the networks' layers.
 
 B rows.
 """
@@ -33,7 +33,7 @@ from hfkd.utils.random_state import kept_random_state
 
 @dataclass
 class Builder:
-    """What objectives are built from: the networks as they will train, the rows, and how a batch is made of them."""
+    """Inputs for building objectives: the networks as they will train, the rows, and the collator."""
 
     student: nn.Module
     call: Call
@@ -45,15 +45,15 @@ class Builder:
     labels: tuple[str, ...] = ()
 
     def first_batch(self) -> dict[str, Any] | None:
-        """Of the first rows; None where they cannot be looked at without spending them, or there are none."""
+        """A batch of the first rows; None without rows, and for a stream, whose rows can be read only once."""
         rows = first_rows(self.rows)
         return batch_of(rows, self.collate, self.call, self.task, self.labels) if rows else None
 
     def build(self, loss: DistillationLoss, num_classes: int | None, batch: dict[str, Any]) -> InnerFeatures:
-        """Call `Objective.build`, seeded; returns what is kept of the networks in each step from now on.
+        """Call `Objective.build` with a fixed seed; returns the captured features of both networks for later steps.
 
-        batch: as networks get it, of which the shapes are. Raises ValueError for layers that there are not, or that do
-        not go together.
+        batch: as passed to the networks; it determines the shapes. Raises ValueError for layers that do not exist or do
+        not match.
         """
         if not is_built(loss):
             return InnerFeatures()
@@ -103,11 +103,11 @@ class Builder:
         return _context(capture, found, logits, order)
 
     def scan(self, capture: FeatureCapture, visit: Callable[[Any], None]) -> None:
-        """See `BuildContext.scan`; on the training device, every rank by itself. ValueError for rows without an end."""
+        """See `BuildContext.scan`; runs on the training device, on every rank. Raises ValueError for a stream."""
         if not map_style(self.rows):
             raise ValueError(
-                "the objective reads the teacher's features of all training rows before it trains, and a stream, or a "
-                "loader of your own without a train_dataset, may have no end: give train_dataset rows by number"
+                "the objective reads the teacher's features of all training rows before training, and a stream, "
+                "or a custom loader without a train_dataset, may be endless: pass a map-style train_dataset"
             )
         assert self.teacher is not None
         teacher = self.teacher.to(self.args.device)
@@ -124,7 +124,7 @@ class Builder:
 
 
 def is_built(loss: DistillationLoss) -> bool:
-    """Whether an objective of `loss` is built from the networks, or reads their layers."""
+    """Whether an objective of `loss` is built from the networks or reads their layers."""
     return bool(loss.requirements.features or (loss.kd_weight and loss.builds))
 
 

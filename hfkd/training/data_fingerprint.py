@@ -1,4 +1,4 @@
-"""Which rows a run trains on, in a line: what a later run in its folder, or one that resumes it, is compared with."""
+"""A fingerprint of the training rows, which a resumed run, or a later run in the same folder, is compared with."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,16 +16,17 @@ from hfkd.teachers.agreement import spread_rows
 from hfkd.teachers.fingerprint import HASHED_WHOLE, rows_fingerprint
 from hfkd.utils.random_state import kept_random_state
 
-SAMPLED = 32  # rows, one in each of as many equal parts of the data
+SAMPLED = 32  # number of sampled rows, one from each of so many equal parts of the data
 
 
 def data_hash(dataset: Any) -> str | None:
-    """A hash of the training rows, labels and all; None for a stream, whose rows cannot be looked at without spending.
+    """A hash of the training rows including labels; None for a stream, whose rows cannot be read without consuming
+    them.
 
-    A `datasets.Dataset` of up to 2 GiB is hashed whole, before any transform; where that is a function of the user's,
-    so are `SAMPLED` rows as it makes them. Of a larger one, and of any other dataset with a length, those rows alone
-    are: "sample of 32 rows: ...". Rows that a sample does not meet may differ. What is another each time it is read,
-    such as a random crop, is left out.
+    A `datasets.Dataset` of up to 2 GiB is hashed whole, before its transform; if that is a function of the user's,
+    `SAMPLED` transformed rows are hashed too. Of a larger one, and of any other dataset with a length, only such a
+    sample is hashed ("sample of 32 rows: ..."), so that a change in other rows is not noticed. Values that differ each
+    time they are read, such as random crops, are left out.
     """
     rows = original_images(dataset)
     if not map_style(rows):
@@ -38,19 +39,19 @@ def data_hash(dataset: Any) -> str | None:
         both = xxhash.xxh3_128_hexdigest(f"{rows_fingerprint(rows)} {sampled}".encode())
         return f"all rows, and {number} as their transform makes them: {both}"
     if isinstance(rows, Dataset):
-        # What `datasets` itself calls such data is another name each time, where a function made it.
+        # The fingerprint of `datasets` differs each time for data made by a function.
         rows = rows.with_format("arrow") if epoch_transform(rows) is not None else rows.with_format(None)
     number, sampled = _sample(rows)
     return f"sample of {number} rows: {sampled}"
 
 
 def _own_transform(rows: Dataset) -> bool:
-    """Whether rows are made by a function of the user's."""
+    """Whether rows pass through a transform function of the user's."""
     return rows.format["type"] == "custom" and epoch_transform(rows) is None
 
 
 def _sample(rows: Any) -> tuple[int, str]:
-    """How many rows were looked at, and a hash of what is the same of them each time they are read."""
+    """The number of sampled rows, and a hash of those of their values that do not change when read again."""
     numbers = spread_rows(len(rows), SAMPLED)
     with kept_random_state():
         once, again = ([_fields(rows, number) for number in numbers] for _ in range(2))
@@ -81,7 +82,7 @@ def _fields(rows: Any, number: int) -> dict[str, str]:
 
 
 def _parts(value: Any) -> Iterator[bytes]:
-    """The kind and the content of a value; of an object that nothing is known of, its kind alone."""
+    """Type and content of a value; of an object of an unknown type, the type alone."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         yield f"{value.dtype}{tuple(value.shape)}".encode()
@@ -97,7 +98,7 @@ def _parts(value: Any) -> Iterator[bytes]:
         yield f"[{len(value)}".encode()
         for inner in value:
             yield from _parts(inner)
-    elif hasattr(value, "tobytes") and hasattr(value, "size"):  # an image of PIL, a number of numpy
+    elif hasattr(value, "tobytes") and hasattr(value, "size"):  # a PIL image, a numpy scalar
         yield f"{getattr(value, 'mode', value.size)}{value.size}".encode()
         yield value.tobytes()
     elif isinstance(value, (str, bytes, int, float, bool, type(None))):

@@ -1,4 +1,4 @@
-"""The first batch of a stream, or of a loader of the user's own: looked at when training starts, then trained on."""
+"""The first batch of a stream, or of a user's own loader: checked when training starts, then trained on."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
@@ -20,18 +20,17 @@ Ready = Callable[[Any], Any]
 
 
 def own_loader(trainer: Trainer) -> bool:
-    """Whether the user's subclass, or the user, has put a method of their own in place of Trainer's."""
+    """Whether `get_train_dataloader` was overridden, by a subclass or on the instance."""
     return NAME in vars(trainer) or getattr(type(trainer), NAME) is not getattr(Trainer, NAME)
 
 
 class KeptFirst:
-    """A training loader whose first batch has been taken, as `batch`: the first iteration begins with it all the same.
+    """A training loader whose first batch has already been read, as `batch`; the first iteration still starts with it.
+    So no batch is lost or repeated, whether or not the loader can be iterated again.
 
-    So no batch is lost and none comes twice, whether the loader can be read again or not. A run that is resumed reads a
-    loader over rows by number, or a list, from its start: its order is then what it was when the run was started.
-
-    ready: makes of a batch what is trained on, such as with labels; check: looks at that, and may raise. None: nothing.
-    Raises ValueError for an empty loader.
+    A resumed run iterates a loader over a map-style dataset, or a list, from its start, so that the order is that of
+    the original run. ready: converts a batch to what is trained on, such as by adding labels; check: checks that, and
+    may raise; None: skip. Raises ValueError for an empty loader.
     """
 
     def __init__(self, loader: Any, resumed: bool) -> None:
@@ -47,16 +46,16 @@ class KeptFirst:
                 self.batch = next(self._rest)
             except StopIteration:
                 raise ValueError(
-                    f"the training loader, a {type(loader).__name__}, gives no batch: there is nothing to learn from; "
-                    "check the data it reads, and that nobody has read a generator to its end before"
+                    f"the training loader, a {type(loader).__name__}, yields no batch, so that there is nothing "
+                    "to train on; check the data it reads, and that a generator was not already exhausted"
                 ) from None
         if again:
             self._leave()
 
     def of_epoch(self, asked: Mapping[str, Any]) -> Any:
-        """What Trainer is to iterate over, `asked` for an epoch (`Trainer._run_epoch`), or for the rest of one.
+        """What Trainer iterates over for an epoch, or the rest of one; `asked`: keywords of `Trainer._run_epoch`.
 
-        accelerate leaves out rows by number; of others it reads the batches of a data set, and drops them.
+        accelerate skips rows of a map-style dataset by index; of other loaders it reads the batches and drops them.
         """
         epoch = asked["epoch"]
         resumed = asked["resume_from_checkpoint"] is not None and epoch == asked["epochs_trained"]
@@ -64,11 +63,11 @@ class KeptFirst:
         sampler = getattr(self.loader, "sampler", None)
         if epoch and skips and isinstance(sampler, RandomSampler) and not hasattr(sampler, "set_epoch"):
             logger.warning(
-                "The training loader shuffles by random numbers of which no checkpoint knows those of this epoch's "
-                "start: the rest of it has its rows in another order, so that some come twice and others not. Return "
-                "self.accelerator.prepare(loader), whose order is that of seed and epoch."
+                "The training loader shuffles with a random state that the checkpoint does not store, so that "
+                "the rest of this epoch is in another order: some rows come twice and others not at all. Return "
+                "self.accelerator.prepare(loader), whose order depends on seed and epoch only."
             )
-        if epoch and not self._once:  # a run resumed later: the loader is told its epoch before it is read
+        if epoch and not self._once:  # resumed in a later epoch: set_epoch must be called before iterating
             self._leave()
         if not skips:
             return self
@@ -93,15 +92,15 @@ class KeptFirst:
         return getattr(vars(self)["loader"], name)
 
     def _leave(self) -> None:
-        """Read the loader from its start next time."""
+        """Iterate the loader from its start next time."""
         self._rest, begun = None, self._rest
-        end = getattr(self.loader, "end", None)  # accelerate's loaders say that they are being read
+        end = getattr(self.loader, "end", None)  # accelerate's loaders register while they are iterated
         if begun is not None and end is not None:
             end()
 
     @contextmanager
     def given_to(self, trainer: Trainer) -> Iterator[None]:
-        """Within it the trainer's `get_train_dataloader` gives this the first time, and then what it always gives."""
+        """Context in which the trainer's `get_train_dataloader` returns this at the first call, then its own loader."""
         before = vars(trainer).get(NAME)
 
         def back() -> None:
@@ -121,7 +120,7 @@ class KeptFirst:
 
 
 class Batches(IterableDataset):
-    """A loader's batches as the rows of a data set."""
+    """A loader's batches as the rows of a dataset."""
 
     def __init__(self, loader: KeptFirst) -> None:
         self.loader = loader
@@ -139,8 +138,8 @@ def _as_is(batch: Any) -> Any:
 
 
 def few_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch's first rows, where each of its values has as many; else all of it, which a step takes as well."""
-    made = {name: value for name, value in batch.items() if name != "host_targets"}  # found again where it is needed
+    """The first rows of the batch if all its values have the same length; else the whole batch."""
+    made = {name: value for name, value in batch.items() if name != "host_targets"}  # recomputed where it is needed
     sizes = {len(value) if isinstance(value, Sized) and not _single(value) else None for value in made.values()}
     if None in sizes or len(sizes) != 1 or sizes <= set(range(PROBED_ROWS + 1)):
         return dict(batch)
@@ -148,5 +147,5 @@ def few_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _single(value: Any) -> bool:
-    """Whether a batch has it once, and not for each row."""
+    """Whether a value belongs to the whole batch instead of to its rows."""
     return isinstance(value, (str, Mapping)) or (isinstance(value, Tensor) and value.ndim == 0)

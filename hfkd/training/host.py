@@ -1,4 +1,4 @@
-"""What checks, checkpoints and reports read of the trainer they work for."""
+"""The attributes of the trainer that checks, checkpoints and reports use."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from hfkd.tasks.base import Task
 
 
 class Host(Protocol):
-    """`DistillationTrainer`, for those that are built before it: none of them imports the trainer."""
+    """Protocol of `DistillationTrainer`, for modules that must not import the trainer."""
 
     args: DistillationArguments
     accelerator: Accelerator
@@ -44,11 +44,11 @@ class Host(Protocol):
 
     @property
     def own_set(self) -> Any:
-        """The evaluation set that it had when training started."""
+        """The evaluation set at the start of training."""
 
     @property
     def training_collator(self) -> Any:
-        """The collator of training rows, which may have no labels."""
+        """The collator for training rows, which may have no labels."""
 
     @property
     def settings(self) -> dict[str, Any]: ...

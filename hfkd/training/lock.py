@@ -1,4 +1,4 @@
-"""One run at a time in an output folder: a second would write over the first one's files."""
+"""A lock on the output folder: a second run at the same time would overwrite the first one's files."""
 
 import errno
 import json
@@ -15,17 +15,18 @@ from filelock import FileLock, Timeout
 from hfkd.utils.files import write_atomically
 
 LOCK, OWNER = "_running.lock", "_running.json"  # names that Trainer never uploads
-ORPHANS = 15.0  # seconds: so long may the loader's workers outlive a process that was killed, and hold its lock
+ORPHANS = 15.0  # seconds to wait for the loader workers of a killed process, which still hold its lock
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Hold `folder` for a run. ValueError where another process does; one that has died is followed, with a message.
+    """Lock `folder` for a run. Raises ValueError if another live process holds the lock; that of a dead one is taken
+    over.
 
-    A file system without locks is said in the log, and nothing is held there. OSError for a folder where nothing can be
-    written: the first checkpoint would find that out, after a scan and an epoch.
+    On a file system without locks a warning is logged and nothing is locked. Raises OSError if the folder is not
+    writable, before a scan and an epoch have been spent.
     """
     folder = Path(folder)
     lock = FileLock(folder / LOCK, thread_local=False)
@@ -37,14 +38,14 @@ def locked(folder: str | Path) -> Iterator[None]:
             raise
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise OSError(
-                error.errno, f"output_dir={folder} is not writable ({error.strerror}): choose a folder that is"
+                error.errno, f"output_dir={folder} is not writable ({error.strerror}): choose a folder that is writable"
             ) from error
         logger.warning("%s cannot be locked (%s): do not start a second run in it", folder, error)
         yield
         return
     try:
         owner = {"pid": os.getpid(), "host": socket.gethostname()}
-        with suppress(OSError):  # a full disk is said by whoever has something to write
+        with suppress(OSError):  # a full disk is reported by the first checkpoint
             write_atomically(folder / OWNER, json.dumps(owner).encode())
         yield
     finally:
@@ -62,7 +63,7 @@ def _acquire(lock: FileLock, folder: Path) -> None:
         pid, host = _owner(folder)
     here = host == socket.gethostname()
     if here and pid is not None and not psutil.pid_exists(pid):
-        logger.warning("%s is held by process %d, which has died: waiting for its workers to end", folder, pid)
+        logger.warning("%s is locked by process %d, which has died: waiting for its workers to end", folder, pid)
         with suppress(Timeout):
             lock.acquire(timeout=ORPHANS)
             return

@@ -1,8 +1,8 @@
-"""Slots that learn: they train as a child of the student or of a module in it, and stay out of the student's own files.
+"""Trainable parameters of slots: they train as a child module of the student, and stay out of its files.
 
-The student is their parent for as long as `train()` takes, however it ends, and its plain self before and after. As a
-child their parameters are in the optimizer, synced over ranks and clipped with the student's; a second optimizer group
-beside the model would drift apart between ranks without a word.
+The loss is attached to the student only during `train()`, however it ends. As those of a child module, its parameters
+are in the optimizer, synchronized over ranks and clipped with the student's; parameters outside of the model would
+silently diverge between ranks.
 """
 
 import logging
@@ -39,9 +39,9 @@ def learns(loss: DistillationLoss) -> bool:
 
 
 def prepare(loss: DistillationLoss, num_classes: int | None, args: Any) -> None:
-    """Give a loss that learns its parameters. No-op for one that does not.
+    """Create the parameters of a loss that has trainable ones; no-op for others.
 
-    Raises ValueError where its parameters would not be trained as one expects.
+    Raises ValueError if they would not be trained as expected.
     """
     if not learns(loss):
         return
@@ -50,17 +50,19 @@ def prepare(loss: DistillationLoss, num_classes: int | None, args: Any) -> None:
     if any(is_lazy(p) for p in loss.parameters()):
         if num_classes is None:
             raise ValueError(
-                "an instance-wise learned temperature needs the number of classes: train on rows with a length"
+                "an instance-wise learned temperature needs the number of classes, which a stream does not give: "
+                "pass a train_dataset with a length"
             )
-        with torch.no_grad():  # sizes that depend on the number of classes
+        with torch.no_grad():  # initializes sizes that depend on the number of classes
             logits = torch.zeros(1, num_classes)
             loss.choose(image_items(logits, logits, torch.zeros(1, dtype=torch.long)))
 
 
 def touched(loss: DistillationLoss, student: nn.Module) -> Tensor | None:
-    """Zero, through which every parameter of the wrapped student gets a gradient; None where DDP looks by itself.
+    """Zero, through which every parameter of the wrapped student gets a gradient; None where DDP does not need it.
 
-    Beside a loss that learns it cannot look for unused ones (DINOv2's mask token), see `used_by_ddp`.
+    With trainable parameters in the loss, DDP cannot search for unused parameters (such as DINOv2's mask token), see
+    `used_by_ddp`.
     """
     if not learns(loss) or not isinstance(student, DistributedDataParallel):
         return None
@@ -69,15 +71,16 @@ def touched(loss: DistillationLoss, student: nn.Module) -> Tensor | None:
 
 
 def used_by_ddp(loss: DistillationLoss, args: DistillationArguments) -> AbstractContextManager[None]:
-    """While Trainer is built: DDP is not to look for unused parameters, for which it takes those of the loss."""
+    """While Trainer is built: stop DDP from searching for unused parameters, as it would count those of the loss."""
     return setting(args, ddp_find_unused_parameters=False) if learns(loss) else nullcontext()
 
 
 @contextmanager
 def attached(loss: DistillationLoss, student: nn.Module) -> Iterator[None]:
-    """Within it a loss that learns is a child of the student: entered before anything wraps the student for training.
+    """Context in which a loss with trainable parameters is a child of the student; entered before the student is
+    wrapped.
 
-    The same parameters each time, so an optimizer or a wrapper of an earlier `train()` still has them.
+    The parameters are the same each time, so that the optimizer and wrappers of an earlier `train()` stay valid.
     """
     if not learns(loss):
         yield
@@ -92,7 +95,7 @@ def attached(loss: DistillationLoss, student: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_loss(student: nn.Module) -> Iterator[None]:
-    """The student as it is before and after training: for reading and writing its own files."""
+    """Context in which the loss is detached from the student, for reading and writing the student's files."""
     parent = next((module for module in student.modules() if CHILD in module._modules), student)
     child = parent._modules.pop(CHILD, None)
     try:
@@ -103,37 +106,42 @@ def without_loss(student: nn.Module) -> Iterator[None]:
 
 
 def _parent(student: nn.Module) -> nn.Module:
-    """The student; for an nn.Sequential, which calls each of its children, a module within that has no children."""
+    """The student; for an nn.Sequential, which would call the loss as a layer, a module in it without children."""
     if not isinstance(student, nn.Sequential):
         return student
     return next(module for module in student.modules() if not any(module.children()))
 
 
 def join(loss: DistillationLoss, optimizer: Any, scheduler: Any = None) -> None:
-    """Let an optimizer that the trainer did not make, if any, train what the loss learns: groups by its own defaults.
+    """Add the loss's parameters to an optimizer passed by the caller, if any, as groups with its default settings.
 
-    Those of `Slot.parameter_groups` at their own rates.
+    Groups of `Slot.parameter_groups` keep their own learning rates.
 
-    Raises ValueError for a `scheduler`, which knows the groups that there were when it was made.
+    Raises ValueError for a `scheduler`, which covers only the groups that existed when it was created.
     """
     missing = not_in(optimizer, loss) if learns(loss) and optimizer is not None else []
     if not missing:
         return
     if scheduler is not None:
         raise ValueError(
-            f"{learner(loss)!r} learns, and optimizers=(optimizer, scheduler) have no part of it: build it yourself, "
-            "pass it to the trainer and its parameters() to the optimizer, or leave the scheduler to the trainer"
+            f"{learner(loss)!r} has trainable parameters, which optimizers=(optimizer, scheduler) do not include: "
+            "build it yourself, pass it to the trainer and its parameters() to the optimizer, or leave the "
+            "scheduler to the trainer"
         )
     for group in _groups(loss, missing):
         optimizer.add_param_group(group)
         settings = {name: optimizer.param_groups[-1].get(name) for name in ("lr", "weight_decay")}
-        logger.warning("%r joins the optimizer that was given, as a group of its own: %s", learner(loss), settings)
+        logger.warning(
+            "The parameters of %r are added to the optimizer that was passed, as a separate group: %s",
+            learner(loss),
+            settings,
+        )
 
 
 def regroup(loss: DistillationLoss, optimizer: torch.optim.Optimizer) -> None:
-    """Put what a slot trains at a rate of its own (`Slot.parameter_groups`) into groups of its own.
+    """Move parameters with their own learning rate (`Slot.parameter_groups`) into separate groups.
 
-    What the optimizer does not train is left to `CheckTrained`.
+    Parameters missing in the optimizer are reported by `CheckTrained`.
     """
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     groups = [group for group in _groups(loss, trained) if len(group) > 1] if learns(loss) else []
@@ -145,7 +153,7 @@ def regroup(loss: DistillationLoss, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _groups(loss: DistillationLoss, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """`parameters` by the groups that slots ask for, and those of none together at the optimizer's own settings."""
+    """`parameters` in the groups that slots ask for; the others form one group with the optimizer's settings."""
     slots = (loss.objective, loss.temperature, loss.weighting)
     asked = [group for slot in slots if isinstance(slot, Slot) for group in slot.parameter_groups()]
     wanted = {id(p) for p in parameters}
@@ -156,20 +164,20 @@ def _groups(loss: DistillationLoss, parameters: list[nn.Parameter]) -> list[dict
 
 
 def learner(loss: DistillationLoss) -> Any:
-    """The slot that learns, for messages."""
+    """The slot with trainable parameters, for messages."""
     slots = (loss.objective, loss.temperature, loss.weighting)
     learning = (s for s in slots if isinstance(s, nn.Module) and any(p.requires_grad for p in s.parameters()))
     return next(learning, loss.temperature)
 
 
 def not_in(optimizer: Any, loss: DistillationLoss) -> list[nn.Parameter]:
-    """What the loss learns and `optimizer` does not train."""
+    """Trainable parameters of the loss that `optimizer` lacks."""
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     return [parameter for parameter in loss.parameters() if parameter.requires_grad and id(parameter) not in trained]
 
 
 class CheckTrained(TrainerCallback):
-    """Raises ValueError before the first step when the loss learns and the optimizer, whoever made it, lacks it."""
+    """Raises ValueError before the first step if the optimizer lacks trainable parameters of the loss."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -178,24 +186,24 @@ class CheckTrained(TrainerCallback):
         loss = self.host.distillation_loss
         if learns(loss) and not args.deepspeed and not_in(keywords["optimizer"], loss):
             raise ValueError(
-                f"{loss.temperature!r} learns, and the optimizer does not train it: let your create_optimizer "
-                "give it all parameters of self.model that train"
+                f"{loss.temperature!r} has trainable parameters, which the optimizer does not include: pass all "
+                "trainable parameters of self.model in your create_optimizer"
             )
 
 
 def students_own(state_dict: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A state dict without the loss's part."""
+    """A state dict without the entries of the loss."""
     return state_dict and {k: v for k, v in state_dict.items() if CHILD not in k.split(".")}
 
 
 def write(loss: DistillationLoss, folder: str | Path) -> None:
-    """Write what the loss has learned to `folder`; nothing for a loss that does not learn."""
+    """Write the loss's parameters to `folder`, if it has trainable ones."""
     if learns(loss):
         write_atomically(Path(folder) / FILE, save({k: v.contiguous() for k, v in loss.state_dict().items()}))
 
 
 def read(loss: DistillationLoss, folder: str | Path) -> None:
-    """Load what `write` left in a checkpoint. Raises ValueError when it is missing or belongs to another loss."""
+    """Load what `write` stored in a checkpoint. Raises ValueError if it is missing or belongs to another loss."""
     if not learns(loss):
         return
     path = Path(folder) / FILE
@@ -203,5 +211,5 @@ def read(loss: DistillationLoss, folder: str | Path) -> None:
         loss.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ValueError(
-            f"{path} does not hold what {learner(loss)!r} learned ({error}): resume from another checkpoint"
+            f"{path} does not have the parameters of {learner(loss)!r} ({error}): resume from another checkpoint"
         ) from error

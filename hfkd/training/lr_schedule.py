@@ -1,4 +1,4 @@
-"""How the learning rate falls and what decays, as the CIFAR literature has it; and what counts epochs at all."""
+"""The step schedule of the learning rate, as in the CIFAR papers, and settings that count epochs."""
 
 import logging
 from bisect import bisect_right
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class Schedule:
-    """`lr_decay_epochs`, the rate multiplied after these epochs, and how many epochs are done."""
+    """The schedule of `lr_decay_epochs`, and the number of epochs done."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -25,7 +25,7 @@ class Schedule:
         self._steps_per_epoch = 0
 
     def start(self, steps_per_epoch: int, max_steps: int, dataloader: Any) -> None:
-        """Raise ValueError where something counts epochs, and nobody knows how long one is."""
+        """Record the lengths. Raises ValueError if a setting counts epochs and the length of an epoch is unknown."""
         self._steps_per_epoch = steps_per_epoch
         loss = self.host.distillation_loss
         refuse_unknown_epochs(loss, self.host.args, dataloader)
@@ -39,7 +39,7 @@ class Schedule:
         return float(self.host.state.epoch or 0.0) if self.epochs_are_known else None
 
     def make(self, num_training_steps: int, optimizer: torch.optim.Optimizer) -> LRScheduler | None:
-        """The schedule of `lr_decay_epochs`; None where there is none."""
+        """The schedule of `lr_decay_epochs`; None if unset."""
         args = self.host.args
         if args.lr_decay_epochs is None:
             return None
@@ -49,7 +49,7 @@ class Schedule:
 
 
 def multi_step(optimizer: torch.optim.Optimizer, milestones: list[int], factor: float, warmup: int) -> LRScheduler:
-    """The rate times `factor` after each milestone; in the first `warmup` steps also times step / warmup."""
+    """Multiplies the rate by `factor` after each milestone, and by step / warmup in the first `warmup` steps."""
     if not warmup:
         for group in optimizer.param_groups:  # MultiStepLR goes on from the rate that an earlier schedule has left
             group["lr"] = group.get("initial_lr", group["lr"])
@@ -65,7 +65,7 @@ def _warn_of_late_decays(epochs: list[float], milestones: list[int], last_step: 
 
 
 def refuse_unknown_epochs(loss: DistillationLoss, args: DistillationArguments, rows: Any) -> None:
-    """Raise ValueError where something counts epochs, and `rows`, a stream, does not say how long one is."""
+    """Raise ValueError if a setting counts epochs and `rows` is a stream without a length."""
     if rows is None or has_length(rows):
         return
     counting = {repr(slot): "set warmup_epochs=0" for slot, _ in _warmups(loss)}
@@ -73,13 +73,13 @@ def refuse_unknown_epochs(loss: DistillationLoss, args: DistillationArguments, r
         counting[f"lr_decay_epochs={args.lr_decay_epochs}"] = "leave it out (null in YAML) for an lr_scheduler_type"
     for what, remedy in counting.items():
         raise ValueError(
-            f"{what} counts epochs, and this training stream does not say how many rows it has, so nobody knows when "
-            f"one is over: give it a __len__, the rows that are to count as one epoch, or {remedy}"
+            f"{what} counts epochs, and the training stream has no length, so that the end of an epoch is "
+            f"unknown: give it a __len__ that returns the rows per epoch, or {remedy}"
         )
 
 
 def _warmups(loss: DistillationLoss) -> list[tuple[Any, float]]:
-    """The slots whose warm-up counts epochs, and how many."""
+    """The slots whose warm-up counts epochs, with that number."""
     slots = (loss.objective, loss.temperature, loss.weighting) if loss.kd_weight else ()
     return [(slot, epochs) for slot in slots if (epochs := requirements_of(slot).epochs)]
 
@@ -88,8 +88,8 @@ def _warn_of_long_warmups(loss: DistillationLoss, epochs: float) -> None:
     for slot, warmup in _warmups(loss):
         if warmup > epochs:
             logger.warning(
-                "%r warms up over %g epochs, and this run has %g: it ends before the warm-up does. Lower warmup_epochs "
-                "(0: none) if that is not meant.",
+                "%r warms up over %g epochs, and this run has %g: training ends before the warm-up does. Lower "
+                "warmup_epochs (0: no warm-up) if this is not intended.",
                 slot,
                 warmup,
                 epochs,

@@ -1,4 +1,4 @@
-"""A student that `model_init` makes anew for every training, and for every trial of a search of hyperparameters."""
+"""Support for `model_init`, which creates the student for every training and every hyperparameter-search trial."""
 
 import copy
 import random
@@ -18,38 +18,42 @@ from hfkd.arguments import DistillationArguments
 def student_of(
     model: Any, model_init: Callable[..., Any] | None, args: DistillationArguments, keywords: Mapping[str, Any]
 ) -> Any:
-    """`model`, or the first that `model_init` makes, from `args.seed`. ValueError for both, or neither."""
+    """`model`, or the first that `model_init` creates, seeded by `args.seed`. ValueError for both or neither."""
     if model_init is None:
         if model is None:
-            raise ValueError("there is no student: pass model=, or model_init=, a function that makes one")
+            raise ValueError("there is no student: pass model=, or model_init=, a function that creates it")
         return model
     if model is not None:
-        raise ValueError("model= and model_init= are both given: pass the student, or the function that makes it")
+        raise ValueError(
+            "model= and model_init= are both given: pass either the student or the function that creates it"
+        )
     if any(part is not None for part in keywords.get("optimizers") or ()):
         raise ValueError(
-            "optimizers= hold the parameters of one student, and model_init makes another for each training: leave "
-            "them out, or override create_optimizer"
+            "optimizers= has the parameters of one student, but model_init creates another for each training: "
+            "leave it out, or override create_optimizer"
         )
     takes = number_of_arguments(model_init)
     if takes > 1:
-        raise ValueError(f"model_init takes {takes} arguments: it is called with none, or with the trial of a search")
+        raise ValueError(
+            f"model_init takes {takes} arguments: it must take none, or one, the trial of a hyperparameter search"
+        )
     return seeded(args, lambda: model_init(*[None] * takes))
 
 
 def seeded(args: DistillationArguments, make: Callable[[], Any]) -> Any:
-    """What is made with the random state of a run's start. ValueError where it is no network."""
+    """Call `make` with the random state of the start of a run. ValueError if the result is not a module."""
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
     made = make()
     if not isinstance(made, nn.Module):
-        raise ValueError(f"model_init returned a {type(made).__name__}: return the student, a network")
+        raise ValueError(f"model_init returned a {type(made).__name__}: return the student, an nn.Module")
     return made
 
 
 @dataclass
 class Anew:
-    """What a trainer was given to build itself from, to be built again around a new student.
+    """The arguments that a trainer was built from, for rebuilding it around a new student.
 
-    slots: the trainer's keywords, None where `args` decide; each training gets them as they were, what learns too.
+    slots: the trainer's keywords, None where `args` apply; each training gets unchanged copies, also of trained slots.
     """
 
     teacher: Any
@@ -65,23 +69,23 @@ class Anew:
         return copy.deepcopy(self.slots)
 
     def refuse_hidden(self, before: Mapping[str, Any], args: DistillationArguments) -> None:
-        """Raise ValueError where a search sets what a keyword of the trainer decides: every trial would be the same."""
+        """Raise ValueError if a search varies a setting that a keyword overrides: all trials would be equal."""
         hidden = [
             name for name, value in self.slots.items() if value is not None and before[name] != getattr(args, name)
         ]
         if hidden:
             raise ValueError(
-                f"the search sets {', '.join(hidden)}, and the trainer was given {hidden[0]}=, which wins over the "
-                "arguments: leave that keyword out"
+                f"the search varies {', '.join(hidden)}, but the trainer was given {hidden[0]}=, which takes "
+                "precedence over the arguments: leave that keyword out"
             )
 
     def keep(self, student: nn.Module) -> None:
-        """Have `student`, and the random state now, ready for Trainer, which asks for a student when it starts."""
+        """Store `student` and the current random state for Trainer, which calls `model_init` when it starts."""
         self._student = student
         self._state = random.getstate(), np.random.get_state(), torch.get_rng_state()
 
     def kept(self) -> nn.Module | None:
-        """That student, once; the random state is what it was after it had been made."""
+        """Return that student once, and restore the random state after its creation."""
         student, self._student = self._student, None
         if student is not None:
             python, legacy, generator = self._state

@@ -1,4 +1,4 @@
-"""What DistillationTrainer makes of its arguments before it is a Trainer."""
+"""Prepares the arguments of DistillationTrainer before Trainer's constructor is called."""
 
 import logging
 import math
@@ -37,19 +37,20 @@ logger = logging.getLogger(__name__)
 
 
 class EpochViews(TrainerCallback):
-    """Tells the training images' transform, if it is ours, which epoch's views to make."""
+    """Sets the epoch of the training images' transform, if it is hfkd's."""
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         dataset = getattr(keywords["train_dataloader"], "dataset", None)  # a user's own may be any iterable
         transform = epoch_transform(dataset)
-        if transform is not None and not isinstance(dataset, ImageStream):  # Trainer tells a stream its pass itself
+        if transform is not None and not isinstance(dataset, ImageStream):  # Trainer sets a stream's epoch itself
             transform.set_epoch(math.floor(round(state.epoch or 0.0, 6)))
 
 
 def pins_memory(datasets: Mapping[str, Any], args: DistillationArguments) -> bool:
-    """Whether a loader may pin its batches; the images of `ResidentImages` are held where they are trained on first.
+    """Whether a loader may pin its batches; moves the images of `ResidentImages` to the training device first, unless
+    worker processes load them.
 
-    Unless worker processes fetch them. A CPU pins nothing (torch warns of it), nor may what is on the device already.
+    Nothing is pinned for training on a CPU (torch warns of it), nor if images are on the device already.
     """
     if args.device.type == "cpu":
         return False
@@ -62,7 +63,7 @@ def pins_memory(datasets: Mapping[str, Any], args: DistillationArguments) -> boo
 
 @contextmanager
 def setting(args: Any, **values: Any) -> Iterator[None]:
-    """Within it `args`, which are the caller's, or a trainer, have these values; afterwards their own."""
+    """Context in which attributes of `args`, or of a trainer, have these values; restored afterwards."""
     before = {name: getattr(args, name) for name in values}
     vars(args).update(values)
     try:
@@ -72,7 +73,7 @@ def setting(args: Any, **values: Any) -> Iterator[None]:
 
 
 def chosen_loss(args: DistillationArguments, **given: Any) -> DistillationLoss:
-    """The loss of the slots and weights that are `given`, and of `args` where they are None."""
+    """The loss built from the slots and weights in `given`, or in `args` where they are None."""
     values = {name: getattr(args, name) if value is None else value for name, value in given.items()}
     chosen = values["temperature"] is not None
     values["temperature"] = values["temperature"] if chosen else args.slot_temperature
@@ -82,14 +83,16 @@ def chosen_loss(args: DistillationArguments, **given: Any) -> DistillationLoss:
 
 
 def suit_temperature(loss: DistillationLoss, task: Task) -> None:
-    """Where nobody chose a temperature, language models learn the teacher's distribution as it is."""
+    """Use temperature 1 for language models, unless a temperature was chosen."""
     if loss.kd_weight and task.vocabulary and not loss.temperature_chosen:
         loss.temperature = Constant(OF_LANGUAGE)
-        logger.info("temperature=%g, as no other was given: usual for language models (4 for images).", OF_LANGUAGE)
+        logger.info(
+            "No temperature was set: using temperature=%g, the default for language models (4 for images).", OF_LANGUAGE
+        )
 
 
 def refuse_keywords(keywords: Mapping[str, Any]) -> None:
-    """Raise ValueError for keywords that have another name: Trainer's by now, and other trainers' with a teacher."""
+    """Raise ValueError for keywords that have another name: old ones of Trainer, and those of other KD trainers."""
     if "tokenizer" in keywords:
         raise ValueError("tokenizer= is called processing_class= (as in Trainer of transformers 5)")
     if "teacher_model" in keywords:
@@ -97,22 +100,22 @@ def refuse_keywords(keywords: Mapping[str, Any]) -> None:
 
 
 def refuse_no_network(teacher: Any) -> None:
-    """Raise ValueError for a teacher that is a function, or exported so that it has no modes."""
+    """Raise ValueError for a teacher that is a function, or an exported program that has no eval mode."""
     for one in teacher if isinstance(teacher, (list, tuple)) else [teacher]:
         if one is None or (isinstance(one, Teacher) and not one.networks):
             continue
         if not isinstance(one, nn.Module):
             raise ValueError(
-                f"the teacher is a {type(one).__name__}, and no network: wrap what it computes in an nn.Module whose "
-                "forward gives the logits"
+                f"the teacher is a {type(one).__name__}, not an nn.Module: wrap it in an nn.Module whose forward "
+                "returns the logits"
             )
         freezing = Freezing([one])
         try:
             freezing.do()
         except NotImplementedError as error:
             raise ValueError(
-                f"the teacher, a {type(one).__name__}, cannot be put into eval mode ({error}), as programs of "
-                "torch.export cannot: pass the network that was exported, or torch.jit.script of it"
+                f"the teacher, a {type(one).__name__}, cannot be put into eval mode ({error}), which programs of "
+                "torch.export do not support: pass the original network, or torch.jit.script of it"
             ) from error
         freezing.undo()
 
@@ -120,7 +123,7 @@ def refuse_no_network(teacher: Any) -> None:
 def refuse_unsupported(
     loss: DistillationLoss, student: nn.Module, teacher: Any, args: DistillationArguments, compute_loss_func: Any
 ) -> None:
-    """Raise ValueError for what would train something else than the caller thinks."""
+    """Raise ValueError for combinations that would train something else than intended."""
     check_world_size(args.world_size)
     refuse_no_network(teacher)
     if isinstance(student, Peers):
@@ -131,67 +134,70 @@ def refuse_unsupported(
             "the labels alone"
         )
     elif teacher is None and args.evaluate_kl:
-        raise ValueError("evaluate_kl=True compares the student with a teacher, and there is none: leave it out")
+        raise ValueError(
+            "evaluate_kl=True compares the student with a teacher, but there is none: leave it out, or pass teacher="
+        )
     refuse_loss_function(compute_loss_func)
 
 
 def refuse_given_optimizers(args: DistillationArguments, optimizers: Any) -> None:
-    """Raise ValueError for settings of an optimizer and a schedule where the caller's own are used."""
+    """Raise ValueError for settings of optimizer or schedule that have no effect on those passed as `optimizers`."""
     optimizer, scheduler = optimizers or (None, None)
     if scheduler is not None and args.lr_decay_epochs is not None:
         raise ValueError(
             f"lr_decay_epochs={args.lr_decay_epochs} has no effect on optimizers=(..., {type(scheduler).__name__}), "
-            "which is the schedule then: leave one of them out, as in optimizers=(optimizer, None)"
+            "which sets the schedule: leave one of them out, as in optimizers=(optimizer, None)"
         )
     if optimizer is not None and args.decay_bias_and_norm:
         raise ValueError(
-            f"decay_bias_and_norm=True has no effect on optimizers=({type(optimizer).__name__}, ...), whose groups say "
-            "what decays: leave one of them out"
+            f"decay_bias_and_norm=True has no effect on optimizers=({type(optimizer).__name__}, ...), whose "
+            "parameter groups set the weight decay: leave one of them out"
         )
 
 
 def refuse_unsaved(student: nn.Module) -> None:
-    """Raise ValueError for a student with adapters that trains more than its checkpoints would hold."""
+    """Raise ValueError for a student with adapters that trains parameters which its checkpoints would not contain."""
     lost = trained_but_not_saved(student)
     if lost:
         raise ValueError(
-            f"{some(lost)} would change in training, and a student with adapters is saved by its adapters alone: name "
-            "these modules in the PEFT configuration's modules_to_save, or freeze them"
+            f"{some(lost)} would change in training, but of a student with adapters only the adapters are saved: "
+            "list these modules in modules_to_save of the PEFT configuration, or freeze them"
         )
 
 
 def refuse_prompts(student: nn.Module) -> None:
-    """Raise ValueError for adapters that put tokens of their own before the text: no label stands in their places."""
+    """Raise ValueError for adapters that prepend virtual tokens: labels have no entries for these."""
     for config in getattr(student, "peft_config", {}).values():
         if config.is_prompt_learning and config.peft_type != "PREFIX_TUNING":
             raise ValueError(
-                f"{config.peft_type.value} puts tokens of its own before each row, and the student's logits are then "
-                "longer than the labels and the teacher's: use LoRA or prefix tuning"
+                f"{config.peft_type.value} prepends virtual tokens to each row, so that the student's logits "
+                "would be longer than the labels and the teacher's logits: use LoRA or prefix tuning"
             )
 
 
 def refuse_peers_of(student: nn.Module, task: Task) -> None:
     """Raise ValueError for Peers that classify anything but images."""
     if isinstance(student, Peers) and not task.views:
-        raise ValueError(f"Peers are views of an image with one label, and the task is {task.name}: give one student")
+        raise ValueError(f"Peers work for image classification only, and the task is {task.name}: pass one student")
 
 
 def _refuse_for_peers(loss: DistillationLoss, teacher: Any, args: DistillationArguments) -> None:
-    """Raise ValueError for what takes a fixed teacher, or peers of unequal rank."""
+    """Raise ValueError for settings that need a fixed teacher, or treat one of the peers differently."""
     if teacher is not None:
         raise ValueError("Peers are each other's teachers: leave the teacher out")
     if loss.unfitted is not None:
         raise ValueError(
-            f"{loss.unfitted!r} needs a fixed teacher to scan: give it thresholds, or distil without Peers"
+            f"{loss.unfitted!r} needs a scan by a fixed teacher, and Peers have none: pass thresholds, or distil "
+            "without Peers"
         )
     if requirements_of(loss.objective).first_view:
         raise ValueError(
-            f"{loss.objective!r} treats the first view of an image apart, and would take the first of the Peers for "
-            "it: choose another objective, such as average"
+            f"{loss.objective!r} treats the first view of an image separately, and would mistake the first of the "
+            "Peers for it: choose another objective, such as average"
         )
     for name, off in (("he_da", "none"), ("teacher_cache_dir", None), ("evaluate_kl", False)):
         if (value := getattr(args, name)) not in (off, ""):
-            raise ValueError(f"{name}={value!r} asks a fixed teacher, and Peers have none: leave it out")
+            raise ValueError(f"{name}={value!r} needs a fixed teacher, and Peers have none: leave it out")
 
 
 def packing_check(
@@ -201,9 +207,9 @@ def packing_check(
     datasets: Mapping[str, Any],
     collate: Any,
 ) -> PackingCheck:
-    """What refuses packed rows where one of the networks lets documents see each other: those of `datasets` now.
+    """A check that refuses packed rows if a network attends across documents; applied to `datasets` now.
 
-    Raises ValueError for packed rows to train on, too, where a term of the loss compares whole rows.
+    Also raises ValueError for packed training rows if a term of the loss compares whole rows.
     """
     for term in loss.terms if loss.kd_weight else ():
         if term.by_sample and term.reads_features:
@@ -214,19 +220,19 @@ def packing_check(
 
 
 def uses_fsdp(args: TrainingArguments) -> bool:
-    """Whether the student will be sharded: by `--fsdp`, or by the file given to `accelerate launch`."""
+    """Whether the student will be sharded: by `--fsdp`, or by the configuration of `accelerate launch`."""
     return bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
 def with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:
-    """The student with PEFT adapters, which alone will train."""
-    from peft import get_peft_model  # needed by those who ask for it only
+    """The student with PEFT adapters; only these will train."""
+    from peft import get_peft_model  # optional dependency
 
     return get_peft_model(model, peft_config)
 
 
 def teacher_networks(teacher: Any) -> list[nn.Module]:
-    """The networks that `teacher=` names: one, several, or none."""
+    """The networks in `teacher=`: one, several, or none."""
     several = teacher if isinstance(teacher, (list, tuple)) else [teacher]
     found = [one.networks if isinstance(one, Teacher) else (one,) for one in several if isinstance(one, nn.Module)]
     return [network for networks in found for network in networks]
@@ -241,10 +247,10 @@ def chosen_collator(
     task: Task,
     args: DistillationArguments,
 ) -> Collate:
-    """The task's collator, or the user's; either gets what one of the networks takes, and not the student alone.
+    """The task's collator, or the user's; batches keep what the student or a teacher takes.
 
-    `call`: the student's, for these rows. A BERT that teaches a DistilBERT reads the `token_type_ids` that tell two
-    sentences apart.
+    `call`: the student's, for these rows. For example, a BERT that teaches a DistilBERT gets the `token_type_ids` of
+    sentence pairs, which the student does not take.
     """
     calls = [Call.of(network) for network in (*networks_of(student), *teacher_networks(teacher))]
     names = args.label_names or ()
@@ -259,10 +265,10 @@ def chosen_collator(
 
 
 def as_teacher(given: Any, inputs: Received) -> Teacher:
-    """What `teacher=` names, told how the training images are normalised, unless it is told already.
+    """Wrap `teacher=`, with the normalisation of the training images unless it already has one.
 
-    A list of teachers becomes `TeacherEnsemble`. Networks are the caller's, and frozen while they are used. Warns where
-    nobody but the student's config says it, and says something else than the teacher.
+    A list of teachers becomes a `TeacherEnsemble`. The caller's networks are frozen only while they are used. Warns if
+    the normalisation is known from the student's config only and differs from the teacher's.
     """
     if isinstance(given, Teacher) and not given.members:  # stored
         return given
@@ -301,22 +307,22 @@ def _refuse_own_order(teacher: FrozenTeacher) -> None:
 def refuse_teacher_cache(
     args: DistillationArguments, loss: DistillationLoss, task: Task, teachers: Sequence[nn.Module]
 ) -> None:
-    """Raise ValueError for a `teacher_cache_dir` that is not filled while training."""
+    """Raise ValueError for a `teacher_cache_dir` that training cannot fill."""
     if not args.teacher_cache_dir or not teachers or not loss.kd_weight:
         return
     if task.vocabulary:
         raise ValueError(
-            "teacher_cache_dir of a language model is filled before training: call hfkd.teachers.build_text_cache, and "
+            "teacher_cache_dir is filled before training for language models: call hfkd.teachers.build_text_cache, and "
             "pass CachedTextTeacher(folder) as the teacher (recipes/gpt2_dolly_eakd.py does both)"
         )
     if len(teachers) > 1:
-        raise ValueError("teacher_cache_dir keeps the logits of one teacher, and there are several: leave it out")
+        raise ValueError("teacher_cache_dir stores the logits of one teacher, but there are several: leave it out")
 
 
 def cached_teacher(
     teacher: Any, dataset: Any, loss: DistillationLoss, args: DistillationArguments, accelerator: Accelerator
 ) -> CachedTeacher | None:
-    """The teacher for the training images with `teacher_cache_dir`, else None. ValueError where it cannot serve."""
+    """The cached teacher for the training images with `teacher_cache_dir`, else None. ValueError if unsuitable."""
     if not args.teacher_cache_dir or teacher is None or not teacher.networks or not loss.kd_weight:
         return None
     return CachedTeacher(teacher, dataset, args.teacher_cache_dir, accelerator, args.teacher_cache_on_device)

@@ -1,6 +1,6 @@
-"""Every private name of transformers and accelerate that is relied on: their next release may rename any of them.
+"""Every private name of transformers and accelerate that hfkd uses: a new release may rename any of them.
 
-`tests/training/test_private_api.py` finds that each still exists. Public names are not listed.
+`tests/training/test_private_api.py` checks that each still exists. Public names are not listed.
 """
 
 # Methods of transformers.Trainer that DistillationTrainer extends.

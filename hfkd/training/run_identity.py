@@ -1,4 +1,4 @@
-"""What a run is, kept beside its weights: a folder never mixes two runs, and a resumed one keeps its thresholds."""
+"""The record of a run, stored with its weights: a folder never mixes two runs, and a resumed one keeps thresholds."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ from hfkd.utils.files import write_atomically
 logger = logging.getLogger(__name__)
 
 FILE = "distillation.json"
-# Of a trainer's settings, those that decide its result beside networks, slots and data.
+# Settings that determine the result besides networks, slots and data.
 TRAINING = (
     "learning_rate",
     "weight_decay",
@@ -43,28 +43,29 @@ TRAINING = (
     *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "decay_bias_and_norm", "neftune_noise_alpha"),
     *("mixed_precision", "weights", "dropout", "segmentation_stride", "split_batches", "even_batches"),
 )
-# Those that a folder may hold another value of: nothing to refuse a run for, but said where it is resumed.
+# Settings that may differ from the folder's record: not refused, but logged when a run is resumed.
 SAID = ("device", "versions", "evaluation_rows", "collator")
-SOMETIMES = ("lr_scheduler_type", "lr_decay_epochs", "lr_decay_factor")  # a run has either kind of schedule
+SOMETIMES = ("lr_scheduler_type", "lr_decay_epochs", "lr_decay_factor")  # a run has one of the two kinds of schedule
 OTHER_BATCHES = (
-    " The rows of the epoch that it stopped in are counted in batches of the new size: some come twice in it, or not "
-    "at all."
+    " The current epoch continues at a position counted in batches of the new size: some of its rows come twice, "
+    "or not at all."
 )
-OTHER_EVALUATION = " Its best checkpoint, and the epochs in results.json, compare numbers of both."
-# Which rows a step has: those of another order are not those that a resumed run has yet to learn.
+OTHER_EVALUATION = " The best checkpoint, and the epochs in results.json, compare values of both evaluation sets."
+# Settings that determine the order of rows, which must not change in a resumed run.
 ORDER = ("data_seed", "train_sampling_strategy", "dataloader_drop_last", "use_seedable_sampler")
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """loss: its slots as built, before any fitting. thresholds: what the teacher scan found, once it has.
+    """loss: the slots as built, before fitting. thresholds: those found by the teacher scan, once it has run.
 
-    data: how many training rows, and what is made of them; None for a trainer without any, which is not compared.
-    threshold_level: whether the scan was of samples or of items; None where a version wrote it that knew samples alone.
-    training: the optimizer, its schedule and the batch size, once training starts; a resumed run may change them.
-    order: what decides which rows a step has, which it may not. teacher_config: the teacher's settings that may change
-    its outputs. probe: energies of a few rows (`Probe`). rows: a hash of the training rows, labels and all, or of a
-    sample (`data_hash`). student_config, student_layers: what decides the student's outputs beside its weights.
+    data: number and transform of the training rows; None, and not compared, for a trainer without any. threshold_level:
+    whether samples or items were scanned; None in records of versions that only scanned samples. training: the
+    optimizer, its schedule and the batch size, once training starts; a resumed run may change them. order: settings
+    that determine the order of rows, which a resumed run may not change. teacher_config: settings of the teacher that
+    may change its outputs. probe: energies of a few rows (`Probe`). rows: a hash of the training rows including labels,
+    or of a sample (`data_hash`). student_config, student_layers: what determines the student's outputs besides its
+    weights.
     """
 
     student: str
@@ -92,13 +93,13 @@ class RunRecord:
         more: Mapping[str, Any] | None = None,
         dataset: Any = None,
     ) -> "RunRecord":
-        """`more`: what else decides the run, recorded beside the slots."""
+        """`more`: further settings that determine the run, recorded with the slots."""
         known, config = None if teacher is None else repr(teacher), None
         if teacher is not None and teacher.networks:
             config = configuration(teacher)
             names = " + ".join(map(network, teacher.networks))
             known = names.removesuffix(")") + f", weights {weights_fingerprint(teacher)[:8]})"
-        # A lambda's repr holds its address, which no two runs share.
+        # A lambda's repr has its address, which differs between runs.
         slots = {k: without_addresses(v) if isinstance(v, str) else v for k, v in loss.describe().items()}
         decided = slots | dict(more or {})
         return cls(
@@ -124,33 +125,35 @@ class RunRecord:
         write_atomically(Path(folder or ".") / FILE, json.dumps(payload, indent=2).encode())
 
     def refuse_other(self, folder: str | Path | None) -> None:
-        """Raise ValueError if `folder` already holds a run that is not this one."""
+        """Raise ValueError if `folder` has another run."""
         folder = folder or "."
         other = read(folder) or read(last_checkpoint(folder))
         if other is not None and (difference := self._difference(other)):
-            raise ValueError(f"{folder} holds another run: {difference}; choose another output_dir, or delete that one")
+            raise ValueError(
+                f"{folder} contains another run: {difference}; choose another output_dir, or delete that run"
+            )
 
     def refuse_checkpoint(self, checkpoint: str | None) -> None:
-        """Raise ValueError for a checkpoint, wherever it lies, of another run; one of plain Trainer's is taken."""
+        """Raise ValueError for a checkpoint of another run, in any folder; one written by plain Trainer is accepted."""
         other = read(checkpoint)
         if other is not None and (difference := self._difference(other)):
             raise ValueError(
-                f"resume_from_checkpoint={checkpoint} is of another run: {difference}; name one of this run, or start "
-                "anew, with the student loaded from there if that is meant"
+                f"resume_from_checkpoint={checkpoint} is from another run: {difference}; pass a checkpoint of "
+                "this run, or start a new run, with the student loaded from that checkpoint if intended"
             )
 
     def training_as(self, settings: Mapping[str, Any], args: DistillationArguments) -> "RunRecord":
-        """This record with what `settings`, those of the trainer, and its arguments say about its training."""
+        """This record with the entries on training, from the trainer's `settings` and arguments."""
         training = {name: settings[name] for name in (*TRAINING, *SAID) if name in settings}
         order = {name: settings.get(name, getattr(args, name, None)) for name in ORDER}
         order["data_seed"] = args.seed_of_data
         return replace(self, training=json.loads(json.dumps(training)), order=json.loads(json.dumps(order)))
 
     def check_training(self, folder: str | Path | None, checkpoint: str | None) -> None:
-        """Raise ValueError if `folder` holds a run that was trained otherwise and is not resumed.
+        """Raise ValueError if `folder` has a run with other training settings that is not resumed.
 
-        One that is resumed from `checkpoint` may be trained otherwise from there on, which is said in the log, but for
-        the order of its rows.
+        A run resumed from `checkpoint` may continue with other settings, which is logged, except for the order of its
+        rows.
         """
         folder = folder or "."
         other = read(checkpoint) if checkpoint else read(folder) or read(last_checkpoint(folder))
@@ -163,17 +166,18 @@ class RunRecord:
         was, now = (", ".join(f"{name}={record.get(name)}" for name in order or names) for record in records)
         if checkpoint is None:
             raise ValueError(
-                f"{folder} holds a run with {was}, and this one, which does not resume it, has {now}: choose another "
-                "output_dir, delete that one, or resume it with resume_from_checkpoint=True"
+                f"{folder} contains a run with {was}, and this run, which does not resume it, has {now}: choose "
+                "another output_dir, delete that run, or resume it with resume_from_checkpoint=True"
             )
         if order:
             raise ValueError(
-                f"{checkpoint} is of a run with {was}, and this one has {now}: the rows that are left of its epoch "
-                f"would be others, some would come twice and some not at all; pass {was}, or choose another output_dir"
+                f"{checkpoint} is from a run with {was}, and this run has {now}: the rest of the epoch would be "
+                f"in another order, so that some rows would come twice and some not at all; pass {was}, or choose "
+                "another output_dir"
             )
         logger.warning(
-            "The run in %s was trained with %s; it is resumed with %s. The optimizer and its schedule "
-            "go on as they were stored.%s%s",
+            "The run in %s was trained with %s; it is resumed with %s. The optimizer and its schedule continue "
+            "from their stored state.%s%s",
             checkpoint,
             was,
             now,
@@ -187,7 +191,7 @@ class RunRecord:
             there["data"], here["data"] = other.data, self.data
         same_way = self.rows and other.rows and comparable(self.rows, other.rows)
         if same_way and self.rows != other.rows and there == here:
-            return "it has been trained on other rows, or other labels of them, as many as these"
+            return "it was trained on as many rows, but with other contents or labels"
         different = next((name for name in here | there if there.get(name) != here.get(name)), None)
         if different is None:
             return (
@@ -195,10 +199,10 @@ class RunRecord:
                 or changed_setting(other.student_config or {}, self.student_config or {}, "student's config")
                 or self._other_layers(other)
             )
-        return f"its {different} is {there.get(different)}, this one's is {here.get(different)}"
+        return f"its {different} is {there.get(different)}, that of this run is {here.get(different)}"
 
     def _other_layers(self, other: "RunRecord") -> str | None:
-        """Another version of a library may call the same layers by other names."""
+        """Compare layers, for equal library versions: another version may describe the same layers differently."""
         same_versions = (other.training or {}).get("versions") in (None, versions())
         if not other.student_layers or not self.student_layers or not same_versions:
             return None
@@ -209,7 +213,7 @@ class RunRecord:
 
 
 def _different(names: Sequence[str], there: dict[str, Any] | None, here: dict[str, Any] | None) -> list[str]:
-    """Which of these settings two records have different values of; none where one has no record of them."""
+    """The settings in which two records differ; none if one of them has no such entries."""
     if not there or not here:
         return []
     known = [name for name in names if name in SOMETIMES or name in there]  # an earlier version recorded fewer
@@ -217,8 +221,8 @@ def _different(names: Sequence[str], there: dict[str, Any] | None, here: dict[st
 
 
 def read(folder: str | Path | None) -> RunRecord | None:
-    """The record in `folder`, or None where there is none that can be read."""
-    if folder is None or not (Path(folder) / FILE).is_file():  # a pipe of that name would be waited for
+    """The record in `folder`, or None if there is no readable one."""
+    if folder is None or not (Path(folder) / FILE).is_file():  # reading a named pipe would block
         return None
     try:
         record = RunRecord(**json.loads((Path(folder) / FILE).read_text(encoding="utf-8")))
@@ -228,14 +232,15 @@ def read(folder: str | Path | None) -> RunRecord | None:
 
 
 def earlier_thresholds(folder: str | Path | None, slot: Fitted, tokens: bool) -> tuple[float, ...] | None:
-    """What a run's scan found for `slot`, from the record in a checkpoint; None where it is to be scanned (again)."""
+    """The thresholds found for `slot`, from the record in a checkpoint; None if a (new) scan is needed."""
     record = read(folder)
     if record is None or record.thresholds is None:
         return None
     if tokens and slot.level != (record.threshold_level or "sample"):
         logger.warning(
-            "The thresholds in %s were fitted at level=%r (earlier versions knew 'sample' alone), and this temperature "
-            "compares energies at level=%r with them: they are fitted anew. Steps up to here were trained with others.",
+            "The thresholds in %s were fitted at level=%r (the only one in earlier versions is 'sample'), but "
+            "this temperature compares energies at level=%r: they are fitted again. Earlier steps of this run "
+            "were trained with other thresholds.",
             Path(folder or ".") / FILE,
             record.threshold_level or "sample",
             slot.level,
@@ -245,7 +250,7 @@ def earlier_thresholds(folder: str | Path | None, slot: Fitted, tokens: bool) ->
 
 
 def rows_of(dataset: Any) -> str | None:
-    """A training set in a line: its length, where it has one, and its transform, where it is one of ours."""
+    """A training set in one line: its length, if it has one, and its transform, if it is hfkd's."""
     if dataset is None:
         return None
     rows = f"{len(dataset):,} rows" if has_length(dataset) else "a stream"
@@ -254,8 +259,8 @@ def rows_of(dataset: Any) -> str | None:
 
 
 def network(model: nn.Module) -> str:
-    """A network in a line: architecture and size."""
+    """A network in one line: architecture and size."""
     inner = getattr(model, "config", None)
     name = getattr(inner, "architecture", None) or getattr(inner, "name_or_path", None) or type(model).__name__
-    name = Path(name).name if Path(name).exists() else name  # a record may be published, a machine's folders not
+    name = Path(name).name if Path(name).exists() else name  # records may be published; local paths must not be
     return f"{name} ({sum(p.numel() for p in model.parameters()):,} parameters)"

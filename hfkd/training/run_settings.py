@@ -1,4 +1,4 @@
-"""What decides the result of a run, by name, for results.json, the page and the card."""
+"""The settings that determine the result of a run, for results.json, the report and the model card."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -15,13 +15,13 @@ from hfkd.training.student_layers import dropout_of
 ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
 TRAINING = ("num_train_epochs", "max_steps", "max_grad_norm", "decay_bias_and_norm", "on_nan", "seed", "bf16")
 CALLERS = "the caller's"
-WITHIN = ("collate", "collator", "data_collator")  # as collators call the one that they hand on to
+WITHIN = ("collate", "collator", "data_collator")  # attributes under which collators keep the one they wrap
 
 
 def run_settings(trainer: Host) -> dict[str, Any]:
-    """The networks, the slots and the training of `trainer`; of the accelerator what it does, whoever asked for it.
+    """Networks, slots and training settings of `trainer`; precision and batch size as in effect on the accelerator.
 
-    What an optimizer or a schedule of the caller's own decides is read from these, not from the flags.
+    The settings of an optimizer or scheduler passed by the caller are read from these objects, not from the flags.
     """
     args, model = trainer.args, trainer.model
     assert model is not None
@@ -43,7 +43,7 @@ def run_settings(trainer: Host) -> dict[str, Any]:
 
 
 def compared_settings(trainer: Host) -> dict[str, Any]:
-    """What a resumed run is compared in beside `run_settings`."""
+    """Further settings, besides `run_settings`, in which a resumed run is compared."""
     args, config = trainer.args, trainer.args.accelerator_config
     named = ("max_grad_norm", "neftune_noise_alpha", "segmentation_stride", "lr_scheduler_kwargs", *ADAM)
     kept = {name: getattr(args, name) for name in named}
@@ -62,7 +62,7 @@ def versions() -> str:
 
 
 def collator_in_words(collate: Any) -> str:
-    """A collator's name, and its settings: numbers that are no counts, flags, and collators within it."""
+    """A collator's name and settings: its floats, flags, and the collators that it wraps."""
     if not hasattr(collate, "__dict__") or isinstance(collate, type) or hasattr(collate, "__code__"):
         return getattr(collate, "__qualname__", type(collate).__qualname__)
     settings = {name: value for name, value in vars(collate).items() if isinstance(value, (bool, float))}
@@ -89,7 +89,7 @@ def _optimizer(trainer: Host) -> dict[str, Any]:
 
 
 def _of_caller(kind: type[torch.optim.Optimizer], keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimizer that the caller chose, in the words of the flags."""
+    """The settings of an optimizer passed by the caller, under the names of the flags."""
     more = {k: v for k, v in keywords.items() if k not in ("lr", "initial_lr", "weight_decay") and v}
     return {
         "learning_rate": keywords.get("lr"),
@@ -100,7 +100,7 @@ def _of_caller(kind: type[torch.optim.Optimizer], keywords: Mapping[str, Any]) -
 
 
 def _schedule(trainer: Host) -> dict[str, Any]:
-    """How the learning rate changes: by steps after epochs, by one of Trainer's schedules, or by the caller's own."""
+    """The learning-rate schedule: steps after epochs, one of Trainer's schedules, or the caller's own."""
     args = trainer.args
     if trainer.callers_scheduler is not None:
         return {"lr_scheduler_type": f"{type(trainer.callers_scheduler).__name__}, {CALLERS}"}

@@ -1,4 +1,4 @@
-"""Which rows come when: the same in a run that is taken up again."""
+"""Samplers whose order of rows is the same after a resume."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,8 +11,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 class GroupedByEpoch(Sampler[int]):
     """Trainer's `LengthGroupedSampler`, whose order is a function of seed and epoch.
 
-    By itself it draws from the process's generator, of whose state at an epoch's start no checkpoint knows: the rest of
-    an epoch after a resume would have some rows twice and others not at all.
+    By default it draws from the process's generator, whose state at the start of an epoch no checkpoint stores: after a
+    resume, the rest of an epoch would contain some rows twice and others not at all.
     """
 
     def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
@@ -30,5 +30,5 @@ class GroupedByEpoch(Sampler[int]):
 
 
 def by_epoch(sampler: Any, seed: int) -> Any:
-    """`sampler`, or one whose order after a resume is what it was."""
+    """`sampler`, wrapped in GroupedByEpoch if its order would change after a resume."""
     return GroupedByEpoch(sampler, seed) if isinstance(sampler, LengthGroupedSampler) else sampler

@@ -1,4 +1,4 @@
-"""What a trainer is built of: chosen, tried and checked in named steps, before anything is written."""
+"""Builds and checks the parts of a trainer in named steps, before anything is written."""
 
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -85,10 +85,10 @@ from hfkd.training.validation.slots import slot_check
 
 
 class Setup:
-    """Networks, data, loss and forward pass of one trainer. Each step raises ValueError for what would train wrongly.
+    """Networks, data, loss and forward pass of one trainer. Each step raises ValueError for unsuitable input.
 
-    keywords: Trainer's own. data_collator becomes the one that is used. searching: for a trial of a search of
-    hyperparameters, whose folder is another than the trainer's.
+    keywords: Trainer's own. data_collator is replaced by the one that is used. searching: whether this is for a trial
+    of a hyperparameter search, which has its own folder.
     """
 
     def __init__(
@@ -141,12 +141,12 @@ class Setup:
             refuse_prompts(self.model)
         if self.loss.label_smoothing and not self.task.class_ids:
             raise ValueError(
-                f"label_smoothing_factor={self.loss.label_smoothing} is for one class an item, and each label of "
-                f"{self.task.name} is a yes or a no: leave it out, or smooth the labels themselves"
+                f"label_smoothing_factor={self.loss.label_smoothing} needs one class per item, but the labels of "
+                f"{self.task.name} are binary: leave it out, or smooth the labels in the data"
             )
 
     def take_tokenizers(self, teachers: Sequence[nn.Module]) -> None:
-        """The task for two tokenizers, where they are known to differ and the objective is made for that."""
+        """Switch to the task for two tokenizers, if these are known to differ and the objective supports it."""
         its = known_tokenizer(self.teacher_tokenizer, teachers)
         tokenizers = (self.processing_class, its)
         asked = bool(teachers and self.loss.kd_weight)
@@ -165,7 +165,7 @@ class Setup:
         self.loss.labelled = self.rows is None or has_labels(self.rows, self.collator)
         refuse_unlabelled(self.loss, self.task, next(iter(first_rows(self.rows)), None))
         if may_be_unlabelled(self.loss, self.task, self.rows):
-            self.loss.labelled = False  # rows that have labels keep them: they say which places are items
+            self.loss.labelled = False  # labels that rows do have are kept: they mark the positions that are items
         self.no_label = why_labelled(self.loss, self.task, self.args)
         refuse_none_labelled(self.loss, self.rows, self.task)
         self.look_for_labels(self.rows)
@@ -178,11 +178,11 @@ class Setup:
             refuse_streams(self.rows)
 
     def look_for_labels(self, rows: Any) -> None:
-        """Whether each training row has a label, or is refused without one."""
+        """Record whether every training row has a label, or is refused without one."""
         self.task.complete = self.no_label is not None or complete(rows, self.task)
 
     def chosen(self, given: Any) -> Any:
-        """The collator for the user's `given` one, or for none: gets what a network takes."""
+        """The collator built from the user's `given` one, or from None; batches keep what a network takes."""
         parts = (self.processing_class, self.call, self.model, self.live_networks, self.task, self.args)
         collate = chosen_collator(given, *parts)
         if self.refused_columns and isinstance(collate, TokenCollator):
@@ -191,7 +191,7 @@ class Setup:
         return collate
 
     def take_collator(self, given: Any) -> Any:
-        """The collator for one that the user has set on the trainer after it was built."""
+        """The collator built from one that the user has set on the trainer after its construction."""
         if given is not self.collator:
             stored = self.teacher is not None and not self.networks
             made = self.chosen(given)
@@ -199,7 +199,7 @@ class Setup:
         return self.collator
 
     def tokenise(self, teacher: Any) -> None:
-        """Rows that are texts become tokens, where the task knows how."""
+        """Tokenise rows of raw text, if the task supports it."""
         limits = [said_limit(network) for network in (self.model, *teacher_networks(teacher))]
         limit, words = min((one for one in limits if one is not None), default=None), self.processing_class
         for name, rows in self.data.items():
@@ -215,7 +215,7 @@ class Setup:
         return self.args.label_names or ()
 
     def take_teacher(self, teacher: Any, tokenizer: Any) -> None:
-        """The teacher, told what images it is given, and with the student's vocabulary."""
+        """Wrap the teacher, with the normalisation of its images and the vocabulary shared with the student."""
         images = self.call.takes_images and not (self.task.vocabulary or self.task.normalises)
         self.image_inputs = (
             ImageInputs.between(self.model, teacher, self.collator, self.processing_class) if images else None
@@ -228,7 +228,7 @@ class Setup:
         if self.task.vocabulary and self.networks:
             for one in self.teacher.members if self.teacher else ():
                 one.take_as_given()
-        reads = "input_ids" in (self.call.keywords or ())  # classifiers do too
+        reads = "input_ids" in (self.call.keywords or ())  # true of text classifiers too
         if self.networks and not self.task.own_tokens and reads:
             check_teacher_tokenizers(self.processing_class, tokenizer, self.networks, bool(self.loss.kd_weight))
         if reads and self.task.name != "causal_lm":  # whose batches say the positions
@@ -238,11 +238,11 @@ class Setup:
 
     @property
     def live(self) -> Any:
-        """The teacher, if networks run for it."""
+        """The teacher, if it runs networks; None for a stored one."""
         return self.teacher if self.networks else None
 
     def try_networks(self) -> None:
-        """Both networks on the first rows, and what their classes are called."""
+        """Run both networks on the first rows, and compare the names of their classes."""
         args, task, data, collator = self.args, self.task, self.data, self.collator
         self.slots, rows = slot_check(self.loss, task, self.num_classes), probed_dataset(data)
         self.looked_at = collator if self.loss.labelled else unlabelled(collator, task, self.model)
@@ -272,7 +272,7 @@ class Setup:
         return None if self.task.vocabulary else check_label_names(self.data, self.collator, self.model, self.live)
 
     def take_cache(self) -> None:
-        """What a stored teacher serves, where it is one."""
+        """Check that a stored teacher suits this run."""
         teacher = self.teacher
         if teacher is None or self.networks:
             return
@@ -291,7 +291,7 @@ class Setup:
         refuse_prompts_to_write(self.args, (self.model, *self.networks), self.rows, self.collator)
 
     def identify(self) -> None:
-        """What this run is: not another one's folder."""
+        """Create the run's record, and refuse the folder of another run."""
         self.record = RunRecord.of(
             self.model, self.teacher, self.loss, self.args.seed, self.args.more_settings, self.rows
         )
@@ -299,7 +299,7 @@ class Setup:
             self.record.refuse_other(self.args.output_dir)
 
     def lay_out(self) -> None:
-        """Memory formats, pinned batches."""
+        """Choose memory formats and pinned memory."""
         self.channels_last = lays_out(self.model, self.args)
         if self.channels_last:
             self.model.to(memory_format=torch.channels_last)
@@ -309,7 +309,7 @@ class Setup:
         self.bounds = Bounds.of(self.model, self.networks, self.task, self.classes)
 
     def build_objectives(self) -> None:
-        """Connectors, and what is kept of the networks for them: hooks are placed last, once nothing else can fail."""
+        """Build connectors and place the hooks for them, last, once nothing else can fail."""
         parts = (self.model, self.call, self.live, self.task, self.args, self.rows, self.looked_at, tuple(self._labels))
         self.builder = Builder(*parts)
         batch = self.builder.first_batch()
@@ -325,14 +325,14 @@ class Setup:
             self.step.heads_on_targets = False
 
     def reads_heads(self) -> bool:
-        """Whether a slot reads what a network's output head gives, or a layer in it, for all positions."""
+        """Whether a slot reads a network's logits, or a layer in its output head, for all positions."""
         needs, captures = self.loss.requirements, (self.inner.student, self.inner.teacher)
         return LOGITS in needs.features or any(
             one is not None and read_within(one.network, one.keys, output_head(one.network)) for one in captures
         )
 
     def take_parameters(self) -> None:
-        """What the loss learns."""
+        """Create the trainable parameters of the loss, and add them to the caller's optimizer."""
         if self.classes is None and self.rows_come_later:
             return
         loss_parameters.prepare(self.loss, self.classes, self.args)
@@ -340,16 +340,16 @@ class Setup:
 
     @property
     def rows_come_later(self) -> bool:
-        """Whether training rows are seen when training starts: those of a stream, or of a loader of the user's own."""
+        """Whether training rows are first read when training starts: for a stream or a user's own loader."""
         return not map_style(self.rows)
 
     def look_at(self, first: KeptFirst) -> None:
-        """What the first batch says, where no rows were seen when the trainer was built; ValueError as then."""
+        """Run the checks on the first batch that could not run on rows when the trainer was built."""
         batch = first.batch
         if not isinstance(batch, Mapping):
             raise ValueError(
-                f"the training loader's first batch is a {type(batch).__name__}: give dicts by the names that the "
-                "networks' forward has, such as {'pixel_values': images, 'labels': labels}"
+                f"the training loader's first batch is a {type(batch).__name__}: yield dicts with the argument "
+                "names of the networks' forward, such as {'pixel_values': images, 'labels': labels}"
             )
         if not isinstance(batch.get("labels"), Tensor):
             self.loss.labelled = False

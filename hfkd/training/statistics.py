@@ -1,4 +1,4 @@
-"""The teacher scan of a trainer: its teacher, its data, its ranks and its cache."""
+"""The teacher scan with the teacher, data, ranks and cache of a trainer."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from hfkd.training.host import Host
 
 
 def scan_of(trainer: Host, rows: Any = None, **keywords: Any) -> TeacherScan:
-    """`hfkd.teachers.scan` of the training set, or of `rows` of it. ValueError where there is no teacher, or no set."""
+    """`hfkd.teachers.scan` of the training set, or of `rows` of it. ValueError without a teacher or a training set."""
     args = trainer.args
     if trainer.teacher is None or trainer.train_dataset is None:
-        raise ValueError("a teacher scan needs a teacher and a train_dataset")
+        raise ValueError("a teacher scan needs a teacher and a train_dataset: pass both")
     return scan(
         trainer.teacher,
         trainer.train_dataset if rows is None else rows,

@@ -1,4 +1,4 @@
-"""Streams of rows on several ranks."""
+"""Reading streams on several ranks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from hfkd.tasks.base import Task
 
 @contextmanager
 def read_by_each_rank(dataset: Any, task: Task, accelerator: Accelerator) -> Iterator[None]:
-    """Within it loaders of a stream of tokens are made so that each rank reads it, and takes its share of the rows.
+    """Context in which loaders of a token stream are created so that each rank reads it and takes its share of rows.
 
-    By default accelerate reads a stream on one rank alone, and joins the batches of all ranks to send them out: those
-    of tokens have other lengths, and hold more than tensors. A `dispatch_batches` that the user chose stays.
+    By default accelerate reads a stream on one rank, and concatenates batches to send them to the others; token batches
+    differ in length and contain more than tensors. A `dispatch_batches` set by the user is kept.
     """
     config = accelerator.dataloader_config
     mine = isinstance(dataset, IterableDataset) and not task.one_item_a_row and accelerator.num_processes > 1

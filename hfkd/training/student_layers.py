@@ -1,4 +1,4 @@
-"""What decides a student's outputs beside its weights: its configuration, and what its layers say of themselves."""
+"""What determines a student's outputs besides its weights: its configuration, and the repr of its layers."""
 
 import re
 from typing import Any
@@ -15,7 +15,7 @@ DROPS = re.compile(r"\w*drop\w*\(", re.IGNORECASE)
 
 
 def student_config(student: nn.Module) -> dict[str, Any]:
-    """The settings of its configuration that may change its outputs, by dotted names; {} without any."""
+    """Settings of the student's config that may change its outputs, by dotted names; {} without a config."""
     config = getattr(bare(student), "config", None)
     if not isinstance(config, PreTrainedConfig):
         return {}
@@ -23,9 +23,9 @@ def student_config(student: nn.Module) -> dict[str, Any]:
 
 
 def student_layers(student: nn.Module) -> dict[str, Any]:
-    """kinds: its layers in words, each once (strides, activations, ...). places: a hash of which is where.
+    """kinds: the distinct reprs of its layers (strides, activations, ...). places: a hash of layers and their names.
 
-    Dropout is left out, and what stands in its place without any: it may change while a run goes on (`dropout_of`).
+    Dropout, and Identity in its place, is left out: it may change when a run is resumed (`dropout_of`).
     """
     found = {name: text for name, text in _layers(student) if not (DROPS.match(text) or text == "Identity()")}
     places = xxhash.xxh3_128("\n".join(f"{name} {text}" for name, text in found.items()).encode())
@@ -33,17 +33,19 @@ def student_layers(student: nn.Module) -> dict[str, Any]:
 
 
 def changed_layers(there: dict[str, Any], here: dict[str, Any]) -> str | None:
-    """In which layers two students differ, in words; None where they do not."""
+    """A description of the layers in which two students differ; None if they do not."""
     if there["places"] == here["places"]:
         return None
     missing, more = (sorted(set(one["kinds"]) - set(other["kinds"])) for one, other in ((there, here), (here, there)))
     if not missing and not more:
         return "its student has the same layers in other places"
-    return f"its student has {', '.join(missing) or 'no such layer'}, this one's {', '.join(more) or 'none of them'}"
+    return (
+        f"its student has {', '.join(missing) or 'no such layer'}, that of this run {', '.join(more) or 'none of them'}"
+    )
 
 
 def dropout_of(student: nn.Module) -> list[str]:
-    """Layers that drop something, each once, and the settings of a configuration that are about that."""
+    """The distinct dropout layers, and the settings of the config about dropout."""
     config = getattr(bare(student), "config", None)
     settings = flat_settings(config) if isinstance(config, PreTrainedConfig) else ()
     said = {f"{name}={value}" for name, value in settings if "drop" in name and value}

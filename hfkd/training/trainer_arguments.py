@@ -1,4 +1,4 @@
-"""What is passed as scripts for Trainer pass it: arguments in second place, TrainingArguments in place of ours."""
+"""Compatibility with scripts for Trainer: args as second argument, TrainingArguments instead of hfkd's."""
 
 import dataclasses
 import inspect
@@ -16,7 +16,7 @@ from hfkd.models import Peers
 logger = logging.getLogger(__name__)
 
 TRAINERS_ORDER = ("data_collator", "train_dataset", "eval_dataset", "processing_class", "model_init")
-# What a trainer makes its loss, its batches and its networks' layout of when it is built.
+# Arguments that a trainer reads only when it is built.
 TAKEN = (
     "objective",
     "temperature",
@@ -31,8 +31,8 @@ TAKEN = (
     "teacher_cache_dir",
     "channels_last",
 )
-# How Trainer calls what subclasses override: so many by position, and those by name. Not `log`, whose start_time comes
-# with the log of a training step alone: a log(self, logs) of earlier versions works where there is none.
+# How Trainer calls methods that subclasses override: positional arguments, and names of keyword arguments. Without #
+# `log`, which gets start_time only for the log of a training step: a log(self, logs) works otherwise.
 CALLED: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
     "compute_loss": (({}, {}), ("num_items_in_batch",)),
     "training_step": (({}, {}, None), ()),
@@ -43,9 +43,9 @@ OF_TRAINER = tuple(one.name for one in dataclasses.fields(TrainingArguments) if 
 
 
 def in_trainers_order(init: Callable[..., None]) -> Callable[..., None]:
-    """`init(self, model, teacher, args)` that takes Trainer's order too: (model, args, data_collator, ...).
+    """Let `init(self, model, teacher, args)` also take Trainer's order: (model, args, data_collator, ...).
 
-    It is known by arguments in second place; a teacher then comes by keyword.
+    Trainer's order is detected by TrainingArguments in second place; the teacher is then a keyword argument.
     """
 
     @wraps(init)
@@ -54,7 +54,9 @@ def in_trainers_order(init: Callable[..., None]) -> Callable[..., None]:
             model, args, *others = given
             named = {"args": args} | dict(zip(TRAINERS_ORDER, others, strict=False))
             if twice := sorted(named.keys() & keywords.keys()) or others[len(TRAINERS_ORDER) :]:
-                raise TypeError(f"DistillationTrainer(model, args, ...) got {twice} twice, or in no known place")
+                raise TypeError(
+                    f"DistillationTrainer(model, args, ...) got {twice} twice, or as an unknown positional argument"
+                )
             given, keywords = (model,), keywords | named
         init(self, *given, **keywords)
 
@@ -62,10 +64,10 @@ def in_trainers_order(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def own_arguments(args: TrainingArguments | None) -> DistillationArguments:
-    """`args`, or TrainingArguments as DistillationArguments whose slots have their defaults; said in the log.
+    """`args`, or TrainingArguments converted to DistillationArguments with default slots, which is logged.
 
-    What their subclass has beside them is found on the result too. Raises ValueError for anything else, and for
-    `predict_with_generate`, which no evaluation here looks at.
+    Further attributes of their subclass are copied. Raises ValueError for anything else, and for
+    `predict_with_generate`, which is not supported.
     """
     if args is None:
         return DistillationArguments(output_dir="distilled")
@@ -75,16 +77,16 @@ def own_arguments(args: TrainingArguments | None) -> DistillationArguments:
         raise ValueError(f"args is a {type(args).__name__}: pass hfkd.DistillationArguments, or TrainingArguments")
     if getattr(args, "predict_with_generate", False):
         raise ValueError(
-            "predict_with_generate=True is Seq2SeqTrainer's, and evaluation here scores logits on labels: leave it "
-            "out, and generate after training with trainer.model.generate, or in a callback of your own"
+            "predict_with_generate=True is an option of Seq2SeqTrainer; DistillationTrainer evaluates logits on "
+            "labels: leave it out, and generate after training with trainer.model.generate, or in a callback"
         )
     given = {name: value for name in OF_TRAINER if (value := getattr(args, name)) is not None}
     own = DistillationArguments(**given)
     vars(own).update({name: value for name, value in vars(args).items() if name not in vars(own)})
     slots = {name: getattr(own, name) for name in ("objective", "temperature", "weighting", "ce_weight", "kd_weight")}
     logger.warning(
-        "%s are taken as DistillationArguments, with the defaults of what they do not have: %s. Pass "
-        "DistillationArguments, or the trainer's keywords, for others.",
+        "%s are converted to DistillationArguments, with defaults for the settings of distillation: %s. To "
+        "change these, pass DistillationArguments, or keyword arguments of the trainer.",
         type(args).__name__,
         ", ".join(f"{name}={value}" for name, value in slots.items()),
     )
@@ -92,54 +94,55 @@ def own_arguments(args: TrainingArguments | None) -> DistillationArguments:
 
 
 def taken(args: DistillationArguments) -> dict[str, Any]:
-    """The arguments that a trainer reads once, as they are now."""
+    """The current values of the arguments that a trainer reads only once."""
     return {name: getattr(args, name) for name in TAKEN}
 
 
 def refuse_changed(trainer: Any) -> None:
-    """Raise ValueError for what was set on a trainer, or on its arguments, after it was built, and has no effect."""
+    """Raise ValueError for attributes of a trainer, or of its arguments, that were set too late to have an effect."""
     for name, was in trainer.taken.items():
         if (now := getattr(trainer.args, name)) != was:
             raise ValueError(
-                f"args.{name} has been set to {now!r} after the trainer was built with {was!r}, which it goes on with: "
-                "build another trainer"
+                f"args.{name} was set to {now!r} after the trainer had been built with {was!r}, which would have "
+                "no effect: build a new trainer"
             )
     _refuse_other_networks(trainer)
     refuse_loss_function(trainer.compute_loss_func)
     if trainer.label_smoother is not None and (trainer.args.loss_chunk_size or isinstance(trainer.model, Peers)):
         raise ValueError(
-            "a label_smoother of your own takes one student's whole logits, which neither loss_chunk_size nor Peers "
-            "give it: leave it out, or set label_smoothing_factor"
+            "a custom label_smoother needs one student's whole logits, which are not available with "
+            "loss_chunk_size or Peers: leave it out, or set label_smoothing_factor"
         )
     if isinstance(trainer.label_smoother, LabelSmoother) and not trainer.task.class_ids:
         raise ValueError(
-            f"transformers' LabelSmoother is for one class an item, and each label of {trainer.task.name} is a yes or "
-            "a no: leave it out, or smooth the labels themselves"
+            f"transformers' LabelSmoother needs one class per item, but the labels of {trainer.task.name} are "
+            "binary: leave it out, or smooth the labels in the data"
         )
     if trainer.label_smoother is not None and trainer.task.follows_student:
         raise ValueError(
-            f"a label_smoother of your own would be added to the networks' own loss, which {trainer.task.name} takes "
-            "as it is: leave it out"
+            f"a custom label_smoother would be added to the model's own loss, which {trainer.task.name} uses "
+            "unchanged: leave it out"
         )
 
 
 def _refuse_other_networks(trainer: Any) -> None:
-    """Raise ValueError where `trainer.model` or `trainer.teacher` is no longer what the trainer was built around."""
+    """Raise ValueError if `trainer.model` or `trainer.teacher` was replaced after the trainer was built."""
     bare = partial(trainer.accelerator.unwrap_model, keep_torch_compile=False)
     if bare(trainer.model) is not bare(trainer.setup.model):
         raise ValueError(
-            f"trainer.model has been set to another {type(bare(trainer.model)).__name__} after the trainer was built, "
-            "which would train the first: pass it as model=, or give model_init= for a student for each training"
+            f"trainer.model was set to another {type(bare(trainer.model)).__name__} after the trainer had been "
+            "built, which would still train the first: pass it as model=, or pass model_init= to create a "
+            "student for each training"
         )
     if trainer.teacher is not trainer.placed_teacher:
         raise ValueError(
-            f"trainer.teacher has been set to a {type(trainer.teacher).__name__} after the trainer was built, which "
-            "checks, freezes and places a teacher then: build another trainer with teacher="
+            f"trainer.teacher was set to a {type(trainer.teacher).__name__} after the trainer had been built, too "
+            "late to check and freeze it: build a new trainer with teacher="
         )
 
 
 def refuse_old_methods(trainer: Any) -> None:
-    """Raise ValueError for a method of a subclass that does not take what Trainer gives it, as of earlier versions."""
+    """Raise ValueError for an overridden method that does not accept Trainer's arguments, as for earlier versions."""
     for name, (given, named) in CALLED.items():
         own = getattr(type(trainer), name)
         try:
@@ -148,19 +151,19 @@ def refuse_old_methods(trainer: Any) -> None:
             wanted = inspect.signature(getattr(Trainer, name))
             names = ", ".join(str(one.replace(annotation=one.empty)) for one in wanted.parameters.values())
             raise ValueError(
-                f"{type(trainer).__name__}.{name} does not take what Trainer of transformers 5 gives it ({error}): "
-                f"write it as {name}({names})"
+                f"{type(trainer).__name__}.{name} does not accept the arguments of Trainer in transformers 5 "
+                f"({error}): define it as {name}({names})"
             ) from error
 
 
 def refuse_replaced_loss(trainer: Any) -> None:
-    """Raise ValueError where a step was computed without the trainer's own `compute_loss`, teacher and all."""
+    """Raise ValueError if a step was computed without DistillationTrainer's `compute_loss`, and so without teacher."""
     if trainer.distillation_loss.kd_weight and not trainer.judged.parts.pending:
         raise ValueError(
-            f"compute_loss of {type(trainer).__name__} does not call super().compute_loss, so that neither the teacher "
-            "nor objective, temperature and weighting have a part in the loss: add to what that returns, register a "
-            "loss of your own as an objective (hfkd.losses.registry.register_objective), or say kd_weight=0 to train "
-            "on your loss alone"
+            f"compute_loss of {type(trainer).__name__} does not call super().compute_loss, so that teacher, "
+            "objective, temperature and weighting have no effect: add your term to the loss that "
+            "super().compute_loss returns, register a custom loss as an objective "
+            "(hfkd.losses.registry.register_objective), or set kd_weight=0 to train on your loss alone"
         )
 
 
@@ -168,6 +171,7 @@ def refuse_loss_function(compute_loss_func: Any) -> None:
     """Raise ValueError for Trainer's `compute_loss_func`."""
     if compute_loss_func is not None:
         raise ValueError(
-            "compute_loss_func would replace the loss whole, teacher and all: register a loss of your own as an "
-            "objective (hfkd.losses.registry.register_objective), one number per item, and pass objective="
+            "compute_loss_func would replace the whole loss, including distillation: register a custom loss as "
+            "an objective (hfkd.losses.registry.register_objective), which returns one value per item, and pass "
+            "objective="
         )

@@ -101,7 +101,9 @@ def test_what_is_not_understood_is_named(argv, said, capsys):
 
 
 def test_an_unknown_configuration_of_accelerate_names_those_there_are(shell):
-    with pytest.raises(ValueError, match="--accelerate gpu: there is no such file; those that come with hfkd are cpu,"):
+    with pytest.raises(
+        ValueError, match="--accelerate gpu: no such file; pass a path, or one of those that come with hfkd: cpu,"
+    ):
         main(["--accelerate", "gpu", "image"])
 
 

@@ -116,7 +116,7 @@ def test_a_long_prompt_keeps_its_first_tokens(stories, caplog):
     _, tokenizer = stories
     start = tokenizer.decode(tokenizer(PROMPTS[1])["input_ids"][:4], skip_special_tokens=True)
     assert generate(*stories, [PROMPTS[1]], **settings) == generate(*stories, [start], **settings)
-    assert "1 of 1 prompts cut to their first 4 tokens" in caplog.text
+    assert "1 of 1 prompts were truncated to their first 4 tokens" in caplog.text
 
 
 def test_no_prompts_no_texts(stories):

@@ -57,7 +57,7 @@ def test_other_weights_and_settings_are_in_no_average(writer, tmp_path, first, s
 
 def test_scores_that_are_none_are_refused_before_anything_is_generated(writer, tmp_path):
     (tmp_path / "scores.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"scores.json holds no scores .* choose another output_dir"):
+    with pytest.raises(ValueError, match=r"scores.json is not a file of scores .* choose another output_dir"):
         evaluate_sets(*writer, {"vicuna": rows()}, tmp_path, seeds=(10,), **SMALL)
 
 
@@ -105,10 +105,10 @@ def trained(folder, chat_template):
 
 def test_a_chat_student_scored_without_its_template_is_warned_of(evaluate, chat, caplog, tmp_path):
     evaluate("someone/chat")
-    assert "its tokenizer has a chat template, and the prompts are written without it" in caplog.text
+    assert "its tokenizer has a chat template, but the prompts are formatted without it" in caplog.text
     caplog.clear()
     evaluate(trained(tmp_path / "with", True))
-    assert "was trained with its chat template and is scored without it: give --chat_template" in caplog.text
+    assert "was trained with its chat template but is evaluated without it: pass --chat_template" in caplog.text
     caplog.clear()
     evaluate(trained(tmp_path / "without", False))
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING and "template" in r.message]

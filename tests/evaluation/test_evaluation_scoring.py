@@ -26,9 +26,9 @@ def test_mean_and_sd_over_seeds():
 @pytest.mark.parametrize(
     ("generations", "message"),
     [
-        ({"vicuna": {10: PERFECT}}, r"answers to 'vicuna' but no references: there are \['dolly'\]"),
+        ({"vicuna": {10: PERFECT}}, r"answers to 'vicuna' but no references, only those of \['dolly'\]"),
         ({"dolly": {}}, "no answers to 'dolly'"),
-        ({"dolly": {10: ["a"]}}, "1 answers and 2 rows of references"),
+        ({"dolly": {10: ["a"]}}, "1 answers for 2 rows of references"),
     ],
 )
 def test_answers_that_do_not_fit_are_refused(generations, message):
@@ -62,9 +62,9 @@ def test_every_answer_is_kept_beside_the_scores(stories, tmp_path):
 
 def test_what_cannot_be_evaluated_is_refused_before_generating(stories, tmp_path):
     rows = Dataset.from_dict({"prompt": ["a"], "references": [["b"]]})
-    with pytest.raises(ValueError, match=r"seeds=\(1, 1\): give at least one, each once"):
+    with pytest.raises(ValueError, match=r"seeds=\(1, 1\): pass at least one seed, each once"):
         evaluate_sets(*stories, {"a": rows}, tmp_path, seeds=(1, 1))
-    with pytest.raises(ValueError, match=r"set 'a': 1 rows of \['prompt'\]"):
+    with pytest.raises(ValueError, match=r"set 'a' has 1 rows with columns \['prompt'\]"):
         evaluate_sets(*stories, {"a": rows.select_columns("prompt")}, tmp_path)
     with pytest.raises(ValueError, match="set 'a' has rows without a reference"):
         evaluate_sets(*stories, {"a": Dataset.from_dict({"prompt": ["a"] * 2, "references": [["b"], []]})}, tmp_path)

@@ -74,7 +74,7 @@ def test_only_the_rows_that_are_scored(tmp_path):
 def test_what_is_not_there_is_said(tmp_path):
     with pytest.raises(ValueError, match="unknown instruction set 'alpaca': pass some of"):
         instruct_sets(tmp_path, names=["alpaca"])
-    with pytest.raises(ValueError, match="holds none of"):
+    with pytest.raises(ValueError, match="has none of"):
         instruct_sets(tmp_path)
     for typo in (tmp_path / "nowhere", "../shered/data"):
         with pytest.raises(ValueError, match="is not a folder"):
@@ -97,5 +97,5 @@ def test_the_answer_of_any_accepted_row_is_its_reference(row):
 
 
 def test_rows_that_ask_nothing_are_refused():
-    with pytest.raises(ValueError, match="only `text` ask nothing"):
+    with pytest.raises(ValueError, match="rows with only a column `text` have no answers"):
         with_references(Dataset.from_dict({"text": ["a"]}))

@@ -51,7 +51,7 @@ def test_a_teacher_trained_further_under_its_name_is_refused(ask, tmp_path):
         for parameter in other.parameters():
             parameter.add_(0.01)
     other.save_pretrained(tmp_path / "teacher")
-    with pytest.raises(ValueError, match="holds another teacher cache: its teacher is"):
+    with pytest.raises(ValueError, match="contains another teacher cache: its teacher is"):
         ask()
 
 

@@ -87,11 +87,11 @@ def test_a_stopped_stage_goes_on(work, done, monkeypatch):
 
 def test_other_settings_are_refused(work, done):
     with pytest.raises(
-        ValueError, match=r"1_cifar_resnet32 holds another run: its temperature is 4.0, this one's is 2"
+        ValueError, match=r"1_cifar_resnet32 contains another run: its temperature is 4.0, that of this run is 2"
     ):
         run(work, "done", temperature=2)
 
 
 def test_a_chain_has_two_networks(work):
-    with pytest.raises(ValueError, match=r"chain=\['a'\] must name a teacher"):
+    with pytest.raises(ValueError, match=r"chain=\['a'\] must list a teacher"):
         distil_chain(["a"], None, None, None)

@@ -61,7 +61,7 @@ def test_where_the_images_are_held_makes_no_other_run(tmp_path):
 
 def test_another_number_of_processes_is_another_batch(tmp_path):
     mine = deciding(NetworkArguments(), ImageDataArguments(), arguments(tmp_path))
-    assert Run(mine | {PROCESSES: 2}, {}, "finished").difference(mine) == "its world_size is 2, this one's is 1"
+    assert Run(mine | {PROCESSES: 2}, {}, "finished").difference(mine) == "its world_size is 2, that of this run is 1"
     earlier = {name: value for name, value in mine.items() if name != PROCESSES}  # of a version that did not record it
     assert Run(earlier, {}, "finished").difference(mine | {PROCESSES: 2}) is None
 

@@ -43,7 +43,7 @@ def test_a_dry_run_shows_what_each_row_would_be_run_with(tmp_path):
     ("table", "flags", "message"),
     [
         ("ea_kd_table5", (), r"EA-KD for object detection \(Table 5\) cannot be run: tables are of images' classes"),
-        ("energy_kd_table1", ("--rows", "TAKD, vgg13_vgg8"), "--rows 'TAKD, vgg13_vgg8' is none of"),
+        ("energy_kd_table1", ("--rows", "TAKD, vgg13_vgg8"), "--rows 'TAKD, vgg13_vgg8' is not a row"),
         ("energy_kd_table1", ("--objective", "kdd", "--rows", "KD, vgg13_vgg8"), "unknown objective 'kdd'"),
     ],
 )

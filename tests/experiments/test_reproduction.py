@@ -250,7 +250,9 @@ def test_an_evaluation_before_the_end_of_training_is_said(work, done):
 
 def test_one_row_never_averages_two_protocols(work, done, monkeypatch):
     monkeypatch.setattr(resume, "distil_images", lambda *a, **k: pytest.fail("ran"))
-    with pytest.raises(ValueError, match="kd/seed7 holds another run: its num_train_epochs is 2.0, this one's is 3.0"):
+    with pytest.raises(
+        ValueError, match="kd/seed7 contains another run: its num_train_epochs is 2.0, that of this run is 3.0"
+    ):
         run(work, "done", seeds=1, seed=9, num_train_epochs=3)
 
 
@@ -344,13 +346,13 @@ def test_a_row_of_mutual_learning_trains_the_teacher_too(work):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"mutual_learning": True, "teacher_checkpoint": "x.pth"}, "leave teacher_checkpoint out"),
-        ({"num_train_epochs": 3}, "holds another run: its num_train_epochs is 2.0, this one's is 3.0"),
-        ({"crop_padding": 0}, "holds another run: its crop_padding is 1, this one's is 0"),
-        ({"weighting": "entropy"}, "row 'KD' is weighting uniform, and would no longer be what its name says"),
-        ({"rows": "DKD"}, "--rows 'DKD' is none of"),
+        ({"mutual_learning": True, "teacher_checkpoint": "x.pth"}, "leave one of them out"),
+        ({"num_train_epochs": 3}, "contains another run: its num_train_epochs is 2.0, that of this run is 3.0"),
+        ({"crop_padding": 0}, "contains another run: its crop_padding is 1, that of this run is 0"),
+        ({"weighting": "entropy"}, "row 'KD' is defined by weighting=uniform, which a flag must not change"),
+        ({"rows": "DKD"}, "--rows 'DKD' is not a row"),
         ({"seeds": 0}, "seeds=0 must be 1 or more"),
-        ({"teachers": "/nowhere", "teacher_name": "cifar_wrn_16_2"}, "there are no weights /nowhere/wrn_16_2.pth"),
+        ({"teachers": "/nowhere", "teacher_name": "cifar_wrn_16_2"}, "the weights /nowhere/wrn_16_2.pth do not exist"),
         ({"objective": "kdd"}, "unknown objective 'kdd'"),
     ],
 )
@@ -363,7 +365,7 @@ def test_what_is_refused_before_anything_runs(work, done, monkeypatch, more, mes
 def test_a_folder_of_somebody_else_is_refused(work, done):
     (work / "done" / "kd" / "seed7" / "settings.json").rename(work / "aside.json")
     try:
-        with pytest.raises(ValueError, match="holds another run"):
+        with pytest.raises(ValueError, match="contains another run"):
             run(work, "done", seeds=2, seed=7)
     finally:
         (work / "aside.json").rename(work / "done" / "kd" / "seed7" / "settings.json")

@@ -127,7 +127,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(folder, tmp_path, monkeypatch, c
     monkeypatch.setattr(ResponseFolder, "write_part", lambda self, n, rows: (made.append(n), write(self, n, rows)))
     generate_responses(often_ending(), tokenizer(), arguments(folder))
     assert made == [0, 1, 1, 2, 3, 4]
-    assert "part-00001.jsonl is damaged and is made again" in caplog.text
+    assert "part-00001.jsonl is damaged and is generated again" in caplog.text
     assert content(folder / "out") == whole
     made.clear()
     generate_responses(often_ending(), tokenizer(), arguments(folder))
@@ -184,7 +184,7 @@ def test_long_prompts_are_dropped_and_counted(folder):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"temperature": 0.0}, "would be the same"),
+        ({"temperature": 0.0}, "would be identical"),
         ({"top_p": 0.0}, "leaves no token"),
         ({"top_p": 2.0}, "top_p=2.0 must be a number from 0 to 1"),
         ({"temperature": -1.0}, "temperature=-1.0"),
@@ -200,7 +200,7 @@ def test_settings_that_make_no_sense(folder, settings, words):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"max_new_tokens": 30}, "the prompt of row 2 has 3 tokens, .*33 positions of the 32"),
+        ({"max_new_tokens": 30}, "the prompt of row 2 has 3 tokens, .*33 positions, but the model has 32"),
         ({"max_prompt_length": 0}, "max_prompt_length"),
     ],
 )
@@ -223,14 +223,14 @@ def test_rows_without_a_prompt(folder):
 
 
 def test_a_model_that_ends_at_once_leaves_no_data_set(folder):
-    with pytest.raises(ValueError, match="0 of 27 responses are kept .27 ended at once.. Is this a model"):
+    with pytest.raises(ValueError, match="0 of 27 responses are kept .27 ended at once.. Check that the model"):
         generate_responses(often_ending(bias=1e4), tokenizer(), arguments(folder))
     assert not list((folder / "out").glob("*.jsonl"))
 
 
 def test_responses_that_no_filter_left_are_kept_by_another_and_not_written_again(folder, monkeypatch):
     never = {"bias": -1e4}
-    with pytest.raises(ValueError, match="27 not ended within max_new_tokens.*keep_unfinished, which may be given now"):
+    with pytest.raises(ValueError, match="27 not ended within max_new_tokens.*or pass keep_unfinished"):
         generate_responses(often_ending(**never), tokenizer(), arguments(folder))
     monkeypatch.setattr(ResponseWriter, "__call__", None)
     counts = generate_responses(often_ending(**never), tokenizer(), arguments(folder, keep_unfinished=True))
@@ -242,7 +242,7 @@ def test_a_folder_of_others_is_refused_and_stays_as_it_is(folder):
     before = content(folder / "out")
     for model, settings, words in (
         (often_ending(seed=4), {}, "their weights is .*mine.*choose another output_dir"),
-        (often_ending(), {"temperature": 0.5}, "their temperature is 1.0 .*this one's is 0.5"),
+        (often_ending(), {"temperature": 0.5}, "their temperature is 1.0 .*that of this run is 0.5"),
         (often_ending(), {"keep_repeated": True}, "their keep_repeated is False"),
         (often_ending(), {"max_rows": 3}, "their prompts is"),
     ):
@@ -250,9 +250,9 @@ def test_a_folder_of_others_is_refused_and_stays_as_it_is(folder):
             generate_responses(model, tokenizer(), arguments(folder, **settings))
     assert content(folder / "out") == before
     (folder / "out" / "train.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match="not as it was written"):
+    with pytest.raises(ValueError, match="was changed or damaged after it was written"):
         generate_responses(often_ending(), tokenizer(), arguments(folder))
     (folder / "full").mkdir()
     (folder / "full" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds other files \(notes.txt\)"):
+    with pytest.raises(ValueError, match=r"already has other files \(notes.txt\)"):
         generate_responses(often_ending(), tokenizer(), arguments(folder, output_dir=str(folder / "full")))

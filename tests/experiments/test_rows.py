@@ -83,14 +83,14 @@ def test_what_a_table_says_of_itself(table):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("title: T", "must hold a title and rows"),
-        ("- a", "must hold a title and rows"),
+        ("title: T", "must have a title and rows"),
+        ("- a", "must have a title and rows"),
         ("rows: [{settings: {seed: 1}}]", "no name"),
         ("rows: [{name: A, setings: {}}]", "unknown key 'setings'"),
         ("rows: [{name: A}]\ntitel: T", "unknown key 'titel'"),
         ("rows: [{name: A}]\nname: T", "unknown key 'name'"),
-        ("rows: [{name: A}, {name: 'a '}]", "two rows have one name"),
-        ("rows: [{name: A}]\nreference: B", r"reference 'B' is none of the rows \['A'\]"),
+        ("rows: [{name: A}, {name: 'a '}]", "two rows have the same name"),
+        ("rows: [{name: A}]\nreference: B", r"reference 'B' is not a row: choose from \['A'\]"),
         ("rows: [{name: A}]\nmeasure: length", "measure 'length' must be one of"),
         ("rows: [{name: A, config: [no.yaml]}]", "no.yaml: this file does not exist"),
         ("rows: [", "is not a YAML file"),

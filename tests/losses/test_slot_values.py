@@ -106,8 +106,8 @@ def test_looking_counts_no_call_and_a_slot_for_whole_batches_is_left_alone(tmp_p
 @pytest.mark.parametrize(
     ("slot", "step", "what"),
     [
-        ("temperature", 2, "the temperature that a slot gave is not above 0, or NaN or infinite for row"),
-        ("weighting", 3, "the weight that a slot gave is below 0, or NaN or infinite for row"),
+        ("temperature", 2, "the temperature that a slot returned is not above 0, or NaN or infinite for row"),
+        ("weighting", 3, "the weight that a slot returned is below 0, or NaN or infinite for row"),
     ],
 )
 def test_what_shows_later_stops_its_step(tmp_path, slot, step, what):

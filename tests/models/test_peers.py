@@ -75,10 +75,10 @@ def test_what_peers_cannot_do_is_refused(tmp_path):
         Peers(peers[:1])
     with pytest.raises(ValueError, match="leave the teacher out"):
         DistillationTrainer(Peers(peers), teacher(), arguments(tmp_path), train_dataset=Rows())
-    with pytest.raises(ValueError, match="needs a fixed teacher"):
+    with pytest.raises(ValueError, match="needs a scan by a fixed teacher"):
         DistillationTrainer(Peers(peers), None, arguments(tmp_path), train_dataset=Rows(), temperature="energy")
     for keywords in ({"he_da": "paper"}, {"teacher_cache_dir": "logits"}, {"evaluate_kl": True}):
-        with pytest.raises(ValueError, match="asks a fixed teacher, and Peers have none"):
+        with pytest.raises(ValueError, match="needs a fixed teacher, and Peers have none"):
             make(tmp_path, peers, **keywords)
 
 
@@ -96,5 +96,5 @@ def test_no_peer_is_privileged_by_an_objective_that_is_not_refused(tmp_path, obj
         torch.testing.assert_close(one, other)
         return
     assert abs(one - other) > 1e-4
-    with pytest.raises(ValueError, match="treats the first view of an image apart"):
+    with pytest.raises(ValueError, match="treats the first view of an image separately"):
         DistillationTrainer(Peers(peers), None, arguments(tmp_path), train_dataset=Rows(), objective=spec)

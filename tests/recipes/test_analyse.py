@@ -131,10 +131,10 @@ def test_what_cannot_be_analysed_is_refused_by_name_before_any_pass(digits, monk
     )
     monkeypatch.setattr("hfkd.experiments.analyse.network_pass", None)
     refused = {
-        "five has 5 classes, and the data 10": [tmp_path / "five"],
+        "five has 5 classes, but the data 10": [tmp_path / "five"],
         "empty has no config.json": [tmp_path / "empty"],
-        "'nothing' is neither a folder": ["nothing"],
-        "gone' is neither a folder": [tmp_path / "gone"],
+        "'nothing' is neither the output folder": ["nothing"],
+        "gone' is neither the output folder": [tmp_path / "gone"],
         "there is no folder runs/gone, and no network of that name": ["runs/gone"],
         "0 student_checkpoints for 1 students": ["cifar_resnet8"],
         "twenties does not have the classes of the data": [tmp_path / "twenties"],

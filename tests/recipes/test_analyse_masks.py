@@ -58,7 +58,7 @@ def test_a_copy_in_another_order_agrees_and_another_network_does_not(folder):
     page = (folder / "page/index.html").read_text()
     titles = "image, label, teacher, turned, other, energy, entropy, entropy: turned, entropy: other"
     assert page.count(f"Side by side: {titles}") == 1
-    assert "drawn of image classifiers alone" in page
+    assert "available for image classifiers only" in page
 
 
 def test_what_cannot_be_analysed_is_refused_and_nothing_is_written(folder, tmp_path):
@@ -67,8 +67,8 @@ def test_what_cannot_be_analysed_is_refused_and_nothing_is_written(folder, tmp_p
     network.config.id2label = dict(enumerate(["sky", "road", "car"]))
     network.save_pretrained(folder / "street")
     refused = {
-        "gone' is no folder: name those that runs": "gone",
-        "empty has no config.json, nor model.safetensors": "empty",
+        "gone' is not a folder: pass output folders of runs": "gone",
+        "empty has neither config.json nor both model.safetensors": "empty",
         "street does not have the classes of the data": "street",
         "is given twice": "teacher",
     }

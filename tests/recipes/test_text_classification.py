@@ -68,7 +68,7 @@ def test_the_card_and_the_page_are_of_texts(taught):
     assert "an item is a row" in card
     assert "Accuracy by teacher entropy" in page
     assert "Left out: no per-sample evaluation" not in page
-    assert "Left out: the run used no scan" not in page
+    assert "Left out: the run did not scan" not in page
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ REFUSED = {
     "a teacher without a head": (lambda f: {"teacher_name_or_path": f / "masked"}, "no stored weights for"),
     "a teacher of three classes": (
         lambda f: {"teacher_name_or_path": stored(f, "three", classifier(17, num_labels=3), WORDS)},
-        "the teacher gives 3 classes and the student 2",
+        "the teacher has 3 classes and the student 2",
     ),
     "a student of other tokens": (
         lambda f: {
@@ -139,7 +139,7 @@ REFUSED = {
         "cannot be set on a configuration",
     ),
     "no room for text": (lambda f: {"max_length": 0}, "max_length=0 must be 1 or more"),
-    "another task": (lambda f: {"task": "masked_lm"}, "cannot be made a batch of"),
+    "another task": (lambda f: {"task": "masked_lm"}, "cannot be collated to a batch with"),
     "more tokens than positions": (
         lambda f: {"student_config": "max_position_embeddings=2,hidden_size=8,num_attention_heads=2"},
         "has 2 positions: lower max_length to 2",

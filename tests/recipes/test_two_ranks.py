@@ -111,4 +111,4 @@ def test_a_run_that_diverges_does_not_stop_the_table_on_two_ranks(folder, tmp_pa
     assert codes == [0, 0], logs[0][-3000:] + logs[1][-3000:]
     assert results(tmp_path / "out" / "too_fast" / "seed42")["status"] == "failed"
     assert results(tmp_path / "out" / "kd" / "seed42")["status"] == "finished"
-    assert [log.count("The table goes on") for log in logs] == [1, 0]
+    assert [log.count("Continuing with the next run") for log in logs] == [1, 0]

@@ -248,7 +248,7 @@ def test_each_field_of_each_recipe_takes_its_default_and_no_list_of_lists():
         ("evaluate_instruct", lambda f, out: answer_flags(f, out, max_rows=-3), "max_rows=-3"),
         ("digits_demo", lambda f, out: given(output_dir=out, seeds=0), "seeds=0"),
         ("digits_demo", lambda f, out: given(output_dir=out, labelled_images=0), "labelled_images=0"),
-        ("digits_demo", lambda f, out: given(output_dir=out, ways="kd"), "'kd' is none of"),
+        ("digits_demo", lambda f, out: given(output_dir=out, ways="kd"), "'kd' is unknown"),
         (
             "cifar100_energy_kd",
             lambda f, out: image_flags(f, out, labelled_images=99),
@@ -284,13 +284,13 @@ def earlier(folder):
 def test_a_checkpoint_of_another_run_is_refused_by_its_path(folder, earlier, monkeypatch, tmp_path):
     flags = image_flags(folder, tmp_path / "run", **SAVING, resume_from_checkpoint=earlier / "checkpoint-4")
     for other, message in (
-        ({"temperature": "3.0"}, r"temperature is Constant\(temperature=2.0\), this one's is Const"),
+        ({"temperature": "3.0"}, r"temperature is Constant\(temperature=2.0\), that of this run is Const"),
         (
             {"temperature": "2.0", "seed": 1},
-            "its seed is 42, this one's is 1",
+            "its seed is 42, that of this run is 1",
         ),
     ):
-        with pytest.raises(ValueError, match=f"checkpoint-4 is of another run: .*{message}"):
+        with pytest.raises(ValueError, match=f"checkpoint-4 is from another run: .*{message}"):
             run(monkeypatch, "cifar100_energy_kd", *flags, *given(**other))
     assert not list((tmp_path / "run").glob("*"))
     run(monkeypatch, "cifar100_energy_kd", *flags, "--temperature=2.0")  # of this one, taken up in another folder
@@ -309,7 +309,7 @@ def test_a_word_says_whether_to_start_anew(folder, earlier, monkeypatch, caplog,
     run(monkeypatch, "cifar100_energy_kd", *image_flags(folder, tmp_path / "run", **SAVING, temperature="2.0"), *more)
     last = results(tmp_path / "run")["sessions"][-1]
     assert (last["last_step"] - last["first_step"], last["last_step"]) == (steps, 6)
-    assert ("Starting anew beside" in caplog.text) is (steps == 6)
+    assert ("Starting from scratch" in caplog.text) is (steps == 6)
 
 
 def test_true_without_a_checkpoint_is_refused(folder, monkeypatch, tmp_path):
@@ -322,7 +322,7 @@ def test_a_run_that_has_trained_for_longer_is_refused(folder, earlier, monkeypat
     shutil.copytree(earlier, tmp_path / "run")
     before = content(tmp_path / "run")
     flags = image_flags(folder, tmp_path / "run", **SAVING | {"temperature": "2.0"} | shorter)
-    with pytest.raises(ValueError, match="checkpoint-6 has been trained for 6 steps, and this run ends at step"):
+    with pytest.raises(ValueError, match="checkpoint-6 was trained for 6 steps, but this run ends at step"):
         run(monkeypatch, "cifar100_energy_kd", *flags)
     assert content(tmp_path / "run") == before
 

@@ -111,7 +111,7 @@ def test_an_entropy_says_its_temperature_and_an_image_its_class(tmp_path):
     distillation_page(path, config=CONFIG, log_history=HISTORY, **data)
     page = path.read_text(encoding="utf-8")
     assert "the entropy of its softmax at temperature 3." in page
-    said = page.count("Below each image: its class, what the teacher takes it for")
+    said = page.count("Below each image: its class, the teacher")
     assert said == 2, "of one of the two groups: its paragraph, and the description of its picture"
 
 
@@ -146,7 +146,7 @@ def test_without_data_each_section_says_why(tmp_path):
     distillation_page(tmp_path / "p.html", config={}, log_history=[], **NOTHING)
     page = (tmp_path / "p.html").read_text(encoding="utf-8")
     assert page.count("Left out:") == 5
-    assert page.count("used no scan") == 4
+    assert page.count("did not scan") == 4
     assert "no evaluation was logged" in page
     assert len(re.findall("<img", page)) == 1
 

@@ -72,7 +72,7 @@ def test_a_named_task_decides_the_head(tmp_path):
 def test_a_name_that_is_no_network_is_refused(tmp_path, role):
     network = task_toys.bert(BertForSequenceClassification)(8)
     networks = {"student": network, "teacher": network} | {role: str(tmp_path / "none")}
-    with pytest.raises(ValueError, match=rf"the {role} .*none' is no folder with a config.json"):
+    with pytest.raises(ValueError, match=rf"the {role} .*none' is neither a folder with a config.json"):
         DistillationTrainer(*networks.values(), arguments(tmp_path / "run"), train_dataset=rows())
 
 
@@ -88,7 +88,7 @@ def test_a_student_with_another_head_is_refused(tmp_path):
     network.config.num_labels = 5
     BertForSequenceClassification(network.config).save_pretrained(tmp_path / "student")
     teacher = task_toys.bert(BertForSequenceClassification)(16)
-    with pytest.raises(ValueError, match="and the teacher's classes need"):
+    with pytest.raises(ValueError, match="but the teacher's classes need"):
         DistillationTrainer(str(tmp_path / "student"), teacher, arguments(tmp_path / "run"), train_dataset=rows())
 
 
@@ -97,7 +97,7 @@ def test_a_folder_without_a_tokenizer_has_none(tmp_path):
     task_toys.bert(BertForMaskedLM)(8).save_pretrained(tmp_path / "base")
     args = arguments(tmp_path / "run", task="masked_lm", ce_weight=1, kd_weight=0)
     data = [{"input_ids": row["input_ids"] * 2} for row in rows()]
-    with pytest.raises(ValueError, match="masked_lm needs a tokenizer to pad rows with"):
+    with pytest.raises(ValueError, match="masked_lm needs a tokenizer for padding"):
         DistillationTrainer(str(tmp_path / "base"), None, args, train_dataset=data)
     words = task_toys.tokenizer()
     trainer = DistillationTrainer(str(tmp_path / "base"), None, args, train_dataset=data, processing_class=words)

@@ -105,9 +105,11 @@ def test_a_named_task_is_taken(task):
 
 
 def test_what_is_named_is_proved_still(tmp_path):
-    with pytest.raises(ValueError, match="the model shifts its labels by one, and masked_lm takes each label in its"):
+    with pytest.raises(
+        ValueError, match="the model shifts its labels by one, and masked_lm predicts each label at its"
+    ):
         labels_only(tmp_path / "run", language_model(vocab=30), OTHER, task="masked_lm")
-    with pytest.raises(ValueError, match="predicts each label in its own place, and causal_lm shifts the labels"):
+    with pytest.raises(ValueError, match="predicts each label at its own position, and causal_lm shifts the labels"):
         labels_only(tmp_path / "run", bert30(BertForMaskedLM), OTHER, task="causal_lm")
     assert not (tmp_path / "run").exists()
 
@@ -134,7 +136,7 @@ def bert30(kind, **keywords):
         (
             lambda: bert30(BertForQuestionAnswering),
             TEXT,
-            "BertForQuestionAnswering is for question answering, and hfkd has no such task",
+            "BertForQuestionAnswering is for question answering, a task that hfkd does not support",
         ),
         (lambda: lora(bert30(BertForQuestionAnswering)), TEXT, "BertForQuestionAnswering is for question answering"),
         (lambda: bert30(BertForMultipleChoice), TEXT, "BertForMultipleChoice is for multiple choice"),
@@ -144,11 +146,15 @@ def bert30(kind, **keywords):
             Rows(),
             "ViTForMaskedImageModeling is for masked image modelling",
         ),
-        (lambda: bert30(BertForSequenceClassification, num_labels=1), ONE_LABEL, "has num_labels=1, a regression"),
+        (
+            lambda: bert30(BertForSequenceClassification, num_labels=1),
+            ONE_LABEL,
+            "has num_labels=1, which is a regression",
+        ),
         (
             lambda: bert30(BertForSequenceClassification, problem_type="regression"),
             ONE_LABEL,
-            "BertForSequenceClassification has problem_type='regression', a regression, which gives no probabilities",
+            "BertForSequenceClassification has problem_type='regression', which is a regression without probabilities",
         ),
         (lambda: vit(problem_type="regression"), Rows(), "ViTForImageClassification has problem_type='regression'"),
         (lambda: Peers([vit(), vit(problem_type="regression")]), Rows(), "has problem_type='regression'"),
@@ -178,9 +184,9 @@ def test_a_teacher_for_another_task_is_refused(tmp_path, wrap):
 @pytest.mark.parametrize(
     ("student", "rows", "message"),
     [
-        (lambda: Net(classes=1), Rows(classes=1), "the student has one logit, whose softmax is 1 whatever it says"),
-        (lambda: vit(1), Rows(classes=1), "the student has one logit"),
-        (lambda: nn.Conv2d(3, 5, 1), Rows(), r"logits have shape \(2, 5, 8, 8\), and image_classification takes \[b"),
+        (lambda: Net(classes=1), Rows(classes=1), "the student has a single logit, whose softmax is always 1"),
+        (lambda: vit(1), Rows(classes=1), "the student has a single logit"),
+        (lambda: nn.Conv2d(3, 5, 1), Rows(), r"logits have shape \(2, 5, 8, 8\), but image_classification needs \[b"),
     ],
 )
 def test_logits_of_another_shape_are_refused(tmp_path, student, rows, message):
@@ -189,10 +195,10 @@ def test_logits_of_another_shape_are_refused(tmp_path, student, rows, message):
 
 
 def test_so_are_those_of_a_task_that_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"logits have shape \(2, 3\), and token_classification takes \[batch, length"):
+    with pytest.raises(ValueError, match=r"logits have shape \(2, 3\), but token_classification needs \[batch, length"):
         labels_only(tmp_path, bert30(BertForSequenceClassification), TEXT, task="token_classification")
     with pytest.raises(
-        ValueError, match=r"logits have shape \(2, 6, 30\), and sequence_classification takes \[batch, c"
+        ValueError, match=r"logits have shape \(2, 6, 30\), but sequence_classification needs \[batch, c"
     ):
         labels_only(tmp_path, Words(), ONE_LABEL, task="sequence_classification")
 
@@ -230,7 +236,7 @@ def test_a_network_of_ones_own_may_say_that_its_labels_are_several():
 
 
 def test_a_network_that_says_nothing_is_no_language_model_of_other_labels(tmp_path):
-    with pytest.raises(ValueError, match="labels of the first rows are not the tokens in their places.*with task="):
+    with pytest.raises(ValueError, match="labels of the first rows are not the tokens at their positions.*set task="):
         trainer(tmp_path, Words(), OTHER, Words())
     assert trainer(tmp_path, Words(), OTHER, Words(), task="token_classification").task.shift == 0
     assert trainer(tmp_path, Words(), OTHER, Words(), task="causal_lm").task.shift == 1
@@ -244,7 +250,7 @@ def test_a_language_model_that_says_nothing_of_its_head_trains(tmp_path):
     assert made.evaluate()["eval_loss"] == pytest.approx(expected.item(), rel=1e-6)
     made.train()
     assert made.evaluate()["eval_loss"] < expected
-    with pytest.raises(ValueError, match="the teacher gives 31 classes and the student 30"):
+    with pytest.raises(ValueError, match="the teacher has 31 classes and the student 30"):
         trainer(tmp_path, student, TEXT, Words(31))
 
 

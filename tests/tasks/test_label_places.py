@@ -51,7 +51,9 @@ def test_a_masked_language_model_is_not_trained_to_copy_its_input(tmp_path, kind
         "mlm=False": DataCollatorForLanguageModeling(known, mlm=False),
         "of the user's own": lambda rows: default_data_collator(rows),
     }[kind]
-    with pytest.raises(ValueError, match="all of the 12 labels of the first rows are the tokens .* nothing is masked"):
+    with pytest.raises(
+        ValueError, match="all of the 12 labels of the first rows equal the tokens .* nothing is masked"
+    ):
         trainer(tmp_path, bert(BertForMaskedLM), copied(), collator, processing_class=known)
 
 
@@ -68,7 +70,7 @@ def test_labels_of_words_are_not_taken_for_those_of_tokens(tmp_path):
     rows = Dataset.from_list([{"input_ids": ids, "labels": [0, 1, 1]} for ids in TOKENS])
     known = masking_tokenizer()
     for collator in (None, DataCollatorForTokenClassification(known)):
-        with pytest.raises(ValueError, match="row 0 has 3 labels for 6 tokens: give each token its own"):
+        with pytest.raises(ValueError, match="row 0 has 3 labels for 6 tokens: align labels with tokens"):
             trainer(tmp_path, bert(BertForTokenClassification), rows, collator, processing_class=known)
 
     def aligned(rows):  # a collator that knows which word a token is of
@@ -80,7 +82,7 @@ def test_labels_of_words_are_not_taken_for_those_of_tokens(tmp_path):
 
 def test_labels_that_are_the_next_tokens_already_are_not_shifted_again(tmp_path):
     rows = Dataset.from_list([{"input_ids": ids[:-1], "labels": ids[1:]} for ids in TOKENS])
-    with pytest.raises(ValueError, match="each label of the first rows is the token after its own place"):
+    with pytest.raises(ValueError, match="each label of the first rows is the token at the next position"):
         trainer(tmp_path, language_model(), rows)
 
 
@@ -93,7 +95,7 @@ def test_a_causal_model_whose_inputs_are_masked_is_warned_of(tmp_path, caplog):
     masking = DataCollatorForLanguageModeling(masking_tokenizer(), mlm_probability=0.9)
     trainer(tmp_path / "masked", language_model(), copied(), masking)
     assert [r.levelno for r in caplog.records if r.name == "hfkd.tasks.causal_lm"] == [logging.WARNING]
-    assert "is the collator one for masked language modelling (mlm=True)?" in warned()[0]
+    assert "check that the collator is not one for masked language modelling (mlm=True)." in warned()[0]
 
 
 def test_rows_without_tokens_are_told_what_makes_them(tmp_path):

@@ -230,14 +230,14 @@ def test_a_detector_whose_heads_classify_something_else_is_refused(tmp_path):
             return boxes, {name: 2 * loss for name, loss in losses.items()}
 
     student.roi_heads.__class__ = Doubled
-    with pytest.raises(ValueError, match="the classification loss of FasterRCNN itself on two rows is"):
+    with pytest.raises(ValueError, match="the classification loss computed by FasterRCNN on two rows is"):
         trainer(tmp_path, student)
 
 
 def test_a_label_smoother_of_ones_own_is_refused(tmp_path):
     made = trainer(tmp_path)
     made.label_smoother = lambda outputs, labels: 0.0
-    with pytest.raises(ValueError, match="would be added to the networks' own loss"):
+    with pytest.raises(ValueError, match="would be added to the model's own loss"):
         made.train()
 
 

@@ -246,7 +246,7 @@ def test_a_stored_teacher_is_not_taken_for_that_of_other_documents(tmp_path):
     rows = [row | {"index": i} for i, row in enumerate(FORMS["position_ids"][0])]
     build_text_cache(llama(2, 4.0), Dataset.from_list(rows), tmp_path)
     joined_up = Dataset.from_list([row | {"position_ids": list(range(len(row["input_ids"])))} for row in rows])
-    with pytest.raises(ValueError, match="does not hold row 0"):
+    with pytest.raises(ValueError, match="does not contain row 0"):
         CachedTextTeacher(tmp_path).check_rows(joined_up)
 
 
@@ -292,7 +292,7 @@ def test_a_network_that_looks_across_documents_is_refused(tmp_path, network, rol
         "second teacher": (gpt2(1, 1.0), [gpt2(2, 1.0), network()]),
     }[role]
     rows, collator = FORMS[form]
-    with pytest.raises(ValueError, match="lets a document see those before it: give each document a row of its own"):
+    with pytest.raises(ValueError, match="a document attends to those before it: use one document per row"):
         build(tmp_path / "run", student, teacher, Dataset.from_list(rows), collator)
     assert not (tmp_path / "run").exists()
     build(tmp_path / "run", student, teacher, Dataset.from_list(DOCUMENTS))

@@ -73,8 +73,9 @@ def test_a_causal_model_that_does_not_shift_is_refused_with_both_numbers(tmp_pat
     shifted = cross_entropy(output.logits[:, :-1].flatten(0, 1), X[:2, 1:].flatten())
     assert abs(shifted - output.loss) > 0.1
     said = (
-        f"the loss of BartForCausalLM itself on two rows is {output.loss:.4f}, and the cross-entropy that hfkd trains "
-        f"on {shifted:.4f}: the model predicts each label in its own place, and causal_lm shifts the labels by one"
+        f"the loss computed by BartForCausalLM on two rows is {output.loss:.4f}, but the cross-entropy computed by "
+        f"hfkd is {shifted:.4f}: the model predicts each label at its own position, and causal_lm shifts the labels "
+        "by one"
     )
     with pytest.raises(ValueError, match=said):
         labels_only(tmp_path / "run", student)
@@ -83,7 +84,7 @@ def test_a_causal_model_that_does_not_shift_is_refused_with_both_numbers(tmp_pat
 
 @pytest.mark.parametrize("build", [xlnet, xlm])
 def test_so_are_others(tmp_path, build):
-    with pytest.raises(ValueError, match="predicts each label in its own place"):
+    with pytest.raises(ValueError, match="predicts each label at its own position"):
         labels_only(tmp_path, build())
 
 
@@ -98,12 +99,12 @@ def test_a_model_that_shifts_is_trained_on_its_own_loss(tmp_path, build):
 
 def test_a_teacher_that_does_not_shift_is_refused(tmp_path):
     for teacher in (bart(), [gpt2(), bart()]):
-        with pytest.raises(ValueError, match="BartForCausalLM .* predicts each label in its own place"):
+        with pytest.raises(ValueError, match="BartForCausalLM .* predicts each label at its own position"):
             trainer(tmp_path, gpt2(), TEXT, teacher)
 
 
 def test_a_cache_of_a_teacher_that_does_not_shift_is_not_built(tmp_path):
-    with pytest.raises(ValueError, match="BartForCausalLM .* predicts each label in its own place"):
+    with pytest.raises(ValueError, match="BartForCausalLM .* predicts each label at its own position"):
         build_text_cache(bart(), token_dataset(4), tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
@@ -117,7 +118,7 @@ def test_without_rows_to_look_at_made_up_ones_do(tmp_path):
     for keywords in ({"train_dataset": Endless()}, {}):
         settings = arguments(tmp_path, ce_weight=1.0, kd_weight=0.0)
         DistillationTrainer(llama(), None, settings, processing_class=tokenizer(), **keywords)
-        with pytest.raises(ValueError, match="BartForCausalLM .* predicts each label in its own place"):
+        with pytest.raises(ValueError, match="BartForCausalLM .* predicts each label at its own position"):
             DistillationTrainer(bart(), None, settings, processing_class=tokenizer(), **keywords)
 
 
@@ -125,7 +126,7 @@ def test_rows_whose_first_tokens_are_no_targets_decide_it_too(tmp_path):
     x = torch.randint(3, VOCAB, (2, 20))
     rows = [{"input_ids": i, "labels": torch.where(torch.arange(20) < 15, -100, i)} for i in x]
     labels_only(tmp_path, llama(), rows)
-    with pytest.raises(ValueError, match="predicts each label in its own place"):
+    with pytest.raises(ValueError, match="predicts each label at its own position"):
         labels_only(tmp_path, bart(), rows)
 
 
@@ -135,7 +136,7 @@ def test_logits_that_are_all_the_same_decide_it_too(tmp_path):
     for network in (flat, causal):
         torch.nn.init.zeros_(network.get_output_embeddings().weight)
     labels_only(tmp_path, causal)
-    with pytest.raises(ValueError, match="BartForCausalLM .* predicts each label in its own place"):
+    with pytest.raises(ValueError, match="BartForCausalLM .* predicts each label at its own position"):
         labels_only(tmp_path, flat)
 
 
@@ -147,9 +148,7 @@ def test_a_loss_with_another_term_is_refused(tmp_path):
 
     student = llama()
     student.loss_function = smoothed
-    with pytest.raises(
-        ValueError, match="computes something else than causal_lm, or adds a term that hfkd would leave out"
-    ):
+    with pytest.raises(ValueError, match="has another loss than causal_lm, or adds a term that hfkd would omit"):
         labels_only(tmp_path, student)
 
 
@@ -164,7 +163,7 @@ def test_a_loss_in_half_precision_passes_and_the_wrong_place_does_not(tmp_path):
         return student
 
     labels_only(tmp_path, half("next"))
-    with pytest.raises(ValueError, match="LlamaForCausalLM .* predicts each label in its own place"):
+    with pytest.raises(ValueError, match="LlamaForCausalLM .* predicts each label at its own position"):
         labels_only(tmp_path, half("own"))
 
 
@@ -179,7 +178,7 @@ def test_an_image_classifier_of_another_loss_is_refused(tmp_path):
     student = Weighted(vit().config)
     with torch.no_grad():
         student.classifier.weight.mul_(50)
-    with pytest.raises(ValueError, match="the loss of Weighted itself on two rows is .* computes something else"):
+    with pytest.raises(ValueError, match="the loss computed by Weighted on two rows is .* has another loss"):
         labels_only(tmp_path, student, Rows())
     labels_only(tmp_path, vit(), Rows())
 
@@ -189,7 +188,7 @@ def test_a_model_that_cannot_compute_its_own_loss_is_trained_and_it_is_said(tmp_
         """transformers guesses the loss from the class's name, and takes this for a language model."""
 
     labels_only(tmp_path, Renamed(vit().config), Rows()).train()
-    assert "Renamed cannot compute a loss of its own" in caplog.text
+    assert "Renamed cannot compute a loss itself" in caplog.text
 
 
 class NoisyForImageClassification(ViTForImageClassification):

@@ -121,8 +121,11 @@ def test_each_view_of_an_image_has_its_label_or_none():
 
 
 REFUSED = {
-    "dkd": ({"objective": "dkd"}, r"-100, which stands for none: DKD\(.*reads the label; choose kd, or leave"),
-    "no teacher": ({"kd_weight": 0.0, "ce_weight": 1.0}, "-100, which stands for none: leave the row out"),
+    "dkd": ({"objective": "dkd"}, r"-100, which means no label: DKD\(.*reads the label; choose kd, or remove"),
+    "no teacher": (
+        {"kd_weight": 0.0, "ce_weight": 1.0},
+        "-100, which means no label: there is nothing to learn from it; remove the row",
+    ),
 }
 
 
@@ -146,7 +149,7 @@ def digits(count, seed=0):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"objective": "nkd"}, "-100, which stands for none: NKD"),
+        ({"objective": "nkd"}, "-100, which means no label: NKD"),
         ({"objective": "crd(negatives=8)"}, r"need a label for every row, but some rows have none \(-100\): use crd\("),
         ({"he_da": "paper"}, "he_da='paper' mixes labels"),
     ],
@@ -164,11 +167,15 @@ def test_rows_of_which_none_has_a_label_are_refused_beside_a_cross_entropy(tmp_p
         .with_transform(train.format["format_kwargs"]["transform"])
     )
     networks = Net(4, 10), teacher(10)
-    with pytest.raises(ValueError, match=r"no training row has a label \(all are -100\), and ce_weight=0.1: give"):
+    with pytest.raises(
+        ValueError, match=r"no training row has a label \(all are -100\), but ce_weight=0.1 needs some: set"
+    ):
         DistillationTrainer(*networks, arguments(tmp_path), train_dataset=none)
     run = DistillationTrainer(*networks, arguments(tmp_path, ce_weight=0.0), train_dataset=none)
     run.train()
-    with pytest.raises(ValueError, match="eval_dataset: a row has the label -100, .* there is nothing to compare with"):
+    with pytest.raises(
+        ValueError, match="eval_dataset: a row has the label -100, .* there is nothing to compare a prediction with"
+    ):
         DistillationTrainer(*networks, arguments(tmp_path), train_dataset=test, eval_dataset=train)
 
 

@@ -207,14 +207,16 @@ def test_a_model_of_another_loss_is_refused(tmp_path):
     """One that takes another label for none."""
     student = segformer(8).double()
     student.config.semantic_loss_ignore_index = 0
-    with pytest.raises(ValueError, match="the loss of SegformerFor.* computes something else than semantic_segment"):
+    with pytest.raises(ValueError, match="the loss computed by SegformerFor.* has another loss than semantic_segment"):
         trainer(tmp_path, student, None, ce_weight=1, kd_weight=0, task="auto")
 
 
 def test_the_auxiliary_head_does_not_hide_another_loss(tmp_path):
     student = upernet(8).double()
     student.config.loss_ignore_index = 0
-    with pytest.raises(ValueError, match="the loss of UperNetFor.* computes something else than semantic_segmentatio"):
+    with pytest.raises(
+        ValueError, match="the loss computed by UperNetFor.* has another loss than semantic_segmentatio"
+    ):
         trainer(tmp_path, student, None, ce_weight=1, kd_weight=0, task="auto")
     assert student.config.auxiliary_loss_weight == 0.4
 
@@ -222,9 +224,9 @@ def test_the_auxiliary_head_does_not_hide_another_loss(tmp_path):
 def test_classes_of_a_teacher_that_has_more_are_stated(tmp_path):
     """And its scan, loss and accuracy are of those."""
     student, teacher = network(Pixels), network(Coarse, 8, 1, classes=CLASSES + 2)
-    with pytest.raises(ValueError, match="the teacher gives 5 classes and the student 3"):
+    with pytest.raises(ValueError, match="the teacher has 5 classes and the student 3"):
         trainer(tmp_path, student, teacher)
-    with pytest.raises(ValueError, match=r"classes=\[0, 7, 1\] of a teacher that has 5"):
+    with pytest.raises(ValueError, match=r"classes=\[0, 7, 1\] of a teacher with 5"):
         trainer(tmp_path, student, FrozenTeacher(teacher, classes=[0, 7, 1]))
     made = trainer(tmp_path, student, FrozenTeacher(teacher, classes=[4, 0, 2]), ce_weight=0.0, kd_weight=1.0)
     batch = made.data_collator(rows())
@@ -253,7 +255,7 @@ def test_classes_of_other_names_are_refused_and_those_in_another_order_are_put_r
 
 @pytest.mark.parametrize("classes", [[], [0, 0], [-1], [True, 0], [0.5]])
 def test_wrong_lists_of_classes(classes):
-    with pytest.raises(ValueError, match="must be the numbers of its classes, each once"):
+    with pytest.raises(ValueError, match="must be distinct class ids of the teacher"):
         FrozenTeacher(Pixels(4), classes=classes)
 
 
@@ -304,11 +306,17 @@ def labelled(change):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (labelled(lambda x: x[:, :-1]), r"masks of \(6, 8\) pixels for images of \(6, 9\): resize and crop both alike"),
-        (labelled(lambda x: x[..., None].repeat(1, 1, 3)), r"labels of shape \(2, 6, 9, 3\) are colours: .* palette"),
-        (labelled(lambda x: x[None]), r"labels of int64, shape \(2, 1, 6, 9\): masks are integers"),
-        (labelled(lambda x: x.float()), "labels of float32, shape .* masks are integers"),
-        (labelled(lambda x: x == 1), "labels of bool"),
+        (
+            labelled(lambda x: x[:, :-1]),
+            r"masks have \(6, 8\) pixels, but images \(6, 9\): resize and crop both in the same way",
+        ),
+        (
+            labelled(lambda x: x[..., None].repeat(1, 1, 3)),
+            r"labels have shape \(2, 6, 9, 3\) and seem to be colours: .* palette",
+        ),
+        (labelled(lambda x: x[None]), r"labels are of type int64, shape \(2, 1, 6, 9\): masks must be integers"),
+        (labelled(lambda x: x.float()), "labels are of type float32, shape .* masks must be integers"),
+        (labelled(lambda x: x == 1), "labels are of type bool"),
         (labelled(lambda x: x.clamp(min=7)), "labels run from 7 to .*, but the student has 3 classes"),
     ],
 )
@@ -322,19 +330,23 @@ def test_a_class_that_comes_later_is_named_with_its_row(tmp_path):
     data = rows(8)
     data[5]["labels"] = torch.full_like(data[5]["labels"], 3)
     made = trainer(tmp_path, network(Pixels), None, data, ce_weight=1, kd_weight=0, max_steps=4)
-    with pytest.raises(ValueError, match="the label 3 of row 5 is none of the student's 3 classes"):
+    with pytest.raises(ValueError, match="the label 3 of row 5 is out of range: the student has 3 classes"):
         made.train()
 
 
 @pytest.mark.parametrize(
     ("student", "settings", "message"),
     [
-        (Net, {}, r"logits have shape \(2, 5\), and semantic_segmentation takes maps"),
-        (lambda: nn.Conv2d(3, 1, 1), {}, "maps of 1 classes, and semantic_segmentation takes 2 to 255"),
-        (lambda: nn.Conv2d(3, 256, 1), {}, "maps of 256 classes, and semantic_segmentation takes 2 to 255"),
-        (lambda: Peers([Pixels(4), Pixels(4)]), {"ce_weight": 0.5}, "Peers are views of an image with one label"),
+        (Net, {}, r"logits have shape \(2, 5\), but semantic_segmentation needs"),
+        (lambda: nn.Conv2d(3, 1, 1), {}, "has 1 classes, but semantic_segmentation needs 2 to 255"),
+        (lambda: nn.Conv2d(3, 256, 1), {}, "has 256 classes, but semantic_segmentation needs 2 to 255"),
+        (lambda: Peers([Pixels(4), Pixels(4)]), {"ce_weight": 0.5}, "Peers work for image classification only"),
         (lambda: Pixels(4), {"segmentation_stride": 0}, "segmentation_stride=0 must be a whole number above 0"),
-        (lambda: Pixels(4), {"teacher_cache_dir": "kept"}, "keeps one row of logits an image, and a mask has one a p"),
+        (
+            lambda: Pixels(4),
+            {"teacher_cache_dir": "kept"},
+            "stores one row of logits per image, but segmentation has logits for each p",
+        ),
         (lambda: Pixels(4), {"he_da": "released", "kd_weight": 0.5}, "he_da"),
     ],
 )
@@ -346,7 +358,9 @@ def test_what_masks_do_not_go_with(tmp_path, student, settings, message):
 
 
 def test_the_stride_of_another_task_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="segmentation_stride=2 is for semantic_segmentation, and the task is image_c"):
+    with pytest.raises(
+        ValueError, match="segmentation_stride=2 is only for semantic_segmentation, and the task is image_c"
+    ):
         trainer(tmp_path, Net(), None, task="image_classification", segmentation_stride=2, ce_weight=1, kd_weight=0)
 
 
@@ -354,7 +368,7 @@ def test_teachers_of_several_sizes_are_refused_and_those_of_one_are_averaged(tmp
     teachers = [network(Coarse, 8, 1), network(Coarse, 8, 2)]
     made = trainer(tmp_path / "one", network(Pixels), teachers, objective="average", ce_weight=0, kd_weight=1)
     assert made.train().training_loss > 0.01
-    with pytest.raises(ValueError, match="teachers whose outputs have the shapes"):
+    with pytest.raises(ValueError, match="the teachers' outputs have the shapes"):
         trainer(tmp_path / "two", network(Pixels), [teachers[0], network(Pixels, 8, 1)], objective="average")
 
 

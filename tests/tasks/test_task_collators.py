@@ -124,7 +124,7 @@ def test_sound_is_padded_by_the_feature_extractor(tmp_path):
 @pytest.mark.parametrize("name", [n for n in TEXTS if KINDS[n].task != "causal_lm"])
 def test_other_rows_of_unequal_length_are_refused_without_one(tmp_path, name):
     kind = KINDS[name]
-    with pytest.raises(ValueError, match="pass (it|the tokenizer) as processing_class, or a data_collator"):
+    with pytest.raises(ValueError, match="pass (it|the tokenizer) as processing_class, or pass a data_collator"):
         trainer(tmp_path / "run", kind.network(), kind.rows())
     assert not (tmp_path / "run").exists()
 
@@ -132,7 +132,7 @@ def test_other_rows_of_unequal_length_are_refused_without_one(tmp_path, name):
 def test_rows_that_are_not_tokenised_are_refused(tmp_path):
     rows = [{"text": "a b", "label": 0}] * 4
     with pytest.raises(
-        ValueError, match=r"which have \['label', 'text'\], cannot be made a batch of .*: tokenise the d"
+        ValueError, match=r"with columns \['label', 'text'\], cannot be collated to a batch with .*tokenise the d"
     ):
         trainer(tmp_path / "run", bert(BertForSequenceClassification)(8), rows, words=tokenizer())
     for network in (bert(BertForTokenClassification), bert(BertForMaskedLM), t5, gpt2):
@@ -174,7 +174,7 @@ def test_no_mask_token_is_needed_for_rows_with_labels(tmp_path):
     rows, words = KINDS["BERT, masked"].rows(), word_tokenizer(pad_token="<end>")
     trainer(tmp_path, bert(BertForMaskedLM)(8), rows, words=words).train()
     rows = [{"input_ids": row["input_ids"]} for row in rows]
-    with pytest.raises(ValueError, match="the tokenizer no mask token to make them with"):
+    with pytest.raises(ValueError, match="the tokenizer has no mask token to create them"):
         trainer(tmp_path, bert(BertForMaskedLM)(8), rows, words=words)
 
 

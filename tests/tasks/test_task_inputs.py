@@ -80,7 +80,7 @@ def test_whole_numbers_are_taken_for_yes_and_no(tmp_path):
 
 @pytest.mark.parametrize("label", [[2, 0, 1], [-100, 0, 1], [0.5, -1.0, 0.0]])
 def test_other_numbers_are_refused(tmp_path, label):
-    with pytest.raises(ValueError, match="labels of row 0 of the batch are not from 0 to 1"):
+    with pytest.raises(ValueError, match="labels of row 0 of the batch must be from 0 to 1"):
         tagged(tmp_path / "run", label)
     assert not (tmp_path / "run").exists()
 
@@ -148,5 +148,5 @@ def test_a_teacher_of_pictured_text_is_given_the_pixels_that_its_student_gets(tm
 @pytest.mark.parametrize("objective", ["dist", "mld"])
 def test_labels_of_a_row_are_not_compared_with_each_other(tmp_path, objective):
     kind = KINDS["BERT, several labels"]
-    with pytest.raises(ValueError, match="compares the items of a batch class by class, and those of multi_label"):
+    with pytest.raises(ValueError, match="compares the items of a batch class by class, but the items of multi_label"):
         DistillationTrainer(kind.network(), kind.network(), arguments(tmp_path, objective=objective), **kind.keywords())

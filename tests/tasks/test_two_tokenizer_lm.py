@@ -90,7 +90,7 @@ def test_rows_of_texts_are_tokenised_for_both_and_evaluation_rows_may_be_the_stu
     with caplog.at_level(logging.INFO):
         made = trainer(tmp_path, train_dataset=texts(), eval_dataset=scored, args={"max_steps": 1})
     assert "tokenize_for_both(max_length=48, teacher_max_length=64)" in caplog.text
-    assert "of the same bytes in both" in caplog.text
+    assert "with equal bytes in both" in caplog.text
     made.train()
     assert made.evaluate()["eval_loss"] > 0
 
@@ -233,24 +233,28 @@ REFUSED = {
         "Use models with the same tokenizer, or an objective for two tokenizers: uld or gold",
     ),
     "a sum with kd": ({"objective": "gold + kd"}, {}, "an objective for two tokenizers: uld or gold"),
-    "two pairings": ({"objective": "gold + uld"}, {}, "terms would pair tokens in several ways"),
+    "two pairings": ({"objective": "gold + uld"}, {}, "terms would match tokens in different ways"),
     "late positions in chunks": (
         {"objective": "gold(position='at')"},
         {"loss_chunk_size": 64},
-        "where a chunk of tokens may have ended: set loss_chunk_size to 0",
+        "which may be in another chunk: set loss_chunk_size to 0",
     ),
-    "on-policy": ({"ce_weight": 0.0}, {"on_policy": 1.0}, "on_policy=1.0 cannot be had"),
-    "seq_kd": ({}, {"seq_kd": True}, "seq_kd=True cannot be had"),
-    "evaluate_kl": ({}, {"evaluate_kl": True}, "there is no KL between two vocabularies"),
+    "on-policy": ({"ce_weight": 0.0}, {"on_policy": 1.0}, "on_policy=1.0 is not supported"),
+    "seq_kd": ({}, {"seq_kd": True}, "seq_kd=True is not supported"),
+    "evaluate_kl": ({}, {"evaluate_kl": True}, "the KL between two vocabularies is not defined"),
     "logits": (
         {"temperature": "learned(instance=True)"},
         {},
-        "reads logits, and where student and teacher have different",
+        "reads logits, but with different tokenizers",
     ),
-    "teacher_cache_dir": ({}, {"teacher_cache_dir": "cache"}, "teacher_cache_dir=cache cannot be had where student"),
+    "teacher_cache_dir": ({}, {"teacher_cache_dir": "cache"}, "teacher_cache_dir=cache is not supported if student"),
     "a feature's term": ({"objective": "gold + hidden_cosine"}, {}, "uld or gold, without other terms"),
-    "labels alone": ({"kd_weight": 0.0}, {}, "kd_weight=0 learns nothing of the teacher, .* leave the teacher out"),
-    "standardized": ({"weighting": "entropy(standardized=True)"}, {}, "reads logits, and where student and teacher"),
+    "labels alone": (
+        {"kd_weight": 0.0},
+        {},
+        "the teacher's token ids differ from the student's.* leave the teacher out",
+    ),
+    "standardized": ({"weighting": "entropy(standardized=True)"}, {}, "reads logits, but with different tokenizers"),
 }
 
 
@@ -265,9 +269,9 @@ def test_what_two_tokenizers_cannot_have_is_refused_when_the_trainer_is_built(tm
 def test_rows_and_collators_of_one_tokenizer_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no teacher_input_ids, but .* by hfkd.data.two_tokenizers.tokenize_for_both"):
         trainer(tmp_path / "run", train_dataset=only_students())
-    with pytest.raises(ValueError, match="data_collator=.* makes the student's batches"):
+    with pytest.raises(ValueError, match="data_collator=.* creates batches of the student's tokens only"):
         trainer(tmp_path / "run", data_collator=DataCollatorForSeq2Seq(byte_level()))
-    with pytest.raises(ValueError, match="several teachers cannot be had"):
+    with pytest.raises(ValueError, match="several teachers is not supported"):
         trainer(tmp_path / "run", (student(), [teacher(), teacher()]))
     assert not (tmp_path / "run").exists()
 
@@ -297,11 +301,12 @@ def test_a_stream_trains_what_a_dataset_does(tmp_path):
 def test_a_stream_of_texts_is_refused_where_its_columns_are_known_and_its_remedy_serves(tmp_path):
     stream = texts(6).to_iterable_dataset()
     with pytest.raises(
-        ValueError, match=r"a stream of texts .*Dataset.from_generator\(lambda: stream\), for .*for_both"
+        ValueError,
+        match=r"a stream of texts .*Dataset.from_generator\(lambda: stream\) and tokenise it with .*for_both",
     ):
         trainer(tmp_path / "run", train_dataset=stream)
     with pytest.raises(
-        ValueError, match=r"a stream of texts .* for .*text.tokenize_dataset; or give a stream of tokens"
+        ValueError, match=r"a stream of texts .* with .*text.tokenize_dataset, or pass a stream of tokens"
     ):
         trainer(tmp_path / "run", train_dataset=stream, teacher_processing_class=byte_level())
     assert not (tmp_path / "run").exists()
@@ -316,7 +321,7 @@ IN_A_STREAM = {
     "no tokenizer of the teacher": (
         lambda: rows(6),
         {"teacher_processing_class": None, "eval_dataset": rows(2).select_columns(["input_ids", "labels"])},
-        "the rows have teacher_input_ids.*and no teacher_processing_class is given",
+        "the rows have teacher_input_ids.*but teacher_processing_class is missing",
     ),
 }
 
@@ -388,7 +393,7 @@ def test_adapters_learn_as_the_whole_student_does(tmp_path, compiled):
 
 
 def test_late_positions_are_refused_with_one_tokenizer(tmp_path):
-    with pytest.raises(ValueError, match="position='at' compares with TRL's trainer for two tokenizers"):
+    with pytest.raises(ValueError, match="position='at' is an option for different tokenizers"):
         trainer(tmp_path, teacher_processing_class=byte_level(), objective="gold(position='at')")
 
 
@@ -400,7 +405,7 @@ def test_a_row_too_long_for_the_teacher_and_a_token_that_it_lacks_are_named(tmp_
         trainer(tmp_path / "run", train_dataset=long)
     few = teacher()
     few.resize_token_embeddings(300)
-    with pytest.raises(ValueError, match="that GPT2LMHeadModel has an embedding of"):
+    with pytest.raises(ValueError, match="GPT2LMHeadModel has embeddings for"):
         trainer(tmp_path / "run", (student(), few))
 
 

@@ -117,7 +117,7 @@ def test_a_stream_may_be_without_labels(tmp_path, name):
 
 
 def test_a_stream_without_the_labels_that_are_learned_is_told_at_its_first_batch(tmp_path):
-    with pytest.raises(ValueError, match=r"training rows have no labels \(they have .*ce_weight=0.1.*give ce_weight=0"):
+    with pytest.raises(ValueError, match=r"training rows have no labels \(they have .*ce_weight=0.1.*set ce_weight=0"):
         streamed(tmp_path, KINDS["ViT"], False, ce_weight=0.1).train()
 
 
@@ -125,8 +125,8 @@ def test_a_stream_without_the_labels_that_are_learned_is_told_at_its_first_batch
     ("name", "settings", "message"),
     [
         ("ViT", {"ce_weight": 0.1}, r"training rows have no labels .they have \['pixel_values'\].*ce_weight=0.1"),
-        ("ViT", {"objective": "dkd"}, "reads labels, and the training rows have none"),
-        ("ViT", {"objective": "standardized(objective='nkd')"}, "reads labels, and the training rows have none"),
+        ("ViT", {"objective": "dkd"}, "reads labels, but the training rows have none"),
+        ("ViT", {"objective": "standardized(objective='nkd')"}, "reads labels, but the training rows have none"),
         ("ViT", {"weighting": lambda items: items.labels / 2.0}, "fails without"),
         ("ViT", {"objective": lambda items, t: t * items.labels}, "fails without"),
         ("T5", {}, "seq2seq_lm needs labels"),

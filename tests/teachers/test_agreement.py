@@ -48,7 +48,7 @@ def test_a_mean_beyond_the_allowed_or_a_row_three_times_beyond_is_a_fault(gap, f
     said = disagreement(["energy"], [3, 5, 7, 9], stored, stored + torch.tensor(gap)[:, None], torch.ones(4))
     assert (said is not None) == found
     if found and gap[1] == 0 and gap[0] == gap[0]:
-        assert said == "the energy of row 3 is 5 there, and the teacher at hand gives 8.1 (up to 1 apart is rounding)"
+        assert said == "the energy of row 3 was stored as 5, but this teacher computes 8.1 (tolerance for rounding: 1)"
 
 
 def test_rows_without_a_number_on_both_sides_agree():

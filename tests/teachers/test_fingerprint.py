@@ -54,7 +54,7 @@ def test_a_setting_that_changes_the_outputs_is_another_teacher(settings):
 
 def test_nested_settings_are_named():
     said = changed_setting(configuration(FrozenTeacher(llama(10000.0))), configuration(FrozenTeacher(llama(4.0))))
-    assert said == "its config's rope_parameters.rope_theta is 10000.0, this one's is 4.0"
+    assert said == "in its config rope_parameters.rope_theta is 10000.0, here it is 4.0"
 
 
 @pytest.mark.parametrize(

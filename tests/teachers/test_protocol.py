@@ -98,8 +98,8 @@ def test_a_scan_of_a_stored_teacher_takes_no_pass_and_finds_what_the_live_one_do
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda one: one.hidden({}), "CachedTextTeacher gives no hidden states: set loss_chunk_size to 0"),
-        (lambda one: one(input_ids=torch.zeros(1, 2)), "holds a few logits of each target token, not all"),
+        (lambda one: one.hidden({}), "CachedTextTeacher has no hidden states: set loss_chunk_size to 0"),
+        (lambda one: one(input_ids=torch.zeros(1, 2)), "has only a few logits of each target token"),
     ],
 )
 def test_what_a_stored_teacher_cannot_serve_is_said(stored, ask, message):

@@ -47,7 +47,7 @@ def test_a_teacher_whose_folder_has_permuted_ids_is_refused(tmp_path, several):
 def test_a_tokenizer_that_is_given_wins_and_is_compared(tmp_path, caplog):
     with pytest.raises(ValueError, match="tokenizers of the student"):
         build(tmp_path, teacher_processing_class=of_words(PERMUTED))
-    with pytest.raises(ValueError, match="teacher_processing_class=str is no tokenizer"):
+    with pytest.raises(ValueError, match="teacher_processing_class=str is not a tokenizer"):
         build(tmp_path, teacher_processing_class="gpt2")
     with caplog.at_level(logging.WARNING, "hfkd"):
         build(tmp_path, teacher_processing_class=tokenizer())
@@ -60,7 +60,7 @@ def test_an_unknown_tokenizer_is_warned_of_once(tmp_path, caplog, keywords):
     teacher = saved(tmp_path / "teacher", None) if keywords else None
     with caplog.at_level(logging.WARNING, "hfkd"):
         build(tmp_path, teacher)
-    assert caplog.text.count("are not compared, as one of them is not known") == 1
+    assert caplog.text.count("cannot be compared, as one of them is not known") == 1
 
 
 def test_a_pad_token_of_ones_own_is_no_difference(tmp_path, caplog):

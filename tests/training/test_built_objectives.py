@@ -380,11 +380,11 @@ def test_each_training_of_model_init_builds_its_own(tmp_path):
         ({"objective": "fitnet(layer='1:')"}, "stands for 3 layers, but a hint is a single layer"),
         ({"objective": "at(layers=(1, 2), teacher_layers=3)"}, r"\['1', '2'\] and the teacher's \['3'\]"),
         ({"objective": "fitnet", "temperature": "energy"}, "no term of FitNet.* uses a temperature"),
-        ({"teacher_cache_dir": "cache"}, "teacher_cache_dir stores the teacher's logits alone: leave it out"),
+        ({"teacher_cache_dir": "cache"}, "teacher_cache_dir stores only the teacher's logits: leave it out"),
         ({"fsdp": "full_shard"}, "FSDP shards them"),
         ({"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}}, "reentrant"),
         ({"student": Net(), "taught": teacher()}, "layer '2': the stages of a Net are not known"),
-        ({"taught": [teacher(), teacher()]}, "of several teachers nobody says whose layers are meant"),
+        ({"taught": [teacher(), teacher()]}, "with several teachers it is ambiguous whose layers are meant"),
     ],
 )
 def test_what_cannot_be_built(tmp_path, keywords, message):
@@ -400,7 +400,7 @@ def test_what_cannot_be_built(tmp_path, keywords, message):
 def test_peers_have_no_teachers_layers(tmp_path):
     mine, its = networks("cifar_resnet8", "cifar_resnet8")
     args = arguments(tmp_path / "run", objective=HINT)
-    with pytest.raises(ValueError, match="Peers are each other's teachers, each in its turn: give a fixed teacher"):
+    with pytest.raises(ValueError, match="Peers teach each other and have no fixed teacher: train one student"):
         DistillationTrainer(Peers([mine, its]), None, args, train_dataset=Images(8))
 
 

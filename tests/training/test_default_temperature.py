@@ -24,7 +24,7 @@ def language(folder, keywords=None, **given):
 def test_language_models_learn_at_one_and_the_log_says_so(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "hfkd"):
         trainer = language(tmp_path / "usual")
-    assert "temperature=1, as no other was given" in caplog.text
+    assert "using temperature=1, the default for language models" in caplog.text
     assert trainer.distillation_loss.temperature == Constant(1.0)
     assert trainer.settings["temperature"] == repr(Constant(1.0))
     trainer.train()
@@ -48,7 +48,7 @@ def test_one_that_is_given_stays(tmp_path, caplog, keywords, given, expected):
     with caplog.at_level(logging.INFO, "hfkd"):
         trainer = language(tmp_path, keywords, **given)
     assert trainer.distillation_loss.temperature == expected
-    assert "no other was given" not in caplog.text
+    assert "No temperature was set" not in caplog.text
 
 
 def test_images_are_learned_at_four(tmp_path):

@@ -148,7 +148,7 @@ def test_a_resumed_run_goes_on_with_the_batch_that_is_next(tmp_path, name, stop,
     resumed = trained(tmp_path, loaders[name], rows, str(tmp_path / f"checkpoint-{stop}"), **settings)
     assert len(resumed.seen) == 8 - stop
     unknown = name == "shuffled" and stop == 6  # in a later epoch: what it was shuffled by is not known any more
-    assert ("its rows in another order" in caplog.text) == unknown
+    assert ("the rest of this epoch is in another order" in caplog.text) == unknown
     whole.seen = whole.seen[stop:]
     if not unknown:
         same(whole, resumed)
@@ -177,8 +177,8 @@ def test_rows_without_labels_need_none_where_nothing_reads_them(tmp_path):
     same(mine, plain)
     assert "ce" not in mine.state.log_history[1]
     for settings, message in (
-        ({}, r"have no labels .they have .'pixel_values'.., and ce_weight=0.1"),
-        ({"ce_weight": 0.0, "objective": "dkd"}, "reads labels, and the training rows have none"),
+        ({}, r"have no labels .they have .'pixel_values'.., but ce_weight=0.1 needs"),
+        ({"ce_weight": 0.0, "objective": "dkd"}, "reads labels, but the training rows have none"),
     ):
         with pytest.raises(ValueError, match=message):
             trained(tmp_path / "refused", lambda: unlabelled, **settings)
@@ -204,18 +204,22 @@ def labelled(batch):
 @pytest.mark.parametrize(
     ("loader", "settings", "message"),
     [
-        (lambda: [], {}, "the training loader, a list, gives no batch"),
-        (lambda: iter(()), {"max_steps": 2}, "gives no batch"),
-        (lambda: [(torch.zeros(2, 3, 8, 8), torch.zeros(2))], {}, "first batch is a tuple: give dicts by the names"),
+        (lambda: [], {}, "the training loader, a list, yields no batch"),
+        (lambda: iter(()), {"max_steps": 2}, "yields no batch"),
+        (
+            lambda: [(torch.zeros(2, 3, 8, 8), torch.zeros(2))],
+            {},
+            "first batch is a tuple: yield dicts with the argument names",
+        ),
         (
             lambda: map(labelled, batches(Rows())),
             {"max_steps": 2},
-            "label 5 of row 2 of a batch is none of the student's 5 classes",
+            "label 5 of row 2 of a batch is out of range: the student has 5 classes",
         ),
-        (lambda: batches(Rows()), {"taught": teacher(7)}, "the teacher gives 7 classes and the student 5"),
+        (lambda: batches(Rows()), {"taught": teacher(7)}, "the teacher has 7 classes and the student 5"),
         (lambda: batches(Rows()), {"objective": "fitnet(layer='stem')"}, "has no such module"),
         (lambda: batches(Rows()), {"objective": "crd"}, "is a stream of unknown length"),
-        (lambda: batches(Rows()), LSH, "may have no end: give train_dataset rows by number"),
+        (lambda: batches(Rows()), LSH, "may be endless: pass a map-style train_dataset"),
     ],
 )
 def test_what_the_first_batch_shows_is_told_before_anything_is_written(tmp_path, loader, settings, message):

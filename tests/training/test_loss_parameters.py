@@ -98,7 +98,7 @@ def test_a_checkpoint_of_another_loss_is_refused(tmp_path):
     make(tmp_path, save_strategy="steps", save_steps=2).train()
     save_file({"temperature.other": torch.ones(())}, tmp_path / "checkpoint-2" / "distillation.safetensors")
     write_manifest(tmp_path / "checkpoint-2")  # not damaged: of another loss
-    with pytest.raises(ValueError, match="does not hold what Learned"):
+    with pytest.raises(ValueError, match="does not have the parameters of Learned"):
         make(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
@@ -168,7 +168,9 @@ def test_another_optimizer_than_the_trainers_trains_it_too(tmp_path, caplog, tem
     elif how == "create_optimizer, early":
         trainer.create_optimizer()
     trainer.train()
-    assert "joins the optimizer that was given, as a group of its own: {'lr': 0.1, 'weight_decay': 0" in caplog.text
+    assert (
+        "are added to the optimizer that was passed, as a separate group: {'lr': 0.1, 'weight_decay': 0" in caplog.text
+    )
     for name, value in whole.distillation_loss.state_dict().items():
         torch.testing.assert_close(trainer.distillation_loss.state_dict()[name], value, msg=name)
 
@@ -187,7 +189,10 @@ def test_a_schedule_that_would_not_move_its_rate_is_refused(tmp_path):
     student = Net()
     own = torch.optim.SGD(student.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.ConstantLR(own)
-    with pytest.raises(ValueError, match=r"Learned.* learns, and optimizers=\(optimizer, scheduler\) have no part"):
+    with pytest.raises(
+        ValueError,
+        match=r"Learned.* has trainable parameters, which optimizers=\(optimizer, scheduler\) do not include",
+    ):
         make(tmp_path / "run", student=student, optimizers=(own, schedule))
     assert not list(tmp_path.iterdir())
 
@@ -199,6 +204,6 @@ def test_a_subclass_whose_optimizer_leaves_it_out_is_told_before_the_first_step(
             return self.optimizer
 
     trainer = OwnOptimizer(Net(), teacher(), arguments(tmp_path), train_dataset=Rows(), temperature=LEARNED)
-    with pytest.raises(ValueError, match=r"Learned.* learns, and the optimizer does not train it"):
+    with pytest.raises(ValueError, match=r"Learned.* has trainable parameters, which the optimizer does not include"):
         trainer.train()
     assert trainer.state.global_step == 0

@@ -88,7 +88,7 @@ def test_a_loader_of_unknown_length_is_refused_before_the_first_step(tmp_path):
             return self.accelerator.prepare(torch.utils.data.DataLoader(Endless(), 8, collate_fn=self.data_collator))
 
     trainer = OwnLoader(Net(), teacher(), arguments(tmp_path), train_dataset=Rows(), objective="dkd")
-    with pytest.raises(ValueError, match="counts epochs, and this training stream does not say how many rows it has"):
+    with pytest.raises(ValueError, match="counts epochs, and the training stream has no length"):
         trainer.train()
     assert trainer.state.global_step == 0
 
@@ -150,7 +150,7 @@ def test_a_warm_up_that_outlasts_the_run_is_said(tmp_path, caplog):
         assert caplog.messages == []
         make(tmp_path / "2", objective="dkd(warmup_epochs=4)", max_steps=8).train()
     assert len(caplog.messages) == 1
-    assert "warms up over 4 epochs, and this run has 2: it ends before the warm-up does" in caplog.text
+    assert "warms up over 4 epochs, and this run has 2: training ends before the warm-up does" in caplog.text
 
 
 # ---- the learning rate -----------------------------------------------------------------------------------------------

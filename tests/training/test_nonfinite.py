@@ -119,7 +119,7 @@ def test_it_stops_with_step_rows_and_part_before_the_student_is_harmed(tmp_path,
 
 @pytest.mark.parametrize(
     ("objective", "part"),
-    [(nan_loss, "the loss, of finite outputs, is"), (nan_gradient, "the gradient, of a finite loss, is")],
+    [(nan_loss, "the loss, computed from finite outputs, is"), (nan_gradient, "the gradient, of a finite loss, is")],
 )
 def test_the_loss_and_the_gradient_are_told_from_the_networks(tmp_path, objective, part):
     trainer = make(tmp_path, part="none", slots={"objective": objective})
@@ -208,7 +208,7 @@ def test_skip_is_the_run_in_which_those_steps_were_not_taken(tmp_path, caplog, a
     trainer.train()
     left_out = sorted({i // accumulation + 1 for i, rows in enumerate(watcher.rows) if set(rows) & set(BAD)})
     assert 2 <= len(left_out) < 8
-    assert logged(trainer, "skipped_steps")[-1] == len(left_out) == caplog.text.count("The step is left out")
+    assert logged(trainer, "skipped_steps")[-1] == len(left_out) == caplog.text.count("The step is skipped")
     reference = make(tmp_path / "b", part="none", **keywords)
     reference.add_callback(LeavesOut(reference, left_out))
     reference.train()
@@ -350,7 +350,7 @@ def test_two_ranks_stop_at_the_same_step_and_skip_the_same_ones(tmp_path, on_nan
         assert stopped[0] == stopped[1]
         assert "the teacher's outputs are NaN or infinite for row 7: " in stopped[0][0]
     else:
-        assert "The step is left out; 2 so far" in logs[0]
+        assert "The step is skipped; 2 so far" in logs[0]
 
 
 # ---- arguments --------------------------------------------------------------------------------------------------

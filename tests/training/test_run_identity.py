@@ -60,7 +60,9 @@ def test_the_same_run_is_accepted(tmp_path):
 )
 def test_another_run_is_refused_with_both_values(tmp_path, other, name, here, there):
     left_by(tmp_path, **other)
-    with pytest.raises(ValueError, match=rf"another run: its {name} is {there}.*, this one's is {here}.*; choose"):
+    with pytest.raises(
+        ValueError, match=rf"another run: its {name} is {there}.*, that of this run is {here}.*; choose"
+    ):
         record().refuse_other(tmp_path)
 
 
@@ -75,7 +77,7 @@ def test_other_training_images_are_another_run(tmp_path, other):
     of(dataset=images()).write(tmp_path, loss)
     of(dataset=images()).refuse_other(tmp_path)
     of().refuse_other(tmp_path)  # a trainer that only evaluates
-    with pytest.raises(ValueError, match=r"its data is 16 rows, ImageTransform\(.*, this one's is 1\d rows"):
+    with pytest.raises(ValueError, match=r"its data is 16 rows, ImageTransform\(.*, that of this run is 1\d rows"):
         of(dataset=images(**other)).refuse_other(tmp_path)
     stored = json.loads((tmp_path / FILE).read_text())
     (tmp_path / FILE).write_text(json.dumps({k: v for k, v in stored.items() if k not in ("data", "rows")}))
@@ -95,7 +97,7 @@ def test_a_run_without_a_teacher_is_another_run(tmp_path):
     alone = RunRecord.of(Net(), None, loss, 0)
     alone.write(tmp_path, loss)
     alone.refuse_other(tmp_path)
-    with pytest.raises(ValueError, match=r"its teacher is None, this one's is Net \(533 parameters"):
+    with pytest.raises(ValueError, match=r"its teacher is None, that of this run is Net \(533 parameters"):
         RunRecord.of(Net(), FrozenTeacher(teacher()), loss, 0).refuse_other(tmp_path)
 
 
@@ -112,7 +114,7 @@ def test_the_newest_complete_checkpoint_stands_for_a_folder_without_a_record(tmp
     left_by(checkpoint(tmp_path, 9), seed=1)
     left_by(checkpoint(tmp_path, 10), seed=2)
     left_by(checkpoint(tmp_path, 11, complete=False), seed=3)
-    with pytest.raises(ValueError, match="its seed is 2, this one's is 0"):
+    with pytest.raises(ValueError, match="its seed is 2, that of this run is 0"):
         record().refuse_other(tmp_path)
     record(seed=2).refuse_other(tmp_path)
 
@@ -215,7 +217,7 @@ def test_a_folder_with_a_run_that_was_trained_otherwise_is_refused_unless_it_is_
     trained(tmp_path).train()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     name = {"per_device_train_batch_size": "batch_size"}.get(setting, setting)
-    with pytest.raises(ValueError, match=rf"holds a run with {name}=.*, and this one.* has {name}={value}: choose"):
+    with pytest.raises(ValueError, match=rf"contains a run with {name}=.*, and this run.* has {name}={value}: choose"):
         trained(tmp_path, **{setting: value}).train()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     trained(tmp_path).train()  # the same again
@@ -239,7 +241,7 @@ def test_a_run_is_not_resumed_with_its_rows_in_another_order(tmp_path, setting, 
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     other = trained(tmp_path, **{setting: value, "max_steps": 4})
     with pytest.raises(
-        ValueError, match=rf"is of a run with {setting}=.*, and this one has {setting}={value}: the rows"
+        ValueError, match=rf"is from a run with {setting}=.*, and this run has {setting}={value}: the rest"
     ):
         other.train(resume_from_checkpoint=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
@@ -257,7 +259,7 @@ def test_another_batch_size_is_said_with_what_it_does_to_the_epoch(tmp_path, cap
     with caplog.at_level("WARNING", "hfkd"):
         trained(tmp_path, per_device_train_batch_size=4, max_steps=4).train(resume_from_checkpoint=True)
     assert "was trained with batch_size=8" in caplog.text
-    assert "in batches of the new size: some come twice in it, or not at all" in caplog.text
+    assert "in batches of the new size: some of its rows come twice, or not at all" in caplog.text
 
 
 def test_other_labels_of_the_same_images_are_another_run(tmp_path):
@@ -274,8 +276,8 @@ def test_other_labels_of_the_same_images_are_another_run(tmp_path):
 
     make(lambda i: i % 5).train()
     make(lambda i: i % 5).train(resume_from_checkpoint=True)
-    said = "it has been trained on other rows, or other labels of them, as many as these"
-    with pytest.raises(ValueError, match=f"holds another run: {said}; choose another output_dir"):
+    said = "it was trained on as many rows, but with other contents or labels"
+    with pytest.raises(ValueError, match=f"contains another run: {said}; choose another output_dir"):
         make(lambda i: (i + 1) % 5)
 
 
@@ -305,7 +307,7 @@ def test_whatever_decides_the_result_is_said_when_a_resumed_run_has_another(tmp_
         )
     said = next(record.getMessage() for record in caplog.records if "it is resumed with" in record.getMessage())
     assert said.count(f"{name}=") == 2
-    assert ("compare numbers of both" in said) is (setting == "eval_dataset")
+    assert ("compare values of both" in said) is (setting == "eval_dataset")
 
 
 def classifier(activation=None, rate=0.0):
@@ -316,7 +318,7 @@ def classifier(activation=None, rate=0.0):
 
 def test_a_student_with_other_layers_of_the_same_size_is_another_run(tmp_path, caplog):
     resumed(tmp_path, classifier()).train()
-    with pytest.raises(ValueError, match=r"its student has ReLU\(\), this one's Tanh\(\); choose"):
+    with pytest.raises(ValueError, match=r"its student has ReLU\(\), that of this run Tanh\(\); choose"):
         resumed(tmp_path, classifier(nn.Tanh()))
     with caplog.at_level("WARNING", "hfkd"):
         resumed(tmp_path, classifier(rate=0.5), max_steps=3).train(resume_from_checkpoint=True)
@@ -328,7 +330,7 @@ def test_a_language_model_with_another_setting_is_another_run(tmp_path):
     loss = DistillationLoss(ce_weight=1.0, kd_weight=0.0)
     RunRecord.of(student, None, loss, 0).write(tmp_path, loss)
     student.config.layer_norm_epsilon = 0.1
-    with pytest.raises(ValueError, match=r"its student's config's layer_norm_epsilon is 1e-05, this one's is 0.1"):
+    with pytest.raises(ValueError, match=r"in its student's config layer_norm_epsilon is 1e-05, here it is 0.1"):
         RunRecord.of(student, None, loss, 0).refuse_other(tmp_path)
 
 
@@ -360,7 +362,7 @@ def test_another_kind_of_optimizer_is_refused_and_one_with_other_rates_is_not(tm
 
 def test_a_run_whose_order_of_rows_is_drawn_otherwise_is_not_resumed(tmp_path):
     resumed(tmp_path).train()
-    with pytest.raises(ValueError, match="use_seedable_sampler=True, and this one has use_seedable_sampler=False"):
+    with pytest.raises(ValueError, match="use_seedable_sampler=True, and this run has use_seedable_sampler=False"):
         resumed(tmp_path, accelerator_config={"use_seedable_sampler": False}).train(resume_from_checkpoint=True)
 
 
@@ -368,4 +370,4 @@ def test_rows_that_are_skipped_no_more_are_said(tmp_path, caplog):
     resumed(tmp_path).train()
     with caplog.at_level("WARNING", "hfkd"):
         resumed(tmp_path, ignore_data_skip=True, max_steps=3).train(resume_from_checkpoint=True)
-    assert "begins again with its first rows, which come twice" in caplog.text
+    assert "starts again with its first rows, which are trained on twice" in caplog.text

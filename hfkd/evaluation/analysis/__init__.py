@@ -1,4 +1,4 @@
-"""Looking at trained networks of images: one pass of each, and the numbers of the papers' figures."""
+"""Analysis of trained image classifiers: one forward pass of each, and the numbers of the papers' figures."""
 
 from hfkd.evaluation.analysis.network import AnalysedNetwork, NetworkPass, network_pass
 from hfkd.evaluation.analysis.samples import SampleNumbers, compare, correlation_difference, sample_numbers, segments

@@ -15,12 +15,12 @@ from hfkd.evaluation.analysis.samples import divergence, extremes, sample_number
 def over_checkpoints(
     teacher: Tensor, students: Mapping[int, Tensor], labels: Tensor, temperature: float = 1.0
 ) -> dict[str, Any]:
-    """The numbers of a student's logits [n, C] by step, beside its teacher's.
+    """Numbers of a student's logits [n, C] by step, compared with its teacher's.
 
-    At each step: accuracy; mean and standard deviation over the images of the student's entropy; mean `divergence`, of
-    all images and of the tenths of lowest and highest teacher entropy. entropy_variability: how much an image's entropy
-    varies over the checkpoints, the standard deviation (of K, not K - 1) over these, mean over the images; of the two
-    tenths too. `students` has two steps at least.
+    At each step: accuracy; mean and standard deviation over the images of the student's entropy; mean `divergence`,
+    over all images and over the tenths with the lowest and highest teacher entropy. entropy_variability: the standard
+    deviation (with K, not K - 1) of an image's entropy over the checkpoints, averaged over all images and over the two
+    tenths. `students` needs at least two steps.
     """
     groups = dict(zip(("lowest", "highest"), extremes(sample_numbers(teacher, labels).entropy), strict=True))
     steps, entropies = [], []

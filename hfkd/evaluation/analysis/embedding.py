@@ -1,4 +1,4 @@
-"""Penultimate features in the plane: t-SNE, and how well the classes are apart (Calinski-Harabasz).
+"""t-SNE of penultimate features, and the separation of classes (Calinski-Harabasz index).
 
 n images, D features.
 """
@@ -13,10 +13,10 @@ PERPLEXITY = 30.0
 
 @dataclass(frozen=True)
 class Embedding:
-    """rows: the images that are shown [m], by number; points [m, 2] of them.
+    """rows [m]: numbers of the embedded images; points [m, 2]:
 
-    The Calinski-Harabasz index of all images' features, and of the points, with the labels as clusters; NaN where it
-    has no value: it needs two classes, and more images than classes.
+    their positions. The Calinski-Harabasz index of all images' features, and of the points, with labels as clusters;
+    NaN if undefined: it needs at least two classes, and more images than classes.
     """
 
     rows: Tensor
@@ -26,10 +26,9 @@ class Embedding:
 
 
 def embedding(features: Tensor, labels: Tensor, images: int = 1000, seed: int = 0) -> Embedding:
-    """t-SNE (scikit-learn; van der Maaten and Hinton 2008) of the features [n, D] of `images` images drawn by `seed`.
-
-    Perplexity 30, or a third of the images where that is less; begun at the first two principal components. The same
-    seed draws the same images for every network.
+    """t-SNE (scikit-learn; van der Maaten and Hinton 2008) of the features [n, D] of `images` random images. Perplexity
+    is 30, or a third of the number of images if that is less; it starts from the first two principal components. The
+    same seed selects the same images for every network.
     """
     from sklearn.manifold import TSNE
 
@@ -42,7 +41,7 @@ def embedding(features: Tensor, labels: Tensor, images: int = 1000, seed: int = 
 
 
 def separation(features: Tensor, labels: Tensor) -> float:
-    """The Calinski-Harabasz index: variance between the classes over that within, by their degrees of freedom.
+    """The Calinski-Harabasz index: variance between classes over variance within, each per degree of freedom.
 
     (B / (k - 1)) / (W / (n - k)), with B and W the sums of squared distances of the k class means from the mean (each
     times its images), and of the images from their class's mean. NaN unless 1 < k < n.

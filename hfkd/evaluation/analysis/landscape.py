@@ -1,4 +1,4 @@
-"""The loss around a trained network, along random directions that are scaled filter by filter (Li et al., 2018).
+"""Loss landscapes of a trained network along random filter-normalised directions (Li et al., 2018).
 
 P points a side, n images.
 """
@@ -22,14 +22,14 @@ class Landscape:
 
     @property
     def variance(self) -> float:
-        """Of the losses at all points (divided by their number)."""
+        """The variance of the losses at all points (divided by their number)."""
         return self.losses.double().var(correction=0).item()
 
     def area(self, level: float = LEVEL) -> float:
         """The share of the points whose loss is at most `level`.
 
-        EA-KD reports an Area@1.6 of its loss landscapes; how it is computed is not stated where hfkd could read it.
-        This is hfkd's definition.
+        EA-KD reports an Area@1.6 of its loss landscapes without a definition that is known here. This is hfkd's
+        definition.
         """
         return (self.losses <= level).double().mean().item()
 
@@ -37,8 +37,8 @@ class Landscape:
 def filter_normalised(network: nn.Module, seed: int) -> list[Tensor]:
     """A random direction for each parameter, in their order (Li et al., NeurIPS 2018, Section 4).
 
-    Gaussian; then every filter (row of a weight's first dimension) has the norm of the network's own filter. 0 for
-    parameters of one dimension, biases and those of norms, as in their code. Drawn on the CPU from `seed`.
+    Gaussian, then every filter (index of a weight's first dimension) is scaled to the norm of the network's filter. 0
+    for one-dimensional parameters (biases and norms), as in their code. Generated on the CPU from `seed`.
     """
     generator = torch.Generator().manual_seed(seed)
     found = []
@@ -62,11 +62,11 @@ def landscape(
 ) -> Landscape:
     """`loss` with the network's parameters at theta + a d_1 (+ b d_2), a and b of `points` from -reach to reach.
 
-    One or two directions, a tensor for each parameter. The parameters are afterwards what they were, bit for bit;
-    batch norm keeps its running statistics. An odd number of points has the network itself in its middle.
+    One or two directions, with a tensor for each parameter. The parameters are restored exactly; batch norm keeps its
+    running statistics. With an odd number of points the network itself is at the centre.
     """
     coordinates = torch.linspace(-reach, reach, points, dtype=torch.float64)
-    coordinates[coordinates.abs() < 1e-9] = 0  # the middle, which rounding may miss
+    coordinates[coordinates.abs() < 1e-9] = 0  # the centre, up to rounding
     values = coordinates.tolist()
     with _moving(network, directions) as move:
 
@@ -80,7 +80,7 @@ def landscape(
 
 @contextmanager
 def _moving(network: nn.Module, directions: Sequence[Sequence[Tensor]]) -> Iterator[Callable[[Sequence[float]], None]]:
-    """Within it, what moves the parameters so far along each direction; they are put back at the end."""
+    """Context that yields a function to move the parameters along the directions; restores them at the end."""
     own = [weight.detach().clone() for weight in network.parameters()]
 
     def move(steps: Sequence[float]) -> None:

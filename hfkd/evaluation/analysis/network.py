@@ -1,4 +1,4 @@
-"""A network as it is analysed, and one pass of it over images: logits and penultimate features.
+"""A network to analyse, and its forward pass over images: logits and penultimate features.
 
 n images, B of a batch, C classes, D features.
 """
@@ -18,13 +18,13 @@ from hfkd.models.inputs import InputSpec
 from hfkd.models.label_names import order_of
 from hfkd.teachers import FrozenTeacher
 
-PENULTIMATE = "pooled"  # what the last linear layer reads
+PENULTIMATE = "pooled"  # the input of the last linear layer
 PROBED = 2  # images
 
 
 @dataclass(frozen=True)
 class NetworkPass:
-    """What a network gives for n images, on the CPU: logits [n, C] float32, features [n, D] float32; labels [n]."""
+    """A network's outputs for n images, on the CPU: logits [n, C] float32, features [n, D] float32; labels [n]."""
 
     logits: Tensor
     features: Tensor
@@ -32,11 +32,11 @@ class NetworkPass:
 
 
 class AnalysedNetwork:
-    """A frozen network that sees images as it was trained to, with its classes in the order of the data's.
+    """A frozen network that gets images in its own normalisation, with its classes in the data's order.
 
-    received: how the images are normalised; they are re-normalised and resized where the network says otherwise
-    (`FrozenTeacher`). names: the data's classes. Raises ValueError for a network without a linear last layer, or whose
-    classes are other ones.
+    received: how the images are normalised; they are re-normalised and resized if the network needs it
+    (`FrozenTeacher`). names: the data's classes. Raises ValueError for a network without a linear last layer, or with
+    other classes.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class AnalysedNetwork:
         return logits, found[PENULTIMATE].float().flatten(1)
 
     def check(self, images: Tensor, classes: int) -> None:
-        """Raise ValueError unless a few images give logits of that many classes, and features they are made of."""
+        """Raise ValueError unless a few images give logits with `classes` classes, computed from the features."""
         logits, found = Probe(self.capture).run(lambda: self.logits(images))
         if logits.ndim != 2 or logits.shape[-1] != classes:
             raise ValueError(
-                f"{self.name} gives outputs {tuple(logits.shape)} of {len(images)} images, and the data "
-                f"has {classes} classes: take a network trained on them"
+                f"{self.name} has outputs of shape {tuple(logits.shape)} for {len(images)} images, but the data "
+                f"has {classes} classes: use a network trained on this data"
             )
         order = None if self.frozen.order is None else self.frozen.order.tolist()
         try:
@@ -84,14 +84,14 @@ class AnalysedNetwork:
 
 
 def first_images(dataset: Any, count: int = PROBED) -> Tensor:
-    """The images [count, 3, H, W] that a data set begins with, as a network gets them."""
+    """The first images [count, 3, H, W] of a dataset, as passed to a network."""
     return ImageCollator()([dataset[row] for row in range(min(count, len(dataset)))])["pixel_values"]
 
 
 def network_pass(network: AnalysedNetwork, dataset: Any, batch_size: int = 256, features: bool = True) -> NetworkPass:
     """Run the network once over `dataset`, whose rows have `pixel_values` and `labels`.
 
-    features=False leaves those out ([n, 0]). Raises ValueError for outputs that are NaN or infinite, naming the first
+    features=False leaves the features out ([n, 0]). Raises ValueError for NaN or infinite outputs, naming the first
     image.
     """
     loader = DataLoader(dataset, batch_size=batch_size, collate_fn=ImageCollator())

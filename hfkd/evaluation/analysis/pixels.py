@@ -1,4 +1,4 @@
-"""What an analysis says of networks of masks: numbers over all pixels that have a label, image after image.
+"""Numbers for the analysis of segmentation networks, over all labelled pixels, image by image.
 
 B images, C classes, H and W of the labels, h and w of a network's maps, P pixels.
 """
@@ -17,10 +17,10 @@ from hfkd.utils.targets import IGNORED
 
 
 class PixelNumbers:
-    """A teacher beside its students: `add` each batch, then `result`.
+    """Compares students with their teacher: call `add` for each batch, then `result`.
 
-    Of a pixel are held the teacher's entropy, whether each network is right, where student and teacher agree, each
-    student's entropy and its KL: 5 bytes, and 10 for each student.
+    Stored per pixel are the teacher's entropy, whether each network is right, and for each student its entropy, its KL
+    and whether it agrees with the teacher: 5 bytes, and 10 for each student.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class PixelNumbers:
         }
 
     def add(self, labels: Tensor, teacher: Tensor, students: Mapping[str, Tensor]) -> None:
-        """Labels [B, H, W], 255 and -100 for none; maps of logits [B, C, h, w].
+        """Add labels [B, H, W], with 255 and -100 for no label, and logits [B, C, h, w].
 
-        Raises ValueError for a label that is no class, and for maps that are NaN or infinite.
+        Raises ValueError for labels out of range, and for NaN or infinite logits.
         """
-        for k in range(len(labels)):  # one image after the other: the logits of all pixels are many
+        for k in range(len(labels)):  # one image at a time: the logits of all pixels take much memory
             one = slice(k, k + 1)
             self._image(labels[one], teacher[one], {name: maps[one] for name, maps in students.items()})
             self.images += 1
@@ -51,8 +51,8 @@ class PixelNumbers:
         wrong = label[(label < 0) | (label >= self.classes)]
         if len(wrong):
             raise ValueError(
-                f"image {self.images} has the label {int(wrong[0])}, and the classes go from 0 to {self.classes - 1}: "
-                "name all of them (id2label), or mark the pixel as unlabelled with 255"
+                f"image {self.images} has the label {int(wrong[0])}, but the classes are 0 to {self.classes - 1}: "
+                "list all classes (id2label), or mark the pixel as unlabelled with 255"
             )
         taught = self._logits("the teacher", teacher, labels)[known]
         self.teacher_iou.add(taught.argmax(-1)[None], label[None])
@@ -76,7 +76,7 @@ class PixelNumbers:
         return interpolated(maps.cpu(), labels.shape[-2:])[0].flatten(1).T
 
     def result(self) -> dict[str, Any]:
-        """Of the teacher and each student; gap: the teacher's less the student's. ValueError without a label."""
+        """The numbers of teacher and students; gap: the teacher's minus the student's. ValueError without labels."""
         teacher = {name: torch.cat(parts) for name, parts in self.teacher.items()}
         if not len(teacher["correct"]):
             raise ValueError("no pixel of these images has a label: there is nothing to compare")

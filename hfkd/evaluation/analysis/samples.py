@@ -1,4 +1,4 @@
-"""What the papers' figures show of each image, and of groups of images: energy, entropy, agreement, correlations.
+"""Numbers of the papers' figures for images and groups of images: energy, entropy, agreement, correlations.
 
 n images, C classes. Energies are Energy KD's (T_E = 4), entropies and weights EA-KD's (T' = 3), as everywhere in hfkd.
 """
@@ -15,12 +15,12 @@ from hfkd.losses.logits.divergences import kl
 from hfkd.losses.weightings import Entropy
 
 SEGMENTS = 10
-SHARE = 0.1  # of the images, that are the top or the bottom of them
+SHARE = 0.1  # share of images in the top and the bottom group
 
 
 @dataclass(frozen=True)
 class SampleNumbers:
-    """Of each image, [n]: energy, entropy, predicted class, and whether that is its label."""
+    """For each image, [n]: energy, entropy, predicted class, and whether the prediction is right."""
 
     energy: Tensor
     entropy: Tensor
@@ -50,7 +50,7 @@ def ea_weight(teacher: Tensor, student: Tensor, labels: Tensor) -> Tensor:
 
 
 def extremes(values: Tensor, share: float = SHARE) -> tuple[Tensor, Tensor]:
-    """The numbers of the images of lowest and of highest value, a share of all each and at least one, lowest first."""
+    """Indices of the images with lowest and highest values, a share of all (at least one) each, in ascending order."""
     count = max(1, round(share * len(values)))
     order = values.argsort(stable=True)
     return order[:count], order[-count:]
@@ -61,7 +61,7 @@ def segments(
 ) -> list[dict[str, float]]:
     """Accuracies in equally large segments of the images, from lowest entropy [n] to highest.
 
-    gap: the teacher's accuracy less the student's. With fewer images than `parts`, a segment each.
+    gap: the teacher's accuracy minus the student's. With fewer images than `parts`, each is a segment.
     """
     rows = entropy.argsort(stable=True).tensor_split(min(parts, len(entropy)))
     found = []
@@ -90,10 +90,10 @@ def correlation_difference(teacher: Tensor, student: Tensor) -> Tensor:
 def compare(
     teacher: Tensor, student: Tensor, labels: Tensor, temperature: float = 1.0
 ) -> tuple[dict[str, Any], Tensor]:
-    """The numbers of a student beside its teacher, and their `correlation_difference`. Logits [n, C], labels [n].
+    """Compare a student with its teacher: numbers, and the `correlation_difference`.
 
-    agreement: the share of images that both put into the same class. kl: the mean `divergence`; of the `extremes` of
-    the teacher's entropy too.
+    Logits [n, C], labels [n]. agreement: share of images with the same prediction. kl: the mean `divergence`, also over
+    the `extremes` of the teacher's entropy.
     """
     t, s = sample_numbers(teacher, labels), sample_numbers(student, labels)
     apart, (low, high) = divergence(teacher, student, temperature), extremes(t.entropy)

@@ -1,4 +1,4 @@
-"""Metrics as `evaluate.Metric` modules that need no network; each file also loads with `evaluate.load(<its path>)`."""
+"""Metrics as `evaluate.Metric` modules that work offline; each file also loads with `evaluate.load(<its path>)`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ __all__ = [
 
 
 def own_metrics(scored_by: str | None, args: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Accuracy, or AP, for what is `scored_by` it, if no metric is given and Trainer's arguments leave room for one."""
+    """The default metric of a task (`scored_by`), unless a metric is given or Trainer's arguments exclude one."""
     asked = given.get("compute_metrics") or given.get("preprocess_logits_for_metrics")
     if scored_by == "average_precision":
         scores = not asked and given.get("eval_dataset") is not None and not args.prediction_loss_only
@@ -32,7 +32,7 @@ def own_metrics(scored_by: str | None, args: Any, given: Mapping[str, Any]) -> d
 
 
 def accuracy_of_class_ids(prediction: Any) -> dict[str, float]:
-    """`item_accuracy`, and nothing where labels are mixed, or there are none."""
+    """`item_accuracy`; {} for mixed labels, or without labels."""
     labels = prediction.label_ids
     if not isinstance(labels, np.ndarray) or np.issubdtype(labels.dtype, np.floating) or (labels == IGNORED).all():
         return {}
@@ -40,7 +40,7 @@ def accuracy_of_class_ids(prediction: Any) -> dict[str, float]:
 
 
 def default_metrics(scored_by: str | None) -> dict[str, Any]:
-    """Trainer's `compute_metrics` and its like for a task's `scored_by`: nothing for None, which leaves the loss."""
+    """Trainer's `compute_metrics` and `preprocess_logits_for_metrics` for a task's `scored_by`; {} for None."""
     if scored_by is None:
         return {}
     assert scored_by == "accuracy"

@@ -13,9 +13,9 @@ from datasets import Features, Sequence, Value
 from torch import Tensor
 
 TOP_K = 5
-IGNORED = -100  # the label of a row that has none, and of a token that is no item
+IGNORED = -100  # the label of rows and tokens without a label
 
-DESCRIPTION = "Share of items whose class is predicted (accuracy) or among the five likeliest (top5_accuracy), 0 to 1."
+DESCRIPTION = "Share of items whose class is predicted (accuracy) or in the top five (top5_accuracy), 0 to 1."
 INPUTS = """
 Args:
     predictions: class ids [N], or logits [N, C], or with `ranked=True` class ids best first [N, k].
@@ -29,7 +29,7 @@ class Accuracy(evaluate.Metric):
     """Top-1 and top-5 accuracy, offline: `Accuracy().compute(predictions=logits, references=labels)`."""
 
     def _info(self) -> evaluate.MetricInfo:
-        # evaluate takes the first format that fits and would round logits to ids, so rows of numbers are always floats
+        # evaluate uses the first matching format and would round logits to ids, so rows of numbers are always floats
         labels = Value("int64")
         return evaluate.MetricInfo(
             description=DESCRIPTION,
@@ -51,8 +51,8 @@ class Accuracy(evaluate.Metric):
 def topk_predictions(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
     """For Trainer's `preprocess_logits_for_metrics`: logits [.., C] -> class ids best first [.., k].
 
-    Five numbers an item instead of C are then gathered and kept. Of a tuple (a model that also returns hidden states)
-    the first is taken.
+    Then only five numbers per item, instead of C, are gathered and kept. For a tuple (of a model that also returns
+    hidden states) the first element is used.
     """
     first = logits[0] if isinstance(logits, (tuple, list)) else logits
     return first.topk(min(TOP_K, first.shape[-1]), dim=-1).indices  # [.., k]
@@ -62,8 +62,8 @@ def item_accuracy(prediction: Any) -> dict[str, float]:
     """For Trainer's `compute_metrics`: an `EvalPrediction` -> `accuracy` and `top5_accuracy`, 0 to 1.
 
     `predictions` are what `topk_predictions` made (whole numbers), or logits (floats): [N, k] or [N, C] for labels [N],
-    [B, L, k] or [B, L, C] for labels [B, L]. Those of -100 are no items; where all are, there is no score, {}. A label
-    is predicted in its own place, so this is not for causal language models.
+    [B, L, k] or [B, L, C] for labels [B, L]. Labels of -100 are ignored; if all are -100, the result is {}. A label is
+    predicted at its own position, so that this does not apply to causal language models.
     """
     predictions = prediction.predictions
     first, labels = predictions[0] if isinstance(predictions, tuple) else predictions, prediction.label_ids
@@ -76,8 +76,8 @@ def item_accuracy(prediction: Any) -> dict[str, float]:
 def _accuracies(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     if len(predictions) != len(labels) or len(labels) == 0 or labels.ndim != 1:
         raise ValueError(
-            f"predictions of shape {predictions.shape} and labels of shape {labels.shape}: give one class id for each "
-            "item, and at least one item"
+            f"predictions of shape {predictions.shape} and labels of shape {labels.shape}: pass one class id for "
+            "each item, and at least one item"
         )
     known = labels != IGNORED
     if not known.any():

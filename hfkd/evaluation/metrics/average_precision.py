@@ -1,4 +1,4 @@
-"""COCO's average precision of boxes, by torchmetrics and pycocotools, for Trainer.
+"""COCO's average precision of boxes for Trainer, with torchmetrics and pycocotools.
 
 B images, D detections and G boxes of an image.
 """
@@ -17,9 +17,9 @@ NEEDED = ("torchmetrics", "pycocotools")
 class AveragePrecision:
     """For Trainer's `compute_metrics`: `ap`, `ap50`, `ap75` of all images, from 0 to 100 as papers print them.
 
-    torchmetrics' MeanAveragePrecision by pycocotools: AP at IoU 0.50 to 0.95, and at 0.50 and 0.75 alone, over all
-    areas, at most 100 detections an image; boxes of crowds are ignored. Predictions hold boxes [B, D, 4], scores and
-    labels [B, D], what is there boxes [B, G, 4], labels and iscrowd [B, G]; labels below 1 are padding. NaN where no
+    torchmetrics' MeanAveragePrecision with pycocotools: AP at IoU 0.50 to 0.95, at 0.50 and at 0.75, over all areas,
+    with at most 100 detections per image; crowd boxes are ignored. Predictions have boxes [B, D, 4], scores and labels
+    [B, D]; references have boxes [B, G, 4], labels and iscrowd [B, G]; labels below 1 are padding. NaN if no
     image has a box that counts.
     """
 

@@ -1,4 +1,4 @@
-"""Mean IoU, IoU of each class and pixel accuracy, by torchmetrics, for Trainer.
+"""Mean IoU, IoU of each class and pixel accuracy for Trainer, with torchmetrics.
 
 B images, C classes, H and W of the labels, h and w of the networks' maps.
 """
@@ -19,18 +19,18 @@ UNLABELLED = 255
 def pixel_predictions(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
     """For Trainer's `preprocess_logits_for_metrics`: maps [B, C, h, w] -> classes [B, H, W], at the labels' size.
 
-    Of several outputs (an auxiliary head's) the first is taken.
+    Of several outputs (with an auxiliary head) the first is used.
     """
     maps = logits[0] if isinstance(logits, (tuple, list)) else logits
-    size = labels.shape[-2:]  # one image after the other: the logits of all pixels are many
+    size = labels.shape[-2:]  # one image at a time: the logits of all pixels take much memory
     return torch.cat([interpolated(one, size).argmax(1).to(torch.int16) for one in maps.split(1)])
 
 
 class MeanIoU:
-    """For Trainer's `compute_metrics`, with `batch_eval_metrics` or without: `mean_iou`, `pixel_accuracy`, `iou_NAME`.
+    """For Trainer's `compute_metrics`, with or without `batch_eval_metrics`: `mean_iou`, `pixel_accuracy`, `iou_NAME`.
 
     torchmetrics' MulticlassJaccardIndex and MulticlassAccuracy over all pixels whose label is not 255 or -100; a class
-    that neither the labels nor the predictions have is NaN, and in no mean. Only [C, C] counts are held.
+    that occurs neither in labels nor in predictions is NaN, and left out of means. Only [C, C] counts are stored.
     """
 
     def __init__(self, num_classes: int, label_names: Sequence[str] | None = None) -> None:
@@ -56,11 +56,11 @@ class MeanIoU:
         return self.result() if compute_result else {}
 
     def add(self, predicted: Tensor, labels: Tensor) -> None:
-        """Count these classes [B, H, W] beside the labels."""
+        """Add predicted classes [B, H, W] and labels to the counts."""
         self.metrics.update(predicted.cpu(), labels.masked_fill(labels == IGNORED, UNLABELLED).cpu())
 
     def result(self) -> dict[str, float]:
-        """Of all that was counted since the last time."""
+        """The metrics of everything added since the last call; resets the counts."""
         found = self.metrics.compute()
         self.metrics.reset()
         each = {f"iou_{name}": value for name, value in zip(self.names, found.pop("iou").tolist(), strict=True)}

@@ -19,7 +19,7 @@ from datasets import Sequence as ListOf
 logger = logging.getLogger(__name__)
 
 TOKENIZERS = ("rouge_score", "unicode")
-# Written without spaces between words: Thai, Lao, Tibetan, Myanmar, Khmer, Han with its extensions, kana.
+# Scripts without spaces between words: Thai, Lao, Tibetan, Myanmar, Khmer, Han with its extensions, kana.
 ONE_BY_ONE = (
     "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
@@ -35,9 +35,9 @@ CITATION = """@inproceedings{lin2004rouge,
 INPUTS = """
 Args:
     predictions: texts. An empty one scores 0.
-    references: for each prediction a text, or a list of texts of which the best counts.
+    references: for each prediction a text, or a list of texts, of which the best match counts.
     per_example: also return `rougeL_per_example` and `exact_match_per_example`, in the order of the rows.
-    tokenizer: "rouge_score", the published one, which knows a-z and 0-9 alone; or "unicode", for every script.
+    tokenizer: "rouge_score", the published one, which only supports a-z and 0-9; or "unicode", for all scripts.
 Returns:
     `rougeL` and `exact_match`, means over the rows, 0 to 100.
 """
@@ -46,11 +46,11 @@ Returns:
 class RougeL(evaluate.Metric):
     """ROUGE-L and exact match, offline: `RougeL().compute(predictions=[...], references=[...])`.
 
-    Exact match compares in lower case, without ASCII punctuation and with single spaces; articles stay (SQuAD drops
-    them). Both take the maximum over the references. Raises ValueError for no rows or a row without references.
+    Exact match compares in lower case, without ASCII punctuation and with single spaces; articles are kept (unlike in
+    SQuAD). Both take the maximum over the references. Raises ValueError for no rows or a row without references.
 
-    rouge_score's own tokenizer keeps a-z and 0-9: a Chinese, Arabic, Russian or Hindi text has no token and scores 0
-    even against itself, of which a warning is logged. `tokenizer="unicode"` gives the same scores on ASCII texts.
+    rouge_score's own tokenizer keeps a-z and 0-9: a Chinese, Arabic, Russian or Hindi text has no tokens and scores 0
+    even against itself, which is logged as a warning. `tokenizer="unicode"` gives the same scores on ASCII texts.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -66,10 +66,10 @@ class RougeL(evaluate.Metric):
         )
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> Any:
-        """Scores of these texts, or of those given to `add` and `add_batch` before."""
-        # evaluate looks at the first row before `_compute` sees any
+        """Scores of these texts, or of those passed to `add` and `add_batch` before."""
+        # evaluate reads the first row before it calls `_compute`
         if predictions is not None and len(predictions) == 0:
-            raise ValueError("there are no predictions to score: give at least one row")
+            raise ValueError("there are no predictions to score: pass at least one row")
         return super().compute(predictions=predictions, references=references, **kwargs)
 
     def _compute(
@@ -84,7 +84,7 @@ class RougeL(evaluate.Metric):
         lists = [[given] if isinstance(given, str) else given for given in references]
         empty = next((row for row, given in enumerate(lists) if not given), None)
         if empty is not None:
-            raise ValueError(f"row {empty} has no reference to compare with: give at least one, or leave the row out")
+            raise ValueError(f"row {empty} has no reference to compare with: add at least one, or remove the row")
         _warn_of_unread(lists, tokenizer)
         scores = {
             "rougeL": [100 * rouge_l(text, given, tokenizer) for text, given in zip(predictions, lists, strict=True)],
@@ -101,13 +101,14 @@ def rouge_l(prediction: str, references: Sequence[str], tokenizer: str = "rouge_
 
 
 class UnicodeTokenizer:
-    """Words of any script, in lower case: runs of letters, marks and digits; one by one in scripts without spaces.
+    """Splits text of any script into lower-case words of letters, marks and digits; characters in scripts without
+    spaces. Words of a-z are stemmed as in rouge_score.
 
-    Words of a-z are stemmed as rouge_score's are. A text without any (an operator, an emoji) is its characters.
+    A text without words (operators, emoji) is split into characters.
     """
 
     def __init__(self) -> None:
-        from nltk.stem import porter  # rouge_score brings it
+        from nltk.stem import porter  # a dependency of rouge_score
 
         self._stem = cache(porter.PorterStemmer().stem)
 
@@ -120,7 +121,7 @@ class UnicodeTokenizer:
         return [self._stem(word) if word.isascii() and len(word) > 3 else word for word in words]
 
 
-JOINERS = "\u200c\u200d"  # within words of Persian and of Indian scripts
+JOINERS = "\u200c\u200d"  # used within words of Persian and Indian scripts
 WORDS = re.compile(f"[{ONE_BY_ONE}][\u0300-\u036f\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]*|[^\\s{ONE_BY_ONE}]+")
 
 
@@ -135,15 +136,15 @@ def _scorer(tokenizer: str) -> Any:
 
 
 def _warn_of_unread(references: Sequence[Sequence[str]], tokenizer: str) -> None:
-    """A warning for references of whose letters and digits the tokenizer passes over at least half, or has no token."""
+    """Warn of references in which the tokenizer ignores at least half of the letters and digits, or finds no token."""
     if tokenizer != "rouge_score":
         return
     unread = sum(any(map(_unread, given)) for given in references)
     if unread:
         logger.warning(
-            "ROUGE-L: %d of %d rows have references that rouge_score's tokenizer, of a-z and 0-9, reads less than half "
-            "of: they score 0 or nearly so against themselves. tokenizer='unicode' (--rouge_tokenizer unicode) reads "
-            "every script.",
+            "ROUGE-L: in the references of %d of %d rows rouge_score's tokenizer, which only supports a-z and "
+            "0-9, ignores at least half of the characters, so that they score about 0 even against themselves. "
+            "Use tokenizer='unicode' (--rouge_tokenizer unicode) for other scripts.",
             unread,
             len(references),
         )
@@ -156,10 +157,10 @@ def _unread(text: str) -> bool:
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> bool:
-    """Whether the prediction equals a reference but for case, ASCII punctuation and spacing; an empty one does not."""
+    """Whether the prediction equals a reference up to case, ASCII punctuation and spacing; False for an empty one."""
     return bool(prediction.strip()) and _normalized(prediction) in {_normalized(reference) for reference in references}
 
 
 def _normalized(text: str) -> str:
-    """Of a text without words the text itself: punctuation is all that it says."""
+    """The text for comparison; a text with punctuation only is kept as it is."""
     return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split()) or text.strip()

@@ -1,1 +1,1 @@
-"""A teacher of images whose logits are stored as training meets them."""
+"""A cache of an image teacher's logits, filled during training."""

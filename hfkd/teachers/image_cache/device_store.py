@@ -1,4 +1,4 @@
-"""A store's rows held on the device, looked up and added to without the host waiting for it.
+"""A store's rows kept on the device, read and written without synchronizing the host.
 
 S slots, M rows of one call, C classes.
 """
@@ -13,18 +13,18 @@ from hfkd.teachers.image_cache.quantize import decode, encode
 from hfkd.teachers.image_cache.store import LogitStore
 from hfkd.utils.devices import send
 
-PART = 1 << 16  # rows read from the file at once
-SHARE = 4  # a GPU's free memory is this many times what the rows may take of it
+PART = 1 << 16  # number of rows read from the file at once
+SHARE = 4  # the rows may take one part in so many of a GPU's free memory
 
 
 def fits(nbytes: int, device: torch.device) -> bool:
-    """Whether rows of so many bytes go to the device unless somebody says otherwise: a GPU's, with memory to spare."""
+    """Whether rows of so many bytes are kept on the device by default: on a GPU with enough free memory."""
     return device.type == "cuda" and torch.cuda.is_available() and SHARE * nbytes <= torch.cuda.mem_get_info(device)[0]
 
 
 @dataclass
 class _UnderWay:
-    """Rows on their way from the device to the file."""
+    """Rows being copied from the device to the file."""
 
     slots: Tensor
     levels: Tensor
@@ -33,11 +33,11 @@ class _UnderWay:
 
 
 class DeviceStore:
-    """`LogitStore` in the memory of `device`: the same calls and logits, and 2 C + 16 bytes of it for each slot.
+    """`LogitStore` in the memory of `device`, with the same methods and logits; takes 2 C + 16 bytes for each slot.
+    Slots are passed on the host, which tracks which rows the device has.
 
-    Slots are given on the host, which knows for each whether the device holds its row. What is written reaches the file
-    later, with the next calls or `flush`, and counts as known from then on. Rows that other processes write to the file
-    in the meantime are not seen.
+    Written rows are copied to the file later, during the next calls or `flush`, and count as known from then on. Rows
+    that other processes write to the file in the meantime are not visible.
     """
 
     def __init__(self, file: LogitStore, device: torch.device) -> None:
@@ -53,7 +53,7 @@ class DeviceStore:
                 self.known[slots] = found
 
     def read(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """[M] slots on the host -> logits [M, C] on the device; which of them are known [M], on the host."""
+        """[M] slots on the host -> logits [M, C] on the device, and a mask [M] of known rows on the host."""
         self._settle(wait=False)
         inside = (slots >= 0) & (slots < self.slots)
         places = torch.where(inside, slots, 0)
@@ -61,9 +61,9 @@ class DeviceStore:
         return decode(self.levels[there], self.scale[there]), self.known[places] & inside
 
     def write(self, slots: Tensor, logits: Tensor) -> Tensor:
-        """Store logits [M, C] of the device in [M] slots of the host and return them as they will be read.
+        """Store logits [M, C] on the device in slots [M], given on the host; returns them as they will be read.
 
-        Rows that `encode` has no levels for, or whose slot is -1, are left out and returned as they are.
+        Rows that `encode` cannot represent, or whose slot is -1, are not stored and are returned unchanged.
         """
         logits = logits.float()
         levels, scale = encode(logits)
@@ -76,11 +76,11 @@ class DeviceStore:
         return torch.where(numbered[:, None], decode(levels, scale), logits)
 
     def flush(self) -> None:
-        """Wait until all that was written is in the file."""
+        """Wait until all written rows are in the file."""
         self._settle(wait=True)
 
     def count(self) -> int:
-        """How many slots hold a row."""
+        """Number of slots with a row."""
         return int(self.known.sum())
 
     def _on_its_way(self, slots: Tensor, levels: Tensor, scale: Tensor) -> _UnderWay:
@@ -95,7 +95,7 @@ class DeviceStore:
         return _UnderWay(slots, levels, scale, arrived)
 
     def _settle(self, wait: bool) -> None:
-        """Write to the file what has arrived on the host."""
+        """Write rows to the file whose copy to the host is complete; `wait`: all rows."""
         while self._under_way:
             first = self._under_way[0]
             if first.arrived is not None and not first.arrived.query():

@@ -1,4 +1,4 @@
-"""Rows of logits in one sparse file that many processes read and write at once.
+"""Rows of logits in a sparse file that several processes can read and write at the same time.
 
 S slots, M rows of one call, C classes.
 """
@@ -25,18 +25,18 @@ from hfkd.utils.files import write_atomically
 logger = logging.getLogger(__name__)
 
 HEADER = 4096  # bytes before the first record; room for the key
-LAYOUT = 2  # raise this when the bytes of a record change
+LAYOUT = 2  # increment this when the format of a record changes
 SCALE = 16  # bytes of a row's scale: four float32
 
 
 class LogitStore:
-    """`slots` places for one row of logits each, empty until written: read and write by slot number.
+    """A file with `slots` slots for one row of logits each, empty until written, and addressed by number.
 
     A record is a row's int16 levels, their float32 steps and offsets (see `quantize.py`), and a checksum.
 
-    No locks: a record counts only when its checksum, which covers its slot, is right. One that is half written, written
-    by two at once, or damaged is an empty one. A killed process leaves what it has written, for that is the kernel's.
-    Raises ValueError when the disk has no room for all slots; the file is sparse and takes room as it fills.
+    No locks: a record is valid only if its checksum, which includes its slot, is right. A record that is half written,
+    written by two processes at once, or damaged counts as empty. What a killed process has written is kept by the
+    kernel. Raises ValueError if the disk has too little space for all slots; the file is sparse and grows as it fills.
     """
 
     def __init__(self, path: str | Path, key: dict[str, str], slots: int, classes: int) -> None:
@@ -49,13 +49,13 @@ class LogitStore:
         assert len(header) == HEADER, "the key does not fit its page"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{self.path}.lock"):  # of several that start together one creates the file
+            with FileLock(f"{self.path}.lock"):  # if several processes start together, one creates the file
                 if not self._is_ours(header):
                     self._create(header)
         except PermissionError as error:
             raise OSError(
                 error.errno,
-                f"the teacher's logits cannot be kept in {self.path.parent}: choose a folder that is writable",
+                f"the teacher's logits cannot be written to {self.path.parent}: choose a folder that is writable",
             ) from error
         self._records = np.memmap(self.path, np.uint8, "r", HEADER, (slots, self.record))
         self._file = os.open(self.path, os.O_WRONLY)
@@ -67,25 +67,25 @@ class LogitStore:
             os.close(self._file)
 
     def read(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """[M] slots -> logits [M, C] float32, and which rows have any [M]; the others are zero."""
+        """[M] slots -> logits [M, C] float32, zero for empty slots; and a mask [M] of slots with a row."""
         levels, scale, found = self.read_encoded(slots)
         return torch.where(found[:, None], decode(levels, scale), 0.0), found
 
     def read_encoded(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[M] slots -> levels [M, C] and scale [M, 4] as `encode` makes them, and which rows are any [M]."""
+        """[M] slots -> levels [M, C] and scale [M, 4] of `encode`, and a mask [M] of slots with a row."""
         self._mend_length()
         wanted = slots.numpy()
         inside = (wanted >= 0) & (wanted < self.slots)
-        records = self._records[np.where(inside, wanted, 0)]  # [M, record], a copy: what is checked is what is used
+        records = self._records[np.where(inside, wanted, 0)]  # [M, record], a copy: checked bytes are those used
         tags = records[:, self.payload :].view(np.uint64).squeeze(-1)
         found = torch.from_numpy(inside & (tags == self._checksums(records[:, : self.payload], wanted)))
         levels = torch.from_numpy(records[:, : 2 * self.classes].view(np.int16))
         return levels, torch.from_numpy(records[:, self.payload - SCALE : self.payload].view(np.float32)), found
 
     def write(self, slots: Tensor, logits: Tensor) -> Tensor:
-        """Store logits [M, C] in [M] slots and return them, on the CPU, as they will be read.
+        """Store logits [M, C] in slots [M]; returns them, on the CPU, as they will be read.
 
-        Rows that `encode` has no levels for, or whose slot is -1, are left out and returned as they are.
+        Rows that `encode` cannot represent, or whose slot is -1, are not stored and are returned unchanged.
         """
         logits = logits.float().cpu()
         levels, scale = encode(logits)
@@ -93,13 +93,13 @@ class LogitStore:
         return torch.where(kept[:, None], decode(levels, scale), logits)
 
     def write_encoded(self, slots: Tensor, levels: Tensor, scale: Tensor) -> Tensor:
-        """Store rows that `encode` made, but for those without a slot or a scale. Returns which are stored, [M]."""
+        """Store encoded rows, except those without a slot or a scale. Returns a mask [M] of stored rows."""
         resolved = scale.isfinite().all(1)
         if not resolved.all() and not self.told_of_rows:
             self.told_of_rows = True
             logger.warning(
-                "Rows of the teacher's logits with NaN, infinity or a range above %g are not kept in %s: the teacher "
-                "runs for them each time. Masked classes, alike and far below all others, may be in any row.",
+                "Rows of the teacher's logits with NaN, infinity or a range above %g are not stored in %s: the "
+                "teacher runs for them each time. Masked classes, with one value far below all others, are supported.",
                 WIDEST,
                 self.path,
             )
@@ -116,14 +116,14 @@ class LogitStore:
         self._put(slots.tolist(), records)
 
     def flush(self) -> None:
-        """Nothing is under way here: what was written is the kernel's."""
+        """No-op: written rows are already with the kernel."""
 
     def count(self) -> int:
-        """How many slots hold a row. Reads all that is written."""
+        """Number of slots with a row. Reads the whole file."""
         return sum(int(self.read_encoded(part)[2].sum()) for part in self.written(1 << 16))
 
     def examples(self) -> Tensor:
-        """A few slots that hold a row, spread over the file by a fixed hash."""
+        """A few slots with a row, spread over the file by a fixed hash."""
         parts = list(self.written(1 << 12))
         full = [parts[number][self.read_encoded(parts[number])[2]] for number in spread_rows(len(parts))]
         return torch.tensor(
@@ -131,7 +131,7 @@ class LogitStore:
         )
 
     def written(self, size: int) -> Iterator[Tensor]:
-        """All slots, `size` at a time, but for those where the file has a hole: they hold nothing."""
+        """All slots, in parts of `size`, except where the file has a hole, which contains no rows."""
         with self.path.open("rb") as file:
             for part in torch.arange(self.slots).split(size):
                 start, end = (HEADER + slot * self.record for slot in (int(part[0]), int(part[-1]) + 1))
@@ -139,25 +139,26 @@ class LogitStore:
                     yield part
 
     def _mend_length(self) -> None:
-        """Give a file that was cut while it is in use its length back: to read past its end is a signal that kills.
+        """Restore the length of a file that was truncated while in use: reading past its end would raise a fatal
+        signal.
 
-        What was cut off is a hole, and so empty.
+        The restored part is a hole, and thus empty.
         """
         if os.fstat(self._file).st_size < self.nbytes:
-            logger.warning("%s was cut while it was in use: what it has lost is computed again", self.path)
+            logger.warning("%s was truncated while in use: the lost rows are computed again", self.path)
             os.ftruncate(self._file, self.nbytes)
 
     def _put(self, slots: list[int], records: np.ndarray) -> None:
-        # Not through the mapping: on a full disk that is a signal that kills the process, and this an exception.
+        # Not through the mapping: on a full disk that raises a fatal signal, whereas pwrite raises an exception.
         try:
             for slot, record in zip(slots, records, strict=True) if not self.full_disk else ():
                 os.pwrite(self._file, record.tobytes(), HEADER + slot * self.record)
         except OSError as error:
             self.full_disk = True
-            logger.warning("Nothing more is stored in %s, what is there is still used: %s", self.path, error.strerror)
+            logger.warning("No more rows are stored in %s (%s); stored rows are still used", self.path, error.strerror)
 
     def _checksums(self, payload: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """One odd number for each record [M]: an empty record's is 0."""
+        """An odd checksum for each record [M]; that of an empty record is 0."""
         words = np.ascontiguousarray(payload).view(np.uint64)  # [M, words]
         mixed = (words ^ (words >> np.uint64(29))) * self._multipliers
         own = slots.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -171,7 +172,7 @@ class LogitStore:
             if file.read(HEADER) == header and self.path.stat().st_size == self.nbytes:
                 logger.info("Using the teacher's logits in %s", self.path)
                 return True
-        logger.warning("The file %s is no store of this teacher's logits: it is begun anew", self.path)
+        logger.warning("The file %s is not a store of this teacher's logits and is replaced", self.path)
         return False
 
     def _create(self, header: bytes) -> None:
@@ -179,10 +180,10 @@ class LogitStore:
         size = f"{self.nbytes / 1e9:.2f} GB ({self.slots:,} rows of {self.classes} classes)"
         if free < self.nbytes:
             raise ValueError(
-                f"the teacher's logits may take {size}, and {self.path.parent} has {free / 1e9:.2f} GB free: choose "
-                "another folder, or keep no cache"
+                f"the teacher's logits may take {size}, but {self.path.parent} has only {free / 1e9:.2f} GB free: "
+                "choose another folder, or leave teacher_cache_dir out"
             )
-        logger.info("The teacher's logits will take up to %s, as they come, in %s", size, self.path)
+        logger.info("The teacher's logits will take up to %s, growing with use, in %s", size, self.path)
 
         def fill(part: Path) -> None:
             part.write_bytes(header)
@@ -192,7 +193,7 @@ class LogitStore:
 
 
 def _next_data(file: int, start: int) -> int:
-    """Where the first byte that is not in a hole is, from `start` on; `start` where the system does not tell."""
+    """Position of the first byte from `start` on that is not in a hole; `start` if the system does not support it."""
     if not hasattr(os, "SEEK_DATA"):
         return start
     try:

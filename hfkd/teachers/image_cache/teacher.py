@@ -1,4 +1,4 @@
-"""A teacher that runs once for each view of an image, and is remembered after that.
+"""A teacher whose logits are computed once for each view of an image, then read from a file.
 
 B images, V views of each, C classes, M rows of logits.
 """
@@ -33,23 +33,23 @@ logger = logging.getLogger(__name__)
 
 
 class CachedTeacher(Teacher):
-    """`teacher` for the training images of `dataset`: the same call, and its logits from a file where they are known.
+    """`teacher` for the training images of `dataset`: the same call, but known logits are read from a file.
 
-    A teacher in eval mode has one row of logits for each image and view, and a padded crop with a flip has a countable
-    number of views (CIFAR: 81 · 2), so a batch's `index` and `view` say where its logits are. Rows that the file does
-    not hold yet run through the teacher, only those, and are stored; rows whose view is -1, which has no number
-    (RandAugment, CutMix), run through it every time. The file belongs to the teacher's weights and inputs, the rows of
-    `dataset`, the set of views, the precision and the kind of device, and is shared by all runs that agree in these,
-    also at the same time. It knows the training images alone: ask the live teacher about others. The images that HE-DA
-    adds have no number, and the others the same file as without them. With `on_device` the device holds the rows in its
-    memory too, as a GPU with room for them does by default (`DeviceStore`); with `ResidentImages` no look-up waits
-    for the GPU then.
+    A teacher in eval mode has one row of logits for each image and view, and padded crops with flips have a finite
+    number of views (CIFAR: 81 · 2), so that `index` and `view` of a row locate its logits. The teacher runs only for
+    rows that the file does not have yet, which are then stored; rows with view -1, which are not enumerable
+    (RandAugment, CutMix), run every time. The file depends on the teacher's weights and inputs, the rows of `dataset`,
+    the set of views, the precision and the type of device, and is shared by all runs with the same ones, even
+    simultaneously. It covers only the training images: use the live teacher for others. Images added by HE-DA are not
+    stored; the others use the same file as without HE-DA. With `on_device` the rows are kept in device memory too,
+    which is the default on a GPU with enough of it (`DeviceStore`); with `ResidentImages` no look-up then waits for the
+    GPU.
 
     The logits differ from the live teacher's by at most 1/65,534 of their row's range, logsumexp by float32 rounding
-    (`quantize.encode`), whether they were known or are new: the first run and the later ones train on the same numbers.
-    A few rows are compared with the teacher when the file is opened, and it is begun anew where they differ. An image
-    whose energy is that near to a threshold may fall on its other side.
-    Raises ValueError for a dataset whose views have no numbers or whose images share theirs, and for a full disk.
+    (`quantize.encode`), for stored and new rows alike: the first run and later ones train on the same numbers. When the
+    file is opened, a few rows are compared with the teacher, and the file is replaced if they differ. An image whose
+    energy is very near to a threshold may be on the other side of it. Raises ValueError for a dataset whose views are
+    not enumerable or whose images share an index, and for a full disk.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class CachedTeacher(Teacher):
         transform = image_transform(dataset)
         if not isinstance(transform, ImageTransform):
             raise ValueError(
-                "the teacher's logits can be kept only for views that have numbers: give a dataset of "
-                "hfkd.data.load_images with an ImageTransform, or no teacher_cache_dir"
+                "the teacher's logits can be stored only for enumerable views: use a dataset of "
+                "hfkd.data.load_images with an ImageTransform, or leave teacher_cache_dir out"
             )
         self.teacher, self.num_views = teacher, transform.num_views
         parameter = next(teacher.parameters(), None)
@@ -74,7 +74,7 @@ class CachedTeacher(Teacher):
         self.store: LogitStore | DeviceStore = file
         if fits(file.nbytes, device) if on_device is None else on_device:
             self.store = DeviceStore(file, device)
-        self.rows = self.hits = 0  # how many were asked for, and how many of them were known
+        self.rows = self.hits = 0  # numbers of requested rows, and of those that were known
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:  # type: ignore[override]
@@ -84,7 +84,7 @@ class CachedTeacher(Teacher):
         return self.teacher.frozen()
 
     def flush(self) -> None:
-        """Have all rows in the file, those too that are on their way from a device."""
+        """Wait until all rows are in the file, including those being copied from a device."""
         self.store.flush()
 
     @torch.no_grad()
@@ -101,8 +101,8 @@ class CachedTeacher(Teacher):
         if not known.all():
             flat = images.flatten(0, -4)  # [M, 3, H, W]
             unknown = (~known).nonzero().squeeze(-1)
-            # A batch of new rows alone goes as it is: the very call that the live teacher gets.
-            # A compiled teacher always gets whole batches: each new size would be compiled anew.
+            # A batch without known rows is passed unchanged: the same call as for the live teacher. # A compiled
+            # teacher always gets whole batches: each new size would be compiled again.
             if known.any() and not self.teacher.compiled:
                 fresh = self.teacher(pixel_values=flat[send(unknown, flat.device)])
             else:
@@ -111,12 +111,12 @@ class CachedTeacher(Teacher):
         return logits.to(images.device).unflatten(0, images.shape[:-3])
 
     def _slots(self, inputs: dict[str, Any], by_image: bool) -> Tensor:
-        """The place [M] of each row in the store, -1 for a view without a number."""
+        """The slot [M] of each row in the store, -1 for a view without a number."""
         on_host = inputs.get("host_rows")
         if on_host is None and ("index" not in inputs or "view" not in inputs):
             raise ValueError(
-                f"a batch with {sorted(inputs)} does not say which image and view a row is: keep the columns `index` "
-                "and `view` of the dataset in the collator, or give no teacher_cache_dir"
+                f"a batch with {sorted(inputs)} does not identify image and view of its rows: keep the dataset's "
+                "columns `index` and `view` in the collator, or leave teacher_cache_dir out"
             )
         view = inputs["view"].cpu() if on_host is None else on_host.view
         index = inputs["index"].cpu() if on_host is None else on_host.index
@@ -125,8 +125,8 @@ class CachedTeacher(Teacher):
         images = self.store.slots // self.num_views
         if bool((slots >= self.store.slots).any()):
             raise ValueError(
-                f"index {int(slots.max()) // self.num_views} is beyond the {images} images whose logits are kept: the "
-                "cache serves its own training set alone"
+                f"index {int(slots.max()) // self.num_views} is beyond the {images} images of the cache, which "
+                "covers only its training set: use the live teacher for other images"
             )
         return slots.flatten() if by_image or view.ndim == 1 else slots.T.flatten()
 
@@ -140,12 +140,12 @@ def _open(
     device: torch.device,
     accelerator: Accelerator | None,
 ) -> LogitStore:
-    """The file of this teacher, these images and their views, with what is stored compared. Every rank calls it."""
+    """Open the file for this teacher, images and views, and compare stored rows. Must be called on every rank."""
     index = torch.as_tensor(dataset.with_format("numpy")["index"][:])
     if index.unique().numel() != len(dataset) or index.min() < 0:
         raise ValueError(
-            "images of the training set share their `index`, under which the teacher's logits are kept: number the "
-            "rows anew, or give no teacher_cache_dir"
+            "images of the training set share an `index`, by which the teacher's logits are stored: number the "
+            "rows uniquely, or leave teacher_cache_dir out"
         )
     image = dataset.with_transform(transform.clean())[0]["pixel_values"]
     logits = teacher.uncompiled(pixel_values=image[None].to(device))
@@ -177,7 +177,7 @@ def _differs(
     share: float,
     device: torch.device,
 ) -> str | None:
-    """What the teacher at hand gives otherwise than is stored for a few views, if so; `share` is the `tolerance`."""
+    """Describe how the teacher differs from the logits stored for a few views; None if not. share: the `tolerance`."""
     slots = file.examples()
     stored, found = file.read(slots)
     slots, stored = slots[found], stored[found]
@@ -199,11 +199,11 @@ def _differs(
 def _begun_anew(
     file: LogitStore, fault: str | None, accelerator: Accelerator | None, open_file: Callable[[], LogitStore]
 ) -> LogitStore:
-    """An empty file in the place of `file`, on every rank; runs that have the old one open keep that."""
-    said = fault or "another process found other numbers"
-    logger.warning("The teacher's logits in %s are not this teacher's: %s. The file is begun anew.", file.path, said)
+    """Replace `file` by an empty one, on every rank; runs that have the old one open keep using it."""
+    said = fault or "another process found different values"
+    logger.warning("The logits in %s are not from this teacher: %s. The file is replaced.", file.path, said)
     if accelerator is not None:
-        accelerator.wait_for_everyone()  # all have compared
+        accelerator.wait_for_everyone()  # until all ranks have compared
     if accelerator is None or accelerator.is_local_main_process:
         file.path.unlink(missing_ok=True)
     if accelerator is not None:
@@ -212,10 +212,11 @@ def _begun_anew(
 
 
 def _refuse_wide(logits: Tensor) -> None:
-    """Raise ValueError for finite logits [1, C] that `encode` has no levels for."""
+    """Raise ValueError for finite logits [1, C] that `encode` cannot represent."""
     if logits.isfinite().all() and not encode(logits.float())[1].isfinite().all():
         raise ValueError(
             f"the teacher's logits of the first training image run from {logits.min().item():.3g} to "
-            f"{logits.max().item():.3g}, and the stored 16 bits tell them apart within {WIDEST:g} (masked classes, "
-            "alike and far below all others, aside): mask them with one value, or give no teacher_cache_dir"
+            f"{logits.max().item():.3g}, but 16 bits can represent a range of {WIDEST:g} only (besides masked "
+            "classes with one value far below all others): mask classes with a single value, or leave "
+            "teacher_cache_dir out"
         )

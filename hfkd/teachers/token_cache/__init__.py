@@ -1,1 +1,1 @@
-"""A language model whose outputs on the target tokens are stored once: top-k logits, energies, entropies."""
+"""A cache of a language model's outputs at target tokens: top-k logits, energies, entropies."""

@@ -1,4 +1,4 @@
-"""A language teacher's outputs on disk: per target token its k largest logits, and what makes the rest exact.
+"""Builds a cache of a language-model teacher: the k largest logits per target token, and statistics of the rest.
 
 N target tokens, V vocabulary, k stored classes, S temperatures.
 """
@@ -46,20 +46,19 @@ def build_text_cache(
     source: str | None = None,
     progress_bar: bool = True,
 ) -> None:
-    """Run `teacher` once over the tokenised rows (`tokenize_dataset`) and store what training needs of it.
+    """Run `teacher` once over the tokenised rows (`tokenize_dataset`) and store what training needs of its outputs.
 
-    Per target token: the k largest logits (less the largest, in `dtype`) and their ids; in float32 the entropy at T',
-    the energy at T_E, the logsumexp, and for each of `temperatures` the logsumexp over all other classes, which makes
-    the last of k + 1 buckets exact there. Temperatures that training may use must be among them: (2, 4, 6) for
-    `energy` around 4. `num_classes` cuts the logits to the student's vocabulary where the teacher's is padded further.
-
-    A row is found again by its `index` and a hash of its tokens. Files of `shard_rows` rows, shared out over the ranks
-    of `accelerator`, each written whole or not at all, with a checksum: called again after a kill or damage, only those
-    that are missing or not whole are made. A few rows of what is there are compared with the teacher first. `source`
-    is a word for the files that the teacher comes from, which a caller may look at before loading it again.
-    Raises ValueError when the folder holds another teacher's, data's or setting's cache, for rows without a unique
-    `index`, for a temperature at which `dtype` is too narrow for masked classes, for a teacher that gives NaN, and for
-    one that does not predict the token after its place.
+    Stored per target token: the k largest logits (relative to the largest, in `dtype`) and their ids; in float32 the
+    entropy at T', the energy at T_E, the logsumexp, and for each of `temperatures` the logsumexp over all other
+    classes, so that the last of k + 1 buckets is exact. All temperatures used in training must be among these: (2, 4,
+    6) for `energy` around 4. `num_classes` cuts the logits to the student's vocabulary if the teacher's is padded
+    further. Rows are identified by their `index` and a hash of their tokens. Files of `shard_rows` rows are distributed
+    over the ranks of `accelerator` and written atomically with a checksum: a repeated call after an interruption or
+    damage creates only missing or damaged files, after comparing a few existing rows with the teacher. `source`
+    identifies the files that the teacher was loaded from, so that a caller can check it without loading the teacher.
+    Raises ValueError if the folder has a cache of another teacher, dataset or setting, for rows without a unique
+    `index`, for a temperature at which `dtype` is too narrow for masked classes, for a teacher that returns NaN, and
+    for one that does not predict the next token.
     """
     temperatures = (temperatures,) if isinstance(temperatures, (int, float)) else tuple(temperatures)
     for value in (entropy_temperature, energy_temperature, *temperatures):
@@ -88,13 +87,13 @@ def build_text_cache(
 
 
 def _proved(teacher: nn.Module) -> FrozenTeacher:
-    """The teacher, frozen while it is used. ValueError for one that does not predict the token after its place."""
+    """The teacher, frozen only while it runs. Raises ValueError for one that does not predict the next token."""
     live = teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher).unfreeze()
     task = chosen_task("auto", live.networks)
     if not task.by_target:
         raise ValueError(
-            f"a token cache holds what a causal language model says, and this one is for {task.name}: train with the "
-            "live teacher"
+            f"a token cache stores outputs of a causal language model, but this model is for {task.name}: train "
+            "with the live teacher"
         )
     for network in live.networks:
         compare_own_loss(network, None, task)
@@ -109,19 +108,19 @@ def _absent(
     batch_size: int,
     accelerator: Accelerator | None,
 ) -> set[str]:
-    """The shards that are to be made, of a folder that is this teacher's. Writes its manifest."""
+    """The shards to create, after checking that the folder is this teacher's. Writes the manifest."""
     manifest.refuse_other(folder)
     present = [shard for shard in manifest.shards if (folder / shard).exists()]
     absent = set(manifest.missing(folder))
     fault = cache_differs(teacher, dataset, folder, manifest, absent, batch_size)
     if not everywhere(fault is None, accelerator):
         raise ValueError(
-            f"{folder} holds what another teacher, or this one in another state, said: {fault or 'on another rank'}; "
-            "choose another folder, or delete that one"
+            f"{folder} has the outputs of another teacher, or of another state of this one: "
+            f"{fault or 'on another rank'}; choose another folder, or delete that one"
         )
     if accelerator is None or accelerator.is_main_process:
         for shard in absent.intersection(present):
-            logger.warning("%s is damaged, or of another cache, and is made again", folder / shard)
+            logger.warning("%s is damaged, or belongs to another cache, and is created again", folder / shard)
         manifest.write(folder)
     return absent
 
@@ -136,7 +135,7 @@ def _make(
     accelerator: Accelerator | None,
     progress_bar: bool,
 ) -> None:
-    """Write the shards that are absent, each rank its share."""
+    """Write the missing shards, distributed over the ranks."""
     rank, ranks = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     missing = [i for i, shard in enumerate(manifest.shards) if i % ranks == rank and shard in absent]
     _announce(manifest, dataset, len(missing))
@@ -155,7 +154,7 @@ def _make(
 def check_settings(
     dataset: Any, k: int, temperatures: Sequence[float], dtype: str, batch_size: int, shard_rows: int
 ) -> None:
-    """Raise ValueError for settings that make no sense, and rows that are not told apart."""
+    """Raise ValueError for invalid settings, and for rows without a unique index."""
     for name, value in (("k", k), ("batch_size", batch_size), ("shard_rows", shard_rows)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"build_text_cache: {name}={value!r} must be a whole number above 0")
@@ -165,15 +164,18 @@ def check_settings(
         raise ValueError(f"build_text_cache: dtype={dtype!r} must be 'float16' or 'float32'")
     if max(temperatures) > HIGHEST_TEMPERATURE[dtype]:
         raise ValueError(
-            f"build_text_cache: temperatures up to {max(temperatures):g}, and {dtype} holds logits down to "
-            f"{LOWEST[dtype]:g} below the largest, which is probability 0 up to T = {HIGHEST_TEMPERATURE[dtype]:g}: "
-            "lower the temperatures, or pass dtype='float32'"
+            f"build_text_cache: temperatures go up to {max(temperatures):g}, but {dtype} stores logits down to "
+            f"{LOWEST[dtype]:g} relative to the largest, which have probability 0 only up to T = "
+            f"{HIGHEST_TEMPERATURE[dtype]:g}: lower the temperatures, or pass dtype='float32'"
         )
     if not isinstance(dataset, Dataset) or not {"input_ids", "labels", "index"} <= set(dataset.column_names):
-        raise ValueError("a teacher cache is of a dataset with input_ids, labels and index: use tokenize_dataset")
+        raise ValueError("a teacher cache needs a dataset with input_ids, labels and index: use tokenize_dataset")
     index = np.asarray(dataset.with_format("numpy")["index"][:])
     if len(index) == 0 or len(np.unique(index)) != len(index):
-        raise ValueError(f"the column index names {len(np.unique(index))} of {len(index)} rows: it must name each once")
+        raise ValueError(
+            f"the column index has {len(np.unique(index))} different values for {len(index)} rows: "
+            "it must be unique for each row"
+        )
 
 
 @torch.no_grad()
@@ -189,7 +191,7 @@ def _announce(manifest: Manifest, dataset: Dataset, missing: int) -> None:
     lengths = sum(int((np.asarray(labels[1:]) != -100).sum()) for labels in dataset.with_format("numpy")["labels"])
     size = lengths * manifest.bytes_per_token
     logger.info(
-        "The teacher cache takes %.1f MB: %d target tokens of %d bytes; %d of %d files are to be made here",
+        "The teacher cache takes %.1f MB: %d target tokens of %d bytes; this process creates %d of %d files",
         size / 1e6,
         lengths,
         manifest.bytes_per_token,

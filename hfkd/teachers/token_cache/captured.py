@@ -1,4 +1,4 @@
-"""A token cache of log-probabilities that another program captured: vLLM's, DistillKit's, axolotl's.
+"""A token cache from log-probabilities captured by another program: vLLM, DistillKit, axolotl.
 
 N target tokens, k stored classes.
 """
@@ -38,21 +38,20 @@ def build_captured_cache(
     name: str = "",
     progress_bar: bool = True,
 ) -> None:
-    """Store top-k log-probabilities that others wrote, for `CachedTextTeacher(folder)`.
+    """Store top-k log-probabilities of another program, for `CachedTextTeacher(folder)`.
 
-    captured: a row for each of `dataset` (`tokenize_dataset`), in their order: `input_ids`, the same tokens, and an
-    entry of log-probabilities for each token. Read are vLLM's `prompt_logprobs` (entries {token id: logprob}, or lists
-    of token_id and logprob; the first is empty, and an entry is of the token at its place), axolotl's `target_logprobs`
-    and `target_token_ids`, and any two such columns, named by `columns=(values, ids)`; where the first entry is not
-    empty an entry is of the next token, as logits are (`alignment` says it: "token" or "next"). Either is proved by the
-    tokens that follow. A file or folder (Parquet, JSON lines) is read. num_classes: the
-    vocabulary, the student's. k: how many of the largest are kept; None: as many as every token has, with a warning
-    where others have more. temperature: that of the softmax they are of; vLLM's raw log-probabilities are of 1.
-
-    log p = z - logsumexp(z) tells logits up to a constant, and 1 - sum of p the mass of the rest: divergences at
-    `temperature` are those of `build_text_cache`. Not to be had are energies, which need the logsumexp; entropies,
-    which need all classes; the bucket at another temperature. Slots that ask for these are refused when the trainer is
-    built. Raises ValueError as `check_captured` does, before anything is written.
+    captured: one row for each of `dataset` (`tokenize_dataset`), in the same order, with the same `input_ids` and an
+    entry of log-probabilities for each token; or a file or folder with such rows (Parquet, JSON lines). Supported are
+    vLLM's `prompt_logprobs` (entries {token id: logprob}, or lists of token_id and logprob; the first is empty, and an
+    entry is for the token at its position), axolotl's `target_logprobs` and `target_token_ids`, and any two such
+    columns, given as `columns=(values, ids)`. If the first entry is not empty, an entry is for the next token, as with
+    logits (set `alignment` to "token" or "next" to override it). The alignment is verified with the following tokens.
+    num_classes: size of the student's vocabulary. k: number of log-probabilities to keep; None: as many as every token
+    has, with a warning if some have more. temperature: that of the captured softmax; 1 for vLLM's raw
+    log-probabilities. log p = z - logsumexp(z) determines logits up to a constant, and 1 - sum of p the mass of the
+    rest: divergences at `temperature` are those of `build_text_cache`. Not available are energies, which need the
+    logsumexp; entropies, which need all classes; and the bucket at another temperature. Slots that need these are
+    refused when the trainer is built. Raises ValueError as `check_captured` does, before anything is written.
     """
     rows = (captured if isinstance(captured, Dataset) else _read(captured)).with_format(None)
     check_settings(dataset, k or 1, (float(temperature),), dtype, 1, shard_rows)
@@ -88,7 +87,7 @@ def build_captured_cache(
 def _read(path: str | Path) -> Dataset:
     splits = read_splits(str(path))
     if len(splits) != 1:
-        raise ValueError(f"{path} has the splits {sorted(splits)}: give the file, or the Dataset, of one")
+        raise ValueError(f"{path} has the splits {sorted(splits)}: pass the file, or the Dataset, of one split")
     return next(iter(splits.values()))
 
 

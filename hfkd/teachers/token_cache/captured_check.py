@@ -1,4 +1,4 @@
-"""Captured log-probabilities held against the rows that are to be trained on, before anything is stored.
+"""Compares captured log-probabilities with the training rows, before anything is stored.
 
 N target tokens of a row.
 """
@@ -16,30 +16,30 @@ from hfkd.utils.targets import Targets
 
 logger = logging.getLogger(__name__)
 
-ROUNDING = 1e-5  # by which a log-probability in float32 may be above 0
-SUM = 1e-3  # by which the sum of a row's probabilities may be above 1, in half precision
-NORMALISED = 1e-6  # the most that the probabilities of every token leave, where they were normalised over themselves
-PROOF = 2000  # target tokens that tell which token an entry is of
-NATS, ERRORS = 1.0, 4.0  # by which the tokens must be likelier one place off, on the mean and in standard errors
+ROUNDING = 1e-5  # by how much a log-probability in float32 may exceed 0
+SUM = 1e-3  # by how much the sum of probabilities may exceed 1, in half precision
+NORMALISED = 1e-6  # maximum remaining mass if probabilities were normalised over the captured tokens only
+PROOF = 2000  # number of target tokens used to verify the alignment
+NATS, ERRORS = 1.0, 4.0  # required gain of the other alignment, in nats and in standard errors
 
 
 def target_places(row: Any) -> np.ndarray:
-    """The positions [N] of a row that predict a target: the token behind each."""
+    """The positions [N] of a row that predict a target, the token after each."""
     return Targets.of(TokenCollator(0)([row])).position.numpy()
 
 
 def check_captured(
     rows: Dataset, captured: CapturedRows, num_classes: int, k: int | None, alignment: Aligned | None = None
 ) -> tuple[int, Aligned]:
-    """How many log-probabilities every target token has, up to `k`, and how entries are aligned with tokens.
+    """The number of log-probabilities that every target token has, up to `k`, and the alignment of entries with tokens.
 
-    Raises ValueError for other rows or tokens, entries that are missing, ids outside of the vocabulary, and values that
-    are no log-probabilities.
+    Raises ValueError for other rows or tokens, missing entries, ids outside of the vocabulary, and values that are not
+    log-probabilities.
     """
     if len(captured) != len(rows):
         raise ValueError(
-            f"{len(captured)} captured rows for {len(rows)} rows to train on: capture those that tokenize_dataset "
-            "gives, one for each and in their order"
+            f"there are {len(captured)} captured rows for {len(rows)} training rows: capture exactly the rows of "
+            "tokenize_dataset, in their order"
         )
     found: set[Aligned] = set()
     counts, proof, mass = _Counts(k), _Proof(num_classes), _Mass(num_classes)
@@ -52,8 +52,8 @@ def check_captured(
         found.add(mine)
         if len(found) > 1:
             raise ValueError(
-                f"captured row {number} has entries of the token {'at' if mine == 'token' else 'behind'} their place, "
-                "and rows before it have not: the first entry must be empty in every row, or in none"
+                f"captured row {number} has entries for the token {'at' if mine == 'token' else 'after'} their "
+                "position, unlike the rows before it: the first entry must be empty in all rows, or in none"
             )
         for place in target_places(row):
             at = place + (mine == "token")
@@ -67,26 +67,28 @@ def check_captured(
 
 
 def _check_values(position: Position, num_classes: int, where: str) -> float:
-    """The sum of the probabilities. ValueError where they are none."""
+    """Return the sum of the probabilities. Raises ValueError for invalid values."""
     ids, values = position
     if not len(ids):
-        raise ValueError(f"{where} has no log-probability, and is to be learned: capture it, or mask its label (-100)")
+        raise ValueError(f"{where} is a target but has no log-probability: capture it, or mask its label (-100)")
     outside = ids[(ids < 0) | (ids >= num_classes)]
     if len(outside):
         raise ValueError(
-            f"{where} names the token {outside[0]}, outside of the vocabulary of {num_classes}: it is another "
-            "tokenizer's, or num_classes is too small"
+            f"{where} has the token id {outside[0]}, outside of the vocabulary of {num_classes}: check that it is "
+            "the student's tokenizer, and that num_classes is not too small"
         )
     if len(np.unique(ids)) != len(ids):
-        raise ValueError(f"{where} names a token twice ({sorted(ids.tolist())[:8]}, ...): each counts once")
+        raise ValueError(f"{where} has a token id twice ({sorted(ids.tolist())[:8]}, ...): each may occur once")
     if values[0] > ROUNDING:
         raise ValueError(
-            f"{where} has the log-probability {values[0]:g}, and none is above 0: these are logits or probabilities; "
-            "take log_softmax over the whole vocabulary, or the logarithm"
+            f"{where} has the log-probability {values[0]:g}, but log-probabilities are at most 0: for logits take "
+            "log_softmax over the whole vocabulary, for probabilities the logarithm"
         )
     total = float(np.exp(values).sum())
     if total > 1 + SUM:
-        raise ValueError(f"{where}: its probabilities sum to {total:g}: they are not of one natural-log softmax")
+        raise ValueError(
+            f"{where} has probabilities that sum to {total:g}: pass the natural logarithms of a single softmax"
+        )
     return total
 
 
@@ -95,24 +97,24 @@ def _other_tokens(rows: Dataset, number: int, tokens: Sequence[int]) -> str:
     other = next((n for n in range(len(rows)) if list(rows[n]["input_ids"]) == list(tokens)), None)
     if other is not None:
         return (
-            f"captured row {number} has the tokens of row {other}: the captured rows are in another order; sort them "
-            "as the rows to train on are (their column index)"
+            f"captured row {number} has the tokens of training row {other}: the captured rows are in another "
+            "order; sort them like the training rows (by their column index)"
         )
     if len(mine) != len(tokens) and mine[: len(tokens)] == list(tokens)[: len(mine)]:
         return (
-            f"captured row {number} has {len(tokens)} tokens and the row to train on {len(mine)}, of which the first "
-            "are the same: it was cut or padded otherwise; capture the rows as tokenize_dataset gives them"
+            f"captured row {number} has {len(tokens)} tokens and the training row {len(mine)}, with the same "
+            "beginning: it was truncated or padded differently; capture the rows as returned by tokenize_dataset"
         )
     place = next((i for i, (a, b) in enumerate(zip(tokens, mine, strict=False)) if a != b), 0)
     return (
-        f"captured row {number} has other tokens than the row to train on: {list(tokens)[place : place + 5]} and "
-        f"{mine[place : place + 5]} from token {place} on; another tokenizer or template read it: capture the "
-        "input_ids that tokenize_dataset gives"
+        f"captured row {number} has other tokens than the training row: {list(tokens)[place : place + 5]} instead "
+        f"of {mine[place : place + 5]} from token {place} on; it was tokenised with another tokenizer or "
+        "template: capture the input_ids of tokenize_dataset"
     )
 
 
 class _Counts:
-    """How many log-probabilities tokens have: a store keeps as many of each."""
+    """Counts log-probabilities per token: a cache stores the same number for each."""
 
     def __init__(self, k: int | None) -> None:
         self.k, self.most = k, 0
@@ -123,29 +125,30 @@ class _Counts:
         self.fewest = (count, row, token) if self.fewest is None else min(self.fewest, (count, row, token))
 
     def conclude(self) -> int | None:
-        """How many are kept; None: there is no token. ValueError where some have fewer than are asked for."""
+        """The number to store; None without tokens. Raises ValueError if a token has fewer than k."""
         if self.fewest is None:
             return self.k
         count, row, token = self.fewest
         if self.k is not None and count < self.k:
             raise ValueError(
-                f"k={self.k}, and captured row {row}, token {token} has {count} log-probabilities: capture more, or "
-                f"give k={count}, which keeps as many of every token"
+                f"k={self.k}, but captured row {row}, token {token} has {count} log-probabilities: capture more, "
+                f"or pass k={count}"
             )
-        if self.k is None and self.most > count + 1:  # one more is usual: vLLM adds the token itself
+        if self.k is None and self.most > count + 1:  # one more is common: vLLM adds the token itself
             logger.warning(
-                "Captured row %d, token %d has %d log-probabilities, and others up to %d: of every token %d are kept.",
+                "Captured row %d, token %d has %d log-probabilities, others have up to %d: %d are stored for "
+                "every token.",
                 row, token, count, self.most, count,
             )  # fmt: skip
         return self.k or count
 
 
 class _Mass:
-    """Whether the probabilities of every token leave nothing for the tokens that are not named."""
+    """Checks whether the captured probabilities leave some mass for the other tokens."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self.left: float | None = None  # the most that a token's leave
+        self.left: float | None = None  # the largest remaining mass
 
     def look(self, total: float, position: Position) -> None:
         if len(position[0]) < self.num_classes:
@@ -154,13 +157,14 @@ class _Mass:
     def conclude(self) -> None:
         if self.left is not None and self.left < NORMALISED:
             logger.warning(
-                "The log-probabilities of every captured token sum to 1: they were normalised over those alone, and "
-                "all other tokens count as impossible. Capture those of the whole vocabulary's softmax."
+                "The probabilities of every captured entry sum to 1: they were normalised over the captured "
+                "tokens only, so that all other tokens have probability 0. Capture log-probabilities of the "
+                "softmax over the whole vocabulary."
             )
 
 
 class _Proof:
-    """Whether the tokens that follow are likelier by the entries one place off: then entries are of other tokens."""
+    """Checks the alignment: whether tokens are more probable under entries shifted by one position."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -179,18 +183,18 @@ class _Proof:
         return float(np.log(rest / max(self.num_classes - len(ids), 1)))
 
     def conclude(self, mine: Aligned, given: bool) -> None:
-        """Raise ValueError; a warning where the user has said it (`given`): a teacher may just repeat what it reads."""
+        """Raise ValueError for a wrong alignment; warn if the user set it (`given`): a teacher may repeat its input."""
         if len(self.pairs) < 2:
             return
         here, there = np.mean(self.pairs, 0)
         gaps = np.diff(self.pairs)
         if there - here > max(NATS, ERRORS * float(gaps.std()) / len(gaps) ** 0.5):
-            words = ("the token at their place", "the token behind it")
+            words = ("the token at their position", "the token after it")
             believed, likelier = words if mine == "token" else words[::-1]
             said = (
-                f"the captured entries were taken to be of {believed}, and the rows' tokens have a mean "
-                f"log-probability of {here:.2f} there and of {there:.2f} as {likelier}: if that is what they are, give "
-                f"alignment={'next' if mine == 'token' else 'token'!r}, else alignment={mine!r}"
+                f"the captured entries were assumed to be for {believed}, with a mean log-probability of "
+                f"{here:.2f}, but as entries for {likelier} it is {there:.2f}: pass "
+                f"alignment={'next' if mine == 'token' else 'token'!r} if that is right, else alignment={mine!r}"
             )
             if not given:
                 raise ValueError(said)

@@ -1,4 +1,4 @@
-"""Log-probabilities that other programs wrote, row by row: their columns, and which token an entry is of.
+"""Reads log-probabilities of other programs row by row: their columns, and the alignment of entries with tokens.
 
 L tokens of a row.
 """
@@ -10,17 +10,17 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset
 
-# Columns of log-probabilities, and of the token ids beside them where entries do not name their own.
+# Columns of log-probabilities, and of token ids for entries that do not contain them.
 VALUES = ("prompt_logprobs", "target_logprobs", "logprobs", "top_logprobs")
 IDS = ("target_token_ids", "token_ids", "top_token_ids")
-PACKED = ("compressed_logprobs", "packed_indices", "bytepacked_indices")  # DistillKit's, by its own compressor
+PACKED = ("compressed_logprobs", "packed_indices", "bytepacked_indices")  # DistillKit's compressed columns
 Aligned = Literal["token", "next"]
-Position = tuple[np.ndarray, np.ndarray]  # ids and log-probabilities, the likeliest first
+Position = tuple[np.ndarray, np.ndarray]  # ids and log-probabilities, the most probable first
 
 
 @dataclass(frozen=True)
 class CapturedRows:
-    """`rows[n]` -> tokens and, for each entry, (ids, log-probabilities); empty arrays where there is nothing."""
+    """`rows[n]` -> tokens and, for each entry, (ids, log-probabilities), or empty arrays."""
 
     dataset: Dataset
     values: str
@@ -28,13 +28,13 @@ class CapturedRows:
 
     @classmethod
     def of(cls, dataset: Dataset, columns: Sequence[str] | None = None) -> "CapturedRows":
-        """The columns by the names that they are known by, or by those given: one, or two (values, ids)."""
+        """Find the columns by their usual names, or use those given: one, or two (values, ids)."""
         there = dataset.column_names
         missing = [name for name in ("input_ids", *(columns or ())) if name not in there]
         if missing:
             raise ValueError(
-                f"the captured rows have no {missing[0]!r}: they have {there}; each needs the tokens that the teacher "
-                "read as input_ids, and log-probabilities of them"
+                f"the captured rows have no column {missing[0]!r}, only {there}: each row needs the teacher's "
+                "input_ids and their log-probabilities"
             )
         if columns is not None:
             return cls(dataset, columns[0], columns[1] if len(columns) > 1 else None)
@@ -43,12 +43,12 @@ class CapturedRows:
         if values is None:
             packed = next((name for name in PACKED if name in there), None)
             remedy = (
-                f"{packed} is DistillKit's packed form: unpack it with its LogprobCompressor.decompress_to_sparse into "
-                "target_logprobs and target_token_ids"
+                f"{packed} is DistillKit's compressed format: decompress it with its "
+                "LogprobCompressor.decompress_to_sparse into target_logprobs and target_token_ids"
                 if packed
-                else f"name columns=(log-probabilities, token ids), or rename them to {VALUES[1]} and {IDS[0]}"
+                else f"pass columns=(log-probabilities, token ids), or rename them to {VALUES[1]} and {IDS[0]}"
             )
-            raise ValueError(f"the captured rows have the columns {there}, none of {', '.join(VALUES)}: {remedy}")
+            raise ValueError(f"the captured rows have the columns {there}, but none of {', '.join(VALUES)}: {remedy}")
         return cls(dataset, values, ids)
 
     def __len__(self) -> int:
@@ -60,8 +60,8 @@ class CapturedRows:
         beside = row[self.ids] if self.ids else [None] * len(entries)
         if len(beside) != len(entries):
             raise ValueError(
-                f"captured row {number} has {len(entries)} entries of {self.values} and {len(beside)} of {self.ids}: "
-                "they belong together one by one"
+                f"captured row {number} has {len(entries)} entries of {self.values} and {len(beside)} of "
+                f"{self.ids}: both need one entry per token"
             )
         found = [self._position(number, place, one, ids) for place, (one, ids) in enumerate(zip(entries, beside))]  # noqa: B905 - compared above
         return list(row["input_ids"]), found
@@ -72,28 +72,28 @@ class CapturedRows:
         tokens = np.array([token for token, _ in pairs], dtype=np.int64)
         values = np.array([value for _, value in pairs], dtype=np.float64)
         if np.isnan(values).any():
-            raise ValueError(f"{where} has a log-probability that is NaN: capture it again")
-        kept = values > -np.inf  # padding, or a token that was forbidden
+            raise ValueError(f"{where} has a NaN log-probability: capture it again")
+        kept = values > -np.inf  # padding, or a suppressed token
         order = np.argsort(-values[kept], kind="stable")
         return tokens[kept][order], values[kept][order]
 
 
 def _pairs(entry: Any, ids: Any, where: str) -> Iterator[tuple[int, float]]:
-    """(token id, log-probability) of one entry: numbers with ids beside them, or entries that name their tokens."""
+    """(token id, log-probability) pairs of an entry: numbers with separate ids, or elements that contain their ids."""
     if entry is None:
         return
-    if isinstance(entry, Mapping):  # vLLM's {token id: Logprob}, as JSON has it; a table gives every key to each
+    if isinstance(entry, Mapping):  # vLLM's {token id: Logprob} from JSON; in a table every row has all keys
         entry = [(token, one) for token, one in entry.items() if one is not None]
     named = bool(len(entry)) and isinstance(entry[0], (Mapping, tuple, list))
     if not named and (ids is None or len(ids) != len(entry)):
         count = "none" if ids is None else len(ids)
-        raise ValueError(f"{where} has {len(entry)} log-probabilities and {count} token ids: give one each")
+        raise ValueError(f"{where} has {len(entry)} log-probabilities and {count} token ids: pass one id for each")
     for one, token in zip(entry, [None] * len(entry) if named else ids, strict=True):
         yield _pair(*(_named(one) if named else (token, one)), where)
 
 
 def _named(one: Any) -> tuple[Any, Any]:
-    """The token and the log-probability of what names both."""
+    """Token and log-probability of an element that contains both."""
     if isinstance(one, Mapping):
         return one.get("token_id", one.get("token")), one.get("logprob")
     token, value = one
@@ -105,21 +105,20 @@ def _pair(token: Any, value: Any, where: str) -> tuple[int, float]:
         number = int(str(token).removeprefix("token_id:"))
     except ValueError:
         raise ValueError(
-            f"{where} names the token {token!r}: a token's number is needed, as token_id, or as 'token_id:123' (vLLM's "
-            "server gives it with return_tokens_as_token_ids)"
+            f"{where} has the token {token!r} instead of a token id: pass it as token_id, or as 'token_id:123' "
+            "(vLLM's server returns it with return_tokens_as_token_ids)"
         ) from None
     try:
         return number, float(value)
     except (TypeError, ValueError):
         raise ValueError(
-            f"{where} has the log-probability {value!r} for token {number}, and no number: JSON lines are read with "
-            "null for NaN, and for -inf in entries with names; leave a token out that was forbidden, and capture a NaN "
-            "again"
+            f"{where} has {value!r} instead of a log-probability for token {number}: in JSON lines null may stand "
+            "for NaN or -inf; leave suppressed tokens out, and capture NaN values again"
         ) from None
 
 
 def aligned(length: int, entries: Sequence[Position], number: int, known: Aligned | None = None) -> Aligned:
-    """Whether entry i is of token i, whose first is empty (vLLM, axolotl), or of token i + 1 (logits, DistillKit)."""
+    """Whether entry i is for token i, with an empty first entry (vLLM, axolotl), or for token i + 1 (DistillKit)."""
     if known not in (None, "token", "next"):
         raise ValueError(f"alignment={known!r}: pass 'token', 'next' or None")
     if len(entries) == length:
@@ -127,7 +126,7 @@ def aligned(length: int, entries: Sequence[Position], number: int, known: Aligne
     if len(entries) == length - 1 and known != "token":
         return "next"
     raise ValueError(
-        f"captured row {number} has {length} tokens and {len(entries)} entries of log-probabilities: give an entry for "
-        "each token, empty (null) where there is none, as vLLM's prompt_logprobs; those of a response alone need such "
-        "empty ones for the prompt"
+        f"captured row {number} has {length} tokens and {len(entries)} entries of log-probabilities: pass an "
+        "entry for each token, empty (null) if it has none, as in vLLM's prompt_logprobs; for responses only, "
+        "add empty entries for the prompt"
     )

@@ -1,4 +1,4 @@
-"""A few rows of a text cache, compared with a live teacher.
+"""Compares a few rows of a text cache with a live teacher.
 
 N target tokens, k stored classes.
 """
@@ -19,7 +19,7 @@ from hfkd.teachers.token_cache.columns import text_columns
 from hfkd.teachers.token_cache.manifest import Manifest
 
 NAMES = ("entropy", "energy", "logsumexp")
-COMMON = 0.5  # of the k likeliest classes that two passes of a teacher have in common, whatever their precision
+COMMON = 0.5  # minimum share of the k most probable classes in common of two passes, in any precision
 
 
 def cache_differs(
@@ -30,7 +30,7 @@ def cache_differs(
     absent: Collection[str],
     batch_size: int,
 ) -> str | None:
-    """What the teacher gives for rows of the dataset otherwise than the shards that are not absent have it, if so."""
+    """Describe how the teacher differs from the existing shards on a few rows of the dataset; None if not."""
     size = manifest.shard_rows
     numbers = range(manifest.rows)
     present = [n for n in numbers if manifest.shards[n // size] not in absent] if absent else numbers
@@ -47,7 +47,7 @@ def rows_differ(
     manifest: Manifest,
     batch_size: int,
 ) -> str | None:
-    """What the teacher gives for these rows, in which they are `stored` (of each column an array), if it is another."""
+    """Describe how the teacher differs from the `stored` columns (arrays) of these rows; None if it does not."""
     if not rows:
         return None
     live = text_columns(teacher, [dict(row) for row in rows], manifest, batch_size)
@@ -62,7 +62,10 @@ def rows_differ(
     near, its = ((side["logits"].view(-1, manifest.k), side["ids"].view(-1, manifest.k)) for side in (there, here))
     gap, common = _gap(near, its)  # both [N]
     if float(common.mean()) < COMMON:
-        return f"the {manifest.k} largest logits there and the teacher's at hand have {common.mean():.0%} in common"
+        return (
+            f"only {common.mean():.0%} of the {manifest.k} largest stored logits are among this teacher's "
+            f"{manifest.k} largest"
+        )
     sizes = torch.stack([here[name].abs() for name in NAMES[1:]]).amax(0).clamp(min=1)
     names = () if manifest.captured else NAMES
     none = gap.new_zeros(len(gap), 0)
@@ -77,7 +80,7 @@ def rows_differ(
 
 
 def _gap(stored: tuple[Tensor, Tensor], live: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Of logits and ids [N, k] each: how far the same classes are apart, and the share [N] of those that both have."""
+    """From logits and ids [N, k] of both: the mean gap [N] of common classes, and the share [N] of these."""
     same = stored[1][:, :, None] == live[1][:, None, :]  # [N, k, k]
     matched = torch.where(same, live[0][:, None, :], 0).sum(-1)
     known = same.any(-1) & (stored[0] > -NATURAL)

@@ -1,4 +1,4 @@
-"""What a text cache keeps of a teacher's logits, of each target token and of each row.
+"""The columns of a text cache, computed from the teacher's logits.
 
 N target tokens, V vocabulary, k stored classes, S temperatures.
 """
@@ -24,7 +24,7 @@ from hfkd.utils.targets import Targets
 
 logger = logging.getLogger(__name__)
 
-# How far below the largest logit a stored one is at the lowest, and up to which temperature exp is 0 there.
+# The lowest stored logit relative to the largest, and the temperature up to which its exp is 0.
 LOWEST = {"float16": torch.finfo(torch.float16).min, "float32": -1e30}
 HIGHEST_TEMPERATURE = {"float16": 600.0, "float32": 1e6}
 
@@ -33,7 +33,7 @@ HIGHEST_TEMPERATURE = {"float16": 600.0, "float32": 1e6}
 def text_columns(
     teacher: FrozenTeacher, rows: list[dict[str, Any]], manifest: Manifest, batch_size: int
 ) -> dict[str, list[Any]]:
-    """The columns of some rows. Rows of similar length go through the teacher together."""
+    """The columns of some rows. Rows of similar length are batched together."""
     collate, device, check = TokenCollator(0), next(teacher.parameters()).device, PackingCheck(teacher.networks)
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     found: list[dict[str, Any]] = [{"index": row["index"], "tokens": tokens_hash(row)} for row in rows]
@@ -45,7 +45,10 @@ def text_columns(
         logits = functional.upcast(targets.pick(teacher(**batch))[:, : manifest.num_classes])  # [N, V]
         if not torch.isfinite(logits.logsumexp(-1)).all():
             broken = sorted(int(rows[i]["index"]) for i in numbers)
-            raise ValueError(f"the teacher gives NaN or infinite logits among the rows with index {broken}: check it")
+            raise ValueError(
+                f"the teacher's logits are NaN or infinite among the rows with index {broken}: check "
+                "its checkpoint and its precision"
+            )
         sizes = torch.bincount(targets.row, minlength=len(numbers)).tolist()
         for name, values in _columns(logits, manifest).items():
             for i, part in zip(numbers, values.cpu().split(sizes), strict=True):
@@ -54,7 +57,7 @@ def text_columns(
 
 
 def tokens_hash(row: Mapping[str, Any]) -> str:
-    """What a row's outputs depend on: its tokens, which of them are targets, and what each of them may see."""
+    """A hash of what a row's outputs depend on: its tokens, labels, attention mask and positions."""
     digest = xxhash.xxh3_64()
     for name in ("input_ids", "labels"):
         digest.update(np.asarray(row[name], dtype=np.int64).tobytes())
@@ -64,10 +67,10 @@ def tokens_hash(row: Mapping[str, Any]) -> str:
 
 
 def _columns(logits: Tensor, manifest: Manifest) -> dict[str, Tensor]:
-    """[N, V] -> each column's numbers, [N] or [N, k] or [N, S]."""
+    """[N, V] -> the values of each column, [N], [N, k] or [N, S]."""
     top, ids = logits.topk(manifest.k, dim=-1)
     largest = top[:, :1]
-    # Softmax does not see a shift, and near 0, where the probable classes then are, half precision is finest.
+    # Softmax is invariant to shifts, and half precision is finest near 0, where probable classes then are.
     likeliest = top - largest
     lowest = LOWEST[manifest.dtype]
     if manifest.dtype == "float16" and bool((likeliest < lowest).any()):
@@ -88,7 +91,8 @@ def _columns(logits: Tensor, manifest: Manifest) -> dict[str, Tensor]:
 @cache
 def _say_that_masks_are_cut() -> None:
     logger.warning(
-        "The teacher's logits reach lower than %g below the largest, which is all that float16 holds: such classes "
-        "keep probability 0, but a reverse divergence is another than the live teacher's. dtype='float32' holds them.",
+        "Some of the teacher's logits relative to the largest are below %g, the lowest value of float16: these "
+        "classes keep probability 0, but a reverse divergence differs from the live teacher's. Pass "
+        "dtype='float32' to store them exactly.",
         LOWEST["float16"],
     )

@@ -1,4 +1,4 @@
-"""What a text cache is, and its files: each found whole, bit for bit, or not at all."""
+"""The manifest of a text cache, and its files, which are valid only with the right checksum."""
 
 import json
 import math
@@ -16,14 +16,14 @@ from hfkd.teachers.fingerprint import changed_setting
 from hfkd.utils.files import checksum, write_atomically
 
 MANIFEST = "teacher_cache.json"
-REVISION = 2  # of what is stored, and how
+REVISION = 2  # of the file format
 TAG = 16  # bytes at the end of a shard: its checksum
-AGAIN = "call build_text_cache again with the same settings, which keeps every file that is whole"
+AGAIN = "call build_text_cache again with the same settings, which keeps all intact files"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a cache was made from, and how. Two caches with equal manifests hold the same numbers."""
+    """What a cache was made from, and with which settings. Caches with equal manifests have equal contents."""
 
     teacher: str  # a hash of its weights
     data: str  # a hash of the tokenised rows
@@ -36,30 +36,30 @@ class Manifest:
     dtype: str
     precision: str
     shard_rows: int
-    name: str = ""  # the teacher's, for people
-    config: Mapping[str, Any] = field(default_factory=dict)  # the teacher's settings that may change its outputs
-    source: str | None = None  # of the files that the teacher was loaded from, where it was from files
-    captured: bool = False  # log-probabilities that another program wrote: no energies, no entropies
+    name: str = ""  # the teacher's name, for display
+    config: Mapping[str, Any] = field(default_factory=dict)  # settings of the teacher that may change its outputs
+    source: str | None = None  # identifies the files that the teacher was loaded from
+    captured: bool = False  # from captured log-probabilities: no energies, no entropies
     revision: int = REVISION
 
     @classmethod
     def read(cls, folder: str | Path) -> "Manifest | None":
-        """The manifest in `folder`, None where there is none. ValueError for one that cannot be read, or is damaged."""
+        """The manifest in `folder`; None if there is none. Raises ValueError for one that is unreadable or damaged."""
         path = Path(folder) / MANIFEST
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             stored = values.pop("checksum", None)
             if (revision := values.get("revision")) != REVISION and stored is None:
-                raise ValueError(f"it is of revision {revision}, not {REVISION}")
+                raise ValueError(f"it has revision {revision}, not {REVISION}")
             if stored != _hash(values):
-                raise ValueError("its checksum is another")
+                raise ValueError("its checksum is wrong")
             return cls(**values | {"temperatures": tuple(values["temperatures"])})
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
-                f"{path} is no teacher cache of this version, or is damaged ({error}): delete the folder and build "
-                f"anew; of a damaged cache delete this file alone, and {AGAIN}"
+                f"{path} is not a teacher cache of this version, or is damaged ({error}): delete the folder and "
+                f"build it again; for a damaged cache delete only this file, and {AGAIN}"
             ) from error
 
     def write(self, folder: str | Path) -> None:
@@ -68,19 +68,19 @@ class Manifest:
         write_atomically(Path(folder) / MANIFEST, content.encode())
 
     def refuse_other(self, folder: str | Path) -> None:
-        """Raise ValueError when `folder` holds a cache of something else."""
+        """Raise ValueError if `folder` has a cache with another manifest."""
         other = Manifest.read(folder)
         fault = None if other is None else self._unlike(other)
         if fault is not None:
             raise ValueError(
-                f"{folder} holds another teacher cache: {fault}; choose another folder, or delete that one"
+                f"{folder} contains another teacher cache: {fault}; choose another folder, or delete that one"
             )
 
     def _unlike(self, other: "Manifest") -> str | None:
         mine, its = asdict(self), asdict(other)
         for name in mine:
             if name not in ("config", "source") and mine[name] != its[name]:
-                return f"its {name} is {its[name]!r}, this one's is {mine[name]!r}"
+                return f"its {name} is {its[name]!r}, that of this cache is {mine[name]!r}"
         return changed_setting(other.config, self.config)
 
     @property
@@ -88,11 +88,11 @@ class Manifest:
         return [f"shard-{number:05d}.arrow" for number in range(math.ceil(self.rows / self.shard_rows))]
 
     def missing(self, folder: str | Path) -> list[str]:
-        """The shards that are not there, not whole, or of another cache. Reads every byte of them."""
+        """The shards that are missing, damaged, or of another cache. Reads all files."""
         return [shard for shard in self.shards if not self._is_whole(Path(folder) / shard)]
 
     def write_shard(self, folder: str | Path, shard: str, columns: dict[str, list[Any]]) -> None:
-        """`columns` as Arrow's stream format, and a checksum behind its end, where Arrow does not look."""
+        """Write `columns` in Arrow's stream format, followed by a checksum, which Arrow ignores."""
 
         def fill(part: Path) -> None:
             with ArrowWriter(path=str(part), features=self.features) as writer:
@@ -118,13 +118,13 @@ class Manifest:
     def _tag(self, path: Path, shard: str, size: int) -> bytes:
         """The checksum of the first `size` bytes of `shard`, and of the cache that it belongs to."""
         belongs = {name: value for name, value in asdict(self).items() if name not in ("config", "source", "name")}
-        if not self.captured:  # as caches were before there were others
+        if not self.captured:  # as in caches of earlier versions
             del belongs["captured"]
         return bytes.fromhex(checksum(path, size, json.dumps([shard, belongs]).encode()))
 
     @property
     def has_tail(self) -> bool:
-        """Whether there are classes besides the k."""
+        """Whether there are other classes than the k stored ones."""
         return self.k < self.num_classes
 
     @property
@@ -133,7 +133,7 @@ class Manifest:
 
     @property
     def features(self) -> Features:
-        """One row an example; `spreads` for each temperature, the others flat lists over its N target tokens."""
+        """One row per example; `spreads` has a value per temperature, the others are flat lists over target tokens."""
         numbers = {name: List(Value("float32")) for name in ("tails", "entropy", "energy", "logsumexp", "spreads")}
         ids = List(Value("uint16" if self.num_classes <= 2**16 else "int32"))
         key = {"index": Value("int64"), "tokens": Value("string")}
@@ -141,7 +141,7 @@ class Manifest:
 
 
 def bytes_per_token(k: int, num_classes: int, dtype: str = "float16", temperatures: int = 1) -> int:
-    """What a target token takes: k ids and logits, and in float32 entropy, energy, logsumexp and the buckets."""
+    """Size of a target token: k ids and logits, and in float32 entropy, energy, logsumexp and the buckets."""
     ids, logits = 2 if num_classes <= 2**16 else 4, np.dtype(dtype).itemsize
     return k * (ids + logits) + 4 * (3 + (temperatures if k < num_classes else 0))
 

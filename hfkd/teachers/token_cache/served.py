@@ -1,4 +1,4 @@
-"""What a stored teacher of tokens cannot serve is refused before training."""
+"""Checks before training that a token cache supports loss, settings and rows."""
 
 import math
 from typing import Any
@@ -30,23 +30,28 @@ def check_cached(
     dataset: Any,
     task: Task,
 ) -> int | None:
-    """Raise ValueError unless the cache can stand in for the teacher; else the vocabulary to cut to, as `common_size`.
+    """Raise ValueError unless the cache can replace the teacher; returns the vocabulary size to cut to (`common_size`).
 
-    It can for objectives on log-probabilities, for temperatures and entropies it was built for, and for the rows it was
+    Supported are objectives on log-probabilities, the temperatures and entropies it was built for, and the rows it was
     built from.
     """
     if not task.by_target:
         raise ValueError(
-            f"CachedTextTeacher is for causal language models, and the task is {task.name}: pass the live teacher, or "
-            "for images teacher_cache_dir with it"
+            f"CachedTextTeacher is for causal language models, but the task is {task.name}: pass the live "
+            "teacher, for images with teacher_cache_dir"
         )
     for name in ("loss_chunk_size", "evaluate_kl"):
         if getattr(args, name):
-            raise ValueError(f"{name} needs the live teacher, and a teacher cache was given: leave {name} out")
+            raise ValueError(
+                f"{name} needs the live teacher, but a teacher cache was given: leave {name} out, or "
+                "pass the live teacher"
+            )
     size = student.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     stored = teacher.manifest.num_classes
     if size < stored:
-        raise ValueError(f"the student has {size} logits, the teacher cache {stored}: build it with num_classes={size}")
+        raise ValueError(
+            f"the student has {size} logits, but the teacher cache {stored}: build it with num_classes={size}"
+        )
     if loss.kd_weight:
         _check_declared(loss, teacher)
         teacher.check_rows(dataset)
@@ -59,35 +64,35 @@ def _check_declared(loss: DistillationLoss, teacher: Any) -> None:
     needs = requirements_of(loss.objective)
     if needs.relations:
         raise ValueError(
-            f"the objective {loss.objective!r} compares items with each other, which a teacher cache cannot serve: "
-            "train with the live one"
+            f"the objective {loss.objective!r} compares items with each other, which a teacher cache does not "
+            "support: train with the live teacher"
         )
     given, stored = getattr(loss.temperature, "choices", None), teacher.manifest.temperatures
     highest = HIGHEST_TEMPERATURE[teacher.manifest.dtype]
     if given is not None and max(given) > highest:
         raise ValueError(
-            f"the temperature {loss.temperature!r} softens by up to {max(given):g}, and at more than {highest:g} a "
-            f"cache of {teacher.manifest.dtype} gives masked classes some probability: build it with dtype='float32', "
+            f"the temperature {loss.temperature!r} goes up to {max(given):g}, but above {highest:g} masked "
+            f"classes get some probability in a cache of {teacher.manifest.dtype}: build it with dtype='float32', "
             "or train with the live teacher"
         )
     known = given is not None and all(any(math.isclose(t, s, rel_tol=1e-6) for s in stored) for t in given)
     if teacher.manifest.captured and teacher.manifest.has_tail and not known:
         raise ValueError(
-            f"the temperature {loss.temperature!r} softens otherwise than the captured log-probabilities, which are of "
-            f"T = {stored[0]:g}: what the classes besides the {teacher.manifest.k} have at another is not known; set "
-            f"temperature={stored[0]:g}, or have build_text_cache store this teacher"
+            f"the temperature {loss.temperature!r} differs from that of the captured log-probabilities, T = "
+            f"{stored[0]:g}, and the mass of classes other than the {teacher.manifest.k} stored ones is not known "
+            f"at another temperature: set temperature={stored[0]:g}, or store this teacher with build_text_cache"
         )
     if given is None or (teacher.manifest.has_tail and not known):
-        which = "numbers not known beforehand" if given is None else ", ".join(map(str, given))
+        which = "values not known in advance" if given is None else ", ".join(map(str, given))
         raise ValueError(
-            f"the temperature {loss.temperature!r} softens by {which}, and the teacher cache was built for "
-            f"temperatures={stored}: build another with all that are needed, or train with the live teacher"
+            f"the temperature {loss.temperature!r} uses {which}, but the teacher cache was built for "
+            f"temperatures={stored}: build one with all temperatures needed, or train with the live teacher"
         )
 
 
 @torch.no_grad()
 def _probe(loss: DistillationLoss, teacher: Any, dataset: Any) -> None:
-    """Ask each slot about a few stored tokens: one that wants more than there is says so now."""
+    """Call each slot on a few stored tokens, so that one that needs more than is stored fails now."""
     for number in range(len(dataset)):
         said = {name: values[:PROBED_TOKENS] for name, values in teacher.look_up([dataset[number]]).items()}
         stored = teacher.outputs(said)
@@ -95,7 +100,7 @@ def _probe(loss: DistillationLoss, teacher: Any, dataset: Any) -> None:
         if count:
             break
     else:
-        return  # no token to learn from
+        return  # no target tokens
     zeros = torch.zeros(count, dtype=torch.long)
     items = Items(Outputs(torch.zeros(count, stored.num_classes)), stored, zeros, zeros, 1)
     loss.weighting(items)
@@ -106,6 +111,6 @@ def _probe(loss: DistillationLoss, teacher: Any, dataset: Any) -> None:
     for temperature in slot.choices:
         if not torch.isfinite(loss.objective(items, torch.full((count,), temperature))).all():
             raise ValueError(
-                f"the objective {loss.objective!r} asks for another temperature than its own, which the teacher cache "
-                "does not hold: train with the live teacher"
+                f"the objective {loss.objective!r} uses another temperature internally, for which the teacher "
+                "cache has no values: train with the live teacher"
             )

@@ -1,4 +1,4 @@
-"""The teacher slot filled from a cache on disk: training a language model without its teacher in memory.
+"""A teacher that reads its outputs from a cache on disk, to train a language model without the teacher in memory.
 
 B rows, N target tokens, k stored classes, S temperatures.
 """
@@ -33,32 +33,31 @@ from hfkd.utils.targets import Targets
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "teacher_"  # of a batch's keys that hold what the teacher said
+PREFIX = "teacher_"  # of batch keys with the teacher's outputs
 Collate = Callable[[list[Any]], dict[str, Tensor]]
 
 
 class CachedTextTeacher(nn.Module, Teacher):
-    """What `build_text_cache` stored, in place of the teacher.
+    """A teacher that reads outputs stored by `build_text_cache`.
 
         DistillationTrainer(student, CachedTextTeacher("cache"), args, train_dataset=rows, processing_class=tokenizer)
 
-    The rows may be shuffled, selected and batched otherwise than when they were stored; each is found by its `index`,
-    and refused when its tokens have changed. Divergences are over k + 1 classes (`hfkd.losses.topk`), entropies and
-    energies exact. Reading happens where batches are made, in the loader's workers if there are any.
-    Raises ValueError for a folder without a cache, or with a part of one.
+    Rows may be shuffled, selected and batched in any way; each is found by its `index`, and refused if its tokens have
+    changed. Divergences are over k + 1 classes (`hfkd.losses.topk`); entropies and energies are exact. Rows are read by
+    the collator, in the loader's workers if there are any. Raises ValueError for a folder without a complete cache.
     """
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         manifest = Manifest.read(folder)
         if manifest is None:
-            raise ValueError(f"there is no {MANIFEST} in {folder}: build the cache with build_text_cache")
+            raise ValueError(f"{folder} has no {MANIFEST}: build the cache with build_text_cache")
         missing = manifest.missing(folder)
         again = "build_captured_cache" if manifest.captured else "build_text_cache"
         if missing:
             raise ValueError(
                 f"{len(missing)} of {len(manifest.shards)} files are missing or damaged in {folder} (first "
-                f"{missing[0]}): call {again} again, which makes those alone"
+                f"{missing[0]}): call {again} again, which creates only these"
             )
         self.folder, self.manifest = folder, manifest
         shards = [Dataset.from_file(str(Path(folder) / shard)) for shard in manifest.shards]
@@ -67,8 +66,8 @@ class CachedTextTeacher(nn.Module, Teacher):
         found = zip(keys["index"].to_pylist(), keys["tokens"].to_pylist(), strict=True)
         if manifest.captured:
             logger.info(
-                "%s holds %d captured log-probabilities of each token, at T = %g: they serve divergences there, and no "
-                "energies (Energy KD), entropies (EA-KD), other temperatures or layers",
+                "%s has %d captured log-probabilities per token, at T = %g: they support divergences at this "
+                "temperature, but no energies (Energy KD), entropies (EA-KD), other temperatures or inner layers",
                 folder,
                 manifest.k,
                 *manifest.temperatures,
@@ -81,38 +80,42 @@ class CachedTextTeacher(nn.Module, Teacher):
         return f"{m.name or 'teacher'}, {made}, k={m.k}, temperatures={m.temperatures}"
 
     def check_rows(self, dataset: Any) -> None:
-        """Raise ValueError unless every row of `dataset` is stored, with the tokens it has now."""
+        """Raise ValueError unless every row of `dataset` is stored with its current tokens."""
         if isinstance(dataset, Dataset) and data_fingerprint(dataset) == self.manifest.data:
             return
         for number in range(len(dataset)):
             row = dataset[number]
             if "index" not in row:
-                raise ValueError(f"row {number} has no index to find its teacher's outputs by: use tokenize_dataset")
+                raise ValueError(
+                    f"row {number} has no index, by which the teacher's outputs are found: use tokenize_dataset"
+                )
             if self._find(row) is None:
                 raise ValueError(
-                    f"the teacher cache does not hold row {number} (index {int(row['index'])}) with the tokens that it "
-                    "has now: build the cache from this dataset"
+                    f"the teacher cache does not contain row {number} (index {int(row['index'])}) with its "
+                    "current tokens: build the cache from this dataset"
                 )
 
     def check(self, teacher: nn.Module, dataset: Any, batch_size: int = PROBED) -> None:
-        """Raise ValueError unless `teacher` gives what is stored for a few rows of `dataset`.
+        """Raise ValueError unless `teacher` reproduces the stored outputs of a few rows of `dataset`.
 
-        Nobody else compares: training from a cache has no teacher. The teacher runs where it is.
+        Training from a cache does not check this, as it has no teacher. The teacher runs on its current device.
         """
         live = teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher).unfreeze()
         fault = changed_setting(self.manifest.config, configuration(live))
         rows = [dataset[number] for number in spread_rows(len(dataset))]
         numbers = [self._find(row) for row in rows]
         if fault is None and None in numbers:
-            fault = f"it does not hold the row with index {rows[numbers.index(None)].get('index')}"
+            fault = f"it does not contain the row with index {rows[numbers.index(None)].get('index')}"
         if fault is None:
             table = self._rows.with_format("numpy")
             fault = rows_differ(live, rows, [table[number] for number in numbers], self.manifest, batch_size)
         if fault is not None:
-            raise ValueError(f"the teacher cache in {self.folder} is not this teacher's: {fault}; build another")
+            raise ValueError(
+                f"the teacher cache in {self.folder} is not from this teacher: {fault}; build another cache"
+            )
 
     def look_up(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """What the teacher said of the rows' target tokens, row after row; nothing if any of them is not stored."""
+        """The teacher's outputs at the rows' target tokens, ordered by row; empty if any row is not stored."""
         numbers = [self._find(row) for row in rows]
         if None in numbers:
             return {}
@@ -125,8 +128,8 @@ class CachedTextTeacher(nn.Module, Teacher):
         }
 
     def spread(self, rows: Sequence[Mapping[str, Any]], temperature: float) -> float:
-        """KL(u || p) at a temperature of the cache, the mean over these rows: p over the classes that are not stored
-        by themselves, u uniform over the same.
+        """The mean of KL(u || p) over these rows, at a temperature of the cache: p over the classes in the bucket, u
+        uniform over the same classes.
         """
         place = int(np.argmin([abs(known - temperature) for known in self.manifest.temperatures]))
         table = self._rows.with_format("numpy")
@@ -134,11 +137,11 @@ class CachedTextTeacher(nn.Module, Teacher):
         return float(np.mean([values[place] for values in found if len(values)]))
 
     def outputs(self, inputs: Mapping[str, Tensor]) -> TopKOutputs:
-        """From a batch that `collator` made."""
+        """The outputs in a batch made by `collator`."""
         if PREFIX + "ids" not in inputs:
             raise ValueError(
-                "the teacher cache does not hold this batch's rows with the tokens that they have now: train on the "
-                "rows it was built from, or build another"
+                "the teacher cache does not contain this batch's rows with their current tokens: train on the "
+                "rows it was built from, or build another cache"
             )
         ids, logits, tails, entropy, energy, logsumexp = (inputs[PREFIX + name] for name in _SHAPES)
         m = self.manifest
@@ -152,7 +155,7 @@ class CachedTextTeacher(nn.Module, Teacher):
         return CachedCollator(collate, self)
 
     def forward(self, *, each: bool = False, **inputs: Any) -> Tensor:
-        raise ValueError("a teacher cache holds a few logits of each target token, not all: pass the live teacher")
+        raise ValueError("a teacher cache has only a few logits of each target token: pass the live teacher")
 
     def check_use(
         self, loss: DistillationLoss, args: Any, student: nn.Module, tokenizer: Any, dataset: Any, task: Task
@@ -171,8 +174,8 @@ class CachedTextTeacher(nn.Module, Teacher):
         entropy_temperature: float = 3.0,
         level: Level = "sample",
     ) -> TeacherScan:
-        """`hfkd.teachers.scan` from what is stored: each row's (or packed document's) mean energy, entropy and
-        likeliest token, or those of each token. NaN for a row without target tokens.
+        """`hfkd.teachers.scan` from the stored values: mean energy, entropy and most probable token of each row (or
+        packed document), or those of each token. NaN for a row without target tokens.
         """
         found, of_rows = [], []
         for number in range(len(dataset)):
@@ -192,7 +195,7 @@ class CachedTextTeacher(nn.Module, Teacher):
 
 @dataclass
 class CachedCollator:
-    """A collator's batch, and what the teacher said of it: [N, ...] tensors under `teacher_...`."""
+    """A collator that adds the teacher's outputs to a batch: [N, ...] tensors under `teacher_...`."""
 
     collate: Collate
     teacher: CachedTextTeacher

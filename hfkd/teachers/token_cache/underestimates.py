@@ -1,4 +1,4 @@
-"""How much of a divergence a cache of a teacher's likeliest classes hides, for the student at hand.
+"""Estimates how much of a divergence is hidden by a cache of the teacher's most probable classes, for a student.
 
 N target tokens, k stored classes, V vocabulary, T one temperature.
 """
@@ -23,18 +23,22 @@ from hfkd.utils.targets import Targets
 
 logger = logging.getLogger(__name__)
 
-ROWS, LOOKED_AT, TOKENS = 4, 64, 256  # the shortest of the first rows, and no more than so many tokens of each
-BADLY, LEAST = 1.5, 0.1  # the whole divergence as a multiple of what is seen, and the gap that is worth a word
+ROWS, LOOKED_AT, TOKENS = (
+    4,
+    64,
+    256,
+)  # rows, chosen as the shortest of the first, and tokens of each
+BADLY, LEAST = 1.5, 0.1  # whole divergence relative to the visible one, and the gap, above which to warn
 
 
 @dataclass(frozen=True)
 class SplitItems(Items):
-    """Items of a stored teacher, its bucket in two halves of its classes, as unequal to the teacher as the classes are.
+    """Items of a stored teacher whose bucket is split in two halves, as unequal under the teacher as its classes are.
 
-    The student's probability falls on both alike; the teacher's shares a and 1 - a are such that KL(u || p) over the
-    bucket's classes, u uniform, is `spread`, which is stored:  -log(4 a (1 - a)) / 2 = spread.
-    A divergence of these is about what the live teacher would give a student that does not tell those classes apart. Of
-    one that does, as far as its own spread goes, it is taken to tell them apart as the teacher does.
+    The student's probability is the same on both; the teacher's shares a and 1 - a are such that KL(u || p) over the
+    bucket's classes, u uniform, is the stored `spread`:  -log(4 a (1 - a)) / 2 = spread. The divergence of these items
+    is about that of the live teacher for a student with uniform probabilities in the bucket. For a student with its own
+    spread there, it is assumed to agree with the teacher to that extent.
     """
 
     spread: float = 0.0
@@ -51,10 +55,11 @@ class SplitItems(Items):
 
 @torch.no_grad()
 def warn_of_underestimates(loss: DistillationLoss, teacher: Any, student: nn.Module, dataset: Any) -> None:
-    """Say in the log where the objective sees much less than the live teacher would show it.
+    """Warn if the objective is much smaller with the cache than with the live teacher.
 
-    All classes but the k are one bucket. A divergence that the teacher's probabilities weigh loses little, for few of
-    them are there; reverse KL, which the student's weigh, loses most of it while the student's are anywhere.
+    All classes other than the k stored ones form one bucket. A divergence weighted by the teacher's probabilities loses
+    little, as the bucket has little of these; reverse KL, weighted by the student's, loses most of it early in
+    training.
     """
     if not teacher.manifest.has_tail:
         return
@@ -71,9 +76,10 @@ def warn_of_underestimates(loss: DistillationLoss, teacher: Any, student: nn.Mod
         if whole > BADLY * seen and whole - seen > LEAST:
             share = float(items.log_probabilities(t)[1][:, -1].exp().mean())
             logger.warning(
-                "The teacher cache holds the %d likeliest of %d classes, and the others count as one: of %r at T = %g "
-                "it shows %.3g, where the live teacher would give about %.3g (measured on %d tokens, for which the "
-                "student gives %.0f %% to the others). Store more classes (a larger k) or train with the live teacher.",
+                "The teacher cache has the %d most probable of %d classes, and the others as one: with it %r at "
+                "T = %g is %.3g, but about %.3g with the live teacher (measured on %d tokens, where the "
+                "student's probability of the other classes is %.0f %%). Store more classes (a larger k) or "
+                "train with the live teacher.",
                 teacher.manifest.k,
                 teacher.manifest.num_classes,
                 loss.objective,
@@ -98,7 +104,7 @@ def _items(teacher: Any, student: nn.Module, rows: Sequence[Any]) -> tuple[Items
     try:
         logits = Call.of(student)(student.eval(), batch)
     finally:
-        for module, mode in modes:  # each its own: a student may keep parts in eval
+        for module, mode in modes:  # one by one: parts of the student may be in eval mode
             module.training = mode
     targets = Targets.of(batch)
     stored = {name: value.to(device) for name, value in teacher.look_up(rows).items()}

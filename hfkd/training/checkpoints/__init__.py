@@ -1,1 +1,1 @@
-"""Checkpoints that are there whole or not at all, and resume what was interrupted."""
+"""Atomic checkpoints, and resuming from them."""

@@ -1,4 +1,4 @@
-"""What a checkpoint is made of: each file's size and checksum, so that damage is found before anything is resumed."""
+"""The manifest of a checkpoint: size and checksum of each file, so that damage is found before a run is resumed."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 from hfkd.utils.files import checksum, sync, write_atomically
 from hfkd.utils.saved_weights import MANIFEST, entry_of
 
-CHANGED = "delete files.json beside it if you changed it on purpose"
+CHANGED = "if you changed it on purpose, delete files.json in the same folder"
 
 
 def write_manifest(folder: Path) -> None:
-    """List the files of `folder`, all of them on the disk."""
+    """Write the manifest of the files in `folder`, after flushing all of them to disk."""
     entries = {}
     for file in files_in(folder):
         if file.name == MANIFEST:
@@ -21,9 +21,9 @@ def write_manifest(folder: Path) -> None:
 
 
 def incomplete(checkpoint: str | Path, contents: bool = False) -> str | None:
-    """What `checkpoint` lacks, or None if every file that was written into it is there, and as long as it was.
+    """What is wrong with `checkpoint`; None if every file listed in its manifest exists with the listed size.
 
-    contents: and holds what it held, which takes reading all of it.
+    contents: also compare checksums, which reads all files.
     """
     folder = Path(checkpoint)
     try:
@@ -31,15 +31,17 @@ def incomplete(checkpoint: str | Path, contents: bool = False) -> str | None:
         for name, entry in entries.items():
             if not (folder / name).is_file():
                 return f"its {name} is missing ({CHANGED})"
-            # A number alone is the size, in versions before 0.2.
+            # Versions before 0.2 stored only the size, as a number.
             size, digest = (entry["bytes"], entry["xxh3_128"]) if isinstance(entry, dict) else (entry, None)
             if (folder / name).stat().st_size != size:
-                return f"its {name} is not as long as when it was written ({CHANGED})"
+                return f"its {name} does not have the size that was written ({CHANGED})"
             if contents and digest is not None and checksum(folder / name) != digest:
-                return f"its {name} is damaged: it does not hold what was written ({CHANGED})"
+                return (
+                    f"its {name} is damaged: its checksum differs from the one stored when it was written ({CHANGED})"
+                )
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
-    except (ValueError, AttributeError, KeyError):  # not JSON, or no mapping of files
+    except (ValueError, AttributeError, KeyError):  # not JSON, or not a mapping of files
         return f"its {MANIFEST} cannot be read"
     return None if entries else f"its {MANIFEST} lists no file"
 

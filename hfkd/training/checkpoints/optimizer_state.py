@@ -1,4 +1,4 @@
-"""An optimizer's state as its kernels read it: in the memory layout of the parameters."""
+"""Converts an optimizer's state to the memory layout of the parameters, as fused kernels require."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from torch.distributed.tensor import DTensor
 
 @torch.no_grad()
 def as_laid_out(optimizer: torch.optim.Optimizer) -> None:
-    """Bring each state of a parameter's shape to the parameter's memory layout, its values unchanged.
+    """Convert each state tensor of a parameter's shape to the parameter's memory layout, with unchanged values.
 
-    Fused kernels walk through both in memory order: with a contiguous `exp_avg` and channels_last weights they give
-    each weight another one's moment. A loaded state has the layout of the run that saved it. Raises ValueError for a
-    quantized state in another layout, whose blocks follow the memory.
+    Fused kernels iterate over both in memory order: with a contiguous `exp_avg` and channels_last weights, each weight
+    would be updated with the moment of another. A loaded state has the layout of the run that saved it. Raises
+    ValueError for a quantized state in another layout, whose blocks follow the memory order.
     """
     for parameter, states in optimizer.state.items():
         for name, state in states.items() if isinstance(states, dict) else ():
@@ -28,12 +28,12 @@ def _laid_out_otherwise(state: Any, parameter: Tensor) -> bool:
         return False
     if type(state) is not Tensor or not state.is_floating_point():
         raise ValueError(
-            f"the checkpoint's optimizer state is quantized ({state.dtype}) for weights of another memory layout: "
-            "resume with the channels_last that it was saved with"
+            f"the checkpoint's optimizer state is quantized ({state.dtype}) for another memory layout of the "
+            "weights, and cannot be converted: resume with the value of channels_last that it was saved with"
         )
     return True
 
 
 def _order(tensor: Tensor) -> list[int]:
-    """The strides that say in which order the elements lie: those of dimensions of more than one."""
+    """The strides of dimensions larger than 1, which determine the order of the elements in memory."""
     return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]

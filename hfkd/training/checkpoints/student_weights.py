@@ -1,4 +1,4 @@
-"""The student's weights out of a checkpoint: all of them, or an error that names the first that are not there."""
+"""Loads the student's weights from a checkpoint: all of them, or an error that names the missing ones."""
 
 import json
 from pathlib import Path
@@ -24,10 +24,10 @@ from hfkd.models.conversion import as_in_network
 
 
 def load_student(student: nn.Module, folder: str | Path) -> None:
-    """Give `student` the weights in `folder`, of a model or of its adapters, as `save_pretrained` writes them.
+    """Load the weights in `folder`, of a model or of its adapters, as `save_pretrained` writes them, into `student`.
 
-    Raises ValueError, and changes nothing, where a tensor is missing, left over or of another shape. Of weights that
-    share their memory a file may hold one.
+    Raises ValueError, and changes nothing, if a tensor is missing, unexpected or of another shape. Of tied weights the
+    file may hold just one.
     """
     network = extract_model_from_parallel(student, keep_torch_compile=False)
     if _adapters(network):
@@ -47,9 +47,9 @@ def load_student(student: nn.Module, folder: str | Path) -> None:
 
 
 def to_save(student: nn.Module) -> dict[str, Tensor] | None:
-    """The state dict of a student that is no transformers model, as safetensors takes it: contiguous, nothing shared.
+    """State dict of a student that is not a transformers model, as safetensors requires: contiguous, no shared memory.
 
-    Without the prefix of `torch.compile`, which no one who loads the file expects. None where `save_pretrained` knows.
+    Names are without the prefix of `torch.compile`. None if `save_pretrained` writes the right weights by itself.
     """
     network = extract_model_from_parallel(student, keep_torch_compile=False)
     if isinstance(network, PreTrainedModel) or _is_peft_model(network):
@@ -64,14 +64,14 @@ def to_save(student: nn.Module) -> dict[str, Tensor] | None:
 
 
 def trained_but_not_saved(student: nn.Module) -> list[str]:
-    """What changes in training and is in no checkpoint: of a student with adapters, all outside of them.
+    """Names of tensors that change in training but are not saved: with adapters, all that is outside of these.
 
-    That is, parameters that somebody unfroze, and the running statistics of batch norms.
+    Namely trainable parameters of the base model, and the running statistics of batch norms.
     """
     adapters = _adapters(student)
     if not adapters or any(config.is_prompt_learning for config in adapters.values()):
-        return []  # of a prompt, what is saved is computed from its parameters
-    from peft import get_peft_model_state_dict  # needed by those who ask for it only
+        return []  # what is saved of a prompt is computed from its parameters
+    from peft import get_peft_model_state_dict  # optional dependency
 
     states = [get_peft_model_state_dict(student, adapter_name=name) for name in adapters]
     saved = {_place(tensor) for state in states for tensor in state.values()}
@@ -80,12 +80,12 @@ def trained_but_not_saved(student: nn.Module) -> list[str]:
         for name, norm in student.named_modules()
         if isinstance(norm, _BatchNorm) and norm.running_mean is not None
     }
-    aside = adapters.keys() | {"original_module"}  # an adapter's own are named after it; what it replaces stays unused
+    aside = adapters.keys() | {"original_module"}  # an adapter's tensors are named after it; replaced ones are unused
     return [name for name, t in changing.items() if not aside & set(name.split(".")) and _place(t) not in saved]
 
 
 def _adapters(network: nn.Module) -> dict[str, Any]:
-    """The PEFT adapters of a network that is saved by them alone, name: settings."""
+    """The PEFT adapters, {name: config}, of a network of which only the adapters are saved; else {}."""
     if _is_peft_model(network) or (isinstance(network, PreTrainedModel) and network._hf_peft_config_loaded):
         return cast(Any, network).peft_config
     return {}
@@ -97,13 +97,15 @@ def _load_adapters(student: nn.Module, folder: Path) -> None:
     for name in _adapters(student):
         own_folder = folder / name if (folder / name).is_dir() else folder
         if not any((own_folder / file).exists() for file in (ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME)):
-            raise ValueError(f"{own_folder} has no weights of the student's adapter {name!r}: name another checkpoint")
+            raise ValueError(
+                f"{own_folder} has no weights for the student's adapter {name!r}: choose another checkpoint"
+            )
         weights = load_peft_weights(str(own_folder), device="cpu")
         try:
             result: Any = set_peft_model_state_dict(student, weights, adapter_name=name)
             own, left_out = student.state_dict(keep_vars=True), set(result.missing_keys)
             loaded = {_place(tensor) for key, tensor in own.items() if key not in left_out}
-            # neither those of the base model nor those that layers share
+            # neither those of the base model nor tied ones
             missing = [key for key in left_out if name in key.split(".") and _place(own[key]) not in loaded]
             fault = {"missing": missing, "unexpected": result.unexpected_keys}
         except (KeyError, RuntimeError) as error:
@@ -111,17 +113,19 @@ def _load_adapters(student: nn.Module, folder: Path) -> None:
         if any(fault.values()):
             said = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in fault.items() if keys)
             raise ValueError(
-                f"{own_folder} does not fit the student's adapter {name!r} ({said}): give the adapter the settings it "
-                "was trained with, or name another checkpoint"
+                f"{own_folder} does not fit the student's adapter {name!r} ({said}): use the adapter settings it "
+                "was trained with, or choose another checkpoint"
             )
 
 
 def _weights_file(folder: Path) -> Path:
-    """The file of the weights in `folder`, or the index of several."""
+    """The weights file in `folder`, or the index of a sharded one."""
     names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
     found = next((folder / name for name in names if (folder / name).is_file()), None)
     if found is None:
-        raise ValueError(f"{folder} has no weights of the student: it has none of {list(names)}; name another one")
+        raise ValueError(
+            f"{folder} has no weights of the student: none of {list(names)} exists there; choose another checkpoint"
+        )
     return found
 
 
@@ -133,22 +137,22 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _place(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
-    """Where a tensor lies: the same for weights that are tied."""
+    """Identity of a tensor's memory: the same for tied weights."""
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def _never_saved(network: nn.Module, name: str) -> bool:
-    """Fixed tables, such as Marian's positions, which their model makes anew."""
+    """Whether it is a fixed table, such as Marian's positions, that the model recomputes and never saves."""
     return isinstance(network, PreTrainedModel) and name in (network._keys_to_ignore_on_save or ())
 
 
 def _check_shared(path: Path, weights: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Raise ValueError where the file has two values for weights that the network holds once."""
+    """Raise ValueError if the file has different values for weights that are tied in the network."""
     first: dict[Any, str] = {}
     for name, tensor in own.items():
         other = first.setdefault(_place(tensor), name)
         if other != name and not torch.equal(weights[other], weights[name]):
             raise ValueError(
-                f"{path} has different values for {other} and {name}, which are one tensor in the student: build it "
-                "as it was trained (tie_word_embeddings?), or name another checkpoint"
+                f"{path} has different values for {other} and {name}, which are tied in the student: build the "
+                "student as it was trained (see tie_word_embeddings), or choose another checkpoint"
             )

@@ -1,4 +1,4 @@
-"""What a run writes of itself and what a resumed one reads: tensors and plain numbers, whatever the files hold."""
+"""Saves and loads the files of a run as tensors and plain numbers only; no file is unpickled into objects."""
 
 import logging
 from collections.abc import Callable
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 class TensorCheckpoints:
-    """A run's files, of which no object is unpickled: a ValueError names the file that holds some, or is damaged.
+    """Saving and loading of a run's files. A file that holds pickled objects or is damaged is a ValueError naming it.
 
-    The student's own files hold the student alone; what the loss learned and what the run is stand beside them.
-    `write`, `load`: what Trainer itself does.
+    The student's files hold the student alone; the parameters of the loss and the run's record are separate files.
+    `write` and `load` are the corresponding functions of Trainer.
     """
 
     def __init__(self, host: Host) -> None:
@@ -55,19 +55,19 @@ class TensorCheckpoints:
         loss_parameters.read(self.host.distillation_loss, checkpoint)
 
     def load_best(self, load: Callable[[], None]) -> None:
-        """Trainer's, but without warnings in place of weights: what is not there is an error."""
+        """As in Trainer, but missing weights are an error instead of a warning."""
         best, score = self.host.state.best_model_checkpoint, self.host.state.best_metric
         assert best is not None
         if (Path(best) / MANIFEST).exists() and (fault := incomplete(best, contents=True)):
             raise ValueError(
-                f"the best checkpoint, {best}, cannot be loaded: {fault}; the run has ended, and its last checkpoint "
-                "has the weights of its last step"
+                f"the best checkpoint, {best}, cannot be loaded: {fault}. Training itself has ended; the last "
+                "checkpoint has the weights of the last step"
             )
         with loss_parameters.without_loss(self.student), naming_unreadable(best):
             if self._loaded_by_a_library:
                 load()
             else:
-                logger.info("The best checkpoint is loaded: %s (score %s)", best, score)
+                logger.info("Loading the best checkpoint: %s (score %s)", best, score)
                 load_student(self.student, best)
         loss_parameters.read(self.host.distillation_loss, best)
 
@@ -82,17 +82,17 @@ class TensorCheckpoints:
 
     @property
     def _loaded_by_a_library(self) -> bool:
-        """Whether FSDP or DeepSpeed read checkpoints of their own, strictly, into the wrapped student."""
+        """Whether FSDP or DeepSpeed load their own checkpoints, strictly, into the wrapped student."""
         return self.host.is_fsdp_enabled or self.host.is_deepspeed_enabled
 
 
 def _refuse_other_kind(optimizer: torch.optim.Optimizer, own: set[str], checkpoint: str | None) -> None:
-    """Raise ValueError where the state that was loaded is of a kind of optimizer that had other settings."""
+    """Raise ValueError if the loaded state is that of another kind of optimizer."""
     missing = sorted(own - set(optimizer.param_groups[0]))
     if missing:
         raise ValueError(
-            f"{checkpoint} holds the state of another kind of optimizer, without {', '.join(missing)}: resume with the "
-            "optimizer (optim) that the run was started with, or start anew in another output_dir"
+            f"{checkpoint} has the state of another kind of optimizer, without {', '.join(missing)}: resume with "
+            "the optimizer (optim) that the run was started with, or start a new run in another output_dir"
         )
 
 
@@ -101,8 +101,8 @@ def _note_version(checkpoint: str) -> None:
         version = PreTrainedConfig.get_config_dict(checkpoint)[0].get("transformers_version")
         if version not in (None, __version__):
             logger.warning(
-                "%s was written with transformers %s, and this is %s: the resumed run may differ from one that was "
-                "never stopped",
+                "%s was written with transformers %s, but %s is installed: the resumed run may differ from an "
+                "uninterrupted one",
                 checkpoint,
                 version,
                 __version__,

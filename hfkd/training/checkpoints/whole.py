@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all, whenever a job is killed or a disk is full."""
+"""Atomic checkpoints: each is complete or absent, even if a job is killed or the disk is full."""
 
 import errno
 import logging
@@ -24,36 +24,36 @@ from hfkd.utils.setting_types import resume_choice
 
 UNFINISHED = "_unfinished"  # a name that Trainer never uploads
 OWN_UNFINISHED = re.compile(rf"(old-)?{PREFIX_CHECKPOINT_DIR}-\d+|model")
-PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")  # as `write_atomically` names what it has not finished
-# What Trainer reads beside the weights: without it a resumed run is another one.
-# FSDP and DeepSpeed have folders of their own, optimizer_0 and global_step4.
+PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")  # the temporary files of `write_atomically`
+# What Trainer reads besides the weights; without it a resumed run differs. # FSDP and DeepSpeed write folders, such as
+# optimizer_0 and global_step4.
 STATE_FILES = {
     "optimizer": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*"),
     "learning rate schedule": ("scheduler.pt", "global_step*"),
     "random numbers": ("rng_state*.pth",),
 }
-# torch.save tells of a disk by a RuntimeError: from its archive, its C++ stream, or opening the file
+# torch.save reports disk errors as RuntimeError: from its archive, its C++ stream, or opening the file
 OF_THE_DISK = ("inline_container", "iostream", "Parent directory", "cannot be opened")
 logger = logging.getLogger(__name__)
 
 
 class WholeCheckpoints:
-    """Writes a checkpoint into `output_dir/_unfinished`, and gives it its name when all of it is on disk.
+    """Writes a checkpoint into `output_dir/_unfinished`, and renames it when all of it is on disk.
 
-    Trainer itself writes into `checkpoint-N` file by file, and deletes an old one file by file: a kill between two
-    files leaves a folder that resumes with a fresh optimizer and says nothing. `last_checkpoint` finds whole ones.
-    Raises OSError naming the checkpoint when it cannot be written; nothing of it is left.
-    `write`, `load`: what Trainer itself does.
+    Trainer itself writes into `checkpoint-N` file by file, and deletes an old one file by file: if the job is killed in
+    between, it leaves a folder that silently resumes with a new optimizer. `last_checkpoint` finds complete ones.
+    Raises OSError naming a checkpoint that cannot be written, and removes what was written of it. `write` and `load`
+    are the corresponding functions of Trainer.
     """
 
     def __init__(self, host: Host) -> None:
         self.host = host
         self.writing = False
         self.start: str | None = None
-        self._listed = False  # whether that checkpoint has a list of its files
+        self._listed = False  # whether that checkpoint has a manifest
 
     def start_from(self, checkpoint: str | None) -> None:
-        """Delete what an earlier process left unfinished, and know where training starts. Every rank calls it."""
+        """Delete unfinished files of an earlier process, and record where training starts. Called on every rank."""
         self.start = checkpoint
         self._listed = checkpoint is not None and (Path(checkpoint) / MANIFEST).exists()
         if self.host.args.should_save:
@@ -61,25 +61,25 @@ class WholeCheckpoints:
         self.host.accelerator.wait_for_everyone()
 
     def refuse_shorter(self, max_steps: int) -> None:
-        """Raise ValueError where training starts from a checkpoint of more steps than it is to have."""
+        """Raise ValueError if training starts from a checkpoint of more steps than the run is to have."""
         if self.start is not None:
             refuse_shorter(self.start, max_steps, self.host.args)
 
     def refuse_changed(self, checkpoint: str | None) -> None:
-        """Raise ValueError where a checkpoint lost a file while it was read: another process has rotated it away."""
+        """Raise ValueError if a checkpoint changed while it was read, such as when another process deleted it."""
         if checkpoint is None or not self._listed:
             return
         if fault := incomplete(checkpoint):
             raise ValueError(
-                f"{checkpoint} was changed or deleted while it was read ({fault}): resume from another checkpoint, "
-                "in a folder that no other process writes to"
+                f"{checkpoint} was changed or deleted while it was being read ({fault}): resume from another "
+                "checkpoint, in a folder to which no other process writes"
             )
 
     def folder(self, output_dir: str) -> str:
         return os.path.join(output_dir, UNFINISHED) if self.writing else output_dir
 
     def save(self, write: Callable[[], None], folder: str) -> str:
-        """A checkpoint below `folder`. Returns its path."""
+        """Write a checkpoint into `folder` and return its path."""
         host, state = self.host, self.host.state
         name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         final, part = os.path.join(folder, name), os.path.join(folder, UNFINISHED, name)
@@ -89,27 +89,27 @@ class WholeCheckpoints:
                 write()
             finally:
                 self.writing = False
-            host.accelerator.wait_for_everyone()  # each process writes the state of its own random numbers
+            host.accelerator.wait_for_everyone()  # each process writes the state of its random generators
             if state.best_model_checkpoint == part:
                 state.best_model_checkpoint = final
             if host.args.should_save:
-                write_json(os.path.join(part, TRAINER_STATE_NAME), state)  # Trainer's own has bare NaN
+                write_json(os.path.join(part, TRAINER_STATE_NAME), state)  # Trainer writes bare NaN, which is not JSON
                 _give_name(Path(part), Path(final))
                 _rotate(folder, host.args.save_total_limit, {final, state.best_model_checkpoint})
         host.accelerator.wait_for_everyone()
         return final
 
     def save_model(self, write: Callable[[str | None], None], output_dir: str | None) -> None:
-        """The student's files, each whole: written elsewhere first where they are not part of a checkpoint."""
+        """Write the student's files atomically: outside of a checkpoint, to another folder first."""
         if self.writing or not self.host.args.should_save:
             return write(output_dir)
         folder = Path(output_dir or self.host.args.output_dir or ".")
         part = folder / UNFINISHED / "model"
         with _named_errors(folder, folder / UNFINISHED):
-            _remove(part)  # what a job that was killed here had written
+            _remove(part)  # left over from a job that was killed here
             write(str(part))
             saved = files_in(part)
-            (folder / SAVED).unlink(missing_ok=True)  # until all of what it lists is in its place
+            (folder / SAVED).unlink(missing_ok=True)  # it is written again once all files are in place
             for file in saved:
                 sync(file)
                 (folder / file.relative_to(part)).parent.mkdir(parents=True, exist_ok=True)
@@ -118,13 +118,13 @@ class WholeCheckpoints:
             _remove(part)
 
     def warn_of_random_numbers(self, checkpoint: str | None) -> None:
-        """Say so where the checkpoint was written by another number of processes, and has no state of this one's."""
+        """Warn if the checkpoint was written by another number of processes and has no random state for this one."""
         if checkpoint is None or (Path(checkpoint) / self._random_numbers).exists():
             return
         if any(Path(checkpoint).glob("rng_state*.pth")):
             logger.warning(
-                "%s was written by another number of processes and has no %s: random numbers (dropout, transforms of "
-                "your own) start anew, and the run differs from one that was never stopped where it draws any",
+                "%s was written by another number of processes and has no %s: random generators (for dropout, "
+                "custom transforms) are not restored, so that a run that uses them differs from an uninterrupted one",
                 checkpoint,
                 self._random_numbers,
             )
@@ -135,15 +135,17 @@ class WholeCheckpoints:
         return f"rng_state_{args.process_index}.pth" if args.world_size > 1 else "rng_state.pth"
 
     def load_scaler(self, load: Callable[[str | None], None], checkpoint: str | None) -> None:
-        """Trainer does not ask whether this run has a scaler; one in another precision than fp16 has none."""
+        """Load the gradient scaler if this run has one; only runs in fp16 do, which Trainer does not check."""
         if self.host.accelerator.scaler is not None:
             load(checkpoint)
         elif checkpoint is not None and (Path(checkpoint) / SCALER_NAME).exists():
-            logger.warning("%s holds the %s of a run in fp16, and this one is not: it is left", checkpoint, SCALER_NAME)
+            logger.warning(
+                "%s has the %s of an fp16 run, and this run is not in fp16: it is ignored", checkpoint, SCALER_NAME
+            )
 
 
 class OwnBest(TrainerCallback):
-    """The best checkpoint of a resumed run is the one beside it: the path in its state is of before it was moved."""
+    """Looks for the best checkpoint of a resumed run in the folder it is resumed from, which may have been moved."""
 
     def __init__(self, whole: WholeCheckpoints) -> None:
         self.whole = whole
@@ -158,22 +160,22 @@ class OwnBest(TrainerCallback):
             return
         if incomplete(beside) is None:
             state.best_model_checkpoint = str(beside)
-            logger.info("The best checkpoint is %s, which was in %s", beside, recorded)
+            logger.info("The best checkpoint is %s, which was at %s before", beside, recorded)
         elif state.best_model_checkpoint is not None and args.load_best_model_at_end:
             logger.warning("The best checkpoint of the resumed run is in another folder: %s", recorded)
 
 
 class SaveAfterEvaluation(TrainerCallback):
-    """Puts off a checkpoint at an epoch's last step until the epoch's evaluation is in it.
+    """Delays a checkpoint at an epoch's last step until the epoch has been evaluated.
 
-    Trainer saves first: a job killed while it evaluates would resume behind the evaluation and never do it.
+    Trainer saves first: a job killed during that evaluation would resume after it, and never run it.
     """
 
     def __init__(self) -> None:
         self._due = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        self._due = False  # whatever an attempt that was stopped had put off
+        self._due = False  # left over from an interrupted attempt
 
     def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         if control.should_save and (control.should_training_stop or float(state.epoch).is_integer()):
@@ -184,10 +186,10 @@ class SaveAfterEvaluation(TrainerCallback):
 
 
 def checkpoint_to_resume(wanted: str | bool | None, folder: str | Path | None) -> str | None:
-    """Trainer's `resume_from_checkpoint` as a path, whole; True is the last whole checkpoint of `folder`.
+    """Trainer's `resume_from_checkpoint` as the path of a complete checkpoint; True means the last one in `folder`.
 
-    Every file's checksum is compared. Raises ValueError where there is none. A named checkpoint without a list of its
-    files (plain Trainer's) is taken; whichever it is, a warning says what it lacks to go on as if never stopped.
+    Every file's checksum is compared. Raises ValueError if there is none. A named checkpoint without a manifest
+    (written by plain Trainer) is accepted. A warning names what is missing for an exact resume.
     """
     wanted = resume_choice(wanted)
     if wanted is None or wanted is False:
@@ -196,16 +198,16 @@ def checkpoint_to_resume(wanted: str | bool | None, folder: str | Path | None) -
         last = last_checkpoint(folder, contents=True)
         if last is None:
             raise ValueError(
-                f"No valid checkpoint found in output directory ({folder}): there is no complete checkpoint to resume "
-                "from; start anew without resume_from_checkpoint"
+                f"No valid checkpoint found in output directory ({folder}): there is no complete checkpoint to "
+                "resume from; start a new run without resume_from_checkpoint"
             )
         _warn_of_missing_state(last)
         return last
     fault = incomplete(wanted, contents=True)
     if fault is not None and ((Path(wanted) / MANIFEST).exists() or not (Path(wanted) / TRAINER_STATE_NAME).exists()):
         raise ValueError(
-            f"Can't find a valid checkpoint at {wanted} (resume_from_checkpoint), it is no complete one: {fault}; name "
-            "another one"
+            f"Can't find a valid checkpoint at {wanted} (resume_from_checkpoint): it is not complete: {fault}; "
+            "choose another one"
         )
     _warn_of_missing_state(wanted)
     return wanted
@@ -217,51 +219,51 @@ def _warn_of_missing_state(checkpoint: str) -> None:
     ]
     if missing:
         logger.warning(
-            "%s holds no state of the %s: the resumed run starts these anew, and differs from one that was never "
-            "stopped",
+            "%s has no state of the %s: the resumed run starts without it, and differs from an uninterrupted one",
             checkpoint,
             ", nor of the ".join(missing),
         )
 
 
 def refuse_shorter(checkpoint: str, max_steps: int, args: Any) -> None:
-    """Raise ValueError for a checkpoint of more steps than the run is to have: its student has learned for longer."""
+    """Raise ValueError for a checkpoint of more steps than the run is to have: its student has trained for longer."""
     step = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME)).global_step
     if step > max_steps:
         raise ValueError(
-            f"{checkpoint} has been trained for {step} steps, and this run ends at step {max_steps} "
-            f"(num_train_epochs={args.num_train_epochs}, max_steps={args.max_steps}): train for as long at least, or "
-            "choose another output_dir"
+            f"{checkpoint} was trained for {step} steps, but this run ends at step {max_steps} "
+            f"(num_train_epochs={args.num_train_epochs}, max_steps={args.max_steps}): train for at least as many "
+            "steps, or choose another output_dir"
         )
 
 
 def last_checkpoint(folder: str | Path | None, contents: bool = False) -> str | None:
-    """The newest whole checkpoint in `folder`; others are passed over with a message. contents: see `incomplete`."""
+    """The newest complete checkpoint in `folder`; others are skipped with a warning. contents: see `incomplete`."""
     found = [p for p in Path(folder or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.rpartition("-")[2].isdigit()]
     for path in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
         fault = incomplete(path, contents)
         if fault is None:
             return str(path)
-        logger.warning("%s is not complete and is passed over: %s", path, fault)
+        logger.warning("%s is not complete and is skipped: %s", path, fault)
     return None
 
 
 def remove_unfinished(folder: str | Path | None) -> None:
-    """Delete what an earlier process was writing into `folder` when it was stopped: its own names, and through no link.
+    """Delete what an interrupted process left unfinished in `folder`: only hfkd's file names, never through a link.
 
-    Raises ValueError where the folder of unfinished things is a link.
+    Raises ValueError if the folder of unfinished files is a link.
     """
     folder = Path(folder or ".")
     left = folder / UNFINISHED
     if left.is_symlink():
         raise ValueError(
-            f"{left} is a link, and checkpoints are written there: remove it, or choose another output_dir"
+            f"{left} is a symbolic link, and checkpoints would be written to its target: remove it, or choose "
+            "another output_dir"
         )
     ours = [path for path in left.glob("*") if OWN_UNFINISHED.fullmatch(path.name)]
     ours += [path for path in folder.glob(".*.part") if PART.fullmatch(path.name)]
     for path in ours:
         if not path.is_symlink():
-            logger.warning("%s was left half done by a job that was stopped, and is deleted", path)
+            logger.warning("Deleting %s, which an interrupted job left unfinished", path)
             _remove(path)
     with suppress(OSError):
         left.rmdir()
@@ -269,20 +271,20 @@ def remove_unfinished(folder: str | Path | None) -> None:
 
 def _give_name(part: Path, final: Path) -> None:
     write_manifest(part)
-    if final.exists():  # of an earlier run, which got this far
+    if final.exists():  # from an earlier run that reached this step
         _discard(final)
     os.replace(part, final)
-    with suppress(OSError):  # not every file system syncs folders
+    with suppress(OSError):  # not every file system can sync folders
         sync(final.parent)
     with suppress(OSError):
         part.parent.rmdir()
 
 
 def _rotate(folder: str, limit: int | None, kept: Collection[str | None]) -> None:
-    """Trainer's rule, but a checkpoint that goes loses its name first, and the new one stays, whatever the clock says.
+    """Trainer's rule, but a checkpoint is renamed before it is deleted, and the new one stays even if the clock is off.
 
-    A folder of such a name without a training's state is somebody's own. kept: the new one and the best one, if there
-    is one.
+    A folder of such a name without a trainer state belongs to the user and stays. kept: the new checkpoint and the best
+    one, if there is one.
     """
     found = [path for path in sort_checkpoints(folder, use_mtime=True) if (Path(path) / TRAINER_STATE_NAME).exists()]
     kept = {str(Path(path)) for path in kept if path}
@@ -300,7 +302,7 @@ def _discard(checkpoint: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """`path` and, if it is empty then, the folder of unfinished things it lies in. Of a link the link alone."""
+    """Delete `path` (of a link only the link) and, if empty then, the folder of unfinished files that contains it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -312,7 +314,7 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def _named_errors(target: str | Path, unfinished: Path) -> Iterator[None]:
-    """What cannot be written is an OSError that names `target`, any other error itself; `unfinished` is emptied."""
+    """Turn a write error into an OSError that names `target`, and delete `unfinished`; other errors pass through."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -321,5 +323,5 @@ def _named_errors(target: str | Path, unfinished: Path) -> Iterator[None]:
             raise  # such as a device out of memory
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         folder = isinstance(error, IsADirectoryError)
-        remedy = REMEDIES[errno.EISDIR] if folder else "is the disk full, or the folder not writable?"
+        remedy = REMEDIES[errno.EISDIR] if folder else "check that the disk is not full and the folder is writable"
         raise OSError(f"cannot write {target}: {reason}; {remedy}") from error

@@ -1,1 +1,1 @@
-"""The ways of a batch to the loss: whole logits, target tokens alone, chunks, more images."""
+"""Forward passes from a batch to the loss: whole logits, target tokens only, chunks, mixed images."""

@@ -1,4 +1,4 @@
-"""Which way a batch takes to the loss: decided once, from what is trained and how."""
+"""Chooses the forward pass, once, from the networks, the task and the arguments."""
 
 from torch import nn
 
@@ -18,7 +18,7 @@ from hfkd.training.forward.target_tokens import TargetForward
 from hfkd.training.preparation import uses_fsdp
 
 Chosen = DenseForward | ChunkedForward | TargetForward
-AnyForward = Chosen | HighEnergyForward  # which wraps a chosen one when training starts
+AnyForward = Chosen | HighEnergyForward  # wraps a chosen one when training starts
 
 
 def choose_forward(
@@ -29,15 +29,15 @@ def choose_forward(
     args: DistillationArguments,
     num_classes: int | None,
 ) -> Chosen:
-    """The step for these networks. Raises ValueError for a `loss_chunk_size` that they cannot have.
+    """The forward pass for these networks. Raises ValueError if they do not support `loss_chunk_size`.
 
-    `num_classes` cuts padded vocabularies to what they share (None: as they are).
+    `num_classes` cuts padded vocabularies to the common size (None: no cut).
     """
     call, several = Call.of(student), teacher is not None and len(teacher.networks) > 1
     if args.loss_chunk_size:
         if not task.by_target or uses_fsdp(args) or several:
             raise ValueError(
-                "loss_chunk_size is for causal language models, whole on each device, with one teacher: set it to 0"
+                "loss_chunk_size works for causal language models that are not sharded, with one teacher: set it to 0"
             )
         network = None if teacher is None else teacher.networks[0]
         if isinstance(task, TwoTokenizerLM) and network is not None:

@@ -1,4 +1,4 @@
-"""From a batch to the loss: with whole logits, or from hidden states over chunks of items.
+"""Forward passes from a batch to the loss: with whole logits, or from hidden states over chunks of items.
 
 B rows, L length, V vocabulary, H hidden size.
 """
@@ -27,7 +27,7 @@ from hfkd.training.nonfinite import NonFiniteWatch
 
 @dataclass
 class DenseForward:
-    """Both networks' whole logits. `num_classes` cuts padded vocabularies to what they share (None: as they are)."""
+    """Loss on both networks' whole logits. `num_classes` cuts padded vocabularies to the common size (None: no cut)."""
 
     call: Call
     task: Task
@@ -44,7 +44,7 @@ class DenseForward:
     def items(
         self, student: nn.Module, teacher: Teacher | None, inputs: Mapping[str, Any], progress: float | None
     ) -> Items:
-        """What both networks say about a batch."""
+        """The items of a batch, from the outputs of both networks."""
         output, mine = self.inner.of_student(lambda: self.student_output(student, inputs))
         logits = logits_of(output)[..., : self.num_classes]
         inputs = self.task.after_student(inputs, output)
@@ -58,13 +58,13 @@ class DenseForward:
         return self.call.output(student, inputs, **besides)
 
     def watched(self, items: Items, asked: bool) -> Items:
-        """`items`, looked at by the watch; `asked`: whether their teacher is one."""
+        """Return `items` after showing them to the watch; `asked`: whether the teacher was run."""
         if self.watch is not None:
             self.watch.outputs(items.student.logits, items.teacher.logits if asked else None, items.rows[0])
         return items
 
     def taught(self, logits: Tensor, teacher: Teacher | None, inputs: Mapping[str, Any]) -> Tensor:
-        """The teacher's logits. Without a distillation term nobody reads them, so nobody pays for them."""
+        """The teacher's logits. Without a distillation term the teacher does not run."""
         if teacher is None or not self.loss.kd_weight:
             return logits.detach()
         return teacher(each=True, **inputs)[..., : self.num_classes]
@@ -72,7 +72,7 @@ class DenseForward:
 
 @dataclass
 class MutualForward(DenseForward):
-    """The students of `Peers`: each one's teacher is the others."""
+    """Forward pass of `Peers`: each student is taught by the others."""
 
     peers: int = 2
 
@@ -81,11 +81,11 @@ class MutualForward(DenseForward):
 
 
 class ChunkedForward:
-    """The last hidden states, and each network's head over chunks of tokens: [N, V] never exists whole.
+    """Applies each network's head to its last hidden states in chunks of tokens: the logits [N, V] never exist whole.
 
-    Terms that give a number for each sample of the networks' inner layers come once for all tokens, beside the chunks.
-    Built from the bare networks. Raises ValueError for one whose forward cannot leave the logits out, or whose logits
-    are more than its head applied to the last hidden state and rescaled (`Rescaling`), and for a layer at its head.
+    Terms on inner layers, with a value for each sample, are computed once for all tokens, outside of the chunks. Built
+    from the unwrapped networks. Raises ValueError for a network whose forward cannot leave out the logits, or whose
+    logits are not its head applied to the last hidden state and rescaled (`Rescaling`), and for a layer at its head.
     """
 
     def __init__(
@@ -99,8 +99,8 @@ class ChunkedForward:
         self.call, self.loss = Call.of(student), loss
         if LOGITS in loss.requirements.features:
             raise ValueError(
-                f"{loss.objective!r} reads the networks' whole logits, which loss_chunk_size leaves out: set it to 0, "
-                "or name inner layers"
+                f"{loss.objective!r} reads the networks' whole logits, which loss_chunk_size does not compute: "
+                "set it to 0, or choose inner layers"
             )
         refuse_layers_at_head("student", student, loss.requirements.student)
         if teacher is not None:
@@ -133,11 +133,10 @@ class ChunkedForward:
 
 
 def refuse_layers_at_head(role: str, network: nn.Module, keys: Sequence[str]) -> None:
-    """Raise ValueError for a feature that is read at the output head, which runs for one position of each row here."""
+    """Raise ValueError for a feature read at the output head, which runs for one position of each row here."""
     found = read_within(network, keys, output_head(network))
     if found:
         raise ValueError(
-            f"layer {found[0]!r} of the {role} is read at its output head, which loss_chunk_size runs for one position "
-            "of a row, and over chunks afterwards: set it to 0, or name an earlier layer, such as -1 or the path of "
-            "the last norm"
+            f"layer {found[0]!r} of the {role} is part of its output head, which loss_chunk_size does not apply "
+            "to whole rows: set it to 0, or choose an earlier layer, such as -1 or the path of the last norm"
         )

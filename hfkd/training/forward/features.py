@@ -1,4 +1,4 @@
-"""Inner features of both networks beside their logits, for the forward passes that give them.
+"""Inner features of both networks, captured by the forward passes in addition to the logits.
 
 B rows.
 """
@@ -18,10 +18,10 @@ from hfkd.models.feature_capture import LOGITS, FeatureCapture, Result
 
 @dataclass
 class InnerFeatures:
-    """What is kept of student and teacher while they run; without captures, as by default, nothing.
+    """Captures the features of student and teacher while they run; by default there are none.
 
-    fixed: the student's layers that have no gradient, and need none.
-    seed, steps: what `Items` say beside features: the run's seed, and how many optimizer steps are taken.
+    fixed: layers of the student that need no gradient.
+    seed, steps: the run's seed, and the number of optimizer steps taken so far, for `Items`.
     """
 
     student: FeatureCapture | None = None
@@ -35,15 +35,15 @@ class InnerFeatures:
         return self.student is not None or self.teacher is not None
 
     def remove(self) -> None:
-        """Leave the networks as they were."""
+        """Remove all hooks."""
         for capture in (self.student, self.teacher):
             if capture is not None:
                 capture.remove()
 
     def of_student(self, forward: Callable[[], Result]) -> tuple[Result, dict[str, Any]]:
-        """What `forward`, which runs the student once, returns; and the student's features.
+        """The result of `forward`, which runs the student once, and the student's features.
 
-        Raises ValueError for a feature that nothing which trains has a part in: its term would move nothing.
+        Raises ValueError for a feature without a gradient: its term of the loss would not train the student.
         """
         if self.student is None:
             return forward(), {}
@@ -51,8 +51,9 @@ class InnerFeatures:
         for key, feature in found.items() if torch.is_grad_enabled() else ():
             if not feature.requires_grad and key not in self.fixed:
                 raise ValueError(
-                    f"layer {key!r} of the student has no gradient, so that its term would move nothing: what comes "
-                    "before it is frozen, or runs under reentrant gradient checkpointing (use_reentrant=False keeps it)"
+                    f"layer {key!r} of the student has no gradient, so that its term of the loss would train "
+                    "nothing: all parameters before it are frozen, or it runs under reentrant gradient "
+                    "checkpointing; unfreeze some, choose a later layer, or set use_reentrant=False"
                 )
         return result, found
 
@@ -66,7 +67,7 @@ class InnerFeatures:
         student: tuple[Tensor, dict[str, Any]],
         teacher: tuple[Tensor, dict[str, Any]],
     ) -> Items:
-        """`items` with the features of both networks, of which each gave these logits and features."""
+        """`items` with the features of both networks; student, teacher: logits and captured features."""
         if not self.wanted:
             return items
         mine = replace(items.student, kept=_features(self.student, *student))
@@ -80,7 +81,7 @@ class InnerFeatures:
         student: tuple[Tensor, dict[str, Any]],
         teacher: tuple[Tensor, dict[str, Any]],
     ) -> HiddenItems:
-        """`joined` for a loss over chunks: `items` beside which are the same ones with features, and no logits."""
+        """`joined` for a loss over chunks: the features are in `items.beside`, which has no logits."""
         if not self.wanted:
             return items
         rows = len(student[0])
@@ -90,7 +91,7 @@ class InnerFeatures:
         return replace(items, beside=self._with_place(plain, batch, rows))
 
     def _with_place(self, items: Items, batch: Mapping[str, Any], rows: int) -> Items:
-        """`items` with what random parts are drawn from and which positions are no padding."""
+        """`items` with index, seed and step, for random numbers, and the attention mask."""
         mask, index = batch.get("attention_mask"), batch.get("index")
         views = rows // max(len(index), 1) if isinstance(index, Tensor) else 1
         return replace(

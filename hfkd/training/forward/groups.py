@@ -1,4 +1,4 @@
-"""From a batch of two tokenizers' tokens to the loss, with logits for each network's target tokens alone.
+"""Forward passes for two tokenizers, with logits for each network's target tokens only.
 
 B rows, n target tokens of a network, V its vocabulary, H its hidden size.
 """
@@ -25,7 +25,7 @@ from hfkd.utils.targets import Targets
 
 
 class GroupForward(TargetForward):
-    """`TargetForward` for a teacher that reads tokens of its own; items are groups of tokens (`TwoTokenizerLM`)."""
+    """`TargetForward` for a teacher with its own tokenizer; items are groups of tokens (`TwoTokenizerLM`)."""
 
     def __call__(self, student: nn.Module, teacher: Teacher | None, batch: MicroBatch) -> Step:
         inputs, task = batch.inputs, cast(TwoTokenizerLM, self.task)
@@ -47,14 +47,14 @@ class GroupForward(TargetForward):
 
 
 class ChunkedGroupForward(ChunkedForward):
-    """`ChunkedForward` for a teacher that reads tokens of its own: both heads over chunks of groups."""
+    """`ChunkedForward` for a teacher with its own tokenizer: both heads are applied to chunks of groups."""
 
     def __init__(
         self, student: nn.Module, teacher: nn.Module, task: TwoTokenizerLM, loss: DistillationLoss, chunk_size: int
     ) -> None:
         if task.pairing.late:
             raise ValueError(
-                "position='at' reads each token's logits one position late, where a chunk of tokens may have ended: "
+                "position='at' reads each token's logits at the next position, which may be in another chunk: "
                 "set loss_chunk_size to 0, or leave position out"
             )
         super().__init__(student, teacher, loss, chunk_size)
@@ -78,6 +78,6 @@ class ChunkedGroupForward(ChunkedForward):
 
 
 def row_sums(logits: Tensor, targets: Targets) -> Tensor:
-    """[n, V] or [n, H] -> [B, 1]: NaN or infinite where one of the row's is."""
+    """[n, V] or [n, H] -> [B, 1]: NaN or infinite if any value of the row is."""
     sums = logits.detach().sum(-1, dtype=logits.dtype)
     return sums.new_zeros(targets.shape[0]).index_add(0, targets.row, sums).unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""HE-DA in training: more rows, as the paper says, or a second forward of each batch, as its released code does.
+"""HE-DA in training: additional rows, as in the paper, or a second forward pass of each batch, as in its code.
 
 B images of a batch, M mixed ones, C classes.
 """
@@ -31,14 +31,14 @@ ALWAYS = 2  # the first images of a batch are mixed whatever their energy
 
 @dataclass
 class HighEnergyForward:
-    """HE-DA as the authors released it: the batch, and again its images of highest energy, mixed among themselves.
+    """HE-DA as in the authors' code: the batch, and a second pass on its high-energy images, mixed with each other.
 
         L = 0.1 CE(x) + 0.9 KD(x) + 0.9 KD(x'),   KD(x') over the M images of S = {x_0, x_1} u {x_n : E_n > E_high}
 
-    x' pairs S with a permutation of itself, under one lambda and one box a batch; both networks run on it anew, and no
-    label enters: the mixed term is `KD` whatever the objective, with the loss's temperature, weighting and kd_weight.
-    With accumulated batches each batch's mean counts by its share of the images. E_n is that of the view at hand. Which
-    images are in S is read back from the device at every step. `inner` makes the items.
+    x' pairs S with a permutation of itself, with one lambda and one box per batch; both networks run on it again,
+    without labels: the mixed term is `KD` for any objective, with the loss's temperature, weighting and kd_weight. With
+    gradient accumulation the mean of each batch is weighted by its share of the images. E_n is that of the current
+    view. The indices of S are copied from the device at every step. `inner` computes the items.
     """
 
     inner: DenseForward
@@ -71,7 +71,7 @@ class HighEnergyForward:
         )
 
     def _watch(self, items: Items, mixed: Items, chosen: Tensor) -> None:
-        """Show the watch both forwards; what breaks in a mixed image is its first image's row."""
+        """Show both forward passes to the watch; a non-finite mixed image is reported as the row of its first image."""
         if self.inner.watch is not None:
             student, teacher = (
                 torch.cat([getattr(of, name).logits for of in (items, mixed)]) for name in ("student", "teacher")
@@ -79,7 +79,7 @@ class HighEnergyForward:
             self.inner.watch.outputs(student, teacher, torch.cat([items.sample, chosen]))
 
     def mixed(self, images: Tensor) -> Tensor:
-        """[M, 3, H, W], each mixed with another of the M or itself. Draws from torch's generator on the CPU."""
+        """[M, 3, H, W] -> each image mixed with one of the M. Draws from torch's CPU generator."""
         partners = images[torch.randperm(len(images)).to(images.device)]
         share = torch.distributions.Beta(ALPHAS[self.mix], ALPHAS[self.mix]).sample()
         if self.mix == "mixup":
@@ -93,11 +93,11 @@ class HighEnergyForward:
 def with_he_da(
     args: DistillationArguments, step: Any, dataset: Any, scan: Callable[..., TeacherScan]
 ) -> tuple[Any, Any]:
-    """The step and the training set that `args.he_da` makes of these; both as they are where it is off or done.
+    """Step and training set with HE-DA applied; unchanged if `args.he_da` is off or already applied.
 
-    `scan(views=...)` is asked for the teacher's energies: those of clean images choose the images to add, those of
-    training views give the released threshold, E_high, beyond which floor(N r) images lie (`hfkd.losses.thresholds`).
-    Raises ValueError for a ratio that takes no image, or all of them.
+    `scan(views=...)` provides the teacher's energies: those of clean images select the images to add ('paper'); those
+    of training views give the threshold E_high above which floor(N r) images are ('released',
+    `hfkd.losses.thresholds`). Raises ValueError for a ratio that selects no image, or all of them.
     """
     if args.he_da == "none" or isinstance(step, HighEnergyForward):
         return step, dataset
@@ -118,26 +118,34 @@ def with_he_da(
 
 
 def added_images(args: HighEnergyArguments, dataset: Any) -> dict[str, int]:
-    """What HE-DA's paper variant costs, by name: how many images it adds to (or has added to) `dataset`."""
+    """The number of images that HE-DA's paper variant adds, or has added, to `dataset`, by name."""
     if args.he_da != "paper" or dataset is None:
         return {}
     return {"he_da_added_images": count_of(len(original_images(dataset)), args.he_da_ratio)}
 
 
 def refuse_he_da(args: HighEnergyArguments, step: Any, dataset: Any) -> None:
-    """Raise ValueError where HE-DA is on and there are no images to mix, or no teacher to choose among them."""
+    """Raise ValueError if HE-DA is on without images to mix, or without a teacher to select them."""
     if args.he_da == "none":
         return
     if not isinstance(step, DenseForward) or not step.task.mixes:
-        raise ValueError(f"he_da={args.he_da!r} mixes images, and the task is none of images: leave he_da out")
+        raise ValueError(
+            f"he_da={args.he_da!r} mixes images, and the task is not image classification: leave he_da out"
+        )
     if not step.loss.kd_weight:
-        raise ValueError(f"he_da={args.he_da!r} takes the teacher's energies, and kd_weight=0 has no teacher: raise it")
+        raise ValueError(
+            f"he_da={args.he_da!r} selects images by the teacher's energies, and kd_weight=0 does "
+            "not use the teacher: set kd_weight above 0, or leave he_da out"
+        )
     if args.he_da == "paper" or dataset is None or isinstance(dataset, IterableDataset):
         return
     if isinstance(image_transform(dataset), HighEnergyTransform):
-        raise ValueError("he_da='released' mixes within a batch, and this dataset has mixed images added: choose one")
+        raise ValueError(
+            "he_da='released' mixes images within a batch, and this dataset already contains added "
+            "mixed images: use one of the two"
+        )
     row = dataset[0]
     if also := sorted(name for name in row if name != "pixel_values" and step.call.takes(name)):
-        raise ValueError(f"he_da='released' mixes images, and the student takes {also} too: leave he_da out")
+        raise ValueError(f"he_da='released' mixes pixel_values only, and the student takes {also} too: leave he_da out")
     if row["pixel_values"].ndim != 3:
-        raise ValueError("he_da='released' mixes a batch with one view of each image: use he_da='paper' with several")
+        raise ValueError("he_da='released' needs one view of each image: use he_da='paper' for several views")

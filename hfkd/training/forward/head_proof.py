@@ -1,4 +1,4 @@
-"""That a language model's logits are its output head on its last hidden state, rescaled: proved, not believed.
+"""Verifies that a language model's logits are its output head on its last hidden state, rescaled.
 
 L length, H hidden size, V vocabulary.
 """
@@ -17,22 +17,22 @@ PROBED_TOKENS = 8
 
 @torch.no_grad()
 def rescaling_of(network: nn.Module) -> Rescaling:
-    """What `network` does to the output of its head. ValueError where it has no `logits_to_keep`, or does more.
+    """How `network` rescales the output of its head. ValueError if it has no `logits_to_keep`, or does anything else.
 
-    Independent of the weights and of their precision: numbers of all sizes stand in for the head's output, and what
-    becomes of them is seen.
+    Independent of weights and precision: the head's output is replaced by numbers of all magnitudes, and the result is
+    compared with these.
     """
     call, name = Call.of(network), type(network).__name__
     if call.keywords is None or "logits_to_keep" not in call.keywords or output_head(network) is None:
         raise ValueError(
-            f"loss_chunk_size: {name}.forward takes no logits_to_keep, or it has no output embedding, so its logits "
-            "cannot be left out; set loss_chunk_size to 0"
+            f"loss_chunk_size: {name}.forward has no argument logits_to_keep, or {name} has no output embedding, "
+            "so that its logits cannot be left out; set loss_chunk_size to 0"
         )
     with untouched(network):
         found = _rescaling(network, call, _probe(network)) if _reads_last_hidden(network, call) else None
     if found is None:
         raise ValueError(
-            f"loss_chunk_size: the logits of {name} are more than its output embedding applied to its last hidden "
+            f"loss_chunk_size: the logits of {name} are not its output embedding applied to its last hidden "
             "state, scaled and capped; set loss_chunk_size to 0"
         )
     return found
@@ -44,7 +44,7 @@ def _probe(network: Any) -> dict[str, Tensor]:
 
 
 def _reads_last_hidden(network: nn.Module, call: Call) -> bool:
-    """Whether the head's input is what `call.hidden` gives."""
+    """Whether the head's input is what `call.hidden` returns."""
     read: list[Tensor] = []
     hook = output_head(network).register_forward_pre_hook(lambda module, args: read.append(args[0]))
     try:

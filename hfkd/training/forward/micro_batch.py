@@ -1,4 +1,4 @@
-"""What a forward pass is given of one backward pass."""
+"""The inputs of one forward and backward pass."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from torch import Tensor
 
 from hfkd.losses.counts import Counts, Number
 
-Step = tuple[Tensor, dict[str, Tensor], Counts]  # the loss, its parts, and what these are means over
+Step = tuple[Tensor, dict[str, Tensor], Counts]  # the loss, its parts, and how many items these are means over
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """num_items: of the whole optimizer step, over ranks and micro-batches; None: those at hand.
+    """num_items: of the whole optimizer step, over ranks and micro-batches; None: those of this batch.
 
     progress: epochs done so far, fractional; None on a stream of unknown length.
     """

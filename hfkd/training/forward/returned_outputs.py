@@ -1,4 +1,4 @@
-"""The student's outputs in training, for whoever overrides `compute_loss` and wants more than the loss."""
+"""Returns the student's outputs in training, for subclasses that override `compute_loss`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,16 +15,17 @@ from hfkd.training.forward.target_tokens import TargetForward
 
 
 def smoothed(smoother: Any, outputs: Any, labels: Tensor, task: Task) -> Tensor:
-    """What a label smoother, called as Trainer calls its own, makes of one micro-batch: a mean over its labels."""
+    """The loss of a label smoother, called as Trainer does: the mean over the labels of one micro-batch."""
     shifted = {"shift_labels": True} if isinstance(task, PerToken) and task.shift else {}
     return smoother(outputs, labels, num_items_in_batch=None, **shifted)
 
 
 @contextmanager
 def returned_outputs(step: AnyForward, model: nn.Module, wanted: bool) -> Iterator[tuple[AnyForward, list[Any]]]:
-    """`step` as it is to be called, and a list that gets what `model` returns within; `step` itself if not `wanted`.
+    """Context that yields the step to call, and a list that collects what `model` returns; `step` itself if not
+    `wanted`.
 
-    ValueError for a loss over chunks, whose logits never exist whole.
+    Raises ValueError for a loss over chunks, whose logits never exist whole.
     """
     outputs: list[Any] = []
     if not wanted:
@@ -32,7 +33,7 @@ def returned_outputs(step: AnyForward, model: nn.Module, wanted: bool) -> Iterat
         return
     if isinstance(step, ChunkedForward):
         raise ValueError(
-            "return_outputs=True in training: loss_chunk_size makes no whole logits to return; set it to 0"
+            "return_outputs=True in training needs whole logits, which loss_chunk_size does not compute; set it to 0"
         )
     if isinstance(step, TargetForward):
         step = replace(step, heads_on_targets=False)

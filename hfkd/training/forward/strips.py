@@ -1,4 +1,4 @@
-"""From a batch of images to the loss on their pixels, whose logits never exist all at once.
+"""Forward pass for semantic segmentation whose full-size logits never exist all at once.
 
 B images, C classes, h and w of a network's maps.
 """
@@ -20,9 +20,10 @@ from hfkd.training.forward.micro_batch import MicroBatch, Step
 
 @dataclass
 class StripForward(DenseForward):
-    """`DenseForward` for maps that are resized and learned a strip at a time: the same loss, in less memory.
+    """`DenseForward` that resizes the logits and computes the loss one strip at a time: the same loss, with less
+    memory.
 
-    What both networks return is there whole, in their own size.
+    The networks' outputs, at their own resolution, do exist whole.
     """
 
     def __post_init__(self) -> None:
@@ -43,7 +44,9 @@ class StripForward(DenseForward):
 
 
 def by_strips(loss: DistillationLoss) -> bool:
-    """Whether strips give this loss: terms of single items or of inner layers, and slots that need no more than
-    energies and entropies of logits that are not there all at once."""
+    """Whether the loss can be computed in strips.
+
+    Its terms must be of single items or of inner layers, and its slots must need only energies and entropies of logits.
+    """
     slots = (loss.temperature, loss.weighting)
     return unserved(loss) is None and (not loss.kd_weight or all(requirements_of(slot).signals for slot in slots))

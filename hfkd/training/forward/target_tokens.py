@@ -1,4 +1,4 @@
-"""From a batch of tokens to the loss, with logits for its target tokens alone.
+"""Forward pass for language models, with logits for the target tokens only.
 
 B rows, L length, N target tokens, V vocabulary, H hidden size.
 """
@@ -22,17 +22,18 @@ from hfkd.training.nonfinite import NonFiniteWatch
 
 @dataclass
 class TargetForward:
-    """`DenseForward` for tokens, whose output heads see no prompt's or padding's position: the same loss, sooner.
+    """`DenseForward` for tokens that skips prompt and padding positions in the output heads: the same loss, faster.
 
-    On instruction data most positions are no targets, and in a small model the head is most of the work. Works inside
-    of the networks' own forward, whatever wraps them and whatever they do to their logits. Of stored teachers too.
+    On instruction data most positions are not targets, and in a small model the head is most of the work. It hooks into
+    the networks' own forward, so that wrappers and operations on the logits stay as they are. Works with stored
+    teachers.
     """
 
     call: Call
     task: Task
     loss: DistillationLoss
     num_classes: int | None = None
-    heads_on_targets: bool = True  # a compiled network knows no hooks that come later: False picks afterwards
+    heads_on_targets: bool = True  # False: select afterwards; compiled networks ignore later hooks
     watch: NonFiniteWatch | None = None
     inner: InnerFeatures = field(default_factory=InnerFeatures)
 

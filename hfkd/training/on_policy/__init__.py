@@ -1,1 +1,1 @@
-"""Training on responses that student or teacher write while it trains: GKD, sequence-level KD."""
+"""Training on responses that student or teacher generate during training: GKD, sequence-level KD."""

@@ -1,4 +1,4 @@
-"""The prompts of a batch of tokens, which responses are written after.
+"""The prompts of a batch, for generating responses to them.
 
 B rows, L length.
 """
@@ -11,44 +11,44 @@ from datasets import Dataset
 
 from hfkd.utils.targets import IGNORED, HostTargets
 
-LOOKED_AT = 1000  # rows whose labels are read for the longest prompt, where no column says it
+LOOKED_AT = 1000  # rows whose labels are read to find the longest prompt, if no column has the lengths
 
 
 def prompts_of(batch: Mapping[str, Any]) -> tuple[list[list[int]], list[int]]:
-    """The tokens of each row before its first label, all of them in a row without any; and the rows' `index`.
+    """The tokens of each row before its first label (all tokens if it has none), and the rows' `index`.
 
     Raises ValueError for a row without a prompt, for packed rows, and for rows without an index.
     """
     known: HostTargets | None = batch.get("host_targets")
     if known is not None and known.packed:
         raise ValueError(
-            "on_policy and seq_kd write a response after the prompt of each row, and these rows pack several "
+            "on_policy and seq_kd generate one response to the prompt of each row, but these rows pack several "
             "documents: leave packing out"
         )
     index = batch.get("index")
     if index is None:
         raise ValueError(
-            "on_policy and seq_kd draw each response by the number of its row, and a batch has no 'index': tokenise "
-            "with hfkd.data.text.tokenize_dataset, or add a column, rows.add_column('index', range(len(rows))), which "
-            "a data_collator of your own has to hand on"
+            "on_policy and seq_kd seed each response by the index of its row, but the batch has no 'index': "
+            "tokenise with hfkd.data.text.tokenize_dataset, or add a column with rows.add_column('index', "
+            "range(len(rows))), which a custom data_collator must keep"
         )
     numbers: list[int] = index.tolist()
     tokens, labels = batch["input_ids"], batch["labels"]
     attended = batch.get("attention_mask")
     kept = torch.ones_like(tokens) if attended is None else attended
-    wanted = kept.bool() & ((labels != IGNORED).cumsum(-1) == 0)  # [B, L]: before the first label of the row
+    wanted = kept.bool() & ((labels != IGNORED).cumsum(-1) == 0)  # [B, L]: tokens before the first label
     prompts = [ids[there].tolist() for ids, there in zip(tokens, wanted, strict=True)]
     for number, prompt in zip(numbers, prompts, strict=True):
         if not prompt:
             raise ValueError(
-                f"row {number} has a label on its first token, and so no prompt that a response could be written "
-                "after: give rows prompts without labels (-100), or leave on_policy and seq_kd out"
+                f"row {number} has a label on its first token, and thus no prompt to generate a response to: "
+                "label prompt tokens with -100, or leave on_policy and seq_kd out"
             )
     return prompts, numbers
 
 
 def longest_prompt(rows: Any) -> tuple[int, int]:
-    """The row with the longest prompt, and how many tokens it has; of those that can be looked at without much work."""
+    """The row with the longest prompt, and its number of tokens, among the rows that can be read cheaply."""
     if not isinstance(rows, Dataset):
         return 0, 0
     if "prompt_length" in rows.column_names:
@@ -63,10 +63,11 @@ def longest_prompt(rows: Any) -> tuple[int, int]:
 
 
 def refuse_long(row: int, prompt: int, new: int, limit: int | None) -> None:
-    """Raise ValueError where a network has fewer positions than a prompt and its response may take."""
+    """Raise ValueError if a prompt and its response may exceed a network's maximum number of positions."""
     if limit is not None and prompt + new > limit:
         raise ValueError(
-            f"the prompt of row {row} has {prompt} tokens, and with on_policy_max_new_tokens={new} it may take "
-            f"{prompt + new} positions of the {limit} that the networks have: lower on_policy_max_new_tokens to "
-            f"{max(limit - prompt, 1)} or less, or cut or drop long prompts (tokenize_dataset(max_prompt_length=...))"
+            f"the prompt of row {row} has {prompt} tokens, so that with on_policy_max_new_tokens={new} the row "
+            f"may take {prompt + new} positions, but the networks have {limit}: lower on_policy_max_new_tokens to "
+            f"{max(limit - prompt, 1)} or less, or truncate or drop long prompts "
+            "(tokenize_dataset(max_prompt_length=...))"
         )

@@ -1,4 +1,4 @@
-"""What was written: its length and endings in the log, and with `log_completions` the texts themselves."""
+"""Statistics of generated responses for the log, and with `log_completions` the texts themselves."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ FOLDER = "completions"
 
 
 class ResponseStatistics:
-    """Of the steps since the last log: how many the student wrote for, how long responses are, how many end."""
+    """Since the last log: share of steps with the student's responses, mean length, share that ended."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -22,7 +22,7 @@ class ResponseStatistics:
 
     def forget(self) -> None:
         self._steps, self._by_student = 0, 0
-        self._sums = [0.0, 0.0, 0.0]  # responses, tokens, those that end
+        self._sums = [0.0, 0.0, 0.0]  # responses, tokens, responses with an end of sequence
 
     def step(self, by_student: bool) -> None:
         self._steps += 1
@@ -34,7 +34,7 @@ class ResponseStatistics:
         self._sums = [a + b for a, b in zip(self._sums, found, strict=True)]
 
     def read(self) -> dict[str, float]:
-        """The means over all ranks; the counting starts anew. Every rank has to call it."""
+        """Return the means over all ranks, and reset. Must be called on every rank."""
         if not self._steps:
             return {}
         sums = torch.tensor(self._sums, device=self.accelerator.device)
@@ -49,7 +49,7 @@ class ResponseStatistics:
 def keep_texts(folder: str | Path, step: int, rows: Sequence[dict[str, Any]], accelerator: Accelerator) -> None:
     """Write this rank's responses for optimizer step `step`, counted from 1, in the order of their rows.
 
-    Of several ranks each has a file of its own, so that none waits for another that has no batch any more.
+    Each rank writes its own file, so that none waits for a rank that has run out of batches.
     """
     several = accelerator.num_processes > 1
     name = f"step-{step}.rank-{accelerator.process_index}.jsonl" if several else f"step-{step}.jsonl"

@@ -1,4 +1,4 @@
-"""Which optimizer steps learn written responses, and whose."""
+"""Decides which optimizer steps train on generated responses, and of which network."""
 
 from typing import Literal
 
@@ -8,10 +8,10 @@ Writer = Literal["student", "teacher"]
 
 
 def writer_of(step: int, seed: int, share: float, seq_kd: bool) -> Writer | None:
-    """Who writes the responses of optimizer step `step`, the first of which is 0; None: they are those of the rows.
+    """Which network generates the responses of optimizer step `step` (from 0); None: those in the dataset are used.
 
     GKD (Agarwal et al., Algorithm 1): the student, with probability `share` (lambda); else with `seq_kd` the teacher.
-    A function of seed and step, so that all ranks agree, and so does a run that is taken up again.
+    Depends on seed and step only, so that all ranks, and a resumed run, agree.
     """
     if np.random.default_rng([seed, step]).random() < share:
         return "student"

@@ -1,4 +1,4 @@
-"""The micro-batches of an optimizer step, with responses that a network has just written in place of their own."""
+"""Replaces the responses in the micro-batches of an optimizer step by freshly generated ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,11 +18,11 @@ from hfkd.utils.targets import IGNORED
 
 
 class WrittenSteps:
-    """Makes the batches of each optimizer step, before their items are counted.
+    """Creates the batches of each optimizer step, before their items are counted.
 
-    Who writes is drawn from seed and step (`writer_of`), each response from seed, row and step: the same on any number
-    of ranks, in any batch, and in a run that is taken up again. `by_student`: the step at hand learns what the student
-    wrote, whose tokens are no labels.
+    The generating network depends on seed and step (`writer_of`), each response on seed, row and step: the same on any
+    number of ranks, in any batch, and in a resumed run. `by_student`: the current step trains on the student's
+    responses, whose tokens are not used as labels.
     """
 
     def __init__(self, host: Host) -> None:
@@ -36,7 +36,7 @@ class WrittenSteps:
         self._last: tuple[Any, ...] | None = None
 
     def __call__(self, batches: Sequence[Mapping[str, Any]], step: int) -> list[Any]:
-        """`batches` of optimizer step `step` (the first is 0), or others with the same prompts."""
+        """`batches` of optimizer step `step` (from 0), or new batches with the same prompts and generated responses."""
         args = self.host.args
         writer = writer_of(step, args.seed, args.on_policy, args.seq_kd)
         self.by_student = writer == "student"
@@ -57,7 +57,7 @@ class WrittenSteps:
         return self._batches([len(numbers) for _, numbers in found], rows, prompts, responses)
 
     def _network(self, writer: Writer) -> Any:
-        """The bare student or teacher."""
+        """The unwrapped student or teacher."""
         if writer == "teacher":
             return self.host.teacher.networks[0]
         return self.host.accelerator.unwrap_model(self.host.model)
@@ -92,5 +92,5 @@ class WrittenSteps:
         keep_texts(self.host.args.output_dir or ".", step, texts, self.host.accelerator)
 
     def _text(self, tokens: list[int]) -> Any:
-        """As the network has it, special tokens and all; without a tokenizer the tokens."""
+        """The text with special tokens; without a tokenizer the token ids."""
         return tokens if self.tokenizer is None else self.tokenizer.decode(tokens)

@@ -1,4 +1,4 @@
-"""Responses of a network to prompts: each a function of the network, the prompt, the seed, the row and the step."""
+"""Generates responses; each depends on the network, the prompt, the seed, the row and the step only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from hfkd.models.writing import OnlyKnown, end_ids, only_for_writing, write
 
 @dataclass
 class ResponseWriter:
-    """`writer(model, prompts, rows, step)` -> the new tokens of each response, its end of sequence among them.
+    """`writer(model, prompts, rows, step)` -> the new tokens of each response, including its end of sequence.
 
-    A response draws from the generator of (seed, row, step): neither the batch that it is written in nor the number of
-    processes changes it, but for the model's own rounding. `known`: only tokens below it are written (None: all). A
-    response that ends at once is its end of sequence alone, one that is as long as it may be has none.
+    A response is sampled with a generator seeded by (seed, row, step): it does not depend on the batch it is generated
+    in, nor on the number of processes, except for rounding in the model. `known`: only token ids below it are generated
+    (None: all). A response that ends at once is just its end of sequence; one of maximum length has none.
     """
 
     settings: OnPolicyArguments
@@ -29,10 +29,10 @@ class ResponseWriter:
     def __call__(
         self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], rows: Sequence[int], step: int
     ) -> list[list[int]]:
-        """Raises ValueError where the model writes nothing."""
+        """Generate responses. Raises ValueError if the model generates no token."""
         ends = end_ids(model, self.tokenizer)
         written: dict[int, list[int]] = {}
-        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))  # those of a batch alike in length
+        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))  # similar lengths per batch
         size = self.settings.on_policy_batch_size or max(len(order), 1)
         with only_for_writing(model):
             for start in range(0, len(order), size):
@@ -42,8 +42,8 @@ class ResponseWriter:
         for i, response in written.items():
             if not response:
                 raise ValueError(
-                    f"{type(model).__name__}.generate wrote no token after the prompt of row {rows[i]}: it must return "
-                    "the prompt's tokens and the new ones behind them, as that of transformers does"
+                    f"{type(model).__name__}.generate returned no new token for the prompt of row {rows[i]}: it "
+                    "must return the prompt's tokens followed by the new ones, as in transformers"
                 )
         return [written[i] for i in range(len(prompts))]
 
@@ -70,6 +70,6 @@ class ResponseWriter:
 
 
 def up_to_end(tokens: Sequence[int], ends: set[int]) -> list[int]:
-    """The tokens up to the first end of sequence, which is the last of them."""
+    """The tokens up to and including the first end of sequence."""
     stop = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
     return list(tokens[:stop])

@@ -1,1 +1,1 @@
-"""What is refused when a trainer is built, before anything is written."""
+"""Checks that run when a trainer is built, before anything is written."""

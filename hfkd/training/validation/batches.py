@@ -1,4 +1,4 @@
-"""Batches that are too few, or too small for what is compared in them."""
+"""Checks for datasets without a full batch, and for batches too small for what is compared within them."""
 
 import logging
 import math
@@ -23,34 +23,34 @@ logger = logging.getLogger(__name__)
 
 
 def _split_batches(args: DistillationArguments) -> bool:
-    """Whether accelerate parts a batch among the processes, in place of giving one to each."""
-    return cast(Any, args.accelerator_config).split_batches  # no longer the text that it may be given as
+    """Whether accelerate splits a batch over the processes, instead of giving one to each."""
+    return cast(Any, args.accelerator_config).split_batches  # parsed by now, even if it was given as text
 
 
 def _batches(args: DistillationArguments) -> float:
-    """How many batches `max_steps` lets be trained on; without it epochs are whole."""
+    """The number of training batches with `max_steps`; infinite without it, as epochs are then complete."""
     return args.max_steps * args.gradient_accumulation_steps if args.max_steps > 0 else math.inf
 
 
 def refuse_no_batch(args: DistillationArguments, rows: Any) -> None:
-    """Raise ValueError where `dataloader_drop_last` drops all there is: fewer rows than a batch of all processes."""
+    """Raise ValueError if `dataloader_drop_last` drops all rows: there are fewer than in a batch of all processes."""
     if not args.dataloader_drop_last or rows is None or not has_length(rows):
         return
     size = args.train_batch_size * (1 if _split_batches(args) else args.world_size)
     count = len(rows) + sum(added_images(args, rows).values())
     if count < size:
         raise ValueError(
-            f"dataloader_drop_last=True drops a last batch that is not full, and the {count} rows of train_dataset are "
-            f"fewer than one of {size}: nothing would be trained; lower the batch size, or leave dataloader_drop_last "
-            "out"
+            f"dataloader_drop_last=True drops an incomplete last batch, but the {count} rows of train_dataset "
+            f"are fewer than one batch of {size}: nothing would be trained on; lower the batch size, or leave "
+            "dataloader_drop_last out"
         )
 
 
 def refuse_odd_rest(args: DistillationArguments, datasets: Mapping[str, Any], collate: Any) -> None:
-    """Raise ValueError where a last batch of odd length is none that the collator takes, as timm's Mixup.
+    """Raise ValueError if the collator cannot make a last batch of odd length, such as timm's Mixup.
 
-    Tried on three rows, or one. Several processes fill up the batch. A loader makes each batch while the one before it
-    is trained on.
+    Tried on three rows, or one. With several processes the batch is filled up. Otherwise the error would occur at the
+    end of an epoch.
     """
     if args.world_size > 1:
         return
@@ -69,17 +69,17 @@ def refuse_odd_rest(args: DistillationArguments, datasets: Mapping[str, Any], co
                 collate([rows[i] for i in range(min(rest, 3))])
             except Exception as error:
                 raise ValueError(
-                    f"the {len(rows)} rows of {part} in batches of {size} leave a last batch of {rest}, of which the "
-                    f"data_collator can make none ({type(error).__name__}: {error}): {remedy}"
+                    f"the {len(rows)} rows of {part} in batches of {size} leave a last batch of {rest} rows, "
+                    f"which the data_collator cannot collate ({type(error).__name__}: {error}): {remedy}"
                 ) from error
 
 
 def refuse_single_row(
     student: nn.Module, call: Call, args: DistillationArguments, rows: Any, collate: Any, task: Task
 ) -> None:
-    """Raise ValueError where an epoch ends with a batch of one row, of which the student's batch norm has no variance.
+    """Raise ValueError if an epoch ends with a batch of one row, for which the student's batch norm has no variance.
 
-    Tried on a row, in training mode: maps that are larger than a pixel have one. Several processes fill up the batch.
+    Tried on a row, in training mode: feature maps larger than a pixel do have one. Several processes fill up the batch.
     """
     size = args.train_batch_size
     single = map_style(rows) and not args.dataloader_drop_last and args.world_size == 1 and len(rows) % size == 1
@@ -98,21 +98,21 @@ def refuse_single_row(
         if "more than 1 value per channel" not in str(error):
             raise
         raise ValueError(
-            f"{len(rows)} rows in batches of {size} leave a last batch of one, which the student's batch norm cannot "
-            f"normalise ({error}): set dataloader_drop_last=True, or another per_device_train_batch_size"
+            f"{len(rows)} rows in batches of {size} leave a last batch of one row, which the student's batch norm "
+            f"cannot normalise ({error}): set dataloader_drop_last=True, or another per_device_train_batch_size"
         ) from error
 
 
 def refuse_small_batches(loss: DistillationLoss, args: DistillationArguments, task: Task) -> None:
-    """Raise ValueError where a batch of one process is too small, or no such batch, for what a slot compares in it.
+    """Raise ValueError if the batch of one process is too small, or unsuitable, for what a slot compares within it.
 
-    For tokens a warning, since a row may hold several documents. The last batch of an epoch may be smaller than was
-    asked for: a slot then leaves out what it cannot compare.
+    For tokens only a warning is logged, since a row may contain several documents. The last batch of an epoch may be
+    smaller: a slot then leaves out what it cannot compare.
     """
     if loss.kd_weight and requirements_of(loss.objective).relations and not task.relates:
         raise ValueError(
-            f"{loss.objective!r} compares the items of a batch class by class, and those of {task.name} are of labels "
-            "that have nothing in common: choose an objective without relations, such as kd"
+            f"{loss.objective!r} compares the items of a batch class by class, but the items of {task.name} "
+            "belong to unrelated labels: choose an objective without relations, such as kd"
         )
     rows = args.train_batch_size // (args.world_size if _split_batches(args) else 1)
     for slot in (loss.objective, loss.weighting) if loss.kd_weight else ():
@@ -122,10 +122,10 @@ def refuse_small_batches(loss: DistillationLoss, args: DistillationArguments, ta
         if rows >= needed:
             continue
         found = (
-            f"{slot!r} compares the rows of a batch with each other, for which it needs {needed} or more, and "
-            f"per_device_train_batch_size gives it {rows}: raise that (accumulated batches are not compared), or "
-            "choose another"
+            f"{slot!r} compares the rows of a batch with each other and needs at least {needed}, but "
+            f"per_device_train_batch_size gives it {rows}: raise per_device_train_batch_size (gradient "
+            "accumulation does not help), or choose another slot"
         )
         if task.one_item_a_row:
             raise ValueError(found)
-        logger.warning("%s. It is of use only where a row holds several documents.", found)
+        logger.warning("%s. It has an effect only for rows with several documents.", found)

@@ -1,6 +1,6 @@
-"""Labels and token ids that no network knows are found on the host, where a batch is made, and named.
+"""Checks labels and token ids of each batch on the host, and reports the row of one that is out of range.
 
-On the device they end in a bare IndexError, or in an assertion that takes the process with it. B rows, L length.
+On the device it would end in a plain IndexError, or in an assertion that kills the process. B rows, L length.
 """
 
 import time
@@ -19,28 +19,28 @@ from hfkd.models.positions import embeddings, farthest, position_limit, too_long
 from hfkd.tasks.base import Task
 from hfkd.utils.targets import IGNORED
 
-NOTHING_TO_LEARN = "leave the row out, there is nothing to learn"
-NOTHING_TO_SCORE = "leave the row out, there is nothing to compare with"
-SEARCHED_SECONDS = 20.0  # for the row of a label, once a run is lost
+NOTHING_TO_LEARN = "there is nothing to learn from it; remove the row"
+NOTHING_TO_SCORE = "there is nothing to compare a prediction with; remove the row"
+SEARCHED_SECONDS = 20.0  # time limit for finding the row of a wrong label
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Labels are below `classes`, token ids below `ids`, rows no longer than `positions`, those of `shortest`.
+    """Labels are below `classes`, token ids below `ids`, rows at most `positions` long, the limit of `shortest`.
 
-    None: not known, and not checked.
+    None: unknown, and not checked.
     """
 
     classes: int | None
     ids: int | None
-    ignoring: tuple[int, ...]  # labels that stand for none
+    ignoring: tuple[int, ...]  # labels that mean "no label"
     positions: int | None = None
     shortest: str = ""
-    of_teacher: "Bounds | None" = None  # of the tokens that it alone reads
+    of_teacher: "Bounds | None" = None  # for the tokens of its own tokenizer
 
     @classmethod
     def of(cls, student: nn.Module, teachers: Iterable[nn.Module], task: Task, classes: int | None) -> "Bounds":
-        """`classes`: those of the student where its logits were seen, else what its configuration says is taken."""
+        """`classes`: the size of the student's logits, if known; None: taken from its config."""
         bare: Any = unwrap_peft_model(student)
         if classes is None and isinstance(bare, PreTrainedModel):
             classes = bare.config.get_text_config().vocab_size if task.vocabulary else bare.config.num_labels
@@ -57,9 +57,9 @@ class Bounds:
 
 @dataclass
 class CheckedCollator:
-    """`collate`, and then a look at the labels and ids.
+    """`collate`, followed by a check of labels and token ids.
 
-    no_label: why a row may not have the label -100, and what to do; None: it may, it stands for none.
+    no_label: why a row may not have the label -100, and the remedy; None: it may, and has no label.
     """
 
     collate: Callable[[Any], Any]
@@ -79,7 +79,7 @@ class CheckedCollator:
         return batch
 
     def _check_read(self, batch: Mapping[str, Any]) -> None:
-        """What the teacher alone reads."""
+        """Check the inputs for the teacher's own tokenizer."""
         self._check(batch, "labels", self.bounds.classes, self.bounds.ignoring)
         self._check(batch, "input_ids", self.bounds.ids, ())
         self._check_length(batch)
@@ -87,7 +87,7 @@ class CheckedCollator:
     def _check_length(self, batch: Mapping[str, Any]) -> None:
         ids, limit = batch.get("input_ids"), self.bounds.positions
         if limit is None or not isinstance(ids, Tensor) or ids.shape[-1] <= limit or ids.device.type != "cpu":
-            return  # without positions that are longer than the row, which no collator makes
+            return  # assuming that position ids do not exceed the row, as with all collators
         if (length := farthest(batch)) > limit:
             raise ValueError(too_long(length, limit, self.bounds.shortest))
 
@@ -95,7 +95,7 @@ class CheckedCollator:
         values = batch.get(name)
         if below is None or not isinstance(values, Tensor) or values.device.type != "cpu" or not values.numel():
             return
-        if values.is_floating_point() or values.dtype is torch.bool:  # shares of the classes
+        if values.is_floating_point() or values.dtype is torch.bool:  # class probabilities
             return
         low, high = values.aminmax()
         if low >= 0 and high < below:
@@ -109,18 +109,18 @@ class CheckedCollator:
     def _message(self, name: str, value: int, row: str, below: int) -> str:
         if name == "input_ids":
             return (
-                f"token {value} of {row} is none of the {below} that both networks have an embedding of (0 to "
-                f"{below - 1}): tokenise with the networks' own tokenizer"
+                f"token id {value} of {row} is out of range: both networks have embeddings for {below} tokens (0 "
+                f"to {below - 1}); tokenise with the networks' own tokenizer"
             )
         if value == IGNORED and IGNORED not in self.bounds.ignoring:
-            return f"{row} has the label {IGNORED}, which stands for none: {self.no_label}"
+            return f"{row} has the label {IGNORED}, which means no label: {self.no_label}"
         return (
-            f"the label {value} of {row} is none of the student's {below} classes (0 to {below - 1}): give it more "
-            "labels, or choose another label column"
+            f"the label {value} of {row} is out of range: the student has {below} classes (0 to {below - 1}); "
+            "give it more labels, or choose another label column"
         )
 
     def _row(self, batch: Mapping[str, Any], name: str, place: int, below: int, ignored: tuple[int, ...]) -> str:
-        """The row that is at `place` in the batch: by its index, else the first such row of the dataset."""
+        """Describe the row at `place` in the batch: by its index, else the first such row of the dataset."""
         index = batch.get("index")
         if isinstance(index, Tensor) and index.device.type == "cpu" and len(index) > place:
             return f"row {int(index[place])}"

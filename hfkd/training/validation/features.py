@@ -1,4 +1,4 @@
-"""What cannot give inner features to the loss is refused before anything is built."""
+"""Refuses settings under which inner features cannot be read."""
 
 from typing import Any
 
@@ -12,26 +12,32 @@ from hfkd.training.preparation import uses_fsdp
 
 
 def refuse_features(loss: DistillationLoss, student: nn.Module, teacher: Any, args: DistillationArguments) -> None:
-    """Raise ValueError where a slot reads inner layers, and a network keeps none or nobody could say whose they are."""
+    """Raise ValueError if a slot reads inner layers and these are not available, or ambiguous."""
     layers = loss.requirements.features
     builds = bool(loss.kd_weight) and loss.builds
     if not layers and not builds:
         return
     several = isinstance(teacher, (list, tuple)) or (isinstance(teacher, Teacher) and len(teacher.networks) > 1)
     unmet = {
-        "Peers are each other's teachers, each in its turn": (isinstance(student, Peers), "give a fixed teacher"),
-        "a stored teacher has its logits alone": (
+        "Peers teach each other and have no fixed teacher": (
+            isinstance(student, Peers),
+            "train one student with a fixed teacher",
+        ),
+        "a stored teacher has only logits": (
             isinstance(teacher, Teacher) and not teacher.networks,
             "train with the live teacher",
         ),
-        "teacher_cache_dir stores the teacher's logits alone": (args.teacher_cache_dir, "leave it out"),
-        "of several teachers nobody says whose layers are meant": (several, "give one teacher"),
-        "torch_compile does not show the attention within": (
+        "teacher_cache_dir stores only the teacher's logits": (args.teacher_cache_dir, "leave it out"),
+        "with several teachers it is ambiguous whose layers are meant": (several, "pass one teacher"),
+        "torch_compile hides the attention inside of them": (
             args.torch_compile and any(key.startswith("attention:") for key in layers),
             "train without it",
         ),
         "FSDP shards them": (uses_fsdp(args), "train without it"),
-        "DataParallel runs copies of the networks": (args.n_gpu > 1, "launch one process a GPU, as by torchrun"),
+        "DataParallel runs copies of the networks": (
+            args.n_gpu > 1,
+            "launch one process per GPU, for example with torchrun",
+        ),
         "reentrant gradient checkpointing gives inner layers no gradient": (
             _reentrant(student, args),
             "set use_reentrant=False",
@@ -45,12 +51,12 @@ def refuse_features(loss: DistillationLoss, student: nn.Module, teacher: Any, ar
                 else "is built from both networks"
             )
             raise ValueError(
-                f"{loss.objective!r} {read}, and {why}: {remedy}, or choose an objective that reads logits"
+                f"{loss.objective!r} {read}, but {why}: {remedy}, or choose an objective that reads logits"
             )
 
 
 def _reentrant(student: nn.Module, args: DistillationArguments) -> bool:
-    """Whether activations are recomputed by the reentrant kind, as the arguments say or as the network is set."""
+    """Whether reentrant gradient checkpointing is set, in the arguments or in the network."""
     given: Any = args
     if given.activation_checkpointing and (given.activation_checkpointing_kwargs or {}).get("use_reentrant"):
         return True

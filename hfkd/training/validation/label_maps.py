@@ -1,4 +1,4 @@
-"""Do data, teacher and student mean the same class by the same number? Settled before training, by the classes' names.
+"""Checks before training, by the names of classes, that data, teacher and student number the classes alike.
 
 C classes.
 """
@@ -27,11 +27,11 @@ Names = tuple[str, ...]
 
 
 def label_names_of_data(dataset: Any, collate: Callable[[list[Any]], Any]) -> Names | None:
-    """The class names that the labels of a dataset's batches stand for, where it says so.
+    """The names of the classes of the labels in a dataset's batches, if known; else None.
 
-    By the feature `labels`, or the only `ClassLabel` of a dataset whose transform hands that column on as it is, or the
-    `classes` of a torchvision dataset, or what its hfkd transform says. Where each word has a class, by the list of
-    them that the labels repeat.
+    Taken from the feature `labels`, or the only `ClassLabel` of a dataset if the transform leaves that column
+    unchanged, or the `classes` of a torchvision dataset, or the hfkd transform. For token classification, from the
+    sequence feature whose values the labels repeat.
     """
     transform = epoch_transform(dataset)
     if transform is not None and transform.label_names is not None:
@@ -51,13 +51,13 @@ def label_names_of_data(dataset: Any, collate: Callable[[list[Any]], Any]) -> Na
 
 
 def _handed_on(dataset: Dataset, named: dict[str, Names], collate: Callable[[list[Any]], Any]) -> dict[str, Names]:
-    """Those of the columns that the batches' labels are, on the first rows; all where labels are mixed ones."""
+    """The columns whose values equal the labels of the first rows; for mixed labels, those of as many classes."""
     count = min(PROBED, len(dataset))
     with kept_random_state():
         labels = collate([dataset[i] for i in range(count)]).get("labels")
     if not isinstance(labels, Tensor):
         return named
-    if labels.is_floating_point():  # of so many classes
+    if labels.is_floating_point():  # mixed labels [B, C]
         return {column: names for column, names in named.items() if labels.ndim == 2 and len(names) == labels.shape[1]}
     stored = dataset.with_format(None).select(range(count))
     return {column: names for column, names in named.items() if list(stored[column][:]) == labels.tolist()}
@@ -69,7 +69,7 @@ def _lists_classes(feature: Any) -> bool:
 
 
 def _spread_out(dataset: Dataset, named: dict[str, Names], collate: Callable[[list[Any]], Any]) -> dict[str, Names]:
-    """Those columns of lists whose classes the batches' labels [B, L] are, on the first rows, word by word."""
+    """The list columns whose classes the batches' labels [B, L] repeat, word by word, on the first rows."""
     rows = range(min(PROBED, len(dataset)))
     with kept_random_state():
         labels = collate([dataset[i] for i in rows]).get("labels")
@@ -85,7 +85,7 @@ def _spread_out(dataset: Dataset, named: dict[str, Names], collate: Callable[[li
 
 
 def _repeats(labels: list[int], words: list[int]) -> bool:
-    """Whether the labels of tokens are those of the first words, each once or several times in its place."""
+    """Whether the labels of tokens are those of the first words, in order, each once or repeated."""
     place = 0
     for label in labels:
         if place < len(words) and words[place] == label:
@@ -98,11 +98,11 @@ def _repeats(labels: list[int], words: list[int]) -> bool:
 def check_label_names(
     datasets: Mapping[str, Any], collate: Callable[[list[Any]], Any], student: nn.Module, teacher: FrozenTeacher | None
 ) -> Names | None:
-    """Put the logits of the teachers into the data's order of classes; returns the data's class names, if it has any.
+    """Reorder the teachers' logits to the data's order of classes; returns the data's class names, if it has any.
 
-    Raises ValueError for an evaluation set that numbers its classes otherwise than the training set; for a teacher of
-    other classes; and where teacher and student name the same classes in another order and the data name none. Warns
-    where names cannot be compared.
+    Raises ValueError for an evaluation set that numbers its classes differently from the training set; for a teacher
+    with other classes; and if teacher and student have the same classes in another order and the data has no names.
+    Warns if names cannot be compared.
     """
     train, scored = datasets["train_dataset"], datasets["eval_dataset"]
     parts = scored if isinstance(scored, dict) else {"eval_dataset": scored}
@@ -117,8 +117,8 @@ def check_label_names(
     for part, others in found.items():
         if others is not None and order_of(others, names, part, "the training set") is not None:
             raise ValueError(
-                f"{part} numbers its classes otherwise than train_dataset: {_listed(others)} and {_listed(names)}. "
-                "Give both the same ClassLabel feature (datasets: align_labels_with_mapping)"
+                f"{part} numbers its classes differently from train_dataset: {_listed(others)} instead of "
+                f"{_listed(names)}. Give both the same ClassLabel feature (in datasets: align_labels_with_mapping)"
             )
     for one in _each(teacher):
         _align(one, names)
@@ -127,19 +127,19 @@ def check_label_names(
 
 def _align(teacher: FrozenTeacher, names: Names) -> None:
     own = teacher.label_names
-    teacher.reorder(None)  # it may have served other data
+    teacher.reorder(None)  # it may have been used with other data
     if own is None:
         if out_of_order(names):
             logger.warning(
-                "The classes of the data are numbered folders in the order of text (%s), and the teacher does not name "
-                "its classes: if its class 2 is the folder called 2, it is taken for another. Give the teacher's names "
-                "(FrozenTeacher(teacher, label_names=[...])), or call the folders 00, 01, ...", _listed(names)
+                "The classes of the data are numbered folders in alphabetical order (%s), and the teacher has no "
+                "class names: its class 2 may not be the folder 2. Pass the teacher's names "
+                "(FrozenTeacher(teacher, label_names=[...])), or rename the folders to 00, 01, ...", _listed(names)
             )  # fmt: skip
         return
     if cannot_compare(own, names):
         logger.warning(
-            "The teacher names its classes %s, the data %s: the names cannot be compared, and the classes are taken to "
-            "be in the same order. Look at teacher_accuracy.", _listed(own), _listed(names)
+            "The teacher's class names are %s, those of the data %s: they cannot be compared, and the classes "
+            "are assumed to be in the same order. Check teacher_accuracy.", _listed(own), _listed(names)
         )  # fmt: skip
         return
     order = order_of(own, names, "the teacher", "the data")
@@ -147,27 +147,28 @@ def _align(teacher: FrozenTeacher, names: Names) -> None:
         teacher.reorder(order)
         teacher.aligned = True
         logger.warning(
-            "The teacher has the data's classes in another order (%s): its logits are put into the data's (%s).",
+            "The teacher has the data's classes in another order (%s): its logits are reordered to the data's "
+            "order (%s).",
             _listed(own), _listed(names)
         )  # fmt: skip
 
 
 def _compare_networks(student: nn.Module, teacher: FrozenTeacher | None) -> None:
-    """Without names in the data: one of two networks that order the same classes differently must be wrong."""
+    """Without names in the data: if two networks order the same classes differently, one of them must be wrong."""
     mine = label_names_of(student)
     for one in _each(teacher):
         own = one.label_names
         if mine is None or own is None or len(mine) != len(own) or set(mine) != set(own) or mine == own:
             continue
         raise ValueError(
-            f"teacher and student have the same classes in another order ({_listed(own)} and {_listed(mine)}), and the "
-            "data do not name theirs: train on a datasets.Dataset with a ClassLabel, or give the network whose names "
-            "are wrong those of the labels (config.id2label)"
+            f"teacher and student have the same classes in another order ({_listed(own)} and {_listed(mine)}), "
+            "and the data has no class names: train on a datasets.Dataset with a ClassLabel feature, or correct "
+            "config.id2label of the network whose names do not match the labels"
         )
 
 
 def write_label_names(student: nn.Module, names: Sequence[str] | None) -> None:
-    """Let what is saved name its classes as the data do; names that the student had before and that differ go."""
+    """Write the data's class names into the student's config, replacing different ones."""
     for model in student.peers if isinstance(student, Peers) else [student]:
         bare: Any = unwrap_peft_model(model)
         if names is None:
@@ -177,8 +178,12 @@ def write_label_names(student: nn.Module, names: Sequence[str] | None) -> None:
             continue
         if isinstance(bare, PreTrainedModel) and bare.config.num_labels == len(names) and own != tuple(names):
             if own is not None:
-                logger.warning("The student's config named its classes %s; now %s.", _listed(own), _listed(names))
-            vars(bare.config).pop("label_names", None)  # timm's own spelling, which would be saved in place of these
+                logger.warning(
+                    "The class names in the student's config, %s, are replaced by those of the data, %s.",
+                    _listed(own),
+                    _listed(names),
+                )
+            vars(bare.config).pop("label_names", None)  # timm's name for them, which would be saved instead
             bare.config.id2label = dict(enumerate(names))
             bare.config.label2id = {name: i for i, name in enumerate(names)}
         elif "pretrained_cfg" in vars(bare) and getattr(bare, "num_classes", None) == len(names):

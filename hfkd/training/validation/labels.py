@@ -1,4 +1,4 @@
-"""Labels of every kind that a loss takes, and the refusal of those it would misread.
+"""Checks the labels of a run, of every kind that a loss takes.
 
 B rows, L length, C classes.
 """
@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 class LabelWatch:
-    """Looks at each batch's labels on their way to the loss: their type, and float ones' values once in each `epoch`.
+    """Checks each batch's labels before the loss: type and shape always, values of float labels once per `epoch`.
 
-    Type and shape are known without waiting for the labels' device, values are not. In evaluation, without an epoch,
-    those of every batch are looked at.
+    Checking values waits for the labels' device. In evaluation, without an epoch, the values of every batch are
+    checked.
     """
 
     def __init__(self, task: Task, classes: int | None) -> None:
@@ -38,7 +38,7 @@ class LabelWatch:
         self._epoch: int | None = None
 
     def __call__(self, labels: Tensor, epoch: int | None) -> Tensor:
-        """The labels, as the loss takes them."""
+        """Check the labels, and return them as the loss expects them."""
         self.task.check_labels(labels, self.classes)
         told = labels.is_floating_point() or not self.task.class_ids
         if told and (epoch is None or epoch != self._epoch):
@@ -48,68 +48,70 @@ class LabelWatch:
 
 
 def refuse_unlabelled(loss: DistillationLoss, task: Task, row: Any) -> None:
-    """Raise ValueError where training rows, such as `row`, have no labels, and something would read them."""
+    """Raise ValueError if training rows, such as `row`, have no labels but some part of the loss reads them."""
     if loss.labelled:
         return
     if loss.ce_weight:
         columns = f" (they have {sorted(row)})" if isinstance(row, Mapping) else ""
         raise ValueError(
-            f"the training rows have no labels{columns}, and ce_weight={loss.ce_weight:g}: {task.without_labels}"
-            + ("; or give ce_weight=0 to learn from the teacher alone" if task.needs_no_labels else "")
+            f"the training rows have no labels{columns}, but ce_weight={loss.ce_weight:g} needs them: "
+            f"{task.without_labels}"
+            + ("; or set ce_weight=0 to learn from the teacher alone" if task.needs_no_labels else "")
         )
     for slot in (loss.objective, loss.temperature, loss.weighting):
         if requirements_of(slot).labels:
-            raise ValueError(f"{slot!r} reads labels, and the training rows have none: choose kd, or give them labels")
+            raise ValueError(f"{slot!r} reads labels, but the training rows have none: choose kd, or add labels")
 
 
 def why_labelled(loss: DistillationLoss, task: Task, args: DistillationArguments) -> str | None:
-    """Why a training row may not have the label -100, and what to do; None: it may, and is distilled without."""
+    """Why a training row may not have the label -100, and the remedy; None: it may, and is only distilled."""
     if not (task.lacks_labels and loss.kd_weight):
         return NOTHING_TO_LEARN
     for slot in (loss.objective, loss.temperature, loss.weighting):
         if requirements_of(slot).labels:
-            return f"{slot!r} reads the label; choose kd, or leave the row out"
+            return f"{slot!r} reads the label; choose kd, or remove the row"
     if args.he_da == "paper":
-        return "he_da='paper' mixes labels; leave it out, or the row"
+        return "he_da='paper' mixes labels; leave he_da out, or remove the row"
     return None
 
 
 def refuse_none_labelled(loss: DistillationLoss, dataset: Any, task: Task) -> None:
-    """Raise ValueError where every training row has the label -100, and the cross-entropy is to be learned."""
+    """Raise ValueError if every training row has the label -100 although the loss has a cross-entropy term."""
     stored = stored_labels(dataset, task) if loss.ce_weight and task.lacks_labels else None
     if stored is not None and len(stored) and bool((stored == IGNORED).all()):
         raise ValueError(
-            f"no training row has a label (all are {IGNORED}), and ce_weight={loss.ce_weight:g}: give ce_weight=0 to "
-            "learn from the teacher alone, or some rows their label"
+            f"no training row has a label (all are {IGNORED}), but ce_weight={loss.ce_weight:g} needs some: set "
+            "ce_weight=0 to learn from the teacher alone, or add labels"
         )
 
 
 def complete(dataset: Any, task: Task) -> bool:
-    """Whether each training row is known to have a label: a column of them is read, anything else might have -100."""
+    """Whether every training row is known to have a label, which only a column of labels can show."""
     stored = stored_labels(dataset, task)
     return not task.lacks_labels or (stored is not None and bool((stored != IGNORED).all()))
 
 
 def may_be_unlabelled(loss: DistillationLoss, task: Task, dataset: Any) -> bool:
-    """Whether `dataset` is a stream, which cannot be looked at, whose labels nothing would read if it had any."""
+    """Whether `dataset` is a stream, which cannot be read in advance, and no part of the loss reads its labels."""
     slots = (loss.objective, loss.temperature, loss.weighting)
     unread = all(is_ours(slot) and not requirements_of(slot).labels for slot in slots)
     return dataset is not None and not map_style(dataset) and not loss.ce_weight and task.needs_no_labels and unread
 
 
 def refuse_unlabelled_batch(batch: Mapping[str, Any], loss: DistillationLoss, task: Task) -> None:
-    """Raise ValueError where a stream, or a user's own loader, gives a batch without the labels that are learned."""
+    """Raise ValueError if a stream, or a user's own loader, yields a batch without the labels that the loss needs."""
     if isinstance(batch, Mapping) and batch.get("labels") is None:
         raise ValueError(
-            f"a training batch has no labels (it has {sorted(batch)}), and ce_weight={loss.ce_weight:g}: "
-            f"{task.without_labels}; or give ce_weight=0, and slots that read none, to learn from the teacher alone"
+            f"a training batch has no labels (it has {sorted(batch)}), but ce_weight={loss.ce_weight:g} or a slot "
+            f"needs them: {task.without_labels}; or set ce_weight=0, and choose slots that read no labels, to "
+            "learn from the teacher alone"
         )
 
 
 class EmptyRows:
-    """Warns, once, of training rows of tokens that have no label to learn: all of them are -100, or none is left.
+    """Warns once if rows of a training batch of tokens have no label: all are -100, or none is left.
 
-    Counted on the host, where the batch's targets are known there; else a batch without any is seen by its length.
+    Counted on the host if the batch's targets are known there; otherwise only a batch without any label is noticed.
     """
 
     def __init__(self, task: Task) -> None:
@@ -129,9 +131,10 @@ class EmptyRows:
         if empty:
             self._done = True
             logger.warning(
-                "%d of %d rows of a batch have no label to learn (all are -100): they train nothing, and a batch of "
-                "them has a loss of 0. A prompt that fills max_length leaves no response, and a short text may have no "
-                "masked token; drop such rows, or raise max_length. Said once.",
+                "%d of %d rows of a batch have no label (all are -100): they do not contribute to training, and "
+                "a batch of such rows has a loss of 0. A prompt that fills max_length leaves no room for a "
+                "response, and a short text may have no masked token; remove such rows, or raise max_length. "
+                "This warning is shown once.",
                 empty,
                 rows,
             )

@@ -1,4 +1,4 @@
-"""Networks that must not be laid out in channels_last: torch computes some of their gradients wrongly there."""
+"""Detects networks that must not be in channels_last: torch computes some of their gradients wrongly there."""
 
 import logging
 
@@ -11,19 +11,19 @@ logger = logging.getLogger(__name__)
 
 
 def lays_out(student: nn.Module, args: DistillationArguments) -> bool:
-    """Whether networks and images shall be in channels_last. Where that is not safe it is left out, with a message."""
+    """Whether to use channels_last for networks and images. If it is not safe, it is not used, with a warning."""
     name = _unsafe_convolution(student, args)
     if name is not None:
         logger.warning(
-            "channels_last is left out: %s is a 1 x 1 convolution with a stride and few channels, whose gradient torch "
-            "computes wrongly there on a CPU.",
+            "channels_last is not used: %s is a 1 x 1 convolution with a stride and few channels, whose gradient "
+            "torch computes wrongly in channels_last on a CPU.",
             name,
         )
     return args.channels_last and name is None
 
 
 def refuse_unsafe_parts(loss: nn.Module, args: DistillationArguments) -> None:
-    """Raise ValueError for such a convolution in what the loss trains: its inputs are laid out as the student is."""
+    """Raise ValueError for such a convolution in the loss: its inputs have the student's memory format."""
     name = _unsafe_convolution(loss, args)
     if name is not None:
         raise ValueError(
@@ -33,11 +33,12 @@ def refuse_unsafe_parts(loss: nn.Module, args: DistillationArguments) -> None:
 
 
 def _unsafe_convolution(module: nn.Module, args: DistillationArguments) -> str | None:
-    """Name of a convolution whose gradient is written outside of its memory; most runs crash, some go on wrongly.
+    """Name of a convolution whose weight gradient is written outside of its memory; most runs crash, some go on
+    wrongly.
 
-    That of the weight of a 1 x 1 convolution with a stride and fewer input channels than a vector of the CPU has
-    numbers. Seen in torch 2.13 and 2.15 on AVX2, and open in oneDNN (its issue 6035), so that no version is known to be
-    without it. One channel, and no fewer than a vector has numbers, were never wrong.
+    Affected are 1 x 1 convolutions with a stride and fewer input channels than the CPU's vectors have elements. Seen in
+    torch 2.13 and 2.15 on AVX2, and open in oneDNN (its issue 6035), so that no version is known to be free of it. A
+    single input channel, and as many as a vector has elements or more, were never affected.
     """
     if not args.channels_last or args.device.type != "cpu":
         return None

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before the first step is said before anything is written."""
+"""Checks of networks and datasets on the first rows, before anything is written."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -37,62 +37,64 @@ Collate = Callable[[list[Any]], dict[str, Tensor]]
 
 
 def check_datasets(datasets: Mapping[str, Any], collate: Collate, task: Task) -> None:
-    """Raise ValueError for a dataset that is empty or whose first row cannot become a batch.
+    """Raise ValueError for a dataset that is empty, or whose first rows cannot be collated.
 
-    Or that shows several views of the images to be scored.
+    Also for an evaluation set with several views of each image, or without labels.
     """
     for name, dataset in datasets.items():
         for part, rows in dataset.items() if isinstance(dataset, dict) else [(name, dataset)]:
             if not map_style(rows):
                 continue
             if len(rows) == 0:
-                raise ValueError(f"{part} is empty: there is nothing to {'learn from' if 'train' in name else 'score'}")
+                raise ValueError(
+                    f"{part} is empty: there is nothing to {'train on' if 'train' in name else 'evaluate'}"
+                )
             batch = _first_batch(part, rows, collate)
             images = batch.get("pixel_values") if task.views else None
             if name != "train_dataset" and not isinstance(batch.get("labels"), Tensor):
                 raise ValueError(
-                    f"the rows of {part} have no labels, and eval_loss is the cross-entropy on them: "
+                    f"the rows of {part} have no labels, but eval_loss is the cross-entropy on labels: "
                     f"{task.without_labels}"
                 )
             if name != "train_dataset":
                 _warn_of_mixing(part, rows[0], batch.get("labels"))
             if name != "train_dataset" and images is not None and images.ndim == 5:
                 raise ValueError(
-                    f"{part} gives {images.shape[1]} views of each image, and evaluation scores one: give it the "
-                    "transform's clean()"
+                    f"{part} yields {images.shape[1]} views of each image, but evaluation needs one: use the "
+                    "transform's clean() for it"
                 )
 
 
 def _warn_of_mixing(name: str, row: Any, labels: Any) -> None:
-    """MixUp and CutMix are for training; as a data_collator they mix what is scored too."""
+    """Warn of MixUp or CutMix in the data_collator, which would apply in evaluation too."""
     its = next((row[column] for column in LABELS if column in row), None) if isinstance(row, Mapping) else None
     mixed = isinstance(labels, Tensor) and labels.is_floating_point() and labels.ndim == 2
     if mixed and its is not None and np.ndim(its) == 0:
         logger.warning(
-            "The data_collator makes shares of classes of the labels of %s, so that eval_loss and the metrics are "
-            "those of mixed images: let it mix in training alone, or mix in the training set's transform.",
+            "The data_collator mixes the labels of %s, so that eval_loss and the metrics are computed on mixed "
+            "images: let it mix in training only, or mix in the transform of the training set.",
             name,
         )
 
 
 def _first_batch(name: str, dataset: Any, collate: Collate) -> dict[str, Tensor]:
-    """Of two rows: timm's Mixup takes no odd number of them."""
+    """A batch of two rows, since timm's Mixup needs an even number."""
     rows = first_rows(dataset)
     try:
         return collate(rows)
-    except ValueError:  # hfkd's collators say it so, and transformers'
+    except ValueError:  # from hfkd's and transformers' collators, with their own explanation
         raise
     except Exception as error:
         columns = f"columns {sorted(rows[0])}" if isinstance(rows[0], Mapping) else f"type {type(rows[0]).__name__}"
         raise ValueError(
-            f"the data_collator cannot make a batch of the first rows of {name}, of {columns} "
-            f"({type(error).__name__}: {error}): correct it or the rows; remove_unused_columns=True leaves out the "
-            "columns that no network takes"
+            f"the data_collator cannot collate the first rows of {name}, with {columns} ({type(error).__name__}: "
+            f"{error}): correct the collator or the rows; remove_unused_columns=True drops the columns that no "
+            "network takes"
         ) from error
 
 
 def probed_dataset(datasets: Mapping[str, Any]) -> Any:
-    """The rows to look at before training: the training set's, or those that are to be scored."""
+    """The dataset to check before training: the training set, or else the evaluation set."""
     for rows in (datasets["train_dataset"], datasets["eval_dataset"]):
         if rows is not None:
             return next(iter(rows.values())) if isinstance(rows, dict) else rows
@@ -100,7 +102,7 @@ def probed_dataset(datasets: Mapping[str, Any]) -> Any:
 
 
 def texts_alone(dataset: Any) -> bool:
-    """Whether its rows have tokens, and no image beside them."""
+    """Whether the rows have tokens and no images."""
     row = next(iter(first_rows(dataset)), None)
     return isinstance(row, Mapping) and "input_ids" in row and not {"pixel_values", "image", "images"} & row.keys()
 
@@ -108,25 +110,29 @@ def texts_alone(dataset: Any) -> bool:
 def say_left_out(dataset: Any, collate: Collate, call: Call, labels: Sequence[str]) -> None:
     """Log once which columns of the training rows do not reach the student.
 
-    A warning for those that a user's own collator keeps, or that ours does not know how to batch though the student
-    would take them; other columns of a dataset are nothing that anybody expects to be an input.
+    A warning for those that a user's collator keeps, and for those that hfkd's collator drops though the student takes
+    them; other columns are not expected to be inputs, and are logged at level info.
     """
     if not map_style(dataset) or not isinstance(dataset[0], Mapping):
         return
     row = dataset[0]
     batch = collate(first_rows(dataset))
     if kept := call.left_out(batch, labels):
-        logger.warning("The batch's %s do not reach the student, whose forward does not take them.", kept)
+        logger.warning(
+            "The columns %s of the batch are not passed to the student, as its forward does not accept them.", kept
+        )
     if isinstance(collate, (ImageCollator, TokenCollator)):
         dropped = [name for name in row if name not in batch and name not in (*labels, *OWN_KEYS, *OWN_COLUMNS)]
         if wanted := sorted(name for name in dropped if call.takes(name)):
             logger.warning(
-                "The rows' %s are left out of the batch, and the student would take them: pass a data_collator that "
-                "keeps them.",
+                "The columns %s are dropped from the batch, although the student accepts them: pass a "
+                "data_collator that keeps them.",
                 wanted,
             )
         elif dropped:
-            logger.info("The rows' %s are left out of the batch: the student's forward does not name them.", dropped)
+            logger.info(
+                "The columns %s are dropped from the batch: the student's forward does not accept them.", dropped
+            )
 
 
 def check_networks(
@@ -141,10 +147,11 @@ def check_networks(
     scored: Any = None,
     no_label: str | None = NOTHING_TO_LEARN,
 ) -> int | None:
-    """`check_batch` of the first rows of `dataset`; the labels of sets that are to be `scored` are looked at as its.
+    """`check_batch` of the first rows of `dataset`; the labels of the evaluation sets in `scored` are checked too.
     no_label: see `CheckedCollator`.
 
-    None, where the rows cannot be looked at without spending them: `check_batch` looks at the first batch later.
+    Returns the number of classes; None for a stream, whose rows can be read only once: `check_batch` checks its first
+    batch later.
     """
     networks = (student, *(teacher.networks if teacher else ()))
     if not map_style(dataset):
@@ -170,10 +177,10 @@ def check_batch(
     dataset: Any = None,
     no_label: str | None = NOTHING_TO_LEARN,
 ) -> int:
-    """Run both networks on a batch: same classes, finite teacher, labels that fit. ValueError otherwise.
+    """Run both networks on a batch. ValueError unless classes are the same, the teacher is finite and labels are in
+    range. `check_slots` is called with the batch and both networks' logits, and may raise too.
 
-    `check_slots` is given the batch and both networks' logits, and may raise too. rows: what the batch was made of, and
-    the data set they are of, where there are any. Returns the number of classes.
+    rows, dataset: the rows of the batch and their dataset, if any. Returns the number of classes.
     """
     networks = (student, *(teacher.networks if teacher else ()))
     _refuse_unlabelled(batch, task)
@@ -186,7 +193,7 @@ def check_batch(
     with untouched(student):
         output = call.output(student, on_device_of(student, batch))
     logits = logits_of(output)
-    call.added_loss(output)  # refused where nothing says how much of it joins the loss
+    call.added_loss(output)  # raises if its weight in the loss is unknown
     task.check_logits(logits)
     classes = logits.shape[class_dim(logits)]
     _check_labels(dataset, batch, classes, task, no_label)
@@ -202,7 +209,7 @@ def check_batch(
 
 
 def batch_of(rows: list[Any], collate: Collate, call: Call, task: Task, labels: Sequence[str] = ()) -> dict[str, Any]:
-    """A batch of `rows` as the networks get it."""
+    """A batch of `rows`, as it is passed to the networks."""
     return as_networks_get(collate(rows), call, task, labels)
 
 
@@ -214,7 +221,7 @@ def as_networks_get(batch: Mapping[str, Any], call: Call, task: Task, labels: Se
 def _check_teacher(
     student: nn.Module, teacher: FrozenTeacher, batch: dict[str, Any], classes: int, task: Task
 ) -> Tensor:
-    """The teacher's logits, if they fit the student's."""
+    """The teacher's logits, after checking that they match the student's."""
     batch = dict(task.for_teacher(batch))
     with ExitStack() as stack:
         for network in teacher.networks:
@@ -222,33 +229,33 @@ def _check_teacher(
         taught = _taught(teacher, batch)
     named = task.vocabulary and None not in map(vocabulary_size, (student, *teacher.networks))
     its = taught.shape[class_dim(taught)]
-    if its != classes and not named:  # named vocabularies are compared by hfkd.models.vocabulary
+    if its != classes and not named:  # known vocabularies are compared by hfkd.models.vocabulary
         raise ValueError(
-            f"the teacher gives {its} classes and the student {classes}: logit distillation compares "
-            "them one by one; build the student with the teacher's number of labels, or say which of its classes "
-            "they are (FrozenTeacher(teacher, classes=[...]))"
+            f"the teacher has {its} classes and the student {classes}, but distillation compares logits class by "
+            "class: build the student with the teacher's number of labels, or select the teacher's classes "
+            "(FrozenTeacher(teacher, classes=[...]))"
         )
     if not torch.isfinite(taught).all():
         if rows := broken_rows(batch):
             raise ValueError(
-                f"the inputs of training row {rows[0]} are NaN or infinite: check the data, and what its transform "
-                "makes of them"
+                f"the inputs of training row {rows[0]} are NaN or infinite: check the data and the output of its "
+                "transform"
             )
         if bool(((taught == float("-inf")) | torch.isfinite(taught)).all()):
             raise ValueError(
-                "the teacher's logits are -inf for some classes on the first training rows, as if it had masked them: "
-                "there is no divergence from a probability of 0; give them a low finite number, such as -1e4, or leave "
-                "these classes out of both networks"
+                "the teacher's logits are -inf for some classes on the first training rows, as if these classes "
+                "were masked: the divergence is not defined for a probability of 0; use a low finite number, "
+                "such as -1e4, or remove these classes from both networks"
             )
         raise ValueError("the teacher's logits are NaN or infinite on the first training rows: check its checkpoint")
-    # Images reach a teacher in its own normalisation and size; and each has one place to be predicted at.
+    # Not for images, which the teacher gets in its own normalisation and size; they have no shift of labels either.
     for network in () if "pixel_values" in batch and task.one_item_a_row else teacher.networks:
         compare_own_loss(network, on_device_of(network, batch), task)
     return taught
 
 
 def _taught(teacher: FrozenTeacher, batch: Mapping[str, Any]) -> Tensor:
-    """The teacher's logits. ValueError for a batch that it cannot take, such as images of another size than its own."""
+    """The teacher's logits. ValueError for a batch that it cannot process, such as images of another size."""
     try:
         _say_channels(teacher, batch)
         return teacher(**on_device_of(teacher, dict(batch)))
@@ -259,9 +266,9 @@ def _taught(teacher: FrozenTeacher, batch: Mapping[str, Any]) -> Tensor:
             raise
         name, size = type(teacher.networks[0]).__name__, tuple(batch["pixel_values"].shape[-2:])
         raise ValueError(
-            f"the teacher, a {name}, cannot take the training images, which are {size} here ({error}): say which size "
-            "and normalisation it wants, FrozenTeacher(teacher, wanted=InputSpec(mean, std, (height, width))), and its "
-            "images are made so"
+            f"the teacher, a {name}, cannot process the training images, which have the size {size} ({error}): "
+            "pass the size and normalisation that it expects, FrozenTeacher(teacher, wanted=InputSpec(mean, std, "
+            "(height, width))), and its images are converted"
         ) from error
 
 
@@ -270,18 +277,21 @@ def _say_channels(teacher: FrozenTeacher, batch: Mapping[str, Any]) -> None:
     if images is not None and (images.shape[1], wanted) in ((1, 3), (3, 1)):
         how = "repeated" if wanted == 3 else "averaged"
         logger.warning(
-            "The teacher's images have %d channels, the student's %d: they are %s for it.", wanted, images.shape[1], how
+            "The teacher takes images with %d channels, the student with %d: channels are %s for the teacher.",
+            wanted,
+            images.shape[1],
+            how,
         )
 
 
 def _check_tokens(network: nn.Module, batch: Mapping[str, Any]) -> None:
-    """The first rows' tokens, and what pads them, have an embedding, and each place of a row a position."""
+    """Check that the first rows' tokens, including padding, have embeddings, and that the rows are not too long."""
     ids, known, limit = batch["input_ids"], embeddings(network), position_limit(network)
     if known is not None and ids.numel() and int(ids.max()) >= known:
         raise ValueError(
-            f"token {int(ids.max())} of the first rows, or of their padding, is none of the {known} that "
-            f"{type(network).__name__} has an embedding of (0 to {known - 1}): tokenise with the networks' own "
-            "tokenizer, and pad with a token that they know (tokenizer.pad_token = tokenizer.eos_token)"
+            f"token id {int(ids.max())} in the first rows, or in their padding, is out of range: "
+            f"{type(network).__name__} has embeddings for {known} tokens (0 to {known - 1}); tokenise with the "
+            "networks' own tokenizer, and pad with one of its tokens (tokenizer.pad_token = tokenizer.eos_token)"
         )
     length = farthest(batch)
     if limit is not None and length > limit:
@@ -289,20 +299,20 @@ def _check_tokens(network: nn.Module, batch: Mapping[str, Any]) -> None:
 
 
 def _check_positions(network: nn.Module, dataset: Any, column: str = "length") -> None:
-    """No row of `tokenize_dataset` may be longer than what the network says it can take."""
+    """Raise ValueError if a row of `tokenize_dataset` exceeds the network's maximum length."""
     limit = said_limit(network)
     if limit is None or not isinstance(dataset, Dataset) or column not in dataset.column_names:
         return
     longest = int(np.max(dataset.with_format("numpy")[column][:]))
     if longest > limit:
         raise ValueError(
-            f"the longest training row has {longest} tokens, but {type(network).__name__} has {limit} positions: lower "
-            f"max_length to {limit}"
+            f"the longest training row has {longest} tokens, but {type(network).__name__} has {limit} positions: "
+            f"lower max_length to {limit} or less"
         )
 
 
 def _check_scored(scored: Any, collate: Collate, classes: int, task: Task) -> None:
-    """Labels of evaluation sets, which would be found out when a training ends, or to be none at all."""
+    """Check the labels of evaluation sets, whose errors would otherwise show only after training, or never."""
     for part, rows in scored.items() if isinstance(scored, dict) else [("eval_dataset", scored)]:
         if not map_style(rows) or len(rows) == 0:
             continue
@@ -332,13 +342,13 @@ def _check_labels(dataset: Any, batch: Mapping[str, Any], classes: int, task: Ta
         labels = labels[labels != none]
     if IGNORED not in task.ignores and bool((labels == IGNORED).any()):
         if no_label:
-            raise ValueError(f"a row has the label {IGNORED}, which stands for none: {no_label}")
+            raise ValueError(f"a row has the label {IGNORED}, which means no label: {no_label}")
         labels = labels[labels != IGNORED]
     low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
     if low == high == -1:
         raise ValueError(
-            "the labels are all -1, as those of a test split that is scored elsewhere (GLUE's): there is nothing to "
-            "compare with; take another split, such as validation"
+            "the labels are all -1, as in test splits with hidden labels (such as GLUE's): there is nothing to "
+            "compare with; use another split, such as validation"
         )
     if low < 0 or high >= classes:
         raise ValueError(
@@ -348,7 +358,7 @@ def _check_labels(dataset: Any, batch: Mapping[str, Any], classes: int, task: Ta
 
 
 def stored_labels(dataset: Any, task: Task) -> Tensor | None:
-    """The labels of all rows, where the column is what a batch gets: a transform that is not ours may map them."""
+    """The labels of all rows, if the column is passed to batches unchanged: a user's transform may map them."""
     stored = isinstance(dataset, Dataset) and "labels" in dataset.column_names and task.one_item_a_row
     whole = stored and (dataset.format["type"] != "custom" or image_transform(dataset) is not None)
     return torch.as_tensor(dataset.with_format("numpy")["labels"][:]) if whole else None

@@ -1,4 +1,4 @@
-"""How the images of a dataset are normalised: from whoever knows, or from the pixels themselves.
+"""Finds out how the images of a dataset are normalised: from transforms and processors, or from the pixels.
 
 B images, C channels, H height, W width.
 """
@@ -40,17 +40,18 @@ COMMON = (
     InputSpec(CIFAR_MEAN, CIFAR_STD, None),
 )
 PROBED = 4  # images
-TOLERANCE = 0.02  # of the 256 levels; a wrong guess puts one value in 25 this near to a level
-NEGLIGIBLE = 1e-3  # a difference of means or stds that no network notices
-DISTINCT, SHARE = 16, 0.9  # how many values of a channel have to be there, and how many of them near a level
+TOLERANCE = 0.02  # in units of the 256 levels; by chance one value in 25 is this near to a level
+NEGLIGIBLE = 1e-3  # a difference of means or stds without an effect
+DISTINCT, SHARE = 16, 0.9  # minimum number of values of a channel, and share of them near a level
 
 
 @dataclass(frozen=True)
 class Received:
-    """`spec` says how the images are normalised, None that nobody knows.
+    """`spec`:
 
-    certain: from whoever made the images or proved by their pixels, and not what the student's config says.
-    size: height and width of the first images, where they were looked at.
+    the normalisation of the images; None if unknown. certain: known from the transform or processor, or verified on the
+    pixels, and not just taken from the student's config. size: height and width of the first images, if these were
+    read.
     """
 
     spec: InputSpec | None
@@ -60,9 +61,9 @@ class Received:
 
 @dataclass
 class ImageInputs:
-    """What tells how the images of a dataset are normalised. `believed`: configs, the student's first.
+    """Sources for the normalisation of a dataset's images. `believed`: from configs, the student's first.
 
-    told: what the caller said by FrozenTeacher(received=), which wins over all.
+    told: passed as FrozenTeacher(received=), which takes precedence.
     """
 
     collate: Callable[[list[Any]], Any]
@@ -74,7 +75,7 @@ class ImageInputs:
     def between(
         cls, student: nn.Module, teacher: Any, collate: Callable[[list[Any]], Any], processing_class: Any
     ) -> "ImageInputs":
-        """For a student and its teacher, teachers or None."""
+        """For a student and its teacher, a list of teachers, or None."""
         several = teacher if isinstance(teacher, (list, tuple)) else [] if teacher is None else [teacher]
         teachers = [member for one in several for member in (one.members if isinstance(one, Teacher) else (one,))]
         live = [one for one in teachers if isinstance(one, FrozenTeacher)]
@@ -83,12 +84,13 @@ class ImageInputs:
         return cls(collate, processing_class, [input_spec(student), *wanted], told)
 
     def of(self, dataset: Any) -> Received:
-        """How the images of `dataset` are normalised. Of several sources the first that knows:
+        """How the images of `dataset` are normalised, from the first of these sources that applies: the caller; hfkd's
+        own transform; the image processor that makes the tensors in the collator; the pixels:
 
-        the caller; hfkd's own transform; the image processor that makes the tensors in the collator; the pixels: images
-        are bytes, so with the right statistics x · std + mean is a multiple of 1/255 (tried: `Normalize` of the
-        dataset's transform, the image processor, `believed`, and the usual ones); the one `Normalize` of a torchvision
-        transform; the image processor; and, uncertain, what the student's config says. Draws no random numbers.
+        images are bytes, so with the right statistics x · std + mean is a multiple of 1/255 (tried: `Normalize` of the
+        dataset's transform, the image processor, `believed`, and common statistics); the only `Normalize` of a
+        torchvision transform; the image processor; and, as uncertain, the student's config. The random state is left
+        unchanged.
         """
         transform = epoch_transform(dataset)
         if transform is not None and transform.mean is not None and transform.std is not None:
@@ -104,7 +106,7 @@ class ImageInputs:
         return Received(self.believed[0], False, size)
 
     def compare(self, training: Received, eval_dataset: Any) -> None:
-        """Warn of an evaluation set whose images are normalised otherwise than those the student learns from."""
+        """Warn if the images of an evaluation set are normalised differently from the training images."""
         parts = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         learnt = training.spec if training.certain else None
         for name, part in parts.items():
@@ -114,15 +116,15 @@ class ImageInputs:
                 continue
             warnings.warn(
                 f"The images of {name} have mean {scored.mean}, std {scored.std}, those of train_dataset mean "
-                f"{learnt.mean}, std {learnt.std}: the student is scored on other inputs than it learns from. "
-                "Normalise both alike.",
+                f"{learnt.mean}, std {learnt.std}: the student would be evaluated on inputs unlike its training "
+                "inputs. Normalise both in the same way.",
                 stacklevel=3,
             )
 
 
 @contextmanager
 def receiving(teacher: Any, inputs: ImageInputs | None, dataset: Any) -> Iterator[None]:
-    """While it lasts, the live teacher, if it is one, takes batches as normalised as those of `dataset`, if certain."""
+    """Context in which a live teacher expects the normalisation of `dataset`, if that is known for certain."""
     found = inputs.of(dataset) if inputs is not None and isinstance(teacher, FrozenTeacher) else Received(None, False)
     if found.certain:
         with teacher.receiving(found.spec):
@@ -132,7 +134,7 @@ def receiving(teacher: Any, inputs: ImageInputs | None, dataset: Any) -> Iterato
 
 
 def normalisation(inputs: ImageInputs | None, datasets: Mapping[str, Any]) -> Received:
-    """How the training images are normalised; warns of an evaluation set that is normalised otherwise."""
+    """How the training images are normalised; warns of an evaluation set that is normalised differently."""
     if inputs is None:
         return Received(None, True)
     scored = datasets["eval_dataset"]
@@ -157,25 +159,26 @@ def refuse_other_normalisation(before: Received, now: Received) -> None:
 
 
 def warn_of_normalisation(said: InputSpec | None, wanted: InputSpec | None) -> None:
-    """Warn that the images' normalisation is what the student's config says, if that differs from the teacher's."""
+    """Warn if the normalisation is only taken from the student's config and differs from the teacher's."""
     if wanted is None or (said is not None and same_statistics(said, wanted, NEGLIGIBLE)):
         return
     how = (
-        "and nothing says how the training images are normalised: the teacher gets them as they are"
+        "and the normalisation of the training images is unknown: the teacher gets them unchanged"
         if said is None
-        else f"and the student's config mean {said.mean}, std {said.std}, which the training images are taken to have: "
-        "the teacher gets them re-normalised from the one to the other"
+        else f"and the student's config has mean {said.mean}, std {said.std}, which the training images are "
+        "assumed to have: they are re-normalised accordingly for the teacher"
     )
     warnings.warn(
-        f"The teacher was trained on images of mean {wanted.mean}, std {wanted.std}, {how}. If your transform does "
-        "something else, the teacher sees wrong pixels: pass the image processor of your images as processing_class=, "
+        f"The teacher was trained on images of mean {wanted.mean}, std {wanted.std}, {how}. If your transform "
+        "normalises differently, the teacher gets wrong pixel values: pass the image processor of your images as "
+        "processing_class=, "
         "or teacher=FrozenTeacher(teacher, received=InputSpec(mean, std, None)) with your transform's mean and std.",
         stacklevel=4,
     )
 
 
 def _first_images(dataset: Any, collate: Callable[[list[Any]], Any]) -> tuple[Tensor | None, bool]:
-    """Images [B, C, H, W] of the first rows, if these can be looked at; whether an image processor made them."""
+    """Images [B, C, H, W] of the first rows, if these can be read; and whether an image processor made them."""
     if not isinstance(dataset, Sized) or isinstance(dataset, torch.utils.data.IterableDataset) or len(dataset) == 0:
         return None, False
     with kept_random_state():
@@ -187,7 +190,7 @@ def _first_images(dataset: Any, collate: Callable[[list[Any]], Any]) -> tuple[Te
 
 
 def _proved(images: Tensor, candidates: Iterable[InputSpec | None]) -> InputSpec | None:
-    """The candidate under which the pixels are bytes; None where none is, or pixels are too few to tell."""
+    """The candidate with which the pixels are bytes; None if there is none, or too few pixels to decide."""
     if images.dtype != torch.float32:
         return None
     fits = [(_deviation(images, spec), spec) for spec in candidates if spec is not None]
@@ -196,10 +199,10 @@ def _proved(images: Tensor, candidates: Iterable[InputSpec | None]) -> InputSpec
 
 
 def _deviation(images: Tensor, spec: InputSpec) -> float:
-    """How far from whole numbers 0 to 255 the pixels lie that `spec` makes of the images; infinite if out of range.
+    """The largest distance of the pixels, un-normalised with `spec`, from integers 0 to 255; infinite if out of range.
 
-    Of each channel's distinct values the `SHARE` nearest ones count: an erased rectangle or padding that came after the
-    normalisation is no byte.
+    Only the `SHARE` nearest of each channel's distinct values count: random erasing or padding after the normalisation
+    gives values that are not bytes.
     """
     channels = images.shape[1]
     if len(spec.mean) not in (1, channels):
@@ -216,10 +219,10 @@ def _deviation(images: Tensor, spec: InputSpec) -> float:
 
 
 def _normalize_of(dataset: Any) -> InputSpec | None:
-    """The statistics of the one `Normalize` in the torchvision transforms of a dataset, if there is exactly one.
+    """The statistics of the `Normalize` in the torchvision transforms of a dataset, if there is exactly one.
 
-    Looked for in what `set_transform` gave a `datasets.Dataset` (a function's variables too), and in the attributes of
-    any other dataset.
+    Searched in the `set_transform` of a `datasets.Dataset` (including a function's outer variables), and in the
+    attributes of any other dataset.
     """
     if isinstance(dataset, Dataset):
         holders = _referred(dataset.format["format_kwargs"].get("transform"))
@@ -236,7 +239,7 @@ def _normalize_of(dataset: Any) -> InputSpec | None:
 
 
 def _referred(transform: Any) -> list[Any]:
-    """A transform, or the variables outside of it that a function uses."""
+    """The transform itself, or, for a function, the outer variables that it uses."""
     if not inspect.isfunction(transform):
         return [transform]
     variables = inspect.getclosurevars(transform)

@@ -1,4 +1,4 @@
-"""What cannot write responses, or learn from written ones, is refused when the trainer is built."""
+"""Refuses networks and settings that cannot generate responses, or train on generated ones."""
 
 from typing import Any
 
@@ -26,53 +26,58 @@ def refuse_on_policy(
     student: nn.Module,
     teacher: Teacher | None,
 ) -> None:
-    """Raise ValueError where `on_policy` or `seq_kd` cannot be had with these networks, slots and weights."""
+    """Raise ValueError if these networks, slots and weights do not support `on_policy` or `seq_kd`."""
     if not args.writes:
         return
     asked = f"on_policy={args.on_policy:g}" if args.on_policy else "seq_kd=True"
     if task.name != "causal_lm" or call.takes_images:
         raise ValueError(
-            f"{asked}: responses are written by causal language models that read text alone, and the task is "
-            f"{task.name}: leave it out"
+            f"{asked}: only text-only causal language models can generate responses, and the task is {task.name}: "
+            "leave it out"
         )
     if teacher is None or not teacher.networks:
-        what = "there is none" if teacher is None else "a stored teacher knows the responses of the data set alone"
-        raise ValueError(f"{asked} needs a teacher that runs, and {what}: give the live teacher, or leave it out")
+        what = "there is none" if teacher is None else "a stored teacher only covers the responses in the dataset"
+        raise ValueError(f"{asked} needs a live teacher, but {what}: pass the teacher network, or leave it out")
     if uses_fsdp(args) or args.deepspeed:
-        raise ValueError(f"{asked}: networks that FSDP or DeepSpeed shard do not write yet: train with DDP")
+        raise ValueError(
+            f"{asked}: generation with networks sharded by FSDP or DeepSpeed is not supported yet: train with DDP"
+        )
     if args.seq_kd and len(teacher.networks) > 1:
-        raise ValueError(f"seq_kd=True: of {len(teacher.networks)} teachers nobody says which one writes: give one")
+        raise ValueError(
+            f"seq_kd=True: with {len(teacher.networks)} teachers it is ambiguous which one generates: pass one"
+        )
     writers = ([student] if args.on_policy else []) + ([teacher.networks[0]] if args.seq_kd else [])
     for network in writers:
         if not (isinstance(bare := unwrap_peft_model(network), PreTrainedModel) and bare.can_generate()):
             raise ValueError(
-                f"{asked}: {type(network).__name__} has no generate() of transformers, by which responses are written: "
-                "give a model with a head for the next token, such as AutoModelForCausalLM loads"
+                f"{asked}: {type(network).__name__} has no generate() of transformers, which is needed to "
+                "generate responses: pass a model with a language-modelling head, such as one loaded by "
+                "AutoModelForCausalLM"
             )
     if args.on_policy:
         _refuse_labels(args, loss)
 
 
 def _refuse_labels(args: DistillationArguments, loss: DistillationLoss) -> None:
-    """What the student wrote itself is nothing to be taken for the truth."""
+    """Raise ValueError for settings that would use the student's own responses as labels."""
     asked = f"on_policy={args.on_policy:g}"
     if not loss.kd_weight:
         raise ValueError(
-            f"{asked} with kd_weight=0: what the student writes teaches nothing without a teacher that judges it: "
-            "raise kd_weight, or let the teacher write (seq_kd)"
+            f"{asked} with kd_weight=0: the student's responses can only be learned from through the teacher's "
+            "logits: raise kd_weight, or use responses of the teacher (seq_kd)"
         )
     if args.on_policy == 1 and loss.ce_weight:
         raise ValueError(
-            f"{asked} with ce_weight={loss.ce_weight:g}: what the student writes has no labels to learn, and no step "
-            "has others: pass ce_weight=0, or a share below 1"
+            f"{asked} with ce_weight={loss.ce_weight:g}: the student's responses have no labels, and all steps "
+            "use them: pass ce_weight=0, or on_policy below 1"
         )
     for slot in (loss.objective, loss.temperature, loss.weighting):
         if requirements_of(slot).labels:
-            raise ValueError(f"{asked}: {slot!r} reads labels, and what the student writes has none: choose kd or jsd")
+            raise ValueError(f"{asked}: {slot!r} reads labels, but the student's responses have none: choose kd or jsd")
 
 
 def refuse_prompts_to_write(args: DistillationArguments, networks: Any, rows: Any, collate: Any) -> None:
-    """Raise ValueError where the first rows have no prompt, or the longest prompt leaves no room for a response."""
+    """Raise ValueError if the first rows have no prompt, or the longest prompt leaves no room for a response."""
     if not args.writes or rows is None:
         return
     refuse_long(*longest_prompt(rows), args.on_policy_max_new_tokens, shortest_limit(networks))

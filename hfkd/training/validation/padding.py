@@ -1,4 +1,4 @@
-"""Networks whose logits of a row would depend on how it is padded: by its pad token, or by the side it is put on."""
+"""Refuses networks whose logits for a row depend on its padding: on the pad token, or on the padding side."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hfkd.models.calling import Call, bare
 from hfkd.tasks.proof import untouched
 
-FEW = 3  # tokens of the row that is tried
+FEW = 3  # number of tokens of the test row
 
 
 def refuse_other_padding(networks: Sequence[nn.Module], processing_class: object) -> None:
-    """Raise ValueError for a network whose logits of a row would depend on the padding that the tokenizer gives it.
+    """Raise ValueError for a network whose logits for a row depend on the tokenizer's padding.
 
-    Decoders take the last token that is not `config.pad_token_id`. Trainer gives the student's config the tokenizer's,
-    once it trains; nobody gives it to the teacher's. And positions that are learned are counted from the padding on,
-    where that comes first. Networks whose logits do not change by padding pass.
+    Decoder classifiers use the last token that is not `config.pad_token_id`. Trainer sets that of the student's config
+    to the tokenizer's when training starts, but not that of the teacher's. Learned positions count left padding.
+    Networks whose logits do not change with padding are accepted.
     """
     if not isinstance(processing_class, PreTrainedTokenizerBase) or processing_class.pad_token_id is None:
         return
@@ -31,19 +31,20 @@ def refuse_other_padding(networks: Sequence[nn.Module], processing_class: object
             continue
         if left:
             raise ValueError(
-                f"{name} counts the positions of a row from its padding on, and the tokenizer pads rows at their start "
-                "(padding_side='left'): a row's logits would depend on the rows beside it; set padding_side='right'"
+                f"{name} counts padding in the positions of a row, and the tokenizer pads rows on the left "
+                "(padding_side='left'), so that the logits would depend on the other rows of the batch: set "
+                "padding_side='right'"
             )
         raise ValueError(
-            f"{name} finds the last token of a row by its config's pad_token_id={own}, and the tokenizer pads rows "
-            f"with {pad}: it would classify the padding; set config.pad_token_id={pad} of this network, or give "
-            "the tokenizer its pad token"
+            f"{name} finds the last token of a row by pad_token_id={own} in its config, but the tokenizer pads "
+            f"rows with {pad}, so that it would classify a padding token: set config.pad_token_id={pad} of this "
+            "network, or set the tokenizer's pad token to that of the network"
         )
 
 
 @torch.no_grad()
 def _reads_padding(network: nn.Module, own: int | None, pad: int, left: bool) -> bool:
-    """Whether the logits of a few tokens change when one of padding, which is masked, is put beside them."""
+    """Whether the logits of a few tokens change when a masked padding token is added."""
     device = next(network.parameters()).device
     tokens = [token for token in range(FEW + 2) if token not in (own, pad)][:FEW]
     rows = (
@@ -55,7 +56,7 @@ def _reads_padding(network: nn.Module, own: int | None, pad: int, left: bool) ->
         alone, padded = (
             call(network, {"input_ids": row, "attention_mask": (row != pad).long()}).float() for row in rows
         )
-    if alone.ndim > 2:  # a label a token
+    if alone.ndim > 2:  # one label per token
         padded = padded[:, 1:] if left else padded[:, :-1]
     half = any(p.dtype in (torch.float16, torch.bfloat16) for p in network.parameters())
     return bool((alone - padded).abs().max() > (0.05 if half else 1e-3) * alone.abs().max())

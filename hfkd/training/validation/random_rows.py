@@ -1,4 +1,4 @@
-"""Whether training rows are the same each time they are read: what a resumed run rests on."""
+"""Checks whether training rows are the same each time they are read, as an exact resume requires."""
 
 import logging
 from typing import Any, cast
@@ -12,14 +12,14 @@ from hfkd.utils.random_state import kept_random_state
 
 logger = logging.getLogger(__name__)
 
-READ_TWICE = 4  # rows: a random crop may come out the same once
+READ_TWICE = 4  # rows to read twice: two random crops of one row may be equal by chance
 
 
 def warn_of_random_rows(dataset: Any) -> None:
-    """Say so where rows differ when they are read again, as those of a random transform of one's own do.
+    """Warn if rows differ when they are read again, as with a user's own random transform.
 
-    hfkd's transforms draw from seed, epoch and index. A transform that draws from the generators of the process takes
-    up, after a resume, where the checkpoint left them, and that is a batch or more ahead of the step: loaders prefetch.
+    hfkd's transforms seed their random numbers by seed, epoch and index. A transform that uses the process's generators
+    continues, after a resume, from the state in the checkpoint, which is ahead of the step by the prefetched batches.
     """
     if dataset is None or not has_length(dataset) or isinstance(dataset, torch.utils.data.IterableDataset):
         return
@@ -28,21 +28,22 @@ def warn_of_random_rows(dataset: Any) -> None:
         once, again = ([Hasher.hash(indexed[i]) for i in rows] for _ in range(2))
     if once != again:
         logger.warning(
-            "The training rows are others each time they are read: their transform draws random numbers of its own. "
-            "The resumed run goes on with other draws than a run that was never stopped, and so ends in other weights. "
-            "hfkd's transforms (ImageTransform, ...) and what draws from the row's index alone are the same again."
+            "The training rows differ each time they are read: their transform draws random numbers that are not "
+            "tied to the row. The resumed run continues with other random numbers than an uninterrupted run, and "
+            "ends with different weights. hfkd's transforms (ImageTransform, ...), and transforms seeded by the "
+            "row's index, are reproducible."
         )
 
 
 def warn_of_rows_again(args: TrainingArguments) -> None:
-    """Say what `ignore_data_skip`, and an order of rows that is drawn anew, do to a run that is resumed."""
+    """Warn of the effect of `ignore_data_skip`, and of an order of rows that is not stored, on a resumed run."""
     if args.ignore_data_skip:
         logger.warning(
-            "ignore_data_skip=True: the epoch that the run stopped in begins again with its first rows, which come "
-            "twice, and the run ends in other weights than one that was never stopped"
+            "ignore_data_skip=True: the interrupted epoch starts again with its first rows, which are trained on "
+            "twice, and the run ends with other weights than an uninterrupted one"
         )
     elif args.train_sampling_strategy == "random" and not cast(Any, args.accelerator_config).use_seedable_sampler:
         logger.warning(
-            "use_seedable_sampler=False: no checkpoint knows in which order the rows of the epoch came that the run "
-            "stopped in, so that in the rest of it some come twice and others not at all, unless it is the first"
+            "use_seedable_sampler=False: checkpoints do not store the order of the rows, so that in the rest of the "
+            "interrupted epoch some rows are trained on twice and others not at all, unless it is the first epoch"
         )

@@ -1,4 +1,4 @@
-"""What a saved student says of its images and classes: what it was trained on and scored with."""
+"""Records in the saved student how its images are prepared, and the names of its classes."""
 
 import logging
 import warnings
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def preparation(dataset: Any, received: Received) -> Preparation | None:
-    """What evaluation does to the pictures of a dataset whose transform is hfkd's; None for others."""
+    """How evaluation prepares the images of a dataset with hfkd's transform; None for other datasets."""
     transform = image_transform(dataset)
     if transform is None:
         return None
@@ -29,9 +29,9 @@ def preparation(dataset: Any, received: Received) -> Preparation | None:
 
 
 def check_processor(processing_class: Any, student: nn.Module, dataset: Any, received: Received) -> None:
-    """Raise ValueError for an image processor that does not prepare images as training does, and would be saved.
+    """Raise ValueError for an image processor that prepares images differently from training, as it would be saved.
 
-    Where a transform of the caller's own made the pixels, only their statistics can be compared: a warning.
+    With a user's own transform only the statistics can be compared, and a difference is a warning.
     """
     if not isinstance(processing_class, BaseImageProcessor) or dataset is None:
         return
@@ -40,9 +40,9 @@ def check_processor(processing_class: Any, student: nn.Module, dataset: Any, rec
     if prepared is not None:
         if not alike(processing_class, prepared.processor, None if resizes(processing_class) else prepared.size):
             raise ValueError(
-                f"processing_class={name} prepares images in another way ({given}) than the dataset's transform "
-                f"({prepared}), and would be saved with the student: leave processing_class out, hfkd writes the one "
-                "that fits"
+                f"processing_class={name} prepares images differently ({given}) from the dataset's transform "
+                f"({prepared}), and would be saved with the student: leave processing_class out, and hfkd saves a "
+                "matching one"
             )
         return
     if given is None:
@@ -50,23 +50,25 @@ def check_processor(processing_class: Any, student: nn.Module, dataset: Any, rec
     if received.certain and received.spec and not same_statistics(received.spec, given, NEGLIGIBLE):
         warnings.warn(
             f"processing_class={name} normalises with mean {given.mean}, std {given.std}, but the training images have "
-            f"mean {received.spec.mean}, std {received.spec.std}: whoever loads the saved student prepares images "
-            "otherwise than it was trained on. Normalise the training images as the processor does, or pass another.",
+            f"mean {received.spec.mean}, std {received.spec.std}: users of the saved student would prepare images "
+            "differently from training. Normalise the training images as the processor does, or pass a matching "
+            "processor.",
             stacklevel=3,
         )
     if timm_wrappers(student) and timm_inputs(processing_class, given, received.size) is None:
         raise ValueError(
-            f"processing_class={name} prepares images in a way that a timm model's config, where AutoImageProcessor "
-            "looks for it, cannot say: pass a processor that resizes, crops the centre and normalises, such as "
+            f"processing_class={name} prepares images in a way that cannot be stored in a timm model's config, "
+            "from which AutoImageProcessor reads it: pass a processor that resizes, crops the centre and "
+            "normalises, such as "
             "hfkd.models.image_processor(mean, std, size), or a student of transformers"
         )
 
 
 def record_inputs(trainer: Host) -> None:
-    """Write into the student's config what its classes are called and how its images are prepared.
+    """Write class names and image preparation into the student's config.
 
-    By hfkd's transform, else the image processor, else the statistics of the training images; says where nobody knows
-    them. A student of transformers gets an image processor of its own (`processing_class`) for hfkd's transforms.
+    Taken from hfkd's transform, else the image processor, else the statistics of the training images; warns if these
+    are unknown. For hfkd's transforms a transformers student gets its own image processor (`processing_class`).
     """
     student, given = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
     write_label_names(student, trainer.class_names)
@@ -84,13 +86,14 @@ def record_inputs(trainer: Host) -> None:
         _write(student, entries)
     elif timm_wrappers(student):
         logger.warning(
-            "Nobody says how the training images are normalised, so the saved student's config keeps mean and std of "
-            "its architecture, which may be others: pass processing_class=hfkd.models.image_processor(mean, std, size)."
+            "The normalisation of the training images is unknown, so the saved student's config keeps the mean "
+            "and std of its architecture, which may be wrong: pass "
+            "processing_class=hfkd.models.image_processor(mean, std, size)."
         )
 
 
 def _known(given: Any, received: Received) -> dict[str, Any] | None:
-    """What a timm config can say, from an image processor or else the training images' own statistics."""
+    """Entries for a timm config, from an image processor, or else from the training images' statistics."""
     known = received.spec if received.certain else None
     own = None if known is None else {"mean": list(known.mean), "std": list(known.std)}
     spec = processor_spec(given) if isinstance(given, BaseImageProcessor) else None
@@ -102,7 +105,7 @@ def _known(given: Any, received: Received) -> dict[str, Any] | None:
 
 
 def _write(student: nn.Module, entries: dict[str, Any]) -> bool:
-    """Put entries into the `pretrained_cfg` of a timm model, bare or wrapped, or of peers; False for other models."""
+    """Write entries into `pretrained_cfg` of a timm model, plain or wrapped, or of peers; False for other models."""
     written = False
     for model in student.peers if isinstance(student, Peers) else [student]:
         if isinstance(model, TimmWrapperForImageClassification):

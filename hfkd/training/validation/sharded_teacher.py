@@ -1,4 +1,4 @@
-"""A teacher that cannot be sharded is refused when the trainer is built."""
+"""Refuses a teacher that cannot be sharded, when the trainer is built."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from hfkd.training.preparation import uses_fsdp
 
 
 def refuse_sharded_teacher(args: DistillationArguments, teacher: Any) -> None:
-    """Raise ValueError for `shard_teacher` without FSDP, or without a teacher that runs."""
+    """Raise ValueError for `shard_teacher` without FSDP, or without a live teacher."""
     if not args.shard_teacher:
         return
     if not uses_fsdp(args):
         raise ValueError(
-            "shard_teacher=True shards the teacher as FSDP 2 shards the student, and this run has no FSDP: launch with "
+            "shard_teacher=True needs FSDP 2, which this run does not use: launch with "
             "accelerate_configs/fsdp.yaml on several GPUs, or leave shard_teacher out"
         )
     if teacher is None or not teacher.networks:
-        what = "there is no teacher" if teacher is None else f"{type(teacher).__name__} has no network that runs"
-        raise ValueError(f"shard_teacher=True, and {what}: leave shard_teacher out")
+        what = "there is no teacher" if teacher is None else f"{type(teacher).__name__} does not run a network"
+        raise ValueError(f"shard_teacher=True has nothing to shard: {what}; leave shard_teacher out")

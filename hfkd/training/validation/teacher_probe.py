@@ -1,6 +1,7 @@
-"""A few rows' energies, kept with a run: a resumed one finds out whether its teacher and its rows are still the same.
+"""Stores the energies of a few rows with a run, so that a resumed run can check that teacher and rows are unchanged.
+This finds changes that fingerprints miss:
 
-What no fingerprint tells: an edited forward or transform, image files replaced, other rows as many as these.
+an edited forward or transform, replaced image files, other rows.
 """
 
 import logging
@@ -25,12 +26,12 @@ from hfkd.training.statistics import scan_of
 
 logger = logging.getLogger(__name__)
 
-ENERGY_TEMPERATURE = 4.0  # where no slot has one
+ENERGY_TEMPERATURE = 4.0  # if no slot has one
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The energies of some rows at one temperature, and what they come from, which tells how finely they compare."""
+    """The energies of some rows at one temperature, with device and precision, which determine the tolerance."""
 
     rows: list[int]
     energies: list[float]
@@ -40,7 +41,7 @@ class Probe:
 
     @classmethod
     def of(cls, trainer: Host, scan: TeacherScan | None) -> "Probe | None":
-        """Of the scan that thresholds were fitted to, else of a few rows where a run will leave checkpoints."""
+        """From the scan used to fit thresholds, else from a few rows if the run saves checkpoints; else None."""
         reader = None if scan else _reader(trainer, _temperature(trainer))
         if scan is None and (reader is None or trainer.args.save_strategy == "no"):
             return None
@@ -55,12 +56,12 @@ class Probe:
         return cls(numbers, values, _temperature(trainer), device, precision)
 
     def check(self, trainer: Host, file: Path) -> None:
-        """Raise ValueError, on every rank, unless the trainer's teacher and rows give these energies."""
+        """Raise ValueError, on all ranks, unless the trainer's teacher and rows reproduce these energies."""
         fault = self._fault(trainer) if self.rows else None
         if not everywhere(fault is None, trainer.accelerator):
             raise ValueError(
-                f"{file} is of a run with another teacher, or other training rows: {fault or 'on another rank'}; "
-                "resume with what the run was started with, or choose another output_dir"
+                f"{file} is from a run with another teacher or other training rows: {fault or 'on another rank'}; "
+                "resume with the original teacher and rows, or choose another output_dir"
             )
 
     def _fault(self, trainer: Host) -> str | None:
@@ -68,7 +69,7 @@ class Probe:
         if not has_length(dataset) or isinstance(dataset, IterableDataset):
             return None
         if len(dataset) <= max(self.rows):
-            return f"it had a row {max(self.rows)}, and there are {len(dataset)} now"
+            return f"it had a row {max(self.rows)}, but there are only {len(dataset)} rows now"
         stored = torch.tensor(self.energies)[:, None]
         if trainer.teacher is not None and not trainer.teacher.networks:
             rows: Any = dataset
@@ -84,12 +85,12 @@ class Probe:
 
 
 def probed(trainer: Host, checkpoint: str | None, scan: TeacherScan | None) -> RunRecord:
-    """The trainer's record with a probe: that of `checkpoint`, once it is found to hold, else a new one."""
+    """The trainer's record with a probe: that of `checkpoint`, after checking it, else a new one."""
     earlier = read(checkpoint)
     values = None if earlier is None else earlier.probe
     try:
         probe = None if values is None else Probe(**values)
-    except TypeError:  # of another version
+    except TypeError:  # written by another version
         probe = None
     if probe is not None:
         probe.check(trainer, Path(checkpoint or ".") / FILE)
@@ -101,15 +102,15 @@ def probed(trainer: Host, checkpoint: str | None, scan: TeacherScan | None) -> R
 
 
 def _warn_of_thresholds(slot: Any, energies: list[float]) -> None:
-    """Say so where thresholds that were given, and not fitted, leave all rows that are looked at on one side."""
+    """Warn if given (not fitted) thresholds have all probed rows on one side."""
     thresholds = slot.thresholds_or_none if isinstance(slot, Fitted) and slot.level == "sample" else None
     if not thresholds or len(energies) < PROBED:
         return
     side = "below" if max(energies) < min(thresholds) else "above" if min(energies) > max(thresholds) else None
     if side is not None:
         logger.warning(
-            "The teacher's energies of %d training rows run from %.4g to %.4g, all %s the thresholds %s that were "
-            "given: are these of another teacher, or of another energy_temperature (here %g)?",
+            "The teacher's energies of %d training rows run from %.4g to %.4g, all %s the given thresholds %s: "
+            "check that these are for this teacher and this energy_temperature (%g).",
             len(energies), min(energies), max(energies), side, thresholds, slot.energy_temperature,
         )  # fmt: skip
 
@@ -120,9 +121,9 @@ def _temperature(trainer: Host) -> float:
 
 
 def _reader(trainer: Host, energy_temperature: float) -> RowReader | None:
-    """None without a live teacher that is asked, or rows that can be looked at without spending them.
+    """None without a live teacher that is used, and for a stream, whose rows can be read only once.
 
-    Nor where what the teacher is asked depends on the student (`Task.follows_student`).
+    Also None if the teacher's inputs depend on the student (`Task.follows_student`).
     """
     dataset = trainer.train_dataset
     if trainer.task.follows_student:

@@ -63,7 +63,7 @@ def test_maps_are_compared_at_the_size_of_the_labels():
 def test_what_cannot_be_compared():
     labels, numbers = torch.zeros(1, 2, 2, dtype=torch.long), PixelNumbers(["student"], 3)
     good = maps(labels)
-    with pytest.raises(ValueError, match="image 0 has the label 3, and the classes go from 0 to 2"):
+    with pytest.raises(ValueError, match="image 0 has the label 3, but the classes are 0 to 2"):
         numbers.add(labels + 3, good, {"student": good})
     with pytest.raises(ValueError, match="student gives NaN or infinity for image 0"):
         PixelNumbers(["student"], 3).add(labels, good, {"student": good * float("nan")})

@@ -89,7 +89,7 @@ def test_of_several_outputs_the_first_are_the_logits():
 
 @pytest.mark.parametrize(("predictions", "labels"), [(LOGITS[:3], LABELS), (LOGITS[:0], LABELS[:0])])
 def test_shapes_that_do_not_fit_are_refused(predictions, labels):
-    with pytest.raises(ValueError, match="give one class id for each item"):
+    with pytest.raises(ValueError, match="pass one class id for each item"):
         item_accuracy(EvalPrediction(predictions, labels))
 
 

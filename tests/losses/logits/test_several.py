@@ -92,7 +92,7 @@ def test_the_trainer_takes_a_list_of_teachers(tmp_path):
 def test_a_list_of_one_teacher_and_different_classes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="pass two or more"):
         DistillationTrainer(Net(), [teacher()], arguments(tmp_path), train_dataset=Rows())
-    with pytest.raises(ValueError, match=r"teachers of \[5, 7\] classes"):
+    with pytest.raises(ValueError, match=r"teachers have \[5, 7\] classes"):
         DistillationTrainer(Net(), [teacher(), Net(classes=7)], arguments(tmp_path), train_dataset=Rows())
 
 

@@ -58,7 +58,7 @@ def test_a_file_that_is_cut_while_it_is_in_use_is_an_emptier_one(tmp_path, left,
     os.truncate(tmp_path / "s", left)
     _, found = kept.read(slots)
     assert found.sum() == max(0, left - HEADER) // kept.record
-    assert "was cut while it was in use" in caplog.text
+    assert "was truncated while in use" in caplog.text
     assert (tmp_path / "s").stat().st_size == kept.nbytes
     kept.write(slots[-5:], rows_of(slots[-5:].tolist(), 0))
     assert other.read(slots)[1].sum() == found.sum() + 5
@@ -124,7 +124,7 @@ def test_a_file_that_is_no_store_is_begun_anew(tmp_path, damage, caplog):
     store(tmp_path / "s").write(torch.arange(8), rows_of(torch.arange(8), 0))
     damage(tmp_path / "s")
     again = store(tmp_path / "s")
-    assert "is no store of this teacher's logits: it is begun anew" in caplog.text
+    assert "is not a store of this teacher's logits and is replaced" in caplog.text
     assert again.count() == 0
     again.write(torch.arange(8), rows_of(torch.arange(8), 0))
     assert store(tmp_path / "s").count() == 8
@@ -172,7 +172,7 @@ def test_a_disk_that_fills_up_ends_the_writing_and_not_the_run(tmp_path, caplog)
         kept.write(torch.arange(4, 8), rows_of(torch.arange(4, 8), 0))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "Nothing more is stored in" in caplog.text
+    assert "No more rows are stored in" in caplog.text
     kept.write(torch.tensor([9]), rows_of([9], 0))
     assert kept.read(torch.arange(10))[1].tolist() == [True] * 6 + [False] * 4
 

@@ -202,18 +202,18 @@ def test_another_teacher_data_or_view_set_has_another_file(tmp_path, net, data):
 
 
 def test_a_dataset_whose_views_have_no_numbers_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="only for views that have numbers: give a dataset of"):
+    with pytest.raises(ValueError, match="only for enumerable views: use a dataset of"):
         cached(tmp_path, Rows())
     twice = concatenate_datasets([packed().with_format(None), packed(seed=1).with_format(None)])
     twice.set_transform(ImageTransform(augment=True))
-    with pytest.raises(ValueError, match="images of the training set share their `index`"):
+    with pytest.raises(ValueError, match="images of the training set share an `index`"):
         cached(tmp_path, twice)
 
 
 def test_a_batch_that_cannot_be_looked_up_is_refused(tmp_path):
     data = packed()
     taught, batch = cached(tmp_path, data), batch_of(data, range(4))
-    with pytest.raises(ValueError, match=r"a batch with \['labels', 'pixel_values'\] does not say which image"):
+    with pytest.raises(ValueError, match=r"a batch with \['labels', 'pixel_values'\] does not identify image"):
         taught(pixel_values=batch["pixel_values"], labels=batch["labels"])
     with pytest.raises(ValueError, match="index 23 is beyond the 23 images"):
         taught(**batch | {"index": batch["index"] + 20})
@@ -260,9 +260,7 @@ def test_logits_that_two_bytes_do_not_tell_apart_are_refused_with_their_range(tm
             return 1e4 * super().forward(x)
 
     args = arguments(tmp_path / "run", teacher_cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(
-        ValueError, match=r"logits of the first training image run from -\S+ to \S+, and the stored 16 b"
-    ):
+    with pytest.raises(ValueError, match=r"logits of the first training image run from -\S+ to \S+, but 16 b"):
         DistillationTrainer(Net(), Wild(), args, train_dataset=packed())
     assert not (tmp_path / "cache").exists()
 
@@ -275,7 +273,7 @@ def test_a_later_row_that_does_not_fit_is_the_live_teachers(tmp_path, caplog):
     for _ in range(2):
         torch.testing.assert_close(taught(**wild), FrozenTeacher(Counted())(**wild), rtol=1e-4, atol=1e-3)
     assert taught.store.count() == 3
-    assert "a range above 2048 are not kept" in caplog.text
+    assert "a range above 2048 are not stored" in caplog.text
 
 
 class Levelled(Counted):
@@ -300,8 +298,10 @@ def test_a_file_that_the_teacher_disagrees_with_is_begun_anew(tmp_path, on_devic
     taught = cached(tmp_path, data, net, on_device)
     torch.testing.assert_close(taught(**batch), FrozenTeacher(net)(**batch), rtol=BOUND, atol=1e-3)
     assert taught.hits == 0
-    assert re.search(r"are not this teacher's: the logit \d of row \d+ in view \d+ is \S+ there, and the", caplog.text)
-    assert caplog.text.count("The file is begun anew") == 1
+    assert re.search(
+        r"are not from this teacher: the logit \d of row \d+ in view \d+ was stored as \S+, but this", caplog.text
+    )
+    assert caplog.text.count("The file is replaced") == 1
 
 
 # ---- in training -----------------------------------------------------------------------------------------------------
@@ -363,7 +363,7 @@ def test_he_da_trains_with_the_cache_as_with_the_teacher(tmp_path):
 
 def test_what_the_cache_cannot_serve_is_refused_when_the_trainer_is_built(tmp_path):
     args = arguments(tmp_path / "run", teacher_cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(ValueError, match="only for views that have numbers"):
+    with pytest.raises(ValueError, match="only for enumerable views"):
         DistillationTrainer(Net(), teacher(), args, train_dataset=Rows())
     assert not (tmp_path / "cache").exists()
 

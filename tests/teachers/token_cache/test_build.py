@@ -180,11 +180,11 @@ def test_a_row_whose_tokens_changed_is_refused(folder, tmp_path):
     rows = token_dataset().to_list()
     rows[7]["labels"][-1] = 3 if rows[7]["labels"][-1] != 3 else 4
     changed = Dataset.from_list(rows)
-    with pytest.raises(ValueError, match=r"does not hold row 7 \(index 7\) with the tokens that it has now"):
+    with pytest.raises(ValueError, match=r"does not contain row 7 \(index 7\) with its current tokens"):
         make(tmp_path, folder, train_dataset=changed)
     cached = CachedTextTeacher(folder)
     assert cached.look_up([rows[6], rows[7]]) == {}
-    with pytest.raises(ValueError, match="does not hold this batch's rows"):
+    with pytest.raises(ValueError, match="does not contain this batch's rows"):
         cached.outputs({})
 
 
@@ -242,7 +242,9 @@ def test_the_teacher_is_not_in_memory_and_workers_read_the_cache(folder, tmp_pat
 def test_a_padded_teacher_vocabulary_is_cut_when_stored(tmp_path):
     padded = build(tmp_path / "cache", teacher=taught_model(vocab=VOCAB + 6), num_classes=VOCAB)
     make(tmp_path, padded).train()
-    with pytest.raises(ValueError, match=f"student has {VOCAB} logits, the teacher cache {VOCAB + 6}: build it with"):
+    with pytest.raises(
+        ValueError, match=f"student has {VOCAB} logits, but the teacher cache {VOCAB + 6}: build it with"
+    ):
         make(tmp_path, build(tmp_path / "whole", teacher=taught_model(vocab=VOCAB + 6)))
 
 
@@ -251,10 +253,10 @@ def test_a_padded_teacher_vocabulary_is_cut_when_stored(tmp_path):
     [
         ({"objective": "dkd"}, "reads all 14 logits of the teacher, but the cache holds the 4 largest"),
         ({"objective": "standardized"}, "reads all 14 logits"),
-        ({"temperature": "3.0"}, r"softens by 3.0, and the teacher cache was built for temperatures=\(2.0, 4.0, 6.0\)"),
-        ({"temperature": "energy(temperature=5.0)"}, r"softens by 3.0, 5.0, 7.0"),
+        ({"temperature": "3.0"}, r"uses 3.0, but the teacher cache was built for temperatures=\(2.0, 4.0, 6.0\)"),
+        ({"temperature": "energy(temperature=5.0)"}, r"uses 3.0, 5.0, 7.0"),
         ({"temperature": "energy(energy_temperature=2.0)"}, "energy at temperature 1.0 and 4.0, not at 2.0"),
-        ({"temperature": "gradation"}, "build another with all that are needed"),
+        ({"temperature": "gradation"}, "build one with all temperatures needed"),
         ({"loss_chunk_size": 4}, "loss_chunk_size needs the live teacher"),
         ({"evaluate_kl": True}, "evaluate_kl needs the live teacher"),
     ],
@@ -267,8 +269,8 @@ def test_what_a_cache_cannot_serve_is_refused_when_the_trainer_is_built(folder, 
 @pytest.mark.parametrize(
     ("need", "message"),
     [
-        ({"teacher": ("2",)}, "a stored teacher has its logits alone"),
-        ({"relations": True}, "compares items with each other, which a teacher cache cannot serve"),
+        ({"teacher": ("2",)}, "a stored teacher has only logits"),
+        ({"relations": True}, "compares items with each other, which a teacher cache does not support"),
     ],
 )
 def test_objectives_that_need_more_are_refused(folder, tmp_path, need, message):
@@ -284,7 +286,7 @@ def test_objectives_that_need_more_are_refused(folder, tmp_path, need, message):
 
 
 def test_images_are_not_for_it(folder, tmp_path):
-    with pytest.raises(ValueError, match="is for causal language models, and the task is image_classification"):
+    with pytest.raises(ValueError, match="is for causal language models, but the task is image_classification"):
         DistillationTrainer(Net(), CachedTextTeacher(folder), arguments(tmp_path), train_dataset=Rows())
 
 
@@ -306,7 +308,7 @@ def test_another_teacher_other_data_or_settings_are_refused(folder):
     with torch.no_grad():
         other.transformer.ln_f.bias.add_(1e-3)
     for change in ({"teacher": other}, {"data": token_dataset(31)}, {"k": 5}, {"temperatures": 2.0}):
-        with pytest.raises(ValueError, match=r"holds another teacher cache: its (teacher|data|k|temperatures) is"):
+        with pytest.raises(ValueError, match=r"contains another teacher cache: its (teacher|data|k|temperatures) is"):
             build(folder, **change)
 
 
@@ -321,7 +323,7 @@ def test_damage_is_named_and_only_that_file_is_made_again(tmp_path, caplog):
         CachedTextTeacher(tmp_path)
     with caplog.at_level(logging.INFO, "hfkd"):
         again = build(tmp_path).look_up(list(token_dataset()))
-    assert "2 of 7 files are to be made" in caplog.text
+    assert "this process creates 2 of 7 files" in caplog.text
     assert {path for path in shards if path.stat().st_mtime_ns != times[path]} == {shards[2], shards[4]}
     assert all(torch.equal(again[name], values) for name, values in whole.items())
 
@@ -360,7 +362,10 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path):
         ({"dtype": "bfloat16"}, "must be 'float16' or 'float32'"),
         ({"num_classes": VOCAB + 1}, f"must be within the teacher's {VOCAB} logits"),
         ({"data": token_dataset().remove_columns("index")}, "use tokenize_dataset"),
-        ({"data": token_dataset().remove_columns("index").add_column("index", [1] * 32)}, "must name each once"),
+        (
+            {"data": token_dataset().remove_columns("index").add_column("index", [1] * 32)},
+            "must be unique for each row",
+        ),
     ],
 )
 def test_bad_arguments_write_nothing(tmp_path, keywords, message):
@@ -373,15 +378,15 @@ def test_a_broken_teacher_is_named_with_its_rows(tmp_path):
     broken = taught_model()
     with torch.no_grad():
         broken.transformer.wpe.weight[8] = float("nan")  # the longer rows alone
-    with pytest.raises(ValueError, match="NaN or infinite logits among the rows with index"):
+    with pytest.raises(ValueError, match="logits are NaN or infinite among the rows with index"):
         build(tmp_path, teacher=broken)
 
 
 def test_a_folder_without_a_cache_or_with_a_foreign_one(tmp_path):
-    with pytest.raises(ValueError, match="there is no teacher_cache.json"):
+    with pytest.raises(ValueError, match="has no teacher_cache.json"):
         CachedTextTeacher(tmp_path)
     (tmp_path / "teacher_cache.json").write_text('{"format": 3}')
-    with pytest.raises(ValueError, match="is no teacher cache of this version"):
+    with pytest.raises(ValueError, match="is not a teacher cache of this version"):
         CachedTextTeacher(tmp_path)
 
 
@@ -427,7 +432,7 @@ def test_no_flipped_bit_of_the_manifest_is_believed(tmp_path):
             cached = CachedTextTeacher(tmp_path)
         except ValueError as error:
             assert str(manifest) in str(error)  # noqa: PT017
-            assert "delete this file alone, and call build_text_cache again" in str(error)  # noqa: PT017
+            assert "delete only this file, and call build_text_cache again" in str(error)  # noqa: PT017
         else:  # a tab between two words is no damage
             read += 1
             assert all(torch.equal(cached.look_up(rows)[name], values) for name, values in whole.items())
@@ -466,7 +471,9 @@ class Levelled(torch.nn.Module):
         return logits.roll(1, -1) if self.level == 0 else self.level * logits
 
 
-@pytest.mark.parametrize(("level", "said"), [(2, "the (entropy|energy|logsumexp|.*) of row"), (0, "in common")])
+@pytest.mark.parametrize(
+    ("level", "said"), [(2, "the (entropy|energy|logsumexp|.*) of row"), (0, "largest stored logits are among")]
+)
 def test_a_teacher_that_says_otherwise_does_not_go_on_with_a_cache(tmp_path, level, said):
     teacher = Levelled()
     build(tmp_path, teacher=teacher)
@@ -475,10 +482,12 @@ def test_a_teacher_that_says_otherwise_does_not_go_on_with_a_cache(tmp_path, lev
     (tmp_path / "shard-00002.arrow").unlink()
     teacher.level = level
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match=f"holds what another teacher, or this one in another state, said: .*{said}"):
+    with pytest.raises(
+        ValueError, match=f"has the outputs of another teacher, or of another state of this one: .*{said}"
+    ):
         build(tmp_path, teacher=teacher)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-    with pytest.raises(ValueError, match=f"is not this teacher's: .*{said}.*; build another"):
+    with pytest.raises(ValueError, match=f"is not from this teacher: .*{said}.*; build another"):
         cached.check(teacher, token_dataset())
 
 
@@ -496,12 +505,12 @@ def test_a_changed_setting_is_named_with_both_values(tmp_path):
         return Gemma2ForCausalLM(Gemma2Config(**sizes | heads, final_logit_softcapping=cap))
 
     cached = build(tmp_path, teacher=gemma(30.0))
-    said = r"its config's final_logit_softcapping is 30.0, this one's is 2.0"
-    with pytest.raises(ValueError, match=f"holds another teacher cache: {said}; choose another folder"):
+    said = r"in its config final_logit_softcapping is 30.0, here it is 2.0"
+    with pytest.raises(ValueError, match=f"contains another teacher cache: {said}; choose another folder"):
         build(tmp_path, teacher=gemma(2.0))
-    with pytest.raises(ValueError, match=f"is not this teacher's: {said}"):
+    with pytest.raises(ValueError, match=f"is not from this teacher: {said}"):
         cached.check(gemma(2.0), token_dataset())
-    with pytest.raises(ValueError, match="does not hold the row with index 3"):
+    with pytest.raises(ValueError, match="does not contain the row with index 3"):
         cached.check(gemma(30.0), token_dataset(seed=5))
 
 
@@ -552,15 +561,13 @@ def test_masked_classes_have_no_probability(tmp_path, dtype, k, mask, count):
 
 def test_a_temperature_at_which_half_precision_is_too_narrow_is_refused(tmp_path):
     with pytest.raises(
-        ValueError, match=r"temperatures up to 1000, and float16 holds logits down to -65504 below .* 600"
+        ValueError, match=r"temperatures go up to 1000, but float16 stores logits down to -65504 .* 600"
     ):
         build(tmp_path, dtype="float16", temperatures=1000.0)
     assert list(tmp_path.iterdir()) == []
     build(tmp_path / "wide", temperatures=1000.0)
     whole = build(tmp_path / "whole", dtype="float16", k=VOCAB)
-    with pytest.raises(
-        ValueError, match=r"softens by up to 1000, and at more than 600 a cache of float16 gives masked cl"
-    ):
+    with pytest.raises(ValueError, match=r"goes up to 1000, but above 600 masked cl"):
         make(tmp_path / "run", whole, temperature="1000.0")
 
 

@@ -143,7 +143,7 @@ def test_the_loss_is_that_of_our_own_store(tmp_path, own, layout):
         found = losses(tmp_path / objective, teacher, rows, objective=objective)
         assert found == pytest.approx(own[objective], abs=1e-6)
     teacher.check(taught_model(), rows)
-    with pytest.raises(ValueError, match="is not this teacher's"):
+    with pytest.raises(ValueError, match="is not from this teacher"):
         teacher.check(language_model(24, seed=5), rows)
 
 
@@ -179,16 +179,16 @@ def test_what_is_lost_is_said_and_refused(tmp_path, caplog):
     build_captured_cache(Dataset.from_list(vllm(rows)), rows, tmp_path / "cache", num_classes=VOCAB, **QUIET)
     caplog.set_level(logging.INFO)
     teacher = CachedTextTeacher(tmp_path / "cache")
-    assert "no energies (Energy KD), entropies (EA-KD), other temperatures or layers" in caplog.text
+    assert "no energies (Energy KD), entropies (EA-KD), other temperatures or inner layers" in caplog.text
     for slots, words in (
         ({"weighting": "entropy"}, "entropy at temperature 3, over all 14 classes, but only 4 log-probabilities"),
         (
             {"temperature": "energy(thresholds=(-9.0, -5.0), temperature=1.0, increase=0.0, decrease=0.0)"},
             "log-probabilities do not determine",
         ),
-        ({"temperature": 2.0}, "are of T = 1: .*set temperature=1"),
+        ({"temperature": 2.0}, "log-probabilities, T = 1, .*set temperature=1"),
         ({"objective": "dkd"}, "reads all 14 logits"),
-        ({"objective": "kd + hidden_mse"}, "a stored teacher has its logits alone"),
+        ({"objective": "kd + hidden_mse"}, "a stored teacher has only logits"),
     ):
         with pytest.raises(ValueError, match=words):
             losses(tmp_path / "run", teacher, rows, **slots)
@@ -203,7 +203,7 @@ def test_one_token_of_few_log_probabilities_is_said(tmp_path, caplog):
     made[3]["prompt_logprobs"][-1] = sorted(made[3]["prompt_logprobs"][-1], key=lambda one: -one["logprob"])[:1]
     build_captured_cache(Dataset.from_list(made), rows, tmp_path / "cut", num_classes=VOCAB, **QUIET)
     place = len(made[3]["input_ids"]) - 1
-    assert f"Captured row 3, token {place} has 1 log-probabilities, and others up to {K + 1}" in caplog.text
+    assert f"Captured row 3, token {place} has 1 log-probabilities, others have up to {K + 1}" in caplog.text
     assert CachedTextTeacher(tmp_path / "cut").manifest.k == 1
 
 
@@ -217,7 +217,7 @@ def test_normalised_over_the_k_is_said(tmp_path, caplog):
     for _ in range(2):  # by a rerun too, which has nothing left to store
         caplog.clear()
         build_captured_cache(Dataset.from_list(made), rows, tmp_path / "cache", num_classes=VOCAB, **QUIET)
-        assert caplog.text.count("sum to 1: they were normalised over those alone") == 1
+        assert caplog.text.count("sum to 1: they were normalised over the captured tokens only") == 1
 
 
 def test_some_of_all_classes_were_not_normalised_over_themselves(tmp_path, caplog):
@@ -255,7 +255,7 @@ def test_a_forbidden_token_and_one_without_a_number_in_a_file(tmp_path, layout, 
         build_captured_cache(file, rows, folder, num_classes=VOCAB, **QUIET)
         assert CachedTextTeacher(folder).manifest.k in (K - 1, K)
         return
-    with pytest.raises(ValueError, match="has (the log-probability None for token|a log-probability that is NaN)"):
+    with pytest.raises(ValueError, match="has (None instead of a log-probability for token|a NaN log-probability)"):
         build_captured_cache(file, rows, folder, num_classes=VOCAB, **QUIET)
     assert not folder.exists()
 
@@ -318,28 +318,28 @@ def ragged(made):
 
 
 REFUSED = {
-    "fewer rows": (lambda rows: axolotl(rows)[:-1], "7 captured rows for 8 rows"),
-    "another order": (changed(swap), "captured row 1 has the tokens of row 2: .* in another order; sort"),
+    "fewer rows": (lambda rows: axolotl(rows)[:-1], "7 captured rows for 8 training rows"),
+    "another order": (changed(swap), "captured row 1 has the tokens of training row 2: .* in another order; sort"),
     "another tokenizer": (
         changed(other_token),
-        "captured row 1 has other tokens .* from token 2 on; another tokenizer",
+        "captured row 1 has other tokens .* from token 2 on; it was tokenised with another tokenizer",
     ),
-    "another length": (changed(longer), "captured row 1 has .* the first are the same"),
-    "an id outside": (changed(outside), "names the token 14, outside of the vocabulary of 14"),
-    "logits": (changed(above), "log-probability 3, and none is above 0: these are logits"),
-    "no distribution": (changed(sums), "sum to 3.*not of one natural-log softmax"),
-    "NaN": (changed(not_a_number), "is NaN: capture it again"),
-    "a token twice": (changed(twice), "names a token twice"),
-    "no entry at a target": (changed(missing), "has no log-probability, and is to be learned"),
-    "a response's alone": (changed(short), "2 entries of log-probabilities: give an entry for each token"),
+    "another length": (changed(longer), "captured row 1 has .* with the same beginning"),
+    "an id outside": (changed(outside), "has the token id 14, outside of the vocabulary of 14"),
+    "logits": (changed(above), "log-probability 3, but log-probabilities are at most 0: for logits"),
+    "no distribution": (changed(sums), "sum to 3.*pass the natural logarithms of a single softmax"),
+    "NaN": (changed(not_a_number), "has a NaN log-probability: capture it again"),
+    "a token twice": (changed(twice), "has a token id twice"),
+    "no entry at a target": (changed(missing), "is a target but has no log-probability"),
+    "a response's alone": (changed(short), "2 entries of log-probabilities: pass an entry for each token"),
     "ids that do not fit": (changed(ragged), "has 4 log-probabilities and 2 token ids"),
     "words for tokens": (
         lambda rows: [r | {"prompt_logprobs": [[{"token": "you", "logprob": -1.0}]]} for r in vllm(rows)],
-        "names the token 'you'",
+        "has the token 'you' instead",
     ),
-    "no tokens": (lambda rows: [{"logprobs": [[-1.0]]}] * 8, "have no 'input_ids'"),
+    "no tokens": (lambda rows: [{"logprobs": [[-1.0]]}] * 8, "have no column 'input_ids'"),
     "no values": (lambda rows: [{"input_ids": r["input_ids"]} for r in rows], "none of prompt_logprobs"),
-    "DistillKit's packed form": (
+    "DistillKit's compressed format": (
         lambda rows: [{"input_ids": r["input_ids"], "compressed_logprobs": [[1]]} for r in rows],
         "decompress_to_sparse",
     ),
@@ -375,7 +375,9 @@ def test_entries_of_other_tokens_are_told_by_the_tokens_that_follow(tmp_path, ca
     build_captured_cache(captured, rows, tmp_path / "cache", **build)
     # an empty first entry is vLLM's sign that entries are of the token at their place, and here they are not
     like_vllm = captured.map(lambda row: {"logprobs": [None, *row["logprobs"][1:]]})
-    with pytest.raises(ValueError, match="-0.05 as the token behind it: .*give alignment='next', else"):
+    with pytest.raises(
+        ValueError, match="entries for the token after it it is -0.05: pass alignment='next' if that is"
+    ):
         build_captured_cache(like_vllm, rows, tmp_path / "other", **build)
     assert not (tmp_path / "other").exists()
     build_captured_cache(like_vllm, rows, tmp_path / "next", alignment="next", **build)
@@ -383,7 +385,7 @@ def test_entries_of_other_tokens_are_told_by_the_tokens_that_follow(tmp_path, ca
     assert all(torch.equal(said[0][name], said[1][name]) for name in ("teacher_ids", "teacher_logits", "teacher_tails"))
     caplog.clear()
     build_captured_cache(captured, rows, tmp_path / "token", alignment="token", **build)
-    assert "as the token behind it" in caplog.text
+    assert "as entries for the token after it" in caplog.text
     with pytest.raises(ValueError, match="alignment='after': pass"):
         build_captured_cache(captured, rows, tmp_path / "other", alignment="after", **build)
 
@@ -392,7 +394,7 @@ def test_a_folder_of_other_captures_is_refused(tmp_path):
     rows = token_dataset(8)
     build_captured_cache(Dataset.from_list(axolotl(rows)), rows, tmp_path / "cache", num_classes=VOCAB, **QUIET)
     others = Dataset.from_list(axolotl(rows, model=language_model(24, seed=9)))
-    with pytest.raises(ValueError, match="holds another teacher cache: its teacher is"):
+    with pytest.raises(ValueError, match="contains another teacher cache: its teacher is"):
         build_captured_cache(others, rows, tmp_path / "cache", num_classes=VOCAB, **QUIET)
 
 

@@ -66,5 +66,5 @@ def test_training_reads_the_store_and_says_what_16_classes_hide(tmp_path, caplog
         train_dataset=token_dataset(8), processing_class=tokenizer(), objective="reverse_kl",
     )  # fmt: skip
     trainer.train()
-    assert "holds the 16 likeliest of 262144 classes" in caplog.text
+    assert "has the 16 most probable of 262144 classes" in caplog.text
     assert all(row["loss"] == row["loss"] for row in trainer.state.log_history if "loss" in row)

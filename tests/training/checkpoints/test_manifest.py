@@ -50,9 +50,11 @@ def test_a_flipped_bit_in_any_file_is_found_and_named(copy):
             flip(checkpoint / name, at)
             assert incomplete(checkpoint) is None  # as long as ever
             said = incomplete(checkpoint, contents=True)
-            assert said.startswith(f"its {name} is damaged: it does not hold what was written (delete files.json")
+            assert said.startswith(
+                f"its {name} is damaged: its checksum differs from the one stored when it was written (if"
+            )
             if at == 0.4:
-                with pytest.raises(ValueError, match=rf"no complete one: its {name} is damaged.*name another"):
+                with pytest.raises(ValueError, match=rf"it is not complete: its {name} is damaged.*choose another"):
                     make(copy, max_steps=3).train(resume_from_checkpoint=str(checkpoint))
             flip(checkpoint / name, at)
     assert incomplete(checkpoint, contents=True) is None
@@ -63,7 +65,7 @@ def test_a_damaged_last_checkpoint_is_passed_over_for_the_one_before(copy, run, 
     trainer = make(copy)
     with caplog.at_level(logging.WARNING):
         trainer.train(resume_from_checkpoint=True)
-    assert "checkpoint-2 is not complete and is passed over: its optimizer.pt is damaged" in caplog.text
+    assert "checkpoint-2 is not complete and is skipped: its optimizer.pt is damaged" in caplog.text
     assert all(torch.equal(v, run[1][k]) for k, v in trainer.model.state_dict().items())
 
 
@@ -78,7 +80,9 @@ def test_a_checkpoint_whose_user_split_its_weights_is_resumed_without_its_list(t
     half = type(whole.model).from_pretrained(checkpoint)
     (checkpoint / "model.safetensors").unlink()
     half.save_pretrained(checkpoint, max_shard_size="2KB")
-    with pytest.raises(ValueError, match="its model.safetensors is missing .delete files.json beside it if you"):
+    with pytest.raises(
+        ValueError, match="its model.safetensors is missing .if you changed it on purpose, delete files.json"
+    ):
         trainer().train(resume_from_checkpoint=str(checkpoint))
     (checkpoint / MANIFEST).unlink()
     again = trainer()
@@ -100,7 +104,7 @@ def test_a_checkpoint_without_its_list_and_some_state_is_warned_of(copy, caplog)
     (checkpoint / "adapter").mkdir()  # a folder is no optimizer
     with caplog.at_level(logging.WARNING):
         make(copy).train(resume_from_checkpoint=str(checkpoint))
-    assert "holds no state of the optimizer, nor of the learning rate schedule" in caplog.text
+    assert "has no state of the optimizer, nor of the learning rate schedule" in caplog.text
 
 
 def test_a_checkpoint_that_goes_while_it_is_read_is_refused(copy):
@@ -112,7 +116,7 @@ def test_a_checkpoint_that_goes_while_it_is_read_is_refused(copy):
             (checkpoint / "rng_state.pth").unlink()  # as another process's rotation does
 
     args = arguments(copy, **SAVING)
-    with pytest.raises(ValueError, match=r"was changed or deleted while it was read \(.*rng_state.pth"):
+    with pytest.raises(ValueError, match=r"was changed or deleted while it was being read \(.*rng_state.pth"):
         Rotated(Net(), teacher(), args, train_dataset=Rows(16)).train(resume_from_checkpoint=str(checkpoint))
 
 
@@ -148,6 +152,8 @@ def test_a_folder_of_unfinished_things_that_is_a_link_is_refused(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / UNFINISHED).symlink_to(outside)
-    with pytest.raises(ValueError, match="_unfinished is a link, and checkpoints are written there: remove it"):
+    with pytest.raises(
+        ValueError, match="_unfinished is a symbolic link, and checkpoints would be written to its target: remove it"
+    ):
         make(run).train()
     assert (outside / "model").read_text() == "mine"

@@ -74,10 +74,10 @@ def test_one_that_lacks_something_is_passed_over_and_refused_by_name(saved, capl
     broken.unlink() if harm == "missing" else os.truncate(broken, 10)
     again = make(saved, max_steps=4)
     if name != MANIFEST or harm == "cut":
-        with pytest.raises(ValueError, match="checkpoint-3 .* no complete one: .*; name another one"):
+        with pytest.raises(ValueError, match="checkpoint-3 .* it is not complete: .*; choose another one"):
             again.train(resume_from_checkpoint=str(saved / "checkpoint-3"))
     again.train(resume_from_checkpoint=True)
-    assert "checkpoint-3 is not complete and is passed over" in caplog.text
+    assert "checkpoint-3 is not complete and is skipped" in caplog.text
     assert again.state.global_step == 4
     assert incomplete(saved / "checkpoint-3") is None  # it was written anew
 
@@ -118,7 +118,7 @@ def test_what_a_stopped_job_left_is_deleted_with_a_message(tmp_path, caplog):
     make(tmp_path, save_strategy="no").train()
     assert names(tmp_path) == ["distillation.json"]
     for name in (f"{UNFINISHED}/checkpoint-2", part):
-        assert f"{name} was left half done by a job that was stopped, and is deleted" in caplog.text
+        assert f"{name}, which an interrupted job left unfinished" in caplog.text
 
 
 def test_a_student_is_saved_without_what_a_killed_save_had_written(tmp_path):
@@ -135,7 +135,9 @@ def test_an_error_without_words_names_the_checkpoint_too(tmp_path, monkeypatch, 
         raise error
 
     monkeypatch.setattr(torch, "save", fails)
-    with pytest.raises(OSError, match=f"cannot write .*checkpoint-1: {type(error).__name__}; is the disk full"):
+    with pytest.raises(
+        OSError, match=f"cannot write .*checkpoint-1: {type(error).__name__}; check that the disk is not full"
+    ):
         make(tmp_path).train()
 
 
@@ -284,7 +286,7 @@ def test_a_checkpoint_of_fp16_training_is_resumed_in_another_precision(three_ste
     torch.save({"scale": 65536.0}, tmp_path / "scaled" / "checkpoint-2" / "scaler.pt")
     scaled = make(tmp_path / "scaled", max_steps=4)
     scaled.train(resume_from_checkpoint=str(tmp_path / "scaled" / "checkpoint-2"))
-    assert "holds the scaler.pt of a run in fp16, and this one is not: it is left" in caplog.text
+    assert "has the scaler.pt of an fp16 run, and this run is not in fp16: it is ignored" in caplog.text
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, scaled.model.state_dict()[name])
 

@@ -123,7 +123,10 @@ class SaysSo(ReadsLogits):
     ("objective", "said"),
     [
         (SaysSo(), r"SaysSo\(\) may read all items' logits for a value per sample .*set loss_chunk_size=0"),
-        ("kd + hidden_mse(layers='logits')", "reads the networks' whole logits, which loss_chunk_size leaves out"),
+        (
+            "kd + hidden_mse(layers='logits')",
+            "reads the networks' whole logits, which loss_chunk_size does not compute",
+        ),
     ],
 )
 def test_what_reads_logits_besides_is_refused_when_built(tmp_path, objective, said):
@@ -141,7 +144,7 @@ def test_what_reads_logits_besides_is_refused_when_built(tmp_path, objective, sa
 )
 def test_layers_of_the_output_head_are_refused_when_built(tmp_path, objective, layer):
     """It runs for one position of each row there."""
-    with pytest.raises(ValueError, match=f"{layer} is read at its output head, which loss_chunk_size runs for one"):
+    with pytest.raises(ValueError, match=f"{layer} is part of its output head, which loss_chunk_size does not apply"):
         language(tmp_path, 3, objective=objective)
 
 

@@ -182,9 +182,9 @@ def test_added_images_have_two_views_where_the_others_have(tmp_path):
     assert batch["pixel_values"].shape == (3, 2, 3, 8, 8)
     assert (batch["view"][1:] == -1).all()
     assert np.isfinite([row["loss"] for row in run.state.log_history if "loss" in row]).all()
-    with pytest.raises(ValueError, match="mixes a batch with one view of each image"):
+    with pytest.raises(ValueError, match="needs one view of each image"):
         trainer(tmp_path / "2", data().with_transform(transform), he_da="released")
-    with pytest.raises(ValueError, match="this dataset has mixed images added"):
+    with pytest.raises(ValueError, match="this dataset already contains added mixed images"):
         trainer(tmp_path / "3", add_high_energy(data(), torch.randn(N)), he_da="released")
 
 
@@ -228,7 +228,7 @@ def test_training_twice_adds_the_images_once(tmp_path):
 
 def test_another_variant_does_not_take_up_this_folder(tmp_path):
     trainer(tmp_path, he_da="paper", max_steps=1).train()
-    with pytest.raises(ValueError, match="holds another run: its he_da is paper, this one's is None"):
+    with pytest.raises(ValueError, match="contains another run: its he_da is paper, that of this run is None"):
         trainer(tmp_path)
 
 
@@ -255,9 +255,9 @@ def test_a_bad_flag_is_refused(keywords, message):
 
 def test_what_has_no_energies_or_no_images_of_ours_is_refused(tmp_path):
     labels = arguments(tmp_path, he_da="paper", kd_weight=0.0, ce_weight=1.0)
-    with pytest.raises(ValueError, match="kd_weight=0 has no teacher"):
+    with pytest.raises(ValueError, match="kd_weight=0 does not use the teacher"):
         DistillationTrainer(Net(), None, labels, train_dataset=data())
-    with pytest.raises(ValueError, match="views='clean' needs a dataset whose transform"):
+    with pytest.raises(ValueError, match="views='clean' needs a dataset with an hfkd ImageTransform"):
         trainer(tmp_path, dataset=Rows(), he_da="paper").train()
     with pytest.raises(ValueError, match="leaves no image below the threshold"):
         trainer(tmp_path, he_da="released", he_da_ratio=1.0).train()

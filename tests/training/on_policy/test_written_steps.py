@@ -130,7 +130,7 @@ class Mute(type(language_model())):
 
 
 def test_a_network_that_writes_nothing_is_said_so():
-    with pytest.raises(ValueError, match="Mute.generate wrote no token after the prompt of row 7"):
+    with pytest.raises(ValueError, match="Mute.generate returned no new token for the prompt of row 7"):
         writer()(Mute(language_model().config), [[3, 4]], [7], 0)
 
 
@@ -308,5 +308,5 @@ def test_the_responses_of_logged_steps_are_kept(tmp_path, settings, steps):
 def test_other_settings_are_another_run(tmp_path):
     settings = {"on_policy": 1.0, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     trained(tmp_path, **settings)
-    with pytest.raises(ValueError, match=r"its on_policy_max_new_tokens is 6, this one's is 7"):
+    with pytest.raises(ValueError, match=r"its on_policy_max_new_tokens is 6, that of this run is 7"):
         trained(tmp_path, **settings | {"on_policy_max_new_tokens": 7})

@@ -31,7 +31,7 @@ def make(folder, batch, rows=32, **slots):
 )
 def test_a_batch_in_which_nothing_can_be_compared_is_refused(tmp_path, slots, least):
     with pytest.raises(
-        ValueError, match=f"needs {least} or more, and per_device_train_batch_size gives it {least - 1}"
+        ValueError, match=f"needs at least {least}, but per_device_train_batch_size gives it {least - 1}"
     ):
         make(tmp_path, least - 1, **slots)
     assert not (tmp_path / "run").exists()
@@ -80,7 +80,7 @@ def test_matched_weights_of_single_sequences_are_said_to_be_all_one(tmp_path, ca
             data_collator=TokenCollator(0),
             weighting=weighting,
         )
-        assert sum("It is of use only where a row holds several documents" in m for m in caplog.messages) == count
+        assert sum("It has an effect only for rows with several documents" in m for m in caplog.messages) == count
 
 
 # ---- dataloader_drop_last --------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def dropping(folder, rows=32, scored=None, **keywords):
 
 def test_fewer_rows_than_a_batch_of_which_the_last_is_dropped(tmp_path):
     with pytest.raises(
-        ValueError, match="the 7 rows of train_dataset are fewer than one of 8: nothing would be trained"
+        ValueError, match="the 7 rows of train_dataset are fewer than one batch of 8: nothing would be trained on"
     ):
         dropping(tmp_path, 7)
     assert not (tmp_path / "run").exists()

@@ -29,7 +29,7 @@ def image_run(folder, rows, **keywords):
     return DistillationTrainer(Net(), teacher(), arguments(folder, max_steps=8, **settings), **given)
 
 
-NONE = rf"is none of the student's {CLASSES} classes \(0 to {CLASSES - 1}\): give it more labels"
+NONE = rf"is out of range: the student has {CLASSES} classes \(0 to {CLASSES - 1}\); give it more labels"
 
 
 @pytest.mark.parametrize("index", [True, False])
@@ -47,7 +47,7 @@ def test_a_label_out_of_range_is_named_with_its_row(tmp_path, label, message, in
 def test_an_image_without_a_label_is_refused_where_nothing_else_teaches_it(tmp_path, own):
     labels_alone = {"settings": {"ce_weight": 1.0, "kd_weight": 0.0}}
     collator = labels_alone | ({"data_collator": lambda rows: ImageCollator()(rows)} if own else {})
-    with pytest.raises(ValueError, match="row 20 has the label -100, which stands for none"):
+    with pytest.raises(ValueError, match="row 20 has the label -100, which means no label"):
         image_run(tmp_path, Wrong(-100), **collator).train()
     first = Rows()
     first.labels[0] = -100
@@ -97,12 +97,12 @@ def text_run(folder, rows, taught=None):
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("labels", VOCAB, rf"the label {VOCAB} of row 20 is none of the student's {VOCAB} classes"),
-        ("labels", -1, "the label -1 of row 20 is none"),
+        ("labels", VOCAB, rf"the label {VOCAB} of row 20 is out of range: the student has {VOCAB} classes"),
+        ("labels", -1, "the label -1 of row 20 is out of range"),
         (
             "input_ids",
             VOCAB,
-            rf"token {VOCAB} of row 20 is none of the {VOCAB} that both networks have an embedding of",
+            rf"token id {VOCAB} of row 20 is out of range: both networks have embeddings for {VOCAB} tokens",
         ),
     ],
 )
@@ -120,7 +120,9 @@ def test_ids_that_only_the_student_has_are_refused_before_the_teacher_sees_them(
     wide = language_model(vocab=VOCAB + 8)
     args = arguments(tmp_path)
     run = DistillationTrainer(wide, taught_model(), args, train_dataset=rows, processing_class=tokenizer())
-    with pytest.raises(ValueError, match=rf"token {VOCAB + 1} of row 20 is none of the {VOCAB} that both"):
+    with pytest.raises(
+        ValueError, match=rf"token id {VOCAB + 1} of row 20 is out of range: both networks have embeddings for {VOCAB}"
+    ):
         run.train()
 
 

@@ -100,7 +100,7 @@ def test_a_teacher_in_another_order_trains_as_one_in_the_datas(tmp_path, caplog,
 
     with caplog.at_level(logging.WARNING, "hfkd.training.validation.label_maps"):
         permuted = run(network(OTHER), "permuted")
-    assert "in another order (dog, fire truck, bird, cat): its logits are put into the data's" in caplog.text
+    assert "in another order (dog, fire truck, bird, cat): its logits are reordered to the data's" in caplog.text
     control = run(in_data_order(), "control")
     assert permuted[0] == pytest.approx(control[0], rel=1e-5)
     assert permuted[1:] == pytest.approx(control[1:], rel=1e-5)
@@ -134,7 +134,7 @@ def test_names_that_cannot_be_compared_are_said(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "hfkd.training.validation.label_maps"):
         trainer = make(tmp_path, network(NAMES), data(WNIDS), evaluation=data(WNIDS, 8))
     assert trainer.teacher.order is None
-    assert "the names cannot be compared, and the classes are taken to be in the same order" in caplog.text
+    assert "they cannot be compared, and the classes are assumed to be in the same order" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_where_the_data_name_nothing_two_networks_may_not_disagree(tmp_path):
 
 
 def test_an_evaluation_set_in_another_order_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="shuffled numbers its classes otherwise than train_dataset"):
+    with pytest.raises(ValueError, match="shuffled numbers its classes differently from train_dataset"):
         make(tmp_path, network(), evaluation={"same": data(), "shuffled": data(OTHER)})
 
 
@@ -182,7 +182,7 @@ def test_folders_called_by_numbers(tmp_path, caplog):
     parts = {"train": rows["train"], "evaluation": rows["test"]}
     with caplog.at_level(logging.WARNING, "hfkd.training.validation.label_maps"):
         make(tmp_path / "a", twelve(), student=twelve(), **parts)
-    assert "numbered folders in the order of text (0, 1, 10, 11, ...)" in caplog.text
+    assert "numbered folders in alphabetical order (0, 1, 10, 11, ...)" in caplog.text
     numbered = [f"class {i}" for i in range(12)]
     teacher = FrozenTeacher(twelve(), label_names=numbered)
     trainer = make(tmp_path / "b", teacher, student=twelve(), **parts)

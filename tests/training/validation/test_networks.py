@@ -66,13 +66,13 @@ def test_two_views_are_for_training():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"train_dataset": Rows(0)}, "train_dataset is empty: there is nothing to learn from"),
-        ({"eval_dataset": Rows(0)}, "eval_dataset is empty: there is nothing to score"),
-        ({"eval_dataset": {"seen": Rows(), "unseen": Rows(0)}}, "unseen is empty: there is nothing to score"),
+        ({"train_dataset": Rows(0)}, "train_dataset is empty: there is nothing to train on"),
+        ({"eval_dataset": Rows(0)}, "eval_dataset is empty: there is nothing to evaluate"),
+        ({"eval_dataset": {"seen": Rows(), "unseen": Rows(0)}}, "unseen is empty: there is nothing to evaluate"),
         ({"train_dataset": Rows(), "eval_dataset": Dataset.from_dict({"image": [1]})}, "rows have no 'pixel_values'"),
         (
             {"train_dataset": Rows(), "eval_dataset": {"a": [{"pixel_values": torch.zeros(3, 8, 8)}]}},
-            "the rows of a have no labels, and eval_loss is the cross-entropy on them",
+            "the rows of a have no labels, but eval_loss is the cross-entropy on labels",
         ),
     ],
 )
@@ -92,7 +92,7 @@ def test_good_networks_pass():
 
 
 def test_another_number_of_classes():
-    with pytest.raises(ValueError, match="the teacher gives 7 classes and the student 5: .* build the student with"):
+    with pytest.raises(ValueError, match="the teacher has 7 classes and the student 5, .* build the student with"):
         check(taught=teacher(7))
 
 
@@ -140,7 +140,7 @@ def test_mixed_labels(classes, fits):
     if fits:
         check(dataset=data)
     else:
-        with pytest.raises(ValueError, match="mixed labels over 6 classes, but the student has 5"):
+        with pytest.raises(ValueError, match="mixed labels have 6 classes, but the student has 5"):
             check(dataset=data)
 
 

@@ -156,11 +156,11 @@ class Noise(torch.utils.data.Dataset):
 
 
 def test_where_only_the_student_says_it_there_is_a_warning_with_both(tmp_path):
-    said = r"mean \(0\.5071, .*the student's config mean \(0\.485, .*processing_class=, or teacher=FrozenTeacher\("
+    said = r"mean \(0\.5071, .*the student's config has mean \(0\.485, .*processing_class=, or teacher=FrozenTeacher\("
     with pytest.warns(UserWarning, match=said):
         trainer = make(tmp_path, Noise())
     assert trainer.teacher.received.mean == IMAGENET.mean
-    with pytest.warns(UserWarning, match="nothing says how the training images are normalised"):
+    with pytest.warns(UserWarning, match="the normalisation of the training images is unknown"):
         make(tmp_path, Noise(), student=Net())
 
 
@@ -194,7 +194,9 @@ def test_a_live_teacher_that_was_told_nothing_is_told(tmp_path):
 
 def test_evaluation_images_of_other_statistics(tmp_path):
     """The teacher is told of each set; the student cannot be, and that is said."""
-    with pytest.warns(UserWarning, match="The images of other have mean .* scored on other inputs"):
+    with pytest.warns(
+        UserWarning, match="The images of other have mean .* evaluated on inputs unlike its training inputs"
+    ):
         trainer = DistillationTrainer(
             network(CIFAR),
             network(CIFAR),

@@ -57,6 +57,6 @@ def test_learned_positions_are_not_counted_from_padding(tmp_path, kind):
     sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": task_toys.VOCAB}
     config = GPT2Config(**sizes, initializer_range=0.3, pad_token_id=task_toys.PAD, num_labels=task_toys.CLASSES)
     networks = [kind(config) for _ in range(2)]
-    with pytest.raises(ValueError, match=f"{kind.__name__} counts the positions of a row from its padding"):
+    with pytest.raises(ValueError, match=f"{kind.__name__} counts padding in the positions of a row"):
         trainer(tmp_path, *networks, "left")
     trainer(tmp_path, *networks)

@@ -59,7 +59,7 @@ def test_rows_that_are_drawn_anew_are_warned_of(tmp_path, caplog, draw):
     whole, resumed = resumed_and_whole(tmp_path, data)
     assert not all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
     (said,) = [m for m in caplog.messages if "each time they are read" in m]
-    assert "ends in other weights" in said
+    assert "ends with different weights" in said
 
 
 @pytest.mark.parametrize("data", [Rows, ByIndex, augmented])

@@ -36,7 +36,7 @@ def run(folder, net, data, resume=None, **keywords):
 def test_other_images_of_the_same_length_are_refused(tmp_path, temperature):
     run(tmp_path / "run", Counted(), packed(), temperature=temperature)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    said = "holds another run: it has been trained on other rows, or other labels of them, as many as these"
+    said = "contains another run: it was trained on as many rows, but with other contents or labels"
     with pytest.raises(ValueError, match=said):
         run(tmp_path / "run", Counted(), packed(seed=1), True, temperature=temperature, max_steps=4)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
@@ -48,7 +48,7 @@ def test_a_teacher_that_says_otherwise_is_refused(tmp_path, temperature):
     net = Levelled()
     run(tmp_path / "run", net, packed(), temperature=temperature)
     net.level = 2
-    with pytest.raises(ValueError, match=r"the energy of row \d+ is \S+ there, and the teacher at hand gives"):
+    with pytest.raises(ValueError, match=r"the energy of row \d+ was stored as \S+, but this teacher computes"):
         run(tmp_path / "run", net, packed(), True, temperature=temperature, max_steps=4)
 
 
@@ -114,7 +114,7 @@ def tokens(folder, taught, resume=None, **keywords):
 
 def test_a_changed_setting_is_refused_by_name_when_the_trainer_is_built(tmp_path):
     tokens(tmp_path / "run", gemma(30.0))
-    with pytest.raises(ValueError, match="its teacher's config's final_logit_softcapping is 30.0, this one's is 2.0"):
+    with pytest.raises(ValueError, match="in its teacher's config final_logit_softcapping is 30.0, here it is 2.0"):
         tokens(tmp_path / "run", gemma(2.0), True, max_steps=4)
     tokens(tmp_path / "run", gemma(30.0), True, max_steps=4)
 
@@ -164,7 +164,7 @@ def test_a_dataset_of_the_hub_with_its_own_transform(tmp_path):
 
     run(tmp_path / "run", teacher(), data(0).with_transform(prepare))
     run(tmp_path / "run", teacher(), data(0).with_transform(prepare), True, max_steps=4)
-    with pytest.raises(ValueError, match="it has been trained on other rows, or other labels of them"):
+    with pytest.raises(ValueError, match="it was trained on as many rows, but with other contents or labels"):
         run(tmp_path / "run", teacher(), data(7).with_transform(prepare), True, max_steps=6)
 
 
@@ -173,6 +173,6 @@ def test_thresholds_of_another_teacher_are_said(tmp_path, caplog, thresholds, si
     args = arguments(tmp_path, save_strategy="steps", save_steps=3)
     slot = f"energy(thresholds={thresholds})"
     DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(), temperature=slot).train()
-    said = [record.getMessage() for record in caplog.records if "are these of another teacher" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "the given thresholds" in record.getMessage()]
     assert len(said) == (side is not None)
-    assert side is None or f"all {side} the thresholds" in said[0]
+    assert side is None or f"all {side} the given thresholds" in said[0]
