@@ -36,7 +36,7 @@ def test_a_folder_laid_out_as_the_hub_is(tmp_path, caplog):
     sets = instruct_sets(tmp_path)
     assert {name: len(rows) for name, rows in sets.items()} == {"vicuna": 2, "sinst": 1}
     assert sets["vicuna"]["references"][:] == [["b"], ["c"]]
-    assert "No self-inst (SInst) in" in caplog.text
+    assert "The set self-inst (SInst) is missing in" in caplog.text
 
 
 def test_the_hub_is_asked_for_the_published_files(tmp_path, monkeypatch):
