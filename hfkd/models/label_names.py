@@ -68,11 +68,11 @@ def order_of(have: Sequence[str], wanted: Sequence[str], whose: str, others: str
     if in_place >= len(set(mine) & set(its)) and in_place >= SPELT_ALIKE * len(its):
         return None
     first = next((i for i, (a, b) in enumerate(zip(mine, its, strict=False)) if a != b), min(len(mine), len(its)))
-    only = f"only in the former: {_some(have, mine, its)}; only in the latter: {_some(wanted, its, mine)}"
+    only = f"only in {whose}: {_some(have, mine, its)}; only in {others}: {_some(wanted, its, mine)}"
     raise ValueError(
-        f"{whose} does not have the classes of {others}: class {first} is {_at(have, first)} in the former and "
-        f"{_at(wanted, first)} in the latter ({only}). Logits are compared class by class: use networks and data with "
-        "the same classes, or correct the names (config.id2label)"
+        f"{whose} does not have the classes of {others}: class {first} of {whose} is {_at(have, first)}, "
+        f"that of {others} {_at(wanted, first)} ({only}). Logits are compared class by class: use networks and data "
+        "with the same classes, or correct the names (config.id2label)"
     )
 
 

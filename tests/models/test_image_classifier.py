@@ -156,7 +156,7 @@ def test_unknown_names_are_answered_with_close_ones(tmp_path):
 
 
 def test_labels_are_checked():
-    with pytest.raises(ValueError, match="num_labels 0"):
+    with pytest.raises(ValueError, match="num_labels=0 must be at least 1"):
         image_classifier("cifar_resnet20", 0)
-    with pytest.raises(ValueError, match="2 label_names for num_labels 3"):
+    with pytest.raises(ValueError, match="2 label_names for num_labels=3"):
         image_classifier("cifar_resnet20", 3, label_names=["a", "b"])

@@ -284,10 +284,10 @@ def test_stages_that_nobody_knows_are_refused_with_paths_to_choose(network, key)
 
 def test_a_module_that_runs_twice_or_never_is_refused(image):
     network = torchvision.models.resnet18(num_classes=10).eval()
-    with pytest.raises(ValueError, match=r"runs layer1\.0\.relu:in 2 times in one forward"):
+    with pytest.raises(ValueError, match=r"calls layer1\.0\.relu:in 2 times in one forward pass"):
         captured(network, image, "layer1.0.relu:in")
     network.spare = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="the student did not run spare for layer 'spare'"):
+    with pytest.raises(ValueError, match="the forward pass of the student did not call spare for layer 'spare'"):
         captured(network, image, "spare")
 
 

@@ -245,7 +245,9 @@ def test_classes_of_other_names_are_refused_and_those_in_another_order_are_put_r
         args = arguments(tmp_path, **SEGMENTATION)
         return DistillationTrainer(Pixels(4), teacher, args, train_dataset=data, eval_dataset=data)
 
-    with pytest.raises(ValueError, match="the teacher does not have the classes of the data: class 1 is 'tree' there"):
+    with pytest.raises(
+        ValueError, match="the teacher does not have the classes of the data: class 1 of the teacher is 'tree'"
+    ):
         build("sky", "tree", "car")
     made = build("car", "sky", "road")
     batch = made.data_collator([data[0]])

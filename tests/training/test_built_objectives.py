@@ -417,7 +417,7 @@ def test_a_layer_that_a_step_leaves_out_is_an_error(tmp_path):
             return self.head(x.mean((2, 3)))
 
     trainer = make(tmp_path, [AT("extra")], Skipping(), Skipping())
-    with pytest.raises(ValueError, match="the student did not run extra for layer 'extra'"):
+    with pytest.raises(ValueError, match="the forward pass of the student did not call extra for layer 'extra'"):
         trainer.train()
 
 

@@ -142,7 +142,7 @@ def test_names_that_cannot_be_compared_are_said(tmp_path, caplog):
 )
 def test_a_teacher_of_other_classes_is_refused(tmp_path, names):
     with pytest.raises(
-        ValueError, match=rf"the teacher does not have the classes of the data: class 0 is '{names[0]}'"
+        ValueError, match=rf"the teacher does not have the classes of the data: class 0 of the teacher is '{names[0]}'"
     ):
         make(tmp_path / "run", network(names))
     assert not (tmp_path / "run").exists()
@@ -193,10 +193,10 @@ def test_order_of_names():
     assert order_of(["b", "a"], ["a", "b"], "x", "y") == [1, 0]
     ten = [f"{letter}{letter}" for letter in "abcdefghij"]
     assert order_of([*ten[:9], "other"], ten, "x", "y") is None
-    with pytest.raises(ValueError, match="class 0 is 'other' there and 'aa' here"):
+    with pytest.raises(ValueError, match="class 0 of x is 'other', that of y 'aa'"):
         order_of(["other", "more", *ten[2:]], ten, "x", "y")
     assert order_of(["crane", "crane"], ["crane", "Crane"], "x", "y") is None
-    with pytest.raises(ValueError, match="class 1 is none there and 'b' here"):
+    with pytest.raises(ValueError, match="class 1 of x is none, that of y 'b'"):
         order_of(["a"], ["a", "b", "c"], "x", "y")
 
 
