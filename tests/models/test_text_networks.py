@@ -73,7 +73,7 @@ def test_a_student_may_have_a_fresh_head_and_a_teacher_may_not(stored, words):
 
 def test_a_head_of_other_classes_is_refused_unless_a_fresh_one_is_asked_for(stored, words):
     with pytest.raises(
-        ValueError, match=r"classifier\.\w+ of .*three is of shape \[3.*need \[2.*ignore_mismatched_sizes"
+        ValueError, match=r"classifier\.\w+ of .*three has the shape \[3.*need \[2.*ignore_mismatched_sizes"
     ):
         stored_network(CLASSIFIER, str(stored / "three"), words, **class_names(None, 2))
     renewed = stored_network(
