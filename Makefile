@@ -19,10 +19,10 @@ demo: $(VENV)/.installed-demo ## Train students four ways on handwritten digits;
 	$(BIN)/python recipes/digits_demo.py
 
 test: $(VENV)/.installed-dev ## Run the default tests (minutes, no network)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: $(VENV)/.installed-dev ## Run the long tests too
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not gpu'
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu'
 
 test-wheel: $(VENV)/.installed-dev ## Build the wheel, install it elsewhere, run each of its tasks
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m 'not gpu' tests/commands

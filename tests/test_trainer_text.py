@@ -313,7 +313,7 @@ def test_dev_answers_that_cannot_be_had_are_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match="eval_rouge needs dev rows"):
         rouge.add_to(trainer, None)
     dev = Dataset.from_dict({"prompt": ["ask you"], "response": ["answer me"]})
-    with pytest.raises(ValueError, match="make 272 positions, but the model has 32"):
+    with pytest.raises(ValueError, match="need 272 positions, but the model has 32"):
         rouge.add_to(trainer, dev, max_prompt_length=16)
 
 

@@ -233,7 +233,7 @@ def test_labels_of_another_name_would_leave_evaluation_without_a_loss(tmp_path):
         ([{"image": torch.zeros(3, 8, 8), "target": 0}] * 8, "have no 'pixel_values' but .'image', 'target'."),
         (
             [{"pixel_values": torch.zeros(3, 8, 8)}] * 8,
-            "no labels .they have .'pixel_values'.., and ce_weight",
+            "no labels .they have .'pixel_values'.., but ce_weight",
         ),
     ],
 )

@@ -51,7 +51,7 @@ def test_class_names_numbers_and_booleans_are_labels(monkeypatch):
 def test_a_class_without_rows_is_said(monkeypatch, caplog):
     caplog.set_level(logging.WARNING, "hfkd")
     read(monkeypatch, rows(text=TEXTS, label=[1, 2, 1, 2]))
-    assert "No row of the training split has the classes [0]" in caplog.text
+    assert "the training split has no rows of the classes [0]" in caplog.text
 
 
 LABEL = [0, 1, 0, 1]

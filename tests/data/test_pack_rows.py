@@ -87,7 +87,7 @@ def test_rows_with_padding_or_several_documents_are_refused(more, what):
 
 def test_rows_with_images_are_refused():
     row = {"input_ids": [3, 4], "labels": [3, 4], "pixel_values": [[0.0]], "image_grid_thw": [1, 1, 1]}
-    with pytest.raises(ValueError, match=r"the rows have \['image_grid_thw', 'pixel_values'\], of images"):
+    with pytest.raises(ValueError, match=r"the rows have images in \['image_grid_thw', 'pixel_values'\]"):
         pack_rows(Dataset.from_list([row]), 8)
 
 

@@ -41,7 +41,7 @@ def test_training_rows_are_packed_and_dev_rows_are_not(tmp_path):
 def test_without_a_training_split(tmp_path):
     for name in ("dev", "test"):
         write(tmp_path / f"{name}.jsonl", ROWS)
-    with pytest.raises(ValueError, match=r"has the splits \['dev', 'test'\]: one must be called train"):
+    with pytest.raises(ValueError, match=r"has the splits \['dev', 'test'\], but one must be named train"):
         TextDataArguments(str(tmp_path)).load(word_tokenizer())
 
 

@@ -32,11 +32,17 @@ REFUSED = {
         r"no 'input_ids'.*different tokenizers: .* by .*tokenize_for_both; convert a stream",
     ),
     "no labels": (lambda row: without(row, "labels"), "row 0 has no labels, but other columns of two tokenizers"),
-    "no teacher_labels": (lambda row: without(row, "teacher_labels"), "row 0 has no teacher_labels, and is"),
-    "no teacher_input_ids": (lambda row: without(row, "teacher_input_ids"), "row 0 has no teacher_input_ids, and is"),
+    "no teacher_labels": (
+        lambda row: without(row, "teacher_labels"),
+        "row 0 has no teacher_labels, but other columns of two",
+    ),
+    "no teacher_input_ids": (
+        lambda row: without(row, "teacher_input_ids"),
+        "row 0 has no teacher_input_ids, but other columns of two",
+    ),
     "a column cut alone": (
         lambda row: row | {"labels": row["labels"][:-1]},
-        "input_ids, labels, byte_ends of row 0 are",
+        "input_ids, labels, byte_ends of row 0 have the lengths",
     ),
     "packed": (
         lambda row: row | {"seq_lengths": [2, len(row["input_ids"]) - 2]},

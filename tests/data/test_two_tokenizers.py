@@ -96,7 +96,7 @@ def test_the_ends_of_sequence_are_a_pair_where_asked_for_and_both_are_there():
 def test_what_a_cut_side_has_not_is_in_no_group_and_said(limit, teacher_limit, caplog):
     with caplog.at_level(logging.INFO):
         rows = rows_of([HARD[0], "a"], max_length=limit, teacher_max_length=teacher_limit, max_prompt_length=8)
-    assert "responses cut: 1 at" in caplog.text or "1 at the teacher's 12" in caplog.text
+    assert "responses truncated: 1 at" in caplog.text or "1 at the teacher's 12" in caplog.text
     row = rows[0]
     ours, theirs = groups_of(row, Pairing(end=True))
     one, other = spelled(row, byte_level(), ours), spelled(row, sentencepiece(), theirs, "teacher_")

@@ -128,7 +128,7 @@ def test_no_prompts_no_texts(stories):
     [
         (
             {"max_new_tokens": 300},
-            "256 and max_new_tokens=300 make 556 positions, but the model has 512: lower one of them by 44",
+            "256 and max_new_tokens=300 need 556 positions, but the model has 512: lower one of them by 44",
         ),
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be 1 or more"),
         ({"batch_size": 0}, "batch_size=0"),

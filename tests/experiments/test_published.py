@@ -46,7 +46,7 @@ def test_several_pairs_have_a_number_each():
     assert published.find("d", "u", "s", "KD", measure="top5").value == 3
     with pytest.raises(ValueError, match="numbers of a, KD"):
         Published({"a": "A"}, {}, [entry | {"accuracy": {"KD": [1]}}])
-    with pytest.raises(ValueError, match="there twice"):
+    with pytest.raises(ValueError, match="is listed twice"):
         Published({"a": "A"}, {}, [entry, entry])
 
 

@@ -86,7 +86,7 @@ def test_slots_of_ones_own_train_by_name_from_a_file_of_settings(tmp_path, my_sl
 
 def test_a_file_of_settings_imports_nothing(tmp_path, my_slots):
     (tmp_path / "mine.yaml").write_text(f"import: {my_slots}\n")
-    with pytest.raises(ValueError, match=r"mine.yaml: import runs code.*give --import as a flag"):
+    with pytest.raises(ValueError, match=r"mine.yaml: import runs code.*pass --import as a flag"):
         parse([DistillationArguments], ["--output_dir", "run", "--config", "mine.yaml"])
     assert my_slots not in sys.modules
 

@@ -100,7 +100,7 @@ def test_average_precision_is_percent_however_low():
     ("make", "message"),
     [
         (lambda: energy_histogram([]), "energies has shape"),
-        (lambda: energy_histogram([1.0, np.nan]), "1 of 2 values"),
+        (lambda: energy_histogram([1.0, np.nan]), "1 non-finite values among 2"),
         (lambda: energy_histogram([1.0], (2.0, 1.0)), "not in order"),
         (lambda: image_grid(np.zeros((1, 3, 4, 4))), "float64.*uint8"),
         (lambda: image_grid(np.zeros((2, 5, 4, 4), np.uint8)), r"\(2, 5, 4, 4\)"),

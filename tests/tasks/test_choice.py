@@ -225,7 +225,7 @@ def test_a_network_that_says_nothing_classifies_rows_of_one_label(tmp_path):
     made = trainer(tmp_path, WholeText(3), ONE_LABEL, WholeText(3))
     assert made.task.name == "sequence_classification"
     made.train()
-    with pytest.raises(ValueError, match="takes .batch, classes."):
+    with pytest.raises(ValueError, match="needs .batch, classes."):
         trainer(tmp_path / "tokens", Words(3), ONE_LABEL, Words(3))
 
 

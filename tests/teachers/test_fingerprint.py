@@ -49,7 +49,7 @@ def test_a_setting_that_changes_the_outputs_is_another_teacher(settings):
     assert key(gemma(**settings)) != key(gemma())
     (name,) = settings
     said = changed_setting(configuration(FrozenTeacher(gemma())), configuration(FrozenTeacher(gemma(**settings))))
-    assert said.startswith(f"its config's {name} is ")
+    assert said.startswith(f"in its config {name} is ")
 
 
 def test_nested_settings_are_named():

@@ -78,7 +78,7 @@ def test_the_callers_own_optimizer_is_named_and_not_the_flags(tmp_path):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.8, weight_decay=0.3)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
     given = {"optim": "adamw_torch", "learning_rate": 1.0, "weight_decay": 0.7}
-    trained(tmp_path, model, (optimizer, schedule), **given, lr_decay_epochs=[1])
+    trained(tmp_path, model, (optimizer, schedule), **given)
     for settings in said(tmp_path):
         assert settings["optim"] == "SGD, the caller's"
         assert settings["optim_args"] == "momentum=0.8"

@@ -42,7 +42,7 @@ def test_a_network_whose_last_linear_layer_is_no_head_has_no_penultimate_feature
         network.check(Rows().images[:2], CLASSES)
     with pytest.raises(ValueError, match="maps has no penultimate features"):
         AnalysedNetwork("maps", nn.Conv2d(3, CLASSES, 8), RAW)
-    with pytest.raises(ValueError, match="net gives outputs .* 7 classes"):
+    with pytest.raises(ValueError, match="net has outputs .* 7 classes"):
         AnalysedNetwork("net", Net(), RAW).check(Rows().images[:2], 7)
 
 

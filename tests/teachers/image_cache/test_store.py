@@ -158,7 +158,7 @@ def test_holes_are_passed_over(tmp_path):
 
 def test_a_disk_without_room_is_refused(tmp_path):
     slots = shutil.disk_usage(tmp_path).total // 100
-    with pytest.raises(ValueError, match=r"may take .* GB .*, and .* has .* GB free: choose another folder"):
+    with pytest.raises(ValueError, match=r"may take .* GB .*, but .* has only .* GB free: choose another folder"):
         store(tmp_path / "s", slots=slots)
     assert not (tmp_path / "s").exists()
 

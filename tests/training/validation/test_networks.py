@@ -59,7 +59,7 @@ def test_two_views_are_for_training():
     two = ImageTransform(augment=True, views=2)
     rows, clean = stored([0, 1]).with_transform(two), stored([0, 1]).with_transform(two.clean())
     check_datasets({"train_dataset": rows, "eval_dataset": {"clean": clean}}, COLLATE, TASK)
-    with pytest.raises(ValueError, match="seen gives 2 views of each image"):
+    with pytest.raises(ValueError, match="seen yields 2 views of each image"):
         check_datasets({"train_dataset": rows, "eval_dataset": {"clean": clean, "seen": rows}}, COLLATE, TASK)
 
 

@@ -41,7 +41,7 @@ def trainer(folder, student, teacher, side="right"):
 
 @pytest.mark.parametrize(("mine", "its"), [(task_toys.PAD, OTHER), (OTHER, task_toys.PAD)])
 def test_a_decoder_with_another_pad_token_would_classify_padding(tmp_path, mine, its):
-    with pytest.raises(ValueError, match=r"pad_token_id=0, and the tokenizer pads rows with 1"):
+    with pytest.raises(ValueError, match=r"pad_token_id=0 in its config, but the tokenizer pads rows with 1"):
         trainer(tmp_path, decoder(8, mine), decoder(16, its))
     trainer(tmp_path, decoder(8), decoder(16))
 

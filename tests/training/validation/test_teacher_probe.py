@@ -135,7 +135,7 @@ def test_tokens_and_a_stored_teacher(tmp_path, level):
             manifest.write_text(
                 json.dumps({path.name: path.stat().st_size for path in files.iterdir() if path != manifest})
             )
-        with pytest.raises(ValueError, match=r"the energy of row \d+ is"):
+        with pytest.raises(ValueError, match=r"the energy of row \d+ was stored as"):
             tokens(tmp_path / name, taught(), True, max_steps=6, **keywords)
 
 
