@@ -80,6 +80,7 @@ def work(tmp_path):
 def made_small(recipe, toys, words):
     """Flags that make the recipe's run a few seconds long, without a network or a GPU."""
     images = flags(toys / "digits", max_steps=2, per_device_eval_batch_size=16)
+    images += ["--labelled_images=20"] if "--labelled_images" in words else []
     text = given(**TEXT, dataset_name=toys / "text", use_cpu=True, bf16=False)
     more = {
         "reproduce": [*images, "--seeds=1", "--rows", *rows_of(words)],
