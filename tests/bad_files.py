@@ -225,6 +225,9 @@ DATA = {
             Dataset.from_dict({"messages": [[{"role": "user", "content": "ask"}] * 2], "tools": [["look"]]})
         )
     ),
+    "text: a system prompt in a column": lambda folder: (
+        lambda: to_prompt_response(Dataset.from_dict({"instruction": ["a"], "output": ["b"], "system": ["be brief"]}))
+    ),
     "text: Dolly of one row": lambda folder: (
         lambda: dolly_split(
             Dataset.from_dict({"instruction": ["ask"], "context": [""], "response": ["a"], "category": ["qa"]}),

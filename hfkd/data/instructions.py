@@ -31,8 +31,10 @@ ACCEPTED = (
     ("text",),
 )
 
-# The arguments of the chat template besides the turns, by TRL's column names.
-BESIDE = ("tools", "chat_template_kwargs")
+# What belongs into a prompt and is not written into it: the arguments of the chat template besides the turns, by TRL's
+# column names, and what Alpaca's format has in LLaMA-Factory's datasets.
+BESIDE_TURNS = ("tools", "chat_template_kwargs")
+BESIDE = ("system", "system_prompt", "history")
 # `datasets` hashes functions of a module by name, not by code: increase this if the texts below change.
 REVISION = 2
 
@@ -55,7 +57,8 @@ def to_prompt_response(
     `messages` the last turn is the response. Of several references (a list in `output`) the first is the response. With
     `chat_template` the tokenizer's template is used instead; its final end-of-sequence text is removed, because
     tokenisation appends this token. Without it, `messages` must be one user and one assistant turn. Raises ValueError
-    for other columns, a value that is not text (with its row), or a tokenizer without a template.
+    for other columns, a value that is not text (with its row), a value in a column that belongs into the prompt and is
+    not written there (`BESIDE`), or a tokenizer without a template.
     """
     columns = accepted_columns(dataset)
     if chat_template and not getattr(tokenizer, "chat_template", None):
@@ -135,6 +138,7 @@ def _pair(
 ) -> dict[str, str]:
     if columns == ("text",):
         return {"prompt": "", "response": _text(row, "text", number)}
+    _refuse_beside(row, BESIDE, number)
     if tokenizer is not None:
         return _render(_turns(row, columns, number), tokenizer, number)
     if columns == ("messages",) or isinstance(row[columns[0]], list):
@@ -158,10 +162,10 @@ def _turns(row: dict[str, Any], columns: tuple[str, ...], number: int) -> list[d
     """The row as chat turns, the last of which is the assistant's."""
     if columns == ("messages",):
         turns = row["messages"]
-        _refuse_beside(row, number)
+        _refuse_beside(row, BESIDE_TURNS, number)
     elif isinstance(row[columns[0]], list):  # TRL's conversational prompt + completion
         turns = [*row[columns[0]], *row[columns[1]]]
-        _refuse_beside(row, number)
+        _refuse_beside(row, BESIDE_TURNS, number)
     else:
         question = "\n\n".join(filter(None, (_text(row, columns[0], number), _context(row, number))))
         answer = _text(row, columns[1], number)
@@ -174,12 +178,18 @@ def _turns(row: dict[str, Any], columns: tuple[str, ...], number: int) -> list[d
     return turns
 
 
-def _refuse_beside(row: dict[str, Any], number: int) -> None:
-    """Raise ValueError for what a chat template would write beside a row's turns, and is not given here."""
-    if found := next((name for name in BESIDE if row.get(name)), None):
+def _refuse_beside(row: dict[str, Any], names: tuple[str, ...], number: int) -> None:
+    """Raise ValueError for a column that belongs into the prompt, and is not written into it."""
+    found = next((name for name in names if row.get(name)), None)
+    if found in BESIDE_TURNS:
         raise ValueError(
             f"row {number} has {found}, which are not written into the prompt: write it yourself, "
             f"tokenizer.apply_chat_template(turns, {found}=...), as prompt and response, or remove {found}"
+        )
+    if found:
+        raise ValueError(
+            f"row {number} has a value in the column {found}, which is not written into the prompt: write it into the "
+            f"prompt or into the turns of messages, or remove the column {found}"
         )
 
 

@@ -37,8 +37,9 @@ def causal_lm(
 
     `dtype` is one of `DTYPES`; "auto" is the dtype of the stored weights, and None is float32, which a model that is
     trained under autocast needs. 8 and 4 bits need bitsandbytes and are meant for teachers. For a PEFT checkpoint the
-    base model is loaded and the adapter merged into it (not merged if quantised). No code from the Hub is run. Raises
-    ValueError for conflicting settings, and for an adapter without the name of its base model.
+    base model is loaded, at the revision that the adapter names, and the adapter merged into it (not merged if
+    quantised). No code from the Hub is run. Raises ValueError for conflicting settings, and for an adapter without the
+    name of its base model.
     """
     name, dtype = str(name_or_path), dtype or "float32"
     if dtype not in DTYPES:
@@ -52,10 +53,14 @@ def causal_lm(
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32 if dtype == "auto" else dtype)
     if find_adapter_config_file(name) is not None:
-        return _with_adapter(name, dtype, load_in_8bit, load_in_4bit)
-    quantisation = _quantisation(load_in_8bit, load_in_4bit)
+        return _with_adapter(name, dtype, _quantisation(load_in_8bit, load_in_4bit))
+    return _stored(name, dtype, _quantisation(load_in_8bit, load_in_4bit))
+
+
+def _stored(name: str, dtype: str, quantisation: dict[str, Any], revision: str | None = None) -> PreTrainedModel:
+    at = {"revision": revision} if revision else {}
     with naming_unreadable(name):
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False, **quantisation)
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False, **at, **quantisation)
 
 
 def _quantisation(load_in_8bit: bool, load_in_4bit: bool) -> dict[str, Any]:
@@ -74,19 +79,20 @@ def _quantisation(load_in_8bit: bool, load_in_4bit: bool) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": processes().device}}
 
 
-def _with_adapter(name: str, dtype: str, load_in_8bit: bool, load_in_4bit: bool) -> PreTrainedModel:
+def _with_adapter(name: str, dtype: str, quantisation: dict[str, Any]) -> PreTrainedModel:
     from peft import PeftConfig, PeftModel  # only needed for an adapter
 
-    base_name = PeftConfig.from_pretrained(name).base_model_name_or_path
+    config = PeftConfig.from_pretrained(name)
+    base_name = config.base_model_name_or_path
     if not base_name:
         raise ValueError(
             f"the adapter in {name} does not name its base model: set base_model_name_or_path in adapter_config.json"
         )
     logger.info("%s is an adapter of %s", name, base_name)
-    base = causal_lm(base_name, dtype, load_in_8bit=load_in_8bit, load_in_4bit=load_in_4bit)
+    base = _stored(base_name, dtype, quantisation, config.revision)
     with naming_unreadable(name):
         adapted: Any = PeftModel.from_pretrained(base, name)
-    return adapted if load_in_8bit or load_in_4bit else adapted.merge_and_unload()
+    return adapted if quantisation else adapted.merge_and_unload()
 
 
 def matching_tokenizers(

@@ -231,7 +231,7 @@ class Setup:
         reads = "input_ids" in (self.call.keywords or ())  # true of text classifiers too
         if self.networks and not self.task.own_tokens and reads:
             check_teacher_tokenizers(self.processing_class, tokenizer, self.networks, bool(self.loss.kd_weight))
-        if reads and self.task.name != "causal_lm":  # whose batches say the positions
+        if reads and not self.task.by_target:  # a causal language model's batches say the positions
             refuse_other_padding((self.model, *self.networks), self.processing_class)
         if self.networks and not self.task.own_tokens and self.task.vocabulary:
             self.num_classes = common_vocabulary(self.model, self.networks[0], self.processing_class)

@@ -126,6 +126,23 @@ def test_what_a_template_would_write_beside_the_turns_is_not_left_out(row):
         assert pair(chat_tokenizer(), True, **row, **{name: None}) == pair(chat_tokenizer(), True, **row)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [ASKED, ANSWERED]},
+        {"prompt": "a", "response": "b"},
+        {"instruction": "a", "input": "", "output": "b"},
+    ],
+)
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_system_prompt_or_earlier_turns_in_a_column_are_not_left_out(row, chat):
+    tokenizer = chat_tokenizer() if chat else None
+    for name, value in (("system", "be brief"), ("system_prompt", "be brief"), ("history", [["x", "y"]])):
+        with pytest.raises(ValueError, match=f"row 0 has a value in the column {name}, which is not written"):
+            pair(tokenizer, chat, **row, **{name: value})
+        assert pair(tokenizer, chat, **row, **{name: value[:0]}) == pair(tokenizer, chat, **row)
+
+
 @pytest.mark.parametrize("content", [None, [{"type": "text", "text": "a"}]])
 def test_turns_that_are_no_text_are_not_written_as_python_has_them(content):
     with pytest.raises(ValueError, match="row 0: content is .* instead of text"):

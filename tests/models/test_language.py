@@ -55,6 +55,26 @@ def test_an_adapter_comes_with_its_base(saved, tmp_path):
     assert not torch.allclose(logits(loaded), logits(causal_lm(saved)))
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_an_adapter_comes_with_the_revision_of_its_base(tmp_path, monkeypatch):
+    peft = pytest.importorskip("peft")
+    hub = tmp_path / "hub" / "models--someone--base"
+    (hub / "refs").mkdir(parents=True)
+    for seed, revision in enumerate(("main", "v1")):
+        (hub / "refs" / revision).write_text(commit := str(seed) * 40)
+        torch.manual_seed(seed)
+        GPT2LMHeadModel(GPT2Config(**SIZE)).save_pretrained(hub / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for revision in (None, "main", "v1"):
+        base = GPT2LMHeadModel.from_pretrained("someone/base", revision=revision or "main")
+        config = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, revision=revision)
+        adapted = peft.get_peft_model(base, config, revision=revision)
+        adapted.save_pretrained(tmp_path / str(revision), save_embedding_layers=False)
+        loaded = causal_lm(tmp_path / str(revision))
+        torch.testing.assert_close(logits(loaded), logits(adapted), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits(loaded), logits(causal_lm("someone/base")))
+
+
 def test_no_adapters_without_the_flag():
     assert LoraArguments().config() is None
     for given in ({"lora_r": 8}, {"lora_alpha": 8}, {"lora_target_modules": ["c_attn"]}):
