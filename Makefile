@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-slow test-wheel docs check format clean
+.PHONY: help demo test test-slow test-oldest test-wheel docs check format clean
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -23,6 +23,12 @@ test: $(VENV)/.installed-dev ## Run the default tests (minutes, no network)
 
 test-slow: $(VENV)/.installed-dev ## Run the long tests too
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu'
+
+# Warnings are errors in the newest versions only: old ones warn of each other.
+test-oldest: ## Run the default tests on the oldest versions that are allowed, in .venv-oldest
+	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[dev]'
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n auto --dist worksteal -W default
 
 test-wheel: $(VENV)/.installed-dev ## Build the wheel, install it elsewhere, run each of its tasks
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m 'not gpu' tests/commands

@@ -102,7 +102,8 @@ class DistillationTrainer(Trainer):
     temperature needs the teacher's energies over the training set, the teacher scans it when training starts.
     """
 
-    # The loss is divided by the number of items of the whole accumulated batch here, not by Trainer.
+    # The loss is divided by the number of items of the whole accumulated batch here, not by Trainer. (For earlier
+    # versions of transformers see `__init__`.)
     loss_is_scaled_for_ga = True
     args: DistillationArguments
     # Further entries of the model card, such as `dataset_name`.
@@ -143,6 +144,7 @@ class DistillationTrainer(Trainer):
         # The distillation loss smooths the labels itself.
         with loss_parameters.used_by_ddp(loss, own_args), setting(own_args, label_smoothing_factor=0.0):
             super().__init__(model=setup.model, args=own_args, data_collator=setup.collator, **setup.keywords)
+        self.model_accepts_loss_kwargs = True  # what versions without `loss_is_scaled_for_ga` ask in its place
         self.model_init = cast(Any, model_init)
         # Made absolute, so that the run keeps its folder if the program changes the working directory.
         self.args.output_dir = os.path.abspath(self.args.output_dir or ".")

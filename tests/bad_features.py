@@ -5,7 +5,7 @@ import torch
 from task_toys import KINDS
 from text_toys import TokenRows, language_model, tokenizer
 from torch import nn
-from toys import CLASSES, Net, Rows, arguments, teacher
+from toys import CHECKPOINTING, CLASSES, Net, Rows, arguments, teacher
 
 from hfkd import DistillationTrainer
 from hfkd.losses.base import Objective, Requirements
@@ -145,6 +145,6 @@ FEATURES = {
         2, 2, objective=OnStates(), loss_chunk_size=64
     ),
     "features, reentrant gradient checkpointing": distilling(
-        activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True}
+        **{CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}}
     ),
 }

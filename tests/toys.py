@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from transformers import TrainingArguments
 
 from hfkd.arguments import DistillationArguments
 
@@ -42,6 +43,10 @@ def teacher(classes=CLASSES):
     with torch.no_grad():
         net.head.weight.mul_(25)
     return net
+
+
+# What gradient checkpointing is called by this version of transformers.
+CHECKPOINTING = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if hasattr(TrainingArguments, n))
 
 
 def arguments(folder, **keywords):

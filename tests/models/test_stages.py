@@ -11,6 +11,7 @@ import torchvision
 import transformers
 from torch import nn
 from torch.nn.functional import batch_norm
+from toys import CHECKPOINTING
 from transformers import (
     DistilBertConfig,
     DistilBertForMaskedLM,
@@ -188,7 +189,7 @@ def test_gradient_checkpointing_keeps_the_features_gradient():
     want = []
     for kept in (False, True):
         if kept:
-            network.activation_checkpointing_enable({"use_reentrant": False})
+            getattr(network, f"{CHECKPOINTING}_enable")({"use_reentrant": False})
         network.zero_grad()
         capture = FeatureCapture(network, ("1", "model.layers.0.mlp"), "student")
         output, found = capture.run(lambda: network(**inputs, use_cache=False))

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from text_toys import TokenRows, language_model, taught_model, tokenizer
 from torch import nn
-from toys import CLASSES, Net, Rows, arguments, teacher
+from toys import CHECKPOINTING, CLASSES, Net, Rows, arguments, teacher
 
 from hfkd import DistillationTrainer, Objective
 from hfkd.losses.base import Requirements
@@ -207,7 +207,7 @@ class HiddenMirror(Mirror):
 @pytest.mark.parametrize("how", ["plain", "adapters", "checkpointed"])
 def test_hidden_states_of_language_models(tmp_path, how):
     keywords = {"peft_config": LoraConfig(target_modules=["q_proj", "c_attn"])} if how == "adapters" else {}
-    settings = {"activation_checkpointing": True} if how == "checkpointed" else {}
+    settings = {CHECKPOINTING: True} if how == "checkpointed" else {}
     trainer = DistillationTrainer(
         language_model(), taught_model(), arguments(tmp_path, max_steps=2, **settings), train_dataset=TokenRows(),
         processing_class=tokenizer(), objective=["kd", HiddenMirror()], **keywords,
@@ -382,7 +382,7 @@ def test_each_training_of_model_init_builds_its_own(tmp_path):
         ({"objective": "fitnet", "temperature": "energy"}, "no term of FitNet.* uses a temperature"),
         ({"teacher_cache_dir": "cache"}, "teacher_cache_dir stores only the teacher's logits: leave it out"),
         ({"fsdp": "full_shard"}, "FSDP shards them"),
-        ({"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}}, "reentrant"),
+        ({CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}}, "reentrant"),
         ({"student": Net(), "taught": teacher()}, "layer '2': the stages of a Net are not known"),
         ({"taught": [teacher(), teacher()]}, "with several teachers it is ambiguous whose layers are meant"),
     ],

@@ -1,5 +1,6 @@
 """Refuses settings under which inner features cannot be read."""
 
+from dataclasses import fields
 from typing import Any
 
 from torch import nn
@@ -58,7 +59,9 @@ def refuse_features(loss: DistillationLoss, student: nn.Module, teacher: Any, ar
 def _reentrant(student: nn.Module, args: DistillationArguments) -> bool:
     """Whether reentrant gradient checkpointing is set, in the arguments or in the network."""
     given: Any = args
-    if given.activation_checkpointing and (given.activation_checkpointing_kwargs or {}).get("use_reentrant"):
+    new = "activation_checkpointing" in {field.name for field in fields(given)}  # its name in later versions
+    name = "activation_checkpointing" if new else "gradient_checkpointing"
+    if getattr(given, name) and (getattr(given, f"{name}_kwargs") or {}).get("use_reentrant"):
         return True
     functions = (getattr(module, "_gradient_checkpointing_func", None) for module in student.modules())
     return any(getattr(function, "keywords", {}).get("use_reentrant") for function in functions)
