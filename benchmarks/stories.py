@@ -80,6 +80,9 @@ class StoriesArguments(PrunedStudentArguments):
     max_length: int = field(default=256, metadata={"help": "Maximum number of tokens of a story."})
     prompt_tokens: int = field(default=0, metadata={"help": "Number of prompt tokens of a training story."})
     first_steps: int = field(default=0, metadata={"help": "Initial training steps of all students on labels only."})
+    response_tokens: int = field(
+        default=128, metadata={"help": "on_policy_max_new_tokens of the methods that generate responses."}
+    )
 
 
 def new_student(teacher: Any, stories: StoriesArguments) -> Any:
@@ -105,6 +108,8 @@ def run(
         student = type(student).from_pretrained(folder_of(FIRST, seed, args))
     slots = {name: value for name, value in ALL[way].items() if name in SLOTS}
     written = {name: value for name, value in ALL[way].items() if name not in SLOTS}
+    if written:
+        written["on_policy_max_new_tokens"] = stories.response_tokens
     steps = {"max_steps": stories.first_steps} if way == FIRST else {}
     trainer = DistillationTrainer(
         student,

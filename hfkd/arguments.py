@@ -17,6 +17,7 @@ from hfkd.losses.temperatures import USUAL
 from hfkd.models.on_policy_arguments import OnPolicyArguments
 from hfkd.tasks.choice import named_task
 from hfkd.utils.argument_types import Count, NotNegative, Positive, fitting
+from hfkd.utils.dependent_settings import refuse_without_effect
 from hfkd.utils.launch import check_accumulation, check_world_size, computes_on_cpu
 from hfkd.utils.names import check_names, publishable
 from hfkd.utils.parsing import parse as parse  # where scripts written for earlier versions import it from
@@ -198,6 +199,7 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
             )
         self.check_high_energy()
         self.check_on_policy()
+        refuse_without_effect(self)
         self._check_slots()
         if self.on_nan not in ("stop", "skip", "ignore"):
             raise ValueError(f"on_nan={self.on_nan!r} must be 'stop', 'skip' or 'ignore'")

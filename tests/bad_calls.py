@@ -95,6 +95,7 @@ NETWORKS = {"student_name_or_path": "student", "teacher_name_or_path": "teacher"
 FLAGS = {
     "he_da='some'": call(arguments, "run", he_da="some"),
     "he_da_ratio=0": call(arguments, "run", he_da="paper", he_da_ratio=0.0),
+    "he_da_mix without he_da": call(arguments, "run", he_da_mix="mixup"),
     "he_da=released, he_da_side=low": call(arguments, "run", he_da="released", he_da_side="low"),
     "images: --streaming without --resized_crop": images(streaming=True),
     "images: --resized_crop --views 2": images(resized_crop=True, views=2),

@@ -110,6 +110,7 @@ ON_POLICY = {
     "on_policy_top_p=0.0": flags(on_policy=0.5, on_policy_top_p=0.0),
     "on_policy_batch_size=0": flags(on_policy=0.5, on_policy_batch_size=0),
     "seq_kd where every step is on_policy": flags(on_policy=1.0, seq_kd=True),
+    "on_policy_temperature where nothing is written": flags(on_policy_temperature=0.5),
     "log_completions where nothing is written": flags(log_completions=True),
     "on_policy of images": images,
     "on_policy without a teacher": run(taught=lambda: None, kd_weight=0.0, ce_weight=1.0),

@@ -102,6 +102,7 @@ ARGUMENTS = {
     "lr_decay_epochs=[180, 150]": argument(lr_decay_epochs=[180, 150]),
     "lr_decay_epochs=['x']": argument(lr_decay_epochs=["x"]),
     "lr_decay_factor=0": argument(lr_decay_factor=0),
+    "lr_decay_factor=0.5 without lr_decay_epochs": argument(lr_decay_factor=0.5),
     "label_smoothing_factor=1": argument(label_smoothing_factor=1.0),
     "label_names=['label']": argument(label_names=["label"]),
     "on_nan='abort'": argument(on_nan="abort"),

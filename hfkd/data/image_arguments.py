@@ -13,6 +13,7 @@ from hfkd.data.longtail import long_tail
 from hfkd.data.resident import resident
 from hfkd.data.transforms import ImageTransform
 from hfkd.utils.counts import at_least_one
+from hfkd.utils.dependent_settings import refuse_without_effect
 from hfkd.utils.numbers import CIFAR_MEAN, CIFAR_STD
 
 IMAGENET_SIZE = 224
@@ -79,6 +80,7 @@ class ImageDataArguments:
 
     def __post_init__(self) -> None:
         at_least_one(self, "image_size", "views", "labelled_images", "max_train_images", "max_test_images")
+        refuse_without_effect(self)
 
     def load(self, seed: int = 0) -> tuple[Any, Any]:
         """The training images, with random augmentation in each epoch, and the test images, normalised only."""

@@ -16,6 +16,7 @@ from hfkd.evaluation.run import evaluate_sets
 from hfkd.evaluation.sets import with_references
 from hfkd.evaluation.weights import step_of_weights
 from hfkd.utils.counts import at_least_one
+from hfkd.utils.dependent_settings import refuse_without_effect
 
 METRIC = "eval_rougeL"
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class RougeArguments:
 
     def __post_init__(self) -> None:
         at_least_one(self, "rouge_max_new_tokens")
+        refuse_without_effect(self)
 
     def best_by_rouge(self, args: DistillationArguments, given: Collection[str] = ()) -> DistillationArguments:
         """With --eval_rouge, `args` that load the checkpoint with the best dev ROUGE-L at the end.

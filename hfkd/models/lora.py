@@ -1,7 +1,9 @@
 """The flags of a student that is trained with LoRA adapters."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
+
+from hfkd.utils.dependent_settings import refuse_without_effect
 
 
 @dataclass
@@ -16,13 +18,7 @@ class LoraArguments:
     )
 
     def __post_init__(self) -> None:
-        """Raise ValueError for settings of adapters that are not asked for: the whole student would be trained."""
-        changed = next((f.name for f in fields(self) if getattr(self, f.name) != f.default), None)
-        if not self.use_peft and changed is not None:
-            raise ValueError(
-                f"{changed}={getattr(self, changed)} is of adapters, and without use_peft the whole student is "
-                "trained: set use_peft, or leave it out"
-            )
+        refuse_without_effect(self)  # the whole student would be trained
 
     def config(self) -> Any:
         """The PEFT configuration, None without --use_peft."""

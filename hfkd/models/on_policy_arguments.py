@@ -63,11 +63,6 @@ class OnPolicyArguments:
                 "with seq_kd=True the teacher generates the responses of the steps that are not on-policy, but "
                 "on_policy=1 leaves no such step: lower on_policy, or leave seq_kd out"
             )
-        if self.log_completions and not self.writes:
-            raise ValueError(
-                "log_completions saves generated responses, but neither on_policy nor seq_kd is set: set one of "
-                "them, or leave it out"
-            )
 
     @property
     def written_responses(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from hfkd.models.text_networks import fresh_network, is_model_type, stored_netwo
 from hfkd.models.vocabulary import same_tokenizer
 from hfkd.models.wordpiece import train_wordpiece
 from hfkd.utils.counts import at_least_one
+from hfkd.utils.dependent_settings import refuse_without_effect
 
 
 @dataclass
@@ -61,11 +62,7 @@ class TextNetworkArguments(PrunedStudentArguments):
         self.student_name_or_path = self.teacher_as_student(self.student_name_or_path, self.teacher_name_or_path, fresh)
         if self.teacher_dtype not in DTYPES:
             raise ValueError(f"unknown teacher_dtype {self.teacher_dtype!r}: pass one of {list(DTYPES)}")
-        for config, fresh in (("student_config", "from_config"), ("teacher_config", "teacher_from_config")):
-            if getattr(self, config) and not getattr(self, fresh):
-                raise ValueError(
-                    f"{config}={getattr(self, config)!r} has no effect without {fresh}: set both, or neither"
-                )
+        refuse_without_effect(self)
         if self.tokenizer_name and self.train_tokenizer:
             raise ValueError(
                 f"tokenizer_name={self.tokenizer_name!r} and train_tokenizer={self.train_tokenizer} are both set: "

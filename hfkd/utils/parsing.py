@@ -18,6 +18,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
 from hfkd.utils.command import TYPED
+from hfkd.utils.dependent_settings import refuse_without_effect
 from hfkd.utils.output_folder import refuse_inputs_as_output
 from hfkd.utils.precedence import merge
 from hfkd.utils.setting_types import TextLoader, typed
@@ -92,6 +93,7 @@ def _parsed(
     parsed = Parsed(parts, frozenset().union(flags, *files))
     found = {name: value for part in parts for name, value in vars(part).items()}
     _refuse_what_is_not_done(settings, found)
+    refuse_without_effect(*parts)  # also of different dataclasses
     refuse_inputs_as_output(found)
     return parsed
 

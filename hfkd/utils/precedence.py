@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from hfkd.utils.dependent_settings import ONLY_WITH, is_on
+
 logger = logging.getLogger(__name__)
 
 # A setting, and those of earlier layers with which it would have no effect.
 EXCLUDES = {
-    "lr_scheduler_type": ("lr_decay_epochs",),
+    "lr_scheduler_type": ("lr_decay_epochs", "lr_decay_factor"),
     "lr_decay_epochs": ("lr_scheduler_type", "lr_scheduler_kwargs"),
     "num_train_epochs": ("max_steps",),
 }
@@ -42,8 +44,20 @@ def merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 if other not in layer and (earlier := merged.pop(other, None)) not in UNSET:
                     _say(f"{name}={value} replaces {other}={earlier}")
             _make_count(name, value, layer, merged)
+        _leave_out_what_is_off(layer, merged)
         merged |= layer
     return merged
+
+
+def _leave_out_what_is_off(layer: Mapping[str, Any], merged: dict[str, Any]) -> None:
+    """Remove earlier settings that have no effect because this layer turns off the one that they need."""
+    for switches, names in ONLY_WITH.items():
+        off = next((name for name in switches if name in layer), None)
+        if off is None or is_on(switches, merged | layer):
+            continue
+        for name in names:
+            if name not in layer and (earlier := merged.pop(name, None)) is not None:
+                _say(f"{off}={layer[off]} replaces {name}={earlier}")
 
 
 def _make_count(name: str, value: Any, layer: Mapping[str, Any], merged: dict[str, Any]) -> None:

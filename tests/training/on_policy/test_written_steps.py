@@ -34,10 +34,11 @@ def writer(known=None, **settings):
 
 
 def trained(folder, rows=ROWS, model=None, teacher=None, collator=None, **settings):
+    settings = (SHORT if settings.keys() & {"on_policy", "seq_kd"} else {}) | settings
     trainer = DistillationTrainer(
         model or student(),
         teacher or taught_model(),
-        arguments(folder, **{"ce_weight": 0.0, "kd_weight": 1.0, "max_steps": 1} | SHORT | settings),
+        arguments(folder, **{"ce_weight": 0.0, "kd_weight": 1.0, "max_steps": 1} | settings),
         train_dataset=rows,
         processing_class=tokenizer(),
         data_collator=collator,
