@@ -6,6 +6,7 @@ The template is that of MiniLLM and DSKD for training and evaluation (Alpaca's).
 import logging
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
@@ -94,34 +95,40 @@ def accepted_columns(dataset: Dataset) -> tuple[str, ...]:
 
 
 def dolly_split(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int = 256) -> DatasetDict:
-    """databricks-dolly-15k -> `train` (11,435), `dev` (1,000), `test` (500), columns `prompt` and `response`.
+    """`dolly_rows` as the columns `prompt` and `response`, in MiniLLM's and DSKD's format."""
+    rows = dolly_rows(dataset, tokenizer, max_prompt_tokens)
+    return DatasetDict({name: to_prompt_response(split) for name, split in rows.items()})
 
-    The split of MiniLLM and DSKD: of the rows whose prompt has at most `max_prompt_tokens` tokens, in file order, the
-    first 500 are test and the next 1,000 dev. The counts are those of the first version of the file (15,015 rows) and
-    GPT-2's tokenizer; another tokenizer moves rows between the splits, so that all runs must use the split of one
-    tokenizer.
+
+def dolly_rows(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int = 256) -> DatasetDict:
+    """databricks-dolly-15k -> `train` (11,435), `dev` (1,000), `test` (500), with the dataset's own columns.
+
+    The split of MiniLLM and DSKD: of the rows whose prompt in their format has at most `max_prompt_tokens` tokens, in
+    file order, the first 500 are test and the next 1,000 dev. The counts are those of the first version of the file
+    (15,015 rows) and GPT-2's tokenizer; another tokenizer moves rows between the splits, so that all runs must use the
+    split of one tokenizer.
     """
     pairs = to_prompt_response(dataset)
-    kept = pairs.filter(
+    kept = pairs.add_column("row", np.arange(len(pairs))).filter(
         _has_short_prompt, batched=True, fn_kwargs={"tokenizer": tokenizer, "limit": max_prompt_tokens}, desc="Split"
     )
-    held_out = DOLLY_TEST + DOLLY_DEV
-    if len(kept) <= held_out:
+    rows, held_out = dataset.select(kept["row"][:]), DOLLY_TEST + DOLLY_DEV
+    if len(rows) <= held_out:
         raise ValueError(
-            f"{len(kept)} of {len(pairs)} rows have a prompt of at most {max_prompt_tokens} tokens: the split needs "
+            f"{len(rows)} of {len(pairs)} rows have a prompt of at most {max_prompt_tokens} tokens: the split needs "
             f"{held_out} for dev and test, so that none is left for training; pass all of databricks-dolly-15k"
         )
-    if len(kept) - held_out != DOLLY_TRAIN:
+    if len(rows) - held_out != DOLLY_TRAIN:
         logger.warning(
             "The Dolly split has %d training rows instead of the published %d, because of another version of the "
             "data, tokenizer or prompt limit. The test rows may differ too.",
-            len(kept) - held_out,
+            len(rows) - held_out,
             DOLLY_TRAIN,
         )
     return DatasetDict(
-        train=kept.select(range(held_out, len(kept))),
-        dev=kept.select(range(DOLLY_TEST, held_out)),
-        test=kept.select(range(DOLLY_TEST)),
+        train=rows.select(range(held_out, len(rows))),
+        dev=rows.select(range(DOLLY_TEST, held_out)),
+        test=rows.select(range(DOLLY_TEST)),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hfkd.data.instructions import dolly_split, to_prompt_response
+from hfkd.data.instructions import dolly_rows, to_prompt_response
 from hfkd.data.pack_rows import pack_rows
 from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_files import read_splits
@@ -68,7 +68,7 @@ class TextDataArguments:
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
         teacher_max_length: int | None = None,
     ) -> TextData:
-        """A dataset in its own splits (train; dev or validation; test), or Dolly as from `dolly_split`.
+        """A dataset in its own splits (train; dev or validation; test), or Dolly as from `dolly_rows`.
 
         A dataset with a single split and Dolly's columns is split like Dolly, which is logged. teacher_tokenizer: the
         tokenizer of a teacher, if it differs from the student's (`hfkd.data.two_tokenizers`).
@@ -99,11 +99,11 @@ class TextDataArguments:
         return {"max_prompt_length": self.max_prompt_length, "add_special_tokens": not self.chat_template}
 
     def splits(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
-        """The rows of each split; Dolly's as from `dolly_split`."""
+        """The rows of each split; Dolly's as from `dolly_rows`."""
         splits = read_splits(self.dataset_name)
         only = next(iter(splits.values()))
         if len(splits) == 1 and set(only.column_names) >= DOLLY_COLUMNS:
-            found = dict(dolly_split(only, tokenizer, self.max_prompt_length))
+            found = dict(dolly_rows(only, tokenizer, self.max_prompt_length))
             logger.info(
                 "%s has a single split and Dolly's columns, and is split like Dolly: of its rows with a prompt of up "
                 "to %d tokens the first %d are for test, the next %d for dev, and the last %d for training. To use "

@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from hfkd.data.instructions import dolly_split
+from hfkd.data.instructions import dolly_rows
 from hfkd.data.text_files import read_splits
 from hfkd.evaluation.resume import read_scores, read_students, write_students
 from hfkd.evaluation.run import SEEDS, evaluate_sets
@@ -64,7 +64,7 @@ class InstructArguments:
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
         """The available sets, each with the columns `prompt` and `references`."""
-        test = None if self.dolly is None else dolly_split(read_splits(self.dolly)["train"], tokenizer)["test"]
+        test = None if self.dolly is None else dolly_rows(read_splits(self.dolly)["train"], tokenizer)["test"]
         return instruct_sets(
             self.sets_from,
             dolly_test=test,

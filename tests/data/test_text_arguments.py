@@ -4,7 +4,10 @@ import logging
 import pytest
 from text_tokenizer import word_tokenizer
 
+from hfkd.data.prompts import read_prompts
 from hfkd.data.text_arguments import TextDataArguments
+from hfkd.experiments.instruct import InstructArguments
+from hfkd.experiments.responses import ResponseArguments
 
 
 def write(path, rows):
@@ -60,6 +63,23 @@ def test_what_looks_like_dolly_is_said_to_be_split_like_it(tmp_path, caplog):
     data = TextDataArguments(str(tmp_path)).load(word_tokenizer())
     assert (len(data.train), len(data.dev)) == (1510, 1510)
     assert "Dolly" not in caplog.text
+
+
+def test_dollys_prompts_in_a_chat_template_are_the_same_in_training_generation_and_evaluation(tmp_path):
+    """The question alone, as in the other test sets, and not the instruction format inside of the template."""
+    rows = [{"instruction": "ask", "context": "", "response": word} for word in ("a", "b") * 760]
+    write(tmp_path / "dolly.jsonl", rows)
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+    tokenizer.chat_template += "{% if add_generation_prompt %}assistant {% endif %}"
+    name, wanted = str(tmp_path / "dolly.jsonl"), "user ask assistant "
+    trained = TextDataArguments(name, max_length=48, max_prompt_length=40, chat_template=True).load(tokenizer)
+    assert (len(trained.train), trained.train[0]["prompt_length"]) == (20, 3)
+    assert set(trained.dev_texts["prompt"]) == set(trained.test_texts["prompt"]) == {wanted}
+    answers = ResponseArguments(name, max_prompt_length=40, chat_template=True).splits(tokenizer)
+    assert set(read_prompts(answers["train"], tokenizer, chat_template=True).texts) == {wanted}
+    scored = InstructArguments(dolly=name, sets=["dolly"], chat_template=True).load(tokenizer)["dolly"]
+    assert set(scored["prompt"]) == {wanted}
 
 
 def test_dolly_is_split_as_published(data_dir):
