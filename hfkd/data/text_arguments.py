@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.instructions import dolly_rows, to_prompt_response
 from hfkd.data.pack_rows import pack_rows
+from hfkd.data.stored_templates import prompts_with_template
 from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_files import read_splits
 from hfkd.data.two_tokenizers import tokenize_for_both
@@ -58,9 +59,16 @@ class TextDataArguments:
         default=None, metadata={"help": "Train on the first rows only, for a quick test."}
     )
     max_dev_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first rows only."})
+    prompts_with_template: bool = field(default=False, init=False)  # found, and recorded with the run
 
     def __post_init__(self) -> None:
         at_least_one(self, "max_length", "max_prompt_length", "max_train_rows", "max_dev_rows")
+        self.prompts_with_template = prompts_with_template(self.dataset_name)
+        if self.prompts_with_template and self.chat_template:
+            raise ValueError(
+                f"chat_template=True, but the prompts of {self.dataset_name} were generated with the chat template and "
+                "already include it: leave chat_template out"
+            )
 
     def load(
         self,

@@ -116,7 +116,8 @@ def evaluate_students(
 def _warn_of_template(name: str, tokenizer: PreTrainedTokenizerBase, chat_template: bool) -> None:
     """Warn if prompts are, or may be, formatted differently from the student's training."""
     try:
-        trained = json.loads((Path(name) / RESULTS_NAME).read_text(encoding="utf-8"))["config"].get("chat_template")
+        config = json.loads((Path(name) / RESULTS_NAME).read_text(encoding="utf-8"))["config"]
+        trained = config.get("prompts_with_template") or config.get("chat_template")
     except (OSError, ValueError, KeyError, AttributeError):
         trained = None
     if trained is None and tokenizer.chat_template and not chat_template:

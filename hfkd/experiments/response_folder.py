@@ -9,14 +9,16 @@ from typing import Any
 
 import xxhash
 
+from hfkd.data.stored_templates import RESPONSES
 from hfkd.teachers.fingerprint import changed_setting
 from hfkd.utils.files import checksum, write_atomically
 from hfkd.utils.json_file import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
-SETTINGS, PARTS = "responses.json", "parts"
+PARTS = "parts"
 FOR_PEOPLE = ("model", "dataset")  # names for display, which do not identify weights or rows
+TOLD = (*FOR_PEOPLE, "chat_template")  # not compared; the hash of the prompts has the template in it
 Row = dict[str, Any]
 
 
@@ -35,7 +37,7 @@ class ResponseFolder:
         """Whether the folder is already complete; if not, write the settings. Raises ValueError for another folder."""
         found = self._found()
         if found is None or "counts" not in found:
-            write_json(self.folder / SETTINGS, self._named())
+            write_json(self.folder / RESPONSES, self._named())
             return False
         self.counts = found["counts"]
         if checksum(self.folder / "train.jsonl") != found["checksum"]:
@@ -47,7 +49,7 @@ class ResponseFolder:
         return True
 
     def _found(self) -> dict[str, Any] | None:
-        path = self.folder / SETTINGS
+        path = self.folder / RESPONSES
         if not path.is_file():
             others = sorted(p.name for p in self.folder.glob("*") if not p.name.startswith("."))
             if others:
@@ -63,7 +65,7 @@ class ResponseFolder:
             raise ValueError(f"{path} cannot be read ({error!r}): delete the folder, or choose another") from error
         mine = json.loads(json.dumps(self.settings | self.filters))
         for name in mine:
-            if name not in (*FOR_PEOPLE, "config") and stored.get(name) != mine[name]:
+            if name not in (*TOLD, "config") and stored.get(name) != mine[name]:
                 raise ValueError(
                     f"{self.folder} contains other responses: their {name} is {stored.get(name)!r} "
                     f"({self._whose(stored)}), that of this run is {mine[name]!r} ({self._whose(mine)}); choose "
@@ -105,7 +107,7 @@ class ResponseFolder:
         for name in sorted(splits, key=lambda name: name == "train"):
             write_atomically(self.folder / f"{name}.jsonl", _lines(splits[name]))
         done = {"counts": dict(counts), "checksum": checksum(self.folder / "train.jsonl")}
-        write_json(self.folder / SETTINGS, self._named() | done)
+        write_json(self.folder / RESPONSES, self._named() | done)
         shutil.rmtree(self.folder / PARTS, ignore_errors=True)
 
 

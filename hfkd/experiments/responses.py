@@ -86,7 +86,8 @@ class ResponseArguments:
 
     def splits(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
         """The splits of the dataset, for Dolly as in the literature, read as in the training recipes."""
-        data = TextDataArguments(self.dataset_name, max_prompt_length=self.max_prompt_length)
+        shared = {"max_prompt_length": self.max_prompt_length, "chat_template": self.chat_template}
+        data = TextDataArguments(self.dataset_name, **shared)
         splits = data.splits(tokenizer)
         if "train" not in splits:
             raise ValueError(f"{self.dataset_name} has the splits {sorted(splits)}: one must be named train")
@@ -162,7 +163,8 @@ def _settings(model: PreTrainedModel, prompts: Prompts, args: ResponseArguments,
     tokens = json.dumps([prompts.rows, prompts.ids, prompts.texts]).encode()
     hashes = {"weights": weights_fingerprint(live), "prompts": xxhash.xxh3_128_hexdigest(tokens)}
     given = {one: getattr(args, one) for one in SAMPLING}
-    return {"model": name, "dataset": args.dataset_name, **hashes, **given, "config": configuration(live)}
+    shown = {"model": name, "dataset": args.dataset_name, "chat_template": args.chat_template}
+    return {**shown, **hashes, **given, "config": configuration(live)}
 
 
 def _write(

@@ -12,6 +12,7 @@ from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_arguments import TextDataArguments
 from hfkd.data.text_files import read_jsonl
 from hfkd.experiments import responses
+from hfkd.experiments.instruct import InstructArguments, evaluate_students
 from hfkd.experiments.response_folder import ResponseFolder
 from hfkd.experiments.responses import ResponseArguments, generate_responses
 from hfkd.models.writing import end_ids
@@ -100,6 +101,31 @@ def test_filters_that_are_off_keep_what_they_would_drop(folder):
     assert counts["kept"] == counts["written"] - counts["ended_at_once"] - counts["empty"]
     texts = [json.loads(line)["response"] for line in (folder / "out" / "train.jsonl").read_text().splitlines()]
     assert len(set(texts)) < len(texts)
+
+
+def test_rows_generated_with_a_chat_template_are_known_as_such(folder, tmp_path, caplog):
+    """A second template is refused, and evaluation with the template is not advised against."""
+    words = tokenizer()
+    words.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    args = arguments(folder, chat_template=True, keep_unfinished=True, keep_repeated=True)
+    generate_responses(often_ending(), words, args)
+    answers = str(folder / "out")
+    for name in (answers, f"{answers}/train.jsonl"):
+        with pytest.raises(ValueError, match="were generated with the chat template and already include it"):
+            TextDataArguments(name, chat_template=True)
+    with pytest.raises(ValueError, match="already include it"):
+        generate_responses(often_ending(), words, arguments(folder, dataset_name=answers, chat_template=True))
+    (tmp_path / "student").mkdir()
+    config = {"config": vars(TextDataArguments(answers))}
+    (tmp_path / "student" / "results.json").write_text(json.dumps(config))
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "vicuna.jsonl").write_text(json.dumps({"prompt": "ask", "response": "a"}) + "\n")
+    for chat, said in ((True, None), (False, "was trained with its chat template but is evaluated without it")):
+        given = {"sets_from": str(tmp_path / "sets"), "sets": ["vicuna"], "seeds": [1], "chat_template": chat}
+        given |= {"max_new_tokens": 2, "max_prompt_length": 5, "output_dir": str(tmp_path / f"scores-{chat}")}
+        caplog.clear()
+        evaluate_students([str(tmp_path / "student")], lambda name: (often_ending(), words), InstructArguments(**given))
+        assert (said in caplog.text) if said else "template" not in caplog.text
 
 
 def test_a_stopped_run_ends_with_the_same_bytes(folder, tmp_path, monkeypatch, caplog):
