@@ -18,6 +18,7 @@ from transformers import (
 
 from hfkd.models.checkpoints import load_checkpoint, naming_unreadable, refuse_other_architecture
 from hfkd.models.label_names import is_numbering
+from hfkd.models.new_head import refuse_new_head
 
 # the entries of timm's pretrained_cfg for preprocessing; the others describe weights that a new model does not have
 INPUT_KEYS = ("input_size", "fixed_input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
@@ -40,6 +41,8 @@ def image_classifier(
     """
     name = os.fspath(name)
     labels = _label_config(num_labels, label_names)
+    if new_head:
+        refuse_new_head(name, checkpoint, stored="/" in name or not timm.is_model(name))
     if "/" not in name and timm.is_model(name):
         model = _fresh(name, num_labels, labels)
     elif "/" in name or os.path.isdir(name):

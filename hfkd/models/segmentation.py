@@ -17,6 +17,7 @@ from torchvision.models.segmentation import LRASPP
 from transformers import AutoModelForSemanticSegmentation
 
 from hfkd.models.checkpoints import load_checkpoint
+from hfkd.models.new_head import refuse_new_head
 from hfkd.models.text_networks import class_names, loaded
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -37,11 +38,14 @@ def segmentation_network(
     - `name` is a network of torchvision ("lraspp_mobilenet_v3_large"): new weights, with an `auxiliary_head` if it
     supports one; or "lraspp_mobilenet_v3_small", which is built from torchvision's modules.
     - `name` contains a "/" or is a folder ("nvidia/mit-b0", "runs/student"): a transformers model. Its head is new if
-    none is stored, or with `new_head` if the stored one has other classes.
+    none is stored, or with `new_head`.
     - `name` is "module:function": the result of this function, called without arguments. The module is imported.
     - `checkpoint` is a file with weights for the whole model (`load_checkpoint`). Raises ValueError for any other name,
     and for a stored head of other classes.
     """
+    if new_head:
+        other = FUNCTION.fullmatch(name) is not None or name in _fresh()
+        refuse_new_head(name, checkpoint, stored=not other)
     if FUNCTION.fullmatch(name):
         network = _of_function(name)
     elif name in _fresh():
@@ -54,7 +58,7 @@ def segmentation_network(
             else torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=num_labels, **more)
         )
     elif "/" in name or os.path.isdir(name):
-        network = _stored(name, num_labels, label_names, new_head or checkpoint is not None)
+        network = _stored(name, num_labels, label_names, new_head, new_head or checkpoint is not None)
     else:
         close = difflib.get_close_matches(name, _fresh(), n=5, cutoff=0.4)
         raise ValueError(
@@ -106,16 +110,28 @@ def _fresh() -> list[str]:
     return sorted([*torchvision.models.list_models(module=torchvision.models.segmentation), SMALL])
 
 
-def _stored(name: str, num_labels: int, label_names: Sequence[str] | None, new_head: bool) -> nn.Module:
+def _stored(
+    name: str, num_labels: int, label_names: Sequence[str] | None, new_head: bool, replace_head: bool
+) -> nn.Module:
     labels = class_names(label_names, num_labels)
     network, info = loaded(AutoModelForSemanticSegmentation, name, "float32", **labels)
-    if info["mismatched_keys"] and not new_head:
+    if info["mismatched_keys"] and not replace_head:
         weight, stored, wanted = min(info["mismatched_keys"])
         raise ValueError(
             f"{weight} of {name} has the shape {list(stored)}, but the classes of the data need {list(wanted)}: pass "
             "--new_head to replace it by new weights"
         )
+    if new_head and not info["mismatched_keys"]:
+        _renew_head(network, name, num_labels)
     return network
+
+
+def _renew_head(network: nn.Module, name: str, num_labels: int) -> None:
+    """New weights for the layers that would be new for another number of classes, but were loaded for this one."""
+    _, info = loaded(AutoModelForSemanticSegmentation, name, "float32", num_labels=num_labels + 1)
+    for layer in sorted({weight.rpartition(".")[0] for weight, *_ in info["mismatched_keys"]}):
+        reset: Any = network.get_submodule(layer)
+        reset.reset_parameters()
 
 
 def _of_function(name: str) -> nn.Module:

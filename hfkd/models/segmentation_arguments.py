@@ -22,7 +22,7 @@ class SegmentationNetworkArguments(MaskTeacherArguments):
         default=None, metadata={"help": "Teacher, named like the student; not needed with kd_weight 0."}
     )
     new_head: bool = field(
-        default=False, metadata={"help": "Replace the head of a stored student that has other classes."}
+        default=False, metadata={"help": "Replace the head of a stored student by a new one for these classes."}
     )
     auxiliary_head: bool = field(
         default=False, metadata={"help": "Build torchvision's student with its auxiliary head."}

@@ -146,6 +146,13 @@ def test_a_new_head_of_a_model_that_is_its_own_base(tmp_path, kind):
     assert changed <= {"classifier.weight", "classifier.bias"}
 
 
+def test_a_new_head_without_effect_is_refused(saved_vit):
+    with pytest.raises(ValueError, match="replaces the head of a stored network, and 'cifar_resnet8' is not one"):
+        image_classifier("cifar_resnet8", 4, new_head=True)
+    with pytest.raises(ValueError, match="checkpoint='weights.pth' has the weights of the head: leave one of them out"):
+        image_classifier(saved_vit, 4, "weights.pth", new_head=True)
+
+
 def test_unknown_names_are_answered_with_close_ones(tmp_path):
     with pytest.raises(ValueError, match=r"unknown model 'cifar_resent20': close names are .*'cifar_resnet20'"):
         image_classifier("cifar_resent20", 100)

@@ -103,6 +103,17 @@ def test_networks_by_name(tmp_path):
     ):
         segmentation_network(str(tmp_path / "stored"), 7)
     assert segmentation_network(str(tmp_path / "stored"), 7, new_head=True).config.num_labels == 7
+    old, new = (
+        segmentation_network(str(tmp_path / "stored"), 3, new_head=fresh).state_dict() for fresh in (False, True)
+    )
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert "decode_head.classifier.weight" in changed
+    assert changed <= {"decode_head.classifier.weight", "decode_head.classifier.bias"}
+    for name in (f"{__name__}:made", "lraspp_mobilenet_v3_small"):
+        with pytest.raises(ValueError, match=f"replaces the head of a stored network, and '{name}' is not one"):
+            segmentation_network(name, 3, new_head=True)
+    with pytest.raises(ValueError, match="checkpoint='weights.pth' has the weights of the head: leave one of them out"):
+        segmentation_network(str(tmp_path / "stored"), 3, "weights.pth", new_head=True)
     network = nn.Sequential(nn.BatchNorm2d(3))
     set_batch_norm_momentum(network, 0.2)
     assert network[0].momentum == 0.2
