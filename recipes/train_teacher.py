@@ -12,7 +12,7 @@ from pathlib import Path
 from hfkd import DistillationArguments
 from hfkd.data import ImageDataArguments
 from hfkd.experiments.classifier_run import run_classifier
-from hfkd.experiments.distil import image_trainer
+from hfkd.experiments.distil import image_trainer, network_to_evaluate
 from hfkd.models import image_classifier
 from hfkd.utils.parsing import parse
 
@@ -28,6 +28,12 @@ class NetworkArguments:
     )
     evaluate_only: bool = field(default=False, metadata={"help": "Evaluate the network without training."})
 
+    def __post_init__(self) -> None:
+        if self.evaluate_only and self.new_head:
+            raise ValueError(
+                "evaluate_only=True with new_head=True would evaluate random weights: leave one of them out"
+            )
+
 
 def main() -> None:
     network, data, args = parse(
@@ -37,6 +43,8 @@ def main() -> None:
     )
 
     def build(classes, names):
+        if network.evaluate_only:
+            return network_to_evaluate(network.network_name, classes, network.checkpoint, names), None
         return image_classifier(network.network_name, classes, network.checkpoint, names, network.new_head), None
 
     trainer = image_trainer(build, data, args)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from hfkd.utils.command import TYPED
+from hfkd.utils.parsing import CommandLineError
 from hfkd.utils.shipped import shipped, shipped_or_given
 
 RECIPES = {  # command: script of recipes/
@@ -46,7 +47,7 @@ def run_recipe(name: str, arguments: Sequence[str], accelerate: str | None = Non
     file = shipped_or_given(accelerate, folder)
     if not file.is_file():
         names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-        raise ValueError(
+        raise CommandLineError(
             f"--accelerate {accelerate}: no such file; pass a path, or one of those that come with hfkd: {names}"
         )
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]

@@ -13,7 +13,8 @@ from hfkd.data import ImageDataArguments, label_names, num_labels
 from hfkd.evaluation.metrics import item_accuracy, topk_predictions
 from hfkd.experiments.classifier_run import run_classifier
 from hfkd.experiments.peers import save_peers
-from hfkd.models import NetworkArguments, Peers, image_classifier, image_teachers, with_projector
+from hfkd.models import NetworkArguments, Peers, image_classifier, image_teacher, image_teachers, with_projector
+from hfkd.models.label_names import label_names_of, order_of
 from hfkd.trainer import DistillationTrainer
 
 Build = Callable[[int, list[str] | None], tuple[nn.Module, Any]]
@@ -38,6 +39,22 @@ def image_trainer(build: Build, data: ImageDataArguments, args: DistillationArgu
         compute_metrics=item_accuracy,
         preprocess_logits_for_metrics=topk_predictions,
     )
+
+
+def network_to_evaluate(name: str, classes: int, checkpoint: str | None, names: list[str] | None) -> nn.Module:
+    """A trained classifier whose logits are in the data's order of classes.
+
+    Raises ValueError for random weights, and if the network names other classes than the data, or in another order.
+    """
+    network = image_teacher(name, classes, checkpoint, names)
+    own = label_names_of(network)
+    if own is not None and names is not None and order_of(own, names, name, "the data") is not None:
+        raise ValueError(
+            f"{name} has the data's classes in another order (its class 0 is {own[0]!r}, that of the data "
+            f"{names[0]!r}): use `hfkd analyse`, which matches classes by name, or correct config.id2label if "
+            "the names are wrong"
+        )
+    return network
 
 
 def distil_images(

@@ -25,6 +25,7 @@ from hfkd.commands import main
 from hfkd.commands.recipes import RECIPES
 from hfkd.losses.registry import OBJECTIVES, TEMPERATURES, WEIGHTINGS
 from hfkd.utils.command import TYPED
+from hfkd.utils.parsing import CommandLineError
 
 ROOT = Path(hfkd.__file__).parents[1]
 
@@ -102,7 +103,7 @@ def test_what_is_not_understood_is_named(argv, said, capsys):
 
 def test_an_unknown_configuration_of_accelerate_names_those_there_are(shell):
     with pytest.raises(
-        ValueError, match="--accelerate gpu: no such file; pass a path, or one of those that come with hfkd: cpu,"
+        CommandLineError, match="--accelerate gpu: no such file; pass a path, or one of those that come with hfkd: cpu,"
     ):
         main(["--accelerate", "gpu", "image"])
 

@@ -19,6 +19,8 @@ from toys import arguments
 import hfkd.utils.parsing
 import hfkd.utils.precedence
 from hfkd.evaluation.callback import RougeArguments
+from hfkd.experiments.distil import network_to_evaluate
+from hfkd.models import image_classifier
 from hfkd.utils.setting_types import TextLoader, typed
 
 
@@ -110,6 +112,30 @@ def test_a_network_is_scored_where_it_lies(folder, monkeypatch, capsys):
     run(monkeypatch, "train_teacher", *flags, "--evaluate_only")
     assert "eval_accuracy" in capsys.readouterr().out
     assert content(folder / "teacher") == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--network_name=cifar_resnet8"],
+            "'cifar_resnet8' is an architecture with random weights: pass its checkpoint",
+        ),
+        (["--network_name=owner/name", "--new_head"], "would evaluate random weights: leave one of them out"),
+    ],
+)
+def test_random_weights_are_not_scored(folder, monkeypatch, tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        run(monkeypatch, "train_teacher", *digit_flags(folder, tmp_path / "run"), *flags, "--evaluate_only")
+
+
+def test_a_network_with_its_classes_in_another_order_is_not_scored(tmp_path):
+    image_classifier("cifar_resnet8", 3, label_names=["cat", "dog", "fox"]).save_pretrained(tmp_path)
+    assert network_to_evaluate(str(tmp_path), 3, None, ["cat", "dog", "fox"]).config.num_labels == 3
+    with pytest.raises(ValueError, match="in another order .its class 0 is 'cat', that of the data 'fox'.: use `hfkd"):
+        network_to_evaluate(str(tmp_path), 3, None, ["fox", "cat", "dog"])
+    with pytest.raises(ValueError, match="does not have the classes of the data"):
+        network_to_evaluate(str(tmp_path), 3, None, ["fox", "cat", "hen"])
 
 
 def test_a_stage_that_would_write_over_its_own_teacher_is_refused(folder, monkeypatch, tmp_path):
