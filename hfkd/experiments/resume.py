@@ -11,6 +11,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data import ImageDataArguments
+from hfkd.data.source import data_source
 from hfkd.experiments.distil import distil_images
 from hfkd.experiments.run import without_paths
 from hfkd.models import NetworkArguments
@@ -36,7 +37,8 @@ WEIGHTS = {  # hashes of local weights in these flags, since only the last part 
     "teacher_weights": ("teacher_name", "teacher_checkpoint"),
     "student_weights": ("student_name", "student_checkpoint"),
 }
-RECORDED_LATER = (PROCESSES, *WEIGHTS)  # not recorded by earlier versions
+DATA = "data_files"  # likewise, of a dataset on this machine
+RECORDED_LATER = (PROCESSES, *WEIGHTS, DATA)  # not recorded by earlier versions
 # hfkd's flags that affect only speed, memory and paths (besides rounding); all others determine the result
 INDIFFERENT = {
     *("channels_last", "keep_freed_memory", "loss_chunk_size", "model_license", "resident", "scan_cache_dir"),
@@ -53,6 +55,7 @@ def deciding(networks: NetworkArguments, data: ImageDataArguments, args: Distill
     settings = vars(networks) | vars(data) | {name: getattr(args, name) for name in [*sorted(ours), *DECISIVE]}
     settings |= {"temperature": args.slot_temperature, PROCESSES: args.world_size}
     settings |= {name: _hashes([vars(networks)[flag] for flag in flags]) for name, flags in WEIGHTS.items()}
+    settings |= {DATA: data_source(data.dataset_name)}
     return jsonable(without_paths({name: value for name, value in settings.items() if name not in INDIFFERENT}))
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import xxhash
 from huggingface_hub import try_to_load_from_cache
 
-SAMPLES, BLOCK = 64, 1 << 14  # samples of each file, in bytes: further training changes all of it
+from hfkd.utils.files import add_samples
+
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*config.json")
 
 
@@ -25,7 +26,7 @@ def model_source(name_or_path: str | Path) -> str | None:
     files = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern) if file.is_file()})
     for file in files:
         digest.update(file.name.encode())
-        _sample(file, digest)
+        add_samples(file, digest)
     adapter = folder / "adapter_config.json"
     base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") if adapter.is_file() else None
     digest.update(str(model_source(base) if base else "").encode())
@@ -38,7 +39,7 @@ def weights_source(path: str | Path) -> str | None:
     if not file.is_file():
         return model_source(path)
     digest = xxhash.xxh3_128()
-    _sample(file, digest)
+    add_samples(file, digest)
     return digest.hexdigest()
 
 
@@ -51,12 +52,3 @@ def _downloaded(name: str) -> Path | None:
         if isinstance(path, str):
             return Path(path).parent
     return None
-
-
-def _sample(file: Path, digest: xxhash.xxh3_128) -> None:
-    size = file.stat().st_size
-    digest.update(str(size).encode())
-    with file.open("rb") as stream:
-        for part in range(SAMPLES + 1):
-            stream.seek(max(size - BLOCK, 0) * part // SAMPLES)
-            digest.update(stream.read(BLOCK))

@@ -1,4 +1,4 @@
-"""Atomic writing of files."""
+"""Atomic writing of files, and hashes of their content."""
 
 import contextlib
 import errno
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import xxhash
 
+SAMPLES, BLOCK = 64, 1 << 14  # samples of a large file, in bytes
 FULL = "free some space"
 REMEDIES = {
     errno.ENOSPC: FULL,
@@ -70,3 +71,13 @@ def checksum(path: str | Path, size: int | None = None, start: bytes = b"") -> s
             digest.update(buffer[:count])
             left -= count
     return digest.hexdigest()
+
+
+def add_samples(path: Path, digest: xxhash.xxh3_128) -> None:
+    """Add the size of a file, and samples of its content, to `digest`: all of it up to about 1 MiB."""
+    size = path.stat().st_size
+    digest.update(str(size).encode())
+    with path.open("rb") as stream:
+        for part in range(SAMPLES + 1):
+            stream.seek(max(size - BLOCK, 0) * part // SAMPLES)
+            digest.update(stream.read(BLOCK))

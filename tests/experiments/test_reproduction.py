@@ -1,6 +1,7 @@
 """Tables of real runs: the numbers are those of results.json, and nothing is run twice, lost, or passed off."""
 
 import json
+import shutil
 import statistics
 from dataclasses import replace
 
@@ -360,6 +361,16 @@ def test_what_is_refused_before_anything_runs(work, done, monkeypatch, more, mes
     monkeypatch.setattr(resume, "distil_images", lambda *a, **k: pytest.fail("ran"))
     with pytest.raises(ValueError, match=message):
         run(work, "done", **({"seeds": 2, "seed": 7} | more))
+
+
+def test_other_data_in_a_folder_of_the_same_name_are_refused(work, done, monkeypatch):
+    """A row would average over both. A copy of the data is the same data."""
+    monkeypatch.setattr(resume, "distil_images", lambda *a, **k: pytest.fail("ran"))
+    write_digits(work / "others" / "digits", train=40)
+    with pytest.raises(ValueError, match="contains another run: its data_files is .*, that of this run is"):
+        run(work, "done", seeds=3, seed=7, dataset_name=work / "others" / "digits")
+    shutil.copytree(work / "digits", work / "copied" / "digits")
+    assert run(work, "done", seeds=2, seed=7, dataset_name=work / "copied" / "digits") == done
 
 
 def test_a_folder_of_somebody_else_is_refused(work, done):
