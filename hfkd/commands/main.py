@@ -4,11 +4,10 @@ import argparse
 import ast
 import json
 from collections.abc import Sequence
-from importlib import metadata
 
 from hfkd.commands.methods import methods
 from hfkd.commands.recipes import RECIPES, run_recipe
-from hfkd.reports.environment import environment
+from hfkd.reports.environment import environment, installed_version
 from hfkd.utils.shipped import shipped
 
 TOLD = {
@@ -27,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"hfkd {metadata.version('hfkd')}")
+    parser.add_argument("--version", action="version", version=f"hfkd {installed_version('hfkd')}")
     parser.add_argument(
         "--accelerate",
         metavar="CONFIG",

@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Mapping, Sized
 from enum import Enum
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from transformers.trainer_utils import unwrap_peft_model
 from hfkd.evaluation.weights import step_of_weights
 from hfkd.models import CIFAR_NETS, Peers
 from hfkd.reports.citations import citations
+from hfkd.reports.environment import installed_version
 from hfkd.reports.evaluations import of_the_run
 from hfkd.reports.history import teacher_scores
 from hfkd.reports.loading import loading_of
@@ -98,6 +98,7 @@ def _of_the_run(
     """How the student was trained, and its citations."""
     args = trainer.args
     assistants = ", ".join(trainer.details.get("assistants", ())) or None
+    hfkd_version = installed_version("hfkd") or "of an unknown version"
     methods = (["Peers()"] if peers else []) + (["TAKD()"] if assistants else []) + HE_DA[args.he_da]
     return {
         "settings": _cells({"data": dataset, "assistants": assistants, **settings}),
@@ -109,7 +110,7 @@ def _of_the_run(
         "cifar": settings["student"].split(" ")[0] in CIFAR_NETS,
         "command": command(),
         "processes": args.world_size,
-        "versions": f"hfkd {version('hfkd')}, transformers {transformers.__version__}, torch {torch.__version__}",
+        "versions": f"hfkd {hfkd_version}, transformers {transformers.__version__}, torch {torch.__version__}",
         "seed": args.seed,
         "rows": _rows(trainer.own_set),
         "teacher_scores": teacher_scores(trainer.state.log_history),

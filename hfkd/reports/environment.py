@@ -22,7 +22,7 @@ def environment() -> dict[str, Any]:
     """
     return {
         "git": _git(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: installed_version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "devices": _devices(),
@@ -30,7 +30,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of an installed package; None for one that is not installed, such as a checkout on PYTHONPATH."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

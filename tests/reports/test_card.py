@@ -1,5 +1,7 @@
 """The model card is true: metrics of the saved weights, no base for fresh ones, no method without distillation."""
 
+from importlib import metadata
+
 import pytest
 import yaml
 from huggingface_hub import ModelCard
@@ -172,3 +174,17 @@ def test_no_word_of_the_card_adds_a_line_to_it(tmp_path):
     assert "\n# Evil" not in text.split("---\n", 2)[2]
     assert "\n| a | b |" not in text.split("---\n", 2)[2]
     assert card(tmp_path).data.to_dict()["license"] == "fine # Evil | a | b |"
+
+
+def test_a_checkout_that_is_not_installed_has_no_version(tmp_path, monkeypatch):
+    """Its path may be on PYTHONPATH alone; a run must not end in an error at its last step."""
+    real = metadata.Distribution.from_name.__func__
+
+    def unknown(cls, name):
+        if name == "hfkd":
+            raise metadata.PackageNotFoundError(name)
+        return real(cls, name)
+
+    monkeypatch.setattr(metadata.Distribution, "from_name", classmethod(unknown))
+    trained(tmp_path).create_model_card()
+    assert "hfkd of an unknown version, transformers " in card(tmp_path).text
