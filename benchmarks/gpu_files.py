@@ -12,14 +12,11 @@ import argparse
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from itertools import islice
 from pathlib import Path
 
-WHEELS = (
-    *("datasets", "dill", "multiprocess"),
-    *("evaluate", "rouge-score", "nltk", "defusedxml"),
-    *("timm", "trl", "liger-kernel"),
-)
+WHEELS = ("datasets", "dill", "multiprocess", "evaluate", "timm", "trl", "liger-kernel")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 MIB = 2**20
 
@@ -45,13 +42,21 @@ def first_folder(args: argparse.Namespace, folder: Path) -> None:
         words = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(wheels)]
         words += ["--python-version", args.python_version, "--implementation", "cp"]
         words += [word for name in PLATFORMS for word in ("--platform", name)]
-        subprocess.run([sys.executable, "-m", "pip", *words, *args.wheels], check=True)
+        subprocess.run([sys.executable, "-m", "pip", *words, *map(requirement, args.wheels)], check=True)
     shutil.copyfile(args.teacher_checkpoint, folder / "teacher.pth")
     (folder / "tokenizer").mkdir()
     for path in args.tokenizer.iterdir():
         shutil.copyfile(path, folder / "tokenizer" / path.name)
     with open(args.text_dataset_name, encoding="utf-8") as rows:
         (folder / "text.jsonl").write_text("".join(islice(rows, args.text_rows)), encoding="utf-8")
+
+
+def requirement(name: str) -> str:
+    """The version that is installed here: the newest ones may not fit each other, which --no-deps does not check."""
+    try:
+        return f"{name}=={metadata.version(name)}"
+    except metadata.PackageNotFoundError:
+        return name
 
 
 def size(folder: Path) -> int:

@@ -35,10 +35,14 @@ splits=(); [[ $shards -gt 0 ]] || splits=(--train_split test --test_split test) 
 : > "$work/steps.txt"
 
 step() {  # NAME SECONDS COMMAND...: what was left of the time at most; the next one runs whatever became of it
-  local name=$1 box=$(($2 * stretch)) left=$((60 * minutes - SECONDS + started)) begun=$SECONDS code; shift 2
+  local name=$1 box=$(($2 * stretch)) left=$((60 * minutes - SECONDS + started)) begun=$SECONDS code word flag=; shift 2
   [[ " $steps " == *" $name "* ]] || return 0
   if ((left < 15)); then echo "| $name | no time left | |" >> "$work/steps.txt"; return; fi
   ((box < left)) || box=$left
+  for word in "$@"; do  # figures of an earlier session are not those of a step that fails now
+    [[ $flag != --json ]] || rm -f "$word"
+    flag=$word
+  done
   printf '\n== %s, %s s at most: %s\n\n' "$name" "$box" "$*"
   timeout --signal=INT --kill-after=5 "$box" "$@" 2>&1 | tee "$work/json/$name.log"
   code=${PIPESTATUS[0]}

@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -364,3 +366,36 @@ def test_an_image_file_that_fits_no_folder_is_named_before_anything_is_written(f
     told = gpu_files(files_to_send)
     assert "train-3.parquet is larger" in told.stderr
     assert not (files_to_send / "out").exists()
+
+
+def test_wheels_for_a_gpu_session_are_of_the_versions_here(monkeypatch, files_to_send):
+    """The newest ones may not fit each other."""
+    import datasets
+
+    words = ["--dataset_name=images", "--teacher_checkpoint=weights.pt", "--text_dataset_name=text"]
+    words += ["--tokenizer=tokenizer", "--output_dir=out", "--wheels", "datasets", "no-such-package", "trl==1.0"]
+    called = []
+    monkeypatch.chdir(files_to_send)
+    monkeypatch.setattr(sys, "argv", ["gpu_files.py", *words])
+    monkeypatch.setattr(subprocess, "run", lambda command, check: called.append(command))
+    runpy.run_path(str(BENCHMARKS / "gpu_files.py"), run_name="__main__")
+    assert called[0][-3:] == [f"datasets=={datasets.__version__}", "no-such-package", "trl==1.0"]
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_step_of_a_gpu_session_that_fails_leaves_no_figures_of_an_earlier_one(tmp_path, status):
+    """With a python3 that ends at once; the step's JSON file is from an earlier session."""
+    for name in ("benchmarks", "bin", "files", "runs/gpu_session/json"):
+        (tmp_path / name).mkdir(parents=True)
+    shutil.copy(BENCHMARKS / "gpu_session.sh", tmp_path / "benchmarks")
+    (tmp_path / "bin" / "python3").write_text(f"#!/bin/sh\nexit {status}\n")
+    (tmp_path / "bin" / "python3").chmod(0o755)
+    kept = {name: tmp_path / "runs" / "gpu_session" / "json" / f"{name}.json" for name in ("text_step", "launches")}
+    for file in kept.values():
+        file.write_text("{}")
+    command = ["bash", str(tmp_path / "benchmarks" / "gpu_session.sh"), "files", "out", "text"]
+    surroundings = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    subprocess.run(command, cwd=tmp_path, env=surroundings, check=True, capture_output=True)
+    said = "done" if status == 0 else "failed, exit status 1"
+    assert f"| text | {said} |" in (tmp_path / "out" / "summary.md").read_text()
+    assert {name for name, file in kept.items() if file.exists()} == {"launches"}  # that step was not run
