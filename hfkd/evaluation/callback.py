@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback
 
 from hfkd.arguments import DistillationArguments
 from hfkd.evaluation.generation import TextGenerator
-from hfkd.evaluation.run import evaluate_sets
+from hfkd.evaluation.run import check_seeds, evaluate_sets
 from hfkd.evaluation.sets import with_references
 from hfkd.evaluation.weights import step_of_weights
 from hfkd.utils.counts import at_least_one
@@ -42,6 +42,7 @@ class RougeArguments:
 
     def __post_init__(self) -> None:
         at_least_one(self, "rouge_max_new_tokens")
+        check_seeds(self.rouge_seeds, "rouge_seeds")
         refuse_without_effect(self)
 
     def best_by_rouge(self, args: DistillationArguments, given: Collection[str] = ()) -> DistillationArguments:
@@ -93,6 +94,7 @@ class RougeCallback(TrainerCallback):
     ) -> None:
         if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
             raise ValueError("eval_rouge cannot generate under FSDP 1: set fsdp_version: 2, or leave eval_rouge out")
+        check_seeds(seeds)  # now, not at the first evaluation
         self.trainer, self.seeds, self.rows = trainer, seeds, with_references(dev)
         self.rouge_tokenizer = rouge_tokenizer
         self.settings = {"no_repeat_ngram_size": 0, "batch_size": trainer.args.eval_batch_size} | settings

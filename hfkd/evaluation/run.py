@@ -46,8 +46,7 @@ def evaluate_sets(
     """
     if rouge_tokenizer not in TOKENIZERS:
         raise ValueError(f"rouge_tokenizer={rouge_tokenizer!r}: pass one of {list(TOKENIZERS)}")
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds={tuple(seeds)}: pass at least one seed, each once")
+    check_seeds(seeds)
     for name, rows in sets.items():
         if not {"prompt", "references"} <= set(rows.column_names) or len(rows) == 0:
             raise ValueError(
@@ -76,6 +75,12 @@ def evaluate_sets(
         write_scores(folder, kept)
         write_atomically(folder / "scores.md", markdown_table(kept).encode())
     return scores
+
+
+def check_seeds(seeds: Sequence[int], name: str = "seeds") -> None:
+    """Raise ValueError unless there are seeds, each once and 0 or more."""
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ValueError(f"{name}={tuple(seeds)}: pass at least one seed, each once, and none below 0")
 
 
 def _one_seed(generator: TextGenerator, rows: Dataset, seed: int, path: Path, rouge_tokenizer: str) -> Scores:

@@ -55,9 +55,7 @@ def instruct_sets(
     at most `max_rows` of each set. A set that is missing in a folder is skipped with a warning. Raises ValueError for
     an unknown name, a missing folder, or if no set is found.
     """
-    unknown = [name for name in names if name not in SETS]
-    if unknown:
-        raise ValueError(f"unknown instruction set {unknown[0]!r}: pass some of {list(SETS)}")
+    check_sets(source, names)
     found = {}
     for name in (name for name in SETS if name in names):
         if name == "dolly" and dolly_test is not None:
@@ -76,6 +74,19 @@ def instruct_sets(
     return found
 
 
+def check_sets(source: str | Path, names: Sequence[str]) -> None:
+    """Raise ValueError for an unknown name or none, and for a `source` that is neither a folder nor a Hub account."""
+    unknown = [name for name in names if name not in SETS]
+    if unknown or not names:
+        what = f"unknown instruction set {unknown[0]!r}" if unknown else "there is no instruction set"
+        raise ValueError(f"{what}: pass some of {list(SETS)}")
+    account = not isinstance(source, Path) and source.replace("-", "").replace("_", "").isalnum()
+    if not account and not Path(source).expanduser().is_dir():
+        raise ValueError(
+            f"{source} is not a folder: pass one with <name>.jsonl files, or a Hub account such as {HUB!r}"
+        )
+
+
 def _read(source: str | Path, name: str) -> Dataset | None:
     """The rows of one set; None if the folder has no file for it."""
     wanted, folder = SETS[name], Path(source).expanduser()
@@ -83,10 +94,6 @@ def _read(source: str | Path, name: str) -> Dataset | None:
         places = (folder / f"{name}.jsonl", folder / name / wanted.file, folder / wanted.repository / wanted.file)
         path = next((place for place in places if place.is_file()), None)
         return None if path is None else read_jsonl(path)
-    if isinstance(source, Path) or not source.replace("-", "").replace("_", "").isalnum():
-        raise ValueError(
-            f"{source} is not a folder: pass one with <name>.jsonl files, or a Hub account such as {HUB!r}"
-        )
     return read_jsonl(hf_hub_download(f"{source}/{wanted.repository}", wanted.file, repo_type="dataset"))
 
 

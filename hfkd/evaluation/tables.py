@@ -60,6 +60,7 @@ def differences(name: str, scores: Scores) -> list[str]:
     found = [
         f"{key}={settings[key]} for {value}" for key, value in PUBLISHED.items() if settings.get(key, value) != value
     ]
+    found += [] if settings.get("add_special_tokens", True) else ["prompts in a chat template"]
     if scores["rows"] != rows:
         found.insert(0, f"not comparable with published figures, which have {rows:,} rows")
     elif found:

@@ -17,11 +17,12 @@ from transformers import PreTrainedTokenizerBase
 from hfkd.data.instructions import dolly_rows
 from hfkd.data.text_files import read_splits
 from hfkd.evaluation.resume import read_scores, read_students, write_students
-from hfkd.evaluation.run import SEEDS, evaluate_sets
+from hfkd.evaluation.run import SEEDS, check_seeds, evaluate_sets
 from hfkd.evaluation.scoring import Scores
-from hfkd.evaluation.sets import HUB, SETS, instruct_sets
+from hfkd.evaluation.sets import HUB, SETS, check_sets, instruct_sets
 from hfkd.evaluation.tables import markdown_table, students_table
 from hfkd.reports.results import RESULTS_NAME
+from hfkd.utils.argument_types import NotNegative, fitting
 from hfkd.utils.counts import at_least_one
 from hfkd.utils.files import write_atomically
 from hfkd.utils.launch import processes
@@ -61,6 +62,9 @@ class InstructArguments:
 
     def __post_init__(self) -> None:
         at_least_one(self, "max_rows", "max_new_tokens", "max_prompt_length", "batch_size")
+        fitting(type(self).__name__, "no_repeat_ngram_size", self.no_repeat_ngram_size, NotNegative)
+        check_seeds(self.seeds)
+        check_sets(self.sets_from, self.sets)
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
         """The available sets, each with the columns `prompt` and `references`."""

@@ -6,6 +6,7 @@ from datasets import Dataset
 from hfkd.data.text_files import read_jsonl
 from hfkd.evaluation import SETS, instruct_sets
 from hfkd.evaluation import sets as sets_module
+from hfkd.evaluation.callback import RougeArguments
 from hfkd.evaluation.sets import with_references
 from hfkd.experiments.instruct import InstructArguments
 
@@ -99,3 +100,25 @@ def test_the_answer_of_any_accepted_row_is_its_reference(row):
 def test_rows_that_ask_nothing_are_refused():
     with pytest.raises(ValueError, match="rows with only a column `text` have no answers"):
         with_references(Dataset.from_dict({"text": ["a"]}))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"sets": ["alpaca"]}, "unknown instruction set 'alpaca'"),
+        ({"sets": []}, "there is no instruction set: pass some of"),
+        ({"sets_from": "./nowhere"}, "./nowhere is not a folder"),
+        ({"seeds": [1, 1]}, r"^seeds=\(1, 1\): pass at least one seed, each once"),
+        ({"seeds": [-1]}, "none below 0"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size=-1 must be"),
+    ],
+)
+def test_wrong_flags_are_refused_before_a_student_is_loaded(flags, message):
+    with pytest.raises(ValueError, match=message):
+        InstructArguments(**flags)
+
+
+@pytest.mark.parametrize("seeds", [[], [1, 1], [-1]])
+def test_wrong_seeds_of_dev_answers_are_refused_before_training(seeds):
+    with pytest.raises(ValueError, match="rouge_seeds=.*: pass at least one seed, each once, and none below 0"):
+        RougeArguments(eval_rouge=True, rouge_seeds=seeds)

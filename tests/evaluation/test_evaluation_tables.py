@@ -36,6 +36,16 @@ def test_table_says_what_is_missing_or_cannot_be_compared():
     assert table.endswith("| tales | 6.50 ± 0.71 | 1.00 ± 0.00 | 3 |  |\n")
 
 
+def test_prompts_in_a_chat_template_are_not_the_published_ones():
+    scores = {name: scores_of(20, SETS[name].rows) for name in SETS}
+    plain = {name: one | {"settings": {"add_special_tokens": True}} for name, one in scores.items()}
+    chat = {name: one | {"settings": {"add_special_tokens": False}} for name, one in scores.items()}
+    assert "not comparable" not in markdown_table(plain)
+    assert "500 | not comparable with published figures: prompts in a chat template |" in markdown_table(chat)
+    assert " * |" in students_table({"chat": chat})
+    assert " * |" not in students_table({"plain": plain})
+
+
 def test_students_stand_side_by_side_each_with_its_average():
     table = students_table(
         {
