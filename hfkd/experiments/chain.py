@@ -24,7 +24,8 @@ def distil_chain(
 
     Each network after the first is distilled from the one before it, in a separate run in `args.output_dir/1_NAME`,
     `2_NAME`, ...; the last is the student. A repeated call keeps finished stages and resumes an interrupted one.
-    `checkpoint` has the weights of the first network. Returns the folders.
+    `checkpoint` has the weights of the first network. With `push_to_hub` the student is uploaded, and no assistant.
+    Returns the folders.
     """
     if len(chain) < 2:
         raise ValueError(f"chain={list(chain)} must list a teacher, assistants, and the student, largest first")
@@ -33,7 +34,8 @@ def distil_chain(
     for stage, student in enumerate(chain[1:], start=1):
         folder = Path(args.output_dir or ".") / f"{stage}_{Path(student).name}"
         networks = NetworkArguments([teacher], weights, student)
-        stage_args = replace(args, output_dir=str(folder))
+        last = stage == len(chain) - 1
+        stage_args = replace(args, output_dir=str(folder), push_to_hub=args.push_to_hub and last)
         if finished(folder, deciding(networks, data, stage_args)) is None:
             logger.info("Stage %d of %d: %s teaches %s", stage, len(chain) - 1, teacher, student)
             distil_and_keep(networks, data, stage_args, page, assistants=chain[1:stage])

@@ -150,6 +150,11 @@ def run_table(table: Table, argv: Sequence[str], published: Published) -> str:
     """
     jobs = jobs_of(table, argv)
     args = parse(FLAGS, argv, [{"output_dir": f"runs/{table.name}"}])[-1]
+    if args.push_to_hub:
+        raise ValueError(
+            "push_to_hub=True would upload the students of all runs to one repository, each over the last: leave it "
+            "out, and upload the folder of one run with `hf upload`"
+        )
     folder = Path(args.output_dir or ".")
     compared = frozenset().union(*(row.own for row in table.run))
     for job in {job.row: job for job in reversed(jobs)}.values():

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data import ImageDataArguments
-from hfkd.experiments import resume
+from hfkd.experiments import chain, resume
 from hfkd.experiments.chain import distil_chain
 from hfkd.trainer import DistillationTrainer
 from hfkd.utils.parsing import parse
@@ -64,6 +64,16 @@ def test_a_network_that_an_assistant_taught_cites_takd_and_names_it(done):
 def test_a_finished_stage_is_not_run_again(work, done, monkeypatch):
     monkeypatch.setattr(resume, "distil_images", lambda *a, **k: pytest.fail("ran again"))
     assert run(work, "done") == done
+
+
+def test_only_the_student_is_uploaded(work, monkeypatch):
+    """Under the name of the student an interrupted chain would leave an assistant."""
+    uploads = []
+    monkeypatch.setattr(
+        chain, "distil_and_keep", lambda networks, data, args, *_, **__: uploads.append(args.push_to_hub)
+    )
+    run(work, "uploaded", push_to_hub=True, hub_model_id="owner/student")
+    assert uploads == [False, True]
 
 
 @pytest.mark.slow

@@ -355,6 +355,7 @@ def test_a_row_of_mutual_learning_trains_the_teacher_too(work):
         ({"seeds": 0}, "seeds=0 must be 1 or more"),
         ({"teachers": "/nowhere", "teacher_name": "cifar_wrn_16_2"}, "the weights /nowhere/wrn_16_2.pth do not exist"),
         ({"objective": "kdd"}, "unknown objective 'kdd'"),
+        ({"push_to_hub": True}, "to one repository, each over the last: leave it out"),
     ],
 )
 def test_what_is_refused_before_anything_runs(work, done, monkeypatch, more, message):
