@@ -17,7 +17,7 @@ from hfkd.trainer import DistillationTrainer
 def text_classification_trainer(
     networks: TextNetworkArguments, data: LabelledTextArguments, args: DistillationArguments
 ) -> DistillationTrainer:
-    """The trainer of a text classifier, with a teacher unless `args.kd_weight` is 0."""
+    """The trainer of a text classifier, with a teacher if `args.kd_weight` or `args.evaluate_kl` needs it."""
     networks.check_teacher(args.kd_weight)
     with args.main_process_first(desc="tokenising"):
         texts = data.read()
@@ -30,7 +30,7 @@ def text_classification_trainer(
 def masked_lm_trainer(
     networks: TextNetworkArguments, data: PlainTextArguments, args: DistillationArguments
 ) -> DistillationTrainer:
-    """The trainer of a masked language model, with a teacher unless `args.kd_weight` is 0."""
+    """The trainer of a masked language model, with a teacher if `args.kd_weight` or `args.evaluate_kl` needs it."""
     networks.check_teacher(args.kd_weight)
     with args.main_process_first(desc="tokenising"):
         texts = data.read()
@@ -50,7 +50,8 @@ def _trainer(
     """The seed is set before the networks are created, so that runs in one process do not influence each other."""
     set_seed(args.seed)
     student = networks.student(auto, tokenizer, **labels)
-    teacher = networks.teacher(auto, tokenizer, **labels) if args.kd_weight else None
+    needed = args.kd_weight or args.evaluate_kl
+    teacher = networks.teacher(auto, tokenizer, **labels) if needed else None
     return DistillationTrainer(
         student,
         teacher,

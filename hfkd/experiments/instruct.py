@@ -68,7 +68,7 @@ class InstructArguments:
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
         """The available sets, each with the columns `prompt` and `references`."""
-        test = None if self.dolly is None else dolly_rows(read_splits(self.dolly)["train"], tokenizer)["test"]
+        test = None if self.dolly is None else dolly_rows(self._dolly(self.dolly), tokenizer)["test"]
         return instruct_sets(
             self.sets_from,
             dolly_test=test,
@@ -77,6 +77,16 @@ class InstructArguments:
             chat_template=self.chat_template,
             max_rows=self.max_rows,
         )
+
+    @staticmethod
+    def _dolly(name: str) -> Dataset:
+        splits = read_splits(name)
+        if len(splits) > 1:
+            raise ValueError(
+                f"dolly={name} has the splits {sorted(splits)}, but the test rows are taken from the whole file of "
+                "databricks-dolly-15k: pass that file, or leave dolly out"
+            )
+        return next(iter(splits.values()))
 
     @property
     def settings(self) -> dict[str, Any]:

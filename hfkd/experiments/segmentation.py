@@ -28,7 +28,7 @@ SHOWN = 4  # number of images on the page
 def segmentation_trainer(
     networks: SegmentationNetworkArguments, data: MaskDataArguments, args: DistillationArguments
 ) -> DistillationTrainer:
-    """The trainer of a segmentation network, with a teacher unless `args.kd_weight` is 0.
+    """The trainer of a segmentation network, with a teacher if `args.kd_weight` or `args.evaluate_kl` needs it.
 
     The seed is set before the networks are created, so that runs in one process do not influence each other.
     """
@@ -37,7 +37,7 @@ def segmentation_trainer(
     set_seed(args.seed)
     student: Any = networks.student(classes, names)
     teacher = None
-    if args.kd_weight:
+    if args.kd_weight or (args.evaluate_kl and networks.teacher_name):
         made = networks.teacher(classes)
         teacher = FrozenTeacher(made, wanted=networks.wanted, classes=networks.teacher_classes).unfreeze()
     if args.task == "auto":

@@ -21,7 +21,10 @@ class TextNetworkArguments(PrunedStudentArguments):
 
     teacher_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Teacher: a Hub id or a folder. With kd_weight 0 only its tokenizer is used."},
+        metadata={
+            "help": "Teacher: a Hub id or a folder. With kd_weight 0 only its tokenizer is used, unless evaluate_kl is "
+            "set."
+        },
     )
     student_name_or_path: str = field(
         default="google/bert_uncased_L-2_H-128_A-2",

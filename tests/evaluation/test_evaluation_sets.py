@@ -102,6 +102,16 @@ def test_rows_that_ask_nothing_are_refused():
         with_references(Dataset.from_dict({"text": ["a"]}))
 
 
+def test_dolly_that_is_split_already_is_refused(tmp_path):
+    """Its first training rows would be the test rows."""
+    for split in ("train", "dev"):
+        write(tmp_path / f"{split}.jsonl", {"prompt": "ask", "response": "a"})
+    with pytest.raises(
+        ValueError, match=r"has the splits \['dev', 'train'\], but the test rows are taken from the whole"
+    ):
+        InstructArguments(dolly=str(tmp_path), sets=["dolly"]).load(None)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

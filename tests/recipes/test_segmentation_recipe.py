@@ -61,6 +61,18 @@ def test_a_teacher_from_labels_and_its_student(monkeypatch, folder, tmp_path):
     assert processor["size"] == {"height": 24, "width": 32}
 
 
+def test_a_teacher_may_be_compared_with_and_not_learned_from(monkeypatch, folder, tmp_path):
+    own = {
+        "student_name": f"{__name__}:made",
+        "teacher_name": f"{__name__}:made",
+        "max_steps": 1,
+        "eval_strategy": "steps",
+    }
+    more = {"kd_weight": 0, "ce_weight": 1, "evaluate_kl": True, "batch_norm_momentum": 0.1}
+    run(monkeypatch, "segmentation", *flags(folder, tmp_path / "run", **own, **more))
+    assert results(tmp_path / "run")["epochs"][-1]["eval_kl"] > 0
+
+
 @pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(monkeypatch, folder, tmp_path):
     """Bit for bit: the views of an epoch are those of its number."""

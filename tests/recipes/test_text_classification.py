@@ -19,6 +19,12 @@ def folder(tmp_path_factory):
     return write_classified(tmp_path_factory.mktemp("texts"))
 
 
+def test_a_teacher_may_be_compared_with_and_not_learned_from(folder, monkeypatch, tmp_path):
+    more = {"kd_weight": 0, "ce_weight": 1, "evaluate_kl": True, "max_steps": 1, "eval_strategy": "steps"}
+    run(monkeypatch, "text_classification", *classified_flags(folder, tmp_path / "run", **more))
+    assert results(tmp_path / "run")["epochs"][-1]["eval_kl"] > 0
+
+
 def test_help(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, "text_classification", "--help")
