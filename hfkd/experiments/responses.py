@@ -86,8 +86,8 @@ class ResponseArguments:
 
     def splits(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
         """The splits of the dataset, for Dolly as in the literature, read as in the training recipes."""
-        shared = {"max_prompt_length": self.max_prompt_length, "chat_template": self.chat_template}
-        data = TextDataArguments(self.dataset_name, **shared)
+        limit = self.max_prompt_length
+        data = TextDataArguments(self.dataset_name, max_prompt_length=limit, chat_template=self.chat_template)
         splits = data.splits(tokenizer)
         if "train" not in splits:
             raise ValueError(f"{self.dataset_name} has the splits {sorted(splits)}: one must be named train")

@@ -53,7 +53,7 @@ def _leave_out_what_is_off(layer: Mapping[str, Any], merged: dict[str, Any]) -> 
     """Remove earlier settings that have no effect because this layer turns off the one that they need."""
     for switches, names in ONLY_WITH.items():
         off = next((name for name in switches if name in layer), None)
-        if off is None or is_on(switches, merged | layer):
+        if off is None or is_on(switches, {**merged, **layer}):
             continue
         for name in names:
             if name not in layer and (earlier := merged.pop(name, None)) is not None:
