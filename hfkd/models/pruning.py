@@ -79,7 +79,7 @@ def depths(model: PreTrainedModel, part: str = "all") -> dict[str, int]:
     if part not in ("all", "encoder", "decoder"):
         raise ValueError(f"prune_layers: part={part!r}: pass 'all', 'encoder' or 'decoder'")
     config = model.config.get_text_config()
-    found = {name: value for name, value in vars(config).items() if COUNT.match(name) and type(value) is int}
+    found = depths_of(model.config)
     if getattr(config, "is_encoder_decoder", False):
         decoders = [name for name in ("num_decoder_layers", "decoder_layers") if name in found]
         encoders = [name for name in ("num_layers", "encoder_layers") if name in found]
@@ -96,6 +96,12 @@ def depths(model: PreTrainedModel, part: str = "all") -> dict[str, int]:
             "cannot be pruned"
         )
     return found
+
+
+def depths_of(config: PreTrainedConfig) -> dict[str, int]:
+    """The settings of a configuration that are numbers of layers."""
+    settings = vars(config.get_text_config())
+    return {name: value for name, value in settings.items() if COUNT.match(name) and type(value) is int}
 
 
 def _cut(config: PreTrainedConfig, name: str, layers: Sequence[int], depth: int) -> None:

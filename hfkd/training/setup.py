@@ -45,9 +45,11 @@ from hfkd.training.preparation import (
     refuse_unsupported,
     suit_temperature,
     teacher_networks,
+    uses_fsdp,
     with_adapters,
 )
 from hfkd.training.run_identity import RunRecord
+from hfkd.training.validation.adapter_base import refuse_other_base
 from hfkd.training.validation.batches import (
     refuse_no_batch,
     refuse_odd_rest,
@@ -126,6 +128,8 @@ class Setup:
         refuse_shared(model, teacher_networks(teacher), adapters=peft_config is not None)
         self.model = model if peft_config is None else with_adapters(model, peft_config)
         refuse_unsaved(self.model)
+        if not (uses_fsdp(self.args) and self.args.process_index):  # whose other ranks may have no weights yet
+            refuse_other_base(self.model)
         networks, rows = (networks_of(self.model), teacher_networks(teacher)), probed_dataset(self.data)
         call = Call.of(self.model)
         self.call = call.for_text() if call.takes_images and texts_alone(rows) else call

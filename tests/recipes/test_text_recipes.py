@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from processes import start_script
-from transformers import GPT2Config
+from transformers import GPT2Config, GPT2LMHeadModel
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -140,7 +140,8 @@ def test_a_teacher_with_another_tokenizer(flags, data_dir, tmp_path):
 @pytest.mark.slow
 def test_sft_with_adapters(flags, tmp_path):
     pytest.importorskip("peft")
-    network = [f"--model_name_or_path={tmp_path / 'teacher'}", "--from_config", f"--output_dir={tmp_path / 'run'}"]
+    GPT2LMHeadModel(GPT2Config.from_pretrained(tmp_path / "teacher")).save_pretrained(tmp_path / "teacher")
+    network = [f"--model_name_or_path={tmp_path / 'teacher'}", f"--output_dir={tmp_path / 'run'}"]
     adapters = ["--use_peft", "--lora_r=2", "--lora_target_modules=c_attn", "--max_steps=2"]
     run(tmp_path / "log", "sft.py", *flags, *network, *adapters)
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()

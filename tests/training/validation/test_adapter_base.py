@@ -1,0 +1,110 @@
+"""Adapters are refused on a base model that is not stored where they will look for it."""
+
+import pytest
+import torch
+from text_toys import language_model, token_dataset
+from toys import arguments
+from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+from hfkd import DistillationTrainer
+from hfkd.models import prune_layers
+from hfkd.models.language import causal_lm
+
+peft = pytest.importorskip("peft")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*tie_word_embeddings=True.*:UserWarning"),
+]
+
+
+def lora(**keywords):
+    return peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"], fan_in_fan_out=True, **keywords)
+
+
+def make(folder, student, config):
+    args = arguments(folder, max_steps=2, learning_rate=0.5, ce_weight=1, kd_weight=0)
+    return DistillationTrainer(student, None, args, peft_config=config, train_dataset=token_dataset())
+
+
+@pytest.fixture
+def saved(tmp_path):
+    language_model(layers=4).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def merged(saved):
+    trainer = make(saved.parent / "adapter", causal_lm(saved), lora())
+    trainer.train()
+    trainer.save_model()
+    return causal_lm(saved.parent / "adapter")
+
+
+CHANGED = {
+    "an adapter that was merged": merged,
+    "two of four layers": lambda saved: prune_layers(causal_lm(saved), 2),
+    "the first two layers": lambda saved: prune_layers(causal_lm(saved), 2, "first"),
+    "random weights": lambda saved: causal_lm(saved, from_config=True),
+}
+
+
+@pytest.mark.parametrize("changed", CHANGED.values(), ids=CHANGED)
+def test_a_base_that_differs_from_the_stored_one_is_refused(saved, tmp_path, changed):
+    student = changed(saved)
+    with pytest.raises(ValueError, match=r"other weights than .*base, onto which its adapters would be loaded"):
+        make(tmp_path / "run", student, lora())
+
+
+def test_a_base_saved_as_it_is_serves(saved, tmp_path):
+    prune_layers(causal_lm(saved), 2).save_pretrained(tmp_path / "pruned")
+    trainer = make(tmp_path / "run", causal_lm(tmp_path / "pruned"), lora())
+    trainer.train()
+    trainer.save_model()
+    tokens = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        trained, loaded = (m.eval()(input_ids=tokens).logits for m in (trainer.model, causal_lm(tmp_path / "run")))
+    torch.testing.assert_close(loaded, trained)
+
+
+def test_random_weights_of_a_configuration_are_refused(tmp_path):
+    language_model().config.save_pretrained(tmp_path / "config")
+    with pytest.raises(ValueError, match=r"no weights of .*config are stored here"):
+        make(tmp_path / "run", causal_lm(tmp_path / "config", from_config=True), lora())
+
+
+UNCHANGED = {
+    "bfloat16": lambda saved: causal_lm(saved, "bfloat16"),
+    "rounded to bfloat16": lambda saved: causal_lm(saved, "bfloat16").float(),
+    "in memory alone": lambda saved: language_model(),
+}
+
+
+@pytest.mark.parametrize("student", UNCHANGED.values(), ids=UNCHANGED)
+def test_other_bases_serve(saved, tmp_path, student):
+    make(tmp_path / "run", student(saved), lora())
+
+
+def test_several_files_without_the_heads_prefix_serve(saved, tmp_path):
+    causal_lm(saved).transformer.save_pretrained(tmp_path / "parts", max_shard_size="5KB")
+    assert not (tmp_path / "parts" / "model.safetensors").exists()
+    make(tmp_path / "run", causal_lm(tmp_path / "parts"), lora())
+    make(tmp_path / "head", causal_lm(tmp_path / "parts"), lora(modules_to_save=["lm_head"]))
+    make(tmp_path / "pissa", causal_lm(tmp_path / "parts"), lora(init_lora_weights="pissa"))
+    with pytest.raises(ValueError, match="other weights than"):
+        make(tmp_path / "other", prune_layers(causal_lm(tmp_path / "parts"), 2), lora())
+
+
+@pytest.mark.parametrize("targets", [["query"], ["query", "classifier"]])
+def test_a_new_head_that_would_not_be_saved_is_refused(tmp_path, targets):
+    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=14)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    rows = [{"input_ids": [3, 4, 5 + i % 2], "labels": i % 2} for i in range(8)]
+    args = arguments(tmp_path / "run", ce_weight=1, kd_weight=0)
+
+    def build(**keywords):
+        student = BertForSequenceClassification.from_pretrained(tmp_path / "bert")
+        adapters = peft.LoraConfig(r=2, **keywords)
+        return DistillationTrainer(student, None, args, peft_config=adapters, train_dataset=rows)
+
+    with pytest.raises(ValueError, match=r"classifier.weight, classifier.bias of the student have random weights"):
+        build(target_modules=targets)
+    build(target_modules=["query"], task_type="SEQ_CLS")
