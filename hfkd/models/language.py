@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -92,7 +93,24 @@ def _with_adapter(name: str, dtype: str, quantisation: dict[str, Any]) -> PreTra
     base = _stored(base_name, dtype, quantisation, config.revision)
     with naming_unreadable(name):
         adapted: Any = PeftModel.from_pretrained(base, name)
-    return adapted if quantisation else adapted.merge_and_unload()
+    if quantisation:
+        return adapted
+    if not all(getattr(config, "ensure_weight_tying", False) for config in adapted.peft_config.values()):
+        _untie_adapted(base)
+    return adapted.merge_and_unload()
+
+
+def _untie_adapted(base: Any) -> None:
+    """Give output head and embeddings, if an adapter is on one of them, weights of their own: merged, they differ."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    head, table = base.get_output_embeddings(), base.get_input_embeddings()
+    if not any(isinstance(layer, BaseTunerLayer) for layer in (head, table)):
+        return
+    head, table = (getattr(layer, "base_layer", layer) for layer in (head, table))
+    if head.weight is table.weight:
+        head.weight = nn.Parameter(head.weight.detach().clone(), head.weight.requires_grad)
+        base.config.get_text_config().tie_word_embeddings = base.config.tie_word_embeddings = False
 
 
 def matching_tokenizers(

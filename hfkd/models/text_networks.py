@@ -53,9 +53,15 @@ def stored_network(
 ) -> PreTrainedModel:
     """The network stored under a Hub id or in a folder; weights that are not stored, such as a new head, are random.
 
-    Raises ValueError for a head of another size, unless `ignore_mismatched_sizes` replaces it by a new one.
+    Raises ValueError for a head of another size, unless `ignore_mismatched_sizes` replaces it by a new one, and for an
+    adapter.
     """
     network, info = loaded(auto, name, dtype, **labels)
+    if network._hf_peft_config_loaded:
+        raise ValueError(
+            f"the student {name} is an adapter, of which transformers would train nothing but a new head: merge it "
+            "into its base (PeftModel.merge_and_unload, save_pretrained), and pass that folder"
+        )
     if info["mismatched_keys"] and not ignore_mismatched_sizes:
         weight, stored, wanted = min(info["mismatched_keys"])
         raise ValueError(
@@ -76,6 +82,12 @@ def text_teacher(auto: Any, name: str, tokenizer: PreTrainedTokenizerBase, dtype
             f"the teacher {name} has no stored weights for {some(missing)}, which would be random in its "
             f"{type(network).__name__}: use a network that was trained for this task, or train one by this recipe "
             "with --kd_weight 0 --ce_weight 1"
+        )
+    if mismatched := sorted(key for key, *_ in info["mismatched_keys"]):
+        raise ValueError(
+            f"the teacher {name} has other shapes for {some(mismatched)} than its {type(network).__name__}, as the "
+            "base of an adapter has for the head of another number of classes: merge the adapter into its base "
+            "(PeftModel.merge_and_unload, save_pretrained), and pass that folder"
         )
     return _ready(network, tokenizer, name)
 

@@ -28,7 +28,7 @@ from hfkd.tasks.base import Collate, Task
 from hfkd.tasks.packing import PackingCheck, refuse_packed
 from hfkd.teachers import CachedTeacher, FrozenTeacher, Teacher, TeacherEnsemble
 from hfkd.teachers.freezing import Freezing
-from hfkd.training.checkpoints.student_weights import trained_but_not_saved
+from hfkd.training.checkpoints.student_weights import trained_adapters, trained_but_not_saved
 from hfkd.training.trainer_arguments import refuse_loss_function
 from hfkd.training.validation.normalisation import Received, warn_of_normalisation
 from hfkd.utils.launch import check_world_size
@@ -163,6 +163,21 @@ def refuse_unsaved(student: nn.Module) -> None:
             f"{some(lost)} would change in training, but of a student with adapters only the adapters are saved: "
             "list these modules in modules_to_save of the PEFT configuration, or freeze them"
         )
+
+
+def refuse_frozen(student: nn.Module) -> None:
+    """Raise ValueError for a student, or adapters of a student, that would not train: these are loaded frozen."""
+    adapters = trained_adapters(student)
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        what = "no parameter of the student requires a gradient"
+    elif adapters and not any(parameter.requires_grad for parameter in adapters):
+        what = "the student's adapters are frozen, so that only its other parameters would train"
+    else:
+        return
+    remedy = "call requires_grad_() on what is to be trained"
+    if adapters:
+        remedy = "load them by PeftModel.from_pretrained(base, folder, is_trainable=True), or merge them"
+    raise ValueError(f"{what}: {remedy}")
 
 
 def refuse_prompts(student: nn.Module) -> None:

@@ -37,6 +37,7 @@ from hfkd.training.preparation import (
     chosen_collator,
     packing_check,
     pins_memory,
+    refuse_frozen,
     refuse_given_optimizers,
     refuse_peers_of,
     refuse_prompts,
@@ -128,6 +129,8 @@ class Setup:
         refuse_shared(model, teacher_networks(teacher), adapters=peft_config is not None)
         self.model = model if peft_config is None else with_adapters(model, peft_config)
         refuse_unsaved(self.model)
+        if self.rows is not None:
+            refuse_frozen(self.model)
         if not (uses_fsdp(self.args) and self.args.process_index):  # whose other ranks may have no weights yet
             refuse_other_base(self.model)
         networks, rows = (networks_of(self.model), teacher_networks(teacher)), probed_dataset(self.data)

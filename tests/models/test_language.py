@@ -75,6 +75,24 @@ def test_an_adapter_comes_with_the_revision_of_its_base(tmp_path, monkeypatch):
     assert not torch.allclose(logits(loaded), logits(causal_lm("someone/base")))
 
 
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings=True:UserWarning")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning")
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("on", [["lm_head"], ["wte"], ["lm_head", "wte"]])
+def test_an_adapter_of_tied_weights_leaves_the_other_ones_alone(saved, tmp_path, on):
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(causal_lm(saved), peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=on))
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter)
+    adapted.save_pretrained(tmp_path / "adapter")
+    loaded = causal_lm(tmp_path / "adapter")
+    torch.testing.assert_close(logits(loaded), logits(adapted), rtol=1e-4, atol=1e-4)
+    loaded.save_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(causal_lm(tmp_path / "merged")), logits(loaded), rtol=1e-4, atol=1e-4)
+
+
 def test_no_adapters_without_the_flag():
     assert LoraArguments().config() is None
     for given in ({"lora_r": 8}, {"lora_alpha": 8}, {"lora_target_modules": ["c_attn"]}):

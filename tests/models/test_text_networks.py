@@ -10,6 +10,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    BertModel,
 )
 
 from hfkd.models.text_network_arguments import TextNetworkArguments
@@ -164,3 +165,32 @@ def test_a_wordpiece_of_the_texts(tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path)("The good", "film") == ids
     with pytest.raises(ValueError, match="a vocabulary of 5 tokens is too small"):
         train_wordpiece(LINES, 5)
+
+
+def classifier_adapter(folder, classes):
+    """A LoRA adapter of a classifier, whose base has no head."""
+    peft = pytest.importorskip("peft")
+    BertModel(BertConfig(**SMALL, vocab_size=20)).save_pretrained(folder / "base")
+    network = BertForSequenceClassification.from_pretrained(folder / "base", num_labels=classes)
+    adapted = peft.get_peft_model(network, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+    adapted.save_pretrained(folder / "adapter")
+    return str(folder / "adapter"), adapted
+
+
+def test_an_adapter_as_the_student_is_refused(tmp_path, words):
+    name, _ = classifier_adapter(tmp_path, 2)
+    with pytest.raises(ValueError, match="is an adapter, of which transformers would train nothing but a new head"):
+        stored_network(CLASSIFIER, name, words)
+
+
+def test_an_adapter_as_the_teacher_has_its_own_head(tmp_path, words):
+    name, adapted = classifier_adapter(tmp_path, 2)
+    tokens = torch.tensor([[3, 4, 5]])
+    teacher = text_teacher(CLASSIFIER, name, words)
+    torch.testing.assert_close(teacher.eval()(tokens).logits, adapted.eval()(tokens).logits)
+
+
+def test_an_adapter_whose_head_does_not_fit_is_no_teacher(tmp_path, words):
+    name, _ = classifier_adapter(tmp_path, 3)
+    with pytest.raises(ValueError, match=r"other shapes for classifier.modules_to_save.default.bias.*: merge the ada"):
+        text_teacher(CLASSIFIER, name, words)

@@ -84,6 +84,16 @@ def trained_but_not_saved(student: nn.Module) -> list[str]:
     return [name for name, t in changing.items() if not aside & set(name.split(".")) and _place(t) not in saved]
 
 
+def trained_adapters(student: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a student's adapters, without whole layers that are trained beside them (modules_to_save)."""
+    adapters = _adapters(student)
+    return [
+        parameter
+        for name, parameter in student.named_parameters()
+        if "modules_to_save" not in (parts := name.split(".")) and adapters.keys() & set(parts)
+    ]
+
+
 def _adapters(network: nn.Module) -> dict[str, Any]:
     """The PEFT adapters, {name: config}, of a network of which only the adapters are saved; else {}."""
     if _is_peft_model(network) or (isinstance(network, PreTrainedModel) and network._hf_peft_config_loaded):

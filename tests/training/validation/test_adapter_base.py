@@ -4,7 +4,7 @@ import pytest
 import torch
 from text_toys import language_model, token_dataset
 from toys import arguments
-from transformers import BertConfig, BertForSequenceClassification, BertModel
+from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification, BertModel
 
 from hfkd import DistillationTrainer
 from hfkd.models import prune_layers
@@ -108,3 +108,34 @@ def test_a_new_head_that_would_not_be_saved_is_refused(tmp_path, targets):
     with pytest.raises(ValueError, match=r"classifier.weight, classifier.bias of the student have random weights"):
         build(target_modules=targets)
     build(target_modules=["query"], task_type="SEQ_CLS")
+
+
+def adapter(saved):
+    make(saved.parent / "adapter", causal_lm(saved), lora()).save_model()
+    return saved.parent / "adapter"
+
+
+def loaded_for_inference(saved):
+    return peft.PeftModel.from_pretrained(causal_lm(saved), adapter(saved))
+
+
+def frozen(saved):
+    return causal_lm(saved).requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("student", "remedy"), [(loaded_for_inference, "is_trainable=True"), (frozen, "call requires_grad_")]
+)
+def test_a_student_of_which_nothing_trains_is_refused(saved, tmp_path, student, remedy):
+    with pytest.raises(ValueError, match=f"no parameter of the student requires a gradient: .*{remedy}"):
+        make(tmp_path / "run", student(saved), None)
+
+
+def test_adapters_that_are_frozen_beside_a_trained_head_are_refused(saved, tmp_path):
+    make(saved.parent / "adapter", causal_lm(saved), lora(modules_to_save=["lm_head"])).save_model()
+    student = AutoModelForCausalLM.from_pretrained(saved.parent / "adapter")
+    assert {name.split(".")[1] for name, p in student.named_parameters() if p.requires_grad} == {"modules_to_save"}
+    with pytest.raises(ValueError, match="adapters are frozen, so that only its other parameters would train"):
+        make(tmp_path / "run", student, None)
+    trained = peft.PeftModel.from_pretrained(causal_lm(saved), saved.parent / "adapter", is_trainable=True)
+    make(tmp_path / "trained", trained, None)
