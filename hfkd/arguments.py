@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 from accelerate.utils import patch_environment
 from huggingface_hub.constants import HF_HOME
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from hfkd.data.he_da_arguments import HighEnergyArguments
 from hfkd.losses.distillation import DistillationLoss
@@ -223,6 +223,7 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
             accelerate_mixed_precision=self._precision
         ):  # TrainingArguments would read it from the environment
             super().__post_init__()
+        self._follow_metric()
         check_world_size(self.world_size)
         check_accumulation(self.gradient_accumulation_steps)
         self._warn_of_slow_bf16()
@@ -256,6 +257,19 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
             raise ValueError(f"max_steps={self.max_steps} must be 1 or more, or -1 to train for num_train_epochs")
         if self.max_steps < 1:
             fitting("DistillationArguments", "num_train_epochs", self.num_train_epochs, Positive)
+
+    def _follow_metric(self) -> None:
+        """Give schedules that follow the metric its direction: for transformers a smaller one is always better."""
+        follows = self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+        if follows and self.greater_is_better:
+            self.lr_scheduler_kwargs = {"mode": "max", **(self.lr_scheduler_kwargs or {})}
+        unused = follows or self.lr_scheduler_type == SchedulerType.CONSTANT
+        if unused and self.warmup_steps and self.lr_decay_epochs is None:
+            logger.warning(
+                "warmup_steps=%g has no effect with lr_scheduler_type=%r: constant_with_warmup has a warm-up.",
+                self.warmup_steps,
+                self.lr_scheduler_type.value,
+            )
 
     def _check_skipping(self) -> None:
         """Raise ValueError if optimizer steps cannot be skipped because weights change during the backward pass."""

@@ -1,7 +1,7 @@
 """Next-token prediction: causal language models, also with image or audio inputs."""
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -87,6 +87,8 @@ class CausalLM(PerToken):
         super().check_rows(rows, batch)
         tokens, labels = batch.get("input_ids"), batch["labels"]
         if tokens is None or tokens.shape != labels.shape or torch.equal(*_known(tokens, labels)):
+            if not any(isinstance(row, Mapping) and "labels" in row for row in rows):
+                _warn_of_hidden_ends(batch)
             return
         following, shifted = _known(tokens[:, 1:], labels[:, :-1])
         if len(shifted) and torch.equal(following, shifted):
@@ -104,6 +106,25 @@ class CausalLM(PerToken):
         logger.warning(
             "The labels of the first rows are not the tokens at their positions. A causal model predicts labels "
             "from the tokens before them: check that the collator is not one for masked language modelling (mlm=True)."
+        )
+
+
+def _warn_of_hidden_ends(batch: Batch) -> None:
+    """Warn if all rows end in the same token, and only that has no label: it is the pad token of the collator too."""
+    tokens, labels, mask = batch["input_ids"], batch["labels"], batch.get("attention_mask")
+    lasts = set()
+    for row in range(len(tokens)):
+        attended = torch.ones_like(tokens[row]) if mask is None else mask[row]
+        *_, before, last = [-1, -1, *attended.nonzero().flatten().tolist()]
+        if before < 0 or labels[row, before] == IGNORED or labels[row, last] != IGNORED:
+            return
+        lasts.add(int(tokens[row, last]))
+    if len(lasts) == 1:
+        logger.warning(
+            "The first rows end in token %d, which has no label, so that the student does not learn where to end: "
+            "DataCollatorForLanguageModeling hides every pad token, and with it an end of sequence that is the pad "
+            "token too. Set another pad token, or leave data_collator out.",
+            lasts.pop(),
         )
 
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from torch import nn
-from transformers import TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import ImageCollator
@@ -178,6 +179,38 @@ def refuse_frozen(student: nn.Module) -> None:
     if adapters:
         remedy = "load them by PeftModel.from_pretrained(base, folder, is_trainable=True), or merge them"
     raise ValueError(f"{what}: {remedy}")
+
+
+def check_precision(student: nn.Module, args: DistillationArguments) -> None:
+    """Warn of weights that would train in half precision; ValueError where that ends in an error at the first step."""
+    half = {p.dtype for p in student.parameters() if p.requires_grad and p.is_floating_point() and p.itemsize == 2}
+    if not half or args.deepspeed or uses_fsdp(args):  # which keep weights in float32
+        return
+    names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in half))
+    remedy = "load it in float32 (dtype=torch.float32, as transformers loads weights as they are stored)"
+    if args.fp16 and torch.float16 in half:
+        raise ValueError(f"the student's weights are in {names}, and fp16=True trains weights in float32: {remedy}")
+    logger.warning(
+        "The student's weights are in %s, in which a step that changes a weight by less than about one part in %d is "
+        "lost: %s; bf16=True still computes in bfloat16.",
+        names,
+        min(round(2 / torch.finfo(dtype).eps) for dtype in half),
+        remedy,
+    )
+
+
+def refuse_unsavable(student: nn.Module) -> None:
+    """Raise ValueError for a generation_config that `save_pretrained` refuses, which otherwise ends the first save."""
+    if not isinstance(student, PreTrainedModel) or not student.can_generate():
+        return
+    try:
+        student.generation_config.validate(strict=True)
+    except ValueError as error:
+        said = [line for line in str(error).splitlines() if line.startswith("- ")] or [str(error)]
+        raise ValueError(
+            f"the student's generation_config cannot be saved with it ({' '.join(said)}): change that, such as by "
+            "student.generation_config.do_sample = True"
+        ) from error
 
 
 def refuse_prompts(student: nn.Module) -> None:

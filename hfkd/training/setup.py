@@ -34,6 +34,7 @@ from hfkd.training.forward.target_tokens import TargetForward
 from hfkd.training.lr_schedule import refuse_unknown_epochs
 from hfkd.training.preparation import (
     as_teacher,
+    check_precision,
     chosen_collator,
     packing_check,
     pins_memory,
@@ -42,6 +43,7 @@ from hfkd.training.preparation import (
     refuse_peers_of,
     refuse_prompts,
     refuse_teacher_cache,
+    refuse_unsavable,
     refuse_unsaved,
     refuse_unsupported,
     suit_temperature,
@@ -129,8 +131,10 @@ class Setup:
         refuse_shared(model, teacher_networks(teacher), adapters=peft_config is not None)
         self.model = model if peft_config is None else with_adapters(model, peft_config)
         refuse_unsaved(self.model)
+        refuse_unsavable(self.model)
         if self.rows is not None:
             refuse_frozen(self.model)
+            check_precision(self.model, self.args)
         if not (uses_fsdp(self.args) and self.args.process_index):  # whose other ranks may have no weights yet
             refuse_other_base(self.model)
         networks, rows = (networks_of(self.model), teacher_networks(teacher)), probed_dataset(self.data)
