@@ -42,6 +42,7 @@ from hfkd.tasks.unlabelled import unlabelled
 from hfkd.teachers import TeacherScan
 from hfkd.training import loss_parameters, run_identity
 from hfkd.training.averages import RowAverage
+from hfkd.training.checkpoints.callback_states import CallbackStates
 from hfkd.training.checkpoints.optimizer_state import as_laid_out
 from hfkd.training.checkpoints.tensors import TensorCheckpoints
 from hfkd.training.checkpoints.whole import OwnBest, SaveAfterEvaluation, WholeCheckpoints, checkpoint_to_resume
@@ -169,7 +170,14 @@ class DistillationTrainer(Trainer):
         self.scan_result: TeacherScan | None = None
         self.unhook: Callable[[], Any] = lambda: None
         self._evaluated = RowAverage()
-        own = (SaveAfterEvaluation(), OwnBest(self.whole), self.judged.watch, self.judged.parts, EpochViews())
+        own = (
+            SaveAfterEvaluation(),
+            OwnBest(self.whole),
+            CallbackStates(self.whole),
+            self.judged.watch,
+            self.judged.parts,
+            EpochViews(),
+        )
         for callback in (*own, loss_parameters.CheckTrained(self), TeacherAccuracy(self)):
             self.add_callback(callback)
 

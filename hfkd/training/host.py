@@ -38,6 +38,7 @@ class Host(Protocol):
     optimizer: Any
     is_fsdp_enabled: bool
     is_deepspeed_enabled: bool
+    callback_handler: Any
     callers_optimizer: Any
     callers_scheduler: Any
     optimizer_cls_and_kwargs: Any
