@@ -23,6 +23,7 @@ from hfkd.arguments import DistillationArguments
 from hfkd.losses.base import Slot
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import image_items
+from hfkd.models.checkpoints import some
 from hfkd.training.host import Host
 from hfkd.training.preparation import setting, uses_fsdp
 from hfkd.utils.files import write_atomically
@@ -177,10 +178,12 @@ def not_in(optimizer: Any, loss: DistillationLoss) -> list[nn.Parameter]:
 
 
 class CheckTrained(TrainerCallback):
-    """Raises ValueError before the first step if the optimizer lacks trainable parameters of the loss."""
+    """Raises ValueError before the first step if the optimizer lacks trainable parameters of the loss, and warns at the
+    first step of parameters that got no gradient, such as those of an output that the loss does not read."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
+        self._looked = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         loss = self.host.distillation_loss
@@ -188,6 +191,23 @@ class CheckTrained(TrainerCallback):
             raise ValueError(
                 f"{loss.temperature!r} has trainable parameters, which the optimizer does not include: pass all "
                 "trainable parameters of self.model in your create_optimizer"
+            )
+        in_backward = str(getattr(args.optim, "value", args.optim)).endswith(("layerwise", "lomo"))
+        self._looked = bool(args.deepspeed) or self.host.is_fsdp_enabled or in_backward  # whose gradients are elsewhere
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        if self._looked:
+            return
+        trainable = {name: p for name, p in self.host.model.named_parameters() if p.requires_grad}
+        without = [name for name, parameter in trainable.items() if parameter.grad is None]
+        if len(without) == len(trainable):  # a step that is left out, or an optimizer that has taken it already
+            return
+        self._looked = True
+        if without:
+            logger.warning(
+                "%s got no gradient at the first step, and train only if later batches reach them: the loss reads the "
+                "student's logits, of several outputs the first.",
+                some(without),
             )
 
 

@@ -156,6 +156,30 @@ def refuse_given_optimizers(args: DistillationArguments, optimizers: Any) -> Non
         )
 
 
+def check_optimizer(student: nn.Module, optimizers: Any) -> None:
+    """Raise ValueError for the caller's optimizer if it has no parameter of the student; warn of others."""
+    optimizer, _ = optimizers or (None, None)
+    if optimizer is None:
+        return
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    trainable = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
+    lacking = [name for name, parameter in trainable.items() if id(parameter) not in known]
+    if lacking and len(lacking) == len(trainable):
+        raise ValueError(
+            f"optimizers=({type(optimizer).__name__}, ...) has none of the student's trainable parameters, so that "
+            "nothing would train: build it from the parameters of the network that is passed as the student (with "
+            "peft_config these are adapters, which do not exist before: pass get_peft_model(student, peft_config))"
+        )
+    if lacking:
+        logger.warning(
+            "optimizers=(%s, ...) has %d of the student's %d trainable parameters; %s stay as they are.",
+            type(optimizer).__name__,
+            len(trainable) - len(lacking),
+            len(trainable),
+            some(lacking),
+        )
+
+
 def refuse_unsaved(student: nn.Module) -> None:
     """Raise ValueError for a student with adapters that trains parameters which its checkpoints would not contain."""
     lost = trained_but_not_saved(student)

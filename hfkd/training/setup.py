@@ -34,6 +34,7 @@ from hfkd.training.forward.target_tokens import TargetForward
 from hfkd.training.lr_schedule import refuse_unknown_epochs
 from hfkd.training.preparation import (
     as_teacher,
+    check_optimizer,
     check_precision,
     chosen_collator,
     packing_check,
@@ -134,6 +135,7 @@ class Setup:
         refuse_unsavable(self.model)
         if self.rows is not None:
             refuse_frozen(self.model)
+            check_optimizer(self.model, self.keywords.get("optimizers"))
             check_precision(self.model, self.args)
         if not (uses_fsdp(self.args) and self.args.process_index):  # whose other ranks may have no weights yet
             refuse_other_base(self.model)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from text_toys import language_model, token_dataset, tokenizer
-from toys import Net, Rows, arguments, teacher
+from toys import CLASSES, Net, Rows, arguments, teacher
 from transformers import DataCollatorForLanguageModeling
 
 from hfkd import DistillationTrainer
@@ -91,3 +91,60 @@ def test_a_warm_up_that_the_schedule_has_not_is_spoken_of(tmp_path, caplog, keyw
     with caplog.at_level(logging.WARNING):
         arguments(tmp_path, warmup_steps=10, **keywords)
     assert ("warmup_steps=10 has no effect" in caplog.text) == said
+
+
+class TwoHeads(Net):
+    """Two outputs in training and their mean in evaluation, like a distilled DeiT of timm."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = torch.nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        features = torch.relu(self.conv(x)).mean((2, 3))
+        both = self.head(features), self.other(features)
+        return both if self.training else sum(both) / 2
+
+
+def image_trainer(folder, student, *more, **keywords):
+    return DistillationTrainer(student, teacher(), arguments(folder, **keywords), *more, train_dataset=Rows())
+
+
+@pytest.mark.parametrize("skipping", ["stop", "skip"])
+def test_parameters_without_a_gradient_are_spoken_of_once(tmp_path, caplog, skipping):
+    image_trainer(tmp_path, TwoHeads(), on_nan=skipping).train()
+    assert caplog.text.count("other.weight, other.bias got no gradient at the first step") == 1
+    caplog.clear()
+    image_trainer(tmp_path / "one", Net()).train()
+    assert "got no gradient" not in caplog.text
+
+
+def with_optimizer(folder, student, parameters, **keywords):
+    optimizers = (torch.optim.SGD(parameters, lr=0.1), None)
+    return DistillationTrainer(
+        student, teacher(), arguments(folder), train_dataset=Rows(), optimizers=optimizers, **keywords
+    )
+
+
+def test_an_optimizer_of_another_network_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"optimizers=\(SGD, ...\) has none of the student's trainable parameters"):
+        with_optimizer(tmp_path, Net(), Net().parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_an_optimizer_of_the_weights_below_adapters_is_refused(tmp_path):
+    peft, student = pytest.importorskip("peft"), language_model()
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+    own, args = torch.optim.SGD(student.parameters(), lr=0.1), arguments(tmp_path, ce_weight=1, kd_weight=0)
+    parts = {"train_dataset": token_dataset(), "optimizers": (own, None)}
+    with pytest.raises(ValueError, match=r"with peft_config these are adapters, which do not exist before"):
+        DistillationTrainer(student, None, args, peft_config=config, **parts)
+    adapted = peft.get_peft_model(language_model(), config)
+    parts["optimizers"] = (torch.optim.SGD(adapted.parameters(), lr=0.1), None)
+    DistillationTrainer(adapted, None, args, **parts)
+
+
+def test_an_optimizer_of_a_part_names_the_others(tmp_path, caplog):
+    student = Net()
+    with_optimizer(tmp_path, student, student.head.parameters())
+    assert "has 2 of the student's 4 trainable parameters; conv.weight, conv.bias stay as they are" in caplog.text
