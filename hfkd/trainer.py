@@ -620,12 +620,15 @@ class DistillationTrainer(Trainer):
         self.judged.judge(model, norm, self._tr_loss)
         return norm
 
-    def _finalize_training(self, *arguments: Any, **keywords: Any) -> Any:
+    def _finalize_training(self, trial: Any, *arguments: Any, **keywords: Any) -> Any:
         """As in Trainer, but `train_loss` is the mean over the steps taken, without those skipped by `on_nan`."""
         ratio = self.judged.watch.taken.ratio()
         self._total_loss_scalar *= ratio
         self._tr_loss *= ratio
-        return super()._finalize_training(*arguments, **keywords)
+        with setting(self.args, save_total_limit=None):  # Trainer would delete every folder of a checkpoint's name
+            output = super()._finalize_training(trial, *arguments, **keywords)
+        self.whole.delete_all_but_best(self._get_output_dir(trial))
+        return output
 
     # ---- checkpoints -------------------------------------------------------------------------------------------
 

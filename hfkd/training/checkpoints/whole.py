@@ -99,6 +99,12 @@ class WholeCheckpoints:
         host.accelerator.wait_for_everyone()
         return final
 
+    def delete_all_but_best(self, folder: str) -> None:
+        """With `save_total_limit=1` the last checkpoint in `folder` is deleted at the end, if another is the best."""
+        host, best = self.host, self.host.state.best_model_checkpoint
+        if host.args.should_save and best is not None and host.args.save_total_limit == 1:
+            _rotate(folder, 1, {best})
+
     def save_model(self, write: Callable[[str | None], None], output_dir: str | None) -> None:
         """Write the student's files atomically: outside of a checkpoint, to another folder first."""
         if self.writing or not self.host.args.should_save:

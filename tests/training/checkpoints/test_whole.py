@@ -228,11 +228,15 @@ def test_a_checkpoint_that_is_a_link_goes_and_what_it_leads_to_stays(three_steps
     assert incomplete(tmp_path / "elsewhere") is None
 
 
-def test_a_folder_of_such_a_name_that_is_no_checkpoint_stays(tmp_path):
+@pytest.mark.parametrize("best", [{}, BEST], ids=["last", "best"])
+def test_a_folder_of_such_a_name_that_is_no_checkpoint_stays(tmp_path, best):
     (tmp_path / "checkpoint-9").mkdir()
     (tmp_path / "checkpoint-9" / "notes.txt").write_text("mine")
-    make(tmp_path, save_total_limit=1).train()
-    assert [n for n in names(tmp_path) if "checkpoint" in n] == ["checkpoint-3", "checkpoint-9"]
+    trainer = make(tmp_path, save_total_limit=1, **best)
+    trainer.train()
+    step = trainer.state.best_global_step if best else 3
+    assert [n for n in names(tmp_path) if "checkpoint" in n] == [f"checkpoint-{step}", "checkpoint-9"]
+    assert (tmp_path / "checkpoint-9" / "notes.txt").read_text() == "mine"
 
 
 def test_an_old_checkpoint_loses_its_name_before_its_files(tmp_path, monkeypatch):
