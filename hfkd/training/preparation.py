@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import ImageCollator
@@ -35,6 +36,8 @@ from hfkd.training.validation.normalisation import Received, warn_of_normalisati
 from hfkd.utils.launch import check_world_size
 
 logger = logging.getLogger(__name__)
+
+MEASURED = ("loss", "kl", "accuracy", "top5_accuracy", "mean_iou")  # by each evaluation of a set
 
 
 class EpochViews(TrainerCallback):
@@ -153,6 +156,19 @@ def refuse_given_optimizers(args: DistillationArguments, optimizers: Any) -> Non
         raise ValueError(
             f"decay_bias_and_norm=True has no effect on optimizers=({type(optimizer).__name__}, ...), whose "
             "parameter groups set the weight decay: leave one of them out"
+        )
+
+
+def refuse_metric_of_no_set(args: DistillationArguments, evaluated: Any) -> None:
+    """Raise ValueError for a `metric_for_best_model` without the name of its set, of several evaluation sets.
+
+    Trainer would end the run at its first evaluation. Metrics that a callback logs may have any name.
+    """
+    metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    if isinstance(evaluated, dict) and metric in MEASURED and args.eval_strategy != IntervalStrategy.NO:
+        raise ValueError(
+            f"metric_for_best_model={args.metric_for_best_model!r} does not say of which evaluation set, of "
+            f"{list(evaluated)}: name one, as in metric_for_best_model='{next(iter(evaluated), 'NAME')}_{metric}'"
         )
 
 

@@ -41,6 +41,7 @@ from hfkd.training.preparation import (
     pins_memory,
     refuse_frozen,
     refuse_given_optimizers,
+    refuse_metric_of_no_set,
     refuse_peers_of,
     refuse_prompts,
     refuse_teacher_cache,
@@ -128,6 +129,7 @@ class Setup:
     def take_networks(self, model: nn.Module, teacher: Any, peft_config: Any) -> None:
         refuse_unsupported(self.loss, model, teacher, self.args, self.keywords.get("compute_loss_func"))
         refuse_given_optimizers(self.args, self.keywords.get("optimizers"))
+        refuse_metric_of_no_set(self.args, self.data["eval_dataset"])
         refuse_features(self.loss, model, teacher, self.args)
         refuse_shared(model, teacher_networks(teacher), adapters=peft_config is not None)
         self.model = model if peft_config is None else with_adapters(model, peft_config)

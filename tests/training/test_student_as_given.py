@@ -148,3 +148,22 @@ def test_an_optimizer_of_a_part_names_the_others(tmp_path, caplog):
     student = Net()
     with_optimizer(tmp_path, student, student.head.parameters())
     assert "has 2 of the student's 4 trainable parameters; conv.weight, conv.bias stay as they are" in caplog.text
+
+
+@pytest.mark.parametrize("metric", [None, "eval_accuracy"])
+def test_the_best_checkpoint_of_several_sets_needs_the_name_of_one(tmp_path, metric):
+    plan = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    plan |= {"load_best_model_at_end": True, "max_steps": 1}
+    sets = {"clean": Rows(8), "noisy": Rows(8, seed=1)}
+
+    def build(name):
+        args = arguments(tmp_path, metric_for_best_model=name, **plan)
+        return DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(), eval_dataset=sets)
+
+    with pytest.raises(
+        ValueError, match=r"of which evaluation set, of \['clean', 'noisy'\]: name one, as in .*'clean_"
+    ):
+        build(metric)
+    trainer = build("noisy_loss")
+    trainer.train()
+    assert trainer.state.best_global_step == 1
