@@ -262,13 +262,14 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
         """Give schedules that follow the metric its direction: for transformers a smaller one is always better."""
         follows = self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
         if follows and self.greater_is_better:
-            self.lr_scheduler_kwargs = {"mode": "max", **(self.lr_scheduler_kwargs or {})}
+            given: Any = self.lr_scheduler_kwargs or {}
+            self.lr_scheduler_kwargs = {"mode": "max", **given}
         unused = follows or self.lr_scheduler_type == SchedulerType.CONSTANT
         if unused and self.warmup_steps and self.lr_decay_epochs is None:
             logger.warning(
                 "warmup_steps=%g has no effect with lr_scheduler_type=%r: constant_with_warmup has a warm-up.",
                 self.warmup_steps,
-                self.lr_scheduler_type.value,
+                SchedulerType(self.lr_scheduler_type).value,
             )
 
     def _check_skipping(self) -> None:

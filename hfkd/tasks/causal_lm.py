@@ -115,7 +115,8 @@ def _warn_of_hidden_ends(batch: Batch) -> None:
     lasts = set()
     for row in range(len(tokens)):
         attended = torch.ones_like(tokens[row]) if mask is None else mask[row]
-        *_, before, last = [-1, -1, *attended.nonzero().flatten().tolist()]
+        known: list[int] = attended.nonzero().flatten().tolist()
+        before, last = [-1, -1, *known][-2:]
         if before < 0 or labels[row, before] == IGNORED or labels[row, last] != IGNORED:
             return
         lasts.add(int(tokens[row, last]))
