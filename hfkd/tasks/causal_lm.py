@@ -86,7 +86,9 @@ class CausalLM(PerToken):
         """Refuse labels that are already shifted, which the loss would shift once more."""
         super().check_rows(rows, batch)
         tokens, labels = batch.get("input_ids"), batch["labels"]
-        if tokens is None or tokens.shape != labels.shape or torch.equal(*_known(tokens, labels)):
+        if tokens is None or tokens.shape != labels.shape:
+            return
+        if torch.equal(*_known(tokens, labels)):
             if not any(isinstance(row, Mapping) and "labels" in row for row in rows):
                 _warn_of_hidden_ends(batch)
             return

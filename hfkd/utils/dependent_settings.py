@@ -27,18 +27,19 @@ ONLY_WITH: dict[tuple[str, ...], tuple[str, ...]] = {
 def refuse_without_effect(*settings: Any) -> None:
     """Raise ValueError for a setting that differs from its default, but has no effect without another one.
 
-    settings: dataclasses, which are looked at together. Groups of `ONLY_WITH` that they do not contain are left out.
+    settings: dataclasses, which are looked at together. Groups of `ONLY_WITH` that they do not contain are left out. A
+    setting that is empty, 0 or False counts as not given.
     """
     found = {name: value for one in settings for name, value in vars(one).items()}
     defaults = {f.name: _default(f) for one in settings for f in fields(one)}
     for switches, names in ONLY_WITH.items():
         if not found.keys() >= set(switches) or is_on(switches, found):
             continue
-        changed = next((name for name in names if name in defaults and found[name] != defaults[name]), None)
-        if changed is not None:
-            needed = " or ".join(switches)
+        given = [name for name in names if name in defaults and found[name] not in (defaults[name], "", None, False)]
+        if given:
+            needed, name = " or ".join(switches), given[0]
             raise ValueError(
-                f"{changed}={found[changed]!r} has no effect without {needed}: set {needed} too, or leave {changed} out"
+                f"{name}={found[name]!r} has no effect without {needed}: set {needed} too, or leave {name} out"
             )
 
 
