@@ -690,9 +690,9 @@ class DistillationTrainer(Trainer):
         if self.is_world_process_zero():
             write_card(self, **given)
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def init_hf_repo(self, *arguments: Any, **keywords: Any) -> None:
         with explained("creating the repository", "Log in with `hf auth login`, or train without push_to_hub."):
-            super().init_hf_repo(token, private)
+            super().init_hf_repo(*arguments, **keywords)
 
     def push_to_hub(self, *arguments: Any, **keywords: Any) -> Any:
         folder = self.args.output_dir

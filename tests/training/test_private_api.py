@@ -51,3 +51,12 @@ def test_configs_name_the_attention_function():
 def test_autocast_is_put_around_a_forward_that_can_be_found():
     source = inspect.getsource(Accelerator.prepare_model)
     assert all(name in source for name in private_api.PREPARED_MODEL_ATTRIBUTES)
+
+
+def test_an_upload_asks_for_no_more_than_it_was_asked_for(tmp_path, monkeypatch):
+    """`init_hf_repo` has got arguments that earlier versions do not have."""
+    asked = []
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda self, token=None: asked.append(token))
+    trainer = DistillationTrainer(Net(), teacher(), arguments(tmp_path, push_to_hub=True), train_dataset=Rows(8))
+    trainer.init_hf_repo("hf_given")
+    assert asked == [None, "hf_given"]
