@@ -623,6 +623,8 @@ class DistillationTrainer(Trainer):
     def _finalize_training(self, trial: Any, *arguments: Any, **keywords: Any) -> Any:
         """As in Trainer, but `train_loss` is the mean over the steps taken, without those skipped by `on_nan`."""
         ratio = self.judged.watch.taken.ratio()
+        if not hasattr(self, "_initial_global_step"):  # earlier versions divide by the steps before a resume too
+            ratio *= self.judged.watch.steps_over_own(self.state.global_step)
         self._total_loss_scalar *= ratio
         self._tr_loss *= ratio
         with setting(self.args, save_total_limit=None):  # Trainer would delete every folder of a checkpoint's name

@@ -81,6 +81,7 @@ class NonFiniteWatch(TrainerCallback):
         self.on_nan, self.accelerator = on_nan, accelerator
         self.lags = on_nan == "stop" and accelerator.device.type == "cuda"
         self.skipped = 0
+        self.begun = 0  # the step of the checkpoint that training was resumed from
         self.taken = TakenSteps()
         self.buffers = KeptBuffers()
         self._outputs: tuple[Tensor, Tensor | None, Tensor] | None = None
@@ -158,13 +159,17 @@ class NonFiniteWatch(TrainerCallback):
                 return f"{name} NaN or infinite for {', '.join(rows[:NAMED_ROWS])}{more}: {remedy}"
         raise AssertionError("a gradient always has rows")
 
+    def steps_over_own(self, steps: int) -> float:
+        """The number of all `steps`, those before a resume too, over that of this training."""
+        return steps / max(steps - self.begun, 1)
+
     def logged(self) -> dict[str, float]:
         """The number of skipped steps since training started, with on_nan='skip'."""
         return {"skipped_steps": self.skipped} if self.on_nan == "skip" else {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         self._outputs, self._batches, self._on_trial = None, [], None  # left over from an interrupted attempt
-        self.taken = TakenSteps()
+        self.taken, self.begun = TakenSteps(), state.global_step
         self.skipped = next((e["skipped_steps"] for e in reversed(state.log_history) if "skipped_steps" in e), 0)
         if self.on_nan == "skip":
             self.buffers.keep(keywords["model"])

@@ -299,6 +299,17 @@ def test_the_logged_loss_is_the_mean_over_the_steps_that_were_taken(tmp_path, ac
             assert row["loss"] == pytest.approx(sum(window) / len(window))
 
 
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+def test_train_loss_is_that_of_the_steps_after_a_resume(tmp_path, on_nan):
+    keywords = {"part": "none", "on_nan": on_nan, "max_steps": 12, "save_steps": 8, "save_strategy": "steps"}
+    make(tmp_path, **keywords).train()
+    resumed = make(tmp_path, **keywords)
+    returned = resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    own = [loss for step, loss in losses(resumed).items() if step > 8]
+    assert len(own) == 4
+    assert returned.training_loss == returned.metrics["train_loss"] == pytest.approx(sum(own) / 4)
+
+
 def test_a_run_of_which_every_step_was_left_out_has_no_loss(tmp_path):
     skipping = make(tmp_path, bad=range(2, 32), on_nan="skip", save_strategy="no")
     skipping.add_callback(ResultsCallback({}, metric="eval_loss"))
