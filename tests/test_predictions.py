@@ -1,5 +1,6 @@
 """predict() and compute_metrics get what Trainer gives: every output of the network."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from test_proof import llama
 from text_toys import mixture_of_experts
 from torch import nn
 from toys import CLASSES, Net, Rows, arguments
-from transformers import Trainer, TrainingArguments, default_data_collator
+from transformers import DynamicCache, Trainer, TrainingArguments, default_data_collator
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hfkd import DistillationTrainer
@@ -102,6 +103,20 @@ def test_rows_without_labels_give_the_same(tmp_path):
     network = vit(output_hidden_states=True)
     made = trainer(tmp_path, network)
     assert_same(made.predict(Unlabelled(13)).predictions, made.predict(Rows(13)).predictions)
+
+
+class Caching(Net):
+    """Returns a cache, which its config does not name among the keys that are ignored."""
+
+    def forward(self, pixel_values):
+        return {"logits": super().forward(pixel_values), "of_its_base": DynamicCache()}
+
+
+def test_a_cache_is_no_prediction(tmp_path):
+    made = trainer(tmp_path, Caching())
+    assert math.isfinite(made.evaluate(Rows(8))["eval_loss"])
+    for data in (Rows(8), Unlabelled(8)):
+        assert made.predict(data).predictions.shape == (8, CLASSES)
 
 
 def test_ignored_keys_stay_behind(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any, Unpack, get_args, get_origin
 
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from transformers.trainer_utils import unwrap_peft_model
 from transformers.utils import TransformersKwargs
 
@@ -199,7 +199,12 @@ def by_name(output: Any) -> Any:
     """A network's output in the form that Trainer expects: a mapping whose values are the predictions."""
     if isinstance(output, (tuple, list)) and not hasattr(output, "logits"):
         return {f"output_{number}": value for number, value in enumerate(output)}
-    return output if isinstance(output, dict) else {"logits": logits_of(output)}
+    if not isinstance(output, dict):
+        return {"logits": logits_of(output)}
+    if not any(isinstance(value, Cache) for value in output.values()):
+        return output
+    # Some networks return the cache of their base model, which is not told to leave it out (Gemma 3 as a classifier).
+    return {name: value for name, value in output.items() if not isinstance(value, Cache)}
 
 
 def logits_of(output: Any) -> Tensor:
