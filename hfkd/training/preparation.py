@@ -240,8 +240,21 @@ def check_precision(student: nn.Module, args: DistillationArguments) -> None:
 
 
 def refuse_unsavable(student: nn.Module) -> None:
-    """Raise ValueError for a generation_config that `save_pretrained` refuses, which otherwise ends the first save."""
-    if not isinstance(student, PreTrainedModel) or not student.can_generate():
+    """Raise ValueError for what `save_pretrained` refuses, which otherwise ends the first save.
+
+    Namely a generation_config, and adapters that transformers has put into its model, if it needs a newer PEFT.
+    """
+    if not isinstance(student, PreTrainedModel):
+        return
+    if student._hf_peft_config_loaded:
+        try:
+            student.active_adapters()
+        except ValueError as error:
+            raise ValueError(
+                f"the student's adapters cannot be saved by transformers ({error}): load its base model, and the "
+                "adapters by PeftModel.from_pretrained(base, folder, is_trainable=True)"
+            ) from error
+    if not student.can_generate():
         return
     try:
         student.generation_config.validate(strict=True)

@@ -2,12 +2,14 @@
 
 import logging
 
+import peft
 import pytest
 import torch
 from datasets import Dataset
 from text_toys import language_model, token_dataset, tokenizer
 from toys import CLASSES, Net, Rows, arguments, teacher
-from transformers import DataCollatorForLanguageModeling
+from transformers import AutoModelForCausalLM, DataCollatorForLanguageModeling
+from transformers.integrations import peft as integrations
 
 from hfkd import DistillationTrainer
 
@@ -41,6 +43,22 @@ def test_a_generation_config_that_cannot_be_saved_is_refused_at_once(tmp_path):
     student.generation_config.do_sample = True
     make(tmp_path, student).save_model()
     assert (tmp_path / "generation_config.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_adapters_that_transformers_does_not_save_are_refused_at_once(tmp_path, monkeypatch):
+    """transformers 5.24 wants a newer PEFT than there is."""
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"], fan_in_fan_out=True)
+    language_model().save_pretrained(tmp_path / "base")
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config).save_pretrained(
+        tmp_path / "own"
+    )
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "own")
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_("lora" in name)
+    monkeypatch.setattr(integrations, "MIN_PEFT_VERSION", "99.0")
+    with pytest.raises(ValueError, match=r"cannot be saved by transformers \(.* >= 99.0\): .*is_trainable=True"):
+        make(tmp_path / "run", student)
 
 
 ENDING = [{"input_ids": [3, 4, 5, 6] * (1 + i % 2) + [1]} for i in range(8)]
