@@ -104,7 +104,7 @@ def _adapters(network: nn.Module) -> dict[str, Any]:
 def _load_adapters(student: nn.Module, folder: Path) -> None:
     from peft import load_peft_weights, set_peft_model_state_dict
 
-    for name in _adapters(student):
+    for name, config in _adapters(student).items():
         own_folder = folder / name if (folder / name).is_dir() else folder
         if not any((own_folder / file).exists() for file in (ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME)):
             raise ValueError(
@@ -118,14 +118,30 @@ def _load_adapters(student: nn.Module, folder: Path) -> None:
             # neither those of the base model nor tied ones
             missing = [key for key in left_out if name in key.split(".") and _place(own[key]) not in loaded]
             fault = {"missing": missing, "unexpected": result.unexpected_keys}
+            if config.is_prompt_learning:
+                fault = _without_prompt(fault, name)
         except (KeyError, RuntimeError) as error:
             fault = {"cannot be loaded": [" ".join(str(error).split())]}
         if any(fault.values()):
             said = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in fault.items() if keys)
+            prompt = " (of a prompt that an encoder computes PEFT saves the result alone: it cannot be trained further)"
             raise ValueError(
                 f"{own_folder} does not fit the student's adapter {name!r} ({said}): use the adapter settings it "
-                "was trained with, or choose another checkpoint"
+                f"was trained with, or choose another checkpoint{prompt * config.is_prompt_learning}"
             )
+
+
+def _without_prompt(keys: dict[str, list[str]], adapter: str) -> dict[str, list[str]]:
+    """The keys without those of a prompt: its file has them under other names, and PEFT reports these as faults.
+
+    What remains are other parts of the prompt's encoder, such as the MLP of P-tuning, which PEFT does not save.
+    """
+    in_file, own = ("prompt_embeddings", "prefix_task_cols", "prefix_task_rows"), f"prompt_encoder.{adapter}."
+    in_model = {f"{own}{name}" for name in ("embedding.weight", *in_file[1:])}
+    return {
+        "missing": [key for key in keys["missing"] if key not in in_model],
+        "unexpected": [key for key in keys["unexpected"] if key not in in_file],
+    }
 
 
 def _weights_file(folder: Path) -> Path:

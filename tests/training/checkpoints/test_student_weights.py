@@ -217,6 +217,29 @@ def test_every_tensor_comes_back(tmp_path, name):
     assert differing(first.model, second.model) == []
 
 
+def prefix(**keywords):
+    torch.manual_seed(0)
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, **keywords)
+    return peft.get_peft_model(TEXTS["GPT-2"](), config)
+
+
+@pytest.mark.filterwarnings("ignore:.past_key_values:FutureWarning")  # peft
+def test_a_prompt_comes_back(tmp_path):
+    first, second = (trainer(tmp_path, prefix(), tokens=True) for _ in range(2))
+    first.train()
+    second.train(resume_from_checkpoint=True)
+    assert differing(first.model, second.model) == []
+    assert differing(first.model, prefix())  # it has learned
+
+
+@pytest.mark.filterwarnings("ignore:.past_key_values:FutureWarning")  # peft
+def test_of_a_computed_prompt_training_does_not_go_on(tmp_path):
+    first, second = (trainer(tmp_path, prefix(prefix_projection=True, encoder_hidden_size=4), True) for _ in range(2))
+    first.train()
+    with pytest.raises(ValueError, match=r"does not fit the student's adapter .*PEFT saves the result alone"):
+        second.train(resume_from_checkpoint=True)
+
+
 class StopAt(TrainerCallback):
     def __init__(self, step):
         self.step = step
