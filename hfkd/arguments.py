@@ -233,6 +233,12 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
         return publishable(vars(self))
 
     @property
+    def device(self) -> torch.device:
+        """Trainer's, but without the index that the CPU of several processes has: torch.load does not know it."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+    @property
     def slot_temperature(self) -> Any:
         """`temperature`, or the usual default if unset; for language models the trainer then uses 1."""
         return USUAL if self.temperature is None else self.temperature

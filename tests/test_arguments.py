@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from hfkd.arguments import DistillationArguments
 from hfkd.utils.parsing import parse
@@ -68,6 +69,14 @@ def test_bf16_by_hand(monkeypatch, argv, expected):
 def test_a_decay_that_makes_no_sense_is_refused(keywords, message):
     with pytest.raises(ValueError, match=message):
         DistillationArguments("out", use_cpu=True, bf16=False, **keywords)
+
+
+def test_the_cpu_of_several_processes_has_no_number(tmp_path, monkeypatch):
+    """Earlier versions of Trainer load the optimizer's state to the device of the process, which was "cpu:0"."""
+    args = DistillationArguments("unused", use_cpu=True)
+    monkeypatch.setattr(TrainingArguments, "device", property(lambda self: torch.device("cpu", 0)))
+    torch.save(torch.ones(2), tmp_path / "optimizer.pt")
+    assert torch.load(tmp_path / "optimizer.pt", map_location=args.device).tolist() == [1, 1]
 
 
 def test_what_differs_from_trainers_own_defaults():
