@@ -63,7 +63,8 @@ shapes=(--student 768x12 --teacher 1600x48 --batch_size 8 --steps 8 --rounds 2 -
 tokens=(--tokens 8192); peers=(--peers trl liger)
 [[ -z $quick ]] || { shapes=(--quick); tokens=(--quick); peers=(--peers trl); small="${splits[*]}"; }
 
-step tests 150 python3 -m pytest -m gpu -q -p no:cacheprovider tests/test_gpu.py
+# Warnings are errors in the newest versions only.
+step tests 150 python3 -m pytest -m gpu -q -W default -p no:cacheprovider tests/test_gpu.py
 step images 100 $(one image_step) --teacher_checkpoint "$teacher" --flags "image_step=$small"
 step graphs 80 $(one image_step_graphs) --teacher_checkpoint "$teacher" --flags "image_step_graphs=$small"
 step launches 40 python3 benchmarks/launches.py "${data[@]}" "${splits[@]}" --json "$work/json/launches.json"
