@@ -5,7 +5,9 @@ import logging
 import peft
 import pytest
 import torch
+import transformers
 from datasets import Dataset
+from packaging.version import Version
 from text_toys import language_model, token_dataset, tokenizer
 from toys import CLASSES, Net, Rows, arguments, teacher
 from transformers import AutoModelForCausalLM, DataCollatorForLanguageModeling
@@ -43,6 +45,14 @@ def test_a_generation_config_that_cannot_be_saved_is_refused_at_once(tmp_path):
     student.generation_config.do_sample = True
     make(tmp_path, student).save_model()
     assert (tmp_path / "generation_config.json").exists()
+
+
+@pytest.mark.skipif(Version(transformers.__version__) < Version("5.23"), reason="older versions refuse to save it")
+def test_a_generation_config_is_taken_as_it_was_published(tmp_path):
+    language_model().save_pretrained(tmp_path / "hub")
+    (tmp_path / "hub" / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.3}')
+    make(tmp_path / "run", AutoModelForCausalLM.from_pretrained(tmp_path / "hub")).save_model()
+    assert '"temperature": 0.3' in (tmp_path / "run" / "generation_config.json").read_text()
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
