@@ -5,7 +5,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -24,13 +24,13 @@ from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import views_as_rows
 from hfkd.data.he_da import original_images
 from hfkd.data.target_collator import with_targets
-from hfkd.evaluation.metrics import own_metrics
+from hfkd.evaluation.metrics import Running, in_any_way, own_metrics, reads_logits
 from hfkd.losses.counts import Counts
 from hfkd.losses.distillation import cross_entropy, has_label
 from hfkd.losses.items import Items
 from hfkd.losses.logits import KD
 from hfkd.losses.temperatures import Fitted
-from hfkd.models.calling import by_name, logits_of, main_input_named
+from hfkd.models.calling import by_name, logits_first, logits_of, main_input_named
 from hfkd.models.checkpoints import naming_unreadable
 from hfkd.models.kept_config import KeptConfig
 from hfkd.reports.card import write_card
@@ -141,7 +141,7 @@ class DistillationTrainer(Trainer):
         setup = Setup(student, teacher, own_args, loss, **own, **trainer_keywords)
         self._take(setup)
         self.own_metrics = own_metrics(self.task.scored_by, own_args, setup.keywords)
-        setup.keywords.update(self.own_metrics)
+        setup.keywords.update(in_any_way(setup.keywords | self.own_metrics, own_args))
         # The distillation loss smooths the labels itself.
         with loss_parameters.used_by_ddp(loss, own_args), setting(own_args, label_smoothing_factor=0.0):
             super().__init__(model=setup.model, args=own_args, data_collator=setup.collator, **setup.keywords)
@@ -286,7 +286,7 @@ class DistillationTrainer(Trainer):
         values, rows = self.task.each_item(inputs, logits[..., cut], taught[..., cut], values_of)
         labelled = values.pop("labelled")
         self._evaluated.add(values, rows, self.accelerator, {"loss": labelled})
-        return values["loss"].sum() / labelled.sum().clamp(min=1), by_name(output)
+        return values["loss"].sum() / labelled.sum().clamp(min=1), self._outputs(output)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -299,9 +299,14 @@ class DistillationTrainer(Trainer):
         network = self.evaluated_network(model)
 
         def by_call(**inputs: Any) -> Any:
-            return by_name(self.call.output(network, self.as_networks_take_it(inputs, False)))
+            return self._outputs(self.call.output(network, self.as_networks_take_it(inputs, False)))
 
         return super().prediction_step(cast(nn.Module, by_call), inputs, prediction_loss_only, ignore_keys)
+
+    def _outputs(self, output: Any) -> Any:
+        """A network's outputs by name, in its order; the logits are the first for hfkd's metrics, which read these."""
+        ours = reads_logits(self.compute_metrics, self.preprocess_logits_for_metrics)
+        return logits_first(by_name(output)) if ours else by_name(output)
 
     @torch.no_grad()
     def _predictions(self, model: nn.Module, inputs: dict[str, Any], loss_only: bool) -> tuple[None, Any, Any]:
@@ -407,6 +412,26 @@ class DistillationTrainer(Trainer):
         super().log(logs, start_time)
         self.marks.mark(self.state.log_history[-1])
 
+    @contextmanager
+    def _evaluation(self, dataset: Any, predicts: bool) -> Iterator[dict[str, float]]:
+        """Context of Trainer's loop over `dataset`; the dict that it yields has a `Running`'s scores at its end."""
+        compared, metric = self.teacher if self.args.evaluate_kl else None, self.compute_metrics
+        full = (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train  # Trainer then casts it
+        with ExitStack() as stack:
+            stack.enter_context(self._frozen_teacher())
+            stack.enter_context(receiving(compared, self.image_inputs, dataset))
+            stack.enter_context(main_input_named(self.model, self.call))
+            if predicts and "preprocess_logits_for_metrics" in self.own_metrics:  # predict() returns whole logits
+                stack.enter_context(setting(self, preprocess_logits_for_metrics=None))
+            if full and not self.is_fsdp_enabled:
+                stack.enter_context(kept_weights(cast(nn.Module, self.model)))
+            if not isinstance(metric, Running):
+                yield {}
+                return
+            if metric.in_batches:
+                stack.enter_context(setting(self.args, batch_eval_metrics=True))
+            yield stack.enter_context(metric.one_evaluation())
+
     def evaluation_loop(
         self,
         dataloader: DataLoader,
@@ -417,20 +442,13 @@ class DistillationTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Trainer's loop, with a loss that counts every row exactly once on any number of ranks."""
         self._evaluated = RowAverage(finite_only=self.args.logging_nan_inf_filter)
-        compared, dataset = self.teacher if self.args.evaluate_kl else None, getattr(dataloader, "dataset", None)
-        named = main_input_named(self.model, self.call)
-        whole = self.own_metrics and description == "Prediction"  # predict() returns whole logits
-        logits = setting(self, preprocess_logits_for_metrics=None) if whole else nullcontext()
-        full = (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train  # Trainer then casts it
-        kept = kept_weights(cast(nn.Module, self.model)) if full and not self.is_fsdp_enabled else nullcontext()
-        with self._frozen_teacher(), receiving(compared, self.image_inputs, dataset), named, logits, kept:
+        with self._evaluation(getattr(dataloader, "dataset", None), description == "Prediction") as scores:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
         if output.metrics is not None:
-            output.metrics.update(
-                {f"{metric_key_prefix}_{name}": value for name, value in self._evaluated.read().items()}
-            )
+            found = scores | self._evaluated.read()
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
             for name in self._evaluated.uncounted:  # Trainer's mean over batches would report 0 for it
                 output.metrics.pop(f"{metric_key_prefix}_{name}", None)
         return output

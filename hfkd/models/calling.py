@@ -207,6 +207,12 @@ def by_name(output: Any) -> Any:
     return {name: value for name, value in output.items() if not isinstance(value, Cache)}
 
 
+def logits_first(named: Mapping[str, Any]) -> dict[str, Any]:
+    """The outputs of `by_name` with the logits before all others, for metrics that read the first output."""
+    logits = logits_of(named) if "logits" in named or "out" in named else None
+    return {k: v for k, v in named.items() if v is logits} | {k: v for k, v in named.items() if v is not logits}
+
+
 def logits_of(output: Any) -> Tensor:
     """A network's logits: its output if that is a tensor, otherwise its `.logits`, "logits" or "out".
 

@@ -4,39 +4,73 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from torch import Tensor
+from transformers.trainer_pt_utils import nested_numpify
 
-from hfkd.evaluation.metrics.accuracy import IGNORED, Accuracy, item_accuracy, topk_predictions
+from hfkd.evaluation.metrics.accuracy import Accuracy, item_accuracy, item_hits, of_hits, topk_predictions
 from hfkd.evaluation.metrics.average_precision import AveragePrecision
+from hfkd.evaluation.metrics.mean_iou import MeanIoU, pixel_predictions
 from hfkd.evaluation.metrics.rouge_l import RougeL
+from hfkd.evaluation.metrics.running import Running
 
 __all__ = [
     "Accuracy",
     "AveragePrecision",
     "RougeL",
+    "Running",
+    "RunningAccuracy",
     "default_metrics",
+    "in_any_way",
     "item_accuracy",
     "own_metrics",
+    "reads_logits",
     "topk_predictions",
 ]
+
+
+class RunningAccuracy(Running):
+    """`item_accuracy` of any number of batches; {} for mixed labels, or without labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hits: list[np.ndarray] = []
+
+    def add(self, predictions: Any, labels: Any) -> None:
+        if isinstance(predictions, tuple):  # of several outputs the logits are the first
+            predictions = predictions[0]
+        predictions, labels = (nested_numpify(x) if isinstance(x, Tensor) else x for x in (predictions, labels))
+        if isinstance(labels, np.ndarray) and not np.issubdtype(labels.dtype, np.floating):
+            self.hits.append(item_hits(predictions, labels))
+
+    def result(self) -> dict[str, float]:
+        found = of_hits(self.hits)
+        self.reset()
+        return found
+
+    def reset(self) -> None:
+        self.hits = []
 
 
 def own_metrics(scored_by: str | None, args: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """The default metric of a task (`scored_by`), unless a metric is given or Trainer's arguments exclude one."""
     asked = given.get("compute_metrics") or given.get("preprocess_logits_for_metrics")
+    if asked or args.prediction_loss_only:
+        return {}
     if scored_by == "average_precision":
-        scores = not asked and given.get("eval_dataset") is not None and not args.prediction_loss_only
-        return {"compute_metrics": AveragePrecision()} if scores else {}
-    if scored_by != "accuracy" or asked or args.batch_eval_metrics or args.prediction_loss_only:
-        return {}
-    return default_metrics(scored_by) | {"compute_metrics": accuracy_of_class_ids}
+        return {"compute_metrics": AveragePrecision()} if given.get("eval_dataset") is not None else {}
+    return default_metrics(scored_by) | {"compute_metrics": RunningAccuracy()} if scored_by == "accuracy" else {}
 
 
-def accuracy_of_class_ids(prediction: Any) -> dict[str, float]:
-    """`item_accuracy`; {} for mixed labels, or without labels."""
-    labels = prediction.label_ids
-    if not isinstance(labels, np.ndarray) or np.issubdtype(labels.dtype, np.floating) or (labels == IGNORED).all():
-        return {}
-    return item_accuracy(prediction)
+def in_any_way(keywords: Mapping[str, Any], args: Any) -> dict[str, Any]:
+    """Trainer's `keywords`, with `item_accuracy` replaced where Trainer hands over each batch by itself."""
+    batched = keywords.get("compute_metrics") is item_accuracy and args.batch_eval_metrics
+    return {**keywords, "compute_metrics": RunningAccuracy()} if batched else dict(keywords)
+
+
+def reads_logits(metrics: Any, preprocess: Any) -> bool:
+    """Whether a trainer's metrics are those of hfkd that take the first of several outputs for the logits."""
+    ours = metrics is item_accuracy or isinstance(metrics, (RunningAccuracy, MeanIoU))
+    return ours or preprocess in (topk_predictions, pixel_predictions)
 
 
 def default_metrics(scored_by: str | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ N items (images, texts, tokens), B rows, L length, C classes, k = min(5, C). `ev
 it imports nothing of hfkd.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import evaluate
@@ -45,7 +46,7 @@ class Accuracy(evaluate.Metric):
         self, predictions: list[list[float]] | list[int], references: list[int], ranked: bool = False
     ) -> dict[str, float]:
         values = np.asarray(predictions)
-        return _accuracies(values.astype(np.int64) if ranked else values, np.asarray(references))
+        return of_hits([_hits(values.astype(np.int64) if ranked else values, np.asarray(references))])
 
 
 def topk_predictions(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
@@ -62,29 +63,43 @@ def item_accuracy(prediction: Any) -> dict[str, float]:
     """For Trainer's `compute_metrics`: an `EvalPrediction` -> `accuracy` and `top5_accuracy`, 0 to 1.
 
     `predictions` are what `topk_predictions` made (whole numbers), or logits (floats): [N, k] or [N, C] for labels [N],
-    [B, L, k] or [B, L, C] for labels [B, L]. Labels of -100 are ignored; if all are -100, the result is {}. A label is
-    predicted at its own position, so that this does not apply to causal language models.
+    [B, L, k] or [B, L, C] for labels [B, L]; lists of these are batches (`eval_do_concat_batches=False`). Labels of
+    -100 are ignored; if all are -100, the result is {}. A label is predicted at its own position, so that this does not
+    apply to causal language models. DistillationTrainer takes it with `batch_eval_metrics` too.
     """
-    predictions = prediction.predictions
-    first, labels = predictions[0] if isinstance(predictions, tuple) else predictions, prediction.label_ids
-    first, labels = np.asarray(first), np.asarray(labels)
+    predictions, labels = prediction.predictions, prediction.label_ids
+    batches = zip(predictions, labels, strict=True) if isinstance(labels, list) else [(predictions, labels)]
+    return of_hits([item_hits(*batch) for batch in batches])
+
+
+def item_hits(predictions: Any, labels: Any) -> np.ndarray:
+    """Whether the first, second, ... prediction is the label, for the items of a batch that have one: [N, k]."""
+    first = np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
+    labels = np.asarray(labels)
     if labels.ndim == 2 and first.ndim == 3 and first.shape[:2] == labels.shape:
         first, labels = first.reshape(-1, first.shape[-1]), labels.reshape(-1)  # [N, k or C], [N]
-    return _accuracies(first, labels)
+    return _hits(first, labels)
 
 
-def _accuracies(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def of_hits(batches: Iterable[np.ndarray]) -> dict[str, float]:
+    """The accuracies of batches of `item_hits`; {} if no item has a label."""
+    known = [hits for hits in batches if len(hits)]
+    if not known:
+        return {}
+    hits = np.concatenate(known)  # [N, k]
+    accuracy = {"accuracy": float(hits[:, 0].mean())}
+    return accuracy if hits.shape[1] < TOP_K else accuracy | {"top5_accuracy": float(hits.any(axis=1).mean())}
+
+
+def _hits(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if len(predictions) != len(labels) or len(labels) == 0 or labels.ndim != 1:
         raise ValueError(
             f"predictions of shape {predictions.shape} and labels of shape {labels.shape}: pass one class id for "
             "each item, and at least one item"
         )
     known = labels != IGNORED
-    if not known.any():
-        return {}
     predictions, labels = predictions[known], labels[known]
     if np.issubdtype(predictions.dtype, np.floating):
         predictions = topk_predictions(torch.from_numpy(predictions), torch.from_numpy(labels)).numpy()  # [N, k]
-    hits = predictions.reshape(len(labels), -1)[:, :TOP_K] == labels[:, None]  # [N, k]
-    accuracy = {"accuracy": float(hits[:, 0].mean())}
-    return accuracy if hits.shape[1] < TOP_K else accuracy | {"top5_accuracy": float(hits.any(axis=1).mean())}
+    ranked = predictions if predictions.ndim > 1 else predictions[:, None]
+    return ranked[:, :TOP_K] == labels[:, None]

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfkd.evaluation.metrics.running import Running
+
 NEEDED = ("torchmetrics", "pycocotools")
 
 
-class AveragePrecision:
+class AveragePrecision(Running):
     """For Trainer's `compute_metrics`: `ap`, `ap50`, `ap75` of all images, from 0 to 100 as papers print them.
 
     torchmetrics' MeanAveragePrecision with pycocotools: AP at IoU 0.50 to 0.95, at 0.50 and at 0.75, over all areas,
@@ -24,6 +26,7 @@ class AveragePrecision:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         missing = [name for name in NEEDED if find_spec(name) is None]
         if missing:
             raise ImportError(
@@ -35,16 +38,18 @@ class AveragePrecision:
         self.metric = MeanAveragePrecision("xyxy", "bbox", backend="pycocotools", sync_on_compute=False)
         self.metric.warn_on_many_detections = False
 
-    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        found, there = (_of_images(x) for x in (prediction.predictions, prediction.label_ids))
-        self.metric.update(found, there)
-        if not compute_result:
-            return {}
+    def add(self, predictions: Any, labels: Any) -> None:
+        self.metric.update(_of_images(predictions), _of_images(labels))
+
+    def result(self) -> dict[str, float]:
         values = self.metric.compute()
-        self.metric.reset()
+        self.reset()
         names = {"ap": "map", "ap50": "map_50", "ap75": "map_75"}
         scores = {name: float(values[its]) for name, its in names.items()}
         return {name: 100 * score if score >= 0 else math.nan for name, score in scores.items()}  # -1: no box
+
+    def reset(self) -> None:
+        self.metric.reset()
 
 
 def _of_images(padded: Mapping[str, Any]) -> list[dict[str, Tensor]]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfkd.evaluation.metrics.running import Running
 from hfkd.losses.functional import interpolated
 from hfkd.utils.targets import IGNORED
 
@@ -26,14 +27,17 @@ def pixel_predictions(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Te
     return torch.cat([interpolated(one, size).argmax(1).to(torch.int16) for one in maps.split(1)])
 
 
-class MeanIoU:
-    """For Trainer's `compute_metrics`, with or without `batch_eval_metrics`: `mean_iou`, `pixel_accuracy`, `iou_NAME`.
+class MeanIoU(Running):
+    """For Trainer's `compute_metrics`: `mean_iou`, `pixel_accuracy`, `iou_NAME`.
 
     torchmetrics' MulticlassJaccardIndex and MulticlassAccuracy over all pixels whose label is not 255 or -100; a class
     that occurs neither in labels nor in predictions is NaN, and left out of means. Only [C, C] counts are stored.
     """
 
+    in_batches = True  # maps of all images are large, and may have several sizes
+
     def __init__(self, num_classes: int, label_names: Sequence[str] | None = None) -> None:
+        super().__init__()
         if find_spec("torchmetrics") is None:
             raise ImportError("mean IoU needs torchmetrics, which is not installed: pip install 'hfkd[segmentation]'")
         from torchmetrics import MetricCollection
@@ -50,18 +54,16 @@ class MeanIoU:
             }
         )
 
-    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        predicted, labels = (torch.as_tensor(x).long() for x in (prediction.predictions, prediction.label_ids))
-        self.add(predicted, labels)
-        return self.result() if compute_result else {}
-
-    def add(self, predicted: Tensor, labels: Tensor) -> None:
+    def add(self, predictions: Any, labels: Any) -> None:
         """Add predicted classes [B, H, W] and labels to the counts."""
-        self.metrics.update(predicted.cpu(), labels.masked_fill(labels == IGNORED, UNLABELLED).cpu())
+        predicted, labels = (torch.as_tensor(x).long().cpu() for x in (predictions, labels))
+        self.metrics.update(predicted, labels.masked_fill(labels == IGNORED, UNLABELLED))
 
     def result(self) -> dict[str, float]:
-        """The metrics of everything added since the last call; resets the counts."""
         found = self.metrics.compute()
-        self.metrics.reset()
+        self.reset()
         each = {f"iou_{name}": value for name, value in zip(self.names, found.pop("iou").tolist(), strict=True)}
         return {name: float(value) for name, value in found.items()} | each
+
+    def reset(self) -> None:
+        self.metrics.reset()
