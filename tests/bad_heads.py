@@ -9,6 +9,7 @@ from toys import CLASSES, Net, Rows, teacher
 from transformers import (
     BartConfig,
     BartForCausalLM,
+    BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
     BertForQuestionAnswering,
@@ -158,6 +159,12 @@ HEADS = {
         lambda: BertForMaskedLM(BertConfig(vocab_size=VOCAB, **SMALL)), lambda ids: (ids, ids[:3])
     ),
     "labels that are the next tokens already": tokens(language_model, lambda ids: (ids[:-1], ids[1:])),
+    "decoder inputs that are the labels": text(
+        lambda: BartForConditionalGeneration(
+            BartConfig(vocab_size=VOCAB, **DECODER, encoder_layers=1, encoder_attention_heads=2)
+        ),
+        rows=lambda: [{"input_ids": [3, 4, 5], "labels": [6, 7], "decoder_input_ids": [6, 7]}] * 8,
+    ),
     "a router loss whose factor nobody names": text(Experts),
     "a second input of unequal shapes": trainer(Aged, rows=lambda: Old(torch.zeros)),
     "he_da='released' and a second input": trainer(Aged, rows=lambda: Old(float), args={"he_da": "released"}),

@@ -7,12 +7,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import DataCollatorForSeq2Seq
 
 from hfkd.data.used_columns import UsedColumns
 from hfkd.models.calling import Call
 from hfkd.tasks.base import Batch, Collate, Selecting, register_task
 from hfkd.tasks.tokens import LabelCollator, PerToken, tokenizer_of
+from hfkd.utils.targets import IGNORED
 
 
 @dataclass
@@ -54,4 +57,20 @@ class Seq2SeqLM(PerToken):
         return super().ready(WithoutDecoderInputs(collate) if own else collate)
 
     def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
-        """Nothing to check: the labels are another text than the inputs, with another length."""
+        """Refuse decoder inputs that are the labels at the same positions: the student would learn to copy them.
+
+        The labels' length is not that of the inputs: they are another text.
+        """
+        inputs, labels = batch.get("decoder_input_ids"), batch["labels"]
+        if not isinstance(inputs, Tensor) or inputs.shape != labels.shape:
+            return
+        known = labels != IGNORED
+        before = known[:, 1:]
+        in_place = torch.equal(inputs[known], labels[known].to(inputs.dtype))
+        shifted = torch.equal(inputs[:, 1:][before], labels[:, :-1][before].to(inputs.dtype))
+        if in_place and not shifted and bool(known.any()):
+            raise ValueError(
+                "the decoder_input_ids of the first rows are the labels at the same positions, so that the student "
+                "would learn to copy its input: leave the column out, since networks make decoder inputs from the "
+                "labels, or shift it by one position to the right"
+            )

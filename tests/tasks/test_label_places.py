@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
+from task_toys import KINDS, PAD
 from text_toys import VOCAB, language_model, token_dataset, tokenizer
 from toys import arguments
 from transformers import (
@@ -96,6 +97,60 @@ def test_a_causal_model_whose_inputs_are_masked_is_warned_of(tmp_path, caplog):
     trainer(tmp_path / "masked", language_model(), copied(), masking)
     assert [r.levelno for r in caplog.records if r.name == "hfkd.tasks.causal_lm"] == [logging.WARNING]
     assert "check that the collator is not one for masked language modelling (mlm=True)." in warned()[0]
+
+
+SPOKEN = KINDS["Whisper"].rows()
+PICTURES = KINDS["LLaVA"].rows()
+TRANSLATED = KINDS["T5"].rows()
+START, PADS = 3, [PAD] * 4  # of those networks
+WARNED = {
+    "the decoder's start": ("Whisper", [row | {"labels": [START, *row["labels"]]} for row in SPOKEN], "write it twice"),
+    "padding": ("T5", [row | {"labels": row["labels"] + PADS} for row in TRANSLATED], "up to 4 at an end of a row"),
+    "padding of a decoder": (
+        "Llama",
+        [{"input_ids": row["input_ids"] + PADS, "labels": row["input_ids"] + PADS} for row in TRANSLATED],
+        "up to 4 at an end of a row",
+    ),
+    "a picture's patches": (
+        "LLaVA",
+        [row | {"labels": row["input_ids"]} for row in PICTURES],
+        "8 labels of the first rows are token 2, which stands for other inputs than text (image_token_id",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WARNED)
+def test_labels_that_no_network_should_write_are_warned_of(tmp_path, caplog, name):
+    kind, rows, said = WARNED[name]
+    kind = KINDS[kind]
+    student, warner = kind.network(dtype=torch.float32), "hfkd.training.validation.label_tokens"
+    words = kind.tokenizer and kind.tokenizer()
+
+    def warned(folder, its):
+        caplog.clear()
+        trainer(folder, student, its, kind.collate, processing_class=words)
+        return [r.getMessage() for r in caplog.records if r.name == warner]
+
+    assert warned(tmp_path / "right", kind.rows()) == []
+    found = warned(tmp_path / "wrong", rows)
+    assert len(found) == 1
+    assert said in found[0]
+
+
+def test_padding_that_a_mask_leaves_out_of_the_loss_is_not_warned_of(tmp_path, caplog):
+    rows = [
+        {"input_ids": row["input_ids"] + PADS, "attention_mask": [1] * len(row["input_ids"]) + [0] * len(PADS)}
+        for row in TRANSLATED
+    ]
+    rows = [row | {"labels": row["input_ids"]} for row in rows]
+    trainer(tmp_path, KINDS["Llama"].network(dtype=torch.float32), rows, processing_class=KINDS["Llama"].tokenizer())
+    assert [r for r in caplog.records if r.name == "hfkd.training.validation.label_tokens"] == []
+
+
+def test_decoder_inputs_that_are_shifted_are_taken(tmp_path):
+    rows = [row | {"decoder_input_ids": [PAD, *row["labels"][:-1]]} for row in TRANSLATED]
+    rows = [{name: row[name][:2] for name in row} for row in rows]
+    trainer(tmp_path, KINDS["T5"].network(dtype=torch.float32), rows, processing_class=KINDS["T5"].tokenizer()).train()
 
 
 def test_rows_without_tokens_are_told_what_makes_them(tmp_path):
