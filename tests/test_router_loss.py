@@ -67,6 +67,34 @@ def test_the_loss_of_a_step_is_the_models_own(tmp_path, way):
     assert entry["ce"] == pytest.approx(loss - router, rel=1e-5)
 
 
+class Halves(nn.DataParallel):
+    """What DataParallel does on two GPUs, with one copy on a CPU."""
+
+    def __init__(self, module):
+        nn.Module.__init__(self)
+        self.module = module
+
+    def forward(self, **inputs):
+        halves = [{k: v.chunk(2)[n] if isinstance(v, torch.Tensor) else v for k, v in inputs.items()} for n in range(2)]
+        outputs = [self.module(**half) for half in halves]
+        self.routers = [0.5 * one.aux_loss.item() for one in outputs]
+        numbers = {"logits": torch.cat([one.logits for one in outputs])}
+        return type(outputs[0])(**numbers, aux_loss=torch.stack([one.aux_loss for one in outputs]))
+
+
+def test_the_router_loss_of_data_parallel_is_the_mean_of_the_copies(tmp_path):
+    student = mixture_of_experts()
+    copies = Halves(student)
+    loss, router = own(student, TokenRows(ROWS).rows)
+    made = trainer(tmp_path, student, **ALONE)
+    made.args._n_gpu = 2
+    made._wrap_model = lambda model, training=True, dataloader=None: copies if training else model
+    entry, of_both = first_step(made), sum(copies.routers) / 2
+    assert copies.routers[0] != copies.routers[1]
+    assert entry["router_loss"] == pytest.approx(of_both, rel=1e-5)
+    assert entry["loss"] == pytest.approx(loss - router + of_both, rel=1e-5)
+
+
 def test_a_step_moves_the_routers_as_the_models_own_loss_does(tmp_path):
     student, other = mixture_of_experts(), mixture_of_experts()
     batch = TokenCollator(0)(TokenRows(ROWS).rows)

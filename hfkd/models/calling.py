@@ -104,7 +104,7 @@ class Call:
                 f"the network returns a router loss (aux_loss), but has none of {list(ROUTER_WEIGHTS)}, the factor of "
                 "this loss: set router_aux_loss_coef on the network, or output_router_logits=False in its config"
             )
-        return self.router_weight * loss
+        return self.router_weight * loss.mean()  # DataParallel gathers one number of each copy
 
     def for_text(self) -> "Call":
         """This call for rows of text only, for a network that also takes images (Gemma 3)."""

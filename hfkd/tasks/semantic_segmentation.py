@@ -50,6 +50,7 @@ class SemanticSegmentation(Task):
     without_labels = "add a column 'labels' with the class of each pixel, 255 for no label"
     scanned_items = 1_000_000
     segmentation_stride: int | None = None
+    copies: int = 0  # of the networks, by DataParallel
 
     def configure(self, args: Any) -> None:
         stride = getattr(args, "segmentation_stride", None)
@@ -59,6 +60,16 @@ class SemanticSegmentation(Task):
                 "segmentation has logits for each pixel: leave it out"
             )
         self.segmentation_stride = fitting("DistillationArguments", "segmentation_stride", stride, Count | None)
+        self.copies = args.n_gpu
+
+    def check_networks(self, students: Sequence[nn.Module], teachers: Sequence[nn.Module], stored: bool) -> None:
+        """DataParallel averages the copies' own losses, whatever the number of labelled pixels that each has."""
+        if self.copies > 1 and Call.of(students[0]).unlabelled is not None:
+            raise ValueError(
+                f"{type(bare(students[0])).__name__} has an auxiliary head that enters its own loss only, which "
+                "DataParallel averages over GPUs whatever they have labelled: launch one process per GPU, for example "
+                "with torchrun"
+            )
 
     def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
         processor = processing_class if isinstance(processing_class, BaseImageProcessor) else None

@@ -211,6 +211,13 @@ def test_a_model_of_another_loss_is_refused(tmp_path):
         trainer(tmp_path, student, None, ce_weight=1, kd_weight=0, task="auto")
 
 
+def test_copies_of_a_model_whose_auxiliary_head_enters_its_own_loss_are_refused(tmp_path):
+    args = arguments(tmp_path, **SEGMENTATION)
+    args._n_gpu = 2
+    with pytest.raises(ValueError, match="UperNetForSemanticSegmentation has an auxiliary head .* one process per GPU"):
+        DistillationTrainer(network(upernet), network(Coarse), args, train_dataset=rows(), data_collator=stacked)
+
+
 def test_the_auxiliary_head_does_not_hide_another_loss(tmp_path):
     student = upernet(8).double()
     student.config.loss_ignore_index = 0
