@@ -25,9 +25,10 @@ from hfkd.reports.analysis_page import analysis_page, student_sections, teacher_
 from hfkd.reports.energy import EnergyGroup, class_captions
 from hfkd.reports.environment import environment
 from hfkd.reports.html import Section
+from hfkd.reports.results import RESULTS_NAME
 from hfkd.teachers.statistics import seen
 from hfkd.utils.counts import at_least_one
-from hfkd.utils.json_file import write_json
+from hfkd.utils.json_file import read_json, write_json
 from hfkd.utils.launch import refuse_several
 from hfkd.utils.slots import positive
 
@@ -152,13 +153,31 @@ def _images(args: AnalysisArguments, data: ImageDataArguments) -> tuple[Any, Inp
     for package in ("matplotlib", *(["sklearn"] if args.tsne_images else [])):
         if find_spec(package) is None:
             raise ValueError(f"the page needs {package}, which is not installed: pip install 'hfkd[demo]'")
-    train, test = data.load()
+    train, test = data.load(image_seed(args, data))
     images = train if args.split == "train" else test
     refuse_streams(images)
     transform: Any = image_transform(images)  # an hfkd transform, which knows its normalisation
     if len(images) < 2:
         raise ValueError(f"the dataset has {len(images)} image: an analysis needs at least two")
     return seen(images, "clean"), InputSpec(tuple(transform.mean), tuple(transform.std), None)
+
+
+def image_seed(args: AnalysisArguments, data: ImageDataArguments) -> int:
+    """The seed that draws the images of a long-tailed training set: that of the students' runs, if it is one."""
+    if args.split != "train" or data.imbalance_factor is None:
+        return args.seed
+    folders = [Path(name) for name in (*args.students, *(args.checkpoints_of or []))]
+    records = [place / RESULTS_NAME for folder in folders for place in (folder, folder.parent)]
+    seeds = sorted({int(read_json(record)["seed"]) for record in records if record.is_file()})
+    if len(seeds) == 1:
+        return seeds[0]
+    logger.warning(
+        "The images of the long-tailed training set are drawn by --seed %d, as the students' runs record %s: others "
+        "than these may have been trained on.",
+        args.seed,
+        f"the seeds {seeds}" if seeds else "no seed",
+    )
+    return args.seed
 
 
 def _numbers(teacher: AnalysedNetwork, taught: NetworkPass, args: AnalysisArguments, data: Any) -> dict[str, Any]:

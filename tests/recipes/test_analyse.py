@@ -10,8 +10,8 @@ import torch
 from digit_files import write_digits
 from recipe_toys import RECIPES
 
-from hfkd.data import ImageTransform, load_images
-from hfkd.experiments.analyse import AnalysisArguments
+from hfkd.data import ImageDataArguments, ImageTransform, load_images
+from hfkd.experiments.analyse import AnalysisArguments, image_seed
 from hfkd.experiments.analysed_networks import short_names
 from hfkd.experiments.analysis_parts import run_checkpoints
 from hfkd.losses.functional import energy
@@ -102,6 +102,22 @@ def test_settings_that_cannot_be():
     for name, value in {"landscape_points": 4, "landscape_dims": 3, "tsne_images": -1, "landscape_images": 0}.items():
         with pytest.raises(ValueError, match=f"{name}={value} must be"):
             AnalysisArguments("teacher", ["student"], **{name: value})
+
+
+def test_a_long_tailed_training_set_is_that_of_the_students_runs(digits, tmp_path, caplog):
+    data = ImageDataArguments(dataset_name=str(digits / "digits"), imbalance_factor=0.5)
+    folders = [tmp_path / name for name in ("first", "second", "other")]
+    for folder, seed in zip(folders, (7, 7, 8), strict=True):
+        folder.mkdir()
+        (folder / "results.json").write_text(json.dumps({"seed": seed}))
+    same = [str(folders[0]), str(folders[1] / "checkpoint-5")]
+    assert image_seed(AnalysisArguments("teacher", same, split="train"), data) == 7
+    assert image_seed(AnalysisArguments("teacher", same), data) == 0  # not of the training set
+    assert not caplog.records
+    assert image_seed(AnalysisArguments("teacher", [*same, str(folders[2])], split="train", seed=3), data) == 3
+    assert "drawn by --seed 3, as the students' runs record the seeds [7, 8]" in caplog.text
+    drawn, others = (data.load(seed)[0].with_format(None)["index"] for seed in (7, 0))
+    assert list(drawn) != list(others)
 
 
 def test_a_run_with_one_checkpoint_has_nothing_to_compare(tmp_path):
