@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from hfkd.models.checkpoints import load_checkpoint, naming_unreadable, refuse_other_architecture
-from hfkd.models.label_names import is_numbering
+from hfkd.models.label_names import is_numbering, warn_of_renamed
 from hfkd.models.new_head import refuse_new_head
 
 # the entries of timm's pretrained_cfg for preprocessing; the others describe weights that a new model does not have
@@ -47,6 +47,8 @@ def image_classifier(
         model = _fresh(name, num_labels, labels)
     elif "/" in name or os.path.isdir(name):
         model = _stored(name, num_labels, labels, new_head, new_head or checkpoint is not None)
+        if not new_head and checkpoint is None:
+            warn_of_renamed(name, label_names)
     else:
         raise ValueError(_unknown(name))
     if checkpoint is not None:

@@ -3,15 +3,18 @@
 C classes.
 """
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.trainer_utils import unwrap_peft_model
 
 from hfkd.models.peers import Peers
+
+logger = logging.getLogger(__name__)
 
 NUMBERING = re.compile(r"(label|class|c|id)?\s*(\d+)")  # matches a canonical name
 WORDNET_ID = re.compile(r"n\d{8}")
@@ -37,6 +40,27 @@ def label_names_in(config: PreTrainedConfig) -> tuple[str, ...] | None:
     named: dict[int, str] = {int(i): str(name) for i, name in (config.id2label or {}).items()}
     names = tuple(named[i] for i in sorted(named))
     return names if names and not is_numbering(names) else None
+
+
+def warn_of_renamed(name: str, label_names: Sequence[str] | None) -> None:
+    """Warn of a stored head of other classes than `label_names`, or of these in another order, which gets these names.
+
+    It trains to the right classes, but starts from wrong ones. name: a Hub id or a saved folder.
+    """
+    own = label_names_in(AutoConfig.from_pretrained(name, trust_remote_code=False))
+    if own is None or label_names is None or is_numbering(label_names) or len(own) != len(label_names):
+        return
+    said = "the data's classes in another order"
+    try:
+        if order_of(own, label_names, name, "the data") is None:
+            return
+    except ValueError:
+        said = "other classes than the data's"
+    logger.warning(
+        "%s has a stored head for %s (%s instead of %s), which gets the data's names and keeps its weights: it starts "
+        "from wrong predictions. Start from a new head, or from a network without one.",
+        name, said, ", ".join(own[:SHOWN]), ", ".join(label_names[:SHOWN]),
+    )  # fmt: skip
 
 
 def is_numbering(names: Sequence[str]) -> bool:

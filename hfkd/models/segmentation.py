@@ -17,6 +17,7 @@ from torchvision.models.segmentation import LRASPP
 from transformers import AutoModelForSemanticSegmentation
 
 from hfkd.models.checkpoints import load_checkpoint
+from hfkd.models.label_names import warn_of_renamed
 from hfkd.models.new_head import refuse_new_head
 from hfkd.models.text_networks import class_names, loaded
 
@@ -121,6 +122,8 @@ def _stored(
             f"{weight} of {name} has the shape {list(stored)}, but the classes of the data need {list(wanted)}: pass "
             "--new_head to replace it by new weights"
         )
+    if not replace_head and not info["missing_keys"]:
+        warn_of_renamed(name, label_names)
     if new_head and not info["mismatched_keys"]:
         _renew_head(network, name, num_labels)
     return network

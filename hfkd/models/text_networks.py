@@ -10,6 +10,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfkd.models.checkpoints import naming_unreadable, some
+from hfkd.models.label_names import warn_of_renamed
 
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
 
@@ -68,6 +69,8 @@ def stored_network(
             f"{weight} of {name} has the shape {list(stored)}, but the classes of the data need {list(wanted)}: pass "
             "--ignore_mismatched_sizes to replace it by new weights, or use data with its classes"
         )
+    if "id2label" in labels and not (info["mismatched_keys"] or info["missing_keys"]):
+        warn_of_renamed(name, list(labels["id2label"].values()))
     return _ready(network, tokenizer, name)
 
 
