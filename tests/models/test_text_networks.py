@@ -177,12 +177,14 @@ def classifier_adapter(folder, classes):
     return str(folder / "adapter"), adapted
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft
 def test_an_adapter_as_the_student_is_refused(tmp_path, words):
     name, _ = classifier_adapter(tmp_path, 2)
     with pytest.raises(ValueError, match="is an adapter, of which transformers would train nothing but a new head"):
         stored_network(CLASSIFIER, name, words)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft
 def test_an_adapter_as_the_teacher_has_its_own_head(tmp_path, words):
     name, adapted = classifier_adapter(tmp_path, 2)
     tokens = torch.tensor([[3, 4, 5]])
@@ -190,6 +192,7 @@ def test_an_adapter_as_the_teacher_has_its_own_head(tmp_path, words):
     torch.testing.assert_close(teacher.eval()(tokens).logits, adapted.eval()(tokens).logits)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft
 def test_an_adapter_whose_head_does_not_fit_is_no_teacher(tmp_path, words):
     name, _ = classifier_adapter(tmp_path, 3)
     with pytest.raises(ValueError, match=r"other shapes for classifier.modules_to_save.default.bias.*: merge the ada"):
