@@ -36,7 +36,8 @@ def build(args, answers, pack=list, experts=False, rows=None):
         eval_dataset=pack(TokenRows(13, seed=3).rows),
     )
     dev = Dataset.from_dict({"prompt": QUESTIONS, "response": ["a b c d"] * len(QUESTIONS)})
-    RougeArguments(eval_rouge=answers, rouge_max_new_tokens=6).add_to(trainer, dev, max_prompt_length=8)
+    if answers:
+        RougeArguments(eval_rouge=True, rouge_max_new_tokens=6).add_to(trainer, dev, max_prompt_length=8)
     return trainer
 
 

@@ -1,6 +1,7 @@
 """Builds and checks the parts of a trainer in named steps, before anything is written."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from copy import copy
 from typing import Any
 
@@ -74,6 +75,7 @@ from hfkd.training.validation.labels import (
     why_labelled,
 )
 from hfkd.training.validation.layout import lays_out
+from hfkd.training.validation.narrow_maps import refusing_narrow_maps
 from hfkd.training.validation.networks import (
     as_networks_get,
     check_batch,
@@ -263,7 +265,8 @@ class Setup:
         self.looked_at = collator if self.loss.labelled else unlabelled(collator, task, self.model)
         scored, look = data["eval_dataset"] if data["train_dataset"] is not None else None, self.looked_at
         parts = (self.model, self.call, self.live, rows, look, task, self.slots, self._labels)
-        found = check_networks(*parts, scored, NOTHING_TO_SCORE if self.rows is None else self.no_label)
+        with nullcontext() if self.rows is None else refusing_narrow_maps(self.model, args):
+            found = check_networks(*parts, scored, NOTHING_TO_SCORE if self.rows is None else self.no_label)
         self.classes = self.num_classes or found
         self.labels, self.empty_rows = LabelWatch(task, found), EmptyRows(task)
         self.class_names = None if task.vocabulary else check_label_names(data, collator, self.model, self.live)
@@ -373,7 +376,8 @@ class Setup:
         batch = first.made_ready(batch)
         few = as_networks_get(few_rows(batch), self.call, self.task, self._labels)
         parts = (self.model, self.call, self.live, few, self.task, self.slots)
-        found = check_batch(*parts, no_label=self.no_label)
+        with refusing_narrow_maps(self.model, self.args):
+            found = check_batch(*parts, no_label=self.no_label)
         bounds = Bounds.of(self.model, self.networks, self.task, self.num_classes or found)
         first.check = CheckedCollator(_as_it_is, bounds, self.rows, self.no_label)
         first.check(batch)

@@ -28,14 +28,14 @@ def refuse_without_effect(*settings: Any) -> None:
     """Raise ValueError for a setting that differs from its default, but has no effect without another one.
 
     settings: dataclasses, which are looked at together. Groups of `ONLY_WITH` that they do not contain are left out. A
-    setting that is empty, 0 or False counts as not given.
+    setting that is empty or False counts as not given.
     """
     found = {name: value for one in settings for name, value in vars(one).items()}
     defaults = {f.name: _default(f) for one in settings for f in fields(one)}
     for switches, names in ONLY_WITH.items():
         if not found.keys() >= set(switches) or is_on(switches, found):
             continue
-        given = [name for name in names if name in defaults and found[name] not in (defaults[name], "", None, False)]
+        given = [name for name in names if name in defaults and not _is_off(found[name], defaults[name])]
         if given:
             needed, name = " or ".join(switches), given[0]
             raise ValueError(
@@ -46,6 +46,10 @@ def refuse_without_effect(*settings: Any) -> None:
 def is_on(switches: tuple[str, ...], settings: Mapping[str, Any]) -> bool:
     """Whether one of these settings is on: neither false, 0 or empty, nor "none"."""
     return any(settings.get(name) not in (None, "none", "", 0, []) for name in switches)
+
+
+def _is_off(value: Any, default: Any) -> bool:
+    return value is False or value in (default, None, "")
 
 
 def _default(field: Any) -> Any:

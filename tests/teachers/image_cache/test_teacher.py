@@ -243,7 +243,9 @@ def test_a_masking_teacher_is_the_live_one(tmp_path, objective, mask, added, on_
         pytest.skip("float32 holds no reverse divergence from there")
     losses = []
     for name, cache in (("live", None), ("cold", str(tmp_path / "c")), ("warm", str(tmp_path / "c"))):
-        args = arguments(tmp_path / name, teacher_cache_dir=cache, teacher_cache_on_device=on_device, ce_weight=0.0)
+        args = arguments(
+            tmp_path / name, teacher_cache_dir=cache, teacher_cache_on_device=on_device and bool(cache), ce_weight=0.0
+        )
         keywords = {"objective": objective, "temperature": 4.0}
         args.learning_rate = 0.0
         trainer = DistillationTrainer(Net(), Masked(mask, added), args, train_dataset=packed(), **keywords)
