@@ -57,7 +57,7 @@ from hfkd.training.lr_schedule import Schedule
 from hfkd.training.model_init import Anew, seeded, student_of
 from hfkd.training.nonfinite import JudgedSteps
 from hfkd.training.on_policy.steps import WrittenSteps
-from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, refuse_keywords, setting
+from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, setting
 from hfkd.training.run_settings import compared_settings, run_settings
 from hfkd.training.sampling import by_epoch
 from hfkd.training.search import default_objective
@@ -78,6 +78,7 @@ from hfkd.training.validation.normalisation import receiving
 from hfkd.training.validation.random_rows import warn_of_random_rows, warn_of_rows_again
 from hfkd.training.validation.recorded_inputs import record_inputs
 from hfkd.training.validation.teacher_probe import probed
+from hfkd.training.validation.together import refuse_keywords
 from hfkd.utils.cpu_memory import keep_freed_memory
 from hfkd.utils.json_file import write_json
 from hfkd.utils.kept_weights import kept_weights

@@ -35,20 +35,9 @@ from hfkd.training.forward.target_tokens import TargetForward
 from hfkd.training.lr_schedule import refuse_unknown_epochs
 from hfkd.training.preparation import (
     as_teacher,
-    check_optimizer,
-    check_precision,
     chosen_collator,
     packing_check,
     pins_memory,
-    refuse_frozen,
-    refuse_given_optimizers,
-    refuse_metric_of_no_set,
-    refuse_peers_of,
-    refuse_prompts,
-    refuse_teacher_cache,
-    refuse_unsavable,
-    refuse_unsaved,
-    refuse_unsupported,
     suit_temperature,
     teacher_networks,
     uses_fsdp,
@@ -91,6 +80,21 @@ from hfkd.training.validation.padding import refuse_other_padding
 from hfkd.training.validation.recorded_inputs import check_processor
 from hfkd.training.validation.sharded_teacher import refuse_sharded_teacher
 from hfkd.training.validation.slots import slot_check
+from hfkd.training.validation.student import (
+    check_optimizer,
+    check_precision,
+    refuse_frozen,
+    refuse_prompts,
+    refuse_unsavable,
+    refuse_unsaved,
+)
+from hfkd.training.validation.together import (
+    refuse_given_optimizers,
+    refuse_metric_of_no_set,
+    refuse_peers_of,
+    refuse_teacher_cache,
+    refuse_unsupported,
+)
 
 
 class Setup:

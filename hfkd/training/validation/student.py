@@ -1,0 +1,121 @@
+"""Refuses students that would not train, or not be saved, as they are."""
+
+import logging
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hfkd.arguments import DistillationArguments
+from hfkd.models.checkpoints import some
+from hfkd.training.checkpoints.student_weights import trained_adapters, trained_but_not_saved
+from hfkd.training.preparation import uses_fsdp
+
+logger = logging.getLogger(__name__)
+
+
+def check_optimizer(student: nn.Module, optimizers: Any) -> None:
+    """Raise ValueError for the caller's optimizer if it has no parameter of the student; warn of others."""
+    optimizer, _ = optimizers or (None, None)
+    if optimizer is None:
+        return
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    trainable = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
+    lacking = [name for name, parameter in trainable.items() if id(parameter) not in known]
+    if lacking and len(lacking) == len(trainable):
+        raise ValueError(
+            f"optimizers=({type(optimizer).__name__}, ...) has none of the student's trainable parameters, so that "
+            "nothing would train: build it from the parameters of the network that is passed as the student (with "
+            "peft_config these are adapters, which do not exist before: pass get_peft_model(student, peft_config))"
+        )
+    if lacking:
+        logger.warning(
+            "optimizers=(%s, ...) has %d of the student's %d trainable parameters; %s stay as they are.",
+            type(optimizer).__name__,
+            len(trainable) - len(lacking),
+            len(trainable),
+            some(lacking),
+        )
+
+
+def refuse_unsaved(student: nn.Module) -> None:
+    """Raise ValueError for a student with adapters that trains parameters which its checkpoints would not contain."""
+    lost = trained_but_not_saved(student)
+    if lost:
+        raise ValueError(
+            f"{some(lost)} would change in training, but of a student with adapters only the adapters are saved: "
+            "list these modules in modules_to_save of the PEFT configuration, or freeze them"
+        )
+
+
+def refuse_frozen(student: nn.Module) -> None:
+    """Raise ValueError for a student, or adapters of a student, that would not train: these are loaded frozen."""
+    adapters = trained_adapters(student)
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        what = "no parameter of the student requires a gradient"
+    elif adapters and not any(parameter.requires_grad for parameter in adapters):
+        what = "the student's adapters are frozen, so that only its other parameters would train"
+    else:
+        return
+    remedy = "call requires_grad_() on what is to be trained"
+    if adapters:
+        remedy = "load them by PeftModel.from_pretrained(base, folder, is_trainable=True), or merge them"
+    raise ValueError(f"{what}: {remedy}")
+
+
+def check_precision(student: nn.Module, args: DistillationArguments) -> None:
+    """Warn of weights that would train in half precision; ValueError where that ends in an error at the first step."""
+    half = {p.dtype for p in student.parameters() if p.requires_grad and p.is_floating_point() and p.itemsize == 2}
+    if not half or args.deepspeed or uses_fsdp(args):  # which keep weights in float32
+        return
+    names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in half))
+    remedy = "load it in float32 (dtype=torch.float32, as transformers loads weights as they are stored)"
+    if args.fp16 and torch.float16 in half:
+        raise ValueError(f"the student's weights are in {names}, and fp16=True trains weights in float32: {remedy}")
+    logger.warning(
+        "The student's weights are in %s, in which a step that changes a weight by less than about one part in %d is "
+        "lost: %s; bf16=True still computes in bfloat16.",
+        names,
+        min(round(2 / torch.finfo(dtype).eps) for dtype in half),
+        remedy,
+    )
+
+
+def refuse_unsavable(student: nn.Module) -> None:
+    """Raise ValueError for what `save_pretrained` refuses, which otherwise ends the first save.
+
+    Namely a generation_config, and adapters that transformers has put into its model, if it needs a newer PEFT.
+    """
+    if not isinstance(student, PreTrainedModel):
+        return
+    if student._hf_peft_config_loaded:
+        try:
+            student.active_adapters()
+        except ValueError as error:
+            raise ValueError(
+                f"the student's adapters cannot be saved by transformers ({error}): load its base model, and the "
+                "adapters by PeftModel.from_pretrained(base, folder, is_trainable=True)"
+            ) from error
+    if not student.can_generate():
+        return
+    try:
+        with TemporaryDirectory() as folder:  # one that is as it was published may be saved, whatever it has
+            student.generation_config.save_pretrained(folder)
+    except ValueError as error:
+        said = [line for line in str(error).splitlines() if line.startswith("- ")] or [str(error)]
+        raise ValueError(
+            f"the student's generation_config cannot be saved with it ({' '.join(said)}): change that, such as by "
+            "student.generation_config.do_sample = True"
+        ) from error
+
+
+def refuse_prompts(student: nn.Module) -> None:
+    """Raise ValueError for adapters that prepend virtual tokens: labels have no entries for these."""
+    for config in getattr(student, "peft_config", {}).values():
+        if config.is_prompt_learning and config.peft_type != "PREFIX_TUNING":
+            raise ValueError(
+                f"{config.peft_type.value} prepends virtual tokens to each row, so that the student's logits "
+                "would be longer than the labels and the teacher's logits: use LoRA or prefix tuning"
+            )

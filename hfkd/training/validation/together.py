@@ -1,0 +1,136 @@
+"""Refuses arguments of the trainer that do not go together."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from transformers.trainer_utils import IntervalStrategy
+
+from hfkd.arguments import DistillationArguments
+from hfkd.losses.base import requirements_of
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.models import Peers
+from hfkd.tasks.base import Task
+from hfkd.teachers import Teacher
+from hfkd.teachers.freezing import Freezing
+from hfkd.training.trainer_arguments import refuse_loss_function
+from hfkd.utils.launch import check_world_size
+
+MEASURED = ("loss", "kl", "accuracy", "top5_accuracy", "mean_iou")  # by each evaluation of a set
+
+
+def refuse_keywords(keywords: Mapping[str, Any]) -> None:
+    """Raise ValueError for keywords that have another name: old ones of Trainer, and those of other KD trainers."""
+    if "tokenizer" in keywords:
+        raise ValueError("tokenizer= is called processing_class= (as in Trainer of transformers 5)")
+    if "teacher_model" in keywords:
+        raise ValueError("teacher_model= is called teacher=")
+
+
+def refuse_no_network(teacher: Any) -> None:
+    """Raise ValueError for a teacher that is a function, or an exported program that has no eval mode."""
+    for one in teacher if isinstance(teacher, (list, tuple)) else [teacher]:
+        if one is None or (isinstance(one, Teacher) and not one.networks):
+            continue
+        if not isinstance(one, nn.Module):
+            raise ValueError(
+                f"the teacher is a {type(one).__name__}, not an nn.Module: wrap it in an nn.Module whose forward "
+                "returns the logits"
+            )
+        freezing = Freezing([one])
+        try:
+            freezing.do()
+        except NotImplementedError as error:
+            raise ValueError(
+                f"the teacher, a {type(one).__name__}, cannot be put into eval mode ({error}), which programs of "
+                "torch.export do not support: pass the original network, or torch.jit.script of it"
+            ) from error
+        freezing.undo()
+
+
+def refuse_unsupported(
+    loss: DistillationLoss, student: nn.Module, teacher: Any, args: DistillationArguments, compute_loss_func: Any
+) -> None:
+    """Raise ValueError for combinations that would train something else than intended."""
+    check_world_size(args.world_size)
+    refuse_no_network(teacher)
+    if isinstance(student, Peers):
+        _refuse_for_peers(loss, teacher, args)
+    elif teacher is None and loss.kd_weight:
+        raise ValueError(
+            f"kd_weight={loss.kd_weight} needs a teacher: pass teacher=, or kd_weight=0 and ce_weight=1 to train on "
+            "the labels alone"
+        )
+    elif teacher is None and args.evaluate_kl:
+        raise ValueError(
+            "evaluate_kl=True compares the student with a teacher, but there is none: leave it out, or pass teacher="
+        )
+    refuse_loss_function(compute_loss_func)
+
+
+def refuse_given_optimizers(args: DistillationArguments, optimizers: Any) -> None:
+    """Raise ValueError for settings of optimizer or schedule that have no effect on those passed as `optimizers`."""
+    optimizer, scheduler = optimizers or (None, None)
+    if scheduler is not None and args.lr_decay_epochs is not None:
+        raise ValueError(
+            f"lr_decay_epochs={args.lr_decay_epochs} has no effect on optimizers=(..., {type(scheduler).__name__}), "
+            "which sets the schedule: leave one of them out, as in optimizers=(optimizer, None)"
+        )
+    if optimizer is not None and args.decay_bias_and_norm:
+        raise ValueError(
+            f"decay_bias_and_norm=True has no effect on optimizers=({type(optimizer).__name__}, ...), whose "
+            "parameter groups set the weight decay: leave one of them out"
+        )
+
+
+def refuse_metric_of_no_set(args: DistillationArguments, evaluated: Any) -> None:
+    """Raise ValueError for a `metric_for_best_model` without the name of its set, of several evaluation sets.
+
+    Trainer would end the run at its first evaluation. Metrics that a callback logs may have any name.
+    """
+    metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    if isinstance(evaluated, dict) and metric in MEASURED and args.eval_strategy != IntervalStrategy.NO:
+        raise ValueError(
+            f"metric_for_best_model={args.metric_for_best_model!r} does not say of which evaluation set, of "
+            f"{list(evaluated)}: name one, as in metric_for_best_model='{next(iter(evaluated), 'NAME')}_{metric}'"
+        )
+
+
+def refuse_peers_of(student: nn.Module, task: Task) -> None:
+    """Raise ValueError for Peers that classify anything but images."""
+    if isinstance(student, Peers) and not task.views:
+        raise ValueError(f"Peers work for image classification only, and the task is {task.name}: pass one student")
+
+
+def _refuse_for_peers(loss: DistillationLoss, teacher: Any, args: DistillationArguments) -> None:
+    """Raise ValueError for settings that need a fixed teacher, or treat one of the peers differently."""
+    if teacher is not None:
+        raise ValueError("Peers are each other's teachers: leave the teacher out")
+    if loss.unfitted is not None:
+        raise ValueError(
+            f"{loss.unfitted!r} needs a scan by a fixed teacher, and Peers have none: pass thresholds, or distil "
+            "without Peers"
+        )
+    if requirements_of(loss.objective).first_view:
+        raise ValueError(
+            f"{loss.objective!r} treats the first view of an image separately, and would mistake the first of the "
+            "Peers for it: choose another objective, such as average"
+        )
+    for name, off in (("he_da", "none"), ("teacher_cache_dir", None), ("evaluate_kl", False)):
+        if (value := getattr(args, name)) not in (off, ""):
+            raise ValueError(f"{name}={value!r} needs a fixed teacher, and Peers have none: leave it out")
+
+
+def refuse_teacher_cache(
+    args: DistillationArguments, loss: DistillationLoss, task: Task, teachers: Sequence[nn.Module]
+) -> None:
+    """Raise ValueError for a `teacher_cache_dir` that training cannot fill."""
+    if not args.teacher_cache_dir or not teachers or not loss.kd_weight:
+        return
+    if task.vocabulary:
+        raise ValueError(
+            "teacher_cache_dir is filled before training for language models: call hfkd.teachers.build_text_cache, and "
+            "pass CachedTextTeacher(folder) as the teacher (recipes/gpt2_dolly_eakd.py does both)"
+        )
+    if len(teachers) > 1:
+        raise ValueError("teacher_cache_dir stores the logits of one teacher, but there are several: leave it out")
