@@ -9,6 +9,8 @@ from torch import nn
 from hfkd.arguments import DistillationArguments
 from hfkd.models.checkpoints import some
 
+PLAIN, TRANSPOSED = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
 
 @contextmanager
 def refusing_narrow_maps(student: nn.Module, args: DistillationArguments) -> Iterator[None]:
@@ -17,13 +19,13 @@ def refusing_narrow_maps(student: nn.Module, args: DistillationArguments) -> Ite
 
     Its weight gradient is then made from memory that nothing has written: other numbers each time, at times NaN. Seen
     in torch 2.11 to 2.15 on CPUs that compute bfloat16, in both memory formats, for kernels larger than 1; output and
-    input gradient are right.
+    input gradient are right. A transposed convolution is the same one backwards: there it is the maps that it makes.
     """
     found: dict[str, int] = {}
     handles = []
     for name, part in student.named_modules() if args.bf16 and args.device.type == "cpu" else ():
-        if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and part.weight.requires_grad and _strides(part):
-            handles.append(part.register_forward_pre_hook(_looking(name, found)))
+        if isinstance(part, PLAIN + TRANSPOSED) and part.weight.requires_grad and _strides(part):
+            handles.append(part.register_forward_hook(_looking(name, found)))
     try:
         yield
     finally:
@@ -42,8 +44,9 @@ def _strides(part: Any) -> bool:
 
 
 def _looking(name: str, found: dict[str, int]) -> Any:
-    def look(part: Any, inputs: Any) -> None:
-        if inputs[0].shape[-1] < part.stride[-1]:
-            found[name] = int(inputs[0].shape[-1])
+    def look(part: Any, inputs: Any, output: Any) -> None:
+        width = int((output if isinstance(part, TRANSPOSED) else inputs[0]).shape[-1])
+        if width < part.stride[-1]:
+            found[name] = width
 
     return look

@@ -35,6 +35,18 @@ def test_others_are_not(tmp_path, stride, kernel):
     build(tmp_path, network(stride, kernel), bf16=True)
 
 
+@pytest.mark.parametrize(("kernel", "refused"), [(3, True), (4, False)])
+def test_a_transposed_one_is_refused_if_it_makes_such_maps(tmp_path, kernel, refused):
+    first = nn.Conv2d(3, 4, 3, stride=8, padding=1)  # 8 x 8 pixels become 1 x 1
+    made = nn.ConvTranspose2d(4, 4, kernel, stride=2, padding=1)  # and then 1 x 1 or 2 x 2
+    student = nn.Sequential(first, nn.ReLU(), made, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    if not refused:
+        build(tmp_path, student, bf16=True)
+        return
+    with pytest.raises(ValueError, match=r"2 of the student: the images leave maps of 1 pixels in width"):
+        build(tmp_path, student, bf16=True)
+
+
 def test_one_that_is_frozen_is_not(tmp_path):
     frozen = network(stride=3)
     frozen[2].requires_grad_(False)
