@@ -120,7 +120,10 @@ class SAKD(FeatureObjective):
     def gates(self, items: Items) -> Tensor:
         """a [B, K + 1], 0 or 1, with the gradient of the softmax."""
         features = [outputs.features["pooled"].detach().flatten(1) for outputs in (items.teacher, items.student)]
-        scores = through(self.policy, torch.cat([upcast(x) for x in features], 1)).unflatten(1, (-1, 2))
+        # Without autocast: numbers near 1 would be rounded to 1, whose noise is infinite in float16, and the gates of
+        # this loss would differ from those that train the agent.
+        with torch.autocast(items.sample.device.type, enabled=False):
+            scores = through(self.policy, torch.cat([upcast(x) for x in features], 1)).unflatten(1, (-1, 2))
         noise = -torch.log(-torch.log(self.uniform(items).to(scores) + TINY) + TINY)
         soft = torch.softmax((scores + noise) / TAU, -1)[..., 0]
         return (soft >= 0.5).to(soft) + (soft - soft.detach())

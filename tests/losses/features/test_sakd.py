@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -107,6 +109,22 @@ def test_the_networks_are_left_as_they_are_and_the_agent_gives_the_student_no_gr
     assert student.training
     assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
     assert all(p.grad is not None for group in objective.parameter_groups() for p in group["params"])
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_gates_are_the_same_under_autocast(half):
+    """Both of these noises are of numbers that half precision rounds to 1, whose noise would be infinite."""
+    student, teacher = (network.float() for network in networks())
+    images = torch.randn(6, 3, 16, 16)
+    objective = built(SAKD(), student, teacher, images).float()
+    objective.uniform = lambda items: torch.tensor([0.9998, 0.99999], dtype=torch.float64).expand(6, 4, 2)
+    items = items_of(student, teacher, images, torch.arange(6))
+    loss = DistillationLoss(objective, 4.0, ce_weight=1.0, kd_weight=1.0)
+    plain, parts = loss(items)
+    loss.autocast = partial(torch.autocast, "cpu", half)
+    found, found_parts = loss(items)
+    torch.testing.assert_close(found, plain)
+    torch.testing.assert_close(found_parts, parts)
 
 
 def test_gates_of_one_weigh_the_grafted_teacher_alone():
