@@ -22,6 +22,7 @@ from hfkd.training.averages import BatchAverage
 from hfkd.training.host import Host
 from hfkd.utils.buffers import KeptBuffers
 from hfkd.utils.finite import input_sums, output_sums
+from hfkd.utils.numbers import for_log
 
 logger = logging.getLogger(__name__)
 
@@ -268,7 +269,7 @@ class JudgedSteps:
         """Add the averages to the log of the training loss, and correct the loss for skipped steps."""
         if "loss" in logs:
             logs["loss"] *= self.watch.taken.ratio_since_logging()
-            logs |= {name: round(value, 6) for name, value in self.parts.read(self.host.accelerator).items()}
+            logs |= for_log(self.parts.read(self.host.accelerator))
             logs |= self.watch.logged()
 
 

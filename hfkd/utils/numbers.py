@@ -1,6 +1,6 @@
 """Shared rules for rounding and formatting numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 # Statistics of CIFAR-100's training images, with which published checkpoints were trained.
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -9,6 +9,11 @@ CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 def floor_of_share(count: int, share: float) -> int:
     """floor(N r), rounded first so that 0.29 * 100 gives 29."""
     return int(round(count * share, 9))
+
+
+def for_log(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The numbers with six significant digits: six decimals would leave nothing of small ones."""
+    return {name: float(f"{number:.6g}") for name, number in numbers.items()}
 
 
 def evenly_spread(few: int, many: int) -> list[int]:

@@ -73,6 +73,18 @@ def logged(trainer):
     return [entry["ce"] for entry in entries], pytest.approx([entry["loss"] for entry in entries], rel=1e-4)
 
 
+def test_small_parts_keep_their_digits(tmp_path):
+    network = Net()
+    with torch.no_grad():
+        network.head.weight.mul_(1.0001)
+    args = arguments(tmp_path, ce_weight=0.0, kd_weight=1e5, learning_rate=1e-9, objective="total_variation")
+    made = DistillationTrainer(Net(), network, args, train_dataset=Rows())
+    made.train()
+    for entry in (entry for entry in made.state.log_history if "loss" in entry):
+        assert 0 < entry["kd"] < 1e-4
+        assert entry["kd"] == pytest.approx(entry["loss"] / 1e5, rel=1e-4)
+
+
 def test_a_smaller_batch_after_one_that_did_not_fit(tmp_path):
     made = trainer(tmp_path, auto_find_batch_size=True, per_device_train_batch_size=16)
     made.add_callback(StopsAt(2, RuntimeError("CUDA out of memory."), batch=16))

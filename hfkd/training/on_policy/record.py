@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from hfkd.utils.files import write_atomically
+from hfkd.utils.numbers import for_log
 
 FOLDER = "completions"
 
@@ -43,7 +44,7 @@ class ResponseStatistics:
         if count:
             found |= {"completion_length": tokens / count, "completion_ended": ended / count}
         self.forget()
-        return {name: round(value, 6) for name, value in found.items()}
+        return for_log(found)
 
 
 def keep_texts(folder: str | Path, step: int, rows: Sequence[dict[str, Any]], accelerator: Accelerator) -> None:
