@@ -52,6 +52,7 @@ from hfkd.training.forward.dense import ChunkedForward
 from hfkd.training.forward.he_da import with_he_da
 from hfkd.training.forward.micro_batch import MicroBatch
 from hfkd.training.forward.returned_outputs import returned_outputs, smoothed
+from hfkd.training.layer_norms import layer_norms_in_float32
 from hfkd.training.lock import locked
 from hfkd.training.lr_schedule import Schedule
 from hfkd.training.model_init import Anew, seeded, student_of
@@ -547,7 +548,8 @@ class DistillationTrainer(Trainer):
             own_scheduler = None if self._created_lr_scheduler else self.lr_scheduler
             loss_parameters.join(self.distillation_loss, self.optimizer, own_scheduler)
             attached = loss_parameters.attached(self.distillation_loss, self.model)
-            with self._frozen_teacher(), attached, nullcontext() if first is None else first.given_to(self):
+            norms = layer_norms_in_float32(self.model, self.args)
+            with self._frozen_teacher(), norms, attached, nullcontext() if first is None else first.given_to(self):
                 return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             if self.cached_teacher is not None:
