@@ -125,7 +125,10 @@ class Items:
         return values if self.own_sample else self.sample_means(values)[self.sample]
 
     def sample_means(self, values: Tensor) -> Tensor:
-        """[N, ...] -> [num_samples, ...]: the mean over each sample's items, 0 for a sample without items."""
+        """[N, ...] -> [num_samples, ...]: the mean over each sample's items, 0 for a sample without items.
+
+        In float32 or wider: sums and counts in bfloat16 would stop at 256."""
+        values = upcast(values)
         sums = values.new_zeros(self.num_samples, *values.shape[1:]).index_add(0, self.sample, values)
         counts = values.new_zeros(self.num_samples).index_add(0, self.sample, values.new_ones(len(self)))
         return sums / counts.clamp(min=1).view(-1, *[1] * (values.ndim - 1))

@@ -36,6 +36,15 @@ def test_that_an_image_is_a_sample_of_its_own_spares_work_and_changes_no_bit():
         replace(items, num_samples=2)
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_means_of_long_samples_in_half_precision(half):
+    """A slot of one's own may return the dtype of the networks."""
+    labels = torch.cat([torch.full((1, 2), IGNORED), torch.ones(1, 70000, dtype=torch.long)], 1)
+    items = token_items(*(torch.zeros(1, labels.shape[1], 2) for _ in range(2)), labels)
+    values = torch.linspace(0, 2, len(items)).to(half)
+    assert items.sample_means(values).tolist() == pytest.approx([1.0], rel=1e-2)
+
+
 def test_mean_over_sample_averages_items_that_share_a_sample():
     items = image_items(torch.randn(5, 3), torch.randn(5, 3), torch.zeros(5, dtype=torch.long))
     items = replace(items, sample=torch.tensor([0, 2, 0, 2, 2]), num_samples=3, own_sample=False)
