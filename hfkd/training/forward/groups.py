@@ -21,6 +21,7 @@ from hfkd.teachers.base import Teacher
 from hfkd.training.forward.dense import ChunkedForward
 from hfkd.training.forward.micro_batch import MicroBatch, Step
 from hfkd.training.forward.target_tokens import TargetForward
+from hfkd.utils.finite import output_sums
 from hfkd.utils.targets import Targets
 
 
@@ -79,5 +80,5 @@ class ChunkedGroupForward(ChunkedForward):
 
 def row_sums(logits: Tensor, targets: Targets) -> Tensor:
     """[n, V] or [n, H] -> [B, 1]: NaN or infinite if any value of the row is."""
-    sums = logits.detach().sum(-1, dtype=logits.dtype)
+    sums = output_sums(logits)  # in float16 finite logits of a large vocabulary would add up to infinity
     return sums.new_zeros(targets.shape[0]).index_add(0, targets.row, sums).unsqueeze(-1)
