@@ -1,7 +1,8 @@
 """Transforms that depend on the epoch, and datasets that have them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple, Self, cast
@@ -153,6 +154,51 @@ def epoch_transform(dataset: Any) -> EpochTransform | None:
         return dataset.transform
     transform = dataset.format["format_kwargs"].get("transform") if isinstance(dataset, Dataset) else None
     return transform if isinstance(transform, EpochTransform) else None
+
+
+def datasets_in(dataset: Any) -> Iterator[Any]:
+    """The dataset, and those that it holds as attributes: torch's `Subset` and `ConcatDataset`, and a user's own."""
+    seen, waiting = set(), [dataset]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        if not isinstance(one, (Dataset, ImageStream)):
+            waiting += [part for value in getattr(one, "__dict__", {}).values() for part in _datasets_of(value)]
+
+
+def _datasets_of(value: Any) -> list[Any]:
+    values = list(value.values()) if isinstance(value, Mapping) else value
+    values = values if isinstance(values, (list, tuple)) else [values]
+    known = (Dataset, torch.utils.data.Dataset)
+    return [one for one in values if isinstance(one, known)] if values and isinstance(values[0], known) else []
+
+
+def set_epoch_of(dataset: Any, epoch: int) -> None:
+    """Set the epoch of hfkd's transforms in a training set, whatever it is wrapped in.
+
+    Trainer sets that of a stream itself, but not of one within another dataset.
+    """
+    for one in datasets_in(dataset):
+        rows = one if isinstance(one, ImageStream) else epoch_transform(one)
+        if rows is not None and rows is not dataset:
+            rows.set_epoch(epoch)
+
+
+@contextmanager
+def first_epoch(dataset: Any) -> Iterator[None]:
+    """Context in which hfkd's transforms in a dataset make the rows of the first epoch."""
+    epochs = [transform.epoch for transform in map(epoch_transform, datasets_in(dataset)) if transform is not None]
+    before = [int(epoch) for epoch in epochs]
+    try:
+        for epoch in epochs:
+            epoch.fill_(0)
+        yield
+    finally:
+        for epoch, value in zip(epochs, before, strict=True):
+            epoch.fill_(value)
 
 
 def image_transform(dataset: Any) -> ImageEpochTransform | None:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
 from hfkd.data.collate import ImageCollator
-from hfkd.data.epochs import OneEpoch, epoch_transform, image_transform, refuse_streams
+from hfkd.data.epochs import OneEpoch, epoch_transform, first_epoch, image_transform, refuse_streams
 from hfkd.data.he_da import original_images
 from hfkd.losses.temperatures import Level
 from hfkd.tasks.base import Task
@@ -109,7 +109,7 @@ def _made(
     workers = 0 if isinstance(reader.dataset, OneEpoch) else num_workers  # each worker would read all rows
     loader = DataLoader(reader.dataset, reader.batch_size, num_workers=workers, collate_fn=reader.collate)
     # The loader uses the CPU generator; by default fork_rng would initialize every GPU of the node.
-    with reader.frozen(), torch.random.fork_rng(devices=[]):
+    with reader.frozen(), torch.random.fork_rng(devices=[]), first_epoch(reader.dataset):
         torch.default_generator.manual_seed(seed)
         result = _run(reader, loader, accelerator, level, progress_bar)
     if file and (accelerator is None or accelerator.is_local_main_process):

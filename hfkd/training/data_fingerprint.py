@@ -9,7 +9,7 @@ import xxhash
 from datasets import Dataset
 from torch import Tensor
 
-from hfkd.data.epochs import epoch_transform
+from hfkd.data.epochs import epoch_transform, first_epoch
 from hfkd.data.first_rows import map_style
 from hfkd.data.he_da import original_images
 from hfkd.teachers.agreement import spread_rows
@@ -53,7 +53,7 @@ def _own_transform(rows: Dataset) -> bool:
 def _sample(rows: Any) -> tuple[int, str]:
     """The number of sampled rows, and a hash of those of their values that do not change when read again."""
     numbers = spread_rows(len(rows), SAMPLED)
-    with kept_random_state():
+    with kept_random_state(), first_epoch(rows):
         once, again = ([_fields(rows, number) for number in numbers] for _ in range(2))
     digest = xxhash.xxh3_128(str(len(rows)).encode())
     for number, first, second in zip(numbers, once, again, strict=True):

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import ImageCollator
-from hfkd.data.epochs import ImageStream, epoch_transform
+from hfkd.data.epochs import set_epoch_of
 from hfkd.data.resident import ResidentImages
 from hfkd.data.used_columns import only_used
 from hfkd.losses.distillation import DistillationLoss
@@ -30,13 +30,11 @@ logger = logging.getLogger(__name__)
 
 
 class EpochViews(TrainerCallback):
-    """Sets the epoch of the training images' transform, if it is hfkd's."""
+    """Sets the epoch of hfkd's transforms of the training set."""
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         dataset = getattr(keywords["train_dataloader"], "dataset", None)  # a user's own may be any iterable
-        transform = epoch_transform(dataset)
-        if transform is not None and not isinstance(dataset, ImageStream):  # Trainer sets a stream's epoch itself
-            transform.set_epoch(math.floor(round(state.epoch or 0.0, 6)))
+        set_epoch_of(dataset, math.floor(round(state.epoch or 0.0, 6)))
 
 
 def pins_memory(datasets: Mapping[str, Any], args: DistillationArguments) -> bool:

@@ -1,0 +1,106 @@
+"""Views and masks of each epoch, whatever a training set is wrapped in."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+from text_toys import tokenizer
+from torch.utils.data import ConcatDataset, StackDataset, Subset
+from toys import Net, arguments, teacher
+
+from hfkd import DistillationTrainer
+from hfkd.data import ImageTransform
+from hfkd.data.epochs import set_epoch_of
+from hfkd.data.images import decode
+from hfkd.data.masking import TokenMasking
+from hfkd.data.resident import resident
+from hfkd.training.data_fingerprint import data_hash
+
+COUNT = 12
+
+
+class Held(torch.utils.data.Dataset):
+    """A user's own dataset around another."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        return self.rows[i]
+
+
+WRAPPERS = {
+    "itself": lambda rows: rows,
+    "Subset": lambda rows: Subset(rows, range(COUNT)),
+    "ConcatDataset": lambda rows: ConcatDataset([rows.select(range(5)), rows.select(range(5, COUNT))]),
+    "a Subset of a Subset": lambda rows: Subset(Subset(rows, range(COUNT)), range(COUNT)),
+    "a user's own": Held,
+}
+
+
+def images(hold=lambda rows: rows):
+    pixels = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 3), dtype=np.uint8)
+    rows = Dataset.from_dict({"image": [Image.fromarray(p) for p in pixels], "label": [i % 5 for i in range(COUNT)]})
+    return hold(decode(rows)).with_transform(ImageTransform(augment=True))
+
+
+class Seen(Net):
+    """Keeps the images that it was trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.images = []
+
+    def forward(self, x):
+        if self.training:
+            self.images.append(x.detach().clone())
+        return super().forward(x)
+
+
+def trained_on(folder, train, **keywords):
+    student = Seen()
+    given = {"per_device_train_batch_size": COUNT, "max_steps": -1, "num_train_epochs": 3} | keywords
+    trainer = DistillationTrainer(student, teacher(), arguments(folder, **given), train_dataset=train)
+    student.images.clear()
+    trainer.train()
+    return student.images
+
+
+@pytest.mark.parametrize("hold", [lambda rows: rows, resident], ids=["stored", "resident"])
+def test_images_have_other_views_in_each_epoch_whatever_they_are_wrapped_in(tmp_path, hold):
+    expected = trained_on(tmp_path / "expected", images(hold))
+    assert not torch.equal(expected[0].sum(0), expected[1].sum(0))
+    for name, wrap in WRAPPERS.items():
+        found = trained_on(tmp_path / name, wrap(images(hold)))
+        assert all(map(torch.equal, found, expected)), name
+
+
+def test_persistent_workers_hear_of_the_epoch_of_a_wrapped_dataset(tmp_path):
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    found = trained_on(tmp_path / "workers", Subset(images(), range(COUNT)), **workers)
+    assert all(map(torch.equal, found, trained_on(tmp_path / "expected", images())))
+
+
+def test_masks_too():
+    rows = Dataset.from_dict({"input_ids": [list(range(5, 35))], "special_tokens_mask": [[0] * 30], "index": [0]})
+    words = tokenizer()
+    words.add_special_tokens({"mask_token": "[MASK]"})
+    rows = rows.with_transform(TokenMasking(words))
+    for held in (Subset(rows, [0]), StackDataset(text=rows)):
+        drawn = set()
+        for epoch in range(3):
+            set_epoch_of(held, epoch)
+            drawn.add(str(held[0]))
+        assert len(drawn) == 3
+
+
+def test_the_rows_of_a_wrapped_dataset_are_the_same_rows_after_training():
+    for wrap in WRAPPERS.values():
+        rows = wrap(images())
+        before = data_hash(rows)
+        set_epoch_of(rows, 2)
+        assert data_hash(rows) == before
