@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset
 from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, Subset
 from torchvision.datasets import VisionDataset
 from transformers import PreTrainedModel
 from transformers.trainer_utils import unwrap_peft_model
@@ -30,9 +31,14 @@ def label_names_of_data(dataset: Any, collate: Callable[[list[Any]], Any]) -> Na
     """The names of the classes of the labels in a dataset's batches, if known; else None.
 
     Taken from the feature `labels`, or the only `ClassLabel` of a dataset if the transform leaves that column
-    unchanged, or the `classes` of a torchvision dataset, or the hfkd transform. For token classification, from the
-    sequence feature whose values the labels repeat.
+    unchanged, or the `classes` of a torchvision dataset (by its `target_transform`), or the hfkd transform. For token
+    classification, from the sequence feature whose values the labels repeat. Of a `Subset` or `ConcatDataset`, those of
+    its parts. Raises ValueError for parts that number their classes differently.
     """
+    if isinstance(dataset, Subset):
+        return label_names_of_data(dataset.dataset, collate)
+    if isinstance(dataset, ConcatDataset):
+        return _names_of_all([label_names_of_data(part, collate) for part in dataset.datasets])
     transform = epoch_transform(dataset)
     if transform is not None and transform.label_names is not None:
         return None if is_numbering(transform.label_names) else tuple(transform.label_names)
@@ -46,8 +52,35 @@ def label_names_of_data(dataset: Any, collate: Callable[[list[Any]], Any]) -> Na
         named = _handed_on(dataset, named, collate)
     names = named.get("labels") or (next(iter(named.values())) if len(named) == 1 else None)
     if isinstance(dataset, VisionDataset) and vars(dataset).get("classes"):
-        names = tuple(map(str, vars(dataset)["classes"]))
+        names = _mapped(tuple(map(str, vars(dataset)["classes"])), getattr(dataset, "target_transform", None))
     return None if names is None or is_numbering(names) else names
+
+
+def _names_of_all(parts: Sequence[Names | None]) -> Names | None:
+    """The names that all parts of a training set have; None if one has none."""
+    first = parts[0]
+    if first is None or None in parts:
+        return None
+    for number, others in enumerate(parts):
+        if others is not None and order_of(others, first, f"part {number}", "part 0") is not None:
+            raise ValueError(
+                f"part {number} of a ConcatDataset numbers its classes differently from part 0: {_listed(others)} "
+                f"instead of {_listed(first)}. Give all parts the same classes in the same order"
+            )
+    return first
+
+
+def _mapped(names: Names, transform: Callable[[int], Any] | None) -> Names | None:
+    """The names by the labels that a `target_transform` makes of them; None unless it numbers the same classes."""
+    if transform is None:
+        return names
+    try:
+        labels = [int(transform(number)) for number in range(len(names))]
+    except Exception:  # a user's function may raise any error, for labels that are no numbers
+        return None
+    if sorted(labels) != list(range(len(names))):
+        return None
+    return tuple(names[labels.index(label)] for label in range(len(names)))
 
 
 def _handed_on(dataset: Dataset, named: dict[str, Names], collate: Callable[[list[Any]], Any]) -> dict[str, Names]:

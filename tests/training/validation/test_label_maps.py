@@ -9,6 +9,9 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 from torch import nn
+from torch.utils.data import ConcatDataset, Subset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 from toys import Rows, arguments
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
@@ -18,6 +21,7 @@ from hfkd.data.images import decode
 from hfkd.models import Peers, image_classifier, image_teacher
 from hfkd.models.label_names import order_of
 from hfkd.teachers import FrozenTeacher
+from hfkd.training.validation.label_maps import label_names_of_data
 
 NAMES = ["bird", "cat", "dog", "Fire_Truck"]
 OTHER = ["dog", "fire truck", "bird", "cat"]  # the same classes as another library may have them
@@ -265,3 +269,41 @@ def test_an_order_of_the_callers_that_would_be_lost_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"put into another order by reorder \(\[2, 3, 0, 1\], ...\), .* classes="):
         make(tmp_path, taught)
     make(tmp_path, FrozenTeacher(network(), classes=ORDER))
+
+
+def test_parts_of_a_dataset_have_its_names(tmp_path):
+    whole, trained = data(), {}
+    for name, part in (("whole", whole), ("subset", Subset(whole, range(24))), ("parts", ConcatDataset([whole]))):
+        trainer = make(tmp_path / name, network(OTHER), part, network(seed=2), Subset(data(count=8), range(8)))
+        assert trainer.class_names == tuple(NAMES)
+        assert trainer.teacher.order.tolist() == ORDER
+        trainer.train()
+        trained[name] = trainer.model.state_dict()
+    assert all(torch.equal(trained["whole"][n], trained[k][n]) for k in trained for n in trained[k])
+    for scored in (Subset(data(OTHER, 8), range(4)), ConcatDataset([data(OTHER, 8)])):
+        with pytest.raises(ValueError, match="eval_dataset numbers its classes differently from train_dataset"):
+            make(tmp_path / "scored", network(), evaluation=scored)
+    with pytest.raises(ValueError, match="part 1 of a ConcatDataset numbers its classes differently from part 0: dog"):
+        make(tmp_path / "both", network(), ConcatDataset([whole, data(OTHER)]))
+
+
+@pytest.mark.parametrize(
+    ("transform", "expected"),
+    [
+        (None, None),
+        (lambda label: ORDER[label], ["dog", "Fire_Truck", "bird", "cat"]),
+        (torch.tensor, NAMES),
+        (lambda label: 0, None),
+        (lambda label: "a word", None),
+    ],
+)
+def test_a_target_transform_renumbers_the_classes(tmp_path, transform, expected):
+    for name, picture in zip(NAMES, BYTES, strict=False):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.fromarray(picture).save(tmp_path / "images" / name / "0.png")
+    names = sorted(NAMES)  # as ImageFolder numbers them
+    given = None if transform is None else lambda label: transform(NAMES.index(names[label]))
+    images = ImageFolder(tmp_path / "images", v2.Compose([v2.ToImage()]), given)
+    found = label_names_of_data(Subset(images, range(4)), None)
+    wanted = names if transform is None else expected
+    assert found == (None if wanted is None else tuple(wanted))
