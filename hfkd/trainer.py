@@ -60,7 +60,7 @@ from hfkd.training.nonfinite import JudgedSteps
 from hfkd.training.on_policy.steps import WrittenSteps
 from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, setting
 from hfkd.training.run_settings import compared_settings, run_settings
-from hfkd.training.sampling import by_epoch
+from hfkd.training.sampling import by_epoch, with_lengths
 from hfkd.training.search import default_objective
 from hfkd.training.setup import Setup
 from hfkd.training.statistics import scan_of
@@ -376,7 +376,8 @@ class DistillationTrainer(Trainer):
         return count / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return by_epoch(super()._get_train_sampler(train_dataset), self.args.seed_of_data)
+        rows = with_lengths(self.train_dataset if train_dataset is None else train_dataset, self.args)
+        return by_epoch(super()._get_train_sampler(rows), self.args.seed_of_data)
 
     def _get_dataloader(self, dataset: Any, description: str, *arguments: Any, **keywords: Any) -> DataLoader:
         """As in Trainer, with batches checked on the host; rows for prediction may have the label -100 (none)."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -32,3 +33,10 @@ class GroupedByEpoch(Sampler[int]):
 def by_epoch(sampler: Any, seed: int) -> Any:
     """`sampler`, wrapped in GroupedByEpoch if its order would change after a resume."""
     return GroupedByEpoch(sampler, seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+
+
+def with_lengths(dataset: Any, args: Any) -> Any:
+    """`dataset` without its transform if a sampler reads lengths from a stored column, which transforms leave out."""
+    reads = args.train_sampling_strategy in ("group_by_length", "batch_rebalance")
+    stored = isinstance(dataset, Dataset) and args.length_column_name in dataset.column_names
+    return dataset.with_format(None) if reads and stored else dataset

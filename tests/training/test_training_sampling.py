@@ -19,9 +19,9 @@ class Seen(DistillationTrainer):
         return super().compute_loss(model, inputs, *given, **keywords)
 
 
-def made(folder, **settings):
+def made(folder, rows=ROWS, **settings):
     args = arguments(folder, **{"per_device_train_batch_size": 4, "max_steps": 8} | settings)
-    return Seen(language_model(), taught_model(), args, train_dataset=ROWS)
+    return Seen(language_model(), taught_model(), args, train_dataset=rows)
 
 
 def test_a_resumed_epoch_has_the_rest_of_its_rows(tmp_path):
@@ -32,6 +32,18 @@ def test_a_resumed_epoch_has_the_rest_of_its_rows(tmp_path):
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert again.steps == whole.steps[6:]
     assert whole.steps[:3] != whole.steps[5:]  # another order in each epoch
+
+
+@pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance"])
+def test_lengths_are_stored_beside_a_transform(tmp_path, strategy):
+    """As those of texts that are masked at random."""
+    names = [name for name in ROWS.column_names if name != "length"]
+    transformed = ROWS.with_transform(lambda batch: {name: batch[name] for name in names})
+    way = {"train_sampling_strategy": strategy, "max_steps": 5}
+    plain, other = made(tmp_path / "plain", **way), made(tmp_path / "other", transformed, **way)
+    plain.train()
+    other.train()
+    assert plain.steps == other.steps
 
 
 def test_predictions_are_in_the_order_of_the_rows(tmp_path):
