@@ -3,25 +3,32 @@
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets.data_files import SPLIT_KEYWORDS, EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import DatasetCard
 
+from hfkd.utils.json_file import read_json
+
 logger = logging.getLogger(__name__)
 
 SPLITS = {keyword: str(split) for split, keywords in SPLIT_KEYWORDS.items() for keyword in keywords}
+TABLES = ("parquet", "arrow")  # builders that take the features of all files from the first
 NOT_DATA = re.compile(r"(readme|licen[cs]e).*|.*\.(md|ya?ml|py)", re.IGNORECASE)
 
 
 def load_splits(name_or_path: str, name: str | None = None, streaming: bool = False) -> Any:
     """All splits of a Hub id, as in `datasets`, or of a local folder, by the names of its folders (`split_files`).
 
-    Raises ValueError for a folder without data, and for files that would be in two splits.
+    A folder may also be one that `save_to_disk` wrote. Raises ValueError for a folder without data, for files that
+    would be in two splits, and for tables that number their classes differently.
     """
     path = Path(name_or_path).expanduser()
     try:
@@ -29,9 +36,17 @@ def load_splits(name_or_path: str, name: str | None = None, streaming: bool = Fa
             return datasets.load_dataset(name_or_path, name, streaming=streaming)
         refuse_patterns(path)
         base, files = split_files(path, name)
-        if files is None:
-            refuse_shared_files(path, name)
-        return datasets.load_dataset(str(base), name, data_files=files, streaming=streaming)
+        saved = _saved_files(path)
+        if saved is not None:
+            source, name, files = "arrow", None, saved
+        else:
+            source = str(base)
+            if files is None:
+                refuse_shared_files(path, name)
+        loaded = datasets.load_dataset(source, name, data_files=files, streaming=streaming)
+        if any(split.info.builder_name in TABLES for split in loaded.values()):
+            refuse_other_classes(_features_of_tables(source, name, files))
+        return loaded
     except (EmptyDatasetError, DataFilesNotFoundError) as error:
         raise ValueError(f"{name_or_path} has no readable data: pass the folder with the files") from error
     except FileNotFoundError as error:  # the part of the name before "::"
@@ -97,6 +112,54 @@ def refuse_shared_files(folder: Path, name: str | None) -> None:
                 raise ValueError(
                     f"{file} would be in both {other!r} and {str(split)!r}, because of the words in its name: put the "
                     "files of each split into separate folders train, test, ..."
+                )
+
+
+def _saved_files(folder: Path) -> dict[str, list[str]] | None:
+    """The Arrow files of each split of a folder of `save_to_disk` (of one dataset: train); None for any other.
+
+    `load_from_disk` would write the results of `map` into the folder.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        parts = {name: folder / name for name in read_json(folder / "dataset_dict.json")["splits"]}
+    elif (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+        parts = {"train": folder}
+    else:
+        return None
+    return {
+        name: [str(part / file["filename"]) for file in read_json(part / "state.json")["_data_files"]]
+        for name, part in parts.items()
+    }
+
+
+def _features_of_tables(source: str, name: str | None, files: dict[str, list[str]] | None) -> dict[str, Any]:
+    """The features of each Arrow and Parquet file."""
+    found: Any = datasets.load_dataset_builder(source, name, data_files=files).config.data_files or {}
+    local = [str(file) for part in found.values() for file in part if os.path.isfile(file)]
+    return {file: datasets.Features.from_arrow_schema(_schema(file)) for file in local}
+
+
+def _schema(file: str) -> Any:
+    if not file.endswith(".arrow"):
+        return pq.read_schema(file)
+    with open(file, "rb") as content:
+        return pa.ipc.open_stream(content).schema
+
+
+def refuse_other_classes(features: Mapping[str, Any]) -> None:
+    """Raise ValueError if a file numbers classes differently from the first, by whose names all would be read."""
+    first: dict[str, tuple[str, list[str]]] = {}
+    for owner, columns in features.items():
+        for column, feature in columns.items():
+            inner = getattr(feature, "feature", feature)  # of a list: the classes of words
+            if not isinstance(inner, datasets.ClassLabel):
+                continue
+            before, names = first.setdefault(column, (owner, inner.names))
+            if names != inner.names:
+                raise ValueError(
+                    f"{owner} has the classes {inner.names[:8]} in the column {column!r}, and {before} {names[:8]}: "
+                    "one label would be two classes; write both with the same ClassLabel feature (in datasets: "
+                    "align_labels_with_mapping)"
                 )
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from hfkd.data import label_names, load_images
 from hfkd.data.large_images import load_large_images
-from hfkd.data.text_files import read_jsonl
+from hfkd.data.text_files import read_jsonl, read_splits
 
 WORDS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation")
 
@@ -122,9 +122,9 @@ def test_archives(tmp_path, place):
     assert sizes_of_stored(tmp_path / "data") == (4, 3)
 
 
-def table(path, count, seed):
+def table(path, count, seed, names=("cup", "test")):
     images = np.random.default_rng(seed).integers(0, 256, (count, 6, 6, 3), dtype=np.uint8)
-    features = Features({"image": datasets.Image(), "label": ClassLabel(names=["cup", "test"])})
+    features = Features({"image": datasets.Image(), "label": ClassLabel(names=list(names))})
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = {"image": [Image.fromarray(image) for image in images], "label": [i % 2 for i in range(count)]}
     Dataset.from_dict(rows, features).to_parquet(path)
@@ -151,6 +151,34 @@ def test_a_card_that_names_the_files(tmp_path):
     card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train/a.parquet\n"
     (tmp_path / "README.md").write_text(f"{card}  - split: test\n    path: train/b.parquet\n---\n")
     assert sizes(tmp_path) == (4, 3)
+
+
+def test_tables_that_number_their_classes_differently_are_refused(tmp_path):
+    """`datasets` reads all of them by the names of the first, so that a label is another class."""
+    table(tmp_path / "train.parquet", 4, 0)
+    table(tmp_path / "test.parquet", 3, 1, names=("test", "cup"))
+    for load in (load_images, load_large_images, read_splits):
+        with pytest.raises(
+            ValueError, match=r"has the classes \['(cup|test)', .* in the column 'label', and .*\.parquet \['"
+        ):
+            load(str(tmp_path))
+
+
+def test_folders_of_save_to_disk(tmp_path):
+    table(tmp_path / "tables" / "train.parquet", 4, 0)
+    table(tmp_path / "tables" / "test.parquet", 3, 1)
+    tables = datasets.load_dataset(str(tmp_path / "tables"))
+    tables.save_to_disk(tmp_path / "both")
+    tables["train"].save_to_disk(tmp_path / "one")
+    files = sorted(tmp_path.glob("*/**/*"))
+    assert sizes(tmp_path / "both") == (4, 3)
+    assert pixels(load_images(str(tmp_path / "both"))["test"]) == pixels(load_images(str(tmp_path / "tables"))["test"])
+    assert {name: len(rows) for name, rows in read_splits(str(tmp_path / "one")).items()} == {"train": 4}
+    assert sorted(tmp_path.glob("*/**/*")) == files  # nothing is cached there: a run knows its data by the files
+    tables["test"] = tables["test"].cast_column("label", ClassLabel(names=["test", "cup"]))
+    tables.save_to_disk(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"has the classes \['test', 'cup'\] .*/train/.* \['cup', 'test'\]"):
+        load_images(str(tmp_path / "other"))
 
 
 def test_a_file_in_two_splits_is_refused(tmp_path):
