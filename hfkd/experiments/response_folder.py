@@ -102,6 +102,14 @@ class ResponseFolder:
     def _path(self, number: int) -> Path:
         return self.folder / PARTS / f"part-{number:05d}.jsonl"
 
+    def renew(self, splits: Mapping[str, Sequence[Row]]) -> None:
+        """Write the splits of a complete folder again that the dataset, which they are copied from, has otherwise."""
+        for name, rows in splits.items():
+            path, content = self.folder / f"{name}.jsonl", _lines(rows)
+            if not path.is_file() or path.read_bytes() != content:
+                logger.warning("%s is not this split of the dataset, and is written again", path)
+                write_atomically(path, content)
+
     def finish(self, splits: Mapping[str, Sequence[Row]], counts: Mapping[str, int]) -> None:
         """Write the splits, `train` last, then `counts`, and delete the parts."""
         for name in sorted(splits, key=lambda name: name == "train"):

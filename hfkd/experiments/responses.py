@@ -105,14 +105,16 @@ def generate_responses(
     `args.output_dir` then has `train.jsonl` (`prompt`, `response`, `row`, `sample`), the dataset's other splits as
     `prompt` and `response`, and `responses.json` with settings and counts. A response is seeded by (seed, row, sample),
     so that it depends neither on the number of processes nor on interruptions; a repeated call keeps existing
-    responses. Responses that end at once or have no text are dropped, and by the filters also unfinished and repeated
-    ones. Raises ValueError, before anything is written, for a folder with other responses, if all prompts are too long,
-    and if the model has too few positions; and at the end if no response is left.
+    responses, and writes the other splits again if they have changed. Responses that end at once or have no text are
+    dropped, and by the filters also unfinished and repeated ones. Raises ValueError, before anything is written, for a
+    folder with other responses, if all prompts are too long, if the model has too few positions, and for another split
+    without responses; and at the end if no response is left.
     """
     state = processes()
     with state.main_process_first():
         splits = args.splits(tokenizer)
         prompts = read_prompts(splits["train"], tokenizer, args.max_prompt_length, args.chat_template)
+        others = {n: _pairs(rows, n, tokenizer, args.chat_template) for n, rows in splits.items() if n != "train"}
     _refuse_positions(model, prompts, args.max_new_tokens)
     filters = {one: getattr(args, one) for one in FILTERS}
     folder = ResponseFolder(args.output_dir, _settings(model, prompts, args, name), filters)
@@ -120,6 +122,9 @@ def generate_responses(
         done = folder.begin()
     if done:
         logger.info("%s already has all responses", args.output_dir)
+        if state.is_main_process:
+            folder.renew(others)
+        state.wait_for_everyone()
         return dict(folder.counts)
     _write(model.to(state.device), tokenizer, args, prompts, folder)
     state.wait_for_everyone()
@@ -131,7 +136,6 @@ def generate_responses(
             "pass keep_unfinished to keep responses without an end; existing responses are not generated again"
         )
     if state.is_main_process:
-        others = {n: _pairs(rows, tokenizer, args.chat_template) for n, rows in splits.items() if n != "train"}
         folder.finish({**others, "train": kept}, counts)
     state.wait_for_everyone()
     return counts
@@ -247,5 +251,8 @@ def _why_dropped(one: Row, repeated: bool, args: ResponseArguments) -> str | Non
     return "repeated" if repeated and not args.keep_repeated else None
 
 
-def _pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, chat_template: bool) -> list[Row]:
-    return list(to_prompt_response(rows, tokenizer, chat_template))
+def _pairs(rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, chat_template: bool) -> list[Row]:
+    try:
+        return list(to_prompt_response(rows, tokenizer, chat_template))
+    except ValueError as error:
+        raise ValueError(f"the split {split!r}, which is copied with its own responses: {error}") from error

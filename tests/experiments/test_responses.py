@@ -188,6 +188,25 @@ def test_recipes_read_the_folder(folder):
     assert [row["response"] for row in texts.dev_texts] == ["a b", "a b"]
 
 
+def test_other_splits_are_those_of_the_dataset_as_it_is(folder, caplog):
+    generate_responses(often_ending(), tokenizer(), arguments(folder))
+    before = content(folder / "out")
+    (folder / "rows" / "dev.jsonl").write_text('{"prompt": "ask", "response": "c d"}\n')
+    generate_responses(often_ending(), tokenizer(), arguments(folder))
+    assert "dev.jsonl is not this split of the dataset, and is written again" in caplog.text
+    assert [row["response"] for row in read_jsonl(folder / "out" / "dev.jsonl")] == ["c d"]
+    assert content(folder / "out") == {**before, "dev.jsonl": (folder / "out" / "dev.jsonl").read_bytes()}
+
+
+def test_another_split_without_responses_is_refused_before_anything_is_written(folder):
+    (folder / "rows" / "dev.jsonl").write_text('{"prompt": "ask"}\n')
+    with pytest.raises(
+        ValueError, match="the split 'dev', which is copied with its own responses: .*columns .'prompt'"
+    ):
+        generate_responses(often_ending(), tokenizer(), arguments(folder))
+    assert not (folder / "out").exists()
+
+
 def test_rows_of_questions_alone_are_answered(folder):
     (folder / "rows" / "train.jsonl").write_text('{"instruction": "ask", "context": "me"}\n' * 2)
     args = arguments(folder, max_prompt_length=60, max_new_tokens=3)
