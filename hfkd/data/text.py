@@ -31,6 +31,7 @@ def tokenize_dataset(
     long_prompts: LongPrompts = "drop",
     tokenization: Tokenization = "joint",
     chat_template: bool = False,
+    add_special_tokens: bool = True,
 ) -> Dataset:
     """Instruction, chat or plain text data -> `input_ids`, `labels` (both [L]), `prompt_length`, `length` and `index`.
 
@@ -43,9 +44,9 @@ def tokenize_dataset(
     kept: its only target is the end of the sequence. A row of one token has no target and is dropped. These rows are
     counted in a log line. `index` is the row's number in the returned dataset, and is kept by shuffling and selecting.
     `length` is for `train_sampling_strategy="group_by_length"`. Prompts get the tokenizer's special tokens (such as
-    BOS), unless they come from a chat template, here or earlier. `datasets` caches the result by data, tokenizer and
-    arguments. Raises ValueError for columns that are not accepted, unknown names, impossible lengths, or if no row is
-    left.
+    BOS), unless they come from a chat template, here or earlier (`add_special_tokens=False`). `datasets` caches the
+    result by data, tokenizer and arguments. Raises ValueError for columns that are not accepted, unknown names,
+    impossible lengths, or if no row is left.
     """
     check_tokenising(dataset, tokenizer, max_length, max_prompt_length, long_prompts, tokenization)
     pairs = to_prompt_response(dataset, tokenizer, chat_template)
@@ -59,7 +60,7 @@ def tokenize_dataset(
             "max_prompt_length": max_prompt_length,
             "long_prompts": long_prompts,
             "tokenization": tokenization,
-            "add_special_tokens": not chat_template,
+            "add_special_tokens": add_special_tokens and not chat_template,
             "revision": REVISION,
         },
         desc="Tokenising",

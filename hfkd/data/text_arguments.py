@@ -104,7 +104,12 @@ class TextDataArguments:
     @property
     def generation_settings(self) -> dict[str, Any]:
         """The arguments with which `TextGenerator` prompts the model as in training."""
-        return {"max_prompt_length": self.max_prompt_length, "add_special_tokens": not self.chat_template}
+        return {"max_prompt_length": self.max_prompt_length, "add_special_tokens": self._special}
+
+    @property
+    def _special(self) -> bool:
+        """Whether prompts get the tokenizer's special tokens; a chat template writes its own."""
+        return not (self.chat_template or self.prompts_with_template)
 
     def splits(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
         """The rows of each split; Dolly's as from `dolly_rows`."""
@@ -152,6 +157,7 @@ class TextDataArguments:
                 max_prompt_length=self.max_prompt_length,
                 teacher_max_length=teacher_max_length,
                 tokenization=self.tokenization,
+                add_special_tokens=self._special,
             )
         return tokenize_dataset(
             rows,
@@ -161,6 +167,7 @@ class TextDataArguments:
             long_prompts=self.long_prompts,
             tokenization=self.tokenization,
             chat_template=self.chat_template,
+            add_special_tokens=self._special,
         )
 
 

@@ -28,6 +28,7 @@ def tokenize_for_both(
     max_prompt_length: int = 256,
     teacher_max_length: int | None = None,
     tokenization: Tokenization = "joint",
+    add_special_tokens: bool = True,
 ) -> Dataset:
     """`tokenize_dataset` for a student and a teacher with different tokenizers, for the objectives uld and gold.
 
@@ -55,6 +56,7 @@ def tokenize_for_both(
             "limits": limits,
             "prompts": (max_prompt_length, limits[1] - 1),
             "tokenization": tokenization,
+            "add_special_tokens": add_special_tokens,
             "revision": REVISION,
         },
         desc="Tokenising for student and teacher",
@@ -75,13 +77,14 @@ def _tokenize_batch(
     limits: tuple[int, int],
     prompts: tuple[int, int],
     tokenization: str,
+    add_special_tokens: bool,
     revision: int,  # only used in the cache's hash
 ) -> dict[str, list[Any]]:
     texts = [response.encode() for response in batch["response"]]
     sides = []
     for tokenizer, limit, prompt in zip(tokenizers, limits, prompts, strict=True):
         spelled = token_bytes(tokenizer)
-        encoded = encode_rows(batch, tokenizer, tokenization)
+        encoded = encode_rows(batch, tokenizer, tokenization, add_special_tokens)
         sides.append([_side(*row, text, spelled, limit, prompt) for row, text in zip(encoded, texts, strict=True)])
     rows: dict[str, list[Any]] = {}
     for mine, its, text in zip(*sides, texts, strict=True):

@@ -190,3 +190,11 @@ def test_real_tokenizers_align_real_stories(data_dir):
         one, other = spelled(row, mine, ours), spelled(row, its, theirs, "teacher_")
         assert b"".join(one).removesuffix(b"</s>") == (text.partition("</s>")[0] or text).encode()
         assert one == other or one[1:] == other[1:]
+
+
+def test_prompts_with_special_tokens_of_their_own_get_no_others():
+    mine, its = byte_level(bos=True), sentencepiece()
+    plain, written = (rows_of(["a cat"], mine, its, add_special_tokens=add) for add in (True, False))
+    for side in ("", "teacher_"):
+        assert plain[0][f"{side}input_ids"][1:] == written[0][f"{side}input_ids"]
+        assert plain[0][f"{side}byte_ends"][1:] == written[0][f"{side}byte_ends"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from processes import on_ranks
 from text_toys import language_model, tokenizer
+from tokenizers import processors
 
 from hfkd.data.prompts import read_prompts
 from hfkd.data.text import tokenize_dataset
@@ -126,6 +127,21 @@ def test_rows_generated_with_a_chat_template_are_known_as_such(folder, tmp_path,
         caplog.clear()
         evaluate_students([str(tmp_path / "student")], lambda name: (often_ending(), words), InstructArguments(**given))
         assert (said in caplog.text) if said else "template" not in caplog.text
+
+
+def test_prompts_of_a_chat_template_are_trained_on_as_they_were_answered(folder):
+    """The tokenizer begins texts with a token that the template does not write."""
+    words = tokenizer()
+    words.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    start = [("<end>", words.convert_tokens_to_ids("<end>"))]
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing("<end> $A", special_tokens=start)
+    generate_responses(often_ending(), words, arguments(folder, chat_template=True, keep_unfinished=True))
+    answered = read_prompts(read_jsonl(folder / "rows" / "train.jsonl"), words, chat_template=True)
+    by_text = dict(zip(answered.texts, answered.ids, strict=True))
+    data = TextDataArguments(str(folder / "out"), max_length=12, max_prompt_length=5)
+    for row, one in zip(data.load(words).train, read_jsonl(folder / "out" / "train.jsonl"), strict=True):
+        assert row["input_ids"][: row["prompt_length"]] == by_text[one["prompt"]]
+    assert data.generation_settings["add_special_tokens"] is False
 
 
 def test_a_stopped_run_ends_with_the_same_bytes(folder, tmp_path, monkeypatch, caplog):
