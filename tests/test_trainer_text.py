@@ -361,3 +361,23 @@ def test_kd_brings_a_student_nearer_to_stories260k_than_labels_do(data_dir, tmp_
     results = stories.main([*(f"--{k}={v}" for k, v in flags.items()), "--ways", "labels only", "KD"])
     kl = {way: sum(run["eval_kl"] for run in runs) / len(runs) for way, runs in results.items()}
     assert kl["KD"] < kl["labels only"]
+
+
+def test_chat_turns_are_written_with_the_tokenizers_template_in_each_format(tmp_path):
+    words = tokenizer()
+    words.chat_template = (
+        "{% for m in messages %}{{ 'you' if m.role == 'user' else 'me' }} {{ m.content }} {% endfor %}"
+    )
+    asked, answer = {"role": "user", "content": "a b"}, {"role": "assistant", "content": "c d"}
+    trained = []
+    for name, row in (
+        ("messages", {"messages": [asked, answer]}),
+        ("prompt", {"prompt": [asked], "completion": [answer]}),
+    ):
+        rows = Dataset.from_list([row] * 4)
+        trainer = DistillationTrainer(
+            language_model(), taught_model(), arguments(tmp_path / name), train_dataset=rows, processing_class=words
+        )
+        trained.append(trainer.train_dataset["input_ids"][:])
+    assert trained[0] == trained[1]
+    assert words.decode(trained[0][0][:6]) == "you a b me c d"

@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Value
 from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -92,6 +92,12 @@ def accepted_columns(dataset: Dataset) -> tuple[str, ...]:
         choices = ", ".join(" + ".join(names) for names in ACCEPTED)
         raise ValueError(f"the dataset has the columns {dataset.column_names}: rename them to one of {choices}")
     return found
+
+
+def are_turns(dataset: Dataset) -> bool:
+    """Whether the rows are chat turns: `messages`, or TRL's `prompt` and `completion` as lists of turns."""
+    first = accepted_columns(dataset)[0]
+    return first == "messages" or not isinstance(dataset.features[first], Value)
 
 
 def dolly_split(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int = 256) -> DatasetDict:

@@ -9,7 +9,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from hfkd.data.instructions import ACCEPTED
+from hfkd.data.instructions import ACCEPTED, are_turns
 from hfkd.data.target_collator import TargetCollator
 from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_collate import TokenCollator
@@ -62,7 +62,7 @@ class CausalLM(PerToken):
         if not texts or not isinstance(processing_class, PreTrainedTokenizerBase):
             return rows
         longest = min(limit or LONGEST, LONGEST)
-        templated = "messages" in rows.column_names and bool(processing_class.chat_template)
+        templated = are_turns(rows) and bool(processing_class.chat_template)
         logger.warning(
             "The rows are texts and are tokenised with hfkd.data.text.tokenize_dataset(max_length=%d, "
             "max_prompt_length=%d, long_prompts='cut', chat_template=%s): call it yourself to change the lengths.",
