@@ -16,7 +16,7 @@ from hfkd.data.labels import check_shares, refuse_words
 from hfkd.data.used_columns import LABELS
 
 RGB = 3  # channels
-COLOURED, GREY = ("P", "PA", "LA", "RGBA", "CMYK"), ("L", "1")  # modes of pictures
+GREY = ("L", "1")  # modes of pictures
 
 
 class ImageCollator:
@@ -77,13 +77,15 @@ class ImageCollator:
         return self.processor is not None and not isinstance(image, Tensor) and not _is_float(image)
 
     def _in_colour(self, image: Any) -> Any:
-        """Convert images with a palette or an alpha channel to RGB."""
+        """Convert pictures with a palette, an alpha channel or another colour space (CMYK, YCbCr, HSV) to RGB."""
         if isinstance(image, list):
             return np.asarray(image)
-        grey = GREY if self.channels == RGB else ()
-        if isinstance(image, Image.Image) and image.mode in (*COLOURED, *grey):
+        kept = ("RGB",) if self.channels == RGB else ("RGB", *GREY)
+        if not isinstance(image, Image.Image) or image.mode in kept:
+            return image
+        if not image.mode.startswith(("I", "F")):
             return image.convert("RGB")
-        if isinstance(image, Image.Image) and image.mode.startswith(("I", "F")) and self.processor is not None:
+        if self.processor is not None:
             raise ValueError(
                 f"a picture of 16-bit or float pixels (mode {image.mode}): image processors read bytes, and would clip "
                 "them; scale it to 8 bits, or give tensors that are ready"

@@ -45,7 +45,7 @@ def test_normalised_floats_are_left_alone():
     assert ImageCollator()(rows(list(images.bfloat16())))["pixel_values"].dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "CMYK"])
+@pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "CMYK", "YCbCr", "HSV"])
 def test_pictures_in_colour_become_rgb(mode):
     pictures = [Image.fromarray(p).convert("LA" if mode == "LA" else "RGB").convert(mode) for p in PIXELS]
     expected = torch.stack([torch.tensor(np.array(p.convert("RGB"))).permute(2, 0, 1) / 255 for p in pictures])

@@ -16,6 +16,7 @@ from hfkd.data.images import decode
 from hfkd.data.masking import TokenMasking
 from hfkd.data.resident import resident
 from hfkd.training.data_fingerprint import data_hash
+from hfkd.training.validation.random_evaluation import warn_of_random_evaluation
 
 COUNT = 12
 
@@ -46,6 +47,30 @@ def images(hold=lambda rows: rows):
     pixels = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 3), dtype=np.uint8)
     rows = Dataset.from_dict({"image": [Image.fromarray(p) for p in pixels], "label": [i % 5 for i in range(COUNT)]})
     return hold(decode(rows)).with_transform(ImageTransform(augment=True))
+
+
+@pytest.mark.parametrize("wrap", [lambda rows: rows, lambda rows: Subset(rows, range(4))], ids=["itself", "Subset"])
+def test_an_evaluation_set_of_random_rows_is_warned_of(tmp_path, wrap, caplog):
+    parts = images().train_test_split(4, seed=0)
+    clean = parts["test"].with_transform(ImageTransform())
+    for scored, warned in ((parts["test"], True), ({"clean": clean, "same": parts["test"]}, True), (clean, False)):
+        caplog.clear()
+        scored = {n: wrap(one) for n, one in scored.items()} if isinstance(scored, dict) else wrap(scored)
+        DistillationTrainer(
+            Net(), teacher(), arguments(tmp_path / "run"), train_dataset=parts["train"], eval_dataset=scored
+        )
+        assert ("are cropped or flipped at random, as augment=True says" in caplog.text) is warned
+
+
+def test_an_evaluation_set_with_the_masks_of_each_epoch_is_warned_of(caplog):
+    words = tokenizer()
+    words.add_special_tokens({"mask_token": "[MASK]"})
+    rows = Dataset.from_dict({"input_ids": [[5, 6]] * 4, "special_tokens_mask": [[0, 0]] * 4, "index": range(4)})
+    parts = rows.with_transform(TokenMasking(words)).train_test_split(2, seed=0)
+    for scored, warned in ((parts["test"], True), (rows.with_transform(TokenMasking(words)), False)):
+        caplog.clear()
+        warn_of_random_evaluation({"train_dataset": parts["train"], "eval_dataset": scored})
+        assert ("eval_dataset has the transform of train_dataset (TokenMasking), whose rows" in caplog.text) is warned
 
 
 class Seen(Net):
