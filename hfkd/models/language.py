@@ -53,13 +53,13 @@ def causal_lm(
             )
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32 if dtype == "auto" else dtype)
-    if find_adapter_config_file(name) is not None:
-        return _with_adapter(name, dtype, _quantisation(load_in_8bit, load_in_4bit))
     return _stored(name, dtype, _quantisation(load_in_8bit, load_in_4bit))
 
 
 def _stored(name: str, dtype: str, quantisation: dict[str, Any], revision: str | None = None) -> PreTrainedModel:
     at = {"revision": revision} if revision else {}
+    if find_adapter_config_file(name, **at) is not None:
+        return _with_adapter(name, dtype, quantisation, at)
     with naming_unreadable(name):
         return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False, **at, **quantisation)
 
@@ -80,10 +80,10 @@ def _quantisation(load_in_8bit: bool, load_in_4bit: bool) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": processes().device}}
 
 
-def _with_adapter(name: str, dtype: str, quantisation: dict[str, Any]) -> PreTrainedModel:
+def _with_adapter(name: str, dtype: str, quantisation: dict[str, Any], at: dict[str, str]) -> PreTrainedModel:
     from peft import PeftConfig, PeftModel  # only needed for an adapter
 
-    config = PeftConfig.from_pretrained(name)
+    config = PeftConfig.from_pretrained(name, **at)
     base_name = config.base_model_name_or_path
     if not base_name:
         raise ValueError(
@@ -92,7 +92,7 @@ def _with_adapter(name: str, dtype: str, quantisation: dict[str, Any]) -> PreTra
     logger.info("%s is an adapter of %s", name, base_name)
     base = _stored(base_name, dtype, quantisation, config.revision)
     with naming_unreadable(name):
-        adapted: Any = PeftModel.from_pretrained(base, name)
+        adapted: Any = PeftModel.from_pretrained(base, name, **at)
     if quantisation:
         return adapted
     if not all(getattr(config, "ensure_weight_tying", False) for config in adapted.peft_config.values()):

@@ -56,6 +56,22 @@ def test_an_adapter_comes_with_its_base(saved, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_the_base_of_an_adapter_may_be_an_adapter(saved, tmp_path):
+    peft = pytest.importorskip("peft")
+    base = saved
+    for name in ("first", "second"):
+        config = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+        adapted = peft.get_peft_model(causal_lm(base), config)
+        for key, parameter in adapted.named_parameters():
+            if "lora_" in key:
+                torch.nn.init.normal_(parameter)
+        adapted.peft_config["default"].base_model_name_or_path = str(base)
+        adapted.save_pretrained(tmp_path / name, save_embedding_layers=False)
+        base = tmp_path / name
+    torch.testing.assert_close(logits(causal_lm(base)), logits(adapted), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_an_adapter_comes_with_the_revision_of_its_base(tmp_path, monkeypatch):
     peft = pytest.importorskip("peft")
     hub = tmp_path / "hub" / "models--someone--base"
