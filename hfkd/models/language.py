@@ -57,7 +57,7 @@ def causal_lm(
 
 
 def _stored(name: str, dtype: str, quantisation: dict[str, Any], revision: str | None = None) -> PreTrainedModel:
-    at = {"revision": revision} if revision else {}
+    at: dict[str, Any] = {"revision": revision} if revision else {}
     if find_adapter_config_file(name, **at) is not None:
         return _with_adapter(name, dtype, quantisation, at)
     with naming_unreadable(name):
@@ -80,7 +80,7 @@ def _quantisation(load_in_8bit: bool, load_in_4bit: bool) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": processes().device}}
 
 
-def _with_adapter(name: str, dtype: str, quantisation: dict[str, Any], at: dict[str, str]) -> PreTrainedModel:
+def _with_adapter(name: str, dtype: str, quantisation: dict[str, Any], at: dict[str, Any]) -> PreTrainedModel:
     from peft import PeftConfig, PeftModel  # only needed for an adapter
 
     config = PeftConfig.from_pretrained(name, **at)

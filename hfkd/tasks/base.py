@@ -180,6 +180,9 @@ class Task(ABC):
     def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:  # noqa: B027 - not for labels of whole rows
         """Raise ValueError if labels are at other positions in `batch` than in its `rows`."""
 
+    def look_at_labels(self, student: nn.Module, batch: Batch) -> None:  # noqa: B027 - not for other labels than tokens
+        """Warn of labels of the first rows that no student should learn."""
+
     def check_values(self, labels: Tensor) -> None:  # noqa: B027 - most labels are integers
         """Raise ValueError for float labels with invalid values. Synchronizes with the labels' device."""
 

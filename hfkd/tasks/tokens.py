@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfkd.losses.items import Items, token_items
 from hfkd.tasks.base import Batch, Collate, Task, refuse_bool
+from hfkd.tasks.label_tokens import warn_of_label_tokens
 from hfkd.utils.targets import IGNORED, HostTargets, Targets, count_token_items
 
 PROBED_TOKENS = 8
@@ -83,6 +84,10 @@ class PerToken(Task):
                     f"row {number} has {len(labels)} labels for {tokens} tokens: align labels with tokens, with "
                     "-100 for tokens without a label (word_ids() of a fast tokenizer maps tokens to words)"
                 )
+
+    def look_at_labels(self, student: nn.Module, batch: Batch) -> None:
+        if self.generates:
+            warn_of_label_tokens(student, batch, bool(self.shift), self.labels_to_networks)
 
     def probe(self, batch: Batch) -> dict[str, Any]:
         """The first tokens of each row, if all tensors along the tokens are known; else the whole batch."""

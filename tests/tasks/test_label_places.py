@@ -123,7 +123,7 @@ WARNED = {
 def test_labels_that_no_network_should_write_are_warned_of(tmp_path, caplog, name):
     kind, rows, said = WARNED[name]
     kind = KINDS[kind]
-    student, warner = kind.network(dtype=torch.float32), "hfkd.training.validation.label_tokens"
+    student, warner = kind.network(dtype=torch.float32), "hfkd.tasks.label_tokens"
     words = kind.tokenizer and kind.tokenizer()
 
     def warned(folder, its):
@@ -144,7 +144,7 @@ def test_padding_that_a_mask_leaves_out_of_the_loss_is_not_warned_of(tmp_path, c
     ]
     rows = [row | {"labels": row["input_ids"]} for row in rows]
     trainer(tmp_path, KINDS["Llama"].network(dtype=torch.float32), rows, processing_class=KINDS["Llama"].tokenizer())
-    assert [r for r in caplog.records if r.name == "hfkd.training.validation.label_tokens"] == []
+    assert [r for r in caplog.records if r.name == "hfkd.tasks.label_tokens"] == []
 
 
 def test_decoder_inputs_that_are_shifted_are_taken(tmp_path):

@@ -28,7 +28,6 @@ from hfkd.tasks.proof import compare_own_loss, untouched
 from hfkd.teachers import FrozenTeacher
 from hfkd.teachers.ensemble import Unlike
 from hfkd.training.validation.checked_batches import NOTHING_TO_LEARN, NOTHING_TO_SCORE
-from hfkd.training.validation.label_tokens import warn_of_label_tokens
 from hfkd.training.validation.slots import SlotCheck
 from hfkd.utils.finite import broken_rows
 from hfkd.utils.targets import IGNORED
@@ -190,7 +189,7 @@ def check_batch(
         _check_positions(network, dataset, "length" if read is batch else "teacher_length")
         _check_tokens(network, read)
     task.check_rows(rows, batch)
-    warn_of_label_tokens(student, batch, task)
+    task.look_at_labels(student, batch)
     batch = task.probe(batch)
     with untouched(student):
         output = call.output(student, on_device_of(student, batch))

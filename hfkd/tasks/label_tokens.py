@@ -10,8 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from hfkd.models.calling import bare
-from hfkd.tasks.base import Task
-from hfkd.tasks.tokens import PerToken
 from hfkd.utils.targets import IGNORED
 
 logger = logging.getLogger(__name__)
@@ -21,16 +19,17 @@ PLACEHOLDERS = tuple(f"{kind}_token_{name}" for kind in ("image", "video", "audi
 SURELY_PADDING = 2  # a row may end in one token that is the end of the text and the pad token
 
 
-def warn_of_label_tokens(student: nn.Module, batch: Mapping[str, Any], task: Task) -> None:
+def warn_of_label_tokens(student: nn.Module, batch: Mapping[str, Any], shifts: bool, decodes: bool) -> None:
     """Warn of labels that are padding, stand for an image, or repeat what the decoder starts with.
 
-    Models of transformers take them as any other label, and so does the distillation term.
+    Models of transformers take them as any other label, and so does the distillation term. shifts: tokens that are not
+    attended to have no label. decodes: the network makes its decoder's inputs of the labels.
     """
     config, labels = getattr(bare(student), "config", None), batch["labels"]
-    if config is None or not (isinstance(task, PerToken) and task.generates) or labels.ndim != 2:
+    if config is None or labels.ndim != 2:
         return
     attended = batch.get("attention_mask")
-    if task.shift and isinstance(attended, Tensor) and attended.shape == labels.shape:
+    if shifts and isinstance(attended, Tensor) and attended.shape == labels.shape:
         labels = labels.masked_fill(attended == 0, IGNORED)  # which the loss leaves out
     for token in _padding_of(config):
         if longest := max(_run(labels, token), _run(labels.flip(-1), token)):
@@ -51,7 +50,7 @@ def warn_of_label_tokens(student: nn.Module, batch: Mapping[str, Any], task: Tas
                 token,
                 name,
             )
-    if task.labels_to_networks and batch.get("decoder_input_ids") is None:
+    if decodes and batch.get("decoder_input_ids") is None:
         _warn_of_start(labels, _id_of(config, "decoder_start_token_id"))
 
 
