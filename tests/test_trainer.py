@@ -457,3 +457,18 @@ def test_what_is_elsewhere_than_in_trainer_is_said(tmp_path):
         DistillationTrainer(Net(), teacher(), {"output_dir": str(tmp_path)}, train_dataset=Rows())
     with pytest.raises(ValueError, match="tokenizer= is called processing_class="):
         DistillationTrainer(Net(), teacher(), arguments(tmp_path), train_dataset=Rows(), tokenizer=None)
+
+
+@pytest.mark.parametrize("asked", [True, None])
+def test_accumulated_batches_are_one_step_whichever_version_of_transformers(tmp_path, monkeypatch, asked):
+    """Versions without `loss_is_scaled_for_ga` do as later ones do where it is None."""
+    monkeypatch.setattr(DistillationTrainer, "loss_is_scaled_for_ga", asked)
+    weights = []
+    for size, parts in ((8, 1), (2, 4)):
+        settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts, "max_steps": 1}
+        trainer = DistillationTrainer(
+            Net(), teacher(), arguments(tmp_path / str(parts), **settings), train_dataset=Rows(8)
+        )
+        trainer.train()
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-6)
