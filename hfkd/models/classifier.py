@@ -47,8 +47,6 @@ def image_classifier(
         model = _fresh(name, num_labels, labels)
     elif "/" in name or os.path.isdir(name):
         model = _stored(name, num_labels, labels, new_head, new_head or checkpoint is not None)
-        if not new_head and checkpoint is None:
-            warn_of_renamed(name, label_names)
     else:
         raise ValueError(_unknown(name))
     if checkpoint is not None:
@@ -146,9 +144,11 @@ def _stored(name: str, num_labels: int, labels: dict[str, Any], new_head: bool, 
             "num_labels": num_labels
         }  # transformers' timm wrapper would keep the stored number with new names
     with naming_unreadable(name):
-        model = AutoModelForImageClassification.from_pretrained(
-            name, ignore_mismatched_sizes=replace_head, trust_remote_code=False, **labels
+        model, info = AutoModelForImageClassification.from_pretrained(
+            name, ignore_mismatched_sizes=replace_head, trust_remote_code=False, output_loading_info=True, **labels
         )
+    if "id2label" in labels and not (replace_head or info["missing_keys"]):
+        warn_of_renamed(name, list(labels["id2label"].values()))
     if new_head and stored == num_labels:
         _renew_head(model, num_labels)
     if isinstance(model, TimmWrapperForImageClassification):

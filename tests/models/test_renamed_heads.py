@@ -7,6 +7,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
     SegformerForSemanticSegmentation,
+    ViTConfig,
+    ViTModel,
 )
 
 from hfkd.models import image_classifier
@@ -56,3 +58,11 @@ def test_a_renamed_head_is_warned_of(tmp_path, caplog, load):
     assert "a stored head for other classes than the data's (bear, fox, owl instead of cat, dog, cow)" in others
     if load is not text:
         assert said(NAMES[::-1], new_head=True) == []
+
+
+def test_a_base_without_a_head_has_none_to_rename(tmp_path, caplog):
+    labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    ViTModel(ViTConfig(image_size=8, patch_size=4, **sizes, **labels)).save_pretrained(tmp_path)
+    image(tmp_path, NAMES[::-1])
+    assert [record for record in caplog.records if record.name == WARNER] == []
