@@ -59,6 +59,7 @@ from hfkd.training.model_init import Anew, seeded, student_of
 from hfkd.training.nonfinite import JudgedSteps
 from hfkd.training.on_policy.steps import WrittenSteps
 from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, setting
+from hfkd.training.private_api import FIRST_STEP
 from hfkd.training.run_settings import compared_settings, run_settings
 from hfkd.training.sampling import by_epoch, with_lengths
 from hfkd.training.search import default_objective
@@ -645,7 +646,7 @@ class DistillationTrainer(Trainer):
     def _finalize_training(self, trial: Any, *arguments: Any, **keywords: Any) -> Any:
         """As in Trainer, but `train_loss` is the mean over the steps taken, without those skipped by `on_nan`."""
         ratio = self.judged.watch.taken.ratio()
-        if not hasattr(self, "_initial_global_step"):  # earlier versions divide by the steps before a resume too
+        if not hasattr(self, FIRST_STEP):  # earlier versions divide by the steps before a resume too
             ratio *= self.judged.watch.steps_over_own(self.state.global_step)
         self._total_loss_scalar *= ratio
         self._tr_loss *= ratio

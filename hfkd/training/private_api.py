@@ -25,6 +25,8 @@ TRAINER_METHODS = (
 TRAINER_CALLED = ("_prepare_inputs",)
 # Attributes that a Trainer has once it is built, or while it trains.
 TRAINER_ATTRIBUTES = ("_created_lr_scheduler", "_hp_search_setup", "_tr_loss", "_total_loss_scalar")
+# The step at which a Trainer's training began; versions before 5.23 do not have it, and divide by all steps.
+FIRST_STEP = "_initial_global_step"
 # accelerate: the models that `save_state` writes, and the forward inside of its autocast.
 ACCELERATOR_ATTRIBUTES = ("_models",)
 PREPARED_MODEL_ATTRIBUTES = ("_original_forward",)
