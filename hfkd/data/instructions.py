@@ -36,6 +36,7 @@ ACCEPTED = (
 # column names, and what Alpaca's format has in LLaMA-Factory's datasets.
 BESIDE_TURNS = ("tools", "chat_template_kwargs")
 BESIDE = ("system", "system_prompt", "history")
+CONTEXT = ("context", "input")  # the input of an instruction, by Dolly's name and Alpaca's
 # `datasets` hashes functions of a module by name, not by code: increase this if the texts below change.
 REVISION = 2
 
@@ -59,7 +60,8 @@ def to_prompt_response(
     `chat_template` the tokenizer's template is used instead; its final end-of-sequence text is removed, because
     tokenisation appends this token. Without it, `messages` must be one user and one assistant turn. Raises ValueError
     for other columns, a value that is not text (with its row), a value in a column that belongs into the prompt and is
-    not written there (`BESIDE`), or a tokenizer without a template.
+    not written there (`BESIDE`; `CONTEXT` that a prompt or the turns do not contain), two different inputs of an
+    instruction, or a tokenizer without a template.
     """
     columns = accepted_columns(dataset)
     if chat_template and not getattr(tokenizer, "chat_template", None):
@@ -168,6 +170,8 @@ def _pair(
     prompt = _text(row, question, number)
     if question == "instruction":
         prompt = instruction_prompt(prompt, _context(row, number))
+    else:
+        _refuse_unwritten(row, prompt, number)
     return {"prompt": prompt, "response": _text(row, answer, number)}
 
 
@@ -180,7 +184,8 @@ def _turns(row: dict[str, Any], columns: tuple[str, ...], number: int) -> list[d
         turns = [*row[columns[0]], *row[columns[1]]]
         _refuse_beside(row, BESIDE_TURNS, number)
     else:
-        question = "\n\n".join(filter(None, (_text(row, columns[0], number), _context(row, number))))
+        context = _context(row, number) if columns[0] == "instruction" else ""
+        question = "\n\n".join(filter(None, (_text(row, columns[0], number), context)))
         answer = _text(row, columns[1], number)
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     if not turns or turns[-1]["role"] != "assistant" or len(turns) < 2:
@@ -188,6 +193,7 @@ def _turns(row: dict[str, Any], columns: tuple[str, ...], number: int) -> list[d
             f"row {number} has the turns {[turn['role'] for turn in turns]}, but the last of two or more turns must "
             "be the assistant's, which is the response: remove the row, or add an answer"
         )
+    _refuse_unwritten(row, "".join(str(turn["content"]) for turn in turns[:-1]), number)
     return turns
 
 
@@ -222,9 +228,19 @@ def _render(turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, num
     return {"prompt": prompt, "response": response}
 
 
+def _refuse_unwritten(row: dict[str, Any], prompt: str, number: int) -> None:
+    """Raise ValueError for a context that a written prompt does not contain."""
+    _refuse_beside({name: row.get(name) for name in CONTEXT if str(row.get(name)) not in prompt}, CONTEXT, number)
+
+
 def _context(row: dict[str, Any], number: int) -> str:
-    name = next((name for name in ("context", "input") if row.get(name)), None)
-    return _text(row, name, number) if name else ""
+    found = {_text(row, name, number) for name in CONTEXT if row.get(name)}
+    if len(found) > 1:
+        raise ValueError(
+            f"row {number} has two inputs, in context and in input: write both into one of the columns, and remove the "
+            "other"
+        )
+    return found.pop() if found else ""
 
 
 def _text(row: dict[str, Any], column: str, number: int) -> str:

@@ -11,6 +11,8 @@ from hfkd.data.splits import load_splits, refuse_patterns
 
 # The builder of `datasets` for each suffix; other files are read as JSON lines.
 BUILDERS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
+# "utf-8-sig": a byte order mark, which Windows editors write, would otherwise be part of the first text.
+MORE = {".tsv": {"sep": "\t"}, ".txt": {"encoding": "utf-8-sig"}}
 
 
 def read_splits(name: str, config: str | None = None) -> dict[str, Dataset]:
@@ -35,9 +37,8 @@ def read_file(path: Path) -> Dataset:
     if builder is None:
         return read_jsonl(path)
     refuse_patterns(path)
-    more = {"sep": "\t"} if path.suffix == ".tsv" else {}
     try:
-        return datasets.load_dataset(builder, data_files=str(path), split="train", **more)
+        return datasets.load_dataset(builder, data_files=str(path), split="train", **MORE.get(path.suffix, {}))
     except Exception as error:  # datasets wraps any exception
         raise ValueError(f"{path} cannot be read as {path.suffix}: {error.__cause__ or error}") from error
 

@@ -16,9 +16,9 @@ from hfkd.utils.numbers import markdown_table
 NONE_PRINTED = "none printed"
 PUBLISHED_TAIL = 0.5  # imbalance factor of the published numbers for long-tailed images
 CUT = {  # settings that reduce the training data, and their description in tables
-    "max_train_images": "first {:,} images",
+    "max_train_images": "{:,} images",
     "labelled_images": "labels of {:,}",
-    "max_test_images": "first {:,} test images",
+    "max_test_images": "{:,} test images",
 }
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from hfkd.data.text_files import read_jsonl
+from hfkd.data.text_files import read_file, read_jsonl
 
 GOOD = b'{"instruction": "a", "response": "b"}\n'
 
@@ -38,6 +38,21 @@ def test_a_broken_line_is_named(tmp_path, broken, reason):
 def test_a_file_without_rows_is_refused(tmp_path, content):
     with pytest.raises(ValueError, match="has no rows"):
         read_jsonl(write(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [
+        (".txt", b"one\ntwo\n"),
+        (".csv", b"text\none\ntwo\n"),
+        (".tsv", b"text\none\ntwo\n"),
+        (".jsonl", b'{"text": "one"}\n{"text": "two"}\n'),
+    ],
+)
+def test_a_byte_order_mark_is_no_part_of_the_first_text(tmp_path, suffix, content):
+    path = tmp_path / f"rows{suffix}"
+    path.write_bytes(b"\xef\xbb\xbf" + content)
+    assert read_file(path)[:] == {"text": ["one", "two"]}
 
 
 def test_a_missing_file_is_named(tmp_path):

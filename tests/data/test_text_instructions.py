@@ -70,6 +70,34 @@ def test_context_goes_into_the_prompt(column):
     assert pair(instruction="Name a fish.", response="Cod", **{column: "In salt water."}) == (WITH_INPUT, "Cod")
 
 
+@pytest.mark.parametrize("chat", [True, False])
+def test_one_of_two_inputs_is_not_left_out(chat):
+    row = {"instruction": "Name a fish.", "response": "Cod", "context": "In salt water."}
+    with pytest.raises(ValueError, match="row 0 has two inputs, in context and in input: write both into one"):
+        pair(chat_tokenizer(), chat, **row, input="In cold water.")
+    for other in ("In salt water.", "", None):
+        assert pair(chat_tokenizer(), chat, **row, input=other) == pair(chat_tokenizer(), chat, **row)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "In salt water: a"}, {"role": "assistant", "content": "b"}]},
+        {
+            "prompt": [{"role": "user", "content": "In salt water: a"}],
+            "completion": [{"role": "assistant", "content": "b"}],
+        },
+        {"prompt": "In salt water: a", "response": "b"},
+    ],
+)
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("column", ["context", "input"])
+def test_a_context_must_be_in_the_prompt(row, chat, column):
+    with pytest.raises(ValueError, match=f"row 0 has a value in the column {column}, which is not written into"):
+        pair(chat_tokenizer(), chat, **row, **{column: "In cold water"})
+    assert pair(chat_tokenizer(), chat, **row, **{column: "In salt water"}) == pair(chat_tokenizer(), chat, **row)
+
+
 def test_text_is_all_response():
     assert pair(text="Once upon a time") == ("", "Once upon a time")
 

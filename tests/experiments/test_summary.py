@@ -22,7 +22,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
         ({"imbalance_factor": 0.1}, "cifar100-lt, factor 0.1", None),
         (
             {"max_train_images": 2000, "labelled_images": 500, "max_test_images": 100},
-            "cifar100, first 2,000 images, labels of 500, first 100 test images",
+            "cifar100, 2,000 images, labels of 500, 100 test images",
             None,
         ),
     ],
