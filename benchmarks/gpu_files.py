@@ -4,8 +4,8 @@
         --text_dataset_name dolly.jsonl --tokenizer gpt2-tokenizer --output_dir gpu_files
 
 Folder 1 has wheels that a machine with PyTorch and transformers may lack, the teacher's weights, the tokenizer, the
-first rows of the instructions and the test images; the other folders have the training images. gpu_session.sh runs what
-is possible with the folders that it finds.
+first rows of the instructions, the test images and a list of the image files; the other folders have the training
+images. gpu_session.sh runs what is possible with the folders that it finds.
 """
 
 import argparse
@@ -75,6 +75,8 @@ def main() -> None:
         raise SystemExit(f"--output_dir {args.output_dir} already exists: remove it, or choose another")
     number = 1
     first_folder(args, args.output_dir / "1")
+    names = "".join(f"{path.name}\n" for path in images)
+    (args.output_dir / "1" / "images.txt").write_text(names, encoding="utf-8")
     for path in images:
         folder = args.output_dir / str(number)
         if size(folder) + path.stat().st_size > args.part_mib * MIB:

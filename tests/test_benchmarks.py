@@ -382,6 +382,27 @@ def test_wheels_for_a_gpu_session_are_of_the_versions_here(monkeypatch, files_to
     assert called[0][-3:] == [f"datasets=={datasets.__version__}", "no-such-package", "trl==1.0"]
 
 
+@pytest.mark.parametrize("sent", ["all", "first"])
+def test_the_full_protocol_of_a_gpu_session_has_all_training_images(files_to_send, sent):
+    """With a python3 that ends at once, and three files of training images, as gpu_files.py sends them."""
+    assert gpu_files(files_to_send).returncode == 0
+    for name in ("benchmarks", "bin", "files"):
+        (files_to_send / name).mkdir()
+    shutil.copy(BENCHMARKS / "gpu_session.sh", files_to_send / "benchmarks")
+    (files_to_send / "bin" / "python3").write_text("#!/bin/sh\n")
+    (files_to_send / "bin" / "python3").chmod(0o755)
+    folders = sorted(path.name for path in (files_to_send / "out").iterdir())
+    assert len(folders) > 1
+    for name in folders if sent == "all" else folders[:1]:
+        (files_to_send / "out" / name).rename(files_to_send / "files" / name)
+    command = ["bash", str(files_to_send / "benchmarks" / "gpu_session.sh"), "files", "results", "full"]
+    surroundings = os.environ | {"PATH": f"{files_to_send / 'bin'}:{os.environ['PATH']}"}
+    subprocess.run(command, cwd=files_to_send, env=surroundings, check=True, capture_output=True)
+    told = (files_to_send / "results" / "summary.md").read_text()
+    assert told.count("| full | done |") == (2 if sent == "all" else 0)
+    assert ("| full | needs all folders of gpu_files.py: train-2.parquet is missing" in told) == (sent == "first")
+
+
 @pytest.mark.parametrize("status", [0, 1])
 def test_a_step_of_a_gpu_session_that_fails_leaves_no_figures_of_an_earlier_one(tmp_path, status):
     """With a python3 that ends at once; the step's JSON file is from an earlier session."""
