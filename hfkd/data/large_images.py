@@ -58,9 +58,6 @@ class LargeImageTransform(ImageEpochTransform):
     def clean(self) -> Self:
         return replace(self, augment=False)
 
-    def one_view(self) -> Self:
-        return self
-
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
         index = torch.tensor(batch["index"])
         seeds = view_ids(index, self.seed, self.epoch, 1 << 62)

@@ -22,12 +22,11 @@ DEV_NAMES = ("dev", "validation", "valid")
 
 
 class TextData(NamedTuple):
-    """train, dev: tokenised rows for the loss. dev_texts, test_texts: texts `prompt` and `response` for generation."""
+    """train, dev: tokenised rows for the loss. dev_texts: texts `prompt` and `response` for generation."""
 
     train: Dataset
     dev: Dataset | None
     dev_texts: Dataset | None
-    test_texts: Dataset | None
 
 
 @dataclass
@@ -91,15 +90,12 @@ class TextDataArguments:
             )
         train = _first(splits["train"], self.max_train_rows)
         dev = next((_first(splits[name], self.max_dev_rows) for name in DEV_NAMES if name in splits), None)
-        dev_texts, test_texts = (
-            None if rows is None else to_prompt_response(rows, tokenizer, self.chat_template)
-            for rows in (dev, splits.get("test"))
-        )
+        dev_texts = None if dev is None else to_prompt_response(dev, tokenizer, self.chat_template)
         dev_tokens = None if dev is None else self._tokens(dev, tokenizer, *its)
         train_tokens = self._tokens(train, tokenizer, *its)
         if self.packing:
             train_tokens = pack_rows(train_tokens, self.max_length)
-        return TextData(train_tokens, dev_tokens, dev_texts, test_texts)
+        return TextData(train_tokens, dev_tokens, dev_texts)
 
     @property
     def generation_settings(self) -> dict[str, Any]:

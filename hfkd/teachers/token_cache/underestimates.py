@@ -23,11 +23,7 @@ from hfkd.utils.targets import Targets
 
 logger = logging.getLogger(__name__)
 
-ROWS, LOOKED_AT, TOKENS = (
-    4,
-    64,
-    256,
-)  # rows, chosen as the shortest of the first, and tokens of each
+ROWS, LOOKED_AT = 4, 64  # rows, chosen as the shortest of the first
 BADLY, LEAST = 1.5, 0.1  # whole divergence relative to the visible one, and the gap, above which to warn
 
 
