@@ -6,16 +6,13 @@ B rows, H height, W width.
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-import numpy as np
 import torch
-from datasets import Dataset
-from datasets import Image as ImageFeature
 from torch import Tensor
 from torchvision.transforms import v2
 
 from hfkd.data.columns import LABEL_COLUMNS, find_column
 from hfkd.data.epochs import ImageEpochTransform, Resizing, epoch_zero
-from hfkd.data.images import IMAGE_COLUMNS, check_labels, pick_splits, picture
+from hfkd.data.images import IMAGE_COLUMNS, as_stored, check_labels, pick_splits, picture
 from hfkd.data.splits import load_splits
 from hfkd.data.transforms import view_ids
 from hfkd.utils.slots import positive
@@ -101,10 +98,4 @@ def _columns(rows: Any, image_column: str | None, label_column: str | None) -> A
     image_column = find_column(rows, image_column, IMAGE_COLUMNS, "image_column")
     label_column = find_column(rows, label_column, LABEL_COLUMNS, "label_column")
     check_labels(rows.features[label_column], label_column)
-    rows = rows.select_columns([image_column, label_column])
-    rows = rows.rename_columns(
-        {old: new for old, new in ((image_column, "image"), (label_column, "labels")) if old != new}
-    )
-    if isinstance(rows.features["image"], ImageFeature):  # decoded by the transform, so that an error can name the row
-        rows = rows.cast_column("image", ImageFeature(decode=False))
-    return rows.add_column("index", np.arange(len(rows))) if isinstance(rows, Dataset) else rows
+    return as_stored(rows, image_column, label_column)

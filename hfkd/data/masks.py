@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from hfkd.data.collate import ImageCollator
 from hfkd.data.columns import find_column
 from hfkd.data.epochs import EpochTransform, epoch_zero
-from hfkd.data.images import IMAGE_COLUMNS, pick_splits, picture
+from hfkd.data.images import IMAGE_COLUMNS, as_stored, pick_splits, picture
 from hfkd.data.large_images import IMAGENET_MEAN, IMAGENET_STD
 from hfkd.data.mask_processors import refuse_moved
 from hfkd.data.splits import load_splits
@@ -239,15 +239,7 @@ def load_masks(
 def _columns(rows: Dataset, image_column: str | None, label_column: str | None) -> Dataset:
     image_column = find_column(rows, image_column, IMAGE_COLUMNS, "image_column")
     label_column = find_column(rows, label_column, MASK_COLUMNS, "label_column")
-    rows = rows.select_columns([image_column, label_column])
-    names = {image_column: "image", label_column: "labels"}
-    rows = rows.rename_columns({old: new for old, new in names.items() if old != new})
-    for column in names.values():
-        if isinstance(
-            rows.features[column], ImageFeature
-        ):  # decoded by the transform, so that an error can name the row
-            rows = rows.cast_column(column, ImageFeature(decode=False))
-    return rows.add_column("index", np.arange(len(rows)))
+    return as_stored(rows, image_column, label_column)
 
 
 def read_palette(path: str) -> Palette:

@@ -6,11 +6,8 @@ from typing import Any
 
 from transformers import DataCollatorForLanguageModeling
 
-LABELS = (
-    "labels",
-    "label",
-    "label_ids",
-)  # the label columns of transformers' collators; the first one in a row is used
+# The label columns of transformers' collators; the first one in a row is used.
+LABELS = ("labels", "label", "label_ids")
 READ_BY_MASKING = frozenset({"special_tokens_mask", "offset_mapping"})
 Wanted = Callable[[str], bool]
 

@@ -84,9 +84,8 @@ class ChunkedLoss:
         sources = student, teacher
         slots = self.loss.temperature, self.loss.weighting
         by_sample = items.lengths is not None and all(requirements_of(slot).within_samples for slot in slots)
-        by_sample = by_sample and not trained(
-            self.loss.temperature
-        )  # temperatures that are computed within a pass have no gradient
+        # Temperatures that are computed within a pass have no gradient.
+        by_sample = by_sample and not trained(self.loss.temperature)
         groups = _groups(items.lengths or (), self.chunk_size) if by_sample else [slice(0, len(items))]
         chunks: list[tuple[slice, bool]] = []  # and whether the temperatures and weights of its items are known
         chosen: dict[str, Tensor] = {}

@@ -140,9 +140,8 @@ def _stored(name: str, num_labels: int, labels: dict[str, Any], new_head: bool, 
             "classification layer"
         )
     else:
-        labels = labels | {
-            "num_labels": num_labels
-        }  # transformers' timm wrapper would keep the stored number with new names
+        # transformers' timm wrapper would keep the stored number with new names
+        labels = labels | {"num_labels": num_labels}
     with naming_unreadable(name):
         model, info = AutoModelForImageClassification.from_pretrained(
             name, ignore_mismatched_sizes=replace_head, trust_remote_code=False, output_loading_info=True, **labels

@@ -101,7 +101,7 @@ class CachedTeacher(Teacher):
         if not known.all():
             flat = images.flatten(0, -4)  # [M, 3, H, W]
             unknown = (~known).nonzero().squeeze(-1)
-            # A batch without known rows is passed unchanged: the same call as for the live teacher. # A compiled
+            # A batch without known rows is passed unchanged: the same call as for the live teacher. A compiled
             # teacher always gets whole batches: each new size would be compiled again.
             if known.any() and not self.teacher.compiled:
                 fresh = self.teacher(pixel_values=flat[send(unknown, flat.device)])

@@ -47,11 +47,10 @@ DISTINCT, SHARE = 16, 0.9  # minimum number of values of a channel, and share of
 
 @dataclass(frozen=True)
 class Received:
-    """`spec`:
+    """How images are normalised. spec: None if it is not known.
 
-    the normalisation of the images; None if unknown. certain: known from the transform or processor, or verified on the
-    pixels, and not just taken from the student's config. size: height and width of the first images, if these were
-    read.
+    certain: known from the transform or processor, or verified on the pixels, and not just taken from the student's
+    config. size: height and width of the first images, if these were read.
     """
 
     spec: InputSpec | None
@@ -84,11 +83,11 @@ class ImageInputs:
         return cls(collate, processing_class, [input_spec(student), *wanted], told)
 
     def of(self, dataset: Any) -> Received:
-        """How the images of `dataset` are normalised, from the first of these sources that applies: the caller; hfkd's
-        own transform; the image processor that makes the tensors in the collator; the pixels:
+        """How the images of `dataset` are normalised, from the first source that applies.
 
-        images are bytes, so with the right statistics x · std + mean is a multiple of 1/255 (tried: `Normalize` of the
-        dataset's transform, the image processor, `believed`, and common statistics); the only `Normalize` of a
+        These are the caller; hfkd's own transform; the image processor that makes the tensors in the collator; the
+        pixels: images are bytes, so with the right statistics x · std + mean is a multiple of 1/255 (tried: `Normalize`
+        of the dataset's transform, the image processor, `believed`, and common statistics); the only `Normalize` of a
         torchvision transform; the image processor; and, as uncertain, the student's config. The random state is left
         unchanged.
         """
