@@ -52,7 +52,7 @@ def run_detection(trainer: DistillationTrainer, config: dict[str, Any], score_tr
 
 
 @torch.no_grad()
-def box_examples(trainer: DistillationTrainer, count: int = SHOWN) -> list[BoxExample]:
+def box_examples(trainer: DistillationTrainer) -> list[BoxExample]:
     """A few images spread over the evaluation set, with their boxes and the networks' detections."""
     rows: Any = trainer.eval_dataset
     if rows is None or isinstance(rows, dict) or trainer.model is None:
@@ -61,7 +61,7 @@ def box_examples(trainer: DistillationTrainer, count: int = SHOWN) -> list[BoxEx
         stack.enter_context(untouched(trainer.model))
         if trainer.teacher is not None:
             stack.enter_context(trainer.teacher.frozen())
-        return [_example(trainer, k, rows[k]) for k in spread(len(rows), count)]
+        return [_example(trainer, k, rows[k]) for k in spread(len(rows), SHOWN)]
 
 
 def _example(trainer: DistillationTrainer, place: int, row: Any) -> BoxExample:

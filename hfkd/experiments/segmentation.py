@@ -21,6 +21,7 @@ from hfkd.tasks.semantic_segmentation import flat_labels
 from hfkd.teachers import FrozenTeacher
 from hfkd.trainer import DistillationTrainer
 from hfkd.training.validation.normalisation import receiving
+from hfkd.utils.modes import in_eval_mode
 
 SHOWN = 4  # number of images on the page
 
@@ -65,17 +66,14 @@ def run_segmentation(trainer: DistillationTrainer, config: dict[str, Any]) -> di
 
 
 @torch.no_grad()
-def mask_examples(trainer: DistillationTrainer, count: int = SHOWN) -> list[MaskExample]:
+def mask_examples(trainer: DistillationTrainer) -> list[MaskExample]:
     """A few images spread over the evaluation set, with the predictions of student and teacher for each pixel."""
     rows: Any = trainer.eval_dataset
     model = trainer.model
     if rows is None or isinstance(rows, dict) or trainer.is_fsdp_enabled or model is None:
         return []
-    trained = model.training
-    try:
-        return [_example(trainer, model.eval(), k, rows[k]) for k in spread(len(rows), count)]
-    finally:
-        model.train(trained)
+    with in_eval_mode(model):
+        return [_example(trainer, model, k, rows[k]) for k in spread(len(rows), SHOWN)]
 
 
 def teacher_pictures(maps: Tensor, size: Sequence[int]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from hfkd.losses.items import Items, target_items
 from hfkd.losses.outputs import Outputs
 from hfkd.losses.topk import TopKOutputs, spread
 from hfkd.models.calling import Call
+from hfkd.utils.modes import in_eval_mode
 from hfkd.utils.targets import Targets
 
 logger = logging.getLogger(__name__)
@@ -94,14 +95,10 @@ def _short_rows(dataset: Any) -> list[Any]:
 
 
 def _items(teacher: Any, student: nn.Module, rows: Sequence[Any]) -> tuple[Items, TopKOutputs]:
-    modes = [(module, module.training) for module in student.modules()]
     device = next(student.parameters()).device
     batch = {key: value.to(device) for key, value in TokenCollator(0)(list(rows)).items()}
-    try:
-        logits = Call.of(student)(student.eval(), batch)
-    finally:
-        for module, mode in modes:  # one by one: parts of the student may be in eval mode
-            module.training = mode
+    with in_eval_mode(student):
+        logits = Call.of(student)(student, batch)
     targets = Targets.of(batch)
     stored = {name: value.to(device) for name, value in teacher.look_up(rows).items()}
     said, size = teacher.outputs(stored), teacher.manifest.num_classes
