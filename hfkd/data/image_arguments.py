@@ -7,6 +7,7 @@ from datasets import Dataset
 
 from hfkd.data.epochs import ImageStream, stream_length
 from hfkd.data.few_labels import few_labels
+from hfkd.data.first_rows import at_most
 from hfkd.data.images import load_images
 from hfkd.data.large_images import LargeImageTransform, load_large_images
 from hfkd.data.longtail import long_tail
@@ -111,7 +112,7 @@ class ImageDataArguments:
                 _stream(train, transform, self.max_train_images, self.shuffle_buffer, seed),
                 _stream(test, transform.clean(), self.max_test_images),
             )
-        train, test = _first(train, self.max_train_images), _first(test, self.max_test_images)
+        train, test = at_most(train, self.max_train_images), at_most(test, self.max_test_images)
         if self.labelled_images is not None:
             train = few_labels(train, self.labelled_images, seed)
         if self.resident and not self.resized_crop:
@@ -129,10 +130,6 @@ class ImageDataArguments:
     def _source(self) -> dict[str, Any]:
         names = ("train_split", "test_split", "image_column", "label_column")
         return {name: getattr(self, name) for name in names} | {"name": self.dataset_config}
-
-
-def _first(dataset: Dataset, count: int | None) -> Dataset:
-    return dataset if count is None else dataset.select(range(min(count, len(dataset))))
 
 
 def _stream(rows: Any, transform: Any, count: int | None, buffer: int = 0, seed: int = 0) -> ImageStream:

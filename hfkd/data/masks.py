@@ -26,7 +26,7 @@ from hfkd.data.large_images import IMAGENET_MEAN, IMAGENET_STD
 from hfkd.data.mask_processors import refuse_moved
 from hfkd.data.splits import load_splits
 from hfkd.data.transforms import view_ids
-from hfkd.data.used_columns import LABELS
+from hfkd.data.used_columns import label_column
 from hfkd.utils.slots import positive
 
 UNLABELLED = 255  # the label of pixels without a class, as in transformers and torchvision
@@ -207,7 +207,7 @@ class MaskCollator:
             self._sizes.add((*size, *made))
 
     def _row(self, row: Any) -> Any:
-        name = next((name for name in LABELS if name in row), None) if isinstance(row, Mapping) else None
+        name = label_column(row) if isinstance(row, Mapping) else None
         if name is None or isinstance(row[name], Tensor):
             return row
         return {**row, name: mask_ids(row[name], int(row.get("index", -1)))}

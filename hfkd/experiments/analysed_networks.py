@@ -9,8 +9,9 @@ import torch
 from transformers import AutoConfig
 
 from hfkd.data import label_names, num_labels
+from hfkd.data.collate import ImageCollator
+from hfkd.data.first_rows import first_rows
 from hfkd.evaluation.analysis import AnalysedNetwork
-from hfkd.evaluation.analysis.network import first_images
 from hfkd.models import InputSpec, image_teacher
 from hfkd.utils.launch import processes
 
@@ -61,7 +62,7 @@ def load_network(
     model = _loaded(network, classes, file)
     device = torch.device("cpu") if use_cpu else processes().device
     found = AnalysedNetwork(name, model, received, data_names, device)
-    found.check(first_images(images), classes)
+    found.check(ImageCollator()(first_rows(images))["pixel_values"], classes)
     return found
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from hfkd.data.epochs import ImageStream, image_transform
 from hfkd.data.he_da import original_images
 from hfkd.data.transforms import unpack_pixels
-from hfkd.data.used_columns import LABELS
+from hfkd.data.used_columns import label_column
 from hfkd.experiments.run import save_student, train_to_the_end, without_paths
 from hfkd.losses.temperatures import Energy, Fitted
 from hfkd.reports.energy import class_captions
@@ -98,7 +98,7 @@ def _energy_groups(trainer: DistillationTrainer, teacher: FrozenTeacher, trainin
 
 
 def _classes(trainer: DistillationTrainer, dataset: Any, rows: list[int], probabilities: Tensor) -> list[str]:
-    labels = dataset.with_format(None)[rows][next(name for name in LABELS if name in dataset.column_names)]
+    labels = dataset.with_format(None)[rows][label_column(dataset.column_names)]
     return class_captions(labels, probabilities, trainer.class_names)
 
 
