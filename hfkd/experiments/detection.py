@@ -11,7 +11,8 @@ from transformers import set_seed
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.box_arguments import BoxDataArguments
-from hfkd.experiments.pictured_run import example_name, run_pictured, spread
+from hfkd.experiments.pictures import example_name, picture, spread
+from hfkd.experiments.run import run_with_page
 from hfkd.models.detection_arguments import DetectionNetworkArguments
 from hfkd.reports.boxes import BoxExample, FoundBoxes
 from hfkd.reports.page import detection_sections
@@ -36,7 +37,7 @@ def detection_trainer(
 
 
 def run_detection(trainer: DistillationTrainer, config: dict[str, Any], score_training: bool = False) -> dict[str, Any]:
-    """`run_pictured` for a detector. score_training: also evaluate on the training images, as `eval_train_ap`."""
+    """`run_with_page` for a detector. score_training: also evaluate on the training images, as `eval_train_ap`."""
 
     def scored() -> None:
         rows: Any = trainer.train_dataset
@@ -48,7 +49,7 @@ def run_detection(trainer: DistillationTrainer, config: dict[str, Any], score_tr
         return detection_sections(history, label_names=names, examples=box_examples(trainer))
 
     more = {"trained": scored} if score_training else {}
-    return run_pictured(trainer, config, "eval_ap", sections, **more)
+    return run_with_page(trainer, config, sections, metric="eval_ap", **more)
 
 
 @torch.no_grad()
@@ -70,9 +71,8 @@ def _example(trainer: DistillationTrainer, place: int, row: Any) -> BoxExample:
     if trainer.teacher is not None:
         networks["teacher"] = trainer.teacher.networks[0]
     found = {name: _found(trainer.call.output(network, batch)["detections"][0]) for name, network in networks.items()}
-    image = (255 * batch["pixel_values"][0]).round().to(torch.uint8).movedim(0, -1).cpu()
     there = {"boxes": batch["boxes"][0], "labels": batch["labels"][0]}
-    return BoxExample(example_name(place), image, _found(there), **found)
+    return BoxExample(example_name(place), picture(batch["pixel_values"][0], None), _found(there), **found)
 
 
 def _found(boxes: Mapping[str, Tensor]) -> FoundBoxes:

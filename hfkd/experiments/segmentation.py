@@ -10,9 +10,9 @@ from transformers import PreTrainedModel, SegformerImageProcessor, set_seed
 from hfkd.arguments import DistillationArguments
 from hfkd.data.mask_arguments import MaskDataArguments
 from hfkd.evaluation.metrics.mean_iou import MeanIoU, pixel_predictions
-from hfkd.experiments.pictured_run import example_name, run_pictured, spread
+from hfkd.experiments.pictures import example_name, picture, spread
+from hfkd.experiments.run import run_with_page
 from hfkd.losses.functional import energy, entropy, interpolated
-from hfkd.models import InputSpec
 from hfkd.models.calling import logits_of
 from hfkd.models.segmentation_arguments import SegmentationNetworkArguments
 from hfkd.reports.masks import MaskExample
@@ -56,13 +56,13 @@ def segmentation_trainer(
 
 
 def run_segmentation(trainer: DistillationTrainer, config: dict[str, Any]) -> dict[str, Any]:
-    """`run_pictured` for a segmentation network."""
+    """`run_with_page` for a segmentation network."""
 
     def sections(history: Sequence[Any]) -> Any:
         named: Any = trainer.compute_metrics
         return segmentation_sections(history, label_names=named.names, examples=mask_examples(trainer))
 
-    return run_pictured(trainer, config, "eval_mean_iou", sections)
+    return run_with_page(trainer, config, sections, metric="eval_mean_iou")
 
 
 @torch.no_grad()
@@ -96,13 +96,6 @@ def _example(trainer: DistillationTrainer, student: nn.Module, place: int, row: 
         with receiving(trainer.teacher, trainer.image_inputs, trainer.eval_dataset), trainer.teacher.frozen():
             found |= teacher_pictures(trainer.teacher(**batch), size)
     return MaskExample(example_name(place), **found)
-
-
-def picture(pixels: Tensor, spec: InputSpec | None) -> Tensor:
-    """The image [3, H, W] before normalisation, as uint8 [H, W, 3]."""
-    mean, std = ((0.0,), (1.0,)) if spec is None else (spec.mean, spec.std)
-    plain = pixels.float().cpu() * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
-    return (255 * plain.clamp(0, 1)).round().to(torch.uint8).movedim(0, -1)
 
 
 def _processor(data: MaskDataArguments) -> SegformerImageProcessor:
