@@ -202,10 +202,10 @@ def _compare_networks(student: nn.Module, teacher: FrozenTeacher | None) -> None
 
 def write_label_names(student: nn.Module, names: Sequence[str] | None) -> None:
     """Write the data's class names into the student's config, replacing different ones."""
+    if names is None:
+        return
     for model in student.peers if isinstance(student, Peers) else [student]:
         bare: Any = unwrap_peft_model(model)
-        if names is None:
-            continue
         own = label_names_of(bare)
         if own is not None and same_names(own, names):
             continue
