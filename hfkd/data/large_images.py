@@ -15,7 +15,7 @@ from hfkd.data.epochs import ImageEpochTransform, Resizing, epoch_zero
 from hfkd.data.images import IMAGE_COLUMNS, as_stored, check_labels, pick_splits, picture
 from hfkd.data.splits import load_splits
 from hfkd.data.transforms import view_ids
-from hfkd.utils.slots import positive
+from hfkd.utils.argument_types import Positive, fitting
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CENTRE = 0.875  # share of the resized image in the centre crop of evaluation: 224 of 256
@@ -38,7 +38,8 @@ class LargeImageTransform(ImageEpochTransform):
     epoch: Tensor = field(default_factory=epoch_zero, repr=False)
 
     def __post_init__(self) -> None:
-        positive("LargeImageTransform", size=self.size, **{f"std[{i}]": s for i, s in enumerate(self.std)})
+        self.check_std()
+        fitting("LargeImageTransform", "size", self.size, Positive)
         crop = [v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)]
         centre = [v2.Resize(self.resizing.edge), v2.CenterCrop(self.size)]  # bilinear
         pixels = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]

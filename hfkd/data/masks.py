@@ -27,7 +27,7 @@ from hfkd.data.mask_processors import refuse_moved
 from hfkd.data.splits import load_splits
 from hfkd.data.transforms import view_ids
 from hfkd.data.used_columns import label_column
-from hfkd.utils.slots import positive
+from hfkd.utils.argument_types import Positive, fitting
 
 UNLABELLED = 255  # the label of pixels without a class, as in transformers and torchvision
 MASK_COLUMNS = ("label", "labels", "annotation", "mask", "segmentation_mask", "semantic_class_labels")
@@ -77,7 +77,8 @@ class MaskTransform(EpochTransform):
     epoch: Tensor = field(default_factory=epoch_zero, repr=False)
 
     def __post_init__(self) -> None:
-        positive("MaskTransform", **{f"std[{i}]": s for i, s in enumerate(self.std)}, **{"scale[0]": self.scale[0]})
+        self.check_std()
+        fitting("MaskTransform", "scale[0]", self.scale[0], Positive)
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"MaskTransform: scale={self.scale} must be (smallest, largest)")
         if self.augment and self.size is None:

@@ -28,10 +28,10 @@ from hfkd.reports.environment import environment
 from hfkd.reports.html import Section
 from hfkd.reports.results import RESULTS_NAME
 from hfkd.teachers.statistics import seen
+from hfkd.utils.argument_types import Positive, fitting
 from hfkd.utils.counts import at_least_one
 from hfkd.utils.json_file import read_json, write_json
 from hfkd.utils.launch import refuse_several
-from hfkd.utils.slots import positive
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class AnalysisArguments:
 
     def __post_init__(self) -> None:
         at_least_one(self, "batch_size", "landscape_images")
-        positive("analyse", kl_temperature=self.kl_temperature)
+        fitting("analyse", "kl_temperature", self.kl_temperature, Positive)
         if self.tsne_images < 0:
             raise ValueError(f"tsne_images={self.tsne_images} must be 0 or more")
         if self.landscape_points and (self.landscape_points < 3 or self.landscape_points % 2 == 0):

@@ -30,10 +30,10 @@ from hfkd.reports.environment import environment
 from hfkd.reports.masks import MaskExample
 from hfkd.tasks.semantic_segmentation import flat_labels
 from hfkd.teachers import FrozenTeacher
+from hfkd.utils.argument_types import Positive, fitting
 from hfkd.utils.counts import at_least_one
 from hfkd.utils.json_file import write_json
 from hfkd.utils.launch import processes, refuse_several
-from hfkd.utils.slots import positive
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class MaskAnalysisArguments(MaskTeacherArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self, "batch_size", "shown_images")
-        positive("analyse", kl_temperature=self.kl_temperature)
+        fitting("analyse", "kl_temperature", self.kl_temperature, Positive)
         if not self.students:
             raise ValueError("students is empty: pass at least one network")
 

@@ -39,7 +39,9 @@ def detection_trainer(
 def run_detection(trainer: DistillationTrainer, config: dict[str, Any], score_training: bool = False) -> dict[str, Any]:
     """`run_with_page` for a detector. score_training: also evaluate on the training images, as `eval_train_ap`."""
 
-    def scored() -> None:
+    def score() -> None:
+        if not score_training:
+            return
         rows: Any = trainer.train_dataset
         clean = rows.with_transform(rows.format["format_kwargs"]["transform"].clean())
         trainer.evaluate(clean, metric_key_prefix="eval_train")
@@ -48,8 +50,7 @@ def run_detection(trainer: DistillationTrainer, config: dict[str, Any], score_tr
         names: Any = trainer.class_names
         return detection_sections(history, label_names=names, examples=box_examples(trainer))
 
-    more = {"trained": scored} if score_training else {}
-    return run_with_page(trainer, config, sections, metric="eval_ap", **more)
+    return run_with_page(trainer, config, sections, metric="eval_ap", trained=score)
 
 
 @torch.no_grad()

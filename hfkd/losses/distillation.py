@@ -183,7 +183,7 @@ class DistillationLoss(nn.Module):
             with self.autocast() if term.reads_features else nullcontext():
                 found = term.objective(items, temperature)
             if term.by_sample:
-                values[term.name] = items.sample_means(weight) * one_per_sample(items, "objective", found)
+                values[term.name] = items.sample_means(weight) * one_per_sample(items, found)
             else:
                 values[term.name] = weight * one_per_item(items, "objective", found)
         return values

@@ -142,7 +142,7 @@ def by_inputs(network: nn.Module, rows: Any = None) -> str:
 
 def _one_label(rows: Any) -> bool:
     """Whether the label of the first of `rows` is a single class id or class name."""
-    row = next(iter(first_rows(next(iter(rows.values())) if isinstance(rows, dict) else rows)), None)
+    row: Any = next(iter(first_rows(next(iter(rows.values())) if isinstance(rows, dict) else rows)), None)
     column = label_column(row) if isinstance(row, Mapping) else None
     return column is not None and row[column] is not None and np.ndim(row[column]) == 0
 
