@@ -219,9 +219,8 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
             raise ValueError(f"loss_chunk_size={self.loss_chunk_size} must be 0 (off) or a number of tokens")
         if not 0 <= self.label_smoothing_factor < 1:
             raise ValueError(f"label_smoothing_factor={self.label_smoothing_factor} must be from 0 to below 1")
-        with patch_environment(
-            accelerate_mixed_precision=self._precision
-        ):  # TrainingArguments would read it from the environment
+        # TrainingArguments would read it from the environment.
+        with patch_environment(accelerate_mixed_precision=self._precision):
             super().__post_init__()
         self._follow_metric()
         check_world_size(self.world_size)

@@ -17,7 +17,7 @@ from toys import Net, Rows, teacher
 from transformers import AutoModelForMaskedLM
 
 from hfkd.data.images import decode, load_images
-from hfkd.data.instructions import dolly_split, to_prompt_response
+from hfkd.data.instructions import dolly_rows, to_prompt_response
 from hfkd.data.labelled_texts import LabelledTextArguments
 from hfkd.data.masking import TokenMasking
 from hfkd.data.plain_texts import PlainTextArguments
@@ -229,7 +229,7 @@ DATA = {
         lambda: to_prompt_response(Dataset.from_dict({"instruction": ["a"], "output": ["b"], "system": ["be brief"]}))
     ),
     "text: Dolly of one row": lambda folder: (
-        lambda: dolly_split(
+        lambda: dolly_rows(
             Dataset.from_dict({"instruction": ["ask"], "context": [""], "response": ["a"], "category": ["qa"]}),
             tokenizer(),
         )

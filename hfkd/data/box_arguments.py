@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hfkd.data.coco import BoxRows, BoxTransform, load_coco, load_objects
+from hfkd.data.first_rows import at_most
 from hfkd.utils.counts import at_least_one
 
 
@@ -61,12 +62,8 @@ class BoxDataArguments:
                 "in the other; give both files the same categories"
             )
         transform = BoxTransform(self.flip, seed, train.label_names)
-        rows = [
-            part.rows if count is None else part.rows.select(range(min(count, len(part.rows))))
-            for part, count in ((train, self.max_train_images), (test, self.max_test_images))
-        ]
-        views = [one.with_transform(t) for one, t in zip(rows, (transform, transform.clean()), strict=True)]
-        return views[0], views[1], train.label_names
+        shown, scored = at_most(train.rows, self.max_train_images), at_most(test.rows, self.max_test_images)
+        return shown.with_transform(transform), scored.with_transform(transform.clean()), train.label_names
 
     def _splits(self) -> tuple[BoxRows, BoxRows]:
         folder = Path(self.dataset_name).expanduser()

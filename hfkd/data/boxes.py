@@ -83,9 +83,8 @@ def _row(row: Any, place: int) -> dict[str, Any]:
 def _by_name(row: Any) -> Mapping[str, Any]:
     if isinstance(row, (tuple, list)) and len(row) == 2 and isinstance(row[1], Mapping):
         target = dict(row[1])
-        if not {*REQUIRED} & target.keys() and target.keys() <= {
-            "image_id"
-        }:  # torchvision's target of an image without boxes
+        # torchvision's target of an image without boxes
+        if not {*REQUIRED} & target.keys() and target.keys() <= {"image_id"}:
             target |= {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
         row = {"pixel_values": row[0]} | target
     if not isinstance(row, Mapping) or not {"pixel_values", *REQUIRED} <= row.keys():

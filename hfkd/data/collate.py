@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from hfkd.data.labels import check_shares, refuse_words
-from hfkd.data.used_columns import LABELS
+from hfkd.data.used_columns import LABELS, label_column
 
 RGB = 3  # channels
 GREY = ("L", "1")  # modes of pictures
@@ -127,7 +127,7 @@ def _labels_column(row: Mapping[str, Any]) -> str | None:
             f"the dataset's rows have no 'pixel_values' but {sorted(row)}: rename the column, or load images with "
             "hfkd.data.load_images, and masks with hfkd.data.masks.load_masks"
         )
-    return next((name for name in LABELS if name in row), None)
+    return label_column(row)
 
 
 def _is_float(image: Any) -> bool:

@@ -12,6 +12,8 @@ from datasets import Dataset, IterableDataset, SplitDict
 from torch import Tensor
 from transformers.trainer_utils import has_length
 
+from hfkd.utils.argument_types import Positive, fitting
+
 
 class Resizing(NamedTuple):
     """How evaluation resizes an image: the shortest edge to `edge`, then a centre crop of `size`.
@@ -43,6 +45,11 @@ class EpochTransform(ABC):
     def one_view(self) -> Self:
         """The transform with one view per row instead of several."""
         return self
+
+    def check_std(self) -> None:
+        """Raise ValueError unless all of `std` are finite numbers above 0."""
+        for place, deviation in enumerate(self.std or ()):
+            fitting(type(self).__name__, f"std[{place}]", deviation, Positive)
 
     @abstractmethod
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:

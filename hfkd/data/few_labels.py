@@ -3,7 +3,7 @@
 import numpy as np
 from datasets import Dataset
 
-from hfkd.data.used_columns import LABELS
+from hfkd.data.used_columns import LABELS, label_column
 from hfkd.utils.targets import IGNORED
 
 
@@ -14,7 +14,7 @@ def few_labels(dataset: Dataset, labelled: int, seed: int = 0) -> Dataset:
     Apply it before the dataset's transform. Raises ValueError if `labelled` is less than 1, or more than there are
     rows.
     """
-    column = next((name for name in LABELS if name in dataset.column_names), None)
+    column = label_column(dataset.column_names)
     if column is None:
         raise ValueError(
             f"the dataset has the columns {dataset.column_names}, but none of {list(LABELS)}: rename the column of "

@@ -3,6 +3,8 @@
 import numpy as np
 from datasets import Dataset
 
+from hfkd.data.first_rows import at_most
+
 
 def few_rows(dataset: Dataset, count: int | None) -> Dataset:
     """The first `count` rows with their `labels`; of a dataset sorted by class, evenly spaced rows instead.
@@ -12,5 +14,6 @@ def few_rows(dataset: Dataset, count: int | None) -> Dataset:
     if count is None or count >= len(dataset):
         return dataset
     labels = np.asarray(dataset.with_format("numpy")["labels"][:])
-    in_order = np.all(labels[:-1] <= labels[1:]) or np.all(labels[:-1] >= labels[1:])
-    return dataset.select(np.linspace(0, len(dataset), count, endpoint=False).astype(int) if in_order else range(count))
+    if np.all(labels[:-1] <= labels[1:]) or np.all(labels[:-1] >= labels[1:]):
+        return dataset.select(np.linspace(0, len(dataset), count, endpoint=False).astype(int))
+    return at_most(dataset, count)

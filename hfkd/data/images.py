@@ -73,9 +73,8 @@ def decode(
     label_column = find_column(dataset, label_column, LABEL_COLUMNS, "label_column")
     labels = dataset.features[label_column]
     check_labels(labels, label_column)
-    if isinstance(
-        dataset.features[image_column], ImageFeature
-    ):  # decoded one by one, so that an error can name the row
+    # Decoded one by one, so that an error can name the row.
+    if isinstance(dataset.features[image_column], ImageFeature):
         dataset = dataset.cast_column(image_column, ImageFeature(decode=False))
     size = size or picture(dataset[0][image_column], 0).size[::-1]
     features = Features({"pixels": Value("binary"), "labels": labels, "index": Value("int64")})
@@ -89,6 +88,17 @@ def decode(
         fn_kwargs={"image_column": image_column, "label_column": label_column, "size": tuple(size), "layout": LAYOUT},
         desc="Decoding images",
     )
+
+
+def as_stored(rows: Any, image_column: str, label_column: str) -> Any:
+    """The columns `image` and `labels`, whose pictures a transform decodes, and, unless streamed, `index`."""
+    names = {image_column: "image", label_column: "labels"}
+    rows = rows.select_columns(list(names))
+    rows = rows.rename_columns({old: new for old, new in names.items() if old != new})
+    for column in names.values():
+        if isinstance(rows.features[column], ImageFeature):  # not decoded here, so that an error can name the row
+            rows = rows.cast_column(column, ImageFeature(decode=False))
+    return rows.add_column("index", np.arange(len(rows))) if isinstance(rows, Dataset) else rows
 
 
 def check_labels(feature: Any, column: str) -> None:

@@ -102,12 +102,6 @@ def are_turns(dataset: Dataset) -> bool:
     return first == "messages" or not isinstance(dataset.features[first], Value)
 
 
-def dolly_split(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int = 256) -> DatasetDict:
-    """`dolly_rows` as the columns `prompt` and `response`, in MiniLLM's and DSKD's format."""
-    rows = dolly_rows(dataset, tokenizer, max_prompt_tokens)
-    return DatasetDict({name: to_prompt_response(split) for name, split in rows.items()})
-
-
 def dolly_rows(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int = 256) -> DatasetDict:
     """databricks-dolly-15k -> `train` (11,435), `dev` (1,000), `test` (500), with the dataset's own columns.
 

@@ -6,19 +6,16 @@ B rows, H height, W width.
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-import numpy as np
 import torch
-from datasets import Dataset
-from datasets import Image as ImageFeature
 from torch import Tensor
 from torchvision.transforms import v2
 
 from hfkd.data.columns import LABEL_COLUMNS, find_column
 from hfkd.data.epochs import ImageEpochTransform, Resizing, epoch_zero
-from hfkd.data.images import IMAGE_COLUMNS, check_labels, pick_splits, picture
+from hfkd.data.images import IMAGE_COLUMNS, as_stored, check_labels, pick_splits, picture
 from hfkd.data.splits import load_splits
 from hfkd.data.transforms import view_ids
-from hfkd.utils.slots import positive
+from hfkd.utils.argument_types import Positive, fitting
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CENTRE = 0.875  # share of the resized image in the centre crop of evaluation: 224 of 256
@@ -41,7 +38,8 @@ class LargeImageTransform(ImageEpochTransform):
     epoch: Tensor = field(default_factory=epoch_zero, repr=False)
 
     def __post_init__(self) -> None:
-        positive("LargeImageTransform", size=self.size, **{f"std[{i}]": s for i, s in enumerate(self.std)})
+        self.check_std()
+        fitting("LargeImageTransform", "size", self.size, Positive)
         crop = [v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)]
         centre = [v2.Resize(self.resizing.edge), v2.CenterCrop(self.size)]  # bilinear
         pixels = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
@@ -57,9 +55,6 @@ class LargeImageTransform(ImageEpochTransform):
 
     def clean(self) -> Self:
         return replace(self, augment=False)
-
-    def one_view(self) -> Self:
-        return self
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
         index = torch.tensor(batch["index"])
@@ -104,10 +99,4 @@ def _columns(rows: Any, image_column: str | None, label_column: str | None) -> A
     image_column = find_column(rows, image_column, IMAGE_COLUMNS, "image_column")
     label_column = find_column(rows, label_column, LABEL_COLUMNS, "label_column")
     check_labels(rows.features[label_column], label_column)
-    rows = rows.select_columns([image_column, label_column])
-    rows = rows.rename_columns(
-        {old: new for old, new in ((image_column, "image"), (label_column, "labels")) if old != new}
-    )
-    if isinstance(rows.features["image"], ImageFeature):  # decoded by the transform, so that an error can name the row
-        rows = rows.cast_column("image", ImageFeature(decode=False))
-    return rows.add_column("index", np.arange(len(rows))) if isinstance(rows, Dataset) else rows
+    return as_stored(rows, image_column, label_column)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hfkd.data.first_rows import at_most
 from hfkd.data.large_images import IMAGENET_MEAN, IMAGENET_STD
 from hfkd.data.masks import MaskTransform, load_masks, read_label_names, read_palette
 from hfkd.utils.counts import at_least_one
@@ -105,8 +106,5 @@ class MaskDataArguments:
             None if self.palette is None else read_palette(self.palette),
             self.label_names,
         )
-        train, test = (
-            part if count is None else part.select(range(min(count, len(part))))
-            for part, count in ((train, self.max_train_images), (test, self.max_test_images))
-        )
+        train, test = at_most(train, self.max_train_images), at_most(test, self.max_test_images)
         return train.with_transform(transform), test.with_transform(transform.clean())

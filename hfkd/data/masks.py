@@ -21,13 +21,13 @@ from torchvision.transforms import v2
 from hfkd.data.collate import ImageCollator
 from hfkd.data.columns import find_column
 from hfkd.data.epochs import EpochTransform, epoch_zero
-from hfkd.data.images import IMAGE_COLUMNS, pick_splits, picture
+from hfkd.data.images import IMAGE_COLUMNS, as_stored, pick_splits, picture
 from hfkd.data.large_images import IMAGENET_MEAN, IMAGENET_STD
 from hfkd.data.mask_processors import refuse_moved
 from hfkd.data.splits import load_splits
 from hfkd.data.transforms import view_ids
-from hfkd.data.used_columns import LABELS
-from hfkd.utils.slots import positive
+from hfkd.data.used_columns import label_column
+from hfkd.utils.argument_types import Positive, fitting
 
 UNLABELLED = 255  # the label of pixels without a class, as in transformers and torchvision
 MASK_COLUMNS = ("label", "labels", "annotation", "mask", "segmentation_mask", "semantic_class_labels")
@@ -77,7 +77,8 @@ class MaskTransform(EpochTransform):
     epoch: Tensor = field(default_factory=epoch_zero, repr=False)
 
     def __post_init__(self) -> None:
-        positive("MaskTransform", **{f"std[{i}]": s for i, s in enumerate(self.std)}, **{"scale[0]": self.scale[0]})
+        self.check_std()
+        fitting("MaskTransform", "scale[0]", self.scale[0], Positive)
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"MaskTransform: scale={self.scale} must be (smallest, largest)")
         if self.augment and self.size is None:
@@ -207,7 +208,7 @@ class MaskCollator:
             self._sizes.add((*size, *made))
 
     def _row(self, row: Any) -> Any:
-        name = next((name for name in LABELS if name in row), None) if isinstance(row, Mapping) else None
+        name = label_column(row) if isinstance(row, Mapping) else None
         if name is None or isinstance(row[name], Tensor):
             return row
         return {**row, name: mask_ids(row[name], int(row.get("index", -1)))}
@@ -239,15 +240,7 @@ def load_masks(
 def _columns(rows: Dataset, image_column: str | None, label_column: str | None) -> Dataset:
     image_column = find_column(rows, image_column, IMAGE_COLUMNS, "image_column")
     label_column = find_column(rows, label_column, MASK_COLUMNS, "label_column")
-    rows = rows.select_columns([image_column, label_column])
-    names = {image_column: "image", label_column: "labels"}
-    rows = rows.rename_columns({old: new for old, new in names.items() if old != new})
-    for column in names.values():
-        if isinstance(
-            rows.features[column], ImageFeature
-        ):  # decoded by the transform, so that an error can name the row
-            rows = rows.cast_column(column, ImageFeature(decode=False))
-    return rows.add_column("index", np.arange(len(rows)))
+    return as_stored(rows, image_column, label_column)
 
 
 def read_palette(path: str) -> Palette:

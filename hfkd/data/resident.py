@@ -37,9 +37,8 @@ class ResidentImages(Dataset):
         super().__init__(dataset.data, dataset.info, dataset.split, dataset._indices, dataset._fingerprint)
         style = dataset.format
         self.set_format(style["type"], style["columns"], style["output_all_columns"], **style["format_kwargs"])
-        self._tensors = _Tensors(
-            self
-        )  # from self, not from `dataset`, because Dataset creates a new table object with other metadata
+        # From self, not from `dataset`, because Dataset creates a new table object with other metadata.
+        self._tensors = _Tensors(self)
 
     def move(self, device: torch.device) -> None:
         """Move the tensors to `device`, where batches are then made; on a GPU only for a DataLoader without workers."""

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from hfkd.data.first_rows import at_most
 from hfkd.data.instructions import dolly_rows, to_prompt_response
 from hfkd.data.pack_rows import pack_rows
 from hfkd.data.stored_templates import prompts_with_template
@@ -22,12 +23,11 @@ DEV_NAMES = ("dev", "validation", "valid")
 
 
 class TextData(NamedTuple):
-    """train, dev: tokenised rows for the loss. dev_texts, test_texts: texts `prompt` and `response` for generation."""
+    """train, dev: tokenised rows for the loss. dev_texts: texts `prompt` and `response` for generation."""
 
     train: Dataset
     dev: Dataset | None
     dev_texts: Dataset | None
-    test_texts: Dataset | None
 
 
 @dataclass
@@ -89,17 +89,14 @@ class TextDataArguments:
             raise ValueError(
                 f"{self.dataset_name} has the splits {sorted(splits)}, but one must be named train: rename it"
             )
-        train = _first(splits["train"], self.max_train_rows)
-        dev = next((_first(splits[name], self.max_dev_rows) for name in DEV_NAMES if name in splits), None)
-        dev_texts, test_texts = (
-            None if rows is None else to_prompt_response(rows, tokenizer, self.chat_template)
-            for rows in (dev, splits.get("test"))
-        )
+        train = at_most(splits["train"], self.max_train_rows)
+        dev = next((at_most(splits[name], self.max_dev_rows) for name in DEV_NAMES if name in splits), None)
+        dev_texts = None if dev is None else to_prompt_response(dev, tokenizer, self.chat_template)
         dev_tokens = None if dev is None else self._tokens(dev, tokenizer, *its)
         train_tokens = self._tokens(train, tokenizer, *its)
         if self.packing:
             train_tokens = pack_rows(train_tokens, self.max_length)
-        return TextData(train_tokens, dev_tokens, dev_texts, test_texts)
+        return TextData(train_tokens, dev_tokens, dev_texts)
 
     @property
     def generation_settings(self) -> dict[str, Any]:
@@ -169,7 +166,3 @@ class TextDataArguments:
             chat_template=self.chat_template,
             add_special_tokens=self._special,
         )
-
-
-def _first(dataset: Dataset, count: int | None) -> Dataset:
-    return dataset if count is None else dataset.select(range(min(count, len(dataset))))

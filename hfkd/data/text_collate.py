@@ -49,10 +49,8 @@ class TokenCollator:
         if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
             raise ValueError(f"pad_to_multiple_of={self.pad_to_multiple_of} must be 1 or more tokens, or None")
         if isinstance(self.tokenizer, int):
-            self.pad_token_id, self.tokenizer = (
-                self.tokenizer,
-                None,
-            )  # Trainer saves a collator's attribute `tokenizer`
+            # Trainer saves a collator's attribute `tokenizer`.
+            self.pad_token_id, self.tokenizer = self.tokenizer, None
         else:
             assert self.tokenizer is not None
             self.pad_token_id = padding_id(self.tokenizer)

@@ -15,7 +15,6 @@ from hfkd.data.epochs import ImageEpochTransform, Resizing, epoch_zero
 from hfkd.data.randaugment import strong_views
 from hfkd.utils.devices import send
 from hfkd.utils.numbers import CIFAR_MEAN, CIFAR_STD
-from hfkd.utils.slots import positive
 
 HEADER = 4  # bytes before the pixels of a packed image
 
@@ -40,7 +39,7 @@ class ImageTransform(ImageEpochTransform):
     epoch: Tensor = field(default_factory=epoch_zero, repr=False)
 
     def __post_init__(self) -> None:
-        positive("ImageTransform", **{f"std[{i}]": s for i, s in enumerate(self.std)})
+        self.check_std()
         if self.padding < 0:
             raise ValueError(f"ImageTransform: padding={self.padding} must be 0 or more pixels")
         if self.views not in (1, 2):

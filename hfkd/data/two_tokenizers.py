@@ -152,7 +152,3 @@ def _log_counts(given: int, rows: Dataset, limits: tuple[int, int]) -> None:
             f"in none of the {len(rows)} rows do tokens of student and teacher end at the same byte of the response, "
             "so that nothing can be aligned: check for empty responses, or a tokenizer that changes the text"
         )
-
-
-def _response(ends: list[int], labels: list[int]) -> list[int]:
-    return [end for end, label in zip(ends, labels, strict=True) if label != IGNORED]

@@ -1,23 +1,25 @@
 """Selection of the columns that are passed to a collator: the inputs of a network, without texts or file names."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import DataCollatorForLanguageModeling
 
-LABELS = (
-    "labels",
-    "label",
-    "label_ids",
-)  # the label columns of transformers' collators; the first one in a row is used
+# The label columns of transformers' collators; the first one in a row is used.
+LABELS = ("labels", "label", "label_ids")
 READ_BY_MASKING = frozenset({"special_tokens_mask", "offset_mapping"})
 Wanted = Callable[[str], bool]
 
 
+def label_column(names: Container[str]) -> str | None:
+    """The first of `LABELS` among the names of columns; None if there is none."""
+    return next((name for name in LABELS if name in names), None)
+
+
 def used(row: Mapping[str, Any], wanted: Wanted) -> dict[str, Any]:
     """The `wanted` columns of a row, its index, and one column of labels."""
-    labels = next((name for name in LABELS if name in row), None)
+    labels = label_column(row)
     return {name: v for name, v in row.items() if name in (labels, "index") or (name not in LABELS and wanted(name))}
 
 

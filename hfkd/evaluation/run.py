@@ -1,8 +1,7 @@
 """Generates answers to test sets, scores them and writes the results."""
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from hfkd.evaluation.resume import read_scores, with_earlier, write_scores
 from hfkd.evaluation.scoring import Scores, score_rows, summary
 from hfkd.evaluation.tables import markdown_table
 from hfkd.utils.files import write_atomically
+from hfkd.utils.json_file import json_lines
 from hfkd.utils.launch import processes
 
 logger = logging.getLogger(__name__)
@@ -89,11 +89,13 @@ def _one_seed(generator: TextGenerator, rows: Dataset, seed: int, path: Path, ro
     mine = []
     if processes().is_main_process:  # only once, since scoring is the slow part for small models
         mine = [score_rows(texts, references, rouge_tokenizer)]
-        write_atomically(path, _json_lines(prompts, texts, references, mine[0]))
+        write_atomically(path, json_lines(_rows(prompts, texts, references, mine[0])))
     return gather_object(mine)[0]
 
 
-def _json_lines(prompts: list[str], texts: list[str], references: list[list[str]], scores: Scores) -> bytes:
+def _rows(
+    prompts: list[str], texts: list[str], references: list[list[str]], scores: Scores
+) -> Iterator[dict[str, Any]]:
     columns = {
         "index": range(len(texts)),
         "prompt": prompts,
@@ -102,5 +104,4 @@ def _json_lines(prompts: list[str], texts: list[str], references: list[list[str]
         "rougeL": scores["rougeL_per_example"],
         "exact_match": scores["exact_match_per_example"],
     }
-    rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    return (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))

@@ -50,8 +50,8 @@ def instruct_sets(
     """The available test sets, in the papers' order, each with `prompt` and `references` (a list of texts).
 
     `source` is a folder with `<name>.jsonl`, or with the layout of the Hub (`<name>/valid.jsonl`,
-    `sinst/11_/valid.jsonl`), or the Hub account that has the repositories. `dolly_test` (`prompt`, `response`:
-    `dolly_split(...)["test"]`) replaces the Dolly file. Only the first 10,000 rows of UnNI are used, as published, and
+    `sinst/11_/valid.jsonl`), or the Hub account that has the repositories. `dolly_test`
+    (`dolly_rows(...)["test"]`) replaces the Dolly file. Only the first 10,000 rows of UnNI are used, as published, and
     at most `max_rows` of each set. A set that is missing in a folder is skipped with a warning. Raises ValueError for
     an unknown name, a missing folder, or if no set is found.
     """

@@ -19,7 +19,8 @@ from hfkd.evaluation.analysis import AnalysedNetwork, NetworkPass, compare, netw
 from hfkd.evaluation.analysis.samples import SHARE, extremes
 from hfkd.experiments.analysed_networks import load_networks
 from hfkd.experiments.analysis_parts import landscapes, load_runs, planes, training
-from hfkd.experiments.run import without_paths
+from hfkd.experiments.pictures import picture
+from hfkd.experiments.run import PAGE_NAME, without_paths
 from hfkd.models import InputSpec
 from hfkd.reports.analysis_page import analysis_page, student_sections, teacher_sections
 from hfkd.reports.energy import EnergyGroup, class_captions
@@ -27,14 +28,14 @@ from hfkd.reports.environment import environment
 from hfkd.reports.html import Section
 from hfkd.reports.results import RESULTS_NAME
 from hfkd.teachers.statistics import seen
+from hfkd.utils.argument_types import Positive, fitting
 from hfkd.utils.counts import at_least_one
 from hfkd.utils.json_file import read_json, write_json
 from hfkd.utils.launch import refuse_several
-from hfkd.utils.slots import positive
 
 logger = logging.getLogger(__name__)
 
-PAGE_NAME, NUMBERS_NAME = "index.html", "analysis.json"
+NUMBERS_NAME = "analysis.json"
 SHOWN = 16  # number of images with lowest and highest energy on the page
 
 
@@ -80,7 +81,7 @@ class AnalysisArguments:
 
     def __post_init__(self) -> None:
         at_least_one(self, "batch_size", "landscape_images")
-        positive("analyse", kl_temperature=self.kl_temperature)
+        fitting("analyse", "kl_temperature", self.kl_temperature, Positive)
         if self.tsne_images < 0:
             raise ValueError(f"tsne_images={self.tsne_images} must be 0 or more")
         if self.landscape_points and (self.landscape_points < 3 or self.landscape_points % 2 == 0):
@@ -123,7 +124,6 @@ def analyse(args: AnalysisArguments, data: ImageDataArguments) -> dict[str, Any]
         numbers |= more
         sections += shown
     folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / NUMBERS_NAME, numbers)
     analysis_page(folder / PAGE_NAME, numbers, sections)
     logger.info("Results are in %s; open %s", folder / NUMBERS_NAME, folder / PAGE_NAME)
@@ -222,7 +222,5 @@ def _group(rows: Tensor, taught: NetworkPass, images: Any, received: InputSpec) 
     """The images of these rows, the most extreme first, with their classes and the teacher's predictions."""
     probabilities, names = taught.logits[rows].softmax(-1), label_names(images)
     shown = rows[:SHOWN].tolist()
-    pixels = torch.stack([images[row]["pixel_values"] for row in shown])
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (received.mean, received.std))
-    pictures = (255 * (pixels * std + mean)).round().clamp(0, 255).to(torch.uint8)
+    pictures = torch.stack([picture(images[row]["pixel_values"], received) for row in shown])
     return EnergyGroup(pictures, probabilities, class_captions(taught.labels[shown], probabilities, names))

@@ -19,9 +19,9 @@ from hfkd.data.mask_arguments import MaskDataArguments
 from hfkd.evaluation.analysis.pixels import PixelNumbers
 from hfkd.experiments.analysed_mask_networks import load_mask_networks
 from hfkd.experiments.analysed_networks import short_names
-from hfkd.experiments.pictured_run import example_name, spread
-from hfkd.experiments.run import without_paths
-from hfkd.experiments.segmentation import picture, teacher_pictures
+from hfkd.experiments.pictures import example_name, picture, spread
+from hfkd.experiments.run import PAGE_NAME, without_paths
+from hfkd.experiments.segmentation import teacher_pictures
 from hfkd.losses.functional import entropy, interpolated
 from hfkd.models import InputSpec
 from hfkd.models.mask_teacher_arguments import MaskTeacherArguments
@@ -30,14 +30,14 @@ from hfkd.reports.environment import environment
 from hfkd.reports.masks import MaskExample
 from hfkd.tasks.semantic_segmentation import flat_labels
 from hfkd.teachers import FrozenTeacher
+from hfkd.utils.argument_types import Positive, fitting
 from hfkd.utils.counts import at_least_one
 from hfkd.utils.json_file import write_json
 from hfkd.utils.launch import processes, refuse_several
-from hfkd.utils.slots import positive
 
 logger = logging.getLogger(__name__)
 
-PAGE_NAME, NUMBERS_NAME = "index.html", "analysis.json"
+NUMBERS_NAME = "analysis.json"
 
 
 @dataclass
@@ -60,7 +60,7 @@ class MaskAnalysisArguments(MaskTeacherArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self, "batch_size", "shown_images")
-        positive("analyse", kl_temperature=self.kl_temperature)
+        fitting("analyse", "kl_temperature", self.kl_temperature, Positive)
         if not self.students:
             raise ValueError("students is empty: pass at least one network")
 
@@ -92,7 +92,6 @@ def analyse_masks(args: MaskAnalysisArguments, data: MaskDataArguments) -> dict[
     }
     examples = [_example(k, images[k], networks, received, device) for k in spread(len(images), args.shown_images)]
     folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / NUMBERS_NAME, numbers)
     mask_analysis_page(folder / PAGE_NAME, numbers, examples, label_names)
     logger.info("Results are in %s; open %s", folder / NUMBERS_NAME, folder / PAGE_NAME)

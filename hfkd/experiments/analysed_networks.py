@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import timm
 import torch
 from transformers import AutoConfig
 
 from hfkd.data import label_names, num_labels
+from hfkd.data.collate import ImageCollator
+from hfkd.data.first_rows import first_rows
 from hfkd.evaluation.analysis import AnalysedNetwork
-from hfkd.evaluation.analysis.network import first_images
 from hfkd.models import InputSpec, image_teacher
+from hfkd.models.classifier import is_architecture
 from hfkd.utils.launch import processes
 
 
@@ -49,7 +50,7 @@ def load_network(
     """One network, checked on two images."""
     classes, data_names = num_labels(images), label_names(images)
     hub_id = network.count("/") == 1 and not network.startswith((".", "/", "~"))
-    if not (_is_timm(network) or hub_id or Path(network).is_dir()):
+    if not (is_architecture(network) or hub_id or Path(network).is_dir()):
         raise ValueError(
             f"{network!r} is neither the output folder of a run, nor a Hub id (owner/name), nor a timm name: correct it"
         )
@@ -61,7 +62,7 @@ def load_network(
     model = _loaded(network, classes, file)
     device = torch.device("cpu") if use_cpu else processes().device
     found = AnalysedNetwork(name, model, received, data_names, device)
-    found.check(first_images(images), classes)
+    found.check(ImageCollator()(first_rows(images))["pixel_values"], classes)
     return found
 
 
@@ -77,13 +78,9 @@ def _loaded(network: str, classes: int, file: str | None) -> Any:
         ) from error
 
 
-def _is_timm(network: str) -> bool:
-    return "/" not in network and timm.is_model(network)
-
-
 def _checkpoints(args: NamedNetworks) -> list[str | None]:
     """The weights file of each student; None for a folder or a Hub id, which include weights."""
-    bare = [name for name in args.students if _is_timm(name)]
+    bare = [name for name in args.students if is_architecture(name)]
     files = args.student_checkpoints or []
     if len(files) != len(bare):
         raise ValueError(
@@ -91,7 +88,7 @@ def _checkpoints(args: NamedNetworks) -> list[str | None]:
             "pass one for each of these, in order; folders and Hub ids include weights"
         )
     remaining = iter(files)
-    return [next(remaining) if _is_timm(name) else None for name in args.students]
+    return [next(remaining) if is_architecture(name) else None for name in args.students]
 
 
 def short_names(paths: Sequence[str]) -> list[str]:

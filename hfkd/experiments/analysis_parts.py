@@ -33,10 +33,8 @@ def planes(
     teacher: str, taught: NetworkPass, students: Mapping[str, NetworkPass], images: int, seed: int
 ) -> tuple[Numbers, Section]:
     """t-SNE of every network's features, by name, and the separation of the classes."""
-    shown, narrowest = (
-        min(images, len(taught.labels)),
-        min(one.features.shape[1] for one in (taught, *students.values())),
-    )
+    shown = min(images, len(taught.labels))
+    narrowest = min(one.features.shape[1] for one in (taught, *students.values()))
     if shown < FEWEST or narrowest < 2:
         why = (
             f"Left out: there are {shown} images with {narrowest} features; t-SNE needs at least {FEWEST} images "

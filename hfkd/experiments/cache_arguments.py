@@ -101,9 +101,8 @@ class TeacherCacheArguments:
         temperature: Any,
         mixed_precision: str | None,
     ) -> None:
-        accelerator = Accelerator(
-            mixed_precision=mixed_precision
-        )  # uses the process group created by TrainingArguments
+        # It uses the process group that TrainingArguments has created.
+        accelerator = Accelerator(mixed_precision=mixed_precision)
         softened = resolve_temperature(OF_LANGUAGE if temperature is None else temperature)
         choices = getattr(softened, "choices", None)
         if choices is None:

@@ -1,11 +1,10 @@
-"""A complete run of a classifier: train or resume, evaluate, save, and write an HTML report.
+"""A complete run of a classifier, whose page shows the teacher's energies and what student and teacher get right.
 
 Rows are images or texts. N images, C classes, H height, W width.
 """
 
-import logging
 from collections.abc import Callable
-from importlib.util import find_spec
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,20 +14,15 @@ from torch import Tensor
 from hfkd.data.epochs import ImageStream, image_transform
 from hfkd.data.he_da import original_images
 from hfkd.data.transforms import unpack_pixels
-from hfkd.data.used_columns import LABELS
-from hfkd.experiments.run import save_student, train_to_the_end, without_paths
+from hfkd.data.used_columns import label_column
+from hfkd.experiments.run import run_with_page
 from hfkd.losses.temperatures import Energy, Fitted
 from hfkd.reports.energy import class_captions
-from hfkd.reports.page import distillation_page
-from hfkd.reports.results import RESULTS_NAME, ResultsCallback
+from hfkd.reports.page import distillation_sections
 from hfkd.teachers import FrozenTeacher, TeacherScan, scan
 from hfkd.trainer import DistillationTrainer
 from hfkd.training.validation.normalisation import receiving
-from hfkd.utils.json_file import read_json
 
-logger = logging.getLogger(__name__)
-
-PAGE_NAME = "index.html"
 SHOWN = 16  # number of images with lowest and highest energy on the page
 ENTROPY_TEMPERATURE = 3.0  # EA-KD's, for the entropies on the page
 GROUP = 512  # number of images per energy group whose predictions are averaged
@@ -41,28 +35,9 @@ def run_classifier(
     items_name: str = "images",
     trained: Callable[[], Any] = lambda: None,
 ) -> dict[str, Any]:
-    """Train, resuming an interrupted session, and write results.json, the student and a page.
-
-    `config` is recorded with the results; `items_name` is the name of rows there; `page=False` omits the page, which
-    needs another pass of teacher and student over all rows. `trained` is called after training, before
-    anything is written or uploaded. Returns the content of results.json. Call it on every rank.
-    """
-    config = without_paths(config)
-    drawn = page and find_spec("matplotlib") is not None
-    if page and not drawn:
-        logger.warning("%s will not be written, as matplotlib is missing: pip install 'hfkd[demo]'", PAGE_NAME)
-    folder = train_to_the_end(trainer, ResultsCallback(config, items_name=items_name))
-    trained()
-    data = page_data(trainer) if drawn else {}
-    results: dict[str, Any] = {}
-    if trainer.is_world_process_zero():
-        results = read_json(folder / RESULTS_NAME)
-        if drawn:
-            history = trainer.state.log_history
-            distillation_page(folder / PAGE_NAME, config=config, log_history=history, results=results, **data)
-            logger.info("Results are in %s; open %s", folder, folder / PAGE_NAME)
-    save_student(trainer, config)
-    return results
+    """`run_with_page` for a classifier: its page needs another pass of teacher and student over all rows."""
+    known: dict[str, Any] = {"items_name": items_name, "page": page, "trained": trained}
+    return run_with_page(trainer, config, distillation_sections, **known, shown=partial(page_data, trainer))
 
 
 def page_data(trainer: DistillationTrainer) -> dict[str, Any]:
@@ -98,7 +73,7 @@ def _energy_groups(trainer: DistillationTrainer, teacher: FrozenTeacher, trainin
 
 
 def _classes(trainer: DistillationTrainer, dataset: Any, rows: list[int], probabilities: Tensor) -> list[str]:
-    labels = dataset.with_format(None)[rows][next(name for name in LABELS if name in dataset.column_names)]
+    labels = dataset.with_format(None)[rows][label_column(dataset.column_names)]
     return class_captions(labels, probabilities, trainer.class_names)
 
 

@@ -11,7 +11,8 @@ from transformers import set_seed
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.box_arguments import BoxDataArguments
-from hfkd.experiments.pictured_run import example_name, run_pictured, spread
+from hfkd.experiments.pictures import example_name, picture, spread
+from hfkd.experiments.run import run_with_page
 from hfkd.models.detection_arguments import DetectionNetworkArguments
 from hfkd.reports.boxes import BoxExample, FoundBoxes
 from hfkd.reports.page import detection_sections
@@ -36,9 +37,11 @@ def detection_trainer(
 
 
 def run_detection(trainer: DistillationTrainer, config: dict[str, Any], score_training: bool = False) -> dict[str, Any]:
-    """`run_pictured` for a detector. score_training: also evaluate on the training images, as `eval_train_ap`."""
+    """`run_with_page` for a detector. score_training: also evaluate on the training images, as `eval_train_ap`."""
 
-    def scored() -> None:
+    def score() -> None:
+        if not score_training:
+            return
         rows: Any = trainer.train_dataset
         clean = rows.with_transform(rows.format["format_kwargs"]["transform"].clean())
         trainer.evaluate(clean, metric_key_prefix="eval_train")
@@ -47,12 +50,11 @@ def run_detection(trainer: DistillationTrainer, config: dict[str, Any], score_tr
         names: Any = trainer.class_names
         return detection_sections(history, label_names=names, examples=box_examples(trainer))
 
-    more = {"trained": scored} if score_training else {}
-    return run_pictured(trainer, config, "eval_ap", sections, **more)
+    return run_with_page(trainer, config, sections, metric="eval_ap", trained=score)
 
 
 @torch.no_grad()
-def box_examples(trainer: DistillationTrainer, count: int = SHOWN) -> list[BoxExample]:
+def box_examples(trainer: DistillationTrainer) -> list[BoxExample]:
     """A few images spread over the evaluation set, with their boxes and the networks' detections."""
     rows: Any = trainer.eval_dataset
     if rows is None or isinstance(rows, dict) or trainer.model is None:
@@ -61,7 +63,7 @@ def box_examples(trainer: DistillationTrainer, count: int = SHOWN) -> list[BoxEx
         stack.enter_context(untouched(trainer.model))
         if trainer.teacher is not None:
             stack.enter_context(trainer.teacher.frozen())
-        return [_example(trainer, k, rows[k]) for k in spread(len(rows), count)]
+        return [_example(trainer, k, rows[k]) for k in spread(len(rows), SHOWN)]
 
 
 def _example(trainer: DistillationTrainer, place: int, row: Any) -> BoxExample:
@@ -70,9 +72,8 @@ def _example(trainer: DistillationTrainer, place: int, row: Any) -> BoxExample:
     if trainer.teacher is not None:
         networks["teacher"] = trainer.teacher.networks[0]
     found = {name: _found(trainer.call.output(network, batch)["detections"][0]) for name, network in networks.items()}
-    image = (255 * batch["pixel_values"][0]).round().to(torch.uint8).movedim(0, -1).cpu()
     there = {"boxes": batch["boxes"][0], "labels": batch["labels"][0]}
-    return BoxExample(example_name(place), image, _found(there), **found)
+    return BoxExample(example_name(place), picture(batch["pixel_values"][0], None), _found(there), **found)
 
 
 def _found(boxes: Mapping[str, Tensor]) -> FoundBoxes:

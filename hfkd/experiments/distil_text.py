@@ -8,8 +8,8 @@ from hfkd.arguments import DistillationArguments
 from hfkd.data.labelled_texts import LabelledTextArguments
 from hfkd.data.plain_texts import PlainTextArguments
 from hfkd.evaluation.metrics import default_metrics
+from hfkd.models.label_names import class_names
 from hfkd.models.text_network_arguments import TextNetworkArguments
-from hfkd.models.text_networks import class_names
 from hfkd.tasks.choice import chosen_task
 from hfkd.trainer import DistillationTrainer
 

@@ -12,7 +12,7 @@ import xxhash
 from hfkd.data.stored_templates import RESPONSES
 from hfkd.teachers.fingerprint import changed_setting
 from hfkd.utils.files import checksum, write_atomically
-from hfkd.utils.json_file import read_json, write_json
+from hfkd.utils.json_file import json_lines, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class ResponseFolder:
         return [json.loads(line) for line in lines]
 
     def write_part(self, number: int, rows: Sequence[Row]) -> None:
-        content = _lines(rows)
+        content = json_lines(rows)
         write_atomically(self._path(number), content + _tag(content))
 
     def _path(self, number: int) -> Path:
@@ -105,7 +105,7 @@ class ResponseFolder:
     def renew(self, splits: Mapping[str, Sequence[Row]]) -> None:
         """Write the splits of a complete folder again that the dataset, which they are copied from, has otherwise."""
         for name, rows in splits.items():
-            path, content = self.folder / f"{name}.jsonl", _lines(rows)
+            path, content = self.folder / f"{name}.jsonl", json_lines(rows)
             if not path.is_file() or path.read_bytes() != content:
                 logger.warning("%s is not this split of the dataset, and is written again", path)
                 write_atomically(path, content)
@@ -113,14 +113,10 @@ class ResponseFolder:
     def finish(self, splits: Mapping[str, Sequence[Row]], counts: Mapping[str, int]) -> None:
         """Write the splits, `train` last, then `counts`, and delete the parts."""
         for name in sorted(splits, key=lambda name: name == "train"):
-            write_atomically(self.folder / f"{name}.jsonl", _lines(splits[name]))
+            write_atomically(self.folder / f"{name}.jsonl", json_lines(splits[name]))
         done = {"counts": dict(counts), "checksum": checksum(self.folder / "train.jsonl")}
         write_json(self.folder / RESPONSES, self._named() | done)
         shutil.rmtree(self.folder / PARTS, ignore_errors=True)
-
-
-def _lines(rows: Sequence[Row]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 def _tag(content: bytes) -> bytes:

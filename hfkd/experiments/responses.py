@@ -12,6 +12,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hfkd.data.first_rows import at_most
 from hfkd.data.instructions import to_prompt_response
 from hfkd.data.prompts import Prompts, read_prompts
 from hfkd.data.text_arguments import TextDataArguments
@@ -91,9 +92,7 @@ class ResponseArguments:
         splits = data.splits(tokenizer)
         if "train" not in splits:
             raise ValueError(f"{self.dataset_name} has the splits {sorted(splits)}: one must be named train")
-        rows = splits["train"]
-        first = rows if self.max_rows is None else rows.select(range(min(self.max_rows, len(rows))))
-        return splits | {"train": first}
+        return splits | {"train": at_most(splits["train"], self.max_rows)}
 
 
 def generate_responses(

@@ -1,15 +1,57 @@
-"""A complete run, which resumes an interrupted session."""
+"""A complete run, which resumes an interrupted session, and its page."""
 
 import logging
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hfkd.reports.results import ResultsCallback
+from hfkd.reports.page import run_page
+from hfkd.reports.results import RESULTS_NAME, ResultsCallback
 from hfkd.trainer import DistillationTrainer
 from hfkd.training.checkpoints.whole import last_checkpoint
 from hfkd.utils.command import without_secrets
+from hfkd.utils.json_file import read_json
 
 logger = logging.getLogger(__name__)
+
+PAGE_NAME = "index.html"
+
+
+def run_with_page(
+    trainer: DistillationTrainer,
+    config: dict[str, Any],
+    sections: Callable[..., Any],
+    *,
+    metric: str = "eval_accuracy",
+    items_name: str = "images",
+    page: bool = True,
+    trained: Callable[[], Any] = lambda: None,
+    shown: Callable[[], Mapping[str, Any]] = dict,
+) -> dict[str, Any]:
+    """Train, resuming an interrupted session, and write results.json, the student and a page.
+
+    Returns the content of results.json. Call it on every rank. `config` is recorded with the results, `metric`
+    determines the best epoch, and `items_name` is the name of rows. `trained` is called after training, before anything
+    is written or uploaded, and then `shown` for what the page shows besides the curves, both on every rank. `sections`
+    makes the page's sections from the log history and from what `shown` returns. `page=False` omits the page.
+    """
+    config = without_paths(config)
+    drawn = page and find_spec("matplotlib") is not None
+    if page and not drawn:
+        logger.warning("%s will not be written, as matplotlib is missing: pip install 'hfkd[demo]'", PAGE_NAME)
+    folder = train_to_the_end(trainer, ResultsCallback(config, metric=metric, items_name=items_name))
+    trained()
+    data = shown() if drawn else {}
+    results: dict[str, Any] = {}
+    if trainer.is_world_process_zero():
+        results = read_json(folder / RESULTS_NAME)
+        if drawn:
+            history = trainer.state.log_history
+            run_page(folder / PAGE_NAME, sections(history, **data), config=config, log_history=history, results=results)
+            logger.info("Results are in %s; open %s", folder, folder / PAGE_NAME)
+    save_student(trainer, config)
+    return results
 
 
 def train_to_the_end(trainer: DistillationTrainer, results: ResultsCallback) -> Path:

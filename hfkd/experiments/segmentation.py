@@ -10,9 +10,9 @@ from transformers import PreTrainedModel, SegformerImageProcessor, set_seed
 from hfkd.arguments import DistillationArguments
 from hfkd.data.mask_arguments import MaskDataArguments
 from hfkd.evaluation.metrics.mean_iou import MeanIoU, pixel_predictions
-from hfkd.experiments.pictured_run import example_name, run_pictured, spread
+from hfkd.experiments.pictures import example_name, picture, spread
+from hfkd.experiments.run import run_with_page
 from hfkd.losses.functional import energy, entropy, interpolated
-from hfkd.models import InputSpec
 from hfkd.models.calling import logits_of
 from hfkd.models.segmentation_arguments import SegmentationNetworkArguments
 from hfkd.reports.masks import MaskExample
@@ -21,6 +21,7 @@ from hfkd.tasks.semantic_segmentation import flat_labels
 from hfkd.teachers import FrozenTeacher
 from hfkd.trainer import DistillationTrainer
 from hfkd.training.validation.normalisation import receiving
+from hfkd.utils.modes import in_eval_mode
 
 SHOWN = 4  # number of images on the page
 
@@ -55,27 +56,24 @@ def segmentation_trainer(
 
 
 def run_segmentation(trainer: DistillationTrainer, config: dict[str, Any]) -> dict[str, Any]:
-    """`run_pictured` for a segmentation network."""
+    """`run_with_page` for a segmentation network."""
 
     def sections(history: Sequence[Any]) -> Any:
         named: Any = trainer.compute_metrics
         return segmentation_sections(history, label_names=named.names, examples=mask_examples(trainer))
 
-    return run_pictured(trainer, config, "eval_mean_iou", sections)
+    return run_with_page(trainer, config, sections, metric="eval_mean_iou")
 
 
 @torch.no_grad()
-def mask_examples(trainer: DistillationTrainer, count: int = SHOWN) -> list[MaskExample]:
+def mask_examples(trainer: DistillationTrainer) -> list[MaskExample]:
     """A few images spread over the evaluation set, with the predictions of student and teacher for each pixel."""
     rows: Any = trainer.eval_dataset
     model = trainer.model
     if rows is None or isinstance(rows, dict) or trainer.is_fsdp_enabled or model is None:
         return []
-    trained = model.training
-    try:
-        return [_example(trainer, model.eval(), k, rows[k]) for k in spread(len(rows), count)]
-    finally:
-        model.train(trained)
+    with in_eval_mode(model):
+        return [_example(trainer, model, k, rows[k]) for k in spread(len(rows), SHOWN)]
 
 
 def teacher_pictures(maps: Tensor, size: Sequence[int]) -> dict[str, Tensor]:
@@ -98,13 +96,6 @@ def _example(trainer: DistillationTrainer, student: nn.Module, place: int, row: 
         with receiving(trainer.teacher, trainer.image_inputs, trainer.eval_dataset), trainer.teacher.frozen():
             found |= teacher_pictures(trainer.teacher(**batch), size)
     return MaskExample(example_name(place), **found)
-
-
-def picture(pixels: Tensor, spec: InputSpec | None) -> Tensor:
-    """The image [3, H, W] before normalisation, as uint8 [H, W, 3]."""
-    mean, std = ((0.0,), (1.0,)) if spec is None else (spec.mean, spec.std)
-    plain = pixels.float().cpu() * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
-    return (255 * plain.clamp(0, 1)).round().to(torch.uint8).movedim(0, -1)
 
 
 def _processor(data: MaskDataArguments) -> SegformerImageProcessor:

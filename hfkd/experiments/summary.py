@@ -107,10 +107,8 @@ def _over_seeds(values: list[float | None]) -> dict[str, Any]:
 
 def _protocol(settings: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
     """Properties in which rows may differ besides the method. Settings missing in old records have their defaults."""
-    cut, epochs = (
-        [said.format(settings[name]) for name, said in CUT.items() if settings.get(name)],
-        results.get("epochs"),
-    )
+    cut = [said.format(settings[name]) for name, said in CUT.items() if settings.get(name)]
+    epochs = results.get("epochs")
     crop = "resized crop" if settings.get("resized_crop") else f"crop {settings['crop_padding']}"
     augmentation = [crop] if crop != "crop 0" else []
     augmentation += ["flip"] if settings["flip"] else []

@@ -25,6 +25,7 @@ from hfkd.losses.rescaling import Rescaling
 from hfkd.losses.slot_values import is_ours
 from hfkd.losses.sources import HeadSource, Source
 from hfkd.losses.terms import Term
+from hfkd.utils.argument_types import Count, fitting
 
 # (logits before rescaling, temperatures and weights) -> (the chunk's part of the loss, the parts of each item).
 PartOf = Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
@@ -56,8 +57,7 @@ class ChunkedLoss:
         rescalings: tuple[Rescaling, Rescaling] = (Rescaling(), Rescaling()),
     ) -> None:
         for name, value in (("chunk_size", chunk_size), ("num_classes", 1 if num_classes is None else num_classes)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"ChunkedLoss: {name}={value!r} must be a whole number above 0")
+            fitting("ChunkedLoss", name, value, Count)
         refuse_unserved(loss)
         self.loss, self.chunk_size, self.num_classes, self.rescalings = loss, chunk_size, num_classes, rescalings
         # The signals that the slots read from student and teacher in the last call. The next call computes them in one
@@ -84,9 +84,8 @@ class ChunkedLoss:
         sources = student, teacher
         slots = self.loss.temperature, self.loss.weighting
         by_sample = items.lengths is not None and all(requirements_of(slot).within_samples for slot in slots)
-        by_sample = by_sample and not trained(
-            self.loss.temperature
-        )  # temperatures that are computed within a pass have no gradient
+        # Temperatures that are computed within a pass have no gradient.
+        by_sample = by_sample and not trained(self.loss.temperature)
         groups = _groups(items.lengths or (), self.chunk_size) if by_sample else [slice(0, len(items))]
         chunks: list[tuple[slice, bool]] = []  # and whether the temperatures and weights of its items are known
         chosen: dict[str, Tensor] = {}

@@ -79,8 +79,7 @@ class DistillationLoss(nn.Module):
         self.terms: tuple[Term, ...] = terms_of(self.objective)
         self._refuse_temperature()
         # Slots that are modules are children already. Trainable modules inside other slots become children here.
-        slots = (self.objective, self.temperature, self.weighting)
-        hidden = [m for slot in slots if not isinstance(slot, nn.Module) for m in trained_modules(slot)]
+        hidden = [m for slot in self.slots if not isinstance(slot, nn.Module) for m in trained_modules(slot)]
         if hidden:
             self.inner_modules = nn.ModuleList(hidden)
         self.temperature_chosen = True  # False: it is the default, as none was given
@@ -97,10 +96,14 @@ class DistillationLoss(nn.Module):
             )
 
     @property
+    def slots(self) -> tuple[Any, Any, Any]:
+        """The objective, the temperature and the weighting."""
+        return self.objective, self.temperature, self.weighting
+
+    @property
     def requirements(self) -> Requirements:
         """The joint requirements of all slots; none with kd_weight 0."""
-        slots = (self.objective, self.temperature, self.weighting) if self.kd_weight else ()
-        return Requirements.joined(map(requirements_of, slots)) if slots else Requirements()
+        return Requirements.joined(map(requirements_of, self.slots)) if self.kd_weight else Requirements()
 
     @property
     def builds(self) -> bool:
@@ -180,7 +183,7 @@ class DistillationLoss(nn.Module):
             with self.autocast() if term.reads_features else nullcontext():
                 found = term.objective(items, temperature)
             if term.by_sample:
-                values[term.name] = items.sample_means(weight) * one_per_sample(items, "objective", found)
+                values[term.name] = items.sample_means(weight) * one_per_sample(items, found)
             else:
                 values[term.name] = weight * one_per_item(items, "objective", found)
         return values

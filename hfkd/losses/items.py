@@ -331,6 +331,11 @@ def epoch_of(progress: float | None) -> int:
     return int(progress) + 1
 
 
+def warmed_up(progress: float | None, epochs: float) -> float:
+    """min(e / epochs, 1), e = 1 in the first epoch; 1 without a warm-up (`epochs=0`)."""
+    return min(epoch_of(progress) / epochs, 1.0) if epochs else 1.0
+
+
 def _views(logits: Tensor, labels: Tensor) -> int:
     if not len(labels):
         return 1

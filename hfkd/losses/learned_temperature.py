@@ -41,13 +41,8 @@ class Learned(nn.Module, Temperature):
     ) -> None:
         super().__init__()
         fitting("Learned", "start + span", start + span, SoftmaxTemperature)
-        self.instance, self.start, self.span, self.warmup_epochs, self.width = (
-            instance,
-            start,
-            span,
-            warmup_epochs,
-            width,
-        )
+        self.instance, self.start, self.span = instance, start, span
+        self.warmup_epochs, self.width = warmup_epochs, width
         if instance:
             self.theta: Any = nn.Sequential(nn.LazyLinear(width), nn.ReLU(), nn.Linear(width, 1))
         else:

@@ -45,9 +45,7 @@ class Outputs:
     """One network's outputs: logits [N, C], and the captured inner features by key in `kept`."""
 
     logits: Tensor
-    kept: Mapping[Any, Any] | None = (
-        None  # None instead of an empty mapping, which a loss captured as a graph could not create
-    )
+    kept: Mapping[Any, Any] | None = None  # not an empty mapping, which a loss captured as a graph could not create
 
     @property
     def features(self) -> Features:

@@ -44,12 +44,12 @@ def one_per_item(items: Items, slot: str, values: Any) -> Tensor:
     return values
 
 
-def one_per_sample(items: Items, slot: str, values: Any) -> Tensor:
-    """`values`, which must be a tensor of one number per sample [S]. Raises ValueError otherwise."""
+def one_per_sample(items: Items, values: Any) -> Tensor:
+    """An objective's `values`, which must be a tensor of one number per sample [S]. Raises ValueError otherwise."""
     if not isinstance(values, Tensor) or values.shape != (items.num_samples,):
         shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
-            f"the {slot} returned {shape} for {items.num_samples} samples: with level='sample' it must return one "
+            f"the objective returned {shape} for {items.num_samples} samples: with level='sample' it must return one "
             "number per sample"
         )
     return values

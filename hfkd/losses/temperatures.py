@@ -5,7 +5,6 @@ N items. Thresholds that depend on the whole training set are fitted once by a t
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -230,13 +229,13 @@ def _energy_of(items: Items, energy_temperature: float, level: Level) -> Tensor:
     return items.mean_over_sample(score) if level == "sample" else score
 
 
-def resolve_temperature(spec: Any, table: Mapping[str, Callable[..., Any]] = TEMPERATURES) -> Any:
+def resolve_temperature(spec: Any) -> Any:
     """`resolve` for the temperature slot, where a number (or a string of one) means `Constant`."""
     if isinstance(spec, str):
         try:
             spec = float(spec)
         except ValueError:
-            return resolve(spec, table, "temperature")
+            return resolve(spec, TEMPERATURES, "temperature")
     if isinstance(spec, (int, float)) and not isinstance(spec, bool):
         return Constant(spec)
-    return resolve(spec, table, "temperature")
+    return resolve(spec, TEMPERATURES, "temperature")

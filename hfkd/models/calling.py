@@ -42,9 +42,7 @@ class Call:
     router_weight: float | None = None
     shifts_labels: bool = False
     writes: bool = False  # an encoder-decoder with a language modelling head: it needs labels or decoder inputs
-    unlabelled: int | None = (
-        None  # the label index of no class, for models whose auxiliary head only enters their own loss
-    )
+    unlabelled: int | None = None  # the label of no class, for models whose auxiliary head only enters their own loss
     hands_on: bool = False  # forward(*args, **kwargs): images are passed by position, other inputs by name
 
     @classmethod

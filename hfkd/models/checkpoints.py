@@ -21,10 +21,7 @@ WRAPPERS = ("model", "state_dict")  # keys under which training scripts store th
 PREFIXES = ("module.", "_orig_mod.", "timm_model.")  # DataParallel, torch.compile, transformers' TimmWrapper
 SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 PICKLED = (".bin", ".pt", ".pth")
-SAVED_NAMES = (
-    "model.safetensors",
-    "pytorch_model.bin",
-)  # the file names of save_pretrained and the Hub beside config.json
+SAVED_NAMES = ("model.safetensors", "pytorch_model.bin")  # of save_pretrained and the Hub, beside config.json
 SHOWN = 3
 
 

@@ -17,11 +17,16 @@ from transformers import (
 )
 
 from hfkd.models.checkpoints import load_checkpoint, naming_unreadable, refuse_other_architecture
-from hfkd.models.label_names import is_numbering, warn_of_renamed
+from hfkd.models.label_names import class_names, is_numbering, warn_of_renamed
 from hfkd.models.new_head import refuse_new_head
 
 # the entries of timm's pretrained_cfg for preprocessing; the others describe weights that a new model does not have
 INPUT_KEYS = ("input_size", "fixed_input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+
+
+def is_architecture(name: str) -> bool:
+    """Whether `name` is a timm architecture, not a Hub id or a folder with a "/"."""
+    return "/" not in name and timm.is_model(name)
 
 
 def image_classifier(
@@ -42,8 +47,8 @@ def image_classifier(
     name = os.fspath(name)
     labels = _label_config(num_labels, label_names)
     if new_head:
-        refuse_new_head(name, checkpoint, stored="/" in name or not timm.is_model(name))
-    if "/" not in name and timm.is_model(name):
+        refuse_new_head(name, checkpoint, stored=not is_architecture(name))
+    if is_architecture(name):
         model = _fresh(name, num_labels, labels)
     elif "/" in name or os.path.isdir(name):
         model = _stored(name, num_labels, labels, new_head, new_head or checkpoint is not None)
@@ -67,7 +72,7 @@ def image_teacher(
     """
     if label_names is not None and _names_its_classes(os.fspath(name)):
         label_names = None
-    if checkpoint is None and "/" not in os.fspath(name) and timm.is_model(os.fspath(name)):
+    if checkpoint is None and is_architecture(os.fspath(name)):
         raise ValueError(
             f"the teacher {os.fspath(name)!r} is an architecture with random weights: pass its checkpoint, or a Hub "
             "id or saved folder with weights"
@@ -105,11 +110,9 @@ def _names_its_classes(name: str) -> bool:
 def _label_config(num_labels: int, label_names: Sequence[str] | None) -> dict[str, Any]:
     if num_labels < 1:
         raise ValueError(f"num_labels={num_labels} must be at least 1: pass the number of classes in the data")
-    if label_names is None:
-        return {"num_labels": num_labels}
-    if len(label_names) != num_labels:
+    if label_names is not None and len(label_names) != num_labels:
         raise ValueError(f"{len(label_names)} label_names for num_labels={num_labels}: pass one name for each class")
-    return {"id2label": dict(enumerate(label_names)), "label2id": {n: i for i, n in enumerate(label_names)}}
+    return class_names(label_names, num_labels)
 
 
 def _fresh(name: str, num_labels: int, labels: dict[str, Any]) -> PreTrainedModel:
@@ -140,9 +143,8 @@ def _stored(name: str, num_labels: int, labels: dict[str, Any], new_head: bool, 
             "classification layer"
         )
     else:
-        labels = labels | {
-            "num_labels": num_labels
-        }  # transformers' timm wrapper would keep the stored number with new names
+        # transformers' timm wrapper would keep the stored number with new names
+        labels = labels | {"num_labels": num_labels}
     with naming_unreadable(name):
         model, info = AutoModelForImageClassification.from_pretrained(
             name, ignore_mismatched_sizes=replace_head, trust_remote_code=False, output_loading_info=True, **labels

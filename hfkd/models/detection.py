@@ -7,7 +7,7 @@ import difflib
 import inspect
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -69,10 +69,7 @@ def faster_rcnn(
     ValueError for an unknown name.
     """
     made = _backbone(backbone, levels, fpn_channels)
-    if frozen_batch_norm:
-        made.body = freeze_batch_norm_2d(made.body)
-    if frozen_stages:
-        _freeze(made.body, frozen_stages)
+    _freeze_body(made, frozen_batch_norm, frozen_stages)
     names = [str(k) for k in range(len(levels))]
     sizes = tuple((anchor_size << k,) for k in range(len(levels) + 1))
     return FasterRCNN(
@@ -117,7 +114,7 @@ def detector(
     if checkpoint is not None and checkpoint != "torchvision":
         load_checkpoint(made, checkpoint)
     if name.startswith(WHOLE):  # once it has the statistics that are to stay
-        _freeze_body(made.backbone, settings)
+        _freeze_body(made.backbone, settings.get("frozen_batch_norm", False), settings.get("frozen_stages", 0))
     return made.eval()
 
 
@@ -187,12 +184,12 @@ def _backbone(name: str, levels: Sequence[int], out_channels: int) -> Any:
     )
 
 
-def _freeze_body(backbone: Any, settings: Mapping[str, Any]) -> None:
-    """What `faster_rcnn` does by the settings `FROZEN`: torchvision freezes batch norms only where it loads weights."""
-    if settings.get("frozen_batch_norm"):
+def _freeze_body(backbone: Any, batch_norm: bool, stages: int) -> None:
+    """By the settings `FROZEN`. torchvision freezes its detectors' batch norms only where it loads weights."""
+    if batch_norm:
         backbone.body = freeze_batch_norm_2d(backbone.body)
-    if settings.get("frozen_stages"):
-        _freeze(backbone.body, settings["frozen_stages"])
+    if stages:
+        _freeze(backbone.body, stages)
 
 
 def _freeze(body: Any, stages: int) -> None:

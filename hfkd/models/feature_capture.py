@@ -173,9 +173,7 @@ class Probe:
                     "so that the layer is ambiguous: name a module that is called once"
                 )
         changed = {key for key, (tensor, version) in self.versions.items() if tensor._version != version}
-        changed = {
-            key for key in changed if not capture.taps[key].parts
-        }  # these are concatenations, which are new tensors
+        changed = {key for key in changed if not capture.taps[key].parts}  # concatenations are new tensors
         if changed:
             capture.copied = capture.copied | changed
             result, found = capture.run(forward)

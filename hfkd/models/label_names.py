@@ -42,6 +42,13 @@ def label_names_in(config: PreTrainedConfig) -> tuple[str, ...] | None:
     return names if names and not is_numbering(names) else None
 
 
+def class_names(names: Sequence[str] | None, classes: int) -> dict[str, Any]:
+    """What the config of a classifier with this number of classes says of them."""
+    if names is None:
+        return {"num_labels": classes}
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+
+
 def warn_of_renamed(name: str, label_names: Sequence[str] | None) -> None:
     """Warn of a stored head of other classes than `label_names`, or of these in another order, which gets these names.
 

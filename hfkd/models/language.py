@@ -18,7 +18,6 @@ from transformers.utils import is_bitsandbytes_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hfkd.models.checkpoints import naming_unreadable
-from hfkd.models.vocabulary import same_tokenizer
 from hfkd.utils.launch import processes
 
 logger = logging.getLogger(__name__)
@@ -111,20 +110,6 @@ def _untie_adapted(base: Any) -> None:
     if head.weight is table.weight:
         head.weight = nn.Parameter(head.weight.detach().clone(), head.weight.requires_grad)
         base.config.get_text_config().tie_word_embeddings = base.config.tie_word_embeddings = False
-
-
-def matching_tokenizers(
-    student_name: str | Path, teacher_name: str | Path | None, tokenizer_name: str | Path | None = None
-) -> PreTrainedTokenizerBase:
-    """The student's tokenizer, after checking that the teacher's maps every token to the same id.
-
-    `tokenizer_name` is used for a model that has no tokenizer (for example a configuration). `teacher_name=None`: there
-    is no teacher. Raises ValueError for different tokenizers, and for a model without any.
-    """
-    student = load_tokenizer(student_name, tokenizer_name)
-    if teacher_name is not None:
-        same_tokenizer(student, load_tokenizer(teacher_name, tokenizer_name))
-    return student
 
 
 def load_tokenizer(name_or_path: str | Path, fallback: str | Path | None = None) -> PreTrainedTokenizerBase:

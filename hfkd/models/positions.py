@@ -10,11 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.trainer_utils import unwrap_peft_model
 
-TABLES = (
-    "position_embeddings",
-    "wpe",
-    "embed_positions",
-)  # tables of learned positions; a position beyond their end raises IndexError
+# Tables of learned positions; a position beyond their end raises IndexError.
+TABLES = ("position_embeddings", "wpe", "embed_positions")
 
 
 def embeddings(network: nn.Module) -> int | None:

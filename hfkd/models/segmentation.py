@@ -17,9 +17,9 @@ from torchvision.models.segmentation import LRASPP
 from transformers import AutoModelForSemanticSegmentation
 
 from hfkd.models.checkpoints import load_checkpoint
-from hfkd.models.label_names import warn_of_renamed
+from hfkd.models.label_names import class_names, warn_of_renamed
 from hfkd.models.new_head import refuse_new_head
-from hfkd.models.text_networks import class_names, loaded
+from hfkd.models.text_networks import loaded
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 WITH_AUXILIARY_HEAD = ("deeplabv3_", "fcn_")

@@ -244,17 +244,15 @@ def _head(network: nn.Module) -> str:
             f"layer 'pooled': {type(bare(network)).__name__} has no linear layer, whose input it would be: name a "
             "module by its path"
         )
-    named = _named_head(bare(network))
-    return named or linear[-1]
+    return _named_head(bare(network)) or linear[-1]
 
 
 def _named_head(network: Any) -> str | None:
     """The path of the head that a language model or a timm network returns itself."""
-    getters = ("get_output_embeddings",) if isinstance(network, PreTrainedModel) else ("get_classifier",)
     inner = getattr(network, "timm_model", None)
     if inner is not None:
         name = _named_head(inner)
         return name and f"timm_model.{name}"
-    heads = [getattr(network, getter)() for getter in getters if hasattr(network, getter)]
-    paths = [name for name, module in network.named_modules() if any(module is head for head in heads)]
-    return paths[0] if paths else None
+    getter = "get_output_embeddings" if isinstance(network, PreTrainedModel) else "get_classifier"
+    head = getattr(network, getter)() if hasattr(network, getter) else None
+    return next((name for name, module in network.named_modules() if module is head), None)

@@ -4,7 +4,6 @@ C classes.
 """
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -93,13 +92,6 @@ def text_teacher(auto: Any, name: str, tokenizer: PreTrainedTokenizerBase, dtype
             "(PeftModel.merge_and_unload, save_pretrained), and pass that folder"
         )
     return _ready(network, tokenizer, name)
-
-
-def class_names(names: Sequence[str] | None, classes: int) -> dict[str, Any]:
-    """The `labels` of a classifier with this number of classes."""
-    if names is None:
-        return {"num_labels": classes}
-    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
 def loaded(auto: Any, name: str, dtype: str, **labels: Any) -> tuple[PreTrainedModel, dict[str, Any]]:

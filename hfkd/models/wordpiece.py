@@ -35,9 +35,8 @@ def train_wordpiece(texts: Sequence[str], size: int) -> PreTrainedTokenizerBase:
     )
     learnt = _tokenizer(models.WordPiece(unk_token="[UNK]"), normalizer)
     learnt.train_from_iterator(texts, trainer)
-    tokenizer = _tokenizer(
-        models.WordPiece(learnt.get_vocab(), unk_token="[UNK]"), normalizer
-    )  # without `within` as special tokens
+    # A tokenizer of the same vocabulary, without `within` as special tokens.
+    tokenizer = _tokenizer(models.WordPiece(learnt.get_vocab(), unk_token="[UNK]"), normalizer)
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",

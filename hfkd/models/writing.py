@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from hfkd.utils.modes import in_eval_mode
+
 
 class OnlyKnown(LogitsProcessor):
     """Masks all tokens from `size` on: those of a padded vocabulary, which the other network may not have."""
@@ -32,19 +34,16 @@ def only_for_writing(model: PreTrainedModel) -> Iterator[None]:
     `generate` takes unset values from the model's own configuration, such as the repetition penalty of a chat model.
     The configuration is emptied in place, because a PEFT model shares the object with its base model.
     """
-    modes = {module: module.training for module in model.modules()}
     own = vars(model.generation_config)
     saved = dict(own)
     try:
         own.clear()
         own.update(vars(GenerationConfig()))
-        model.eval()
-        yield
+        with in_eval_mode(model):
+            yield
     finally:
         own.clear()
         own.update(saved)
-        for module, training in modes.items():
-            module.training = training
 
 
 def end_ids(model: PreTrainedModel, tokenizer: Any) -> set[int]:

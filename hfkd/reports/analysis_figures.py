@@ -55,9 +55,9 @@ def segment_accuracy(students: Mapping[str, Segments], one_teacher: bool) -> Fig
 
 
 @styled
-def heatmaps(matrices: Mapping[str, Any], label: str) -> Figure:
-    """Matrices [C, C] side by side, with a common scale from 0; NaN entries are white."""
-    arrays = {name: as_array(matrix).astype(float) for name, matrix in matrices.items()}
+def heatmaps(differences: Mapping[str, Any]) -> Figure:
+    """Matrices [C, C] of absolute differences side by side, with a common scale from 0; NaN entries are white."""
+    arrays = {name: as_array(matrix).astype(float) for name, matrix in differences.items()}
     highest = max((np.nanmax(array) for array in arrays.values() if not np.isnan(array).all()), default=1.0) or 1.0
     figure, grid = panels(len(arrays), 2.9)
     shown: Any = None
@@ -65,7 +65,7 @@ def heatmaps(matrices: Mapping[str, Any], label: str) -> Figure:
         shown = axes.imshow(array, cmap="magma_r", vmin=0, vmax=highest, interpolation="nearest")
         axes.set(title=name, xlabel="class", ylabel="class")
         axes.grid(visible=False)
-    figure.colorbar(shown, ax=grid[: len(arrays)], label=label, shrink=0.8)
+    figure.colorbar(shown, ax=grid[: len(arrays)], label="|difference|", shrink=0.8)
     return figure
 
 
@@ -85,7 +85,7 @@ def panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
 @styled
 def divergence_bars(students: Mapping[str, Mapping[str, float]], items: str = "images") -> Figure:
     """The mean divergence of each student, over all `items` and over those with lowest and highest teacher entropy."""
-    kinds = {"kl_lowest_entropy": style.LOW_ENERGY, "kl": "#9AA5B1", "kl_highest_entropy": style.HIGH_ENERGY}
+    kinds = {"kl_lowest_entropy": style.LOW_ENERGY, "kl": style.GREY, "kl_highest_entropy": style.HIGH_ENERGY}
     names = {"kl_lowest_entropy": "lowest 10 %", "kl": f"all {items}", "kl_highest_entropy": "highest 10 %"}
     figure, (axes,) = new_figure(8.4, 1.2 + 0.75 * len(students))
     for offset, (kind, color) in zip((-0.26, 0, 0.26), kinds.items(), strict=True):

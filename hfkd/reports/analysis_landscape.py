@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 @styled
-def landscape_lines(students: Mapping[str, Landscape], level: float = LEVEL) -> Figure:
+def landscape_lines(students: Mapping[str, Landscape]) -> Figure:
     """Losses [P] along one direction, on a log axis."""
     figure, (axes,) = new_figure(8.4, 3.6)
     for (name, one), color in zip(students.items(), cycle(STUDENT_LINES), strict=False):
         axes.plot(as_array(one.coordinates), as_array(one.losses), marker="o", color=color, label=name)
-    axes.axhline(level, color=style.ORANGE, linewidth=1, linestyle="--", label=f"loss {level:g}")
+    axes.axhline(LEVEL, color=style.ORANGE, linewidth=1, linestyle="--", label=f"loss {LEVEL:g}")
     axes.set_yscale("log")
     _plain_numbers(axes.yaxis)
     axes.set(xlabel="step along a filter-normalised random direction", ylabel="cross-entropy")
@@ -36,8 +36,8 @@ def landscape_lines(students: Mapping[str, Landscape], level: float = LEVEL) -> 
 
 
 @styled
-def landscape_maps(students: Mapping[str, Landscape], level: float = LEVEL) -> Figure:
-    """Losses [P, P] along two directions, on a common logarithmic colour scale, with a contour line at `level`."""
+def landscape_maps(students: Mapping[str, Landscape]) -> Figure:
+    """Losses [P, P] along two directions, on a common logarithmic colour scale, with a contour line at LEVEL."""
     from matplotlib.colors import LogNorm
 
     losses = {name: as_array(one.losses) for name, one in students.items()}
@@ -49,8 +49,8 @@ def landscape_maps(students: Mapping[str, Landscape], level: float = LEVEL) -> F
     for axes, (name, one) in zip(grid, students.items(), strict=False):
         at = as_array(one.coordinates)
         shown = axes.pcolormesh(at, at, losses[name], norm=norm, cmap="viridis", shading="nearest", rasterized=True)
-        if losses[name].min() < level < losses[name].max():
-            axes.contour(at, at, losses[name], levels=[level], colors=[style.ORANGE], linewidths=1.5)
+        if losses[name].min() < LEVEL < losses[name].max():
+            axes.contour(at, at, losses[name], levels=[LEVEL], colors=[style.ORANGE], linewidths=1.5)
         axes.set(title=name, xlabel="second direction", ylabel="first direction", aspect="equal")
         axes.grid(visible=False)
     bar = figure.colorbar(shown, ax=grid[: len(students)], label="cross-entropy", shrink=0.8)

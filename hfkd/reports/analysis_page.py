@@ -105,5 +105,5 @@ def _correlations(students: Mapping[str, Numbers], differences: Mapping[str, Any
     )
     found = {name: one["correlation_difference"] for name, one in students.items()}
     rows = [(name, f"{one['mean']:.4f}", f"{one['max']:.4f}") for name, one in found.items()]
-    figure = heatmaps(differences, "|difference|")
+    figure = heatmaps(differences)
     return Section("Correlations of the logits", text, figure, (("student", "mean", "largest"), rows))

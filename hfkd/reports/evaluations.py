@@ -9,7 +9,7 @@ from transformers.trainer_utils import has_length
 from hfkd.evaluation.weights import step_of_weights
 from hfkd.training.host import Host
 
-# Keys of log entries that do not count as evaluations of the run: the number of rows of another dataset (-1: a #
+# Keys of log entries that do not count as evaluations of the run: the number of rows of another dataset (-1: a
 # stream), and the step of other weights. Values are numbers, as in the rest of the log.
 OTHER_SET, OTHER_STEP = "other_set_rows", "weights_of_step"
 

@@ -87,7 +87,7 @@ def energy_histogram(
     values = as_vector(energies, "energies")
     figure, (axes,) = new_figure(8.4, 3.6)
     counts, edges = np.histogram(values, bins=BINS)
-    axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color="#9AA5B1", linewidth=0)
+    axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=style.GREY, linewidth=0)
     axes.set_xlabel("teacher energy  $E = -T_E\\,\\mathrm{logsumexp}(z / T_E)$\nlow energy = the teacher is confident")
     axes.set_ylabel(samples)
     axes.grid(axis="x", visible=False)

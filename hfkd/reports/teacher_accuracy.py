@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from hfkd.data.first_rows import sets_by_name
 from hfkd.losses.items import Items
 from hfkd.reports.history import teacher_scores
 from hfkd.teachers import FrozenTeacher
@@ -60,10 +61,9 @@ def measure(trainer: Host) -> dict[str, float]:
     wanted = trainer.args.evaluate_teacher and trainer.distillation_loss.kd_weight and trainer.eval_dataset is not None
     if not wanted or live is None or not live.networks or trainer.task.predicts:
         return {}
-    sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
     scores: dict[str, float] = {}
     with kept_random_state():
-        for name, dataset in sets.items():
+        for name, dataset in sets_by_name(trainer.eval_dataset, "").items():
             with receiving(live, trainer.image_inputs, dataset):
                 found = _score(trainer, live, trainer.get_eval_dataloader(name or dataset))
             scores |= {f"{key}_{name}" if name else key: value for key, value in found.items()}

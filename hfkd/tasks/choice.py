@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto as auto
 
 from hfkd.data.first_rows import first_rows
-from hfkd.data.used_columns import LABELS
+from hfkd.data.used_columns import label_column
 from hfkd.models.calling import Call, bare
 from hfkd.tasks.base import TASKS, Task
 
@@ -142,9 +142,9 @@ def by_inputs(network: nn.Module, rows: Any = None) -> str:
 
 def _one_label(rows: Any) -> bool:
     """Whether the label of the first of `rows` is a single class id or class name."""
-    row = next(iter(first_rows(next(iter(rows.values())) if isinstance(rows, dict) else rows)), None)
-    label = next((row[name] for name in LABELS if name in row), None) if isinstance(row, Mapping) else None
-    return label is not None and np.ndim(label) == 0
+    row: Any = next(iter(first_rows(next(iter(rows.values())) if isinstance(rows, dict) else rows)), None)
+    column = label_column(row) if isinstance(row, Mapping) else None
+    return column is not None and row[column] is not None and np.ndim(row[column]) == 0
 
 
 def _by_problem(network: PreTrainedModel, task: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from hfkd.data.first_rows import first_rows
+from hfkd.data.first_rows import first_rows, sets_by_name
 from hfkd.data.token_rows import PACKING
 from hfkd.models.calling import Call
 from hfkd.tasks.proof import untouched
@@ -57,7 +57,7 @@ class PackingCheck:
     def check_datasets(self, datasets: Mapping[str, Any], collate: Callable[[list[Any]], Any]) -> None:
         """Raise ValueError if the first rows of a dataset, or one of its first thousand, are packed and unsupported."""
         for dataset in datasets.values():
-            for rows in dataset.values() if isinstance(dataset, dict) else (dataset,):
+            for rows in sets_by_name(dataset).values():
                 for batch in _looked_at(rows, collate):
                     self(batch)
 

@@ -20,6 +20,7 @@ from hfkd.models.calling import Call, bare, logits_of, loss_of
 from hfkd.tasks.base import Task
 from hfkd.tasks.tokens import PROBED_TOKENS, PerToken
 from hfkd.utils.buffers import KeptBuffers
+from hfkd.utils.modes import in_eval_mode
 from hfkd.utils.random_state import kept_random_state
 from hfkd.utils.targets import IGNORED
 
@@ -135,18 +136,14 @@ def _made_up_tokens(network: nn.Module) -> dict[str, Tensor]:
 @contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:
     """Context with the network in eval mode; restores its modes, buffers and problem type, and the random state."""
-    modes = [(module, module.training) for module in network.modules()]
     config = getattr(bare(network), "config", None)
     problem = getattr(config, "problem_type", None)  # a classifier writes it into its config when it computes a loss
     kept = KeptBuffers()
     kept.keep(network)
     try:
-        with kept_random_state():
-            network.eval()
+        with kept_random_state(), in_eval_mode(network):
             yield
     finally:
-        for module, mode in modes:  # one by one: frozen batch norms may be in eval mode
-            module.training = mode
         kept.restore(network)
         if config is not None:
             config.problem_type = problem

@@ -109,7 +109,7 @@ class TwoTokenizerLM(CausalLM):
 
     def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
         """Items of groups for a batch with the teacher's tokens; for other batches items of one network's tokens."""
-        if "teacher_input_ids" not in batch:
+        if not self.teacher_reads(batch):
             return super().items(batch, student, teacher, progress)
         mine, its = self.targets(batch), self.targets(self.for_teacher(batch))
         return self.of_targets(batch, Outputs(mine.pick(student)), Outputs(its.pick(teacher)), progress)

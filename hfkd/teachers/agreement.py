@@ -16,8 +16,8 @@ from hfkd.teachers.image_cache.quantize import NATURAL
 from hfkd.utils.random_state import kept_random_state
 
 PROBED = 8  # rows
-# Tolerance of the mean over these rows, relative to the logits' size; that of a single row is three times as large. #
-# Rounding depends on batch size, threads and machine: about 1e-5 in float32 on a CPU, 1e-3 for TF32 convolutions, #
+# Tolerance of the mean over these rows, relative to the logits' size; that of a single row is three times as large.
+# Rounding depends on batch size, threads and machine: about 1e-5 in float32 on a CPU, 1e-3 for TF32 convolutions,
 # 1e-2 in bfloat16. Other weights, images or code differ by 0.1 or more.
 FLOAT32, HALF, BFLOAT16, QUANTISED = 0.0003, 0.005, 0.03, 0.05
 

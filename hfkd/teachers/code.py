@@ -24,10 +24,7 @@ from torch import nn
 FOLDERS = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 # hfkd itself may be installed from a checkout, outside of the library folders
 LIBRARIES = tuple(f"{Path(path).resolve()}{os.sep}" for path in {*FOLDERS, str(Path(__file__).parents[1])})
-MOST, LONGEST = (
-    20_000,
-    1000,
-)  # limits on objects and their entries, far above those of transforms
+MOST, LONGEST = 20_000, 1000  # limits on objects and their entries, far above those of transforms
 PLAIN = (str, bytes, int, float, bool, complex, type(None), enum.Enum, torch.dtype, torch.device)
 
 

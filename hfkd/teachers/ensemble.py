@@ -23,8 +23,7 @@ class Unlike(ValueError):
 class TeacherEnsemble(FrozenTeacher):
     """Several teachers used as one, whose logits are their mean.
 
-    With `each=True` it returns the logits of all K
-    teachers, [K, B, ...], for objectives that combine them themselves.
+    With `each=True` it returns the logits of all K teachers, [K, B, ...], for objectives that combine them themselves.
     """
 
     def __init__(self, teachers: Sequence[FrozenTeacher]) -> None:

@@ -24,6 +24,7 @@ from hfkd.models.target_logits import outputs_at_targets
 from hfkd.teachers.base import Teacher
 from hfkd.teachers.freezing import Freezing
 from hfkd.teachers.sharding import shard_networks
+from hfkd.utils.devices import device_of
 from hfkd.utils.targets import Targets
 
 logger = logging.getLogger(__name__)
@@ -82,8 +83,7 @@ class FrozenTeacher(nn.Module, Teacher):
         self.received, self.scale, self.shift = received, None, None
         if received is None or self.wanted is None or same_statistics(received, self.wanted):
             return
-        parameter = next(self.model.parameters(), None)
-        device = None if parameter is None else parameter.device
+        device = device_of(self.model)
         have_mean, have_std, want_mean, want_std = (
             torch.tensor(v, device=device).view(-1, 1, 1)
             for v in (received.mean, received.std, self.wanted.mean, self.wanted.std)
@@ -112,9 +112,7 @@ class FrozenTeacher(nn.Module, Teacher):
         self.aligned = False
         if self.classes is not None:
             order = self.classes if order is None else [self.classes[i] for i in order]
-        parameter = next(self.model.parameters(), None)
-        device = None if parameter is None else parameter.device
-        self.order = None if order is None else torch.tensor(order, device=device)
+        self.order = None if order is None else torch.tensor(order, device=device_of(self.model))
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
         return self

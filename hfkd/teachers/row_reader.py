@@ -16,6 +16,7 @@ from hfkd.losses.items import Items
 from hfkd.tasks.base import Task
 from hfkd.teachers.agreement import disagreement, fixed_batches, size_of, tolerance
 from hfkd.teachers.frozen import FrozenTeacher
+from hfkd.utils.devices import device_of
 
 NAMES = ("energy", "entropy")
 
@@ -36,8 +37,7 @@ class RowReader:
 
     @property
     def device(self) -> torch.device:
-        parameter = next(self.teacher.parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
+        return device_of(self.teacher)
 
     def frozen(self) -> AbstractContextManager[None]:
         return self.teacher.frozen()

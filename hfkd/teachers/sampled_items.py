@@ -15,10 +15,10 @@ def per_row(limit: int | None, rows: int) -> int | None:
 
 
 def spread_items(row: Tensor, num_rows: int, most: int | None) -> Tensor:
-    """Indices [M] of the items to keep, at most `most` of each row; `row` [N]:
+    """Indices [M] of the items to keep, at most `most` of each row; `row` [N]: the row of each item, in order.
 
-    the row of each item, in order. One from each of `most` equal parts of a row's items, at varying places: the same on
-    any number of ranks, and not aligned with the lines of an image.
+    One from each of `most` equal parts of a row's items, at varying places: the same on any number of ranks, and not
+    aligned with the lines of an image.
     """
     counts = torch.bincount(row, minlength=num_rows)
     if most is None or int(counts.max() if num_rows else 0) <= most:

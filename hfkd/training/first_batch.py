@@ -73,7 +73,7 @@ class KeptFirst:
             return self
         if self._rest is None and self.ready is None and self._by_number:
             return self.loader
-        plain = {"batch_size": None, "drop_last": False, "collate_fn": _as_is, "prefetch_factor": None}
+        plain = {"batch_size": None, "drop_last": False, "collate_fn": as_is, "prefetch_factor": None}
         return SimpleNamespace(dataset=Batches(self), **plain)
 
     def __iter__(self) -> Iterator[Any]:
@@ -133,7 +133,8 @@ class Batches(IterableDataset):
             self.loader.set_epoch(epoch)
 
 
-def _as_is(batch: Any) -> Any:
+def as_is(batch: Any) -> Any:
+    """A collator for batches that are ready."""
     return batch
 
 

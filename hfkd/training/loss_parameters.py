@@ -155,8 +155,7 @@ def regroup(loss: DistillationLoss, optimizer: torch.optim.Optimizer) -> None:
 
 def _groups(loss: DistillationLoss, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
     """`parameters` in the groups that slots ask for; the others form one group with the optimizer's settings."""
-    slots = (loss.objective, loss.temperature, loss.weighting)
-    asked = [group for slot in slots if isinstance(slot, Slot) for group in slot.parameter_groups()]
+    asked = [group for slot in loss.slots if isinstance(slot, Slot) for group in slot.parameter_groups()]
     wanted = {id(p) for p in parameters}
     groups = [group | {"params": [p for p in group["params"] if id(p) in wanted]} for group in asked]
     apart = {id(p) for group in groups for p in group["params"]}
@@ -166,8 +165,7 @@ def _groups(loss: DistillationLoss, parameters: list[nn.Parameter]) -> list[dict
 
 def learner(loss: DistillationLoss) -> Any:
     """The slot with trainable parameters, for messages."""
-    slots = (loss.objective, loss.temperature, loss.weighting)
-    learning = (s for s in slots if isinstance(s, nn.Module) and any(p.requires_grad for p in s.parameters()))
+    learning = (s for s in loss.slots if isinstance(s, nn.Module) and any(p.requires_grad for p in s.parameters()))
     return next(learning, loss.temperature)
 
 

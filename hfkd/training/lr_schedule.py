@@ -80,7 +80,7 @@ def refuse_unknown_epochs(loss: DistillationLoss, args: DistillationArguments, r
 
 def _warmups(loss: DistillationLoss) -> list[tuple[Any, float]]:
     """The slots whose warm-up counts epochs, with that number."""
-    slots = (loss.objective, loss.temperature, loss.weighting) if loss.kd_weight else ()
+    slots = loss.slots if loss.kd_weight else ()
     return [(slot, epochs) for slot in slots if (epochs := requirements_of(slot).epochs)]
 
 

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainingArguments
 from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import ImageCollator
 from hfkd.data.epochs import set_epoch_of
+from hfkd.data.first_rows import sets_by_name
 from hfkd.data.resident import ResidentImages
 from hfkd.data.used_columns import only_used
 from hfkd.losses.distillation import DistillationLoss
@@ -45,7 +46,7 @@ def pins_memory(datasets: Mapping[str, Any], args: DistillationArguments) -> boo
     """
     if args.device.type == "cpu":
         return False
-    parts = [part for given in datasets.values() for part in (given.values() if isinstance(given, dict) else [given])]
+    parts = [part for given in datasets.values() for part in sets_by_name(given).values()]
     resident = [part for part in parts if isinstance(part, ResidentImages) and not args.dataloader_num_workers]
     for part in resident:
         part.move(args.device)

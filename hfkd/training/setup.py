@@ -27,7 +27,7 @@ from hfkd.teachers import Teacher
 from hfkd.teachers.tokenizer import check_teacher_tokenizers, known_tokenizer
 from hfkd.training import loss_parameters
 from hfkd.training.built_objectives import Builder, is_built
-from hfkd.training.first_batch import KeptFirst, few_rows
+from hfkd.training.first_batch import KeptFirst, as_is, few_rows
 from hfkd.training.forward.choice import Chosen, choose_forward
 from hfkd.training.forward.features import InnerFeatures
 from hfkd.training.forward.he_da import refuse_he_da
@@ -385,7 +385,7 @@ class Setup:
         with refusing_narrow_maps(self.model, self.args):
             found = check_batch(*parts, no_label=self.no_label)
         bounds = Bounds.of(self.model, self.networks, self.task, self.num_classes or found)
-        first.check = CheckedCollator(_as_it_is, bounds, self.rows, self.no_label)
+        first.check = CheckedCollator(as_is, bounds, self.rows, self.no_label)
         first.check(batch)
         self.look_for_labels(None)
         if not self.rows_come_later:
@@ -396,7 +396,3 @@ class Setup:
             self.build_from(few)
             self.waits = False
         self.take_parameters()
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

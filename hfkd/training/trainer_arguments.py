@@ -31,7 +31,7 @@ TAKEN = (
     "teacher_cache_dir",
     "channels_last",
 )
-# How Trainer calls methods that subclasses override: positional arguments, and names of keyword arguments. Without #
+# How Trainer calls methods that subclasses override: positional arguments, and names of keyword arguments. Without
 # `log`, which gets start_time only for the log of a training step: a log(self, logs) works otherwise.
 CALLED: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
     "compute_loss": (({}, {}), ("num_items_in_batch",)),

@@ -1,10 +1,10 @@
-"""Transfer of small tensors to a device without a synchronisation, unlike `.to` and `torch.tensor`."""
+"""The device of a network; transfer of small tensors without a synchronisation, unlike `.to` and `torch.tensor`."""
 
 from functools import lru_cache
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class OnHost:
@@ -12,6 +12,12 @@ class OnHost:
 
     def to(self, *args: Any, **keywords: Any) -> Self:
         return self
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """The device of a network's parameters; the CPU for a network without any."""
+    parameter = next(network.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -22,7 +22,6 @@ LayerMap = dict[Layer, Layer]  # {student layer: teacher layer}
 
 STAGE = re.compile(r"(?P<kind>(?:pre|attention):)?(?P<index>-?[0-9]+)(?P<onwards>:)?")
 PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*(:in)?")
-WHOLE = ("pooled", "logits")
 
 
 def feature_key(layer: Layer) -> str:

@@ -7,7 +7,7 @@ import enum
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,11 @@ def write_json(path: str | os.PathLike[str], payload: Any) -> None:
         raise ValueError(f"cannot write {os.fspath(path)!r}: {error}") from error
     text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(Path(path), text.encode())
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """The rows as JSON lines in UTF-8, one object each."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:

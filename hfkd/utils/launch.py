@@ -12,13 +12,8 @@ from accelerate import PartialState
 from accelerate.utils import get_int_from_env, parse_flag_from_env
 from transformers.utils import is_torch_xla_available
 
-RANKS = (
-    "RANK",
-    "LOCAL_RANK",
-    "PMI_RANK",
-    "OMPI_COMM_WORLD_RANK",
-    "MV2_COMM_WORLD_RANK",
-)  # of torchrun and MPI implementations
+# Of torchrun and MPI implementations.
+RANKS = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
 def computes_on_cpu() -> bool:

@@ -12,9 +12,8 @@ import torch
 def kept_random_state() -> Iterator[None]:
     """Restore the random states of Python, numpy and torch at the end of the context."""
     python, legacy = random.getstate(), np.random.get_state()
-    devices = (
-        [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    )  # all devices would be initialised otherwise
+    # All devices would be initialised otherwise.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=devices):
             yield

@@ -16,9 +16,9 @@ def shipped(folder: str) -> Path:
     raise FileNotFoundError(f"{folder}/ is neither in {PACKAGE} nor beside it: install hfkd by pip")
 
 
-def shipped_or_given(value: str | Path, folder: Path, suffix: str = ".yaml") -> Path:
-    """The file `value`, or the file of that name in `folder`, with or without its suffix."""
-    for path in (Path(value), folder / value, folder / f"{value}{suffix}"):
+def shipped_or_given(value: str | Path, folder: Path) -> Path:
+    """The file `value`, or the file of that name in `folder`, with or without its suffix `.yaml`."""
+    for path in (Path(value), folder / value, folder / f"{value}.yaml"):
         if path.is_file():
             return path
     return Path(value)

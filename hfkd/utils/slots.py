@@ -137,10 +137,3 @@ def _build(factory: Callable[..., Any], name: str, keywords: dict[str, Any], kin
         return factory(**keywords)
     except TypeError as error:  # a value of the wrong type, such as beta="x"
         raise ValueError(f"{kind} {name}: an argument has the wrong type ({error})") from error
-
-
-def positive(owner: str, **values: float) -> None:
-    """Raise ValueError unless each of `values` is a finite number above 0."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-            raise ValueError(f"{owner}: {name}={value!r} must be a number above 0")

@@ -140,7 +140,7 @@ def test_a_broken_picture_is_named_when_its_turn_comes(folder, tmp_path):
         ({"streaming": True, "imbalance_factor": 0.5}, "no imbalance_factor"),
         ({"views": 2}, "views=2, but resized_crop"),
         ({"test_split": "val"}, r"has no split 'val': it has \['test', 'train'\]; pass test_split="),
-        ({"image_std": [0.1, 0.0, 0.1]}, r"std\[1\]=0.0 must be a number above 0"),
+        ({"image_std": [0.1, 0.0, 0.1]}, r"std\[1\]=0.0 must be a finite number above 0"),
     ],
 )
 def test_what_cannot_be_read_is_refused(folder, keywords, message):

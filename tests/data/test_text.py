@@ -6,7 +6,7 @@ from text_tokenizer import word_tokenizer
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from hfkd.data.instructions import dolly_split
+from hfkd.data.instructions import dolly_rows, to_prompt_response
 from hfkd.data.text import encode_texts, tokenize_dataset
 from hfkd.data.text_files import read_jsonl
 
@@ -24,7 +24,8 @@ def gpt2(data_dir):
 
 @pytest.fixture(scope="module")
 def dolly(data_dir, gpt2):
-    return dolly_split(read_jsonl(data_dir / "dolly" / "databricks-dolly-15k.jsonl"), gpt2)
+    splits = dolly_rows(read_jsonl(data_dir / "dolly" / "databricks-dolly-15k.jsonl"), gpt2)
+    return {name: to_prompt_response(rows) for name, rows in splits.items()}
 
 
 def targets(row):

@@ -22,7 +22,7 @@ def test_a_data_set_with_its_own_splits_keeps_them(tmp_path):
     write(tmp_path / "validation.jsonl", ROWS[:4])
     arguments = TextDataArguments(str(tmp_path), max_train_rows=5, max_dev_rows=3)
     data = arguments.load(word_tokenizer())
-    assert (len(data.train), len(data.dev), data.test_texts) == (5, 3, None)
+    assert (len(data.train), len(data.dev)) == (5, 3)
     assert data.dev_texts[0] == {"prompt": "ask you", "response": "answer me"}
     assert data.train[0]["input_ids"][-1] == word_tokenizer().eos_token_id
 
@@ -53,7 +53,7 @@ def test_what_looks_like_dolly_is_said_to_be_split_like_it(tmp_path, caplog):
     rows = [{"instruction": "ask", "context": "", "response": "answer"}] * 1510
     write(tmp_path / "mine.jsonl", rows)
     data = TextDataArguments(str(tmp_path / "mine.jsonl")).load(word_tokenizer())
-    assert (len(data.train), len(data.dev), len(data.test_texts)) == (10, 1000, 500)
+    assert (len(data.train), len(data.dev)) == (10, 1000)
     said = "the first 500 are for test, the next 1000 for dev, and the last 10 for training"
     assert f"{tmp_path}/mine.jsonl has a single split and Dolly's columns" in caplog.text
     assert said in caplog.text
@@ -75,7 +75,7 @@ def test_dollys_prompts_in_a_chat_template_are_the_same_in_training_generation_a
     name, wanted = str(tmp_path / "dolly.jsonl"), "user ask assistant "
     trained = TextDataArguments(name, max_length=48, max_prompt_length=40, chat_template=True).load(tokenizer)
     assert (len(trained.train), trained.train[0]["prompt_length"]) == (20, 3)
-    assert set(trained.dev_texts["prompt"]) == set(trained.test_texts["prompt"]) == {wanted}
+    assert set(trained.dev_texts["prompt"]) == {wanted}
     answers = ResponseArguments(name, max_prompt_length=40, chat_template=True).splits(tokenizer)
     assert set(read_prompts(answers["train"], tokenizer, chat_template=True).texts) == {wanted}
     scored = InstructArguments(dolly=name, sets=["dolly"], chat_template=True).load(tokenizer)["dolly"]
@@ -87,5 +87,5 @@ def test_dolly_is_split_as_published(data_dir):
 
     tokenizer = AutoTokenizer.from_pretrained(data_dir / "gpt2-tokenizer")
     data = TextDataArguments(str(data_dir / "dolly"), max_train_rows=20, max_dev_rows=10).load(tokenizer)
-    assert (len(data.train), len(data.dev), len(data.dev_texts), len(data.test_texts)) == (20, 10, 10, 500)
+    assert (len(data.train), len(data.dev), len(data.dev_texts)) == (20, 10, 10)
     assert data.dev_texts[0]["prompt"].startswith("Below is an instruction")

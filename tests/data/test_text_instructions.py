@@ -3,7 +3,7 @@ from datasets import Dataset, DatasetDict
 from text_tokenizer import word_tokenizer
 from transformers import AutoTokenizer
 
-from hfkd.data.instructions import accepted_columns, dolly_split, instruction_prompt, to_prompt_response
+from hfkd.data.instructions import accepted_columns, dolly_rows, instruction_prompt, to_prompt_response
 from hfkd.data.text_files import read_jsonl
 
 # The bytes of MiniLLM's tools/process_data_dolly.py.
@@ -196,19 +196,19 @@ def test_a_value_that_is_not_text_names_its_row(value):
         to_prompt_response(rows)
 
 
-def test_dolly_split_has_the_published_sizes(data_dir):
+def test_dollys_splits_have_the_published_sizes(data_dir):
     rows = read_jsonl(data_dir / "dolly" / "databricks-dolly-15k.jsonl")
-    split = dolly_split(rows, AutoTokenizer.from_pretrained(data_dir / "gpt2-tokenizer"))
+    split = dolly_rows(rows, AutoTokenizer.from_pretrained(data_dir / "gpt2-tokenizer"))
     assert {name: len(part) for name, part in split.items()} == {"train": 11435, "dev": 1000, "test": 500}
-    assert all(part.column_names == ["prompt", "response"] for part in split.values())
+    assert all(part.column_names == rows.column_names for part in split.values())
     # the rows dropped so far come before row 500, so the first test row is the file's first
     assert split["test"][0]["response"] == rows[0]["response"]
     assert split["train"][-1]["response"] == rows[-1]["response"]
 
 
-def test_dolly_split_of_other_data_warns_or_refuses(caplog):
+def test_splitting_other_data_than_dolly_warns_or_refuses(caplog):
     rows = Dataset.from_dict({"instruction": ["a"] * 1600, "response": ["b"] * 1600})
-    assert len(dolly_split(rows, word_tokenizer())["train"]) == 100
+    assert len(dolly_rows(rows, word_tokenizer())["train"]) == 100
     assert "100 training rows instead of the published 11435" in caplog.text
     with pytest.raises(ValueError, match="0 of 1600 rows have a prompt of at most 2 tokens"):
-        dolly_split(rows, word_tokenizer(), max_prompt_tokens=2)
+        dolly_rows(rows, word_tokenizer(), max_prompt_tokens=2)

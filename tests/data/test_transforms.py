@@ -230,7 +230,7 @@ def test_persistent_workers_make_the_same_views_and_hear_of_the_next_epoch():
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"std": (0.2, 0.0, 0.2)}, r"std\[1\]=0.0 must be a number above 0"),
+        ({"std": (0.2, 0.0, 0.2)}, r"std\[1\]=0.0 must be a finite number above 0"),
         ({"std": (0.2, float("nan"), 0.2)}, r"std\[1\]=nan"),
         ({"padding": -1}, "padding=-1 must be 0 or more pixels"),
     ],

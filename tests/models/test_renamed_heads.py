@@ -12,8 +12,9 @@ from transformers import (
 )
 
 from hfkd.models import image_classifier
+from hfkd.models.label_names import class_names
 from hfkd.models.segmentation import segmentation_network
-from hfkd.models.text_networks import class_names, stored_network
+from hfkd.models.text_networks import stored_network
 
 NAMES = ["bear", "fox", "owl"]
 WARNER = "hfkd.models.label_names"

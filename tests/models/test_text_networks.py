@@ -13,8 +13,9 @@ from transformers import (
     BertModel,
 )
 
+from hfkd.models.label_names import class_names
 from hfkd.models.text_network_arguments import TextNetworkArguments
-from hfkd.models.text_networks import class_names, fresh_network, stored_network, text_teacher
+from hfkd.models.text_networks import fresh_network, stored_network, text_teacher
 from hfkd.models.wordpiece import train_wordpiece
 
 SMALL = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}

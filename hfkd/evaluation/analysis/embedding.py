@@ -13,10 +13,10 @@ PERPLEXITY = 30.0
 
 @dataclass(frozen=True)
 class Embedding:
-    """rows [m]: numbers of the embedded images; points [m, 2]:
+    """rows [m]: numbers of the embedded images; points [m, 2]: their positions.
 
-    their positions. The Calinski-Harabasz index of all images' features, and of the points, with labels as clusters;
-    NaN if undefined: it needs at least two classes, and more images than classes.
+    The Calinski-Harabasz index of all images' features, and of the points, with labels as clusters; NaN if undefined:
+    it needs at least two classes, and more images than classes.
     """
 
     rows: Tensor

@@ -19,7 +19,6 @@ from hfkd.models.label_names import order_of
 from hfkd.teachers import FrozenTeacher
 
 PENULTIMATE = "pooled"  # the input of the last linear layer
-PROBED = 2  # images
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,6 @@ class AnalysedNetwork:
             refuse_other_head(self.capture, found, logits, order)
         except ValueError as error:
             raise ValueError(f"{self.name} has no penultimate features: {error}") from error
-
-
-def first_images(dataset: Any, count: int = PROBED) -> Tensor:
-    """The first images [count, 3, H, W] of a dataset, as passed to a network."""
-    return ImageCollator()([dataset[row] for row in range(min(count, len(dataset)))])["pixel_values"]
 
 
 def network_pass(network: AnalysedNetwork, dataset: Any, batch_size: int = 256, features: bool = True) -> NetworkPass:

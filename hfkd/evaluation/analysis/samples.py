@@ -49,9 +49,9 @@ def ea_weight(teacher: Tensor, student: Tensor, labels: Tensor) -> Tensor:
     return Entropy()(image_items(student, teacher, labels))
 
 
-def extremes(values: Tensor, share: float = SHARE) -> tuple[Tensor, Tensor]:
-    """Indices of the images with lowest and highest values, a share of all (at least one) each, in ascending order."""
-    count = max(1, round(share * len(values)))
+def extremes(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the images with lowest and highest values, SHARE of all (at least one) each, in ascending order."""
+    count = max(1, round(SHARE * len(values)))
     order = values.argsort(stable=True)
     return order[:count], order[-count:]
 

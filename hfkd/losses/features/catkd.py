@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hfkd.losses.context import BuildContext
 from hfkd.losses.features.classifier import linear_classifier
-from hfkd.losses.features.maps import in_float32, unit
+from hfkd.losses.features.maps import in_float32, mean_squares, unit
 from hfkd.losses.features.pairs import LayerPairs
 from hfkd.losses.items import Items
 from hfkd.losses.registry import register_objective
@@ -37,6 +37,7 @@ class CATKD(LayerPairs):
     MobileNetV2 15, 2, True.
     """
 
+    single = True
     maps = True
 
     def __init__(
@@ -91,4 +92,4 @@ def catkd(student: Tensor, teacher: Tensor, size: int = 2, normalized: bool = Fa
     s, t = (F.adaptive_avg_pool2d(x, size).flatten(2) for x in (student, teacher))  # [B, C, size * size]
     if normalized:
         s, t = unit(s), unit(t)
-    return (s - t).square().flatten(1).mean(1)
+    return mean_squares(s, t)

@@ -43,6 +43,7 @@ class CRD(LayerPairs):
     replacement, on the host, and each of its ranks has its own memory banks.
     """
 
+    single = True
     divergence = False
 
     def __init__(

@@ -36,6 +36,7 @@ class CWD(LayerPairs):
     maps.
     """
 
+    single = True
     maps = True
 
     def __init__(
@@ -48,12 +49,7 @@ class CWD(LayerPairs):
 
     def build(self, context: BuildContext) -> None:
         super().build(context)
-        pairs = self.pairs or ()
-        if len(pairs) != 1:
-            raise ValueError(
-                f"{self!r}: the layer stands for {len(pairs)} layers, but one is compared: name one of them"
-            )
-        ((mine, its),) = pairs
+        ((mine, its),) = self.pairs or ()
         channels, wanted = context.student.shape(mine)[0], context.teacher.shape(its)[0]
         if channels != wanted:
             self.connector = nn.Sequential(

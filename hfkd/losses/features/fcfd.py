@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from hfkd.losses.base import Requirements
 from hfkd.losses.context import BuildContext
-from hfkd.losses.features.maps import in_float32, through
+from hfkd.losses.features.maps import in_float32, mean_squares, through
 from hfkd.losses.features.pairs import LayerPairs
 from hfkd.losses.features.running_stages import RunningStages, kept_statistics
-from hfkd.losses.items import Items, epoch_of
+from hfkd.losses.items import Items, warmed_up
 from hfkd.losses.logits.divergences import KD
 from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import Count, NotNegative, checked
@@ -88,8 +88,7 @@ class FCFD(LayerPairs):
             divergences.append(KD()(mixed, temperature))
             if path.to_teacher:
                 differences += [self._difference(k, x, maps[k][1]) for k, x in enumerate(outputs, path.start)]
-        ramp = min(epoch_of(items.progress) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
-        features = self.feature_weight * ramp * torch.stack(differences).sum(0)
+        features = self.feature_weight * warmed_up(items.progress, self.warmup_epochs) * torch.stack(differences).sum(0)
         return features + self.mixture_weight * torch.stack(divergences).sum(0) + self._not_drawn()
 
     def _difference(self, k: int, x: Tensor, teacher: Tensor) -> Tensor:
@@ -153,12 +152,6 @@ class Bridge(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.leaky_relu(self.bn(self.conv(x)), self.slope)
-
-
-@in_float32
-def mean_squares(x: Tensor, teacher: Tensor) -> Tensor:
-    """mean_chw (x - t)^2 of each image: [B, C, H, W] twice -> [B]."""
-    return (x - teacher).square().flatten(1).mean(1)
 
 
 @in_float32

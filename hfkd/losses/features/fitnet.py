@@ -6,7 +6,7 @@ S images, C channels, H and W pixels.
 from torch import Tensor
 
 from hfkd.losses.context import BuildContext
-from hfkd.losses.features.maps import in_float32
+from hfkd.losses.features.maps import mean_squares
 from hfkd.losses.features.pairs import LayerPairs
 from hfkd.losses.features.regressor import Regressor
 from hfkd.losses.items import Items
@@ -29,6 +29,7 @@ class FitNet(LayerPairs):
     Raises ValueError when built for features that are not maps, or for sizes that no convolution maps to each other.
     """
 
+    single = True
     maps = True
 
     def __init__(self, layer: Layer = 2, teacher_layer: Layer | None = None) -> None:
@@ -37,12 +38,7 @@ class FitNet(LayerPairs):
 
     def build(self, context: BuildContext) -> None:
         super().build(context)
-        pairs = self.pairs or ()
-        if len(pairs) != 1:
-            raise ValueError(
-                f"{self!r}: the layer stands for {len(pairs)} layers, but a hint is a single layer: name one of them"
-            )
-        ((mine, its),) = pairs
+        ((mine, its),) = self.pairs or ()
         self.regressor = Regressor(context.student.shape(mine), context.teacher.shape(its))
 
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
@@ -52,9 +48,3 @@ class FitNet(LayerPairs):
         """The value of each sample at the only layer, in a list: [S]."""
         ((student, teacher),) = self.read(items)
         return [mean_squares(self.regressor(student), teacher)]
-
-
-@in_float32
-def mean_squares(hint: Tensor, teacher: Tensor) -> Tensor:
-    """mean_chw (r - t)^2: maps [S, C, H, W] -> [S]."""
-    return (hint - teacher).square().flatten(1).mean(1)

@@ -38,14 +38,11 @@ class StatePairs(LayerPairs):
                 "a map such as layers={1: 1, 2: 5}"
             )
 
-    def build(self, context: BuildContext) -> None:
+    def paired(self, context: BuildContext) -> tuple[tuple[str, str], ...]:
         mine, theirs = context.student.keys(self.student_keys), context.teacher.keys(self.teacher_keys)
-        spread = self.student_keys == self.teacher_keys and len(mine) != len(theirs)
-        self.pairs = tuple(zip(mine, self._spread(mine, theirs), strict=True)) if spread else self._paired(context)
-
-    def _paired(self, context: BuildContext) -> tuple[tuple[str, str], ...]:
-        super().build(context)
-        return self.pairs or ()
+        if self.student_keys == self.teacher_keys and len(mine) != len(theirs):
+            return tuple(zip(mine, self._spread(mine, theirs), strict=True))
+        return super().paired(context)
 
     def _spread(self, mine: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[str, ...]:
         """Every r-th of the teacher's layers, up to its last; embeddings (layer 0) are paired with embeddings."""

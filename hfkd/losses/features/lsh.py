@@ -13,7 +13,7 @@ from torch import Tensor
 from hfkd.losses.base import Requirements
 from hfkd.losses.context import BuildContext
 from hfkd.losses.features.classifier import linear_classifier
-from hfkd.losses.features.maps import in_float32
+from hfkd.losses.features.maps import in_float32, mean_squares
 from hfkd.losses.features.pairs import LayerPairs
 from hfkd.losses.items import Items
 from hfkd.losses.registry import register_objective
@@ -41,6 +41,8 @@ class LSH(LayerPairs):
     cross-entropy on CIFAR-100: 6. "LSH-TL" in the tables of Energy KD is probably this method; no public source
     confirms it, or names the variant.
     """
+
+    single = True
 
     def __init__(
         self,
@@ -85,7 +87,7 @@ class LSH(LayerPairs):
         weight, bias = (getattr(self, name).to(student.device) for name in ("hash_weight", "hash_bias"))
         values = hash_difference(student, teacher, weight, bias, self.distance)
         if self.squared:
-            values = values + mean_squared(student, teacher)
+            values = values + mean_squares(student, teacher)
         if not self.correct_only:
             return values
         assert items.labels is not None
@@ -120,12 +122,6 @@ def hash_difference(
     if distance == "bce":
         return F.binary_cross_entropy_with_logits(s, (t > 0).to(s.dtype), reduction="none").mean(-1)
     return ((s - t).square() if distance == "l2" else (s - t).abs()).mean(-1)
-
-
-@in_float32
-def mean_squared(student: Tensor, teacher: Tensor) -> Tensor:
-    """mean_d (s_d - t_d)^2 of each image: [B, D] twice -> [B]."""
-    return (student - teacher).square().mean(-1)
 
 
 def lower_median(values: Tensor) -> Tensor:

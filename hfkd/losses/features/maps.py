@@ -52,7 +52,13 @@ def resized(x: Tensor, height: int, width: int) -> Tensor:
     return x if x.shape[-2:] == (height, width) else F.adaptive_avg_pool2d(x, (height, width))
 
 
-def unit(x: Tensor, dim: int = -1) -> Tensor:
+@in_float32
+def mean_squares(student: Tensor, teacher: Tensor) -> Tensor:
+    """The mean of (s - t)^2 over all features of each image: [B, ...] twice -> [B]."""
+    return (student - teacher).square().flatten(1).mean(1)
+
+
+def unit(x: Tensor) -> Tensor:
     """x / max(||x||, 1e-12); a zero vector stays zero and gets no gradient (which would be 1e12 times too large)."""
-    norm = x.norm(dim=dim, keepdim=True)
+    norm = x.norm(dim=-1, keepdim=True)
     return torch.where(norm > 1e-12, x / norm.clamp(min=1e-12), torch.zeros_like(x))

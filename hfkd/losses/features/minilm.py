@@ -36,6 +36,8 @@ class MiniLM(StatePairs):
     paper uses no other loss (ce_weight=0).
     """
 
+    single = True
+
     def __init__(
         self,
         layer: Layer = "attention:-1",

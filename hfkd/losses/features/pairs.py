@@ -21,10 +21,12 @@ class LayerPairs(FeatureObjective):
     """An objective on the student's `layers` and the teacher's `teacher_layers` (None: the same layers).
 
     `layers` may be a map, {student layer: teacher layer}.
-    maps: the layers must be maps (C, H, W). relational: a value depends on the other rows of the batch, which must have
-    at least `rows` rows. A subclass that also reads logits sets `signals=False` in its `requirements()`.
+    single: one layer is compared, not several. maps: the layers must be maps (C, H, W). relational: a value depends on
+    the other rows of the batch, which must have at least `rows` rows. A subclass that also reads logits sets
+    `signals=False` in its `requirements()`.
     """
 
+    single = False
     maps = False
     relational = False
     rows = 1
@@ -39,11 +41,19 @@ class LayerPairs(FeatureObjective):
         return Requirements(*keys, relations=self.relational, samples=self.rows, signals=True)
 
     def build(self, context: BuildContext) -> None:
-        self.pairs = context.pairs(self.student_keys, self.teacher_keys)
+        self.pairs = self.paired(context)
+        if self.single and len(self.pairs) != 1:
+            raise ValueError(
+                f"{self!r}: the layer stands for {len(self.pairs)} layers, but one is compared: name one of them"
+            )
         if self.maps:
             for mine, theirs in self.pairs:
                 self._check_map("student", mine, context.student.shape(mine))
                 self._check_map("teacher", theirs, context.teacher.shape(theirs))
+
+    def paired(self, context: BuildContext) -> tuple[tuple[str, str], ...]:
+        """The layers that are compared: (student's key, teacher's key)."""
+        return context.pairs(self.student_keys, self.teacher_keys)
 
     def _check_map(self, network: str, key: str, shape: tuple[int, ...]) -> None:
         if len(shape) != 3:

@@ -29,6 +29,7 @@ class PKT(LayerPairs):
     mdistiller's weight is 30000 beside the cross-entropy. No parameters are trained besides the student's.
     """
 
+    single = True
     relational = True
     rows = 2
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from hfkd.losses.base import Requirements
 from hfkd.losses.context import BuildContext
-from hfkd.losses.features.maps import in_float32, through
+from hfkd.losses.features.maps import in_float32, mean_squares, through
 from hfkd.losses.features.pairs import LayerPairs
-from hfkd.losses.items import Items, epoch_of
+from hfkd.losses.items import Items, warmed_up
 from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import Count, NotNegative, checked
 from hfkd.utils.feature_keys import Layer, Layers
@@ -72,8 +72,7 @@ class ReviewKD(LayerPairs):
         students, teachers = zip(*levels, strict=True)
         fused = self.review(students, [x.shape[-2:] for x in teachers])
         values = [hierarchical_context(s, t) for s, t in zip(fused, teachers, strict=True)]
-        ramp = min(epoch_of(items.progress) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
-        return ramp * torch.stack(values).sum(0)
+        return warmed_up(items.progress, self.warmup_epochs) * torch.stack(values).sum(0)
 
 
 def _as_map(x: Tensor) -> Tensor:
@@ -136,15 +135,11 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
 
     Their weights 1, 1/2, 1/4, 1/8 are divided by the sum of those used, which are the sizes below the map's height.
     """
-    total, weights, weight = _mse(student, teacher), 1.0, 1.0
+    total, weights, weight = mean_squares(student, teacher), 1.0, 1.0
     for size in (4, 2, 1):
         if size >= student.shape[-2]:
             continue
         weight /= 2
-        total = total + weight * _mse(*(F.adaptive_avg_pool2d(x, size) for x in (student, teacher)))
+        total = total + weight * mean_squares(*(F.adaptive_avg_pool2d(x, size) for x in (student, teacher)))
         weights += weight
     return total / weights
-
-
-def _mse(a: Tensor, b: Tensor) -> Tensor:
-    return (a - b).square().flatten(1).mean(1)

@@ -30,6 +30,7 @@ class RKD(LayerPairs):
     cross-entropy. No parameters are trained besides the student's.
     """
 
+    single = True
     relational = True
     rows = 3
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hfkd.losses.context import NetworkContext
+from hfkd.utils.modes import in_eval_mode
 
 
 class RunningStages:
@@ -54,11 +55,8 @@ class RunningStages:
         example = next(self.network.parameters())
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(4, *shape, generator=generator).to(example.device, example.dtype)
-        training = self.network.training
-        with kept_statistics(self.network):
-            self.network.train(False)
+        with in_eval_mode(self.network):
             least = self.stages.stages[k](x).min()
-        self.network.train(training)
         return bool(least >= 0)
 
 

@@ -25,6 +25,7 @@ class SP(LayerPairs):
     besides the student's. mdistiller's weight is 3000, on the last stage.
     """
 
+    single = True
     relational = True
     rows = 2
 

@@ -74,10 +74,7 @@ class JSD(Divergence):
     beta: Share = 0.5
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        if self.beta in (0, 1):
-            return kl(log_q, log_p) if self.beta else kl(log_p, log_q)
-        log_m = mixture(log_p, log_q, self.beta)
-        return self.beta * kl(log_p, log_m) + (1 - self.beta) * kl(log_q, log_m)
+        return jsd(log_p, log_q, self.beta)
 
 
 @register_objective("skew_kl")
@@ -128,6 +125,14 @@ def softened(items: Items, temperature: Tensor) -> tuple[Tensor, Tensor]:
 def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
     """KL(a || b) of each row, [N, C] -> [N]."""
     return F.kl_div(log_b, log_a, log_target=True, reduction="none").sum(-1)
+
+
+def jsd(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
+    """The divergence of `JSD` of each row, [N, C] -> [N]; the entries need not sum to 1."""
+    if beta in (0, 1):
+        return kl(log_q, log_p) if beta else kl(log_p, log_q)
+    log_m = mixture(log_p, log_q, beta)
+    return beta * kl(log_p, log_m) + (1 - beta) * kl(log_q, log_m)
 
 
 def mixture(log_a: Tensor, log_b: Tensor, share_of_a: float) -> Tensor:

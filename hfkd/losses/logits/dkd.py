@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hfkd.losses.base import Objective, Requirements
 from hfkd.losses.functional import upcast
-from hfkd.losses.items import Items, epoch_of
+from hfkd.losses.items import Items, warmed_up
 from hfkd.losses.logits.target_masses import EveryTarget, over_targets
 from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import NotNegative, checked
@@ -37,13 +37,12 @@ class DKD(Objective):
         return Requirements(epochs=self.warmup_epochs, labels=True)
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
-        ramp = min(epoch_of(items.progress) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
         terms = over_targets(
             items.labels,
             lambda y: self._sum(temperature, *tckd_nckd(items, temperature, y)),
             lambda: self._sum(temperature.unsqueeze(-1), *every_tckd_nckd(items, temperature)),
         )
-        return ramp * terms
+        return warmed_up(items.progress, self.warmup_epochs) * terms
 
     def _sum(self, temperature: Tensor, tckd: Tensor, nckd: Tensor) -> Tensor:
         return temperature**2 * (self.alpha * tckd + self.beta * nckd)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hfkd.losses.groups import FLOOR, GroupOutputs
 from hfkd.losses.items import Items
-from hfkd.losses.logits.divergences import kl, mixture
+from hfkd.losses.logits.divergences import jsd
 from hfkd.losses.logits.uld import AcrossTokenizers, sorted_l1
 from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import NotNegative, Share, checked
@@ -67,11 +67,7 @@ class GOLD(AcrossTokenizers):
 
     def compared(self, p: Tensor, q: Tensor) -> Tensor:
         """The generalised Jensen-Shannon divergence of [N, k] probabilities that need not sum to 1."""
-        log_p, log_q = (x.clamp(min=FLOOR).log() for x in (p, q))
-        if self.beta in (0, 1):
-            return kl(log_q, log_p) if self.beta else kl(log_p, log_q)
-        log_m = mixture(log_p, log_q, self.beta)
-        return self.beta * kl(log_p, log_m) + (1 - self.beta) * kl(log_q, log_m)
+        return jsd(p.clamp(min=FLOOR).log(), q.clamp(min=FLOOR).log(), self.beta)
 
 
 def _same(items: Items) -> tuple[Tensor | None, Tensor | None]:

@@ -46,9 +46,8 @@ def decode(levels: Tensor, scale: Tensor) -> Tensor:
     """The inverse of `encode`: logits [M, C]."""
     step, offset, lower_step, lower_offset = scale.split(1, dim=1)
     below = levels < 0
-    return torch.addcmul(
-        torch.where(below, lower_offset, offset), levels.float(), torch.where(below, lower_step, step)
-    )  # [M, C]
+    offset, step = torch.where(below, lower_offset, offset), torch.where(below, lower_step, step)  # [M, C]
+    return torch.addcmul(offset, levels.float(), step)
 
 
 def masked_classes(logits: Tensor) -> Tensor:

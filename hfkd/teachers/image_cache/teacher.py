@@ -27,7 +27,7 @@ from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.teachers.image_cache.device_store import DeviceStore, fits
 from hfkd.teachers.image_cache.quantize import NATURAL, WIDEST, encode
 from hfkd.teachers.image_cache.store import LogitStore, file_name
-from hfkd.utils.devices import send
+from hfkd.utils.devices import device_of, send
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,7 @@ class CachedTeacher(Teacher):
                 "hfkd.data.load_images with an ImageTransform, or leave teacher_cache_dir out"
             )
         self.teacher, self.num_views = teacher, transform.num_views
-        parameter = next(teacher.parameters(), None)
-        device = torch.device("cpu") if parameter is None else parameter.device
+        device = device_of(teacher)
         file = _open(teacher, dataset, transform, Path(cache_dir).expanduser(), device, accelerator)
         self.store: LogitStore | DeviceStore = file
         if fits(file.nbytes, device) if on_device is None else on_device:
@@ -101,7 +100,7 @@ class CachedTeacher(Teacher):
         if not known.all():
             flat = images.flatten(0, -4)  # [M, 3, H, W]
             unknown = (~known).nonzero().squeeze(-1)
-            # A batch without known rows is passed unchanged: the same call as for the live teacher. # A compiled
+            # A batch without known rows is passed unchanged: the same call as for the live teacher. A compiled
             # teacher always gets whole batches: each new size would be compiled again.
             if known.any() and not self.teacher.compiled:
                 fresh = self.teacher(pixel_values=flat[send(unknown, flat.device)])

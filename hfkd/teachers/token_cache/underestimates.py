@@ -19,15 +19,12 @@ from hfkd.losses.items import Items, target_items
 from hfkd.losses.outputs import Outputs
 from hfkd.losses.topk import TopKOutputs, spread
 from hfkd.models.calling import Call
+from hfkd.utils.modes import in_eval_mode
 from hfkd.utils.targets import Targets
 
 logger = logging.getLogger(__name__)
 
-ROWS, LOOKED_AT, TOKENS = (
-    4,
-    64,
-    256,
-)  # rows, chosen as the shortest of the first, and tokens of each
+ROWS, LOOKED_AT = 4, 64  # rows, chosen as the shortest of the first
 BADLY, LEAST = 1.5, 0.1  # whole divergence relative to the visible one, and the gap, above which to warn
 
 
@@ -98,14 +95,10 @@ def _short_rows(dataset: Any) -> list[Any]:
 
 
 def _items(teacher: Any, student: nn.Module, rows: Sequence[Any]) -> tuple[Items, TopKOutputs]:
-    modes = [(module, module.training) for module in student.modules()]
     device = next(student.parameters()).device
     batch = {key: value.to(device) for key, value in TokenCollator(0)(list(rows)).items()}
-    try:
-        logits = Call.of(student)(student.eval(), batch)
-    finally:
-        for module, mode in modes:  # one by one: parts of the student may be in eval mode
-            module.training = mode
+    with in_eval_mode(student):
+        logits = Call.of(student)(student, batch)
     targets = Targets.of(batch)
     stored = {name: value.to(device) for name, value in teacher.look_up(rows).items()}
     said, size = teacher.outputs(stored), teacher.manifest.num_classes

@@ -25,7 +25,7 @@ from hfkd.utils.setting_types import resume_choice
 UNFINISHED = "_unfinished"  # a name that Trainer never uploads
 OWN_UNFINISHED = re.compile(rf"(old-)?{PREFIX_CHECKPOINT_DIR}-\d+|model")
 PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")  # the temporary files of `write_atomically`
-# What Trainer reads besides the weights; without it a resumed run differs. # FSDP and DeepSpeed write folders, such as
+# What Trainer reads besides the weights; without it a resumed run differs. FSDP and DeepSpeed write folders, such as
 # optimizer_0 and global_step4.
 STATE_FILES = {
     "optimizer": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*"),

@@ -1,6 +1,5 @@
 """Statistics of generated responses for the log, and with `log_completions` the texts themselves."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from hfkd.utils.files import write_atomically
+from hfkd.utils.json_file import json_lines
 from hfkd.utils.numbers import for_log
 
 FOLDER = "completions"
@@ -54,7 +54,4 @@ def keep_texts(folder: str | Path, step: int, rows: Sequence[dict[str, Any]], ac
     """
     several = accelerator.num_processes > 1
     name = f"step-{step}.rank-{accelerator.process_index}.jsonl" if several else f"step-{step}.jsonl"
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in sorted(rows, key=lambda row: row["row"])]
-    place = Path(folder) / FOLDER
-    place.mkdir(parents=True, exist_ok=True)
-    write_atomically(place / name, "".join(lines).encode())
+    write_atomically(Path(folder) / FOLDER / name, json_lines(sorted(rows, key=lambda row: row["row"])))

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.trainer_utils import has_length
 
 from hfkd.arguments import DistillationArguments
-from hfkd.data.first_rows import map_style
+from hfkd.data.first_rows import map_style, sets_by_name
 from hfkd.losses.base import requirements_of
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.models.calling import Call
@@ -61,7 +61,7 @@ def refuse_odd_rest(args: DistillationArguments, datasets: Mapping[str, Any], co
         size = args.train_batch_size if training else args.eval_batch_size
         remedy = "set dataloader_drop_last=True, or another batch size"
         remedy = remedy if training else "set another per_device_eval_batch_size, or score another number of rows"
-        for part, rows in dataset.items() if isinstance(dataset, dict) else [(name, dataset)]:
+        for part, rows in sets_by_name(dataset, name).items():
             rest = len(rows) % size if map_style(rows) else 0
             if rest % 2 == 0 or (training and _batches(args) < len(rows) // size):
                 continue

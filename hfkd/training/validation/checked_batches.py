@@ -71,16 +71,15 @@ class CheckedCollator:
         batch = self.collate(rows)
         if isinstance(batch, Mapping):
             none = self.bounds.ignoring if self.no_label else (*self.bounds.ignoring, IGNORED)
-            self._check(batch, "labels", self.bounds.classes, none)
-            self._check(batch, "input_ids", self.bounds.ids, ())
-            self._check_length(batch)
+            self._check_read(batch, none)
             if self.bounds.of_teacher is not None and "teacher_input_ids" in batch:
-                CheckedCollator(self.collate, self.bounds.of_teacher, ())._check_read(teachers_batch(batch))
+                of_teacher = CheckedCollator(self.collate, self.bounds.of_teacher, ())
+                of_teacher._check_read(teachers_batch(batch), self.bounds.of_teacher.ignoring)
         return batch
 
-    def _check_read(self, batch: Mapping[str, Any]) -> None:
-        """Check the inputs for the teacher's own tokenizer."""
-        self._check(batch, "labels", self.bounds.classes, self.bounds.ignoring)
+    def _check_read(self, batch: Mapping[str, Any], ignored: tuple[int, ...]) -> None:
+        """Check what one network reads."""
+        self._check(batch, "labels", self.bounds.classes, ignored)
         self._check(batch, "input_ids", self.bounds.ids, ())
         self._check_length(batch)
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import unwrap_peft_model
 
 from hfkd.data.epochs import ImageStream, epoch_transform, image_transform
+from hfkd.data.first_rows import sets_by_name
 from hfkd.models import Peers
 from hfkd.models.label_names import cannot_compare, is_numbering, label_names_of, order_of, out_of_order, same_names
 from hfkd.teachers import FrozenTeacher
@@ -137,9 +138,8 @@ def check_label_names(
     with other classes; and if teacher and student have the same classes in another order and the data has no names.
     Warns if names cannot be compared.
     """
-    train, scored = datasets["train_dataset"], datasets["eval_dataset"]
-    parts = scored if isinstance(scored, dict) else {"eval_dataset": scored}
-    found = {name: label_names_of_data(part, collate) for name, part in {"train_dataset": train, **parts}.items()}
+    sets = {"train_dataset": datasets["train_dataset"], **sets_by_name(datasets["eval_dataset"])}
+    found = {name: label_names_of_data(part, collate) for name, part in sets.items()}
     names = next((one for one in found.values() if one is not None), None)
     if names is None:
         for one in _each(teacher):
@@ -202,10 +202,10 @@ def _compare_networks(student: nn.Module, teacher: FrozenTeacher | None) -> None
 
 def write_label_names(student: nn.Module, names: Sequence[str] | None) -> None:
     """Write the data's class names into the student's config, replacing different ones."""
+    if names is None:
+        return
     for model in student.peers if isinstance(student, Peers) else [student]:
         bare: Any = unwrap_peft_model(model)
-        if names is None:
-            continue
         own = label_names_of(bare)
         if own is not None and same_names(own, names):
             continue

@@ -58,7 +58,7 @@ def refuse_unlabelled(loss: DistillationLoss, task: Task, row: Any) -> None:
             f"{task.without_labels}"
             + ("; or set ce_weight=0 to learn from the teacher alone" if task.needs_no_labels else "")
         )
-    for slot in (loss.objective, loss.temperature, loss.weighting):
+    for slot in loss.slots:
         if requirements_of(slot).labels:
             raise ValueError(f"{slot!r} reads labels, but the training rows have none: choose kd, or add labels")
 
@@ -67,7 +67,7 @@ def why_labelled(loss: DistillationLoss, task: Task, args: DistillationArguments
     """Why a training row may not have the label -100, and the remedy; None: it may, and is only distilled."""
     if not (task.lacks_labels and loss.kd_weight):
         return NOTHING_TO_LEARN
-    for slot in (loss.objective, loss.temperature, loss.weighting):
+    for slot in loss.slots:
         if requirements_of(slot).labels:
             return f"{slot!r} reads the label; choose kd, or remove the row"
     if args.he_da == "paper":
@@ -93,8 +93,7 @@ def complete(dataset: Any, task: Task) -> bool:
 
 def may_be_unlabelled(loss: DistillationLoss, task: Task, dataset: Any) -> bool:
     """Whether `dataset` is a stream, which cannot be read in advance, and no part of the loss reads its labels."""
-    slots = (loss.objective, loss.temperature, loss.weighting)
-    unread = all(is_ours(slot) and not requirements_of(slot).labels for slot in slots)
+    unread = all(is_ours(slot) and not requirements_of(slot).labels for slot in loss.slots)
     return dataset is not None and not map_style(dataset) and not loss.ce_weight and task.needs_no_labels and unread
 
 

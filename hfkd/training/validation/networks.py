@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from hfkd.data.collate import ImageCollator, views_as_rows
 from hfkd.data.epochs import image_transform
-from hfkd.data.first_rows import first_rows, map_style
+from hfkd.data.first_rows import first_rows, map_style, sets_by_name
 from hfkd.data.labels import class_ids
 from hfkd.data.text_collate import TokenCollator
 from hfkd.data.token_rows import OWN_COLUMNS
-from hfkd.data.used_columns import LABELS
+from hfkd.data.used_columns import label_column
 from hfkd.models.calling import OWN_KEYS, Call, class_dim, logits_of
 from hfkd.models.inputs import image_channels
 from hfkd.models.peers import networks_of
@@ -42,7 +42,7 @@ def check_datasets(datasets: Mapping[str, Any], collate: Collate, task: Task) ->
     Also for an evaluation set with several views of each image, or without labels.
     """
     for name, dataset in datasets.items():
-        for part, rows in dataset.items() if isinstance(dataset, dict) else [(name, dataset)]:
+        for part, rows in sets_by_name(dataset, name).items():
             if not map_style(rows):
                 continue
             if len(rows) == 0:
@@ -67,7 +67,8 @@ def check_datasets(datasets: Mapping[str, Any], collate: Collate, task: Task) ->
 
 def _warn_of_mixing(name: str, row: Any, labels: Any) -> None:
     """Warn of MixUp or CutMix in the data_collator, which would apply in evaluation too."""
-    its = next((row[column] for column in LABELS if column in row), None) if isinstance(row, Mapping) else None
+    column = label_column(row) if isinstance(row, Mapping) else None
+    its = None if column is None else row[column]
     mixed = isinstance(labels, Tensor) and labels.is_floating_point() and labels.ndim == 2
     if mixed and its is not None and np.ndim(its) == 0:
         logger.warning(
@@ -314,7 +315,7 @@ def _check_positions(network: nn.Module, dataset: Any, column: str = "length") -
 
 def _check_scored(scored: Any, collate: Collate, classes: int, task: Task) -> None:
     """Check the labels of evaluation sets, whose errors would otherwise show only after training, or never."""
-    for part, rows in scored.items() if isinstance(scored, dict) else [("eval_dataset", scored)]:
+    for part, rows in sets_by_name(scored).items():
         if not map_style(rows) or len(rows) == 0:
             continue
         batch = collate(first_rows(rows))

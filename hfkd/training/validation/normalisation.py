@@ -5,7 +5,7 @@ B images, C channels, H height, W width.
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hfkd.data.collate import ImageCollator, views_as_rows
 from hfkd.data.epochs import epoch_transform
+from hfkd.data.first_rows import map_style, sets_by_name
 from hfkd.models import InputSpec, input_spec, processor_spec, same_statistics
 from hfkd.teachers import FrozenTeacher, Teacher
 from hfkd.utils.numbers import CIFAR_MEAN, CIFAR_STD
@@ -47,11 +48,10 @@ DISTINCT, SHARE = 16, 0.9  # minimum number of values of a channel, and share of
 
 @dataclass(frozen=True)
 class Received:
-    """`spec`:
+    """How images are normalised. spec: None if it is not known.
 
-    the normalisation of the images; None if unknown. certain: known from the transform or processor, or verified on the
-    pixels, and not just taken from the student's config. size: height and width of the first images, if these were
-    read.
+    certain: known from the transform or processor, or verified on the pixels, and not just taken from the student's
+    config. size: height and width of the first images, if these were read.
     """
 
     spec: InputSpec | None
@@ -84,11 +84,11 @@ class ImageInputs:
         return cls(collate, processing_class, [input_spec(student), *wanted], told)
 
     def of(self, dataset: Any) -> Received:
-        """How the images of `dataset` are normalised, from the first of these sources that applies: the caller; hfkd's
-        own transform; the image processor that makes the tensors in the collator; the pixels:
+        """How the images of `dataset` are normalised, from the first source that applies.
 
-        images are bytes, so with the right statistics x · std + mean is a multiple of 1/255 (tried: `Normalize` of the
-        dataset's transform, the image processor, `believed`, and common statistics); the only `Normalize` of a
+        These are the caller; hfkd's own transform; the image processor that makes the tensors in the collator; the
+        pixels: images are bytes, so with the right statistics x · std + mean is a multiple of 1/255 (tried: `Normalize`
+        of the dataset's transform, the image processor, `believed`, and common statistics); the only `Normalize` of a
         torchvision transform; the image processor; and, as uncertain, the student's config. The random state is left
         unchanged.
         """
@@ -107,9 +107,8 @@ class ImageInputs:
 
     def compare(self, training: Received, eval_dataset: Any) -> None:
         """Warn if the images of an evaluation set are normalised differently from the training images."""
-        parts = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         learnt = training.spec if training.certain else None
-        for name, part in parts.items():
+        for name, part in sets_by_name(eval_dataset).items():
             found = Received(None, False) if part is None or learnt is None else self.of(part)
             scored = found.spec if found.certain else None
             if learnt is None or scored is None or same_statistics(scored, learnt, NEGLIGIBLE):
@@ -179,10 +178,10 @@ def warn_of_normalisation(said: InputSpec | None, wanted: InputSpec | None) -> N
 
 def _first_images(dataset: Any, collate: Callable[[list[Any]], Any]) -> tuple[Tensor | None, bool]:
     """Images [B, C, H, W] of the first rows, if these can be read; and whether an image processor made them."""
-    if not isinstance(dataset, Sized) or isinstance(dataset, torch.utils.data.IterableDataset) or len(dataset) == 0:
+    if not map_style(dataset) or len(dataset) == 0:
         return None, False
     with kept_random_state():
-        rows = [dataset[i] for i in range(min(PROBED, len(dataset)))]  # type: ignore[index]
+        rows = [dataset[i] for i in range(min(PROBED, len(dataset)))]
         images = views_as_rows(collate(rows)).get("pixel_values")
     pictures = not isinstance(rows[0], dict) or not isinstance(rows[0].get("pixel_values"), Tensor)
     processed = isinstance(collate, ImageCollator) and collate.processor is not None and pictures

@@ -71,7 +71,7 @@ def _refuse_labels(args: DistillationArguments, loss: DistillationLoss) -> None:
             f"{asked} with ce_weight={loss.ce_weight:g}: the student's responses have no labels, and all steps "
             "use them: pass ce_weight=0, or on_policy below 1"
         )
-    for slot in (loss.objective, loss.temperature, loss.weighting):
+    for slot in loss.slots:
         if requirements_of(slot).labels:
             raise ValueError(f"{asked}: {slot!r} reads labels, but the student's responses have none: choose kd or jsd")
 

@@ -5,16 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from hfkd.data.epochs import EpochTransform, datasets_in, epoch_transform
+from hfkd.data.first_rows import sets_by_name
 
 logger = logging.getLogger(__name__)
 
 
 def warn_of_random_evaluation(datasets: Mapping[str, Any]) -> None:
     """Warn of an evaluation set that is augmented, or whose rows change with the training set's epoch."""
-    scored = datasets["eval_dataset"]
-    parts = scored if isinstance(scored, dict) else {"eval_dataset": scored}
     set_in_training = {id(transform.epoch) for transform in _transforms(datasets["train_dataset"])}
-    for name, part in parts.items():
+    for name, part in sets_by_name(datasets["eval_dataset"]).items():
         for transform in _transforms(part):
             augmented = getattr(getattr(transform, "plain", transform), "augment", None)
             if augmented:

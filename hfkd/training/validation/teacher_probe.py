@@ -1,7 +1,6 @@
 """Stores the energies of a few rows with a run, so that a resumed run can check that teacher and rows are unchanged.
-This finds changes that fingerprints miss:
 
-an edited forward or transform, replaced image files, other rows.
+This finds changes that fingerprints miss: an edited forward or transform, replaced image files, other rows.
 """
 
 import logging

@@ -2,7 +2,7 @@ import pytest
 import torch
 from feature_toys import as_published, leaf, oracle, random_pair, same_value_and_gradient
 
-from hfkd.losses.features.fitnet import mean_squares
+from hfkd.losses.features.maps import mean_squares
 from hfkd.losses.features.regressor import Regressor
 
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 from feature_toys import as_published, leaf, oracle, random_pair, same_value_and_gradient
 
-from hfkd.losses.features.lsh import hash_difference, lower_median, mean_squared
+from hfkd.losses.features.lsh import hash_difference, lower_median
+from hfkd.losses.features.maps import mean_squares
 
 
 def naive(student, teacher, weight, bias):
@@ -30,7 +31,7 @@ def test_published_numbers(case):
     distance = case.partition("_")[2] or "bce"
     values = hash_difference(s, t, z["hash.weight"], z["hash.bias"], distance)
     if case != "lsh":
-        values = values + mean_squared(s, t)
+        values = values + mean_squares(s, t)
     as_published(values, z[f"{case}.loss"], student=(s, z[f"{case}.grad_student"]))
 
 
