@@ -6,8 +6,8 @@ from typing import Any
 from datasets import Dataset
 
 from hfkd.data.epochs import ImageStream, stream_length
+from hfkd.data.few_images import few_images
 from hfkd.data.few_labels import few_labels
-from hfkd.data.few_rows import few_rows
 from hfkd.data.images import load_images
 from hfkd.data.large_images import LargeImageTransform, load_large_images
 from hfkd.data.longtail import long_tail
@@ -120,7 +120,7 @@ class ImageDataArguments:
                 _stream(train, transform, self.max_train_images, self.shuffle_buffer, seed),
                 _stream(test, transform.clean(), self.max_test_images),
             )
-        train, test = few_rows(train, self.max_train_images), few_rows(test, self.max_test_images)
+        train, test = few_images(train, self.max_train_images), few_images(test, self.max_test_images)
         if self.labelled_images is not None:
             train = few_labels(train, self.labelled_images, seed)
         if self.resident and not self.resized_crop:

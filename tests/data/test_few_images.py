@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from hfkd.data.few_rows import few_rows
+from hfkd.data.few_images import few_images
 from hfkd.data.image_arguments import ImageDataArguments
 
 
@@ -38,17 +38,17 @@ def test_a_part_of_an_image_folder_is_of_all_classes(folder, resized_crop):
 
 def test_other_datasets_give_their_first_rows():
     rows = Dataset.from_dict({"labels": [2, 0, 1, 1, 0, 2], "index": range(6)})
-    assert few_rows(rows, 4)["index"][:] == [0, 1, 2, 3]
+    assert few_images(rows, 4)["index"][:] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2, 2], [2, 2, 1, 1, 0, 0], [0] * 6])
 @pytest.mark.parametrize("count", [1, 3, 5, 6, 9, None])
 def test_a_part_has_as_many_rows_as_asked_each_once(labels, count):
-    found = few_rows(Dataset.from_dict({"labels": labels, "index": range(6)}), count)["index"][:]
+    found = few_images(Dataset.from_dict({"labels": labels, "index": range(6)}), count)["index"][:]
     assert len(found) == len(set(found)) == min(count or 6, 6)
     assert found == sorted(found)
 
 
 def test_three_of_six_sorted_rows_are_one_of_each_class():
-    found = few_rows(Dataset.from_dict({"labels": [0, 0, 1, 1, 2, 2]}), 3)
+    found = few_images(Dataset.from_dict({"labels": [0, 0, 1, 1, 2, 2]}), 3)
     assert found["labels"][:] == [0, 1, 2]

@@ -6,7 +6,7 @@ from datasets import Dataset
 from hfkd.data.first_rows import at_most
 
 
-def few_rows(dataset: Dataset, count: int | None) -> Dataset:
+def few_images(dataset: Dataset, count: int | None) -> Dataset:
     """The first `count` rows with their `labels`; of a dataset sorted by class, evenly spaced rows instead.
 
     A folder of images is read class by class, so that its first rows would be of one class or few.
