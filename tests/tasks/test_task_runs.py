@@ -1,5 +1,7 @@
 """Whole runs of tasks other than images and the next token: adapters, metrics, predictions, resuming."""
 
+import pickle
+
 import pytest
 import torch
 from task_toys import KINDS
@@ -50,6 +52,19 @@ def test_adapters_alone_are_trained(tmp_path, kind):
     assert all(torch.equal(after[name], value) for name, value in before.items())
     trained = dict(student.named_parameters())
     assert any(not torch.equal(trained[name], value) for name, value in adapters.items())
+
+
+@some_kinds
+def test_workers_that_get_everything_pickled_make_the_same_batches(tmp_path, kind):
+    """As on macOS and Windows, and everywhere from Python 3.14 on."""
+    rows = kind.rows(4)
+    for loader in ((made := trainer(tmp_path, kind)).get_train_dataloader(), made.get_eval_dataloader()):
+        collate, dataset = pickle.loads(pickle.dumps((loader.collate_fn, loader.dataset)))
+        assert len(dataset) == len(loader.dataset)
+        torch.manual_seed(0)
+        batch = loader.collate_fn(rows)
+        torch.manual_seed(0)
+        torch.testing.assert_close(dict(collate(rows)), dict(batch), rtol=0, atol=0)
 
 
 @some_kinds
