@@ -12,6 +12,7 @@ from objectives_by_level import ON_LOGITS
 from task_toys import Pixels, masks
 from text_toys import TokenRows, language_model, taught_model
 from toys import arguments
+from versions import since
 
 from hfkd import DistillationTrainer
 from hfkd.data import ImageTransform
@@ -94,11 +95,17 @@ def test_what_waits_is_found(gpu, wait):
 
 def test_what_does_not_wait_runs(gpu):
     x = gpu.move(torch.randn(4, 3))
-    x[x > 0] = 0
     x[torch.arange(2, device=GPU)] += torch.full((), 3.0, device=GPU)
     assert (x @ x.T).device == GPU
     assert torch.ones(3).to(GPU, non_blocking=True).device == GPU
     assert torch.tensor([1, 2]).sum().item() == 3  # the host's own
+
+
+@since("torch", "2.15", "copy the number")
+def test_a_number_for_some_elements_does_not_wait(gpu):
+    x = gpu.move(torch.randn(4, 3))
+    x[x > 0] = 0
+    assert x.device == GPU
 
 
 # ---- the step --------------------------------------------------------------------------------------------------------

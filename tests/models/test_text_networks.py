@@ -12,6 +12,7 @@ from transformers import (
     BertForSequenceClassification,
     BertModel,
 )
+from versions import since
 
 from hfkd.models.label_names import class_names
 from hfkd.models.text_network_arguments import TextNetworkArguments
@@ -21,6 +22,7 @@ from hfkd.models.wordpiece import train_wordpiece
 SMALL = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
 CHANGES = ",".join(f"{name}={value}" for name, value in SMALL.items())
 CLASSIFIER = AutoModelForSequenceClassification
+reads_heads = since("transformers", "5.23", "do not read the head that was saved with an adapter")
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +187,7 @@ def test_an_adapter_as_the_student_is_refused(tmp_path, words):
         stored_network(CLASSIFIER, name, words)
 
 
+@reads_heads
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft
 def test_an_adapter_as_the_teacher_has_its_own_head(tmp_path, words):
     name, adapted = classifier_adapter(tmp_path, 2)
@@ -193,6 +196,7 @@ def test_an_adapter_as_the_teacher_has_its_own_head(tmp_path, words):
     torch.testing.assert_close(teacher.eval()(tokens).logits, adapted.eval()(tokens).logits)
 
 
+@reads_heads
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft
 def test_an_adapter_whose_head_does_not_fit_is_no_teacher(tmp_path, words):
     name, _ = classifier_adapter(tmp_path, 3)

@@ -5,13 +5,12 @@ import logging
 import peft
 import pytest
 import torch
-import transformers
 from datasets import Dataset
-from packaging.version import Version
 from text_toys import language_model, token_dataset, tokenizer
 from toys import CLASSES, Net, Rows, arguments, teacher
 from transformers import AutoModelForCausalLM, DataCollatorForLanguageModeling
 from transformers.integrations import peft as integrations
+from versions import since
 
 from hfkd import DistillationTrainer
 
@@ -47,7 +46,7 @@ def test_a_generation_config_that_cannot_be_saved_is_refused_at_once(tmp_path):
     assert (tmp_path / "generation_config.json").exists()
 
 
-@pytest.mark.skipif(Version(transformers.__version__) < Version("5.23"), reason="older versions refuse to save it")
+@since("transformers", "5.23", "refuse to save it")
 def test_a_generation_config_is_taken_as_it_was_published(tmp_path):
     language_model().save_pretrained(tmp_path / "hub")
     (tmp_path / "hub" / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.3}')
