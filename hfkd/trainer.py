@@ -58,6 +58,7 @@ from hfkd.training.lr_schedule import Schedule
 from hfkd.training.model_init import Anew, seeded, student_of
 from hfkd.training.nonfinite import JudgedSteps
 from hfkd.training.on_policy.steps import WrittenSteps
+from hfkd.training.passes import in_passes
 from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, setting
 from hfkd.training.private_api import FIRST_STEP
 from hfkd.training.run_settings import compared_settings, run_settings
@@ -562,7 +563,8 @@ class DistillationTrainer(Trainer):
         own = own_loader(self)
         if not own and (self.train_dataset is None or not self.setup.rows_come_later):
             return None
-        first, waited = KeptFirst(self.get_train_dataloader(), resumed), self.setup.waits
+        loader = in_passes(self.get_train_dataloader(), self.args.gradient_accumulation_steps)
+        first, waited = KeptFirst(loader, resumed), self.setup.waits
         self.setup.look_at(first)
         if waited:
             self._place_inner()
@@ -631,7 +633,7 @@ class DistillationTrainer(Trainer):
     def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
         """As in Trainer, but a run resumed after its last step takes no further step; Trainer would take one more."""
         if isinstance(keywords["train_dataloader"], KeptFirst):
-            keywords["train_dataloader"] = keywords["train_dataloader"].of_epoch(keywords)
+            keywords |= keywords["train_dataloader"].of_epoch(keywords)
         if self.state.global_step < self.state.max_steps:
             return super()._run_epoch(*arguments, **keywords)
         self.control.should_training_stop = True
