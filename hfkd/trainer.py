@@ -82,6 +82,7 @@ from hfkd.training.validation.random_rows import warn_of_random_rows, warn_of_ro
 from hfkd.training.validation.recorded_inputs import record_inputs
 from hfkd.training.validation.teacher_probe import probed
 from hfkd.training.validation.together import refuse_keywords
+from hfkd.training.weight_decay import without_norms
 from hfkd.utils.cpu_memory import keep_freed_memory
 from hfkd.utils.json_file import write_json
 from hfkd.utils.kept_weights import kept_weights
@@ -612,7 +613,7 @@ class DistillationTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         if self.args.decay_bias_and_norm:
             return [name for name, _ in model.named_parameters()]
-        return super().get_decay_parameter_names(model)
+        return without_norms(super().get_decay_parameter_names(model), model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         optimizer = optimizer or self.optimizer
