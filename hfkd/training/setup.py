@@ -89,6 +89,7 @@ from hfkd.training.validation.student import (
     refuse_unsavable,
     refuse_unsaved,
 )
+from hfkd.training.validation.structure import check_structure
 from hfkd.training.validation.together import (
     refuse_given_optimizers,
     refuse_metric_of_no_set,
@@ -146,6 +147,8 @@ class Setup:
             refuse_frozen(self.model)
             check_optimizer(self.model, self.keywords.get("optimizers"))
             check_precision(self.model, self.args)
+            if not (self.args.deepspeed or uses_fsdp(self.args)):  # which may hold a share of each weight
+                check_structure(self.model)
         if not (uses_fsdp(self.args) and self.args.process_index):  # whose other ranks may have no weights yet
             refuse_other_base(self.model)
         networks, rows = (networks_of(self.model), teacher_networks(teacher)), probed_dataset(self.data)
