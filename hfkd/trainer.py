@@ -43,7 +43,7 @@ from hfkd.teachers import TeacherScan
 from hfkd.training import loss_parameters, run_identity
 from hfkd.training.averages import RowAverage
 from hfkd.training.checkpoints.callback_states import CallbackStates
-from hfkd.training.checkpoints.optimizer_state import as_laid_out
+from hfkd.training.checkpoints.optimizer_state import as_laid_out, show_result
 from hfkd.training.checkpoints.tensors import TensorCheckpoints
 from hfkd.training.checkpoints.whole import OwnBest, SaveAfterEvaluation, WholeCheckpoints, checkpoint_to_resume
 from hfkd.training.first_batch import KeptFirst, own_loader
@@ -648,6 +648,7 @@ class DistillationTrainer(Trainer):
 
     def _finalize_training(self, trial: Any, *arguments: Any, **keywords: Any) -> Any:
         """As in Trainer, but `train_loss` is the mean over the steps taken, without those skipped by `on_nan`."""
+        show_result(self.optimizer)
         ratio = self.judged.watch.taken.ratio()
         if not hasattr(self, FIRST_STEP):  # earlier versions divide by the steps before a resume too
             ratio *= self.judged.watch.steps_over_own(self.state.global_step)
@@ -664,6 +665,7 @@ class DistillationTrainer(Trainer):
         return self.whole.folder(super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        show_result(self.optimizer)
         final = self.whole.save(partial(super()._save_checkpoint, model, trial), self._get_output_dir(trial))
         if self.args.push_to_hub:
             self._push_from_checkpoint(final)

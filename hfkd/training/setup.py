@@ -81,6 +81,7 @@ from hfkd.training.validation.random_evaluation import warn_of_random_evaluation
 from hfkd.training.validation.recorded_inputs import check_processor
 from hfkd.training.validation.sharded_teacher import refuse_sharded_teacher
 from hfkd.training.validation.slots import slot_check
+from hfkd.training.validation.structure import check_structure
 from hfkd.training.validation.student import (
     check_optimizer,
     check_precision,
@@ -89,7 +90,6 @@ from hfkd.training.validation.student import (
     refuse_unsavable,
     refuse_unsaved,
 )
-from hfkd.training.validation.structure import check_structure
 from hfkd.training.validation.together import (
     refuse_given_optimizers,
     refuse_metric_of_no_set,

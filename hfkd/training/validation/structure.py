@@ -36,8 +36,8 @@ def check_structure(student: nn.Module) -> None:
     if other_names := [name for name in own if expected.get(name) != own[name]] or list(expected.keys() - own.keys()):
         logger.warning(
             "%s of the student are not what a %s has by its configuration. Its checkpoints are resumed here, but "
-            "from_pretrained will not load them from what is saved: it builds the layers of the configuration, with new "
-            "weights. Change the configuration (num_labels, ...), or make the change in a class of your own.",
+            "from_pretrained will not load them from what is saved: it builds the layers of the configuration, with "
+            "new weights. Change the configuration (num_labels, ...), or make the change in a class of your own.",
             some(other_names),
             type(student).__name__,
         )
