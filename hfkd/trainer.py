@@ -670,6 +670,13 @@ class DistillationTrainer(Trainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(final)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As in Trainer, but a best evaluation between two checkpoints is saved if the best weights are to be loaded."""
+        found = super()._determine_best_metric(metrics, trial)
+        if found and self.args.load_best_model_at_end:
+            self.control.should_save = True
+        return found
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.whole.writing:  # a background upload needs a folder that is not renamed
             super()._push_from_checkpoint(checkpoint_folder)

@@ -187,6 +187,9 @@ class SaveAfterEvaluation(TrainerCallback):
         if control.should_save and (control.should_training_stop or float(state.epoch).is_integer()):
             self._due, control.should_save = True, False
 
+    def on_save(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        self._due = False  # the step was evaluated, and is the best so far
+
     def on_epoch_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         control.should_save, self._due = control.should_save or self._due, False
 
