@@ -656,6 +656,7 @@ class DistillationTrainer(Trainer):
         self._tr_loss *= ratio
         with setting(self.args, save_total_limit=None):  # Trainer would delete every folder of a checkpoint's name
             output = super()._finalize_training(trial, *arguments, **keywords)
+        self.whole.warn_without_best()
         self.whole.delete_all_but_best(self._get_output_dir(trial))
         return output
 
@@ -671,7 +672,7 @@ class DistillationTrainer(Trainer):
             self._push_from_checkpoint(final)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """As in Trainer, but a best evaluation between two checkpoints is saved if the best weights are to be loaded."""
+        """As in Trainer, but the best evaluation is saved between two checkpoints too if it is to be loaded."""
         found = super()._determine_best_metric(metrics, trial)
         if found and self.args.load_best_model_at_end:
             self.control.should_save = True

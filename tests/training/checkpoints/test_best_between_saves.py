@@ -38,3 +38,17 @@ def test_the_best_weights_are_loaded_whenever_they_were_evaluated(tmp_path, best
         assert torch.equal(weight, last[name]), name
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{best}"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "settings", "why"),
+    [
+        ([float("nan")] * 6, {}, "eval_score was never a number"),
+        ([], {"eval_delay": 10}, "there was no evaluation"),
+    ],
+    ids=["nan", "no evaluation"],
+)
+def test_without_a_best_checkpoint_the_last_weights_are_spoken_of(tmp_path, caplog, scores, settings, why):
+    run(tmp_path, scores, **settings)
+    assert f"no best checkpoint: {why}" in caplog.text
+    assert "The student has the weights of the last step, 6" in caplog.text
