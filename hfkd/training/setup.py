@@ -89,6 +89,7 @@ from hfkd.training.validation.student import (
     refuse_prompts,
     refuse_unsavable,
     refuse_unsaved,
+    warn_of_moving_statistics,
 )
 from hfkd.training.validation.together import (
     refuse_given_optimizers,
@@ -145,6 +146,7 @@ class Setup:
         refuse_unsavable(self.model)
         if self.rows is not None:
             refuse_frozen(self.model)
+            warn_of_moving_statistics(self.model)
             check_optimizer(self.model, self.keywords.get("optimizers"))
             check_precision(self.model, self.args)
             if not (self.args.deepspeed or uses_fsdp(self.args)):  # which may hold a share of each weight
