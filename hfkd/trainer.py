@@ -703,7 +703,9 @@ class DistillationTrainer(Trainer):
         self.files.load_best(super()._load_best_model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        self.files.load_optimizer(partial(super()._load_optimizer_and_scheduler, checkpoint), checkpoint)
+        self.files.load_optimizer(
+            partial(super()._load_optimizer_and_scheduler, checkpoint), checkpoint, super().get_decay_parameter_names
+        )
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         with naming_unreadable(checkpoint or ""):
