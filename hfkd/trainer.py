@@ -43,7 +43,7 @@ from hfkd.teachers import TeacherScan
 from hfkd.training import loss_parameters, run_identity
 from hfkd.training.averages import RowAverage
 from hfkd.training.checkpoints.callback_states import CallbackStates
-from hfkd.training.checkpoints.optimizer_state import as_laid_out
+from hfkd.training.checkpoints.optimizer_state import as_laid_out, show_result
 from hfkd.training.checkpoints.tensors import TensorCheckpoints
 from hfkd.training.checkpoints.whole import OwnBest, SaveAfterEvaluation, WholeCheckpoints, checkpoint_to_resume
 from hfkd.training.first_batch import KeptFirst, own_loader
@@ -58,6 +58,7 @@ from hfkd.training.lr_schedule import Schedule
 from hfkd.training.model_init import Anew, seeded, student_of
 from hfkd.training.nonfinite import JudgedSteps
 from hfkd.training.on_policy.steps import WrittenSteps
+from hfkd.training.passes import in_passes
 from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, setting
 from hfkd.training.private_api import FIRST_STEP
 from hfkd.training.run_settings import compared_settings, run_settings
@@ -81,6 +82,7 @@ from hfkd.training.validation.random_rows import warn_of_random_rows, warn_of_ro
 from hfkd.training.validation.recorded_inputs import record_inputs
 from hfkd.training.validation.teacher_probe import probed
 from hfkd.training.validation.together import refuse_keywords
+from hfkd.training.weight_decay import without_norms
 from hfkd.utils.cpu_memory import keep_freed_memory
 from hfkd.utils.json_file import write_json
 from hfkd.utils.kept_weights import kept_weights
@@ -562,7 +564,8 @@ class DistillationTrainer(Trainer):
         own = own_loader(self)
         if not own and (self.train_dataset is None or not self.setup.rows_come_later):
             return None
-        first, waited = KeptFirst(self.get_train_dataloader(), resumed), self.setup.waits
+        loader = in_passes(self.get_train_dataloader(), self.args.gradient_accumulation_steps)
+        first, waited = KeptFirst(loader, resumed), self.setup.waits
         self.setup.look_at(first)
         if waited:
             self._place_inner()
@@ -610,7 +613,7 @@ class DistillationTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         if self.args.decay_bias_and_norm:
             return [name for name, _ in model.named_parameters()]
-        return super().get_decay_parameter_names(model)
+        return without_norms(super().get_decay_parameter_names(model), model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         optimizer = optimizer or self.optimizer
@@ -631,7 +634,7 @@ class DistillationTrainer(Trainer):
     def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
         """As in Trainer, but a run resumed after its last step takes no further step; Trainer would take one more."""
         if isinstance(keywords["train_dataloader"], KeptFirst):
-            keywords["train_dataloader"] = keywords["train_dataloader"].of_epoch(keywords)
+            keywords |= keywords["train_dataloader"].of_epoch(keywords)
         if self.state.global_step < self.state.max_steps:
             return super()._run_epoch(*arguments, **keywords)
         self.control.should_training_stop = True
@@ -645,6 +648,7 @@ class DistillationTrainer(Trainer):
 
     def _finalize_training(self, trial: Any, *arguments: Any, **keywords: Any) -> Any:
         """As in Trainer, but `train_loss` is the mean over the steps taken, without those skipped by `on_nan`."""
+        show_result(self.optimizer)
         ratio = self.judged.watch.taken.ratio()
         if not hasattr(self, FIRST_STEP):  # earlier versions divide by the steps before a resume too
             ratio *= self.judged.watch.steps_over_own(self.state.global_step)
@@ -652,6 +656,7 @@ class DistillationTrainer(Trainer):
         self._tr_loss *= ratio
         with setting(self.args, save_total_limit=None):  # Trainer would delete every folder of a checkpoint's name
             output = super()._finalize_training(trial, *arguments, **keywords)
+        self.whole.warn_without_best()
         self.whole.delete_all_but_best(self._get_output_dir(trial))
         return output
 
@@ -661,9 +666,17 @@ class DistillationTrainer(Trainer):
         return self.whole.folder(super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        show_result(self.optimizer)
         final = self.whole.save(partial(super()._save_checkpoint, model, trial), self._get_output_dir(trial))
         if self.args.push_to_hub:
             self._push_from_checkpoint(final)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As in Trainer, but the best evaluation is saved between two checkpoints too if it is to be loaded."""
+        found = super()._determine_best_metric(metrics, trial)
+        if found and self.args.load_best_model_at_end:
+            self.control.should_save = True
+        return found
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.whole.writing:  # a background upload needs a folder that is not renamed
@@ -690,7 +703,9 @@ class DistillationTrainer(Trainer):
         self.files.load_best(super()._load_best_model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        self.files.load_optimizer(partial(super()._load_optimizer_and_scheduler, checkpoint), checkpoint)
+        self.files.load_optimizer(
+            partial(super()._load_optimizer_and_scheduler, checkpoint), checkpoint, super().get_decay_parameter_names
+        )
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         with naming_unreadable(checkpoint or ""):

@@ -186,11 +186,11 @@ def _datasets_of(value: Any) -> list[Any]:
 def set_epoch_of(dataset: Any, epoch: int) -> None:
     """Set the epoch of hfkd's transforms in a training set, whatever it is wrapped in.
 
-    Trainer sets that of a stream itself, but not of one within another dataset.
+    Trainer sets that of a stream itself, but not of one within another dataset, nor in a user's own loader.
     """
     for one in datasets_in(dataset):
         rows = one if isinstance(one, ImageStream) else epoch_transform(one)
-        if rows is not None and rows is not dataset:
+        if rows is not None:
             rows.set_epoch(epoch)
 
 

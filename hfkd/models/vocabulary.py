@@ -21,9 +21,9 @@ def common_vocabulary(student: nn.Module, teacher: nn.Module, tokenizer: PreTrai
 
 
 def vocabulary_size(network: nn.Module) -> int | None:
-    """The number of logits of a language model; None if it does not return its output embeddings."""
-    head = output_head(network)
-    return None if head is None else head.weight.shape[0]
+    """The number of logits of a language model; None if it does not return its output embeddings, or has none."""
+    weight = getattr(output_head(network), "weight", None)  # a head that was replaced may be several layers
+    return None if weight is None else weight.shape[0]
 
 
 def common_size(student: int, teacher: int, tokenizer: PreTrainedTokenizerBase | None) -> int | None:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, nullcontext
-from itertools import chain
+from itertools import chain, repeat
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +12,13 @@ from torch.utils.data import IterableDataset, RandomSampler
 from transformers import Trainer
 
 from hfkd.data.first_rows import PROBED_ROWS, map_style
+from hfkd.training.passes import Passes
 from hfkd.utils.random_state import kept_random_state
 
 logger = logging.getLogger(__name__)
 NAME = "get_train_dataloader"
 Ready = Callable[[Any], Any]
+_END: Any = object()
 
 
 def own_loader(trainer: Trainer) -> bool:
@@ -37,6 +39,7 @@ class KeptFirst:
         self.loader = loader
         self.ready: Ready | None = None
         self.check: Ready | None = None
+        self._passes = 0  # of a loader without a length, before the checkpoint that is resumed
         self._by_number = map_style(getattr(loader, "dataset", None))
         again = resumed and (self._by_number or isinstance(loader, Sequence))
         with kept_random_state() if again else nullcontext():
@@ -52,14 +55,44 @@ class KeptFirst:
         if again:
             self._leave()
 
-    def of_epoch(self, asked: Mapping[str, Any]) -> Any:
-        """What Trainer iterates over for an epoch, or the rest of one; `asked`: keywords of `Trainer._run_epoch`.
+    def of_epoch(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The keywords of `Trainer._run_epoch` that change: the loader for the epoch, or for the rest of one.
+
+        asked: the keywords. Trainer counts all batches of a loader without a length as one epoch when it resumes.
+        """
+        resumed = asked["resume_from_checkpoint"] is not None and asked["epoch"] == asked["epochs_trained"]
+        skips = resumed and asked["steps_trained_in_current_epoch"] > 0
+        if not isinstance(self.loader, Passes):
+            return {"train_dataloader": self._rest_of(asked["epoch"], skips)}
+        if skips:
+            return self._after(asked["steps_trained_in_current_epoch"])
+        return {"train_dataloader": self, "epoch": asked["epoch"] + self._passes}
+
+    def _after(self, batches: int) -> dict[str, Any]:
+        """Of a loader without a length: its pass and the rest of it behind this number of batches, which are read."""
+        done, rest, left = 0, iter(self), batches
+        while left:
+            if next(rest, _END) is not _END:
+                done, left = done + 1, left - 1
+            elif done:
+                self._passes, done, rest = self._passes + 1, 0, iter(self)
+            else:
+                raise ValueError(
+                    f"the training loader ended {left} batches before the {batches} that had been trained on at the "
+                    "checkpoint, and yields no more: return one that can be read from its start"
+                )
+        if (following := next(rest, _END)) is _END:  # the checkpoint is that of the end of a pass
+            self._passes, done = self._passes + 1, 0
+        epoch = {"epoch": self._passes, "epochs_trained": self._passes, "steps_trained_in_current_epoch": done}
+        # Trainer skips those that have been read here, which are None
+        behind = _skippable(Batches(self, chain(repeat(None, done), [following], rest))) if done else self
+        return {"train_dataloader": behind, **epoch}
+
+    def _rest_of(self, epoch: int, skips: bool) -> Any:
+        """What Trainer iterates over for an epoch of known length; skips: for the rest of it.
 
         accelerate skips rows of a map-style dataset by index; of other loaders it reads the batches and drops them.
         """
-        epoch = asked["epoch"]
-        resumed = asked["resume_from_checkpoint"] is not None and epoch == asked["epochs_trained"]
-        skips = resumed and asked["steps_trained_in_current_epoch"] > 0
         sampler = getattr(self.loader, "sampler", None)
         if epoch and skips and isinstance(sampler, RandomSampler) and not hasattr(sampler, "set_epoch"):
             logger.warning(
@@ -73,8 +106,7 @@ class KeptFirst:
             return self
         if self._rest is None and self.ready is None and self._by_number:
             return self.loader
-        plain = {"batch_size": None, "drop_last": False, "collate_fn": as_is, "prefetch_factor": None}
-        return SimpleNamespace(dataset=Batches(self), **plain)
+        return _skippable(Batches(self))
 
     def __iter__(self) -> Iterator[Any]:
         rest, self._rest = self._rest, None
@@ -94,6 +126,8 @@ class KeptFirst:
     def _leave(self) -> None:
         """Iterate the loader from its start next time."""
         self._rest, begun = None, self._rest
+        if isinstance(self.loader, Passes):
+            self.loader.restart()
         end = getattr(self.loader, "end", None)  # accelerate's loaders register while they are iterated
         if begun is not None and end is not None:
             end()
@@ -120,17 +154,23 @@ class KeptFirst:
 
 
 class Batches(IterableDataset):
-    """A loader's batches as the rows of a dataset."""
+    """A loader's batches, or those of them that are given, as the rows of a dataset."""
 
-    def __init__(self, loader: KeptFirst) -> None:
-        self.loader = loader
+    def __init__(self, loader: KeptFirst, given: Iterator[Any] | None = None) -> None:
+        self.loader, self.given = loader, given
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.loader)
+        return iter(self.loader) if self.given is None else self.given
 
     def set_epoch(self, epoch: int) -> None:
         if hasattr(self.loader, "set_epoch"):
             self.loader.set_epoch(epoch)
+
+
+def _skippable(batches: Batches) -> Any:
+    """A loader as accelerate's `skip_first_batches` takes it, to read the batches and drop the first."""
+    plain = {"batch_size": None, "drop_last": False, "collate_fn": as_is, "prefetch_factor": None}
+    return SimpleNamespace(dataset=batches, **plain)
 
 
 def as_is(batch: Any) -> Any:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_utils import has_length
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import ImageCollator
@@ -31,10 +32,13 @@ logger = logging.getLogger(__name__)
 
 
 class EpochViews(TrainerCallback):
-    """Sets the epoch of hfkd's transforms of the training set."""
+    """Sets the epoch of hfkd's transforms of the training set; `Passes` does so where its length is unknown."""
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        dataset = getattr(keywords["train_dataloader"], "dataset", None)  # a user's own may be any iterable
+        loader = keywords["train_dataloader"]
+        if not has_length(loader):  # Trainer counts shares of max_steps there
+            return
+        dataset = getattr(loader, "dataset", None)  # a user's own may be any iterable
         set_epoch_of(dataset, math.floor(round(state.epoch or 0.0, 6)))
 
 

@@ -5,6 +5,7 @@
 
 # Methods of transformers.Trainer that DistillationTrainer extends.
 TRAINER_METHODS = (
+    "_determine_best_metric",
     "_finalize_training",
     "_get_dataloader",
     "_get_grad_norm",

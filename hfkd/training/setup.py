@@ -81,6 +81,7 @@ from hfkd.training.validation.random_evaluation import warn_of_random_evaluation
 from hfkd.training.validation.recorded_inputs import check_processor
 from hfkd.training.validation.sharded_teacher import refuse_sharded_teacher
 from hfkd.training.validation.slots import slot_check
+from hfkd.training.validation.structure import check_structure
 from hfkd.training.validation.student import (
     check_optimizer,
     check_precision,
@@ -88,6 +89,7 @@ from hfkd.training.validation.student import (
     refuse_prompts,
     refuse_unsavable,
     refuse_unsaved,
+    warn_of_moving_statistics,
 )
 from hfkd.training.validation.together import (
     refuse_given_optimizers,
@@ -144,8 +146,11 @@ class Setup:
         refuse_unsavable(self.model)
         if self.rows is not None:
             refuse_frozen(self.model)
+            warn_of_moving_statistics(self.model)
             check_optimizer(self.model, self.keywords.get("optimizers"))
             check_precision(self.model, self.args)
+            if not (self.args.deepspeed or uses_fsdp(self.args)):  # which may hold a share of each weight
+                check_structure(self.model)
         if not (uses_fsdp(self.args) and self.args.process_index):  # whose other ranks may have no weights yet
             refuse_other_base(self.model)
         networks, rows = (networks_of(self.model), teacher_networks(teacher)), probed_dataset(self.data)

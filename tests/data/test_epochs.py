@@ -11,8 +11,9 @@ from toys import Net, arguments, teacher
 
 from hfkd import DistillationTrainer
 from hfkd.data import ImageTransform
-from hfkd.data.epochs import set_epoch_of
+from hfkd.data.epochs import ImageStream, set_epoch_of
 from hfkd.data.images import decode
+from hfkd.data.large_images import LargeImageTransform
 from hfkd.data.masking import TokenMasking
 from hfkd.data.resident import resident
 from hfkd.training.data_fingerprint import data_hash
@@ -86,10 +87,10 @@ class Seen(Net):
         return super().forward(x)
 
 
-def trained_on(folder, train, **keywords):
+def trained_on(folder, train, kind=DistillationTrainer, **keywords):
     student = Seen()
     given = {"per_device_train_batch_size": COUNT, "max_steps": -1, "num_train_epochs": 3} | keywords
-    trainer = DistillationTrainer(student, teacher(), arguments(folder, **given), train_dataset=train)
+    trainer = kind(student, teacher(), arguments(folder, **given), train_dataset=train)
     student.images.clear()
     trainer.train()
     return student.images
@@ -108,6 +109,38 @@ def test_persistent_workers_hear_of_the_epoch_of_a_wrapped_dataset(tmp_path):
     workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
     found = trained_on(tmp_path / "workers", Subset(images(), range(COUNT)), **workers)
     assert all(map(torch.equal, found, trained_on(tmp_path / "expected", images())))
+
+
+class Chained(torch.utils.data.IterableDataset):
+    """A stream within another, which says no length and passes no epoch on."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+def stream():
+    pixels = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 3), dtype=np.uint8)
+    rows = {"image": [Image.fromarray(p) for p in pixels], "labels": [i % 5 for i in range(COUNT)]}
+    return ImageStream(Dataset.from_dict(rows).to_iterable_dataset(), LargeImageTransform(size=8, augment=True))
+
+
+class OwnLoader(DistillationTrainer):
+    def get_train_dataloader(self):
+        return torch.utils.data.DataLoader(stream(), COUNT)
+
+
+def test_streams_without_length_have_other_views_in_each_pass(tmp_path):
+    steps = {"max_steps": 3}
+    expected = trained_on(tmp_path / "expected", stream(), **steps)
+    assert not torch.equal(expected[0].sum(0), expected[1].sum(0))
+    assert not torch.equal(expected[1].sum(0), expected[2].sum(0))
+    found = trained_on(tmp_path / "chained", Chained(stream()), **steps)
+    assert all(map(torch.equal, found, expected))
+    own = trained_on(tmp_path / "own", None, OwnLoader, **steps)
+    assert all(map(torch.equal, own, expected))
 
 
 def test_masks_too():

@@ -39,6 +39,14 @@ class Stream(torch.utils.data.IterableDataset):
         return len(Rows())
 
 
+class Unending(torch.utils.data.IterableDataset):
+    """Twenty rows in order, five batches of four, and no length."""
+
+    def __iter__(self):
+        rows = Rows(20)
+        yield from (rows[i] for i in range(len(rows)))
+
+
 class Words(torch.utils.data.IterableDataset):
     def __iter__(self):
         yield from TokenRows().rows
@@ -152,6 +160,46 @@ def test_a_resumed_run_goes_on_with_the_batch_that_is_next(tmp_path, name, stop,
     whole.seen = whole.seen[stop:]
     if not unknown:
         same(whole, resumed)
+
+
+IN_FOURS = {"per_device_train_batch_size": 4, "max_steps": 8, "student": Net}
+
+
+def round_and_round():
+    """The batches of `Unending` without end, so that a step never meets the end of a pass."""
+    while True:
+        yield from torch.utils.data.DataLoader(Unending(), 4)
+
+
+@pytest.mark.parametrize("group", [2, 3, 7])
+def test_a_step_at_the_end_of_a_stream_without_length_is_one_of_as_many_batches(tmp_path, group):
+    """What is left of a pass was added to the first step of the next one, as a step of its own."""
+    settings = IN_FOURS | {"gradient_accumulation_steps": group}
+    found = trained(tmp_path / "stream", rows=Unending(), **settings)
+    endless = round_and_round()
+    same(trained(tmp_path / "endless", lambda: endless, **settings), found)
+    losses = [entry["loss"] for entry in found.state.log_history if "loss" in entry]
+    assert len(losses) == 8
+
+
+@pytest.mark.parametrize(
+    ("stop", "group"), [(7, 1), (5, 1), (4, 2)] + [pytest.param(s, 2, marks=pytest.mark.slow) for s in (3, 5, 6)]
+)
+def test_a_run_on_a_stream_without_length_is_resumed_in_a_later_pass(tmp_path, stop, group):
+    settings = IN_FOURS | {"gradient_accumulation_steps": group, "save_strategy": "steps", "save_steps": stop}
+    whole = trained(tmp_path, rows=Unending(), **settings)
+    resumed = trained(tmp_path, rows=Unending(), resume=str(tmp_path / f"checkpoint-{stop}"), **settings)
+    whole.seen = whole.seen[stop * group :]
+    same(whole, resumed)
+    assert resumed.state.epoch == whole.state.epoch
+
+
+def test_a_spent_generator_cannot_be_resumed(tmp_path):
+    settings = IN_FOURS | {"save_strategy": "steps", "save_steps": 6}
+    trained(tmp_path, rows=Unending(), **settings)
+    once = iter(torch.utils.data.DataLoader(Unending(), 4))
+    with pytest.raises(ValueError, match="ended 1 batches before the 6 that had been trained on at the checkpoint"):
+        trained(tmp_path, lambda: once, resume=str(tmp_path / "checkpoint-6"), **settings)
 
 
 def test_a_text_stream_has_its_features_read(tmp_path):

@@ -1,4 +1,4 @@
-"""Converts an optimizer's state to the memory layout of the parameters, as fused kernels require."""
+"""What an optimizer's state and parameters are, where it is loaded and where they are saved."""
 
 from typing import Any
 
@@ -19,6 +19,15 @@ def as_laid_out(optimizer: torch.optim.Optimizer) -> None:
         for name, state in states.items() if isinstance(states, dict) else ():
             if _laid_out_otherwise(state, parameter):
                 states[name] = torch.empty_like(parameter, dtype=state.dtype, device=state.device).copy_(state)
+
+
+def show_result(optimizer: Any) -> None:
+    """Give parameters the values that are the result of an optimizer which trains at others, as schedule-free ones do.
+
+    Trainer does so before an evaluation alone, and takes them back in the next step.
+    """
+    if callable(to_result := getattr(optimizer, "eval", None)):
+        to_result()
 
 
 def _laid_out_otherwise(state: Any, parameter: Tensor) -> bool:

@@ -16,7 +16,9 @@ from hfkd.training.checkpoints.manifest import MANIFEST, incomplete
 from hfkd.training.checkpoints.optimizer_state import as_laid_out
 from hfkd.training.checkpoints.student_weights import load_student, to_save
 from hfkd.training.host import Host
+from hfkd.training.weight_decay import group_as_trainer
 
+OTHER_GROUPS = "parameter group"  # in torch's message for a state whose groups have other sizes
 logger = logging.getLogger(__name__)
 
 
@@ -71,11 +73,21 @@ class TensorCheckpoints:
                 load_student(self.student, best)
         loss_parameters.read(self.host.distillation_loss, best)
 
-    def load_optimizer(self, load: Callable[[], None], checkpoint: str | None) -> None:
+    def load_optimizer(
+        self, load: Callable[[], None], checkpoint: str | None, decayed: Callable[[nn.Module], list[str]]
+    ) -> None:
+        """Load the state of optimizer and schedule; decayed: Trainer's rule of what it applies weight decay to."""
         optimizer = cast(torch.optim.Optimizer, self.host.optimizer)
         own = set() if checkpoint is None or self._loaded_by_a_library else set(getattr(optimizer, "defaults", ()))
         with naming_unreadable(checkpoint or ""):
-            load()
+            try:
+                load()
+            except ValueError as error:
+                names = set() if self.host.args.decay_bias_and_norm else set(decayed(self.student))
+                if not names or OTHER_GROUPS not in str(error) or not group_as_trainer(optimizer, self.student, names):
+                    raise
+                load()
+                logger.warning("%s has the weights of norms among those with weight decay, and goes on so", checkpoint)
         if own:
             _refuse_other_kind(optimizer, own, checkpoint)
             as_laid_out(optimizer)

@@ -105,6 +105,19 @@ class WholeCheckpoints:
         if host.args.should_save and best is not None and host.args.save_total_limit == 1:
             _rotate(folder, 1, {best})
 
+    def warn_without_best(self) -> None:
+        """Warn if the best weights were to be loaded at the end, and no evaluation has made any the best."""
+        args, state = self.host.args, self.host.state
+        if args.load_best_model_at_end and state.best_model_checkpoint is None:
+            logger.warning(
+                "load_best_model_at_end=True, but there is no best checkpoint: %s. The student has the weights of the "
+                "last step, %d.",
+                f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')} was never a number"
+                if any("eval_runtime" in entry for entry in state.log_history)
+                else "there was no evaluation (see eval_delay)",
+                state.global_step,
+            )
+
     def save_model(self, write: Callable[[str | None], None], output_dir: str | None) -> None:
         """Write the student's files atomically: outside of a checkpoint, to another folder first."""
         if self.writing or not self.host.args.should_save:
@@ -186,6 +199,9 @@ class SaveAfterEvaluation(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         if control.should_save and (control.should_training_stop or float(state.epoch).is_integer()):
             self._due, control.should_save = True, False
+
+    def on_save(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        self._due = False  # the step was evaluated, and is the best so far
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         control.should_save, self._due = control.should_save or self._due, False

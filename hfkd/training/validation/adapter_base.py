@@ -30,6 +30,7 @@ def refuse_other_base(student: nn.Module) -> None:
     was trained, such as the teacher whose layers were pruned, or the base of an adapter that was merged.
     """
     for config in getattr(student, "peft_config", {}).values():
+        _refuse_lost_start(config)
         name, base = config.base_model_name_or_path, unwrap_peft_model(student)
         folder = _folder(name, config.revision)
         if folder is None or _changes_the_base(config):
@@ -65,9 +66,24 @@ def _equal(own: Tensor, stored: Tensor) -> bool:
 
 
 def _changes_the_base(config: Any) -> bool:
-    """Whether PEFT itself changes the base model whenever it adds the adapters, as for PiSSA."""
+    """Whether PEFT itself changes the base model in the same way whenever it adds the adapters, as for PiSSA."""
     start = getattr(config, "init_lora_weights", True)
     return isinstance(start, str) and start != "gaussian"
+
+
+def _refuse_lost_start(config: Any) -> None:
+    """Raise ValueError for an initialisation that takes the adapters' start out of the base model, and is not repeated.
+
+    Namely the randomised SVD of PiSSA, and CorDA and LoRA-GA, which read data: when the adapters are loaded, the base
+    model has other weights than in training.
+    """
+    start = getattr(config, "init_lora_weights", True)
+    if isinstance(start, str) and start.lower().startswith(("pissa_niter", "corda", "lora_ga")):
+        raise ValueError(
+            f"init_lora_weights={start!r} changes the base model's weights, in a way that is not repeated when the "
+            "adapters, which alone are saved, are loaded or resumed: the student would be another one. Use 'pissa' "
+            "(the exact decomposition), 'olora', 'eva' or the default"
+        )
 
 
 def _folder(name: str | None, revision: str | None) -> Path | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
 from hfkd.arguments import DistillationArguments
@@ -81,6 +82,29 @@ def check_precision(student: nn.Module, args: DistillationArguments) -> None:
         min(round(2 / torch.finfo(dtype).eps) for dtype in half),
         remedy,
     )
+
+
+def warn_of_moving_statistics(student: nn.Module) -> None:
+    """Warn of batch norms whose weights are frozen: Trainer calls `train()`, in which their statistics change."""
+    frozen = {
+        name: module
+        for name, module in student.named_modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats and module.affine
+        if not (module.weight.requires_grad or module.bias.requires_grad)
+    }
+    modes = {module: module.training for module in student.modules()}
+    student.train()  # which may leave them in eval mode, if it is the user's own
+    moving = [name for name, module in frozen.items() if module.training]
+    for module, training in modes.items():
+        module.training = training
+    if moving:
+        logger.warning(
+            "%d batch norms of the student have frozen weights (%s), but normalise by each batch, and change their "
+            "running statistics, because training puts them into training mode, also after eval(). To freeze them "
+            "whole, use torchvision.ops.FrozenBatchNorm2d or timm.layers.freeze_batch_norm_2d.",
+            len(moving),
+            some(moving),
+        )
 
 
 def refuse_unsavable(student: nn.Module) -> None:

@@ -37,8 +37,10 @@ def test_switching_channels_last_between_two_sessions_changes_nothing_but_roundi
     torch.testing.assert_close(resumed, whole, rtol=0, atol=1e-4)
 
 
-def test_a_checkpoint_of_plain_trainer_goes_on_as_it_would_there(tmp_path):
+def test_a_checkpoint_of_plain_trainer_goes_on_as_it_would_there(tmp_path, caplog):
+    """With its groups of weight decay, which those of a run here are not: Trainer decays batch norms' weights."""
     common = {"per_device_train_batch_size": 8, "lr_scheduler_type": "constant", "max_grad_norm": 0.0} | SETTINGS
+    common["weight_decay"] = 0.1
     more = {"bf16": False, "use_cpu": True, "report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False}
     plain = Trainer(
         student(), TrainingArguments(str(tmp_path / "plain"), max_steps=STEPS, **common, **more), train_dataset=Rows()
@@ -46,8 +48,9 @@ def test_a_checkpoint_of_plain_trainer_goes_on_as_it_would_there(tmp_path):
     plain.train()
     whole = torch.cat([p.detach().flatten() for p in plain.model.parameters()])
     checkpoint = str(tmp_path / "plain" / f"checkpoint-{CUT}")
-    resumed = run(tmp_path / "here", True, STEPS, resume=checkpoint, optim="adamw_torch_fused")
+    resumed = run(tmp_path / "here", True, STEPS, resume=checkpoint, optim="adamw_torch_fused", weight_decay=0.1)
     torch.testing.assert_close(resumed, whole, rtol=0, atol=1e-4)
+    assert "has the weights of norms among those with weight decay, and goes on so" in caplog.text
 
 
 def test_moments_that_an_optimizer_brings_along_stay_with_their_weights(tmp_path):

@@ -94,6 +94,19 @@ def test_several_files_without_the_heads_prefix_serve(saved, tmp_path):
         make(tmp_path / "other", prune_layers(causal_lm(tmp_path / "parts"), 2), lora())
 
 
+def test_a_start_that_is_not_repeated_when_adapters_are_loaded_is_refused(saved, tmp_path):
+    """PiSSA by a randomised SVD takes another part out of the base each time: what was saved fitted none of them."""
+    adapters = peft.get_peft_model(causal_lm(saved), lora(init_lora_weights="pissa_niter_2"))
+    adapters.save_pretrained(tmp_path / "adapters")
+    again = peft.PeftModel.from_pretrained(causal_lm(saved), tmp_path / "adapters")
+    states = [network.state_dict() for network in (adapters, again)]
+    assert not all(torch.allclose(states[0][name], states[1][name]) for name in states[0])
+    for start in ("pissa_niter_2", "lora_ga"):
+        with pytest.raises(ValueError, match=f"init_lora_weights='{start}' changes the base model's weights"):
+            make(tmp_path / start, causal_lm(saved), lora(init_lora_weights=start))
+    make(tmp_path / "exact", causal_lm(saved), lora(init_lora_weights="pissa"))
+
+
 @pytest.mark.parametrize("targets", [["query"], ["query", "classifier"]])
 def test_a_new_head_that_would_not_be_saved_is_refused(tmp_path, targets):
     config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=14)

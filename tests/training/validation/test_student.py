@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from text_toys import language_model, token_dataset, tokenizer
+from torch import nn
 from toys import CLASSES, Net, Rows, arguments, teacher
 from transformers import AutoModelForCausalLM, DataCollatorForLanguageModeling
 from transformers.integrations import peft as integrations
@@ -194,3 +195,33 @@ def test_the_best_checkpoint_of_several_sets_needs_the_name_of_one(tmp_path, met
     trainer = build("noisy_loss")
     trainer.train()
     assert trainer.state.best_global_step == 1
+
+
+class OwnMode(nn.Module):
+    """A classifier with a frozen body; `kept`: whose batch norm stays in eval mode."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), nn.Linear(4, 5)
+        self.body.requires_grad_(False)
+        self.kept = kept
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.kept:
+            self.body.eval()
+        return self
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_frozen_batch_norms_whose_statistics_change_are_spoken_of(tmp_path, caplog, kept):
+    student = OwnMode(kept).eval()
+    before = student.body[1].running_mean.clone()
+    trainer = DistillationTrainer(student, teacher(), arguments(tmp_path), train_dataset=Rows())
+    assert not any(module.training for module in student.modules())
+    assert ("1 batch norms of the student have frozen weights (body.1)" in caplog.text) is not kept
+    trainer.train()
+    assert torch.equal(student.body[1].running_mean, before) is kept
