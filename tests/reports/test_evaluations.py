@@ -69,14 +69,13 @@ def test_the_best_epoch_is_the_one_that_is_saved(tmp_path, metric, greater, best
     assert shown.endswith(f"(epoch {row['epoch']:g})")
 
 
-def test_what_is_saved_is_named_where_the_best_step_has_no_checkpoint(tmp_path):
+def test_what_is_saved_is_named_where_the_best_step_is_between_two_checkpoints(tmp_path):
     keywords = {"metric_for_best_model": "error", "greater_is_better": False, "load_best_model_at_end": True}
-    run = trainer(tmp_path, metrics=ScoresOfStep(), **(keywords | {"eval_steps": 1}))  # best at step 1, saved at 2
+    run = trainer(tmp_path, metrics=ScoresOfStep(), **(keywords | {"eval_steps": 1}))  # best at step 1
     run.train()
     found = results(tmp_path)
-    assert found["best"]["epoch"] == found["epochs"][0]["epoch"]
-    assert found["saved"]["epoch"] == found["epochs"][-1]["epoch"]
-    assert of_card(run)[0] == STEPS
+    assert found["saved"]["epoch"] == found["best"]["epoch"] == found["epochs"][0]["epoch"]
+    assert of_card(run)[0] == 1
 
 
 def test_without_a_metric_for_the_best_model_the_default_chooses(tmp_path):
