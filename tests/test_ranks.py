@@ -98,7 +98,7 @@ def test_the_same_parameters_and_logs(runs, other):
     assert len(steps[0]) == len(steps[1]) == 5
     for a, b in zip(*steps, strict=True):
         for key in ("loss", "ce", "kd", "temperature", "weight", "low_energy_share", "high_energy_share"):
-            assert b[key] == pytest.approx(a[key], abs=2e-5), f"{key} differs between 1 x 8 and {other}"
+            assert b[key] == pytest.approx(a[key], abs=1e-4 + 2e-5), f"{key} differs between 1 x 8 and {other}"
 
 
 @pytest.mark.slow
