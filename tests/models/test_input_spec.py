@@ -1,11 +1,20 @@
 from dataclasses import FrozenInstanceError
 
+import numpy as np
 import pytest
 import timm
+import torch
+from PIL import Image
 from torch import nn
-from transformers import ViTImageProcessor
+from transformers import (
+    EfficientNetImageProcessor,
+    MobileViTImageProcessor,
+    PerceiverImageProcessor,
+    PPLCNetImageProcessor,
+    ViTImageProcessor,
+)
 
-from hfkd.models import InputSpec, image_classifier, input_spec
+from hfkd.models import InputSpec, image_classifier, input_spec, processor_spec
 
 CIFAR = InputSpec((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), None)
 HALF = (0.5, 0.5, 0.5)
@@ -53,3 +62,39 @@ def test_hub_models_without_one(saved_vit):
 def test_a_spec_does_not_change():
     with pytest.raises(FrozenInstanceError):
         CIFAR.size = (32, 32)
+
+
+BYTES = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (EfficientNetImageProcessor, {"include_top": True}),
+        (EfficientNetImageProcessor, {"include_top": True, "image_std": [0.47, 0.48, 0.49]}),
+        (EfficientNetImageProcessor, {"rescale_offset": True, "rescale_factor": 1 / 127.5, "include_top": False}),
+        (MobileViTImageProcessor, {"do_center_crop": False}),
+        (MobileViTImageProcessor, {"do_center_crop": False, "do_flip_channel_order": False}),
+        (PPLCNetImageProcessor, {"do_center_crop": False}),
+        (ViTImageProcessor, {"image_mean": 0.4, "image_std": 0.2}),
+    ],
+)
+def test_the_spec_of_a_processor_is_what_it_does_to_pixels(kind, settings):
+    processor = kind(do_resize=False, **settings)
+    spec = processor_spec(processor)
+    made = processor([Image.fromarray(BYTES)], return_tensors="pt")["pixel_values"][0]
+    pixels = torch.from_numpy(BYTES).permute(2, 0, 1).float() / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    torch.testing.assert_close(made, ((pixels.flip(0) if spec.bgr else pixels) - mean) / std, atol=1e-4, rtol=1e-4)
+    assert spec.bgr is (kind is PPLCNetImageProcessor or processor.to_dict().get("do_flip_channel_order", False))
+
+
+def test_the_size_of_a_processor_is_that_of_what_it_makes():
+    assert processor_spec(PerceiverImageProcessor()).size == (224, 224)  # it crops to 256
+
+
+def test_a_processor_whose_settings_say_it_all_is_taken_at_its_word():
+    said = processor_spec(ViTImageProcessor(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]))
+    assert said == InputSpec((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (224, 224))
+    assert repr(said) == "InputSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=(224, 224))"
+    assert "bgr=True" in repr(said.reversed())
