@@ -15,6 +15,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hfkd.models.peers import Peers
 
+COLOURS = 4  # most channels of a picture: red, green, blue and infrared or opacity
 SAME = 1e-3  # of a measured mean, std or gain, which rounding changes by less
 
 
@@ -50,7 +51,10 @@ def image_channels(model: nn.Module) -> int | None:
     if isinstance(said, int):
         return said
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    return None if first is None else first.in_channels
+    read = None if first is None else first.in_channels
+    own = getattr(getattr(model, "timm_model", model), "in_chans", None)
+    # A convolution may read several pixels at once (TResNet). One that was put in by hand is not in timm's number.
+    return own if isinstance(own, int) and (read is None or read > COLOURS) else read
 
 
 def in_channels(images: Tensor, channels: int | None) -> Tensor:

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from hfkd.models import InputSpec, image_classifier, input_spec, processor_spec
+from hfkd.models.inputs import image_channels
 
 CIFAR = InputSpec((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), None)
 HALF = (0.5, 0.5, 0.5)
@@ -37,6 +38,18 @@ def test_the_config_of_a_wrapper_wins():
     assert input_spec(model) == InputSpec((0.1, 0.2, 0.3), (1.0, 1.0, 1.0), None)
     model.config.pretrained_cfg = None
     assert input_spec(model) == CIFAR
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_channels_of_a_network_are_those_of_its_images(channels):
+    """A TResNet's first convolution reads 4 x 4 pixels at once."""
+    with torch.device("meta"):
+        networks = [timm.create_model(name, in_chans=channels) for name in ("tresnet_m", "test_resnet", "test_vit")]
+        networks.append(nn.Sequential(nn.Conv2d(channels, 4, 3)))
+        by_hand = timm.create_model("test_convnext")
+        by_hand.stem[0] = nn.Conv2d(channels, 24, 4, 4)
+    assert [image_channels(network) for network in networks] == [channels] * 4
+    assert image_channels(by_hand) == channels
 
 
 def test_a_module_that_does_not_say():
