@@ -111,6 +111,37 @@ def test_a_teacher_for_images_of_another_size_is_told_how_to_get_them(tmp_path):
     trained(tmp_path, taught=FrozenTeacher(vit, received=spec, wanted=spec))
 
 
+def vit16(channels=3):
+    """A ViT of timm for images of 16 pixels."""
+    more = {"img_size": 16, "dynamic_img_size": False}
+    return timm.create_model("test_vit", num_classes=CLASSES, in_chans=channels, **more)
+
+
+@pytest.mark.parametrize("whose", ["teacher", "student"])
+def test_images_of_other_channels_than_a_network_has_are_named(tmp_path, whose):
+    rows = [{"pixel_values": torch.rand(4, 16, 16), "labels": i % CLASSES} for i in range(8)]
+    student, taught = (vit16(3 if whose == name else 4) for name in ("student", "teacher"))
+    said = rf"the {whose}, a VisionTransformer, cannot process the training images, .* \(16, 16\) and 4 channels \("
+    with pytest.raises(ValueError, match=said):
+        trained(tmp_path, student, taught, rows)
+
+
+def test_images_of_another_size_than_a_student_has_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"size \(8, 8\) \(Input height \(8\).*\): resize them in .*img_size="):
+        trained(tmp_path, vit16())
+
+
+def test_heads_that_are_averaged_in_evaluation_alone_are_refused(tmp_path):
+    """DeiT's: the first would be trained, and the mean with the other one, which is not, be evaluated."""
+    deit = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=CLASSES, img_size=16, depth=1)
+    rows = [{"pixel_values": torch.rand(3, 16, 16), "labels": i % CLASSES} for i in range(8)]
+    deit.set_distilled_training(True)
+    with pytest.raises(ValueError, match=r"logits of 2 heads, .* call its set_distilled_training\(False\)"):
+        trained(tmp_path, deit, rows=rows)
+    deit.set_distilled_training(False)
+    trained(tmp_path, deit, rows=rows)
+
+
 @pytest.mark.parametrize("student_channels", [1, 3])
 def test_a_teacher_of_other_channels_gets_grey_or_coloured_images(tmp_path, caplog, student_channels):
     """Repeated for one that is of colours, averaged for one that is grey."""
