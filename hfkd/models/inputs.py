@@ -1,5 +1,7 @@
 """The image normalisation and size that a model expects."""
 
+import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,9 +14,12 @@ from transformers import (
     TimmWrapperImageProcessor,
 )
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
+from hfkd.models.calling import Call
 from hfkd.models.peers import Peers
 
+PROCESSOR_FILES = (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)
 COLOURS = 4  # most channels of a picture: red, green, blue and infrared or opacity
 SAME = 1e-3  # of a measured mean, std or gain, which rounding changes by less
 
@@ -89,7 +94,7 @@ def input_spec(model: nn.Module) -> InputSpec | None:
         return _timm_spec(timm_model, getattr(config, "pretrained_cfg", None) or {})
     if isinstance(model, Peers):
         return input_spec(model.peers[model.scored])
-    if getattr(config, "name_or_path", ""):
+    if getattr(config, "name_or_path", "") and Call.of(model).takes_images:
         return _stored_processor_spec(config.name_or_path)
     return None
 
@@ -174,10 +179,19 @@ def _measured_spec(made: Tensor, read: InputSpec | None, size: tuple[int, int] |
 
 
 def _stored_processor_spec(name_or_path: str) -> InputSpec | None:
+    """The `InputSpec` of the image processor stored with a model; None without one. Warns of one that is unreadable."""
     try:
         processor = AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False)
-    except OSError:  # there is no processor, or no connection
-        return None
+    except (OSError, ValueError) as error:
+        stored = any(os.path.isfile(os.path.join(name_or_path, name)) for name in PROCESSOR_FILES)
+        if stored or isinstance(error, ValueError):
+            warnings.warn(
+                f"The image processor of {name_or_path} cannot be read ({error}), so that the normalisation that the "
+                "model expects is not known, and a teacher gets the images unchanged: correct its file, or say it by "
+                "FrozenTeacher(teacher, wanted=InputSpec(mean, std, size)).",
+                stacklevel=3,
+            )
+        return None  # also without a connection
     return processor_spec(processor)
 
 

@@ -12,6 +12,9 @@ from transformers import (
     PerceiverImageProcessor,
     PPLCNetImageProcessor,
     ViTImageProcessor,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForSequenceClassification,
 )
 
 from hfkd.models import InputSpec, image_classifier, input_spec, processor_spec
@@ -70,6 +73,29 @@ def test_hub_models_without_one(saved_vit):
     model = image_classifier(saved_vit, 4)
     assert input_spec(model) is None
     assert input_spec(type(model)(model.config)) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"image_processor_type": "Unheard"}', "Unrecognized image processor"),
+        ('{"image_mean": [0.1,', "valid JSON file"),
+        ('{"auto_map": {"AutoImageProcessor": "own.Own"}, "image_processor_type": "Own"}', "custom code"),
+    ],
+)
+def test_a_stored_image_processor_that_cannot_be_read_is_named(saved_vit, content, said):
+    (saved_vit / "preprocessor_config.json").write_text(content)
+    with pytest.warns(UserWarning, match=rf"cannot be read \([\s\S]*{said}[\s\S]*wanted=InputSpec"):
+        assert input_spec(image_classifier(saved_vit, 4)) is None
+
+
+def test_models_of_sound_and_text_are_not_asked_for_an_image_processor(tmp_path):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    convolutions = {"conv_dim": (8,), "conv_kernel": (4,), "conv_stride": (4,), "num_feat_extract_layers": 1}
+    config = Wav2Vec2Config(**sizes, **convolutions, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2)
+    Wav2Vec2ForSequenceClassification(config).save_pretrained(tmp_path)
+    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
+    assert input_spec(Wav2Vec2ForSequenceClassification.from_pretrained(tmp_path)) is None  # warnings are errors
 
 
 def test_a_spec_does_not_change():

@@ -264,6 +264,27 @@ def test_other_heads_are_no_pooled_features(image):
         refuse_other_head(capture, found, logits)
 
 
+def test_tiny_logits_are_no_proof_of_a_head(image):
+    """SwiftFormer's are the mean of two heads, and about 1e-7 when it is new."""
+
+    class TwoHeads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.dist_head = nn.Linear(12, 3), nn.Linear(12, 3)
+
+        def forward(self, x):
+            pooled = 1e-6 * x.flatten(1)[:, :12]
+            return (self.head(pooled) - self.head.bias + self.dist_head(pooled) - self.dist_head.bias) / 2
+
+    network = TwoHeads()
+    with torch.no_grad():
+        network.dist_head.bias.zero_()
+    capture = FeatureCapture(network, ("head:in", "pooled"), "student")
+    logits, found = capture.run(lambda: network(image))
+    with pytest.raises(ValueError, match="the logits of the student are not the output of its last linear layer"):
+        refuse_other_head(capture, found, logits)
+
+
 @pytest.mark.parametrize(
     ("key", "message"),
     [
