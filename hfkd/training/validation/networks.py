@@ -309,7 +309,9 @@ def refuse_averaged_heads(student: nn.Module, call: Call, inputs: Mapping[str, A
         heads = call.output(student, inputs)
     if not isinstance(heads, (tuple, list)) or not all(isinstance(one, Tensor) for one in heads) or len(heads) == 1:
         return
-    if all(one.shape == evaluated.shape for one in heads) and torch.allclose(sum(heads) / len(heads), evaluated):
+    if all(one.shape == evaluated.shape for one in heads) and torch.allclose(
+        torch.stack(list(heads)).mean(0), evaluated
+    ):
         raise ValueError(
             f"in training the student, a {type(network).__name__}, returns the logits of {len(heads)} heads, of which "
             "the first would be trained, and in evaluation their mean: call its set_distilled_training(False), so "
