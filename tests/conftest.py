@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from transformers import ViTConfig, ViTForImageClassification
 
 torch.set_num_threads(1)  # the tests run side by side (pytest -n auto), and their networks are small
 DATA = Path(os.environ.get("HFKD_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -19,6 +20,15 @@ def data_dir() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real data in {DATA}: set HFKD_DATA to the folder that holds it")
     return DATA
+
+
+@pytest.fixture
+def saved_vit(tmp_path: Path) -> Path:
+    """A folder with a tiny Hub model of 4 labels that is not timm's."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = ViTConfig(**sizes, image_size=16, patch_size=8, num_labels=4)
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(autouse=True)

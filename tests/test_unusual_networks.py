@@ -1,14 +1,22 @@
 """Networks that are no ordinary module of float weights: trained with, or refused by name."""
 
+import numpy as np
 import pytest
 import task_toys
 import timm
 import torch
 from peft import PromptTuningConfig, TaskType
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from toys import CLASSES, Net, Rows, arguments, teacher
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import (
+    Siglip2Config,
+    Siglip2ForImageClassification,
+    Siglip2ImageProcessor,
+    ViTConfig,
+    ViTForImageClassification,
+)
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_pt_utils import LabelSmoother
 
@@ -103,6 +111,37 @@ def test_a_teacher_for_images_of_another_size_is_told_how_to_get_them(tmp_path):
     trained(tmp_path, taught=FrozenTeacher(vit, received=spec, wanted=spec))
 
 
+def vit16(channels=3):
+    """A ViT of timm for images of 16 pixels."""
+    more = {"img_size": 16, "dynamic_img_size": False}
+    return timm.create_model("test_vit", num_classes=CLASSES, in_chans=channels, **more)
+
+
+@pytest.mark.parametrize("whose", ["teacher", "student"])
+def test_images_of_other_channels_than_a_network_has_are_named(tmp_path, whose):
+    rows = [{"pixel_values": torch.rand(4, 16, 16), "labels": i % CLASSES} for i in range(8)]
+    student, taught = (vit16(3 if whose == name else 4) for name in ("student", "teacher"))
+    said = rf"the {whose}, a VisionTransformer, cannot process the training images, .* \(16, 16\) and 4 channels \("
+    with pytest.raises(ValueError, match=said):
+        trained(tmp_path, student, taught, rows)
+
+
+def test_images_of_another_size_than_a_student_has_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"size \(8, 8\) \(Input height \(8\).*\): resize them in .*img_size="):
+        trained(tmp_path, vit16())
+
+
+def test_heads_that_are_averaged_in_evaluation_alone_are_refused(tmp_path):
+    """DeiT's: the first would be trained, and the mean with the other one, which is not, be evaluated."""
+    deit = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=CLASSES, img_size=16, depth=1)
+    rows = [{"pixel_values": torch.rand(3, 16, 16), "labels": i % CLASSES} for i in range(8)]
+    deit.set_distilled_training(True)
+    with pytest.raises(ValueError, match=r"logits of 2 heads, .* call its set_distilled_training\(False\)"):
+        trained(tmp_path, deit, rows=rows)
+    deit.set_distilled_training(False)
+    trained(tmp_path, deit, rows=rows)
+
+
 @pytest.mark.parametrize("student_channels", [1, 3])
 def test_a_teacher_of_other_channels_gets_grey_or_coloured_images(tmp_path, caplog, student_channels):
     """Repeated for one that is of colours, averaged for one that is grey."""
@@ -149,6 +188,38 @@ def test_each_timm_network_gets_its_own_statistics_in_its_own_channels(tmp_path,
     with torch.no_grad():
         expected = networks[1]((pixels - its[0].view(-1, 1, 1)) / its[1].view(-1, 1, 1))
         torch.testing.assert_close(made.teacher(pixel_values=images), expected, rtol=1e-4, atol=1e-5)
+
+
+def naflex(seed):
+    """A SigLIP 2 classifier, which takes patches, a mask of those that there are, and their numbers."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vision = {**sizes, "patch_size": 8, "num_patches": 16}
+    text = {**sizes, "vocab_size": 32, "bos_token_id": 1, "eos_token_id": 2}
+    return Siglip2ForImageClassification(Siglip2Config(vision_config=vision, text_config=text, num_labels=3))
+
+
+def test_all_that_an_image_processor_makes_reaches_the_networks(tmp_path):
+    processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 40, 24, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(picture[:, : 12 + 4 * i]) for i, picture in enumerate(pixels)]
+    rows = [{"pixel_values": picture, "labels": i % 3} for i, picture in enumerate(pictures)]
+    settings = arguments(tmp_path, max_steps=1, per_device_train_batch_size=2)
+    more = {"train_dataset": rows, "eval_dataset": rows, "processing_class": processor}
+    trainer = DistillationTrainer(naflex(0), naflex(1), settings, **more)
+    with torch.no_grad():
+        right = naflex(1).eval()(**processor(pictures, return_tensors="pt")).logits
+    torch.testing.assert_close(trainer.teacher(**trainer.data_collator(rows)), right, rtol=1e-4, atol=1e-4)
+    trainer.train()
+    assert trainer.predict(rows).predictions.shape == (4, 3)
+
+
+def test_patches_are_not_made_a_teachers_own(tmp_path):
+    processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+    rows = [{"pixel_values": Image.new("RGB", (24, 24)), "labels": i % 3} for i in range(4)]
+    teacher = FrozenTeacher(naflex(1), wanted=InputSpec((0.1,) * 3, (0.2,) * 3, None))
+    with pytest.raises(ValueError, match=r"\(2, 16, 192\), cut into patches, cannot be re-normalised"):
+        DistillationTrainer(naflex(0), teacher, arguments(tmp_path), train_dataset=rows, processing_class=processor)
 
 
 def test_classes_that_a_teacher_masks_are_named(tmp_path):

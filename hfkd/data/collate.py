@@ -43,7 +43,7 @@ class ImageCollator:
             return dict(rows)
         rows = [_by_name(row) for row in rows]
         labels = _labels_column(rows[0])
-        batch = {"pixel_values": self._images([row["pixel_values"] for row in rows])}
+        batch = self._images([row["pixel_values"] for row in rows])
         if labels is not None:
             refuse_words(labels, rows[0][labels])
             batch["labels"] = _stacked(labels, [row[labels] for row in rows])
@@ -54,10 +54,15 @@ class ImageCollator:
             check_shares(given)
         return batch
 
-    def _images(self, images: list[Any]) -> Tensor:
+    def _images(self, images: list[Any]) -> dict[str, Tensor]:
+        """The images, with whatever else the processor makes of them (SigLIP 2's: which patches there are)."""
         images = [self._in_colour(image) for image in images]
         if self.processes(images[0]):
-            return self.processor(images, return_tensors="pt")["pixel_values"]
+            made = self.processor(images, return_tensors="pt")
+            return {name: value for name, value in made.items() if isinstance(value, Tensor) and name not in LABELS}
+        return {"pixel_values": self._stacked_images(images)}
+
+    def _stacked_images(self, images: list[Any]) -> Tensor:
         tensors = [image if isinstance(image, Tensor) else _to_tensor(image) for image in images]
         if len({t.shape for t in tensors}) > 1:
             shapes = sorted({tuple(t.shape) for t in tensors})

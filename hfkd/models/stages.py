@@ -30,6 +30,10 @@ from hfkd.models.calling import bare
 from hfkd.models.cifar import CifarNet
 from hfkd.utils.feature_keys import stages_of
 
+# Networks of timm whose maps are [B, H, W, C], which they do not say: of all stages, or of the stem alone.
+CHANNELS_LAST = ("VOLO",)
+STEM_CHANNELS_LAST = ("PyramidVisionTransformerV2",)
+
 
 @dataclass(frozen=True)
 class Tap:
@@ -195,15 +199,18 @@ def _timm(network: Any) -> Stages | None:
     timm lists the last module of each downsampling level, or each block; some lists begin with the stem. A list of
     block groups numbered from 0 does not (EfficientNet, ConvNeXt, ViT): stage 0 is then the input of the first.
     """
-    last = str(getattr(network, "output_fmt", "")).endswith("NHWC")  # an enumeration in timm
+    kind = type(network).__name__
+    last = str(getattr(network, "output_fmt", "")).endswith("NHWC") or kind in CHANNELS_LAST  # an enumeration in timm
     entries = [Tap(row["module"], channels=row["num_chs"], channels_last=last) for row in network.feature_info]
+    if not {tap.path for tap in entries} <= {name for name, _ in network.named_modules()}:
+        return None  # HRNet, MViTv2 and others list names that only timm's own extraction knows
     first = entries[0].path
     kinds = [re.sub(r"\d", "", tap.path) for tap in entries]
-    if len(kinds) > 1 and kinds[0] == kinds[1] and type(network).__name__ not in ("VGG", "DLA"):
+    if len(kinds) > 1 and kinds[0] == kinds[1] and kind not in ("VGG", "DLA"):
         if not first.endswith(".0"):
             return None
-        entries.insert(0, Tap(first, input=True, channels_last=last))
-    return Stages.listed(entries, _timm_resnet(network) if type(network).__name__ == "ResNet" else ())
+        entries.insert(0, Tap(first, input=True, channels_last=last or kind in STEM_CHANNELS_LAST))
+    return Stages.listed(entries, _timm_resnet(network) if kind == "ResNet" else ())
 
 
 def _timm_resnet(network: Any) -> tuple[Tap, ...]:

@@ -30,6 +30,7 @@ from hfkd.utils.targets import Targets
 logger = logging.getLogger(__name__)
 
 HALF = (torch.float16, torch.bfloat16)
+IMAGE_DIMS = 4  # [B, C, H, W]
 SOUND = ("input_values", "input_features")
 
 
@@ -39,11 +40,12 @@ class FrozenTeacher(nn.Module, Teacher):
     After that the network has its previous state, and is frozen only during each forward pass, or `with frozen()`.
 
     `received` is the normalisation of the batches, `wanted` that which the network expects (by default from its
-    config); images are re-normalised, and resized (bicubic, antialiased) if `wanted.size` is set, on the device and in
-    float32, then cast to the network's precision. Re-normalising is affine, so that zero padding and crops are exactly
-    as if made for this teacher. `label_names` are the names of its classes, by default from its config; the trainer
-    reorders the logits if the data's order of classes differs (`reorder`). `classes` selects those of the network's
-    classes that the data has: its class `classes[i]` is class i of the data, and its other logits are dropped.
+    config); images are re-normalised, with their channels reversed if only one of the two is `bgr`, and resized
+    (bicubic, antialiased) if `wanted.size` is set, on the device and in float32, then cast to the network's precision.
+    Re-normalising is affine, so that zero padding and crops are exactly as if made for this teacher. `label_names` are
+    the names of its classes, by default from its config; the trainer reorders the logits if the data's order of classes
+    differs (`reorder`). `classes` selects those of the network's classes that the data has: its class `classes[i]` is
+    class i of the data, and its other logits are dropped.
     """
 
     def __init__(
@@ -80,29 +82,31 @@ class FrozenTeacher(nn.Module, Teacher):
         return (self.model,)
 
     def _receive(self, received: InputSpec | None) -> None:
-        self.received, self.scale, self.shift = received, None, None
+        self.received, self.reverses, self.scale, self.shift = received, False, None, None
         if received is None or self.wanted is None or same_statistics(received, self.wanted):
             return
+        self.reverses = received.bgr != self.wanted.bgr
+        wanted = self.wanted.reversed() if self.reverses else self.wanted
         device = device_of(self.model)
         have_mean, have_std, want_mean, want_std = (
             torch.tensor(v, device=device).view(-1, 1, 1)
-            for v in (received.mean, received.std, self.wanted.mean, self.wanted.std)
+            for v in (received.mean, received.std, wanted.mean, wanted.std)
         )
         self.scale, self.shift = have_std / want_std, (have_mean - want_mean) / want_std
 
     @contextmanager
     def receiving(self, received: InputSpec | None) -> Iterator[None]:
         """Context for batches with the normalisation `received`, of another dataset. None: unchanged."""
-        before = self.received, self.scale, self.shift
+        before = self.received, self.reverses, self.scale, self.shift
         try:
             self._receive(received or self.received)
             yield
         finally:
-            self.received, self.scale, self.shift = before
+            self.received, self.reverses, self.scale, self.shift = before
 
     def take_as_given(self) -> None:
         """Pass images to the network unchanged: a model that generates text was trained with its own processor."""
-        self.size, self.scale, self.shift = None, None, None
+        self.size, self.reverses, self.scale, self.shift = None, False, None, None
 
     def reorder(self, order: Sequence[int] | None) -> None:
         """Return class `order[i]`, of the selected classes, as class i from now on; None: the original order.
@@ -198,13 +202,24 @@ class FrozenTeacher(nn.Module, Teacher):
         images = inputs.get("pixel_values")
         if images is None:
             return inputs
+        self._refuse_patches(images)
         images = images.float()
         if self.scale is not None and self.shift is not None:
             images = torch.addcmul(self.shift, images, self.scale)
+        if self.reverses:
+            images = images.flip(-3)
         images = in_channels(images, self.channels)
         if self.size is not None and tuple(images.shape[-2:]) != tuple(self.size):
             images = nn.functional.interpolate(images, size=self.size, mode="bicubic", antialias=True)
         return {**inputs, "pixel_values": images.to(dtype or images.dtype)}
+
+    def _refuse_patches(self, images: Tensor) -> None:
+        """Raise ValueError for images cut into patches [B, N, D] that would have to be changed."""
+        if images.ndim < IMAGE_DIMS and (self.scale is not None or self.size is not None):
+            raise ValueError(
+                f"images of the shape {tuple(images.shape)}, cut into patches, cannot be re-normalised or resized from "
+                f"{self.received} to {self.wanted}: choose networks with the same image processor, or give whole images"
+            )
 
 
 def _distinct(classes: Sequence[int]) -> tuple[int, ...]:

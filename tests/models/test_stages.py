@@ -129,6 +129,18 @@ def test_timm_maps_with_channels_last_come_channels_first(image):
 
 
 @torch.no_grad()
+def test_timm_maps_come_channels_first_where_a_network_does_not_say_that_they_are_last():
+    small = {"embed_dims": (8, 16), "num_heads": (1, 1), "mlp_ratios": (1, 1)}
+    pvt = timm.create_model("pvt_v2_b0", depths=(1, 1), sr_ratios=(1, 1), **small)
+    found = captured(pvt.eval(), torch.randn(2, 3, 32, 48), "0:")
+    assert [tuple(feature.shape[1:]) for feature in found.values()] == [(8, 8, 12), (8, 8, 12), (16, 4, 6)]
+    with torch.device("meta"):
+        volo = timm.create_model("volo_d1_224", img_size=32).eval()
+        found = captured(volo, torch.randn(2, 3, 32, 32), "0:")
+    assert [tuple(feature.shape[1:3]) for feature in found.values()] == [(192, 4)] * 2 + [(384, 2)] * 3
+
+
+@torch.no_grad()
 def test_timm_resnets_before_their_last_activation(image):
     for name in ("resnet18", "resnet26"):
         network = timm.create_model(name, num_classes=10, zero_init_last=False).eval()
@@ -252,6 +264,27 @@ def test_other_heads_are_no_pooled_features(image):
         refuse_other_head(capture, found, logits)
 
 
+def test_tiny_logits_are_no_proof_of_a_head(image):
+    """SwiftFormer's are the mean of two heads, and about 1e-7 when it is new."""
+
+    class TwoHeads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.dist_head = nn.Linear(12, 3), nn.Linear(12, 3)
+
+        def forward(self, x):
+            pooled = 1e-6 * x.flatten(1)[:, :12]
+            return (self.head(pooled) - self.head.bias + self.dist_head(pooled) - self.dist_head.bias) / 2
+
+    network = TwoHeads()
+    with torch.no_grad():
+        network.dist_head.bias.zero_()
+    capture = FeatureCapture(network, ("head:in", "pooled"), "student")
+    logits, found = capture.run(lambda: network(image))
+    with pytest.raises(ValueError, match="the logits of the student are not the output of its last linear layer"):
+        refuse_other_head(capture, found, logits)
+
+
 @pytest.mark.parametrize(
     ("key", "message"),
     [
@@ -274,6 +307,7 @@ def test_a_layer_that_there_is_not_is_refused_with_the_choices(key, message):
         (torchvision.models.resnet18(), "pre:2"),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), "1"),
         (timm.create_model("convnext_atto"), "pre:1"),
+        (timm.create_model("hrnet_w18_small"), "1"),
     ],
 )
 def test_stages_that_nobody_knows_are_refused_with_paths_to_choose(network, key):

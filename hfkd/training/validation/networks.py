@@ -1,8 +1,8 @@
 """Checks of networks and datasets on the first rows, before anything is written."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from hfkd.data.collate import ImageCollator, views_as_rows
 from hfkd.data.epochs import image_transform
@@ -18,9 +19,9 @@ from hfkd.data.labels import class_ids
 from hfkd.data.text_collate import TokenCollator
 from hfkd.data.token_rows import OWN_COLUMNS
 from hfkd.data.used_columns import label_column
-from hfkd.models.calling import OWN_KEYS, Call, class_dim, logits_of
+from hfkd.models.calling import OWN_KEYS, Call, bare, class_dim, logits_of
 from hfkd.models.inputs import image_channels
-from hfkd.models.peers import networks_of
+from hfkd.models.peers import Peers, networks_of
 from hfkd.models.positions import embeddings, farthest, position_limit, said_limit, too_long
 from hfkd.models.vocabulary import vocabulary_size
 from hfkd.tasks.base import Task
@@ -33,6 +34,7 @@ from hfkd.utils.finite import broken_rows
 from hfkd.utils.targets import IGNORED
 
 logger = logging.getLogger(__name__)
+IMAGE_DIMS = 4  # [B, C, H, W]
 Collate = Callable[[list[Any]], dict[str, Tensor]]
 
 
@@ -192,9 +194,10 @@ def check_batch(
     task.check_rows(rows, batch)
     task.look_at_labels(student, batch)
     batch = task.probe(batch)
-    with untouched(student):
+    with untouched(student), naming_images("student", student, batch):
         output = call.output(student, on_device_of(student, batch))
     logits = logits_of(output)
+    refuse_averaged_heads(student, call, on_device_of(student, batch), output)
     call.added_loss(output)  # raises if its weight in the loss is unknown
     task.check_logits(logits)
     classes = logits.shape[class_dim(logits)]
@@ -260,18 +263,60 @@ def _taught(teacher: FrozenTeacher, batch: Mapping[str, Any]) -> Tensor:
     """The teacher's logits. ValueError for a batch that it cannot process, such as images of another size."""
     try:
         _say_channels(teacher, batch)
-        return teacher(**on_device_of(teacher, dict(batch)))
+        with naming_images("teacher", teacher.networks[0], batch):
+            return teacher(**on_device_of(teacher, dict(batch)))
     except Unlike as error:
         raise ValueError(str(error)) from error
-    except ValueError as error:
-        if "pixel_values" not in batch:
+
+
+@contextmanager
+def naming_images(whose: str, network: nn.Module, batch: Mapping[str, Any]) -> Iterator[None]:
+    """Context that says which images a network cannot process, of which torch names inner sizes only."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, Unlike):
+        raise
+    except (ValueError, RuntimeError, AssertionError) as error:
+        images = batch.get("pixel_values")
+        if not isinstance(images, Tensor) or (whose == "student" and isinstance(error, ValueError)):
             raise
-        name, size = type(teacher.networks[0]).__name__, tuple(batch["pixel_values"].shape[-2:])
-        raise ValueError(
-            f"the teacher, a {name}, cannot process the training images, which have the size {size} ({error}): "
+        remedy = (
             "pass the size and normalisation that it expects, FrozenTeacher(teacher, wanted=InputSpec(mean, std, "
             "(height, width))), and its images are converted"
+            if whose == "teacher"
+            else "resize them in the dataset's transform, or build the student for them (with timm, in_chans= and, for "
+            "networks of a fixed size, img_size=)"
+        )
+        odd = images.ndim == IMAGE_DIMS and images.shape[1] not in (1, 3)
+        channels = f" and {images.shape[1]} channels" if odd else ""
+        raise ValueError(
+            f"the {whose}, a {type(network).__name__}, cannot process the training images, which have the size "
+            f"{tuple(images.shape[-2:])}{channels} ({error}): {remedy}"
         ) from error
+
+
+def refuse_averaged_heads(student: nn.Module, call: Call, inputs: Mapping[str, Any], evaluated: Any) -> None:
+    """Raise ValueError for a network that returns several heads' logits in training, and their mean in evaluation.
+
+    Of several logits the first are trained (DeiT and LeViT of timm, with `set_distilled_training`).
+    """
+    network = bare(student)
+    known = isinstance(network, (PreTrainedModel, Peers, torch.jit.ScriptModule))
+    if known or not isinstance(evaluated, Tensor):
+        return
+    with untouched(student):
+        network.training = True  # of the network alone: dropout and batch norm are those of evaluation
+        heads = call.output(student, inputs)
+    if not isinstance(heads, (tuple, list)) or not all(isinstance(one, Tensor) for one in heads) or len(heads) == 1:
+        return
+    if all(one.shape == evaluated.shape for one in heads) and torch.allclose(
+        torch.stack(list(heads)).mean(0), evaluated
+    ):
+        raise ValueError(
+            f"in training the student, a {type(network).__name__}, returns the logits of {len(heads)} heads, of which "
+            "the first would be trained, and in evaluation their mean: call its set_distilled_training(False), so "
+            "that it is trained as it is evaluated"
+        )
 
 
 def _say_channels(teacher: FrozenTeacher, batch: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,10 @@ COMMON = (
 PROBED = 4  # images
 TOLERANCE = 0.02  # in units of the 256 levels; by chance one value in 25 is this near to a level
 NEGLIGIBLE = 1e-3  # a difference of means or stds without an effect
+BGR_UNKNOWN = (
+    "The image processor of the student's config reverses the channels to BGR, and nobody says whether that of the "
+    "training images did: they are taken as RGB. Pass the image processor of your images as processing_class=."
+)
 DISTINCT, SHARE = 16, 0.9  # minimum number of values of a channel, and share of them near a level
 
 
@@ -89,7 +93,8 @@ class ImageInputs:
         These are the caller; hfkd's own transform; the image processor that makes the tensors in the collator; the
         pixels: images are bytes, so with the right statistics x · std + mean is a multiple of 1/255 (tried: `Normalize`
         of the dataset's transform, the image processor, `believed`, and common statistics); the only `Normalize` of a
-        torchvision transform; the image processor; and, as uncertain, the student's config. The random state is left
+        torchvision transform; the image processor; and, as uncertain, the student's config. Pixels do not tell the
+        order of channels, which is RGB unless the caller or the processor says otherwise. The random state is left
         unchanged.
         """
         transform = epoch_transform(dataset)
@@ -99,11 +104,14 @@ class ImageInputs:
         images, processed = _first_images(dataset, self.collate)
         size = None if images is None else (images.shape[-2], images.shape[-1])
         written = _normalize_of(dataset)
-        proved = None if images is None else _proved(images, [written, given, *self.believed, *COMMON])
+        believed = [spec and replace(spec, bgr=False) for spec in self.believed]
+        proved = None if images is None else _proved(images, [written, given, *believed, *COMMON])
+        if self.told is None and given is None and self.believed[0] is not None and self.believed[0].bgr:
+            warnings.warn(BGR_UNKNOWN, stacklevel=4)
         for spec in (self.told, given if processed else None, proved, written, given):
             if spec is not None:
                 return Received(spec, True, size)
-        return Received(self.believed[0], False, size)
+        return Received(believed[0], False, size)
 
     def compare(self, training: Received, eval_dataset: Any) -> None:
         """Warn if the images of an evaluation set are normalised differently from the training images."""
@@ -114,9 +122,8 @@ class ImageInputs:
             if learnt is None or scored is None or same_statistics(scored, learnt, NEGLIGIBLE):
                 continue
             warnings.warn(
-                f"The images of {name} have mean {scored.mean}, std {scored.std}, those of train_dataset mean "
-                f"{learnt.mean}, std {learnt.std}: the student would be evaluated on inputs unlike its training "
-                "inputs. Normalise both in the same way.",
+                f"The images of {name} have {scored.in_words}, those of train_dataset {learnt.in_words}: the student "
+                "would be evaluated on inputs unlike its training inputs. Normalise both in the same way.",
                 stacklevel=3,
             )
 
@@ -149,9 +156,9 @@ def refuse_other_normalisation(before: Received, now: Received) -> None:
     """Raise ValueError where training images that are set later are normalised otherwise than those before them."""
     if not now.certain or now.spec is None or (before.spec and same_statistics(before.spec, now.spec, NEGLIGIBLE)):
         return
-    said = "in a way that nobody says" if before.spec is None else f"by mean {before.spec.mean}, std {before.spec.std}"
+    said = "in a way that nobody says" if before.spec is None else f"by {before.spec.in_words}"
     raise ValueError(
-        f"train_dataset has been set to images of mean {now.spec.mean}, std {now.spec.std}, and the trainer was built "
+        f"train_dataset has been set to images of {now.spec.in_words}, and the trainer was built "
         f"with images normalised {said}, from which the teacher's are made: normalise both alike, or build another "
         "trainer"
     )
@@ -164,11 +171,11 @@ def warn_of_normalisation(said: InputSpec | None, wanted: InputSpec | None) -> N
     how = (
         "and the normalisation of the training images is unknown: the teacher gets them unchanged"
         if said is None
-        else f"and the student's config has mean {said.mean}, std {said.std}, which the training images are "
+        else f"and the student's config has {said.in_words}, which the training images are "
         "assumed to have: they are re-normalised accordingly for the teacher"
     )
     warnings.warn(
-        f"The teacher was trained on images of mean {wanted.mean}, std {wanted.std}, {how}. If your transform "
+        f"The teacher was trained on images of {wanted.in_words}, {how}. If your transform "
         "normalises differently, the teacher gets wrong pixel values: pass the image processor of your images as "
         "processing_class=, "
         "or teacher=FrozenTeacher(teacher, received=InputSpec(mean, std, None)) with your transform's mean and std.",

@@ -49,8 +49,8 @@ def check_processor(processing_class: Any, student: nn.Module, dataset: Any, rec
         return
     if received.certain and received.spec and not same_statistics(received.spec, given, NEGLIGIBLE):
         warnings.warn(
-            f"processing_class={name} normalises with mean {given.mean}, std {given.std}, but the training images have "
-            f"mean {received.spec.mean}, std {received.spec.std}: users of the saved student would prepare images "
+            f"processing_class={name} normalises with {given.in_words}, but the training images have "
+            f"{received.spec.in_words}: users of the saved student would prepare images "
             "differently from training. Normalise the training images as the processor does, or pass a matching "
             "processor.",
             stacklevel=3,

@@ -165,7 +165,7 @@ def test_modes_and_batch_norm_are_as_before(training):
 
 def test_modes_are_as_before_when_the_student_fails():
     student = Net().train()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="the student, a Net, cannot process the training images"):
         check(student, dataset=[{"pixel_values": torch.zeros(4, 8, 8), "labels": 0}])
     assert student.training
     assert student.conv.training

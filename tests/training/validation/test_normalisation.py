@@ -10,7 +10,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torchvision.transforms import v2
 from toys import Net, arguments
-from transformers import CLIPImageProcessor
+from transformers import CLIPImageProcessor, MobileViTImageProcessor, ViTForImageClassification
 
 from hfkd import DistillationTrainer
 from hfkd.data import ImageTransform
@@ -134,6 +134,38 @@ def test_an_image_processor_that_makes_the_tensors_is_believed(tmp_path):
     train = [{"pixel_values": p, "labels": i % 5} for i, p in enumerate(PICTURES)]
     trainer = make(tmp_path, train, student=Net(), processing_class=processor)
     torch.testing.assert_close(sees(trainer, train), expected(), rtol=1e-4, atol=1e-4)
+
+
+REVERSES = MobileViTImageProcessor(do_resize=False, do_center_crop=False)
+
+
+def test_a_processor_that_reverses_the_channels_is_undone_for_a_teacher_of_rgb(tmp_path):
+    train = [{"pixel_values": p, "labels": i % 5} for i, p in enumerate(PICTURES)]
+    trainer = make(tmp_path, train, student=Net(), processing_class=REVERSES)
+    assert trainer.teacher.received.bgr
+    torch.testing.assert_close(sees(trainer, train), expected(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_teacher_of_bgr_gets_bgr(tmp_path, saved_vit):
+    crop = {"height": 16, "width": 16}
+    MobileViTImageProcessor(size={"shortest_edge": 16}, crop_size=crop).save_pretrained(saved_vit)
+    teacher = image_classifier(saved_vit, 4)
+    train = [{**row, "labels": row["labels"] % 4} for row in rows(CIFAR)]
+    trainer = make(tmp_path, train, student=image_classifier("cifar_resnet8", 4), teacher=teacher)
+    larger = torch.nn.functional.interpolate(pixels(TO_TENSOR).flip(1), size=(16, 16), mode="bicubic", antialias=True)
+    with torch.no_grad():
+        right = ViTForImageClassification.from_pretrained(saved_vit)(pixel_values=larger).logits
+    torch.testing.assert_close(sees(trainer, train), right, rtol=1e-4, atol=1e-4)
+
+
+def test_images_of_a_student_of_bgr_are_rgb_unless_somebody_says_otherwise(tmp_path, saved_vit):
+    REVERSES.save_pretrained(saved_vit)
+    student, teacher = image_classifier(saved_vit, 4), image_classifier("cifar_resnet8", 4)
+    larger = pixels(TO_TENSOR).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    train = [{"pixel_values": image, "labels": i % 4} for i, image in enumerate(larger)]
+    with pytest.warns(UserWarning, match=r"reverses the channels to BGR.* are taken as RGB.*processing_class="):
+        assert not make(tmp_path, train, student=student, teacher=teacher).teacher.received.bgr
+    assert make(tmp_path, train, student=student, teacher=teacher, processing_class=REVERSES).teacher.received.bgr
 
 
 def test_several_teachers_each_get_their_own(tmp_path):
