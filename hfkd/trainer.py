@@ -46,6 +46,7 @@ from hfkd.training.checkpoints.callback_states import CallbackStates
 from hfkd.training.checkpoints.optimizer_state import as_laid_out, show_result
 from hfkd.training.checkpoints.tensors import TensorCheckpoints
 from hfkd.training.checkpoints.whole import OwnBest, SaveAfterEvaluation, WholeCheckpoints, checkpoint_to_resume
+from hfkd.training.evaluation_loaders import EvaluationLoaders
 from hfkd.training.first_batch import KeptFirst, own_loader
 from hfkd.training.forward.choice import AnyForward
 from hfkd.training.forward.dense import ChunkedForward
@@ -170,6 +171,7 @@ class DistillationTrainer(Trainer):
         """Create the parts that the overridden methods of Trainer delegate to, and the callbacks."""
         self.files, self.whole = TensorCheckpoints(self), WholeCheckpoints(self)
         self.judged, self.schedule, self.marks = JudgedSteps(self), Schedule(self), EvaluationMarks(self)
+        self.evaluation_loaders = EvaluationLoaders(self)
         # Those passed by the caller; Trainer creates its own later.
         self.callers_optimizer, self.callers_scheduler = self.optimizer, self.lr_scheduler
         self.scan_result: TeacherScan | None = None
@@ -396,14 +398,18 @@ class DistillationTrainer(Trainer):
             # The collator drops unused columns, see `chosen_collator`: Trainer would drop them before a transform runs.
             own = read_by_each_rank(dataset, self.task, self.accelerator)
             settings: dict[str, Any] = {"dataloader_pin_memory": pinned, "remove_unused_columns": False}
-            if description != "Training":  # every row is scored,
-                settings |= {"dataloader_drop_last": False}
+            if description != "Training":  # every row is scored, in order, as ranks drop repeated rows by place,
+                settings |= {"dataloader_drop_last": False, "dataloader_in_order": True}
             if description == "test":  # and who predicts gets them in their order
                 settings |= {"train_sampling_strategy": "sequential"}
             with setting(self.args, **settings), own:
                 return super()._get_dataloader(dataset, description, *arguments, **keywords)
         finally:
             self.data_collator = collate
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        with self.evaluation_loaders.made_for(eval_dataset):
+            return super().get_eval_dataloader(eval_dataset)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

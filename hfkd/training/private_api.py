@@ -25,7 +25,15 @@ TRAINER_METHODS = (
 # Methods of transformers.Trainer that it calls.
 TRAINER_CALLED = ("_prepare_inputs",)
 # Attributes that a Trainer has once it is built, or while it trains.
-TRAINER_ATTRIBUTES = ("_created_lr_scheduler", "_hp_search_setup", "_tr_loss", "_total_loss_scalar")
+TRAINER_ATTRIBUTES = (
+    "_created_lr_scheduler",
+    "_hp_search_setup",
+    "_tr_loss",
+    "_total_loss_scalar",
+    "_train_batch_size",
+)
+# The attribute in which a Trainer keeps loaders of evaluation sets; it has none before it keeps one.
+KEPT_LOADERS = "_eval_dataloaders"
 # The step at which a Trainer's training began; versions before 5.23 do not have it, and divide by all steps.
 FIRST_STEP = "_initial_global_step"
 # accelerate: the models that `save_state` writes, and the forward inside of its autocast.
