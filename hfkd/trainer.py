@@ -62,7 +62,7 @@ from hfkd.training.on_policy.steps import WrittenSteps
 from hfkd.training.passes import in_passes
 from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, setting
 from hfkd.training.private_api import FIRST_STEP
-from hfkd.training.run_settings import compared_settings, run_settings
+from hfkd.training.run_settings import BatchSizeInUse, compared_settings, run_settings
 from hfkd.training.sampling import by_epoch, with_lengths
 from hfkd.training.search import default_objective
 from hfkd.training.setup import Setup
@@ -178,6 +178,7 @@ class DistillationTrainer(Trainer):
         self.unhook: Callable[[], Any] = lambda: None
         self._evaluated = RowAverage()
         own = (
+            BatchSizeInUse(self),
             SaveAfterEvaluation(),
             OwnBest(self.whole),
             CallbackStates(self.whole),

@@ -42,6 +42,7 @@ class Host(Protocol):
     callers_optimizer: Any
     callers_scheduler: Any
     optimizer_cls_and_kwargs: Any
+    _train_batch_size: int
 
     @property
     def own_set(self) -> Any:
