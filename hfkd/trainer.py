@@ -53,6 +53,7 @@ from hfkd.training.forward.dense import ChunkedForward
 from hfkd.training.forward.he_da import with_he_da
 from hfkd.training.forward.micro_batch import MicroBatch
 from hfkd.training.forward.returned_outputs import returned_outputs, smoothed
+from hfkd.training.found_batch_size import attempt
 from hfkd.training.layer_norms import layer_norms_in_float32
 from hfkd.training.lock import locked
 from hfkd.training.lr_schedule import Schedule
@@ -115,6 +116,9 @@ class DistillationTrainer(Trainer):
     args: DistillationArguments
     # Further entries of the model card, such as `dataset_name`.
     details: Mapping[str, Any] = MappingProxyType({})
+    # While it trains: the training loader whose first batch was checked, if any, and the size of batches then.
+    first: KeptFirst | None = None
+    first_size: int | None = None
 
     @in_trainers_order
     def __init__(
@@ -533,7 +537,7 @@ class DistillationTrainer(Trainer):
     def _train(self, resume_from_checkpoint: Any, trial: Any, ignore_keys_for_eval: list[str] | None) -> TrainOutput:
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         self.record.refuse_checkpoint(checkpoint)
-        first = self._first_batch(resumed=checkpoint is not None)
+        first, size = self._first_batch(resumed=checkpoint is not None), self._train_batch_size
         if self.record.training is None and trial is None:  # train() again continues; trials have their own
             self.record = self.record.training_as(self.settings | compared_settings(self), self.args)
             self.record.check_training(self.args.output_dir, checkpoint)
@@ -560,19 +564,31 @@ class DistillationTrainer(Trainer):
             loss_parameters.join(self.distillation_loss, self.optimizer, own_scheduler)
             attached = loss_parameters.attached(self.distillation_loss, self.model)
             norms = layer_norms_in_float32(self.model, self.args)
-            with self._frozen_teacher(), norms, attached, nullcontext() if first is None else first.given_to(self):
+            with self._frozen_teacher(), norms, attached, setting(self, first=first, first_size=size):
                 return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             if self.cached_teacher is not None:
                 self.cached_teacher.flush()
+
+    def _inner_training_loop(self, batch_size: int | None = None, *arguments: Any, **keywords: Any) -> TrainOutput:
+        """As in Trainer; called with each smaller size by `auto_find_batch_size`, or with that of a checkpoint."""
+        first = self.first
+        if batch_size is not None and batch_size != self.first_size:
+            self.setup.check_batch_size(batch_size)
+            self._train_batch_size = batch_size
+            first = None if first is None else first.anew(self._training_loader())
+        with attempt(self), nullcontext() if first is None else first.given_to(self):
+            return super()._inner_training_loop(batch_size, *arguments, **keywords)
+
+    def _training_loader(self) -> Any:
+        return in_passes(self.get_train_dataloader(), self.args.gradient_accumulation_steps)
 
     def _first_batch(self, resumed: bool) -> KeptFirst | None:
         """For a stream or a user's own loader: the training loader, after its first batch was checked; else None."""
         own = own_loader(self)
         if not own and (self.train_dataset is None or not self.setup.rows_come_later):
             return None
-        loader = in_passes(self.get_train_dataloader(), self.args.gradient_accumulation_steps)
-        first, waited = KeptFirst(loader, resumed), self.setup.waits
+        first, waited = KeptFirst(self._training_loader(), resumed), self.setup.waits
         self.setup.look_at(first)
         if waited:
             self._place_inner()

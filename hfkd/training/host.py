@@ -34,6 +34,7 @@ class Host(Protocol):
     received: Any
     distillation_loss: DistillationLoss
     record: Any  # its `RunRecord`
+    judged: Any  # its `JudgedSteps`
     is_in_train: bool
     optimizer: Any
     is_fsdp_enabled: bool

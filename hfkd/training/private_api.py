@@ -12,6 +12,7 @@ TRAINER_METHODS = (
     "_get_num_items_in_batch",
     "_get_output_dir",
     "_get_train_sampler",
+    "_inner_training_loop",
     "_load_best_model",
     "_load_from_checkpoint",
     "_load_optimizer_and_scheduler",

@@ -38,6 +38,7 @@ from hfkd.training.preparation import (
     chosen_collator,
     packing_check,
     pins_memory,
+    setting,
     suit_temperature,
     teacher_networks,
     uses_fsdp,
@@ -318,6 +319,12 @@ class Setup:
         refuse_on_policy(self.args, self.loss, self.task, self.call, self.model, self.teacher)
         refuse_sharded_teacher(self.args, self.teacher)
         refuse_prompts_to_write(self.args, (self.model, *self.networks), self.rows, self.collator)
+
+    def check_batch_size(self, size: int) -> None:
+        """Raise ValueError if batches of a size that `auto_find_batch_size` has found do not do."""
+        with setting(self.args, per_device_train_batch_size=size // max(self.args.n_gpu, 1)):
+            refuse_small_batches(self.loss, self.args, self.task)
+            refuse_single_row(self.model, self.call, self.args, self.rows, self.looked_at, self.task)
 
     def identify(self) -> None:
         """Create the run's record, and refuse the folder of another run."""
