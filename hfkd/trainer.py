@@ -46,6 +46,7 @@ from hfkd.training.checkpoints.callback_states import CallbackStates
 from hfkd.training.checkpoints.optimizer_state import as_laid_out, show_result
 from hfkd.training.checkpoints.tensors import TensorCheckpoints
 from hfkd.training.checkpoints.whole import OwnBest, SaveAfterEvaluation, WholeCheckpoints, checkpoint_to_resume
+from hfkd.training.epoch_length import EpochLength
 from hfkd.training.evaluation_loaders import EvaluationLoaders
 from hfkd.training.first_batch import KeptFirst, own_loader
 from hfkd.training.forward.choice import AnyForward
@@ -175,7 +176,7 @@ class DistillationTrainer(Trainer):
         """Create the parts that the overridden methods of Trainer delegate to, and the callbacks."""
         self.files, self.whole = TensorCheckpoints(self), WholeCheckpoints(self)
         self.judged, self.schedule, self.marks = JudgedSteps(self), Schedule(self), EvaluationMarks(self)
-        self.evaluation_loaders = EvaluationLoaders(self)
+        self.evaluation_loaders, self.epoch_length = EvaluationLoaders(self), EpochLength(self)
         # Those passed by the caller; Trainer creates its own later.
         self.callers_optimizer, self.callers_scheduler = self.optimizer, self.lr_scheduler
         self.scan_result: TeacherScan | None = None
@@ -352,10 +353,10 @@ class DistillationTrainer(Trainer):
         return inputs
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        """As in Trainer; if responses are generated, the items counted are those of the generated responses."""
-        if self.written is None:
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
-        batches = self.written(list(islice(epoch_iterator, num_batches)), self.state.global_step)
+        """As in Trainer, but whole groups alone; of generated responses, these are counted."""
+        batches = self.epoch_length.whole_group(list(islice(epoch_iterator, num_batches)), num_batches)
+        if self.written is not None:
+            batches = self.written(batches, self.state.global_step)
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
@@ -658,9 +659,12 @@ class DistillationTrainer(Trainer):
         """As in Trainer, but a run resumed after its last step takes no further step; Trainer would take one more."""
         if isinstance(keywords["train_dataloader"], KeptFirst):
             keywords |= keywords["train_dataloader"].of_epoch(keywords)
-        if self.state.global_step < self.state.max_steps:
-            return super()._run_epoch(*arguments, **keywords)
-        self.control.should_training_stop = True
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        self.epoch_length.begin(keywords)
+        super()._run_epoch(*arguments, **keywords)
+        self.epoch_length.end()
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         refuse_replaced_loss(self)

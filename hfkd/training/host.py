@@ -35,6 +35,7 @@ class Host(Protocol):
     distillation_loss: DistillationLoss
     record: Any  # its `RunRecord`
     judged: Any  # its `JudgedSteps`
+    schedule: Any  # its `Schedule`
     is_in_train: bool
     optimizer: Any
     is_fsdp_enabled: bool
