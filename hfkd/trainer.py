@@ -65,7 +65,7 @@ from hfkd.training.passes import in_passes
 from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, setting
 from hfkd.training.private_api import FIRST_STEP
 from hfkd.training.run_settings import BatchSizeInUse, compared_settings, run_settings
-from hfkd.training.sampling import by_epoch, with_lengths
+from hfkd.training.sampling import by_epoch, tell_epoch, with_lengths
 from hfkd.training.search import default_objective
 from hfkd.training.setup import Setup
 from hfkd.training.statistics import scan_of
@@ -662,6 +662,7 @@ class DistillationTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
+        tell_epoch(keywords["train_dataloader"], keywords["epoch"])
         self.epoch_length.begin(keywords)
         super()._run_epoch(*arguments, **keywords)
         self.epoch_length.end()

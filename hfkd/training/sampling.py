@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
 
 
 class GroupedByEpoch(Sampler[int]):
@@ -31,8 +31,22 @@ class GroupedByEpoch(Sampler[int]):
 
 
 def by_epoch(sampler: Any, seed: int) -> Any:
-    """`sampler`, wrapped in GroupedByEpoch if its order would change after a resume."""
+    """`sampler`, in an order that is a function of seed and epoch.
+
+    That of Trainer's `batch_rebalance` is one of the epoch alone: each seed would have the same batches.
+    """
+    if isinstance(sampler, BatchRebalanceSampler):
+        sampler.seed = seed
     return GroupedByEpoch(sampler, seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+
+
+def tell_epoch(loader: Any, epoch: int) -> None:
+    """Set the epoch of a sampler of batches, which in a run of several processes that is resumed nobody else does."""
+    sampler = getattr(loader, "batch_sampler", None)
+    while sampler is not None:
+        if isinstance(sampler, BatchRebalanceSampler):
+            sampler.set_epoch(epoch)
+        sampler = getattr(sampler, "batch_sampler", None)
 
 
 def with_lengths(dataset: Any, args: Any) -> Any:
