@@ -63,7 +63,7 @@ from hfkd.training.nonfinite import JudgedSteps
 from hfkd.training.on_policy.steps import WrittenSteps
 from hfkd.training.passes import in_passes
 from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, setting
-from hfkd.training.private_api import FIRST_STEP
+from hfkd.training.private_api import FIRST_STEP, NOISE
 from hfkd.training.run_settings import BatchSizeInUse, compared_settings, run_settings
 from hfkd.training.sampling import by_epoch, tell_epoch, with_lengths
 from hfkd.training.search import default_objective
@@ -568,6 +568,8 @@ class DistillationTrainer(Trainer):
             with self._frozen_teacher(), norms, attached, setting(self, first=first, first_size=size):
                 return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
+            if (noise := getattr(self, NOISE, None)) is not None:
+                noise.remove()  # after an error Trainer leaves it there, and the next training adds another
             if self.cached_teacher is not None:
                 self.cached_teacher.flush()
 

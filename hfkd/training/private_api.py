@@ -35,6 +35,8 @@ TRAINER_ATTRIBUTES = (
 )
 # The attribute in which a Trainer keeps loaders of evaluation sets; it has none before it keeps one.
 KEPT_LOADERS = "_eval_dataloaders"
+# The attribute with the hook that adds noise to embeddings (NEFTune), once training has started.
+NOISE = "neftune_hook_handle"
 # The step at which a Trainer's training began; versions before 5.23 do not have it, and divide by all steps.
 FIRST_STEP = "_initial_global_step"
 # accelerate: the models that `save_state` writes, and the forward inside of its autocast.
