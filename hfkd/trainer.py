@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hfkd.arguments import DistillationArguments
@@ -44,6 +45,7 @@ from hfkd.training import loss_parameters, run_identity
 from hfkd.training.averages import RowAverage
 from hfkd.training.checkpoints.callback_states import CallbackStates
 from hfkd.training.checkpoints.optimizer_state import as_laid_out, show_result
+from hfkd.training.checkpoints.preemption import Preemption
 from hfkd.training.checkpoints.tensors import TensorCheckpoints
 from hfkd.training.checkpoints.whole import OwnBest, SaveAfterEvaluation, WholeCheckpoints, checkpoint_to_resume
 from hfkd.training.epoch_length import EpochLength
@@ -184,6 +186,7 @@ class DistillationTrainer(Trainer):
         self._evaluated = RowAverage()
         own = (
             BatchSizeInUse(self),
+            *([] if (asked := self.pop_callback(JITCheckpointCallback)) is None else [Preemption(asked)]),
             SaveAfterEvaluation(),
             OwnBest(self.whole),
             CallbackStates(self.whole),
@@ -696,6 +699,7 @@ class DistillationTrainer(Trainer):
         return self.whole.folder(super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.judged.watch.settle()
         show_result(self.optimizer)
         final = self.whole.save(partial(super()._save_checkpoint, model, trial), self._get_output_dir(trial))
         if self.args.push_to_hub:

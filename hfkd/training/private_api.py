@@ -39,6 +39,8 @@ KEPT_LOADERS = "_eval_dataloaders"
 NOISE = "neftune_hook_handle"
 # The step at which a Trainer's training began; versions before 5.23 do not have it, and divide by all steps.
 FIRST_STEP = "_initial_global_step"
+# What was called on SIGTERM before a Trainer asked to be, of its `CheckpointManager`.
+CHECKPOINT_MANAGER_ATTRIBUTES = ("_original_sigterm_handler",)
 # accelerate: the models that `save_state` writes, and the forward inside of its autocast.
 ACCELERATOR_ATTRIBUTES = ("_models",)
 PREPARED_MODEL_ATTRIBUTES = ("_original_forward",)
