@@ -91,7 +91,8 @@ def _optimizer(trainer: Host) -> dict[str, Any]:
         first = {name: value for name, value in given.param_groups[0].items() if name != "params"}
         return _of_caller(type(given), first | {"lr": first.get("initial_lr", first["lr"])})
     if trainer.optimizer_cls_and_kwargs is not None:
-        return _of_caller(*trainer.optimizer_cls_and_kwargs)
+        kind, keywords = trainer.optimizer_cls_and_kwargs
+        return _of_caller(kind, {**keywords, "weight_decay": args.weight_decay})  # which Trainer sets for each group
     names = ("learning_rate", "optim", "optim_args", "weight_decay", *(ADAM if "adam" in args.optim else ()))
     return {name: getattr(args, name) for name in names}
 

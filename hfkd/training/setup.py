@@ -77,6 +77,7 @@ from hfkd.training.validation.networks import (
 )
 from hfkd.training.validation.normalisation import ImageInputs, normalisation, refuse_other_normalisation
 from hfkd.training.validation.on_policy import refuse_on_policy, refuse_prompts_to_write
+from hfkd.training.validation.optimizer_settings import refuse_unread_settings
 from hfkd.training.validation.padding import refuse_other_padding
 from hfkd.training.validation.random_evaluation import warn_of_random_evaluation
 from hfkd.training.validation.recorded_inputs import check_processor
@@ -140,6 +141,7 @@ class Setup:
     def take_networks(self, model: nn.Module, teacher: Any, peft_config: Any) -> None:
         refuse_unsupported(self.loss, model, teacher, self.args, self.keywords.get("compute_loss_func"))
         refuse_given_optimizers(self.args, self.keywords.get("optimizers"))
+        refuse_unread_settings(self.args, self.keywords)
         refuse_metric_of_no_set(self.args, self.data["eval_dataset"])
         refuse_features(self.loss, model, teacher, self.args)
         refuse_shared(model, teacher_networks(teacher), adapters=peft_config is not None)
