@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
@@ -41,12 +42,17 @@ def by_epoch(sampler: Any, seed: int) -> Any:
 
 
 def tell_epoch(loader: Any, epoch: int) -> None:
-    """Set the epoch of a sampler of batches, which in a run of several processes that is resumed nobody else does."""
-    sampler = getattr(loader, "batch_sampler", None)
-    while sampler is not None:
-        if isinstance(sampler, BatchRebalanceSampler):
-            sampler.set_epoch(epoch)
-        sampler = getattr(sampler, "batch_sampler", None)
+    """Set the epoch of the samplers in a training loader.
+
+    Trainer and accelerate do not reach all of them in the rest of an epoch that is resumed: those of `batch_rebalance`
+    in several processes, and any with `dispatch_batches`.
+    """
+    batches = getattr(loader, "batch_sampler", None)
+    while batches is not None:
+        for sampler in (batches, getattr(batches, "sampler", None)):
+            if isinstance(sampler, (BatchRebalanceSampler, GroupedByEpoch, SeedableRandomSampler)):
+                sampler.set_epoch(epoch)
+        batches = getattr(batches, "batch_sampler", None)
 
 
 def with_lengths(dataset: Any, args: Any) -> Any:

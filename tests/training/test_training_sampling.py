@@ -29,9 +29,13 @@ def made(folder, rows=ROWS, **settings):
     return Seen(language_model(), taught_model(), args, train_dataset=rows)
 
 
-def test_a_resumed_epoch_has_the_rest_of_its_rows(tmp_path):
+DISPATCHED = {"accelerator_config": {"dispatch_batches": True}}
+
+
+@pytest.mark.parametrize("way", [GROUPED, DISPATCHED, GROUPED | DISPATCHED], ids=["grouped", "dispatched", "both"])
+def test_a_resumed_epoch_has_the_rest_of_its_rows(tmp_path, way):
     """5 batches an epoch: the run is taken up in the second."""
-    saving = GROUPED | {"save_strategy": "steps", "save_steps": 6}
+    saving = way | {"save_strategy": "steps", "save_steps": 6}
     whole, again = made(tmp_path, **saving), made(tmp_path, **saving)
     whole.train()
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
