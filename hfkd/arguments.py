@@ -284,13 +284,13 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
             return
         steps = self.max_steps if self.max_steps > 0 else 1000
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=self.learning_rate)
-        how = {"num_warmup_steps": self.get_warmup_steps(steps), "num_training_steps": steps}
+        given: Any = self.lr_scheduler_kwargs
         try:
-            get_scheduler(self.lr_scheduler_type, optimizer, scheduler_specific_kwargs=self.lr_scheduler_kwargs, **how)
+            get_scheduler(self.lr_scheduler_type, optimizer, self.get_warmup_steps(steps), steps, given)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"lr_scheduler_type={SchedulerType(self.lr_scheduler_type).value!r} does not go with "
-                f"lr_scheduler_kwargs={self.lr_scheduler_kwargs}: {error}"
+                f"lr_scheduler_kwargs={given}: {error}"
             ) from error
 
     def _check_skipping(self) -> None:

@@ -20,7 +20,8 @@ class Preemption(JITCheckpointCallback):
     were the result. If an evaluation or a log is due at this step, the checkpoint is written again when that is done.
     """
 
-    def __init__(self, trainers: JITCheckpointCallback) -> None:
+    def __init__(self, trainers: Any) -> None:
+        """trainers: the callback in whose place this is."""
         super().__init__()
         self.trainer, self.jit_manager = trainers.trainer, trainers.jit_manager
         self._leaves = False

@@ -18,7 +18,7 @@ def refuse_unread_settings(args: DistillationArguments, keywords: Mapping[str, A
 
     keywords: Trainer's. It gives each group of parameters the `weight_decay` of the arguments, whatever else says.
     """
-    _, given = keywords.get("optimizer_cls_and_kwargs") or (None, {})
+    given: Mapping[str, Any] = (keywords.get("optimizer_cls_and_kwargs") or (None, {}))[1]
     if given.get("weight_decay", args.weight_decay) != args.weight_decay:
         raise ValueError(
             f"optimizer_cls_and_kwargs has weight_decay={given['weight_decay']}, but Trainer gives the parameters that "

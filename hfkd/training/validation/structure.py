@@ -46,7 +46,7 @@ def check_structure(student: nn.Module) -> None:
         _warn_of_changed_layers(student, built)
 
 
-def _warn_of_changed_layers(student: PreTrainedModel, built: PreTrainedModel) -> None:
+def _warn_of_changed_layers(student: nn.Module, built: nn.Module) -> None:
     """Warn of layers with the weights, but not the settings, of the configuration: such as another activation."""
     expected = described_layers(built)
     changed = {
