@@ -22,14 +22,15 @@ class EpochLength:
     def __init__(self, host: Host) -> None:
         self.host = host
         self._said = False
-        self.begin({"train_dataloader": None, "steps_in_epoch": 0, "steps_trained_in_current_epoch": 0})
+        self.begin({"train_dataloader": None, "steps_in_epoch": 0, "resume_from_checkpoint": None})
 
     def begin(self, epoch: Mapping[str, Any]) -> None:
         """epoch: the keywords of `Trainer._run_epoch`."""
         self._loader, self._wanted = epoch["train_dataloader"], epoch["steps_in_epoch"]
         self._known, self._ended = self.host.schedule.epochs_are_known, False
-        self._batches, self._rows, self._largest, self._left = epoch["steps_trained_in_current_epoch"], 0, 0, 0
-        self._whole = self._batches == 0
+        resumed = epoch["resume_from_checkpoint"] is not None and epoch["epoch"] == epoch["epochs_trained"]
+        self._batches = epoch["steps_trained_in_current_epoch"] if resumed else 0
+        self._rows, self._largest, self._left, self._whole = 0, 0, 0, self._batches == 0
 
     def whole_group(self, batches: list[Any], wanted: int) -> list[Any]:
         """`batches` for one step, or none where a loader with a length ends before they are the `wanted` number."""
