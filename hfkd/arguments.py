@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 from accelerate.utils import patch_environment
 from huggingface_hub.constants import HF_HOME
-from transformers import SchedulerType, TrainingArguments
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 
 from hfkd.data.he_da_arguments import HighEnergyArguments
 from hfkd.losses.distillation import DistillationLoss
@@ -223,6 +223,7 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
         with patch_environment(accelerate_mixed_precision=self._precision):
             super().__post_init__()
         self._follow_metric()
+        self._check_schedule()
         check_world_size(self.world_size)
         check_accumulation(self.gradient_accumulation_steps)
         self._warn_of_slow_bf16()
@@ -276,6 +277,21 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
                 self.warmup_steps,
                 SchedulerType(self.lr_scheduler_type).value,
             )
+
+    def _check_schedule(self) -> None:
+        """Make a schedule once, so that wrong `lr_scheduler_kwargs` are reported now, not when training starts."""
+        if self.lr_decay_epochs is not None:
+            return
+        steps = self.max_steps if self.max_steps > 0 else 1000
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=self.learning_rate)
+        given: Any = self.lr_scheduler_kwargs
+        try:
+            get_scheduler(self.lr_scheduler_type, optimizer, self.get_warmup_steps(steps), steps, given)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"lr_scheduler_type={SchedulerType(self.lr_scheduler_type).value!r} does not go with "
+                f"lr_scheduler_kwargs={given}: {error}"
+            ) from error
 
     def _check_skipping(self) -> None:
         """Raise ValueError if optimizer steps cannot be skipped because weights change during the backward pass."""

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hfkd.arguments import DistillationArguments
@@ -44,14 +45,18 @@ from hfkd.training import loss_parameters, run_identity
 from hfkd.training.averages import RowAverage
 from hfkd.training.checkpoints.callback_states import CallbackStates
 from hfkd.training.checkpoints.optimizer_state import as_laid_out, show_result
+from hfkd.training.checkpoints.preemption import Preemption
 from hfkd.training.checkpoints.tensors import TensorCheckpoints
 from hfkd.training.checkpoints.whole import OwnBest, SaveAfterEvaluation, WholeCheckpoints, checkpoint_to_resume
+from hfkd.training.epoch_length import EpochLength
+from hfkd.training.evaluation_loaders import EvaluationLoaders
 from hfkd.training.first_batch import KeptFirst, own_loader
 from hfkd.training.forward.choice import AnyForward
 from hfkd.training.forward.dense import ChunkedForward
 from hfkd.training.forward.he_da import with_he_da
 from hfkd.training.forward.micro_batch import MicroBatch
 from hfkd.training.forward.returned_outputs import returned_outputs, smoothed
+from hfkd.training.found_batch_size import attempt
 from hfkd.training.layer_norms import layer_norms_in_float32
 from hfkd.training.lock import locked
 from hfkd.training.lr_schedule import Schedule
@@ -60,9 +65,9 @@ from hfkd.training.nonfinite import JudgedSteps
 from hfkd.training.on_policy.steps import WrittenSteps
 from hfkd.training.passes import in_passes
 from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, setting
-from hfkd.training.private_api import FIRST_STEP
-from hfkd.training.run_settings import compared_settings, run_settings
-from hfkd.training.sampling import by_epoch, with_lengths
+from hfkd.training.private_api import FIRST_STEP, NOISE
+from hfkd.training.run_settings import BatchSizeInUse, compared_settings, run_settings
+from hfkd.training.sampling import by_epoch, tell_epoch, with_lengths
 from hfkd.training.search import default_objective
 from hfkd.training.setup import Setup
 from hfkd.training.statistics import scan_of
@@ -114,6 +119,9 @@ class DistillationTrainer(Trainer):
     args: DistillationArguments
     # Further entries of the model card, such as `dataset_name`.
     details: Mapping[str, Any] = MappingProxyType({})
+    # While it trains: the training loader whose first batch was checked, if any, and the size of batches then.
+    first: KeptFirst | None = None
+    first_size: int | None = None
 
     @in_trainers_order
     def __init__(
@@ -170,12 +178,15 @@ class DistillationTrainer(Trainer):
         """Create the parts that the overridden methods of Trainer delegate to, and the callbacks."""
         self.files, self.whole = TensorCheckpoints(self), WholeCheckpoints(self)
         self.judged, self.schedule, self.marks = JudgedSteps(self), Schedule(self), EvaluationMarks(self)
+        self.evaluation_loaders, self.epoch_length = EvaluationLoaders(self), EpochLength(self)
         # Those passed by the caller; Trainer creates its own later.
         self.callers_optimizer, self.callers_scheduler = self.optimizer, self.lr_scheduler
         self.scan_result: TeacherScan | None = None
         self.unhook: Callable[[], Any] = lambda: None
         self._evaluated = RowAverage()
         own = (
+            BatchSizeInUse(self),
+            *([] if (asked := self.pop_callback(JITCheckpointCallback)) is None else [Preemption(asked)]),
             SaveAfterEvaluation(),
             OwnBest(self.whole),
             CallbackStates(self.whole),
@@ -345,10 +356,10 @@ class DistillationTrainer(Trainer):
         return inputs
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        """As in Trainer; if responses are generated, the items counted are those of the generated responses."""
-        if self.written is None:
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
-        batches = self.written(list(islice(epoch_iterator, num_batches)), self.state.global_step)
+        """As in Trainer, but whole groups alone; of generated responses, these are counted."""
+        batches = self.epoch_length.whole_group(list(islice(epoch_iterator, num_batches)), num_batches)
+        if self.written is not None:
+            batches = self.written(batches, self.state.global_step)
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
@@ -396,14 +407,18 @@ class DistillationTrainer(Trainer):
             # The collator drops unused columns, see `chosen_collator`: Trainer would drop them before a transform runs.
             own = read_by_each_rank(dataset, self.task, self.accelerator)
             settings: dict[str, Any] = {"dataloader_pin_memory": pinned, "remove_unused_columns": False}
-            if description != "Training":  # every row is scored,
-                settings |= {"dataloader_drop_last": False}
+            if description != "Training":  # every row is scored, in order, as ranks drop repeated rows by place,
+                settings |= {"dataloader_drop_last": False, "dataloader_in_order": True}
             if description == "test":  # and who predicts gets them in their order
                 settings |= {"train_sampling_strategy": "sequential"}
             with setting(self.args, **settings), own:
                 return super()._get_dataloader(dataset, description, *arguments, **keywords)
         finally:
             self.data_collator = collate
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        with self.evaluation_loaders.made_for(eval_dataset):
+            return super().get_eval_dataloader(eval_dataset)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -526,7 +541,7 @@ class DistillationTrainer(Trainer):
     def _train(self, resume_from_checkpoint: Any, trial: Any, ignore_keys_for_eval: list[str] | None) -> TrainOutput:
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         self.record.refuse_checkpoint(checkpoint)
-        first = self._first_batch(resumed=checkpoint is not None)
+        first, size = self._first_batch(resumed=checkpoint is not None), self._train_batch_size
         if self.record.training is None and trial is None:  # train() again continues; trials have their own
             self.record = self.record.training_as(self.settings | compared_settings(self), self.args)
             self.record.check_training(self.args.output_dir, checkpoint)
@@ -553,19 +568,33 @@ class DistillationTrainer(Trainer):
             loss_parameters.join(self.distillation_loss, self.optimizer, own_scheduler)
             attached = loss_parameters.attached(self.distillation_loss, self.model)
             norms = layer_norms_in_float32(self.model, self.args)
-            with self._frozen_teacher(), norms, attached, nullcontext() if first is None else first.given_to(self):
+            with self._frozen_teacher(), norms, attached, setting(self, first=first, first_size=size):
                 return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
+            if (noise := getattr(self, NOISE, None)) is not None:
+                noise.remove()  # after an error Trainer leaves it there, and the next training adds another
             if self.cached_teacher is not None:
                 self.cached_teacher.flush()
+
+    def _inner_training_loop(self, batch_size: int | None = None, *arguments: Any, **keywords: Any) -> TrainOutput:
+        """As in Trainer; called with each smaller size by `auto_find_batch_size`, or with that of a checkpoint."""
+        first = self.first
+        if batch_size is not None and batch_size != self.first_size:
+            self.setup.check_batch_size(batch_size)
+            self._train_batch_size = batch_size
+            first = None if first is None else first.anew(self._training_loader())
+        with attempt(self), nullcontext() if first is None else first.given_to(self):
+            return super()._inner_training_loop(batch_size, *arguments, **keywords)
+
+    def _training_loader(self) -> Any:
+        return in_passes(self.get_train_dataloader(), self.args.gradient_accumulation_steps)
 
     def _first_batch(self, resumed: bool) -> KeptFirst | None:
         """For a stream or a user's own loader: the training loader, after its first batch was checked; else None."""
         own = own_loader(self)
         if not own and (self.train_dataset is None or not self.setup.rows_come_later):
             return None
-        loader = in_passes(self.get_train_dataloader(), self.args.gradient_accumulation_steps)
-        first, waited = KeptFirst(loader, resumed), self.setup.waits
+        first, waited = KeptFirst(self._training_loader(), resumed), self.setup.waits
         self.setup.look_at(first)
         if waited:
             self._place_inner()
@@ -635,9 +664,13 @@ class DistillationTrainer(Trainer):
         """As in Trainer, but a run resumed after its last step takes no further step; Trainer would take one more."""
         if isinstance(keywords["train_dataloader"], KeptFirst):
             keywords |= keywords["train_dataloader"].of_epoch(keywords)
-        if self.state.global_step < self.state.max_steps:
-            return super()._run_epoch(*arguments, **keywords)
-        self.control.should_training_stop = True
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        tell_epoch(keywords["train_dataloader"], keywords["epoch"])
+        self.epoch_length.begin(keywords)
+        super()._run_epoch(*arguments, **keywords)
+        self.epoch_length.end()
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         refuse_replaced_loss(self)
@@ -666,6 +699,7 @@ class DistillationTrainer(Trainer):
         return self.whole.folder(super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.judged.watch.settle()
         show_result(self.optimizer)
         final = self.whole.save(partial(super()._save_checkpoint, model, trial), self._get_output_dir(trial))
         if self.args.push_to_hub:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from hfkd.arguments import DistillationArguments
 from hfkd.utils.parsing import parse
@@ -106,3 +106,27 @@ def test_steps_that_are_taken_in_the_backward_pass_cannot_be_skipped(optim):
     with pytest.raises(ValueError, match=f"on_nan='skip': optim='{optim}' changes weights while gradients"):
         DistillationArguments("out", on_nan="skip", **given)
     assert DistillationArguments("out", on_nan="stop", **given).on_nan == "stop"
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        ("cosine_with_min_lr", None, r"lr_scheduler_kwargs=.*: One of min_lr or min_lr_rate should be set"),
+        ("cosine_with_restarts", {"cycles": 2}, r"lr_scheduler_kwargs=.'cycles': 2.: .*unexpected keyword"),
+        ("polynomial", {"lr_end": 0.2}, "must be smaller than initial lr"),
+    ],
+)
+def test_a_schedule_that_cannot_be_made_is_refused_at_once(tmp_path, kind, given, message):
+    """It ended the run when training began, after the teacher had been read for all rows."""
+    way = {"learning_rate": 0.1, "lr_scheduler_type": kind, "lr_scheduler_kwargs": given}
+    with pytest.raises(ValueError, match=message):
+        DistillationArguments(str(tmp_path), **way)
+    DistillationArguments(str(tmp_path), **way, lr_decay_epochs=[1])
+
+
+@pytest.mark.parametrize("kind", list(SchedulerType))
+def test_schedules_that_can_be_made_are_not(tmp_path, kind):
+    needs = {"cosine_with_min_lr": {"min_lr": 1e-5}, "cosine_warmup_with_min_lr": {"min_lr": 1e-5}}
+    needs |= {"warmup_stable_decay": {"num_decay_steps": 10}}
+    way = {"lr_scheduler_type": kind, "lr_scheduler_kwargs": needs.get(kind.value), "max_steps": 100}
+    DistillationArguments(str(tmp_path), **way, metric_for_best_model="loss", eval_strategy="steps")

@@ -27,6 +27,7 @@ from hfkd.reports.history import (
 )
 from hfkd.utils.files import write_atomically
 from hfkd.utils.json_file import jsonable, write_json
+from hfkd.utils.launch import batch_sizes
 
 __all__ = ["RESULTS_NAME", "ResultsCallback", "environment", "write_atomically", "write_json"]
 
@@ -136,7 +137,7 @@ class ResultsCallback(TrainerCallback):
         self._session.seconds = time.monotonic() - self._started
         self._session.last_step = state.global_step
         # full batches, but at most the number of samples: the last batch of an epoch may be smaller
-        batch = _batch_sizes(args, state)["batch_size"]
+        batch = batch_sizes(args, state)["batch_size"]
         items = (state.global_step - self._session.first_step) * batch
         per_epoch = _items_per_epoch(dataloader)
         if per_epoch is not None:
@@ -153,7 +154,7 @@ class ResultsCallback(TrainerCallback):
         sessions = [*self._earlier, self._session]
         others = other_evaluations(state.log_history)
         return {
-            "config": {k: _batch_sizes(args, state).get(k, v) for k, v in self.config.items()},
+            "config": {k: batch_sizes(args, state).get(k, v) for k, v in self.config.items()},
             "environment": self._environment,
             "seed": args.seed,
             "status": "failed" if self._failure else "finished" if self._finished else "running",
@@ -187,13 +188,6 @@ def _score(row: Entry | None, metrics: tuple[str, ...]) -> dict[str, Any] | None
     """The epoch of an evaluation and its metrics; None if it has none of them."""
     found = {} if row is None else {m.removeprefix("eval_"): row[m] for m in metrics if row.get(m) is not None}
     return {"epoch": row.get("epoch"), **found} if row is not None and found else None
-
-
-def _batch_sizes(args: TrainingArguments, state: TrainerState) -> dict[str, int]:
-    """The current batch sizes, which `auto_find_batch_size` may have lowered."""
-    per_device = state.train_batch_size or args.train_batch_size
-    whole = per_device * args.gradient_accumulation_steps * args.world_size
-    return {"per_device_train_batch_size": per_device, "batch_size": whole}
 
 
 def _path(args: TrainingArguments) -> Path:

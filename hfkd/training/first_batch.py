@@ -36,7 +36,7 @@ class KeptFirst:
     """
 
     def __init__(self, loader: Any, resumed: bool) -> None:
-        self.loader = loader
+        self.loader, self.resumed = loader, resumed
         self.ready: Ready | None = None
         self.check: Ready | None = None
         self._passes = 0  # of a loader without a length, before the checkpoint that is resumed
@@ -54,6 +54,12 @@ class KeptFirst:
                 ) from None
         if again:
             self._leave()
+
+    def anew(self, loader: Any) -> "KeptFirst":
+        """The same for another loader, of batches of another size."""
+        made = KeptFirst(loader, self.resumed)
+        made.ready, made.check = self.ready, self.check
+        return made
 
     def of_epoch(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """The keywords of `Trainer._run_epoch` that change: the loader for the epoch, or for the rest of one.

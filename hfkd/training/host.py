@@ -34,6 +34,8 @@ class Host(Protocol):
     received: Any
     distillation_loss: DistillationLoss
     record: Any  # its `RunRecord`
+    judged: Any  # its `JudgedSteps`
+    schedule: Any  # its `Schedule`
     is_in_train: bool
     optimizer: Any
     is_fsdp_enabled: bool
@@ -42,6 +44,7 @@ class Host(Protocol):
     callers_optimizer: Any
     callers_scheduler: Any
     optimizer_cls_and_kwargs: Any
+    _train_batch_size: int
 
     @property
     def own_set(self) -> Any:

@@ -12,6 +12,7 @@ TRAINER_METHODS = (
     "_get_num_items_in_batch",
     "_get_output_dir",
     "_get_train_sampler",
+    "_inner_training_loop",
     "_load_best_model",
     "_load_from_checkpoint",
     "_load_optimizer_and_scheduler",
@@ -25,9 +26,21 @@ TRAINER_METHODS = (
 # Methods of transformers.Trainer that it calls.
 TRAINER_CALLED = ("_prepare_inputs",)
 # Attributes that a Trainer has once it is built, or while it trains.
-TRAINER_ATTRIBUTES = ("_created_lr_scheduler", "_hp_search_setup", "_tr_loss", "_total_loss_scalar")
+TRAINER_ATTRIBUTES = (
+    "_created_lr_scheduler",
+    "_hp_search_setup",
+    "_tr_loss",
+    "_total_loss_scalar",
+    "_train_batch_size",
+)
+# The attribute in which a Trainer keeps loaders of evaluation sets; it has none before it keeps one.
+KEPT_LOADERS = "_eval_dataloaders"
+# The attribute with the hook that adds noise to embeddings (NEFTune), once training has started.
+NOISE = "neftune_hook_handle"
 # The step at which a Trainer's training began; versions before 5.23 do not have it, and divide by all steps.
 FIRST_STEP = "_initial_global_step"
+# What was called on SIGTERM before a Trainer asked to be, of its `CheckpointManager`.
+CHECKPOINT_MANAGER_ATTRIBUTES = ("_original_sigterm_handler",)
 # accelerate: the models that `save_state` writes, and the forward inside of its autocast.
 ACCELERATOR_ATTRIBUTES = ("_models",)
 PREPARED_MODEL_ATTRIBUTES = ("_original_forward",)

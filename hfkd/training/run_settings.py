@@ -1,21 +1,32 @@
 """The settings that determine the result of a run, for results.json, the report and the model card."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 import transformers
-from transformers import SchedulerType
+from transformers import SchedulerType, TrainerCallback
 
 from hfkd.training.data_fingerprint import data_hash
 from hfkd.training.forward.he_da import added_images
 from hfkd.training.host import Host
 from hfkd.training.student_layers import dropout_of
+from hfkd.utils.launch import batch_sizes
 
 ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
 TRAINING = ("num_train_epochs", "max_steps", "max_grad_norm", "decay_bias_and_norm", "on_nan", "seed", "bf16")
 CALLERS = "the caller's"
 WITHIN = ("collate", "collator", "data_collator")  # attributes under which collators keep the one they wrap
+
+
+class BatchSizeInUse(TrainerCallback):
+    """Gives the state of a resumed run its own batch size, which Trainer leaves at that of the checkpoint."""
+
+    def __init__(self, trainer: Host) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        state.train_batch_size = self.trainer._train_batch_size
 
 
 def run_settings(trainer: Host) -> dict[str, Any]:
@@ -27,8 +38,6 @@ def run_settings(trainer: Host) -> dict[str, Any]:
     assert model is not None
     networks = {"teacher": trainer.record.teacher, "student": trainer.record.student}
     training = _optimizer(trainer) | {name: getattr(args, name) for name in TRAINING} | _schedule(trainer)
-    per_device = trainer.state.train_batch_size or args.train_batch_size  # auto_find_batch_size may have lowered it
-    shared = cast(Any, args.accelerator_config).split_batches  # among the processes, in place of a batch for each
     launched = {
         "mixed_precision": str(trainer.accelerator.mixed_precision),
         "weights": next(
@@ -36,8 +45,7 @@ def run_settings(trainer: Host) -> dict[str, Any]:
         ),
         "world_size": args.world_size,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
-        "per_device_train_batch_size": per_device,
-        "batch_size": per_device * args.gradient_accumulation_steps * (1 if shared else args.world_size),
+        **batch_sizes(args, trainer.state),
     }
     return networks | trainer.record.loss | training | launched | added_images(args, trainer.train_dataset)
 
@@ -83,7 +91,8 @@ def _optimizer(trainer: Host) -> dict[str, Any]:
         first = {name: value for name, value in given.param_groups[0].items() if name != "params"}
         return _of_caller(type(given), first | {"lr": first.get("initial_lr", first["lr"])})
     if trainer.optimizer_cls_and_kwargs is not None:
-        return _of_caller(*trainer.optimizer_cls_and_kwargs)
+        kind, keywords = trainer.optimizer_cls_and_kwargs
+        return _of_caller(kind, {**keywords, "weight_decay": args.weight_decay})  # which Trainer sets for each group
     names = ("learning_rate", "optim", "optim_args", "weight_decay", *(ADAM if "adam" in args.optim else ()))
     return {name: getattr(args, name) for name in names}
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
 
 
 class GroupedByEpoch(Sampler[int]):
@@ -31,8 +32,27 @@ class GroupedByEpoch(Sampler[int]):
 
 
 def by_epoch(sampler: Any, seed: int) -> Any:
-    """`sampler`, wrapped in GroupedByEpoch if its order would change after a resume."""
+    """`sampler`, in an order that is a function of seed and epoch.
+
+    That of Trainer's `batch_rebalance` is one of the epoch alone: each seed would have the same batches.
+    """
+    if isinstance(sampler, BatchRebalanceSampler):
+        sampler.seed = seed
     return GroupedByEpoch(sampler, seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+
+
+def tell_epoch(loader: Any, epoch: int) -> None:
+    """Set the epoch of the samplers in a training loader.
+
+    Trainer and accelerate do not reach all of them in the rest of an epoch that is resumed: those of `batch_rebalance`
+    in several processes, and any with `dispatch_batches`.
+    """
+    batches = getattr(loader, "batch_sampler", None)
+    while batches is not None:
+        for sampler in (batches, getattr(batches, "sampler", None)):
+            if isinstance(sampler, (BatchRebalanceSampler, GroupedByEpoch, SeedableRandomSampler)):
+                sampler.set_epoch(epoch)
+        batches = getattr(batches, "batch_sampler", None)
 
 
 def with_lengths(dataset: Any, args: Any) -> Any:

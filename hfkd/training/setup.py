@@ -38,6 +38,7 @@ from hfkd.training.preparation import (
     chosen_collator,
     packing_check,
     pins_memory,
+    setting,
     suit_temperature,
     teacher_networks,
     uses_fsdp,
@@ -76,6 +77,7 @@ from hfkd.training.validation.networks import (
 )
 from hfkd.training.validation.normalisation import ImageInputs, normalisation, refuse_other_normalisation
 from hfkd.training.validation.on_policy import refuse_on_policy, refuse_prompts_to_write
+from hfkd.training.validation.optimizer_settings import refuse_unread_settings
 from hfkd.training.validation.padding import refuse_other_padding
 from hfkd.training.validation.random_evaluation import warn_of_random_evaluation
 from hfkd.training.validation.recorded_inputs import check_processor
@@ -86,6 +88,7 @@ from hfkd.training.validation.student import (
     check_optimizer,
     check_precision,
     refuse_frozen,
+    refuse_noise,
     refuse_prompts,
     refuse_unsavable,
     refuse_unsaved,
@@ -138,6 +141,7 @@ class Setup:
     def take_networks(self, model: nn.Module, teacher: Any, peft_config: Any) -> None:
         refuse_unsupported(self.loss, model, teacher, self.args, self.keywords.get("compute_loss_func"))
         refuse_given_optimizers(self.args, self.keywords.get("optimizers"))
+        refuse_unread_settings(self.args, self.keywords)
         refuse_metric_of_no_set(self.args, self.data["eval_dataset"])
         refuse_features(self.loss, model, teacher, self.args)
         refuse_shared(model, teacher_networks(teacher), adapters=peft_config is not None)
@@ -146,6 +150,7 @@ class Setup:
         refuse_unsavable(self.model)
         if self.rows is not None:
             refuse_frozen(self.model)
+            refuse_noise(self.model, self.args.neftune_noise_alpha)
             warn_of_moving_statistics(self.model)
             check_optimizer(self.model, self.keywords.get("optimizers"))
             check_precision(self.model, self.args)
@@ -318,6 +323,12 @@ class Setup:
         refuse_on_policy(self.args, self.loss, self.task, self.call, self.model, self.teacher)
         refuse_sharded_teacher(self.args, self.teacher)
         refuse_prompts_to_write(self.args, (self.model, *self.networks), self.rows, self.collator)
+
+    def check_batch_size(self, size: int) -> None:
+        """Raise ValueError if batches of a size that `auto_find_batch_size` has found do not do."""
+        with setting(self.args, per_device_train_batch_size=size // max(self.args.n_gpu, 1)):
+            refuse_small_batches(self.loss, self.args, self.task)
+            refuse_single_row(self.model, self.call, self.args, self.rows, self.looked_at, self.task)
 
     def identify(self) -> None:
         """Create the run's record, and refuse the folder of another run."""

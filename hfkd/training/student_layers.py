@@ -27,9 +27,14 @@ def student_layers(student: nn.Module) -> dict[str, Any]:
 
     Dropout, and Identity in its place, is left out: it may change when a run is resumed (`dropout_of`).
     """
-    found = {name: text for name, text in _layers(student) if not (DROPS.match(text) or text == "Identity()")}
+    found = described_layers(student)
     places = xxhash.xxh3_128("\n".join(f"{name} {text}" for name, text in found.items()).encode())
     return {"kinds": sorted(set(found.values())), "places": places.hexdigest()}
+
+
+def described_layers(student: nn.Module) -> dict[str, str]:
+    """The repr of each layer by its name, without dropout, and Identity in its place."""
+    return {name: text for name, text in _layers(student) if not (DROPS.match(text) or text == "Identity()")}
 
 
 def changed_layers(there: dict[str, Any], here: dict[str, Any]) -> str | None:

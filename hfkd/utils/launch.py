@@ -1,4 +1,4 @@
-"""How this process was launched: on CPU or not, alone or as one of several, and with which launcher flags."""
+"""How this process was launched: on CPU or not, alone or as one of several (with what batch), and with which flags."""
 
 import atexit
 import os
@@ -95,6 +95,17 @@ def check_accumulation(steps: int) -> None:
             f"accelerate was launched with gradient_accumulation_steps={wanted}, but training uses {steps}: pass "
             "--gradient_accumulation_steps after the name of the script, not to the launcher"
         )
+
+
+def batch_sizes(args: Any, state: Any) -> dict[str, int]:
+    """The sizes of training batches, one of which processes share with `split_batches`.
+
+    `auto_find_batch_size` may have lowered them, which a trainer's `state` says once it trains.
+    """
+    per_device = state.train_batch_size or args.train_batch_size
+    several = 1 if args.accelerator_config.split_batches else args.world_size
+    whole = per_device * args.gradient_accumulation_steps * several
+    return {"per_device_train_batch_size": per_device, "batch_size": whole}
 
 
 def _launcher() -> dict[str, Any]:

@@ -291,3 +291,84 @@ def test_each_rank_looks_at_its_own_first_batch(tmp_path):
     }  # each rank's own means
     for key in learned:
         torch.testing.assert_close(found[1][key], found[0][key], rtol=0, atol=1e-6, msg=key)
+
+
+class Crowded(Net):
+    """Has memory for four images."""
+
+    def forward(self, x):
+        if self.training and len(x) > 4:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().forward(x)
+
+
+LESS = {"auto_find_batch_size": True, "max_steps": 6, "gradient_accumulation_steps": 2}  # 5, of which 10 % are left out
+
+
+@pytest.mark.parametrize("name", ["a stream", "a loader"])
+def test_a_smaller_batch_is_read_as_the_first_one_is(tmp_path, name):
+    """What was left of a pass of a stream was added to the first step of the next one; rows without labels failed."""
+    found = []
+    for size, kind in ((4, Net), (5, Crowded)):
+        settings = LESS | {"per_device_train_batch_size": size, "student": kind}
+        folder = tmp_path / kind.__name__
+        if name == "a stream":
+            found.append(trained(folder, rows=Unending(), **settings))
+            continue
+        settings |= {"objective": "kd", "ce_weight": 0.0, "kd_weight": 1.0}
+        found.append(Unlabelled.trained(folder, **settings))
+    found[1].seen = found[1].seen[1:]  # that there was no memory for
+    states = [trainer.model.state_dict() for trainer in found]
+    assert found[0].seen == found[1].seen
+    assert len(found[0].seen) == {"a stream": 12, "a loader": 10}[name]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+class Unlabelled(Seeing):
+    """A loader of images alone, in batches of the size that was found."""
+
+    def get_train_dataloader(self):
+        images = [{"pixel_values": row["pixel_values"]} for row in map(Rows(20).__getitem__, range(20))]
+        return torch.utils.data.DataLoader(images, self._train_batch_size)
+
+    @classmethod
+    def trained(cls, folder, student, **settings):
+        trainer = cls(student(), teacher(), arguments(folder, **SEQUENTIAL | settings))
+        trainer.train()
+        return trainer
+
+
+def test_a_resumed_stream_goes_on_with_the_batch_size_that_was_found(tmp_path):
+    settings = LESS | {"per_device_train_batch_size": 5, "student": Crowded, "save_strategy": "steps", "save_steps": 4}
+    whole = trained(tmp_path, rows=Unending(), **settings)
+    resumed = trained(tmp_path, rows=Unending(), resume=str(tmp_path / "checkpoint-4"), **settings)
+    assert resumed.seen == whole.seen[-4:]
+
+
+def test_a_batch_that_was_found_too_small_to_compare_its_rows_is_refused(tmp_path):
+    class NoMemory(Net):
+        def forward(self, x):
+            if self.training and len(x) > 1:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return super().forward(x)
+
+    settings = {"auto_find_batch_size": True, "per_device_train_batch_size": 3, "objective": "rkd", "student": NoMemory}
+    with pytest.raises(ValueError, match="compares the rows of a batch with each other and needs at least"):
+        trained(tmp_path, rows=Rows(), **settings)
+
+
+def test_steps_that_are_taken_twice_as_memory_ran_out_in_between_are_said(tmp_path, caplog):
+    class Shrinking(Net):
+        steps = 0
+
+        def forward(self, x):
+            self.steps += self.training
+            if self.training and self.steps > 2 and len(x) > 4:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return super().forward(x)
+
+    for size in (4, 5):
+        settings = {"auto_find_batch_size": True, "per_device_train_batch_size": size, "student": Shrinking}
+        trained(tmp_path / str(size), rows=Rows(), **settings)
+        said = "starts again at step 0 with smaller ones, but with the weights and the optimizer of step 2"
+        assert (said in caplog.text) == (size == 5)

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from packaging.version import Version
 from toys import Net, Rows, arguments, teacher
 from transformers import GPT2Config, Trainer, TrainerCallback
+from transformers.trainer_jit_checkpoint import CheckpointManager
 
 from hfkd import DistillationTrainer
 from hfkd.training import private_api
@@ -45,6 +46,11 @@ def test_the_attributes_are_there(tmp_path):
     trainer.train()
     assert all(seen[0].values()), seen
     assert all(hasattr(trainer.accelerator, name) for name in private_api.ACCELERATOR_ATTRIBUTES)
+
+
+def test_what_was_called_on_a_signal_is_kept():
+    kept = vars(CheckpointManager(None))
+    assert all(name in kept for name in private_api.CHECKPOINT_MANAGER_ATTRIBUTES)
 
 
 def test_configs_name_the_attention_function():

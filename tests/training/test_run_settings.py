@@ -51,6 +51,27 @@ def test_a_batch_that_processes_share_is_one_batch(tmp_path, monkeypatch, split,
     run = DistillationTrainer(Net(), teacher(), args, train_dataset=Rows())
     monkeypatch.setattr(DistillationArguments, "world_size", 2)
     assert run.settings["batch_size"] == rows
+    results = ResultsCallback(run.settings)
+    for report in (results.on_train_begin, results.on_save):
+        report(args, run.state, run.control)
+    assert json.loads((tmp_path / "results.json").read_text())["config"]["batch_size"] == rows
+
+
+def test_a_resumed_run_has_the_batch_size_that_it_goes_on_with(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    trained(tmp_path, **saving, max_steps=1)
+    run = DistillationTrainer(
+        Net(),
+        teacher(),
+        arguments(tmp_path, **saving, per_device_train_batch_size=4, max_steps=2),
+        train_dataset=Rows(),
+    )
+    run.add_callback(ResultsCallback(run.settings))
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    run.create_model_card()
+    config, card = said(tmp_path)
+    assert config["batch_size"] == config["per_device_train_batch_size"] == int(card["batch_size"]) == 4
+    assert run.state.train_batch_size == 4
 
 
 @pytest.mark.parametrize("bf16", [True, False])

@@ -1,11 +1,16 @@
 """Rows grouped by length come in the same order after a resume."""
 
 import pytest
+import torch
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from datasets import Dataset
 from text_toys import TokenRows, language_model, taught_model
+from torch.utils.data import DataLoader
 from toys import arguments
+from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from hfkd import DistillationTrainer
+from hfkd.training.sampling import tell_epoch
 
 GROUPED = {"train_sampling_strategy": "group_by_length"}
 ROWS = Dataset.from_list([row | {"length": len(row["input_ids"])} for row in TokenRows(20, low=4, high=24).rows])
@@ -24,14 +29,45 @@ def made(folder, rows=ROWS, **settings):
     return Seen(language_model(), taught_model(), args, train_dataset=rows)
 
 
-def test_a_resumed_epoch_has_the_rest_of_its_rows(tmp_path):
+DISPATCHED = {"accelerator_config": {"dispatch_batches": True}}
+
+
+@pytest.mark.parametrize("way", [GROUPED, DISPATCHED, GROUPED | DISPATCHED], ids=["grouped", "dispatched", "both"])
+def test_a_resumed_epoch_has_the_rest_of_its_rows(tmp_path, way):
     """5 batches an epoch: the run is taken up in the second."""
-    saving = GROUPED | {"save_strategy": "steps", "save_steps": 6}
+    saving = way | {"save_strategy": "steps", "save_steps": 6}
     whole, again = made(tmp_path, **saving), made(tmp_path, **saving)
     whole.train()
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert again.steps == whole.steps[6:]
     assert whole.steps[:3] != whole.steps[5:]  # another order in each epoch
+
+
+def test_batches_of_equal_cost_are_others_for_each_seed(tmp_path):
+    """Trainer's are the same for all seeds."""
+    way = {"train_sampling_strategy": "batch_rebalance", "max_steps": 5}
+    given = ({"seed": 1}, {"seed": 1}, {"seed": 2}, {"seed": 1, "data_seed": 2})
+    runs = [made(tmp_path / str(n), **way, **seeds) for n, seeds in enumerate(given)]
+    for run in runs:
+        run.train()
+    assert runs[0].steps == runs[1].steps != runs[2].steps == runs[3].steps
+
+
+def test_a_rank_that_is_resumed_has_the_rest_of_its_batches_of_equal_cost():
+    """Trainer begins with the batches of the first epoch."""
+    rows = list(range(32))
+    sampler = BatchRebalanceSampler([5 + i % 7 for i in rows], 8, dp_size=2, grad_accum=1)
+    device = torch.device("cpu")
+    loader = prepare_data_loader(DataLoader(rows, batch_sampler=sampler), device, 2, 0, put_on_device=False)
+    loader.batch_sampler.num_processes = 1  # as Trainer does, since the sampler has the rank's batches alone
+    found = []
+    for epoch in (0, 1):
+        tell_epoch(loader, epoch)
+        found.append([batch.tolist() for batch in loader])
+    tell_epoch(loader, 0)
+    rest = skip_first_batches(loader, 2)
+    tell_epoch(rest, 1)
+    assert [batch.tolist() for batch in rest] == found[1][2:] != found[0][2:]
 
 
 @pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance"])

@@ -121,6 +121,9 @@ def test_an_empty_file_changes_nothing(config):
     assert read(config("# nothing yet\n")).kd_weight == 0.9
 
 
+CONSTANT = "lr_scheduler_type: constant\n"  # which takes any settings
+
+
 # ---- YAML's types ----------------------------------------------------------------------------------------------------
 
 
@@ -137,7 +140,7 @@ def test_an_empty_file_changes_nothing(config):
         ("lr_decay_epochs: null", "lr_decay_epochs", None),
         ("save_strategy: 'no'", "save_strategy", "no"),
         ("label_names: labels", "label_names", ["labels"]),
-        ("lr_scheduler_kwargs: {num_cycles: 2}", "lr_scheduler_kwargs", {"num_cycles": 2}),
+        (CONSTANT + "lr_scheduler_kwargs: {num_cycles: 2}", "lr_scheduler_kwargs", {"num_cycles": 2}),
     ],
 )
 def test_a_line_is_read_as_the_command_line_would(config, line, name, value):
@@ -194,7 +197,7 @@ def others(path):
         ("report_to: none", "report_to", []),
         ("report_to: [tensorboard]", "report_to", ["tensorboard"]),
         ("temperature: 4", "temperature", "4"),
-        ("lr_scheduler_kwargs: {num_cycles: 1e-1, mode: no}", "lr_scheduler_kwargs", {"num_cycles": 0.1, "mode": "no"}),
+        (CONSTANT + "lr_scheduler_kwargs: {a: 1e-1, mode: no}", "lr_scheduler_kwargs", {"a": 0.1, "mode": "no"}),
         ("student_name: no", "student_name", "no"),
         ("student_name: 0012", "student_name", "0012"),
         ("student_name: ''", "student_name", ""),

@@ -36,7 +36,7 @@ def warn_of_random_rows(dataset: Any) -> None:
 
 
 def warn_of_rows_again(args: TrainingArguments) -> None:
-    """Warn of the effect of `ignore_data_skip`, and of an order of rows that is not stored, on a resumed run."""
+    """Warn of the effect of `ignore_data_skip`, and of orders of rows that are not stored, on a resumed run."""
     if args.ignore_data_skip:
         logger.warning(
             "ignore_data_skip=True: the interrupted epoch starts again with its first rows, which are trained on "
@@ -46,4 +46,10 @@ def warn_of_rows_again(args: TrainingArguments) -> None:
         logger.warning(
             "use_seedable_sampler=False: checkpoints do not store the order of the rows, so that in the rest of the "
             "interrupted epoch some rows are trained on twice and others not at all, unless it is the first epoch"
+        )
+    if not args.dataloader_in_order and args.dataloader_num_workers > 1:
+        logger.warning(
+            "dataloader_in_order=False: the batches came in the order in which workers had them ready, which no "
+            "checkpoint stores, so that in the rest of the interrupted epoch some rows may be trained on twice and "
+            "others not at all"
         )

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hfkd.models.checkpoints import some
+from hfkd.training.student_layers import described_layers
 from hfkd.utils.random_state import kept_random_state
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,30 @@ def check_structure(student: nn.Module) -> None:
             "new weights. Change the configuration (num_labels, ...), or make the change in a class of your own.",
             some(other_names),
             type(student).__name__,
+        )
+    else:
+        _warn_of_changed_layers(student, built)
+
+
+def _warn_of_changed_layers(student: nn.Module, built: nn.Module) -> None:
+    """Warn of layers with the weights, but not the settings, of the configuration: such as another activation."""
+    expected = described_layers(built)
+    changed = {
+        name: (text, expected[name])
+        for name, text in described_layers(student).items()
+        if expected.get(name, text) != text
+    }
+    if changed:
+        name, (own, other) = next(iter(changed.items()))
+        logger.warning(
+            "%s of the student were changed by hand: %s is %s, and a %s has %s there by its configuration, which is "
+            "what from_pretrained will build of what is saved. Make the change in the configuration, or in a class of "
+            "your own.",
+            some(list(changed)),
+            name,
+            own,
+            type(student).__name__,
+            other,
         )
 
 

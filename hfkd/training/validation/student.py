@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
+from transformers.trainer_utils import unwrap_peft_model
 
 from hfkd.arguments import DistillationArguments
 from hfkd.models.checkpoints import some
@@ -38,6 +39,21 @@ def check_optimizer(student: nn.Module, optimizers: Any) -> None:
             len(trainable) - len(lacking),
             len(trainable),
             some(lacking),
+        )
+
+
+def refuse_noise(student: nn.Module, alpha: float | None) -> None:
+    """Raise ValueError for `neftune_noise_alpha` where the student says no embeddings to which noise is added."""
+    if alpha is None:
+        return
+    try:
+        found = unwrap_peft_model(student).get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        found = None
+    if not isinstance(found, nn.Module):
+        raise ValueError(
+            f"neftune_noise_alpha={alpha:g} adds noise to the embeddings that get_input_embeddings returns, and a "
+            f"{type(student).__name__} has none: leave it out"
         )
 
 

@@ -48,6 +48,30 @@ def test_a_head_that_was_replaced_is_warned_of(tmp_path, caplog):
     assert "from_pretrained will not load them" in caplog.text
 
 
+CHANGES = {
+    "eps": lambda layer: setattr(layer.ln_1, "eps", 0.1),
+    "ReLU()": lambda layer: setattr(layer.mlp, "act", nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_layer_that_was_changed_by_hand_is_warned_of(tmp_path, caplog, what):
+    """Its weights are saved, and used by another layer when they are loaded."""
+    student = language_model(layers=2)
+    CHANGES[what](student.transformer.h[1])
+    built(tmp_path, student, language_model(), TokenRows())
+    name = {"eps": "transformer.h.1.ln_1", "ReLU()": "transformer.h.1.mlp.act"}[what]
+    assert f"{name} of the student were changed by hand: {name} is " in caplog.text
+    assert what in caplog.text
+
+
+def test_dropout_that_was_changed_is_not(tmp_path, caplog):
+    student = language_model()
+    student.transformer.drop.p = 0.5
+    built(tmp_path, student, language_model(), TokenRows())
+    assert "changed by hand" not in caplog.text
+
+
 def test_what_the_configuration_says_is_not_warned_of(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     network = image_classifier("cifar_resnet8", 5)
@@ -66,3 +90,4 @@ def test_what_the_configuration_says_is_not_warned_of(tmp_path, caplog):
     built(tmp_path / "resized", resized, taught, TokenRows())
     built(tmp_path / "pruned", prune_layers(language_model(layers=2), 1), language_model(), TokenRows())
     assert SAYS not in caplog.text
+    assert "changed by hand" not in caplog.text

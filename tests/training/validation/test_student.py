@@ -9,11 +9,12 @@ from datasets import Dataset
 from text_toys import language_model, token_dataset, tokenizer
 from torch import nn
 from toys import CLASSES, Net, Rows, arguments, teacher
-from transformers import AutoModelForCausalLM, DataCollatorForLanguageModeling
+from transformers import AutoModelForCausalLM, DataCollatorForLanguageModeling, TrainerCallback
 from transformers.integrations import peft as integrations
 from versions import since
 
 from hfkd import DistillationTrainer
+from hfkd.models import Peers
 
 
 def make(folder, student, rows=None, **keywords):
@@ -225,3 +226,31 @@ def test_frozen_batch_norms_whose_statistics_change_are_spoken_of(tmp_path, capl
     assert ("1 batch norms of the student have frozen weights (body.1)" in caplog.text) is not kept
     trainer.train()
     assert torch.equal(student.body[1].running_mean, before) is kept
+
+
+@pytest.mark.parametrize("student", [Net(), Peers([Net(), Net()])])
+def test_noise_for_embeddings_that_are_not_there_is_refused(tmp_path, student):
+    with pytest.raises(ValueError, match=r"neftune_noise_alpha=5 adds noise .* a (Net|Peers) has none: leave it out"):
+        DistillationTrainer(
+            student,
+            None if isinstance(student, Peers) else teacher(),
+            arguments(tmp_path, neftune_noise_alpha=5),
+            train_dataset=Rows(),
+        )
+
+
+def test_noise_is_added_once_after_an_interrupted_training(tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, *given, **keywords):
+            raise InterruptedError
+
+    student = language_model()
+    trainer = make(tmp_path, student, neftune_noise_alpha=5)
+    trainer.add_callback(Stop)
+    for _ in range(2):
+        with pytest.raises(InterruptedError):
+            trainer.train()
+        assert not student.get_input_embeddings()._forward_hooks
+    trainer.remove_callback(Stop)
+    trainer.train()
+    assert not student.get_input_embeddings()._forward_hooks

@@ -1,0 +1,65 @@
+"""Refuses settings of an optimizer that Trainer would not pass on to it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import Trainer
+
+from hfkd.arguments import DistillationArguments
+from hfkd.training.preparation import setting
+
+OF_THE_NETWORK = ("galore", "apollo", "lomo")  # which are made for a network, and change it
+PROBES = ("7", "true")  # each setting takes one of them for another value than its default, or refuses it
+FLAGS = "learning_rate, weight_decay and adam_beta1, adam_beta2, adam_epsilon are settings of their own"
+
+
+def refuse_unread_settings(args: DistillationArguments, keywords: Mapping[str, Any]) -> None:
+    """Raise ValueError for `optim_args` that the optimizer does not read, and for a weight decay that is replaced.
+
+    keywords: Trainer's. It gives each group of parameters the `weight_decay` of the arguments, whatever else says.
+    """
+    given: Mapping[str, Any] = (keywords.get("optimizer_cls_and_kwargs") or (None, {}))[1]
+    if given.get("weight_decay", args.weight_decay) != args.weight_decay:
+        raise ValueError(
+            f"optimizer_cls_and_kwargs has weight_decay={given['weight_decay']}, but Trainer gives the parameters that "
+            f"of its arguments, which is {args.weight_decay}: set weight_decay there"
+        )
+    if given or (keywords.get("optimizers") or (None,))[0] is not None or not args.optim_args:
+        return
+    name = str(getattr(args.optim, "value", args.optim))
+    wanted = _pairs(args.optim_args)
+    if unread := [key for key in wanted if key == "weight_decay" or not _reads(args, name, key)]:
+        raise ValueError(
+            f"optim_args={args.optim_args!r}: {', '.join(unread)} would have no effect with optim={name!r}. Correct "
+            f"the name, or leave it out ({FLAGS})"
+        )
+
+
+def _pairs(written: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in written.replace(" ", "").split(",")]
+    if not all(name and value for name, _, value in pairs):
+        raise ValueError(f"optim_args={written!r} must be name=value, separated by commas, such as momentum=0.9")
+    return {name: value for name, _, value in pairs}
+
+
+def _reads(args: DistillationArguments, name: str, key: str) -> bool:
+    """Whether the optimizer depends on a setting in `optim_args`; True where that is not known."""
+    if any(one in name for one in OF_THE_NETWORK):
+        return True
+    try:
+        without = _made(args, None)
+    except (ImportError, ValueError):  # not installed
+        return True
+    for value in PROBES:
+        try:
+            found = _made(args, f"{key}={value}")
+        except Exception:  # as it has read a value of another kind
+            return True
+        if found != without:
+            return True
+    return False
+
+
+def _made(args: DistillationArguments, given: str | None) -> Any:
+    with setting(args, optim_args=given):
+        return Trainer.get_optimizer_cls_and_kwargs(args)

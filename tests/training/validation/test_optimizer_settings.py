@@ -1,0 +1,52 @@
+"""What is said of an optimizer is what it gets."""
+
+import pytest
+import torch
+from toys import Net, Rows, arguments, teacher
+
+from hfkd import DistillationTrainer
+
+
+def made(folder, cls_and_kwargs=None, **settings):
+    args = arguments(folder, **settings)
+    return DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(), optimizer_cls_and_kwargs=cls_and_kwargs)
+
+
+@pytest.mark.parametrize(
+    ("optim", "given", "unread"),
+    [
+        ("sgd", "mometum=0.9", "mometum would have no effect with optim='sgd'"),
+        ("sgd", "momentum=0.9, weight_decay=5e-4", "weight_decay would have no effect"),
+        ("adamw_torch", "beta2=0.95", "beta2 would have no effect with optim='adamw_torch'"),
+        ("rmsprop", "alpha=0.9,betas=0.8,lr=1", "betas, lr would have no effect"),
+        ("sgd", "momentum", "must be name=value"),
+    ],
+)
+def test_settings_that_the_optimizer_does_not_read_are_refused(tmp_path, optim, given, unread):
+    with pytest.raises(ValueError, match=unread):
+        made(tmp_path, optim=optim, optim_args=given)
+
+
+@pytest.mark.parametrize(
+    ("optim", "given"),
+    [
+        ("sgd", "momentum=0.9,nesterov=True,dampening=0"),
+        ("rmsprop", "centered=True, eps=1e-6"),
+        ("adagrad", "lr_decay=0.1"),
+        ("galore_adamw", "rank=64"),  # not installed, or made for the network
+        ("sgd", ""),
+    ],
+)
+def test_those_that_it_reads_are_not(tmp_path, optim, given):
+    run = made(tmp_path, optim=optim, optim_args=given)
+    assert run.args.optim_args == given
+
+
+def test_the_weight_decay_is_that_of_the_arguments(tmp_path):
+    kind = torch.optim.SGD
+    with pytest.raises(ValueError, match=r"has weight_decay=0.0005, but .* is 0.0: set weight_decay there"):
+        made(tmp_path, (kind, {"lr": 0.1, "weight_decay": 5e-4}))
+    for given in ({"lr": 0.1}, {"lr": 0.1, "weight_decay": 5e-4}):
+        run = made(tmp_path, (kind, given), weight_decay=5e-4)
+        assert run.settings["weight_decay"] == 5e-4
+        assert run.create_optimizer().param_groups[0]["weight_decay"] == 5e-4
