@@ -134,6 +134,7 @@ def generate_responses(
             f"no response is left: {said(counts)}. Check that the model is trained on prompts of this format, or "
             "pass keep_unfinished to keep responses without an end; existing responses are not generated again"
         )
+    state.wait_for_everyone()  # all have read the parts, which are deleted now
     if state.is_main_process:
         folder.finish({**others, "train": kept}, counts)
     state.wait_for_everyone()

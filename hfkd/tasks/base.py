@@ -186,8 +186,11 @@ class Task(ABC):
     def check_values(self, labels: Tensor) -> None:  # noqa: B027 - most labels are integers
         """Raise ValueError for float labels with invalid values. Synchronizes with the labels' device."""
 
-    def stand_ins(self, batch: Batch, network: nn.Module) -> Tensor:
-        """Placeholder labels for rows without any, which only mark the items. ValueError if items depend on labels."""
+    def stand_ins(self, batch: Batch, classes: int | None) -> Tensor:
+        """Placeholder labels for rows without any, which only mark the items; classes: of the student, if known.
+
+        Raises ValueError if items depend on labels.
+        """
         raise ValueError(f"{self.name} needs labels: {self.without_labels}")
 
     def probe(self, batch: Batch) -> dict[str, Any]:

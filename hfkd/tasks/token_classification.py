@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DataCollatorForTokenClassification
 
 from hfkd.models.calling import Call
@@ -24,7 +24,7 @@ class TokenClassification(PerToken):
     item = "a labelled token"
     scored_by = "accuracy"
 
-    def stand_ins(self, batch: Batch, network: nn.Module) -> Tensor:
+    def stand_ins(self, batch: Batch, classes: int | None) -> Tensor:
         """Every attended token is an item."""
         tokens, mask = batch["input_ids"], batch.get("attention_mask")
         labels = torch.zeros_like(tokens)

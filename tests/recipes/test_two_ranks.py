@@ -15,6 +15,8 @@ from recipe_toys import (
     masked_flags,
     response_flags,
     results,
+    small_boxes,
+    small_masks,
     text_flags,
     write_toys,
 )
@@ -63,10 +65,14 @@ def command(name, folder, out):
             return response_flags(folder, out), []
         case "evaluate_instruct":
             return answer_flags(folder, out), []
+        case "segmentation":
+            return [*small_masks(folder, ["--teacher_name"]), *given(**batch, output_dir=out)], [""]
+        case "coco_detection":
+            return [*small_boxes(folder, []), *given(**batch, output_dir=out)], [""]
 
 
-ALL = sorted(path.stem for path in RECIPES.glob("*.py"))
-QUICK = ("cifar100_energy_kd", "evaluate_instruct", "gpt2_dolly_eakd")
+ALL = sorted({path.stem for path in RECIPES.glob("*.py")} - {"analyse"})  # which refuses several processes
+QUICK = ("cifar100_energy_kd", "evaluate_instruct", "gpt2_dolly_eakd", "segmentation")
 NO_RUN = ("evaluate_instruct", "generate_responses")  # they train nothing
 CASES = [pytest.param(name, "False", marks=() if name in QUICK else pytest.mark.slow) for name in ALL]
 CASES += [pytest.param(name, None, marks=pytest.mark.slow) for name in ALL if name not in NO_RUN]

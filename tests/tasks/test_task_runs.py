@@ -1,5 +1,6 @@
 """Whole runs of tasks other than images and the next token: adapters, metrics, predictions, resuming."""
 
+import io
 import pickle
 
 import pytest
@@ -65,6 +66,22 @@ def test_workers_that_get_everything_pickled_make_the_same_batches(tmp_path, kin
         batch = loader.collate_fn(rows)
         torch.manual_seed(0)
         torch.testing.assert_close(dict(collate(rows)), dict(batch), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", [KINDS["BERT, several labels"], KINDS["ViT"]], ids=["BERT, several labels", "ViT"])
+def test_no_weights_are_pickled_for_workers(tmp_path, kind):
+    """Rows without labels get stand-ins, whose shape depends on the student."""
+    rows = [{name: value for name, value in row.items() if name != "labels"} for row in kind.rows()]
+    keywords = kind.keywords(dtype=torch.float32) | {"train_dataset": rows}
+    student, teacher = kind.pair()
+    made = DistillationTrainer(student.float(), teacher.float(), arguments(tmp_path, ce_weight=0.0), **keywords)
+    collate = pickle.loads(pickle.dumps(made.get_train_dataloader().collate_fn))
+    assert collate(rows[:4])["labels"].shape[0] == 4
+    seen = []
+    pickler = pickle._Pickler(io.BytesIO())
+    pickler.persistent_id = lambda found: seen.append(found) if isinstance(found, torch.nn.Module) else None
+    pickler.dump(made.get_train_dataloader().collate_fn)
+    assert not seen
 
 
 @some_kinds

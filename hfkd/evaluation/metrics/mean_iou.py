@@ -24,7 +24,8 @@ def pixel_predictions(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Te
     """
     maps = logits[0] if isinstance(logits, (tuple, list)) else logits
     size = labels.shape[-2:]  # one image at a time: the logits of all pixels take much memory
-    return torch.cat([interpolated(one, size).argmax(1).to(torch.int16) for one in maps.split(1)])
+    # int32 is the smallest type for more than 256 classes that can be gathered from several processes.
+    return torch.cat([interpolated(one, size).argmax(1).to(torch.int32) for one in maps.split(1)])
 
 
 class MeanIoU(Running):
