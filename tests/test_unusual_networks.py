@@ -136,7 +136,7 @@ def test_heads_that_are_averaged_in_evaluation_alone_are_refused(tmp_path):
     deit = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=CLASSES, img_size=16, depth=1)
     rows = [{"pixel_values": torch.rand(3, 16, 16), "labels": i % CLASSES} for i in range(8)]
     deit.set_distilled_training(True)
-    with pytest.raises(ValueError, match=r"logits of 2 heads, .* call its set_distilled_training\(False\)"):
+    with pytest.raises(ValueError, match=r"logits of two heads in .* Call its set_distilled_training\(False\)"):
         trained(tmp_path, deit, rows=rows)
     deit.set_distilled_training(False)
     trained(tmp_path, deit, rows=rows)

@@ -87,6 +87,7 @@ from hfkd.training.validation.structure import check_structure
 from hfkd.training.validation.student import (
     check_optimizer,
     check_precision,
+    refuse_distilled_training,
     refuse_frozen,
     refuse_noise,
     refuse_prompts,
@@ -150,6 +151,7 @@ class Setup:
         refuse_unsavable(self.model)
         if self.rows is not None:
             refuse_frozen(self.model)
+            refuse_distilled_training(self.model)
             refuse_noise(self.model, self.args.neftune_noise_alpha)
             warn_of_moving_statistics(self.model)
             check_optimizer(self.model, self.keywords.get("optimizers"))

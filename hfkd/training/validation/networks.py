@@ -10,7 +10,6 @@ import torch
 from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from hfkd.data.collate import ImageCollator, views_as_rows
 from hfkd.data.epochs import image_transform
@@ -19,9 +18,9 @@ from hfkd.data.labels import class_ids
 from hfkd.data.text_collate import TokenCollator
 from hfkd.data.token_rows import OWN_COLUMNS
 from hfkd.data.used_columns import label_column
-from hfkd.models.calling import OWN_KEYS, Call, bare, class_dim, logits_of
+from hfkd.models.calling import OWN_KEYS, Call, class_dim, logits_of
 from hfkd.models.inputs import image_channels
-from hfkd.models.peers import Peers, networks_of
+from hfkd.models.peers import networks_of
 from hfkd.models.positions import embeddings, farthest, position_limit, said_limit, too_long
 from hfkd.models.vocabulary import vocabulary_size
 from hfkd.tasks.base import Task
@@ -197,7 +196,6 @@ def check_batch(
     with untouched(student), naming_images("student", student, batch):
         output = call.output(student, on_device_of(student, batch))
     logits = logits_of(output)
-    refuse_averaged_heads(student, call, on_device_of(student, batch), output)
     call.added_loss(output)  # raises if its weight in the loss is unknown
     task.check_logits(logits)
     classes = logits.shape[class_dim(logits)]
@@ -293,30 +291,6 @@ def naming_images(whose: str, network: nn.Module, batch: Mapping[str, Any]) -> I
             f"the {whose}, a {type(network).__name__}, cannot process the training images, which have the size "
             f"{tuple(images.shape[-2:])}{channels} ({error}): {remedy}"
         ) from error
-
-
-def refuse_averaged_heads(student: nn.Module, call: Call, inputs: Mapping[str, Any], evaluated: Any) -> None:
-    """Raise ValueError for a network that returns several heads' logits in training, and their mean in evaluation.
-
-    Of several logits the first are trained (DeiT and LeViT of timm, with `set_distilled_training`).
-    """
-    network = bare(student)
-    known = isinstance(network, (PreTrainedModel, Peers, torch.jit.ScriptModule))
-    if known or not isinstance(evaluated, Tensor):
-        return
-    with untouched(student):
-        network.training = True  # of the network alone: dropout and batch norm are those of evaluation
-        heads = call.output(student, inputs)
-    if not isinstance(heads, (tuple, list)) or not all(isinstance(one, Tensor) for one in heads) or len(heads) == 1:
-        return
-    if all(one.shape == evaluated.shape for one in heads) and torch.allclose(
-        torch.stack(list(heads)).mean(0), evaluated
-    ):
-        raise ValueError(
-            f"in training the student, a {type(network).__name__}, returns the logits of {len(heads)} heads, of which "
-            "the first would be trained, and in evaluation their mean: call its set_distilled_training(False), so "
-            "that it is trained as it is evaluated"
-        )
 
 
 def _say_channels(teacher: FrozenTeacher, batch: Mapping[str, Any]) -> None:

@@ -123,6 +123,20 @@ def warn_of_moving_statistics(student: nn.Module) -> None:
         )
 
 
+def refuse_distilled_training(student: nn.Module) -> None:
+    """Raise ValueError for networks of timm with `set_distilled_training(True)` (DeiT, LeViT, EfficientFormer).
+
+    They return the logits of two heads in training, of which the first would be trained, and their mean in evaluation.
+    """
+    for module in student.modules():
+        if getattr(module, "distilled_training", False) is True:
+            raise ValueError(
+                f"distilled_training of the student's {type(module).__name__} is on: it returns the logits of two "
+                "heads in training, of which the first would be trained, and their mean in evaluation. Call its "
+                "set_distilled_training(False), so that it is trained as it is evaluated"
+            )
+
+
 def refuse_unsavable(student: nn.Module) -> None:
     """Raise ValueError for what `save_pretrained` refuses, which otherwise ends the first save.
 
