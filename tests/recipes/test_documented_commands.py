@@ -87,7 +87,8 @@ def made_small(recipe, toys, words):
         "digits_demo": given(seeds=1, teacher_epochs=1, max_steps=2, report_to="none"),
         "gpt2_dolly_eakd": [
             *text,
-            *given(teacher_name_or_path=toys / "large", student_name_or_path=toys / "small", rouge_max_new_tokens=4),
+            *given(teacher_name_or_path=toys / "large", student_name_or_path=toys / "small"),
+            *(["--rouge_max_new_tokens=4"] if "--eval_rouge" in words else []),
         ],
         "text_classification": small_texts(classified_flags(toys, ""), words),
         "masked_lm": [*small_texts(masked_flags(toys, ""), words), "--text_columns=text"],
