@@ -78,6 +78,11 @@ CASES = [pytest.param(name, "False", marks=() if name in QUICK else pytest.mark.
 CASES += [pytest.param(name, None, marks=pytest.mark.slow) for name in ALL if name not in NO_RUN]
 
 
+def test_every_recipe_has_its_flags(folder, tmp_path):
+    """The runs themselves are slow, so that a new recipe without flags would not be seen."""
+    assert [name for name in ALL if command(name, folder, tmp_path) is None] == []
+
+
 @pytest.mark.parametrize(("name", "bf16"), CASES)
 def test_two_ranks_are_one_run(folder, tmp_path, name, bf16):
     given_flags, runs = command(name, folder, tmp_path / "out")
