@@ -224,7 +224,8 @@ def _render(turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, num
 
 def _refuse_unwritten(row: dict[str, Any], prompt: str, number: int) -> None:
     """Raise ValueError for a context that a written prompt does not contain."""
-    _refuse_beside({name: row.get(name) for name in CONTEXT if str(row.get(name)) not in prompt}, CONTEXT, number)
+    unwritten = {name: row.get(name) for name in CONTEXT if str(row.get(name)).strip() not in prompt}
+    _refuse_beside(unwritten, CONTEXT, number)
 
 
 def _context(row: dict[str, Any], number: int) -> str:

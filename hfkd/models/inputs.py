@@ -20,6 +20,7 @@ from hfkd.models.calling import Call
 from hfkd.models.peers import Peers
 
 PROCESSOR_FILES = (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)
+IMAGE_DIMS = 4  # [B, C, H, W]
 COLOURS = 4  # most channels of a picture: red, green, blue and infrared or opacity
 SAME = 1e-3  # of a measured mean, std or gain, which rounding changes by less
 
@@ -67,7 +68,7 @@ def in_channels(images: Tensor, channels: int | None) -> Tensor:
 
     Other shapes (patches, videos) are unchanged.
     """
-    if images.ndim != 4:
+    if images.ndim != IMAGE_DIMS:
         return images
     if channels == 3 and images.shape[1] == 1:
         return images.expand(-1, 3, -1, -1)
@@ -156,7 +157,7 @@ def _of_colours(processor: BaseImageProcessor, grey: bool) -> Tensor | None:
     mode, colours = ("L", (0, 255)) if grey else ("RGB", ("black", "#f00", "#0f0", "#00f"))
     pictures = [Image.new(mode, (64, 64), colour) for colour in colours]
     made = processor(pictures, return_tensors="pt")["pixel_values"]
-    if not isinstance(made, Tensor) or made.ndim != 4 or made.shape[:2] != (len(colours), len(colours) - 1):
+    if not isinstance(made, Tensor) or made.ndim != IMAGE_DIMS or made.shape[:2] != (len(colours), len(colours) - 1):
         return None
     return made
 

@@ -18,7 +18,7 @@ from torch._dynamo import OptimizedModule
 from hfkd.losses.outputs import Outputs
 from hfkd.models import InputSpec, input_spec, same_statistics
 from hfkd.models.calling import Call, class_dim, output_head
-from hfkd.models.inputs import image_channels, in_channels
+from hfkd.models.inputs import IMAGE_DIMS, image_channels, in_channels
 from hfkd.models.label_names import label_names_of
 from hfkd.models.target_logits import outputs_at_targets
 from hfkd.teachers.base import Teacher
@@ -30,7 +30,6 @@ from hfkd.utils.targets import Targets
 logger = logging.getLogger(__name__)
 
 HALF = (torch.float16, torch.bfloat16)
-IMAGE_DIMS = 4  # [B, C, H, W]
 SOUND = ("input_values", "input_features")
 
 

@@ -1,6 +1,8 @@
 """Responses to the prompts of a data set: which are kept, that a stop changes none, what recipes read of the folder."""
 
 import json
+import os
+import time
 
 import pytest
 import torch
@@ -178,7 +180,15 @@ def test_a_stopped_run_ends_with_the_same_bytes(folder, tmp_path, monkeypatch, c
 
 
 def on_rank(rows, out):
-    """The part size is that of the module: the toys are one part."""
+    """The part size is that of the module: the toys are one part, which the second rank is slow to read."""
+    read = ResponseFolder.part
+
+    def slowly(folder, number):
+        time.sleep(1)
+        return read(folder, number)
+
+    if os.environ.get("RANK") == "1":
+        ResponseFolder.part = slowly
     generate_responses(often_ending(), tokenizer(), arguments(rows, output_dir=out))
 
 

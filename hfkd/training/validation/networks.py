@@ -19,7 +19,7 @@ from hfkd.data.text_collate import TokenCollator
 from hfkd.data.token_rows import OWN_COLUMNS
 from hfkd.data.used_columns import label_column
 from hfkd.models.calling import OWN_KEYS, Call, class_dim, logits_of
-from hfkd.models.inputs import image_channels
+from hfkd.models.inputs import IMAGE_DIMS, image_channels
 from hfkd.models.peers import networks_of
 from hfkd.models.positions import embeddings, farthest, position_limit, said_limit, too_long
 from hfkd.models.vocabulary import vocabulary_size
@@ -33,7 +33,6 @@ from hfkd.utils.finite import broken_rows
 from hfkd.utils.targets import IGNORED
 
 logger = logging.getLogger(__name__)
-IMAGE_DIMS = 4  # [B, C, H, W]
 Collate = Callable[[list[Any]], dict[str, Tensor]]
 
 
