@@ -192,7 +192,7 @@ def test_flattened_rows_bring_their_sequence_lengths(tmp_path):
 
 def said(caplog, level):
     return [
-        r.getMessage() for r in caplog.records if r.levelno == level and r.name == "hfkd.training.validation.networks"
+        r.getMessage() for r in caplog.records if r.levelno == level and r.name == "hfkd.training.validation.datasets"
     ]
 
 

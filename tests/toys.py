@@ -1,10 +1,12 @@
 """Small real networks and data for the trainer's tests: nothing here stands in for a part of hfkd."""
 
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import TrainingArguments
 
 from hfkd.arguments import DistillationArguments
+from hfkd.data.transforms import ImageTransform, pack_pixels
 
 CLASSES = 5
 
@@ -68,3 +70,14 @@ def arguments(folder, **keywords):
         "dataloader_pin_memory": False,
     }
     return DistillationArguments(output_dir=str(folder), **(defaults | keywords))
+
+
+def packed_images(labels):
+    """A `datasets.Dataset` of packed images, behind our transform."""
+    pixels = [pack_pixels(torch.zeros(8, 8, 3, dtype=torch.uint8).numpy())] * len(labels)
+    data = Dataset.from_dict({"pixels": pixels, "labels": labels, "index": list(range(len(labels)))})
+    return data.with_transform(ImageTransform(augment=True))
+
+
+def stream_of(labels):
+    return Dataset.from_dict({"labels": labels}).to_iterable_dataset()

@@ -53,6 +53,7 @@ from hfkd.training.validation.batches import (
     refuse_small_batches,
 )
 from hfkd.training.validation.checked_batches import NOTHING_TO_SCORE, Bounds, CheckedCollator
+from hfkd.training.validation.datasets import check_datasets, probed_dataset, say_left_out, texts_alone
 from hfkd.training.validation.features import refuse_features
 from hfkd.training.validation.label_maps import check_label_names
 from hfkd.training.validation.labels import (
@@ -66,15 +67,7 @@ from hfkd.training.validation.labels import (
 )
 from hfkd.training.validation.layout import lays_out
 from hfkd.training.validation.narrow_maps import refusing_narrow_maps
-from hfkd.training.validation.networks import (
-    as_networks_get,
-    check_batch,
-    check_datasets,
-    check_networks,
-    probed_dataset,
-    say_left_out,
-    texts_alone,
-)
+from hfkd.training.validation.networks import as_networks_get, check_batch, check_networks
 from hfkd.training.validation.normalisation import ImageInputs, normalisation, refuse_other_normalisation
 from hfkd.training.validation.on_policy import refuse_on_policy, refuse_prompts_to_write
 from hfkd.training.validation.optimizer_settings import refuse_unread_settings

@@ -20,7 +20,7 @@ from hfkd.losses.slot_values import is_ours
 from hfkd.tasks.base import Task
 from hfkd.tasks.tokens import PerToken
 from hfkd.training.validation.checked_batches import NOTHING_TO_LEARN
-from hfkd.training.validation.networks import stored_labels
+from hfkd.training.validation.label_values import stored_labels
 from hfkd.utils.targets import IGNORED, HostTargets
 
 logger = logging.getLogger(__name__)

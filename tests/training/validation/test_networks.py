@@ -4,15 +4,14 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import nn
-from toys import CLASSES, Net, Rows, arguments, teacher
+from toys import CLASSES, Net, Rows, arguments, packed_images, stream_of, teacher
 
 from hfkd import DistillationTrainer
 from hfkd.data.collate import ImageCollator
-from hfkd.data.transforms import ImageTransform, pack_pixels
 from hfkd.models.calling import Call
 from hfkd.tasks.image_classification import ImageClassification
 from hfkd.teachers import FrozenTeacher
-from hfkd.training.validation.networks import check_datasets, check_networks
+from hfkd.training.validation.networks import check_networks
 
 COLLATE = ImageCollator()
 TASK = ImageClassification()
@@ -35,60 +34,14 @@ def check(student=None, taught=None, dataset=None):
     check_networks(student, Call.of(student), live, Rows() if dataset is None else dataset, COLLATE, TASK)
 
 
-def stored(labels):
-    """A `datasets.Dataset` of packed images, behind our transform."""
-    pixels = [pack_pixels(torch.zeros(8, 8, 3, dtype=torch.uint8).numpy())] * len(labels)
-    data = Dataset.from_dict({"pixels": pixels, "labels": labels, "index": list(range(len(labels)))})
-    return data.with_transform(ImageTransform(augment=True))
-
-
-def endless(labels):
-    return Dataset.from_dict({"labels": labels}).to_iterable_dataset()
-
-
-# ---- datasets --------------------------------------------------------------------------------------------------------
-
-
-def test_good_datasets_pass():
-    check_datasets({"train_dataset": Rows(), "eval_dataset": {"a": Rows(), "b": Rows()}}, COLLATE, TASK)
-    check_datasets({"train_dataset": stored([0, 1]), "eval_dataset": None}, COLLATE, TASK)
-    check_datasets({"train_dataset": endless([99])}, COLLATE, TASK)
-
-
-def test_two_views_are_for_training():
-    two = ImageTransform(augment=True, views=2)
-    rows, clean = stored([0, 1]).with_transform(two), stored([0, 1]).with_transform(two.clean())
-    check_datasets({"train_dataset": rows, "eval_dataset": {"clean": clean}}, COLLATE, TASK)
-    with pytest.raises(ValueError, match="seen yields 2 views of each image"):
-        check_datasets({"train_dataset": rows, "eval_dataset": {"clean": clean, "seen": rows}}, COLLATE, TASK)
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        ({"train_dataset": Rows(0)}, "train_dataset is empty: there is nothing to train on"),
-        ({"eval_dataset": Rows(0)}, "eval_dataset is empty: there is nothing to evaluate"),
-        ({"eval_dataset": {"seen": Rows(), "unseen": Rows(0)}}, "unseen is empty: there is nothing to evaluate"),
-        ({"train_dataset": Rows(), "eval_dataset": Dataset.from_dict({"image": [1]})}, "rows have no 'pixel_values'"),
-        (
-            {"train_dataset": Rows(), "eval_dataset": {"a": [{"pixel_values": torch.zeros(3, 8, 8)}]}},
-            "the rows of a have no labels, but eval_loss is the cross-entropy on labels",
-        ),
-    ],
-)
-def test_a_dataset_that_cannot_be_used_is_said(data, message):
-    with pytest.raises(ValueError, match=message):
-        check_datasets(data, COLLATE, TASK)
-
-
 # ---- networks --------------------------------------------------------------------------------------------------------
 
 
 def test_good_networks_pass():
     check()
     check(taught=teacher())
-    check(dataset=stored([0, CLASSES - 1]), taught=teacher())
-    check(dataset=endless([99]))  # cannot be looked at without using it up
+    check(dataset=packed_images([0, CLASSES - 1]), taught=teacher())
+    check(dataset=stream_of([99]))  # cannot be looked at without using it up
 
 
 def test_another_number_of_classes():
@@ -110,11 +63,11 @@ def test_a_label_out_of_range_is_found_anywhere_in_a_dataset(where, label, messa
     labels = [i % CLASSES for i in range(80)]
     labels[where] = label
     with pytest.raises(ValueError, match=rf"{message}, but the student has 5 classes \(0 to 4\): give it more labels"):
-        check(dataset=stored(labels))
+        check(dataset=packed_images(labels))
 
 
 def test_only_the_rows_that_are_trained_on_count():
-    check(dataset=stored([0, 1, 9]).select([0, 1]))
+    check(dataset=packed_images([0, 1, 9]).select([0, 1]))
 
 
 def test_labels_that_a_transform_maps_are_taken_from_what_it_gives():

@@ -1,0 +1,37 @@
+"""Checks that the first rows' tokens have embeddings, and that no row exceeds a network's positions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch import nn
+
+from hfkd.models.positions import embeddings, farthest, position_limit, said_limit, too_long
+
+
+def check_tokens(network: nn.Module, batch: Mapping[str, Any]) -> None:
+    """Check that the first rows' tokens, including padding, have embeddings, and that the rows are not too long."""
+    ids, known, limit = batch["input_ids"], embeddings(network), position_limit(network)
+    if known is not None and ids.numel() and int(ids.max()) >= known:
+        raise ValueError(
+            f"token id {int(ids.max())} in the first rows, or in their padding, is out of range: "
+            f"{type(network).__name__} has embeddings for {known} tokens (0 to {known - 1}); tokenise with the "
+            "networks' own tokenizer, and pad with one of its tokens (tokenizer.pad_token = tokenizer.eos_token)"
+        )
+    length = farthest(batch)
+    if limit is not None and length > limit:
+        raise ValueError(too_long(length, limit, type(network).__name__))
+
+
+def check_positions(network: nn.Module, dataset: Any, column: str = "length") -> None:
+    """Raise ValueError if a row of `tokenize_dataset` exceeds the network's maximum length."""
+    limit = said_limit(network)
+    if limit is None or not isinstance(dataset, Dataset) or column not in dataset.column_names:
+        return
+    longest = int(np.max(dataset.with_format("numpy")[column][:]))
+    if longest > limit:
+        raise ValueError(
+            f"the longest training row has {longest} tokens, but {type(network).__name__} has {limit} positions: "
+            f"lower max_length to {limit} or less"
+        )
