@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hfkd.utils.devices import widest_float
+
 SMALL = 2.0**-14  # where a soft cap is still linear; a power of two, so that the division by it is exact
 LARGE = 1e30  # where a soft cap has reached its limit
 
@@ -31,8 +33,7 @@ class Rescaling:
 
 def all_sizes(like: Tensor) -> Tensor:
     """Numbers of both signs from 1e-3 to 1e3, the first two SMALL and LARGE; in float64 if the device supports it."""
-    dtype = torch.float32 if like.device.type == "mps" else torch.float64
-    numbers = torch.logspace(-3, 3, like.numel(), device=like.device, dtype=dtype)
+    numbers = torch.logspace(-3, 3, like.numel(), device=like.device, dtype=widest_float(like.device))
     numbers[::2] *= -1
     numbers[:2] = numbers.new_tensor([SMALL, LARGE])
     return numbers.view(like.shape)

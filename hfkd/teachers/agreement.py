@@ -65,7 +65,7 @@ def disagreement(
     names: Sequence[str], rows: Sequence[Any], stored: Tensor, live: Tensor, allowed: Tensor
 ) -> str | None:
     """Describe a difference between stored and live numbers [R, K] above `allowed` [R]; None if there is none."""
-    stored, live, allowed = (tensor.detach().double().cpu() for tensor in (stored, live, allowed))
+    stored, live, allowed = (tensor.detach().cpu().double() for tensor in (stored, live, allowed))
     gap = (stored - live).abs().where(~(stored.isnan() & live.isnan()), 0).nan_to_num(torch.inf)  # [R, K]
     allowed = allowed.clamp(min=torch.finfo(torch.float32).tiny)
     if bool((gap <= 3 * allowed[:, None]).all()) and bool((gap.mean(0) <= allowed.mean()).all()):

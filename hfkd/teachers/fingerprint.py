@@ -190,6 +190,6 @@ def _transient(model: nn.Module) -> Iterator[str]:
 def _in_short(tensor: Tensor) -> str:
     if not tensor.numel():
         return f"{tuple(tensor.shape)}"
-    values = tensor.detach().flatten().double().cpu()
+    values = tensor.detach().flatten().cpu().double()
     numbers = (values.mean(), values.abs().mean(), values[0], values[-1])
     return f"{tuple(tensor.shape)} {' '.join(f'{float(number):.3g}' for number in numbers)}"

@@ -127,7 +127,7 @@ class RowAverage:
         """Return the means; `uncounted` then lists the names of values that no item had."""
         if not self._rows:
             return {}
-        rows = torch.cat(self._rows).double()
+        rows = torch.cat(self._rows).cpu().double()
         if broken := int((~rows.isfinite().all(1)).sum()):
             logger.warning(
                 "%s: NaN or infinite for %d of %d rows; check the data, the output of its transform, and the "

@@ -46,7 +46,8 @@ def pins_memory(datasets: Mapping[str, Any], args: DistillationArguments) -> boo
     """Whether a loader may pin its batches; moves the images of `ResidentImages` to the training device first, unless
     worker processes load them.
 
-    Nothing is pinned for training on a CPU (torch warns of it), nor if images are on the device already.
+    Nothing is pinned for training on a CPU or on Apple's GPUs (torch warns of it), nor if images are on the device
+    already.
     """
     if args.device.type == "cpu":
         return False
@@ -54,7 +55,7 @@ def pins_memory(datasets: Mapping[str, Any], args: DistillationArguments) -> boo
     resident = [part for part in parts if isinstance(part, ResidentImages) and not args.dataloader_num_workers]
     for part in resident:
         part.move(args.device)
-    return not resident
+    return not resident and args.device.type != "mps"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The device of a network; transfer of small tensors without a synchronisation, unlike `.to` and `torch.tensor`."""
+"""Devices: of a network, what they compute in, and transfer of small tensors without a synchronisation."""
 
 from functools import lru_cache
 from typing import Any, Self
@@ -21,12 +21,21 @@ def device_of(network: nn.Module) -> torch.device:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor, which must not be changed afterwards, on `device`; a tensor on the device is returned unchanged."""
+    """A CPU tensor, which must not be changed afterwards, on `device`; a tensor on the device is returned unchanged.
+
+    Only CUDA keeps the source until the copy has been made: on Apple's GPUs (MPS) it may be overwritten before
+    (PyTorch's issue 189690).
+    """
     if tensor.device.type == device.type:
         return tensor
     if torch.cuda.is_available():
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64; float32 on Apple's GPUs (MPS), which have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:

@@ -55,7 +55,8 @@ def write_atomically(path: str | Path, content: bytes | Callable[[Path], None]) 
 
 def sync(path: str | Path) -> None:
     """Wait until the content of `path`, a file or a folder's entries, is on the disk (fsync)."""
-    handle = os.open(path, os.O_RDONLY)
+    writable = not os.path.isdir(path) and os.access(path, os.W_OK)  # Windows syncs no other handle
+    handle = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

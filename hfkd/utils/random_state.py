@@ -14,9 +14,12 @@ def kept_random_state() -> Iterator[None]:
     python, legacy = random.getstate(), np.random.get_state()
     # All devices would be initialised otherwise.
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    apple = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
         random.setstate(python)
         np.random.set_state(legacy)
+        if apple is not None:
+            torch.mps.set_rng_state(apple)

@@ -93,8 +93,8 @@ def margins(batch_norm: nn.BatchNorm2d) -> Tensor:
 
     It is -3 |weight| where fewer than one value in a thousand is negative.
     """
-    scale = batch_norm.weight.detach().double().abs().clamp(min=1e-12)
-    mean = batch_norm.bias.detach().double()
+    scale = batch_norm.weight.detach().cpu().double().abs().clamp(min=1e-12)
+    mean = batch_norm.bias.detach().cpu().double()
     share = torch.special.ndtr(-mean / scale)
     density = torch.exp(-((mean / scale) ** 2) / 2) / math.sqrt(2 * math.pi)
     return torch.where(share > 1e-3, mean - scale * density / share.clamp(min=1e-3), -3 * scale)

@@ -24,6 +24,7 @@ from hfkd.losses.items import Items
 from hfkd.losses.logits.divergences import KD
 from hfkd.losses.registry import OBJECTIVES, register_objective
 from hfkd.utils.argument_types import NotNegative, Positive, checked
+from hfkd.utils.devices import widest_float
 from hfkd.utils.feature_keys import Layer, feature_key
 from hfkd.utils.slots import resolve
 
@@ -132,7 +133,8 @@ class SAKD(FeatureObjective):
         """Numbers in [0, 1) for the gates, [B, K + 1, 2]."""
         index = torch.arange(len(items), device=items.sample.device) if items.index is None else items.index
         count = 2 * len(self.spots) + 2
-        return ((hashed(items.seed, items.step, index, count) >> 9).double() / 2**53).unflatten(1, (-1, 2))
+        found = hashed(items.seed, items.step, index, count) >> 9  # [0, 2^53)
+        return (found.to(widest_float(found.device)) / 2**53).unflatten(1, (-1, 2))
 
     def own_loss(self, items: Items, temperature: Tensor) -> Tensor:
         assert items.labels is not None

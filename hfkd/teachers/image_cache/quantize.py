@@ -6,6 +6,8 @@ M rows, C classes.
 import torch
 from torch import Tensor
 
+from hfkd.utils.devices import widest_float
+
 LEVELS = 65534  # steps between a row's lowest and highest logit: int16 from -32767 to 32767
 NATURAL = 256.0  # logits of networks have a smaller range: those further below are masked classes
 WIDEST = 2048.0  # range that 65,534 levels resolve to 0.03
@@ -29,10 +31,8 @@ def encode(logits: Tensor) -> tuple[Tensor, Tensor]:
     step = torch.where(split, spread / (LEVELS // 2), spread / LEVELS).clamp(min=1e-30)
     centre = torch.where(split, 0.0, LEVELS / 2)
     levels = ((logits - low) / step - centre).round().clamp(-LEVELS / 2, LEVELS / 2)
-    weighty = (
-        logits.double().masked_fill(masked, -torch.inf),
-        (levels * step).double().masked_fill(masked, -torch.inf),
-    )
+    wide = widest_float(logits.device)
+    weighty = [x.to(wide).masked_fill(masked, -torch.inf) for x in (logits, levels * step)]
     offset = (weighty[0].logsumexp(1, keepdim=True) - weighty[1].logsumexp(1, keepdim=True)).float()
     lower, lower_step, lower_offset = _below_zero(logits, masked)
     scale = torch.cat(

@@ -58,13 +58,13 @@ class LogitStore:
                 f"the teacher's logits cannot be written to {self.path.parent}: choose a folder that is writable",
             ) from error
         self._records = np.memmap(self.path, np.uint8, "r", HEADER, (slots, self.record))
-        self._file = os.open(self.path, os.O_WRONLY)
+        self._file = self.path.open("r+b", buffering=0)
         random = np.random.default_rng(0).integers(0, 1 << 64, self.payload // 8, dtype=np.uint64)
         self._multipliers = random | np.uint64(1)
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
-            os.close(self._file)
+            self._file.close()
 
     def read(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """[M] slots -> logits [M, C] float32, zero for empty slots; and a mask [M] of slots with a row."""
@@ -144,15 +144,16 @@ class LogitStore:
 
         The restored part is a hole, and thus empty.
         """
-        if os.fstat(self._file).st_size < self.nbytes:
+        if os.fstat(self._file.fileno()).st_size < self.nbytes:
             logger.warning("%s was truncated while in use: the lost rows are computed again", self.path)
-            os.ftruncate(self._file, self.nbytes)
+            self._file.truncate(self.nbytes)
 
     def _put(self, slots: list[int], records: np.ndarray) -> None:
-        # Not through the mapping: on a full disk that raises a fatal signal, whereas pwrite raises an exception.
+        # Not through the mapping: on a full disk that raises a fatal signal, whereas a write raises an exception.
         try:
             for slot, record in zip(slots, records, strict=True) if not self.full_disk else ():
-                os.pwrite(self._file, record.tobytes(), HEADER + slot * self.record)
+                self._file.seek(HEADER + slot * self.record)
+                self._file.write(record.tobytes())
         except OSError as error:
             self.full_disk = True
             logger.warning("No more rows are stored in %s (%s); stored rows are still used", self.path, error.strerror)

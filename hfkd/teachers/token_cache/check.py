@@ -85,7 +85,7 @@ def _gap(stored: tuple[Tensor, Tensor], live: tuple[Tensor, Tensor]) -> tuple[Te
     matched = torch.where(same, live[0][:, None, :], 0).sum(-1)
     known = same.any(-1) & (stored[0] > -NATURAL)
     gaps = torch.where(known, (stored[0] - matched).abs(), 0)
-    return gaps.sum(-1) / known.sum(-1).clamp(min=1), same.any(-1).double().mean(-1)
+    return gaps.sum(-1) / known.sum(-1).clamp(min=1), same.any(-1).float().mean(-1)
 
 
 def _joined(parts: Sequence[np.ndarray]) -> Tensor:

@@ -11,7 +11,13 @@ logger = logging.getLogger(__name__)
 
 
 def lays_out(student: nn.Module, args: DistillationArguments) -> bool:
-    """Whether to use channels_last for networks and images. If it is not safe, it is not used, with a warning."""
+    """Whether to use channels_last for networks and images. If it is not safe, it is not used, with a warning.
+
+    Nor is it on Apple's GPUs (MPS): the backward pass of batch norms ends in an error there before PyTorch's pull
+    request 188371, of June 2026.
+    """
+    if args.device.type == "mps":
+        return False
     name = _unsafe_convolution(student, args)
     if name is not None:
         logger.warning(

@@ -216,7 +216,7 @@ def _deviation(images: Tensor, spec: InputSpec) -> float:
     worst = 0.0
     for channel in range(channels):
         mean, std = (values[channel % len(values)] for values in (spec.mean, spec.std))
-        levels = 255 * (images[:, channel].unique().double() * std + mean)
+        levels = 255 * (images[:, channel].unique().cpu().double() * std + mean)
         if len(levels) < DISTINCT or levels.min() < -TOLERANCE or levels.max() > 255 + TOLERANCE:
             return float("inf")
         off = (levels - levels.round()).abs().sort().values
