@@ -69,6 +69,7 @@ def in_any_way(keywords: Mapping[str, Any], args: Any) -> dict[str, Any]:
 
 def reads_logits(metrics: Any, preprocess: Any) -> bool:
     """Whether a trainer's metrics are those of hfkd that take the first of several outputs for the logits."""
+    preprocess = getattr(preprocess, "own", preprocess)  # of `OfOwnSize`, on several processes
     ours = metrics is item_accuracy or isinstance(metrics, (RunningAccuracy, MeanIoU))
     return ours or preprocess in (topk_predictions, pixel_predictions)
 
