@@ -5,6 +5,7 @@ G boxes of an image, C classes, including the background as class 0.
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -92,68 +93,118 @@ def load_coco(
 
     Classes keep their ids, including gaps, as in torchvision's detectors (COCO: 91); `renumber` numbers them 1, 2, ...
     in the order of their ids. Images without boxes are kept. Raises ValueError for boxes that are outside of their
-    image or empty, unless they are dropped (and counted in the log), for the id 0, which is the background, for missing
-    files, and for images of another size than in `annotations`, as boxes are in pixels.
+    image or empty, unless they are dropped (and counted in the log), for the id 0, which is the background, for ids
+    that occur twice, for missing files, and for images of another size than in `annotations`, as boxes are in pixels.
     """
     path = Path(annotations).expanduser()
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        listed, categories = content["images"], {int(c["id"]): str(c["name"]) for c in content["categories"]}
-        known = content["annotations"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{annotations} is not an instances file in COCO's format ({error!r}): pass a JSON file with images, "
-            "annotations and categories"
-        ) from error
+    listed, categories, of_image = _read(path)
     numbers = {i: n for n, i in enumerate(sorted(categories), 1)} if renumber else {i: i for i in categories}
     names = _names({numbers[i]: name for i, name in categories.items()}, path.name)
-    of_image: dict[Any, list[dict[str, Any]]] = {}
-    for one in known:
-        of_image.setdefault(one["image_id"], []).append(one)
-    rows, checked = [], _Checked(drop_bad_boxes)
+    rows, checked, unsure = [], _Checked(drop_bad_boxes), 0
     for image in listed:
         file = Path(images).expanduser() / image["file_name"]
         if not file.is_file():
             raise ValueError(
                 f"{path.name} names {image['file_name']}, which is not in {images}: pass the folder of the images"
             )
-        _refuse_other_size(image, file, path.name)
+        (size, turned), name = _size(image, file, path.name), f"{path.name}, image {image['file_name']}"
+        unsure += turned and image["id"] in of_image
         boxes, labels, crowd = [], [], []
         for one in of_image.get(image["id"], ()):
-            x, y, width, height = one["bbox"]
-            box, name = [x, y, x + width, y + height], f"{path.name}, image {image['file_name']}"
-            if one["category_id"] not in numbers:
+            box, category, of_crowd = _read_box(one, name)
+            if category not in numbers:
                 raise ValueError(
-                    f"{name}: the category {one['category_id']} is not among the file's categories: add it, or remove "
-                    "the box"
+                    f"{name}: the category {category} is not among the file's categories: add it, or remove the box"
                 )
-            if checked(box, (image["height"], image["width"]), name):
+            if checked(box, size, name):
                 boxes.append(box)
-                labels.append(numbers[one["category_id"]])
-                crowd.append(bool(one.get("iscrowd", 0)))
+                labels.append(numbers[category])
+                crowd.append(of_crowd)
         rows.append({"image": {"path": str(file), "bytes": None}, "boxes": boxes, "labels": labels, "iscrowd": crowd})
     checked.say(path.name)
+    if unsure:
+        logger.warning(
+            "%d images of %s are turned or mirrored by their EXIF orientation, which leaves their size: they are used "
+            "as they are shown, so that boxes of the stored pixels would be other places.",
+            unsure,
+            path.name,
+        )
     columns = {name: [row[name] for row in rows] for name in ("image", "boxes", "labels", "iscrowd")}
     return BoxRows(Dataset.from_dict(columns | {"index": list(range(len(rows)))}, FEATURES), names)
 
 
-def _refuse_other_size(image: dict[str, Any], file: Path, source: str) -> None:
-    """Raise ValueError for a picture that is, as it is shown, of another size than its entry in the annotations."""
-    if "height" not in image or "width" not in image:
-        return
+def _read(path: Path) -> tuple[list[Any], dict[int, str], dict[Any, list[Any]]]:
+    """The images of an instances file, the names of its categories, and the boxes of each image, by their ids.
+
+    Raises ValueError for ids that occur twice, which would mix the boxes of two images or the names of two classes, and
+    if no box is of a listed image.
+    """
+    of_image: dict[Any, list[Any]] = {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        listed, categories = content["images"], [(int(c["id"]), str(c["name"])) for c in content["categories"]]
+        files = [(image["id"], image["file_name"]) for image in listed]
+        for one in content["annotations"]:
+            of_image.setdefault(one["image_id"], []).append(one)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not an instances file in COCO's format ({error!r}): pass a JSON file with images, "
+            "annotations and categories"
+        ) from error
+    for kind, found in (("images", files), ("categories", categories)):
+        twice = next((number for number, count in Counter(number for number, _ in found).items() if count > 1), None)
+        if twice is not None:
+            raise ValueError(
+                f"{path.name} has several {kind} with the id {twice!r}, which annotations cannot tell apart: give each "
+                "an id of its own"
+            )
+    others = of_image.keys() - {number for number, _ in files}
+    if others and len(others) == len(of_image):
+        raise ValueError(
+            f"{path.name} has annotations of the image {next(iter(of_image))!r} and others, but lists other images "
+            f"({files[:1]}), so that none has a box: give both the same ids, of the same type"
+        )
+    if others:
+        logger.warning(
+            "%d annotations of %s are of images that it does not list, and are left out.",
+            sum(len(of_image[one]) for one in others),
+            path.name,
+        )
+    return listed, dict(categories), of_image
+
+
+def _read_box(one: dict[str, Any], name: str) -> tuple[list[float], int, bool]:
+    """Corners, category and whether it is a crowd, of an annotation. Raises ValueError for one without a box."""
+    try:
+        x, y, width, height = map(float, one["bbox"])
+        return [x, y, x + width, y + height], int(one["category_id"]), bool(int(one.get("iscrowd", 0)))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{name}: the annotation {one.get('id', '')} has no usable box ({error!r}): it needs bbox [x, y, width, "
+            "height], category_id, and iscrowd 0 or 1, if given; correct it, or remove it"
+        ) from error
+
+
+def _size(image: dict[str, Any], file: Path, source: str) -> tuple[tuple[int, int], bool]:
+    """Height and width of a picture as it is shown, and whether that is turned without another size.
+
+    Raises ValueError if its entry in the annotations says another size.
+    """
     try:
         with Image.open(file) as picture:
-            shown = picture.size[::-1]
-            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) > 4  # onto its side
+            width, height = picture.size
+            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as a picture: {error}; replace it, or leave it out") from error
-    shown = shown[::-1] if turned else shown
-    if shown != (image["height"], image["width"]):
+    if orientation > 4:  # onto its side
+        height, width = width, height
+    if (image.get("height", height), image.get("width", width)) != (height, width):
         raise ValueError(
-            f"{image['file_name']} is {shown[0]} pixels high and {shown[1]} wide, and {source} says "
-            f"{image['height']} and {image['width']}: its boxes would be other places; give the images that were "
-            "annotated, in the orientation of the annotations"
+            f"{image['file_name']} is {height} pixels high and {width} wide, and {source} says "
+            f"{image.get('height')} and {image.get('width')}: its boxes would be other places; give the images that "
+            "were annotated, in the orientation of the annotations"
         )
+    return (height, width), orientation > 1 and (orientation <= 4 or height == width)
 
 
 def load_objects(
