@@ -25,7 +25,7 @@ from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import views_as_rows
 from hfkd.data.he_da import original_images
 from hfkd.data.target_collator import with_targets
-from hfkd.evaluation.metrics import Running, in_any_way, own_metrics, reads_logits
+from hfkd.evaluation.metrics import Running, check_counted, in_any_way, own_metrics, reads_logits
 from hfkd.losses.counts import Counts
 from hfkd.losses.distillation import cross_entropy, has_label
 from hfkd.losses.items import Items
@@ -154,6 +154,7 @@ class DistillationTrainer(Trainer):
         self.anew = Anew(teacher, slots, own | trainer_keywords) if model_init is not None else None
         setup = Setup(student, teacher, own_args, loss, **own, **trainer_keywords)
         self._take(setup)
+        check_counted(setup.keywords.get("compute_metrics"), setup.classes)
         self.own_metrics = own_metrics(self.task.scored_by, own_args, setup.keywords)
         setup.keywords.update(in_any_way(setup.keywords | self.own_metrics, own_args))
         # The distillation loss smooths the labels itself.

@@ -19,6 +19,7 @@ __all__ = [
     "RougeL",
     "Running",
     "RunningAccuracy",
+    "check_counted",
     "default_metrics",
     "in_any_way",
     "item_accuracy",
@@ -59,6 +60,12 @@ def own_metrics(scored_by: str | None, args: Any, given: Mapping[str, Any]) -> d
     if scored_by == "average_precision":
         return {"compute_metrics": AveragePrecision()} if given.get("eval_dataset") is not None else {}
     return default_metrics(scored_by) | {"compute_metrics": RunningAccuracy()} if scored_by == "accuracy" else {}
+
+
+def check_counted(metrics: Any, classes: int | None) -> None:
+    """Raise ValueError for a metric that counts fewer classes than the student has, if these are known."""
+    if isinstance(metrics, MeanIoU) and classes is not None:
+        metrics.check_classes(classes)
 
 
 def in_any_way(keywords: Mapping[str, Any], args: Any) -> dict[str, Any]:
