@@ -21,7 +21,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from hfkd.data.boxes import TOLERANCE
+from hfkd.data.boxes import TOLERANCE, refuse_shares
 from hfkd.data.columns import find_column
 from hfkd.data.epochs import EpochTransform, epoch_zero
 from hfkd.data.images import IMAGE_COLUMNS, pick_splits, picture
@@ -179,9 +179,10 @@ def _read_box(one: dict[str, Any], name: str) -> tuple[list[float], int, bool]:
         x, y, width, height = map(float, one["bbox"])
         return [x, y, x + width, y + height], int(one["category_id"]), bool(int(one.get("iscrowd", 0)))
     except (ValueError, KeyError, TypeError) as error:
+        which = f" (id {one['id']})" if "id" in one else ""
         raise ValueError(
-            f"{name}: the annotation {one.get('id', '')} has no usable box ({error!r}): it needs bbox [x, y, width, "
-            "height], category_id, and iscrowd 0 or 1, if given; correct it, or remove it"
+            f"{name}: an annotation{which} has no usable box ({error!r}): it needs bbox [x, y, width, height], "
+            "category_id, and iscrowd 0 or 1, if given; correct it, or remove it"
         ) from error
 
 
@@ -273,12 +274,17 @@ class _Checked:
 
     drop: bool
     dropped: int = 0
+    small: list[Sequence[float]] = field(default_factory=list)  # those within the first pixel, until one is not
+    large: bool = False
 
     def __call__(self, box: Sequence[float], size: tuple[float, float], name: str) -> bool:
         height, width = size
         flat = not (box[2] > box[0] and box[3] > box[1])
         outside = min(box[:2]) < -TOLERANCE or box[2] > width + TOLERANCE or box[3] > height + TOLERANCE
         if not (flat or outside):
+            self.large |= max(box) > 1
+            if not self.large:
+                self.small.append(box)
             return True
         self.dropped += 1
         if not self.drop:
@@ -290,5 +296,7 @@ class _Checked:
         return False
 
     def say(self, source: str) -> None:
+        if not self.large:
+            refuse_shares(torch.tensor(self.small))
         if self.dropped:
             logger.warning("%d boxes of %s are empty or outside of their image, and are dropped.", self.dropped, source)

@@ -93,7 +93,7 @@ def test_annotations_in_other_forms(tmp_path):
     assert (found["boxes"][0], found["labels"][0], found["iscrowd"][0]) == ([[1, 2, 5, 8]], [3], [False])
     for values in (None, [], [1, 2, 3], ["a", 2, 3, 4]):
         write(tmp_path, [box(values, id=7)])
-        with pytest.raises(ValueError, match=r"image 0.png: the annotation 7 has no usable box"):
+        with pytest.raises(ValueError, match=r"image 0.png: an annotation \(id 7\) has no usable box"):
             load(tmp_path)
 
 
