@@ -17,13 +17,16 @@ from hfkd.utils.targets import IGNORED
 UNLABELLED = 255
 
 
-def pixel_predictions(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
+def pixel_predictions(logits: Tensor | tuple[Tensor, ...], labels: Tensor | None) -> Tensor:
     """For Trainer's `preprocess_logits_for_metrics`: maps [B, C, h, w] -> classes [B, H, W], at the labels' size.
 
-    Of several outputs (with an auxiliary head) the first is used.
+    Without labels (`predict`) the classes are at the size of the maps [B, h, w]. Of several outputs (with an auxiliary
+    head) the first is used.
     """
     maps = logits[0] if isinstance(logits, (tuple, list)) else logits
-    size = labels.shape[-2:]  # one image at a time: the logits of all pixels take much memory
+    size = (maps if labels is None else labels).shape[
+        -2:
+    ]  # one image at a time: the logits of all pixels take much memory
     # int32 is the smallest type for more than 256 classes that can be gathered from several processes.
     return torch.cat([interpolated(one, size).argmax(1).to(torch.int32) for one in maps.split(1)])
 

@@ -53,6 +53,16 @@ def test_a_class_that_is_nowhere_is_in_no_mean():
     assert [found[f"iou_{k}"] for k in range(3)] == pytest.approx([1 / 2, 2 / 3, float("nan")], nan_ok=True)
 
 
+def test_images_without_masks_are_predicted_at_the_size_of_the_maps(tmp_path):
+    args = arguments(tmp_path, task="semantic_segmentation", ce_weight=1.0, kd_weight=0.0)
+    made = DistillationTrainer(
+        Pixels(4), None, args, train_dataset=masks(2),
+        compute_metrics=MeanIoU(CLASSES), preprocess_logits_for_metrics=pixel_predictions,
+    )  # fmt: skip
+    images = [{"pixel_values": row["pixel_values"]} for row in masks(3)]
+    assert made.predict(images).predictions.shape == (3, 3, 5)
+
+
 @pytest.mark.parametrize("which", ["predictions", "labels"])
 def test_classes_that_are_not_counted_are_refused(which):
     """A prediction of class 3 where 0 is right would be counted as a 0 where 1 is right."""
