@@ -223,7 +223,11 @@ def load_objects(
     if box_format not in ("xywh", "xyxy"):
         raise ValueError(f"box_format={box_format!r} must be 'xywh' (as in COCO) or 'xyxy'")
     train, test = pick_splits(load_splits(name_or_path), name_or_path, train_split, test_split)
-    return _of_objects(train, box_format, drop_bad_boxes), _of_objects(test, box_format, drop_bad_boxes)
+    made = _of_objects(train, box_format, drop_bad_boxes), _of_objects(test, box_format, drop_bad_boxes)
+    names = max((one.label_names for one in made), key=len)  # numbers need not all be in both
+    if all(names[: len(one.label_names)] == one.label_names for one in made):
+        made = replace(made[0], label_names=names), replace(made[1], label_names=names)
+    return made
 
 
 def _of_objects(rows: Dataset, box_format: str, drop_bad_boxes: bool) -> BoxRows:
@@ -237,12 +241,16 @@ def _of_objects(rows: Dataset, box_format: str, drop_bad_boxes: bool) -> BoxRows
         )
     column = "category" if "category" in inner else "categories"
     feature: Any = getattr(inner[column], "feature", inner[column])
-    rows, checked = rows.cast_column(image_column, ImageFeature(decode=False)), _Checked(drop_bad_boxes)
+    if not isinstance(feature, ClassLabel) and "int" not in str(getattr(feature, "dtype", "")):
+        raise ValueError(
+            f"objects.{column} holds {feature}, but the classes of boxes must be numbers from 0 on: write it with a "
+            "ClassLabel feature of their names"
+        )
+    rows = rows.cast_column(image_column, ImageFeature(decode=False))
+    checked = _Checked(drop_bad_boxes, f"set box_format (it is {box_format!r}), ")
     made: dict[str, list[Any]] = {name: [] for name in ("image", "boxes", "labels", "iscrowd")}
     for index, row in enumerate(rows):
-        found: Any = row["objects"]
-        if isinstance(found, list):
-            found = {name: [one[name] for one in found] for name in inner}
+        found = _objects_of(row["objects"], tuple(inner), column, index)
         width, height = picture(row[image_column], index).size
         boxes = [[*b[:2], b[0] + b[2], b[1] + b[3]] if box_format == "xywh" else list(b) for b in found["bbox"]]
         kept = [k for k, box in enumerate(boxes) if checked(box, (height, width), f"row {index}")]
@@ -255,6 +263,22 @@ def _of_objects(rows: Dataset, box_format: str, drop_bad_boxes: bool) -> BoxRows
     words = feature.names if isinstance(feature, ClassLabel) else [str(k) for k in range(highest)]
     names = _names({k: str(word) for k, word in enumerate(words, 1)}, "the data set")
     return BoxRows(Dataset.from_dict(made | {"index": list(range(len(rows)))}, FEATURES), names)
+
+
+def _objects_of(value: Any, names: Sequence[str], column: str, row: int) -> dict[str, Any]:
+    """The entries of an image's objects, each a list; None and a list of objects are read too.
+
+    Raises ValueError for a box without a category.
+    """
+    found = value or []
+    if isinstance(found, list):
+        found = {name: [one[name] for one in found] for name in names}
+    for number in found[column]:
+        if number is None or number < 0:
+            raise ValueError(
+                f"row {row} has a box of the category {number}: number the categories from 0 on, or remove the box"
+            )
+    return found
 
 
 def _names(by_number: dict[int, str], source: str) -> tuple[str, ...]:
@@ -273,6 +297,7 @@ class _Checked:
     """Checks whether a box is valid in its image; other boxes are dropped and counted, or raise ValueError."""
 
     drop: bool
+    remedy: str = ""
     dropped: int = 0
     small: list[Sequence[float]] = field(default_factory=list)  # those within the first pixel, until one is not
     large: bool = False
@@ -290,8 +315,8 @@ class _Checked:
         if not self.drop:
             why = "has no size" if flat else f"lies outside of the image, {height} pixels high and {width} wide"
             raise ValueError(
-                f"{name}: the box {[round(float(x), 2) for x in box]} (x1, y1, x2, y2) {why}; correct it, or set "
-                "drop_bad_boxes"
+                f"{name}: the box {[round(float(x), 2) for x in box]} (x1, y1, x2, y2) {why}; correct it, "
+                f"{self.remedy}or set drop_bad_boxes"
             )
         return False
 

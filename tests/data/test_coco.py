@@ -182,6 +182,37 @@ def test_a_data_set_with_objects(tmp_path):
     assert [train[k]["labels"] for k in (0, 1)] == [[2], []]
 
 
+def write_objects(folder, categories, kind="int64"):
+    """A dataset whose images have one box of each of the categories, or None: no list of boxes."""
+    objects = {"bbox": ListFeature(ListFeature(Value("float32"))), "category": ListFeature(Value(kind))}
+    for split, rows in zip(("train", "validation"), categories, strict=True):
+        found = [None if one is None else {"bbox": [[20, 2, 9, 6]] * len(one), "category": one} for one in rows]
+        features = Features({"image": ImageFeature(), "objects": objects})
+        images = [Image.new("RGB", (30, 20))] * len(rows)
+        Dataset.from_dict({"image": images, "objects": found}, features).to_parquet(folder / f"{split}.parquet")
+
+
+def test_numbers_of_objects_need_not_all_be_in_both_splits(tmp_path):
+    write_objects(tmp_path, ([[0, 4], None], [[1], []]))
+    train, _, names = BoxDataArguments(str(tmp_path), flip=False).load()
+    assert names == (BACKGROUND, "0", "1", "2", "3", "4")
+    assert [train[k]["labels"] for k in (0, 1)] == [[1, 5], []]
+
+
+@pytest.mark.parametrize(
+    ("category", "kind", "more", "message"),
+    [
+        (-1, "int64", {}, "row 0 has a box of the category -1: number the categories from 0 on"),
+        ("cat", "string", {}, r"objects.category holds Value\(.*string.*: write it with a ClassLabel feature"),
+        (0, "int64", {"box_format": "xyxy"}, r"has no size; correct it, set box_format \(it is 'xyxy'\), or set drop"),
+    ],
+)
+def test_objects_that_are_none(tmp_path, category, kind, more, message):
+    write_objects(tmp_path, ([[category]], [[category]]), kind)
+    with pytest.raises(ValueError, match=message):
+        BoxDataArguments(str(tmp_path), **more).load()
+
+
 def test_coco_as_torchvision_reads_it(data_dir):
     folder = data_dir / "coco128"
     if not folder.is_dir():
