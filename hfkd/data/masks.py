@@ -137,7 +137,7 @@ def mask_ids(value: Any, row: int, palette: Palette | None = None) -> Tensor:
     value: a tensor, an array or nested lists, a PIL image, or an image file as stored by `datasets`. A PIL image with
     one channel, or with its own palette, holds class ids; a colour image needs a `palette`. With a `palette` every mask
     is read by its colours, also one of grey levels or with its own palette. Raises ValueError for a mask that cannot be
-    read, for colours without a palette, and for a colour that is not in it.
+    read or is a JPEG file, for colours without a palette, and for a colour that is not in it.
     """
     array = _array(value, row, in_colour=palette is not None)
     if palette is not None and array.ndim == 2:
@@ -162,6 +162,8 @@ def _array(value: Any, row: int, in_colour: bool) -> np.ndarray:
             value = ImageFeature().decode_example(value)
         if value is None:
             raise ValueError("there is none")
+        if getattr(value, "format", None) == "JPEG":
+            raise ValueError("it is a JPEG file, whose compression changes classes at their edges: take the PNG files")
         if in_colour and isinstance(value, Image.Image) and not value.mode.startswith(("I", "F")):
             value = value.convert("RGB")
         return np.asarray(value)  # for an image with its own palette, its indices

@@ -91,6 +91,15 @@ def test_what_names_no_classes(tmp_path, content):
         read_label_names(tmp_path / "n.json")
 
 
+def test_masks_that_were_compressed_are_refused():
+    """Between classes 0 and 9 JPEG makes pixels of others."""
+    ids, buffer = np.kron([[0, 9], [9, 0]], np.ones((5, 5))).astype(np.uint8), io.BytesIO()
+    Image.fromarray(ids).save(buffer, "JPEG")
+    assert set(np.asarray(Image.open(buffer)).flatten().tolist()) > {0, 9}
+    with pytest.raises(ValueError, match="the mask of row 4 cannot be used: it is a JPEG file"):
+        mask_ids(buffer.getvalue(), 4)
+
+
 @pytest.mark.parametrize("value", [None, b"no picture", np.zeros((3, 4, 5)), np.zeros((3, 4))])
 def test_masks_that_cannot_be_used_name_their_row(value):
     with pytest.raises(ValueError, match="the mask of row 3"):
