@@ -25,7 +25,7 @@ from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import views_as_rows
 from hfkd.data.he_da import original_images
 from hfkd.data.target_collator import with_targets
-from hfkd.evaluation.metrics import Running, in_any_way, own_metrics, reads_logits
+from hfkd.evaluation.metrics import Running, check_counted, in_any_way, own_metrics, reads_logits
 from hfkd.losses.counts import Counts
 from hfkd.losses.distillation import cross_entropy, has_label
 from hfkd.losses.items import Items
@@ -60,6 +60,7 @@ from hfkd.training.found_batch_size import attempt
 from hfkd.training.layer_norms import layer_norms_in_float32
 from hfkd.training.lock import locked
 from hfkd.training.lr_schedule import Schedule
+from hfkd.training.map_predictions import OfOwnSize
 from hfkd.training.model_init import Anew, seeded, student_of
 from hfkd.training.nonfinite import JudgedSteps
 from hfkd.training.on_policy.steps import WrittenSteps
@@ -153,6 +154,7 @@ class DistillationTrainer(Trainer):
         self.anew = Anew(teacher, slots, own | trainer_keywords) if model_init is not None else None
         setup = Setup(student, teacher, own_args, loss, **own, **trainer_keywords)
         self._take(setup)
+        check_counted(setup.keywords.get("compute_metrics"), setup.classes)
         self.own_metrics = own_metrics(self.task.scored_by, own_args, setup.keywords)
         setup.keywords.update(in_any_way(setup.keywords | self.own_metrics, own_args))
         # The distillation loss smooths the labels itself.
@@ -310,6 +312,13 @@ class DistillationTrainer(Trainer):
         """As in Trainer, but rows without labels are passed to the network in the same way as rows with labels."""
         if self.task.predicts:
             return self._predictions(model, inputs, prediction_loss_only)
+        loss, logits, labels = self._predicted(model, inputs, prediction_loss_only, ignore_keys)
+        preprocess: Any = self.preprocess_logits_for_metrics
+        return loss, logits, preprocess.padded_labels(labels) if isinstance(preprocess, OfOwnSize) else labels
+
+    def _predicted(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None
+    ) -> tuple[Tensor | None, Any, Any]:
         if self.label_names and all(inputs.get(name) is not None for name in self.label_names):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         network = self.evaluated_network(model)
@@ -444,6 +453,9 @@ class DistillationTrainer(Trainer):
             stack.enter_context(main_input_named(self.model, self.call))
             if predicts and "preprocess_logits_for_metrics" in self.own_metrics:  # predict() returns whole logits
                 stack.enter_context(setting(self, preprocess_logits_for_metrics=None))
+            if self.task.by_map and self.accelerator.num_processes > 1:
+                own = OfOwnSize(self.preprocess_logits_for_metrics, self.accelerator)
+                stack.enter_context(setting(self, preprocess_logits_for_metrics=own))
             if full and not self.is_fsdp_enabled:
                 stack.enter_context(kept_weights(cast(nn.Module, self.model)))
             if not isinstance(metric, Running):

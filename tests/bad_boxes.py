@@ -92,6 +92,7 @@ BOXES = {
     "boxes: as (x, y, width, height)": boxes(
         lambda row: {"boxes": torch.tensor([[20.0, 10, 8, 6]] * len(row["boxes"]))}
     ),
+    "boxes: as shares of the image": boxes(lambda row: {"boxes": row["boxes"] / 60}),
     "boxes: labels from 0 on": boxes(lambda row: {"labels": row["labels"] * 0}),
     "boxes: labels beyond the head": boxes(lambda row: {"labels": row["labels"] + CLASSES}),
     "boxes: one label too few": boxes(lambda row: {"labels": row["labels"][1:]}),
@@ -104,6 +105,9 @@ BOXES = {
     "COCO: a box outside of its image": annotated(bbox=[29, 2, 3, 4]),
     "COCO: a picture of another size than its entry": annotated(height=10),
     "COCO: a category that is not listed": annotated(category_id=7),
+    "COCO: boxes of images that are not listed": annotated(image_id="1"),
+    "COCO: an annotation without a box": annotated(bbox=[]),
+    "COCO: boxes as shares of the image": annotated(bbox=[0.1, 0.2, 0.3, 0.4]),
     "COCO: splits of other classes": other_classes,
     'detector("fasterrcnn_resnet50_fpn", fpn_channels=64)': without(
         lambda: by_name("fasterrcnn_resnet50_fpn", 4, fpn_channels=64)

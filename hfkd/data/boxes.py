@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from hfkd.data.collate import RGB
 from hfkd.data.images import in_rgb
 from hfkd.utils.targets import IGNORED
 
@@ -24,12 +26,12 @@ class BoxCollator:
     """Collate images with boxes to pixel_values [B, 3, H, W], image_sizes [B, 2], boxes, labels, iscrowd and index.
 
     A row has `pixel_values` (a PIL image, a uint8 array or tensor, or floats in [0, 1]; detectors normalise images
-    themselves), `boxes` [G, 4] as (x1, y1, x2, y2) in pixels, `labels` [G] from 1 on, and optionally `iscrowd` [G]. A
-    pair (image, target), as in torchvision's detection references, is accepted too; G may be 0. Images are padded at
-    the bottom and right with 0, boxes with 0, and labels with -100. `collate`: a custom collator, whose batches
-    (images, targets) are converted. Raises ValueError for boxes that are outside of their image, empty or not finite,
-    for the label 0, which is the background, for pixels that are neither uint8 nor in [0, 1], and for rows in another
-    format.
+    themselves), `boxes` [G, 4] as (x1, y1, x2, y2) in pixels, or `tv_tensors.BoundingBoxes` in any format, `labels` [G]
+    from 1 on, and optionally `iscrowd` [G]. A pair (image, target), as in torchvision's detection references, is
+    accepted too; G may be 0. Images are padded at the bottom and right with 0, boxes with 0, and labels with -100;
+    grey images become RGB. `collate`: a custom collator, whose batches (images, targets) are converted. Raises
+    ValueError for boxes that are outside of their image, empty, not finite, or of an image of another size, for the
+    label 0, which is the background, for pixels that are neither uint8 nor in [0, 1], and for rows in another format.
     """
 
     def __init__(self, collate: Callable[..., Any] | None = None) -> None:
@@ -70,14 +72,29 @@ def _row(row: Any, place: int) -> dict[str, Any]:
     given = _by_name(row)
     index = {"index": given["index"]} if "index" in given else {}
     name = f"row {int(index['index'])}" if index else f"row {place} of a batch"
-    image = _pixels(given["pixel_values"], name)
-    boxes = torch.as_tensor(np.asarray(given["boxes"]) if not isinstance(given["boxes"], Tensor) else given["boxes"])
+    image = _in_colours(_pixels(given["pixel_values"], name), name)
+    boxes = _corners(given["boxes"], image.shape[-2:], name)
     boxes = boxes.as_subclass(Tensor).float().reshape(-1, 4) if boxes.numel() in (0, 4 * len(boxes)) else boxes
     labels = torch.as_tensor(given["labels"]).as_subclass(Tensor)
     labels = labels.long() if not labels.numel() else labels
     check_boxes(boxes, labels, image.shape[-2:], name)
     crowd = torch.as_tensor(given.get("iscrowd", torch.zeros(len(labels)))).bool()
     return index | {"pixel_values": image, "boxes": boxes, "labels": labels.long(), "iscrowd": crowd}
+
+
+def _corners(boxes: Any, size: Sequence[int], name: str) -> Tensor:
+    """Boxes of `tv_tensors.BoundingBoxes` as (x1, y1, x2, y2); others are taken for that.
+
+    Raises ValueError for BoundingBoxes of another image size than the image has.
+    """
+    if not isinstance(boxes, tv_tensors.BoundingBoxes):
+        return torch.as_tensor(boxes if isinstance(boxes, Tensor) else np.asarray(boxes))
+    if tuple(boxes.canvas_size) != tuple(size):
+        raise ValueError(
+            f"{name} has boxes of an image of {tuple(boxes.canvas_size)} pixels (canvas_size), and an image of "
+            f"{tuple(size)}: pass both through the same transform, the image as tv_tensors.Image or as a picture"
+        )
+    return F.convert_bounding_box_format(boxes, new_format=tv_tensors.BoundingBoxFormat.XYXY)
 
 
 def _by_name(row: Any) -> Mapping[str, Any]:
@@ -92,7 +109,7 @@ def _by_name(row: Any) -> Mapping[str, Any]:
         raise ValueError(
             f"the dataset's rows are {found}, but object_detection needs pixel_values, boxes (x1, y1, x2, y2) and "
             "labels: load them by hfkd.data.coco.load_coco, or wrap torchvision's CocoDetection with "
-            "torchvision.datasets.wrap_dataset_for_transforms_v2"
+            "torchvision.datasets.wrap_dataset_for_transforms_v2, target_keys=('boxes', 'labels', 'iscrowd')"
         )
     return row
 
@@ -113,6 +130,26 @@ def _pixels(value: Any, name: str) -> Tensor:
             "normalise images themselves; pass uint8, or floats from 0 to 1 [3, height, width], without Normalize"
         )
     return image.float()
+
+
+def _in_colours(image: Tensor, name: str) -> Tensor:
+    """A grey image as RGB. Raises ValueError for other channels."""
+    if image.ndim != 3 or image.shape[0] not in (1, RGB):
+        raise ValueError(
+            f"{name} has an image of shape {tuple(image.shape)}: pass [3, height, width], or [1, height, width] for a "
+            "grey one, without an alpha channel"
+        )
+    return image.expand(RGB, -1, -1)
+
+
+def refuse_shares(boxes: Tensor) -> None:
+    """Raise ValueError if all boxes [G, 4] lie within the first pixel, as those that are shares of the image do."""
+    if len(boxes) and float(boxes.max()) <= 1:
+        box = [round(x, 3) for x in boxes[0].tolist()]
+        raise ValueError(
+            f"all boxes lie within one pixel, such as {box} (x1, y1, x2, y2), and seem to be shares of the image's "
+            "width and height: multiply them by these, as detectors read pixels"
+        )
 
 
 def check_boxes(boxes: Tensor, labels: Tensor, size: Sequence[int], name: str) -> None:

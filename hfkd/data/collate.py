@@ -157,4 +157,6 @@ def _stacked(column: str, values: list[Any]) -> Tensor:
             f"the column {column!r} cannot be stacked ({error}): make its values numbers or tensors of one shape, or "
             "pass a custom data_collator"
         ) from error
+    if stacked.dtype in (torch.uint16, torch.uint32, torch.uint64):  # for which torch has few operations
+        return stacked.long()
     return stacked.float() if stacked.dtype == torch.float64 else stacked

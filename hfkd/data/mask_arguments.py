@@ -37,7 +37,8 @@ class MaskDataArguments:
     )
     num_labels: int | None = field(default=None, metadata={"help": "Number of classes, if no file has their names."})
     palette: str | None = field(
-        default=None, metadata={"help": 'For colour masks: a JSON file, {"128,0,0": 0, "0,0,0": 255, ...}.'}
+        default=None,
+        metadata={"help": 'The class of each colour of the masks: a JSON file, {"128,0,0": 0, "0,0,0": 255, ...}.'},
     )
     reduce_labels: bool = field(
         default=False, metadata={"help": "Class 0 means unlabelled, and the other classes start at 1, as in ADE20K."}

@@ -135,10 +135,13 @@ def mask_ids(value: Any, row: int, palette: Palette | None = None) -> Tensor:
     """The classes [H, W] of a mask.
 
     value: a tensor, an array or nested lists, a PIL image, or an image file as stored by `datasets`. A PIL image with
-    one channel, or with its own palette, holds class ids; a colour image needs a `palette`. Raises ValueError for a
-    mask that cannot be read, for colours without a palette, and for a colour that is not in it.
+    one channel, or with its own palette, holds class ids; a colour image needs a `palette`. With a `palette` every mask
+    is read by its colours, also one of grey levels or with its own palette. Raises ValueError for a mask that cannot be
+    read or is a JPEG file, for colours without a palette, and for a colour that is not in it.
     """
-    array = _array(value, row)
+    array = _array(value, row, in_colour=palette is not None)
+    if palette is not None and array.ndim == 2:
+        array = np.stack([array] * 3, -1)
     if array.ndim == 3 and array.shape[-1] in (3, 4):
         return _by_colour(array[..., :3], row, palette)
     if array.ndim != 2 or array.dtype.kind not in "uib":
@@ -149,7 +152,7 @@ def mask_ids(value: Any, row: int, palette: Palette | None = None) -> Tensor:
     return torch.from_numpy(array.astype(np.uint8 if array.dtype == np.uint8 else np.int64))  # a writable copy
 
 
-def _array(value: Any, row: int) -> np.ndarray:
+def _array(value: Any, row: int, in_colour: bool) -> np.ndarray:
     try:
         if isinstance(value, Tensor):
             return value.numpy()
@@ -159,6 +162,10 @@ def _array(value: Any, row: int) -> np.ndarray:
             value = ImageFeature().decode_example(value)
         if value is None:
             raise ValueError("there is none")
+        if getattr(value, "format", None) == "JPEG":
+            raise ValueError("it is a JPEG file, whose compression changes classes at their edges: take the PNG files")
+        if in_colour and isinstance(value, Image.Image) and not value.mode.startswith(("I", "F")):
+            value = value.convert("RGB")
         return np.asarray(value)  # for an image with its own palette, its indices
     except (OSError, ValueError, TypeError, KeyError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"the mask of row {row} cannot be used: {error}; replace it, or remove the row") from error

@@ -11,10 +11,10 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from hfkd.data.mask_arguments import MaskDataArguments
 from hfkd.models import InputSpec
-from hfkd.models.label_names import order_of
 from hfkd.models.segmentation import segmentation_network, segmentation_teacher
 from hfkd.reports.results import RESULTS_NAME
 from hfkd.teachers import FrozenTeacher
+from hfkd.training.validation.label_maps import order_for
 from hfkd.utils.json_file import read_json
 
 IOU = "eval_iou_"
@@ -95,7 +95,7 @@ def _names(epochs: Sequence[dict[str, Any]]) -> list[str] | None:
 def _check(name: str, network: FrozenTeacher, data: MaskDataArguments, device: torch.device) -> None:
     """Reorder the classes to the data's order, and check the output for one black image."""
     if network.label_names is not None and data.label_names is not None:
-        network.reorder(order_of(network.label_names, data.label_names, name, "the data"))
+        network.reorder(order_for(network, data.label_names, name))
     height, width = data.image_size
     maps = network(pixel_values=torch.zeros(1, 3, height, width, device=device))
     if maps.ndim != 4 or maps.shape[1] != data.classes:

@@ -101,7 +101,7 @@ def _of_the_run(
     hfkd_version = installed_version("hfkd") or "of an unknown version"
     methods = (["Peers()"] if peers else []) + (["TAKD()"] if assistants else []) + HE_DA[args.he_da]
     return {
-        "settings": _cells({"data": dataset, "assistants": assistants, **settings}),
+        "settings": _cells({"data": dataset, "assistants": assistants, "classes": _classes(trainer), **settings}),
         "item": trainer.task.item,
         "first_rows": trainer.task.vocabulary,
         "next_tokens": trainer.task.pipeline_tag == "text-generation",
@@ -116,6 +116,15 @@ def _of_the_run(
         "teacher_scores": teacher_scores(trainer.state.log_history),
         "bibtex": citations([*(str(settings[s]) for s in SLOTS), *methods]) if distilled else "",
     }
+
+
+def _classes(trainer: Host) -> str | None:
+    """The class names, for a student that is saved without a config, such as a torchvision detector; else None."""
+    student: Any = trainer.accelerator.unwrap_model(trainer.model)
+    named = isinstance(unwrap_peft_model(student), PreTrainedModel) or hasattr(student, "pretrained_cfg")
+    return (
+        None if named or not trainer.class_names else f"`{', '.join(trainer.class_names)}`, in the order of its outputs"
+    )
 
 
 def _words(**words: str | None) -> dict[str, str | None]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection import FasterRCNN
 
-from hfkd.data.boxes import BoxCollator
+from hfkd.data.boxes import BoxCollator, refuse_shares
 from hfkd.losses.distillation import cross_entropy
 from hfkd.losses.items import Items, region_items
 from hfkd.losses.temperatures import Fitted
@@ -160,6 +160,9 @@ class ObjectDetection(Task):
                 "classes of boxes must be integers [batch, boxes], starting at 1 (0 is the background), with "
                 f"{IGNORED} for padding"
             )
+
+    def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
+        refuse_shares(batch["boxes"][batch["labels"] != IGNORED])
 
     def sure_labels(self, network: nn.Module, batch: Batch) -> Tensor:
         return batch["labels"]

@@ -21,6 +21,7 @@ from hfkd.teachers.code import code_hash
 from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.utils.command import without_addresses
 
+SIZED = 1000  # number of files whose sizes are compared
 HASHED_WHOLE = 2 << 30  # maximum size in bytes of Arrow data whose content is hashed
 # Keys of a configuration that do not affect outputs: names, training, generation, and what the weights show.
 WITHOUT_EFFECT = re.compile(
@@ -114,8 +115,21 @@ def data_fingerprint(dataset: Dataset) -> str:
 
 
 def rows_fingerprint(dataset: Dataset) -> str:
-    """`data_fingerprint` without the files whose paths are in the rows."""
-    return _rows(dataset).hexdigest()
+    """`data_fingerprint` that is the same for a copy of the files whose paths are in the rows.
+
+    Of these it includes the names, below the folder that all are in, and the sizes of about a thousand of them.
+    """
+    files = file_columns(dataset)
+    if not files:
+        return _rows(dataset).hexdigest()
+    paths = [os.path.abspath(path) for path in file_paths(dataset)]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    digest = _rows(dataset.with_format(None).remove_columns(files))
+    for path in paths:
+        digest.update(f"{os.path.relpath(path, root)}\0".encode())
+    for size, _ in _on_disk(paths[:: max(1, len(paths) // SIZED)]):
+        digest.update(f"{size} ".encode())
+    return digest.hexdigest()
 
 
 def _rows(dataset: Dataset) -> xxhash.xxh3_128:
@@ -128,11 +142,16 @@ def _rows(dataset: Dataset) -> xxhash.xxh3_128:
     return digest
 
 
-def file_paths(dataset: Dataset) -> list[str]:
-    """Paths of files, such as images, in columns that have them in the first row."""
+def file_columns(dataset: Dataset) -> list[str]:
+    """The columns that have paths of files, such as images, in the first row."""
     first = dataset.with_format("arrow")[:1].to_pylist()
+    return [name for name, value in (first[0] if first else {}).items() if _is_file(value)]
+
+
+def file_paths(dataset: Dataset) -> list[str]:
+    """The paths in the `file_columns`."""
     found: list[str] = []
-    for name in [name for name, value in (first[0] if first else {}).items() if _is_file(value)]:
+    for name in file_columns(dataset):
         for table in dataset.select_columns(name).with_format("arrow").iter(batch_size=65_536):
             values = table[name].combine_chunks()
             paths = values.field("path") if pa.types.is_struct(values.type) else values

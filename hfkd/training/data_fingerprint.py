@@ -13,7 +13,7 @@ from hfkd.data.epochs import epoch_transform, first_epoch
 from hfkd.data.first_rows import map_style
 from hfkd.data.he_da import original_images
 from hfkd.teachers.agreement import spread_rows
-from hfkd.teachers.fingerprint import HASHED_WHOLE, rows_fingerprint
+from hfkd.teachers.fingerprint import HASHED_WHOLE, file_columns, rows_fingerprint
 from hfkd.utils.random_state import kept_random_state
 
 SAMPLED = 32  # number of sampled rows, one from each of so many equal parts of the data
@@ -24,20 +24,22 @@ def data_hash(dataset: Any) -> str | None:
     them.
 
     A `datasets.Dataset` of up to 2 GiB is hashed whole, before its transform; if that is a function of the user's,
-    `SAMPLED` transformed rows are hashed too. Of a larger one, and of any other dataset with a length, only such a
-    sample is hashed ("sample of 32 rows: ..."), so that a change in other rows is not noticed. Values that differ each
-    time they are read, such as random crops, are left out.
+    `SAMPLED` transformed rows are hashed too. Of files whose paths are in the rows it is the names and sizes. Of a
+    larger one, and of any other dataset with a length, only such a sample is hashed ("sample of 32 rows: ..."), so that
+    a change in other rows is not noticed. Values that differ each time they are read, such as random crops, are left
+    out.
     """
     rows = original_images(dataset)
     if not map_style(rows):
         return None
     whole = isinstance(rows, Dataset) and rows.data.table.nbytes <= HASHED_WHOLE
+    how = "all rows, and the names and sizes of their files" if whole and file_columns(rows) else ""
     if whole and not _own_transform(rows):
-        return rows_fingerprint(rows)
+        return f"{how}: {rows_fingerprint(rows)}" if how else rows_fingerprint(rows)
     if whole:
         number, sampled = _sample(rows)
         both = xxhash.xxh3_128_hexdigest(f"{rows_fingerprint(rows)} {sampled}".encode())
-        return f"all rows, and {number} as their transform makes them: {both}"
+        return f"{how or 'all rows'}, and {number} as their transform makes them: {both}"
     if isinstance(rows, Dataset):
         # The fingerprint of `datasets` differs each time for data made by a function.
         rows = rows.with_format("arrow") if epoch_transform(rows) is not None else rows.with_format(None)

@@ -5,6 +5,8 @@ import pytest
 import torch
 from detection_toys import boxed
 from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
 
 from hfkd.data.boxes import BoxCollator
 from hfkd.models.regions import targets_of, unpadded
@@ -63,6 +65,24 @@ def test_pictures_of_more_than_8_bits_are_not_clipped(kind):
         BoxCollator()([row(size=(12, 12)) | {"pixel_values": picture}])
 
 
+@pytest.mark.parametrize("layout", ["XYXY", "XYWH", "CXCYWH"])
+def test_bounding_boxes_of_torchvision_say_their_format(layout):
+    """Widths were taken for corners: another box, inside of the image as well."""
+    corners = tv_tensors.BoundingBoxes(BOX, format="XYXY", canvas_size=(20, 30))
+    given = F.convert_bounding_box_format(corners, new_format=tv_tensors.BoundingBoxFormat[layout])
+    batch = BoxCollator()([row(boxes=given)])
+    assert (type(batch["boxes"]), batch["boxes"].tolist()) == (torch.Tensor, [BOX])
+    with pytest.raises(ValueError, match=r"boxes of an image of \(20, 30\) pixels .* and an image of \(40, 60\)"):
+        BoxCollator()([row(boxes=given, size=(40, 60))])
+
+
+def test_grey_images_among_coloured_ones():
+    grey = np.arange(600, dtype=np.uint16).reshape(20, 30).astype(np.uint8)
+    batch = BoxCollator()([row() | {"pixel_values": grey}, row()])
+    wanted = torch.from_numpy(grey).float() / 255
+    assert all(torch.allclose(channel, wanted) for channel in batch["pixel_values"][0])
+
+
 def test_crowds_are_no_targets_of_training():
     batch = BoxCollator()([row(boxes=BOX * 2, labels=[1, 2], iscrowd=[True, False])])
     assert [target["labels"].tolist() for target in targets_of(batch)] == [[2]]
@@ -78,6 +98,7 @@ def test_crowds_are_no_targets_of_training():
         (row(labels=[0], index=7), "row 7 has a box of class 0, but 0 is the background"),
         (row(labels=[1, 2]), r"boxes of shape \(1, 4\) and labels of shape \(2,\)"),
         (row(labels=[1.0]), "are integers, from 1 on"),
+        (row() | {"pixel_values": torch.zeros(20, 30, 3)}, r"an image of shape \(20, 30, 3\): pass \[3, height"),
         (row() | {"pixel_values": torch.randn(3, 20, 30)}, "detectors normalise images themselves"),
         ({"image": 0, "objects": 1}, r"the dataset's rows are \['image', 'objects'\]"),
         (3, "of type int"),

@@ -60,6 +60,52 @@ def test_bad_annotations_are_named(tmp_path, annotation, message):
         load(tmp_path)
 
 
+def change(folder, **parts):
+    """Replaces parts of the annotations, which are files that other programs write."""
+    file = folder / "instances_train2017.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | parts))
+
+
+def test_boxes_of_no_listed_image_are_missed(tmp_path, caplog):
+    """Ids that are numbers in one place and texts in the other left all images without boxes."""
+    write(tmp_path, [box([1, 2, 4, 6], image="10"), box([1, 2, 4, 6], image="11")])
+    with pytest.raises(ValueError, match="annotations of the image '10' and others, but lists other images"):
+        load(tmp_path)
+    write(tmp_path, [box([1, 2, 4, 6]), box([1, 2, 4, 6], image=12)])
+    assert load(tmp_path).rows["boxes"][:] == [[[1, 2, 5, 8]], []]
+    assert "1 annotations of instances_train2017.json are of images that it does not list" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["images", "categories"])
+def test_ids_that_occur_twice(tmp_path, kind):
+    """As in two files put together: each image had the boxes of both, and a class the name of another."""
+    write(tmp_path, [box([1, 2, 4, 6])])
+    twice = json.loads((tmp_path / "instances_train2017.json").read_text())[kind]
+    change(tmp_path, **{kind: [*twice, twice[0] | {"name": "cow"}]})
+    with pytest.raises(ValueError, match=f"has several {kind} with the id {twice[0]['id']}"):
+        load(tmp_path)
+
+
+def test_annotations_in_other_forms(tmp_path):
+    write(tmp_path, [box([1, 2, 4, 6], "3", iscrowd="0")], [{"id": "3", "name": "dog"}])
+    change(tmp_path, images=[{"id": 10, "file_name": "0.png"}])
+    found = load(tmp_path).rows
+    assert (found["boxes"][0], found["labels"][0], found["iscrowd"][0]) == ([[1, 2, 5, 8]], [3], [False])
+    for values in (None, [], [1, 2, 3], ["a", 2, 3, 4]):
+        write(tmp_path, [box(values, id=7)])
+        with pytest.raises(ValueError, match=r"image 0.png: an annotation \(id 7\) has no usable box"):
+            load(tmp_path)
+
+
+def test_pictures_that_are_turned_without_another_size_are_spoken_of(tmp_path, caplog):
+    write(tmp_path, [box([1, 2, 4, 6])], images=1)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    Image.new("RGB", (30, 20)).save(tmp_path / "train2017" / "0.png", exif=exif)
+    load(tmp_path)
+    assert "1 images of instances_train2017.json are turned or mirrored by their EXIF orientation" in caplog.text
+
+
 def test_bad_boxes_are_dropped_where_that_is_asked_for(tmp_path, caplog):
     write(tmp_path, [box([1, 2, 0, 6]), box([20, 2, 11, 6]), box([1, 1, 2, 2])])
     assert load(tmp_path, drop_bad_boxes=True).rows["boxes"][0] == [[1, 1, 3, 3]]
@@ -134,6 +180,37 @@ def test_a_data_set_with_objects(tmp_path):
     assert names == (BACKGROUND, "a", "b")
     assert train[0]["boxes"].tolist() == [[1, 2, 5, 8]]
     assert [train[k]["labels"] for k in (0, 1)] == [[2], []]
+
+
+def write_objects(folder, categories, kind="int64"):
+    """A dataset whose images have one box of each of the categories, or None: no list of boxes."""
+    objects = {"bbox": ListFeature(ListFeature(Value("float32"))), "category": ListFeature(Value(kind))}
+    for split, rows in zip(("train", "validation"), categories, strict=True):
+        found = [None if one is None else {"bbox": [[20, 2, 9, 6]] * len(one), "category": one} for one in rows]
+        features = Features({"image": ImageFeature(), "objects": objects})
+        images = [Image.new("RGB", (30, 20))] * len(rows)
+        Dataset.from_dict({"image": images, "objects": found}, features).to_parquet(folder / f"{split}.parquet")
+
+
+def test_numbers_of_objects_need_not_all_be_in_both_splits(tmp_path):
+    write_objects(tmp_path, ([[0, 4], None], [[1], []]))
+    train, _, names = BoxDataArguments(str(tmp_path), flip=False).load()
+    assert names == (BACKGROUND, "0", "1", "2", "3", "4")
+    assert [train[k]["labels"] for k in (0, 1)] == [[1, 5], []]
+
+
+@pytest.mark.parametrize(
+    ("category", "kind", "more", "message"),
+    [
+        (-1, "int64", {}, "row 0 has a box of the category -1: number the categories from 0 on"),
+        ("cat", "string", {}, r"objects.category holds Value\(.*string.*: write it with a ClassLabel feature"),
+        (0, "int64", {"box_format": "xyxy"}, r"has no size; correct it, set box_format \(it is 'xyxy'\), or set drop"),
+    ],
+)
+def test_objects_that_are_none(tmp_path, category, kind, more, message):
+    write_objects(tmp_path, ([[category]], [[category]]), kind)
+    with pytest.raises(ValueError, match=message):
+        BoxDataArguments(str(tmp_path), **more).load()
 
 
 def test_coco_as_torchvision_reads_it(data_dir):

@@ -71,6 +71,8 @@ def test_class_ids_of_any_integer_kind():
     batch = ImageCollator()(rows(list(EXPECTED), [np.int64(4), np.int64(2)]))
     assert batch["labels"].tolist() == [4, 2]
     assert ImageCollator()(rows(list(EXPECTED), [torch.tensor(4), torch.tensor(2)]))["labels"].tolist() == [4, 2]
+    batch = ImageCollator()(rows(list(EXPECTED), [np.uint16(4), np.uint16(2)]))
+    assert batch["labels"].aminmax() == (torch.tensor(2), torch.tensor(4))
 
 
 def test_a_processor_makes_the_images():

@@ -64,6 +64,19 @@ def test_colours_need_a_palette(tmp_path):
         mask_ids(colours, 7, read_palette(path))
 
 
+def test_a_palette_is_read_for_masks_with_their_own_palette_and_grey_ones(tmp_path):
+    """Their numbers are those of the file's palette, and need not be those of the classes."""
+    colours, grey = Image.new("P", (2, 1)), np.array([[0, 128]], dtype=np.uint8)
+    colours.putpalette([0, 0, 0, 128, 0, 0])
+    colours.putpixel((1, 0), 1)
+    red, shades = {(0, 0, 0): 255, (128, 0, 0): 5}, {(0,) * 3: 255, (128,) * 3: 5}
+    for value, palette in ((colours, red), (grey, shades), (Image.fromarray(grey), shades), (file(grey), shades)):
+        assert mask_ids(value, 0, palette).tolist() == [[255, 5]]
+    assert mask_ids(Image.fromarray(grey).convert("1"), 0, {(0,) * 3: 1, (255,) * 3: 0}).shape == (1, 2)
+    with pytest.raises(ValueError, match=r"row 0 has the colour \(128, 0, 0\), which is not in the palette"):
+        mask_ids(colours, 0, shades)
+
+
 @pytest.mark.parametrize("content", ["[", "[1]", '{"1,2": 0}', '{"1,2,3": 256}', '{"a,b,c": 0}'])
 def test_what_is_no_palette(tmp_path, content):
     (tmp_path / "p.json").write_text(content)
@@ -76,6 +89,15 @@ def test_what_names_no_classes(tmp_path, content):
     (tmp_path / "n.json").write_text(content)
     with pytest.raises(ValueError, match=r"n.json (names no classes|has the class ids)"):
         read_label_names(tmp_path / "n.json")
+
+
+def test_masks_that_were_compressed_are_refused():
+    """Between classes 0 and 9 JPEG makes pixels of others."""
+    ids, buffer = np.kron([[0, 9], [9, 0]], np.ones((5, 5))).astype(np.uint8), io.BytesIO()
+    Image.fromarray(ids).save(buffer, "JPEG")
+    assert set(np.asarray(Image.open(buffer)).flatten().tolist()) > {0, 9}
+    with pytest.raises(ValueError, match="the mask of row 4 cannot be used: it is a JPEG file"):
+        mask_ids(buffer.getvalue(), 4)
 
 
 @pytest.mark.parametrize("value", [None, b"no picture", np.zeros((3, 4, 5)), np.zeros((3, 4))])

@@ -2,14 +2,18 @@
 
 from importlib import metadata
 
+import numpy as np
 import pytest
 import yaml
+from datasets import Dataset
 from huggingface_hub import ModelCard
 from text_toys import TokenRows, language_model, tokenizer
+from torch import nn
 from toys import Net, Rows, arguments, teacher
 from transformers import TrainerState
 
 from hfkd import DistillationTrainer
+from hfkd.data.masks import MaskTransform
 from hfkd.models import Peers
 from hfkd.reports.card import FILE, evaluation
 
@@ -39,6 +43,15 @@ def test_a_bare_module_and_a_data_set_nobody_named(tmp_path):
     assert "model.load_state_dict" in text
     assert "| loss | " in text
     assert "the evaluation split" not in text
+
+
+def test_a_student_without_a_config_has_its_class_names_in_the_card(tmp_path):
+    names = ("sky", "road", "car")
+    rows = {"image": [np.zeros((6, 9, 3), dtype=int).tolist()] * 2, "labels": [np.eye(6, 9, dtype=int).tolist()] * 2}
+    data = Dataset.from_dict(rows | {"index": [0, 1]}).with_transform(MaskTransform(label_names=names))
+    args = arguments(tmp_path, task="semantic_segmentation", ce_weight=1.0, kd_weight=0.0)
+    DistillationTrainer(nn.Conv2d(3, 3, 1), None, args, train_dataset=data).create_model_card()
+    assert "| classes | `sky, road, car`, in the order of its outputs |" in card(tmp_path).text
 
 
 def test_without_a_teacher_nothing_was_distilled(tmp_path):

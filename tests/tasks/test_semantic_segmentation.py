@@ -241,16 +241,16 @@ def test_classes_of_a_teacher_that_has_more_are_stated(tmp_path):
     assert made.train().training_loss > 0.01
 
 
-def test_classes_of_other_names_are_refused_and_those_in_another_order_are_put_right(tmp_path):
+def test_classes_of_other_names_are_refused_and_those_in_another_order_are_put_right(tmp_path, caplog):
     rows = {"image": [np.full((6, 9, 3), 10 * k).tolist() for k in range(4)], "index": list(range(4))}
     rows["labels"] = [np.eye(6, 9, dtype=int).tolist()] * 4
     data = Dataset.from_dict(rows).with_transform(MaskTransform(label_names=("sky", "road", "car")))
 
-    def build(*names):
+    def build(*names, classes=None):
         teacher = segformer(8)
         teacher.config.id2label = dict(enumerate(names))
-        args = arguments(tmp_path, **SEGMENTATION)
-        return DistillationTrainer(Pixels(4), teacher, args, train_dataset=data, eval_dataset=data)
+        args, taught = arguments(tmp_path, **SEGMENTATION), FrozenTeacher(teacher, classes=classes)
+        return DistillationTrainer(Pixels(4), taught, args, train_dataset=data, eval_dataset=data)
 
     with pytest.raises(
         ValueError, match="the teacher does not have the classes of the data: class 1 of the teacher is 'tree'"
@@ -260,6 +260,12 @@ def test_classes_of_other_names_are_refused_and_those_in_another_order_are_put_r
     batch = made.data_collator([data[0]])
     own = made.teacher.networks[0](pixel_values=batch["pixel_values"]).logits
     torch.testing.assert_close(made.teacher(**batch), own[:, [1, 2, 0]])
+    made = build("vehicle", "sky", "pavement", classes=[1, 2, 0])  # their order is stated
+    own = made.teacher.networks[0](pixel_values=batch["pixel_values"]).logits
+    torch.testing.assert_close(made.teacher(**batch), own[:, [1, 2, 0]])
+    assert "another name, as classes=[1, 2, 0] says: pavement for road, vehicle for car." in caplog.text
+    with pytest.raises(ValueError, match="the teacher does not have the classes of the data"):
+        build("car", "sky", "pavement", classes=[0, 1, 2])
 
 
 @pytest.mark.parametrize("classes", [[], [0, 0], [-1], [True, 0], [0.5]])

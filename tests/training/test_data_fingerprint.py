@@ -1,9 +1,12 @@
 """Rows are known again: in another order, or with other pixels or labels, they are others; a random crop is none."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
 from PIL import Image
 from torch.utils.data import Subset
 from toys import Net, Rows, arguments, teacher
@@ -126,3 +129,27 @@ def test_a_run_is_not_resumed_with_other_labels_of_the_same_images(tmp_path):
         ValueError, match="it was trained on as many rows, but with other contents or labels; choose another"
     ):
         make(Changed("labels", lambda i, label: (label + 1) % 5))
+
+
+@pytest.mark.parametrize("columns", [("image", "label"), ("image",)])
+def test_pictures_in_files_are_their_names_and_sizes(tmp_path, columns):
+    """A folder that is copied to another machine is the same data, and other pictures under the same names are not."""
+
+    def rows(folder):
+        files = [str(file) for file in sorted((tmp_path / folder).rglob("*.png"))]
+        stored = {"image": [{"bytes": None, "path": file} for file in files], "label": list(range(len(files)))}
+        features = Features({"image": ImageFeature(decode=False), "label": Value("int64")})
+        return Dataset.from_dict(stored, features).select_columns(list(columns))
+
+    for number, place in enumerate(("a/0", "a/1", "b/0")):
+        file = tmp_path / "here" / f"{place}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8 + number)).save(file)
+    shutil.copytree(tmp_path / "here", tmp_path / "there" / "images")
+    before = data_hash(rows("here"))
+    assert before.startswith("all rows, and the names and sizes of their files: ")
+    assert data_hash(rows("there")) == before
+    Image.new("RGB", (80, 80)).save(tmp_path / "here/a/1.png")
+    assert data_hash(rows("here")) != before
+    (tmp_path / "there/images/a/1.png").rename(tmp_path / "there/images/a/2.png")
+    assert data_hash(rows("there")) != before

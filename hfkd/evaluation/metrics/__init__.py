@@ -19,6 +19,7 @@ __all__ = [
     "RougeL",
     "Running",
     "RunningAccuracy",
+    "check_counted",
     "default_metrics",
     "in_any_way",
     "item_accuracy",
@@ -61,6 +62,12 @@ def own_metrics(scored_by: str | None, args: Any, given: Mapping[str, Any]) -> d
     return default_metrics(scored_by) | {"compute_metrics": RunningAccuracy()} if scored_by == "accuracy" else {}
 
 
+def check_counted(metrics: Any, classes: int | None) -> None:
+    """Raise ValueError for a metric that counts fewer classes than the student has, if these are known."""
+    if isinstance(metrics, MeanIoU) and classes is not None:
+        metrics.check_classes(classes)
+
+
 def in_any_way(keywords: Mapping[str, Any], args: Any) -> dict[str, Any]:
     """Trainer's `keywords`, with `item_accuracy` replaced where Trainer hands over each batch by itself."""
     batched = keywords.get("compute_metrics") is item_accuracy and args.batch_eval_metrics
@@ -69,6 +76,7 @@ def in_any_way(keywords: Mapping[str, Any], args: Any) -> dict[str, Any]:
 
 def reads_logits(metrics: Any, preprocess: Any) -> bool:
     """Whether a trainer's metrics are those of hfkd that take the first of several outputs for the logits."""
+    preprocess = getattr(preprocess, "own", preprocess)  # of `OfOwnSize`, on several processes
     ours = metrics is item_accuracy or isinstance(metrics, (RunningAccuracy, MeanIoU))
     return ours or preprocess in (topk_predictions, pixel_predictions)
 

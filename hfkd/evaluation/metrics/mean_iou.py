@@ -17,13 +17,16 @@ from hfkd.utils.targets import IGNORED
 UNLABELLED = 255
 
 
-def pixel_predictions(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
+def pixel_predictions(logits: Tensor | tuple[Tensor, ...], labels: Tensor | None) -> Tensor:
     """For Trainer's `preprocess_logits_for_metrics`: maps [B, C, h, w] -> classes [B, H, W], at the labels' size.
 
-    Of several outputs (with an auxiliary head) the first is used.
+    Without labels (`predict`) the classes are at the size of the maps [B, h, w]. Of several outputs (with an auxiliary
+    head) the first is used.
     """
     maps = logits[0] if isinstance(logits, (tuple, list)) else logits
-    size = labels.shape[-2:]  # one image at a time: the logits of all pixels take much memory
+    size = (maps if labels is None else labels).shape[
+        -2:
+    ]  # one image at a time: the logits of all pixels take much memory
     # int32 is the smallest type for more than 256 classes that can be gathered from several processes.
     return torch.cat([interpolated(one, size).argmax(1).to(torch.int32) for one in maps.split(1)])
 
@@ -47,6 +50,8 @@ class MeanIoU(Running):
         known: dict[str, Any] = {"num_classes": num_classes, "ignore_index": UNLABELLED, "validate_args": False}
         known["sync_on_compute"] = False  # Trainer has gathered, and NCCL takes no tensors of the CPU
         self.names = [str(name) for name in label_names or range(num_classes)]
+        if len(self.names) != num_classes:
+            raise ValueError(f"MeanIoU({num_classes}) has {len(self.names)} label_names: pass one for each class")
         self.metrics = MetricCollection(
             {
                 "mean_iou": MulticlassJaccardIndex(**known, average="macro"),
@@ -58,7 +63,29 @@ class MeanIoU(Running):
     def add(self, predictions: Any, labels: Any) -> None:
         """Add predicted classes [B, H, W] and labels to the counts."""
         predicted, labels = (torch.as_tensor(x).long().cpu() for x in (predictions, labels))
-        self.metrics.update(predicted, labels.masked_fill(labels == IGNORED, UNLABELLED))
+        labels = labels.masked_fill(labels == IGNORED, UNLABELLED)
+        known = labels != UNLABELLED
+        for name, values in (("predictions", predicted), ("labels", labels)):
+            self._refuse_others(name, values[known])
+        self.metrics.update(predicted, labels)
+
+    def check_classes(self, classes: int) -> None:
+        """Raise ValueError for a network of more classes than are counted."""
+        if classes > len(self.names):
+            raise ValueError(
+                f"compute_metrics is MeanIoU({len(self.names)}), but the student has {classes} classes, whose "
+                f"predictions would be counted as other classes: pass MeanIoU({classes})"
+            )
+
+    def _refuse_others(self, name: str, values: Tensor) -> None:
+        """Raise ValueError for a class that is not counted: torchmetrics would count it as another one."""
+        classes = len(self.names)
+        wrong = values[(values < 0) | (values >= classes)]
+        if len(wrong):
+            raise ValueError(
+                f"MeanIoU({classes}) counts the classes 0 to {classes - 1}, but the {name} have {int(wrong[0])}: pass "
+                f"the number of classes of the network, and {UNLABELLED} or {IGNORED} for pixels without a label"
+            )
 
     def result(self) -> dict[str, float]:
         found = self.metrics.compute()

@@ -53,6 +53,33 @@ def test_a_class_that_is_nowhere_is_in_no_mean():
     assert [found[f"iou_{k}"] for k in range(3)] == pytest.approx([1 / 2, 2 / 3, float("nan")], nan_ok=True)
 
 
+def test_images_without_masks_are_predicted_at_the_size_of_the_maps(tmp_path):
+    args = arguments(tmp_path, task="semantic_segmentation", ce_weight=1.0, kd_weight=0.0)
+    made = DistillationTrainer(
+        Pixels(4), None, args, train_dataset=masks(2),
+        compute_metrics=MeanIoU(CLASSES), preprocess_logits_for_metrics=pixel_predictions,
+    )  # fmt: skip
+    images = [{"pixel_values": row["pixel_values"]} for row in masks(3)]
+    assert made.predict(images).predictions.shape == (3, 3, 5)
+
+
+@pytest.mark.parametrize("which", ["predictions", "labels"])
+def test_classes_that_are_not_counted_are_refused(which):
+    """A prediction of class 3 where 0 is right would be counted as a 0 where 1 is right."""
+    pixels = {"predictions": torch.tensor([[[0, 1, 2]]]), "label_ids": torch.tensor([[[0, 1, 2]]])}
+    pixels["label_ids" if which == "labels" else which] = torch.tensor([[[0, 1, 3]]])
+    with pytest.raises(ValueError, match=rf"MeanIoU\(3\) counts the classes 0 to 2, but the {which} have 3"):
+        MeanIoU(3)(SimpleNamespace(**pixels))
+
+
+def test_a_student_of_more_classes_is_refused_before_it_is_trained(tmp_path):
+    args, rows = arguments(tmp_path, task="semantic_segmentation", ce_weight=1.0, kd_weight=0.0), masks(2)
+    with pytest.raises(ValueError, match=rf"MeanIoU\({CLASSES - 1}\), but the student has {CLASSES} classes"):
+        DistillationTrainer(Pixels(4), None, args, train_dataset=rows, compute_metrics=MeanIoU(CLASSES - 1))
+    with pytest.raises(ValueError, match=r"MeanIoU\(3\) has 2 label_names"):
+        MeanIoU(3, ["a", "b"])
+
+
 @pytest.mark.parametrize("in_batches", [False, True])
 def test_the_trainers_figure_is_that_of_the_same_predictions(tmp_path, in_batches):
     torch.manual_seed(0)
