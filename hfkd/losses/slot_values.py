@@ -7,13 +7,18 @@ N items.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hfkd.losses.items import Items
+from hfkd.losses.outputs import Outputs
 from hfkd.utils.random_state import kept_random_state
+from hfkd.utils.targets import IGNORED
 
 ROUNDING = 1e-4  # values such as 1 - max softmax may be slightly below 0
 RULES = {
@@ -35,6 +40,11 @@ def one_per_item(items: Items, slot: str, values: Any) -> Tensor:
         raise ValueError(
             f"the {slot} returned {given}: a slot must return a tensor of real numbers, one per item, of shape "
             f"[{len(items)}]"
+        )
+    if values.device != items.sample.device:
+        raise ValueError(
+            f"the {slot} returned a tensor on {values.device}, and the items are on {items.sample.device}: create "
+            "tensors with device=items.sample.device, and keep constant ones in an nn.Module (register_buffer)"
         )
     if values.shape != (len(items),):
         raise ValueError(
@@ -72,14 +82,80 @@ def check_slots(loss: Any, items: Items) -> None:
     Exceptions and wrong numbers of values are left to the first step, because a slot may expect a whole batch.
     """
     for name in loss.own_slots if loss.kd_weight and len(items) else ():
+        some = repeated(items, len(items) + 1) if len(items) == items.student.num_classes else items
         try:  # a copy, so that a slot with state is not changed
-            with kept_random_state():
-                values = copy.deepcopy(getattr(loss, name))(items)
+            with kept_random_state(), refuse_overwritten(name, some):
+                values = copy.deepcopy(getattr(loss, name))(some)
+        except Overwritten:
+            raise
         except Exception:
             continue
-        if isinstance(values, Tensor) and values.ndim == 1 and len(values) != len(items):
+        if isinstance(values, Tensor) and values.ndim == 1 and len(values) != len(some):
+            refuse_classes(name, some, values)
             continue
-        wrong = ~right(name, one_per_item(items, name, values))
+        wrong = ~right(name, one_per_item(some, name, values))
         if wrong.any():
             value = values[wrong][0].item()
             raise ValueError(f"the {name} returned {value:g} for one of the first rows: {RULES[name]}")
+
+
+class Overwritten(ValueError):
+    """A slot has changed its inputs in place."""
+
+
+@contextmanager
+def refuse_overwritten(slot: str, items: Items, temperature: Tensor | None = None) -> Iterator[None]:
+    """Context in which a slot is called. Raises Overwritten if it changes in place what the rest of the loss reads.
+
+    Autograd notices only some of these changes, and none that a weighting makes.
+    """
+    read = {} if items.labels is None else {"items.labels": items.labels}
+    for name, outputs in (("student", items.student), ("teacher", items.teacher)):
+        if type(outputs) is Outputs:
+            kept = outputs.features if outputs.kept is not None else {}
+            read |= {f"items.{name}.logits": outputs.logits}
+            read |= {f"items.{name}.features[{k!r}]": v for k, v in kept.items() if isinstance(v, Tensor)}
+    if temperature is not None:
+        read["the temperature"] = temperature
+    before = {name: tensor._version for name, tensor in read.items()}
+    yield
+    changed = [name for name, tensor in read.items() if tensor._version != before[name]]
+    if changed:
+        raise Overwritten(
+            f"the {slot} changes {' and '.join(changed)} in place, which the other parts of the loss read too: write "
+            "z = z / 2 instead of z /= 2, z.masked_fill(...) instead of z.masked_fill_(...), or copy first (clone())"
+        )
+
+
+def refuse_classes(slot: str, items: Items, values: Tensor) -> None:
+    """Raise ValueError for C values, which would be taken for those of items in batches of C."""
+    if type(items.student) is Outputs and len(values) == items.student.num_classes:
+        raise ValueError(
+            f"the {slot} returned {len(values)} numbers for {len(items)} items, as many as there are classes: reduce "
+            "the logits [items, classes] over their last dimension (dim=-1)"
+        )
+
+
+def repeated(items: Items, count: int) -> Items:
+    """`count` items: the first ones, over and over. `items` themselves where their logits are not one row each."""
+    plain = all(type(one) is Outputs and one.kept is None for one in (items.student, items.teacher))
+    if not plain or not items.own_sample or items.views != 1 or not len(items):
+        return items
+    at = torch.arange(count, device=items.sample.device) % len(items)
+
+    def of(outputs: Outputs) -> Outputs:
+        return replace(outputs, logits=outputs.logits[at])
+
+    labels = None if items.labels is None else items.labels[at]
+    known = labels is None or items.labelled is None
+    return replace(
+        items,
+        student=of(items.student),
+        teacher=of(items.teacher),
+        teachers=tuple(map(of, items.teachers)),
+        labels=labels,
+        sample=torch.arange(count, device=items.sample.device),
+        num_samples=count,
+        labelled=None if known else (labels != IGNORED).sum(),
+        index=None if items.index is None else items.index[at],
+    )

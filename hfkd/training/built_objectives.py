@@ -18,7 +18,9 @@ from hfkd.data.collate import views_as_rows
 from hfkd.data.first_rows import first_rows, map_style
 from hfkd.losses.context import BuildContext, NetworkContext
 from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.objective_values import check_objectives, reads_logits_alone
 from hfkd.losses.outputs import Outputs
+from hfkd.losses.slot_values import is_ours
 from hfkd.models.calling import Call, logits_of
 from hfkd.models.feature_capture import LOGITS, FeatureCapture, Probe, refuse_other_head
 from hfkd.models.running import stage_runner
@@ -30,6 +32,8 @@ from hfkd.training.validation.label_values import stored_labels
 from hfkd.training.validation.layout import refuse_unsafe_parts
 from hfkd.training.validation.networks import batch_of, on_device_of
 from hfkd.utils.random_state import kept_random_state
+
+Found = tuple[Tensor, dict[str, Any]]  # a network's logits and captured features
 
 
 @dataclass
@@ -64,9 +68,10 @@ class Builder:
         student = FeatureCapture(self.student, needs.student, "student")
         teacher = FeatureCapture(network, needs.teacher, "teacher")
         try:
+            mine, its = self.of_student(student, batch), self.of_teacher(self.teacher, teacher, batch)
             context = BuildContext(
-                self.of_student(student, batch),
-                self.of_teacher(self.teacher, teacher, batch),
+                _context(student, mine),
+                _context(teacher, its, _order(self.teacher)),
                 num_classes,
                 len(self.rows) if has_length(self.rows) else None,
                 stored_labels(self.rows, self.task),
@@ -77,31 +82,48 @@ class Builder:
                 torch.manual_seed(self.args.seed)
                 loss.objective.build(context)
             refuse_unsafe_parts(loss, self.args)
+            inner = InnerFeatures(student, teacher, self.args.seed, fixed=needs.fixed)
+            self.check(loss, num_classes, batch, inner, (mine, its))
         except BaseException:
             student.remove()
             teacher.remove()
             raise
-        if not needs.features:
-            return InnerFeatures()
-        return InnerFeatures(student, teacher, self.args.seed, fixed=needs.fixed)
+        return inner if needs.features else InnerFeatures()
+
+    def check(
+        self,
+        loss: DistillationLoss,
+        num_classes: int,
+        batch: Mapping[str, Any],
+        inner: InnerFeatures,
+        found: tuple[Found, Found],
+    ) -> None:
+        """`check_objectives` of those on inner layers, where both networks are on one device."""
+        terms = [term for term in loss.terms if not reads_logits_alone(term.objective)]
+        devices = {logits.device for logits, _ in found} | {parameter.device for parameter in loss.parameters()}
+        if len(devices) > 1 or self.task.follows_student or all(is_ours(term.objective) for term in terms):
+            return
+        batch = on_device_of(self.student, batch)
+        common = num_classes if self.task.vocabulary else None
+        items = self.task.items(batch, *(logits[..., :common] for logits, _ in found))
+        check_objectives(terms, loss.seen(inner.joined(items, batch, *found)))
 
     @torch.no_grad()
-    def of_student(self, capture: FeatureCapture, batch: Mapping[str, Any]) -> NetworkContext:
+    def of_student(self, capture: FeatureCapture, batch: Mapping[str, Any]) -> Found:
         inputs = on_device_of(self.student, batch)
         with untouched(self.student):
             output, found = Probe(capture).run(lambda: self.call.output(self.student, inputs))
         logits = logits_of(output)
         refuse_other_head(capture, found, logits)
-        return _context(capture, found, logits)
+        return logits, found
 
     @torch.no_grad()
-    def of_teacher(self, teacher: FrozenTeacher, capture: FeatureCapture, batch: Mapping[str, Any]) -> NetworkContext:
+    def of_teacher(self, teacher: FrozenTeacher, capture: FeatureCapture, batch: Mapping[str, Any]) -> Found:
         inputs = on_device_of(teacher, batch)
         with untouched(capture.network):
             logits, found = Probe(capture).run(lambda: teacher(**inputs))
-        order = None if teacher.order is None else tuple(teacher.order.tolist())
-        refuse_other_head(capture, found, logits, order)
-        return _context(capture, found, logits, order)
+        refuse_other_head(capture, found, logits, _order(teacher))
+        return logits, found
 
     def scan(self, capture: FeatureCapture, visit: Callable[[Any], None]) -> None:
         """See `BuildContext.scan`; runs on the training device, on every rank. Raises ValueError for a stream."""
@@ -129,9 +151,12 @@ def is_built(loss: DistillationLoss) -> bool:
     return bool(loss.requirements.features or (loss.kd_weight and loss.builds))
 
 
-def _context(
-    capture: FeatureCapture, found: Mapping[str, Tensor], logits: Tensor, order: tuple[int, ...] | None = None
-) -> NetworkContext:
+def _order(teacher: FrozenTeacher) -> tuple[int, ...] | None:
+    return None if teacher.order is None else tuple(teacher.order.tolist())
+
+
+def _context(capture: FeatureCapture, ran: Found, order: tuple[int, ...] | None = None) -> NetworkContext:
+    logits, found = ran
     features: Mapping[str, Any] = Outputs(logits, {**found, LOGITS: logits}).features
     shapes = {key: tuple(features[key].shape[1:]) for key in capture.keys}
     groups = {key: several for key, several in capture.groups.items() if several != (key,)}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import Items
+from hfkd.losses.objective_values import check_objectives, reads_logits_alone
 from hfkd.losses.slot_values import check_slots, is_ours
 from hfkd.tasks.base import Task
 from hfkd.utils.random_state import kept_random_state
@@ -17,13 +18,18 @@ SlotCheck = Callable[[Mapping[str, Any], Tensor, Tensor], None]  # batch, logits
 
 
 def slot_check(loss: DistillationLoss, task: Task, num_classes: int | None) -> SlotCheck:
-    """A function that runs `check_slots` on a batch and the logits of student and teacher."""
+    """A function that runs `check_slots` on a batch and the logits of student and teacher, and `check_objectives`.
+
+    Objectives on inner layers are checked when they are built.
+    """
+    terms = [term for term in loss.terms if not is_ours(term.objective)] if loss.kd_weight else []
 
     def check(batch: Mapping[str, Any], student: Tensor, teacher: Tensor) -> None:
-        if loss.own_slots or not loss.labelled:
+        if loss.own_slots or terms or not loss.labelled:
             student, teacher = (z[..., :num_classes].cpu() for z in (student, teacher))
             given = task.items(batch, student, teacher)
             check_slots(loss, loss.seen(given))
+            check_objectives([term for term in terms if reads_logits_alone(term.objective)], loss.seen(given))
             if not loss.labelled:
                 _refuse_readers_of_labels(loss, loss.seen(given), given)
 

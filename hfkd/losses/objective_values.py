@@ -1,0 +1,200 @@
+"""Checks of custom objectives on the first rows, when the trainer is built.
+
+An objective may run without an error and still not train the student as meant: where it detaches the student's logits,
+overwrites them for the other parts of the loss, mixes up items and classes, or has parameters that no optimizer gets.
+
+N items, C classes.
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfkd.losses.base import Objective, requirements_of, trained_modules
+from hfkd.losses.items import Items
+from hfkd.losses.outputs import Outputs
+from hfkd.losses.slot_values import (
+    Overwritten,
+    is_ours,
+    one_per_item,
+    one_per_sample,
+    refuse_classes,
+    refuse_overwritten,
+    repeated,
+)
+from hfkd.losses.terms import Term
+from hfkd.utils.random_state import kept_random_state
+
+logger = logging.getLogger(__name__)
+MOST_CLASSES = 1024  # of more, logits [C, C] are not made for a check
+
+
+@dataclass
+class _Try:
+    """What a copy of an objective returned: its values, its relations and its own loss if it has any."""
+
+    objective: Any
+    items: Items
+    starts: list[Tensor]  # what the student gives, from which gradients are wanted
+    values: Any
+    relations: Tensor | None = None
+    own: Tensor | None = None
+
+
+def check_objectives(terms: Iterable[Term], items: Items) -> None:
+    """Call custom objectives on a few items, with gradients. Raises ValueError for those that train something else.
+
+    An objective that raises is warned of: it may expect a whole batch.
+    """
+    if not all(type(one) is Outputs for one in (items.student, items.teacher)):  # stored ones, or groups of tokens
+        return
+    for term in terms:
+        if not is_ours(term.objective):
+            _check(term.objective, _enough(items, term.objective))
+
+
+def _check(objective: Any, items: Items) -> None:
+    try:
+        tried = _try(objective, items)
+    except Overwritten:
+        raise
+    except Exception as error:
+        _look_at_failure(objective, items, error)
+        return
+    if _others(objective, items, tried.values):
+        return
+    check = one_per_sample if getattr(objective, "level", "item") == "sample" else _one_per_item
+    check(items, tried.values)
+    _refuse_no_gradient(tried)
+    _refuse_untrained(tried)
+
+
+def _one_per_item(items: Items, values: Any) -> Tensor:
+    return one_per_item(items, "objective", values)
+
+
+@torch.enable_grad()
+def _try(objective: Any, items: Items) -> _Try:
+    """The result for `items`, whose student's outputs are made to need gradients."""
+    starts: list[Tensor] = []
+
+    def started(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        starts.append(tensor.detach().clone().requires_grad_())
+        return starts[-1].clone()  # which may be changed in place, as what a network returns
+
+    student = items.student
+    kept = None if student.kept is None else student.features.mapped(started)
+    items = replace(items, student=replace(student, logits=started(student.logits), kept=kept))
+    temperature = 1 + torch.arange(1, len(items) + 1, device=items.sample.device) / len(items)
+    with kept_random_state():
+        tried = copy.deepcopy(objective)  # which may have state
+        with refuse_overwritten("objective", items, temperature):
+            values = tried(items, temperature)
+        found = _Try(tried, items, starts, values)
+        if isinstance(tried, Objective):
+            found.relations, found.own = tried.relations(items, temperature), tried.own_loss(items, temperature)
+    return found
+
+
+def _enough(items: Items, objective: Any) -> Items:
+    """At least as many items as the objective needs, and not as many as classes, which could hide a mix-up."""
+    needs = requirements_of(objective)
+    count = max(len(items), needs.items, needs.samples)
+    count += count == items.student.num_classes
+    return repeated(items, count) if count > len(items) else items
+
+
+def _others(objective: Any, items: Items, values: Any) -> bool:
+    """Whether there are more or fewer values than items, as of a slot for whole batches. ValueError for C values."""
+    other = isinstance(values, Tensor) and values.ndim == 1 and len(values) not in (len(items), items.num_samples)
+    if other:
+        refuse_classes("objective", items, values)
+    return other
+
+
+def _look_at_failure(objective: Any, items: Items, error: Exception) -> None:
+    """Warn of an objective that fails. ValueError if it works where there are as many items as classes."""
+    classes = items.student.num_classes
+    square = repeated(items, classes) if classes <= MOST_CLASSES else items
+    if len(square) == classes and isinstance(error, RuntimeError) and _works(lambda: _try(objective, square)):
+        raise ValueError(
+            f"the objective works for {classes} items, as many as there are classes, but not for {len(items)} "
+            f"({error}): it takes one for the other; values of each item, such as the temperature [items], need a last "
+            "dimension (temperature.unsqueeze(-1)) beside logits [items, classes]"
+        ) from error
+    logger.warning(
+        "The objective fails on the first %d items (%s: %s). Unless it needs a whole batch, training will end in its "
+        "first step.",
+        len(items),
+        type(error).__name__,
+        error,
+    )
+
+
+def _works(call: Callable[[], Any]) -> bool:
+    try:
+        call()
+    except Exception:
+        return False
+    return True
+
+
+def _refuse_no_gradient(tried: _Try) -> None:
+    """Raise ValueError if values that are not 0 do not depend on the student; warn of zeros, which a mask may leave."""
+    if tried.own is not None:  # which may train what the objective is about
+        return
+    starts = {id(one) for one in tried.starts}
+    parts = [tried.values] + [one for one in (tried.relations,) if one is not None]
+    if any(id(leaf) in starts for part in parts for leaf in _leaves(part)):
+        return
+    message = (
+        "the objective's values have no gradient for the student, which would not learn from the teacher: compute them "
+        "from the student's outputs (items.student) without detach(), no_grad(), argmax() or numpy"
+    )
+    if any(bool(part.detach().ne(0).any()) for part in parts):
+        raise ValueError(message)
+    logger.warning("On the first rows %s. They are 0 there; if a mask leaves out these rows, all is well.", message)
+
+
+def _refuse_untrained(tried: _Try) -> None:
+    """Raise ValueError for parameters that the values depend on and that are not the objective's."""
+    known = {id(one) for one in tried.starts}
+    known |= {id(one) for module in trained_modules(tried.objective) for one in module.parameters()}
+    parts = (tried.values, tried.relations, tried.own)
+    found = [leaf for part in parts if part is not None for leaf in _leaves(part) if id(leaf) not in known]
+    if found:
+        shapes = ", ".join(str(list(shape)) for shape in dict.fromkeys(tuple(one.shape) for one in found))
+        raise ValueError(
+            f"the objective uses trainable parameters of shape {shapes} that are not its own, so that nothing would "
+            "train, move or save them: derive it from nn.Module too (class Mine(nn.Module, Objective)), and keep them "
+            "as attributes (several in an nn.ModuleList); of parameters that should stay as they are, call "
+            "requires_grad_(False)"
+        )
+
+
+def _leaves(values: Tensor) -> Iterator[Tensor]:
+    """The tensors whose gradient would be accumulated by a backward pass from `values`."""
+    if values.requires_grad and values.grad_fn is None:
+        yield values
+    seen: set[Any] = set()
+    todo: list[Any] = [values.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(variable := getattr(node, "variable", None), Tensor):
+            yield variable
+        todo += [following for following, _ in node.next_functions]
+
+
+def reads_logits_alone(objective: Any) -> bool:
+    """Whether an objective can be called without inner layers, and before it is built."""
+    return not (requirements_of(objective).features or (isinstance(objective, Objective) and objective.builds))

@@ -1,0 +1,196 @@
+"""Objectives of one's own that run and train something else: refused, or warned of, when the trainer is built."""
+
+import pytest
+import torch
+from torch import nn
+from toys import CLASSES, Net, Rows, arguments, teacher
+
+from hfkd import DistillationTrainer, Objective
+from hfkd.losses.base import Requirements
+from hfkd.losses.items import image_items
+from hfkd.losses.slot_values import one_per_item
+
+
+def make(folder, classes=CLASSES, **slots):
+    given = Net(classes=classes), teacher(classes), arguments(folder / "run")
+    return DistillationTrainer(*given, train_dataset=Rows(classes=classes), **slots)
+
+
+def squares(items, temperature=None):
+    return (items.student.logits - items.teacher.logits).square()
+
+
+def not_softened_by_rows(items, temperature):
+    """z / T with T [N] beside z [N, C], which is an error unless N = C."""
+    taught, learned = (z.logits / temperature for z in (items.teacher, items.student))
+    return nn.functional.kl_div(learned.log_softmax(-1), taught.softmax(-1), reduction="none").sum(-1)
+
+
+def overwriting(items, temperature):
+    z = items.student.logits
+    z -= z.mean(-1, keepdim=True)
+    return z.square().sum(-1)
+
+
+def overwriting_temperature(items, temperature):
+    temperature.clamp_(max=1.5)
+    return squares(items).mean(-1) * temperature
+
+
+class Listed(nn.Module, Objective):
+    """Its layers are in a plain list, which nn.Module does not look into."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Linear(CLASSES, CLASSES)]
+
+    def forward(self, items, temperature):
+        return (self.layers[0](items.student.logits) - items.teacher.logits).square().mean(-1)
+
+
+class Plain(Objective):
+    """Not a module, so that nothing looks for its layer."""
+
+    def __init__(self):
+        self.layer = nn.Linear(CLASSES, CLASSES)
+
+    def __call__(self, items, temperature):
+        return (self.layer(items.student.logits) - items.teacher.logits).square().mean(-1)
+
+
+def closed_over():
+    layer = nn.Linear(CLASSES, CLASSES)
+    return lambda items, temperature: (layer(items.student.logits) - items.teacher.logits).square().mean(-1)
+
+
+class Connected(nn.Module, Objective):
+    """A map of the student's through a layer, beside the teacher's: as `kind` says, with a mistake."""
+
+    level = "sample"
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def requirements(self):
+        return Requirements(student=("conv",), teacher=("conv",))
+
+    def build(self, context):
+        (channels, *_), (wanted, *_) = context.student.shape("conv"), context.teacher.shape("conv")
+        layer = nn.Conv2d(channels, wanted, 1)
+        self.layer = [layer] if self.kind == "listed" else layer
+
+    def forward(self, items, temperature):
+        mine, its = items.student.features["conv"], items.teacher.features["conv"]
+        mine = {"in place": mine.relu_, "detached": mine.detach}.get(self.kind, lambda: mine)()
+        layer = self.layer[0] if self.kind == "listed" else self.layer
+        difference = (layer(mine) - its).square()
+        return difference.mean() if self.kind == "reduced" else difference.mean((1, 2, 3))
+
+
+WRONG = {
+    "detached": (lambda i, t: (i.student.logits.detach() - i.teacher.logits).square().mean(-1), "no gradient for the"),
+    "a module that trains alone": (lambda i, t: nn.Linear(CLASSES, 1)(i.teacher.logits)[:, 0], "no gradient for the"),
+    "in place": (overwriting, r"the objective changes items.student.logits in place"),
+    "the temperature, in place": (overwriting_temperature, "the objective changes the temperature in place"),
+    "over the items": (lambda i, t: squares(i).mean(0), "returned 5 numbers for 2 items, as many as there are classes"),
+    "T beside logits": (not_softened_by_rows, r"works for 5 items.*but not for 2.*temperature.unsqueeze\(-1\)"),
+    "a scalar": (lambda i, t: squares(i).mean(), r"returned a tensor of shape \(\) for 2 items"),
+    "no tensor": (lambda i, t: squares(i).mean(-1).tolist(), "the objective returned list"),
+    "layers in a list": (Listed(), r"trainable parameters of shape \[5, 5\], \[5\] that are not its own.*nn.Module"),
+    "no module": (Plain(), "trainable parameters of shape .* that are not its own"),
+    "a layer of a closure": (closed_over(), "trainable parameters of shape .* that are not its own"),
+    "a term": ([(1.0, "kd"), (2.0, Plain())], "trainable parameters of shape .* that are not its own"),
+    "features: a list": (Connected("listed"), r"trainable parameters of shape .*\[16, 4, 1, 1\]"),
+    "features: detached": (Connected("detached"), "no gradient for the student"),
+    "features: in place": (Connected("in place"), r"changes items.student.features\['conv'\] in place"),
+    "features: reduced": (Connected("reduced"), r"the objective returned \(\) for 2 samples"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_would_train_something_else_is_refused(tmp_path, name):
+    objective, message = WRONG[name]
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, objective=objective)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("slot", "message"),
+    [
+        (lambda items: items.student.logits.sub_(1).amax(-1).relu(), "changes items.student.logits in place"),
+        (lambda items: items.teacher.logits.div_(2).amax(-1).exp(), "changes items.teacher.logits in place"),
+        (lambda items: items.teacher.logits.softmax(-1).amax(0), "returned 5 numbers for 2 items, as many as there"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["temperature", "weighting"])
+def test_so_are_temperatures_and_weightings(tmp_path, kind, slot, message):
+    with pytest.raises(ValueError, match=f"the {kind} {message}"):
+        make(tmp_path, **{kind: slot})
+
+
+def test_two_classes_are_not_taken_for_two_items(tmp_path):
+    with pytest.raises(ValueError, match="works for 2 items.*but not for 3"):
+        make(tmp_path, classes=2, objective=not_softened_by_rows)
+    with pytest.raises(ValueError, match="the weighting returned 2 numbers for 3 items"):
+        make(tmp_path, classes=2, weighting=lambda items: items.teacher.logits.softmax(-1).amax(0))
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (
+            lambda i, t: (i.student.logits.argmax(-1) != i.student.logits.argmax(-1)).float(),
+            "no gradient for the student",
+        ),
+        (lambda student, teacher: nn.functional.mse_loss(student, teacher), "The objective fails on the first 2 items"),
+    ],
+)
+def test_what_may_be_meant_is_said(tmp_path, caplog, objective, message):
+    make(tmp_path, objective=objective)
+    assert message in caplog.text
+
+
+class Relating(Objective):
+    """Nothing an item, and a relation between two."""
+
+    def requirements(self):
+        return Requirements(relations=True, items=3)
+
+    def __call__(self, items, temperature):
+        return items.teacher.logits.new_zeros(len(items))
+
+    def relations(self, items, temperature):
+        assert len(items) >= 3
+        gram = items.student.logits @ items.student.logits.T
+        return gram.square().mean(-1)
+
+
+class Frozen(Plain):
+    """A layer that is not meant to train."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer.requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", ["plain", "relations", "frozen", "whole batches", "features"])
+def test_right_ones_are_left_alone(tmp_path, caplog, name):
+    ones = {
+        "plain": lambda i, t: squares(i).mean(-1),
+        "relations": Relating(),
+        "frozen": Frozen(),
+        "whole batches": lambda i, t: (i.student.logits * torch.ones(8, 1)).square().mean(-1),
+        "features": Connected("right"),
+    }
+    trainer = make(tmp_path, objective=ones[name])
+    assert ("The objective fails" in caplog.text) == (name == "whole batches")
+    assert "no gradient for the student" not in caplog.text
+    trainer.train()
+
+
+def test_values_on_another_device_are_named():
+    items = image_items(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(ValueError, match="the weighting returned a tensor on meta, and the items are on cpu"):
+        one_per_item(items, "weighting", torch.ones(2, device="meta"))
