@@ -6,7 +6,6 @@ overwrites them for the other parts of the loss, mixes up items and classes, or 
 N items, C classes.
 """
 
-import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from hfkd.losses.outputs import Outputs
 from hfkd.losses.slot_values import (
     Overwritten,
     is_ours,
+    on_copy,
     one_per_item,
     one_per_sample,
     refuse_classes,
@@ -93,8 +93,7 @@ def _try(objective: Any, items: Items) -> _Try:
     kept = None if student.kept is None else student.features.mapped(started)
     items = replace(items, student=replace(student, logits=started(student.logits), kept=kept))
     temperature = 1 + torch.arange(1, len(items) + 1, device=items.sample.device) / len(items)
-    with kept_random_state():
-        tried = copy.deepcopy(objective)  # which may have state
+    with kept_random_state(), on_copy("objective", objective) as tried:
         with refuse_overwritten("objective", items, temperature):
             values = tried(items, temperature)
         found = _Try(tried, items, starts, values)

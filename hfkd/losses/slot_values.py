@@ -7,19 +7,22 @@ N items.
 """
 
 import copy
+import logging
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hfkd.losses.items import Items
 from hfkd.losses.outputs import Outputs
 from hfkd.utils.random_state import kept_random_state
 from hfkd.utils.targets import IGNORED
 
+logger = logging.getLogger(__name__)
 ROUNDING = 1e-4  # values such as 1 - max softmax may be slightly below 0
 RULES = {
     "temperature": "return a finite softmax temperature above 0 for each item",
@@ -83,9 +86,9 @@ def check_slots(loss: Any, items: Items) -> None:
     """
     for name in loss.own_slots if loss.kd_weight and len(items) else ():
         some = repeated(items, len(items) + 1) if len(items) == items.student.num_classes else items
-        try:  # a copy, so that a slot with state is not changed
-            with kept_random_state(), refuse_overwritten(name, some):
-                values = copy.deepcopy(getattr(loss, name))(some)
+        try:
+            with kept_random_state(), on_copy(name, getattr(loss, name)) as slot, refuse_overwritten(name, some):
+                values = slot(some)
         except Overwritten:
             raise
         except Exception:
@@ -97,6 +100,32 @@ def check_slots(loss: Any, items: Items) -> None:
         if wrong.any():
             value = values[wrong][0].item()
             raise ValueError(f"the {name} returned {value:g} for one of the first rows: {RULES[name]}")
+
+
+@contextmanager
+def on_copy(name: str, slot: Any) -> Iterator[Any]:
+    """A copy of the slot to call, so that one with state is not changed. Warns of state that is not in checkpoints."""
+    tried, before = copy.deepcopy(slot), vars(copy.deepcopy(slot)) if hasattr(slot, "__dict__") else {}
+    yield tried
+    ours = nn.Module().__dict__.keys() if isinstance(tried, nn.Module) else ()
+    now = getattr(tried, "__dict__", {})
+    changed = [key for key in now if key not in ours and (key not in before or _differ(before[key], now[key]))]
+    if changed:
+        logger.warning(
+            "The %s changes its attribute %s when it is called. Checkpoints do not have it, so that a resumed run starts it "
+            "anew: unless it only saves time, keep it in a buffer of an nn.Module (register_buffer).",
+            name,
+            " and ".join(changed),
+        )
+
+
+def _differ(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return not torch.equal(one, other)
+    if isinstance(one, (list, dict, set, deque)) and isinstance(other, type(one)) and len(one) != len(other):
+        return True
+    plain = (bool, int, float, str, type(None), Tensor)
+    return (isinstance(one, plain) or isinstance(other, plain)) and (type(one) is not type(other) or bool(one != other))
 
 
 class Overwritten(ValueError):

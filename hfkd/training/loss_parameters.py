@@ -1,4 +1,5 @@
-"""Trainable parameters of slots: they train as a child module of the student, and stay out of its files.
+"""Trainable parameters and buffers of slots: parameters train as a child module of the student, and none is in its
+files.
 
 The loss is attached to the student only during `train()`, however it ends. As those of a child module, its parameters
 are in the optimizer, synchronized over ranks and clipped with the student's; parameters outside of the model would
@@ -37,6 +38,11 @@ FILE = "distillation.safetensors"
 def learns(loss: DistillationLoss) -> bool:
     """Whether the loss has parameters to train."""
     return bool(loss.kd_weight) and any(p.requires_grad for p in loss.parameters())
+
+
+def keeps(loss: DistillationLoss) -> bool:
+    """Whether the loss has parameters or buffers, such as running means, that belong into checkpoints."""
+    return bool(loss.kd_weight and loss.state_dict())
 
 
 def prepare(loss: DistillationLoss, num_classes: int | None, args: Any) -> None:
@@ -215,19 +221,26 @@ def students_own(state_dict: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def write(loss: DistillationLoss, folder: str | Path) -> None:
-    """Write the loss's parameters to `folder`, if it has trainable ones."""
-    if learns(loss):
-        write_atomically(Path(folder) / FILE, save({k: v.contiguous() for k, v in loss.state_dict().items()}))
+    """Write the loss's parameters and buffers to `folder`, if it has any."""
+    if keeps(loss):  # copies, as a tensor that has two names cannot be saved
+        write_atomically(Path(folder) / FILE, save({k: v.clone().contiguous() for k, v in loss.state_dict().items()}))
 
 
 def read(loss: DistillationLoss, folder: str | Path) -> None:
-    """Load what `write` stored in a checkpoint. Raises ValueError if it is missing or belongs to another loss."""
-    if not learns(loss):
+    """Load what `write` stored in a checkpoint. Raises ValueError if it is missing or belongs to another loss.
+
+    A checkpoint without the buffers of a loss that learns nothing is warned of, as plain Trainer writes none.
+    """
+    if not keeps(loss):
         return
     path = Path(folder) / FILE
+    if not path.exists() and not learns(loss):
+        logger.warning("%s does not have the buffers of the loss, %s: they start anew.", path, some(loss.state_dict()))
+        return
     try:
         loss.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
+        owner = repr(learner(loss)) if learns(loss) else "the loss"
         raise ValueError(
-            f"{path} does not have the parameters of {learner(loss)!r} ({error}): resume from another checkpoint"
+            f"{path} does not have the parameters of {owner} ({error}): resume from another checkpoint"
         ) from error

@@ -207,3 +207,61 @@ def test_a_subclass_whose_optimizer_leaves_it_out_is_told_before_the_first_step(
     with pytest.raises(ValueError, match=r"Learned.* has trainable parameters, which the optimizer does not include"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+# ---- running statistics, which nothing trains ------------------------------------------------------------------------
+
+
+class Centred(nn.Module):
+    """The teacher's entropy beside its running mean, in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, items):
+        entropy = items.teacher.entropy(3.0)
+        self.mean.mul_(0.9).add_(0.1 * entropy.mean())
+        return entropy / self.mean
+
+
+class Counting:
+    """The same in an attribute, which is in no checkpoint."""
+
+    mean = 0.0
+
+    def __call__(self, items):
+        entropy = items.teacher.entropy(3.0)
+        self.mean = 0.9 * self.mean + 0.1 * entropy.mean()
+        return entropy / self.mean
+
+
+def centred(folder, **keywords):
+    given = Net(), teacher(), arguments(folder, max_steps=4, learning_rate=0.01, **keywords)
+    return DistillationTrainer(*given, train_dataset=Rows(), weighting=Centred())
+
+
+def test_buffers_of_a_loss_that_learns_nothing_come_back_on_resume(tmp_path, caplog):
+    whole = centred(tmp_path / "whole")
+    whole.train()
+    centred(tmp_path / "parts", save_strategy="steps", save_steps=2).train()
+    checkpoint = tmp_path / "parts" / "checkpoint-2"
+    assert list(load_file(checkpoint / "distillation.safetensors")) == ["weighting.mean"]
+    resumed = centred(tmp_path / "parts")
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert torch.equal(resumed.distillation_loss.weighting.mean, whole.distillation_loss.weighting.mean)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+    (checkpoint / "distillation.safetensors").unlink()  # as plain Trainer writes it
+    write_manifest(checkpoint)
+    centred(tmp_path / "parts").train(resume_from_checkpoint=str(checkpoint))
+    assert "does not have the buffers of the loss, weighting.mean: they start anew" in caplog.text
+
+
+def test_state_in_an_attribute_is_warned_of(tmp_path, caplog):
+    given = Net(), teacher(), arguments(tmp_path)
+    DistillationTrainer(*given, train_dataset=Rows(), weighting=Counting())
+    assert "The weighting changes its attribute mean when it is called" in caplog.text
+    caplog.clear()
+    centred(tmp_path)
+    assert "changes its attribute" not in caplog.text
