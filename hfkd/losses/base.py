@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -167,3 +168,30 @@ def trained_modules(slot: Any) -> list[nn.Module]:
     if isinstance(slot, Slot):
         return slot.trained_modules()
     return [slot] if isinstance(slot, nn.Module) else []
+
+
+def with_settings(slot: Any) -> str:
+    """A slot's repr, by which a resumed run is compared; of a class without a repr, its settings: its plain attributes.
+
+    Several settings would otherwise be the same run, `<Mine object>`.
+    """
+    own = type(slot).__repr__
+    module = own is nn.Module.__repr__ and type(slot).extra_repr is nn.Module.extra_repr
+    if own is not object.__repr__ and not module:
+        inner = getattr(slot, "_inner", None)  # of a slot that wraps another
+        return repr(slot) if inner is None else repr(slot).replace(repr(inner), with_settings(inner))
+    left_out = ("training",) if module else ()
+    settings = {k: v for k, v in getattr(slot, "__dict__", {}).items() if not k.startswith("_") and k not in left_out}
+    said = ", ".join(f"{name}={_published(value)!r}" for name, value in settings.items() if _plain(value))
+    return f"{type(slot).__name__}({said})"
+
+
+def _published(value: Any) -> Any:
+    """The value for records that may be published: of a local path the last component."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hfkd.losses.base import Objective, Requirements, requirements_of, softens, trained_modules
+from hfkd.losses.base import Objective, Requirements, requirements_of, softens, trained_modules, with_settings
 from hfkd.losses.counts import Counts, Number, at_least
 from hfkd.losses.functional import upcast
 from hfkd.losses.items import HiddenItems, Items
@@ -283,7 +283,7 @@ class DistillationLoss(nn.Module):
         slots = {name: getattr(self, name) for name in ("objective", "temperature", "weighting")}
         weights = {"ce_weight": self.ce_weight, "kd_weight": self.kd_weight}
         smoothing = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
-        return {k: repr(v) for k, v in slots.items()} | weights | smoothing
+        return {k: with_settings(v) for k, v in slots.items()} | weights | smoothing
 
 
 def _nothing(values: dict[str, Tensor], without_gradient: bool) -> Tensor:

@@ -112,8 +112,8 @@ def on_copy(name: str, slot: Any) -> Iterator[Any]:
     changed = [key for key in now if key not in ours and (key not in before or _differ(before[key], now[key]))]
     if changed:
         logger.warning(
-            "The %s changes its attribute %s when it is called. Checkpoints do not have it, so that a resumed run starts it "
-            "anew: unless it only saves time, keep it in a buffer of an nn.Module (register_buffer).",
+            "The %s changes its attribute %s when it is called. Checkpoints do not have it, so that a resumed run "
+            "begins with another: unless it only saves time, keep it in a buffer of an nn.Module (register_buffer).",
             name,
             " and ".join(changed),
         )

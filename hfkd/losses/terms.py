@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from hfkd.losses.base import Objective, Requirements, Slot, requirements_of, softens, trained_modules
+from hfkd.losses.base import Objective, Requirements, Slot, requirements_of, softens, trained_modules, with_settings
 from hfkd.losses.context import BuildContext
 from hfkd.losses.items import Items
 from hfkd.losses.registry import OBJECTIVES
@@ -101,7 +101,8 @@ class Terms(nn.Module, Objective):
 
     def __repr__(self) -> str:
         return " + ".join(
-            f"{'' if term.coefficient == 1 else f'{term.coefficient:g} * '}{term.objective!r}" for term in self.terms
+            f"{'' if term.coefficient == 1 else f'{term.coefficient:g} * '}{with_settings(term.objective)}"
+            for term in self.terms
         )
 
 

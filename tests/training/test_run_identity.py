@@ -14,6 +14,7 @@ from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.temperatures import Energy, Gradation
+from hfkd.losses.weightings import Matched
 from hfkd.models import image_classifier
 from hfkd.teachers import FrozenTeacher, TeacherEnsemble
 from hfkd.trainer import DistillationTrainer
@@ -371,3 +372,41 @@ def test_rows_that_are_skipped_no_more_are_said(tmp_path, caplog):
     with caplog.at_level("WARNING", "hfkd"):
         resumed(tmp_path, ignore_data_skip=True, max_steps=3).train(resume_from_checkpoint=True)
     assert "starts again with its first rows, which are trained on twice" in caplog.text
+
+
+class Powered:
+    """A weighting whose class has no repr."""
+
+    def __init__(self, power, table="/home/me/table.json"):
+        self.power, self.table, self._cache = power, table, {}
+
+    def __call__(self, items):
+        return items.teacher.entropy(3.0) ** self.power
+
+
+class Layered(nn.Module):
+    """The same as a module, whose repr has its layers only."""
+
+    def __init__(self, power):
+        super().__init__()
+        self.power = power
+
+    def forward(self, items):
+        return items.teacher.entropy(3.0) ** self.power
+
+
+@pytest.mark.parametrize("kind", [Powered, Layered])
+@pytest.mark.parametrize("slot", ["weighting", "objective", "wrapped"])
+def test_settings_of_a_slot_of_ones_own_are_the_runs(tmp_path, kind, slot):
+    def made(power):
+        one = kind(power)
+        if slot == "objective":
+            return record(objective=[(1.0, "kd"), (2.0, one)])
+        return record(weighting=one if slot == "weighting" else Matched(one))
+
+    made(1.0).write(tmp_path, DistillationLoss())
+    made(1.0).refuse_other(tmp_path)
+    name = "weighting" if slot == "wrapped" else slot
+    with pytest.raises(ValueError, match=rf"its {name} is .*{kind.__name__}\(power=1.0.*{kind.__name__}\(power=2.0"):
+        made(2.0).refuse_other(tmp_path)
+    assert "/home" not in (tmp_path / FILE).read_text()
