@@ -93,7 +93,10 @@ def requirements_of(slot: Any) -> Requirements:
 
 
 class Temperature(Slot):
-    """The softmax temperature of each item: `(items) -> T [N]`, above 0. It may be trained (an nn.Module)."""
+    """The softmax temperature of each item: `(items) -> T [N]`, above 0. It may be trained (an nn.Module).
+
+    The student's outputs have no gradient there: the student does not learn to change its temperature.
+    """
 
     @abstractmethod
     def __call__(self, items: Items) -> Tensor: ...

@@ -118,7 +118,9 @@ class DistillationLoss(nn.Module):
 
     def forward(self, items: Items, num_items: Counts | Number | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         items = self.seen(items)
-        chosen = self.choose(items)
+        # A temperature that reads the student would have the student change it too, as a loss over chunks does not.
+        own = "temperature" in self.own_slots
+        chosen = self.choose(replace(items, student=items.student.detach()) if own else items)
         values = self.per_item(items, **chosen)
         loss = self.reduce(values, items, num_items)
         added = self.rest_logged(items) | {k: v.detach() for k, v in values.items() if k == "own_loss"}

@@ -150,3 +150,26 @@ def test_the_teacher_gets_no_gradient():
         student, of_teacher = torch.autograd.grad(loss, [items.student.logits, taught], allow_unused=True)
         assert of_teacher is None
         assert student.abs().sum() > 0
+
+
+class Slope(nn.Module):
+    """T_n = 1 + a H_n, H_n the student's entropy."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, items):
+        return 1 + self.a * items.student.entropy(3.0)
+
+
+def test_a_temperature_of_the_students_entropy_is_not_what_the_student_learns():
+    items, slope = tokens(), Slope()
+    known = slope(items).detach()
+    found = []
+    for temperature in (slope, lambda items: known):
+        loss = DistillationLoss("kd", temperature, ce_weight=0.0, kd_weight=1.0)(items)[0]
+        found.append(torch.autograd.grad(loss, items.student.logits, retain_graph=True)[0])
+    torch.testing.assert_close(*found)
+    value = DistillationLoss("kd", slope, ce_weight=0.0, kd_weight=1.0)(items)[0]
+    assert torch.autograd.grad(value, slope.a)[0] != 0  # which is trained
