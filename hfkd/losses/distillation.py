@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from hfkd.losses.base import Objective, Requirements, requirements_of, softens, trained_modules, with_settings
 from hfkd.losses.counts import Counts, Number, at_least
+from hfkd.losses.fitted_values import check_fitted, refuse_fitted
 from hfkd.losses.functional import upcast
 from hfkd.losses.items import HiddenItems, Items
 from hfkd.losses.registry import WEIGHTINGS
@@ -78,6 +79,9 @@ class DistillationLoss(nn.Module):
         self.ce_weight, self.kd_weight, self.label_smoothing = ce_weight, kd_weight, label_smoothing
         self.terms: tuple[Term, ...] = terms_of(self.objective)
         self._refuse_temperature()
+        check_fitted(self.temperature)
+        for name, slot in (("weighting", self.weighting), *(("objective", term.objective) for term in self.terms)):
+            refuse_fitted(name, slot)
         # Slots that are modules are children already. Trainable modules inside other slots become children here.
         hidden = [m for slot in self.slots if not isinstance(slot, nn.Module) for m in trained_modules(slot)]
         if hidden:

@@ -109,7 +109,7 @@ def on_copy(name: str, slot: Any) -> Iterator[Any]:
     yield tried
     ours = nn.Module().__dict__.keys() if isinstance(tried, nn.Module) else ()
     now = getattr(tried, "__dict__", {})
-    changed = [key for key in now if key not in ours and (key not in before or _differ(before[key], now[key]))]
+    changed = [key for key in now if key not in ours and (key not in before or differ(before[key], now[key]))]
     if changed:
         logger.warning(
             "The %s changes its attribute %s when it is called. Checkpoints do not have it, so that a resumed run "
@@ -119,7 +119,8 @@ def on_copy(name: str, slot: Any) -> Iterator[Any]:
         )
 
 
-def _differ(one: Any, other: Any) -> bool:
+def differ(one: Any, other: Any) -> bool:
+    """Whether two values of an attribute are known to differ."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return not torch.equal(one, other)
     if isinstance(one, (list, dict, set, deque)) and isinstance(other, type(one)) and len(one) != len(other):

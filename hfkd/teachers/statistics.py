@@ -38,6 +38,14 @@ logger = logging.getLogger(__name__)
 Views = Literal["train", "clean"]
 
 
+def refuse_unknown(teacher: Teacher) -> None:
+    """Raise ValueError for a teacher without a network, whose energies over the training set are not known."""
+    raise ValueError(
+        f"a scan of the training set needs the teacher's energies, and {type(teacher).__name__} runs no network: "
+        "return them from known(), or pass thresholds to the temperature (energy(thresholds=(low, high)))"
+    )
+
+
 def scan(
     teacher: nn.Module,
     dataset: Any,
@@ -134,6 +142,9 @@ def _found(reader: RowReader, file: ScanFile | None, accelerator: Accelerator | 
 
 
 def _live(teacher: nn.Module) -> FrozenTeacher:
+    """Raises ValueError for a teacher that runs no network."""
+    if isinstance(teacher, Teacher) and not isinstance(teacher, nn.Module):
+        refuse_unknown(teacher)
     return teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher).unfreeze()
 
 

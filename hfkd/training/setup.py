@@ -24,6 +24,7 @@ from hfkd.tasks.tokens import PerToken
 from hfkd.tasks.two_tokenizers import across_tokenizers, teachers_tokens
 from hfkd.tasks.unlabelled import has_labels, unlabelled
 from hfkd.teachers import Teacher
+from hfkd.teachers.statistics import refuse_unknown
 from hfkd.teachers.tokenizer import check_teacher_tokenizers, known_tokenizer
 from hfkd.training import loss_parameters
 from hfkd.training.built_objectives import Builder, is_built
@@ -305,6 +306,8 @@ class Setup:
         teacher = self.teacher
         if teacher is None or self.networks:
             return
+        if self.loss.unfitted is not None and type(teacher).known is Teacher.known:
+            refuse_unknown(teacher)
         self.num_classes = teacher.check_use(
             self.loss, self.args, self.model, self.processing_class, self.rows, self.task
         )
