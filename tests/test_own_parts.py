@@ -2,10 +2,16 @@
 
 import pytest
 import torch
+from torch import nn
 from toys import Net, Rows, arguments, teacher
 
 from hfkd import DistillationLoss, DistillationTrainer
-from hfkd.losses.temperatures import Fitted
+from hfkd.losses.items import Items
+from hfkd.losses.outputs import Outputs
+from hfkd.losses.temperatures import Energy, Fitted
+from hfkd.tasks.base import TASKS, register_task
+from hfkd.tasks.rows import PerRow
+from hfkd.teachers import Teacher
 
 
 def make(folder, kind=DistillationTrainer, student=None, taught=None, rows=None, slots=(), **keywords):
@@ -83,3 +89,122 @@ def test_a_fit_of_ones_own_comes_back_on_resume(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
+# ---- a task ----------------------------------------------------------------------------------------------------------
+
+HEADS, EACH = 2, 3
+
+
+class TwoHeads(PerRow):
+    """A row has a label of each of two heads, whose logits are side by side: [B, 6]."""
+
+    pipeline_tag, item = "image-classification", "a label of an image"
+    one_item_a_row = views = lacks_labels = False
+    scored_by = None
+    wrong = ""
+
+    def count(self, batch):
+        return len(batch["labels"]) * (1 if self.wrong == "count" else HEADS)
+
+    def count_labels(self, batch):
+        return len(batch["labels"]) * (1 if self.wrong == "count_labels" else HEADS)
+
+    def count_samples(self, batch):
+        return len(batch["labels"]) * (HEADS if self.wrong == "count_samples" else 1)
+
+    def items(self, batch, student, teacher, progress=0.0):
+        rows = len(student)
+        student, teacher = (Outputs(z.reshape(rows * HEADS, EACH)) for z in (student, teacher))
+        sample = torch.arange(rows, device=student.logits.device).repeat_interleave(HEADS)
+        labels = batch["labels"] if self.wrong == "labels" else batch["labels"].flatten()
+        return Items(student, teacher, labels, sample + (self.wrong == "sample"), rows, progress)
+
+    def check_labels(self, labels, classes):
+        assert labels.ndim == 2
+
+
+class TwoLabels(Rows):
+    def __getitem__(self, i):
+        row = super().__getitem__(i)
+        return row | {"labels": torch.tensor([row["labels"] % EACH, (row["labels"] + 1) % EACH])}
+
+
+@pytest.fixture
+def two_heads():
+    register_task("two_heads")(TwoHeads)
+    yield TwoHeads
+    del TASKS["two_heads"]
+    TwoHeads.wrong = ""
+
+
+def headed(folder, **keywords):
+    return make(folder, student=Net(classes=6), taught=teacher(6), rows=TwoLabels(), task="two_heads", **keywords)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("count", r"TwoHeads.count returns 2 for the first rows, for which items\(\) has 4: the loss is divided by it"),
+        ("count_labels", r"TwoHeads.count_labels returns 2 .* has 4"),
+        ("count_samples", r"TwoHeads.count_samples returns 4 .* has 2"),
+        ("labels", r"TwoHeads.items has 2 labels for 4 items"),
+        ("sample", r"TwoHeads.items has sample numbers from 1 to 2 with num_samples=2"),
+    ],
+)
+def test_a_task_whose_counts_differ_is_refused(tmp_path, two_heads, wrong, message):
+    two_heads.wrong = wrong
+    with pytest.raises(ValueError, match=message):
+        headed(tmp_path)
+
+
+def test_a_task_of_ones_own_accumulates_as_one_batch(tmp_path, two_heads):
+    whole, parts = (
+        headed(tmp_path / "a"),
+        headed(tmp_path / "b", per_device_train_batch_size=4, gradient_accumulation_steps=2),
+    )
+    for trainer in (whole, parts):
+        trainer.train()
+    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+# ---- a network that returns something else than logits ---------------------------------------------------------------
+
+
+class Ending(nn.Module):
+    """A network and what it ends with."""
+
+    def __init__(self, network, end):
+        super().__init__()
+        self.network, self.end = network, end
+
+    def forward(self, pixel_values):
+        return self.end(self.network(pixel_values))
+
+
+@pytest.mark.parametrize("role", ["student", "taught"])
+def test_probabilities_are_no_logits(tmp_path, role):
+    name = {"taught": "teacher"}.get(role, role)
+    with pytest.raises(ValueError, match=f"the {name} returns probabilities .* the loss takes their softmax"):
+        make(tmp_path, **{role: Ending(teacher(), nn.Softmax(-1))})
+
+
+def test_log_probabilities_have_no_energies(tmp_path):
+    taught = Ending(teacher(), nn.LogSoftmax(-1))
+    with pytest.raises(ValueError, match=r"returns log-probabilities, and Energy\(.* needs its energies"):
+        make(tmp_path, taught=taught, slots={"temperature": "energy"})
+    make(tmp_path, taught=taught, slots={"weighting": "entropy"}).train()
+
+
+class Remote(Teacher):
+    """Answers from elsewhere: no network runs here."""
+
+    def __call__(self, *, each=False, **inputs):
+        return teacher()(inputs["pixel_values"]).detach()
+
+
+def test_a_teacher_without_a_network_is_not_scanned(tmp_path):
+    with pytest.raises(ValueError, match=r"the teacher's energies, and Remote runs no network: return them from known"):
+        make(tmp_path, taught=Remote(), slots={"temperature": "energy"})
+    make(tmp_path, taught=Remote(), slots={"temperature": Energy(thresholds=(-9.0, -5.0))}).train()

@@ -23,6 +23,8 @@ from hfkd.teachers.ensemble import Unlike
 from hfkd.training.validation.checked_batches import NOTHING_TO_LEARN
 from hfkd.training.validation.datasets import Collate
 from hfkd.training.validation.label_values import check_label_values, check_scored, refuse_no_labels
+from hfkd.training.validation.own_task import check_own_task
+from hfkd.training.validation.probabilities import refuse_probabilities
 from hfkd.training.validation.slots import SlotCheck
 from hfkd.training.validation.tokens import check_positions, check_tokens
 from hfkd.utils.finite import broken_rows
@@ -92,6 +94,8 @@ def check_batch(
     call.added_loss(output)  # raises if its weight in the loss is unknown
     task.check_logits(logits)
     classes = logits.shape[class_dim(logits)]
+    if task.class_ids:
+        refuse_probabilities("student", logits)
     check_label_values(dataset, batch, classes, task, no_label)
     batch["labels"] = class_ids(batch["labels"])
     for network in networks_of(student):
@@ -101,6 +105,7 @@ def check_batch(
         taught = _check_teacher(student, teacher, batch, classes, task)
         if check_slots is not None:
             check_slots(batch, logits, taught)
+    check_own_task(task, batch, logits, logits if teacher is None else taught)
     return classes
 
 
@@ -144,6 +149,8 @@ def _check_teacher(
                 "such as -1e4, or remove these classes from both networks"
             )
         raise ValueError("the teacher's logits are NaN or infinite on the first training rows: check its checkpoint")
+    if task.class_ids:
+        refuse_probabilities("teacher", taught)
     # Not for images, which the teacher gets in its own normalisation and size; they have no shift of labels either.
     for network in () if "pixel_values" in batch and task.one_item_a_row else teacher.networks:
         compare_own_loss(network, on_device_of(network, batch), task)

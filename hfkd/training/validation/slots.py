@@ -12,6 +12,7 @@ from hfkd.losses.items import Items
 from hfkd.losses.objective_values import check_objectives, reads_logits_alone
 from hfkd.losses.slot_values import check_slots, is_ours
 from hfkd.tasks.base import Task
+from hfkd.training.validation.probabilities import refuse_log_probabilities
 from hfkd.utils.random_state import kept_random_state
 
 SlotCheck = Callable[[Mapping[str, Any], Tensor, Tensor], None]  # batch, logits of the student, logits of the teacher
@@ -25,6 +26,8 @@ def slot_check(loss: DistillationLoss, task: Task, num_classes: int | None) -> S
     terms = [term for term in loss.terms if not is_ours(term.objective)] if loss.kd_weight else []
 
     def check(batch: Mapping[str, Any], student: Tensor, teacher: Tensor) -> None:
+        if loss.kd_weight and task.class_ids:
+            refuse_log_probabilities(loss.temperature, teacher)
         if loss.own_slots or terms or not loss.labelled:
             student, teacher = (z[..., :num_classes].cpu() for z in (student, teacher))
             given = task.items(batch, student, teacher)
