@@ -77,6 +77,7 @@ from hfkd.training.trainer_arguments import (
     in_trainers_order,
     own_arguments,
     refuse_changed,
+    refuse_dropped_count,
     refuse_old_methods,
     refuse_replaced_loss,
     taken,
@@ -123,6 +124,8 @@ class DistillationTrainer(Trainer):
     # While it trains: the training loader whose first batch was checked, if any, and the size of batches then.
     first: KeptFirst | None = None
     first_size: int | None = None
+    batches_in_step = 0  # of the current optimizer step
+    warned_of_count = False
 
     @in_trainers_order
     def __init__(
@@ -257,6 +260,8 @@ class DistillationTrainer(Trainer):
         if not model.training:
             loss, outputs = self._evaluate_batch(model, inputs)
             return (loss, outputs) if return_outputs else loss
+        if num_items_in_batch is None and self.is_in_train and self.batches_in_step > 1:
+            refuse_dropped_count(self, DistillationTrainer.compute_loss)
         teacher = self.cached_teacher or self.teacher
         smoother = self.label_smoother  # set by a subclass: label_smoothing_factor is applied by the distillation loss
         watched = returned_outputs(self.step, model, return_outputs or smoother is not None)
@@ -369,6 +374,7 @@ class DistillationTrainer(Trainer):
         batches = self.epoch_length.whole_group(list(islice(epoch_iterator, num_batches)), num_batches)
         if self.written is not None:
             batches = self.written(batches, self.state.global_step)
+        self.batches_in_step = len(batches)
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:

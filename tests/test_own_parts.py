@@ -208,3 +208,33 @@ def test_a_teacher_without_a_network_is_not_scanned(tmp_path):
     with pytest.raises(ValueError, match=r"the teacher's energies, and Remote runs no network: return them from known"):
         make(tmp_path, taught=Remote(), slots={"temperature": "energy"})
     make(tmp_path, taught=Remote(), slots={"temperature": Energy(thresholds=(-9.0, -5.0))}).train()
+
+
+# ---- a trainer -------------------------------------------------------------------------------------------------------
+
+ACCUMULATED = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+
+
+class Dropping(DistillationTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return super().compute_loss(model, inputs, return_outputs)
+
+
+class OwnStep(DistillationTrainer):
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        model.train()
+        loss = self.compute_loss(model, self._prepare_inputs(inputs)) / self.args.gradient_accumulation_steps
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+def test_a_loss_without_the_count_of_an_accumulated_batch_is_refused(tmp_path, caplog):
+    with pytest.raises(ValueError, match="Dropping calls compute_loss without num_items_in_batch, .* 2 accumulated"):
+        make(tmp_path, Dropping, **ACCUMULATED).train()
+    whole, own = make(tmp_path / "whole", Dropping), make(tmp_path / "own", OwnStep, **ACCUMULATED)
+    whole.train()
+    assert "without num_items_in_batch" not in caplog.text
+    own.train()
+    assert caplog.text.count("OwnStep calls compute_loss without num_items_in_batch") == 1
+    for one, other in zip(whole.model.parameters(), own.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

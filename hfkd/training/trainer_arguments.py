@@ -175,3 +175,25 @@ def refuse_loss_function(compute_loss_func: Any) -> None:
             "an objective (hfkd.losses.registry.register_objective), which returns one value per item, and pass "
             "objective="
         )
+
+
+def refuse_dropped_count(trainer: Any, ours: Callable[..., Any]) -> None:
+    """Raise ValueError if a subclass's `compute_loss`, not `ours`, does not pass on an accumulated batch's item count.
+
+    Each of its batches would be divided by its own number of items, so that loss and gradient are larger by their
+    number. A `training_step` of its own may divide by that itself, and is warned.
+    """
+    own, message = (
+        type(trainer),
+        (
+            f"{type(trainer).__name__} calls compute_loss without num_items_in_batch, so that each of the "
+            f"{trainer.batches_in_step} accumulated batches counts as a whole step: pass it on, as in "
+            "super().compute_loss(model, inputs, return_outputs, num_items_in_batch), and divide by nothing"
+        ),
+    )
+    if own.training_step is not Trainer.training_step:
+        if not trainer.warned_of_count:
+            logger.warning("%s.", message)
+        trainer.warned_of_count = True
+    elif own.compute_loss is not ours:
+        raise ValueError(message)
