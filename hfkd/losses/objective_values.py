@@ -19,6 +19,7 @@ from hfkd.losses.items import Items
 from hfkd.losses.outputs import Outputs
 from hfkd.losses.slot_values import (
     Overwritten,
+    first,
     is_ours,
     on_copy,
     one_per_item,
@@ -32,6 +33,7 @@ from hfkd.utils.random_state import kept_random_state
 
 logger = logging.getLogger(__name__)
 MOST_CLASSES = 1024  # of more, logits [C, C] are not made for a check
+MOST_LOGITS = 2**22  # of a few rows of tokens or pixels, which may be thousands of items
 
 
 @dataclass
@@ -46,19 +48,21 @@ class _Try:
     own: Tensor | None = None
 
 
-def check_objectives(terms: Iterable[Term], items: Items) -> None:
+def check_objectives(terms: Iterable[Term], items: Items, in_parts: bool = False) -> None:
     """Call custom objectives on a few items, with gradients. Raises ValueError for those that train something else.
 
-    An objective that raises is warned of: it may expect a whole batch.
+    in_parts: whether the loss is computed over chunks of items. An objective that raises is warned of: it may expect a
+    whole batch.
     """
     if not all(type(one) is Outputs for one in (items.student, items.teacher)):  # stored ones, or groups of tokens
         return
     for term in terms:
         if not is_ours(term.objective):
-            _check(term.objective, _enough(items, term.objective))
+            some = items if term.by_sample else first(items, max(MOST_LOGITS // items.student.num_classes, 8))
+            _check(term.objective, _enough(some, term.objective), in_parts and not term.by_sample)
 
 
-def _check(objective: Any, items: Items) -> None:
+def _check(objective: Any, items: Items, in_parts: bool) -> None:
     try:
         tried = _try(objective, items)
     except Overwritten:
@@ -72,6 +76,29 @@ def _check(objective: Any, items: Items) -> None:
     check(items, tried.values)
     _refuse_no_gradient(tried)
     _refuse_untrained(tried)
+    if in_parts and not requirements_of(objective).relations:
+        _refuse_relations(objective, items, tried)
+
+
+def _refuse_relations(objective: Any, items: Items, tried: _Try) -> None:
+    """Raise ValueError if the first items have other values without the last, as in the chunks of a loss."""
+    part = first(items, max(len(items) // 3, 1))  # of two rows, not the whole first
+    if len(part) == len(items) or not _same(_try(objective, items, skip=1).values, tried.values):  # it draws numbers
+        return
+    try:
+        found = _try(objective, part, of=len(items)).values
+    except Exception:  # as its first step would
+        return
+    if not _same(found, tried.values[: len(part)]):
+        raise ValueError(
+            f"the objective gives {len(part)} items other values alone than among {len(items)}, and the loss is "
+            "computed for a few items at a time: derive it from hfkd.Objective, with a method requirements() that "
+            "returns Requirements(relations=True) (hfkd.losses.base), and leave loss_chunk_size at 0"
+        )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one.float(), other.float(), rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
 def _one_per_item(items: Items, values: Any) -> Tensor:
@@ -79,8 +106,11 @@ def _one_per_item(items: Items, values: Any) -> Tensor:
 
 
 @torch.enable_grad()
-def _try(objective: Any, items: Items) -> _Try:
-    """The result for `items`, whose student's outputs are made to need gradients."""
+def _try(objective: Any, items: Items, of: int | None = None, skip: int = 0) -> _Try:
+    """The result for `items`, whose student's outputs are made to need gradients.
+
+    of: how many items these are the first of. skip: how many random numbers are drawn before.
+    """
     starts: list[Tensor] = []
 
     def started(tensor: Tensor) -> Tensor:
@@ -92,8 +122,9 @@ def _try(objective: Any, items: Items) -> _Try:
     student = items.student
     kept = None if student.kept is None else student.features.mapped(started)
     items = replace(items, student=replace(student, logits=started(student.logits), kept=kept))
-    temperature = 1 + torch.arange(1, len(items) + 1, device=items.sample.device) / len(items)
-    with kept_random_state(), on_copy("objective", objective) as tried:
+    temperature = 1 + torch.arange(1, len(items) + 1, device=items.sample.device) / (of or len(items))
+    with kept_random_state(), on_copy("objective", objective, warns=not (of or skip)) as tried:
+        torch.rand(skip)
         with refuse_overwritten("objective", items, temperature):
             values = tried(items, temperature)
         found = _Try(tried, items, starts, values)

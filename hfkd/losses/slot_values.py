@@ -103,14 +103,14 @@ def check_slots(loss: Any, items: Items) -> None:
 
 
 @contextmanager
-def on_copy(name: str, slot: Any) -> Iterator[Any]:
+def on_copy(name: str, slot: Any, warns: bool = True) -> Iterator[Any]:
     """A copy of the slot to call, so that one with state is not changed. Warns of state that is not in checkpoints."""
     tried, before = copy.deepcopy(slot), vars(copy.deepcopy(slot)) if hasattr(slot, "__dict__") else {}
     yield tried
     ours = nn.Module().__dict__.keys() if isinstance(tried, nn.Module) else ()
     now = getattr(tried, "__dict__", {})
     changed = [key for key in now if key not in ours and (key not in before or differ(before[key], now[key]))]
-    if changed:
+    if changed and warns:
         logger.warning(
             "The %s changes its attribute %s when it is called. Checkpoints do not have it, so that a resumed run "
             "begins with another: unless it only saves time, keep it in a buffer of an nn.Module (register_buffer).",
@@ -188,4 +188,25 @@ def repeated(items: Items, count: int) -> Items:
         num_samples=count,
         labelled=None if known else (labels != IGNORED).sum(),
         index=None if items.index is None else items.index[at],
+    )
+
+
+def first(items: Items, count: int) -> Items:
+    """The first `count` items, as in a chunk of a loss; all of them where the rows of logits are not items."""
+    outputs = (items.student, items.teacher, *items.teachers)
+    if count >= len(items) or items.views != 1 or any(type(one) is not Outputs or one.kept for one in outputs):
+        return items
+    rows = slice(count)
+    student, teacher, *teachers = (one.rows(rows) for one in outputs)
+    several = {name: getattr(items, name) for name in ("labels", "row", "share")}
+    return replace(
+        items,
+        student=student,
+        teacher=teacher,
+        teachers=tuple(teachers),
+        sample=items.sample[rows],
+        num_samples=count if items.own_sample else items.num_samples,
+        index=items.index[rows] if items.own_sample and items.index is not None else items.index,
+        labelled=None,
+        **{name: None if value is None else value[rows] for name, value in several.items()},
     )

@@ -273,7 +273,7 @@ class Setup:
     def try_networks(self) -> None:
         """Run both networks on the first rows, and compare the names of their classes."""
         args, task, data, collator = self.args, self.task, self.data, self.collator
-        self.slots, rows = slot_check(self.loss, task, self.num_classes), probed_dataset(data)
+        self.slots, rows = slot_check(self.loss, task, self.num_classes, args.loss_chunk_size), probed_dataset(data)
         self.looked_at = collator if self.loss.labelled else unlabelled(collator, task, self.model)
         scored, look = data["eval_dataset"] if data["train_dataset"] is not None else None, self.looked_at
         parts = (self.model, self.call, self.live, rows, look, task, self.slots, self._labels)

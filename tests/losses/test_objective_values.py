@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from task_toys import Pixels, masks
+from text_toys import TokenRows, language_model, taught_model
 from torch import nn
 from toys import CLASSES, Net, Rows, arguments, teacher
 
 from hfkd import DistillationTrainer, Objective
+from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.base import Requirements
 from hfkd.losses.items import image_items
 from hfkd.losses.slot_values import one_per_item
@@ -194,3 +197,54 @@ def test_values_on_another_device_are_named():
     items = image_items(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
     with pytest.raises(ValueError, match="the weighting returned a tensor on meta, and the items are on cpu"):
         one_per_item(items, "weighting", torch.ones(2, device="meta"))
+
+
+def centred(items, temperature):
+    """The difference of logits without its mean over the items, which another batch of items has another of."""
+    difference = items.student.logits - items.teacher.logits
+    return (difference - difference.mean(0)).square().mean(-1)
+
+
+def of_each_sample(items, temperature):
+    """Each item's share of its sample's divergence: an item alone has all of it."""
+    values = squares(items).mean(-1)
+    return values / items.mean_over_sample(values).detach()
+
+
+class Declared(Objective):
+    def requirements(self):
+        return Requirements(relations=True)
+
+    def __call__(self, items, temperature):
+        return centred(items, temperature)
+
+
+def tokens(folder, objective, **settings):
+    args, networks = arguments(folder / "run", **settings), (language_model(), taught_model())
+    keywords = {"train_dataset": TokenRows(), "data_collator": TokenCollator(0)}
+    return DistillationTrainer(*networks, args, objective=objective, **keywords)
+
+
+def pixels(folder, objective, **settings):
+    args = arguments(folder / "run", task="semantic_segmentation", **settings)
+    return DistillationTrainer(Pixels(4), Pixels(8), args, train_dataset=masks(), objective=objective)
+
+
+RELATED = "gives .* items other values alone than among .* Requirements"
+
+
+def test_what_compares_items_is_refused_where_they_come_in_chunks(tmp_path):
+    for objective in (centred, of_each_sample):
+        with pytest.raises(ValueError, match=RELATED):
+            tokens(tmp_path, objective, loss_chunk_size=4)
+        with pytest.raises(ValueError, match=RELATED):  # in strips, whenever the slots allow it
+            pixels(tmp_path, objective)
+        tokens(tmp_path / "whole", objective)
+    pixels(tmp_path / "declared", Declared()).train()
+
+
+def test_what_treats_items_alone_goes_in_chunks(tmp_path):
+    noisy = [lambda i, t: squares(i).mean(-1), lambda i, t: (squares(i) * torch.rand(len(i), 1)).mean(-1)]
+    for objective in noisy:
+        tokens(tmp_path / "tokens", objective, loss_chunk_size=4, max_steps=1).train()
+        pixels(tmp_path / "pixels", objective, max_steps=1)

@@ -12,17 +12,19 @@ from hfkd.losses.items import Items
 from hfkd.losses.objective_values import check_objectives, reads_logits_alone
 from hfkd.losses.slot_values import check_slots, is_ours
 from hfkd.tasks.base import Task
+from hfkd.training.forward.strips import by_strips
 from hfkd.training.validation.probabilities import refuse_log_probabilities
 from hfkd.utils.random_state import kept_random_state
 
 SlotCheck = Callable[[Mapping[str, Any], Tensor, Tensor], None]  # batch, logits of the student, logits of the teacher
 
 
-def slot_check(loss: DistillationLoss, task: Task, num_classes: int | None) -> SlotCheck:
+def slot_check(loss: DistillationLoss, task: Task, num_classes: int | None, chunk_size: int = 0) -> SlotCheck:
     """A function that runs `check_slots` on a batch and the logits of student and teacher, and `check_objectives`.
 
     Objectives on inner layers are checked when they are built.
     """
+    in_parts = bool(chunk_size) or (task.by_map and by_strips(loss))
     terms = [term for term in loss.terms if not is_ours(term.objective)] if loss.kd_weight else []
 
     def check(batch: Mapping[str, Any], student: Tensor, teacher: Tensor) -> None:
@@ -32,7 +34,8 @@ def slot_check(loss: DistillationLoss, task: Task, num_classes: int | None) -> S
             student, teacher = (z[..., :num_classes].cpu() for z in (student, teacher))
             given = task.items(batch, student, teacher)
             check_slots(loss, loss.seen(given))
-            check_objectives([term for term in terms if reads_logits_alone(term.objective)], loss.seen(given))
+            alone = [term for term in terms if reads_logits_alone(term.objective)]
+            check_objectives(alone, loss.seen(given), in_parts)
             if not loss.labelled:
                 _refuse_readers_of_labels(loss, loss.seen(given), given)
 
