@@ -24,7 +24,7 @@ def check_fitted(slot: Any) -> None:
         fitted.fit(torch.linspace(-20, -1, 200))
     except Exception:  # it may need other energies
         return
-    found = fitted.thresholds_or_none
+    found: Any = fitted.thresholds_or_none
     if not _numbers(found):
         raise ValueError(
             f"{name}: thresholds_or_none is {found!r} after fit(), and must be a tuple of finite numbers, which "

@@ -177,7 +177,7 @@ def repeated(items: Items, count: int) -> Items:
         return replace(outputs, logits=outputs.logits[at])
 
     labels = None if items.labels is None else items.labels[at]
-    known = labels is None or items.labelled is None
+    labelled = None if labels is None or items.labelled is None else labels.ne(IGNORED).sum()
     return replace(
         items,
         student=of(items.student),
@@ -186,7 +186,7 @@ def repeated(items: Items, count: int) -> Items:
         labels=labels,
         sample=torch.arange(count, device=items.sample.device),
         num_samples=count,
-        labelled=None if known else (labels != IGNORED).sum(),
+        labelled=labelled,
         index=None if items.index is None else items.index[at],
     )
 
@@ -198,7 +198,8 @@ def first(items: Items, count: int) -> Items:
         return items
     rows = slice(count)
     student, teacher, *teachers = (one.rows(rows) for one in outputs)
-    several = {name: getattr(items, name) for name in ("labels", "row", "share")}
+    given = {name: getattr(items, name) for name in ("labels", "row", "share")}
+    cut: dict[str, Any] = {name: None if value is None else value[rows] for name, value in given.items()}
     return replace(
         items,
         student=student,
@@ -208,5 +209,5 @@ def first(items: Items, count: int) -> Items:
         num_samples=count if items.own_sample else items.num_samples,
         index=items.index[rows] if items.own_sample and items.index is not None else items.index,
         labelled=None,
-        **{name: None if value is None else value[rows] for name, value in several.items()},
+        **cut,
     )

@@ -105,7 +105,8 @@ class Builder:
             return
         batch = on_device_of(self.student, batch)
         common = num_classes if self.task.vocabulary else None
-        items = self.task.items(batch, *(logits[..., :common] for logits, _ in found))
+        mine, its = (logits[..., :common] for logits, _ in found)
+        items = self.task.items(batch, mine, its)
         check_objectives(terms, loss.seen(inner.joined(items, batch, *found)))
 
     @torch.no_grad()
