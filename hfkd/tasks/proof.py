@@ -20,6 +20,7 @@ from hfkd.models.calling import Call, bare, logits_of, loss_of
 from hfkd.tasks.base import Task
 from hfkd.tasks.tokens import PROBED_TOKENS, PerToken
 from hfkd.utils.buffers import KeptBuffers
+from hfkd.utils.kept_attributes import kept_attributes
 from hfkd.utils.modes import in_eval_mode
 from hfkd.utils.random_state import kept_random_state
 from hfkd.utils.targets import IGNORED
@@ -135,13 +136,16 @@ def _made_up_tokens(network: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:
-    """Context with the network in eval mode; restores its modes, buffers and problem type, and the random state."""
+    """Context with the network in eval mode; restores its modes, buffers, problem type and what its modules remember.
+
+    The random state too.
+    """
     config = getattr(bare(network), "config", None)
     problem = getattr(config, "problem_type", None)  # a classifier writes it into its config when it computes a loss
     kept = KeptBuffers()
     kept.keep(network)
     try:
-        with kept_random_state(), in_eval_mode(network):
+        with kept_random_state(), kept_attributes(network), in_eval_mode(network):
             yield
     finally:
         kept.restore(network)
