@@ -92,6 +92,8 @@ def _losses(
     except Exception as error:  # such as a subclass for whose name transformers finds no loss
         raise _NoLoss(type(bare(network)).__name__, error) from error
     logits, own, added = logits_of(output), loss_of(output), call.added_loss(output)
+    if isinstance(task, PerToken) and logits.ndim == 2:  # with labels only theirs: ModernBERT's sparse_prediction
+        logits = call(network, inputs)
     task.check_logits(logits)
     items = task.items({"labels": labels}, logits, logits)
     assert items.labels is not None

@@ -1,6 +1,7 @@
 """hfkd's loss is the model's own, or the model is refused: compared on two rows when the trainer is built."""
 
 import pytest
+import task_toys
 import torch
 from test_choice import SMALL, trainer, vit
 from text_toys import language_model, token_dataset, tokenizer
@@ -11,6 +12,8 @@ from transformers import (
     BartForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     ViTForImageClassification,
     VoxtralConfig,
     VoxtralForConditionalGeneration,
@@ -215,3 +218,11 @@ def test_looking_changes_nothing():
     assert modes == [module.training for module in student.modules()]
     assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
     assert all(p.grad is None for p in student.parameters())
+
+
+def test_a_head_that_only_sees_labelled_tokens_is_compared_too(tmp_path):
+    """ModernBERT's with `sparse_prediction`, which with labels returns the logits of their tokens alone."""
+    sizes = task_toys.sizes(8) | {"vocab_size": task_toys.VOCAB, "pad_token_id": task_toys.PAD}
+    networks = [ModernBertForMaskedLM(ModernBertConfig(**sizes, sparse_prediction=sparse)) for sparse in (True, False)]
+    rows, words = task_toys.masked(), task_toys.tokenizer()
+    DistillationTrainer(*networks, arguments(tmp_path), train_dataset=rows, processing_class=words)
