@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfkd.losses.distillation import cross_entropy
-from hfkd.models.calling import Call, bare, logits_of, loss_of
+from hfkd.models.calling import INPUTS, Call, bare, logits_of, loss_of
 from hfkd.tasks.base import Task
 from hfkd.tasks.tokens import PROBED_TOKENS, PerToken
 from hfkd.utils.buffers import KeptBuffers
@@ -56,6 +56,8 @@ def compare_own_loss(network: nn.Module, batch: Mapping[str, Any] | None, task: 
         batch = _made_up_tokens(network)
     with untouched(network), task.as_networks_have_it(inside) as own:
         _compare(network, own.probe(batch), own)
+        if isinstance(own, PerToken) and own.shift:
+            _refuse_reading_ahead(network)
 
 
 def _compare(network: nn.Module, inputs: dict[str, Any], task: Task) -> None:
@@ -116,6 +118,27 @@ def _refuse(network: nn.Module, own: float, ours: float, elsewhere: float | None
         "term in its config, or wrap the model in an nn.Module that returns only logits, to train on the "
         "cross-entropy alone"
     )
+
+
+def _refuse_reading_ahead(network: nn.Module) -> None:
+    """Raise ValueError if a position attends to the token after it, which it is trained to predict.
+
+    BERT and its relatives do as a causal language model, unless their config says that they are decoders. Networks
+    that also take images or audio are not tried on tokens alone.
+    """
+    call = Call.of(network)
+    if any(call.takes(name) for name in INPUTS - {"input_ids"}):
+        return
+    tokens = _made_up_tokens(network)["input_ids"][:1].repeat(2, 1)
+    tokens[1, -1] = tokens[0, 0]  # two rows that differ in their last token
+    one, two = call(network, {"input_ids": tokens})[:, :-1].float()
+    half = any(p.dtype in (torch.float16, torch.bfloat16) for p in network.parameters())
+    if bool((one - two).abs().max() > (0.02 if half else 1e-4) * one.abs().max()):
+        raise ValueError(
+            f"in {type(bare(network)).__name__} a position attends to the tokens after it, which causal_lm trains it "
+            "to predict, so that it would learn to copy them: set is_decoder=True in its config, as in "
+            "from_pretrained(..., is_decoder=True), or use a model for masked_lm"
+        )
 
 
 def _elsewhere(logits: Tensor, labels: Tensor, task: Task) -> float | None:

@@ -374,5 +374,5 @@ def test_ordinary_rows_are_not_looked_at_twice(tmp_path, caplog):
         network, calls = language_model(), []
         network.register_forward_pre_hook(lambda *a: calls.append(network.training))
         trainer = build(tmp_path, network, taught_model(), TokenRows())
-    assert len(calls) == 2  # the first rows, and the proof of its loss
+    assert len(calls) == 3  # the first rows, the proof of its loss, and that it does not read ahead
     assert trainer.data_collator.__class__ is TokenCollator
