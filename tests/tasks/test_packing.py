@@ -368,6 +368,19 @@ def test_a_gap_in_the_positions_is_no_new_document():
     assert not batch["host_targets"].packed
 
 
+def test_rounding_is_no_sight_of_another_document(tmp_path):
+    """A mixture of experts computes all tokens of an expert at once, so that others change a logit's last digits."""
+
+    def round_otherwise(network, args, keywords, output):
+        output.logits = output.logits * (1 + 1e-7 * keywords["input_ids"].sum())
+        return output
+
+    student = llama(0, 4)
+    student.register_forward_hook(round_otherwise, with_kwargs=True)
+    row = {"input_ids": list(range(3, 13)), "position_ids": [0, 1, 2, 3, 4] * 2}
+    build(tmp_path, student, llama(1, 4), [row] * 4)
+
+
 def test_ordinary_rows_are_not_looked_at_twice(tmp_path, caplog):
     """No packing, no probe, no word."""
     with caplog.at_level(logging.WARNING, "hfkd"):
