@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.trainer_utils import unwrap_peft_model
 
 # Tables of learned positions; a position beyond their end raises IndexError.
-TABLES = ("position_embeddings", "wpe", "embed_positions")
+TABLES = ("position_embeddings", "wpe", "embed_positions", "positions_embed", "pos_encoding")
 
 
 def embeddings(network: nn.Module) -> int | None:
@@ -34,15 +34,16 @@ def said_limit(network: nn.Module) -> int | None:
 
 
 def position_limit(network: nn.Module) -> int | None:
-    """`said_limit` if positions are a learned table, so that no row can be longer; otherwise None.
+    """`said_limit` if positions are a table, learned or stored as a buffer, so that no row can be longer; else None.
 
-    Rotary positions have no limit. Encoder-decoders have two tables, and are not checked.
+    Rotary positions that are computed have no limit. Encoder-decoders have two tables, and are not checked.
     """
     config = getattr(unwrap_peft_model(network), "config", None)
     if not isinstance(config, PreTrainedConfig) or config.is_encoder_decoder:
         return None
     learned = any(isinstance(m, nn.Embedding) for name, m in network.named_modules() if name.endswith(TABLES))
-    return said_limit(network) if learned else None
+    stored = any(name.endswith(TABLES) for name, _ in network.named_buffers())  # GPT-J, CodeGen, CTRL
+    return said_limit(network) if learned or stored else None
 
 
 def shortest_limit(networks: Iterable[nn.Module]) -> int | None:
