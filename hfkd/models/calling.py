@@ -12,6 +12,8 @@ from transformers import Cache, PreTrainedModel
 from transformers.trainer_utils import unwrap_peft_model
 from transformers.utils import TransformersKwargs
 
+from hfkd.models.positions import positions_of_padding
+
 # Batch entries for hfkd itself: they are passed to a network only if its forward names them.
 OWN_KEYS = frozenset(
     {"index", "view", "host_targets", "host_rows", "length", "prompt_length"}
@@ -44,6 +46,7 @@ class Call:
     writes: bool = False  # an encoder-decoder with a language modelling head: it needs labels or decoder inputs
     unlabelled: int | None = None  # the label of no class, for models whose auxiliary head only enters their own loss
     hands_on: bool = False  # forward(*args, **kwargs): images are passed by position, other inputs by name
+    first_position: int = 0  # of a row, for a decoder that counts from another number than 0 (RoBERTa)
 
     @classmethod
     def of(cls, model: nn.Module) -> "Call":
@@ -61,7 +64,7 @@ class Call:
         writes = shifts and output_head(network) is not None
         keywords = names - {"labels"} if keyed else None
         more = router_weight(network), bool(shifts), bool(writes), _auxiliary(network), bool(rest and not names)
-        return cls(keywords, others, *more)
+        return cls(keywords, others, *more, _first_position(network))
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """The logits of `inputs`; entries that the network does not take (index, labels, ...) are not passed."""
@@ -130,7 +133,10 @@ class Call:
         """The inputs that the network takes, by name."""
         # The cache of keys and values is only useful for generation; by default each layer would fill it.
         whole_sequences = {"use_cache": False} if "use_cache" in (self.keywords or ()) else {}
-        return {k: v for k, v in inputs.items() if self.takes(k)} | self._decoded(inputs) | whole_sequences
+        named = {k: v for k, v in inputs.items() if self.takes(k)}
+        if self.first_position and isinstance(named.get("position_ids"), Tensor):
+            named["position_ids"] = named["position_ids"] + self.first_position  # ours count from 0
+        return named | self._decoded(inputs) | whole_sequences
 
     def _refuse_nothing_to_decode(self, model: nn.Module, given: set[str]) -> None:
         if self.writes and given.isdisjoint({"labels", "decoder_input_ids", "decoder_inputs_embeds"}):
@@ -182,6 +188,12 @@ def router_weight(network: nn.Module) -> float | None:
         owners.append(network.config.get_text_config())
     named = (getattr(owner, name, None) for owner in owners for name in ROUTER_WEIGHTS)
     return next((float(value) for value in named if isinstance(value, (int, float))), None)
+
+
+def _first_position(network: nn.Module) -> int:
+    """See `Call.first_position`. Rows of other models than decoders have the positions that the network makes."""
+    decodes = isinstance(network, PreTrainedModel) and getattr(network.config, "is_decoder", False)
+    return positions_of_padding(network) if decodes else 0
 
 
 def _taken_by_kwargs(network: nn.Module, annotation: Any) -> frozenset[str] | None:

@@ -30,7 +30,7 @@ def said_limit(network: nn.Module) -> int | None:
     if not isinstance(config, PreTrainedConfig):
         return None
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return None if limit is None else limit - _positions_of_padding(network)
+    return None if limit is None else limit - positions_of_padding(network)
 
 
 def position_limit(network: nn.Module) -> int | None:
@@ -67,7 +67,7 @@ def too_long(length: int, limit: int, network: str) -> str:
     )
 
 
-def _positions_of_padding(network: nn.Module) -> int:
+def positions_of_padding(network: nn.Module) -> int:
     """The number of positions that tokens cannot use: RoBERTa and similar models count from the padding index on."""
     tables = (m for name, m in network.named_modules() if name.endswith("position_embeddings"))
     padding = next((m.padding_idx for m in tables if isinstance(m, nn.Embedding)), None)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from hfkd.models.calling import Call
 from hfkd.utils.modes import in_eval_mode
 
 
@@ -68,6 +69,8 @@ def write(
     `only_for_writing`.
     """
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    if first := Call.of(model).first_position:
+        batch["position_ids"] = batch["position_ids"] + first
     config = GenerationConfig(
         do_sample=False,  # the last logits processor samples
         num_beams=1,
