@@ -14,6 +14,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from hfkd.models.calling import Call
 from hfkd.utils.modes import in_eval_mode
 
+ROUTER = "output_router_logits"
+
 
 class OnlyKnown(LogitsProcessor):
     """Masks all tokens from `size` on: those of a padded vocabulary, which the other network may not have."""
@@ -32,17 +34,23 @@ class OnlyKnown(LogitsProcessor):
 def only_for_writing(model: PreTrainedModel) -> Iterator[None]:
     """Within the context, the model is in eval mode and has an empty `generation_config`; both are restored afterwards.
 
-    `generate` takes unset values from the model's own configuration, such as the repetition penalty of a chat model.
-    The configuration is emptied in place, because a PEFT model shares the object with its base model.
+    A mixture of experts computes no router loss, which needs whole rows. `generate` takes unset values from the model's
+    own configuration, such as the repetition penalty of a chat model. The configuration is emptied in place, because a
+    PEFT model shares the object with its base model.
     """
     own = vars(model.generation_config)
     saved = dict(own)
+    routed = [c for c in (model.config, model.config.get_text_config()) if getattr(c, ROUTER, False)]
     try:
         own.clear()
         own.update(vars(GenerationConfig()))
+        for config in routed:
+            setattr(config, ROUTER, False)
         with in_eval_mode(model):
             yield
     finally:
+        for config in routed:
+            setattr(config, ROUTER, True)
         own.clear()
         own.update(saved)
 

@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 from processes import on_ranks, script
+from text_tokenizer import word_tokenizer
+from text_toys import mixture_of_experts
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfkd.evaluation import TextGenerator, generate
@@ -158,3 +160,14 @@ def test_a_lora_student_is_generated_from_as_it_stands(data_dir, stories):
     before = model.generation_config.to_dict()
     assert generate(wrapped, stories[1], PROMPTS[:2], **SHORT) == generate(*stories, PROMPTS[:2], **SHORT)
     assert model.generation_config.to_dict() == before
+
+
+def test_a_mixture_of_experts_with_a_router_loss_writes():
+    """Which is computed over whole rows, and ends in an error for a single new token."""
+    network, words = mixture_of_experts(), word_tokenizer()
+    settings = {"max_new_tokens": 4, "max_prompt_length": 8, "temperature": 0.0}
+    assert network.config.output_router_logits
+    texts = generate(network, words, ["a b c d", "you"], **settings)
+    assert network.config.output_router_logits
+    network.config.output_router_logits = False
+    assert texts == generate(network, words, ["a b c d", "you"], **settings)
