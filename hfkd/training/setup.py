@@ -85,6 +85,7 @@ from hfkd.training.validation.student import (
     refuse_frozen,
     refuse_noise,
     refuse_prompts,
+    refuse_rescaled,
     refuse_unsavable,
     refuse_unsaved,
     warn_of_moving_statistics,
@@ -146,6 +147,7 @@ class Setup:
         if self.rows is not None:
             refuse_frozen(self.model)
             refuse_distilled_training(self.model)
+            refuse_rescaled(self.model)
             refuse_noise(self.model, self.args.neftune_noise_alpha)
             warn_of_moving_statistics(self.model)
             check_optimizer(self.model, self.keywords.get("optimizers"))

@@ -137,6 +137,21 @@ def refuse_distilled_training(student: nn.Module) -> None:
             )
 
 
+def refuse_rescaled(student: nn.Module) -> None:
+    """Raise ValueError for RWKV with `rescale_every`, which divides its weights in place whenever it is evaluated.
+
+    A checkpoint that is saved after an evaluation has the divided weights, which are divided again once it is loaded.
+    """
+    config = getattr(unwrap_peft_model(student), "config", None)
+    every = getattr(config, "rescale_every", 0)
+    if config is not None and 0 < every < config.num_hidden_layers:
+        raise ValueError(
+            f"rescale_every={every} in the student's config divides the weights of its later layers in place whenever "
+            "it is evaluated, so that a checkpoint saved after that would have other weights: set "
+            "student.config.rescale_every = 0"
+        )
+
+
 def refuse_unsavable(student: nn.Module) -> None:
     """Raise ValueError for what `save_pretrained` refuses, which otherwise ends the first save.
 

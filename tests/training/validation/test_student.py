@@ -6,10 +6,16 @@ import peft
 import pytest
 import torch
 from datasets import Dataset
-from text_toys import language_model, token_dataset, tokenizer
+from text_toys import VOCAB, language_model, token_dataset, tokenizer
 from torch import nn
 from toys import CLASSES, Net, Rows, arguments, teacher
-from transformers import AutoModelForCausalLM, DataCollatorForLanguageModeling, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    DataCollatorForLanguageModeling,
+    RwkvConfig,
+    RwkvForCausalLM,
+    TrainerCallback,
+)
 from transformers.integrations import peft as integrations
 from versions import since
 
@@ -254,3 +260,13 @@ def test_noise_is_added_once_after_an_interrupted_training(tmp_path):
     trainer.remove_callback(Stop)
     trainer.train()
     assert not student.get_input_embeddings()._forward_hooks
+
+
+def test_weights_that_evaluation_divides_are_refused(tmp_path):
+    """RWKV's, saved after an evaluation, are divided again once they are loaded."""
+    sizes = {"hidden_size": 8, "attention_hidden_size": 8, "intermediate_size": 8, "vocab_size": VOCAB}
+    student = RwkvForCausalLM(RwkvConfig(**sizes, num_hidden_layers=3, rescale_every=2))
+    with pytest.raises(ValueError, match="rescale_every=2 in the student's config divides the weights"):
+        make(tmp_path, student)
+    student.config.rescale_every = 0
+    make(tmp_path, student)
