@@ -17,6 +17,7 @@ from hfkd.data.text import encode_texts
 from hfkd.data.text_collate import TokenCollator
 from hfkd.models.sampling import sampling_processors
 from hfkd.models.writing import end_ids, only_for_writing, write
+from hfkd.tasks.padding import refuse_padded_prompts
 from hfkd.utils.launch import processes
 
 logger = logging.getLogger(__name__)
@@ -35,8 +36,8 @@ class TextGenerator:
     change a text only through the model's rounding: hardly ever in float32, sometimes in half precision. CPU and GPU
     generators differ, and give different samples. Of the model's `generation_config` only the end of sequence is used.
     Precision and autocast are those of the model. Supports plain, PEFT and DDP-wrapped models that are not sharded.
-    Every process runs the same number of batches. Raises ValueError for invalid settings, or if lengths exceed the
-    model's positions.
+    Every process runs the same number of batches. Raises ValueError for invalid settings, if lengths exceed the
+    model's positions, or for batches of a model that reads padding (RWKV).
     """
 
     model: nn.Module
@@ -62,6 +63,10 @@ class TextGenerator:
             raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1 (all tokens)")
         self.collator = TokenCollator(self.tokenizer, padding_side="left")
         self._check_positions()
+        if self.batch_size > 1:
+            refuse_padded_prompts(
+                self._plain_model, self.collator.pad_token_id, "set the batch size of generation to 1"
+            )
 
     def _check_positions(self) -> None:
         config = self._plain_model.config.get_text_config()

@@ -16,10 +16,12 @@ from hfkd.data.first_rows import at_most
 from hfkd.data.instructions import to_prompt_response
 from hfkd.data.prompts import Prompts, read_prompts
 from hfkd.data.text_arguments import TextDataArguments
+from hfkd.data.text_collate import padding_id
 from hfkd.experiments.response_folder import ResponseFolder, Row
 from hfkd.models.on_policy_arguments import OnPolicyArguments
 from hfkd.models.positions import shortest_limit
 from hfkd.models.writing import end_ids
+from hfkd.tasks.padding import refuse_padded_prompts
 from hfkd.teachers.fingerprint import configuration, weights_fingerprint
 from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.training.on_policy.writing import ResponseWriter
@@ -115,6 +117,8 @@ def generate_responses(
         prompts = read_prompts(splits["train"], tokenizer, args.max_prompt_length, args.chat_template)
         others = {n: _pairs(rows, n, tokenizer, args.chat_template) for n, rows in splits.items() if n != "train"}
     _refuse_positions(model, prompts, args.max_new_tokens)
+    if args.batch_size > 1:
+        refuse_padded_prompts(model, padding_id(tokenizer), "set batch_size=1")
     filters = {one: getattr(args, one) for one in FILTERS}
     folder = ResponseFolder(args.output_dir, _settings(model, prompts, args, name), filters)
     with state.main_process_first():

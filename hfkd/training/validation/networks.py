@@ -24,6 +24,7 @@ from hfkd.training.validation.checked_batches import NOTHING_TO_LEARN
 from hfkd.training.validation.datasets import Collate
 from hfkd.training.validation.label_values import check_label_values, check_scored, refuse_no_labels
 from hfkd.training.validation.own_task import check_own_task
+from hfkd.training.validation.padding import refuse_left_padding
 from hfkd.training.validation.probabilities import refuse_probabilities
 from hfkd.training.validation.slots import SlotCheck
 from hfkd.training.validation.tokens import check_positions, check_tokens
@@ -85,6 +86,8 @@ def check_batch(
         read = batch if network is student else task.for_teacher(batch)
         check_positions(network, dataset, "length" if read is batch else "teacher_length")
         check_tokens(network, read)
+        if task.by_target:
+            refuse_left_padding(network, read)
     task.check_rows(rows, batch)
     task.look_at_labels(student, batch)
     batch = task.probe(batch)

@@ -13,6 +13,7 @@ from hfkd.losses.distillation import DistillationLoss
 from hfkd.models.calling import Call
 from hfkd.models.positions import shortest_limit
 from hfkd.tasks.base import Task
+from hfkd.tasks.padding import refuse_padded_prompts
 from hfkd.teachers import Teacher
 from hfkd.training.on_policy.prompts import longest_prompt, prompts_of, refuse_long
 from hfkd.training.preparation import uses_fsdp
@@ -54,6 +55,8 @@ def refuse_on_policy(
                 "generate responses: pass a model with a language-modelling head, such as one loaded by "
                 "AutoModelForCausalLM"
             )
+        if args.on_policy_batch_size != 1:
+            refuse_padded_prompts(network, 0, "set on_policy_batch_size=1")
     if args.on_policy:
         _refuse_labels(args, loss)
 

@@ -1,23 +1,25 @@
 """Refuses networks whose logits for a row depend on its padding: on the pad token, or on the padding side."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hfkd.models.calling import Call, bare
-from hfkd.tasks.proof import untouched
+from hfkd.models.calling import bare
+from hfkd.tasks.padding import reads_padding
 
-FEW = 3  # number of tokens of the test row
+logger = logging.getLogger(__name__)
 
 
 def refuse_other_padding(networks: Sequence[nn.Module], processing_class: object) -> None:
     """Raise ValueError for a network whose logits for a row depend on the tokenizer's padding.
 
     Decoder classifiers use the last token that is not `config.pad_token_id`. Trainer sets that of the student's config
-    to the tokenizer's when training starts, but not that of the teacher's. Learned positions count left padding.
-    Networks whose logits do not change with padding are accepted.
+    to the tokenizer's when training starts, but not that of the teacher's. XLNet uses the last token. Learned positions
+    count left padding. Networks whose logits do not change with padding are accepted; where they do on both sides
+    (FNet, ConvBERT), a warning is logged.
     """
     if not isinstance(processing_class, PreTrainedTokenizerBase) or processing_class.pad_token_id is None:
         return
@@ -27,36 +29,57 @@ def refuse_other_padding(networks: Sequence[nn.Module], processing_class: object
         if not isinstance(inside, PreTrainedModel) or inside.config.is_encoder_decoder:
             continue
         own, name = getattr(inside.config.get_text_config(), "pad_token_id", None), type(inside).__name__
-        if (not left and own in (None, pad)) or not _reads_padding(network, own, pad, left):
+        if (not left and own is None) or not _reads(network, pad, left, own):
             continue
-        if left:
+        if own is not None and all(_reads(network, own, side, own) for side in (True, False)):
+            _warn(name)
+        elif left:
             raise ValueError(
                 f"{name} counts padding in the positions of a row, and the tokenizer pads rows on the left "
                 "(padding_side='left'), so that the logits would depend on the other rows of the batch: set "
                 "padding_side='right'"
             )
-        raise ValueError(
-            f"{name} finds the last token of a row by pad_token_id={own} in its config, but the tokenizer pads "
-            f"rows with {pad}, so that it would classify a padding token: set config.pad_token_id={pad} of this "
-            "network, or set the tokenizer's pad token to that of the network"
-        )
+        elif own in (None, pad):
+            raise ValueError(
+                f"{name} reads the last token of a row, and the tokenizer pads rows on the right, so that it would "
+                "read padding, and the logits depend on the other rows of the batch: set padding_side='left'"
+            )
+        else:
+            raise ValueError(
+                f"{name} finds the last token of a row by pad_token_id={own} in its config, but the tokenizer pads "
+                f"rows with {pad}, so that it would classify a padding token: set config.pad_token_id={pad} of this "
+                "network, or set the tokenizer's pad token to that of the network"
+            )
 
 
-@torch.no_grad()
-def _reads_padding(network: nn.Module, own: int | None, pad: int, left: bool) -> bool:
-    """Whether the logits of a few tokens change when a masked padding token is added."""
-    device = next(network.parameters()).device
-    tokens = [token for token in range(FEW + 2) if token not in (own, pad)][:FEW]
-    rows = (
-        torch.tensor([tokens], device=device),
-        torch.tensor([[pad, *tokens] if left else [*tokens, pad]], device=device),
+def _reads(network: nn.Module, pad: int, left: bool, own: int | None) -> bool:
+    """`reads_padding`; False for a network that needs more than a few tokens, such as their boxes (LayoutLMv3)."""
+    try:
+        return reads_padding(network, pad, left, own)
+    except Exception:  # whatever such a network raises
+        return False
+
+
+def _warn(name: str) -> None:
+    logger.warning(
+        "The logits of %s for a row depend on the padding in its batch, which it does not mask, so that losses and "
+        "scores depend on the batch size and the order of the rows: pad all rows to one length "
+        "(padding='max_length' in the tokenizer).",
+        name,
     )
-    call = Call.of(network)
-    with untouched(network):
-        alone, padded = (
-            call(network, {"input_ids": row, "attention_mask": (row != pad).long()}).float() for row in rows
+
+
+def refuse_left_padding(network: nn.Module, batch: Mapping[str, Any]) -> None:
+    """Raise ValueError for a causal language model that reads the padding on the left of a batch's rows."""
+    ids, mask = batch.get("input_ids"), batch.get("attention_mask")
+    if not isinstance(bare(network), PreTrainedModel) or not isinstance(ids, Tensor) or not isinstance(mask, Tensor):
+        return
+    if mask.shape != ids.shape or bool(mask[:, 0].all()):
+        return
+    pad = int(ids[:, 0][mask[:, 0] == 0][0])
+    if reads_padding(network, pad, left=True, positions="position_ids" in batch):
+        raise ValueError(
+            f"{type(bare(network)).__name__} reads the padding on the left of a row, which it cannot mask, so that its "
+            "logits would depend on the other rows of the batch: pad rows on the right (padding_side='right' of the "
+            "tokenizer that the data_collator pads with)"
         )
-    if alone.ndim > 2:  # one label per token
-        padded = padded[:, 1:] if left else padded[:, :-1]
-    half = any(p.dtype in (torch.float16, torch.bfloat16) for p in network.parameters())
-    return bool((alone - padded).abs().max() > (0.05 if half else 1e-3) * alone.abs().max())
