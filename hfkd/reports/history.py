@@ -105,7 +105,7 @@ def teacher_scores(log_history: Iterable[Entry]) -> dict[str, float]:
 
 def best_row(rows: Sequence[Entry], choice: Choice) -> Entry | None:
     """The first row with the best value of the metric, without the evaluation before training (`eval_on_start`)."""
-    scored = [row for row in rows if _is_number(row.get(choice.metric)) and row.get("step") != 0]
+    scored = [row for row in rows if is_number(row.get(choice.metric)) and row.get("step") != 0]
     if not scored:
         return None
     return (max if choice.greater_is_better else min)(scored, key=lambda row: row[choice.metric])
@@ -113,7 +113,7 @@ def best_row(rows: Sequence[Entry], choice: Choice) -> Entry | None:
 
 def last_row(rows: Sequence[Entry], metric: str) -> Entry | None:
     """The last row that has `metric`."""
-    return next((row for row in reversed(rows) if _is_number(row.get(metric))), None)
+    return next((row for row in reversed(rows) if is_number(row.get(metric))), None)
 
 
 def end_losses(log_history: Iterable[Entry]) -> dict[str, dict[str, Any] | None]:
@@ -127,7 +127,7 @@ def series(log_history: Iterable[Entry], key: str) -> tuple[list[float], list[fl
     points = [
         (float(entry["epoch"]), float(entry[key]))
         for entry in log_history
-        if "epoch" in entry and _is_number(entry.get(key))
+        if "epoch" in entry and is_number(entry.get(key))
     ]
     return [epoch for epoch, _ in points], [value for _, value in points]
 
@@ -137,7 +137,8 @@ def _epoch_number(entry: Entry) -> int:
     return math.ceil(float(entry.get("epoch") or 0.0) - 1e-6)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a logged value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 

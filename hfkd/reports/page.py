@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +11,17 @@ from hfkd.reports.boxes import BoxExample, box_sections
 from hfkd.reports.energy import EnergyGroup, energy_sections
 from hfkd.reports.environment import environment
 from hfkd.reports.figures import accuracy_by_entropy, percent_scale, training_curves
-from hfkd.reports.history import Choice, Entry, best_row, epoch_rows, is_evaluation, last_row, series, teacher_scores
+from hfkd.reports.history import (
+    Choice,
+    Entry,
+    best_row,
+    epoch_rows,
+    is_evaluation,
+    is_number,
+    last_row,
+    series,
+    teacher_scores,
+)
 from hfkd.reports.html import Section, write_page
 from hfkd.reports.masks import MaskExample, mask_sections
 from hfkd.utils.files import write_atomically
@@ -124,7 +133,8 @@ def _classes(log_history: Sequence[Entry], label_names: Sequence[str]) -> Sectio
     if row is None:
         return Section(title, "Left out: no mean IoU was logged.")
     found = [(name, row[f"eval_iou_{name}"]) for name in label_names if f"eval_iou_{name}" in row]
-    table = [(name, "-" if math.isnan(value) else f"{100 * value:.2f}") for name, value in found]
+    # NaN, of a class that does not occur, is None in the history of a resumed run.
+    table = [(name, f"{100 * value:.2f}" if is_number(value) else "-") for name, value in found]
     return Section(title, "Of the last evaluation, in percent.", table=(("class", "IoU"), table))
 
 

@@ -1,11 +1,14 @@
 """Pictures of masks: each panel shows the numbers it is given, with colours that mean the same in all images."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from hfkd.reports.masks import MaskExample, class_colours, class_key, mask_example, mask_sections
 from hfkd.reports.page import run_page, segmentation_sections
+from hfkd.utils.json_file import write_json
 
 NAMES = ["sky", "road", "car"]
 HISTORY = [
@@ -71,6 +74,14 @@ def test_the_page_has_every_image_the_classes_and_what_the_numbers_mean(tmp_path
     assert f"energies run from {low:.2f} to {high:.2f}" in page
     assert "&lt;small&gt;" in page
     assert len(page) < 3_000_000
+
+
+def test_a_class_that_does_not_occur_is_a_dash_after_a_resume_too(tmp_path):
+    """Checkpoints are standard JSON, without NaN; a run may stop between its last evaluation and its page."""
+    write_json(tmp_path / "history.json", HISTORY)
+    kept = json.loads((tmp_path / "history.json").read_text())
+    (table,) = (s.table for s in segmentation_sections(kept, label_names=NAMES) if s.title == "IoU of each class")
+    assert table[1] == [("sky", "50.00"), ("road", "25.00"), ("car", "-")]
 
 
 @pytest.mark.parametrize(
