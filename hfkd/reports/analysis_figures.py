@@ -5,8 +5,7 @@ C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import cycle
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +22,11 @@ PER_ROW = 3  # number of panels per row
 STUDENT_LINES = (style.BLUE, style.PURPLE, style.GREEN, style.SKY)  # the fifth colour is the teacher's
 
 
+def student_looks() -> Iterator[dict[str, Any]]:
+    """The looks of the students' curves, in their order."""
+    return style.looks(STUDENT_LINES, marker=("o", "s", "^", "D"))
+
+
 @styled
 def segment_accuracy(students: Mapping[str, Segments], one_teacher: bool) -> Figure:
     """Accuracy of each student, and its gap to the teacher, in segments of increasing entropy.
@@ -32,15 +36,15 @@ def segment_accuracy(students: Mapping[str, Segments], one_teacher: bool) -> Fig
     colour.
     """
     figure, (left, right) = new_figure(8.4, 3.6, panels=2)
-    for number, ((name, segments), color) in enumerate(zip(students.items(), cycle(STUDENT_LINES), strict=False)):
+    for number, ((name, segments), own) in enumerate(zip(students.items(), student_looks(), strict=False)):
         places = np.arange(1, len(segments) + 1)
         values = {key: [100 * one[key] for one in segments] for key in ("teacher_accuracy", "student_accuracy", "gap")}
         if not (one_teacher and number):
             label = "teacher" if one_teacher else f"teacher, segments of {name}"
-            look: dict[str, Any] = {"color": style.TEACHER} if one_teacher else {"color": color, "linestyle": "--"}
-            left.plot(places, values["teacher_accuracy"], marker="o", label=label, **look)
-        left.plot(places, values["student_accuracy"], marker="o", color=color, label=name)
-        right.plot(places, values["gap"], marker="o", color=color, label=name)
+            look: dict[str, Any] = {"color": style.TEACHER, "marker": "o"} if one_teacher else own | {"linestyle": "--"}
+            left.plot(places, values["teacher_accuracy"], label=label, **look)
+        left.plot(places, values["student_accuracy"], label=name, **own)
+        right.plot(places, values["gap"], label=name, **own)
         left.set_xticks(places)
         right.set_xticks(places)
     right.axhline(0, color=style.FAINT, linewidth=1)

@@ -6,14 +6,13 @@ P points per side.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hfkd.evaluation.analysis.landscape import LEVEL, Landscape
 from hfkd.reports import style
-from hfkd.reports.analysis_figures import STUDENT_LINES, panels
+from hfkd.reports.analysis_figures import panels, student_looks
 from hfkd.reports.html import Section
 from hfkd.reports.style import as_array, new_figure, styled
 
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 def landscape_lines(students: Mapping[str, Landscape]) -> Figure:
     """Losses [P] along one direction, on a log axis."""
     figure, (axes,) = new_figure(8.4, 3.6)
-    for (name, one), color in zip(students.items(), cycle(STUDENT_LINES), strict=False):
-        axes.plot(as_array(one.coordinates), as_array(one.losses), marker="o", color=color, label=name)
+    for (name, one), look in zip(students.items(), student_looks(), strict=False):
+        axes.plot(as_array(one.coordinates), as_array(one.losses), label=name, **look)
     axes.axhline(LEVEL, color=style.ORANGE, linewidth=1, linestyle="--", label=f"loss {LEVEL:g}")
     axes.set_yscale("log")
     _plain_numbers(axes.yaxis)

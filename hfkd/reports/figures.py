@@ -5,6 +5,7 @@ Shape letters: n samples, C classes, H x W pixels. No function touches pyplot, a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ ACCURACIES = (
     ("eval_ap", "AP", style.STUDENT),
     ("eval_ap50", "AP50", style.SKY),
 )
+PARTS = ("ce", "relations", "rest")  # of the loss, besides the terms and what is called a loss
 PERCENT_ALREADY = ("eval_ap", "eval_ap50")  # even if all values are below 1
 
 
@@ -42,7 +44,7 @@ def percent_scale(accuracies: Iterable[float]) -> float:
 
 @styled
 def training_curves(log_history: Iterable[Entry]) -> Figure:
-    """Losses (training: `loss`, `ce`, each objective, names ending in `loss`; evaluation: dashed), evaluation scores.
+    """Losses (training: `loss` and its parts; evaluation: dashed), and evaluation scores.
 
     `log_history` is `TrainerState.log_history`; the `epochs` of a results.json do as well. Accuracies and IoU are
     fractions, or percent if one is above 1; AP is percent.
@@ -52,10 +54,10 @@ def training_curves(log_history: Iterable[Entry]) -> Figure:
     history = [entry for entry in log_history if of_the_run(entry)]
     figure, (left, right) = new_figure(8.4, 3.4, panels=2)
     keys = dict.fromkeys(key for entry in history for key in entry)
-    losses = [key for key in keys if not key.startswith("eval_") and key != "train_loss"]
-    losses = [key for key in losses if key == "ce" or key in OBJECTIVES or key.endswith("loss")]
-    for color, key in zip(cycle(style.LINES), sorted(losses, key=lambda key: key != "loss"), strict=False):
-        _curve(left, *series(history, key), color=color, label=f"training {key}")
+    losses = [key for key in keys if not key.startswith("eval_") and key != "train_loss" and _of_the_loss(key)]
+    looks = style.looks(style.LINES, linestyle=("-", ":", "-."))
+    for look, key in zip(looks, sorted(losses, key=lambda key: key != "loss"), strict=False):
+        _curve(left, *series(history, key), label=f"training {key}", **look)
     _curve(left, *series(history, "eval_loss"), color=style.INK, linestyle="--", label="evaluation loss")
     for key, label, color in ACCURACIES:
         epochs, values = series(history, key)
@@ -69,6 +71,11 @@ def training_curves(log_history: Iterable[Entry]) -> Figure:
         if axes.lines:
             axes.set_xlim(left=0)  # one evaluation alone would have an axis of fractions around it
     return figure
+
+
+def _of_the_loss(key: str) -> bool:
+    """Whether it names the loss or a part of it; of several terms with one objective the later ones are numbered."""
+    return key in PARTS or key.endswith("loss") or re.sub(r"_\d+$", "", key) in OBJECTIVES
 
 
 def _curve(axes: Axes, epochs: list[float], values: list[float], **look: Any) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -66,6 +67,12 @@ def styled(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return call
+
+
+def looks(colors: Sequence[str], **kinds: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The looks of any number of curves: each color with the first of `linestyle` or `marker`, then with the next."""
+    ((name, values),) = kinds.items()
+    return ({"color": color, name: value} for value in cycle(values) for color in colors)
 
 
 def new_figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:

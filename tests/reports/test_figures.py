@@ -5,6 +5,7 @@ import pytest
 import torch
 from processes import start_script
 
+from hfkd.evaluation.analysis.landscape import Landscape
 from hfkd.reports import (
     accuracy_by_entropy,
     comparison_bars,
@@ -13,6 +14,8 @@ from hfkd.reports import (
     mean_prediction,
     training_curves,
 )
+from hfkd.reports.analysis_figures import segment_accuracy
+from hfkd.reports.analysis_landscape import landscape_lines
 from hfkd.reports.style import figure_bytes
 
 TRAIN = [{"loss": 3.0 - e, "ce": 1.0, "kd": 2.0, "epoch": float(e), "step": e} for e in (1, 2)]
@@ -148,7 +151,29 @@ assert "matplotlib.pyplot" not in sys.modules
 
 
 def test_every_term_of_the_loss_has_its_curve():
-    history = [{"epoch": e, "loss": 3.0, "ce": 1.0, "kd": 2.0, "fitnet": 4.0, "weight": 1.0} for e in (1, 2)]
-    left = training_curves(history).axes[0]
-    shown = {line.get_label() for line in left.lines}
-    assert shown == {"training loss", "training ce", "training kd", "training fitnet"}
+    parts = dict.fromkeys(["loss", "ce", "kd", "relations", "fitnet", "fitnet_2", "router_loss"], 2.0)
+    others = dict.fromkeys(["temperature", "weight", "low_energy_share", "grad_norm", "learning_rate"], 1.0)
+    left = training_curves([{"epoch": e, **parts, **others} for e in (1, 2)]).axes[0]
+    assert {line.get_label() for line in left.lines} == {f"training {name}" for name in parts}
+
+
+def looks(axes):
+    return [
+        (line.get_color(), line.get_linestyle(), line.get_marker()) for line in axes.lines if line.get_label()[0] != "_"
+    ]
+
+
+def test_no_two_curves_of_a_figure_look_alike():
+    students = [f"student {n}" for n in range(7)]
+    parts = ["loss", "ce", "kd", *(f"fitnet_{n}" for n in range(2, 7)), "eval_loss"]
+    segments = [{"teacher_accuracy": 0.9, "student_accuracy": 0.5, "gap": 0.4}] * 3
+    flat = Landscape(torch.linspace(-1, 1, 3), torch.ones(3))
+    figures = {
+        training_curves([{"epoch": e, **dict.fromkeys(parts, 1.0)} for e in (1, 2)]): len(parts),
+        segment_accuracy(dict.fromkeys(students, segments), True): 8,
+        segment_accuracy(dict.fromkeys(students, segments), False): 14,
+        landscape_lines(dict.fromkeys(students, flat)): 8,
+    }
+    for figure, curves in figures.items():
+        found = looks(figure.axes[0])
+        assert len(set(found)) == len(found) == curves
