@@ -61,11 +61,11 @@ def from_a_finished_run(**args):
     return make
 
 
-def analysis(teacher="teacher", student="teacher", labels=None, labelled_images=None, **more):
-    """An analysis of digits by networks that are saved in the folder."""
+def analysis(teacher="teacher", student="teacher", labels=None, labelled_images=None, hidden=0, **more):
+    """An analysis of digits by networks that are saved in the folder. hidden: test images with the label -1."""
 
     def make(folder):
-        write_digits(folder / "digits", 4, 4)
+        write_digits(folder / "digits", 4, 4, hidden)
         image_classifier("cifar_resnet8", 10).save_pretrained(folder / "teacher")
         image_classifier("cifar_resnet8", len(labels or "12345"), label_names=labels).save_pretrained(
             folder / "student"
@@ -116,6 +116,7 @@ COMMANDS = {
     "analyse: a student that is nothing": analysis(student="nothing"),
     "analyse: a folder that is not there": analysis(student="runs/kd"),
     "analyse: labelled_images=4": analysis(student="student", labelled_images=4),
+    "analyse: 3 of 4 images with the label -1": analysis(student="student", labels=[*"0123456789"], hidden=3),
     "analyse: one network twice": analysis(student="teacher"),
     "analyse: kl_temperature=0": analysis(student="student", kl_temperature=0.0),
     "analyse: masks, a student that is no folder": mask_analysis("gone"),

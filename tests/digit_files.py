@@ -8,14 +8,19 @@ from sklearn.datasets import load_digits
 from hfkd.models import image_classifier
 
 
-def write_digits(folder, train=48, test=32):
-    """`train` and `test` images of 8 x 8 pixels as parquet files that `load_images` reads."""
+def write_digits(folder, train=48, test=32, hidden=0):
+    """`train` and `test` images of 8 x 8 pixels as parquet files that `load_images` reads.
+
+    The last `hidden` test images have the label -1, as in test splits of the Hub whose labels are not published.
+    """
     digits = load_digits()
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=[str(d) for d in range(10)])})
     folder.mkdir(parents=True)
     for split, rows in {"train": range(train), "test": range(train, train + test)}.items():
         pictures = [Image.fromarray((digits.images[i] * 15).astype("uint8")) for i in rows]
-        columns = {"image": pictures, "label": digits.target[list(rows)]}
+        labels = digits.target[list(rows)]
+        labels[len(labels) - hidden * (split == "test") :] = -1
+        columns = {"image": pictures, "label": labels}
         Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}.parquet")
     return folder
 

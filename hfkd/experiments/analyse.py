@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -159,7 +160,20 @@ def _images(args: AnalysisArguments, data: ImageDataArguments) -> tuple[Any, Inp
     transform: Any = image_transform(images)  # an hfkd transform, which knows its normalisation
     if len(images) < 2:
         raise ValueError(f"the dataset has {len(images)} image: an analysis needs at least two")
+    _refuse_hidden(images, args.split)
     return seen(images, "clean"), InputSpec(tuple(transform.mean), tuple(transform.std), None)
+
+
+def _refuse_hidden(images: Any, split: str) -> None:
+    """Raise ValueError for images without a label, which would count as wrong predictions."""
+    labels = np.asarray(images.with_format("numpy")["labels"][:])
+    hidden = np.flatnonzero(labels < 0)
+    if len(hidden):
+        raise ValueError(
+            f"{len(hidden)} of the {len(labels)} images of the {split} split have no label (image {hidden[0]} has "
+            f"{labels[hidden[0]]}), but an analysis needs the label of each: choose a split with labels (--test_split "
+            "validation), or remove these images"
+        )
 
 
 def image_seed(args: AnalysisArguments, data: ImageDataArguments) -> int:
