@@ -214,7 +214,7 @@ def _numbers(teacher: AnalysedNetwork, taught: NetworkPass, args: AnalysisArgume
             },
         },
         "settings": without_paths(vars(args) | vars(data)),
-        "environment": environment(),
+        "environment": environment(teacher.device),
     }
 
 

@@ -88,7 +88,7 @@ def analyse_masks(args: MaskAnalysisArguments, data: MaskDataArguments) -> dict[
         **found,
         "teacher": {"name": names[0], **found["teacher"]},
         "settings": without_paths(vars(args) | vars(data)),
-        "environment": environment(),
+        "environment": environment(device),
     }
     examples = [_example(k, images[k], networks, received, device) for k in spread(len(images), args.shown_images)]
     folder = Path(args.output_dir)

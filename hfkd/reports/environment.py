@@ -13,19 +13,20 @@ import torch
 PACKAGES = ("torch", "torchvision", "transformers", "datasets", "accelerate", "timm", "hfkd")
 
 
-def environment() -> dict[str, Any]:
+def environment(device: torch.device | None = None) -> dict[str, Any]:
     """Code, versions and machine of this process, ready for JSON.
 
     `git` is `{"commit", "dirty"}` of the repository around the current directory (None outside of one); a package that
-    is not installed has version None; `devices` lists the accelerators, or the processor if there are none. Contains no
-    environment variables, user or host names or absolute paths, so that it can be published.
+    is not installed has version None; `devices` lists the accelerators, or the processor if there are none, or if the
+    work was done on it (`device`). Contains no environment variables, user or host names or absolute paths, so that it
+    can be published.
     """
     return {
         "git": _git(),
         "versions": {"python": platform.python_version()} | {name: installed_version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
-        "devices": _devices(),
+        "devices": [_processor()] if device is not None and device.type == "cpu" else _devices(),
         "torch_threads": torch.get_num_threads(),
     }
 

@@ -88,7 +88,7 @@ class ResultsCallback(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero:
             return
-        self._environment = environment()
+        self._environment = environment(args.device)
         self._earlier = _read_sessions(_path(args), state) if state.global_step else []
         self._session = Session(state.global_step, state.global_step)
         self._started = time.monotonic()

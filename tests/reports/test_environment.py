@@ -6,7 +6,10 @@ import os
 import socket
 import subprocess
 
-from hfkd.reports import environment
+import torch
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from hfkd.reports import ResultsCallback, environment
 
 
 def git(folder, *arguments):
@@ -51,3 +54,17 @@ def test_content_is_plain_and_public(tmp_path, monkeypatch):
     for private in ("hf_secret", str(tmp_path), os.path.expanduser("~") + "/", socket.gethostname()):
         assert private not in text
     assert f'"{getpass.getuser()}"' not in text
+
+
+def test_a_run_on_the_processor_has_no_gpu_in_its_record(tmp_path, monkeypatch):
+    """A machine may have GPUs that a run with use_cpu, or an analysis with --use_cpu, did not use."""
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: f"GPU {index}")
+    assert environment()["devices"] == environment(torch.device("cuda", 0))["devices"] == ["GPU 0", "GPU 1"]
+    callback, state, control = ResultsCallback({}), TrainerState(), TrainerControl()
+    callback.on_train_begin(args, state, control)
+    callback.on_train_end(args, state, control)
+    (device,) = json.loads((tmp_path / "results.json").read_text())["environment"]["devices"]
+    assert "GPU" not in device
