@@ -76,7 +76,8 @@ class RougeArguments:
 
 
 class RougeCallback(TrainerCallback):
-    """Answer `dev` at each evaluation: logs `eval_rougeL`, which `metric_for_best_model` may name.
+    """Answer `dev` at each evaluation: logs `eval_rougeL`, which `metric_for_best_model` may name. An evaluation of a
+    set of its own, `trainer.evaluate(rows)`, has no such score, as it would be that of `dev`.
 
     The answers of step n are in `<output_dir>/dev/step-n`. Sampled as on test, but without the n-gram block, which
     MiniLLM and DSKD use on test only. `settings` are `TextGenerator`'s. Add it before callbacks that read the log.
@@ -105,6 +106,9 @@ class RougeCallback(TrainerCallback):
         return self.trainer.accelerator.unwrap_model(self.trainer.model), self.trainer.processing_class
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        marks: Any = getattr(self.trainer, "marks", None)  # DistillationTrainer's; a plain Trainer has none
+        if marks is not None and not marks.of_own_set:
+            return
         step = step_of_weights(state, args, self.trainer.is_in_train)  # after training maybe that of the best ones
         start, folder = time.monotonic(), Path(args.output_dir) / "dev" / f"step-{step}"
         scored: dict[str, Any] = {"seeds": self.seeds, "rouge_tokenizer": self.rouge_tokenizer}

@@ -30,6 +30,11 @@ class EvaluationMarks:
         self.own_set: Any = host.eval_dataset
         self._other: dict[str, float] = {}
 
+    @property
+    def of_own_set(self) -> bool:
+        """Whether the present evaluation is one of the run's own set."""
+        return OTHER_SET not in self._other
+
     @contextmanager
     def evaluating(self, eval_dataset: Any) -> Iterator[None]:
         """Context in which logged metrics are those of `eval_dataset`."""

@@ -30,3 +30,19 @@ def test_answers_of_the_best_weights_are_those_of_their_step(tmp_path):
     trainer.evaluate()
     assert best == 1  # of equal scores the first
     assert [folder.name for folder in dev.iterdir()] == ["step-1"]
+
+
+def test_an_evaluation_of_other_rows_has_no_score_of_the_dev_rows(tmp_path):
+    rows, words = TokenRows(8), tokenizer()
+    args = arguments(tmp_path, max_steps=1, eval_strategy="steps", evaluate_teacher=False)
+    networks = language_model(), taught_model()
+    trainer = DistillationTrainer(*networks, args, train_dataset=rows, eval_dataset=rows, processing_class=words)
+    dev = Dataset.from_dict({"prompt": ["w3 w4"], "response": ["w5"]})
+    trainer.add_callback(RougeCallback(trainer, dev, [1], max_prompt_length=4, max_new_tokens=2))
+    trainer.train()
+    assert METRIC in trainer.evaluate()
+    scored = len([entry for entry in trainer.state.log_history if METRIC in entry])
+    found = trainer.evaluate(TokenRows(4), metric_key_prefix="test")
+    assert "test_loss" in found
+    assert METRIC not in found
+    assert len([entry for entry in trainer.state.log_history if METRIC in entry]) == scored
