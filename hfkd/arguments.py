@@ -19,6 +19,7 @@ from hfkd.tasks.choice import named_task
 from hfkd.utils.argument_types import Count, NotNegative, Positive, fitting
 from hfkd.utils.dependent_settings import refuse_without_effect
 from hfkd.utils.launch import check_accumulation, check_world_size, computes_on_cpu
+from hfkd.utils.metric_names import is_divergence
 from hfkd.utils.names import check_names, publishable
 from hfkd.utils.parsing import parse as parse  # where scripts written for earlier versions import it from
 from hfkd.utils.random_state import kept_random_state
@@ -207,7 +208,7 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
         self.resume_from_checkpoint = resume_choice(self.resume_from_checkpoint)  # type: ignore[assignment]
         self.max_grad_norm = 0.0 if self.max_grad_norm is None else self.max_grad_norm  # no clipping
         self._check_numbers()
-        if self.greater_is_better is None and (self.metric_for_best_model or "").split("_")[-1] == "kl":
+        if self.greater_is_better is None and is_divergence(self.metric_for_best_model or ""):
             self.greater_is_better = False  # Trainer takes what is not called a loss for a score
         check_names(self)
         if self.label_names is not None and "labels" not in self.label_names:

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hfkd.reports.evaluations import of_the_run
+from hfkd.utils.metric_names import is_divergence
 
 Entry = Mapping[str, Any]
 TEACHER_SCORE = re.compile(r"teacher(_\d+)?_accuracy(_.*)?")
@@ -38,8 +39,8 @@ class Choice:
 
     @classmethod
     def by_name(cls, metric: str) -> Choice:
-        """Trainer's rule for a metric without a given direction."""
-        return cls(metric, not metric.endswith("loss"))
+        """For a metric without a given direction Trainer's rule, by which what is not called a loss is a score."""
+        return cls(metric, not metric.endswith("loss") and not is_divergence(metric))
 
 
 def epoch_rows(log_history: Iterable[Entry]) -> list[dict[str, Any]]:

@@ -104,6 +104,8 @@ def test_best_and_last():
     assert best_row(rows, Choice.by_name("eval_accuracy"))["epoch"] == 1
     assert best_row(rows, Choice.by_name("eval_loss"))["epoch"] == 0
     assert best_row(rows, Choice("eval_accuracy", greater_is_better=False))["epoch"] == 0
+    apart = [{"eval_kl": 0.5, "epoch": 1, "step": 1}, {"eval_kl": 0.2, "epoch": 2, "step": 2}]
+    assert best_row(apart, Choice.by_name("eval_kl"))["epoch"] == 2
     assert last_row(rows, "eval_accuracy")["epoch"] == 3
     assert best_row(rows, Choice.by_name("eval_f1")) is None
     assert last_row([], "eval_accuracy") is None
