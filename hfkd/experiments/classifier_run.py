@@ -16,10 +16,11 @@ from hfkd.data.he_da import original_images
 from hfkd.data.transforms import unpack_pixels
 from hfkd.data.used_columns import label_column
 from hfkd.experiments.run import run_with_page
+from hfkd.losses.functional import entropy
 from hfkd.losses.temperatures import Energy, Fitted
 from hfkd.reports.energy import class_captions
 from hfkd.reports.page import distillation_sections
-from hfkd.teachers import FrozenTeacher, TeacherScan, scan
+from hfkd.teachers import FrozenTeacher, TeacherScan
 from hfkd.trainer import DistillationTrainer
 from hfkd.training.validation.normalisation import receiving
 
@@ -87,22 +88,28 @@ def _probabilities(trainer: DistillationTrainer, teacher: FrozenTeacher, rows: l
 def _correctness(trainer: DistillationTrainer, teacher: FrozenTeacher, dataset: Any) -> dict[str, Any]:
     """For each evaluation row: the teacher's entropy, and whether student and teacher are right."""
     with receiving(teacher, trainer.image_inputs, dataset):
-        taught = scan(
-            teacher,
-            dataset,
-            collate=trainer.data_collator,
-            task=trainer.task,
-            batch_size=trainer.args.eval_batch_size,
-            accelerator=trainer.accelerator,
-            progress_bar=False,
-            entropy_temperature=ENTROPY_TEMPERATURE,
-        )
+        entropies, taught = _of_teacher(trainer, teacher, dataset)
     predicted = trainer.predict(dataset)
     ranked, labels = np.asarray(predicted.predictions), np.asarray(predicted.label_ids)
     best = ranked[:, 0] if np.issubdtype(ranked.dtype, np.integer) else ranked.argmax(-1)
     return {
-        "entropy": taught.entropy,
+        "entropy": entropies,
         "entropy_temperature": ENTROPY_TEMPERATURE,
         "student_correct": best == labels,
-        "teacher_correct": taught.prediction.numpy() == labels,
+        "teacher_correct": taught.numpy() == labels,
     }
+
+
+@torch.no_grad()
+def _of_teacher(trainer: DistillationTrainer, teacher: FrozenTeacher, dataset: Any) -> tuple[Tensor, Tensor]:
+    """The teacher's entropy and class of each row [N], in the precision and order of `trainer.predict`."""
+    network, found = trainer.evaluated_network(teacher), []
+    if network is teacher:
+        network = teacher.uncompiled  # avoids compiling for another batch size
+    for batch in trainer.get_test_dataloader(dataset):
+        inputs = trainer.as_networks_take_it(trainer._prepare_inputs(batch), training=False)
+        logits = network(**trainer.task.for_teacher(inputs))[..., : trainer.num_classes]
+        both = torch.stack([entropy(logits, ENTROPY_TEMPERATURE), logits.argmax(-1).float()], dim=-1)  # [B, 2]
+        found.append(trainer.accelerator.gather_for_metrics(both))
+    entropies, classes = torch.cat(found).cpu().T
+    return entropies, classes.long()

@@ -68,7 +68,7 @@ def box_examples(trainer: DistillationTrainer) -> list[BoxExample]:
 
 def _example(trainer: DistillationTrainer, place: int, row: Any) -> BoxExample:
     batch: Any = trainer._prepare_inputs(trainer.data_collator([row]))
-    networks: dict[str, Any] = {"student": trainer.model}
+    networks: dict[str, Any] = {"student": trainer.evaluated_network(trainer.model)}
     if trainer.teacher is not None:
         networks["teacher"] = trainer.teacher.networks[0]
     found = {name: _found(trainer.call.output(network, batch)["detections"][0]) for name, network in networks.items()}

@@ -85,7 +85,7 @@ def teacher_pictures(maps: Tensor, size: Sequence[int]) -> dict[str, Tensor]:
 def _example(trainer: DistillationTrainer, student: nn.Module, place: int, row: Any) -> MaskExample:
     batch = trainer._prepare_inputs(trainer.data_collator([row]))
     size = batch["labels"].shape[-2:]
-    seen = interpolated(logits_of(trainer.call.output(student, batch)), size)[0]  # [C, H, W]
+    seen = interpolated(logits_of(trainer.call.output(trainer.evaluated_network(student), batch)), size)[0]  # [C, H, W]
     label = flat_labels(batch["labels"], None).view(size).cpu()
     found: dict[str, Any] = {
         "image": picture(batch["pixel_values"][0], trainer.received.spec),
@@ -94,7 +94,7 @@ def _example(trainer: DistillationTrainer, student: nn.Module, place: int, row: 
     }
     if trainer.teacher is not None:
         with receiving(trainer.teacher, trainer.image_inputs, trainer.eval_dataset), trainer.teacher.frozen():
-            found |= teacher_pictures(trainer.teacher(**batch), size)
+            found |= teacher_pictures(trainer.evaluated_network(trainer.teacher)(**batch), size)
     return MaskExample(example_name(place), **found)
 
 

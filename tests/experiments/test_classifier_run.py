@@ -9,7 +9,7 @@ from hfkd import DistillationTrainer
 from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
 from hfkd.experiments.classifier_run import page_data
-from hfkd.losses.functional import energy
+from hfkd.losses.functional import energy, entropy
 
 
 @pytest.fixture
@@ -51,3 +51,23 @@ def test_no_batch_is_larger_than_evaluations(training):
     lowest = [trainer.train_dataset[i] for i in shown["energies"].argsort()[:16].tolist()]
     expected = trainer.teacher(**trainer.data_collator(lowest)).softmax(-1)
     torch.testing.assert_close(shown["lowest_probabilities"], expected)
+
+
+@pytest.mark.parametrize("float32", [True, False])
+def test_the_page_has_the_teacher_in_the_precision_in_which_it_is_evaluated(tmp_path, float32):
+    """As its accuracy in the log is, and the student's. In bfloat16 these logits are rounded to steps of 0.5."""
+    rows = load_digits()[0].select(range(64)).with_transform(ImageTransform(padding=0))
+    torch.manual_seed(0)
+    student, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10)) for _ in range(2))
+    teacher[1].bias.data += 100
+    settings = {"max_steps": 1, "bf16": True, "float32_evaluation": float32}
+    trainer = DistillationTrainer(
+        student, teacher, arguments(tmp_path, **settings), train_dataset=rows, eval_dataset=rows
+    )
+    trainer.train()
+    shown = page_data(trainer)
+    logged = next(e["teacher_accuracy"] for e in trainer.state.log_history if "teacher_accuracy" in e)
+    assert shown["teacher_correct"].mean() == pytest.approx(logged)
+    if float32:
+        images = torch.stack([row["pixel_values"] for row in rows])
+        torch.testing.assert_close(shown["entropy"], entropy(teacher(images).detach()))
