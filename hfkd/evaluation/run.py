@@ -1,10 +1,12 @@
 """Generates answers to test sets, scores them and writes the results."""
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
@@ -38,9 +40,10 @@ def evaluate_sets(
     """Answer every set (columns `prompt`, `references`) for each seed; returns `score`'s result on all processes.
 
     Each set's scores include the `settings` of generation: `TextGenerator`'s, and `weights`, which identifies the state
-    of the model. The main process writes these files atomically: `<set>-seed<seed>.jsonl` with every prompt, answer,
-    references and scores, `scores.json`, and the table `scores.md`; the latter two keep the other sets of earlier calls
-    in `output_dir`. `settings` are `TextGenerator`'s; `rouge_tokenizer` is `RougeL`'s tokenizer, recorded in the
+    of the model; and a hash of the `references`, which tells whether two students have answered the same rows. The main
+    process writes these files atomically: `<set>-seed<seed>.jsonl` with every prompt, answer, references and scores,
+    `scores.json`, and the table `scores.md`; the latter two keep the other sets of earlier calls in `output_dir`.
+    `settings` are `TextGenerator`'s; `rouge_tokenizer` is `RougeL`'s tokenizer, recorded in the
     settings if it is not the published one. Raises ValueError for unsuitable settings, seeds or columns before anything
     is generated.
     """
@@ -67,7 +70,7 @@ def evaluate_sets(
             seed: _one_seed(generator, rows, seed, folder / f"{name}-seed{seed}.jsonl", rouge_tokenizer)
             for seed in seeds
         }
-        scores[name] = summary(by_seed) | {"settings": used}
+        scores[name] = summary(by_seed) | {"settings": used, "references": _hash(rows["references"][:])}
         mean = scores[name]["rougeL"]
         logger.info("%s: ROUGE-L %.2f over %d seeds, tokens of %s.", name, mean, len(seeds), rouge_tokenizer)
     if processes().is_main_process:
@@ -75,6 +78,10 @@ def evaluate_sets(
         write_scores(folder, kept)
         write_atomically(folder / "scores.md", markdown_table(kept).encode())
     return scores
+
+
+def _hash(references: Sequence[Sequence[str]]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(references).encode())
 
 
 def check_seeds(seeds: Sequence[int], name: str = "seeds") -> None:

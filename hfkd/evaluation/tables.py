@@ -18,6 +18,10 @@ PUBLISHED = {
     "top_k": 0,
     "no_repeat_ngram_size": 6,
 }
+OTHER_ROWS = (
+    "not the same rows for all students (other files or max_rows, or tokenizers that split Dolly differently): scores "
+    "cannot be compared"
+)
 LEGEND = "\\* other rows or settings than the published figures, or an average over other sets than theirs"
 
 
@@ -42,7 +46,8 @@ def markdown_table(scores: Mapping[str, Scores]) -> str:
 def students_table(students: Mapping[str, Mapping[str, Scores]]) -> str:
     """ROUGE-L of several students, the paper's row for each: Dolly, SInst, Vicuna, S-NI, UnNI and their average.
 
-    The average is that of `markdown_table`. A star marks values that are not comparable with the published ones.
+    The average is that of `markdown_table`. A star marks values that are not comparable with the published ones; below
+    it says of which sets the students have answered different rows.
     """
     shown = [name for name in SETS if any(name in scores for scores in students.values())]
     lines = [["Student", *(SETS[name].label for name in shown), "Average"], ["---", *["---:"] * (len(shown) + 1)]]
@@ -51,7 +56,14 @@ def students_table(students: Mapping[str, Mapping[str, Scores]]) -> str:
         mean = average(scores)
         lines.append([student, *cells, _starred(mean, mean is not None and bool(mean["note"]))])
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return f"{table}\n{LEGEND}\n" if " * |" in table else table
+    said = [LEGEND] if " * |" in table else []
+    said += [f"{SETS[name].label}: {OTHER_ROWS}" for name in shown if _different_rows(name, students)]
+    return table + "".join(f"\n{one}\n" for one in said)
+
+
+def _different_rows(name: str, students: Mapping[str, Mapping[str, Scores]]) -> bool:
+    """Whether some students have answered other rows of a set than others, as far as earlier versions recorded it."""
+    return len({scores[name].get("references") for scores in students.values() if name in scores} - {None}) > 1
 
 
 def differences(name: str, scores: Scores) -> list[str]:

@@ -27,6 +27,12 @@ def table(folder):
     return {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in lines}
 
 
+def test_rows_are_recorded(writer, tmp_path):
+    """Students whose tokenizers split Dolly differently answer as many rows, and others."""
+    given = [evaluate_sets(*writer, {"dolly": rows(n)}, tmp_path, seeds=(10,), **SMALL)["dolly"] for n in (2, 2, 1)]
+    assert given[0]["references"] == given[1]["references"] != given[2]["references"]
+
+
 def test_a_later_call_keeps_the_other_sets(writer, tmp_path):
     evaluate_sets(*writer, {"vicuna": rows()}, tmp_path, seeds=(10,), weights="a", **SMALL)
     evaluate_sets(*writer, {"dolly": rows()}, tmp_path, seeds=(10, 20), weights="a", **SMALL)

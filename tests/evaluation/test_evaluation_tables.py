@@ -69,6 +69,17 @@ def test_students_stand_side_by_side_each_with_its_average():
     assert "±" in table
 
 
+def test_students_that_have_answered_different_rows_are_said_not_to_be_comparable():
+    one, other = (scores_of(20, 500) | {"references": name} for name in "ab")
+    old = scores_of(20, 500)  # without a record of the rows
+    table = students_table({"kd": {"dolly": one, "vicuna": one}, "rkl": {"dolly": other, "vicuna": one}})
+    assert "\nDolly: not the same rows for all students" in table
+    assert "Vicuna:" not in table
+    assert "not the same rows" not in students_table(
+        {"kd": {"dolly": one}, "rkl": {"dolly": one}, "old": {"dolly": old}}
+    )
+
+
 @pytest.mark.parametrize(
     "scores",
     [
