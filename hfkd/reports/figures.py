@@ -33,7 +33,7 @@ ACCURACIES = (
     ("eval_ap", "AP", style.STUDENT),
     ("eval_ap50", "AP50", style.SKY),
 )
-PARTS = ("ce", "relations", "rest")  # of the loss, besides the terms and what is called a loss
+PARTS = ("ce", "relations", "mixed_kd", "rest")  # of the loss, besides the terms and what is called a loss
 PERCENT_ALREADY = ("eval_ap", "eval_ap50")  # even if all values are below 1
 
 

@@ -151,7 +151,7 @@ assert "matplotlib.pyplot" not in sys.modules
 
 
 def test_every_term_of_the_loss_has_its_curve():
-    parts = dict.fromkeys(["loss", "ce", "kd", "relations", "fitnet", "fitnet_2", "router_loss"], 2.0)
+    parts = dict.fromkeys(["loss", "ce", "kd", "relations", "mixed_kd", "fitnet", "fitnet_2", "router_loss"], 2.0)
     others = dict.fromkeys(["temperature", "weight", "low_energy_share", "grad_norm", "learning_rate"], 1.0)
     left = training_curves([{"epoch": e, **parts, **others} for e in (1, 2)]).axes[0]
     assert {line.get_label() for line in left.lines} == {f"training {name}" for name in parts}
