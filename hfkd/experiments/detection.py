@@ -68,6 +68,7 @@ def box_examples(trainer: DistillationTrainer) -> list[BoxExample]:
 
 def _example(trainer: DistillationTrainer, place: int, row: Any) -> BoxExample:
     batch: Any = trainer._prepare_inputs(trainer.data_collator([row]))
+    assert trainer.model is not None
     networks: dict[str, Any] = {"student": trainer.evaluated_network(trainer.model)}
     if trainer.teacher is not None:
         networks["teacher"] = trainer.teacher.networks[0]

@@ -69,7 +69,7 @@ def styled(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def looks(colors: Sequence[str], **kinds: Sequence[str]) -> Iterator[dict[str, str]]:
+def looks(colors: Sequence[str], **kinds: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The looks of any number of curves: each color with the first of `linestyle` or `marker`, then with the next."""
     ((name, values),) = kinds.items()
     return ({"color": color, name: value} for value in cycle(values) for color in colors)
