@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hfkd.evaluation.scoring import Scores
+from hfkd.evaluation.scoring import OTHER_WEIGHTS, Scores
 from hfkd.utils.files import write_atomically
 from hfkd.utils.json_file import read_json
 
@@ -47,7 +47,7 @@ def _difference(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> str:
         return "with settings that were not recorded"
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     words = [f"with {key}={old.get(key)}" for key in changed if key != "weights"]
-    return ", ".join(["of other weights"] * ("weights" in changed) + words)
+    return ", ".join([OTHER_WEIGHTS] * ("weights" in changed) + words)
 
 
 def write_scores(folder: Path, scores: Mapping[str, Scores]) -> None:

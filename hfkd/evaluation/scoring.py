@@ -7,6 +7,7 @@ from typing import Any
 from hfkd.evaluation.metrics import RougeL
 
 Scores = dict[str, Any]
+OTHER_WEIGHTS = "of other weights"  # in the entry `earlier` of scores that a student had before it was trained further
 
 
 def score(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from hfkd.evaluation.scoring import Scores, mean_and_sd
+from hfkd.evaluation.scoring import OTHER_WEIGHTS, Scores, mean_and_sd
 from hfkd.evaluation.sets import SETS
 from hfkd.utils.numbers import with_deviation
 
@@ -46,9 +46,11 @@ def markdown_table(scores: Mapping[str, Scores]) -> str:
 def students_table(students: Mapping[str, Mapping[str, Scores]]) -> str:
     """ROUGE-L of several students, the paper's row for each: Dolly, SInst, Vicuna, S-NI, UnNI and their average.
 
-    The average is that of `markdown_table`. A star marks values that are not comparable with the published ones; below
-    it says of which sets the students have answered different rows.
+    The average is that of `markdown_table`. Scores of a student's earlier weights are not shown. A star marks values
+    that are not comparable with the published ones; below it says of which sets the students have answered different
+    rows.
     """
+    students = {student: _of_these_weights(scores) for student, scores in students.items()}
     shown = [name for name in SETS if any(name in scores for scores in students.values())]
     lines = [["Student", *(SETS[name].label for name in shown), "Average"], ["---", *["---:"] * (len(shown) + 1)]]
     for student, scores in students.items():
@@ -59,6 +61,10 @@ def students_table(students: Mapping[str, Mapping[str, Scores]]) -> str:
     said = [LEGEND] if " * |" in table else []
     said += [f"{SETS[name].label}: {OTHER_ROWS}" for name in shown if _different_rows(name, students)]
     return table + "".join(f"\n{one}\n" for one in said)
+
+
+def _of_these_weights(scores: Mapping[str, Scores]) -> dict[str, Scores]:
+    return {name: one for name, one in scores.items() if OTHER_WEIGHTS not in one.get("earlier", "")}
 
 
 def _different_rows(name: str, students: Mapping[str, Mapping[str, Scores]]) -> bool:

@@ -98,6 +98,18 @@ def test_two_students_of_two_calls_never_share_a_folder(evaluate):
         evaluate("runs-a")
 
 
+def test_a_student_that_was_trained_further_has_its_own_scores_beside_others(evaluate, writer):
+    """Those that it had before are in its own table, with a note."""
+    evaluate("runs/a", sets=["dolly", "vicuna"])
+    writer[0].lm_head.weight.data.mul_(2)
+    (line,) = [line for line in evaluate("runs/a").splitlines() if line.startswith("| runs/a")]
+    assert line.count("|") == 4  # the student, Vicuna and the average
+    assert "| –" not in line
+    evaluate("runs/b", sets=["dolly"])
+    (line,) = [line for line in evaluate("runs/a").splitlines() if line.startswith("| runs/a")]
+    assert line.split("|")[2].strip() == "–"  # Dolly
+
+
 @pytest.fixture
 def chat(writer, monkeypatch):
     monkeypatch.setattr(writer[1], "chat_template", "{% for m in messages %}{{ m.content }}{% endfor %}")
