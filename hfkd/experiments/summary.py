@@ -33,8 +33,8 @@ def data_label(settings: Mapping[str, Any]) -> str:
 def summarise(row: Row, runs: Sequence[Run], published: Published, table: Table) -> dict[str, Any]:
     """One row for JSON: accuracies in percent with their sample standard deviation, the protocol, the cost.
 
-    Failed runs are left out of averages; `failed` lists where each of them stopped. A quoted row has a single
-    placeholder run, with settings but without results.
+    Failed runs are left out of averages; `failed` lists where each of them stopped, without those of other settings,
+    which an earlier call left. A quoted row has a single placeholder run, with settings but without results.
     """
     done = [run for run in runs if run.status == "finished"]
     shown, results = (done or runs)[0], [run.results for run in done]
@@ -56,7 +56,11 @@ def summarise(row: Row, runs: Sequence[Run], published: Published, table: Table)
         "loss_steps": [ends[which][0]["step"] if results else None for which in ("first", "last")],
         "seeds": [r["seed"] for r in results],
         "trained_on": {r["seed"]: epochs for r in results if (epochs := _trained_on(r)) is not None},
-        "failed": [_failure(run) for run in runs if run.status == "failed"],
+        "failed": [
+            _failure(run)
+            for run in runs
+            if run.status == "failed" and run.difference(settings, (*RETRIED, "seed")) is None
+        ],
         "on_nan": {r.results["seed"]: r.settings["on_nan"] for r in done if r.settings.get("on_nan", "stop") != "stop"},
         "images_per_second": _over_seeds([r["images_per_second"] for r in results]),
         "hardware": sorted(
