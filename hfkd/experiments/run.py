@@ -42,15 +42,17 @@ def run_with_page(
         logger.warning("%s will not be written, as matplotlib is missing: pip install 'hfkd[demo]'", PAGE_NAME)
     folder = train_to_the_end(trainer, ResultsCallback(config, metric=metric, items_name=items_name))
     trained()
-    data = shown() if drawn else {}
     results: dict[str, Any] = {}
-    if trainer.is_world_process_zero():
-        results = read_json(folder / RESULTS_NAME)
-        if drawn:
-            history = trainer.state.log_history
-            run_page(folder / PAGE_NAME, sections(history, **data), config=config, log_history=history, results=results)
-            logger.info("Results are in %s; open %s", folder, folder / PAGE_NAME)
-    save_student(trainer, config)
+    try:
+        data = shown() if drawn else {}
+        if trainer.is_world_process_zero():
+            results = read_json(folder / RESULTS_NAME)
+            if drawn:
+                parts, history = sections(trainer.state.log_history, **data), trainer.state.log_history
+                run_page(folder / PAGE_NAME, parts, config=config, log_history=history, results=results)
+                logger.info("Results are in %s; open %s", folder, folder / PAGE_NAME)
+    finally:  # after the page, which is uploaded too; but an error in drawing it must not lose the student
+        save_student(trainer, config)
     return results
 
 

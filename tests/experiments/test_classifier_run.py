@@ -9,6 +9,7 @@ from hfkd import DistillationTrainer
 from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
 from hfkd.experiments.classifier_run import page_data
+from hfkd.experiments.run import run_with_page
 from hfkd.losses.functional import energy, entropy
 
 
@@ -71,3 +72,13 @@ def test_the_page_has_the_teacher_in_the_precision_in_which_it_is_evaluated(tmp_
     if float32:
         images = torch.stack([row["pixel_values"] for row in rows])
         torch.testing.assert_close(shown["entropy"], entropy(teacher(images).detach()))
+
+
+def test_an_error_in_drawing_does_not_lose_the_student(training, tmp_path):
+    def broken(history, **data):
+        raise KeyError("eval_accuracy")
+
+    with pytest.raises(KeyError, match="eval_accuracy"):
+        run_with_page(training(), {}, broken)
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "results.json").is_file()
