@@ -32,7 +32,8 @@ def detection_trainer(
     train, scored, names = data.load(seed=args.seed)
     set_seed(args.seed)
     student = networks.student(len(names))
-    teacher: Any = networks.teacher(len(names)) if args.kd_weight or args.evaluate_kl else None
+    needed = args.kd_weight or (args.evaluate_kl and networks.teacher_name)
+    teacher: Any = networks.teacher(len(names)) if needed else None
     return DistillationTrainer(student, teacher, args, train_dataset=train, eval_dataset=scored)
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers.trainer_utils import default_compute_objective
 
+from hfkd.utils.metric_names import is_divergence
+
 Objective = Callable[[dict[str, float]], float]
 
 
@@ -16,7 +18,7 @@ def default_objective(evaluation_sets: Any, own_metrics: bool, scored_by_loss: b
     eval_loss, or its largest value is asked for.
     """
     if not own_metrics:
-        return lambda metrics: default_compute_objective({k: v for k, v in metrics.items() if k != "eval_kl"})
+        return lambda metrics: default_compute_objective({k: v for k, v in metrics.items() if not is_divergence(k)})
     if not scored_by_loss or isinstance(evaluation_sets, dict):
         raise ValueError(
             "a search without compute_objective compares eval_loss, and this trainer's evaluation gives none of that "

@@ -46,3 +46,10 @@ def test_a_teacher_from_labels_and_its_student(monkeypatch, tmp_path):
     assert len(rows) == 2
     assert all({"eval_ap", "eval_ap50", "eval_ap75"} <= row.keys() for row in rows)
     assert load_file(tmp_path / "student" / "model.safetensors").keys() == load_file(weights).keys()
+
+
+def test_what_compares_with_a_teacher_is_named_where_there_is_none(monkeypatch, tmp_path):
+    """The recipe's configuration sets evaluate_kl, of which --kd_weight 0 says nothing."""
+    data = write_boxes(tmp_path / "boxes")
+    with pytest.raises(ValueError, match="evaluate_kl=True compares the student with a teacher, but there is none"):
+        run(monkeypatch, "coco_detection", *flags(data, tmp_path / "taught", kd_weight=0))

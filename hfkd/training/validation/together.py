@@ -63,7 +63,7 @@ def refuse_unsupported(
         )
     elif teacher is None and args.evaluate_kl:
         raise ValueError(
-            "evaluate_kl=True compares the student with a teacher, but there is none: leave it out, or pass teacher="
+            "evaluate_kl=True compares the student with a teacher, but there is none: set it to false, or pass teacher="
         )
     refuse_loss_function(compute_loss_func)
 
