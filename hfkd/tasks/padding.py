@@ -45,7 +45,7 @@ def _rounds(network: nn.Module) -> bool:
     """Whether a network computes in fewer bits than float32, so that rows of another length differ by rounding."""
     kinds = {(p.dtype, p.device.type) for p in network.parameters()}
     return (
-        any(dtype in (torch.float16, torch.bfloat16) for dtype, _ in kinds)
+        any(dtype not in (torch.float32, torch.float64) for dtype, _ in kinds)  # quantised ones too
         or any(torch.is_autocast_enabled(device) for _, device in kinds)
         or hasattr(network, "_original_forward")  # in accelerate's autocast
         or (torch.get_float32_matmul_precision() != "highest" and any(device == "cuda" for _, device in kinds))
