@@ -24,10 +24,9 @@ def pixel_predictions(logits: Tensor | tuple[Tensor, ...], labels: Tensor | None
     head) the first is used.
     """
     maps = logits[0] if isinstance(logits, (tuple, list)) else logits
-    size = (maps if labels is None else labels).shape[
-        -2:
-    ]  # one image at a time: the logits of all pixels take much memory
-    # int32 is the smallest type for more than 256 classes that can be gathered from several processes.
+    size = (maps if labels is None else labels).shape[-2:]
+    # One image at a time: the logits of all pixels take much memory. int32 is the smallest type for more than 256
+    # classes that can be gathered from several processes.
     return torch.cat([interpolated(one, size).argmax(1).to(torch.int32) for one in maps.split(1)])
 
 
