@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 REMEMBERED = (int, float, str)  # not bool: transformers marks by one that it has placed its hooks, which stay
@@ -18,7 +19,8 @@ def kept_attributes(network: nn.Module) -> Iterator[None]:
     that has become another class, as lazy ones do.
     """
     versions = _versions(network)
-    before = [(m, type(m), _remembered(m), dict(m._modules), dict(m._buffers)) for m in network.modules()]
+    modules = [m for m in network.modules() if not isinstance(m, torch.jit.ScriptModule)]  # which have no such dicts
+    before = [(m, type(m), _remembered(m), dict(m._modules), dict(m._buffers)) for m in modules]
     try:
         yield
     finally:
