@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hfkd.losses.base import Requirements
 from hfkd.losses.context import BuildContext
 from hfkd.losses.features.maps import in_float32
-from hfkd.losses.features.memory_bank import MemoryBank
+from hfkd.losses.features.memory_bank import MemoryBank, RowNumbers
 from hfkd.losses.features.negatives import Negatives
 from hfkd.losses.features.pairs import LayerPairs
 from hfkd.losses.items import Items
@@ -80,6 +80,7 @@ class CRD(LayerPairs):
                 f"{self!r}: negatives of other classes need a label for every row, but some rows have none (-100): "
                 "use crd(sampling='other_images')"
             )
+        self.numbers = RowNumbers(context.index)
         ((mine, theirs),) = self.pairs or ()
         self.embed_student = Embedding(context.student.shape(mine), self.dimension)
         self.embed_teacher = Embedding(context.teacher.shape(theirs), self.dimension)
@@ -89,20 +90,21 @@ class CRD(LayerPairs):
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
         if items.index is None:
             raise ValueError(
-                f"{self!r} looks up rows by their index in the data set, but the batch has no index: train with "
-                "DistillationTrainer, which adds it"
+                f"{self!r} looks up the memory of each row by its number, but the batch has no index: number the rows "
+                "by rows.add_column('index', range(len(rows))), and keep this column in your collator or transform"
             )
         ((student, teacher),) = self.read(items)
         v_s, v_t = self.embed_student(student), self.embed_teacher(teacher)  # [B, D]
         self.bank.arrive(items.step, v_s.device)
-        others = self.sampler(items.seed, items.step, items.index, self.negatives)
-        rows = torch.cat([items.index.unsqueeze(1), others], 1)  # [B, 1 + K]
+        own = self.numbers(items.index)  # [B]
+        others = self.sampler(items.seed, items.step, own, self.negatives)
+        rows = torch.cat([own.unsqueeze(1), others], 1)  # [B, 1 + K]
         losses = []
         for v, memory, name in ((v_s, self.bank.teacher, "student"), (v_t, self.bank.student, "teacher")):
             scores = exponentials(v, memory, rows, self.temperature)
             losses.append(contrast(scores / self.bank.normalizer(name, scores), self.negatives / len(memory)))
         if self.training and torch.is_grad_enabled():
-            self.bank.remember(items.index, v_s, v_t)
+            self.bank.remember(own, v_s, v_t)
         return losses[0] + losses[1]
 
 

@@ -12,6 +12,33 @@ from torch import Tensor, nn
 STATE = ("student", "teacher", "normalizers", "pending_rows", "pending_student", "pending_teacher")
 
 
+class RowNumbers:
+    """The place 0 to N - 1 of each row in the training set, from the `index` of the rows in their order [N].
+
+    With None a row's index is its place. Raises ValueError for an index that several rows share.
+    """
+
+    def __init__(self, index: Tensor | None) -> None:
+        self.ordered = self.places = None
+        if index is None or torch.equal(index, torch.arange(len(index))):
+            return
+        self.ordered, self.places = index.sort()
+        shared = self.ordered[1:][self.ordered.diff() == 0]
+        if len(shared):
+            raise ValueError(
+                f"several training rows have the same index ({int(shared[0])}), but a memory is kept for each: number "
+                "them by rows.remove_columns('index').add_column('index', range(len(rows)))"
+            )
+
+    def __call__(self, index: Tensor) -> Tensor:
+        """[B] -> [B]"""
+        if self.ordered is None or self.places is None:
+            return index
+        if self.ordered.device != index.device:
+            self.ordered, self.places = self.ordered.to(index.device), self.places.to(index.device)
+        return self.places[torch.searchsorted(self.ordered, index)]
+
+
 class MemoryBank(nn.Module):
     """Embeddings of length 1 of N images, `student` and `teacher` [N, D], and the two normalizers.
 

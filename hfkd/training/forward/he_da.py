@@ -137,6 +137,11 @@ def refuse_he_da(args: HighEnergyArguments, step: Any, dataset: Any) -> None:
             f"he_da={args.he_da!r} selects images by the teacher's energies, and kd_weight=0 does "
             "not use the teacher: set kd_weight above 0, or leave he_da out"
         )
+    if args.he_da == "paper" and step.loss.requirements.rows:
+        raise ValueError(
+            f"he_da='paper' adds mixed images to the training set, and {step.loss.objective!r} is made from the rows "
+            "before these are added: set he_da='released', or choose another objective"
+        )
     if args.he_da == "paper" or dataset is None or isinstance(dataset, IterableDataset):
         return
     if isinstance(image_transform(dataset), HighEnergyTransform):

@@ -1,9 +1,14 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from feature_toys import as_published, leaf, oracle, random_pair, same_value_and_gradient
+from scan_job import packed
+from toys import Net, arguments, teacher
 
+from hfkd import DistillationTrainer
+from hfkd.data.transforms import ImageTransform
 from hfkd.losses.features.crd import Embedding, contrast, exponentials
 from hfkd.losses.features.memory_bank import MemoryBank
 from hfkd.losses.features.negatives import Negatives
@@ -139,3 +144,46 @@ def test_a_step_that_broke_is_not_remembered():
     assert bank.teacher.isfinite().all()
     assert bank.normalizer("student", torch.ones(2, 3)) == 4
     assert bank.normalizer("student", 5 * torch.ones(2, 3)) == 4
+
+
+# ---- rows of the training set ---------------------------------------------------------------------------------------
+
+
+def trained(folder, rows, **settings):
+    settings = {"objective": "crd(layer='conv', negatives=8, dimension=4)", "max_steps": 4} | settings
+    args = arguments(folder, evaluate_teacher=False, **settings)
+    trainer = DistillationTrainer(Net(), teacher(), args, train_dataset=rows)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda rows: rows.shuffle(seed=1),
+        lambda rows: rows.select(range(9, 23)),
+        lambda rows: rows.select([22, 3, 8, 4]),
+    ],
+)
+def test_rows_that_were_selected_or_shuffled_have_the_memories_and_negatives_of_rows_numbered_anew(tmp_path, part):
+    kept = part(packed(transform=ImageTransform()))
+    anew = kept.with_format(None).remove_columns("index").add_column("index", np.arange(len(kept)))
+    one = trained(tmp_path / "kept", kept)
+    other = trained(tmp_path / "anew", anew.with_transform(ImageTransform()))
+    for mine, its in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(mine, its)
+    mine, its = (x.distillation_loss.objective.objectives[0].bank for x in (one, other))
+    for name in ("student", "teacher"):
+        assert torch.equal(getattr(mine, name), getattr(its, name))
+
+
+def test_rows_of_one_number_are_refused(tmp_path):
+    rows = packed(5).with_format(None)
+    rows = rows.remove_columns("index").add_column("index", np.array([0, 1, 2, 2, 4]))
+    with pytest.raises(ValueError, match=r"have the same index \(2\)"):
+        trained(tmp_path, rows.with_transform(ImageTransform()))
+
+
+def test_rows_that_he_da_adds_have_no_memory_and_are_refused_when_the_trainer_is_built(tmp_path):
+    with pytest.raises(ValueError, match="he_da='paper' adds mixed images"):
+        trained(tmp_path, packed(), he_da="paper")
