@@ -31,6 +31,7 @@ class Requirements:
     rows: the objective is built from the training rows: their number, their labels, or the teacher's outputs for them.
     labels: the slot reads the items' labels, so that unlabelled rows cannot be distilled with it.
     items, samples: the smallest number of items and of samples in a batch for which the slot is meaningful.
+    classes: the smallest number of classes of an item for which it is.
     fixed: those layers of `student` that do not depend on trained parameters, such as the images; all others need a
     gradient.
     """
@@ -46,6 +47,7 @@ class Requirements:
     labels: bool = False
     items: int = 1
     samples: int = 1
+    classes: int = 1
     fixed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

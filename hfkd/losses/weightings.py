@@ -76,7 +76,8 @@ class Entropy(Weighting):
             )
 
     def requirements(self) -> Requirements:
-        return Requirements(within_samples=True, signals=not self.standardized)
+        raw = not self.standardized
+        return Requirements(within_samples=True, signals=raw, classes=1 if raw else 3)
 
     def __call__(self, items: Items) -> Tensor:
         # The bound divides the student's entropy, so it is that of the student's vocabulary.

@@ -48,6 +48,7 @@ from hfkd.training.preparation import (
 from hfkd.training.run_identity import RunRecord
 from hfkd.training.validation.adapter_base import refuse_other_base
 from hfkd.training.validation.batches import (
+    refuse_few_classes,
     refuse_no_batch,
     refuse_odd_rest,
     refuse_single_row,
@@ -282,6 +283,8 @@ class Setup:
         with nullcontext() if self.rows is None else refusing_narrow_maps(self.model, args):
             found = check_networks(*parts, scored, NOTHING_TO_SCORE if self.rows is None else self.no_label)
         self.classes = self.num_classes or found
+        if self.classes is not None:
+            refuse_few_classes(self.loss, task, self.classes)
         self.labels, self.empty_rows = LabelWatch(task, found), EmptyRows(task)
         self.class_names = None if task.vocabulary else check_label_names(data, collator, self.model, self.live)
         check_processor(self.processing_class, self.model, self.rows, self.received)
@@ -400,6 +403,7 @@ class Setup:
         parts = (self.model, self.call, self.live, few, self.task, self.slots)
         with refusing_narrow_maps(self.model, self.args):
             found = check_batch(*parts, no_label=self.no_label)
+        refuse_few_classes(self.loss, self.task, self.num_classes or found)
         bounds = Bounds.of(self.model, self.networks, self.task, self.num_classes or found)
         first.check = CheckedCollator(as_is, bounds, self.rows, self.no_label)
         first.check(batch)

@@ -25,17 +25,18 @@ class DIST(Objective):
         intra   gamma T² mean_c (1 - pearson_n(p_nc, q_nc))             over the batch, class by class: relations
 
     p, q are the softmax probabilities at T_n. The intra term is one value per view, which each item receives times its
-    T_n². With one image there is no correlation, and the term is left out; with two it is 1 or -1, without a gradient.
-    Each norm is clamped to at least 1e-8; the authors' code adds 1e-8 to the product of the norms, which at T = 1 and
-    confident logits changes the value by up to 3 % and its gradient by up to 44 %. The released defaults are beta =
-    gamma = 1 and T = 1; 2, 2 and 4 are usual on CIFAR-100 (not verified).
+    T_n². With two classes the inter correlation is 1 or -1, without a gradient: beta must be 0. With one image there is
+    no correlation, and the term is left out; with two it is 1 or -1, without a gradient. Each norm is clamped to at
+    least 1e-8; the authors' code adds 1e-8 to the product of the norms, which at T = 1 and confident logits changes the
+    value by up to 3 % and its gradient by up to 44 %. The released defaults are beta = gamma = 1 and T = 1; 2, 2 and 4
+    are usual on CIFAR-100 (not verified).
     """
 
     beta: NotNegative = 1.0
     gamma: NotNegative = 1.0
 
     def requirements(self) -> Requirements:
-        return Requirements(relations=True, items=3 if self.gamma else 1)
+        return Requirements(relations=True, items=3 if self.gamma else 1, classes=3 if self.beta else 1)
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
         log_p, log_q = softened(items, temperature)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from hfkd.losses.base import Requirements
 from hfkd.losses.functional import standardize
 from hfkd.losses.items import Items
 from hfkd.losses.logits.wrapping import Wrapping
@@ -19,8 +20,12 @@ class Standardized(Wrapping):
 
     std is the unbiased one (ddof 1), as released. The paper uses T = 2 and a KD weight of 9 beside a CE weight of 0.1.
     Only the objective's per-item part uses standardised logits; temperatures, weights and relations (MLD's batch and
-    class terms, as released) use the raw ones.
+    class terms, as released) use the raw ones. The z-scores of two classes are always 0.71 and -0.71: there must be
+    three or more.
     """
+
+    def requirements(self) -> Requirements:
+        return replace(super().requirements(), classes=3)
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
         everyone = (items.student, items.teacher, *items.teachers)

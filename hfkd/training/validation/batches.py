@@ -103,6 +103,18 @@ def refuse_single_row(
         ) from error
 
 
+def refuse_few_classes(loss: DistillationLoss, task: Task, classes: int) -> None:
+    """Raise ValueError for a slot that has no effect with two classes, between which only one difference exists."""
+    classes = classes if task.class_ids else 2  # of a (row, label) pair
+    for slot in (*(term.objective for term in loss.terms), loss.weighting) if loss.kd_weight else ():
+        if classes < (needed := requirements_of(slot).classes):
+            raise ValueError(
+                f"{slot!r} needs at least {needed} classes, and {task.item} has {classes}: two numbers, centred "
+                "and scaled, are the same for all rows but for their order, and have no gradient; choose kd (or "
+                "dist(beta=0), or a weighting by raw logits)"
+            )
+
+
 def refuse_small_batches(loss: DistillationLoss, args: DistillationArguments, task: Task) -> None:
     """Raise ValueError if the batch of one process is too small, or unsuitable, for what a slot compares within it.
 

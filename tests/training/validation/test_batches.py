@@ -3,6 +3,7 @@
 import pytest
 import torch
 from objectives_by_level import ON_LOGITS
+from task_toys import KINDS
 from text_toys import TokenRows, language_model, taught_model
 from toys import CLASSES, Net, Rows, arguments, teacher
 
@@ -36,6 +37,49 @@ def test_a_batch_in_which_nothing_can_be_compared_is_refused(tmp_path, slots, le
         make(tmp_path, least - 1, **slots)
     assert not (tmp_path / "run").exists()
     make(tmp_path, least, **slots)
+
+
+def of_two_classes(folder, stream=False, **slots):
+    rows = Rows(8, classes=2)
+    loader = torch.utils.data.DataLoader(rows, 8)
+
+    class Streaming(DistillationTrainer):
+        def get_train_dataloader(self):
+            return loader
+
+    build, data = (Streaming, {}) if stream else (DistillationTrainer, {"train_dataset": rows})
+    args = arguments(folder / "run", per_device_train_batch_size=8, max_steps=1)
+    return build(Net(classes=2), Net(classes=2, seed=1), args, **data, **slots)
+
+
+@pytest.mark.parametrize(
+    "slots",
+    [
+        {"objective": "standardized"},
+        {"objective": "kd + average(objective=\"standardized(objective='dkd')\")"},
+        {"objective": "dist"},
+        {"weighting": "matched(weighting='entropy(standardized=True)')"},
+    ],
+)
+def test_two_classes_centred_and_scaled_are_the_same_for_all_rows_and_are_refused(tmp_path, slots):
+    for make_trainer in (
+        lambda: of_two_classes(tmp_path, **slots),
+        lambda: of_two_classes(tmp_path, stream=True, **slots).train(),
+    ):
+        with pytest.raises(ValueError, match="needs at least 3 classes, and an image has 2: two numbers"):
+            make_trainer()
+    DistillationTrainer(Net(), teacher(), arguments(tmp_path / "run"), train_dataset=Rows(8), **slots)
+
+
+def test_several_labels_a_row_are_pairs_of_two_classes(tmp_path):
+    kind = KINDS["BERT, several labels"]
+    with pytest.raises(ValueError, match=r"Standardized\(.*needs at least 3 classes, and a \(row, label\) pair has 2"):
+        DistillationTrainer(*kind.pair(), arguments(tmp_path), objective="standardized", **kind.keywords())
+
+
+@pytest.mark.parametrize("slots", [{"objective": "dist(beta=0)"}, {"objective": "dkd"}, {"weighting": "entropy"}])
+def test_what_two_classes_can_teach_is_trained(tmp_path, slots):
+    of_two_classes(tmp_path, **slots).train()
 
 
 @pytest.mark.parametrize(
