@@ -33,6 +33,7 @@ class NetworkContext:
     groups: the keys that a key for several layers stands for: {"1:": ("1", "2", "3")}. `shapes` and `modules` have the
     single keys.
     class_order: class i of the data is the network's class `class_order[i]`; None: the order is the same.
+    in_decoder: those keys that are layers of the decoder of an encoder-decoder.
     stages: runs the network's stages one by one (`models/running.py`); None if they are not known as a sequence.
     """
 
@@ -42,6 +43,7 @@ class NetworkContext:
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     class_order: tuple[int, ...] | None = None
     stages: StageSequence | None = None
+    in_decoder: frozenset[str] = frozenset()
 
     def keys(self, layers: Layer | tuple[Layer, ...]) -> tuple[str, ...]:
         """The single keys of these layers: "1:" becomes "1", "2", "3"."""

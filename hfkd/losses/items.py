@@ -48,6 +48,7 @@ class Items:
     optimizer steps taken. Random choices are functions of these three, so that they are the same for any number of
     ranks.
     mask: the positions of the batch that are not padding [B, L], for features of tokens; None: no padding.
+    decoder_mask: the same for the decoder of an encoder-decoder, whose positions are those of the labels.
     tokens: the number of labels, if it differs from the number of items.
     """
 
@@ -70,6 +71,7 @@ class Items:
     seed: int = 0
     step: int = 0
     mask: Tensor | None = None
+    decoder_mask: Tensor | None = None
     tokens: int | None = None
     labelled: Tensor | None = None
 

@@ -144,6 +144,14 @@ def read_within(network: nn.Module, keys: Sequence[str], module: nn.Module | Non
     return [key for key in each if inner.get_submodule(tap_of(network, key).path) in parts]
 
 
+def in_decoder(network: nn.Module, keys: Sequence[str]) -> frozenset[str]:
+    """Those features of `keys` that are captured in the decoder of an encoder-decoder."""
+    inner: Any = bare(network)
+    if not getattr(getattr(inner, "config", None), "is_encoder_decoder", False) or not hasattr(inner, "get_decoder"):
+        return frozenset()
+    return frozenset(read_within(inner, keys, inner.get_decoder()))
+
+
 class Probe:
     """Checks a capture before training: each feature must come once, not be overwritten, and have the right shape."""
 

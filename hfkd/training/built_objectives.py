@@ -22,7 +22,7 @@ from hfkd.losses.objective_values import check_objectives, reads_logits_alone
 from hfkd.losses.outputs import Outputs
 from hfkd.losses.slot_values import is_ours
 from hfkd.models.calling import Call, logits_of
-from hfkd.models.feature_capture import LOGITS, FeatureCapture, Probe, refuse_other_head
+from hfkd.models.feature_capture import LOGITS, FeatureCapture, Probe, in_decoder, refuse_other_head
 from hfkd.models.running import stage_runner
 from hfkd.tasks.base import Task
 from hfkd.tasks.proof import untouched
@@ -83,7 +83,8 @@ class Builder:
                 torch.manual_seed(self.args.seed)
                 loss.objective.build(context)
             refuse_unsafe_parts(loss, self.args)
-            inner = InnerFeatures(student, teacher, self.args.seed, fixed=needs.fixed)
+            inside = bool(context.student.in_decoder)
+            inner = InnerFeatures(student, teacher, self.args.seed, fixed=needs.fixed, in_decoder=inside)
             self.check(loss, num_classes, batch, inner, (mine, its))
         except BaseException:
             student.remove()
@@ -162,4 +163,5 @@ def _context(capture: FeatureCapture, ran: Found, order: tuple[int, ...] | None 
     features: Mapping[str, Any] = Outputs(logits, {**found, LOGITS: logits}).features
     shapes = {key: tuple(features[key].shape[1:]) for key in capture.keys}
     groups = {key: several for key, several in capture.groups.items() if several != (key,)}
-    return NetworkContext(shapes, capture.modules, capture.network, groups, order, stage_runner(capture.network))
+    network, stages = capture.network, stage_runner(capture.network)
+    return NetworkContext(shapes, capture.modules, network, groups, order, stages, in_decoder(network, capture.keys))

@@ -3,6 +3,7 @@
 B rows, L positions, H features.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class StatePairs(LayerPairs):
     def __init__(self, layers: Layer | Layers | LayerMap, teacher_layers: Layer | Layers | None) -> None:
         self.uniform = teacher_layers == UNIFORM
         super().__init__(layers, None if self.uniform and not isinstance(layers, dict) else teacher_layers)
+        self.in_decoder: tuple[bool, ...] = ()  # whether each pair is, once built
         onwards = [stages_of(key) for key in self.student_keys]
         if self.uniform and not (len(onwards) == 1 and onwards[0] and onwards[0][2] and onwards[0][1] in (0, 1)):
             raise ValueError(
@@ -37,6 +39,15 @@ class StatePairs(LayerPairs):
                 f"teacher, but layers={layers!r} names some of them: pass layers='1:' ('0:' with the embeddings), or "
                 "a map such as layers={1: 1, 2: 5}"
             )
+
+    def build(self, context: BuildContext) -> None:
+        super().build(context)
+        self.in_decoder = tuple(mine in context.student.in_decoder for mine, _ in self.pairs or ())
+
+    def states(self, items: Items) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """The states of each pair of layers, (student's, teacher's), and the positions that are not padding [B, L]."""
+        for (student, teacher), inside in zip(self.read(items), self.in_decoder, strict=True):
+            yield student, teacher, items.decoder_mask if inside else items.mask
 
     def paired(self, context: BuildContext) -> tuple[tuple[str, str], ...]:
         mine, theirs = context.student.keys(self.student_keys), context.teacher.keys(self.teacher_keys)

@@ -45,7 +45,7 @@ class HiddenCosine(StatePairs):
         self.project = self.projected(context, self.projection)
 
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
-        values = [hidden_cosine(through(self.project, s), t, items.mask) for s, t in self.read(items)]
+        values = [hidden_cosine(through(self.project, s), t, mask) for s, t, mask in self.states(items)]
         a_row_a_sample(items, len(values[0]))
         return torch.stack(values).sum(0)
 

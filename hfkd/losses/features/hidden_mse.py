@@ -47,8 +47,10 @@ class HiddenMSE(StatePairs):
         self.project = self.projected(context, self.projection)
 
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
-        mask = None if self.count_padding else items.mask
-        values = [squared_difference(through(self.project, s), t, mask) for s, t in self.read(items)]
+        values = [
+            squared_difference(through(self.project, s), t, None if self.count_padding else mask)
+            for s, t, mask in self.states(items)
+        ]
         a_row_a_sample(items, len(values[0]))
         return torch.stack(values).sum(0)
 

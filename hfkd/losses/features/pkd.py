@@ -42,9 +42,12 @@ class PKD(StatePairs):
         self.same_width(context)
 
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
-        students, teachers = zip(*self.read(items), strict=True)
+        students, teachers, masks = zip(*self.states(items), strict=True)
         a_row_a_sample(items, len(students[0]))
-        s, t = (torch.stack([first_states(x, items.mask) for x in states], 1) for states in (students, teachers))
+        s, t = (
+            torch.stack([first_states(x, mask) for x, mask in zip(states, masks, strict=True)], 1)
+            for states in (students, teachers)
+        )
         return pkd(s, t, self.normalize)
 
 

@@ -14,6 +14,7 @@ from hfkd.losses.chunked_outputs import FeatureOutputs
 from hfkd.losses.items import HiddenItems, Items
 from hfkd.losses.outputs import Outputs
 from hfkd.models.feature_capture import LOGITS, FeatureCapture, Result
+from hfkd.utils.targets import IGNORED
 
 
 @dataclass
@@ -21,6 +22,7 @@ class InnerFeatures:
     """Captures the features of student and teacher while they run; by default there are none.
 
     fixed: layers of the student that need no gradient.
+    in_decoder: whether some layers are in the decoder of an encoder-decoder.
     seed, steps: the run's seed, and the number of optimizer steps taken so far, for `Items`.
     """
 
@@ -29,6 +31,7 @@ class InnerFeatures:
     seed: int = 0
     steps: Callable[[], int] = int
     fixed: tuple[str, ...] = ()
+    in_decoder: bool = False
 
     @property
     def wanted(self) -> bool:
@@ -100,7 +103,13 @@ class InnerFeatures:
             seed=self.seed,
             step=self.steps(),
             mask=mask if isinstance(mask, Tensor) and mask.ndim == 2 else None,
+            decoder_mask=_up_to_the_last(batch["labels"]) if self.in_decoder else None,
         )
+
+
+def _up_to_the_last(labels: Tensor) -> Tensor:
+    """The positions up to the last label of each row [B, L]: behind it is padding."""
+    return (labels != IGNORED).int().flip(1).cummax(1).values.flip(1).bool()
 
 
 def _features(capture: FeatureCapture | None, logits: Tensor, found: dict[str, Any]) -> dict[str, Any]:

@@ -156,3 +156,25 @@ def test_a_method_trains_the_embeddings_of_a_transformer(tmp_path, kind, objecti
     trainer.train()
     assert next(row for row in trainer.state.log_history if "loss" in row)[objective] > 0
     assert not torch.equal(first, before), name
+
+
+@pytest.mark.parametrize("kind", ["BART", "T5", "Whisper"])
+@pytest.mark.parametrize("objective", ["hidden_mse({})", "hidden_cosine({}, projection=True)"])
+def test_states_of_a_decoder_are_compared_without_its_own_padding(tmp_path, kind, objective):
+    """Of the encoder's tokens there are others; the same rows, more padded, give the same value."""
+    path = "decoder.block.0" if kind == "T5" else "model.decoder.layers.0"
+    values = []
+    for more in (0, 3):
+        network, given = KINDS[kind], KINDS[kind].keywords(4)
+        rows = given["train_dataset"]
+        longest = max(len(row["labels"]) for row in rows) + more
+        for row in rows:
+            labels = torch.as_tensor(row["labels"])
+            row["labels"] = torch.cat([labels, labels.new_full((longest - len(labels),), -100)]).tolist()
+        args = arguments(tmp_path / str(more), max_steps=1, per_device_train_batch_size=4)
+        slots = {"objective": objective.format(f"layers={path!r}"), "ce_weight": 0.0, "kd_weight": 1.0}
+        trainer = DistillationTrainer(*network.pair(), args, **slots, **given)
+        trainer.train()
+        values.append(next(row for row in trainer.state.log_history if "loss" in row)["loss"])
+    assert values[0] > 0
+    assert values[1] == pytest.approx(values[0], rel=1e-5)
