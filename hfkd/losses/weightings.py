@@ -100,7 +100,7 @@ class _OfTheBatch(Weighting):
     """Weights that are computed from another weighting's w over the whole batch.
 
     The batch is that of one forward pass: with gradient accumulation or several ranks, each micro-batch is treated
-    separately.
+    separately. A mean counts each item as the loss does (`Items.share`).
     """
 
     weighting: Any
@@ -114,13 +114,14 @@ class _OfTheBatch(Weighting):
 
     def __call__(self, items: Items) -> Tensor:
         w = self._inner(items)
-        made = self.made_of(w)
+        mean = w.mean() if items.share is None else (items.share * w).sum() / items.share.sum()
+        made = self.made_of(w, mean)
         # Invalid weights would be hidden in a mean, so they are marked first.
         return made if is_ours(self._inner) else made.where(right("weighting", w), torch.nan)
 
     @abstractmethod
-    def made_of(self, w: Tensor) -> Tensor:
-        """[N] -> [N]."""
+    def made_of(self, w: Tensor, mean: Tensor) -> Tensor:
+        """[N] and the mean -> [N]."""
 
 
 @register_weighting("matched")
@@ -141,8 +142,7 @@ class Matched(_OfTheBatch):
         alone = isinstance(self._inner, Uniform) or getattr(self._inner, "level", "sample") == "item"
         return replace(super().requirements(), samples=1 if alone else 2)
 
-    def made_of(self, w: Tensor) -> Tensor:
-        mean = w.mean()
+    def made_of(self, w: Tensor, mean: Tensor) -> Tensor:
         return torch.where(mean > 0, w / mean, torch.ones_like(w))
 
 
@@ -158,5 +158,5 @@ class Averaged(_OfTheBatch):
     weighting: Any = "entropy"
     _inner: Any = field(init=False, repr=False)
 
-    def made_of(self, w: Tensor) -> Tensor:
-        return w.mean().expand_as(w)
+    def made_of(self, w: Tensor, mean: Tensor) -> Tensor:
+        return mean.expand_as(w)

@@ -5,7 +5,8 @@ import pytest
 import reference
 import torch
 
-from hfkd.losses.items import image_items
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.items import image_items, region_items
 from hfkd.losses.weightings import Averaged, Entropy, Matched, Uniform
 
 Z, V = (5 * torch.randn(2, 30, 10, generator=torch.Generator().manual_seed(2), dtype=torch.float64)).unbind()
@@ -53,6 +54,18 @@ def test_averaged_gives_each_item_the_mean():
 
 def test_of_two_controls_one_has_the_weights_and_one_the_size():
     torch.testing.assert_close(Matched()(ITEMS) * Averaged()(ITEMS), Entropy()(ITEMS))
+
+
+def test_the_controls_mean_is_the_losss_where_samples_of_many_items_and_of_few_count_the_same():
+    """With one distance for all items, `averaged` has the loss of EA-KD, and `matched` that of KD."""
+    items = region_items(V, Z, torch.zeros(30, dtype=torch.long), [2, 21, 7])
+
+    def size(weighting):
+        ones = DistillationLoss(lambda items, t: torch.ones_like(t), weighting=weighting, ce_weight=0, kd_weight=1)
+        return ones(items)[0].item()
+
+    assert size("averaged") == pytest.approx(size("entropy"))
+    assert size("matched") == pytest.approx(size("uniform"))
 
 
 def test_matched_of_all_zero_weights_is_uniform():
