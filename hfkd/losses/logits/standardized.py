@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from hfkd.losses.base import Requirements
+from hfkd.losses.base import Requirements, requirements_of
 from hfkd.losses.functional import standardize
 from hfkd.losses.items import Items
 from hfkd.losses.logits.wrapping import Wrapping
@@ -23,6 +23,14 @@ class Standardized(Wrapping):
     class terms, as released) use the raw ones. The z-scores of two classes are always 0.71 and -0.71: there must be
     three or more.
     """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if requirements_of(self._inner).features:
+            raise ValueError(
+                f"Standardized: objective={self.objective!r} reads inner layers, and only items' logits are "
+                "standardised: use it as another term (standardized + ...)"
+            )
 
     def requirements(self) -> Requirements:
         return replace(super().requirements(), classes=3)

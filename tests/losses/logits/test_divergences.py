@@ -3,6 +3,7 @@ import reference
 import torch
 from objectives_by_level import ON_LOGITS
 
+from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import image_items
 from hfkd.losses.logits import (
     JSD,
@@ -12,6 +13,7 @@ from hfkd.losses.logits import (
     ReverseKL,
     SkewKL,
     SkewReverseKL,
+    Standardized,
     TotalVariation,
     standardized,
 )
@@ -141,6 +143,8 @@ def test_the_class_that_crosses_the_mass_is_in_the_head():
         (lambda: SkewReverseKL(alpha=1), r"SkewReverseKL: alpha=1 compares a network with itself"),
         (lambda: AdaptiveKL(mu="x"), r"AdaptiveKL: mu='x'"),
         (lambda: ReverseKL(scale="batch"), r"ReverseKL: scale='batch'"),
+        (lambda: Standardized("fcfd"), r"'fcfd' reads inner layers, and only items' logits are standardised"),
+        (lambda: DistillationLoss("kd + standardized(objective='cwd')"), "'cwd' reads inner layers"),
     ],
 )
 def test_bad_values_are_refused_when_built(build, message):
