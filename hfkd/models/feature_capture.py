@@ -152,6 +152,13 @@ def in_decoder(network: nn.Module, keys: Sequence[str]) -> frozenset[str]:
     return frozenset(read_within(inner, keys, inner.get_decoder()))
 
 
+def frames_of(network: nn.Module) -> Callable[[int, Tensor], Tensor] | None:
+    """How a network of sound (Wav2Vec2, HuBERT) makes a mask over its frames [B, L], from L and one over samples."""
+    inner: Any = bare(network)
+    shortened = getattr(getattr(inner, "config", None), "add_adapter", False)  # the last states alone are shorter still
+    return None if shortened else getattr(inner, "_get_feature_vector_attention_mask", None)
+
+
 class Probe:
     """Checks a capture before training: each feature must come once, not be overwritten, and have the right shape."""
 

@@ -22,7 +22,7 @@ from hfkd.losses.objective_values import check_objectives, reads_logits_alone
 from hfkd.losses.outputs import Outputs
 from hfkd.losses.slot_values import is_ours
 from hfkd.models.calling import Call, logits_of
-from hfkd.models.feature_capture import LOGITS, FeatureCapture, Probe, in_decoder, refuse_other_head
+from hfkd.models.feature_capture import LOGITS, FeatureCapture, Probe, frames_of, in_decoder, refuse_other_head
 from hfkd.models.running import stage_runner
 from hfkd.tasks.base import Task
 from hfkd.tasks.proof import untouched
@@ -85,6 +85,7 @@ class Builder:
             refuse_unsafe_parts(loss, self.args)
             inside = bool(context.student.in_decoder)
             inner = InnerFeatures(student, teacher, self.args.seed, fixed=needs.fixed, in_decoder=inside)
+            inner.frames = frames_of(self.student)
             self.check(loss, num_classes, batch, inner, (mine, its))
         except BaseException:
             student.remove()

@@ -14,6 +14,7 @@ from hfkd.losses.chunked_outputs import FeatureOutputs
 from hfkd.losses.items import HiddenItems, Items
 from hfkd.losses.outputs import Outputs
 from hfkd.models.feature_capture import LOGITS, FeatureCapture, Result
+from hfkd.utils.attention import Attention
 from hfkd.utils.targets import IGNORED
 
 
@@ -23,6 +24,7 @@ class InnerFeatures:
 
     fixed: layers of the student that need no gradient.
     in_decoder: whether some layers are in the decoder of an encoder-decoder.
+    frames: makes a mask over L frames from L and one over samples of sound; None: states have the mask's positions.
     seed, steps: the run's seed, and the number of optimizer steps taken so far, for `Items`.
     """
 
@@ -32,6 +34,7 @@ class InnerFeatures:
     steps: Callable[[], int] = int
     fixed: tuple[str, ...] = ()
     in_decoder: bool = False
+    frames: Callable[[int, Tensor], Tensor] | None = None
 
     @property
     def wanted(self) -> bool:
@@ -75,7 +78,7 @@ class InnerFeatures:
             return items
         mine = replace(items.student, kept=_features(self.student, *student))
         its = replace(items.teacher, kept=_features(self.teacher, *teacher))
-        return self._with_place(replace(items, student=mine, teacher=its), batch, len(student[0]))
+        return self._with_place(replace(items, student=mine, teacher=its), batch, len(student[0]), student[1])
 
     def beside(
         self,
@@ -91,9 +94,9 @@ class InnerFeatures:
         outputs = FeatureOutputs(_features(self.student, *student)), FeatureOutputs(_features(self.teacher, *teacher))
         samples = items.sample, items.num_samples
         plain = Items(*outputs, items.labels, *samples, items.progress, row=items.row, num_rows=rows)
-        return replace(items, beside=self._with_place(plain, batch, rows))
+        return replace(items, beside=self._with_place(plain, batch, rows, student[1]))
 
-    def _with_place(self, items: Items, batch: Mapping[str, Any], rows: int) -> Items:
+    def _with_place(self, items: Items, batch: Mapping[str, Any], rows: int, found: Mapping[str, Any]) -> Items:
         """`items` with index, seed and step, for random numbers, and the attention mask."""
         mask, index = batch.get("attention_mask"), batch.get("index")
         views = rows // max(len(index), 1) if isinstance(index, Tensor) else 1
@@ -102,9 +105,21 @@ class InnerFeatures:
             index=index.repeat(views) if isinstance(index, Tensor) else None,
             seed=self.seed,
             step=self.steps(),
-            mask=mask if isinstance(mask, Tensor) and mask.ndim == 2 else None,
+            mask=self._of_states(mask, found) if isinstance(mask, Tensor) and mask.ndim == 2 else None,
             decoder_mask=_up_to_the_last(batch["labels"]) if self.in_decoder else None,
         )
+
+    def _of_states(self, mask: Tensor, found: Mapping[str, Any]) -> Tensor:
+        """The mask over the positions of the student's states."""
+        length = next((length for one in found.values() if (length := _length(one)) is not None), None)
+        return mask if self.frames is None or length is None else self.frames(length, mask)
+
+
+def _length(feature: Any) -> int | None:
+    """L of states [B, L, H] or of an attention; None for other features."""
+    if isinstance(feature, Attention):
+        return feature.query.shape[-2]
+    return feature.shape[1] if feature.ndim == 3 else None
 
 
 def _up_to_the_last(labels: Tensor) -> Tensor:

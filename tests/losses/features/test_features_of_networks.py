@@ -178,3 +178,25 @@ def test_states_of_a_decoder_are_compared_without_its_own_padding(tmp_path, kind
         values.append(next(row for row in trainer.state.log_history if "loss" in row)["loss"])
     assert values[0] > 0
     assert values[1] == pytest.approx(values[0], rel=1e-5)
+
+
+def sounds(rows):
+    """A collator of a user's own, for sounds of 80, 30, 40 and 50 samples."""
+    lengths = torch.tensor([80, 30, 40, 50])[: len(rows), None]
+    mask = (torch.arange(80) < lengths).long()
+    values = torch.stack([row["input_values"] for row in rows]) * mask
+    return {"input_values": values, "attention_mask": mask, "labels": torch.tensor([row["labels"] for row in rows])}
+
+
+@pytest.mark.parametrize("objective", ["hidden_mse", "attention_scores(layers='attention:1')", "minilm(heads=2)"])
+def test_states_of_sounds_are_compared_without_the_frames_of_padding(tmp_path, objective):
+    """Two convolutions of kernel 3 and stride 2 make (n - 3) // 2 + 1 frames each; the mask is over samples."""
+    kind = KINDS["Wav2Vec2"]
+    args = arguments(tmp_path, max_steps=1, per_device_train_batch_size=4)
+    given = kind.keywords(4) | {"data_collator": sounds}
+    trainer = DistillationTrainer(*kind.pair(), args, objective=objective, **given)
+    method, seen = objective_of(trainer), []
+    method.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].mask))
+    trainer.train()
+    assert sorted(seen[0].sum(1).tolist()) == [6, 9, 11, 19]
+    assert seen[0].shape == (4, 19)
