@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from hfkd.utils.memory_format import lay_out, of_images
+
 
 class Freezing:
     """Eval mode and no gradients for `networks`, with `channels_last` also that memory format, until `undo`.
@@ -31,10 +33,9 @@ class Freezing:
         for parameter in self._learning:  # one by one: TorchScript's modules have no requires_grad_
             parameter.requires_grad_(False)
         if self.channels_last:
-            buffers = [buffer for network in self.networks for buffer in network.buffers()]
-            images = [tensor for tensor in (*parameters, *buffers) if tensor.ndim == 4]
+            images = of_images(self.networks)
             self._contiguous = [tensor for tensor in images if tensor.is_contiguous()]
-            _lay_out(images, torch.channels_last)
+            lay_out(images, torch.channels_last)
 
     @torch.compiler.disable
     def undo(self) -> None:
@@ -47,10 +48,5 @@ class Freezing:
                 module.training = its_mode
         for parameter in self._learning:
             parameter.requires_grad_(True)
-        _lay_out(self._contiguous, torch.contiguous_format)
+        lay_out(self._contiguous, torch.contiguous_format)
         self._modes, self._learning, self._contiguous = [], [], []
-
-
-def _lay_out(tensors: list[Tensor], memory_format: torch.memory_format) -> None:
-    for tensor in tensors:
-        tensor.data = tensor.data.contiguous(memory_format=memory_format)

@@ -98,6 +98,7 @@ from hfkd.training.validation.together import (
     refuse_teacher_cache,
     refuse_unsupported,
 )
+from hfkd.utils.memory_format import lay_out, of_images
 
 
 class Setup:
@@ -345,7 +346,7 @@ class Setup:
         """Choose memory formats and pinned memory."""
         self.channels_last = lays_out(self.model, self.args)
         if self.channels_last:
-            self.model.to(memory_format=torch.channels_last)
+            lay_out(of_images([self.model]), torch.channels_last)
             if self.teacher is not None:
                 self.teacher.channels_last()
         self.pins_memory = pins_memory(self.data, self.args)

@@ -1,0 +1,70 @@
+"""Models that read pictures and write text."""
+
+import pytest
+import torch
+from task_toys import IMAGE, PAD, VOCAB, decoder, generator, padded
+from torch.nn.functional import cross_entropy
+from toys import arguments
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from hfkd import DistillationTrainer
+from hfkd.utils.targets import IGNORED
+
+LABELS_ONLY = {"ce_weight": 1.0, "kd_weight": 0.0, "per_device_train_batch_size": 8, "max_steps": 1}
+
+
+def qwen2_vl():
+    """Its patches are read by a convolution in three dimensions, its positions have three, too."""
+    torch.manual_seed(0)
+    rope = {"rope_type": "default", "mrope_section": [1, 1], "rope_theta": 10000.0}
+    patches = {"patch_size": 2, "spatial_merge_size": 2, "temporal_patch_size": 1}
+    vision = {"depth": 1, "embed_dim": 8, "hidden_size": 8, "num_heads": 1, "mlp_ratio": 1} | patches
+    others = {"image_token_id": IMAGE, "video_token_id": 0, "vision_start_token_id": 3, "vision_end_token_id": PAD}
+    config = Qwen2VLConfig(text_config=decoder(8) | {"rope_parameters": rope}, vision_config=vision, **others)
+    return Qwen2VLForConditionalGeneration(config).double()
+
+
+def picture_rows():
+    """Rows of two pictures, one, or none, of four tokens each."""
+    g = generator()
+    rows = []
+    for number in range(8):
+        count, ids = (2, 1, 0, 1)[number % 4], torch.randint(4, VOCAB, (4 + number % 3,), generator=g).tolist()
+        seen = [3, *[IMAGE] * 4] * count
+        row = {"input_ids": seen + ids, "labels": [IGNORED] * (len(seen) + 1) + ids[1:]}
+        rows.append(row | {"pixel_values": torch.randn(16 * count, 12, generator=g, dtype=torch.float64)})
+    return rows
+
+
+def of_qwen(rows):
+    batch = padded([{k: v for k, v in row.items() if k != "pixel_values"} for row in rows])
+    batch["mm_token_type_ids"] = (batch["input_ids"] == IMAGE).long()
+    pixels = torch.cat([row["pixel_values"] for row in rows])
+    if len(pixels):
+        batch |= {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 4, 4]] * (len(pixels) // 16))}
+    return batch
+
+
+def naive_loss(network, rows, collate):
+    """The mean over all target tokens of rows that are alone in their batch."""
+    losses = []
+    for row in rows:
+        batch = collate([row])
+        labels = batch.pop("labels")[0, 1:]
+        with torch.no_grad():
+            logits = network.eval()(**batch).logits[0, :-1]
+        losses += [cross_entropy(logits[labels != IGNORED], labels[labels != IGNORED], reduction="none")]
+    return float(torch.cat(losses).mean())
+
+
+@pytest.mark.parametrize("settings", [{}, {"loss_chunk_size": 4}], ids=["whole logits", "chunks"])
+def test_convolutions_over_three_dimensions_are_trained(tmp_path, settings):
+    network, rows = qwen2_vl(), picture_rows()
+    expected = naive_loss(network, rows, of_qwen)
+    keywords = {"train_dataset": rows, "eval_dataset": rows, "data_collator": of_qwen}
+    made = DistillationTrainer(network, None, arguments(tmp_path, **LABELS_ONLY, **settings), **keywords)
+    assert made.channels_last
+    assert made.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
+    before = made.model.model.visual.patch_embed.proj.weight.clone()
+    assert made.train().training_loss == pytest.approx(expected, rel=1e-6)
+    assert not torch.equal(made.model.model.visual.patch_embed.proj.weight, before)
