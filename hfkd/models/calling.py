@@ -47,6 +47,7 @@ class Call:
     unlabelled: int | None = None  # the label of no class, for models whose auxiliary head only enters their own loss
     hands_on: bool = False  # forward(*args, **kwargs): images are passed by position, other inputs by name
     first_position: int = 0  # of a row, for a decoder that counts from another number than 0 (RoBERTa)
+    texts_alone: bool = False  # the rows are taken for texts; images that come in a batch are passed all the same
 
     @classmethod
     def of(cls, model: nn.Module) -> "Call":
@@ -109,13 +110,12 @@ class Call:
 
     def for_text(self) -> "Call":
         """This call for rows of text only, for a network that also takes images (Gemma 3)."""
-        if self.keywords is None or "input_ids" not in self.keywords:
-            return self
-        return replace(self, keywords=self.keywords - {"pixel_values"})
+        return replace(self, texts_alone=self.keywords is not None and "input_ids" in self.keywords)
 
     @property
     def takes_images(self) -> bool:
-        return self.takes("pixel_values")
+        """Whether the rows are images, or have some."""
+        return self.takes("pixel_values") and not self.texts_alone
 
     def takes(self, name: str) -> bool:
         """Whether an input of this name is passed to the network."""

@@ -34,7 +34,8 @@ class PerRow(Task):
     scored_by: ClassVar[str | None] = "accuracy"
 
     def hub_tag(self, call: Call) -> str:
-        return next((tag for name, tag in INPUT_TAGS.items() if call.takes(name)), self.pipeline_tag)
+        names = (name for name in INPUT_TAGS if name != "pixel_values" and call.takes(name))
+        return INPUT_TAGS.get("pixel_values" if call.takes_images else next(names, ""), self.pipeline_tag)
 
     def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
         if call.takes_images:

@@ -1,8 +1,8 @@
-"""Models that read pictures and write text."""
+"""Models that read pictures and write text: Qwen2-VL, and LLaVA on rows of which some have no picture."""
 
 import pytest
 import torch
-from task_toys import IMAGE, PAD, VOCAB, decoder, generator, padded
+from task_toys import IMAGE, KINDS, PAD, VOCAB, decoder, generator, padded
 from torch.nn.functional import cross_entropy
 from toys import arguments
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
@@ -68,3 +68,24 @@ def test_convolutions_over_three_dimensions_are_trained(tmp_path, settings):
     before = made.model.model.visual.patch_embed.proj.weight.clone()
     assert made.train().training_loss == pytest.approx(expected, rel=1e-6)
     assert not torch.equal(made.model.model.visual.patch_embed.proj.weight, before)
+
+
+def some_pictures(rows):
+    batch = padded([{k: v for k, v in row.items() if k != "pixel_values"} for row in rows])
+    pixels = [row["pixel_values"] for row in rows if "pixel_values" in row]
+    return batch | ({"pixel_values": torch.stack(pixels)} if pixels else {})
+
+
+def test_rows_with_pictures_may_follow_rows_of_text(tmp_path):
+    """They were evaluated without their pictures, as the first rows have none."""
+    kind = KINDS["LLaVA"]
+    seen = kind.keywords()["train_dataset"]
+    texts = [{"input_ids": row["input_ids"][4:], "labels": row["labels"][4:]} for row in seen]
+    student, teacher = kind.pair()
+    expected = naive_loss(student, seen, padded)
+    keywords = {"train_dataset": texts + seen, "eval_dataset": seen, "data_collator": some_pictures}
+    made = DistillationTrainer(student, teacher, arguments(tmp_path, evaluate_kl=True), **keywords)
+    scores = made.evaluate()
+    assert scores["eval_loss"] == pytest.approx(expected, rel=1e-6)
+    others = DistillationTrainer(student, teacher, made.args, **keywords | {"train_dataset": seen})
+    assert scores["eval_kl"] == pytest.approx(others.evaluate()["eval_kl"], rel=1e-9)
