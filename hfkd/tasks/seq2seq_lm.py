@@ -17,6 +17,8 @@ from hfkd.tasks.base import Batch, Collate, Selecting, register_task
 from hfkd.tasks.tokens import LabelCollator, PerToken, tokenizer_of
 from hfkd.utils.targets import IGNORED
 
+REMEDY = "pad labels on the right (padding_side='right' of the tokenizer)"
+
 
 @dataclass
 class WithoutDecoderInputs:
@@ -48,20 +50,29 @@ class Seq2SeqLM(PerToken):
         return "automatic-speech-recognition" if call.takes("input_features") else self.pipeline_tag
 
     def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
-        return LabelCollator(Selecting(DataCollatorForSeq2Seq(tokenizer_of(processing_class, self)), columns))
+        tokenizer = tokenizer_of(processing_class, self)
+        _refuse_left(tokenizer)
+        return LabelCollator(Selecting(DataCollatorForSeq2Seq(tokenizer), columns))
 
     def ready(self, collate: Collate) -> Collate:
         """Drop decoder inputs that the collator made for one network: each network makes its own from the labels."""
         of_a_model = collate.collate if isinstance(collate, UsedColumns) else collate
+        if isinstance(of_a_model, DataCollatorForSeq2Seq):
+            _refuse_left(of_a_model.tokenizer)
         own = isinstance(of_a_model, DataCollatorForSeq2Seq) and of_a_model.model is not None
         return super().ready(WithoutDecoderInputs(collate) if own else collate)
 
     def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
         """Refuse decoder inputs that are the labels at the same positions: the student would learn to copy them.
 
-        The labels' length is not that of the inputs: they are another text.
+        And labels that are padded at their start. The labels' length is not that of the inputs: they are another text.
         """
         inputs, labels = batch.get("decoder_input_ids"), batch["labels"]
+        if inputs is None and bool(((labels[:, 0] == IGNORED) & (labels != IGNORED).any(-1)).any()):
+            raise ValueError(
+                "the labels of the first rows begin with -100, of which networks make pad tokens between the decoder's "
+                f"start token and the text, that generation never writes: {REMEDY}, or pass decoder_input_ids"
+            )
         if not isinstance(inputs, Tensor) or inputs.shape != labels.shape:
             return
         known = labels != IGNORED
@@ -74,3 +85,13 @@ class Seq2SeqLM(PerToken):
                 "would learn to copy its input: leave the column out, since networks make decoder inputs from the "
                 "labels, or shift it by one position to the right"
             )
+
+
+def _refuse_left(tokenizer: Any) -> None:
+    """Raise ValueError for a tokenizer that pads on the left, where labels are the decoder's inputs."""
+    if getattr(tokenizer, "padding_side", "right") == "left":
+        raise ValueError(
+            "the tokenizer pads rows on the left (padding_side='left'), and DataCollatorForSeq2Seq the labels too, so "
+            "that a decoder would read padding between its start token and the text, which generation never writes: "
+            f"{REMEDY}"
+        )

@@ -13,6 +13,7 @@ from transformers import (
     BertForMaskedLM,
     BertForTokenClassification,
     DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
     default_data_collator,
 )
@@ -157,3 +158,17 @@ def test_rows_without_tokens_are_told_what_makes_them(tmp_path):
     chats = Dataset.from_list([{"messages": [{"role": "user", "content": "a"}]}])
     with pytest.raises(ValueError, match=r"no 'input_ids' but \['messages'\]: tokenise them"):
         trainer(tmp_path, language_model(), chats)
+
+
+@pytest.mark.parametrize("given", ["hfkd's", "transformers'", "of the user's own"])
+def test_labels_of_a_decoder_are_not_padded_at_their_start(tmp_path, given):
+    kind, words = KINDS["T5"], KINDS["T5"].tokenizer()
+    words.padding_side = "left"
+    collate = {
+        "hfkd's": None,
+        "transformers'": DataCollatorForSeq2Seq(words),
+        "of the user's own": lambda rows: dict(DataCollatorForSeq2Seq(words)(rows)),
+    }[given]
+    said = "begin with -100" if given == "of the user's own" else "pads rows on the left"
+    with pytest.raises(ValueError, match=f"{said}.* generation never writes: pad labels on the right"):
+        trainer(tmp_path, kind.network(), kind.rows(), collate, processing_class=words)
