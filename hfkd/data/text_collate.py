@@ -57,7 +57,7 @@ class TokenCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for name, why in self.refused.items():
-            if any(name in row for row in rows):
+            if any(_given(row.get(name)) for row in rows):
                 raise ValueError(why)
         rows = [with_labels(row, self.labels_from_tokens) for row in rows]
         made = [TokenRow.of(row) for row in rows]
@@ -99,6 +99,11 @@ def with_labels(row: Mapping[str, Any], every_token: bool) -> Mapping[str, Any]:
                 )
             labels = labels.masked_fill(mask == 0, IGNORED)
     return {**row, "labels": labels}
+
+
+def _given(value: Any) -> bool:
+    """Whether a row has a value in a column, which may be empty for it."""
+    return value is not None and not (isinstance(value, (list, tuple)) and not value)
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

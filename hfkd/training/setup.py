@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.epochs import refuse_streams
-from hfkd.data.first_rows import first_rows, map_style
+from hfkd.data.first_rows import first_rows, map_style, sets_by_name
 from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.models.calling import Call, output_head
@@ -19,6 +19,7 @@ from hfkd.models.peers import networks_of
 from hfkd.models.positions import said_limit
 from hfkd.models.sharing import refuse_shared
 from hfkd.models.vocabulary import common_vocabulary
+from hfkd.tasks.causal_lm import CausalLM
 from hfkd.tasks.choice import chosen_task
 from hfkd.tasks.tokens import PerToken
 from hfkd.tasks.two_tokenizers import across_tokenizers, teachers_tokens
@@ -55,7 +56,14 @@ from hfkd.training.validation.batches import (
     refuse_small_batches,
 )
 from hfkd.training.validation.checked_batches import NOTHING_TO_SCORE, Bounds, CheckedCollator
-from hfkd.training.validation.datasets import check_datasets, probed_dataset, say_left_out, texts_alone
+from hfkd.training.validation.datasets import (
+    check_datasets,
+    probed_dataset,
+    refuse_columns,
+    say_left_out,
+    texts_alone,
+    unread_media,
+)
 from hfkd.training.validation.features import refuse_features
 from hfkd.training.validation.label_maps import check_label_names
 from hfkd.training.validation.labels import (
@@ -187,6 +195,8 @@ class Setup:
 
     def take_data(self, teacher: Any) -> None:
         given = self.keywords.pop("data_collator", None)
+        if type(self.task) is CausalLM:
+            self.refused_columns = self.refused_columns | unread_media(self.model, self.call)
         if given is None:
             self.tokenise(teacher)
         self.live_networks = teacher_networks(teacher)
@@ -235,6 +245,8 @@ class Setup:
         limits = [said_limit(network) for network in (self.model, *teacher_networks(teacher))]
         limit, words = min((one for one in limits if one is not None), default=None), self.processing_class
         for name, rows in self.data.items():
+            for one in sets_by_name(rows).values():
+                refuse_columns(self.refused_columns, one)
             if isinstance(rows, dict):
                 self.data[name] = {part: self.task.tokenised(its, words, limit) for part, its in rows.items()}
             else:

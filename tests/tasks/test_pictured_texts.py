@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from task_toys import IMAGE, KINDS, PAD, VOCAB, decoder, generator, padded
+from datasets import Dataset
+from task_toys import IMAGE, KINDS, PAD, VOCAB, decoder, generator, padded, tokenizer
 from torch.nn.functional import cross_entropy
 from toys import arguments
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
@@ -89,3 +90,20 @@ def test_rows_with_pictures_may_follow_rows_of_text(tmp_path):
     assert scores["eval_loss"] == pytest.approx(expected, rel=1e-6)
     others = DistillationTrainer(student, teacher, made.args, **keywords | {"train_dataset": seen})
     assert scores["eval_kl"] == pytest.approx(others.evaluate()["eval_kl"], rel=1e-9)
+
+
+def test_pictures_are_not_dropped_without_a_collator_for_them(tmp_path):
+    kind = KINDS["LLaVA"]
+    seen = [row | {"pixel_values": row["pixel_values"].float()} for row in kind.rows()]
+    texts = [{"input_ids": row["input_ids"][4:], "labels": row["labels"][4:], "images": []} for row in seen]
+    student, args = kind.network(dtype=torch.float32), arguments(tmp_path, **LABELS_ONLY)
+    raw = Dataset.from_dict({"prompt": ["a b"] * 4, "completion": [" c"] * 4, "images": [[1]] * 4})
+    for rows, name in ((seen, "pixel_values"), (raw, "images")):
+        with pytest.raises(ValueError, match=f"the rows have {name}, which a LlavaForConditionalGeneration reads, but"):
+            DistillationTrainer(student, None, args, train_dataset=rows, processing_class=tokenizer())
+    made = DistillationTrainer(student, None, args, train_dataset=texts + seen, processing_class=tokenizer())
+    with pytest.raises(ValueError, match="the rows have pixel_values"):
+        made.train()
+    reader = KINDS["Llama"].network(dtype=torch.float32)  # which reads texts alone
+    args = arguments(tmp_path / "texts", **LABELS_ONLY)
+    DistillationTrainer(reader, None, args, train_dataset=raw, processing_class=tokenizer()).train()
