@@ -36,14 +36,35 @@ def said_limit(network: nn.Module) -> int | None:
 def position_limit(network: nn.Module) -> int | None:
     """`said_limit` if positions are a table, learned or stored as a buffer, so that no row can be longer; else None.
 
-    Rotary positions that are computed have no limit. Encoder-decoders have two tables, and are not checked.
+    Rotary positions that are computed have no limit. Of encoder-decoders, whose two tables may differ, the encoder's.
     """
     config = getattr(unwrap_peft_model(network), "config", None)
-    if not isinstance(config, PreTrainedConfig) or config.is_encoder_decoder:
+    if not isinstance(config, PreTrainedConfig):
         return None
+    if config.is_encoder_decoder:
+        return _table_of(network, "encoder")
     learned = any(isinstance(m, nn.Embedding) for name, m in network.named_modules() if name.endswith(TABLES))
     stored = any(name.endswith(TABLES) for name, _ in network.named_buffers())  # GPT-J, CodeGen, CTRL
     return said_limit(network) if learned or stored else None
+
+
+def target_limit(network: nn.Module) -> int | None:
+    """The number of labels of a row that the decoder of an encoder-decoder has positions for; None: no limit."""
+    config = getattr(unwrap_peft_model(network), "config", None)
+    coupled = isinstance(config, PreTrainedConfig) and config.is_encoder_decoder
+    return _table_of(network, "decoder") if coupled else None
+
+
+def _table_of(network: nn.Module, side: str) -> int | None:
+    """The length of the table of positions on one side of an encoder-decoder.
+
+    Tables with an entry for padding are extended (FSMT), or end rows at their last position (ProphetNet): no limit.
+    """
+    for name, module in network.named_modules():
+        if f".{side}." in f".{name}" and name.endswith(TABLES) and isinstance(module, nn.Embedding):
+            offset = getattr(module, "offset", 0)  # entries before the first position, as in BART
+            return None if module.padding_idx is not None else module.num_embeddings - int(offset)
+    return None
 
 
 def shortest_limit(networks: Iterable[nn.Module]) -> int | None:
@@ -60,9 +81,9 @@ def farthest(batch: Mapping[str, Any]) -> int:
     return int(batch["input_ids"].shape[-1])
 
 
-def too_long(length: int, limit: int, network: str) -> str:
+def too_long(length: int, limit: int, network: str, what: str = "tokens") -> str:
     return (
-        f"a row has {length} tokens, but {network} has {limit} positions: truncate the rows to {limit} tokens "
+        f"a row has {length} {what}, but {network} has {limit} positions: truncate the rows to {limit} {what} "
         f"(truncation=True, max_length={limit})"
     )
 

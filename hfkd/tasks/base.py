@@ -46,6 +46,7 @@ class Task(ABC):
     by_target: ClassVar[bool] = False  # supports chunked losses and caches over target tokens
     by_map: ClassVar[bool] = False  # items are pixels of maps, which can be processed in strips
     generates: ClassVar[bool] = False
+    labels_to_networks: ClassVar[bool] = False  # decoders read them; networks then compute their own loss too
     without_labels: ClassVar[str] = "name the label column 'labels', or let the data_collator add 'labels'"
     scanned_items: ClassVar[int | None] = None  # how many items of a dataset a scan keeps; None: all
     by_share: ClassVar[bool] = False  # items are known only after the forward pass: all samples count equally

@@ -33,7 +33,6 @@ class PerToken(Task):
     ignores = (IGNORED,)
     shift: ClassVar[int] = 0
     known: ClassVar[tuple[str, ...]] = ("host_targets",)  # keys of a batch that describe its targets
-    labels_to_networks: ClassVar[bool] = False  # networks then compute their own loss too, from all logits
 
     def targets(self, batch: Batch) -> Targets:
         return Targets(batch["labels"], shift=self.shift, **self._known(batch))

@@ -10,6 +10,8 @@ from transformers import (
     CTRLLMHeadModel,
     GPTJConfig,
     GPTJForCausalLM,
+    MarianConfig,
+    MarianMTModel,
     OpenAIGPTConfig,
     OpenAIGPTLMHeadModel,
     RobertaConfig,
@@ -71,3 +73,40 @@ def test_positions_are_those_of_the_network(tmp_path):
                 ids = torch.cat([ids, student.eval()(ids).logits[:, -1:].argmax(-1)], 1)
         written = tokenizer.decode(ids[0], skip_special_tokens=False).removeprefix(prompt).split("<end>")[0]
         assert answer == " ".join(word for word in written.split() if word not in ("<s>", "<unk>"))
+
+
+def marian():
+    sides = {
+        f"{side}_{name}": 1 for side in ("encoder", "decoder") for name in ("layers", "attention_heads", "ffn_dim")
+    }
+    tokens = {"vocab_size": task_toys.VOCAB, "pad_token_id": 1, "eos_token_id": 0, "decoder_start_token_id": 1}
+    return MarianMTModel(MarianConfig(d_model=8, max_position_embeddings=16, **sides, **tokens))
+
+
+def bart():
+    network = task_toys.bart(8)
+    return type(network)(type(network.config)(**network.config.to_dict() | {"max_position_embeddings": 16}))
+
+
+SIDES = {"BART": bart, "Marian": marian}
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_both_sides_of_an_encoder_decoder_have_their_positions(tmp_path, name):
+    """The second half of the rows, which no check before training sees, is longer."""
+
+    def rows(tokens, labels):
+        return [
+            {"input_ids": [3, 4] * (n // 2), "labels": [3, 4] * (m // 2)} for n, m in ((8, 8), (tokens, labels)) * 4
+        ]
+
+    settings = {"ce_weight": 1.0, "kd_weight": 0.0, "max_steps": 1, "per_device_train_batch_size": 8}
+    for number, (size, said) in enumerate((((18, 8), "18 tokens"), ((8, 18), "18 labels for its decoder"))):
+        message = f"a row has {said}, but {type(SIDES[name]()).__name__} has 16 positions: truncate"
+        with pytest.raises(ValueError, match=message):
+            trainer(tmp_path / str(number), SIDES[name](), None, rows(*size), **settings)
+        few = [row for row in rows(*size) if len(row["input_ids"] + row["labels"]) == 16]
+        made = trainer(tmp_path / f"{number}, later", SIDES[name](), None, few + rows(*size), **settings)
+        with pytest.raises(ValueError, match=message):
+            made.train()
+    trainer(tmp_path / "fits", SIDES[name](), None, rows(16, 16), **settings).train()

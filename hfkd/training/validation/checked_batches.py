@@ -15,8 +15,9 @@ from transformers.trainer_utils import has_length, unwrap_peft_model
 
 from hfkd.data.labels import class_ids
 from hfkd.data.two_collate import teachers_batch
-from hfkd.models.positions import embeddings, farthest, position_limit, too_long
+from hfkd.models.positions import embeddings, farthest, position_limit, target_limit, too_long
 from hfkd.tasks.base import Task
+from hfkd.training.validation.tokens import LABELS
 from hfkd.utils.targets import IGNORED
 
 NOTHING_TO_LEARN = "there is nothing to learn from it; remove the row"
@@ -28,6 +29,8 @@ SEARCHED_SECONDS = 20.0  # time limit for finding the row of a wrong label
 class Bounds:
     """Labels are below `classes`, token ids below `ids`, rows at most `positions` long, the limit of `shortest`.
 
+    targets: the most labels of a row that a decoder reads, and the name of its network.
+
     None: unknown, and not checked.
     """
 
@@ -37,6 +40,7 @@ class Bounds:
     positions: int | None = None
     shortest: str = ""
     of_teacher: "Bounds | None" = None  # for the tokens of its own tokenizer
+    targets: tuple[int, str] | None = None
 
     @classmethod
     def of(cls, student: nn.Module, teachers: Iterable[nn.Module], task: Task, classes: int | None) -> "Bounds":
@@ -49,10 +53,10 @@ class Bounds:
             return replace(cls.of(student, (), task, classes), of_teacher=apart)
         networks = (student, *teachers)
         sizes = [size for size in map(embeddings, networks) if size is not None]
-        limits = {limit: network for network in networks if (limit := position_limit(network)) is not None}
-        limit = min(limits, default=None)
-        shortest = "" if limit is None else type(unwrap_peft_model(limits[limit])).__name__
-        return cls(classes if task.class_ids else 2, min(sizes, default=None), task.ignores, limit, shortest)
+        limit, shortest = _shortest(networks, position_limit) or (None, "")
+        targets = _shortest(networks, target_limit) if task.labels_to_networks else None
+        sides = limit, shortest, None, targets
+        return cls(classes if task.class_ids else 2, min(sizes, default=None), task.ignores, *sides)
 
 
 @dataclass
@@ -84,6 +88,9 @@ class CheckedCollator:
         self._check_length(batch)
 
     def _check_length(self, batch: Mapping[str, Any]) -> None:
+        labels = batch.get("labels")
+        if self.bounds.targets is not None and isinstance(labels, Tensor) and labels.shape[-1] > self.bounds.targets[0]:
+            raise ValueError(too_long(labels.shape[-1], *self.bounds.targets, LABELS))
         ids, limit = batch.get("input_ids"), self.bounds.positions
         if limit is None or not isinstance(ids, Tensor) or ids.shape[-1] <= limit or ids.device.type != "cpu":
             return  # assuming that position ids do not exceed the row, as with all collators
@@ -132,6 +139,12 @@ class CheckedCollator:
             if time.monotonic() > deadline:
                 break
         return f"row {place} of a batch"
+
+
+def _shortest(networks: Iterable[nn.Module], limit_of: Callable[[nn.Module], int | None]) -> tuple[int, str] | None:
+    """The lowest limit of the networks, and the name of the one that has it; None without any."""
+    limits = {limit: network for network in networks if (limit := limit_of(network)) is not None}
+    return None if not limits else (lowest := min(limits), type(unwrap_peft_model(limits[lowest])).__name__)
 
 
 def _known(values: Tensor, below: int, ignored: tuple[int, ...]) -> Tensor:

@@ -27,7 +27,7 @@ from hfkd.training.validation.own_task import check_own_task
 from hfkd.training.validation.padding import refuse_left_padding
 from hfkd.training.validation.probabilities import refuse_probabilities
 from hfkd.training.validation.slots import SlotCheck
-from hfkd.training.validation.tokens import check_positions, check_tokens
+from hfkd.training.validation.tokens import check_positions, check_target_length, check_tokens
 from hfkd.utils.finite import broken_rows
 
 logger = logging.getLogger(__name__)
@@ -88,6 +88,8 @@ def check_batch(
         check_tokens(network, read)
         if task.by_target:
             refuse_left_padding(network, read)
+    for network in networks if task.labels_to_networks else ():
+        check_target_length(network, batch)
     task.check_rows(rows, batch)
     task.look_at_labels(student, batch)
     batch = task.probe(batch)

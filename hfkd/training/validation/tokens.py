@@ -7,7 +7,9 @@ import numpy as np
 from datasets import Dataset
 from torch import nn
 
-from hfkd.models.positions import embeddings, farthest, position_limit, said_limit, too_long
+from hfkd.models.positions import embeddings, farthest, position_limit, said_limit, target_limit, too_long
+
+LABELS = "labels for its decoder"
 
 
 def check_tokens(network: nn.Module, batch: Mapping[str, Any]) -> None:
@@ -22,6 +24,13 @@ def check_tokens(network: nn.Module, batch: Mapping[str, Any]) -> None:
     length = farthest(batch)
     if limit is not None and length > limit:
         raise ValueError(too_long(length, limit, type(network).__name__))
+
+
+def check_target_length(network: nn.Module, batch: Mapping[str, Any]) -> None:
+    """Check that the first rows' labels are not too many for the decoder that reads them."""
+    labels, limit = batch["labels"], target_limit(network)
+    if limit is not None and labels.ndim == 2 and labels.shape[1] > limit:
+        raise ValueError(too_long(labels.shape[1], limit, type(network).__name__, LABELS))
 
 
 def check_positions(network: nn.Module, dataset: Any, column: str = "length") -> None:
