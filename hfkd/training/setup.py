@@ -21,6 +21,7 @@ from hfkd.models.sharing import refuse_shared
 from hfkd.models.vocabulary import common_vocabulary
 from hfkd.tasks.causal_lm import CausalLM
 from hfkd.tasks.choice import chosen_task
+from hfkd.tasks.media import unread_media
 from hfkd.tasks.tokens import PerToken
 from hfkd.tasks.two_tokenizers import across_tokenizers, teachers_tokens
 from hfkd.tasks.unlabelled import has_labels, unlabelled
@@ -62,7 +63,6 @@ from hfkd.training.validation.datasets import (
     refuse_columns,
     say_left_out,
     texts_alone,
-    unread_media,
 )
 from hfkd.training.validation.features import refuse_features
 from hfkd.training.validation.label_maps import check_label_names
@@ -196,7 +196,7 @@ class Setup:
     def take_data(self, teacher: Any) -> None:
         given = self.keywords.pop("data_collator", None)
         if type(self.task) is CausalLM:
-            self.refused_columns = self.refused_columns | unread_media(self.model, self.call)
+            self.refused_columns = self.refused_columns | unread_media(self.model)
         if given is None:
             self.tokenise(teacher)
         self.live_networks = teacher_networks(teacher)

@@ -9,6 +9,7 @@ from toys import arguments
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from hfkd import DistillationTrainer
+from hfkd.teachers.token_cache.build import build_text_cache
 from hfkd.utils.targets import IGNORED
 
 LABELS_ONLY = {"ce_weight": 1.0, "kd_weight": 0.0, "per_device_train_batch_size": 8, "max_steps": 1}
@@ -107,3 +108,10 @@ def test_pictures_are_not_dropped_without_a_collator_for_them(tmp_path):
     reader = KINDS["Llama"].network(dtype=torch.float32)  # which reads texts alone
     args = arguments(tmp_path / "texts", **LABELS_ONLY)
     DistillationTrainer(reader, None, args, train_dataset=raw, processing_class=tokenizer()).train()
+
+
+def test_a_cache_of_tokens_is_not_built_of_rows_with_pictures(tmp_path):
+    kind = KINDS["LLaVA"]
+    rows = [row | {"pixel_values": row["pixel_values"].tolist(), "index": i} for i, row in enumerate(kind.rows(4))]
+    with pytest.raises(ValueError, match="the rows have pixel_values, .* train with the live teacher"):
+        build_text_cache(kind.network(dtype=torch.float32), Dataset.from_list(rows), tmp_path, k=4, progress_bar=False)

@@ -17,6 +17,7 @@ from hfkd.data.text_collate import TokenCollator
 from hfkd.data.token_rows import OWN_COLUMNS
 from hfkd.losses import functional
 from hfkd.losses.topk import spread, tail
+from hfkd.tasks.media import unread_media
 from hfkd.tasks.packing import PackingCheck
 from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.teachers.token_cache.manifest import Manifest
@@ -34,7 +35,8 @@ def text_columns(
     teacher: FrozenTeacher, rows: list[dict[str, Any]], manifest: Manifest, batch_size: int
 ) -> dict[str, list[Any]]:
     """The columns of some rows. Rows of similar length are batched together."""
-    collate, device, check = TokenCollator(0), next(teacher.parameters()).device, PackingCheck(teacher.networks)
+    collate = TokenCollator(0, refused=unread_media(teacher.networks[0], "train with the live teacher"))
+    device, check = next(teacher.parameters()).device, PackingCheck(teacher.networks)
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     found: list[dict[str, Any]] = [{"index": row["index"], "tokens": tokens_hash(row)} for row in rows]
     for start in range(0, len(rows), batch_size):

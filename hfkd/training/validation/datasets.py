@@ -5,21 +5,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from hfkd.data.collate import ImageCollator
 from hfkd.data.first_rows import first_rows, map_style, sets_by_name
 from hfkd.data.instructions import ACCEPTED
-from hfkd.data.target_collator import OTHER_INPUTS
 from hfkd.data.text_collate import TokenCollator
 from hfkd.data.token_rows import OWN_COLUMNS
 from hfkd.data.used_columns import label_column
-from hfkd.models.calling import OWN_KEYS, Call, bare
+from hfkd.models.calling import OWN_KEYS, Call
 from hfkd.tasks.base import Task
+from hfkd.tasks.media import PICTURES
 
 logger = logging.getLogger(__name__)
 Collate = Callable[[list[Any]], dict[str, Tensor]]
-PICTURES = ("image", "images", "pixel_values")  # columns
 
 
 def check_datasets(datasets: Mapping[str, Any], collate: Collate, task: Task) -> None:
@@ -94,18 +93,6 @@ def texts_alone(dataset: Any) -> bool:
     if not isinstance(row, Mapping) or not row.keys().isdisjoint(PICTURES):
         return False
     return any(set(names) <= row.keys() for names in (("input_ids",), *ACCEPTED))
-
-
-def unread_media(network: nn.Module, call: Call) -> dict[str, str]:
-    """Columns of images and sound that a student reads and `TokenCollator` leaves out, with what to say of them."""
-    named = call.keywords or frozenset()
-    columns = {*(OTHER_INPUTS & named), *(PICTURES if "pixel_values" in named else ())}
-    return {
-        name: f"the rows have {name}, which a {type(bare(network)).__name__} reads, but batches of tokens are made of "
-        "them, so that the student would be trained without it: pass a data_collator that makes the model's inputs, "
-        "such as one that calls its processor, or remove the column"
-        for name in columns
-    }
 
 
 def refuse_columns(refused: Mapping[str, str], rows: Any) -> None:
