@@ -25,6 +25,8 @@ INPUTS = {"input_ids", "pixel_values", "input_values", "input_features"}
 # Calls for classes of networks that do not take a plain tensor, registered by the modules that support them.
 CALLS: dict[type[nn.Module], Callable[[], "Call"]] = {}
 EVERYTHING = None  # value of `Call.others`: any name except hfkd's own
+# Outputs for each image or sound instead of each row, which batches without any lack; Trainer joins equal outputs only.
+OF_MEDIA = frozenset({"image_hidden_states", "vision_hidden_states", "video_hidden_states", "audio_hidden_states"})
 # Attributes in which transformers models keep the factor of the router loss in their own loss.
 ROUTER_WEIGHTS = ("router_aux_loss_coef", "aux_loss_coef")
 
@@ -211,10 +213,9 @@ def by_name(output: Any) -> Any:
         return {f"output_{number}": value for number, value in enumerate(output)}
     if not isinstance(output, dict):
         return {"logits": logits_of(output)}
-    if not any(isinstance(value, Cache) for value in output.values()):
-        return output
     # Some networks return the cache of their base model, which is not told to leave it out (Gemma 3 as a classifier).
-    return {name: value for name, value in output.items() if not isinstance(value, Cache)}
+    left_out = {name for name, value in output.items() if name in OF_MEDIA or isinstance(value, Cache)}
+    return {name: value for name, value in output.items() if name not in left_out} if left_out else output
 
 
 def logits_first(named: Mapping[str, Any]) -> dict[str, Any]:

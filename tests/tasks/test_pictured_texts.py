@@ -115,3 +115,21 @@ def test_a_cache_of_tokens_is_not_built_of_rows_with_pictures(tmp_path):
     rows = [row | {"pixel_values": row["pixel_values"].tolist(), "index": i} for i, row in enumerate(kind.rows(4))]
     with pytest.raises(ValueError, match="the rows have pixel_values, .* train with the live teacher"):
         build_text_cache(kind.network(dtype=torch.float32), Dataset.from_list(rows), tmp_path, k=4, progress_bar=False)
+
+
+def test_metrics_of_batches_with_pictures_and_without(tmp_path):
+    """A network returns the states of its pictures too, of which some batches have none."""
+    kind, seen = KINDS["LLaVA"], []
+    rows = kind.keywords()["train_dataset"]
+    texts = [{"input_ids": row["input_ids"][4:], "labels": row["labels"][4:]} for row in rows]
+
+    def metric(found):
+        seen.append(found.predictions)
+        return {}
+
+    args = arguments(tmp_path, **LABELS_ONLY, per_device_eval_batch_size=4)
+    keywords = {"eval_dataset": texts + rows, "data_collator": some_pictures, "compute_metrics": metric}
+    made = DistillationTrainer(kind.network(), None, args, train_dataset=rows, **keywords)
+    made.evaluate()
+    assert seen[0].shape[0] == 16
+    assert seen[0].shape[-1] == VOCAB
