@@ -180,13 +180,13 @@ def ast(width: int) -> Any:
     return ASTForAudioClassification(ASTConfig(**encoder(width), **sound))
 
 
-def wav2vec2(width: int) -> Any:
+def wav2vec2(width: int, **more: Any) -> Any:
     layers = {"conv_dim": (8, 8), "conv_kernel": (3, 3), "conv_stride": (2, 2), "num_feat_extract_layers": 2}
     rates = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0.0, "final_dropout": 0.0}
     rates |= {"activation_dropout": 0.0}
     rest = {"layerdrop": 0.0, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
     masks = {"apply_spec_augment": False, "initializer_range": 0.3, "num_labels": CLASSES}
-    config = Wav2Vec2Config(**sizes(width), **layers, **rates, **rest, **masks, classifier_proj_size=width)
+    config = Wav2Vec2Config(**sizes(width), **layers, **rates, **rest, **masks, classifier_proj_size=width, **more)
     return Wav2Vec2ForSequenceClassification(config)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hfkd.models.attention import watch
-from hfkd.models.calling import bare
+from hfkd.models.calling import bare, output_head
 from hfkd.models.stages import expanded, tap_of
 from hfkd.utils.attention import Attention
 
@@ -145,11 +145,13 @@ def read_within(network: nn.Module, keys: Sequence[str], module: nn.Module | Non
 
 
 def in_decoder(network: nn.Module, keys: Sequence[str]) -> frozenset[str]:
-    """Those features of `keys` that are captured in the decoder of an encoder-decoder."""
+    """Those features of `keys` that are captured in the decoder of an encoder-decoder, or in its output head."""
     inner: Any = bare(network)
     if not getattr(getattr(inner, "config", None), "is_encoder_decoder", False) or not hasattr(inner, "get_decoder"):
         return frozenset()
-    return frozenset(read_within(inner, keys, inner.get_decoder()))
+    return frozenset(
+        key for part in (inner.get_decoder(), output_head(inner)) for key in read_within(inner, keys, part)
+    )
 
 
 def frames_of(network: nn.Module) -> Callable[[int, Tensor], Tensor] | None:

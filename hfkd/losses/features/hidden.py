@@ -117,6 +117,7 @@ def a_row_a_sample(items: Items, rows: int) -> None:
 def seen_positions(attention: Attention, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Which keys each query attends to, and which pairs of positions are without padding: [B, 1, L, L] both."""
     rows, length = attention.query.shape[0], attention.query.shape[-2]
+    refuse_other_positions(length, mask)
     real = torch.ones(rows, length, dtype=torch.bool, device=attention.query.device) if mask is None else mask.bool()
     seen = real[:, None, None, :].expand(-1, 1, length, -1)
     if attention.mask is not None:
@@ -130,6 +131,17 @@ def over_positions(values: Tensor, mask: Tensor | None) -> Tensor:
     """The mean of each row's values [B, L] over its positions that are not padding, [B]; 0 if all are padding."""
     if mask is None:
         return values.mean(-1)
+    refuse_other_positions(values.shape[-1], mask)
     weight = mask.to(values.dtype)
     # The values at padding may be infinite or NaN, so they are masked instead of multiplied by 0.
     return values.masked_fill(~mask.bool(), 0.0).sum(-1) / weight.sum(-1).clamp(min=1)
+
+
+def refuse_other_positions(length: int, mask: Tensor | None) -> None:
+    """Raise ValueError for a layer of other positions than those that the mask [B, L] is of."""
+    if mask is not None and mask.shape[-1] != length:
+        raise ValueError(
+            f"a layer has {length} positions, and the batch's attention_mask {mask.shape[-1]}, so that it is not known "
+            "which of them are padding: name a layer over the tokens of the attention_mask, or, if none are padding, "
+            "use hidden_mse(..., count_padding=True)"
+        )

@@ -106,7 +106,7 @@ class InnerFeatures:
             seed=self.seed,
             step=self.steps(),
             mask=self._of_states(mask, found) if isinstance(mask, Tensor) and mask.ndim == 2 else None,
-            decoder_mask=_up_to_the_last(batch["labels"]) if self.in_decoder else None,
+            decoder_mask=_decoded(batch) if self.in_decoder else None,
         )
 
     def _of_states(self, mask: Tensor, found: Mapping[str, Any]) -> Tensor:
@@ -122,9 +122,11 @@ def _length(feature: Any) -> int | None:
     return feature.shape[1] if feature.ndim == 3 else None
 
 
-def _up_to_the_last(labels: Tensor) -> Tensor:
-    """The positions up to the last label of each row [B, L]: behind it is padding."""
-    return (labels != IGNORED).int().flip(1).cummax(1).values.flip(1).bool()
+def _decoded(batch: Mapping[str, Any]) -> Tensor:
+    """The positions of a decoder that are not padding [B, L]: those up to the last label of each row."""
+    if isinstance(given := batch.get("decoder_attention_mask"), Tensor):
+        return given
+    return (batch["labels"] != IGNORED).int().flip(1).cummax(1).values.flip(1).bool()
 
 
 def _features(capture: FeatureCapture | None, logits: Tensor, found: dict[str, Any]) -> dict[str, Any]:
