@@ -36,6 +36,7 @@ class Task(ABC):
     pipeline_tag: ClassVar[str]  # its name on the Hub
     item: ClassVar[str]  # what one item is, in messages
     one_item_a_row: ClassVar[bool] = True
+    problem_type: ClassVar[str | None] = None  # what a classifier's config calls it
     vocabulary: ClassVar[bool] = False  # classes are a tokenizer's tokens, else the dataset's classes
     mixes: ClassVar[bool] = False  # rows can be mixed (MixUp, CutMix), with soft labels
     views: ClassVar[bool] = False  # pixel_values with five dimensions are several views of each image

@@ -10,4 +10,5 @@ class ImageClassification(PerRow):
 
     pipeline_tag = "image-classification"
     item = "an image"
+    problem_type = "single_label_classification"
     mixes = True

@@ -27,6 +27,7 @@ class MultiLabelClassification(PerRow):
 
     pipeline_tag = "text-classification"
     item = "a (row, label) pair"
+    problem_type = "multi_label_classification"
     one_item_a_row = False
     class_ids = False
     lacks_labels = False

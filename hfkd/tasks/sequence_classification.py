@@ -10,3 +10,4 @@ class SequenceClassification(PerRow):
 
     pipeline_tag = "text-classification"
     item = "a row"
+    problem_type = "single_label_classification"

@@ -5,12 +5,15 @@ import warnings
 from typing import Any
 
 from torch import nn
-from transformers import TimmWrapperForImageClassification
+from transformers import PreTrainedConfig, TimmWrapperForImageClassification
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hfkd.data.epochs import image_transform
 from hfkd.models import Peers, Preparation, processor_spec, same_statistics
+from hfkd.models.calling import bare
+from hfkd.models.peers import networks_of
 from hfkd.models.processors import alike, resizes, timm_inputs, timm_wrappers
+from hfkd.tasks.base import Task
 from hfkd.training.host import Host
 from hfkd.training.validation.label_maps import write_label_names
 from hfkd.training.validation.normalisation import NEGLIGIBLE, Received
@@ -71,6 +74,7 @@ def record_inputs(trainer: Host) -> None:
     are unknown. For hfkd's transforms a transformers student gets its own image processor (`processing_class`).
     """
     student, given = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
+    write_problem_type(student, trainer.task)
     write_label_names(student, trainer.class_names)
     if trainer.image_inputs is None or trainer.train_dataset is None:
         return
@@ -90,6 +94,19 @@ def record_inputs(trainer: Host) -> None:
             "and std of its architecture, which may be wrong: pass "
             "processing_class=hfkd.models.image_processor(mean, std, size)."
         )
+
+
+def write_problem_type(student: nn.Module, task: Task) -> None:
+    """Write the task into a classifier's config, by which pipelines choose between sigmoid and softmax.
+
+    A model does so itself only when it computes a loss. For one label a row, only another problem is replaced.
+    """
+    for model in networks_of(student):
+        config = getattr(bare(model), "config", None)
+        if not isinstance(config, PreTrainedConfig) or task.problem_type is None:
+            continue
+        if config.problem_type is not None or not task.class_ids:
+            config.problem_type = task.problem_type
 
 
 def _known(given: Any, received: Received) -> dict[str, Any] | None:

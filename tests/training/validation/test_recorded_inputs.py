@@ -8,6 +8,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
+from task_toys import KINDS
 from toys import Net, arguments, teacher
 from transformers import (
     AutoImageProcessor,
@@ -257,3 +258,30 @@ def test_a_processor_of_clip_by_default_crops_all_of_the_shorter_side():
     given = image_processor(MEAN, STD, (8, 12))
     assert isinstance(given, CLIPImageProcessor)
     assert dict(given.size) == {"shortest_edge": 8}
+
+
+# ---- the task --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "probabilities"),
+    [
+        ("BERT, several labels", None, torch.sigmoid),
+        ("BERT, a label a row", "multi_label_classification", lambda logits: logits.softmax(-1)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_a_pipeline_makes_of_the_logits_what_the_task_does(tmp_path, name, own, probabilities):
+    kind = KINDS[name]
+    student = kind.network(dtype=torch.float32)
+    student.config.problem_type = own  # a model writes it only when it computes a loss itself
+    args = arguments(tmp_path, task=kind.task, max_steps=1, ce_weight=1.0, kd_weight=0.0)
+    DistillationTrainer(student, None, args, **kind.keywords(dtype=torch.float32)).train()
+    student.eval().save_pretrained(tmp_path)
+    words = kind.tokenizer()
+    words.save_pretrained(tmp_path)
+    found = pipeline("text-classification", str(tmp_path), device="cpu")("a b c", top_k=None)
+    with torch.no_grad():
+        expected = probabilities(student(**words("a b c", return_tensors="pt")).logits)[0]
+    by_number = {student.config.label2id[one["label"]]: one["score"] for one in found}
+    assert torch.allclose(torch.tensor([by_number[i] for i in range(len(expected))]), expected, atol=1e-5)
