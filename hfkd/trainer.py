@@ -65,7 +65,7 @@ from hfkd.training.model_init import Anew, seeded, student_of
 from hfkd.training.nonfinite import JudgedSteps
 from hfkd.training.on_policy.steps import WrittenSteps
 from hfkd.training.passes import in_passes
-from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, setting
+from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, setting, tokenizer_in
 from hfkd.training.private_api import FIRST_STEP, NOISE
 from hfkd.training.run_settings import BatchSizeInUse, compared_settings, run_settings
 from hfkd.training.sampling import by_epoch, tell_epoch, with_lengths
@@ -740,8 +740,14 @@ class DistillationTrainer(Trainer):
         def whole(folder: str | None, state: Any) -> None:
             self.whole.save_model(lambda place: trainers(place, state), folder)
 
-        with self.config.as_given():
+        with self.config.as_given(), setting(self, processing_class=self.saved_processor):
             self.files.save(whole, output_dir, state_dict)
+
+    @property
+    def saved_processor(self) -> Any:
+        """What is saved with the student to prepare its inputs: as in Trainer, else the tokenizer of the collator."""
+        given = self.processing_class
+        return tokenizer_in(self.data_collator) if given is None else given
 
     def save_state(self) -> None:
         """As in Trainer, but as standard JSON (without bare NaN)."""

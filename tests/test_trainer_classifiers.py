@@ -4,10 +4,14 @@ import pytest
 import torch
 from datasets import Dataset
 from text_tokenizer import word_tokenizer
+from text_toys import language_model
 from toys import arguments
 from transformers import (
+    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
     DistilBertConfig,
     DistilBertForSequenceClassification,
 )
@@ -62,3 +66,20 @@ def test_a_teacher_of_other_tokens_is_refused(tmp_path, words):
     other = word_tokenizer(pad_token="<pad>")
     with pytest.raises(ValueError, match="the tokenizers of the student .* differ"):
         make(tmp_path, words, teacher(words), teacher_processing_class=other)
+
+
+def test_the_tokenizer_of_a_collator_is_saved_as_trainer_does(tmp_path, words):
+    rows = pairs(words).remove_columns("token_type_ids")
+    one_label = student(words), rows, DataCollatorWithPadding(words)
+    next_tokens = (
+        language_model(vocab=len(words)),
+        rows.remove_columns("labels"),
+        DataCollatorForLanguageModeling(words, mlm=False),
+    )
+    for number, (network, data, collate) in enumerate((one_label, next_tokens)):
+        args = arguments(tmp_path, ce_weight=1.0, kd_weight=0.0)
+        trainer = DistillationTrainer(network, None, args, train_dataset=data, data_collator=collate)
+        trainer.save_model(str(tmp_path / str(number)))
+        assert trainer.processing_class is None
+        stored = AutoTokenizer.from_pretrained(tmp_path / str(number))
+        assert stored(TEXTS)["input_ids"] == words(TEXTS)["input_ids"]

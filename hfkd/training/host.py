@@ -55,6 +55,10 @@ class Host(Protocol):
         """The collator for training rows, which may have no labels."""
 
     @property
+    def saved_processor(self) -> Any:
+        """The processing_class, or else the collator's tokenizer, that is saved with the student."""
+
+    @property
     def settings(self) -> dict[str, Any]: ...
 
     def log(self, logs: dict[str, float]) -> None: ...

@@ -152,6 +152,15 @@ def chosen_collator(
     return task.ready(only_used(given, takes, ("view", *names), always))
 
 
+def tokenizer_in(collate: Any) -> Any:
+    """The `tokenizer` of a collator, which may be wrapped (`chosen_collator`); None without one that can be saved."""
+    while collate is not None:
+        if callable(getattr(found := getattr(collate, "tokenizer", None), "save_pretrained", None)):
+            return found
+        collate = getattr(collate, "collate", None)
+    return None
+
+
 def as_teacher(given: Any, inputs: Received) -> Teacher:
     """Wrap `teacher=`, with the normalisation of the training images unless it already has one.
 
