@@ -11,13 +11,13 @@ from datasets import ClassLabel, Dataset
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Subset
 from torchvision.datasets import VisionDataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.trainer_utils import unwrap_peft_model
 
 from hfkd.data.epochs import ImageStream, epoch_transform, image_transform
 from hfkd.data.first_rows import sets_by_name
-from hfkd.models import Peers
 from hfkd.models.label_names import cannot_compare, is_numbering, label_names_of, order_of, out_of_order, same_names
+from hfkd.models.peers import networks_of
 from hfkd.teachers import FrozenTeacher
 from hfkd.utils.random_state import kept_random_state
 from hfkd.utils.targets import IGNORED
@@ -223,12 +223,11 @@ def _compare_networks(student: nn.Module, teacher: FrozenTeacher | None) -> None
 
 def write_label_names(student: nn.Module, names: Sequence[str] | None) -> None:
     """Write the data's class names into the student's config, replacing different ones."""
-    if names is None:
-        return
-    for model in student.peers if isinstance(student, Peers) else [student]:
+    for model in networks_of(student):
         bare: Any = unwrap_peft_model(model)
+        _forget_stored_names(bare)
         own = label_names_of(bare)
-        if own is not None and same_names(own, names):
+        if names is None or (own is not None and same_names(own, names)):
             continue
         if isinstance(bare, PreTrainedModel) and bare.config.num_labels == len(names) and own != tuple(names):
             if own is not None:
@@ -237,11 +236,23 @@ def write_label_names(student: nn.Module, names: Sequence[str] | None) -> None:
                     _listed(own),
                     _listed(names),
                 )
-            vars(bare.config).pop("label_names", None)  # timm's name for them, which would be saved instead
             bare.config.id2label = dict(enumerate(names))
             bare.config.label2id = {name: i for i, name in enumerate(names)}
+            _forget_stored_names(bare)
         elif "pretrained_cfg" in vars(bare) and getattr(bare, "num_classes", None) == len(names):
             vars(bare)["pretrained_cfg"]["label_names"] = list(names)
+
+
+def _forget_stored_names(network: nn.Module) -> None:
+    """Drop the class names of the file that a timm model was loaded from, if it has others by now (`id2label`).
+
+    The wrapper's config keeps them by the side, and would save them instead.
+    """
+    config = getattr(network, "config", None)
+    if isinstance(config, PreTrainedConfig) and "label_names" in vars(config):
+        stored, own = vars(config)["label_names"], list((config.id2label or {}).values())
+        if stored is None or list(stored) != own:
+            del vars(config)["label_names"]
 
 
 def _each(teacher: FrozenTeacher | None) -> Sequence[FrozenTeacher]:

@@ -251,6 +251,17 @@ def test_peers_and_bare_timm_models_name_them_too(tmp_path):
     assert bare.pretrained_cfg["label_names"] == NAMES
 
 
+@pytest.mark.parametrize("train", [data, Rows])
+def test_a_stored_timm_model_that_was_given_other_classes_keeps_these(tmp_path, train):
+    network(["a", "b", "c", "d"]).save_pretrained(tmp_path / "stored")
+    names = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
+    student = AutoModelForImageClassification.from_pretrained(tmp_path / "stored", **names)
+    rows = train() if train is data else Rows(classes=4)
+    make(tmp_path / "run", network(), rows, student, evaluation=rows).train()
+    student.save_pretrained(tmp_path / "run")
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "run").config.id2label == dict(enumerate(NAMES))
+
+
 def test_labels_that_the_transform_maps_have_no_names(tmp_path):
     """The stored column is not what the student learns."""
 
