@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import extract_model_from_parallel
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer_utils import unwrap_peft_model
 
 from hfkd.evaluation.weights import step_of_weights
 from hfkd.models import CIFAR_NETS, Peers
+from hfkd.models.label_names import label_names_of
+from hfkd.models.peers import networks_of
 from hfkd.reports.citations import citations
 from hfkd.reports.environment import installed_version
 from hfkd.reports.evaluations import of_the_run
@@ -52,7 +55,7 @@ def write_card(
     written.
     """
     args, settings = trainer.args, trainer.settings
-    student: Any = trainer.accelerator.unwrap_model(trainer.model)
+    student: Any = extract_model_from_parallel(trainer.model, keep_torch_compile=False)
     folder = Path(args.output_dir or ".")
     peers = isinstance(student, Peers)
     distilled = bool((settings["teacher"] or peers) and settings["kd_weight"])
@@ -119,12 +122,12 @@ def _of_the_run(
 
 
 def _classes(trainer: Host) -> str | None:
-    """The class names, for a student that is saved without a config, such as a torchvision detector; else None."""
-    student: Any = trainer.accelerator.unwrap_model(trainer.model)
-    named = isinstance(unwrap_peft_model(student), PreTrainedModel) or hasattr(student, "pretrained_cfg")
-    return (
-        None if named or not trainer.class_names else f"`{', '.join(trainer.class_names)}`, in the order of its outputs"
-    )
+    """The class names, for a student that is saved without its config, such as a detector or adapters; else None."""
+    student: Any = extract_model_from_parallel(trainer.model, keep_torch_compile=False)
+    if all(isinstance(one, PreTrainedModel) for one in networks_of(student)):
+        return None
+    names = trainer.class_names or label_names_of(student)
+    return f"`{', '.join(names)}`, in the order of its outputs" if names else None
 
 
 def _words(**words: str | None) -> dict[str, str | None]:

@@ -6,6 +6,7 @@ from copy import copy
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from hfkd.arguments import DistillationArguments
@@ -152,8 +153,8 @@ class Setup:
         refuse_features(self.loss, model, teacher, self.args)
         refuse_shared(model, teacher_networks(teacher), adapters=peft_config is not None)
         self.model = model if peft_config is None else with_adapters(model, peft_config)
-        refuse_unsaved(self.model)
-        refuse_unsavable(self.model)
+        refuse_unsaved(self.saved_student)
+        refuse_unsavable(self.saved_student)
         if self.rows is not None:
             refuse_frozen(self.model)
             refuse_distilled_training(self.model)
@@ -163,9 +164,9 @@ class Setup:
             check_optimizer(self.model, self.keywords.get("optimizers"))
             check_precision(self.model, self.args)
             if not (self.args.deepspeed or uses_fsdp(self.args)):  # which may hold a share of each weight
-                check_structure(self.model)
+                check_structure(self.saved_student)
         if not (uses_fsdp(self.args) and self.args.process_index):  # whose other ranks may have no weights yet
-            refuse_other_base(self.model)
+            refuse_other_base(self.saved_student)
         networks, rows = (networks_of(self.model), teacher_networks(teacher)), probed_dataset(self.data)
         call = Call.of(self.model)
         self.call = call.for_text() if call.takes_images and texts_alone(rows) else call
@@ -184,6 +185,11 @@ class Setup:
                 f"label_smoothing_factor={self.loss.label_smoothing} needs one class per item, but the labels of "
                 f"{self.task.name} are binary: leave it out, or smooth the labels in the data"
             )
+
+    @property
+    def saved_student(self) -> Any:
+        """The student as it is saved: without the wrapper of `torch.compile`."""
+        return extract_model_from_parallel(self.model, keep_torch_compile=False)
 
     def take_tokenizers(self, teachers: Sequence[nn.Module]) -> None:
         """Switch to the task for two tokenizers, if these are known to differ and the objective supports it."""
@@ -300,7 +306,7 @@ class Setup:
             refuse_few_classes(self.loss, task, self.classes)
         self.labels, self.empty_rows = LabelWatch(task, found), EmptyRows(task)
         self.class_names = None if task.vocabulary else check_label_names(data, collator, self.model, self.live)
-        check_processor(self.processing_class, self.model, self.rows, self.received)
+        check_processor(self.processing_class, self.saved_student, self.rows, self.received)
         refuse_single_row(self.model, self.call, args, self.rows, look, task)
         checked = (self.model, *self.networks), args, self.loss, data, collator
         self.packing = packing_check(*checked) if task.by_target else None

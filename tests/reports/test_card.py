@@ -4,8 +4,9 @@ from importlib import metadata
 
 import numpy as np
 import pytest
+import torch
 import yaml
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from huggingface_hub import ModelCard
 from text_toys import TokenRows, language_model, tokenizer
 from torch import nn
@@ -13,8 +14,10 @@ from toys import Net, Rows, arguments, teacher
 from transformers import TrainerState
 
 from hfkd import DistillationTrainer
+from hfkd.data import ImageTransform
 from hfkd.data.masks import MaskTransform
-from hfkd.models import Peers
+from hfkd.data.transforms import pack_pixels
+from hfkd.models import Peers, image_classifier
 from hfkd.reports.card import FILE, evaluation
 
 
@@ -52,6 +55,21 @@ def test_a_student_without_a_config_has_its_class_names_in_the_card(tmp_path):
     args = arguments(tmp_path, task="semantic_segmentation", ce_weight=1.0, kd_weight=0.0)
     DistillationTrainer(nn.Conv2d(3, 3, 1), None, args, train_dataset=data).create_model_card()
     assert "| classes | `sky, road, car`, in the order of its outputs |" in card(tmp_path).text
+
+
+def test_a_timm_model_of_its_own_too_and_a_compiled_one_is_loaded_as_it_is_saved(tmp_path):
+    rows = {"pixels": [pack_pixels(np.zeros((8, 8, 3), np.uint8))] * 3, "labels": [0, 1, 2], "index": [0, 1, 2]}
+    data = Dataset.from_dict(rows).cast_column("labels", ClassLabel(names=["bird", "cat", "dog"]))
+    data = data.with_transform(ImageTransform())
+    for name in ("bare", "compiled"):
+        student = image_classifier("cifar_resnet8", 3)
+        student = student.timm_model if name == "bare" else torch.compile(student, backend="eager")
+        args = arguments(tmp_path / name, ce_weight=1.0, kd_weight=0.0)
+        DistillationTrainer(student, None, args, train_dataset=data).create_model_card()
+    assert "| classes | `bird, cat, dog`, in the order of its outputs |" in card(tmp_path / "bare").text
+    assert card(tmp_path / "compiled").data.library_name == "transformers"
+    assert "model = AutoModelForImageClassification.from_pretrained(" in card(tmp_path / "compiled").text
+    assert "OptimizedModule" not in card(tmp_path / "compiled").text
 
 
 def test_without_a_teacher_nothing_was_distilled(tmp_path):

@@ -4,12 +4,13 @@ import logging
 import warnings
 from typing import Any
 
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers import PreTrainedConfig, TimmWrapperForImageClassification
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hfkd.data.epochs import image_transform
-from hfkd.models import Peers, Preparation, processor_spec, same_statistics
+from hfkd.models import Preparation, processor_spec, same_statistics
 from hfkd.models.calling import bare
 from hfkd.models.peers import networks_of
 from hfkd.models.processors import alike, resizes, timm_inputs, timm_wrappers
@@ -71,9 +72,10 @@ def record_inputs(trainer: Host) -> None:
     """Write class names and image preparation into the student's config.
 
     Taken from hfkd's transform, else the image processor, else the statistics of the training images; warns if these
-    are unknown. For hfkd's transforms a transformers student gets its own image processor (`processing_class`).
+    are unknown. For hfkd's transforms a student gets an image processor (`processing_class`), except a timm model in
+    transformers' wrapper, which is loaded with the preparation in its config.
     """
-    student, given = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
+    student, given = extract_model_from_parallel(trainer.model, keep_torch_compile=False), trainer.processing_class
     write_problem_type(student, trainer.task)
     write_label_names(student, trainer.class_names)
     if trainer.image_inputs is None or trainer.train_dataset is None:
@@ -81,8 +83,8 @@ def record_inputs(trainer: Host) -> None:
     evaluated = trainer.eval_dataset if image_transform(trainer.eval_dataset) is not None else trainer.train_dataset
     prepared = preparation(evaluated, trainer.received)
     if prepared is not None:
-        written = _write(student, prepared.in_timm)
-        if not written and given is None:
+        _write(student, prepared.in_timm)
+        if given is None and not timm_wrappers(student):
             trainer.processing_class = prepared.processor
         return
     entries = _known(given, trainer.received)
@@ -121,14 +123,10 @@ def _known(given: Any, received: Received) -> dict[str, Any] | None:
     return own if received.size is None else own | {"input_size": [len(known.mean), *received.size]}
 
 
-def _write(student: nn.Module, entries: dict[str, Any]) -> bool:
-    """Write entries into `pretrained_cfg` of a timm model, plain or wrapped, or of peers; False for other models."""
-    written = False
-    for model in student.peers if isinstance(student, Peers) else [student]:
+def _write(student: nn.Module, entries: dict[str, Any]) -> None:
+    """Write entries into `pretrained_cfg` of a timm model, plain or wrapped, or of peers."""
+    for model in networks_of(student):
         if isinstance(model, TimmWrapperForImageClassification):
             model.config.pretrained_cfg = {**(model.config.pretrained_cfg or {}), **entries}
-            written = True
         elif "pretrained_cfg" in vars(model):
             vars(model)["pretrained_cfg"].update(entries)
-            written = True
-    return written

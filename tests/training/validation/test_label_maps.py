@@ -47,7 +47,7 @@ def network(names=None, seed=1):
 
 def make(folder, teacher, train=None, student=None, evaluation=None, **keywords):
     return DistillationTrainer(
-        student or network(seed=2),
+        network(seed=2) if student is None else student,
         teacher,
         arguments(folder, **keywords),
         train_dataset=data() if train is None else train,
@@ -231,7 +231,11 @@ def by_the_users_transform():
     return stored().with_transform(transform)
 
 
-@pytest.mark.parametrize("student", [network, vit, lambda: network(OTHER), lambda: vit(WNIDS)])
+def compiled():
+    return torch.compile(network(), backend="eager")
+
+
+@pytest.mark.parametrize("student", [network, vit, lambda: network(OTHER), lambda: vit(WNIDS), compiled])
 @pytest.mark.parametrize("train", [data, by_the_users_transform])
 def test_a_saved_student_names_the_datas_classes(tmp_path, student, train):
     trainer = make(tmp_path, network(), train(), student(), evaluation=train())

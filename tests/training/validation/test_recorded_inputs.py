@@ -260,6 +260,17 @@ def test_a_processor_of_clip_by_default_crops_all_of_the_shorter_side():
     assert dict(given.size) == {"shortest_edge": 8}
 
 
+def test_a_timm_model_of_its_own_gets_a_processor_and_a_compiled_one_its_config(tmp_path):
+    data = small((SHAPES[2],))
+    trained(tmp_path / "bare", timm_model().timm_model, data)
+    trained(tmp_path / "compiled", torch.compile(timm_model(), backend="eager"), data)
+    picture = pictures((SHAPES[2],), 1)
+    for name in ("bare", "compiled"):
+        pixels = AutoImageProcessor.from_pretrained(tmp_path / name)(picture, return_tensors="pt")["pixel_values"]
+        assert (pixels - data[:1]["pixel_values"]).abs().mean() < 0.1
+    assert image_classifier(tmp_path / "compiled", 3).config.pretrained_cfg["mean"] == list(MEAN)
+
+
 # ---- the task --------------------------------------------------------------------------------------------------------
 
 
