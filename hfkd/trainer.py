@@ -793,6 +793,8 @@ class DistillationTrainer(Trainer):
             super().init_hf_repo(*arguments, **keywords)
 
     def push_to_hub(self, *arguments: Any, **keywords: Any) -> Any:
-        folder = self.args.output_dir
-        with explained(f"uploading {folder}", upload_again(folder, self.hub_model_id or self.args.hub_model_id)):
+        folder, given = self.args.output_dir, inspect.signature(Trainer.push_to_hub).bind(self, *arguments, **keywords)
+        branch = given.arguments.get("revision") or self.args.hub_revision
+        again = upload_again(folder, self.hub_model_id or self.args.hub_model_id, branch)
+        with explained(f"uploading {folder}", again):
             return super().push_to_hub(*arguments, **keywords)

@@ -22,7 +22,7 @@ from hfkd.reports.citations import citations
 from hfkd.reports.environment import installed_version
 from hfkd.reports.evaluations import of_the_run
 from hfkd.reports.history import teacher_scores
-from hfkd.reports.loading import loading_of
+from hfkd.reports.loading import inputs_saved, loading_of
 from hfkd.training.host import Host
 from hfkd.utils.command import command, without_secrets
 from hfkd.utils.files import write_atomically
@@ -88,6 +88,7 @@ def write_card(
         **_of_the_run(trainer, settings, words["dataset"], peers, distilled),
         metrics=metrics,
         loading=loading,
+        inputs=inputs_saved(student, trainer.saved_processor),
         kind=type(student).__name__,
         module=type(student).__module__,
         step=step,

@@ -14,10 +14,11 @@ from hfkd.utils.command import without_secrets
 FAILURES: tuple[Any, ...] = (HfHubHTTPError.__mro__[1], ConnectionError)
 
 
-def upload_again(folder: Any, name: str | None) -> str:
+def upload_again(folder: Any, name: str | None, revision: str | None = None) -> str:
     """The remedy for a failed upload. `name`: that of the repository; None: that of the folder, as in Trainer."""
     name = name or Path(str(folder)).absolute().name
-    again = f"`hf upload {name} {shlex.quote(str(folder))} . --exclude 'checkpoint-*'`"
+    branch = "" if revision is None else f" --revision {shlex.quote(revision)}"  # which it makes if there is none
+    again = f"`hf upload {name} {shlex.quote(str(folder))} . --exclude 'checkpoint-*'{branch}`"
     return f"All files are complete in the folder; to upload them again: {again}"
 
 

@@ -2,12 +2,14 @@
 
 from typing import Any, NamedTuple
 
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import FeatureExtractionMixin, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto import modeling_auto as auto
-from transformers.trainer_utils import unwrap_peft_model
 
 from hfkd.models.calling import Call, bare
+from hfkd.models.processors import timm_wrappers
 
 # In this order: a class in several tables is loaded by the first.
 CLASSES: dict[str, Any] = {
@@ -24,11 +26,35 @@ CLASSES: dict[str, Any] = {
 ADAPTED = ("CausalLM", "Seq2SeqLM", "SequenceClassification", "TokenClassification")  # heads with Auto classes in PEFT
 
 
+# What a saved object that prepares inputs is loaded by.
+PREPARING: dict[type[Any], str] = {
+    ProcessorMixin: "AutoProcessor",
+    PreTrainedTokenizerBase: "AutoTokenizer",
+    BaseImageProcessor: "AutoImageProcessor",
+    FeatureExtractionMixin: "AutoFeatureExtractor",
+}
+
+
 class Loading(NamedTuple):
-    """The classes that load the student and prepare its inputs."""
+    """The classes that load the student and prepare its inputs.
+
+    base, head: of adapters on a classifier, the class of the base model, and what to load it with: only the adapters
+    are saved, and its configuration may have another number of classes.
+    """
 
     model: str
     inputs: str
+    base: str = ""
+    head: str = ""
+
+
+def inputs_saved(student: nn.Module, processor: Any) -> str | None:
+    """The class that loads what prepares the student's inputs, of which `processor` is saved; None without any."""
+    if processor is None:
+        return "AutoImageProcessor" if timm_wrappers(student) else None
+    found = next((name for kind, name in PREPARING.items() if isinstance(processor, kind)), None)
+    loading = loading_of(student)
+    return found or (None if loading is None else loading.inputs)
 
 
 def loading_of(student: nn.Module) -> Loading | None:
@@ -45,8 +71,15 @@ def loading_of(student: nn.Module) -> Loading | None:
     text, images = call.takes("input_ids"), call.takes_images
     inputs = "AutoProcessor" if text and images else "AutoTokenizer" if text else "AutoImageProcessor"
     inputs = inputs if text or images else "AutoFeatureExtractor"
-    adapters = unwrap_peft_model(student) is not student
-    return Loading(_adapted(model) if adapters else model, inputs)
+    if bare(student) is extract_model_from_parallel(student, keep_torch_compile=False):
+        return Loading(model, inputs)
+    return Loading(_adapted(model), inputs, model, _head(network) if model.endswith("Classification") else "")
+
+
+def _head(network: PreTrainedModel) -> str:
+    config = network.config
+    problem = f", problem_type={config.problem_type!r}" if config.problem_type else ""
+    return f"num_labels={config.num_labels}{problem}".replace("'", '"')
 
 
 def _adapted(model: str) -> str:

@@ -8,16 +8,18 @@ import torch
 import yaml
 from datasets import ClassLabel, Dataset
 from huggingface_hub import ModelCard
+from peft import LoraConfig
+from task_toys import KINDS, padded
 from text_toys import TokenRows, language_model, tokenizer
 from torch import nn
 from toys import Net, Rows, arguments, teacher
-from transformers import TrainerState
+from transformers import BertForSequenceClassification, TrainerState
 
 from hfkd import DistillationTrainer
 from hfkd.data import ImageTransform
 from hfkd.data.masks import MaskTransform
 from hfkd.data.transforms import pack_pixels
-from hfkd.models import Peers, image_classifier
+from hfkd.models import Peers, image_classifier, image_processor
 from hfkd.reports.card import FILE, evaluation
 
 
@@ -70,6 +72,60 @@ def test_a_timm_model_of_its_own_too_and_a_compiled_one_is_loaded_as_it_is_saved
     assert card(tmp_path / "compiled").data.library_name == "transformers"
     assert "model = AutoModelForImageClassification.from_pretrained(" in card(tmp_path / "compiled").text
     assert "OptimizedModule" not in card(tmp_path / "compiled").text
+
+
+def run_example(folder):
+    """What the card's example leaves, with the folder in place of the repository."""
+    example = card(folder).text.split("```python\n")[1].split("```")[0]
+    made = {}
+    exec(example.replace(f'"{folder.name}"', repr(str(folder))), made)
+    return made
+
+
+def labels_alone(folder, student, kind, **keywords):
+    args = arguments(folder, task=kind.task, ce_weight=1.0, kd_weight=0.0)
+    given = kind.keywords(dtype=torch.float32) | keywords
+    trainer = DistillationTrainer(student, None, args, **given)
+    trainer.save_model()
+    trainer.create_model_card()
+    return trainer
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("stored", [2, 5])  # classes of the base model, whose head is not the student's
+def test_the_example_of_adapters_builds_their_head(tmp_path, stored):
+    kind, names = KINDS["BERT, a label a row"], ["bird", "cat", "dog"]
+    base = kind.network(dtype=torch.float32)
+    base.config.num_labels = stored
+    (base.bert if stored == 2 else BertForSequenceClassification(base.config)).save_pretrained(tmp_path / "base")
+    base = BertForSequenceClassification.from_pretrained(
+        tmp_path / "base", id2label=dict(enumerate(names)), ignore_mismatched_sizes=True
+    )
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"], r=2, init_lora_weights=False)
+    trainer = labels_alone(tmp_path / "student", base, kind, peft_config=config)
+    inputs = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        expected, found = (
+            model.eval()(inputs).logits for model in (trainer.model, run_example(tmp_path / "student")["model"])
+        )
+    assert torch.equal(found, expected)
+    assert "| classes | `bird, cat, dog`, in the order of its outputs |" in card(tmp_path / "student").text
+
+
+@pytest.mark.parametrize("name", ["ViT", "BERT, a label a row"])
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_the_example_prepares_inputs_by_what_is_saved(tmp_path, name):
+    kind = KINDS[name]
+    labels_alone(
+        tmp_path / "alone", kind.network(dtype=torch.float32), kind, processing_class=None, data_collator=padded
+    )
+    assert "no tokenizer or processor was saved with it" in card(tmp_path / "alone").text
+    assert set(run_example(tmp_path / "alone")) & {"tokenizer", "processor", "model"} == {"model"}
+    words = KINDS["BERT, a label a row"].tokenizer()
+    given = image_processor((0.5,) * 3, (0.5,) * 3, (8, 8)) if name == "ViT" else words
+    labels_alone(tmp_path / "with", kind.network(dtype=torch.float32), kind, processing_class=given)
+    made = run_example(tmp_path / "with")
+    assert {"tokenizer", "processor"} & made.keys() == {"processor" if name == "ViT" else "tokenizer"}
 
 
 def test_without_a_teacher_nothing_was_distilled(tmp_path):

@@ -14,6 +14,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from text_toys import language_model
 
+from hfkd.reports.hub import upload_again
+
 HERE = Path(__file__).parents[1]
 TOKEN, OTHER_TOKEN, API_KEY = "hf_PlantedInTheCommand", "hf_PlantedInTheShell", "planted-api-key"
 PUSHED = ("image", "text", "adapter")
@@ -102,6 +104,11 @@ def test_an_upload_that_fails_loses_nothing_and_says_how_to_go_on(pushed, name):
     # the very student that the same run uploads where nothing fails
     assert (folder / name / "model.safetensors").read_bytes() == (folder / "text" / "model.safetensors").read_bytes()
     assert not list((folder / name).rglob("*.part"))
+
+
+def test_the_command_to_go_on_uploads_to_the_branch_of_the_run():
+    assert upload_again("runs/one", "someone/named", "a branch").endswith("--revision 'a branch'`")
+    assert "--revision" not in upload_again("runs/one", "someone/named")
 
 
 def test_only_the_broken_uploads_failed(pushed):
