@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hfkd.models.started_from import PRUNED, started_from
 from hfkd.utils.numbers import evenly_spread
 
 How = Literal["uniform", "first", "last"]
@@ -53,6 +54,7 @@ def prune_layers(
     _refuse_other_settings(model, student, places)
     if model.can_generate():
         student.generation_config = copy.deepcopy(model.generation_config)
+    setattr(student, PRUNED, started_from(model))
     return student.train(model.training)
 
 

@@ -18,6 +18,7 @@ from hfkd.evaluation.weights import step_of_weights
 from hfkd.models import CIFAR_NETS, Peers
 from hfkd.models.label_names import label_names_of
 from hfkd.models.peers import networks_of
+from hfkd.models.started_from import started_from
 from hfkd.reports.citations import citations
 from hfkd.reports.environment import installed_version
 from hfkd.reports.evaluations import of_the_run
@@ -190,9 +191,7 @@ def _tags(student: Any, distilled: bool, tags: str | list[str] | None) -> list[s
 
 def _started_from(student: Any, details: Mapping[str, Any]) -> str | None:
     """The Hub id of the weights that training started from; None for random and local weights."""
-    model = unwrap_peft_model(student)
-    fresh = details.get("from_config") or not isinstance(model, PreTrainedModel)
-    name = "" if fresh else str(model.name_or_path)
+    name = "" if details.get("from_config") else started_from(unwrap_peft_model(student)) or ""
     return name if re.fullmatch(rf"[\w.-]+|{HUB_ID}", name) and not Path(name).exists() else None
 
 

@@ -13,13 +13,13 @@ from task_toys import KINDS, padded
 from text_toys import TokenRows, language_model, tokenizer
 from torch import nn
 from toys import Net, Rows, arguments, teacher
-from transformers import BertForSequenceClassification, TrainerState
+from transformers import BertForSequenceClassification, GPT2LMHeadModel, TrainerState
 
 from hfkd import DistillationTrainer
 from hfkd.data import ImageTransform
 from hfkd.data.masks import MaskTransform
 from hfkd.data.transforms import pack_pixels
-from hfkd.models import Peers, image_classifier, image_processor
+from hfkd.models import Peers, image_classifier, image_processor, prune_layers
 from hfkd.reports.card import FILE, evaluation
 
 
@@ -160,7 +160,7 @@ def test_arguments_win_and_a_table_survives_a_pipe(tmp_path):
 
 def test_a_base_that_is_a_folder_here_is_nobody_elses(tmp_path, monkeypatch):
     for name, base in (("gpt2", "gpt2"), ("fresh", None), (str(tmp_path), None)):
-        model = language_model()
+        model = stored_language_model(tmp_path)
         model.name_or_path = name
         args = arguments(tmp_path / "run")
         trainer = DistillationTrainer(
@@ -168,6 +168,22 @@ def test_a_base_that_is_a_folder_here_is_nobody_elses(tmp_path, monkeypatch):
         )
         trainer.details = {"from_config": name == "fresh"}
         trainer.create_model_card()
+        assert card(tmp_path / "run").data.to_dict().get("base_model") == base
+
+
+def stored_language_model(folder):
+    language_model().save_pretrained(folder / "stored")
+    return GPT2LMHeadModel.from_pretrained(folder / "stored")
+
+
+def test_random_weights_have_no_base_whatever_their_config_was_read_from(tmp_path):
+    stored = stored_language_model(tmp_path)
+    stored.config.name_or_path = stored.name_or_path = "gpt2"
+    for student, base in ((GPT2LMHeadModel(stored.config), None), (prune_layers(stored, 1), "gpt2")):
+        args = arguments(tmp_path / "run", ce_weight=1, kd_weight=0)
+        rows = {"train_dataset": TokenRows(), "processing_class": tokenizer()}
+        DistillationTrainer(student, None, args, **rows).create_model_card()
+        assert student.name_or_path == "gpt2"
         assert card(tmp_path / "run").data.to_dict().get("base_model") == base
 
 

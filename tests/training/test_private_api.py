@@ -7,6 +7,7 @@ import pytest
 import transformers
 from accelerate import Accelerator
 from packaging.version import Version
+from text_toys import language_model
 from toys import Net, Rows, arguments, teacher
 from transformers import GPT2Config, Trainer, TrainerCallback
 from transformers.trainer_jit_checkpoint import CheckpointManager
@@ -51,6 +52,13 @@ def test_the_attributes_are_there(tmp_path):
 def test_what_was_called_on_a_signal_is_kept():
     kept = vars(CheckpointManager(None))
     assert all(name in kept for name in private_api.CHECKPOINT_MANAGER_ATTRIBUTES)
+
+
+def test_a_loaded_model_can_be_told_from_a_new_one(tmp_path):
+    new = language_model()
+    new.save_pretrained(tmp_path)
+    names = private_api.LOADED_MODEL_ATTRIBUTES
+    assert all(hasattr(type(new).from_pretrained(tmp_path), name) and not hasattr(new, name) for name in names)
 
 
 def test_configs_name_the_attention_function():
