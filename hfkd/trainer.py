@@ -732,6 +732,7 @@ class DistillationTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.whole.writing:  # a background upload needs a folder that is not renamed
+            self.whole.forget_checksums()
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

@@ -136,6 +136,11 @@ class WholeCheckpoints:
             list_weights(folder, [file.relative_to(part).as_posix() for file in saved])
             _remove(part)
 
+    def forget_checksums(self) -> None:
+        """Delete the checksums of an earlier student in `output_dir`, into which Trainer copies weights to upload."""
+        if self.host.args.should_save:
+            (Path(self.host.args.output_dir or ".") / SAVED).unlink(missing_ok=True)
+
     def warn_of_random_numbers(self, checkpoint: str | None) -> None:
         """Warn if the checkpoint was written by another number of processes and has no random state for this one."""
         if checkpoint is None or (Path(checkpoint) / self._random_numbers).exists():

@@ -12,10 +12,11 @@ from processes import on_ranks
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from toys import Net, Rows, arguments, teacher
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
 import hfkd.training.checkpoints.whole
 from hfkd import DistillationTrainer
+from hfkd.models import read_state_dict
 from hfkd.training.checkpoints.manifest import MANIFEST, incomplete, write_manifest
 from hfkd.training.checkpoints.whole import UNFINISHED, checkpoint_to_resume, last_checkpoint
 
@@ -320,3 +321,18 @@ def test_a_checkpoint_of_two_processes_has_no_random_numbers_for_one(saved, capl
     with caplog.at_level("WARNING", "hfkd"):
         trainer.train(resume_from_checkpoint=str(checkpoint))
     assert "has no rng_state.pth: random generators" in caplog.text
+
+
+def test_weights_that_are_uploaded_while_training_are_not_taken_for_damaged(saved, monkeypatch):
+    """Trainer copies them out of a checkpoint, over those of an earlier end of the run."""
+    make(saved).save_model()
+    copied = []
+
+    def push(self, checkpoint):
+        copied.append(shutil.copy(Path(checkpoint) / "model.safetensors", saved))
+        read_state_dict(copied[-1])
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda self, token=None: None)
+    monkeypatch.setattr(Trainer, "_push_from_checkpoint", push)
+    make(saved, max_steps=4, push_to_hub=True).train(resume_from_checkpoint=True)
+    assert len(copied) == 1
