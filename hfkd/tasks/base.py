@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from hfkd.utils.targets import Targets
 
 Batch = Mapping[str, Any]
 Collate = Callable[..., Any]
+ProblemType = Literal["single_label_classification", "multi_label_classification"]
 
 TASKS: dict[str, Callable[[], "Task"]] = {}
 
@@ -36,7 +37,7 @@ class Task(ABC):
     pipeline_tag: ClassVar[str]  # its name on the Hub
     item: ClassVar[str]  # what one item is, in messages
     one_item_a_row: ClassVar[bool] = True
-    problem_type: ClassVar[str | None] = None  # what a classifier's config calls it
+    problem_type: ClassVar[ProblemType | None] = None  # what a classifier's config calls it
     vocabulary: ClassVar[bool] = False  # classes are a tokenizer's tokens, else the dataset's classes
     mixes: ClassVar[bool] = False  # rows can be mixed (MixUp, CutMix), with soft labels
     views: ClassVar[bool] = False  # pixel_values with five dimensions are several views of each image
