@@ -103,6 +103,9 @@ def test_the_example_of_adapters_builds_their_head(tmp_path, stored):
     )
     config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"], r=2, init_lora_weights=False)
     trainer = labels_alone(tmp_path / "student", base, kind, peft_config=config)
+    written = card(tmp_path / "student").content
+    trainer.save_model()  # PEFT writes a card too
+    assert card(tmp_path / "student").content == written
     inputs = torch.tensor([[3, 4, 5]])
     with torch.no_grad():
         expected, found = (

@@ -22,6 +22,7 @@ from hfkd.utils.json_file import write_json
 from hfkd.utils.saved_weights import SAVED, list_weights
 from hfkd.utils.setting_types import resume_choice
 
+CARD = "README.md"
 UNFINISHED = "_unfinished"  # a name that Trainer never uploads
 OWN_UNFINISHED = re.compile(rf"(old-)?{PREFIX_CHECKPOINT_DIR}-\d+|model")
 PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")  # the temporary files of `write_atomically`
@@ -127,6 +128,8 @@ class WholeCheckpoints:
         with _named_errors(folder, folder / UNFINISHED):
             _remove(part)  # left over from a job that was killed here
             write(str(part))
+            if (folder / CARD).exists():
+                (part / CARD).unlink(missing_ok=True)  # PEFT's, a form to fill in
             saved = files_in(part)
             (folder / SAVED).unlink(missing_ok=True)  # it is written again once all files are in place
             for file in saved:
