@@ -73,6 +73,11 @@ def reordered():
     return taught
 
 
+class Doubled(FrozenTeacher):
+    def forward(self, **inputs):
+        return 2 * super().forward(**inputs)
+
+
 def loading(batches, **keywords):
     """To train on these batches, by a `get_train_dataloader` of the user's own."""
 
@@ -143,6 +148,7 @@ HABITS = {
         lambda: packed(transform=ImageTransform(mean=(0.1, 0.2, 0.3))), rows=packed
     ),
     "a FrozenTeacher that was reordered": trainer(taught=reordered),
+    "a subclass of FrozenTeacher in a list of teachers": trainer(taught=lambda: [Doubled(teacher()), Net(seed=3)]),
     "compute_loss_func set after the trainer was built": set_late(compute_loss_func=lambda *given: 0),
     "a label_smoother of a subclass, loss_chunk_size=4": smoothing(language(args={"loss_chunk_size": 4})),
     "a label_smoother of a subclass, Peers": smoothing(

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 
 from hfkd.teachers.base import Teacher
-from hfkd.teachers.code import code_hash
+from hfkd.teachers.code import code_hash, users_own
 from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.utils.command import without_addresses
 
@@ -43,7 +43,8 @@ def teacher_key(teacher: FrozenTeacher) -> str:
     modules = list(teacher.model.modules())
     forwards = [vars(module).get("forward") for module in modules]
     hooks = [hook for m in modules for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
-    digest.update(code_hash([type(module) for module in modules], forwards, hooks).encode())
+    kinds = [type(module) for module in modules] + ([type(teacher)] if users_own(type(teacher)) else [])
+    digest.update(code_hash(kinds, forwards, hooks).encode())
     for line in _transient(teacher.model):
         digest.update(line.encode())
     return digest.hexdigest()

@@ -6,8 +6,9 @@ B images, H height, W width, C classes, K teachers.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -71,10 +72,13 @@ class FrozenTeacher(nn.Module, Teacher):
         self.register_buffer("scale", None, persistent=False)
         self.register_buffer("shift", None, persistent=False)
         self._receive(received)
-        if self.scale is not None:
-            logger.info("The teacher's images are re-normalised: %s -> %s", self.received, self.wanted)
+        self._say()
         self.training = False
         self.freeze()
+
+    def _say(self) -> None:
+        if self.scale is not None:
+            logger.info("The teacher's images are re-normalised: %s -> %s", self.received, self.wanted)
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:  # type: ignore[override]
@@ -102,6 +106,15 @@ class FrozenTeacher(nn.Module, Teacher):
             yield
         finally:
             self.received, self.reverses, self.scale, self.shift = before
+
+    def for_batches(self, received: InputSpec | None) -> Self:
+        """A copy, also of a subclass, for batches normalised by `received`, in the network's own order of classes."""
+        made = copy(self)
+        made._buffers, made.freezing, made.compiled = dict(self._buffers), Freezing(self.networks), False
+        made.reorder(None)
+        made._receive(received)
+        made._say()
+        return made
 
     def take_as_given(self) -> None:
         """Pass images to the network unchanged: a model that generates text was trained with its own processor."""

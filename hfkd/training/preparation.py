@@ -170,10 +170,23 @@ def as_teacher(given: Any, inputs: Received) -> Teacher:
     if isinstance(given, Teacher) and not given.members:  # stored
         return given
     listed = isinstance(given, (list, tuple))
-    live = [
-        _frozen(one, inputs) for one in (given if listed else given.members if isinstance(given, Teacher) else [given])
-    ]
-    return TeacherEnsemble(live).unfreeze() if listed or len(live) > 1 else live[0]
+    members = given if listed else given.members if isinstance(given, Teacher) else [given]
+    several = listed or len(members) > 1
+    if several:
+        _refuse_own_combination(given, *members)
+    live = [_frozen(one, inputs) for one in members]
+    return TeacherEnsemble(live).unfreeze() if several else live[0]
+
+
+def _refuse_own_combination(*teachers: Any) -> None:
+    """Raise ValueError for subclasses in an ensemble, which combines its networks' logits and would not call them."""
+    for one in teachers:
+        if isinstance(one, FrozenTeacher) and type(one) not in (FrozenTeacher, TeacherEnsemble):
+            raise ValueError(
+                f"several teachers are combined by hfkd, and what {type(one).__name__} computes itself would have no "
+                "effect: pass one nn.Module that runs the networks (a FrozenTeacher each, where their inputs are "
+                "normalised differently) and returns the combined logits"
+            )
 
 
 def _frozen(teacher: Any, inputs: Received) -> FrozenTeacher:
@@ -181,13 +194,11 @@ def _frozen(teacher: Any, inputs: Received) -> FrozenTeacher:
         _refuse_own_order(teacher)
     if isinstance(teacher, FrozenTeacher) and teacher.received is not None:
         return teacher
-    if isinstance(teacher, FrozenTeacher):
-        live = FrozenTeacher(teacher.model, inputs.spec, teacher.wanted, teacher.label_names, teacher.classes)
-    else:
-        live = FrozenTeacher(teacher, inputs.spec)
+    own = isinstance(teacher, FrozenTeacher)
+    live = teacher.for_batches(inputs.spec) if own else FrozenTeacher(teacher, inputs.spec).unfreeze()
     if not inputs.certain:
         warn_of_normalisation(inputs.spec, live.wanted)
-    return live.unfreeze()
+    return live
 
 
 def _refuse_own_order(teacher: FrozenTeacher) -> None:
