@@ -60,6 +60,7 @@ from hfkd.training.found_batch_size import attempt
 from hfkd.training.layer_norms import layer_norms_in_float32
 from hfkd.training.lock import locked
 from hfkd.training.lr_schedule import Schedule
+from hfkd.training.made_optimizer import MadeOptimizer
 from hfkd.training.map_predictions import OfOwnSize
 from hfkd.training.model_init import Anew, seeded, student_of
 from hfkd.training.nonfinite import JudgedSteps
@@ -74,6 +75,7 @@ from hfkd.training.setup import Setup
 from hfkd.training.statistics import scan_of
 from hfkd.training.streams import read_by_each_rank
 from hfkd.training.trainer_arguments import (
+    RefuseChanged,
     in_trainers_order,
     own_arguments,
     refuse_changed,
@@ -199,7 +201,9 @@ class DistillationTrainer(Trainer):
             self.judged.parts,
             EpochViews(),
         )
-        for callback in (*own, loss_parameters.CheckTrained(self), TeacherAccuracy(self)):
+        self.made_optimizer = MadeOptimizer(self)
+        checks = RefuseChanged(self), loss_parameters.CheckTrained(self), self.made_optimizer
+        for callback in (*own, *checks, TeacherAccuracy(self)):
             self.add_callback(callback)
 
     def _place(self, setup: Setup) -> None:
@@ -503,6 +507,8 @@ class DistillationTrainer(Trainer):
         if self.model_init is not None:
             self._start_anew(trial)
         refuse_changed(self)
+        if self.model_init is None:  # which has an optimizer made for each student
+            self.made_optimizer.renew()
         self._take_rows()
         refuse_networks(self.args.output_dir, {"student": self.model, "teacher": self.teacher}, self.processing_class)
         with locked(self.args.output_dir or ".") if self.args.should_save else nullcontext():

@@ -138,6 +138,7 @@ HABITS = {
         compute_loss=lambda self, model, inputs, return_outputs=False: torch.zeros(())
     ),
     "args.temperature set to '2.0' after the trainer was built": set_late(temperature="2.0"),
+    "args.kd_weight set to 0.5 after the trainer was built": set_late(kd_weight=0.5),
     "args.label_smoothing_factor set to 0.1 after the trainer was built": set_late(label_smoothing_factor=0.1),
     "trainer.model set to another after the trainer was built": set_late(model=Net(seed=1)),
     "trainer.teacher set to a network after the trainer was built": set_late(teacher=teacher()),

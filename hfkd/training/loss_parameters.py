@@ -26,6 +26,7 @@ from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import image_items
 from hfkd.models.checkpoints import some
 from hfkd.training.host import Host
+from hfkd.training.made_optimizer import steps_in_backward
 from hfkd.training.preparation import setting, uses_fsdp
 from hfkd.utils.files import write_atomically
 
@@ -196,8 +197,8 @@ class CheckTrained(TrainerCallback):
                 f"{loss.temperature!r} has trainable parameters, which the optimizer does not include: pass all "
                 "trainable parameters of self.model in your create_optimizer"
             )
-        in_backward = str(getattr(args.optim, "value", args.optim)).endswith(("layerwise", "lomo"))
-        self._looked = bool(args.deepspeed) or self.host.is_fsdp_enabled or in_backward  # whose gradients are elsewhere
+        elsewhere = bool(args.deepspeed) or self.host.is_fsdp_enabled or steps_in_backward(args.optim)
+        self._looked = elsewhere  # where its gradients are
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         if self._looked:

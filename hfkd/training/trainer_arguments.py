@@ -7,16 +7,17 @@ from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any
 
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
 
 from hfkd.arguments import DistillationArguments
+from hfkd.data.he_da_arguments import HighEnergyArguments
 from hfkd.models import Peers
 
 logger = logging.getLogger(__name__)
 
 TRAINERS_ORDER = ("data_collator", "train_dataset", "eval_dataset", "processing_class", "model_init")
-# Arguments that a trainer reads only when it is built.
+# Arguments that a trainer, or Trainer, reads only when it is built.
 TAKEN = (
     "objective",
     "temperature",
@@ -30,7 +31,17 @@ TAKEN = (
     "label_names",
     "teacher_cache_dir",
     "channels_last",
+    "shard_teacher",
+    "on_nan",
+    "per_device_train_batch_size",
+    "neftune_noise_alpha",
+    "bf16",
+    "fp16",
+    "torch_compile",
+    *(field.name for field in dataclasses.fields(HighEnergyArguments)),
 )
+WRITES = ("on_policy", "seq_kd")  # read in each step of a trainer that was built with one of them, and else never
+WEIGHTS = ("ce_weight", "kd_weight")
 # How Trainer calls methods that subclasses override: positional arguments, and names of keyword arguments. Without
 # `log`, which gets start_time only for the log of a training step: a log(self, logs) works otherwise.
 CALLED: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
@@ -95,17 +106,32 @@ def own_arguments(args: TrainingArguments | None) -> DistillationArguments:
 
 def taken(args: DistillationArguments) -> dict[str, Any]:
     """The current values of the arguments that a trainer reads only once."""
-    return {name: getattr(args, name) for name in TAKEN}
+    return {name: getattr(args, name) for name in (*TAKEN, *(() if args.writes else WRITES))}
+
+
+class RefuseChanged(TrainerCallback):
+    """Raises ValueError in the step after an argument was set by a callback that has no effect any more."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        _refuse_changed_arguments(self.trainer)
+
+
+def _refuse_changed_arguments(trainer: Any) -> None:
+    for name, was in trainer.taken.items():
+        if (now := getattr(trainer.args, name)) != was:
+            during = f", or set trainer.distillation_loss.{name}, which may change in training"
+            raise ValueError(
+                f"args.{name} was set to {now!r} after the trainer had been built with {was!r}, which would have "
+                f"no effect: build a new trainer{during if name in WEIGHTS else ''}"
+            )
 
 
 def refuse_changed(trainer: Any) -> None:
     """Raise ValueError for attributes of a trainer, or of its arguments, that were set too late to have an effect."""
-    for name, was in trainer.taken.items():
-        if (now := getattr(trainer.args, name)) != was:
-            raise ValueError(
-                f"args.{name} was set to {now!r} after the trainer had been built with {was!r}, which would have "
-                "no effect: build a new trainer"
-            )
+    _refuse_changed_arguments(trainer)
     _refuse_other_networks(trainer)
     refuse_loss_function(trainer.compute_loss_func)
     if trainer.label_smoother is not None and (trainer.args.loss_chunk_size or isinstance(trainer.model, Peers)):

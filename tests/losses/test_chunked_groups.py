@@ -62,7 +62,6 @@ def test_what_is_logged_of_groups_is_their_mean_also_beside_rows_without_any(tmp
         lambda row, i: {"teacher_labels": [-100] * len(row["teacher_labels"])} if i % 4 else {}, with_indices=True
     )
     run = made(tmp_path, chunk_size, data=data, temperature="energy(thresholds=(-1e9, 1e9))")
-    run.args.per_device_train_batch_size = 1
     logs, _ = trained(run)
     assert [entry["temperature"] for entry in logs] == [4.0] * len(logs)
 

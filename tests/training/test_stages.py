@@ -1,0 +1,158 @@
+"""Training in stages: layers, rates and weights of the loss that change between two trainings, or within one."""
+
+import pytest
+import torch
+from toys import Net, Rows, arguments, teacher
+from transformers import TrainerCallback
+
+from hfkd import DistillationTrainer
+
+MADE = "The optimizer of the training before is replaced by another one"
+LEFT_OUT = "require a gradient, but the optimizer does not have them"
+
+
+def make(folder, student=None, callbacks=(), **settings):
+    keywords = {"train_dataset": Rows(), "callbacks": list(callbacks)}
+    return DistillationTrainer(student or Net(), teacher(), arguments(folder, **settings), **keywords)
+
+
+def moved(before, network):
+    return {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def copied(network):
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+# ---- between two trainings -------------------------------------------------------------------------------------------
+
+
+def test_layers_that_are_unfrozen_for_a_second_training_train(tmp_path, caplog):
+    student = Net()
+    student.conv.requires_grad_(False)
+    trainer = make(tmp_path, student)
+    trainer.train()
+    student.conv.requires_grad_(True)
+    before = copied(student)
+    trainer.train()
+    assert moved(before, student) == set(before)
+    assert f"{MADE}, without its state (momentum): conv.weight, conv.bias require a gradient too." in caplog.text
+
+
+def test_a_second_training_has_the_rate_that_was_set_for_it(tmp_path, caplog):
+    """As another trainer would, with the student that the first has trained."""
+    trainer = make(tmp_path / "one", optim="adamw_torch", weight_decay=0.1)
+    trainer.train()
+    other = make(tmp_path / "two", Net(), optim="adamw_torch", learning_rate=0.01, weight_decay=0.0)
+    other.model.load_state_dict(trainer.model.state_dict())
+    trainer.args.learning_rate, trainer.args.weight_decay = 0.01, 0.0
+    trainer.train()
+    other.train()
+    for name, value in other.model.state_dict().items():
+        torch.testing.assert_close(trainer.model.state_dict()[name], value)
+    assert trainer.settings["learning_rate"] == 0.01
+    assert "learning_rate is 0.01 in place of 0.1; weight_decay is 0.0 in place of 0.1" in caplog.text
+
+
+def test_layers_that_are_frozen_for_a_second_training_stay_as_they_are_and_the_optimizer_too(tmp_path, caplog):
+    trainer = make(tmp_path, optim="adamw_torch")
+    trainer.train()
+    optimizer, before = trainer.optimizer, copied(trainer.model)
+    trainer.model.conv.requires_grad_(False)
+    trainer.train()
+    assert trainer.optimizer is optimizer
+    assert moved(before, trainer.model) == {"head.weight", "head.bias"}
+    assert MADE not in caplog.text
+
+
+def test_an_optimizer_of_ones_own_is_left_as_it_is(tmp_path, caplog):
+    student = Net()
+    student.conv.requires_grad_(False)
+    own = torch.optim.SGD(student.head.parameters(), lr=0.1)
+    data = {"train_dataset": Rows(), "optimizers": (own, None)}
+    trainer = DistillationTrainer(student, teacher(), arguments(tmp_path), **data)
+    trainer.train()
+    trainer.args.learning_rate = 0.01
+    student.conv.requires_grad_(True)
+    trainer.train()
+    assert {id(p) for p in trainer.optimizer.param_groups[0]["params"]} == {id(p) for p in student.head.parameters()}
+    assert MADE not in caplog.text
+    assert caplog.text.count(f"conv.weight, conv.bias: {LEFT_OUT}") == 1
+
+
+# ---- within a training -----------------------------------------------------------------------------------------------
+
+
+class Sets(TrainerCallback):
+    """Calls `change` at the start of step 1."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def on_step_begin(self, args, state, control, **keywords):
+        if state.global_step == 1:
+            self.change(args, keywords["model"])
+
+
+def test_layers_that_are_unfrozen_in_training_are_named_once(tmp_path, caplog):
+    student = Net()
+    student.conv.requires_grad_(False)
+    unfreeze = Sets(lambda args, model: model.conv.requires_grad_(True))
+    make(tmp_path, student, [unfreeze], max_steps=-1, num_train_epochs=3).train()
+    assert caplog.text.count(f"conv.weight, conv.bias: {LEFT_OUT}") == 1
+
+
+class Thaws(TrainerCallback):
+    """Freezes the convolution when training starts, and unfreezes it for the last epoch."""
+
+    def on_train_begin(self, args, state, control, **keywords):
+        keywords["model"].conv.requires_grad_(False)
+
+    def on_epoch_begin(self, args, state, control, **keywords):
+        if state.epoch >= 1:
+            keywords["model"].conv.requires_grad_(True)
+
+
+def test_layers_that_are_frozen_once_training_starts_train_when_they_are_unfrozen(tmp_path, caplog):
+    """As the warning advises."""
+    trainer = make(tmp_path, callbacks=[Thaws()], max_steps=-1, num_train_epochs=2)
+    before = copied(trainer.model)
+    trainer.train()
+    assert moved(before, trainer.model) == set(before)
+    assert LEFT_OUT not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("kd_weight", 0.5, ", or set trainer.distillation_loss.kd_weight, which may change in training"),
+        ("temperature", "2.0", ""),
+        ("on_nan", "skip", ""),
+        ("he_da", "released", ""),
+        ("on_policy", 0.5, ""),
+        ("per_device_train_batch_size", 16, ""),
+    ],
+)
+@pytest.mark.parametrize("when", ["in training", "between trainings"])
+def test_arguments_that_would_have_no_effect_any_more_are_refused(tmp_path, name, value, remedy, when):
+    trainer = make(tmp_path, callbacks=[Sets(lambda args, model: setattr(args, name, value))])
+    if when == "between trainings":
+        trainer = make(tmp_path)
+        trainer.train()
+        setattr(trainer.args, name, value)
+    with pytest.raises(ValueError, match=f"args.{name} was set to {value!r} .*: build a new trainer{remedy}$"):
+        trainer.train()
+
+
+def test_the_weights_of_the_loss_may_change_in_training(tmp_path):
+    def change(args, model):
+        trainer.distillation_loss.kd_weight, trainer.distillation_loss.ce_weight = 0.25, 0.5
+
+    trainer = make(tmp_path, callbacks=[Sets(change)])
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "kd" in entry]
+    found = [entry["loss"] for entry in logs]
+    weights = [(0.1, 0.9), (0.5, 0.25), (0.5, 0.25)]
+    assert found == pytest.approx(
+        [a * e["ce"] + b * e["kd"] for (a, b), e in zip(weights, logs, strict=True)], rel=1e-4
+    )
