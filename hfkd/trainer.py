@@ -461,7 +461,7 @@ class DistillationTrainer(Trainer):
             stack.enter_context(self._frozen_teacher())
             stack.enter_context(receiving(compared, self.image_inputs, dataset))
             stack.enter_context(main_input_named(self.model, self.call))
-            if predicts and "preprocess_logits_for_metrics" in self.own_metrics:  # predict() returns whole logits
+            if self._wants_whole_logits(predicts):
                 stack.enter_context(setting(self, preprocess_logits_for_metrics=None))
             if self.task.by_map and self.accelerator.num_processes > 1:
                 own = OfOwnSize(self.preprocess_logits_for_metrics, self.accelerator)
@@ -474,6 +474,13 @@ class DistillationTrainer(Trainer):
             if metric.in_batches:
                 stack.enter_context(setting(self.args, batch_eval_metrics=True))
             yield stack.enter_context(metric.one_evaluation())
+
+    def _wants_whole_logits(self, predicts: bool) -> bool:
+        """Whether predictions are not to be cut to the best classes: in predict(), or for a metric set since."""
+        ours = self.own_metrics.get("preprocess_logits_for_metrics")
+        if ours is None or self.preprocess_logits_for_metrics is not ours:
+            return False
+        return predicts or self.compute_metrics is not self.own_metrics["compute_metrics"]
 
     def evaluation_loop(
         self,

@@ -143,6 +143,24 @@ def test_compute_metrics_gets_them_after_they_are_preprocessed(tmp_path):
     assert seen == [tuple, tuple]
 
 
+def test_compute_metrics_that_are_set_later_get_whole_logits_too(tmp_path):
+    """The trainer's own accuracy, which it stands in for, reads the best classes alone."""
+    seen, made = (
+        [],
+        DistillationTrainer(Net(), None, arguments(tmp_path), eval_dataset=Rows(13), kd_weight=0, ce_weight=1),
+    )
+    assert "eval_accuracy" in made.evaluate()
+    made.compute_metrics = lambda found: seen.append(found.predictions) or {"mine": 1.0}
+    assert made.evaluate()["eval_mine"] == 1.0
+    with torch.no_grad():
+        np.testing.assert_allclose(seen[0], made.model(Rows(13).images), atol=1e-6)
+    made.preprocess_logits_for_metrics = lambda logits, labels: logits.argmax(-1)
+    made.evaluate()
+    assert seen[1].shape == (13,)
+    made.predict(Rows(13))
+    assert seen[2].shape == (13,), "what the caller has set is kept in predict() too"
+
+
 def test_without_metrics_the_outputs_are_not_kept(tmp_path):
     made, kept = trainer(tmp_path, TwoHeads()), []
     made.compute_metrics = None  # accuracy by default
