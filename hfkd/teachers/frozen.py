@@ -26,6 +26,7 @@ from hfkd.teachers.base import Teacher
 from hfkd.teachers.freezing import Freezing
 from hfkd.teachers.sharding import shard_networks
 from hfkd.utils.devices import device_of
+from hfkd.utils.prepared import unprepared
 from hfkd.utils.targets import Targets
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class FrozenTeacher(nn.Module, Teacher):
         """A copy, also of a subclass, for batches normalised by `received`, in the network's own order of classes."""
         made = copy(self)
         made._buffers, made.freezing, made.compiled = dict(self._buffers), Freezing(self.networks), False
+        unprepared(made)
         made.reorder(None)
         made._receive(received)
         made._say()

@@ -193,7 +193,7 @@ def _frozen(teacher: Any, inputs: Received) -> FrozenTeacher:
     if isinstance(teacher, FrozenTeacher):
         _refuse_own_order(teacher)
     if isinstance(teacher, FrozenTeacher) and teacher.received is not None:
-        return teacher
+        return teacher.for_batches(teacher.received)
     own = isinstance(teacher, FrozenTeacher)
     live = teacher.for_batches(inputs.spec) if own else FrozenTeacher(teacher, inputs.spec).unfreeze()
     if not inputs.certain:

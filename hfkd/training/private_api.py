@@ -43,7 +43,7 @@ FIRST_STEP = "_initial_global_step"
 CHECKPOINT_MANAGER_ATTRIBUTES = ("_original_sigterm_handler",)
 # accelerate: the models that `save_state` writes, and the forward inside of its autocast.
 ACCELERATOR_ATTRIBUTES = ("_models",)
-PREPARED_MODEL_ATTRIBUTES = ("_original_forward",)
+PREPARED_MODEL_ATTRIBUTES = ("_original_forward", "_is_accelerate_prepared")
 # What `from_pretrained` leaves on a model (`hfkd.models.started_from`, `hfkd.models.conversion`).
 LOADED_MODEL_ATTRIBUTES = ("_weight_conversions",)
 # The attention function that a model of transformers is set to.

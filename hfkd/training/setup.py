@@ -14,7 +14,7 @@ from hfkd.data.epochs import refuse_streams
 from hfkd.data.first_rows import first_rows, map_style, sets_by_name
 from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.distillation import DistillationLoss
-from hfkd.models.calling import Call, output_head
+from hfkd.models.calling import Call, bare, output_head
 from hfkd.models.feature_capture import LOGITS, read_within
 from hfkd.models.peers import networks_of
 from hfkd.models.positions import said_limit
@@ -108,6 +108,7 @@ from hfkd.training.validation.together import (
     refuse_unsupported,
 )
 from hfkd.utils.memory_format import lay_out, of_images
+from hfkd.utils.prepared import unprepared
 
 
 class Setup:
@@ -147,6 +148,8 @@ class Setup:
 
     def take_networks(self, model: nn.Module, teacher: Any, peft_config: Any) -> None:
         refuse_unsupported(self.loss, model, teacher, self.args, self.keywords.get("compute_loss_func"))
+        for network in (model, bare(model), *teacher_networks(teacher)):
+            unprepared(network)
         refuse_given_optimizers(self.args, self.keywords.get("optimizers"))
         refuse_unread_settings(self.args, self.keywords)
         refuse_metric_of_no_set(self.args, self.data["eval_dataset"])

@@ -6,6 +6,8 @@ from toys import Net, Rows, arguments, teacher
 from transformers import TrainerCallback
 
 from hfkd import DistillationTrainer
+from hfkd.models import InputSpec
+from hfkd.teachers import FrozenTeacher
 
 MADE = "The optimizer of the training before is replaced by another one"
 LEFT_OUT = "require a gradient, but the optimizer does not have them"
@@ -78,6 +80,83 @@ def test_an_optimizer_of_ones_own_is_left_as_it_is(tmp_path, caplog):
     assert {id(p) for p in trainer.optimizer.param_groups[0]["params"]} == {id(p) for p in student.head.parameters()}
     assert MADE not in caplog.text
     assert caplog.text.count(f"conv.weight, conv.bias: {LEFT_OUT}") == 1
+
+
+class Seen(Net):
+    """Notes whether it is trained in autocast, and whether it runs in it in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.modes = set()
+
+    def forward(self, x):
+        self.modes.add((self.training, torch.is_autocast_enabled("cpu")))
+        return super().forward(x)
+
+
+AS_IS = InputSpec((0.0,) * 3, (1.0,) * 3, None)
+
+
+@pytest.mark.parametrize("kind", [lambda network: network, lambda network: FrozenTeacher(network, AS_IS, AS_IS)])
+@pytest.mark.parametrize("precisions", [(True, False), (False, True)])
+def test_a_student_of_an_earlier_trainer_has_the_precision_of_its_own(tmp_path, precisions, kind):
+    student, taught = Seen(), Seen()
+    given = kind(taught)
+    for number, bf16 in enumerate(precisions):
+        args = arguments(tmp_path / str(number), bf16=bf16, max_steps=1)
+        trainer = DistillationTrainer(student, given, args, train_dataset=Rows(), eval_dataset=Rows(13))
+        student.modes, taught.modes = set(), set()
+        trainer.train()
+        trainer.evaluate()
+        assert student.modes == {(True, bf16), (False, False)}, "evaluation is in float32"
+        assert (False, True) in taught.modes if bf16 else taught.modes == {(False, False)}
+
+
+def test_a_teacher_that_an_earlier_trainer_has_trained_runs_in_the_precision_of_its_students(tmp_path):
+    taught = Seen()
+    first = arguments(tmp_path / "teacher", bf16=True, max_steps=1, kd_weight=0.0, ce_weight=1.0)
+    DistillationTrainer(taught, None, first, train_dataset=Rows()).train()
+    trainer = DistillationTrainer(Net(), taught, arguments(tmp_path / "student", max_steps=1), train_dataset=Rows())
+    taught.modes = set()
+    trainer.train()
+    assert taught.modes == {(False, False)}
+
+
+def test_the_teachers_accuracy_is_that_on_the_set_of_each_training(tmp_path):
+    parts = [Rows(40), Rows(13)]
+    trainer = DistillationTrainer(Net(), teacher(), arguments(tmp_path), train_dataset=Rows(), eval_dataset=parts[0])
+    found = []
+    for part in parts:
+        trainer.eval_dataset = part
+        trainer.train()
+        found.append(trainer.state.log_history[0]["teacher_accuracy"])
+    with torch.no_grad():
+        hits = [(teacher()(part.images).argmax(-1) == part.labels).float().mean().item() for part in parts]
+    assert found == pytest.approx(hits)
+    assert hits[0] != hits[1]
+
+
+def collating(scale, seen):
+    def collate(rows):
+        seen.append(scale)
+        batch = torch.utils.data.default_collate([{**row} for row in rows])
+        return {**batch, "pixel_values": scale * batch["pixel_values"]}
+
+    return collate
+
+
+def test_what_is_set_on_a_trainer_with_model_init_is_used_or_refused(tmp_path):
+    seen = []
+    keywords = {"train_dataset": Rows(), "model_init": lambda: Net(), "data_collator": collating(1, seen)}
+    trainer = DistillationTrainer(None, teacher(), arguments(tmp_path, max_steps=1), **keywords)
+    trainer.data_collator = collating(2, seen)
+    for _ in range(2):
+        seen.clear()
+        trainer.train()
+        assert set(seen) == {2}
+    trainer.teacher = teacher()
+    with pytest.raises(ValueError, match="trainer.teacher was set to a Net after the trainer had been built"):
+        trainer.train()
 
 
 # ---- within a training -----------------------------------------------------------------------------------------------
