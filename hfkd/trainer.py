@@ -81,6 +81,7 @@ from hfkd.training.trainer_arguments import (
     refuse_changed,
     refuse_dropped_count,
     refuse_old_methods,
+    refuse_other_teacher,
     refuse_replaced_loss,
     taken,
 )
@@ -512,6 +513,7 @@ class DistillationTrainer(Trainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         if self.model_init is not None:
+            refuse_other_teacher(self)  # here, as another trainer would be built around the first one
             self._start_anew(trial)
         refuse_changed(self)
         if self.model_init is None:  # which has an optimizer made for each student
@@ -545,6 +547,8 @@ class DistillationTrainer(Trainer):
         student = seeded(self.args, partial(super().call_model_init, trial))
         self.anew.keep(student)
         now = {"train_dataset": original_images(self.train_dataset), "eval_dataset": self.eval_dataset}
+        if self.data_collator is not self.setup.collator:  # set since
+            self.anew.keywords["data_collator"] = self.data_collator
         keywords = self.anew.keywords | now | {"processing_class": self.processing_class}
         loss = chosen_loss(self.args, **self.anew.fresh_slots())
         setup = Setup(student, self.anew.teacher, self.args, loss, searching=trial is not None, **keywords)

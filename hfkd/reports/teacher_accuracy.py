@@ -45,12 +45,15 @@ class TeacherAccuracy(TrainerCallback):
     def __init__(self, trainer: Host) -> None:
         self.trainer = trainer
         self.measured: dict[str, float] | None = None  # kept for a second train(), and for retries with a smaller batch
+        self._of: tuple[Any, Any] = None, None  # the evaluation set, and the teacher's order of classes
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         if teacher_scores(state.log_history):
             return
-        if self.measured is None:
-            self.measured = measure(self.trainer)
+        order = getattr(self.trainer.teacher, "order", None)
+        now = self.trainer.eval_dataset, None if order is None else order.tolist()
+        if self.measured is None or self._of[0] is not now[0] or self._of[1] != now[1]:
+            self.measured, self._of = measure(self.trainer), now
         if self.measured:
             self.trainer.log(dict(self.measured))
 

@@ -77,7 +77,10 @@ class MadeOptimizer(TrainerCallback):
 
     def _left_out(self) -> list[tuple[str, nn.Parameter]]:
         """The student's parameters that require a gradient, and that the optimizer does not have."""
-        known = {id(p) for group in self.host.optimizer.param_groups for p in group["params"]}
+        groups = getattr(self.host.optimizer, "param_groups", None)
+        if groups is None:  # an object of the user's own, around several optimizers
+            return []
+        known = {id(p) for group in groups for p in group["params"]}
         return [(name, p) for name, p in self._trainable() if id(p) not in known]
 
     def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:

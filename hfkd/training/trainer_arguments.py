@@ -152,7 +152,7 @@ def refuse_changed(trainer: Any) -> None:
 
 
 def _refuse_other_networks(trainer: Any) -> None:
-    """Raise ValueError if `trainer.model` or `trainer.teacher` was replaced after the trainer was built."""
+    """Raise ValueError if `trainer.model` or its teacher was replaced after the trainer was built."""
     bare = partial(trainer.accelerator.unwrap_model, keep_torch_compile=False)
     if bare(trainer.model) is not bare(trainer.setup.model):
         raise ValueError(
@@ -160,6 +160,11 @@ def _refuse_other_networks(trainer: Any) -> None:
             "built, which would still train the first: pass it as model=, or pass model_init= to create a "
             "student for each training"
         )
+    refuse_other_teacher(trainer)
+
+
+def refuse_other_teacher(trainer: Any) -> None:
+    """Raise ValueError if `trainer.teacher` was replaced after the trainer was built."""
     if trainer.teacher is not trainer.placed_teacher:
         raise ValueError(
             f"trainer.teacher was set to a {type(trainer.teacher).__name__} after the trainer had been built, too "
