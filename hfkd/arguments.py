@@ -1,10 +1,11 @@
 """DistillationArguments: every flag of TrainingArguments, plus the distillation settings."""
 
+import copy
 import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from accelerate.utils import patch_environment
@@ -232,6 +233,18 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
     def __getstate__(self) -> dict[str, Any]:
         """The state that Trainer pickles into `training_args.bin` and uploads with the weights: without secrets."""
         return publishable(vars(self))
+
+    def __copy__(self) -> Self:
+        return self._with(vars(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self._with(copy.deepcopy(vars(self), memo))
+
+    def _with(self, attributes: dict[str, Any]) -> Self:
+        """A copy with these attributes: by default it would be made from the pickled state, and have no Hub token."""
+        made = object.__new__(type(self))
+        vars(made).update(attributes)
+        return made
 
     @property
     def device(self) -> torch.device:

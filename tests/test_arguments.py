@@ -1,5 +1,8 @@
 """What DistillationArguments choose by themselves, and what they refuse."""
 
+import copy
+import dataclasses
+
 import pytest
 import torch
 from transformers import SchedulerType, TrainingArguments
@@ -130,3 +133,19 @@ def test_schedules_that_can_be_made_are_not(tmp_path, kind):
     needs |= {"warmup_stable_decay": {"num_decay_steps": 10}}
     way = {"lr_scheduler_type": kind, "lr_scheduler_kwargs": needs.get(kind.value), "max_steps": 100}
     DistillationArguments(str(tmp_path), **way, metric_for_best_model="loss", eval_strategy="steps")
+
+
+# ---- copies ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, dataclasses.replace])
+def test_a_copy_has_what_the_arguments_have(tmp_path, monkeypatch, copied):
+    """Secrets are hidden in the pickled arguments, which are uploaded, and nowhere else."""
+    monkeypatch.setenv("MY_API_KEY", "planted-api-key")
+    monkeypatch.chdir(tmp_path)
+    folder = str(tmp_path / "run")
+    args = DistillationArguments(folder, hub_token="planted-token", run_name="planted-api-key", lr_decay_epochs=[1, 2])
+    made = copied(args)
+    assert (made.hub_token, made.run_name, made.output_dir) == ("planted-token", "planted-api-key", folder)
+    made.lr_decay_epochs.append(3)
+    assert args.lr_decay_epochs == ([1, 2] if copied is copy.deepcopy else [1, 2, 3])
