@@ -86,6 +86,7 @@ from hfkd.training.trainer_arguments import (
     taken,
 )
 from hfkd.training.validation.checked_batches import NOTHING_TO_SCORE, CheckedCollator
+from hfkd.training.validation.label_maps import check_other_set
 from hfkd.training.validation.labels import refuse_unlabelled_batch
 from hfkd.training.validation.normalisation import receiving
 from hfkd.training.validation.random_rows import warn_of_random_rows, warn_of_rows_again
@@ -422,6 +423,8 @@ class DistillationTrainer(Trainer):
         no_label = {"test": None, "Training": self.setup.no_label}.get(description, NOTHING_TO_SCORE)
         if description == "Training":  # the dataset may have been replaced since the trainer was built
             self.setup.look_for_labels(dataset)
+        else:
+            check_other_set(dataset, self.setup.data, self.class_names, collate, description == "test")
         self.data_collator = CheckedCollator(used, self.bounds, dataset, no_label)
         try:
             # The collator drops unused columns, see `chosen_collator`: Trainer would drop them before a transform runs.

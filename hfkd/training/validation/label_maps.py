@@ -148,14 +148,36 @@ def check_label_names(
         _compare_networks(student, teacher)
         return None
     for part, others in found.items():
-        if others is not None and order_of(others, names, part, "the training set") is not None:
-            raise ValueError(
-                f"{part} numbers its classes differently from train_dataset: {_listed(others)} instead of "
-                f"{_listed(names)}. Give both the same ClassLabel feature (in datasets: align_labels_with_mapping)"
-            )
+        _refuse_other_numbers(part, others, names)
     for one in _each(teacher):
         _align(one, names)
     return names
+
+
+def _refuse_other_numbers(part: str, others: Names | None, names: Names) -> None:
+    if others is not None and order_of(others, names, part, "the training set") is not None:
+        raise ValueError(
+            f"{part} numbers its classes differently from train_dataset: {_listed(others)} instead of "
+            f"{_listed(names)}. Give both the same ClassLabel feature (in datasets: align_labels_with_mapping)"
+        )
+
+
+def check_other_set(
+    dataset: Any, known: Mapping[str, Any], names: Names | None, collate: Callable[[list[Any]], Any], predicts: bool
+) -> None:
+    """Raise ValueError for a set to evaluate that numbers its classes differently from those `names`.
+
+    known: the sets that have been compared. For predictions, whose labels need not be used, a warning.
+    """
+    compared = [part for given in known.values() for part in sets_by_name(given).values()]
+    if names is None or any(dataset is one for one in compared):
+        return
+    try:
+        _refuse_other_numbers("this dataset", label_names_of_data(dataset, collate), names)
+    except ValueError as error:
+        if not predicts:
+            raise
+        logger.warning("The metrics of this prediction would be wrong: %s.", error)
 
 
 def _align(teacher: FrozenTeacher, names: Names) -> None:

@@ -322,3 +322,21 @@ def test_a_target_transform_renumbers_the_classes(tmp_path, transform, expected)
     found = label_names_of_data(Subset(images, range(4)), None)
     wanted = names if transform is None else expected
     assert found == (None if wanted is None else tuple(wanted))
+
+
+# ---- sets that come later -------------------------------------------------------------------------------------------
+
+
+def test_a_set_that_numbers_its_classes_otherwise_is_not_evaluated_on(tmp_path, caplog):
+    """As a folder of test images without one class does, whose later classes move up."""
+    trainer = make(tmp_path, network(NAMES))
+    assert trainer.evaluate(data(count=12))["eval_loss"] > 0
+    for others, what in ((OTHER, "numbers its classes differently from train_dataset: dog"), (NAMES[1:], "class 0 of")):
+        with pytest.raises(ValueError, match=f"this dataset .*{what}"):
+            trainer.evaluate(data(others))
+        caplog.clear()
+        assert len(trainer.predict(data(others)).predictions) == 24
+        assert "The metrics of this prediction would be wrong: this dataset" in caplog.text
+    trainer.eval_dataset = {"late": data(OTHER)}
+    with pytest.raises(ValueError, match="this dataset numbers its classes differently"):
+        trainer.evaluate()
