@@ -755,6 +755,10 @@ class DistillationTrainer(Trainer):
             self.whole.forget_checksums()
             super()._push_from_checkpoint(checkpoint_folder)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        show_result(self.optimizer)  # in a callback, or after an interrupted training
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         trainers = super()._save
 

@@ -2,6 +2,7 @@
 
 import torch
 from toys import Net, Rows, arguments, teacher
+from transformers import TrainerCallback
 
 from hfkd import DistillationTrainer
 from hfkd.training.checkpoints.student_weights import load_student
@@ -29,11 +30,13 @@ class Apart(torch.optim.SGD):
         self.turn(False, 2.0)
 
 
-def run(folder, resume=None, optimizer=Apart, **settings):
+def run(folder, resume=None, optimizer=Apart, calls=None, **settings):
     student = Net()
     optimizers = (optimizer(student.parameters(), lr=0.01), None)
     args = arguments(folder, max_steps=4, **settings)
     trainer = DistillationTrainer(student, teacher(), args, train_dataset=Rows(), optimizers=optimizers)
+    if calls is not None:
+        trainer.add_callback(calls(trainer))
     trainer.train(resume_from_checkpoint=resume)
     return student
 
@@ -52,3 +55,21 @@ def test_the_result_is_saved_and_training_goes_on_with_the_other_weights(tmp_pat
     load_student(saved, tmp_path / "whole/checkpoint-4")
     same(saved, whole)
     same(run(tmp_path / "whole", resume=str(tmp_path / "whole/checkpoint-2"), **saving), whole)
+
+
+class SavesInBetween(TrainerCallback):
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **keywords):
+        self.trainer.save_model(f"{args.output_dir}/{state.global_step}")
+
+
+def test_so_does_a_callback_that_saves_the_student(tmp_path):
+    plain = run(tmp_path / "plain", optimizer=torch.optim.SGD, calls=SavesInBetween)
+    same(run(tmp_path / "apart", calls=SavesInBetween), plain, 2.0)
+    for step in (1, 3):
+        one, other = Net(), Net()
+        load_student(one, tmp_path / "apart" / str(step))
+        load_student(other, tmp_path / "plain" / str(step))
+        same(one, other, 2.0)
