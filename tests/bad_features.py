@@ -25,10 +25,15 @@ def timms():
     return timm.create_model("convnext_atto", num_classes=CLASSES)
 
 
-def distilling(objective=HINT, student=cifar, taught=lambda: cifar("cifar_wrn_16_2"), **settings):
+class Indexed(Rows):
+    def __getitem__(self, i):
+        return super().__getitem__(i) | {"index": i}
+
+
+def distilling(objective=HINT, student=cifar, taught=lambda: cifar("cifar_wrn_16_2"), rows=Rows, **settings):
     def make(folder):
         args = arguments(folder / "run", objective=objective, **settings)
-        return lambda: DistillationTrainer(student(), taught(), args, train_dataset=Rows(4, size=32))
+        return lambda: DistillationTrainer(student(), taught(), args, train_dataset=rows(4, size=32))
 
     return make
 
@@ -106,7 +111,8 @@ FEATURES = {
     "a hint of several layers": distilling("fitnet(layer='1:')"),
     "more layers of the student than of the teacher": distilling("at(layers=(1, 2), teacher_layers=3)"),
     "stages of networks that have different numbers of them": distilling("at", taught=lambda: cifar("cifar_vgg8")),
-    "crd, rows whose labels nobody tells": distilling("crd"),
+    "crd, rows whose labels nobody tells": distilling("crd", rows=Indexed),
+    "crd, rows without an index": distilling("crd"),
     "lsh, a student of another width": distilling("lsh"),
     "catkd, a layer that is not pooled for the classifier": distilling("catkd(layer=1)"),
     "catkd, a network without get_classifier": distilling("catkd(layer='conv')", student=Net, taught=teacher),

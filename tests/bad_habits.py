@@ -143,7 +143,7 @@ HABITS = {
     "trainer.model set to another after the trainer was built": set_late(model=Net(seed=1)),
     "trainer.teacher set to a network after the trainer was built": set_late(teacher=teacher()),
     "trainer.train_dataset set to other rows after the trainer was built, crd": other_rows(
-        Rows, objective="kd + crd(layer='conv', sampling='other_images')"
+        packed, rows=packed, objective="kd + crd(layer='conv', sampling='other_images')"
     ),
     "trainer.train_dataset set to images that are normalised otherwise": other_rows(
         lambda: packed(transform=ImageTransform(mean=(0.1, 0.2, 0.3))), rows=packed

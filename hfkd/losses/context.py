@@ -61,8 +61,8 @@ class BuildContext:
     are not available without reading the rows. seed: the seed for random initialisation.
     scan: `scan(visit)` calls `visit(teacher)` with the teacher's `Outputs`, features among them, for each batch of the
     training rows in order, without gradient. This is a full pass over the training set: call it only if it is needed.
-    index: the numbers by which `Items.index` names the rows, in their order [num_rows]; of a part of a dataset, or a
-    shuffled one, not 0 to num_rows - 1. None if the rows are no `datasets.Dataset` with such a column.
+    index: the numbers by which `Items.index` names the rows, in their order [num_rows], for an objective that requires
+    them: those of a part of a dataset, or of a shuffled one. None if they are 0 to num_rows - 1.
     """
 
     student: NetworkContext

@@ -28,9 +28,10 @@ from hfkd.tasks.base import Task
 from hfkd.tasks.proof import untouched
 from hfkd.teachers import FrozenTeacher
 from hfkd.training.forward.features import InnerFeatures, of_outputs
-from hfkd.training.validation.label_values import stored_index, stored_labels
+from hfkd.training.validation.label_values import stored_labels
 from hfkd.training.validation.layout import refuse_unsafe_parts
 from hfkd.training.validation.networks import batch_of, on_device_of
+from hfkd.training.validation.row_index import row_index
 from hfkd.utils.random_state import kept_random_state
 
 Found = tuple[Tensor, dict[str, Any]]  # a network's logits and captured features
@@ -77,7 +78,7 @@ class Builder:
                 stored_labels(self.rows, self.task),
                 lambda visit: self.scan(teacher, visit),
                 self.args.seed,
-                stored_index(self.rows),
+                row_index(loss.objective, self.rows, batch) if needs.index else None,
             )
             with kept_random_state():
                 torch.manual_seed(self.args.seed)

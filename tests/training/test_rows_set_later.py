@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Features
 from scan_job import packed
-from toys import Net, Rows, arguments, teacher
+from toys import Net, arguments, teacher
 
 from hfkd import DistillationTrainer
 from hfkd.data.transforms import ImageTransform
@@ -58,7 +58,7 @@ def test_a_teachers_classes_are_in_the_order_of_the_rows_at_hand(tmp_path):
     ("rows", "keywords", "what"),
     [
         (
-            Rows,
+            lambda: packed(seed=1),
             {"objective": "kd + crd(layer='conv', sampling='other_images')"},
             "is made from those that it was built",
         ),
@@ -70,7 +70,7 @@ def test_a_teachers_classes_are_in_the_order_of_the_rows_at_hand(tmp_path):
     ],
 )
 def test_what_was_made_for_the_first_rows_is_refused(tmp_path, rows, keywords, what):
-    trainer = make(tmp_path, packed() if rows is not Rows else Rows(), **keywords)
+    trainer = make(tmp_path, packed(), **keywords)
     trainer.train_dataset = rows()
     with pytest.raises(ValueError, match=what):
         trainer.train()

@@ -61,7 +61,7 @@ class CRD(LayerPairs):
         self.temperature, self.momentum, self.sampling = temperature, momentum, sampling
 
     def requirements(self) -> Requirements:
-        return replace(super().requirements(), rows=True)
+        return replace(super().requirements(), rows=True, index=True)
 
     def build(self, context: BuildContext) -> None:
         super().build(context)
@@ -90,8 +90,8 @@ class CRD(LayerPairs):
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
         if items.index is None:
             raise ValueError(
-                f"{self!r} looks up the memory of each row by its number, but the batch has no index: number the rows "
-                "by rows.add_column('index', range(len(rows))), and keep this column in your collator or transform"
+                f"{self!r} looks up the memory of each row by its number, but the batch has no index: keep the column "
+                "'index' in the collator and the transform"
             )
         ((student, teacher),) = self.read(items)
         v_s, v_t = self.embed_student(student), self.embed_teacher(teacher)  # [B, D]

@@ -15,20 +15,14 @@ STATE = ("student", "teacher", "normalizers", "pending_rows", "pending_student",
 class RowNumbers:
     """The place 0 to N - 1 of each row in the training set, from the `index` of the rows in their order [N].
 
-    With None a row's index is its place. Raises ValueError for an index that several rows share.
+    With None a row's index is its place.
     """
 
     def __init__(self, index: Tensor | None) -> None:
-        self.ordered = self.places = None
-        if index is None or torch.equal(index, torch.arange(len(index))):
-            return
-        self.ordered, self.places = index.sort()
-        shared = self.ordered[1:][self.ordered.diff() == 0]
-        if len(shared):
-            raise ValueError(
-                f"several training rows have the same index ({int(shared[0])}), but a memory is kept for each: number "
-                "them by rows.remove_columns('index').add_column('index', range(len(rows)))"
-            )
+        self.ordered: Tensor | None = None
+        self.places: Tensor | None = None
+        if index is not None:
+            self.ordered, self.places = index.sort()
 
     def __call__(self, index: Tensor) -> Tensor:
         """[B] -> [B]"""

@@ -67,10 +67,3 @@ def stored_labels(dataset: Any, task: Task) -> Tensor | None:
     stored = isinstance(dataset, Dataset) and "labels" in dataset.column_names and task.one_item_a_row
     whole = stored and (dataset.format["type"] != "custom" or image_transform(dataset) is not None)
     return torch.as_tensor(dataset.with_format("numpy")["labels"][:]) if whole else None
-
-
-def stored_index(dataset: Any) -> Tensor | None:
-    """The column `index` of all rows [N], if there is one: rows that were selected or shuffled keep their numbers."""
-    if not isinstance(dataset, Dataset) or "index" not in dataset.column_names:
-        return None
-    return torch.as_tensor(dataset.with_format("numpy")["index"][:])

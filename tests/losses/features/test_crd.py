@@ -3,12 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, concatenate_datasets
 from feature_toys import as_published, leaf, oracle, random_pair, same_value_and_gradient
-from scan_job import packed
-from toys import Net, arguments, teacher
+from torch.utils.data import ConcatDataset, Subset
+from toys import CLASSES, Net, Rows, arguments, teacher
 
 from hfkd import DistillationTrainer
-from hfkd.data.transforms import ImageTransform
+from hfkd.data.transforms import ImageTransform, pack_pixels
 from hfkd.losses.features.crd import Embedding, contrast, exponentials
 from hfkd.losses.features.memory_bank import MemoryBank
 from hfkd.losses.features.negatives import Negatives
@@ -146,44 +147,69 @@ def test_a_step_that_broke_is_not_remembered():
     assert bank.normalizer("student", 5 * torch.ones(2, 3)) == 4
 
 
-# ---- rows of the training set ---------------------------------------------------------------------------------------
+# ---- rows by their index ---------------------------------------------------------------------------------------------
 
 
-def trained(folder, rows, **settings):
-    settings = {"objective": "crd(layer='conv', negatives=8, dimension=4)", "max_steps": 4} | settings
-    args = arguments(folder, evaluate_teacher=False, **settings)
-    trainer = DistillationTrainer(Net(), teacher(), args, train_dataset=rows)
+def images(count=40):
+    """Random images behind hfkd's transform, without augmentation: an image has the same view whatever its index is."""
+    g = torch.Generator().manual_seed(0)
+    pixels = [pack_pixels(torch.randint(256, (8, 8, 3), generator=g, dtype=torch.uint8).numpy()) for _ in range(count)]
+    labels = torch.randint(CLASSES, (count,), generator=g).tolist()
+    return Dataset.from_dict({"pixels": pixels, "labels": labels, "index": list(range(count))})
+
+
+def shown(rows):
+    return rows.with_transform(ImageTransform())
+
+
+def renumbered(rows):
+    return rows.remove_columns("index").add_column("index", np.arange(len(rows)))
+
+
+def crd_of(folder, rows, sampling="other_classes", **settings):
+    objective = f"crd(layer='conv', dimension=8, negatives=16, sampling='{sampling}')"
+    args = arguments(folder, max_steps=-1, num_train_epochs=2, ce_weight=0.0, kd_weight=1.0, **settings)
+    trainer = DistillationTrainer(Net(), teacher(), args, train_dataset=rows, objective=objective)
     trainer.train()
-    return trainer
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("part", ["late rows", "shuffled", "split"])
+def test_rows_are_found_by_an_index_that_is_not_their_number(tmp_path, part):
+    """In a part of a data set, whose rows keep their index, and in a shuffled one."""
+    rows = {
+        "late rows": lambda: images().select(range(16, 40)),
+        "shuffled": lambda: images().shuffle(seed=3),
+        "split": lambda: images().train_test_split(16, seed=1)["train"],
+    }[part]()
+    wanted = crd_of(tmp_path / "numbered", shown(renumbered(rows)))
+    assert crd_of(tmp_path / "kept", shown(rows)) == wanted
+
+
+def test_rows_in_subsets_are_found_too(tmp_path):
+    rows = images()
+    parts = ConcatDataset([Subset(shown(rows), range(30, 40)), Subset(shown(rows), range(4, 18))])
+    wanted = crd_of(tmp_path / "one", shown(renumbered(rows.select([*range(30, 40), *range(4, 18)]))), "other_images")
+    assert crd_of(tmp_path / "parts", parts, "other_images") == wanted
+
+
+class Later(Rows):
+    """Rows of the user's own, behind others of the same data set."""
+
+    def __getitem__(self, i):
+        return super().__getitem__(i) | {"index": 100 + i}
 
 
 @pytest.mark.parametrize(
-    "part",
+    ("rows", "settings", "message"),
     [
-        lambda rows: rows.shuffle(seed=1),
-        lambda rows: rows.select(range(9, 23)),
-        lambda rows: rows.select([22, 3, 8, 4]),
+        (lambda: shown(concatenate_datasets([images(), images()])), {}, "'index', which several rows have in common"),
+        (Later, {}, "'index' of the first row is 100, as in a part of another dataset"),
+        (Rows, {}, "the rows have no column 'index': add it"),
+        (lambda: shown(images()), {"he_da": "paper"}, "he_da='paper' adds mixed images to the training set"),
     ],
 )
-def test_rows_that_were_selected_or_shuffled_have_the_memories_and_negatives_of_rows_numbered_anew(tmp_path, part):
-    kept = part(packed(transform=ImageTransform()))
-    anew = kept.with_format(None).remove_columns("index").add_column("index", np.arange(len(kept)))
-    one = trained(tmp_path / "kept", kept)
-    other = trained(tmp_path / "anew", anew.with_transform(ImageTransform()))
-    for mine, its in zip(one.model.parameters(), other.model.parameters(), strict=True):
-        assert torch.equal(mine, its)
-    mine, its = (x.distillation_loss.objective.objectives[0].bank for x in (one, other))
-    for name in ("student", "teacher"):
-        assert torch.equal(getattr(mine, name), getattr(its, name))
-
-
-def test_rows_of_one_number_are_refused(tmp_path):
-    rows = packed(5).with_format(None)
-    rows = rows.remove_columns("index").add_column("index", np.array([0, 1, 2, 2, 4]))
-    with pytest.raises(ValueError, match=r"have the same index \(2\)"):
-        trained(tmp_path, rows.with_transform(ImageTransform()))
-
-
-def test_rows_that_he_da_adds_have_no_memory_and_are_refused_when_the_trainer_is_built(tmp_path):
-    with pytest.raises(ValueError, match="he_da='paper' adds mixed images"):
-        trained(tmp_path, packed(), he_da="paper")
+def test_rows_that_cannot_be_looked_up_are_refused_when_the_trainer_is_built(tmp_path, rows, settings, message):
+    with pytest.raises(ValueError, match=message):
+        crd_of(tmp_path, rows(), "other_images", **settings)
+    assert not list(tmp_path.iterdir())
