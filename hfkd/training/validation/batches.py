@@ -107,7 +107,10 @@ def refuse_few_classes(loss: DistillationLoss, task: Task, classes: int) -> None
     """Raise ValueError for a slot that has no effect with two classes, between which only one difference exists."""
     classes = classes if task.class_ids else 2  # of a (row, label) pair
     for slot in (*(term.objective for term in loss.terms), loss.weighting) if loss.kd_weight else ():
-        if classes < (needed := requirements_of(slot).classes):
+        needs = requirements_of(slot)
+        if needs.relations and not task.class_ids:
+            continue  # refused for that, see `refuse_small_batches`
+        if classes < (needed := needs.classes):
             raise ValueError(
                 f"{slot!r} needs at least {needed} classes, and {task.item} has {classes}: two numbers, centred "
                 "and scaled, are the same for all rows but for their order, and have no gradient; choose kd (or "
