@@ -31,6 +31,9 @@ from hfkd.utils.devices import device_of, send
 
 logger = logging.getLogger(__name__)
 
+# Of a normalised pixel: rounding in half precision changes it by up to 0.01, another level of 256 by 0.01 to 0.02.
+SAME = 0.05
+
 
 class CachedTeacher(Teacher):
     """`teacher` for the training images of `dataset`: the same call, but known logits are read from a file.
@@ -49,7 +52,8 @@ class CachedTeacher(Teacher):
     (`quantize.encode`), for stored and new rows alike: the first run and later ones train on the same numbers. When the
     file is opened, a few rows are compared with the teacher, and the file is replaced if they differ. An image whose
     energy is very near to a threshold may be on the other side of it. Raises ValueError for a dataset whose views are
-    not enumerable or whose images share an index, and for a full disk.
+    not enumerable or whose images share an index, for a full disk, and for a batch whose images are not the views that
+    it names, as after a collator's MixUp (compared in calls 1, 2, 4, 8, ...).
     """
 
     def __init__(
@@ -69,11 +73,13 @@ class CachedTeacher(Teacher):
             )
         self.teacher, self.num_views = teacher, transform.num_views
         device = device_of(teacher)
-        file = _open(teacher, dataset, transform, Path(cache_dir).expanduser(), device, accelerator)
+        self.views = NumberedViews(dataset, transform)
+        file = _open(teacher, self.views, Path(cache_dir).expanduser(), device, accelerator)
         self.store: LogitStore | DeviceStore = file
         if fits(file.nbytes, device) if on_device is None else on_device:
             self.store = DeviceStore(file, device)
         self.rows = self.hits = 0  # numbers of requested rows, and of those that were known
+        self.calls = 0
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:  # type: ignore[override]
@@ -95,6 +101,9 @@ class CachedTeacher(Teacher):
         """
         images = inputs["pixel_values"]
         slots = self._slots(inputs, by_image=images.ndim == 5)  # [M]
+        self.calls += 1
+        if self.calls & (self.calls - 1) == 0:  # so few that waiting for a GPU takes no time
+            self._refuse_altered(images.flatten(0, -4), slots)
         logits, known = self.store.read(slots)
         self.rows, self.hits = self.rows + len(slots), self.hits + int(known.sum())
         if not known.all():
@@ -108,6 +117,26 @@ class CachedTeacher(Teacher):
                 fresh = self.teacher(pixel_values=flat)[send(unknown, flat.device)]
             logits[send(unknown, logits.device)] = self.store.write(slots[unknown], fresh)
         return logits.to(images.device).unflatten(0, images.shape[:-3])
+
+    def _refuse_altered(self, images: Tensor, slots: Tensor) -> None:
+        """Raise ValueError if images [M, 3, H, W] are not those of their `slots` [M], whose logits they would get."""
+        numbered = (slots >= 0).nonzero().squeeze(-1)
+        if not len(numbered):
+            return
+        mine = images[send(numbered, images.device)].float()
+        its = self.views.images(slots[numbered])
+        if mine.shape == its.shape:
+            altered = ((mine - send(its, mine.device)).abs() > SAME).flatten(1).any(1).nonzero()
+        else:
+            altered = torch.zeros(1, 1, dtype=torch.int64)
+        if len(altered):
+            index, view = divmod(int(slots[numbered[int(altered[0])]]), self.num_views)
+            raise ValueError(
+                f"the image of index {index} and view {view} is not what the dataset's transform makes of it: "
+                "something changes images after that (MixUp, CutMix or erasing in a data_collator, or in a subclass "
+                "of the trainer), and would get logits that are stored for others. Leave teacher_cache_dir out, or "
+                "set `view` to -1 for changed images"
+            )
 
     def _slots(self, inputs: dict[str, Any], by_image: bool) -> Tensor:
         """The slot [M] of each row in the store, -1 for a view without a number."""
@@ -130,31 +159,47 @@ class CachedTeacher(Teacher):
         return slots.flatten() if by_image or view.ndim == 1 else slots.T.flatten()
 
 
+class NumberedViews:
+    """All views of the images of a dataset, by the number of their slot: index · num_views + view."""
+
+    def __init__(self, dataset: Dataset, transform: ImageTransform) -> None:
+        index = torch.as_tensor(dataset.with_format("numpy")["index"][:])
+        if index.unique().numel() != len(dataset) or index.min() < 0:
+            raise ValueError(
+                "images of the training set share an `index`, by which the teacher's logits are stored: number the "
+                "rows uniquely, or leave teacher_cache_dir out"
+            )
+        self.dataset, self.transform = dataset, transform
+        self.slots = (int(index.max()) + 1) * transform.num_views
+        self.stored, self.each = dataset.with_format(None), replace(transform, augment=True, views=1)
+        self.index, self.row = index.sort()
+
+    def images(self, slots: Tensor) -> Tensor:
+        """The normalised images [M, 3, H, W] of the slots [M], on the CPU."""
+        index, views = slots // self.transform.num_views, slots % self.transform.num_views
+        rows = self.row[torch.searchsorted(self.index, index)]
+        images = unpack_pixels(self.stored[rows.tolist()]["pixels"])
+        return self.each.rows(images, index, index, views)["pixel_values"]
+
+
 @torch.no_grad()
 def _open(
     teacher: FrozenTeacher,
-    dataset: Dataset,
-    transform: ImageTransform,
+    views: NumberedViews,
     folder: Path,
     device: torch.device,
     accelerator: Accelerator | None,
 ) -> LogitStore:
     """Open the file for this teacher, images and views, and compare stored rows. Must be called on every rank."""
-    index = torch.as_tensor(dataset.with_format("numpy")["index"][:])
-    if index.unique().numel() != len(dataset) or index.min() < 0:
-        raise ValueError(
-            "images of the training set share an `index`, by which the teacher's logits are stored: number the "
-            "rows uniquely, or leave teacher_cache_dir out"
-        )
+    dataset, transform = views.dataset, views.transform
     image = dataset.with_transform(transform.clean())[0]["pixel_values"]
     logits = teacher.uncompiled(pixel_values=image[None].to(device))
     _refuse_wide(logits)
     precision = accelerator.mixed_precision if accelerator else "no"
     key = _key(teacher, dataset, transform, f"{precision} on {device.type}")
-    slots = (int(index.max()) + 1) * transform.num_views
-    open_file = partial(LogitStore, folder / file_name(key), key, slots, classes=logits.shape[-1])
+    open_file = partial(LogitStore, folder / file_name(key), key, views.slots, classes=logits.shape[-1])
     file = open_file()
-    fault = _differs(file, teacher, dataset, transform, tolerance(teacher, precision, device.type), device)
+    fault = _differs(file, teacher, views, tolerance(teacher, precision, device.type), device)
     return file if everywhere(fault is None, accelerator) else _begun_anew(file, fault, accelerator, open_file)
 
 
@@ -169,12 +214,7 @@ def _key(teacher: FrozenTeacher, dataset: Dataset, transform: ImageTransform, pr
 
 
 def _differs(
-    file: LogitStore,
-    teacher: FrozenTeacher,
-    dataset: Dataset,
-    transform: ImageTransform,
-    share: float,
-    device: torch.device,
+    file: LogitStore, teacher: FrozenTeacher, views: NumberedViews, share: float, device: torch.device
 ) -> str | None:
     """Describe how the teacher differs from the logits stored for a few views; None if not. share: the `tolerance`."""
     slots = file.examples()
@@ -182,17 +222,19 @@ def _differs(
     slots, stored = slots[found], stored[found]
     if not len(slots):
         return None
-    numbers, views = slots // transform.num_views, slots % transform.num_views
-    index = torch.as_tensor(dataset.with_format("numpy")["index"][:])
-    rows = [int((index == number).nonzero()[0]) for number in numbers]
-    images = unpack_pixels([dataset.with_format(None)[row]["pixels"] for row in rows])
-    seen = replace(transform, augment=True, views=1).rows(images, numbers, numbers, views)["pixel_values"]
+    seen = views.images(slots)
     live = teacher.uncompiled(pixel_values=seen.to(device)).float().cpu()  # [R, C]
     near = (stored > stored.amax(1, keepdim=True) - NATURAL) | (live > live.amax(1, keepdim=True) - NATURAL)
     names = [f"logit {number}" for number in range(stored.shape[1])]
-    views_of = [f"{number} in view {view}" for number, view in zip(numbers.tolist(), views.tolist(), strict=True)]
+    places = (divmod(slot, views.transform.num_views) for slot in slots.tolist())
     allowed = size_of(stored) * share
-    return disagreement(names, views_of, stored.where(near, 0), live.where(near, 0), allowed)
+    return disagreement(
+        names,
+        [f"{index} in view {view}" for index, view in places],
+        stored.where(near, 0),
+        live.where(near, 0),
+        allowed,
+    )
 
 
 def _begun_anew(

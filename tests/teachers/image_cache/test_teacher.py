@@ -7,7 +7,7 @@ import torch
 from datasets import concatenate_datasets
 from objectives_by_level import ON_LOGITS
 from scan_job import Counted, packed
-from toys import Net, Rows, arguments, teacher
+from toys import CLASSES, Net, Rows, arguments, teacher
 
 from hfkd import DistillationTrainer
 from hfkd.data import add_high_energy
@@ -272,6 +272,7 @@ def test_a_later_row_that_does_not_fit_is_the_live_teachers(tmp_path, caplog):
     taught, batch = cached(tmp_path, data), batch_of(data, range(4))
     wild = batch | {"pixel_values": batch["pixel_values"].clone()}
     wild["pixel_values"][2] *= 1e4
+    taught.calls = 4  # the next two calls compare no images
     for _ in range(2):
         torch.testing.assert_close(taught(**wild), FrozenTeacher(Counted())(**wild), rtol=1e-4, atol=1e-3)
     assert taught.store.count() == 3
@@ -386,3 +387,63 @@ def test_a_compiled_teacher_gets_whole_batches(tmp_path):
         assert sizes[0] == expected
         sizes.clear()
         taught.store.path.write_bytes(file)  # as before: five are known
+
+
+# ---- images that are changed after the transform ---------------------------------------------------------------------
+
+
+def mixing(rows):
+    """A collator with MixUp, that keeps `index` and `view`."""
+    batch = ImageCollator()(rows)
+    shares = torch.nn.functional.one_hot(batch["labels"], CLASSES).float()
+    mixed = {"pixel_values": batch["pixel_values"], "labels": shares}
+    return batch | {name: (values + values.flip(0)) / 2 for name, values in mixed.items()}
+
+
+class MixingInTheStep(DistillationTrainer):
+    def compute_loss(self, model, inputs, *arguments, **keywords):
+        images = inputs["pixel_values"]
+        return super().compute_loss(model, inputs | {"pixel_values": images.flip(0)}, *arguments, **keywords)
+
+
+class Erasing(ImageTransform):
+    def __call__(self, batch):
+        made = super().__call__(batch)
+        made["pixel_values"][:, :, 2:5, 2:5] = 0
+        return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "collate", "transform"),
+    [
+        (DistillationTrainer, mixing, ImageTransform),
+        (MixingInTheStep, None, ImageTransform),
+        (DistillationTrainer, None, Erasing),
+    ],
+)
+def test_images_that_are_changed_after_the_transform_get_no_stored_logits(tmp_path, kind, collate, transform):
+    data = packed(transform=transform(augment=True))
+    args = arguments(tmp_path / "run", teacher_cache_dir=str(tmp_path / "cache"))
+    trainer = kind(Net(), teacher(), args, train_dataset=data, data_collator=collate)
+    with pytest.raises(ValueError, match="is not what the dataset's transform makes of it"):
+        trainer.train()
+
+
+def test_changed_images_without_a_number_are_computed(tmp_path):
+    data, net = packed(), Counted()
+    taught = cached(tmp_path, data, net)
+    batch = batch_of(data, range(8))
+    batch["pixel_values"][:4] += 1
+    batch["view"][:4] = -1
+    taught(**batch), taught(**batch)
+    assert (net.images, taught.hits) == (8 + 4, 4)
+
+
+def test_images_that_are_mixed_now_and_then_are_found(tmp_path):
+    data = packed()
+    taught = cached(tmp_path, data)
+    taught(**batch_of(data, range(8)))
+    batch = batch_of(data, range(8))
+    batch["pixel_values"][5] = batch["pixel_values"][6]
+    with pytest.raises(ValueError, match="the image of index 5 and view"):
+        taught(**batch)
