@@ -1,12 +1,13 @@
 """The flags that define an image dataset, and its two splits."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset
 
 from hfkd.data.epochs import ImageStream, stream_length
-from hfkd.data.few_images import few_images
+from hfkd.data.few_images import few_images, warn_of_sorted_stream
 from hfkd.data.few_labels import few_labels
 from hfkd.data.images import load_images
 from hfkd.data.large_images import LargeImageTransform, load_large_images
@@ -79,12 +80,16 @@ class ImageDataArguments:
     max_train_images: int | None = field(
         default=None,
         metadata={
-            "help": "Use the first images only, for a quick try; of a dataset sorted by class, evenly spaced ones."
+            "help": "Use the first images only, for a quick try; of a dataset sorted by class, evenly spaced ones, "
+            "unless it is streamed."
         },
     )
     max_test_images: int | None = field(
         default=None,
-        metadata={"help": "Evaluate on the first images only; of a dataset sorted by class, on evenly spaced ones."},
+        metadata={
+            "help": "Evaluate on the first images only; of a dataset sorted by class, on evenly spaced ones, unless it "
+            "is streamed."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -117,8 +122,8 @@ class ImageDataArguments:
             transform = ImageTransform(mean, std, True, self.crop_padding, self.flip, seed, self.views)
         if self.streaming:
             return (
-                _stream(train, transform, self.max_train_images, self.shuffle_buffer, seed),
-                _stream(test, transform.clean(), self.max_test_images),
+                _stream(train, transform, "max_train_images", self.max_train_images, self.shuffle_buffer, seed),
+                _stream(test, transform.clean(), "max_test_images", self.max_test_images),
             )
         train, test = few_images(train, self.max_train_images), few_images(test, self.max_test_images)
         if self.labelled_images is not None:
@@ -140,8 +145,11 @@ class ImageDataArguments:
         return {name: getattr(self, name) for name in names} | {"name": self.dataset_config}
 
 
-def _stream(rows: Any, transform: Any, count: int | None, buffer: int = 0, seed: int = 0) -> ImageStream:
+def _stream(rows: Any, transform: Any, name: str, count: int | None, buffer: int = 0, seed: int = 0) -> ImageStream:
+    """`name`: of the setting `count`."""
     length = stream_length(rows)
+    parts = {name: count, "shuffle_buffer": buffer or None}
+    warn_of_sorted_stream(rows, {k: size for k, size in parts.items() if size and size < (length or math.inf)})
     if count is not None:
         rows, length = rows.take(count), None if length is None else min(count, length)
     return ImageStream(rows, transform, length, buffer, seed)

@@ -4,10 +4,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features
 from PIL import Image
 
-from hfkd.data.few_images import few_images
+from hfkd.data.few_images import few_images, warn_of_sorted_stream
 from hfkd.data.image_arguments import ImageDataArguments
 
 
@@ -52,3 +52,37 @@ def test_a_part_has_as_many_rows_as_asked_each_once(labels, count):
 def test_three_of_six_sorted_rows_are_one_of_each_class():
     found = few_images(Dataset.from_dict({"labels": [0, 0, 1, 1, 2, 2]}), 3)
     assert found["labels"][:] == [0, 1, 2]
+
+
+# ---- streams ---------------------------------------------------------------------------------------------------------
+
+
+def streamed(folder, **settings):
+    return ImageDataArguments(str(folder), image_size=8, resized_crop=True, streaming=True, **settings).load()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"max_test_images": 6}, "max_test_images=6"),
+        ({"max_train_images": 30}, "max_train_images=30"),
+        ({"shuffle_buffer": 20}, "shuffle_buffer=20"),
+    ],
+)
+def test_parts_of_a_stream_that_is_sorted_by_class_are_warned_of(folder, settings, said, caplog):
+    streamed(folder, **settings)
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert f"{said} images of a stream have few of its 3 classes" in message
+
+
+def test_parts_of_a_stream_with_all_classes_are_not(folder, caplog):
+    streamed(folder, max_train_images=36, max_test_images=12)
+    warn_of_sorted_stream(stream_of([2, 0, 1] * 40), {"shuffle_buffer": 10})
+    warn_of_sorted_stream(stream_of([0, 1, 2] * 40), {"max_train_images": 4})
+    warn_of_sorted_stream(stream_of([0] * 30 + [1] * 30 + [2] * 30), {"shuffle_buffer": 90})
+    assert not caplog.records
+
+
+def stream_of(labels):
+    features = Features({"labels": ClassLabel(names=["bear", "fox", "owl"])})
+    return Dataset.from_dict({"labels": labels}, features).to_iterable_dataset()
