@@ -24,6 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import views_as_rows
 from hfkd.data.he_da import original_images
+from hfkd.data.resident import as_collator_takes_it
 from hfkd.data.target_collator import with_targets
 from hfkd.evaluation.metrics import Running, check_counted, in_any_way, own_metrics, reads_logits
 from hfkd.losses.counts import Counts
@@ -419,7 +420,7 @@ class DistillationTrainer(Trainer):
         self.data_collator = self.setup.take_collator(self.data_collator)
         collate, pinned = self.data_collator, self.pins_memory and self.args.dataloader_pin_memory
         used = self.training_collator if description == "Training" else collate
-        used = self.task.for_prediction(used) if description == "test" else used
+        used = as_collator_takes_it(self.task.for_prediction(used) if description == "test" else used, dataset)
         no_label = {"test": None, "Training": self.setup.no_label}.get(description, NOTHING_TO_SCORE)
         if description == "Training":  # the dataset may have been replaced since the trainer was built
             self.setup.look_for_labels(dataset)

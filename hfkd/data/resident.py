@@ -3,6 +3,7 @@
 N images, B rows of a batch, H height, W width.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from hfkd.data.collate import ImageCollator
+from hfkd.data.epochs import datasets_in
 from hfkd.data.transforms import ImageTransform, unpack_pixels
 from hfkd.utils.devices import OnHost, send
 
@@ -29,8 +32,8 @@ class ResidentImages(Dataset):
 
     With an `ImageTransform`, a DataLoader gets whole batches from it, on that device: images, views and order are the
     same, bit for bit, as from the dataset itself; batches on a GPU have their `HostRows` as `host_rows`. The collator
-    must return such a batch unchanged, as `ImageCollator` does. Datasets that are derived from it (select, map, another
-    transform) behave like plain datasets.
+    must return such a batch unchanged, as `ImageCollator` does; in a trainer any other gets its rows. Datasets that are
+    derived from it (select, map, another transform) behave like plain datasets.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -93,6 +96,32 @@ class _Tensors:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Tensors":
         return self  # `datasets` copies a dataset for each change of its format
+
+
+@dataclass(frozen=True)
+class RowByRow:
+    """Calls `collate` on the rows of batches that `ResidentImages` have made."""
+
+    collate: Callable[[Any], Any]
+
+    def __call__(self, rows: Any) -> Any:
+        if isinstance(rows, Mapping):
+            columns = {name: values for name, values in rows.items() if isinstance(values, Tensor)}
+            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return self.collate(rows)
+
+
+def takes_batches(collate: Any) -> bool:
+    """Whether a collator, which may be wrapped, is an `ImageCollator`, which returns a whole batch unchanged."""
+    while collate is not None and not isinstance(collate, ImageCollator):
+        collate = getattr(collate, "collate", None)
+    return collate is not None
+
+
+def as_collator_takes_it(collate: Any, dataset: Any) -> Any:
+    """The collator for batches of `dataset`: a user's gets the rows of a batch that `ResidentImages` have made."""
+    made_whole = any(isinstance(one, ResidentImages) for one in datasets_in(dataset))
+    return RowByRow(collate) if made_whole and not takes_batches(collate) else collate
 
 
 def _tables(dataset: Dataset) -> tuple[Any, Any]:

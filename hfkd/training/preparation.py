@@ -16,7 +16,7 @@ from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import ImageCollator
 from hfkd.data.epochs import set_epoch_of
 from hfkd.data.first_rows import sets_by_name
-from hfkd.data.resident import ResidentImages
+from hfkd.data.resident import ResidentImages, takes_batches
 from hfkd.data.used_columns import only_used
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.temperatures import OF_LANGUAGE, Constant
@@ -42,9 +42,9 @@ class EpochViews(TrainerCallback):
         set_epoch_of(dataset, math.floor(round(state.epoch or 0.0, 6)))
 
 
-def pins_memory(datasets: Mapping[str, Any], args: DistillationArguments) -> bool:
+def pins_memory(datasets: Mapping[str, Any], args: DistillationArguments, collate: Any) -> bool:
     """Whether a loader may pin its batches; moves the images of `ResidentImages` to the training device first, unless
-    worker processes load them.
+    worker processes load them or a user's `collate` gets them one by one.
 
     Nothing is pinned for training on a CPU or on Apple's GPUs (torch warns of it), nor if images are on the device
     already.
@@ -52,7 +52,8 @@ def pins_memory(datasets: Mapping[str, Any], args: DistillationArguments) -> boo
     if args.device.type == "cpu":
         return False
     parts = [part for given in datasets.values() for part in sets_by_name(given).values()]
-    resident = [part for part in parts if isinstance(part, ResidentImages) and not args.dataloader_num_workers]
+    here = not args.dataloader_num_workers and takes_batches(collate)
+    resident = [part for part in parts if isinstance(part, ResidentImages) and here]
     for part in resident:
         part.move(args.device)
     return not resident and args.device.type != "mps"

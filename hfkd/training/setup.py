@@ -370,7 +370,7 @@ class Setup:
             lay_out(of_images([self.model]), torch.channels_last)
             if self.teacher is not None:
                 self.teacher.channels_last()
-        self.pins_memory = pins_memory(self.data, self.args)
+        self.pins_memory = pins_memory(self.data, self.args, self.collator)
         self.bounds = Bounds.of(self.model, self.networks, self.task, self.classes)
 
     def build_objectives(self) -> None:

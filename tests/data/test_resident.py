@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import DataLoader
 from toys import Net, arguments, teacher
+from transformers import default_data_collator
 
 from hfkd import DistillationTrainer
 from hfkd.data.collate import ImageCollator
@@ -149,3 +150,20 @@ def test_training_and_evaluation_and_resuming_are_bit_identical(tmp_path):
     for name, parameter in plain.model.state_dict().items():
         assert torch.equal(parameter, held.model.state_dict()[name]), name
         assert torch.equal(parameter, again.model.state_dict()[name]), f"{name} after resuming"
+
+
+def in_a_list(rows):
+    """A collator of a user's own, which reads rows one by one."""
+    labels = torch.tensor([int(row["labels"]) for row in rows])
+    return {"pixel_values": torch.stack([row["pixel_values"] for row in rows]), "labels": labels}
+
+
+@pytest.mark.parametrize("collate", [in_a_list, torch.utils.data.default_collate, default_data_collator])
+def test_a_collator_of_ones_own_gets_the_rows(tmp_path, collate):
+    losses = []
+    for data in both():
+        args = arguments(tmp_path / str(len(losses)), max_steps=9)
+        parts = {"train_dataset": data, "eval_dataset": data.with_transform(ImageTransform())}
+        trainer = DistillationTrainer(Net(classes=10), teacher(10), args, data_collator=collate, **parts)
+        losses.append((trainer.train().training_loss, trainer.evaluate()["eval_loss"]))
+    assert losses[0] == losses[1]
