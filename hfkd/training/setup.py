@@ -83,7 +83,7 @@ from hfkd.training.validation.normalisation import ImageInputs, normalisation, r
 from hfkd.training.validation.on_policy import refuse_on_policy, refuse_prompts_to_write
 from hfkd.training.validation.optimizer_settings import refuse_unread_settings
 from hfkd.training.validation.padding import refuse_other_padding
-from hfkd.training.validation.random_evaluation import warn_of_random_evaluation
+from hfkd.training.validation.random_evaluation import warn_of_random_evaluation, warn_of_random_images
 from hfkd.training.validation.recorded_inputs import check_processor
 from hfkd.training.validation.sharded_teacher import refuse_sharded_teacher
 from hfkd.training.validation.slots import slot_check
@@ -275,6 +275,8 @@ class Setup:
         )
         self.received = normalisation(self.image_inputs, self.data)
         warn_of_random_evaluation(self.data)
+        if images:
+            warn_of_random_images(self.data["eval_dataset"], self.collator)
         self.teacher: Teacher | None = None if teacher is None else as_teacher(teacher, self.received)
         self.networks = self.teacher.networks if self.teacher else ()
         refuse_teacher_cache(self.args, self.loss, self.task, self.networks)

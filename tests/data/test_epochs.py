@@ -7,10 +7,12 @@ from datasets import Dataset
 from PIL import Image
 from text_toys import tokenizer
 from torch.utils.data import ConcatDataset, StackDataset, Subset
+from torchvision.transforms import v2
 from toys import Net, arguments, teacher
 
 from hfkd import DistillationTrainer
 from hfkd.data import ImageTransform
+from hfkd.data.collate import ImageCollator
 from hfkd.data.epochs import ImageStream, set_epoch_of
 from hfkd.data.images import decode
 from hfkd.data.large_images import LargeImageTransform
@@ -61,6 +63,43 @@ def test_an_evaluation_set_of_random_rows_is_warned_of(tmp_path, wrap, caplog):
             Net(), teacher(), arguments(tmp_path / "run"), train_dataset=parts["train"], eval_dataset=scored
         )
         assert ("are cropped or flipped at random, as augment=True says" in caplog.text) is warned
+
+
+class Photos(torch.utils.data.Dataset):
+    """A dataset of a user's own, with a transform of torchvision's."""
+
+    def __init__(self, *parts):
+        self.transform = v2.Compose([*parts, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+        pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+        self.pictures = [Image.fromarray(one) for one in pixels]
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, row):
+        return {"pixel_values": self.transform(self.pictures[row]), "labels": row % 5}
+
+
+def erasing(rows):
+    batch = ImageCollator()(rows)
+    return batch | {"pixel_values": v2.RandomErasing(1.0)(batch["pixel_values"])}
+
+
+@pytest.mark.parametrize(
+    ("parts", "collate", "warned"),
+    [
+        ([v2.RandomCrop(8, padding=2)], None, True),
+        ([v2.RandomHorizontalFlip()], None, True),
+        ([], erasing, True),
+        ([v2.CenterCrop(8)], None, False),
+    ],
+)
+def test_evaluation_images_that_differ_each_time_they_are_read_are_warned_of(tmp_path, parts, collate, warned, caplog):
+    torch.manual_seed(0)
+    train, scored = torch.utils.data.random_split(Photos(*parts), [4, 4])
+    data = {"train_dataset": train, "eval_dataset": scored, "data_collator": collate}
+    DistillationTrainer(Net(), teacher(), arguments(tmp_path / "run"), **data)
+    assert ("The images of eval_dataset differ each time they are read" in caplog.text) is warned
 
 
 def test_an_evaluation_set_with_the_masks_of_each_epoch_is_warned_of(caplog):

@@ -1,13 +1,18 @@
 """Warns of evaluation sets whose rows are random, as those of a split of the training set with its transform."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from hfkd.data.epochs import EpochTransform, datasets_in, epoch_transform
-from hfkd.data.first_rows import sets_by_name
+from hfkd.data.first_rows import first_rows, map_style, sets_by_name
+from hfkd.utils.random_state import kept_random_state
 
 logger = logging.getLogger(__name__)
+READINGS = 5  # of two images: if each is flipped or not, all are the same by chance once in 256 times
 
 
 def warn_of_random_evaluation(datasets: Mapping[str, Any]) -> None:
@@ -29,6 +34,27 @@ def warn_of_random_evaluation(datasets: Mapping[str, Any]) -> None:
                     name,
                     type(transform).__name__,
                 )
+
+
+def warn_of_random_images(scored: Any, collate: Callable[[list[Any]], Any]) -> None:
+    """Warn of evaluation sets whose images differ when they are read again, by any transform or collator."""
+    for name, part in sets_by_name(scored).items():
+        if not map_style(part):
+            continue
+        with kept_random_state():
+            read = [collate(first_rows(part)).get("pixel_values") for _ in range(READINGS)]
+        first = read[0]
+        if isinstance(first, Tensor) and any(_differ(first, again) for again in read[1:]):
+            logger.warning(
+                "The images of %s differ each time they are read, as augmentation in a transform or a data_collator "
+                "makes them (random_split keeps the transform of the training set), so that the scores are not those "
+                "of the images themselves: give it a transform without random parts.",
+                name,
+            )
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    return one.shape != other.shape or not torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def _transforms(dataset: Any) -> list[EpochTransform]:
