@@ -54,6 +54,18 @@ def test_three_of_six_sorted_rows_are_one_of_each_class():
     assert found["labels"][:] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("order", [[2, 0, 3, 1], [1, 0, 2, 3, 0, 1, 3, 2]], ids=["by class", "in blocks"])
+def test_classes_in_any_other_order_are_all_there_too(order):
+    labels = np.repeat(order, 50)
+    assert Counter(few_images(Dataset.from_dict({"labels": labels}), 40)["labels"]) == dict.fromkeys(range(4), 10)
+
+
+def test_random_rows_are_the_first_ones():
+    labels = np.random.default_rng(0).integers(0, 4, 200)
+    rows = Dataset.from_dict({"labels": labels, "index": range(200)})
+    assert few_images(rows, 40)["index"][:] == list(range(40))
+
+
 # ---- streams ---------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+from datasets import Dataset
 from reference import kl_of
 from task_toys import KINDS
 from test_ranks import run
@@ -211,6 +212,14 @@ def test_two_ranks_with_unequal_labels_are_one_process(tmp_path):
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6)
     mine, theirs = ([entry["ce"] for entry in log["log"] if "ce" in entry] for log in (record, its))
     assert mine == pytest.approx(theirs, rel=1e-4)
+
+
+def test_rows_without_a_label_are_none_of_the_few_labels():
+    rows = Dataset.from_dict({"labels": [0, 1, 2, 3] * 50, "index": range(200)})
+    few = few_labels(few_labels(rows, 40), 20)
+    assert sorted(label for label in few["labels"] if label >= 0) == sorted([0, 1, 2, 3] * 5)
+    with pytest.raises(ValueError, match="from 1 to the 20 rows of the dataset with a label"):
+        few_labels(few, 21)
 
 
 def test_few_labels_are_as_many_of_each_class_as_can_be():
