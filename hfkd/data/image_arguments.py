@@ -1,11 +1,14 @@
 """The flags that define an image dataset, and its two splits."""
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
+from hfkd.data.columns import label_names
 from hfkd.data.epochs import ImageStream, stream_length
 from hfkd.data.few_images import few_images, warn_of_sorted_stream
 from hfkd.data.few_labels import few_labels
@@ -17,6 +20,8 @@ from hfkd.data.transforms import ImageTransform
 from hfkd.utils.counts import at_least_one
 from hfkd.utils.dependent_settings import refuse_without_effect
 from hfkd.utils.numbers import CIFAR_MEAN, CIFAR_STD
+
+logger = logging.getLogger(__name__)
 
 IMAGENET_SIZE = 224
 
@@ -111,6 +116,8 @@ class ImageDataArguments:
                 "provide: leave one of them out"
             )
         train, test = self._large() if self.resized_crop else self._small()
+        if not self.streaming:
+            _warn_of_untrained(train, test)
         if self.imbalance_factor is not None:
             train = long_tail(train, self.imbalance_factor, seed)
         transform: ImageTransform | LargeImageTransform
@@ -143,6 +150,19 @@ class ImageDataArguments:
     def _source(self) -> dict[str, Any]:
         names = ("train_split", "test_split", "image_column", "label_column")
         return {name: getattr(self, name) for name in names} | {"name": self.dataset_config}
+
+
+def _warn_of_untrained(train: Dataset, test: Dataset) -> None:
+    """Warn of classes of the test images that no training image has."""
+    taught, scored = (np.unique(rows.with_format("numpy")["labels"][:]) for rows in (train, test))
+    missing = [int(label) for label in np.setdiff1d(scored, taught) if label >= 0]  # below 0: hidden
+    if missing:
+        names = label_names(train)
+        logger.warning(
+            "There are test images, but no training images, of the classes %s: none of them can be right. Folders "
+            "that are spelt differently in the two splits are different classes.",
+            [names[label] if names else label for label in missing[:8]],
+        )
 
 
 def _stream(rows: Any, transform: Any, name: str, count: int | None, buffer: int = 0, seed: int = 0) -> ImageStream:

@@ -1,5 +1,6 @@
 """The part of a dataset that --max_train_images and --max_test_images use."""
 
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -64,6 +65,17 @@ def test_random_rows_are_the_first_ones():
     labels = np.random.default_rng(0).integers(0, 4, 200)
     rows = Dataset.from_dict({"labels": labels, "index": range(200)})
     assert few_images(rows, 40)["index"][:] == list(range(40))
+
+
+@pytest.mark.parametrize("resized_crop", [False, True])
+def test_classes_without_a_training_image_are_warned_of(folder, tmp_path, resized_crop, caplog):
+    load = {"image_size": 8, "resized_crop": resized_crop}
+    ImageDataArguments(str(folder), **load).load()
+    assert not caplog.records
+    shutil.copytree(folder, tmp_path / "data")
+    (tmp_path / "data" / "test" / "fox").rename(tmp_path / "data" / "test" / "foxes")
+    ImageDataArguments(str(tmp_path / "data"), **load).load()
+    assert "no training images, of the classes ['foxes']" in caplog.text
 
 
 # ---- streams ---------------------------------------------------------------------------------------------------------
