@@ -38,7 +38,7 @@ BESIDE_TURNS = ("tools", "chat_template_kwargs")
 BESIDE = ("system", "system_prompt", "history")
 CONTEXT = ("context", "input")  # the input of an instruction, by Dolly's name and Alpaca's
 # `datasets` hashes functions of a module by name, not by code: increase this if the texts below change.
-REVISION = 2
+REVISION = 3
 
 DOLLY_TEST, DOLLY_DEV, DOLLY_TRAIN = 500, 1000, 11435
 
@@ -152,9 +152,9 @@ def _pair(
         return _render(_turns(row, columns, number), tokenizer, number)
     if columns == ("messages",) or isinstance(row[columns[0]], list):
         turns = _turns(row, columns, number)
-        if [turn["role"] for turn in turns] != ["user", "assistant"]:
+        if (roles := _roles(turns)) != ["user", "assistant"]:
             raise ValueError(
-                f"row {number}: turns of {[turn['role'] for turn in turns]} do not fit the instruction template, "
+                f"row {number}: turns of {roles} do not fit the instruction template, "
                 "which has one question and one answer: set chat_template=True, with a tokenizer that has a chat "
                 "template"
             )
@@ -172,23 +172,44 @@ def _pair(
 def _turns(row: dict[str, Any], columns: tuple[str, ...], number: int) -> list[dict[str, str]]:
     """The row as chat turns, the last of which is the assistant's."""
     if columns == ("messages",):
-        turns = row["messages"]
+        turns = _given(row["messages"] or [])
         _refuse_beside(row, BESIDE_TURNS, number)
     elif isinstance(row[columns[0]], list):  # TRL's conversational prompt + completion
-        turns = [*row[columns[0]], *row[columns[1]]]
+        turns = _given([*row[columns[0]], *(row[columns[1]] or [])])
         _refuse_beside(row, BESIDE_TURNS, number)
     else:
         context = _context(row, number) if columns[0] == "instruction" else ""
         question = "\n\n".join(filter(None, (_text(row, columns[0], number), context)))
         answer = _text(row, columns[1], number)
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    if not turns or turns[-1]["role"] != "assistant" or len(turns) < 2:
+    roles = _roles(turns)
+    if len(roles) < 2 or roles[-1] != "assistant":
         raise ValueError(
-            f"row {number} has the turns {[turn['role'] for turn in turns]}, but the last of two or more turns must "
+            f"row {number} has the turns {roles}, but the last of two or more turns must "
             "be the assistant's, which is the response: remove the row, or add an answer"
         )
-    _refuse_unwritten(row, "".join(str(turn["content"]) for turn in turns[:-1]), number)
+    for turn in turns:
+        if turn.keys() <= {"role"}:  # templates write an empty text for it, or "None"
+            _text(turn, "content", number)
+    _refuse_unwritten(row, "".join(str(turn.get("content")) for turn in turns[:-1]), number)
     return turns
+
+
+def _roles(turns: list[dict[str, Any]]) -> list[str | None]:
+    return [turn.get("role") for turn in turns]
+
+
+def _given(value: Any) -> Any:
+    """The value without the entries None of dicts at any depth.
+
+    In a table the turns of all rows, the arguments of tool calls and the parts of a content have the same keys, of
+    which the missing ones are None. Templates would write them, or take a text for an image.
+    """
+    if isinstance(value, list):
+        return [_given(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _given(one) for name, one in value.items() if one is not None}
+    return value
 
 
 def _refuse_beside(row: dict[str, Any], names: tuple[str, ...], number: int) -> None:
@@ -239,7 +260,7 @@ def _context(row: dict[str, Any], number: int) -> str:
 
 
 def _text(row: dict[str, Any], column: str, number: int) -> str:
-    value = row[column]
+    value = row.get(column)
     if isinstance(value, list) and value:  # several references: use the first
         value = value[0]
     if not isinstance(value, str):

@@ -178,6 +178,34 @@ def test_turns_that_are_no_text_are_not_written_as_python_has_them(content):
         pair(messages=[{"role": "user", "content": content}, {"role": "assistant", "content": content and [ASKED]}])
 
 
+@pytest.mark.parametrize("messages", [None, [ASKED, {"role": "assistant", "content": None}], [ASKED, {"content": "b"}]])
+def test_a_chat_without_an_answer_names_its_row(messages):
+    """As in a table, where other rows have what this one lacks; a template writes an empty answer, or None."""
+    other = [ASKED, ANSWERED]
+    with pytest.raises(ValueError, match="row 1(:| has the turns)"):
+        to_prompt_response(Dataset.from_list([{"messages": other}, {"messages": messages}]), chat_tokenizer(), True)
+
+
+def test_what_only_other_rows_of_a_table_have_is_not_written():
+    """The arguments of tool calls, and the parts of a content, have the keys of all of them in a table."""
+    template = "{% for m in messages %}{{ m.content or '' }}{{ (m.tool_calls or '') | tojson }}\n{% endfor %}"
+    calls = [{"name": "add", "arguments": {"a": 1}}, {"name": "find", "arguments": {"word": "b"}}]
+    answers = [{"role": "assistant", "content": None, "tool_calls": [call]} for call in calls]
+    found = to_prompt_response(
+        Dataset.from_list([{"messages": [ASKED, answer]} for answer in answers]), chat_tokenizer(template), True
+    )
+    assert ["null" in response for response in found["response"]] == [False, False]
+    assert '{"a": 1}' in found["response"][0]
+    template = (
+        "{% for m in messages %}{% for part in m.content %}{{ '<image>' if 'image' in part else part.text }}"
+        "{% endfor %}{% endfor %}"
+    )
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "b"}]}
+    parts = {"type": "image", "image": "cat.png"}, {"type": "text", "text": "a"}
+    rows = Dataset.from_list([{"messages": [{"role": "user", "content": [part]}, answer]} for part in parts])
+    assert to_prompt_response(rows, chat_tokenizer(template), True)["prompt"][:] == ["<image>", "a"]
+
+
 def test_unknown_columns_say_what_there_is_and_what_is_accepted():
     with pytest.raises(ValueError, match=r"\['question', 'answer'\]: rename them to one of messages, instruction \+ "):
         accepted_columns(Dataset.from_list([{"question": "a", "answer": "b"}]))
