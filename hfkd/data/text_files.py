@@ -1,8 +1,10 @@
 """Reading of text files: the formats of `datasets`, and JSON lines with error messages that name the line."""
 
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets import Dataset
@@ -37,10 +39,26 @@ def read_file(path: Path) -> Dataset:
     if builder is None:
         return read_jsonl(path)
     refuse_patterns(path)
+    more: dict[str, Any] = MORE.get(path.suffix, {})
+    if path.suffix == ".tsv" and _has_plain_quotes(path):
+        more = more | {"quoting": csv.QUOTE_NONE}
     try:
-        return datasets.load_dataset(builder, data_files=str(path), split="train", **MORE.get(path.suffix, {}))
+        return datasets.load_dataset(builder, data_files=str(path), split="train", **more)
     except Exception as error:  # datasets wraps any exception
         raise ValueError(f"{path} cannot be read as {path.suffix}: {error.__cause__ or error}") from error
+
+
+def _has_plain_quotes(path: Path) -> bool:
+    """Whether quotation marks in a .tsv are part of its texts (as in GLUE's files), and do not enclose line breaks.
+
+    So it is if a field begins with one that has no end in its line, and yet all lines have the same number of fields:
+    reading on to the next quotation mark would join many rows to one.
+    """
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        lines = [line.removesuffix("\n").split("\t") for line in file if line.strip("\n")]
+    counts = {len(fields) for fields in lines}
+    opened = any(field.startswith('"') and field.count('"') % 2 for fields in lines for field in fields)
+    return opened and len(counts) == 1 and counts != {1}
 
 
 def read_jsonl(path: str | Path) -> Dataset:

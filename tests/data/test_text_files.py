@@ -1,5 +1,6 @@
 import json
 
+import pandas
 import pytest
 
 from hfkd.data.text_files import read_file, read_jsonl
@@ -53,6 +54,22 @@ def test_a_byte_order_mark_is_no_part_of_the_first_text(tmp_path, suffix, conten
     path = tmp_path / f"rows{suffix}"
     path.write_bytes(b"\xef\xbb\xbf" + content)
     assert read_file(path)[:] == {"text": ["one", "two"]}
+
+
+def test_quotation_marks_of_a_tsv_without_quoting_join_no_rows(tmp_path):
+    """GLUE's files have such texts: a quotation mark at the start of one, and the next in another row."""
+    lines = ['"It is bad\t0', "good film\t1", 'no" said he\t0', "nice\t1"]
+    path = tmp_path / "rows.tsv"
+    path.write_text("\n".join(["text\tlabel", *lines]) + "\n")
+    expected = [line.split("\t")[0] for line in lines]
+    assert read_file(path)[:] == {"text": expected, "label": [0, 1, 0, 1]}
+
+
+@pytest.mark.parametrize("texts", [["a\nb", 'says "c"'], ["a\tb\nc\td", "e"]])
+def test_quoted_texts_of_a_tsv_are_read_as_pandas_writes_them(tmp_path, texts):
+    for columns in ({"text": texts, "label": [0, 1]}, {"text": texts}):
+        pandas.DataFrame(columns).to_csv(tmp_path / "rows.tsv", sep="\t", index=False)
+        assert read_file(tmp_path / "rows.tsv")[:] == columns
 
 
 def test_a_missing_file_is_named(tmp_path):
