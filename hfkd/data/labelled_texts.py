@@ -33,6 +33,11 @@ class LabelledTexts(NamedTuple):
     def label_names(self) -> list[str] | None:
         return label_names(self.train)
 
+    @property
+    def training_texts(self) -> list[str]:
+        """All texts of the training split, also the second ones of pairs."""
+        return [text for name in ("text", "pair") if name in self.train.column_names for text in self.train[name][:]]
+
 
 @dataclass
 class LabelledTextArguments(TextSetArguments):
@@ -150,7 +155,8 @@ def _check_ids(rows: Dataset, column: str, split: str, classes: int | None) -> i
 def tokenize_labelled(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """`text`, optionally `pair`, and `labels` -> the tokenizer's columns (each [L]), `labels`, `length` and `index`.
 
-    Longer rows are truncated at the end, pairs at the end of the longer text; their number is logged.
+    Longer rows are truncated at the end, pairs at the end of the longer text; their number is logged. Raises
+    ValueError for a row without any token, as an empty text is without special tokens.
     """
     pair = "pair" in rows.column_names
     check_length(tokenizer, max_length, tokenizer.num_special_tokens_to_add(pair))
@@ -161,6 +167,12 @@ def tokenize_labelled(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_len
         fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
         desc="Tokenising",
     )
+    empty = next((i for i, length in enumerate(tokens["length"][:]) if length == 0), None)
+    if empty is not None:
+        raise ValueError(
+            f"row {empty} has no tokens, because its text is empty and the tokenizer adds no special tokens: a network "
+            "would classify padding; remove such rows"
+        )
     cut = int(sum(tokens["cut"][:]))
     logger.info("%d rows tokenised, of which %d are truncated at max_length=%d", len(tokens), cut, max_length)
     return tokens.remove_columns("cut").add_column("index", np.arange(len(tokens)))

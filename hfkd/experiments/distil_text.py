@@ -21,7 +21,7 @@ def text_classification_trainer(
     networks.check_teacher(args.kd_weight)
     with args.main_process_first(desc="tokenising"):
         texts = data.read()
-        tokenizer = networks.tokenizer(texts.train["text"][:])
+        tokenizer = networks.tokenizer(texts.training_texts)
         rows = data.tokens(texts, tokenizer)
     labels = class_names(texts.label_names, texts.num_labels)
     return _trainer(AutoModelForSequenceClassification, networks, args, rows, tokenizer, labels)

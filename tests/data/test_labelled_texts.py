@@ -112,6 +112,14 @@ def test_pairs_are_tokenised_together(monkeypatch, tokenizer):
     assert tokens["input_ids"][:] == expected
 
 
+def test_a_row_without_tokens_is_refused(tokenizer):
+    """Decoders such as GPT-2 have no special tokens, so that an empty text would be padding alone."""
+    with pytest.raises(ValueError, match="row 2 has no tokens, because its text is empty"):
+        tokenize_labelled(rows(text=["a", "b", "", "c"], labels=LABEL), tokenizer, max_length=16)
+    pairs = rows(text=["a", "", "b", "c"], pair=["", "a", "b", "c"], labels=LABEL)
+    assert tokenize_labelled(pairs, tokenizer, max_length=16)["length"][:2] == [1, 1]
+
+
 def test_lengths_that_are_not_possible(tokenizer):
     tokenizer.model_max_length = 8
     with pytest.raises(ValueError, match="max_length=16 is above the tokenizer's maximum length of 8"):

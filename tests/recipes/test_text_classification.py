@@ -47,6 +47,20 @@ def taught(folder):
     return folder / "taught", folder / "student"
 
 
+def test_a_tokenizer_is_trained_on_both_texts_of_pairs(tmp_path, monkeypatch):
+    """All second texts, here of other letters, would be unknown tokens."""
+    pairs = [{"text": "one two", "other": "αβγ δε", "label": n % 2} for n in range(8)]
+    (tmp_path / "classified").mkdir()
+    for split in ("train", "validation"):
+        (tmp_path / "classified" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    changes = ",".join(f"{name}={value}" for name, value in SMALL_BERT.items())
+    alone = {"kd_weight": 0, "ce_weight": 1, "train_tokenizer": 60, "student_config": changes, "max_steps": 1}
+    flags = classified_flags(tmp_path, tmp_path / "run", text_pair_column="other", eval_strategy="no", **alone)
+    run(monkeypatch, "text_classification", *[flag for flag in flags if not flag.startswith("--teacher_name")])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    assert tokenizer.unk_token_id not in tokenizer("one two", "αβγ δε")["input_ids"]
+
+
 def test_both_have_learnt_what_their_results_say(taught):
     teacher, student = map(results, taught)
     assert teacher["teacher_accuracy"] is None
