@@ -107,7 +107,8 @@ def generate_responses(
     `prompt` and `response`, and `responses.json` with settings and counts. A response is seeded by (seed, row, sample),
     so that it depends neither on the number of processes nor on interruptions; a repeated call keeps existing
     responses, and writes the other splits again if they have changed. Responses that end at once or have no text are
-    dropped, and by the filters also unfinished and repeated ones. Raises ValueError, before anything is written, for a
+    dropped, and by the filters also unfinished and repeated ones. With a chat template a response includes the token
+    that ended it, if that is not the tokenizer's end of sequence, as responses of `messages` do. Raises ValueError, before anything is written, for a
     folder with other responses, if all prompts are too long, if the model has too few positions, and for another split
     without responses; and at the end if no response is left.
     """
@@ -212,13 +213,17 @@ def _write(
 def _response(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tokens: Sequence[int], ends: set[int]
 ) -> dict[str, Any]:
-    """The response's text, without special tokens; decoded with the prompt to keep a leading space."""
+    """The response's text, without special tokens; decoded with the prompt to keep a leading space.
+
+    end: the token that ended it, if it is not the tokenizer's end of sequence, which training adds: of a turn (Gemma).
+    """
     ended = bool(tokens) and tokens[-1] in ends
     answer = list(tokens[:-1] if ended else tokens)
     settings: dict[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     before, whole = (str(tokenizer.decode(ids, **settings)) for ids in (list(prompt), [*prompt, *answer]))
     text = whole[len(before) :] if whole.startswith(before) else str(tokenizer.decode(answer, **settings))
-    return {"response": text, "tokens": len(answer), "ended": ended}
+    end = str(tokenizer.decode(tokens[-1:])) if ended and tokens[-1] != tokenizer.eos_token_id else ""
+    return {"response": text, "tokens": len(answer), "ended": ended, "end": end}
 
 
 def _all(folder: ResponseFolder, count: int) -> Iterable[Row]:
@@ -241,7 +246,8 @@ def _kept(prompts: Prompts, written: Iterable[Row], args: ResponseArguments) -> 
         counts[why or "kept"] += 1
         if why is None:
             seen.setdefault(row, set()).add(text)
-            kept.append({"prompt": texts[row], "response": text, "row": row, "sample": one["sample"]})
+            whole = text + one.get("end", "") if args.chat_template else text  # as in the turns of the template
+            kept.append({"prompt": texts[row], "response": whole, "row": row, "sample": one["sample"]})
     return kept, dict(counts) | {"prompts": len(prompts), "long_prompts": prompts.dropped}
 
 

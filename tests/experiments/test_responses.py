@@ -146,6 +146,25 @@ def test_prompts_of_a_chat_template_are_trained_on_as_they_were_answered(folder)
     assert data.generation_settings["add_special_tokens"] is False
 
 
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_chat_is_trained_on_with_the_end_of_turn_that_the_model_wrote(folder, chat):
+    """Gemma ends a turn by another token than the tokenizer's end of sequence."""
+    words, model = tokenizer(), often_ending()
+    words.add_special_tokens({"additional_special_tokens": ["c"]})
+    words.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    turn = words.convert_tokens_to_ids("c")
+    model.generation_config.eos_token_id = [END, turn]
+    with torch.no_grad():
+        model.lm_head.bias[turn] = 2.0
+    generate_responses(model, words, arguments(folder, chat_template=chat))
+    parts = read_jsonl(folder / "out" / "train.jsonl")
+    ended = sum("c" in response for response in parts["response"])
+    data = TextDataArguments(str(folder / "out"), max_length=16, max_prompt_length=8).load(words)
+    ends = [row["input_ids"][-2:] for row in data.train]
+    assert sum(end == [turn, END] for end in ends) == ended
+    assert (0 < ended < len(parts)) if chat else not ended
+
+
 def test_a_stopped_run_ends_with_the_same_bytes(folder, tmp_path, monkeypatch, caplog):
     generate_responses(often_ending(), tokenizer(), arguments(folder))
     whole = content(folder / "out")
