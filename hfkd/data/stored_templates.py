@@ -1,7 +1,12 @@
 """Whether the prompts of a dataset already include a chat template, as its responses.json says."""
 
 import json
+import logging
 from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 RESPONSES = "responses.json"  # written by `hfkd generate` beside its rows
 
@@ -16,3 +21,22 @@ def prompts_with_template(dataset_name: str) -> bool:
         return bool(found["settings"]["chat_template"])
     except (OSError, ValueError, KeyError, TypeError):  # none, or someone else's file
         return False
+
+
+def warn_of_other_template(dataset_name: str, prompt: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Warn if a prompt that includes a chat template has neither special tokens of the tokenizer nor its template."""
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if not (tokenizer.added_tokens_decoder.keys() - {tokenizer.unk_token_id}).isdisjoint(ids):
+        return
+    if tokenizer.chat_template:
+        question = [{"role": "user", "content": "question"}]
+        written = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
+        if prompt.endswith(written.rpartition("question")[2]):
+            return
+    logger.warning(
+        "The prompts of %s include a chat template, but %s has none of its special tokens, and would read them as "
+        "ordinary text, without its own beginning of a sequence: the template is probably that of another tokenizer. "
+        "Generate responses to prompts without --chat_template for this student.",
+        dataset_name,
+        tokenizer.name_or_path or type(tokenizer).__name__,
+    )

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from hfkd.data.first_rows import at_most
 from hfkd.data.instructions import dolly_rows, to_prompt_response
 from hfkd.data.pack_rows import pack_rows
-from hfkd.data.stored_templates import prompts_with_template
+from hfkd.data.stored_templates import prompts_with_template, warn_of_other_template
 from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_files import read_splits
 from hfkd.data.two_tokenizers import tokenize_for_both
@@ -89,6 +89,9 @@ class TextDataArguments:
             raise ValueError(
                 f"{self.dataset_name} has the splits {sorted(splits)}, but one must be named train: rename it"
             )
+        if self.prompts_with_template:
+            for one in filter(None, (tokenizer, teacher_tokenizer)):
+                warn_of_other_template(self.dataset_name, splits["train"][0]["prompt"], one)
         train = at_most(splits["train"], self.max_train_rows)
         dev = next((at_most(splits[name], self.max_dev_rows) for name in DEV_NAMES if name in splits), None)
         dev_texts = None if dev is None else to_prompt_response(dev, tokenizer, self.chat_template)

@@ -108,9 +108,9 @@ def generate_responses(
     so that it depends neither on the number of processes nor on interruptions; a repeated call keeps existing
     responses, and writes the other splits again if they have changed. Responses that end at once or have no text are
     dropped, and by the filters also unfinished and repeated ones. With a chat template a response includes the token
-    that ended it, if that is not the tokenizer's end of sequence, as responses of `messages` do. Raises ValueError, before anything is written, for a
-    folder with other responses, if all prompts are too long, if the model has too few positions, and for another split
-    without responses; and at the end if no response is left.
+    that ended it, if that is not the tokenizer's end of sequence, as responses of `messages` do. Raises ValueError,
+    before anything is written, for a folder with other responses, if all prompts are too long, if the model has too few
+    positions, and for another split without responses; and at the end if no response is left.
     """
     state = processes()
     with state.main_process_first():

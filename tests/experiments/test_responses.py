@@ -165,6 +165,25 @@ def test_a_chat_is_trained_on_with_the_end_of_turn_that_the_model_wrote(folder, 
     assert (0 < ended < len(parts)) if chat else not ended
 
 
+def test_prompts_in_a_template_that_the_student_does_not_know_are_warned_of(folder, caplog):
+    """Its markers are words like others there, and the student's own template is used in evaluation."""
+    marked = "{% for m in messages %}<turn> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<turn>{% endif %}"
+    words = tokenizer()
+    words.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    words.chat_template = marked
+    model = often_ending()
+    model.resize_token_embeddings(len(words))
+    generate_responses(model, words, arguments(folder, chat_template=True, keep_unfinished=True))
+    data = TextDataArguments(str(folder / "out"), max_length=16, max_prompt_length=8)
+    plain = tokenizer()
+    plain.chat_template = marked  # without special tokens, as Vicuna's
+    for student in (words, plain):
+        data.load(student)
+    assert "template" not in caplog.text
+    data.load(tokenizer())
+    assert "include a chat template, but" in caplog.text
+
+
 def test_a_stopped_run_ends_with_the_same_bytes(folder, tmp_path, monkeypatch, caplog):
     generate_responses(often_ending(), tokenizer(), arguments(folder))
     whole = content(folder / "out")
