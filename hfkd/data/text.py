@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 LongPrompts = Literal["drop", "cut"]
 Tokenization = Literal["joint", "separate"]
 
-REVISION = 2  # see instructions.REVISION
+REVISION = 3  # see instructions.REVISION
 
 
 def tokenize_dataset(
@@ -41,12 +41,13 @@ def tokenize_dataset(
 
     `labels` are the ids with -100 for the prompt, unshifted. A row longer than `max_length` loses the end of its
     response with the end-of-sequence token, so that the student does not learn to stop there. An empty response is
-    kept: its only target is the end of the sequence. A row of one token has no target and is dropped. These rows are
-    counted in a log line. `index` is the row's number in the returned dataset, and is kept by shuffling and selecting.
-    `length` is for `train_sampling_strategy="group_by_length"`. Prompts get the tokenizer's special tokens (such as
-    BOS), unless they come from a chat template, here or earlier (`add_special_tokens=False`). `datasets` caches the
-    result by data, tokenizer and arguments. Raises ValueError for columns that are not accepted, unknown names,
-    impossible lengths, or if no row is left.
+    kept: its only target is the end of the sequence. A row of one token has no target and is dropped, as is a blank
+    `text`, with which the end would be the only target after BOS. These rows are counted in a log line. `index` is the
+    row's number in the returned dataset, and is kept by shuffling and selecting. `length` is for
+    `train_sampling_strategy="group_by_length"`. Prompts get the tokenizer's special tokens (such as BOS), unless they
+    come from a chat template, here or earlier (`add_special_tokens=False`). `datasets` caches the result by data,
+    tokenizer and arguments. Raises ValueError for columns that are not accepted, unknown names, impossible lengths, or
+    if no row is left.
     """
     check_tokenising(dataset, tokenizer, max_length, max_prompt_length, long_prompts, tokenization)
     pairs = to_prompt_response(dataset, tokenizer, chat_template)
@@ -67,8 +68,8 @@ def tokenize_dataset(
     )
     if len(tokens) == 0:
         raise ValueError(
-            f"none of the {len(pairs)} rows is left, because each is a single token or has a prompt of more than "
-            f"{max_prompt_length} tokens: increase max_prompt_length, or set long_prompts='cut'"
+            f"none of the {len(pairs)} rows is left, because each is a single token, is blank, or has a prompt of "
+            f"more than {max_prompt_length} tokens: increase max_prompt_length, or set long_prompts='cut'"
         )
     _log_counts(pairs, tokens, tokenizer.eos_token_id, max_length)
     return tokens.add_column("index", np.arange(len(tokens)))
@@ -140,8 +141,9 @@ def _tokenize_batch(
     revision: int,  # only used in the cache's hash
 ) -> dict[str, list]:
     rows: dict[str, list] = {"input_ids": [], "labels": [], "prompt_length": [], "length": []}
-    for prompt, response in encode_rows(batch, tokenizer, tokenization, add_special_tokens):
-        if len(prompt) > max_prompt_length and long_prompts == "drop":
+    encoded = encode_rows(batch, tokenizer, tokenization, add_special_tokens)
+    for (prompt, response), blank in zip(encoded, are_blank(batch), strict=True):
+        if blank or (len(prompt) > max_prompt_length and long_prompts == "drop"):
             continue
         prompt = prompt[:max_prompt_length]
         ids = [*prompt, *response][:max_length]
@@ -152,6 +154,11 @@ def _tokenize_batch(
         rows["prompt_length"].append(len(prompt))
         rows["length"].append(len(ids))
     return rows
+
+
+def are_blank(batch: dict[str, list[str]]) -> list[bool]:
+    """Whether rows have neither a prompt nor a response with text, as the empty lines of a text file."""
+    return [not prompt and not text.strip() for prompt, text in zip(batch["prompt"], batch["response"], strict=True)]
 
 
 def encode_rows(
@@ -196,9 +203,10 @@ def _encode_responses(
 def _log_counts(pairs: Dataset, tokens: Dataset, eos: int, max_length: int) -> None:
     full = np.flatnonzero(np.asarray(tokens["length"][:]) == max_length)
     cut = sum(labels[-1] != eos for labels in tokens.select(full)["labels"][:])
-    empty = sum(not response for response in pairs["response"][:])
+    blank = are_blank(pairs[:])
+    empty = sum(not response and not one for response, one in zip(pairs["response"][:], blank, strict=True))
     logger.info(
-        "%d rows tokenised: %d dropped (prompt too long, or a single token), %d with a response truncated at %d "
+        "%d rows tokenised: %d dropped (prompt too long, a single token, or blank), %d with a response truncated at %d "
         "tokens and therefore without end of sequence, %d empty responses (their only target is the end of sequence).",
         len(tokens),
         len(pairs) - len(tokens),

@@ -8,14 +8,14 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.instructions import to_prompt_response
-from hfkd.data.text import Tokenization, check_tokenising, encode_rows
+from hfkd.data.text import Tokenization, are_blank, check_tokenising, encode_rows
 from hfkd.data.token_bytes import token_bytes
 from hfkd.utils.targets import IGNORED
 from hfkd.utils.token_groups import PLACELESS, byte_ends
 
 logger = logging.getLogger(__name__)
 
-REVISION = 1  # see instructions.REVISION
+REVISION = 2  # see instructions.REVISION
 TEACHER = "teacher_"  # prefix of the teacher's columns
 
 
@@ -35,11 +35,11 @@ def tokenize_for_both(
     The columns are those of `tokenize_dataset` and the teacher's: `teacher_input_ids`, `teacher_labels`; `byte_ends`
     and `teacher_byte_ends`, the byte of the response (in UTF-8) at which each token ends (-1 for prompt tokens, and
     from where a tokenizer writes a different text); `response_bytes`, the length of the response. The end of sequence
-    is at `response_bytes` + 1. `teacher_max_length` defaults to `max_length`. Rows whose prompt leaves no room on one
-    side are dropped. If a response is truncated on one side, the remaining tokens of the other side are in no group,
-    but are still trained on labels. All of this is counted in the log. Raises the ValueErrors of `tokenize_dataset`;
-    also for tokenizers whose tokens cannot be mapped to bytes, and if in no row tokens of both sides end at the same
-    byte.
+    is at `response_bytes` + 1. `teacher_max_length` defaults to `max_length`. Blank texts and rows whose prompt leaves
+    no room on one side are dropped. If a response is truncated on one side, the remaining tokens of the other side are
+    in no group, but are still trained on labels. All of this is counted in the log. Raises the ValueErrors of
+    `tokenize_dataset`; also for tokenizers whose tokens cannot be mapped to bytes, and if in no row tokens of both
+    sides end at the same byte.
     """
     limits = max_length, teacher_max_length or max_length
     check_tokenising(dataset, tokenizer, max_length, max_prompt_length, "drop", tokenization)
@@ -87,8 +87,8 @@ def _tokenize_batch(
         encoded = encode_rows(batch, tokenizer, tokenization, add_special_tokens)
         sides.append([_side(*row, text, spelled, limit, prompt) for row, text in zip(encoded, texts, strict=True)])
     rows: dict[str, list[Any]] = {}
-    for mine, its, text in zip(*sides, texts, strict=True):
-        if mine is None or its is None:
+    for mine, its, text, blank in zip(*sides, texts, are_blank(batch), strict=True):
+        if mine is None or its is None or blank:
             continue
         both = mine | {TEACHER + name: its[name] for name in ("input_ids", "labels", "byte_ends", "length")}
         for name, value in (both | {"response_bytes": len(text)}).items():

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 from hfkd.data.instructions import dolly_rows, to_prompt_response
 from hfkd.data.text import encode_texts, tokenize_dataset
 from hfkd.data.text_files import read_jsonl
+from hfkd.data.two_tokenizers import tokenize_for_both
 
 END = 1  # word_tokenizer's end of sequence
 
@@ -115,6 +116,18 @@ def test_an_empty_response_is_kept_and_counted(caplog):
 def test_a_row_with_nothing_to_predict_is_dropped():
     rows = tokenize_dataset(Dataset.from_dict({"text": ["", "a"]}), word_tokenizer())
     assert rows["input_ids"][:] == [[3, END]]
+
+
+def test_blank_texts_do_not_teach_to_end_at_once(data_dir, caplog):
+    """A third of WikiText's rows are empty; a tokenizer that begins texts with a BOS would learn its end after it."""
+    stories = AutoTokenizer.from_pretrained(data_dir / "stories260K")
+    with caplog.at_level(logging.INFO, "hfkd"):
+        rows = tokenize_dataset(Dataset.from_dict({"text": ["", "Once upon", " \n"]}), stories)
+    assert rows["input_ids"][:] == [stories("Once upon")["input_ids"] + [stories.eos_token_id]]
+    assert "1 rows tokenised: 2 dropped" in caplog.text
+    assert "0 empty responses" in caplog.text
+    both = tokenize_for_both(Dataset.from_dict({"text": ["", "Once upon", " \n"]}), stories, stories)
+    assert both["input_ids"][:] == rows["input_ids"][:]
 
 
 def test_text_is_all_target(data_dir):

@@ -56,9 +56,10 @@ def spelled(row, tokenizer, groups, side=""):
 @pytest.mark.parametrize("prompt", ["Tell: ", "Tell:\n", "", " "])
 def test_both_sides_of_each_group_spell_the_same_bytes_of_hard_text(prompt):
     mine, its = byte_level(bos=True), sentencepiece()
-    rows = rows_of(HARD, mine, its, [prompt] * len(HARD))
-    assert len(rows) == len(HARD)
-    for row, text in zip(rows, HARD, strict=True):
+    hard = [text for text in HARD if prompt or text.strip()]  # blank rows are dropped
+    rows = rows_of(hard, mine, its, [prompt] * len(hard))
+    assert len(rows) == len(hard)
+    for row, text in zip(rows, hard, strict=True):
         if not prompt and text.startswith("<|end|>"):
             continue  # taken for the start of the row, which hfkd does not write twice
         ours, theirs = groups_of(row)
