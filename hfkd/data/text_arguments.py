@@ -19,7 +19,7 @@ from hfkd.utils.counts import at_least_one
 logger = logging.getLogger(__name__)
 
 DOLLY_COLUMNS = {"instruction", "context", "response"}
-DEV_NAMES = ("dev", "validation", "valid")
+DEV_NAMES = ("dev", "validation", "valid", "val")
 
 
 class TextData(NamedTuple):

@@ -33,7 +33,8 @@ class TokenCollator:
     Rows may have `attention_mask`, `position_ids` and `seq_lengths` (`TokenRow`). If a row packs several documents (its
     positions restart), the batch has no attention_mask, because networks only separate documents by positions without
     one. Other columns are left out. With a `completion_mask` or `assistant_masks`, the tokens where it is 1 become
-    labels, as in TRL; with `labels_from_tokens`, other rows without labels get all their tokens as labels. refused:
+    labels, as in TRL; with `labels_from_tokens`, other rows without labels get all their tokens as labels, also those
+    of a concatenated dataset, of which only other rows have labels. refused:
     columns that rows must not have, with the error message.
     """
 
@@ -67,14 +68,14 @@ class TokenCollator:
             "attention_mask": self._pad(masks, 0),
             "position_ids": self._pad([row.positions for row in made], 0),
         }
-        if "labels" in rows[0]:
-            batch["labels"] = self._pad([row.labels for row in made], IGNORED)
+        if any(row.labels is not None for row in made):
+            batch["labels"] = self._pad(_labels(made), IGNORED)
             positions = batch["position_ids"] if any(row.packed for row in made) else None
             batch["host_targets"] = HostTargets.of(batch["labels"], positions, batch["attention_mask"])
         if any(row.packed for row in made):
             attended = batch.pop("attention_mask").bool()
             batch["position_ids"] = unmasked_positions(batch["position_ids"], attended)
-        if "index" in rows[0]:
+        if all(row.get("index") is not None for row in rows):
             batch["index"] = torch.tensor([row["index"] for row in rows])  # [B]
         return batch
 
@@ -84,10 +85,21 @@ class TokenCollator:
         return pad(padded, (extra, 0) if self.padding_side == "left" else (0, extra), value=value)
 
 
+def _labels(rows: Sequence[TokenRow]) -> list[Tensor]:
+    """The labels of each row. Raises ValueError for a row without labels, as in datasets that were concatenated."""
+    for number, row in enumerate(rows):
+        if row.labels is None:
+            raise ValueError(
+                f"row {number} of a batch has no labels, and others have: tokenise all rows by "
+                "tokenize_dataset, or pass TokenCollator(labels_from_tokens=True), which labels all of its tokens"
+            )
+    return [row.labels for row in rows if row.labels is not None]
+
+
 def with_labels(row: Mapping[str, Any], every_token: bool) -> Mapping[str, Any]:
     """`row` with labels from its tokens, if it has none."""
     masked = any(row.get(name) is not None for name in MASKS)
-    if "labels" in row or "input_ids" not in row or not (masked or every_token):
+    if row.get("labels") is not None or "input_ids" not in row or not (masked or every_token):
         return row
     labels = torch.tensor([int(token) for token in row["input_ids"]])
     for name in MASKS:

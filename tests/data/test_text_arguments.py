@@ -17,9 +17,10 @@ def write(path, rows):
 ROWS = [{"prompt": "ask you", "completion": "answer me"}] * 6
 
 
-def test_a_data_set_with_its_own_splits_keeps_them(tmp_path):
+@pytest.mark.parametrize("name", ["validation", "val"])
+def test_a_data_set_with_its_own_splits_keeps_them(tmp_path, name):
     write(tmp_path / "train.jsonl", ROWS)
-    write(tmp_path / "validation.jsonl", ROWS[:4])
+    write(tmp_path / f"{name}.jsonl", ROWS[:4])
     arguments = TextDataArguments(str(tmp_path), max_train_rows=5, max_dev_rows=3)
     data = arguments.load(word_tokenizer())
     assert (len(data.train), len(data.dev)) == (5, 3)

@@ -2,6 +2,7 @@ import logging
 
 import pytest
 import torch
+from datasets import Dataset, concatenate_datasets
 from text_tokenizer import word_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -88,3 +89,18 @@ def test_bad_arguments_are_refused(arguments, message):
 def test_labels_of_another_length_are_refused():
     with pytest.raises(ValueError, match=r"labels of shape \[1\] for input_ids of shape \[2\]"):
         TokenCollator(0)([{"input_ids": [1, 2], "labels": [1]}])
+
+
+def test_rows_of_a_concatenated_dataset_without_labels_are_all_labels():
+    """The columns that only the other dataset has are None, in any row of a batch."""
+    instructions = Dataset.from_list([{"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "index": 0}])
+    both = concatenate_datasets([instructions, Dataset.from_list([{"input_ids": [4, 5]}])])
+    for order in ([0, 1], [1, 0]):
+        rows = [both[number] for number in order]
+        batch = TokenCollator(0, labels_from_tokens=True)(rows)
+        labels = [[-100, 2, 3], [4, 5, -100]]
+        assert batch["labels"].tolist() == [labels[number] for number in order]
+        assert "index" not in batch
+        with pytest.raises(ValueError, match=f"row {order.index(1)} of a batch has no labels, and others have"):
+            TokenCollator(0)(rows)
+    assert "labels" not in TokenCollator(0)([both[1]])
