@@ -1,6 +1,7 @@
 """The flags that define an instruction dataset, and its splits."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -94,7 +95,7 @@ class TextDataArguments:
                 warn_of_other_template(self.dataset_name, splits["train"][0]["prompt"], one)
         train = at_most(splits["train"], self.max_train_rows)
         dev = next((at_most(splits[name], self.max_dev_rows) for name in DEV_NAMES if name in splits), None)
-        dev_texts = None if dev is None else to_prompt_response(dev, tokenizer, self.chat_template)
+        dev_texts = None if dev is None else self._texts(dev, tokenizer)
         dev_tokens = None if dev is None else self._tokens(dev, tokenizer, *its)
         train_tokens = self._tokens(train, tokenizer, *its)
         if self.packing:
@@ -127,6 +128,18 @@ class TextDataArguments:
             )
             return found
         return splits
+
+    def _texts(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        """The texts of rows; the responses of a chat without the special tokens that end a turn.
+
+        Generated texts have none, and ROUGE would count their names as words.
+        """
+        texts = to_prompt_response(rows, tokenizer, self.chat_template)
+        if self._special:
+            return texts
+        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        answers = [_without(response, special).strip() for response in texts["response"][:]]
+        return Dataset.from_dict({"prompt": texts["prompt"][:], "response": answers})
 
     def _refuse_for_two(self) -> None:
         """Raise ValueError for settings that do not work with two tokenizers."""
@@ -169,3 +182,9 @@ class TextDataArguments:
             chat_template=self.chat_template,
             add_special_tokens=self._special,
         )
+
+
+def _without(text: str, parts: Iterable[str]) -> str:
+    for part in parts:
+        text = text.replace(part, "")
+    return text

@@ -6,6 +6,7 @@ from text_tokenizer import word_tokenizer
 
 from hfkd.data.prompts import read_prompts
 from hfkd.data.text_arguments import TextDataArguments
+from hfkd.evaluation.sets import with_references
 from hfkd.experiments.instruct import InstructArguments
 from hfkd.experiments.responses import ResponseArguments
 
@@ -90,3 +91,20 @@ def test_dolly_is_split_as_published(data_dir):
     data = TextDataArguments(str(data_dir / "dolly"), max_train_rows=20, max_dev_rows=10).load(tokenizer)
     assert (len(data.train), len(data.dev), len(data.dev_texts)) == (20, 10, 10)
     assert data.dev_texts[0]["prompt"].startswith("Below is an instruction")
+
+
+@pytest.mark.parametrize("generated", [False, True])
+def test_references_of_chats_have_no_end_of_turn(tmp_path, generated):
+    """Generated texts have none, and ROUGE would read <end_of_turn> as three words; training has it."""
+    words = word_tokenizer()
+    words.add_special_tokens({"additional_special_tokens": ["<end_of_turn>"]})
+    words.chat_template = "{% for m in messages %}{{ m.content }} <end_of_turn> {% endfor %}"
+    row = ROWS[0]
+    if generated:  # as by hfkd generate --chat_template
+        row = {"prompt": "ask you <end_of_turn> ", "response": "answer me <end_of_turn> "}
+        (tmp_path / "responses.json").write_text(json.dumps({"settings": {"chat_template": True}}))
+    for split in ("train", "dev"):
+        write(tmp_path / f"{split}.jsonl", [row] * 3)
+    data = TextDataArguments(str(tmp_path), chat_template=not generated).load(words)
+    assert with_references(data.dev_texts)[0] == {"prompt": "ask you <end_of_turn> ", "references": ["answer me"]}
+    assert data.dev[0]["input_ids"] == words("ask you <end_of_turn> answer me <end_of_turn> <end>")["input_ids"]
