@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 LongPrompts = Literal["drop", "cut"]
 Tokenization = Literal["joint", "separate"]
 
-REVISION = 3  # see instructions.REVISION
+REVISION = 4  # see instructions.REVISION
 
 
 def tokenize_dataset(
@@ -37,7 +37,7 @@ def tokenize_dataset(
 
     The defaults are MiniLLM's: prompt and response are tokenised as one text, and rows with a longer prompt dropped.
     DSKD is `long_prompts="cut", tokenization="separate"`: both are tokenised separately, and a long prompt is truncated
-    to its first tokens. On Dolly with GPT-2 the two tokenisations agree for every row.
+    to its first tokens, which is warned of. On Dolly with GPT-2 the two tokenisations agree for every row.
 
     `labels` are the ids with -100 for the prompt, unshifted. A row longer than `max_length` loses the end of its
     response with the end-of-sequence token, so that the student does not learn to stop there. An empty response is
@@ -72,6 +72,8 @@ def tokenize_dataset(
             f"more than {max_prompt_length} tokens: increase max_prompt_length, or set long_prompts='cut'"
         )
     _log_counts(pairs, tokens, tokenizer.eos_token_id, max_length)
+    _warn_of_cut_prompts(int(np.sum(tokens["cut"][:])), max_prompt_length)
+    tokens = tokens.remove_columns("cut")
     return tokens.add_column("index", np.arange(len(tokens)))
 
 
@@ -140,15 +142,17 @@ def _tokenize_batch(
     add_special_tokens: bool,
     revision: int,  # only used in the cache's hash
 ) -> dict[str, list]:
-    rows: dict[str, list] = {"input_ids": [], "labels": [], "prompt_length": [], "length": []}
+    rows: dict[str, list] = {"input_ids": [], "labels": [], "prompt_length": [], "length": [], "cut": []}
     encoded = encode_rows(batch, tokenizer, tokenization, add_special_tokens)
     for (prompt, response), blank in zip(encoded, are_blank(batch), strict=True):
         if blank or (len(prompt) > max_prompt_length and long_prompts == "drop"):
             continue
+        cut = len(prompt) > max_prompt_length
         prompt = prompt[:max_prompt_length]
         ids = [*prompt, *response][:max_length]
         if len(ids) < 2:
             continue
+        rows["cut"].append(cut)
         rows["input_ids"].append(ids)
         rows["labels"].append([IGNORED] * len(prompt) + ids[len(prompt) :])
         rows["prompt_length"].append(len(prompt))
@@ -214,3 +218,12 @@ def _log_counts(pairs: Dataset, tokens: Dataset, eos: int, max_length: int) -> N
         max_length,
         empty,
     )
+
+
+def _warn_of_cut_prompts(count: int, longest: int) -> None:
+    if count:
+        logger.warning(
+            "%d prompts were truncated to their first %d tokens, so that their responses follow an unfinished prompt.",
+            count,
+            longest,
+        )

@@ -85,15 +85,18 @@ def test_joint_keeps_a_sentencepiece_response_free_of_a_second_leading_space(dat
     assert joint["labels"][0] == -100
 
 
-def test_long_prompts_are_dropped_or_cut():
+def test_long_prompts_are_dropped_or_cut(caplog):
     rows = pairs(("a b c", "one"), ("a b", "two"))
     dropped = tokenize_dataset(rows, word_tokenizer(), max_prompt_length=2)
     assert dropped["input_ids"][:] == [[3, 4, 12, END]]
     assert dropped["index"][:] == [0]  # the row of the dataset returned
+    assert "truncated to their first" not in caplog.text
     for how in ("joint", "separate"):
+        caplog.clear()
         cut = tokenize_dataset(rows, word_tokenizer(), max_prompt_length=2, long_prompts="cut", tokenization=how)
         assert cut["input_ids"][:] == [[3, 4, 11, END], [3, 4, 12, END]]
         assert cut["prompt_length"][:] == [2, 2]
+        assert "1 prompts were truncated to their first 2 tokens" in caplog.text
 
 
 def test_a_long_row_loses_the_end_of_its_response():
