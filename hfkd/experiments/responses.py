@@ -222,7 +222,7 @@ def _response(
     settings: dict[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     before, whole = (str(tokenizer.decode(ids, **settings)) for ids in (list(prompt), [*prompt, *answer]))
     text = whole[len(before) :] if whole.startswith(before) else str(tokenizer.decode(answer, **settings))
-    end = str(tokenizer.decode(tokens[-1:])) if ended and tokens[-1] != tokenizer.eos_token_id else ""
+    end = str(tokenizer.decode(list(tokens[-1:]))) if ended and tokens[-1] != tokenizer.eos_token_id else ""
     return {"response": text, "tokens": len(answer), "ended": ended, "end": end}
 
 
