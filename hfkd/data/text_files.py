@@ -9,16 +9,19 @@ from typing import Any
 import datasets
 from datasets import Dataset
 
-from hfkd.data.splits import load_splits, refuse_patterns
+from hfkd.data.splits import SPLITS, load_splits, refuse_patterns
 
 # The builder of `datasets` for each suffix; other files are read as JSON lines.
 BUILDERS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
 # "utf-8-sig": a byte order mark, which Windows editors write, would otherwise be part of the first text.
-MORE = {".tsv": {"sep": "\t"}, ".txt": {"encoding": "utf-8-sig"}}
+# Of what pandas reads as a missing value, None, null and N/A may be texts or class names; pandas itself writes "".
+TABLE: dict[str, Any] = {"keep_default_na": False, "na_values": ["", "NaN", "nan", "NA", "<NA>", "#N/A"]}
+MORE = {".csv": TABLE, ".tsv": TABLE | {"sep": "\t"}, ".txt": {"encoding": "utf-8-sig"}}
 
 
 def read_splits(name: str, config: str | None = None) -> dict[str, Dataset]:
-    """The splits of a file (`train`), of a folder of JSON-lines files (by their names), or as from `load_splits`.
+    """The splits of a file (`train`), of a folder of JSON-lines files (by their names), of one of `_tables`, or as from
+    `load_splits`.
 
     A file is JSON lines, or has the suffix .csv, .tsv, .parquet or .txt, where each line is a `text`.
     """
@@ -30,7 +33,17 @@ def read_splits(name: str, config: str | None = None) -> dict[str, Dataset]:
         return {"train": read_jsonl(files[0])}
     if files:
         return {file.stem: read_jsonl(file) for file in files}
+    tables = _tables(path) if path.is_dir() else {}
+    if tables and config is None:
+        return {split: read_file(file) for split, file in tables.items()}
     return dict(load_splits(name, config))
+
+
+def _tables(folder: Path) -> dict[str, Path]:
+    """The .csv and .tsv files of a folder, by the splits that they are named after; none if it has other content."""
+    files = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
+    named = {SPLITS.get(file.stem, ""): file for file in files if file.suffix in (".csv", ".tsv")}
+    return named if len(named) == len(files) and "" not in named else {}
 
 
 def read_file(path: Path) -> Dataset:

@@ -3,7 +3,7 @@ import json
 import pandas
 import pytest
 
-from hfkd.data.text_files import read_file, read_jsonl
+from hfkd.data.text_files import read_file, read_jsonl, read_splits
 
 GOOD = b'{"instruction": "a", "response": "b"}\n'
 
@@ -61,8 +61,14 @@ def test_quotation_marks_of_a_tsv_without_quoting_join_no_rows(tmp_path):
     lines = ['"It is bad\t0', "good film\t1", 'no" said he\t0', "nice\t1"]
     path = tmp_path / "rows.tsv"
     path.write_text("\n".join(["text\tlabel", *lines]) + "\n")
-    expected = [line.split("\t")[0] for line in lines]
-    assert read_file(path)[:] == {"text": expected, "label": [0, 1, 0, 1]}
+    expected = {"text": [line.split("\t")[0] for line in lines], "label": [0, 1, 0, 1]}
+    assert read_file(path)[:] == expected
+    folder = tmp_path / "glue"
+    folder.mkdir()
+    for name in ("train", "dev"):
+        (folder / f"{name}.tsv").write_bytes(path.read_bytes())
+    splits = read_splits(str(folder))
+    assert {name: rows[:] for name, rows in splits.items()} == {"train": expected, "validation": expected}
 
 
 @pytest.mark.parametrize("texts", [["a\nb", 'says "c"'], ["a\tb\nc\td", "e"]])
@@ -70,6 +76,13 @@ def test_quoted_texts_of_a_tsv_are_read_as_pandas_writes_them(tmp_path, texts):
     for columns in ({"text": texts, "label": [0, 1]}, {"text": texts}):
         pandas.DataFrame(columns).to_csv(tmp_path / "rows.tsv", sep="\t", index=False)
         assert read_file(tmp_path / "rows.tsv")[:] == columns
+
+
+@pytest.mark.parametrize(("suffix", "sep"), [(".csv", ","), (".tsv", "\t")])
+def test_words_that_pandas_reads_as_missing_are_texts_and_class_names(tmp_path, suffix, sep):
+    columns = {"text": ["null", "N/A", "so", None], "stance": ["None", "for", "None", "for"], "number": [1, 2, 3, None]}
+    pandas.DataFrame(columns).to_csv(tmp_path / f"rows{suffix}", sep=sep, index=False)
+    assert read_file(tmp_path / f"rows{suffix}")[:] == columns
 
 
 def test_a_missing_file_is_named(tmp_path):
