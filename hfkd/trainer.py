@@ -430,12 +430,13 @@ class DistillationTrainer(Trainer):
         try:
             # The collator drops unused columns, see `chosen_collator`: Trainer would drop them before a transform runs.
             own = read_by_each_rank(dataset, self.task, self.accelerator)
+            seeded_order = setting(self.accelerator.dataloader_config, data_seed=self.args.seed_of_data)
             settings: dict[str, Any] = {"dataloader_pin_memory": pinned, "remove_unused_columns": False}
             if description != "Training":  # every row is scored, in order, as ranks drop repeated rows by place,
                 settings |= {"dataloader_drop_last": False, "dataloader_in_order": True}
             if description == "test":  # and who predicts gets them in their order
                 settings |= {"train_sampling_strategy": "sequential"}
-            with setting(self.args, **settings), own:
+            with setting(self.args, **settings), own, seeded_order:
                 return super()._get_dataloader(dataset, description, *arguments, **keywords)
         finally:
             self.data_collator = collate

@@ -94,3 +94,13 @@ def test_an_order_that_no_checkpoint_knows_is_said(tmp_path, caplog, seedable):
     made(tmp_path, **saving, max_steps=1).train()
     made(tmp_path, **saving, max_steps=2).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert ("use_seedable_sampler=False" in caplog.text) is not seedable
+
+
+def test_the_order_of_rows_is_that_of_the_seed_whatever_was_seeded_since(tmp_path):
+    """accelerate takes the process's seed when training begins, such as that of a trainer built in between."""
+    alone = made(tmp_path / "alone", seed=1)
+    alone.train()
+    first, second = made(tmp_path / "first", seed=1), made(tmp_path / "second", seed=2)
+    for run in (first, second):
+        run.train()
+    assert first.steps == alone.steps != second.steps
