@@ -77,6 +77,8 @@ class DistillationLoss(nn.Module):
         self.temperature = resolve_temperature(temperature)
         self.weighting = resolve(weighting, WEIGHTINGS, "weighting")
         self.ce_weight, self.kd_weight, self.label_smoothing = ce_weight, kd_weight, label_smoothing
+        # Whether it may distil. kd_weight may change in training, to 0 and back: what the slots need and learn stays.
+        self.distils = kd_weight > 0
         self.terms: tuple[Term, ...] = terms_of(self.objective)
         self._refuse_temperature()
         check_fitted(self.temperature)
@@ -106,8 +108,8 @@ class DistillationLoss(nn.Module):
 
     @property
     def requirements(self) -> Requirements:
-        """The joint requirements of all slots; none with kd_weight 0."""
-        return Requirements.joined(map(requirements_of, self.slots)) if self.kd_weight else Requirements()
+        """The joint requirements of all slots; none of a loss that is built with kd_weight 0."""
+        return Requirements.joined(map(requirements_of, self.slots)) if self.distils else Requirements()
 
     @property
     def builds(self) -> bool:

@@ -153,7 +153,7 @@ class Builder:
 
 def is_built(loss: DistillationLoss) -> bool:
     """Whether an objective of `loss` is built from the networks or reads their layers."""
-    return bool(loss.requirements.features or (loss.kd_weight and loss.builds))
+    return bool(loss.requirements.features or (loss.distils and loss.builds))
 
 
 def _order(teacher: FrozenTeacher) -> tuple[int, ...] | None:

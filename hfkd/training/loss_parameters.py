@@ -38,12 +38,12 @@ FILE = "distillation.safetensors"
 
 def learns(loss: DistillationLoss) -> bool:
     """Whether the loss has parameters to train."""
-    return bool(loss.kd_weight) and any(p.requires_grad for p in loss.parameters())
+    return loss.distils and any(p.requires_grad for p in loss.parameters())
 
 
 def keeps(loss: DistillationLoss) -> bool:
     """Whether the loss has parameters or buffers, such as running means, that belong into checkpoints."""
-    return bool(loss.kd_weight and loss.state_dict())
+    return loss.distils and bool(loss.state_dict())
 
 
 def prepare(loss: DistillationLoss, num_classes: int | None, args: Any) -> None:

@@ -235,3 +235,35 @@ def test_the_weights_of_the_loss_may_change_in_training(tmp_path):
     assert found == pytest.approx(
         [a * e["ce"] + b * e["kd"] for (a, b), e in zip(weights, logs, strict=True)], rel=1e-4
     )
+
+
+class Pauses(TrainerCallback):
+    """Distils in the first and the last of four steps."""
+
+    def on_train_begin(self, args, state, control, **keywords):
+        self.loss = keywords["model"].distillation_loss  # a child of the student, as it learns
+
+    def on_step_begin(self, args, state, control, **keywords):
+        self.loss.kd_weight = 0.0 if state.global_step in (1, 2) else 0.9
+
+
+def test_a_loss_that_learns_and_reads_layers_may_pause_and_is_saved_meanwhile(tmp_path):
+    def made(steps):
+        settings = arguments(tmp_path, max_steps=4, save_strategy="steps", save_steps=steps)
+        slots = {
+            "objective": "kd + fitnet(layer='conv', teacher_layer='conv')",
+            "temperature": "learned(warmup_epochs=0)",
+        }
+        data = {"train_dataset": Rows(), "callbacks": [Pauses()]}
+        return DistillationTrainer(Net(), teacher(), settings, **slots, **data)
+
+    whole, again = made(2), made(2)
+    whole.train()
+    assert [{"kd", "fitnet"} & entry.keys() for entry in whole.state.log_history if "loss" in entry] == [
+        {"kd", "fitnet"}, set(), set(), {"kd", "fitnet"},
+    ]  # fmt: skip
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for part in ("model", "distillation_loss"):
+        theirs, ours = (getattr(trainer, part).state_dict() for trainer in (whole, again))
+        for name, value in theirs.items():
+            assert torch.equal(ours[name], value), name

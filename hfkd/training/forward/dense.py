@@ -48,7 +48,7 @@ class DenseForward:
         output, mine = self.inner.of_student(lambda: self.student_output(student, inputs))
         logits = logits_of(output)[..., : self.num_classes]
         inputs = self.task.after_student(inputs, output)
-        taught, its = self.inner.of_teacher(lambda: self.taught(logits, teacher, inputs))
+        taught, its = self.of_teacher(logits, teacher, inputs)
         items = self.task.items(inputs, logits, taught, progress)
         items = self.inner.joined(items, inputs, (logits_of(output), mine), (taught, its))
         return replace(items, rest=self.task.added_loss(self.call, output, inputs))
@@ -63,11 +63,13 @@ class DenseForward:
             self.watch.outputs(items.student.logits, items.teacher.logits if asked else None, items.rows[0])
         return items
 
-    def taught(self, logits: Tensor, teacher: Teacher | None, inputs: Mapping[str, Any]) -> Tensor:
-        """The teacher's logits. Without a distillation term the teacher does not run."""
+    def of_teacher(
+        self, logits: Tensor, teacher: Teacher | None, inputs: Mapping[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The teacher's logits and features. Without a distillation term the teacher does not run."""
         if teacher is None or not self.loss.kd_weight:
-            return logits.detach()
-        return teacher(each=True, **inputs)[..., : self.num_classes]
+            return logits.detach(), {}
+        return self.inner.of_teacher(lambda: teacher(each=True, **inputs)[..., : self.num_classes])
 
 
 @dataclass
@@ -76,8 +78,10 @@ class MutualForward(DenseForward):
 
     peers: int = 2
 
-    def taught(self, logits: Tensor, teacher: Teacher | None, inputs: Mapping[str, Any]) -> Tensor:
-        return taught_by_the_others(logits, self.peers)
+    def of_teacher(
+        self, logits: Tensor, teacher: Teacher | None, inputs: Mapping[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        return taught_by_the_others(logits, self.peers), {}
 
 
 class ChunkedForward:

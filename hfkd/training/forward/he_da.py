@@ -50,6 +50,9 @@ class HighEnergyForward:
         self.unlabelled = DistillationLoss(KD(), loss.temperature, loss.weighting, 0.0, loss.kd_weight)
 
     def __call__(self, student: nn.Module, teacher: Teacher | None, batch: MicroBatch) -> Step:
+        self.unlabelled.kd_weight = self.inner.loss.kd_weight  # which may change in training
+        if not self.unlabelled.kd_weight:
+            return self.inner(student, teacher, batch)
         inputs = batch.inputs
         items = self.inner.items(student, teacher, inputs, batch.progress)
         loss, parts = self.inner.loss(items, batch.num_items)

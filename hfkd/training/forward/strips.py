@@ -32,7 +32,7 @@ class StripForward(DenseForward):
     def __call__(self, student: nn.Module, teacher: Teacher | None, batch: MicroBatch) -> Step:
         output, mine = self.inner.of_student(lambda: self.student_output(student, batch.inputs))
         maps = logits_of(output)
-        taught, its = self.inner.of_teacher(lambda: self.taught(maps, teacher, batch.inputs))
+        taught, its = self.of_teacher(maps, teacher, batch.inputs)
         found = self.task.map_items(batch.inputs, maps, taught, batch.progress)
         if self.watch is not None:
             asked = teacher is not None and bool(self.loss.kd_weight)

@@ -128,6 +128,18 @@ def test_the_mixed_set_has_the_losss_temperature_weighting_and_a_gradient():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
 
 
+def test_the_mixed_set_has_a_kd_weight_that_changes_in_training_and_is_left_out_at_0():
+    student, taught, inputs = Net(seed=3), FrozenTeacher(teacher()), batch()
+    released = step(-1e9, "cutmix")
+    released.inner.loss.kd_weight = 0.25
+    loss, parts, _ = released(student, taught, MicroBatch(inputs))
+    assert loss.item() == pytest.approx(0.1 * parts["ce"].item() + 0.25 * (parts["kd"] + parts["mixed_kd"]).item())
+    released.inner.loss.kd_weight = 0.0
+    loss, parts, _ = released(student, taught, MicroBatch(inputs))
+    assert loss.item() == pytest.approx(0.1 * parts["ce"].item())
+    assert "mixed_kd" not in parts
+
+
 # ---- from flags ------------------------------------------------------------------------------------------------------
 
 
