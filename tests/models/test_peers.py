@@ -82,6 +82,16 @@ def test_what_peers_cannot_do_is_refused(tmp_path):
             make(tmp_path, peers, **keywords)
 
 
+def test_gpus_whose_logits_are_joined_one_after_the_other_are_refused(tmp_path):
+    """As DataParallel does: half of the rows would have each other's labels."""
+    both, images = Peers([Images(4, 0), Images(6, 1)]), Rows(8).images
+    assert not torch.allclose(torch.cat([both(images[:4]), both(images[4:])]), both(images))
+    args = arguments(tmp_path)
+    args._n_gpu = 2
+    with pytest.raises(ValueError, match="joins the logits of its 2 GPUs .* launch one process per GPU"):
+        DistillationTrainer(both, None, args, train_dataset=Rows(), objective="average")
+
+
 @pytest.mark.parametrize("objective", [n for n in ON_LOGITS if not issubclass(OBJECTIVES[n], Wrapping)])
 @pytest.mark.parametrize("around", ["{}", "standardized(objective='{}')", "average(objective='{}')"])
 def test_no_peer_is_privileged_by_an_objective_that_is_not_refused(tmp_path, objective, around):

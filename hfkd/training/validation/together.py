@@ -116,6 +116,11 @@ def _refuse_for_peers(loss: DistillationLoss, teacher: Any, args: DistillationAr
             f"{loss.objective!r} treats the first view of an image separately, and would mistake the first of the "
             "Peers for it: choose another objective, such as average"
         )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"DataParallel joins the logits of its {args.n_gpu} GPUs one after the other, and Peers return theirs peer "
+            "by peer, so that rows would get each other's labels: launch one process per GPU, for example with torchrun"
+        )
     for name, off in (("he_da", "none"), ("teacher_cache_dir", None), ("evaluate_kl", False)):
         if (value := getattr(args, name)) not in (off, ""):
             raise ValueError(f"{name}={value!r} needs a fixed teacher, and Peers have none: leave it out")
