@@ -84,7 +84,10 @@ class Slot(ABC):  # noqa: B024 - what is abstract differs from slot to slot
         return Requirements()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups of parameters with their own learning rate, `{"params": [...], "lr": ...}`."""
+        """Optimizer groups of parameters with their own learning rate, `{"params": [...], "lr": ...}`.
+
+        Other settings, such as `weight_decay`, are those of the arguments if a group does not have them.
+        """
         return []
 
     def trained_modules(self) -> list[nn.Module]:

@@ -149,15 +149,29 @@ def join(loss: DistillationLoss, optimizer: Any, scheduler: Any = None) -> None:
 def regroup(loss: DistillationLoss, optimizer: torch.optim.Optimizer) -> None:
     """Move parameters with their own learning rate (`Slot.parameter_groups`) into separate groups.
 
-    Parameters missing in the optimizer are reported by `CheckTrained`.
+    What these do not say, such as the weight decay, stays as it was, not as an optimizer has it by default (0.01 in
+    AdamW). Parameters missing in the optimizer are reported by `CheckTrained`.
     """
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     groups = [group for group in _groups(loss, trained) if len(group) > 1] if learns(loss) else []
     apart = {id(p) for group in groups for p in group["params"]}
+    before = {id(p): _settings(group) for group in optimizer.param_groups for p in group["params"]}
     for group in optimizer.param_groups:
         group["params"] = [p for p in group["params"] if id(p) not in apart]
     for group in groups:
-        optimizer.add_param_group(group)
+        parts: list[dict[str, Any]] = []
+        for p in group["params"]:
+            settings = before[id(p)] | _settings(group)
+            part = next((part for part in parts if _settings(part) == settings), None)
+            if part is None:
+                parts.append(part := settings | {"params": []})
+            part["params"].append(p)
+        for part in parts:
+            optimizer.add_param_group(part)
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}
 
 
 def _groups(loss: DistillationLoss, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:

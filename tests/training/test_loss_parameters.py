@@ -10,6 +10,7 @@ from transformers import AutoModelForImageClassification
 from hfkd import DistillationTrainer
 from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
+from hfkd.losses.base import Temperature
 from hfkd.losses.learned_temperature import Learned
 from hfkd.models import image_classifier
 from hfkd.training.checkpoints.manifest import write_manifest
@@ -49,6 +50,31 @@ def test_one_step_is_the_plain_pytorch_step(tmp_path):
     kd = 0.9 * t**2 * (p * (p.log() - torch.log_softmax(student(rows.images) / t, -1))).sum(-1).mean()
     kd.backward()
     torch.testing.assert_close(trainer.distillation_loss.temperature.theta, 1 + 0.1 * theta.grad, rtol=0, atol=1e-6)
+
+
+class Paced(nn.Module, Temperature):
+    """T = t + bias, at a rate of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.t, self.bias = nn.Parameter(torch.tensor(4.0)), nn.Parameter(torch.zeros(()))
+
+    def forward(self, items):
+        return (self.t + self.bias).expand(len(items))
+
+    def parameter_groups(self):
+        return [{"params": [self.t, self.bias], "lr": 0.01}]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_at_a_rate_of_its_own_it_has_the_weight_decay_of_the_arguments(tmp_path, decay):
+    """AdamW's own would be 0.01."""
+    trainer = make(tmp_path, Paced(), optim="adamw_torch", weight_decay=decay, max_steps=1)
+    trainer.train()
+    slot = trainer.distillation_loss.temperature
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in trainer.optimizer.param_groups for p in g["params"]}
+    assert (found[id(slot.t)], found[id(slot.bias)]) == ((0.01, decay), (0.01, 0.0))
+    assert len(found) == 6, "and the student's four"
 
 
 def test_gradient_clipping_counts_it(tmp_path):
