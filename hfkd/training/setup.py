@@ -81,7 +81,7 @@ from hfkd.training.validation.narrow_maps import refusing_narrow_maps
 from hfkd.training.validation.networks import as_networks_get, check_batch, check_networks
 from hfkd.training.validation.normalisation import ImageInputs, normalisation, refuse_other_normalisation
 from hfkd.training.validation.on_policy import refuse_on_policy, refuse_prompts_to_write
-from hfkd.training.validation.optimizer_settings import refuse_unread_settings
+from hfkd.training.validation.optimizer_settings import refuse_not_installed, refuse_unread_settings
 from hfkd.training.validation.padding import refuse_other_padding
 from hfkd.training.validation.random_evaluation import warn_of_random_evaluation, warn_of_random_images
 from hfkd.training.validation.recorded_inputs import check_processor
@@ -91,6 +91,7 @@ from hfkd.training.validation.structure import check_structure
 from hfkd.training.validation.student import (
     check_optimizer,
     check_precision,
+    refuse_checkpointing,
     refuse_distilled_training,
     refuse_frozen,
     refuse_noise,
@@ -162,6 +163,8 @@ class Setup:
             refuse_frozen(self.model)
             refuse_distilled_training(self.model)
             refuse_rescaled(self.model)
+            refuse_not_installed(self.args, self.keywords)
+            refuse_checkpointing(self.saved_student, self.args)
             refuse_noise(self.model, self.args.neftune_noise_alpha)
             warn_of_moving_statistics(self.model)
             check_optimizer(self.model, self.keywords.get("optimizers"))

@@ -1,6 +1,5 @@
 """Refuses settings under which inner features cannot be read."""
 
-from dataclasses import fields
 from typing import Any
 
 from torch import nn
@@ -10,6 +9,7 @@ from hfkd.losses.distillation import DistillationLoss
 from hfkd.models import Peers
 from hfkd.teachers import Teacher
 from hfkd.training.preparation import uses_fsdp
+from hfkd.training.validation.student import checkpointing
 
 
 def refuse_features(loss: DistillationLoss, student: nn.Module, teacher: Any, args: DistillationArguments) -> None:
@@ -58,9 +58,7 @@ def refuse_features(loss: DistillationLoss, student: nn.Module, teacher: Any, ar
 
 def _reentrant(student: nn.Module, args: DistillationArguments) -> bool:
     """Whether reentrant gradient checkpointing is set, in the arguments or in the network."""
-    given: Any = args
-    new = "activation_checkpointing" in {field.name for field in fields(given)}  # its name in later versions
-    name = "activation_checkpointing" if new else "gradient_checkpointing"
+    given, name = args, checkpointing(args)
     if getattr(given, name) and (getattr(given, f"{name}_kwargs") or {}).get("use_reentrant"):
         return True
     functions = (getattr(module, "_gradient_checkpointing_func", None) for module in student.modules())

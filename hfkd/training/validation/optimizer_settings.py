@@ -1,4 +1,4 @@
-"""Refuses settings of an optimizer that Trainer would not pass on to it."""
+"""Refuses settings of an optimizer that Trainer would not pass on to it, and optimizers that are not installed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,15 +24,37 @@ def refuse_unread_settings(args: DistillationArguments, keywords: Mapping[str, A
             f"optimizer_cls_and_kwargs has weight_decay={given['weight_decay']}, but Trainer gives the parameters that "
             f"of its arguments, which is {args.weight_decay}: set weight_decay there"
         )
-    if given or (keywords.get("optimizers") or (None,))[0] is not None or not args.optim_args:
+    if not args.optim_args or not _made_by_name(args, keywords):
         return
-    name = str(getattr(args.optim, "value", args.optim))
+    name = _name(args)
     wanted = _pairs(args.optim_args)
     if unread := [key for key in wanted if key == "weight_decay" or not _reads(args, name, key)]:
         raise ValueError(
             f"optim_args={args.optim_args!r}: {', '.join(unread)} would have no effect with optim={name!r}. Correct "
             f"the name, or leave it out ({FLAGS})"
         )
+
+
+def refuse_not_installed(args: DistillationArguments, keywords: Mapping[str, Any]) -> None:
+    """Raise ValueError for an `optim` whose library is missing. Trainer makes it in `train()`, after a teacher scan."""
+    if not _made_by_name(args, keywords):
+        return
+    try:
+        _made(args, None)
+    except ImportError as error:
+        raise ValueError(f"optim={_name(args)!r} cannot be made: {error}") from error
+    except Exception:  # without a network, or with settings that are judged elsewhere
+        return
+
+
+def _made_by_name(args: DistillationArguments, keywords: Mapping[str, Any]) -> bool:
+    """Whether Trainer makes the optimizer that `optim` names."""
+    given = (keywords.get("optimizers") or (None,))[0], keywords.get("optimizer_cls_and_kwargs")
+    return given == (None, None) and not args.deepspeed
+
+
+def _name(args: DistillationArguments) -> str:
+    return str(getattr(args.optim, "value", args.optim))
 
 
 def _pairs(written: str) -> dict[str, str]:

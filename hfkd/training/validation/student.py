@@ -42,6 +42,30 @@ def check_optimizer(student: nn.Module, optimizers: Any) -> None:
         )
 
 
+def checkpointing(args: DistillationArguments) -> str:
+    """What transformers calls gradient checkpointing: later versions have another name for it."""
+    return "activation_checkpointing" if hasattr(args, "activation_checkpointing") else "gradient_checkpointing"
+
+
+def refuse_checkpointing(student: nn.Module, args: DistillationArguments) -> None:
+    """Raise ValueError for gradient checkpointing of a student that has none; Trainer finds out when it trains."""
+    name = checkpointing(args)
+    if not getattr(args, name):
+        return
+    network, methods = (
+        unwrap_peft_model(student),
+        [f"{kind}_checkpointing_enable" for kind in ("activation", "gradient")],
+    )
+    own = any(getattr(type(network), one, None) is not getattr(PreTrainedModel, one, None) for one in methods)
+    by_layers = isinstance(network, PreTrainedModel) and not own  # transformers' method, which looks at this attribute
+    if not (network.supports_gradient_checkpointing if by_layers else any(hasattr(network, one) for one in methods)):
+        raise ValueError(
+            f"{name}=True asks the student to compute its activations again in the backward pass, and a "
+            f"{type(network).__name__} does not support it: leave {name} out, or train with smaller batches and "
+            "gradient_accumulation_steps"
+        )
+
+
 def refuse_noise(student: nn.Module, alpha: float | None) -> None:
     """Raise ValueError for `neftune_noise_alpha` where the student says no embeddings to which noise is added."""
     if alpha is None:

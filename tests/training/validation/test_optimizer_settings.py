@@ -1,5 +1,7 @@
 """What is said of an optimizer is what it gets."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from toys import Net, Rows, arguments, teacher
@@ -33,13 +35,23 @@ def test_settings_that_the_optimizer_does_not_read_are_refused(tmp_path, optim, 
         ("sgd", "momentum=0.9,nesterov=True,dampening=0"),
         ("rmsprop", "centered=True, eps=1e-6"),
         ("adagrad", "lr_decay=0.1"),
-        ("galore_adamw", "rank=64"),  # not installed, or made for the network
         ("sgd", ""),
     ],
 )
 def test_those_that_it_reads_are_not(tmp_path, optim, given):
     run = made(tmp_path, optim=optim, optim_args=given)
     assert run.args.optim_args == given
+
+
+@pytest.mark.skipif(find_spec("galore_torch") is not None, reason="it is installed")
+def test_an_optimizer_that_is_not_installed_is_refused_before_a_training(tmp_path):
+    """Trainer would say so in `train()`, after the teacher's scan."""
+    args = arguments(tmp_path, optim="galore_adamw", optim_args="rank=64", optim_target_modules="all-linear")
+    with pytest.raises(ValueError, match="optim='galore_adamw' cannot be made: You need to install `galore_torch`"):
+        DistillationTrainer(Net(), teacher(), args, train_dataset=Rows())
+    assert "eval_loss" in DistillationTrainer(Net(), None, args, eval_dataset=Rows(), kd_weight=0.0).evaluate()
+    own = (torch.optim.SGD, {"lr": 0.1})
+    DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(), optimizer_cls_and_kwargs=own)
 
 
 def test_the_weight_decay_is_that_of_the_arguments(tmp_path):

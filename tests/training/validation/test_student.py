@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from text_toys import VOCAB, language_model, token_dataset, tokenizer
 from torch import nn
-from toys import CLASSES, Net, Rows, arguments, teacher
+from toys import CHECKPOINTING, CLASSES, Net, Rows, arguments, teacher
 from transformers import (
     AutoModelForCausalLM,
     DataCollatorForLanguageModeling,
@@ -243,6 +243,14 @@ def test_noise_for_embeddings_that_are_not_there_is_refused(tmp_path, student):
             arguments(tmp_path, neftune_noise_alpha=5),
             train_dataset=Rows(),
         )
+
+
+@pytest.mark.parametrize("student", [Net(), Peers([Net(), Net()])])
+def test_gradient_checkpointing_of_a_network_without_it_is_refused(tmp_path, student):
+    taught = None if isinstance(student, Peers) else teacher()
+    args = arguments(tmp_path, **{CHECKPOINTING: True})
+    with pytest.raises(ValueError, match=f"{CHECKPOINTING}=True asks .* a (Net|Peers) does not support it: leave"):
+        DistillationTrainer(student, taught, args, train_dataset=Rows())
 
 
 def test_noise_is_added_once_after_an_interrupted_training(tmp_path):
