@@ -1,7 +1,7 @@
 """Resuming of image runs that are part of a table or a chain: finished runs are kept if their settings are equal."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,7 @@ def distil_and_keep(
     A failed run with other settings in the folder is moved aside; one that differs only in `on_nan` continues from its
     last checkpoint.
     """
+    args = _from_its_own_checkpoint(args)
     refuse_inputs(args.output_dir, vars(networks) | vars(data))  # the command line gave the parent folder
     folder, settings = Path(args.output_dir or "."), deciding(networks, data, args)
     with args.main_process_first(local=False, desc="making room for the run"):
@@ -137,6 +138,19 @@ def distil_and_keep(
         distil_images(networks, data, args, page, assistants)
     finally:
         clear_device_cache(garbage_collection=True)
+
+
+def _from_its_own_checkpoint(args: DistillationArguments) -> DistillationArguments:
+    """`args` of one run of several: it resumes from its last checkpoint, if there is one. ValueError for another one.
+
+    resume_from_checkpoint=True, meant for a run that was interrupted, would end the next one, which has none yet.
+    """
+    if isinstance(args.resume_from_checkpoint, str):
+        raise ValueError(
+            f"resume_from_checkpoint={args.resume_from_checkpoint} is the checkpoint of one run, and this command has "
+            "several, each of which resumes from its own last one: leave it out"
+        )
+    return replace(args, resume_from_checkpoint=None) if args.resume_from_checkpoint else args
 
 
 def _move_aside(folder: Path, settings: Mapping[str, Any]) -> None:

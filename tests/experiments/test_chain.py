@@ -76,6 +76,17 @@ def test_only_the_student_is_uploaded(work, monkeypatch):
     assert uploads == [False, True]
 
 
+@pytest.mark.parametrize(("given", "passed"), [("true", None), ("false", False)])
+def test_to_resume_is_said_of_the_stage_that_was_interrupted(work, monkeypatch, given, passed):
+    """The next one has no checkpoint, and would end in an error, hours later."""
+    said = []
+    monkeypatch.setattr(resume, "distil_images", lambda _, __, args, *___: said.append(args.resume_from_checkpoint))
+    run(work, f"resumed_{given}", resume_from_checkpoint=given)
+    assert said == [passed, passed]
+    with pytest.raises(ValueError, match="is the checkpoint of one run, and this command has several"):
+        run(work, "of_one", resume_from_checkpoint=work / "checkpoint-3")
+
+
 @pytest.mark.slow
 def test_a_stopped_stage_goes_on(work, done, monkeypatch):
     step = DistillationTrainer.training_step
