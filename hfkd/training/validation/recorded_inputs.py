@@ -32,6 +32,12 @@ def preparation(dataset: Any, received: Received) -> Preparation | None:
     return Preparation(transform.mean, transform.std, (height, width), edge or min(height, width), interpolation)
 
 
+def of_evaluation(trainer: Host) -> Preparation | None:
+    """How the images are prepared on which the student is evaluated; None unless hfkd's transform does it."""
+    evaluated = trainer.eval_dataset if image_transform(trainer.eval_dataset) is not None else trainer.train_dataset
+    return preparation(evaluated, trainer.received)
+
+
 def check_processor(processing_class: Any, student: nn.Module, dataset: Any, received: Received) -> None:
     """Raise ValueError for an image processor that prepares images differently from training, as it would be saved.
 
@@ -80,8 +86,7 @@ def record_inputs(trainer: Host) -> None:
     write_label_names(student, trainer.class_names)
     if trainer.image_inputs is None or trainer.train_dataset is None:
         return
-    evaluated = trainer.eval_dataset if image_transform(trainer.eval_dataset) is not None else trainer.train_dataset
-    prepared = preparation(evaluated, trainer.received)
+    prepared = of_evaluation(trainer)
     if prepared is not None:
         _write(student, prepared.in_timm)
         if given is None and not timm_wrappers(student):
