@@ -215,9 +215,15 @@ class CheckTrained(TrainerCallback):
         self._looked = elsewhere  # where its gradients are
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        loss = self.host.distillation_loss
+        paused = () if loss.kd_weight else tuple(loss.parameters())
+        for parameter in paused:
+            parameter.grad = None  # under DDP it is 0, with which weight decay and momentum would move them
         if self._looked:
             return
-        trainable = {name: p for name, p in self.host.model.named_parameters() if p.requires_grad}
+        apart = {id(parameter) for parameter in paused}
+        named = ((name, p) for name, p in self.host.model.named_parameters() if id(p) not in apart)
+        trainable = {name: p for name, p in named if p.requires_grad}
         without = [name for name, parameter in trainable.items() if parameter.grad is None]
         if len(without) == len(trainable):  # a step that is left out, or an optimizer that has taken it already
             return

@@ -267,3 +267,17 @@ def test_a_loss_that_learns_and_reads_layers_may_pause_and_is_saved_meanwhile(tm
         theirs, ours = (getattr(trainer, part).state_dict() for trainer in (whole, again))
         for name, value in theirs.items():
             assert torch.equal(ours[name], value), name
+
+
+def test_what_a_loss_has_learned_stays_in_a_stage_without_it(tmp_path, caplog):
+    settings = arguments(tmp_path, optim_args="momentum=0.9", weight_decay=0.1)
+    trainer = DistillationTrainer(
+        Net(), teacher(), settings, train_dataset=Rows(), temperature="learned(warmup_epochs=0)"
+    )
+    trainer.train()
+    learned, before = trainer.distillation_loss.temperature.theta.item(), copied(trainer.model)
+    trainer.distillation_loss.kd_weight = 0.0
+    trainer.train()
+    assert trainer.distillation_loss.temperature.theta.item() == learned != 1.0
+    assert moved(before, trainer.model) == set(before)
+    assert "got no gradient" not in caplog.text
