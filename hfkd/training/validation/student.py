@@ -52,10 +52,8 @@ def refuse_checkpointing(student: nn.Module, args: DistillationArguments) -> Non
     name = checkpointing(args)
     if not getattr(args, name):
         return
-    network, methods = (
-        unwrap_peft_model(student),
-        [f"{kind}_checkpointing_enable" for kind in ("activation", "gradient")],
-    )
+    network = unwrap_peft_model(student)
+    methods = [f"{kind}_checkpointing_enable" for kind in ("activation", "gradient")]
     own = any(getattr(type(network), one, None) is not getattr(PreTrainedModel, one, None) for one in methods)
     by_layers = isinstance(network, PreTrainedModel) and not own  # transformers' method, which looks at this attribute
     if not (network.supports_gradient_checkpointing if by_layers else any(hasattr(network, one) for one in methods)):
