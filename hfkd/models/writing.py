@@ -59,7 +59,21 @@ def end_ids(model: PreTrainedModel, tokenizer: Any) -> set[int]:
     """The end-of-sequence id of the tokenizer, and those in the model's generation config (such as an end of turn)."""
     own = model.generation_config.eos_token_id
     mine = getattr(tokenizer, "eos_token_id", None)
-    return {*([own] if isinstance(own, int) else own or []), mine} - {None}
+    found = {*([own] if isinstance(own, int) else own or []), mine} - {None}
+    return found - {_word_of(model, tokenizer)} if mine is not None else found
+
+
+def _word_of(model: PreTrainedModel, tokenizer: Any) -> int | None:
+    """The end of sequence that the model's class has by default, if it is an ordinary token of the tokenizer.
+
+    A configuration made for another tokenizer keeps the default, and so does `generation_config`: token 2 of a Llama is
+    '#' in GPT-2's vocabulary.
+    """
+    default = getattr(type(model.config.get_text_config()), "eos_token_id", None)
+    if not isinstance(default, int) or default >= len(tokenizer):
+        return None
+    special = default in tokenizer.all_special_ids or default in tokenizer.added_tokens_decoder
+    return None if special else default
 
 
 def write(

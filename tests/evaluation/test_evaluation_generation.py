@@ -5,8 +5,8 @@ import pytest
 import torch
 from processes import on_ranks, script
 from text_tokenizer import word_tokenizer
-from text_toys import mixture_of_experts
-from transformers import GPT2Config, GPT2LMHeadModel
+from text_toys import VOCAB, mixture_of_experts
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from hfkd.evaluation import TextGenerator, generate
 from hfkd.models.sampling import GumbelNoise
@@ -95,6 +95,23 @@ def test_text_ends_before_the_first_end_of_sequence(stories):
     finally:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
     assert cut == whole.split(".")[0].strip()
+
+
+def test_a_word_is_no_end_of_sequence_because_the_architecture_has_it_as_default():
+    """A Llama's is token 2, which in a tokenizer of one's own may be any word."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model, tokenizer = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, **sizes)), word_tokenizer()
+    assert model.generation_config.eos_token_id == 2
+    model.lm_head = torch.nn.Linear(8, VOCAB)
+    with torch.no_grad():  # writes token 2, whatever came before
+        model.lm_head.weight.zero_()
+        model.lm_head.bias.copy_(torch.arange(VOCAB) == 2)
+    settings = SHORT | {"max_new_tokens": 3, "no_repeat_ngram_size": 0, "temperature": 0}
+    assert generate(model, tokenizer, ["ask me"], **settings) == ["<s> <s> <s>"]
+    model.generation_config.eos_token_id = 3  # another one is that of the user
+    with torch.no_grad():
+        model.lm_head.bias.copy_(torch.arange(VOCAB) == 3)
+    assert generate(model, tokenizer, ["ask me"], **settings) == [""]
 
 
 def test_the_models_own_generation_settings_stay_out_and_come_back(stories):
