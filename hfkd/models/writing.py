@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.trainer_utils import unwrap_peft_model
 
 from hfkd.models.calling import Call
 from hfkd.utils.modes import in_eval_mode
@@ -28,6 +29,11 @@ class OnlyKnown(LogitsProcessor):
             return scores
         known = torch.arange(scores.shape[-1], device=scores.device) < self.size
         return scores.masked_fill(~known, -torch.inf)
+
+
+def can_write(network: Any) -> bool:
+    """Whether a network, or that inside PEFT, has the `generate` of transformers."""
+    return isinstance(bare := unwrap_peft_model(network), PreTrainedModel) and bare.can_generate()
 
 
 @contextmanager

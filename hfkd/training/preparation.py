@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from torch import nn
-from transformers import TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import has_length
 
 from hfkd.arguments import DistillationArguments
@@ -160,6 +160,12 @@ def tokenizer_in(collate: Any) -> Any:
             return found
         collate = getattr(collate, "collate", None)
     return None
+
+
+def tokenizer_of_rows(processing_class: Any, collate: Any) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that the rows are in: the `processing_class`, that of a processor, or that of the collator."""
+    given = (processing_class, getattr(processing_class, "tokenizer", None), tokenizer_in(collate))
+    return next((one for one in given if isinstance(one, PreTrainedTokenizerBase)), None)
 
 
 def as_teacher(given: Any, inputs: Received) -> Teacher:

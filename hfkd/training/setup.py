@@ -45,6 +45,7 @@ from hfkd.training.preparation import (
     setting,
     suit_temperature,
     teacher_networks,
+    tokenizer_of_rows,
     uses_fsdp,
     with_adapters,
 )
@@ -80,7 +81,7 @@ from hfkd.training.validation.layout import lays_out
 from hfkd.training.validation.narrow_maps import refusing_narrow_maps
 from hfkd.training.validation.networks import as_networks_get, check_batch, check_networks
 from hfkd.training.validation.normalisation import ImageInputs, normalisation, refuse_other_normalisation
-from hfkd.training.validation.on_policy import refuse_on_policy, refuse_prompts_to_write
+from hfkd.training.validation.on_policy import refuse_on_policy, refuse_prompts_to_write, warn_of_other_ends
 from hfkd.training.validation.optimizer_settings import refuse_not_installed, refuse_unread_settings
 from hfkd.training.validation.padding import refuse_other_padding
 from hfkd.training.validation.random_evaluation import warn_of_random_evaluation, warn_of_random_images
@@ -351,6 +352,8 @@ class Setup:
         self.step: Chosen = choose_forward(self.model, self.teacher, self.task, self.loss, self.args, self.num_classes)
         refuse_he_da(self.args, self.step, self.rows)
         refuse_on_policy(self.args, self.loss, self.task, self.call, self.model, self.teacher)
+        words = tokenizer_of_rows(self.processing_class, self.collator)
+        warn_of_other_ends(self.args, self.model, self.teacher, words)
         refuse_sharded_teacher(self.args, self.teacher)
         refuse_prompts_to_write(self.args, (self.model, *self.networks), self.rows, self.collator)
 

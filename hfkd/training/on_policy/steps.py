@@ -4,16 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.text_collate import TokenCollator
 from hfkd.models.positions import shortest_limit
-from hfkd.models.writing import end_ids
+from hfkd.models.writing import can_write
 from hfkd.training.host import Host
 from hfkd.training.on_policy.prompts import prompts_of, refuse_long
 from hfkd.training.on_policy.record import ResponseStatistics, keep_texts
 from hfkd.training.on_policy.schedule import Writer, writer_of
 from hfkd.training.on_policy.writing import ResponseWriter
+from hfkd.training.preparation import tokenizer_of_rows
 from hfkd.utils.targets import IGNORED
 
 
@@ -27,9 +27,10 @@ class WrittenSteps:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        words = host.processing_class
-        self.tokenizer = words if isinstance(words, PreTrainedTokenizerBase) else None
-        self.write = ResponseWriter(host.args, self.tokenizer, host.args.seed, host.num_classes)
+        self.tokenizer = tokenizer_of_rows(host.processing_class, host.data_collator)
+        # Behind the teacher's end of turn, which a student's own tokens may not include, it has nothing to teach.
+        both = [one for one in (host.model, *host.teacher.networks) if can_write(one)]
+        self.write = ResponseWriter(host.args, self.tokenizer, host.args.seed, host.num_classes, both)
         self.statistics = ResponseStatistics(host.accelerator)
         self.limit = shortest_limit((host.model, *host.teacher.networks))
         self.by_student = False
@@ -51,7 +52,7 @@ class WrittenSteps:
             refuse_long(row, len(prompt), args.on_policy_max_new_tokens, self.limit)
         model = self._network(writer)
         responses = self.write(model, prompts, rows, step)
-        self.statistics.add(responses, end_ids(model, self.tokenizer))
+        self.statistics.add(responses, self.write.ends(model))
         if args.log_completions:
             self._last = (step + 1, writer, rows, prompts, responses)
         return self._batches([len(numbers) for _, numbers in found], rows, prompts, responses)

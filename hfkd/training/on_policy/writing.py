@@ -18,19 +18,21 @@ class ResponseWriter:
 
     A response is sampled with a generator seeded by (seed, row, step): it does not depend on the batch it is generated
     in, nor on the number of processes, except for rounding in the model. `known`: only token ids below it are generated
-    (None: all). A response that ends at once is just its end of sequence; one of maximum length has none.
+    (None: all). `others`: networks whose ends of sequence end a response too. A response that ends at once is just its
+    end of sequence; one of maximum length has none.
     """
 
     settings: OnPolicyArguments
     tokenizer: PreTrainedTokenizerBase | None
     seed: int
     known: int | None = None
+    others: Sequence[PreTrainedModel] = ()
 
     def __call__(
         self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], rows: Sequence[int], step: int
     ) -> list[list[int]]:
         """Generate responses. Raises ValueError if the model generates no token."""
-        ends = end_ids(model, self.tokenizer)
+        ends = self.ends(model)
         written: dict[int, list[int]] = {}
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))  # similar lengths per batch
         size = self.settings.on_policy_batch_size or max(len(order), 1)
@@ -46,6 +48,10 @@ class ResponseWriter:
                     "must return the prompt's tokens followed by the new ones, as in transformers"
                 )
         return [written[i] for i in range(len(prompts))]
+
+    def ends(self, model: PreTrainedModel) -> set[int]:
+        """The tokens that end a response of this model."""
+        return {end for one in (model, *self.others) for end in end_ids(one, self.tokenizer)}
 
     @property
     def pad(self) -> int:

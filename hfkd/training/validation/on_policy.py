@@ -1,10 +1,10 @@
 """Refuses networks and settings that cannot generate responses, or train on generated ones."""
 
-from typing import Any
+import logging
+from collections.abc import Sequence
+from typing import Any, cast
 
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.trainer_utils import unwrap_peft_model
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.first_rows import first_rows
@@ -12,11 +12,14 @@ from hfkd.losses.base import requirements_of
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.models.calling import Call
 from hfkd.models.positions import shortest_limit
+from hfkd.models.writing import can_write, end_ids
 from hfkd.tasks.base import Task
 from hfkd.tasks.padding import refuse_padded_prompts
 from hfkd.teachers import Teacher
 from hfkd.training.on_policy.prompts import longest_prompt, prompts_of, refuse_long
 from hfkd.training.preparation import uses_fsdp
+
+logger = logging.getLogger(__name__)
 
 
 def refuse_on_policy(
@@ -49,7 +52,7 @@ def refuse_on_policy(
         )
     writers = ([student] if args.on_policy else []) + ([teacher.networks[0]] if args.seq_kd else [])
     for network in writers:
-        if not (isinstance(bare := unwrap_peft_model(network), PreTrainedModel) and bare.can_generate()):
+        if not can_write(network):
             raise ValueError(
                 f"{asked}: {type(network).__name__} has no generate() of transformers, which is needed to "
                 "generate responses: pass a model with a language-modelling head, such as one loaded by "
@@ -86,3 +89,18 @@ def refuse_prompts_to_write(args: DistillationArguments, networks: Any, rows: An
     refuse_long(*longest_prompt(rows), args.on_policy_max_new_tokens, shortest_limit(networks))
     if some := first_rows(rows):
         prompts_of(collate(some))
+
+
+def warn_of_other_ends(args: DistillationArguments, student: Any, teacher: Teacher | None, tokenizer: Any) -> None:
+    """Warn if the student learns to end responses with a token at which it will not stop, such as an end of turn."""
+    if not args.writes or teacher is None or not can_write(student):
+        return
+    own, others = end_ids(student, tokenizer), cast(Sequence[Any], teacher.networks)
+    more = {end for one in others if can_write(one) for end in end_ids(one, tokenizer)} - own
+    if own and more:
+        logger.warning(
+            "The teacher ends responses with the tokens %s too, which the student learns from it, but at which the "
+            "student's generate() does not stop: set model.generation_config.eos_token_id = %s before training.",
+            sorted(more),
+            sorted(own | more),
+        )

@@ -11,6 +11,7 @@ from text_toys import VOCAB, language_model, taught_model, token_dataset, tokeni
 from toys import arguments
 
 from hfkd import DistillationTrainer
+from hfkd.data.text_collate import TokenCollator
 from hfkd.models.on_policy_arguments import OnPolicyArguments
 from hfkd.training.on_policy.schedule import writer_of
 from hfkd.training.on_policy.writing import ResponseWriter, up_to_end
@@ -121,6 +122,44 @@ def test_a_network_writes_in_eval_mode_and_is_left_as_it_was():
 )
 def test_a_response_goes_up_to_its_end(tokens, expected):
     assert up_to_end(tokens, {1}) == expected
+
+
+def test_the_teachers_end_of_turn_ends_what_the_student_writes(tmp_path, caplog):
+    """A base model learns to end as its teacher does, an instructed one; behind that nothing is taught."""
+    trained(tmp_path / "base", on_policy=1.0, log_completions=True)
+    before = [row["input_ids"][row["labels"].count(IGNORED) :] for row in as_rows(tmp_path / "base")]
+    turn = next(token for one in before for token in one[:-1])
+    assert "The teacher ends responses" not in caplog.text
+    for way in ({"on_policy": 1.0}, {"seq_kd": True}):
+        teacher, folder = taught_model(), tmp_path / next(iter(way))
+        teacher.generation_config.eos_token_id = [1, turn]
+        caplog.clear()
+        found = trained(folder, teacher=teacher, log_completions=True, **way)
+        after = [row["input_ids"][row["labels"].count(IGNORED) :] for row in as_rows(folder)]
+        if "on_policy" in way:
+            assert after == [up_to_end(one, {1, turn}) for one in before]
+        ended = sum(one[-1] in (1, turn) for one in after) / len(after)
+        assert logged(found, "completion_ended")[0]["completion_ended"] == pytest.approx(ended)
+        assert f"The teacher ends responses with the tokens [{turn}] too" in caplog.text
+        assert f"eos_token_id = {sorted((1, turn))}" in caplog.text
+
+
+def test_the_collators_tokenizer_says_where_responses_end(tmp_path):
+    """As in Trainer, which needs no processing_class for rows of tokens."""
+    model = student()
+    model.generation_config.eos_token_id = None
+    teacher = taught_model()
+    teacher.generation_config.eos_token_id = None
+    settings = {"on_policy": 1.0, "log_completions": True, **SHORT, "ce_weight": 0.0, "kd_weight": 1.0, "max_steps": 1}
+    DistillationTrainer(
+        model,
+        teacher,
+        arguments(tmp_path / "run", **settings),
+        train_dataset=ROWS,
+        data_collator=TokenCollator(tokenizer()),
+    ).train()
+    trained(tmp_path / "given", on_policy=1.0, log_completions=True)
+    assert kept(tmp_path / "run") == kept(tmp_path / "given")
 
 
 class Mute(type(language_model())):
