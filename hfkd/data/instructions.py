@@ -63,6 +63,23 @@ def to_prompt_response(
     not written there (`BESIDE`; `CONTEXT` that a prompt or the turns do not contain), two different inputs of an
     instruction, or a tokenizer without a template.
     """
+    return _written(dataset, tokenizer, chat_template, answered=True)
+
+
+def to_prompts(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase | None = None, chat_template: bool = False
+) -> list[str]:
+    """The prompts of `to_prompt_response`, for answering them: rows need no response.
+
+    Turns may end with the question, and a chat template may write answers so that they do not follow the prompt (those
+    of reasoning models begin a thought in the prompt, and leave out earlier thoughts).
+    """
+    return _written(dataset, tokenizer, chat_template, answered=False)["prompt"][:]
+
+
+def _written(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase | None, chat_template: bool, answered: bool
+) -> Dataset:
     columns = accepted_columns(dataset)
     if chat_template and not getattr(tokenizer, "chat_template", None):
         raise ValueError(
@@ -77,7 +94,12 @@ def to_prompt_response(
         _pair,
         with_indices=True,
         remove_columns=dataset.column_names,
-        fn_kwargs={"columns": columns, "tokenizer": tokenizer if chat_template else None, "revision": REVISION},
+        fn_kwargs={
+            "columns": columns,
+            "tokenizer": tokenizer if chat_template else None,
+            "answered": answered,
+            "revision": REVISION,
+        },
         desc="Writing prompts",
     )
     return pairs.select_columns(["prompt", "response"])
@@ -143,56 +165,64 @@ def _pair(
     number: int,
     columns: tuple[str, ...],
     tokenizer: PreTrainedTokenizerBase | None,
+    answered: bool,
     revision: int,  # only used in the cache's hash
 ) -> dict[str, str]:
     if columns == ("text",):
         return {"prompt": "", "response": _text(row, "text", number)}
     _refuse_beside(row, BESIDE, number)
     if tokenizer is not None:
-        return _render(_turns(row, columns, number), tokenizer, number)
+        return _render(*_turns(row, columns, number, answered), tokenizer, number)
     if columns == ("messages",) or isinstance(row[columns[0]], list):
-        turns = _turns(row, columns, number)
-        if (roles := _roles(turns)) != ["user", "assistant"]:
+        asked, answers = _turns(row, columns, number, answered)
+        if _roles(asked) != ["user"]:
             raise ValueError(
-                f"row {number}: turns of {roles} do not fit the instruction template, "
+                f"row {number}: turns of {_roles([*asked, *answers])} do not fit the instruction template, "
                 "which has one question and one answer: set chat_template=True, with a tokenizer that has a chat "
                 "template"
             )
-        question, answer = (_text(turn, "content", number) for turn in turns)
-        return {"prompt": instruction_prompt(question), "response": answer}
+        response = "".join(_text(turn, "content", number) for turn in answers)
+        return {"prompt": instruction_prompt(_text(asked[0], "content", number)), "response": response}
     question, answer = columns
     prompt = _text(row, question, number)
     if question == "instruction":
         prompt = instruction_prompt(prompt, _context(row, number))
     else:
         _refuse_unwritten(row, prompt, number)
-    return {"prompt": prompt, "response": _text(row, answer, number)}
+    return {"prompt": prompt, "response": _text(row, answer, number) if answered else ""}
 
 
-def _turns(row: dict[str, Any], columns: tuple[str, ...], number: int) -> list[dict[str, str]]:
-    """The row as chat turns, the last of which is the assistant's."""
+def _turns(row: dict[str, Any], columns: tuple[str, ...], number: int, answered: bool) -> tuple[list[Any], list[Any]]:
+    """The chat turns of the row's prompt, and the assistant's last one, its response; none unless `answered`."""
     if columns == ("messages",):
         turns = _given(row["messages"] or [])
         _refuse_beside(row, BESIDE_TURNS, number)
     elif isinstance(row[columns[0]], list):  # TRL's conversational prompt + completion
-        turns = _given([*row[columns[0]], *(row[columns[1]] or [])])
+        answer = row[columns[1]] or []
+        turns = _given([*row[columns[0]], *([_answer(answer)] if isinstance(answer, str) else answer)])
         _refuse_beside(row, BESIDE_TURNS, number)
     else:
         context = _context(row, number) if columns[0] == "instruction" else ""
         question = "\n\n".join(filter(None, (_text(row, columns[0], number), context)))
-        answer = _text(row, columns[1], number)
-        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        response = _text(row, columns[1], number) if answered else ""
+        turns = [{"role": "user", "content": question}, _answer(response)]
     roles = _roles(turns)
-    if len(roles) < 2 or roles[-1] != "assistant":
+    ends = roles[-1:] == ["assistant"]
+    asked = turns[:-1] if ends else turns
+    if not asked or (answered and not ends):
         raise ValueError(
             f"row {number} has the turns {roles}, but the last of two or more turns must "
             "be the assistant's, which is the response: remove the row, or add an answer"
         )
-    for turn in turns:
+    for turn in turns if answered else asked:
         if turn.keys() <= {"role"}:  # templates write an empty text for it, or "None"
             _text(turn, "content", number)
-    _refuse_unwritten(row, "".join(str(turn.get("content")) for turn in turns[:-1]), number)
-    return turns
+    _refuse_unwritten(row, "".join(str(turn.get("content")) for turn in asked), number)
+    return asked, turns[-1:] if answered else []
+
+
+def _answer(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
 
 
 def _roles(turns: list[dict[str, Any]]) -> list[str | None]:
@@ -227,9 +257,11 @@ def _refuse_beside(row: dict[str, Any], names: tuple[str, ...], number: int) -> 
         )
 
 
-def _render(turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, number: int) -> dict[str, str]:
-    prompt = str(tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True))
-    whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
+def _render(asked: list[Any], answers: list[Any], tokenizer: PreTrainedTokenizerBase, number: int) -> dict[str, str]:
+    prompt = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+    if not answers:
+        return {"prompt": prompt, "response": ""}
+    whole = str(tokenizer.apply_chat_template([*asked, *answers], tokenize=False))
     if not whole.startswith(prompt):
         raise ValueError(
             f"row {number}: with the answer, the chat template writes the question differently, so that the response "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hfkd.data.instructions import ACCEPTED, to_prompt_response
+from hfkd.data.instructions import ACCEPTED, to_prompts
 from hfkd.data.text import encode_texts
 
 logger = logging.getLogger(__name__)
@@ -32,10 +32,10 @@ def read_prompts(
 ) -> Prompts:
     """The prompts as in `tokenize_dataset`: the same texts and tokens, with long prompts dropped.
 
-    Rows need no responses: a column `prompt` or `instruction` is enough. Raises ValueError for other columns, for a
-    prompt without tokens, and if all prompts are too long.
+    Rows need no responses: a column `prompt` or `instruction` is enough, or turns that end with the question. Raises
+    ValueError for other columns, for a prompt without tokens, and if all prompts are too long.
     """
-    texts = to_prompt_response(_with_responses(dataset), tokenizer, chat_template)["prompt"][:]
+    texts = to_prompts(_with_responses(dataset), tokenizer, chat_template)
     ids = encode_texts(texts, tokenizer, add_special_tokens=not chat_template)
     empty = next((row for row, tokens in enumerate(ids) if not tokens), None)
     if empty is not None:

@@ -10,7 +10,7 @@ from datasets import Dataset
 from huggingface_hub import hf_hub_download
 from transformers import PreTrainedTokenizerBase
 
-from hfkd.data.instructions import accepted_columns, to_prompt_response
+from hfkd.data.instructions import accepted_columns, to_prompts
 from hfkd.data.text_files import read_jsonl
 
 logger = logging.getLogger(__name__)
@@ -107,11 +107,20 @@ def with_references(
     answer = accepted_columns(rows)[-1]
     if answer == "text":
         raise ValueError("rows with only a column `text` have no answers to compare with: pass prompts and answers")
-    prompts = to_prompt_response(rows, tokenizer, chat_template)["prompt"][:]
-    return Dataset.from_dict({"prompt": prompts, "references": [_texts(value) for value in rows[answer]]})
+    prompts = to_prompts(rows, tokenizer, chat_template)
+    references = [_texts(value, f"row {number}: {answer}") for number, value in enumerate(rows[answer])]
+    return Dataset.from_dict({"prompt": prompts, "references": references})
 
 
-def _texts(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    return [value[-1]["content"]] if value and isinstance(value[-1], dict) else list(value)
+def _texts(value: Any, where: str) -> list[str]:
+    found = [value] if isinstance(value, str) else list(value or ())
+    if found and isinstance(found[-1], dict):
+        if found[-1]["role"] != "assistant":
+            raise ValueError(
+                f"{where} ends with a turn of {found[-1]['role']!r} instead of the assistant's, with which answers are "
+                "compared: remove the row, or add an answer"
+            )
+        found = [found[-1]["content"]]
+    if not found or not all(isinstance(text, str) for text in found):
+        raise ValueError(f"{where} is {value!r} instead of text; correct or remove the row")
+    return found

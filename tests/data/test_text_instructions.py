@@ -3,7 +3,7 @@ from datasets import Dataset, DatasetDict
 from text_tokenizer import word_tokenizer
 from transformers import AutoTokenizer
 
-from hfkd.data.instructions import accepted_columns, dolly_rows, instruction_prompt, to_prompt_response
+from hfkd.data.instructions import accepted_columns, dolly_rows, instruction_prompt, to_prompt_response, to_prompts
 from hfkd.data.text_files import read_jsonl
 
 # The bytes of MiniLLM's tools/process_data_dolly.py.
@@ -59,10 +59,12 @@ def test_template_is_the_one_the_published_sets_were_written_with(data_dir, name
             "prompt": [{"role": "user", "content": "Name a fish."}],
             "completion": [{"role": "assistant", "content": "Cod"}],
         },
+        {"prompt": [{"role": "user", "content": "Name a fish."}], "completion": "Cod"},
     ],
 )
 def test_every_accepted_shape(row):
     assert pair(**row) == (PLAIN, "Cod")
+    assert to_prompts(Dataset.from_list([row])) == [PLAIN]
 
 
 @pytest.mark.parametrize("column", ["context", "input"])

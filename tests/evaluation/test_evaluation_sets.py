@@ -2,6 +2,7 @@ import json
 
 import pytest
 from datasets import Dataset
+from text_tokenizer import word_tokenizer
 
 from hfkd.data.text_files import read_jsonl
 from hfkd.evaluation import SETS, instruct_sets
@@ -95,6 +96,37 @@ def test_the_answer_of_any_accepted_row_is_its_reference(row):
     rows = with_references(Dataset.from_list([row]))
     assert rows["references"][:] == [["A"]]
     assert "Q" in rows["prompt"][0]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": [{"role": "user", "content": "Q"}]}, "row 1: messages ends with a turn of 'user'"),
+        ({"prompt": "Q", "response": None}, "row 1: response is None instead of text"),
+        ({"prompt": "Q", "output": []}, r"row 1: output is \[\] instead of text"),
+        ({"prompt": "Q", "output": ["A", None]}, r"row 1: output is \['A', None\] instead of text"),
+    ],
+)
+def test_a_row_without_an_answer_is_named(row, message):
+    answered = {
+        "messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}],
+        "prompt": "Q",
+        "response": "A",
+        "output": ["A"],
+    }
+    with pytest.raises(ValueError, match=message):
+        with_references(Dataset.from_list([{name: answered[name] for name in row}, row]))
+
+
+def test_prompts_of_a_template_that_writes_answers_otherwise_are_evaluated():
+    """Reasoning models begin a thought in the prompt, and leave thoughts out of turns that are over."""
+    words = word_tokenizer()
+    words.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant><think>{% endif %}"
+    )
+    rows = with_references(Dataset.from_list([{"prompt": "Q", "response": "A"}]), words, chat_template=True)
+    assert rows[0] == {"prompt": "<user>Q<assistant><think>", "references": ["A"]}
 
 
 def test_rows_that_ask_nothing_are_refused():

@@ -280,6 +280,31 @@ def test_rows_of_questions_alone_are_answered(folder):
     assert "### Input:\nme\n\n### Response:\n" in asked.pop()
 
 
+ASKED = {"role": "user", "content": "ask me"}
+THINKS = "{% for m in messages %}{{ m.content }} {% endfor %}{% if add_generation_prompt %}you{% endif %}"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [ASKED]},
+        {"messages": [ASKED]},
+        {"messages": [ASKED, {"role": "assistant", "content": "one"}]},
+        {"prompt": "ask me", "response": None},
+        {"instruction": "ask me"},
+    ],
+)
+def test_turns_that_end_with_a_question_are_answered(folder, row):
+    """Also with a template that begins a thought in the prompt, with which written answers do not begin."""
+    words = tokenizer()
+    words.chat_template = THINKS
+    (folder / "rows" / "train.jsonl").write_text((json.dumps(row) + "\n") * 2)
+    (folder / "rows" / "dev.jsonl").unlink()
+    generate_responses(often_ending(), words, arguments(folder, chat_template=True))
+    answers = [json.loads(line) for line in (folder / "out" / "train.jsonl").read_text().splitlines()]
+    assert {one["prompt"] for one in answers} == {"ask me you"}
+
+
 def test_long_prompts_are_dropped_and_counted(folder):
     counts = generate_responses(often_ending(), tokenizer(), arguments(folder, max_prompt_length=2))
     assert (counts["prompts"], counts["long_prompts"], counts["written"]) == (6, 3, 18)
