@@ -36,6 +36,7 @@ ACCEPTED = (
 # column names, and what Alpaca's format has in LLaMA-Factory's datasets.
 BESIDE_TURNS = ("tools", "chat_template_kwargs")
 BESIDE = ("system", "system_prompt", "history")
+ANSWER = ("content", "reasoning_content", "reasoning", "thinking")  # of the assistant's turn, by several templates
 CONTEXT = ("context", "input")  # the input of an instruction, by Dolly's name and Alpaca's
 # `datasets` hashes functions of a module by name, not by code: increase this if the texts below change.
 REVISION = 3
@@ -61,7 +62,7 @@ def to_prompt_response(
     tokenisation appends this token. Without it, `messages` must be one user and one assistant turn. Raises ValueError
     for other columns, a value that is not text (with its row), a value in a column that belongs into the prompt and is
     not written there (`BESIDE`; `CONTEXT` that a prompt or the turns do not contain), two different inputs of an
-    instruction, or a tokenizer without a template.
+    instruction, an answer of which a part is left out, or a tokenizer without a template.
     """
     return _written(dataset, tokenizer, chat_template, answered=True)
 
@@ -182,6 +183,7 @@ def _pair(
                 "template"
             )
         response = "".join(_text(turn, "content", number) for turn in answers)
+        _refuse_left_out(answers, response, number)
         return {"prompt": instruction_prompt(_text(asked[0], "content", number)), "response": response}
     question, answer = columns
     prompt = _text(row, question, number)
@@ -268,11 +270,23 @@ def _render(asked: list[Any], answers: list[Any], tokenizer: PreTrainedTokenizer
             "cannot be separated from it: set a template that only appends text (a training template), or "
             "chat_template=False"
         )
+    _refuse_left_out(answers, whole, number)
     response = whole[len(prompt) :]
     end = str(tokenizer.eos_token or "")
     if end and response.rstrip().endswith(end):
         response = response.rstrip().removesuffix(end)
     return {"prompt": prompt, "response": response}
+
+
+def _refuse_left_out(answers: list[Any], written: str, number: int) -> None:
+    """Raise ValueError for a text of the answer that is not written, up to spaces: templates leave thoughts out."""
+    for name, text in ((name, turn.get(name)) for turn in answers for name in ANSWER):
+        if isinstance(text, str) and "".join(text.split()) not in "".join(written.split()):
+            raise ValueError(
+                f"row {number}: the {name} of the answer is not written whole into the response, as chat templates "
+                "leave out thoughts: set a template that keeps it (a training template), write prompt and response "
+                "yourself, or remove what is left out"
+            )
 
 
 def _refuse_unwritten(row: dict[str, Any], prompt: str, number: int) -> None:

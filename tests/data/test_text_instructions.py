@@ -157,6 +157,35 @@ def test_what_a_template_would_write_beside_the_turns_is_not_left_out(row):
         assert pair(chat_tokenizer(), True, **row, **{name: None}) == pair(chat_tokenizer(), True, **row)
 
 
+WITHOUT_THOUGHT = (  # as DeepSeek's
+    "{% for m in messages %}<{{ m.role }}>{{ m.content.split('</think>')[-1] | trim }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+RESHAPED = (  # as Qwen's
+    "{% for m in messages %}<{{ m.role }}>{% if '</think>' in m.content %}<think>\n"
+    "{{ m.content.split('</think>')[0].split('<think>')[-1].strip() }}\n</think>\n\n{% endif %}"
+    "{{ m.content.split('</think>')[-1] }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_thoughts_of_the_answer_are_not_left_out():
+    answer = {"role": "assistant", "content": "<think>two of them</think>b"}
+    with pytest.raises(ValueError, match="row 0: the content of the answer is not written whole into the response"):
+        pair(chat_tokenizer(WITHOUT_THOUGHT), True, messages=[ASKED, answer])
+    found = pair(chat_tokenizer(RESHAPED), True, messages=[ASKED, answer])
+    assert found == ("<user>a<assistant>", "<think>\ntwo of them\n</think>\n\nb")
+    earlier = [ASKED, answer, ASKED, ANSWERED]  # templates leave out those of earlier turns, which are not learned
+    assert pair(chat_tokenizer(WITHOUT_THOUGHT), True, messages=earlier) == (
+        "<user>a<assistant>b<user>a<assistant>",
+        "b",
+    )
+    beside = [ASKED, ANSWERED | {"reasoning_content": "two of them"}]
+    for chat in (True, False):
+        with pytest.raises(ValueError, match="row 0: the reasoning_content of the answer is not written whole"):
+            pair(chat_tokenizer(), chat, messages=beside)
+    assert to_prompts(Dataset.from_list([{"messages": beside}])) == [instruction_prompt("a")]
+
+
 @pytest.mark.parametrize(
     "row",
     [
