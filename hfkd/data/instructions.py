@@ -38,6 +38,8 @@ BESIDE_TURNS = ("tools", "chat_template_kwargs")
 BESIDE = ("system", "system_prompt", "history")
 ANSWER = ("content", "reasoning_content", "reasoning", "thinking")  # of the assistant's turn, by several templates
 CONTEXT = ("context", "input")  # the input of an instruction, by Dolly's name and Alpaca's
+# True: the response was cut off, so that no end of sequence belongs behind it. `hfkd generate` writes it.
+UNFINISHED = "unfinished"
 # `datasets` hashes functions of a module by name, not by code: increase this if the texts below change.
 REVISION = 3
 
@@ -62,7 +64,8 @@ def to_prompt_response(
     tokenisation appends this token. Without it, `messages` must be one user and one assistant turn. Raises ValueError
     for other columns, a value that is not text (with its row), a value in a column that belongs into the prompt and is
     not written there (`BESIDE`; `CONTEXT` that a prompt or the turns do not contain), two different inputs of an
-    instruction, an answer of which a part is left out, or a tokenizer without a template.
+    instruction, an answer of which a part is left out, or a tokenizer without a template. A column `unfinished` is
+    kept.
     """
     return _written(dataset, tokenizer, chat_template, answered=True)
 
@@ -91,10 +94,11 @@ def _written(
         raise ValueError(
             "chat_template=True, but the dataset has only the column `text`, without turns: set chat_template=False"
         )
+    kept = [name for name in dataset.column_names if name == UNFINISHED]
     pairs = dataset.map(
         _pair,
         with_indices=True,
-        remove_columns=dataset.column_names,
+        remove_columns=[name for name in dataset.column_names if name not in kept],
         fn_kwargs={
             "columns": columns,
             "tokenizer": tokenizer if chat_template else None,
@@ -103,7 +107,7 @@ def _written(
         },
         desc="Writing prompts",
     )
-    return pairs.select_columns(["prompt", "response"])
+    return pairs.select_columns(["prompt", "response", *kept])
 
 
 def accepted_columns(dataset: Dataset) -> tuple[str, ...]:

@@ -4,14 +4,14 @@ L tokens in a row, prompt and response together. Rows are padded by the collator
 """
 
 import logging
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hfkd.data.instructions import to_prompt_response
+from hfkd.data.instructions import UNFINISHED, to_prompt_response
 from hfkd.utils.targets import IGNORED
 
 logger = logging.getLogger(__name__)
@@ -40,10 +40,11 @@ def tokenize_dataset(
     to its first tokens, which is warned of. On Dolly with GPT-2 the two tokenisations agree for every row.
 
     `labels` are the ids with -100 for the prompt, unshifted. A row longer than `max_length` loses the end of its
-    response with the end-of-sequence token, so that the student does not learn to stop there. An empty response is
-    kept: its only target is the end of the sequence. A row of one token has no target and is dropped, as is a blank
-    `text`, with which the end would be the only target after BOS. These rows are counted in a log line. `index` is the
-    row's number in the returned dataset, and is kept by shuffling and selecting. `length` is for
+    response with the end-of-sequence token, so that the student does not learn to stop there; nor does a row get one
+    that is True in a column `unfinished` (of `hfkd generate --keep_unfinished`). An empty response is kept: its only
+    target is the end of the sequence. A row of one token has no target and is dropped, as is a blank `text`, with which
+    the end would be the only target after BOS. These rows are counted in a log line. `index` is the row's number in the
+    returned dataset, and is kept by shuffling and selecting. `length` is for
     `train_sampling_strategy="group_by_length"`. Prompts get the tokenizer's special tokens (such as BOS), unless they
     come from a chat template, here or earlier (`add_special_tokens=False`). `datasets` caches the result by data,
     tokenizer and arguments. Raises ValueError for columns that are not accepted, unknown names, impossible lengths, or
@@ -144,12 +145,13 @@ def _tokenize_batch(
 ) -> dict[str, list]:
     rows: dict[str, list] = {"input_ids": [], "labels": [], "prompt_length": [], "length": [], "cut": []}
     encoded = encode_rows(batch, tokenizer, tokenization, add_special_tokens)
-    for (prompt, response), blank in zip(encoded, are_blank(batch), strict=True):
+    marks = zip(are_blank(batch), are_unfinished(batch), strict=True)
+    for (prompt, response), (blank, unfinished) in zip(encoded, marks, strict=True):
         if blank or (len(prompt) > max_prompt_length and long_prompts == "drop"):
             continue
         cut = len(prompt) > max_prompt_length
         prompt = prompt[:max_prompt_length]
-        ids = [*prompt, *response][:max_length]
+        ids = [*prompt, *(response[:-1] if unfinished else response)][:max_length]
         if len(ids) < 2:
             continue
         rows["cut"].append(cut)
@@ -163,6 +165,11 @@ def _tokenize_batch(
 def are_blank(batch: dict[str, list[str]]) -> list[bool]:
     """Whether rows have neither a prompt nor a response with text, as the empty lines of a text file."""
     return [not prompt and not text.strip() for prompt, text in zip(batch["prompt"], batch["response"], strict=True)]
+
+
+def are_unfinished(batch: Mapping[str, Sequence[Any]]) -> list[bool]:
+    """Whether each row's response was cut off, and is to have no end of sequence."""
+    return [bool(value) for value in batch.get(UNFINISHED) or [False] * len(batch["prompt"])]
 
 
 def encode_rows(

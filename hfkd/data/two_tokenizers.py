@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.instructions import to_prompt_response
-from hfkd.data.text import Tokenization, are_blank, check_tokenising, encode_rows
+from hfkd.data.text import Tokenization, are_blank, are_unfinished, check_tokenising, encode_rows
 from hfkd.data.token_bytes import token_bytes
 from hfkd.utils.targets import IGNORED
 from hfkd.utils.token_groups import PLACELESS, byte_ends
@@ -85,7 +85,8 @@ def _tokenize_batch(
     for tokenizer, limit, prompt in zip(tokenizers, limits, prompts, strict=True):
         spelled = token_bytes(tokenizer)
         encoded = encode_rows(batch, tokenizer, tokenization, add_special_tokens)
-        sides.append([_side(*row, text, spelled, limit, prompt) for row, text in zip(encoded, texts, strict=True)])
+        whole = zip(encoded, texts, are_unfinished(batch), strict=True)
+        sides.append([_side(*row, text, spelled, limit, prompt, cut) for row, text, cut in whole])
     rows: dict[str, list[Any]] = {}
     for mine, its, text, blank in zip(*sides, texts, are_blank(batch), strict=True):
         if mine is None or its is None or blank:
@@ -97,14 +98,20 @@ def _tokenize_batch(
 
 
 def _side(
-    prompt: list[int], response: list[int], text: bytes, spelled: list[bytes | None], limit: int, longest_prompt: int
+    prompt: list[int],
+    response: list[int],
+    text: bytes,
+    spelled: list[bytes | None],
+    limit: int,
+    longest_prompt: int,
+    unfinished: bool,
 ) -> dict[str, Any] | None:
     """One network's row; None if its prompt is too long, or it is a single token."""
     if len(prompt) > longest_prompt or len(prompt) + len(response) < 2:
         return None
     *pieces, _ = response  # without the end of sequence
     ends = [*byte_ends([spelled[token] if token < len(spelled) else None for token in pieces], text), len(text) + 1]
-    ids = [*prompt, *response][:limit]
+    ids = [*prompt, *(pieces if unfinished else response)][:limit]
     count = len(ids) - len(prompt)
     return {
         "input_ids": ids,

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfkd.data.first_rows import at_most
-from hfkd.data.instructions import to_prompt_response
+from hfkd.data.instructions import UNFINISHED, to_prompt_response
 from hfkd.data.prompts import Prompts, read_prompts
 from hfkd.data.text_arguments import TextDataArguments
 from hfkd.data.text_collate import padding_id
@@ -103,14 +103,15 @@ def generate_responses(
     """Generate responses of `model` to the training prompts of `args.dataset_name`; returns counts of kept and dropped
     ones.
 
-    `args.output_dir` then has `train.jsonl` (`prompt`, `response`, `row`, `sample`), the dataset's other splits as
-    `prompt` and `response`, and `responses.json` with settings and counts. A response is seeded by (seed, row, sample),
-    so that it depends neither on the number of processes nor on interruptions; a repeated call keeps existing
-    responses, and writes the other splits again if they have changed. Responses that end at once or have no text are
-    dropped, and by the filters also unfinished and repeated ones. With a chat template a response includes the token
-    that ended it, if that is not the tokenizer's end of sequence, as responses of `messages` do. Raises ValueError,
-    before anything is written, for a folder with other responses, if all prompts are too long, if the model has too few
-    positions, and for another split without responses; and at the end if no response is left.
+    `args.output_dir` then has `train.jsonl` (`prompt`, `response`, `row`, `sample`; and `unfinished` with
+    `keep_unfinished`), the dataset's other splits as `prompt` and `response`, and `responses.json` with settings and
+    counts. A response is seeded by (seed, row, sample), so that it depends neither on the number of processes nor on
+    interruptions; a repeated call keeps existing responses, and writes the other splits again if they have changed.
+    Responses that end at once or have no text are dropped, and by the filters also unfinished and repeated ones. With a
+    chat template a response includes the token that ended it, if that is not the tokenizer's end of sequence, as
+    responses of `messages` do. Raises ValueError, before anything is written, for a folder with other responses, if all
+    prompts are too long, if the model has too few positions, and for another split without responses; and at the end if
+    no response is left.
     """
     state = processes()
     with state.main_process_first():
@@ -247,7 +248,8 @@ def _kept(prompts: Prompts, written: Iterable[Row], args: ResponseArguments) -> 
         if why is None:
             seen.setdefault(row, set()).add(text)
             whole = text + one.get("end", "") if args.chat_template else text  # as in the turns of the template
-            kept.append({"prompt": texts[row], "response": whole, "row": row, "sample": one["sample"]})
+            cut = {UNFINISHED: not one["ended"]} if args.keep_unfinished else {}
+            kept.append({"prompt": texts[row], "response": whole, "row": row, "sample": one["sample"]} | cut)
     return kept, dict(counts) | {"prompts": len(prompts), "long_prompts": prompts.dropped}
 
 

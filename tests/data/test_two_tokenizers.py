@@ -107,6 +107,14 @@ def test_what_a_cut_side_has_not_is_in_no_group_and_said(limit, teacher_limit, c
     assert len(row["input_ids"]) == limit or len(row["teacher_input_ids"]) == teacher_limit
 
 
+def test_an_unfinished_response_has_no_end_of_sequence_on_either_side():
+    data = {"prompt": ["Tell: "] * 2, "completion": ["a cat."] * 2, "unfinished": [True, False]}
+    cut, whole = tokenize_for_both(Dataset.from_dict(data), byte_level(), sentencepiece())
+    for side in ("", "teacher_"):
+        for name in ("input_ids", "labels", "byte_ends"):
+            assert cut[side + name] == whole[side + name][:-1]
+
+
 def test_a_row_whose_prompt_has_no_room_on_one_side_is_dropped_on_both():
     rows = rows_of([HARD[0], "a"], prompts=["Once upon a time " * 4, "b"], teacher_max_length=16)
     assert len(rows) == 1

@@ -106,6 +106,19 @@ def test_filters_that_are_off_keep_what_they_would_drop(folder):
     assert len(set(texts)) < len(texts)
 
 
+def test_an_unfinished_response_is_not_learned_to_end(folder):
+    args = arguments(folder, keep_unfinished=True, max_new_tokens=2)
+    generate_responses(often_ending(), tokenizer(), args)
+    rows = read_jsonl(folder / "out" / "train.jsonl")
+    assert len(set(rows["unfinished"][:])) == 2
+    data = TextDataArguments(str(folder / "out"), max_length=12, max_prompt_length=5)
+    for tokens, row in zip(data.load(tokenizer()).train, rows, strict=True):
+        assert (tokens["input_ids"][-1] == END) == (not row["unfinished"])
+        assert tokens["labels"][-1] == tokens["input_ids"][-1]
+        assert len(tokens["labels"]) > tokens["prompt_length"]
+    assert data.load(tokenizer()).dev[0]["labels"][-1] == END
+
+
 def test_rows_generated_with_a_chat_template_are_known_as_such(folder, tmp_path, caplog):
     """A second template is refused, and evaluation with the template is not advised against."""
     words = tokenizer()
