@@ -239,7 +239,8 @@ class DistillationTrainer(Trainer):
         self.unhook = weakref.finalize(self, inner.remove)
         if inner.wanted:
             loss.autocast = self.accelerator.autocast
-            inner.steps = lambda: self.state.global_step
+            trainer = weakref.proxy(self)  # which `finalize` would keep in memory for ever, through `inner`
+            inner.steps = lambda: trainer.state.global_step
 
     @property
     def training_collator(self) -> Any:
