@@ -302,10 +302,10 @@ class DistillationTrainer(Trainer):
     def _evaluate_batch(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
         """Return the cross-entropy and the student's outputs by name."""
         output = self.call.output(self.evaluated_network(model), inputs)
-        logits = logits_of(output)
-        cut, taught = slice(self.num_classes), logits
+        logits = logits_of(output)[..., : self.num_classes]
+        taught = logits
         if self.args.evaluate_kl and self.teacher is not None:
-            taught = self.evaluated_network(self.teacher)(**inputs)
+            taught = self.evaluated_network(self.teacher)(**inputs)[..., : self.num_classes]
 
         def values_of(items: Items) -> dict[str, Tensor]:
             assert items.labels is not None
@@ -314,7 +314,7 @@ class DistillationTrainer(Trainer):
                 found["kl"] = KD(scale="none")(items, torch.ones_like(found["loss"]))
             return found
 
-        values, rows = self.task.each_item(inputs, logits[..., cut], taught[..., cut], values_of)
+        values, rows = self.task.each_item(inputs, logits, taught, values_of)
         labelled = values.pop("labelled")
         self._evaluated.add(values, rows, self.accelerator, {"loss": labelled})
         return values["loss"].sum() / labelled.sum().clamp(min=1), self._outputs(output)

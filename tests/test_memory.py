@@ -1,10 +1,14 @@
-"""What trainers keep in memory."""
+"""What trainers make, and keep in memory, without need."""
 
 import gc
 import weakref
+from collections import Counter
 
 import pytest
-from text_toys import TokenRows, language_model, taught_model, tokenizer
+import torch
+from task_toys import masks, segformer
+from text_toys import VOCAB, TokenRows, language_model, taught_model, tokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
 from toys import Net, Rows, arguments, teacher
 
 from hfkd import DistillationTrainer
@@ -28,3 +32,39 @@ def test_a_trainer_whose_objective_reads_layers_is_freed(tmp_path, build):
     del trainer
     gc.collect()
     assert [one() for one in kept] == [None] * len(kept)
+
+
+class Made(TorchDispatchMode):
+    """How often each operation was called, by its name and the number of values it made."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        if isinstance(result, torch.Tensor):
+            self.calls[function.overloadpacket.__name__, result.numel()] += 1
+        return result
+
+
+def evaluated(trainer):
+    with Made() as made:
+        trainer.evaluate()
+    return made.calls
+
+
+def test_evaluation_without_a_teacher_takes_the_logits_of_tokens_once(tmp_path):
+    rows = TokenRows(4)
+    targets = sum(label != -100 for row in rows for label in row["labels"])
+    trainer = DistillationTrainer(
+        language_model(), taught_model(), arguments(tmp_path), eval_dataset=rows, processing_class=tokenizer()
+    )
+    assert evaluated(trainer)["index_select", targets * VOCAB] == 1
+
+
+def test_evaluation_without_a_teacher_resizes_each_map_once(tmp_path):
+    rows = masks(4)
+    classes, (height, width) = segformer(8).config.num_labels, rows[0]["labels"].shape
+    trainer = DistillationTrainer(segformer(8), segformer(16), arguments(tmp_path), eval_dataset=rows)
+    assert evaluated(trainer)["upsample_bilinear2d", classes * height * width] == len(rows)

@@ -200,9 +200,11 @@ def token_items(
     same_classes(student_logits.shape[-1], teacher_logits.shape[-1])
     teacher_logits, teachers = _several(teacher_logits, student_logits.ndim)
     tokens = Targets(labels, host_targets, shift, position_ids=position_ids, attention_mask=attention_mask)
+    mine = tokens.pick(student_logits)
+    its = mine if teacher_logits is student_logits else tokens.pick(teacher_logits)  # one network's: no second copy
     return Items(
-        Outputs(tokens.pick(student_logits)),
-        Outputs(tokens.pick(teacher_logits)),
+        Outputs(mine),
+        Outputs(its),
         tokens.labels,
         sample=tokens.sample,
         num_samples=tokens.num_samples,

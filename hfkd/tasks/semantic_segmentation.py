@@ -86,7 +86,8 @@ class SemanticSegmentation(Task):
 
     def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
         size = self._size(batch)
-        mine, its = (interpolated(maps, size).flatten(-2).transpose(-1, -2) for maps in (student, teacher))
+        mine = interpolated(student, size).flatten(-2).transpose(-1, -2)
+        its = mine if teacher is student else interpolated(teacher, size).flatten(-2).transpose(-1, -2)
         items = token_items(mine, its, self._flat(batch), progress=progress, **self._known(batch), shift=0)
         return replace(items, rest_name=REST_NAME)
 
@@ -102,7 +103,9 @@ class SemanticSegmentation(Task):
         found, rows, labels = [], [], batch["labels"]
         for k in range(len(labels)):
             one = slice(k, k + 1)
-            items = self.items({"labels": labels[one]}, student[one], teacher[..., one, :, :, :])
+            mine = student[one]
+            its = mine if teacher is student else teacher[..., one, :, :, :]
+            items = self.items({"labels": labels[one]}, mine, its)
             found.append(values_of(items))
             rows.append(torch.full_like(items.sample, k))
         values = {name: torch.cat([part[name] for part in found]) for name in found[0]}
