@@ -13,10 +13,10 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 from datasets import Image as ImageFeature
 from datasets import List as ListFeature
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 from hfkd.data.boxes import TOLERANCE, refuse_shares
 from hfkd.data.columns import find_column
 from hfkd.data.epochs import EpochTransform, epoch_zero
-from hfkd.data.images import IMAGE_COLUMNS, pick_splits, picture
+from hfkd.data.images import IMAGE_COLUMNS, pick_splits, picture, picture_hw, shown_hw
 from hfkd.data.splits import load_splits
 from hfkd.data.transforms import view_ids
 
@@ -192,13 +192,10 @@ def _size(image: dict[str, Any], file: Path, source: str) -> tuple[tuple[int, in
     Raises ValueError if its entry in the annotations says another size.
     """
     try:
-        with Image.open(file) as picture:
-            width, height = picture.size
-            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        with Image.open(file) as found:
+            (height, width), orientation = shown_hw(found)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as a picture: {error}; replace it, or leave it out") from error
-    if orientation > 4:  # onto its side
-        height, width = width, height
     if (image.get("height", height), image.get("width", width)) != (height, width):
         raise ValueError(
             f"{image['file_name']} is {height} pixels high and {width} wide, and {source} says "
@@ -248,13 +245,12 @@ def _of_objects(rows: Dataset, box_format: str, drop_bad_boxes: bool) -> BoxRows
         )
     rows = rows.cast_column(image_column, ImageFeature(decode=False))
     checked = _Checked(drop_bad_boxes, f"set box_format (it is {box_format!r}), ")
-    made: dict[str, list[Any]] = {name: [] for name in ("image", "boxes", "labels", "iscrowd")}
+    made: dict[str, list[Any]] = {name: [] for name in ("boxes", "labels", "iscrowd")}  # the files stay in Arrow
     for index, row in enumerate(rows):
         found = _objects_of(row["objects"], tuple(inner), column, index)
-        width, height = picture(row[image_column], index).size
+        size = picture_hw(row[image_column], index)
         boxes = [[*b[:2], b[0] + b[2], b[1] + b[3]] if box_format == "xywh" else list(b) for b in found["bbox"]]
-        kept = [k for k, box in enumerate(boxes) if checked(box, (height, width), f"row {index}")]
-        made["image"].append(row[image_column])
+        kept = [k for k, box in enumerate(boxes) if checked(box, size, f"row {index}")]
         made["boxes"].append([boxes[k] for k in kept])
         made["labels"].append([int(found[column][k]) + 1 for k in kept])
         made["iscrowd"].append([bool(found["iscrowd"][k]) if "iscrowd" in found else False for k in kept])
@@ -262,7 +258,10 @@ def _of_objects(rows: Dataset, box_format: str, drop_bad_boxes: bool) -> BoxRows
     highest = max((label for labels in made["labels"] for label in labels), default=1)
     words = feature.names if isinstance(feature, ClassLabel) else [str(k) for k in range(highest)]
     names = _names({k: str(word) for k, word in enumerate(words, 1)}, "the data set")
-    return BoxRows(Dataset.from_dict(made | {"index": list(range(len(rows)))}, FEATURES), names)
+    features = Features({name: kind for name, kind in FEATURES.items() if name != "image"})
+    boxed = Dataset.from_dict(made | {"index": list(range(len(rows)))}, features)
+    pictures = rows.select_columns(image_column).rename_columns({image_column: "image"})
+    return BoxRows(concatenate_datasets([pictures, boxed], axis=1), names)
 
 
 def _objects_of(value: Any, names: Sequence[str], column: str, row: int) -> dict[str, Any]:

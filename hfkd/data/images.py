@@ -5,13 +5,16 @@ H height, W width.
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from hfkd.data.columns import LABEL_COLUMNS, find_column
 from hfkd.data.splits import load_splits
@@ -125,15 +128,39 @@ def _decode_batch(
 
 def picture(value: Any, row: int) -> Image.Image:
     """An RGB image from the bytes or path of a file, as `datasets` stores it, or from nested lists [H, W(, 3)]."""
-    try:
-        if value is None:
-            raise ValueError("there is none")
+    with _naming(value, row):
         if isinstance(value, bytes):
             value = {"bytes": value, "path": None}
         if isinstance(value, dict) and value["bytes"] is None and os.path.isfile(value["path"]):
             value = {**value, "bytes": Path(value["path"]).read_bytes()}  # Pillow does not close broken files
-        picture = ImageFeature().decode_example(value) if isinstance(value, dict) else _from_array(value)
-        return in_rgb(picture)
+        return in_rgb(ImageFeature().decode_example(value) if isinstance(value, dict) else _from_array(value))
+
+
+def picture_hw(value: Any, row: int) -> tuple[int, int]:
+    """Height and width of `picture`, of bytes without decoding their pixels."""
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(content, bytes):
+        width, height = picture(value, row).size
+        return height, width
+    with _naming(value, row), Image.open(BytesIO(content)) as found:
+        refuse_deep(found)
+        return shown_hw(found)[0]
+
+
+def shown_hw(picture: Image.Image) -> tuple[tuple[int, int], int]:
+    """Height and width of a picture as it is shown, and its EXIF orientation: from 5 on it is turned onto its side."""
+    width, height = picture.size
+    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    return ((width, height) if orientation > 4 else (height, width)), orientation
+
+
+@contextmanager
+def _naming(value: Any, row: int) -> Iterator[None]:
+    """Context in which errors of a picture name its row."""
+    try:
+        if value is None:
+            raise ValueError("there is none")
+        yield
     except (OSError, ValueError, TypeError, KeyError, SyntaxError, Image.DecompressionBombError) as error:
         path = value.get("path") if isinstance(value, dict) else None
         where = f"row {row} ({path})" if path else f"row {row}"
@@ -141,10 +168,15 @@ def picture(value: Any, row: int) -> Image.Image:
 
 
 def in_rgb(picture: Image.Image) -> Image.Image:
+    """ValueError for what `refuse_deep` refuses."""
+    refuse_deep(picture)
+    return picture.convert("RGB")
+
+
+def refuse_deep(picture: Image.Image) -> None:
     """ValueError for pixels of more than 8 bits: Pillow makes 255 of all that are above."""
     if picture.mode.startswith(("I", "F")):
         raise ValueError(f"it has 16-bit or float pixels (mode {picture.mode}), which would be clipped in RGB")
-    return picture.convert("RGB")
 
 
 def _from_array(value: Any) -> Image.Image:

@@ -1,6 +1,7 @@
 """Folders in COCO's format and data sets with objects: boxes, classes, splits and views."""
 
 import json
+from io import BytesIO
 
 import pytest
 import torch
@@ -190,6 +191,31 @@ def write_objects(folder, categories, kind="int64"):
         features = Features({"image": ImageFeature(), "objects": objects})
         images = [Image.new("RGB", (30, 20))] * len(rows)
         Dataset.from_dict({"image": images, "objects": found}, features).to_parquet(folder / f"{split}.parquet")
+
+
+def test_pictures_of_a_data_set_stay_in_its_files(tmp_path):
+    """Not in memory: COCO's are 19 GB."""
+    write_objects(tmp_path, ([[0]], [[0]]))
+    train, test, _ = BoxDataArguments(str(tmp_path), flip=False).load()
+    assert train.cache_files
+    assert test.cache_files
+    assert train[0]["pixel_values"].shape == (3, 20, 30)
+
+
+def test_boxes_of_a_data_set_are_in_the_picture_as_it_is_shown(tmp_path):
+    """A file whose EXIF orientation turns it onto its side."""
+    write_objects(tmp_path, ([[0]], [[0]]))
+    exif, file = Image.Exif(), BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (20, 30)).save(file, "JPEG", exif=exif)
+    for split in ("train", "validation"):
+        rows = Dataset.from_parquet(str(tmp_path / f"{split}.parquet"))
+        features = rows.features
+        turned = [row | {"image": {"bytes": file.getvalue(), "path": None}} for row in rows]
+        Dataset.from_list(turned, features).to_parquet(tmp_path / f"{split}.parquet")
+    train, _, _ = BoxDataArguments(str(tmp_path), flip=False).load()
+    assert train[0]["pixel_values"].shape == (3, 20, 30)
+    assert train[0]["boxes"].tolist() == [[20, 2, 29, 8]]
 
 
 def test_numbers_of_objects_need_not_all_be_in_both_splits(tmp_path):
