@@ -20,6 +20,7 @@ LongPrompts = Literal["drop", "cut"]
 Tokenization = Literal["joint", "separate"]
 
 REVISION = 4  # see instructions.REVISION
+AT_ONCE = 1000  # rows of which Python objects are made at a time
 
 
 def tokenize_dataset(
@@ -213,9 +214,13 @@ def _encode_responses(
 
 def _log_counts(pairs: Dataset, tokens: Dataset, eos: int, max_length: int) -> None:
     full = np.flatnonzero(np.asarray(tokens["length"][:]) == max_length)
-    cut = sum(labels[-1] != eos for labels in tokens.select(full)["labels"][:])
-    blank = are_blank(pairs[:])
-    empty = sum(not response and not one for response, one in zip(pairs["response"][:], blank, strict=True))
+    labels = tokens.select(full).select_columns("labels").with_format("numpy")
+    cut = sum(int((np.stack(part["labels"])[:, -1] != eos).sum()) for part in labels.iter(AT_ONCE))
+    empty = sum(
+        not response and not blank
+        for part in pairs.select_columns(["prompt", "response"]).iter(AT_ONCE)
+        for response, blank in zip(part["response"], are_blank(part), strict=True)
+    )
     logger.info(
         "%d rows tokenised: %d dropped (prompt too long, a single token, or blank), %d with a response truncated at %d "
         "tokens and therefore without end of sequence, %d empty responses (their only target is the end of sequence).",

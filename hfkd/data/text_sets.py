@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, Value
 
 from hfkd.data.text_files import read_splits
@@ -107,9 +108,20 @@ def check_texts(rows: Dataset, columns: list[str], split: str) -> None:
             raise ValueError(
                 f"column {column!r} of {split} holds {rows.features[column]} instead of text: name another column"
             )
-        missing = next((i for i, text in enumerate(rows[column][:]) if text is None), None)
+        missing = _without_text(rows, column)
         if missing is not None:
             raise ValueError(f"row {missing} of {split} has no {column!r}: remove such rows")
+
+
+def _without_text(rows: Dataset, column: str) -> int | None:
+    """The first row without a text; the texts themselves, of which there may be many, are not read."""
+    start = 0
+    for table in rows.select_columns(column).with_format("arrow").iter(10_000):
+        missing = np.flatnonzero(table[column].is_null().to_numpy())
+        if len(missing):
+            return start + int(missing[0])
+        start += len(table)
+    return None
 
 
 def check_length(tokenizer: Any, max_length: int, special: int) -> None:

@@ -34,7 +34,7 @@ def masked_lm_trainer(
     networks.check_teacher(args.kd_weight)
     with args.main_process_first(desc="tokenising"):
         texts = data.read()
-        tokenizer = networks.tokenizer(texts.train["text"][:])
+        tokenizer = networks.tokenizer(texts.train["text"])  # read only if a tokenizer is trained
         rows = data.tokens(texts, tokenizer, args.seed)
     return _trainer(AutoModelForMaskedLM, networks, args, rows, tokenizer, {})
 

@@ -116,6 +116,16 @@ def test_an_empty_response_is_kept_and_counted(caplog):
     assert "1 empty responses" in caplog.text
 
 
+def test_truncated_and_empty_responses_of_many_rows_are_counted(caplog):
+    """Which are read some at a time."""
+    rows = pairs(*[("a", "one two three"), ("a", "one two"), ("a", "")] * 700)
+    with caplog.at_level(logging.INFO, "hfkd"):
+        tokenize_dataset(rows, word_tokenizer(), max_length=4, max_prompt_length=2)
+    assert "2100 rows tokenised: 0 dropped" in caplog.text
+    assert "700 with a response truncated at 4 tokens" in caplog.text
+    assert "700 empty responses" in caplog.text
+
+
 def test_a_row_with_nothing_to_predict_is_dropped():
     rows = tokenize_dataset(Dataset.from_dict({"text": ["", "a"]}), word_tokenizer())
     assert rows["input_ids"][:] == [[3, END]]
