@@ -75,16 +75,14 @@ def main() -> None:
     rouge.check_rows(texts.dev_texts)
     set_seed(args.seed)
     student = networks.pruned(causal_lm(networks.student_name_or_path, from_config=networks.from_config))
-    load_teacher = partial(
-        causal_lm,
-        networks.teacher_name_or_path,
+    how = (
         networks.teacher_dtype,
         networks.teacher_from_config,
         networks.teacher_load_in_8bit,
         networks.teacher_load_in_4bit,
     )
-    slots = args.temperature, args.mixed_precision
-    teacher = cache.teacher(args.teacher_cache_dir, load_teacher, names[1], texts.train, student, tokenizer, *slots)
+    load, slots = partial(causal_lm, names[1], *how), (args.temperature, args.mixed_precision, how)
+    teacher = cache.teacher(args.teacher_cache_dir, load, names[1], texts.train, student, tokenizer, *slots)
     trainer = DistillationTrainer(
         student,
         teacher,

@@ -1,6 +1,6 @@
 """Flags for recipes that store the teacher's outputs once and then train from them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,14 +48,16 @@ class TeacherCacheArguments:
         tokenizer: PreTrainedTokenizerBase,
         temperature: Any,
         mixed_precision: str | None = None,
+        how: Sequence[Any] = (),
     ) -> nn.Module:
         """The teacher stored in `folder`, with a call of `load` only if needed; without a folder the live teacher.
 
-        The teacher is loaded if files of the cache are missing or damaged, or if the model files under `name` are not
-        those that the cache was made from (samples of these are compared): then a few rows are compared with the
-        teacher. `temperature` is the temperature slot of training, which determines the temperatures at which the
-        bucket is stored. `mixed_precision` is that of training; unset: that of accelerate's launcher. Raises ValueError
-        for a folder with the outputs of a teacher of another name, or stored with other values of these flags.
+        The teacher is loaded if files of the cache are missing or damaged, if the model files under `name` are not
+        those that the cache was made from (samples of these are compared), or if `load` has other settings, `how`, such
+        as dtype and quantisation: then its weights and a few rows are compared with the stored ones. `temperature` is
+        the temperature slot of training, which determines the temperatures at which the bucket is stored.
+        `mixed_precision` is that of training; unset: that of accelerate's launcher. Raises ValueError for a folder with
+        the outputs of another teacher, or stored with other values of these flags.
         """
         if not folder:
             return load()
@@ -69,7 +71,7 @@ class TeacherCacheArguments:
             return CachedTextTeacher(folder)  # no teacher is available to rebuild it
         if manifest is not None:
             self._refuse_other(folder, manifest)
-        source = model_source(name)
+        source = f"{model_source(name)} {list(how)}"  # random or quantised weights come from the same files
         if manifest is None or manifest.source != source or manifest.missing(folder):
             self._build(folder, load(), name, source, rows, student, tokenizer, temperature, mixed_precision)
         return CachedTextTeacher(folder)

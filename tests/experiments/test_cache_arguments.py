@@ -16,15 +16,15 @@ def ask(tmp_path):
     taught_model().save_pretrained(tmp_path / "teacher")
     loads = []
 
-    def teacher(name=None, **flags):
+    def teacher(name=None, how=("auto",), **flags):
         def load():
             loads.append(name)
-            return causal_lm(name or tmp_path / "teacher")
+            return causal_lm(name or tmp_path / "teacher", *how)
 
         cache = TeacherCacheArguments(**{"teacher_cache_k": 4} | flags)
         name = name or str(tmp_path / "teacher")
         return cache.teacher(
-            str(tmp_path / "cache"), load, name, token_dataset(), language_model(), tokenizer(), 2.0
+            str(tmp_path / "cache"), load, name, token_dataset(), language_model(), tokenizer(), 2.0, how=how
         ), len(loads)
 
     return teacher
@@ -67,6 +67,18 @@ def test_a_cache_of_other_flags_is_refused(ask, flag):
     ask()
     with pytest.raises(ValueError, match=f"--teacher_cache_{flag} 2: .* was stored with"):
         ask(**{f"teacher_cache_{flag}": 2})
+
+
+@pytest.mark.parametrize("how", [("bfloat16",), ("auto", True)], ids=["another dtype", "random weights"])
+def test_a_cache_of_the_same_files_loaded_in_another_way_is_refused(ask, how):
+    ask(how=how)
+    with pytest.raises(ValueError, match="its teacher is .* of weights in their dtype and quantisation"):
+        ask()
+
+
+def test_another_name_of_the_same_dtype_is_compared_once(ask):
+    ask()
+    assert [ask(how=("float32",))[1], ask(how=("float32",))[1]] == [2, 2]
 
 
 def test_what_is_damaged_is_made_again(ask, tmp_path):

@@ -80,7 +80,8 @@ class Manifest:
         mine, its = asdict(self), asdict(other)
         for name in mine:
             if name not in ("config", "source") and mine[name] != its[name]:
-                return f"its {name} is {its[name]!r}, that of this cache is {mine[name]!r}"
+                what = f"its {name} is {its[name]!r}, that of this cache is {mine[name]!r}"
+                return f"{what} (hashes of weights in their dtype and quantisation)" if name == "teacher" else what
         return changed_setting(other.config, self.config)
 
     @property
