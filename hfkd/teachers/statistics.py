@@ -99,7 +99,7 @@ def scan(
         accelerator.mixed_precision if accelerator else "no",
     )
     key = ScanKey.of(reader, views, seed, level) if cache_dir else None
-    file = ScanFile(Path(cache_dir), key) if cache_dir and key else None
+    file = ScanFile(Path(cache_dir).expanduser(), key) if cache_dir and key else None
     found = _found(reader, file, accelerator)
     return found or _made(reader, file, accelerator, level, num_workers, seed, progress_bar)
 

@@ -54,11 +54,13 @@ def parse(
     Later files override earlier ones; see `read_layers` for a file with settings for another one. `defaults`, the
     protocol of a recipe, are YAML files or mappings of settings. A setting that would have no effect because of a later
     one is removed, see `hfkd.utils.precedence`. Raises ValueError for an unknown key, with the closest known one; for a
-    value that its field does not accept; and for an output_dir that is one of the inputs. With `argv=None` (the
-    process's own command line) the error ends the program, with its message only.
+    value that its field does not accept; and for an output_dir that is one of the inputs. A value that begins with ~/
+    is a path in the home folder, also in a file and after an equals sign, where shells leave it. With `argv=None`
+    (the process's own command line) the error ends the program, with its message only.
     """
     try:
-        return _parsed(dataclasses, list(sys.argv[1:] if argv is None else argv), defaults, **parser_options)
+        words = [_at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
+        return _parsed(dataclasses, words, defaults, **parser_options)
     except ValueError as error:
         if argv is not None:
             raise
@@ -96,6 +98,19 @@ def _parsed(
     refuse_without_effect(*parts)  # also of different dataclasses
     refuse_inputs_as_output(found)
     return parsed
+
+
+def _at_home(value: Any) -> Any:
+    """A setting, or a word of the command line, with ~/ as the home folder.
+
+    Folders are otherwise made under the name ~ in the working directory.
+    """
+    if isinstance(value, list):
+        return [_at_home(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    flag, equals, path = value.partition("=") if value.startswith("--") else ("", "", value)
+    return flag + equals + (os.path.expanduser(path) if path.startswith("~/") else path)
 
 
 def _refuse_what_is_not_done(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -189,7 +204,10 @@ def typed_layers(
         for where, settings in several.items():
             check_known(settings, set(hints), where)
         found.append(
-            [{k: typed(v, hints[k], f"{where}: {k}") for k, v in layer.items()} for where, layer in several.items()]
+            [
+                {k: _at_home(typed(v, hints[k], f"{where}: {k}")) for k, v in layer.items()}
+                for where, layer in several.items()
+            ]
         )
     return found
 

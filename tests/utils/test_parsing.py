@@ -50,6 +50,18 @@ def test_the_equals_form(config):
     assert args.ce_weight == 0.7
 
 
+def test_a_tilde_is_the_home_folder_where_the_shell_leaves_it(config, tmp_path, monkeypatch):
+    """`~` itself is a name like any other: a folder called so was made in the working directory."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    args = read(config("scan_cache_dir: ~/scans\nreport_to: ['~/a', b~/c]\n"), "--teacher_cache_dir=~/cache")
+    assert (args.scan_cache_dir, args.teacher_cache_dir) == (f"{tmp_path}/scans", f"{tmp_path}/cache")
+    assert args.report_to == [f"{tmp_path}/a", "b~/c"]
+    config("ce_weight: 0.7", "home.yaml")
+    assert read("~/home.yaml", "--run_name", "~").ce_weight == 0.7
+    data = parse([DataArguments], ["--dataset=~/pictures"], [{"dataset": "~/others"}])[0]
+    assert data.dataset == f"{tmp_path}/pictures"
+
+
 def test_several_config_flags_are_read_like_one_with_several_files(config):
     first, second = config("ce_weight: 0.7\nkd_weight: 0.3", "1.yaml"), config("ce_weight: 0.2", "2.yaml")
     for more in ((second,), ("--config", second), (f"--config={second}",)):
