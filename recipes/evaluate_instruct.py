@@ -9,7 +9,7 @@ side. Every answer is in <output_dir>/<student>. The number of processes does no
 from dataclasses import dataclass, field
 
 from hfkd.experiments.instruct import InstructArguments, evaluate_students
-from hfkd.models.language import causal_lm, load_tokenizer
+from hfkd.models.language import causal_lm, load_tokenizer, refuse_unused_tokenizer
 from hfkd.utils.parsing import parse
 
 
@@ -22,11 +22,13 @@ class StudentArguments:
 
 def main() -> None:
     students, instruct = parse((StudentArguments, InstructArguments), description=__doc__)
+    names, given = students.student_name_or_path, students.tokenizer_name
+    refuse_unused_tokenizer(given, [load_tokenizer(name, given) for name in names] if given else [])
 
     def load(name):
-        return causal_lm(name, students.dtype), load_tokenizer(name, students.tokenizer_name)
+        return causal_lm(name, students.dtype), load_tokenizer(name, given)
 
-    evaluate_students(students.student_name_or_path, load, instruct)
+    evaluate_students(names, load, instruct)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from transformers import set_seed
 
 from hfkd.experiments.responses import ResponseArguments, generate_responses, said
-from hfkd.models.language import causal_lm, load_tokenizer
+from hfkd.models.language import causal_lm, load_tokenizer, refuse_unused_tokenizer
 from hfkd.utils.launch import processes
 from hfkd.utils.parsing import parse
 
@@ -31,8 +31,10 @@ def main() -> None:
     network, args = parse((NetworkArguments, ResponseArguments), description=__doc__)
     set_seed(args.seed)
     name = network.model_name_or_path
+    tokenizer = load_tokenizer(name, network.tokenizer_name)
+    refuse_unused_tokenizer(network.tokenizer_name, [tokenizer])
     model = causal_lm(name, network.dtype, network.from_config)
-    counts = generate_responses(model, load_tokenizer(name, network.tokenizer_name), args, name)
+    counts = generate_responses(model, tokenizer, args, name)
     if processes().is_main_process:
         print(f"{said(counts)}\nThe dataset is in {args.output_dir}", flush=True)
 

@@ -16,7 +16,7 @@ from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.data.text_arguments import TextDataArguments
 from hfkd.evaluation.callback import RougeArguments
 from hfkd.experiments.text_run import run_text
-from hfkd.models.language import causal_lm, load_tokenizer
+from hfkd.models.language import causal_lm, load_tokenizer, refuse_unused_tokenizer
 from hfkd.models.lora import LoraArguments
 from hfkd.utils.parsing import parse
 
@@ -38,6 +38,7 @@ def main() -> None:
     )
     args = rouge.best_by_rouge(args, parsed.given)
     tokenizer = load_tokenizer(network.model_name_or_path, network.tokenizer_name)
+    refuse_unused_tokenizer(network.tokenizer_name, [tokenizer])
     with args.main_process_first(desc="tokenising"):
         texts = data.load(tokenizer)
     rouge.check_rows(texts.dev_texts)

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.losses.terms import resolve_objective, terms_of
-from hfkd.models.language import load_tokenizer
+from hfkd.models.language import load_tokenizer, refuse_unused_tokenizer
 from hfkd.models.vocabulary import same_tokenizer
 from hfkd.tasks.two_tokenizers import different
 from hfkd.utils.counts import at_least_one
@@ -39,10 +39,13 @@ class TeacherTokenizerArguments:
     ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None]:
         """The student's tokenizer, and the teacher's, or None if it is the same.
 
-        Raises ValueError if they differ and the objective of `args` compares token by token.
+        Raises ValueError if they differ and the objective of `args` compares token by token, and for a flag with
+        another tokenizer than the networks have.
         """
         mine = load_tokenizer(names[0], tokenizer_name)
         its = load_tokenizer(names[1], self.teacher_tokenizer or tokenizer_name)
+        refuse_unused_tokenizer(tokenizer_name, [mine, its])
+        refuse_unused_tokenizer(self.teacher_tokenizer, [its], "teacher_tokenizer")
         takes_two = all(hasattr(term.objective, "pairing") for term in terms_of(resolve_objective(args.objective)))
         if not (takes_two and different(mine, its)):
             same_tokenizer(mine, its)

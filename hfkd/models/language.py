@@ -1,6 +1,7 @@
 """Causal language models and their tokenizers: from the Hub, a folder, a configuration, or a PEFT adapter."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,22 @@ def load_tokenizer(name_or_path: str | Path, fallback: str | Path | None = None)
     if fallback is None:
         raise ValueError(f"{name_or_path} has no tokenizer: save one with the model, or pass --tokenizer_name")
     return AutoTokenizer.from_pretrained(str(fallback), trust_remote_code=False)
+
+
+def refuse_unused_tokenizer(
+    given: str | None, used: Sequence[PreTrainedTokenizerBase], flag: str = "tokenizer_name"
+) -> None:
+    """Raise ValueError if the tokenizer `given` is another than all of `used`, as each network has one of its own."""
+    if not given:
+        return
+    tokens = load_tokenizer(given).get_vocab()
+    if all(one.get_vocab() != tokens for one in used):
+        names = " and ".join(dict.fromkeys(str(one.name_or_path) for one in used))
+        raise ValueError(
+            f"{flag}={given!r} is only for a network without a tokenizer, and has other tokens than that of {names}, "
+            f"which would be used: leave {flag} out, or replace the tokenizer saved there if the network was trained "
+            "with the other one"
+        )
 
 
 def brings_tokenizer(name_or_path: str | Path) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hfkd.models.language import DTYPES, brings_tokenizer, load_tokenizer
+from hfkd.models.language import DTYPES, brings_tokenizer, load_tokenizer, refuse_unused_tokenizer
 from hfkd.models.pruned_student import PrunedStudentArguments
 from hfkd.models.text_networks import fresh_network, is_model_type, stored_network, text_teacher
 from hfkd.models.vocabulary import same_tokenizer
@@ -89,7 +89,8 @@ class TextNetworkArguments(PrunedStudentArguments):
     def tokenizer(self, texts: Sequence[str]) -> PreTrainedTokenizerBase:
         """The tokenizer of the teacher, the student or `tokenizer_name`, or one trained on `texts`, with a pad token.
 
-        Raises ValueError if both have stored weights and different tokenizers, and if there is no tokenizer.
+        Raises ValueError if both have stored weights and different tokenizers, if there is no tokenizer, and if
+        `tokenizer_name` is another than that of a network, which is used.
         """
         stored = [load_tokenizer(name) for name, fresh in self._networks if not fresh and brings_tokenizer(name)]
         if len(stored) == 2:
@@ -103,6 +104,7 @@ class TextNetworkArguments(PrunedStudentArguments):
         else:
             names = " and ".join(name for name, _ in self._networks)
             raise ValueError(f"{names} have no tokenizer: pass --tokenizer_name, or --train_tokenizer TOKENS")
+        refuse_unused_tokenizer(self.tokenizer_name, [tokenizer])
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer

@@ -3,7 +3,7 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.utils import is_bitsandbytes_available
 
-from hfkd.models.language import causal_lm, load_tokenizer
+from hfkd.models.language import causal_lm, load_tokenizer, refuse_unused_tokenizer
 from hfkd.models.lora import LoraArguments
 from hfkd.models.vocabulary import same_tokenizer
 from hfkd.teachers import FrozenTeacher
@@ -158,6 +158,11 @@ def test_tokenizers(saved, data_dir):
         load_tokenizer(saved)
     with pytest.raises(ValueError, match=r"student \(.*gpt2-tokenizer\) and the teacher \(.*stories260K\) differ"):
         same_tokenizer(load_tokenizer(gpt2), load_tokenizer(stories))
+    both = [load_tokenizer(gpt2), load_tokenizer(saved, stories)]
+    refuse_unused_tokenizer(str(stories), both)
+    refuse_unused_tokenizer(None, both)
+    with pytest.raises(ValueError, match=r"^teacher_tokenizer='.*stories260K' .* than that of .*gpt2-tokenizer, which"):
+        refuse_unused_tokenizer(str(stories), both[:1], "teacher_tokenizer")
     own = AutoTokenizer.from_pretrained(gpt2)
     own.add_tokens(["<new>"])
     own.save_pretrained(saved)

@@ -113,7 +113,20 @@ def test_the_teachers_tokenizer_is_both_networks(stored, words):
     fresh["student_name_or_path"] = stored / "other"
     assert tokenizer(teacher_name_or_path=stored / "three", **fresh).get_vocab() == words.get_vocab()
     assert len(tokenizer(**fresh)) == 16  # alone it is asked: <pad> and four beside the words
-    assert len(tokenizer(**fresh, tokenizer_name=str(stored / "masked"))) == 16
+    assert len(tokenizer(**fresh, tokenizer_name=str(stored / "other"))) == 16
+
+
+@pytest.mark.parametrize(
+    "student", [{"student_name_or_path": "three"}, {"student_name_or_path": "masked", "from_config": True}]
+)
+def test_a_tokenizer_by_name_that_would_not_be_used_is_refused(stored, student):
+    """The run would record a tokenizer that it did not have."""
+    student = student | {"student_name_or_path": stored / student["student_name_or_path"]}
+    with pytest.raises(
+        ValueError, match="is only for a network without a tokenizer, and has other tokens than that of"
+    ):
+        tokenizer(**student, tokenizer_name=str(stored / "other"))
+    tokenizer(**student, tokenizer_name=str(stored / "masked"))  # the same tokens
 
 
 def test_stored_weights_for_two_tokenizers_are_refused(stored):
