@@ -22,27 +22,31 @@ from pathlib import Path
 
 from hfkd.experiments.listing import dry_run, listed
 from hfkd.experiments.published import Published
-from hfkd.experiments.reproduction import FLAGS, run_table
+from hfkd.experiments.reproduction import FLAGS, flags_of, run_table
 from hfkd.experiments.rows import read_table
-from hfkd.utils.parsing import parse
+from hfkd.utils.parsing import given_settings, parse
 
 HERE = Path(__file__).parent
 TABLES = HERE / "tables"
 
 
 def main() -> None:
-    flags, *_, args = parse(FLAGS, description=__doc__)
-    show = print if args.process_index == 0 else lambda text: None
-    if flags.list or flags.table is None:
-        for path in sorted(TABLES.glob("*.yaml")):
-            show(listed(read_table(path)))
+    given = given_settings(FLAGS)
+    if given.get("list") or given.get("table") is None:
+        *_, args = parse(FLAGS, description=__doc__)
+        for path in sorted(TABLES.glob("*.yaml")) if args.process_index == 0 else ():
+            print(listed(read_table(path)))
         return
-    named = TABLES / f"{flags.table}.yaml"
-    table = read_table(named if named.is_file() else flags.table)
-    if flags.dry_run:
-        show(dry_run(table, sys.argv[1:]))
-        return
-    show(run_table(table, sys.argv[1:], Published.read(HERE / "published.yaml")))
+    named = TABLES / f"{given['table']}.yaml"
+    table = read_table(named if named.is_file() else given["table"])
+    flags, *_, args = flags_of(table, description=__doc__)
+    text = (
+        dry_run(table, sys.argv[1:])
+        if flags.dry_run
+        else run_table(table, sys.argv[1:], Published.read(HERE / "published.yaml"))
+    )
+    if args.process_index == 0:
+        print(text)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def dry_run(table: Table, argv: Sequence[str]) -> str:
             "weighting": args.weighting,
             "CE": args.ce_weight,
             "KD": args.kd_weight,
-            "epochs": args.num_train_epochs,
+            "epochs": f"{args.max_steps} steps" if args.max_steps > 0 else args.num_train_epochs,
             "batch": args.per_device_train_batch_size,
             "rate": args.learning_rate,
             "views": data.views,

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -17,7 +18,7 @@ from hfkd.losses.distillation import DistillationLoss
 from hfkd.models import NetworkArguments
 from hfkd.utils.files import write_atomically
 from hfkd.utils.json_file import write_json
-from hfkd.utils.parsing import parse
+from hfkd.utils.parsing import Parsed, given_settings, parse
 
 logger = logging.getLogger(__name__)
 
@@ -124,11 +125,21 @@ def slots_of(args: DistillationArguments) -> DistillationLoss:
     return DistillationLoss(args.objective, args.slot_temperature, args.weighting, args.ce_weight, args.kd_weight)
 
 
+def flags_of(table: Table, argv: Sequence[str] | None = None, **parser_options: Any) -> Parsed:
+    """The flags that the runs of a table share, from `argv` as in `parse`, on top of the first row that they select.
+
+    Some flags are refused without settings of the protocol, such as the decay epochs, which rows have.
+    """
+    names = given_settings(FLAGS, argv).get("rows") or [row.name for row in table.run]
+    protocol = next((row.layers for row in table.run if row.name in names), ())
+    return parse(FLAGS, argv, [*protocol, {"output_dir": f"runs/{table.name}"}], **parser_options)
+
+
 def jobs_of(table: Table, argv: Sequence[str]) -> list[Job]:
     """The runs of a table selected by the flags. ValueError for a table that cannot be run, or an unknown row."""
     if table.refused is not None:
         raise ValueError(f"--table {table.name}: {table.title} cannot be run: {table.refused}")
-    flags, _, _, args = parse(FLAGS, argv, [{"output_dir": f"runs/{table.name}"}])
+    flags, _, _, args = flags_of(table, argv)
     unknown = set(flags.rows or ()) - {row.name for row in table.run}
     if unknown:
         raise ValueError(
@@ -149,7 +160,7 @@ def run_table(table: Table, argv: Sequence[str], published: Published) -> str:
     recipe with these settings. Call it on every rank.
     """
     jobs = jobs_of(table, argv)
-    args = parse(FLAGS, argv, [{"output_dir": f"runs/{table.name}"}])[-1]
+    args = flags_of(table, argv)[-1]
     if args.push_to_hub:
         raise ValueError(
             "push_to_hub=True would upload the students of all runs to one repository, each over the last: leave it "

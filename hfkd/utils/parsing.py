@@ -6,7 +6,8 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import fields
 from functools import lru_cache
@@ -58,13 +59,43 @@ def parse(
     is a path in the home folder, also in a file and after an equals sign, where shells leave it. With `argv=None`
     (the process's own command line) the error ends the program, with its message only.
     """
+    with _in_one_line(argv):
+        return _parsed(dataclasses, _words(argv), defaults, **parser_options)
+
+
+def given_settings(dataclasses: Sequence[type], argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """The settings of `argv` and its --config by name, as in `parse`, but not yet checked by the dataclasses.
+
+    For a flag that says which defaults the others have, without which they may be refused.
+    """
+    _show_log()
+    with _in_one_line(argv):
+        flags, layers = _layers(dataclasses, _words(argv), ())
+        return merge([*(layer for several in layers for layer in several), flags])
+
+
+@contextmanager
+def _in_one_line(argv: Sequence[str] | None) -> Iterator[None]:
     try:
-        words = [_at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
-        return _parsed(dataclasses, words, defaults, **parser_options)
+        yield
     except ValueError as error:
         if argv is not None:
             raise
         raise CommandLineError(str(error)) from error
+
+
+def _words(argv: Sequence[str] | None) -> list[str]:
+    return [_at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
+
+
+def _layers(
+    dataclasses: Sequence[type], argv: list[str], defaults: Sequence[str | Path | Mapping[str, Any]]
+) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
+    """The settings on the command line, and those of `defaults` and of the files that it names."""
+    flags = _flags(dataclasses, argv)
+    flags.pop(IMPORT, None)
+    given = [shipped_or_given(source, shipped("recipes") / "configs") for source in flags.pop("config", [])]
+    return flags, typed_layers([*defaults, *given], dataclasses)
 
 
 def _parsed(
@@ -75,10 +106,7 @@ def _parsed(
 ) -> Parsed:
     _show_log()
     import_modules(_flags(dataclasses, argv).get(IMPORT, []))
-    parser, flags = _parser(dataclasses, **parser_options), _flags(dataclasses, argv)
-    flags.pop(IMPORT, None)
-    given = [shipped_or_given(source, shipped("recipes") / "configs") for source in flags.pop("config", [])]
-    layers = typed_layers([*defaults, *given], dataclasses)
+    parser, (flags, layers) = _parser(dataclasses, **parser_options), _layers(dataclasses, argv, defaults)
     files = [layer for several in layers[len(defaults) :] for layer in several]
     settings = merge([*(layer for several in layers for layer in several), flags])
     for action in parser._actions:  # a setting from a file is no longer required on the command line

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hfkd.experiments.listing import dry_run, listed
-from hfkd.experiments.reproduction import run_table
+from hfkd.experiments.reproduction import jobs_of, run_table
 from hfkd.experiments.rows import read_table
 
 TABLES = Path(__file__).parents[2] / "recipes" / "tables"
@@ -37,6 +37,16 @@ def test_a_dry_run_shows_what_each_row_would_be_run_with(tmp_path):
     assert (fcfd["temperature"], fcfd["student"], fcfd["epochs"]) == ("8.0", "cifar_shufflenetv2", "3.0")
     assert energy["temperature"] == "energy(ratio=0.3, increase=4, decrease=1)"
     assert not (tmp_path / "out").exists()
+
+
+def test_flags_may_change_what_only_the_protocol_of_the_rows_has(tmp_path):
+    """Alone, without the protocol's decays and its evaluation of each epoch, they are refused."""
+    more = "--lr_decay_factor=0.2", "--load_best_model_at_end", "--max_steps=20"
+    flags = [*HERE, *more, "--rows", "KD, resnet32x4_resnet8x4", f"--output_dir={tmp_path}"]
+    table = read_table(TABLES / "ea_kd_table2.yaml")
+    assert "| 20 steps |" in dry_run(table, flags)
+    args = jobs_of(table, flags)[0].flags()[-1]
+    assert (args.lr_decay_factor, args.lr_decay_epochs, args.load_best_model_at_end) == (0.2, [150, 180, 210], True)
 
 
 @pytest.mark.parametrize(

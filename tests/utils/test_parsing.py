@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 import hfkd.utils.precedence
 from hfkd.arguments import DistillationArguments
-from hfkd.utils.parsing import parse
+from hfkd.utils.parsing import given_settings, parse
 
 
 @dataclass
@@ -60,6 +60,15 @@ def test_a_tilde_is_the_home_folder_where_the_shell_leaves_it(config, tmp_path, 
     assert read("~/home.yaml", "--run_name", "~").ce_weight == 0.7
     data = parse([DataArguments], ["--dataset=~/pictures"], [{"dataset": "~/others"}])[0]
     assert data.dataset == f"{tmp_path}/pictures"
+
+
+def test_what_is_given_is_read_before_it_is_checked(config):
+    """lr_decay_factor alone is refused by the arguments."""
+    path = config("lr_decay_factor: 0.2")
+    given = given_settings([DistillationArguments], ["--config", path, "--seed=3", "--unknown"])
+    assert given == {"lr_decay_factor": 0.2, "seed": 3}
+    with pytest.raises(ValueError, match="has no effect without lr_decay_epochs"):
+        read(path)
 
 
 def test_several_config_flags_are_read_like_one_with_several_files(config):
