@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     if flags.command in RECIPES:
         return run_recipe(flags.command, flags.arguments, flags.accelerate)
+    if flags.arguments in (["--help"], ["-h"]):
+        print(f"usage: hfkd {flags.command}\n\n{TOLD[flags.command]}")
+        return 0
     for unused, given in {"--accelerate": flags.accelerate, "arguments": flags.arguments}.items():
         if given:
             parser.error(f"{flags.command} takes no {unused}")

@@ -34,8 +34,10 @@ def run_recipe(name: str, arguments: Sequence[str], accelerate: str | None = Non
     """Run a recipe as `python recipes/...py` does, or under `accelerate launch`, and return its exit status.
 
     accelerate: a configuration file of accelerate, or the name of one that comes with hfkd (`cpu`, `multi_gpu`, ...).
-    Raises ValueError if there is no such file.
+    Raises ValueError if there is no such file, and for the flag behind the name of the recipe.
     """
+    if any(word.partition("=")[0] == "--accelerate" for word in arguments):
+        raise CommandLineError(f"--accelerate comes before the command: hfkd --accelerate CONFIG {name} ...")
     script = shipped("recipes") / f"{RECIPES[name]}.py"
     typed = ["hfkd", *(["--accelerate", accelerate] if accelerate else []), name]
     os.environ[TYPED] = shlex.join(typed)  # usage, model cards and results.json show what was typed

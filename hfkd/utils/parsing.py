@@ -155,8 +155,13 @@ def _refuse_what_is_not_done(wanted: Mapping[str, Any], found: Mapping[str, Any]
             raise ValueError(f"{name}={wanted[name]}: {instead[name]}; leave {name} out")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults beside the flags, and the commands of a recipe's description on lines of their own."""
+
+
 def _parser(dataclasses: Sequence[type], **options: Any) -> HfArgumentParser:
-    parser = HfArgumentParser(cast(Any, list(dataclasses)), allow_abbrev=False, prog=os.environ.get(TYPED), **options)
+    options |= {"allow_abbrev": False, "prog": os.environ.get(TYPED), "formatter_class": _Help}
+    parser = HfArgumentParser(cast(Any, list(dataclasses)), **options)
     said = "Settings files, or names of those of hfkd (kd, dkd, ...); later ones win, and flags override all."
     parser.add_argument(
         f"--{IMPORT}",

@@ -74,7 +74,23 @@ def test_env_is_json(capsys):
 def test_a_recipe_says_what_was_typed(shell, capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["image", "--help"])
-    assert capsys.readouterr().out.startswith("usage: hfkd image [--config")
+    told = capsys.readouterr().out
+    assert told.startswith("usage: hfkd image [--config")
+    assert "\n    accelerate launch recipes/cifar100_energy_kd.py --teacher_checkpoint wrn_40_2.pth\n" in told
+
+
+@pytest.mark.parametrize("command", ["methods", "env"])
+def test_every_command_has_a_help(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: hfkd {command}\n")
+
+
+@pytest.mark.parametrize("words", [["--accelerate", "cpu"], ["--accelerate=cpu"]])
+def test_the_launcher_behind_the_command_is_refused(words):
+    with pytest.raises(
+        CommandLineError, match="^--accelerate comes before the command: hfkd --accelerate CONFIG image"
+    ):
+        main(["image", *words])
 
 
 def test_a_configuration_of_hfkd_is_found_by_its_name_from_any_folder(shell, tmp_path, monkeypatch):
