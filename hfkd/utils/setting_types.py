@@ -12,6 +12,7 @@ import yaml
 BOOLS = dict.fromkeys(("true", "yes", "on", "y", "t", "1"), True)
 BOOLS |= dict.fromkeys(("false", "no", "off", "n", "f", "0"), False)
 NAMES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+WORDS = {form(word): word == "true" for word in ("true", "false") for form in (str.lower, str.title, str.upper)}
 KEPT = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 
 
@@ -98,13 +99,15 @@ def _choices(kinds: tuple[Any, ...]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """A value without a declared type, read as in YAML 1.2 and Python: 1e-7 is a number, `no` is text."""
+    """A value without a declared type, read as in YAML 1.2 and Python: 1e-7 is a number, False a boolean, `no` text."""
     if isinstance(value, dict):
         return {name: _plain(one) for name, one in value.items()}
     if isinstance(value, list):
         return [_plain(one) for one in value]
-    if not isinstance(value, str) or value in ("true", "false"):
-        return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if value in WORDS:  # as text, False would count as true
+        return WORDS[value]
     for kind in (int, float):
         try:
             return kind(value)

@@ -219,6 +219,7 @@ def others(path):
         ("report_to: [tensorboard]", "report_to", ["tensorboard"]),
         ("temperature: 4", "temperature", "4"),
         (CONSTANT + "lr_scheduler_kwargs: {a: 1e-1, mode: no}", "lr_scheduler_kwargs", {"a": 0.1, "mode": "no"}),
+        (CONSTANT + "lr_scheduler_kwargs: {a: False, b: TRUE}", "lr_scheduler_kwargs", {"a": False, "b": True}),
         ("student_name: no", "student_name", "no"),
         ("student_name: 0012", "student_name", "0012"),
         ("student_name: ''", "student_name", ""),
