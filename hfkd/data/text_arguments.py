@@ -41,7 +41,10 @@ class TextDataArguments:
     max_length: int = field(default=512, metadata={"help": "Tokens of prompt and response together."})
     max_prompt_length: int = field(default=256, metadata={"help": "Tokens of the prompt."})
     long_prompts: Literal["drop", "cut"] = field(
-        default="drop", metadata={"help": "Drop rows with a longer prompt (MiniLLM), or cut the prompt (DSKD)."}
+        default="drop",
+        metadata={
+            "help": "Drop rows with a longer prompt (MiniLLM), or cut the prompt (DSKD). Dolly is split without them."
+        },
     )
     tokenization: Literal["joint", "separate"] = field(
         default="joint",
@@ -120,8 +123,9 @@ class TextDataArguments:
             found = dict(dolly_rows(only, tokenizer, self.max_prompt_length))
             logger.info(
                 "%s has a single split and Dolly's columns, and is split like Dolly: of its rows with a prompt of up "
-                "to %d tokens the first %d are for test, the next %d for dev, and the last %d for training. To use "
-                "other splits, provide them as files (train.jsonl, dev.jsonl).",
+                "to %d tokens (longer ones are left out, whatever long_prompts says) the first %d are for test, the "
+                "next %d for dev, and the last %d for training. To use other splits, provide them as "
+                "files (train.jsonl, dev.jsonl).",
                 self.dataset_name,
                 self.max_prompt_length,
                 *(len(found[name]) for name in ("test", "dev", "train")),
