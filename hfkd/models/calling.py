@@ -10,7 +10,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.trainer_utils import unwrap_peft_model
-from transformers.utils import TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs
 
 from hfkd.models.positions import positions_of_padding
 
@@ -213,8 +213,9 @@ def by_name(output: Any) -> Any:
         return {f"output_{number}": value for number, value in enumerate(output)}
     if not isinstance(output, dict):
         return {"logits": logits_of(output)}
-    # Some networks return the cache of their base model, which is not told to leave it out (Gemma 3 as a classifier).
-    left_out = {name for name, value in output.items() if name in OF_MEDIA or isinstance(value, Cache)}
+    # Some networks return the cache of their base model, which is not told to leave it out (Gemma 3 as a classifier),
+    # or all that a part of them returns (LLaVA's `image_outputs`).
+    left_out = {name for name, value in output.items() if name in OF_MEDIA or isinstance(value, (Cache, ModelOutput))}
     return {name: value for name, value in output.items() if name not in left_out} if left_out else output
 
 
