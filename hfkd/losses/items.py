@@ -48,7 +48,7 @@ class Items:
     optimizer steps taken. Random choices are functions of these three, so that they are the same for any number of
     ranks. They are given where the objective reads inner layers; otherwise they are None, 0 and 0.
     mask: the positions of the batch that are not padding [B, L], for features of tokens; None: no padding.
-    decoder_mask: the same for the decoder of an encoder-decoder, whose positions are those of the labels.
+    decoder_mask: the same for the decoder of an encoder-decoder (`Task.decoder_mask`).
     tokens: the number of labels, if it differs from the number of items.
     """
 

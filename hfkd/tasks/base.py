@@ -152,6 +152,11 @@ class Task(ABC):
         """The items of maps, before these are resized, for tasks with `by_map`."""
         raise NotImplementedError(f"{self.name} has no maps")
 
+    def decoder_mask(self, batch: Batch) -> Tensor | None:
+        """The positions of an encoder-decoder's decoder that are not padding [B, L]; by default it reads the inputs."""
+        given: Tensor | None = batch.get("decoder_attention_mask", batch.get("attention_mask"))
+        return given
+
     def after_student(self, batch: Batch, output: Any) -> Batch:
         """The batch with what the student's forward pass adds, for the teacher and for `items`."""
         return batch

@@ -62,6 +62,11 @@ class Seq2SeqLM(PerToken):
         own = isinstance(of_a_model, DataCollatorForSeq2Seq) and of_a_model.model is not None
         return super().ready(WithoutDecoderInputs(collate) if own else collate)
 
+    def decoder_mask(self, batch: Batch) -> Tensor | None:
+        """The positions up to the last label of each row: the decoder reads the labels."""
+        given: Tensor | None = batch.get("decoder_attention_mask")
+        return (batch["labels"] != IGNORED).int().flip(1).cummax(1).values.flip(1).bool() if given is None else given
+
     def check_rows(self, rows: Sequence[Any], batch: Batch) -> None:
         """Refuse decoder inputs that are the labels at the same positions: the student would learn to copy them.
 

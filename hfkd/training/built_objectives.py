@@ -84,9 +84,9 @@ class Builder:
                 torch.manual_seed(self.args.seed)
                 loss.objective.build(context)
             refuse_unsafe_parts(loss, self.args)
-            inside = bool(context.student.in_decoder)
-            inner = InnerFeatures(student, teacher, self.args.seed, fixed=needs.fixed, in_decoder=inside)
-            inner.frames = frames_of(self.student)
+            decoder_mask = self.task.decoder_mask if context.student.in_decoder else None
+            masks: dict[str, Any] = {"decoder_mask": decoder_mask, "frames": frames_of(self.student)}
+            inner = InnerFeatures(student, teacher, self.args.seed, fixed=needs.fixed, **masks)
             self.check(loss, num_classes, batch, inner, (mine, its))
         except BaseException:
             student.remove()

@@ -214,13 +214,11 @@ def refuse_dropped_count(trainer: Any, ours: Callable[..., Any]) -> None:
     Each of its batches would be divided by its own number of items, so that loss and gradient are larger by their
     number. A `training_step` of its own may divide by that itself, and is warned.
     """
-    own, message = (
-        type(trainer),
-        (
-            f"{type(trainer).__name__} calls compute_loss without num_items_in_batch, so that each of the "
-            f"{trainer.batches_in_step} accumulated batches counts as a whole step: pass it on, as in "
-            "super().compute_loss(model, inputs, return_outputs, num_items_in_batch), and divide by nothing"
-        ),
+    own = type(trainer)
+    message = (
+        f"{own.__name__} calls compute_loss without num_items_in_batch, so that each of the "
+        f"{trainer.batches_in_step} accumulated batches counts as a whole step: pass it on, as in "
+        "super().compute_loss(model, inputs, return_outputs, num_items_in_batch), and divide by nothing"
     )
     if own.training_step is not Trainer.training_step:
         if not trainer.warned_of_count:

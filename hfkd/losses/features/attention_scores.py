@@ -50,7 +50,7 @@ class AttentionScores(StatePairs):
                 )
 
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
-        values = [self._difference(*pair, items.mask) for pair in self.read(items)]
+        values = [self._difference(*pair) for pair in self.states(items)]
         a_row_a_sample(items, len(values[0]))
         return torch.stack(values).sum(0)
 

@@ -44,8 +44,8 @@ class StatePairs(LayerPairs):
         super().build(context)
         self.in_decoder = tuple(mine in context.student.in_decoder for mine, _ in self.pairs or ())
 
-    def states(self, items: Items) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """The states of each pair of layers, (student's, teacher's), and the positions that are not padding [B, L]."""
+    def states(self, items: Items) -> Iterator[tuple[Any, Any, Tensor | None]]:
+        """What `read` gives for each pair of layers, and the positions that are not padding [B, L]."""
         for (student, teacher), inside in zip(self.read(items), self.in_decoder, strict=True):
             yield student, teacher, items.decoder_mask if inside else items.mask
 

@@ -62,9 +62,9 @@ class MiniLM(StatePairs):
                 )
 
     def forward(self, items: Items, temperature: Tensor) -> Tensor:
-        ((student, teacher),) = self.read(items)
+        ((student, teacher, mask),) = self.states(items)
         a_row_a_sample(items, len(student.query))
-        seen, real = seen_positions(student, items.mask)
+        seen, real = seen_positions(student, mask)
         values = [
             relation_divergence(self._pair(student, pair), self._pair(teacher, pair), self.heads, seen & real)
             for pair in self.compared

@@ -15,7 +15,6 @@ from hfkd.losses.items import HiddenItems, Items
 from hfkd.losses.outputs import Outputs
 from hfkd.models.feature_capture import LOGITS, FeatureCapture, Result
 from hfkd.utils.attention import Attention
-from hfkd.utils.targets import IGNORED
 
 
 @dataclass
@@ -23,7 +22,7 @@ class InnerFeatures:
     """Captures the features of student and teacher while they run; by default there are none.
 
     fixed: layers of the student that need no gradient.
-    in_decoder: whether some layers are in the decoder of an encoder-decoder.
+    decoder_mask: the task's, if some layers are in the decoder of an encoder-decoder.
     frames: makes a mask over L frames from L and one over samples of sound; None: states have the mask's positions.
     seed, steps: the run's seed, and the number of optimizer steps taken so far, for `Items`.
     """
@@ -33,7 +32,7 @@ class InnerFeatures:
     seed: int = 0
     steps: Callable[[], int] = int
     fixed: tuple[str, ...] = ()
-    in_decoder: bool = False
+    decoder_mask: Callable[[Mapping[str, Any]], Tensor | None] | None = None
     frames: Callable[[int, Tensor], Tensor] | None = None
 
     @property
@@ -106,7 +105,7 @@ class InnerFeatures:
             seed=self.seed,
             step=self.steps(),
             mask=self._of_states(mask, found) if isinstance(mask, Tensor) and mask.ndim == 2 else None,
-            decoder_mask=_decoded(batch) if self.in_decoder else None,
+            decoder_mask=None if self.decoder_mask is None else self.decoder_mask(batch),
         )
 
     def _of_states(self, mask: Tensor, found: Mapping[str, Any]) -> Tensor:
@@ -120,13 +119,6 @@ def _length(feature: Any) -> int | None:
     if isinstance(feature, Attention):
         return feature.query.shape[-2]
     return feature.shape[1] if feature.ndim == 3 else None
-
-
-def _decoded(batch: Mapping[str, Any]) -> Tensor:
-    """The positions of a decoder that are not padding [B, L]: those up to the last label of each row."""
-    if isinstance(given := batch.get("decoder_attention_mask"), Tensor):
-        return given
-    return (batch["labels"] != IGNORED).int().flip(1).cummax(1).values.flip(1).bool()
 
 
 def _features(capture: FeatureCapture | None, logits: Tensor, found: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Layers whose positions are not those of the batch's attention_mask: of decoders, and of speech encoders."""
 
+import copy
+
 import pytest
 import torch
 from task_toys import KINDS, generator, wav2vec2
 from toys import arguments
-from transformers import Wav2Vec2FeatureExtractor
+from transformers import BartConfig, BartForSequenceClassification, Wav2Vec2FeatureExtractor
 
 from hfkd import DistillationTrainer
 
@@ -63,3 +65,42 @@ def test_layers_of_pictures_are_no_tokens(tmp_path):
         made.train()
     args = arguments(tmp_path / "b", objective=objective.format(", count_padding=True"), max_steps=1)
     DistillationTrainer(student, teacher, args, **keywords).train()
+
+
+def bart_classifier(width):
+    config = BartConfig(
+        vocab_size=40, d_model=width, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=width, decoder_ffn_dim=width, dropout=0.0, num_labels=3,
+        pad_token_id=1, eos_token_id=2, decoder_start_token_id=2,
+    )  # fmt: skip
+    return BartForSequenceClassification(config)
+
+
+def test_a_decoder_that_reads_the_inputs_has_their_mask(tmp_path):
+    """A classifier's labels are no targets of its decoder."""
+    torch.manual_seed(0)
+    student, teacher = bart_classifier(8), bart_classifier(8)
+    g = generator()
+    rows = [
+        {"input_ids": [0, *torch.randint(5, 40, (4 + i,), generator=g).tolist(), 2], "labels": i % 3} for i in range(8)
+    ]
+    rows = [row | {"attention_mask": [1] * len(row["input_ids"])} for row in rows]
+    losses = []
+    for size in (8, 1):
+        settings = {"objective": f"hidden_mse(layers='{DECODER}')", "max_steps": 1, "ce_weight": 0.0, "kd_weight": 1.0}
+        settings |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
+        trainer = DistillationTrainer(
+            copy.deepcopy(student), teacher, arguments(tmp_path / str(size), **settings), train_dataset=rows,
+            data_collator=padded,
+        )  # fmt: skip
+        losses.append(trainer.train().training_loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def padded(rows):
+    length = max(len(row["input_ids"]) for row in rows)
+    columns = {name: [row[name] + [fill] * (length - len(row[name])) for row in rows] for name, fill in PADS.items()}
+    return {name: torch.tensor(values) for name, values in (columns | {"labels": [r["labels"] for r in rows]}).items()}
+
+
+PADS = {"input_ids": 1, "attention_mask": 0}
