@@ -3,7 +3,7 @@
 B rows, V views of each image.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -160,3 +160,10 @@ def _stacked(column: str, values: list[Any]) -> Tensor:
     if stacked.dtype in (torch.uint16, torch.uint32, torch.uint64):  # for which torch has few operations
         return stacked.long()
     return stacked.float() if stacked.dtype == torch.float64 else stacked
+
+
+def with_wrapped(collate: Any) -> Iterator[Any]:
+    """A collator, and those that it wraps (`collate`), from the outermost on."""
+    while collate is not None:
+        yield collate
+        collate = getattr(collate, "collate", None)

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from hfkd.data.collate import ImageCollator
+from hfkd.data.collate import ImageCollator, with_wrapped
 from hfkd.data.epochs import datasets_in
 from hfkd.data.transforms import ImageTransform, unpack_pixels
 from hfkd.utils.devices import OnHost, send
@@ -113,9 +113,7 @@ class RowByRow:
 
 def takes_batches(collate: Any) -> bool:
     """Whether a collator, which may be wrapped, is an `ImageCollator`, which returns a whole batch unchanged."""
-    while collate is not None and not isinstance(collate, ImageCollator):
-        collate = getattr(collate, "collate", None)
-    return collate is not None
+    return any(isinstance(one, ImageCollator) for one in with_wrapped(collate))
 
 
 def as_collator_takes_it(collate: Any, dataset: Any) -> Any:

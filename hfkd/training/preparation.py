@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from transformers.trainer_utils import has_length
 
 from hfkd.arguments import DistillationArguments
-from hfkd.data.collate import ImageCollator
+from hfkd.data.collate import ImageCollator, with_wrapped
 from hfkd.data.epochs import set_epoch_of
 from hfkd.data.first_rows import sets_by_name
 from hfkd.data.resident import ResidentImages, takes_batches
@@ -155,11 +155,8 @@ def chosen_collator(
 
 def tokenizer_in(collate: Any) -> Any:
     """The `tokenizer` of a collator, which may be wrapped (`chosen_collator`); None without one that can be saved."""
-    while collate is not None:
-        if callable(getattr(found := getattr(collate, "tokenizer", None), "save_pretrained", None)):
-            return found
-        collate = getattr(collate, "collate", None)
-    return None
+    found = (getattr(one, "tokenizer", None) for one in with_wrapped(collate))
+    return next((one for one in found if callable(getattr(one, "save_pretrained", None))), None)
 
 
 def tokenizer_of_rows(processing_class: Any, collate: Any) -> PreTrainedTokenizerBase | None:
