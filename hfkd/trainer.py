@@ -58,6 +58,9 @@ from hfkd.training.forward.he_da import with_he_da
 from hfkd.training.forward.micro_batch import MicroBatch
 from hfkd.training.forward.returned_outputs import returned_outputs, smoothed
 from hfkd.training.found_batch_size import attempt
+from hfkd.training.given_collator import tokenizer_in
+from hfkd.training.given_loss import chosen_loss
+from hfkd.training.given_teacher import cached_teacher
 from hfkd.training.layer_norms import layer_norms_in_float32
 from hfkd.training.lock import locked
 from hfkd.training.lr_schedule import Schedule
@@ -66,8 +69,7 @@ from hfkd.training.map_predictions import OfOwnSize
 from hfkd.training.model_init import Anew, seeded, student_of
 from hfkd.training.nonfinite import JudgedSteps
 from hfkd.training.on_policy.steps import WrittenSteps
-from hfkd.training.passes import in_passes
-from hfkd.training.preparation import EpochViews, cached_teacher, chosen_loss, setting, tokenizer_in
+from hfkd.training.passes import EpochViews, in_passes
 from hfkd.training.private_api import FIRST_STEP, NOISE
 from hfkd.training.run_settings import BatchSizeInUse, compared_settings, run_settings
 from hfkd.training.sampling import by_epoch, tell_epoch, with_lengths
@@ -99,6 +101,7 @@ from hfkd.utils.cpu_memory import keep_freed_memory
 from hfkd.utils.json_file import write_json
 from hfkd.utils.kept_weights import kept_weights
 from hfkd.utils.output_folder import refuse_networks
+from hfkd.utils.temporary_settings import setting
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hfkd.data.collate import ImageCollator, with_wrapped
 from hfkd.data.epochs import datasets_in
+from hfkd.data.first_rows import sets_by_name
 from hfkd.data.transforms import ImageTransform, unpack_pixels
 from hfkd.utils.devices import OnHost, send
 
@@ -120,6 +121,23 @@ def as_collator_takes_it(collate: Any, dataset: Any) -> Any:
     """The collator for batches of `dataset`: a user's gets the rows of a batch that `ResidentImages` have made."""
     made_whole = any(isinstance(one, ResidentImages) for one in datasets_in(dataset))
     return RowByRow(collate) if made_whole and not takes_batches(collate) else collate
+
+
+def pins_memory(datasets: Mapping[str, Any], collate: Any, device: torch.device, workers: int) -> bool:
+    """Whether a loader may pin its batches; moves the images of `ResidentImages` to the training device first, unless
+    worker processes load them or a user's `collate` gets them one by one.
+
+    Nothing is pinned for training on a CPU or on Apple's GPUs (torch warns of it), nor if images are on the device
+    already.
+    """
+    if device.type == "cpu":
+        return False
+    parts = [part for given in datasets.values() for part in sets_by_name(given).values()]
+    here = not workers and takes_batches(collate)
+    resident = [part for part in parts if isinstance(part, ResidentImages) and here]
+    for part in resident:
+        part.move(device)
+    return not resident and device.type != "mps"
 
 
 def _tables(dataset: Dataset) -> tuple[Any, Any]:

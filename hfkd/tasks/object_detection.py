@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection import FasterRCNN
@@ -19,6 +18,7 @@ from hfkd.losses.items import Items, region_items
 from hfkd.losses.temperatures import Fitted
 from hfkd.models.calling import Call, bare
 from hfkd.tasks.base import Batch, Collate, Task, register_task
+from hfkd.utils.launch import uses_fsdp
 from hfkd.utils.targets import IGNORED
 
 EXACT = 1e-5  # relative difference of two sums of the same numbers in different order
@@ -48,7 +48,7 @@ class ObjectDetection(Task):
 
     def configure(self, args: Any) -> None:
         super().configure(args)
-        sharded = args.fsdp or args.deepspeed or parse_flag_from_env("ACCELERATE_USE_FSDP")
+        sharded = uses_fsdp(args) or args.deepspeed
         best = args.load_best_model_at_end and str(args.metric_for_best_model).removeprefix("eval_") == "loss"
         unmet = {
             "the cache stores one row of logits per image": ("teacher_cache_dir", args.teacher_cache_dir),

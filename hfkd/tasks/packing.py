@@ -3,7 +3,7 @@
 L tokens of a document.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from hfkd.data.first_rows import first_rows, sets_by_name
 from hfkd.data.token_rows import PACKING
+from hfkd.losses.distillation import DistillationLoss
 from hfkd.models.calling import Call
+from hfkd.tasks.base import Collate
 from hfkd.tasks.proof import untouched
+from hfkd.utils.launch import uses_fsdp
 from hfkd.utils.targets import HostTargets
 
 PROBED_TOKENS = 4  # of each of two documents
@@ -55,7 +58,7 @@ class PackingCheck:
                 )
         self._proved.add(rows)
 
-    def check_datasets(self, datasets: Mapping[str, Any], collate: Callable[[list[Any]], Any]) -> None:
+    def check_datasets(self, datasets: Mapping[str, Any], collate: Collate) -> None:
         """Raise ValueError if the first rows of a dataset, or one of its first thousand, are packed and unsupported."""
         for dataset in datasets.values():
             for rows in sets_by_name(dataset).values():
@@ -63,7 +66,22 @@ class PackingCheck:
                     self(batch)
 
 
-def refuse_packed(objective: Any, dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
+def packing_check(
+    networks: Sequence[nn.Module], args: Any, loss: DistillationLoss, datasets: Mapping[str, Any], collate: Collate
+) -> PackingCheck:
+    """A `PackingCheck`, applied to `datasets` now.
+
+    Also raises ValueError for packed training rows if a term of the loss compares whole rows.
+    """
+    for term in loss.terms if loss.kd_weight else ():
+        if term.by_sample and term.reads_features:
+            _refuse_packed(term.objective, datasets["train_dataset"], collate)
+    check = PackingCheck(networks, sharded=uses_fsdp(args) or bool(args.deepspeed))
+    check.check_datasets(datasets, collate)
+    return check
+
+
+def _refuse_packed(objective: Any, dataset: Any, collate: Collate) -> None:
     """Raise ValueError if first rows of a dataset are packed, for an `objective` that compares whole rows."""
     for batch in _looked_at(dataset, collate):
         known: HostTargets | None = batch.get("host_targets")
@@ -98,7 +116,7 @@ def keeps_apart(network: nn.Module, rows: int) -> bool:
     return seen <= ROUNDED * size and rounded <= (0.05 if half else 1e-3) * size
 
 
-def _looked_at(dataset: Any, collate: Callable[[list[Any]], Any]) -> Iterator[Mapping[str, Any]]:
+def _looked_at(dataset: Any, collate: Collate) -> Iterator[Mapping[str, Any]]:
     """The batches to check before training."""
     return (collate(rows) for rows in (first_rows(dataset), _packed_rows(dataset)) if rows)
 

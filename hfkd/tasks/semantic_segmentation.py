@@ -6,7 +6,7 @@ B images, C classes, H and W of the labels, h and w of a network's maps.
 import copy
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from hfkd.models.calling import Call, bare, logits_of, unlabelled_index
 from hfkd.tasks.base import Batch, Collate, Task, refuse_bool, register_task
 from hfkd.utils.argument_types import Count, fitting
 from hfkd.utils.targets import IGNORED, HostTargets, Targets, count_token_items
+from hfkd.utils.temporary_settings import setting
 
 logger = logging.getLogger(__name__)
 
@@ -129,15 +130,9 @@ class SemanticSegmentation(Task):
         whole = copy.copy(self)
         whole.segmentation_stride = None
         config: Any = getattr(network, "config", None)
-        weight = getattr(config, "auxiliary_loss_weight", None)
-        if weight is None:
+        weighted = getattr(config, "auxiliary_loss_weight", None) is not None
+        with setting(config, auxiliary_loss_weight=0.0) if weighted else nullcontext():
             yield whole
-            return
-        config.auxiliary_loss_weight = 0.0
-        try:
-            yield whole
-        finally:
-            config.auxiliary_loss_weight = weight
 
     def given_besides(self, call: Call, batch: Batch) -> dict[str, Any]:
         """The labels, for a model that uses its auxiliary head only in its own loss; at least one pixel is labelled."""

@@ -6,8 +6,8 @@ from typing import Any
 
 from hfkd.data.first_rows import sets_by_name
 from hfkd.training.host import Host
-from hfkd.training.preparation import setting
 from hfkd.training.private_api import KEPT_LOADERS
+from hfkd.utils.temporary_settings import setting
 
 
 class EvaluationLoaders:

@@ -1,8 +1,10 @@
-"""Training loaders of unknown length: where a pass over them ends."""
+"""Passes over training loaders: where one of unknown length ends, and which epoch hfkd's transforms are told."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
+from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
 from hfkd.data.epochs import set_epoch_of
@@ -60,3 +62,14 @@ class Passes:
 def in_passes(loader: Any, group: int) -> Any:
     """`loader`, as `Passes` if its length is unknown."""
     return loader if has_length(loader) else Passes(loader, group)
+
+
+class EpochViews(TrainerCallback):
+    """Sets the epoch of hfkd's transforms of the training set; `Passes` does so where its length is unknown."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        loader = keywords["train_dataloader"]
+        if not has_length(loader):  # Trainer counts shares of max_steps there
+            return
+        dataset = getattr(loader, "dataset", None)  # a user's own may be any iterable
+        set_epoch_of(dataset, math.floor(round(state.epoch or 0.0, 6)))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hfkd.arguments import DistillationArguments
 from hfkd.data.epochs import refuse_streams
 from hfkd.data.first_rows import first_rows, map_style, sets_by_name
+from hfkd.data.resident import pins_memory
 from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.models.calling import Call, bare, output_head
@@ -23,6 +24,7 @@ from hfkd.models.vocabulary import common_vocabulary
 from hfkd.tasks.causal_lm import CausalLM
 from hfkd.tasks.choice import chosen_task
 from hfkd.tasks.media import unread_media
+from hfkd.tasks.packing import packing_check
 from hfkd.tasks.tokens import PerToken
 from hfkd.tasks.two_tokenizers import across_tokenizers, teachers_tokens
 from hfkd.tasks.unlabelled import has_labels, unlabelled
@@ -36,19 +38,10 @@ from hfkd.training.forward.choice import Chosen, choose_forward
 from hfkd.training.forward.features import InnerFeatures
 from hfkd.training.forward.he_da import refuse_he_da
 from hfkd.training.forward.target_tokens import TargetForward
+from hfkd.training.given_collator import chosen_collator, tokenizer_of_rows
+from hfkd.training.given_loss import suit_temperature
+from hfkd.training.given_teacher import as_teacher, teacher_networks
 from hfkd.training.lr_schedule import refuse_unknown_epochs
-from hfkd.training.preparation import (
-    as_teacher,
-    chosen_collator,
-    packing_check,
-    pins_memory,
-    setting,
-    suit_temperature,
-    teacher_networks,
-    tokenizer_of_rows,
-    uses_fsdp,
-    with_adapters,
-)
 from hfkd.training.run_identity import RunRecord
 from hfkd.training.validation.adapter_base import refuse_other_base
 from hfkd.training.validation.batches import (
@@ -109,8 +102,10 @@ from hfkd.training.validation.together import (
     refuse_teacher_cache,
     refuse_unsupported,
 )
+from hfkd.utils.launch import uses_fsdp
 from hfkd.utils.memory_format import lay_out, of_images
 from hfkd.utils.prepared import unprepared
+from hfkd.utils.temporary_settings import setting
 
 
 class Setup:
@@ -157,7 +152,7 @@ class Setup:
         refuse_metric_of_no_set(self.args, self.data["eval_dataset"])
         refuse_features(self.loss, model, teacher, self.args)
         refuse_shared(model, teacher_networks(teacher), adapters=peft_config is not None)
-        self.model = model if peft_config is None else with_adapters(model, peft_config)
+        self.model = model if peft_config is None else _with_adapters(model, peft_config)
         refuse_unsaved(self.saved_student)
         refuse_unsavable(self.saved_student)
         if self.rows is not None:
@@ -378,7 +373,7 @@ class Setup:
             lay_out(of_images([self.model]), torch.channels_last)
             if self.teacher is not None:
                 self.teacher.channels_last()
-        self.pins_memory = pins_memory(self.data, self.args, self.collator)
+        self.pins_memory = pins_memory(self.data, self.collator, self.args.device, self.args.dataloader_num_workers)
         self.bounds = Bounds.of(self.model, self.networks, self.task, self.classes)
 
     def build_objectives(self) -> None:
@@ -446,3 +441,10 @@ class Setup:
             self.build_from(few)
             self.waits = False
         self.take_parameters()
+
+
+def _with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:
+    """The student with PEFT adapters; only these will train."""
+    from peft import get_peft_model  # optional dependency
+
+    return get_peft_model(model, peft_config)

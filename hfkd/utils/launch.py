@@ -1,4 +1,6 @@
-"""How this process was launched: on CPU or not, alone or as one of several (with what batch), and with which flags."""
+"""How this process was launched: on CPU or not, alone or as one of several (with what batch, sharded or not), and with
+which flags.
+"""
 
 import atexit
 import os
@@ -29,6 +31,11 @@ def computes_on_cpu() -> bool:
         )
     accelerator = torch.accelerator.is_available() or is_torch_xla_available()
     return not accelerator or parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
+def uses_fsdp(args: Any) -> bool:
+    """Whether the student will be sharded: by `--fsdp`, or by the configuration of `accelerate launch`."""
+    return bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
 def processes() -> PartialState:

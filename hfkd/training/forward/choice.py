@@ -15,7 +15,7 @@ from hfkd.training.forward.groups import ChunkedGroupForward, GroupForward
 from hfkd.training.forward.he_da import HighEnergyForward
 from hfkd.training.forward.strips import StripForward, by_strips
 from hfkd.training.forward.target_tokens import TargetForward
-from hfkd.training.preparation import uses_fsdp
+from hfkd.utils.launch import uses_fsdp
 
 Chosen = DenseForward | ChunkedForward | TargetForward
 AnyForward = Chosen | HighEnergyForward  # wraps a chosen one when training starts

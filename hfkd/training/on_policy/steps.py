@@ -8,12 +8,12 @@ from torch import Tensor
 from hfkd.data.text_collate import TokenCollator
 from hfkd.models.positions import shortest_limit
 from hfkd.models.writing import can_write
+from hfkd.training.given_collator import tokenizer_of_rows
 from hfkd.training.host import Host
 from hfkd.training.on_policy.prompts import prompts_of, refuse_long
 from hfkd.training.on_policy.record import ResponseStatistics, keep_texts
 from hfkd.training.on_policy.schedule import Writer, writer_of
 from hfkd.training.on_policy.writing import ResponseWriter
-from hfkd.training.preparation import tokenizer_of_rows
 from hfkd.utils.targets import IGNORED
 
 

@@ -8,8 +8,8 @@ from hfkd.arguments import DistillationArguments
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.models import Peers
 from hfkd.teachers import Teacher
-from hfkd.training.preparation import uses_fsdp
 from hfkd.training.validation.student import checkpointing
+from hfkd.utils.launch import uses_fsdp
 
 
 def refuse_features(loss: DistillationLoss, student: nn.Module, teacher: Any, args: DistillationArguments) -> None:

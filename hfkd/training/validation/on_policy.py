@@ -17,7 +17,7 @@ from hfkd.tasks.base import Task
 from hfkd.tasks.padding import refuse_padded_prompts
 from hfkd.teachers import Teacher
 from hfkd.training.on_policy.prompts import longest_prompt, prompts_of, refuse_long
-from hfkd.training.preparation import uses_fsdp
+from hfkd.utils.launch import uses_fsdp
 
 logger = logging.getLogger(__name__)
 

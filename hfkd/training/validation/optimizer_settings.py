@@ -6,7 +6,7 @@ from typing import Any
 from transformers import Trainer
 
 from hfkd.arguments import DistillationArguments
-from hfkd.training.preparation import setting
+from hfkd.utils.temporary_settings import setting
 
 OF_THE_NETWORK = ("galore", "apollo", "lomo")  # which are made for a network, and change it
 PROBES = ("7", "true")  # each setting takes one of them for another value than its default, or refuses it

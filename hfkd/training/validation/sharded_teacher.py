@@ -3,7 +3,7 @@
 from typing import Any
 
 from hfkd.arguments import DistillationArguments
-from hfkd.training.preparation import uses_fsdp
+from hfkd.utils.launch import uses_fsdp
 
 
 def refuse_sharded_teacher(args: DistillationArguments, teacher: Any) -> None:

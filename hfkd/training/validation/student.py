@@ -13,7 +13,7 @@ from transformers.trainer_utils import unwrap_peft_model
 from hfkd.arguments import DistillationArguments
 from hfkd.models.checkpoints import some
 from hfkd.training.checkpoints.student_weights import trained_adapters, trained_but_not_saved
-from hfkd.training.preparation import uses_fsdp
+from hfkd.utils.launch import uses_fsdp
 
 logger = logging.getLogger(__name__)
 

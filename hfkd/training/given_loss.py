@@ -1,0 +1,30 @@
+"""The loss that a trainer makes of its arguments and keywords."""
+
+import logging
+from typing import Any
+
+from hfkd.arguments import DistillationArguments
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.temperatures import OF_LANGUAGE, Constant
+from hfkd.tasks.base import Task
+
+logger = logging.getLogger(__name__)
+
+
+def chosen_loss(args: DistillationArguments, **given: Any) -> DistillationLoss:
+    """The loss built from the slots and weights in `given`, or in `args` where they are None."""
+    values = {name: getattr(args, name) if value is None else value for name, value in given.items()}
+    chosen = values["temperature"] is not None
+    values["temperature"] = values["temperature"] if chosen else args.slot_temperature
+    loss = DistillationLoss(**values, label_smoothing=args.label_smoothing_factor)
+    loss.temperature_chosen = chosen
+    return loss
+
+
+def suit_temperature(loss: DistillationLoss, task: Task) -> None:
+    """Use temperature 1 for language models, unless a temperature was chosen."""
+    if loss.kd_weight and task.vocabulary and not loss.temperature_chosen:
+        loss.temperature = Constant(OF_LANGUAGE)
+        logger.info(
+            "No temperature was set: using temperature=%g, the default for language models (4 for images).", OF_LANGUAGE
+        )
