@@ -74,12 +74,7 @@ class Teacher(ABC):
         return nullcontext()
 
     def placed(self, accelerator: Accelerator, shard: bool = False) -> "Teacher":
-        """This teacher on the student's device; `shard`: with its weights sharded over the ranks."""
-        if shard:
-            raise ValueError(
-                f"shard_teacher=True has nothing to shard: {type(self).__name__} does not run a network; leave "
-                "shard_teacher out"
-            )
+        """This teacher on the student's device; `shard`: with the weights of its networks sharded over the ranks."""
         return self
 
     def channels_last(self) -> None:  # noqa: B027 - stored teachers have no memory format

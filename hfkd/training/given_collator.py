@@ -1,5 +1,6 @@
 """The collator that a trainer makes of `data_collator=`, or of none, and the tokenizer in it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -10,32 +11,29 @@ from hfkd.data.collate import ImageCollator, with_wrapped
 from hfkd.data.used_columns import only_used
 from hfkd.models.calling import Call
 from hfkd.models.inputs import image_channels
-from hfkd.models.peers import networks_of
 from hfkd.tasks.base import Collate, Task
-from hfkd.training.given_teacher import teacher_networks
 
 
 def chosen_collator(
     given: Any,
     processing_class: Any,
     call: Call,
-    student: nn.Module,
-    teacher: Any,
+    networks: Sequence[nn.Module],
     task: Task,
     args: DistillationArguments,
 ) -> Collate:
-    """The task's collator, or the user's; batches keep what the student or a teacher takes.
+    """The task's collator, or the user's; batches keep what one of the `networks`, the student's first, takes.
 
     `call`: the student's, for these rows. For example, a BERT that teaches a DistilBERT gets the `token_type_ids` of
     sentence pairs, which the student does not take.
     """
-    calls = [Call.of(network) for network in (*networks_of(student), *teacher_networks(teacher))]
+    calls = [Call.of(network) for network in networks]
     names = args.label_names or ()
     if given is None:
         wanted = {name for one in calls for name in one.keywords or ()} | {*names}
         collate = task.collator(call, processing_class, wanted)
         if isinstance(collate, ImageCollator):
-            collate.channels = image_channels(networks_of(student)[0])
+            collate.channels = image_channels(networks[0])
         return collate
     takes, always = [call.takes for call in calls], bool(args.remove_unused_columns)
     return task.ready(only_used(given, takes, ("view", *names), always))

@@ -43,7 +43,6 @@ from hfkd.training.given_loss import suit_temperature
 from hfkd.training.given_teacher import as_teacher, teacher_networks
 from hfkd.training.lr_schedule import refuse_unknown_epochs
 from hfkd.training.run_identity import RunRecord
-from hfkd.training.validation.adapter_base import refuse_other_base
 from hfkd.training.validation.batches import (
     refuse_few_classes,
     refuse_no_batch,
@@ -67,6 +66,7 @@ from hfkd.training.validation.labels import (
     complete,
     may_be_unlabelled,
     refuse_none_labelled,
+    refuse_smoothing,
     refuse_unlabelled,
     why_labelled,
 )
@@ -75,34 +75,13 @@ from hfkd.training.validation.narrow_maps import refusing_narrow_maps
 from hfkd.training.validation.networks import as_networks_get, check_batch, check_networks
 from hfkd.training.validation.normalisation import ImageInputs, normalisation, refuse_other_normalisation
 from hfkd.training.validation.on_policy import refuse_on_policy, refuse_prompts_to_write, warn_of_other_ends
-from hfkd.training.validation.optimizer_settings import refuse_not_installed, refuse_unread_settings
+from hfkd.training.validation.optimizer_settings import check_optimizer_settings
 from hfkd.training.validation.padding import refuse_other_padding
 from hfkd.training.validation.random_evaluation import warn_of_random_evaluation, warn_of_random_images
 from hfkd.training.validation.recorded_inputs import check_processor
-from hfkd.training.validation.sharded_teacher import refuse_sharded_teacher
 from hfkd.training.validation.slots import slot_check
-from hfkd.training.validation.structure import check_structure
-from hfkd.training.validation.student import (
-    check_optimizer,
-    check_precision,
-    refuse_checkpointing,
-    refuse_distilled_training,
-    refuse_frozen,
-    refuse_noise,
-    refuse_prompts,
-    refuse_rescaled,
-    refuse_unsavable,
-    refuse_unsaved,
-    warn_of_moving_statistics,
-)
-from hfkd.training.validation.together import (
-    refuse_given_optimizers,
-    refuse_metric_of_no_set,
-    refuse_peers_of,
-    refuse_teacher_cache,
-    refuse_unsupported,
-)
-from hfkd.utils.launch import uses_fsdp
+from hfkd.training.validation.student import check_student, refuse_prompts
+from hfkd.training.validation.together import refuse_peers_of, refuse_teacher_cache, refuse_unsupported
 from hfkd.utils.memory_format import lay_out, of_images
 from hfkd.utils.prepared import unprepared
 from hfkd.utils.temporary_settings import setting
@@ -128,9 +107,11 @@ class Setup:
         self.data = {name: keywords.get(name) for name in ("train_dataset", "eval_dataset")}
         self.processing_class = keywords.get("processing_class")
         self.teacher_tokenizer = keywords.pop("teacher_processing_class", None)
+        self.networks = tuple(teacher_networks(teacher))  # none for a stored teacher
         self.take_networks(model, teacher, keywords.pop("peft_config", None))
-        self.take_data(teacher)
-        self.take_teacher(teacher, self.teacher_tokenizer)
+        self.choose_task(stored=teacher is not None and not self.networks)
+        self.take_data()
+        self.take_teacher(teacher)
         self.try_networks()
         self.take_cache()
         self.choose_forward()
@@ -144,70 +125,49 @@ class Setup:
         return self.data["train_dataset"]
 
     def take_networks(self, model: nn.Module, teacher: Any, peft_config: Any) -> None:
-        refuse_unsupported(self.loss, model, teacher, self.args, self.keywords.get("compute_loss_func"))
-        for network in (model, bare(model), *teacher_networks(teacher)):
+        refuse_unsupported(self.loss, model, teacher, self.args, self.keywords)
+        for network in (model, bare(model), *self.networks):
             unprepared(network)
-        refuse_given_optimizers(self.args, self.keywords.get("optimizers"))
-        refuse_unread_settings(self.args, self.keywords)
-        refuse_metric_of_no_set(self.args, self.data["eval_dataset"])
+        trains = self.rows is not None
+        check_optimizer_settings(self.args, self.keywords, trains)
         refuse_features(self.loss, model, teacher, self.args)
-        refuse_shared(model, teacher_networks(teacher), adapters=peft_config is not None)
+        refuse_shared(model, self.networks, adapters=peft_config is not None)
         self.model = model if peft_config is None else _with_adapters(model, peft_config)
-        refuse_unsaved(self.saved_student)
-        refuse_unsavable(self.saved_student)
-        if self.rows is not None:
-            refuse_frozen(self.model)
-            refuse_distilled_training(self.model)
-            refuse_rescaled(self.model)
-            refuse_not_installed(self.args, self.keywords)
-            refuse_checkpointing(self.saved_student, self.args)
-            refuse_noise(self.model, self.args.neftune_noise_alpha)
-            warn_of_moving_statistics(self.model)
-            check_optimizer(self.model, self.keywords.get("optimizers"))
-            check_precision(self.model, self.args)
-            if not (self.args.deepspeed or uses_fsdp(self.args)):  # which may hold a share of each weight
-                check_structure(self.saved_student)
-        if not (uses_fsdp(self.args) and self.args.process_index):  # whose other ranks may have no weights yet
-            refuse_other_base(self.saved_student)
-        networks, rows = (networks_of(self.model), teacher_networks(teacher)), probed_dataset(self.data)
-        call = Call.of(self.model)
+        check_student(self.saved_student, self.args, self.keywords.get("optimizers"), trains)
+
+    def choose_task(self, stored: bool) -> None:
+        """stored: whether there is a teacher without networks."""
+        students, rows, call = networks_of(self.model), probed_dataset(self.data), Call.of(self.model)
         self.call = call.for_text() if call.takes_images and texts_alone(rows) else call
-        self.task = chosen_task(self.args.task, *networks, rows)
+        self.task = chosen_task(self.args.task, students, self.networks, rows)
         refuse_peers_of(self.model, self.task)
-        self.take_tokenizers(teacher_networks(teacher))
+        self.take_tokenizers()
         self.task.configure(self.args)
         suit_temperature(self.loss, self.task)
-        live = teacher_networks(teacher)
-        self.task.check_networks(networks_of(self.model), live, stored=teacher is not None and not live)
+        self.task.check_networks(students, self.networks, stored)
         self.task.check_loss(self.loss)
         if isinstance(self.task, PerToken):
             refuse_prompts(self.model)
-        if self.loss.label_smoothing and not self.task.class_ids:
-            raise ValueError(
-                f"label_smoothing_factor={self.loss.label_smoothing} needs one class per item, but the labels of "
-                f"{self.task.name} are binary: leave it out, or smooth the labels in the data"
-            )
+        refuse_smoothing(self.loss, self.task)
 
     @property
     def saved_student(self) -> Any:
         """The student as it is saved: without the wrapper of `torch.compile`."""
         return extract_model_from_parallel(self.model, keep_torch_compile=False)
 
-    def take_tokenizers(self, teachers: Sequence[nn.Module]) -> None:
+    def take_tokenizers(self) -> None:
         """Switch to the task for two tokenizers, if these are known to differ and the objective supports it."""
-        its = known_tokenizer(self.teacher_tokenizer, teachers)
-        tokenizers = (self.processing_class, its)
-        asked = bool(teachers and self.loss.kd_weight)
+        tokenizers = self.processing_class, known_tokenizer(self.teacher_tokenizer, self.networks)
+        asked = bool(self.networks and self.loss.kd_weight)
         self.refused_columns = teachers_tokens(self.task, tokenizers, self.rows) if asked else {}
-        self.task = across_tokenizers(self.task, self.loss, self.args, tokenizers, (self.model, teachers))
+        self.task = across_tokenizers(self.task, self.loss, self.args, tokenizers, (self.model, self.networks))
 
-    def take_data(self, teacher: Any) -> None:
+    def take_data(self) -> None:
         given = self.keywords.pop("data_collator", None)
         if type(self.task) is CausalLM:
             self.refused_columns = self.refused_columns | unread_media(self.model)
         if given is None:
-            self.tokenise(teacher)
-        self.live_networks = teacher_networks(teacher)
+            self.tokenise()
         self.collator = self.chosen(given)
         if given is None and isinstance(self.collator, TokenCollator):
             self.collator.labels_from_tokens = bool(self.loss.ce_weight)
@@ -233,8 +193,8 @@ class Setup:
 
     def chosen(self, given: Any) -> Any:
         """The collator built from the user's `given` one, or from None; batches keep what a network takes."""
-        parts = (self.processing_class, self.call, self.model, self.live_networks, self.task, self.args)
-        collate = chosen_collator(given, *parts)
+        networks = *networks_of(self.model), *self.networks
+        collate = chosen_collator(given, self.processing_class, self.call, networks, self.task, self.args)
         if self.refused_columns and isinstance(collate, TokenCollator):
             collate = copy(collate)
             collate.refused = self.refused_columns
@@ -243,14 +203,13 @@ class Setup:
     def take_collator(self, given: Any) -> Any:
         """The collator built from one that the user has set on the trainer after its construction."""
         if given is not self.collator:
-            stored = self.teacher is not None and not self.networks
             made = self.chosen(given)
-            self.collator = self.teacher.collator(made) if stored and self.teacher is not None else made
+            self.collator = made if self.teacher is None else self.teacher.collator(made)
         return self.collator
 
-    def tokenise(self, teacher: Any) -> None:
+    def tokenise(self) -> None:
         """Tokenise rows of raw text, if the task supports it."""
-        limits = [said_limit(network) for network in (self.model, *teacher_networks(teacher))]
+        limits = [said_limit(network) for network in (self.model, *self.networks)]
         limit, words = min((one for one in limits if one is not None), default=None), self.processing_class
         for name, rows in self.data.items():
             for one in sets_by_name(rows).values():
@@ -266,7 +225,7 @@ class Setup:
     def _labels(self) -> Sequence[str]:
         return self.args.label_names or ()
 
-    def take_teacher(self, teacher: Any, tokenizer: Any) -> None:
+    def take_teacher(self, teacher: Any) -> None:
         """Wrap the teacher, with the normalisation of its images and the vocabulary shared with the student."""
         images = self.call.takes_images and not (self.task.vocabulary or self.task.normalises)
         self.image_inputs = (
@@ -277,15 +236,14 @@ class Setup:
         if images:
             warn_of_random_images(self.data["eval_dataset"], self.collator)
         self.teacher: Teacher | None = None if teacher is None else as_teacher(teacher, self.received)
-        self.networks = self.teacher.networks if self.teacher else ()
         refuse_teacher_cache(self.args, self.loss, self.task, self.networks)
         self.num_classes: int | None = None
-        if self.task.vocabulary and self.networks:
-            for one in self.teacher.members if self.teacher else ():
-                one.take_as_given()
+        for one in self.teacher.members if self.teacher and self.task.vocabulary else ():
+            one.take_as_given()
         reads = "input_ids" in (self.call.keywords or ())  # true of text classifiers too
         if self.networks and not self.task.own_tokens and reads:
-            check_teacher_tokenizers(self.processing_class, tokenizer, self.networks, bool(self.loss.kd_weight))
+            tokenizers = self.processing_class, self.teacher_tokenizer
+            check_teacher_tokenizers(*tokenizers, self.networks, bool(self.loss.kd_weight))
         if reads and not self.task.by_target:  # a causal language model's batches say the positions
             refuse_other_padding((self.model, *self.networks), self.processing_class)
         if self.networks and not self.task.own_tokens and self.task.vocabulary:
@@ -311,7 +269,7 @@ class Setup:
         self.labels, self.empty_rows = LabelWatch(task, found), EmptyRows(task)
         self.class_names = None if task.vocabulary else check_label_names(data, collator, self.model, self.live)
         check_processor(self.processing_class, self.saved_student, self.rows, self.received)
-        refuse_single_row(self.model, self.call, args, self.rows, look, task)
+        refuse_single_row(self.model, self.call, args, self.rows, look)
         checked = (self.model, *self.networks), args, self.loss, data, collator
         self.packing = packing_check(*checked) if task.by_target else None
 
@@ -349,14 +307,13 @@ class Setup:
         refuse_on_policy(self.args, self.loss, self.task, self.call, self.model, self.teacher)
         words = tokenizer_of_rows(self.processing_class, self.collator)
         warn_of_other_ends(self.args, self.model, self.teacher, words)
-        refuse_sharded_teacher(self.args, self.teacher)
         refuse_prompts_to_write(self.args, (self.model, *self.networks), self.rows, self.collator)
 
     def check_batch_size(self, size: int) -> None:
         """Raise ValueError if batches of a size that `auto_find_batch_size` has found do not do."""
         with setting(self.args, per_device_train_batch_size=size // max(self.args.n_gpu, 1)):
             refuse_small_batches(self.loss, self.args, self.task)
-            refuse_single_row(self.model, self.call, self.args, self.rows, self.looked_at, self.task)
+            refuse_single_row(self.model, self.call, self.args, self.rows, self.looked_at)
 
     def identify(self) -> None:
         """Create the run's record, and refuse the folder of another run."""

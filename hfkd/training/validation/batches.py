@@ -74,9 +74,7 @@ def refuse_odd_rest(args: DistillationArguments, datasets: Mapping[str, Any], co
                 ) from error
 
 
-def refuse_single_row(
-    student: nn.Module, call: Call, args: DistillationArguments, rows: Any, collate: Any, task: Task
-) -> None:
+def refuse_single_row(student: nn.Module, call: Call, args: DistillationArguments, rows: Any, collate: Any) -> None:
     """Raise ValueError if an epoch ends with a batch of one row, for which the student's batch norm has no variance.
 
     Tried on a row, in training mode: feature maps larger than a pixel do have one. Several processes fill up the batch.

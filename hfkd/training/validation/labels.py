@@ -63,6 +63,15 @@ def refuse_unlabelled(loss: DistillationLoss, task: Task, row: Any) -> None:
             raise ValueError(f"{slot!r} reads labels, but the training rows have none: choose kd, or add labels")
 
 
+def refuse_smoothing(loss: DistillationLoss, task: Task) -> None:
+    """Raise ValueError for label smoothing of labels that are not classes."""
+    if loss.label_smoothing and not task.class_ids:
+        raise ValueError(
+            f"label_smoothing_factor={loss.label_smoothing} needs one class per item, but the labels of "
+            f"{task.name} are binary: leave it out, or smooth the labels in the data"
+        )
+
+
 def why_labelled(loss: DistillationLoss, task: Task, args: DistillationArguments) -> str | None:
     """Why a training row may not have the label -100, and the remedy; None: it may, and is only distilled."""
     if not (task.lacks_labels and loss.kd_weight):

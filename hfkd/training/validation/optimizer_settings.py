@@ -13,10 +13,20 @@ PROBES = ("7", "true")  # each setting takes one of them for another value than 
 FLAGS = "learning_rate, weight_decay and adam_beta1, adam_beta2, adam_epsilon are settings of their own"
 
 
-def refuse_unread_settings(args: DistillationArguments, keywords: Mapping[str, Any]) -> None:
+def check_optimizer_settings(args: DistillationArguments, keywords: Mapping[str, Any], trains: bool) -> None:
+    """Raise ValueError for settings that would have no effect, or an optimizer that cannot be made for training.
+
+    keywords: Trainer's.
+    """
+    _refuse_unread_settings(args, keywords)
+    if trains:
+        _refuse_not_installed(args, keywords)
+
+
+def _refuse_unread_settings(args: DistillationArguments, keywords: Mapping[str, Any]) -> None:
     """Raise ValueError for `optim_args` that the optimizer does not read, and for a weight decay that is replaced.
 
-    keywords: Trainer's. It gives each group of parameters the `weight_decay` of the arguments, whatever else says.
+    Trainer gives each group of parameters the `weight_decay` of the arguments, whatever else says.
     """
     given: Mapping[str, Any] = (keywords.get("optimizer_cls_and_kwargs") or (None, {}))[1]
     if given.get("weight_decay", args.weight_decay) != args.weight_decay:
@@ -35,7 +45,7 @@ def refuse_unread_settings(args: DistillationArguments, keywords: Mapping[str, A
         )
 
 
-def refuse_not_installed(args: DistillationArguments, keywords: Mapping[str, Any]) -> None:
+def _refuse_not_installed(args: DistillationArguments, keywords: Mapping[str, Any]) -> None:
     """Raise ValueError for an `optim` whose library is missing. Trainer makes it in `train()`, after a teacher scan."""
     if not _made_by_name(args, keywords):
         return

@@ -13,12 +13,36 @@ from transformers.trainer_utils import unwrap_peft_model
 from hfkd.arguments import DistillationArguments
 from hfkd.models.checkpoints import some
 from hfkd.training.checkpoints.student_weights import trained_adapters, trained_but_not_saved
+from hfkd.training.validation.adapter_base import refuse_other_base
+from hfkd.training.validation.structure import check_structure
 from hfkd.utils.launch import uses_fsdp
 
 logger = logging.getLogger(__name__)
 
 
-def check_optimizer(student: nn.Module, optimizers: Any) -> None:
+def check_student(student: nn.Module, args: DistillationArguments, optimizers: Any, trains: bool) -> None:
+    """Raise ValueError for a student, without the wrapper of `torch.compile`, that would not train or not be saved.
+
+    optimizers: Trainer's keyword. trains: whether there are rows to train on.
+    """
+    _refuse_unsaved(student)
+    _refuse_unsavable(student)
+    if trains:
+        _refuse_frozen(student)
+        _refuse_distilled_training(student)
+        _refuse_rescaled(student)
+        _refuse_checkpointing(student, args)
+        _refuse_noise(student, args.neftune_noise_alpha)
+        _warn_of_moving_statistics(student)
+        _check_optimizer(student, optimizers)
+        _check_precision(student, args)
+        if not (args.deepspeed or uses_fsdp(args)):  # which may hold a share of each weight
+            check_structure(student)
+    if not (uses_fsdp(args) and args.process_index):  # whose other ranks may have no weights yet
+        refuse_other_base(student)
+
+
+def _check_optimizer(student: nn.Module, optimizers: Any) -> None:
     """Raise ValueError for the caller's optimizer if it has no parameter of the student; warn of others."""
     optimizer, _ = optimizers or (None, None)
     if optimizer is None:
@@ -47,7 +71,7 @@ def checkpointing(args: DistillationArguments) -> str:
     return "activation_checkpointing" if hasattr(args, "activation_checkpointing") else "gradient_checkpointing"
 
 
-def refuse_checkpointing(student: nn.Module, args: DistillationArguments) -> None:
+def _refuse_checkpointing(student: nn.Module, args: DistillationArguments) -> None:
     """Raise ValueError for gradient checkpointing of a student that has none; Trainer finds out when it trains."""
     name = checkpointing(args)
     if not getattr(args, name):
@@ -64,7 +88,7 @@ def refuse_checkpointing(student: nn.Module, args: DistillationArguments) -> Non
         )
 
 
-def refuse_noise(student: nn.Module, alpha: float | None) -> None:
+def _refuse_noise(student: nn.Module, alpha: float | None) -> None:
     """Raise ValueError for `neftune_noise_alpha` where the student says no embeddings to which noise is added."""
     if alpha is None:
         return
@@ -79,7 +103,7 @@ def refuse_noise(student: nn.Module, alpha: float | None) -> None:
         )
 
 
-def refuse_unsaved(student: nn.Module) -> None:
+def _refuse_unsaved(student: nn.Module) -> None:
     """Raise ValueError for a student with adapters that trains parameters which its checkpoints would not contain."""
     lost = trained_but_not_saved(student)
     if lost:
@@ -89,7 +113,7 @@ def refuse_unsaved(student: nn.Module) -> None:
         )
 
 
-def refuse_frozen(student: nn.Module) -> None:
+def _refuse_frozen(student: nn.Module) -> None:
     """Raise ValueError for a student, or adapters of a student, that would not train: these are loaded frozen."""
     adapters = trained_adapters(student)
     if not any(parameter.requires_grad for parameter in student.parameters()):
@@ -104,7 +128,7 @@ def refuse_frozen(student: nn.Module) -> None:
     raise ValueError(f"{what}: {remedy}")
 
 
-def check_precision(student: nn.Module, args: DistillationArguments) -> None:
+def _check_precision(student: nn.Module, args: DistillationArguments) -> None:
     """Warn of weights that would train in half precision; ValueError where that ends in an error at the first step."""
     half = {p.dtype for p in student.parameters() if p.requires_grad and p.is_floating_point() and p.itemsize == 2}
     if not half or args.deepspeed or uses_fsdp(args):  # which keep weights in float32
@@ -122,7 +146,7 @@ def check_precision(student: nn.Module, args: DistillationArguments) -> None:
     )
 
 
-def warn_of_moving_statistics(student: nn.Module) -> None:
+def _warn_of_moving_statistics(student: nn.Module) -> None:
     """Warn of batch norms whose weights are frozen: Trainer calls `train()`, in which their statistics change."""
     frozen = {
         name: module
@@ -145,7 +169,7 @@ def warn_of_moving_statistics(student: nn.Module) -> None:
         )
 
 
-def refuse_distilled_training(student: nn.Module) -> None:
+def _refuse_distilled_training(student: nn.Module) -> None:
     """Raise ValueError for networks of timm with `set_distilled_training(True)` (DeiT, LeViT, EfficientFormer).
 
     They return the logits of two heads in training, of which the first would be trained, and their mean in evaluation.
@@ -159,7 +183,7 @@ def refuse_distilled_training(student: nn.Module) -> None:
             )
 
 
-def refuse_rescaled(student: nn.Module) -> None:
+def _refuse_rescaled(student: nn.Module) -> None:
     """Raise ValueError for RWKV with `rescale_every`, which divides its weights in place whenever it is evaluated.
 
     A checkpoint that is saved after an evaluation has the divided weights, which are divided again once it is loaded.
@@ -174,7 +198,7 @@ def refuse_rescaled(student: nn.Module) -> None:
         )
 
 
-def refuse_unsavable(student: nn.Module) -> None:
+def _refuse_unsavable(student: nn.Module) -> None:
     """Raise ValueError for what `save_pretrained` refuses, which otherwise ends the first save.
 
     Namely a generation_config, and adapters that transformers has put into its model, if it needs a newer PEFT.

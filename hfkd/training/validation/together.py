@@ -13,8 +13,9 @@ from hfkd.models import Peers
 from hfkd.tasks.base import Task
 from hfkd.teachers import Teacher
 from hfkd.teachers.freezing import Freezing
+from hfkd.training.given_teacher import teacher_networks
 from hfkd.training.trainer_arguments import refuse_loss_function
-from hfkd.utils.launch import check_world_size
+from hfkd.utils.launch import check_world_size, uses_fsdp
 
 MEASURED = ("loss", "kl", "accuracy", "top5_accuracy", "mean_iou")  # by each evaluation of a set
 
@@ -27,7 +28,7 @@ def refuse_keywords(keywords: Mapping[str, Any]) -> None:
         raise ValueError("teacher_model= is called teacher=")
 
 
-def refuse_no_network(teacher: Any) -> None:
+def _refuse_no_network(teacher: Any) -> None:
     """Raise ValueError for a teacher that is a function, or an exported program that has no eval mode."""
     for one in teacher if isinstance(teacher, (list, tuple)) else [teacher]:
         if one is None or (isinstance(one, Teacher) and not one.networks):
@@ -49,11 +50,11 @@ def refuse_no_network(teacher: Any) -> None:
 
 
 def refuse_unsupported(
-    loss: DistillationLoss, student: nn.Module, teacher: Any, args: DistillationArguments, compute_loss_func: Any
+    loss: DistillationLoss, student: nn.Module, teacher: Any, args: DistillationArguments, keywords: Mapping[str, Any]
 ) -> None:
-    """Raise ValueError for combinations that would train something else than intended."""
+    """Raise ValueError for combinations that would train something else than intended. keywords: Trainer's."""
     check_world_size(args.world_size)
-    refuse_no_network(teacher)
+    _refuse_no_network(teacher)
     if isinstance(student, Peers):
         _refuse_for_peers(loss, teacher, args)
     elif teacher is None and loss.kd_weight:
@@ -65,10 +66,26 @@ def refuse_unsupported(
         raise ValueError(
             "evaluate_kl=True compares the student with a teacher, but there is none: set it to false, or pass teacher="
         )
-    refuse_loss_function(compute_loss_func)
+    if args.shard_teacher:
+        _refuse_unsharded(args, teacher)
+    refuse_loss_function(keywords.get("compute_loss_func"))
+    _refuse_given_optimizers(args, keywords.get("optimizers"))
+    _refuse_metric_of_no_set(args, keywords.get("eval_dataset"))
 
 
-def refuse_given_optimizers(args: DistillationArguments, optimizers: Any) -> None:
+def _refuse_unsharded(args: DistillationArguments, teacher: Any) -> None:
+    """Raise ValueError for `shard_teacher` without FSDP, or without a live teacher."""
+    if not uses_fsdp(args):
+        raise ValueError(
+            "shard_teacher=True needs FSDP 2, which this run does not use: launch with "
+            "accelerate_configs/fsdp.yaml on several GPUs, or leave shard_teacher out"
+        )
+    if not teacher_networks(teacher):
+        what = "there is no teacher" if teacher is None else f"{type(teacher).__name__} does not run a network"
+        raise ValueError(f"shard_teacher=True has nothing to shard: {what}; leave shard_teacher out")
+
+
+def _refuse_given_optimizers(args: DistillationArguments, optimizers: Any) -> None:
     """Raise ValueError for settings of optimizer or schedule that have no effect on those passed as `optimizers`."""
     optimizer, scheduler = optimizers or (None, None)
     if scheduler is not None and args.lr_decay_epochs is not None:
@@ -83,7 +100,7 @@ def refuse_given_optimizers(args: DistillationArguments, optimizers: Any) -> Non
         )
 
 
-def refuse_metric_of_no_set(args: DistillationArguments, evaluated: Any) -> None:
+def _refuse_metric_of_no_set(args: DistillationArguments, evaluated: Any) -> None:
     """Raise ValueError for a `metric_for_best_model` without the name of its set, of several evaluation sets.
 
     Trainer would end the run at its first evaluation. Metrics that a callback logs may have any name.
