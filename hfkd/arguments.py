@@ -22,6 +22,7 @@ from hfkd.utils.dependent_settings import refuse_without_effect
 from hfkd.utils.launch import check_accumulation, check_world_size, computes_on_cpu
 from hfkd.utils.metric_names import is_divergence
 from hfkd.utils.names import check_names, publishable
+from hfkd.utils.optimizers import optimizer_name, steps_in_backward
 from hfkd.utils.parsing import parse as parse  # where scripts written for earlier versions import it from
 from hfkd.utils.random_state import kept_random_state
 from hfkd.utils.setting_types import SUM, resume_choice
@@ -316,11 +317,10 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
                 "on_nan='skip' is not supported with DeepSpeed, which takes optimizer steps by itself; "
                 "choose 'stop' or 'ignore'"
             )
-        optim = str(getattr(self.optim, "value", self.optim))
-        if optim.endswith("layerwise") or optim in ("lomo", "adalomo"):
+        if steps_in_backward(self.optim):
             raise ValueError(
-                f"on_nan='skip': optim={optim!r} changes weights while gradients are computed, before a step can be "
-                "left out; choose 'stop' or 'ignore', or another optimizer"
+                f"on_nan='skip': optim={optimizer_name(self.optim)!r} changes weights while gradients are computed, "
+                "before a step can be left out; choose 'stop' or 'ignore', or another optimizer"
             )
 
     def _check_slots(self) -> None:

@@ -11,6 +11,7 @@ from hfkd.models.checkpoints import some
 from hfkd.training.host import Host
 from hfkd.training.nonfinite import WHOLE
 from hfkd.training.run_settings import ADAM
+from hfkd.utils.optimizers import steps_in_backward
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +24,6 @@ SETTINGS = (
     "decay_bias_and_norm",
     *ADAM,
 )
-
-
-def steps_in_backward(optim: Any) -> bool:
-    """Whether an optimizer takes each parameter's step, and drops its gradient, within the backward pass."""
-    return str(getattr(optim, "value", optim)).endswith(("layerwise", "lomo"))
 
 
 class MadeOptimizer(TrainerCallback):

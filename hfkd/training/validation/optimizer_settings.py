@@ -6,6 +6,7 @@ from typing import Any
 from transformers import Trainer
 
 from hfkd.arguments import DistillationArguments
+from hfkd.utils.optimizers import optimizer_name
 from hfkd.utils.temporary_settings import setting
 
 OF_THE_NETWORK = ("galore", "apollo", "lomo")  # which are made for a network, and change it
@@ -36,7 +37,7 @@ def _refuse_unread_settings(args: DistillationArguments, keywords: Mapping[str, 
         )
     if not args.optim_args or not _made_by_name(args, keywords):
         return
-    name = _name(args)
+    name = optimizer_name(args.optim)
     wanted = _pairs(args.optim_args)
     if unread := [key for key in wanted if key == "weight_decay" or not _reads(args, name, key)]:
         raise ValueError(
@@ -52,7 +53,7 @@ def _refuse_not_installed(args: DistillationArguments, keywords: Mapping[str, An
     try:
         _made(args, None)
     except ImportError as error:
-        raise ValueError(f"optim={_name(args)!r} cannot be made: {error}") from error
+        raise ValueError(f"optim={optimizer_name(args.optim)!r} cannot be made: {error}") from error
     except Exception:  # without a network, or with settings that are judged elsewhere
         return
 
@@ -61,10 +62,6 @@ def _made_by_name(args: DistillationArguments, keywords: Mapping[str, Any]) -> b
     """Whether Trainer makes the optimizer that `optim` names."""
     given = (keywords.get("optimizers") or (None,))[0], keywords.get("optimizer_cls_and_kwargs")
     return given == (None, None) and not args.deepspeed
-
-
-def _name(args: DistillationArguments) -> str:
-    return str(getattr(args.optim, "value", args.optim))
 
 
 def _pairs(written: str) -> dict[str, str]:
