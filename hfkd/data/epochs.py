@@ -212,3 +212,12 @@ def image_transform(dataset: Any) -> ImageEpochTransform | None:
     """`epoch_transform`, if it is one of images; otherwise None."""
     transform = epoch_transform(dataset)
     return transform if isinstance(transform, ImageEpochTransform) else None
+
+
+def unchanged_column(dataset: Any, name: str) -> Any:
+    """A stored column as a numpy array; None unless batches get it as it is: a user's own transform may change it."""
+    if not isinstance(dataset, Dataset) or name not in dataset.column_names:
+        return None
+    if dataset.format["type"] == "custom" and image_transform(dataset) is None:
+        return None
+    return dataset.with_format("numpy")[name][:]

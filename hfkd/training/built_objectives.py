@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import has_length
 
 from hfkd.arguments import DistillationArguments
-from hfkd.data.collate import views_as_rows
 from hfkd.data.first_rows import first_rows, map_style
 from hfkd.losses.context import BuildContext, NetworkContext
 from hfkd.losses.distillation import DistillationLoss
@@ -30,7 +29,7 @@ from hfkd.teachers import FrozenTeacher
 from hfkd.training.forward.features import InnerFeatures, of_outputs
 from hfkd.training.validation.label_values import stored_labels
 from hfkd.training.validation.layout import refuse_unsafe_parts
-from hfkd.training.validation.networks import batch_of, on_device_of
+from hfkd.training.validation.networks import as_networks_get, batch_of, on_device_of
 from hfkd.training.validation.row_index import row_index
 from hfkd.utils.random_state import kept_random_state
 
@@ -147,8 +146,7 @@ class Builder:
     def _batches(self) -> Iterator[dict[str, Any]]:
         loader = DataLoader(self.rows, self.args.per_device_eval_batch_size, collate_fn=self.collate)
         for given in loader:
-            batch = self.call.without_labels(given, self.labels)
-            yield send_to_device(views_as_rows(batch) if self.task.views else batch, self.args.device)
+            yield send_to_device(as_networks_get(given, self.call, self.task, self.labels), self.args.device)
 
 
 def is_built(loss: DistillationLoss) -> bool:

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 
-from hfkd.data.epochs import image_transform
+from hfkd.data.epochs import unchanged_column
 from hfkd.data.first_rows import first_rows, map_style, sets_by_name
 from hfkd.data.labels import class_ids
 from hfkd.tasks.base import Task
@@ -63,7 +62,6 @@ def check_label_values(dataset: Any, batch: Mapping[str, Any], classes: int, tas
 
 
 def stored_labels(dataset: Any, task: Task) -> Tensor | None:
-    """The labels of all rows, if the column is passed to batches unchanged: a user's transform may map them."""
-    stored = isinstance(dataset, Dataset) and "labels" in dataset.column_names and task.one_item_a_row
-    whole = stored and (dataset.format["type"] != "custom" or image_transform(dataset) is not None)
-    return torch.as_tensor(dataset.with_format("numpy")["labels"][:]) if whole else None
+    """The labels of all rows, if a column has them and batches get it as it is."""
+    stored = unchanged_column(dataset, "labels") if task.one_item_a_row else None
+    return None if stored is None else torch.as_tensor(stored)

@@ -3,11 +3,10 @@
 import logging
 from typing import Any, cast
 
-import torch
 from datasets.fingerprint import Hasher
 from transformers import TrainingArguments
-from transformers.trainer_utils import has_length
 
+from hfkd.data.first_rows import map_style
 from hfkd.utils.random_state import kept_random_state
 
 logger = logging.getLogger(__name__)
@@ -21,7 +20,7 @@ def warn_of_random_rows(dataset: Any) -> None:
     hfkd's transforms seed their random numbers by seed, epoch and index. A transform that uses the process's generators
     continues, after a resume, from the state in the checkpoint, which is ahead of the step by the prefetched batches.
     """
-    if dataset is None or not has_length(dataset) or isinstance(dataset, torch.utils.data.IterableDataset):
+    if not map_style(dataset):
         return
     rows, indexed = range(min(READ_TWICE, len(dataset))), cast(Any, dataset)
     with kept_random_state():

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 from transformers.trainer_utils import has_length
 
-from hfkd.data.epochs import image_transform
+from hfkd.data.epochs import unchanged_column
 
 NUMBERED = "rows.add_column('index', np.arange(len(rows)))"
 
@@ -57,8 +56,5 @@ def _stored(rows: Any) -> Tensor | None:
         parts = [_stored(part) for part in rows.datasets]
         known = [part for part in parts if part is not None]
         return torch.cat(known) if len(known) == len(parts) else None
-    if not isinstance(rows, Dataset) or "index" not in rows.column_names:
-        return None
-    if rows.format["type"] == "custom" and image_transform(rows) is None:  # a user's transform may change it
-        return None
-    return torch.from_numpy(np.asarray(rows.with_format("numpy")["index"][:], dtype=np.int64))
+    stored = unchanged_column(rows, "index")
+    return None if stored is None else torch.from_numpy(np.asarray(stored, dtype=np.int64))

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import IterableDataset
-from transformers.trainer_utils import has_length
 
+from hfkd.data.first_rows import map_style
 from hfkd.data.he_da import original_images
 from hfkd.losses.temperatures import Fitted
 from hfkd.teachers import TeacherScan
@@ -65,7 +64,7 @@ class Probe:
 
     def _fault(self, trainer: Host) -> str | None:
         dataset = original_images(trainer.train_dataset)
-        if not has_length(dataset) or isinstance(dataset, IterableDataset):
+        if not map_style(dataset):
             return None
         if len(dataset) <= max(self.rows):
             return f"it had a row {max(self.rows)}, but there are only {len(dataset)} rows now"
@@ -129,7 +128,7 @@ def _reader(trainer: Host, energy_temperature: float) -> RowReader | None:
         return None
     if trainer.teacher is None or not trainer.teacher.networks or not trainer.distillation_loss.kd_weight:
         return None
-    if not has_length(dataset) or isinstance(dataset, IterableDataset):
+    if not map_style(dataset):
         return None
     return RowReader(
         trainer.teacher,
