@@ -27,12 +27,8 @@ from hfkd.data.he_da import original_images
 from hfkd.data.resident import as_collator_takes_it
 from hfkd.data.target_collator import with_targets
 from hfkd.evaluation.metrics import Running, check_counted, in_any_way, own_metrics, reads_logits
-from hfkd.losses.counts import Counts
-from hfkd.losses.distillation import cross_entropy, has_label
-from hfkd.losses.items import Items
-from hfkd.losses.logits import KD
 from hfkd.losses.temperatures import Fitted
-from hfkd.models.calling import by_name, logits_first, logits_of, main_input_named
+from hfkd.models.calling import by_name, logits_first, main_input_named
 from hfkd.models.checkpoints import naming_unreadable
 from hfkd.models.kept_config import KeptConfig
 from hfkd.reports.card import write_card
@@ -43,13 +39,13 @@ from hfkd.tasks.by_name import networks_by_name, tokenizer_of_name
 from hfkd.tasks.unlabelled import unlabelled
 from hfkd.teachers import TeacherScan
 from hfkd.training import loss_parameters, run_identity
-from hfkd.training.averages import RowAverage
 from hfkd.training.checkpoints.callback_states import CallbackStates
 from hfkd.training.checkpoints.optimizer_state import as_laid_out, show_result
 from hfkd.training.checkpoints.preemption import Preemption
 from hfkd.training.checkpoints.tensors import TensorCheckpoints
 from hfkd.training.checkpoints.whole import OwnBest, SaveAfterEvaluation, WholeCheckpoints, checkpoint_to_resume
 from hfkd.training.epoch_length import EpochLength
+from hfkd.training.evaluated_means import EvaluatedMeans
 from hfkd.training.evaluation_loaders import EvaluationLoaders
 from hfkd.training.first_batch import KeptFirst, own_loader
 from hfkd.training.forward.choice import AnyForward
@@ -61,6 +57,7 @@ from hfkd.training.found_batch_size import attempt
 from hfkd.training.given_collator import tokenizer_in
 from hfkd.training.given_loss import chosen_loss
 from hfkd.training.given_teacher import cached_teacher
+from hfkd.training.item_counts import step_counts
 from hfkd.training.layer_norms import layer_norms_in_float32
 from hfkd.training.lock import locked
 from hfkd.training.lr_schedule import Schedule
@@ -90,7 +87,6 @@ from hfkd.training.trainer_arguments import (
 )
 from hfkd.training.validation.checked_batches import NOTHING_TO_SCORE, CheckedCollator
 from hfkd.training.validation.label_maps import check_other_set
-from hfkd.training.validation.labels import refuse_unlabelled_batch
 from hfkd.training.validation.normalisation import receiving
 from hfkd.training.validation.random_rows import warn_of_random_rows, warn_of_rows_again
 from hfkd.training.validation.recorded_inputs import record_inputs
@@ -192,11 +188,11 @@ class DistillationTrainer(Trainer):
         self.files, self.whole = TensorCheckpoints(self), WholeCheckpoints(self)
         self.judged, self.schedule, self.marks = JudgedSteps(self), Schedule(self), EvaluationMarks(self)
         self.evaluation_loaders, self.epoch_length = EvaluationLoaders(self), EpochLength(self)
+        self.evaluated = EvaluatedMeans(self)
         # Those passed by the caller; Trainer creates its own later.
         self.callers_optimizer, self.callers_scheduler = self.optimizer, self.lr_scheduler
         self.scan_result: TeacherScan | None = None
         self.unhook: Callable[[], Any] = lambda: None
-        self._evaluated = RowAverage()
         own = (
             BatchSizeInUse(self),
             *([] if (asked := self.pop_callback(JITCheckpointCallback)) is None else [Preemption(asked)]),
@@ -269,8 +265,8 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         inputs = self.as_networks_take_it(inputs, model.training)
         if not model.training:
-            loss, outputs = self._evaluate_batch(model, inputs)
-            return (loss, outputs) if return_outputs else loss
+            loss, output = self.evaluated.add(self.evaluated_network(model), inputs)
+            return (loss, self._outputs(output)) if return_outputs else loss
         if num_items_in_batch is None and self.is_in_train and self.batches_in_step > 1:
             refuse_dropped_count(self, DistillationTrainer.compute_loss)
         teacher = self.cached_teacher or self.teacher
@@ -301,33 +297,14 @@ class DistillationTrainer(Trainer):
         """Context in which the teacher's networks are frozen; their previous state is restored at the end."""
         return nullcontext() if self.teacher is None else self.teacher.frozen()
 
-    @torch.no_grad()
-    def _evaluate_batch(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
-        """Return the cross-entropy and the student's outputs by name."""
-        output = self.call.output(self.evaluated_network(model), inputs)
-        logits = logits_of(output)[..., : self.num_classes]
-        taught = logits
-        if self.args.evaluate_kl and self.teacher is not None:
-            taught = self.evaluated_network(self.teacher)(**inputs)[..., : self.num_classes]
-
-        def values_of(items: Items) -> dict[str, Tensor]:
-            assert items.labels is not None
-            found = {"loss": cross_entropy(items.student.logits, items.labels), "labelled": has_label(items.labels)}
-            if taught is not logits:
-                found["kl"] = KD(scale="none")(items, torch.ones_like(found["loss"]))
-            return found
-
-        values, rows = self.task.each_item(inputs, logits, taught, values_of)
-        labelled = values.pop("labelled")
-        self._evaluated.add(values, rows, self.accelerator, {"loss": labelled})
-        return values["loss"].sum() / labelled.sum().clamp(min=1), self._outputs(output)
-
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor | None, Any, Any]:
         """As in Trainer, but rows without labels are passed to the network in the same way as rows with labels."""
         if self.task.predicts:
-            return self._predictions(model, inputs, prediction_loss_only)
+            batch = self.as_networks_take_it(self._prepare_inputs(inputs), False)
+            batch, output = self.evaluated.add_kl(self.evaluated_network(model), batch)
+            return None, *((None, None) if prediction_loss_only else self.task.predictions(batch, output))
         loss, logits, labels = self._predicted(model, inputs, prediction_loss_only, ignore_keys)
         preprocess: Any = self.preprocess_logits_for_metrics
         return loss, logits, preprocess.padded_labels(labels) if isinstance(preprocess, OfOwnSize) else labels
@@ -348,18 +325,6 @@ class DistillationTrainer(Trainer):
         """A network's outputs by name, in its order; the logits are the first for hfkd's metrics, which read these."""
         ours = reads_logits(self.compute_metrics, self.preprocess_logits_for_metrics)
         return logits_first(by_name(output)) if ours else by_name(output)
-
-    @torch.no_grad()
-    def _predictions(self, model: nn.Module, inputs: dict[str, Any], loss_only: bool) -> tuple[None, Any, Any]:
-        """Predictions and references for the task's metric, for tasks without eval_loss; `evaluate_kl` adds the KL."""
-        batch: Any = self.as_networks_take_it(self._prepare_inputs(inputs), False)
-        output = self.call.output(self.evaluated_network(model), batch)
-        if self.args.evaluate_kl and self.teacher is not None:
-            batch = self.task.after_student(batch, output)
-            items = self.task.items(batch, logits_of(output), self.evaluated_network(self.teacher)(**batch))
-            ones = torch.ones(len(items), device=items.sample.device)
-            self._evaluated.add({"kl": KD(scale="none")(items, ones)}, items.rows, self.accelerator)
-        return None, *((None, None) if loss_only else self.task.predictions(batch, output))
 
     def evaluated_network(self, model: nn.Module) -> Any:
         """Student or teacher without the autocast that Accelerate wraps around its forward, if `float32_evaluation`."""
@@ -389,31 +354,8 @@ class DistillationTrainer(Trainer):
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """As in Trainer, but counts the task's items: images, not label elements; target tokens, not positions.
-
-        Returns `Counts` of labels, items and samples if these may differ, else a number.
-        """
-        if not batch_samples:
-            return None
-        for batch in batch_samples:
-            refuse_unlabelled_batch(batch, self.distillation_loss, self.task)
-        items = self._over_ranks(sum(self.task.count(batch) for batch in batch_samples), device)
-        by_sample = self.distillation_loss.by_sample or self.task.by_share
-        if not by_sample and self.task.complete:
-            return items
-        labels = items
-        if not self.task.complete:
-            labels = self._over_ranks(sum(self.task.count_labels(batch) for batch in batch_samples), device)
-        if not by_sample:
-            return Counts(labels, items)
-        samples = self._over_ranks(sum(self.task.count_samples(batch) for batch in batch_samples), device)
-        return Counts(labels, items, samples)
-
-    def _over_ranks(self, count: Any, device: torch.device) -> Any:
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            here = count if isinstance(count, Tensor) else torch.full((), count, device=device)  # a copy would wait
-            count = self.accelerator.reduce(here, reduction="sum")
-        return count / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
+        """As in Trainer, but counts the task's items."""
+        return step_counts(self, batch_samples, device)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows = with_lengths(self.train_dataset if train_dataset is None else train_dataset, self.args)
@@ -501,16 +443,14 @@ class DistillationTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Trainer's loop, with a loss that counts every row exactly once on any number of ranks."""
-        self._evaluated = RowAverage(finite_only=self.args.logging_nan_inf_filter)
+        self.evaluated.begin()
         with self._evaluation(getattr(dataloader, "dataset", None), description == "Prediction") as scores:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
         if output.metrics is not None:
-            found = scores | self._evaluated.read()
-            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
-            for name in self._evaluated.uncounted:  # Trainer's mean over batches would report 0 for it
-                output.metrics.pop(f"{metric_key_prefix}_{name}", None)
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
+            self.evaluated.put_into(output.metrics, metric_key_prefix)
         return output
 
     # ---- the teacher scan --------------------------------------------------------------------------------------
