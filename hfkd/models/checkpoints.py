@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.trainer_pt_utils import safe_globals
 
 from hfkd.models.conversion import as_in_network
+from hfkd.utils.messages import some
 from hfkd.utils.saved_weights import TRAINING_ARGS, refuse_damaged
 
 WRAPPERS = ("model", "state_dict")  # keys under which training scripts store the weights
@@ -22,7 +23,6 @@ PREFIXES = ("module.", "_orig_mod.", "timm_model.")  # DataParallel, torch.compi
 SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 PICKLED = (".bin", ".pt", ".pth")
 SAVED_NAMES = ("model.safetensors", "pytorch_model.bin")  # of save_pretrained and the Hub, beside config.json
-SHOWN = 3
 
 
 def load_checkpoint(module: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -190,12 +190,6 @@ def _check_finite(path: Path, name: str, weight: Tensor) -> None:
             f"checkpoint {path}: {bad} of the {weight.numel()} values of {name} are NaN or infinite: its training "
             "diverged or the file is damaged, pass another checkpoint"
         )
-
-
-def some(names: Iterable[str]) -> str:
-    """The first of `names`, for a message."""
-    names = list(names)
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 def _kind(content: object) -> str:

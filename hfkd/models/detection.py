@@ -21,7 +21,8 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from hfkd.models.checkpoints import load_checkpoint, read_state_dict, some
+from hfkd.models.checkpoints import load_checkpoint, read_state_dict
+from hfkd.utils.messages import some
 
 RESNET = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 RATIOS = (0.5, 1.0, 2.0)

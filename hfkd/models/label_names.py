@@ -13,13 +13,13 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.trainer_utils import unwrap_peft_model
 
 from hfkd.models.peers import Peers
+from hfkd.utils.messages import some
 
 logger = logging.getLogger(__name__)
 
 NUMBERING = re.compile(r"(label|class|c|id)?\s*(\d+)")  # matches a canonical name
 WORDNET_ID = re.compile(r"n\d{8}")
 SPELT_ALIKE = 0.9
-SHOWN = 3
 
 
 def label_names_of(network: nn.Module) -> tuple[str, ...] | None:
@@ -66,7 +66,7 @@ def warn_of_renamed(name: str, label_names: Sequence[str] | None) -> None:
     logger.warning(
         "%s has a stored head for %s (%s instead of %s), which gets the data's names and keeps its weights: it starts "
         "from wrong predictions. Start from a new head, or from a network without one.",
-        name, said, ", ".join(own[:SHOWN]), ", ".join(label_names[:SHOWN]),
+        name, said, some(own), some(label_names),
     )  # fmt: skip
 
 
@@ -142,4 +142,4 @@ def _at(names: Sequence[str], place: int) -> str:
 
 def _some(names: Sequence[str], compared: Sequence[str], others: Sequence[str]) -> str:
     missing = [repr(name) for name, key in zip(names, compared, strict=True) if key not in others]
-    return (", ".join(missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")) or "none"
+    return some(missing) or "none"

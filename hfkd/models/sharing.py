@@ -8,7 +8,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from hfkd.models.checkpoints import some
+from hfkd.utils.messages import some
 
 
 def refuse_shared(student: nn.Module, teachers: Sequence[nn.Module], adapters: bool = False) -> None:

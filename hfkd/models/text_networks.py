@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hfkd.models.checkpoints import naming_unreadable, some
+from hfkd.models.checkpoints import naming_unreadable
 from hfkd.models.label_names import warn_of_renamed
+from hfkd.utils.messages import some
 
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
 

@@ -10,6 +10,7 @@ from transformers.models.auto import modeling_auto as auto
 
 from hfkd.models.calling import Call, bare
 from hfkd.models.processors import timm_wrappers
+from hfkd.tasks.choice import listed
 
 # In this order: a class in several tables is loaded by the first.
 CLASSES: dict[str, Any] = {
@@ -62,9 +63,8 @@ def loading_of(student: nn.Module) -> Loading | None:
     network = bare(student)
     if not isinstance(network, PreTrainedModel):
         return None
-    names = {cls.__name__ for cls in type(network).__mro__}  # a user's subclass is loaded like its parent class
-    known = (name for name, table in CLASSES.items() for entry in table.values() if names & set(_several(entry)))
-    model = next(known, None)
+    names = [cls.__name__ for cls in type(network).__mro__]  # a user's subclass is loaded like its parent class
+    model = next((name for name, table in CLASSES.items() if listed(names, table)), None)
     if model is None:
         return None
     call = Call.of(network)
@@ -85,7 +85,3 @@ def _head(network: PreTrainedModel) -> str:
 def _adapted(model: str) -> str:
     head = model.removeprefix("AutoModelFor")
     return f"AutoPeftModelFor{head}" if head in ADAPTED else "AutoPeftModel"
-
-
-def _several(entry: str | tuple[str, ...] | list[str]) -> tuple[str, ...]:
-    return (entry,) if isinstance(entry, str) else tuple(entry)

@@ -6,11 +6,11 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hfkd.models.checkpoints import some
 from hfkd.models.label_names import label_names_in, order_of
 from hfkd.models.language import brings_tokenizer
 from hfkd.models.text_networks import loaded
 from hfkd.tasks.choice import head_of, named_task
+from hfkd.utils.messages import some
 
 AUTO = {
     "image_classification": (transformers.AutoModelForImageClassification,),

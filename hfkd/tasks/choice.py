@@ -4,8 +4,7 @@ The tables alone are not sufficient: BART is listed as a masked language model, 
 sequence-to-sequence models.
 """
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from hfkd.data.first_rows import first_rows
 from hfkd.data.used_columns import label_column
 from hfkd.models.calling import Call, bare
 from hfkd.tasks.base import TASKS, Task
+from hfkd.utils.messages import did_you_mean
 
 CAUSAL = (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,)
 GENERATING = (
@@ -90,9 +90,7 @@ def chosen_task(asked: str, student: Sequence[nn.Module], teacher: Sequence[nn.M
 def named_task(name: str) -> Task:
     """The task of this name. Raises ValueError with the choices, and the closest one, for an unknown name."""
     if name not in TASKS:
-        close = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"unknown task {name!r}{hint}: pass one of {['auto', *sorted(TASKS)]}")
+        raise ValueError(f"unknown task {name!r}{did_you_mean(name, TASKS)}: pass one of {['auto', *sorted(TASKS)]}")
     return TASKS[name]()
 
 
@@ -104,20 +102,20 @@ def head_of(network: nn.Module) -> str | None:
         return next((task for start, task in TORCHVISION.items() if any(m.startswith(start) for m in modules)), None)
     names = [cls.__name__ for cls in type(network).__mro__]  # a user's subclass has its parent's head
     decoder = network.config.is_encoder_decoder and bool(Call.of(network).shifts_labels)
-    if _in(names, CAUSAL):
+    if listed(names, *CAUSAL):
         return "causal_lm"
-    if _in(names, GENERATING):
+    if listed(names, *GENERATING):
         return "seq2seq_lm" if decoder else "causal_lm"
     for task, tables in CLASSIFYING.items():
-        if _in(names, tables):
+        if listed(names, *tables):
             return _by_problem(network, task) if task in CLASSIFIERS else task
-    if _in(names, (OTHERS["object detection"],)):
+    if listed(names, OTHERS["object detection"]):
         raise ValueError(
             f"{names[0]} detects objects by queries, or by another kind of head than on proposals, whose outputs "
             "do not correspond between two networks: use torchvision's FasterRCNN, whose heads can classify the "
             "same proposals"
         )
-    other = next((task for task, table in OTHERS.items() if _in(names, (table,))), None)
+    other = next((task for task, table in OTHERS.items() if listed(names, table)), None)
     if other is not None:
         raise ValueError(
             f"{names[0]} is for {other}, a task that hfkd does not support: use a model for one of "
@@ -166,10 +164,8 @@ def _class(network: nn.Module) -> str:
     return type(bare(network)).__name__
 
 
-def _in(names: list[str], tables: Iterable[dict]) -> bool:
-    classes = {name for table in tables for entry in table.values() for name in _several(entry)}
-    return any(name in classes for name in names)
-
-
-def _several(entry: str | tuple[str, ...] | list[str]) -> Iterable[str]:
-    return (entry,) if isinstance(entry, str) else entry
+def listed(names: list[str], *tables: Any) -> bool:
+    """Whether one of the classes is in an Auto class's tables, whose entries are names or several names."""
+    entries = [entry for table in tables for entry in table.values()]
+    classes = {name for entry in entries for name in ([entry] if isinstance(entry, str) else entry)}
+    return not classes.isdisjoint(names)

@@ -24,10 +24,10 @@ from hfkd.arguments import DistillationArguments
 from hfkd.losses.base import Slot
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import image_items
-from hfkd.models.checkpoints import some
 from hfkd.training.host import Host
 from hfkd.utils.files import write_atomically
 from hfkd.utils.launch import uses_fsdp
+from hfkd.utils.messages import some
 from hfkd.utils.optimizers import steps_in_backward
 from hfkd.utils.temporary_settings import setting
 

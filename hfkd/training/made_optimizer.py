@@ -7,10 +7,10 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
-from hfkd.models.checkpoints import some
 from hfkd.training.host import Host
 from hfkd.training.nonfinite import WHOLE
 from hfkd.training.run_settings import ADAM
+from hfkd.utils.messages import some
 from hfkd.utils.optimizers import steps_in_backward
 
 logger = logging.getLogger(__name__)

@@ -1,12 +1,13 @@
 """Resolution of slot arguments: a name, `name(key=literal, ...)`, a callable, or a sum of these."""
 
 import ast
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
+
+from hfkd.utils.messages import did_you_mean
 
 MAX_SPEC_LENGTH = 500  # longer strings are refused
 MAX_SUM_LENGTH = 4 * MAX_SPEC_LENGTH
@@ -100,8 +101,7 @@ def _coefficient(value: Any, kind: str) -> float:
 
 def _named(name: str, keywords: dict[str, Any], table: Mapping[str, Callable[..., Any]], kind: str) -> Any:
     if name not in table:
-        close = difflib.get_close_matches(name, table, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = did_you_mean(name, table)
         raise ValueError(f"unknown {kind} {name!r}{hint}: pass one of {sorted(table)}, or a callable")
     return _build(table[name], name, keywords, kind)
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import unwrap_peft_model
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from hfkd.models.checkpoints import some
 from hfkd.models.pruning import depths_of
+from hfkd.utils.messages import some
 
 ROWS = 4  # rows of each tensor that are compared: whatever changes a network changes some of them
 ROUNDING = {"rtol": 2.0**-7, "atol": 1e-6}  # between float32, float16 and bfloat16

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from hfkd.arguments import DistillationArguments
-from hfkd.models.checkpoints import some
+from hfkd.utils.messages import some
 
 PLAIN, TRANSPOSED = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

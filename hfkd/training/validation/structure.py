@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hfkd.models.checkpoints import some
 from hfkd.training.student_layers import described_layers
+from hfkd.utils.messages import some
 from hfkd.utils.random_state import kept_random_state
 
 logger = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import unwrap_peft_model
 
 from hfkd.arguments import DistillationArguments
-from hfkd.models.checkpoints import some
 from hfkd.training.checkpoints.student_weights import trained_adapters, trained_but_not_saved
 from hfkd.training.validation.adapter_base import refuse_other_base
 from hfkd.training.validation.structure import check_structure
 from hfkd.utils.launch import uses_fsdp
+from hfkd.utils.messages import some
 
 logger = logging.getLogger(__name__)
 
