@@ -10,7 +10,6 @@ from torch import Tensor
 
 from hfkd.losses.base import Objective, Requirements
 from hfkd.losses.items import Items
-from hfkd.losses.logits.divergences import softened
 from hfkd.losses.registry import register_objective
 from hfkd.utils.argument_types import NotNegative, checked
 
@@ -39,11 +38,11 @@ class DIST(Objective):
         return Requirements(relations=True, items=3 if self.gamma else 1, classes=3 if self.beta else 1)
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
-        log_p, log_q = softened(items, temperature)
+        log_p, log_q = items.log_probabilities(temperature)
         return self.beta * temperature**2 * (1 - _pearson(log_p.exp(), log_q.exp(), dim=-1))
 
     def relations(self, items: Items, temperature: Tensor) -> Tensor:
-        p, q = (x.exp().unflatten(0, (items.views, -1)) for x in softened(items, temperature))  # [V, B, C]
+        p, q = (x.exp().unflatten(0, (items.views, -1)) for x in items.log_probabilities(temperature))  # [V, B, C]
         if p.shape[1] < 2:
             return torch.zeros_like(temperature)
         intra = (1 - _pearson(p, q, dim=1)).mean(-1, keepdim=True)  # [V, 1]

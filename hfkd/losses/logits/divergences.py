@@ -30,7 +30,7 @@ class Divergence(Objective):
     scale: Scale = "squared"
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
-        divergence = self.between(*softened(items, temperature))
+        divergence = self.between(*items.log_probabilities(temperature))
         return temperature**2 * divergence if self.scale == "squared" else divergence
 
     @abstractmethod
@@ -113,13 +113,8 @@ class TotalVariation(Objective):
     """
 
     def __call__(self, items: Items, temperature: Tensor) -> Tensor:
-        log_p, log_q = softened(items, temperature)
+        log_p, log_q = items.log_probabilities(temperature)
         return (log_p.exp() - log_q.exp()).abs().sum(-1) / 2
-
-
-def softened(items: Items, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [N, C] of teacher and student at each item's temperature; [N, k + 1] with a cached teacher."""
-    return items.log_probabilities(temperature)
 
 
 def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
