@@ -16,12 +16,9 @@ def model_source(name_or_path: str | Path) -> str | None:
 
     For an adapter it includes the base model.
     """
-    folder = Path(name_or_path).expanduser()
-    if not folder.is_dir():
-        found = _downloaded(str(name_or_path))
-        if found is None:
-            return None
-        folder = found
+    folder = folder_of(name_or_path)
+    if folder is None:
+        return None
     digest = xxhash.xxh3_128()
     files = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern) if file.is_file()})
     for file in files:
@@ -43,12 +40,15 @@ def weights_source(path: str | Path) -> str | None:
     return digest.hexdigest()
 
 
-def _downloaded(name: str) -> Path | None:
+def folder_of(name_or_path: str | Path, revision: str | None = None) -> Path | None:
+    """The folder of a model or of a downloaded Hub id; None for one that is not on this machine."""
+    if (path := Path(name_or_path).expanduser()).is_dir():
+        return path
     for file in ("config.json", "adapter_config.json"):
         try:
-            path = try_to_load_from_cache(name, file)
+            found = try_to_load_from_cache(str(name_or_path), file, revision=revision)
         except ValueError:  # not a Hub id
             return None
-        if isinstance(path, str):
-            return Path(path).parent
+        if isinstance(found, str):
+            return Path(found).parent
     return None

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -14,6 +13,7 @@ from transformers.trainer_utils import unwrap_peft_model
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hfkd.models.pruning import depths_of
+from hfkd.teachers.source import folder_of
 from hfkd.utils.messages import some
 
 ROWS = 4  # rows of each tensor that are compared: whatever changes a network changes some of them
@@ -32,7 +32,7 @@ def refuse_other_base(student: nn.Module) -> None:
     for config in getattr(student, "peft_config", {}).values():
         _refuse_lost_start(config)
         name, base = config.base_model_name_or_path, unwrap_peft_model(student)
-        folder = _folder(name, config.revision)
+        folder = folder_of(name, config.revision) if name else None
         if folder is None or _changes_the_base(config):
             continue
         files = _weight_files(folder)
@@ -84,19 +84,6 @@ def _refuse_lost_start(config: Any) -> None:
             "adapters, which alone are saved, are loaded or resumed: the student would be another one. Use 'pissa' "
             "(the exact decomposition), 'olora', 'eva' or the default"
         )
-
-
-def _folder(name: str | None, revision: str | None) -> Path | None:
-    """The local folder of a model; None for one without a name, or that is not on this machine."""
-    if not name:
-        return None
-    if (path := Path(name).expanduser()).is_dir():
-        return path
-    try:
-        found = try_to_load_from_cache(name, "config.json", revision=revision)
-    except ValueError:  # not a Hub id
-        return None
-    return Path(found).parent if isinstance(found, str) else None
 
 
 def _weight_files(folder: Path) -> list[Path]:
