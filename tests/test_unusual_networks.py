@@ -89,14 +89,6 @@ def test_a_quantized_teacher_is_known_by_its_bytes(tmp_path):
     assert trained(tmp_path / "c", taught=other).record.teacher != first
 
 
-def test_an_exported_program_has_no_modes_and_is_refused(tmp_path):
-    exported = torch.export.export(teacher(), (torch.randn(2, 3, 8, 8),)).module()
-    with pytest.raises(
-        ValueError, match="cannot be put into eval mode .* which programs of torch.export do not support"
-    ):
-        trained(tmp_path, taught=exported)
-
-
 def test_a_function_is_no_teacher(tmp_path):
     with pytest.raises(ValueError, match="the teacher is a function, not an nn.Module: wrap it"):
         trained(tmp_path, taught=lambda images: images)

@@ -32,7 +32,6 @@ def check_student(student: nn.Module, args: DistillationArguments, optimizers: A
         _refuse_distilled_training(student)
         _refuse_rescaled(student)
         _refuse_checkpointing(student, args)
-        _refuse_noise(student, args.neftune_noise_alpha)
         _warn_of_moving_statistics(student)
         _check_optimizer(student, optimizers)
         _check_precision(student, args)
@@ -85,21 +84,6 @@ def _refuse_checkpointing(student: nn.Module, args: DistillationArguments) -> No
             f"{name}=True asks the student to compute its activations again in the backward pass, and a "
             f"{type(network).__name__} does not support it: leave {name} out, or train with smaller batches and "
             "gradient_accumulation_steps"
-        )
-
-
-def _refuse_noise(student: nn.Module, alpha: float | None) -> None:
-    """Raise ValueError for `neftune_noise_alpha` where the student says no embeddings to which noise is added."""
-    if alpha is None:
-        return
-    try:
-        found = unwrap_peft_model(student).get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        found = None
-    if not isinstance(found, nn.Module):
-        raise ValueError(
-            f"neftune_noise_alpha={alpha:g} adds noise to the embeddings that get_input_embeddings returns, and a "
-            f"{type(student).__name__} has none: leave it out"
         )
 
 

@@ -12,7 +12,6 @@ from hfkd.losses.distillation import DistillationLoss
 from hfkd.models import Peers
 from hfkd.tasks.base import Task
 from hfkd.teachers import Teacher
-from hfkd.teachers.freezing import Freezing
 from hfkd.training.given_teacher import teacher_networks
 from hfkd.training.trainer_arguments import refuse_loss_function
 from hfkd.utils.launch import check_world_size, uses_fsdp
@@ -29,24 +28,14 @@ def refuse_keywords(keywords: Mapping[str, Any]) -> None:
 
 
 def _refuse_no_network(teacher: Any) -> None:
-    """Raise ValueError for a teacher that is a function, or an exported program that has no eval mode."""
+    """Raise ValueError for a teacher that is a function."""
     for one in teacher if isinstance(teacher, (list, tuple)) else [teacher]:
-        if one is None or (isinstance(one, Teacher) and not one.networks):
-            continue
-        if not isinstance(one, nn.Module):
+        stored = isinstance(one, Teacher) and not one.networks
+        if not (one is None or stored or isinstance(one, nn.Module)):
             raise ValueError(
                 f"the teacher is a {type(one).__name__}, not an nn.Module: wrap it in an nn.Module whose forward "
                 "returns the logits"
             )
-        freezing = Freezing([one])
-        try:
-            freezing.do()
-        except NotImplementedError as error:
-            raise ValueError(
-                f"the teacher, a {type(one).__name__}, cannot be put into eval mode ({error}), which programs of "
-                "torch.export do not support: pass the original network, or torch.jit.script of it"
-            ) from error
-        freezing.undo()
 
 
 def refuse_unsupported(

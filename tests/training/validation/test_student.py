@@ -235,17 +235,6 @@ def test_frozen_batch_norms_whose_statistics_change_are_spoken_of(tmp_path, capl
 
 
 @pytest.mark.parametrize("student", [Net(), Peers([Net(), Net()])])
-def test_noise_for_embeddings_that_are_not_there_is_refused(tmp_path, student):
-    with pytest.raises(ValueError, match=r"neftune_noise_alpha=5 adds noise .* a (Net|Peers) has none: leave it out"):
-        DistillationTrainer(
-            student,
-            None if isinstance(student, Peers) else teacher(),
-            arguments(tmp_path, neftune_noise_alpha=5),
-            train_dataset=Rows(),
-        )
-
-
-@pytest.mark.parametrize("student", [Net(), Peers([Net(), Net()])])
 def test_gradient_checkpointing_of_a_network_without_it_is_refused(tmp_path, student):
     taught = None if isinstance(student, Peers) else teacher()
     args = arguments(tmp_path, **{CHECKPOINTING: True})
