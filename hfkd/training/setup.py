@@ -112,6 +112,7 @@ class Setup:
         self.choose_task(stored=teacher is not None and not self.networks)
         self.take_data()
         self.take_teacher(teacher)
+        self.compare_tokenizers()
         self.try_networks()
         self.take_cache()
         self.choose_forward()
@@ -226,7 +227,7 @@ class Setup:
         return self.args.label_names or ()
 
     def take_teacher(self, teacher: Any) -> None:
-        """Wrap the teacher, with the normalisation of its images and the vocabulary shared with the student."""
+        """Wrap the teacher, with the normalisation of its images."""
         images = self.call.takes_images and not (self.task.vocabulary or self.task.normalises)
         self.image_inputs = (
             ImageInputs.between(self.model, teacher, self.collator, self.processing_class) if images else None
@@ -237,16 +238,20 @@ class Setup:
             warn_of_random_images(self.data["eval_dataset"], self.collator)
         self.teacher: Teacher | None = None if teacher is None else as_teacher(teacher, self.received)
         refuse_teacher_cache(self.args, self.loss, self.task, self.networks)
+
+    def compare_tokenizers(self) -> None:
+        """Check that student and teacher read the same tokens, and find the vocabulary that they have in common."""
         self.num_classes: int | None = None
         for one in self.teacher.members if self.teacher and self.task.vocabulary else ():
             one.take_as_given()
         reads = "input_ids" in (self.call.keywords or ())  # true of text classifiers too
-        if self.networks and not self.task.own_tokens and reads:
+        one_tokenizer = bool(self.networks) and not self.task.own_tokens
+        if one_tokenizer and reads:
             tokenizers = self.processing_class, self.teacher_tokenizer
             check_teacher_tokenizers(*tokenizers, self.networks, bool(self.loss.kd_weight))
         if reads and not self.task.by_target:  # a causal language model's batches say the positions
             refuse_other_padding((self.model, *self.networks), self.processing_class)
-        if self.networks and not self.task.own_tokens and self.task.vocabulary:
+        if one_tokenizer and self.task.vocabulary:
             self.num_classes = common_vocabulary(self.model, self.networks[0], self.processing_class)
 
     @property
