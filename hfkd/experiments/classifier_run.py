@@ -37,8 +37,8 @@ def run_classifier(
     trained: Callable[[], Any] = lambda: None,
 ) -> dict[str, Any]:
     """`run_with_page` for a classifier: its page needs another pass of teacher and student over all rows."""
-    known: dict[str, Any] = {"items_name": items_name, "page": page, "trained": trained}
-    return run_with_page(trainer, config, distillation_sections, **known, shown=partial(page_data, trainer))
+    sections, shown = distillation_sections if page else None, partial(page_data, trainer)
+    return run_with_page(trainer, config, sections, items_name=items_name, trained=trained, shown=shown)
 
 
 def page_data(trainer: DistillationTrainer) -> dict[str, Any]:

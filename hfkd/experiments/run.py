@@ -21,11 +21,10 @@ PAGE_NAME = "index.html"
 def run_with_page(
     trainer: DistillationTrainer,
     config: dict[str, Any],
-    sections: Callable[..., Any],
+    sections: Callable[..., Any] | None,
     *,
     metric: str = "eval_accuracy",
     items_name: str = "images",
-    page: bool = True,
     trained: Callable[[], Any] = lambda: None,
     shown: Callable[[], Mapping[str, Any]] = dict,
 ) -> dict[str, Any]:
@@ -34,20 +33,22 @@ def run_with_page(
     Returns the content of results.json. Call it on every rank. `config` is recorded with the results, `metric`
     determines the best epoch, and `items_name` is the name of rows. `trained` is called after training, before anything
     is written or uploaded, and then `shown` for what the page shows besides the curves, both on every rank. `sections`
-    makes the page's sections from the log history and from what `shown` returns. `page=False` omits the page.
+    makes the page's sections from the log history and from what `shown` returns; None omits the page.
     """
     config = without_paths(config)
-    drawn = page and find_spec("matplotlib") is not None
-    if page and not drawn:
+    if sections is not None and find_spec("matplotlib") is None:
+        sections = None
         logger.warning("%s will not be written, as matplotlib is missing: pip install 'hfkd[demo]'", PAGE_NAME)
     folder = train_to_the_end(trainer, ResultsCallback(config, metric=metric, items_name=items_name))
     trained()
     results: dict[str, Any] = {}
     try:
-        data = shown() if drawn else {}
+        data = {} if sections is None else shown()
         if trainer.is_world_process_zero():
             results = read_json(folder / RESULTS_NAME)
-            if drawn:
+            if sections is None:
+                logger.info("Results are in %s", folder)
+            else:
                 parts, history = sections(trainer.state.log_history, **data), trainer.state.log_history
                 run_page(folder / PAGE_NAME, parts, config=config, log_history=history, results=results)
                 logger.info("Results are in %s; open %s", folder, folder / PAGE_NAME)
