@@ -3,7 +3,6 @@
 H height, W width.
 """
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +18,6 @@ from PIL import ExifTags, Image, ImageOps
 from hfkd.data.columns import LABEL_COLUMNS, find_column
 from hfkd.data.splits import load_splits
 from hfkd.data.transforms import pack_pixels, packed_size
-
-logger = logging.getLogger(__name__)
 
 # Usual column names, in the order of the search.
 IMAGE_COLUMNS = ("img", "image", "pixel_values", "images", "jpg", "png")

@@ -35,9 +35,6 @@ class Uniform(Weighting):
         return torch.ones(len(items), device=items.sample.device)
 
 
-uniform = Uniform()
-
-
 @register_weighting("entropy")
 @checked
 @dataclass
