@@ -93,6 +93,7 @@ from hfkd.training.validation.recorded_inputs import record_inputs
 from hfkd.training.validation.teacher_probe import probed
 from hfkd.training.validation.together import refuse_keywords
 from hfkd.training.weight_decay import without_norms
+from hfkd.training.wrapping import wrapped_anew
 from hfkd.utils.cpu_memory import keep_freed_memory
 from hfkd.utils.json_file import write_json
 from hfkd.utils.kept_weights import kept_weights
@@ -567,6 +568,7 @@ class DistillationTrainer(Trainer):
             self.setup.check_batch_size(batch_size)
             self._train_batch_size = batch_size
             first = None if first is None else first.anew(self._training_loader())
+        wrapped_anew(self)
         with attempt(self), nullcontext() if first is None else first.given_to(self):
             return super()._inner_training_loop(batch_size, *arguments, **keywords)
 

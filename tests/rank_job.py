@@ -11,12 +11,16 @@ from hfkd import DistillationTrainer
 if __name__ == "__main__":
     out, keywords = sys.argv[1], json.loads(sys.argv[2])
     slots = {k: keywords.pop(k) for k in ("objective", "temperature", "weighting") if k in keywords}
+    evaluated_first = keywords.pop("evaluated_first", False)
     rows = Rows()
     if each := keywords.pop("unlabelled", 0):
         rows.labels[::each] = -100
     trainer = DistillationTrainer(
         Net(), teacher(), arguments(out, **keywords), train_dataset=rows, eval_dataset=Rows(13, seed=3), **slots
     )
+    if evaluated_first:
+        trainer.predict(Rows(13, seed=3))
+        trainer.evaluate()
     trainer.train()
     score = trainer.evaluate()
     if trainer.is_world_process_zero():

@@ -111,6 +111,12 @@ def test_the_same_parameters_and_logs(runs, other):
             assert b[key] == pytest.approx(a[key], abs=1e-4 + 2e-5), f"{key} differs between 1 x 8 and {other}"
 
 
+def test_a_student_that_is_evaluated_before_it_trains_is_one_student_on_all_ranks(tmp_path, runs):
+    script, job = JOBS["images, Energy KD"]
+    count, split = SPLITS["2 x 4"]
+    alike(runs["1 x 8"], run(tmp_path / "two", count, script, job | {"evaluated_first": True}, **split))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", JOBS)
 def test_every_job_is_the_same_however_it_is_split(tmp_path, name):
