@@ -66,6 +66,7 @@ from hfkd.training.map_predictions import OfOwnSize
 from hfkd.training.model_init import Anew, seeded, student_of
 from hfkd.training.nonfinite import JudgedSteps
 from hfkd.training.on_policy.steps import WrittenSteps
+from hfkd.training.own_accelerator import OwnAccelerator, leave_state
 from hfkd.training.passes import EpochViews, in_passes
 from hfkd.training.private_api import FIRST_STEP, NOISE
 from hfkd.training.run_settings import BatchSizeInUse, compared_settings, run_settings
@@ -124,6 +125,7 @@ class DistillationTrainer(Trainer):
     # versions of transformers see `__init__`.)
     loss_is_scaled_for_ga = True
     args: DistillationArguments
+    accelerator = cast(Any, OwnAccelerator())
     # Further entries of the model card, such as `dataset_name`.
     details: Mapping[str, Any] = MappingProxyType({})
     # While it trains: the training loader whose first batch was checked, if any, and the size of batches then.
@@ -165,6 +167,7 @@ class DistillationTrainer(Trainer):
         check_counted(setup.keywords.get("compute_metrics"), setup.classes)
         self.own_metrics = own_metrics(self.task.scored_by, own_args, setup.keywords)
         setup.keywords.update(in_any_way(setup.keywords | self.own_metrics, own_args))
+        leave_state()
         # The distillation loss smooths the labels itself.
         with loss_parameters.used_by_ddp(loss, own_args), setting(own_args, label_smoothing_factor=0.0):
             super().__init__(model=setup.model, args=own_args, data_collator=setup.collator, **setup.keywords)

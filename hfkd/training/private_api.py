@@ -44,6 +44,8 @@ CHECKPOINT_MANAGER_ATTRIBUTES = ("_original_sigterm_handler",)
 # accelerate: the models that `save_state` writes, and the forward inside of its autocast.
 ACCELERATOR_ATTRIBUTES = ("_models",)
 PREPARED_MODEL_ATTRIBUTES = ("_original_forward", "_is_accelerate_prepared")
+# The entries of accelerate's state, which all accelerators of a process share.
+STATE_ATTRIBUTES = ("_shared_state",)
 # What `from_pretrained` leaves on a model (`hfkd.models.started_from`, `hfkd.models.conversion`).
 LOADED_MODEL_ATTRIBUTES = ("_weight_conversions",)
 # The attention function that a model of transformers is set to.

@@ -6,6 +6,7 @@ import inspect
 import pytest
 import transformers
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from packaging.version import Version
 from text_toys import language_model
 from toys import Net, Rows, arguments, teacher
@@ -77,3 +78,7 @@ def test_an_upload_asks_for_no_more_than_it_was_asked_for(tmp_path, monkeypatch)
     trainer = DistillationTrainer(Net(), teacher(), arguments(tmp_path, push_to_hub=True), train_dataset=Rows(8))
     trainer.init_hf_repo("hf_given")
     assert asked == [None, "hf_given"]
+
+
+def test_the_state_of_accelerate_is_a_dict_of_its_class():
+    assert all(isinstance(getattr(AcceleratorState, name), dict) for name in private_api.STATE_ATTRIBUTES)
