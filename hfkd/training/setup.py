@@ -77,6 +77,7 @@ from hfkd.training.validation.normalisation import ImageInputs, normalisation, r
 from hfkd.training.validation.on_policy import refuse_on_policy, refuse_prompts_to_write, warn_of_other_ends
 from hfkd.training.validation.optimizer_settings import check_optimizer_settings
 from hfkd.training.validation.padding import refuse_other_padding
+from hfkd.training.validation.parallelism import refuse_parallelism
 from hfkd.training.validation.random_evaluation import warn_of_random_evaluation, warn_of_random_images
 from hfkd.training.validation.recorded_inputs import check_processor
 from hfkd.training.validation.slots import slot_check
@@ -129,6 +130,7 @@ class Setup:
         refuse_unsupported(self.loss, model, teacher, self.args, self.keywords)
         for network in (model, bare(model), *self.networks):
             unprepared(network)
+        refuse_parallelism(self.args, model, self.networks)
         trains = self.rows is not None
         check_optimizer_settings(self.args, self.keywords, trains)
         refuse_features(self.loss, model, teacher, self.args)

@@ -13,6 +13,7 @@ from transformers.trainer_utils import unwrap_peft_model
 from hfkd.arguments import DistillationArguments
 from hfkd.training.checkpoints.student_weights import trained_adapters, trained_but_not_saved
 from hfkd.training.validation.adapter_base import refuse_other_base
+from hfkd.training.validation.parallelism import refuse_sharded_student
 from hfkd.training.validation.structure import check_structure
 from hfkd.utils.launch import uses_fsdp
 from hfkd.utils.messages import some
@@ -28,6 +29,7 @@ def check_student(student: nn.Module, args: DistillationArguments, optimizers: A
     _refuse_unsaved(student)
     _refuse_unsavable(student)
     if trains:
+        refuse_sharded_student(student, args)
         _refuse_frozen(student)
         _refuse_distilled_training(student)
         _refuse_rescaled(student)
