@@ -70,6 +70,7 @@ from hfkd.training.own_accelerator import OwnAccelerator, leave_state
 from hfkd.training.passes import EpochViews, in_passes
 from hfkd.training.private_api import FIRST_STEP, NOISE
 from hfkd.training.run_settings import BatchSizeInUse, compared_settings, run_settings
+from hfkd.training.same_rows import count_rows_once
 from hfkd.training.sampling import by_epoch, tell_epoch, with_lengths
 from hfkd.training.search import default_objective
 from hfkd.training.setup import Setup
@@ -171,6 +172,7 @@ class DistillationTrainer(Trainer):
         # The distillation loss smooths the labels itself.
         with loss_parameters.used_by_ddp(loss, own_args), setting(own_args, label_smoothing_factor=0.0):
             super().__init__(model=setup.model, args=own_args, data_collator=setup.collator, **setup.keywords)
+        count_rows_once(self.accelerator, self.get_tp_size())
         self.model_accepts_loss_kwargs = True  # what versions without `loss_is_scaled_for_ga` ask in its place
         self.model_init = cast(Any, model_init)
         # Made absolute, so that the run keeps its folder if the program changes the working directory.

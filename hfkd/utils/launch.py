@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import get_int_from_env, parse_flag_from_env
 from transformers.utils import is_torch_xla_available
 
@@ -110,9 +111,15 @@ def batch_sizes(args: Any, state: Any) -> dict[str, int]:
     `auto_find_batch_size` may have lowered them, which a trainer's `state` says once it trains.
     """
     per_device = state.train_batch_size or args.train_batch_size
-    several = 1 if args.accelerator_config.split_batches else args.world_size
+    several = 1 if args.accelerator_config.split_batches else args.world_size // _with_same_rows()
     whole = per_device * args.gradient_accumulation_steps * several
     return {"per_device_train_batch_size": per_device, "batch_size": whole}
+
+
+def _with_same_rows() -> int:
+    """How many processes have the same rows, as each computes a part of every layer (tensor parallelism)."""
+    config = getattr(AcceleratorState(), "parallelism_config", None) if is_initialized() else None
+    return getattr(config, "tp_size", None) or 1
 
 
 def _launcher() -> dict[str, Any]:
