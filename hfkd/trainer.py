@@ -95,7 +95,7 @@ from hfkd.training.validation.recorded_inputs import record_inputs
 from hfkd.training.validation.teacher_probe import probed
 from hfkd.training.validation.together import refuse_keywords
 from hfkd.training.weight_decay import without_norms
-from hfkd.training.wrapping import wrapped_anew
+from hfkd.training.wrapping import say_unsaved, wrapped_anew
 from hfkd.utils.cpu_memory import keep_freed_memory
 from hfkd.utils.json_file import write_json
 from hfkd.utils.kept_weights import kept_weights
@@ -531,6 +531,7 @@ class DistillationTrainer(Trainer):
     def _train(self, resume_from_checkpoint: Any, trial: Any, ignore_keys_for_eval: list[str] | None) -> TrainOutput:
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         self.record.refuse_checkpoint(checkpoint)
+        say_unsaved(self)
         first, size = self._first_batch(resumed=checkpoint is not None), self._train_batch_size
         if self.record.training is None and trial is None:  # train() again continues; trials have their own
             self.record = self.record.training_as(self.settings | compared_settings(self), self.args)
@@ -710,6 +711,8 @@ class DistillationTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         show_result(self.optimizer)  # in a callback, or after an interrupted training
+        if not _internal_call:
+            say_unsaved(self)
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

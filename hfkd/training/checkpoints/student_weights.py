@@ -46,17 +46,18 @@ def load_student(student: nn.Module, folder: str | Path) -> None:
     network.load_state_dict(weights, strict=True)
 
 
-def to_save(student: nn.Module) -> dict[str, Tensor] | None:
+def to_save(student: nn.Module, gathered: dict[str, Tensor] | None = None) -> dict[str, Tensor] | None:
     """State dict of a student that is not a transformers model, as safetensors requires: contiguous, no shared memory.
 
-    Names are without the prefix of `torch.compile`. None if `save_pretrained` writes the right weights by itself.
+    gathered: what FSDP or DeepSpeed give on this rank. Names are without the prefix of `torch.compile`. None if
+    `save_pretrained` writes the right weights by itself.
     """
     network = extract_model_from_parallel(student, keep_torch_compile=False)
     if isinstance(network, PreTrainedModel) or _is_peft_model(network):
-        return None if network is student else network.state_dict()
+        return gathered if gathered is not None or network is student else network.state_dict()
     seen: set[int] = set()
     tensors = {}
-    for name, tensor in network.state_dict().items():
+    for name, tensor in (network.state_dict() if gathered is None else gathered).items():
         storage = tensor.untyped_storage().data_ptr()
         tensors[name] = tensor.clone(memory_format=torch.contiguous_format) if storage in seen else tensor.contiguous()
         seen.add(storage)

@@ -41,7 +41,7 @@ class TensorCheckpoints:
     ) -> None:
         host = self.host
         with loss_parameters.without_loss(self.student):
-            write(output_dir, loss_parameters.students_own(state_dict) or to_save(self.student))
+            write(output_dir, to_save(self.student, loss_parameters.students_own(state_dict)))
         if host.args.should_save:
             folder = output_dir or host.args.output_dir or "."
             loss_parameters.write(host.distillation_loss, folder)
