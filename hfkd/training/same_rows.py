@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from accelerate.utils import recursively_apply
 from torch import Tensor
 
-from hfkd.training.preparation import setting
+from hfkd.utils.temporary_settings import setting
 
 
 def count_rows_once(accelerator: Accelerator, copies: int) -> None:
