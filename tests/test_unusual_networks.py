@@ -325,6 +325,34 @@ def test_prompts_that_lengthen_the_rows_are_refused(tmp_path):
         trained(tmp_path, task_toys.gpt2(8), task_toys.gpt2(8), TOKENS, peft_config=tuning)
 
 
+class AlwaysDropping(Net):
+    """Dropout as it is often written by mistake: F.dropout does not know of eval mode."""
+
+    def forward(self, x):
+        return self.head(nn.functional.dropout(torch.relu(self.conv(x)).mean((2, 3)), 0.5))
+
+
+class Drawing(Net):
+    """Draws random numbers in eval mode too, without an effect there."""
+
+    def forward(self, x):
+        dropped = torch.rand(()) < 0.5
+        return super().forward(x * 0 if dropped and self.training else x)
+
+
+def test_networks_that_are_random_in_eval_mode_are_said(tmp_path, caplog):
+    args = {"evaluate_teacher": False}
+    trained(tmp_path / "a", AlwaysDropping(), args=args)
+    assert "The student's logits of the same rows differ from call to call in eval mode (AlwaysD" in caplog.text
+    assert "its evaluations and predictions are random" in caplog.text
+    caplog.clear()
+    trained(tmp_path / "b", taught=AlwaysDropping(), args=args)
+    assert "The teacher's logits of the same rows differ" in caplog.text
+    caplog.clear()
+    trained(tmp_path / "c", Drawing(), Drawing(16), args=args)
+    assert "differ from call to call" not in caplog.text
+
+
 def smoothed_step(made, kd_weight=0.0):
     """Compare with plain PyTorch, in one step on the whole set: labels smoothed by 0.1."""
     student, rows = Net(), Rows()

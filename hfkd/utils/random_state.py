@@ -1,4 +1,4 @@
-"""Checks that do not change the random state of training."""
+"""The random state: kept by checks, so that they do not change that of training, and compared."""
 
 import random
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -23,3 +24,11 @@ def kept_random_state() -> Iterator[None]:
         np.random.set_state(legacy)
         if apple is not None:
             torch.mps.set_rng_state(apple)
+
+
+def generator_states(device: torch.device) -> tuple[Tensor, ...]:
+    """The states of torch's default generators of the CPU and of `device`, which change when a number is drawn."""
+    host = torch.get_rng_state()
+    if device.type == "cuda":
+        return host, torch.cuda.get_rng_state(device)
+    return (host, torch.mps.get_rng_state()) if device.type == "mps" else (host,)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from hfkd.training.validation.label_values import check_label_values, check_scor
 from hfkd.training.validation.own_task import check_own_task
 from hfkd.training.validation.padding import refuse_left_padding
 from hfkd.training.validation.probabilities import refuse_probabilities
+from hfkd.training.validation.random_outputs import warn_if_random
 from hfkd.training.validation.slots import SlotCheck
 from hfkd.training.validation.tokens import check_positions, check_target_length, check_tokens
 from hfkd.utils.finite import broken_rows
@@ -94,7 +96,9 @@ def check_batch(
     task.look_at_labels(student, batch)
     batch = task.probe(batch)
     with untouched(student), naming_images("student", student, batch):
-        output = call.output(student, on_device_of(student, batch))
+        run = partial(call.output, student, on_device_of(student, batch))
+        # A detector draws its proposals.
+        output = run() if task.follows_student else warn_if_random("student", student, run)
     logits = logits_of(output)
     call.added_loss(output)  # raises if its weight in the loss is unknown
     task.check_logits(logits)
@@ -132,7 +136,7 @@ def _check_teacher(
     with ExitStack() as stack:
         for network in teacher.networks:
             stack.enter_context(untouched(network))
-        taught = _taught(teacher, batch)
+        taught = warn_if_random("teacher", teacher.networks[0], partial(_taught, teacher, batch))
     named = task.vocabulary and None not in map(vocabulary_size, (student, *teacher.networks))
     its = taught.shape[class_dim(taught)]
     if its != classes and not named:  # known vocabularies are compared by hfkd.models.vocabulary
