@@ -5,9 +5,11 @@ import pytest
 import task_toys
 import timm
 import torch
+from accelerate import dispatch_model
 from peft import PromptTuningConfig, TaskType
 from PIL import Image
 from safetensors.torch import load_file
+from text_toys import language_model, taught_model, token_dataset
 from torch import nn
 from toys import CLASSES, Net, Rows, arguments, teacher
 from transformers import (
@@ -323,6 +325,43 @@ def test_prompts_that_lengthen_the_rows_are_refused(tmp_path):
     tuning = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3)
     with pytest.raises(ValueError, match="PROMPT_TUNING prepends virtual tokens to each row"):
         trained(tmp_path, task_toys.gpt2(8), task_toys.gpt2(8), TOKENS, peft_config=tuning)
+
+
+PARTS = ("transformer.wte", "transformer.wpe", "transformer.drop", "transformer.h", "transformer.ln_f", "lm_head")
+
+
+def spread(network, folder, parts=PARTS):
+    """As from_pretrained(device_map="auto") loads a network that is too large: some weights come when they are read."""
+    devices = {part: "cpu" if number % 2 else "disk" for number, part in enumerate(parts)}
+    return dispatch_model(network, devices, offload_dir=str(folder))
+
+
+@pytest.mark.parametrize("keywords", [{}, {"args": {"seq_kd": True, "on_policy_max_new_tokens": 3}}, {"several": True}])
+def test_a_teacher_that_is_spread_over_devices(tmp_path, keywords):
+    rows, several = token_dataset(), keywords.pop("several", False)
+
+    def of(name, made):
+        network = made(taught_model(), tmp_path / "offloaded")
+        taught = [network, taught_model(12)] if several else network
+        return trained(tmp_path / name, language_model(), taught, rows, **keywords)
+
+    plain, elsewhere = of("a", lambda network, folder: network), of("b", spread)
+    assert any(parameter.is_meta for network in elsewhere.teacher.networks for parameter in network.parameters())
+    assert elsewhere.record.teacher.split("weights")[1:] == plain.record.teacher.split("weights")[1:]
+    for one, other in zip(elsewhere.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_an_image_teacher_that_is_spread_over_devices(tmp_path):
+    made = trained(tmp_path / "a", taught=spread(teacher(), tmp_path, ("conv", "head")))
+    for one, other in zip(made.model.parameters(), trained(tmp_path / "b").model.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("keywords", [{"args": {"loss_chunk_size": 8}}, {"objective": "hidden_mse"}])
+def test_what_needs_the_layers_of_a_spread_teacher_is_refused(tmp_path, keywords):
+    with pytest.raises(ValueError, match=r"spread over devices \(device_map\), which is not supported with"):
+        trained(tmp_path, language_model(), spread(taught_model(), tmp_path), token_dataset(), **keywords)
 
 
 class AlwaysDropping(Net):

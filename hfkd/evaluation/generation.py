@@ -18,6 +18,7 @@ from hfkd.data.text_collate import TokenCollator
 from hfkd.models.sampling import sampling_processors
 from hfkd.models.writing import end_ids, only_for_writing, write
 from hfkd.tasks.padding import refuse_padded_prompts
+from hfkd.utils.devices import device_of
 from hfkd.utils.launch import processes
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ class TextGenerator:
         processors = sampling_processors(
             rows,
             seed,
-            model.device,
+            device_of(model),
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from transformers.trainer_utils import unwrap_peft_model
 
 from hfkd.models.calling import Call
+from hfkd.utils.devices import device_of
 from hfkd.utils.modes import in_eval_mode
 
 ROUTER = "output_router_logits"
@@ -96,7 +97,7 @@ def write(
     Each token is the most likely one after `processors`, the last of which may sample. Call it within
     `only_for_writing`.
     """
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
     if first := Call.of(model).first_position:
         batch["position_ids"] = batch["position_ids"] + first
     config = GenerationConfig(

@@ -15,6 +15,7 @@ from hfkd.losses.outputs import Outputs
 from hfkd.models.calling import Call, bare
 from hfkd.tasks.base import Batch, Collate, register_task
 from hfkd.tasks.rows import PerRow, rows_of
+from hfkd.utils.devices import device_of
 
 
 @register_task("multi_label_classification")
@@ -96,7 +97,7 @@ class MultiLabelClassification(PerRow):
         if given is not None and given.ndim == 2:
             return given.float()
         config: Any = bare(network).config
-        count, device = rows_of(batch), next(network.parameters()).device
+        count, device = rows_of(batch), device_of(network)
         return (torch.arange(count * config.num_labels, device=device) % 2).view(count, -1).float()
 
 

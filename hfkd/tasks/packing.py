@@ -17,6 +17,7 @@ from hfkd.losses.distillation import DistillationLoss
 from hfkd.models.calling import Call
 from hfkd.tasks.base import Collate
 from hfkd.tasks.proof import untouched
+from hfkd.utils.devices import device_of
 from hfkd.utils.launch import uses_fsdp
 from hfkd.utils.targets import HostTargets
 
@@ -98,7 +99,7 @@ def keeps_apart(network: nn.Module, rows: int) -> bool:
 
     Tried in a batch of `rows` rows, one or two.
     """
-    call, device = Call.of(network), next(network.parameters()).device
+    call, device = Call.of(network), device_of(network)
     tokens = len(network.get_input_embeddings().weight)  # type: ignore[operator]
     first, other, second = torch.arange(3 * PROBED_TOKENS, device=device).remainder(tokens).view(3, -1)  # [L] each
 

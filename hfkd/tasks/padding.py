@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hfkd.models.calling import Call
 from hfkd.tasks.proof import untouched
+from hfkd.utils.devices import device_of
 
 FEW = 3  # number of tokens of the test row
 PADDED = 2
@@ -20,7 +21,7 @@ def reads_padding(network: nn.Module, pad: int, left: bool, own: int | None = No
     own: the network's own pad token, if it is not `pad`. positions: the row has its `position_ids`, as in the batches
     of causal language models.
     """
-    device = next(network.parameters()).device
+    device = device_of(network)
     tokens = torch.tensor([t for t in range(FEW + 2) if t not in (own, pad)][:FEW], device=device)  # [L]
     call = Call.of(network)
 

@@ -20,6 +20,7 @@ from hfkd.models.calling import INPUTS, Call, bare, logits_of, loss_of
 from hfkd.tasks.base import Task
 from hfkd.tasks.tokens import PROBED_TOKENS, PerToken
 from hfkd.utils.buffers import KeptBuffers
+from hfkd.utils.devices import device_of
 from hfkd.utils.kept_attributes import kept_attributes
 from hfkd.utils.modes import in_eval_mode
 from hfkd.utils.random_state import kept_random_state
@@ -153,7 +154,7 @@ def _elsewhere(logits: Tensor, labels: Tensor, task: Task) -> float | None:
 
 def _made_up_tokens(network: nn.Module) -> dict[str, Tensor]:
     """A batch of arbitrary tokens, valid for any language model, for use without rows."""
-    device = next(network.parameters()).device
+    device = device_of(network)
     embeddings: Any = bare(network).get_input_embeddings()  # type: ignore[operator]
     tokens = torch.arange(2 * PROBED_TOKENS, device=device) % embeddings.num_embeddings
     return {"input_ids": tokens.view(2, -1)}

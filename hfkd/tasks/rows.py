@@ -16,6 +16,7 @@ from hfkd.data.labels import check_shares
 from hfkd.losses.items import Items, image_items
 from hfkd.models.calling import Call, bare
 from hfkd.tasks.base import Batch, Collate, Selecting, Task, refuse_bool
+from hfkd.utils.devices import device_of
 from hfkd.utils.targets import IGNORED
 
 INPUT_TAGS = {
@@ -105,7 +106,7 @@ class PerRow(Task):
         if given is not None and given.ndim == 1 and not given.is_floating_point():
             return given.long().clamp(min=0)  # -100: no label
         config: Any = bare(network).config
-        return torch.arange(rows_of(batch), device=next(network.parameters()).device) % config.num_labels
+        return torch.arange(rows_of(batch), device=device_of(network)) % config.num_labels
 
 
 def rows_of(batch: Batch) -> int:

@@ -23,6 +23,7 @@ from hfkd.losses.strips import MapItems, StripLoss, map_items
 from hfkd.models.calling import Call, bare, logits_of, unlabelled_index
 from hfkd.tasks.base import Batch, Collate, Task, refuse_bool, register_task
 from hfkd.utils.argument_types import Count, fitting
+from hfkd.utils.devices import device_of
 from hfkd.utils.targets import IGNORED, HostTargets, Targets, count_token_items
 from hfkd.utils.temporary_settings import setting
 
@@ -208,7 +209,7 @@ class SemanticSegmentation(Task):
 
     def sure_labels(self, network: nn.Module, batch: Batch) -> Tensor:
         """Labels with the network's own index for unlabelled pixels."""
-        given, device = batch.get("labels"), next(network.parameters()).device
+        given, device = batch.get("labels"), device_of(network)
         if given is None or not bool((flat_labels(given, None) != IGNORED).any()):
             classes = getattr(bare(network), "config").num_labels  # noqa: B009
             shape = (len(batch["pixel_values"]), *batch["pixel_values"].shape[-2:])

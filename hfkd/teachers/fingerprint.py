@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 import xxhash
+from accelerate.utils import align_module_device
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -55,12 +56,21 @@ def weights_fingerprint(teacher: Any) -> str:
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(teacher.model.state_dict().items()):
         digest.update(name.encode())
-        for part in _bytes(tensor):
+        elsewhere = isinstance(tensor, Tensor) and tensor.is_meta
+        for part in _bytes(_offloaded(teacher.model, name) if elsewhere else tensor):
             digest.update(part)
     modules = without_addresses(repr(teacher.model))  # strides, activations: not visible in weights
     order = "" if teacher.order is None else str(teacher.order.tolist())
     digest.update(f"{modules}{teacher.received}{teacher.wanted}{order}".encode())
     return digest.hexdigest()
+
+
+def _offloaded(network: nn.Module, name: str) -> Tensor:
+    """A weight that Accelerate loads when its layer runs (`device_map`), on the CPU."""
+    path, _, own = name.rpartition(".")
+    layer = network.get_submodule(path)
+    with align_module_device(layer, torch.device("cpu")):
+        return getattr(layer, own).detach().clone()
 
 
 def _bytes(value: Any) -> Iterator[Any]:

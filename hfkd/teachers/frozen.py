@@ -25,7 +25,7 @@ from hfkd.models.target_logits import outputs_at_targets
 from hfkd.teachers.base import Teacher
 from hfkd.teachers.freezing import Freezing
 from hfkd.teachers.sharding import shard_networks
-from hfkd.utils.devices import device_of
+from hfkd.utils.devices import device_of, is_spread
 from hfkd.utils.prepared import unprepared
 from hfkd.utils.targets import Targets
 
@@ -265,8 +265,9 @@ def place(teacher: FrozenTeacher, accelerator: Accelerator, shard: bool = False)
     """Move the teacher to the student's device, with the same autocast and compilation, but keep it out of checkpoints.
 
     Every rank has the whole teacher: under DDP and FSDP (where Accelerate itself would leave it on the CPU), and under
-    DeepSpeed ZeRO 0-2; with `shard` each rank has a shard (`shard_networks`). Raises ValueError for ZeRO-3: models
-    loaded while it is active have empty weights, which only its engine can gather.
+    DeepSpeed ZeRO 0-2; with `shard` each rank has a shard (`shard_networks`). A network that Accelerate has spread over
+    devices (`device_map`) stays there: it returns its logits on the device of its inputs. Raises ValueError for ZeRO-3:
+    models loaded while it is active have empty weights, which only its engine can gather.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         stage = accelerator.deepspeed_plugin.zero_stage
@@ -277,10 +278,23 @@ def place(teacher: FrozenTeacher, accelerator: Accelerator, shard: bool = False)
             )
     if shard:
         shard_networks(teacher.networks, accelerator)
-    prepared = accelerator.prepare_model(teacher, device_placement=not shard, evaluation_mode=True)
+    stays = any(map(is_spread, teacher.networks))
+    if stays:
+        _move_others(teacher, accelerator.device)
+    prepared = accelerator.prepare_model(teacher, device_placement=not (shard or stays), evaluation_mode=True)
     if isinstance(prepared, OptimizedModule):  # the wrapper lacks the teacher's methods: compile in place instead
         prepared = teacher
         prepared.compile(**accelerator.state.dynamo_plugin.to_kwargs())
     # `save_state` would write models of this list, and Trainer.evaluate prepares the student only if it is empty.
     accelerator._models = [m for m in accelerator._models if m is not prepared and m is not teacher]
     return prepared.eval()
+
+
+def _move_others(teacher: FrozenTeacher, device: torch.device) -> None:
+    """Move what a teacher adds to its networks to a device, and those networks that are not spread over several."""
+    for one in {teacher, *teacher.members}:
+        for name, buffer in one.named_buffers(recurse=False):
+            setattr(one, name, buffer.to(device))
+    for network in teacher.networks:
+        if not is_spread(network):
+            network.to(device)

@@ -15,9 +15,22 @@ class OnHost:
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """The device of a network's parameters; the CPU for a network without any."""
+    """The device of a network's first parameters, on which it takes its inputs; the CPU for a network without any.
+
+    If Accelerate loads them when their layer runs (`device_map="auto"`), it is the device on which that computes.
+    """
     parameter = next(network.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
+    if parameter is None:
+        return torch.device("cpu")
+    hooks = (getattr(module, "_hf_hook", None) for module in network.modules()) if parameter.is_meta else ()
+    loaded = (getattr(hook, "execution_device", None) for hook in hooks)
+    return torch.device(next((device for device in loaded if device is not None), parameter.device))
+
+
+def is_spread(network: nn.Module) -> bool:
+    """Whether Accelerate runs parts of a network on several devices, or loads them when they run (`device_map`)."""
+    maps = (getattr(module, "hf_device_map", None) or {} for module in network.modules())
+    return any(len({*one.values()}) > 1 or "disk" in one.values() for one in maps)
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

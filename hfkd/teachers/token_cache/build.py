@@ -24,6 +24,7 @@ from hfkd.teachers.token_cache.check import cache_differs
 from hfkd.teachers.token_cache.columns import HIGHEST_TEMPERATURE, LOWEST, text_columns
 from hfkd.teachers.token_cache.manifest import Manifest
 from hfkd.utils.argument_types import SoftmaxTemperature, fitting
+from hfkd.utils.devices import device_of
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ def check_settings(
 
 @torch.no_grad()
 def _vocabulary(teacher: FrozenTeacher, num_classes: int | None) -> int:
-    device = next(teacher.parameters()).device
+    device = device_of(teacher)
     given = teacher(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device)).shape[-1]
     if num_classes is not None and not 1 <= num_classes <= given:
         raise ValueError(f"build_text_cache: num_classes={num_classes} must be within the teacher's {given} logits")

@@ -21,6 +21,7 @@ from hfkd.tasks.media import unread_media
 from hfkd.tasks.packing import PackingCheck
 from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.teachers.token_cache.manifest import Manifest
+from hfkd.utils.devices import device_of
 from hfkd.utils.targets import Targets
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def text_columns(
 ) -> dict[str, list[Any]]:
     """The columns of some rows. Rows of similar length are batched together."""
     collate = TokenCollator(0, refused=unread_media(teacher.networks[0], "train with the live teacher"))
-    device, check = next(teacher.parameters()).device, PackingCheck(teacher.networks)
+    device, check = device_of(teacher), PackingCheck(teacher.networks)
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     found: list[dict[str, Any]] = [{"index": row["index"], "tokens": tokens_hash(row)} for row in rows]
     for start in range(0, len(rows), batch_size):

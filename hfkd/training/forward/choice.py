@@ -15,6 +15,7 @@ from hfkd.training.forward.groups import ChunkedGroupForward, GroupForward
 from hfkd.training.forward.he_da import HighEnergyForward
 from hfkd.training.forward.strips import StripForward, by_strips
 from hfkd.training.forward.target_tokens import TargetForward
+from hfkd.utils.devices import is_spread
 from hfkd.utils.launch import uses_fsdp
 
 Chosen = DenseForward | ChunkedForward | TargetForward
@@ -34,6 +35,9 @@ def choose_forward(
     `num_classes` cuts padded vocabularies to the common size (None: no cut).
     """
     call, several = Call.of(student), teacher is not None and len(teacher.networks) > 1
+    taught_by = () if teacher is None else teacher.networks
+    # Hooks on the head are ignored by a compiled network, and get positions of another device in one that is spread.
+    on_targets = not (args.torch_compile or any(map(is_spread, (student, *taught_by))))
     if args.loss_chunk_size:
         if not task.by_target or uses_fsdp(args) or several:
             raise ValueError(
@@ -44,12 +48,11 @@ def choose_forward(
             return ChunkedGroupForward(student, network, task, loss, args.loss_chunk_size)
         return ChunkedForward(student, network, loss, args.loss_chunk_size, num_classes)
     if isinstance(task, TwoTokenizerLM):
-        return GroupForward(call, task, loss, None, heads_on_targets=not args.torch_compile)
+        return GroupForward(call, task, loss, None, heads_on_targets=on_targets)
     if isinstance(student, Peers):
         return MutualForward(call, task, loss, peers=len(student.peers))
     if isinstance(task, PerToken) and not several:
-        heads_on_targets = not (args.torch_compile or task.labels_to_networks)
-        return TargetForward(call, task, loss, num_classes, heads_on_targets)
+        return TargetForward(call, task, loss, num_classes, on_targets and not task.labels_to_networks)
     if task.by_map and not several and by_strips(loss):
         return StripForward(call, task, loss, num_classes)
     return DenseForward(call, task, loss, num_classes)

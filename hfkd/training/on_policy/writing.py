@@ -10,6 +10,7 @@ from hfkd.data.text_collate import TokenCollator, padding_id
 from hfkd.models.on_policy_arguments import OnPolicyArguments
 from hfkd.models.sampling import sampling_processors
 from hfkd.models.writing import OnlyKnown, end_ids, only_for_writing, write
+from hfkd.utils.devices import device_of
 
 
 @dataclass
@@ -64,7 +65,7 @@ class ResponseWriter:
         processors += sampling_processors(
             draws,
             self.seed,
-            model.device,
+            device_of(model),
             temperature=settings.on_policy_temperature,
             top_k=settings.on_policy_top_k,
             top_p=settings.on_policy_top_p,

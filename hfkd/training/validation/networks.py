@@ -30,6 +30,7 @@ from hfkd.training.validation.probabilities import refuse_probabilities
 from hfkd.training.validation.random_outputs import warn_if_random
 from hfkd.training.validation.slots import SlotCheck
 from hfkd.training.validation.tokens import check_positions, check_target_length, check_tokens
+from hfkd.utils.devices import device_of
 from hfkd.utils.finite import broken_rows
 
 logger = logging.getLogger(__name__)
@@ -215,5 +216,4 @@ def _say_channels(teacher: FrozenTeacher, batch: Mapping[str, Any]) -> None:
 
 
 def on_device_of(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    parameter = next(model.parameters(), None)
-    return dict(batch) if parameter is None else send_to_device(batch, parameter.device)
+    return dict(batch) if next(model.parameters(), None) is None else send_to_device(batch, device_of(model))
