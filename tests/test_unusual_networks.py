@@ -6,7 +6,7 @@ import task_toys
 import timm
 import torch
 from accelerate import dispatch_model
-from peft import PromptTuningConfig, TaskType
+from peft import PromptTuningConfig, TaskType, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
 from text_toys import language_model, taught_model, token_dataset
@@ -323,8 +323,10 @@ def test_a_network_behind_a_forward_that_hands_on_everything(tmp_path):
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_prompts_that_lengthen_the_rows_are_refused(tmp_path):
     tuning = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3)
-    with pytest.raises(ValueError, match="PROMPT_TUNING prepends virtual tokens to each row"):
+    with pytest.raises(ValueError, match="the student's PROMPT_TUNING prepends virtual tokens to each row"):
         trained(tmp_path, task_toys.gpt2(8), task_toys.gpt2(8), TOKENS, peft_config=tuning)
+    with pytest.raises(ValueError, match="the teacher's PROMPT_TUNING prepends virtual tokens to each row"):
+        trained(tmp_path, task_toys.gpt2(8), get_peft_model(task_toys.gpt2(8), tuning), TOKENS)
 
 
 PARTS = ("transformer.wte", "transformer.wpe", "transformer.drop", "transformer.h", "transformer.ln_f", "lm_head")

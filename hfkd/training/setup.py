@@ -151,7 +151,9 @@ class Setup:
         self.task.check_networks(students, self.networks, stored)
         self.task.check_loss(self.loss)
         if isinstance(self.task, PerToken):
-            refuse_prompts(self.model)
+            refuse_prompts("student", self.model)
+            for network in self.networks:
+                refuse_prompts("teacher", network)
         refuse_smoothing(self.loss, self.task)
 
     @property

@@ -212,11 +212,11 @@ def _refuse_unsavable(student: nn.Module) -> None:
         ) from error
 
 
-def refuse_prompts(student: nn.Module) -> None:
+def refuse_prompts(whose: str, network: nn.Module) -> None:
     """Raise ValueError for adapters that prepend virtual tokens: labels have no entries for these."""
-    for config in getattr(student, "peft_config", {}).values():
+    for config in getattr(network, "peft_config", {}).values():
         if config.is_prompt_learning and config.peft_type != "PREFIX_TUNING":
             raise ValueError(
-                f"{config.peft_type.value} prepends virtual tokens to each row, so that the student's logits "
-                "would be longer than the labels and the teacher's logits: use LoRA or prefix tuning"
+                f"the {whose}'s {config.peft_type.value} prepends virtual tokens to each row, so that its logits would "
+                "be longer than the labels and the logits of the other network: use LoRA or prefix tuning"
             )
