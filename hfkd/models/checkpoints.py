@@ -1,6 +1,7 @@
 """Strict loading of published weights, without running code from pickles."""
 
 import json
+import logging
 import os
 import pickle
 import zipfile
@@ -17,6 +18,8 @@ from transformers.trainer_pt_utils import safe_globals
 from hfkd.models.conversion import as_in_network
 from hfkd.utils.messages import some
 from hfkd.utils.saved_weights import TRAINING_ARGS, refuse_damaged
+
+logger = logging.getLogger(__name__)
 
 WRAPPERS = ("model", "state_dict")  # keys under which training scripts store the weights
 PREFIXES = ("module.", "_orig_mod.", "timm_model.")  # DataParallel, torch.compile, transformers' TimmWrapper
@@ -73,12 +76,18 @@ def refuse_other_architecture(model: nn.Module, path: str | os.PathLike[str]) ->
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file on the CPU, by their names in the file."""
+    """The tensors of a checkpoint file on the CPU, by their names in the file.
+
+    Warns if it has other weights of the same network besides, such as an average of them.
+    """
     path = Path(path)
     refuse_damaged(path.parent, [path.name])
     content = _read(path)
     if isinstance(content, Mapping):
-        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
+        key = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if key is not None:
+            _say_others(path, content, key)
+            content = content[key]
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"checkpoint {path} holds {_kind(content)}, not named weights: pass a file with a state_dict")
     odd = [str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
@@ -88,6 +97,21 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"store the state_dict alone, or under one of {list(WRAPPERS)}"
         )
     return dict(content)
+
+
+def _say_others(path: Path, content: Mapping, loaded: str) -> None:
+    """Warn if a file has weights with the names of those that are loaded under other keys, such as timm's average."""
+    named = {key: set(_bare(map(str, value))) for key, value in content.items() if isinstance(value, Mapping)}
+    names = named.pop(loaded)
+    others = [key for key, its in named.items() if its == names]
+    if names and others:
+        logger.warning(
+            "%s has other weights of this network under %s (such as their average over training, EMA). Those under "
+            "%r are loaded: if the accuracy you know is that of the others, save these alone and pass that file.",
+            path,
+            some(map(repr, others)),
+            loaded,
+        )
 
 
 @contextmanager

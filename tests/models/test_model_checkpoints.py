@@ -46,6 +46,20 @@ def test_wrappings(tmp_path, source, wrap, legacy):
     assert same_weights(net, source)
 
 
+def test_weights_that_were_averaged_over_training_beside_those_that_are_loaded(tmp_path, source, caplog):
+    state, path = source.state_dict(), tmp_path / "last.pth.tar.pth"
+    averaged = {f"module.{name}": torch.zeros_like(value) for name, value in state.items()}
+    torch.save({"epoch": 9, "state_dict": state, "state_dict_ema": averaged, "optimizer": {"state": {0: 1}}}, path)
+    net = timm.create_model(NET, num_classes=10)
+    load_checkpoint(net, path)
+    assert same_weights(net, source)
+    assert "other weights of this network under 'state_dict_ema'" in caplog.text
+    caplog.clear()
+    torch.save({"state_dict": state, "optimizer": {"state": {0: 1}}, "teacher": {"fc.weight": torch.zeros(1)}}, path)
+    load_checkpoint(net, path)
+    assert caplog.text == ""
+
+
 def test_safetensors_into_a_wrapped_model(tmp_path, source):
     save_file(source.state_dict(), tmp_path / "weights.safetensors")
     model = image_classifier(NET, 10, checkpoint=tmp_path / "weights.safetensors")
