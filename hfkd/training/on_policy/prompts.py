@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import Tensor
+from torch.nn.functional import pad
 
 from hfkd.utils.targets import IGNORED, HostTargets
 
@@ -15,7 +17,9 @@ LOOKED_AT = 1000  # rows whose labels are read to find the longest prompt, if no
 
 
 def prompts_of(batch: Mapping[str, Any]) -> tuple[list[list[int]], list[int]]:
-    """The tokens of each row before its first label (all tokens if it has none), and the rows' `index`.
+    """The tokens of each row before its response (all tokens if it has none), and the rows' `index`.
+
+    Its response is its last run of labels: of a chat whose answers all have labels, the last answer, as in TRL.
 
     Raises ValueError for a row without a prompt, for packed rows, and for rows without an index.
     """
@@ -36,7 +40,9 @@ def prompts_of(batch: Mapping[str, Any]) -> tuple[list[list[int]], list[int]]:
     tokens, labels = batch["input_ids"], batch["labels"]
     attended = batch.get("attention_mask")
     kept = torch.ones_like(tokens) if attended is None else attended
-    wanted = kept.bool() & ((labels != IGNORED).cumsum(-1) == 0)  # [B, L]: tokens before the first label
+    begins, place = _begins(labels), torch.arange(labels.shape[1], device=labels.device)  # [B, L], [L]
+    last = (begins * place).amax(-1).where(begins.any(-1), labels.shape[1])  # [B]: where the last run of labels begins
+    wanted = kept.bool() & (place < last[:, None])  # [B, L]
     prompts = [ids[there].tolist() for ids, there in zip(tokens, wanted, strict=True)]
     for number, prompt in zip(numbers, prompts, strict=True):
         if not prompt:
@@ -47,6 +53,17 @@ def prompts_of(batch: Mapping[str, Any]) -> tuple[list[list[int]], list[int]]:
     return prompts, numbers
 
 
+def has_several_answers(batch: Mapping[str, Any]) -> bool:
+    """Whether some row has several runs of labels."""
+    return bool((_begins(batch["labels"]).sum(-1) > 1).any())
+
+
+def _begins(labels: Tensor) -> Tensor:
+    """Where a run of labels begins [B, L]."""
+    labelled = labels != IGNORED
+    return labelled & ~pad(labelled[:, :-1], (1, 0))
+
+
 def longest_prompt(rows: Any) -> tuple[int, int]:
     """The row with the longest prompt, and its number of tokens, among the rows that can be read cheaply."""
     if not isinstance(rows, Dataset):
@@ -55,7 +72,8 @@ def longest_prompt(rows: Any) -> tuple[int, int]:
         lengths = rows["prompt_length"][:]
     elif "labels" in rows.column_names:
         few = rows.with_format(None)["labels"][:LOOKED_AT]
-        lengths = [next((i for i, label in enumerate(labels) if label != IGNORED), len(labels)) for labels in few]
+        begins = [_begins(torch.tensor([labels])).nonzero()[:, 1].tolist() for labels in few]
+        lengths = [starts[-1] if starts else len(labels) for starts, labels in zip(begins, few, strict=True)]
     else:
         return 0, 0
     row = max(range(len(lengths)), key=lengths.__getitem__, default=0)

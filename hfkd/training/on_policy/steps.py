@@ -1,5 +1,6 @@
 """Replaces the responses in the micro-batches of an optimizer step by freshly generated ones."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,13 @@ from hfkd.models.positions import shortest_limit
 from hfkd.models.writing import can_write
 from hfkd.training.given_collator import tokenizer_of_rows
 from hfkd.training.host import Host
-from hfkd.training.on_policy.prompts import prompts_of, refuse_long
+from hfkd.training.on_policy.prompts import has_several_answers, prompts_of, refuse_long
 from hfkd.training.on_policy.record import ResponseStatistics, keep_texts
 from hfkd.training.on_policy.schedule import Writer, writer_of
 from hfkd.training.on_policy.writing import ResponseWriter
 from hfkd.utils.targets import IGNORED
+
+logger = logging.getLogger(__name__)
 
 
 class WrittenSteps:
@@ -35,6 +38,7 @@ class WrittenSteps:
         self.limit = shortest_limit((host.model, *host.teacher.networks))
         self.by_student = False
         self._last: tuple[Any, ...] | None = None
+        self._said_several = False
 
     def __call__(self, batches: Sequence[Mapping[str, Any]], step: int) -> list[Any]:
         """`batches` of optimizer step `step` (from 0), or new batches with the same prompts and generated responses."""
@@ -46,6 +50,7 @@ class WrittenSteps:
         if writer is None or not batches:
             return list(batches)
         found = [prompts_of(batch) for batch in batches]
+        self._say_several(batches)
         prompts = [prompt for some, _ in found for prompt in some]
         rows = [row for _, numbers in found for row in numbers]
         for row, prompt in zip(rows, prompts, strict=True):
@@ -56,6 +61,17 @@ class WrittenSteps:
         if args.log_completions:
             self._last = (step + 1, writer, rows, prompts, responses)
         return self._batches([len(numbers) for _, numbers in found], rows, prompts, responses)
+
+    def _say_several(self, batches: Sequence[Mapping[str, Any]]) -> None:
+        """Warn once of rows with several answers, of which one is generated."""
+        if self._said_several or not any(map(has_several_answers, batches)):
+            return
+        self._said_several = True
+        logger.warning(
+            "Some rows have several answers (labels with other tokens between them, as the turns of a chat): of these "
+            "the last one is generated, and alone trained on in such steps. To generate each, make a row of each "
+            "answer and of what comes before it."
+        )
 
     def _network(self, writer: Writer) -> Any:
         """The unwrapped student or teacher."""

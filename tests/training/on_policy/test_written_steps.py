@@ -74,6 +74,26 @@ def test_who_writes_is_drawn_from_seed_and_step():
     ]
 
 
+TURNS = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]  # a question, its answer, another question and its answer
+LAST = [IGNORED] * 7 + TURNS[7:]
+EACH = [IGNORED] * 2 + TURNS[2:5] + [IGNORED] * 2 + TURNS[7:]
+
+
+@pytest.mark.parametrize("who", [{"on_policy": 1.0}, {"seq_kd": True}])
+@pytest.mark.parametrize("columns", [{"labels": EACH}, {"assistant_masks": [int(label != IGNORED) for label in EACH]}])
+def test_of_several_answers_in_a_row_the_last_is_written(tmp_path, caplog, who, columns):
+    def of(name, columns):
+        rows = Dataset.from_list([{"input_ids": TURNS, "index": i} | columns for i in range(8)])
+        return logged(trained(tmp_path / name, rows, logging_steps=1, log_completions=True, **who))
+
+    one = of("one", {"labels": LAST})
+    assert "several answers" not in caplog.text
+    assert of("several", columns) == one
+    assert caplog.text.count("several answers") == 1
+    prompts = [{line["prompt"] for line in kept(tmp_path / name)} for name in ("one", "several")]
+    assert prompts == [{tokenizer().decode(TURNS[:7])}] * 2
+
+
 # ---- what is written ------------------------------------------------------------------------------------------------
 
 
