@@ -40,8 +40,9 @@ ANSWER = ("content", "reasoning_content", "reasoning", "thinking")  # of the ass
 CONTEXT = ("context", "input")  # the input of an instruction, by Dolly's name and Alpaca's
 # True: the response was cut off, so that no end of sequence belongs behind it. `hfkd generate` writes it.
 UNFINISHED = "unfinished"
+EARLIER = "earlier_answers"  # a column while prompts are written
 # `datasets` hashes functions of a module by name, not by code: increase this if the texts below change.
-REVISION = 3
+REVISION = 4
 
 DOLLY_TEST, DOLLY_DEV, DOLLY_TRAIN = 500, 1000, 11435
 
@@ -59,13 +60,13 @@ def to_prompt_response(
     """Convert a dataset with one of the `ACCEPTED` sets of columns to the text columns `prompt` and `response`.
 
     A `prompt` column is not changed, an instruction is inserted into the template, a `text` is all response, and of
-    `messages` the last turn is the response. Of several references (a list in `output`) the first is the response. With
-    `chat_template` the tokenizer's template is used instead; its final end-of-sequence text is removed, because
-    tokenisation appends this token. Without it, `messages` must be one user and one assistant turn. Raises ValueError
-    for other columns, a value that is not text (with its row), a value in a column that belongs into the prompt and is
-    not written there (`BESIDE`; `CONTEXT` that a prompt or the turns do not contain), two different inputs of an
-    instruction, an answer of which a part is left out, or a tokenizer without a template. A column `unfinished` is
-    kept.
+    `messages` the last turn is the response; earlier answers are part of the prompt, which is warned of. Of several
+    references (a list in `output`) the first is the response. With `chat_template` the tokenizer's template is used
+    instead; its final end-of-sequence text is removed, because tokenisation appends this token. Without it, `messages`
+    must be one user and one assistant turn. Raises ValueError for other columns, a value that is not text (with its
+    row), a value in a column that belongs into the prompt and is not written there (`BESIDE`; `CONTEXT` that a prompt
+    or the turns do not contain), two different inputs of an instruction, an answer of which a part is left out, or a
+    tokenizer without a template. A column `unfinished` is kept.
     """
     return _written(dataset, tokenizer, chat_template, answered=True)
 
@@ -96,7 +97,7 @@ def _written(
         )
     kept = [name for name in dataset.column_names if name == UNFINISHED]
     pairs = dataset.map(
-        _pair,
+        _pair_of_row,
         with_indices=True,
         remove_columns=[name for name in dataset.column_names if name not in kept],
         fn_kwargs={
@@ -107,7 +108,21 @@ def _written(
         },
         desc="Writing prompts",
     )
+    if answered:
+        _warn_of_earlier_answers(np.asarray(pairs.with_format("numpy")[EARLIER][:]))
     return pairs.select_columns(["prompt", "response", *kept])
+
+
+def _warn_of_earlier_answers(counts: np.ndarray) -> None:
+    """Warn of chats with several answers: the others than the last are not trained on. counts [N]: of each row."""
+    if several := int((counts > 0).sum()):
+        logger.warning(
+            "%d of %d rows are chats with several answers. The last of each is its response, and the %d before them "
+            "are parts of prompts: to train on each, make a row of each answer and of the turns before it.",
+            several,
+            len(counts),
+            int(counts.sum()),
+        )
 
 
 def accepted_columns(dataset: Dataset) -> tuple[str, ...]:
@@ -165,13 +180,27 @@ def _has_short_prompt(batch: dict[str, list[str]], tokenizer: PreTrainedTokenize
     return [len(ids) <= limit for ids in tokenizer(batch["prompt"], add_special_tokens=False)["input_ids"]]
 
 
-def _pair(
+def _pair_of_row(
     row: dict[str, Any],
     number: int,
     columns: tuple[str, ...],
     tokenizer: PreTrainedTokenizerBase | None,
     answered: bool,
     revision: int,  # only used in the cache's hash
+) -> dict[str, Any]:
+    """Prompt and response, and how many answers before the response are parts of the prompt."""
+    pair = _pair(row, number, columns, tokenizer, answered)
+    turns = row[columns[-1]] if isinstance(row[columns[0]], list) else None  # of TRL's two columns the completion's
+    answers = _roles(turns).count("assistant") if isinstance(turns, list) else 0
+    return pair | {EARLIER: max(answers - 1, 0)}
+
+
+def _pair(
+    row: dict[str, Any],
+    number: int,
+    columns: tuple[str, ...],
+    tokenizer: PreTrainedTokenizerBase | None,
+    answered: bool,
 ) -> dict[str, str]:
     if columns == ("text",):
         return {"prompt": "", "response": _text(row, "text", number)}

@@ -113,12 +113,23 @@ def test_chat_template_renders_and_leaves_its_end_to_the_tokenising():
     assert with_context[0] == "<user>Name a fish.\n\nIn salt water.<end>\n<assistant>"
 
 
-def test_chat_of_many_turns_answers_with_the_last():
+def test_chat_of_many_turns_answers_with_the_last(caplog):
     turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "A fish?"), ("assistant", "Cod")]
     messages = [{"role": role, "content": content} for role, content in turns]
     prompt, response = pair(chat_tokenizer(), True, messages=messages)
     assert prompt == "<system>Be brief.<end>\n<user>Hi<end>\n<assistant>Yes?<end>\n<user>A fish?<end>\n<assistant>"
     assert response == "Cod"
+    assert (
+        "1 of 1 rows are chats with several answers. The last of each is its response, and the 1 before" in caplog.text
+    )
+    caplog.clear()
+    completion = {"prompt": messages[:2], "completion": messages[2:]}
+    assert pair(chat_tokenizer(), True, **completion) == (prompt, response)
+    assert "1 of 1 rows are chats with several answers" in caplog.text
+    caplog.clear()
+    pair(chat_tokenizer(), True, prompt=messages[:4], completion=messages[4:])  # as it says itself
+    to_prompts(Dataset.from_list([{"messages": messages[:4]}]), chat_tokenizer(), True)
+    assert caplog.text == ""
     with pytest.raises(ValueError, match="set chat_template=True"):
         pair(messages=messages)
 
