@@ -46,6 +46,9 @@ ACCELERATOR_ATTRIBUTES = ("_models",)
 PREPARED_MODEL_ATTRIBUTES = ("_original_forward", "_is_accelerate_prepared")
 # The entries of accelerate's state, which all accelerators of a process share.
 STATE_ATTRIBUTES = ("_shared_state",)
+# accelerate: the hook of a layer that it has spread over devices, with the device on which the layer computes
+# (`hfkd.utils.devices`).
+SPREAD_LAYER_ATTRIBUTES = ("_hf_hook",)
 # What `from_pretrained` leaves on a model (`hfkd.models.started_from`, `hfkd.models.conversion`).
 LOADED_MODEL_ATTRIBUTES = ("_weight_conversions",)
 # The attention function that a model of transformers is set to.

@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 import transformers
-from accelerate import Accelerator
+from accelerate import Accelerator, dispatch_model
 from accelerate.state import AcceleratorState
 from packaging.version import Version
 from text_toys import language_model
@@ -15,6 +15,7 @@ from transformers.trainer_jit_checkpoint import CheckpointManager
 
 from hfkd import DistillationTrainer
 from hfkd.training import private_api
+from hfkd.utils.devices import device_of
 
 
 @pytest.mark.parametrize("name", [*private_api.TRAINER_METHODS, *private_api.TRAINER_CALLED])
@@ -60,6 +61,13 @@ def test_a_loaded_model_can_be_told_from_a_new_one(tmp_path):
     new.save_pretrained(tmp_path)
     names = private_api.LOADED_MODEL_ATTRIBUTES
     assert all(hasattr(type(new).from_pretrained(tmp_path), name) and not hasattr(new, name) for name in names)
+
+
+def test_a_layer_that_is_spread_over_devices_says_where_it_computes(tmp_path):
+    model = dispatch_model(Net(), {"conv": "disk", "head": "cpu"}, offload_dir=str(tmp_path))
+    assert all(getattr(model, name).execution_device == "cpu" for name in private_api.SPREAD_LAYER_ATTRIBUTES)
+    assert device_of(model).type == "cpu"
+    assert next(model.parameters()).is_meta
 
 
 def test_configs_name_the_attention_function():
