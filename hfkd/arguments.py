@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from accelerate.utils import patch_environment
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin, patch_environment
 from huggingface_hub.constants import HF_HOME
 from transformers import SchedulerType, TrainingArguments, get_scheduler
 
@@ -194,6 +194,7 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
         self.use_cpu = (computes_on_cpu() and not self.deepspeed) or self.use_cpu
         self._check_types()
         self._choose_precision()
+        self._choose_compilation()
         if self.lr_decay_epochs is not None:
             self._check_decay(self.lr_decay_epochs)
         if not 0 < self.lr_decay_factor <= 1:
@@ -362,6 +363,14 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
                 self.fp16,
                 self.bf16,
             )
+
+    def _choose_compilation(self) -> None:
+        """Set `torch_compile` if `accelerate launch` compiles, which it does whatever this is set to."""
+        launched = TorchDynamoPlugin().backend
+        if launched == DynamoBackend.NO or self.torch_compile:
+            return
+        self.torch_compile, self.torch_compile_backend = True, self.torch_compile_backend or launched.value.lower()
+        logger.info("accelerate was launched with dynamo_backend=%s: torch_compile=True.", launched.value.lower())
 
     @property
     def _precision(self) -> str:

@@ -15,6 +15,7 @@ from hfkd.models.attention import watch
 from hfkd.models.calling import bare, output_head
 from hfkd.models.stages import expanded, tap_of
 from hfkd.utils.attention import Attention
+from hfkd.utils.compiled import compiled_parts
 
 LOGITS = "logits"  # the network's output, which needs no hook
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -25,7 +26,8 @@ class FeatureCapture:
     """Captures the features of `keys` when the network runs within `run`; at other times its hooks do nothing.
 
     The hooks are registered when it is built, before the network is compiled: torch.compile ignores hooks that are
-    added later. A feature that the next layer overwrites (an in-place ReLU) is captured as a copy; `Probe` finds these.
+    added later, so that one that is compiled already is compiled anew. A feature that the next layer overwrites (an
+    in-place ReLU) is captured as a copy; `Probe` finds these.
     """
 
     def __init__(self, network: nn.Module, keys: Sequence[str], role: str) -> None:
@@ -41,6 +43,8 @@ class FeatureCapture:
         self.handles: list[RemovableHandle] = []
         self.unwatch: Callable[[], None] | None = None
         self.place()
+        if compiled_parts(network):  # what has been compiled before would go on without the hooks
+            torch.compiler.reset()
 
     @property
     def modules(self) -> dict[str, nn.Module]:

@@ -84,6 +84,7 @@ from hfkd.training.validation.slots import slot_check
 from hfkd.training.validation.spread_teacher import refuse_spread_teacher
 from hfkd.training.validation.student import check_student, refuse_prompts
 from hfkd.training.validation.together import refuse_peers_of, refuse_teacher_cache, refuse_unsupported
+from hfkd.utils.compiled import eagerly
 from hfkd.utils.memory_format import lay_out, of_images
 from hfkd.utils.prepared import unprepared
 from hfkd.utils.temporary_settings import setting
@@ -110,18 +111,19 @@ class Setup:
         self.processing_class = keywords.get("processing_class")
         self.teacher_tokenizer = keywords.pop("teacher_processing_class", None)
         self.networks = tuple(teacher_networks(teacher))  # none for a stored teacher
-        self.take_networks(model, teacher, keywords.pop("peft_config", None))
-        self.choose_task(stored=teacher is not None and not self.networks)
-        self.take_data()
-        self.take_teacher(teacher)
-        self.compare_tokenizers()
-        self.try_networks()
-        self.take_cache()
-        self.choose_forward()
-        self.identify()
-        self.lay_out()
-        self.build_objectives()
-        self.take_parameters()
+        with eagerly((model, *self.networks)):
+            self.take_networks(model, teacher, keywords.pop("peft_config", None))
+            self.choose_task(stored=teacher is not None and not self.networks)
+            self.take_data()
+            self.take_teacher(teacher)
+            self.compare_tokenizers()
+            self.try_networks()
+            self.take_cache()
+            self.choose_forward()
+            self.identify()
+            self.lay_out()
+            self.build_objectives()
+            self.take_parameters()
 
     @property
     def rows(self) -> Any:
@@ -394,7 +396,7 @@ class Setup:
         batch = first.made_ready(batch)
         few = as_networks_get(few_rows(batch), self.call, self.task, self._labels)
         parts = (self.model, self.call, self.live, few, self.task, self.slots)
-        with refusing_narrow_maps(self.model, self.args):
+        with eagerly((self.model, *self.networks)), refusing_narrow_maps(self.model, self.args):
             found = check_batch(*parts, no_label=self.no_label)
         refuse_few_classes(self.loss, self.task, self.num_classes or found)
         bounds = Bounds.of(self.model, self.networks, self.task, self.num_classes or found)
@@ -406,7 +408,8 @@ class Setup:
         self.classes = self.num_classes or found
         self.labels, self.bounds = LabelWatch(self.task, found), bounds
         if self.waits:
-            self.build_from(few)
+            with eagerly((self.model, *self.networks)):
+                self.build_from(few)
             self.waits = False
         self.take_parameters()
 

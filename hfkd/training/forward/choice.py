@@ -5,7 +5,7 @@ from torch import nn
 from hfkd.arguments import DistillationArguments
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.models import Peers
-from hfkd.models.calling import Call
+from hfkd.models.calling import Call, output_head
 from hfkd.tasks.base import Task
 from hfkd.tasks.tokens import PerToken
 from hfkd.tasks.two_tokenizers import TwoTokenizerLM
@@ -15,6 +15,7 @@ from hfkd.training.forward.groups import ChunkedGroupForward, GroupForward
 from hfkd.training.forward.he_da import HighEnergyForward
 from hfkd.training.forward.strips import StripForward, by_strips
 from hfkd.training.forward.target_tokens import TargetForward
+from hfkd.utils.compiled import compiled_around
 from hfkd.utils.devices import is_spread
 from hfkd.utils.launch import uses_fsdp
 
@@ -37,7 +38,8 @@ def choose_forward(
     call, several = Call.of(student), teacher is not None and len(teacher.networks) > 1
     taught_by = () if teacher is None else teacher.networks
     # Hooks on the head are ignored by a compiled network, and get positions of another device in one that is spread.
-    on_targets = not (args.torch_compile or any(map(is_spread, (student, *taught_by))))
+    unfit = (is_spread(one) or compiled_around(one, output_head(one)) for one in (student, *taught_by))
+    on_targets = not (args.torch_compile or any(unfit))
     if args.loss_chunk_size:
         if not task.by_target or uses_fsdp(args) or several:
             raise ValueError(
