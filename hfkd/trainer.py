@@ -336,7 +336,8 @@ class DistillationTrainer(Trainer):
         """Student or teacher without the autocast that Accelerate wraps around its forward, if `float32_evaluation`."""
         if self.is_fsdp_enabled:  # calling the inner forward would bypass the gathering of the sharded weights
             return model
-        forward = vars(self.accelerator.unwrap_model(model)).get("_original_forward")
+        network = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        forward = vars(network).get("_original_forward")  # of a compiled one too
         return forward if forward is not None and self.args.float32_evaluation else model
 
     def as_networks_take_it(self, inputs: Mapping[str, Any], training: bool) -> dict[str, Any]:
