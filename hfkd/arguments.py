@@ -227,6 +227,7 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
         with patch_environment(accelerate_mixed_precision=self._precision):
             super().__post_init__()
         self._follow_metric()
+        self._check_warm_up()
         self._check_schedule()
         check_world_size(self.world_size)
         check_accumulation(self.gradient_accumulation_steps)
@@ -287,11 +288,24 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
             given: Any = self.lr_scheduler_kwargs or {}
             self.lr_scheduler_kwargs = {"mode": "max", **given}
         unused = follows or self.lr_scheduler_type == SchedulerType.CONSTANT
-        if unused and self.warmup_steps and self.lr_decay_epochs is None:
+        if unused and self.warmup_steps and self.lr_decay_epochs is None and not self._warms_up_itself:
             logger.warning(
                 "warmup_steps=%g has no effect with lr_scheduler_type=%r: constant_with_warmup has a warm-up.",
                 self.warmup_steps,
                 SchedulerType(self.lr_scheduler_type).value,
+            )
+
+    @property
+    def _warms_up_itself(self) -> bool:
+        """Whether the optimizer has a warm-up of `warmup_steps` besides that of the schedule."""
+        return optimizer_name(self.optim) in ("schedule_free_adamw", "schedule_free_sgd")
+
+    def _check_warm_up(self) -> None:
+        if self._warms_up_itself and 0 < self.warmup_steps < 1:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps:g} is a share of all steps, but a schedule-free optimizer takes it "
+                "for a number of them, and would multiply the learning rate of its first step by "
+                f"{1 / self.warmup_steps:g}: set warmup_steps to the number of steps"
             )
 
     def _check_schedule(self) -> None:

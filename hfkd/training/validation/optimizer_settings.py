@@ -1,15 +1,18 @@
 """Refuses settings of an optimizer that Trainer would not pass on to it, and optimizers that are not installed."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from transformers import Trainer
 
 from hfkd.arguments import DistillationArguments
+from hfkd.training.run_settings import ADAM
 from hfkd.utils.optimizers import optimizer_name
 from hfkd.utils.temporary_settings import setting
 
 OF_THE_NETWORK = ("galore", "apollo", "lomo")  # which are made for a network, and change it
+NOT_PASSED = {"galore": ("weight_decay", *ADAM), "apollo": ("weight_decay",), "lomo": ("weight_decay", *ADAM)}
 PROBES = ("7", "true")  # each setting takes one of them for another value than its default, or refuses it
 FLAGS = "learning_rate, weight_decay and adam_beta1, adam_beta2, adam_epsilon are settings of their own"
 
@@ -25,7 +28,7 @@ def check_optimizer_settings(args: DistillationArguments, keywords: Mapping[str,
 
 
 def _refuse_unread_settings(args: DistillationArguments, keywords: Mapping[str, Any]) -> None:
-    """Raise ValueError for `optim_args` that the optimizer does not read, and for a weight decay that is replaced.
+    """Raise ValueError for settings that the optimizer does not get, and for a weight decay that is replaced.
 
     Trainer gives each group of parameters the `weight_decay` of the arguments, whatever else says.
     """
@@ -35,14 +38,28 @@ def _refuse_unread_settings(args: DistillationArguments, keywords: Mapping[str, 
             f"optimizer_cls_and_kwargs has weight_decay={given['weight_decay']}, but Trainer gives the parameters that "
             f"of its arguments, which is {args.weight_decay}: set weight_decay there"
         )
-    if not args.optim_args or not _made_by_name(args, keywords):
+    if not _made_by_name(args, keywords):
         return
     name = optimizer_name(args.optim)
+    _refuse_not_passed(args, name)
+    if not args.optim_args:
+        return
     wanted = _pairs(args.optim_args)
     if unread := [key for key in wanted if key == "weight_decay" or not _reads(args, name, key)]:
         raise ValueError(
             f"optim_args={args.optim_args!r}: {', '.join(unread)} would have no effect with optim={name!r}. Correct "
             f"the name, or leave it out ({FLAGS})"
+        )
+
+
+def _refuse_not_passed(args: DistillationArguments, name: str) -> None:
+    """Raise ValueError for arguments that Trainer does not pass on to an optimizer made for a network."""
+    defaults = {field.name: field.default for field in fields(args)}
+    settings = next((of for kind, of in NOT_PASSED.items() if kind in name), ())
+    if given := [f"{one}={getattr(args, one):g}" for one in settings if getattr(args, one) != defaults[one]]:
+        raise ValueError(
+            f"{', '.join(given)} would have no effect with optim={name!r}, to which Trainer does not pass it: leave it "
+            "out, or choose another optimizer"
         )
 
 

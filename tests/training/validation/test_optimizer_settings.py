@@ -62,3 +62,25 @@ def test_the_weight_decay_is_that_of_the_arguments(tmp_path):
         run = made(tmp_path, (kind, given), weight_decay=5e-4)
         assert run.settings["weight_decay"] == 5e-4
         assert run.create_optimizer().param_groups[0]["weight_decay"] == 5e-4
+
+
+@pytest.mark.parametrize(
+    ("settings", "unread"),
+    [
+        ({"optim": "galore_adamw", "weight_decay": 0.05, "adam_beta2": 0.95}, "weight_decay=0.05, adam_beta2=0.95"),
+        ({"optim": "apollo_adamw", "weight_decay": 0.05, "adam_beta2": 0.95}, "weight_decay=0.05"),
+        ({"optim": "adalomo", "weight_decay": 0.05}, "weight_decay=0.05"),
+    ],
+)
+def test_arguments_that_trainer_keeps_from_the_optimizer_are_refused(tmp_path, settings, unread):
+    with pytest.raises(ValueError, match=f"^{unread} would have no effect with optim='{settings['optim']}'"):
+        made(tmp_path, optim_target_modules="all-linear", **settings)
+
+
+@pytest.mark.parametrize("optim", ["schedule_free_adamw", "schedule_free_sgd"])
+def test_the_warm_up_of_a_schedule_free_optimizer_is_a_number_of_steps(tmp_path, optim, caplog):
+    plan = {"optim": optim, "lr_scheduler_type": "constant"}
+    with pytest.raises(ValueError, match=r"warmup_steps=0.1 is a share of all steps, .* of its first step by 10: set"):
+        arguments(tmp_path, warmup_steps=0.1, **plan)
+    assert arguments(tmp_path, warmup_steps=10, **plan).warmup_steps == 10
+    assert "warmup_steps=10 has no effect" not in caplog.text  # as it has with other optimizers
