@@ -333,6 +333,11 @@ def with_another_optimizer(run, made):
     return lambda: other.train(resume_from_checkpoint=True)
 
 
+def with_another_schedule(run, made):
+    other = trainer(args={"max_steps": 2, "temperature": "learned", "lr_decay_epochs": [1.0]})(run.parent)()
+    return lambda: other.train(resume_from_checkpoint=True)
+
+
 def in_another_order(run, made):
     args = {"max_steps": 2, "temperature": "learned", "data_seed": 7}
     other = trainer(args=args)(run.parent)()
@@ -407,6 +412,7 @@ TRAINER = {
     "resume: other training rows, as many": after_a_run(on_other_rows),
     "resume: rows in another order": after_a_run(in_another_order),
     "resume: another kind of optimizer": after_a_run(with_another_optimizer),
+    "resume: another kind of schedule": after_a_run(with_another_schedule),
     "resume: a weight of the student is missing": resumed(without_a_bias),
     "LoRA on a student whose head was unfrozen": trainer(student=unfrozen_head),
     "optimizers= with a scheduler, and a temperature that learns": own_optimizer,

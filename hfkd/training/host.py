@@ -38,6 +38,7 @@ class Host(Protocol):
     schedule: Any  # its `Schedule`
     is_in_train: bool
     optimizer: Any
+    lr_scheduler: Any
     is_fsdp_enabled: bool
     is_deepspeed_enabled: bool
     callback_handler: Any

@@ -46,6 +46,11 @@ TRAINING = (
 # Settings that may differ from the folder's record: not refused, but logged when a run is resumed.
 SAID = ("device", "versions", "evaluation_rows", "collator")
 SOMETIMES = ("lr_scheduler_type", "lr_decay_epochs", "lr_decay_factor")  # a run has one of the two kinds of schedule
+SCHEDULE = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs", "max_steps")
+NEW_SCHEDULE = (
+    " What the schedule computes from the step (lr_scheduler_type, its warm-up and length) is that of the new settings "
+    "from here on, at the stored learning rate."
+)
 OTHER_BATCHES = (
     " The current epoch continues at a position counted in batches of the new size: some of its rows come twice, "
     "or not at all."
@@ -176,11 +181,12 @@ class RunRecord:
                 "another output_dir"
             )
         logger.warning(
-            "The run in %s was trained with %s; it is resumed with %s. The optimizer and its schedule continue "
-            "from their stored state.%s%s",
+            "The run in %s was trained with %s; it is resumed with %s. The optimizer continues from its stored "
+            "state.%s%s%s",
             checkpoint,
             was,
             now,
+            NEW_SCHEDULE if {*names} & {*SCHEDULE} else "",
             OTHER_BATCHES if "batch_size" in names else "",
             OTHER_EVALUATION if "evaluation_rows" in names else "",
         )

@@ -361,6 +361,43 @@ def test_another_kind_of_optimizer_is_refused_and_one_with_other_rates_is_not(tm
     resumed(tmp_path, optim="adamw_torch", weight_decay=0.1, max_steps=3).train(resume_from_checkpoint=True)
 
 
+LINEAR = {"lr_scheduler_type": "linear"}
+DECAYED = {"lr_decay_epochs": [1.0], "lr_decay_factor": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "rate"),
+    [
+        (LINEAR, {"learning_rate": 1.0}, 0.0125),  # as before: the fourth of four steps
+        (LINEAR, {"lr_scheduler_type": "constant"}, 0.05),
+        (LINEAR, {"max_steps": 8}, 0.03125),
+        (DECAYED, {"lr_decay_factor": 0.1}, 0.025),  # as before
+        (DECAYED | {"warmup_steps": 1}, {"lr_decay_factor": 0.1}, 0.005),
+    ],
+)
+def test_a_resumed_schedule_is_the_new_one_where_it_is_computed_from_the_step(tmp_path, caplog, before, now, rate):
+    common = {"max_steps": 4, "save_steps": 2, "save_total_limit": None, "logging_steps": 1} | before
+    resumed(tmp_path, **common).train()
+    trainer = resumed(tmp_path, **(common | now))
+    with caplog.at_level("WARNING", "hfkd"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    rates = {entry["step"]: entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry}
+    assert rates[4] == pytest.approx(rate)
+    said = next(record.getMessage() for record in caplog.records if "it is resumed with" in record.getMessage())
+    assert ("is that of the new settings" in said) is bool(now.keys() & {"lr_scheduler_type", "max_steps"})
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [(DECAYED, {}), ({}, DECAYED), (DECAYED, {**DECAYED, "warmup_steps": 1})],
+    ids=["linear", "decays", "decays with a warm-up"],
+)
+def test_another_kind_of_schedule_is_refused(tmp_path, before, now):
+    resumed(tmp_path, **before).train()
+    with pytest.raises(ValueError, match="checkpoint-2 has the state of another kind of learning rate schedule, with"):
+        resumed(tmp_path, max_steps=3, **now).train(resume_from_checkpoint=True)
+
+
 def test_a_run_whose_order_of_rows_is_drawn_otherwise_is_not_resumed(tmp_path):
     resumed(tmp_path).train()
     with pytest.raises(ValueError, match="use_seedable_sampler=True, and this run has use_seedable_sampler=False"):

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, __version__
+from transformers.trainer import SCHEDULER_NAME
 from transformers.utils import CONFIG_NAME
 
 from hfkd.models.checkpoints import naming_unreadable
@@ -80,6 +81,8 @@ class TensorCheckpoints:
         optimizer = cast(torch.optim.Optimizer, self.host.optimizer)
         own = set() if checkpoint is None or self._loaded_by_a_library else set(getattr(optimizer, "defaults", ()))
         with naming_unreadable(checkpoint or ""):
+            if checkpoint is not None and not self.host.is_deepspeed_enabled:
+                _refuse_other_schedule(self.host.lr_scheduler, Path(checkpoint))
             try:
                 load()
             except ValueError as error:
@@ -105,6 +108,21 @@ def _refuse_other_kind(optimizer: torch.optim.Optimizer, own: set[str], checkpoi
         raise ValueError(
             f"{checkpoint} has the state of another kind of optimizer, without {', '.join(missing)}: resume with "
             "the optimizer (optim) that the run was started with, or start a new run in another output_dir"
+        )
+
+
+def _refuse_other_schedule(schedule: Any, checkpoint: Path) -> None:
+    """Raise ValueError if the stored state is that of another kind of schedule, from which this one cannot go on."""
+    if not (checkpoint / SCHEDULER_NAME).is_file():
+        return
+    stored = torch.load(checkpoint / SCHEDULER_NAME, map_location="cpu", weights_only=True)
+    mine, its = ({name for name in state if not name.startswith("_")} for state in (schedule.state_dict(), stored))
+    if mine - its and its - mine:  # one alone: another version of torch
+        raise ValueError(
+            f"{checkpoint} has the state of another kind of learning rate schedule, with "
+            f"{', '.join(sorted(its - mine))} instead of {', '.join(sorted(mine - its))}: resume with the "
+            "lr_scheduler_type, or lr_decay_epochs and warmup_steps, that the run was started with, or start a new run "
+            "in another output_dir"
         )
 
 
