@@ -86,3 +86,18 @@ def test_of_two_files_the_later_one_wins(told):
     pair, method = CONFIGS / "pairs" / "resnet56_resnet20.yaml", CONFIGS / "kd.yaml"
     assert told("cifar100_energy_kd.py", pair, method)["temperature"] == "4.0"
     assert told("cifar100_energy_kd.py", method, pair)["temperature"] == "energy(ratio=0.3)"
+
+
+RATES = [
+    path for path in sorted((CONFIGS / "pairs").glob("*.yaml")) if "learning_rate" in yaml.safe_load(path.read_text())
+]
+OF_ITS_OWN = ("mld", "mld_released", "standardized_mld", "ea_mld", "ea_mld_ls", "energy_multi")
+
+
+@pytest.mark.parametrize("pair", RATES, ids=lambda path: path.stem)
+def test_a_pair_keeps_its_rate_under_methods_that_have_another(told, pair):
+    """ShuffleNets and MobileNetV2, which were published at 0.01 with every method."""
+    for method in OF_ITS_OWN:
+        files = pair, CONFIGS / f"{method}.yaml"
+        assert "learning_rate" in yaml.safe_load(files[1].read_text())
+        assert told("cifar100_energy_kd.py", *files)["learning_rate"] == 0.01, method
