@@ -23,6 +23,7 @@ CLASSES: dict[str, Any] = {
     "AutoModelForSequenceClassification": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     "AutoModelForAudioClassification": auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
     "AutoModelForImageClassification": auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModelForSemanticSegmentation": auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
 }
 ADAPTED = ("CausalLM", "Seq2SeqLM", "SequenceClassification", "TokenClassification")  # heads with Auto classes in PEFT
 

@@ -15,6 +15,8 @@ from transformers import (
     BertForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
     ViTConfig,
     ViTForImageClassification,
     Wav2Vec2Config,
@@ -46,6 +48,10 @@ WAVES = Wav2Vec2Config(
     hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, conv_dim=(8,), conv_stride=(2,),
     conv_kernel=(2,), num_feat_extract_layers=1, num_conv_pos_embeddings=2, num_conv_pos_embedding_groups=2,
 )  # fmt: skip
+SEGFORMER = SegformerConfig(
+    num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 8], patch_sizes=[3, 3], strides=[2, 2],
+    num_attention_heads=[1, 1], mlp_ratios=[1, 1], decoder_hidden_size=8, num_labels=3,
+)  # fmt: skip
 CASES = {
     "gpt2": (
         lambda: GPT2LMHeadModel(GPT2),
@@ -60,6 +66,11 @@ CASES = {
     "whisper": (lambda: WhisperForConditionalGeneration(WHISPER), "SpeechSeq2Seq", "FeatureExtractor"),
     "wav2vec2": (lambda: Wav2Vec2ForSequenceClassification(WAVES), "AudioClassification", "FeatureExtractor"),
     "vit": (lambda: ViTForImageClassification(VIT), "ImageClassification", "ImageProcessor"),
+    "segformer": (
+        lambda: SegformerForSemanticSegmentation(SEGFORMER),
+        "SemanticSegmentation",
+        "ImageProcessor",
+    ),
     "cifar": (lambda: image_classifier("cifar_resnet8", 10), "ImageClassification", "ImageProcessor"),
 }
 
