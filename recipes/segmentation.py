@@ -6,10 +6,9 @@
         --teacher_name deeplabv3_mobilenet_v3_large --teacher_checkpoint runs/masks_teacher/model.safetensors
 
 Supports any dataset with a column of images and one of masks; networks are from torchvision, transformers, or a
-function in your own module (`espnet:load`). For a teacher with other classes: `--teacher_classes 0 1 2 ...`. Method by
-flag:
-`--temperature energy` is Energy KD per image, `--temperature "energy(level='item')"` per pixel; `--weighting entropy`
-EA-KD; `--objective "3 * cwd"` CWD.
+function in your own module (`espnet:load`). For a teacher with other classes: `--teacher_classes 0 1 2 ...`.
+Method by flag: `--temperature energy` is Energy KD per image, `--temperature "energy(level='item')"` per pixel;
+`--weighting entropy` EA-KD; `--objective "3 * cwd"` CWD.
 In short runs set `--batch_norm_momentum 0.1`: torchvision's MobileNetV3 has 0.01, and its statistics lag behind.
 Protocol: configs/segmentation.yaml. Published: none of this protocol. Ours: docs/results.md.
 """

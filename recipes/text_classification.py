@@ -6,9 +6,9 @@
 
 Supports any dataset with a column of texts (or two, --text_pair_column) and one of labels. The second command trains a
 teacher, whose folder can be used as --teacher_name_or_path. Offline, networks can start from a model type with a
-configuration and a tokenizer trained on the training texts (`--from_config --student_config
-num_hidden_layers=4,hidden_size=128
---train_tokenizer 8000`). Method by flag: `--temperature energy` is Energy KD, `--weighting entropy` EA-KD.
+configuration and a tokenizer trained on the training texts (`--from_config --student_name_or_path bert
+--student_config num_hidden_layers=4,hidden_size=128 --train_tokenizer 8000`). Method by flag: `--temperature energy` is
+Energy KD, `--weighting entropy` EA-KD.
 Protocol: configs/text_classification.yaml. Published: none of this protocol. Ours: docs/results.md.
 """
 

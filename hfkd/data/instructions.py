@@ -159,8 +159,9 @@ def dolly_rows(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_
     rows, held_out = dataset.select(kept["row"][:]), DOLLY_TEST + DOLLY_DEV
     if len(rows) <= held_out:
         raise ValueError(
-            f"{len(rows)} of {len(pairs)} rows have a prompt of at most {max_prompt_tokens} tokens: the split needs "
-            f"{held_out} for dev and test, so that none is left for training; pass all of databricks-dolly-15k"
+            f"{len(rows)} of {len(pairs)} rows have a prompt of at most {max_prompt_tokens} tokens: Dolly's split "
+            f"needs {held_out} for dev and test, so that none is left for training; pass all of databricks-dolly-15k, "
+            "or for data of your own a folder with the splits as files (train.jsonl, dev.jsonl)"
         )
     if len(rows) - held_out != DOLLY_TRAIN:
         logger.warning(

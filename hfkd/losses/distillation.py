@@ -50,7 +50,8 @@ class DistillationLoss(nn.Module):
 
     forward(items, num_items): `num_items` is the number of items of the whole optimizer step, over all ranks and
     accumulated batches; None: the number in this batch. Returns the loss and its parts (means over the batch, without
-    gradient): `ce`, `kd` (with several terms, each under its name, without its coefficient), `temperature`, `weight`,
+    gradient): `ce`, `kd` (each of several terms, and one that reads no temperature, is under its own name, without its
+    coefficient), `temperature`, `weight`,
     for `Energy` the shares of its two groups, and `router_loss` or `auxiliary_loss` where the student has one.
 
     autocast: the context in which terms on inner features are computed, whose dtype is that of the networks' forward
