@@ -649,7 +649,7 @@ class DistillationTrainer(Trainer):
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
         values = super().set_initial_training_values(args, dataloader)
         steps_per_epoch, max_steps = values[1], values[6]
-        self.whole.refuse_shorter(max_steps)
+        self.whole.refuse_other_lengths(max_steps, steps_per_epoch)
         self.schedule.start(steps_per_epoch, max_steps, dataloader)
         return values
 

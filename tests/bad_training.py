@@ -338,6 +338,12 @@ def with_another_schedule(run, made):
     return lambda: other.train(resume_from_checkpoint=True)
 
 
+def in_other_batches(run, made):
+    args = {"max_steps": -1, "num_train_epochs": 2, "temperature": "learned", "per_device_train_batch_size": 1}
+    other = trainer(args=args)(run.parent)()
+    return lambda: other.train(resume_from_checkpoint=True)
+
+
 def in_another_order(run, made):
     args = {"max_steps": 2, "temperature": "learned", "data_seed": 7}
     other = trainer(args=args)(run.parent)()
@@ -411,6 +417,9 @@ TRAINER = {
     "resume: a learned temperature's file was altered": resumed(other_bytes),
     "resume: other training rows, as many": after_a_run(on_other_rows),
     "resume: rows in another order": after_a_run(in_another_order),
+    "resume: batches of another size": after_a_run(
+        in_other_batches, max_steps=-1, num_train_epochs=1, save_strategy="epoch"
+    ),
     "resume: another kind of optimizer": after_a_run(with_another_optimizer),
     "resume: another kind of schedule": after_a_run(with_another_schedule),
     "resume: a weight of the student is missing": resumed(without_a_bias),

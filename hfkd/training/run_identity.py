@@ -52,8 +52,8 @@ NEW_SCHEDULE = (
     "from here on, at the stored learning rate."
 )
 OTHER_BATCHES = (
-    " The current epoch continues at a position counted in batches of the new size: some of its rows come twice, "
-    "or not at all."
+    " Epochs, and the position in the current one, are counted in batches of the new size: some rows come twice, or "
+    "not at all."
 )
 OTHER_EVALUATION = " The best checkpoint, and the epochs in results.json, compare values of both evaluation sets."
 # Settings that determine the order of rows, which must not change in a resumed run.

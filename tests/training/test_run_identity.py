@@ -260,7 +260,26 @@ def test_another_batch_size_is_said_with_what_it_does_to_the_epoch(tmp_path, cap
     with caplog.at_level("WARNING", "hfkd"):
         trained(tmp_path, per_device_train_batch_size=4, max_steps=4).train(resume_from_checkpoint=True)
     assert "was trained with batch_size=8" in caplog.text
-    assert "in batches of the new size: some of its rows come twice, or not at all" in caplog.text
+    assert "are counted in batches of the new size: some rows come twice, or not at all" in caplog.text
+
+
+@pytest.mark.parametrize(("size", "counted"), [(4, "0.5"), (16, "2")])
+def test_epochs_are_not_counted_in_batches_of_another_size(tmp_path, size, counted):
+    """With 16 rows a step the run would be at its end, after one epoch of two."""
+    lengths = {"max_steps": -1, "num_train_epochs": 2, "save_total_limit": None}
+    resumed(tmp_path, **lengths).train()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    other = resumed(tmp_path, **lengths, per_device_train_batch_size=size)
+    said = (
+        f"is at epoch 1 after 2 steps, which with the batches of this run would count as {counted} epochs of num_train"
+    )
+    with pytest.raises(ValueError, match=said):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    halves = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    same = resumed(tmp_path, **lengths, **halves)
+    same.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert (same.state.global_step, same.state.epoch) == (4, 2)
 
 
 def test_other_labels_of_the_same_images_are_another_run(tmp_path):

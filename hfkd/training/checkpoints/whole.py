@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer import SCALER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
+from hfkd.data.first_rows import map_style
 from hfkd.training.checkpoints.manifest import MANIFEST, files_in, incomplete, write_manifest
 from hfkd.training.host import Host
 from hfkd.utils.files import REMEDIES, sync
@@ -61,10 +62,15 @@ class WholeCheckpoints:
             remove_unfinished(self.host.args.output_dir)
         self.host.accelerator.wait_for_everyone()
 
-    def refuse_shorter(self, max_steps: int) -> None:
-        """Raise ValueError if training starts from a checkpoint of more steps than the run is to have."""
+    def refuse_other_lengths(self, max_steps: int, steps_per_epoch: int) -> None:
+        """Raise ValueError if training starts from a checkpoint of more steps than the run is to have, or of epochs of
+        another length.
+        """
         if self.start is not None:
-            refuse_shorter(self.start, max_steps, self.host.args)
+            state = TrainerState.load_from_json(os.path.join(self.start, TRAINER_STATE_NAME))
+            refuse_shorter(self.start, state, max_steps, self.host.args)
+            if map_style(self.host.train_dataset):  # a stream may be shorter than it says
+                refuse_other_epochs(self.start, state, steps_per_epoch, self.host.args)
 
     def refuse_changed(self, checkpoint: str | None) -> None:
         """Raise ValueError if a checkpoint changed while it was read, such as when another process deleted it."""
@@ -255,15 +261,34 @@ def _warn_of_missing_state(checkpoint: str) -> None:
         )
 
 
-def refuse_shorter(checkpoint: str, max_steps: int, args: Any) -> None:
+def refuse_shorter(checkpoint: str, state: TrainerState, max_steps: int, args: Any) -> None:
     """Raise ValueError for a checkpoint of more steps than the run is to have: its student has trained for longer."""
-    step = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME)).global_step
+    step = state.global_step
     if step > max_steps:
         raise ValueError(
             f"{checkpoint} was trained for {step} steps, but this run ends at step {max_steps} "
             f"(num_train_epochs={args.num_train_epochs}, max_steps={args.max_steps}): train for at least as many "
             "steps, or choose another output_dir"
         )
+
+
+def refuse_other_epochs(checkpoint: str, state: TrainerState, steps_per_epoch: int, args: Any) -> None:
+    """Raise ValueError for a checkpoint whose steps are other epochs with the batches of this run.
+
+    Trainer counts the epochs that are done by steps: with larger batches the run would end too soon, without a word.
+    """
+    step, epoch = state.global_step, state.epoch
+    if args.max_steps > 0 or not epoch:
+        return
+    within = abs(epoch - round(epoch)) > 1e-6  # where the last step of an epoch has fewer batches, by up to a step
+    if abs(epoch * steps_per_epoch - step) <= (1 if within else 0.5):
+        return
+    raise ValueError(
+        f"{checkpoint} is at epoch {epoch:g} after {step} steps, which with the batches of this run would count as "
+        f"{step / steps_per_epoch:g} epochs of num_train_epochs={args.num_train_epochs:g}: keep the product of "
+        "per_device_train_batch_size, gradient_accumulation_steps and the number of processes, or set max_steps to the "
+        "number of steps in all"
+    )
 
 
 def last_checkpoint(folder: str | Path | None, contents: bool = False) -> str | None:
