@@ -152,11 +152,11 @@ class DistillationTrainer(Trainer):
         model_init: Callable[..., nn.Module] | None = None,
         **trainer_keywords: Any,
     ) -> None:
-        own_args = own_arguments(args)
-        refuse_keywords(trainer_keywords)
-        refuse_old_methods(self)
         slots = {"objective": objective, "temperature": temperature, "weighting": weighting}
         slots |= {"ce_weight": ce_weight, "kd_weight": kd_weight}
+        own_args = own_arguments(args, slots)
+        refuse_keywords(trainer_keywords)
+        refuse_old_methods(self)
         loss = chosen_loss(own_args, **slots)
         model = student_of(model, model_init, own_args, trainer_keywords)
         trainer_keywords["processing_class"] = trainer_keywords.get("processing_class") or tokenizer_of_name(model)

@@ -5,6 +5,7 @@ from bad_training import language, trainer, training
 from scan_job import packed
 from torch import nn
 from toys import Net, Rows, arguments, teacher
+from transformers import TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
 
 from hfkd import DistillationTrainer
@@ -35,6 +36,12 @@ def subclass(**methods):
     """A trainer whose class has these methods of the user's own."""
     kind = type("MyTrainer", (DistillationTrainer,), methods)
     return lambda folder: lambda: kind(Net(), teacher(), arguments(folder / "run"), train_dataset=Rows())
+
+
+def own_temperature(folder):
+    plain = TrainingArguments(str(folder / "run"), use_cpu=True, report_to="none")
+    plain.temperature = 2.0
+    return lambda: DistillationTrainer(Net(), teacher(), plain, train_dataset=Rows())
 
 
 def searched(folder):
@@ -134,6 +141,7 @@ HABITS = {
     "hyperparameter_search(direction='maximize') without compute_objective": searched,
     "tokenizer=": trainer(tokenizer=None),
     "teacher_model=": trainer(teacher_model=None),
+    "arguments of another trainer with a temperature": own_temperature,
     "a compute_loss of earlier versions": subclass(
         compute_loss=lambda self, model, inputs, return_outputs=False: torch.zeros(())
     ),

@@ -1,6 +1,7 @@
 """What scripts that were written for Trainer do, with DistillationTrainer in its place."""
 
 import importlib.util
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,44 @@ def test_arguments_of_trainer_are_taken_with_our_defaults_which_is_said(tmp_path
 def test_what_a_subclass_of_its_arguments_has_is_found_there(tmp_path):
     plain = Seq2SeqTrainingArguments(str(tmp_path), generation_max_length=7, **PLAIN)
     assert DistillationTrainer(Net(), teacher(), plain, train_dataset=Rows()).args.generation_max_length == 7
+
+
+@dataclass
+class OfAnotherTrainer(TrainingArguments):
+    """As TRL's SFTConfig and GKDConfig."""
+
+    max_length: int = 1024
+    packing: bool = False
+    kinds: list[str] = field(default_factory=list)
+    seq_kd: bool = False
+
+
+class OfAThesis(TrainingArguments):
+    """As books and forums have it."""
+
+    def __init__(self, *given, alpha=0.5, temperature=2.0, **keywords):
+        super().__init__(*given, **keywords)
+        self.alpha, self.temperature = alpha, temperature
+
+
+def test_what_has_no_effect_of_a_subclass_of_its_arguments_is_said(tmp_path, caplog):
+    def built(**more):
+        caplog.clear()
+        return DistillationTrainer(Net(), teacher(), OfAnotherTrainer(str(tmp_path), **PLAIN, **more))
+
+    assert built(packing=True, seq_kd=True).args.packing
+    assert "OfAnotherTrainer sets packing, seq_kd, which DistillationTrainer does not read" in caplog.text
+    built()
+    assert "does not read" not in caplog.text
+
+
+def test_a_temperature_of_another_trainers_arguments_is_not_passed_over(tmp_path, caplog):
+    args = OfAThesis(str(tmp_path), **PLAIN)
+    with pytest.raises(ValueError, match="has temperature=2.0, which is not read .* pass temperature= to Distill"):
+        DistillationTrainer(Net(), teacher(), args)
+    trainer = DistillationTrainer(Net(), teacher(), args, temperature=2.0)
+    assert repr(trainer.distillation_loss.temperature) == "Constant(temperature=2.0)"
+    assert "OfAThesis sets alpha, which DistillationTrainer does not read" in caplog.text
 
 
 def test_trainers_order_of_arguments(tmp_path):

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial, wraps
 from typing import Any
 
@@ -51,6 +51,7 @@ CALLED: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
     "create_scheduler": ((), ("num_training_steps", "optimizer")),
 }
 OF_TRAINER = tuple(one.name for one in dataclasses.fields(TrainingArguments) if one.init)
+SLOTS = ("objective", "temperature", "weighting", *WEIGHTS)
 
 
 def in_trainers_order(init: Callable[..., None]) -> Callable[..., None]:
@@ -74,11 +75,12 @@ def in_trainers_order(init: Callable[..., None]) -> Callable[..., None]:
     return accepting
 
 
-def own_arguments(args: TrainingArguments | None) -> DistillationArguments:
+def own_arguments(args: TrainingArguments | None, slots: Mapping[str, Any]) -> DistillationArguments:
     """`args`, or TrainingArguments converted to DistillationArguments with default slots, which is logged.
 
-    Further attributes of their subclass are copied. Raises ValueError for anything else, and for
-    `predict_with_generate`, which is not supported.
+    Further attributes of their subclass are copied for the user's own code, with a warning that names those that have
+    no effect here. slots: those that the trainer was given itself, None for the others. Raises ValueError for anything
+    else, for `predict_with_generate`, which is not supported, and for a subclass with a slot of its own.
     """
     if args is None:
         return DistillationArguments(output_dir="distilled")
@@ -91,17 +93,49 @@ def own_arguments(args: TrainingArguments | None) -> DistillationArguments:
             "predict_with_generate=True is an option of Seq2SeqTrainer; DistillationTrainer evaluates logits on "
             "labels: leave it out, and generate after training with trainer.model.generate, or in a callback"
         )
+    _refuse_own_slots(args, slots)
     given = {name: value for name in OF_TRAINER if (value := getattr(args, name)) is not None}
     own = DistillationArguments(**given)
+    unread = _unread(args, own)
     vars(own).update({name: value for name, value in vars(args).items() if name not in vars(own)})
-    slots = {name: getattr(own, name) for name in ("objective", "temperature", "weighting", "ce_weight", "kd_weight")}
     logger.warning(
         "%s are converted to DistillationArguments, with defaults for the settings of distillation: %s. To "
         "change these, pass DistillationArguments, or keyword arguments of the trainer.",
         type(args).__name__,
-        ", ".join(f"{name}={value}" for name, value in slots.items()),
+        ", ".join(f"{name}={getattr(own, name)}" for name in SLOTS),
     )
+    if unread:
+        logger.warning(
+            "%s sets %s, which DistillationTrainer does not read: without effect on the data and the loss.",
+            type(args).__name__,
+            ", ".join(unread),
+        )
     return own
+
+
+def _refuse_own_slots(args: TrainingArguments, slots: Mapping[str, Any]) -> None:
+    """Raise ValueError for a slot or weight in a subclass of TrainingArguments, unless the trainer was given it too.
+
+    TRL's GKDConfig has the temperature of its sampling there, and scripts for distillation that of their own loss.
+    """
+    own = {name: vars(args)[name] for name in SLOTS if vars(args).get(name) is not None and slots.get(name) is None}
+    if own:
+        said = ", ".join(f"{name}={value!r}" for name, value in own.items())
+        raise ValueError(
+            f"args, a {type(args).__name__}, has {said}, which is not read from there, as it may be that of another "
+            f"trainer: pass {' and '.join(f'{name}=' for name in own)} to DistillationTrainer"
+        )
+
+
+def _unread(args: TrainingArguments, own: DistillationArguments) -> list[str]:
+    """The names of what a subclass of TrainingArguments sets, other than by default, beside Trainer's settings."""
+    defaults = {
+        one.name: one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+        for one in dataclasses.fields(args)
+    }
+    ours = {one.name for one in dataclasses.fields(own)} - {*OF_TRAINER}
+    named = {name for name in vars(args) if not name.startswith("_")} - ({*vars(own)} - ours) - {*SLOTS}
+    return sorted(name for name in named if repr(vars(args)[name]) != repr(defaults.get(name)))
 
 
 def taken(args: DistillationArguments) -> dict[str, Any]:
