@@ -650,6 +650,8 @@ class DistillationTrainer(Trainer):
         values = super().set_initial_training_values(args, dataloader)
         steps_per_epoch, max_steps = values[1], values[6]
         self.whole.refuse_other_lengths(max_steps, steps_per_epoch)
+        if self.distillation_loss.kd_weight:
+            run_identity.check_undistilled(self.whole.start, max_steps)
         self.schedule.start(steps_per_epoch, max_steps, dataloader)
         return values
 

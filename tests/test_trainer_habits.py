@@ -11,6 +11,7 @@ from processes import on_ranks, script
 from text_toys import TokenRows, language_model, taught_model, tokenizer
 from toys import Net, Rows, arguments, teacher
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainingArguments, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from hfkd import DistillationTrainer
 
@@ -115,6 +116,26 @@ def test_model_init_makes_a_student_for_each_training_as_trainers_does(tmp_path)
         assert trainer.model is made[-1]
         for one, other in zip(plain.model.parameters(), trainer.model.parameters(), strict=True):
             torch.testing.assert_close(one, other)
+
+
+def test_a_checkpoint_of_plain_trainer_in_the_scripts_folder(tmp_path, caplog):
+    """A script that resumes from what is there, once its Trainer is exchanged."""
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    Plain(Net(), arguments(tmp_path, **saving, max_steps=2), train_dataset=Rows()).train()
+    last = get_last_checkpoint(str(tmp_path))
+
+    def resumed(steps, **weights):
+        args = arguments(tmp_path, max_steps=steps)
+        return DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(), **weights).train(last)
+
+    with pytest.raises(ValueError, match="checkpoint-2 has no record .*, and this run ends at its step 2, so that no"):
+        resumed(2)
+    resumed(3)
+    assert "its 2 steps count as trained, and the teacher has a part in the other 1 alone" in caplog.text
+    caplog.clear()
+    (tmp_path / "distillation.json").unlink()
+    resumed(2, ce_weight=1.0, kd_weight=0.0)
+    assert "has no record" not in caplog.text
 
 
 def test_a_temperature_that_learns_starts_anew_with_each_student(tmp_path):

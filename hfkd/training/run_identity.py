@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import has_length
 
 from hfkd.arguments import DistillationArguments
@@ -235,6 +237,29 @@ def read(folder: str | Path | None) -> RunRecord | None:
     except (OSError, ValueError, TypeError):
         return None
     return record if isinstance(record.loss, dict) else None
+
+
+def check_undistilled(checkpoint: str | None, max_steps: int) -> None:
+    """Warn of a checkpoint without a record, as plain Trainer writes: its steps were trained without the teacher.
+
+    Raises ValueError if the run ends with these steps, so that no step would be distilled.
+    """
+    if checkpoint is None or read(checkpoint) is not None:
+        return
+    done = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step
+    unknown = f"{checkpoint} has no record of a distillation ({FILE}), as if plain Trainer had written it"
+    if done >= max_steps:
+        raise ValueError(
+            f"{unknown}, and this run ends at its step {done}, so that no step would be trained with the teacher: "
+            "leave resume_from_checkpoint out and choose another output_dir, or train for more steps"
+        )
+    logger.warning(
+        "%s: its %d steps count as trained, and the teacher has a part in the other %d alone. To distil in all steps, "
+        "leave resume_from_checkpoint out and choose another output_dir.",
+        unknown,
+        done,
+        max_steps - done,
+    )
 
 
 def earlier_thresholds(folder: str | Path | None, slot: Fitted, tokens: bool) -> tuple[float, ...] | None:
