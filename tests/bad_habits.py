@@ -3,6 +3,7 @@
 import torch
 from bad_training import language, trainer, training
 from scan_job import packed
+from task_toys import padded, spoken, whisper
 from torch import nn
 from toys import Net, Rows, arguments, teacher
 from transformers import TrainingArguments
@@ -142,6 +143,9 @@ HABITS = {
     "tokenizer=": trainer(tokenizer=None),
     "teacher_model=": trainer(teacher_model=None),
     "arguments of another trainer with a temperature": own_temperature,
+    "a Whisper teacher of 8 mel bins for a student of 6": trainer(
+        lambda: whisper(8), lambda: whisper(8, mels=8), spoken, data_collator=padded
+    ),
     "a compute_loss of earlier versions": subclass(
         compute_loss=lambda self, model, inputs, return_outputs=False: torch.zeros(())
     ),

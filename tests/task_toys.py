@@ -115,8 +115,8 @@ def bart(width: int) -> Any:
     return BartForConditionalGeneration(BartConfig(**_two_sided(width), max_position_embeddings=32))
 
 
-def whisper(width: int) -> Any:
-    sound = {"num_mel_bins": 6, "max_source_positions": 8, "max_target_positions": 20}
+def whisper(width: int, mels: int = 6) -> Any:
+    sound = {"num_mel_bins": mels, "max_source_positions": 8, "max_target_positions": 20}
     return WhisperForConditionalGeneration(WhisperConfig(**_two_sided(width), **sound))
 
 

@@ -35,6 +35,24 @@ from hfkd.utils.finite import broken_rows
 
 logger = logging.getLogger(__name__)
 
+IMAGES = "pixel_values"
+OF_SOUNDS = {
+    "teacher": "choose a teacher that takes the features of the student's feature extractor (with as many mel bins), "
+    "or wrap it in an nn.Module that makes its own features of them",
+    "student": "make them with the student's own feature extractor",
+}
+# What to do about inputs that a network cannot process, by their names.
+REMEDIES = {
+    IMAGES: {
+        "teacher": "pass the size and normalisation that it expects, FrozenTeacher(teacher, wanted=InputSpec(mean, "
+        "std, (height, width))), and its images are converted",
+        "student": "resize them in the dataset's transform, or build the student for them (with timm, in_chans= and, "
+        "for networks of a fixed size, img_size=)",
+    },
+    "input_features": OF_SOUNDS,
+    "input_values": OF_SOUNDS,
+}
+
 
 def check_networks(
     student: nn.Module,
@@ -96,7 +114,7 @@ def check_batch(
     task.check_rows(rows, batch)
     task.look_at_labels(student, batch)
     batch = task.probe(batch)
-    with untouched(student), naming_images("student", student, batch):
+    with untouched(student), naming_inputs("student", student, batch):
         run = partial(call.output, student, on_device_of(student, batch))
         # A detector draws its proposals.
         output = run() if task.follows_student else warn_if_random("student", student, run)
@@ -171,36 +189,38 @@ def _taught(teacher: FrozenTeacher, batch: Mapping[str, Any]) -> Tensor:
     """The teacher's logits. ValueError for a batch that it cannot process, such as images of another size."""
     try:
         _say_channels(teacher, batch)
-        with naming_images("teacher", teacher.networks[0], batch):
+        with naming_inputs("teacher", teacher.networks[0], batch):
             return teacher(**on_device_of(teacher, dict(batch)))
     except Unlike as error:
         raise ValueError(str(error)) from error
 
 
 @contextmanager
-def naming_images(whose: str, network: nn.Module, batch: Mapping[str, Any]) -> Iterator[None]:
-    """Context that says which images a network cannot process, of which torch names inner sizes only."""
+def naming_inputs(whose: str, network: nn.Module, batch: Mapping[str, Any]) -> Iterator[None]:
+    """Context that says which images or sounds a network cannot process, of which torch names inner sizes only."""
     try:
         yield
     except (torch.OutOfMemoryError, Unlike):
         raise
     except (ValueError, RuntimeError, AssertionError) as error:
-        images = batch.get("pixel_values")
-        if not isinstance(images, Tensor) or (whose == "student" and isinstance(error, ValueError)):
+        name = next((one for one in REMEDIES if isinstance(batch.get(one), Tensor)), None)
+        if name is None or (whose == "student" and isinstance(error, ValueError)):
             raise
-        remedy = (
-            "pass the size and normalisation that it expects, FrozenTeacher(teacher, wanted=InputSpec(mean, std, "
-            "(height, width))), and its images are converted"
-            if whose == "teacher"
-            else "resize them in the dataset's transform, or build the student for them (with timm, in_chans= and, for "
-            "networks of a fixed size, img_size=)"
-        )
-        odd = images.ndim == IMAGE_DIMS and images.shape[1] not in (1, 3)
-        channels = f" and {images.shape[1]} channels" if odd else ""
+        said = _images_in_words(batch[name]) if name == IMAGES else _sounds_in_words(name, batch[name])
         raise ValueError(
-            f"the {whose}, a {type(network).__name__}, cannot process the training images, which have the size "
-            f"{tuple(images.shape[-2:])}{channels} ({error}): {remedy}"
+            f"the {whose}, a {type(network).__name__}, cannot process the training {said} ({error}): "
+            f"{REMEDIES[name][whose]}"
         ) from error
+
+
+def _images_in_words(images: Tensor) -> str:
+    odd = images.ndim == IMAGE_DIMS and images.shape[1] not in (1, 3)
+    channels = f" and {images.shape[1]} channels" if odd else ""
+    return f"images, which have the size {tuple(images.shape[-2:])}{channels}"
+
+
+def _sounds_in_words(name: str, sounds: Tensor) -> str:
+    return f"sounds, whose {name} have the shape {tuple(sounds.shape[1:])}"
 
 
 def _say_channels(teacher: FrozenTeacher, batch: Mapping[str, Any]) -> None:
