@@ -1,5 +1,7 @@
 """Classifiers of texts in the trainer: each network reads what it takes, and the same tokens."""
 
+import copy
+
 import pytest
 import torch
 from datasets import Dataset
@@ -60,6 +62,29 @@ def test_a_column_that_the_teacher_alone_takes_reaches_it(tmp_path, words):
     trainer.train()
     assert len(seen) > 2  # its accuracy, and two steps
     assert all((inputs["token_type_ids"] == 1).any() for inputs in seen)
+
+
+def test_pairs_without_the_token_types_of_the_teacher_are_not_passed_over(tmp_path, words, caplog):
+    """As a script for DistilBERT has them: its tokenizer makes none."""
+    taught, said = teacher(words), "are pairs of texts without token_type_ids, by which the teacher"
+    bare = {"train_dataset": pairs(words).remove_columns("token_type_ids"), "eval_dataset": None}
+    make(tmp_path, words, taught, **bare)
+    assert said in caplog.text  # what the teacher's tokenizer makes is not known
+    taught.save_pretrained(tmp_path / "teacher")
+    words.save_pretrained(tmp_path / "teacher")
+    stored = BertForSequenceClassification.from_pretrained(tmp_path / "teacher")
+    with pytest.raises(ValueError, match=f"{said}.* tokenise with return_token_type_ids=True"):
+        make(tmp_path, words, stored, teacher_processing_class=words, **bare)
+    caplog.clear()
+    make(tmp_path, words, stored)  # with them
+    single = pairs(words).map(lambda row: {"input_ids": row["input_ids"][:3] + row["input_ids"][-1:]})
+    single = single.remove_columns(["token_type_ids", "attention_mask"])
+    make(tmp_path / "single", words, stored, train_dataset=single, eval_dataset=None)
+    words_of_one = copy.deepcopy(words)
+    words_of_one.model_input_names = ["input_ids", "attention_mask"]
+    words_of_one.save_pretrained(tmp_path / "teacher")  # fine-tuned without token types
+    make(tmp_path / "alike", words, stored, **bare)
+    assert said not in caplog.text
 
 
 def test_a_teacher_of_other_tokens_is_refused(tmp_path, words):

@@ -34,7 +34,7 @@ def check_teacher_tokenizers(
             raise ValueError(
                 f"teacher_processing_class={type(tokenizer).__name__} is not a tokenizer: pass the teacher's tokenizer"
             )
-        theirs = _local_tokenizer(teacher) if tokenizer is None else tokenizer
+        theirs = local_tokenizer(teacher) if tokenizer is None else tokenizer
         if theirs is not None and isinstance(processing_class, PreTrainedTokenizerBase):
             (compare if distils else _refuse_unasked)(processing_class, theirs)
         elif distils:
@@ -59,7 +59,7 @@ def known_tokenizer(given: Any, teachers: Sequence[nn.Module]) -> Any:
     """The tokenizer of the teachers, given or stored with the first one's weights; None if unknown."""
     several = list(given) if isinstance(given, (list, tuple)) else [given]
     first = next((one for one in several if one is not None), None)
-    return _local_tokenizer(teachers[0]) if first is None and teachers else first
+    return local_tokenizer(teachers[0]) if first is None and teachers else first
 
 
 def compare(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
@@ -75,7 +75,7 @@ def compare(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) 
         logger.warning("The teacher's tokenizer lacks %d tokens of the student's: %s", len(unknown), unknown[:5])
 
 
-def _local_tokenizer(teacher: nn.Module) -> PreTrainedTokenizerBase | None:
+def local_tokenizer(teacher: nn.Module) -> PreTrainedTokenizerBase | None:
     """The tokenizer stored with the model's weights, or in the Hub's cache; nothing is downloaded."""
     name = getattr(getattr(bare(teacher), "config", None), "name_or_path", "")
     path = Path(name).expanduser() if name else None

@@ -84,6 +84,7 @@ from hfkd.training.validation.slots import slot_check
 from hfkd.training.validation.spread_teacher import refuse_spread_teacher
 from hfkd.training.validation.student import check_student, refuse_prompts
 from hfkd.training.validation.together import refuse_peers_of, refuse_teacher_cache, refuse_unsupported
+from hfkd.training.validation.token_types import check_token_types
 from hfkd.utils.compiled import eagerly
 from hfkd.utils.memory_format import lay_out, of_images
 from hfkd.utils.prepared import unprepared
@@ -259,8 +260,15 @@ class Setup:
             check_teacher_tokenizers(*tokenizers, self.networks, bool(self.loss.kd_weight))
         if reads and not self.task.by_target:  # a causal language model's batches say the positions
             refuse_other_padding((self.model, *self.networks), self.processing_class)
+            self.look_for_token_types()
         if one_tokenizer and self.task.vocabulary:
             self.num_classes = common_vocabulary(self.model, self.networks[0], self.processing_class)
+
+    def look_for_token_types(self) -> None:
+        rows = first_rows(self.rows)
+        if rows and self.networks and self.loss.kd_weight:
+            words = tokenizer_of_rows(self.processing_class, self.collator)
+            check_token_types(self.networks, self.collator(rows), words)
 
     @property
     def live(self) -> Any:
