@@ -8,9 +8,16 @@ import numpy as np
 import pytest
 import torch
 from processes import on_ranks, script
+from task_toys import padded, wav2vec2, waves
 from text_toys import TokenRows, language_model, taught_model, tokenizer
 from toys import Net, Rows, arguments, teacher
-from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainingArguments, Trainer, TrainingArguments
+from transformers import (
+    DataCollatorForSeq2Seq,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainingArguments,
+    Wav2Vec2FeatureExtractor,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from hfkd import DistillationTrainer
@@ -87,6 +94,28 @@ def test_trainers_order_of_arguments(tmp_path):
         DistillationTrainer(Net(), arguments(tmp_path), train_dataset=Rows())
     with pytest.raises(TypeError, match="got .'train_dataset'. twice"):
         DistillationTrainer(Net(), arguments(tmp_path), None, Rows(), train_dataset=Rows())
+
+
+# ---- inputs -----------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_of_sounds_that_are_prepared_otherwise_is_said(tmp_path, caplog):
+    """WavLM's large models take normalised waves, its base models raw ones: every network gets the student's."""
+    ours, said = Wav2Vec2FeatureExtractor(do_normalize=False), "was trained on sounds with do_normalize=True"
+
+    def built(stored):
+        wav2vec2(8).save_pretrained(tmp_path / "teacher")
+        stored.save_pretrained(tmp_path / "teacher")
+        taught = type(wav2vec2(8)).from_pretrained(tmp_path / "teacher")
+        rows = {"train_dataset": waves(), "data_collator": padded}
+        DistillationTrainer(wav2vec2(8), taught, arguments(tmp_path / "run"), processing_class=ours, **rows)
+
+    built(ours)
+    assert said not in caplog.text
+    built(Wav2Vec2FeatureExtractor(do_normalize=True))
+    assert (
+        f"{said}, and gets them as the student's feature extractor makes them, with do_normalize=False" in caplog.text
+    )
 
 
 # ---- model_init -------------------------------------------------------------------------------------------------

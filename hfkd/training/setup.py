@@ -81,6 +81,7 @@ from hfkd.training.validation.parallelism import refuse_parallelism
 from hfkd.training.validation.random_evaluation import warn_of_random_evaluation, warn_of_random_images
 from hfkd.training.validation.recorded_inputs import check_processor
 from hfkd.training.validation.slots import slot_check
+from hfkd.training.validation.sounds import warn_of_other_sounds
 from hfkd.training.validation.spread_teacher import refuse_spread_teacher
 from hfkd.training.validation.student import check_student, refuse_prompts
 from hfkd.training.validation.together import refuse_peers_of, refuse_teacher_cache, refuse_unsupported
@@ -244,6 +245,8 @@ class Setup:
         warn_of_random_evaluation(self.data)
         if images:
             warn_of_random_images(self.data["eval_dataset"], self.collator)
+        if self.loss.kd_weight:
+            warn_of_other_sounds(self.processing_class, self.networks)
         self.teacher: Teacher | None = None if teacher is None else as_teacher(teacher, self.received)
         refuse_teacher_cache(self.args, self.loss, self.task, self.networks)
         refuse_spread_teacher(self.args, self.loss, self.teacher)
