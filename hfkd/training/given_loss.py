@@ -1,11 +1,14 @@
 """The loss that a trainer makes of its arguments and keywords."""
 
 import logging
+from copy import copy
 from typing import Any
+
+from torch import nn
 
 from hfkd.arguments import DistillationArguments
 from hfkd.losses.distillation import DistillationLoss
-from hfkd.losses.temperatures import OF_LANGUAGE, Constant
+from hfkd.losses.temperatures import OF_LANGUAGE, Constant, Fitted
 from hfkd.tasks.base import Task
 
 logger = logging.getLogger(__name__)
@@ -15,10 +18,24 @@ def chosen_loss(args: DistillationArguments, **given: Any) -> DistillationLoss:
     """The loss built from the slots and weights in `given`, or in `args` where they are None."""
     values = {name: getattr(args, name) if value is None else value for name, value in given.items()}
     chosen = values["temperature"] is not None
-    values["temperature"] = values["temperature"] if chosen else args.slot_temperature
+    values["temperature"] = _to_fit(values["temperature"] if chosen else args.slot_temperature)
     loss = DistillationLoss(**values, label_smoothing=args.label_smoothing_factor)
     loss.temperature_chosen = chosen
     return loss
+
+
+def _to_fit(temperature: Any) -> Any:
+    """A temperature that is still to be fitted as this trainer's own, which leaves the caller's unfitted.
+
+    Two trainers may share the object (also in `args`), and the second would have the thresholds that were found for the
+    teacher and the rows of the first. What it learns, its parameters, remains the caller's.
+    """
+    if not isinstance(temperature, Fitted) or temperature.thresholds_or_none is not None:
+        return temperature
+    own: Any = copy(temperature)
+    if isinstance(own, nn.Module):
+        own._buffers = dict(own._buffers)
+    return own
 
 
 def suit_temperature(loss: DistillationLoss, task: Task) -> None:

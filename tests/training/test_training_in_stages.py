@@ -6,6 +6,7 @@ from toys import Net, Rows, arguments, teacher
 from transformers import TrainerCallback
 
 from hfkd import DistillationTrainer
+from hfkd.losses.temperatures import Energy, Gradation
 from hfkd.models import InputSpec
 from hfkd.teachers import FrozenTeacher
 
@@ -134,6 +135,29 @@ def test_the_teachers_accuracy_is_that_on_the_set_of_each_training(tmp_path):
         hits = [(teacher()(part.images).argmax(-1) == part.labels).float().mean().item() for part in parts]
     assert found == pytest.approx(hits)
     assert hits[0] != hits[1]
+
+
+def taught_otherwise():
+    net = Net(16, seed=5)
+    with torch.no_grad():
+        net.head.weight.mul_(3)
+    return net
+
+
+@pytest.mark.parametrize("where", ["keyword", "arguments"])
+@pytest.mark.parametrize("kind", [Energy, Gradation])
+def test_a_temperature_that_two_trainers_share_is_fitted_for_each(tmp_path, kind, where):
+    shared, rows, fitted = kind(), Rows(40), []
+    for number, slot in enumerate((shared, shared, kind())):
+        taught = taught_otherwise() if number else teacher()
+        settings, keywords = ({"temperature": slot}, {}) if where == "arguments" else ({}, {"temperature": slot})
+        args = arguments(tmp_path / str(number), max_steps=1, **settings)
+        trainer = DistillationTrainer(Net(), taught, args, train_dataset=rows, **keywords)
+        trainer.train()
+        fitted.append((trainer.distillation_loss.temperature.thresholds, trainer.record.loss["temperature"]))
+    assert fitted[1] == fitted[2]
+    assert fitted[0][0] != fitted[1][0]
+    assert shared.thresholds is None
 
 
 def collating(scale, seen):
