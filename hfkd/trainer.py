@@ -100,6 +100,7 @@ from hfkd.utils.cpu_memory import keep_freed_memory
 from hfkd.utils.json_file import write_json
 from hfkd.utils.kept_weights import kept_weights
 from hfkd.utils.output_folder import refuse_networks
+from hfkd.utils.setting_types import resume_choice
 from hfkd.utils.temporary_settings import setting
 
 logger = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ class DistillationTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # what versions without `loss_is_scaled_for_ga` ask in its place
         self.model_init = cast(Any, model_init)
         # Made absolute, so that the run keeps its folder if the program changes the working directory.
-        self.args.output_dir = os.path.abspath(self.args.output_dir or ".")
+        self.run_folder = self.args.output_dir = os.path.abspath(self.args.output_dir or ".")
         self._compose()
         self._place(setup)
 
@@ -473,7 +474,7 @@ class DistillationTrainer(Trainer):
             self._start_anew(trial)
         refuse_changed(self)
         if self.model_init is None:  # which has an optimizer made for each student
-            self.made_optimizer.renew()
+            self.made_optimizer.renew(resumed=resume_choice(resume_from_checkpoint) not in (None, False))
         self._take_rows()
         refuse_networks(self.args.output_dir, {"student": self.model, "teacher": self.teacher}, self.processing_class)
         with locked(self.args.output_dir or ".") if self.args.should_save else nullcontext():
@@ -534,9 +535,8 @@ class DistillationTrainer(Trainer):
         self.record.refuse_checkpoint(checkpoint)
         say_unsaved(self)
         first, size = self._first_batch(resumed=checkpoint is not None), self._train_batch_size
-        if self.record.training is None and trial is None:  # train() again continues; trials have their own
-            self.record = self.record.training_as(self.settings | compared_settings(self), self.args)
-            self.record.check_training(self.args.output_dir, checkpoint)
+        if trial is None:  # trials have their own
+            self._identify_training(checkpoint)
         self.whole.start_from(checkpoint)
         self.marks.own_set = self.eval_dataset
         if checkpoint is not None:
@@ -567,6 +567,20 @@ class DistillationTrainer(Trainer):
                 noise.remove()  # after an error Trainer leaves it there, and the next training adds another
             if self.cached_teacher is not None:
                 self.cached_teacher.flush()
+
+    def _identify_training(self, checkpoint: str | None) -> None:
+        """Record the settings as they are now; refuse the folder, or the checkpoint, of another run.
+
+        train() again, without a checkpoint, goes on in the folder of the training before with any settings.
+        """
+        folder = os.path.abspath(self.args.output_dir or ".")
+        if folder != self.run_folder:  # set since
+            self.record.refuse_other(folder)
+        again = folder == self.run_folder and self.record.training is not None
+        self.record = self.record.training_as(self.settings | compared_settings(self), self.args)
+        if checkpoint or not again:
+            self.record.check_training(folder, checkpoint)
+        self.run_folder = self.args.output_dir = folder
 
     def _inner_training_loop(self, batch_size: int | None = None, *arguments: Any, **keywords: Any) -> TrainOutput:
         """As in Trainer; called with each smaller size by `auto_find_batch_size`, or with that of a checkpoint."""

@@ -40,8 +40,11 @@ class MadeOptimizer(TrainerCallback):
         self._trained: list[nn.Parameter] = []
         self._said = [] if host.optimizer is None else self._left_out()  # of optimizers= it has been said
 
-    def renew(self) -> None:
-        """Called before each training. Raises ValueError where another optimizer would be needed and cannot be made."""
+    def renew(self, resumed: bool) -> None:
+        """Called before each training. Raises ValueError where another optimizer would be needed and cannot be made.
+
+        resumed: from a checkpoint, whose state, the learning rate too, the optimizer then gets, as in a new trainer.
+        """
         host = self.host
         if host.optimizer is None or host.optimizer is not self._made or host.is_deepspeed_enabled:
             return  # the first training, the caller's own, or made for each training
@@ -55,10 +58,12 @@ class MadeOptimizer(TrainerCallback):
         why += [f"{some(new)} require a gradient too"] if new else []
         if why:
             self._refuse_renewal(why, bool(new))
-            logger.warning(
-                "The optimizer of the training before is replaced by another one, without its state (momentum): %s.",
-                "; ".join(why),
-            )
+            if not resumed:
+                logger.warning(
+                    "The optimizer of the training before is replaced by another one, without its state (momentum): "
+                    "%s.",
+                    "; ".join(why),
+                )
             host.optimizer = None
 
     def _refuse_renewal(self, why: list[str], unfrozen: bool) -> None:

@@ -57,6 +57,41 @@ def test_a_second_training_has_the_rate_that_was_set_for_it(tmp_path, caplog):
     assert "learning_rate is 0.01 in place of 0.1; weight_decay is 0.0 in place of 0.1" in caplog.text
 
 
+def test_a_run_that_its_own_trainer_resumes_with_other_settings_says_so_as_a_new_trainer_does(tmp_path, caplog):
+    """The rate is the stored one, in both."""
+    saving, said, rates = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch"}, [], []
+    trainer = make(tmp_path, max_steps=2, **saving)
+    trainer.train()
+    again = {"max_steps": 4, "learning_rate": 0.01}
+    vars(trainer.args).update(again)
+    for one in (trainer, make(tmp_path, **saving, **again)):
+        caplog.clear()
+        one.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        said.append([record.getMessage() for record in caplog.records if record.name.startswith("hfkd")])
+        rates.append(one.state.log_history[-2]["learning_rate"])
+        assert one.record.training["learning_rate"] == 0.01
+    assert said[0] == said[1] != []
+    assert "was trained with learning_rate=0.1, max_steps=2; it is resumed with" in said[0][0]
+    assert rates == [0.1, 0.1]
+    trainer.args.data_seed = 5
+    with pytest.raises(ValueError, match="and this run has data_seed=5"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_folder_that_is_set_for_a_training_may_not_hold_another_run(tmp_path):
+    other = DistillationTrainer(Net(), taught_otherwise(), arguments(tmp_path / "other"), train_dataset=Rows())
+    other.train()
+    for trains_before in (False, True):
+        trainer = make(tmp_path / "mine")
+        if trains_before:
+            trainer.train()
+        trainer.args.output_dir = str(tmp_path / "other")
+        with pytest.raises(ValueError, match="other contains another run: its teacher is Net"):
+            trainer.train()
+        trainer.args.output_dir = str(tmp_path / f"new-{trains_before}")
+        trainer.train()
+
+
 def test_layers_that_are_frozen_for_a_second_training_stay_as_they_are_and_the_optimizer_too(tmp_path, caplog):
     trainer = make(tmp_path, optim="adamw_torch")
     trainer.train()
