@@ -38,6 +38,7 @@ from hfkd.reports.teacher_accuracy import TeacherAccuracy
 from hfkd.tasks.by_name import networks_by_name, tokenizer_of_name
 from hfkd.tasks.unlabelled import unlabelled
 from hfkd.teachers import TeacherScan
+from hfkd.teachers.fingerprint import sampled_weights
 from hfkd.training import loss_parameters, run_identity
 from hfkd.training.checkpoints.callback_states import CallbackStates
 from hfkd.training.checkpoints.optimizer_state import as_laid_out, show_result
@@ -50,7 +51,7 @@ from hfkd.training.evaluation_loaders import EvaluationLoaders
 from hfkd.training.first_batch import KeptFirst, own_loader
 from hfkd.training.forward.choice import AnyForward
 from hfkd.training.forward.dense import ChunkedForward
-from hfkd.training.forward.he_da import with_he_da
+from hfkd.training.forward.he_da import with_he_da, without_he_da
 from hfkd.training.forward.micro_batch import MicroBatch
 from hfkd.training.forward.returned_outputs import returned_outputs, smoothed
 from hfkd.training.found_batch_size import attempt
@@ -232,6 +233,7 @@ class DistillationTrainer(Trainer):
             loss.compile(backend=self.args.torch_compile_backend or "inductor")
         self.teacher: Any = None if teacher is None else teacher.placed(self.accelerator, self.args.shard_teacher)
         self.placed_teacher = self.teacher
+        self.known_weights = self._teacher_weights()
         self.written = WrittenSteps(self) if self.args.writes else None
         self.cached_teacher: Any = cached_teacher(self.teacher, self.train_dataset, loss, self.args, self.accelerator)
         self.known_rows = self.train_dataset
@@ -476,6 +478,7 @@ class DistillationTrainer(Trainer):
         if self.model_init is None:  # which has an optimizer made for each student
             self.made_optimizer.renew(resumed=resume_choice(resume_from_checkpoint) not in (None, False))
         self._take_rows()
+        self._take_teacher()
         refuse_networks(self.args.output_dir, {"student": self.model, "teacher": self.teacher}, self.processing_class)
         with locked(self.args.output_dir or ".") if self.args.should_save else nullcontext():
             return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -489,8 +492,27 @@ class DistillationTrainer(Trainer):
         self.cached_teacher = cached_teacher(self.teacher, rows, self.distillation_loss, self.args, self.accelerator)
         self.record = self.record.of_rows(rows)
         self.known_rows = rows
+        self.step = without_he_da(self.step)
         if self.scan_result is not None and isinstance(slot := self.distillation_loss.temperature, Fitted):
             logger.warning("train_dataset has other rows: the thresholds of %r stay those of the rows before.", slot)
+
+    def _take_teacher(self) -> None:
+        """The teacher's weights, if it has been trained since: what was found out is of those before."""
+        teacher, weights = self.placed_teacher, self._teacher_weights()
+        if teacher is None or torch.equal(weights, self.known_weights):
+            return
+        self.known_weights, self.record = weights, self.record.of_teacher(teacher)
+        self.step = without_he_da(self.step)
+        if self.args.he_da == "paper":
+            self.train_dataset = self.known_rows = original_images(self.train_dataset)
+        rows, loss = self.train_dataset, self.distillation_loss
+        self.cached_teacher = cached_teacher(teacher, rows, loss, self.args, self.accelerator)
+        if self.scan_result is not None and isinstance(slot := loss.temperature, Fitted):
+            logger.warning("The teacher has other weights: the thresholds of %r stay those of the ones before.", slot)
+
+    def _teacher_weights(self) -> Tensor:
+        """A sample of them; none of a sharded teacher, whose weights are elsewhere."""
+        return sampled_weights(() if self.teacher is None or self.args.shard_teacher else self.teacher.networks)
 
     def _start_anew(self, trial: Any) -> None:
         """Create a student with `model_init`, and rebuild all that depends on it with this trial's arguments."""

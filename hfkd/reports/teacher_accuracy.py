@@ -19,6 +19,7 @@ from hfkd.data.first_rows import sets_by_name
 from hfkd.losses.items import Items
 from hfkd.reports.history import teacher_scores
 from hfkd.teachers import FrozenTeacher
+from hfkd.teachers.fingerprint import sampled_weights
 from hfkd.training.averages import RowAverage
 from hfkd.training.host import Host
 from hfkd.training.validation.normalisation import receiving
@@ -45,14 +46,16 @@ class TeacherAccuracy(TrainerCallback):
     def __init__(self, trainer: Host) -> None:
         self.trainer = trainer
         self.measured: dict[str, float] | None = None  # kept for a second train(), and for retries with a smaller batch
-        self._of: tuple[Any, Any] = None, None  # the evaluation set, and the teacher's order of classes
+        self._of: tuple[Any, ...] = None, None, []  # the evaluation set, the teacher's order of classes, its weights
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         if teacher_scores(state.log_history):
             return
-        order = getattr(self.trainer.teacher, "order", None)
-        now = self.trainer.eval_dataset, None if order is None else order.tolist()
-        if self.measured is None or self._of[0] is not now[0] or self._of[1] != now[1]:
+        teacher = self.trainer.teacher
+        order = getattr(teacher, "order", None)
+        weights = sampled_weights(() if teacher is None else teacher.networks).tolist()
+        now = self.trainer.eval_dataset, None if order is None else order.tolist(), weights
+        if self.measured is None or self._of[0] is not now[0] or self._of[1:] != now[1:]:
             self.measured, self._of = measure(self.trainer), now
         if self.measured:
             self.trainer.log(dict(self.measured))

@@ -4,7 +4,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +22,7 @@ from hfkd.teachers.code import code_hash, users_own
 from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.utils.command import without_addresses
 
+SAMPLED = 16  # values of each weight
 SIZED = 1000  # number of files whose sizes are compared
 HASHED_WHOLE = 2 << 30  # maximum size in bytes of Arrow data whose content is hashed
 # Keys of a configuration that do not affect outputs: names, training, generation, and what the weights show.
@@ -63,6 +64,14 @@ def weights_fingerprint(teacher: Any) -> str:
     order = "" if teacher.order is None else str(teacher.order.tolist())
     digest.update(f"{modules}{teacher.received}{teacher.wanted}{order}".encode())
     return digest.hexdigest()
+
+
+def sampled_weights(networks: Iterable[nn.Module]) -> Tensor:
+    """A few values of each weight, which any training changes: a comparison that costs nothing beside the hash."""
+    plain = [p.detach() for network in networks for p in network.parameters() if type(p) in (Tensor, nn.Parameter)]
+    real = [p for p in plain if p.numel() and not (p.is_meta or p.is_complex() or p.is_quantized)]
+    rows = [p[(0,) * (p.ndim - 1)].reshape(-1)[:SAMPLED].float().cpu() for p in real]
+    return torch.cat([torch.empty(0), *rows])
 
 
 def _offloaded(network: nn.Module, name: str) -> Tensor:

@@ -103,9 +103,7 @@ class RunRecord:
         """`more`: further settings that determine the run, recorded with the slots."""
         known, config = None if teacher is None else repr(teacher), None
         if teacher is not None and teacher.networks:
-            config = configuration(teacher)
-            names = " + ".join(map(network, teacher.networks))
-            known = names.removesuffix(")") + f", weights {weights_fingerprint(teacher)[:8]})"
+            known, config = teacher_networks(teacher), configuration(teacher)
         # A lambda's repr has its address, which differs between runs.
         slots = {k: without_addresses(v) if isinstance(v, str) else v for k, v in loss.describe().items()}
         decided = slots | dict(more or {})
@@ -124,6 +122,10 @@ class RunRecord:
     def of_rows(self, dataset: Any) -> "RunRecord":
         """The same of other training rows."""
         return replace(self, data=rows_of(dataset), rows=data_hash(dataset))
+
+    def of_teacher(self, teacher: Teacher) -> "RunRecord":
+        """The same with the weights that the teacher's networks have now."""
+        return replace(self, teacher=teacher_networks(teacher))
 
     def write(self, folder: str | Path | None, loss: DistillationLoss) -> None:
         slot = loss.temperature
@@ -287,6 +289,12 @@ def rows_of(dataset: Any) -> str | None:
     rows = f"{len(dataset):,} rows" if has_length(dataset) else "a stream"
     transform = epoch_transform(dataset)
     return rows if transform is None else f"{rows}, {transform!r}"
+
+
+def teacher_networks(teacher: Teacher) -> str:
+    """The networks of a teacher in one line, with a hash of their weights."""
+    names = " + ".join(map(network, teacher.networks))
+    return names.removesuffix(")") + f", weights {weights_fingerprint(teacher)[:8]})"
 
 
 def network(model: nn.Module) -> str:

@@ -42,6 +42,18 @@ def test_a_teachers_stored_logits_are_those_of_the_rows_at_hand(tmp_path):
     assert run_identity.read(tmp_path / "again").rows == data_hash(others)
 
 
+def test_a_teachers_stored_logits_are_those_of_its_weights_when_training_starts(tmp_path):
+    taught, rows, runs = teacher(), packed(), {}
+    with_cache = {"teacher_cache_dir": str(tmp_path / "cache")}
+    make(tmp_path / "before", rows, taught, **with_cache).train()
+    runs["again"] = make(tmp_path / "again", rows, taught, **with_cache)
+    taught.load_state_dict(Net(16, seed=5).state_dict())
+    runs["built"] = make(tmp_path / "built", rows, taught, **with_cache)
+    for run in runs.values():
+        run.train()
+    assert_same(runs["again"], runs["built"])
+
+
 def test_a_teachers_classes_are_in_the_order_of_the_rows_at_hand(tmp_path):
     names = [list("abcde"), list("edcba")]
     trainer = make(tmp_path, named(names[0]), FrozenTeacher(teacher(), label_names=names[0]))

@@ -9,6 +9,7 @@ from hfkd import DistillationTrainer
 from hfkd.losses.temperatures import Energy, Gradation
 from hfkd.models import InputSpec
 from hfkd.teachers import FrozenTeacher
+from hfkd.training import run_identity
 
 MADE = "The optimizer of the training before is replaced by another one"
 LEFT_OUT = "require a gradient, but the optimizer does not have them"
@@ -193,6 +194,37 @@ def test_a_temperature_that_two_trainers_share_is_fitted_for_each(tmp_path, kind
     assert fitted[1] == fitted[2]
     assert fitted[0][0] != fitted[1][0]
     assert shared.thresholds is None
+
+
+def scores(trainer):
+    """What a training says of its teacher: the record's line, and the accuracy."""
+    trainer.train()
+    return trainer.record.teacher, trainer.state.log_history[0]["teacher_accuracy"]
+
+
+@pytest.mark.parametrize("trained_before", [False, True])
+def test_a_teacher_that_has_been_trained_since_is_recorded_and_scored_as_it_is_now(tmp_path, trained_before, caplog):
+    """Between building and training, or between two trainings, such as rounds in which both learn."""
+    rows, taught, settings = Rows(40), teacher(), {"max_steps": 1, "temperature": "energy"}
+    data = {"train_dataset": rows, "eval_dataset": Rows(40, seed=1)}
+    trainer = DistillationTrainer(Net(), taught, arguments(tmp_path / "one", **settings), **data)
+    before = scores(trainer) if trained_before else None
+    thresholds = trainer.distillation_loss.temperature.thresholds
+    DistillationTrainer(
+        taught, None, arguments(tmp_path / "teacher", max_steps=20, kd_weight=0.0, ce_weight=1.0), train_dataset=rows
+    ).train()
+    new = DistillationTrainer(Net(), taught, arguments(tmp_path / "two", **settings), **data)
+    found = scores(trainer)
+    assert found == scores(new)
+    assert run_identity.read(tmp_path / "one").teacher == new.record.teacher
+    now, its = (one.distillation_loss.temperature.thresholds for one in (trainer, new))
+    if not trained_before:
+        assert now == its
+    else:
+        assert found[0] != before[0]
+        assert found[1] != before[1]
+        assert now == thresholds != its
+        assert caplog.text.count("The teacher has other weights: the thresholds of Energy(") == 1
 
 
 def collating(scale, seen):

@@ -120,6 +120,11 @@ def with_he_da(
     return HighEnergyForward(step, threshold, args.he_da_mix), dataset
 
 
+def without_he_da(step: Any) -> Any:
+    """The forward pass before `with_he_da`, whose threshold is one of a teacher's weights and rows."""
+    return step.inner if isinstance(step, HighEnergyForward) else step
+
+
 def added_images(args: HighEnergyArguments, dataset: Any) -> dict[str, int]:
     """The number of images that HE-DA's paper variant adds, or has added, to `dataset`, by name."""
     if args.he_da != "paper" or dataset is None:

@@ -179,6 +179,25 @@ def test_both_variants_train_beside_any_temperature_and_weighting(tmp_path, vari
         assert thresholds == plain.distillation_loss.temperature.thresholds
 
 
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_images_are_chosen_for_the_rows_and_the_teacher_of_each_training(tmp_path, variant):
+    def chosen(run):
+        run.train()
+        return run.step.threshold if variant == "released" else image_transform(run.train_dataset).selected["index"][:]
+
+    run = trainer(tmp_path / "run", he_da=variant, max_steps=1)
+    found = [chosen(run)]
+    run.train_dataset = data(60)
+    found.append(chosen(run))
+    assert found[-1] == chosen(trainer(tmp_path / "rows", data(60), he_da=variant, max_steps=1))
+    for network in (run.teacher.model, other := Net(16, seed=5)):
+        network.load_state_dict(Net(16, seed=5).state_dict())
+    found.append(chosen(run))
+    args = arguments(tmp_path / "teacher", he_da=variant, max_steps=1)
+    assert found[-1] == chosen(DistillationTrainer(Net(), other, args, train_dataset=data(60)))
+    assert found[0] != found[1] != found[2]
+
+
 @pytest.mark.parametrize(("data_seed", "seed"), [(None, 7), (0, 0), (3, 3)])
 def test_the_mixing_is_drawn_from_the_data_seed_where_there_is_one(tmp_path, data_seed, seed):
     run = trainer(tmp_path, he_da="paper", data_seed=data_seed, seed=7, max_steps=1)
