@@ -174,6 +174,7 @@ class DistillationTrainer(Trainer):
         # The distillation loss smooths the labels itself.
         with loss_parameters.used_by_ddp(loss, own_args), setting(own_args, label_smoothing_factor=0.0):
             super().__init__(model=setup.model, args=own_args, data_collator=setup.collator, **setup.keywords)
+        self.config.leave()
         count_rows_once(self.accelerator, self.get_tp_size())
         self.model_accepts_loss_kwargs = True  # what versions without `loss_is_scaled_for_ga` ask in its place
         self.model_init = cast(Any, model_init)
@@ -421,6 +422,7 @@ class DistillationTrainer(Trainer):
         full = (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train  # Trainer then casts it
         with ExitStack() as stack:
             stack.enter_context(self._frozen_teacher())
+            stack.enter_context(self.config.in_use())
             stack.enter_context(receiving(compared, self.image_inputs, dataset))
             stack.enter_context(main_input_named(self.model, self.call))
             if self._wants_whole_logits(predicts):
@@ -531,7 +533,9 @@ class DistillationTrainer(Trainer):
         keywords = self.anew.keywords | now | {"processing_class": self.processing_class}
         loss = chosen_loss(self.args, **self.anew.fresh_slots())
         setup = Setup(student, self.anew.teacher, self.args, loss, searching=trial is not None, **keywords)
+        of_training = self.config.of_training  # by Trainer's constructor
         self._take(setup)
+        self.config.of_training = of_training
         self.data_collator, self.train_dataset = setup.collator, now["train_dataset"]
         self.model = self.model_wrapped = setup.model
         self.anew.keep(setup.model)
@@ -582,7 +586,8 @@ class DistillationTrainer(Trainer):
             loss_parameters.join(self.distillation_loss, self.optimizer, own_scheduler)
             attached = loss_parameters.attached(self.distillation_loss, self.model)
             norms = layer_norms_in_float32(self.model, self.args)
-            with self._frozen_teacher(), norms, attached, setting(self, first=first, first_size=size):
+            known = setting(self, first=first, first_size=size)
+            with self._frozen_teacher(), self.config.in_use(), norms, attached, known:
                 return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             if (noise := getattr(self, NOISE, None)) is not None:

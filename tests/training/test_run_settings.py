@@ -140,17 +140,34 @@ def llama(**keywords):
     return LlamaForCausalLM(LlamaConfig(vocab_size=language_model().config.vocab_size, **sizes, **keywords))
 
 
+class Uses(TrainerCallback):
+    """Notes the student's `use_cache` in training and in evaluation."""
+
+    def __init__(self):
+        self.found = set()
+
+    def on_step_end(self, args, state, control, **keywords):
+        self.found.add(keywords["model"].config.use_cache)
+
+    on_prediction_step = on_step_end
+
+
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_the_saved_language_model_uses_its_cache_as_before(tmp_path, use_cache):
-    args = arguments(tmp_path, save_strategy="steps", save_steps=2)
+def test_a_language_model_uses_its_cache_as_before_and_so_does_the_saved_one(tmp_path, use_cache):
+    """After one training and after another one, by a second trainer."""
+    student, uses = llama(use_cache=use_cache), Uses()
     keywords = {"ce_weight": 1, "kd_weight": 0, "train_dataset": TokenRows(), "processing_class": tokenizer()}
-    run = DistillationTrainer(llama(use_cache=use_cache), None, args, **keywords)
-    run.train()
-    run.save_model()
-    for folder in (tmp_path, tmp_path / "checkpoint-2"):
-        assert json.loads((folder / "config.json").read_text())["use_cache"] is use_cache
-        assert LlamaForCausalLM.from_pretrained(folder).config.use_cache is use_cache
-    assert run.model.config.use_cache is False  # while it trains, as Trainer wants it
+    for stage in (tmp_path / "one", tmp_path / "two"):
+        args = arguments(stage, save_strategy="steps", save_steps=2)
+        run = DistillationTrainer(student, None, args, callbacks=[uses], **keywords)
+        run.evaluate(TokenRows())
+        run.train()
+        run.save_model()
+        for folder in (stage, stage / "checkpoint-2"):
+            assert json.loads((folder / "config.json").read_text())["use_cache"] is use_cache
+            assert LlamaForCausalLM.from_pretrained(folder).config.use_cache is use_cache
+        assert student.config.use_cache is use_cache
+    assert uses.found == {False}  # as Trainer wants it
 
 
 def test_an_image_model_that_has_no_cache_gets_none(tmp_path):
