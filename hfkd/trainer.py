@@ -96,7 +96,7 @@ from hfkd.training.validation.recorded_inputs import record_inputs
 from hfkd.training.validation.teacher_probe import probed
 from hfkd.training.validation.together import refuse_keywords
 from hfkd.training.weight_decay import without_norms
-from hfkd.training.wrapping import say_unsaved, wrapped_anew
+from hfkd.training.wrapping import OwnPreparation, say_unsaved
 from hfkd.utils.cpu_memory import keep_freed_memory
 from hfkd.utils.json_file import write_json
 from hfkd.utils.kept_weights import kept_weights
@@ -212,8 +212,8 @@ class DistillationTrainer(Trainer):
             self.judged.parts,
             EpochViews(),
         )
-        self.made_optimizer = MadeOptimizer(self)
-        checks = RefuseChanged(self), loss_parameters.CheckTrained(self), self.made_optimizer
+        self.made_optimizer, self.preparation = MadeOptimizer(self), OwnPreparation(self)
+        checks = RefuseChanged(self), loss_parameters.CheckTrained(self), self.made_optimizer, self.preparation
         for callback in (*own, *checks, TeacherAccuracy(self)):
             self.add_callback(callback)
 
@@ -456,10 +456,12 @@ class DistillationTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Trainer's loop, with a loss that counts every row exactly once on any number of ranks."""
         self.evaluated.begin()
+        self.preparation.for_evaluation()
         with self._evaluation(getattr(dataloader, "dataset", None), description == "Prediction") as scores:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
+        self.preparation.done()
         if output.metrics is not None:
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
             self.evaluated.put_into(output.metrics, metric_key_prefix)
@@ -616,7 +618,7 @@ class DistillationTrainer(Trainer):
             self.setup.check_batch_size(batch_size)
             self._train_batch_size = batch_size
             first = None if first is None else first.anew(self._training_loader())
-        wrapped_anew(self)
+        self.preparation.for_training()
         with attempt(self), nullcontext() if first is None else first.given_to(self):
             return super()._inner_training_loop(batch_size, *arguments, **keywords)
 

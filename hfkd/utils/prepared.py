@@ -20,7 +20,7 @@ def unprepared(network: nn.Module) -> None:
     attributes.pop(MARK, None)
     if INNER not in attributes:
         return
-    if not _is_autocast(attributes.get("forward")):
+    if not is_autocast(attributes.get("forward")):
         # It is around the forward of `torch.compile(network)`, which keeps its other attributes in the network.
         if compiled is not None:
             compiled.forward = attributes.pop(INNER)
@@ -31,6 +31,6 @@ def unprepared(network: nn.Module) -> None:
         attributes["forward"] = inner
 
 
-def _is_autocast(forward: Any) -> bool:
+def is_autocast(forward: Any) -> bool:
     """Whether a forward is that of accelerate, which also converts outputs to float32."""
     return isinstance(getattr(forward, "__wrapped__", None), ConvertOutputsToFp32)

@@ -48,3 +48,18 @@ def test_trainers_that_are_built_before_they_train(both, order):
     found = {i: precisions(trainers[i]) for i in order}
     assert [found[0], found[1]] == [BF16, WHOLE]
     assert [trainer.settings["mixed_precision"] for trainer in trainers] == ["bf16", "no"]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 0), (1, 0, 1)])
+def test_a_student_that_two_trainers_share_has_the_precision_of_the_one_that_trains_it(tmp_path, order):
+    student, trainers, found = Watched(), [], []
+    for bf16 in (True, False):
+        args = arguments(tmp_path / str(bf16), max_steps=1, bf16=bf16, float32_evaluation=False, evaluate_teacher=False)
+        rows = {"train_dataset": Rows(8), "eval_dataset": Rows(8)}
+        trainers.append(DistillationTrainer(student, teacher(), args, **rows))
+    for evaluates in (False, True):
+        for i in order:
+            student.seen.clear()
+            (trainers[i].evaluate if evaluates else trainers[i].train)()
+            found.append(student.seen == (BF16, WHOLE)[i][0])
+    assert found == [True] * 6
