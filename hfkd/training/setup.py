@@ -136,12 +136,19 @@ class Setup:
         for network in (model, bare(model), *self.networks):
             unprepared(network)
         refuse_parallelism(self.args, model, self.networks)
-        trains = self.rows is not None
-        check_optimizer_settings(self.args, self.keywords, trains)
+        self.trains = self.rows is not None
+        check_optimizer_settings(self.args, self.keywords, self.trains)
         refuse_features(self.loss, model, teacher, self.args)
         refuse_shared(model, self.networks, adapters=peft_config is not None)
         self.model = model if peft_config is None else _with_adapters(model, peft_config)
-        check_student(self.saved_student, self.args, self.keywords.get("optimizers"), trains)
+        check_student(self.saved_student, self.args, self.keywords.get("optimizers"), self.trains)
+
+    def check_trained(self) -> None:
+        """The checks of a student that trains after all, in a trainer that was built without rows."""
+        if not self.trains:
+            self.trains = True
+            check_optimizer_settings(self.args, self.keywords, self.trains)
+            check_student(self.saved_student, self.args, self.keywords.get("optimizers"), self.trains)
 
     def choose_task(self, stored: bool) -> None:
         """stored: whether there is a teacher without networks."""
@@ -307,6 +314,12 @@ class Setup:
                 "train_dataset has been set to other rows after the trainer was built, and "
                 f"{self.loss.objective!r} is made from those that it was built with: build another trainer"
             )
+        if self.waits and map_style(rows):
+            raise ValueError(
+                f"train_dataset has been set after the trainer was built, and {self.loss.objective!r} is built from "
+                "its rows: build another trainer, with train_dataset="
+            )
+        self.check_trained()
         self.data = {"train_dataset": rows, "eval_dataset": scored}
         refuse_other_normalisation(self.received, normalisation(self.image_inputs, self.data))
         return None if self.task.vocabulary else check_label_names(self.data, self.collator, self.model, self.live)
@@ -394,6 +407,7 @@ class Setup:
 
     def look_at(self, first: KeptFirst) -> None:
         """Run the checks on the first batch that could not run on rows when the trainer was built."""
+        self.check_trained()
         batch = first.batch
         if not isinstance(batch, Mapping):
             raise ValueError(

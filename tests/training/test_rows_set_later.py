@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Features
 from scan_job import packed
-from toys import Net, arguments, teacher
+from toys import Net, Rows, arguments, teacher
 
 from hfkd import DistillationTrainer
 from hfkd.data.transforms import ImageTransform
@@ -86,3 +86,35 @@ def test_what_was_made_for_the_first_rows_is_refused(tmp_path, rows, keywords, w
     trainer.train_dataset = rows()
     with pytest.raises(ValueError, match=what):
         trainer.train()
+
+
+def test_an_objective_that_is_built_from_the_rows_needs_them_when_the_trainer_is_built(tmp_path):
+    trainer = make(tmp_path, None, objective="kd + fitnet(layer='conv')")
+    trainer.train_dataset = packed()
+    with pytest.raises(ValueError, match="is built from its rows: build another trainer, with train_dataset="):
+        trainer.train()
+
+
+class OwnLoader(DistillationTrainer):
+    def get_train_dataloader(self):
+        return [{"pixel_values": torch.zeros(2, 3, 8, 8), "labels": torch.tensor([0, 1])}]
+
+
+class Half(Net):
+    def __init__(self):
+        super().__init__()
+        self.bfloat16()
+
+    def forward(self, x):
+        return super().forward(x.bfloat16())
+
+
+@pytest.mark.parametrize("kind", [DistillationTrainer, OwnLoader])
+def test_a_student_that_trains_after_all_is_checked_as_one_that_was_built_with_rows(tmp_path, kind, caplog):
+    trainer = kind(Half(), teacher(), arguments(tmp_path, max_steps=1, evaluate_teacher=False))
+    trainer.train_dataset = Rows() if kind is DistillationTrainer else None
+    said = "a step that changes a weight by less than about one part in"
+    assert said not in caplog.text
+    for _ in range(2):
+        trainer.train()
+        assert caplog.text.count(said) == 1
