@@ -23,9 +23,11 @@ class Teacher(ABC):
     """A teacher, live or stored. The trainer calls `check_use` before training, which refuses unsupported uses.
 
     networks: the unwrapped networks that it runs; none for a stored teacher.
+    entropy_temperature: of the entropies in the trainer's scan of the training set; a stored teacher has its own.
     """
 
     networks: tuple[nn.Module, ...] = ()
+    entropy_temperature: float = 3.0
 
     @property
     def members(self) -> tuple[Any, ...]:

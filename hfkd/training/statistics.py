@@ -11,6 +11,7 @@ def scan_of(trainer: Host, rows: Any = None, **keywords: Any) -> TeacherScan:
     args = trainer.args
     if trainer.teacher is None or trainer.train_dataset is None:
         raise ValueError("a teacher scan needs a teacher and a train_dataset: pass both")
+    keywords = {"entropy_temperature": trainer.teacher.entropy_temperature} | keywords
     return scan(
         trainer.teacher,
         trainer.train_dataset if rows is None else rows,

@@ -59,7 +59,7 @@ class CachedTextTeacher(nn.Module, Teacher):
                 f"{len(missing)} of {len(manifest.shards)} files are missing or damaged in {folder} (first "
                 f"{missing[0]}): call {again} again, which creates only these"
             )
-        self.folder, self.manifest = folder, manifest
+        self.folder, self.manifest, self.entropy_temperature = folder, manifest, manifest.entropy_temperature
         shards = [Dataset.from_file(str(Path(folder) / shard)) for shard in manifest.shards]
         self._rows = concatenate_datasets(shards).with_format("arrow")
         keys = self._rows[:]

@@ -221,6 +221,16 @@ def test_training_with_every_token_stored_is_training_with_the_teacher(tmp_path,
         assert len({r["temperature"] for r in cached.state.log_history if "temperature" in r}) > 1
 
 
+def test_thresholds_are_fitted_beside_entropies_of_another_temperature(tmp_path):
+    cached = build(tmp_path / "cache", k=VOCAB, entropy_temperature=1.0)
+    slots = {"temperature": "energy(ratio=0.25)", "weighting": "entropy(temperature=1.0)"}
+    stored, live = make(tmp_path / "a", cached, **slots), make(tmp_path / "b", taught_model(), **slots)
+    for trainer in (stored, live):
+        trainer.train()
+    for mine, theirs in zip(stored.model.parameters(), live.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+
+
 def test_temperatures_that_a_sum_misses_by_a_bit_are_the_stored_ones(tmp_path):
     cached = build(tmp_path / "cache", temperatures=(2.0, 4.1, 6.3))
     assert 4.1 - 2.1 != 2.0
