@@ -66,6 +66,17 @@ def test_a_teachers_classes_are_in_the_order_of_the_rows_at_hand(tmp_path):
     assert trainer.teacher.order is None
 
 
+def test_the_threshold_of_he_da_is_that_of_the_rows_at_hand(tmp_path):
+    later, built = (
+        make(tmp_path / name, packed(seed=k), he_da="released") for k, name in enumerate(("later", "built"))
+    )
+    built.train()
+    later.train()
+    later.train_dataset = built.train_dataset
+    later.train()
+    assert later.step.threshold == built.step.threshold
+
+
 @pytest.mark.parametrize(
     ("rows", "keywords", "what"),
     [
