@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import has_length
 
 from hfkd.arguments import DistillationArguments
+from hfkd.data.epochs import first_epoch
 from hfkd.data.first_rows import first_rows, map_style
 from hfkd.losses.context import BuildContext, NetworkContext
 from hfkd.losses.distillation import DistillationLoss
@@ -145,8 +146,9 @@ class Builder:
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         loader = DataLoader(self.rows, self.args.per_device_eval_batch_size, collate_fn=self.collate)
-        for given in loader:
-            yield send_to_device(as_networks_get(given, self.call, self.task, self.labels), self.args.device)
+        with first_epoch(self.rows):  # in which a run that has been trained before on these rows would not be
+            for given in loader:
+                yield send_to_device(as_networks_get(given, self.call, self.task, self.labels), self.args.device)
 
 
 def is_built(loss: DistillationLoss) -> bool:

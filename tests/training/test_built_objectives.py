@@ -7,6 +7,7 @@ import timm
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
+from scan_job import packed
 from text_toys import TokenRows, language_model, taught_model, tokenizer
 from torch import nn
 from toys import CHECKPOINTING, CLASSES, Net, Rows, arguments, teacher
@@ -358,6 +359,19 @@ def test_each_training_of_model_init_builds_its_own(tmp_path):
         found.append(regressor_of(trainer).conv.weight.clone())
     torch.testing.assert_close(*found)
     assert len(taught.block2._forward_hooks) == 1
+
+
+def test_what_is_found_in_the_rows_is_of_the_first_epoch(tmp_path):
+    """The same rows as in a new process, which resumes the run, where another training has read them already."""
+    rows, found = packed(), []
+    for number in range(2):
+        parts = {"student": Net(16), "taught": teacher(), "rows": rows, "max_steps": 13}
+        trainer = make(tmp_path / str(number), "kd + lsh(layer='head:in', std=1.0)", **parts)
+        found.append({name: buffer.clone() for name, buffer in trainer.distillation_loss.named_buffers()})
+        trainer.train()
+        assert rows.format["format_kwargs"]["transform"].epoch > 0
+    assert any(name.endswith("hash_bias") for name in found[0])
+    assert all(torch.equal(buffer, found[1][name]) for name, buffer in found[0].items())
 
 
 # ---- refused when the trainer is built -------------------------------------------------------------------------------
