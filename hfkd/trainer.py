@@ -541,6 +541,7 @@ class DistillationTrainer(Trainer):
         self.data_collator, self.train_dataset = setup.collator, now["train_dataset"]
         self.model = self.model_wrapped = setup.model
         self.anew.keep(setup.model)
+        self.optimizer = self.lr_scheduler = None  # of the training before; Trainer makes others
         self._place(setup)
 
     def hyperparameter_search(self, *given: Any, **keywords: Any) -> Any:

@@ -167,7 +167,7 @@ def test_a_checkpoint_of_plain_trainer_in_the_scripts_folder(tmp_path, caplog):
     assert "has no record" not in caplog.text
 
 
-def test_a_temperature_that_learns_starts_anew_with_each_student(tmp_path):
+def test_a_temperature_that_learns_starts_anew_with_each_student(tmp_path, caplog):
     keywords = {"train_dataset": Rows(), "model_init": lambda: Net(), "temperature": "learned"}
     trainer = DistillationTrainer(None, teacher(), arguments(tmp_path, learning_rate=1.0), **keywords)
     found = []
@@ -175,6 +175,7 @@ def test_a_temperature_that_learns_starts_anew_with_each_student(tmp_path):
         trainer.train()
         found.append((trainer.distillation_loss, [p.clone() for p in trainer.distillation_loss.parameters()]))
     assert found[0][0] is not found[1][0]
+    assert "the optimizer that was passed" not in caplog.text
     for one, other in zip(found[0][1], found[1][1], strict=True):
         assert torch.equal(one, other)
     fresh = DistillationTrainer(None, teacher(), arguments(tmp_path), **keywords).distillation_loss
