@@ -1,12 +1,13 @@
 """The loss that a trainer makes of its arguments and keywords."""
 
 import logging
-from copy import copy
+from copy import copy, deepcopy
 from typing import Any
 
 from torch import nn
 
 from hfkd.arguments import DistillationArguments
+from hfkd.losses.base import trained_modules
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.temperatures import OF_LANGUAGE, Constant, Fitted
 from hfkd.tasks.base import Task
@@ -32,6 +33,8 @@ def _to_fit(temperature: Any) -> Any:
     """
     if not isinstance(temperature, Fitted) or temperature.thresholds_or_none is not None:
         return temperature
+    if not trained_modules(temperature):
+        return deepcopy(temperature)
     own: Any = copy(temperature)
     if isinstance(own, nn.Module):
         own._buffers = dict(own._buffers)

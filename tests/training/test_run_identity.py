@@ -171,6 +171,17 @@ def test_no_folder_no_record(tmp_path):
     assert read(tmp_path / "nowhere") is None
 
 
+def test_a_temperature_object_is_fitted_by_each_trainer_that_is_given_it(tmp_path):
+    shared, found = Energy(ratio=0.25), []
+    for number, slot in enumerate((shared, shared, Energy(ratio=0.25))):
+        taught, args = Net(16, seed=1) if number else teacher(), arguments(tmp_path / str(number), max_steps=1)
+        trainer = DistillationTrainer(Net(), taught, args, train_dataset=Rows(), temperature=slot)
+        trainer.train()
+        found.append((trainer.distillation_loss.temperature.thresholds, read(tmp_path / str(number)).loss))
+    assert found[1] == found[2] != found[0]
+    assert shared.thresholds is None
+
+
 def test_a_lambda_is_the_same_wherever_it_lies_in_memory(tmp_path):
     def build():
         loss = DistillationLoss(weighting=eval("lambda items: 1 - items.teacher.logits.softmax(-1).amax(-1)"))
