@@ -1,6 +1,7 @@
 """A folder holds one run: the same may go on, another is refused."""
 
 import json
+import shutil
 from functools import partial
 
 import pytest
@@ -291,6 +292,18 @@ def test_epochs_are_not_counted_in_batches_of_another_size(tmp_path, size, count
     same = resumed(tmp_path, **lengths, **halves)
     same.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert (same.state.global_step, same.state.epoch) == (4, 2)
+
+
+def test_a_run_that_begins_epochs_again_can_be_resumed_more_than_once(tmp_path):
+    """With two steps in an epoch, step 5 is the end of its second epoch if the second begins again after step 3."""
+    settings = {"max_steps": -1, "num_train_epochs": 4, "save_total_limit": None, "ignore_data_skip": True}
+    resumed(tmp_path, **settings).train()
+    for later in ("[4-8]", "[6-8]"):
+        for checkpoint in tmp_path.glob(f"checkpoint-{later}"):
+            shutil.rmtree(checkpoint)
+        trainer = resumed(tmp_path, **settings)
+        trainer.train(resume_from_checkpoint=True)
+        assert trainer.state.global_step == 8
 
 
 def test_other_labels_of_the_same_images_are_another_run(tmp_path):

@@ -278,7 +278,7 @@ def refuse_other_epochs(checkpoint: str, state: TrainerState, steps_per_epoch: i
     Trainer counts the epochs that are done by steps: with larger batches the run would end too soon, without a word.
     """
     step, epoch = state.global_step, state.epoch
-    if args.max_steps > 0 or not epoch:
+    if args.max_steps > 0 or args.ignore_data_skip or not epoch:  # which begins an epoch again at a later step
         return
     within = abs(epoch - round(epoch)) > 1e-6  # where the last step of an epoch has fewer batches, by up to a step
     if abs(epoch * steps_per_epoch - step) <= (1 if within else 0.5):
