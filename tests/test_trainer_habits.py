@@ -21,6 +21,8 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from hfkd import DistillationTrainer
+from hfkd.training.checkpoints.manifest import write_manifest
+from hfkd.training.run_identity import FILE
 
 PLAIN = {"use_cpu": True, "report_to": "none", "max_steps": 1, "save_strategy": "no", "disable_tqdm": True}
 
@@ -164,6 +166,22 @@ def test_a_checkpoint_of_plain_trainer_in_the_scripts_folder(tmp_path, caplog):
     caplog.clear()
     (tmp_path / "distillation.json").unlink()
     resumed(2, ce_weight=1.0, kd_weight=0.0)
+    assert "has no record" not in caplog.text
+
+
+def test_a_checkpoint_of_shards_is_not_taken_for_plain_trainers(tmp_path, caplog):
+    """Of a student that FSDP saves in shards a checkpoint has no file of its own, and no record with that."""
+
+    def trainer(steps):
+        args = arguments(tmp_path, max_steps=steps, save_strategy="steps", save_steps=2)
+        return DistillationTrainer(Net(), teacher(), args, train_dataset=Rows())
+
+    trainer(2).train()
+    checkpoint = tmp_path / "checkpoint-2"
+    (checkpoint / FILE).unlink()
+    write_manifest(checkpoint)
+    trainer(2).train(resume_from_checkpoint=True)
+    trainer(3).train(resume_from_checkpoint=True)
     assert "has no record" not in caplog.text
 
 

@@ -24,6 +24,7 @@ from hfkd.training.run_settings import versions
 from hfkd.training.student_layers import changed_layers, student_config, student_layers
 from hfkd.utils.command import without_addresses
 from hfkd.utils.files import write_atomically
+from hfkd.utils.saved_weights import MANIFEST
 
 logger = logging.getLogger(__name__)
 
@@ -244,9 +245,11 @@ def read(folder: str | Path | None) -> RunRecord | None:
 def check_undistilled(checkpoint: str | None, max_steps: int) -> None:
     """Warn of a checkpoint without a record, as plain Trainer writes: its steps were trained without the teacher.
 
+    One of a student that FSDP saves in shards has none either, but the manifest of hfkd's checkpoints.
+
     Raises ValueError if the run ends with these steps, so that no step would be distilled.
     """
-    if checkpoint is None or read(checkpoint) is not None:
+    if checkpoint is None or read(checkpoint) is not None or (Path(checkpoint) / MANIFEST).exists():
         return
     done = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step
     unknown = f"{checkpoint} has no record of a distillation ({FILE}), as if plain Trainer had written it"
