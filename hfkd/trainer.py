@@ -175,7 +175,7 @@ class DistillationTrainer(Trainer):
         with loss_parameters.used_by_ddp(loss, own_args), setting(own_args, label_smoothing_factor=0.0):
             super().__init__(model=setup.model, args=own_args, data_collator=setup.collator, **setup.keywords)
         self.config.leave()
-        count_rows_once(self.accelerator, self.get_tp_size())
+        count_rows_once(self)
         self.model_accepts_loss_kwargs = True  # what versions without `loss_is_scaled_for_ga` ask in its place
         self.model_init = cast(Any, model_init)
         # Made absolute, so that the run keeps its folder if the program changes the working directory.

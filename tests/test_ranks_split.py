@@ -31,6 +31,7 @@ def test_two_ranks_that_share_a_student_train_and_count_as_one(tmp_path):
     whole, split = records
     assert split["batch"] == whole["batch"] == 8
     assert split["thresholds"] == pytest.approx(whole["thresholds"], abs=1e-5)
+    assert split["scores"]["eval_rows"] == whole["scores"]["eval_rows"] == 13
     for key in ("eval_loss", "eval_kl"):
         assert split["scores"][key] == pytest.approx(whole["scores"][key], abs=1e-5)
     for key in ("loss", "ce", "kd", "weight", "grad_norm", "teacher_accuracy"):

@@ -2,18 +2,18 @@
 
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import recursively_apply
 from torch import Tensor
 
 from hfkd.utils.temporary_settings import setting
 
 
-def count_rows_once(accelerator: Accelerator, copies: int) -> None:
-    """Let `gather_for_metrics` return each row once, where `copies` processes in a row have the same ones.
+def count_rows_once(trainer: Any) -> None:
+    """Let a trainer's `gather_for_metrics` return each row once, where some processes in a row have the same ones.
 
     Rows that fill up the last batch are dropped by their place: what they left of it counted once, and others twice.
     """
+    accelerator, copies = trainer.accelerator, trainer.get_tp_size()
     if copies == 1:
         return
     gather, for_metrics, processes = accelerator.gather, accelerator.gather_for_metrics, accelerator.num_processes
@@ -28,4 +28,5 @@ def count_rows_once(accelerator: Accelerator, copies: int) -> None:
         with setting(accelerator, gather=once):
             return for_metrics(*given, **keywords)
 
-    vars(accelerator)["gather_for_metrics"] = counted
+    # Trainer has taken accelerate's own for its first evaluation, and asks again after that.
+    vars(accelerator)["gather_for_metrics"] = trainer.gather_function = counted
