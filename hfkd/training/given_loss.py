@@ -1,10 +1,8 @@
 """The loss that a trainer makes of its arguments and keywords."""
 
 import logging
-from copy import copy, deepcopy
+from copy import deepcopy
 from typing import Any
-
-from torch import nn
 
 from hfkd.arguments import DistillationArguments
 from hfkd.losses.base import trained_modules
@@ -33,12 +31,8 @@ def _to_fit(temperature: Any) -> Any:
     """
     if not isinstance(temperature, Fitted) or temperature.thresholds_or_none is not None:
         return temperature
-    if not trained_modules(temperature):
-        return deepcopy(temperature)
-    own: Any = copy(temperature)
-    if isinstance(own, nn.Module):
-        own._buffers = dict(own._buffers)
-    return own
+    learned = [parameter for module in trained_modules(temperature) for parameter in module.parameters()]
+    return deepcopy(temperature, {id(parameter): parameter for parameter in learned})
 
 
 def suit_temperature(loss: DistillationLoss, task: Task) -> None:
