@@ -140,8 +140,8 @@ class DistillationTrainer(Trainer):
     @in_trainers_order
     def __init__(
         self,
-        model: nn.Module | str | None = None,
-        teacher: nn.Module | str | Sequence[nn.Module | str] | None = None,
+        model: nn.Module | str | os.PathLike[str] | None = None,
+        teacher: nn.Module | str | os.PathLike[str] | Sequence[nn.Module | str | os.PathLike[str]] | None = None,
         args: TrainingArguments | None = None,
         *,
         peft_config: Any = None,

@@ -91,9 +91,11 @@ def test_a_quantized_teacher_is_known_by_its_bytes(tmp_path):
     assert trained(tmp_path / "c", taught=other).record.teacher != first
 
 
-def test_a_function_is_no_teacher(tmp_path):
+def test_a_function_is_no_network(tmp_path):
     with pytest.raises(ValueError, match="the teacher is a function, not an nn.Module: wrap it"):
         trained(tmp_path, taught=lambda images: images)
+    with pytest.raises(ValueError, match="the student is a function: pass an nn.Module, or the name"):
+        DistillationTrainer(lambda images: images, teacher(), arguments(tmp_path), train_dataset=Rows())
 
 
 def test_a_teacher_for_images_of_another_size_is_told_how_to_get_them(tmp_path):

@@ -1,5 +1,6 @@
 """Loads networks given by name, a Hub id or a folder, with the head for the task, as TRL does."""
 
+import os
 from typing import Any
 
 import transformers
@@ -53,6 +54,7 @@ def tokenizer_of_name(name: Any) -> PreTrainedTokenizerBase | None:
 
 
 def _teacher(teacher: Any, task: str, student: Any) -> Any:
+    teacher = os.fspath(teacher) if isinstance(teacher, os.PathLike) else teacher
     if not isinstance(teacher, str):
         return teacher
     network, info = loaded(_auto(teacher, "teacher", task, student), teacher, "auto")

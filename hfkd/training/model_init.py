@@ -1,6 +1,7 @@
 """Support for `model_init`, which creates the student for every training and every hyperparameter-search trial."""
 
 import copy
+import os
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,11 +19,18 @@ from hfkd.arguments import DistillationArguments
 def student_of(
     model: Any, model_init: Callable[..., Any] | None, args: DistillationArguments, keywords: Mapping[str, Any]
 ) -> Any:
-    """`model`, or the first that `model_init` creates, seeded by `args.seed`. ValueError for both or neither."""
+    """`model` (a path as text), or the first that `model_init` creates, seeded by `args.seed`.
+
+    Raises ValueError for both or neither, and for a model that is no network and no name of one.
+    """
     if model_init is None:
         if model is None:
             raise ValueError("there is no student: pass model=, or model_init=, a function that creates it")
-        return model
+        if not isinstance(model, (nn.Module, str, os.PathLike)):
+            raise ValueError(
+                f"the student is a {type(model).__name__}: pass an nn.Module, or the name or the folder of a model"
+            )
+        return os.fspath(model) if isinstance(model, os.PathLike) else model
     if model is not None:
         raise ValueError(
             "model= and model_init= are both given: pass either the student or the function that creates it"

@@ -43,9 +43,9 @@ def test_names_are_loaded_for_the_teachers_head(tmp_path):
 def test_several_teachers_may_be_names(tmp_path):
     for name in ("one", "two", "student"):
         stored(tmp_path / name, BertForSequenceClassification, 8)
-    teachers = [str(tmp_path / "one"), str(tmp_path / "two")]
+    teachers = [str(tmp_path / "one"), tmp_path / "two"]
     args = arguments(tmp_path / "run")
-    trainer = DistillationTrainer(str(tmp_path / "student"), teachers, args, objective="average", train_dataset=rows())
+    trainer = DistillationTrainer(tmp_path / "student", teachers, args, objective="average", train_dataset=rows())
     assert len(trainer.teacher.networks) == 2
 
 
