@@ -80,6 +80,12 @@ def test_pairs_without_the_token_types_of_the_teacher_are_not_passed_over(tmp_pa
     single = pairs(words).map(lambda row: {"input_ids": row["input_ids"][:3] + row["input_ids"][-1:]})
     single = single.remove_columns(["token_type_ids", "attention_mask"])
     make(tmp_path / "single", words, stored, train_dataset=single, eval_dataset=None)
+    # A chunk of concatenated texts that ends with one of them: [SEP] [CLS] ... [SEP].
+    chunk = pairs(words).map(
+        lambda row: {"input_ids": [row["input_ids"][-1], *row["input_ids"][:3], row["input_ids"][-1]]}
+    )
+    chunk = chunk.remove_columns(["token_type_ids", "attention_mask"])
+    make(tmp_path / "chunk", words, stored, train_dataset=chunk, eval_dataset=None)
     words_of_one = copy.deepcopy(words)
     words_of_one.model_input_names = ["input_ids", "attention_mask"]
     words_of_one.save_pretrained(tmp_path / "teacher")  # fine-tuned without token types

@@ -53,4 +53,5 @@ def _is_pair(tokens: Any, words: PreTrainedTokenizerBase) -> bool:
     start, end = words.cls_token_id, words.sep_token_id
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 or start is None or end is None:
         return False
-    return bool((((tokens == start).sum(1) == 1) & ((tokens == end).sum(1) == 2)).any())
+    begins = (tokens[:, 0] == start) & ((tokens == start).sum(1) == 1)  # a chunk of several texts has it elsewhere
+    return bool((begins & ((tokens == end).sum(1) == 2)).any())
