@@ -32,4 +32,4 @@ def _over_ranks(trainer: Host, count: Any, device: torch.device) -> Any:
     if trainer.args.average_tokens_across_devices and trainer.args.world_size > 1:
         here = count if isinstance(count, Tensor) else torch.full((), count, device=device)  # a copy would wait
         count = trainer.accelerator.reduce(here, reduction="sum")
-    return count / (trainer.get_tp_size() * trainer.get_cp_size() * trainer.get_sp_size())
+    return count / trainer.get_tp_size()  # of processes with the same rows
