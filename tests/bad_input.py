@@ -20,6 +20,7 @@ from bad_heads import HEADS
 from bad_masks import MASKS
 from bad_on_policy import ON_POLICY
 from bad_settings import SETTINGS
+from bad_teacher_prompts import TEACHER_PROMPTS
 from bad_training import ARGUMENTS, SLOTS, TRAINER
 from bad_two_tokenizers import TWO_TOKENIZERS
 
@@ -34,6 +35,7 @@ TABLE = {
     "Objectives on inner features": FEATURES,
     "Training on generated responses": ON_POLICY,
     "Two tokenizers": TWO_TOKENIZERS,
+    "A teacher with its own prompts": TEACHER_PROMPTS,
     "Imported log-probabilities": CAPTURED,
     "Heads and labels": HEADS,
     "Masks": MASKS,

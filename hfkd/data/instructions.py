@@ -10,6 +10,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Value
 from transformers import PreTrainedTokenizerBase
 
+from hfkd.data.teacher_columns import TEACHER_PROMPT
+
 logger = logging.getLogger(__name__)
 
 TASK = "Below is an instruction that describes a task"
@@ -42,7 +44,7 @@ CONTEXT = ("context", "input")  # the input of an instruction, by Dolly's name a
 UNFINISHED = "unfinished"
 EARLIER = "earlier_answers"  # a column while prompts are written
 # `datasets` hashes functions of a module by name, not by code: increase this if the texts below change.
-REVISION = 4
+REVISION = 5
 
 DOLLY_TEST, DOLLY_DEV, DOLLY_TRAIN = 500, 1000, 11435
 
@@ -67,6 +69,10 @@ def to_prompt_response(
     row), a value in a column that belongs into the prompt and is not written there (`BESIDE`; `CONTEXT` that a prompt
     or the turns do not contain), two different inputs of an instruction, an answer of which a part is left out, or a
     tokenizer without a template. A column `unfinished` is kept.
+
+    With a column `teacher_prompt` the result has it too: what a teacher reads in place of the prompt, written in the
+    same way from a text, or from the turns before the answer; the prompt itself where it is None. ValueError for rows
+    of an instruction or a `text`, whose prompt is not given.
     """
     return _written(dataset, tokenizer, chat_template, answered=True)
 
@@ -96,6 +102,7 @@ def _written(
             "chat_template=True, but the dataset has only the column `text`, without turns: set chat_template=False"
         )
     kept = [name for name in dataset.column_names if name == UNFINISHED]
+    of_teacher = [name for name in dataset.column_names if name == TEACHER_PROMPT and answered]
     pairs = dataset.map(
         _pair_of_row,
         with_indices=True,
@@ -110,7 +117,7 @@ def _written(
     )
     if answered:
         _warn_of_earlier_answers(np.asarray(pairs.with_format("numpy")[EARLIER][:]))
-    return pairs.select_columns(["prompt", "response", *kept])
+    return pairs.select_columns(["prompt", "response", *of_teacher, *kept])
 
 
 def _warn_of_earlier_answers(counts: np.ndarray) -> None:
@@ -191,9 +198,37 @@ def _pair_of_row(
 ) -> dict[str, Any]:
     """Prompt and response, and how many answers before the response are parts of the prompt."""
     pair = _pair(row, number, columns, tokenizer, answered)
+    if answered and TEACHER_PROMPT in row:
+        pair[TEACHER_PROMPT] = _teacher_prompt(row, number, columns, tokenizer, pair["prompt"])
     turns = row[columns[-1]] if isinstance(row[columns[0]], list) else None  # of TRL's two columns the completion's
     answers = _roles(turns).count("assistant") if isinstance(turns, list) else 0
     return pair | {EARLIER: max(answers - 1, 0)}
+
+
+def _teacher_prompt(
+    row: dict[str, Any],
+    number: int,
+    columns: tuple[str, ...],
+    tokenizer: PreTrainedTokenizerBase | None,
+    prompt: str,
+) -> str:
+    """The prompt of the row with its `teacher_prompt` in place of the student's; without one the student's `prompt`."""
+    given, name = row[TEACHER_PROMPT], columns[0]
+    if given is None:
+        return prompt
+    if name not in ("prompt", "messages"):
+        raise ValueError(
+            f"row {number} has a {TEACHER_PROMPT}, which takes the place of a written prompt, but its columns are "
+            f"{' and '.join(columns)}: write prompt and completion (hfkd.data.instructions.instruction_prompt), or "
+            "messages"
+        )
+    if not isinstance(given, type(row[name])):
+        raise ValueError(
+            f"row {number}: {TEACHER_PROMPT} is a {type(given).__name__}, but {name} a {type(row[name]).__name__}: "
+            "give both in the same form, texts or turns"
+        )
+    read = [*given, *row[name][-1:]] if name == "messages" else given
+    return _pair(row | {name: read}, number, columns, tokenizer, answered=True)["prompt"]
 
 
 def _pair(

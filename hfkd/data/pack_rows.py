@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from hfkd.data.teacher_columns import TEACHER_IDS
+
 logger = logging.getLogger(__name__)
 
 PACKED = ("input_ids", "labels")  # columns that are concatenated
@@ -28,10 +30,10 @@ def pack_rows(rows: Dataset, max_length: int) -> Dataset:
             f"rows to pack have no {' and no '.join(missing)} but {sorted(rows.column_names)}: tokenise them with "
             "hfkd.data.text.tokenize_dataset first"
         )
-    if "teacher_input_ids" in rows.column_names:
+    if TEACHER_IDS in rows.column_names:
         raise ValueError(
-            "the rows have teacher_input_ids of a teacher with another tokenizer, but packed rows have the student's "
-            "tokens only: do not pack, or use a student with the teacher's tokenizer"
+            f"the rows have {TEACHER_IDS}, of another tokenizer or prompt than the student's, but packed rows have the "
+            "student's tokens only: do not pack, or leave these columns out for a teacher that reads the same"
         )
     if found := sorted(name for name in rows.column_names if name.startswith(IMAGES)):
         raise ValueError(

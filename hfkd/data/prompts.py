@@ -7,6 +7,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.instructions import ACCEPTED, to_prompts
+from hfkd.data.teacher_columns import TEACHER_PROMPT
 from hfkd.data.text import encode_texts
 
 logger = logging.getLogger(__name__)
@@ -33,8 +34,13 @@ def read_prompts(
     """The prompts as in `tokenize_dataset`: the same texts and tokens, with long prompts dropped.
 
     Rows need no responses: a column `prompt` or `instruction` is enough, or turns that end with the question. Raises
-    ValueError for other columns, for a prompt without tokens, and if all prompts are too long.
+    ValueError for other columns, for a `teacher_prompt`, for a prompt without tokens, and if all prompts are too long.
     """
+    if TEACHER_PROMPT in dataset.column_names:
+        raise ValueError(
+            f"the rows have a {TEACHER_PROMPT} beside the prompt, and responses are generated to one of them: rename "
+            "it to prompt, or remove it"
+        )
     texts = to_prompts(_with_responses(dataset), tokenizer, chat_template)
     ids = encode_texts(texts, tokenizer, add_special_tokens=not chat_template)
     empty = next((row for row, tokens in enumerate(ids) if not tokens), None)

@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.instructions import UNFINISHED, to_prompt_response
+from hfkd.data.teacher_columns import TEACHER, TEACHER_IDS, TEACHER_LABELS, TEACHER_LENGTH, TEACHER_PROMPT
 from hfkd.utils.targets import IGNORED
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 LongPrompts = Literal["drop", "cut"]
 Tokenization = Literal["joint", "separate"]
 
-REVISION = 4  # see instructions.REVISION
+REVISION = 5  # see instructions.REVISION
 AT_ONCE = 1000  # rows of which Python objects are made at a time
 
 
@@ -33,6 +34,7 @@ def tokenize_dataset(
     tokenization: Tokenization = "joint",
     chat_template: bool = False,
     add_special_tokens: bool = True,
+    teacher_max_length: int | None = None,
 ) -> Dataset:
     """Instruction, chat or plain text data -> `input_ids`, `labels` (both [L]), `prompt_length`, `length` and `index`.
 
@@ -48,8 +50,12 @@ def tokenize_dataset(
     returned dataset, and is kept by shuffling and selecting. `length` is for
     `train_sampling_strategy="group_by_length"`. Prompts get the tokenizer's special tokens (such as BOS), unless they
     come from a chat template, here or earlier (`add_special_tokens=False`). `datasets` caches the result by data,
-    tokenizer and arguments. Raises ValueError for columns that are not accepted, unknown names, impossible lengths, or
-    if no row is left.
+    tokenizer and arguments.
+
+    Rows with a `teacher_prompt` (see `to_prompt_response`) also get `teacher_input_ids`, `teacher_labels` and
+    `teacher_length`: that prompt, never cut, and the same tokens of the response. Those longer than
+    `teacher_max_length` are dropped. Raises ValueError for columns that are not accepted, unknown names, impossible
+    lengths, or if no row is left.
     """
     check_tokenising(dataset, tokenizer, max_length, max_prompt_length, long_prompts, tokenization)
     pairs = to_prompt_response(dataset, tokenizer, chat_template)
@@ -64,14 +70,16 @@ def tokenize_dataset(
             "long_prompts": long_prompts,
             "tokenization": tokenization,
             "add_special_tokens": add_special_tokens and not chat_template,
+            "teacher_max_length": teacher_max_length,
             "revision": REVISION,
         },
         desc="Tokenising",
     )
     if len(tokens) == 0:
+        of_teacher = "" if teacher_max_length is None else f", or teacher_max_length={teacher_max_length}"
         raise ValueError(
             f"none of the {len(pairs)} rows is left, because each is a single token, is blank, or has a prompt of "
-            f"more than {max_prompt_length} tokens: increase max_prompt_length, or set long_prompts='cut'"
+            f"more than {max_prompt_length} tokens: increase max_prompt_length{of_teacher}, or set long_prompts='cut'"
         )
     _log_counts(pairs, tokens, tokenizer.eos_token_id, max_length)
     _warn_of_cut_prompts(int(np.sum(tokens["cut"][:])), max_prompt_length)
@@ -142,25 +150,36 @@ def _tokenize_batch(
     long_prompts: str,
     tokenization: str,
     add_special_tokens: bool,
+    teacher_max_length: int | None,
     revision: int,  # only used in the cache's hash
 ) -> dict[str, list]:
-    rows: dict[str, list] = {"input_ids": [], "labels": [], "prompt_length": [], "length": [], "cut": []}
+    rows: list[dict[str, Any]] = []
     encoded = encode_rows(batch, tokenizer, tokenization, add_special_tokens)
+    read = encode_texts(batch[TEACHER_PROMPT], tokenizer, add_special_tokens) if TEACHER_PROMPT in batch else None
     marks = zip(are_blank(batch), are_unfinished(batch), strict=True)
-    for (prompt, response), (blank, unfinished) in zip(encoded, marks, strict=True):
+    for number, ((prompt, response), (blank, unfinished)) in enumerate(zip(encoded, marks, strict=True)):
         if blank or (len(prompt) > max_prompt_length and long_prompts == "drop"):
             continue
         cut = len(prompt) > max_prompt_length
         prompt = prompt[:max_prompt_length]
-        ids = [*prompt, *(response[:-1] if unfinished else response)][:max_length]
-        if len(ids) < 2:
+        response = (response[:-1] if unfinished else response)[: max_length - len(prompt)]
+        if len(prompt) + len(response) < 2:
             continue
-        rows["cut"].append(cut)
-        rows["input_ids"].append(ids)
-        rows["labels"].append([IGNORED] * len(prompt) + ids[len(prompt) :])
-        rows["prompt_length"].append(len(prompt))
-        rows["length"].append(len(ids))
-    return rows
+        row = _row(prompt, response) | {"prompt_length": len(prompt), "cut": cut}
+        if read is not None:
+            its = _row(read[number], response)
+            if teacher_max_length is not None and its["length"] > teacher_max_length:
+                continue
+            row |= {TEACHER + name: value for name, value in its.items()}
+        rows.append(row)
+    names = ("input_ids", "labels", "prompt_length", "length", "cut")
+    of_teacher = () if read is None else (TEACHER_IDS, TEACHER_LABELS, TEACHER_LENGTH)
+    return {name: [row[name] for row in rows] for name in (*names, *of_teacher)}
+
+
+def _row(prompt: list[int], response: list[int]) -> dict[str, Any]:
+    ids = [*prompt, *response]
+    return {"input_ids": ids, "labels": [IGNORED] * len(prompt) + response, "length": len(ids)}
 
 
 def are_blank(batch: dict[str, list[str]]) -> list[bool]:

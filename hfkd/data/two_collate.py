@@ -9,11 +9,16 @@ from typing import Any
 
 import torch
 
+from hfkd.data.teacher_columns import TEACHER, teachers_batch
 from hfkd.data.text_collate import TokenCollator, with_labels
 from hfkd.data.two_rows import COLUMNS, REMEDY, Spelled, check_row, check_spelling
-from hfkd.data.two_tokenizers import TEACHER
 from hfkd.utils.targets import IGNORED, HostTargets
 from hfkd.utils.token_groups import UNGROUPED, Groups, Pairing
+
+NO_TOKENS = (
+    "the teacher has another tokenizer than the student: pass texts (prompt and completion, text, ...) and both "
+    f"tokenizers to the trainer, or {REMEDY}"
+)
 
 
 @dataclass
@@ -65,19 +70,9 @@ class TwoTokenCollator(TokenCollator):
         return self.pairing.of((ends[0], ends[1]), (learned[0], learned[1]), int(row["response_bytes"]))
 
 
-def teachers_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The teacher's part of the batch, without the prefix. Raises ValueError if there is none."""
-    if COLUMNS[0] not in batch:
-        raise ValueError(
-            f"the rows have no {COLUMNS[0]}, but the teacher has another tokenizer than the student: pass texts "
-            f"(prompt and completion, text, ...) and both tokenizers to the trainer, or {REMEDY}"
-        )
-    return {name.removeprefix(TEACHER): value for name, value in batch.items() if name.startswith(TEACHER)}
-
-
 def groups_of(batch: Mapping[str, Any]) -> Groups:
     """The groups from the collator, recomputed if the batch has been split."""
-    known, labels, its = batch.get("groups"), batch["labels"], teachers_batch(batch)["labels"]
+    known, labels, its = batch.get("groups"), batch["labels"], teachers_batch(batch, NO_TOKENS)["labels"]
     if isinstance(known, Groups) and known.shapes == (labels.shape, its.shape):
         return known
     sides = []

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hfkd.data.teacher_columns import TEACHER, TEACHER_IDS, TEACHER_LABELS
 from hfkd.data.token_rows import PACKING, TokenRow
-from hfkd.data.two_tokenizers import TEACHER
 
-COLUMNS = (f"{TEACHER}input_ids", f"{TEACHER}labels", "byte_ends", f"{TEACHER}byte_ends", "response_bytes")
+COLUMNS = (TEACHER_IDS, TEACHER_LABELS, "byte_ends", f"{TEACHER}byte_ends", "response_bytes")
 SIDES = ("input_ids", "labels", "byte_ends"), (COLUMNS[0], COLUMNS[1], COLUMNS[3])
 Spelled = tuple[Sequence[bytes | None], Sequence[bytes | None]]  # bytes of each token id of the student and the teacher
 REMEDY = "tokenise the rows by hfkd.data.two_tokenizers.tokenize_for_both"

@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.instructions import to_prompt_response
+from hfkd.data.teacher_columns import TEACHER, TEACHER_PROMPT
 from hfkd.data.text import Tokenization, are_blank, are_unfinished, check_tokenising, encode_rows
 from hfkd.data.token_bytes import token_bytes
 from hfkd.utils.targets import IGNORED
@@ -15,8 +16,7 @@ from hfkd.utils.token_groups import PLACELESS, byte_ends
 
 logger = logging.getLogger(__name__)
 
-REVISION = 2  # see instructions.REVISION
-TEACHER = "teacher_"  # prefix of the teacher's columns
+REVISION = 3  # see instructions.REVISION
 
 
 def tokenize_for_both(
@@ -39,7 +39,7 @@ def tokenize_for_both(
     no room on one side are dropped. If a response is truncated on one side, the remaining tokens of the other side are
     in no group, but are still trained on labels. All of this is counted in the log. Raises the ValueErrors of
     `tokenize_dataset`; also for tokenizers whose tokens cannot be mapped to bytes, and if in no row tokens of both
-    sides end at the same byte.
+    sides end at the same byte. The teacher reads a `teacher_prompt` in place of the prompt, if the rows have one.
     """
     limits = max_length, teacher_max_length or max_length
     check_tokenising(dataset, tokenizer, max_length, max_prompt_length, "drop", tokenization)
@@ -82,9 +82,10 @@ def _tokenize_batch(
 ) -> dict[str, list[Any]]:
     texts = [response.encode() for response in batch["response"]]
     sides = []
-    for tokenizer, limit, prompt in zip(tokenizers, limits, prompts, strict=True):
+    asked = batch["prompt"], batch.get(TEACHER_PROMPT, batch["prompt"])
+    for tokenizer, prompts_of_one, limit, prompt in zip(tokenizers, asked, limits, prompts, strict=True):
         spelled = token_bytes(tokenizer)
-        encoded = encode_rows(batch, tokenizer, tokenization, add_special_tokens)
+        encoded = encode_rows(batch | {"prompt": prompts_of_one}, tokenizer, tokenization, add_special_tokens)
         whole = zip(encoded, texts, are_unfinished(batch), strict=True)
         sides.append([_side(*row, text, spelled, limit, prompt, cut) for row, text, cut in whole])
     rows: dict[str, list[Any]] = {}

@@ -191,17 +191,20 @@ def token_items(
     position_ids: Any = None,
     attention_mask: Any = None,
     shift: int = 1,
+    of_teacher: Targets | None = None,
 ) -> Items:
     """One item per target token: logits [B, L, V], labels [B, L].
 
     Position i predicts the label at i + shift; labels of -100 are ignored. A sample is a row of the batch, or in packed
     rows a document, which begins where `position_ids` restart. Several teachers' logits are [K, B, L, V].
+    of_teacher: the same target tokens where the teacher predicts them, if it reads other rows.
     """
     same_classes(student_logits.shape[-1], teacher_logits.shape[-1])
     teacher_logits, teachers = _several(teacher_logits, student_logits.ndim)
     tokens = Targets(labels, host_targets, shift, position_ids=position_ids, attention_mask=attention_mask)
     mine = tokens.pick(student_logits)
-    its = mine if teacher_logits is student_logits else tokens.pick(teacher_logits)  # one network's: no second copy
+    there = tokens if of_teacher is None else of_teacher
+    its = mine if teacher_logits is student_logits else there.pick(teacher_logits)  # one network's: no second copy
     return Items(
         Outputs(mine),
         Outputs(its),
@@ -209,7 +212,7 @@ def token_items(
         sample=tokens.sample,
         num_samples=tokens.num_samples,
         progress=progress,
-        teachers=tuple(Outputs(tokens.pick(one.logits)) for one in teachers),
+        teachers=tuple(Outputs(there.pick(one.logits)) for one in teachers),
         row=tokens.row,
         num_rows=len(labels),
     )
@@ -313,6 +316,7 @@ def token_hidden(
     labels: Tensor,
     *,
     progress: float | None = 0.0,
+    of_teacher: Targets | None = None,
     **known: Any,
 ) -> HiddenItems:
     """`token_items` before the output heads: from the last hidden states [B, L, H].
@@ -320,7 +324,8 @@ def token_hidden(
     `known`: the batch's `host_targets`, or its `position_ids` and `attention_mask`.
     """
     tokens = Targets(labels, known.pop("host_targets", None), **known)
-    student, teacher = tokens.pick(student_hidden), tokens.pick(teacher_hidden)
+    student = tokens.pick(student_hidden)
+    teacher = (tokens if of_teacher is None else of_teacher).pick(teacher_hidden)
     samples = tokens.sample, tokens.num_samples
     return HiddenItems(student, teacher, tokens.labels, *samples, progress, tokens.lengths, tokens.row)
 

@@ -52,7 +52,8 @@ class Task(ABC):
     without_labels: ClassVar[str] = "name the label column 'labels', or let the data_collator add 'labels'"
     scanned_items: ClassVar[int | None] = None  # how many items of a dataset a scan keeps; None: all
     by_share: ClassVar[bool] = False  # items are known only after the forward pass: all samples count equally
-    own_tokens: ClassVar[bool] = False  # the teacher has its own tokenizer
+    own_rows: ClassVar[bool] = False  # the teacher reads other tokens than the student
+    own_tokens: ClassVar[bool] = False  # those of its own tokenizer
     follows_student: ClassVar[bool] = False  # the teacher's inputs depend on the student's outputs
     predicts: ClassVar[bool] = False  # evaluation has predictions for a metric, but no loss
     normalises: ClassVar[bool] = False  # networks normalise and resize images themselves

@@ -41,6 +41,7 @@ class CausalLM(PerToken):
         "data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False), whose labels are the tokens"
     )
     known = ("host_targets", "position_ids", "attention_mask")
+    teacher_limit: int | None = None  # of the rows of a teacher with prompts of its own
 
     def hub_tag(self, call: Call) -> str:
         return "image-text-to-text" if call.takes_images else self.pipeline_tag
@@ -77,6 +78,7 @@ class CausalLM(PerToken):
             max_prompt_length=longest - 1,
             long_prompts="cut",
             chat_template=templated,
+            teacher_max_length=self.teacher_limit,
         )
 
     def ready(self, collate: Collate) -> Collate:

@@ -4,17 +4,17 @@ n, m target tokens of student and teacher, N groups of them.
 """
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from hfkd.data.first_rows import first_rows
+from hfkd.data.teacher_columns import TEACHER_IDS, TEACHER_PROMPT, columns_of, teachers_batch
 from hfkd.data.text_collate import TokenCollator
 from hfkd.data.token_bytes import equal_entries, token_bytes
-from hfkd.data.two_collate import TwoTokenCollator, groups_of, teachers_batch
+from hfkd.data.two_collate import NO_TOKENS, TwoTokenCollator, groups_of
 from hfkd.data.two_rows import COLUMNS
 from hfkd.data.two_tokenizers import tokenize_for_both
 from hfkd.losses.base import requirements_of
@@ -33,6 +33,11 @@ from hfkd.utils.token_groups import Pairing
 
 logger = logging.getLogger(__name__)
 
+UNSEEN = (
+    "the rows have {0}, which only the teacher reads, but the columns of the training rows did not name it when the "
+    "trainer was built, so that the teacher would read the student's tokens: pass rows with column_names (a stream has "
+    "them by datasets.IterableDataset.from_generator(..., features=...)), or leave {0} out"
+)
 Tokenizers = tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]
 
 
@@ -45,6 +50,7 @@ class TwoTokenizerLM(CausalLM):
 
     item = "a group of tokens"
     by_share = True
+    own_rows = True
     own_tokens = True
     name = "causal_lm"
 
@@ -102,10 +108,10 @@ class TwoTokenizerLM(CausalLM):
         return groups_of(batch).rows_with_any if self.teacher_reads(batch) else super().count_samples(batch)
 
     def teacher_reads(self, batch: Batch) -> bool:
-        return "teacher_input_ids" in batch
+        return TEACHER_IDS in batch
 
     def for_teacher(self, batch: Batch) -> dict[str, Any]:
-        return teachers_batch(batch)
+        return teachers_batch(batch, NO_TOKENS)
 
     def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
         """Items of groups for a batch with the teacher's tokens; for other batches items of one network's tokens."""
@@ -186,24 +192,23 @@ def different(student: Any, teacher: Any) -> bool:
 
 
 def teachers_tokens(task: Task, tokenizers: tuple[Any, Any], rows: Any) -> dict[str, str]:
-    """Columns for two tokenizers, with the reason why no row may have them: the teacher would read the student's
-    tokens.
+    """Columns that only the teacher reads, which no row may have that comes later, each with the reason.
 
-    tokenizers: the student's and the teacher's, if known; with both, nothing is refused. Raises ValueError if `rows`
-    are known to have such columns.
+    tokenizers: the student's and the teacher's, if known. Raises ValueError if `rows` are known to be of two
+    tokenizers, of which one is missing.
     """
+    if type(task) is not CausalLM or different(*tokenizers):
+        return {}
     sides = zip(("processing_class", "teacher_processing_class"), tokenizers, strict=True)
     unknown = [name for name, one in sides if not isinstance(one, PreTrainedTokenizerBase)]
-    if type(task) is not CausalLM or not unknown:
-        return {}
-    why = (
-        f"the rows have {COLUMNS[0]}, the tokens of a teacher's own tokenizer, but {' and '.join(unknown)} is "
-        "missing, so that the teacher would read the student's tokens: pass both tokenizers, or leave these columns out"
-    )
-    names = {name for row in first_rows(rows) if isinstance(row, Mapping) for name in row}
-    if COLUMNS[0] in names | set(getattr(rows, "column_names", None) or ()):
-        raise ValueError(why)
-    return {COLUMNS[0]: why}
+    if unknown and COLUMNS[2] in columns_of(rows):
+        raise ValueError(
+            f"the rows have {TEACHER_IDS}, the tokens of a teacher's own tokenizer, but {' and '.join(unknown)} is "
+            "missing, so that the teacher would read the student's tokens: pass both tokenizers, or leave these "
+            "columns out"
+        )
+    both = f"; for a teacher with another tokenizer pass {' and '.join(unknown)}" if unknown else ""
+    return {name: UNSEEN.format(name) + both for name in (TEACHER_IDS, TEACHER_PROMPT)}
 
 
 def _refuse(loss: DistillationLoss, args: Any, pairings: Sequence[Any], teachers: Sequence[Any]) -> None:

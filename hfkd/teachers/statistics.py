@@ -193,7 +193,7 @@ def _what_broke(reader: RowReader, batch: dict[str, Any]) -> str:
     """A message for a row with non-finite energy or entropy, naming the inputs, the temperatures or the teacher."""
     if broken_rows(batch):
         return "the inputs are NaN or infinite {}: check the data and the output of its transform"
-    if torch.isfinite(reader.teacher(**send_to_device(batch, reader.device))).all():
+    if torch.isfinite(reader.teacher(**send_to_device(reader.task.for_teacher(batch), reader.device))).all():
         temperatures = (
             f"energy_temperature={reader.energy_temperature} or entropy_temperature={reader.entropy_temperature}"
         )

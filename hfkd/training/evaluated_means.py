@@ -67,4 +67,5 @@ class EvaluatedMeans:
         return self.trainer.args.evaluate_kl and self.trainer.teacher is not None
 
     def _taught(self, batch: Mapping[str, Any]) -> Any:
-        return self.trainer.evaluated_network(self.trainer.teacher)(**batch)
+        trainer = self.trainer
+        return trainer.evaluated_network(trainer.teacher)(**trainer.task.for_teacher(batch))

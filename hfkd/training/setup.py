@@ -25,8 +25,9 @@ from hfkd.tasks.causal_lm import CausalLM
 from hfkd.tasks.choice import chosen_task
 from hfkd.tasks.media import unread_media
 from hfkd.tasks.packing import packing_check
+from hfkd.tasks.teacher_prompt import with_teacher_prompts
 from hfkd.tasks.tokens import PerToken
-from hfkd.tasks.two_tokenizers import across_tokenizers, teachers_tokens
+from hfkd.tasks.two_tokenizers import across_tokenizers, different, teachers_tokens
 from hfkd.tasks.unlabelled import has_labels, unlabelled
 from hfkd.teachers import Teacher
 from hfkd.teachers.statistics import refuse_unknown
@@ -173,15 +174,18 @@ class Setup:
         return extract_model_from_parallel(self.model, keep_torch_compile=False)
 
     def take_tokenizers(self) -> None:
-        """Switch to the task for two tokenizers, if these are known to differ and the objective supports it."""
+        """Switch to the task for two tokenizers, if these are known to differ and the objective supports it; or to that
+        for two prompts, if the rows have some for the teacher."""
         tokenizers = self.processing_class, known_tokenizer(self.teacher_tokenizer, self.networks)
-        asked = bool(self.networks and self.loss.kd_weight)
-        self.refused_columns = teachers_tokens(self.task, tokenizers, self.rows) if asked else {}
-        self.task = across_tokenizers(self.task, self.loss, self.args, tokenizers, (self.model, self.networks))
+        task = across_tokenizers(self.task, self.loss, self.args, tokenizers, (self.model, self.networks))
+        late = teachers_tokens(task, tokenizers, self.rows) if self.loss.kd_weight else {}
+        one = not different(*tokenizers)
+        self.task = with_teacher_prompts(task, self.loss, self.args, self.networks, self.data) if one else task
+        self.refused_columns = late if self.task is task else {}
 
     def take_data(self) -> None:
         given = self.keywords.pop("data_collator", None)
-        if type(self.task) is CausalLM:
+        if isinstance(self.task, CausalLM) and not self.task.own_tokens:
             self.refused_columns = self.refused_columns | unread_media(self.model)
         if given is None:
             self.tokenise()

@@ -321,7 +321,7 @@ IN_A_STREAM = {
     "no tokenizer of the teacher": (
         lambda: rows(6),
         {"teacher_processing_class": None, "eval_dataset": rows(2).select_columns(["input_ids", "labels"])},
-        "the rows have teacher_input_ids.*but teacher_processing_class is missing",
+        "the rows have teacher_input_ids, which.*for a teacher with another tokenizer pass teacher_processing_class",
     ),
 }
 

@@ -15,6 +15,7 @@ from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
 
+from hfkd.data.teacher_columns import TEACHER_IDS
 from hfkd.tasks.choice import chosen_task
 from hfkd.tasks.proof import compare_own_loss
 from hfkd.teachers.agreement import everywhere
@@ -171,6 +172,11 @@ def check_settings(
         )
     if not isinstance(dataset, Dataset) or not {"input_ids", "labels", "index"} <= set(dataset.column_names):
         raise ValueError("a teacher cache needs a dataset with input_ids, labels and index: use tokenize_dataset")
+    if TEACHER_IDS in dataset.column_names:
+        raise ValueError(
+            f"the rows have {TEACHER_IDS}, which a teacher reads in place of input_ids, but a teacher cache is made "
+            "from input_ids: train with the live teacher, or leave these columns out"
+        )
     index = np.asarray(dataset.with_format("numpy")["index"][:])
     if len(index) == 0 or len(np.unique(index)) != len(index):
         raise ValueError(

@@ -48,7 +48,7 @@ def choose_forward(
         network = None if teacher is None else teacher.networks[0]
         if isinstance(task, TwoTokenizerLM) and network is not None:
             return ChunkedGroupForward(student, network, task, loss, args.loss_chunk_size)
-        return ChunkedForward(student, network, loss, args.loss_chunk_size, num_classes)
+        return ChunkedForward(student, network, task, loss, args.loss_chunk_size, num_classes)
     if isinstance(task, TwoTokenizerLM):
         return GroupForward(call, task, loss, None, heads_on_targets=on_targets)
     if isinstance(student, Peers):

@@ -69,7 +69,9 @@ class DenseForward:
         """The teacher's logits and features. Without a distillation term the teacher does not run."""
         if teacher is None or not self.loss.kd_weight:
             return logits.detach(), {}
-        return self.inner.of_teacher(lambda: teacher(each=True, **inputs)[..., : self.num_classes])
+        return self.inner.of_teacher(
+            lambda: teacher(each=True, **self.task.for_teacher(inputs))[..., : self.num_classes]
+        )
 
 
 @dataclass
@@ -96,11 +98,12 @@ class ChunkedForward:
         self,
         student: nn.Module,
         teacher: nn.Module | None,
+        task: Task,
         loss: DistillationLoss,
         chunk_size: int,
         num_classes: int | None = None,
     ) -> None:
-        self.call, self.loss = Call.of(student), loss
+        self.call, self.task, self.loss = Call.of(student), task, loss
         if LOGITS in loss.requirements.features:
             raise ValueError(
                 f"{loss.objective!r} reads the networks' whole logits, which loss_chunk_size does not compute: "
@@ -123,10 +126,12 @@ class ChunkedForward:
         taught, teacher_head = hidden.detach(), head
         its: dict[str, Any] = {}
         asked = teacher if self.loss.kd_weight else None
+        read = inputs if asked is None else self.task.for_teacher(inputs)
         if asked is not None:
-            (taught, teacher_head), its = self.inner.of_teacher(lambda: asked.hidden(inputs))
+            (taught, teacher_head), its = self.inner.of_teacher(lambda: asked.hidden(read))
         known = {name: inputs[name] for name in CausalLM.known if name in inputs}
-        items = token_hidden(hidden, taught, inputs["labels"], progress=batch.progress, **known)
+        there = None if read is inputs else self.task.targets(read)
+        items = token_hidden(hidden, taught, inputs["labels"], progress=batch.progress, of_teacher=there, **known)
         items = replace(items, rest=self.call.added_loss(output))
         items = self.inner.beside(items, inputs, (hidden, mine), (taught, its))
         if self.watch is not None:

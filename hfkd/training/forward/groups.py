@@ -58,11 +58,11 @@ class ChunkedGroupForward(ChunkedForward):
                 "position='at' reads each token's logits at the next position, which may be in another chunk: "
                 "set loss_chunk_size to 0, or leave position out"
             )
-        super().__init__(student, teacher, loss, chunk_size)
-        self.task, self.over_groups = task, ChunkedGroupLoss(loss, chunk_size, self.rescalings)
+        super().__init__(student, teacher, task, loss, chunk_size)
+        self.over_groups = ChunkedGroupLoss(loss, chunk_size, self.rescalings)
 
     def __call__(self, student: nn.Module, teacher: Teacher | None, batch: MicroBatch) -> Step:
-        inputs, task = batch.inputs, self.task
+        inputs, task = batch.inputs, cast(TwoTokenizerLM, self.task)
         read = task.for_teacher(inputs)
         targets, its = task.targets(inputs), task.targets(read)
         output = self.call.hidden_output(student, inputs)

@@ -48,7 +48,10 @@ class TargetForward:
         said: tuple[Outputs, Tensor | None] = (Outputs(logits.detach()), None)
         its: dict[str, Tensor] = {}
         if asked is not None:
-            said, its = self.inner.of_teacher(lambda: asked.at_targets(inputs, targets, *how))
+            read = self.task.for_teacher(inputs)
+            there = targets if read is inputs else self.task.targets(read)
+            assert there is not None
+            said, its = self.inner.of_teacher(lambda: asked.at_targets(read, there, *how))
         taught, whole = said
         items = target_items(Outputs(logits), taught, targets, batch.progress)
         if whole is not None:

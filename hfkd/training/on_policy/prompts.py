@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hfkd.data.teacher_columns import TEACHER_LENGTH
 from hfkd.utils.targets import IGNORED, HostTargets
 
 LOOKED_AT = 1000  # rows whose labels are read to find the longest prompt, if no column has the lengths
@@ -70,6 +71,9 @@ def longest_prompt(rows: Any) -> tuple[int, int]:
         return 0, 0
     if "prompt_length" in rows.column_names:
         lengths = rows["prompt_length"][:]
+        if TEACHER_LENGTH in rows.column_names:  # the teacher's prompt, where it is longer, before the same response
+            both = zip(lengths, rows["length"][:], rows[TEACHER_LENGTH][:], strict=True)
+            lengths = [own + max(its - whole, 0) for own, whole, its in both]
     elif "labels" in rows.column_names:
         few = rows.with_format(None)["labels"][:LOOKED_AT]
         begins = [_begins(torch.tensor([labels])).nonzero()[:, 1].tolist() for labels in few]

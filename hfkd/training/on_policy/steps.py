@@ -15,7 +15,7 @@ from hfkd.training.on_policy.prompts import has_several_answers, prompts_of, ref
 from hfkd.training.on_policy.record import ResponseStatistics, keep_texts
 from hfkd.training.on_policy.schedule import Writer, writer_of
 from hfkd.training.on_policy.writing import ResponseWriter
-from hfkd.utils.targets import IGNORED
+from hfkd.training.on_policy.written_row import WrittenRow
 
 logger = logging.getLogger(__name__)
 
@@ -51,16 +51,25 @@ class WrittenSteps:
             return list(batches)
         found = [prompts_of(batch) for batch in batches]
         self._say_several(batches)
+        sizes, rows = [len(numbers) for _, numbers in found], [row for _, numbers in found for row in numbers]
         prompts = [prompt for some, _ in found for prompt in some]
-        rows = [row for _, numbers in found for row in numbers]
-        for row, prompt in zip(rows, prompts, strict=True):
-            refuse_long(row, len(prompt), args.on_policy_max_new_tokens, self.limit)
+        its = [prompt for batch in batches for prompt in self._teachers_prompts(batch)]
+        read = prompts if self.by_student or not its else its
+        for row, *both in zip(rows, prompts, its or prompts, strict=True):
+            refuse_long(row, max(map(len, both)), args.on_policy_max_new_tokens, self.limit)
         model = self._network(writer)
-        responses = self.write(model, prompts, rows, step)
+        responses = self.write(model, read, rows, step)
         self.statistics.add(responses, self.write.ends(model))
+        own: Sequence[list[int] | None] = its or [None] * len(rows)
+        made = [WrittenRow(*one) for one in zip(rows, prompts, responses, own, strict=True)]
         if args.log_completions:
-            self._last = (step + 1, writer, rows, prompts, responses)
-        return self._batches([len(numbers) for _, numbers in found], rows, prompts, responses)
+            self._last = step + 1, writer, made
+        return self._batches(sizes, made)
+
+    def _teachers_prompts(self, batch: Mapping[str, Any]) -> list[list[int]]:
+        """The prompts of a teacher that reads its own; else none."""
+        task = self.host.task
+        return prompts_of({**task.for_teacher(batch), "index": batch["index"]})[0] if task.own_rows else []
 
     def _say_several(self, batches: Sequence[Mapping[str, Any]]) -> None:
         """Warn once of rows with several answers, of which one is generated."""
@@ -79,17 +88,11 @@ class WrittenSteps:
             return self.host.teacher.networks[0]
         return self.host.accelerator.unwrap_model(self.host.model)
 
-    def _batches(
-        self, sizes: list[int], rows: list[int], prompts: list[list[int]], responses: list[list[int]]
-    ) -> list[dict[str, Any]]:
-        collate, device = TokenCollator(self.write.pad), self.host.args.device
-        made = [
-            {"input_ids": prompt + response, "labels": [IGNORED] * len(prompt) + response, "index": row}
-            for row, prompt, response in zip(rows, prompts, responses, strict=True)
-        ]
+    def _batches(self, sizes: list[int], rows: list[WrittenRow]) -> list[dict[str, Any]]:
+        collate, device = self.host.task.ready(TokenCollator(self.write.pad)), self.host.args.device
         found, start = [], 0
         for size in sizes:
-            batch = collate(made[start : start + size])
+            batch = collate([row.columns() for row in rows[start : start + size]])
             found.append({name: v.to(device) if isinstance(v, Tensor) else v for name, v in batch.items()})
             start += size
         return found
@@ -101,11 +104,8 @@ class WrittenSteps:
         self._last = None
         return self.statistics.read()
 
-    def _keep(self, step: int, writer: Writer, rows: list[int], prompts: list[Any], responses: list[Any]) -> None:
-        texts = [
-            {"row": row, "by": writer, "prompt": self._text(prompt), "response": self._text(response)}
-            for row, prompt, response in zip(rows, prompts, responses, strict=True)
-        ]
+    def _keep(self, step: int, writer: Writer, rows: list[WrittenRow]) -> None:
+        texts = [{"row": row.index, "by": writer} | row.texts(self._text) for row in rows]
         keep_texts(self.host.args.output_dir or ".", step, texts, self.host.accelerator)
 
     def _text(self, tokens: list[int]) -> Any:

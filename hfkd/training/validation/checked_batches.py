@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import has_length, unwrap_peft_model
 
 from hfkd.data.labels import class_ids
-from hfkd.data.two_collate import teachers_batch
 from hfkd.models.positions import embeddings, farthest, position_limit, target_limit, too_long
 from hfkd.tasks.base import Task
 from hfkd.training.validation.tokens import LABELS
@@ -39,8 +38,9 @@ class Bounds:
     ignoring: tuple[int, ...]  # labels that mean "no label"
     positions: int | None = None
     shortest: str = ""
-    of_teacher: "Bounds | None" = None  # for the tokens of its own tokenizer
+    of_teacher: "Bounds | None" = None  # for the tokens that it alone reads
     targets: tuple[int, str] | None = None
+    task: Task | None = None  # with `of_teacher`
 
     @classmethod
     def of(cls, student: nn.Module, teachers: Iterable[nn.Module], task: Task, classes: int | None) -> "Bounds":
@@ -48,9 +48,9 @@ class Bounds:
         bare: Any = unwrap_peft_model(student)
         if classes is None and isinstance(bare, PreTrainedModel):
             classes = bare.config.get_text_config().vocab_size if task.vocabulary else bare.config.num_labels
-        if task.own_tokens and (teachers := tuple(teachers)):
+        if task.own_rows and (teachers := tuple(teachers)):
             apart = cls.of(teachers[0], (), task, None)
-            return replace(cls.of(student, (), task, classes), of_teacher=apart)
+            return replace(cls.of(student, (), task, classes), of_teacher=apart, task=task)
         networks = (student, *teachers)
         sizes = [size for size in map(embeddings, networks) if size is not None]
         limit, shortest = _shortest(networks, position_limit) or (None, "")
@@ -76,9 +76,9 @@ class CheckedCollator:
         if isinstance(batch, Mapping):
             none = self.bounds.ignoring if self.no_label else (*self.bounds.ignoring, IGNORED)
             self._check_read(batch, none)
-            if self.bounds.of_teacher is not None and "teacher_input_ids" in batch:
-                of_teacher = CheckedCollator(self.collate, self.bounds.of_teacher, ())
-                of_teacher._check_read(teachers_batch(batch), self.bounds.of_teacher.ignoring)
+            apart, task = self.bounds.of_teacher, self.bounds.task
+            if apart is not None and task is not None and task.teacher_reads(batch):
+                CheckedCollator(self.collate, apart, ())._check_read(task.for_teacher(batch), apart.ignoring)
         return batch
 
     def _check_read(self, batch: Mapping[str, Any], ignored: tuple[int, ...]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hfkd.data.collate import views_as_rows
 from hfkd.data.first_rows import first_rows, map_style
 from hfkd.data.labels import class_ids
+from hfkd.data.teacher_columns import TEACHER_LENGTH
 from hfkd.models.calling import Call, class_dim, logits_of
 from hfkd.models.inputs import IMAGE_DIMS, image_channels
 from hfkd.models.peers import networks_of
@@ -105,7 +106,7 @@ def check_batch(
     refuse_no_labels(batch, task)
     for network in networks if "input_ids" in batch else ():
         read = batch if network is student else task.for_teacher(batch)
-        check_positions(network, dataset, "length" if read is batch else "teacher_length")
+        check_positions(network, dataset, "length" if read is batch else TEACHER_LENGTH)
         check_tokens(network, read)
         if task.by_target:
             refuse_left_padding(network, read)

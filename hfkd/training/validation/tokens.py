@@ -42,5 +42,5 @@ def check_positions(network: nn.Module, dataset: Any, column: str = "length") ->
     if longest > limit:
         raise ValueError(
             f"the longest training row has {longest} tokens, but {type(network).__name__} has {limit} positions: "
-            f"lower max_length to {limit} or less"
+            f"lower {column.replace('length', 'max_length')} to {limit} or less"
         )

@@ -1,0 +1,24 @@
+"""The columns of a teacher that reads other tokens than the student: of its own tokenizer, or prompt."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hfkd.data.first_rows import first_rows
+
+TEACHER = "teacher_"  # prefix of the teacher's columns
+TEACHER_PROMPT = "teacher_prompt"  # a text, or turns of a chat, that the teacher reads in place of the prompt
+TEACHER_IDS, TEACHER_LABELS = f"{TEACHER}input_ids", f"{TEACHER}labels"
+TEACHER_LENGTH = f"{TEACHER}length"
+
+
+def teachers_batch(batch: Mapping[str, Any], remedy: str) -> dict[str, Any]:
+    """The teacher's part of the batch, without the prefix. Raises ValueError, with the `remedy`, if there is none."""
+    if TEACHER_IDS not in batch:
+        raise ValueError(f"the rows have no {TEACHER_IDS}, but {remedy}")
+    return {name.removeprefix(TEACHER): value for name, value in batch.items() if name.startswith(TEACHER)}
+
+
+def columns_of(rows: Any) -> set[str]:
+    """The columns of a dataset that are known without reading it: by its `column_names`, or from its first rows."""
+    named = getattr(rows, "column_names", None) or ()
+    return {*named, *(name for row in first_rows(rows) if isinstance(row, Mapping) for name in row)}

@@ -1,0 +1,103 @@
+"""Next-token prediction of the same responses after two prompts: the student's, and one that only the teacher reads.
+
+B rows, L length of the student's tokens, K of the teacher's, V vocabulary.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from hfkd.data.first_rows import sets_by_name
+from hfkd.data.teacher_columns import TEACHER_IDS, TEACHER_PROMPT, columns_of, teachers_batch
+from hfkd.data.teacher_prompt_collate import TeacherPromptCollator
+from hfkd.data.text_collate import TokenCollator
+from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.items import Items, token_items
+from hfkd.models.calling import Call
+from hfkd.models.positions import said_limit
+from hfkd.tasks.base import Batch, Collate, Task
+from hfkd.tasks.causal_lm import CausalLM
+
+TOKENISE = f"give all rows a {TEACHER_PROMPT}, and tokenise them with hfkd.data.text.tokenize_dataset"
+
+
+class TeacherPromptLM(CausalLM):
+    """`CausalLM` whose teacher predicts a row's response after a prompt of its own: context distillation.
+
+    The k-th target token of a row is the same for both networks, which predict it at different positions.
+    """
+
+    own_rows = True
+    name = "causal_lm"
+
+    def __init__(self, teacher_limit: int | None) -> None:
+        self.teacher_limit = teacher_limit
+
+    def collator(self, call: Call, processing_class: Any, columns: Collection[str]) -> Collate:
+        return self.ready(super().collator(call, processing_class, columns))
+
+    def ready(self, collate: Collate) -> Collate:
+        if isinstance(collate, TeacherPromptCollator):
+            return collate
+        if not isinstance(collate, TokenCollator):
+            given = type(getattr(collate, "collate", collate)).__name__  # unwrapped
+            raise ValueError(
+                f"data_collator={given} creates batches of the student's tokens only, but the rows have others for the "
+                "teacher: leave it out, or pass an hfkd.data.text_collate.TokenCollator"
+            )
+        return TeacherPromptCollator.around(collate)
+
+    def teacher_reads(self, batch: Batch) -> bool:
+        return TEACHER_IDS in batch
+
+    def for_teacher(self, batch: Batch) -> dict[str, Any]:
+        return teachers_batch(batch, f"others have prompts of the teacher's own: {TOKENISE}")
+
+    def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
+        """The items of logits [B, L, V] of the student and [B, K, V] of the teacher.
+
+        Those of one network's own tokens, if both are the same tensor or the batch has no others.
+        """
+        if teacher is student or not self.teacher_reads(batch):
+            return super().items(batch, student, teacher, progress)
+        its, known = self.targets(self.for_teacher(batch)), self._known(batch)
+        return token_items(student, teacher, batch["labels"], progress=progress, of_teacher=its, **known)
+
+    def teacher_items(self, batch: Batch, teacher: Tensor) -> Items:
+        return super().items(self.for_teacher(batch), teacher, teacher)
+
+
+def with_teacher_prompts(
+    task: Task, loss: DistillationLoss, args: Any, teachers: Sequence[nn.Module], data: Mapping[str, Any]
+) -> Task:
+    """`task`, or the one for a teacher with prompts of its own if the training rows have some.
+
+    Raises ValueError for settings that are not supported with them.
+    """
+    sets = {name: sets_by_name(rows, name) for name, rows in data.items() if rows is not None}
+    read = {name: _has_prompts(rows) for several in sets.values() for name, rows in several.items()}
+    training = sets.get("train_dataset") or sets.get("eval_dataset") or {}
+    if type(task) is not CausalLM or not loss.kd_weight or not any(read[name] for name in training):
+        return task
+    lacking = [name for name, has in read.items() if not has]
+    unmet = {
+        "it has outputs for the student's prompts only": ("a stored teacher", not teachers),
+        "its terms compare inner layers position by position": (repr(loss.objective), bool(loss.requirements.features)),
+        f"{' and '.join(lacking)} has none, and would be compared with the teacher without its prompt": (
+            "evaluate_kl=True",
+            args.evaluate_kl and lacking,
+        ),
+    }
+    for why, (what, asked) in unmet.items():
+        if asked:
+            raise ValueError(
+                f"the rows have prompts that only the teacher reads ({TEACHER_PROMPT} or {TEACHER_IDS}), with which "
+                f"{what} is not supported, as {why}: leave it out, or remove these columns"
+            )
+    limits = [limit for one in teachers if (limit := said_limit(one)) is not None]
+    return TeacherPromptLM(min(limits, default=None))
+
+
+def _has_prompts(rows: Any) -> bool:
+    return not {TEACHER_IDS, TEACHER_PROMPT}.isdisjoint(columns_of(rows))
