@@ -4,12 +4,13 @@ The template is that of MiniLLM and DSKD for training and evaluation (Alpaca's).
 """
 
 import logging
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Value
 from transformers import PreTrainedTokenizerBase
 
+from hfkd.data.chat_answers import Answers, answers_as_rows
 from hfkd.data.teacher_columns import TEACHER_PROMPT
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,10 @@ def instruction_prompt(instruction: str, context: str = "") -> str:
 
 
 def to_prompt_response(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase | None = None, chat_template: bool = False
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    chat_template: bool = False,
+    answers: Answers = "last",
 ) -> Dataset:
     """Convert a dataset with one of the `ACCEPTED` sets of columns to the text columns `prompt` and `response`.
 
@@ -70,11 +74,22 @@ def to_prompt_response(
     or the turns do not contain), two different inputs of an instruction, an answer of which a part is left out, or a
     tokenizer without a template. A column `unfinished` is kept.
 
+    answers: "each" makes a row of each answer of a chat, see `answers_as_rows`; ValueError for other rows.
+
     With a column `teacher_prompt` the result has it too: what a teacher reads in place of the prompt, written in the
     same way from a text, or from the turns before the answer; the prompt itself where it is None. ValueError for rows
     of an instruction or a `text`, whose prompt is not given.
     """
-    return _written(dataset, tokenizer, chat_template, answered=True)
+    if answers not in get_args(Answers):
+        raise ValueError(f"unknown answers {answers!r}: pass one of {list(get_args(Answers))}")
+    several = answers == "each"
+    if several and not are_turns(dataset):
+        raise ValueError(
+            f"answers='each' is for chats (messages, or prompt and completion as turns), and the rows have the columns "
+            f"{dataset.column_names}: set answers='last'"
+        )
+    rows = answers_as_rows(dataset, accepted_columns(dataset)[-1]) if several else dataset
+    return _written(rows, tokenizer, chat_template, answered=True, warned=not several)
 
 
 def to_prompts(
@@ -85,12 +100,13 @@ def to_prompts(
     Turns may end with the question, and a chat template may write answers so that they do not follow the prompt (those
     of reasoning models begin a thought in the prompt, and leave out earlier thoughts).
     """
-    return _written(dataset, tokenizer, chat_template, answered=False)["prompt"][:]
+    return _written(dataset, tokenizer, chat_template, answered=False, warned=False)["prompt"][:]
 
 
 def _written(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase | None, chat_template: bool, answered: bool
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase | None, chat_template: bool, answered: bool, warned: bool
 ) -> Dataset:
+    """answered: rows have responses. warned: chats have one response each, and others are warned of."""
     columns = accepted_columns(dataset)
     if chat_template and not getattr(tokenizer, "chat_template", None):
         raise ValueError(
@@ -115,7 +131,7 @@ def _written(
         },
         desc="Writing prompts",
     )
-    if answered:
+    if warned:
         _warn_of_earlier_answers(np.asarray(pairs.with_format("numpy")[EARLIER][:]))
     return pairs.select_columns(["prompt", "response", *of_teacher, *kept])
 
@@ -125,7 +141,7 @@ def _warn_of_earlier_answers(counts: np.ndarray) -> None:
     if several := int((counts > 0).sum()):
         logger.warning(
             "%d of %d rows are chats with several answers. The last of each is its response, and the %d before them "
-            "are parts of prompts: to train on each, make a row of each answer and of the turns before it.",
+            "are parts of prompts: to train on each, tokenise with answers='each' (in recipes --answers each).",
             several,
             len(counts),
             int(counts.sum()),

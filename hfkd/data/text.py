@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from hfkd.data.chat_answers import Answers
 from hfkd.data.instructions import UNFINISHED, to_prompt_response
 from hfkd.data.teacher_columns import TEACHER, TEACHER_IDS, TEACHER_LABELS, TEACHER_LENGTH, TEACHER_PROMPT
 from hfkd.utils.targets import IGNORED
@@ -35,6 +36,7 @@ def tokenize_dataset(
     chat_template: bool = False,
     add_special_tokens: bool = True,
     teacher_max_length: int | None = None,
+    answers: Answers = "last",
 ) -> Dataset:
     """Instruction, chat or plain text data -> `input_ids`, `labels` (both [L]), `prompt_length`, `length` and `index`.
 
@@ -54,11 +56,12 @@ def tokenize_dataset(
 
     Rows with a `teacher_prompt` (see `to_prompt_response`) also get `teacher_input_ids`, `teacher_labels` and
     `teacher_length`: that prompt, never cut, and the same tokens of the response. Those longer than
-    `teacher_max_length` are dropped. Raises ValueError for columns that are not accepted, unknown names, impossible
-    lengths, or if no row is left.
+    `teacher_max_length` are dropped. Of a chat the last answer is the response; with `answers="each"` each one, in a
+    row of its own. Raises ValueError for columns that are not accepted, unknown names, impossible lengths, or if no row
+    is left.
     """
     check_tokenising(dataset, tokenizer, max_length, max_prompt_length, long_prompts, tokenization)
-    pairs = to_prompt_response(dataset, tokenizer, chat_template)
+    pairs = to_prompt_response(dataset, tokenizer, chat_template, answers)
     tokens = pairs.map(
         _tokenize_batch,
         batched=True,

@@ -51,6 +51,13 @@ class TextDataArguments:
         metadata={"help": "Tokenise prompt and response jointly as one text (MiniLLM), or separately (DSKD)."},
     )
     chat_template: bool = field(default=False, metadata={"help": "Format prompts with the tokenizer's chat template."})
+    answers: Literal["last", "each"] = field(
+        default="last",
+        metadata={
+            "help": "Of a chat, learn the last answer, or each one: in a row of its own, after the turns before it, "
+            "with a weight and a temperature of its own."
+        },
+    )
     packing: bool = field(
         default=False,
         metadata={
@@ -138,7 +145,7 @@ class TextDataArguments:
 
         Generated texts have none, and ROUGE would count their names as words.
         """
-        texts = to_prompt_response(rows, tokenizer, self.chat_template)
+        texts = to_prompt_response(rows, tokenizer, self.chat_template, self.answers)
         if self._special:
             return texts
         special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -150,6 +157,7 @@ class TextDataArguments:
         unmet = {
             "packed rows have the student's tokens only": ("packing", self.packing),
             "the templates of the two tokenizers write different texts": ("chat_template", self.chat_template),
+            "chats need a template": ("answers='each'", self.answers == "each"),
             "a truncated prompt would be a different text for each": ("long_prompts='cut'", self.long_prompts == "cut"),
         }
         for why, (what, asked) in unmet.items():
@@ -185,6 +193,7 @@ class TextDataArguments:
             tokenization=self.tokenization,
             chat_template=self.chat_template,
             add_special_tokens=self._special,
+            answers=self.answers,
         )
 
 
