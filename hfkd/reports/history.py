@@ -17,8 +17,11 @@ from hfkd.utils.metric_names import is_divergence
 Entry = Mapping[str, Any]
 TEACHER_SCORE = re.compile(r"teacher(_\d+)?_accuracy(_.*)?")
 
-# positions and running counts, of which the last value is used when training entries are merged
-_LAST_WINS = ("epoch", "step", "learning_rate", "num_input_tokens_seen", "skipped_steps")
+# positions, and counts since training started, of which the last value is used when training entries are merged
+_LAST_WINS = (
+    *("epoch", "step", "learning_rate", "num_input_tokens_seen", "skipped_steps"),
+    *("train_runtime", "train_tokens_per_second"),  # beside each loss with include_num_input_tokens_seen
+)
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def _mean(training: list[Entry], rows: list[dict[str, Any]]) -> dict[str, Any]:
     spans = zip(pairwise(steps), pairwise(skipped), strict=True)
     # a resumed process counts skipped steps from 0
     weights = [max(to - since, 1) - (now - before if now >= before else now) for (since, to), (before, now) in spans]
-    merged = dict(training[-1])
+    merged = {key: value for entry in training for key, value in entry.items()}  # some parts are not in every entry
     for key in merged.keys() - set(_LAST_WINS):
         parts = [
             (weight, entry[key])

@@ -24,7 +24,8 @@ FOLDED = 64  # batches that are added up at once
 class BatchAverage(TrainerCallback):
     """The mean over all items since the last `read`, of values added as means over the items of a batch.
 
-    A value that is missing in some batches is averaged over the items of the others.
+    A value that is missing in some batches is averaged over the items of the others; one that no item had, such as the
+    cross-entropy where no row had a label, has no mean.
 
     Added values are only stored, and summed many steps at a time, so that a step launches no kernel for them. As a
     callback it is reset at the start of each training, as Trainer's own mean of the loss is.
@@ -73,8 +74,8 @@ class BatchAverage(TrainerCallback):
         totals = accelerator.reduce(torch.stack([*(self._sums[name] for name in names), *counts])).tolist()
         self._start_anew()
         sums, items = totals[: len(names)], totals[len(names) :]
-        means = {name: value / max(count, 1) for name, value, count in zip(names, sums, items, strict=True)}
-        return {name: means[name] for name in shown}
+        means = {name: value / count for name, value, count in zip(names, sums, items, strict=True) if count}
+        return {name: means[name] for name in shown if name in means}
 
     def _fold(self) -> None:
         for name in dict.fromkeys(name for means, _ in self._kept for name in means):

@@ -79,6 +79,26 @@ def test_logged_throughput_is_no_closing_summary():
     assert epoch_rows(history) == history
 
 
+def test_what_counts_from_the_start_of_training_is_not_averaged():
+    history = [
+        {"loss": 2.0, "train_runtime": 1.0, "train_tokens_per_second": 100.0, "epoch": 0.5, "step": 5},
+        {"loss": 2.0, "train_runtime": 2.0, "train_tokens_per_second": 120.0, "epoch": 1.0, "step": 10},
+    ]
+    assert epoch_rows(history) == history[1:]
+
+
+def test_a_part_that_is_in_some_entries_is_averaged_over_these():
+    """Such as the cross-entropy of on-policy training, where the last steps may be the student's own texts."""
+    history = [
+        {"loss": 4.0, "ce": 1.0, "epoch": 0.2, "step": 10},
+        {"loss": 4.0, "ce": 4.0, "epoch": 0.3, "step": 15},
+        {"loss": 4.0, "epoch": 0.5, "step": 20},
+        {"eval_loss": 1.0, "epoch": 0.5, "step": 20},
+    ]
+    (row,) = epoch_rows(history)
+    assert row["ce"] == pytest.approx((10 * 1 + 5 * 4) / 15)
+
+
 def test_steps_that_were_left_out_do_not_count():
     history = [
         {"loss": 4.0, "skipped_steps": 3, "epoch": 0.5, "step": 5},

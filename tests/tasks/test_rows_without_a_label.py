@@ -19,6 +19,7 @@ from hfkd.data.few_labels import few_labels
 from hfkd.losses.counts import Counts
 from hfkd.losses.items import image_items
 from hfkd.reports.energy import class_captions
+from hfkd.reports.history import epoch_rows
 
 T = 4.0
 KNOWN = [0, 3, 4, 7]  # of eight rows; the first half has one more than the second where it is cut after row 5
@@ -78,6 +79,18 @@ def test_a_micro_batch_without_any_label_adds_no_cross_entropy(tmp_path):
     run.train()
     assert_same(run, stepped(rows))
     assert run.state.log_history[0]["ce"] == pytest.approx(float(by_hand(Net(), rows)[1]), abs=1e-5)
+
+
+def test_steps_without_any_label_have_no_cross_entropy_in_the_log(tmp_path):
+    """It is not 0, which would halve an epoch's mean."""
+    run = trainer(tmp_path, partly(known=[2, 5]), per_device_train_batch_size=1, num_train_epochs=1, max_steps=-1)
+    run.train()
+    found = [entry["ce"] for entry in run.state.log_history if "ce" in entry]
+    assert len(found) == 2
+    assert min(found) > 0
+    (row,) = epoch_rows(run.state.log_history)
+    assert row["step"] == 8
+    assert row["ce"] == pytest.approx(sum(found) / 2)
 
 
 def test_a_row_of_texts_may_lack_its_label(tmp_path):
