@@ -719,8 +719,12 @@ class DistillationTrainer(Trainer):
         return norm
 
     def _finalize_training(self, trial: Any, *arguments: Any, **keywords: Any) -> Any:
-        """As in Trainer, but `train_loss` is the mean over the steps taken, without those skipped by `on_nan`."""
+        """As in Trainer, but `train_loss` is the mean over the steps taken, without those skipped by `on_nan`.
+
+        Trainer takes what has not been logged from each rank alone.
+        """
         show_result(self.optimizer)
+        self._tr_loss = self.accelerator.reduce(self._tr_loss, reduction="mean")
         ratio = self.judged.watch.taken.ratio()
         if not hasattr(self, FIRST_STEP):  # earlier versions divide by the steps before a resume too
             ratio *= self.judged.watch.steps_over_own(self.state.global_step)

@@ -117,6 +117,15 @@ def test_a_student_that_is_evaluated_before_it_trains_is_one_student_on_all_rank
     alike(runs["1 x 8"], run(tmp_path / "two", count, script, job | {"evaluated_first": True}, **split))
 
 
+def test_the_mean_loss_of_steps_that_are_not_logged_is_that_of_all_ranks(tmp_path):
+    means = []
+    for way in ("1 x 8", "2 x 4"):
+        count, split = SPLITS[way]
+        _, record = run(tmp_path / way, count, "rank_job.py", IMAGES, logging_strategy="no", **split)
+        means += [entry["train_loss"] for entry in record["log"] if "train_loss" in entry]
+    assert means[1] == pytest.approx(means[0], rel=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", JOBS)
 def test_every_job_is_the_same_however_it_is_split(tmp_path, name):
