@@ -143,7 +143,7 @@ def _summary(
 ) -> dict[str, str]:
     runtime = next((entry["train_runtime"] for entry in reversed(log_history) if "train_runtime" in entry), None)
     seconds = results.get("wall_time_seconds", runtime)
-    epoch = max((entry.get("epoch") or 0.0 for entry in log_history), default=None)
+    epoch = results.get("train_epochs", max((entry.get("epoch") or 0.0 for entry in log_history), default=None))
     by_default = MASK_METRIC if any(MASK_METRIC in row for row in rows) else METRIC
     choice = Choice(**results["best_by"]) if "best_by" in results else Choice.by_name(by_default)
     name = choice.metric.removeprefix("eval_")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from hfkd.evaluation.weights import step_of_weights
@@ -52,9 +53,9 @@ class ResultsCallback(TrainerCallback):
     The file: `config`, `environment`, `seed`, `status` ("running", "finished" or "failed"), `epochs` (`epoch_rows`),
     `best`, `last` and `saved` (the evaluation of the weights that are saved; see below), `best_by`, `losses` (first and
     last logged), `teacher_accuracy` (on the evaluation set, of several teachers and sets each; null where it was not
-    measured), `images_per_second`, `wall_time_seconds`, `train_steps`, `train_epochs`, `sessions`, and, where there
-    were any, `other_evaluations`. A killed run keeps the status "running"; for one that diverged, `failure` describes
-    how.
+    measured), `images_per_second`, `wall_time_seconds`, `train_steps`, `train_epochs` (null where the training loader
+    has no length: Trainer's epochs then are shares of `max_steps`), `sessions`, and, where there were any,
+    `other_evaluations`. A killed run keeps the status "running"; for one that diverged, `failure` describes how.
 
     `best` is chosen like Trainer's best checkpoint, by `metric_for_best_model` and `greater_is_better`; if those are
     not set, by `metric`. `best`, `last` and `saved` have the epoch, the metric that chooses, and `metric`:
@@ -79,6 +80,7 @@ class ResultsCallback(TrainerCallback):
         self._session: Session | None = None
         self._started = 0.0
         self._first_epoch = 0.0
+        self._loader: Any = None
         self._finished = False
         self._failure: str | None = None
         self._warned = False
@@ -92,7 +94,7 @@ class ResultsCallback(TrainerCallback):
         self._earlier = _read_sessions(_path(args), state) if state.global_step else []
         self._session = Session(state.global_step, state.global_step)
         self._started = time.monotonic()
-        self._first_epoch = state.epoch or 0.0
+        self._first_epoch, self._loader = state.epoch or 0.0, kwargs.get("train_dataloader")
         self._finished, self._failure = False, None
 
     def on_evaluate(
@@ -106,32 +108,32 @@ class ResultsCallback(TrainerCallback):
         if self._session is not None and not self._finished:
             runtimes = [value for key, value in (metrics or {}).items() if key.endswith("_runtime")]
             self._session.evaluation_seconds += sum(runtimes)
-        self._write(args, state, **kwargs)
+        self._write(args, state)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # a run resumed from this checkpoint needs the time spent so far
-        self._write(args, state, **kwargs)
+        self._write(args, state)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._measure(args, state, kwargs.get("train_dataloader"))
+        self._measure(args, state)
         self._finished = True
-        self._write(args, state, **kwargs)
+        self._write(args, state)
 
     def fail(self, args: TrainingArguments, state: TrainerState, failure: str) -> None:
         """Record that the run diverged, and how."""
         self._failure = failure
         self._write(args, state)
 
-    def _write(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
+    def _write(self, args: TrainingArguments, state: TrainerState) -> None:
         if self._session is None:  # not process zero, or `evaluate` without `train`: keep the file unchanged
             return
         if not self._finished:  # an evaluation after training adds its metrics, not its time
-            self._measure(args, state, kwargs.get("train_dataloader"))
+            self._measure(args, state)
         write_json(_path(args), self._payload(args, state))
 
-    def _measure(self, args: TrainingArguments, state: TrainerState, dataloader: Any) -> None:
+    def _measure(self, args: TrainingArguments, state: TrainerState) -> None:
         if self._session is None:
             return
         self._session.seconds = time.monotonic() - self._started
@@ -139,7 +141,7 @@ class ResultsCallback(TrainerCallback):
         # full batches, but at most the number of samples: the last batch of an epoch may be smaller
         batch = batch_sizes(args, state)["batch_size"]
         items = (state.global_step - self._session.first_step) * batch
-        per_epoch = _items_per_epoch(dataloader)
+        per_epoch = _items_per_epoch(self._loader)
         if per_epoch is not None:
             items = min(items, round(((state.epoch or 0.0) - self._first_epoch) * per_epoch))
         self._session.items = items
@@ -169,7 +171,7 @@ class ResultsCallback(TrainerCallback):
             f"{self.items_name}_per_second": _items_per_second(sessions),
             "wall_time_seconds": _wall_time(sessions),
             "train_steps": state.global_step,
-            "train_epochs": state.epoch,
+            "train_epochs": state.epoch if self._loader is None or has_length(self._loader) else None,
             "sessions": [asdict(session) for session in sessions],
             **({"other_evaluations": others} if others else {}),
         }

@@ -11,6 +11,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hfkd.reports import ResultsCallback
+from hfkd.reports.page import run_page
 
 ITEMS, BATCH, EPOCHS = 20, 8, 4  # 3 steps an epoch, the last one with 4 items
 
@@ -130,6 +131,25 @@ def test_resume_after_a_kill_yields_the_complete_history(tmp_path):
     assert (first["first_step"], first["last_step"], second["first_step"], second["last_step"]) == (0, 6, 6, 12)
     assert first["items"] + second["items"] == ITEMS * EPOCHS
     assert resumed["wall_time_seconds"] == pytest.approx(first["seconds"] + second["seconds"])
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return (Data()[number % ITEMS] for number in range(1000))
+
+
+def test_of_a_stream_without_a_length_no_epochs_are_known(tmp_path):
+    """Trainer calls the end of the run the first epoch, whatever share of the rows has been read."""
+    run = trainer(tmp_path, max_steps=3, eval_strategy="steps", eval_steps=3)
+    run.train_dataset = Stream()
+    run.train()
+    results = read(tmp_path)
+    assert results["train_epochs"] is None
+    assert results["train_steps"] == 3
+    assert results["sessions"][0]["items"] == 3 * BATCH
+    page = tmp_path / "index.html"
+    run_page(page, [], config={}, log_history=run.state.log_history, results=results)
+    assert "epochs</th><td>not recorded</td>" in page.read_text()
 
 
 def test_resume_after_max_steps(tmp_path):
