@@ -43,11 +43,13 @@ class WrittenSteps:
     def __call__(self, batches: Sequence[Mapping[str, Any]], step: int) -> list[Any]:
         """`batches` of optimizer step `step` (from 0), or new batches with the same prompts and generated responses."""
         args = self.host.args
+        if not batches:  # Trainer goes on asking where a stream has ended
+            return []
         writer = writer_of(step, args.seed, args.on_policy, args.seq_kd)
         self.by_student = writer == "student"
         self.statistics.step(self.by_student)
         self._last = None
-        if writer is None or not batches:
+        if writer is None:
             return list(batches)
         found = [prompts_of(batch) for batch in batches]
         self._say_several(batches)

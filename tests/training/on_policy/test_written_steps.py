@@ -272,6 +272,21 @@ def test_written_steps_and_others_take_turns(tmp_path):
             assert one["kd"] != pytest.approx(other["kd"], rel=1e-3)
 
 
+class Stream(torch.utils.data.IterableDataset):
+    """Two batches, as often as they are asked for."""
+
+    def __iter__(self):
+        return iter(ROWS.select(range(16)))
+
+
+def test_the_share_of_written_steps_is_that_of_the_steps_of_a_stream(tmp_path):
+    """At the end of each pass Trainer asks for the batches of all steps that a longer one would have had."""
+    settings = {"max_steps": 6, "logging_steps": 6, "ce_weight": 0.1, "seed": 1}
+    (entry,) = logged(trained(tmp_path, Stream(), on_policy=0.5, **settings), "on_policy_steps")
+    turns = [writer_of(step, 1, 0.5, False) == "student" for step in range(6)]
+    assert entry["on_policy_steps"] == pytest.approx(sum(turns) / 6, rel=1e-4)
+
+
 def test_the_mean_cross_entropy_is_of_the_steps_that_have_one(tmp_path):
     settings = {"ce_weight": 0.5, "kd_weight": 0.5, "max_steps": 4, "learning_rate": 0.0}
     single = logged(trained(tmp_path / "single", on_policy=0.5, **settings, per_device_train_batch_size=24), "ce")
