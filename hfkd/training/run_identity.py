@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -305,4 +306,10 @@ def network(model: nn.Module) -> str:
     inner = getattr(model, "config", None)
     name = getattr(inner, "architecture", None) or getattr(inner, "name_or_path", None) or type(model).__name__
     name = Path(name).name if Path(name).exists() else name  # records may be published; local paths must not be
-    return f"{name} ({sum(p.numel() for p in model.parameters()):,} parameters)"
+    return f"{name} ({sum(map(_size, model.parameters())):,} parameters)"
+
+
+def _size(parameter: nn.Parameter) -> int:
+    """The number of weights; bitsandbytes stores those in 4 bits two to a byte, and their shape apart."""
+    state = getattr(parameter, "quant_state", None)
+    return math.prod(parameter.shape if state is None else state.shape)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -205,6 +206,15 @@ def test_the_file_is_plain_json(tmp_path):
 def test_a_network_is_named_by_its_architecture():
     assert network(image_classifier("cifar_resnet20", 7)).startswith("cifar_resnet20 (27")
     assert network(Net()) == "Net (137 parameters)"
+
+
+def test_weights_in_four_bits_count_whole():
+    """As bitsandbytes leaves them: two to a byte, and their shape in `quant_state`."""
+    model = Net()
+    weight = model.head.weight
+    model.head.weight = nn.Parameter(torch.zeros(weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+    model.head.weight.quant_state = SimpleNamespace(shape=weight.shape)
+    assert network(model) == "Net (137 parameters)"
 
 
 def test_another_checkpoint_of_the_same_teacher_is_another_run(tmp_path):
