@@ -1,0 +1,167 @@
+"""Distillation trainers that people wrote on Trainer: the same loss here, and what they pass or have besides."""
+
+import logging
+
+import pytest
+import task_toys
+import torch
+import torch.nn.functional as F
+from task_toys import padded
+from torch import nn
+from toys import CLASSES, Net, Rows, arguments, teacher
+from transformers import (
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    GPT2LMHeadModel,
+    default_data_collator,
+)
+
+from hfkd import DistillationArguments, DistillationTrainer
+
+ALPHA, T = 0.3, 2.0
+BOOK = {"ce_weight": ALPHA, "kd_weight": 1 - ALPHA, "temperature": T}
+
+
+# ---- the table of docs/your_own.md ------------------------------------------------------------------------------
+
+
+def soft(s, t, T=T, reduction="batchmean"):
+    return nn.KLDivLoss(reduction=reduction)(F.log_softmax(s / T, dim=-1), F.softmax(t / T, dim=-1))
+
+
+def mean_loss(s, y):
+    return F.cross_entropy(s, y)
+
+
+# What a row of the table says: the loss as written, the settings here, and whether the value differs by a constant.
+LOSSES = {
+    "alpha on the labels": (lambda s, t, y: ALPHA * mean_loss(s, y) + (1 - ALPHA) * T**2 * soft(s, t), BOOK, False),
+    "lambda on the teacher": (
+        lambda s, t, y: (1 - ALPHA) * mean_loss(s, y) + ALPHA * T**2 * soft(s, t),
+        {"ce_weight": 1 - ALPHA, "kd_weight": ALPHA, "temperature": T},
+        False,
+    ),
+    "the teacher alone": (
+        lambda s, t, y: T**2 * soft(s, t),
+        {"ce_weight": 0.0, "kd_weight": 1.0, "temperature": T},
+        False,
+    ),
+    "without T squared": (
+        lambda s, t, y: ALPHA * mean_loss(s, y) + (1 - ALPHA) * soft(s, t),
+        BOOK | {"objective": "kd(scale='none')"},
+        False,
+    ),
+    "a mean over the classes too": (
+        lambda s, t, y: (
+            ALPHA * mean_loss(s, y) + (1 - ALPHA) * T**2 * soft(s, t, reduction="sum") / s.numel()
+        ),  # reduction="mean"
+        BOOK | {"kd_weight": (1 - ALPHA) / CLASSES},
+        False,
+    ),
+    "soft cross-entropy": (
+        lambda s, t, y: (
+            ALPHA * mean_loss(s, y)
+            - (1 - ALPHA) * (F.softmax(t / T, dim=-1) * F.log_softmax(s / T, dim=-1)).sum(-1).mean()
+        ),
+        BOOK | {"objective": "kd(scale='none')"},
+        True,
+    ),
+    "the networks swapped": (
+        lambda s, t, y: ALPHA * mean_loss(s, y) + (1 - ALPHA) * T**2 * soft(t, s),
+        BOOK | {"objective": "reverse_kl"},
+        False,
+    ),
+    "squared logits": (
+        lambda s, t, y: ALPHA * mean_loss(s, y) + (1 - ALPHA) * F.mse_loss(s, t),
+        BOOK
+        | {"temperature": None}
+        | {"objective": lambda items, T: (items.student.logits - items.teacher.logits).square().mean(-1)},
+        False,
+    ),
+    "label smoothing": (
+        lambda s, t, y: ALPHA * F.cross_entropy(s, y, label_smoothing=0.1) + (1 - ALPHA) * T**2 * soft(s, t),
+        BOOK | {"label_smoothing_factor": 0.1},
+        False,
+    ),
+}
+
+
+def gradient(loss, network):
+    return torch.cat([one.flatten() for one in torch.autograd.grad(loss, list(network.parameters()))])
+
+
+def loss_here(folder, student, taught, rows, **settings):
+    """The training loss of all rows as one batch, by hfkd."""
+    collator = settings.pop("data_collator", None)
+    args = arguments(folder, **settings)
+    made = DistillationTrainer(student, taught, args, train_dataset=rows, data_collator=collator)
+    return made.compute_loss(student.train(), made.training_collator([rows[i] for i in range(len(rows))]))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_that_others_write_is_had_by_these_settings(tmp_path, name):
+    written, settings, shifted = LOSSES[name]
+    student, taught, rows = Net(), teacher(), Rows()
+    logits = student(rows.images)
+    theirs = written(logits, taught(rows.images).detach(), rows.labels)
+    ours = loss_here(tmp_path, student, taught, rows, **settings)
+    assert shifted or ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    torch.testing.assert_close(gradient(ours, student), gradient(theirs, student), rtol=1e-4, atol=1e-6)
+
+
+def test_several_labels_a_row_are_pairs(tmp_path):
+    """The mean of binary cross-entropies over rows and labels; that on the teacher differs by its entropy."""
+    rows = [{"pixel_values": one, "labels": (torch.arange(CLASSES) == i % 3).float()} for i, one in enumerate(IMAGES)]
+    student, taught, labels = Net(), teacher(), torch.stack([row["labels"] for row in rows])
+    s, t = student(IMAGES), taught(IMAGES).detach()
+    bce = F.binary_cross_entropy_with_logits
+    theirs = ALPHA * bce(s, labels) + (1 - ALPHA) * T**2 * bce(s / T, torch.sigmoid(t / T))
+    settings = BOOK | {"task": "multi_label_classification"}
+    ours = loss_here(tmp_path, student, taught, rows, **settings, data_collator=default_data_collator)
+    torch.testing.assert_close(gradient(ours, student), gradient(theirs, student), rtol=1e-4, atol=1e-6)
+
+
+IMAGES = Rows(8).images
+
+
+def tokens(kind):
+    """Student, teacher and rows of a task on tokens; where the next token is predicted, one label is shifted."""
+    if kind is GPT2LMHeadModel:
+        return task_toys.gpt2(8), task_toys.gpt2(16), task_toys.texts(task_toys.answers)()
+    return task_toys.bert(kind)(8), task_toys.bert(kind)(16), task_toys.texts(task_toys.tags)()
+
+
+def test_batchmean_of_tokens_is_the_mean_times_their_number(tmp_path):
+    student, taught = task_toys.gpt2(8), task_toys.gpt2(16)
+    ids = torch.arange(24).view(4, 6) % 10 + 3
+    rows = [{"input_ids": one.tolist(), "labels": one.tolist()} for one in ids]
+    s, t = student(ids).logits[:, :-1], taught(ids).logits[:, :-1].detach()
+    theirs = ALPHA * mean_loss(s.flatten(0, 1), ids[:, 1:].flatten()) + (1 - ALPHA) * T**2 * soft(s, t)
+    ours = loss_here(tmp_path, student, taught, rows, **BOOK | {"kd_weight": (1 - ALPHA) * 5}, data_collator=padded)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [BertForTokenClassification, GPT2LMHeadModel])
+def test_tokens_with_a_label_are_counted_and_no_others(tmp_path, kind):
+    student, taught, rows = tokens(kind)
+    batch = padded(rows)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    s, t, y = student(**inputs).logits, taught(**inputs).logits.detach(), batch["labels"]
+    if kind is GPT2LMHeadModel:
+        s, t, y = s[:, :-1], t[:, :-1], y[:, 1:]
+    s, t, y = s[y != -100], t[y != -100], y[y != -100]
+    theirs = ALPHA * mean_loss(s, y) + (1 - ALPHA) * T**2 * soft(s, t)
+    expected = gradient(theirs, student)
+    ours = loss_here(tmp_path, student, taught, rows, **BOOK, data_collator=padded)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-4)
+    torch.testing.assert_close(gradient(ours, student), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_class_weights_are_in_the_label_term(tmp_path):
+    student, taught, rows, weights = Net(), teacher(), Rows(), torch.tensor([1.0, 2.0, 1.0, 4.0, 1.0])
+    s, t = student(rows.images), taught(rows.images).detach()
+    theirs = ALPHA * F.cross_entropy(s, rows.labels, weight=weights) + (1 - ALPHA) * T**2 * soft(s, t)
+    made = DistillationTrainer(student, taught, arguments(tmp_path, **BOOK), train_dataset=rows)
+    made.label_smoother = lambda outputs, labels, **others: F.cross_entropy(outputs["logits"], labels, weight=weights)
+    ours = made.compute_loss(student.train(), made.training_collator([rows[i] for i in range(len(rows))]))
+    torch.testing.assert_close(gradient(ours, student), gradient(theirs, student), rtol=1e-4, atol=1e-6)
