@@ -165,3 +165,83 @@ def test_class_weights_are_in_the_label_term(tmp_path):
     made.label_smoother = lambda outputs, labels, **others: F.cross_entropy(outputs["logits"], labels, weight=weights)
     ours = made.compute_loss(student.train(), made.training_collator([rows[i] for i in range(len(rows))]))
     torch.testing.assert_close(gradient(ours, student), gradient(theirs, student), rtol=1e-4, atol=1e-6)
+
+
+# ---- inputs and outputs -----------------------------------------------------------------------------------------
+
+
+class OwnPixels(nn.Module):
+    """A teacher with pixels of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.seen = teacher(), []
+
+    def forward(self, teacher_pixel_values):
+        self.seen.append(teacher_pixel_values.unique().tolist())
+        return self.net(teacher_pixel_values)
+
+
+class Stored(nn.Module):
+    """Logits that the rows bring along."""
+
+    def forward(self, teacher_logits):
+        return teacher_logits
+
+
+def rows_with(**more):
+    return [{"pixel_values": image, "labels": i % CLASSES} | more for i, image in enumerate(IMAGES)]
+
+
+@pytest.mark.parametrize("collator", [None, default_data_collator])
+def test_inputs_of_the_teachers_own_are_not_replaced_by_the_students(tmp_path, collator):
+    rows = rows_with(teacher_pixel_values=torch.ones(3, 8, 8))
+    settings = {"train_dataset": rows, "data_collator": collator}
+    with pytest.raises(ValueError, match="have teacher_pixel_values, .* Net, would be given pixel_values"):
+        DistillationTrainer(Net(), teacher(), arguments(tmp_path / "a"), **settings)
+    taught = OwnPixels()
+    DistillationTrainer(Net(), taught, arguments(tmp_path / "b"), **settings).train()
+    assert taught.seen == [[1.0]] * len(taught.seen) != []
+
+
+def test_a_text_classifier_whose_rows_have_tokens_for_its_teacher(tmp_path):
+    kind, rows = task_toys.bert(BertForSequenceClassification), task_toys.texts(task_toys.one_class)()
+    with pytest.raises(ValueError, match="have teacher_input_ids, as if for the teacher alone"):
+        DistillationTrainer(
+            kind(8),
+            kind(16),
+            arguments(tmp_path),
+            train_dataset=rows,
+            data_collator=lambda rows: padded(rows) | {"teacher_input_ids": torch.ones(len(rows), 4).long()},
+        )
+
+
+def test_stored_logits_teach_by_a_module_that_returns_them(tmp_path):
+    """The rows to evaluate have none, and the teacher is not scored there."""
+    student, taught = Net(), teacher()
+    logits = taught(IMAGES).detach()
+    rows = [row | {"teacher_logits": one.tolist()} for row, one in zip(rows_with(), logits, strict=True)]
+    ours = loss_here(tmp_path / "a", student, Stored(), rows, **BOOK, data_collator=default_data_collator)
+    theirs = LOSSES["alpha on the labels"][0](student(IMAGES), logits, torch.arange(len(rows)) % CLASSES)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    args = arguments(tmp_path / "b", temperature="energy")
+    made = DistillationTrainer(student, Stored(), args, train_dataset=rows, eval_dataset=rows_with())
+    made.train()
+    assert made.evaluate()["eval_loss"] > 0
+
+
+class NeedsLabels(Net):
+    def forward(self, pixel_values, labels):
+        return super().forward(pixel_values)
+
+
+class NeedsMore(Net):
+    def forward(self, pixel_values, mask):
+        return super().forward(pixel_values)
+
+
+def test_what_a_forward_needs_and_does_not_get_is_named(tmp_path):
+    with pytest.raises(ValueError, match="the student, a NeedsLabels, needs labels .* make it labels=None"):
+        DistillationTrainer(NeedsLabels(), teacher(), arguments(tmp_path), train_dataset=Rows())
+    with pytest.raises(ValueError, match=r"the teacher, a NeedsMore, needs mask .* lacks .*'pixel_values'"):
+        DistillationTrainer(Net(), NeedsMore(), arguments(tmp_path), train_dataset=Rows())

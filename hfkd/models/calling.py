@@ -19,7 +19,7 @@ OWN_KEYS = frozenset(
     {"index", "view", "host_targets", "host_rows", "length", "prompt_length", "teacher_length"}
     | {"groups", "token_groups", "byte_ends", "response_bytes"}
 )
-OWN_PREFIX = "teacher_"
+OWN_PREFIX = "teacher_"  # those for the teacher alone too
 # The inputs of networks: tokens, images, audio as waveforms or spectrograms.
 INPUTS = {"input_ids", "pixel_values", "input_values", "input_features"}
 # Calls for classes of networks that do not take a plain tensor, registered by the modules that support them.
@@ -62,7 +62,8 @@ class Call:
         rest = [p for p in parameters if p.kind == p.VAR_KEYWORD]
         others = _taken_by_kwargs(network, rest[0].annotation) if rest else frozenset()
         positional = any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL) for p in parameters)
-        keyed = names & INPUTS or (rest and not positional)
+        for_teacher = any(name.startswith(OWN_PREFIX) for name in names)
+        keyed = names & INPUTS or for_teacher or (rest and not positional)
         shifts = isinstance(network, PreTrainedModel) and network.config.is_encoder_decoder and "labels" in names
         writes = shifts and output_head(network) is not None
         keywords = names - {"labels"} if keyed else None
@@ -82,8 +83,9 @@ class Call:
             return model(**{k: v for k, v in inputs.items() if self._may_be_taken(k)}, **more)
         if "pixel_values" not in inputs:
             raise ValueError(
-                f"{type(model).__name__}.forward has no argument named as an entry of the batch, which has "
-                f"{sorted(inputs)}: name its arguments as in the batch, for example pixel_values or input_ids"
+                f"{type(model).__name__}.forward has none of the arguments {sorted(INPUTS)}, and the batch no "
+                f"pixel_values to pass by position, but {sorted(inputs)}: rename its argument and the batch's entry to "
+                f"one of these, or to {OWN_PREFIX}... for what the teacher alone is given"
             )
         return model(inputs["pixel_values"], **more)
 

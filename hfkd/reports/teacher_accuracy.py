@@ -22,6 +22,7 @@ from hfkd.teachers import FrozenTeacher
 from hfkd.teachers.fingerprint import sampled_weights
 from hfkd.training.averages import RowAverage
 from hfkd.training.host import Host
+from hfkd.training.validation.given_inputs import missing_inputs
 from hfkd.training.validation.normalisation import receiving
 from hfkd.utils.random_state import kept_random_state
 
@@ -88,6 +89,10 @@ def _score(trainer: Host, teacher: FrozenTeacher, loader: Any) -> dict[str, floa
             return {}
         inputs = dict(trainer.task.for_teacher(inputs))
         labels = inputs.get("labels")
+        if any(
+            missing_inputs(one, inputs) for one in teacher.networks
+        ):  # such as logits stored for training rows alone
+            return {}
         if not isinstance(labels, Tensor) or (labels.is_floating_point() and trainer.task.class_ids):
             return {}
         logits = network(each=True, **inputs)[..., : trainer.num_classes]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hfkd.models.calling import bare
+from hfkd.models.calling import Call, bare
 from hfkd.models.language import TOKENIZER_FILES
 from hfkd.models.vocabulary import same_tokenizer
 
@@ -34,6 +34,8 @@ def check_teacher_tokenizers(
             raise ValueError(
                 f"teacher_processing_class={type(tokenizer).__name__} is not a tokenizer: pass the teacher's tokenizer"
             )
+        if not Call.of(teacher).takes("input_ids"):  # it is given something else, such as stored logits
+            continue
         theirs = local_tokenizer(teacher) if tokenizer is None else tokenizer
         if theirs is not None and isinstance(processing_class, PreTrainedTokenizerBase):
             (compare if distils else _refuse_unasked)(processing_class, theirs)

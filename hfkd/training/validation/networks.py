@@ -24,6 +24,7 @@ from hfkd.teachers import FrozenTeacher
 from hfkd.teachers.ensemble import Unlike
 from hfkd.training.validation.checked_batches import NOTHING_TO_LEARN
 from hfkd.training.validation.datasets import Collate
+from hfkd.training.validation.given_inputs import refuse_missing_inputs, refuse_unread_inputs
 from hfkd.training.validation.label_values import check_label_values, check_scored, refuse_no_labels
 from hfkd.training.validation.own_task import check_own_task
 from hfkd.training.validation.padding import refuse_left_padding
@@ -104,6 +105,7 @@ def check_batch(
     """
     networks = (student, *(teacher.networks if teacher else ()))
     refuse_no_labels(batch, task)
+    refuse_unread_inputs(student, networks[1:], rows, batch, task)
     for network in networks if "input_ids" in batch else ():
         read = batch if network is student else task.for_teacher(batch)
         check_positions(network, dataset, "length" if read is batch else TEACHER_LENGTH)
@@ -115,6 +117,7 @@ def check_batch(
     task.check_rows(rows, batch)
     task.look_at_labels(student, batch)
     batch = task.probe(batch)
+    refuse_missing_inputs("student", student, batch)
     with untouched(student), naming_inputs("student", student, batch):
         run = partial(call.output, student, on_device_of(student, batch))
         # A detector draws its proposals.
@@ -153,6 +156,8 @@ def _check_teacher(
 ) -> Tensor:
     """The teacher's logits, after checking that they match the student's."""
     batch = dict(task.for_teacher(batch))
+    for network in teacher.networks:
+        refuse_missing_inputs("teacher", network, batch)
     with ExitStack() as stack:
         for network in teacher.networks:
             stack.enter_context(untouched(network))
