@@ -230,6 +230,33 @@ def test_stored_logits_teach_by_a_module_that_returns_them(tmp_path):
     assert made.evaluate()["eval_loss"] > 0
 
 
+class Returning(nn.Module):
+    def __init__(self, make):
+        super().__init__()
+        self.net, self.make = Net(), make
+
+    def forward(self, pixel_values, labels=None):
+        logits = self.net(pixel_values)
+        return self.make(logits, None if labels is None else F.cross_entropy(logits, labels))
+
+
+RETURNED = {
+    "loss, logits": lambda logits, loss: (loss, logits),
+    "0, logits": lambda logits, loss: (0 if loss is None else loss, logits),
+    "logits, loss": lambda logits, loss: (logits, loss),
+    "dict": lambda logits, loss: {"loss": loss, "logits": logits},
+}
+
+
+@pytest.mark.parametrize("kind", RETURNED)
+def test_networks_that_return_a_loss_if_they_get_labels(tmp_path, kind):
+    args = arguments(tmp_path, max_steps=1)
+    made = DistillationTrainer(Returning(RETURNED[kind]), teacher(), args, train_dataset=Rows(), eval_dataset=Rows(13))
+    made.train()
+    assert made.evaluate()["eval_loss"] > 0
+    assert made.predict(Rows(13)).predictions.shape == (13, CLASSES)
+
+
 class NeedsLabels(Net):
     def forward(self, pixel_values, labels):
         return super().forward(pixel_values)

@@ -1,7 +1,7 @@
 """A common way to call networks: Hugging Face models by keyword, plain nn.Modules by position."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Unpack, get_args, get_origin
@@ -212,7 +212,7 @@ def _taken_by_kwargs(network: nn.Module, annotation: Any) -> frozenset[str] | No
 def by_name(output: Any) -> Any:
     """A network's output in the form that Trainer expects: a mapping whose values are the predictions."""
     if isinstance(output, (tuple, list)) and not hasattr(output, "logits"):
-        return {f"output_{number}": value for number, value in enumerate(output)}
+        return {f"output_{number}": value for number, value in enumerate(_without_loss(output))}
     if not isinstance(output, dict):
         return {"logits": logits_of(output)}
     # Some networks return the cache of their base model, which is not told to leave it out (Gemma 3 as a classifier),
@@ -236,14 +236,19 @@ def logits_of(output: Any) -> Tensor:
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if logits is None and isinstance(output, Mapping):
         logits = output.get("logits", output.get("out"))  # torchvision's segmentation models
-    elif logits is None and isinstance(output, (tuple, list)) and output:
-        logits = output[1] if len(output) > 1 and loss_of(output) is not None else output[0]
+    elif logits is None and isinstance(output, (tuple, list)) and (given := _without_loss(output)):
+        logits = given[1] if len(given) > 1 and loss_of(given) is not None else given[0]
     if not isinstance(logits, Tensor) or logits.ndim == 0:
         raise ValueError(
             f"the model returned a {type(output).__name__} without logits: return a tensor, an object or dict with "
             "logits, or a tuple that begins with them; from transformers, use a model with a head (AutoModelFor...)"
         )
     return logits
+
+
+def _without_loss(output: Sequence[Any]) -> list[Any]:
+    """A tuple's elements without what networks return in place of a loss when they get no labels: None, or 0."""
+    return [value for value in output if value is not None and not (isinstance(value, (int, float)) and value == 0)]
 
 
 def class_dim(logits: Tensor) -> int:
