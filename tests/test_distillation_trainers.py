@@ -257,6 +257,15 @@ def test_networks_that_return_a_loss_if_they_get_labels(tmp_path, kind):
     assert made.predict(Rows(13)).predictions.shape == (13, CLASSES)
 
 
+def test_a_module_that_computes_another_loss_is_refused(tmp_path):
+    def weighted(logits, loss):
+        return {"loss": None if loss is None else 3 * loss, "logits": logits}
+
+    with pytest.raises(ValueError, match="the loss computed by Returning on two rows is .* has another loss"):
+        DistillationTrainer(Returning(weighted), teacher(), arguments(tmp_path / "a"), train_dataset=Rows())
+    DistillationTrainer(Net(), Returning(weighted), arguments(tmp_path / "b"), train_dataset=Rows())  # as a teacher
+
+
 class NeedsLabels(Net):
     def forward(self, pixel_values, labels):
         return super().forward(pixel_values)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfkd.losses.distillation import cross_entropy
+from hfkd.losses.slot_values import is_ours
 from hfkd.models.calling import INPUTS, Call, bare, logits_of, loss_of
 from hfkd.tasks.base import Task
 from hfkd.tasks.tokens import PROBED_TOKENS, PerToken
@@ -34,13 +35,14 @@ class _NoLoss(Exception):
 
 
 @torch.no_grad()
-def compare_own_loss(network: nn.Module, batch: Mapping[str, Any] | None, task: Task) -> None:
-    """Raise ValueError if a transformers model and `task` compute different losses for `batch`, on the model's device.
+def compare_own_loss(network: nn.Module, batch: Mapping[str, Any] | None, task: Task, is_student: bool = False) -> None:
+    """Raise ValueError if a model and `task` compute different losses for `batch`, on the model's device.
 
     The task's cross-entropy, plus the router loss if there is one, must equal the model's own `.loss`: both come from
     the same logits, so that a difference is one of the task, such as whether labels are shifted by one. The model runs
     in eval mode; its modes, buffers and config and torch's random state are restored. A model that computes no loss is
-    accepted. Without a `batch`, made-up tokens are used.
+    accepted. Without a `batch`, made-up tokens are used. A module that is no model of transformers is compared if it is
+    the student, which Trainer would train on its own loss: with class weights, say.
     """
     network = extract_model_from_parallel(network, keep_torch_compile=False)
     inside = bare(network)
@@ -49,9 +51,15 @@ def compare_own_loss(network: nn.Module, batch: Mapping[str, Any] | None, task: 
             task.check_own_loss(inside, batch)
     parameter = next(network.parameters(), None)
     names = Call.of(network).keywords
-    if not isinstance(inside, PreTrainedModel) or parameter is None or parameter.is_meta or names is None:
+    if parameter is None or parameter.is_meta or names is None:
         return
     if "labels" not in inspect.signature(inside.forward).parameters:
+        return
+    if not isinstance(inside, PreTrainedModel):
+        # Not of maps, as the module's index for no label is not known, and not by a user's task, whose items may need
+        # more than labels.
+        if is_student and batch is not None and not task.by_map and is_ours(task):
+            _compare_plain(network, batch, task)
         return
     if batch is None:
         batch = _made_up_tokens(network)
@@ -59,6 +67,17 @@ def compare_own_loss(network: nn.Module, batch: Mapping[str, Any] | None, task: 
         _compare(network, own.probe(batch), own)
         if isinstance(own, PerToken) and own.shift:
             _refuse_reading_ahead(network)
+
+
+def _compare_plain(network: nn.Module, batch: Mapping[str, Any], task: Task) -> None:
+    """Compare the loss of a module that is no model of transformers, unless these rows have no labels for it."""
+    with untouched(network), task.as_networks_have_it(network) as own:
+        try:
+            inputs = own.probe(dict(batch))
+            own.sure_labels(network, inputs)
+        except AttributeError:  # made-up labels are drawn from those that a config counts
+            return
+        _compare(network, inputs, own)
 
 
 def _compare(network: nn.Module, inputs: dict[str, Any], task: Task) -> None:

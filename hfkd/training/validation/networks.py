@@ -131,7 +131,7 @@ def check_batch(
     check_label_values(dataset, batch, classes, task, no_label)
     batch["labels"] = class_ids(batch["labels"])
     for network in networks_of(student):
-        compare_own_loss(network, on_device_of(network, batch), task)
+        compare_own_loss(network, on_device_of(network, batch), task, is_student=True)
     batch = dict(task.after_student(batch, output))
     if teacher is not None:
         taught = _check_teacher(student, teacher, batch, classes, task)
