@@ -85,6 +85,7 @@ from hfkd.training.trainer_arguments import (
     refuse_dropped_count,
     refuse_old_methods,
     refuse_other_teacher,
+    refuse_popped_labels,
     refuse_replaced_loss,
     taken,
 )
@@ -273,6 +274,7 @@ class DistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
+        refuse_popped_labels(self, inputs)
         inputs = self.as_networks_take_it(inputs, model.training)
         if not model.training:
             loss, output = self.evaluated.add(self.evaluated_network(model), inputs)
@@ -712,7 +714,7 @@ class DistillationTrainer(Trainer):
         self.epoch_length.end()
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        refuse_replaced_loss(self)
+        refuse_replaced_loss(self, DistillationTrainer)
         whole = self.judged.gradient_norm(model) if grad_norm is None else grad_norm
         norm = super()._get_grad_norm(model, whole)
         self.judged.judge(model, norm, self._tr_loss)

@@ -281,3 +281,40 @@ def test_what_a_forward_needs_and_does_not_get_is_named(tmp_path):
         DistillationTrainer(NeedsLabels(), teacher(), arguments(tmp_path), train_dataset=Rows())
     with pytest.raises(ValueError, match=r"the teacher, a NeedsMore, needs mask .* lacks .*'pixel_values'"):
         DistillationTrainer(Net(), NeedsMore(), arguments(tmp_path), train_dataset=Rows())
+
+
+class OwnLoss(DistillationTrainer):
+    """A loss of its own, the mean over its batch."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return F.cross_entropy(model(inputs["pixel_values"]), inputs["labels"])
+
+
+class Divided(OwnLoss):
+    loss_is_scaled_for_ga = False
+
+
+def test_how_accumulated_losses_of_ones_own_are_added_up_is_said(tmp_path, caplog):
+    def loss(kind, folder, **sizes):
+        args = arguments(tmp_path / folder, max_steps=1, kd_weight=0.0, ce_weight=1.0, **sizes)
+        return kind(Net(), None, args, train_dataset=Rows()).train().training_loss
+
+    parts, said = {"gradient_accumulation_steps": 4}, "of 4 accumulated batches that compute_loss of OwnLoss returns"
+    whole = loss(OwnLoss, "a", per_device_train_batch_size=32)
+    assert loss(Divided, "b", **parts) == pytest.approx(whole, rel=1e-5)
+    assert "accumulated" not in caplog.text
+    assert loss(OwnLoss, "c", **parts) == pytest.approx(4 * whole, rel=1e-5)
+    assert caplog.text.count(said) == 1
+
+
+class Popping(DistillationTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs.pop("labels")
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+def test_labels_that_a_subclass_takes_out_are_missed(tmp_path):
+    made = Popping(Net(), teacher(), arguments(tmp_path), train_dataset=Rows(), eval_dataset=Rows())
+    for run in (made.train, made.evaluate):
+        with pytest.raises(ValueError, match=r"Popping calls compute_loss with a batch that has no labels"):
+            run()

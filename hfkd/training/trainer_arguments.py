@@ -221,14 +221,40 @@ def refuse_old_methods(trainer: Any) -> None:
             ) from error
 
 
-def refuse_replaced_loss(trainer: Any) -> None:
-    """Raise ValueError if a step was computed without DistillationTrainer's `compute_loss`, and so without teacher."""
-    if trainer.distillation_loss.kd_weight and not trainer.judged.parts.pending:
+def refuse_replaced_loss(trainer: Any, ours: type) -> None:
+    """Raise ValueError if a step was computed without the `compute_loss` of the class `ours`, and so without teacher.
+
+    Without `kd_weight` a subclass may have a loss of its own. That of several batches is warned of once, unless it says
+    how they are added up: Trainer divides what is not scaled, but the class `ours` says that its own loss is.
+    """
+    if trainer.judged.parts.pending:
+        return
+    own = type(trainer)
+    if trainer.distillation_loss.kd_weight:
         raise ValueError(
-            f"compute_loss of {type(trainer).__name__} does not call super().compute_loss, so that teacher, "
+            f"compute_loss of {own.__name__} does not call super().compute_loss, so that teacher, "
             "objective, temperature and weighting have no effect: add your term to the loss that "
             "super().compute_loss returns, register a custom loss as an objective "
             "(hfkd.losses.registry.register_objective), or set kd_weight=0 to train on your loss alone"
+        )
+    says = any("loss_is_scaled_for_ga" in vars(kind) for kind in own.__mro__[: own.__mro__.index(ours)])
+    if trainer.batches_in_step > 1 and not says and not trainer.warned_of_count:
+        trainer.warned_of_count = True
+        logger.warning(
+            "The losses of %d accumulated batches that compute_loss of %s returns are added up. If each is the mean of "
+            "its batch, set the class attribute loss_is_scaled_for_ga=False, and Trainer divides them by their number; "
+            "if each is divided by num_items_in_batch, set it to True.",
+            trainer.batches_in_step,
+            own.__name__,
+        )
+
+
+def refuse_popped_labels(trainer: Any, inputs: Mapping[str, Any]) -> None:
+    """Raise ValueError for a batch without labels, which a subclass's `compute_loss` has taken out."""
+    if "labels" not in inputs:
+        raise ValueError(
+            f"{type(trainer).__name__} calls compute_loss with a batch that has no labels but {sorted(inputs)}: read "
+            "inputs['labels'] in place of inputs.pop('labels'), as the loss is computed from them"
         )
 
 
