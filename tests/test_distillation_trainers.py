@@ -283,6 +283,44 @@ def test_what_a_forward_needs_and_does_not_get_is_named(tmp_path):
         DistillationTrainer(Net(), NeedsMore(), arguments(tmp_path), train_dataset=Rows())
 
 
+# ---- arguments and subclasses -----------------------------------------------------------------------------------
+
+
+class OwnArguments(DistillationArguments):
+    """As books have it, on hfkd's arguments."""
+
+    def __init__(self, *given, alpha=0.5, temperature=2.0, **keywords):
+        super().__init__(*given, **keywords)
+        self.alpha, self.temperature = alpha, temperature
+
+
+def test_an_alpha_that_is_not_read_is_said(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    settings = {"use_cpu": True, "report_to": "none", "bf16": False}
+    said = "OwnArguments sets alpha=0.5, which DistillationTrainer does not read: the loss has ce_weight=0.1"
+    made = DistillationTrainer(Net(), teacher(), OwnArguments(str(tmp_path), **settings))
+    assert repr(made.distillation_loss.temperature) == "Constant(temperature=2.0)"
+    assert said in caplog.text
+    caplog.clear()
+    DistillationTrainer(Net(), teacher(), OwnArguments(str(tmp_path), **settings), ce_weight=0.5, kd_weight=0.5)
+    DistillationTrainer(Net(), teacher(), OwnArguments(str(tmp_path), ce_weight=0.5, **settings))
+    assert said not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("keywords", "kind", "message"),
+    [
+        ({"alpha": 0.5}, ValueError, "alpha= is no argument of DistillationTrainer: pass ce_weight="),
+        ({"lambda_param": 0.5}, ValueError, "pass ce_weight=, .* and kd_weight="),
+        ({"student_model": Net()}, ValueError, "student_model= is called model="),
+        ({"train_datset": Rows()}, TypeError, "no argument 'train_datset'.* 'train_dataset'"),
+    ],
+)
+def test_keywords_of_other_trainers(tmp_path, keywords, kind, message):
+    with pytest.raises(kind, match=message):
+        DistillationTrainer(Net(), teacher(), arguments(tmp_path), **keywords)
+
+
 class OwnLoss(DistillationTrainer):
     """A loss of its own, the mean over its batch."""
 

@@ -42,6 +42,8 @@ TAKEN = (
 )
 WRITES = ("on_policy", "seq_kd")  # read in each step of a trainer that was built with one of them, and else never
 WEIGHTS = ("ce_weight", "kd_weight")
+# What distillation trainers elsewhere call the weight of their loss; some give it to the labels, some to the teacher.
+WEIGHTS_ELSEWHERE = ("alpha", "kd_alpha", "alpha_kd", "alpha_ce", "distill_alpha", "lambda_param", "lambda_kd")
 # How Trainer calls methods that subclasses override: positional arguments, and names of keyword arguments. Without
 # `log`, which gets start_time only for the log of a training step: a log(self, logs) works otherwise.
 CALLED: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
@@ -85,6 +87,7 @@ def own_arguments(args: TrainingArguments | None, slots: Mapping[str, Any]) -> D
     if args is None:
         return DistillationArguments(output_dir="distilled")
     if isinstance(args, DistillationArguments):
+        _warn_of_weights(args, slots)
         return args
     if not isinstance(args, TrainingArguments):
         raise ValueError(f"args is a {type(args).__name__}: pass hfkd.DistillationArguments, or TrainingArguments")
@@ -111,6 +114,22 @@ def own_arguments(args: TrainingArguments | None, slots: Mapping[str, Any]) -> D
             ", ".join(unread),
         )
     return own
+
+
+def _warn_of_weights(args: DistillationArguments, slots: Mapping[str, Any]) -> None:
+    """Warn of a weight of the loss that a subclass has under a name used elsewhere, if those of hfkd are not set."""
+    defaults = {one.name: one.default for one in dataclasses.fields(DistillationArguments) if one.name in WEIGHTS}
+    if any(slots.get(name) is not None or getattr(args, name) != default for name, default in defaults.items()):
+        return
+    if own := [f"{name}={value!r}" for name, value in vars(args).items() if name in WEIGHTS_ELSEWHERE]:
+        logger.warning(
+            "%s sets %s, which DistillationTrainer does not read: the loss has ce_weight=%g and kd_weight=%g; set "
+            "these two.",
+            type(args).__name__,
+            ", ".join(own),
+            args.ce_weight,
+            args.kd_weight,
+        )
 
 
 def _refuse_own_slots(args: TrainingArguments, slots: Mapping[str, Any]) -> None:

@@ -1,9 +1,11 @@
 """Refuses arguments of the trainer that do not go together."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from transformers import Trainer
 from transformers.trainer_utils import IntervalStrategy
 
 from hfkd.arguments import DistillationArguments
@@ -13,18 +15,34 @@ from hfkd.models import Peers
 from hfkd.tasks.base import Task
 from hfkd.teachers import Teacher
 from hfkd.training.given_teacher import teacher_networks
-from hfkd.training.trainer_arguments import refuse_loss_function
+from hfkd.training.trainer_arguments import WEIGHTS_ELSEWHERE, refuse_loss_function
 from hfkd.utils.launch import check_world_size, uses_fsdp
+from hfkd.utils.messages import did_you_mean
 
+RENAMED = {
+    "tokenizer": "processing_class= (as in Trainer of transformers 5)",
+    "teacher_model": "teacher=",
+    "student_model": "model=",
+}
 MEASURED = ("loss", "kl", "accuracy", "top5_accuracy", "mean_iou")  # by each evaluation of a set
 
 
 def refuse_keywords(keywords: Mapping[str, Any]) -> None:
-    """Raise ValueError for keywords that have another name: old ones of Trainer, and those of other KD trainers."""
-    if "tokenizer" in keywords:
-        raise ValueError("tokenizer= is called processing_class= (as in Trainer of transformers 5)")
-    if "teacher_model" in keywords:
-        raise ValueError("teacher_model= is called teacher=")
+    """Raise ValueError for keywords that have another name: old ones of Trainer, and those of other KD trainers.
+
+    TypeError for any other that Trainer does not take, before networks are run.
+    """
+    for name, called in RENAMED.items():
+        if name in keywords:
+            raise ValueError(f"{name}= is called {called}")
+    if weight := next((name for name in WEIGHTS_ELSEWHERE if name in keywords), None):
+        raise ValueError(
+            f"{weight}= is no argument of DistillationTrainer: pass ce_weight=, the weight of the cross-entropy on the "
+            "labels, and kd_weight=, that of the distillation loss"
+        )
+    known = inspect.signature(Trainer.__init__).parameters
+    if unknown := sorted(keywords.keys() - known.keys()):
+        raise TypeError(f"DistillationTrainer has no argument {unknown[0]!r}{did_you_mean(unknown[0], known)}")
 
 
 def _refuse_no_network(teacher: Any) -> None:
