@@ -68,6 +68,7 @@ from hfkd.training.model_init import Anew, seeded, student_of
 from hfkd.training.nonfinite import JudgedSteps
 from hfkd.training.on_policy.steps import WrittenSteps
 from hfkd.training.own_accelerator import OwnAccelerator, leave_state
+from hfkd.training.own_attributes import kinds_of, refuse_own_names, refuse_replaced
 from hfkd.training.passes import EpochViews, in_passes
 from hfkd.training.private_api import FIRST_STEP, NOISE
 from hfkd.training.run_settings import BatchSizeInUse, compared_settings, run_settings
@@ -155,6 +156,7 @@ class DistillationTrainer(Trainer):
         model_init: Callable[..., nn.Module] | None = None,
         **trainer_keywords: Any,
     ) -> None:
+        refuse_own_names(self, DistillationTrainer)
         slots = {"objective": objective, "temperature": temperature, "weighting": weighting}
         slots |= {"ce_weight": ce_weight, "kd_weight": kd_weight}
         own_args = own_arguments(args, slots)
@@ -183,6 +185,7 @@ class DistillationTrainer(Trainer):
         self.run_folder = self.args.output_dir = os.path.abspath(self.args.output_dir or ".")
         self._compose()
         self._place(setup)
+        self.kinds = kinds_of(self)
 
     def _take(self, setup: Setup) -> None:
         """Copy what `setup` determined."""
@@ -407,6 +410,7 @@ class DistillationTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
+        refuse_replaced(self)
         with self.marks.evaluating(eval_dataset):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
@@ -477,6 +481,7 @@ class DistillationTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
+        refuse_replaced(self)
         if self.model_init is not None:
             refuse_other_teacher(self)  # here, as another trainer would be built around the first one
             self._start_anew(trial)

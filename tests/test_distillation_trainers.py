@@ -321,6 +321,34 @@ def test_keywords_of_other_trainers(tmp_path, keywords, kind, message):
         DistillationTrainer(Net(), teacher(), arguments(tmp_path), **keywords)
 
 
+class OwnMethod(DistillationTrainer):
+    def distillation_loss(self, s, t):
+        return soft(s, t)
+
+
+class Before(DistillationTrainer):
+    def __init__(self, *arguments, config, **keywords):
+        self.config = config
+        super().__init__(*arguments, **keywords)
+
+
+class After(DistillationTrainer):
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.alpha, self.labels = 0.5, ["cat", "dog"]
+
+
+def test_names_of_the_trainers_own_attributes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="OwnMethod has an attribute 'distillation_loss', .* my_distillation_loss"):
+        OwnMethod(Net(), teacher(), arguments(tmp_path))
+    with pytest.raises(ValueError, match="Before has an attribute 'config'"):
+        Before(Net(), teacher(), arguments(tmp_path), config={"alpha": 0.5})
+    made = After(Net(), teacher(), arguments(tmp_path), train_dataset=Rows(), eval_dataset=Rows())
+    for run in (made.train, made.evaluate):
+        with pytest.raises(ValueError, match="After has set a list as an attribute 'labels'"):
+            run()
+
+
 class OwnLoss(DistillationTrainer):
     """A loss of its own, the mean over its batch."""
 
