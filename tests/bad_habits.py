@@ -5,6 +5,7 @@ from bad_training import language, trainer, training
 from scan_job import packed
 from task_toys import padded, spoken, whisper
 from torch import nn
+from torch.nn.functional import cross_entropy
 from toys import Net, Rows, arguments, teacher
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
@@ -37,6 +38,26 @@ def subclass(**methods):
     """A trainer whose class has these methods of the user's own."""
     kind = type("MyTrainer", (DistillationTrainer,), methods)
     return lambda folder: lambda: kind(Net(), teacher(), arguments(folder / "run"), train_dataset=Rows())
+
+
+class NeedsLabels(Net):
+    """As notebooks have it, where the loss is computed in the network."""
+
+    def forward(self, pixel_values, labels):
+        return super().forward(pixel_values)
+
+
+class ByClass(Net):
+    """A network whose own loss weights the classes."""
+
+    def forward(self, pixel_values, labels=None):
+        logits = super().forward(pixel_values)
+        weight = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+        return {"loss": None if labels is None else cross_entropy(3 * logits, labels, weight), "logits": logits}
+
+
+def for_two():
+    return [row | {"teacher_pixel_values": row["pixel_values"]} for row in map(Rows().__getitem__, range(8))]
 
 
 def own_temperature(folder):
@@ -142,6 +163,11 @@ HABITS = {
     "hyperparameter_search(direction='maximize') without compute_objective": searched,
     "tokenizer=": trainer(tokenizer=None),
     "teacher_model=": trainer(teacher_model=None),
+    "alpha=0.5": trainer(alpha=0.5),
+    "rows with teacher_pixel_values, a teacher that takes pixel_values": trainer(rows=for_two),
+    "a student whose forward needs labels": trainer(student=NeedsLabels),
+    "a student that weights the classes in its own loss": trainer(student=ByClass),
+    "a subclass with a method distillation_loss": subclass(distillation_loss=lambda self, student, teacher: 0),
     "arguments of another trainer with a temperature": own_temperature,
     "a Whisper teacher of 8 mel bins for a student of 6": trainer(
         lambda: whisper(8), lambda: whisper(8, mels=8), spoken, data_collator=padded
