@@ -89,9 +89,8 @@ def _score(trainer: Host, teacher: FrozenTeacher, loader: Any) -> dict[str, floa
             return {}
         inputs = dict(trainer.task.for_teacher(inputs))
         labels = inputs.get("labels")
-        if any(
-            missing_inputs(one, inputs) for one in teacher.networks
-        ):  # such as logits stored for training rows alone
+        # Logits that are stored for the training rows alone, say.
+        if any(missing_inputs(one, inputs) for one in teacher.networks):
             return {}
         if not isinstance(labels, Tensor) or (labels.is_floating_point() and trainer.task.class_ids):
             return {}

@@ -46,7 +46,7 @@ def refuse_unread_inputs(
 
     Rows of a causal language model with tokens for two networks are looked at by `tasks.two_tokenizers`.
     """
-    if task.own_tokens or not teachers:
+    if task.own_rows or not teachers:
         return
     known = {*batch} | ({*rows[0]} if rows and isinstance(rows[0], Mapping) and type(task) is not CausalLM else set())
     calls = [Call.of(network) for network in (student, *teachers)]
