@@ -342,12 +342,21 @@ class DistillationTrainer(Trainer):
         return logits_first(by_name(output)) if ours else by_name(output)
 
     def evaluated_network(self, model: nn.Module) -> Any:
-        """Student or teacher without the autocast that Accelerate wraps around its forward, if `float32_evaluation`."""
+        """Student or teacher without the autocast that Accelerate wraps around its forward, if `float32_evaluation`.
+
+        Weights that Trainer has rounded for the evaluation keep it, as they take no float32 images.
+        """
         if self.is_fsdp_enabled:  # calling the inner forward would bypass the gathering of the sharded weights
             return model
         network = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         forward = vars(network).get("_original_forward")  # of a compiled one too
-        return forward if forward is not None and self.args.float32_evaluation else model
+        plain = self.args.float32_evaluation and not self._rounds_weights
+        return forward if forward is not None and plain else model
+
+    @property
+    def _rounds_weights(self) -> bool:
+        """Whether Trainer casts the student for an evaluation now, as it does outside of training."""
+        return (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train
 
     def as_networks_take_it(self, inputs: Mapping[str, Any], training: bool) -> dict[str, Any]:
         inputs = self.call.without_labels(inputs, self.label_names)
@@ -425,7 +434,6 @@ class DistillationTrainer(Trainer):
     def _evaluation(self, dataset: Any, predicts: bool) -> Iterator[dict[str, float]]:
         """Context of Trainer's loop over `dataset`; the dict that it yields has a `Running`'s scores at its end."""
         compared, metric = self.teacher if self.args.evaluate_kl else None, self.compute_metrics
-        full = (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train  # Trainer then casts it
         with ExitStack() as stack:
             stack.enter_context(self._frozen_teacher())
             stack.enter_context(self.config.in_use())
@@ -436,7 +444,7 @@ class DistillationTrainer(Trainer):
             if self.task.by_map and self.accelerator.num_processes > 1:
                 own = OfOwnSize(self.preprocess_logits_for_metrics, self.accelerator)
                 stack.enter_context(setting(self, preprocess_logits_for_metrics=own))
-            if full and not self.is_fsdp_enabled:
+            if self._rounds_weights and not self.is_fsdp_enabled:
                 stack.enter_context(kept_weights(cast(nn.Module, self.model)))
             if not isinstance(metric, Running):
                 yield {}

@@ -338,6 +338,18 @@ def test_evaluation_is_in_float32_whatever_the_training_is(tmp_path):
         assert rounded[name] != other[name]
 
 
+def test_weights_are_rounded_for_evaluation_and_images_are_not(tmp_path):
+    """Without autocast a convolution of such weights takes no float32 images: an error after the whole training."""
+    rounded = make(tmp_path / "rounded", bf16=True, bf16_full_eval=True, student=Net(16), evaluate_kl=True)
+    whole = make(tmp_path / "whole", bf16=True, student=Net(16), evaluate_kl=True)
+    rounded.train(), whole.train()
+    one, other = rounded.evaluate(), whole.evaluate()
+    for name in ("eval_loss", "eval_kl"):
+        assert one[name] == pytest.approx(other[name], rel=0.05)
+        assert one[name] != other[name]
+    assert logged(rounded, "loss") == logged(whole, "loss")
+
+
 def test_resumed_training_is_bit_identical_and_keeps_its_thresholds(tmp_path, monkeypatch):
     train, _ = load_digits()
     train = train.select(range(64))
