@@ -12,6 +12,7 @@ from transformers.trainer_utils import has_length
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.first_rows import map_style, sets_by_name
+from hfkd.data.he_da import original_images
 from hfkd.losses.base import requirements_of
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.models.calling import Call
@@ -32,12 +33,17 @@ def _batches(args: DistillationArguments) -> float:
     return args.max_steps * args.gradient_accumulation_steps if args.max_steps > 0 else math.inf
 
 
+def _trained(args: DistillationArguments, rows: Any) -> int:
+    """The number of rows of an epoch: the training rows, and the images that HE-DA adds to them."""
+    added = added_images(args, rows)
+    return len(original_images(rows) if added else rows) + sum(added.values())
+
+
 def refuse_no_batch(args: DistillationArguments, rows: Any) -> None:
     """Raise ValueError if `dataloader_drop_last` drops all rows: there are fewer than in a batch of all processes."""
     if not args.dataloader_drop_last or rows is None or not has_length(rows):
         return
-    size = args.train_batch_size * (1 if _split_batches(args) else args.world_size)
-    count = len(rows) + sum(added_images(args, rows).values())
+    size, count = args.train_batch_size * (1 if _split_batches(args) else args.world_size), _trained(args, rows)
     if count < size:
         raise ValueError(
             f"dataloader_drop_last=True drops an incomplete last batch, but the {count} rows of train_dataset "
@@ -62,14 +68,15 @@ def refuse_odd_rest(args: DistillationArguments, datasets: Mapping[str, Any], co
         remedy = "set dataloader_drop_last=True, or another batch size"
         remedy = remedy if training else "set another per_device_eval_batch_size, or score another number of rows"
         for part, rows in sets_by_name(dataset, name).items():
-            rest = len(rows) % size if map_style(rows) else 0
-            if rest % 2 == 0 or (training and _batches(args) < len(rows) // size):
+            count = 0 if not map_style(rows) else _trained(args, rows) if training else len(rows)
+            rest = count % size
+            if rest % 2 == 0 or (training and _batches(args) < count // size):
                 continue
             try:
                 collate([rows[i] for i in range(min(rest, 3))])
             except Exception as error:
                 raise ValueError(
-                    f"the {len(rows)} rows of {part} in batches of {size} leave a last batch of {rest} rows, "
+                    f"the {count} rows of {part} in batches of {size} leave a last batch of {rest} rows, "
                     f"which the data_collator cannot collate ({type(error).__name__}: {error}): {remedy}"
                 ) from error
 
@@ -79,11 +86,11 @@ def refuse_single_row(student: nn.Module, call: Call, args: DistillationArgument
 
     Tried on a row, in training mode: feature maps larger than a pixel do have one. Several processes fill up the batch.
     """
-    size = args.train_batch_size
-    single = map_style(rows) and not args.dataloader_drop_last and args.world_size == 1 and len(rows) % size == 1
+    size, count = args.train_batch_size, _trained(args, rows) if map_style(rows) else 0
+    single = count % size == 1 and not args.dataloader_drop_last and args.world_size == 1
     if (
         not single
-        or _batches(args) <= len(rows) // size
+        or _batches(args) <= count // size
         or not any(isinstance(module, _BatchNorm) for module in student.modules())
     ):
         return
@@ -96,7 +103,7 @@ def refuse_single_row(student: nn.Module, call: Call, args: DistillationArgument
         if "more than 1 value per channel" not in str(error):
             raise
         raise ValueError(
-            f"{len(rows)} rows in batches of {size} leave a last batch of one row, which the student's batch norm "
+            f"{count} rows in batches of {size} leave a last batch of one row, which the student's batch norm "
             f"cannot normalise ({error}): set dataloader_drop_last=True, or another per_device_train_batch_size"
         ) from error
 

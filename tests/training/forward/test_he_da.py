@@ -7,6 +7,7 @@ import pytest
 import reference
 import torch
 from datasets import ClassLabel, Dataset
+from torch import nn
 from toys import CLASSES, Net, Rows, arguments, teacher
 
 from hfkd import DistillationArguments, DistillationTrainer
@@ -255,6 +256,21 @@ def test_training_twice_adds_the_images_once(tmp_path):
     run.train()
     assert len(run.train_dataset) == N + 16
     assert isinstance(image_transform(run.train_dataset), HighEnergyTransform)
+
+
+def test_added_images_count_where_an_epoch_ends_with_a_single_row(tmp_path):
+    """The batch norm's error came at the end of the first epoch, and rows were refused that leave no such batch."""
+
+    def run(n, ratio):
+        student = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES))
+        args = arguments(tmp_path, max_steps=-1, num_train_epochs=1, he_da="paper", he_da_ratio=ratio)
+        return DistillationTrainer(student, teacher(), args, train_dataset=data(n))
+
+    with pytest.raises(ValueError, match="49 rows in batches of 8 leave a last batch of one"):
+        run(40, 0.24)
+    made = run(41, 0.5)
+    made.train()
+    assert made.state.global_step == 8
 
 
 def test_another_variant_does_not_take_up_this_folder(tmp_path):
