@@ -23,6 +23,7 @@ from hfkd.reports.page import distillation_sections
 from hfkd.teachers import FrozenTeacher, TeacherScan
 from hfkd.trainer import DistillationTrainer
 from hfkd.training.validation.normalisation import receiving
+from hfkd.utils.temporary_settings import setting
 
 SHOWN = 16  # number of images with lowest and highest energy on the page
 ENTROPY_TEMPERATURE = 3.0  # EA-KD's, for the entropies on the page
@@ -89,7 +90,8 @@ def _correctness(trainer: DistillationTrainer, teacher: FrozenTeacher, dataset: 
     """For each evaluation row: the teacher's entropy, and whether student and teacher are right."""
     with receiving(teacher, trainer.image_inputs, dataset):
         entropies, taught = _of_teacher(trainer, teacher, dataset)
-    predicted = trainer.predict(dataset)
+    with setting(trainer.args, prediction_loss_only=False, eval_do_concat_batches=True):
+        predicted = trainer.predict(dataset)
     ranked, labels = np.asarray(predicted.predictions), np.asarray(predicted.label_ids)
     best = ranked[:, 0] if np.issubdtype(ranked.dtype, np.integer) else ranked.argmax(-1)
     return {

@@ -82,3 +82,17 @@ def test_an_error_in_drawing_does_not_lose_the_student(training, tmp_path):
         run_with_page(training(), {}, broken)
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert (tmp_path / "run" / "results.json").is_file()
+
+
+@pytest.mark.parametrize("settings", [{"prediction_loss_only": True}, {"eval_do_concat_batches": False}])
+def test_the_page_has_predictions_of_its_own(tmp_path, settings):
+    """What evaluations keep of theirs ended a run after its training, without a page."""
+    rows = load_digits()[0].select(range(20)).with_transform(ImageTransform(padding=0))
+    networks = (nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10)) for _ in range(2))
+    args = arguments(tmp_path, max_steps=1, **settings)
+    trainer = DistillationTrainer(*networks, args, train_dataset=rows, eval_dataset=rows)
+    trainer.train()
+    correct = page_data(trainer)["student_correct"]
+    best = trainer.model(torch.stack([row["pixel_values"] for row in rows])).argmax(-1)
+    assert correct.tolist() == [int(one) == row["labels"] for one, row in zip(best, rows, strict=True)]
+    assert getattr(trainer.args, next(iter(settings))) == next(iter(settings.values()))
