@@ -65,6 +65,13 @@ def test_a_teacher_in_half_precision_under_autocast(tmp_path, dtype):
         torch.testing.assert_close(given.float(), Normed().eval()(images), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_student_in_half_precision_is_named(tmp_path, dtype):
+    """The error was about the size of its images."""
+    with pytest.raises(ValueError, match=r"cannot process the training images.* load it in float32"):
+        trained(tmp_path, Net().to(dtype), args={"bf16": True})
+
+
 def test_a_language_model_in_float16_under_autocast(tmp_path):
     trained(tmp_path, task_toys.gpt2(8), task_toys.gpt2(8).half(), TOKENS, {"bf16": True})
 

@@ -54,6 +54,8 @@ REMEDIES = {
     "input_features": OF_SOUNDS,
     "input_values": OF_SOUNDS,
 }
+HALF = (torch.float16, torch.bfloat16)
+IN_FLOAT32 = "load it in float32 (dtype=torch.float32), as evaluations run without autocast; bf16=True trains with it"
 
 
 def check_networks(
@@ -213,9 +215,10 @@ def naming_inputs(whose: str, network: nn.Module, batch: Mapping[str, Any]) -> I
         if name is None or (whose == "student" and isinstance(error, ValueError)):
             raise
         said = _images_in_words(batch[name]) if name == IMAGES else _sounds_in_words(name, batch[name])
+        half = whose == "student" and any(p.dtype in HALF for p in network.parameters())  # a teacher's inputs are cast
         raise ValueError(
             f"the {whose}, a {type(network).__name__}, cannot process the training {said} ({error}): "
-            f"{REMEDIES[name][whose]}"
+            f"{IN_FLOAT32 if half and 'type' in str(error) else REMEDIES[name][whose]}"
         ) from error
 
 
