@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 from transformers.trainer_utils import unwrap_peft_model
+from transformers.utils import is_liger_kernel_available
 
 from hfkd.arguments import DistillationArguments
 from hfkd.training.checkpoints.student_weights import trained_adapters, trained_but_not_saved
@@ -34,6 +35,7 @@ def check_student(student: nn.Module, args: DistillationArguments, optimizers: A
         _refuse_distilled_training(student)
         _refuse_rescaled(student)
         _refuse_checkpointing(student, args)
+        _refuse_missing_kernels(args)
         _warn_of_moving_statistics(student)
         _check_optimizer(student, optimizers)
         _check_precision(student, args)
@@ -86,6 +88,15 @@ def _refuse_checkpointing(student: nn.Module, args: DistillationArguments) -> No
             f"{name}=True asks the student to compute its activations again in the backward pass, and a "
             f"{type(network).__name__} does not support it: leave {name} out, or train with smaller batches and "
             "gradient_accumulation_steps"
+        )
+
+
+def _refuse_missing_kernels(args: DistillationArguments) -> None:
+    """Raise ValueError for Liger's kernels where they are not installed; Trainer finds out after a teacher scan."""
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise ValueError(
+            "use_liger_kernel=True needs the package liger-kernel, 0.3.0 or later, which is not installed: "
+            "pip install liger-kernel, or leave use_liger_kernel out"
         )
 
 

@@ -242,6 +242,12 @@ def test_gradient_checkpointing_of_a_network_without_it_is_refused(tmp_path, stu
         DistillationTrainer(student, taught, args, train_dataset=Rows())
 
 
+def test_kernels_that_are_not_installed_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("hfkd.training.validation.student.is_liger_kernel_available", lambda: False)
+    with pytest.raises(ValueError, match="use_liger_kernel=True needs the package liger-kernel"):
+        make(tmp_path, language_model(), use_liger_kernel=True)
+
+
 def test_noise_is_added_once_after_an_interrupted_training(tmp_path):
     class Stop(TrainerCallback):
         def on_step_end(self, *given, **keywords):
