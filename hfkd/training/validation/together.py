@@ -18,6 +18,7 @@ from hfkd.training.given_teacher import teacher_networks
 from hfkd.training.trainer_arguments import WEIGHTS_ELSEWHERE, refuse_loss_function
 from hfkd.utils.launch import check_world_size, uses_fsdp
 from hfkd.utils.messages import did_you_mean
+from hfkd.utils.metric_names import is_divergence
 
 RENAMED = {
     "tokenizer": "processing_class= (as in Trainer of transformers 5)",
@@ -78,6 +79,7 @@ def refuse_unsupported(
     refuse_loss_function(keywords.get("compute_loss_func"))
     _refuse_given_optimizers(args, keywords.get("optimizers"))
     _refuse_metric_of_no_set(args, keywords.get("eval_dataset"))
+    _refuse_unmeasured_divergence(args, keywords)
 
 
 def _refuse_unsharded(args: DistillationArguments, teacher: Any) -> None:
@@ -117,6 +119,20 @@ def _refuse_metric_of_no_set(args: DistillationArguments, evaluated: Any) -> Non
         raise ValueError(
             f"metric_for_best_model={args.metric_for_best_model!r} does not say of which evaluation set, of "
             f"{list(evaluated)}: name one, as in metric_for_best_model='{next(iter(evaluated), 'NAME')}_{metric}'"
+        )
+
+
+def _refuse_unmeasured_divergence(args: DistillationArguments, keywords: Mapping[str, Any]) -> None:
+    """Raise ValueError for eval_kl as `metric_for_best_model` where it is not measured. keywords: Trainer's.
+
+    Trainer would end the run at its first evaluation. A `compute_metrics` of the caller's may give one of that name.
+    """
+    metric, given = args.metric_for_best_model or "", keywords.get("compute_metrics")
+    theirs = given is not None and not str(getattr(given, "__module__", "")).startswith("hfkd.")
+    if is_divergence(metric) and not (args.evaluate_kl or theirs) and args.eval_strategy != IntervalStrategy.NO:
+        raise ValueError(
+            f"metric_for_best_model={metric!r} is measured only with evaluate_kl=True: set that too, or choose another "
+            "metric"
         )
 
 

@@ -20,6 +20,7 @@ from transformers.integrations import peft as integrations
 from versions import since
 
 from hfkd import DistillationTrainer
+from hfkd.evaluation.metrics import item_accuracy
 from hfkd.models import Peers
 
 
@@ -183,6 +184,19 @@ def test_an_optimizer_of_a_part_names_the_others(tmp_path, caplog):
     student = Net()
     with_optimizer(tmp_path, student, student.head.parameters())
     assert "has 2 of the student's 4 trainable parameters; conv.weight, conv.bias stay as they are" in caplog.text
+
+
+def test_the_best_checkpoint_by_a_divergence_needs_one(tmp_path):
+    """Trainer ended the run at its first evaluation. A metric of the caller's may have the name."""
+
+    def build(**given):
+        args = arguments(tmp_path, eval_strategy="epoch", metric_for_best_model="eval_kl", evaluate_kl=False)
+        return DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(), eval_dataset=Rows(8), **given)
+
+    for ours in ({}, {"compute_metrics": item_accuracy}):
+        with pytest.raises(ValueError, match="'eval_kl' is measured only with evaluate_kl=True: set that too"):
+            build(**ours)
+    build(compute_metrics=lambda prediction: {"kl": 0.0})
 
 
 @pytest.mark.parametrize("metric", [None, "eval_accuracy"])
