@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from hfkd.evaluation.sets import with_references
 from hfkd.evaluation.weights import step_of_weights
 from hfkd.utils.counts import at_least_one
 from hfkd.utils.dependent_settings import refuse_without_effect
+from hfkd.utils.temporary_settings import setting
 
 METRIC = "eval_rougeL"
 logger = logging.getLogger(__name__)
@@ -80,9 +82,9 @@ class RougeCallback(TrainerCallback):
     set of its own, `trainer.evaluate(rows)`, has no such score, as it would be that of `dev`.
 
     The answers of step n are in `<output_dir>/dev/step-n`. Sampled as on test, but without the n-gram block, which
-    MiniLLM and DSKD use on test only. `settings` are `TextGenerator`'s. Add it before callbacks that read the log.
-    A student sharded by FSDP 2 generates too, all ranks together. Raises ValueError for settings that do not fit the
-    model, and under FSDP 1.
+    MiniLLM and DSKD use on test only, and in the precision of evaluations (`float32_evaluation`). `settings` are
+    `TextGenerator`'s. Add it before callbacks that read the log. A student sharded by FSDP 2 generates too, all ranks
+    together. Raises ValueError for settings that do not fit the model, and under FSDP 1.
     """
 
     def __init__(
@@ -105,6 +107,13 @@ class RougeCallback(TrainerCallback):
     def _writer(self) -> tuple[Any, Any]:
         return self.trainer.accelerator.unwrap_model(self.trainer.model), self.trainer.processing_class
 
+    def _precision(self) -> AbstractContextManager[None]:
+        """Context in which the student computes as in the trainer's evaluations: by default without autocast."""
+        network = self.trainer.accelerator.unwrap_model(self.trainer.model, keep_torch_compile=False)
+        plain, wanted = vars(network).get("_original_forward"), getattr(self.trainer.args, "float32_evaluation", False)
+        without = wanted and plain is not None and not self.trainer.is_fsdp_enabled
+        return setting(network, forward=plain) if without else nullcontext()
+
     def on_evaluate(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         marks: Any = getattr(self.trainer, "marks", None)  # DistillationTrainer's; a plain Trainer has none
         if marks is not None and not marks.of_own_set:
@@ -113,7 +122,8 @@ class RougeCallback(TrainerCallback):
         start, folder = time.monotonic(), Path(args.output_dir) / "dev" / f"step-{step}"
         scored: dict[str, Any] = {"seeds": self.seeds, "rouge_tokenizer": self.rouge_tokenizer}
         model, tokenizer = self._writer
-        scores = evaluate_sets(model, tokenizer, {"dev": self.rows}, folder, **scored, **self.settings)
+        with self._precision():
+            scores = evaluate_sets(model, tokenizer, {"dev": self.rows}, folder, **scored, **self.settings)
         found = {METRIC: scores["dev"]["rougeL"], "eval_rouge_runtime": time.monotonic() - start}
         keywords["metrics"].update(found)  # by which Trainer chooses the best checkpoint
         self.trainer.log(found)
