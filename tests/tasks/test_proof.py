@@ -170,7 +170,15 @@ def test_a_loss_in_half_precision_passes_and_the_wrong_place_does_not(tmp_path):
         labels_only(tmp_path, half("own"))
 
 
-def test_an_image_classifier_of_another_loss_is_refused(tmp_path):
+class Views(Rows):
+    """Two views of each image, for which the model could not compute its loss, which was then not compared."""
+
+    def __getitem__(self, i):
+        row = super().__getitem__(i)
+        return row | {"pixel_values": torch.stack([row["pixel_values"], row["pixel_values"].flip(-1)])}
+
+
+def test_an_image_classifier_of_another_loss_is_refused(tmp_path, caplog):
     class Weighted(ViTForImageClassification):
         def forward(self, pixel_values, labels=None):
             output = super().forward(pixel_values)
@@ -181,9 +189,12 @@ def test_an_image_classifier_of_another_loss_is_refused(tmp_path):
     student = Weighted(vit().config)
     with torch.no_grad():
         student.classifier.weight.mul_(50)
-    with pytest.raises(ValueError, match="the loss computed by Weighted on two rows is .* has another loss"):
-        labels_only(tmp_path, student, Rows())
-    labels_only(tmp_path, vit(), Rows())
+    args = arguments(tmp_path, ce_weight=1.0, kd_weight=0.0)
+    for rows in (Rows(), Views()):
+        with pytest.raises(ValueError, match="the loss computed by Weighted on two rows is .* has another loss"):
+            DistillationTrainer(student, None, args, train_dataset=rows)
+        DistillationTrainer(vit(), None, args, train_dataset=rows)
+    assert "cannot compute a loss itself" not in caplog.text
 
 
 def test_a_model_that_cannot_compute_its_own_loss_is_trained_and_it_is_said(tmp_path, caplog):

@@ -132,8 +132,10 @@ def check_batch(
         refuse_probabilities("student", logits)
     check_label_values(dataset, batch, classes, task, no_label)
     batch["labels"] = class_ids(batch["labels"])
-    for network in networks_of(student):
-        compare_own_loss(network, on_device_of(network, batch), task, is_student=True)
+    several = networks_of(student)
+    compared = _of_each_view(batch, len(logits) // len(several)) if task.views else batch
+    for network in several:
+        compare_own_loss(network, on_device_of(network, compared), task, is_student=True)
     batch = dict(task.after_student(batch, output))
     if teacher is not None:
         taught = _check_teacher(student, teacher, batch, classes, task)
@@ -141,6 +143,13 @@ def check_batch(
             check_slots(batch, logits, taught)
     check_own_task(task, batch, logits, logits if teacher is None else taught)
     return classes
+
+
+def _of_each_view(batch: dict[str, Any], rows: int) -> dict[str, Any]:
+    """The batch with a label for each view of an image, as the network takes it; rows: those of its logits."""
+    labels = batch["labels"]
+    views = rows // max(len(labels), 1)
+    return batch | {"labels": labels.repeat(views, *[1] * (labels.ndim - 1))} if views > 1 else batch
 
 
 def batch_of(rows: list[Any], collate: Collate, call: Call, task: Task, labels: Sequence[str] = ()) -> dict[str, Any]:
