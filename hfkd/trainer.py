@@ -520,12 +520,12 @@ class DistillationTrainer(Trainer):
         teacher, weights = self.placed_teacher, self._teacher_weights()
         if teacher is None or torch.equal(weights, self.known_weights):
             return
-        self.known_weights, self.record = weights, self.record.of_teacher(teacher)
         self.step = without_he_da(self.step)
         if self.args.he_da == "paper":
             self.train_dataset = self.known_rows = original_images(self.train_dataset)
         rows, loss = self.train_dataset, self.distillation_loss
         self.cached_teacher = cached_teacher(teacher, rows, loss, self.args, self.accelerator)
+        self.known_weights, self.record = weights, self.record.of_teacher(teacher)  # last: an interrupt may come before
         if self.scan_result is not None and isinstance(slot := loss.temperature, Fitted):
             logger.warning("The teacher has other weights: the thresholds of %r stay those of the ones before.", slot)
 
@@ -622,9 +622,10 @@ class DistillationTrainer(Trainer):
         if folder != self.run_folder:  # set since
             self.record.refuse_other(folder)
         again = folder == self.run_folder and self.record.training is not None
-        self.record = self.record.training_as(self.settings | compared_settings(self), self.args)
+        record = self.record.training_as(self.settings | compared_settings(self), self.args)
         if checkpoint or not again:
-            self.record.check_training(folder, checkpoint)
+            record.check_training(folder, checkpoint)
+        self.record = record  # once it is not refused, or the next call would take this one for a training
         self.run_folder = self.args.output_dir = folder
 
     def _inner_training_loop(self, batch_size: int | None = None, *arguments: Any, **keywords: Any) -> TrainOutput:

@@ -147,9 +147,9 @@ class Setup:
     def check_trained(self) -> None:
         """The checks of a student that trains after all, in a trainer that was built without rows."""
         if not self.trains:
-            self.trains = True
-            check_optimizer_settings(self.args, self.keywords, self.trains)
-            check_student(self.saved_student, self.args, self.keywords.get("optimizers"), self.trains)
+            check_optimizer_settings(self.args, self.keywords, trains=True)
+            check_student(self.saved_student, self.args, self.keywords.get("optimizers"), trains=True)
+            self.trains = True  # once it is not refused
 
     def choose_task(self, stored: bool) -> None:
         """stored: whether there is a teacher without networks."""

@@ -129,3 +129,12 @@ def test_a_student_that_trains_after_all_is_checked_as_one_that_was_built_with_r
     for _ in range(2):
         trainer.train()
         assert caplog.text.count(said) == 1
+
+
+def test_a_student_that_does_not_train_is_refused_each_time(tmp_path):
+    trainer = make(tmp_path, None)
+    trainer.model.requires_grad_(False)
+    trainer.train_dataset = Rows()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no parameter of the student requires a gradient"):
+            trainer.train()
