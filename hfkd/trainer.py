@@ -95,7 +95,7 @@ from hfkd.training.validation.label_maps import check_other_set
 from hfkd.training.validation.normalisation import receiving
 from hfkd.training.validation.random_rows import warn_of_random_rows, warn_of_rows_again
 from hfkd.training.validation.recorded_inputs import record_inputs
-from hfkd.training.validation.teacher_probe import probed
+from hfkd.training.validation.teacher_probe import checked_probe, probed
 from hfkd.training.validation.together import refuse_keywords
 from hfkd.training.weight_decay import without_norms
 from hfkd.training.wrapping import OwnPreparation, say_unsaved
@@ -583,7 +583,9 @@ class DistillationTrainer(Trainer):
             self._identify_training(checkpoint)
         self.whole.start_from(checkpoint)
         self.marks.own_set = self.eval_dataset
-        if checkpoint is not None:
+        if checkpoint is None:
+            self.files.say_unresumed()
+        else:
             warn_of_random_rows(self.train_dataset)
             warn_of_rows_again(self.args)
         self.step, self.train_dataset = with_he_da(self.args, self.step, self.train_dataset, self.scan_training_set)
@@ -662,6 +664,7 @@ class DistillationTrainer(Trainer):
         Raises ValueError if the teacher or the rows are not those of `checkpoint`.
         """
         slot, found = self.distillation_loss.unfitted, None
+        probe = checked_probe(self, checkpoint)  # before thresholds are taken from the checkpoint, and kept
         earlier = (
             None if slot is None else run_identity.earlier_thresholds(checkpoint, slot, not self.task.one_item_a_row)
         )
@@ -672,7 +675,7 @@ class DistillationTrainer(Trainer):
             slot.fit(found.energy[~found.energy.isnan()])  # rows without a target have no energy
         if slot is not None:
             logger.info("Energy thresholds: %s", slot.thresholds_or_none)
-        self.record = probed(self, checkpoint, found)
+        self.record = probed(self, probe, found)
 
     def scan_training_set(self, **keywords: Any) -> TeacherScan:
         """Call `hfkd.teachers.scan` with this trainer's teacher, data, ranks and cache; kept as `scan_result`."""
@@ -719,6 +722,7 @@ class DistillationTrainer(Trainer):
         """As in Trainer, but a run resumed after its last step takes no further step; Trainer would take one more."""
         if isinstance(keywords["train_dataloader"], KeptFirst):
             keywords |= keywords["train_dataloader"].of_epoch(keywords)
+        self.files.begun()
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return

@@ -93,6 +93,38 @@ def test_a_folder_that_is_set_for_a_training_may_not_hold_another_run(tmp_path):
         trainer.train()
 
 
+STILL = "The student still has the weights of"
+
+
+def test_weights_of_a_checkpoint_that_was_loaded_for_a_refused_training_are_said(tmp_path, caplog):
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    make(tmp_path / "run", **saving).train()
+    for anew in (False, True):
+        trainer = make(tmp_path / "run", **saving, lr_decay_epochs=[0.25])
+        with pytest.raises(ValueError, match="start a new run in another output_dir"):
+            trainer.train(resume_from_checkpoint=True)
+        if anew:
+            trainer.model.load_state_dict(Net().state_dict())
+        trainer.args.output_dir = str(tmp_path / f"new-{anew}")
+        caplog.clear()
+        trainer.train()
+        assert (f"{STILL} {tmp_path}/run/checkpoint-2," in caplog.text) == (not anew)
+        caplog.clear()
+        trainer.train(resume_from_checkpoint=True)
+        trainer.train()
+        assert STILL not in caplog.text
+
+
+def test_checkpoints_of_the_training_before_are_said(tmp_path, caplog):
+    trainer = make(tmp_path, save_strategy="steps", save_steps=1)
+    said = f"{tmp_path}/checkpoint-3 is from an earlier training, and this one starts at step 0"
+    trainer.train()
+    trainer.train(resume_from_checkpoint=True)
+    assert said not in caplog.text
+    trainer.train()
+    assert caplog.text.count(said) == 1
+
+
 def test_layers_that_are_frozen_for_a_second_training_stay_as_they_are_and_the_optimizer_too(tmp_path, caplog):
     trainer = make(tmp_path, optim="adamw_torch")
     trainer.train()

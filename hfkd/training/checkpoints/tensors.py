@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, __version__
 from transformers.trainer import SCHEDULER_NAME
 from transformers.utils import CONFIG_NAME
 
 from hfkd.models.checkpoints import naming_unreadable
+from hfkd.teachers.fingerprint import sampled_weights
 from hfkd.training import loss_parameters
 from hfkd.training.checkpoints.manifest import MANIFEST, incomplete
 from hfkd.training.checkpoints.optimizer_state import as_laid_out
@@ -32,6 +33,7 @@ class TensorCheckpoints:
 
     def __init__(self, host: Host) -> None:
         self.host = host
+        self._unresumed: tuple[str, Tensor] | None = None  # loaded for a training that has not begun, with its weights
 
     @property
     def student(self) -> nn.Module:
@@ -56,6 +58,22 @@ class TensorCheckpoints:
                 _note_version(checkpoint)
                 load_student(self.student, checkpoint)
         loss_parameters.read(self.host.distillation_loss, checkpoint)
+        self._unresumed = checkpoint, sampled_weights([self.student])
+
+    def begun(self) -> None:
+        """Called when the training for which a checkpoint was loaded begins."""
+        self._unresumed = None
+
+    def say_unresumed(self) -> None:
+        """Warn if the student has the weights of a checkpoint whose training was refused after they were loaded."""
+        loaded, self._unresumed = self._unresumed, None
+        if loaded is not None and torch.equal(loaded[1], sampled_weights([self.student])):
+            logger.warning(
+                "The student still has the weights of %s, from which a training was to be resumed that ended in an "
+                "error before its first step: this one starts with them. For one from the start build another trainer, "
+                "with the student as it was.",
+                loaded[0],
+            )
 
     def load_best(self, load: Callable[[], None]) -> None:
         """As in Trainer, but missing weights are an error instead of a warning."""

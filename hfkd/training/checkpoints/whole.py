@@ -60,6 +60,8 @@ class WholeCheckpoints:
         self._listed = checkpoint is not None and (Path(checkpoint) / MANIFEST).exists()
         if self.host.args.should_save:
             remove_unfinished(self.host.args.output_dir)
+            if checkpoint is None:
+                _say_earlier(self.host.args.output_dir)
         self.host.accelerator.wait_for_everyone()
 
     def refuse_other_lengths(self, max_steps: int, steps_per_epoch: int) -> None:
@@ -293,13 +295,30 @@ def refuse_other_epochs(checkpoint: str, state: TrainerState, steps_per_epoch: i
 
 def last_checkpoint(folder: str | Path | None, contents: bool = False) -> str | None:
     """The newest complete checkpoint in `folder`; others are skipped with a warning. contents: see `incomplete`."""
-    found = [p for p in Path(folder or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.rpartition("-")[2].isdigit()]
-    for path in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
+    for path in _newest_first(folder):
         fault = incomplete(path, contents)
         if fault is None:
             return str(path)
         logger.warning("%s is not complete and is skipped: %s", path, fault)
     return None
+
+
+def _newest_first(folder: str | Path | None) -> list[Path]:
+    """What is called a checkpoint in `folder`, by its step."""
+    found = [p for p in Path(folder or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.rpartition("-")[2].isdigit()]
+    return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
+
+
+def _say_earlier(folder: str | Path | None) -> None:
+    """Warn of checkpoints that an earlier training has left in the folder of one that starts anew."""
+    last = next((path for path in _newest_first(folder) if (path / TRAINER_STATE_NAME).exists()), None)
+    if last is not None:
+        logger.warning(
+            "%s is from an earlier training, and this one starts at step 0: until it has a checkpoint of a later step, "
+            "resume_from_checkpoint=True goes on with the earlier one. Delete its checkpoints, or choose another "
+            "output_dir, if this training may have to be resumed.",
+            last,
+        )
 
 
 def remove_unfinished(folder: str | Path | None) -> None:

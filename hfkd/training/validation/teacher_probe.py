@@ -82,8 +82,8 @@ class Probe:
         return disagreement(["energy"], self.rows, stored, live[0][:, :1], live[1] * share)
 
 
-def probed(trainer: Host, checkpoint: str | None, scan: TeacherScan | None) -> RunRecord:
-    """The trainer's record with a probe: that of `checkpoint`, after checking it, else a new one."""
+def checked_probe(trainer: Host, checkpoint: str | None) -> Probe | None:
+    """The probe of `checkpoint`, after checking it; None if there is none."""
     earlier = read(checkpoint)
     values = None if earlier is None else earlier.probe
     try:
@@ -92,7 +92,12 @@ def probed(trainer: Host, checkpoint: str | None, scan: TeacherScan | None) -> R
         probe = None
     if probe is not None:
         probe.check(trainer, Path(checkpoint or ".") / FILE)
-    else:
+    return probe
+
+
+def probed(trainer: Host, probe: Probe | None, scan: TeacherScan | None) -> RunRecord:
+    """The trainer's record with `probe`, or with a new one."""
+    if probe is None:
         probe = Probe.of(trainer, scan)
         if probe is not None and scan is None:
             _warn_of_thresholds(trainer.distillation_loss.temperature, probe.energies)

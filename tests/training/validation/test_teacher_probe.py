@@ -52,6 +52,22 @@ def test_a_teacher_that_says_otherwise_is_refused(tmp_path, temperature):
         run(tmp_path / "run", net, packed(), True, temperature=temperature, max_steps=4)
 
 
+def test_thresholds_of_a_run_that_is_not_resumed_are_not_kept(tmp_path):
+    """Its error says to choose another output_dir, and the trainer is there still."""
+    net = Levelled()
+    run(tmp_path / "run", net, packed())
+    net.level = 2
+    settings = SAVING | {"temperature": "energy(ratio=0.3)", "max_steps": 4}
+    trainer = DistillationTrainer(Net(), net, arguments(tmp_path / "run", **settings), train_dataset=packed())
+    with pytest.raises(ValueError, match="choose another output_dir"):
+        trainer.train(resume_from_checkpoint=True)
+    trainer.args.output_dir = str(tmp_path / "new")
+    trainer.train()
+    built = run(tmp_path / "built", net, packed(), max_steps=4)
+    now, new = (one.distillation_loss.temperature.thresholds for one in (trainer, built))
+    assert now == new
+
+
 def test_the_probe_is_the_first_runs_and_comes_back_with_each_checkpoint(tmp_path):
     run(tmp_path / "run", Counted(), packed())
     first = json.loads((tmp_path / "run" / "checkpoint-2" / "distillation.json").read_text())["probe"]
