@@ -82,6 +82,7 @@ from hfkd.training.trainer_arguments import (
     RefuseChanged,
     in_trainers_order,
     own_arguments,
+    planned,
     refuse_changed,
     refuse_dropped_count,
     refuse_old_methods,
@@ -494,6 +495,7 @@ class DistillationTrainer(Trainer):
             refuse_other_teacher(self)  # here, as another trainer would be built around the first one
             self._start_anew(trial)
         refuse_changed(self)
+        self.planned = planned(self.args)
         if self.model_init is None:  # which has an optimizer made for each student
             self.made_optimizer.renew(resumed=resume_choice(resume_from_checkpoint) not in (None, False))
         self._take_rows()

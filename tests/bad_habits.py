@@ -84,6 +84,21 @@ def set_late(**values):
     return make
 
 
+def set_on_loss(name, value, **keywords):
+    """To train once an attribute of the trainer's loss was set."""
+
+    def make(folder):
+        made = trainer(**keywords)(folder)()
+
+        def call():
+            setattr(made.distillation_loss, name, value)
+            made.train()
+
+        return call
+
+    return make
+
+
 def other_rows(later, **keywords):
     """To train on rows that were set once the trainer was built."""
 
@@ -178,6 +193,14 @@ HABITS = {
     "args.temperature set to '2.0' after the trainer was built": set_late(temperature="2.0"),
     "args.kd_weight set to 0.5 after the trainer was built": set_late(kd_weight=0.5),
     "args.label_smoothing_factor set to 0.1 after the trainer was built": set_late(label_smoothing_factor=0.1),
+    "distillation_loss.kd_weight set to 0.5 in a trainer built with kd_weight=0": set_on_loss(
+        "kd_weight", 0.5, args={"kd_weight": 0.0}
+    ),
+    "distillation_loss.ce_weight set to 0.5 in a trainer of rows without labels": set_on_loss(
+        "ce_weight", 0.5, rows=unlabelled, args={"ce_weight": 0.0}
+    ),
+    'distillation_loss.objective set to "dkd"': set_on_loss("objective", "dkd"),
+    "distillation_loss.temperature set to 2.0": set_on_loss("temperature", 2.0),
     "trainer.model set to another after the trainer was built": set_late(model=Net(seed=1)),
     "trainer.teacher set to a network after the trainer was built": set_late(teacher=teacher()),
     "trainer.train_dataset set to other rows after the trainer was built, crd": other_rows(

@@ -39,6 +39,9 @@ from hfkd.utils.targets import IGNORED
 __all__ = ["DistillationLoss", "cross_entropy", "resolve"]
 
 
+SLOTS = ("objective", "temperature", "weighting")
+
+
 class DistillationLoss(nn.Module):
     """Cross-entropy on the labels plus a distillation objective with a temperature and a weight for each item.
 
@@ -94,6 +97,24 @@ class DistillationLoss(nn.Module):
         self.label_term = True  # False: the caller adds its own term by `of_labels`, and `ce` is only logged
         # Custom slots: their values are checked, since they might not be valid temperatures or weights.
         self.own_slots = [name for name in ("temperature", "weighting") if not is_ours(getattr(self, name))]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in SLOTS and "terms" in vars(self):
+            self._refuse_replaced(name, value)
+        super().__setattr__(name, value)
+
+    def _refuse_replaced(self, name: str, value: Any) -> None:
+        """Raise ValueError for a slot that is set once the loss is built, and would not do what it says."""
+        if name == "objective":
+            raise ValueError(
+                f"the objective of a loss was set to {value!r} after it had been built with {self.objective!r}, whose "
+                "terms it would keep: build a new trainer, with the student as it is"
+            )
+        if not callable(value):
+            raise ValueError(
+                f"the {name} of a loss was set to {value!r} after it had been built, which reads names and numbers "
+                "itself: set a slot, such as hfkd.losses.temperatures.Constant(2.0)"
+            )
 
     def _refuse_temperature(self) -> None:
         if not isinstance(self.temperature, Constant) and not any(softens(term.objective) for term in self.terms):
@@ -289,7 +310,7 @@ class DistillationLoss(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """The slots and weights as they were built, for logs, model cards and results."""
-        slots = {name: getattr(self, name) for name in ("objective", "temperature", "weighting")}
+        slots = {name: getattr(self, name) for name in SLOTS}
         weights = {"ce_weight": self.ce_weight, "kd_weight": self.kd_weight}
         smoothing = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
         return {k: with_settings(v) for k, v in slots.items()} | weights | smoothing

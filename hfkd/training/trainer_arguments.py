@@ -12,6 +12,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.he_da_arguments import HighEnergyArguments
+from hfkd.losses.distillation import DistillationLoss
 from hfkd.models import Peers
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,13 @@ CALLED: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
 }
 OF_TRAINER = tuple(one.name for one in dataclasses.fields(TrainingArguments) if one.init)
 SLOTS = ("objective", "temperature", "weighting", *WEIGHTS)
+# Arguments by which a training is planned when it starts, and which it does not read again.
+PLANNED = (
+    *("learning_rate", "weight_decay", "optim", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("lr_decay_epochs", "lr_decay_factor", "num_train_epochs", "max_steps"),
+    *("logging_steps", "eval_steps", "save_steps"),
+)
+GROUP = "gradient_accumulation_steps"  # which it does read again, in the middle of that plan
 
 
 def in_trainers_order(init: Callable[..., None]) -> Callable[..., None]:
@@ -162,14 +170,37 @@ def taken(args: DistillationArguments) -> dict[str, Any]:
     return {name: getattr(args, name) for name in (*TAKEN, *(() if args.writes else WRITES))}
 
 
+def planned(args: DistillationArguments) -> dict[str, Any]:
+    """The current values of the arguments by which a training is planned."""
+    return {name: getattr(args, name) for name in (*PLANNED, GROUP)}
+
+
 class RefuseChanged(TrainerCallback):
-    """Raises ValueError in the step after an argument was set by a callback that has no effect any more."""
+    """Raises ValueError in the step after an argument, or a weight of the loss, was set by a callback too late to have
+    an effect; warns once of those that have it in the next training."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         _refuse_changed_arguments(self.trainer)
+        _refuse_raised_weights(self.trainer.distillation_loss)
+        plan = self.trainer.planned
+        for name, now in planned(args).items():
+            if now == plan[name]:
+                continue
+            if name == GROUP:
+                raise ValueError(
+                    f"args.{name} was set to {now!r} in training, whose steps are planned with {plan[name]!r}: set it "
+                    "between two trainings"
+                )
+            logger.warning(
+                "args.%s was set to %r in training, which was planned with %r: without effect before the next train().",
+                name,
+                now,
+                plan[name],
+            )
+            plan[name] = now
 
 
 def _refuse_changed_arguments(trainer: Any) -> None:
@@ -178,13 +209,30 @@ def _refuse_changed_arguments(trainer: Any) -> None:
             during = f", or set trainer.distillation_loss.{name}, which may change in training"
             raise ValueError(
                 f"args.{name} was set to {now!r} after the trainer had been built with {was!r}, which would have "
-                f"no effect: build a new trainer{during if name in WEIGHTS else ''}"
+                f"no effect: build a new trainer{during if name in WEIGHTS and was else ''}"
             )
+
+
+def _refuse_raised_weights(loss: DistillationLoss) -> None:
+    """Raise ValueError for a weight of the loss above 0 in a trainer that was built without that part."""
+    if loss.kd_weight and not loss.distils:
+        raise ValueError(
+            f"distillation_loss.kd_weight was set to {loss.kd_weight:g} in a trainer that was built with kd_weight=0, "
+            "for which teacher and slots were neither checked nor made ready: build it with a kd_weight above 0, and "
+            "set that of the loss to 0 in a callback's on_train_begin"
+        )
+    if loss.ce_weight and not loss.labelled:
+        raise ValueError(
+            f"distillation_loss.ce_weight was set to {loss.ce_weight:g} in a trainer that was built with ce_weight=0 "
+            "and reads no labels, so that it would have no effect: build it with a ce_weight above 0, for rows with "
+            "labels"
+        )
 
 
 def refuse_changed(trainer: Any) -> None:
     """Raise ValueError for attributes of a trainer, or of its arguments, that were set too late to have an effect."""
     _refuse_changed_arguments(trainer)
+    _refuse_raised_weights(trainer.distillation_loss)
     _refuse_other_networks(trainer)
     refuse_loss_function(trainer.compute_loss_func)
     if trainer.label_smoother is not None and (trainer.args.loss_chunk_size or isinstance(trainer.model, Peers)):

@@ -360,6 +360,33 @@ def test_the_weights_of_the_loss_may_change_in_training(tmp_path):
     )
 
 
+def test_a_part_of_the_loss_that_a_trainer_was_built_without_does_not_begin_in_training(tmp_path):
+    trainer = make(
+        tmp_path,
+        callbacks=[Sets(lambda args, model: setattr(trainer.distillation_loss, "kd_weight", 0.5))],
+        kd_weight=0.0,
+        ce_weight=1.0,
+        temperature="learned(warmup_epochs=0)",
+    )
+    with pytest.raises(ValueError, match="kd_weight was set to 0.5 in a trainer that was built with kd_weight=0"):
+        trainer.train()
+
+
+def test_an_argument_that_has_no_effect_before_the_next_training_is_said_once(tmp_path, caplog):
+    trainer = make(tmp_path, callbacks=[Sets(lambda args, model: setattr(args, "learning_rate", 0.01))])
+    said = "args.learning_rate was set to 0.01 in training, which was planned with 0.1: without effect before the next"
+    for rate in (0.1, 0.01):
+        trainer.train()
+        assert [e["learning_rate"] for e in trainer.state.log_history if "learning_rate" in e] == [rate] * 3
+        assert caplog.text.count(said) == 1
+
+
+def test_steps_are_not_made_larger_in_the_middle_of_a_training(tmp_path):
+    trainer = make(tmp_path, callbacks=[Sets(lambda args, model: setattr(args, "gradient_accumulation_steps", 2))])
+    with pytest.raises(ValueError, match="gradient_accumulation_steps was set to 2 in training, whose steps are plann"):
+        trainer.train()
+
+
 class Pauses(TrainerCallback):
     """Distils in the first and the last of four steps."""
 
