@@ -509,6 +509,7 @@ class DistillationTrainer(Trainer):
         rows = self.train_dataset
         if rows is self.known_rows or rows is None:
             return
+        self.data_collator = self.setup.take_collator(self.data_collator)  # it may have been set with the rows
         self.class_names = self.setup.take_rows(rows, self.eval_dataset)
         self.cached_teacher = cached_teacher(self.teacher, rows, self.distillation_loss, self.args, self.accelerator)
         self.record = self.record.of_rows(rows)

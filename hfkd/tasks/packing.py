@@ -74,12 +74,17 @@ def packing_check(
 
     Also raises ValueError for packed training rows if a term of the loss compares whole rows.
     """
-    for term in loss.terms if loss.kd_weight else ():
-        if term.by_sample and term.reads_features:
-            _refuse_packed(term.objective, datasets["train_dataset"], collate)
+    refuse_packed_rows(loss, datasets["train_dataset"], collate)
     check = PackingCheck(networks, sharded=uses_fsdp(args) or bool(args.deepspeed))
     check.check_datasets(datasets, collate)
     return check
+
+
+def refuse_packed_rows(loss: DistillationLoss, dataset: Any, collate: Collate) -> None:
+    """Raise ValueError if first training rows are packed, and a term of the loss compares whole rows."""
+    for term in loss.terms if loss.kd_weight else ():
+        if term.by_sample and term.reads_features:
+            _refuse_packed(term.objective, dataset, collate)
 
 
 def _refuse_packed(objective: Any, dataset: Any, collate: Collate) -> None:

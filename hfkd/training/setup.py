@@ -24,7 +24,7 @@ from hfkd.models.vocabulary import common_vocabulary
 from hfkd.tasks.causal_lm import CausalLM
 from hfkd.tasks.choice import chosen_task
 from hfkd.tasks.media import unread_media
-from hfkd.tasks.packing import packing_check
+from hfkd.tasks.packing import packing_check, refuse_packed_rows
 from hfkd.tasks.teacher_prompt import with_teacher_prompts
 from hfkd.tasks.tokens import PerToken
 from hfkd.tasks.two_tokenizers import across_tokenizers, different, teachers_tokens
@@ -73,7 +73,7 @@ from hfkd.training.validation.labels import (
 )
 from hfkd.training.validation.layout import lays_out
 from hfkd.training.validation.narrow_maps import refusing_narrow_maps
-from hfkd.training.validation.networks import as_networks_get, check_batch, check_networks
+from hfkd.training.validation.networks import as_networks_get, batch_of, check_batch, check_networks
 from hfkd.training.validation.normalisation import ImageInputs, normalisation, refuse_other_normalisation
 from hfkd.training.validation.on_policy import refuse_on_policy, refuse_prompts_to_write, warn_of_other_ends
 from hfkd.training.validation.optimizer_settings import check_optimizer_settings
@@ -90,6 +90,7 @@ from hfkd.training.validation.token_types import check_token_types
 from hfkd.utils.compiled import eagerly
 from hfkd.utils.memory_format import lay_out, of_images
 from hfkd.utils.prepared import unprepared
+from hfkd.utils.random_state import kept_random_state
 from hfkd.utils.temporary_settings import setting
 
 
@@ -324,9 +325,21 @@ class Setup:
                 "its rows: build another trainer, with train_dataset="
             )
         self.check_trained()
+        self.check_rows(rows)
         self.data = {"train_dataset": rows, "eval_dataset": scored}
         refuse_other_normalisation(self.received, normalisation(self.image_inputs, self.data))
         return None if self.task.vocabulary else check_label_names(self.data, self.collator, self.model, self.live)
+
+    def check_rows(self, rows: Any) -> None:
+        """The checks of the first training rows, for rows that have been set after the trainer was built."""
+        look = self.collator if self.loss.labelled else unlabelled(self.collator, self.task, self.model)
+        with kept_random_state():
+            refuse_none_labelled(self.loss, rows, self.task)
+            check_datasets({"train_dataset": rows}, look, self.task)
+            if first := first_rows(rows):
+                self.task.check_rows(first, batch_of(first, look, self.call, self.task, self._labels))
+            if self.task.by_target:
+                refuse_packed_rows(self.loss, rows, self.collator)
 
     def take_cache(self) -> None:
         """Check that a stored teacher suits this run."""

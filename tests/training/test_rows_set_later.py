@@ -4,6 +4,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Features
 from scan_job import packed
+from text_toys import language_model, taught_model, token_dataset
 from toys import Net, Rows, arguments, teacher
 
 from hfkd import DistillationTrainer
@@ -138,3 +139,31 @@ def test_a_student_that_does_not_train_is_refused_each_time(tmp_path):
     for _ in range(2):
         with pytest.raises(ValueError, match="no parameter of the student requires a gradient"):
             trainer.train()
+
+
+def causal(folder, rows, **settings):
+    args = arguments(folder, **{"max_steps": 1, "evaluate_teacher": False} | settings)
+    return DistillationTrainer(language_model(layers=2), taught_model(), args, train_dataset=rows)
+
+
+def two_documents(row):
+    return {"position_ids": [*range(2), *range(len(row["input_ids"]) - 2)]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "settings", "what"),
+    [
+        (lambda row: {"labels": [*row["input_ids"][1:], -100]}, {}, "each label of the first rows is the token at the"),
+        (two_documents, {"objective": "hidden_mse(layers={1: 1})"}, "the rows pack several documents"),
+    ],
+)
+def test_rows_that_are_refused_when_a_trainer_is_built_are_refused_later_too(tmp_path, changed, settings, what):
+    rows = token_dataset()
+    trainer = causal(tmp_path / "one", rows, **settings)
+    trainer.train()
+    others = rows.map(changed)
+    with pytest.raises(ValueError, match=what):
+        causal(tmp_path / "two", others, **settings)
+    trainer.train_dataset = others
+    with pytest.raises(ValueError, match=what):
+        trainer.train()
