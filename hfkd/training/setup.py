@@ -44,6 +44,7 @@ from hfkd.training.given_loss import suit_temperature
 from hfkd.training.given_teacher import as_teacher, teacher_networks
 from hfkd.training.lr_schedule import refuse_unknown_epochs
 from hfkd.training.run_identity import RunRecord
+from hfkd.training.validation.adapter_base import adapted_layers, refuse_left_adapters
 from hfkd.training.validation.batches import (
     refuse_few_classes,
     refuse_no_batch,
@@ -460,4 +461,7 @@ def _with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:
     """The student with PEFT adapters; only these will train."""
     from peft import get_peft_model  # optional dependency
 
-    return get_peft_model(model, peft_config)
+    before = adapted_layers(model)
+    adapted = get_peft_model(model, peft_config)
+    refuse_left_adapters(before, adapted)
+    return adapted

@@ -1,7 +1,7 @@
 """Refuses adapters on a base model that is not stored where they will look for it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,29 @@ def refuse_other_base(student: nn.Module) -> None:
                 f"the student has other weights than {name}, onto which its adapters would be loaded, as these alone "
                 f"are saved (has it been pruned, merged or initialised anew?): {REMEDY}"
             )
+
+
+def adapted_layers(network: nn.Module) -> list[str]:
+    """The names of the layers that have adapters of PEFT, which are put into the network itself."""
+    from peft.tuners.tuners_utils import BaseTunerLayer  # optional dependency
+
+    return [name for name, part in network.named_modules() if isinstance(part, BaseTunerLayer)]
+
+
+def refuse_left_adapters(before: Sequence[str], adapted: Any) -> None:
+    """Raise ValueError if a student got adapters, but has others on layers, of those `before`, that these are not on.
+
+    As after another trainer, which may have ended in an error: PEFT would train both, and save the new ones alone.
+    """
+    tuner = adapted.base_model
+    now = {*getattr(tuner, "targeted_module_names", ())}
+    now |= {name.rpartition(".")[0] for name in getattr(tuner, "targeted_parameter_names", ())}
+    if left := [name for name in before if name not in now]:
+        raise ValueError(
+            f"the student still has adapters of another PEFT configuration, on {some(left)}, which would train and not "
+            "be saved with those of peft_config: load the student anew, or take them off with the model that has them "
+            "(student = trainer.model.unload(), or merge_and_unload())"
+        )
 
 
 def _as_deep(base: Any, folder: Path) -> bool:

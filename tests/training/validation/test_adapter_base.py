@@ -154,3 +154,24 @@ def test_adapters_that_are_frozen_beside_a_trained_head_are_refused(saved, tmp_p
         make(tmp_path / "run", student, None)
     trained = peft.PeftModel.from_pretrained(causal_lm(saved), saved.parent / "adapter", is_trainable=True)
     make(tmp_path / "trained", trained, None)
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model", "ignore:Already found a `peft_config`")
+def test_adapters_of_an_earlier_trainer_on_other_layers_are_refused(tmp_path):
+    """They are in the student itself, and would train without being saved."""
+    peft = pytest.importorskip("peft")
+
+    def make(student, *layers, **more):
+        config = peft.LoraConfig(r=2, target_modules=[*layers], fan_in_fan_out=True, task_type="CAUSAL_LM", **more)
+        args = arguments(tmp_path, kd_weight=0.0, ce_weight=1.0)
+        return DistillationTrainer(student, None, args, train_dataset=token_dataset(), peft_config=config)
+
+    student = language_model()
+    make(student, "c_attn")
+    again = make(student, "c_attn", lora_dropout=0.1)  # PEFT makes them anew
+    assert any(isinstance(part, torch.nn.Dropout) and part.p == 0.1 for part in again.model.modules())
+    with pytest.raises(
+        ValueError, match="still has adapters of another PEFT configuration, on transformer.h.0.attn.c_attn,"
+    ):
+        make(student, "c_fc")
+    make(make(language_model(), "c_attn").model.unload(), "c_fc")
