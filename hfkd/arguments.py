@@ -283,7 +283,7 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
 
     def _follow_metric(self) -> None:
         """Give schedules that follow the metric its direction: for transformers a smaller one is always better."""
-        follows = self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+        follows = self.follows_metric
         if follows and self.greater_is_better:
             given: Any = self.lr_scheduler_kwargs or {}
             self.lr_scheduler_kwargs = {"mode": "max", **given}
@@ -294,6 +294,11 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
                 self.warmup_steps,
                 SchedulerType(self.lr_scheduler_type).value,
             )
+
+    @property
+    def follows_metric(self) -> bool:
+        """Whether the schedule changes the learning rate by evaluations, from the one at hand."""
+        return self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
     @property
     def _warms_up_itself(self) -> bool:

@@ -61,7 +61,7 @@ from hfkd.training.given_teacher import cached_teacher
 from hfkd.training.item_counts import step_counts
 from hfkd.training.layer_norms import layer_norms_in_float32
 from hfkd.training.lock import locked
-from hfkd.training.lr_schedule import Schedule
+from hfkd.training.lr_schedule import Schedule, at_first_rate
 from hfkd.training.made_optimizer import MadeOptimizer
 from hfkd.training.map_predictions import OfOwnSize
 from hfkd.training.model_init import Anew, seeded, student_of
@@ -696,6 +696,8 @@ class DistillationTrainer(Trainer):
         optimizer = super().create_optimizer(*arguments, **keywords)
         if made:
             loss_parameters.regroup(self.distillation_loss, optimizer)
+        if made and self.is_in_train:
+            self.made_optimizer.remember()
         return optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -707,6 +709,8 @@ class DistillationTrainer(Trainer):
         optimizer = optimizer or self.optimizer
         assert optimizer is not None
         made = self.schedule.make(num_training_steps, optimizer) if self.lr_scheduler is None else None
+        if self.args.follows_metric and self.callers_optimizer is None:
+            at_first_rate(optimizer)  # other schedules begin with it
         if made is None:
             return super().create_scheduler(num_training_steps, optimizer)
         self.lr_scheduler, self._created_lr_scheduler = made, True  # type: ignore[assignment]

@@ -51,10 +51,15 @@ class Schedule:
 def multi_step(optimizer: torch.optim.Optimizer, milestones: list[int], factor: float, warmup: int) -> LRScheduler:
     """Multiplies the rate by `factor` after each milestone, and by step / warmup in the first `warmup` steps."""
     if not warmup:
-        for group in optimizer.param_groups:  # MultiStepLR goes on from the rate that an earlier schedule has left
-            group["lr"] = group.get("initial_lr", group["lr"])
+        at_first_rate(optimizer)  # MultiStepLR goes on from the rate that an earlier schedule has left
         return MultiStepLR(optimizer, milestones, gamma=factor)
     return LambdaLR(optimizer, lambda step: min(step / warmup, 1.0) * factor ** bisect_right(milestones, step))
+
+
+def at_first_rate(optimizer: torch.optim.Optimizer) -> None:
+    """Give each group the learning rate with which its first schedule began."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"])
 
 
 def _warn_of_late_decays(epochs: list[float], milestones: list[int], last_step: int) -> None:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from transformers import TrainerCallback
 
@@ -46,7 +47,7 @@ class MadeOptimizer(TrainerCallback):
         resumed: from a checkpoint, whose state, the learning rate too, the optimizer then gets, as in a new trainer.
         """
         host = self.host
-        if host.optimizer is None or host.optimizer is not self._made or host.is_deepspeed_enabled:
+        if host.optimizer is None or _inner(host.optimizer) is not self._made or host.is_deepspeed_enabled:
             return  # the first training, the caller's own, or made for each training
         if host.callers_optimizer is not None or host.callers_scheduler is not None:
             return
@@ -87,10 +88,15 @@ class MadeOptimizer(TrainerCallback):
     def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.host.model.named_parameters() if p.requires_grad)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        self._made = self.host.optimizer
-        self._settings = {name: getattr(args, name) for name in SETTINGS}
+    def remember(self) -> None:
+        """Called when the optimizer is made for a training, which may end in an error before it begins, and when one
+        begins."""
+        self._made = _inner(self.host.optimizer)
+        self._settings = {name: getattr(self.host.args, name) for name in SETTINGS}
         self._trained = [parameter for _, parameter in self._trainable()]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        self.remember()
         self._say_left_out(args)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
@@ -109,3 +115,8 @@ class MadeOptimizer(TrainerCallback):
                 "unfreeze them later, or call train() for each stage.",
                 some([name for name, _ in found]),
             )
+
+
+def _inner(optimizer: Any) -> Any:
+    """The optimizer in accelerate's wrapper."""
+    return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer

@@ -93,6 +93,44 @@ def test_a_folder_that_is_set_for_a_training_may_not_hold_another_run(tmp_path):
         trainer.train()
 
 
+class FailsOnce(TrainerCallback):
+    """As that of a tracker to which nobody has logged in."""
+
+    failed = False
+
+    def on_train_begin(self, args, state, control, **keywords):
+        if not self.failed:
+            self.failed = True
+            raise RuntimeError("log in")
+
+
+def test_a_training_after_one_that_could_not_begin_has_the_rate_and_the_layers_that_were_set_for_it(tmp_path):
+    student = Net()
+    student.conv.requires_grad_(False)
+    trainer = make(tmp_path, student, [FailsOnce()])
+    with pytest.raises(RuntimeError, match="log in"):
+        trainer.train()
+    trainer.args.learning_rate = 0.01
+    student.conv.requires_grad_(True)
+    before = copied(student)
+    trainer.train()
+    assert [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry] == [0.01] * 3
+    assert moved(before, student) == set(before)
+
+
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+def test_a_rate_that_follows_the_metric_begins_as_set_in_each_training(tmp_path, schedule):
+    settings = {"lr_scheduler_type": schedule, "lr_scheduler_kwargs": {"patience": 0, "factor": 0.5}, "max_steps": 4}
+    settings |= {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "eval_loss", "learning_rate": 3.0}
+    data = {"train_dataset": Rows(), "eval_dataset": Rows(13)}
+    trainer = DistillationTrainer(Net(), teacher(), arguments(tmp_path, **settings), **data)
+    for _ in range(2):
+        trainer.train()
+        rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+        assert rates[0] == 3.0
+        assert rates[-1] != 3.0
+
+
 STILL = "The student still has the weights of"
 
 
