@@ -818,6 +818,7 @@ class DistillationTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         self.files.load_best(super()._load_best_model)
+        self.is_in_train = False  # the weights are no longer those of the last step, which on_train_end may evaluate
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         self.files.load_optimizer(

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from hfkd import DistillationTrainer
 from hfkd.evaluation.metrics import item_accuracy
 from hfkd.reports import ResultsCallback, distillation_page
+from hfkd.reports.history import epoch_rows, other_evaluations
 
 STEPS = 6
 
@@ -152,6 +153,21 @@ def test_the_reloaded_best_weights_are_not_the_last_evaluation(tmp_path):
     assert after["epochs"] == before["epochs"]
     assert [entry["weights_of_step"] for entry in after["other_evaluations"]] == [2]
     assert of_card(run) == card
+
+
+class EvaluatesAtTheEnd(TrainerCallback):
+    def on_train_end(self, args, state, control, **keywords):
+        self.trainer.evaluate()
+
+
+def test_the_reloaded_best_weights_are_not_the_last_evaluation_at_the_end_of_training_either(tmp_path):
+    keywords = {"metric_for_best_model": "error", "greater_is_better": False, "load_best_model_at_end": True}
+    run, last = trainer(tmp_path, metrics=ScoresOfStep(), **keywords), EvaluatesAtTheEnd()
+    last.trainer = run
+    run.add_callback(last)
+    run.train()
+    assert [row["eval_error"] for row in epoch_rows(run.state.log_history)] == [0.1, 0.2, 0.3]
+    assert [entry["weights_of_step"] for entry in other_evaluations(run.state.log_history)] == [2]
 
 
 def test_a_run_without_a_set_of_its_own_was_not_evaluated(tmp_path):
