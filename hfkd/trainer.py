@@ -588,6 +588,8 @@ class DistillationTrainer(Trainer):
         self.marks.own_set = self.eval_dataset
         if checkpoint is None:
             self.files.say_unresumed()
+            if trial is None:
+                self.whole.say_earlier()
         else:
             warn_of_random_rows(self.train_dataset)
             warn_of_rows_again(self.args)

@@ -60,9 +60,19 @@ class WholeCheckpoints:
         self._listed = checkpoint is not None and (Path(checkpoint) / MANIFEST).exists()
         if self.host.args.should_save:
             remove_unfinished(self.host.args.output_dir)
-            if checkpoint is None:
-                _say_earlier(self.host.args.output_dir)
         self.host.accelerator.wait_for_everyone()
+
+    def say_earlier(self) -> None:
+        """Warn of checkpoints that an earlier training has left in the folder of one that starts anew."""
+        paths = _newest_first(self.host.args.output_dir) if self.host.args.should_save else []
+        last = next((path for path in paths if (path / TRAINER_STATE_NAME).exists()), None)
+        if last is not None:
+            logger.warning(
+                "%s is from an earlier training, and this one starts at step 0: until it has a checkpoint of a later "
+                "step, resume_from_checkpoint=True goes on with the earlier one. Delete its checkpoints, or choose "
+                "another output_dir, if this training may have to be resumed.",
+                last,
+            )
 
     def refuse_other_lengths(self, max_steps: int, steps_per_epoch: int) -> None:
         """Raise ValueError if training starts from a checkpoint of more steps than the run is to have, or of epochs of
@@ -307,18 +317,6 @@ def _newest_first(folder: str | Path | None) -> list[Path]:
     """What is called a checkpoint in `folder`, by its step."""
     found = [p for p in Path(folder or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.rpartition("-")[2].isdigit()]
     return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
-
-
-def _say_earlier(folder: str | Path | None) -> None:
-    """Warn of checkpoints that an earlier training has left in the folder of one that starts anew."""
-    last = next((path for path in _newest_first(folder) if (path / TRAINER_STATE_NAME).exists()), None)
-    if last is not None:
-        logger.warning(
-            "%s is from an earlier training, and this one starts at step 0: until it has a checkpoint of a later step, "
-            "resume_from_checkpoint=True goes on with the earlier one. Delete its checkpoints, or choose another "
-            "output_dir, if this training may have to be resumed.",
-            last,
-        )
 
 
 def remove_unfinished(folder: str | Path | None) -> None:
