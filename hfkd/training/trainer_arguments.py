@@ -184,6 +184,7 @@ class RefuseChanged(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         _refuse_changed_arguments(self.trainer)
+        _refuse_other_loss(self.trainer)
         _refuse_raised_weights(self.trainer.distillation_loss)
         plan = self.trainer.planned
         for name, now in planned(args).items():
@@ -262,6 +263,17 @@ def _refuse_other_networks(trainer: Any) -> None:
             "student for each training"
         )
     refuse_other_teacher(trainer)
+    _refuse_other_loss(trainer)
+
+
+def _refuse_other_loss(trainer: Any) -> None:
+    """Raise ValueError if `trainer.distillation_loss` was replaced after the trainer was built."""
+    if trainer.distillation_loss is not trainer.setup.loss:
+        raise ValueError(
+            f"trainer.distillation_loss was set to a {type(trainer.distillation_loss).__name__} after the trainer had "
+            f"been built, which would still train with {trainer.setup.loss!r}: build a new trainer, with the student "
+            "as it is"
+        )
 
 
 def refuse_other_teacher(trainer: Any) -> None:

@@ -6,6 +6,7 @@ from toys import Net, Rows, arguments, teacher
 from transformers import TrainerCallback
 
 from hfkd import DistillationTrainer
+from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.temperatures import Energy, Gradation
 from hfkd.models import InputSpec
 from hfkd.teachers import FrozenTeacher
@@ -407,6 +408,19 @@ def test_a_part_of_the_loss_that_a_trainer_was_built_without_does_not_begin_in_t
         temperature="learned(warmup_epochs=0)",
     )
     with pytest.raises(ValueError, match="kd_weight was set to 0.5 in a trainer that was built with kd_weight=0"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("when", ["in training", "between trainings"])
+def test_another_loss_is_not_passed_over(tmp_path, when):
+    def change(args, model):
+        trainer.distillation_loss = DistillationLoss("reverse_kl", 1.0)
+
+    trainer = make(tmp_path, callbacks=[Sets(change)] if when == "in training" else [])
+    if when == "between trainings":
+        trainer.train()
+        change(None, None)
+    with pytest.raises(ValueError, match=r"would still train with DistillationLoss\(objective=KD"):
         trainer.train()
 
 
