@@ -27,7 +27,6 @@ from hfkd.data.he_da import original_images
 from hfkd.data.resident import as_collator_takes_it
 from hfkd.data.target_collator import with_targets
 from hfkd.evaluation.metrics import Running, check_counted, in_any_way, own_metrics, reads_logits
-from hfkd.losses.temperatures import Fitted
 from hfkd.models.calling import by_name, logits_first, main_input_named
 from hfkd.models.checkpoints import naming_unreadable
 from hfkd.models.kept_config import KeptConfig
@@ -38,8 +37,8 @@ from hfkd.reports.teacher_accuracy import TeacherAccuracy
 from hfkd.tasks.by_name import networks_by_name, tokenizer_of_name
 from hfkd.tasks.unlabelled import unlabelled
 from hfkd.teachers import TeacherScan
-from hfkd.teachers.fingerprint import sampled_weights
 from hfkd.training import loss_parameters, run_identity
+from hfkd.training.built_from import BuiltFrom
 from hfkd.training.checkpoints.callback_states import CallbackStates
 from hfkd.training.checkpoints.optimizer_state import as_laid_out, show_result
 from hfkd.training.checkpoints.preemption import Preemption
@@ -51,7 +50,7 @@ from hfkd.training.evaluation_loaders import EvaluationLoaders
 from hfkd.training.first_batch import KeptFirst, own_loader
 from hfkd.training.forward.choice import AnyForward
 from hfkd.training.forward.dense import ChunkedForward
-from hfkd.training.forward.he_da import with_he_da, without_he_da
+from hfkd.training.forward.he_da import with_he_da
 from hfkd.training.forward.micro_batch import MicroBatch
 from hfkd.training.forward.returned_outputs import returned_outputs, smoothed
 from hfkd.training.found_batch_size import attempt
@@ -68,7 +67,7 @@ from hfkd.training.model_init import Anew, seeded, student_of
 from hfkd.training.nonfinite import JudgedSteps
 from hfkd.training.on_policy.steps import WrittenSteps
 from hfkd.training.own_accelerator import OwnAccelerator, leave_state
-from hfkd.training.own_attributes import kinds_of, refuse_own_names, refuse_replaced
+from hfkd.training.own_attributes import refuse_own_names, refuse_replaced
 from hfkd.training.passes import EpochViews, in_passes
 from hfkd.training.private_api import FIRST_STEP, NOISE
 from hfkd.training.run_settings import BatchSizeInUse, compared_settings, run_settings
@@ -82,14 +81,12 @@ from hfkd.training.trainer_arguments import (
     RefuseChanged,
     in_trainers_order,
     own_arguments,
-    planned,
     refuse_changed,
     refuse_dropped_count,
     refuse_old_methods,
     refuse_other_teacher,
     refuse_popped_labels,
     refuse_replaced_loss,
-    taken,
 )
 from hfkd.training.validation.checked_batches import NOTHING_TO_SCORE, CheckedCollator
 from hfkd.training.validation.label_maps import check_other_set
@@ -186,7 +183,6 @@ class DistillationTrainer(Trainer):
         self.run_folder = self.args.output_dir = os.path.abspath(self.args.output_dir or ".")
         self._compose()
         self._place(setup)
-        self.kinds = kinds_of(self)
 
     def _take(self, setup: Setup) -> None:
         """Copy what `setup` determined."""
@@ -225,7 +221,6 @@ class DistillationTrainer(Trainer):
     def _place(self, setup: Setup) -> None:
         """Move loss and teacher to the device on which Trainer's constructor has placed the student."""
         step, loss, teacher = setup.step, setup.loss, setup.teacher
-        self.taken = taken(self.args)
         if isinstance(step, ChunkedForward):
             step.autocast = self.accelerator.autocast
         step.watch = self.judged.watch
@@ -238,13 +233,11 @@ class DistillationTrainer(Trainer):
             # Fuses about seventy small operations into a few. No CUDA graphs: logged values outlive the step.
             loss.compile(backend=self.args.torch_compile_backend or "inductor")
         self.teacher: Any = None if teacher is None else teacher.placed(self.accelerator, self.args.shard_teacher)
-        self.placed_teacher = self.teacher
-        self.known_weights = self._teacher_weights()
         self.written = WrittenSteps(self) if self.args.writes else None
         self.cached_teacher: Any = cached_teacher(self.teacher, self.train_dataset, loss, self.args, self.accelerator)
-        self.known_rows = self.train_dataset
         if self.optimizer is not None:
             as_laid_out(self.optimizer)  # moments of weights that were converted to channels_last
+        self.built = BuiltFrom(self)
 
     def _place_inner(self) -> None:
         """Connect the hooks on inner layers, whose outputs the loss reads."""
@@ -495,46 +488,12 @@ class DistillationTrainer(Trainer):
             refuse_other_teacher(self)  # here, as another trainer would be built around the first one
             self._start_anew(trial)
         refuse_changed(self)
-        self.planned = planned(self.args)
         if self.model_init is None:  # which has an optimizer made for each student
             self.made_optimizer.renew(resumed=resume_choice(resume_from_checkpoint) not in (None, False))
-        self._take_rows()
-        self._take_teacher()
+        self.built.renew()
         refuse_networks(self.args.output_dir, {"student": self.model, "teacher": self.teacher}, self.processing_class)
         with locked(self.args.output_dir or ".") if self.args.should_save else nullcontext():
             return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-
-    def _take_rows(self) -> None:
-        """Training rows that have been set since: what was found out is of those before."""
-        rows = self.train_dataset
-        if rows is self.known_rows or rows is None:
-            return
-        self.data_collator = self.setup.take_collator(self.data_collator)  # it may have been set with the rows
-        self.class_names = self.setup.take_rows(rows, self.eval_dataset)
-        self.cached_teacher = cached_teacher(self.teacher, rows, self.distillation_loss, self.args, self.accelerator)
-        self.record = self.record.of_rows(rows)
-        self.known_rows = rows
-        self.step = without_he_da(self.step)
-        if self.scan_result is not None and isinstance(slot := self.distillation_loss.temperature, Fitted):
-            logger.warning("train_dataset has other rows: the thresholds of %r stay those of the rows before.", slot)
-
-    def _take_teacher(self) -> None:
-        """The teacher's weights, if it has been trained since: what was found out is of those before."""
-        teacher, weights = self.placed_teacher, self._teacher_weights()
-        if teacher is None or torch.equal(weights, self.known_weights):
-            return
-        self.step = without_he_da(self.step)
-        if self.args.he_da == "paper":
-            self.train_dataset = self.known_rows = original_images(self.train_dataset)
-        rows, loss = self.train_dataset, self.distillation_loss
-        self.cached_teacher = cached_teacher(teacher, rows, loss, self.args, self.accelerator)
-        self.known_weights, self.record = weights, self.record.of_teacher(teacher)  # last: an interrupt may come before
-        if self.scan_result is not None and isinstance(slot := loss.temperature, Fitted):
-            logger.warning("The teacher has other weights: the thresholds of %r stay those of the ones before.", slot)
-
-    def _teacher_weights(self) -> Tensor:
-        """A sample of them; none of a sharded teacher, whose weights are elsewhere."""
-        return sampled_weights(() if self.teacher is None or self.args.shard_teacher else self.teacher.networks)
 
     def _start_anew(self, trial: Any) -> None:
         """Create a student with `model_init`, and rebuild all that depends on it with this trial's arguments."""
@@ -594,7 +553,7 @@ class DistillationTrainer(Trainer):
             warn_of_random_rows(self.train_dataset)
             warn_of_rows_again(self.args)
         self.step, self.train_dataset = with_he_da(self.args, self.step, self.train_dataset, self.scan_training_set)
-        self.known_rows = self.train_dataset
+        self.built.rows = self.train_dataset
         self.fit_slots(checkpoint)
         record_inputs(self)
         if self.written is not None:

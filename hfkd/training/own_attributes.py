@@ -29,7 +29,7 @@ def kinds_of(trainer: Any) -> dict[str, type]:
 
 def refuse_replaced(trainer: Any) -> None:
     """Raise ValueError if a subclass has set one of the trainer's own attributes to something of its own since."""
-    for name, was in trainer.kinds.items():
+    for name, was in trainer.built.kinds.items():
         value = getattr(trainer, name)
         now = type(value)
         if now is not was and now.__module__.partition(".")[0] != "hfkd" and not inspect.isroutine(value):

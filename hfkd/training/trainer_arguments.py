@@ -186,7 +186,7 @@ class RefuseChanged(TrainerCallback):
         _refuse_changed_arguments(self.trainer)
         _refuse_other_loss(self.trainer)
         _refuse_raised_weights(self.trainer.distillation_loss)
-        plan = self.trainer.planned
+        plan = self.trainer.built.planned
         for name, now in planned(args).items():
             if now == plan[name]:
                 continue
@@ -205,7 +205,7 @@ class RefuseChanged(TrainerCallback):
 
 
 def _refuse_changed_arguments(trainer: Any) -> None:
-    for name, was in trainer.taken.items():
+    for name, was in trainer.built.taken.items():
         if (now := getattr(trainer.args, name)) != was:
             during = f", or set trainer.distillation_loss.{name}, which may change in training"
             raise ValueError(
@@ -278,7 +278,7 @@ def _refuse_other_loss(trainer: Any) -> None:
 
 def refuse_other_teacher(trainer: Any) -> None:
     """Raise ValueError if `trainer.teacher` was replaced after the trainer was built."""
-    if trainer.teacher is not trainer.placed_teacher:
+    if trainer.teacher is not trainer.built.teacher:
         raise ValueError(
             f"trainer.teacher was set to a {type(trainer.teacher).__name__} after the trainer had been built, too "
             "late to check and freeze it: build a new trainer with teacher="
