@@ -45,6 +45,13 @@ def common_size(student: int, teacher: int, tokenizer: PreTrainedTokenizerBase |
     return common
 
 
+def contradict(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> bool:
+    """Whether a token has different ids, or an id different tokens. Either may have tokens that the other lacks."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    names = {number: token for token, number in theirs.items()}
+    return any(theirs.get(t, n) != n or names.get(n, t) != t for t, n in ours.items())
+
+
 def same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
     """Raise ValueError unless both tokenizers map every token to the same id."""
     ours, theirs = student.get_vocab(), teacher.get_vocab()

@@ -25,7 +25,7 @@ from hfkd.losses.outputs import Outputs
 from hfkd.losses.slot_values import is_ours
 from hfkd.models.calling import INPUTS, Call
 from hfkd.models.positions import said_limit
-from hfkd.models.vocabulary import vocabulary_size
+from hfkd.models.vocabulary import contradict, vocabulary_size
 from hfkd.tasks.base import Batch, Collate, Task
 from hfkd.tasks.causal_lm import LONGEST, CausalLM, are_texts
 from hfkd.utils.devices import send
@@ -191,13 +191,18 @@ def different(student: Any, teacher: Any) -> bool:
     return known and student.get_vocab() != teacher.get_vocab()
 
 
+def at_odds(student: Any, teacher: Any) -> bool:
+    """Whether both tokenizers are known and contradict each other, so that one network cannot read the other's rows."""
+    return different(student, teacher) and contradict(student, teacher)
+
+
 def teachers_tokens(task: Task, tokenizers: tuple[Any, Any], rows: Any) -> dict[str, str]:
     """Columns that only the teacher reads, which no row may have that comes later, each with the reason.
 
     tokenizers: the student's and the teacher's, if known. Raises ValueError if `rows` are known to be of two
     tokenizers, of which one is missing.
     """
-    if type(task) is not CausalLM or different(*tokenizers):
+    if type(task) is not CausalLM or at_odds(*tokenizers):
         return {}
     sides = zip(("processing_class", "teacher_processing_class"), tokenizers, strict=True)
     unknown = [name for name, one in sides if not isinstance(one, PreTrainedTokenizerBase)]

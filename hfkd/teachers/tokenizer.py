@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hfkd.models.calling import Call, bare
 from hfkd.models.language import TOKENIZER_FILES
-from hfkd.models.vocabulary import same_tokenizer
+from hfkd.models.vocabulary import contradict, same_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +69,7 @@ def compare(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) 
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     if ours == theirs:
         return
-    names = {number: token for token, number in theirs.items()}
-    if any(theirs.get(t, n) != n or names.get(n, t) != t for t, n in ours.items()):
+    if contradict(student, teacher):
         same_tokenizer(student, teacher)
     unknown = sorted(set(ours) - set(theirs) - {str(student.pad_token)})
     if unknown:

@@ -27,7 +27,7 @@ from hfkd.tasks.media import unread_media
 from hfkd.tasks.packing import packing_check, refuse_packed_rows
 from hfkd.tasks.teacher_prompt import with_teacher_prompts
 from hfkd.tasks.tokens import PerToken
-from hfkd.tasks.two_tokenizers import across_tokenizers, different, teachers_tokens
+from hfkd.tasks.two_tokenizers import across_tokenizers, at_odds, teachers_tokens
 from hfkd.tasks.unlabelled import has_labels, unlabelled
 from hfkd.teachers import Teacher
 from hfkd.teachers.statistics import refuse_unknown
@@ -181,7 +181,7 @@ class Setup:
         tokenizers = self.processing_class, known_tokenizer(self.teacher_tokenizer, self.networks)
         task = across_tokenizers(self.task, self.loss, self.args, tokenizers, (self.model, self.networks))
         late = teachers_tokens(task, tokenizers, self.rows) if self.loss.kd_weight else {}
-        one = not different(*tokenizers)
+        one = not at_odds(*tokenizers)
         self.task = with_teacher_prompts(task, self.loss, self.args, self.networks, self.data) if one else task
         self.refused_columns = late if self.task is task else {}
 

@@ -217,6 +217,25 @@ def test_a_generated_response_follows_both_prompts(tmp_path, by):
 # ---- what else -----------------------------------------------------------------------------------------------------
 
 
+def extended(**special):
+    words = tokenizer()
+    words.add_special_tokens(special)
+    return words
+
+
+def test_a_tokenizer_with_a_token_more_is_not_another(tmp_path):
+    """A pad token that was added to one of them, as is common: the columns were left out without a word."""
+    networks, words = (language_model(vocab=16), taught_model(vocab=16)), extended(pad_token="<pad>")
+    for number, (mine, its) in enumerate([(words, tokenizer()), (tokenizer(), words)]):
+        both = {"processing_class": mine, "teacher_processing_class": its}
+        made = trainer(tmp_path / str(number), networks, args={"max_steps": 1}, **both)
+        assert type(made.task) is TeacherPromptLM
+        stream = rows(8).to_iterable_dataset().map(dict)
+        late = trainer(tmp_path / f"{number}-stream", networks, data=stream, args={"max_steps": 1}, **both)
+        with pytest.raises(ValueError, match="the rows have teacher_input_ids, which only the teacher reads"):
+            late.train()
+
+
 def test_columns_that_a_stream_does_not_name_are_refused_at_its_first_batch(tmp_path):
     stream = rows(8).to_iterable_dataset().map(dict)
     made = trainer(tmp_path, data=stream, args={"max_steps": 1})
