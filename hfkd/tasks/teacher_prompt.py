@@ -57,9 +57,9 @@ class TeacherPromptLM(CausalLM):
     def items(self, batch: Batch, student: Tensor, teacher: Tensor, progress: float | None = 0.0) -> Items:
         """The items of logits [B, L, V] of the student and [B, K, V] of the teacher.
 
-        Those of one network's own tokens, if both are the same tensor or the batch has no others.
+        Those of one network's own tokens, if both are its logits (detached or not) or the batch has no others.
         """
-        if teacher is student or not self.teacher_reads(batch):
+        if teacher.data_ptr() == student.data_ptr() or not self.teacher_reads(batch):
             return super().items(batch, student, teacher, progress)
         its, known = self.targets(self.for_teacher(batch)), self._known(batch)
         return token_items(student, teacher, batch["labels"], progress=progress, of_teacher=its, **known)
@@ -78,7 +78,8 @@ def with_teacher_prompts(
     sets = {name: sets_by_name(rows, name) for name, rows in data.items() if rows is not None}
     read = {name: _has_prompts(rows) for several in sets.values() for name, rows in several.items()}
     training = sets.get("train_dataset") or sets.get("eval_dataset") or {}
-    if type(task) is not CausalLM or not loss.kd_weight or not any(read[name] for name in training):
+    asked = bool(loss.kd_weight or args.evaluate_kl)  # whether the teacher runs
+    if type(task) is not CausalLM or not asked or not any(read[name] for name in training):
         return task
     lacking = [name for name, has in read.items() if not has]
     unmet = {

@@ -169,6 +169,22 @@ def test_it_learns_and_is_evaluated_against_the_teacher_with_its_prompt(tmp_path
     assert made.state.log_history[0]["teacher_accuracy"] == pytest.approx(right)
 
 
+@pytest.mark.parametrize("teachers", [1, 2])
+def test_a_teacher_that_only_evaluates_reads_its_prompt_too(tmp_path, teachers):
+    """kd_weight=0 with evaluate_kl: the baseline beside a distilled student, against the same teacher."""
+    several = [taught_model(), language_model(width=24, seed=7)][:teachers]
+    networks = language_model(), several if teachers > 1 else several[0]
+    weights = {"ce_weight": 1.0, "kd_weight": 0.0}
+    made = trainer(tmp_path, networks, scored=rows(8, seed=3), args={"max_steps": 1, "evaluate_kl": True}, **weights)
+    made.train()
+    kl = []
+    for row in made.eval_dataset:
+        z = alone(made.model, row["input_ids"], row["labels"])
+        v = torch.stack([alone(one, row["teacher_input_ids"], row["teacher_labels"]) for one in several]).mean(0)
+        kl.append(F.kl_div(z.log_softmax(-1), v.softmax(-1), reduction="none").sum(-1))
+    assert made.evaluate()["eval_kl"] == pytest.approx(torch.cat(kl).mean().item(), rel=1e-4)
+
+
 def test_evaluation_rows_may_be_the_students_alone(tmp_path):
     made = trainer(tmp_path, scored=rows(6).remove_columns(TEACHERS), args={"max_steps": 1})
     made.train()
