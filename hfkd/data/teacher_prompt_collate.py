@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hfkd.data.teacher_columns import TEACHER, TEACHER_IDS, TEACHER_LABELS
 from hfkd.data.text_collate import TokenCollator
+from hfkd.data.token_rows import OWN_COLUMNS
 from hfkd.utils.targets import Targets
 
 
@@ -20,8 +21,9 @@ class TeacherPromptCollator(TokenCollator):
     """`TokenCollator` for rows with `teacher_input_ids` and `teacher_labels`, as `tokenize_dataset` makes them.
 
     The batch has the student's entries as from `TokenCollator`, and the teacher's under the same names with the prefix
-    `teacher_` [B, K]. The k-th token with a label is the same in both. Rows without the teacher's columns give the
-    student's batch. Raises ValueError for other labels, columns of some rows only, and packed rows.
+    `teacher_` [B, K], made of `teacher_attention_mask`, `teacher_position_ids` and `teacher_seq_lengths` too if rows have
+    them. The k-th token with a label is the same in both. Rows without the teacher's columns give the student's batch.
+    Raises ValueError for other labels, columns of some rows only, and packed rows.
     """
 
     teacher: TokenCollator = field(default_factory=lambda: TokenCollator(0))
@@ -46,13 +48,19 @@ class TeacherPromptCollator(TokenCollator):
             )
         if "labels" not in batch:
             raise ValueError(f"the rows have {TEACHER_LABELS} and no labels: give them labels, -100 for the prompt")
-        its = self.teacher([{"input_ids": row[TEACHER_IDS], "labels": row[TEACHER_LABELS]} for row in rows])
-        if batch["host_targets"].packed:
+        its = self.teacher([_of_teacher(row) for row in rows])
+        if batch["host_targets"].packed or its["host_targets"].packed:
             raise ValueError(
                 f"the rows pack several documents, and {TEACHER_IDS} are those of one: put each into a row of its own"
             )
         _refuse_other_responses(Targets.of(batch), Targets.of(its), batch.get("index"))
         return batch | {TEACHER + name: value for name, value in its.items()}
+
+
+def _of_teacher(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The teacher's columns of a row, which may be padded already, without the prefix."""
+    names = ("input_ids", "labels", *OWN_COLUMNS)
+    return {name: row[TEACHER + name] for name in names if row.get(TEACHER + name) is not None}
 
 
 def _refuse_other_responses(student: Targets, teacher: Targets, index: Tensor | None) -> None:

@@ -144,6 +144,25 @@ def test_parts_of_a_batch_are_the_whole_and_several_teachers_their_mean(tmp_path
         torch.testing.assert_close(parameter, found[1][name], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_rows_that_are_padded_already_are_read_without_their_padding(tmp_path, side):
+    words = tokenizer()
+    words.pad_token, words.padding_side = words.eos_token, side
+
+    def padded(row):
+        both = {}
+        for whose in ("", "teacher_"):
+            ids, labels = row[f"{whose}input_ids"], row[f"{whose}labels"]
+            there = words.pad({"input_ids": ids}, padding="max_length", max_length=24)
+            none = [IGNORED] * (24 - len(ids))
+            both |= {f"{whose}{name}": value for name, value in there.items()}
+            both[f"{whose}labels"] = labels + none if side == "right" else none + labels
+        return both
+
+    made = trainer(tmp_path, data=rows().map(padded), weighting="entropy")
+    assert loss_of(made, list(made.train_dataset)) == pytest.approx(loss_of(made, list(rows())), rel=1e-6)
+
+
 def test_the_scan_reads_what_the_teacher_reads_in_training(tmp_path):
     made = trainer(tmp_path, temperature="energy(ratio=0.25)", args={"max_steps": 1})
     found = made.scan_training_set(energy_temperature=4.0)
