@@ -37,6 +37,10 @@ def store(folder):
 TEACHER_PROMPTS = {
     "teacher_prompt, another response": changed(teacher_labels=lambda row: [*row["teacher_labels"][:-1], 3]),
     "teacher_prompt, a response of other length": changed(teacher_labels=lambda row: row["teacher_input_ids"]),
+    "teacher_prompt, teacher_labels that are moved": changed(
+        teacher_input_ids=lambda row: [*row["teacher_input_ids"], 5],
+        teacher_labels=lambda row: [-100, *row["teacher_labels"]],
+    ),
     "teacher_prompt, no teacher_labels": run(data=without("teacher_labels")),
     "teacher_prompt, one row with teacher_input_ids": run(data=[rows(1)[0], *without(*TEACHERS)]),
     "teacher_prompt, rows of tokens with texts beside": run(

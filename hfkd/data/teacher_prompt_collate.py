@@ -21,9 +21,9 @@ class TeacherPromptCollator(TokenCollator):
     """`TokenCollator` for rows with `teacher_input_ids` and `teacher_labels`, as `tokenize_dataset` makes them.
 
     The batch has the student's entries as from `TokenCollator`, and the teacher's under the same names with the prefix
-    `teacher_` [B, K], made of `teacher_attention_mask`, `teacher_position_ids` and `teacher_seq_lengths` too if rows have
-    them. The k-th token with a label is the same in both. Rows without the teacher's columns give the student's batch.
-    Raises ValueError for other labels, columns of some rows only, and packed rows.
+    `teacher_` [B, K]; rows may have the other columns of a `TokenRow` with the prefix. The k-th token with a label is
+    the same in both. Rows without the teacher's columns give the student's batch. Raises ValueError for other labels or
+    tokens, columns of some rows only, and packed rows.
     """
 
     teacher: TokenCollator = field(default_factory=lambda: TokenCollator(0))
@@ -53,7 +53,9 @@ class TeacherPromptCollator(TokenCollator):
             raise ValueError(
                 f"the rows pack several documents, and {TEACHER_IDS} are those of one: put each into a row of its own"
             )
-        _refuse_other_responses(Targets.of(batch), Targets.of(its), batch.get("index"))
+        sides = Targets.of(batch), Targets.of(its)
+        _refuse_other_responses(*sides, batch.get("index"))
+        _refuse_moved_labels(batch, its, sides)
         return batch | {TEACHER + name: value for name, value in its.items()}
 
 
@@ -78,3 +80,17 @@ def _refuse_other_responses(student: Targets, teacher: Targets, index: Tensor | 
                 "its own prompt. Label the same tokens in both, none of them the first of its row, or tokenise texts "
                 "with a column teacher_prompt; for a teacher with another tokenizer pass teacher_processing_class"
             )
+
+
+def _refuse_moved_labels(batch: Mapping[str, Any], its: Mapping[str, Any], sides: tuple[Targets, Targets]) -> None:
+    """Raise ValueError unless both networks read the same tokens at their targets: `teacher_labels` may be moved."""
+    read = [one["input_ids"].flatten()[at.position + 1] for one, at in zip((batch, its), sides, strict=True)]
+    other = (read[0] != read[1]).nonzero().flatten().tolist()
+    if other:
+        (label, mine, theirs), index = (int(one[other[0]]) for one in (sides[0].labels, *read)), batch.get("index")
+        row = int(sides[0].row[other[0]])
+        raise ValueError(
+            f"row {row if index is None else int(index[row])} has the target token {label}, at whose place input_ids "
+            f"have {mine} and {TEACHER_IDS} {theirs}: label the tokens of the response, at their own positions in "
+            f"labels and in {TEACHER_LABELS}"
+        )
