@@ -10,6 +10,8 @@ from hfkd.data.prompts import read_prompts
 from hfkd.data.text import tokenize_dataset
 from hfkd.teachers import CachedTextTeacher, build_text_cache
 
+ANSWER = {"role": "assistant", "content": "b"}
+
 
 def run(**keywords):
     return lambda folder: lambda: trainer(folder / "run", **keywords)
@@ -76,6 +78,13 @@ TEACHER_PROMPTS = {
     "teacher_prompt, an instruction": tokenise({"instruction": "a", "response": "b", "teacher_prompt": "c"}),
     "teacher_prompt, turns beside a text": tokenise(
         {"prompt": "a", "completion": "b", "teacher_prompt": [{"role": "user", "content": "c"}]}
+    ),
+    "teacher_prompt, an empty text": tokenise({"prompt": "a", "completion": "b", "teacher_prompt": ""}),
+    "teacher_prompt, turns with the answer": tokenise(
+        {
+            "messages": [{"role": "user", "content": "a"}, ANSWER],
+            "teacher_prompt": [{"role": "user", "content": "c"}, ANSWER],
+        }
     ),
     "teacher_prompt, teacher_max_length=1": tokenise(
         {"prompt": "a", "completion": "b", "teacher_prompt": "c"}, teacher_max_length=1

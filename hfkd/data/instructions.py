@@ -78,7 +78,7 @@ def to_prompt_response(
 
     With a column `teacher_prompt` the result has it too: what a teacher reads in place of the prompt, written in the
     same way from a text, or from the turns before the answer; the prompt itself where it is None. ValueError for rows
-    of an instruction or a `text`, whose prompt is not given.
+    of an instruction or a `text`, whose prompt is not given, for an empty text, and for turns that end with an answer.
     """
     if answers not in get_args(Answers):
         raise ValueError(f"unknown answers {answers!r}: pass one of {list(get_args(Answers))}")
@@ -238,13 +238,29 @@ def _teacher_prompt(
             f"{' and '.join(columns)}: write prompt and completion (hfkd.data.instructions.instruction_prompt), or "
             "messages"
         )
-    if not isinstance(given, type(row[name])):
-        raise ValueError(
-            f"row {number}: {TEACHER_PROMPT} is a {type(given).__name__}, but {name} a {type(row[name]).__name__}: "
-            "give both in the same form, texts or turns"
-        )
+    _refuse_form(given, row[name], name, number)
     read = [*given, *row[name][-1:]] if name == "messages" else given
     return _pair(row | {name: read}, number, columns, tokenizer, answered=True)["prompt"]
+
+
+def _refuse_form(given: Any, own: Any, name: str, number: int) -> None:
+    """Raise ValueError for a `teacher_prompt` that is not in the form of the student's `own`, the column `name`."""
+    if not isinstance(given, type(own)):
+        raise ValueError(
+            f"row {number}: {TEACHER_PROMPT} is a {type(given).__name__}, but {name} a {type(own).__name__}: "
+            "give both in the same form, texts or turns"
+        )
+    if given == "" != own:
+        raise ValueError(
+            f"row {number} has an empty {TEACHER_PROMPT}, after which the teacher would know nothing of the row: give "
+            "it a text, or None for the student's prompt"
+        )
+    turns = own[:-1] if name == "messages" else own  # the student's, if it is a chat
+    if isinstance(given, list) and _roles(given)[-1:] == ["assistant"] != _roles(turns)[-1:]:
+        raise ValueError(
+            f"row {number}: the turns of {TEACHER_PROMPT} end with the assistant's, behind which the teacher would "
+            "read a second answer: leave the answer out, or write it into the question"
+        )
 
 
 def _pair(

@@ -170,7 +170,8 @@ def _tokenize_batch(
             continue
         row = _row(prompt, response) | {"prompt_length": len(prompt), "cut": cut}
         if read is not None:
-            its = _row(read[number], response)
+            first = int(not prompt)  # tokens of the response that the student reads first, and does not predict
+            its = _row([*read[number], *response[:first]], response[first:])
             if teacher_max_length is not None and its["length"] > teacher_max_length:
                 continue
             row |= {TEACHER + name: value for name, value in its.items()}

@@ -68,10 +68,18 @@ def test_a_response_is_cut_for_both_and_rows_too_long_for_the_teacher_are_droppe
 
 
 def test_without_a_teacher_prompt_a_row_is_read_by_both():
-    given = [{"prompt": "ask a", "completion": " b", "teacher_prompt": p} for p in (None, "c c c ask", "")]
+    given = [{"prompt": "ask a", "completion": " b", "teacher_prompt": p} for p in (None, "c c c ask")]
     made = tokenize_dataset(Dataset.from_list(given), tokenizer(), max_length=12, max_prompt_length=8)
     assert made[0]["teacher_input_ids"] == made[0]["input_ids"] != made[1]["teacher_input_ids"]
-    assert made[2]["teacher_input_ids"] == made[2]["input_ids"][2:]  # "": the teacher reads the response alone
+
+
+def test_the_first_token_of_a_row_without_a_prompt_is_no_target_for_the_teacher_either(tmp_path):
+    """The tokenizer writes no token before a text, so that the student has nothing to predict the first one from."""
+    given = [{"prompt": "", "completion": "a b c", "teacher_prompt": p} for p in ("you me one", None, "")] * 4
+    made = tokenize_dataset(Dataset.from_list(given), tokenizer())
+    assert [made[0][name][-4:] for name in TEACHERS[:2]] == [[3, 4, 5, 1], [IGNORED, 4, 5, 1]]
+    assert made[1]["teacher_input_ids"] == made[2]["teacher_input_ids"] == made[1]["input_ids"]
+    trainer(tmp_path, data=made, args={"max_steps": 1}).train()
 
 
 TEMPLATE = (
