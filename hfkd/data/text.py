@@ -245,8 +245,9 @@ def _log_counts(pairs: Dataset, tokens: Dataset, eos: int, max_length: int) -> N
         for response, blank in zip(part["response"], are_blank(part), strict=True)
     )
     logger.info(
-        "%d rows tokenised: %d dropped (prompt too long, a single token, or blank), %d with a response truncated at %d "
-        "tokens and therefore without end of sequence, %d empty responses (their only target is the end of sequence).",
+        "%d rows tokenised: %d dropped (prompt or the teacher's row too long, a single token, or blank), %d with a "
+        "response truncated at %d tokens and therefore without end of sequence, %d empty responses (their only target "
+        "is the end of sequence).",
         len(tokens),
         len(pairs) - len(tokens),
         cut,

@@ -12,6 +12,7 @@ from hfkd.data.first_rows import at_most
 from hfkd.data.instructions import dolly_rows, to_prompt_response
 from hfkd.data.pack_rows import pack_rows
 from hfkd.data.stored_templates import prompts_with_template, warn_of_other_template
+from hfkd.data.teacher_columns import TEACHER_PROMPT
 from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_files import read_splits
 from hfkd.data.two_tokenizers import tokenize_for_both
@@ -90,7 +91,8 @@ class TextDataArguments:
         """A dataset in its own splits (train; dev or validation; test), or Dolly as from `dolly_rows`.
 
         A dataset with a single split and Dolly's columns is split like Dolly, which is logged. teacher_tokenizer: the
-        tokenizer of a teacher, if it differs from the student's (`hfkd.data.two_tokenizers`).
+        tokenizer of a teacher, if it differs from the student's (`hfkd.data.two_tokenizers`). teacher_max_length: of
+        its rows, or those with a `teacher_prompt`; ValueError if there are neither.
         """
         its = teacher_tokenizer, teacher_max_length
         if teacher_tokenizer is not None:
@@ -103,6 +105,12 @@ class TextDataArguments:
         if self.prompts_with_template:
             for one in filter(None, (tokenizer, teacher_tokenizer)):
                 warn_of_other_template(self.dataset_name, splits["train"][0]["prompt"], one)
+        apart = teacher_tokenizer is not None or TEACHER_PROMPT in splits["train"].column_names
+        if teacher_max_length is not None and not apart:
+            raise ValueError(
+                f"teacher_max_length={teacher_max_length}: student and teacher have the same tokenizer, and the rows "
+                f"no {TEACHER_PROMPT}: leave it out, and set max_length"
+            )
         train = at_most(splits["train"], self.max_train_rows)
         dev = next((at_most(splits[name], self.max_dev_rows) for name in DEV_NAMES if name in splits), None)
         dev_texts = None if dev is None else self._texts(dev, tokenizer)
@@ -194,6 +202,7 @@ class TextDataArguments:
             chat_template=self.chat_template,
             add_special_tokens=self._special,
             answers=self.answers,
+            teacher_max_length=teacher_max_length,
         )
 
 

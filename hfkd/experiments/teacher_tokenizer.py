@@ -26,8 +26,8 @@ class TeacherTokenizerArguments:
     teacher_max_length: int | None = field(
         default=None,
         metadata={
-            "help": "Maximum number of tokens of prompt and response for a teacher with another tokenizer; "
-            "unset: max_length."
+            "help": "Maximum number of tokens of prompt and response for a teacher with another tokenizer (unset: "
+            "max_length) or prompts of its own, whose longer rows are dropped."
         },
     )
 
@@ -49,11 +49,6 @@ class TeacherTokenizerArguments:
         takes_two = all(hasattr(term.objective, "pairing") for term in terms_of(resolve_objective(args.objective)))
         if not (takes_two and different(mine, its)):
             same_tokenizer(mine, its)
-            if self.teacher_max_length is not None:
-                raise ValueError(
-                    f"teacher_max_length={self.teacher_max_length}: student and teacher have the same tokenizer: "
-                    "leave it out, and set max_length"
-                )
             return mine, None
         if args.teacher_cache_dir:
             raise ValueError(

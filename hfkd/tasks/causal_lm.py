@@ -71,7 +71,7 @@ class CausalLM(PerToken):
             longest - 1,
             templated,
         )
-        return tokenize_dataset(
+        made = tokenize_dataset(
             rows,
             processing_class,
             max_length=longest,
@@ -80,6 +80,14 @@ class CausalLM(PerToken):
             chat_template=templated,
             teacher_max_length=self.teacher_limit,
         )
+        if self.teacher_limit is not None and len(made) < len(rows):
+            logger.warning(
+                "%d of %d rows are left out: blank, or longer than the teacher's %d positions with its own prompt.",
+                len(rows) - len(made),
+                len(rows),
+                self.teacher_limit,
+            )
+        return made
 
     def ready(self, collate: Collate) -> Collate:
         return collate if isinstance(collate, TokenCollator) else TargetCollator(collate)

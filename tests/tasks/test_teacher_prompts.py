@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from reference import ea_weight
 from teacher_prompt_toys import TEACHERS, rows, texts, trainer
 from test_ranks import SPLITS
@@ -14,9 +14,12 @@ from test_ranks import run as on_ranks
 from text_toys import language_model, taught_model, tokenizer
 from tokenizer_toys import byte_level, sentencepiece
 
+from hfkd import DistillationArguments
 from hfkd.data.text import tokenize_dataset
+from hfkd.data.text_arguments import TextDataArguments
 from hfkd.data.text_collate import TokenCollator
 from hfkd.data.two_tokenizers import tokenize_for_both
+from hfkd.experiments.teacher_tokenizer import TeacherTokenizerArguments
 from hfkd.tasks.teacher_prompt import TeacherPromptLM
 from hfkd.utils.targets import IGNORED
 
@@ -225,6 +228,29 @@ def test_texts_are_tokenised_for_both(tmp_path, caplog):
     assert type(made.task) is TeacherPromptLM
     assert set(TEACHERS) <= set(made.train_dataset.column_names)
     made.train()
+
+
+def test_rows_that_are_too_long_for_the_teacher_are_left_out_aloud(tmp_path, caplog):
+    long = texts(4).map(lambda row: {"teacher_prompt": "c " * 40 + row["teacher_prompt"]})
+    with caplog.at_level(logging.WARNING):
+        made = trainer(tmp_path, data=concatenate_datasets([texts(), long]))
+    assert len(made.train_dataset) == 16
+    assert "4 of 20 rows are left out: blank, or longer than the teacher's 32 positions" in caplog.text
+
+
+def test_the_flag_of_the_teachers_length_is_for_its_prompts_too(tmp_path):
+    texts().to_json(tmp_path / "train.jsonl")
+    words = tokenizer()
+    words.save_pretrained(tmp_path / "network")
+    names = (str(tmp_path / "network"),) * 2
+    flags = TeacherTokenizerArguments(teacher_max_length=9)
+    _, its = flags.both(names, None, DistillationArguments(str(tmp_path / "run"), use_cpu=True))
+    made = TextDataArguments(str(tmp_path)).load(words, its, flags.teacher_max_length).train
+    assert 0 < len(made) < 16
+    assert max(made["teacher_length"]) <= 9
+    texts().remove_columns("teacher_prompt").to_json(tmp_path / "train.jsonl")
+    with pytest.raises(ValueError, match="teacher_max_length=9: student and teacher have the same tokenizer, and the"):
+        TextDataArguments(str(tmp_path)).load(words, its, flags.teacher_max_length)
 
 
 def prompts_of(row):
