@@ -190,6 +190,9 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
     )
 
     def __post_init__(self) -> None:
+        for name in ("output_dir", "scan_cache_dir", "teacher_cache_dir"):
+            if isinstance(getattr(self, name), os.PathLike):
+                setattr(self, name, os.fspath(getattr(self, name)))
         # Otherwise the ranks of a launch on CPUs would not form a process group.
         self.use_cpu = (computes_on_cpu() and not self.deepspeed) or self.use_cpu
         self._check_types()

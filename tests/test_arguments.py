@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -72,6 +73,13 @@ def test_bf16_by_hand(monkeypatch, argv, expected):
 def test_a_decay_that_makes_no_sense_is_refused(keywords, message):
     with pytest.raises(ValueError, match=message):
         DistillationArguments("out", use_cpu=True, bf16=False, **keywords)
+
+
+def test_a_folder_may_be_a_path(tmp_path):
+    folders = {name: tmp_path / name for name in ("output_dir", "scan_cache_dir", "teacher_cache_dir")}
+    args = DistillationArguments(**folders, use_cpu=True)
+    written = json.loads(args.to_json_string())
+    assert {name: written[name] for name in folders} == {name: str(path) for name, path in folders.items()}
 
 
 def test_the_cpu_of_several_processes_has_no_number(tmp_path, monkeypatch):
