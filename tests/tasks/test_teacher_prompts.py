@@ -305,6 +305,17 @@ def test_a_tokenizer_with_a_token_more_is_not_another(tmp_path):
             late.train()
 
 
+def test_a_row_too_long_for_one_of_several_teachers_is_named(tmp_path):
+    """It came later, in rows without teacher_length, and ended the run with an IndexError."""
+    long = {name: [value] * 40 for name, value in (("teacher_input_ids", 3), ("teacher_labels", IGNORED))}
+    data = [dict(row) for row in rows(6).remove_columns("teacher_length")]
+    data[5] |= {name: start + data[5][name] for name, start in long.items()}
+    networks = language_model(), [language_model(seed=1, positions=64), language_model(seed=2)]
+    made = trainer(tmp_path, networks, data, objective="average", args={"max_steps": 3})
+    with pytest.raises(ValueError, match="a row has [0-9]+ tokens, but GPT2LMHeadModel has 32 positions"):
+        made.train()
+
+
 def test_columns_that_a_stream_does_not_name_are_refused_at_its_first_batch(tmp_path):
     stream = rows(8).to_iterable_dataset().map(dict)
     made = trainer(tmp_path, data=stream, args={"max_steps": 1})

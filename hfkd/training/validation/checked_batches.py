@@ -4,7 +4,7 @@ On the device it would end in a plain IndexError, or in an assertion that kills 
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,13 +45,18 @@ class Bounds:
     @classmethod
     def of(cls, student: nn.Module, teachers: Iterable[nn.Module], task: Task, classes: int | None) -> "Bounds":
         """`classes`: the size of the student's logits, if known; None: taken from its config."""
-        bare: Any = unwrap_peft_model(student)
+        teachers = tuple(teachers)
+        if task.own_rows and teachers:
+            apart = cls._of_all(teachers, task, None)
+            return replace(cls._of_all((student,), task, classes), of_teacher=apart, task=task)
+        return cls._of_all((student, *teachers), task, classes)
+
+    @classmethod
+    def _of_all(cls, networks: Sequence[nn.Module], task: Task, classes: int | None) -> "Bounds":
+        """The bounds of rows that all `networks` read. `classes`: of the first one."""
+        bare: Any = unwrap_peft_model(networks[0])
         if classes is None and isinstance(bare, PreTrainedModel):
             classes = bare.config.get_text_config().vocab_size if task.vocabulary else bare.config.num_labels
-        if task.own_rows and (teachers := tuple(teachers)):
-            apart = cls.of(teachers[0], (), task, None)
-            return replace(cls.of(student, (), task, classes), of_teacher=apart, task=task)
-        networks = (student, *teachers)
         sizes = [size for size in map(embeddings, networks) if size is not None]
         limit, shortest = _shortest(networks, position_limit) or (None, "")
         targets = _shortest(networks, target_limit) if task.labels_to_networks else None
