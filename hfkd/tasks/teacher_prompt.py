@@ -40,7 +40,7 @@ class TeacherPromptLM(CausalLM):
     def ready(self, collate: Collate) -> Collate:
         if isinstance(collate, TeacherPromptCollator):
             return collate
-        if not isinstance(collate, TokenCollator):
+        if type(collate) is not TokenCollator:  # what a class of the user's own does would be lost
             given = type(getattr(collate, "collate", collate)).__name__  # unwrapped
             raise ValueError(
                 f"data_collator={given} creates batches of the student's tokens only, but the rows have others for the "

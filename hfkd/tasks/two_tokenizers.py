@@ -78,7 +78,7 @@ class TwoTokenizerLM(CausalLM):
         if isinstance(collate, TwoTokenCollator):
             collate.spelled, collate.unread = self.spelled, self.unread
             return collate
-        if not isinstance(collate, TokenCollator):
+        if type(collate) is not TokenCollator:  # what a class of the user's own does would be lost
             given = type(getattr(collate, "collate", collate)).__name__  # unwrapped
             raise ValueError(
                 f"data_collator={given} creates batches of the student's tokens only, but the teacher has its own "

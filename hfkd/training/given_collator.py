@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import ImageCollator, with_wrapped
+from hfkd.data.text_collate import TokenCollator
 from hfkd.data.used_columns import only_used
 from hfkd.models.calling import Call
 from hfkd.models.inputs import image_channels
@@ -35,6 +36,8 @@ def chosen_collator(
         if isinstance(collate, ImageCollator):
             collate.channels = image_channels(networks[0])
         return collate
+    if isinstance(given, TokenCollator):
+        return task.ready(given)  # it chooses the columns itself, and reads some that no network takes (seq_lengths)
     takes, always = [call.takes for call in calls], bool(args.remove_unused_columns)
     return task.ready(only_used(given, takes, ("view", *names), always))
 

@@ -221,6 +221,27 @@ def test_evaluation_rows_may_be_the_students_alone(tmp_path):
     assert made.evaluate()["eval_loss"] > 0
 
 
+def test_a_token_collator_keeps_its_columns_where_unused_ones_are_removed(tmp_path):
+    made = trainer(tmp_path, data_collator=TokenCollator(tokenizer()), args={"remove_unused_columns": True})
+    assert "teacher_input_ids" in made.training_collator(list(made.train_dataset))
+    packed = [
+        {"input_ids": [3, 4, 5, 3, 4, 5], "labels": [3, 4, 5] * 2, "seq_lengths": [3, 3], "index": i} for i in (0, 1)
+    ]
+    for name, how in (("given", {"data_collator": TokenCollator(tokenizer())}), ("none", {})):
+        made = trainer(tmp_path / name, data=Dataset.from_list(packed), args={"remove_unused_columns": True}, **how)
+        assert made.training_collator(packed)["position_ids"].tolist() == [[0, 1, 2] * 2] * 2
+
+
+class Louder(TokenCollator):
+    def __call__(self, rows):
+        return super().__call__(rows) | {"loud": True}
+
+
+def test_a_token_collator_of_ones_own_is_refused_instead_of_replaced(tmp_path):
+    with pytest.raises(ValueError, match="data_collator=Louder creates batches of the student's tokens only"):
+        trainer(tmp_path, data_collator=Louder(tokenizer()))
+
+
 def test_texts_are_tokenised_for_both(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         made = trainer(tmp_path, data=texts(), args={"max_steps": 1})
