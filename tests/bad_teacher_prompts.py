@@ -1,6 +1,6 @@
 """Rows whose teacher reads a prompt of its own, and what they cannot have: entries for tests/bad_input.py."""
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from teacher_prompt_toys import TEACHERS, rows, texts, trainer, without
 from text_toys import language_model, taught_model, tokenizer
 from transformers import DataCollatorForSeq2Seq
@@ -45,6 +45,12 @@ TEACHER_PROMPTS = {
     ),
     "teacher_prompt, no teacher_labels": run(data=without("teacher_labels")),
     "teacher_prompt, one row with teacher_input_ids": run(data=[rows(1)[0], *without(*TEACHERS)]),
+    "teacher_prompt, rows of which some are the student's alone": lambda folder: (
+        lambda: trainer(
+            folder / "run",
+            data=concatenate_datasets([rows(4), rows(4, seed=5).remove_columns(TEACHERS)]).shuffle(seed=1),
+        )
+    ),
     "teacher_prompt, rows of tokens with texts beside": run(
         data=[row | {"teacher_prompt": "a"} for row in without(*TEACHERS)]
     ),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfkd.data.teacher_columns import TEACHER, TEACHER_IDS, TEACHER_LABELS
+from hfkd.data.teacher_columns import SOME_ROWS, TEACHER, TEACHER_IDS, TEACHER_LABELS
 from hfkd.data.text_collate import TokenCollator
 from hfkd.data.token_rows import OWN_COLUMNS
 from hfkd.utils.targets import Targets
@@ -42,10 +42,7 @@ class TeacherPromptCollator(TokenCollator):
         if not given:
             return batch
         if len(given) < len(rows) or any(row.get(TEACHER_LABELS) is None for row in rows):
-            raise ValueError(
-                f"some rows have no {TEACHER_IDS} or no {TEACHER_LABELS}, and others do: give each row both; where the "
-                "teacher reads what the student does, its input_ids and labels"
-            )
+            raise ValueError(SOME_ROWS)
         if "labels" not in batch:
             raise ValueError(f"the rows have {TEACHER_LABELS} and no labels: give them labels, -100 for the prompt")
         its = self.teacher([_of_teacher(row) for row in rows])

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hfkd.data.first_rows import sets_by_name
-from hfkd.data.teacher_columns import TEACHER_IDS, TEACHER_PROMPT, columns_of, teachers_batch
+from hfkd.data.teacher_columns import TEACHER_IDS, TEACHER_PROMPT, columns_of, refuse_some, teachers_batch
 from hfkd.data.teacher_prompt_collate import TeacherPromptCollator
 from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.distillation import DistillationLoss
@@ -96,6 +96,9 @@ def with_teacher_prompts(
                 f"the rows have prompts that only the teacher reads ({TEACHER_PROMPT} or {TEACHER_IDS}), with which "
                 f"{what} is not supported, as {why}: leave it out, or remove these columns"
             )
+    for several in sets.values():
+        for rows in several.values():
+            refuse_some(rows)
     limits = [limit for one in teachers if (limit := said_limit(one)) is not None]
     return TeacherPromptLM(min(limits, default=None))
 
