@@ -78,7 +78,7 @@ def with_teacher_prompts(
     sets = {name: sets_by_name(rows, name) for name, rows in data.items() if rows is not None}
     read = {name: _has_prompts(rows) for several in sets.values() for name, rows in several.items()}
     training = sets.get("train_dataset") or sets.get("eval_dataset") or {}
-    asked = bool(loss.kd_weight or args.evaluate_kl)  # whether the teacher runs
+    asked = bool(loss.kd_weight or args.evaluate_kl or args.seq_kd)  # whether the teacher runs
     if type(task) is not CausalLM or not asked or not any(read[name] for name in training):
         return task
     lacking = [name for name, has in read.items() if not has]

@@ -180,7 +180,7 @@ class Setup:
         for two prompts, if the rows have some for the teacher."""
         tokenizers = self.processing_class, known_tokenizer(self.teacher_tokenizer, self.networks)
         task = across_tokenizers(self.task, self.loss, self.args, tokenizers, (self.model, self.networks))
-        asked = self.loss.kd_weight or self.args.evaluate_kl
+        asked = self.loss.kd_weight or self.args.evaluate_kl or self.args.seq_kd
         late = teachers_tokens(task, tokenizers, self.rows) if asked else {}
         one = not at_odds(*tokenizers)
         self.task = with_teacher_prompts(task, self.loss, self.args, self.networks, self.data) if one else task

@@ -280,10 +280,18 @@ def prompts_of(row):
     return [[token for token, label in zip(*side, strict=True) if label == IGNORED] for side in sides]
 
 
-@pytest.mark.parametrize("by", [{"on_policy": 1.0}, {"seq_kd": True}], ids=["student", "teacher"])
-def test_a_generated_response_follows_both_prompts(tmp_path, by):
+@pytest.mark.parametrize(
+    ("by", "weights"),
+    [
+        ({"on_policy": 1.0}, {"ce_weight": 0.0}),
+        ({"seq_kd": True}, {"ce_weight": 0.0}),
+        ({"seq_kd": True}, {"ce_weight": 1.0, "kd_weight": 0.0}),  # the teacher does nothing but write
+    ],
+    ids=["student", "teacher", "teacher-alone"],
+)
+def test_a_generated_response_follows_both_prompts(tmp_path, by, weights):
     args = {"max_steps": 1, "on_policy_max_new_tokens": 5, "log_completions": True, "per_device_train_batch_size": 16}
-    made = trainer(tmp_path, args=args | by, ce_weight=0.0)
+    made = trainer(tmp_path, args=args | by, **weights)
     given, words = list(made.train_dataset), tokenizer()
     (batch,) = made.written([made.training_collator(given)], 0)
     for place, row in enumerate(given):
