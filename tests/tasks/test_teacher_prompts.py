@@ -312,6 +312,19 @@ def test_a_generated_response_follows_both_prompts(tmp_path, by, weights):
         assert [kept["prompt"], kept["teacher_prompt"]] == [words.decode(one) for one in prompts_of(given[kept["row"]])]
 
 
+@pytest.mark.parametrize("tokenised", [True, False])
+def test_each_network_needs_positions_for_its_own_prompts_alone(tmp_path, tokenised):
+    """A small student with few positions, and a teacher with many: what the student is to do without is long."""
+    long = texts(8).map(lambda row: {"teacher_prompt": "c " * 20 + row["teacher_prompt"]})
+    data = tokenize_dataset(long, tokenizer(), max_length=16, max_prompt_length=8)
+    data = data if tokenised else data.remove_columns(["prompt_length", "length", "teacher_length"])
+    args = {"on_policy": 1.0, "on_policy_max_new_tokens": 8, "max_steps": 1}
+    networks = language_model(positions=16), language_model(seed=1, positions=64)
+    trainer(tmp_path, networks, data, args=args, ce_weight=0.0).train()
+    with pytest.raises(ValueError, match="the row may take 3[0-9] positions, but the networks have 36"):
+        trainer(tmp_path / "few", (networks[0], language_model(positions=36)), data, args=args, ce_weight=0.0)
+
+
 # ---- what else -----------------------------------------------------------------------------------------------------
 
 

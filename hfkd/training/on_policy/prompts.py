@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hfkd.data.teacher_columns import TEACHER_LENGTH
+from hfkd.data.teacher_columns import TEACHER_LABELS, TEACHER_LENGTH
 from hfkd.utils.targets import IGNORED, HostTargets
 
 LOOKED_AT = 1000  # rows whose labels are read to find the longest prompt, if no column has the lengths
@@ -65,17 +65,21 @@ def _begins(labels: Tensor) -> Tensor:
     return labelled & ~pad(labelled[:, :-1], (1, 0))
 
 
-def longest_prompt(rows: Any) -> tuple[int, int]:
-    """The row with the longest prompt, and its number of tokens, among the rows that can be read cheaply."""
+def longest_prompt(rows: Any, of_teacher: bool = False) -> tuple[int, int]:
+    """The row with the longest prompt, and its number of tokens, among the rows that can be read cheaply.
+
+    of_teacher: of the prompts that the teacher reads, which are the student's unless rows have others.
+    """
     if not isinstance(rows, Dataset):
         return 0, 0
     if "prompt_length" in rows.column_names:
         lengths = rows["prompt_length"][:]
-        if TEACHER_LENGTH in rows.column_names:  # the teacher's prompt, where it is longer, before the same response
+        if of_teacher and TEACHER_LENGTH in rows.column_names:  # its prompt, before the same response
             both = zip(lengths, rows["length"][:], rows[TEACHER_LENGTH][:], strict=True)
-            lengths = [own + max(its - whole, 0) for own, whole, its in both]
+            lengths = [own + its - whole for own, whole, its in both]
     elif "labels" in rows.column_names:
-        few = rows.with_format(None)["labels"][:LOOKED_AT]
+        column = TEACHER_LABELS if of_teacher and TEACHER_LABELS in rows.column_names else "labels"
+        few = rows.with_format(None)[column][:LOOKED_AT]
         begins = [_begins(torch.tensor([labels])).nonzero()[:, 1].tolist() for labels in few]
         lengths = [starts[-1] if starts else len(labels) for starts, labels in zip(begins, few, strict=True)]
     else:
@@ -85,7 +89,7 @@ def longest_prompt(rows: Any) -> tuple[int, int]:
 
 
 def refuse_long(row: int, prompt: int, new: int, limit: int | None) -> None:
-    """Raise ValueError if a prompt and its response may exceed a network's maximum number of positions."""
+    """Raise ValueError if a prompt and its response may exceed the positions of the networks that read them."""
     if limit is not None and prompt + new > limit:
         raise ValueError(
             f"the prompt of row {row} has {prompt} tokens, so that with on_policy_max_new_tokens={new} the row "

@@ -35,7 +35,7 @@ class WrittenSteps:
         both = [one for one in (host.model, *host.teacher.networks) if can_write(one)]
         self.write = ResponseWriter(host.args, self.tokenizer, host.args.seed, host.num_classes, both)
         self.statistics = ResponseStatistics(host.accelerator)
-        self.limit = shortest_limit((host.model, *host.teacher.networks))
+        self.limits = shortest_limit([host.model]), shortest_limit(host.teacher.networks)
         self.by_student = False
         self._last: tuple[Any, ...] | None = None
         self._said_several = False
@@ -58,7 +58,8 @@ class WrittenSteps:
         its = [prompt for batch in batches for prompt in self._teachers_prompts(batch)]
         read = prompts if self.by_student or not its else its
         for row, *both in zip(rows, prompts, its or prompts, strict=True):
-            refuse_long(row, max(map(len, both)), args.on_policy_max_new_tokens, self.limit)
+            for prompt, limit in zip(both, self.limits, strict=True):
+                refuse_long(row, len(prompt), args.on_policy_max_new_tokens, limit)
         model = self._network(writer)
         responses = self.write(model, read, rows, step)
         self.statistics.add(responses, self.write.ends(model))

@@ -86,7 +86,9 @@ def refuse_prompts_to_write(args: DistillationArguments, networks: Any, rows: An
     """Raise ValueError if the first rows have no prompt, or the longest prompt leaves no room for a response."""
     if not args.writes or rows is None:
         return
-    refuse_long(*longest_prompt(rows), args.on_policy_max_new_tokens, shortest_limit(networks))
+    student, *teachers = networks
+    for of_teacher, readers in enumerate(([student], teachers)):
+        refuse_long(*longest_prompt(rows, bool(of_teacher)), args.on_policy_max_new_tokens, shortest_limit(readers))
     if some := first_rows(rows):
         prompts_of(collate(some))
 
