@@ -86,6 +86,9 @@ TEACHER_PROMPTS = {
         {"prompt": "a", "completion": "b", "teacher_prompt": [{"role": "user", "content": "c"}]}
     ),
     "teacher_prompt, an empty text": tokenise({"prompt": "a", "completion": "b", "teacher_prompt": ""}),
+    "teacher_prompt, TRL's column in its place": tokenise(
+        {"prompt": "a", "completion": "b", "privileged_context": "c"}
+    ),
     "teacher_prompt, turns with the answer": tokenise(
         {
             "messages": [{"role": "user", "content": "a"}, ANSWER],

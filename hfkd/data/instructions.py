@@ -40,6 +40,7 @@ ACCEPTED = (
 BESIDE_TURNS = ("tools", "chat_template_kwargs")
 BESIDE = ("system", "system_prompt", "history")
 ANSWER = ("content", "reasoning_content", "reasoning", "thinking")  # of the assistant's turn, by several templates
+PRIVILEGED = "privileged_context"  # TRL's column for what the teacher of a self-distillation reads besides
 CONTEXT = ("context", "input")  # the input of an instruction, by Dolly's name and Alpaca's
 # True: the response was cut off, so that no end of sequence belongs behind it. `hfkd generate` writes it.
 UNFINISHED = "unfinished"
@@ -79,6 +80,7 @@ def to_prompt_response(
     With a column `teacher_prompt` the result has it too: what a teacher reads in place of the prompt, written in the
     same way from a text, or from the turns before the answer; the prompt itself where it is None. ValueError for rows
     of an instruction or a `text`, whose prompt is not given, for an empty text, and for turns that end with an answer.
+    A context that is in the teacher's prompt need not be in the student's.
     """
     if answers not in get_args(Answers):
         raise ValueError(f"unknown answers {answers!r}: pass one of {list(get_args(Answers))}")
@@ -213,7 +215,15 @@ def _pair_of_row(
     revision: int,  # only used in the cache's hash
 ) -> dict[str, Any]:
     """Prompt and response, and how many answers before the response are parts of the prompt."""
-    pair = _pair(row, number, columns, tokenizer, answered)
+    given = answered and row.get(TEACHER_PROMPT) is not None
+    if answered and not given and row.get(PRIVILEGED):
+        raise ValueError(
+            f"row {number} has a value in the column {PRIVILEGED}, but no {TEACHER_PROMPT}, so that the teacher would "
+            f"not read it: write the prompt with it as {TEACHER_PROMPT}, or remove the column {PRIVILEGED}"
+        )
+    # What the teacher alone is to read is not expected in the student's prompt, but in the teacher's.
+    own = {name: value for name, value in row.items() if not (given and name in CONTEXT)}
+    pair = _pair(own, number, columns, tokenizer, answered)
     if answered and TEACHER_PROMPT in row:
         pair[TEACHER_PROMPT] = _teacher_prompt(row, number, columns, tokenizer, pair["prompt"])
     turns = row[columns[-1]] if isinstance(row[columns[0]], list) else None  # of TRL's two columns the completion's

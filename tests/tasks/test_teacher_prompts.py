@@ -85,6 +85,28 @@ def test_the_first_token_of_a_row_without_a_prompt_is_no_target_for_the_teacher_
     trainer(tmp_path, data=made, args={"max_steps": 1}).train()
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_context_of_a_row_is_in_the_prompt_of_the_teacher(chat):
+    """Columns from which teacher_prompt was made stay in the data."""
+
+    def asked(text):
+        return [{"role": "user", "content": text}] if chat else text
+
+    answer = [{"role": "assistant", "content": " b"}] if chat else " b"
+    words = tokenizer()
+    words.chat_template = TEMPLATE
+    row = {"prompt": asked("ask a"), "completion": answer, "context": "c d", "privileged_context": "d"}
+    for given in ("c d ask a", "ask a"):
+        data = Dataset.from_list([row | {"teacher_prompt": asked(given)}])
+        if given == "ask a":
+            with pytest.raises(ValueError, match="row 0 has a value in the column context, which is not written into"):
+                tokenize_dataset(data, words, chat_template=chat)
+            continue
+        made = tokenize_dataset(data, words, chat_template=chat)[0]
+        assert "c d" in words.decode(made["teacher_input_ids"])
+        assert "c d" not in words.decode(made["input_ids"])
+
+
 TEMPLATE = (
     "{% for m in messages %}{{ m.role + ' ' + m.content + ' ' }}{% endfor %}{{ 'assistant ' if add_generation_prompt }}"
 )
