@@ -7,6 +7,7 @@ import torch
 import transformers
 from transformers import SchedulerType, TrainerCallback
 
+from hfkd.tasks.teacher_prompt import TeacherPromptLM
 from hfkd.training.data_fingerprint import data_hash
 from hfkd.training.forward.he_da import added_images
 from hfkd.training.host import Host
@@ -47,6 +48,8 @@ def run_settings(trainer: Host) -> dict[str, Any]:
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
         **batch_sizes(args, trainer.state),
     }
+    if isinstance(trainer.task, TeacherPromptLM):
+        networks["teacher_prompts"] = "of its own"
     return networks | trainer.record.loss | training | launched | added_images(args, trainer.train_dataset)
 
 

@@ -237,6 +237,16 @@ def test_a_teacher_that_only_evaluates_reads_its_prompt_too(tmp_path, teachers):
     assert made.evaluate()["eval_kl"] == pytest.approx(torch.cat(kl).mean().item(), rel=1e-4)
 
 
+def test_the_card_and_the_results_say_that_the_teacher_read_its_own_prompts(tmp_path):
+    made = trainer(tmp_path, args={"max_steps": 1})
+    made.train()
+    made.create_model_card()
+    assert made.settings["teacher_prompts"] == "of its own"
+    assert "| teacher_prompts | of its own |" in (tmp_path / "README.md").read_text()
+    plain = trainer(tmp_path / "plain", data=rows().remove_columns(TEACHERS))
+    assert "teacher_prompts" not in plain.settings
+
+
 def test_evaluation_rows_may_be_the_students_alone(tmp_path):
     made = trainer(tmp_path, scored=rows(6).remove_columns(TEACHERS), args={"max_steps": 1})
     made.train()
