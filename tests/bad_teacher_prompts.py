@@ -1,6 +1,7 @@
 """Rows whose teacher reads a prompt of its own, and what they cannot have: entries for tests/bad_input.py."""
 
 from datasets import Dataset, concatenate_datasets
+from task_toys import t5
 from teacher_prompt_toys import TEACHERS, rows, texts, trainer, without
 from text_toys import language_model, taught_model, tokenizer
 from transformers import DataCollatorForSeq2Seq
@@ -74,6 +75,7 @@ TEACHER_PROMPTS = {
     "teacher_prompt, hidden_mse": run(objective="kd + hidden_mse(layers={0: 0})"),
     "teacher_prompt, another collator": run(data_collator=DataCollatorForSeq2Seq(tokenizer(), padding=True)),
     "teacher_prompt, evaluate_kl without": run(args={"evaluate_kl": True}, scored=rows(4).remove_columns(TEACHERS)),
+    "teacher_prompt, an encoder-decoder": run(networks=(t5(8), t5(16))),
     "teacher_prompt, a stored teacher": stored,
     "teacher_prompt, build_text_cache": store,
     "teacher_prompt, pack_rows": lambda folder: lambda: pack_rows(rows(4), 24),

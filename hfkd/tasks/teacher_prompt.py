@@ -3,7 +3,7 @@
 B rows, L length of the student's tokens, K of the teacher's, V vocabulary.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -79,7 +79,10 @@ def with_teacher_prompts(
     read = {name: _has_prompts(rows) for several in sets.values() for name, rows in several.items()}
     training = sets.get("train_dataset") or sets.get("eval_dataset") or {}
     asked = bool(loss.kd_weight or args.evaluate_kl or args.seq_kd)  # whether the teacher runs
-    if type(task) is not CausalLM or not asked or not any(read[name] for name in training):
+    if not asked or not any(read[name] for name in training):
+        return task
+    if type(task) is not CausalLM:
+        _refuse_for(task, training.values())
         return task
     lacking = [name for name, has in read.items() if not has]
     unmet = {
@@ -101,6 +104,17 @@ def with_teacher_prompts(
             refuse_some(rows)
     limits = [limit for one in teachers if (limit := said_limit(one)) is not None]
     return TeacherPromptLM(min(limits, default=None))
+
+
+def _refuse_for(task: Task, training: Iterable[Any]) -> None:
+    """Raise ValueError for one of hfkd's other language tasks, which would leave the teacher's columns out."""
+    if task.own_rows or not type(task).__module__.startswith("hfkd.") or not task.vocabulary:
+        return
+    found = sorted({TEACHER_IDS, TEACHER_PROMPT} & {name for rows in training for name in columns_of(rows)})
+    raise ValueError(
+        f"the rows have {' and '.join(found)}, which only the teacher reads, but that is supported for causal language "
+        f"models, and the task is {task.name}: remove these columns"
+    )
 
 
 def _has_prompts(rows: Any) -> bool:
