@@ -78,8 +78,8 @@ def with_teacher_prompts(
     sets = {name: sets_by_name(rows, name) for name, rows in data.items() if rows is not None}
     read = {name: _has_prompts(rows) for several in sets.values() for name, rows in several.items()}
     training = sets.get("train_dataset") or sets.get("eval_dataset") or {}
-    asked = bool(loss.kd_weight or args.evaluate_kl or args.seq_kd)  # whether the teacher runs
-    if not asked or not any(read[name] for name in training):
+    runs = bool(loss.kd_weight or args.evaluate_kl or args.seq_kd)  # the teacher
+    if not runs or not any(read[name] for name in training):
         return task
     if type(task) is not CausalLM:
         _refuse_for(task, training.values())
