@@ -109,6 +109,7 @@ def test_without_a_collator_the_end_of_sequence_is_learned(tmp_path, caplog):
 )
 def test_a_schedule_that_follows_a_metric_knows_its_direction(tmp_path, name, metric, given, mode):
     plan = {"lr_scheduler_type": name, "metric_for_best_model": metric, "lr_scheduler_kwargs": given}
+    plan["evaluate_kl"] = metric == "kl"
     args = arguments(tmp_path, eval_strategy="steps", eval_steps=1, **plan)
     trainer = DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(), eval_dataset=Rows(8, seed=1))
     trainer.create_optimizer_and_scheduler(4)
