@@ -177,7 +177,8 @@ class DistillationTrainer(Trainer):
             super().__init__(model=setup.model, args=own_args, data_collator=setup.collator, **setup.keywords)
         self.config.leave()
         count_rows_once(self)
-        self.model_accepts_loss_kwargs = True  # what versions without `loss_is_scaled_for_ga` ask in its place
+        # What versions without `loss_is_scaled_for_ga` ask in its place.
+        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga is not False
         self.model_init = cast(Any, model_init)
         # Made absolute, so that the run keeps its folder if the program changes the working directory.
         self.run_folder = self.args.output_dir = os.path.abspath(self.args.output_dir or ".")
