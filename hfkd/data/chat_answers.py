@@ -8,6 +8,7 @@ from datasets import Dataset
 from hfkd.data.teacher_columns import TEACHER_PROMPT
 
 Answers = Literal["last", "each"]
+REVISION = 1  # see instructions.REVISION
 
 
 def answers_as_rows(dataset: Dataset, column: str) -> Dataset:
@@ -27,12 +28,17 @@ def answers_as_rows(dataset: Dataset, column: str) -> Dataset:
         batched=True,
         with_indices=True,
         features=dataset.features,
-        fn_kwargs={"column": column},
+        fn_kwargs={"column": column, "revision": REVISION},
         desc="A row for each answer",
     )
 
 
-def _rows_of_batch(batch: dict[str, list[Any]], numbers: list[int], column: str) -> dict[str, list[Any]]:
+def _rows_of_batch(
+    batch: dict[str, list[Any]],
+    numbers: list[int],
+    column: str,
+    revision: int,  # only used in the cache's hash
+) -> dict[str, list[Any]]:
     made: dict[str, list[Any]] = {name: [] for name in batch}
     for place, number in enumerate(numbers):
         row = {name: values[place] for name, values in batch.items()}

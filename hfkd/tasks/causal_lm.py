@@ -71,7 +71,7 @@ class CausalLM(PerToken):
             longest - 1,
             templated,
         )
-        made = tokenize_dataset(
+        return tokenize_dataset(
             rows,
             processing_class,
             max_length=longest,
@@ -80,14 +80,6 @@ class CausalLM(PerToken):
             chat_template=templated,
             teacher_max_length=self.teacher_limit,
         )
-        if self.teacher_limit is not None and len(made) < len(rows):
-            logger.warning(
-                "%d of %d rows are left out: blank, or longer than the teacher's %d positions with its own prompt.",
-                len(rows) - len(made),
-                len(rows),
-                self.teacher_limit,
-            )
-        return made
 
     def ready(self, collate: Collate) -> Collate:
         return collate if isinstance(collate, TokenCollator) else TargetCollator(collate)
@@ -119,6 +111,18 @@ class CausalLM(PerToken):
             "The labels of the first rows are not the tokens at their positions. A causal model predicts labels "
             "from the tokens before them: check that the collator is not one for masked language modelling (mlm=True)."
         )
+
+
+def of_tokens(collate: Collate, but: str) -> TokenCollator:
+    """`collate`, for a task that puts the teacher's tokens beside the student's. ValueError for any other collator, of
+    which what a class of the user's own does would be lost; but: why it cannot be used."""
+    if type(collate) is TokenCollator:
+        return collate
+    given = type(getattr(collate, "collate", collate)).__name__  # unwrapped
+    raise ValueError(
+        f"data_collator={given} creates batches of the student's tokens only, but {but}: leave it out, or pass an "
+        "hfkd.data.text_collate.TokenCollator"
+    )
 
 
 def _warn_of_hidden_ends(batch: Batch) -> None:

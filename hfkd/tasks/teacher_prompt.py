@@ -3,6 +3,7 @@
 B rows, L length of the student's tokens, K of the teacher's, V vocabulary.
 """
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 from hfkd.data.first_rows import sets_by_name
 from hfkd.data.teacher_columns import TEACHER_IDS, TEACHER_PROMPT, columns_of, refuse_some, teachers_batch
 from hfkd.data.teacher_prompt_collate import TeacherPromptCollator
-from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.items import Items, token_items
 from hfkd.models.calling import Call
 from hfkd.models.positions import said_limit
 from hfkd.tasks.base import Batch, Collate, Task
-from hfkd.tasks.causal_lm import CausalLM
+from hfkd.tasks.causal_lm import CausalLM, of_tokens
+
+logger = logging.getLogger(__name__)
 
 TOKENISE = f"give all rows a {TEACHER_PROMPT}, and tokenise them with hfkd.data.text.tokenize_dataset"
 
@@ -40,13 +42,18 @@ class TeacherPromptLM(CausalLM):
     def ready(self, collate: Collate) -> Collate:
         if isinstance(collate, TeacherPromptCollator):
             return collate
-        if type(collate) is not TokenCollator:  # what a class of the user's own does would be lost
-            given = type(getattr(collate, "collate", collate)).__name__  # unwrapped
-            raise ValueError(
-                f"data_collator={given} creates batches of the student's tokens only, but the rows have others for the "
-                "teacher: leave it out, or pass an hfkd.data.text_collate.TokenCollator"
+        return TeacherPromptCollator.around(of_tokens(collate, "the rows have others for the teacher"))
+
+    def tokenised(self, rows: Any, processing_class: Any, limit: int | None) -> Any:
+        made = super().tokenised(rows, processing_class, limit)
+        if made is not rows and self.teacher_limit is not None and len(made) < len(rows):
+            logger.warning(
+                "%d of %d rows are left out: blank, or longer than the teacher's %d positions with its own prompt.",
+                len(rows) - len(made),
+                len(rows),
+                self.teacher_limit,
             )
-        return TeacherPromptCollator.around(collate)
+        return made
 
     def teacher_reads(self, batch: Batch) -> bool:
         return TEACHER_IDS in batch

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.teacher_columns import TEACHER_IDS, TEACHER_PROMPT, columns_of, teachers_batch
-from hfkd.data.text_collate import TokenCollator
 from hfkd.data.token_bytes import equal_entries, token_bytes
 from hfkd.data.two_collate import NO_TOKENS, TwoTokenCollator, groups_of
 from hfkd.data.two_rows import COLUMNS
@@ -27,7 +26,7 @@ from hfkd.models.calling import INPUTS, Call
 from hfkd.models.positions import said_limit
 from hfkd.models.vocabulary import contradict, vocabulary_size
 from hfkd.tasks.base import Batch, Collate, Task
-from hfkd.tasks.causal_lm import LONGEST, CausalLM, are_texts
+from hfkd.tasks.causal_lm import LONGEST, CausalLM, are_texts, of_tokens
 from hfkd.utils.devices import send
 from hfkd.utils.token_groups import Pairing
 
@@ -78,14 +77,9 @@ class TwoTokenizerLM(CausalLM):
         if isinstance(collate, TwoTokenCollator):
             collate.spelled, collate.unread = self.spelled, self.unread
             return collate
-        if type(collate) is not TokenCollator:  # what a class of the user's own does would be lost
-            given = type(getattr(collate, "collate", collate)).__name__  # unwrapped
-            raise ValueError(
-                f"data_collator={given} creates batches of the student's tokens only, but the teacher has its own "
-                "tokenizer: leave it out, or pass an hfkd.data.text_collate.TokenCollator"
-            )
+        own = of_tokens(collate, "the teacher has its own tokenizer")
         held = {"spelled": self.spelled, "unread": self.unread}
-        return TwoTokenCollator.around(collate, self.tokenizers[1], self.pairing, **held)
+        return TwoTokenCollator.around(own, self.tokenizers[1], self.pairing, **held)
 
     def tokenised(self, rows: Any, processing_class: Any, limit: int | None) -> Any:
         if not are_texts(rows, f"{tokenize_for_both.__module__}.{tokenize_for_both.__name__}"):

@@ -25,7 +25,7 @@ from hfkd.tasks.causal_lm import CausalLM
 from hfkd.tasks.choice import chosen_task
 from hfkd.tasks.media import unread_media
 from hfkd.tasks.packing import packing_check, refuse_packed_rows
-from hfkd.tasks.teacher_prompt import with_teacher_prompts
+from hfkd.tasks.teacher_prompt import TeacherPromptLM, with_teacher_prompts
 from hfkd.tasks.tokens import PerToken
 from hfkd.tasks.two_tokenizers import across_tokenizers, at_odds, teachers_tokens
 from hfkd.tasks.unlabelled import has_labels, unlabelled
@@ -188,7 +188,7 @@ class Setup:
 
     def take_data(self) -> None:
         given = self.keywords.pop("data_collator", None)
-        if isinstance(self.task, CausalLM) and not self.task.own_tokens:
+        if type(self.task) in (CausalLM, TeacherPromptLM):
             self.refused_columns = self.refused_columns | unread_media(self.model)
         if given is None:
             self.tokenise()
