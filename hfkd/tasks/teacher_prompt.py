@@ -66,7 +66,8 @@ class TeacherPromptLM(CausalLM):
 
         Those of one network's own tokens, if both are its logits (detached or not) or the batch has no others.
         """
-        if teacher.data_ptr() == student.data_ptr() or not self.teacher_reads(batch):
+        same = teacher.data_ptr() == student.data_ptr() != 0  # 0: a tensor that is held in parts, as by two processes
+        if same or not self.teacher_reads(batch):
             return super().items(batch, student, teacher, progress)
         its, known = self.targets(self.for_teacher(batch)), self._known(batch)
         return token_items(student, teacher, batch["labels"], progress=progress, of_teacher=its, **known)
