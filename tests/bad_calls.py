@@ -154,6 +154,10 @@ FLAGS = {
     "images: mutual learning of a stored student": call(
         NetworkArguments, ["a"], mutual_learning=True, student_checkpoint="student.pth"
     ),
+    "images: mutual learning, and classes of the teacher": call(
+        NetworkArguments, ["a"], mutual_learning=True, teacher_classes=[0, 1]
+    ),
+    "images: --teacher_image_size 0": call(NetworkArguments, ["a"], teacher_image_size=0),
     "chain of one network": lambda folder: lambda: distil_chain(["a"], None, ImageDataArguments(), arguments("run")),
     "analyse: no students": call(AnalysisArguments, teacher="teacher", students=[]),
     "analyse: landscape_points=4": call(AnalysisArguments, teacher="teacher", students=["a"], landscape_points=4),

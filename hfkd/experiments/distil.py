@@ -1,6 +1,7 @@
 """A run that trains on images, from a recipe's flags to results.json."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,18 @@ from hfkd.data import ImageDataArguments, label_names, num_labels
 from hfkd.evaluation.metrics import item_accuracy, topk_predictions
 from hfkd.experiments.classifier_run import run_classifier
 from hfkd.experiments.peers import save_peers
-from hfkd.models import NetworkArguments, Peers, image_classifier, image_teacher, image_teachers, with_projector
+from hfkd.models import (
+    InputSpec,
+    NetworkArguments,
+    Peers,
+    image_classifier,
+    image_teacher,
+    image_teachers,
+    input_spec,
+    with_projector,
+)
 from hfkd.models.label_names import label_names_of, order_of
+from hfkd.teachers import FrozenTeacher
 from hfkd.trainer import DistillationTrainer
 
 Build = Callable[[int, list[str] | None], tuple[nn.Module, Any]]
@@ -39,6 +50,30 @@ def image_trainer(build: Build, data: ImageDataArguments, args: DistillationArgu
         compute_metrics=item_accuracy,
         preprocess_logits_for_metrics=topk_predictions,
     )
+
+
+def teachers_of(networks: NetworkArguments, classes: int) -> nn.Module | Sequence[nn.Module]:
+    """The teacher or teachers, with their flags, for data with so many classes."""
+    chosen, size = networks.teacher_classes, networks.teacher_image_size
+    made = image_teachers(networks.teacher_name, classes if chosen is None else None, networks.teacher_checkpoint)
+    if chosen is None and size is None:
+        return made
+    teachers = made if isinstance(made, list) else [made]
+    frozen = [FrozenTeacher(one, wanted=_resized(one, size), classes=chosen).unfreeze() for one in teachers]
+    return frozen if len(frozen) > 1 else frozen[0]
+
+
+def _resized(network: nn.Module, size: int | None) -> InputSpec | None:
+    """The images that a network expects, at this size; None: as its config says."""
+    if size is None:
+        return None
+    own = input_spec(network)
+    if own is None:
+        raise ValueError(
+            f"teacher_image_size={size}: the config of the teacher, a {type(network).__name__}, has no mean and std "
+            "for its images: save an image processor with it, or resize the data (image_size)"
+        )
+    return replace(own, size=(size, size))
 
 
 def network_to_evaluate(name: str, classes: int, checkpoint: str | None, names: list[str] | None) -> nn.Module:
@@ -75,7 +110,7 @@ def distil_images(
         if networks.mutual_learning:
             peers = (networks.student_name, *networks.teacher_name)
             return Peers([image_classifier(name, classes, label_names=names) for name in peers]), None
-        teacher = image_teachers(networks.teacher_name, classes, networks.teacher_checkpoint)
+        teacher = teachers_of(networks, classes)
         student = image_classifier(networks.student_name, classes, networks.student_checkpoint, names)
         if networks.student_projector is not None:
             student = with_projector(student, networks.student_projector)

@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import get_pretrained_cfg_value
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -62,13 +63,14 @@ def image_classifier(
 
 def image_teacher(
     name: str | os.PathLike[str],
-    num_labels: int,
+    num_labels: int | None,
     checkpoint: str | os.PathLike[str] | None = None,
     label_names: Sequence[str] | None = None,
 ) -> PreTrainedModel:
     """`image_classifier` for a trained network: raises ValueError for an architecture without weights.
 
-    The network keeps its own class names: `label_names`, in the order of its logits, are for weights that have none.
+    With `num_labels=None` it has the stored number of classes, or that of the architecture's published weights. The
+    network keeps its own class names: `label_names`, in the order of its logits, are for weights that have none.
     """
     if label_names is not None and _names_its_classes(os.fspath(name)):
         label_names = None
@@ -77,12 +79,13 @@ def image_teacher(
             f"the teacher {os.fspath(name)!r} is an architecture with random weights: pass its checkpoint, or a Hub "
             "id or saved folder with weights"
         )
-    return image_classifier(name, num_labels, checkpoint, label_names)
+    number = _own_num_labels(os.fspath(name)) if num_labels is None else num_labels
+    return image_classifier(name, number, checkpoint, label_names)
 
 
 def image_teachers(
     names: Sequence[str],
-    num_labels: int,
+    num_labels: int | None,
     checkpoints: Sequence[str] | None = None,
     label_names: Sequence[str] | None = None,
 ) -> PreTrainedModel | list[PreTrainedModel]:
@@ -97,6 +100,13 @@ def image_teachers(
     files: Sequence[str | None] = checkpoints or [None] * len(names)
     teachers = [image_teacher(name, num_labels, file, label_names) for name, file in zip(names, files, strict=True)]
     return teachers if len(teachers) > 1 else teachers[0]
+
+
+def _own_num_labels(name: str) -> int:
+    if is_architecture(name):
+        published: Any = get_pretrained_cfg_value(name, "num_classes")
+        return int(published)
+    return AutoConfig.from_pretrained(name, trust_remote_code=False).num_labels
 
 
 def _names_its_classes(name: str) -> bool:

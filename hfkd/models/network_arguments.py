@@ -2,6 +2,11 @@
 
 from dataclasses import dataclass, field
 
+OF_TRAINED_NETWORKS = (
+    *("teacher_checkpoint", "student_checkpoint", "student_projector"),
+    *("teacher_classes", "teacher_image_size"),
+)
+
 
 @dataclass
 class NetworkArguments:
@@ -26,9 +31,22 @@ class NetworkArguments:
         default=False,
         metadata={"help": "Train the teacher together with the student, from random weights (DML, recipes/dml.py)."},
     )
+    teacher_classes: list[int] | None = field(
+        default=None,
+        metadata={"help": "For a teacher with other classes: the index of its output for each class of the data."},
+    )
+    teacher_image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Resize the teacher's images to this size, on the device; unset: a teacher of a fixed size gets "
+            "that, any other the size of the data."
+        },
+    )
 
     def __post_init__(self) -> None:
-        given = [name for name in ("teacher_checkpoint", "student_checkpoint", "student_projector") if vars(self)[name]]
+        if self.teacher_image_size is not None and self.teacher_image_size < 1:
+            raise ValueError(f"teacher_image_size={self.teacher_image_size} must be 1 or more")
+        given = [name for name in OF_TRAINED_NETWORKS if vars(self)[name]]
         if self.mutual_learning and given:
             raise ValueError(
                 f"mutual_learning trains all networks from random weights, but {given[0]} is set: leave one of them out"
