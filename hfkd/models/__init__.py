@@ -10,6 +10,7 @@ from hfkd.models.processors import Preparation, image_processor
 from hfkd.models.projector import with_projector
 from hfkd.models.pruning import prune_layers
 from hfkd.models.regions import DetectorCall
+from hfkd.models.without_adapters import without_adapters
 
 __all__ = [
     "CIFAR_NETS",
@@ -29,4 +30,5 @@ __all__ = [
     "read_state_dict",
     "same_statistics",
     "with_projector",
+    "without_adapters",
 ]

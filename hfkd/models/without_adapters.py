@@ -1,0 +1,84 @@
+"""The base model under a student's adapters, as a teacher that shares the student's weights."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+from torch import nn
+from transformers.trainer_utils import unwrap_peft_model
+from transformers.utils import is_peft_available
+
+from hfkd.utils.messages import some
+
+# Values of init_lora_weights that leave the base model's weights as they are.
+UNCHANGED = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+def without_adapters(student: nn.Module) -> nn.Module:
+    """A student's base model without its adapters (PEFT), as a network of its own that shares the student's weights.
+
+    A model then teaches its own adapters and is in memory once: with other prompts for the teacher (`teacher_prompt`),
+    or as the start that the student is to stay near. Modules, buffers and hooks are copies, and parameters are the
+    student's own tensors, which stay frozen while its adapters train. A student that gets its adapters from the
+    trainer (`peft_config`) is passed as it is; one that trains as a whole is refused by the trainer.
+
+    Raises ValueError for adapters that are merged, that changed the base model's weights when they were made (PiSSA,
+    OLoRA, CorDA, LoftQ), or with which weights of the base model train (`bias="all"`).
+    """
+    made = deepcopy(student, {id(parameter): parameter for parameter in student.parameters()})
+    if not is_peft_available():
+        return made
+    configs = _configs(made)
+    for config in configs:
+        _refuse_changed(config)
+    bare = unwrap_peft_model(made)
+    while found := next(_wrappers(bare), None):
+        name, base = found
+        if name == "":
+            bare = base
+        else:
+            bare.set_submodule(name, base)
+    if configs:
+        _refuse_trained(bare)
+    for attribute in ("peft_config", "_hf_peft_config_loaded"):
+        vars(bare).pop(attribute, None)
+    return bare
+
+
+def _configs(network: nn.Module) -> list[Any]:
+    """The PEFT configurations of a network, of a `PeftModel` or with adapters that were put into it."""
+    return list((getattr(network, "peft_config", None) or {}).values())
+
+
+def _wrappers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The name of each layer with adapters or with a trained copy, outer ones first, and what it wraps."""
+    from peft.tuners.tuners_utils import BaseTunerLayer  # optional dependency
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for name, part in network.named_modules():
+        if isinstance(part, AuxiliaryTrainingWrapper):
+            yield name, part.original_module
+        elif isinstance(part, BaseTunerLayer):
+            if part.merged:
+                raise ValueError(
+                    f"the student's adapters are merged into its weights ({name}): call unmerge_adapter() first"
+                )
+            yield name, part.get_base_layer()
+
+
+def _refuse_changed(config: Any) -> None:
+    start = getattr(config, "init_lora_weights", None)
+    if start not in UNCHANGED:
+        raise ValueError(
+            f"init_lora_weights={start!r} changes the base model's weights, so that without the adapters it is not the "
+            "network that it was: load it once more as the teacher, or use the default initialisation"
+        )
+
+
+def _refuse_trained(bare: nn.Module) -> None:
+    if trained := [name for name, parameter in bare.named_parameters() if parameter.requires_grad]:
+        raise ValueError(
+            f"{some(trained)} of the base model train together with the adapters, and the teacher would change in "
+            'training: leave them out of the PEFT configuration (bias="none"), or load the model once more as the '
+            "teacher"
+        )
