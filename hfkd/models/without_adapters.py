@@ -8,10 +8,8 @@ from torch import nn
 from transformers.trainer_utils import unwrap_peft_model
 from transformers.utils import is_peft_available
 
+from hfkd.models.sharing import changes_its_base
 from hfkd.utils.messages import some
-
-# Values of init_lora_weights that leave the base model's weights as they are.
-UNCHANGED = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def without_adapters(student: nn.Module) -> nn.Module:
@@ -21,9 +19,10 @@ def without_adapters(student: nn.Module) -> nn.Module:
     or as the start that the student is to stay near. Modules, buffers and hooks are copies, and parameters are the
     student's own tensors, which stay frozen while its adapters train. A student that gets its adapters from the
     trainer (`peft_config`) is passed as it is; one that trains as a whole is refused by the trainer.
+    Adapters that are merged later (`merge_and_unload`) change the teacher too.
 
     Raises ValueError for adapters that are merged, that changed the base model's weights when they were made (PiSSA,
-    OLoRA, CorDA, LoftQ), or with which weights of the base model train (`bias="all"`).
+    OLoRA, CorDA, LoftQ, KaSA), or with which weights of the base model train (`bias="all"`).
     """
     made = deepcopy(student, {id(parameter): parameter for parameter in student.parameters()})
     if not is_peft_available():
@@ -67,11 +66,10 @@ def _wrappers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _refuse_changed(config: Any) -> None:
-    start = getattr(config, "init_lora_weights", None)
-    if start not in UNCHANGED:
+    if start := changes_its_base(config):
         raise ValueError(
-            f"init_lora_weights={start!r} changes the base model's weights, so that without the adapters it is not the "
-            "network that it was: load it once more as the teacher, or use the default initialisation"
+            f"{start} changes the base model's weights, so that without the adapters it is not the network that it "
+            "was: load it once more as the teacher, or use the default initialisation"
         )
 
 

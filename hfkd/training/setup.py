@@ -142,8 +142,8 @@ class Setup:
         self.trains = self.rows is not None
         check_optimizer_settings(self.args, self.keywords, self.trains)
         refuse_features(self.loss, model, teacher, self.args)
-        refuse_shared(model, self.networks, adapters=peft_config is not None)
-        self.model = model if peft_config is None else _with_adapters(model, peft_config)
+        refuse_shared(model, self.networks, peft_config)
+        self.model = model if peft_config is None else _with_adapters(model, peft_config, self.networks)
         check_student(self.saved_student, self.args, self.keywords.get("optimizers"), self.trains)
 
     def check_trained(self) -> None:
@@ -458,11 +458,12 @@ class Setup:
         self.take_parameters()
 
 
-def _with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:
-    """The student with PEFT adapters; only these will train."""
+def _with_adapters(model: nn.Module, peft_config: Any, teachers: Sequence[nn.Module]) -> nn.Module:
+    """The student with PEFT adapters; only these will train, and what else the configuration says (`bias`)."""
     from peft import get_peft_model  # optional dependency
 
     before = adapted_layers(model)
     adapted = get_peft_model(model, peft_config)
     refuse_left_adapters(before, adapted)
+    refuse_shared(adapted, teachers)
     return adapted

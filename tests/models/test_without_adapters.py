@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 
+import peft
 import pytest
 import torch
 from peft import (
@@ -110,6 +111,20 @@ def test_a_student_that_gets_its_adapters_from_the_trainer(tmp_path):
     assert torch.equal(teacher(input_ids=IDS).logits, expected)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (LoraConfig(**LORA, init_lora_weights="pissa"), r"init_lora_weights='pissa' of peft_config changes"),
+        (LoraConfig(**LORA, bias="all"), r"the teacher shares .*bias.* with the student, and would change"),
+    ],
+)
+def test_adapters_from_the_trainer_that_would_change_the_teacher(config, message, tmp_path):
+    base = taught_model()
+    with pytest.raises(ValueError, match=message):
+        trained(base, without_adapters(base), tmp_path, peft_config=config)
+    assert trained(taught_model(), taught_model(), tmp_path, peft_config=config)  # a teacher of its own
+
+
 def test_a_student_that_trains_as_a_whole_is_refused(tmp_path):
     student = taught_model()
     with pytest.raises(ValueError, match=r"the teacher shares .* with the student, and would change in training"):
@@ -153,6 +168,14 @@ def test_running_statistics_stay_those_of_the_start(tmp_path):
 def test_a_base_that_is_not_as_it_was_is_refused(config, message):
     student = get_peft_model(taught_model(), config)
     with pytest.raises(ValueError, match=message):
+        without_adapters(student)
+
+
+def test_a_base_that_kasa_has_truncated_is_refused():
+    if not hasattr(peft, "KasaConfig"):
+        pytest.skip("this version of PEFT has no KaSA")
+    student = get_peft_model(taught_model(), LoraConfig(target_modules=["lm_head"], r=4, kasa_config=peft.KasaConfig()))
+    with pytest.raises(ValueError, match="kasa_config changes the base model's weights"):
         without_adapters(student)
 
 

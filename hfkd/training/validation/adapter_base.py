@@ -13,6 +13,7 @@ from transformers.trainer_utils import unwrap_peft_model
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hfkd.models.pruning import depths_of
+from hfkd.models.sharing import changes_its_base
 from hfkd.teachers.source import folder_of
 from hfkd.utils.messages import some
 
@@ -33,7 +34,7 @@ def refuse_other_base(student: nn.Module) -> None:
         _refuse_lost_start(config)
         name, base = config.base_model_name_or_path, unwrap_peft_model(student)
         folder = folder_of(name, config.revision) if name else None
-        if folder is None or _changes_the_base(config):
+        if folder is None or changes_its_base(config):  # and in the same way whenever PEFT adds the adapters
             continue
         files = _weight_files(folder)
         if not any(path.suffix in WEIGHTS for path in folder.iterdir()):
@@ -86,12 +87,6 @@ def _as_deep(base: Any, folder: Path) -> bool:
 
 def _equal(own: Tensor, stored: Tensor) -> bool:
     return torch.allclose(own.float(), stored.to(own).float(), **ROUNDING, equal_nan=True)
-
-
-def _changes_the_base(config: Any) -> bool:
-    """Whether PEFT itself changes the base model in the same way whenever it adds the adapters, as for PiSSA."""
-    start = getattr(config, "init_lora_weights", True)
-    return isinstance(start, str) and start != "gaussian"
 
 
 def _refuse_lost_start(config: Any) -> None:
