@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.trainer_utils import unwrap_peft_model
 from transformers.utils import is_peft_available
 
@@ -24,7 +24,7 @@ def without_adapters(student: nn.Module) -> nn.Module:
     Raises ValueError for adapters that are merged, that changed the base model's weights when they were made (PiSSA,
     OLoRA, CorDA, LoftQ, KaSA), or with which weights of the base model train (`bias="all"`).
     """
-    made = deepcopy(student, {id(parameter): parameter for parameter in student.parameters()})
+    made = deepcopy(student, {id(tensor): tensor for tensor in _weights(student)})
     if not is_peft_available():
         return made
     configs = _configs(made)
@@ -42,6 +42,21 @@ def without_adapters(student: nn.Module) -> nn.Module:
     for attribute in ("peft_config", "_hf_peft_config_loaded"):
         vars(bare).pop(attribute, None)
     return bare
+
+
+def _weights(network: nn.Module) -> Iterator[Tensor]:
+    """The parameters of a network, and the weights that its layers in 8 bits (bitsandbytes) hold outside of these.
+
+    Such a layer takes its weights and their scales out of its parameter when it first runs, and of two layers with one
+    parameter the second would take those in 8 bits for weights.
+    """
+    yield from network.parameters()
+    for module in network.modules():
+        if not hasattr(module, "init_8bit_state"):
+            continue
+        if module.weight.CB is not None:
+            module.init_8bit_state()
+        yield from (one for one in vars(module.state).values() if isinstance(one, Tensor))
 
 
 def _configs(network: nn.Module) -> list[Any]:

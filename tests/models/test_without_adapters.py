@@ -1,6 +1,7 @@
 """A student's base model as its teacher: the same weights in memory, and the network from before its adapters."""
 
 from copy import deepcopy
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -109,6 +110,44 @@ def test_a_student_that_gets_its_adapters_from_the_trainer(tmp_path):
     trainer = trained(base, teacher, tmp_path, **more)
     assert not torch.equal(trainer.model.eval()(input_ids=IDS).logits, expected)
     assert torch.equal(teacher(input_ids=IDS).logits, expected)
+
+
+class InEightBits(torch.nn.Linear):
+    """As bitsandbytes has it: weights and scales move from the parameter into `state` when it first runs."""
+
+    def __init__(self, width):
+        super().__init__(width, width, bias=False)
+        self.weight.requires_grad_(False)
+        self.state = SimpleNamespace(CB=None, SCB=None, threshold=6.0)
+        self.weight.SCB = self.weight.abs().max(1, keepdim=True).values / 127
+        self.weight.data = (self.weight / self.weight.SCB).round()
+        self.weight.CB = self.weight.data
+
+    def init_8bit_state(self):
+        self.state.CB, self.state.SCB = self.weight.CB, self.weight.SCB
+        self.weight.CB = self.weight.SCB = None
+
+    def forward(self, x):
+        if self.weight.CB is not None:
+            self.init_8bit_state()
+        if self.state.CB is None:
+            self.state.CB, self.state.SCB = self.weight.data, 1.0
+        return x @ (self.state.CB * self.state.SCB).T
+
+
+@pytest.mark.parametrize("first", ["student", "teacher"])
+def test_layers_in_eight_bits(first):
+    torch.manual_seed(0)
+    base, x = torch.nn.Sequential(InEightBits(8), torch.nn.Linear(8, 8)), torch.rand(2, 8)
+    weights = base[0].weight
+    expected = torch.nn.functional.linear(x, weights.CB * weights.SCB)
+    student = moved(get_peft_model(base, LoraConfig(target_modules=["1"])))
+    teacher = without_adapters(student)
+    for one in (student, teacher) if first == "student" else (teacher, student):
+        one(x)
+    assert torch.equal(teacher[0](x), expected)
+    assert torch.equal(student.base_model.model[0](x), expected)
+    assert teacher[0].state.CB is student.base_model.model[0].state.CB
 
 
 @pytest.mark.parametrize(
