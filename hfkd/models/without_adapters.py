@@ -30,7 +30,7 @@ def without_adapters(student: nn.Module) -> nn.Module:
     configs = _configs(made)
     for config in configs:
         _refuse_changed(config)
-    bare = unwrap_peft_model(made)
+    bare = made
     while found := next(_wrappers(bare), None):
         name, base = found
         if name == "":
@@ -60,17 +60,21 @@ def _weights(network: nn.Module) -> Iterator[Tensor]:
 
 
 def _configs(network: nn.Module) -> list[Any]:
-    """The PEFT configurations of a network, of a `PeftModel` or with adapters that were put into it."""
-    return list((getattr(network, "peft_config", None) or {}).values())
+    """The PEFT configurations of a network, of a `PeftModel` in it, or of adapters that were put into it."""
+    several = [getattr(module, "peft_config", None) or {} for module in network.modules()]
+    return list({id(config): config for configs in several for config in configs.values()}.values())
 
 
 def _wrappers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The name of each layer with adapters or with a trained copy, outer ones first, and what it wraps."""
+    """The name of each `PeftModel`, layer with adapters or layer with a trained copy, outer ones first, and what it
+    wraps."""
     from peft.tuners.tuners_utils import BaseTunerLayer  # optional dependency
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     for name, part in network.named_modules():
-        if isinstance(part, AuxiliaryTrainingWrapper):
+        if (base := unwrap_peft_model(part)) is not part:
+            yield name, base
+        elif isinstance(part, AuxiliaryTrainingWrapper):
             yield name, part.original_module
         elif isinstance(part, BaseTunerLayer):
             if part.merged:

@@ -112,6 +112,30 @@ def test_a_student_that_gets_its_adapters_from_the_trainer(tmp_path):
     assert torch.equal(teacher(input_ids=IDS).logits, expected)
 
 
+class Around(torch.nn.Module):
+    """A network of one's own with a model that has adapters."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids):
+        return self.inner(input_ids=input_ids)
+
+
+@pytest.mark.parametrize("config", [KINDS["LoRA"], KINDS["prompt"]])
+def test_adapters_in_a_part_of_the_student(config):
+    base = taught_model().eval()
+    student = Around(moved(get_peft_model(deepcopy(base), config))).eval()
+    assert torch.equal(without_adapters(student).eval()(IDS).logits, base(input_ids=IDS).logits)
+
+
+def test_a_part_of_the_student_that_is_not_as_it_was():
+    student = Around(get_peft_model(taught_model(), LoraConfig(**LORA, init_lora_weights="pissa")))
+    with pytest.raises(ValueError, match="init_lora_weights='pissa' changes the base model's weights"):
+        without_adapters(student)
+
+
 class InEightBits(torch.nn.Linear):
     """As bitsandbytes has it: weights and scales move from the parameter into `state` when it first runs."""
 
