@@ -31,6 +31,7 @@ from hfkd.utils.files import write_atomically
 FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("card_template.md")
 SLOTS = ("objective", "temperature", "weighting")
+OF_TEACHER = ("teacher", "teacher_images", "teacher_outputs")
 HE_DA: dict[str, list[str]] = {"none": [], "paper": ["Energy()"], "released": ["Energy()"]}  # of the same paper
 HUB_ID = r"[\w.-]+/[\w.-]+"
 SPEED = re.compile(r"_(runtime|per_second|time)$")  # speed of the evaluation, not quality of the student
@@ -61,7 +62,7 @@ def write_card(
     peers = isinstance(student, Peers)
     distilled = bool((settings["teacher"] or peers) and settings["kd_weight"])
     if not distilled:
-        settings = {k: v for k, v in settings.items() if k not in (*SLOTS, "teacher", "kd_weight")}
+        settings = {k: v for k, v in settings.items() if k not in (*SLOTS, *OF_TEACHER, "kd_weight")}
     step, loading = step_of_weights(trainer.state, args, trainer.is_in_train), loading_of(student)
     words = _words(
         name=model_name or (args.hub_model_id or folder.resolve().name).split("/")[-1],

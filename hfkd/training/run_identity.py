@@ -60,6 +60,10 @@ OTHER_BATCHES = (
     "not at all."
 )
 OTHER_EVALUATION = " The best checkpoint, and the epochs in results.json, compare values of both evaluation sets."
+WEIGHTS = ", weights "
+SEEN = (
+    " (the hash is of the weights, the size and normalisation of the teacher's images, and the choice of its classes)"
+)
 # Settings that determine the order of rows, which must not change in a resumed run.
 ORDER = ("data_seed", "train_sampling_strategy", "dataloader_drop_last", "use_seedable_sampler")
 
@@ -211,7 +215,9 @@ class RunRecord:
                 or changed_setting(other.student_config or {}, self.student_config or {}, "student's config")
                 or self._other_layers(other)
             )
-        return f"its {different} is {there.get(different)}, that of this run is {here.get(different)}"
+        both = there.get(different), here.get(different)
+        seen = different == "teacher" and len({str(one).split(WEIGHTS)[0] for one in both}) == 1
+        return f"its {different} is {both[0]}, that of this run is {both[1]}" + (SEEN if seen else "")
 
     def _other_layers(self, other: "RunRecord") -> str | None:
         """Compare layers, for equal library versions: another version may describe the same layers differently."""
@@ -298,7 +304,7 @@ def rows_of(dataset: Any) -> str | None:
 def teacher_networks(teacher: Teacher) -> str:
     """The networks of a teacher in one line, with a hash of their weights."""
     names = " + ".join(map(network, teacher.networks))
-    return names.removesuffix(")") + f", weights {weights_fingerprint(teacher)[:8]})"
+    return names.removesuffix(")") + f"{WEIGHTS}{weights_fingerprint(teacher)[:8]})"
 
 
 def network(model: nn.Module) -> str:

@@ -78,6 +78,21 @@ def test_stored_logits_are_those_of_the_size_and_classes(work):
     assert not torch.equal(plain[head], other[head])
 
 
+def test_card_and_results_say_what_the_teacher_saw(work):
+    _, results = distilled(work, "said", "large", teacher_classes=CHOSEN, teacher_image_size=16)
+    card = (work / "said" / "README.md").read_text()
+    for name, value in {"teacher_images": "16 x 16", "teacher_outputs": "10 of its classes"}.items():
+        assert results["config"][name] == value
+        assert f"| {name} | {value} |" in card
+    assert "teacher_images" not in distilled(work, "unsaid", "small")[1]["config"]
+
+
+def test_a_folder_of_a_teacher_that_saw_other_images_is_refused(work):
+    distilled(work, "seen", "large", teacher_classes=CHOSEN, save_strategy="epoch")
+    with pytest.raises(ValueError, match=r"its teacher is .*the hash is of the weights, the size"):
+        distilled(work, "seen", "large", teacher_classes=CHOSEN, teacher_image_size=16, save_strategy="epoch")
+
+
 def test_all_of_several_teachers_get_the_flags(work):
     names = [str(work / "large")] * 2
     pair = teachers_of(NetworkArguments(names, teacher_classes=CHOSEN, teacher_image_size=16), 10)
