@@ -51,7 +51,8 @@ def _weights(network: nn.Module) -> Iterator[Tensor]:
     parameter the second would take those in 8 bits for weights.
     """
     yield from network.parameters()
-    for module in network.modules():
+    modules: Iterator[Any] = network.modules()
+    for module in modules:
         if not hasattr(module, "init_8bit_state"):
             continue
         if module.weight.CB is not None:
