@@ -53,6 +53,11 @@ class AnalysisArguments:
     teacher_checkpoint: str | None = field(
         default=None, metadata={"help": "Weights of the teacher: .pth, .safetensors."}
     )
+    teacher_classes: list[int] | None = field(
+        default=None,
+        metadata={"help": "For a teacher with other classes: the index of its output for each class of the data."},
+    )
+    teacher_image_size: int | None = field(default=None, metadata={"help": "Resize the teacher's images to this size."})
     student_checkpoints: list[str] | None = field(
         default=None, metadata={"help": "Weights of the students given as timm names, one for each, in order."}
     )
@@ -81,7 +86,7 @@ class AnalysisArguments:
     output_dir: str = field(default="analysis", metadata={"help": "Folder for index.html and analysis.json."})
 
     def __post_init__(self) -> None:
-        at_least_one(self, "batch_size", "landscape_images")
+        at_least_one(self, "batch_size", "landscape_images", "teacher_image_size")
         fitting("analyse", "kl_temperature", self.kl_temperature, Positive)
         if self.tsne_images < 0:
             raise ValueError(f"tsne_images={self.tsne_images} must be 0 or more")

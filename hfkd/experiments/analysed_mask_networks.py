@@ -14,7 +14,7 @@ from hfkd.models import InputSpec
 from hfkd.models.segmentation import segmentation_network, segmentation_teacher
 from hfkd.reports.results import RESULTS_NAME
 from hfkd.teachers import FrozenTeacher
-from hfkd.training.validation.label_maps import order_for
+from hfkd.teachers.class_order import order_for
 from hfkd.utils.json_file import read_json
 
 IOU = "eval_iou_"

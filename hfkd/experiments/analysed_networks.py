@@ -11,7 +11,7 @@ from hfkd.data import label_names, num_labels
 from hfkd.data.collate import ImageCollator
 from hfkd.data.first_rows import first_rows
 from hfkd.evaluation.analysis import AnalysedNetwork
-from hfkd.models import InputSpec, image_teacher
+from hfkd.models import InputSpec, image_teacher, resized_spec
 from hfkd.models.classifier import is_architecture
 from hfkd.utils.launch import processes
 
@@ -23,6 +23,8 @@ class NamedNetworks(Protocol):
     students: list[str]
     teacher_checkpoint: str | None
     student_checkpoints: list[str] | None
+    teacher_classes: list[int] | None
+    teacher_image_size: int | None
     use_cpu: bool
 
 
@@ -37,17 +39,26 @@ def load_networks(
     weights = [args.teacher_checkpoint, *_checkpoints(args)]
     networks = [args.teacher, *args.students]
     names = short_names([f"{file}/{name}" if file else name for name, file in zip(networks, weights, strict=True)])
+    of_teacher = args.teacher_classes, args.teacher_image_size
+    more = [of_teacher, *[(None, None)] * len(args.students)]
     loaded = [
-        load_network(name, network, file, images, received, args.use_cpu)
-        for name, network, file in zip(names, networks, weights, strict=True)
+        load_network(name, network, file, images, received, args.use_cpu, *flags)
+        for name, network, file, flags in zip(names, networks, weights, more, strict=True)
     ]
     return loaded[0], loaded[1:]
 
 
 def load_network(
-    name: str, network: str, file: str | None, images: Any, received: InputSpec, use_cpu: bool = False
+    name: str,
+    network: str,
+    file: str | None,
+    images: Any,
+    received: InputSpec,
+    use_cpu: bool = False,
+    chosen: Sequence[int] | None = None,
+    size: int | None = None,
 ) -> AnalysedNetwork:
-    """One network, checked on two images."""
+    """One network, checked on two images. chosen: those of its classes that the data has; size: of its images."""
     classes, data_names = num_labels(images), label_names(images)
     hub_id = network.count("/") == 1 and not network.startswith((".", "/", "~"))
     if not (is_architecture(network) or hub_id or Path(network).is_dir()):
@@ -56,17 +67,17 @@ def load_network(
         )
     if Path(network).is_dir() and not (Path(network) / "config.json").is_file():
         raise ValueError(f"{network} has no config.json: pass the output folder of a run, or a checkpoint-* in it")
-    own = AutoConfig.from_pretrained(network).num_labels if Path(network).is_dir() else classes
+    own = AutoConfig.from_pretrained(network).num_labels if Path(network).is_dir() and chosen is None else classes
     if own != classes:
         raise ValueError(f"{name} has {own} classes, but the data {classes}: use a network trained on this data")
-    model = _loaded(network, classes, file)
+    model = _loaded(network, classes if chosen is None else None, file)
     device = torch.device("cpu") if use_cpu else processes().device
-    found = AnalysedNetwork(name, model, received, data_names, device)
+    found = AnalysedNetwork(name, model, received, data_names, device, resized_spec(model, size), chosen)
     found.check(ImageCollator()(first_rows(images))["pixel_values"], classes)
     return found
 
 
-def _loaded(network: str, classes: int, file: str | None) -> Any:
+def _loaded(network: str, classes: int | None, file: str | None) -> Any:
     try:
         return image_teacher(network, classes, file)
     except OSError as error:

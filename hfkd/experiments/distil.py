@@ -1,7 +1,6 @@
 """A run that trains on images, from a recipe's flags to results.json."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,12 @@ from hfkd.evaluation.metrics import item_accuracy, topk_predictions
 from hfkd.experiments.classifier_run import run_classifier
 from hfkd.experiments.peers import save_peers
 from hfkd.models import (
-    InputSpec,
     NetworkArguments,
     Peers,
     image_classifier,
     image_teacher,
     image_teachers,
-    input_spec,
+    resized_spec,
     with_projector,
 )
 from hfkd.models.label_names import label_names_of, order_of
@@ -59,21 +57,8 @@ def teachers_of(networks: NetworkArguments, classes: int) -> nn.Module | Sequenc
     if chosen is None and size is None:
         return made
     teachers = made if isinstance(made, list) else [made]
-    frozen = [FrozenTeacher(one, wanted=_resized(one, size), classes=chosen).unfreeze() for one in teachers]
+    frozen = [FrozenTeacher(one, wanted=resized_spec(one, size), classes=chosen).unfreeze() for one in teachers]
     return frozen if len(frozen) > 1 else frozen[0]
-
-
-def _resized(network: nn.Module, size: int | None) -> InputSpec | None:
-    """The images that a network expects, at this size; None: as its config says."""
-    if size is None:
-        return None
-    own = input_spec(network)
-    if own is None:
-        raise ValueError(
-            f"teacher_image_size={size}: the config of the teacher, a {type(network).__name__}, has no mean and std "
-            "for its images: save an image processor with it, or resize the data (image_size)"
-        )
-    return replace(own, size=(size, size))
 
 
 def network_to_evaluate(name: str, classes: int, checkpoint: str | None, names: list[str] | None) -> nn.Module:

@@ -3,7 +3,7 @@
 from hfkd.models.checkpoints import load_checkpoint, read_state_dict
 from hfkd.models.cifar import CIFAR_NETS
 from hfkd.models.classifier import image_classifier, image_teacher, image_teachers
-from hfkd.models.inputs import InputSpec, input_spec, processor_spec, same_statistics
+from hfkd.models.inputs import InputSpec, input_spec, processor_spec, resized_spec, same_statistics
 from hfkd.models.network_arguments import NetworkArguments
 from hfkd.models.peers import Peers
 from hfkd.models.processors import Preparation, image_processor
@@ -28,6 +28,7 @@ __all__ = [
     "processor_spec",
     "prune_layers",
     "read_state_dict",
+    "resized_spec",
     "same_statistics",
     "with_projector",
     "without_adapters",

@@ -100,6 +100,19 @@ def input_spec(model: nn.Module) -> InputSpec | None:
     return None
 
 
+def resized_spec(model: nn.Module, size: int | None) -> InputSpec | None:
+    """The `input_spec` of a model, for images enlarged or reduced to this size; None: as its config says."""
+    if size is None:
+        return None
+    own = input_spec(model)
+    if own is None:
+        raise ValueError(
+            f"teacher_image_size={size}: the config of the teacher, a {type(model).__name__}, has no mean and std for "
+            "its images: save an image processor with it, or resize the data (image_size)"
+        )
+    return replace(own, size=(size, size))
+
+
 def _timm_spec(timm_model: Any, saved: dict[str, Any]) -> InputSpec:
     cfg = {**timm_model.pretrained_cfg, **saved}
     built = get_model_input_config(timm_model)

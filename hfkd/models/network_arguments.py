@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from hfkd.utils.counts import at_least_one
+
 OF_TRAINED_NETWORKS = (
     *("teacher_checkpoint", "student_checkpoint", "student_projector"),
     *("teacher_classes", "teacher_image_size"),
@@ -44,8 +46,7 @@ class NetworkArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.teacher_image_size is not None and self.teacher_image_size < 1:
-            raise ValueError(f"teacher_image_size={self.teacher_image_size} must be 1 or more")
+        at_least_one(self, "teacher_image_size")
         given = [name for name in OF_TRAINED_NETWORKS if vars(self)[name]]
         if self.mutual_learning and given:
             raise ValueError(

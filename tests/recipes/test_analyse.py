@@ -37,6 +37,11 @@ def digits(tmp_path_factory):
     network.config.label2id = {name: i for i, name in enumerate(reversed(NAMES))}
     network.save_pretrained(folder / "turned")
     torch.save(image_classifier("cifar_resnet8", 10).state_dict(), folder / "other.pth")
+    large = image_classifier("cifar_resnet8", 12, label_names=[*"ab", *NAMES])
+    weights = image_classifier(str(folder / "copy"), 10).state_dict()
+    heads = {name: torch.cat([value[:2], value]) for name, value in weights.items() if value.shape[:1] == (10,)}
+    large.load_state_dict(weights | heads)
+    large.save_pretrained(folder / "large")
     return folder
 
 
@@ -66,6 +71,19 @@ def test_copies_of_the_teacher_agree_with_it_and_another_network_does_not(digits
     for title in ("Teacher energies", "highest energy", "Mean prediction", "teacher&#x27;s entropy", "Correlations"):
         assert title in page
     assert "http" not in page.split("</style>")[1]
+
+
+def test_the_chosen_classes_of_a_teacher_are_compared(digits, monkeypatch):
+    """The large teacher is the small one with two more classes before its own."""
+    flags = ("--teacher", digits / "large", "--students", digits / "copy")
+    numbers, _ = analyse(monkeypatch, digits, *flags, "--teacher_classes", *range(2, 12))
+    assert numbers["students"]["copy"]["kl"] == pytest.approx(0, abs=1e-6)
+    assert numbers["students"]["copy"]["agreement"] == 1
+    assert numbers["students"]["copy"]["correlation_difference"]["max"] == pytest.approx(0, abs=1e-4)
+    resized, _ = analyse(monkeypatch, digits, *flags, "--teacher_classes", *range(2, 12), "--teacher_image_size", 16)
+    assert resized["students"]["copy"]["kl"] > 1e-6
+    with pytest.raises(ValueError, match="large has 12 classes, but the data 10"):
+        analyse(monkeypatch, digits, *flags)
 
 
 @pytest.mark.slow

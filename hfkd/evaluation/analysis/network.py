@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from hfkd.data.collate import ImageCollator
 from hfkd.models.feature_capture import FeatureCapture, Probe, refuse_other_head
 from hfkd.models.inputs import InputSpec
-from hfkd.models.label_names import order_of
 from hfkd.teachers import FrozenTeacher
+from hfkd.teachers.class_order import order_for
 
 PENULTIMATE = "pooled"  # the input of the last linear layer
 
@@ -34,8 +34,8 @@ class AnalysedNetwork:
     """A frozen network that gets images in its own normalisation, with its classes in the data's order.
 
     received: how the images are normalised; they are re-normalised and resized if the network needs it
-    (`FrozenTeacher`). names: the data's classes. Raises ValueError for a network without a linear last layer, or with
-    other classes.
+    (`FrozenTeacher`). names: the data's classes. `wanted` and `classes`: as of `FrozenTeacher`. Raises ValueError for a
+    network without a linear last layer, or with other classes.
     """
 
     def __init__(
@@ -45,16 +45,17 @@ class AnalysedNetwork:
         received: InputSpec,
         names: Sequence[str] | None = None,
         device: torch.device | str = "cpu",
+        wanted: InputSpec | None = None,
+        classes: Sequence[int] | None = None,
     ) -> None:
         self.name, self.model, self.received, self.device = name, model.to(device), received, torch.device(device)
         try:
             self.capture = FeatureCapture(model, [PENULTIMATE], name)
         except ValueError as error:
             raise ValueError(f"{name} has no penultimate features: {error}") from error
-        self.frozen = FrozenTeacher(model)
-        own = self.frozen.label_names
-        if own is not None and names is not None:
-            self.frozen.reorder(order_of(own, names, name, "the data"))
+        self.frozen = FrozenTeacher(model, wanted=wanted, classes=classes)
+        if self.frozen.label_names is not None and names is not None:
+            self.frozen.reorder(order_for(self.frozen, names, name))
 
     def logits(self, images: Tensor) -> Tensor:
         """[B, C], float32, on the network's device."""

@@ -19,6 +19,7 @@ from hfkd.data.first_rows import sets_by_name
 from hfkd.models.label_names import cannot_compare, is_numbering, label_names_of, order_of, out_of_order, same_names
 from hfkd.models.peers import networks_of
 from hfkd.teachers import FrozenTeacher
+from hfkd.teachers.class_order import order_for
 from hfkd.utils.random_state import kept_random_state
 from hfkd.utils.targets import IGNORED
 
@@ -206,27 +207,6 @@ def _align(teacher: FrozenTeacher, names: Names) -> None:
             "order (%s).",
             _listed(own), _listed(names)
         )  # fmt: skip
-
-
-def order_for(teacher: FrozenTeacher, names: Sequence[str], whose: str) -> list[int] | None:
-    """`order_of` a teacher with class names; other names are allowed where its `classes` say which class is which.
-
-    That is, if no name of the data stands at another place.
-    """
-    own = teacher.label_names or ()
-    try:
-        return order_of(own, names, whose, "the data")
-    except ValueError:
-        if teacher.classes is None or len(own) != len(names):
-            raise
-        pairs = [(its, name) for its, name in zip(own, names, strict=True) if not same_names([its], [name])]
-        if any(same_names([its], [name]) for its, _ in pairs for _, name in pairs):
-            raise
-    logger.warning(
-        "Classes of %s are taken for classes of the data that have another name, as classes=%s says: %s.",
-        whose, list(teacher.classes), ", ".join(f"{its} for {name}" for its, name in pairs)
-    )  # fmt: skip
-    return None
 
 
 def _compare_networks(student: nn.Module, teacher: FrozenTeacher | None) -> None:
