@@ -86,10 +86,13 @@ def _wrappers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _refuse_changed(config: Any) -> None:
-    if start := changes_its_base(config):
+    start = changes_its_base(config)
+    if start is None and getattr(config, "layer_replication", None):
+        start = "layer_replication"
+    if start:
         raise ValueError(
-            f"{start} changes the base model's weights, so that without the adapters it is not the network that it "
-            "was: load it once more as the teacher, or use the default initialisation"
+            f"{start} changes the base model, so that without the adapters it is not the network that it was: load it "
+            "once more as the teacher, or leave that out"
         )
 
 
