@@ -16,6 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hfkd.data.teacher_columns import TEACHER_IDS
+from hfkd.losses.temperatures import OF_LANGUAGE
 from hfkd.tasks.choice import chosen_task
 from hfkd.tasks.proof import compare_own_loss
 from hfkd.teachers.agreement import everywhere
@@ -36,7 +37,7 @@ def build_text_cache(
     folder: str | Path,
     *,
     k: int = 64,
-    temperatures: float | Sequence[float] = 2.0,
+    temperatures: float | Sequence[float] = OF_LANGUAGE,
     entropy_temperature: float = 3.0,
     energy_temperature: float = 4.0,
     num_classes: int | None = None,
@@ -52,15 +53,15 @@ def build_text_cache(
 
     Stored per target token: the k largest logits (relative to the largest, in `dtype`) and their ids; in float32 the
     entropy at T', the energy at T_E, the logsumexp, and for each of `temperatures` the logsumexp over all other
-    classes, so that the last of k + 1 buckets is exact. All temperatures used in training must be among these: (2, 4,
-    6) for `energy` around 4. `num_classes` cuts the logits to the student's vocabulary if the teacher's is padded
-    further. Rows are identified by their `index` and a hash of their tokens. Files of `shard_rows` rows are distributed
-    over the ranks of `accelerator` and written atomically with a checksum: a repeated call after an interruption or
-    damage creates only missing or damaged files, after comparing a few existing rows with the teacher. `source`
-    identifies the files that the teacher was loaded from, so that a caller can check it without loading the teacher.
-    Raises ValueError if the folder has a cache of another teacher, dataset or setting, for rows without a unique
-    `index`, for a temperature at which `dtype` is too narrow for masked classes, for a teacher that returns NaN, and
-    for one that does not predict the next token.
+    classes, so that the last of k + 1 buckets is exact. All temperatures used in training must be among these (by
+    default that of language models, 1): (2, 4, 6) for `energy` around 4. `num_classes` cuts the logits to the student's
+    vocabulary if the teacher's is padded further. Rows are identified by their `index` and a hash of their tokens.
+    Files of `shard_rows` rows are distributed over the ranks of `accelerator` and written atomically with a checksum: a
+    repeated call after an interruption or damage creates only missing or damaged files, after comparing a few existing
+    rows with the teacher. `source` identifies the files that the teacher was loaded from, so that a caller can check it
+    without loading the teacher. Raises ValueError if the folder has a cache of another teacher, dataset or setting, for
+    rows without a unique `index`, for a temperature at which `dtype` is too narrow for masked classes, for a teacher
+    that returns NaN, and for one that does not predict the next token.
     """
     temperatures = (temperatures,) if isinstance(temperatures, (int, float)) else tuple(temperatures)
     for value in (entropy_temperature, energy_temperature, *temperatures):

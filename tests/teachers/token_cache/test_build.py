@@ -295,6 +295,14 @@ def test_objectives_that_need_more_are_refused(folder, tmp_path, need, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_store_made_by_the_defaults_teaches_by_the_defaults(tmp_path):
+    build_text_cache(taught_model(), token_dataset(), tmp_path / "stored", k=4, **QUIET)
+    keywords = {"train_dataset": token_dataset(), "processing_class": tokenizer()}
+    stored = CachedTextTeacher(tmp_path / "stored")
+    trainer = DistillationTrainer(language_model(), stored, arguments(tmp_path / "run"), **keywords)
+    assert trainer.distillation_loss.temperature.choices == stored.manifest.temperatures == (1.0,)
+
+
 def test_images_are_not_for_it(folder, tmp_path):
     with pytest.raises(ValueError, match="is for causal language models, but the task is image_classification"):
         DistillationTrainer(Net(), CachedTextTeacher(folder), arguments(tmp_path), train_dataset=Rows())
