@@ -88,6 +88,15 @@ def test_of_two_files_the_later_one_wins(told):
     assert told("cifar100_energy_kd.py", method, pair)["temperature"] == "energy(ratio=0.3)"
 
 
+@pytest.mark.parametrize("method", ["fcfd", "ea_fcfd"])
+def test_fcfd_has_its_published_weight_on_imagenet(told, method):
+    """0.02 for ResNet18, where CIFAR-100's is 5."""
+    names = "imagenet", "pairs/imagenet_resnet34_resnet18", method
+    settings = told("cifar100_energy_kd.py", *(CONFIGS / f"{name}.yaml" for name in names))
+    assert (settings["objective"], settings["temperature"]) == ("kd + fcfd(feature_weight=0.02)", "1.0")
+    assert settings["weighting"] == ("entropy" if method == "ea_fcfd" else "uniform")
+
+
 RATES = [
     path for path in sorted((CONFIGS / "pairs").glob("*.yaml")) if "learning_rate" in yaml.safe_load(path.read_text())
 ]

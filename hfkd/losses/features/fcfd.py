@@ -35,11 +35,11 @@ class FCFD(LayerPairs):
     value depends on its own sample, except through batch norms. T is used; the plain KL(p_t || p_s) is a term of its
     own: use "kd + fcfd" with kd_weight 1 beside the cross-entropy.
 
-    Published: T = 4 (8 for ResNet32x4 to ShuffleNets, ResNet50 to MobileNetV2), mixture_weight=0.2 for WRN-16-2,
-    feature_weight=0.02 for ResNet20. The teacher is frozen here. In the released code its batch norms use and update
-    batch statistics, and those of mixed paths have separate running statistics, which start at variance 0. In the
-    authors' entropy-weighted version (ER-FCFD) a broadcast makes the pooled part the same for all images; here, with
-    `weighting="entropy"`, each image has its own.
+    Published: T = 4 (8 for ResNet32x4 to ShuffleNets, ResNet50 to MobileNetV2; 1 on ImageNet), mixture_weight=0.2 for
+    WRN-16-2, feature_weight=0.02 for ResNet20 and for ResNet18 on ImageNet. The teacher is frozen here. In the released
+    code its batch norms use and update batch statistics, and those of mixed paths have separate running statistics,
+    which start at variance 0. In the authors' entropy-weighted version (ER-FCFD) a broadcast makes the pooled part the
+    same for all images; here, with `weighting="entropy"`, each image has its own.
     """
 
     maps = True
