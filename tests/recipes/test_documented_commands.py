@@ -39,7 +39,9 @@ PAIRS = {
     "energy_kd_table2": ("KD, wrn_40_2_shufflenetv1", "wrn_40_2"),
     "ea_kd_table2": ("EA-KD, wrn_40_2_wrn_40_1", "wrn_40_2"),
 }
+PUBLISHED = "network of ImageNet"
 PLACES = {"FOLDER": "teachers", "NAME": "cifar_resnet8", "FILE": "resnet8.pth", "CACHE": "cache of logits"}
+PLACES |= {"timm/tf_efficientnet_lite0.in1k": PUBLISHED}
 
 
 def commands():
@@ -81,6 +83,7 @@ def made_small(recipe, toys, words):
     """Flags that make the recipe's run a few seconds long, without a network or a GPU."""
     images = flags(toys / "digits", max_steps=2, per_device_eval_batch_size=16)
     images += ["--labelled_images=20"] if "--labelled_images" in words else []
+    images += ["--teacher_classes", *range(10)] if PUBLISHED in words else []
     text = given(**TEXT, dataset_name=toys / "text", use_cpu=True, bf16=False)
     more = {
         "reproduce": [*images, "--seeds=1", "--rows", *rows_of(words)],
@@ -128,6 +131,8 @@ def typed(command, work, toys):
     for word in words:
         if word.endswith(".pth"):
             weights(work / word, Path(word).stem)
+    if PUBLISHED in words:
+        image_classifier("cifar_resnet8", 1000).save_pretrained(work / PUBLISHED)
     for _, teacher in PAIRS.values() if "teachers" in words else ():
         weights(work / "teachers" / f"{teacher}.pth", teacher)
     for word in words:
