@@ -23,6 +23,7 @@ from hfkd.experiments.analysis_parts import landscapes, load_runs, planes, train
 from hfkd.experiments.pictures import picture
 from hfkd.experiments.run import PAGE_NAME, without_paths
 from hfkd.models import InputSpec
+from hfkd.models.teacher_view_arguments import TeacherViewArguments
 from hfkd.reports.analysis_page import analysis_page, student_sections, teacher_sections
 from hfkd.reports.energy import EnergyGroup, class_captions
 from hfkd.reports.environment import environment
@@ -41,7 +42,7 @@ SHOWN = 16  # number of images with lowest and highest energy on the page
 
 
 @dataclass
-class AnalysisArguments:
+class AnalysisArguments(TeacherViewArguments):
     """Analysis of image classifiers: which networks, on which images, and where the page is written."""
 
     teacher: str = field(metadata={"help": "The teacher: a timm name, a Hub id or a saved folder."})
@@ -53,11 +54,6 @@ class AnalysisArguments:
     teacher_checkpoint: str | None = field(
         default=None, metadata={"help": "Weights of the teacher: .pth, .safetensors."}
     )
-    teacher_classes: list[int] | None = field(
-        default=None,
-        metadata={"help": "For a teacher with other classes: the index of its output for each class of the data."},
-    )
-    teacher_image_size: int | None = field(default=None, metadata={"help": "Resize the teacher's images to this size."})
     student_checkpoints: list[str] | None = field(
         default=None, metadata={"help": "Weights of the students given as timm names, one for each, in order."}
     )
@@ -86,7 +82,8 @@ class AnalysisArguments:
     output_dir: str = field(default="analysis", metadata={"help": "Folder for index.html and analysis.json."})
 
     def __post_init__(self) -> None:
-        at_least_one(self, "batch_size", "landscape_images", "teacher_image_size")
+        super().__post_init__()
+        at_least_one(self, "batch_size", "landscape_images")
         fitting("analyse", "kl_temperature", self.kl_temperature, Positive)
         if self.tsne_images < 0:
             raise ValueError(f"tsne_images={self.tsne_images} must be 0 or more")

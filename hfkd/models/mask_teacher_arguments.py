@@ -4,17 +4,14 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hfkd.models.inputs import InputSpec
+from hfkd.models.teacher_view_arguments import TeacherClassesArguments
 
 
 @dataclass(kw_only=True)
-class MaskTeacherArguments:
+class MaskTeacherArguments(TeacherClassesArguments):
     """How a segmentation teacher is loaded. Raises ValueError for conflicting settings."""
 
     teacher_checkpoint: str | None = field(default=None, metadata={"help": "File with the teacher's weights."})
-    teacher_classes: list[int] | None = field(
-        default=None,
-        metadata={"help": "For a teacher with other classes: the index of its output for each class of the data."},
-    )
     teacher_mean: list[float] | None = field(
         default=None,
         metadata={"help": "Mean of each channel in the teacher's normalisation, if its files do not contain it."},

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from hfkd.utils.counts import at_least_one
+from hfkd.models.teacher_view_arguments import TeacherViewArguments
 
 OF_TRAINED_NETWORKS = (
     *("teacher_checkpoint", "student_checkpoint", "student_projector"),
@@ -11,7 +11,7 @@ OF_TRAINED_NETWORKS = (
 
 
 @dataclass
-class NetworkArguments:
+class NetworkArguments(TeacherViewArguments):
     """Teacher and student. The defaults are a common pair of the CIFAR-100 literature."""
 
     teacher_name: list[str] = field(
@@ -33,20 +33,9 @@ class NetworkArguments:
         default=False,
         metadata={"help": "Train the teacher together with the student, from random weights (DML, recipes/dml.py)."},
     )
-    teacher_classes: list[int] | None = field(
-        default=None,
-        metadata={"help": "For a teacher with other classes: the index of its output for each class of the data."},
-    )
-    teacher_image_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Resize the teacher's images to this size, on the device; unset: a teacher of a fixed size gets "
-            "that, any other the size of the data."
-        },
-    )
 
     def __post_init__(self) -> None:
-        at_least_one(self, "teacher_image_size")
+        super().__post_init__()
         given = [name for name in OF_TRAINED_NETWORKS if vars(self)[name]]
         if self.mutual_learning and given:
             raise ValueError(

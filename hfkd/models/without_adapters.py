@@ -87,7 +87,7 @@ def _wrappers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _refuse_changed(config: Any) -> None:
     start = changes_its_base(config)
-    if start is None and getattr(config, "layer_replication", None):
+    if start is None and getattr(config, "layer_replication", None):  # changes no weight, but which layers there are
         start = "layer_replication"
     if start:
         raise ValueError(

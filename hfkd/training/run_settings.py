@@ -8,7 +8,7 @@ import transformers
 from transformers import SchedulerType, TrainerCallback
 
 from hfkd.tasks.teacher_prompt import TeacherPromptLM
-from hfkd.teachers import FrozenTeacher
+from hfkd.teachers import FrozenTeacher, Teacher
 from hfkd.training.data_fingerprint import data_hash
 from hfkd.training.forward.he_da import added_images
 from hfkd.training.host import Host
@@ -55,9 +55,9 @@ def run_settings(trainer: Host) -> dict[str, Any]:
     return networks | trainer.record.loss | training | launched | added_images(args, trainer.train_dataset)
 
 
-def _seen_by(teacher: Any) -> dict[str, str]:
+def _seen_by(teacher: Teacher | None) -> dict[str, str]:
     """The size to which a teacher's images are resized, and how many of its classes are those of the data."""
-    members = [one for one in getattr(teacher, "members", ()) if isinstance(one, FrozenTeacher)]
+    members = [one for one in (() if teacher is None else teacher.members) if isinstance(one, FrozenTeacher)]
     sizes = list(dict.fromkeys(f"{one.size[0]} x {one.size[1]}" for one in members if one.size))
     chosen = next((one.classes for one in members if one.classes), None)
     found = {"teacher_images": ", ".join(sizes)} if sizes else {}

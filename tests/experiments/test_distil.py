@@ -79,7 +79,10 @@ def test_stored_logits_are_those_of_the_size_and_classes(work):
 
 
 def test_card_and_results_say_what_the_teacher_saw(work):
-    _, results = distilled(work, "said", "large", teacher_classes=CHOSEN, teacher_image_size=16)
+    cache = work / "cache of what is said"  # a teacher whose outputs are stored is described too
+    _, results = distilled(
+        work, "said", "large", teacher_classes=CHOSEN, teacher_image_size=16, teacher_cache_dir=cache
+    )
     card = (work / "said" / "README.md").read_text()
     for name, value in {"teacher_images": "16 x 16", "teacher_outputs": "10 of its classes"}.items():
         assert results["config"][name] == value
