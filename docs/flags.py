@@ -10,6 +10,7 @@ SECTIONS = {
     "Distillation": ["hfkd/arguments.py", "hfkd/models/on_policy_arguments.py", "hfkd/data/he_da_arguments.py"],
     "Image classification": [
         "hfkd/models/network_arguments.py",
+        "hfkd/models/teacher_view_arguments.py",
         "hfkd/data/image_arguments.py",
         "recipes/train_teacher.py",
         "recipes/takd.py",
