@@ -230,6 +230,7 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
         with patch_environment(accelerate_mixed_precision=self._precision):
             super().__post_init__()
         self._follow_metric()
+        self._check_completions()
         self._check_warm_up()
         self._check_schedule()
         check_world_size(self.world_size)
@@ -307,6 +308,13 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
     def _warms_up_itself(self) -> bool:
         """Whether the optimizer has a warm-up of `warmup_steps` besides that of the schedule."""
         return optimizer_name(self.optim) in ("schedule_free_adamw", "schedule_free_sgd")
+
+    def _check_completions(self) -> None:
+        if self.log_completions and self.logging_strategy == "no" and not self.logging_first_step:
+            raise ValueError(
+                "log_completions=True saves the responses of logged steps, but logging_strategy='no' logs none: choose "
+                "'steps' or 'epoch', or leave log_completions out"
+            )
 
     def _check_warm_up(self) -> None:
         if self._warms_up_itself and 0 < self.warmup_steps < 1:

@@ -97,6 +97,9 @@ FLAGS = {
     "he_da_ratio=0": call(arguments, "run", he_da="paper", he_da_ratio=0.0),
     "he_da_mix without he_da": call(arguments, "run", he_da_mix="mixup"),
     "he_da=released, he_da_side=low": call(arguments, "run", he_da="released", he_da_side="low"),
+    "log_completions, logging_strategy=no": call(
+        arguments, "run", on_policy=0.5, log_completions=True, logging_strategy="no"
+    ),
     "images: --streaming without --resized_crop": images(streaming=True),
     "images: --resized_crop --views 2": images(resized_crop=True, views=2),
     "images: --streaming --labelled_images 4": images(streaming=True, resized_crop=True, labelled_images=4),
