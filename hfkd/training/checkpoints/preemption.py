@@ -37,7 +37,7 @@ class Preemption(JITCheckpointCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         manager: Any = self.jit_manager
-        if not manager.is_checkpoint_requested:
+        if not self._requested(manager):
             return
         manager.execute_jit_checkpoint()
         if state.global_step >= state.max_steps:  # it is the result
@@ -46,6 +46,15 @@ class Preemption(JITCheckpointCallback):
         if not (control.should_evaluate or control.should_log or float(state.epoch).is_integer()):
             self._leave(state)
         control.should_save = True
+
+    def _requested(self, manager: Any) -> bool:
+        """Whether the signal has come, to this process or another: it reaches them in different steps, or only one."""
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes == 1:
+            return bool(manager.is_checkpoint_requested)
+        if manager.is_checkpoint_requested:
+            accelerator.set_trigger()
+        return bool(accelerator.check_trigger())
 
     def on_save(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         if self._leaves:

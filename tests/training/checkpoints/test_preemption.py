@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from processes import on_ranks
 from torch import nn
 from toys import Net, Rows, arguments, teacher
 
@@ -87,3 +88,16 @@ def test_without_the_flag_nobody_listens(tmp_path):
     trainer = DistillationTrainer(Net(), teacher(), arguments(tmp_path), train_dataset=Rows())
     assert not any(isinstance(c, Preemption) for c in trainer.callback_handler.callbacks)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def signalled_rank(folder, at):
+    """A run on this rank; the signal comes to the second one alone."""
+    made(folder, at if os.environ["RANK"] == "1" else None).train()
+
+
+def test_a_signal_to_one_rank_ends_all_at_the_same_step(tmp_path):
+    assert on_ranks(tmp_path / "log", 2, signalled_rank, str(tmp_path / "run"), 3) == [STATUS] * 2
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-3"]
+    resumed = made(tmp_path / "run", per_device_train_batch_size=16)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
