@@ -11,10 +11,10 @@ their commands, --dry_run the settings of each row.
 
 Each run equals cifar100_energy_kd.py with the row's settings. The same command resumes an interrupted table: finished
 runs are kept, and a killed one continues from its last checkpoint. A run that diverges is recorded as failed, and the
-next one starts; with another `--on_nan` it is resumed, with other settings it starts from scratch. table.md and
-table.json in output_dir are updated after every run, and include runs of earlier calls. Flags apply to all rows
-(`--max_steps 20`, `--num_train_epochs 30 --lr_decay_epochs 18 24 27`, `--max_train_images 2000`); a flag that would
-change a setting that defines a row is refused.
+next one starts; with another `--on_nan` it is resumed, with other settings it starts from scratch. table.md, table.json
+and the figure table.svg (with matplotlib) in output_dir are updated after every run, and include runs of earlier calls.
+Flags apply to all rows (`--max_steps 20`, `--num_train_epochs 30 --lr_decay_epochs 18 24 27`,
+`--max_train_images 2000`); a flag that would change a setting that defines a row is refused.
 """
 
 import sys

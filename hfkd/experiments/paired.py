@@ -46,8 +46,9 @@ def to_reference(row: Mapping[str, Any], reference: Mapping[str, Any] | None) ->
     """The difference of two rows of a table, in the accuracy after the last epoch."""
     if reference is None or reference is row:
         return None
-    mine, others = (
-        {seed: value for seed, value in zip(one["seeds"], one["last"]["values"], strict=True) if value is not None}
-        for one in (row, reference)
-    )
-    return paired_difference(mine, others)
+    return paired_difference(by_seed(row), by_seed(reference))
+
+
+def by_seed(row: Mapping[str, Any]) -> dict[int, float]:
+    """The accuracy after the last epoch of each seed of a table's row."""
+    return {seed: value for seed, value in zip(row["seeds"], row["last"]["values"], strict=True) if value is not None}

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ from hfkd.experiments.published import Published
 from hfkd.experiments.resume import RETRIED, Run, deciding, distil_and_keep, kept_run, refuse_other
 from hfkd.experiments.rows import Row, Table
 from hfkd.experiments.summary import markdown, summarise
+from hfkd.experiments.table_figure import table_figure
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.models import NetworkArguments
+from hfkd.reports.style import figure_bytes
 from hfkd.utils.files import write_atomically
 from hfkd.utils.json_file import write_json
 from hfkd.utils.parsing import Parsed, given_settings, parse
 
 logger = logging.getLogger(__name__)
 
+FIGURE_NAME = "table.svg"
 # settings that flags may change in all rows, for shorter or longer runs
 SCHEDULE = {f.name for f in fields(TrainingArguments)} | {"lr_decay_epochs", "lr_decay_factor"}
 
@@ -154,10 +158,10 @@ def jobs_of(table: Table, argv: Sequence[str]) -> list[Job]:
 def run_table(table: Table, argv: Sequence[str], published: Published) -> str:
     """Run the unfinished runs of `table` with the flags `argv`, and return the table in Markdown.
 
-    `output_dir` gets a folder for each row and seed, and table.json and table.md, which are updated after every run and
-    include runs of earlier calls. A run that diverges is recorded as failed, and the next one starts. Flags take
-    precedence over the table, except for settings that define a row (ValueError). Each run gives the same result as the
-    recipe with these settings. Call it on every rank.
+    `output_dir` gets a folder for each row and seed, and table.json, table.md and (with matplotlib) table.svg,
+    which are updated after every run and include runs of earlier calls. A run that diverges is recorded as failed,
+    and the next one starts. Flags take precedence over the table, except for settings that define a row
+    (ValueError). Each run gives the same result as the recipe with these settings. Call it on every rank.
     """
     jobs = jobs_of(table, argv)
     args = flags_of(table, argv)[-1]
@@ -166,6 +170,8 @@ def run_table(table: Table, argv: Sequence[str], published: Published) -> str:
             "push_to_hub=True would upload the students of all runs to one repository, each over the last: leave it "
             "out, and upload the folder of one run with `hf upload`"
         )
+    if args.should_save and table.measure == "accuracy" and find_spec("matplotlib") is None:
+        logger.warning("%s will not be written, as matplotlib is missing: pip install 'hfkd[demo]'", FIGURE_NAME)
     folder = Path(args.output_dir or ".")
     compared = frozenset().union(*(row.own for row in table.run))
     for job in {job.row: job for job in reversed(jobs)}.values():
@@ -206,6 +212,9 @@ def _write(table: Table, folder: Path, published: Published) -> str:
     text = markdown(table, rows, published)
     write_json(folder / "table.json", {"title": table.title, "reference": table.reference, "rows": rows})
     write_atomically(folder / "table.md", text.encode())
+    if rows and table.measure == "accuracy" and find_spec("matplotlib") is not None:
+        figure = table_figure(rows, [runs for runs in shown.values() if runs], table.reference)
+        write_atomically(folder / FIGURE_NAME, figure_bytes(figure)[1])
     return text
 
 

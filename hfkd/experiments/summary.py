@@ -132,9 +132,9 @@ def _protocol(settings: Mapping[str, Any], results: Mapping[str, Any]) -> dict[s
 
 def markdown(table: Table, rows: Sequence[Mapping[str, Any]], published: Published) -> str:
     """The table in Markdown. It always has the protocol columns: rows that differ in these are not comparable."""
-    reference = {_pair(row): row for row in rows if row["method"] == table.reference}
+    reference = reference_rows(rows, table.reference)
     steps = next((row["loss_steps"] for row in rows if row["seeds"]), [None, None])
-    columns = [_line(table, row, reference.get(_pair(row)), steps) for row in rows]
+    columns = [_line(table, row, reference.get(pair_of(row)), steps) for row in rows]
     if not columns:
         return f"# {table.title}\n\nNo run is finished yet.\n"
     text = [f"# {table.title}", "", markdown_table(list(columns[0]), [list(c.values()) for c in columns])]
@@ -177,7 +177,7 @@ def _line(
     speed, its = row["images_per_second"]["mean"], reference and reference["images_per_second"]["mean"]
     return {
         "method": row["method"],
-        "teacher → student": _pair(row),
+        "teacher → student": pair_of(row),
         **measured,
         "seeds": str(len(row["seeds"])) + (f" + {len(row['failed'])} failed" if row["failed"] else ""),
         "epochs": "-" if row["epochs"] is None else f"{row['epochs']:.4g}",
@@ -206,7 +206,13 @@ def _loss(row: Mapping[str, Any], end: int, steps: Sequence[int | None]) -> str:
     return value if step in (None, steps[end]) else f"{value} (step {step})"
 
 
-def _pair(row: Mapping[str, Any]) -> str:
+def reference_rows(rows: Sequence[Mapping[str, Any]], method: str) -> dict[str, Mapping[str, Any]]:
+    """The row of the method that the others are compared with, by pair of networks."""
+    return {pair_of(row): row for row in rows if row["method"] == method}
+
+
+def pair_of(row: Mapping[str, Any]) -> str:
+    """The teacher and the student of a row."""
     return f"{row['teacher']} → {row['student']}".replace("cifar_", "")
 
 

@@ -85,6 +85,11 @@ def cells(text, row):
     return dict(zip(header, line, strict=True))
 
 
+def test_the_figure_is_beside_the_table(work, done):
+    assert "table.svg" in {path.name for path in (work / "done").iterdir()}
+    assert (work / "done" / "table.svg").read_text().rstrip().endswith("</svg>")
+
+
 @pytest.mark.parametrize(("name", "folder"), [("KD", "kd"), ("EA-KD", "ea_kd")])
 def test_the_table_is_what_the_results_say(work, done, name, folder):
     runs = [results(work, "done", folder, seed) for seed in (7, 8)]
@@ -232,6 +237,15 @@ def test_what_failed_is_tried_anew_with_another_rate(work):
     assert results(work, "fast", "kd", "7.failed-1")["status"] == "failed"
     assert cells(text, "KD")["seeds"] == cells(text, "EA-KD")["seeds"] == "1"
     assert not of_kind(text, "not one protocol")
+
+
+def test_without_matplotlib_the_table_comes_alone(work, done, monkeypatch, caplog):
+    shutil.copytree(work / "done", work / "plain")
+    (work / "plain" / "table.svg").unlink()
+    monkeypatch.setattr(reproduction, "find_spec", lambda name: None)
+    assert run(work, "plain", seeds=2, seed=7) == done
+    assert "table.svg will not be written, as matplotlib is missing" in caplog.text
+    assert not (work / "plain" / "table.svg").exists()
 
 
 @pytest.mark.parametrize("fewer", [{"rows": "KD"}, {"seeds": 1}, {"seed": 8, "seeds": 1, "rows": "EA-KD"}])

@@ -49,7 +49,8 @@ class Preemption(JITCheckpointCallback):
 
     def _requested(self, manager: Any) -> bool:
         """Whether the signal has come, to this process or another: it reaches them in different steps, or only one."""
-        accelerator = self.trainer.accelerator
+        trainer: Any = self.trainer
+        accelerator = trainer.accelerator
         if accelerator.num_processes == 1:
             return bool(manager.is_checkpoint_requested)
         if manager.is_checkpoint_requested:
