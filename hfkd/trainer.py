@@ -575,6 +575,7 @@ class DistillationTrainer(Trainer):
             with self._frozen_teacher(), self.config.in_use(), norms, attached, known:
                 return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
+            self.is_in_train = False  # after an error or an interrupt Trainer leaves it True
             if (noise := getattr(self, NOISE, None)) is not None:
                 noise.remove()  # after an error Trainer leaves it there, and the next training adds another
             if self.cached_teacher is not None:

@@ -350,6 +350,19 @@ def test_weights_are_rounded_for_evaluation_and_images_are_not(tmp_path):
     assert logged(rounded, "loss") == logged(whole, "loss")
 
 
+def test_an_evaluation_after_an_interrupt_is_outside_of_training(tmp_path, monkeypatch):
+    """Its weights are rounded as bf16_full_eval says, and as those of the next trainer are."""
+    stopped = make(tmp_path, bf16=True, bf16_full_eval=True, student=Net(16))
+    monkeypatch.setattr(stopped, "_maybe_log_save_evaluate", stop_after(stopped, 2))
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    found = stopped.evaluate()["eval_loss"]
+    fresh = make(tmp_path, bf16=True, bf16_full_eval=True, student=stopped.model)
+    assert found == fresh.evaluate()["eval_loss"]
+    fresh.args.bf16_full_eval = False
+    assert found != fresh.evaluate()["eval_loss"]
+
+
 def test_resumed_training_is_bit_identical_and_keeps_its_thresholds(tmp_path, monkeypatch):
     train, _ = load_digits()
     train = train.select(range(64))
