@@ -71,6 +71,11 @@ def main() -> None:
     too_large = [path for path in images if path.stat().st_size > args.part_mib * MIB]
     if too_large:
         raise SystemExit(f"{too_large[0]} is larger than --part_mib {args.part_mib}: split it into more shards")
+    for name in ("teacher_checkpoint", "text_dataset_name"):
+        if not getattr(args, name).is_file():
+            raise SystemExit(f"--{name} {getattr(args, name)} is not a file: pass its path")
+    if not args.tokenizer.is_dir():
+        raise SystemExit(f"--tokenizer {args.tokenizer} is not a folder: pass one that save_pretrained wrote")
     if args.output_dir.exists():
         raise SystemExit(f"--output_dir {args.output_dir} already exists: remove it, or choose another")
     number = 1

@@ -368,6 +368,17 @@ def test_an_image_file_that_fits_no_folder_is_named_before_anything_is_written(f
     assert not (files_to_send / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("teacher_checkpoint", "other.pt"), ("text_dataset_name", "images"), ("tokenizer", "text")],
+)
+def test_a_file_for_a_gpu_session_that_is_not_there_is_named_before_anything_is_written(files_to_send, flag, value):
+    told = gpu_files(files_to_send, **{flag: value})
+    assert f"--{flag} {value} is not a" in told.stderr
+    assert "Traceback" not in told.stderr
+    assert not (files_to_send / "out").exists()
+
+
 def test_wheels_for_a_gpu_session_are_of_the_versions_here(monkeypatch, files_to_send):
     """The newest ones may not fit each other."""
     import datasets
