@@ -204,7 +204,7 @@ class OwnBest(TrainerCallback):
         if not recorded or os.path.realpath(recorded) == os.path.realpath(beside):
             return
         if incomplete(beside) is None:
-            state.best_model_checkpoint = str(beside)
+            state.best_model_checkpoint = os.path.abspath(beside)
             logger.info("The best checkpoint is %s, which was at %s before", beside, recorded)
         elif state.best_model_checkpoint is not None and args.load_best_model_at_end:
             logger.warning("The best checkpoint of the resumed run is in another folder: %s", recorded)
@@ -356,12 +356,12 @@ def _rotate(folder: str, limit: int | None, kept: Collection[str | None]) -> Non
     """Trainer's rule, but a checkpoint is renamed before it is deleted, and the new one stays even if the clock is off.
 
     A folder of such a name without a trainer state belongs to the user and stays. kept: the new checkpoint and the best
-    one, if there is one.
+    one, if there is one; a resumed run may have another path to its folder than the one that the best is recorded with.
     """
     found = [path for path in sort_checkpoints(folder, use_mtime=True) if (Path(path) / TRAINER_STATE_NAME).exists()]
-    kept = {str(Path(path)) for path in kept if path}
+    kept = {os.path.realpath(path) for path in kept if path}
     too_many = len(found) - max(limit, len(kept)) if limit and limit > 0 else 0
-    for path in [path for path in found if path not in kept][: max(too_many, 0)]:
+    for path in [path for path in found if os.path.realpath(path) not in kept][: max(too_many, 0)]:
         _discard(Path(path))
 
 

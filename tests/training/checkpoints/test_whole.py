@@ -204,6 +204,26 @@ def test_the_best_checkpoint_of_a_folder_that_was_copied_is_the_copys(tmp_path):
     assert all(torch.equal(resumed.model.state_dict()[name], tensor) for name, tensor in kept.items())
 
 
+@pytest.mark.parametrize("through", ["a link", "a relative path"])
+def test_the_best_checkpoint_of_a_folder_that_has_another_path_now_is_not_rotated_away(tmp_path, monkeypatch, through):
+    (tmp_path / "link").symlink_to(tmp_path)
+    first = tmp_path / ("link" if through == "a link" else "before") / "run"
+    torch.manual_seed(0)
+    trainer = make(first, save_total_limit=2, **BEST)
+    trainer.train()
+    best = f"checkpoint-{trainer.state.best_global_step}"
+    assert best != "checkpoint-3"
+    if through == "a relative path":
+        first.rename(tmp_path / "run")
+        monkeypatch.chdir(tmp_path)
+    resumed = make(tmp_path / "run", save_total_limit=2, **BEST | {"max_steps": 4})
+    resumed.train(resume_from_checkpoint="run/checkpoint-3" if through == "a relative path" else True)
+    assert resumed.state.best_global_step == trainer.state.best_global_step
+    assert [name for name in names(tmp_path / "run") if "checkpoint" in name] == [best, "checkpoint-4"]
+    kept = load_file(tmp_path / "run" / best / "model.safetensors")
+    assert all(torch.equal(resumed.model.state_dict()[name], tensor) for name, tensor in kept.items())
+
+
 def test_a_best_checkpoint_that_is_damaged_is_named_and_not_loaded(tmp_path):
     trainer = make(tmp_path, **BEST)
     trainer.train()
