@@ -55,14 +55,18 @@ class TeacherCacheArguments:
         The teacher is loaded if files of the cache are missing or damaged, if the model files under `name` are not
         those that the cache was made from (samples of these are compared), or if `load` has other settings, `how`, such
         as dtype and quantisation: then its weights and a few rows are compared with the stored ones. `temperature` is
-        the temperature slot of training, which determines the temperatures at which the bucket is stored.
+        the temperature slot of training, which determines the temperatures at which the bucket is stored. The same
+        files under another path are the same teacher, as on another machine.
         `mixed_precision` is that of training; unset: that of accelerate's launcher. Raises ValueError for a folder with
         the outputs of another teacher, or stored with other values of these flags.
         """
         if not folder:
             return load()
         manifest = Manifest.read(folder)
-        if manifest is not None and manifest.name != name:
+        files = model_source(name)
+        source = f"{files} {list(how)}"  # random or quantised weights come from the same files
+        moved = manifest is not None and files is not None and manifest.source == source
+        if manifest is not None and manifest.name != name and not moved:
             raise ValueError(
                 f"--teacher_cache_dir {folder} has the outputs of {manifest.name}, but the teacher is {name}: "
                 "choose another folder, or delete that one"
@@ -71,9 +75,9 @@ class TeacherCacheArguments:
             return CachedTextTeacher(folder)  # no teacher is available to rebuild it
         if manifest is not None:
             self._refuse_other(folder, manifest)
-        source = f"{model_source(name)} {list(how)}"  # random or quantised weights come from the same files
         if manifest is None or manifest.source != source or manifest.missing(folder):
-            self._build(folder, load(), name, source, rows, student, tokenizer, temperature, mixed_precision)
+            stored = name if manifest is None else manifest.name
+            self._build(folder, load(), stored, source, rows, student, tokenizer, temperature, mixed_precision)
         return CachedTextTeacher(folder)
 
     def _refuse_other(self, folder: str, stored: Manifest) -> None:

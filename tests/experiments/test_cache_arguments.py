@@ -94,6 +94,18 @@ def test_what_is_damaged_is_made_again(ask, tmp_path):
     assert all(torch.equal(again.look_up(rows)[name], values) for name, values in whole.items())
 
 
+def test_the_same_teacher_under_another_path_is_the_same(ask, tmp_path):
+    """As on another machine, with a slash at the end, or relative; also where a file has to be made again."""
+    ask()
+    (tmp_path / "teacher").rename(tmp_path / "moved")
+    assert [ask(name=f"{tmp_path}/moved{end}")[1] for end in ("", "/")] == [1, 1]
+    (tmp_path / "cache" / "shard-00000.arrow").unlink()
+    assert [ask(name=f"{tmp_path}/moved")[1] for _ in range(2)] == [2, 2]
+    taught_model(16).save_pretrained(tmp_path / "another")
+    with pytest.raises(ValueError, match="has the outputs of .*/teacher, but the teacher is .*/another"):
+        ask(name=f"{tmp_path}/another")
+
+
 def test_a_model_without_files_has_no_source(tmp_path):
     assert model_source(tmp_path) is None
     assert model_source(tmp_path / "nowhere") is None
