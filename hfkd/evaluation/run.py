@@ -42,7 +42,7 @@ def evaluate_sets(
     Each set's scores include the `settings` of generation: `TextGenerator`'s, and `weights`, which identifies the state
     of the model; and a hash of the `references`, which tells whether two students have answered the same rows. The main
     process writes these files atomically: `<set>-seed<seed>.jsonl` with every prompt, answer, references and scores,
-    `scores.json`, and the table `scores.md`; the latter two keep the other sets of earlier calls in `output_dir`.
+    `scores.json`, and the table `scores.md`; the latter two keep the other sets of calls with this `output_dir`.
     `settings` are `TextGenerator`'s; `rouge_tokenizer` is `RougeL`'s tokenizer, recorded in the
     settings if it is not the published one. Raises ValueError for unsuitable settings, seeds or columns before anything
     is generated.
@@ -61,7 +61,7 @@ def evaluate_sets(
                 f"set {name!r} has rows without a reference: add at least one to each, or remove these rows"
             )
     generator, folder = TextGenerator(model, tokenizer, **settings), Path(output_dir)
-    earlier = read_scores(folder)
+    read_scores(folder)  # raises before anything is generated
     used = generator.settings | ({} if weights is None else {"weights": weights})
     used |= {} if rouge_tokenizer == "rouge_score" else {"rouge_tokenizer": rouge_tokenizer}
     scores = {}
@@ -74,7 +74,7 @@ def evaluate_sets(
         mean = scores[name]["rougeL"]
         logger.info("%s: ROUGE-L %.2f over %d seeds, tokens of %s.", name, mean, len(seeds), rouge_tokenizer)
     if processes().is_main_process:
-        kept = with_earlier(scores, earlier)
+        kept = with_earlier(scores, read_scores(folder))  # with those of calls that have ended meanwhile
         write_scores(folder, kept)
         write_atomically(folder / "scores.md", markdown_table(kept).encode())
     return scores

@@ -120,6 +120,7 @@ def evaluate_students(
         del model
         gc.collect()
     if state.is_main_process:
+        folders = read_students(folder) | folders  # with those of calls that have ended meanwhile
         write_students(folder, folders)
         table = students_table({name: read_scores(folder / place) for name, place in folders.items()})
         write_atomically(folder / "students.md", table.encode())

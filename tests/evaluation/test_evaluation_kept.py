@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset
 from text_toys import language_model, tokenizer
 
+import hfkd.evaluation.run
 from hfkd.evaluation import evaluate_sets
 from hfkd.experiments.instruct import InstructArguments, evaluate_students
 
@@ -89,6 +90,23 @@ def test_a_later_call_keeps_the_other_students(evaluate, capsys):
     assert [line.split("|")[1].strip() for line in evaluate("runs/b").splitlines()[2:4]] == ["runs/a", "runs/b"]
     assert "| Student | Dolly | Vicuna | Average |" in evaluate("runs/b", sets=["dolly"])
     assert capsys.readouterr().out.count("| runs/a |") == 3
+
+
+def test_calls_at_the_same_time_keep_what_the_other_has_scored(evaluate, monkeypatch):
+    """As on two GPUs: another student, and another set, are scored while the first call is at work."""
+    score_rows = hfkd.evaluation.run.score_rows
+
+    def meanwhile(*given):
+        monkeypatch.setattr(hfkd.evaluation.run, "score_rows", score_rows)
+        evaluate("runs/b")
+        evaluate("runs/a", sets=["dolly"])
+        return score_rows(*given)
+
+    monkeypatch.setattr(hfkd.evaluation.run, "score_rows", meanwhile)
+    table = evaluate("runs/a").splitlines()
+    assert table[0] == "| Student | Dolly | Vicuna | Average |"
+    assert [line.split("|")[1].strip() for line in table[2:4]] == ["runs/b", "runs/a"]
+    assert "–" not in table[3]
 
 
 def test_two_students_of_two_calls_never_share_a_folder(evaluate):
