@@ -247,7 +247,7 @@ def other_words():
 
 def scanning(**keywords):
     def make(folder):
-        settings = {k: v(folder) if callable(v) and k == "cache_dir" else v for k, v in keywords.items()}
+        settings = dict(keywords)
         rows, taught = settings.pop("rows", Rows()), settings.pop("taught", teacher)
         return lambda: scan(FrozenTeacher(taught()), rows, progress_bar=False, **settings)
 
@@ -341,7 +341,6 @@ REST = {
     'scan: views="test"': scanning(views="test"),
     "scan: clean views of rows without a transform": scanning(views="clean"),
     "scan: a teacher that gives NaN": scanning(taught=lambda: broken(teacher())),
-    "scan: cache_dir is a file": scanning(cache_dir=a_file, rows=packed()),
     "generation: max_new_tokens=0": generator(max_new_tokens=0),
     "generation: top_p=0": generator(top_p=0.0),
     "generation: temperature=nan": generator(temperature=float("nan")),

@@ -74,9 +74,10 @@ def scan(
     such views); "clean" uses them without augmentation (to select HE-DA samples), and needs an `ImageTransform`. Rows
     are distributed over the ranks of `accelerator`. With `cache_dir` the result is stored under a fingerprint of
     teacher, data, transform and their code; a file that is damaged or stale, or differs from the teacher on a few rows,
-    is computed again, with a warning. Random transforms other than `ImageTransform` are seeded by `seed`, and not
-    compared. The paper's authors drop the last partial batch; here every image counts, except those added by HE-DA. A
-    stored teacher needs no pass. Raises ValueError if the teacher returns NaN or infinity, naming the first images.
+    is computed again, with a warning, which is also all that follows if it cannot be stored. Random transforms other
+    than `ImageTransform` are seeded by `seed`, and not compared. The paper's authors drop the last partial batch; here
+    every image counts, except those added by HE-DA. A stored teacher needs no pass. Raises ValueError if the teacher
+    returns NaN or infinity, naming the first images.
     """
     known = (
         teacher.known(dataset, energy_temperature, entropy_temperature, level) if isinstance(teacher, Teacher) else None
@@ -121,7 +122,10 @@ def _made(
         torch.default_generator.manual_seed(seed)
         result = _run(reader, loader, accelerator, level, progress_bar)
     if file and (accelerator is None or accelerator.is_local_main_process):
-        file.write(result.columns, reader.device.type)
+        try:
+            file.write(result.columns, reader.device.type)
+        except OSError as error:  # the folder may be one that nobody chose, in a home folder that is full or read-only
+            logger.warning("The teacher scan is used, but not stored, so that a later run scans again: %s", error)
     if accelerator is not None:
         accelerator.wait_for_everyone()  # so that all ranks find the file in the next scan
     return result

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -95,7 +96,7 @@ class ScanFile:
 
         Columns have one value for each of `rows`, besides those of documents or items.
         """
-        if not self.path.is_file():
+        if not os.path.isfile(self.path):  # unlike Path.is_file, also in a folder that may not be read
             return None
         try:
             with safe_open(self.path, "pt") as file:

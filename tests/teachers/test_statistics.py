@@ -350,14 +350,24 @@ def test_no_flipped_bit_anywhere_gives_other_numbers_or_an_error(cached, caplog)
     assert "it cannot be read" in caplog.text
 
 
-def test_a_write_that_fails_leaves_nothing_half_done(tmp_path, monkeypatch):
+def test_a_write_that_fails_leaves_nothing_half_done_and_the_scan_is_used(tmp_path, monkeypatch, caplog):
+    """The default folder is in the home folder, which may be full or read-only where the run's is not."""
+
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space left on device"):
-        scan(Counted(), packed(), cache_dir=tmp_path, **QUIET)
+    result = scan(Counted(), packed(), cache_dir=tmp_path, **QUIET)
+    assert same(result, scan(Counted(), packed(), **QUIET))
+    assert "The teacher scan is used, but not stored" in caplog.text
+    assert "No space left on device; free some space" in caplog.text
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_is_none_does_not_end_a_run(tmp_path, caplog):
+    (tmp_path / "scans").write_text("a file")
+    assert same(scan(Counted(), packed(), cache_dir=tmp_path / "scans", **QUIET), scan(Counted(), packed(), **QUIET))
+    assert "choose a folder that is writable" in caplog.text
 
 
 def test_no_cache_folder_no_file(tmp_path, monkeypatch):
