@@ -43,7 +43,7 @@ from hfkd.training.checkpoints.callback_states import CallbackStates
 from hfkd.training.checkpoints.optimizer_state import as_laid_out, show_result
 from hfkd.training.checkpoints.preemption import Preemption
 from hfkd.training.checkpoints.tensors import TensorCheckpoints
-from hfkd.training.checkpoints.whole import OwnBest, SaveAfterEvaluation, WholeCheckpoints, checkpoint_to_resume
+from hfkd.training.checkpoints.whole import OwnBest, SaveAfterEvaluation, WholeCheckpoints
 from hfkd.training.epoch_length import EpochLength
 from hfkd.training.evaluated_means import EvaluatedMeans
 from hfkd.training.evaluation_loaders import EvaluationLoaders
@@ -538,7 +538,7 @@ class DistillationTrainer(Trainer):
         return super().call_model_init(trial) if made is None else made
 
     def _train(self, resume_from_checkpoint: Any, trial: Any, ignore_keys_for_eval: list[str] | None) -> TrainOutput:
-        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        checkpoint = self.whole.to_resume(resume_from_checkpoint)
         self.record.refuse_checkpoint(checkpoint)
         say_unsaved(self)
         first, size = self._first_batch(resumed=checkpoint is not None), self._train_batch_size

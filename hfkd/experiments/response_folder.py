@@ -33,6 +33,11 @@ class ResponseFolder:
         self.folder, self.settings, self.filters = Path(folder), dict(settings), dict(filters)
         self.counts: dict[str, int] = {}  # of a complete folder
 
+    @property
+    def begun(self) -> bool:
+        """Whether there are settings, of this run or another."""
+        return (self.folder / RESPONSES).is_file()
+
     def begin(self) -> bool:
         """Whether the folder is already complete; if not, write the settings. Raises ValueError for another folder."""
         found = self._found()
@@ -50,7 +55,7 @@ class ResponseFolder:
 
     def _found(self) -> dict[str, Any] | None:
         path = self.folder / RESPONSES
-        if not path.is_file():
+        if not self.begun:
             others = sorted(p.name for p in self.folder.glob("*") if not p.name.startswith("."))
             if others:
                 raise ValueError(

@@ -27,7 +27,7 @@ from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.training.on_policy.writing import ResponseWriter
 from hfkd.utils.argument_types import Count, NotNegative, Share, fitting
 from hfkd.utils.counts import at_least_one
-from hfkd.utils.launch import processes
+from hfkd.utils.launch import processes, refuse_unshared
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,9 @@ def generate_responses(
     filters = {one: getattr(args, one) for one in FILTERS}
     folder = ResponseFolder(args.output_dir, _settings(model, prompts, args, name), filters)
     with state.main_process_first():
-        done = folder.begin()
+        seen = state.is_main_process or folder.begun
+        done = seen and folder.begin()
+    refuse_unshared(args.output_dir, seen)
     if done:
         logger.info("%s already has all responses", args.output_dir)
         if state.is_main_process:

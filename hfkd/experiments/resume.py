@@ -19,6 +19,7 @@ from hfkd.models.on_policy_arguments import OnPolicyArguments
 from hfkd.reports.results import RESULTS_NAME
 from hfkd.teachers.source import weights_source
 from hfkd.utils.json_file import jsonable, read_json, write_json
+from hfkd.utils.launch import refuse_other_runs
 from hfkd.utils.output_folder import on_this_machine, refuse_inputs
 
 SETTINGS_NAME = "settings.json"
@@ -128,6 +129,7 @@ def distil_and_keep(
     last checkpoint.
     """
     args = _from_its_own_checkpoint(args)
+    refuse_other_runs(args.output_dir or ".")
     refuse_inputs(args.output_dir, vars(networks) | vars(data))  # the command line gave the parent folder
     folder, settings = Path(args.output_dir or "."), deciding(networks, data, args)
     with args.main_process_first(local=False, desc="making room for the run"):

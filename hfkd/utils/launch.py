@@ -6,13 +6,14 @@ import atexit
 import os
 import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState, is_initialized
-from accelerate.utils import get_int_from_env, parse_flag_from_env
+from accelerate.utils import gather_object, get_int_from_env, parse_flag_from_env
 from transformers.utils import is_torch_xla_available
 
 # Of torchrun and MPI implementations.
@@ -92,6 +93,32 @@ def refuse_several(work: str) -> None:
         raise ValueError(
             f"WORLD_SIZE={launched}, but {work} runs in one process, as several would overwrite each other's files: "
             "start it without a launcher, or with accelerate launch --num_processes 1"
+        )
+
+
+def refuse_unshared(folder: str | Path, seen: bool) -> None:
+    """Raise ValueError, in every process, unless each has `seen` in `folder` what the main process has written there.
+
+    On machines without a shared file system each would write its part of the files to a folder of its own.
+    """
+    blind = [rank for rank, one in enumerate(gather_object([seen])) if not one]
+    if blind:
+        raise ValueError(
+            f"{folder} is another folder for some processes ({blind}), which do not see what process 0 has written "
+            "there: choose one on a file system that all machines share, or start the processes on one machine"
+        )
+
+
+def refuse_other_runs(folder: str | Path) -> None:
+    """Raise ValueError, in every process, unless all are about to do the run in `folder`, named as the main one does.
+
+    A process that does not see which runs are finished would take part in one with the gradients of another.
+    """
+    runs = gather_object([os.path.join(*Path(folder).parts[-2:])])
+    if len(set(runs)) > 1:
+        raise ValueError(
+            f"the processes would do different runs ({', '.join(map(str, runs))}), because they do not find the same "
+            "finished ones: set output_dir to a folder on a file system that all machines share"
         )
 
 

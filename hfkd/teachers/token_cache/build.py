@@ -24,9 +24,10 @@ from hfkd.teachers.fingerprint import configuration, data_fingerprint, weights_f
 from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.teachers.token_cache.check import cache_differs
 from hfkd.teachers.token_cache.columns import HIGHEST_TEMPERATURE, LOWEST, text_columns
-from hfkd.teachers.token_cache.manifest import Manifest
+from hfkd.teachers.token_cache.manifest import MANIFEST, Manifest
 from hfkd.utils.argument_types import SoftmaxTemperature, fitting
 from hfkd.utils.devices import device_of
+from hfkd.utils.launch import refuse_unshared
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +126,9 @@ def _absent(
         for shard in absent.intersection(present):
             logger.warning("%s is damaged, or belongs to another cache, and is created again", folder / shard)
         manifest.write(folder)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+        refuse_unshared(folder, (folder / MANIFEST).is_file())
     return absent
 
 

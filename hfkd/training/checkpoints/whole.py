@@ -8,8 +8,9 @@ import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer import SCALER_NAME, TRAINER_STATE_NAME
@@ -54,6 +55,30 @@ class WholeCheckpoints:
         self.start: str | None = None
         self._listed = False  # whether that checkpoint has a manifest
 
+    def to_resume(self, wanted: str | bool | None) -> str | None:
+        """`checkpoint_to_resume`. Raises ValueError on every rank if ranks find checkpoints of different steps.
+
+        Each rank looks by itself, and what they exchange would be of different steps.
+        """
+        accelerator, refused = self.host.accelerator, None
+        try:
+            found = checkpoint_to_resume(wanted, self.host.args.output_dir)
+        except ValueError as error:
+            found, refused = None, error
+        if accelerator.num_processes > 1:
+            mine = torch.tensor([-1 if refused else _step_of(found)], device=accelerator.device)
+            steps = cast(torch.Tensor, accelerator.gather(mine)).tolist()
+            if len(set(steps)) > 1:
+                listed = ", ".join("none" if step < 0 else f"step {step}" for step in steps)
+                raise ValueError(
+                    f"the processes would start at different checkpoints ({listed}): {self.host.args.output_dir} has "
+                    "to be one folder for all of them, on a file system that all machines share; or copy its "
+                    "checkpoints to each machine"
+                ) from refused
+        if refused is not None:
+            raise refused
+        return found
+
     def start_from(self, checkpoint: str | None) -> None:
         """Delete unfinished files of an earlier process, and record where training starts. Called on every rank."""
         self.start = checkpoint
@@ -79,7 +104,7 @@ class WholeCheckpoints:
         another length.
         """
         if self.start is not None:
-            state = TrainerState.load_from_json(os.path.join(self.start, TRAINER_STATE_NAME))
+            state = _state_of(self.start)
             refuse_shorter(self.start, state, max_steps, self.host.args)
             if map_style(self.host.train_dataset):  # a stream may be shorter than it says
                 refuse_other_epochs(self.start, state, steps_per_epoch, self.host.args)
@@ -199,7 +224,7 @@ class OwnBest(TrainerCallback):
         start = self.whole.start
         if start is None or not (Path(start) / TRAINER_STATE_NAME).is_file():
             return
-        recorded = TrainerState.load_from_json(os.path.join(start, TRAINER_STATE_NAME)).best_model_checkpoint
+        recorded = _state_of(start).best_model_checkpoint
         beside = Path(start).parent / Path(recorded or "").name
         if not recorded or os.path.realpath(recorded) == os.path.realpath(beside):
             return
@@ -259,6 +284,14 @@ def checkpoint_to_resume(wanted: str | bool | None, folder: str | Path | None) -
         )
     _warn_of_missing_state(wanted)
     return wanted
+
+
+def _step_of(checkpoint: str | None) -> int:
+    return 0 if checkpoint is None else _state_of(checkpoint).global_step
+
+
+def _state_of(checkpoint: str) -> TrainerState:
+    return TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
 
 
 def _warn_of_missing_state(checkpoint: str) -> None:
