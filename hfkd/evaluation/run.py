@@ -60,7 +60,7 @@ def evaluate_sets(
             raise ValueError(
                 f"set {name!r} has rows without a reference: add at least one to each, or remove these rows"
             )
-    generator, folder = TextGenerator(model, tokenizer, **settings), Path(output_dir)
+    generator, folder = TextGenerator(model, tokenizer, **settings), Path(output_dir).expanduser()
     read_scores(folder)  # raises before anything is generated
     used = generator.settings | ({} if weights is None else {"weights": weights})
     used |= {} if rouge_tokenizer == "rouge_score" else {"rouge_tokenizer": rouge_tokenizer}

@@ -126,7 +126,7 @@ def analyse(args: AnalysisArguments, data: ImageDataArguments) -> dict[str, Any]
     for more, shown in _parts(args, (teacher.name, taught), (passes, students), runs, images):
         numbers |= more
         sections += shown
-    folder = Path(args.output_dir)
+    folder = Path(args.output_dir).expanduser()
     write_json(folder / NUMBERS_NAME, numbers)
     analysis_page(folder / PAGE_NAME, numbers, sections)
     logger.info("Results are in %s; open %s", folder / NUMBERS_NAME, folder / PAGE_NAME)

@@ -91,7 +91,7 @@ def analyse_masks(args: MaskAnalysisArguments, data: MaskDataArguments) -> dict[
         "environment": environment(device),
     }
     examples = [_example(k, images[k], networks, received, device) for k in spread(len(images), args.shown_images)]
-    folder = Path(args.output_dir)
+    folder = Path(args.output_dir).expanduser()
     write_json(folder / NUMBERS_NAME, numbers)
     mask_analysis_page(folder / PAGE_NAME, numbers, examples, label_names)
     logger.info("Results are in %s; open %s", folder / NUMBERS_NAME, folder / PAGE_NAME)

@@ -1,5 +1,6 @@
 """Flags for recipes that store the teacher's outputs once and then train from them."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +63,7 @@ class TeacherCacheArguments:
         """
         if not folder:
             return load()
+        folder = os.path.expanduser(folder)
         manifest = Manifest.read(folder)
         files = model_source(name)
         source = f"{files} {list(how)}"  # random or quantised weights come from the same files

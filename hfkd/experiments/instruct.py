@@ -102,7 +102,7 @@ def evaluate_students(
 
     The tables include students and sets of earlier calls with the same `output_dir`. Returns this call's scores.
     """
-    state, folder = processes(), Path(args.output_dir)
+    state, folder = processes(), Path(args.output_dir).expanduser()
     names = [str(Path(name)) for name in names]  # a trailing slash does not make another student
     folders = _folders(names, read_students(folder))
     scores = {}

@@ -30,7 +30,7 @@ class ResponseFolder:
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], filters: Mapping[str, Any]) -> None:
-        self.folder, self.settings, self.filters = Path(folder), dict(settings), dict(filters)
+        self.folder, self.settings, self.filters = Path(folder).expanduser(), dict(settings), dict(filters)
         self.counts: dict[str, int] = {}  # of a complete folder
 
     @property

@@ -114,10 +114,10 @@ def refuse_other_runs(folder: str | Path) -> None:
 
     A process that does not see which runs are finished would take part in one with the gradients of another.
     """
-    runs = gather_object([os.path.join(*Path(folder).parts[-2:])])
+    runs = gather_object([str(Path(*Path(folder).parts[-2:]))])
     if len(set(runs)) > 1:
         raise ValueError(
-            f"the processes would do different runs ({', '.join(map(str, runs))}), because they do not find the same "
+            f"the processes would do different runs ({', '.join(runs)}), because they do not find the same "
             "finished ones: set output_dir to a folder on a file system that all machines share"
         )
 

@@ -86,7 +86,8 @@ def build_text_cache(
         config=configuration(live),
         source=source,
     )
-    absent = _absent(live, dataset, Path(folder), manifest, batch_size, accelerator)
+    folder = Path(folder).expanduser()
+    absent = _absent(live, dataset, folder, manifest, batch_size, accelerator)
     _make(live, dataset, folder, manifest, absent, batch_size, accelerator, progress_bar)
 
 
@@ -135,7 +136,7 @@ def _absent(
 def _make(
     teacher: FrozenTeacher,
     dataset: Dataset,
-    folder: str | Path,
+    folder: Path,
     manifest: Manifest,
     absent: Collection[str],
     batch_size: int,

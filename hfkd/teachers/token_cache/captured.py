@@ -73,6 +73,7 @@ def build_captured_cache(
         name=name,
         captured=True,
     )
+    folder = Path(folder).expanduser()
     manifest.refuse_other(folder)
     absent = manifest.missing(folder)
     manifest.write(folder)

@@ -49,6 +49,7 @@ class CachedTextTeacher(nn.Module, Teacher):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
+        folder = Path(folder).expanduser()
         manifest = Manifest.read(folder)
         if manifest is None:
             raise ValueError(f"{folder} has no {MANIFEST}: build the cache with build_text_cache")

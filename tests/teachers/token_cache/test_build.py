@@ -20,12 +20,14 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from hfkd import DistillationTrainer
 from hfkd.data.text_collate import TokenCollator
+from hfkd.evaluation import evaluate_sets
 from hfkd.losses.base import Requirements
 from hfkd.losses.items import target_items, token_items
 from hfkd.losses.logits import JSD, KD, AdaptiveKL, ReverseKL, SkewKL, SkewReverseKL, TotalVariation
 from hfkd.losses.outputs import Outputs
 from hfkd.losses.temperatures import Energy, Gradation
 from hfkd.teachers import CachedTextTeacher, FrozenTeacher, build_text_cache
+from hfkd.teachers.token_cache.manifest import MANIFEST
 from hfkd.utils.targets import Targets
 
 DIVERGENCES = [KD(), ReverseKL(), JSD(), SkewKL(), SkewReverseKL(), TotalVariation()]
@@ -45,6 +47,17 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stored")
     build(folder)
     return folder
+
+
+def test_the_home_folder_is_not_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert isinstance(build("~/cache"), CachedTextTeacher)
+    assert (tmp_path / "home" / "cache" / MANIFEST).is_file()
+    evaluated = Dataset.from_dict({"prompt": ["ask you"], "references": [["a"]]})
+    limits = {"max_new_tokens": 2, "max_prompt_length": 8, "seeds": (1,)}
+    evaluate_sets(language_model(), tokenizer(), {"dolly": evaluated}, "~/answers", **limits)
+    assert os.listdir(tmp_path) == ["home"]
 
 
 def batch_of(rows):
