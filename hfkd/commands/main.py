@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from hfkd.commands.methods import methods
 from hfkd.commands.recipes import RECIPES, run_recipe
 from hfkd.reports.environment import environment, installed_version
+from hfkd.utils.command import print_in_any_encoding
 from hfkd.utils.shipped import shipped
 
 TOLD = {
@@ -18,6 +19,7 @@ TOLD = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv` (default: the command line) and return the exit status."""
+    print_in_any_encoding()
     parser = argparse.ArgumentParser(
         prog="hfkd",
         description="Distil large models into small ones with the Hugging Face Trainer.",

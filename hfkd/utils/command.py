@@ -1,5 +1,6 @@
 """The command that started this process in a form for publication: without secrets and local folders."""
 
+import io
 import os
 import re
 import shlex
@@ -18,6 +19,16 @@ SHORTEST_SECRET = 6  # shorter values of environment variables could hide ordina
 ABSOLUTE_PATH = re.compile(r"(?:(?<![\w.:/~-])~?|file://)(?:/[^\s/'\",;()]+)+/?")
 NO_SCRIPT = ("", "-c", "-m")
 TYPED = "HFKD_TYPED"  # set by the command `hfkd` to what was typed instead of a script, such as "hfkd image"
+
+
+def print_in_any_encoding() -> None:
+    """Print `?` for a character that the terminal's encoding, or that of a pipe, does not have, in place of an error.
+
+    On Windows pipes are not in UTF-8, and the tables of a run that has ended must not be lost for an arrow in them.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # others belong to notebooks and tests
+            stream.reconfigure(errors="replace")
 
 
 def command(argv: Sequence[str] | None = None) -> str | None:

@@ -18,7 +18,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
-from hfkd.utils.command import TYPED
+from hfkd.utils.command import TYPED, print_in_any_encoding
 from hfkd.utils.dependent_settings import refuse_without_effect
 from hfkd.utils.output_folder import refuse_inputs_as_output
 from hfkd.utils.precedence import merge
@@ -215,6 +215,7 @@ def _flags(dataclasses: Sequence[type], argv: Sequence[str]) -> dict[str, Any]:
 
 def _show_log() -> None:
     """Show the log of hfkd to the user of a recipe, once."""
+    print_in_any_encoding()
     logger = logging.getLogger("hfkd")
     if not logger.hasHandlers():
         handler = logging.StreamHandler()

@@ -1,5 +1,6 @@
 """The command `hfkd`: recipes by name, from a checkout and from a wheel; what it lists; what it refuses."""
 
+import io
 import json
 import os
 import subprocess
@@ -83,6 +84,14 @@ def test_a_recipe_says_what_was_typed(shell, capsys):
 def test_every_command_has_a_help(command, capsys):
     assert main([command, "--help"]) == 0
     assert capsys.readouterr().out.startswith(f"usage: hfkd {command}\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp936"])
+def test_what_a_terminal_cannot_show_is_a_question_mark(monkeypatch, encoding):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    assert main(["methods"]) == 0
+    sys.stdout.flush()
+    assert "Hinton et al. 2015: T_n? KL(p_n || q_n)" in sys.stdout.buffer.getvalue().decode(encoding)
 
 
 @pytest.mark.parametrize("words", [["--accelerate", "cpu"], ["--accelerate=cpu"]])
