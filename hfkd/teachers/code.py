@@ -78,6 +78,8 @@ def _reached(found: Any) -> list[Any]:
         return [part for entry in islice(found.items(), LONGEST) for part in entry]
     if isinstance(found, (list, tuple)):
         return list(found[:LONGEST])
+    if isinstance(found, (set, frozenset)):  # of texts, in another order in each process
+        return sorted(found, key=repr)[:LONGEST]
     if isinstance(found, (torch.Tensor, types.ModuleType)) or not hasattr(found, "__dict__"):
         return []
     if isinstance(found, nn.Module):  # its contents are hashed with its weights
@@ -117,8 +119,14 @@ def _names(code: types.CodeType) -> Iterable[str]:
 
 
 def _bytecode(code: types.CodeType) -> str:
-    constants = (_bytecode(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts)
+    constants = map(_constant, code.co_consts)
     return f"{code.co_code.hex()} {code.co_names} {' '.join(constants)}"
+
+
+def _constant(value: Any) -> str:
+    if isinstance(value, types.CodeType):
+        return _bytecode(value)
+    return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
 
 
 def _without_docstrings(tree: ast.AST) -> ast.AST:
