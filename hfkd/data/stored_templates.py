@@ -1,4 +1,4 @@
-"""Whether the prompts of a dataset already include a chat template, as its responses.json says."""
+"""What the responses.json of a dataset of `hfkd generate` says: whether it is complete, and its prompts' template."""
 
 import json
 import logging
@@ -21,6 +21,23 @@ def prompts_with_template(dataset_name: str) -> bool:
         return bool(found["settings"]["chat_template"])
     except (OSError, ValueError, KeyError, TypeError):  # none, or someone else's file
         return False
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Raise ValueError for a folder of `hfkd generate` without its counts, which are written last.
+
+    If only the copy of another split is there, because the disk was full, it would be read as the training rows.
+    """
+    try:
+        found = json.loads((folder / RESPONSES).read_text(encoding="utf-8"))
+        unfinished = {"settings", "filters"} <= found.keys() and "counts" not in found
+    except (OSError, ValueError, AttributeError):  # none, or someone else's file
+        return
+    if unfinished:
+        raise ValueError(
+            f"{folder} has responses of a teacher that `hfkd generate` has not finished: run the same command again, "
+            "which keeps those that are there"
+        )
 
 
 def warn_of_other_template(dataset_name: str, prompt: str, tokenizer: PreTrainedTokenizerBase) -> None:

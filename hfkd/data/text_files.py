@@ -10,6 +10,7 @@ import datasets
 from datasets import Dataset
 
 from hfkd.data.splits import SPLITS, load_splits, refuse_patterns
+from hfkd.data.stored_templates import refuse_unfinished
 
 # The builder of `datasets` for each suffix; other files are read as JSON lines.
 BUILDERS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
@@ -23,11 +24,13 @@ def read_splits(name: str, config: str | None = None) -> dict[str, Dataset]:
     """The splits of a file (`train`), of a folder of JSON-lines files (by their names), of one of `_tables`, or as from
     `load_splits`.
 
-    A file is JSON lines, or has the suffix .csv, .tsv, .parquet or .txt, where each line is a `text`.
+    A file is JSON lines, or has the suffix .csv, .tsv, .parquet or .txt, where each line is a `text`. Raises ValueError
+    for a folder that `hfkd generate` has not finished.
     """
     path = Path(name).expanduser()
     if path.is_file():
         return {"train": read_file(path)}
+    refuse_unfinished(path)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else []
     if len(files) == 1:
         return {"train": read_jsonl(files[0])}

@@ -10,6 +10,7 @@ from processes import on_ranks
 from text_toys import language_model, tokenizer
 from tokenizers import processors
 
+import hfkd.experiments.response_folder
 from hfkd.data.prompts import read_prompts
 from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_arguments import TextDataArguments
@@ -228,6 +229,26 @@ def test_a_stopped_run_ends_with_the_same_bytes(folder, tmp_path, monkeypatch, c
     generate_responses(often_ending(), tokenizer(), arguments(folder))
     assert made == []
     assert content(folder / "out") == whole
+
+
+def test_a_folder_that_is_not_finished_is_not_read(folder, monkeypatch):
+    """As where the disk is full: the copy of dev, the only file of rows, would be the training rows."""
+    write = hfkd.experiments.response_folder.write_atomically
+
+    def full(path, given):
+        if path.name == "train.jsonl":
+            raise OSError(28, "No space left on device")
+        write(path, given)
+
+    monkeypatch.setattr(hfkd.experiments.response_folder, "write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        generate_responses(often_ending(), tokenizer(), arguments(folder))
+    assert [path.name for path in (folder / "out").glob("*.jsonl")] == ["dev.jsonl"]
+    with pytest.raises(ValueError, match="`hfkd generate` has not finished: run the same command again"):
+        TextDataArguments(dataset_name=str(folder / "out")).load(tokenizer())
+    monkeypatch.setattr(hfkd.experiments.response_folder, "write_atomically", write)
+    generate_responses(often_ending(), tokenizer(), arguments(folder))
+    assert TextDataArguments(dataset_name=str(folder / "out"), max_length=12, max_prompt_length=5).load(tokenizer())
 
 
 def on_rank(rows, out):
