@@ -70,6 +70,21 @@ def end_ids(model: PreTrainedModel, tokenizer: Any) -> set[int]:
     return found - {_word_of(model, tokenizer)} if mine is not None else found
 
 
+def record_ends(network: Any, tokenizer: Any) -> None:
+    """Write `end_ids` into the generation config, which is saved: a pipeline then stops where evaluation does.
+
+    Trainer adds the end of sequence of its `processing_class`, and keeps what is there: a class default that is a word.
+    """
+    model = unwrap_peft_model(network)
+    if not can_write(model) or getattr(tokenizer, "eos_token_id", None) is None:
+        return
+    ends, own = end_ids(model, tokenizer), model.generation_config.eos_token_id
+    if ends != {*([own] if isinstance(own, int) else own or [])}:
+        first = tokenizer.eos_token_id
+        rest = sorted(ends - {first})
+        model.generation_config.eos_token_id = [first, *rest] if rest else first
+
+
 def _word_of(model: PreTrainedModel, tokenizer: Any) -> int | None:
     """The end of sequence that the model's class has by default, if it is an ordinary token of the tokenizer.
 

@@ -1,4 +1,4 @@
-"""Records in the saved student how its images are prepared, and the names of its classes."""
+"""Records in the saved student how its images are prepared, the names of its classes, and where its texts end."""
 
 import logging
 import warnings
@@ -14,7 +14,9 @@ from hfkd.models import Preparation, processor_spec, same_statistics
 from hfkd.models.calling import bare
 from hfkd.models.peers import networks_of
 from hfkd.models.processors import alike, resizes, timm_inputs, timm_wrappers
+from hfkd.models.writing import record_ends
 from hfkd.tasks.base import Task
+from hfkd.training.given_collator import tokenizer_of_rows
 from hfkd.training.host import Host
 from hfkd.training.validation.label_maps import write_label_names
 from hfkd.training.validation.normalisation import NEGLIGIBLE, Received
@@ -75,15 +77,17 @@ def check_processor(processing_class: Any, student: nn.Module, dataset: Any, rec
 
 
 def record_inputs(trainer: Host) -> None:
-    """Write class names and image preparation into the student's config.
+    """Write class names, ends of sequence and image preparation into the student's configs.
 
-    Taken from hfkd's transform, else the image processor, else the statistics of the training images; warns if these
-    are unknown. For hfkd's transforms a student gets an image processor (`processing_class`), except a timm model in
-    transformers' wrapper, which is loaded with the preparation in its config.
+    The preparation is taken from hfkd's transform, else the image processor, else the statistics of the training
+    images; warns if these are unknown. For hfkd's transforms a student gets an image processor (`processing_class`),
+    except a timm model in transformers' wrapper, which is loaded with the preparation in its config.
     """
     student, given = extract_model_from_parallel(trainer.model, keep_torch_compile=False), trainer.processing_class
     write_problem_type(student, trainer.task)
     write_label_names(student, trainer.class_names)
+    for one in networks_of(student):
+        record_ends(one, tokenizer_of_rows(trainer.processing_class, trainer.data_collator))
     if trainer.image_inputs is None or trainer.train_dataset is None:
         return
     prepared = of_evaluation(trainer)

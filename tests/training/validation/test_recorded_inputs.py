@@ -9,12 +9,16 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 from task_toys import KINDS
+from text_tokenizer import word_tokenizer
 from toys import Net, arguments, teacher
 from transformers import (
     AutoImageProcessor,
     CLIPImageProcessor,
     ConvNextImageProcessor,
     DeiTImageProcessor,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
     MobileViTImageProcessor,
     ViTConfig,
     ViTForImageClassification,
@@ -25,6 +29,8 @@ from transformers import (
 from hfkd import DistillationTrainer
 from hfkd.data import ImageTransform, LargeImageTransform, add_high_energy
 from hfkd.data.images import decode
+from hfkd.data.text_collate import TokenCollator
+from hfkd.evaluation.generation import generate
 from hfkd.models import image_classifier, image_processor, input_spec
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
@@ -296,3 +302,24 @@ def test_a_pipeline_makes_of_the_logits_what_the_task_does(tmp_path, name, own, 
         expected = probabilities(student(**words("a b c", return_tensors="pt")).logits)[0]
     by_number = {student.config.label2id[one["label"]]: one["score"] for one in found}
     assert torch.allclose(torch.tensor([by_number[i] for i in range(len(expected))]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("said", ["processing_class", "data_collator"])
+def test_a_pipeline_ends_texts_where_the_evaluation_did(tmp_path, said):
+    """A Llama's end of sequence is token 2 by default, here a word, and the tokenizer's is another."""
+    words, rows = word_tokenizer(), [{"input_ids": [3, 4, 1], "labels": [3, 4, 1]}] * 2
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    student = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **sizes))
+    student.lm_head = torch.nn.Linear(8, len(words))
+    with torch.no_grad():  # writes token 2, whatever came before
+        student.lm_head.weight.zero_()
+        student.lm_head.bias.copy_(torch.arange(len(words)) == 2)
+    given = {said: words if said == "processing_class" else TokenCollator(words)}
+    args = arguments(tmp_path, max_steps=1, learning_rate=1e-9, ce_weight=1.0, kd_weight=0.0)
+    trainer = DistillationTrainer(student, None, args, train_dataset=rows, **given)
+    trainer.train()
+    assert generate(student, words, ["a b"], max_new_tokens=3, no_repeat_ngram_size=0, temperature=0) == ["<s> <s> <s>"]
+    trainer.save_model()
+    assert GenerationConfig.from_pretrained(tmp_path).eos_token_id in (words.eos_token_id, [words.eos_token_id])
+    prompt = words("a b", return_tensors="pt")["input_ids"]
+    assert student.generate(prompt, max_new_tokens=3, do_sample=False)[0, 2:].tolist() == [2, 2, 2]
