@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self, cast
 import torch
 from datasets import Dataset, IterableDataset, SplitDict
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 from transformers.trainer_utils import has_length
 
 from hfkd.utils.argument_types import Positive, fitting
@@ -212,6 +213,30 @@ def image_transform(dataset: Any) -> ImageEpochTransform | None:
     """`epoch_transform`, if it is one of images; otherwise None."""
     transform = epoch_transform(dataset)
     return transform if isinstance(transform, ImageEpochTransform) else None
+
+
+def common_transform(dataset: Any) -> EpochTransform | None:
+    """`epoch_transform`, also of the rows in a `Subset` or a `ConcatDataset`, if all are resized and normalised alike.
+
+    Not in a subclass of these, which may change the images.
+    """
+    parts = [epoch_transform(one) for one in _unwrapped(dataset)]
+    first = parts[0] if parts else None
+    return first if first is not None and all(_prepared_as(one) == _prepared_as(first) for one in parts) else None
+
+
+def _unwrapped(dataset: Any) -> Iterator[Any]:
+    if type(dataset) is Subset:
+        yield from _unwrapped(dataset.dataset)
+    elif type(dataset) is ConcatDataset:
+        for part in dataset.datasets:
+            yield from _unwrapped(part)
+    else:
+        yield dataset
+
+
+def _prepared_as(transform: EpochTransform | None) -> Any:
+    return transform and (type(transform), transform.mean, transform.std, getattr(transform, "resizing", None))
 
 
 def unchanged_column(dataset: Any, name: str) -> Any:

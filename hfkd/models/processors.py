@@ -4,7 +4,7 @@ H height, W width.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ ALIKE = (
     0.1  # mean difference relative to the standard deviation: rounding gives up to 0.07 at 32 pixels, another crop 0.15
 )
 USUAL_SHARE = 0.875
+METHODS = ("bilinear", "bicubic")
+Processes = Callable[..., Any]  # an image processor, or a function with the arguments and outputs of one
 PICTURES = ((40, 60), (90, 64), (64, 64))  # heights and widths of the test images
 
 
@@ -29,13 +31,13 @@ PICTURES = ((40, 60), (90, 64), (64, 64))  # heights and widths of the test imag
 class Preparation:
     """The image preparation of evaluation: resize the shortest edge to `edge`, crop the centre, normalise.
 
-    size: (H, W) of the crop. interpolation: bilinear or bicubic.
+    size: (H, W) of the crop. edge: or both sides, (H, W). interpolation: bilinear or bicubic.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     size: tuple[int, int]
-    edge: int
+    edge: int | tuple[int, int]
     interpolation: str = "bicubic"
 
     @property
@@ -45,8 +47,8 @@ class Preparation:
             "mean": list(self.mean),
             "std": list(self.std),
             "input_size": [len(self.mean), *self.size],
-            "crop_pct": crop_share(min(self.size), self.edge),
-            "crop_mode": "center",
+            "crop_pct": crop_share(min(self.size), min(self.edge) if isinstance(self.edge, tuple) else self.edge),
+            "crop_mode": "squash" if isinstance(self.edge, tuple) else "center",
             "interpolation": self.interpolation,
         }
 
@@ -60,15 +62,17 @@ def image_processor(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     size: tuple[int, int],
-    edge: int | None = None,
+    edge: int | tuple[int, int] | None = None,
     interpolation: str = "bicubic",
 ) -> BaseImageProcessor:
     """An image processor that resizes the shortest edge to `edge`, crops the centre to `size`, and normalises.
 
-    Without `edge`, the shortest edge is resized to the smaller side of the crop.
+    edge: or both sides, (H, W), whatever their ratio was. Without it, the shortest edge is resized to the smaller side
+    of the crop.
     """
+    sides = {"height": edge[0], "width": edge[1]} if isinstance(edge, tuple) else {"shortest_edge": edge or min(size)}
     return CLIPImageProcessor(
-        size={"shortest_edge": edge or min(size)},
+        size=sides,
         crop_size={"height": size[0], "width": size[1]},
         image_mean=mean,
         image_std=std,
@@ -80,6 +84,17 @@ def crop_share(size: int, edge: int) -> float:
     """timm's `crop_pct` with which it resizes the shortest edge to `edge` = floor(size / crop_pct)."""
     share = size / edge
     return share if math.floor(size / share) == edge else math.nextafter(share, 0.0)
+
+
+def in_preparation(processor: TimmWrapperImageProcessor) -> Preparation | None:
+    """The preparation by a timm model's image processor; None if it pads images instead of cropping them."""
+    said = processor.data_config
+    mean, std = (tuple(map(float, said[name])) for name in ("mean", "std"))
+    _, height, width = said["input_size"]
+    sides = tuple(math.floor(side / said["crop_pct"]) for side in (height, width))
+    edge = sides if said["crop_mode"] == "squash" else min(sides)
+    made = Preparation(mean, std, (height, width), edge, said["interpolation"])
+    return made if said["interpolation"] in METHODS and alike(processor, made.processor) else None
 
 
 def timm_wrappers(model: nn.Module) -> list[TimmWrapperForImageClassification]:
@@ -133,12 +148,12 @@ def resizes(processor: BaseImageProcessor) -> bool:
     return bool(processor.to_dict().get("do_resize", True))
 
 
-def alike(one: BaseImageProcessor, other: BaseImageProcessor, size: tuple[int, int] | None = None) -> bool:
+def alike(one: Processes, other: Processes, size: tuple[int, int] | None = None) -> bool:
     """Whether two processors have the same outputs for images of several shapes, or of the shape `size`."""
     return difference(one, other, size) < ALIKE
 
 
-def difference(one: BaseImageProcessor, other: BaseImageProcessor, size: tuple[int, int] | None = None) -> float:
+def difference(one: Processes, other: Processes, size: tuple[int, int] | None = None) -> float:
     """The largest difference of their outputs, relative to the standard deviation; infinite for different shapes."""
     worst = 0.0
     for shape in (size,) if size is not None else PICTURES:

@@ -306,7 +306,9 @@ class Setup:
             refuse_few_classes(self.loss, task, self.classes)
         self.labels, self.empty_rows = LabelWatch(task, found), EmptyRows(task)
         self.class_names = None if task.vocabulary else check_label_names(data, collator, self.model, self.live)
-        check_processor(self.processing_class, self.saved_student, self.rows, self.received)
+        check_processor(
+            self.processing_class, self.saved_student, data, self.received, self.image_inputs, task, self.call
+        )
         refuse_single_row(self.model, self.call, args, self.rows, look)
         checked = (self.model, *self.networks), args, self.loss, data, collator
         self.packing = packing_check(*checked) if task.by_target else None

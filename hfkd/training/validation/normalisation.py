@@ -3,7 +3,6 @@
 B images, C channels, H height, W width.
 """
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from datasets import Dataset
 from timm.data.constants import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -21,15 +19,14 @@ from timm.data.constants import (
     OPENAI_CLIP_STD,
 )
 from torch import Tensor, nn
-from torchvision import transforms as v1
-from torchvision.transforms import v2
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hfkd.data.collate import ImageCollator, views_as_rows
-from hfkd.data.epochs import epoch_transform
+from hfkd.data.epochs import common_transform
 from hfkd.data.first_rows import map_style, sets_by_name
 from hfkd.models import InputSpec, input_spec, processor_spec, same_statistics
 from hfkd.teachers import FrozenTeacher, Teacher
+from hfkd.training.validation.torchvision_transforms import normalize_of
 from hfkd.utils.numbers import CIFAR_MEAN, CIFAR_STD
 from hfkd.utils.random_state import kept_random_state
 
@@ -97,13 +94,13 @@ class ImageInputs:
         order of channels, which is RGB unless the caller or the processor says otherwise. The random state is left
         unchanged.
         """
-        transform = epoch_transform(dataset)
+        transform = common_transform(dataset)
         if transform is not None and transform.mean is not None and transform.std is not None:
             return Received(self.told or InputSpec(transform.mean, transform.std, None), True)
         given = processor_spec(self.processing_class) if isinstance(self.processing_class, BaseImageProcessor) else None
         images, processed = _first_images(dataset, self.collate)
         size = None if images is None else (images.shape[-2], images.shape[-1])
-        written = _normalize_of(dataset)
+        written = normalize_of(dataset)
         believed = [spec and replace(spec, bgr=False) for spec in self.believed]
         proved = None if images is None else _proved(images, [written, given, *believed, *COMMON])
         if self.told is None and given is None and self.believed[0] is not None and self.believed[0].bgr:
@@ -112,6 +109,10 @@ class ImageInputs:
             if spec is not None:
                 return Received(spec, True, size)
         return Received(believed[0], False, size)
+
+    def read(self, dataset: Any) -> Tensor | None:
+        """The first images [B, C, H, W] of a dataset, if they can be read."""
+        return _first_images(dataset, self.collate)[0]
 
     def compare(self, training: Received, eval_dataset: Any) -> None:
         """Warn if the images of an evaluation set are normalised differently from the training images."""
@@ -222,42 +223,3 @@ def _deviation(images: Tensor, spec: InputSpec) -> float:
         off = (levels - levels.round()).abs().sort().values
         worst = max(worst, off[int(SHARE * (len(off) - 1))].item())
     return worst
-
-
-def _normalize_of(dataset: Any) -> InputSpec | None:
-    """The statistics of the `Normalize` in the torchvision transforms of a dataset, if there is exactly one.
-
-    Searched in the `set_transform` of a `datasets.Dataset` (including a function's outer variables), and in the
-    attributes of any other dataset.
-    """
-    if isinstance(dataset, Dataset):
-        holders = _referred(dataset.format["format_kwargs"].get("transform"))
-    else:
-        while isinstance(dataset, torch.utils.data.Subset):
-            dataset = dataset.dataset
-        holders = list(getattr(dataset, "__dict__", {}).values())
-    found = {
-        InputSpec(tuple(map(float, one.mean)), tuple(map(float, one.std)), None)
-        for holder in holders
-        for one in _normalizes(holder)
-    }
-    return found.pop() if len(found) == 1 else None
-
-
-def _referred(transform: Any) -> list[Any]:
-    """The transform itself, or, for a function, the outer variables that it uses."""
-    if not inspect.isfunction(transform):
-        return [transform]
-    variables = inspect.getclosurevars(transform)
-    return [*variables.nonlocals.values(), *variables.globals.values()]
-
-
-def _normalizes(transform: Any) -> Iterator[v1.Normalize | v2.Normalize]:
-    if isinstance(transform, (v1.Normalize, v2.Normalize)):
-        yield transform
-    elif isinstance(transform, (v1.Compose, v2.Compose)):
-        for part in transform.transforms:
-            yield from _normalizes(part)
-    elif isinstance(transform, nn.Sequential):
-        for part in transform:
-            yield from _normalizes(part)

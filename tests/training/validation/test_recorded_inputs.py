@@ -10,6 +10,9 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from task_toys import KINDS
 from text_tokenizer import word_tokenizer
+from timm.data import create_transform
+from torchvision import transforms as v1
+from torchvision.transforms import v2
 from toys import Net, arguments, teacher
 from transformers import (
     AutoImageProcessor,
@@ -20,6 +23,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     MobileViTImageProcessor,
+    TimmWrapperImageProcessor,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -141,6 +145,22 @@ def test_the_shortest_edge_is_the_one_that_was_evaluated(tmp_path, size):
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("student", STUDENTS)
+def test_a_part_of_a_dataset_is_prepared_as_all_of_it(tmp_path, student):
+    rows = large()
+    parts = torch.utils.data.random_split(rows, [16, 8], torch.Generator().manual_seed(0))
+    trainer = trained(tmp_path, STUDENTS[student](), *parts)
+    assert compared(tmp_path, trainer, rows, pictures()) < 0.02
+
+
+def test_a_given_processor_is_compared_with_the_evaluation_set(tmp_path):
+    """Which may have larger images than the training set (Touvron et al. 2019)."""
+    given, larger = image_processor(MEAN, STD, (48, 48), 55, "bilinear"), large()
+    larger = larger.with_transform(LargeImageTransform(48, MEAN, STD))
+    trainer = trained(tmp_path, timm_model(), large(), larger, processing_class=given)
+    assert compared(tmp_path, trainer, larger, pictures()) < 0.02
+
+
 def test_he_das_training_set(tmp_path):
     rows = small()
     trainer = trained(tmp_path, timm_model(), mixed(), rows)
@@ -228,6 +248,84 @@ def test_a_processor_that_contradicts_the_pixels_is_warned_of(tmp_path):
     with pytest.warns(UserWarning, match=r"mean \(0\.485, .* but the training images have mean \(0\.5, 0\.5, 0\.5\)"):
         trained(tmp_path, vit(), half, processing_class=given)
     trained(tmp_path / "same", vit(), plain((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), processing_class=given)
+
+
+def test_a_student_of_transformers_carries_a_processor_of_timm(tmp_path):
+    """Which itself saves nothing."""
+    given = TimmWrapperImageProcessor({"mean": MEAN, "std": STD, "input_size": (3, SIZE, SIZE), "crop_pct": 0.8})
+    rows = unprepared()
+    trainer = trained(tmp_path, vit(), rows, rows, processing_class=given)
+    assert compared(tmp_path, trainer, rows, pictures()) < 0.02
+
+
+# ---- torchvision's transforms ----------------------------------------------------------------------------------------
+
+
+class Pictures(torch.utils.data.Dataset):
+    """As ImageFolder is."""
+
+    def __init__(self, *steps, shapes=SHAPES):
+        self.transform, self.pictures = v1.Compose(steps), pictures(shapes)
+
+    def __getitem__(self, i):
+        return self.transform(self.pictures[i]), i % 3
+
+    def __len__(self):
+        return len(self.pictures)
+
+
+LAST = v1.ToTensor(), v1.Normalize(MEAN, STD)
+BYTES = v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)
+TRANSFORMS = {
+    "crop": (v1.Resize(40), v1.CenterCrop(SIZE), *LAST),
+    "bicubic": (v2.Resize(36, v2.InterpolationMode.BICUBIC), v2.CenterCrop(SIZE), *BYTES),
+    "squash": (v1.Resize((SIZE, SIZE)), *LAST),
+    "squash and crop": (v2.RGB(), v2.Resize((40, 40)), v2.CenterCrop(SIZE), *BYTES),
+    "timm": (create_transform((3, SIZE, SIZE), mean=MEAN, std=STD, crop_pct=0.8),),
+}
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("steps", TRANSFORMS)
+def test_a_student_carries_what_the_transforms_of_its_evaluation_say(tmp_path, student, steps):
+    drawn = Pictures(v1.RandomResizedCrop(SIZE), v1.RandomHorizontalFlip(), *LAST)
+    rows = Pictures(*TRANSFORMS[steps])
+    trainer = trained(tmp_path, STUDENTS[student](), drawn, rows)
+    assert compared(tmp_path, trainer, rows, pictures()) < 0.02
+
+
+def test_images_that_are_not_resized_are_not_cropped_either(tmp_path):
+    student = timm_model()
+    student.config.pretrained_cfg["crop_pct"] = 0.9  # as of most architectures
+    rows = Pictures(*LAST, shapes=((SIZE, SIZE),))
+    trainer = trained(tmp_path, student, rows, torch.utils.data.Subset(rows, range(24)))
+    assert compared(tmp_path, trainer, rows, pictures(((SIZE, SIZE),))) < 1e-4
+
+
+UNKNOWN = {
+    "flipped": lambda: Pictures(v1.Resize(40), v1.CenterCrop(SIZE), v1.RandomHorizontalFlip(1.0), *LAST),
+    "moved": lambda: Pictures(v1.Resize(40), v1.CenterCrop(SIZE), v1.Lambda(lambda p: p.rotate(90)), *LAST),
+    "tensors": lambda: plain((0.5,) * 3, (0.5,) * 3),
+}
+
+
+@pytest.mark.parametrize("rows", UNKNOWN)
+def test_a_crop_that_nobody_says_is_said_to_be_unknown(tmp_path, caplog, rows):
+    student, data = timm_model(), UNKNOWN[rows]()
+    student.config.pretrained_cfg["crop_pct"] = 0.9
+    trained(tmp_path / "timm", student, data, data)
+    assert "How the images are resized and cropped is unknown" in caplog.text
+    trained(tmp_path / "vit", vit(), data, data)
+    assert not (tmp_path / "vit" / "preprocessor_config.json").exists()
+
+
+def test_a_processor_that_crops_otherwise_than_the_transforms_is_warned_of(tmp_path):
+    rows = Pictures(*TRANSFORMS["crop"])
+    given = ViTImageProcessor(size={"height": SIZE, "width": SIZE}, image_mean=MEAN, image_std=STD)
+    with pytest.warns(UserWarning, match="ViTImageProcessor resizes or crops images differently from the transforms"):
+        trained(tmp_path, vit(), rows, rows, processing_class=given)
+    squashed = Pictures(*TRANSFORMS["squash"])
+    trained(tmp_path / "same", vit(), squashed, squashed, processing_class=given)
 
 
 # ---- neither ---------------------------------------------------------------------------------------------------------
