@@ -11,11 +11,12 @@ import torch
 import transformers
 from accelerate.utils import extract_model_from_parallel
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer_utils import unwrap_peft_model
 
 from hfkd.evaluation.weights import step_of_weights
-from hfkd.models import CIFAR_NETS, Peers
+from hfkd.models import CIFAR_NETS, InputSpec, Peers
 from hfkd.models.label_names import label_names_of
 from hfkd.models.peers import networks_of
 from hfkd.models.started_from import started_from
@@ -107,7 +108,10 @@ def _of_the_run(
     hfkd_version = installed_version("hfkd") or "of an unknown version"
     methods = (["Peers()"] if peers else []) + (["TAKD()"] if assistants else []) + HE_DA[args.he_da]
     return {
-        "settings": _cells({"data": dataset, "assistants": assistants, "classes": _classes(trainer), **settings}),
+        "settings": _cells(
+            {"data": dataset, "assistants": assistants}
+            | {"classes": _classes(trainer), "images": _images(trainer), **settings}
+        ),
         "item": trainer.task.item,
         "first_rows": trainer.task.vocabulary,
         "next_tokens": trainer.task.pipeline_tag == "text-generation",
@@ -131,6 +135,25 @@ def _classes(trainer: Host) -> str | None:
         return None
     names = trainer.class_names or label_names_of(student)
     return f"`{', '.join(names)}`, in the order of its outputs" if names else None
+
+
+def _images(trainer: Host) -> str | None:
+    """How images are prepared, for a student beside which no image processor is saved; else None.
+
+    The sizes of a detector, which resizes images itself, are not among its weights.
+    """
+    student: Any = extract_model_from_parallel(trainer.model, keep_torch_compile=False)
+    own, received = getattr(student, "transform", None), trainer.received
+    if isinstance(own, GeneralizedRCNNTransform):
+        spec = InputSpec(tuple(own.image_mean), tuple(own.image_std), None)
+        return (
+            f"resized by the network (min_size={own.min_size}, max_size={own.max_size}) and normalised by it "
+            f"({spec.in_words})"
+        )
+    if not received.certain or received.spec is None or inputs_saved(student, trainer.saved_processor):
+        return None
+    size = f", {' x '.join(map(str, received.size))} pixels in training" if received.size else ""
+    return f"{received.spec.in_words}, of values from 0 to 1{size}"
 
 
 def _words(**words: str | None) -> dict[str, str | None]:

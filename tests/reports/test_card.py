@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from datasets import ClassLabel, Dataset
+from detection_toys import boxed, detector
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 from task_toys import KINDS, padded
@@ -57,6 +58,18 @@ def test_a_student_without_a_config_has_its_class_names_in_the_card(tmp_path):
     args = arguments(tmp_path, task="semantic_segmentation", ce_weight=1.0, kd_weight=0.0)
     DistillationTrainer(nn.Conv2d(3, 3, 1), None, args, train_dataset=data).create_model_card()
     assert "| classes | `sky, road, car`, in the order of its outputs |" in card(tmp_path).text
+    assert (
+        "| images | mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225), of values from 0 to 1" in card(tmp_path).text
+    )
+
+
+def test_the_card_of_a_detector_has_the_sizes_that_its_weights_do_not_have(tmp_path):
+    args = arguments(tmp_path, task="object_detection", ce_weight=1.0, kd_weight=0.0)
+    DistillationTrainer(detector(), None, args, train_dataset=boxed()).create_model_card()
+    assert (
+        "| images | resized by the network (min_size=(48,), max_size=72) and normalised by it (mean (0.485, "
+        in card(tmp_path).text
+    )
 
 
 def test_a_timm_model_of_its_own_too_and_a_compiled_one_is_loaded_as_it_is_saved(tmp_path):

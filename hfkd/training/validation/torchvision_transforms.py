@@ -114,12 +114,12 @@ def _as_processor(transform: Callable[[Any], Any]) -> Callable[..., dict[str, Te
 
 def _holders(dataset: Any) -> list[Any]:
     """What may be transforms: the `set_transform` of a `datasets.Dataset` or, for a function, its outer variables, and
-    the attributes of any other dataset."""
+    the attributes of any other dataset, its class's included."""
     if isinstance(dataset, Dataset):
         return _referred(dataset.format["format_kwargs"].get("transform"))
     while isinstance(dataset, torch.utils.data.Subset):
         dataset = dataset.dataset
-    return list(getattr(dataset, "__dict__", {}).values())
+    return list({**vars(type(dataset)), **getattr(dataset, "__dict__", {})}.values())
 
 
 def _referred(transform: Any) -> list[Any]:

@@ -294,10 +294,23 @@ def test_a_student_carries_what_the_transforms_of_its_evaluation_say(tmp_path, s
     assert compared(tmp_path, trainer, rows, pictures()) < 0.02
 
 
-def test_images_that_are_not_resized_are_not_cropped_either(tmp_path):
+class Stored(torch.utils.data.Dataset):
+    """As in the documentation: pictures as bytes, and the transforms in the class."""
+
+    transform = v2.Compose(BYTES[1:])
+
+    def __getitem__(self, i):
+        picture = pictures(((SIZE, SIZE),))[i]
+        return {"pixel_values": self.transform(v2.functional.pil_to_tensor(picture)), "labels": i % 3}
+
+    def __len__(self):
+        return 24
+
+
+@pytest.mark.parametrize("rows", [Pictures(*LAST, shapes=((SIZE, SIZE),)), Stored()], ids=["pictures", "bytes"])
+def test_images_that_are_not_resized_are_not_cropped_either(tmp_path, rows):
     student = timm_model()
     student.config.pretrained_cfg["crop_pct"] = 0.9  # as of most architectures
-    rows = Pictures(*LAST, shapes=((SIZE, SIZE),))
     trainer = trained(tmp_path, student, rows, torch.utils.data.Subset(rows, range(24)))
     assert compared(tmp_path, trainer, rows, pictures(((SIZE, SIZE),))) < 1e-4
 
