@@ -9,6 +9,7 @@ from hfkd.data.labelled_texts import LabelledTextArguments
 from hfkd.data.plain_texts import PlainTextArguments
 from hfkd.evaluation.metrics import default_metrics
 from hfkd.models.label_names import class_names
+from hfkd.models.positions import said_limit
 from hfkd.models.text_network_arguments import TextNetworkArguments
 from hfkd.tasks.choice import chosen_task
 from hfkd.trainer import DistillationTrainer
@@ -47,9 +48,13 @@ def _trainer(
     tokenizer: Any,
     labels: dict[str, Any],
 ) -> DistillationTrainer:
-    """The seed is set before the networks are created, so that runs in one process do not influence each other."""
+    """The seed is set before the networks are created, so that runs in one process do not influence each other.
+
+    The tokenizer, which is saved, truncates to the student's positions: a pipeline's truncation=True asks it.
+    """
     set_seed(args.seed)
     student = networks.student(auto, tokenizer, **labels)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, said_limit(student) or tokenizer.model_max_length)
     needed = args.kd_weight or args.evaluate_kl
     teacher = networks.teacher(auto, tokenizer, **labels) if needed else None
     return DistillationTrainer(

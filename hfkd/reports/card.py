@@ -110,7 +110,7 @@ def _of_the_run(
     return {
         "settings": _cells(
             {"data": dataset, "assistants": assistants}
-            | {"classes": _classes(trainer), "images": _images(trainer), **settings}
+            | {"classes": _classes(trainer), "images": _images(trainer), **_texts(trainer.details), **settings}
         ),
         "item": trainer.task.item,
         "first_rows": trainer.task.vocabulary,
@@ -154,6 +154,16 @@ def _images(trainer: Host) -> str | None:
         return None
     size = f", {' x '.join(map(str, received.size))} pixels in training" if received.size else ""
     return f"{received.spec.in_words}, of values from 0 to 1{size}"
+
+
+def _texts(details: Mapping[str, Any]) -> dict[str, Any]:
+    """How a recipe's texts were written and cut, which the saved tokenizer does not say; empty for other runs."""
+    found: dict[str, Any] = {"max_length": details.get("max_length")}
+    if "chat_template" in details:
+        own = "as they are, instructions in `hfkd.data.instructions.instruction_prompt`; not in a chat template"
+        by_template = details["chat_template"] or details.get("prompts_with_template")
+        found["prompts"] = "by the tokenizer's chat template" if by_template else own
+    return found
 
 
 def _words(**words: str | None) -> dict[str, str | None]:

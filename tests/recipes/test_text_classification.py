@@ -1,6 +1,7 @@
 """The recipe for classifiers of texts, as users start it: a teacher from labels, a student from the teacher."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -81,12 +82,19 @@ def test_what_is_saved_classifies_by_name(taught):
     assert vocabularies[0] == vocabularies[1]
 
 
+def test_a_pipeline_truncates_to_the_positions_of_the_student(taught):
+    classify = pipeline("text-classification", str(taught[1]), device="cpu")
+    assert classify.tokenizer.model_max_length == BertConfig().max_position_embeddings
+    assert len(classify("a ask b " * 200, truncation=True)) == 1
+
+
 def test_the_card_and_the_page_are_of_texts(taught):
     card, page = ((taught[1] / name).read_text() for name in ("README.md", "index.html"))
     assert 'model = AutoModelForSequenceClassification.from_pretrained("student")' in card
     assert 'tokenizer = AutoTokenizer.from_pretrained("student")' in card
     assert "pipeline_tag: text-classification" in card
     assert "an item is a row" in card
+    assert re.search(r"\| max_length \| \d+ \|", card)
     assert "Accuracy by teacher entropy" in page
     assert "Left out: no per-sample evaluation" not in page
     assert "Left out: the run did not scan" not in page

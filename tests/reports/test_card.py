@@ -63,6 +63,24 @@ def test_a_student_without_a_config_has_its_class_names_in_the_card(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("details", "said"),
+    [
+        ({"chat_template": True, "prompts_with_template": False}, "by the tokenizer's chat template"),
+        ({"chat_template": False, "prompts_with_template": True}, "by the tokenizer's chat template"),
+        ({"chat_template": False}, "as they are, instructions in `hfkd.data.instructions.instruction_prompt`; not in"),
+    ],
+)
+def test_the_card_says_how_the_prompts_were_written(tmp_path, details, said):
+    """A saved tokenizer may have a chat template that the student has never seen."""
+    args = arguments(tmp_path, ce_weight=1.0, kd_weight=0.0)
+    trainer = DistillationTrainer(language_model(), None, args, processing_class=tokenizer(), train_dataset=TokenRows())
+    trainer.details = details | {"max_length": 24}
+    trainer.create_model_card()
+    assert f"| prompts | {said}" in card(tmp_path).text
+    assert "| max_length | 24 |" in card(tmp_path).text
+
+
 def test_the_card_of_a_detector_has_the_sizes_that_its_weights_do_not_have(tmp_path):
     args = arguments(tmp_path, task="object_detection", ce_weight=1.0, kd_weight=0.0)
     DistillationTrainer(detector(), None, args, train_dataset=boxed()).create_model_card()
