@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from timm.data.constants import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -113,6 +115,15 @@ class ImageInputs:
     def read(self, dataset: Any) -> Tensor | None:
         """The first images [B, C, H, W] of a dataset, if they can be read."""
         return _first_images(dataset, self.collate)[0]
+
+    def reads_bytes(self, dataset: Any) -> bool:
+        """Whether the collator makes floats from 0 to 1 of a dataset's pictures or bytes, and no more of them."""
+        if not isinstance(self.collate, ImageCollator) or self.collate.processor is not None or not map_style(dataset):
+            return False
+        with kept_random_state():
+            row = dataset[0] if len(dataset) else {}
+        image = row.get("pixel_values") if isinstance(row, Mapping) else row[0]
+        return isinstance(image, Image.Image) or getattr(image, "dtype", None) in (torch.uint8, np.uint8)
 
     def compare(self, training: Received, eval_dataset: Any) -> None:
         """Warn if the images of an evaluation set are normalised differently from the training images."""

@@ -12,7 +12,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hfkd.data.epochs import ImageEpochTransform, common_transform
 from hfkd.data.first_rows import sets_by_name
-from hfkd.models import Preparation, processor_spec, same_statistics
+from hfkd.models import InputSpec, Preparation, processor_spec, same_statistics
 from hfkd.models.calling import Call, bare
 from hfkd.models.peers import networks_of
 from hfkd.models.processors import alike, in_preparation, resizes, timm_inputs, timm_wrappers
@@ -48,23 +48,27 @@ def _of_sets(scored: Any, rows: Any, received: Received) -> Preparation | None:
 def of_evaluation(trainer: Host) -> Preparation | None:
     """How the images are prepared on which the student is evaluated; None if that is not known for certain."""
     prepared = _of_sets(trainer.eval_dataset, trainer.train_dataset, trainer.received)
-    if prepared is None and trainer.processing_class is None:
-        written = _written(
-            trainer.eval_dataset, trainer.train_dataset, trainer.image_inputs, trainer.task, trainer.call
-        )
-        students = networks_of(extract_model_from_parallel(trainer.model, keep_torch_compile=False))
-        return (
-            written.preparation if written and all(written.as_by(_loaded(written, one)) for one in students) else None
-        )
-    return prepared
+    if prepared is not None or trainer.processing_class is not None:
+        return prepared
+    written = _written(trainer.eval_dataset, trainer.train_dataset, trainer.image_inputs, trainer.task, trainer.call)
+    students = networks_of(extract_model_from_parallel(trainer.model, keep_torch_compile=False))
+    if written is None or not all(written.as_by(_loaded(written, one)) for one in students):
+        return None
+    return written.preparation
 
 
 def _written(scored: Any, rows: Any, inputs: ImageInputs | None, task: Task, call: Call) -> Written | None:
     """What the torchvision transforms of the evaluated rows say, if they are understood; not where masks need them."""
     if inputs is None or task.hub_tag(call) != CLASSIFICATION:
         return None
-    evaluated = next(iter(sets_by_name(scored).values()), None)
-    return written_preparation(rows if evaluated is None else evaluated, inputs.read)
+    first = next(iter(sets_by_name(scored).values()), None)
+    evaluated = rows if first is None else first
+    found = written_preparation(evaluated, inputs.read, inputs.reads_bytes)
+    received = inputs.of(evaluated) if found is not None else None
+    if found is None or received is None or received.spec is None or not received.certain:
+        return None
+    said = InputSpec(found.preparation.mean, found.preparation.std, None)
+    return found if same_statistics(said, received.spec, NEGLIGIBLE) else None  # the collator may normalise too
 
 
 def _loaded(written: Written, student: nn.Module) -> BaseImageProcessor:

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers.image_processing_utils import BaseImageProcessor
 
+from hfkd.data.collate import RGB
 from hfkd.models import InputSpec, Preparation
 from hfkd.models.processors import METHODS, alike
 from hfkd.utils.random_state import kept_random_state
@@ -57,27 +58,31 @@ class Written(NamedTuple):
             return None
 
 
-def written_preparation(dataset: Any, read: Callable[[Any], Tensor | None]) -> Written | None:
-    """What a dataset's transforms say.
+def written_preparation(
+    dataset: Any, read: Callable[[Any], Tensor | None], reads_bytes: Callable[[Any], bool]
+) -> Written | None:
+    """What a dataset's transforms say, or for one without, whose pictures become floats from 0 to 1, that.
 
-    read: the first images of a dataset [B, C, H, W], if they can be read. None if there is not exactly one series of
-    transforms, if it has another than those that resize, crop the centre and normalise, or if the images are not of its
-    size.
+    read: the first images of a dataset [B, C, H, W], if they can be read; reads_bytes: whether they become floats and
+    no more. None if there is more than one series of transforms, if it has another than those that resize, crop the
+    centre and normalise, or if the images are not of its size, or not in colour.
     """
     series = {id(one): one for one in _holders(dataset) if any(isinstance(step, SAYING) for step in _steps(one))}
+    if not series and reads_bytes(dataset):
+        series = {0: v1.ToTensor()}
     images = read(dataset) if len(series) == 1 else None
-    if images is None:
+    if images is None or images.shape[1] != RGB:
         return None
     (transform,) = series.values()
     steps = list(_steps(transform))
-    said = _said(steps, (images.shape[-2], images.shape[-1]), images.shape[1])
+    said = _said(steps, (images.shape[-2], images.shape[-1]))
     if said is None:
         return None
     any_shape = isinstance(said.edge, tuple) or any(isinstance(step, CROP) for step in steps)
     return Written(said, _as_processor(transform), None if any_shape else said.size)
 
 
-def _said(steps: Sequence[Any], size: tuple[int, int], channels: int) -> Preparation | None:
+def _said(steps: Sequence[Any], size: tuple[int, int]) -> Preparation | None:
     """The preparation by the settings of the transforms; size: H and W of the images that they make."""
     resize, crop, norm = ([one for one in steps if isinstance(one, kind)] for kind in (RESIZE, CROP, NORMALIZE))
     if not all(isinstance(one, KNOWN) for one in steps) or max(len(resize), len(crop), len(norm)) > 1:
@@ -95,7 +100,7 @@ def _said(steps: Sequence[Any], size: tuple[int, int], channels: int) -> Prepara
         if resize[0].max_size is not None or method not in METHODS or (not crop and edge != size and edge != min(size)):
             return None
     mean, std = ([*map(float, norm[0].mean)], [*map(float, norm[0].std)]) if norm else ([0.0], [1.0])
-    mean, std = (values * channels if len(values) == 1 else values for values in (mean, std))
+    mean, std = (values * RGB if len(values) == 1 else values for values in (mean, std))
     return Preparation(tuple(mean), tuple(std), size, edge, str(method))
 
 

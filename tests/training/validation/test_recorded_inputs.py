@@ -307,9 +307,16 @@ class Stored(torch.utils.data.Dataset):
         return 24
 
 
-@pytest.mark.parametrize("rows", [Pictures(*LAST, shapes=((SIZE, SIZE),)), Stored()], ids=["pictures", "bytes"])
+AS_THEY_ARE = {
+    "pictures": lambda: Pictures(*LAST, shapes=((SIZE, SIZE),)),
+    "bytes": Stored,
+    "of the collator": lambda: unprepared(((SIZE, SIZE),)),
+}
+
+
+@pytest.mark.parametrize("rows", AS_THEY_ARE)
 def test_images_that_are_not_resized_are_not_cropped_either(tmp_path, rows):
-    student = timm_model()
+    student, rows = timm_model(), AS_THEY_ARE[rows]()
     student.config.pretrained_cfg["crop_pct"] = 0.9  # as of most architectures
     trainer = trained(tmp_path, student, rows, torch.utils.data.Subset(rows, range(24)))
     assert compared(tmp_path, trainer, rows, pictures(((SIZE, SIZE),))) < 1e-4
@@ -320,6 +327,34 @@ UNKNOWN = {
     "moved": lambda: Pictures(v1.Resize(40), v1.CenterCrop(SIZE), v1.Lambda(lambda p: p.rotate(90)), *LAST),
     "tensors": lambda: plain((0.5,) * 3, (0.5,) * 3),
 }
+
+
+class Grey(Pictures):
+    def __getitem__(self, i):
+        return self.transform(self.pictures[i].convert("L")), i % 3
+
+
+def test_grey_images_get_no_processor_of_colours(tmp_path):
+    torch.manual_seed(0)
+    rows = Grey(v1.ToTensor(), v1.Normalize((0.5,), (0.5,)), shapes=((SIZE, SIZE),))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = ViTConfig(**sizes, image_size=SIZE, patch_size=4, num_labels=3, num_channels=1)
+    trained(tmp_path, ViTForImageClassification(config), rows, rows)
+    assert not (tmp_path / "preprocessor_config.json").exists()
+
+
+class Normalised:
+    """A collator that normalises what the transforms have left from 0 to 1."""
+
+    def __call__(self, rows):
+        images, labels = (torch.stack([torch.as_tensor(row[k]) for row in rows]) for k in (0, 1))
+        return {"pixel_values": v1.functional.normalize(images, MEAN, STD), "labels": labels}
+
+
+def test_what_a_collator_adds_to_the_transforms_is_not_left_out(tmp_path):
+    rows = Pictures(v1.Resize((SIZE, SIZE)), v1.ToTensor())
+    trained(tmp_path, vit(), rows, rows, data_collator=Normalised())
+    assert not (tmp_path / "preprocessor_config.json").exists()
 
 
 @pytest.mark.parametrize("rows", UNKNOWN)
