@@ -138,11 +138,12 @@ def test_the_example_of_adapters_builds_their_head(tmp_path, stored):
     trainer.save_model()  # PEFT writes a card too
     assert card(tmp_path / "student").content == written
     inputs = torch.tensor([[3, 4, 5]])
+    loaded = run_example(tmp_path / "student")
     with torch.no_grad():
-        expected, found = (
-            model.eval()(inputs).logits for model in (trainer.model, run_example(tmp_path / "student")["model"])
-        )
+        expected, found = (model.eval()(inputs).logits for model in (trainer.model, loaded["model"]))
     assert torch.equal(found, expected)
+    words = loaded["tokenizer"], trainer.saved_processor
+    assert words[0]("a b c")["input_ids"] == words[1]("a b c")["input_ids"]
     assert "| classes | `bird, cat, dog`, in the order of its outputs |" in card(tmp_path / "student").text
 
 
