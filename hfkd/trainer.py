@@ -25,6 +25,7 @@ from hfkd.arguments import DistillationArguments
 from hfkd.data.collate import views_as_rows
 from hfkd.data.he_da import original_images
 from hfkd.data.resident import as_collator_takes_it
+from hfkd.data.streams import WITHOUT_WORKERS, WholeStream, due_at_epochs, even_stream, read_by_each_rank
 from hfkd.data.target_collator import with_targets
 from hfkd.evaluation.metrics import Running, check_counted, in_any_way, own_metrics, reads_logits
 from hfkd.models.calling import by_name, logits_first, main_input_named
@@ -76,7 +77,6 @@ from hfkd.training.sampling import by_epoch, tell_epoch, with_lengths
 from hfkd.training.search import default_objective
 from hfkd.training.setup import Setup
 from hfkd.training.statistics import scan_of
-from hfkd.training.streams import read_by_each_rank
 from hfkd.training.trainer_arguments import (
     RefuseChanged,
     in_trainers_order,
@@ -395,15 +395,20 @@ class DistillationTrainer(Trainer):
         self.data_collator = CheckedCollator(used, self.bounds, dataset, no_label)
         try:
             # The collator drops unused columns, see `chosen_collator`: Trainer would drop them before a transform runs.
-            own = read_by_each_rank(dataset, self.task, self.accelerator)
+            own = read_by_each_rank(dataset, self.task.one_item_a_row, self.accelerator)
             seeded_order = setting(self.accelerator.dataloader_config, data_seed=self.args.seed_of_data)
             settings: dict[str, Any] = {"dataloader_pin_memory": pinned, "remove_unused_columns": False}
             if description != "Training":  # every row is scored, in order, as ranks drop repeated rows by place,
                 settings |= {"dataloader_drop_last": False, "dataloader_in_order": True}
             if description == "test":  # and who predicts gets them in their order
                 settings |= {"train_sampling_strategy": "sequential"}
-            with setting(self.args, **settings), own, seeded_order:
-                return super()._get_dataloader(dataset, description, *arguments, **keywords)
+            scored = description != "Training"
+            with own, seeded_order:
+                rows = even_stream(dataset, self.accelerator, scored, due_at_epochs(self.args))
+                counted = scored and isinstance(rows, WholeStream)
+                with setting(self.args, **settings, **(WITHOUT_WORKERS if counted else {})):
+                    loader = super()._get_dataloader(rows, description, *arguments, **keywords)
+            return rows.count_for(loader) if counted else loader
         finally:
             self.data_collator = collate
 

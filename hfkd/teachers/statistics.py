@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from hfkd.data.collate import ImageCollator
 from hfkd.data.epochs import OneEpoch, epoch_transform, first_epoch, image_transform, refuse_streams
 from hfkd.data.he_da import original_images
+from hfkd.data.streams import WholeStream, even_stream, read_by_each_rank
 from hfkd.losses.temperatures import Level
 from hfkd.tasks.base import Task
 from hfkd.tasks.image_classification import ImageClassification
@@ -115,8 +116,7 @@ def _made(
     progress_bar: bool,
 ) -> TeacherScan:
     """Run a pass over the rows, and write the result to `file`."""
-    workers = 0 if isinstance(reader.dataset, OneEpoch) else num_workers  # each worker would read all rows
-    loader = DataLoader(reader.dataset, reader.batch_size, num_workers=workers, collate_fn=reader.collate)
+    loader = _loader(reader, accelerator, num_workers)
     # The loader uses the CPU generator; by default fork_rng would initialize every GPU of the node.
     with reader.frozen(), torch.random.fork_rng(devices=[]), first_epoch(reader.dataset):
         torch.default_generator.manual_seed(seed)
@@ -152,13 +152,26 @@ def _live(teacher: nn.Module) -> FrozenTeacher:
     return teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher).unfreeze()
 
 
+def _loader(reader: RowReader, accelerator: Accelerator | None, num_workers: int) -> Any:
+    """The loader of this rank's share of the rows."""
+    workers = 0 if isinstance(reader.dataset, OneEpoch) else num_workers  # each worker would read all rows
+
+    def of(rows: Any) -> Any:
+        return DataLoader(rows, reader.batch_size, num_workers=workers, collate_fn=reader.collate)
+
+    if accelerator is None:
+        return of(reader.dataset)
+    with read_by_each_rank(reader.dataset, reader.task.one_item_a_row, accelerator):
+        rows = even_stream(reader.dataset, accelerator, scored=True)
+        loader = accelerator.prepare(of(rows))
+    return rows.count_for(loader) if isinstance(rows, WholeStream) else loader
+
+
 def _run(
     reader: RowReader, loader: Any, accelerator: Accelerator | None, level: Level, progress_bar: bool
 ) -> TeacherScan:
-    samples, rows, every_item, source = [], [], [], loader
+    samples, rows, every_item = [], [], []
     most, found = per_row(reader.task.scanned_items, len(reader.dataset)), 0
-    if accelerator is not None:
-        loader = accelerator.prepare(loader)
     quiet = not progress_bar or not (accelerator is None or accelerator.is_main_process)
     for batch in tqdm(loader, desc="Scanning the training set with the teacher", disable=quiet, leave=False):
         per_item, items = reader.read(batch)  # [N, 4]
@@ -175,7 +188,7 @@ def _run(
     of_samples = torch.cat(samples)
     broken = (~torch.isfinite(of_samples[:, :2].sum(-1))).nonzero().flatten().tolist()
     if broken:
-        part = _what_broke(reader, source.collate_fn([source.dataset[broken[0]]]))
+        part = _what_broke(reader, reader.collate([reader.dataset[broken[0]]]))
         raise ValueError(
             part.format(f"for {len(broken)} of {len(of_samples)} training rows (first at rows {broken[:5]})")
         )
