@@ -73,6 +73,7 @@ from hfkd.training.passes import EpochViews, in_passes
 from hfkd.training.private_api import FIRST_STEP, NOISE
 from hfkd.training.run_settings import BatchSizeInUse, compared_settings, run_settings
 from hfkd.training.same_rows import count_rows_once
+from hfkd.training.same_start import refuse_other_lengths, refuse_other_start
 from hfkd.training.sampling import by_epoch, tell_epoch, with_lengths
 from hfkd.training.search import default_objective
 from hfkd.training.setup import Setup
@@ -549,6 +550,7 @@ class DistillationTrainer(Trainer):
         first, size = self._first_batch(resumed=checkpoint is not None), self._train_batch_size
         if trial is None:  # trials have their own
             self._identify_training(checkpoint)
+        refuse_other_start(self)
         self.whole.start_from(checkpoint)
         self.marks.own_set = self.eval_dataset
         if checkpoint is None:
@@ -687,6 +689,7 @@ class DistillationTrainer(Trainer):
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
         values = super().set_initial_training_values(args, dataloader)
         steps_per_epoch, max_steps = values[1], values[6]
+        refuse_other_lengths(self.args, steps_per_epoch, max_steps)
         self.whole.refuse_other_lengths(max_steps, steps_per_epoch)
         if self.distillation_loss.kd_weight:
             run_identity.check_undistilled(self.whole.start, max_steps)

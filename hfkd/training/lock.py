@@ -17,6 +17,7 @@ from hfkd.utils.files import write_atomically
 LOCK, OWNER = "_running.lock", "_running.json"  # names that Trainer never uploads
 ORPHANS = 15.0  # seconds to wait for the loader workers of a killed process, which still hold its lock
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+NOBODY = None, "an unknown machine"  # where no owner is known
 logger = logging.getLogger(__name__)
 
 
@@ -60,7 +61,7 @@ def _acquire(lock: FileLock, folder: Path) -> None:
         lock.acquire(timeout=0)
         return
     except Timeout:
-        pid, host = _owner(folder)
+        pid, host = owner_of(folder)
     here = host == socket.gethostname()
     if here and pid is not None and not psutil.pid_exists(pid):
         logger.warning("%s is locked by process %d, which has died: waiting for its workers to end", folder, pid)
@@ -72,9 +73,10 @@ def _acquire(lock: FileLock, folder: Path) -> None:
     )
 
 
-def _owner(folder: Path) -> tuple[int | None, str]:
+def owner_of(folder: str | Path) -> tuple[int | None, str]:
+    """The process, and the machine, that has locked `folder`."""
     try:
-        owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        owner = json.loads((Path(folder) / OWNER).read_text(encoding="utf-8"))
         return int(owner["pid"]), str(owner["host"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None, "an unknown machine"
+        return NOBODY

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
@@ -23,6 +23,7 @@ from hfkd.training.host import Host
 from hfkd.utils.buffers import KeptBuffers
 from hfkd.utils.finite import input_sums, output_sums
 from hfkd.utils.numbers import for_log
+from hfkd.utils.ranks import of_each
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ class NonFiniteWatch(TrainerCallback):
     def _what_broke(self, step: _Step) -> str:
         """The first non-finite part and its rows, on all processes; each process calls this for the same steps."""
         mine = [_broken_rows(step.batches, part) for part in range(len(PARTS))]
-        everywhere = [mine] if self.accelerator.num_processes == 1 else gather_object([mine])
+        everywhere = of_each(mine)
         for part, (name, remedy) in enumerate(PARTS.items()):
             rows = [row for process in everywhere for row in process[part]]
             if rows:

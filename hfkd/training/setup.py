@@ -51,6 +51,7 @@ from hfkd.training.validation.batches import (
     refuse_odd_rest,
     refuse_single_row,
     refuse_small_batches,
+    refuse_uneven_batches,
 )
 from hfkd.training.validation.checked_batches import NOTHING_TO_SCORE, Bounds, CheckedCollator
 from hfkd.training.validation.datasets import (
@@ -204,6 +205,7 @@ class Setup:
         refuse_none_labelled(self.loss, self.rows, self.task)
         self.look_for_labels(self.rows)
         refuse_no_batch(self.args, self.rows)
+        refuse_uneven_batches(self.args, self.data)
         if given is not None:
             refuse_odd_rest(self.args, self.data, self.collator)
         say_left_out(self.rows, self.collator, self.call, self._labels)

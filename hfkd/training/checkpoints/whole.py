@@ -21,6 +21,7 @@ from hfkd.training.checkpoints.manifest import MANIFEST, files_in, incomplete, w
 from hfkd.training.host import Host
 from hfkd.utils.files import REMEDIES, sync
 from hfkd.utils.json_file import write_json
+from hfkd.utils.ranks import of_each
 from hfkd.utils.saved_weights import SAVED, list_weights
 from hfkd.utils.setting_types import resume_choice
 
@@ -134,7 +135,8 @@ class WholeCheckpoints:
             finally:
                 self.writing = False
             host.accelerator.wait_for_everyone()  # each process writes the state of its random generators
-            if state.best_model_checkpoint == part:
+            # Trainer asks whether the folder exists, which another machine may not know of a new one.
+            if of_each(state.best_model_checkpoint == part)[0]:
                 state.best_model_checkpoint = final
             if host.args.should_save:
                 write_json(os.path.join(part, TRAINER_STATE_NAME), state)  # Trainer writes bare NaN, which is not JSON

@@ -52,6 +52,31 @@ def refuse_no_batch(args: DistillationArguments, rows: Any) -> None:
         )
 
 
+def refuse_uneven_batches(args: DistillationArguments, datasets: Mapping[str, Any]) -> None:
+    """Raise ValueError if processes would not have as many batches as each other, or in evaluations as many rows."""
+    config: Any = args.accelerator_config
+    ranks = args.world_size
+    if ranks == 1 or config.even_batches or config.dispatch_batches:
+        return
+    for name, dataset in datasets.items():
+        training = name == "train_dataset"
+        if training and (args.dataloader_drop_last or args.train_sampling_strategy == "batch_rebalance"):
+            continue
+        size = args.train_batch_size if training else args.eval_batch_size
+        whole = size if config.split_batches else size * ranks  # a batch of all processes
+        for part, rows in sets_by_name(dataset, name).items():
+            count = 0 if not map_style(rows) else _trained(args, rows) if training else len(rows)
+            rest = count % whole
+            if not rest or (training and (rest > whole - whole // ranks or _batches(args) <= count // whole)):
+                continue
+            raise ValueError(
+                f"even_batches=False (accelerator_config) leaves the last batch of the {count} rows of {part} to some "
+                f"of the {ranks} processes, and the others would wait for them for ever: leave it out, as rows that "
+                "fill up the last batch of an evaluation do not count twice"
+                + (", or set dataloader_drop_last=True" if training else "")
+            )
+
+
 def refuse_odd_rest(args: DistillationArguments, datasets: Mapping[str, Any], collate: Any) -> None:
     """Raise ValueError if the collator cannot make a last batch of odd length, such as timm's Mixup.
 
