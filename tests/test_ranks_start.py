@@ -2,6 +2,7 @@
 
 import json
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from processes import on_ranks
 from toys import Net, Rows, arguments, teacher
 
 from hfkd import DistillationTrainer
+from hfkd.training import found_batch_size
 
 BY_STEPS = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 3, "eval_steps": 3}
 UNEVEN = {"accelerator_config": {"even_batches": False}, "per_device_train_batch_size": 4, "max_steps": -1}
@@ -98,3 +100,15 @@ def test_a_difference_is_raised_on_all_ranks(tmp_path):
         assert found.keys() == SAID.keys()
         for name, words in SAID.items():
             assert words in found[name], found[name]
+
+
+def crowded_on_one(folder):
+    found_batch_size.PATIENCE = timedelta(seconds=2)
+    trainer(folder, student=Crowded((1,)), auto_find_batch_size=True).train()
+
+
+def test_a_rank_that_alone_has_no_memory_ends_the_run(tmp_path):
+    """It started anew with smaller batches, and the other waited for it in a step of the larger ones."""
+    codes = on_ranks(tmp_path / "log", 2, crowded_on_one, str(tmp_path / "run"))
+    assert codes == [1, 1]
+    assert "rank 1 has no memory for step 2 with batches of 8" in (tmp_path / "log-1").read_text()
