@@ -14,7 +14,7 @@ from hfkd.data.first_rows import map_style
 from hfkd.data.he_da import original_images
 from hfkd.teachers.agreement import spread_rows
 from hfkd.teachers.fingerprint import HASHED_WHOLE, file_columns, rows_fingerprint
-from hfkd.utils.random_state import kept_random_state
+from hfkd.utils.random_state import kept_random_state, seed_generators
 
 SAMPLED = 32  # number of sampled rows, one from each of so many equal parts of the data
 
@@ -26,7 +26,7 @@ def data_hash(dataset: Any) -> str | None:
     A `datasets.Dataset` of up to 2 GiB is hashed whole, before its transform; if that is a function of the user's,
     `SAMPLED` transformed rows are hashed too. Of files whose paths are in the rows it is the names and sizes. Of a
     larger one, and of any other dataset with a length, only such a sample is hashed ("sample of 32 rows: ..."), so that
-    a change in other rows is not noticed. Values that differ each time they are read, such as random crops, are left
+    a change in other rows is not noticed. Fields that differ when rows are read again, such as random crops, are left
     out.
     """
     rows = original_images(dataset)
@@ -53,15 +53,22 @@ def _own_transform(rows: Dataset) -> bool:
 
 
 def _sample(rows: Any) -> tuple[int, str]:
-    """The number of sampled rows, and a hash of those of their values that do not change when read again."""
-    numbers = spread_rows(len(rows), SAMPLED)
+    """The number of sampled rows, and a hash of their fields, without those that change when rows are read again.
+
+    A field that changes in one row is left out of all: an image that is flipped by chance may come out twice the same.
+    Both readings start from random states of their own, which are the same in each process.
+    """
+    numbers, readings = spread_rows(len(rows), SAMPLED), []
     with kept_random_state(), first_epoch(rows):
-        once, again = ([_fields(rows, number) for number in numbers] for _ in range(2))
+        for seed in range(2):
+            seed_generators(seed)
+            readings.append([_fields(rows, number) for number in numbers])
+    pairs = list(zip(*readings, strict=True))
+    changing = {name for one, other in pairs for name in one if one[name] != other.get(name)}
     digest = xxhash.xxh3_128(str(len(rows)).encode())
-    for number, first, second in zip(numbers, once, again, strict=True):
-        for name in sorted(first.keys() & second.keys()):
-            if first[name] == second[name]:
-                digest.update(f"{number} {name} {first[name]}".encode())
+    for number, (row, _) in zip(numbers, pairs, strict=True):
+        for name in sorted(row.keys() - changing):
+            digest.update(f"{number} {name} {row[name]}".encode())
     return len(numbers), digest.hexdigest()
 
 

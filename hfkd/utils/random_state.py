@@ -26,6 +26,13 @@ def kept_random_state() -> Iterator[None]:
             torch.mps.set_rng_state(apple)
 
 
+def seed_generators(seed: int) -> None:
+    """Seed Python, numpy and torch on the CPU; transformers' `set_seed` would seed every device of the process."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+
+
 def generator_states(device: torch.device) -> tuple[Tensor, ...]:
     """The states of torch's default generators of the CPU and of `device`, which change when a number is drawn."""
     host = torch.get_rng_state()

@@ -58,6 +58,32 @@ def test_what_is_random_is_left_out_and_what_is_not_is_compared():
     assert data_hash(labels) != data_hash(noisy(0))
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_what_is_random_now_and_then_is_left_out_too(own):
+    """A flip by chance leaves half of the images as they were, in each process others."""
+
+    def flipping(seed, change=0):
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed) if own else None
+        flip = lambda i, x: x.flip(-1) if torch.rand((), generator=generator) < 0.5 else x  # noqa: E731
+        rows = Changed("pixel_values", flip)
+        rows.labels = (rows.labels + change) % 5
+        return data_hash(rows)
+
+    assert len({flipping(seed) for seed in range(5)}) == 1
+    assert flipping(0) != flipping(0, change=1)
+
+
+def test_what_is_random_in_few_rows_is_the_same_in_each_process():
+    """Two readings seldom tell an augmentation of one image in fifty."""
+    rows = Changed("pixel_values", lambda i, x: x.flip(-1) if torch.rand(()) < 0.02 else x)
+    hashes = set()
+    for seed in range(5):
+        torch.manual_seed(seed)
+        hashes.add(data_hash(rows))
+    assert len(hashes) == 1
+
+
 def test_looking_draws_no_random_numbers():
     torch.manual_seed(0)
     data_hash(Changed("pixel_values", lambda i, x: x + torch.rand(())))
