@@ -12,7 +12,9 @@ from huggingface_hub import get_token
 
 HIDDEN = "HIDDEN"  # a word without special meaning in shells, YAML and Markdown
 SECRET_NAME = re.compile(r"(^|[-_])(token|secret|password|passwd|key|credentials?)$", re.IGNORECASE)
-SECRET_VALUE = re.compile(r"hf_\w{8,}|(?<=://)[^/@\s]+(?=@)")  # a Hub token, or user:password before a host
+# A Hub token (34 letters and digits; of a login by OAuth, a longer text), or user:password before a host. Shorter texts
+# are names, such as hf_checkpoints, without which the command and the repository on a card would be wrong.
+SECRET_VALUE = re.compile(r"hf_(?:[A-Za-z0-9]{30,}|(?:oauth|jwt)_[\w.-]{20,})|(?<=://)[^/@\s]+(?=@)")
 SHORTEST_SECRET = 6  # shorter values of environment variables could hide ordinary words
 # An absolute path inside an argument, such as that of a slot. A slash after a word, a dot, a colon or a slash is part
 # of a URL instead, unless it is a file URL.

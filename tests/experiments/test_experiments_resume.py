@@ -66,6 +66,13 @@ def test_another_number_of_processes_is_another_batch(tmp_path):
     assert Run(earlier, {}, "finished").difference(mine | {PROCESSES: 2}) is None
 
 
+def test_names_that_begin_as_tokens_of_the_hub_do_are_told_apart(tmp_path):
+    """They were hidden, so that one student's results were taken for another's."""
+    data, args = ImageDataArguments(), arguments(tmp_path)
+    small, large = (deciding(NetworkArguments(student_name=f"me/hf_student_{n}"), data, args) for n in "ab")
+    assert (small["student_name"], large["student_name"]) == ("me/hf_student_a", "me/hf_student_b")
+
+
 def test_other_weights_under_the_same_name_are_another_run(tmp_path):
     def of(folder, content):
         (tmp_path / folder).mkdir()

@@ -235,7 +235,7 @@ def test_metrics_are_those_of_the_weights_that_are_saved(step, metrics):
 
 def test_a_token_never_gets_into_the_card(tmp_path):
     trainer = trained(tmp_path, hub_token="planted-token")
-    trainer.create_model_card(tags=["planted-token"], model_name="hf_0123456789")
+    trainer.create_model_card(tags=["planted-token"], model_name=f"hf_{'0123456789aBcDeFgH' * 2}")
     assert "planted" not in (tmp_path / FILE).read_text()
     assert yaml.safe_load((tmp_path / FILE).read_text().split("---\n")[1])["tags"][-1] == "HIDDEN"
     assert "hf_" not in (tmp_path / FILE).read_text()

@@ -4,6 +4,8 @@ import pytest
 
 from hfkd.utils.command import command, without_secrets
 
+TOKEN = "hf_" + "aB3dE5gH7" * 4
+
 
 @pytest.mark.parametrize(
     ("argv", "shown"),
@@ -27,7 +29,13 @@ from hfkd.utils.command import command, without_secrets
         (["a.py", "--url", "https://host/x/y"], "python a.py --url https://host/x/y"),
         (["a.py", "--data", "file:///home/me/cifar", "--x=file:///y/z"], "python a.py --data cifar --x=z"),
         (["a.py", "--url", "https://me:pw@host/x"], "python a.py --url https://HIDDEN@host/x"),
-        (["a.py", "--note", "see hf_abcdefgh123"], "python a.py --note 'see HIDDEN'"),
+        (["a.py", "--note", f"see {TOKEN}"], "python a.py --note 'see HIDDEN'"),
+        (["a.py", "--note", f"see my_{TOKEN}"], "python a.py --note 'see my_HIDDEN'"),
+        (["a.py", "--note", "hf_oauth_eyJhbGciOiJFZERTQSJ9.eyJz-x_1.QQ"], "python a.py --note HIDDEN"),
+        (
+            ["train_hf_distillation.py", "--teacher_name", "hf_checkpoints/vit", "--hub_model_id", "me/hf_distilled"],
+            None,
+        ),
     ],
 )
 def test_a_command_without_secrets_and_folders(argv, shown):

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from hfkd import DistillationTrainer
 from hfkd.reports import ResultsCallback
 
-TOKEN = "hf_PlantedInTheName"
+TOKEN = "hf_" + "PlantedInTheName" * 2
 
 
 @pytest.mark.parametrize("name", ["output_dir", "hub_model_id", "model_license"])
