@@ -1,6 +1,7 @@
 """A complete run, which resumes an interrupted session, and its page."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,4 +101,5 @@ def without_paths(config: dict[str, Any]) -> dict[str, Any]:
 def _named(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    return Path(value).name if "/" in value and Path(value).exists() else without_secrets(value)
+    local = Path(value).is_absolute() or ("/" in value and os.path.exists(value))  # False for a text of any length
+    return Path(value).name if local else without_secrets(value)

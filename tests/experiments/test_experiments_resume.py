@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from hfkd.arguments import DistillationArguments
 from hfkd.data import ImageDataArguments
 from hfkd.experiments.resume import DECISIVE, INDIFFERENT, PROCESSES, RECORDED_LATER, Run, deciding
+from hfkd.experiments.run import without_paths
 from hfkd.models import NetworkArguments
 
 
@@ -71,6 +72,17 @@ def test_names_that_begin_as_tokens_of_the_hub_do_are_told_apart(tmp_path):
     data, args = ImageDataArguments(), arguments(tmp_path)
     small, large = (deciding(NetworkArguments(student_name=f"me/hf_student_{n}"), data, args) for n in "ab")
     assert (small["student_name"], large["student_name"]) == ("me/hf_student_a", "me/hf_student_b")
+
+
+def test_folders_are_published_by_their_names(tmp_path, monkeypatch):
+    """Also one that the run has yet to make; a text that is too long for a file's name is none."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    text = "a" * 300 + "/b"
+    config = {"output_dir": "/nowhere/me/analysis", "student": "runs/one", "prompt": text, "name": "me/net", "seed": 1}
+    shown = {"output_dir": "analysis", "student": "one", "prompt": text, "name": "me/net", "seed": 1}
+    assert without_paths(config) == shown
+    assert without_paths({"students": ["runs/one", "/nowhere/two"]}) == {"students": ["one", "two"]}
 
 
 def test_other_weights_under_the_same_name_are_another_run(tmp_path):
