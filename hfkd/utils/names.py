@@ -10,11 +10,12 @@ from huggingface_hub.utils import validate_repo_id
 
 from hfkd.utils.command import without_secrets
 
+SECRET_FILES = (".env", ".netrc")
 BREAKS = ("Cc", "Zl", "Zp")  # control characters, and Unicode's line and paragraph separators
 
 
 def check_names(args: Any) -> None:
-    """Raise ValueError for an invalid output folder or repository, or a name with line breaks.
+    """Raise ValueError for an invalid output folder or repository, a name with line breaks, or an upload of tokens.
 
     Line breaks would add lines to the model card, and to the commands in messages.
     """
@@ -27,7 +28,20 @@ def check_names(args: Any) -> None:
             validate_repo_id(args.hub_model_id)
         except HFValidationError as error:
             raise ValueError(f"hub_model_id={args.hub_model_id!r} is not a valid repository: {error}") from error
-    _check_folder(Path(args.output_dir or ".").expanduser())
+    folder = Path(args.output_dir or ".").expanduser()
+    _check_folder(folder)
+    if args.push_to_hub:
+        _refuse_secret_files(folder)
+
+
+def _refuse_secret_files(folder: Path) -> None:
+    """Raise ValueError for a folder that is uploaded, such as that of a project, with a file of access tokens."""
+    found = next((folder / name for name in SECRET_FILES if (folder / name).is_file()), None)
+    if found is not None:
+        raise ValueError(
+            f"output_dir={folder} has {found}, in which programs keep access tokens, and push_to_hub=True uploads the "
+            "whole folder: choose another output_dir, or move the file away"
+        )
 
 
 def _check_folder(folder: Path) -> None:

@@ -38,6 +38,16 @@ def test_a_repository_that_cannot_be_is_refused_before_training(tmp_path, name):
         arguments(tmp_path, hub_model_id=name)
 
 
+def test_a_folder_with_tokens_is_not_uploaded(tmp_path, monkeypatch):
+    (tmp_path / ".env").write_text("WANDB_API_KEY=planted")
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"output_dir=\. has \.env, in which .*: choose another output_dir"):
+        arguments(".", push_to_hub=True)
+    arguments(".")
+    arguments("run", push_to_hub=True)
+
+
 def fifo(path):
     os.mkfifo(path)
 
