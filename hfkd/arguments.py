@@ -136,6 +136,10 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
     decay_bias_and_norm: bool = field(
         default=False, metadata={"help": "Apply weight_decay to biases and norm weights too, as the CIFAR papers do."}
     )
+    # TrainingArguments hides it in its own repr, of which a subclass that is a dataclass has another.
+    hub_token: str | None = field(
+        default=None, repr=False, metadata={"help": "Access token for the Hub. Unset: that of `hf auth login`."}
+    )
     scan_cache_dir: str | None = field(
         default=str(Path(HF_HOME) / "hfkd" / "scans"),
         metadata={

@@ -157,3 +157,16 @@ def test_a_copy_has_what_the_arguments_have(tmp_path, monkeypatch, copied):
     assert (made.hub_token, made.run_name, made.output_dir) == ("planted-token", "planted-api-key", folder)
     made.lr_decay_epochs.append(3)
     assert args.lr_decay_epochs == ([1, 2] if copied is copy.deepcopy else [1, 2, 3])
+
+
+@dataclasses.dataclass
+class OwnArguments(DistillationArguments):
+    alpha_of_mine: float = 0.5
+
+
+@pytest.mark.parametrize("cls", [DistillationArguments, OwnArguments])
+def test_what_a_notebook_shows_has_no_token(tmp_path, cls):
+    args = cls(str(tmp_path), hub_token="planted-token")
+    assert "planted-token" not in repr(args) + str(args)
+    assert "ce_weight=0.1" in repr(args)
+    assert args.hub_token == "planted-token"
