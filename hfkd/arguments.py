@@ -13,7 +13,8 @@ from huggingface_hub.constants import HF_HOME
 from transformers import SchedulerType, TrainingArguments, get_scheduler
 
 from hfkd.data.he_da_arguments import HighEnergyArguments
-from hfkd.losses.distillation import DistillationLoss
+from hfkd.losses.base import in_words
+from hfkd.losses.distillation import SLOTS, DistillationLoss
 from hfkd.losses.temperatures import USUAL
 from hfkd.models.on_policy_arguments import OnPolicyArguments
 from hfkd.tasks.choice import named_task
@@ -242,8 +243,23 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
         self._warn_of_slow_bf16()
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state that Trainer pickles into `training_args.bin` and uploads with the weights: without secrets."""
-        return publishable(vars(self))
+        """The state that Trainer pickles into `training_args.bin` and uploads with the weights: without secrets.
+
+        The default scan_cache_dir, below the home folder, is left out: whoever loads it has one of their own.
+        """
+        return _without_default(publishable(vars(self)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Trainer's, for trackers, likewise: TensorBoard's files are uploaded too. Slots are described, for JSON."""
+        return _without_default(publishable(super().to_dict())) | self._slots_in_words
+
+    def described(self) -> Self:
+        """A copy for files. Slots that are objects are described: lambdas cannot be pickled, others have weights."""
+        return self._with(vars(self) | self._slots_in_words)
+
+    @property
+    def _slots_in_words(self) -> dict[str, Any]:
+        return {name: in_words(getattr(self, name)) for name in SLOTS}
 
     def __copy__(self) -> Self:
         return self._with(vars(self))
@@ -431,3 +447,8 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
                 "bf16=True, but this CPU is not known to support bfloat16 natively. Emulated, convolutions take "
                 "about ten times as long as in float32; leave bf16 out, or set it to false."
             )
+
+
+def _without_default(settings: dict[str, Any]) -> dict[str, Any]:
+    default = settings.get("scan_cache_dir") == DistillationArguments.scan_cache_dir
+    return {name: value for name, value in settings.items() if not (default and name == "scan_cache_dir")}

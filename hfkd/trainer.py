@@ -756,7 +756,8 @@ class DistillationTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.whole.writing:  # a background upload needs a folder that is not renamed
             self.whole.forget_checksums()
-            super()._push_from_checkpoint(checkpoint_folder)
+            with setting(self, args=self.args.described()):
+                super()._push_from_checkpoint(checkpoint_folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         show_result(self.optimizer)  # in a callback, or after an interrupted training
@@ -770,7 +771,8 @@ class DistillationTrainer(Trainer):
         def whole(folder: str | None, state: Any) -> None:
             self.whole.save_model(lambda place: trainers(place, state), folder)
 
-        with self.config.as_given(), setting(self, processing_class=self.saved_processor):
+        shown = {"processing_class": self.saved_processor, "args": self.args.described()}
+        with self.config.as_given(), setting(self, **shown):
             self.files.save(whole, output_dir, state_dict)
 
     @property

@@ -3,12 +3,17 @@
 import copy
 import dataclasses
 import json
+import pickle
 
 import pytest
 import torch
+from huggingface_hub.constants import HF_HOME
+from toys import Net, Rows, arguments, teacher
 from transformers import SchedulerType, TrainingArguments
 
+from hfkd import DistillationTrainer
 from hfkd.arguments import DistillationArguments
+from hfkd.losses.logits.dist import DIST
 from hfkd.utils.parsing import parse
 
 # ---- bf16 ------------------------------------------------------------------------------------------------------------
@@ -170,3 +175,41 @@ def test_what_a_notebook_shows_has_no_token(tmp_path, cls):
     assert "planted-token" not in repr(args) + str(args)
     assert "ce_weight=0.1" in repr(args)
     assert args.hub_token == "planted-token"
+
+
+def test_the_default_folder_of_scans_is_that_of_who_unpickles(tmp_path):
+    """Trainer uploads the pickled arguments, and the folder is below the home folder."""
+    args = DistillationArguments(str(tmp_path / "run"))
+    default = args.scan_cache_dir
+    assert default.startswith(HF_HOME)
+    assert HF_HOME.encode() not in pickle.dumps(args)
+    assert HF_HOME not in args.to_json_string()
+    assert pickle.loads(pickle.dumps(args)).scan_cache_dir == default
+    for given in ("", None, str(tmp_path / "scans")):
+        args.scan_cache_dir = given
+        assert pickle.loads(pickle.dumps(args)).scan_cache_dir == given
+
+
+@pytest.mark.parametrize(
+    ("given", "described"),
+    [
+        (lambda items, T: (items.student.logits - items.teacher.logits).square().mean(-1), "<function <lambda>>"),
+        ([(2.0, "kd"), (1, DIST())], [[2.0, "kd"], [1, "DIST(beta=1.0, gamma=1.0)"]]),
+    ],
+)
+def test_slots_that_are_objects_are_described_in_files(tmp_path, given, described):
+    """A lambda cannot be pickled, which ended the run at its first checkpoint, and JSON has no objects."""
+    args = arguments(tmp_path, objective=given, temperature=3, save_strategy="steps", save_steps=2)
+    trainer = DistillationTrainer(Net(), teacher(), args, train_dataset=Rows())
+    trainer.train()
+    trainer.save_model()
+    assert trainer.args is args
+    assert args.objective is given
+    for folder in (tmp_path, tmp_path / "checkpoint-2"):
+        stored = torch.load(folder / "training_args.bin", weights_only=False)
+        assert (stored.objective, stored.temperature) == (described, 3)
+    if described != "<function <lambda>>":  # other processes get the slots themselves
+        assert repr(pickle.loads(pickle.dumps(args)).objective) == repr(given)
+    shown = json.loads(args.to_json_string())
+    assert (shown["hub_token"], shown["output_dir"]) == (None, str(tmp_path))
+    assert (shown["objective"], shown["temperature"], shown["weighting"]) == (described, 3, "uniform")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hfkd.losses.context import BuildContext
 from hfkd.losses.items import Items
+from hfkd.utils.command import without_addresses
 from hfkd.utils.feature_keys import feature_keys
 
 
@@ -194,6 +195,13 @@ def with_settings(slot: Any) -> str:
     settings = {k: v for k, v in getattr(slot, "__dict__", {}).items() if not k.startswith("_") and k not in left_out}
     said = ", ".join(f"{name}={_published(value)!r}" for name, value in settings.items() if _plain(value))
     return f"{type(slot).__name__}({said})"
+
+
+def in_words(given: Any) -> Any:
+    """A slot's argument as files have it: names, numbers and lists of them as they are, other objects by their repr."""
+    if isinstance(given, (list, tuple)):
+        return [in_words(one) for one in given]
+    return given if _plain(given) else without_addresses(with_settings(given))
 
 
 def _published(value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 
 @contextmanager
-def setting(args: Any, **values: Any) -> Iterator[None]:
+def setting(args: Any, /, **values: Any) -> Iterator[None]:
     """Context in which attributes of `args`, or of a trainer, have these values; restored afterwards."""
     before = {name: getattr(args, name) for name in values}
     vars(args).update(values)

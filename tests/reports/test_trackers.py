@@ -7,6 +7,7 @@ import pytest
 from toys import Net, Rows, arguments, teacher
 
 from hfkd import DistillationTrainer
+from hfkd.losses.logits.dist import DIST
 
 
 def test_tensorboard_has_each_part_of_the_loss(tmp_path, monkeypatch):
@@ -27,6 +28,15 @@ def test_tensorboard_has_each_part_of_the_loss(tmp_path, monkeypatch):
     for part in parts:
         written = {event.step: event.value for event in events.Scalars(f"train/{part}")}
         assert written == pytest.approx({row["step"]: row[part] for row in logged}, rel=1e-5)
+
+
+def test_tensorboard_takes_slots_that_are_objects(tmp_path, monkeypatch):
+    """It writes the arguments as JSON, which ended the run when training began."""
+    pytest.importorskip("tensorboard")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    args = arguments(tmp_path / "run", max_steps=1, report_to="tensorboard", objective=[(2.0, DIST())])
+    DistillationTrainer(Net(), teacher(), args, train_dataset=Rows()).train()
+    assert b"DIST(beta=1.0, gamma=1.0)" in next((tmp_path / "events").rglob("events*")).read_bytes()
 
 
 def test_trackio_has_each_part_of_the_loss(tmp_path, monkeypatch):
