@@ -6,7 +6,7 @@ from typing import Any
 
 from hfkd.evaluation.scoring import OTHER_WEIGHTS, Scores, mean_and_sd
 from hfkd.evaluation.sets import SETS
-from hfkd.utils.numbers import with_deviation
+from hfkd.utils.numbers import markdown_row, with_deviation
 
 # Settings of MiniLLM and DSKD on test that affect results.
 PUBLISHED = {
@@ -57,7 +57,7 @@ def students_table(students: Mapping[str, Mapping[str, Scores]]) -> str:
         cells = [_starred(scores.get(name), name in scores and bool(differences(name, scores[name]))) for name in shown]
         mean = average(scores)
         lines.append([student, *cells, _starred(mean, mean is not None and bool(mean["note"]))])
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    table = "".join(f"{markdown_row(line)}\n" for line in lines)
     said = [LEGEND] if " * |" in table else []
     said += [f"{SETS[name].label}: {OTHER_ROWS}" for name in shown if _different_rows(name, students)]
     return table + "".join(f"\n{one}\n" for one in said)
@@ -120,7 +120,7 @@ def _over_sets(sets: Sequence[Scores]) -> Scores:
 
 def _line(label: str, scores: Scores, note: str) -> str:
     cells = [with_deviation(scores[m], scores[f"{m}_sd"]) for m in ("rougeL", "exact_match")]
-    return f"| {label} | {cells[0]} | {cells[1]} | {scores['rows']:,} | {note} |"
+    return markdown_row([label, *cells, f"{scores['rows']:,}", note])
 
 
 def _starred(scores: Mapping[str, Any] | None, star: bool) -> str:

@@ -14,7 +14,7 @@ from hfkd.reports import style
 from hfkd.reports.figures import percent_scale
 from hfkd.reports.history import series
 from hfkd.reports.page import METRIC
-from hfkd.reports.style import say_empty, styled
+from hfkd.reports.style import literal, say_empty, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,8 +40,8 @@ def table_figure(rows: Sequence[Mapping[str, Any]], runs: Sequence[Sequence[Run]
     for (left, right), pair, group in zip(panels, pairs, grouped, strict=True):
         looks = list(zip(group, style.looks(style.LINES, linestyle=("-", "--", ":", "-.")), strict=False))
         for (row, its), look in looks:
-            _by_epoch(left, its, label=row["method"], **look)
-        left.set(title=f"{pair}: accuracy (%)", xlabel="epoch")
+            _by_epoch(left, its, label=literal(row["method"]), **look)
+        left.set(title=f"{literal(pair)}: accuracy (%)", xlabel="epoch")
         left.legend(fontsize=8) if left.lines else say_empty(left, "no accuracy was evaluated")
         _differences(right, [(row, look["color"]) for (row, _), look in looks], references.get(pair), reference)
     return figure
@@ -63,7 +63,7 @@ def _by_epoch(axes: Axes, runs: Sequence[Run], color: str, **look: Any) -> None:
 def _differences(
     axes: Axes, rows: Sequence[tuple[Mapping[str, Any], str]], reference: Mapping[str, Any] | None, name: str
 ) -> None:
-    axes.set_title(f"after the last epoch, less {name} (points)")
+    axes.set_title(f"after the last epoch, less {literal(name)} (points)")
     others = {} if reference is None else by_seed(reference)
     shown = [(row, color) for row, color in rows if row is not reference and by_seed(row).keys() & others.keys()]
     if not shown:
@@ -77,7 +77,7 @@ def _differences(
             axes.errorbar(found.mean, place, xerr=ends, fmt="D", color=color if found.shown else style.GREY, capsize=3)
         axes.plot(points, [place] * len(points), "o", color=color)
     axes.axvline(0, color=style.INK, linewidth=1)
-    axes.set_yticks(range(len(shown)), [row["method"] for row, _ in shown])
+    axes.set_yticks(range(len(shown)), [literal(row["method"]) for row, _ in shown])
     axes.set_xlabel("dots: seeds; diamond and bar: mean and 95 % interval,\ngrey where it covers 0")
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)

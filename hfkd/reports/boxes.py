@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfkd.reports.html import Section
 from hfkd.reports.masks import WIDTH, class_colours
-from hfkd.reports.style import as_array, styled
+from hfkd.reports.style import as_array, literal, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,4 +97,4 @@ def _draw(axes: Axes, found: FoundBoxes, label_names: Sequence[str]) -> None:
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.5))
         score = "" if found.scores is None else f" {float(as_array(found.scores)[k]):.2f}"
         box = {"facecolor": colour, "edgecolor": "none", "pad": 1}
-        axes.text(x1, y1, f"{label_names[int(labels[k])]}{score}", fontsize=7, va="bottom", bbox=box)
+        axes.text(x1, y1, f"{literal(label_names[int(labels[k])])}{score}", fontsize=7, va="bottom", bbox=box)

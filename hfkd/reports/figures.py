@@ -16,7 +16,7 @@ from hfkd.losses.registry import OBJECTIVES
 from hfkd.reports import style
 from hfkd.reports.evaluations import of_the_run
 from hfkd.reports.history import Entry, series
-from hfkd.reports.style import as_array, as_vector, new_figure, say_empty, styled
+from hfkd.reports.style import as_array, as_vector, literal, new_figure, say_empty, styled
 from hfkd.utils.numbers import with_deviation
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def image_grid(images: Any, captions: Sequence[str] | None = None, columns: int 
         picture = pixels[index] if channels == 3 else pixels[index, ..., 0]
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255, extent=box, interpolation="nearest")
         if captions is not None:
-            axes.text(left + (1 - gap) / 2, box[2] + 0.03, captions[index], ha="center", va="top", fontsize=8)
+            axes.text(left + (1 - gap) / 2, box[2] + 0.03, literal(captions[index]), ha="center", va="top", fontsize=8)
     axes.set(xlim=(0, columns - gap), ylim=(rows * tall, 0), aspect="equal")
     axes.axis("off")
     return figure
@@ -252,7 +252,7 @@ def comparison_bars(
         axes.annotate(
             f"{number}  (n={len(seeds)})", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9
         )
-    axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+    axes.set_yticks(range(len(rows)), [literal(row[0]) for row in rows])
     axes.set(xlabel=f"{label};  diamond and bar: mean ± sd, dots: seeds", ylim=(len(rows) - 0.5, -0.5))
     axes.margins(x=0.08)
     axes.grid(axis="y", visible=False)

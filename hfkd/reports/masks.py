@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfkd.reports.html import Section
-from hfkd.reports.style import as_array, styled
+from hfkd.reports.style import as_array, literal, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +83,7 @@ def class_key(label_names: Sequence[str]) -> Figure:
     columns = 3
     figure = Figure(figsize=(WIDTH, 0.15 + 0.24 * -(-len(label_names) // columns)))
     colours = class_colours(len(label_names))
-    patches = [Patch(color=colour, label=name) for colour, name in zip(colours, label_names, strict=True)]
+    patches = [Patch(color=colour, label=literal(name)) for colour, name in zip(colours, label_names, strict=True)]
     figure.legend(handles=patches, loc="center", ncols=columns, borderpad=0, handlelength=1.2)
     return figure
 

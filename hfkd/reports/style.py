@@ -83,6 +83,11 @@ def new_figure(width: float, height: float, panels: int = 1) -> tuple[Figure, li
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 
+def literal(text: str) -> str:
+    """A name for a figure, in which two dollars begin no formula of matplotlib's, which it may not be able to read."""
+    return text.replace("$", r"\$")
+
+
 def say_empty(axes: Axes, text: str) -> None:
     """Write into an empty panel why it is empty."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=FAINT)

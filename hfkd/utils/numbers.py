@@ -27,4 +27,9 @@ def with_deviation(mean: float, deviation: float | None, digits: int = 2) -> str
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
+    return "\n".join(markdown_row(line) for line in [header, ["---"] * len(header), *rows])
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table, in which a bar of a name begins no cell."""
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"

@@ -112,3 +112,9 @@ def test_sets_that_share_no_seed_have_an_average_and_no_deviation():
     mean = average({"dolly": one, "vicuna": other})
     assert mean["rougeL"] == pytest.approx((one["rougeL"] + 10) / 2)
     assert mean["rougeL_sd"] is None
+
+
+def test_a_bar_in_a_name_begins_no_cell():
+    scores = {"dolly": scores_of(20, 500), "a|b": scores_of(5, 3)}
+    assert "| a\\|b | 6.50 ± 0.71 |" in markdown_table(scores)
+    assert "| students/a\\|b | 21.50 ± 0.71 * |" in students_table({"students/a|b": {"dolly": scores_of(20, 9)}})

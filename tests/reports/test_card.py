@@ -233,6 +233,13 @@ def test_metrics_are_those_of_the_weights_that_are_saved(step, metrics):
     assert evaluation(TrainerState(log_history=history), step) == metrics
 
 
+def test_a_bar_in_a_metrics_name_begins_no_cell(tmp_path):
+    trainer = trained(tmp_path)
+    trainer.state.log_history.append({"step": trainer.state.global_step, "eval_iou_road|street": 0.5})
+    trainer.create_model_card()
+    assert r"| iou_road\|street | 0.5 |" in (tmp_path / FILE).read_text()
+
+
 def test_a_token_never_gets_into_the_card(tmp_path):
     trainer = trained(tmp_path, hub_token="planted-token")
     trainer.create_model_card(tags=["planted-token"], model_name=f"hf_{'0123456789aBcDeFgH' * 2}")

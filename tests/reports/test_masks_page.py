@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 
 from hfkd.reports.masks import MaskExample, class_colours, class_key, mask_example, mask_sections
 from hfkd.reports.page import run_page, segmentation_sections
+from hfkd.reports.style import figure_bytes
 from hfkd.utils.json_file import write_json
 
 NAMES = ["sky", "road", "car"]
@@ -43,6 +45,14 @@ def test_classes_have_colours_of_their_own():
     assert colours.max() <= 1
     labels = [text.get_text() for text in class_key(NAMES).legends[0].get_texts()]
     assert labels == NAMES
+
+
+def test_dollars_of_a_class_name_are_dollars():
+    """matplotlib takes what is between two for a formula: these ended the page in an error."""
+    key = class_key([r"$\no$", "$5", "US$ in HK$"])
+    assert b"<svg" in figure_bytes(key)[1]
+    drawn = Text(0, 0, key.legends[0].get_texts()[0].get_text())
+    assert drawn._preprocess_math(drawn.get_text()) == (r"$\no$", False)
 
 
 def test_two_panels_a_row_each_of_its_own_numbers():
