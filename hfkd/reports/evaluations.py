@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers.trainer_utils import has_length
 
+from hfkd.data.first_rows import sets_by_name
 from hfkd.evaluation.weights import step_of_weights
 from hfkd.training.host import Host
 
@@ -29,6 +30,7 @@ class EvaluationMarks:
         self.host = host
         self.own_set: Any = host.eval_dataset
         self._other: dict[str, float] = {}
+        self._parts: list[Any] = []  # of the run's own sets, while Trainer evaluates one after the other
 
     @property
     def of_own_set(self) -> bool:
@@ -38,11 +40,15 @@ class EvaluationMarks:
     @contextmanager
     def evaluating(self, eval_dataset: Any) -> Iterator[None]:
         """Context in which logged metrics are those of `eval_dataset`."""
-        outer, self._other = self._other, self._other_than_the_runs(eval_dataset)
+        outer = self._other, self._parts
+        self._other = self._other_than_the_runs(eval_dataset)
+        sets, own = sets_by_name(eval_dataset), sets_by_name(self.own_set)
+        whole = isinstance(eval_dataset, dict) and _ids(sets) == _ids(own)
+        self._parts = [*own.values()] if whole else []
         try:
             yield
         finally:
-            self._other = outer
+            self._other, self._parts = outer
 
     def mark(self, entry: dict[str, float]) -> None:
         entry.update(self._other)
@@ -51,7 +57,11 @@ class EvaluationMarks:
         """The marks of an evaluation on another set than the run's, or with other weights than those of this step."""
         host = self.host
         given = host.eval_dataset if eval_dataset is None else eval_dataset
-        own = isinstance(given, str) or given is self.own_set
+        own = isinstance(given, str) or any(given is one for one in (self.own_set, *self._parts))
         step = step_of_weights(host.state, host.args, host.is_in_train)
         marks: dict[str, float] = {} if own else {OTHER_SET: len(given) if has_length(given) else -1}
         return marks if step == host.state.global_step else marks | {OTHER_STEP: step}
+
+
+def _ids(sets: Mapping[str, Any]) -> dict[str, int]:
+    return {name: id(one) for name, one in sets.items()}

@@ -142,6 +142,17 @@ def test_named_sets_are_its_own(tmp_path):
     assert {"eval_near_accuracy", "eval_far_accuracy"} <= results(tmp_path)["epochs"][-1].keys()
 
 
+def test_named_sets_that_are_passed_are_its_own_too(tmp_path):
+    sets = {"near": Rows(16), "far": Rows(8)}
+    run = trainer(tmp_path, sets)
+    run.train()
+    run.evaluate(sets)
+    assert "other_evaluations" not in results(tmp_path)
+    run.evaluate(sets["far"])  # as `eval_loss`, which no evaluation in training has
+    run.evaluate({"far": sets["far"]}, metric_key_prefix="test")
+    assert [entry["other_set_rows"] for entry in results(tmp_path)["other_evaluations"]] == [8, 8]
+
+
 def test_the_reloaded_best_weights_are_not_the_last_evaluation(tmp_path):
     keywords = {"metric_for_best_model": "error", "greater_is_better": False, "load_best_model_at_end": True}
     run = trainer(tmp_path, metrics=ScoresOfStep(), **keywords)
