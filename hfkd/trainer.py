@@ -47,7 +47,7 @@ from hfkd.training.checkpoints.tensors import TensorCheckpoints
 from hfkd.training.checkpoints.whole import OwnBest, SaveAfterEvaluation, WholeCheckpoints
 from hfkd.training.epoch_length import EpochLength
 from hfkd.training.evaluated_means import EvaluatedMeans
-from hfkd.training.evaluation_loaders import EvaluationLoaders
+from hfkd.training.evaluation_loaders import EvaluationLoaders, read_whole
 from hfkd.training.first_batch import KeptFirst, own_loader
 from hfkd.training.forward.choice import AnyForward
 from hfkd.training.forward.dense import ChunkedForward
@@ -470,16 +470,17 @@ class DistillationTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Trainer's loop, with a loss that counts every row exactly once on any number of ranks."""
-        self.evaluated.begin()
         self.preparation.for_evaluation()
-        with self._evaluation(getattr(dataloader, "dataset", None), description == "Prediction") as scores:
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
-        self.preparation.done()
-        if output.metrics is not None:
-            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
-            self.evaluated.put_into(output.metrics, metric_key_prefix)
+        self.evaluated.begin()
+        with read_whole(dataloader, self.accelerator):
+            with self._evaluation(getattr(dataloader, "dataset", None), description == "Prediction") as scores:
+                output = super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
+            self.preparation.done()
+            if output.metrics is not None:
+                output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
+                self.evaluated.put_into(output.metrics, metric_key_prefix)
         return output
 
     # ---- the teacher scan --------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from hfkd.reports.history import teacher_scores
 from hfkd.teachers import FrozenTeacher
 from hfkd.teachers.fingerprint import sampled_weights
 from hfkd.training.averages import RowAverage
+from hfkd.training.evaluation_loaders import read_whole
 from hfkd.training.host import Host
 from hfkd.training.validation.given_inputs import missing_inputs
 from hfkd.training.validation.normalisation import receiving
@@ -72,7 +73,9 @@ def measure(trainer: Host) -> dict[str, float]:
     with kept_random_state():
         for name, dataset in sets_by_name(trainer.eval_dataset, "").items():
             with receiving(live, trainer.image_inputs, dataset):
-                found = _score(trainer, live, trainer.get_eval_dataloader(name or dataset))
+                loader = trainer.get_eval_dataloader(name or dataset)
+                with read_whole(loader, trainer.accelerator):
+                    found = _score(trainer, live, loader)
             scores |= {f"{key}_{name}" if name else key: value for key, value in found.items()}
     return scores
 

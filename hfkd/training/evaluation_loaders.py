@@ -1,8 +1,11 @@
-"""Loaders of evaluation sets: which of them Trainer keeps."""
+"""Loaders of evaluation sets: which of them Trainer keeps, and those that accelerate has not prepared."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from accelerate import Accelerator
+from accelerate.data_loader import DataLoaderStateMixin
 
 from hfkd.data.first_rows import sets_by_name
 from hfkd.training.host import Host
@@ -33,3 +36,22 @@ class EvaluationLoaders:
         persists = host.args.dataloader_persistent_workers and kept
         with setting(host.args, dataloader_persistent_workers=persists):
             yield
+
+
+@contextmanager
+def read_whole(loader: Any, accelerator: Accelerator) -> Iterator[None]:
+    """Context in which all rows of a `loader` that accelerate has not prepared are gathered for metrics.
+
+    accelerate would take it for the loader that it has prepared last. That of training stands at its last batch after
+    each epoch, and after training: of each batch as many rows would be scored as that one had.
+    """
+    state = accelerator.gradient_state
+    if isinstance(loader, DataLoaderStateMixin):
+        yield
+        return
+    before = state.dataloader_references
+    state.dataloader_references = [*before, None]  # none is being read
+    try:
+        yield
+    finally:
+        state.dataloader_references = before

@@ -3,9 +3,12 @@
 import time
 
 import pytest
+from torch.utils.data import DataLoader
 from toys import Net, Rows, arguments, teacher
+from transformers import default_data_collator
 
 from hfkd import DistillationTrainer
+from hfkd.evaluation.metrics import item_accuracy
 
 KEPT = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
 NEAR, FAR = Rows(16), Rows(24, seed=5)
@@ -72,3 +75,43 @@ def test_an_order_of_training_rows_that_is_not_stored_is_said(tmp_path, caplog, 
     made(tmp_path, **saving, max_steps=1).train()
     made(tmp_path, **saving, max_steps=2).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert ("dataloader_in_order=False" in caplog.text) is not ordered
+
+
+class ReadsThemItself(DistillationTrainer):
+    """With evaluation loaders that accelerate has not prepared."""
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        return DataLoader(rows, batch_size=8, collate_fn=default_data_collator)
+
+
+def test_a_loader_of_ones_own_is_scored_whole_after_an_epoch_with_a_shorter_last_batch(tmp_path):
+    scored = []
+
+    def metrics(prediction):
+        scored.append(len(prediction.label_ids))
+        return item_accuracy(prediction)
+
+    args = arguments(tmp_path, max_steps=-1, num_train_epochs=1, eval_strategy="epoch", learning_rate=1e-9)
+    data = {"train_dataset": Rows(19), "eval_dataset": FAR, "compute_metrics": metrics}
+    trainer = ReadsThemItself(Net(), teacher(), args, **data)
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    trainer.train()
+    inside = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert set(scored) == {len(FAR)}
+    for found in (after, *inside):
+        assert found["eval_loss"] == pytest.approx(before["eval_loss"], abs=1e-6)
+        assert found["eval_accuracy"] == before["eval_accuracy"]
+
+
+def test_the_teacher_is_scored_on_all_rows_of_a_loader_of_ones_own_in_a_second_training(tmp_path):
+    args = arguments(tmp_path, max_steps=-1, num_train_epochs=1)
+    trainer = ReadsThemItself(Net(), teacher(), args, train_dataset=Rows(19), eval_dataset=FAR)
+    found = []
+    for _ in range(2):
+        trainer.train()
+        found.append(next(e["teacher_accuracy"] for e in trainer.state.log_history if "teacher_accuracy" in e))
+        trainer.eval_dataset = Rows(24, seed=5)  # the same rows, which are scored anew
+    assert found[0] == found[1]
