@@ -471,8 +471,7 @@ class DistillationTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Trainer's loop, with a loss that counts every row exactly once on any number of ranks."""
         self.preparation.for_evaluation()
-        self.evaluated.begin()
-        with read_whole(dataloader, self.accelerator):
+        with self.evaluated.one_evaluation(), read_whole(dataloader, self.accelerator):
             with self._evaluation(getattr(dataloader, "dataset", None), description == "Prediction") as scores:
                 output = super().evaluation_loop(
                     dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix

@@ -119,6 +119,20 @@ def test_a_cache_is_no_prediction(tmp_path):
         assert made.predict(data).predictions.shape == (8, CLASSES)
 
 
+def test_a_metric_that_predicts_other_rows_leaves_the_loss_as_it_is(tmp_path):
+    made, rows, others = trainer(tmp_path, Net()), Rows(8), Rows(16, seed=5)
+
+    def metrics(prediction):
+        made.compute_metrics = None
+        return {"gap": made.predict(others).metrics["test_loss"]}
+
+    expected, of_others = (made.evaluate(data)["eval_loss"] for data in (rows, others))
+    made.compute_metrics = metrics
+    found = made.evaluate(rows)
+    assert found["eval_loss"] == expected != of_others
+    assert found["eval_gap"] == pytest.approx(of_others)
+
+
 def test_ignored_keys_stay_behind(tmp_path):
     made = trainer(tmp_path, TwoHeads())
     assert made.predict(Rows(8), ignore_keys=["hidden_states"]).predictions.shape == (8, CLASSES)

@@ -1,6 +1,7 @@
 """The means over an evaluation set that need no metric: the student's cross-entropy, and its KL to the teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,11 +20,17 @@ class EvaluatedMeans:
 
     def __init__(self, trainer: Host) -> None:
         self.trainer = trainer
-        self.begin()
+        self._average: RowAverage | None = None  # outside of an evaluation nothing is gathered
 
-    def begin(self) -> None:
-        """A new evaluation begins."""
+    @contextmanager
+    def one_evaluation(self) -> Iterator[None]:
+        """Context of one evaluation, also of one within another, as in a `compute_metrics` that predicts other rows."""
+        outer = self._average
         self._average = RowAverage(finite_only=self.trainer.args.logging_nan_inf_filter)
+        try:
+            yield
+        finally:
+            self._average = outer
 
     @torch.no_grad()
     def add(self, student: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
@@ -42,7 +49,8 @@ class EvaluatedMeans:
 
         values, rows = trainer.task.each_item(inputs, logits, taught, values_of)
         labelled = values.pop("labelled")
-        self._average.add(values, rows, trainer.accelerator, {"loss": labelled})
+        if self._average is not None:
+            self._average.add(values, rows, trainer.accelerator, {"loss": labelled})
         return values["loss"].sum() / labelled.sum().clamp(min=1), output
 
     @torch.no_grad()
@@ -51,6 +59,7 @@ class EvaluatedMeans:
         trainer = self.trainer
         output = trainer.call.output(student, batch)
         if self._compared:
+            assert self._average is not None
             batch = trainer.task.after_student(batch, output)
             items = trainer.task.items(batch, logits_of(output), self._taught(batch))
             ones = torch.ones(len(items), device=items.sample.device)
@@ -58,13 +67,15 @@ class EvaluatedMeans:
         return batch, output
 
     def put_into(self, metrics: dict[str, float], prefix: str) -> None:
+        assert self._average is not None
         metrics.update({f"{prefix}_{name}": value for name, value in self._average.read().items()})
         for name in self._average.uncounted:  # Trainer's mean over batches would report 0 for it
             metrics.pop(f"{prefix}_{name}", None)
 
     @property
     def _compared(self) -> bool:
-        return self.trainer.args.evaluate_kl and self.trainer.teacher is not None
+        asked = self.trainer.args.evaluate_kl and self.trainer.teacher is not None
+        return asked and self._average is not None
 
     def _taught(self, batch: Mapping[str, Any]) -> Any:
         trainer = self.trainer
