@@ -28,7 +28,7 @@ from hfkd.data.resident import as_collator_takes_it
 from hfkd.data.streams import WITHOUT_WORKERS, WholeStream, due_at_epochs, even_stream, read_by_each_rank
 from hfkd.data.target_collator import with_targets
 from hfkd.evaluation.metrics import Running, check_counted, in_any_way, own_metrics, reads_logits
-from hfkd.models.calling import by_name, logits_first, main_input_named
+from hfkd.models.calling import by_name, gathered, logits_first, main_input_named
 from hfkd.models.checkpoints import naming_unreadable
 from hfkd.models.kept_config import KeptConfig
 from hfkd.reports.card import write_card
@@ -317,7 +317,7 @@ class DistillationTrainer(Trainer):
             batch, output = self.evaluated.add_kl(self.evaluated_network(model), batch)
             return None, *((None, None) if prediction_loss_only else self.task.predictions(batch, output))
         loss, logits, labels = self._predicted(model, inputs, prediction_loss_only, ignore_keys)
-        preprocess: Any = self.preprocess_logits_for_metrics
+        logits, preprocess = gathered(logits), cast(Any, self.preprocess_logits_for_metrics)
         return loss, logits, preprocess.padded_labels(labels) if isinstance(preprocess, OfOwnSize) else labels
 
     def _predicted(

@@ -119,6 +119,23 @@ def test_a_cache_is_no_prediction(tmp_path):
         assert made.predict(data).predictions.shape == (8, CLASSES)
 
 
+class SaysWhatItHasNot(Net):
+    """A dict as people write it: without labels no loss, and no hidden states, but a number."""
+
+    def forward(self, pixel_values, labels=None):
+        logits = super().forward(pixel_values)
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return {"loss": loss, "logits": logits, "hidden_states": None, "auxiliary": 0.0}
+
+
+def test_what_a_network_returns_as_none_is_no_prediction(tmp_path):
+    made = trainer(tmp_path, SaysWhatItHasNot())
+    found = made.evaluate(Rows(8))
+    assert {"eval_loss", "eval_accuracy"} <= found.keys()
+    for data in (Rows(8), Unlabelled(8)):
+        assert made.predict(data).predictions.shape == (8, CLASSES)
+
+
 def test_a_metric_that_predicts_other_rows_leaves_the_loss_as_it_is(tmp_path):
     made, rows, others = trainer(tmp_path, Net()), Rows(8), Rows(16, seed=5)
 

@@ -227,6 +227,18 @@ def logits_first(named: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in named.items() if v is logits} | {k: v for k, v in named.items() if v is not logits}
 
 
+def gathered(outputs: Any) -> Any:
+    """A network's outputs as Trainer's `prediction_step` returns them, without None and plain numbers.
+
+    A dict of a network's own may have these (`"loss": None` without labels, `"hidden_states": None`). Trainer ends in
+    an error where it gathers them.
+    """
+    if not isinstance(outputs, tuple):
+        return outputs
+    kept = tuple(value for value in outputs if isinstance(value, (Tensor, tuple, list, Mapping)))
+    return kept[0] if len(kept) == 1 else kept
+
+
 def logits_of(output: Any) -> Tensor:
     """A network's logits: its output if that is a tensor, otherwise its `.logits`, "logits" or "out".
 
