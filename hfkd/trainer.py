@@ -102,6 +102,7 @@ from hfkd.utils.cpu_memory import keep_freed_memory
 from hfkd.utils.json_file import write_json
 from hfkd.utils.kept_weights import kept_weights
 from hfkd.utils.output_folder import refuse_networks
+from hfkd.utils.prepared import without_autocast
 from hfkd.utils.setting_types import resume_choice
 from hfkd.utils.temporary_settings import setting
 
@@ -344,10 +345,9 @@ class DistillationTrainer(Trainer):
         """
         if self.is_fsdp_enabled:  # calling the inner forward would bypass the gathering of the sharded weights
             return model
-        network = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        forward = vars(network).get("_original_forward")  # of a compiled one too
-        plain = self.args.float32_evaluation and not self._rounds_weights
-        return forward if forward is not None and plain else model
+        if not self.args.float32_evaluation or self._rounds_weights:
+            return model
+        return without_autocast(self.accelerator.unwrap_model(model, keep_torch_compile=False)) or model
 
     @property
     def _rounds_weights(self) -> bool:

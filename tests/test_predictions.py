@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from task_toys import KINDS, padded
 from test_choice import vit
 from test_proof import llama
 from text_toys import mixture_of_experts
@@ -39,8 +40,9 @@ class Unlabelled(Rows):
 
 def trainer(folder, network, **keywords):
     more = {k: keywords.pop(k) for k in ("compute_metrics", "preprocess_logits_for_metrics") if k in keywords}
+    collate = keywords.pop("data_collator", default_data_collator)
     settings = arguments(folder, **ALONE, **keywords)
-    return DistillationTrainer(network, None, settings, data_collator=default_data_collator, **more)
+    return DistillationTrainer(network, None, settings, data_collator=collate, **more)
 
 
 def plain(folder, network):
@@ -148,6 +150,15 @@ def test_a_metric_that_predicts_other_rows_leaves_the_loss_as_it_is(tmp_path):
     found = made.evaluate(rows)
     assert found["eval_loss"] == expected != of_others
     assert found["eval_gap"] == pytest.approx(of_others)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_an_encoder_decoder_without_a_target_text_is_named(tmp_path, bf16):
+    kind = KINDS["T5"]
+    made = trainer(tmp_path, kind.network(dtype=torch.float32), data_collator=padded, bf16=bf16)
+    rows = [{"input_ids": row["input_ids"]} for row in kind.rows()]
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration computes logits for a target text"):
+        made.predict(rows)
 
 
 def test_ignored_keys_stay_behind(tmp_path):

@@ -338,6 +338,20 @@ def test_evaluation_is_in_float32_whatever_the_training_is(tmp_path):
         assert rounded[name] != other[name]
 
 
+def test_evaluation_in_float32_runs_the_hooks_on_the_student(tmp_path):
+    """Such as one that normalises its inputs, or that keeps its outputs for a metric."""
+    losses = []
+    for bf16 in (True, False):
+        student, kept = Net(16), []
+        student.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 3,))
+        student.register_forward_hook(lambda module, inputs, output, kept=kept: kept.append(output.dtype))
+        trainer = make(tmp_path / str(bf16), bf16=bf16, student=student)
+        kept.clear()
+        losses.append(trainer.evaluate()["eval_loss"])
+        assert set(kept) == {torch.float32}
+    assert losses[0] == losses[1] != make(tmp_path / "without", bf16=False, student=Net(16)).evaluate()["eval_loss"]
+
+
 def test_weights_are_rounded_for_evaluation_and_images_are_not(tmp_path):
     """Without autocast a convolution of such weights takes no float32 images: an error after the whole training."""
     rounded = make(tmp_path / "rounded", bf16=True, bf16_full_eval=True, student=Net(16), evaluate_kl=True)

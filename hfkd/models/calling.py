@@ -181,7 +181,9 @@ def main_input_named(model: Any, call: Call) -> Iterator[None]:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The network inside torch.compile, DDP and PEFT, whose forward signatures do not name the inputs."""
+    """The network inside torch.compile, DDP and PEFT, whose forward signatures do not name the inputs; the owner of a
+    bound call (`without_autocast`)."""
+    model = getattr(model, "__self__", model)
     return unwrap_peft_model(extract_model_from_parallel(model, keep_torch_compile=False))
 
 

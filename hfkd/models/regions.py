@@ -39,7 +39,7 @@ class DetectorCall(Call):
     keywords: frozenset[str] | None = None
 
     def output(self, model: Any, inputs: Mapping[str, Any], **more: Any) -> Any:
-        detector: Any = bare(getattr(model, "__self__", model))  # the owner of a bound forward
+        detector: Any = bare(model)
         images = unpadded(inputs)
         if "proposals" in inputs:
             return {"logits": logits_at(detector, images, inputs["proposals"], inputs["resized"])}
