@@ -161,6 +161,15 @@ def test_an_encoder_decoder_without_a_target_text_is_named(tmp_path, bf16):
         made.predict(rows)
 
 
+def test_the_loss_in_a_tuple_is_no_prediction(tmp_path):
+    kind = KINDS["T5"]
+    network = kind.network(dtype=torch.float32)
+    expected = trainer(tmp_path / "named", network, data_collator=padded).predict(kind.rows())
+    network.config.return_dict = False
+    found = trainer(tmp_path / "tuple", network, data_collator=padded).predict(kind.rows())
+    assert_same(found.predictions, expected.predictions)
+
+
 def test_ignored_keys_stay_behind(tmp_path):
     made = trainer(tmp_path, TwoHeads())
     assert made.predict(Rows(8), ignore_keys=["hidden_states"]).predictions.shape == (8, CLASSES)

@@ -251,7 +251,7 @@ def logits_of(output: Any) -> Tensor:
     if logits is None and isinstance(output, Mapping):
         logits = output.get("logits", output.get("out"))  # torchvision's segmentation models
     elif logits is None and isinstance(output, (tuple, list)) and (given := _without_loss(output)):
-        logits = given[1] if len(given) > 1 and loss_of(given) is not None else given[0]
+        logits = given[0]
     if not isinstance(logits, Tensor) or logits.ndim == 0:
         raise ValueError(
             f"the model returned a {type(output).__name__} without logits: return a tensor, an object or dict with "
@@ -261,8 +261,10 @@ def logits_of(output: Any) -> Tensor:
 
 
 def _without_loss(output: Sequence[Any]) -> list[Any]:
-    """A tuple's elements without what networks return in place of a loss when they get no labels: None, or 0."""
-    return [value for value in output if value is not None and not (isinstance(value, (int, float)) and value == 0)]
+    """A tuple's elements without the loss at its start, or what networks return in its place when they get no labels:
+    None, or 0."""
+    given = [value for value in output if value is not None and not (isinstance(value, (int, float)) and value == 0)]
+    return given[1:] if len(given) > 1 and loss_of(given) is not None else given
 
 
 def class_dim(logits: Tensor) -> int:
