@@ -20,9 +20,7 @@ from transformers import (
 from hfkd.models.checkpoints import load_checkpoint, naming_unreadable, refuse_other_architecture
 from hfkd.models.label_names import class_names, is_numbering, warn_of_renamed
 from hfkd.models.new_head import refuse_new_head
-
-# the entries of timm's pretrained_cfg for preprocessing; the others describe weights that a new model does not have
-INPUT_KEYS = ("input_size", "fixed_input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+from hfkd.models.saved_beside import INPUT_KEYS, folder_of_weights, take_what_is_said
 
 
 def is_architecture(name: str) -> bool:
@@ -42,7 +40,8 @@ def image_classifier(
     - `name` is a timm architecture ("cifar_resnet20", "resnet50"): new weights with timm's initialisation.
     - `name` contains a "/" or is a folder ("timm/resnet50.a1_in1k", "runs/student"): the weights stored there.
     `num_labels` must be the stored number, unless `new_head=True` requests a new head or `checkpoint` provides it.
-    - `checkpoint` is a file with weights for the whole model, loaded by `load_checkpoint`.
+    - `checkpoint` is a file with weights for the whole model, loaded by `load_checkpoint`. If it is that of a saved
+    model, the preparation of images and the class names are those in the config.json beside it.
     - `label_names` are written to the config (`id2label`, `label2id`), and saved with the model.
     """
     name = os.fspath(name)
@@ -58,6 +57,7 @@ def image_classifier(
     if checkpoint is not None:
         refuse_other_architecture(model, checkpoint)
         load_checkpoint(model, checkpoint)
+        take_what_is_said(model, checkpoint, label_names)
     return model.eval()
 
 
@@ -72,7 +72,8 @@ def image_teacher(
     With `num_labels=None` it has the stored number of classes, or that of the architecture's published weights. The
     network keeps its own class names: `label_names`, in the order of its logits, are for weights that have none.
     """
-    if label_names is not None and _names_its_classes(os.fspath(name)):
+    described = None if checkpoint is None else folder_of_weights(checkpoint)
+    if label_names is not None and _names_its_classes(described or os.fspath(name)):
         label_names = None
     if checkpoint is None and is_architecture(os.fspath(name)):
         raise ValueError(

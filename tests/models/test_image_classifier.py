@@ -17,7 +17,8 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
-from hfkd.models import image_classifier, input_spec
+from hfkd.models import image_classifier, image_processor, image_teacher, input_spec
+from hfkd.models.label_names import label_names_of
 
 DATA = Path(os.environ.get("HFKD_DATA", Path(__file__).resolve().parents[3] / "shared/data"))
 needs_data = pytest.mark.skipif(
@@ -76,6 +77,51 @@ def test_round_trip(tmp_path, name):
         assert loaded.config.id2label == {0: "cat", 1: "dog", 2: "emu"}
         assert loaded.config.label2id == {"cat": 0, "dog": 1, "emu": 2}
         assert input_spec(loaded) == input_spec(model)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """The folder of a run whose images were normalised by 0.5, with its classes in another order than the alphabet."""
+    model = image_classifier("cifar_resnet8", 3, label_names=["emu", "cat", "dog"])
+    model.config.pretrained_cfg |= {"mean": [0.5] * 3, "std": [0.5] * 3}
+    model.save_pretrained(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_weights_from_a_saved_folder_keep_their_normalisation_and_class_names(trained):
+    """An architecture's own are those of its published weights."""
+    by_file = image_teacher("cifar_resnet8", 3, trained / "model.safetensors", ["cat", "dog", "emu"])
+    by_folder = image_teacher(trained, 3)
+    assert input_spec(by_file) == input_spec(by_folder)
+    assert input_spec(by_file).mean == (0.5,) * 3
+    assert label_names_of(by_file) == label_names_of(by_folder) == ("emu", "cat", "dog")
+    assert label_names_of(image_teacher("cifar_resnet8", 3, trained / "model.safetensors")) == ("emu", "cat", "dog")
+
+
+def test_weights_of_a_student_get_the_names_of_the_data(trained, caplog):
+    model = image_classifier("cifar_resnet8", 3, trained / "model.safetensors", ["cat", "dog", "emu"])
+    assert label_names_of(model) == ("cat", "dog", "emu")
+    assert "has a stored head for the data's classes in another order" in caplog.text
+
+
+def test_weights_beside_no_config_or_of_another_name_say_nothing(trained, tmp_path):
+    for file, left_out in (("model.safetensors", "config.json"), ("best.safetensors", None)):
+        folder = tmp_path / file
+        folder.mkdir()
+        for source in trained.iterdir():
+            name = file if source.suffix == ".safetensors" else source.name
+            if name != left_out:
+                (folder / name).write_bytes(source.read_bytes())
+        model = image_teacher("cifar_resnet8", 3, folder / file, ["cat", "dog", "emu"])
+        assert input_spec(model) == input_spec(image_classifier("cifar_resnet8", 3))
+        assert label_names_of(model) == ("cat", "dog", "emu")
+
+
+def test_weights_of_a_transformers_folder_keep_its_image_processor(saved_vit, tmp_path):
+    model = image_classifier(saved_vit, 4)
+    model.save_pretrained(tmp_path)
+    image_processor((0.1,) * 3, (0.2,) * 3, (30, 30)).save_pretrained(tmp_path)
+    assert input_spec(image_teacher(str(saved_vit), 4, tmp_path / "model.safetensors")).mean == (0.1,) * 3
 
 
 def test_outputs_are_those_of_a_transformers_model():
