@@ -29,12 +29,17 @@ class Prompts:
 
 
 def read_prompts(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int = 256, chat_template: bool = False
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_prompt_length: int = 256,
+    chat_template: bool = False,
+    templated: bool = False,
 ) -> Prompts:
     """The prompts as in `tokenize_dataset`: the same texts and tokens, with long prompts dropped.
 
-    Rows need no responses: a column `prompt` or `instruction` is enough, or turns that end with the question. Raises
-    ValueError for other columns, for a `teacher_prompt`, for a prompt without tokens, and if all prompts are too long.
+    templated: the rows' prompts are in a chat template already, which has its own special tokens. Rows need no
+    responses: a column `prompt` or `instruction` is enough, or turns that end with the question. Raises ValueError for
+    other columns, for a `teacher_prompt`, for a prompt without tokens, and if all prompts are too long.
     """
     if TEACHER_PROMPT in dataset.column_names:
         raise ValueError(
@@ -42,7 +47,7 @@ def read_prompts(
             "it to prompt, or remove it"
         )
     texts = to_prompts(_with_responses(dataset), tokenizer, chat_template)
-    ids = encode_texts(texts, tokenizer, add_special_tokens=not chat_template)
+    ids = encode_texts(texts, tokenizer, add_special_tokens=not (chat_template or templated))
     empty = next((row for row, tokens in enumerate(ids) if not tokens), None)
     if empty is not None:
         raise ValueError(

@@ -126,9 +126,14 @@ class TextDataArguments:
         return {"max_prompt_length": self.max_prompt_length, "add_special_tokens": self._special}
 
     @property
+    def templated(self) -> bool:
+        """Whether prompts are in a chat template, written here or in the rows."""
+        return self.chat_template or self.prompts_with_template
+
+    @property
     def _special(self) -> bool:
         """Whether prompts get the tokenizer's special tokens; a chat template writes its own."""
-        return not (self.chat_template or self.prompts_with_template)
+        return not self.templated
 
     def splits(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
         """The rows of each split; Dolly's as from `dolly_rows`."""

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hfkd.data.first_rows import at_most
 from hfkd.data.instructions import UNFINISHED, to_prompt_response
 from hfkd.data.prompts import Prompts, read_prompts
+from hfkd.data.stored_templates import warn_of_other_template
 from hfkd.data.text_arguments import TextDataArguments
 from hfkd.data.text_collate import padding_id
 from hfkd.experiments.response_folder import ResponseFolder, Row
@@ -87,13 +88,23 @@ class ResponseArguments:
                 "would be identical: raise the temperature, or leave num_samples out"
             )
 
+    @property
+    def templated(self) -> bool:
+        """Whether prompts are in a chat template: by this flag, or as responses to them were generated so before."""
+        return self._data.templated
+
+    @property
+    def _data(self) -> TextDataArguments:
+        limit = self.max_prompt_length
+        return TextDataArguments(self.dataset_name, max_prompt_length=limit, chat_template=self.chat_template)
+
     def splits(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
         """The splits of the dataset, for Dolly as in the literature, read as in the training recipes."""
-        limit = self.max_prompt_length
-        data = TextDataArguments(self.dataset_name, max_prompt_length=limit, chat_template=self.chat_template)
-        splits = data.splits(tokenizer)
+        splits = self._data.splits(tokenizer)
         if "train" not in splits:
             raise ValueError(f"{self.dataset_name} has the splits {sorted(splits)}: one must be named train")
+        if self.templated and not self.chat_template:
+            warn_of_other_template(self.dataset_name, splits["train"][0]["prompt"], tokenizer)
         return splits | {"train": at_most(splits["train"], self.max_rows)}
 
 
@@ -116,7 +127,8 @@ def generate_responses(
     state = processes()
     with state.main_process_first():
         splits = args.splits(tokenizer)
-        prompts = read_prompts(splits["train"], tokenizer, args.max_prompt_length, args.chat_template)
+        how = args.max_prompt_length, args.chat_template, args.templated
+        prompts = read_prompts(splits["train"], tokenizer, *how)
         others = {n: _pairs(rows, n, tokenizer, args.chat_template) for n, rows in splits.items() if n != "train"}
     _refuse_positions(model, prompts, args.max_new_tokens)
     if args.batch_size > 1:
@@ -175,7 +187,7 @@ def _settings(model: PreTrainedModel, prompts: Prompts, args: ResponseArguments,
     tokens = json.dumps([prompts.rows, prompts.ids, prompts.texts]).encode()
     hashes = {"weights": weights_fingerprint(live), "prompts": xxhash.xxh3_128_hexdigest(tokens)}
     given = {one: getattr(args, one) for one in SAMPLING}
-    shown = {"model": name, "dataset": args.dataset_name, "chat_template": args.chat_template}
+    shown = {"model": name, "dataset": args.dataset_name, "chat_template": args.templated}
     return {**shown, **hashes, **given, "config": configuration(live)}
 
 
@@ -239,6 +251,7 @@ def _all(folder: ResponseFolder, count: int) -> Iterable[Row]:
 def _kept(prompts: Prompts, written: Iterable[Row], args: ResponseArguments) -> tuple[list[Row], dict[str, int]]:
     """The kept rows, ordered by row and sample, and the counts."""
     texts = dict(zip(prompts.rows, prompts.texts, strict=True))
+    templated = args.templated
     counts: Counter[str] = Counter(dict.fromkeys(("written", "kept", *WHY), 0))
     seen: dict[int, set[str]] = {}
     kept: list[Row] = []
@@ -249,7 +262,7 @@ def _kept(prompts: Prompts, written: Iterable[Row], args: ResponseArguments) -> 
         counts[why or "kept"] += 1
         if why is None:
             seen.setdefault(row, set()).add(text)
-            whole = text + one.get("end", "") if args.chat_template else text  # as in the turns of the template
+            whole = text + one.get("end", "") if templated else text  # as in the turns of the template
             cut = {UNFINISHED: not one["ended"]} if args.keep_unfinished else {}
             kept.append({"prompt": texts[row], "response": whole, "row": row, "sample": one["sample"]} | cut)
     return kept, dict(counts) | {"prompts": len(prompts), "long_prompts": prompts.dropped}

@@ -160,6 +160,24 @@ def test_prompts_of_a_chat_template_are_trained_on_as_they_were_answered(folder)
     assert data.generation_settings["add_special_tokens"] is False
 
 
+def test_prompts_of_a_chat_template_are_answered_again_as_such(folder, monkeypatch):
+    """As by the next student: without a second beginning of the sequence, and known as such to the next command."""
+    words = tokenizer()
+    words.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    start = [("<end>", words.convert_tokens_to_ids("<end>"))]
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing("<end> $A", special_tokens=start)
+    given = {"keep_unfinished": True, "keep_repeated": True, "num_samples": 1}
+    generate_responses(often_ending(), words, arguments(folder, chat_template=True, **given))
+    answers, again = str(folder / "out"), str(folder / "again")
+    asked = []
+    write = ResponseWriter.__call__
+    monkeypatch.setattr(ResponseWriter, "__call__", lambda s, m, ids, *a: asked.extend(ids) or write(s, m, ids, *a))
+    generate_responses(often_ending(), words, arguments(folder, dataset_name=answers, output_dir=again, **given))
+    assert asked
+    assert all(END not in ids for ids in asked)
+    assert TextDataArguments(again).prompts_with_template
+
+
 @pytest.mark.parametrize("chat", [True, False])
 def test_a_chat_is_trained_on_with_the_end_of_turn_that_the_model_wrote(folder, chat):
     """Gemma ends a turn by another token than the tokenizer's end of sequence."""
