@@ -19,6 +19,7 @@ from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.data.text_arguments import TextDataArguments
 from hfkd.evaluation.callback import RougeArguments
 from hfkd.experiments.cache_arguments import TeacherCacheArguments
+from hfkd.experiments.earlier_run import warn_of_template
 from hfkd.experiments.teacher_tokenizer import TeacherTokenizerArguments
 from hfkd.experiments.text_run import run_text
 from hfkd.models.language import causal_lm
@@ -72,6 +73,7 @@ def main() -> None:
     tokenizer, teachers = its.both(names, networks.tokenizer_name, args)
     with args.main_process_first(desc="tokenising"):
         texts = data.load(tokenizer, teachers, its.teacher_max_length)
+    warn_of_template(names[1], data.templated, "teaches on prompts")
     rouge.check_rows(texts.dev_texts)
     set_seed(args.seed)
     student = networks.pruned(causal_lm(networks.student_name_or_path, from_config=networks.from_config))

@@ -1,7 +1,6 @@
 """Evaluates several students on the five instruction sets: flags, loop, table."""
 
 import gc
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from hfkd.evaluation.run import SEEDS, check_seeds, evaluate_sets
 from hfkd.evaluation.scoring import Scores
 from hfkd.evaluation.sets import HUB, SETS, check_sets, instruct_sets
 from hfkd.evaluation.tables import markdown_table, students_table
-from hfkd.reports.results import RESULTS_NAME
+from hfkd.experiments.earlier_run import trained_with_template, warn_of_template
 from hfkd.utils.argument_types import NotNegative, fitting
 from hfkd.utils.counts import at_least_one
 from hfkd.utils.files import write_atomically
@@ -130,23 +129,13 @@ def evaluate_students(
 
 def _warn_of_template(name: str, tokenizer: PreTrainedTokenizerBase, chat_template: bool) -> None:
     """Warn if prompts are, or may be, formatted differently from the student's training."""
-    try:
-        config = json.loads((Path(name) / RESULTS_NAME).read_text(encoding="utf-8"))["config"]
-        trained = config.get("prompts_with_template") or config.get("chat_template")
-    except (OSError, ValueError, KeyError, AttributeError):
-        trained = None
-    if trained is None and tokenizer.chat_template and not chat_template:
+    if trained_with_template(name) is None and tokenizer.chat_template and not chat_template:
         logger.warning(
             "%s: its tokenizer has a chat template, but the prompts are formatted without it. If the student was "
             "trained with the template, its scores are meaningless: pass --chat_template",
             name,
         )
-    elif trained is not None and trained != chat_template:
-        logger.warning(
-            "%s was trained %s its chat template but is evaluated %s it: %s --chat_template",
-            name,
-            *(("with", "without", "pass") if trained else ("without", "with", "leave out")),
-        )
+    warn_of_template(name, chat_template, "is evaluated")
 
 
 def _fingerprint(model: nn.Module) -> str:

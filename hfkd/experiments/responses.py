@@ -18,6 +18,7 @@ from hfkd.data.prompts import Prompts, read_prompts
 from hfkd.data.stored_templates import warn_of_other_template
 from hfkd.data.text_arguments import TextDataArguments
 from hfkd.data.text_collate import padding_id
+from hfkd.experiments.earlier_run import warn_of_template
 from hfkd.experiments.response_folder import ResponseFolder, Row
 from hfkd.models.on_policy_arguments import OnPolicyArguments
 from hfkd.models.positions import shortest_limit
@@ -130,6 +131,7 @@ def generate_responses(
         how = args.max_prompt_length, args.chat_template, args.templated
         prompts = read_prompts(splits["train"], tokenizer, *how)
         others = {n: _pairs(rows, n, tokenizer, args.chat_template) for n, rows in splits.items() if n != "train"}
+    warn_of_template(name, args.templated, "answers prompts")
     _refuse_positions(model, prompts, args.max_new_tokens)
     if args.batch_size > 1:
         refuse_padded_prompts(model, padding_id(tokenizer), "set batch_size=1")

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -97,6 +98,23 @@ def test_the_teacher_was_the_base_with_its_adapter(folder, trained):
     recorded = json.loads((trained[1] / "distillation.json").read_text())["teacher"]
     assert weights_fingerprint(FrozenTeacher(causal_lm(trained[0])))[:8] in recorded
     assert weights_fingerprint(FrozenTeacher(causal_lm(folder / "large")))[:8] not in recorded
+
+
+def test_a_teacher_of_another_template_is_warned_of(folder, tmp_path, monkeypatch, caplog):
+    """It was trained on prompts that these are not; a checkpoint of a run is known by the run's results.json."""
+    teacher = tmp_path / "taught" / "checkpoint-2"
+    shutil.copytree(folder / "large", teacher)
+    (teacher.parent / "results.json").write_text(json.dumps({"config": {"chat_template": False}}))
+    common = [f"--dataset_name={folder / 'data'}", "--chat_template", "--max_prompt_length=12", "--disable_tqdm=True"]
+    flags = [f"--teacher_name_or_path={teacher}", f"--student_name_or_path={folder / 'small'}", "--max_length=24"]
+    flags += ["--max_steps=1", "--per_device_train_batch_size=2", "--gradient_accumulation_steps=1", "--use_cpu"]
+    flags += ["--bf16=False", "--report_to=none", f"--output_dir={tmp_path / 'student'}", *common]
+    run(monkeypatch, "gpt2_dolly_eakd.py", *flags)
+    assert "was trained without its chat template but teaches on prompts with it: leave out" in caplog.text
+    caplog.clear()
+    flags = [f"--model_name_or_path={teacher}", "--max_new_tokens=4", "--keep_unfinished", *common]
+    run(monkeypatch, "generate_responses.py", *flags, f"--output_dir={tmp_path / 'answers'}")
+    assert "was trained without its chat template but answers prompts with it: leave out" in caplog.text
 
 
 def test_the_students_are_scored_with_the_chat_template(folder, trained, monkeypatch, capsys):
