@@ -1,6 +1,5 @@
 """Loads the segmentation networks of an analysis: students from runs, and the teacher as in a run's flags."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +9,8 @@ from transformers import AutoConfig
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from hfkd.data.mask_arguments import MaskDataArguments
+from hfkd.experiments.earlier_run import iou_names
+from hfkd.experiments.segmentation import DescribedTeacher, mask_teacher
 from hfkd.models import InputSpec
 from hfkd.models.segmentation import segmentation_network, segmentation_teacher
 from hfkd.reports.results import RESULTS_NAME
@@ -17,22 +18,15 @@ from hfkd.teachers import FrozenTeacher
 from hfkd.teachers.class_order import order_for
 from hfkd.utils.json_file import read_json
 
-IOU = "eval_iou_"
 
-
-class NamedMaskNetworks(Protocol):
+class NamedMaskNetworks(DescribedTeacher, Protocol):
     """The flags for the networks, see `MaskAnalysisArguments`."""
 
     teacher: str
     students: list[str]
-    teacher_checkpoint: str | None
-    teacher_classes: list[int] | None
 
     @property
     def describes_teacher(self) -> bool: ...
-
-    @property
-    def wanted(self) -> InputSpec | None: ...
 
 
 def load_mask_networks(
@@ -49,7 +43,7 @@ def load_mask_networks(
         teacher = _of_run(args.teacher, data, received)
     else:
         network = segmentation_teacher(args.teacher, data.classes, args.teacher_checkpoint)
-        teacher = FrozenTeacher(network, received, args.wanted, classes=args.teacher_classes)
+        teacher = mask_teacher(network, args, data.classes, received)
     networks = [teacher, *(_of_run(student, data, received) for student in args.students)]
     for name, one in zip([args.teacher, *args.students], networks, strict=True):
         _check(name, one.to(device), data, device)
@@ -78,18 +72,12 @@ def _of_run(folder: str, data: MaskDataArguments, received: InputSpec) -> Frozen
         raise ValueError(f"{results} is not from a run of `hfkd segment`: it does not name a segmentation network")
     network = _network(config, data, str(path / SAFE_WEIGHTS_NAME))
     wanted = InputSpec(tuple(config["image_mean"]), tuple(config["image_std"]), tuple(config["image_size"]))
-    return FrozenTeacher(network, received, wanted, label_names=_names(found.get("epochs", [])))
+    return FrozenTeacher(network, received, wanted, label_names=iou_names(found.get("epochs", [])))
 
 
 def _network(config: dict[str, Any], data: MaskDataArguments, weights: str) -> nn.Module:
     auxiliary = bool(config.get("auxiliary_head"))
     return segmentation_network(config["student_name"], data.classes, weights, auxiliary_head=auxiliary)
-
-
-def _names(epochs: Sequence[dict[str, Any]]) -> list[str] | None:
-    """The class names, in the order of a run's evaluations; None if it has none."""
-    names = [key.removeprefix(IOU) for row in epochs[-1:] for key in row if key.startswith(IOU)]
-    return names or None
 
 
 def _check(name: str, network: FrozenTeacher, data: MaskDataArguments, device: torch.device) -> None:

@@ -3,12 +3,18 @@
 import json
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hfkd.models import InputSpec
+from hfkd.models.checkpoints import SAVED_NAMES
+from hfkd.models.label_names import is_numbering
 from hfkd.reports.results import RESULTS_NAME
 
 logger = logging.getLogger(__name__)
+
+IOU = "eval_iou_"
 
 
 def results_of(name: str | os.PathLike[str]) -> dict[str, Any]:
@@ -24,6 +30,25 @@ def results_of(name: str | os.PathLike[str]) -> dict[str, Any]:
         if isinstance(found, dict) and isinstance(found.get("config"), dict):
             return found
     return {}
+
+
+def mask_inputs(checkpoint: str | None) -> tuple[InputSpec | None, list[str] | None]:
+    """How the images were normalised, and the names of the classes, of a run of `hfkd segment` that wrote this file.
+
+    torchvision's networks have no config.json to say so. None each without such a run, names that are numbers too.
+    """
+    found = results_of(checkpoint) if checkpoint is not None and Path(checkpoint).name in SAVED_NAMES else {}
+    config = found.get("config", {})
+    if not isinstance(config.get("image_mean"), list) or not isinstance(config.get("image_std"), list):
+        return None, None
+    names = iou_names(found.get("epochs", []))
+    return InputSpec(tuple(config["image_mean"]), tuple(config["image_std"]), None), names
+
+
+def iou_names(epochs: Sequence[Mapping[str, Any]]) -> list[str] | None:
+    """The class names, in the order of a run's evaluations; None if it has none."""
+    names = [key.removeprefix(IOU) for row in epochs[-1:] for key in row if key.startswith(IOU)]
+    return names if names and not is_numbering(names) else None
 
 
 def trained_with_template(name: str) -> bool | None:

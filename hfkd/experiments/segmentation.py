@@ -1,7 +1,7 @@
 """A run that trains a segmentation network, from a recipe's flags to results.json."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,11 @@ from transformers import PreTrainedModel, SegformerImageProcessor, set_seed
 from hfkd.arguments import DistillationArguments
 from hfkd.data.mask_arguments import MaskDataArguments
 from hfkd.evaluation.metrics.mean_iou import MeanIoU, pixel_predictions
+from hfkd.experiments.earlier_run import mask_inputs
 from hfkd.experiments.pictures import example_name, picture, spread
 from hfkd.experiments.run import run_with_page
 from hfkd.losses.functional import energy, entropy, interpolated
+from hfkd.models import InputSpec
 from hfkd.models.calling import logits_of
 from hfkd.models.segmentation_arguments import SegmentationNetworkArguments
 from hfkd.reports.masks import MaskExample
@@ -39,8 +41,7 @@ def segmentation_trainer(
     student: Any = networks.student(classes, names)
     teacher = None
     if args.kd_weight or (args.evaluate_kl and networks.teacher_name):
-        made = networks.teacher(classes)
-        teacher = FrozenTeacher(made, wanted=networks.wanted, classes=networks.teacher_classes).unfreeze()
+        teacher = mask_teacher(networks.teacher(classes), networks, classes).unfreeze()
     if args.task == "auto":
         args.task = "semantic_segmentation"  # also for modules that are not transformers models
     return DistillationTrainer(
@@ -53,6 +54,26 @@ def segmentation_trainer(
         compute_metrics=MeanIoU(classes, names),
         preprocess_logits_for_metrics=pixel_predictions,
     )
+
+
+class DescribedTeacher(Protocol):
+    """The flags for a teacher's weights and inputs, see `MaskTeacherArguments`."""
+
+    teacher_checkpoint: str | None
+    teacher_classes: list[int] | None
+
+    @property
+    def wanted(self) -> InputSpec | None: ...
+
+
+def mask_teacher(
+    network: nn.Module, given: DescribedTeacher, classes: int, received: InputSpec | None = None
+) -> FrozenTeacher:
+    """A teacher of images normalised by `received`; weights of an earlier run get its own, and have its class names."""
+    wanted, names = mask_inputs(given.teacher_checkpoint)
+    chosen = given.teacher_classes
+    named = names if chosen is None and names is not None and len(names) == classes else None
+    return FrozenTeacher(network, received, given.wanted or wanted, label_names=named, classes=chosen)
 
 
 def run_segmentation(trainer: DistillationTrainer, config: dict[str, Any]) -> dict[str, Any]:

@@ -8,12 +8,16 @@ import pytest
 import torch
 from feature_toys import DATA
 from recipe_toys import MASKED, results, run, write_masks
+from safetensors.torch import save_file
 from task_toys import segformer
 from torch import nn
 
+from hfkd import DistillationArguments
 from hfkd.data.mask_arguments import MaskDataArguments
 from hfkd.evaluation.metrics.mean_iou import MeanIoU, pixel_predictions
+from hfkd.experiments.segmentation import segmentation_trainer
 from hfkd.models.segmentation import segmentation_network, segmentation_teacher, set_batch_norm_momentum
+from hfkd.models.segmentation_arguments import SegmentationNetworkArguments
 
 pytest.importorskip("torchmetrics")
 
@@ -59,6 +63,31 @@ def test_a_teacher_from_labels_and_its_student(monkeypatch, folder, tmp_path):
     assert "Side by side: image, label, student" in (tmp_path / "taught/index.html").read_text()
     processor = json.loads((tmp_path / "student/preprocessor_config.json").read_text())
     assert processor["size"] == {"height": 24, "width": 32}
+
+
+def test_a_teachers_file_is_read_with_the_record_of_its_run(folder, tmp_path):
+    """torchvision's networks have no config.json to say how their images were normalised, and their classes."""
+    name, said = "lraspp_mobilenet_v3_small", {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    run_folder = tmp_path / "taught" / "checkpoint-4"
+    run_folder.mkdir(parents=True)
+    save_file(segmentation_network(name, 3).state_dict(), run_folder / "model.safetensors")
+    shutil.copy(run_folder / "model.safetensors", run_folder / "other.safetensors")
+    scores = {f"eval_iou_{one}": 0.5 for one in reversed(MASKED)}
+    (tmp_path / "taught" / "results.json").write_text(json.dumps({"config": said, "epochs": [scores]}))
+    made = {}
+    for file, more in (("model", {}), ("other", {}), ("model", {"teacher_mean": [0.1] * 3, "teacher_std": [0.2] * 3})):
+        weights = str(run_folder / f"{file}.safetensors")
+        networks = SegmentationNetworkArguments(
+            teacher_name=name, student_name=name, teacher_checkpoint=weights, **more
+        )
+        data = MaskDataArguments(str(folder), image_size=[24, 32])
+        args = DistillationArguments(output_dir=str(tmp_path / "out"), use_cpu=True, report_to="none")
+        made[file, *more] = segmentation_trainer(networks, data, args).teacher
+    assert (made["model",].wanted.mean, made["model",].wanted.std) == ((0.5,) * 3, (0.25,) * 3)
+    assert made["model",].scale is not None
+    assert made["model",].order.tolist() == [2, 1, 0]
+    assert made["other",].wanted is None
+    assert made["model", "teacher_mean", "teacher_std"].wanted.mean == (0.1,) * 3
 
 
 def test_a_teacher_may_be_compared_with_and_not_learned_from(monkeypatch, folder, tmp_path):
