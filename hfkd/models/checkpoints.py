@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.trainer_pt_utils import safe_globals
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from hfkd.models.conversion import as_in_network
 from hfkd.utils.messages import some
@@ -25,6 +26,7 @@ WRAPPERS = ("model", "state_dict")  # keys under which training scripts store th
 PREFIXES = ("module.", "_orig_mod.", "timm_model.")  # DataParallel, torch.compile, transformers' TimmWrapper
 SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 PICKLED = (".bin", ".pt", ".pth")
+INSIDE = ("checkpoint-*", "peer_*")  # what the folder of a run may have models in
 SAVED_NAMES = ("model.safetensors", "pytorch_model.bin")  # of save_pretrained and the Hub, beside config.json
 
 
@@ -73,6 +75,28 @@ def refuse_other_architecture(model: nn.Module, path: str | os.PathLike[str]) ->
             f"checkpoint {path} belongs to the architecture {its!r} according to the config.json beside it, not to "
             f"{mine!r}, even if its weights fit: pass {its.split('.')[0]!r}"
         )
+
+
+def refuse_no_model(name: str | os.PathLike[str]) -> None:
+    """Raise ValueError for a folder in which no model is saved, such as that of a run that has not ended.
+
+    transformers would say that its config.json lacks the model's type, or that it has no tokenizer.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir() or any((folder / file).is_file() for file in (CONFIG_NAME, ADAPTER_CONFIG_NAME)):
+        return
+    inside = models_inside(folder)
+    there = f": pass one of the models in it ({some(inside)})" if inside else ": pass a saved model"
+    raise ValueError(
+        f"{folder} has no config.json, as no model is saved in the folder of a run that has not ended, of networks "
+        f"that taught each other, or of a network that is not one of transformers{there}"
+    )
+
+
+def models_inside(name: str | os.PathLike[str]) -> list[str]:
+    """The checkpoints and peers in the folder of a run."""
+    folder = Path(name).expanduser()
+    return sorted({path.parent.name for pattern in INSIDE for path in folder.glob(f"{pattern}/*config.json")})
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:

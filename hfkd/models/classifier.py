@@ -17,7 +17,7 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
-from hfkd.models.checkpoints import load_checkpoint, naming_unreadable, refuse_other_architecture
+from hfkd.models.checkpoints import load_checkpoint, naming_unreadable, refuse_no_model, refuse_other_architecture
 from hfkd.models.label_names import class_names, is_numbering, warn_of_renamed
 from hfkd.models.new_head import refuse_new_head
 from hfkd.models.saved_beside import INPUT_KEYS, folder_of_weights, take_what_is_said
@@ -51,6 +51,7 @@ def image_classifier(
     if is_architecture(name):
         model = _fresh(name, num_labels, labels)
     elif "/" in name or os.path.isdir(name):
+        refuse_no_model(name)
         model = _stored(name, num_labels, labels, new_head, new_head or checkpoint is not None)
     else:
         raise ValueError(_unknown(name))
@@ -107,6 +108,7 @@ def _own_num_labels(name: str) -> int:
     if is_architecture(name):
         published: Any = get_pretrained_cfg_value(name, "num_classes")
         return int(published)
+    refuse_no_model(name)
     return AutoConfig.from_pretrained(name, trust_remote_code=False).num_labels
 
 
@@ -114,6 +116,7 @@ def _names_its_classes(name: str) -> bool:
     """Whether a Hub id or saved folder has class names other than numbers."""
     if "/" not in name and not os.path.isdir(name):
         return False
+    refuse_no_model(name)
     named = AutoConfig.from_pretrained(name, trust_remote_code=False).id2label or {}
     return bool(named) and not is_numbering([str(named[i]) for i in sorted(named)])
 

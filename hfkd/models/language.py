@@ -18,7 +18,7 @@ from transformers import (
 from transformers.utils import is_bitsandbytes_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from hfkd.models.checkpoints import naming_unreadable
+from hfkd.models.checkpoints import models_inside, naming_unreadable, refuse_no_model
 from hfkd.utils.launch import processes
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ def causal_lm(
 
 
 def _stored(name: str, dtype: str, quantisation: dict[str, Any], revision: str | None = None) -> PreTrainedModel:
+    refuse_no_model(name)
     at: dict[str, Any] = {"revision": revision} if revision else {}
     if find_adapter_config_file(name, **at) is not None:
         return _with_adapter(name, dtype, quantisation, at)
@@ -118,6 +119,8 @@ def load_tokenizer(name_or_path: str | Path, fallback: str | Path | None = None)
     if brings_tokenizer(name_or_path):
         return AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=False)
     if fallback is None:
+        if models_inside(name_or_path):
+            refuse_no_model(name_or_path)
         raise ValueError(f"{name_or_path} has no tokenizer: save one with the model, or pass --tokenizer_name")
     return AutoTokenizer.from_pretrained(str(fallback), trust_remote_code=False)
 

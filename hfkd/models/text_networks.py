@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hfkd.models.checkpoints import naming_unreadable
+from hfkd.models.checkpoints import naming_unreadable, refuse_no_model
 from hfkd.models.label_names import warn_of_renamed
 from hfkd.utils.messages import some
 
@@ -98,6 +98,7 @@ def text_teacher(auto: Any, name: str, tokenizer: PreTrainedTokenizerBase, dtype
 def loaded(auto: Any, name: str, dtype: str, **labels: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A stored network, and transformers' report of missing and mismatched weights."""
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
+    refuse_no_model(name)
     with naming_unreadable(name):
         return auto.from_pretrained(name, dtype=dtype, **options, **labels)
 

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from transformers import (
 
 from hfkd.models import image_classifier, image_processor, image_teacher, input_spec
 from hfkd.models.label_names import label_names_of
+from hfkd.models.language import causal_lm, load_tokenizer
 
 DATA = Path(os.environ.get("HFKD_DATA", Path(__file__).resolve().parents[3] / "shared/data"))
 needs_data = pytest.mark.skipif(
@@ -122,6 +124,19 @@ def test_weights_of_a_transformers_folder_keep_its_image_processor(saved_vit, tm
     model.save_pretrained(tmp_path)
     image_processor((0.1,) * 3, (0.2,) * 3, (30, 30)).save_pretrained(tmp_path)
     assert input_spec(image_teacher(str(saved_vit), 4, tmp_path / "model.safetensors")).mean == (0.1,) * 3
+
+
+@pytest.mark.parametrize("load", [partial(image_teacher, num_labels=3), causal_lm, load_tokenizer])
+def test_the_folder_of_a_run_that_has_not_ended_is_named_with_what_is_in_it(tmp_path, load):
+    """Or of peers; transformers would say that its config.json has no model_type."""
+    image_classifier("cifar_resnet8", 3).save_pretrained(tmp_path / "run" / "checkpoint-8")
+    with pytest.raises(ValueError, match=r"run has no config.json, .* pass one of the models in it \(checkpoint-8\)"):
+        load(str(tmp_path / "run"))
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"has no config.json, .*: pass a saved model$"):
+        image_teacher(tmp_path, 3, label_names=["cat", "dog", "emu"])
 
 
 def test_outputs_are_those_of_a_transformers_model():
