@@ -54,7 +54,8 @@ def iou_names(epochs: Sequence[Mapping[str, Any]]) -> list[str] | None:
 def trained_with_template(name: str) -> bool | None:
     """Whether a language model was trained on prompts in its chat template; None if no run says so."""
     config = results_of(name).get("config", {})
-    return config.get("prompts_with_template") or config.get("chat_template")
+    said = config.get("prompts_with_template") or config.get("chat_template")
+    return None if said is None else bool(said)
 
 
 def warn_of_template(name: str, templated: bool, done: str) -> None:

@@ -49,6 +49,7 @@ def take_what_is_said(
 
 def _config(folder: str) -> PreTrainedConfig | None:
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        found: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError):  # of something else than a model of transformers
         return None
+    return found
