@@ -1,5 +1,6 @@
 import gc
 import os
+from contextlib import suppress
 from pathlib import Path
 
 # Before anything imports the Hub's libraries: no test reaches for the network.
@@ -9,6 +10,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from transformers import ViTConfig, ViTForImageClassification
+
+with suppress(ImportError):  # a machine that runs the GPU tests alone may lack it
+    from hypothesis import HealthCheck, settings
+
+    # The first value of a strategy is slow on a busy machine, which says nothing of the strategy.
+    settings.register_profile("tests", suppress_health_check=[HealthCheck.too_slow], deadline=None)
+    settings.load_profile("tests")
 
 torch.set_num_threads(1)  # the tests run side by side (pytest -n auto), and their networks are small
 DATA = Path(os.environ.get("HFKD_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

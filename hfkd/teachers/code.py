@@ -24,6 +24,7 @@ from torch import nn
 FOLDERS = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 # hfkd itself may be installed from a checkout, outside of the library folders
 LIBRARIES = tuple(f"{Path(path).resolve()}{os.sep}" for path in {*FOLDERS, str(Path(__file__).parents[1])})
+PACKAGES = {"site-packages", "dist-packages"}  # of other folders, such as those of `pip --user`
 MOST, LONGEST = 20_000, 1000  # limits on objects and their entries, far above those of transforms
 PLAIN = (str, bytes, int, float, bool, complex, type(None), enum.Enum, torch.dtype, torch.device)
 
@@ -51,8 +52,23 @@ def users_own(found: Any) -> bool:
     return name == "__main__" or _outside(getattr(sys.modules.get(name), "__file__", None))
 
 
+@functools.cache
 def _outside(file: str | None) -> bool:
-    return file is not None and not str(Path(file).resolve()).startswith(LIBRARIES)
+    """Whether a file is not in an installed package: of this Python, of the user, or of a folder of `pip --target`."""
+    if file is None:
+        return False
+    path = Path(file).resolve()
+    if str(path).startswith(LIBRARIES) or not PACKAGES.isdisjoint(path.parts):
+        return False
+    roots = (root for root in path.parents if str(root) in map(os.path.realpath, sys.path))
+    return all(path.relative_to(root).parts[0] not in _installed(str(root)) for root in roots)
+
+
+@functools.cache
+def _installed(folder: str) -> frozenset[str]:
+    """The files and folders at the top of the packages that are installed in `folder`; no editable ones."""
+    records = [path.read_text(encoding="utf-8") for path in Path(folder).glob("*.dist-info/RECORD")]
+    return frozenset(line.split(",")[0].split("/")[0] for record in records for line in record.splitlines())
 
 
 def _text(found: Any) -> str:

@@ -122,6 +122,24 @@ def test_a_function_without_a_source_counts_by_what_it_does():
     assert made[0] == made[2] != made[1]
 
 
+def test_packages_outside_of_this_pythons_folders_are_libraries_too(tmp_path, monkeypatch):
+    """Those of `pip --user`, of a system below a virtual environment, of `pip --target`: transformers was hashed."""
+    folders = {"target": "parts", "user/site-packages": "of_user", "project": "own"}
+    for folder, name in folders.items():
+        (tmp_path / folder / f"{name}_hashed").mkdir(parents=True)
+        (tmp_path / folder / f"{name}_hashed" / "__init__.py").write_text("def apply(x):\n    return x\n")
+        monkeypatch.syspath_prepend(tmp_path / folder)
+    (tmp_path / "target" / "mine_hashed.py").write_text("def apply(x):\n    return x\n")
+    record = tmp_path / "target" / "parts-1.0.dist-info" / "RECORD"
+    record.parent.mkdir()
+    record.write_text("parts_hashed/__init__.py,sha256=x,30\nparts-1.0.dist-info/RECORD,,\n")
+    names = [f"{name}_hashed" for name in (*folders.values(), "mine")]
+    owned = {name: users_own(importlib.import_module(name).apply) for name in names}
+    assert owned == dict(zip(names, (False, False, True, True), strict=True))
+    for name in names:
+        monkeypatch.delitem(sys.modules, name)
+
+
 def test_libraries_are_their_versions():
     assert not users_own(torch.stack)
     assert not users_own(ImageTransform)

@@ -104,7 +104,7 @@ def _train_as_ordinary_user(log, folder, settings):
     make(folder, packed(8), settings, temperature="energy(ratio=0.2)").train()
 
 
-@pytest.mark.parametrize("which", ["folder", "parent", "teacher_cache_dir", "scan_cache_dir"])
+@pytest.mark.parametrize("which", ["folder", "parent", "teacher_cache_dir"])
 def test_a_folder_that_may_not_be_written_is_named(tmp_path, which):
     shut, log = tmp_path / "shut", tmp_path / "log"
     shut.mkdir(mode=0o500)

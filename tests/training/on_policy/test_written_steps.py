@@ -371,7 +371,7 @@ def test_a_resumed_run_is_bit_identical(tmp_path):
             {"logging_strategy": "epoch", "max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 24},
             [1, 2],
         ),
-        ({"logging_strategy": "no"}, []),
+        ({"logging_strategy": "no", "logging_first_step": True}, [1]),
     ],
 )
 def test_the_responses_of_logged_steps_are_kept(tmp_path, settings, steps):
