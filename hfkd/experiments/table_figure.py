@@ -67,7 +67,7 @@ def _differences(
     others = {} if reference is None else by_seed(reference)
     shown = [(row, color) for row, color in rows if row is not reference and by_seed(row).keys() & others.keys()]
     if not shown:
-        say_empty(axes, f"no two rows with the same seed, one of them {name}")
+        say_empty(axes, f"no two rows with the same seed, one of them {literal(name)}")
         return
     for place, (row, color) in enumerate(shown):
         mine = by_seed(row)

@@ -13,8 +13,10 @@ import psutil
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState, is_initialized
-from accelerate.utils import gather_object, get_int_from_env, parse_flag_from_env
+from accelerate.utils import get_int_from_env, parse_flag_from_env
 from transformers.utils import is_torch_xla_available
+
+from hfkd.utils.ranks import of_each
 
 # Of torchrun and MPI implementations.
 RANKS = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
@@ -101,7 +103,7 @@ def refuse_unshared(folder: str | Path, seen: bool) -> None:
 
     On machines without a shared file system each would write its part of the files to a folder of its own.
     """
-    blind = [rank for rank, one in enumerate(gather_object([seen])) if not one]
+    blind = [rank for rank, one in enumerate(of_each(seen)) if not one]
     if blind:
         raise ValueError(
             f"{folder} is another folder for some processes ({blind}), which do not see what process 0 has written "
@@ -114,7 +116,7 @@ def refuse_other_runs(folder: str | Path) -> None:
 
     A process that does not see which runs are finished would take part in one with the gradients of another.
     """
-    runs = gather_object([str(Path(*Path(folder).parts[-2:]))])
+    runs = of_each(str(Path(*Path(folder).parts[-2:])))
     if len(set(runs)) > 1:
         raise ValueError(
             f"the processes would do different runs ({', '.join(runs)}), because they do not find the same "

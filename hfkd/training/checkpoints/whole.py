@@ -8,9 +8,8 @@ import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer import SCALER_NAME, TRAINER_STATE_NAME
@@ -61,21 +60,18 @@ class WholeCheckpoints:
 
         Each rank looks by itself, and what they exchange would be of different steps.
         """
-        accelerator, refused = self.host.accelerator, None
+        refused = None
         try:
             found = checkpoint_to_resume(wanted, self.host.args.output_dir)
         except ValueError as error:
             found, refused = None, error
-        if accelerator.num_processes > 1:
-            mine = torch.tensor([-1 if refused else _step_of(found)], device=accelerator.device)
-            steps = cast(torch.Tensor, accelerator.gather(mine)).tolist()
-            if len(set(steps)) > 1:
-                listed = ", ".join("none" if step < 0 else f"step {step}" for step in steps)
-                raise ValueError(
-                    f"the processes would start at different checkpoints ({listed}): {self.host.args.output_dir} has "
-                    "to be one folder for all of them, on a file system that all machines share; or copy its "
-                    "checkpoints to each machine"
-                ) from refused
+        steps = of_each("none" if refused else f"step {_step_of(found)}")
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"the processes would start at different checkpoints ({', '.join(steps)}): "
+                f"{self.host.args.output_dir} has to be one folder for all of them, on a file system that all machines "
+                "share; or copy its checkpoints to each machine"
+            ) from refused
         if refused is not None:
             raise refused
         return found
