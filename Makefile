@@ -39,7 +39,7 @@ docs: $(VENV)/.installed-docs ## Build the site from docs/ into build/site, warn
 check: $(VENV)/.installed-dev ## Format, lint and type checks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy hfkd
+	$(BIN)/mypy hfkd tests/typed_program.py
 
 format: $(VENV)/.installed-dev ## Reformat and fix what can be fixed
 	$(BIN)/ruff format .

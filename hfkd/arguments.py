@@ -5,7 +5,7 @@ import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin, patch_environment
@@ -27,6 +27,11 @@ from hfkd.utils.optimizers import optimizer_name, steps_in_backward
 from hfkd.utils.parsing import parse as parse  # where scripts written for earlier versions import it from
 from hfkd.utils.random_state import kept_random_state
 from hfkd.utils.setting_types import SUM, resume_choice
+
+if TYPE_CHECKING:
+    from hfkd.losses.slot_types import ObjectiveLike, TemperatureLike, WeightingLike
+else:  # what a flag or a settings file may hold
+    ObjectiveLike, TemperatureLike, WeightingLike = Annotated[str, SUM], str, str
 
 logger = logging.getLogger(__name__)
 
@@ -66,21 +71,21 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
     step).
     """
 
-    objective: Annotated[str, SUM] = field(
+    objective: ObjectiveLike = field(
         default="kd",
         metadata={
             "help": "Distillation loss: kd, dkd(beta=8.0), ... (a name or a call), or a sum of terms: 'kd + 100 "
             "* fitnet(layer=2)'; in a settings file also a list of terms."
         },
     )
-    temperature: str | None = field(
+    temperature: TemperatureLike | None = field(
         default=None,
         metadata={
             "help": "Softmax temperature: a number, energy(ratio=0.2), gradation, ... Unset: 4, and 1 for language "
             "models."
         },
     )
-    weighting: str = field(
+    weighting: WeightingLike = field(
         default="uniform",
         metadata={"help": "Weight of each item in the distillation loss: uniform, entropy, matched, averaged."},
     )

@@ -28,6 +28,7 @@ from hfkd.data.resident import as_collator_takes_it
 from hfkd.data.streams import WITHOUT_WORKERS, WholeStream, due_at_epochs, even_stream, read_by_each_rank
 from hfkd.data.target_collator import with_targets
 from hfkd.evaluation.metrics import Running, check_counted, in_any_way, own_metrics, reads_logits
+from hfkd.losses.slot_types import ObjectiveLike, TemperatureLike, WeightingLike
 from hfkd.models.calling import by_name, gathered, logits_first, main_input_named
 from hfkd.models.checkpoints import naming_unreadable
 from hfkd.models.kept_config import KeptConfig
@@ -148,9 +149,9 @@ class DistillationTrainer(Trainer):
         *,
         peft_config: Any = None,
         teacher_processing_class: Any = None,
-        objective: Any = None,
-        temperature: Any = None,
-        weighting: Any = None,
+        objective: ObjectiveLike | None = None,
+        temperature: TemperatureLike | None = None,
+        weighting: WeightingLike | None = None,
         ce_weight: float | None = None,
         kd_weight: float | None = None,
         model_init: Callable[..., nn.Module] | None = None,

@@ -1,6 +1,7 @@
 """Slots, arguments and what a trainer is built from, each wrong in one way: entries for tests/bad_input.py."""
 
 import os
+from dataclasses import dataclass
 
 import torch
 from datasets import ClassLabel, Dataset, Features
@@ -156,6 +157,11 @@ def holed(rows):
 class Unequal(Rows):
     def __getitem__(self, i):
         return {"pixel_values": self.images[i][:, : 8 - i % 2], "labels": 0}
+
+
+@dataclass
+class GeneratingArguments(DistillationArguments, Seq2SeqTrainingArguments):
+    pass
 
 
 class Endless(torch.utils.data.IterableDataset):
@@ -365,6 +371,11 @@ TRAINER = {
     "predict_with_generate=True": lambda folder: (
         lambda: DistillationTrainer(
             Net(), teacher(), Seq2SeqTrainingArguments(str(folder / "run"), use_cpu=True, predict_with_generate=True)
+        )
+    ),
+    "predict_with_generate=True in DistillationArguments": lambda folder: (
+        lambda: DistillationTrainer(
+            Net(), teacher(), GeneratingArguments(str(folder / "run"), use_cpu=True, predict_with_generate=True)
         )
     ),
     "a teacher of 7 classes for a student of 5": trainer(taught=lambda: teacher(7)),

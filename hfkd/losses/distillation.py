@@ -29,6 +29,7 @@ from hfkd.losses.fitted_values import check_fitted, refuse_fitted
 from hfkd.losses.functional import upcast
 from hfkd.losses.items import HiddenItems, Items
 from hfkd.losses.registry import WEIGHTINGS
+from hfkd.losses.slot_types import ObjectiveLike, TemperatureLike, WeightingLike
 from hfkd.losses.slot_values import is_ours, nan_where_wrong, one_per_item, one_per_sample
 from hfkd.losses.temperatures import USUAL, Constant, Energy, Fitted, resolve_temperature
 from hfkd.losses.terms import Term, resolve_objective, terms_of
@@ -65,9 +66,9 @@ class DistillationLoss(nn.Module):
 
     def __init__(
         self,
-        objective: Any = "kd",
-        temperature: Any = USUAL,
-        weighting: Any = "uniform",
+        objective: ObjectiveLike = "kd",
+        temperature: TemperatureLike = USUAL,
+        weighting: WeightingLike = "uniform",
         ce_weight: float = 0.1,
         kd_weight: float = 0.9,
         label_smoothing: float = 0.0,

@@ -5,7 +5,7 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
@@ -17,6 +17,7 @@ from hfkd.models import Peers
 
 logger = logging.getLogger(__name__)
 
+Init = TypeVar("Init", bound=Callable[..., None])
 TRAINERS_ORDER = ("data_collator", "train_dataset", "eval_dataset", "processing_class", "model_init")
 # Arguments that a trainer, or Trainer, reads only when it is built.
 TAKEN = (
@@ -64,10 +65,11 @@ PLANNED = (
 GROUP = "gradient_accumulation_steps"  # which it does read again, in the middle of that plan
 
 
-def in_trainers_order(init: Callable[..., None]) -> Callable[..., None]:
+def in_trainers_order(init: Init) -> Init:
     """Let `init(self, model, teacher, args)` also take Trainer's order: (model, args, data_collator, ...).
 
-    Trainer's order is detected by TrainingArguments in second place; the teacher is then a keyword argument.
+    Trainer's order is detected by TrainingArguments in second place; the teacher is then a keyword argument. Type
+    checkers and editors know the first order only.
     """
 
     @wraps(init)
@@ -82,7 +84,7 @@ def in_trainers_order(init: Callable[..., None]) -> Callable[..., None]:
             given, keywords = (model,), keywords | named
         init(self, *given, **keywords)
 
-    return accepting
+    return cast(Init, accepting)
 
 
 def own_arguments(args: TrainingArguments | None, slots: Mapping[str, Any]) -> DistillationArguments:
@@ -94,16 +96,16 @@ def own_arguments(args: TrainingArguments | None, slots: Mapping[str, Any]) -> D
     """
     if args is None:
         return DistillationArguments(output_dir="distilled")
-    if isinstance(args, DistillationArguments):
-        _warn_of_weights(args, slots)
-        return args
-    if not isinstance(args, TrainingArguments):
-        raise ValueError(f"args is a {type(args).__name__}: pass hfkd.DistillationArguments, or TrainingArguments")
     if getattr(args, "predict_with_generate", False):
         raise ValueError(
             "predict_with_generate=True is an option of Seq2SeqTrainer; DistillationTrainer evaluates logits on "
             "labels: leave it out, and generate after training with trainer.model.generate, or in a callback"
         )
+    if isinstance(args, DistillationArguments):
+        _warn_of_weights(args, slots)
+        return args
+    if not isinstance(args, TrainingArguments):
+        raise ValueError(f"args is a {type(args).__name__}: pass hfkd.DistillationArguments, or TrainingArguments")
     _refuse_own_slots(args, slots)
     given = {name: value for name in OF_TRAINER if (value := getattr(args, name)) is not None}
     own = DistillationArguments(**given)
