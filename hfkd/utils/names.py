@@ -32,6 +32,7 @@ def check_names(args: Any) -> None:
     _check_folder(folder)
     if args.push_to_hub:
         _refuse_secret_files(folder)
+        _refuse_caches(folder, args)
 
 
 def _refuse_secret_files(folder: Path) -> None:
@@ -42,6 +43,18 @@ def _refuse_secret_files(folder: Path) -> None:
             f"output_dir={folder} has {found}, in which programs keep access tokens, and push_to_hub=True uploads the "
             "whole folder: choose another output_dir, or move the file away"
         )
+
+
+def _refuse_caches(folder: Path, args: Any) -> None:
+    """Raise ValueError for a folder that is uploaded and contains a cache, which may take gigabytes."""
+    for name in ("teacher_cache_dir", "scan_cache_dir"):
+        cache = Path(getattr(args, name) or os.devnull).expanduser().absolute()
+        inside = cache.relative_to(folder.absolute()) if cache.is_relative_to(folder.absolute()) else None
+        if inside is not None and not str(inside).startswith("_"):  # names that Trainer never uploads
+            raise ValueError(
+                f"{name}={cache} is inside output_dir={folder}, which push_to_hub=True uploads as a whole: choose a "
+                "folder outside of it"
+            )
 
 
 def _check_folder(folder: Path) -> None:

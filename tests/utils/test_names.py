@@ -133,3 +133,12 @@ def test_a_pipe_in_the_place_of_the_record_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "distillation.json")
     DistillationTrainer(Net(), teacher(), arguments(tmp_path), train_dataset=Rows()).train()
     assert (tmp_path / "distillation.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["teacher_cache_dir", "scan_cache_dir"])
+def test_a_cache_is_not_uploaded_with_the_student(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"^{name}=\S*run/cache is inside output_dir=run, which push_to_hub=True"):
+        arguments("run", push_to_hub=True, **{name: "run/cache"})
+    for folder, upload in (("run/cache", False), ("run/_cache", True), ("cache", True), ("running/cache", True)):
+        arguments("run", push_to_hub=upload, **{name: folder})
