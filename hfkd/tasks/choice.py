@@ -155,7 +155,9 @@ def _by_problem(network: PreTrainedModel, task: str) -> str:
         said = f"problem_type={problem!r}" if problem else "num_labels=1"
         raise ValueError(
             f"{type(network).__name__} has {said}, which is a regression without probabilities to distil: choose "
-            "a classifier (num_labels=2 or more, problem_type='single_label_classification')"
+            "a classifier (num_labels=2 or more, problem_type='single_label_classification'); a reranker whose one "
+            "logit means yes (trained on binary labels) is one with problem_type='multi_label_classification' in its "
+            "config, and rows with the labels [0.0] and [1.0]"
         )
     return task
 
