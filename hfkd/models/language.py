@@ -10,7 +10,6 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,6 +18,7 @@ from transformers.utils import is_bitsandbytes_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hfkd.models.checkpoints import models_inside, naming_unreadable, refuse_no_model
+from hfkd.models.tokenizers import stored_tokenizer
 from hfkd.utils.launch import processes
 
 logger = logging.getLogger(__name__)
@@ -117,12 +117,12 @@ def _untie_adapted(base: Any) -> None:
 def load_tokenizer(name_or_path: str | Path, fallback: str | Path | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hub id or a folder; that of `fallback` if a folder or a configuration file has none."""
     if brings_tokenizer(name_or_path):
-        return AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=False)
+        return stored_tokenizer(name_or_path)
     if fallback is None:
         if models_inside(name_or_path):
             refuse_no_model(name_or_path)
         raise ValueError(f"{name_or_path} has no tokenizer: save one with the model, or pass --tokenizer_name")
-    return AutoTokenizer.from_pretrained(str(fallback), trust_remote_code=False)
+    return stored_tokenizer(fallback)
 
 
 def refuse_unused_tokenizer(

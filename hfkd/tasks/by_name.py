@@ -5,11 +5,12 @@ from typing import Any
 
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfkd.models.label_names import label_names_in, order_of
 from hfkd.models.language import brings_tokenizer
 from hfkd.models.text_networks import loaded
+from hfkd.models.tokenizers import stored_tokenizer
 from hfkd.tasks.choice import head_of, named_task
 from hfkd.utils.messages import some
 
@@ -48,7 +49,7 @@ def tokenizer_of_name(name: Any) -> PreTrainedTokenizerBase | None:
     if not isinstance(name, str) or not brings_tokenizer(name):
         return None
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return stored_tokenizer(name)
     except (OSError, ValueError, KeyError):
         return None
 
