@@ -46,6 +46,7 @@ class Host(Protocol):
     callers_scheduler: Any
     optimizer_cls_and_kwargs: Any
     _train_batch_size: int
+    _tr_loss: Any  # the sum of the losses since the last log
 
     @property
     def own_set(self) -> Any:

@@ -270,6 +270,8 @@ class JudgedSteps:
         """Add the averages to the log of the training loss, and correct the loss for skipped steps."""
         if "loss" in logs:
             logs["loss"] *= self.watch.taken.ratio_since_logging()
+            if self.host.is_in_train and not math.isfinite(logs["loss"]):
+                self.host._tr_loss.zero_()  # Trainer subtracts the sum from itself, which would leave NaN for good
             logs |= for_log(self.parts.read(self.host.accelerator))
             logs |= self.watch.logged()
 

@@ -183,6 +183,26 @@ def test_ignore_looks_at_nothing(tmp_path):
     assert any(math.isnan(x) for x in logged(trainer, "loss"))
 
 
+class WithoutNan(TrainerCallback):
+    """Sets what is not finite in a gradient to 0, as a script's own remedy."""
+
+    def on_pre_optimizer_step(self, args, state, control, **keywords):
+        for parameter in keywords["model"].parameters():
+            parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_that_is_taken_all_the_same_breaks_the_logged_loss_of_its_own_window_only(tmp_path, value):
+    """Trainer empties its sum by subtracting it from itself, after which all later entries would be NaN."""
+    trainer = make(tmp_path, on_nan="ignore", value=value, bad=[9], save_strategy="no", logging_steps=2)
+    trainer.add_callback(WithoutNan())
+    trainer.train()
+    broken = [not math.isfinite(kd) for kd in logged(trainer, "kd")]
+    assert True in broken
+    assert False in broken[broken.index(True) :]
+    assert [not math.isfinite(loss) for loss in logged(trainer, "loss")] == broken
+
+
 # ---- skip -------------------------------------------------------------------------------------------------------
 
 
