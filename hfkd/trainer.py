@@ -298,7 +298,7 @@ class DistillationTrainer(Trainer):
         if (nothing := loss_parameters.touched(self.distillation_loss, model)) is not None:
             loss = loss + nothing
         measured = {k: v for k, v in parts.items() if not (own_text and k == "ce")}
-        self.judged.add(measured, replace(counts, labels=labelled), self.distillation_loss.terms)
+        self.judged.add(measured, replace(counts, labels=labelled), self.distillation_loss)
         self.empty_rows.look(inputs["labels"], inputs.get("host_targets"), counts.labels)
         self.judged.watch.batch(inputs, loss, parts)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:

@@ -118,11 +118,16 @@ class DistillationLoss(nn.Module):
             )
 
     def _refuse_temperature(self) -> None:
-        if not isinstance(self.temperature, Constant) and not any(softens(term.objective) for term in self.terms):
+        if not isinstance(self.temperature, Constant) and not self.softens:
             raise ValueError(
                 f"temperature={self.temperature!r} has no effect, because no term of {self.objective!r} uses a "
                 "temperature: add one that does (kd + ...), or leave the temperature out"
             )
+
+    @property
+    def softens(self) -> bool:
+        """Whether some term reads the temperature."""
+        return any(softens(term.objective) for term in self.terms)
 
     @property
     def slots(self) -> tuple[Any, Any, Any]:

@@ -64,6 +64,8 @@ def write_card(
     distilled = bool((settings["teacher"] or peers) and settings["kd_weight"])
     if not distilled:
         settings = {k: v for k, v in settings.items() if k not in (*SLOTS, *OF_TEACHER, "kd_weight")}
+    elif not trainer.distillation_loss.softens and args.he_da != "released":
+        settings = {k: v for k, v in settings.items() if k != "temperature"}  # a default, which nothing reads
     step, loading = step_of_weights(trainer.state, args, trainer.is_in_train), loading_of(student)
     words = _words(
         name=model_name or (args.hub_model_id or folder.resolve().name).split("/")[-1],
@@ -124,7 +126,7 @@ def _of_the_run(
         "seed": args.seed,
         "rows": _rows(trainer.own_set),
         "teacher_scores": teacher_scores(trainer.state.log_history),
-        "bibtex": citations([*(str(settings[s]) for s in SLOTS), *methods]) if distilled else "",
+        "bibtex": citations([*(str(settings[s]) for s in SLOTS if s in settings), *methods]) if distilled else "",
     }
 
 

@@ -5,7 +5,7 @@ N items, B rows of a batch, C classes, vocabulary or hidden size.
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from hfkd.losses.counts import Counts
-from hfkd.losses.terms import Term
+from hfkd.losses.distillation import DistillationLoss
 from hfkd.training.averages import BatchAverage
 from hfkd.training.host import Host
 from hfkd.utils.buffers import KeptBuffers
@@ -232,11 +232,17 @@ class JudgedSteps:
         self.watch = NonFiniteWatch(host.args.on_nan, host.accelerator)
         self.parts = BatchAverage()
 
-    def add(self, parts: dict[str, Tensor], counts: Counts, terms: Sequence[Term] = ()) -> None:
-        """Add `parts`: means over items, for `terms` with a value per sample over samples, for `ce` over labels."""
-        of_samples = {term.name for term in terms if term.by_sample}
+    def add(self, parts: dict[str, Tensor], counts: Counts, loss: DistillationLoss) -> None:
+        """Add `parts`: means over items, for terms with a value per sample over samples, for `ce` over labels.
+
+        Without the temperature if nothing reads it, which then is a default without a meaning.
+        """
+        of_samples = {term.name for term in loss.terms if term.by_sample}
+        unread = () if loss.softens or "mixed_kd" in parts else ("temperature",)
         kinds: dict[Any, dict[str, Tensor]] = {}
         for name, mean in parts.items():
+            if name in unread:
+                continue
             kind = "labels" if name == "ce" else "samples" if name in of_samples else "items"
             kinds.setdefault(kind, {})[name] = mean
         for kind, means in kinds.items():

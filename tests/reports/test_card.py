@@ -1,6 +1,7 @@
 """The model card is true: metrics of the saved weights, no base for fresh ones, no method without distillation."""
 
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -171,6 +172,19 @@ def test_without_a_teacher_nothing_was_distilled(tmp_path):
     assert "None is stated" in text
     assert "bibtex" not in text
     assert "| objective |" not in text
+
+
+def test_a_temperature_that_nothing_reads_is_in_no_card_and_no_log(tmp_path):
+    """The default's 4 would be taken for one that was trained with."""
+    features, both = (
+        trained(tmp_path / name, objective=objective)
+        for name, objective in {"features": "at(layers='conv')", "both": "kd + at(layers='conv')"}.items()
+    )
+    for trainer, read in ((features, False), (both, True)):
+        trainer.create_model_card()
+        logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+        assert all(("temperature" in entry) == read and "weight" in entry and "at" in entry for entry in logs)
+        assert ("| temperature |" in card(Path(trainer.args.output_dir)).text) == read
 
 
 def test_arguments_win_and_a_table_survives_a_pipe(tmp_path):
