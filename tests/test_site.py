@@ -10,6 +10,7 @@ import pytest
 
 from hfkd.losses.logits import OBJECTIVES
 from hfkd.losses.temperatures import TEMPERATURES
+from hfkd.losses.terms import LOGGED
 from hfkd.losses.weightings import WEIGHTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +51,14 @@ def test_its_python_runs_as_it_stands(page, tmp_path, monkeypatch):
     names = {"__name__": "page"}
     for code in blocks(page, "python"):
         exec(compile(code, str(page), "exec"), names)
+
+
+def test_every_name_of_the_log_is_explained():
+    steps = ("mixed_kd", "mixed_share", "on_policy_steps", "completion_length", "completion_ended", "skipped_steps")
+    names = {*LOGGED, *steps, "low_energy_share", "high_energy_share", "grad_norm", "learning_rate"} - {"rest"}
+    text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8").partition("## The log")[2].partition("\n## ")[0]
+    table = [line.split("|")[1] for line in text.splitlines() if line.startswith("|")]
+    assert names <= set(re.findall(r"`(\w+)`", " ".join(table)))
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])

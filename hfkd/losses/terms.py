@@ -16,7 +16,7 @@ from hfkd.losses.registry import OBJECTIVES
 from hfkd.utils.slots import resolve_sum
 
 LONE = "kd"  # the log name of a single objective
-RESTS = ("rest", "router_loss", "auxiliary_loss")
+RESTS = ("rest", "router_loss", "auxiliary_loss", "detector_loss")
 LOGGED = ("loss", "ce", "temperature", "weight", "relations", "own_loss", *RESTS)  # names that the loss logs itself
 
 

@@ -48,8 +48,9 @@ class Choice:
 
 def epoch_rows(log_history: Iterable[Entry]) -> list[dict[str, Any]]:
     """One row per evaluation (per epoch, if training has none) with its metrics and those of training before it.
-    Training metrics (`loss`, `ce`, `kd`, ...) are means over the steps since the last row, so that they do not depend
-    on `logging_steps`.
+    Training metrics (`loss`, `ce`, `kd`, ...) are means over the training entries since the last row, each weighted by
+    the steps since the entry or row before it: over all steps of the row if an entry ends with it, as with
+    `logging_strategy="epoch"`.
 
     Evaluations at the same step (of several sets, or another one after training) share a row. Left out are evaluations
     of other sets or weights (`other_evaluations`), training after the last evaluation, and the final summary of a

@@ -67,7 +67,8 @@ class ResultsCallback(TrainerCallback):
     as time and as images; time after a killed run's last write does not. If the file is missing, the earlier session
     has `seconds: null`, and so has `wall_time_seconds`. A run from step 0 starts a new file.
 
-    `images_per_second` is over training time, evaluations excluded; `items_name` replaces "images" in the name.
+    `images_per_second` is over training time, evaluations excluded; `items_name` replaces "images" in the name. Time
+    begins with the first step: the teacher's scan, the outputs stored of it and its accuracy come before.
     Only the world's process zero reads, writes or measures; nothing here runs per step.
     """
 

@@ -9,6 +9,7 @@ from toys import Net, Rows, arguments, teacher
 from transformers import TrainerCallback
 
 from hfkd import DistillationTrainer
+from hfkd.models import Peers
 from hfkd.training.averages import FOLDED, BatchAverage
 
 
@@ -162,3 +163,35 @@ def test_the_filter_of_nan_is_for_the_evaluation_too(tmp_path, bad, finite_only)
     wanted = made.evaluate(others)
     for name in ("eval_loss", "eval_kl"):
         assert found[name] == pytest.approx(wanted[name], rel=1e-6)
+
+
+# ---- what docs/concepts.md says of the log ---------------------------------------------------------------------------
+
+
+class TwoViews(Rows):
+    def __getitem__(self, i):
+        row = super().__getitem__(i)
+        return row | {"pixel_values": torch.stack([row["pixel_values"], row["pixel_values"].flip(-1)])}
+
+
+SUMS = {  # and how often an image counts
+    "kd": ({}, 1),
+    "terms, one on features": ({"objective": "kd + 2 * at(layers='conv')"}, 1),
+    "rows that are compared": ({"objective": "3 * dist"}, 1),
+    "labels that are smoothed": ({"label_smoothing_factor": 0.2}, 1),
+    "two views": ({"rows": TwoViews}, 2),
+    "two peers": ({"networks": lambda: (Peers([Net(), Net(8, seed=3)]), None)}, 2),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_the_loss_of_a_step_is_the_sum_of_its_logged_parts(tmp_path, name):
+    given, times = dict(SUMS[name][0]), SUMS[name][1]
+    rows, networks = given.pop("rows", Rows)(), given.pop("networks", lambda: (Net(), teacher()))()
+    settings = {"ce_weight": 0.3, "kd_weight": 0.7, "learning_rate": 0.0, "gradient_accumulation_steps": 2}
+    made = DistillationTrainer(*networks, arguments(tmp_path, max_steps=1, **settings | given), train_dataset=rows)
+    made.train()
+    entry = next(entry for entry in made.state.log_history if "loss" in entry)
+    terms = sum(term.coefficient * entry[term.name] for term in made.distillation_loss.terms)
+    whole = 0.3 * entry["ce"] + 0.7 * (terms + entry.get("relations", 0))
+    assert entry["loss"] == pytest.approx(times * whole, rel=1e-4)
