@@ -3,6 +3,9 @@
 import copy
 import logging
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -34,6 +37,9 @@ else:  # what a flag or a settings file may hold
     ObjectiveLike, TemperatureLike, WeightingLike = Annotated[str, SUM], str, str
 
 logger = logging.getLogger(__name__)
+
+# The arguments of the trainer that is at work, and its slots and weights in place of theirs.
+IN_USE: ContextVar[tuple[Any, Mapping[str, Any]]] = ContextVar("IN_USE", default=(None, {}))
 
 
 @dataclass
@@ -262,9 +268,23 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
         """A copy for files. Slots that are objects are described: lambdas cannot be pickled, others have weights."""
         return self._with(vars(self) | self._slots_in_words)
 
+    @contextmanager
+    def used_with(self, slots: Mapping[str, Any]) -> Iterator[None]:
+        """Context in which `to_dict` and `described` tell of these slots and weights, which a trainer was given itself.
+
+        Not stored here, as other trainers may share the arguments, and a change of them is looked for.
+        """
+        token = IN_USE.set((self, slots))
+        try:
+            yield
+        finally:
+            IN_USE.reset(token)
+
     @property
     def _slots_in_words(self) -> dict[str, Any]:
-        return {name: in_words(getattr(self, name)) for name in SLOTS}
+        whose, used = IN_USE.get()
+        slots = {name: getattr(self, name) for name in SLOTS} | (dict(used) if whose is self else {})
+        return {name: in_words(value) for name, value in slots.items()}
 
     def __copy__(self) -> Self:
         return self._with(vars(self))

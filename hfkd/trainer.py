@@ -57,7 +57,7 @@ from hfkd.training.forward.micro_batch import MicroBatch
 from hfkd.training.forward.returned_outputs import returned_outputs, smoothed
 from hfkd.training.found_batch_size import attempt
 from hfkd.training.given_collator import tokenizer_in
-from hfkd.training.given_loss import chosen_loss
+from hfkd.training.given_loss import chosen_loss, slots_in_use
 from hfkd.training.given_teacher import cached_teacher
 from hfkd.training.item_counts import step_counts
 from hfkd.training.layer_norms import layer_norms_in_float32
@@ -169,6 +169,7 @@ class DistillationTrainer(Trainer):
         student, teacher = networks_by_name(model, teacher, own_args.task)
         own = {"peft_config": peft_config, "teacher_processing_class": teacher_processing_class}
         self.anew = Anew(teacher, slots, own | trainer_keywords) if model_init is not None else None
+        self.given_slots = slots
         setup = Setup(student, teacher, own_args, loss, **own, **trainer_keywords)
         self._take(setup)
         check_counted(setup.keywords.get("compute_metrics"), setup.classes)
@@ -265,6 +266,10 @@ class DistillationTrainer(Trainer):
     def settings(self) -> dict[str, Any]:
         """The settings that determine the result, for results.json and the report."""
         return run_settings(self)
+
+    def _slots_in_use(self) -> AbstractContextManager[None]:
+        """Context in which the arguments describe this trainer's own slots and weights, for trackers and files."""
+        return self.args.used_with(slots_in_use(self.given_slots, self.distillation_loss))
 
     # ---- the loss ----------------------------------------------------------------------------------------------
 
@@ -429,7 +434,8 @@ class DistillationTrainer(Trainer):
         self.judged.add_to(logs)
         if self.written is not None and "loss" in logs:
             logs |= self.written.logged()
-        super().log(logs, start_time)
+        with self._slots_in_use():  # a tracker may begin here
+            super().log(logs, start_time)
         self.marks.mark(self.state.log_history[-1])
 
     @contextmanager
@@ -580,7 +586,7 @@ class DistillationTrainer(Trainer):
             attached = loss_parameters.attached(self.distillation_loss, self.model)
             norms = layer_norms_in_float32(self.model, self.args)
             known = setting(self, first=first, first_size=size)
-            with self._frozen_teacher(), self.config.in_use(), norms, attached, known:
+            with self._frozen_teacher(), self.config.in_use(), norms, attached, known, self._slots_in_use():
                 return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             self.is_in_train = False  # after an error or an interrupt Trainer leaves it True
@@ -772,7 +778,8 @@ class DistillationTrainer(Trainer):
         def whole(folder: str | None, state: Any) -> None:
             self.whole.save_model(lambda place: trainers(place, state), folder)
 
-        shown = {"processing_class": self.saved_processor, "args": self.args.described()}
+        with self._slots_in_use():
+            shown = {"processing_class": self.saved_processor, "args": self.args.described()}
         with self.config.as_given(), setting(self, **shown):
             self.files.save(whole, output_dir, state_dict)
 

@@ -1,6 +1,7 @@
 """The loss that a trainer makes of its arguments and keywords."""
 
 import logging
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -21,6 +22,15 @@ def chosen_loss(args: DistillationArguments, **given: Any) -> DistillationLoss:
     loss = DistillationLoss(**values, label_smoothing=args.label_smoothing_factor)
     loss.temperature_chosen = chosen
     return loss
+
+
+def slots_in_use(given: Mapping[str, Any], loss: DistillationLoss) -> dict[str, Any]:
+    """What a trainer was given in place of its arguments' slots and weights, and the temperature that nobody chose."""
+    found = {name: value for name, value in given.items() if value is not None}
+    default = loss.temperature
+    if loss.distils and loss.softens and not loss.temperature_chosen and isinstance(default, Constant):
+        found["temperature"] = default.temperature
+    return found
 
 
 def _to_fit(temperature: Any) -> Any:

@@ -4,7 +4,9 @@ import json
 import sqlite3
 
 import pytest
+import torch
 from toys import Net, Rows, arguments, teacher
+from transformers import TrainerCallback
 
 from hfkd import DistillationTrainer
 from hfkd.losses.logits.dist import DIST
@@ -37,6 +39,34 @@ def test_tensorboard_takes_slots_that_are_objects(tmp_path, monkeypatch):
     args = arguments(tmp_path / "run", max_steps=1, report_to="tensorboard", objective=[(2.0, DIST())])
     DistillationTrainer(Net(), teacher(), args, train_dataset=Rows()).train()
     assert b"DIST(beta=1.0, gamma=1.0)" in next((tmp_path / "events").rglob("events*")).read_bytes()
+
+
+@pytest.mark.parametrize("begins", ["training", "evaluation"])
+def test_trackers_and_files_have_the_slots_that_the_trainer_was_given(tmp_path, begins):
+    """Not those of the arguments, in whose place they are: all runs of a comparison would look like plain KD."""
+    told = []
+
+    class Tracker(TrainerCallback):
+        """Asks for the settings as those of transformers do, once, whatever comes first."""
+
+        def on_train_begin(self, args, state, control, **keywords):
+            told.append(json.loads(args.to_json_string()))
+
+        def on_log(self, args, state, control, **keywords):
+            told.append(args.to_dict())
+
+    args = arguments(tmp_path / "run", max_steps=1)
+    given = {"objective": DIST(), "weighting": "entropy", "ce_weight": 0.3, "kd_weight": 0.7}
+    data = {"train_dataset": Rows(), "eval_dataset": Rows(8, seed=3), "callbacks": [Tracker()]}
+    trainer = DistillationTrainer(Net(), teacher(), args, **given, **data)
+    trainer.train() if begins == "training" else trainer.evaluate()
+    trainer.save_model()
+    told.append(vars(torch.load(tmp_path / "run" / "training_args.bin", weights_only=False)))
+    wanted = given | {"objective": "DIST(beta=1.0, gamma=1.0)", "temperature": 4.0}
+    assert len(told) > 1
+    assert all({name: one[name] for name in wanted} == wanted for one in told)
+    own = {"objective": "kd", "temperature": None, "weighting": "uniform", "ce_weight": 0.1, "kd_weight": 0.9}
+    assert {name: args.to_dict()[name] for name in own} == own  # another trainer may share them
 
 
 def test_trackio_has_each_part_of_the_loss(tmp_path, monkeypatch):
