@@ -44,16 +44,19 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: str | Path) -> "Manifest | None":
-        """The manifest in `folder`; None if there is none. Raises ValueError for one that is unreadable or damaged."""
+        """The manifest in `folder`; None if there is none. Raises ValueError for one that is unreadable, damaged, or
+        of another revision.
+        """
         path = Path(folder) / MANIFEST
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            stored = values.pop("checksum", None)
-            if (revision := values.get("revision")) != REVISION and stored is None:
+            stored, revision = values.pop("checksum", None), values.get("revision")
+            if revision != REVISION and stored is None:
                 raise ValueError(f"it has revision {revision}, not {REVISION}")
             if stored != _hash(values):
                 raise ValueError("its checksum is wrong")
-            return cls(**values | {"temperatures": tuple(values["temperatures"])})
+            if revision == REVISION:
+                return cls(**values | {"temperatures": tuple(values["temperatures"])})
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -61,6 +64,10 @@ class Manifest:
                 f"{path} is not a teacher cache of this version, or is damaged ({error}): delete the folder and "
                 f"build it again; for a damaged cache delete only this file, and {AGAIN}"
             ) from error
+        raise ValueError(
+            f"{path} has revision {revision} of the format of teacher caches, and this version of hfkd reads revision "
+            f"{REVISION}: train with the version that built it, or build another cache in another folder"
+        )
 
     def write(self, folder: str | Path) -> None:
         values = asdict(self)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from hfkd.losses.logits import JSD, KD, AdaptiveKL, ReverseKL, SkewKL, SkewRever
 from hfkd.losses.outputs import Outputs
 from hfkd.losses.temperatures import Energy, Gradation
 from hfkd.teachers import CachedTextTeacher, FrozenTeacher, build_text_cache
-from hfkd.teachers.token_cache.manifest import MANIFEST
+from hfkd.teachers.token_cache.manifest import MANIFEST, TAG, Manifest
 from hfkd.utils.targets import Targets
 
 DIVERGENCES = [KD(), ReverseKL(), JSD(), SkewKL(), SkewReverseKL(), TotalVariation()]
@@ -419,6 +420,22 @@ def test_a_folder_without_a_cache_or_with_a_foreign_one(tmp_path):
     (tmp_path / "teacher_cache.json").write_text('{"format": 3}')
     with pytest.raises(ValueError, match="is not a teacher cache of this version"):
         CachedTextTeacher(tmp_path)
+
+
+@pytest.mark.parametrize("call", [CachedTextTeacher, build])
+def test_a_cache_of_a_later_version_is_not_read_with_todays_meaning(tmp_path, call):
+    """What the same columns mean may have changed; nothing but the revision says so."""
+    build(tmp_path)
+    later = replace(Manifest.read(tmp_path), revision=3)
+    for shard in later.shards:  # whole, and of that cache
+        path = tmp_path / shard
+        path.write_bytes(content := path.read_bytes()[:-TAG])
+        path.write_bytes(content + later._tag(path, shard, len(content)))
+    later.write(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="has revision 3 of the format .* reads revision 2: train with the version"):
+        call(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 # ---- damage ---------------------------------------------------------------------------------------------------------
