@@ -7,7 +7,7 @@ from typing import Any
 
 def notes(rows: Sequence[Mapping[str, Any]], compared: frozenset[str]) -> list[str]:
     """Notes on rows that are only quoted, numbers that papers print differently, failed runs, runs that tolerate NaN,
-    runs that were not evaluated at their end, and settings in which rows differ unintentionally.
+    runs that were not evaluated at their end, and versions of hfkd and settings in which rows differ unintentionally.
 
     `compared`: the settings that the rows of the table set.
     """
@@ -30,8 +30,20 @@ def notes(rows: Sequence[Mapping[str, Any]], compared: frozenset[str]) -> list[s
         *failed,
         *lenient,
         *early,
+        *_of_versions(rows),
         *_unequal([row for row in rows if not row["quoted"]], compared),
     ]
+
+
+def _of_versions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    by_version: dict[str, list[str]] = {}
+    for row in rows:
+        for version in row["hfkd"]:
+            by_version.setdefault(version, []).append(row["name"])
+    if len(by_version) < 2:
+        return []
+    told = "; ".join(f"{version} ({', '.join(those)})" for version, those in by_version.items())
+    return [f"not one version of hfkd, in which methods may compute something else: {told}"]
 
 
 def _unequal(rows: Sequence[Mapping[str, Any]], compared: frozenset[str]) -> list[str]:

@@ -66,6 +66,7 @@ def summarise(row: Row, runs: Sequence[Run], published: Published, table: Table)
         "hardware": sorted(
             {f"{d} ({r['environment']['cpu_count']} cores)" for r in results for d in r["environment"]["devices"]}
         ),
+        "hfkd": sorted({_hfkd(r) for r in results}),
         "settings": {name: value for name, value in settings.items() if name not in ("seed", *RETRIED)},
         **_protocol(settings, shown.results),
     }
@@ -101,6 +102,11 @@ def _percent(score: Mapping[str, Any] | None) -> float | None:
 def _chosen_by(results: Mapping[str, Any]) -> str:
     """The metric that determines the best epoch; accuracy in files of earlier versions, which do not record it."""
     return results.get("best_by", {}).get("metric", "eval_accuracy").removeprefix("eval_")
+
+
+def _hfkd(results: Mapping[str, Any]) -> str:
+    """The hfkd that trained a run: what a method computes may differ between two of them."""
+    return results["environment"].get("hfkd", "not recorded")
 
 
 def _over_seeds(values: list[float | None]) -> dict[str, Any]:

@@ -10,19 +10,22 @@ from typing import Any
 
 import torch
 
+from hfkd.utils.own_version import own_version
+
 PACKAGES = ("torch", "torchvision", "transformers", "datasets", "accelerate", "timm", "hfkd")
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:
     """Code, versions and machine of this process, ready for JSON.
 
-    `git` is `{"commit", "dirty"}` of the repository around the current directory (None outside of one); a package that
-    is not installed has version None; `devices` lists the accelerators, or the processor if there are none, or if the
-    work was done on it (`device`). Contains no environment variables, user or host names or absolute paths, so that it
-    can be published.
+    `git` is `{"commit", "dirty"}` of the repository around the current directory (None outside of one); `hfkd` is its
+    version and a hash of its code; a package that is not installed has version None; `devices` lists the accelerators,
+    or the processor if there are none, or if the work was done on it (`device`). Contains no environment variables,
+    user or host names or absolute paths, so that it can be published.
     """
     return {
         "git": _git(),
+        "hfkd": own_version(),
         "versions": {"python": platform.python_version()} | {name: installed_version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),

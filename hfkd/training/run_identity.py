@@ -48,7 +48,7 @@ TRAINING = (
     *("mixed_precision", "weights", "dropout", "segmentation_stride", "split_batches", "even_batches"),
 )
 # Settings that may differ from the folder's record: not refused, but logged when a run is resumed.
-SAID = ("device", "versions", "evaluation_rows", "collator")
+SAID = ("device", "versions", "hfkd", "evaluation_rows", "collator")
 SOMETIMES = ("lr_scheduler_type", "lr_decay_epochs", "lr_decay_factor")  # a run has one of the two kinds of schedule
 SCHEDULE = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs", "max_steps")
 NEW_SCHEDULE = (

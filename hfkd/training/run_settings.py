@@ -14,6 +14,7 @@ from hfkd.training.forward.he_da import added_images
 from hfkd.training.host import Host
 from hfkd.training.student_layers import dropout_of
 from hfkd.utils.launch import batch_sizes
+from hfkd.utils.own_version import own_version
 
 ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
 TRAINING = ("num_train_epochs", "max_steps", "max_grad_norm", "decay_bias_and_norm", "on_nan", "seed", "bf16")
@@ -75,6 +76,7 @@ def compared_settings(trainer: Host) -> dict[str, Any]:
         "dropout": dropout_of(trainer.model),
         "device": args.device.type,
         "versions": versions(),
+        "hfkd": own_version(),
         "evaluation_rows": _evaluation_rows(trainer.eval_dataset),
     }
 

@@ -21,6 +21,7 @@ from hfkd.experiments.rows import read_table
 from hfkd.experiments.summary import summarise
 from hfkd.models import NetworkArguments
 from hfkd.trainer import DistillationArguments, DistillationTrainer
+from hfkd.utils.own_version import own_version
 from hfkd.utils.parsing import parse
 
 TABLE = """
@@ -261,6 +262,17 @@ def test_an_evaluation_before_the_end_of_training_is_said(work, done):
     early = replace(whole, results=whole.results | {"train_epochs": whole.results["last"]["epoch"] + 0.5})
     said = [notes([summarise(table.rows[0], [one], PUBLISHED, table)], frozenset()) for one in (whole, early)]
     assert said == [[], ["KD, seed 7: last evaluated at epoch 2 of 2.5"]]
+
+
+def test_rows_of_two_versions_of_hfkd_are_said_to_be(work, done):
+    """A method may have been mended between them: means and differences would be of two methods."""
+    table = read_table(work / "two_ways.yaml")
+    whole = kept_run(work / "done" / "kd" / "seed7")
+    later = whole.results | {"environment": whole.results["environment"] | {"hfkd": "9.9+later"}}
+    lines = [summarise(row, [whole, replace(whole, results=later)], PUBLISHED, table) for row in table.rows[:1]]
+    assert notes(lines, frozenset()) == [
+        f"not one version of hfkd, in which methods may compute something else: {own_version()} (KD); 9.9+later (KD)"
+    ]
 
 
 def test_one_row_never_averages_two_protocols(work, done, monkeypatch):

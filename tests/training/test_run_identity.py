@@ -20,7 +20,9 @@ from hfkd.losses.weightings import Matched
 from hfkd.models import image_classifier
 from hfkd.teachers import FrozenTeacher, TeacherEnsemble
 from hfkd.trainer import DistillationTrainer
+from hfkd.training import run_settings
 from hfkd.training.run_identity import FILE, RunRecord, network, read
+from hfkd.utils.own_version import own_version
 
 
 def record(student=None, taught=None, seed=0, **loss):
@@ -381,6 +383,15 @@ def test_a_student_with_other_layers_of_the_same_size_is_another_run(tmp_path, c
     with caplog.at_level("WARNING", "hfkd"):
         resumed(tmp_path, classifier(rate=0.5), max_steps=3).train(resume_from_checkpoint=True)
     assert "dropout=['Dropout(p=0.0, inplace=False)']; it is resumed with" in caplog.text
+
+
+def test_a_run_that_another_hfkd_resumes_says_so(tmp_path, caplog, monkeypatch):
+    resumed(tmp_path, classifier()).train()
+    monkeypatch.setattr(run_settings, "own_version", lambda: "9.9+later")
+    with caplog.at_level("WARNING", "hfkd"):
+        resumed(tmp_path, classifier(), max_steps=3).train(resume_from_checkpoint=True)
+    assert f"hfkd={own_version()}; it is resumed with" in caplog.text
+    assert "hfkd=9.9+later. The optimizer continues" in caplog.text
 
 
 def test_a_language_model_with_another_setting_is_another_run(tmp_path):
