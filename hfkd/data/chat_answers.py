@@ -6,9 +6,9 @@ from typing import Any, Literal
 from datasets import Dataset
 
 from hfkd.data.teacher_columns import TEACHER_PROMPT
+from hfkd.utils import formats
 
 Answers = Literal["last", "each"]
-REVISION = 1  # see instructions.REVISION
 
 
 def answers_as_rows(dataset: Dataset, column: str) -> Dataset:
@@ -28,7 +28,7 @@ def answers_as_rows(dataset: Dataset, column: str) -> Dataset:
         batched=True,
         with_indices=True,
         features=dataset.features,
-        fn_kwargs={"column": column, "revision": REVISION},
+        fn_kwargs={"column": column, "revision": formats.ANSWERS},
         desc="A row for each answer",
     )
 

@@ -18,11 +18,10 @@ from PIL import ExifTags, Image, ImageOps
 from hfkd.data.columns import LABEL_COLUMNS, find_column
 from hfkd.data.splits import load_splits
 from hfkd.data.transforms import pack_pixels, packed_size
+from hfkd.utils import formats
 
 # Usual column names, in the order of the search.
 IMAGE_COLUMNS = ("img", "image", "pixel_values", "images", "jpg", "png")
-# `datasets` caches the result by the arguments of `_decode_batch`: increase this if the stored bytes change.
-LAYOUT = 2
 TEST_SPLITS = ("test", "validation", "valid", "val", "dev")
 
 
@@ -85,7 +84,12 @@ def decode(
         with_indices=True,
         features=features,
         remove_columns=dataset.column_names,
-        fn_kwargs={"image_column": image_column, "label_column": label_column, "size": tuple(size), "layout": LAYOUT},
+        fn_kwargs={
+            "image_column": image_column,
+            "label_column": label_column,
+            "size": tuple(size),
+            "layout": formats.PIXELS,
+        },
         desc="Decoding images",
     )
 

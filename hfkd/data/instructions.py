@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.chat_answers import Answers, answers_as_rows
 from hfkd.data.teacher_columns import TEACHER_PROMPT
+from hfkd.utils import formats
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,6 @@ CONTEXT = ("context", "input")  # the input of an instruction, by Dolly's name a
 # True: the response was cut off, so that no end of sequence belongs behind it. `hfkd generate` writes it.
 UNFINISHED = "unfinished"
 EARLIER = "earlier_answers"  # a column while prompts are written
-# `datasets` hashes functions of a module by name, not by code: increase this if the texts below change.
-REVISION = 5
 
 DOLLY_TEST, DOLLY_DEV, DOLLY_TRAIN = 500, 1000, 11435
 
@@ -129,7 +128,7 @@ def _written(
             "columns": columns,
             "tokenizer": tokenizer if chat_template else None,
             "answered": answered,
-            "revision": REVISION,
+            "revision": formats.PROMPTS,
         },
         desc="Writing prompts",
     )
@@ -179,7 +178,10 @@ def dolly_rows(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_
     """
     pairs = to_prompt_response(dataset)
     kept = pairs.add_column("row", np.arange(len(pairs))).filter(
-        _has_short_prompt, batched=True, fn_kwargs={"tokenizer": tokenizer, "limit": max_prompt_tokens}, desc="Split"
+        _has_short_prompt,
+        batched=True,
+        fn_kwargs={"tokenizer": tokenizer, "limit": max_prompt_tokens, "revision": formats.SHORT_PROMPTS},
+        desc="Split",
     )
     rows, held_out = dataset.select(kept["row"][:]), DOLLY_TEST + DOLLY_DEV
     if len(rows) <= held_out:
@@ -202,7 +204,12 @@ def dolly_rows(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_
     )
 
 
-def _has_short_prompt(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[bool]:
+def _has_short_prompt(
+    batch: dict[str, list[str]],
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+    revision: int,  # only used in the cache's hash
+) -> list[bool]:
     return [len(ids) <= limit for ids in tokenizer(batch["prompt"], add_special_tokens=False)["input_ids"]]
 
 

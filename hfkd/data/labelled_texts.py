@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.columns import LABEL_COLUMNS, find_column, label_names, num_labels
 from hfkd.data.text_sets import TextSetArguments, check_length, check_texts, text_columns_of
+from hfkd.utils import formats
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ def tokenize_labelled(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_len
         _tokenize_batch,
         batched=True,
         remove_columns=[name for name in rows.column_names if name != "labels"],
-        fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
+        fn_kwargs={"tokenizer": tokenizer, "max_length": max_length, "revision": formats.LABELLED_TEXTS},
         desc="Tokenising",
     )
     empty = next((i for i, length in enumerate(tokens["length"][:]) if length == 0), None)
@@ -179,7 +180,10 @@ def tokenize_labelled(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_len
 
 
 def _tokenize_batch(
-    batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, max_length: int
+    batch: dict[str, list[Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    revision: int,  # only used in the cache's hash
 ) -> dict[str, list[Any]]:
     texts = (batch["text"], batch["pair"]) if "pair" in batch else (batch["text"],)
     whole = [len(ids) for ids in tokenizer(*texts, verbose=False)["input_ids"]]

@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset
 
 from hfkd.data.teacher_columns import TEACHER_IDS
+from hfkd.utils import formats
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ def pack_rows(rows: Dataset, max_length: int) -> Dataset:
             "documents are not truncated: tokenise them with this max_length, or increase it"
         )
     bins = best_fit(lengths, max_length)
-    packed = Dataset.from_generator(_joined, gen_kwargs={"rows": rows.select_columns(list(PACKED)), "bins": [bins]})
+    given = {"rows": rows.select_columns(list(PACKED)), "bins": [bins], "revision": formats.PACKED_ROWS}
+    packed = Dataset.from_generator(_joined, gen_kwargs=given)
     share = sum(lengths) / (max_length * max(len(bins), 1))
     logger.info(
         "%d documents packed into %d rows of up to %d tokens, %.1f documents a row, which are %.0f %% full: a batch of "
@@ -106,8 +108,11 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-def _joined(rows: Dataset, bins: list[list[list[int]]]) -> Iterator[dict[str, Any]]:
-    """`bins` is in a nested list, because `datasets` would distribute a list among its processes."""
+def _joined(rows: Dataset, bins: list[list[list[int]]], revision: int) -> Iterator[dict[str, Any]]:
+    """`bins` is in a nested list, because `datasets` would distribute a list among its processes.
+
+    revision: only used in the cache's hash.
+    """
     for index, numbers in enumerate(bins[0]):
         documents = rows[numbers]
         row = {name: [token for one in documents[name] for token in one] for name in PACKED}

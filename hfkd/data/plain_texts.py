@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.masking import TokenMasking
 from hfkd.data.text_sets import TextSetArguments, check_length, check_texts, text_columns_of
+from hfkd.utils import formats
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def tokenize_plain(
         _lines if line_by_line else _blocks,
         batched=True,
         remove_columns=rows.column_names,
-        fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
+        fn_kwargs={"tokenizer": tokenizer, "max_length": max_length, "revision": formats.PLAIN_TEXTS},
         desc="Tokenising",
     )
     if len(tokens) == 0:
@@ -106,7 +107,10 @@ def tokenize_plain(
 
 
 def _lines(
-    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int
+    batch: dict[str, list[str]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    revision: int,  # only used in the cache's hash
 ) -> dict[str, list[list[int]] | list[int]]:
     texts = [text for text in batch["text"] if text.strip()]
     if not texts:
@@ -116,7 +120,10 @@ def _lines(
 
 
 def _blocks(
-    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int
+    batch: dict[str, list[str]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    revision: int,  # only used in the cache's hash
 ) -> dict[str, list[list[int]] | list[int]]:
     texts = [text for text in batch["text"] if text.strip()]
     encoded: Any = tokenizer(texts, return_special_tokens_mask=True, verbose=False) if texts else {}

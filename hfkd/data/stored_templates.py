@@ -3,12 +3,16 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+
+from hfkd.utils import formats
 
 logger = logging.getLogger(__name__)
 
 RESPONSES = "responses.json"  # written by `hfkd generate` beside its rows
+OTHER_VERSION = "read the folder with the version that generated it, or generate the responses again in another folder"
 
 
 def prompts_with_template(dataset_name: str) -> bool:
@@ -16,11 +20,8 @@ def prompts_with_template(dataset_name: str) -> bool:
     path = Path(dataset_name).expanduser()
     if not path.exists():
         return False
-    try:
-        found = json.loads(((path if path.is_dir() else path.parent) / RESPONSES).read_text(encoding="utf-8"))
-        return bool(found["settings"]["chat_template"])
-    except (OSError, ValueError, KeyError, TypeError):  # none, or someone else's file
-        return False
+    found = _responses_of(path if path.is_dir() else path.parent)
+    return bool(found and found["settings"].get("chat_template"))
 
 
 def refuse_unfinished(folder: Path) -> None:
@@ -28,16 +29,24 @@ def refuse_unfinished(folder: Path) -> None:
 
     If only the copy of another split is there, because the disk was full, it would be read as the training rows.
     """
-    try:
-        found = json.loads((folder / RESPONSES).read_text(encoding="utf-8"))
-        unfinished = {"settings", "filters"} <= found.keys() and "counts" not in found
-    except (OSError, ValueError, AttributeError):  # none, or someone else's file
-        return
-    if unfinished:
+    found = _responses_of(folder)
+    if found is not None and "filters" in found and "counts" not in found:
         raise ValueError(
             f"{folder} has responses of a teacher that `hfkd generate` has not finished: run the same command again, "
             "which keeps those that are there"
         )
+
+
+def _responses_of(folder: Path) -> dict[str, Any] | None:
+    """The responses.json in `folder`; None without one of `hfkd generate`. ValueError for one of another version."""
+    try:
+        found = json.loads((folder / RESPONSES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):  # someone else's file
+        return None
+    formats.refuse_other_version(folder / RESPONSES, found, formats.RESPONSES, OTHER_VERSION)
+    return found
 
 
 def warn_of_other_template(dataset_name: str, prompt: str, tokenizer: PreTrainedTokenizerBase) -> None:

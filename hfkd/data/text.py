@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from hfkd.data.chat_answers import Answers
 from hfkd.data.instructions import UNFINISHED, to_prompt_response
 from hfkd.data.teacher_columns import TEACHER, TEACHER_IDS, TEACHER_LABELS, TEACHER_LENGTH, TEACHER_PROMPT
+from hfkd.utils import formats
 from hfkd.utils.targets import IGNORED
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,6 @@ logger = logging.getLogger(__name__)
 LongPrompts = Literal["drop", "cut"]
 Tokenization = Literal["joint", "separate"]
 
-REVISION = 5  # see instructions.REVISION
 AT_ONCE = 1000  # rows of which Python objects are made at a time
 
 
@@ -74,7 +74,7 @@ def tokenize_dataset(
             "tokenization": tokenization,
             "add_special_tokens": add_special_tokens and not chat_template,
             "teacher_max_length": teacher_max_length,
-            "revision": REVISION,
+            "revision": formats.TOKENS,
         },
         desc="Tokenising",
     )

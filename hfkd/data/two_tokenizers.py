@@ -11,12 +11,11 @@ from hfkd.data.instructions import to_prompt_response
 from hfkd.data.teacher_columns import TEACHER, TEACHER_PROMPT
 from hfkd.data.text import Tokenization, are_blank, are_unfinished, check_tokenising, encode_rows
 from hfkd.data.token_bytes import token_bytes
+from hfkd.utils import formats
 from hfkd.utils.targets import IGNORED
 from hfkd.utils.token_groups import PLACELESS, byte_ends
 
 logger = logging.getLogger(__name__)
-
-REVISION = 3  # see instructions.REVISION
 
 
 def tokenize_for_both(
@@ -57,7 +56,7 @@ def tokenize_for_both(
             "prompts": (max_prompt_length, limits[1] - 1),
             "tokenization": tokenization,
             "add_special_tokens": add_special_tokens,
-            "revision": REVISION,
+            "revision": formats.TOKENS_OF_TWO,
         },
         desc="Tokenising for student and teacher",
     )

@@ -17,6 +17,7 @@ from hfkd.evaluation.metrics.rouge_l import TOKENIZERS
 from hfkd.evaluation.resume import read_scores, with_earlier, write_scores
 from hfkd.evaluation.scoring import Scores, score_rows, summary
 from hfkd.evaluation.tables import markdown_table
+from hfkd.utils import formats
 from hfkd.utils.files import write_atomically
 from hfkd.utils.json_file import json_lines
 from hfkd.utils.launch import processes
@@ -64,6 +65,7 @@ def evaluate_sets(
     read_scores(folder)  # raises before anything is generated
     used = generator.settings | ({} if weights is None else {"weights": weights})
     used |= {} if rouge_tokenizer == "rouge_score" else {"rouge_tokenizer": rouge_tokenizer}
+    used = formats.with_version(used, formats.SCORES)  # scores of another one are said to be other ones
     scores = {}
     for name, rows in sets.items():
         by_seed = {

@@ -9,8 +9,9 @@ from typing import Any
 
 import xxhash
 
-from hfkd.data.stored_templates import RESPONSES
+from hfkd.data.stored_templates import OTHER_VERSION, RESPONSES
 from hfkd.teachers.fingerprint import changed_setting
+from hfkd.utils import formats
 from hfkd.utils.files import checksum, write_atomically
 from hfkd.utils.json_file import json_lines, read_json, write_json
 
@@ -68,6 +69,7 @@ class ResponseFolder:
             stored = found["settings"] | (found["filters"] if "counts" in found else self.filters)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} cannot be read ({error!r}): delete the folder, or choose another") from error
+        formats.refuse_other_version(path, found, formats.RESPONSES, OTHER_VERSION)
         mine = json.loads(json.dumps(self.settings | self.filters))
         for name in mine:
             if name not in (*TOLD, "config") and stored.get(name) != mine[name]:
@@ -82,7 +84,7 @@ class ResponseFolder:
         return found
 
     def _named(self) -> dict[str, Any]:
-        return {"settings": self.settings, "filters": self.filters}
+        return formats.with_version({"settings": self.settings, "filters": self.filters}, formats.RESPONSES)
 
     @staticmethod
     def _whose(settings: Mapping[str, Any]) -> str:

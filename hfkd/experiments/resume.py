@@ -18,11 +18,13 @@ from hfkd.models import NetworkArguments
 from hfkd.models.on_policy_arguments import OnPolicyArguments
 from hfkd.reports.results import RESULTS_NAME
 from hfkd.teachers.source import weights_source
+from hfkd.utils import formats
 from hfkd.utils.json_file import jsonable, read_json, write_json
 from hfkd.utils.launch import refuse_other_runs
 from hfkd.utils.output_folder import on_this_machine, refuse_inputs
 
 SETTINGS_NAME = "settings.json"
+OTHER_VERSION = "continue with the version that wrote it, or choose another output_dir"
 # Trainer's flags that determine the result: training, choice of the best checkpoint, and evaluation
 DECISIVE = (
     *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
@@ -87,14 +89,17 @@ class Run:
 
 
 def kept_run(folder: str | Path) -> Run | None:
-    """The run in `folder`; None if there is none."""
+    """The run in `folder`; None if there is none. Raises ValueError for one of another version."""
     results, settings = (_read(Path(folder) / name) for name in (RESULTS_NAME, SETTINGS_NAME))
     if results is None and settings is None:
         return None
+    settings = settings or {}
+    formats.refuse_other_version(Path(folder) / SETTINGS_NAME, settings, formats.TABLE_RUN, OTHER_VERSION)
     status = (results or {}).get("status", "running")
     # Trainer writes its arguments after the weights: without them the weights may be incomplete.
     whole = status != "finished" or (Path(folder) / TRAINING_ARGS_NAME).is_file()
-    return Run(settings or {}, results or {}, status if whole else "running")
+    of_run = {name: value for name, value in settings.items() if name != formats.VERSION}
+    return Run(of_run, results or {}, status if whole else "running")
 
 
 def finished(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -135,7 +140,7 @@ def distil_and_keep(
     with args.main_process_first(local=False, desc="making room for the run"):
         if args.should_save:
             _move_aside(folder, settings)
-            write_json(folder / SETTINGS_NAME, settings)
+            write_json(folder / SETTINGS_NAME, formats.with_version(settings, formats.TABLE_RUN))
     try:
         distil_images(networks, data, args, page, assistants)
     finally:

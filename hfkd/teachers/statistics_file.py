@@ -18,6 +18,7 @@ from hfkd.losses.temperatures import Level
 from hfkd.teachers.code import code_hash
 from hfkd.teachers.fingerprint import data_fingerprint, teacher_key
 from hfkd.teachers.row_reader import RowReader
+from hfkd.utils import formats
 from hfkd.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class ScanKey:
 
     @property
     def text(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps(formats.with_version(asdict(self), formats.SCAN))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from hfkd.training.checkpoints.whole import last_checkpoint
 from hfkd.training.data_fingerprint import comparable, data_hash
 from hfkd.training.run_settings import versions
 from hfkd.training.student_layers import changed_layers, student_config, student_layers
+from hfkd.utils import formats
 from hfkd.utils.command import without_addresses
 from hfkd.utils.files import write_atomically
 from hfkd.utils.saved_weights import MANIFEST
@@ -30,6 +31,7 @@ from hfkd.utils.saved_weights import MANIFEST
 logger = logging.getLogger(__name__)
 
 FILE = "distillation.json"
+OTHER_VERSION = "resume the run with the version that it was started with, or choose another output_dir"
 # Settings that determine the result besides networks, slots and data.
 TRAINING = (
     "learning_rate",
@@ -136,7 +138,8 @@ class RunRecord:
     def write(self, folder: str | Path | None, loss: DistillationLoss) -> None:
         slot = loss.temperature
         thresholds = list(slot.thresholds_or_none or ()) or None if isinstance(slot, Fitted) else None
-        payload = asdict(self) | {"thresholds": thresholds, "threshold_level": slot.level if thresholds else None}
+        fitted = {"thresholds": thresholds, "threshold_level": slot.level if thresholds else None}
+        payload = formats.with_version(asdict(self) | fitted, formats.RUN)
         write_atomically(Path(folder or ".") / FILE, json.dumps(payload, indent=2).encode())
 
     def refuse_other(self, folder: str | Path | None) -> None:
@@ -239,12 +242,20 @@ def _different(names: Sequence[str], there: dict[str, Any] | None, here: dict[st
 
 
 def read(folder: str | Path | None) -> RunRecord | None:
-    """The record in `folder`, or None if there is no readable one."""
+    """The record in `folder`, or None if there is no readable one. ValueError for one of another version."""
     if folder is None or not (Path(folder) / FILE).is_file():  # reading a named pipe would block
         return None
     try:
-        record = RunRecord(**json.loads((Path(folder) / FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        found = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    formats.refuse_other_version(Path(folder) / FILE, found, formats.RUN, OTHER_VERSION)
+    known = {one.name: found[one.name] for one in fields(RunRecord) if one.name in found}
+    try:
+        record = RunRecord(**known)  # without entries that a later version of hfkd has added
+    except TypeError:
         return None
     return record if isinstance(record.loss, dict) else None
 

@@ -275,6 +275,18 @@ def test_rows_of_two_versions_of_hfkd_are_said_to_be(work, done):
     ]
 
 
+def test_runs_of_a_table_in_another_format_are_refused(work, done, monkeypatch):
+    file = work / "done" / "kd" / "seed7" / "settings.json"
+    before = file.read_text()
+    file.write_text(json.dumps(json.loads(before) | {"version": 2}))
+    monkeypatch.setattr(resume, "distil_images", lambda *a, **k: pytest.fail("ran"))
+    try:
+        with pytest.raises(ValueError, match="settings.json has version 2 of its format.*choose another output_dir"):
+            run(work, "done", seeds=2, seed=7)
+    finally:
+        file.write_text(before)
+
+
 def test_one_row_never_averages_two_protocols(work, done, monkeypatch):
     monkeypatch.setattr(resume, "distil_images", lambda *a, **k: pytest.fail("ran"))
     with pytest.raises(

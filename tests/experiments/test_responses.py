@@ -423,6 +423,18 @@ def test_responses_that_no_filter_left_are_kept_by_another_and_not_written_again
     assert counts["kept"] == 27 - counts["repeated"] - counts["empty"] > 20
 
 
+def test_responses_of_another_version_are_neither_continued_nor_read(folder):
+    generate_responses(often_ending(), tokenizer(), arguments(folder))
+    stored = json.loads((folder / "out" / "responses.json").read_text())
+    (folder / "out" / "responses.json").write_text(json.dumps(stored | {"version": 2}))
+    before, words = content(folder / "out"), "responses.json has version 2 of its format.*generate the responses again"
+    with pytest.raises(ValueError, match=words):
+        generate_responses(often_ending(), tokenizer(), arguments(folder))
+    with pytest.raises(ValueError, match=words):
+        TextDataArguments(str(folder / "out")).splits(tokenizer())
+    assert content(folder / "out") == before
+
+
 def test_a_folder_of_others_is_refused_and_stays_as_it_is(folder):
     generate_responses(often_ending(), tokenizer(), arguments(folder), name="mine")
     before = content(folder / "out")

@@ -44,6 +44,24 @@ def test_it_comes_back(tmp_path):
     assert "ratio=0.2" in mine.loss["temperature"]
 
 
+def test_entries_that_a_later_version_adds_do_not_hide_another_run(tmp_path):
+    left_by(tmp_path, temperature="energy")
+    (tmp_path / FILE).write_text(json.dumps(json.loads((tmp_path / FILE).read_text()) | {"added_later": [1]}))
+    record(temperature="energy").refuse_other(tmp_path)
+    with pytest.raises(ValueError, match="contains another run: its temperature is Energy"):
+        record(temperature="3.0").refuse_other(tmp_path)
+
+
+def test_a_record_in_which_entries_mean_something_else_is_refused(tmp_path):
+    left_by(tmp_path, temperature="energy")
+    stored = json.loads((tmp_path / FILE).read_text())
+    (tmp_path / FILE).write_text(json.dumps(stored | {"version": 2}))
+    words = f"{FILE} has version 2 of its format, and this version of hfkd reads version 1.*: resume the run with"
+    for call in (record(temperature="energy").refuse_other, record(temperature="energy").refuse_checkpoint):
+        with pytest.raises(ValueError, match=words):
+            call(str(tmp_path))
+
+
 def test_the_same_run_is_accepted(tmp_path):
     record(temperature="energy").refuse_other(tmp_path / "not there")
     record(temperature="energy").refuse_other(tmp_path)

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from hfkd.teachers.agreement import spread_rows
 from hfkd.teachers.image_cache.quantize import WIDEST, decode, encode
+from hfkd.utils import formats
 from hfkd.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
 HEADER = 4096  # bytes before the first record; room for the key
-LAYOUT = 2  # increment this when the format of a record changes
 SCALE = 16  # bytes of a row's scale: four float32
 
 
@@ -45,7 +45,9 @@ class LogitStore:
         self.record = self.payload + 8
         self.nbytes = HEADER + slots * self.record
         self.full_disk = self.told_of_rows = False
-        header = json.dumps(key | {"layout": LAYOUT, "slots": slots, "classes": classes}).encode().ljust(HEADER)
+        header = (
+            json.dumps(key | {"layout": formats.IMAGE_CACHE, "slots": slots, "classes": classes}).encode().ljust(HEADER)
+        )
         assert len(header) == HEADER, "the key does not fit its page"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -204,4 +206,6 @@ def _next_data(file: int, start: int) -> int:
 
 
 def file_name(key: dict[str, str]) -> str:
-    return f"logits-{xxhash.xxh3_64_hexdigest(json.dumps(key).encode())}.bin"
+    """Each version of the format has a file of its own: versions that share a folder would replace each other's."""
+    named = json.dumps(formats.with_version(key, formats.IMAGE_CACHE, unmarked=2))
+    return f"logits-{xxhash.xxh3_64_hexdigest(named.encode())}.bin"

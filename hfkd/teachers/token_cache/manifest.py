@@ -13,10 +13,10 @@ from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
 from hfkd.teachers.fingerprint import changed_setting
+from hfkd.utils import formats
 from hfkd.utils.files import checksum, write_atomically
 
 MANIFEST = "teacher_cache.json"
-REVISION = 2  # of the file format
 TAG = 16  # bytes at the end of a shard: its checksum
 AGAIN = "call build_text_cache again with the same settings, which keeps all intact files"
 
@@ -40,7 +40,7 @@ class Manifest:
     config: Mapping[str, Any] = field(default_factory=dict)  # settings of the teacher that may change its outputs
     source: str | None = None  # identifies the files that the teacher was loaded from
     captured: bool = False  # from captured log-probabilities: no energies, no entropies
-    revision: int = REVISION
+    revision: int = formats.TOKEN_CACHE
 
     @classmethod
     def read(cls, folder: str | Path) -> "Manifest | None":
@@ -51,11 +51,11 @@ class Manifest:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             stored, revision = values.pop("checksum", None), values.get("revision")
-            if revision != REVISION and stored is None:
-                raise ValueError(f"it has revision {revision}, not {REVISION}")
+            if revision != formats.TOKEN_CACHE and stored is None:
+                raise ValueError(f"it has revision {revision}, not {formats.TOKEN_CACHE}")
             if stored != _hash(values):
                 raise ValueError("its checksum is wrong")
-            if revision == REVISION:
+            if revision == formats.TOKEN_CACHE:
                 return cls(**values | {"temperatures": tuple(values["temperatures"])})
         except FileNotFoundError:
             return None
@@ -66,7 +66,7 @@ class Manifest:
             ) from error
         raise ValueError(
             f"{path} has revision {revision} of the format of teacher caches, and this version of hfkd reads revision "
-            f"{REVISION}: train with the version that built it, or build another cache in another folder"
+            f"{formats.TOKEN_CACHE}: train with the version that built it, or build another cache in another folder"
         )
 
     def write(self, folder: str | Path) -> None:
