@@ -71,7 +71,7 @@ def code_of(roots):
     while waiting:
         one = inspect.unwrap(waiting.pop())
         if id(one) not in seen:
-            used = [value for value in used_by(one).items() if is_constant(value[1])]
+            used = [(name, getattr(v, "pattern", v)) for name, v in used_by(one).items() if is_constant(v)]
             seen[id(one)] = f"{getattr(one, '__qualname__', one.__name__)}\n{plain(one)}\n{sorted(used)}"
             waiting += called(one)
     return hashlib.sha256("\n".join(sorted(seen.values())).encode()).hexdigest()[:16]

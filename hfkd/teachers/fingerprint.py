@@ -32,6 +32,8 @@ WITHOUT_EFFECT = re.compile(
     r"quantization_config|task_specific_params|finetuning_task|_commit_hash|auto_map|gradient_checkpointing|"
     r"torchscript|label_names|pretrained_cfg"
 )
+# Norms as torch 2.11 describes them; 2.15 says whether they have a bias, which they usually have if they are affine.
+WITHOUT_BIAS = re.compile(r"^(?!.*RMSNorm\()(.*affine=(True|False))(?!, bias=)", re.MULTILINE)
 PLAIN = (bool, float, str)  # types of attributes that count as settings; not int, which may count calls or steps
 
 
@@ -60,10 +62,14 @@ def weights_fingerprint(teacher: Any) -> str:
         elsewhere = isinstance(tensor, Tensor) and tensor.is_meta
         for part in _bytes(_offloaded(teacher.model, name) if elsewhere else tensor):
             digest.update(part)
-    modules = without_addresses(repr(teacher.model))  # strides, activations: not visible in weights
     order = "" if teacher.order is None else str(teacher.order.tolist())
-    digest.update(f"{modules}{teacher.received}{teacher.wanted}{order}".encode())
+    digest.update(f"{_modules(teacher.model)}{teacher.received}{teacher.wanted}{order}".encode())
     return digest.hexdigest()
+
+
+def _modules(model: nn.Module) -> str:
+    """The repr of the modules (strides, activations: not visible in weights), the same in all versions of torch."""
+    return WITHOUT_BIAS.sub(r"\1, bias=\2", without_addresses(repr(model)))
 
 
 def sampled_weights(networks: Iterable[nn.Module]) -> Tensor:

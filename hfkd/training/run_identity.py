@@ -220,17 +220,24 @@ class RunRecord:
             )
         both = there.get(different), here.get(different)
         seen = different == "teacher" and len({str(one).split(WEIGHTS)[0] for one in both}) == 1
-        return f"its {different} is {both[0]}, that of this run is {both[1]}" + (SEEN if seen else "")
+        whose = f"its {different} is {both[0]}, that of this run is {both[1]}"
+        if seen and not _of_these_versions(other):
+            whose += f", whose layers {(other.training or {})['versions']} may have described otherwise"
+        return whose + (SEEN if seen else "")
 
     def _other_layers(self, other: "RunRecord") -> str | None:
         """Compare layers, for equal library versions: another version may describe the same layers differently."""
-        same_versions = (other.training or {}).get("versions") in (None, versions())
-        if not other.student_layers or not self.student_layers or not same_versions:
+        if not other.student_layers or not self.student_layers or not _of_these_versions(other):
             return None
         return changed_layers(other.student_layers, self.student_layers)
 
     def _named(self) -> dict[str, Any]:
         return {"student": self.student, "teacher": self.teacher} | self.loss | {"seed": self.seed}
+
+
+def _of_these_versions(record: RunRecord) -> bool:
+    """Whether a record is of a run with these versions of torch and transformers, or does not say."""
+    return (record.training or {}).get("versions") in (None, versions())
 
 
 def _different(names: Sequence[str], there: dict[str, Any] | None, here: dict[str, Any] | None) -> list[str]:

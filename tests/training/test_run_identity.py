@@ -62,6 +62,19 @@ def test_a_record_in_which_entries_mean_something_else_is_refused(tmp_path):
             call(str(tmp_path))
 
 
+def test_a_teacher_of_another_version_of_torch_may_be_the_same(tmp_path):
+    left_by(tmp_path, taught=Net(16, seed=4))
+    with pytest.raises(ValueError, match=r"that of this run is Net \(\S+ parameters, weights \w+\) \(the hash is"):
+        record().refuse_other(tmp_path)
+    stored = json.loads((tmp_path / FILE).read_text()) | {"training": {"versions": "torch 2.11.0, transformers 5.17.0"}}
+    (tmp_path / FILE).write_text(json.dumps(stored))
+    words = (
+        r"\), whose layers torch 2.11.0, transformers 5.17.0 may have described otherwise \(the hash is of the weights"
+    )
+    with pytest.raises(ValueError, match=words):
+        record().refuse_other(tmp_path)
+
+
 def test_the_same_run_is_accepted(tmp_path):
     record(temperature="energy").refuse_other(tmp_path / "not there")
     record(temperature="energy").refuse_other(tmp_path)

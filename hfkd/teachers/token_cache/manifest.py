@@ -18,6 +18,7 @@ from hfkd.utils.files import checksum, write_atomically
 
 MANIFEST = "teacher_cache.json"
 TAG = 16  # bytes at the end of a shard: its checksum
+HASHES = "hashes of weights in their dtype and quantisation, and of the layers as this version of torch describes them"
 AGAIN = "call build_text_cache again with the same settings, which keeps all intact files"
 
 
@@ -88,7 +89,7 @@ class Manifest:
         for name in mine:
             if name not in ("config", "source") and mine[name] != its[name]:
                 what = f"its {name} is {its[name]!r}, that of this cache is {mine[name]!r}"
-                return f"{what} (hashes of weights in their dtype and quantisation)" if name == "teacher" else what
+                return f"{what} ({HASHES})" if name == "teacher" else what
         return changed_setting(other.config, self.config)
 
     @property
