@@ -17,7 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted({*(ROOT / "docs").rglob("*.md")} - {ROOT / "docs" / "model_card_example.md"})  # a card as it was written
 BLOCK = re.compile(r"^```(py|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-EXCERPTS = {"index.md", "language.md", "results.md", "texts.md", "your_own.md"}  # other packages, data sets of the Hub, own files
+EXCERPTS = {
+    "index.md",
+    "language.md",
+    "results.md",
+    "texts.md",
+    "your_own.md",
+}  # other packages, data sets of the Hub, own files
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import xxhash
 
 PACKAGE = Path(__file__).parents[1]
+COPIED = "recipes"  # into the package by a wheel only
 
 
 @cache
@@ -18,5 +19,7 @@ def own_version() -> str:
         version = "unknown"
     digest = xxhash.xxh3_64()
     for file in sorted(PACKAGE.rglob("*.py")):
-        digest.update(file.relative_to(PACKAGE).as_posix().encode() + b"\0" + file.read_bytes().replace(b"\r\n", b"\n"))
+        name = file.relative_to(PACKAGE)
+        if name.parts[0] != COPIED:
+            digest.update(name.as_posix().encode() + b"\0" + file.read_bytes().replace(b"\r\n", b"\n"))
     return f"{version}+{digest.hexdigest()[:8]}"
