@@ -1,4 +1,4 @@
-"""Functions of logits: energy, entropy, standardisation and interpolation.
+"""Functions of logits: energy, entropy, standardisation and interpolation; and sums over many items.
 
 N items, C classes (or vocabulary entries).
 """
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from hfkd.utils.devices import widest_float
 
 
 def upcast(logits: Tensor) -> Tensor:
@@ -49,3 +51,13 @@ def entropy(logits: Tensor, temperature: float = 3.0) -> Tensor:
     """
     log_p = torch.log_softmax(upcast(logits) / temperature, dim=-1)
     return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
+
+
+def sums_by(group: Tensor, count: int, values: Tensor) -> Tensor:
+    """[N, ...] -> [count, ...]: the sums over the items of each group, in float64 where the device has it.
+
+    A sum in float32 loses what is small beside it: a hundredth of the mean loss of three million pixels, and every item
+    of a row after the first 16,777,216.
+    """
+    wide = values.to(widest_float(values.device))
+    return wide.new_zeros(count, *values.shape[1:]).index_add(0, group, wide)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfkd.losses.functional import upcast
+from hfkd.losses.functional import sums_by, upcast
 from hfkd.losses.groups import GroupOutputs
 from hfkd.losses.outputs import Outputs
 from hfkd.utils.devices import send
@@ -131,9 +131,9 @@ class Items:
 
         In float32 or wider: sums and counts in bfloat16 would stop at 256."""
         values = upcast(values)
-        sums = values.new_zeros(self.num_samples, *values.shape[1:]).index_add(0, self.sample, values)
-        counts = values.new_zeros(self.num_samples).index_add(0, self.sample, values.new_ones(len(self)))
-        return sums / counts.clamp(min=1).view(-1, *[1] * (values.ndim - 1))
+        sums = sums_by(self.sample, self.num_samples, values)
+        counts = sums_by(self.sample, self.num_samples, values.new_ones(len(self)))
+        return (sums / counts.clamp(min=1).view(-1, *[1] * (values.ndim - 1))).to(values.dtype)
 
     @property
     def samples_with_items(self) -> Tensor | int:

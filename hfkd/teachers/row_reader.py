@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
+from hfkd.losses.functional import sums_by
 from hfkd.losses.items import Items
 from hfkd.tasks.base import Task
 from hfkd.teachers.agreement import disagreement, fixed_batches, size_of, tolerance
@@ -92,6 +93,5 @@ class RowReader:
 def row_means(values: Tensor, items: Items) -> Tensor:
     """[N, k] -> [B, k]: the mean over the items of each row of the batch, also for packed rows; 0 without items."""
     row, count = items.rows
-    sums = values.new_zeros(count, values.shape[1]).index_add(0, row, values)
-    counts = values.new_zeros(count).index_add(0, row, values.new_ones(len(row)))
-    return sums / counts.clamp(min=1)[:, None]
+    sums, counts = sums_by(row, count, values), sums_by(row, count, values.new_ones(len(row)))
+    return (sums / counts.clamp(min=1)[:, None]).to(values.dtype)

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from hfkd.losses.counts import Number
+from hfkd.losses.functional import sums_by
 from hfkd.utils.devices import send
 
 logger = logging.getLogger(__name__)
@@ -118,9 +119,7 @@ class RowAverage:
         """values: [N] each. rows_of: `Items.rows`. counted: [N] by name, which items have that value; default: all."""
         ones = torch.ones_like(next(iter(values.values())))
         counts = [counted[name].to(ones) if name in counted else ones for name in values]
-        columns = torch.stack([*values.values(), *counts], dim=-1)  # [N, 2 k]
-        row, num_rows = rows_of
-        rows = columns.new_zeros(num_rows, columns.shape[-1]).index_add(0, row, columns)
+        rows = torch.stack([sums_by(*rows_of, each) for each in (*values.values(), *counts)], dim=-1)  # [B, 2 k]
         self._rows.append(accelerator.gather_for_metrics(rows))
         self._names = list(values)
 

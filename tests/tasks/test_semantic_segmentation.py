@@ -311,6 +311,28 @@ def test_an_evaluation_looks_at_one_image_after_the_other(tmp_path):
     assert largest.numbers < 4 * 40 * 6 * 9 / 2
 
 
+class Shades(nn.Module):
+    """Two classes, whose logits are the shade of the pixel and 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return torch.cat([self.gain * x[:, :1], 0 * x[:, :1]], 1)
+
+
+def test_the_loss_of_a_large_image_has_the_share_of_each_pixel(tmp_path):
+    """Added up in float32, losses of a thousandth are rounded away beside a sum of tens of thousands."""
+    shade = torch.full((1, 3, 1500, 2000), 7.0)
+    shade[:, :, ::6, ::6] = -3.0  # of the other class, for the network
+    row = {"pixel_values": shade[0], "labels": torch.zeros(1500, 2000, dtype=torch.long)}
+    settings = {"ce_weight": 1, "kd_weight": 0, "per_device_eval_batch_size": 1, "prediction_loss_only": True}
+    found = trainer(tmp_path, Shades(), None, [row], **settings).evaluate()["eval_loss"]
+    exact = torch.nn.functional.softplus(-shade[0, 0].double()).mean()
+    assert found == pytest.approx(float(exact), rel=1e-5)
+
+
 # ---- refusals ------------------------------------------------------------------------------------------------------
 
 
