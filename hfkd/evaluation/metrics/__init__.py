@@ -30,10 +30,15 @@ __all__ = [
 
 
 class RunningAccuracy(Running):
-    """`item_accuracy` of any number of batches; {} for mixed labels, or without labels."""
+    """`item_accuracy` of any number of batches; {} for mixed labels, or without labels.
 
-    def __init__(self) -> None:
+    in_batches: of tokens, whose predictions Trainer would keep for all positions of all rows on the device, and copy
+    with each batch.
+    """
+
+    def __init__(self, in_batches: bool = False) -> None:
         super().__init__()
+        self.in_batches = in_batches
         self.hits: list[np.ndarray] = []
 
     def add(self, predictions: Any, labels: Any) -> None:
@@ -52,14 +57,15 @@ class RunningAccuracy(Running):
         self.hits = []
 
 
-def own_metrics(scored_by: str | None, args: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+def own_metrics(scored_by: str | None, of_tokens: bool, args: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """The default metric of a task (`scored_by`), unless a metric is given or Trainer's arguments exclude one."""
     asked = given.get("compute_metrics") or given.get("preprocess_logits_for_metrics")
     if asked or args.prediction_loss_only:
         return {}
     if scored_by == "average_precision":
         return {"compute_metrics": AveragePrecision()} if given.get("eval_dataset") is not None else {}
-    return default_metrics(scored_by) | {"compute_metrics": RunningAccuracy()} if scored_by == "accuracy" else {}
+    accuracy = {"compute_metrics": RunningAccuracy(of_tokens)}
+    return default_metrics(scored_by) | accuracy if scored_by == "accuracy" else {}
 
 
 def check_counted(metrics: Any, classes: int | None) -> None:
@@ -68,10 +74,10 @@ def check_counted(metrics: Any, classes: int | None) -> None:
         metrics.check_classes(classes)
 
 
-def in_any_way(keywords: Mapping[str, Any], args: Any) -> dict[str, Any]:
-    """Trainer's `keywords`, with `item_accuracy` replaced where Trainer hands over each batch by itself."""
-    batched = keywords.get("compute_metrics") is item_accuracy and args.batch_eval_metrics
-    return {**keywords, "compute_metrics": RunningAccuracy()} if batched else dict(keywords)
+def in_any_way(keywords: Mapping[str, Any], of_tokens: bool, args: Any) -> dict[str, Any]:
+    """Trainer's `keywords`, with `item_accuracy` replaced where Trainer is to hand over each batch by itself."""
+    batched = keywords.get("compute_metrics") is item_accuracy and (of_tokens or args.batch_eval_metrics)
+    return {**keywords, "compute_metrics": RunningAccuracy(of_tokens)} if batched else dict(keywords)
 
 
 def reads_logits(metrics: Any, preprocess: Any) -> bool:

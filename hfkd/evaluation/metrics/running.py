@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 
 class Running(ABC):
@@ -13,7 +13,7 @@ class Running(ABC):
     its loop (`one_evaluation`): accelerate knows the last batch of its own loaders only.
     """
 
-    in_batches: ClassVar[bool] = False  # Trainer is to hand over each batch: the whole set would be too large
+    in_batches: bool = False  # Trainer is to hand over each batch: the whole set would be too large
 
     def __init__(self) -> None:
         self._added = self._collecting = False

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from detection_toys import boxed, detector
-from task_toys import CLASSES, Pixels
+from largest_tensor import LargestTensor
+from task_toys import CLASSES, Pixels, bert, masked
+from task_toys import padded as padded_texts
 from torch import nn
 from torch.utils.data import DataLoader
 from toys import Net, Rows, arguments
-from transformers import default_data_collator
+from transformers import BertForMaskedLM, default_data_collator
 
 from hfkd import DistillationTrainer
 from hfkd.evaluation.metrics import item_accuracy, topk_predictions
@@ -88,6 +90,23 @@ def test_predict_scores_and_returns_what_trainer_does(tmp_path, way):
         assert found.metrics["test_accuracy"] == made.evaluate()["eval_accuracy"]
         assert found.predictions.shape == (13, width)
         assert found.predictions.dtype.kind == ("f" if build is of_images else "i")
+
+
+@pytest.mark.parametrize("given", [{}, ACCURACY])
+def test_an_evaluation_of_tokens_keeps_no_predictions(tmp_path, given):
+    """For a million rows they took tens of gigabytes on the device, where plain Trainer has the loss alone."""
+    args = arguments(tmp_path, per_device_eval_batch_size=2, **ALONE)
+    rows, student = masked(8), bert(BertForMaskedLM)(8)
+    made = DistillationTrainer(student, None, args, eval_dataset=rows, data_collator=padded_texts, **given)
+    found, largest = [], []
+    for times in (1, 8):
+        with LargestTensor() as tensor:
+            found.append(made.evaluate(rows * times))
+        largest.append(tensor.numbers)
+    assert largest[0] == largest[1]
+    for name in ("eval_accuracy", "eval_top5_accuracy"):
+        assert 0 < found[0][name] == pytest.approx(found[1][name])
+    assert made.predict(rows * 2).predictions.shape[0] == 16
 
 
 def test_several_evaluation_sets_are_scored_apart(tmp_path):
