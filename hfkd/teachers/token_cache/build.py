@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
@@ -28,8 +29,11 @@ from hfkd.teachers.token_cache.manifest import MANIFEST, Manifest
 from hfkd.utils.argument_types import SoftmaxTemperature, fitting
 from hfkd.utils.devices import device_of
 from hfkd.utils.launch import refuse_unshared
+from hfkd.utils.targets import IGNORED
 
 logger = logging.getLogger(__name__)
+
+AT_ONCE = 10_000  # rows of which the labels are counted at a time
 
 
 def build_text_cache(
@@ -201,13 +205,21 @@ def _vocabulary(teacher: FrozenTeacher, num_classes: int | None) -> int:
 
 
 def _announce(manifest: Manifest, dataset: Dataset, missing: int) -> None:
-    lengths = sum(int((np.asarray(labels[1:]) != -100).sum()) for labels in dataset.with_format("numpy")["labels"])
-    size = lengths * manifest.bytes_per_token
+    count = _target_tokens(dataset)
     logger.info(
         "The teacher cache takes %.1f MB: %d target tokens of %d bytes; this process creates %d of %d files",
-        size / 1e6,
-        lengths,
+        count * manifest.bytes_per_token / 1e6,
+        count,
         manifest.bytes_per_token,
         missing,
         len(manifest.shards),
     )
+
+
+def _target_tokens(dataset: Dataset) -> int:
+    """The number of labels that a token before them predicts. In Arrow: one by one, a million rows take minutes."""
+    count = 0
+    for table in dataset.select_columns("labels").with_format("arrow").iter(AT_ONCE):
+        predicted = pc.list_flatten(pc.list_slice(table["labels"], 1))
+        count += pc.sum(pc.not_equal(predicted, IGNORED)).as_py() or 0
+    return count

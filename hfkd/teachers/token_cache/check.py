@@ -32,9 +32,10 @@ def cache_differs(
 ) -> str | None:
     """Describe how the teacher differs from the existing shards on a few rows of the dataset; None if not."""
     size = manifest.shard_rows
-    numbers = range(manifest.rows)
-    present = [n for n in numbers if manifest.shards[n // size] not in absent] if absent else numbers
-    chosen = [present[place] for place in spread_rows(len(present))]
+    present = [number for number, shard in enumerate(manifest.shards) if shard not in absent]
+    count = sum(min(size, manifest.rows - number * size) for number in present)
+    # The last shard alone may have fewer rows.
+    chosen = [present[place // size] * size + place % size for place in spread_rows(count)]
     shards = {n // size: Dataset.from_file(str(Path(folder) / manifest.shards[n // size])) for n in chosen}
     stored = [shards[n // size].with_format("numpy")[n % size] for n in chosen]
     return rows_differ(teacher, [dataset[n] for n in chosen], stored, manifest, batch_size)

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class Manifest:
                 return f"{what} ({HASHES})" if name == "teacher" else what
         return changed_setting(other.config, self.config)
 
-    @property
+    @cached_property  # there may be thousands, of which rows are found one by one
     def shards(self) -> list[str]:
         return [f"shard-{number:05d}.arrow" for number in range(math.ceil(self.rows / self.shard_rows))]
 

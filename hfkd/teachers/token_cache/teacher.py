@@ -34,6 +34,7 @@ from hfkd.utils.targets import Targets
 logger = logging.getLogger(__name__)
 
 PREFIX = "teacher_"  # of batch keys with the teacher's outputs
+AT_ONCE = 256  # rows whose energies are read at a time
 Collate = Callable[[list[Any]], dict[str, Tensor]]
 
 
@@ -63,8 +64,7 @@ class CachedTextTeacher(nn.Module, Teacher):
         self.folder, self.manifest, self.entropy_temperature = folder, manifest, manifest.entropy_temperature
         shards = [Dataset.from_file(str(Path(folder) / shard)) for shard in manifest.shards]
         self._rows = concatenate_datasets(shards).with_format("arrow")
-        keys = self._rows[:]
-        found = zip(keys["index"].to_pylist(), keys["tokens"].to_pylist(), strict=True)
+        self._places = _Places.of(self._rows[:])
         if manifest.captured:
             logger.info(
                 "%s has %d captured log-probabilities per token, at T = %g: they support divergences at this "
@@ -73,7 +73,6 @@ class CachedTextTeacher(nn.Module, Teacher):
                 manifest.k,
                 *manifest.temperatures,
             )
-        self._known = {index: (number, tokens) for number, (index, tokens) in enumerate(found)}
 
     def extra_repr(self) -> str:
         m = self.manifest
@@ -178,20 +177,45 @@ class CachedTextTeacher(nn.Module, Teacher):
         """`hfkd.teachers.scan` from the stored values: mean energy, entropy and most probable token of each row (or
         packed document), or those of each token. NaN for a row without target tokens.
         """
+        logger.info("Reading the energies of %d rows in %s", len(dataset), self.folder)
         found, of_rows = [], []
-        for number in range(len(dataset)):
-            said = self.outputs(self.look_up([dataset[number]]))
+        for start in range(0, len(dataset), AT_ONCE):
+            rows = [dataset[number] for number in range(start, min(start + AT_ONCE, len(dataset)))]
+            said = self.outputs(self.look_up(rows))
             values = said.energy(energy_temperature), said.entropy(entropy_temperature), said.ids[:, 0].float()
-            per_token = torch.stack(values)  # [3, N]
-            one_each = [1] * len(said.ids)
-            lengths = one_each if level == "item" else Targets.of(TokenCollator(0)([dataset[number]])).lengths
-            found += [part.sum(-1, keepdim=True) / part.shape[-1] for part in per_token.split(list(lengths or ()), -1)]
-            of_rows.append(per_token.sum(-1, keepdim=True) / per_token.shape[-1])
+            per_token, targets = torch.stack(values), Targets.of(TokenCollator(0)(rows))  # [3, N]
+            of_rows.append(_means(per_token, torch.bincount(targets.row, minlength=len(rows)).tolist()))
+            found.append(per_token if level == "item" else _means(per_token, targets.lengths or ()))
         return _as_scan(torch.cat(found, dim=-1), _as_scan(torch.cat(of_rows, dim=-1)))
 
     def _find(self, row: Mapping[str, Any]) -> int | None:
-        number, tokens = self._known.get(int(row["index"]), (None, "")) if "index" in row else (None, "")
-        return number if number is not None and tokens == tokens_hash(row) else None
+        return self._places.find(int(row["index"]), tokens_hash(row)) if "index" in row else None
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where rows are stored: their index [R] in ascending order, with the hash of the tokens and the place of each.
+
+    As arrays: in a dict, millions of rows took gigabytes, and again in each worker of a loader.
+    """
+
+    index: np.ndarray
+    tokens: np.ndarray
+    place: np.ndarray
+
+    @classmethod
+    def of(cls, keys: Any) -> "_Places":
+        """From the columns `index` and `tokens` of all rows, an Arrow table."""
+        index = keys["index"].to_numpy()
+        hashes = (int(one, 16) for chunk in keys["tokens"].iterchunks() for one in chunk.to_pylist())
+        place = index.argsort()
+        return cls(index[place], np.fromiter(hashes, np.uint64, len(index))[place], place)
+
+    def find(self, index: int, tokens: str) -> int | None:
+        """The place of the row with this index; None if there is none, or it had other tokens."""
+        at = int(np.searchsorted(self.index, index))
+        known = at < len(self.index) and self.index[at] == index and int(self.tokens[at]) == int(tokens, 16)
+        return int(self.place[at]) if known else None
 
 
 @dataclass
@@ -203,6 +227,11 @@ class CachedCollator:
 
     def __call__(self, rows: list[Any]) -> dict[str, Tensor]:
         return self.collate(rows) | self.teacher.look_up(rows)
+
+
+def _means(values: Tensor, lengths: Sequence[int]) -> Tensor:
+    """[3, N] -> [3, S]: the means of S samples with so many of the N tokens each, NaN for one without any."""
+    return torch.cat([part.sum(-1, keepdim=True) / part.shape[-1] for part in values.split(list(lengths), -1)], -1)
 
 
 def _as_scan(columns: Tensor, of_rows: TeacherScan | None = None) -> TeacherScan:

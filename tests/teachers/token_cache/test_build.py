@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from text_toys import VOCAB, language_model, taught_model, token_dataset, tokenizer
 from toys import Net, Rows, arguments
 from transformers import Gemma2Config, Gemma2ForCausalLM
@@ -358,6 +358,50 @@ def test_damage_is_named_and_only_that_file_is_made_again(tmp_path, caplog):
     assert "this process creates 2 of 7 files" in caplog.text
     assert {path for path in shards if path.stat().st_mtime_ns != times[path]} == {shards[2], shards[4]}
     assert all(torch.equal(again[name], values) for name, values in whole.items())
+
+
+def test_a_build_of_many_files_begins_at_once(tmp_path, monkeypatch):
+    """The file of each row was looked for among all: an hour for two million rows, before the first was stored."""
+
+    class Begun(Exception):
+        pass
+
+    def begin(*given):
+        raise Begun
+
+    monkeypatch.setattr("hfkd.teachers.token_cache.build.text_columns", begin)
+    rows = token_dataset(8)
+    many = concatenate_datasets([rows] * 750).remove_columns("index").add_column("index", range(6000))
+    start = time.process_time()
+    with pytest.raises(Begun):
+        build(tmp_path, many, shard_rows=1)
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("level", ["sample", "item"])
+def test_energies_are_read_of_many_rows_at_a_time(folder, monkeypatch, level):
+    """One by one a million rows took a quarter of an hour, and each token a tensor of its own."""
+    cached, rows = CachedTextTeacher(folder), token_dataset()
+    each = [cached.known(rows.select([number]), level=level) for number in range(len(rows))]
+    looked_up, look_up = [], CachedTextTeacher.look_up
+    monkeypatch.setattr(CachedTextTeacher, "look_up", lambda self, some: looked_up.append(1) or look_up(self, some))
+    found = cached.known(rows, level=level)
+    assert len(looked_up) == 1
+    for name in ("energy", "entropy", "prediction"):
+        torch.testing.assert_close(getattr(found, name), torch.cat([getattr(one, name) for one in each]))
+        whole = [getattr(one.rows, name) for one in each]
+        torch.testing.assert_close(getattr(found.rows, name), torch.cat(whole))
+    assert len(found.energy) == (len(rows) if level == "sample" else sum(map(_targets, rows)))
+
+
+def _targets(row):
+    return sum(label != -100 for label in row["labels"][1:])
+
+
+def test_the_target_tokens_are_counted(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "hfkd"):
+        build(tmp_path)
+    assert f"{sum(map(_targets, token_dataset()))} target tokens of" in caplog.text
 
 
 @pytest.mark.slow
