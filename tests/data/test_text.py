@@ -174,6 +174,20 @@ def test_a_text_that_brings_its_end_gets_no_second(how):
     assert rows[0]["input_ids"] == [3, 4, END]
 
 
+def test_many_texts_are_encoded_a_part_at_a_time(monkeypatch):
+    """A million prompts of `hfkd generate` at once took tens of gigabytes in each process."""
+    words, sizes = word_tokenizer(), []
+    kind = type(words)
+    call = kind.__call__
+    monkeypatch.setattr(
+        kind, "__call__", lambda self, texts, **how: sizes.append(len(texts)) or call(self, texts, **how)
+    )
+    texts = [" ".join(["ask", "you"] * (1 + number % 5)) for number in range(2500)]
+    found = encode_texts(texts, words)
+    assert max(sizes) <= 1000
+    assert found[::100] == [encode_texts([text], words)[0] for text in texts[::100]]
+
+
 def test_prompts_for_generation_have_no_end_of_sequence():
     class Appending(type(word_tokenizer())):
         def __call__(self, texts, add_special_tokens=True):
