@@ -36,7 +36,9 @@ class Fitted(Temperature):
 
     @abstractmethod
     def fit(self, energies: Tensor) -> None:
-        """Set the thresholds from the energies of all training samples, or of all items with `level="item"`."""
+        """Set the thresholds from the energies of all training samples, or of all items with `level="item"` (of very
+        many, a part that is spread over the training set).
+        """
 
     @abstractmethod
     def restore(self, thresholds: tuple[float, ...]) -> None:

@@ -1,6 +1,7 @@
 """One pass of the teacher over the training set: the energy and entropy of every sample, or of every item.
 
-About a million pixels are kept, spread over all images (`sampled_items`); quantiles are computed from these.
+About a million pixels are kept, spread over all images, and of tokens up to 16,777,216 (`sampled_items`); quantiles are
+computed from these.
 
 S samples: images, rows of tokens, or packed documents. N items of a batch: images, or target tokens. B its rows.
 """
@@ -29,7 +30,7 @@ from hfkd.teachers.all_ranks import of_all_ranks, samples_of_all_ranks
 from hfkd.teachers.base import Teacher
 from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.teachers.row_reader import RowReader, row_means
-from hfkd.teachers.sampled_items import per_row, spread_items
+from hfkd.teachers.sampled_items import EvenItems, per_row, spread_items
 from hfkd.teachers.statistics_file import ScanFile, ScanKey
 from hfkd.teachers.teacher_scan import TeacherScan
 from hfkd.utils.argument_types import SoftmaxTemperature, fitting
@@ -68,8 +69,8 @@ def scan(
     """Run the teacher once over `dataset` and return energy and entropy of each image, or their means over each
     sequence.
 
-    `level="item"` returns those of each target token, ordered by row, instead of the means. `num_classes` cuts a padded
-    vocabulary, as in training.
+    `level="item"` returns those of each target token, ordered by row, instead of the means; of more than 16,777,216
+    each second, fourth, ... one. `num_classes` cuts a padded vocabulary, as in training.
 
     `views="train"` uses the images as in the first epoch of training (augmented, since thresholds are compared with
     such views); "clean" uses them without augmentation (to select HE-DA samples), and needs an `ImageTransform`. Rows
@@ -170,7 +171,7 @@ def _loader(reader: RowReader, accelerator: Accelerator | None, num_workers: int
 def _run(
     reader: RowReader, loader: Any, accelerator: Accelerator | None, level: Level, progress_bar: bool
 ) -> TeacherScan:
-    samples, rows, every_item = [], [], []
+    samples, rows, every_item = [], [], EvenItems()
     most, found = per_row(reader.task.scanned_items, len(reader.dataset)), 0
     quiet = not progress_bar or not (accelerator is None or accelerator.is_main_process)
     for batch in tqdm(loader, desc="Scanning the training set with the teacher", disable=quiet, leave=False):
@@ -184,7 +185,7 @@ def _run(
             row, num_rows = items.rows
             kept = spread_items(row, num_rows, most)
             found += len(row)
-            every_item.append(of_all_ranks(per_item[kept], row[kept], num_rows, accelerator).cpu())
+            every_item.add(of_all_ranks(per_item[kept], row[kept], num_rows, accelerator).cpu())
     of_samples = torch.cat(samples)
     broken = (~torch.isfinite(of_samples[:, :2].sum(-1))).nonzero().flatten().tolist()
     if broken:
@@ -192,11 +193,12 @@ def _run(
         raise ValueError(
             part.format(f"for {len(broken)} of {len(of_samples)} training rows (first at rows {broken[:5]})")
         )
+    kept_items = every_item.joined() if level == "item" else of_samples
     if most is not None and level == "item":
-        count = sum(map(len, every_item))
-        logger.info("The scan keeps %d items, at most %d of a row (this process saw %d).", count, most, found)
-    by_row = _as_scan(torch.cat(rows)) if rows else None
-    return _as_scan(torch.cat(every_item) if level == "item" else of_samples, by_row)
+        logger.info("The scan keeps %d items, at most %d of a row (this process saw %d).", len(kept_items), most, found)
+    elif every_item.step > 1:
+        logger.info("The scan keeps each %dth of %d items.", every_item.step, every_item.seen)
+    return _as_scan(kept_items, _as_scan(torch.cat(rows)) if rows else None)
 
 
 def _as_scan(columns: Tensor, of_rows: TeacherScan | None = None) -> TeacherScan:

@@ -24,6 +24,7 @@ from hfkd.teachers.agreement import PROBED, spread_rows
 from hfkd.teachers.base import Teacher
 from hfkd.teachers.fingerprint import changed_setting, configuration, data_fingerprint
 from hfkd.teachers.frozen import FrozenTeacher
+from hfkd.teachers.sampled_items import EvenItems
 from hfkd.teachers.teacher_scan import TeacherScan
 from hfkd.teachers.token_cache.check import rows_differ
 from hfkd.teachers.token_cache.columns import tokens_hash
@@ -175,18 +176,22 @@ class CachedTextTeacher(nn.Module, Teacher):
         level: Level = "sample",
     ) -> TeacherScan:
         """`hfkd.teachers.scan` from the stored values: mean energy, entropy and most probable token of each row (or
-        packed document), or those of each token. NaN for a row without target tokens.
+        packed document), or those of each token, of very many as in `scan`. NaN for a row without target tokens.
         """
         logger.info("Reading the energies of %d rows in %s", len(dataset), self.folder)
-        found, of_rows = [], []
+        of_tokens, of_samples, of_rows = EvenItems(), [], []
         for start in range(0, len(dataset), AT_ONCE):
             rows = [dataset[number] for number in range(start, min(start + AT_ONCE, len(dataset)))]
             said = self.outputs(self.look_up(rows))
             values = said.energy(energy_temperature), said.entropy(entropy_temperature), said.ids[:, 0].float()
             per_token, targets = torch.stack(values), Targets.of(TokenCollator(0)(rows))  # [3, N]
             of_rows.append(_means(per_token, torch.bincount(targets.row, minlength=len(rows)).tolist()))
-            found.append(per_token if level == "item" else _means(per_token, targets.lengths or ()))
-        return _as_scan(torch.cat(found, dim=-1), _as_scan(torch.cat(of_rows, dim=-1)))
+            if level == "item":
+                of_tokens.add(per_token.T)
+            else:
+                of_samples.append(_means(per_token, targets.lengths or ()))
+        found = of_tokens.joined().T if level == "item" else torch.cat(of_samples, dim=-1)
+        return _as_scan(found, _as_scan(torch.cat(of_rows, dim=-1)))
 
     def _find(self, row: Mapping[str, Any]) -> int | None:
         return self._places.find(int(row["index"]), tokens_hash(row)) if "index" in row else None

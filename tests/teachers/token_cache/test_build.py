@@ -27,7 +27,8 @@ from hfkd.losses.items import target_items, token_items
 from hfkd.losses.logits import JSD, KD, AdaptiveKL, ReverseKL, SkewKL, SkewReverseKL, TotalVariation
 from hfkd.losses.outputs import Outputs
 from hfkd.losses.temperatures import Energy, Gradation
-from hfkd.teachers import CachedTextTeacher, FrozenTeacher, build_text_cache
+from hfkd.tasks.causal_lm import CausalLM
+from hfkd.teachers import CachedTextTeacher, FrozenTeacher, build_text_cache, scan
 from hfkd.teachers.token_cache.manifest import MANIFEST, TAG, Manifest
 from hfkd.utils.targets import Targets
 
@@ -392,6 +393,20 @@ def test_energies_are_read_of_many_rows_at_a_time(folder, monkeypatch, level):
         whole = [getattr(one.rows, name) for one in each]
         torch.testing.assert_close(getattr(found.rows, name), torch.cat(whole))
     assert len(found.energy) == (len(rows) if level == "sample" else sum(map(_targets, rows)))
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_of_very_many_tokens_a_scan_keeps_evenly_spread_ones(folder, monkeypatch, stored):
+    teacher, rows = CachedTextTeacher(folder) if stored else taught_model(), token_dataset()
+    settings = {"collate": TokenCollator(0), "task": CausalLM(), "level": "item", "batch_size": 4} | QUIET
+    whole = scan(teacher, rows, **settings)
+    monkeypatch.setattr("hfkd.teachers.sampled_items.MOST", 20)
+    some = scan(teacher, rows, **settings)
+    assert 10 < len(some.energy) <= 20 < len(whole.energy)
+    step = 2 ** math.ceil(math.log2(len(whole.energy) / 20))
+    for name in ("energy", "entropy", "prediction"):
+        assert torch.equal(getattr(some, name), getattr(whole, name)[::step])
+        assert torch.equal(getattr(some.rows, name), getattr(whole.rows, name))
 
 
 def _targets(row):
