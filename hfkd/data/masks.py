@@ -32,6 +32,7 @@ from hfkd.utils.argument_types import Positive, fitting
 UNLABELLED = 255  # the label of pixels without a class, as in transformers and torchvision
 MASK_COLUMNS = ("label", "labels", "annotation", "mask", "segmentation_mask", "semantic_class_labels")
 Palette = Mapping[tuple[int, int, int], int]  # the class of each colour, 255 for unlabelled
+BITS = 20  # of each part of a colour as a number: more than any part has
 
 
 class RandomScale(v2.Transform):
@@ -172,8 +173,10 @@ def _array(value: Any, row: int, in_colour: bool) -> np.ndarray:
 
 
 def _by_colour(colours: np.ndarray, row: int, palette: Palette | None) -> Tensor:
-    found, place = np.unique(colours.reshape(-1, 3), axis=0, return_inverse=True)
-    shades = [tuple(map(int, colour)) for colour in found]
+    # Colours as numbers in their order: to sort rows of three takes four seconds for three million pixels.
+    red, green, blue = colours.reshape(-1, 3).T.astype(np.int64)
+    found, place = np.unique((red << 2 * BITS) + (green << BITS) + blue, return_inverse=True)
+    shades = [(code >> 2 * BITS, code >> BITS & (1 << BITS) - 1, code & (1 << BITS) - 1) for code in found.tolist()]
     if palette is None:
         raise ValueError(
             f"the mask of row {row} is in colour, with {len(shades)} colours such as {shades[0]}: pass the class of "

@@ -24,6 +24,7 @@ from hfkd.utils.command import without_addresses
 
 SAMPLED = 16  # values of each weight
 SIZED = 1000  # number of files whose sizes are compared
+WAITING = 10_000  # files that wait for a thread, of which each takes memory
 HASHED_WHOLE = 2 << 30  # maximum size in bytes of Arrow data whose content is hashed
 # Keys of a configuration that do not affect outputs: names, training, generation, and what the weights show.
 WITHOUT_EFFECT = re.compile(
@@ -202,7 +203,8 @@ def _on_disk(paths: list[str]) -> Iterator[tuple[int, int]]:
         return found.st_size, found.st_mtime_ns
 
     with ThreadPoolExecutor(16) as threads:
-        yield from threads.map(look, paths)
+        for start in range(0, len(paths), WAITING):
+            yield from threads.map(look, paths[start : start + WAITING])
 
 
 def _flat(settings: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:

@@ -34,11 +34,15 @@ class GroupedByEpoch(Sampler[int]):
 def by_epoch(sampler: Any, seed: int) -> Any:
     """`sampler`, in an order that is a function of seed and epoch.
 
-    That of Trainer's `batch_rebalance` is one of the epoch alone: each seed would have the same batches.
+    That of Trainer's `batch_rebalance` is one of the epoch alone: each seed would have the same batches. Lengths become
+    a list: of a column of `datasets` each is read by itself, in each epoch.
     """
     if isinstance(sampler, BatchRebalanceSampler):
         sampler.seed = seed
-    return GroupedByEpoch(sampler, seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+    if not isinstance(sampler, LengthGroupedSampler):
+        return sampler
+    sampler.lengths = list(sampler.lengths[:])
+    return GroupedByEpoch(sampler, seed)
 
 
 def tell_epoch(loader: Any, epoch: int) -> None:

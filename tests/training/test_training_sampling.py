@@ -43,6 +43,17 @@ def test_a_resumed_epoch_has_the_rest_of_its_rows(tmp_path, way):
     assert whole.steps[:3] != whole.steps[5:]  # another order in each epoch
 
 
+def test_lengths_are_read_from_their_column_at_once(tmp_path, monkeypatch):
+    """One by one they took a minute for a million rows, at the start of each epoch."""
+    whole = made(tmp_path, **GROUPED)
+    sampler = whole._get_train_sampler()
+    expected, read = list(sampler), type(ROWS).__getitem__
+    seen = []
+    monkeypatch.setattr(Dataset, "__getitem__", lambda self, key: seen.append(key) or read(self, key))
+    assert list(sampler) == expected
+    assert seen == []
+
+
 def test_batches_of_equal_cost_are_others_for_each_seed(tmp_path):
     """Trainer's are the same for all seeds."""
     way = {"train_sampling_strategy": "batch_rebalance", "max_steps": 5}
