@@ -3,6 +3,7 @@
 B images, C classes, H and W of the labels, h and w of a network's maps, P pixels.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,14 +14,20 @@ from hfkd.evaluation.analysis.samples import divergence, extremes, segments
 from hfkd.evaluation.metrics.mean_iou import MeanIoU
 from hfkd.losses.functional import entropy, interpolated
 from hfkd.tasks.semantic_segmentation import flat_labels
+from hfkd.teachers.sampled_items import EvenItems
 from hfkd.utils.targets import IGNORED
+
+logger = logging.getLogger(__name__)
+
+OF_TEACHER, OF_STUDENT = ("entropy", "correct"), ("entropy", "correct", "agreement", "kl")
 
 
 class PixelNumbers:
     """Compares students with their teacher: call `add` for each batch, then `result`.
 
     Stored per pixel are the teacher's entropy, whether each network is right, and for each student its entropy, its KL
-    and whether it agrees with the teacher: 5 bytes, and 10 for each student.
+    and whether it agrees with the teacher: 8 bytes, and 16 for each student. Of more than 16,777,216 pixels these are
+    of evenly spread ones (`EvenItems`); IoU and accuracy are of all.
     """
 
     def __init__(
@@ -29,10 +36,7 @@ class PixelNumbers:
         self.classes, self.temperature, self.images = classes, temperature, 0
         self.teacher_iou = MeanIoU(classes, label_names)
         self.student_iou = {name: MeanIoU(classes, label_names) for name in students}
-        self.teacher: dict[str, list[Tensor]] = {"entropy": [], "correct": []}
-        self.students: dict[str, dict[str, list[Tensor]]] = {
-            name: {"entropy": [], "correct": [], "agreement": [], "kl": []} for name in students
-        }
+        self.held = EvenItems()  # [P, 2 + 4 of each student]
 
     def add(self, labels: Tensor, teacher: Tensor, students: Mapping[str, Tensor]) -> None:
         """Add labels [B, H, W], with 255 and -100 for no label, and logits [B, C, h, w].
@@ -56,18 +60,14 @@ class PixelNumbers:
             )
         taught = self._logits("the teacher", teacher, labels)[known]
         self.teacher_iou.add(taught.argmax(-1)[None], label[None])
-        _hold(self.teacher, entropy=entropy(taught), correct=taught.argmax(-1) == label)
+        columns = [entropy(taught), taught.argmax(-1) == label]
         for name, maps in students.items():
             seen = self._logits(name, maps, labels)[known]
             predicted = seen.argmax(-1)
             self.student_iou[name].add(predicted[None], label[None])
-            _hold(
-                self.students[name],
-                entropy=entropy(seen),
-                correct=predicted == label,
-                agreement=predicted == taught.argmax(-1),
-                kl=divergence(taught, seen, self.temperature).float(),
-            )
+            columns += [entropy(seen), predicted == label, predicted == taught.argmax(-1)]
+            columns += [divergence(taught, seen, self.temperature)]
+        self.held.add(torch.stack([column.float() for column in columns], -1))
 
     def _logits(self, name: str, maps: Tensor, labels: Tensor) -> Tensor:
         """[1, C, h, w] -> [P, C] at the size of the labels."""
@@ -77,15 +77,19 @@ class PixelNumbers:
 
     def result(self) -> dict[str, Any]:
         """The numbers of teacher and students; gap: the teacher's minus the student's. ValueError without labels."""
-        teacher = {name: torch.cat(parts) for name, parts in self.teacher.items()}
-        if not len(teacher["correct"]):
+        if not self.held.seen:
             raise ValueError("no pixel of these images has a label: there is nothing to compare")
+        if self.held.step > 1:
+            logger.info(
+                "Entropies, divergences and agreement are of each %dth of %d pixels.", self.held.step, self.held.seen
+            )
+        held = self.held.joined()
+        teacher, columns = dict(zip(OF_TEACHER, held.T, strict=False)), iter(held.T[len(OF_TEACHER) :])
         own = self.teacher_iou.result() | {"entropy": _mean(teacher["entropy"])}
         low, high = extremes(teacher["entropy"])
         found = {}
-        for name, held in self.students.items():
-            student = {kind: torch.cat(parts) for kind, parts in held.items()}
-            scores = self.student_iou[name].result()
+        for name, iou in self.student_iou.items():
+            student, scores = {kind: next(columns) for kind in OF_STUDENT}, iou.result()
             found[name] = scores | {
                 "mean_iou_gap": own["mean_iou"] - scores["mean_iou"],
                 "pixel_accuracy_gap": own["pixel_accuracy"] - scores["pixel_accuracy"],
@@ -96,12 +100,7 @@ class PixelNumbers:
                 "kl_highest_entropy": _mean(student["kl"][high]),
                 "by_teacher_entropy": _segments(teacher["entropy"], teacher["correct"], student["correct"]),
             }
-        return {"images": self.images, "pixels": len(teacher["correct"]), "teacher": own, "students": found}
-
-
-def _hold(held: dict[str, list[Tensor]], **values: Tensor) -> None:
-    for name, value in values.items():
-        held[name].append(value)
+        return {"images": self.images, "pixels": self.held.seen, "teacher": own, "students": found}
 
 
 def _mean(values: Tensor) -> float:

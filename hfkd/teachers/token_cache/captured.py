@@ -57,7 +57,7 @@ def build_captured_cache(
     check_settings(dataset, k or 1, (float(temperature),), dtype, 1, shard_rows)
     dataset = dataset.with_format(None)
     source = CapturedRows.of(rows, columns)
-    fewest, places = check_captured(dataset, source, num_classes, k, alignment)
+    fewest, places = check_captured(dataset, source, num_classes, k, alignment, progress_bar)
     manifest = Manifest(
         teacher=data_fingerprint(rows),
         data=data_fingerprint(dataset),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from tqdm.auto import tqdm
 
 from hfkd.data.text_collate import TokenCollator
 from hfkd.teachers.token_cache.captured_rows import Aligned, CapturedRows, Position, aligned
@@ -29,7 +30,12 @@ def target_places(row: Any) -> np.ndarray:
 
 
 def check_captured(
-    rows: Dataset, captured: CapturedRows, num_classes: int, k: int | None, alignment: Aligned | None = None
+    rows: Dataset,
+    captured: CapturedRows,
+    num_classes: int,
+    k: int | None,
+    alignment: Aligned | None = None,
+    progress_bar: bool = False,
 ) -> tuple[int, Aligned]:
     """The number of log-probabilities that every target token has, up to `k`, and the alignment of entries with tokens.
 
@@ -43,7 +49,7 @@ def check_captured(
         )
     found: set[Aligned] = set()
     counts, proof, mass = _Counts(k), _Proof(num_classes), _Mass(num_classes)
-    for number in range(len(rows)):
+    for number in tqdm(range(len(rows)), desc="Checking log-probabilities", disable=not progress_bar):
         tokens, entries = captured[number]
         row = rows[number]
         if tokens != list(row["input_ids"]):

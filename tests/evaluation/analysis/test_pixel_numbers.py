@@ -50,6 +50,31 @@ def test_known_pixels_in_segments_of_the_teachers_entropy():
         assert other[key] == pytest.approx(kl_div(q, p, log_target=True, reduction="sum").item(), rel=1e-5)
 
 
+def test_of_very_many_pixels_evenly_spread_ones_are_held(monkeypatch):
+    """Those of a usual evaluation set took more than twenty gigabytes."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (4, 20, 30), generator=generator)
+    teacher, student = (torch.randn(4, 3, 20, 30, generator=generator) for _ in range(2))
+
+    def result():
+        numbers = PixelNumbers(["student"], 3)
+        for k in range(4):
+            one = slice(k, k + 1)
+            numbers.add(labels[one], teacher[one], {"student": student[one]})
+        return numbers.result()
+
+    whole = result()
+    monkeypatch.setattr("hfkd.teachers.sampled_items.MOST", 1000)
+    some = result()
+    mine, its = (found["students"]["student"] for found in (some, whole))
+    assert sum(part["pixels"] for part in mine["by_teacher_entropy"]) == 600
+    assert sum(part["pixels"] for part in its["by_teacher_entropy"]) == some["pixels"] == whole["pixels"] == 2400
+    for name in ("mean_iou", "pixel_accuracy_gap"):
+        assert mine[name] == its[name]
+    for name in ("agreement", "entropy", "kl"):
+        assert mine[name] != its[name] == pytest.approx(mine[name], rel=0.2)
+
+
 def test_maps_are_compared_at_the_size_of_the_labels():
     small = torch.randn(1, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     large = interpolate(small, size=(8, 10), mode="bilinear", align_corners=False)
