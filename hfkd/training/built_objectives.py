@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers.trainer_utils import has_length
 
 from hfkd.arguments import DistillationArguments
@@ -131,7 +132,9 @@ class Builder:
         return logits, found
 
     def scan(self, capture: FeatureCapture, visit: Callable[[Any], None]) -> None:
-        """See `BuildContext.scan`; runs on the training device, on every rank. Raises ValueError for a stream."""
+        """See `BuildContext.scan`; runs on the training device, on every rank, with the loader's workers and a progress
+        bar: it may be a pass over ImageNet. Raises ValueError for a stream.
+        """
         if not map_style(self.rows):
             raise ValueError(
                 "the objective reads the teacher's features of all training rows before training, and a stream, "
@@ -145,9 +148,12 @@ class Builder:
                 visit(of_outputs(capture, logits, found))
 
     def _batches(self) -> Iterator[dict[str, Any]]:
-        loader = DataLoader(self.rows, self.args.per_device_eval_batch_size, collate_fn=self.collate)
+        workers, quiet = self.args.dataloader_num_workers, self.args.disable_tqdm or self.args.process_index > 0
+        loader = DataLoader(
+            self.rows, self.args.per_device_eval_batch_size, num_workers=workers, collate_fn=self.collate
+        )
         with first_epoch(self.rows):  # in which a run that has been trained before on these rows would not be
-            for given in loader:
+            for given in tqdm(loader, desc="Reading the teacher's features", disable=quiet, leave=False):
                 yield send_to_device(as_networks_get(given, self.call, self.task, self.labels), self.args.device)
 
 

@@ -14,7 +14,7 @@ from toys import CHECKPOINTING, CLASSES, Net, Rows, arguments, teacher
 
 from hfkd import DistillationTrainer, Objective
 from hfkd.losses.base import Requirements
-from hfkd.losses.features import AT, FitNet
+from hfkd.losses.features import AT, LSH, FitNet
 from hfkd.losses.functional import upcast
 from hfkd.models import Peers, image_classifier
 from hfkd.training.loss_parameters import FILE
@@ -119,6 +119,16 @@ def test_an_objective_is_built_once_from_shapes_modules_and_rows(tmp_path):
     context.scan(seen.append)
     assert sum(len(outputs.logits) for outputs in seen) == 8
     assert seen[0].features["2"].shape[1:] == (64, 16, 16)
+
+
+def test_medians_of_very_many_rows_are_those_of_evenly_spread_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr("hfkd.losses.features.lsh.MOST_ROWS", 3)
+    (student, taught), rows, objective = networks("cifar_resnet8", "cifar_resnet8"), Images(8), LSH(functions=5)
+    make(tmp_path, [objective], student, taught, rows, per_device_eval_batch_size=2, dataloader_num_workers=1)
+    with torch.no_grad():
+        features = taught.eval().forward_head(taught.forward_features(rows.images[::3]), pre_logits=True)
+    expected = -torch.median(features @ objective.hash_weight.T, dim=0).values
+    torch.testing.assert_close(objective.hash_bias, expected)
 
 
 def test_one_step_is_the_plain_pytorch_step(tmp_path):

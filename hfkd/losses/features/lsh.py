@@ -21,6 +21,7 @@ from hfkd.utils.argument_types import Count, Positive, checked
 from hfkd.utils.feature_keys import Layer
 
 FUNCTIONS_AT_ONCE = 256  # functions whose medians over the training rows are computed together
+MOST_ROWS = 100_000  # whose features are kept for the medians; those of ImageNet would take 10 GB on each rank
 
 
 @register_objective("lsh")
@@ -32,7 +33,8 @@ class LSH(LayerPairs):
 
     s is the input of the student's classifier, of the same width as the teacher's t: `hfkd.models.with_projector` adds
     a linear layer of that width to a student, which is saved with it. W [`functions`, D] ~ N(0, `std`) and b are
-    frozen; b is minus the lower median of W t over the training rows (one pass of the teacher), or 0 with bias="zero".
+    frozen; b is minus the lower median of W t over the training rows (one pass of the teacher; of more than
+    100,000 rows, every second, third, ... one), or 0 with bias="zero".
     By default there are 32 D functions, and `std` is that of the teacher's classifier weight.
 
     `correct_only`, the authors' default ("lshl2_s"), counts only the images that the teacher classifies correctly and
@@ -98,11 +100,15 @@ class LSH(LayerPairs):
 
 @torch.no_grad()
 def _medians(context: BuildContext, key: str, weight: Tensor) -> Tensor:
-    """The lower median of W t over the training rows: [N, D] -> [N], on the CPU."""
+    """The lower median of W t over the training rows, of many over evenly spread ones: [N, D] -> [N], on the CPU."""
     rows: list[Tensor] = []
+    step, seen = -(-(context.num_rows or 1) // MOST_ROWS), 0
 
     def visit(teacher: Any) -> None:
-        rows.append(teacher.features[key].detach().float().cpu())
+        nonlocal seen
+        features = teacher.features[key].detach()
+        rows.append(features[-seen % step :: step].float().cpu().clone())
+        seen += len(features)
 
     context.scan(visit)
     features = torch.cat(rows)
