@@ -188,7 +188,7 @@ def _by_colour(colours: np.ndarray, row: int, palette: Palette | None) -> Tensor
             f"the mask of row {row} has the colour {unknown[0]}, which is not in the palette: add it, with "
             f"{UNLABELLED} if it means unlabelled"
         )
-    classes = np.array([palette[shade] for shade in shades], dtype=np.int64)  # type: ignore[index]
+    classes = np.array([palette[shade] for shade in shades], dtype=np.int64)
     return torch.from_numpy(classes[place.reshape(-1)].reshape(colours.shape[:2]))
 
 
