@@ -17,7 +17,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import Trainer
 
 REFUSED = "Cannot convert a MPS Tensor to float64 dtype"
-ASKS = ("hfkd.losses.features.sakd", "hfkd.losses.rescaling", "hfkd.teachers.image_cache.quantize")
+ASKS = (
+    "hfkd.losses.features.sakd",
+    "hfkd.losses.functional",
+    "hfkd.losses.rescaling",
+    "hfkd.teachers.image_cache.quantize",
+)
 
 
 class AppleGPU(TorchDispatchMode):
