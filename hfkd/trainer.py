@@ -37,7 +37,6 @@ from hfkd.reports.evaluations import EvaluationMarks
 from hfkd.reports.hub import explained, upload_again
 from hfkd.reports.teacher_accuracy import TeacherAccuracy
 from hfkd.tasks.by_name import networks_by_name, tokenizer_of_name
-from hfkd.tasks.tokens import PerToken
 from hfkd.tasks.unlabelled import unlabelled
 from hfkd.teachers import TeacherScan
 from hfkd.training import loss_parameters, run_identity
@@ -174,9 +173,9 @@ class DistillationTrainer(Trainer):
         setup = Setup(student, teacher, own_args, loss, **own, **trainer_keywords)
         self._take(setup)
         check_counted(setup.keywords.get("compute_metrics"), setup.classes)
-        of_tokens = isinstance(self.task, PerToken)
-        self.own_metrics = own_metrics(self.task.scored_by, of_tokens, own_args, setup.keywords)
-        setup.keywords.update(in_any_way(setup.keywords | self.own_metrics, of_tokens, own_args))
+        several = not self.task.one_item_a_row
+        self.own_metrics = own_metrics(self.task.scored_by, several, own_args, setup.keywords)
+        setup.keywords.update(in_any_way(setup.keywords | self.own_metrics, several, own_args))
         leave_state()
         # The distillation loss smooths the labels itself.
         with loss_parameters.used_by_ddp(loss, own_args), setting(own_args, label_smoothing_factor=0.0):

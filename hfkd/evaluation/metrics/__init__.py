@@ -32,8 +32,8 @@ __all__ = [
 class RunningAccuracy(Running):
     """`item_accuracy` of any number of batches; {} for mixed labels, or without labels.
 
-    in_batches: of tokens, whose predictions Trainer would keep for all positions of all rows on the device, and copy
-    with each batch.
+    in_batches: of several items a row, whose predictions Trainer would keep for all positions of all rows on the
+    device, and copy with each batch.
     """
 
     def __init__(self, in_batches: bool = False) -> None:
@@ -57,14 +57,17 @@ class RunningAccuracy(Running):
         self.hits = []
 
 
-def own_metrics(scored_by: str | None, of_tokens: bool, args: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The default metric of a task (`scored_by`), unless a metric is given or Trainer's arguments exclude one."""
+def own_metrics(scored_by: str | None, several: bool, args: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The default metric of a task (`scored_by`), unless a metric is given or Trainer's arguments exclude one.
+
+    several: whether a row has several items.
+    """
     asked = given.get("compute_metrics") or given.get("preprocess_logits_for_metrics")
     if asked or args.prediction_loss_only:
         return {}
     if scored_by == "average_precision":
         return {"compute_metrics": AveragePrecision()} if given.get("eval_dataset") is not None else {}
-    accuracy = {"compute_metrics": RunningAccuracy(of_tokens)}
+    accuracy = {"compute_metrics": RunningAccuracy(several)}
     return default_metrics(scored_by) | accuracy if scored_by == "accuracy" else {}
 
 
@@ -74,10 +77,10 @@ def check_counted(metrics: Any, classes: int | None) -> None:
         metrics.check_classes(classes)
 
 
-def in_any_way(keywords: Mapping[str, Any], of_tokens: bool, args: Any) -> dict[str, Any]:
+def in_any_way(keywords: Mapping[str, Any], several: bool, args: Any) -> dict[str, Any]:
     """Trainer's `keywords`, with `item_accuracy` replaced where Trainer is to hand over each batch by itself."""
-    batched = keywords.get("compute_metrics") is item_accuracy and (of_tokens or args.batch_eval_metrics)
-    return {**keywords, "compute_metrics": RunningAccuracy(of_tokens)} if batched else dict(keywords)
+    batched = keywords.get("compute_metrics") is item_accuracy and (several or args.batch_eval_metrics)
+    return {**keywords, "compute_metrics": RunningAccuracy(several)} if batched else dict(keywords)
 
 
 def reads_logits(metrics: Any, preprocess: Any) -> bool:
