@@ -262,7 +262,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         if any("stored" in way for way in ways):
-            build_text_cache(gpt2(args.teacher, 1), rows, scratch / "stored", progress_bar=False)
+            recipes = {"temperatures": RECIPE["temperature"], "progress_bar": False}
+            build_text_cache(gpt2(args.teacher, 1), rows, scratch / "stored", **recipes)
         tokens, targets = counted_tokens(args, rows, tokenizer, scratch)
         for _ in range(args.rounds):
             for way in ways:

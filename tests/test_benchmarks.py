@@ -15,6 +15,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import recipe_toys
 import run_all
 from entries import ENTRIES
 from growth import Growth, check_sizes
@@ -156,6 +157,18 @@ def test_what_scaling_writes_is_what_the_summary_reads(tmp_path):
     lines = figures(tmp_path, "scaling", None)
     assert [line.target is None for line in lines] == [False, False, False, True]
     assert all(math.isfinite(line.value) for line in lines)
+
+
+@pytest.mark.slow
+def test_each_way_of_a_text_step_runs(tmp_path):
+    toys = recipe_toys.write_toys(tmp_path / "toys")
+    command = [sys.executable, str(BENCHMARKS / "text_step.py"), "--quick", "--dataset_name", str(toys / "text")]
+    command += ["--tokenizer", str(toys / "small"), "--json", str(tmp_path / "text_step.json")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "text_step.json").read_text())["results"]
+    assert len(found) >= 6
+    assert all(turn["seconds"] > 0 for (turn,) in found.values())
 
 
 # ---- the summary --------------------------------------------------------------------------------------------------
