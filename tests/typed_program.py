@@ -38,10 +38,13 @@ class ByEnergy(Temperature):
         return 1 + items.teacher.energy(1).abs()
 
 
-@register_weighting("halved")
 class Halved(Weighting):
     def __call__(self, items: Items) -> Tensor:
         return torch.full_like(items.teacher.energy(1), 0.5)
+
+
+def register() -> None:
+    register_weighting("halved")(Halved)
 
 
 def doubled(items: Items) -> Tensor:
