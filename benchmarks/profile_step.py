@@ -34,10 +34,10 @@ class Profiled(DistillationTrainer):
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.parts: dict[str, list[float]] = defaultdict(list)
-        self.step = replace(self.step, call=self.timed("student forward", self.step.call))  # type: ignore[type-var]
+        self.step.student_output = self.timed("student forward", self.step.student_output)  # type: ignore[method-assign]
         self.step.loss.forward = self.timed("loss", self.step.loss.forward)  # type: ignore[method-assign]
         self.accelerator.backward = self.timed("backward", self.accelerator.backward)  # type: ignore[method-assign]
-        self.step.taught = self.timed("teacher", self.step.taught)  # type: ignore[method-assign]
+        self.step.of_teacher = self.timed("teacher", self.step.of_teacher)  # type: ignore[method-assign]
         self.get_batch_samples = self.timed("data", self.get_batch_samples)  # type: ignore[method-assign]
 
     def create_optimizer(self, *arguments: Any, **keywords: Any) -> torch.optim.Optimizer:

@@ -171,6 +171,18 @@ def test_each_way_of_a_text_step_runs(tmp_path):
     assert all(turn["seconds"] > 0 for (turn,) in found.values())
 
 
+@pytest.mark.slow
+def test_where_the_time_of_a_step_goes_is_measured(tmp_path):
+    toys = recipe_toys.write_toys(tmp_path / "toys")
+    command = [sys.executable, str(BENCHMARKS / "profile_step.py"), "--quick", "--dataset_name", str(toys / "digits")]
+    command += ["--teacher_name", "cifar_resnet8", "--student_name", "cifar_resnet8", "--batch_size", "8"]
+    command += ["--json", str(tmp_path / "profile_step.json")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "profile_step.json").read_text())["results"]
+    assert all(parts["student forward"] > 0 and parts["teacher"] > 0 for parts in found.values())
+
+
 # ---- the summary --------------------------------------------------------------------------------------------------
 
 STEPS = {"public loop": [4.2, 4.0], "bare loop": [2.0, 2.1], "hfkd, live teacher": [2.0, 2.5]} | {
