@@ -262,8 +262,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         if any("stored" in way for way in ways):
-            recipes = {"temperatures": RECIPE["temperature"], "progress_bar": False}
-            build_text_cache(gpt2(args.teacher, 1), rows, scratch / "stored", **recipes)
+            teacher, temperature = gpt2(args.teacher, 1), RECIPE["temperature"]
+            build_text_cache(teacher, rows, scratch / "stored", temperatures=temperature, progress_bar=False)
         tokens, targets = counted_tokens(args, rows, tokenizer, scratch)
         for _ in range(args.rounds):
             for way in ways:

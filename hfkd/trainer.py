@@ -270,7 +270,7 @@ class DistillationTrainer(Trainer):
 
     def _slots_in_use(self) -> AbstractContextManager[None]:
         """Context in which the arguments describe this trainer's own slots and weights, for trackers and files."""
-        return self.args.used_with(slots_in_use(self.given_slots, self.distillation_loss))
+        return self.args.used_with(slots_in_use(self.given_slots, self.distillation_loss, self.args))
 
     # ---- the loss ----------------------------------------------------------------------------------------------
 

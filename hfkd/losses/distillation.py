@@ -127,7 +127,7 @@ class DistillationLoss(nn.Module):
     @property
     def softens(self) -> bool:
         """Whether some term reads the temperature."""
-        return any(softens(term.objective) for term in self.terms)
+        return softens(self.objective)
 
     @property
     def slots(self) -> tuple[Any, Any, Any]:

@@ -25,6 +25,7 @@ from hfkd.reports.environment import installed_version
 from hfkd.reports.evaluations import of_the_run
 from hfkd.reports.history import teacher_scores
 from hfkd.reports.loading import inputs_saved, loading_of
+from hfkd.training.given_loss import reads_temperature
 from hfkd.training.host import Host
 from hfkd.utils.command import command, without_secrets
 from hfkd.utils.files import write_atomically
@@ -64,7 +65,7 @@ def write_card(
     distilled = bool((settings["teacher"] or peers) and settings["kd_weight"])
     if not distilled:
         settings = {k: v for k, v in settings.items() if k not in (*SLOTS, *OF_TEACHER, "kd_weight")}
-    elif not trainer.distillation_loss.softens and args.he_da != "released":
+    elif not reads_temperature(trainer.distillation_loss, args):
         settings = {k: v for k, v in settings.items() if k != "temperature"}  # a default, which nothing reads
     step, loading = step_of_weights(trainer.state, args, trainer.is_in_train), loading_of(student)
     words = _words(

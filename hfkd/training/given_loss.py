@@ -24,11 +24,16 @@ def chosen_loss(args: DistillationArguments, **given: Any) -> DistillationLoss:
     return loss
 
 
-def slots_in_use(given: Mapping[str, Any], loss: DistillationLoss) -> dict[str, Any]:
+def reads_temperature(loss: DistillationLoss, args: DistillationArguments) -> bool:
+    """Whether anything reads the temperature: some term, or the KD on the images that HE-DA mixes as released."""
+    return loss.softens or args.he_da == "released"
+
+
+def slots_in_use(given: Mapping[str, Any], loss: DistillationLoss, args: DistillationArguments) -> dict[str, Any]:
     """What a trainer was given in place of its arguments' slots and weights, and the temperature that nobody chose."""
     found = {name: value for name, value in given.items() if value is not None}
-    default = loss.temperature
-    if loss.distils and loss.softens and not loss.temperature_chosen and isinstance(default, Constant):
+    read, default = loss.distils and reads_temperature(loss, args), loss.temperature
+    if read and not loss.temperature_chosen and isinstance(default, Constant):
         found["temperature"] = default.temperature
     return found
 

@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from hfkd.losses.counts import Counts
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.training.averages import BatchAverage
+from hfkd.training.given_loss import reads_temperature
 from hfkd.training.host import Host
 from hfkd.utils.buffers import KeptBuffers
 from hfkd.utils.finite import input_sums, output_sums
@@ -238,7 +239,7 @@ class JudgedSteps:
         Without the temperature if nothing reads it, which then is a default without a meaning.
         """
         of_samples = {term.name for term in loss.terms if term.by_sample}
-        unread = () if loss.softens or "mixed_kd" in parts else ("temperature",)
+        unread = () if reads_temperature(loss, self.host.args) else ("temperature",)
         kinds: dict[Any, dict[str, Tensor]] = {}
         for name, mean in parts.items():
             if name in unread:

@@ -69,6 +69,21 @@ def test_trackers_and_files_have_the_slots_that_the_trainer_was_given(tmp_path, 
     assert {name: args.to_dict()[name] for name in own} == own  # another trainer may share them
 
 
+@pytest.mark.parametrize(("he_da", "temperature"), [("none", None), ("released", 4.0)])
+def test_a_temperature_that_only_the_mixed_images_read_is_told(tmp_path, he_da, temperature):
+    told = []
+
+    class Tracker(TrainerCallback):
+        def on_train_begin(self, args, state, control, **keywords):
+            told.append(args.to_dict()["temperature"])
+
+    args = arguments(tmp_path, max_steps=1, logging_steps=1, he_da=he_da, objective="at(layers='conv')")
+    trainer = DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(), callbacks=[Tracker()])
+    trainer.train()
+    assert told == [temperature]
+    assert [row.get("temperature") for row in trainer.state.log_history if "loss" in row] == [temperature]
+
+
 def test_trackio_has_each_part_of_the_loss(tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     pytest.importorskip("trackio", reason="trackio is in no extra: pip install trackio")
