@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import torch
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin, patch_environment
 from huggingface_hub.constants import HF_HOME
-from transformers import SchedulerType, TrainingArguments, get_scheduler
+from transformers import TrainingArguments
 
 from hfkd.data.he_da_arguments import HighEnergyArguments
 from hfkd.losses.base import in_words
@@ -24,10 +24,12 @@ from hfkd.tasks.choice import named_task
 from hfkd.utils.argument_types import Count, NotNegative, Positive, fitting
 from hfkd.utils.dependent_settings import refuse_without_effect
 from hfkd.utils.launch import check_accumulation, check_world_size, computes_on_cpu
+from hfkd.utils.learning_rate_flags import check_decay, check_schedule, check_warm_up, follow_metric
 from hfkd.utils.metric_names import is_divergence
 from hfkd.utils.names import check_names, publishable
 from hfkd.utils.optimizers import optimizer_name, steps_in_backward
 from hfkd.utils.parsing import parse as parse  # where scripts written for earlier versions import it from
+from hfkd.utils.precision import chosen_precision, mixed_precision, warn_of_slow_bf16
 from hfkd.utils.random_state import kept_random_state
 from hfkd.utils.setting_types import SUM, resume_choice
 
@@ -212,14 +214,9 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
         # Otherwise the ranks of a launch on CPUs would not form a process group.
         self.use_cpu = (computes_on_cpu() and not self.deepspeed) or self.use_cpu
         self._check_types()
-        self._choose_precision()
+        self.fp16, self.bf16 = chosen_precision(self.fp16, self.bf16, self.use_cpu)
         self._choose_compilation()
-        if self.lr_decay_epochs is not None:
-            self._check_decay(self.lr_decay_epochs)
-        if not 0 < self.lr_decay_factor <= 1:
-            raise ValueError(
-                f"lr_decay_factor={self.lr_decay_factor} must be in (0, 1]: the learning rate is multiplied by it"
-            )
+        check_decay(self.lr_decay_epochs, self.lr_decay_factor)
         self.check_high_energy()
         self.check_on_policy()
         refuse_without_effect(self)
@@ -243,15 +240,16 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
         if not 0 <= self.label_smoothing_factor < 1:
             raise ValueError(f"label_smoothing_factor={self.label_smoothing_factor} must be from 0 to below 1")
         # TrainingArguments would read it from the environment.
-        with patch_environment(accelerate_mixed_precision=self._precision):
+        with patch_environment(accelerate_mixed_precision=mixed_precision(self.fp16, self.bf16)):
             super().__post_init__()
-        self._follow_metric()
+        follow_metric(self)
         self._check_completions()
-        self._check_warm_up()
-        self._check_schedule()
+        check_warm_up(self, self.lr_decay_epochs is not None)
+        if self.lr_decay_epochs is None:
+            check_schedule(self)
         check_world_size(self.world_size)
         check_accumulation(self.gradient_accumulation_steps)
-        self._warn_of_slow_bf16()
+        warn_of_slow_bf16(self.bf16, self.use_cpu)
 
     def __getstate__(self) -> dict[str, Any]:
         """The state that Trainer pickles into `training_args.bin` and uploads with the weights: without secrets.
@@ -330,59 +328,12 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
         if self.max_steps < 1:
             fitting("DistillationArguments", "num_train_epochs", self.num_train_epochs, Positive)
 
-    def _follow_metric(self) -> None:
-        """Give schedules that follow the metric its direction: for transformers a smaller one is always better."""
-        follows = self.follows_metric
-        if follows and self.greater_is_better:
-            given: Any = self.lr_scheduler_kwargs or {}
-            self.lr_scheduler_kwargs = {"mode": "max", **given}
-        unused = follows or self.lr_scheduler_type == SchedulerType.CONSTANT
-        if unused and self.warmup_steps and self.lr_decay_epochs is None and not self._warms_up_itself:
-            logger.warning(
-                "warmup_steps=%g has no effect with lr_scheduler_type=%r: constant_with_warmup has a warm-up.",
-                self.warmup_steps,
-                SchedulerType(self.lr_scheduler_type).value,
-            )
-
-    @property
-    def follows_metric(self) -> bool:
-        """Whether the schedule changes the learning rate by evaluations, from the one at hand."""
-        return self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
-
-    @property
-    def _warms_up_itself(self) -> bool:
-        """Whether the optimizer has a warm-up of `warmup_steps` besides that of the schedule."""
-        return optimizer_name(self.optim) in ("schedule_free_adamw", "schedule_free_sgd")
-
     def _check_completions(self) -> None:
         if self.log_completions and self.logging_strategy == "no" and not self.logging_first_step:
             raise ValueError(
                 "log_completions=True saves the responses of logged steps, but logging_strategy='no' logs none: choose "
                 "'steps' or 'epoch', or leave log_completions out"
             )
-
-    def _check_warm_up(self) -> None:
-        if self._warms_up_itself and 0 < self.warmup_steps < 1:
-            raise ValueError(
-                f"warmup_steps={self.warmup_steps:g} is a share of all steps, but a schedule-free optimizer takes it "
-                "for a number of them, and would multiply the learning rate of its first step by "
-                f"{1 / self.warmup_steps:g}: set warmup_steps to the number of steps"
-            )
-
-    def _check_schedule(self) -> None:
-        """Make a schedule once, so that wrong `lr_scheduler_kwargs` are reported now, not when training starts."""
-        if self.lr_decay_epochs is not None:
-            return
-        steps = self.max_steps if self.max_steps > 0 else 1000
-        optimizer = torch.optim.SGD([torch.zeros(1)], lr=self.learning_rate)
-        given: Any = self.lr_scheduler_kwargs
-        try:
-            get_scheduler(self.lr_scheduler_type, optimizer, self.get_warmup_steps(steps), steps, given)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"lr_scheduler_type={SchedulerType(self.lr_scheduler_type).value!r} does not go with "
-                f"lr_scheduler_kwargs={given}: {error}"
-            ) from error
 
     def _check_skipping(self) -> None:
         """Raise ValueError if optimizer steps cannot be skipped because weights change during the backward pass."""
@@ -413,32 +364,6 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
                 if kind in (bool, bool | None, int, float):
                     fitting("DistillationArguments", name, getattr(self, name), kind)
 
-    @staticmethod
-    def _check_decay(epochs: Any) -> None:
-        numbers = isinstance(epochs, (list, tuple)) and all(isinstance(e, (int, float)) for e in epochs)
-        if (
-            not numbers
-            or not all(0 < e < float("inf") and not isinstance(e, bool) for e in epochs)
-            or list(epochs) != sorted(set(epochs))
-        ):
-            raise ValueError(f"lr_decay_epochs={epochs} must be ascending epochs above 0, such as [150, 180]")
-
-    def _choose_precision(self) -> None:
-        """Set unset `fp16` and `bf16`: to the precision of `accelerate launch`, else to what is fast on this device."""
-        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        if self.fp16 is None:
-            self.fp16 = launched == "fp16" and not self.bf16
-        if self.bf16 is None:
-            chosen = launched == "bf16" or (launched == "no" and self._computes_bf16())
-            self.bf16 = chosen and not self.fp16
-        if launched not in ("no", self._precision):
-            logger.warning(
-                "accelerate was launched with mixed_precision=%s; the arguments fp16=%s and bf16=%s take precedence.",
-                launched,
-                self.fp16,
-                self.bf16,
-            )
-
     def _choose_compilation(self) -> None:
         """Set `torch_compile` if `accelerate launch` compiles, which it does whatever this is set to."""
         launched = TorchDynamoPlugin().backend
@@ -446,32 +371,6 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
             return
         self.torch_compile, self.torch_compile_backend = True, self.torch_compile_backend or launched.value.lower()
         logger.info("accelerate was launched with dynamo_backend=%s: torch_compile=True.", launched.value.lower())
-
-    @property
-    def _precision(self) -> str:
-        """Mixed precision that follows from `fp16` and `bf16`; accelerate's other precisions (fp8) have no flag."""
-        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        if self.fp16 or self.bf16:
-            return "fp16" if self.fp16 else "bf16"
-        return "no" if launched in ("fp16", "bf16") else launched
-
-    def _computes_bf16(self) -> bool:
-        """Whether bfloat16 is faster than float32 here."""
-        if self.use_cpu:
-            return self._cpu_computes_bf16()
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-
-    @staticmethod
-    def _cpu_computes_bf16() -> bool:
-        abilities = torch.cpu.get_capabilities()
-        return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
-
-    def _warn_of_slow_bf16(self) -> None:
-        if self.bf16 and self.use_cpu and not self._cpu_computes_bf16():
-            logger.warning(
-                "bf16=True, but this CPU is not known to support bfloat16 natively. Emulated, convolutions take "
-                "about ten times as long as in float32; leave bf16 out, or set it to false."
-            )
 
 
 def _without_default(settings: dict[str, Any]) -> dict[str, Any]:

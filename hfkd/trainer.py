@@ -68,6 +68,12 @@ from hfkd.training.map_predictions import OfOwnSize
 from hfkd.training.model_init import Anew, seeded, student_of
 from hfkd.training.nonfinite import JudgedSteps
 from hfkd.training.on_policy.steps import WrittenSteps
+from hfkd.training.overridden_loss import (
+    refuse_dropped_count,
+    refuse_old_methods,
+    refuse_popped_labels,
+    refuse_replaced_loss,
+)
 from hfkd.training.own_accelerator import OwnAccelerator, leave_state
 from hfkd.training.own_attributes import refuse_own_names, refuse_replaced
 from hfkd.training.passes import EpochViews, in_passes
@@ -77,19 +83,10 @@ from hfkd.training.same_rows import count_rows_once
 from hfkd.training.same_start import refuse_other_lengths, refuse_other_start
 from hfkd.training.sampling import by_epoch, tell_epoch, with_lengths
 from hfkd.training.search import default_objective
+from hfkd.training.set_too_late import RefuseChanged, refuse_changed, refuse_other_teacher
 from hfkd.training.setup import Setup
 from hfkd.training.statistics import scan_of
-from hfkd.training.trainer_arguments import (
-    RefuseChanged,
-    in_trainers_order,
-    own_arguments,
-    refuse_changed,
-    refuse_dropped_count,
-    refuse_old_methods,
-    refuse_other_teacher,
-    refuse_popped_labels,
-    refuse_replaced_loss,
-)
+from hfkd.training.trainer_arguments import in_trainers_order, own_arguments
 from hfkd.training.validation.checked_batches import NOTHING_TO_SCORE, CheckedCollator
 from hfkd.training.validation.label_maps import check_other_set
 from hfkd.training.validation.normalisation import receiving
@@ -102,6 +99,7 @@ from hfkd.training.wrapping import OwnPreparation, say_unsaved
 from hfkd.utils.cpu_memory import keep_freed_memory
 from hfkd.utils.json_file import write_json
 from hfkd.utils.kept_weights import kept_weights
+from hfkd.utils.learning_rate_flags import follows_metric
 from hfkd.utils.output_folder import refuse_networks
 from hfkd.utils.prepared import without_autocast
 from hfkd.utils.setting_types import resume_choice
@@ -687,7 +685,7 @@ class DistillationTrainer(Trainer):
         optimizer = optimizer or self.optimizer
         assert optimizer is not None
         made = self.schedule.make(num_training_steps, optimizer) if self.lr_scheduler is None else None
-        if self.args.follows_metric and self.callers_optimizer is None:
+        if follows_metric(self.args) and self.callers_optimizer is None:
             at_first_rate(optimizer)  # other schedules begin with it
         if made is None:
             return super().create_scheduler(num_training_steps, optimizer)

@@ -14,7 +14,9 @@ from transformers import SchedulerType, TrainingArguments
 from hfkd import DistillationTrainer
 from hfkd.arguments import DistillationArguments
 from hfkd.losses.logits.dist import DIST
+from hfkd.utils import precision
 from hfkd.utils.parsing import parse
+from hfkd.utils.precision import computes_bf16
 
 # ---- bf16 ------------------------------------------------------------------------------------------------------------
 
@@ -42,18 +44,16 @@ def test_bf16_asked_for_on_a_cpu_that_emulates_it_is_said_to_be_slow(monkeypatch
 
 @pytest.mark.parametrize("native", [True, False])
 def test_bf16_chooses_itself_on_a_gpu(monkeypatch, native):
-    args, asked = DistillationArguments("out", bf16=False, use_cpu=True), {}
-    args.use_cpu = False
+    asked = {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **keywords: asked.update(keywords) or native)
-    assert args._computes_bf16() is native
-    assert args.use_cpu is False
+    assert computes_bf16(on_cpu=False) is native
     assert asked == {"including_emulation": False}
 
 
 @pytest.mark.parametrize(("argv", "expected"), [(["--bf16"], True), (["--bf16", "true"], True), (["--bf16=no"], False)])
 def test_bf16_by_hand(monkeypatch, argv, expected):
-    monkeypatch.setattr(DistillationArguments, "_computes_bf16", lambda self: pytest.fail("asked the device"))
+    monkeypatch.setattr(precision, "computes_bf16", lambda on_cpu: pytest.fail("asked the device"))
     args = parse([DistillationArguments], ["--output_dir", "out", "--use_cpu", *argv])[0]
     assert args.bf16 is expected
 

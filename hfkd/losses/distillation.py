@@ -41,6 +41,7 @@ __all__ = ["DistillationLoss", "cross_entropy", "resolve"]
 
 
 SLOTS = ("objective", "temperature", "weighting")
+WEIGHTS = ("ce_weight", "kd_weight")
 
 
 class DistillationLoss(nn.Module):

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, TrainerState
 from transformers.trainer_utils import unwrap_peft_model
 
 from hfkd.evaluation.weights import step_of_weights
+from hfkd.losses.distillation import SLOTS
 from hfkd.models import CIFAR_NETS, InputSpec, Peers
 from hfkd.models.label_names import label_names_of
 from hfkd.models.peers import networks_of
@@ -32,7 +33,6 @@ from hfkd.utils.files import write_atomically
 
 FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("card_template.md")
-SLOTS = ("objective", "temperature", "weighting")
 OF_TEACHER = ("teacher", "teacher_images", "teacher_outputs")
 HE_DA: dict[str, list[str]] = {"none": [], "paper": ["Energy()"], "released": ["Energy()"]}  # of the same paper
 HUB_ID = r"[\w.-]+/[\w.-]+"

@@ -12,7 +12,7 @@ from hfkd.teachers.fingerprint import sampled_weights
 from hfkd.training.forward.he_da import without_he_da
 from hfkd.training.given_teacher import cached_teacher
 from hfkd.training.own_attributes import kinds_of
-from hfkd.training.trainer_arguments import planned, taken
+from hfkd.training.set_too_late import planned, taken
 
 logger = logging.getLogger(__name__)
 

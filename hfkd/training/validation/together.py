@@ -15,7 +15,8 @@ from hfkd.models import Peers
 from hfkd.tasks.base import Task
 from hfkd.teachers import Teacher
 from hfkd.training.given_teacher import teacher_networks
-from hfkd.training.trainer_arguments import WEIGHTS_ELSEWHERE, refuse_loss_function
+from hfkd.training.overridden_loss import refuse_loss_function
+from hfkd.training.trainer_arguments import WEIGHTS_ELSEWHERE
 from hfkd.utils.launch import check_world_size, uses_fsdp
 from hfkd.utils.messages import did_you_mean
 from hfkd.utils.metric_names import is_divergence
