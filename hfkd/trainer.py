@@ -58,7 +58,7 @@ from hfkd.training.forward.returned_outputs import returned_outputs, smoothed
 from hfkd.training.found_batch_size import attempt
 from hfkd.training.given_collator import tokenizer_in
 from hfkd.training.given_loss import chosen_loss, slots_in_use
-from hfkd.training.given_teacher import cached_teacher
+from hfkd.training.given_teacher import by_row, cached_teacher
 from hfkd.training.item_counts import step_counts
 from hfkd.training.layer_norms import layer_norms_in_float32
 from hfkd.training.lock import locked
@@ -107,6 +107,8 @@ from hfkd.utils.temporary_settings import setting
 
 logger = logging.getLogger(__name__)
 
+Network = nn.Module | str | os.PathLike[str]  # itself, or its name
+
 
 class DistillationTrainer(Trainer):
     """Trainer that distils `teacher` into `model`, with a temperature and a weight for each sample.
@@ -116,7 +118,8 @@ class DistillationTrainer(Trainer):
     `objective`, `temperature`, `weighting`, `ce_weight`, `kd_weight` have the same meaning as in
     `DistillationArguments` and take precedence over them. `teacher` is any network that returns logits (wrap it in a
     `FrozenTeacher` to say how its inputs are normalised), or a list of networks, which the objectives `average` and
-    `inverse_entropy` combine (others get their mean logits); with None and `kd_weight=0` the student trains on the
+    `inverse_entropy` combine (others get their mean logits), or a dict of networks, of which each row names its own in
+    the column `teacher`; with None and `kd_weight=0` the student trains on the
     labels alone. The task is inferred from the model's class (or set by `task` in the arguments). Rows of the datasets
     have `pixel_values` and `labels`, or for language models `input_ids` and `labels`; a row may pack several documents
     if its `position_ids` restart at each. Raw texts need a `processing_class`. `peft_config` trains adapters;
@@ -141,8 +144,8 @@ class DistillationTrainer(Trainer):
     @in_trainers_order
     def __init__(
         self,
-        model: nn.Module | str | os.PathLike[str] | None = None,
-        teacher: nn.Module | str | os.PathLike[str] | Sequence[nn.Module | str | os.PathLike[str]] | None = None,
+        model: Network | None = None,
+        teacher: Network | Sequence[Network] | Mapping[Any, Network] | None = None,
         args: TrainingArguments | None = None,
         *,
         peft_config: Any = None,
@@ -165,6 +168,7 @@ class DistillationTrainer(Trainer):
         model = student_of(model, model_init, own_args, trainer_keywords)
         trainer_keywords["processing_class"] = trainer_keywords.get("processing_class") or tokenizer_of_name(model)
         student, teacher = networks_by_name(model, teacher, own_args.task)
+        teacher = by_row(teacher)
         own = {"peft_config": peft_config, "teacher_processing_class": teacher_processing_class}
         self.anew = Anew(teacher, slots, own | trainer_keywords) if model_init is not None else None
         self.given_slots = slots

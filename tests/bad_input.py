@@ -19,6 +19,7 @@ from bad_habits import HABITS
 from bad_heads import HEADS
 from bad_masks import MASKS
 from bad_on_policy import ON_POLICY
+from bad_row_teachers import ROW_TEACHERS
 from bad_settings import SETTINGS
 from bad_teacher_prompts import TEACHER_PROMPTS
 from bad_training import ARGUMENTS, SLOTS, TRAINER
@@ -36,6 +37,7 @@ TABLE = {
     "Training on generated responses": ON_POLICY,
     "Two tokenizers": TWO_TOKENIZERS,
     "A teacher with its own prompts": TEACHER_PROMPTS,
+    "A teacher for each row": ROW_TEACHERS,
     "Imported log-probabilities": CAPTURED,
     "Heads and labels": HEADS,
     "Masks": MASKS,

@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict, Value
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.chat_answers import Answers, answers_as_rows
-from hfkd.data.teacher_columns import TEACHER_PROMPT
+from hfkd.data.teacher_columns import ROW_TEACHER, TEACHER_PROMPT
 from hfkd.utils import formats
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def _written(
         raise ValueError(
             "chat_template=True, but the dataset has only the column `text`, without turns: set chat_template=False"
         )
-    kept = [name for name in dataset.column_names if name == UNFINISHED]
+    kept = [name for name in dataset.column_names if name in (UNFINISHED, ROW_TEACHER)]
     of_teacher = [name for name in dataset.column_names if name == TEACHER_PROMPT and answered]
     pairs = dataset.map(
         _pair_of_row,

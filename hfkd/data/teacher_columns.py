@@ -11,6 +11,8 @@ TEACHER = "teacher_"  # prefix of the teacher's columns
 TEACHER_PROMPT = "teacher_prompt"  # a text, or turns of a chat, that the teacher reads in place of the prompt
 TEACHER_IDS, TEACHER_LABELS = f"{TEACHER}input_ids", f"{TEACHER}labels"
 TEACHER_LENGTH = f"{TEACHER}length"
+ROW_TEACHER = "teacher"  # the name of the row's own teacher, of several (hfkd.teachers.TeacherByRow)
+WHICH_TEACHER = "which_teacher"  # its number, in a batch
 
 SOME_ROWS = (
     f"some rows have no {TEACHER_IDS} or no {TEACHER_LABELS}, and others do: give each row both; where the teacher "

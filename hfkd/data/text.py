@@ -13,7 +13,14 @@ from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.chat_answers import Answers
 from hfkd.data.instructions import UNFINISHED, to_prompt_response
-from hfkd.data.teacher_columns import TEACHER, TEACHER_IDS, TEACHER_LABELS, TEACHER_LENGTH, TEACHER_PROMPT
+from hfkd.data.teacher_columns import (
+    ROW_TEACHER,
+    TEACHER,
+    TEACHER_IDS,
+    TEACHER_LABELS,
+    TEACHER_LENGTH,
+    TEACHER_PROMPT,
+)
 from hfkd.utils import formats
 from hfkd.utils.targets import IGNORED
 
@@ -170,6 +177,8 @@ def _tokenize_batch(
         if len(prompt) + len(response) < 2:
             continue
         row = _row(prompt, response) | {"prompt_length": len(prompt), "cut": cut}
+        if ROW_TEACHER in batch:
+            row[ROW_TEACHER] = batch[ROW_TEACHER][number]
         if read is not None:
             first = int(not prompt)  # tokens of the response that the student reads first, and does not predict
             its = _row([*read[number], *response[:first]], response[first:])
@@ -179,7 +188,8 @@ def _tokenize_batch(
         rows.append(row)
     names = ("input_ids", "labels", "prompt_length", "length", "cut")
     of_teacher = () if read is None else (TEACHER_IDS, TEACHER_LABELS, TEACHER_LENGTH)
-    return {name: [row[name] for row in rows] for name in (*names, *of_teacher)}
+    chosen = (ROW_TEACHER,) if ROW_TEACHER in batch else ()
+    return {name: [row[name] for row in rows] for name in (*names, *of_teacher, *chosen)}
 
 
 def _row(prompt: list[int], response: list[int]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from hfkd.models.positions import positions_of_padding
 
 # Batch entries for hfkd itself: they are passed to a network only if its forward names them.
 OWN_KEYS = frozenset(
-    {"index", "view", "host_targets", "host_rows", "length", "prompt_length", "teacher_length"}
+    {"index", "view", "host_targets", "host_rows", "length", "prompt_length", "teacher_length", "which_teacher"}
     | {"groups", "token_groups", "byte_ends", "response_bytes"}
 )
 OWN_PREFIX = "teacher_"  # those for the teacher alone too

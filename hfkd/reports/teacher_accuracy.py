@@ -93,12 +93,12 @@ def _score(trainer: Host, teacher: FrozenTeacher, loader: Any) -> dict[str, floa
         inputs = dict(trainer.task.for_teacher(inputs))
         labels = inputs.get("labels")
         # Logits that are stored for the training rows alone, say.
-        if any(missing_inputs(one, inputs) for one in teacher.networks):
+        if not teacher.reads(inputs) or any(missing_inputs(one, inputs) for one in teacher.networks):
             return {}
         if not isinstance(labels, Tensor) or (labels.is_floating_point() and trainer.task.class_ids):
             return {}
         logits = network(each=True, **inputs)[..., : trainer.num_classes]
-        first = logits if len(teacher.networks) == 1 else logits[0]
+        first = logits if teacher.answers == 1 else logits[0]
         hits, rows = trainer.task.each_item(inputs, first, logits, partial(_hits, trainer.task.class_ids, counts))
         average.add(hits, rows, trainer.accelerator)
     scores = average.read()

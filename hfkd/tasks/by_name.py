@@ -1,6 +1,7 @@
 """Loads networks given by name, a Hub id or a folder, with the head for the task, as TRL does."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import transformers
@@ -31,7 +32,7 @@ CLASSES = ("num_labels", "id2label", "label2id", "problem_type")
 
 
 def networks_by_name(student: Any, teacher: Any, task: str) -> tuple[Any, Any]:
-    """Load the networks that are given as names; a list of teachers may contain names too.
+    """Load the networks that are given as names; a list or a dict of teachers may contain names too.
 
     `task`: that of the head; "auto": that of the other network, else that of the stored class. A student is loaded with
     the teacher's classes in float32, a teacher as it is stored. Raises ValueError for a name without such a network, a
@@ -39,6 +40,8 @@ def networks_by_name(student: Any, teacher: Any, task: str) -> tuple[Any, Any]:
     """
     if isinstance(teacher, (list, tuple)):
         teacher = [_teacher(one, task, student) for one in teacher]
+    elif isinstance(teacher, Mapping):
+        teacher = {name: _teacher(one, task, student) for name, one in teacher.items()}
     else:
         teacher = _teacher(teacher, task, student)
     return _student(student, task, teacher), teacher
@@ -70,7 +73,8 @@ def _teacher(teacher: Any, task: str, student: Any) -> Any:
 def _student(student: Any, task: str, teacher: Any) -> Any:
     if not isinstance(student, str):
         return student
-    first = teacher[0] if isinstance(teacher, list) else teacher
+    first = next(iter(teacher.values())) if isinstance(teacher, dict) else teacher
+    first = first[0] if isinstance(first, list) else first
     config = first.config if isinstance(first, PreTrainedModel) else None
     vocabulary = config is None or named_task(head_of(first) or "causal_lm").vocabulary
     labels = {} if vocabulary else {name: getattr(config, name) for name in CLASSES if name != "num_labels"}

@@ -1,6 +1,7 @@
 """Teachers: frozen networks, scans of the training set, and stored outputs."""
 
 from hfkd.teachers.base import Teacher
+from hfkd.teachers.by_row import TeacherByRow
 from hfkd.teachers.ensemble import TeacherEnsemble
 from hfkd.teachers.frozen import FrozenTeacher, place
 from hfkd.teachers.image_cache.teacher import CachedTeacher
@@ -15,6 +16,7 @@ __all__ = [
     "CachedTextTeacher",
     "FrozenTeacher",
     "Teacher",
+    "TeacherByRow",
     "TeacherEnsemble",
     "TeacherScan",
     "build_captured_cache",

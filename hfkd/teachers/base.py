@@ -4,7 +4,7 @@ B batch rows, L length, N target tokens, V vocabulary, H hidden size.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -33,6 +33,19 @@ class Teacher(ABC):
     def members(self) -> tuple[Any, ...]:
         """The teachers of an ensemble, or this one; none for a stored teacher."""
         return (self,) if self.networks else ()
+
+    @property
+    def answers(self) -> int:
+        """How many logits a batch gets with `each`: those of each of several teachers, or one."""
+        return 1
+
+    def reads(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether a batch has what this teacher needs besides the inputs of its networks."""
+        return True
+
+    def probes(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """`batch` in as many forms as it takes for each network to run."""
+        yield dict(batch)
 
     @abstractmethod
     def __call__(self, *, each: bool = False, **inputs: Any) -> Tensor:

@@ -17,7 +17,7 @@ from hfkd.teachers.frozen import FrozenTeacher
 
 
 class Unlike(ValueError):
-    """Teachers whose outputs cannot be averaged."""
+    """Teachers whose outputs cannot be joined, or rows that cannot be divided among them."""
 
 
 class TeacherEnsemble(FrozenTeacher):
@@ -46,6 +46,14 @@ class TeacherEnsemble(FrozenTeacher):
     @property
     def members(self) -> tuple[FrozenTeacher, ...]:
         return self.teachers
+
+    @property
+    def answers(self) -> int:
+        return len(self.teachers)
+
+    def made_of(self, members: Sequence[FrozenTeacher]) -> "TeacherEnsemble":
+        """The same of other `members`, which are prepared for the batches of a trainer."""
+        return TeacherEnsemble(members)
 
     def take_as_given(self) -> None:
         for teacher in self.teachers:

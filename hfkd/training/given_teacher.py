@@ -1,5 +1,6 @@
-"""The teacher that a trainer makes of `teacher=`: networks, frozen ones, lists of both, or a stored one."""
+"""The teacher that a trainer makes of `teacher=`: networks, frozen ones, lists and dicts of both, or a stored one."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from accelerate import Accelerator
@@ -7,7 +8,7 @@ from torch import nn
 
 from hfkd.arguments import DistillationArguments
 from hfkd.losses.distillation import DistillationLoss
-from hfkd.teachers import CachedTeacher, FrozenTeacher, Teacher, TeacherEnsemble
+from hfkd.teachers import CachedTeacher, FrozenTeacher, Teacher, TeacherByRow, TeacherEnsemble
 from hfkd.training.validation.normalisation import Received, warn_of_normalisation
 
 
@@ -16,6 +17,11 @@ def teacher_networks(teacher: Any) -> list[nn.Module]:
     several = teacher if isinstance(teacher, (list, tuple)) else [teacher]
     found = [one.networks if isinstance(one, Teacher) else (one,) for one in several if isinstance(one, nn.Module)]
     return [network for networks in found for network in networks]
+
+
+def by_row(teacher: Any) -> Any:
+    """`teacher=`, where a dict of teachers is that of each row."""
+    return TeacherByRow(teacher).unfreeze() if isinstance(teacher, Mapping) else teacher
 
 
 def as_teacher(given: Any, inputs: Received) -> Teacher:
@@ -30,9 +36,11 @@ def as_teacher(given: Any, inputs: Received) -> Teacher:
     members = given if listed else given.members if isinstance(given, Teacher) else [given]
     several = listed or len(members) > 1
     if several:
-        _refuse_own_combination(given, *members)
+        _refuse_own_combination(*(() if isinstance(given, TeacherByRow) else [given]), *members)
     live = [_frozen(one, inputs) for one in members]
-    return TeacherEnsemble(live).unfreeze() if several else live[0]
+    if not several:
+        return live[0]
+    return (given.made_of(live) if isinstance(given, TeacherEnsemble) else TeacherEnsemble(live)).unfreeze()
 
 
 def _refuse_own_combination(*teachers: Any) -> None:

@@ -17,7 +17,7 @@ from hfkd.arguments import DistillationArguments
 from hfkd.data.epochs import epoch_transform
 from hfkd.losses.distillation import DistillationLoss
 from hfkd.losses.temperatures import Fitted, Level
-from hfkd.teachers import Teacher
+from hfkd.teachers import Teacher, TeacherByRow
 from hfkd.teachers.fingerprint import changed_setting, configuration, weights_fingerprint
 from hfkd.training.checkpoints.whole import last_checkpoint
 from hfkd.training.data_fingerprint import comparable, data_hash
@@ -321,7 +321,10 @@ def rows_of(dataset: Any) -> str | None:
 
 def teacher_networks(teacher: Teacher) -> str:
     """The networks of a teacher in one line, with a hash of their weights."""
-    names = " + ".join(map(network, teacher.networks))
+    if isinstance(teacher, TeacherByRow):
+        names = ", ".join(f"{name}: {network(one)}" for name, one in zip(teacher.names, teacher.networks, strict=True))
+    else:
+        names = " + ".join(map(network, teacher.networks))
     return names.removesuffix(")") + f"{WEIGHTS}{weights_fingerprint(teacher)[:8]})"
 
 

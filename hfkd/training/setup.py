@@ -29,7 +29,7 @@ from hfkd.tasks.teacher_prompt import TeacherPromptLM, with_teacher_prompts
 from hfkd.tasks.tokens import PerToken
 from hfkd.tasks.two_tokenizers import across_tokenizers, at_odds, teachers_tokens
 from hfkd.tasks.unlabelled import has_labels, unlabelled
-from hfkd.teachers import Teacher
+from hfkd.teachers import Teacher, TeacherByRow
 from hfkd.teachers.statistics import refuse_unknown
 from hfkd.teachers.tokenizer import check_teacher_tokenizers, known_tokenizer
 from hfkd.training import loss_parameters
@@ -83,6 +83,7 @@ from hfkd.training.validation.padding import refuse_other_padding
 from hfkd.training.validation.parallelism import refuse_parallelism
 from hfkd.training.validation.random_evaluation import warn_of_random_evaluation, warn_of_random_images
 from hfkd.training.validation.recorded_inputs import check_processor
+from hfkd.training.validation.row_teachers import check_row_teachers
 from hfkd.training.validation.slots import slot_check
 from hfkd.training.validation.sounds import warn_of_other_sounds
 from hfkd.training.validation.spread_teacher import refuse_spread_teacher
@@ -265,6 +266,9 @@ class Setup:
             warn_of_other_sounds(self.processing_class, self.networks)
         self.teacher: Teacher | None = None if teacher is None else as_teacher(teacher, self.received)
         refuse_teacher_cache(self.args, self.loss, self.task, self.networks)
+        if isinstance(self.teacher, TeacherByRow):
+            check_row_teachers(self.teacher, self.args, self.loss, self.task, self.data)
+            self.collator = self.teacher.collator(self.collator)
         refuse_spread_teacher(self.args, self.loss, self.teacher)
 
     def compare_tokenizers(self) -> None:
@@ -281,7 +285,10 @@ class Setup:
             refuse_other_padding((self.model, *self.networks), self.processing_class)
             self.look_for_token_types()
         if one_tokenizer and self.task.vocabulary:
-            self.num_classes = common_vocabulary(self.model, self.networks[0], self.processing_class)
+            sizes = [common_vocabulary(self.model, one, self.processing_class) for one in self.networks]
+            self.num_classes = min((one for one in sizes if one is not None), default=None)
+            if isinstance(self.teacher, TeacherByRow):
+                self.teacher.vocabulary = self.num_classes
 
     def look_for_token_types(self) -> None:
         rows = first_rows(self.rows)

@@ -3,7 +3,7 @@
 N target tokens, B rows, L length, S samples: the rows, or the documents of packed rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ class Targets:
         if known is None or known.shape != labels.shape or known.shift != shift:
             known = HostTargets.of(labels, **others) if shift else HostTargets.in_place(labels)
         self.position = send(known.position, labels.device)
-        self._known = known
+        self._known, self._of_all = known, labels
         self.labels = labels.flatten()[self.position + shift]
         self.row = self.position // max(labels.shape[1], 1)
         self.sample = self.row if known.document is None else send(known.document, labels.device)
@@ -104,6 +104,18 @@ class Targets:
         """The number of samples with a target, on the labels' device, without a synchronisation."""
         found = torch.zeros(self.num_samples, device=self.sample.device)
         return found.index_fill(0, self.sample, 1.0).sum()
+
+    def of_rows(self, rows: Sequence[int]) -> tuple["Targets", Tensor]:
+        """The targets of a batch of these rows alone, and which of the N targets they are, [M]."""
+        length, position, device = max(self.shape[1], 1), self.on_host, self.labels.device
+        number = torch.full((self.shape[0],), -1)  # of each row in that batch
+        number[list(rows)] = torch.arange(len(rows))
+        row = number[position // length]
+        which = (row >= 0).nonzero().squeeze(-1)
+        there = row[which] * length + position[which] % length
+        known = HostTargets(there, torch.Size([len(rows), self.shape[1]]), shift=self._known.shift)
+        labels = self._of_all[torch.tensor(list(rows), device=device)]
+        return Targets(labels, known, known.shift), send(which, device)
 
     def pick(self, values: Tensor) -> Tensor:
         """[B, L, ...] -> [N, ...]"""

@@ -35,8 +35,8 @@ def choose_forward(
 
     `num_classes` cuts padded vocabularies to the common size (None: no cut).
     """
-    call, several = Call.of(student), teacher is not None and len(teacher.networks) > 1
-    taught_by = () if teacher is None else teacher.networks
+    call, taught_by = Call.of(student), () if teacher is None else teacher.networks
+    several, combined = len(taught_by) > 1, teacher is not None and teacher.answers > 1
     # Hooks on the head are ignored by a compiled network, and get positions of another device in one that is spread.
     unfit = (is_spread(one) or compiled_around(one, output_head(one)) for one in (student, *taught_by))
     on_targets = not (args.torch_compile or any(unfit))
@@ -53,7 +53,7 @@ def choose_forward(
         return GroupForward(call, task, loss, None, heads_on_targets=on_targets)
     if isinstance(student, Peers):
         return MutualForward(call, task, loss, peers=len(student.peers))
-    if isinstance(task, PerToken) and not several:
+    if isinstance(task, PerToken) and not combined:
         return TargetForward(call, task, loss, num_classes, on_targets and not task.labels_to_networks)
     if task.by_map and not several and by_strips(loss):
         return StripForward(call, task, loss, num_classes)

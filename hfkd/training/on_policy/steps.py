@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hfkd.data.teacher_columns import WHICH_TEACHER
 from hfkd.data.text_collate import TokenCollator
 from hfkd.models.positions import shortest_limit
 from hfkd.models.writing import can_write
@@ -67,7 +68,10 @@ class WrittenSteps:
         made = [WrittenRow(*one) for one in zip(rows, prompts, responses, own, strict=True)]
         if args.log_completions:
             self._last = step + 1, writer, made
-        return self._batches(sizes, made)
+        made_batches = self._batches(sizes, made)
+        for batch, given in zip(made_batches, batches, strict=True):
+            batch |= {WHICH_TEACHER: given[WHICH_TEACHER]} if WHICH_TEACHER in given else {}
+        return made_batches
 
     def _teachers_prompts(self, batch: Mapping[str, Any]) -> list[list[int]]:
         """The prompts of a teacher that reads its own; else none."""

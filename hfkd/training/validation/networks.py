@@ -137,11 +137,13 @@ def check_batch(
     for network in several:
         compare_own_loss(network, on_device_of(network, compared), task, is_student=True)
     batch = dict(task.after_student(batch, output))
+    taught = logits
     if teacher is not None:
-        taught = _check_teacher(student, teacher, batch, classes, task)
-        if check_slots is not None:
-            check_slots(batch, logits, taught)
-    check_own_task(task, batch, logits, logits if teacher is None else taught)
+        for probe in teacher.probes(batch):
+            taught = _check_teacher(student, teacher, probe, classes, task)
+            if check_slots is not None:
+                check_slots(probe, logits, taught)
+    check_own_task(task, batch, logits, taught)
     return classes
 
 
