@@ -60,7 +60,7 @@ def test_what_is_stored_is_what_the_teacher_says(tmp_path, dtype, allowed):
 
 @pytest.mark.slow
 def test_training_reads_the_store_and_says_what_16_classes_hide(tmp_path, caplog):
-    build_text_cache(teacher(), token_dataset(8), tmp_path / "cache", k=16, temperatures=4.0, progress_bar=False)
+    build_text_cache(teacher(), token_dataset(8), tmp_path / "cache", k=16, progress_bar=False)
     trainer = DistillationTrainer(
         language_model(vocab=VOCABULARY), CachedTextTeacher(tmp_path / "cache"), arguments(tmp_path / "run"),
         train_dataset=token_dataset(8), processing_class=tokenizer(), objective="reverse_kl",
