@@ -4,12 +4,12 @@ Parameter names are those of RepDistiller (Tian et al. 2020) and mdistiller (Zha
 checkpoints load strictly. Shapes: B images, C classes, D channels, H and W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from timm.layers import SelectAdaptivePool2d, create_classifier
-from timm.models import build_model_with_cfg, generate_default_cfgs
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -160,10 +160,21 @@ def cifar_cfgs(*names: str, classifier: str = "fc", first_conv: str = "conv1") -
     return generate_default_cfgs(dict.fromkeys(names, cfg))
 
 
-def build(model_cls: type[CifarNet], name: str, pretrained: bool, **kwargs: Any) -> CifarNet:
-    """timm's builder; `features_only=True` takes its maps from `forward_intermediates`.
+def register(model_cls: type[CifarNet], networks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Register networks with timm, by name with their arguments of `model_cls`; its module has their `default_cfgs`.
 
     timm has no weights for these names: `pretrained=True` raises unless `pretrained_cfg_overlay` gives their location.
+    `features_only=True` takes its maps from `forward_intermediates`.
     """
+    for name, own in networks.items():
+        register_model(_entry(model_cls, name, own))
+
+
+def _entry(model_cls: type[CifarNet], name: str, own: Mapping[str, Any]) -> Callable[..., CifarNet]:
     last_four = {"feature_cls": "getter", "out_indices": 4}
-    return build_model_with_cfg(model_cls, name, pretrained, feature_cfg=last_four, **kwargs)
+
+    def make(pretrained: bool = False, **kwargs: Any) -> CifarNet:
+        return build_model_with_cfg(model_cls, name, pretrained, feature_cfg=last_four, **own, **kwargs)
+
+    make.__name__, make.__module__ = name, model_cls.__module__
+    return make

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from timm.models import register_model
 from torch import Tensor, nn
 
-from hfkd.models.cifar.base import CifarNet, build, cifar_cfgs, feature_info
+from hfkd.models.cifar.base import CifarNet, cifar_cfgs, feature_info, register
 
 # expansion, full width, blocks, stride of the first block: table 2 of the paper, with stride 1 in the second row
 ROWS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -80,9 +79,4 @@ def mobile_row(in_width: int, width: int, expansion: int, _full: int, blocks: in
 
 
 default_cfgs = cifar_cfgs("cifar_mobilenetv2", classifier="classifier.0", first_conv="conv1.0")
-
-
-@register_model
-def cifar_mobilenetv2(pretrained: bool = False, **kwargs: Any) -> CifarNet:
-    """MobileNetV2 at half width for CIFAR: 0.81 M parameters."""
-    return build(CifarMobileNetV2, "cifar_mobilenetv2", pretrained, **kwargs)
+register(CifarMobileNetV2, {"cifar_mobilenetv2": {}})  # at half width, 0.81 M parameters

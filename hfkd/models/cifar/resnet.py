@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
-from timm.models import register_model
 from torch import Tensor, nn
 
-from hfkd.models.cifar.base import CifarNet, build, cifar_cfgs, feature_info
+from hfkd.models.cifar.base import CifarNet, cifar_cfgs, feature_info, register
 
 
 class BasicBlock(nn.Module):
@@ -59,61 +58,15 @@ def basic_stage(in_width: int, width: int, blocks: int, stride: int) -> nn.Seque
 
 X4 = (32, 64, 128, 256)
 
-default_cfgs = cifar_cfgs(
-    "cifar_resnet8",
-    "cifar_resnet14",
-    "cifar_resnet20",
-    "cifar_resnet32",
-    "cifar_resnet56",
-    "cifar_resnet110",
-    "cifar_resnet8x4",
-    "cifar_resnet32x4",
-)
-
-
-@register_model
-def cifar_resnet8(pretrained: bool = False, **kwargs: Any) -> CifarNet:
-    """ResNet-8: 0.08 M parameters."""
-    return build(CifarResNet, "cifar_resnet8", pretrained, depth=8, **kwargs)
-
-
-@register_model
-def cifar_resnet14(pretrained: bool = False, **kwargs: Any) -> CifarNet:
-    """ResNet-14: 0.18 M parameters."""
-    return build(CifarResNet, "cifar_resnet14", pretrained, depth=14, **kwargs)
-
-
-@register_model
-def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> CifarNet:
-    """ResNet-20: 0.28 M parameters."""
-    return build(CifarResNet, "cifar_resnet20", pretrained, depth=20, **kwargs)
-
-
-@register_model
-def cifar_resnet32(pretrained: bool = False, **kwargs: Any) -> CifarNet:
-    """ResNet-32: 0.47 M parameters."""
-    return build(CifarResNet, "cifar_resnet32", pretrained, depth=32, **kwargs)
-
-
-@register_model
-def cifar_resnet56(pretrained: bool = False, **kwargs: Any) -> CifarNet:
-    """ResNet-56: 0.86 M parameters."""
-    return build(CifarResNet, "cifar_resnet56", pretrained, depth=56, **kwargs)
-
-
-@register_model
-def cifar_resnet110(pretrained: bool = False, **kwargs: Any) -> CifarNet:
-    """ResNet-110: 1.7 M parameters."""
-    return build(CifarResNet, "cifar_resnet110", pretrained, depth=110, **kwargs)
-
-
-@register_model
-def cifar_resnet8x4(pretrained: bool = False, **kwargs: Any) -> CifarNet:
-    """ResNet-8x4: 1.2 M parameters, the usual student of ResNet-32x4."""
-    return build(CifarResNet, "cifar_resnet8x4", pretrained, depth=8, widths=X4, **kwargs)
-
-
-@register_model
-def cifar_resnet32x4(pretrained: bool = False, **kwargs: Any) -> CifarNet:
-    """ResNet-32x4: 7.4 M parameters."""
-    return build(CifarResNet, "cifar_resnet32x4", pretrained, depth=32, widths=X4, **kwargs)
+NETWORKS: dict[str, dict[str, Any]] = {
+    "cifar_resnet8": {"depth": 8},  # 0.08 M parameters
+    "cifar_resnet14": {"depth": 14},  # 0.18 M
+    "cifar_resnet20": {"depth": 20},  # 0.28 M
+    "cifar_resnet32": {"depth": 32},  # 0.47 M
+    "cifar_resnet56": {"depth": 56},  # 0.86 M
+    "cifar_resnet110": {"depth": 110},  # 1.7 M
+    "cifar_resnet8x4": {"depth": 8, "widths": X4},  # 1.2 M, the usual student of ResNet-32x4
+    "cifar_resnet32x4": {"depth": 32, "widths": X4},  # 7.4 M
+}
+default_cfgs = cifar_cfgs(*NETWORKS)
+register(CifarResNet, NETWORKS)

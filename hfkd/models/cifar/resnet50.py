@@ -3,10 +3,9 @@
 from typing import Any
 
 import torch.nn.functional as F
-from timm.models import register_model
 from torch import Tensor, nn
 
-from hfkd.models.cifar.base import CifarNet, build, cifar_cfgs, feature_info
+from hfkd.models.cifar.base import CifarNet, cifar_cfgs, feature_info, register
 
 EXPANSION = 4
 
@@ -68,9 +67,4 @@ def bottleneck_stage(in_width: int, width: int, blocks: int, stride: int) -> nn.
 
 
 default_cfgs = cifar_cfgs("cifar_resnet50", classifier="linear")
-
-
-@register_model
-def cifar_resnet50(pretrained: bool = False, **kwargs: Any) -> CifarNet:
-    """ResNet-50 for CIFAR: 23.7 M parameters."""
-    return build(CifarResNet50, "cifar_resnet50", pretrained, **kwargs)
+register(CifarResNet50, {"cifar_resnet50": {}})  # 23.7 M parameters

@@ -4,10 +4,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models import register_model
 from torch import Tensor, nn
 
-from hfkd.models.cifar.base import CifarNet, build, cifar_cfgs, feature_info
+from hfkd.models.cifar.base import CifarNet, cifar_cfgs, feature_info, register
 
 STEM = 24
 GROUPS = 3
@@ -160,15 +159,5 @@ def v2_stage(in_width: int, width: int, blocks: int) -> nn.Sequential:
 
 
 default_cfgs = cifar_cfgs("cifar_shufflenetv1", "cifar_shufflenetv2", classifier="linear")
-
-
-@register_model
-def cifar_shufflenetv1(pretrained: bool = False, **kwargs: Any) -> CifarNet:
-    """ShuffleNetV1 with 3 groups: 0.95 M parameters."""
-    return build(CifarShuffleNetV1, "cifar_shufflenetv1", pretrained, **kwargs)
-
-
-@register_model
-def cifar_shufflenetv2(pretrained: bool = False, **kwargs: Any) -> CifarNet:
-    """ShuffleNetV2 1x: 1.4 M parameters."""
-    return build(CifarShuffleNetV2, "cifar_shufflenetv2", pretrained, **kwargs)
+register(CifarShuffleNetV1, {"cifar_shufflenetv1": {}})  # with 3 groups, 0.95 M parameters
+register(CifarShuffleNetV2, {"cifar_shufflenetv2": {}})  # 1x, 1.4 M

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
-from timm.models import register_model
 from torch import Tensor, nn
 
-from hfkd.models.cifar.base import CifarNet, build, cifar_cfgs, feature_info
+from hfkd.models.cifar.base import CifarNet, cifar_cfgs, feature_info, register
 
 WIDTHS = (64, 128, 256, 512, 512)
 
@@ -51,16 +50,9 @@ def vgg_block(in_width: int, width: int, convolutions: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-default_cfgs = cifar_cfgs("cifar_vgg8", "cifar_vgg13", classifier="classifier", first_conv="block0.0")
-
-
-@register_model
-def cifar_vgg8(pretrained: bool = False, **kwargs: Any) -> CifarNet:
-    """VGG-8 with batch norm: 4.0 M parameters."""
-    return build(CifarVGG, "cifar_vgg8", pretrained, convolutions=(1, 1, 1, 1, 1), **kwargs)
-
-
-@register_model
-def cifar_vgg13(pretrained: bool = False, **kwargs: Any) -> CifarNet:
-    """VGG-13 with batch norm: 9.5 M parameters."""
-    return build(CifarVGG, "cifar_vgg13", pretrained, convolutions=(2, 2, 2, 2, 2), **kwargs)
+NETWORKS = {
+    "cifar_vgg8": {"convolutions": (1, 1, 1, 1, 1)},  # 4.0 M parameters
+    "cifar_vgg13": {"convolutions": (2, 2, 2, 2, 2)},  # 9.5 M
+}
+default_cfgs = cifar_cfgs(*NETWORKS, classifier="classifier", first_conv="block0.0")
+register(CifarVGG, NETWORKS)

@@ -3,10 +3,9 @@
 from typing import Any
 
 import torch.nn.functional as F
-from timm.models import register_model
 from torch import Tensor, nn
 
-from hfkd.models.cifar.base import CifarNet, build, cifar_cfgs, feature_info
+from hfkd.models.cifar.base import CifarNet, cifar_cfgs, feature_info, register
 
 
 class PreActBlock(nn.Module):
@@ -70,28 +69,11 @@ class CifarWideResNet(CifarNet):
         nn.init.zeros_(linear.bias)
 
 
-default_cfgs = cifar_cfgs("cifar_wrn_16_2", "cifar_wrn_40_1", "cifar_wrn_40_2", "cifar_wrn_28_4")
-
-
-@register_model
-def cifar_wrn_16_2(pretrained: bool = False, **kwargs: Any) -> CifarNet:
-    """WRN-16-2: 0.70 M parameters."""
-    return build(CifarWideResNet, "cifar_wrn_16_2", pretrained, depth=16, widen=2, **kwargs)
-
-
-@register_model
-def cifar_wrn_40_1(pretrained: bool = False, **kwargs: Any) -> CifarNet:
-    """WRN-40-1: 0.57 M parameters."""
-    return build(CifarWideResNet, "cifar_wrn_40_1", pretrained, depth=40, widen=1, **kwargs)
-
-
-@register_model
-def cifar_wrn_40_2(pretrained: bool = False, **kwargs: Any) -> CifarNet:
-    """WRN-40-2: 2.3 M parameters."""
-    return build(CifarWideResNet, "cifar_wrn_40_2", pretrained, depth=40, widen=2, **kwargs)
-
-
-@register_model
-def cifar_wrn_28_4(pretrained: bool = False, **kwargs: Any) -> CifarNet:
-    """WRN-28-4: 5.9 M parameters."""
-    return build(CifarWideResNet, "cifar_wrn_28_4", pretrained, depth=28, widen=4, **kwargs)
+NETWORKS = {
+    "cifar_wrn_16_2": {"depth": 16, "widen": 2},  # 0.70 M parameters
+    "cifar_wrn_40_1": {"depth": 40, "widen": 1},  # 0.57 M
+    "cifar_wrn_40_2": {"depth": 40, "widen": 2},  # 2.3 M
+    "cifar_wrn_28_4": {"depth": 28, "widen": 4},  # 5.9 M
+}
+default_cfgs = cifar_cfgs(*NETWORKS)
+register(CifarWideResNet, NETWORKS)
