@@ -24,8 +24,8 @@ from hfkd.experiments.pictures import picture
 from hfkd.experiments.run import PAGE_NAME, without_paths
 from hfkd.models import InputSpec
 from hfkd.models.teacher_view_arguments import TeacherViewArguments
-from hfkd.reports.analysis_page import analysis_page, student_sections, teacher_sections
-from hfkd.reports.energy import EnergyGroup, class_captions
+from hfkd.reports.analysis_page import analysis_page, student_sections
+from hfkd.reports.energy import EnergyGroup, class_captions, energy_sections
 from hfkd.reports.environment import environment
 from hfkd.reports.html import Section
 from hfkd.reports.results import RESULTS_NAME
@@ -38,6 +38,7 @@ from hfkd.utils.launch import refuse_several
 logger = logging.getLogger(__name__)
 
 NUMBERS_NAME = "analysis.json"
+SHADED = "The shaded regions contain the tenths of images with the lowest and the highest energy."
 SHOWN = 16  # number of images with lowest and highest energy on the page
 
 
@@ -231,7 +232,7 @@ def _teacher(taught: NetworkPass, images: Any, received: InputSpec, args: Analys
     energy = sample_numbers(taught.logits, taught.labels).energy
     low, high = extremes(energy)
     lowest, highest = (_group(rows, taught, images, received) for rows in (low, high.flip(0)))
-    return teacher_sections(energy, lowest, highest, _thresholds(energy), f"{args.split} images")
+    return energy_sections(energy, lowest, highest, _thresholds(energy), f"{args.split} images", SHADED)
 
 
 def _group(rows: Tensor, taught: NetworkPass, images: Any, received: InputSpec) -> EnergyGroup:

@@ -9,7 +9,8 @@ from hfkd.reports.figures import (
     mean_prediction,
     training_curves,
 )
-from hfkd.reports.page import Section, distillation_page, write_page
+from hfkd.reports.html import Section, write_page
+from hfkd.reports.page import distillation_page
 from hfkd.reports.results import ResultsCallback
 from hfkd.utils.files import write_atomically
 from hfkd.utils.json_file import write_json

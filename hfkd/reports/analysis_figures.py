@@ -87,7 +87,7 @@ def panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 @styled
-def divergence_bars(students: Mapping[str, Mapping[str, float]], items: str = "images") -> Figure:
+def divergence_bars(students: Mapping[str, Mapping[str, float]], items: str) -> Figure:
     """The mean divergence of each student, over all `items` and over those with lowest and highest teacher entropy."""
     kinds = {"kl_lowest_entropy": style.LOW_ENERGY, "kl": style.GREY, "kl_highest_entropy": style.HIGH_ENERGY}
     names = {"kl_lowest_entropy": "lowest 10 %", "kl": f"all {items}", "kl_highest_entropy": "highest 10 %"}

@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hfkd.reports.analysis_figures import divergence_bars, segment_accuracy
-from hfkd.reports.analysis_page import gap_table, percent
+from hfkd.reports.analysis_page import by_teacher, divergence, percent
 from hfkd.reports.html import Section, write_page
 from hfkd.reports.masks import MaskExample, mask_sections
 
 Numbers = Mapping[str, Any]
+ITEMS = "labelled pixels"
 LEFT_OUT = (
     "t-SNE of features, correlations of the logits, loss landscapes and checkpoints of a run are available for "
     "image classifiers only, as they are defined for one prediction per image."
@@ -33,8 +33,8 @@ def mask_analysis_page(
     }
     sections = [
         _table(teacher, students),
-        _by_entropy(students),
-        _divergence(students, numbers["settings"]["kl_temperature"]),
+        by_teacher("Pixel accuracy", students, ITEMS),
+        divergence(students, ITEMS, numbers["settings"]["kl_temperature"]),
         *mask_sections(examples, label_names),
         Section("Left out", LEFT_OUT),
     ]
@@ -53,21 +53,3 @@ def _table(teacher: Numbers, students: Mapping[str, Numbers]) -> Section:
     for name, one in students.items():
         rows.append((name, *(percent(one[key]) for key in keys), f"{one['entropy']:.3f}"))  # type: ignore[arg-type]
     return Section("Mean IoU and pixel accuracy", text, table=(header, rows))
-
-
-def _by_entropy(students: Mapping[str, Numbers]) -> Section:
-    segments = {name: one["by_teacher_entropy"] for name, one in students.items()}
-    text = (
-        "The pixels of all images in equally large segments, from lowest to highest teacher entropy: they show "
-        "where the student is worse than its teacher."
-    )
-    title = "Pixel accuracy by the teacher's entropy"
-    return Section(title, text, segment_accuracy(segments, True), gap_table(segments))
-
-
-def _divergence(students: Mapping[str, Numbers], temperature: float) -> Section:
-    text = (
-        f"KL(p_t || p_s) of softmax(z / {temperature:g}), mean over all labelled pixels, and over the tenth of lowest "
-        "and the tenth of highest teacher entropy."
-    )
-    return Section("Divergence from the teacher", text, divergence_bars(students, "pixels"))

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hfkd.reports.analysis_figures import divergence_bars, heatmaps, segment_accuracy
-from hfkd.reports.energy import EnergyGroup, energy_sections
 from hfkd.reports.html import Section, write_page
 
 Numbers = Mapping[str, Any]
-SHADED = "The shaded regions contain the tenths of images with the lowest and the highest energy."
 
 
 def analysis_page(path: str | os.PathLike[str], numbers: Numbers, sections: Sequence[Section]) -> None:
@@ -46,32 +44,26 @@ def _table(teacher: Numbers, students: Mapping[str, Numbers]) -> Section:
     return Section("Accuracy", text, table=(header, rows))
 
 
-def teacher_sections(
-    energies: Any, lowest: EnergyGroup, highest: EnergyGroup, thresholds: tuple[float, float], images: str
-) -> list[Section]:
-    """Sections with Energy KD's figures of the teacher."""
-    return energy_sections(energies, lowest, highest, thresholds, images, SHADED)
-
-
 def student_sections(
     students: Mapping[str, Numbers], differences: Mapping[str, Any], temperature: float
 ) -> list[Section]:
     """Accuracy by segments of entropy, divergences, and correlations, from `hfkd.evaluation.analysis.compare`."""
     return [
-        _by_teacher(students),
+        by_teacher("Accuracy", students, "images"),
         _by_student(students),
-        _divergence(students, temperature),
+        divergence(students, "images", temperature),
         _correlations(students, differences),
     ]
 
 
-def _by_teacher(students: Mapping[str, Numbers]) -> Section:
+def by_teacher(score: str, students: Mapping[str, Numbers], items: str) -> Section:
     segments = {name: one["by_teacher_entropy"] for name, one in students.items()}
     text = (
-        "The images in equally large segments, from lowest to highest teacher entropy: they show where the "
+        f"The {items} in equally large segments, from lowest to highest teacher entropy: they show where the "
         "student is worse than its teacher."
     )
-    return Section("Accuracy by the teacher's entropy", text, segment_accuracy(segments, True), gap_table(segments))
+    title = f"{score} by the teacher's entropy"
+    return Section(title, text, segment_accuracy(segments, True), _gap_table(segments))
 
 
 def _by_student(students: Mapping[str, Numbers]) -> Section:
@@ -80,22 +72,22 @@ def _by_student(students: Mapping[str, Numbers]) -> Section:
         "The same by the entropy of each student: the segments, and thus the teacher's accuracy in them, differ "
         "between students."
     )
-    return Section("Accuracy by the student's entropy", text, segment_accuracy(segments, False), gap_table(segments))
+    return Section("Accuracy by the student's entropy", text, segment_accuracy(segments, False), _gap_table(segments))
 
 
-def gap_table(students: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[Sequence[Any], Sequence[Sequence[Any]]]:
+def _gap_table(students: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[Sequence[Any], Sequence[Sequence[Any]]]:
     """The gap of each student in each segment, in percentage points."""
     count = max(len(segments) for segments in students.values())
     rows = [(name, *(f"{100 * one['gap']:.1f}" for one in segments)) for name, segments in students.items()]
     return ("gap in segment", *range(1, count + 1)), rows
 
 
-def _divergence(students: Mapping[str, Numbers], temperature: float) -> Section:
+def divergence(students: Mapping[str, Numbers], items: str, temperature: float) -> Section:
     text = (
-        f"KL(p_t || p_s) of softmax(z / {temperature:g}), mean over all images, and over the tenth of lowest and the "
+        f"KL(p_t || p_s) of softmax(z / {temperature:g}), mean over all {items}, and over the tenth of lowest and the "
         "tenth of highest teacher entropy."
     )
-    return Section("Divergence from the teacher", text, divergence_bars(students))
+    return Section("Divergence from the teacher", text, divergence_bars(students, items))
 
 
 def _correlations(students: Mapping[str, Numbers], differences: Mapping[str, Any]) -> Section:

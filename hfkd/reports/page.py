@@ -24,19 +24,7 @@ from hfkd.reports.history import (
 )
 from hfkd.reports.html import Section, write_page
 from hfkd.reports.masks import MaskExample, mask_sections
-from hfkd.utils.files import write_atomically
 from hfkd.utils.json_file import jsonable
-
-__all__ = [
-    "Section",
-    "detection_sections",
-    "distillation_page",
-    "distillation_sections",
-    "run_page",
-    "segmentation_sections",
-    "write_atomically",
-    "write_page",
-]
 
 METRIC, MASK_METRIC = "eval_accuracy", "eval_mean_iou"
 SETTINGS = ("teacher", "student", "objective", "temperature", "weighting")

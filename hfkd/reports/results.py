@@ -26,11 +26,8 @@ from hfkd.reports.history import (
     other_evaluations,
     teacher_scores,
 )
-from hfkd.utils.files import write_atomically
 from hfkd.utils.json_file import jsonable, write_json
 from hfkd.utils.launch import batch_sizes
-
-__all__ = ["RESULTS_NAME", "ResultsCallback", "environment", "write_atomically", "write_json"]
 
 RESULTS_NAME = "results.json"
 logger = logging.get_logger(__name__)
