@@ -78,7 +78,8 @@ def analyse_masks(args: MaskAnalysisArguments, data: MaskDataArguments) -> dict[
     label_names = data.label_names or tuple(map(str, range(data.classes)))
     received = InputSpec(tuple(data.image_mean), tuple(data.image_std), None)
     device = torch.device("cpu") if args.use_cpu else processes().device
-    networks = dict(zip(names, load_mask_networks(args, data, received, device), strict=True))
+    loaded = load_mask_networks(args.teacher, args.students, args, data, received, device)
+    networks = dict(zip(names, loaded, strict=True))
     logger.info("%d images of %s; %d students", len(images), data.dataset_name, len(args.students))
     found = _counted(networks, images, args, label_names, device)
     numbers = {

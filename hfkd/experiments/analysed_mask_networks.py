@@ -1,7 +1,8 @@
 """Loads the segmentation networks of an analysis: students from runs, and the teacher as in a run's flags."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,8 +11,9 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from hfkd.data.mask_arguments import MaskDataArguments
 from hfkd.experiments.earlier_run import iou_names
-from hfkd.experiments.segmentation import DescribedTeacher, mask_teacher
+from hfkd.experiments.segmentation import mask_teacher
 from hfkd.models import InputSpec
+from hfkd.models.mask_teacher_arguments import MaskTeacherArguments
 from hfkd.models.segmentation import segmentation_network, segmentation_teacher
 from hfkd.reports.results import RESULTS_NAME
 from hfkd.teachers import FrozenTeacher
@@ -19,33 +21,28 @@ from hfkd.teachers.class_order import order_for
 from hfkd.utils.json_file import read_json
 
 
-class NamedMaskNetworks(DescribedTeacher, Protocol):
-    """The flags for the networks, see `MaskAnalysisArguments`."""
-
-    teacher: str
-    students: list[str]
-
-    @property
-    def describes_teacher(self) -> bool: ...
-
-
 def load_mask_networks(
-    args: NamedMaskNetworks, data: MaskDataArguments, received: InputSpec, device: torch.device
+    teacher_name: str,
+    students: Sequence[str],
+    described: MaskTeacherArguments,
+    data: MaskDataArguments,
+    received: InputSpec,
+    device: torch.device,
 ) -> list[FrozenTeacher]:
     """The teacher and the students, frozen, with classes in the data's order and each with its own normalisation.
 
     Raises ValueError for a folder that is not from a segmentation run, and for classes that differ from the data's.
     """
-    for student in args.students:
+    for student in students:
         if not Path(student).is_dir():
             raise ValueError(f"{student!r} is not a folder: pass output folders of runs of `hfkd segment`")
-    if Path(args.teacher).is_dir() and not args.describes_teacher:
-        teacher = _of_run(args.teacher, data, received)
+    if Path(teacher_name).is_dir() and not described.describes_teacher:
+        teacher = _of_run(teacher_name, data, received)
     else:
-        network = segmentation_teacher(args.teacher, data.classes, args.teacher_checkpoint)
-        teacher = mask_teacher(network, args, data.classes, received)
-    networks = [teacher, *(_of_run(student, data, received) for student in args.students)]
-    for name, one in zip([args.teacher, *args.students], networks, strict=True):
+        network = segmentation_teacher(teacher_name, data.classes, described.teacher_checkpoint)
+        teacher = mask_teacher(network, described, data.classes, received)
+    networks = [teacher, *(_of_run(student, data, received) for student in students)]
+    for name, one in zip([teacher_name, *students], networks, strict=True):
         _check(name, one.to(device), data, device)
     return networks
 

@@ -1,7 +1,7 @@
 """A run that trains a segmentation network, from a recipe's flags to results.json."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from hfkd.experiments.run import run_with_page
 from hfkd.losses.functional import energy, entropy, interpolated
 from hfkd.models import InputSpec
 from hfkd.models.calling import logits_of
+from hfkd.models.mask_teacher_arguments import MaskTeacherArguments
 from hfkd.models.segmentation_arguments import SegmentationNetworkArguments
 from hfkd.reports.masks import MaskExample
 from hfkd.reports.page import segmentation_sections
@@ -56,18 +57,8 @@ def segmentation_trainer(
     )
 
 
-class DescribedTeacher(Protocol):
-    """The flags for a teacher's weights and inputs, see `MaskTeacherArguments`."""
-
-    teacher_checkpoint: str | None
-    teacher_classes: list[int] | None
-
-    @property
-    def wanted(self) -> InputSpec | None: ...
-
-
 def mask_teacher(
-    network: nn.Module, given: DescribedTeacher, classes: int, received: InputSpec | None = None
+    network: nn.Module, given: MaskTeacherArguments, classes: int, received: InputSpec | None = None
 ) -> FrozenTeacher:
     """A teacher of images normalised by `received`; weights of an earlier run get its own, and have its class names."""
     wanted, names = mask_inputs(given.teacher_checkpoint)
