@@ -20,8 +20,8 @@ from hfkd.data.text_arguments import TextDataArguments
 from hfkd.evaluation.callback import RougeArguments
 from hfkd.experiments.cache_arguments import TeacherCacheArguments
 from hfkd.experiments.earlier_run import warn_of_template
+from hfkd.experiments.run import run_text
 from hfkd.experiments.teacher_tokenizer import TeacherTokenizerArguments
-from hfkd.experiments.text_run import run_text
 from hfkd.models.language import causal_lm
 from hfkd.models.lora import LoraArguments
 from hfkd.models.pruned_student import PrunedStudentArguments

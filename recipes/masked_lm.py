@@ -16,7 +16,7 @@ from pathlib import Path
 from hfkd import DistillationArguments
 from hfkd.data.plain_texts import PlainTextArguments
 from hfkd.experiments.distil_text import masked_lm_trainer
-from hfkd.experiments.text_run import run_text
+from hfkd.experiments.run import run_text
 from hfkd.models.text_network_arguments import TextNetworkArguments
 from hfkd.utils.parsing import parse
 

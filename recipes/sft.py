@@ -15,7 +15,7 @@ from transformers import set_seed
 from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.data.text_arguments import TextDataArguments
 from hfkd.evaluation.callback import RougeArguments
-from hfkd.experiments.text_run import run_text
+from hfkd.experiments.run import run_text
 from hfkd.models.language import causal_lm, load_tokenizer, refuse_unused_tokenizer
 from hfkd.models.lora import LoraArguments
 from hfkd.utils.parsing import parse

@@ -20,7 +20,7 @@ from hfkd import DistillationArguments, DistillationTrainer
 from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
 from hfkd.evaluation.metrics import item_accuracy
-from hfkd.experiments.text_run import run_text
+from hfkd.experiments.run import run_text
 from hfkd.models import image_classifier
 from hfkd.utils.parsing import parse
 

@@ -58,6 +58,14 @@ def run_with_page(
     return results
 
 
+def run_text(trainer: DistillationTrainer, config: dict[str, Any]) -> dict[str, Any]:
+    """`run_with_page` for a language model, without a page.
+
+    Best and last values are those of `metric_for_best_model`, else of eval_loss.
+    """
+    return run_with_page(trainer, config, None, metric="eval_loss", items_name="sequences")
+
+
 def train_to_the_end(trainer: DistillationTrainer, results: ResultsCallback) -> Path:
     """Train from the last complete checkpoint, or from the start; returns the run's folder. The student is saved later.
 
