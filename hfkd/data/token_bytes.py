@@ -3,9 +3,9 @@
 import json
 import re
 from collections.abc import Callable
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 BLANK = "▁"  # SentencePiece's space
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -54,31 +54,19 @@ def _by_bytes(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[bytes, int]
     return found
 
 
-def _decoder(tokenizer: PreTrainedTokenizerBase) -> Any:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return None if backend is None else json.loads(backend.to_str())["decoder"]
-
-
-def _parts(decoder: Any) -> list[Any]:
-    return decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
-
-
-def _byte_level(decoder: Any) -> bool:
-    return any(part["type"] == "ByteLevel" for part in _parts(decoder))
-
-
 def _pieces_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes | None]:
-    decoder = _decoder(tokenizer)
-    if decoder is not None and _byte_level(decoder):
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    decoder = None if backend is None else json.loads(backend.to_str())["decoder"]
+    parts = [] if decoder is None else decoder.get("decoders", [decoder])  # of a sequence
+    kinds = [part["type"] for part in parts]
+    if "ByteLevel" in kinds:
         return _of_letters
-    kinds = [] if decoder is None else _parts(decoder)
-    if any(p["type"] == "Metaspace" or (p["type"] == "Replace" and p["pattern"] == {"String": BLANK}) for p in kinds):
+    if "Metaspace" in kinds or any(part.get("pattern") == {"String": BLANK} for part in parts):
         return _of_sentencepiece
-    names = [part["type"] for part in kinds] or "none"
     raise ValueError(
-        f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has a decoder of the type {names}, so "
-        "that its tokens cannot be mapped to bytes of the text and aligned with another tokenizer: use a byte-level "
-        "or SentencePiece tokenizer"
+        f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has a decoder of the type "
+        f"{kinds or 'none'}, so that its tokens cannot be mapped to bytes of the text and aligned with another "
+        "tokenizer: use a byte-level or SentencePiece tokenizer"
     )
 
 
@@ -87,14 +75,7 @@ def _of_sentencepiece(token: str) -> bytes:
     return bytes([int(byte[1], 16)]) if byte else token.replace(BLANK, " ").encode()
 
 
-def _letters() -> dict[str, int]:
-    """GPT-2's characters for bytes: printable bytes map to themselves, the others to characters from 256 on."""
-    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in seen]
-    return {chr(byte): byte for byte in seen} | {chr(256 + k): byte for k, byte in enumerate(others)}
-
-
-LETTERS = _letters()
+LETTERS = {letter: byte for byte, letter in bytes_to_unicode().items()}  # of GPT-2's vocabulary
 
 
 def _of_letters(token: str) -> bytes | None:
