@@ -94,9 +94,13 @@ def decode(
     )
 
 
-def as_stored(rows: Any, image_column: str, label_column: str) -> Any:
-    """The columns `image` and `labels`, whose pictures a transform decodes, and, unless streamed, `index`."""
-    names = {image_column: "image", label_column: "labels"}
+def as_stored(rows: Any, image_column: str | None, label_column: str | None, usual: tuple[str, ...]) -> Any:
+    """The columns `image` and `labels`, whose pictures a transform decodes, and, unless streamed, `index`.
+
+    Columns that are not given are found by their usual names, those of the labels by `usual`.
+    """
+    image_column = find_column(rows, image_column, IMAGE_COLUMNS, "image_column")
+    names = {image_column: "image", find_column(rows, label_column, usual, "label_column"): "labels"}
     rows = rows.select_columns(list(names))
     rows = rows.rename_columns({old: new for old, new in names.items() if old != new})
     for column in names.values():

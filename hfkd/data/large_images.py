@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from hfkd.data.columns import LABEL_COLUMNS, find_column
 from hfkd.data.epochs import ImageEpochTransform, Resizing, epoch_zero
-from hfkd.data.images import IMAGE_COLUMNS, as_stored, check_labels, pick_splits, picture
+from hfkd.data.images import as_stored, check_labels, pick_splits, picture
 from hfkd.data.splits import load_splits
 from hfkd.data.transforms import view_ids
 from hfkd.utils.argument_types import Positive, fitting
@@ -96,7 +96,6 @@ def load_large_images(
 def _columns(rows: Any, image_column: str | None, label_column: str | None) -> Any:
     if rows.features is None:
         raise ValueError("this stream has no information about its columns: load the data without streaming")
-    image_column = find_column(rows, image_column, IMAGE_COLUMNS, "image_column")
     label_column = find_column(rows, label_column, LABEL_COLUMNS, "label_column")
     check_labels(rows.features[label_column], label_column)
-    return as_stored(rows, image_column, label_column)
+    return as_stored(rows, image_column, label_column, LABEL_COLUMNS)

@@ -19,9 +19,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from hfkd.data.collate import ImageCollator
-from hfkd.data.columns import find_column
 from hfkd.data.epochs import EpochTransform, epoch_zero
-from hfkd.data.images import IMAGE_COLUMNS, as_stored, pick_splits, picture
+from hfkd.data.images import as_stored, pick_splits, picture
 from hfkd.data.large_images import IMAGENET_MEAN, IMAGENET_STD
 from hfkd.data.mask_processors import refuse_moved
 from hfkd.data.splits import load_splits
@@ -242,15 +241,9 @@ def load_masks(
 
     Takes any Hub id or folder. Raises ValueError for a missing column or split.
     """
-    loaded = load_splits(name_or_path, name)
-    train, test = pick_splits(loaded, name_or_path, train_split, test_split)
-    return _columns(train, image_column, label_column), _columns(test, image_column, label_column)
-
-
-def _columns(rows: Dataset, image_column: str | None, label_column: str | None) -> Dataset:
-    image_column = find_column(rows, image_column, IMAGE_COLUMNS, "image_column")
-    label_column = find_column(rows, label_column, MASK_COLUMNS, "label_column")
-    return as_stored(rows, image_column, label_column)
+    splits = pick_splits(load_splits(name_or_path, name), name_or_path, train_split, test_split)
+    train, test = (as_stored(rows, image_column, label_column, MASK_COLUMNS) for rows in splits)
+    return train, test
 
 
 def read_palette(path: str) -> Palette:
