@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Value
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.data.columns import LABEL_COLUMNS, find_column, label_names, num_labels
-from hfkd.data.text_sets import TextSetArguments, check_length, check_texts, text_columns_of
+from hfkd.data.text_sets import TextSetArguments, check_length, check_texts, first_missing, text_columns_of
 from hfkd.utils import formats
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def _by_names(rows: Dataset, column: str, classes: ClassLabel) -> Dataset:
 
 
 def _refuse_missing(rows: Dataset, column: str, split: str) -> None:
-    missing = next((i for i, label in enumerate(rows[column][:]) if label is None), None)
+    missing = first_missing(rows, column)
     if missing is not None:
         raise ValueError(f"row {missing} of {split} has no label: remove rows without labels")
 

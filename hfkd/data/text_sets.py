@@ -108,13 +108,13 @@ def check_texts(rows: Dataset, columns: list[str], split: str) -> None:
             raise ValueError(
                 f"column {column!r} of {split} holds {rows.features[column]} instead of text: name another column"
             )
-        missing = _without_text(rows, column)
+        missing = first_missing(rows, column)
         if missing is not None:
             raise ValueError(f"row {missing} of {split} has no {column!r}: remove such rows")
 
 
-def _without_text(rows: Dataset, column: str) -> int | None:
-    """The first row without a text; the texts themselves, of which there may be many, are not read."""
+def first_missing(rows: Dataset, column: str) -> int | None:
+    """The first row without a value in the column; the values themselves, of which there may be many, are not read."""
     start = 0
     for table in rows.select_columns(column).with_format("arrow").iter(10_000):
         missing = np.flatnonzero(table[column].is_null().to_numpy())
