@@ -26,7 +26,6 @@ from hfkd.data.columns import find_column
 from hfkd.data.epochs import EpochTransform, epoch_zero
 from hfkd.data.images import IMAGE_COLUMNS, pick_splits, picture, picture_hw, shown_hw
 from hfkd.data.splits import load_splits
-from hfkd.data.transforms import view_ids
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +59,9 @@ class BoxTransform(EpochTransform):
         return replace(self, augment=False)
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
-        seeds = view_ids(torch.tensor(batch["index"]), self.seed, self.epoch, 1 << 62).tolist()
+        rows = zip(batch["image"], batch["boxes"], batch["index"], self.seeds(batch["index"]), strict=True)
         with torch.random.fork_rng(devices=[]):
-            views = [
-                self._view(*row) for row in zip(batch["image"], batch["boxes"], batch["index"], seeds, strict=True)
-            ]
+            views = [self._view(*row) for row in rows]
         kept = {name: batch[name] for name in ("labels", "iscrowd", "index") if name in batch}
         return {"pixel_values": [image for image, _ in views], "boxes": [boxes for _, boxes in views]} | kept
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 from transformers.trainer_utils import has_length
 
+from hfkd.data.view_ids import SEEDS, view_ids
 from hfkd.utils.argument_types import Positive, fitting
 
 
@@ -28,12 +29,13 @@ class Resizing(NamedTuple):
 
 
 class EpochTransform(ABC):
-    """A transform whose rows are a function of (seed, epoch, index); a dataclass with the field `epoch`.
+    """A transform whose rows are a function of (seed, epoch, index); a dataclass with the fields `seed` and `epoch`.
 
     The rows are the same in any worker, on any number of ranks, and after resuming. `epoch` is in shared memory, so
     that persistent workers see `set_epoch`.
     """
 
+    seed: int
     epoch: Tensor
     mean: tuple[float, ...] | None = None  # of the normalisation of images
     std: tuple[float, ...] | None = None
@@ -51,6 +53,10 @@ class EpochTransform(ABC):
         """Raise ValueError unless all of `std` are finite numbers above 0."""
         for place, deviation in enumerate(self.std or ()):
             fitting(type(self).__name__, f"std[{place}]", deviation, Positive)
+
+    def seeds(self, index: list[int]) -> list[int]:
+        """The seed of each row in this epoch."""
+        return view_ids(torch.tensor(index), self.seed, self.epoch, SEEDS).tolist()
 
     @abstractmethod
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:

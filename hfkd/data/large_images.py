@@ -14,7 +14,6 @@ from hfkd.data.columns import LABEL_COLUMNS, find_column
 from hfkd.data.epochs import ImageEpochTransform, Resizing, epoch_zero
 from hfkd.data.images import as_stored, check_labels, pick_splits, picture
 from hfkd.data.splits import load_splits
-from hfkd.data.transforms import view_ids
 from hfkd.utils.argument_types import Positive, fitting
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -57,13 +56,11 @@ class LargeImageTransform(ImageEpochTransform):
         return replace(self, augment=False)
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Tensor]:
-        index = torch.tensor(batch["index"])
-        seeds = view_ids(index, self.seed, self.epoch, 1 << 62)
-        images = []
+        index, images = torch.tensor(batch["index"]), []
         with torch.random.fork_rng(devices=[]):
-            for row, (value, seed) in enumerate(zip(batch["image"], seeds.tolist(), strict=True)):
+            for value, row, seed in zip(batch["image"], batch["index"], self.seeds(batch["index"]), strict=True):
                 torch.default_generator.manual_seed(seed)
-                images.append(self._pipeline(picture(value, batch["index"][row])).as_subclass(Tensor))
+                images.append(self._pipeline(picture(value, row)).as_subclass(Tensor))
         return {
             "pixel_values": torch.stack(images),  # [B, 3, H, W]
             "labels": torch.tensor(batch["labels"]),

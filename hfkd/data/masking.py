@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from hfkd.data.epochs import EpochTransform, epoch_zero
-from hfkd.data.transforms import view_ids
 
 
 @dataclass
@@ -37,8 +36,7 @@ class TokenMasking(EpochTransform):
         self._collator = DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=self.probability)
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
-        seeds = view_ids(torch.tensor(batch["index"]), self.seed, self.epoch, 1 << 62).tolist()
-        columns = zip(batch["input_ids"], batch["special_tokens_mask"], seeds, strict=True)
+        columns = zip(batch["input_ids"], batch["special_tokens_mask"], self.seeds(batch["index"]), strict=True)
         masked, labels = zip(*(self._mask(*row) for row in columns), strict=True)
         return {"input_ids": list(masked), "labels": list(labels), "index": batch["index"]}
 

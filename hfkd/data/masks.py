@@ -24,7 +24,6 @@ from hfkd.data.images import as_stored, pick_splits, picture
 from hfkd.data.large_images import IMAGENET_MEAN, IMAGENET_STD
 from hfkd.data.mask_processors import refuse_moved
 from hfkd.data.splits import load_splits
-from hfkd.data.transforms import view_ids
 from hfkd.data.used_columns import label_column
 from hfkd.utils.argument_types import Positive, fitting
 
@@ -102,8 +101,7 @@ class MaskTransform(EpochTransform):
         return replace(self, augment=False)
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
-        seeds = view_ids(torch.tensor(batch["index"]), self.seed, self.epoch, 1 << 62).tolist()
-        rows = zip(batch["image"], batch["labels"], batch["index"], seeds, strict=True)
+        rows = zip(batch["image"], batch["labels"], batch["index"], self.seeds(batch["index"]), strict=True)
         with torch.random.fork_rng(devices=[]):
             views = [self._view(*row) for row in rows]
         return {

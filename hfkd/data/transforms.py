@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hfkd.data.epochs import ImageEpochTransform, Resizing, epoch_zero
 from hfkd.data.randaugment import strong_views
+from hfkd.data.view_ids import SEEDS, view_ids
 from hfkd.utils.devices import send
 from hfkd.utils.numbers import CIFAR_MEAN, CIFAR_STD
 
@@ -87,7 +88,7 @@ class ImageTransform(ImageEpochTransform):
 
     def _strong(self, images: Tensor, index: Tensor) -> Tensor:
         second = view_ids(index, self.seed, self.epoch, self.num_views, stream=1)
-        seeds = view_ids(index, self.seed, self.epoch, 1 << 62, stream=2)
+        seeds = view_ids(index, self.seed, self.epoch, SEEDS, stream=2)
         return strong_views(crop_and_flip(images, second, self.padding, self.flip), seeds)
 
 
@@ -136,26 +137,3 @@ def crop_and_flip(images: Tensor, views: Tensor, padding: int, flip: bool) -> Te
     # One gather per plane is five times faster than indexing rows and columns.
     place = (rows[:, :, None] * padded.shape[-1] + columns[:, None, :]).view(b, 1, h * w)
     return padded.flatten(2).gather(2, place.expand(b, channels, h * w)).view(b, channels, h, w)
-
-
-def view_ids(index: Tensor, seed: int, epoch: Tensor | int, num_views: int, stream: int = 0) -> Tensor:
-    """A view for each image, uniform over `num_views`, from a counter-based hash of (seed, epoch, index). [B] int64.
-
-    Each `stream` gives independent numbers.
-    """
-    key = _mix(_mix(torch.as_tensor(seed)) ^ _mix(torch.as_tensor(epoch) + 0x5851F42D4C957F2D)) ^ _mix(index + 1)
-    key = _mix(key + stream) if stream else key
-    return _shift_right(_mix(key), 1) % num_views
-
-
-def _mix(x: Tensor) -> Tensor:
-    """splitmix64's finaliser on int64, whose multiplication wraps like that of unsigned integers."""
-    x = x.to(torch.int64) - 7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number
-    x = (x ^ _shift_right(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
-    x = (x ^ _shift_right(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB
-    return x ^ _shift_right(x, 31)
-
-
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """A logical right shift; torch's is arithmetic."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)

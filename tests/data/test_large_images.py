@@ -12,7 +12,7 @@ from hfkd.data.collate import ImageCollator
 from hfkd.data.epochs import ImageStream, image_transform, stream_length
 from hfkd.data.he_da import add_high_energy
 from hfkd.data.large_images import IMAGENET_MEAN, IMAGENET_STD, LargeImageTransform
-from hfkd.data.transforms import view_ids
+from hfkd.data.view_ids import view_ids
 from hfkd.teachers import scan
 
 SIZE = 24

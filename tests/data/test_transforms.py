@@ -17,8 +17,8 @@ from hfkd.data.transforms import (
     pack_pixels,
     packed_size,
     unpack_pixels,
-    view_ids,
 )
+from hfkd.data.view_ids import view_ids
 
 MASK = (1 << 64) - 1
 PINNED = [
