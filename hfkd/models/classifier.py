@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from hfkd.models.checkpoints import load_checkpoint, naming_unreadable, refuse_no_model, refuse_other_architecture
-from hfkd.models.label_names import class_names, is_numbering, warn_of_renamed
+from hfkd.models.label_names import class_names, label_names_in, warn_of_renamed
 from hfkd.models.new_head import refuse_new_head
 from hfkd.models.saved_beside import INPUT_KEYS, folder_of_weights, take_what_is_said
 
@@ -117,8 +117,7 @@ def _names_its_classes(name: str) -> bool:
     if "/" not in name and not os.path.isdir(name):
         return False
     refuse_no_model(name)
-    named = AutoConfig.from_pretrained(name, trust_remote_code=False).id2label or {}
-    return bool(named) and not is_numbering([str(named[i]) for i in sorted(named)])
+    return label_names_in(AutoConfig.from_pretrained(name, trust_remote_code=False)) is not None
 
 
 def _label_config(num_labels: int, label_names: Sequence[str] | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import PILImageResampling
 
 from hfkd.models.inputs import InputSpec
-from hfkd.models.peers import Peers
+from hfkd.models.peers import networks_of
 
 ALIKE = (
     0.1  # mean difference relative to the standard deviation: rounding gives up to 0.07 at 32 pixels, another crop 0.15
@@ -99,11 +99,7 @@ def in_preparation(processor: TimmWrapperImageProcessor) -> Preparation | None:
 
 def timm_wrappers(model: nn.Module) -> list[TimmWrapperForImageClassification]:
     """The timm models in transformers' wrapper, whose config contains the image preparation; also those in `Peers`."""
-    return [
-        one
-        for one in (model.peers if isinstance(model, Peers) else [model])
-        if isinstance(one, TimmWrapperForImageClassification)
-    ]
+    return [one for one in networks_of(model) if isinstance(one, TimmWrapperForImageClassification)]
 
 
 def timm_inputs(processor: BaseImageProcessor, spec: InputSpec, size: tuple[int, int] | None) -> dict[str, Any] | None:
