@@ -70,8 +70,9 @@ def given_settings(dataclasses: Sequence[type], argv: Sequence[str] | None = Non
     """
     _show_log()
     with _in_one_line(argv):
-        flags, layers = _layers(dataclasses, _words(argv), ())
-        return merge([*(layer for several in layers for layer in several), flags])
+        flags = _flags(dataclasses, _words(argv))
+        flags.pop(IMPORT, None)
+        return merge([*_joined(_layers(dataclasses, flags, ())), flags])
 
 
 @contextmanager
@@ -89,13 +90,15 @@ def _words(argv: Sequence[str] | None) -> list[str]:
 
 
 def _layers(
-    dataclasses: Sequence[type], argv: list[str], defaults: Sequence[str | Path | Mapping[str, Any]]
-) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
-    """The settings on the command line, and those of `defaults` and of the files that it names."""
-    flags = _flags(dataclasses, argv)
-    flags.pop(IMPORT, None)
+    dataclasses: Sequence[type], flags: dict[str, Any], defaults: Sequence[str | Path | Mapping[str, Any]]
+) -> list[list[dict[str, Any]]]:
+    """The settings of `defaults`, and of the files of --config, which is removed from `flags`."""
     given = [shipped_or_given(source, shipped("recipes") / "configs") for source in flags.pop("config", [])]
-    return flags, typed_layers([*defaults, *given], dataclasses)
+    return typed_layers([*defaults, *given], dataclasses)
+
+
+def _joined(layers: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [layer for several in layers for layer in several]
 
 
 def _parsed(
@@ -105,10 +108,10 @@ def _parsed(
     **parser_options: Any,
 ) -> Parsed:
     _show_log()
-    import_modules(_flags(dataclasses, argv).get(IMPORT, []))
-    parser, (flags, layers) = _parser(dataclasses, **parser_options), _layers(dataclasses, argv, defaults)
-    files = [layer for several in layers[len(defaults) :] for layer in several]
-    settings = merge([*(layer for several in layers for layer in several), flags])
+    flags = _flags(dataclasses, argv)
+    import_modules(flags.pop(IMPORT, []))
+    parser, layers = _parser(dataclasses, **parser_options), _layers(dataclasses, flags, defaults)
+    settings = merge([*_joined(layers), flags])
     for action in parser._actions:  # a setting from a file is no longer required on the command line
         if action.dest in settings:
             action.required = False
@@ -120,7 +123,7 @@ def _parsed(
         close = difflib.get_close_matches(unknown[0].partition("=")[0], parser._option_string_actions, n=1)
         raise ValueError(f"unknown flag {unknown[0]}" + (f"; did you mean {close[0]}?" if close else "; see --help"))
     del rest.config, rest.__dict__[IMPORT]
-    parsed = Parsed(parts, frozenset().union(flags, *files))
+    parsed = Parsed(parts, frozenset().union(flags, *_joined(layers[len(defaults) :])))
     found = {name: value for part in parts for name, value in vars(part).items()}
     _refuse_what_is_not_done(settings, found)
     refuse_without_effect(*parts)  # also of different dataclasses
