@@ -75,12 +75,9 @@ def heatmaps(differences: Mapping[str, Any]) -> Figure:
 
 def panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
     """A figure with `count` panels, three per row."""
-    from matplotlib.figure import Figure
-
     columns = min(PER_ROW, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(8.4 * max(columns, 2) / PER_ROW, height * rows), layout="constrained")
-    grid = list(figure.subplots(rows, columns, squeeze=False).flatten())
+    figure, grid = new_figure(8.4 * max(columns, 2) / PER_ROW, height * rows, columns, rows)
     for axes in grid[count:]:
         axes.axis("off")
     return figure, grid

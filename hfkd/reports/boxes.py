@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfkd.reports.html import Section
 from hfkd.reports.masks import WIDTH, class_colours
-from hfkd.reports.style import as_array, literal, styled
+from hfkd.reports.style import as_array, literal, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,12 +60,10 @@ def box_sections(examples: Sequence[BoxExample], label_names: Sequence[str]) -> 
 @styled
 def box_example(example: BoxExample, label_names: Sequence[str]) -> Figure:
     """The image with labelled boxes and with those of each network, one below the other."""
-    from matplotlib.figure import Figure
-
     panels, image = _panels(example), as_array(example.image)
     height, width = image.shape[:2]
-    figure = Figure(figsize=(WIDTH, len(panels) * (WIDTH * height / width + 0.3)), layout="constrained")
-    for axes, (name, boxes) in zip(figure.subplots(len(panels), 1, squeeze=False).flatten(), panels, strict=True):
+    figure, grid = new_figure(WIDTH, len(panels) * (WIDTH * height / width + 0.3), rows=len(panels))
+    for axes, (name, boxes) in zip(grid, panels, strict=True):
         axes.imshow(image, interpolation="nearest")
         axes.set_title(name)
         axes.axis("off")

@@ -242,9 +242,6 @@ def _line(value: Any) -> str:
 
 
 def _cells(settings: Mapping[str, Any]) -> dict[str, str]:
-    return {name: _cell(value) for name, value in settings.items() if value is not None and value != -1}
-
-
-def _cell(value: Any) -> str:
-    """A value in a table's cell."""
-    return _line(value).replace("|", "\\|")
+    """Values in cells of a table, without those that are not set."""
+    told = {name: value for name, value in settings.items() if value is not None and value != -1}
+    return {name: _line(value).replace("|", "\\|") for name, value in told.items()}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfkd.reports.html import Section
-from hfkd.reports.style import as_array, literal, styled
+from hfkd.reports.style import as_array, literal, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,12 +91,9 @@ def class_key(label_names: Sequence[str]) -> Figure:
 @styled
 def mask_example(example: MaskExample, classes: int, among: Sequence[MaskExample] | None = None) -> Figure:
     """Image and label, teacher and student, energy and entropy, two per row; colour ranges are those of `among`."""
-    from matplotlib.figure import Figure
-
     panels, colours = _panels(example), class_colours(classes)
     rows, (height, width) = -(-len(panels) // 2), as_array(example.image).shape[:2]
-    figure = Figure(figsize=(WIDTH, rows * (WIDTH / 2 * height / width + 0.3)), layout="constrained")
-    grid = figure.subplots(rows, 2, squeeze=False).flatten()
+    figure, grid = new_figure(WIDTH, rows * (WIDTH / 2 * height / width + 0.3), panels=2, rows=rows)
     for axes, (name, kind, values) in zip(grid, panels, strict=False):
         array = as_array(values)
         if kind in ("energy", "entropy"):

@@ -75,12 +75,15 @@ def looks(colors: Sequence[str], **kinds: Sequence[str]) -> Iterator[dict[str, A
     return ({"color": color, name: value} for value in cycle(values) for color in colors)
 
 
-def new_figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of `width` x `height` inches with panels side by side; no pyplot, so no display and no global list."""
+def new_figure(width: float, height: float, panels: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of `width` x `height` inches, and its panels, row by row: `panels` side by side in each.
+
+    No pyplot, so no display and no global list.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+    return figure, list(figure.subplots(rows, panels, squeeze=False).flat)
 
 
 def literal(text: str) -> str:
