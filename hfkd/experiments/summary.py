@@ -10,8 +10,7 @@ from hfkd.experiments.paired import to_reference
 from hfkd.experiments.published import Published
 from hfkd.experiments.resume import RETRIED, Run
 from hfkd.experiments.rows import Row, Table
-from hfkd.reports.comparison import mean_and_sd
-from hfkd.utils.numbers import markdown_table
+from hfkd.utils.numbers import markdown_table, with_deviation
 
 NONE_PRINTED = "none printed"
 PUBLISHED_TAIL = 0.5  # imbalance factor of the published numbers for long-tailed images
@@ -231,4 +230,4 @@ def _paper(number: Mapping[str, Any] | None) -> str:
 
 
 def _mean(measured: Mapping[str, Any], digits: int) -> str:
-    return mean_and_sd([v for v in measured["values"] if v is not None], digits)
+    return "-" if measured["mean"] is None else with_deviation(measured["mean"], measured["sd"], digits)

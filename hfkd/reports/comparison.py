@@ -1,12 +1,11 @@
 """Comparison of methods for the same student: a table for the terminal and a section for the page."""
 
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hfkd.reports.figures import comparison_bars
 from hfkd.reports.html import Section
-from hfkd.utils.numbers import markdown_table, with_deviation
+from hfkd.utils.numbers import markdown_table
 
 
 @dataclass
@@ -58,10 +57,3 @@ class Comparison:
             f"All ways lie within the spread of the seeds: the best mean is {max(means) - min(means):.2f} points above "
             f"the worst, and one way's seeds have a standard deviation of {spread:.2f}. No difference is shown."
         )
-
-
-def mean_and_sd(values: Sequence[float], digits: int = 2) -> str:
-    """ "75.31 ± 0.12": mean and sample standard deviation; just the value for a single one, a dash for none."""
-    if not values:
-        return "-"
-    return with_deviation(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, digits)
