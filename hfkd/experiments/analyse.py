@@ -17,7 +17,7 @@ from torch import Tensor
 from hfkd.data import ImageDataArguments, label_names
 from hfkd.data.epochs import image_transform, refuse_streams
 from hfkd.evaluation.analysis import AnalysedNetwork, NetworkPass, compare, network_pass, sample_numbers
-from hfkd.evaluation.analysis.samples import SHARE, extremes
+from hfkd.evaluation.analysis.samples import SHARE, extremes, mean_of
 from hfkd.experiments.analysed_networks import load_networks
 from hfkd.experiments.analysis_parts import landscapes, load_runs, planes, training
 from hfkd.experiments.pictures import picture
@@ -209,9 +209,9 @@ def _numbers(teacher: AnalysedNetwork, taught: NetworkPass, args: AnalysisArgume
         "teacher": {
             "name": teacher.name,
             "accuracy": own.accuracy,
-            "entropy": own.entropy.double().mean().item(),
+            "entropy": mean_of(own.entropy),
             "energy": {
-                "mean": own.energy.double().mean().item(),
+                "mean": mean_of(own.energy),
                 "lowest_tenth_below": low,
                 "highest_tenth_above": high,
             },

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfkd.evaluation.analysis.samples import divergence, extremes, sample_numbers
+from hfkd.evaluation.analysis.samples import divergence, extremes, mean_divergences, mean_of, sample_numbers
 
 
 def over_checkpoints(
@@ -22,14 +22,14 @@ def over_checkpoints(
     deviation (with K, not K - 1) of an image's entropy over the checkpoints, averaged over all images and over the two
     tenths. `students` needs at least two steps.
     """
-    groups = dict(zip(("lowest", "highest"), extremes(sample_numbers(teacher, labels).entropy), strict=True))
+    low, high = extremes(sample_numbers(teacher, labels).entropy)
     steps, entropies = [], []
     for step, logits in sorted(students.items()):
         own, apart = sample_numbers(logits, labels), divergence(teacher, logits, temperature)
         entropies.append(own.entropy.double())
-        at_step = {"step": step, "accuracy": own.accuracy, "entropy": own.entropy.double().mean().item()}
-        at_step |= {"entropy_sd": own.entropy.double().std(correction=0).item(), "kl": apart.mean().item()}
-        steps.append(at_step | {f"kl_{name}_entropy": apart[rows].mean().item() for name, rows in groups.items()})
+        spread = own.entropy.double().std(correction=0).item()
+        at_step = {"step": step, "accuracy": own.accuracy, "entropy": mean_of(own.entropy), "entropy_sd": spread}
+        steps.append(at_step | mean_divergences(apart, (low, high)))
     varies = torch.stack(entropies).std(0, correction=0)  # [n]
-    variability = {"all": varies.mean().item()} | {name: varies[rows].mean().item() for name, rows in groups.items()}
+    variability = {"all": mean_of(varies), "lowest": mean_of(varies[low]), "highest": mean_of(varies[high])}
     return {"steps": steps, "entropy_variability": variability}

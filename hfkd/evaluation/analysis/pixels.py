@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfkd.evaluation.analysis.samples import divergence, extremes, segments
+from hfkd.evaluation.analysis.samples import divergence, extremes, mean_divergences, mean_of, segments
 from hfkd.evaluation.metrics.mean_iou import MeanIoU
 from hfkd.losses.functional import entropy, interpolated
 from hfkd.tasks.semantic_segmentation import flat_labels
@@ -85,26 +85,20 @@ class PixelNumbers:
             )
         held = self.held.joined()
         teacher, columns = dict(zip(OF_TEACHER, held.T, strict=False)), iter(held.T[len(OF_TEACHER) :])
-        own = self.teacher_iou.result() | {"entropy": _mean(teacher["entropy"])}
-        low, high = extremes(teacher["entropy"])
+        own = self.teacher_iou.result() | {"entropy": mean_of(teacher["entropy"])}
+        groups = extremes(teacher["entropy"])
         found = {}
         for name, iou in self.student_iou.items():
             student, scores = {kind: next(columns) for kind in OF_STUDENT}, iou.result()
             found[name] = scores | {
                 "mean_iou_gap": own["mean_iou"] - scores["mean_iou"],
                 "pixel_accuracy_gap": own["pixel_accuracy"] - scores["pixel_accuracy"],
-                "agreement": _mean(student["agreement"]),
-                "entropy": _mean(student["entropy"]),
-                "kl": _mean(student["kl"]),
-                "kl_lowest_entropy": _mean(student["kl"][low]),
-                "kl_highest_entropy": _mean(student["kl"][high]),
+                "agreement": mean_of(student["agreement"]),
+                "entropy": mean_of(student["entropy"]),
+                **mean_divergences(student["kl"], groups),
                 "by_teacher_entropy": _segments(teacher["entropy"], teacher["correct"], student["correct"]),
             }
         return {"images": self.images, "pixels": self.held.seen, "teacher": own, "students": found}
-
-
-def _mean(values: Tensor) -> float:
-    return values.double().mean().item()
 
 
 def _segments(values: Tensor, teacher: Tensor, student: Tensor) -> list[dict[str, float]]:

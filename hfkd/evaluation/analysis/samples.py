@@ -29,7 +29,11 @@ class SampleNumbers:
 
     @property
     def accuracy(self) -> float:
-        return self.correct.double().mean().item()
+        return mean_of(self.correct)
+
+
+def mean_of(values: Tensor) -> float:
+    return values.double().mean().item()
 
 
 def sample_numbers(logits: Tensor, labels: Tensor) -> SampleNumbers:
@@ -56,6 +60,12 @@ def extremes(values: Tensor) -> tuple[Tensor, Tensor]:
     return order[:count], order[-count:]
 
 
+def mean_divergences(values: Tensor, groups: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """The mean of a `divergence` over all images, and over the `extremes` of the teacher's entropy."""
+    low, high = (mean_of(values[rows]) for rows in groups)
+    return {"kl": mean_of(values), "kl_lowest_entropy": low, "kl_highest_entropy": high}
+
+
 def segments(
     entropy: Tensor, teacher_correct: Tensor, student_correct: Tensor, parts: int = SEGMENTS
 ) -> list[dict[str, float]]:
@@ -66,11 +76,11 @@ def segments(
     rows = entropy.argsort(stable=True).tensor_split(min(parts, len(entropy)))
     found = []
     for part in rows:
-        teacher, student = (right[part].double().mean().item() for right in (teacher_correct, student_correct))
+        teacher, student = (mean_of(right[part]) for right in (teacher_correct, student_correct))
         found.append(
             {
                 "images": len(part),
-                "entropy": entropy[part].double().mean().item(),
+                "entropy": mean_of(entropy[part]),
                 "teacher_accuracy": teacher,
                 "student_accuracy": student,
                 "gap": teacher - student,
@@ -96,16 +106,13 @@ def compare(
     the `extremes` of the teacher's entropy.
     """
     t, s = sample_numbers(teacher, labels), sample_numbers(student, labels)
-    apart, (low, high) = divergence(teacher, student, temperature), extremes(t.entropy)
     difference = correlation_difference(teacher, student)
     numbers = {
         "accuracy": s.accuracy,
         "gap": t.accuracy - s.accuracy,
-        "agreement": (t.predicted == s.predicted).double().mean().item(),
-        "entropy": s.entropy.double().mean().item(),
-        "kl": apart.mean().item(),
-        "kl_lowest_entropy": apart[low].mean().item(),
-        "kl_highest_entropy": apart[high].mean().item(),
+        "agreement": mean_of(t.predicted == s.predicted),
+        "entropy": mean_of(s.entropy),
+        **mean_divergences(divergence(teacher, student, temperature), extremes(t.entropy)),
         "correlation_difference": _without_nan(difference),
         "by_teacher_entropy": segments(t.entropy, t.correct, s.correct),
         "by_student_entropy": segments(s.entropy, t.correct, s.correct),
