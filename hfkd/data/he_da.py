@@ -101,7 +101,8 @@ class HighEnergyTransform(ImageEpochTransform):
         # A step of 1 to K - 1 through the selected images, so that an image is never its own partner.
         steps = [1 + int(draw.integers(max(len(self.selected) - 1, 1))) for draw in draws]
         partners = self.selected[[(places[b] + s) % len(self.selected) for b, s in zip(rows, steps, strict=True)]]
-        partners["index"] = [_partner_index(batch["index"][b]) for b in rows]
+        # Indices that no row has, so that the partners' views are independent of all others.
+        partners["index"] = [-1 - batch["index"][b] for b in rows]
         other = self.plain(partners)
         mixed, own = mix_images(self.mix, result["pixel_values"][rows], other["pixel_values"], draws)
         result["pixel_values"][rows] = mixed
@@ -112,11 +113,6 @@ class HighEnergyTransform(ImageEpochTransform):
 
     def _draw(self, index: int) -> np.random.Generator:
         return np.random.default_rng((self.seed & WORD, int(self.epoch), index & WORD))
-
-
-def _partner_index(index: int) -> int:
-    """An index for the partner's view that no row has, so that its view is independent of all others."""
-    return -1 - index
 
 
 def add_high_energy(

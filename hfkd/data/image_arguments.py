@@ -115,41 +115,31 @@ class ImageDataArguments:
                 f"labelled_images={self.labelled_images} needs all labels in advance, which streaming does not "
                 "provide: leave one of them out"
             )
-        train, test = self._large() if self.resized_crop else self._small()
-        if not self.streaming:
-            _warn_of_untrained(train, test)
-        if self.imbalance_factor is not None:
-            train = long_tail(train, self.imbalance_factor, seed)
+        names = ("train_split", "test_split", "image_column", "label_column")
+        source = {name: getattr(self, name) for name in names} | {"name": self.dataset_config}
         transform: ImageTransform | LargeImageTransform
         mean, std = tuple(self.image_mean), tuple(self.image_std)
         if self.resized_crop:
             size = self.image_size or IMAGENET_SIZE
             transform = LargeImageTransform(size, mean, std, augment=True, flip=self.flip, seed=seed)
+            train, test = load_large_images(self.dataset_name, streaming=self.streaming, **source)
         else:
             transform = ImageTransform(mean, std, True, self.crop_padding, self.flip, seed, self.views)
+            train, test = load_images(self.dataset_name, image_size=self.image_size, **source).values()
         if self.streaming:
             return (
                 _stream(train, transform, "max_train_images", self.max_train_images, self.shuffle_buffer, seed),
                 _stream(test, transform.clean(), "max_test_images", self.max_test_images),
             )
+        _warn_of_untrained(train, test)
+        if self.imbalance_factor is not None:
+            train = long_tail(train, self.imbalance_factor, seed)
         train, test = few_images(train, self.max_train_images), few_images(test, self.max_test_images)
         if self.labelled_images is not None:
             train = few_labels(train, self.labelled_images, seed)
         if self.resident and not self.resized_crop:
             train, test = resident(train), resident(test)
         return train.with_transform(transform), test.with_transform(transform.clean())
-
-    def _small(self) -> tuple[Dataset, Dataset]:
-        loaded = load_images(self.dataset_name, image_size=self.image_size, **self._source)
-        return loaded["train"], loaded["test"]
-
-    def _large(self) -> tuple[Any, Any]:
-        return load_large_images(self.dataset_name, streaming=self.streaming, **self._source)
-
-    @property
-    def _source(self) -> dict[str, Any]:
-        names = ("train_split", "test_split", "image_column", "label_column")
-        return {name: getattr(self, name) for name in names} | {"name": self.dataset_config}
 
 
 def _warn_of_untrained(train: Dataset, test: Dataset) -> None:

@@ -92,7 +92,12 @@ def tokenize_dataset(
             f"more than {max_prompt_length} tokens: increase max_prompt_length{of_teacher}, or set long_prompts='cut'"
         )
     _log_counts(pairs, tokens, tokenizer.eos_token_id, max_length)
-    _warn_of_cut_prompts(int(np.sum(tokens["cut"][:])), max_prompt_length)
+    if prompts := int(np.sum(tokens["cut"][:])):
+        logger.warning(
+            "%d prompts were truncated to their first %d tokens, so that their responses follow an unfinished prompt.",
+            prompts,
+            max_prompt_length,
+        )
     tokens = tokens.remove_columns("cut")
     return tokens.add_column("index", np.arange(len(tokens)))
 
@@ -265,12 +270,3 @@ def _log_counts(pairs: Dataset, tokens: Dataset, eos: int, max_length: int) -> N
         max_length,
         empty,
     )
-
-
-def _warn_of_cut_prompts(count: int, longest: int) -> None:
-    if count:
-        logger.warning(
-            "%d prompts were truncated to their first %d tokens, so that their responses follow an unfinished prompt.",
-            count,
-            longest,
-        )
