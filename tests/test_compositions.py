@@ -43,13 +43,6 @@ def step(E):
     return LADDER[::-1][sum(E >= edge for edge in EDGES)]
 
 
-def released_weight(z, v):
-    """EA-DKD+LS as released: the weight sees standardised logits too."""
-    return reference.ea_weight(torch.tensor(reference.standardize(z)), torch.tensor(reference.standardize(v)))
-
-
-ER = "entropy(student=False, temperature=4.0)"
-DKD_LS = "standardized(objective='dkd(beta=6.0)')"
 ONE_SIDED = {"thresholds": (LOW, HIGH), "decrease": 0.0}
 COMBINATIONS = {
     "KD": (("kd", 4.0, "uniform"), kd, lambda E: 4.0, None),

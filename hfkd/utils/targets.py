@@ -42,9 +42,7 @@ class HostTargets(OnHost):
     def of(cls, labels: Tensor, position_ids: Any = None, attention_mask: Any = None) -> "HostTargets":
         if labels.ndim != 2:
             raise ValueError(f"labels of shape {tuple(labels.shape)}: tokens need [batch, length], one label per token")
-        positions, attended = token_positions(position_ids, labels.shape), token_mask(attention_mask, labels.shape)
-        begin = None if positions is None else begins(positions, attended)
-        wanted = target_mask(labels, attended, begin)
+        wanted, begin = _wanted(labels, position_ids, attention_mask)
         position = wanted.flatten().nonzero().squeeze(-1)
         if begin is not None:
             begin = begin & (wanted.flip(-1).cumsum(-1).flip(-1) > 0)  # padding after the last target is not a document
@@ -139,5 +137,11 @@ def count_token_items(
         return torch.full((), len(host_targets.position), device=labels.device)
     if not shift:
         return (labels != IGNORED).sum()
+    return _wanted(labels, position_ids, attention_mask)[0].sum()
+
+
+def _wanted(labels: Tensor, position_ids: Any, attention_mask: Any) -> tuple[Tensor, Tensor | None]:
+    """[B, L] bool both: which positions predict a label, and where documents begin, if positions say so."""
     positions, attended = token_positions(position_ids, labels.shape), token_mask(attention_mask, labels.shape)
-    return target_mask(labels, attended, None if positions is None else begins(positions, attended)).sum()
+    begin = None if positions is None else begins(positions, attended)
+    return target_mask(labels, attended, begin), begin
