@@ -74,7 +74,7 @@ def flags_of_files() -> dict[str, list[tuple[str, list[str]]]]:
     found: dict[str, list[tuple[str, list[str]]]] = {}
     for path in sorted([*(ROOT / "hfkd").rglob("*.py"), *(ROOT / "recipes").glob("*.py")]):
         source, file = path.read_text(encoding="utf-8"), str(path.relative_to(ROOT))
-        for cls in ast.parse(source).body if "metadata=" in source else []:
+        for cls in ast.parse(source).body if "metadata=" in source or "flag(" in source else []:
             rows = _rows(cls) if isinstance(cls, ast.ClassDef) else []
             if isinstance(cls, ast.ClassDef) and rows:
                 told = (ast.get_docstring(cls) or f"Flags of `{path.name}`.").partition("\n\n")[0]
@@ -89,11 +89,14 @@ def _rows(cls: ast.ClassDef) -> list[str]:
 
 def _row(field: ast.AnnAssign, call: Any) -> str:
     """Empty for a field that is no flag."""
-    given = {word.arg: word.value for word in call.keywords}
-    told = [v for k, v in zip(*_entries(given.get("metadata")), strict=True) if getattr(k, "value", "") == "help"]
+    if getattr(call.func, "id", "") == "flag":
+        default, *told = call.args
+    else:
+        given = {word.arg: word.value for word in call.keywords}
+        told = [v for k, v in zip(*_entries(given.get("metadata")), strict=True) if getattr(k, "value", "") == "help"]
+        default = given.get("default", given.get("default_factory"))
     if not told:
         return ""
-    default = given.get("default", given.get("default_factory"))
     default = default.body if isinstance(default, ast.Lambda) else default
     cells = [
         f"`--{ast.unparse(field.target)}`",

@@ -9,7 +9,7 @@ and steps were chosen on labels only (docs/results.md). It prints a table and wr
 """
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from hfkd.reports.comparison import Comparison
 from hfkd.reports.html import write_page
 from hfkd.reports.page import distillation_sections
 from hfkd.utils.counts import at_least_one
+from hfkd.utils.flags import flag
 from hfkd.utils.parsing import parse
 
 CONFIG = Path(__file__).parent / "configs" / "digits_demo.yaml"
@@ -45,14 +46,10 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class DemoArguments:
-    seeds: int = field(default=3, metadata={"help": "Number of students per method."})
-    labelled_images: int = field(
-        default=20, metadata={"help": "Number of training images with a label for the students."}
-    )
-    teacher_epochs: int = field(default=8, metadata={"help": "Epochs of the teacher."})
-    ways: list[str] = field(
-        default_factory=lambda: list(WAYS), metadata={"help": f"Methods to compare, from {list(WAYS)}."}
-    )
+    seeds: int = flag(3, "Number of students per method.")
+    labelled_images: int = flag(20, "Number of training images with a label for the students.")
+    teacher_epochs: int = flag(8, "Epochs of the teacher.")
+    ways: list[str] = flag(lambda: list(WAYS), f"Methods to compare, from {list(WAYS)}.")
 
     def __post_init__(self) -> None:
         at_least_one(self, "seeds", "labelled_images", "teacher_epochs")

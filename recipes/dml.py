@@ -7,7 +7,7 @@ its accuracy; the page and results.json are those of the first. All peers are up
 after the other).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from hfkd.experiments.classifier_run import run_classifier
 from hfkd.experiments.distil import image_trainer
 from hfkd.experiments.peers import save_peers
 from hfkd.models import Peers, image_classifier
+from hfkd.utils.flags import flag
 from hfkd.utils.parsing import parse
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -24,9 +25,8 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @dataclass
 class PeerArguments:
-    peer_names: list[str] = field(
-        default_factory=lambda: ["cifar_resnet32", "cifar_resnet32"],
-        metadata={"help": "The networks, two or more: timm names, Hub ids or folders."},
+    peer_names: list[str] = flag(
+        lambda: ["cifar_resnet32", "cifar_resnet32"], "The networks, two or more: timm names, Hub ids or folders."
     )
 
 

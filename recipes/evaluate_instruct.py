@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 
 from hfkd.experiments.instruct import InstructArguments, evaluate_students
 from hfkd.models.language import causal_lm, load_tokenizer, refuse_unused_tokenizer
+from hfkd.utils.flags import flag
 from hfkd.utils.parsing import parse
 
 
 @dataclass
 class StudentArguments:
     student_name_or_path: list[str] = field(metadata={"help": "Students: Hub ids, folders or PEFT checkpoints."})
-    dtype: str = field(default="float32", metadata={"help": "float32, bfloat16, float16 or auto (as stored)."})
-    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer for a student without its own."})
+    dtype: str = flag("float32", "float32, bfloat16, float16 or auto (as stored).")
+    tokenizer_name: str | None = flag(None, "Tokenizer for a student without its own.")
 
 
 def main() -> None:

@@ -7,24 +7,23 @@ Dolly by default, with prompts in the format of sft.py and gpt2_dolly_eakd.py. B
 `--dataset_name`. An interrupted run is resumed by the same command, on any number of processes.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers import set_seed
 
 from hfkd.experiments.responses import ResponseArguments, generate_responses, said
 from hfkd.models.language import causal_lm, load_tokenizer, refuse_unused_tokenizer
+from hfkd.utils.flags import flag
 from hfkd.utils.launch import processes
 from hfkd.utils.parsing import parse
 
 
 @dataclass
 class NetworkArguments:
-    model_name_or_path: str = field(
-        default="MiniLLM/teacher-gpt2-1.5B", metadata={"help": "A Hub id, a folder or a PEFT checkpoint."}
-    )
-    dtype: str = field(default="float32", metadata={"help": "float32, bfloat16, float16 or auto (as stored)."})
-    from_config: bool = field(default=False, metadata={"help": "Random weights, only for testing offline."})
-    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer for a model without its own."})
+    model_name_or_path: str = flag("MiniLLM/teacher-gpt2-1.5B", "A Hub id, a folder or a PEFT checkpoint.")
+    dtype: str = flag("float32", "float32, bfloat16, float16 or auto (as stored).")
+    from_config: bool = flag(False, "Random weights, only for testing offline.")
+    tokenizer_name: str | None = flag(None, "Tokenizer for a model without its own.")
 
 
 def main() -> None:

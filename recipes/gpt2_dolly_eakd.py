@@ -9,7 +9,7 @@ once, for this run and later ones. A teacher with another tokenizer than the stu
 All settings are flags, see --help.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from hfkd.experiments.teacher_tokenizer import TeacherTokenizerArguments
 from hfkd.models.language import causal_lm
 from hfkd.models.lora import LoraArguments
 from hfkd.models.pruned_student import PrunedStudentArguments
+from hfkd.utils.flags import flag
 from hfkd.utils.parsing import parse
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -32,21 +33,14 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @dataclass
 class NetworkArguments(PrunedStudentArguments):
-    teacher_name_or_path: str = field(
-        default="MiniLLM/teacher-gpt2-1.5B", metadata={"help": "Teacher: a Hub id, a folder or a PEFT checkpoint."}
-    )
-    student_name_or_path: str = field(default="gpt2", metadata={"help": "Student: a Hub id or a folder."})
-    from_config: bool = field(default=False, metadata={"help": "Start the student from random weights."})
-    teacher_from_config: bool = field(
-        default=False,
-        metadata={"help": "Random weights for the teacher, only for testing offline."},
-    )
-    teacher_dtype: str = field(default="auto", metadata={"help": "auto (as stored), float32, bfloat16 or float16."})
-    teacher_load_in_8bit: bool = field(default=False, metadata={"help": "Load the teacher in 8 bits (bitsandbytes)."})
-    teacher_load_in_4bit: bool = field(default=False, metadata={"help": "Load the teacher in 4 bits (bitsandbytes)."})
-    tokenizer_name: str | None = field(
-        default=None, metadata={"help": "Tokenizer for a model without its own, such as a configuration."}
-    )
+    teacher_name_or_path: str = flag("MiniLLM/teacher-gpt2-1.5B", "Teacher: a Hub id, a folder or a PEFT checkpoint.")
+    student_name_or_path: str = flag("gpt2", "Student: a Hub id or a folder.")
+    from_config: bool = flag(False, "Start the student from random weights.")
+    teacher_from_config: bool = flag(False, "Random weights for the teacher, only for testing offline.")
+    teacher_dtype: str = flag("auto", "auto (as stored), float32, bfloat16 or float16.")
+    teacher_load_in_8bit: bool = flag(False, "Load the teacher in 8 bits (bitsandbytes).")
+    teacher_load_in_4bit: bool = flag(False, "Load the teacher in 4 bits (bitsandbytes).")
+    tokenizer_name: str | None = flag(None, "Tokenizer for a model without its own, such as a configuration.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ Protocol: configs/dolly.yaml with MiniLLM's teacher schedule, configs/dolly_sft.
 `--teacher_name_or_path` of the other recipes.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import set_seed
@@ -18,6 +18,7 @@ from hfkd.evaluation.callback import RougeArguments
 from hfkd.experiments.run import run_text
 from hfkd.models.language import causal_lm, load_tokenizer, refuse_unused_tokenizer
 from hfkd.models.lora import LoraArguments
+from hfkd.utils.flags import flag
 from hfkd.utils.parsing import parse
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -25,9 +26,9 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @dataclass
 class NetworkArguments:
-    model_name_or_path: str = field(default="gpt2-xl", metadata={"help": "A Hub id or a folder."})
-    from_config: bool = field(default=False, metadata={"help": "Start from random weights."})
-    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer for a model without its own."})
+    model_name_or_path: str = flag("gpt2-xl", "A Hub id or a folder.")
+    from_config: bool = flag(False, "Start from random weights.")
+    tokenizer_name: str | None = flag(None, "Tokenizer for a model without its own.")
 
 
 def main() -> None:

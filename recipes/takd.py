@@ -9,12 +9,13 @@ interrupted chain. The authors' release averages the KL divergence over the clas
 Published: Energy KD quotes it in its Tables 1 and 2, without the assistants. Ours: not run at full length.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from hfkd import DistillationArguments
 from hfkd.data import ImageDataArguments
 from hfkd.experiments.chain import distil_chain
+from hfkd.utils.flags import flag
 from hfkd.utils.parsing import parse
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -22,16 +23,12 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @dataclass
 class ChainArguments:
-    chain: list[str] = field(
-        default_factory=lambda: ["cifar_resnet110", "cifar_resnet56", "cifar_resnet32", "cifar_resnet20"],
-        metadata={"help": "The teacher, its assistants and the student, largest first: timm names, ids or folders."},
+    chain: list[str] = flag(
+        lambda: ["cifar_resnet110", "cifar_resnet56", "cifar_resnet32", "cifar_resnet20"],
+        "The teacher, its assistants and the student, largest first: timm names, ids or folders.",
     )
-    teacher_checkpoint: str | None = field(
-        default=None, metadata={"help": "Weights of the first network: .pth, .safetensors."}
-    )
-    pages: bool = field(
-        default=True, metadata={"help": "Write a page for each stage, which needs another pass over all images."}
-    )
+    teacher_checkpoint: str | None = flag(None, "Weights of the first network: .pth, .safetensors.")
+    pages: bool = flag(True, "Write a page for each stage, which needs another pass over all images.")
 
 
 def main() -> None:

@@ -6,7 +6,7 @@
 Protocol: configs/cifar100.yaml. Its output folder can be used as `--teacher_name` of the other recipes.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from hfkd import DistillationArguments
@@ -14,6 +14,7 @@ from hfkd.data import ImageDataArguments
 from hfkd.experiments.classifier_run import run_classifier
 from hfkd.experiments.distil import image_trainer, network_to_evaluate
 from hfkd.models import image_classifier
+from hfkd.utils.flags import flag
 from hfkd.utils.parsing import parse
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -21,12 +22,10 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @dataclass
 class NetworkArguments:
-    network_name: str = field(default="cifar_wrn_40_2", metadata={"help": "A timm name, a Hub id or a saved folder."})
-    checkpoint: str | None = field(default=None, metadata={"help": "Weights to start from: .pth, .safetensors."})
-    new_head: bool = field(
-        default=False, metadata={"help": "Replace the last layer of a stored network by a new one for these classes."}
-    )
-    evaluate_only: bool = field(default=False, metadata={"help": "Evaluate the network without training."})
+    network_name: str = flag("cifar_wrn_40_2", "A timm name, a Hub id or a saved folder.")
+    checkpoint: str | None = flag(None, "Weights to start from: .pth, .safetensors.")
+    new_head: bool = flag(False, "Replace the last layer of a stored network by a new one for these classes.")
+    evaluate_only: bool = flag(False, "Evaluate the network without training.")
 
     def __post_init__(self) -> None:
         if self.evaluate_only and self.new_head:

@@ -97,7 +97,11 @@ def flags() -> set[str]:
 
 def known_flags() -> set[str]:
     """The fields of every dataclass of arguments."""
-    files = [path for path in (ROOT / "hfkd").rglob("*.py") if re.search(r"\bhelp\b", path.read_text(encoding="utf-8"))]
+    files = [
+        path
+        for path in (ROOT / "hfkd").rglob("*.py")
+        if re.search(r"\bhelp\b|\bflag\(", path.read_text(encoding="utf-8"))
+    ]
     modules = [importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts)) for path in files]
     classes = [found for module in modules for found in vars(module).values() if isinstance(found, type)]
     return {field.name for found in classes if is_dataclass(found) for field in fields(found)}

@@ -1,6 +1,6 @@
 """The flags that define a dataset of images with boxes, and its two splits."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -8,43 +8,32 @@ from typing import Any
 from hfkd.data.coco import BoxRows, BoxTransform, load_coco, load_objects
 from hfkd.data.first_rows import at_most
 from hfkd.utils.counts import at_least_one
+from hfkd.utils.flags import flag
 
 
 @dataclass
 class BoxDataArguments:
     """Training and evaluation images with boxes: a folder in COCO's format, or a dataset with a column objects."""
 
-    dataset_name: str = field(
-        default="coco",
-        metadata={
-            "help": "Folder in COCO's format (train2017/, val2017/ and their instances_*.json, beside them or in "
-            "annotations/), or a Hub id or folder with images and a column objects of bbox and category."
-        },
+    dataset_name: str = flag(
+        "coco",
+        "Folder in COCO's format (train2017/, val2017/ and their instances_*.json, beside them or in "
+        "annotations/), or a Hub id or folder with images and a column objects of bbox and category.",
     )
-    train_split: str = field(
-        default="train", metadata={"help": "Split to train on; for COCO files, the word in their names."}
+    train_split: str = flag("train", "Split to train on; for COCO files, the word in their names.")
+    test_split: str | None = flag(
+        None, "Split to evaluate on; unset: val for COCO files, otherwise test or validation."
     )
-    test_split: str | None = field(
-        default=None,
-        metadata={"help": "Split to evaluate on; unset: val for COCO files, otherwise test or validation."},
+    box_format: str = flag("xywh", "Format of the boxes in objects: xywh (COCO) or xyxy; not used for COCO files.")
+    renumber: bool = flag(
+        False, "Number COCO's categories 1, 2, ... without gaps; torchvision's detectors keep the gaps."
     )
-    box_format: str = field(
-        default="xywh",
-        metadata={"help": "Format of the boxes in objects: xywh (COCO) or xyxy; not used for COCO files."},
+    drop_bad_boxes: bool = flag(
+        False, "Drop empty boxes and boxes outside of their image, instead of raising an error."
     )
-    renumber: bool = field(
-        default=False,
-        metadata={"help": "Number COCO's categories 1, 2, ... without gaps; torchvision's detectors keep the gaps."},
-    )
-    drop_bad_boxes: bool = field(
-        default=False,
-        metadata={"help": "Drop empty boxes and boxes outside of their image, instead of raising an error."},
-    )
-    flip: bool = field(
-        default=True, metadata={"help": "Flip half of the training images horizontally, with their boxes."}
-    )
-    max_train_images: int | None = field(default=None, metadata={"help": "Use the first images only, for a quick try."})
-    max_test_images: int | None = field(default=None, metadata={"help": "Evaluate on the first images only."})
+    flip: bool = flag(True, "Flip half of the training images horizontally, with their boxes.")
+    max_train_images: int | None = flag(None, "Use the first images only, for a quick try.")
+    max_test_images: int | None = flag(None, "Evaluate on the first images only.")
 
     def __post_init__(self) -> None:
         at_least_one(self, "max_train_images", "max_test_images")

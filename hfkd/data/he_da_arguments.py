@@ -1,10 +1,11 @@
 """The flags of HE-DA."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from hfkd.data.he_da import Side
 from hfkd.data.mixing import Mix
+from hfkd.utils.flags import flag
 
 Variant = Literal["none", "paper", "released"]
 
@@ -13,18 +14,14 @@ Variant = Literal["none", "paper", "released"]
 class HighEnergyArguments:
     """HE-DA (Kim et al., Knowledge-Based Systems 296, 2024): augmentation of the images of highest energy only."""
 
-    he_da: Variant = field(
-        default="none",
-        metadata={
-            "help": "HE-DA. paper: add mixed images of highest energy to the training set. released: as in the "
-            "authors' code, mix those of each batch with each other, for the distillation term only."
-        },
+    he_da: Variant = flag(
+        "none",
+        "HE-DA. paper: add mixed images of highest energy to the training set. released: as in the "
+        "authors' code, mix those of each batch with each other, for the distillation term only.",
     )
-    he_da_ratio: float = field(default=0.4, metadata={"help": "HE-DA: share of the training images that are selected."})
-    he_da_mix: Mix = field(default="cutmix", metadata={"help": "HE-DA: cutmix (alpha 1) or mixup (alpha 0.2)."})
-    he_da_side: Side = field(
-        default="high", metadata={"help": "HE-DA: images of highest energy, lowest energy, or both (half of each)."}
-    )
+    he_da_ratio: float = flag(0.4, "HE-DA: share of the training images that are selected.")
+    he_da_mix: Mix = flag("cutmix", "HE-DA: cutmix (alpha 1) or mixup (alpha 0.2).")
+    he_da_side: Side = flag("high", "HE-DA: images of highest energy, lowest energy, or both (half of each).")
 
     def check_high_energy(self) -> None:
         """Raise ValueError for invalid settings of HE-DA."""

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from hfkd.data.resident import resident
 from hfkd.data.transforms import ImageTransform
 from hfkd.utils.counts import at_least_one
 from hfkd.utils.dependent_settings import refuse_without_effect
+from hfkd.utils.flags import flag
 from hfkd.utils.numbers import CIFAR_MEAN, CIFAR_STD
 
 logger = logging.getLogger(__name__)
@@ -30,71 +31,41 @@ IMAGENET_SIZE = 224
 class ImageDataArguments:
     """Training and evaluation images. The defaults are CIFAR-100 from the Hub."""
 
-    dataset_name: str = field(default="uoft-cs/cifar100", metadata={"help": "Hub id or local folder of the images."})
-    dataset_config: str | None = field(
-        default=None, metadata={"help": "Configuration of the dataset, if it has several."}
+    dataset_name: str = flag("uoft-cs/cifar100", "Hub id or local folder of the images.")
+    dataset_config: str | None = flag(None, "Configuration of the dataset, if it has several.")
+    train_split: str = flag("train", "Split to train on.")
+    test_split: str | None = flag(None, "Split to evaluate on; unset: test or validation.")
+    image_column: str | None = flag(None, "Column of the images; unset: found by its name.")
+    label_column: str | None = flag(None, "Column of the labels; unset: found by its name.")
+    image_size: int | None = flag(None, "Resize images to this size; unset: that of the first image.")
+    image_mean: list[float] = flag(lambda: list(CIFAR_MEAN), "Mean of each channel, of pixels from 0 to 1.")
+    image_std: list[float] = flag(lambda: list(CIFAR_STD), "Standard deviation of each channel.")
+    crop_padding: int = flag(4, "Padding of training images in pixels before the random crop.")
+    flip: bool = flag(True, "Flip half of the training images horizontally.")
+    views: int = flag(1, "2: each training image also with a strong augmentation (RandAugment).")
+    resident: bool = flag(
+        True, "Hold up to 1 GiB of images in one tensor, on the GPU if there is one: same results, but faster."
     )
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    test_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; unset: test or validation."})
-    image_column: str | None = field(default=None, metadata={"help": "Column of the images; unset: found by its name."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of the labels; unset: found by its name."})
-    image_size: int | None = field(
-        default=None, metadata={"help": "Resize images to this size; unset: that of the first image."}
+    resized_crop: bool = flag(
+        False, "Decode images in the data loader and augment them as for ImageNet; image_size is 224 if unset."
     )
-    image_mean: list[float] = field(
-        default_factory=lambda: list(CIFAR_MEAN), metadata={"help": "Mean of each channel, of pixels from 0 to 1."}
+    streaming: bool = flag(False, "With resized_crop: stream the images, without storing them on disk.")
+    shuffle_buffer: int = flag(10_000, "With streaming: the size of the shuffle buffer in images.")
+    imbalance_factor: float | None = flag(
+        None, "Make the training set long-tailed: size of the smallest class divided by that of the largest."
     )
-    image_std: list[float] = field(
-        default_factory=lambda: list(CIFAR_STD), metadata={"help": "Standard deviation of each channel."}
+    labelled_images: int | None = flag(
+        None, "Keep the labels of this many training images; the others are only distilled."
     )
-    crop_padding: int = field(
-        default=4, metadata={"help": "Padding of training images in pixels before the random crop."}
+    max_train_images: int | None = flag(
+        None,
+        "Use the first images only, for a quick try; of a dataset sorted by class, evenly spaced ones, "
+        "unless it is streamed.",
     )
-    flip: bool = field(default=True, metadata={"help": "Flip half of the training images horizontally."})
-    views: int = field(
-        default=1, metadata={"help": "2: each training image also with a strong augmentation (RandAugment)."}
-    )
-    resident: bool = field(
-        default=True,
-        metadata={
-            "help": "Hold up to 1 GiB of images in one tensor, on the GPU if there is one: same results, but faster."
-        },
-    )
-    resized_crop: bool = field(
-        default=False,
-        metadata={
-            "help": "Decode images in the data loader and augment them as for ImageNet; image_size is 224 if unset."
-        },
-    )
-    streaming: bool = field(
-        default=False, metadata={"help": "With resized_crop: stream the images, without storing them on disk."}
-    )
-    shuffle_buffer: int = field(
-        default=10_000, metadata={"help": "With streaming: the size of the shuffle buffer in images."}
-    )
-    imbalance_factor: float | None = field(
-        default=None,
-        metadata={
-            "help": "Make the training set long-tailed: size of the smallest class divided by that of the largest."
-        },
-    )
-    labelled_images: int | None = field(
-        default=None,
-        metadata={"help": "Keep the labels of this many training images; the others are only distilled."},
-    )
-    max_train_images: int | None = field(
-        default=None,
-        metadata={
-            "help": "Use the first images only, for a quick try; of a dataset sorted by class, evenly spaced ones, "
-            "unless it is streamed."
-        },
-    )
-    max_test_images: int | None = field(
-        default=None,
-        metadata={
-            "help": "Evaluate on the first images only; of a dataset sorted by class, on evenly spaced ones, unless it "
-            "is streamed."
-        },
+    max_test_images: int | None = flag(
+        None,
+        "Evaluate on the first images only; of a dataset sorted by class, on evenly spaced ones, unless it "
+        "is streamed.",
     )
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ L tokens of a row, C classes.
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from hfkd.data.columns import LABEL_COLUMNS, find_column, label_names, num_labels
 from hfkd.data.text_sets import TextSetArguments, check_length, check_texts, first_missing, text_columns_of
 from hfkd.utils import formats
+from hfkd.utils.flags import flag
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +45,9 @@ class LabelledTexts(NamedTuple):
 class LabelledTextArguments(TextSetArguments):
     """The columns of texts and labels (`text_classification.py`)."""
 
-    text_column: str | None = field(default=None, metadata={"help": "Column of the texts; unset: found by its name."})
-    text_pair_column: str | None = field(
-        default=None, metadata={"help": "Column of a second text, for the classification of pairs."}
-    )
-    label_column: str | None = field(default=None, metadata={"help": "Column of the labels; unset: found by its name."})
+    text_column: str | None = flag(None, "Column of the texts; unset: found by its name.")
+    text_pair_column: str | None = flag(None, "Column of a second text, for the classification of pairs.")
+    label_column: str | None = flag(None, "Column of the labels; unset: found by its name.")
 
     def read(self) -> LabelledTexts:
         """Both splits. Raises ValueError for missing columns, and for labels that are not one class per row."""

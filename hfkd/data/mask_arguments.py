@@ -1,7 +1,7 @@
 """The flags that define a dataset of images with masks, and its two splits."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from hfkd.data.first_rows import at_most
 from hfkd.data.large_images import IMAGENET_MEAN, IMAGENET_STD
 from hfkd.data.masks import MaskTransform, load_masks, read_label_names, read_palette
 from hfkd.utils.counts import at_least_one
+from hfkd.utils.flags import flag
 
 NAMES_FILE = "id2label.json"
 
@@ -17,50 +18,28 @@ NAMES_FILE = "id2label.json"
 class MaskDataArguments:
     """Training and evaluation images with masks: any dataset with a column of each."""
 
-    dataset_name: str = field(
-        default="camvid", metadata={"help": "Hub id or local folder with a column of images and one of masks."}
+    dataset_name: str = flag("camvid", "Hub id or local folder with a column of images and one of masks.")
+    dataset_config: str | None = flag(None, "Configuration of the dataset, if it has several.")
+    train_split: str = flag("train", "Split to train on.")
+    test_split: str | None = flag(None, "Split to evaluate on; unset: test or validation.")
+    image_column: str | None = flag(None, "Column of the images; unset: found by its name.")
+    label_column: str | None = flag(None, "Column of the masks; unset: label, annotation, mask, ...")
+    id2label: str | None = flag(
+        None, f'JSON file with the class names, {{"0": "sky", ...}}; unset: {NAMES_FILE} of the data folder.'
     )
-    dataset_config: str | None = field(
-        default=None, metadata={"help": "Configuration of the dataset, if it has several."}
+    num_labels: int | None = flag(None, "Number of classes, if no file has their names.")
+    palette: str | None = flag(
+        None, 'The class of each colour of the masks: a JSON file, {"128,0,0": 0, "0,0,0": 255, ...}.'
     )
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    test_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; unset: test or validation."})
-    image_column: str | None = field(default=None, metadata={"help": "Column of the images; unset: found by its name."})
-    label_column: str | None = field(
-        default=None, metadata={"help": "Column of the masks; unset: label, annotation, mask, ..."}
-    )
-    id2label: str | None = field(
-        default=None,
-        metadata={
-            "help": f'JSON file with the class names, {{"0": "sky", ...}}; unset: {NAMES_FILE} of the data folder.'
-        },
-    )
-    num_labels: int | None = field(default=None, metadata={"help": "Number of classes, if no file has their names."})
-    palette: str | None = field(
-        default=None,
-        metadata={"help": 'The class of each colour of the masks: a JSON file, {"128,0,0": 0, "0,0,0": 255, ...}.'},
-    )
-    reduce_labels: bool = field(
-        default=False, metadata={"help": "Class 0 means unlabelled, and the other classes start at 1, as in ADE20K."}
-    )
-    image_size: list[int] = field(
-        default_factory=lambda: [180, 240], metadata={"help": "Height and width of the networks' input."}
-    )
-    image_mean: list[float] = field(
-        default_factory=lambda: list(IMAGENET_MEAN), metadata={"help": "Mean of each channel, of pixels from 0 to 1."}
-    )
-    image_std: list[float] = field(
-        default_factory=lambda: list(IMAGENET_STD), metadata={"help": "Standard deviation of each channel."}
-    )
-    min_scale: float = field(default=0.5, metadata={"help": "Smallest random scale of training images."})
-    max_scale: float = field(
-        default=2.0, metadata={"help": "Largest random scale of training images, before the crop to image_size."}
-    )
-    flip: bool = field(
-        default=True, metadata={"help": "Flip half of the training images horizontally, with their masks."}
-    )
-    max_train_images: int | None = field(default=None, metadata={"help": "Use the first images only, for a quick try."})
-    max_test_images: int | None = field(default=None, metadata={"help": "Evaluate on the first images only."})
+    reduce_labels: bool = flag(False, "Class 0 means unlabelled, and the other classes start at 1, as in ADE20K.")
+    image_size: list[int] = flag(lambda: [180, 240], "Height and width of the networks' input.")
+    image_mean: list[float] = flag(lambda: list(IMAGENET_MEAN), "Mean of each channel, of pixels from 0 to 1.")
+    image_std: list[float] = flag(lambda: list(IMAGENET_STD), "Standard deviation of each channel.")
+    min_scale: float = flag(0.5, "Smallest random scale of training images.")
+    max_scale: float = flag(2.0, "Largest random scale of training images, before the crop to image_size.")
+    flip: bool = flag(True, "Flip half of the training images horizontally, with their masks.")
+    max_train_images: int | None = flag(None, "Use the first images only, for a quick try.")
+    max_test_images: int | None = flag(None, "Evaluate on the first images only.")
 
     def __post_init__(self) -> None:
         at_least_one(self, "num_labels", "max_train_images", "max_test_images")

@@ -4,7 +4,7 @@ L tokens of a row.
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from hfkd.data.masking import TokenMasking
 from hfkd.data.text_sets import TextSetArguments, check_length, check_texts, text_columns_of
 from hfkd.utils import formats
+from hfkd.utils.flags import flag
 
 logger = logging.getLogger(__name__)
 
@@ -30,17 +31,13 @@ class PlainTexts(NamedTuple):
 class PlainTextArguments(TextSetArguments):
     """The columns of the text, and how it is split into rows (`masked_lm.py`)."""
 
-    text_columns: list[str] | None = field(
-        default=None,
-        metadata={"help": "Columns of the text, joined by line breaks; unset: text, or the only one that holds text."},
+    text_columns: list[str] | None = flag(
+        None, "Columns of the text, joined by line breaks; unset: text, or the only one that holds text."
     )
-    line_by_line: bool = field(
-        default=False,
-        metadata={"help": "Make one row of each text, truncated at max_length, instead of concatenating all texts."},
+    line_by_line: bool = flag(
+        False, "Make one row of each text, truncated at max_length, instead of concatenating all texts."
     )
-    mask_probability: float = field(
-        default=0.15, metadata={"help": "Share of the tokens that are selected for prediction."}
-    )
+    mask_probability: float = flag(0.15, "Share of the tokens that are selected for prediction.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,6 +17,7 @@ from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_files import read_splits
 from hfkd.data.two_tokenizers import tokenize_for_both
 from hfkd.utils.counts import at_least_one
+from hfkd.utils.flags import flag
 
 logger = logging.getLogger(__name__)
 
@@ -36,41 +37,29 @@ class TextData(NamedTuple):
 class TextDataArguments:
     """Training instructions, and how they are tokenised. The defaults are those of MiniLLM and DSKD."""
 
-    dataset_name: str = field(
-        default="databricks/databricks-dolly-15k", metadata={"help": "Hub id, local folder or JSON-lines file."}
+    dataset_name: str = flag("databricks/databricks-dolly-15k", "Hub id, local folder or JSON-lines file.")
+    max_length: int = flag(512, "Tokens of prompt and response together.")
+    max_prompt_length: int = flag(256, "Tokens of the prompt.")
+    long_prompts: Literal["drop", "cut"] = flag(
+        "drop", "Drop rows with a longer prompt (MiniLLM), or cut the prompt (DSKD). Dolly is split without them."
     )
-    max_length: int = field(default=512, metadata={"help": "Tokens of prompt and response together."})
-    max_prompt_length: int = field(default=256, metadata={"help": "Tokens of the prompt."})
-    long_prompts: Literal["drop", "cut"] = field(
-        default="drop",
-        metadata={
-            "help": "Drop rows with a longer prompt (MiniLLM), or cut the prompt (DSKD). Dolly is split without them."
-        },
+    tokenization: Literal["joint", "separate"] = flag(
+        "joint", "Tokenise prompt and response jointly as one text (MiniLLM), or separately (DSKD)."
     )
-    tokenization: Literal["joint", "separate"] = field(
-        default="joint",
-        metadata={"help": "Tokenise prompt and response jointly as one text (MiniLLM), or separately (DSKD)."},
+    chat_template: bool = flag(False, "Format prompts with the tokenizer's chat template.")
+    answers: Literal["last", "each"] = flag(
+        "last",
+        "Of a chat, learn the last answer, or each one: in a row of its own, after the turns before it, "
+        "with a weight and a temperature of its own.",
     )
-    chat_template: bool = field(default=False, metadata={"help": "Format prompts with the tokenizer's chat template."})
-    answers: Literal["last", "each"] = field(
-        default="last",
-        metadata={
-            "help": "Of a chat, learn the last answer, or each one: in a row of its own, after the turns before it, "
-            "with a weight and a temperature of its own."
-        },
+    packing: bool = flag(
+        False,
+        "Pack several training documents into each row of max_length tokens, with no attention between "
+        "them: less padding, and the same loss for the same documents. A batch of the same number of rows holds "
+        "more documents: lower per_device_train_batch_size by the factor in the log.",
     )
-    packing: bool = field(
-        default=False,
-        metadata={
-            "help": "Pack several training documents into each row of max_length tokens, with no attention between "
-            "them: less padding, and the same loss for the same documents. A batch of the same number of rows holds "
-            "more documents: lower per_device_train_batch_size by the factor in the log."
-        },
-    )
-    max_train_rows: int | None = field(
-        default=None, metadata={"help": "Train on the first rows only, for a quick test."}
-    )
-    max_dev_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first rows only."})
+    max_train_rows: int | None = flag(None, "Train on the first rows only, for a quick test.")
+    max_dev_rows: int | None = flag(None, "Evaluate on the first rows only.")
     prompts_with_template: bool = field(default=False, init=False)  # found, and recorded with the run
 
     def __post_init__(self) -> None:

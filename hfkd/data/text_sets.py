@@ -1,7 +1,7 @@
 """The flags that define a text dataset, and its training and evaluation split."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from datasets import Dataset, Value
 
 from hfkd.data.text_files import read_splits
 from hfkd.utils.counts import at_least_one
+from hfkd.utils.flags import flag
 
 logger = logging.getLogger(__name__)
 
@@ -19,32 +20,21 @@ EVAL_SPLITS = ("validation", "valid", "val", "dev", "test")
 class TextSetArguments:
     """Training and evaluation texts."""
 
-    dataset_name: str = field(
-        default="stanfordnlp/sst2",
-        metadata={"help": "Hub id, local folder, or a file (JSON lines, .csv, .tsv, .parquet, .txt)."},
+    dataset_name: str = flag(
+        "stanfordnlp/sst2", "Hub id, local folder, or a file (JSON lines, .csv, .tsv, .parquet, .txt)."
     )
-    dataset_config: str | None = field(
-        default=None, metadata={"help": "Configuration of the dataset, if it has several."}
+    dataset_config: str | None = flag(None, "Configuration of the dataset, if it has several.")
+    train_split: str = flag("train", "Split to train on.")
+    eval_split: str | None = flag(None, "Split to evaluate on; unset: validation, valid, val or dev, else test.")
+    hold_out: int | None = flag(
+        None,
+        "Instead of eval_split: evaluate on this many rows of train_split, selected by split_seed and left "
+        "out of training.",
     )
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str | None = field(
-        default=None, metadata={"help": "Split to evaluate on; unset: validation, valid, val or dev, else test."}
-    )
-    hold_out: int | None = field(
-        default=None,
-        metadata={
-            "help": "Instead of eval_split: evaluate on this many rows of train_split, selected by split_seed and left "
-            "out of training."
-        },
-    )
-    split_seed: int = field(default=0, metadata={"help": "Random seed of hold_out, max_train_rows and max_eval_rows."})
-    max_length: int = field(default=128, metadata={"help": "Maximum length of a row in tokens."})
-    max_train_rows: int | None = field(
-        default=None, metadata={"help": "Train on this many rows, selected by split_seed."}
-    )
-    max_eval_rows: int | None = field(
-        default=None, metadata={"help": "Evaluate on this many rows, selected by split_seed."}
-    )
+    split_seed: int = flag(0, "Random seed of hold_out, max_train_rows and max_eval_rows.")
+    max_length: int = flag(128, "Maximum length of a row in tokens.")
+    max_train_rows: int | None = flag(None, "Train on this many rows, selected by split_seed.")
+    max_eval_rows: int | None = flag(None, "Evaluate on this many rows, selected by split_seed.")
 
     def __post_init__(self) -> None:
         at_least_one(self, "hold_out", "max_length", "max_train_rows", "max_eval_rows")

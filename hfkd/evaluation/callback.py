@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from hfkd.evaluation.sets import with_references
 from hfkd.evaluation.weights import step_of_weights
 from hfkd.utils.counts import at_least_one
 from hfkd.utils.dependent_settings import refuse_without_effect
+from hfkd.utils.flags import flag
 from hfkd.utils.temporary_settings import setting
 
 METRIC = "eval_rougeL"
@@ -28,18 +29,13 @@ logger = logging.getLogger(__name__)
 class RougeArguments:
     """Choice of the best checkpoint by ROUGE-L of its responses to dev prompts, as in MiniLLM and DSKD."""
 
-    eval_rouge: bool = field(
-        default=False,
-        metadata={
-            "help": "Compute ROUGE-L on the dev set at each evaluation, and load the best checkpoint at the end."
-        },
+    eval_rouge: bool = flag(
+        False, "Compute ROUGE-L on the dev set at each evaluation, and load the best checkpoint at the end."
     )
-    rouge_seeds: list[int] = field(
-        default_factory=lambda: [10], metadata={"help": "Sampling seeds of the answers; DSKD averages three."}
-    )
-    rouge_max_new_tokens: int = field(default=256, metadata={"help": "Maximum number of tokens of an answer."})
-    rouge_tokenizer: Literal["rouge_score", "unicode"] = field(
-        default="rouge_score", metadata={"help": "rouge_score, as published, reads a-z and 0-9; unicode every script."}
+    rouge_seeds: list[int] = flag(lambda: [10], "Sampling seeds of the answers; DSKD averages three.")
+    rouge_max_new_tokens: int = flag(256, "Maximum number of tokens of an answer.")
+    rouge_tokenizer: Literal["rouge_score", "unicode"] = flag(
+        "rouge_score", "rouge_score, as published, reads a-z and 0-9; unicode every script."
     )
 
     def __post_init__(self) -> None:

@@ -32,6 +32,7 @@ from hfkd.reports.results import RESULTS_NAME
 from hfkd.teachers.statistics import seen
 from hfkd.utils.argument_types import Positive, fitting
 from hfkd.utils.counts import at_least_one
+from hfkd.utils.flags import flag
 from hfkd.utils.json_file import read_json, write_json
 from hfkd.utils.launch import refuse_several
 
@@ -48,39 +49,26 @@ class AnalysisArguments(TeacherViewArguments):
 
     teacher: str = field(metadata={"help": "The teacher: a timm name, a Hub id or a saved folder."})
     students: list[str] = field(metadata={"help": "Students: output folders of runs, Hub ids, or timm names."})
-    task: Literal["images"] = field(
-        default="images",
-        metadata={"help": "Task of the networks; see `--task segmentation --help` for segmentation."},
+    task: Literal["images"] = flag("images", "Task of the networks; see `--task segmentation --help` for segmentation.")
+    teacher_checkpoint: str | None = flag(None, "Weights of the teacher: .pth, .safetensors.")
+    student_checkpoints: list[str] | None = flag(
+        None, "Weights of the students given as timm names, one for each, in order."
     )
-    teacher_checkpoint: str | None = field(
-        default=None, metadata={"help": "Weights of the teacher: .pth, .safetensors."}
+    split: Literal["test", "train"] = flag(
+        "test", "Which images: the test split, or the training split without augmentation."
     )
-    student_checkpoints: list[str] | None = field(
-        default=None, metadata={"help": "Weights of the students given as timm names, one for each, in order."}
+    kl_temperature: float = flag(1.0, "Temperature of the softmax in the divergences.")
+    tsne_images: int = flag(1000, "Number of images in the t-SNE; 0 leaves it out.")
+    checkpoints_of: list[str] | None = flag(
+        None, "Output folders of runs whose checkpoint-* are compared over training."
     )
-    split: Literal["test", "train"] = field(
-        default="test", metadata={"help": "Which images: the test split, or the training split without augmentation."}
-    )
-    kl_temperature: float = field(default=1.0, metadata={"help": "Temperature of the softmax in the divergences."})
-    tsne_images: int = field(default=1000, metadata={"help": "Number of images in the t-SNE; 0 leaves it out."})
-    checkpoints_of: list[str] | None = field(
-        default=None, metadata={"help": "Output folders of runs whose checkpoint-* are compared over training."}
-    )
-    landscape_points: int = field(
-        default=11, metadata={"help": "Points of a loss landscape along a direction, an odd number; 0 leaves it out."}
-    )
-    landscape_dims: int = field(
-        default=2, metadata={"help": "Number of random directions of the landscape: 1 (a line) or 2 (a map)."}
-    )
-    landscape_images: int = field(
-        default=256, metadata={"help": "Number of images over which the loss of the landscape is averaged."}
-    )
-    seed: int = field(
-        default=0, metadata={"help": "Random seed for the images of t-SNE and landscape, and for the directions."}
-    )
-    batch_size: int = field(default=256, metadata={"help": "Images per forward pass."})
-    use_cpu: bool = field(default=False, metadata={"help": "Run on the CPU even if there is an accelerator."})
-    output_dir: str = field(default="analysis", metadata={"help": "Folder for index.html and analysis.json."})
+    landscape_points: int = flag(11, "Points of a loss landscape along a direction, an odd number; 0 leaves it out.")
+    landscape_dims: int = flag(2, "Number of random directions of the landscape: 1 (a line) or 2 (a map).")
+    landscape_images: int = flag(256, "Number of images over which the loss of the landscape is averaged.")
+    seed: int = flag(0, "Random seed for the images of t-SNE and landscape, and for the directions.")
+    batch_size: int = flag(256, "Images per forward pass.")
+    use_cpu: bool = flag(False, "Run on the CPU even if there is an accelerator.")
+    output_dir: str = flag("analysis", "Folder for index.html and analysis.json.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,6 +32,7 @@ from hfkd.tasks.semantic_segmentation import flat_labels
 from hfkd.teachers import FrozenTeacher
 from hfkd.utils.argument_types import Positive, fitting
 from hfkd.utils.counts import at_least_one
+from hfkd.utils.flags import flag
 from hfkd.utils.json_file import write_json
 from hfkd.utils.launch import processes, refuse_several
 
@@ -48,14 +49,12 @@ class MaskAnalysisArguments(MaskTeacherArguments):
         metadata={"help": "The teacher: output folder of a run, Hub id, torchvision name, or module:function."}
     )
     students: list[str] = field(metadata={"help": "Students: output folders of runs of `hfkd segment`."})
-    task: Literal["segmentation"] = field(
-        default="segmentation", metadata={"help": "Task of the networks; default: image classification."}
-    )
-    shown_images: int = field(default=4, metadata={"help": "Number of images on the page, spread over the dataset."})
-    kl_temperature: float = field(default=1.0, metadata={"help": "Temperature of the softmax in the divergences."})
-    batch_size: int = field(default=8, metadata={"help": "Images per forward pass."})
-    use_cpu: bool = field(default=False, metadata={"help": "Run on the CPU even if there is an accelerator."})
-    output_dir: str = field(default="analysis", metadata={"help": "Folder for index.html and analysis.json."})
+    task: Literal["segmentation"] = flag("segmentation", "Task of the networks; default: image classification.")
+    shown_images: int = flag(4, "Number of images on the page, spread over the dataset.")
+    kl_temperature: float = flag(1.0, "Temperature of the softmax in the divergences.")
+    batch_size: int = flag(8, "Images per forward pass.")
+    use_cpu: bool = flag(False, "Run on the CPU even if there is an accelerator.")
+    output_dir: str = flag("analysis", "Folder for index.html and analysis.json.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
@@ -18,22 +18,21 @@ from hfkd.teachers.token_cache.build import build_text_cache
 from hfkd.teachers.token_cache.manifest import Manifest
 from hfkd.teachers.token_cache.teacher import CachedTextTeacher
 from hfkd.utils.counts import at_least_one
+from hfkd.utils.flags import flag
 
 
 @dataclass
 class TeacherCacheArguments:
     """What is stored of a language-model teacher's outputs in `teacher_cache_dir`."""
 
-    teacher_cache_k: int = field(default=64, metadata={"help": "Number of largest logits stored per target token."})
-    teacher_cache_batch_size: int = field(
-        default=8, metadata={"help": "Rows per forward pass of the teacher while storing."}
-    )
+    teacher_cache_k: int = flag(64, "Number of largest logits stored per target token.")
+    teacher_cache_batch_size: int = flag(8, "Rows per forward pass of the teacher while storing.")
 
-    teacher_cache_entropy_temperature: float = field(
-        default=3.0, metadata={"help": "Softmax temperature of the stored entropies; must be that of the weighting."}
+    teacher_cache_entropy_temperature: float = flag(
+        3.0, "Softmax temperature of the stored entropies; must be that of the weighting."
     )
-    teacher_cache_energy_temperature: float = field(
-        default=4.0, metadata={"help": "Temperature of the stored energies; must be that of the temperature slot."}
+    teacher_cache_energy_temperature: float = flag(
+        4.0, "Temperature of the stored energies; must be that of the temperature slot."
     )
 
     def __post_init__(self) -> None:

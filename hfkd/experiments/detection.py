@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from hfkd.reports.boxes import BoxExample, FoundBoxes
 from hfkd.reports.page import detection_sections
 from hfkd.tasks.proof import untouched
 from hfkd.trainer import DistillationTrainer
+from hfkd.utils.flags import flag
 
 SHOWN = 6  # number of images on the page
 
@@ -86,6 +87,4 @@ def _found(boxes: Mapping[str, Tensor]) -> FoundBoxes:
 class ScoreArguments:
     """Evaluation besides AP on the test images."""
 
-    score_training: bool = field(
-        default=False, metadata={"help": "After training, also evaluate on the training images: eval_train_ap."}
-    )
+    score_training: bool = flag(False, "After training, also evaluate on the training images: eval_train_ap.")

@@ -3,7 +3,7 @@
 import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from hfkd.experiments.earlier_run import trained_with_template, warn_of_template
 from hfkd.utils.argument_types import NotNegative, fitting
 from hfkd.utils.counts import at_least_one
 from hfkd.utils.files import write_atomically
+from hfkd.utils.flags import flag
 from hfkd.utils.launch import processes
 
 logger = logging.getLogger(__name__)
@@ -33,31 +34,20 @@ logger = logging.getLogger(__name__)
 class InstructArguments:
     """Evaluation sets, and sampling of answers. The defaults are those of the published results."""
 
-    sets_from: str = field(default=HUB, metadata={"help": "Folder with <set>.jsonl files, or a Hub account."})
-    sets: list[str] = field(default_factory=lambda: list(SETS), metadata={"help": f"Some of {', '.join(SETS)}."})
-    dolly: str | None = field(
-        default=None,
-        metadata={"help": "databricks-dolly-15k, whose test split is evaluated; unset: that of sets_from."},
+    sets_from: str = flag(HUB, "Folder with <set>.jsonl files, or a Hub account.")
+    sets: list[str] = flag(lambda: list(SETS), f"Some of {', '.join(SETS)}.")
+    dolly: str | None = flag(None, "databricks-dolly-15k, whose test split is evaluated; unset: that of sets_from.")
+    seeds: list[int] = flag(lambda: list(SEEDS), "Sampling seeds, with one set of answers for each.")
+    max_rows: int | None = flag(None, "Evaluate only the first rows of each set, for a quick test.")
+    max_new_tokens: int = flag(256, "Maximum number of tokens of an answer.")
+    max_prompt_length: int = flag(256, "Maximum number of tokens of a prompt; longer prompts are truncated.")
+    no_repeat_ngram_size: int = flag(6, "Forbid repetition of n-grams of this many tokens; 0: allow it.")
+    batch_size: int = flag(32, "Prompts per batch on each process.")
+    chat_template: bool = flag(False, "Format prompts with the tokenizer's chat template.")
+    rouge_tokenizer: Literal["rouge_score", "unicode"] = flag(
+        "rouge_score", "rouge_score, as published, reads a-z and 0-9; unicode every script."
     )
-    seeds: list[int] = field(
-        default_factory=lambda: list(SEEDS), metadata={"help": "Sampling seeds, with one set of answers for each."}
-    )
-    max_rows: int | None = field(
-        default=None, metadata={"help": "Evaluate only the first rows of each set, for a quick test."}
-    )
-    max_new_tokens: int = field(default=256, metadata={"help": "Maximum number of tokens of an answer."})
-    max_prompt_length: int = field(
-        default=256, metadata={"help": "Maximum number of tokens of a prompt; longer prompts are truncated."}
-    )
-    no_repeat_ngram_size: int = field(
-        default=6, metadata={"help": "Forbid repetition of n-grams of this many tokens; 0: allow it."}
-    )
-    batch_size: int = field(default=32, metadata={"help": "Prompts per batch on each process."})
-    chat_template: bool = field(default=False, metadata={"help": "Format prompts with the tokenizer's chat template."})
-    rouge_tokenizer: Literal["rouge_score", "unicode"] = field(
-        default="rouge_score", metadata={"help": "rouge_score, as published, reads a-z and 0-9; unicode every script."}
-    )
-    output_dir: str = field(default="runs/instruct", metadata={"help": "Folder for answers and scores."})
+    output_dir: str = flag("runs/instruct", "Folder for answers and scores.")
 
     def __post_init__(self) -> None:
         at_least_one(self, "max_rows", "max_new_tokens", "max_prompt_length", "batch_size")

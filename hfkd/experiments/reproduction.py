@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from hfkd.losses.distillation import DistillationLoss
 from hfkd.models import NetworkArguments
 from hfkd.reports.style import figure_bytes
 from hfkd.utils.files import write_atomically
+from hfkd.utils.flags import flag
 from hfkd.utils.json_file import write_json
 from hfkd.utils.parsing import Parsed, given_settings, parse
 
@@ -34,22 +35,15 @@ SCHEDULE = {f.name for f in fields(TrainingArguments)} | {"lr_decay_epochs", "lr
 class TableArguments:
     """A table of methods and seeds (`reproduce.py`, which also takes flags for networks, images and distillation)."""
 
-    table: str | None = field(default=None, metadata={"help": "The table: a YAML file, or its name in recipes/tables."})
-    seeds: int = field(default=3, metadata={"help": "Runs of each row, with the seeds --seed, --seed + 1, ..."})
-    rows: list[str] | None = field(default=None, metadata={"help": "Run only the rows with these names."})
-    teachers: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder with the teachers' weights, for tables with several pairs: wrn_40_2.pth, resnet56.pth ..."
-        },
+    table: str | None = flag(None, "The table: a YAML file, or its name in recipes/tables.")
+    seeds: int = flag(3, "Runs of each row, with the seeds --seed, --seed + 1, ...")
+    rows: list[str] | None = flag(None, "Run only the rows with these names.")
+    teachers: str | None = flag(
+        None, "Folder with the teachers' weights, for tables with several pairs: wrn_40_2.pth, resnet56.pth ..."
     )
-    pages: bool = field(
-        default=False, metadata={"help": "Write a page for each run, which needs another pass over all images."}
-    )
-    list: bool = field(default=False, metadata={"help": "Print the tables of recipes/tables and stop."})
-    dry_run: bool = field(
-        default=False, metadata={"help": "Print the settings of each row of the table without running it."}
-    )
+    pages: bool = flag(False, "Write a page for each run, which needs another pass over all images.")
+    list: bool = flag(False, "Print the tables of recipes/tables and stop.")
+    dry_run: bool = flag(False, "Print the settings of each row of the table without running it.")
 
     def __post_init__(self) -> None:
         if self.seeds < 1:

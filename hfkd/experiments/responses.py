@@ -4,7 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import xxhash
@@ -29,6 +29,7 @@ from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.training.on_policy.writing import ResponseWriter
 from hfkd.utils.argument_types import Count, NotNegative, Share, fitting
 from hfkd.utils.counts import at_least_one
+from hfkd.utils.flags import flag
 from hfkd.utils.launch import processes, refuse_unshared
 
 logger = logging.getLogger(__name__)
@@ -48,31 +49,21 @@ WHY = {
 class ResponseArguments:
     """Prompts, sampling of responses, and which responses are kept."""
 
-    dataset_name: str = field(
-        default="databricks/databricks-dolly-15k", metadata={"help": "Hub id, local folder or JSON-lines file."}
-    )
-    max_prompt_length: int = field(
-        default=256, metadata={"help": "Maximum number of tokens of a prompt; longer prompts are dropped."}
-    )
-    chat_template: bool = field(default=False, metadata={"help": "Format prompts with the tokenizer's chat template."})
-    max_rows: int | None = field(default=None, metadata={"help": "Use only the first training rows, for a quick test."})
-    num_samples: int = field(default=1, metadata={"help": "Number of responses to each prompt."})
-    max_new_tokens: int = field(default=256, metadata={"help": "Maximum number of tokens of a response."})
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0: greedy decoding."})
-    top_k: int = field(default=0, metadata={"help": "Sample from the k most probable tokens; 0: all tokens."})
-    top_p: float = field(
-        default=1.0, metadata={"help": "Sample from the most probable tokens with this total probability."}
-    )
-    seed: int = field(default=42, metadata={"help": "Random seed, combined with the row and number of a response."})
-    keep_unfinished: bool = field(
-        default=False, metadata={"help": "Keep responses that reach max_new_tokens without an end of sequence."}
-    )
-    keep_repeated: bool = field(
-        default=False, metadata={"help": "Keep responses that equal an earlier one to the same prompt."}
-    )
-    batch_size: int = field(default=32, metadata={"help": "Responses per batch on each process."})
-    output_dir: str = field(default="runs/responses", metadata={"help": "Folder for the dataset."})
-    disable_tqdm: bool = field(default=False, metadata={"help": "No progress bar."})
+    dataset_name: str = flag("databricks/databricks-dolly-15k", "Hub id, local folder or JSON-lines file.")
+    max_prompt_length: int = flag(256, "Maximum number of tokens of a prompt; longer prompts are dropped.")
+    chat_template: bool = flag(False, "Format prompts with the tokenizer's chat template.")
+    max_rows: int | None = flag(None, "Use only the first training rows, for a quick test.")
+    num_samples: int = flag(1, "Number of responses to each prompt.")
+    max_new_tokens: int = flag(256, "Maximum number of tokens of a response.")
+    temperature: float = flag(1.0, "Sampling temperature; 0: greedy decoding.")
+    top_k: int = flag(0, "Sample from the k most probable tokens; 0: all tokens.")
+    top_p: float = flag(1.0, "Sample from the most probable tokens with this total probability.")
+    seed: int = flag(42, "Random seed, combined with the row and number of a response.")
+    keep_unfinished: bool = flag(False, "Keep responses that reach max_new_tokens without an end of sequence.")
+    keep_repeated: bool = flag(False, "Keep responses that equal an earlier one to the same prompt.")
+    batch_size: int = flag(32, "Responses per batch on each process.")
+    output_dir: str = flag("runs/responses", "Folder for the dataset.")
+    disable_tqdm: bool = flag(False, "No progress bar.")
 
     def __post_init__(self) -> None:
         at_least_one(self, "max_prompt_length", "max_rows", "num_samples", "max_new_tokens", "batch_size")

@@ -1,6 +1,6 @@
 """Flags for recipes whose teacher may have another tokenizer than the student."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -10,25 +10,22 @@ from hfkd.models.language import load_tokenizer, refuse_unused_tokenizer
 from hfkd.models.vocabulary import same_tokenizer
 from hfkd.tasks.two_tokenizers import different
 from hfkd.utils.counts import at_least_one
+from hfkd.utils.flags import flag
 
 
 @dataclass
 class TeacherTokenizerArguments:
     """A teacher with another tokenizer than the student, for the objectives uld and gold."""
 
-    teacher_tokenizer: str | None = field(
-        default=None,
-        metadata={
-            "help": "Tokenizer for a teacher without its own, if it differs from tokenizer_name. Different "
-            "tokenizers need the objective uld or gold."
-        },
+    teacher_tokenizer: str | None = flag(
+        None,
+        "Tokenizer for a teacher without its own, if it differs from tokenizer_name. Different "
+        "tokenizers need the objective uld or gold.",
     )
-    teacher_max_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Maximum number of tokens of prompt and response for a teacher with another tokenizer (unset: "
-            "max_length) or prompts of its own, whose longer rows are dropped."
-        },
+    teacher_max_length: int | None = flag(
+        None,
+        "Maximum number of tokens of prompt and response for a teacher with another tokenizer (unset: "
+        "max_length) or prompts of its own, whose longer rows are dropped.",
     )
 
     def __post_init__(self) -> None:

@@ -1,70 +1,46 @@
 """The flags that define a teacher and a student for object detection."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torchvision.models.detection import FasterRCNN
 
 from hfkd.models.detection import detector
 from hfkd.utils.counts import at_least_one
+from hfkd.utils.flags import flag
 
 
 @dataclass
 class DetectionNetworkArguments:
     """Faster R-CNN as teacher and student: backbones of torchvision or timm, or torchvision's detectors by name."""
 
-    student_name: str = field(
-        default="resnet18",
-        metadata={
-            "help": "Student: a backbone from torchvision or timm, or a detector from torchvision (fasterrcnn_...)."
-        },
+    student_name: str = flag(
+        "resnet18", "Student: a backbone from torchvision or timm, or a detector from torchvision (fasterrcnn_...)."
     )
-    student_checkpoint: str | None = field(
-        default=None, metadata={"help": "File with initial weights of the whole student."}
+    student_checkpoint: str | None = flag(None, "File with initial weights of the whole student.")
+    student_backbone_checkpoint: str | None = flag(
+        None, "File with a classifier's weights for the student's backbone; pretrained: the published ones."
     )
-    student_backbone_checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": "File with a classifier's weights for the student's backbone; pretrained: the published ones."
-        },
+    student_levels: list[int] = flag(
+        lambda: [1, 2, 3, 4], "Stages of the student's backbone under the feature pyramid."
     )
-    student_levels: list[int] = field(
-        default_factory=lambda: [1, 2, 3, 4],
-        metadata={"help": "Stages of the student's backbone under the feature pyramid."},
+    student_fpn_channels: int = flag(256, "Channels of the student's feature pyramid.")
+    student_head_size: int = flag(1024, "Width of the student's two layers on each proposal.")
+    teacher_name: str | None = flag(None, "Teacher, named like the student; not needed with kd_weight 0.")
+    teacher_checkpoint: str | None = flag(
+        None, "File with the teacher's weights; torchvision: the published ones for COCO (fasterrcnn_...)."
     )
-    student_fpn_channels: int = field(default=256, metadata={"help": "Channels of the student's feature pyramid."})
-    student_head_size: int = field(
-        default=1024, metadata={"help": "Width of the student's two layers on each proposal."}
+    teacher_levels: list[int] = flag(
+        lambda: [1, 2, 3, 4], "Stages of the teacher's backbone under the feature pyramid."
     )
-    teacher_name: str | None = field(
-        default=None, metadata={"help": "Teacher, named like the student; not needed with kd_weight 0."}
-    )
-    teacher_checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": "File with the teacher's weights; torchvision: the published ones for COCO (fasterrcnn_...)."
-        },
-    )
-    teacher_levels: list[int] = field(
-        default_factory=lambda: [1, 2, 3, 4],
-        metadata={"help": "Stages of the teacher's backbone under the feature pyramid."},
-    )
-    teacher_fpn_channels: int = field(default=256, metadata={"help": "Channels of the teacher's feature pyramid."})
-    teacher_head_size: int = field(
-        default=1024, metadata={"help": "Width of the teacher's two layers on each proposal."}
-    )
-    min_size: int = field(
-        default=800, metadata={"help": "Both networks resize an image so that its shorter side is this."}
-    )
-    max_size: int = field(default=1333, metadata={"help": "The longer side of a resized image is at most this."})
-    anchor_size: int = field(
-        default=32, metadata={"help": "Side of the anchors on the finest map, doubled at each coarser map."}
-    )
-    proposals: int = field(default=512, metadata={"help": "Number of proposals per image that are trained on."})
-    frozen_batch_norm: bool = field(default=True, metadata={"help": "Freeze the batch norms of the backbones."})
-    frozen_stages: int = field(
-        default=0, metadata={"help": "Number of stages of the backbones that are frozen, with the stem."}
-    )
+    teacher_fpn_channels: int = flag(256, "Channels of the teacher's feature pyramid.")
+    teacher_head_size: int = flag(1024, "Width of the teacher's two layers on each proposal.")
+    min_size: int = flag(800, "Both networks resize an image so that its shorter side is this.")
+    max_size: int = flag(1333, "The longer side of a resized image is at most this.")
+    anchor_size: int = flag(32, "Side of the anchors on the finest map, doubled at each coarser map.")
+    proposals: int = flag(512, "Number of proposals per image that are trained on.")
+    frozen_batch_norm: bool = flag(True, "Freeze the batch norms of the backbones.")
+    frozen_stages: int = flag(0, "Number of stages of the backbones that are frozen, with the stem.")
 
     def __post_init__(self) -> None:
         sizes = ("min_size", "max_size", "anchor_size", "proposals")

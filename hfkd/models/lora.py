@@ -1,20 +1,21 @@
 """The flags of a student that is trained with LoRA adapters."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from hfkd.utils.dependent_settings import refuse_without_effect
+from hfkd.utils.flags import flag
 
 
 @dataclass
 class LoraArguments:
     """Train low-rank adapters instead of the whole student."""
 
-    use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters; the student's weights stay frozen."})
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
-    lora_alpha: int = field(default=32, metadata={"help": "Their scale is lora_alpha / lora_r."})
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Modules that get adapters; unset: PEFT's choice for the architecture."}
+    use_peft: bool = flag(False, "Train LoRA adapters; the student's weights stay frozen.")
+    lora_r: int = flag(16, "Rank of the adapters.")
+    lora_alpha: int = flag(32, "Their scale is lora_alpha / lora_r.")
+    lora_target_modules: list[str] | None = flag(
+        None, "Modules that get adapters; unset: PEFT's choice for the architecture."
     )
 
     def __post_init__(self) -> None:

@@ -1,27 +1,23 @@
 """The flags that describe a segmentation teacher beyond its files."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from hfkd.models.inputs import InputSpec
 from hfkd.models.teacher_view_arguments import TeacherClassesArguments
+from hfkd.utils.flags import flag
 
 
 @dataclass(kw_only=True)
 class MaskTeacherArguments(TeacherClassesArguments):
     """How a segmentation teacher is loaded. Raises ValueError for conflicting settings."""
 
-    teacher_checkpoint: str | None = field(default=None, metadata={"help": "File with the teacher's weights."})
-    teacher_mean: list[float] | None = field(
-        default=None,
-        metadata={"help": "Mean of each channel in the teacher's normalisation, if its files do not contain it."},
+    teacher_checkpoint: str | None = flag(None, "File with the teacher's weights.")
+    teacher_mean: list[float] | None = flag(
+        None, "Mean of each channel in the teacher's normalisation, if its files do not contain it."
     )
-    teacher_std: list[float] | None = field(
-        default=None, metadata={"help": "Standard deviation of each channel, likewise."}
-    )
-    teacher_size: list[int] | None = field(
-        default=None, metadata={"help": "Height and width of the teacher's images; unset: not resized."}
-    )
+    teacher_std: list[float] | None = flag(None, "Standard deviation of each channel, likewise.")
+    teacher_size: list[int] | None = flag(None, "Height and width of the teacher's images; unset: not resized.")
 
     def __post_init__(self) -> None:
         if (self.teacher_mean is None) != (self.teacher_std is None):

@@ -1,47 +1,33 @@
 """The flags of training on generated responses."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from hfkd.utils.argument_types import Count, NotNegative, Share, fitting
+from hfkd.utils.flags import flag
 
 
 @dataclass
 class OnPolicyArguments:
     """Responses generated in training by the student (GKD, Agarwal et al., ICLR 2024) or the teacher (SeqKD, 2016)."""
 
-    on_policy: float = field(
-        default=0.0,
-        metadata={
-            "help": "Share of optimizer steps (GKD's lambda) in which the student generates the responses to the rows' "
-            "prompts. These steps have no cross-entropy on labels; ce_weight applies to the other steps."
-        },
+    on_policy: float = flag(
+        0.0,
+        "Share of optimizer steps (GKD's lambda) in which the student generates the responses to the rows' "
+        "prompts. These steps have no cross-entropy on labels; ce_weight applies to the other steps.",
     )
-    seq_kd: bool = field(
-        default=False,
-        metadata={
-            "help": "In the other steps, the teacher generates the responses, which replace those of the dataset."
-        },
+    seq_kd: bool = flag(
+        False, "In the other steps, the teacher generates the responses, which replace those of the dataset."
     )
-    on_policy_max_new_tokens: int = field(
-        default=128, metadata={"help": "Maximum length of a generated response in tokens."}
+    on_policy_max_new_tokens: int = flag(128, "Maximum length of a generated response in tokens.")
+    on_policy_temperature: float = flag(1.0, "Sampling temperature of generated responses; 0 is greedy decoding.")
+    on_policy_top_k: int = flag(0, "Sample from this many of the most likely tokens; 0: from all.")
+    on_policy_top_p: float = flag(1.0, "Sample from the most likely tokens with this total probability.")
+    on_policy_batch_size: int | None = flag(
+        None, "Number of responses generated at once on each process; unset: all of an optimizer step."
     )
-    on_policy_temperature: float = field(
-        default=1.0, metadata={"help": "Sampling temperature of generated responses; 0 is greedy decoding."}
-    )
-    on_policy_top_k: int = field(
-        default=0, metadata={"help": "Sample from this many of the most likely tokens; 0: from all."}
-    )
-    on_policy_top_p: float = field(
-        default=1.0, metadata={"help": "Sample from the most likely tokens with this total probability."}
-    )
-    on_policy_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Number of responses generated at once on each process; unset: all of an optimizer step."},
-    )
-    log_completions: bool = field(
-        default=False,
-        metadata={"help": "Save the responses of logged steps in output_dir/completions, in one file per process."},
+    log_completions: bool = flag(
+        False, "Save the responses of logged steps in output_dir/completions, in one file per process."
     )
 
     @property

@@ -1,34 +1,26 @@
 """The flags of a student made of some of its teacher's layers."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import get_args
 
 from transformers import PreTrainedModel
 
 from hfkd.models.pruning import How, prune_layers
+from hfkd.utils.flags import flag
 
 
 @dataclass
 class PrunedStudentArguments:
     """A student made of some of its teacher's layers. Raises ValueError for conflicting settings."""
 
-    student_init: str = field(
-        default="own",
-        metadata={
-            "help": "own: the student's own weights. teacher: the teacher's weights, with its layers student_layers."
-        },
+    student_init: str = flag(
+        "own", "own: the student's own weights. teacher: the teacher's weights, with its layers student_layers."
     )
-    student_layers: list[int] | None = field(
-        default=None,
-        metadata={
-            "help": "The teacher's layers that the student keeps: their number (6), or their indices from 0 (0 2 5)."
-        },
+    student_layers: list[int] | None = flag(
+        None, "The teacher's layers that the student keeps: their number (6), or their indices from 0 (0 2 5)."
     )
-    student_layers_from: str = field(
-        default="uniform",
-        metadata={
-            "help": "The layers to keep, if student_layers is a number: uniform (with first and last), first, last."
-        },
+    student_layers_from: str = flag(
+        "uniform", "The layers to keep, if student_layers is a number: uniform (with first and last), first, last."
     )
 
     def __post_init__(self) -> None:

@@ -1,39 +1,31 @@
 """The flags that define a teacher and a student for semantic segmentation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import nn
 
 from hfkd.models.mask_teacher_arguments import MaskTeacherArguments
 from hfkd.models.segmentation import segmentation_network, segmentation_teacher, set_batch_norm_momentum
+from hfkd.utils.flags import flag
 
 
 @dataclass
 class SegmentationNetworkArguments(MaskTeacherArguments):
     """Teacher and student: torchvision names, Hub ids or folders of transformers models, or module:function."""
 
-    student_name: str = field(
-        default="lraspp_mobilenet_v3_large",
-        metadata={"help": "Student: a torchvision name, a Hub id, a folder, or module:function."},
+    student_name: str = flag(
+        "lraspp_mobilenet_v3_large", "Student: a torchvision name, a Hub id, a folder, or module:function."
     )
-    student_checkpoint: str | None = field(default=None, metadata={"help": "File with the student's initial weights."})
-    teacher_name: str | None = field(
-        default=None, metadata={"help": "Teacher, named like the student; not needed with kd_weight 0."}
-    )
-    new_head: bool = field(
-        default=False, metadata={"help": "Replace the head of a stored student by a new one for these classes."}
-    )
-    auxiliary_head: bool = field(
-        default=False, metadata={"help": "Build torchvision's student with its auxiliary head."}
-    )
-    batch_norm_momentum: float | None = field(
-        default=None,
-        metadata={
-            "help": "Momentum of the student's batch norms. torchvision's MobileNetV3 has 0.01: in a run of a few "
-            "hundred steps its running statistics are outdated, and its accuracy in evaluation far too low. 0.1 "
-            "is PyTorch's default."
-        },
+    student_checkpoint: str | None = flag(None, "File with the student's initial weights.")
+    teacher_name: str | None = flag(None, "Teacher, named like the student; not needed with kd_weight 0.")
+    new_head: bool = flag(False, "Replace the head of a stored student by a new one for these classes.")
+    auxiliary_head: bool = flag(False, "Build torchvision's student with its auxiliary head.")
+    batch_norm_momentum: float | None = flag(
+        None,
+        "Momentum of the student's batch norms. torchvision's MobileNetV3 has 0.01: in a run of a few "
+        "hundred steps its running statistics are outdated, and its accuracy in evaluation far too low. 0.1 "
+        "is PyTorch's default.",
     )
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """The flags that define a teacher and a student for text, and their common tokenizer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,49 +13,33 @@ from hfkd.models.vocabulary import same_tokenizer
 from hfkd.models.wordpiece import train_wordpiece
 from hfkd.utils.counts import at_least_one
 from hfkd.utils.dependent_settings import refuse_without_effect
+from hfkd.utils.flags import flag
 
 
 @dataclass
 class TextNetworkArguments(PrunedStudentArguments):
     """Teacher and student. Both use the teacher's tokenizer."""
 
-    teacher_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Teacher: a Hub id or a folder. With kd_weight 0 only its tokenizer is used, unless evaluate_kl is "
-            "set."
-        },
+    teacher_name_or_path: str | None = flag(
+        None, "Teacher: a Hub id or a folder. With kd_weight 0 only its tokenizer is used, unless evaluate_kl is set."
     )
-    student_name_or_path: str = field(
-        default="google/bert_uncased_L-2_H-128_A-2",
-        metadata={"help": "Student: a Hub id or a folder; with from_config also a model type, such as bert."},
+    student_name_or_path: str = flag(
+        "google/bert_uncased_L-2_H-128_A-2",
+        "Student: a Hub id or a folder; with from_config also a model type, such as bert.",
     )
-    from_config: bool = field(default=False, metadata={"help": "Initialise the student with random weights."})
-    student_config: str | None = field(
-        default=None,
-        metadata={
-            "help": "With from_config: settings of its configuration, such as num_hidden_layers=2,hidden_size=128."
-        },
+    from_config: bool = flag(False, "Initialise the student with random weights.")
+    student_config: str | None = flag(
+        None, "With from_config: settings of its configuration, such as num_hidden_layers=2,hidden_size=128."
     )
-    teacher_from_config: bool = field(
-        default=False,
-        metadata={"help": "Initialise the teacher with random weights: only useful to try the script offline."},
+    teacher_from_config: bool = flag(
+        False, "Initialise the teacher with random weights: only useful to try the script offline."
     )
-    teacher_config: str | None = field(
-        default=None, metadata={"help": "With teacher_from_config: settings of the teacher's configuration."}
-    )
-    teacher_dtype: str = field(default="auto", metadata={"help": "auto (as stored), float32, bfloat16 or float16."})
-    ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Replace the head of a stored student that has other classes."}
-    )
-    tokenizer_name: str | None = field(
-        default=None, metadata={"help": "Tokenizer for networks without one, such as a configuration."}
-    )
-    train_tokenizer: int | None = field(
-        default=None,
-        metadata={
-            "help": "Instead of tokenizer_name: train a WordPiece tokenizer of this many tokens on the training texts."
-        },
+    teacher_config: str | None = flag(None, "With teacher_from_config: settings of the teacher's configuration.")
+    teacher_dtype: str = flag("auto", "auto (as stored), float32, bfloat16 or float16.")
+    ignore_mismatched_sizes: bool = flag(False, "Replace the head of a stored student that has other classes.")
+    tokenizer_name: str | None = flag(None, "Tokenizer for networks without one, such as a configuration.")
+    train_tokenizer: int | None = flag(
+        None, "Instead of tokenizer_name: train a WordPiece tokenizer of this many tokens on the training texts."
     )
 
     def __post_init__(self) -> None:
