@@ -29,8 +29,7 @@ from hfkd.models import image_classifier
 from hfkd.reports.comparison import Comparison
 from hfkd.reports.html import write_page
 from hfkd.reports.page import distillation_sections
-from hfkd.utils.counts import at_least_one
-from hfkd.utils.flags import flag
+from hfkd.utils.flags import at_least_one, flag
 from hfkd.utils.parsing import parse
 
 CONFIG = Path(__file__).parent / "configs" / "digits_demo.yaml"

@@ -7,8 +7,7 @@ from typing import Any
 
 from hfkd.data.coco import BoxRows, BoxTransform, load_coco, load_objects
 from hfkd.data.first_rows import at_most
-from hfkd.utils.counts import at_least_one
-from hfkd.utils.flags import flag
+from hfkd.utils.flags import at_least_one, flag
 
 
 @dataclass

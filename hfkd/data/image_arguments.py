@@ -17,9 +17,8 @@ from hfkd.data.large_images import LargeImageTransform, load_large_images
 from hfkd.data.longtail import long_tail
 from hfkd.data.resident import resident
 from hfkd.data.transforms import ImageTransform
-from hfkd.utils.counts import at_least_one
 from hfkd.utils.dependent_settings import refuse_without_effect
-from hfkd.utils.flags import flag
+from hfkd.utils.flags import at_least_one, flag
 from hfkd.utils.numbers import CIFAR_MEAN, CIFAR_STD
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,7 @@ from typing import Any
 from hfkd.data.first_rows import at_most
 from hfkd.data.large_images import IMAGENET_MEAN, IMAGENET_STD
 from hfkd.data.masks import MaskTransform, load_masks, read_label_names, read_palette
-from hfkd.utils.counts import at_least_one
-from hfkd.utils.flags import flag
+from hfkd.utils.flags import at_least_one, flag
 
 NAMES_FILE = "id2label.json"
 

@@ -16,8 +16,7 @@ from hfkd.data.teacher_columns import TEACHER_PROMPT
 from hfkd.data.text import tokenize_dataset
 from hfkd.data.text_files import read_splits
 from hfkd.data.two_tokenizers import tokenize_for_both
-from hfkd.utils.counts import at_least_one
-from hfkd.utils.flags import flag
+from hfkd.utils.flags import at_least_one, flag
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,7 @@ import numpy as np
 from datasets import Dataset, Value
 
 from hfkd.data.text_files import read_splits
-from hfkd.utils.counts import at_least_one
-from hfkd.utils.flags import flag
+from hfkd.utils.flags import at_least_one, flag
 
 logger = logging.getLogger(__name__)
 

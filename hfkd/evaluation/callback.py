@@ -16,9 +16,8 @@ from hfkd.evaluation.generation import TextGenerator
 from hfkd.evaluation.run import check_seeds, evaluate_sets
 from hfkd.evaluation.sets import with_references
 from hfkd.evaluation.weights import step_of_weights
-from hfkd.utils.counts import at_least_one
 from hfkd.utils.dependent_settings import refuse_without_effect
-from hfkd.utils.flags import flag
+from hfkd.utils.flags import at_least_one, flag
 from hfkd.utils.temporary_settings import setting
 
 METRIC = "eval_rougeL"

@@ -31,8 +31,7 @@ from hfkd.reports.html import Section
 from hfkd.reports.results import RESULTS_NAME
 from hfkd.teachers.statistics import seen
 from hfkd.utils.argument_types import Positive, fitting
-from hfkd.utils.counts import at_least_one
-from hfkd.utils.flags import flag
+from hfkd.utils.flags import at_least_one, flag
 from hfkd.utils.json_file import read_json, write_json
 from hfkd.utils.launch import refuse_several
 

@@ -31,8 +31,7 @@ from hfkd.reports.masks import MaskExample
 from hfkd.tasks.semantic_segmentation import flat_labels
 from hfkd.teachers import FrozenTeacher
 from hfkd.utils.argument_types import Positive, fitting
-from hfkd.utils.counts import at_least_one
-from hfkd.utils.flags import flag
+from hfkd.utils.flags import at_least_one, flag
 from hfkd.utils.json_file import write_json
 from hfkd.utils.launch import processes, refuse_several
 

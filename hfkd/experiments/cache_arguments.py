@@ -17,8 +17,7 @@ from hfkd.teachers.source import model_source
 from hfkd.teachers.token_cache.build import build_text_cache
 from hfkd.teachers.token_cache.manifest import Manifest
 from hfkd.teachers.token_cache.teacher import CachedTextTeacher
-from hfkd.utils.counts import at_least_one
-from hfkd.utils.flags import flag
+from hfkd.utils.flags import at_least_one, flag
 
 
 @dataclass

@@ -22,9 +22,8 @@ from hfkd.evaluation.sets import HUB, SETS, check_sets, instruct_sets
 from hfkd.evaluation.tables import markdown_table, students_table
 from hfkd.experiments.earlier_run import trained_with_template, warn_of_template
 from hfkd.utils.argument_types import NotNegative, fitting
-from hfkd.utils.counts import at_least_one
 from hfkd.utils.files import write_atomically
-from hfkd.utils.flags import flag
+from hfkd.utils.flags import at_least_one, flag
 from hfkd.utils.launch import processes
 
 logger = logging.getLogger(__name__)

@@ -28,8 +28,7 @@ from hfkd.teachers.fingerprint import configuration, weights_fingerprint
 from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.training.on_policy.writing import ResponseWriter
 from hfkd.utils.argument_types import Count, NotNegative, Share, fitting
-from hfkd.utils.counts import at_least_one
-from hfkd.utils.flags import flag
+from hfkd.utils.flags import at_least_one, flag
 from hfkd.utils.launch import processes, refuse_unshared
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,7 @@ from hfkd.losses.terms import resolve_objective, terms_of
 from hfkd.models.language import load_tokenizer, refuse_unused_tokenizer
 from hfkd.models.vocabulary import same_tokenizer
 from hfkd.tasks.two_tokenizers import different
-from hfkd.utils.counts import at_least_one
-from hfkd.utils.flags import flag
+from hfkd.utils.flags import at_least_one, flag
 
 
 @dataclass

@@ -6,8 +6,7 @@ from typing import Any
 from torchvision.models.detection import FasterRCNN
 
 from hfkd.models.detection import detector
-from hfkd.utils.counts import at_least_one
-from hfkd.utils.flags import flag
+from hfkd.utils.flags import at_least_one, flag
 
 
 @dataclass

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from hfkd.utils.counts import at_least_one
-from hfkd.utils.flags import flag
+from hfkd.utils.flags import at_least_one, flag
 
 
 @dataclass(kw_only=True)

@@ -11,9 +11,8 @@ from hfkd.models.pruned_student import PrunedStudentArguments
 from hfkd.models.text_networks import fresh_network, is_model_type, stored_network, text_teacher
 from hfkd.models.vocabulary import same_tokenizer
 from hfkd.models.wordpiece import train_wordpiece
-from hfkd.utils.counts import at_least_one
 from hfkd.utils.dependent_settings import refuse_without_effect
-from hfkd.utils.flags import flag
+from hfkd.utils.flags import at_least_one, flag
 
 
 @dataclass
