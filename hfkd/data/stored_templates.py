@@ -1,6 +1,5 @@
 """What the responses.json of a dataset of `hfkd generate` says: whether it is complete, and its prompts' template."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from hfkd.utils import formats
+from hfkd.utils.json_file import json_if_any
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +39,8 @@ def refuse_unfinished(folder: Path) -> None:
 
 def _responses_of(folder: Path) -> dict[str, Any] | None:
     """The responses.json in `folder`; None without one of `hfkd generate`. ValueError for one of another version."""
-    try:
-        found = json.loads((folder / RESPONSES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):  # someone else's file
+    found = json_if_any(folder / RESPONSES)
+    if found is None or not isinstance(found.get("settings"), dict):  # someone else's file
         return None
     formats.refuse_other_version(folder / RESPONSES, found, formats.RESPONSES, OTHER_VERSION)
     return found

@@ -1,6 +1,5 @@
 """What the run that wrote a network says of it in its results.json."""
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from hfkd.models import InputSpec
 from hfkd.models.checkpoints import SAVED_NAMES
 from hfkd.models.label_names import is_numbering
 from hfkd.reports.results import RESULTS_NAME
+from hfkd.utils.json_file import json_if_any
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +23,8 @@ def results_of(name: str | os.PathLike[str]) -> dict[str, Any]:
     folder = path.parent if path.is_file() else path
     places = (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,)
     for place in places if folder.is_dir() else ():
-        try:
-            found = json.loads((place / RESULTS_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # none, or damaged
-            continue
-        if isinstance(found, dict) and isinstance(found.get("config"), dict):
+        found = json_if_any(place / RESULTS_NAME)
+        if found is not None and isinstance(found.get("config"), dict):
             return found
     return {}
 

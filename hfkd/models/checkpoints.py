@@ -1,6 +1,5 @@
 """Strict loading of published weights, without running code from pickles."""
 
-import json
 import logging
 import os
 import pickle
@@ -17,6 +16,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from hfkd.models.conversion import as_in_network
+from hfkd.utils.json_file import json_if_any
 from hfkd.utils.messages import some
 from hfkd.utils.saved_weights import TRAINING_ARGS, refuse_damaged
 
@@ -65,11 +65,7 @@ def refuse_other_architecture(model: nn.Module, path: str | os.PathLike[str]) ->
     path, mine = Path(path), getattr(getattr(model, "config", None), "architecture", None)
     if path.name not in SAVED_NAMES or mine is None:
         return
-    try:
-        saved = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
-    its = saved.get("architecture") if isinstance(saved, dict) else None
+    its = (json_if_any(path.parent / CONFIG_NAME) or {}).get("architecture")
     if isinstance(its, str) and its.split(".")[0] != str(mine).split(".")[0]:
         raise ValueError(
             f"checkpoint {path} belongs to the architecture {its!r} according to the config.json beside it, not to "

@@ -50,6 +50,14 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return found
 
 
+def json_if_any(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """`read_json`; None without the file, and for one that is damaged or has no JSON object."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return None
+
+
 def jsonable(value: Any, where: str = "payload") -> Any:
     """`value` in JSON types, by the rules of `write_json`; `where` names the place in error messages."""
     if isinstance(value, enum.Enum):
