@@ -1,9 +1,7 @@
 """The figure of a table: the accuracy of each row by epoch, and its difference to the reference row."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +12,7 @@ from hfkd.reports import style
 from hfkd.reports.figures import percent_scale
 from hfkd.reports.history import series
 from hfkd.reports.page import METRIC
-from hfkd.reports.style import literal, say_empty, styled
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from hfkd.reports.style import Axes, Figure, literal, say_empty, styled
 
 WIDTH, PANEL, LINE = 10.5, 2.6, 0.2  # inches: of the figure, of a pair of networks, and of each of its rows
 

@@ -1,18 +1,13 @@
 """A section of the analysis page: the student's entropy and divergence at each checkpoint."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hfkd.reports import style
 from hfkd.reports.html import Section
-from hfkd.reports.style import new_figure, styled
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from hfkd.reports.style import Figure, new_figure, styled
 
 DIVERGENCES = (
     ("kl_lowest_entropy", "lowest tenth of the teacher's entropy", style.LOW_ENERGY),

@@ -3,11 +3,9 @@
 m images that are shown.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +13,7 @@ from hfkd.reports import style
 from hfkd.reports.analysis_figures import panels
 from hfkd.reports.html import Section
 from hfkd.reports.masks import class_colours
-from hfkd.reports.style import as_array, styled
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from hfkd.reports.style import Figure, as_array, styled
 
 DISTINCT = 20  # number of distinguishable colours
 

@@ -3,19 +3,13 @@
 C classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hfkd.reports import style
-from hfkd.reports.style import as_array, new_figure, styled
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from hfkd.reports.style import Axes, Figure, as_array, new_figure, styled
 
 Segments = Sequence[Mapping[str, float]]
 PER_ROW = 3  # number of panels per row

@@ -3,10 +3,8 @@
 P points per side.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +12,7 @@ from hfkd.evaluation.analysis.landscape import LEVEL, Landscape
 from hfkd.reports import style
 from hfkd.reports.analysis_figures import panels, student_looks
 from hfkd.reports.html import Section
-from hfkd.reports.style import as_array, new_figure, styled
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from hfkd.reports.style import Figure, as_array, new_figure, styled
 
 
 @styled

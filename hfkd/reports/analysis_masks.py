@@ -1,7 +1,5 @@
 """The page of an analysis of segmentation networks."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The page of an analysis of a teacher and its students, with the definition of each number."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any

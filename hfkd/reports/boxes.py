@@ -3,19 +3,13 @@
 H x W pixels, G boxes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hfkd.reports.html import Section
 from hfkd.reports.masks import WIDTH, class_colours
-from hfkd.reports.style import as_array, literal, new_figure, styled
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from hfkd.reports.style import Axes, Figure, as_array, literal, new_figure, styled
 
 SCORE = 0.3  # minimum score of drawn boxes
 MOST = 12  # maximum number of drawn boxes per image

@@ -3,12 +3,10 @@
 Shape letters: n samples, C classes, H x W pixels. No function touches pyplot, a display or the caller's settings.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +14,8 @@ from hfkd.losses.registry import OBJECTIVES
 from hfkd.reports import style
 from hfkd.reports.evaluations import of_the_run
 from hfkd.reports.history import Entry, series
-from hfkd.reports.style import as_array, as_vector, literal, new_figure, say_empty, styled
+from hfkd.reports.style import Axes, Figure, as_array, as_vector, literal, new_figure, say_empty, styled
 from hfkd.utils.numbers import with_deviation
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 CLASSES_SHOWN = 20
 BINS = 60

@@ -1,7 +1,5 @@
 """Reading `TrainerState.log_history`, the only record of a run that transformers restores from a checkpoint."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +30,7 @@ class Choice:
     greater_is_better: bool
 
     @classmethod
-    def of(cls, args: TrainingArguments, metric: str) -> Choice:
+    def of(cls, args: TrainingArguments, metric: str) -> "Choice":
         """The choice of Trainer's best checkpoint; by `metric` if `metric_for_best_model` is not set."""
         named = args.metric_for_best_model
         if named is None:
@@ -41,7 +39,7 @@ class Choice:
         return cls(named if named.startswith("eval_") else f"eval_{named}", args.greater_is_better)
 
     @classmethod
-    def by_name(cls, metric: str) -> Choice:
+    def by_name(cls, metric: str) -> "Choice":
         """For a metric without a given direction Trainer's rule, by which what is not called a loss is a score."""
         return cls(metric, not metric.endswith("loss") and not is_divergence(metric))
 

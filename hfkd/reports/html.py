@@ -1,20 +1,15 @@
 """A self-contained HTML page: embedded figures, no scripts or external resources, light and dark mode."""
 
-from __future__ import annotations
-
 import base64
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hfkd.reports.style import figure_bytes
+from hfkd.reports.style import Figure, figure_bytes
 from hfkd.utils.files import write_atomically
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Table = tuple[Sequence[Any], Sequence[Sequence[Any]]]
 

@@ -3,19 +3,14 @@
 H x W pixels, C classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hfkd.reports.html import Section
-from hfkd.reports.style import as_array, literal, new_figure, styled
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from hfkd.reports.style import Figure, as_array, literal, new_figure, styled
 
 WIDTH = 5.2  # inches: narrow, so that titles are readable on phones
 UNLABELLED_COLOUR = (1.0, 1.0, 1.0)

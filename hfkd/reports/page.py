@@ -1,7 +1,5 @@
 """The HTML page of a distillation run: settings, training curves, and the teacher's energies and entropies."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence

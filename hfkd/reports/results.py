@@ -1,7 +1,5 @@
 """`results.json`: settings, results and cost of a run, updated during training."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping

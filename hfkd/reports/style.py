@@ -1,7 +1,5 @@
 """The style of hfkd's figures, and their conversion to bytes. Needs matplotlib only when a function is called."""
 
-from __future__ import annotations
-
 import functools
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +12,8 @@ import torch
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+else:  # for annotations, before matplotlib is imported
+    Axes = Figure = Any
 
 P = ParamSpec("P")
 R = TypeVar("R")

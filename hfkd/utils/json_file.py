@@ -1,7 +1,5 @@
 """Writing of standard JSON, also for numpy and torch values, NaN and infinity."""
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import json
