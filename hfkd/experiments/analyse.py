@@ -4,7 +4,6 @@ n images, m of them in a group, C classes.
 """
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +26,6 @@ from hfkd.models.teacher_view_arguments import TeacherViewArguments
 from hfkd.reports.analysis_page import analysis_page, student_sections
 from hfkd.reports.energy import EnergyGroup, class_captions, energy_sections
 from hfkd.reports.environment import environment
-from hfkd.reports.html import Section
 from hfkd.reports.results import RESULTS_NAME
 from hfkd.teachers.statistics import seen
 from hfkd.utils.argument_types import Positive, fitting
@@ -111,7 +109,12 @@ def analyse(args: AnalysisArguments, data: ImageDataArguments) -> dict[str, Any]
     numbers["students"] = {name: found for name, (found, _) in compared.items()}
     differences = {name: difference for name, (_, difference) in compared.items()}
     sections += student_sections(numbers["students"], differences, args.kl_temperature)
-    for more, shown in _parts(args, (teacher.name, taught), (passes, students), runs, images):
+    parts = [planes(teacher.name, taught, passes, args.tsne_images, args.seed)] if args.tsne_images else []
+    parts.append(training(taught, runs, images, args.batch_size, args.kl_temperature))
+    if args.landscape_points:
+        size = args.landscape_images, args.landscape_points, args.landscape_dims
+        parts.append(landscapes(students, images, *size, args.batch_size, args.seed))
+    for more, shown in parts:
         numbers |= more
         sections += shown
     folder = Path(args.output_dir).expanduser()
@@ -119,24 +122,6 @@ def analyse(args: AnalysisArguments, data: ImageDataArguments) -> dict[str, Any]
     analysis_page(folder / PAGE_NAME, numbers, sections)
     logger.info("Results are in %s; open %s", folder / NUMBERS_NAME, folder / PAGE_NAME)
     return numbers
-
-
-def _parts(
-    args: AnalysisArguments,
-    teacher: tuple[str, NetworkPass],
-    students: tuple[dict[str, NetworkPass], list[AnalysedNetwork]],
-    runs: dict[str, dict[int, AnalysedNetwork]],
-    images: Any,
-) -> Iterator[tuple[dict[str, Any], list[Section]]]:
-    """Optional parts: t-SNE of features, checkpoints, loss landscapes."""
-    if args.tsne_images:
-        numbers, section = planes(*teacher, students[0], args.tsne_images, args.seed)
-        yield numbers, [section]
-    yield training(teacher[1], runs, images, args.batch_size, args.kl_temperature)
-    if args.landscape_points:
-        size = args.landscape_images, args.landscape_points, args.landscape_dims
-        numbers, section = landscapes(students[1], images, *size, args.batch_size, args.seed)
-        yield numbers, [section]
 
 
 def _images(args: AnalysisArguments, data: ImageDataArguments) -> tuple[Any, InputSpec]:

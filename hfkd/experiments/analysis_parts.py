@@ -31,7 +31,7 @@ FEWEST = 5  # minimum number of images for t-SNE
 
 def planes(
     teacher: str, taught: NetworkPass, students: Mapping[str, NetworkPass], images: int, seed: int
-) -> tuple[Numbers, Section]:
+) -> tuple[Numbers, list[Section]]:
     """t-SNE of every network's features, by name, and the separation of the classes."""
     shown = min(images, len(taught.labels))
     narrowest = min(one.features.shape[1] for one in (taught, *students.values()))
@@ -40,7 +40,7 @@ def planes(
             f"Left out: there are {shown} images with {narrowest} features; t-SNE needs at least {FEWEST} images "
             "with 2 features."
         )
-        return {}, Section("Penultimate features", why)
+        return {}, [Section("Penultimate features", why)]
     high = _marked(sample_numbers(taught.logits, taught.labels).entropy)
     found = {}
     for name, one in {teacher: taught, **students}.items():
@@ -52,7 +52,7 @@ def planes(
     numbers = {
         name: {"of_features": one.index_of_features, "of_points": one.index_of_points} for name, one in found.items()
     }
-    return {"calinski_harabasz": numbers, "embedded_images": shown}, embedding_section(found, shown)
+    return {"calinski_harabasz": numbers, "embedded_images": shown}, [embedding_section(found, shown)]
 
 
 def _marked(values: torch.Tensor) -> torch.Tensor:
@@ -104,7 +104,7 @@ def training(
 
 def landscapes(
     students: Sequence[AnalysedNetwork], images: Any, count: int, points: int, dims: int, batch_size: int, seed: int
-) -> tuple[Numbers, Section]:
+) -> tuple[Numbers, list[Section]]:
     """The loss around each student on `count` random images, along `dims` random directions, both seeded by `seed`."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(images), generator=generator)[:count].sort().values.tolist()
@@ -120,7 +120,8 @@ def landscapes(
         }
         for name, one in found.items()
     }
-    return {"landscape": {"images": len(rows), "seed": seed, "students": numbers}}, landscape_section(found, len(rows))
+    section = landscape_section(found, len(rows))
+    return {"landscape": {"images": len(rows), "seed": seed, "students": numbers}}, [section]
 
 
 def _landscape(
