@@ -12,7 +12,7 @@ Without a GPU each turn is a separate process. The results are the median step o
 
 import itertools
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,7 @@ from hfkd.data.transforms import CIFAR_MEAN, CIFAR_STD, unpack_pixels
 from hfkd.losses.temperatures import Energy
 from hfkd.models import image_classifier, image_teacher
 from hfkd.utils.cpu_memory import keep_freed_memory
+from hfkd.utils.flags import flag
 from hfkd.utils.parsing import parse
 
 THRESHOLDS = (-21.0, -19.5)  # no scan here: any thresholds cost the same
@@ -45,17 +46,15 @@ MINUTES = {LIVE: 5.0, CACHED: 2.0}  # at most, of 240 epochs on an H200
 
 @dataclass
 class BenchmarkArguments:
-    teacher_name: str = field(default="cifar_wrn_16_2", metadata={"help": "Teacher."})
-    teacher_checkpoint: str | None = field(
-        default=None, metadata={"help": "Weights of the teacher; random ones cost the same."}
-    )
-    student_name: str = field(default="cifar_resnet20", metadata={"help": "Student."})
-    batch_size: int = field(default=64, metadata={"help": "Images of a step."})
-    rounds: int = field(default=5, metadata={"help": "Turns of each loop."})
-    steps: int = field(default=15, metadata={"help": f"Steps of a turn; the first {WARM_UP} are not counted."})
-    threads: int = field(default=1, metadata={"help": "CPU threads; one gives stable results on a shared machine."})
-    json: str | None = field(default=None, metadata={"help": "Write the figures to this file."})
-    quick: bool = field(default=False, metadata={"help": "One turn of twelve steps each."})
+    teacher_name: str = flag("cifar_wrn_16_2", "Teacher.")
+    teacher_checkpoint: str | None = flag(None, "Weights of the teacher; random ones cost the same.")
+    student_name: str = flag("cifar_resnet20", "Student.")
+    batch_size: int = flag(64, "Images of a step.")
+    rounds: int = flag(5, "Turns of each loop.")
+    steps: int = flag(15, f"Steps of a turn; the first {WARM_UP} are not counted.")
+    threads: int = flag(1, "CPU threads; one gives stable results on a shared machine.")
+    json: str | None = flag(None, "Write the figures to this file.")
+    quick: bool = flag(False, "One turn of twelve steps each.")
 
     def __post_init__(self) -> None:
         torch.set_num_threads(self.threads)

@@ -8,7 +8,7 @@ processor time.
 """
 
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from turns import now, table, take_turns, write
 from hfkd import DistillationArguments
 from hfkd.data import ImageDataArguments, ResidentImages
 from hfkd.data.collate import ImageCollator
+from hfkd.utils.flags import flag
 from hfkd.utils.parsing import parse
 
 RESIDENT, ROW_BY_ROW = "resident", "row by row"
@@ -27,11 +28,11 @@ TARGET = 40_000  # images a second of a core, at least, of resident images
 
 @dataclass
 class BenchmarkArguments:
-    batch_sizes: list[int] = field(default_factory=lambda: [64, 256], metadata={"help": "Images of a batch."})
-    images: int = field(default=10_240, metadata={"help": "Images of a turn."})
-    rounds: int = field(default=5, metadata={"help": "Turns of each; the fastest counts."})
-    json: str | None = field(default=None, metadata={"help": "Write the figures to this file."})
-    quick: bool = field(default=False, metadata={"help": "Two turns of 2,560 images."})
+    batch_sizes: list[int] = flag(lambda: [64, 256], "Images of a batch.")
+    images: int = flag(10_240, "Images of a turn.")
+    rounds: int = flag(5, "Turns of each; the fastest counts.")
+    json: str | None = flag(None, "Write the figures to this file.")
+    quick: bool = flag(False, "Two turns of 2,560 images.")
 
     def __post_init__(self) -> None:
         torch.set_num_threads(1)

@@ -18,7 +18,7 @@ use long turns (--steps 50).
 import random
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,7 @@ from hfkd.models.calling import Call
 from hfkd.tasks.image_classification import ImageClassification
 from hfkd.teachers import FrozenTeacher, place
 from hfkd.training.forward.dense import DenseForward
+from hfkd.utils.flags import flag
 from hfkd.utils.parsing import parse
 
 ENERGY = Energy(thresholds=(-21.0, -19.5))  # no scan here: any thresholds cost the same
@@ -66,16 +67,16 @@ MOST_OPS, SLOWEST = 100, 1.01  # targets: of every MLD objective; of Energy KD +
 
 @dataclass
 class BenchmarkArguments:
-    teacher_name: str = field(default="cifar_wrn_16_2", metadata={"help": "Teacher, with random weights."})
-    student_name: str = field(default="cifar_resnet20", metadata={"help": "Student."})
-    batch_size: int = field(default=64, metadata={"help": "Images of a step."})
-    num_classes: int = field(default=100, metadata={"help": "Classes."})
-    rounds: int = field(default=11, metadata={"help": "Turns of each method."})
-    steps: int = field(default=1, metadata={"help": "Whole steps of a turn."})
-    losses: int = field(default=50, metadata={"help": "Losses of a turn, without networks."})
-    threads: int = field(default=1, metadata={"help": "CPU threads; one gives stable results on a shared machine."})
-    json: str | None = field(default=None, metadata={"help": "Write the figures to this file."})
-    quick: bool = field(default=False, metadata={"help": "Three turns of each method."})
+    teacher_name: str = flag("cifar_wrn_16_2", "Teacher, with random weights.")
+    student_name: str = flag("cifar_resnet20", "Student.")
+    batch_size: int = flag(64, "Images of a step.")
+    num_classes: int = flag(100, "Classes.")
+    rounds: int = flag(11, "Turns of each method.")
+    steps: int = flag(1, "Whole steps of a turn.")
+    losses: int = flag(50, "Losses of a turn, without networks.")
+    threads: int = flag(1, "CPU threads; one gives stable results on a shared machine.")
+    json: str | None = flag(None, "Write the figures to this file.")
+    quick: bool = flag(False, "Three turns of each method.")
 
     def __post_init__(self) -> None:
         torch.set_num_threads(self.threads)

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,7 @@ from turns import table, take_turns, write
 from hfkd import DistillationArguments
 from hfkd.data import ImageDataArguments
 from hfkd.utils.cpu_memory import keep_freed_memory
+from hfkd.utils.flags import flag
 from hfkd.utils.parsing import parse
 
 BASES = (ImageStep(batch=64), TextStep(batch=4, length=128, vocabulary=8192))
@@ -51,30 +52,20 @@ QUICK_SIZES = {"image_batch": [16, 32], "text_batch": [2, 4], "length": [32, 64]
 
 @dataclass
 class BenchmarkArguments(NetworkArguments):
-    only: Literal["images", "text"] | None = field(default=None, metadata={"help": "Leave the other out."})
-    image_batch: list[int] | None = field(
-        default=None, metadata={"help": "Images of a step. Unset: 16 to 256, on a GPU 256 to 4096."}
+    only: Literal["images", "text"] | None = flag(None, "Leave the other out.")
+    image_batch: list[int] | None = flag(None, "Images of a step. Unset: 16 to 256, on a GPU 256 to 4096.")
+    text_batch: list[int] | None = flag(None, "Sequences of a step. Unset: 2 to 16, on a GPU 32 to 256.")
+    length: list[int] | None = flag(None, "Tokens of a sequence. Unset: 64 to 512, on a GPU 128 to 1024.")
+    vocabulary: list[int] | None = flag(None, "Tokens to choose from. Unset: 16384 to 262144, on a GPU from 32768.")
+    processes: list[int] | None = flag(
+        None, "Numbers of processes; 1 alone: no such table. Unset: 1 2, or up to all GPUs."
     )
-    text_batch: list[int] | None = field(
-        default=None, metadata={"help": "Sequences of a step. Unset: 2 to 16, on a GPU 32 to 256."}
-    )
-    length: list[int] | None = field(
-        default=None, metadata={"help": "Tokens of a sequence. Unset: 64 to 512, on a GPU 128 to 1024."}
-    )
-    vocabulary: list[int] | None = field(
-        default=None, metadata={"help": "Tokens to choose from. Unset: 16384 to 262144, on a GPU from 32768."}
-    )
-    processes: list[int] | None = field(
-        default=None, metadata={"help": "Numbers of processes; 1 alone: no such table. Unset: 1 2, or up to all GPUs."}
-    )
-    keep_memory: bool = field(
-        default=True, metadata={"help": "Keep freed memory on a CPU, which would distort the growth otherwise."}
-    )
-    rounds: int = field(default=3, metadata={"help": "Turns of each size; the fastest counts."})
-    json: str | None = field(default=None, metadata={"help": "Write the figures to this file."})
-    quick: bool = field(default=False, metadata={"help": "Two small sizes of each axis, one turn of four steps."})
-    case: str | None = field(default=None, metadata={"help": "Used by the script: one step in this process."})
-    result: str | None = field(default=None, metadata={"help": "Used by the script: where its seconds go."})
+    keep_memory: bool = flag(True, "Keep freed memory on a CPU, which would distort the growth otherwise.")
+    rounds: int = flag(3, "Turns of each size; the fastest counts.")
+    json: str | None = flag(None, "Write the figures to this file.")
+    quick: bool = flag(False, "Two small sizes of each axis, one turn of four steps.")
+    case: str | None = flag(None, "Used by the script: one step in this process.")
+    result: str | None = flag(None, "Used by the script: where its seconds go.")
 
     def __post_init__(self) -> None:
         if self.quick:

@@ -1,7 +1,7 @@
 """The training steps that scaling.py times: of images, and of a language model on random tokens."""
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -18,27 +18,19 @@ from hfkd.data import ImageDataArguments, num_labels
 from hfkd.data.text_collate import TokenCollator
 from hfkd.losses.temperatures import Energy
 from hfkd.models import image_classifier
+from hfkd.utils.flags import flag
 
 WARM_UP = 2  # steps of a turn that are not counted
 
 
 @dataclass
 class NetworkArguments:
-    teacher_name: str = field(default="cifar_wrn_16_2", metadata={"help": "Teacher of images."})
-    teacher_checkpoint: str | None = field(
-        default=None, metadata={"help": "Weights of the teacher; random ones cost the same."}
-    )
-    student_name: str = field(default="cifar_resnet20", metadata={"help": "Student of images."})
-    text_teacher: str | None = field(
-        default=None, metadata={"help": "WIDTHxLAYERS of a GPT-2. Unset: 192x4, on a GPU 1024x12."}
-    )
-    text_student: str | None = field(
-        default=None, metadata={"help": "WIDTHxLAYERS of a GPT-2. Unset: 128x2, on a GPU 512x8."}
-    )
-    steps: int | None = field(
-        default=None,
-        metadata={"help": f"Steps of a turn; the first {WARM_UP} are not counted. Unset: 7, on a GPU 30."},
-    )
+    teacher_name: str = flag("cifar_wrn_16_2", "Teacher of images.")
+    teacher_checkpoint: str | None = flag(None, "Weights of the teacher; random ones cost the same.")
+    student_name: str = flag("cifar_resnet20", "Student of images.")
+    text_teacher: str | None = flag(None, "WIDTHxLAYERS of a GPT-2. Unset: 192x4, on a GPU 1024x12.")
+    text_student: str | None = flag(None, "WIDTHxLAYERS of a GPT-2. Unset: 128x2, on a GPU 512x8.")
+    steps: int | None = flag(None, f"Steps of a turn; the first {WARM_UP} are not counted. Unset: 7, on a GPU 30.")
 
     def __post_init__(self) -> None:
         on_gpu = torch.cuda.is_available()

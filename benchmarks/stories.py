@@ -18,7 +18,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from hfkd.evaluation.generation import generate
 from hfkd.models.language import causal_lm, load_tokenizer
 from hfkd.models.pruned_student import PrunedStudentArguments
 from hfkd.reports.environment import environment
+from hfkd.utils.flags import flag
 from hfkd.utils.json_file import write_json
 from hfkd.utils.parsing import parse
 from hfkd.utils.targets import IGNORED
@@ -68,21 +69,16 @@ SCORES = ("eval_loss", "eval_kl", "seconds")
 
 @dataclass
 class StoriesArguments(PrunedStudentArguments):
-    teacher: str = field(default="stories260K", metadata={"help": "Folder of stories260K."})
-    stories: str = field(default="stories.jsonl", metadata={"help": "JSON-lines file of stories, in a column text."})
-    seeds: int = field(default=3, metadata={"help": "Number of students per method."})
-    ways: list[str] = field(
-        default_factory=lambda: list(WAYS),
-        metadata={"help": f"Methods to compare, from {', '.join(WAYS | WRITTEN | HIDDEN)}."},
-    )
-    train_stories: int = field(default=300, metadata={"help": "Number of training stories, the first of the file."})
-    held_out: int = field(default=300, metadata={"help": "Number of evaluation stories, the last of the file."})
-    max_length: int = field(default=256, metadata={"help": "Maximum number of tokens of a story."})
-    prompt_tokens: int = field(default=0, metadata={"help": "Number of prompt tokens of a training story."})
-    first_steps: int = field(default=0, metadata={"help": "Initial training steps of all students on labels only."})
-    response_tokens: int = field(
-        default=128, metadata={"help": "on_policy_max_new_tokens of the methods that generate responses."}
-    )
+    teacher: str = flag("stories260K", "Folder of stories260K.")
+    stories: str = flag("stories.jsonl", "JSON-lines file of stories, in a column text.")
+    seeds: int = flag(3, "Number of students per method.")
+    ways: list[str] = flag(lambda: list(WAYS), f"Methods to compare, from {', '.join(WAYS | WRITTEN | HIDDEN)}.")
+    train_stories: int = flag(300, "Number of training stories, the first of the file.")
+    held_out: int = flag(300, "Number of evaluation stories, the last of the file.")
+    max_length: int = flag(256, "Maximum number of tokens of a story.")
+    prompt_tokens: int = flag(0, "Number of prompt tokens of a training story.")
+    first_steps: int = flag(0, "Initial training steps of all students on labels only.")
+    response_tokens: int = flag(128, "on_policy_max_new_tokens of the methods that generate responses.")
 
 
 def new_student(teacher: Any, stories: StoriesArguments) -> Any:

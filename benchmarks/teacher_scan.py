@@ -4,7 +4,7 @@ python benchmarks/teacher_scan.py --dataset_name uoft-cs/cifar100 --teacher_chec
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +14,7 @@ from turns import ratio, table, wall, write
 from hfkd import DistillationArguments
 from hfkd.data import ImageDataArguments, num_labels
 from hfkd.teachers import FrozenTeacher, place, scan
+from hfkd.utils.flags import flag
 from hfkd.utils.parsing import parse
 
 TARGET = 0.95  # of the bare forward's throughput
@@ -21,16 +22,14 @@ TARGET = 0.95  # of the bare forward's throughput
 
 @dataclass
 class BenchmarkArguments:
-    teacher_name: str = field(default="cifar_wrn_16_2", metadata={"help": "Teacher."})
-    teacher_checkpoint: str | None = field(
-        default=None, metadata={"help": "Weights of the teacher; random ones cost the same."}
-    )
-    images: int = field(default=2560, metadata={"help": "Images of a scan."})
-    batch_size: int = field(default=256, metadata={"help": "Images of a batch."})
-    rounds: int = field(default=6, metadata={"help": "Number of turns of each; the fastest counts."})
-    threads: int = field(default=1, metadata={"help": "CPU threads; one gives stable results on a shared machine."})
-    json: str | None = field(default=None, metadata={"help": "Write the figures to this file."})
-    quick: bool = field(default=False, metadata={"help": "Two turns over 512 images."})
+    teacher_name: str = flag("cifar_wrn_16_2", "Teacher.")
+    teacher_checkpoint: str | None = flag(None, "Weights of the teacher; random ones cost the same.")
+    images: int = flag(2560, "Images of a scan.")
+    batch_size: int = flag(256, "Images of a batch.")
+    rounds: int = flag(6, "Number of turns of each; the fastest counts.")
+    threads: int = flag(1, "CPU threads; one gives stable results on a shared machine.")
+    json: str | None = flag(None, "Write the figures to this file.")
+    quick: bool = flag(False, "Two turns over 512 images.")
 
     def __post_init__(self) -> None:
         torch.set_num_threads(self.threads)

@@ -13,7 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from hfkd.data.text_files import read_jsonl
 from hfkd.data.two_tokenizers import tokenize_for_both
 from hfkd.models.language import causal_lm, load_tokenizer
 from hfkd.reports.environment import environment
+from hfkd.utils.flags import flag
 from hfkd.utils.json_file import write_json
 from hfkd.utils.parsing import parse
 
@@ -42,19 +43,15 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class TwoTokenizersArguments:
-    teacher: str = field(default="stories260K", metadata={"help": "Folder of stories260K."})
-    student_tokenizer: str = field(default="gpt2", metadata={"help": "Folder or Hub id of the student's tokenizer."})
-    stories: str = field(default="stories.jsonl", metadata={"help": "JSON-lines file of stories, in a column text."})
-    seeds: int = field(default=3, metadata={"help": "Number of students per method."})
-    ways: list[str] = field(
-        default_factory=lambda: list(WAYS), metadata={"help": f"Methods to compare, from {', '.join(WAYS)}."}
-    )
-    train_stories: int = field(default=600, metadata={"help": "Number of training stories, the first of the file."})
-    held_out: int = field(default=100, metadata={"help": "Number of evaluation stories, the last of the file."})
-    max_length: int = field(default=64, metadata={"help": "Maximum number of the student's tokens of a story."})
-    teacher_max_length: int = field(
-        default=192, metadata={"help": "Maximum number of the teacher's tokens of a story."}
-    )
+    teacher: str = flag("stories260K", "Folder of stories260K.")
+    student_tokenizer: str = flag("gpt2", "Folder or Hub id of the student's tokenizer.")
+    stories: str = flag("stories.jsonl", "JSON-lines file of stories, in a column text.")
+    seeds: int = flag(3, "Number of students per method.")
+    ways: list[str] = flag(lambda: list(WAYS), f"Methods to compare, from {', '.join(WAYS)}.")
+    train_stories: int = flag(600, "Number of training stories, the first of the file.")
+    held_out: int = flag(100, "Number of evaluation stories, the last of the file.")
+    max_length: int = flag(64, "Maximum number of the student's tokens of a story.")
+    teacher_max_length: int = flag(192, "Maximum number of the teacher's tokens of a story.")
 
 
 def new_student(tokenizer: Any) -> Any:
