@@ -19,9 +19,6 @@ import argparse
 import itertools
 import json
 import math
-import os
-import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fresh_process import DEVICE, in_fresh_processes, peak
 from peers import importable
 from torch import nn
 
@@ -40,7 +38,6 @@ from hfkd.utils.cpu_memory import keep_freed_memory
 LENGTH = 256  # tokens of a sequence
 PEERS = {"trl": "TRL's chunked divergence", "liger": "Liger's fused linear JSD"}
 MODULES = {"trl": "trl.kernels.chunked_divergence", "liger": "liger_kernel.chunked_loss"}
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def parse_args() -> argparse.Namespace:
@@ -73,13 +70,6 @@ def parse_args() -> argparse.Namespace:
     if args.shared_loss:
         args.weighting = "uniform"
     return args
-
-
-def peak() -> int:
-    """The peak number of bytes so far."""
-    if DEVICE == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def measure(case: dict[str, Any]) -> dict[str, float]:
@@ -150,22 +140,6 @@ def targets(states: torch.Tensor) -> torch.Tensor:
     return states[:, :-1].flatten(0, 1)
 
 
-def in_fresh_processes(case: dict[str, Any], rounds: int) -> dict[str, float]:
-    exact = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20)}
-    memory = in_fresh_process(case | {"repeats": 1, "keep_memory": False}, exact)
-    return memory | {"seconds": min(in_fresh_process(case, {})["seconds"] for _ in range(rounds))}
-
-
-def in_fresh_process(case: dict[str, Any], environment: dict[str, str]) -> dict[str, float]:
-    path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, **environment}
-    command = [sys.executable, __file__, "--one", json.dumps(case)]
-    child = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if child.returncode:
-        raise RuntimeError(f"{case} failed (exit {child.returncode}):\n{child.stderr[-2000:]}")
-    return json.loads(child.stdout)
-
-
 def cases(args: argparse.Namespace, tokens: int, vocab: int) -> list[dict[str, Any]]:
     """The dense loss first."""
     shared = {
@@ -181,7 +155,7 @@ def compare(cases: list[dict[str, Any]], rounds: int, rows: list[dict[str, Any]]
     """Measure and print the cases, and add them to `rows` with their ratios to the first."""
     results: list[dict[str, float]] = []
     for case in cases:
-        result = in_fresh_processes(case, rounds)
+        result = in_fresh_processes(__file__, case, rounds)
         results.append(result)
         dense = results[0]
         if not math.isclose(result["value"], dense["value"], rel_tol=1e-3):

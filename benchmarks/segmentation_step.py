@@ -13,10 +13,6 @@ use one thread. The fastest of several runs counts.
 import argparse
 import json
 import math
-import os
-import resource
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from fresh_process import DEVICE, in_fresh_processes, peak
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
@@ -36,7 +33,6 @@ from hfkd.losses.strips import StripLoss
 from hfkd.tasks.semantic_segmentation import SemanticSegmentation
 from hfkd.utils.cpu_memory import keep_freed_memory
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TEMPERATURE, UNLABELLED = 4.0, 255
 BARE, WHOLE, STRIPS = "bare loop", "hfkd, all at once", "hfkd, strips"
 METHODS = {"KD": "uniform", "EA-KD": "entropy(level='item')"}
@@ -121,37 +117,14 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
     return {"bytes": peak() - before, "seconds": min(seconds), "value": values[0]}
 
 
-def peak() -> int:
-    """The peak number of bytes so far."""
-    if DEVICE == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def in_fresh_processes(case: dict[str, Any], rounds: int) -> dict[str, float]:
-    exact = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20)}
-    memory = in_fresh_process(case | {"repeats": 1, "keep_memory": False}, exact)
-    return memory | {"seconds": min(in_fresh_process(case, {})["seconds"] for _ in range(rounds))}
-
-
-def in_fresh_process(case: dict[str, Any], environment: dict[str, str]) -> dict[str, float]:
-    path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, __file__, "--one", json.dumps(case)]
-    child = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path, **environment}
-    )
-    if child.returncode:
-        raise RuntimeError(f"{case} failed (exit {child.returncode}):\n{child.stderr[-2000:]}")
-    return json.loads(child.stdout)
-
-
 def losses_alone(flags: argparse.Namespace) -> list[dict[str, Any]]:
     """The results of each variant, and their ratios to the whole loss and to the bare loop."""
     rows: list[dict[str, Any]] = []
     for method in METHODS:
         shared = {name: getattr(flags, name) for name in ("size", "classes", "batch_size", "stride", "repeats")}
+        shared["keep_memory"] = True
         found = {
-            way: in_fresh_processes(shared | {"way": way, "method": method, "keep_memory": True}, flags.rounds)
+            way: in_fresh_processes(__file__, shared | {"way": way, "method": method}, flags.rounds)
             for way in (BARE, WHOLE, STRIPS)
         }
         for way, result in found.items():

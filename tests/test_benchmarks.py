@@ -27,7 +27,8 @@ from turns import Clock, in_child, on_one_gpu
 from hfkd import DistillationArguments
 
 BENCHMARKS = Path(run_all.__file__).parent
-MODULES = {"entries", "growth", "operations", "peers", "scaling_steps", "summary", "turns"}  # shared parts, no commands
+# Shared parts, no commands.
+MODULES = {"entries", "fresh_process", "growth", "operations", "peers", "scaling_steps", "summary", "turns"}
 COMMANDS = sorted(path for path in BENCHMARKS.glob("*.py") if path.stem not in MODULES)
 
 
