@@ -12,8 +12,6 @@ from hfkd.reports.figures import (
 from hfkd.reports.html import Section, write_page
 from hfkd.reports.page import distillation_page
 from hfkd.reports.results import ResultsCallback
-from hfkd.utils.files import write_atomically
-from hfkd.utils.json_file import write_json
 
 __all__ = [
     "ResultsCallback",
@@ -26,7 +24,5 @@ __all__ = [
     "image_grid",
     "mean_prediction",
     "training_curves",
-    "write_atomically",
-    "write_json",
     "write_page",
 ]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from hfkd.reports import write_atomically, write_json
-from hfkd.utils.json_file import read_json
+from hfkd.utils.files import write_atomically
+from hfkd.utils.json_file import read_json, write_json
 
 
 class Color(enum.Enum):
