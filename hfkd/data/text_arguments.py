@@ -174,29 +174,13 @@ class TextDataArguments:
         teacher_tokenizer: PreTrainedTokenizerBase | None,
         teacher_max_length: int | None,
     ) -> Dataset:
+        names = ("max_length", "max_prompt_length", "tokenization")
+        both: dict[str, Any] = {name: getattr(self, name) for name in names}
+        both |= {"teacher_max_length": teacher_max_length, "add_special_tokens": self._special}
         if teacher_tokenizer is not None:
-            return tokenize_for_both(
-                rows,
-                tokenizer,
-                teacher_tokenizer,
-                max_length=self.max_length,
-                max_prompt_length=self.max_prompt_length,
-                teacher_max_length=teacher_max_length,
-                tokenization=self.tokenization,
-                add_special_tokens=self._special,
-            )
-        return tokenize_dataset(
-            rows,
-            tokenizer,
-            max_length=self.max_length,
-            max_prompt_length=self.max_prompt_length,
-            long_prompts=self.long_prompts,
-            tokenization=self.tokenization,
-            chat_template=self.chat_template,
-            add_special_tokens=self._special,
-            answers=self.answers,
-            teacher_max_length=teacher_max_length,
-        )
+            return tokenize_for_both(rows, tokenizer, teacher_tokenizer, **both)
+        alone = {name: getattr(self, name) for name in ("long_prompts", "chat_template", "answers")}
+        return tokenize_dataset(rows, tokenizer, **both, **alone)
 
 
 def _without(text: str, parts: Iterable[str]) -> str:
