@@ -1,7 +1,7 @@
 """Notes below a table of runs: failures, and settings in which rows differ."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -36,25 +36,21 @@ def notes(rows: Sequence[Mapping[str, Any]], compared: frozenset[str]) -> list[s
 
 
 def _of_versions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    by_version: dict[str, list[str]] = {}
-    for row in rows:
-        for version in row["hfkd"]:
-            by_version.setdefault(version, []).append(row["name"])
-    if len(by_version) < 2:
-        return []
-    told = "; ".join(f"{version} ({', '.join(those)})" for version, those in by_version.items())
-    return [f"not one version of hfkd, in which methods may compute something else: {told}"]
+    told = _apart((version, row["name"]) for row in rows for version in row["hfkd"])
+    return [f"not one version of hfkd, in which methods may compute something else: {told}"] if told else []
 
 
 def _unequal(rows: Sequence[Mapping[str, Any]], compared: frozenset[str]) -> list[str]:
     given = compared | ({"teacher_checkpoint", "teacher_weights"} if "teacher_name" in compared else set())
     names = sorted({name for row in rows for name in row["settings"]} - given)
-    found = []
-    for name in names:
-        by_value: dict[str, list[str]] = {}
-        for row in rows:
-            by_value.setdefault(json.dumps(row["settings"].get(name)), []).append(row["name"])
-        if len(by_value) > 1:
-            told = "; ".join(f"{value} ({', '.join(those)})" for value, those in by_value.items())
-            found.append(f"not one protocol: {name} is {told}")
-    return found
+    said = {name: _apart((json.dumps(row["settings"].get(name)), row["name"]) for row in rows) for name in names}
+    return [f"not one protocol: {name} is {told}" for name, told in said.items() if told]
+
+
+def _apart(found: Iterable[tuple[str, str]]) -> str:
+    """The names of rows by their value, as pairs of both; empty if all have the same."""
+    by_value: dict[str, list[str]] = {}
+    for value, name in found:
+        by_value.setdefault(value, []).append(name)
+    told = "; ".join(f"{value} ({', '.join(those)})" for value, those in by_value.items())
+    return told if len(by_value) > 1 else ""
