@@ -4,12 +4,20 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hfkd.reports.analysis_page import by_teacher, divergence, percent
+from hfkd.reports.analysis_page import by_teacher, divergence, networks_table, percent
 from hfkd.reports.html import Section, write_page
 from hfkd.reports.masks import MaskExample, mask_sections
 
 Numbers = Mapping[str, Any]
 ITEMS = "labelled pixels"
+TEXT = (
+    "In percent, gaps in percentage points, over all labelled pixels. Agreement: share of pixels for which student and "
+    "teacher predict the same class. Entropy: that of softmax(z / 3), in nats, mean over these pixels."
+)
+SCORES = (
+    *(("mean IoU", "mean_iou"), ("gap", "mean_iou_gap"), ("pixel accuracy", "pixel_accuracy")),
+    *(("gap", "pixel_accuracy_gap"), ("agreement", "agreement")),
+)
 LEFT_OUT = (
     "t-SNE of features, correlations of the logits, loss landscapes and checkpoints of a run are available for "
     "image classifiers only, as they are defined for one prediction per image."
@@ -30,24 +38,10 @@ def mask_analysis_page(
         "classes": numbers["classes"],
     }
     sections = [
-        _table(teacher, students),
+        networks_table("Mean IoU and pixel accuracy", TEXT, teacher, students, SCORES),
         by_teacher("Pixel accuracy", students, ITEMS),
         divergence(students, ITEMS, numbers["settings"]["kl_temperature"]),
         *mask_sections(examples, label_names),
         Section("Left out", LEFT_OUT),
     ]
     write_page(path, f"Analysis: {teacher['name']} and its students", sections, summary)
-
-
-def _table(teacher: Numbers, students: Mapping[str, Numbers]) -> Section:
-    text = (
-        "In percent, gaps in percentage points, over all labelled pixels. Agreement: share of pixels for which "
-        "student and teacher predict the same class. Entropy: that of softmax(z / 3), in nats, mean over these pixels."
-    )
-    header = ("network", "mean IoU", "gap", "pixel accuracy", "gap", "agreement", "entropy")
-    scores = percent(teacher["mean_iou"]), "", percent(teacher["pixel_accuracy"]), "", ""
-    rows = [(f"{teacher['name']} (teacher)", *scores, f"{teacher['entropy']:.3f}")]
-    keys = ("mean_iou", "mean_iou_gap", "pixel_accuracy", "pixel_accuracy_gap", "agreement")
-    for name, one in students.items():
-        rows.append((name, *(percent(one[key]) for key in keys), f"{one['entropy']:.3f}"))  # type: ignore[arg-type]
-    return Section("Mean IoU and pixel accuracy", text, table=(header, rows))

@@ -19,27 +19,28 @@ def analysis_page(path: str | os.PathLike[str], numbers: Numbers, sections: Sequ
         "images": f"{numbers['images']:,} of the {numbers['split']} split of {numbers['dataset']}",
         "classes": numbers["classes"],
     }
-    write_page(path, f"Analysis: {teacher['name']} and its students", [_table(teacher, students), *sections], summary)
+    text = (
+        "Accuracies in percent, gaps in percentage points. Agreement: share of images for which student and "
+        "teacher predict the same class. Entropy: that of softmax(z / 3), in nats, mean over the images."
+    )
+    scores = [("accuracy", "accuracy"), ("gap", "gap"), ("agreement", "agreement")]
+    table = networks_table("Accuracy", text, teacher, students, scores)
+    write_page(path, f"Analysis: {teacher['name']} and its students", [table, *sections], summary)
 
 
 def percent(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
-def _table(teacher: Numbers, students: Mapping[str, Numbers]) -> Section:
-    text = (
-        "Accuracies in percent, gaps in percentage points. Agreement: share of images for which student and "
-        "teacher predict the same class. Entropy: that of softmax(z / 3), in nats, mean over the images."
-    )
-    header = ("network", "accuracy", "gap", "agreement", "entropy")
-    rows: list[tuple[str, ...]] = [
-        (f"{teacher['name']} (teacher)", percent(teacher["accuracy"]), "", "", f"{teacher['entropy']:.3f}")
+def networks_table(
+    title: str, text: str, teacher: Numbers, students: Mapping[str, Numbers], scores: Sequence[tuple[str, str]]
+) -> Section:
+    """A table of the networks with their `scores`, pairs of a heading and a key of the numbers, and entropies."""
+    rows = [
+        (name, *(percent(one[key]) if key in one else "" for _, key in scores), f"{one['entropy']:.3f}")
+        for name, one in [(f"{teacher['name']} (teacher)", teacher), *students.items()]
     ]
-    rows += [
-        (name, *(percent(one[key]) for key in ("accuracy", "gap", "agreement")), f"{one['entropy']:.3f}")
-        for name, one in students.items()
-    ]
-    return Section("Accuracy", text, table=(header, rows))
+    return Section(title, text, table=(("network", *(heading for heading, _ in scores), "entropy"), rows))
 
 
 def student_sections(
