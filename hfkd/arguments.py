@@ -23,6 +23,7 @@ from hfkd.models.on_policy_arguments import OnPolicyArguments
 from hfkd.tasks.choice import named_task
 from hfkd.utils.argument_types import Count, NotNegative, Positive, fitting
 from hfkd.utils.dependent_settings import refuse_without_effect
+from hfkd.utils.flags import flag
 from hfkd.utils.launch import check_accumulation, check_world_size, computes_on_cpu
 from hfkd.utils.learning_rate_flags import check_decay, check_schedule, check_warm_up, follow_metric
 from hfkd.utils.metric_names import is_divergence
@@ -48,24 +49,17 @@ IN_USE: ContextVar[tuple[Any, Mapping[str, Any]]] = ContextVar("IN_USE", default
 class EvaluationArguments:
     """Evaluation: what is measured in addition to the student's loss, and in which precision."""
 
-    evaluate_teacher: bool = field(
-        default=True,
-        metadata={
-            "help": "When training starts, evaluate the teacher on the evaluation set once and log "
-            "teacher_accuracy; a low value reveals wrong inputs or weights. Language models: next-token accuracy "
-            "on about 256 rows."
-        },
+    evaluate_teacher: bool = flag(
+        True,
+        "When training starts, evaluate the teacher on the evaluation set once and log "
+        "teacher_accuracy; a low value reveals wrong inputs or weights. Language models: next-token accuracy "
+        "on about 256 rows.",
     )
-    evaluate_kl: bool = field(
-        default=False,
-        metadata={"help": "Run the teacher in evaluation too, and report eval_kl, KL(teacher || student)."},
-    )
-    float32_evaluation: bool = field(
-        default=True,
-        metadata={
-            "help": "Evaluate without autocast, so that the reported figures are those of the saved weights (FSDP and "
-            "DeepSpeed cast the weights themselves, and evaluate in their precision)."
-        },
+    evaluate_kl: bool = flag(False, "Run the teacher in evaluation too, and report eval_kl, KL(teacher || student).")
+    float32_evaluation: bool = flag(
+        True,
+        "Evaluate without autocast, so that the reported figures are those of the saved weights (FSDP and "
+        "DeepSpeed cast the weights themselves, and evaluate in their precision).",
     )
 
 
@@ -79,132 +73,93 @@ class DistillationArguments(HighEnergyArguments, OnPolicyArguments, EvaluationAr
     step).
     """
 
-    objective: ObjectiveLike = field(
-        default="kd",
-        metadata={
-            "help": "Distillation loss: kd, dkd(beta=8.0), ... (a name or a call), or a sum of terms: 'kd + 100 "
-            "* fitnet(layer=2)'; in a settings file also a list of terms."
-        },
+    objective: ObjectiveLike = flag(
+        "kd",
+        "Distillation loss: kd, dkd(beta=8.0), ... (a name or a call), or a sum of terms: 'kd + 100 "
+        "* fitnet(layer=2)'; in a settings file also a list of terms.",
     )
-    temperature: TemperatureLike | None = field(
-        default=None,
-        metadata={
-            "help": "Softmax temperature: a number, energy(ratio=0.2), gradation, ... Unset: 4, and 1 for language "
-            "models."
-        },
+    temperature: TemperatureLike | None = flag(
+        None,
+        "Softmax temperature: a number, energy(ratio=0.2), gradation, ... Unset: 4, and 1 for language models.",
     )
-    weighting: WeightingLike = field(
-        default="uniform",
-        metadata={"help": "Weight of each item in the distillation loss: uniform, entropy, matched, averaged."},
+    weighting: WeightingLike = flag(
+        "uniform", "Weight of each item in the distillation loss: uniform, entropy, matched, averaged."
     )
-    ce_weight: float = field(default=0.1, metadata={"help": "Weight of the cross-entropy on the labels."})
-    kd_weight: float = field(
-        default=0.9, metadata={"help": "Weight of the distillation loss; 0 trains on labels only."}
+    ce_weight: float = flag(0.1, "Weight of the cross-entropy on the labels.")
+    kd_weight: float = flag(0.9, "Weight of the distillation loss; 0 trains on labels only.")
+    task: str = flag(
+        "auto",
+        "Task of the student and the teacher: image_classification, sequence_classification, "
+        "multi_label_classification, token_classification, masked_lm, causal_lm, seq2seq_lm, "
+        "semantic_segmentation, object_detection. auto: inferred from the model's class in transformers, "
+        "else from the arguments of its forward. If the model computes a loss itself, the task's loss on two "
+        "rows must equal it.",
     )
-    task: str = field(
-        default="auto",
-        metadata={
-            "help": "Task of the student and the teacher: image_classification, sequence_classification, "
-            "multi_label_classification, token_classification, masked_lm, causal_lm, seq2seq_lm, "
-            "semantic_segmentation, object_detection. auto: inferred from the model's class in transformers, "
-            "else from the arguments of its forward. If the model computes a loss itself, the task's loss on two "
-            "rows must equal it."
-        },
+    segmentation_stride: int | None = flag(
+        None,
+        "Semantic segmentation: train on every n-th pixel in each direction, to save time and "
+        "memory; unset: on all pixels. Both networks' logits are resized to that grid. eval_loss is computed "
+        "on the grid too, mean_iou on all pixels.",
     )
-    segmentation_stride: int | None = field(
-        default=None,
-        metadata={
-            "help": "Semantic segmentation: train on every n-th pixel in each direction, to save time and "
-            "memory; unset: on all pixels. Both networks' logits are resized to that grid. eval_loss is computed "
-            "on the grid too, mean_iou on all pixels."
-        },
+    loss_chunk_size: int = flag(
+        0,
+        "Compute a language model's loss over chunks of this many tokens, to save memory; 0: all tokens at once.",
     )
-    loss_chunk_size: int = field(
-        default=0,
-        metadata={
-            "help": "Compute a language model's loss over chunks of this many tokens, to save memory; 0: all "
-            "tokens at once."
-        },
+    bf16: bool | None = flag(  # type: ignore[assignment]
+        None,
+        "bfloat16 autocast. Unset: as set by accelerate launch, else on where the device computes it natively.",
     )
-    bf16: bool | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={
-            "help": "bfloat16 autocast. Unset: as set by accelerate launch, else on where the device computes it "
-            "natively."
-        },
+    fp16: bool | None = flag(  # type: ignore[assignment]
+        None, "float16 autocast. Unset: as set by accelerate launch, else off."
     )
-    fp16: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "float16 autocast. Unset: as set by accelerate launch, else off."}
+    channels_last: bool = flag(True, "Keep images and convolutions in channels_last memory format.")
+    lr_decay_epochs: list[float] | None = flag(
+        None,
+        "Multiply the learning rate by lr_decay_factor after each of these epochs, instead of using lr_scheduler_type.",
     )
-    channels_last: bool = field(
-        default=True, metadata={"help": "Keep images and convolutions in channels_last memory format."}
-    )
-    lr_decay_epochs: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Multiply the learning rate by lr_decay_factor after each of these epochs, instead of using "
-            "lr_scheduler_type."
-        },
-    )
-    lr_decay_factor: float = field(default=0.1, metadata={"help": "See lr_decay_epochs."})
-    decay_bias_and_norm: bool = field(
-        default=False, metadata={"help": "Apply weight_decay to biases and norm weights too, as the CIFAR papers do."}
+    lr_decay_factor: float = flag(0.1, "See lr_decay_epochs.")
+    decay_bias_and_norm: bool = flag(
+        False, "Apply weight_decay to biases and norm weights too, as the CIFAR papers do."
     )
     # TrainingArguments hides it in its own repr, of which a subclass that is a dataclass has another.
     hub_token: str | None = field(
         default=None, repr=False, metadata={"help": "Access token for the Hub. Unset: that of `hf auth login`."}
     )
-    scan_cache_dir: str | None = field(
-        default=str(Path(HF_HOME) / "hfkd" / "scans"),
-        metadata={
-            "help": "Folder in which teacher scans are cached for later runs; an empty string disables the cache."
-        },
+    scan_cache_dir: str | None = flag(
+        str(Path(HF_HOME) / "hfkd" / "scans"),
+        "Folder in which teacher scans are cached for later runs; an empty string disables the cache.",
     )
-    teacher_cache_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "Store the teacher's outputs in this folder, for this run and later ones. Images: the logits "
-            "of every view are stored as they are computed, with an error of at most 1/65,534 of a row's range "
-            "(CIFAR-100 takes up to 1.81 GB). Instructions: the recipe stores the largest logits of each target "
-            "token before training."
-        },
+    teacher_cache_dir: str | None = flag(
+        None,
+        "Store the teacher's outputs in this folder, for this run and later ones. Images: the logits "
+        "of every view are stored as they are computed, with an error of at most 1/65,534 of a row's range "
+        "(CIFAR-100 takes up to 1.81 GB). Instructions: the recipe stores the largest logits of each target "
+        "token before training.",
     )
-    teacher_cache_on_device: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Also keep the logits of teacher_cache_dir in device memory; by default on a GPU, if they "
-            "take at most a quarter of its free memory."
-        },
+    teacher_cache_on_device: bool | None = flag(
+        None,
+        "Also keep the logits of teacher_cache_dir in device memory; by default on a GPU, if they "
+        "take at most a quarter of its free memory.",
     )
-    shard_teacher: bool = field(
-        default=False,
-        metadata={"help": "Shard the teacher with FSDP 2 too; otherwise every device holds the whole teacher."},
+    shard_teacher: bool = flag(
+        False, "Shard the teacher with FSDP 2 too; otherwise every device holds the whole teacher."
     )
-    keep_freed_memory: bool = field(
-        default=True,
-        metadata={
-            "help": "On a CPU with glibc, keep freed memory for the next step instead of returning it to the system."
-        },
+    keep_freed_memory: bool = flag(
+        True, "On a CPU with glibc, keep freed memory for the next step instead of returning it to the system."
     )
-    label_names: list[str] | None = field(
-        default_factory=lambda: ["labels"], metadata={"help": "Keys of the batch that hold labels."}
+    label_names: list[str] | None = flag(lambda: ["labels"], "Keys of the batch that hold labels.")
+    remove_unused_columns: bool | None = flag(  # type: ignore[assignment]
+        False, "Drop dataset columns that the model's forward does not name."
     )
-    remove_unused_columns: bool | None = field(  # type: ignore[assignment]
-        default=False, metadata={"help": "Drop dataset columns that the model's forward does not name."}
-    )
-    model_license: str | None = field(
-        default=None, metadata={"help": "Licence to state in the model card, such as apache-2.0; unset: none."}
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Hide NaN and inf losses from the log; costs a device sync at every step."}
+    model_license: str | None = flag(None, "Licence to state in the model card, such as apache-2.0; unset: none.")
+    logging_nan_inf_filter: bool = flag(
+        False, "Hide NaN and inf losses from the log; costs a device sync at every step."
     )
 
-    on_nan: Literal["stop", "skip", "ignore"] = field(
-        default="stop",
-        metadata={
-            "help": "What to do about NaN or inf in outputs, loss or gradient: stop with an error that says "
-            "where; skip the optimizer step and count it (synchronizes with the device at every step); or ignore."
-        },
+    on_nan: Literal["stop", "skip", "ignore"] = flag(
+        "stop",
+        "What to do about NaN or inf in outputs, loss or gradient: stop with an error that says "
+        "where; skip the optimizer step and count it (synchronizes with the device at every step); or ignore.",
     )
 
     def __post_init__(self) -> None:

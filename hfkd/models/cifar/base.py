@@ -4,6 +4,7 @@ Parameter names are those of RepDistiller (Tian et al. 2020) and mdistiller (Zha
 checkpoints load strictly. Shapes: B images, C classes, D channels, H and W pixels.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -167,7 +168,8 @@ def register(model_cls: type[CifarNet], networks: Mapping[str, Mapping[str, Any]
     `features_only=True` takes its maps from `forward_intermediates`.
     """
     for name, own in networks.items():
-        register_model(_entry(model_cls, name, own))
+        entry = register_model(_entry(model_cls, name, own))
+        setattr(sys.modules[entry.__module__], name, entry)  # timm has put it into the module's __all__
 
 
 def _entry(model_cls: type[CifarNet], name: str, own: Mapping[str, Any]) -> Callable[..., CifarNet]:
