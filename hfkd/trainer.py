@@ -173,24 +173,25 @@ class DistillationTrainer(Trainer):
         self.anew = Anew(teacher, slots, own | trainer_keywords) if model_init is not None else None
         self.given_slots = slots
         setup = Setup(student, teacher, own_args, loss, **own, **trainer_keywords)
-        self._take(setup)
-        check_counted(setup.keywords.get("compute_metrics"), setup.classes)
-        several = not self.task.one_item_a_row
-        self.own_metrics = own_metrics(self.task.scored_by, several, own_args, setup.keywords)
-        setup.keywords.update(in_any_way(setup.keywords | self.own_metrics, several, own_args))
-        leave_state()
-        # The distillation loss smooths the labels itself.
-        with loss_parameters.used_by_ddp(loss, own_args), setting(own_args, label_smoothing_factor=0.0):
-            super().__init__(model=setup.model, args=own_args, data_collator=setup.collator, **setup.keywords)
-        self.config.leave()
-        count_rows_once(self)
-        # What versions without `loss_is_scaled_for_ga` ask in its place.
-        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga is not False
-        self.model_init = cast(Any, model_init)
-        # Made absolute, so that the run keeps its folder if the program changes the working directory.
-        self.run_folder = self.args.output_dir = os.path.abspath(self.args.output_dir or ".")
-        self._compose()
-        self._place(setup)
+        with setup.unhooked_after_error():
+            self._take(setup)
+            check_counted(setup.keywords.get("compute_metrics"), setup.classes)
+            several = not self.task.one_item_a_row
+            self.own_metrics = own_metrics(self.task.scored_by, several, own_args, setup.keywords)
+            setup.keywords.update(in_any_way(setup.keywords | self.own_metrics, several, own_args))
+            leave_state()
+            # The distillation loss smooths the labels itself.
+            with loss_parameters.used_by_ddp(loss, own_args), setting(own_args, label_smoothing_factor=0.0):
+                super().__init__(model=setup.model, args=own_args, data_collator=setup.collator, **setup.keywords)
+            self.config.leave()
+            count_rows_once(self)
+            # What versions without `loss_is_scaled_for_ga` ask in its place.
+            self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga is not False
+            self.model_init = cast(Any, model_init)
+            # Made absolute, so that the run keeps its folder if the program changes the working directory.
+            self.run_folder = self.args.output_dir = os.path.abspath(self.args.output_dir or ".")
+            self._compose()
+            self._place(setup)
 
     def _take(self, setup: Setup) -> None:
         """Copy what `setup` determined."""

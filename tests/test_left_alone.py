@@ -1,15 +1,18 @@
 """What a trainer is given is the caller's: building one leaves no trace in it, nor does training in the arguments."""
 
 import copy
+import gc
 import random
+import weakref
 from dataclasses import fields
 
 import numpy as np
 import pytest
+import task_toys
 import torch
 from torch import nn
 from toys import CLASSES, Net, Rows, arguments, teacher
-from transformers import set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 from hfkd import DistillationArguments, DistillationTrainer
 
@@ -87,3 +90,41 @@ def test_a_change_of_the_arguments_after_building_counts(tmp_path):
     args.max_steps = 1
     made.train()
     assert made.state.global_step == 1
+
+
+def decoders():
+    return [LlamaForCausalLM(LlamaConfig(**task_toys.decoder(width))) for width in (8, 16)]
+
+
+def hooks_on(network):
+    return [hook for m in network.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+
+
+def optimizer_and_schedule(student):
+    optimizer = torch.optim.SGD(student.parameters(), 0.1)
+    return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("objective", "settings", "keywords", "said"),
+    [
+        ("minilm(heads=2)", {"eval_strategy": "steps", "eval_steps": 1}, {}, "eval_strategy"),  # by Trainer
+        ("hidden_mse(layers=1)", {}, {"optimizers": optimizer_and_schedule}, "has trainable parameters, which"),
+    ],
+)
+def test_one_that_cannot_be_built_leaves_no_hooks_and_does_not_keep_the_networks(
+    tmp_path, objective, settings, keywords, said
+):
+    student, taught = networks = decoders()
+    keywords = {name: make(student) for name, make in keywords.items()}
+    keywords |= dict.fromkeys(("processing_class", "teacher_processing_class"), task_toys.tokenizer())
+    args, rows = arguments(tmp_path, **settings), task_toys.texts(task_toys.answers)()
+    with pytest.raises(ValueError, match=said):
+        DistillationTrainer(student, taught, args, train_dataset=rows, objective=objective, **keywords)
+    for network in networks:
+        assert hooks_on(network) == []
+        assert network.config._attn_implementation == "sdpa"
+    kept = [weakref.ref(network) for network in networks]
+    del student, taught, networks, network, keywords
+    gc.collect()
+    assert [one() for one in kept] == [None, None]

@@ -1,7 +1,7 @@
 """Builds and checks the parts of a trainer in named steps, before anything is written."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from typing import Any
 
@@ -401,7 +401,7 @@ class Setup:
         self.bounds = Bounds.of(self.model, self.networks, self.task, self.classes)
 
     def build_objectives(self) -> None:
-        """Build connectors and place the hooks for them, last, once nothing else can fail."""
+        """Build connectors and place the hooks for them, once the networks will not be changed any more."""
         parts = (self.model, self.call, self.live, self.task, self.args, self.rows, self.looked_at, tuple(self._labels))
         self.builder = Builder(*parts)
         batch = self.builder.first_batch()
@@ -427,8 +427,20 @@ class Setup:
         """Create the trainable parameters of the loss, and add them to the caller's optimizer."""
         if self.classes is None and self.rows_come_later:
             return
-        loss_parameters.prepare(self.loss, self.classes, self.args)
-        loss_parameters.join(self.loss, *self.keywords.get("optimizers") or (None, None))
+        with self.unhooked_after_error():
+            loss_parameters.prepare(self.loss, self.classes, self.args)
+            loss_parameters.join(self.loss, *self.keywords.get("optimizers") or (None, None))
+
+    @contextmanager
+    def unhooked_after_error(self) -> Iterator[None]:
+        """Context of what follows once objectives are built. After an error there is no trainer to remove their hooks,
+        which would stay on the networks and, those on attentions, keep these in memory.
+        """
+        try:
+            yield
+        except BaseException:
+            self.inner.remove()
+            raise
 
     @property
     def rows_come_later(self) -> bool:
@@ -465,8 +477,8 @@ class Setup:
         if self.waits:
             with eagerly((self.model, *self.networks)):
                 self.build_from(few)
-            self.waits = False
         self.take_parameters()
+        self.waits = False  # once nothing is refused, which would remove the hooks
 
 
 def _with_adapters(model: nn.Module, peft_config: Any, teachers: Sequence[nn.Module]) -> nn.Module:
