@@ -1,5 +1,6 @@
 """DistillationTrainer: the Hugging Face Trainer with the distillation loss."""
 
+import copy
 import inspect
 import logging
 import os
@@ -10,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -204,16 +205,17 @@ class DistillationTrainer(Trainer):
 
     def _compose(self) -> None:
         """Create the parts that the overridden methods of Trainer delegate to, and the callbacks."""
-        self.files, self.whole = TensorCheckpoints(self), WholeCheckpoints(self)
-        self.judged, self.schedule, self.marks = JudgedSteps(self), Schedule(self), EvaluationMarks(self)
-        self.evaluation_loaders, self.epoch_length = EvaluationLoaders(self), EpochLength(self)
-        self.evaluated = EvaluatedMeans(self)
+        host = self._host
+        self.files, self.whole = TensorCheckpoints(host), WholeCheckpoints(host)
+        self.judged, self.schedule, self.marks = JudgedSteps(host), Schedule(host), EvaluationMarks(host)
+        self.evaluation_loaders, self.epoch_length = EvaluationLoaders(host), EpochLength(host)
+        self.evaluated = EvaluatedMeans(host)
         # Those passed by the caller; Trainer creates its own later.
         self.callers_optimizer, self.callers_scheduler = self.optimizer, self.lr_scheduler
         self.scan_result: TeacherScan | None = None
         self.unhook: Callable[[], Any] = lambda: None
         own = (
-            BatchSizeInUse(self),
+            BatchSizeInUse(host),
             *([] if (asked := self.pop_callback(JITCheckpointCallback)) is None else [Preemption(asked)]),
             SaveAfterEvaluation(),
             OwnBest(self.whole),
@@ -222,10 +224,24 @@ class DistillationTrainer(Trainer):
             self.judged.parts,
             EpochViews(),
         )
-        self.made_optimizer, self.preparation = MadeOptimizer(self), OwnPreparation(self)
-        checks = RefuseChanged(self), loss_parameters.CheckTrained(self), self.made_optimizer, self.preparation
-        for callback in (*own, *checks, TeacherAccuracy(self)):
+        self.made_optimizer, self.preparation = MadeOptimizer(host), OwnPreparation(host)
+        checks = RefuseChanged(host), loss_parameters.CheckTrained(host), self.made_optimizer, self.preparation
+        for callback in (*own, *checks, TeacherAccuracy(host)):
             self.add_callback(callback)
+
+    @property
+    def _host(self) -> Any:
+        """This trainer, for its parts: they do not keep it in memory, with its optimizer and stored logits, once it is
+        deleted, or replaced by that of a cell that is run again.
+        """
+        return weakref.proxy(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy whose parts have the copy in place of this trainer: `_host` is copied by this method too."""
+        if id(self) not in memo:
+            made = memo[id(self)] = object.__new__(type(self))
+            vars(made).update(copy.deepcopy(vars(self), memo))
+        return memo[id(self)]
 
     def _place(self, setup: Setup) -> None:
         """Move loss and teacher to the device on which Trainer's constructor has placed the student."""
@@ -242,11 +258,11 @@ class DistillationTrainer(Trainer):
             # Fuses about seventy small operations into a few. No CUDA graphs: logged values outlive the step.
             loss.compile(backend=self.args.torch_compile_backend or "inductor")
         self.teacher: Any = None if teacher is None else teacher.placed(self.accelerator, self.args.shard_teacher)
-        self.written = WrittenSteps(self) if self.args.writes else None
+        self.written = WrittenSteps(self._host) if self.args.writes else None
         self.cached_teacher: Any = cached_teacher(self.teacher, self.train_dataset, loss, self.args, self.accelerator)
         if self.optimizer is not None:
             as_laid_out(self.optimizer)  # moments of weights that were converted to channels_last
-        self.built = BuiltFrom(self)
+        self.built = BuiltFrom(self._host)
 
     def _place_inner(self) -> None:
         """Connect the hooks on inner layers, whose outputs the loss reads."""
@@ -255,8 +271,8 @@ class DistillationTrainer(Trainer):
         self.unhook = weakref.finalize(self, inner.remove)
         if inner.wanted:
             loss.autocast = self.accelerator.autocast
-            trainer = weakref.proxy(self)  # which `finalize` would keep in memory for ever, through `inner`
-            inner.steps = lambda: trainer.state.global_step
+            host = self._host
+            inner.steps = lambda: host.state.global_step
 
     @property
     def training_collator(self) -> Any:

@@ -128,3 +128,42 @@ def test_one_that_cannot_be_built_leaves_no_hooks_and_does_not_keep_the_networks
     del student, taught, networks, network, keywords
     gc.collect()
     assert [one() for one in kept] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": "learned(warmup_epochs=0)", "evaluate_kl": True},
+        {"temperature": "energy", "objective": "kd + fitnet(layer='conv', teacher_layer='conv')"},
+    ],
+)
+def test_a_trainer_that_is_deleted_is_freed_at_once(tmp_path, settings):
+    """As Trainer is: in a notebook its optimizer would stay on the device until Python looks for cycles."""
+    checkpoints = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    args = arguments(tmp_path, **checkpoints, load_best_model_at_end=True, **settings)
+    made = DistillationTrainer(Net(), teacher(), args, train_dataset=Rows(), eval_dataset=Rows(8))
+    gc.collect()
+    gc.disable()
+    try:
+        made.train()
+        made.evaluate()
+        made.predict(Rows(8))
+        kept = [weakref.ref(one) for one in (made, made.model, made.teacher, made.optimizer, made.distillation_loss)]
+        del made
+        assert [one() for one in kept] == [None] * len(kept)
+    finally:
+        gc.enable()
+
+
+def test_a_copy_of_a_trainer_has_parts_of_its_own(tmp_path):
+    made = DistillationTrainer(Net(), teacher(), arguments(tmp_path), train_dataset=Rows(), temperature="learned")
+    other = copy.deepcopy(made)
+    other.train()
+    assert (other.state.global_step, made.state.global_step) == (3, 0)
+    assert other.judged.host is other
+    assert torch.equal(made.model.conv.weight, Net().conv.weight)
+    assert not torch.equal(other.model.conv.weight, Net().conv.weight)
+    del made
+    other.args.max_steps = 4
+    other.train()
+    assert other.state.global_step == 4
