@@ -482,7 +482,7 @@ def test_bad_input_is_refused_at_construction_and_nothing_is_written(tmp_path, c
 
 
 def test_an_output_dir_that_holds_another_run_is_refused_and_left_alone(tmp_path):
-    make(tmp_path).train()
+    make(tmp_path, save_strategy="steps", save_steps=3).train()
     before = (tmp_path / "run" / "distillation.json").read_text()
     with pytest.raises(ValueError, match=r"contains another run: its objective is KD.*choose another output_dir"):
         make(tmp_path, slots={"objective": "dkd"})

@@ -31,6 +31,8 @@ from hfkd.utils.saved_weights import MANIFEST
 logger = logging.getLogger(__name__)
 
 FILE = "distillation.json"
+# What a run leaves, beside its record, of which a later one would be another: weights, checkpoints, results, responses.
+LEFT = ("checkpoint-*", "*.safetensors", "*.bin", "*results.json", "trainer_state.json", "completions")
 OTHER_VERSION = "resume the run with the version that it was started with, or choose another output_dir"
 # Settings that determine the result besides networks, slots and data.
 TRAINING = (
@@ -144,8 +146,7 @@ class RunRecord:
 
     def refuse_other(self, folder: str | Path | None) -> None:
         """Raise ValueError if `folder` has another run."""
-        folder = folder or "."
-        other = read(folder) or read(last_checkpoint(folder))
+        other = left_in(folder)
         if other is not None and (difference := self._difference(other)):
             raise ValueError(
                 f"{folder} contains another run: {difference}; choose another output_dir, or delete that run"
@@ -174,7 +175,7 @@ class RunRecord:
         rows.
         """
         folder = folder or "."
-        other = read(checkpoint) if checkpoint else read(folder) or read(last_checkpoint(folder))
+        other = read(checkpoint) if checkpoint else left_in(folder)
         compared = TRAINING if checkpoint is None else (*TRAINING, *SAID)
         names = _different(compared, other.training, self.training) if other else []
         order = _different(ORDER, other.order, self.order) if other else []
@@ -265,6 +266,17 @@ def read(folder: str | Path | None) -> RunRecord | None:
     except TypeError:
         return None
     return record if isinstance(record.loss, dict) else None
+
+
+def left_in(folder: str | Path | None) -> RunRecord | None:
+    """The record of the run in `folder`; None for one that ended before it left anything but its record.
+
+    Such a run cannot be resumed, and a new one, with the setting for which it was stopped, mixes with nothing of it.
+    """
+    folder = Path(folder or ".")
+    if not any(any(folder.glob(pattern)) for pattern in LEFT):
+        return None
+    return read(folder) or read(last_checkpoint(folder))
 
 
 def check_undistilled(checkpoint: str | None, max_steps: int) -> None:

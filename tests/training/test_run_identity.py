@@ -11,6 +11,7 @@ from datasets import Dataset
 from text_toys import language_model
 from torch import nn
 from toys import Net, Rows, arguments, teacher
+from transformers import TrainerCallback
 
 from hfkd.data import ImageTransform
 from hfkd.data.digits import load_digits
@@ -31,8 +32,14 @@ def record(student=None, taught=None, seed=0, **loss):
 
 def left_by(folder, **keywords):
     loss = DistillationLoss(**{k: v for k, v in keywords.items() if k not in ("student", "taught", "seed")})
-    record(**keywords).write(folder, loss)
+    leave(record(**keywords), folder, loss)
     return folder
+
+
+def leave(one, folder, loss):
+    """The record of a run in `folder`, and weights: of a run that has left nothing but its record nothing is kept."""
+    one.write(folder, loss)
+    (folder / "model.safetensors").touch()
 
 
 def test_it_comes_back(tmp_path):
@@ -110,7 +117,7 @@ def images(rows=16, **transform):
 def test_other_training_images_are_another_run(tmp_path, other):
     loss = DistillationLoss(ce_weight=1.0, kd_weight=0.0)
     of = partial(RunRecord.of, Net(), None, loss, 0)
-    of(dataset=images()).write(tmp_path, loss)
+    leave(of(dataset=images()), tmp_path, loss)
     of(dataset=images()).refuse_other(tmp_path)
     of().refuse_other(tmp_path)  # a trainer that only evaluates
     with pytest.raises(ValueError, match=r"its data is 16 rows, ImageTransform\(.*, that of this run is 1\d rows"):
@@ -122,7 +129,7 @@ def test_other_training_images_are_another_run(tmp_path, other):
 
 def test_the_teachers_order_is_the_runs(tmp_path):
     loss, one, other = DistillationLoss("average"), FrozenTeacher(Net(seed=1)), FrozenTeacher(Net(seed=2))
-    RunRecord.of(Net(), TeacherEnsemble([one, other]), loss, 0).write(tmp_path, loss)
+    leave(RunRecord.of(Net(), TeacherEnsemble([one, other]), loss, 0), tmp_path, loss)
     RunRecord.of(Net(), TeacherEnsemble([one, other]), loss, 0).refuse_other(tmp_path)
     with pytest.raises(ValueError, match="its teacher is Net"):
         RunRecord.of(Net(), TeacherEnsemble([other, one]), loss, 0).refuse_other(tmp_path)
@@ -131,7 +138,7 @@ def test_the_teachers_order_is_the_runs(tmp_path):
 def test_a_run_without_a_teacher_is_another_run(tmp_path):
     loss = DistillationLoss(ce_weight=1.0, kd_weight=0.0)
     alone = RunRecord.of(Net(), None, loss, 0)
-    alone.write(tmp_path, loss)
+    leave(alone, tmp_path, loss)
     alone.refuse_other(tmp_path)
     with pytest.raises(ValueError, match=r"its teacher is None, that of this run is Net \(533 parameters"):
         RunRecord.of(Net(), FrozenTeacher(teacher()), loss, 0).refuse_other(tmp_path)
@@ -164,7 +171,7 @@ def test_thresholds_come_back_to_the_digit(tmp_path, temperature, count):
     if loss.unfitted:
         loss.temperature.fit(-10 * torch.rand(100, generator=torch.Generator().manual_seed(0)))
     fitted = loss.temperature.thresholds_or_none
-    mine.write(tmp_path, loss)
+    leave(mine, tmp_path, loss)
     back = read(tmp_path).thresholds
     assert tuple(back) == fitted
     assert len(back) == count
@@ -224,7 +231,7 @@ def test_a_lambda_is_the_same_wherever_it_lies_in_memory(tmp_path):
 
     (earlier, loss), (mine, other) = build(), build()
     assert loss.describe()["weighting"] != other.describe()["weighting"]  # each with its address
-    earlier.write(tmp_path, loss)
+    leave(earlier, tmp_path, loss)
     mine.refuse_other(tmp_path)
     assert mine.loss["weighting"] == "<function <lambda>>"
 
@@ -252,7 +259,7 @@ def test_weights_in_four_bits_count_whole():
 
 def test_another_checkpoint_of_the_same_teacher_is_another_run(tmp_path):
     loss = DistillationLoss()
-    record().write(tmp_path, loss)
+    leave(record(), tmp_path, loss)
     other = teacher()
     with torch.no_grad():
         other.head.bias += 1
@@ -279,6 +286,29 @@ def test_a_folder_with_a_run_that_was_trained_otherwise_is_refused_unless_it_is_
             other.train()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     trained(tmp_path).train()  # the same again
+
+
+class Interrupt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **keywords):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("settings", [{"learning_rate": 0.5}, {"temperature": "3.0"}, {"seed": 1}])
+def test_a_run_that_was_stopped_before_it_left_anything_does_not_take_up_the_folder(tmp_path, settings):
+    """As in a notebook: a setting is wrong, the run is interrupted, the setting changed, and the cell run again."""
+    plan = {"max_steps": 4, "save_steps": 2}
+    for step in (1, 3):  # before the first checkpoint, and after it
+        made = trained(tmp_path / f"step{step}", **plan)
+        made.add_callback(Interrupt(step))
+        with pytest.raises(KeyboardInterrupt):
+            made.train()
+    trained(tmp_path / "step1", **plan, **settings).train()
+    with pytest.raises(ValueError, match="step3 contains (another run: its|a run with)"):
+        trained(tmp_path / "step3", **plan, **settings).train()
 
 
 def test_a_resumed_run_may_be_trained_otherwise_and_says_so(tmp_path, caplog):
@@ -428,7 +458,7 @@ def test_a_run_that_another_hfkd_resumes_says_so(tmp_path, caplog, monkeypatch):
 def test_a_language_model_with_another_setting_is_another_run(tmp_path):
     student = language_model()
     loss = DistillationLoss(ce_weight=1.0, kd_weight=0.0)
-    RunRecord.of(student, None, loss, 0).write(tmp_path, loss)
+    leave(RunRecord.of(student, None, loss, 0), tmp_path, loss)
     student.config.layer_norm_epsilon = 0.1
     with pytest.raises(ValueError, match=r"in its student's config layer_norm_epsilon is 1e-05, here it is 0.1"):
         RunRecord.of(student, None, loss, 0).refuse_other(tmp_path)
@@ -540,7 +570,7 @@ def test_settings_of_a_slot_of_ones_own_are_the_runs(tmp_path, kind, slot):
             return record(objective=[(1.0, "kd"), (2.0, one)])
         return record(weighting=one if slot == "weighting" else Matched(one))
 
-    made(1.0).write(tmp_path, DistillationLoss())
+    leave(made(1.0), tmp_path, DistillationLoss())
     made(1.0).refuse_other(tmp_path)
     name = "weighting" if slot == "wrapped" else slot
     with pytest.raises(ValueError, match=rf"its {name} is .*{kind.__name__}\(power=1.0.*{kind.__name__}\(power=2.0"):

@@ -81,8 +81,8 @@ def test_a_run_that_its_own_trainer_resumes_with_other_settings_says_so_as_a_new
 
 
 def test_a_folder_that_is_set_for_a_training_may_not_hold_another_run(tmp_path):
-    other = DistillationTrainer(Net(), taught_otherwise(), arguments(tmp_path / "other"), train_dataset=Rows())
-    other.train()
+    args = arguments(tmp_path / "other", save_strategy="steps", save_steps=3)
+    DistillationTrainer(Net(), taught_otherwise(), args, train_dataset=Rows()).train()
     for trains_before in (False, True):
         trainer = make(tmp_path / "mine")
         if trains_before:

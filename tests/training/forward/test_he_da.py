@@ -274,7 +274,7 @@ def test_added_images_count_where_an_epoch_ends_with_a_single_row(tmp_path):
 
 
 def test_another_variant_does_not_take_up_this_folder(tmp_path):
-    trainer(tmp_path, he_da="paper", max_steps=1).train()
+    trainer(tmp_path, he_da="paper", max_steps=1, save_strategy="steps", save_steps=1).train()
     with pytest.raises(ValueError, match="contains another run: its he_da is paper, that of this run is None"):
         trainer(tmp_path)
 
