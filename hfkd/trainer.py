@@ -603,7 +603,9 @@ class DistillationTrainer(Trainer):
         try:
             own_scheduler = None if self._created_lr_scheduler else self.lr_scheduler
             loss_parameters.join(self.distillation_loss, self.optimizer, own_scheduler)
-            attached = loss_parameters.attached(self.distillation_loss, self.model)
+            # DeepSpeed resumes from the state dict.
+            hidden = not self.is_deepspeed_enabled
+            attached = loss_parameters.attached(self.distillation_loss, self.model, hidden)
             norms = layer_norms_in_float32(self.model, self.args)
             known = setting(self, first=first, first_size=size)
             with self._frozen_teacher(), self.config.in_use(), norms, attached, known, self._slots_in_use():

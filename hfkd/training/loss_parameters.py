@@ -85,21 +85,35 @@ def used_by_ddp(loss: DistillationLoss, args: DistillationArguments) -> Abstract
 
 
 @contextmanager
-def attached(loss: DistillationLoss, student: nn.Module) -> Iterator[None]:
+def attached(loss: DistillationLoss, student: nn.Module, hidden: bool = True) -> Iterator[None]:
     """Context in which a loss with trainable parameters is a child of the student; entered before the student is
     wrapped.
 
     The parameters are the same each time, so that the optimizer and wrappers of an earlier `train()` stay valid.
+    hidden: the student's state dict is without them, as callbacks save it, copy it, or load that of an earlier step.
     """
     if not learns(loss):
         yield
         return
     parent = _parent(student)
     parent.add_module(CHILD, loss)
+    hooks = [parent.register_state_dict_post_hook(_left_out)] if hidden else []
+    hooks += [parent.register_load_state_dict_post_hook(_not_missing)] if hidden else []
     try:
         yield
     finally:
+        for hook in hooks:
+            hook.remove()
         parent._modules.pop(CHILD, None)
+
+
+def _left_out(parent: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name in [name for name in state_dict if name.startswith(f"{prefix}{CHILD}.")]:
+        del state_dict[name]
+
+
+def _not_missing(parent: nn.Module, keys: Any) -> None:
+    keys.missing_keys[:] = [name for name in keys.missing_keys if CHILD not in name.split(".")]
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """A learned temperature in the trainer: trained, saved beside the student, resumed, and the student stays plain."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from toys import Net, Rows, arguments, teacher
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, TrainerCallback
 
 from hfkd import DistillationTrainer
 from hfkd.data import ImageTransform
@@ -291,3 +293,46 @@ def test_state_in_an_attribute_is_warned_of(tmp_path, caplog):
     caplog.clear()
     centred(tmp_path)
     assert "changes its attribute" not in caplog.text
+
+
+class KeepsBest(TrainerCallback):
+    """As a notebook's: it saves and copies the student that it is given, and goes back to an earlier one."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_step_end(self, args, state, control, model, **keywords):
+        if state.global_step == 1:
+            self.kept, self.copy = {name: value.clone() for name, value in model.state_dict().items()}, deepcopy(model)
+            if hasattr(model, "save_pretrained"):
+                model.save_pretrained(self.folder)
+        elif state.global_step == args.max_steps:
+            model.load_state_dict(self.kept)
+
+
+def images():
+    return load_digits()[0].select(range(32)).with_transform(ImageTransform())
+
+
+@pytest.mark.parametrize("kind", ["bare", "of transformers", "sequential"])
+def test_a_callback_has_the_students_own_weights(tmp_path, kind):
+    rows = images() if kind == "of transformers" else Rows()
+    student, taught = {
+        "bare": lambda: (Net(), teacher()),
+        "of transformers": lambda: [image_classifier(f"cifar_resnet{n}", 10) for n in (8, 20)],
+        "sequential": lambda: (nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(192, 5))), teacher()),
+    }[kind]()
+    own, trainer = student.state_dict().keys(), make(tmp_path / "run", student=student, taught=taught, rows=rows)
+    best = KeepsBest(tmp_path / "best")
+    trainer.add_callback(best)
+    theta = trainer.distillation_loss.temperature.theta.clone()
+    trainer.train()
+    assert trainer.distillation_loss.temperature.theta != theta
+    assert best.kept.keys() == best.copy.state_dict().keys() == own
+    assert all(torch.equal(value, best.kept[name]) for name, value in student.state_dict().items())
+    if kind == "of transformers":
+        saved = load_file(tmp_path / "best" / "model.safetensors")
+        assert len(saved) == len(own)
+        assert not [name for name in saved if "distillation_loss" in name]
+    with pytest.raises(RuntimeError, match="Missing key"):  # of the student's own
+        student.load_state_dict({})
