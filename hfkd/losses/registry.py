@@ -1,7 +1,11 @@
 """The registries of objectives, temperatures and weightings by name."""
 
+import logging
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+logger = logging.getLogger(__name__)
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
@@ -32,14 +36,20 @@ def register_weighting(name: str) -> Callable[[Factory], Factory]:
 
 
 def registering(table: dict[str, Callable[..., Any]], kind: str, name: str) -> Callable[[Factory], Factory]:
-    """The decorator that adds a class to `table`; a class may be registered again when its module is reloaded."""
+    """The decorator that adds a class to `table`; a class may be registered again when its module is reloaded.
+
+    In a notebook it may have another name then: the cell that had the class before may have been edited.
+    """
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"{kind} name {name!r} cannot be used in a slot: pass a Python identifier")
 
     def register(factory: Factory) -> Factory:
         there = table.get(name)
         if there is not None and _place(there) != _place(factory):
-            raise ValueError(f"{kind} {name!r} is taken by {'.'.join(_place(there))}: choose another name")
+            was, now = (".".join(_place(one)) for one in (there, factory))
+            if not (_in_a_notebook(there) and _in_a_notebook(factory)):
+                raise ValueError(f"{kind} {name!r} is taken by {was}: choose another name")
+            logger.warning("%s %r is %s from now on, in place of %s.", kind, name, now, was)
         table[name] = factory
         return factory
 
@@ -48,3 +58,8 @@ def registering(table: dict[str, Callable[..., Any]], kind: str, name: str) -> C
 
 def _place(factory: Callable[..., Any]) -> tuple[str, str]:
     return factory.__module__, factory.__qualname__
+
+
+def _in_a_notebook(factory: Callable[..., Any]) -> bool:
+    """Whether a class was typed in a notebook or a console, whose `__main__` is of no file."""
+    return factory.__module__ == "__main__" and not hasattr(sys.modules["__main__"], "__file__")

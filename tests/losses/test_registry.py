@@ -1,6 +1,7 @@
 """Slots of a user's own, by name."""
 
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -112,3 +113,24 @@ def test_a_name_is_given_once_and_can_be_written(register, taken):
         register("my-slot")(Mine)
     register("mine")(Mine)
     register("mine")(Mine)  # a module that is loaded again
+
+
+def cell(name, main):
+    source = (
+        f"@register_weighting('celled')\nclass {name}:\n    def __call__(self, items): return items.sample * 0 + 1.0"
+    )
+    exec(source, vars(main) | {"register_weighting": register_weighting})
+
+
+def test_a_class_of_a_notebook_may_be_renamed_and_its_cell_run_again(monkeypatch, caplog):
+    main = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    cell("Mine", main)
+    cell("Mine", main)
+    assert caplog.text == ""
+    cell("Renamed", main)
+    assert WEIGHTINGS["celled"].__name__ == "Renamed"
+    assert "weighting 'celled' is __main__.Renamed from now on, in place of __main__.Mine" in caplog.text
+    main.__file__ = "script.py"
+    with pytest.raises(ValueError, match="weighting 'celled' is taken by __main__.Renamed: choose another name"):
+        cell("Mine", main)
