@@ -1,8 +1,10 @@
 """What trainers make, and keep in memory, without need."""
 
 import gc
+import sys
 import weakref
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,10 @@ from task_toys import masks, segformer
 from text_toys import VOCAB, TokenRows, language_model, taught_model, tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from toys import Net, Rows, arguments, teacher
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+from operations import Bytes
 
 from hfkd import DistillationTrainer
 
@@ -68,3 +74,26 @@ def test_evaluation_without_a_teacher_resizes_each_map_once(tmp_path):
     classes, (height, width) = segformer(8).config.num_labels, rows[0]["labels"].shape
     trainer = DistillationTrainer(segformer(8), segformer(16), arguments(tmp_path), eval_dataset=rows)
     assert evaluated(trainer)["upsample_bilinear2d", classes * height * width] == len(rows)
+
+
+LONG, LARGE = 128, 2**18  # tokens of a row, vocabulary: 128 MiB of logits
+
+
+def long_rows(count):
+    return [{"input_ids": [i % 7] * LONG, "labels": [i % 7] * LONG} for i in range(count)]
+
+
+def large_model(seed):
+    return language_model(2, LARGE, seed, positions=LONG)
+
+
+def test_reading_the_teachers_logits_takes_little_beside_these_logits(tmp_path):
+    """Before the first step of a loss in chunks, whose training has less memory than the teacher's logits take."""
+    args = arguments(tmp_path, max_steps=1, per_device_train_batch_size=1, loss_chunk_size=8, save_strategy="steps")
+    trainer = DistillationTrainer(
+        large_model(0), large_model(1), args, train_dataset=long_rows(2), processing_class=tokenizer()
+    )
+    with Bytes() as held:
+        trainer.train()
+    assert trainer.record.probe["energies"]
+    assert held.peak < 2.7 * LONG * LARGE * 4

@@ -12,14 +12,16 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
-from hfkd.losses.functional import sums_by
+from hfkd.losses.functional import energy, entropy, sums_by
 from hfkd.losses.items import Items
+from hfkd.losses.outputs import Outputs
 from hfkd.tasks.base import Task
 from hfkd.teachers.agreement import disagreement, fixed_batches, size_of, tolerance
 from hfkd.teachers.frozen import FrozenTeacher
 from hfkd.utils.devices import device_of
 
 NAMES = ("energy", "entropy")
+PART = 2**22  # logits that are read at a time, 16 MiB in float32: each number takes several copies of them
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,26 @@ class RowReader:
 
         The energy is NaN if a logit is NaN or infinite.
         """
+        columns, items = self._columns(batch, compiled, self._energy, self._entropy, _most_probable)
+        return torch.stack([*columns, torch.ones_like(columns[0])], dim=-1), items
+
+    def _columns(
+        self, batch: Mapping[str, Any], compiled: bool, *numbers: Callable[[Tensor], Tensor]
+    ) -> tuple[list[Tensor], Items]:
+        """For each of `numbers`, a function of logits [n, C], its values for the items of a batch [N]; and the items.
+
+        The logits of all tokens, prompts included, are not kept beside those of the items.
+        """
         batch = send_to_device(batch, self.device)
         teacher = self.teacher if compiled else self.teacher.uncompiled
-        logits = teacher(**self.task.for_teacher(batch))[..., : self.num_classes]
-        items = self.task.teacher_items(batch, logits)
-        said = items.teacher
-        finite = said.of_items(said.logits.isfinite().all(-1).float()) == 1
-        energy = said.energy(self.energy_temperature).where(finite, torch.nan)
-        columns = energy, said.entropy(self.entropy_temperature), said.of_items(said.logits.argmax(-1).float())
-        return torch.stack([*columns, torch.ones_like(energy)], dim=-1), items
+        items = self.task.teacher_items(batch, teacher(**self.task.for_teacher(batch))[..., : self.num_classes])
+        return in_parts(items.teacher, *numbers), items
+
+    def _energy(self, logits: Tensor) -> Tensor:
+        return energy(logits, self.energy_temperature).where(logits.isfinite().all(-1), torch.nan)
+
+    def _entropy(self, logits: Tensor) -> Tensor:
+        return entropy(logits, self.entropy_temperature)
 
     def differs_from(self, stored: Mapping[str, Tensor], rows: Sequence[int], stored_on: str) -> str | None:
         """Describe how the teacher differs from the stored "energy" and "entropy" [S] for `rows`; None if it does not.
@@ -71,6 +84,7 @@ class RowReader:
         allowed = live[1] * tolerance(self.teacher, self.precision, self.device.type, stored_on)
         return disagreement(NAMES, rows, there, live[0], allowed)
 
+    @torch.no_grad()
     def means(self, rows: Sequence[int]) -> tuple[Tensor, Tensor] | None:
         """Energy and entropy of each of `rows` [B, 2], NaN for one without items, and the magnitude of its logits [B].
 
@@ -81,13 +95,24 @@ class RowReader:
             return None
         values, sizes = [], []
         for batch in batches:
-            per_item, items = self.read(batch, compiled=False)
-            sizes_of = items.teacher.of_items(size_of(items.teacher.logits).to(per_item))
-            of_rows = torch.cat([per_item, sizes_of[:, None]], dim=-1)
-            means = row_means(of_rows, items)  # [B, 5], the fourth 0 for a row without items
-            values.append(means[:, :2].where(means[:, 3:4] > 0, torch.nan))
-            sizes.append(means[:, 4])
+            columns, items = self._columns(batch, False, self._energy, self._entropy, size_of)
+            of_rows = torch.stack([*columns, torch.ones_like(columns[0])], dim=-1)
+            means = row_means(of_rows, items)  # [B, 4], the last 0 for a row without items
+            values.append(means[:, :2].where(means[:, 3:] > 0, torch.nan))
+            sizes.append(means[:, 2])
+            del items  # and its logits, before the next batch's
         return torch.cat(values).cpu(), torch.cat(sizes).cpu()
+
+
+def in_parts(said: Outputs, *numbers: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """The values of each item [N] of functions of logits [n, C], which get `PART` logits at a time."""
+    few = max(PART // max(said.logits.shape[-1], 1), 1)
+    found = [[number(part) for number in numbers] for part in said.logits.split(few)]
+    return [said.of_items(torch.cat(values)) for values in zip(*found, strict=True)]
+
+
+def _most_probable(logits: Tensor) -> Tensor:
+    return logits.argmax(-1).float()
 
 
 def row_means(values: Tensor, items: Items) -> Tensor:

@@ -186,6 +186,7 @@ def _run(
             kept = spread_items(row, num_rows, most)
             found += len(row)
             every_item.add(of_all_ranks(per_item[kept], row[kept], num_rows, accelerator).cpu())
+        del items  # and its logits, before the next batch's
     of_samples = torch.cat(samples)
     broken = (~torch.isfinite(of_samples[:, :2].sum(-1))).nonzero().flatten().tolist()
     if broken:
