@@ -1,10 +1,14 @@
 """hfkd: distillation with the Hugging Face Trainer, choosing per sample how hard to soften and how much to learn."""
 
-from hfkd.arguments import DistillationArguments
-from hfkd.losses.base import Objective, Requirements, Temperature, Weighting
-from hfkd.losses.distillation import DistillationLoss
-from hfkd.losses.registry import register_objective, register_temperature, register_weighting
-from hfkd.trainer import DistillationTrainer
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hfkd.arguments import DistillationArguments
+    from hfkd.losses.base import Objective, Requirements, Temperature, Weighting
+    from hfkd.losses.distillation import DistillationLoss
+    from hfkd.losses.registry import register_objective, register_temperature, register_weighting
+    from hfkd.trainer import DistillationTrainer
 
 __all__ = [
     "DistillationArguments",
@@ -19,3 +23,21 @@ __all__ = [
     "register_weighting",
 ]
 __version__ = "0.2.0"
+
+MODULES = {  # of each public name, imported when it is asked for: `hfkd --help` need not wait for torch
+    "DistillationArguments": "arguments",
+    "DistillationLoss": "losses.distillation",
+    "DistillationTrainer": "trainer",
+    **dict.fromkeys(("Objective", "Requirements", "Temperature", "Weighting"), "losses.base"),
+    **dict.fromkeys(("register_objective", "register_temperature", "register_weighting"), "losses.registry"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,10 +5,9 @@ import ast
 import json
 from collections.abc import Sequence
 
-from hfkd.commands.methods import methods
 from hfkd.commands.recipes import RECIPES, run_recipe
-from hfkd.reports.environment import environment, installed_version
 from hfkd.utils.command import print_in_any_encoding
+from hfkd.utils.own_version import installed_version
 from hfkd.utils.shipped import shipped
 
 TOLD = {
@@ -48,8 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     for unused, given in {"--accelerate": flags.accelerate, "arguments": flags.arguments}.items():
         if given:
             parser.error(f"{flags.command} takes no {unused}")
-    print(methods() if flags.command == "methods" else json.dumps(environment(), indent=2))
+    print(_told(flags.command))
     return 0
+
+
+def _told(name: str) -> str:
+    """What a command of `TOLD` prints. It imports torch, for which `hfkd --help` and a launcher do not wait."""
+    if name == "methods":
+        from hfkd.commands.methods import methods
+
+        return methods()
+    from hfkd.reports.environment import environment
+
+    return json.dumps(environment(), indent=2)
 
 
 def listed() -> str:

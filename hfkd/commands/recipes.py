@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from hfkd.utils.command import TYPED
-from hfkd.utils.parsing import CommandLineError
+from hfkd.utils.command_line_error import CommandLineError
 from hfkd.utils.shipped import shipped, shipped_or_given
 
 RECIPES = {  # command: script of recipes/

@@ -22,7 +22,6 @@ from hfkd.models.label_names import label_names_of
 from hfkd.models.peers import networks_of
 from hfkd.models.started_from import started_from
 from hfkd.reports.citations import citations
-from hfkd.reports.environment import installed_version
 from hfkd.reports.evaluations import of_the_run
 from hfkd.reports.history import teacher_scores
 from hfkd.reports.loading import inputs_saved, loading_of
@@ -30,6 +29,7 @@ from hfkd.training.given_loss import reads_temperature
 from hfkd.training.host import Host
 from hfkd.utils.command import command, without_secrets
 from hfkd.utils.files import write_atomically
+from hfkd.utils.own_version import installed_version
 
 FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("card_template.md")

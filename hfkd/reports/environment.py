@@ -3,12 +3,11 @@
 import os
 import platform
 import subprocess
-from importlib import metadata
 from typing import Any
 
 import torch
 
-from hfkd.utils.own_version import own_version
+from hfkd.utils.own_version import installed_version, own_version
 
 PACKAGES = ("torch", "torchvision", "transformers", "datasets", "accelerate", "timm", "hfkd")
 
@@ -30,14 +29,6 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         "devices": [_processor()] if device is not None and device.type == "cpu" else _devices(),
         "torch_threads": torch.get_num_threads(),
     }
-
-
-def installed_version(package: str) -> str | None:
-    """The version of an installed package; None for one that is not installed, such as a checkout on PYTHONPATH."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _git() -> dict[str, Any] | None:

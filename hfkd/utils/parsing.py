@@ -19,6 +19,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
 from hfkd.utils.command import TYPED, print_in_any_encoding
+from hfkd.utils.command_line_error import CommandLineError
 from hfkd.utils.dependent_settings import refuse_without_effect
 from hfkd.utils.output_folder import refuse_inputs_as_output
 from hfkd.utils.precedence import merge
@@ -27,10 +28,6 @@ from hfkd.utils.shipped import shipped, shipped_or_given
 
 IMPORT = "import"
 WITH = "with"
-
-
-class CommandLineError(SystemExit, ValueError):
-    """An invalid command line: a ValueError for callers, and an exit with one line and no traceback for scripts."""
 
 
 class Parsed(tuple[Any, ...]):

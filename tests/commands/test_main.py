@@ -26,7 +26,7 @@ from hfkd.commands import main
 from hfkd.commands.recipes import RECIPES
 from hfkd.losses.registry import OBJECTIVES, TEMPERATURES, WEIGHTINGS
 from hfkd.utils.command import TYPED
-from hfkd.utils.parsing import CommandLineError
+from hfkd.utils.command_line_error import CommandLineError
 
 ROOT = Path(hfkd.__file__).parents[1]
 
@@ -57,6 +57,35 @@ def test_the_help_tells_each_command(capsys):
     assert "Semantic segmentation" in told
     assert "multi_gpu" in told
     assert all(f"\n  {name} " in told for name in RECIPES)
+
+
+WITHOUT_LIBRARIES = """
+import subprocess, sys
+from types import SimpleNamespace
+from hfkd.commands import main
+
+subprocess.run = lambda command: SimpleNamespace(returncode=7)
+for words in (["--help"], ["--version"], ["imagine"], ["env", "--help"]):
+    try:
+        main(words)
+    except SystemExit:
+        pass
+assert main(["--accelerate", "cpu", "image", "--seed", "1"]) == 7
+print(sorted({"torch", "transformers", "datasets", "timm", "numpy"} & sys.modules.keys()))
+"""
+
+
+def test_the_help_and_a_launcher_do_not_wait_for_libraries():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_LIBRARIES], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_each_public_name_is_there_when_it_is_asked_for():
+    assert {*hfkd.__all__} == {*hfkd.MODULES} < {*dir(hfkd)}
+    for name in hfkd.__all__:
+        assert getattr(hfkd, name).__name__ == name
+    with pytest.raises(AttributeError, match="module 'hfkd' has no attribute 'DistilationTrainer'"):
+        hfkd.DistilationTrainer  # noqa: B018
 
 
 def test_methods_lists_every_slot_with_its_defaults(capsys):
