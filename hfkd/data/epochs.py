@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 from transformers.trainer_utils import has_length
 
+from hfkd.data.columns import whole_column
 from hfkd.data.view_ids import SEEDS, view_ids
 from hfkd.utils.argument_types import Positive, fitting
 
@@ -251,4 +252,4 @@ def unchanged_column(dataset: Any, name: str) -> Any:
         return None
     if dataset.format["type"] == "custom" and image_transform(dataset) is None:
         return None
-    return dataset.with_format("numpy")[name][:]
+    return whole_column(dataset, name)

@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from hfkd.data.collate import ImageCollator, with_wrapped
+from hfkd.data.columns import whole_column
 from hfkd.data.epochs import datasets_in
 from hfkd.data.first_rows import sets_by_name
 from hfkd.data.transforms import ImageTransform, unpack_pixels
@@ -61,8 +62,7 @@ class _Tensors:
     def __init__(self, dataset: Dataset) -> None:
         stored = dataset.with_format(None)
         self.pixels = torch.cat([unpack_pixels(part["pixels"]) for part in stored.iter(batch_size=4096)])
-        columns = stored.with_format("numpy")
-        self.labels, self.index = (torch.as_tensor(columns[name][:]) for name in ("labels", "index"))
+        self.labels, self.index = (torch.as_tensor(whole_column(stored, name)) for name in ("labels", "index"))
         self._source = _tables(dataset)
         self._index_on_host = self.index
         self._views: dict[str, tuple[Any, Tensor]] = {}

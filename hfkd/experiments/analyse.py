@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hfkd.data import ImageDataArguments, label_names
+from hfkd.data.columns import whole_column
 from hfkd.data.epochs import image_transform, refuse_streams
 from hfkd.evaluation.analysis import AnalysedNetwork, NetworkPass, compare, network_pass, sample_numbers
 from hfkd.evaluation.analysis.samples import SHARE, extremes, mean_of
@@ -141,7 +142,7 @@ def _images(args: AnalysisArguments, data: ImageDataArguments) -> tuple[Any, Inp
 
 def _refuse_hidden(images: Any, split: str) -> None:
     """Raise ValueError for images without a label, which would count as wrong predictions."""
-    labels = np.asarray(images.with_format("numpy")["labels"][:])
+    labels = whole_column(images, "labels")
     hidden = np.flatnonzero(labels < 0)
     if len(hidden):
         raise ValueError(

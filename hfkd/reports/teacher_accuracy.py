@@ -85,6 +85,7 @@ def _score(trainer: Host, teacher: FrozenTeacher, loader: Any) -> dict[str, floa
     network, average = trainer.evaluated_network(teacher), RowAverage()
     if network is teacher:
         network = teacher.uncompiled  # avoids compiling for another batch size
+    lacking = [missing_inputs(one) for one in teacher.networks]
     counts: list[Tensor] = []  # number of items of each class [C]; at most one entry
     for batch in _batches(trainer, loader):
         inputs = trainer.as_networks_take_it(trainer._prepare_inputs(batch), training=False)
@@ -93,7 +94,7 @@ def _score(trainer: Host, teacher: FrozenTeacher, loader: Any) -> dict[str, floa
         inputs = dict(trainer.task.for_teacher(inputs))
         labels = inputs.get("labels")
         # Logits that are stored for the training rows alone, say.
-        if not teacher.reads(inputs) or any(missing_inputs(one, inputs) for one in teacher.networks):
+        if not teacher.reads(inputs) or any(missing(inputs) for missing in lacking):
             return {}
         if not isinstance(labels, Tensor) or (labels.is_floating_point() and trainer.task.class_ids):
             return {}

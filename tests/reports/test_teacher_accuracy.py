@@ -12,6 +12,7 @@ from toys import CLASSES, Net, Rows, arguments, teacher
 from hfkd import DistillationTrainer
 from hfkd.experiments.classifier_run import run_classifier
 from hfkd.models import Peers
+from hfkd.models.calling import Call
 from hfkd.teachers import CachedTextTeacher, build_text_cache
 
 EVAL = Rows(21, seed=5)
@@ -55,6 +56,19 @@ def test_it_is_the_share_of_right_images(tmp_path):
     trainer.train()
     assert 0 < accuracy(teacher()) < 1
     assert logged(trainer) == {"teacher_accuracy": pytest.approx(accuracy(teacher()))}
+
+
+def test_how_the_teacher_is_called_is_found_once_for_all_batches(tmp_path, monkeypatch):
+    found, of = [], Call.of
+    monkeypatch.setattr(Call, "of", lambda network: found.append(network) or of(network))
+
+    def times(name, rows):
+        trainer = make(tmp_path / name, teacher(), eval_dataset=Rows(rows, seed=7))
+        found.clear()
+        trainer.train()
+        return len(found)
+
+    assert times("one batch", 8) == times("four batches", 32)
 
 
 def test_of_several_teachers_each_and_their_mean(tmp_path):

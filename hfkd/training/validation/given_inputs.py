@@ -1,7 +1,7 @@
 """Refuses inputs that a network needs and does not get, or that rows have for the teacher and it does not get."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -13,19 +13,22 @@ from hfkd.tasks.causal_lm import CausalLM
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-def missing_inputs(network: nn.Module, batch: Mapping[str, Any]) -> list[str]:
-    """The arguments without a default, of a network that is called by name, that the batch has not."""
+def missing_inputs(network: nn.Module) -> Callable[[Mapping[str, Any]], list[str]]:
+    """A function of a batch: which arguments without a default, of a network that is called by name, it has not.
+
+    To find these arguments takes as long as a small network's forward, which a loop over batches does once.
+    """
     call = Call.of(network)
     if type(call) is not Call or call.keywords is None:
-        return []
+        return lambda batch: []
     parameters = inspect.signature(bare(network).forward).parameters.values()
     needed = {one.name for one in parameters if one.kind in NAMED and one.default is one.empty}
-    return sorted(needed - call.taken(batch).keys())
+    return lambda batch: sorted(needed - call.taken(batch).keys())
 
 
 def refuse_missing_inputs(whose: str, network: nn.Module, batch: Mapping[str, Any]) -> None:
     """Raise ValueError for arguments without a default that the batch has not. Labels are given to no network."""
-    missing = missing_inputs(network, batch)
+    missing = missing_inputs(network)(batch)
     if not missing:
         return
     said = f"the {whose}, a {type(bare(network)).__name__}, needs {' and '.join(missing)} in its forward"

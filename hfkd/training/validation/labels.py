@@ -96,8 +96,10 @@ def refuse_none_labelled(loss: DistillationLoss, dataset: Any, task: Task) -> No
 
 def complete(dataset: Any, task: Task) -> bool:
     """Whether every training row is known to have a label, which only a column of labels can show."""
+    if not task.lacks_labels:
+        return True
     stored = stored_labels(dataset, task)
-    return not task.lacks_labels or (stored is not None and bool((stored != IGNORED).all()))
+    return stored is not None and bool((stored != IGNORED).all())
 
 
 def may_be_unlabelled(loss: DistillationLoss, task: Task, dataset: Any) -> bool:

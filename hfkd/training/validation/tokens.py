@@ -7,6 +7,7 @@ import numpy as np
 from datasets import Dataset
 from torch import nn
 
+from hfkd.data.columns import whole_column
 from hfkd.models.positions import embeddings, farthest, position_limit, said_limit, target_limit, too_long
 
 LABELS = "labels for its decoder"
@@ -38,7 +39,7 @@ def check_positions(network: nn.Module, dataset: Any, column: str = "length") ->
     limit = said_limit(network)
     if limit is None or not isinstance(dataset, Dataset) or column not in dataset.column_names:
         return
-    longest = int(np.max(dataset.with_format("numpy")[column][:]))
+    longest = int(np.max(whole_column(dataset, column)))
     if longest > limit:
         raise ValueError(
             f"the longest training row has {longest} tokens, but {type(network).__name__} has {limit} positions: "
