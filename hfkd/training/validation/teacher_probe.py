@@ -140,7 +140,8 @@ def _reader(trainer: Host, energy_temperature: float) -> RowReader | None:
         seen(original_images(dataset), "train"),
         trainer.training_collator,
         trainer.task,
-        1 if trainer.task.vocabulary else len(spread_rows(len(dataset))),  # a vocabulary's logits take memory
+        # No more rows at a time than a step has, whose memory is there; of a vocabulary, whose logits take much, one.
+        1 if trainer.task.vocabulary else min(PROBED, trainer.args.per_device_train_batch_size),
         energy_temperature,
         entropy_temperature=3.0,
         num_classes=trainer.num_classes,

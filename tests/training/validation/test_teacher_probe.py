@@ -52,6 +52,17 @@ def test_a_teacher_that_says_otherwise_is_refused(tmp_path, temperature):
         run(tmp_path / "run", net, packed(), True, temperature=temperature, max_steps=4)
 
 
+def test_the_teacher_reads_no_more_rows_at_a_time_than_in_a_step(tmp_path):
+    """It would run out of memory on large images, of which a step has one or two."""
+    net, sizes = Counted(), []
+    net.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+    run(tmp_path / "run", net, packed(), temperature="4.0", per_device_train_batch_size=2)
+    assert sizes
+    assert max(sizes) == 2
+    probe = json.loads((tmp_path / "run" / "distillation.json").read_text())["probe"]
+    assert len(probe["energies"]) == 8
+
+
 def test_thresholds_of_a_run_that_is_not_resumed_are_not_kept(tmp_path):
     """Its error says to choose another output_dir, and the trainer is there still."""
     net = Levelled()
